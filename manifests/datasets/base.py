@@ -1,0 +1,38 @@
+"""The contract of a dataset module: read the user's files, give back a checked ``Dataset``."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import BaseModel
+
+from manifests.errors import Problems
+from manifests.schema import Dataset, Frozen
+
+
+class DatasetSource(ABC):
+    """One dataset format. ``Options`` are the keys that ``[dataset]`` of a run spec may hold beside ``name``.
+
+    Paths in the options are relative to the data folder (``--data``) and must stay inside it, or are absolute.
+    """
+
+    title: ClassVar[str]
+    Options: ClassVar[type[BaseModel]] = Frozen
+
+    @classmethod
+    def load(cls, options: BaseModel, data: Path) -> Dataset:
+        """Read and check the dataset. Raises ManifestError with every problem found in every file."""
+        problems = Problems(cls.__module__.rsplit(".", 1)[-1])
+        dataset = cls.read(options, data, problems)
+        problems.raise_if_any()
+        assert dataset is not None
+        dataset.check(problems)
+        problems.raise_if_any()
+        return dataset
+
+    @classmethod
+    @abstractmethod
+    def read(cls, options: BaseModel, data: Path, problems: Problems) -> Dataset | None:
+        """Parse the files. Report to ``problems`` what is missing or malformed; None when nothing can be built."""

@@ -1,0 +1,86 @@
+"""Canonical digests: equal content gives an equal key on any machine, and any change gives another.
+
+Content keys are 16 bytes (the head of a SHA-256), rows of uint8 arrays [n, 16]; fingerprints are hex.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+KEY_BYTES = 16
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (64 hex digits) of a JSON-like value, independent of the order of its keys.
+
+    Raises TypeError for values without a canonical JSON form (NaN included: ValueError).
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 (64 hex digits) of a file's bytes."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _key(kind: bytes, *parts: bytes) -> bytes:
+    return hashlib.sha256(kind + b"\0" + b"\0".join(parts)).digest()[:KEY_BYTES]
+
+
+def image_key(data: bytes) -> bytes:
+    """Content key of an image file's bytes: a renamed or touched file keeps it."""
+    return _key(b"image", data)
+
+
+def caption_key(caption: str) -> bytes:
+    """Content key of a caption that stands in for an image."""
+    return _key(b"caption", caption.encode())
+
+
+def text_key(text: str) -> bytes:
+    """Content key of a feedback text."""
+    return _key(b"text", text.encode())
+
+
+def pair_key(image: bytes, text: bytes) -> bytes:
+    """Content key of a query: (image or caption key, text key)."""
+    return _key(b"pair", image, text)
+
+
+def stack_keys(keys: Iterable[bytes]) -> np.ndarray:
+    """Keys as one uint8 array [n, 16]."""
+    joined = b"".join(keys)
+    return np.frombuffer(joined, dtype=np.uint8).reshape(-1, KEY_BYTES).copy()
+
+
+def changed_fields(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """One line ``field: old -> new`` for every fingerprint field that differs, nested fields by dotted name."""
+    lines: list[str] = []
+
+    def walk(prefix: str, a: Any, b: Any) -> None:
+        if isinstance(a, dict) and isinstance(b, dict):
+            for key in sorted(a.keys() | b.keys()):
+                walk(f"{prefix}.{key}" if prefix else str(key), a.get(key), b.get(key))
+        elif a != b:
+            lines.append(f"{prefix}: {_short(a)} -> {_short(b)}")
+
+    walk("", old, new)
+    return lines
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def unique_keys(keys: Sequence[bytes]) -> list[bytes]:
+    """The distinct keys in order of first appearance."""
+    return list(dict.fromkeys(keys))

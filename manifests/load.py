@@ -1,0 +1,91 @@
+"""TOML files to specs: every problem in the file is found, then raised once."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from manifests.datasets import datasets
+from manifests.errors import ManifestError, Problem, Problems, nearest
+from manifests.options import parse_options
+from manifests.schema import Dataset, RunSpec
+
+
+def shipped(kind: str) -> dict[str, Path]:
+    """Specs that come with the project, by name. ``kind``: "runs", "ablations" or "tables"."""
+    folder = Path(str(resources.files("manifests"))) / "specs" / kind
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The file as a dict. Raises ManifestError naming file and line."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ManifestError([Problem(str(path), "", "no such file", "give a spec's name or a path to a .toml file")]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError([Problem(str(path), "", f"cannot be read: {error}")]) from error
+    except tomllib.TOMLDecodeError as error:
+        raise ManifestError([Problem(str(path), "", f"not valid TOML: {error}")]) from error
+
+
+def spec_path(name: str, kind: str = "runs") -> Path:
+    """The file of a spec given by shipped name or by path. Raises ManifestError with the nearest name."""
+    known = shipped(kind)
+    if name in known:
+        return known[name]
+    path = Path(name)
+    if path.suffix == ".toml" or path.exists():
+        return path
+    raise ManifestError([Problem(name, "", f"no {kind[:-1]} spec of this name", nearest(name, known))])
+
+
+def load_spec(name: str, overrides: Sequence[str] = ()) -> RunSpec:
+    """A run spec by shipped name or path, with ``key.sub=value`` overrides (values as in TOML; bare text is text).
+
+    Raises ManifestError with every problem of the file: unknown keys with the nearest name, wrong types, unknown
+    dataset. Extractor, composer and model options are checked by ``pipeline.specs.check``.
+    """
+    path = spec_path(name)
+    values = read_toml(path)
+    for override in overrides:
+        _apply(values, override)
+    problems = Problems(path)
+    spec = parse_options(RunSpec, values, str(path), "", problems)
+    given = values.get("dataset")
+    if isinstance(given, dict) and isinstance(given.get("name"), str) and given["name"] not in datasets.names():
+        problems.add("key dataset.name", f"unknown dataset {given['name']!r}", nearest(given["name"], datasets.names()))
+    problems.raise_if_any()
+    assert spec is not None
+    return spec
+
+
+def load_dataset(spec: RunSpec, data: Path, file: str = "") -> Dataset:
+    """The spec's dataset, read from the data folder. Raises ManifestError with every problem in every file."""
+    source = datasets.get(spec.dataset.name, file, "key dataset.name")
+    problems = Problems(file or spec.name)
+    options = parse_options(source.Options, spec.dataset.options, file or spec.name, "dataset", problems)
+    problems.raise_if_any()
+    assert options is not None
+    return source.load(options, data)
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    path = key.strip().split(".")
+    if not separator or not all(path):
+        raise ManifestError([Problem("--set", override, "not of the form key.sub=value", "e.g. training.epochs=20")])
+    try:
+        value = tomllib.loads(f"value = {text.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a path or a word needs no quotes
+    for name in path[:-1]:
+        values = values.setdefault(name, {})
+        if not isinstance(values, dict):
+            raise ManifestError([Problem("--set", override, f"{name!r} is a value, not a table")])
+    values[path[-1]] = value
+
+

@@ -1,0 +1,48 @@
+"""Checks the options of a named part against its pydantic model and reports every wrong key with its place."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from manifests.errors import Problem, Problems, nearest
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def problems_of(error: ValidationError, model: type[BaseModel], file: str, prefix: str = "") -> list[Problem]:
+    """A pydantic error as problems: key by its dotted name, what was found, what was expected."""
+    found = []
+    for item in error.errors():
+        path = [str(p) for p in item["loc"]]
+        place = "key " + ".".join(filter(None, [prefix, *path]))
+        if item["type"] == "extra_forbidden":
+            owner = _model_at(model, path[:-1])
+            hint = nearest(path[-1], owner.model_fields) if owner else ""
+            found.append(Problem(file, place, "unknown key", hint))
+        elif item["type"] == "missing":
+            found.append(Problem(file, place, "missing", "this key is required"))
+        else:
+            found.append(Problem(file, place, f"found {item['input']!r}", item["msg"]))
+    return found
+
+
+def _model_at(model: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
+    for name in path:
+        field = model.model_fields.get(name)
+        annotation = field.annotation if field else None
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)  # type: ignore
+        if model is None:
+            return None
+    return model
+
+
+def parse_options(model: type[M], options: dict[str, Any], file: str, prefix: str, problems: Problems) -> M | None:
+    """``model(**options)``; None, with the problems added, when they do not fit."""
+    try:
+        return model.model_validate(options)
+    except ValidationError as error:
+        problems.found.extend(problems_of(error, model, file, prefix))
+        return None

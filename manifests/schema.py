@@ -1,0 +1,209 @@
+"""The words of the project as types: images, turns, sessions, galleries, datasets and run specs."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from manifests.errors import Problems
+
+Split = Literal["train", "test"]
+CAPTION_JOIN = " and "  # the two annotators' captions of a FashionIQ turn read as one sentence
+TURN_JOIN = ". "  # ST + cat(all captions): the turns' texts become one long caption
+
+
+class Frozen(BaseModel):
+    """Immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Image(Frozen):
+    """A catalogue image: its id, and a file below ``Dataset.images_root`` or a caption standing in for it."""
+
+    id: str = Field(min_length=1)
+    file: str | None = None
+    caption: str | None = None
+
+
+class Turn(Frozen):
+    """Turn n of a session: reference image I_n and feedback text U_n (one or more caption strings)."""
+
+    reference: str = Field(min_length=1)
+    captions: tuple[str, ...] = Field(min_length=1)
+
+    @field_validator("captions")
+    @classmethod
+    def _not_blank(cls, captions: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not c.strip() for c in captions):
+            raise ValueError("empty caption: every feedback text needs at least one word")
+        return captions
+
+    @property
+    def text(self) -> str:
+        """The feedback as the single-turn model reads it: all captions, in file order, as one sentence."""
+        return CAPTION_JOIN.join(" ".join(c.split()) for c in self.captions)
+
+
+class Session(Frozen):
+    """One multi-turn transaction [(I_1, U_1), ..., (I_N, U_N)] and its final target (paper section 3)."""
+
+    id: str
+    category: str
+    split: Split
+    turns: tuple[Turn, ...] = Field(min_length=1)
+    target: str = Field(min_length=1)
+
+    @property
+    def text(self) -> str:
+        """All captions as one text: the query of ST + cat(all captions), with the first reference image."""
+        return TURN_JOIN.join(turn.text for turn in self.turns)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The target of every turn: the next turn's reference image, and at the end the session's target."""
+        return (*(turn.reference for turn in self.turns[1:]), self.target)
+
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """The (reference, target) pair of every turn: the single-turn triplets without their text."""
+        return tuple(zip((turn.reference for turn in self.turns), self.targets, strict=True))
+
+
+class Gallery(Frozen):
+    """The candidate images of one retrieval."""
+
+    category: str
+    split: Split
+    images: tuple[str, ...]
+
+
+class Dataset(BaseModel):
+    """A loaded dataset. ``attributes`` (image id -> words by field) is optional side information."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    name: str
+    images: dict[str, Image]
+    sessions: tuple[Session, ...]
+    galleries: tuple[Gallery, ...]
+    images_root: Path | None = None
+    averaging: Literal["categories", "sessions"] = "categories"  # "Overall": mean of categories, or micro
+    attributes: dict[str, dict[str, tuple[str, ...]]] = Field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # what loading changed, e.g. a dropped one-turn session
+
+    def split(self, split: Split) -> tuple[Session, ...]:
+        return tuple(s for s in self.sessions if s.split == split)
+
+    def gallery(self, category: str, split: Split) -> Gallery:
+        return self._galleries[category, split]
+
+    @cached_property
+    def _galleries(self) -> dict[tuple[str, str], Gallery]:
+        return {(g.category, g.split): g for g in self.galleries}
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(s.category for s in self.sessions))
+
+    def turn_counts(self, split: Split) -> dict[int, int]:
+        """Number of sessions by number of turns (paper Table 1)."""
+        return dict(sorted(Counter(len(s.turns) for s in self.split(split)).items()))
+
+    def gallery_images(self, split: Split) -> int:
+        """Total images: the sum of the categories' gallery sizes (paper Table 1)."""
+        return sum(len(g.images) for g in self.galleries if g.split == split)
+
+    def queries(self) -> Iterator[tuple[str, str]]:
+        """Every (reference image id, text) a single-turn model must answer, ST + cat's included; with repeats."""
+        for session in self.sessions:
+            for turn in session.turns:
+                yield turn.reference, turn.text
+            yield session.turns[0].reference, session.text
+
+    def check(self, problems: Problems) -> None:
+        """Report what no single record shows: unknown images, duplicate ids, a gallery without its target."""
+        repeated = [i for i, n in Counter(s.id for s in self.sessions).items() if n > 1]
+        for session_id in repeated:
+            problems.add(f"session {session_id!r}", "this id appears more than once", "session ids must be unique")
+        members = {key: set(g.images) for key, g in self._galleries.items()}
+        for session in self.sessions:
+            for number, image in enumerate((*(t.reference for t in session.turns), session.target), start=1):
+                if image not in self.images:
+                    place = f"session {session.id!r} " + (f"turn {number}" if number <= len(session.turns) else "target")
+                    problems.add(place, f"image {image!r} is not in the catalogue", "add it, or drop the session")
+            if session.split == "test":
+                gallery = members.get((session.category, "test"))
+                if gallery is None:
+                    problems.add(f"session {session.id!r}", f"category {session.category!r} has no test gallery")
+                elif session.target not in gallery:
+                    problems.add(
+                        f"session {session.id!r}",
+                        f"target {session.target!r} is not in the test gallery of {session.category!r}",
+                        "a gallery must hold the target of each of its sessions",
+                    )
+        for gallery in self.galleries:
+            for image, n in Counter(gallery.images).items():
+                if n > 1:
+                    problems.add(f"gallery {gallery.category}/{gallery.split}", f"image {image!r} is listed {n} times")
+                elif image not in self.images:
+                    problems.add(f"gallery {gallery.category}/{gallery.split}", f"image {image!r} is not in the catalogue")
+
+
+class Component(BaseModel):
+    """A named part with options of its own; the part's module checks the options."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Training(Frozen):
+    """How a memory model is fitted. The defaults are the paper's (section 4.2)."""
+
+    epochs: int = Field(100, ge=1)
+    batch_size: int = Field(80, ge=2)
+    learning_rate: float = Field(1e-4, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    scale: float = Field(1.0, gt=0)  # inverse temperature of the cosine logits; the paper shows none
+    padding: Literal["repeat", "mask"] = "repeat"  # short sessions: repeat the last turn (paper), or mask
+    clip_norm: float | None = Field(None, gt=0)
+    early_stopping: int | None = Field(None, ge=1)  # patience in epochs on validation; needs [validation]
+
+
+class Validation(Frozen):
+    """A pair-clean part cut from the train sessions: it shares no (reference, target) pair with the rest."""
+
+    fraction: float = Field(0.0, ge=0, lt=0.5)
+    seed: int = 0
+
+
+class RunSpec(Frozen):
+    """One job: a dataset, an extractor, an optional composer, and the memory models with their options."""
+
+    name: str
+    title: str = ""
+    dataset: Component
+    extractor: Component
+    composer: Component | None = None
+    training: Training = Training()
+    validation: Validation = Validation()
+    models: dict[str, dict[str, Any]] = Field(default_factory=dict)  # options; its [training] overrides the shared one
+    seeds: tuple[int, ...] = (0,)
+
+    @field_validator("name")
+    @classmethod
+    def _file_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise ValueError("a spec's name becomes a folder name: use letters, digits, '.', '_' and '-'")
+        return name

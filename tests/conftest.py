@@ -1,0 +1,21 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches for the network
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder with the real data sets: FASHION_NTM_TEST_DATA, or ``shared/data`` beside the repository."""
+    folder = Path(os.environ.get("FASHION_NTM_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not (folder / "mt_fashioniq").is_dir():
+        pytest.skip(f"no real data at {folder}: set FASHION_NTM_TEST_DATA to a folder that holds mt_fashioniq/")
+    return folder
