@@ -43,8 +43,9 @@ def spec_path(name: str, kind: str = "runs") -> Path:
     raise ManifestError([Problem(name, "", f"no {kind[:-1]} spec of this name", nearest(name, known))])
 
 
-def load_spec(name: str, overrides: Sequence[str] = ()) -> RunSpec:
+def load_spec(name: str, overrides: Sequence[str] = (), given: str = "") -> RunSpec:
     """A run spec by shipped name or path, with ``key.sub=value`` overrides (values as in TOML; bare text is text).
+    ``given``: how a printed command should name the spec, when ``name`` alone does not say it.
 
     Raises ManifestError with every problem of the file: unknown keys with the nearest name, wrong types, unknown
     dataset. Extractor, composer and model options are checked by ``pipeline.specs.check``.
@@ -54,13 +55,14 @@ def load_spec(name: str, overrides: Sequence[str] = ()) -> RunSpec:
     for override in overrides:
         _apply(values, override)
     problems = Problems(path)
-    spec = parse_options(RunSpec, values, str(path), "", problems)
-    given = values.get("dataset")
-    if isinstance(given, dict) and isinstance(given.get("name"), str) and given["name"] not in datasets.names():
-        problems.add("key dataset.name", f"unknown dataset {given['name']!r}", nearest(given["name"], datasets.names()))
+    spec = parse_options(RunSpec, _resolve(values), str(path), "", problems)
+    dataset = values.get("dataset")
+    wanted = dataset.get("name") if isinstance(dataset, dict) else None
+    if isinstance(wanted, str) and wanted not in datasets.names():
+        problems.add("key dataset.name", f"unknown dataset {wanted!r}", nearest(wanted, datasets.names()))
     problems.raise_if_any()
     assert spec is not None
-    return spec
+    return spec.model_copy(update={"given": given or name})
 
 
 def load_dataset(spec: RunSpec, data: Path, file: str = "") -> Dataset:
@@ -71,6 +73,15 @@ def load_dataset(spec: RunSpec, data: Path, file: str = "") -> Dataset:
     problems.raise_if_any()
     assert options is not None
     return source.load(options, data)
+
+
+def _resolve(value: Any) -> Any:
+    """``package:a/b`` names a file that ships with the project; the rest stays as written."""
+    if isinstance(value, dict):
+        return {key: _resolve(item) for key, item in value.items()}
+    if isinstance(value, str) and value.startswith("package:"):
+        return str(Path(__file__).resolve().parent.parent / value.removeprefix("package:"))
+    return value
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -200,6 +200,7 @@ class RunSpec(Frozen):
     validation: Validation = Validation()
     models: dict[str, dict[str, Any]] = Field(default_factory=dict)  # options; its [training] overrides the shared one
     seeds: tuple[int, ...] = (0,)
+    given: str = Field("", exclude=True)  # how the user named the spec on the command line, for hints
 
     @field_validator("name")
     @classmethod
@@ -207,3 +208,8 @@ class RunSpec(Frozen):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise ValueError("a spec's name becomes a folder name: use letters, digits, '.', '_' and '-'")
         return name
+
+    @property
+    def asked(self) -> str:
+        """The spec as an argument of the command line, so that a printed command can be pasted."""
+        return self.given or self.name

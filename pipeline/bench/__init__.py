@@ -1,1 +1,61 @@
+"""What the ``bench`` command measures: one module a benchmark, with ``run(...) -> dict`` and ``render(dict) -> str``.
 
+Figures are medians of runs taken side by side, so that a ratio holds on a noisy machine. Nothing here is a test.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import pkgutil
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from manifests.errors import ManifestError, Problem, nearest
+from pipeline.bench._machine import machine
+
+
+def names() -> tuple[str, ...]:
+    return tuple(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+
+
+def run_bench(name: str, file: Path | None = None, overrides: Sequence[str] = ()) -> str:
+    """Run benchmark ``name`` (or list them all), write its figures to ``file`` as JSON, and return its text.
+
+    ``overrides``: ``size=value`` for the keyword arguments of the benchmark's ``run``. Raises ManifestError for an
+    unknown benchmark or size.
+    """
+    if name == "list":
+        return "\n".join(f"{n:10} {_first_line(n)}" for n in names())
+    if name not in names():
+        raise ManifestError([Problem("bench", "", f"unknown benchmark {name!r}", nearest(name, names()))])
+    module = importlib.import_module(f"{__name__}.{name}")
+    sizes = _sizes(module.run, overrides)
+    result = {"benchmark": name, "machine": machine(), "sizes": sizes, "figures": module.run(**sizes)}
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    about = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
+    return f"{module.render(result['figures'])}\n\nmachine: {about}"
+
+
+def _sizes(function: Any, overrides: Sequence[str]) -> dict[str, Any]:
+    known = inspect.signature(function).parameters
+    sizes: dict[str, Any] = {}
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or key not in known:
+            raise ManifestError([Problem("--set", override, f"unknown size {key!r}", nearest(key, known))])
+        try:
+            sizes[key] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            sizes[key] = text
+    return sizes
+
+
+def _first_line(name: str) -> str:
+    module = importlib.import_module(f"{__name__}.{name}")
+    return (module.__doc__ or "").strip().split("\n")[0]

@@ -1,0 +1,140 @@
+"""Table specs: which rows and columns a table has, which runs fill them, and what the paper printed there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from manifests.errors import ManifestError, Problem, Problems, nearest
+from manifests.load import read_toml, shipped, spec_path
+from manifests.options import parse_options
+from manifests.schema import Component, Frozen, Split
+
+Metric = Annotated[str, Field(pattern=r"^(R@[1-9][0-9]*|MRR|mean)$")]
+
+
+class DatasetEntry(Frozen):
+    """One dataset of a statistics table: how to load it, and the paper's numbers by split and column."""
+
+    label: str
+    dataset: Component
+    paper: dict[Split, dict[str, int]] = Field(default_factory=dict)  # columns "2", "3", "4" (turns) and "images"
+
+    @property
+    def key(self) -> str:
+        """The name that the table's builder asks for this dataset by."""
+        return self.dataset.name
+
+
+class DatasetTable(Frozen):
+    """Statistics of datasets (paper Table 1): sessions by number of turns, and images."""
+
+    kind: Literal["dataset"]
+    title: str
+    turns: tuple[int, ...] = (2, 3, 4)
+    datasets: tuple[DatasetEntry, ...] = Field(min_length=1)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (*(str(n) for n in self.turns), "images")
+
+    def check(self, problems: Problems) -> None:
+        """Report the paper's values that stand in no column."""
+        for number, entry in enumerate(self.datasets):
+            for split, values in entry.paper.items():
+                for name in values.keys() - set(self.columns):
+                    problems.add(f"key datasets.{number}.paper.{split}", f"no column {name!r}", nearest(name, self.columns))
+
+
+class ColumnGroup(Frozen):
+    """The columns of one category (or of "overall"): one for each metric."""
+
+    category: str
+    label: str
+    metrics: tuple[Metric, ...] = Field(min_length=1)
+
+
+class Block(Frozen):
+    """A stacked part of a results table: the same rows over one subset of the test sessions."""
+
+    subset: str
+    label: str
+
+
+class RowSpec(Frozen):
+    """One method: the memory model that fills the row, and what the paper printed in it, by category."""
+
+    model: str
+    label: str
+    group: str = ""
+    deterministic: bool = False  # no randomness: one run (of the first seed) is all there is
+    optional: bool = False  # shown only where a model of this name exists, or runs of it
+    paper: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+
+
+class ResultsTable(Frozen):
+    """Recall of memory models (paper Tables 2 and 3). Without ``columns``, they are the categories of the runs."""
+
+    kind: Literal["results"]
+    title: str
+    run: str  # the run spec whose runs fill the table
+    columns: tuple[ColumnGroup, ...] = ()
+    metrics: tuple[Metric, ...] = ("R@5", "R@8")  # of each category, where ``columns`` is left out
+    blocks: tuple[Block, ...] = (Block(subset="all", label="All sessions"),)
+    paper_subset: str = "all"  # the block that the paper's values stand in
+    seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1)
+    rows: tuple[RowSpec, ...] = Field(min_length=1)
+    notes: tuple[str, ...] = ()
+
+    def check(self, problems: Problems) -> None:
+        """Report what no single key shows: repeated rows, columns, blocks or seeds, paper values without a column."""
+        for kind, names in (
+            ("rows", [row.model for row in self.rows]),
+            ("columns", [group.category for group in self.columns]),
+            ("blocks", [block.subset for block in self.blocks]),
+            ("seeds", list(self.seeds)),
+        ):
+            for name, count in Counter(names).items():
+                if count > 1:
+                    problems.add(f"key {kind}", f"{name!r} appears {count} times", "each may appear once")
+        widths = {group.category: len(group.metrics) for group in self.columns}
+        for number, row in enumerate(self.rows):
+            for category, values in row.paper.items():
+                place = f"key rows.{number}.paper.{category}"
+                if category not in widths:
+                    problems.add(place, "no column group of this category", nearest(category, widths))
+                elif len(values) != widths[category]:
+                    problems.add(place, f"{len(values)} values", f"one for each of its {widths[category]} metrics")
+
+
+TableSpec = DatasetTable | ResultsTable
+_KINDS: dict[str, type[DatasetTable] | type[ResultsTable]] = {"dataset": DatasetTable, "results": ResultsTable}
+
+
+def table_names() -> tuple[str, ...]:
+    """Names of the tables that come with the project."""
+    return tuple(shipped("tables"))
+
+
+def load_table_spec(name: str) -> TableSpec:
+    """A table spec by shipped name ("1", "2", ...) or by path. Raises ManifestError with every problem of the file."""
+    path = spec_path(name, "tables")
+    return parse_table_spec(read_toml(path), str(path))
+
+
+def parse_table_spec(values: dict[str, Any], file: str) -> TableSpec:
+    """The TOML values of ``file`` as a table spec. Raises ManifestError with every problem found."""
+    kind = values.get("kind")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        what = f"unknown kind of table {kind!r}" if "kind" in values else "missing"
+        raise ManifestError([Problem(file, "key kind", what, nearest(str(kind), _KINDS))])
+    problems = Problems(file)
+    spec = parse_options(_KINDS[kind], values, file, "", problems)
+    if spec is not None:
+        spec.check(problems)
+    problems.raise_if_any()
+    assert spec is not None
+    return spec

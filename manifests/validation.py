@@ -1,0 +1,100 @@
+"""A validation part cut from the train sessions that shares no (reference, target) pair with the rest.
+
+Sessions are chains of single-turn pairs, and one pair is in many sessions. A random cut would put the same pair on
+both sides and select for memorising; so sessions that share pairs, directly or through others, stay together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from manifests.errors import ManifestError, Problem
+from manifests.schema import Session
+
+
+def pair_groups(sessions: Sequence[Session]) -> list[list[int]]:
+    """Connected components of the sessions over shared pairs, as session numbers, in order of first appearance."""
+    parent = list(range(len(sessions)))
+
+    def root(node: int) -> int:
+        while parent[node] != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    first: dict[tuple[str, str], int] = {}
+    for number, session in enumerate(sessions):
+        for pair in session.pairs:
+            a, b = sorted((root(number), root(first.setdefault(pair, number))))
+            parent[b] = a
+    groups: dict[int, list[int]] = defaultdict(list)
+    for number in range(len(sessions)):
+        groups[root(number)].append(number)
+    return list(groups.values())
+
+
+def split_validation(
+    sessions: Sequence[Session], fraction: float, seed: int
+) -> tuple[tuple[Session, ...], tuple[Session, ...]]:
+    """(fit, validation): about ``fraction`` of each category's sessions, both in the order of ``sessions``.
+
+    Groups of pair-connected sessions are taken in an order drawn from ``seed`` and the session ids, so the cut is the
+    same on any machine and in any order of ``sessions``. A group is skipped where it would overshoot a category's
+    share: no category gets more than the rounded share, and one whose groups are all larger gets nothing.
+
+    Raises ValueError unless 0 <= fraction < 1; ManifestError when a positive fraction leaves no validation session.
+    """
+    if not 0 <= fraction < 1:
+        raise ValueError(f"fraction must be in [0, 1), found {fraction}")
+    share = {c: round(n * fraction) for c, n in Counter(s.category for s in sessions).items()}
+    groups = sorted(pair_groups(sessions), key=lambda g: _draw(seed, min(sessions[i].id for i in g)))
+    taken: Counter[str] = Counter()
+    chosen: set[int] = set()
+    for group in groups:
+        adds = Counter(sessions[i].category for i in group)
+        if all(taken[c] + n <= share[c] for c, n in adds.items()):
+            taken += adds
+            chosen.update(group)
+    if fraction > 0 and sessions and not chosen:
+        smallest = min(map(len, groups))
+        what = f"fraction {fraction} of {len(sessions)} sessions leaves no validation session"
+        fix = f"the smallest group of sessions that share no pair with others has {smallest}: use a larger fraction"
+        raise ManifestError([Problem("validation", "key validation.fraction", what, fix)])
+    fit = tuple(s for i, s in enumerate(sessions) if i not in chosen)
+    return fit, tuple(s for i, s in enumerate(sessions) if i in chosen)
+
+
+def _draw(seed: int, session_id: str) -> bytes:
+    return hashlib.sha256(f"{seed}\0{session_id}".encode()).digest()
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """What a cut came to. ``turns``: share of each session length in (fit, validation)."""
+
+    fraction: float
+    fractions: dict[str, float]  # by category
+    turns: dict[int, tuple[float, float]]
+    shared_pairs: int  # 0 for every cut of split_validation
+    shared_images: int  # images seen on both sides; pairs are kept apart, images are not
+
+
+def report_split(fit: Sequence[Session], validation: Sequence[Session]) -> SplitReport:
+    """Achieved fractions, session lengths on both sides, and what the two sides still share."""
+    sides = [Counter(s.category for s in part) for part in (fit, validation)]
+    lengths = [Counter(len(s.turns) for s in part) for part in (fit, validation)]
+    pairs = [{p for s in part for p in s.pairs} for part in (fit, validation)]
+    images = [{i for pair in part for i in pair} for part in pairs]
+    return SplitReport(
+        fraction=len(validation) / max(1, len(fit) + len(validation)),
+        fractions={c: sides[1][c] / (sides[0][c] + sides[1][c]) for c in sorted(sides[0] | sides[1])},
+        turns={
+            n: (lengths[0][n] / max(1, len(fit)), lengths[1][n] / max(1, len(validation)))
+            for n in sorted(lengths[0] | lengths[1])
+        },
+        shared_pairs=len(pairs[0] & pairs[1]),
+        shared_images=len(images[0] & images[1]),
+    )

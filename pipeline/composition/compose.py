@@ -1,0 +1,122 @@
+"""Writes the query and target rows of a composer into a store of their own, from a backbone store alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cache import Store, StoreWriter, store_path
+from manifests.errors import FashionNTMError
+from manifests.identity import pair_key, stack_keys, text_key
+from manifests.schema import Dataset
+from pipeline.composition.composers.base import Composer
+
+
+@dataclass
+class Composed:
+    """What one call of ``compose`` did: rows written and already there, by table."""
+
+    path: Path
+    written: dict[str, int] = field(default_factory=dict)
+    reused: dict[str, int] = field(default_factory=dict)
+    requested: dict[str, int] = field(default_factory=dict)  # before deduplication
+    failed: int = 0
+    seconds: float = 0.0
+
+
+def composed_fields(backbone: Store, composer: Composer, weights: str | None) -> dict[str, Any]:
+    """The semantic fields of the composed store. ``weights``: SHA-256 of the checkpoint, None if nothing is trained."""
+    name = type(composer).__module__.rsplit(".", 1)[-1]
+    about = {"name": name, "version": composer.version, "options": composer.options.model_dump(), "weights": weights}
+    return {"backbone": backbone.fields, "composer": about, "dtype": "float32"}
+
+
+def compose(
+    backbone: Store,
+    dataset: Dataset,
+    composer: Composer,
+    stores: Path,
+    weights: str | None = None,
+    shard_rows: int = 16384,
+    progress: Callable[[str, int], None] = lambda table, rows: None,
+) -> Composed:
+    """Compose every query of ``dataset`` (ST + cat's included) and every catalogue image; resumable.
+
+    A query or image whose backbone row is missing is recorded as failed in the composed store's ledger.
+    """
+    start, catalogue = time.perf_counter(), backbone.catalogue()
+    fields, name = composed_fields(backbone, composer, weights), type(composer).__module__.rsplit(".", 1)[-1]
+    extractor = f"{backbone.extractor}+{name}"
+    path = store_path(stores, backbone.dataset, extractor, fields)
+    execution = {"backbone": backbone.fingerprint, "shard_rows": shard_rows, "torch": torch.__version__}
+    report = Composed(path)
+    queries = list(dataset.queries())
+    pairs = {pair: None for pair in queries if pair[0] in catalogue}
+    report.requested = {"target": len(dataset.images), "query": len(queries)}
+    with StoreWriter(path, dataset=backbone.dataset, extractor=extractor, fields=fields, execution=execution) as writer:
+        writer.bind(catalogue)
+        known_failures = {(f.table, f.item) for f in writer.failures()}
+
+        def fail(table: str, item: str, reason: str) -> None:
+            report.failed += 1
+            if (table, item) not in known_failures:
+                writer.fail(table, item, "compose", reason)
+
+        targets = dict.fromkeys(catalogue[i] for i in dataset.images if i in catalogue)
+        images = [(key, key, b"") for key in targets]
+        texts = [(pair_key(catalogue[i], text_key(t)), catalogue[i], text_key(t)) for i, t in pairs]
+        names = {key: i for i, key in catalogue.items()}
+        for table, work in (("target", images), ("query", list(dict.fromkeys(texts)))):
+            todo, image_rows, text_rows = _missing(writer, backbone, table, work)
+            absent = (image_rows < 0) | (text_rows < 0)
+            for n in np.flatnonzero(absent):
+                what = "image" if image_rows[n] < 0 else "text"
+                fail(table, f"{names[work[todo[n]][1]]}", f"its {what} row is not in {backbone.path.name}")
+            todo, image_rows, text_rows = todo[~absent], image_rows[~absent], text_rows[~absent]
+            report.reused[table], report.written[table] = len(work) - len(todo) - int(absent.sum()), len(todo)
+            for part in _split(np.arange(len(todo)), shard_rows):
+                began = time.perf_counter()
+                features = _features(composer, backbone, image_rows[part], text_rows[part] if table == "query" else None)
+                writer.commit(table, stack_keys(work[n][0] for n in todo[part]), features, time.perf_counter() - began)
+                progress(table, len(part))
+        for image in sorted({i for i in dataset.images if i not in catalogue}):
+            fail("target", image, "the image has no features: see the backbone store's failures")
+    report.seconds = time.perf_counter() - start
+    return report
+
+
+def _missing(
+    writer: StoreWriter, backbone: Store, table: str, work: list[tuple[bytes, bytes, bytes]]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Positions of ``work`` (row key, image key, text key) still to do, and their backbone rows, -1 where absent."""
+    if not work:
+        empty = np.empty(0, dtype=np.int64)
+        return empty, empty, empty
+    todo = np.flatnonzero(writer.missing(table, stack_keys(w[0] for w in work)))
+    image_rows = backbone.find("image", stack_keys(work[n][1] for n in todo))
+    if table == "target":
+        return todo, image_rows, np.zeros(len(todo), dtype=np.int64)
+    return todo, image_rows, backbone.find("text", stack_keys(work[n][2] for n in todo))
+
+
+@torch.no_grad()
+def _features(composer: Composer, backbone: Store, image_rows: np.ndarray, text_rows: np.ndarray | None) -> np.ndarray:
+    image = torch.from_numpy(backbone.gather("image", image_rows).astype(np.float32))
+    if text_rows is None:
+        features = composer.target(image)
+    else:
+        features = composer.query(image, torch.from_numpy(backbone.gather("text", text_rows).astype(np.float32)))
+    if not torch.isfinite(features).all():
+        raise FashionNTMError(f"composer {composer.title!r} gave NaN or Inf: check its checkpoint, or fit it again")
+    return features.numpy()
+
+
+def _split(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]

@@ -1,0 +1,6 @@
+"""One module a composer: how an image embedding and a feedback embedding become one query feature."""
+
+from manifests.registry import Registry
+from pipeline.composition.composers.base import Composer
+
+composers: Registry[Composer] = Registry("pipeline.composition.composers", Composer, "composer")

@@ -1,0 +1,39 @@
+"""The contract of a composer: cached embeddings in, f_qry and f_tar out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from manifests.schema import Frozen
+
+
+class Composer(nn.Module, ABC):
+    """Maps cached image and text embeddings to unit-norm query and target features of size ``dim``.
+
+    Args:
+        options: an instance of ``Options``.
+        image_dim: size of the backbone's image embedding.
+        text_dim: size of the backbone's text embedding.
+    """
+
+    title: ClassVar[str]
+    version: ClassVar[int] = 1  # raise it when the same options give other features
+    trainable: ClassVar[bool]
+    Options: ClassVar[type[BaseModel]] = Frozen
+    dim: int
+
+    def __init__(self, options: BaseModel, image_dim: int, text_dim: int):
+        super().__init__()
+        self.options, self.image_dim, self.text_dim = options, image_dim, text_dim
+
+    @abstractmethod
+    def query(self, image: Tensor, text: Tensor) -> Tensor:
+        """f_qry of reference images and feedback. ``image`` [B, image_dim], ``text`` [B, text_dim] -> [B, dim]."""
+
+    @abstractmethod
+    def target(self, image: Tensor) -> Tensor:
+        """f_tar of catalogue images. ``image`` [B, image_dim] -> [B, dim]."""

@@ -1,0 +1,42 @@
+"""Weighted fusion: the training-free query of a dual encoder whose two towers share a space (as in WeiMoCIR)."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, Field
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from manifests.errors import IncompleteError
+from manifests.schema import Frozen
+from pipeline.composition.composers.base import Composer
+
+
+class FusionOptions(Frozen):
+    alpha: float = Field(0.8, ge=0, le=1)  # weight of the text; 0 searches by the image alone
+
+
+class Fusion(Composer):
+    """q = normalise((1 - alpha) * image + alpha * text), target = normalise(image), both inputs normalised first."""
+
+    title = "weighted fusion of image and text embeddings, nothing trained"
+    trainable = False
+    Options = FusionOptions
+
+    def __init__(self, options: BaseModel, image_dim: int, text_dim: int):
+        super().__init__(options, image_dim, text_dim)
+        if image_dim != text_dim:
+            raise IncompleteError(
+                f"composer 'fusion' adds embeddings of one space, but image rows have {image_dim} values and text rows "
+                f"{text_dim}: use a trained composer (name = \"gated\")"
+            )
+        self.dim = image_dim
+        self.alpha = float(options.alpha)  # type: ignore[attr-defined]
+
+    def query(self, image: Tensor, text: Tensor) -> Tensor:
+        """[B, D], [B, D] -> [B, D]."""
+        mixed = (1 - self.alpha) * normalize(image, dim=-1) + self.alpha * normalize(text, dim=-1)
+        return normalize(mixed, dim=-1)
+
+    def target(self, image: Tensor) -> Tensor:
+        """[B, D] -> [B, D]."""
+        return normalize(image, dim=-1)

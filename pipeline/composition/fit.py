@@ -1,0 +1,129 @@
+"""Fits a composer on the train triplets of a dataset, on cached embeddings alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from cache import Store
+from manifests.errors import FashionNTMError, IncompleteError
+from manifests.schema import Dataset, Frozen, Session
+from pipeline.composition.composers.base import Composer
+from pipeline.composition.triplets import Triplets, triplets
+from pipeline.results.metrics import recall
+from pipeline.results.ranking import ranks
+
+
+class FitOptions(Frozen):
+    """How a composer is fitted (``[composer.fit]`` of a run spec)."""
+
+    epochs: int = Field(30, ge=1)
+    batch_size: int = Field(256, ge=2)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    scale: float = Field(20.0, gt=0)  # inverse temperature of the cosine logits
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """A backbone store's rows as float32 tensors: ``image`` [images, Di], ``text`` [texts, Dt]."""
+
+    image: Tensor
+    text: Tensor
+
+    @classmethod
+    def load(cls, store: Store) -> Embeddings:
+        def table(name: str) -> Tensor:
+            return torch.from_numpy(np.asarray(store.load(name), dtype=np.float32))
+
+        return cls(table("image"), table("text"))
+
+
+def contrastive_loss(queries: Tensor, targets: Tensor, target_rows: Tensor, scale: float) -> Tensor:
+    """In-batch cross-entropy over cosine similarity (paper eq. in 3.2) of unit-norm features.
+
+    Another triplet's target that is the same image is no negative, so it is masked out.
+    queries, targets [B, D], target_rows [B] -> scalar.
+    """
+    logits = scale * queries @ targets.T
+    same = target_rows[:, None] == target_rows[None, :]
+    same.fill_diagonal_(False)
+    return cross_entropy(logits.masked_fill(same, float("-inf")), torch.arange(len(queries)))
+
+
+def fit_composer(
+    composer: Composer, store: Store, sessions: tuple[Session, ...], options: FitOptions
+) -> Iterator[dict[str, float]]:
+    """Train ``composer`` in place on the triplets of ``sessions``; yields {"epoch", "loss"} after every epoch.
+
+    The same seed gives the same weights on the same machine and thread count. Raises IncompleteError when the store
+    holds none of the triplets, FashionNTMError when the loss is no longer finite.
+    """
+    data, rows = triplets(store, sessions), Embeddings.load(store)
+    if len(data) < 2:
+        raise IncompleteError(f"{store.path} holds {len(data)} train triplets: run extract first")
+    columns = [torch.from_numpy(c) for c in (data.reference, data.text, data.target)]
+    order = torch.Generator().manual_seed(options.seed)
+    optimiser = torch.optim.AdamW(composer.parameters(), options.learning_rate, weight_decay=options.weight_decay)
+    steps = options.epochs * -(-len(data) // options.batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, options.learning_rate, total_steps=steps)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        for epoch in range(1, options.epochs + 1):
+            composer.train()
+            losses = []
+            for batch in torch.randperm(len(data), generator=order).split(options.batch_size):
+                reference, text, target = (c[batch] for c in columns)
+                loss = contrastive_loss(
+                    composer.query(rows.image[reference], rows.text[text]),
+                    composer.target(rows.image[target]), target, options.scale,
+                )
+                if not torch.isfinite(loss):
+                    raise FashionNTMError(f"composer loss is {loss.item()} in epoch {epoch}: lower fit.learning_rate")
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                schedule.step()
+                losses.append(loss.detach())
+            yield {"epoch": epoch, "loss": torch.stack(losses).mean().item()}
+    composer.eval()
+
+
+@torch.no_grad()
+def single_turn_recall(
+    composer: Composer, store: Store, dataset: Dataset, sessions: tuple[Session, ...], ks: tuple[int, ...] = (5, 10, 50)
+) -> dict[str, float]:
+    """Single-turn R@K in percent over the triplets of ``sessions``: mean of the categories, with the triplet count.
+
+    Candidates are the category's gallery of the sessions' split, the reference kept, as in the paper's protocol.
+    """
+    composer.eval()
+    data, rows, catalogue = triplets(store, sessions), Embeddings.load(store), store.catalogue()
+    found: dict[str, list[float]] = {}
+    for category in dict.fromkeys(data.category):
+        images = dataset.gallery(category, sessions[0].split).images
+        gallery = _rows(store, [catalogue[i] for i in images if i in catalogue], data, category)
+        mine = data.category == category
+        query = composer.query(rows.image[data.reference[mine]], rows.text[data.text[mine]])
+        position = {int(row): n for n, row in enumerate(gallery)}
+        target = np.array([position[int(row)] for row in data.target[mine]])
+        rank = ranks(query.numpy(), composer.target(rows.image[gallery]).numpy(), target)
+        for k in ks:
+            found.setdefault(f"R@{k}", []).append(recall(rank, k))
+    return {name: float(np.mean(values)) for name, values in found.items()} | {"triplets": float(len(data))}
+
+
+def _rows(store: Store, keys: list[bytes], data: Triplets, category: str) -> np.ndarray:
+    """Unique gallery rows; a target outside the listed gallery (train lists are not complete) joins it."""
+    found = store.find("image", np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, 16))
+    targets = data.target[data.category == category]
+    return np.unique(np.concatenate([found[found >= 0], targets]))
+
+

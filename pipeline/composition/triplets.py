@@ -1,0 +1,48 @@
+"""Single-turn triplets (reference image, feedback, target image) of the sessions, as row numbers of a store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from cache import Store
+from manifests.identity import stack_keys, text_key
+from manifests.schema import Session
+
+
+@dataclass(frozen=True)
+class Triplets:
+    """Row numbers into the ``image`` and ``text`` tables, each int64 [n], and the category of each triplet."""
+
+    reference: np.ndarray
+    text: np.ndarray
+    target: np.ndarray
+    category: np.ndarray  # str [n]
+    identity: tuple[tuple[str, str, str], ...]  # (reference id, text, target id), sorted: what the head has seen
+    left_out: int  # triplets of which a row is missing in the store
+
+    def __len__(self) -> int:
+        return len(self.reference)
+
+
+def triplets(store: Store, sessions: Iterable[Session]) -> Triplets:
+    """The unique triplets (I_n, U_n, I_{n+1}) of ``sessions``, in order of first appearance."""
+    unique: dict[tuple[str, str, str], str] = {}
+    for session in sessions:
+        for turn, target in zip(session.turns, session.targets, strict=True):
+            unique.setdefault((turn.reference, turn.text, target), session.category)
+    catalogue = store.catalogue()
+    known = [t for t in unique if t[0] in catalogue and t[2] in catalogue]
+    rows = np.stack(
+        [
+            store.find("image", stack_keys(catalogue[t[0]] for t in known)),
+            store.find("text", stack_keys(text_key(t[1]) for t in known)),
+            store.find("image", stack_keys(catalogue[t[2]] for t in known)),
+        ]
+    )
+    present = (rows >= 0).all(axis=0)
+    category = np.array([unique[t] for t in known], dtype=object)[present]
+    reference, text, target = rows[:, present]
+    return Triplets(reference, text, target, category, tuple(sorted(unique)), len(unique) - int(present.sum()))

@@ -1,0 +1,116 @@
+"""Examines this machine: what the project needs, what it found, and what to do where they differ."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "transformers", "safetensors", "h5py", "numpy", "dask", "click", "pydantic", "pillow", "rich")
+DATASET_FOLDERS = ("mt_fashioniq", "shoes", "blip2_captions")
+FREE_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: ``state`` is "ok", "note" (works, but worth knowing) or "broken"."""
+
+    check: str
+    state: str
+    found: str
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class Examination:
+    findings: tuple[Finding, ...]
+
+    @property
+    def healthy(self) -> bool:
+        return all(f.state != "broken" for f in self.findings)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"healthy": self.healthy, "findings": [asdict(f) for f in self.findings]}
+
+    def text(self) -> str:
+        width = max(len(f.check) for f in self.findings)
+        lines = [f"{f.state:6}  {f.check:{width}}  {f.found}" + (f"  -> {f.fix}" if f.fix else "") for f in self.findings]
+        return "\n".join([*lines, "all is well" if self.healthy else "something is broken: see the lines above"])
+
+
+def examine(out: Path, data: Path) -> Examination:
+    """Check interpreter, packages, devices, folders and disk space. Writes nothing that stays."""
+    return Examination((_python(), *_packages(), *_devices(), _hub(), _writable(out), _disk(out), _datasets(data)))
+
+
+def _python() -> Finding:
+    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    ok = sys.version_info >= (3, 11)
+    return Finding("python", "ok" if ok else "broken", found, "" if ok else "use Python 3.11 or newer")
+
+
+def _packages() -> list[Finding]:
+    findings = []
+    for name in PACKAGES:
+        try:
+            findings.append(Finding(name, "ok", importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:
+            findings.append(Finding(name, "broken", "not installed", "python -m pip install -e ."))
+    return findings
+
+
+def _devices() -> list[Finding]:
+    try:
+        import torch
+    except ImportError as error:
+        return [Finding("device", "broken", f"torch cannot be imported: {error}", "python -m pip install -e .")]
+    findings = []
+    if torch.cuda.is_available():
+        for number in range(torch.cuda.device_count()):
+            about = torch.cuda.get_device_properties(number)
+            findings.append(Finding(f"cuda:{number}", "ok", f"{about.name}, {about.total_memory / 2**30:.0f} GiB"))
+    elif torch.backends.mps.is_available():
+        findings.append(Finding("mps", "ok", "Apple GPU"))
+    else:
+        findings.append(Finding("device", "note", "no GPU: everything runs on the CPU, extraction takes longer"))
+    return [*findings, Finding("threads", "ok", f"torch uses {torch.get_num_threads()} of {os.cpu_count()} cores")]
+
+
+def _hub() -> Finding:
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
+    if offline:
+        return Finding("hub", "note", "HF_HUB_OFFLINE is set: only local folders and cached models load")
+    return Finding("hub", "ok", "hub ids are downloaded at first use; local folders work offline")
+
+
+def _writable(out: Path) -> Finding:
+    folder = _existing(out)
+    if os.access(folder, os.W_OK):
+        return Finding("out", "ok", f"{out} is writable")
+    return Finding("out", "broken", f"{folder} is not writable", "choose another folder with --out")
+
+
+def _disk(out: Path) -> Finding:
+    free = shutil.disk_usage(_existing(out)).free
+    if free >= FREE_BYTES:
+        return Finding("disk", "ok", f"{free / 2**30:.1f} GiB free")
+    return Finding("disk", "note", f"{free / 2**30:.1f} GiB free", "a store of 100k rows of 768 float16 takes 0.15 GiB")
+
+
+def _datasets(data: Path) -> Finding:
+    present = [name for name in DATASET_FOLDERS if (data / name).is_dir()]
+    if present:
+        return Finding("data", "ok", f"{data} holds {', '.join(present)}")
+    return Finding("data", "note", f"{data} holds no data set", "only `demo` works without: see `download --help`")
+
+
+def _existing(folder: Path) -> Path:
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder

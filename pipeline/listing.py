@@ -1,0 +1,116 @@
+"""What ``ls`` shows: the parts that ship with the project, and the stores and runs of an output folder."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from manifests.load import read_toml, shipped
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Rows by kind; a row is {"name": ..., "about": ..., and with ``detail`` more}."""
+
+    kinds: dict[str, list[dict[str, Any]]]
+
+    def as_dict(self) -> dict[str, list[dict[str, Any]]]:
+        return self.kinds
+
+    def text(self) -> str:
+        blocks = []
+        for kind, rows in self.kinds.items():
+            lines = [f"{kind}:"] if len(self.kinds) > 1 else []
+            indent = "  " if lines else ""
+            width = max((len(row["name"]) for row in rows), default=0)
+            for row in rows:
+                lines.append(f"{indent}{row['name']:{width}}  {row['about']}".rstrip())
+                lines += [f"{indent}    {k}: {_plain(v)}" for k, v in row.items() if k not in ("name", "about") and v]
+            blocks.append("\n".join(lines if rows else [*lines, f"{indent}none"]))
+        return "\n\n".join(blocks) if len(blocks) > 1 else blocks[0]
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k}={v}" for k, v in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def listing(kinds: Sequence[str], out: Path, detail: bool) -> Listing:
+    """The rows of each kind; heavy modules are imported only for the kinds that need them."""
+    makers = {"specs": _specs, "tables": _specs, "stores": _stores, "runs": _runs}
+    found = {}
+    for kind in kinds:
+        if kind in ("specs", "tables"):
+            found[kind] = _specs("runs" if kind == "specs" else "tables", detail)
+        elif kind in makers:
+            found[kind] = makers[kind](out, detail)  # type: ignore[operator]
+        else:
+            found[kind] = _parts(kind, detail)
+    return Listing(found)
+
+
+def _specs(folder: str, detail: bool) -> list[dict[str, Any]]:
+    rows = []
+    for name, path in shipped(folder).items():
+        values = read_toml(path)
+        row = {"name": name, "about": values.get("title", "")}
+        if detail:
+            row |= {key: values[key]["name"] for key in ("dataset", "extractor", "composer") if key in values}
+            row["models"] = list(values.get("models", {}))
+        rows.append(row)
+    return rows
+
+
+def _parts(kind: str, detail: bool) -> list[dict[str, Any]]:
+    registry = _registry(kind)
+    rows = []
+    for name in registry.names():
+        part = registry.get(name)
+        row: dict[str, Any] = {"name": name, "about": part.title}
+        if detail:
+            row["options"] = {n: _default(f) for n, f in part.Options.model_fields.items()}
+            card = getattr(part, "card", None)
+            if card is not None:
+                row |= {key: value for key, value in vars(card).items() if value}
+            row["file"] = Path(inspect.getfile(part)).name
+        rows.append(row)
+    return rows
+
+
+def _default(field: Any) -> Any:
+    return "(required)" if field.is_required() else field.get_default(call_default_factory=True)
+
+
+def _registry(kind: str) -> Any:
+    if kind == "datasets":
+        from manifests.datasets import datasets as registry
+    elif kind == "extractors":
+        from pipeline.extraction.extractors import extractors as registry  # type: ignore[assignment]
+    elif kind == "composers":
+        from pipeline.composition.composers import composers as registry  # type: ignore[assignment]
+    else:
+        from pipeline.training.models import models as registry  # type: ignore[assignment]
+    return registry
+
+
+def _stores(out: Path, detail: bool) -> list[dict[str, Any]]:
+    from cache import list_stores
+
+    rows = []
+    for store in list_stores(out / "stores"):
+        row = {"name": str(store.path.relative_to(out / "stores")), "about": store.about()}
+        rows.append(row | ({"fingerprint": store.fingerprint} if detail else {}))
+    return rows
+
+
+def _runs(out: Path, detail: bool) -> list[dict[str, Any]]:
+    from pipeline.training.runs import list_runs
+
+    rows = []
+    for run in list_runs(out / "runs"):
+        rows.append(run.about(detail))
+    return rows

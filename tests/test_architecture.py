@@ -1,0 +1,87 @@
+"""The shape of the project: imports point one way, light parts stay light, modules stay short."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = sorted(p for top in ("manifests", "cache", "pipeline") for p in (ROOT / top).rglob("*.py")) + [ROOT / "cli.py"]
+MOST_LINES = 400
+
+# folder -> top-level names that nothing below it may import
+FORBIDDEN = {
+    "manifests": {"torch", "h5py", "transformers", "cache", "pipeline", "cli"},
+    "cache": {"torch", "transformers", "PIL", "pipeline", "cli"},
+    "pipeline/training": {"transformers", "PIL", "cli", "pipeline.extraction"},
+    "pipeline/results": {"transformers", "PIL", "cli", "pipeline.extraction"},
+    "pipeline/composition": {"transformers", "PIL", "cli", "pipeline.extraction"},
+    "pipeline": {"cli"},
+}
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every imported name with all its prefixes: ``a.b`` gives {"a", "a.b"}."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for name in found:
+            parts = name.split(".")
+            names |= {".".join(parts[: n + 1]) for n in range(len(parts))}
+    return names
+
+
+@pytest.mark.parametrize("folder", FORBIDDEN)
+def test_imports_point_one_way(folder: str) -> None:
+    wrong = {
+        str(path.relative_to(ROOT)): sorted(bad)
+        for path in (ROOT / folder).rglob("*.py")
+        if (bad := imports_of(path) & FORBIDDEN[folder])
+    }
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("cli", "torch,transformers,h5py,numpy,pydantic,dask,PIL,rich"),
+        ("manifests.load", "torch,transformers,h5py"),
+        ("cache", "torch,transformers,PIL"),
+        ("pipeline.training.fit", "transformers,PIL"),
+        ("pipeline.stage2", "transformers,PIL"),
+    ],
+)
+def test_importing_a_light_part_loads_nothing_heavy(module: str, unwanted: str) -> None:
+    program = f"import sys, {module}; print([m for m in {unwanted.split(',')!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_modules_stay_short() -> None:
+    lengths = {str(p.relative_to(ROOT)): len(p.read_text(encoding="utf-8").splitlines()) for p in SOURCES}
+    assert {name: n for name, n in lengths.items() if n > MOST_LINES} == {}
+
+
+def test_nothing_unpickles_evaluates_or_trusts_remote_code() -> None:
+    """torch.load only with weights_only=True; no pickle, no eval or exec."""
+    wrong = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                if name in ("eval", "exec", "pickle.load", "pickle.loads", "torch.jit.load"):
+                    wrong.append(f"{path.name}:{node.lineno} {name}")
+                if name == "torch.load" and "weights_only=True" not in ast.unparse(node):
+                    wrong.append(f"{path.name}:{node.lineno} torch.load without weights_only=True")
+                if any(k.arg == "trust_remote_code" and getattr(k.value, "value", None) is True for k in node.keywords):
+                    wrong.append(f"{path.name}:{node.lineno} trust_remote_code=True")
+    assert wrong == []
