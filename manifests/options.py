@@ -30,6 +30,8 @@ def problems_of(error: ValidationError, model: type[BaseModel], file: str, prefi
 
 def _model_at(model: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
     for name in path:
+        if name.isdigit():  # a place in a list: its members are of the model found so far
+            continue
         field = model.model_fields.get(name)
         annotation = field.annotation if field else None
         candidates = [annotation, *getattr(annotation, "__args__", ())]

@@ -57,7 +57,7 @@ class ColumnGroup(Frozen):
     metrics: tuple[Metric, ...] = Field(min_length=1)
 
 
-class Block(Frozen):
+class BlockSpec(Frozen):
     """A stacked part of a results table: the same rows over one subset of the test sessions."""
 
     subset: str
@@ -83,7 +83,7 @@ class ResultsTable(Frozen):
     run: str  # the run spec whose runs fill the table
     columns: tuple[ColumnGroup, ...] = ()
     metrics: tuple[Metric, ...] = ("R@5", "R@8")  # of each category, where ``columns`` is left out
-    blocks: tuple[Block, ...] = (Block(subset="all", label="All sessions"),)
+    blocks: tuple[BlockSpec, ...] = (BlockSpec(subset="all", label="All sessions"),)
     paper_subset: str = "all"  # the block that the paper's values stand in
     seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1)
     rows: tuple[RowSpec, ...] = Field(min_length=1)

@@ -1,0 +1,173 @@
+"""Plain JSONL sessions: the format for your own data, and what ``export`` writes from any dataset.
+
+    <folder>/images.jsonl      one catalogue image a line
+        {"id": "i1", "file": "tops/i1.jpg"}                     a file below <images> (default: <folder>)
+        {"id": "i2", "caption": "a red dress"}                  a caption that stands in for the image
+        {"id": "i3", "file": "i3.jpg", "caption": "...", "attributes": {"colour": ["red"]}}      all keys
+    <folder>/sessions.jsonl    one session a line, two turns or more, train or test
+        {"id": "s1", "category": "dress", "split": "train", "target": "i3",
+         "turns": [{"reference": "i1", "captions": ["is longer"]}, {"reference": "i2", "captions": ["has sleeves"]}]}
+    <folder>/galleries.jsonl   optional: {"category": "dress", "split": "test", "images": ["i1", "i2", "i3"]}
+    <folder>/dataset.json      optional: {"name": "...", "averaging": "categories" or "sessions", "notes": ["..."]}
+
+A turn's target is the next turn's reference; the last turn's is the session's target. A gallery that is not listed is
+all images that the category's sessions name, train and test. Blank lines are left out; unknown keys are errors.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, Field, ValidationError
+
+from manifests.datasets._export import DATASET, GALLERIES, IMAGES, SESSIONS, export
+from manifests.datasets._files import climbs, option_folder, read_json, read_records
+from manifests.datasets.base import DatasetSource
+from manifests.errors import Problems
+from manifests.options import problems_of
+from manifests.schema import Dataset, Frozen, Gallery, Image, Session, Split
+
+__all__ = ["JsonLines", "Options", "export"]
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # a dataset's name becomes a folder name
+
+
+class Options(Frozen):
+    """Folders are relative to the data folder, or absolute."""
+
+    folder: str
+    images: str | None = None  # where the files of images.jsonl are; the folder itself when not given
+    label: str | None = Field(None, pattern=NAME)  # the dataset's name in stores and tables; default: dataset.json's
+    averaging: Literal["categories", "sessions"] | None = None
+
+
+class ImageRecord(Image):
+    """One line of images.jsonl."""
+
+    attributes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+
+
+class About(Frozen):
+    """dataset.json."""
+
+    name: str | None = Field(None, pattern=NAME)
+    averaging: Literal["categories", "sessions"] = "categories"
+    notes: tuple[str, ...] = ()
+
+
+class JsonLines(DatasetSource):
+    title = "JSONL sessions"
+    Options = Options
+
+    @classmethod
+    def read(cls, options: BaseModel, data: Path, problems: Problems) -> Dataset | None:
+        assert isinstance(options, Options)
+        folder = option_folder(data, options.folder, problems, "folder")
+        images_root = option_folder(data, options.images, problems, "images") if options.images else folder
+        if folder is None or images_root is None:
+            return None
+        about = _about(folder / DATASET, problems)
+        records = _images(folder / IMAGES, problems)
+        notes = [*about.notes, *_check_files(folder / IMAGES, images_root, records, problems)]
+        sessions = _sessions(folder / SESSIONS, problems)
+        galleries = _galleries(folder / GALLERIES, sessions, problems)
+        if problems.found:
+            return None
+        return Dataset(
+            name=options.label or about.name or _folder_name(folder),
+            images={i: Image(id=i, file=r.file, caption=r.caption) for i, (_, r) in records.items()},
+            sessions=tuple(sessions),
+            galleries=tuple(galleries),
+            images_root=images_root if any(r.file for _, r in records.values()) else None,
+            averaging=options.averaging or about.averaging,
+            attributes={i: dict(r.attributes) for i, (_, r) in records.items() if r.attributes},
+            notes=tuple(notes),
+        )
+
+
+def _about(path: Path, problems: Problems) -> About:
+    if not path.exists():
+        return About()
+    try:
+        return About.model_validate(read_json(path, problems, dict) or {})
+    except ValidationError as error:
+        problems.found.extend(problems_of(error, About, str(path)))
+        return About()
+
+
+def _folder_name(folder: Path) -> str:
+    kept = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in folder.resolve().name)
+    return kept.lstrip("._-") or "jsonl"
+
+
+def _images(path: Path, problems: Problems) -> dict[str, tuple[int, ImageRecord]]:
+    """Image id -> (line, record)."""
+    found: dict[str, tuple[int, ImageRecord]] = {}
+    for line, record in read_records(path, ImageRecord, problems):
+        if record.id in found:
+            problems.add(f"line {line}", f"image {record.id!r} is also on line {found[record.id][0]}", file=path)
+        elif record.file is not None and climbs(record.file):
+            what = f"image {record.id!r}: file {record.file!r} leaves the images folder"
+            problems.add(f"line {line}, key file", what, "use a path below it, without '..'", file=path)
+        else:
+            found[record.id] = (line, record)
+    return found
+
+
+def _check_files(path: Path, root: Path, records: dict[str, tuple[int, ImageRecord]], problems: Problems) -> list[str]:
+    """Links that lead out of the images folder and "no file at all" are problems; some missing files are a note."""
+    named = [(line, record.file) for line, record in records.values() if record.file is not None]
+    inside = os.path.join(os.path.realpath(root), "")
+    missing = []
+    for line, file in named:
+        real = os.path.realpath(os.path.join(root, file))
+        if not real.startswith(inside):
+            problems.add(f"line {line}, key file", f"{file!r} is a link out of the images folder", file=path)
+        elif not os.path.isfile(real):
+            missing.append((line, file))
+    if named and len(missing) == len(named):
+        line, file = missing[0]
+        fix = "check the option images"
+        problems.add(f"line {line}, key file", f"{file!r} is not in {root}, nor is any other", fix, file=path)
+    elif missing:
+        count = f"{len(missing):,} of {len(named):,} image files are missing"
+        return [f"{count} (first: {missing[0][1]}, line {missing[0][0]}); extraction records them as failures"]
+    return []
+
+
+def _sessions(path: Path, problems: Problems) -> list[Session]:
+    sessions, lines = [], {}
+    for line, session in read_records(path, Session, problems):
+        if session.id in lines:
+            what = f"session {session.id!r} is also on line {lines[session.id]}"
+            problems.add(f"line {line}", what, "session ids must be unique", file=path)
+        elif len(session.turns) < 2:
+            problems.add(f"line {line}", f"session {session.id!r} has one turn", "expected two or more", file=path)
+        else:
+            sessions.append(session)
+        lines.setdefault(session.id, line)
+    if not lines and not problems.found:
+        problems.add("", "holds no session", "expected one JSON object a line", file=path)
+    return sessions
+
+
+def _galleries(path: Path, sessions: list[Session], problems: Problems) -> list[Gallery]:
+    """The listed galleries, and for every other (category, split) all images that the category's sessions name."""
+    listed = list(read_records(path, Gallery, problems)) if path.exists() else []
+    for (category, split), n in Counter((g.category, g.split) for _, g in listed).items():
+        if n > 1:
+            problems.add("", f"{n} galleries for {category}/{split}", "expected one a category and split", file=path)
+    galleries = {(g.category, g.split): g for _, g in listed}
+    named: dict[str, dict[str, None]] = {}
+    used: dict[tuple[str, Split], None] = {}
+    for session in sessions:
+        used[session.category, session.split] = None
+        images = (*(turn.reference for turn in session.turns), session.target)
+        named.setdefault(session.category, {}).update(dict.fromkeys(images))
+    for category, split in used:
+        if (category, split) not in galleries:
+            galleries[category, split] = Gallery(category=category, split=split, images=tuple(named[category]))
+    return list(galleries.values())

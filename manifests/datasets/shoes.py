@@ -1,0 +1,163 @@
+"""Multi-turn Shoes (paper section 4.1): chains of the relative captions of Guo et al. (2018) on Attribute Discovery.
+
+    <folder>/relative_captions_shoes.json   [{"ImageName": target, "ReferenceImageName": ..., "RelativeCaption": ...}]
+    <folder>/train_im_names.txt             one image name a line; an edge between two of these is a train edge
+    <folder>/eval_im_names.txt              the gallery, 4,658 images; an edge between two of these is a test edge
+    <captions>                              {"image name": "caption"}: BLIP-2 captions that stand in for the images
+    <images>/**/<image name>                the images themselves, in any subfolders
+
+How edges become sessions is in ``_chains.py``; ``chains`` names a published chain list to use in place of the rule.
+A file without test edges gives no test session, unless ``holdout`` cuts some from the train chains. "Overall" is over
+all sessions together (paper Table 3).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, Field, field_validator
+
+from manifests.datasets._chains import Edge, build_chains, read_chains, to_sessions, write_chains
+from manifests.datasets._files import (
+    find_images,
+    missing_note,
+    option_folder,
+    option_path,
+    read_captions,
+    read_json,
+    read_names,
+)
+from manifests.datasets.base import DatasetSource
+from manifests.errors import Problems
+from manifests.schema import Dataset, Frozen, Gallery, Image, Session
+from manifests.validation import split_validation
+
+__all__ = ["Options", "Shoes", "write_chains"]
+
+CATEGORY = "shoes"
+KEYS = ("ReferenceImageName", "ImageName", "RelativeCaption")
+
+
+class Options(Frozen):
+    """Paths are relative to the data folder, or absolute."""
+
+    folder: str = "shoes"
+    captions: str | None = None  # file of BLIP-2 captions that stand in for the images
+    images: str | None = None
+    chains: str | None = None  # a published chain list (JSONL) in place of the rule
+    holdout: float = Field(0, ge=0)  # part (below 1) or number of train sessions held out as test; 0: none
+    holdout_seed: int = 0
+
+    @field_validator("holdout")
+    @classmethod
+    def _part_or_number(cls, value: float) -> float:
+        if value >= 1 and value != int(value):
+            raise ValueError("expected a part below 1, or a whole number of sessions")
+        return value
+
+
+class Shoes(DatasetSource):
+    title = "Multi-turn Shoes"
+    Options = Options
+
+    @classmethod
+    def read(cls, options: BaseModel, data: Path, problems: Problems) -> Dataset | None:
+        assert isinstance(options, Options)
+        root = option_folder(data, options.folder, problems, "folder")
+        captions_path = options.captions and option_path(data, options.captions, problems, "captions")
+        images_root = options.images and option_folder(data, options.images, problems, "images")
+        chains_path = options.chains and option_path(data, options.chains, problems, "chains")
+        if root is None:
+            return None
+        train = read_names(root / "train_im_names.txt", problems)
+        test = read_names(root / "eval_im_names.txt", problems)
+        edges = _edges(root / "relative_captions_shoes.json", problems)
+        captions = (read_captions(captions_path, problems) if captions_path else {}) or {}
+        if train is None or test is None or (problems.found and not edges):
+            return None
+
+        notes: list[str] = []
+        by_split = _split_edges(edges, set(train), set(test), notes)
+        if chains_path:
+            sessions = read_chains(chains_path, edges, CATEGORY, problems)
+            notes.append(f"sessions from the chain list {chains_path.name}")
+        else:
+            sessions = to_sessions(build_chains(by_split["train"]), CATEGORY, "train")
+            sessions += to_sessions(build_chains(by_split["test"]), CATEGORY, "test")
+        gallery = test
+        if not any(s.split == "test" for s in sessions):
+            if options.holdout:
+                gallery = train
+                sessions = _hold_out(sessions, options, len(gallery), notes)
+            else:
+                notes.append(
+                    "no test sessions: the relative captions have no edge between two eval images; use the whole "
+                    "upstream file, or dataset.holdout to hold out some train sessions"
+                )
+        elif options.holdout:
+            problems.add("key dataset.holdout", "the file has test sessions of its own", "remove this key")
+
+        ids = dict.fromkeys([*train, *test])
+        files: dict[str, str] = {}
+        if images_root:
+            files, note = find_images(images_root, ids, problems, "images")
+            notes += [note] if note else []
+        if captions_path:
+            missing = [i for i in ids if i not in captions]
+            if len(missing) == len(ids):
+                problems.add("key dataset.captions", "holds no caption of any image", file=captions_path)
+            if note := missing_note(missing, len(ids), f"have no caption in {captions_path.name}"):
+                notes.append(note)
+        if not (options.captions or options.images):
+            notes.append("no images and no captions given: sessions and galleries only")
+        if problems.found:
+            return None
+        return Dataset(
+            name="shoes",
+            images={i: Image(id=i, file=files.get(i), caption=captions.get(i)) for i in ids},
+            sessions=tuple(sessions),
+            galleries=(
+                Gallery(category=CATEGORY, split="train", images=tuple(train)),
+                Gallery(category=CATEGORY, split="test", images=tuple(gallery)),
+            ),
+            images_root=images_root or None,
+            averaging="sessions",
+            notes=tuple(notes),
+        )
+
+
+def _edges(path: Path, problems: Problems) -> list[Edge]:
+    edges = []
+    for index, record in enumerate(read_json(path, problems, list) or []):
+        values = [record.get(key) for key in KEYS] if isinstance(record, dict) else [None]
+        if all(isinstance(value, str) and value.strip() for value in values):
+            edges.append(Edge(*values))
+        else:
+            fix = f"expected non-empty texts for {', '.join(KEYS)}"
+            problems.add(f"entry {index}", f"found {str(record)[:80]!r}", fix, file=path)
+    return edges
+
+
+def _split_edges(edges: list[Edge], train: set[str], test: set[str], notes: list[str]) -> dict[str, list[Edge]]:
+    """Edges by split, in file order; one whose images are not both in one list belongs to neither."""
+    parts: dict[str, list[Edge]] = {"train": [], "test": []}
+    for edge in edges:
+        if edge.reference in train and edge.target in train:
+            parts["train"].append(edge)
+        elif edge.reference in test and edge.target in test:
+            parts["test"].append(edge)
+    if left := len(edges) - len(parts["train"]) - len(parts["test"]):
+        notes.append(f"{left} of {len(edges):,} edges left out: their images are not both in one image-name list")
+    return parts
+
+
+def _hold_out(sessions: list[Session], options: Options, gallery: int, notes: list[str]) -> list[Session]:
+    part = options.holdout if options.holdout < 1 else options.holdout / max(len(sessions), options.holdout + 1)
+    fit, held = split_validation(sessions, part, options.holdout_seed)
+    notes.append(
+        f"{len(held):,} of {len(sessions):,} train sessions held out as test sessions (no pair shared with the others; "
+        f"seed {options.holdout_seed}); their gallery is the {gallery:,} images of train_im_names.txt. "
+        "Not the paper's test split"
+    )
+    moved = [s.model_copy(update={"split": "test", "id": s.id.replace("/train/", "/test/", 1)}) for s in held]
+    return [*fit, *moved]

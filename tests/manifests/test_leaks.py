@@ -1,0 +1,60 @@
+"""Leak columns: the three kinds of test session, and the counts on Multi-turn FashionIQ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from manifests.datasets import datasets
+from manifests.leaks import SUBSETS, in_subset, pair_exposure, subset_counts, subset_sessions
+from manifests.schema import Dataset, Image, Session, Split, Turn
+
+
+def session(name: str, split: Split, path: str, category: str = "dress") -> Session:
+    turns = tuple(Turn(reference=image, captions=("x",)) for image in path[:-1])
+    return Session(id=name, category=category, split=split, turns=turns, target=path[-1])
+
+
+@pytest.fixture
+def dataset() -> Dataset:
+    sessions = (
+        session("train", "train", "abc"),
+        session("shirt train", "train", "fgh", "shirt"),
+        session("last", "test", "dbc"),
+        session("earlier", "test", "abd"),
+        session("clean", "test", "cba"),
+        session("other category", "test", "egh"),
+    )
+    return Dataset(name="d", images={i: Image(id=i) for i in "abcdefgh"}, sessions=sessions, galleries=())
+
+
+def test_exposure(dataset: Dataset) -> None:
+    expected = {"last": "last_seen", "earlier": "seen", "clean": "clean", "other category": "clean"}
+    assert pair_exposure(dataset) == expected
+    assert pair_exposure(dataset, "dataset") == expected | {"other category": "last_seen"}
+
+
+def test_subsets_are_nested(dataset: Dataset) -> None:
+    assert [s.id for s in subset_sessions(dataset, "all")] == ["last", "earlier", "clean", "other category"]
+    assert [s.id for s in subset_sessions(dataset, "last pair unseen")] == ["earlier", "clean", "other category"]
+    assert [s.id for s in subset_sessions(dataset, "no pair seen")] == ["clean", "other category"]
+    assert subset_counts(dataset) == {"dress": {"all": 4, "last pair unseen": 3, "no pair seen": 2}}
+    assert [in_subset("seen", subset) for subset in SUBSETS] == [True, True, False]
+
+
+def test_counts_on_the_real_sessions(shared_data: Path) -> None:
+    source = datasets.get("mt_fashioniq")
+    dataset = source.load(source.Options(), shared_data)
+    assert subset_counts(dataset) == {
+        "dress": {"all": 1000, "last pair unseen": 589, "no pair seen": 347},
+        "shirt": {"all": 681, "last pair unseen": 504, "no pair seen": 343},
+        "toptee": {"all": 719, "last pair unseen": 526, "no pair seen": 404},
+    }
+    wide = subset_counts(dataset, "dataset")
+    assert [wide[c]["last pair unseen"] for c in wide] == [589, 502, 525]
+    assert [wide[c]["no pair seen"] for c in wide] == [347, 341, 402]
+    exposure = pair_exposure(dataset)
+    four = [s for s in dataset.split("test") if len(s.turns) == 4]
+    leaked = {c: sum(exposure[s.id] == "last_seen" for s in four if s.category == c) for c in dataset.categories}
+    assert leaked == {"dress": 89, "shirt": 20, "toptee": 22}

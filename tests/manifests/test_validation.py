@@ -1,0 +1,92 @@
+"""The pair-clean validation cut: its properties on any sessions, and what it does to the real ones."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from manifests.datasets import datasets
+from manifests.errors import ManifestError
+from manifests.schema import Session, Turn
+from manifests.validation import pair_groups, report_split, split_validation
+
+
+def session(name: str, path: list[int], category: str = "dress") -> Session:
+    turns = tuple(Turn(reference=f"i{n}", captions=("x",)) for n in path[:-1])
+    return Session(id=name, category=category, split="train", turns=turns, target=f"i{path[-1]}")
+
+
+@st.composite
+def session_lists(draw: st.DrawFn) -> list[Session]:
+    images = draw(st.integers(3, 60))  # few images: large groups; many: small ones
+    paths = draw(st.lists(st.lists(st.integers(0, images), min_size=3, max_size=5), max_size=60))
+    categories = draw(st.lists(st.sampled_from(["dress", "shirt"]), min_size=len(paths), max_size=len(paths)))
+    return [session(f"s{n}", path, c) for n, (path, c) in enumerate(zip(paths, categories, strict=True))]
+
+
+@given(session_lists(), st.floats(0, 0.5), st.integers(0, 5))
+def test_any_cut(sessions: list[Session], fraction: float, seed: int) -> None:
+    try:
+        fit, validation = split_validation(sessions, fraction, seed)
+    except ManifestError as error:
+        assert fraction > 0 and "leaves no validation session" in str(error)
+        return
+    assert not {p for s in fit for p in s.pairs} & {p for s in validation for p in s.pairs}
+    order = {s.id: n for n, s in enumerate(sessions)}
+    assert sorted([*fit, *validation], key=lambda s: order[s.id]) == sessions
+    for part in (fit, validation):
+        assert [order[s.id] for s in part] == sorted(order[s.id] for s in part)
+    sizes, taken = Counter(s.category for s in sessions), Counter(s.category for s in validation)
+    assert all(taken[c] <= round(n * fraction) for c, n in sizes.items())
+    assert (fit, validation) == split_validation(sessions, fraction, seed)
+    report = report_split(fit, validation)
+    assert report.shared_pairs == 0
+    assert report.fraction == pytest.approx(len(validation) / max(1, len(sessions)))
+
+
+@given(session_lists(), st.randoms())
+def test_the_order_of_the_sessions_does_not_matter(sessions: list[Session], random: object) -> None:
+    shuffled = list(sessions)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    try:
+        expected = {s.id for s in split_validation(sessions, 0.3, 0)[1]}
+    except ManifestError:
+        return
+    assert {s.id for s in split_validation(shuffled, 0.3, 0)[1]} == expected
+
+
+def test_groups_follow_pairs_through_other_sessions() -> None:
+    sessions = [session("a", [0, 1, 2]), session("b", [9, 0, 1]), session("c", [5, 9, 0]), session("d", [2, 1, 0])]
+    assert pair_groups(sessions) == [[0, 1, 2], [3]]
+
+
+def test_a_seed_changes_the_cut() -> None:
+    sessions = [session(f"s{n}", [3 * n, 3 * n + 1, 3 * n + 2]) for n in range(100)]
+    cuts = {tuple(s.id for s in split_validation(sessions, 0.1, seed)[1]) for seed in range(4)}
+    assert len(cuts) == 4 and {len(cut) for cut in cuts} == {10}
+
+
+def test_one_giant_group_is_refused_and_zero_is_not() -> None:
+    sessions = [session(f"s{n}", [0, 1, n]) for n in range(20)]
+    with pytest.raises(ManifestError, match=r"the smallest group of sessions .* has 20: use a larger fraction"):
+        split_validation(sessions, 0.2, 0)
+    assert split_validation(sessions, 0, 0) == (tuple(sessions), ())
+    assert split_validation([], 0.2, 0) == ((), ())
+    with pytest.raises(ValueError, match="fraction"):
+        split_validation(sessions, 1.0, 0)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_on_multi_turn_fashioniq(shared_data: Path, seed: int) -> None:
+    source = datasets.get("mt_fashioniq")
+    train = source.load(source.Options(), shared_data).split("train")
+    assert max(map(len, pair_groups(train))) == 18  # no giant group: any fraction can be met
+    report = report_split(*split_validation(train, 0.1, seed))
+    assert report.shared_pairs == 0
+    assert all(0.0985 < part < 0.1015 for part in report.fractions.values())
+    for turns, (fit, validation) in report.turns.items():  # lengths as in the rest, within chance
+        assert abs(fit - validation) < 0.05, turns
