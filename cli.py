@@ -323,8 +323,10 @@ def download(name: str, data: Path, source: str | None) -> None:
     """Fetch the public annotation files of DATASET (mt_fashioniq, shoes, blip2_captions) and check their SHA-256."""
     from manifests.downloads import download as fetch
 
-    for line in fetch(name, data, source):
-        click.echo(line)
+    done = fetch(name, data, source, progress=log)
+    for note in done.notes:
+        log(f"note: {note}")
+    click.echo(f"{len(done.fetched)} files fetched into {data}, {len(done.skipped)} were there and verified")
 
 
 @main.command(epilog="Example: fashion-ntm bench train --json bench.json")

@@ -35,6 +35,11 @@ def _key(kind: bytes, *parts: bytes) -> bytes:
     return hashlib.sha256(kind + b"\0" + b"\0".join(parts)).digest()[:KEY_BYTES]
 
 
+def _bytes(text: str) -> bytes:
+    """UTF-8; a lone surrogate, which JSON files can hold, has bytes of its own instead of an error."""
+    return text.encode("utf-8", errors="surrogatepass")
+
+
 def image_key(data: bytes) -> bytes:
     """Content key of an image file's bytes: a renamed or touched file keeps it."""
     return _key(b"image", data)
@@ -42,12 +47,12 @@ def image_key(data: bytes) -> bytes:
 
 def caption_key(caption: str) -> bytes:
     """Content key of a caption that stands in for an image."""
-    return _key(b"caption", caption.encode())
+    return _key(b"caption", _bytes(caption))
 
 
 def text_key(text: str) -> bytes:
     """Content key of a feedback text."""
-    return _key(b"text", text.encode())
+    return _key(b"text", _bytes(text))
 
 
 def pair_key(image: bytes, text: bytes) -> bytes:

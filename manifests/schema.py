@@ -54,8 +54,8 @@ class Turn(Frozen):
 class Session(Frozen):
     """One multi-turn transaction [(I_1, U_1), ..., (I_N, U_N)] and its final target (paper section 3)."""
 
-    id: str
-    category: str
+    id: str = Field(min_length=1)
+    category: str = Field(min_length=1)
     split: Split
     turns: tuple[Turn, ...] = Field(min_length=1)
     target: str = Field(min_length=1)

@@ -34,7 +34,7 @@ class DatasetTable(Frozen):
     kind: Literal["dataset"]
     title: str
     turns: tuple[int, ...] = (2, 3, 4)
-    datasets: tuple[DatasetEntry, ...] = Field(min_length=1)
+    datasets: tuple[DatasetEntry, ...]
     notes: tuple[str, ...] = ()
 
     @property
@@ -42,11 +42,14 @@ class DatasetTable(Frozen):
         return (*(str(n) for n in self.turns), "images")
 
     def check(self, problems: Problems) -> None:
-        """Report the paper's values that stand in no column."""
+        """Report a table without datasets, and paper values that stand in no column."""
+        if not self.datasets:
+            problems.add("key datasets", "empty", "a table needs one at least")
         for number, entry in enumerate(self.datasets):
             for split, values in entry.paper.items():
+                place = f"key datasets.{number}.paper.{split}"
                 for name in values.keys() - set(self.columns):
-                    problems.add(f"key datasets.{number}.paper.{split}", f"no column {name!r}", nearest(name, self.columns))
+                    problems.add(place, f"no column {name!r}", nearest(name, self.columns))
 
 
 class ColumnGroup(Frozen):
@@ -86,11 +89,13 @@ class ResultsTable(Frozen):
     blocks: tuple[BlockSpec, ...] = (BlockSpec(subset="all", label="All sessions"),)
     paper_subset: str = "all"  # the block that the paper's values stand in
     seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1)
-    rows: tuple[RowSpec, ...] = Field(min_length=1)
+    rows: tuple[RowSpec, ...]
     notes: tuple[str, ...] = ()
 
     def check(self, problems: Problems) -> None:
         """Report what no single key shows: repeated rows, columns, blocks or seeds, paper values without a column."""
+        if not self.rows:
+            problems.add("key rows", "empty", "a table needs one at least")
         for kind, names in (
             ("rows", [row.model for row in self.rows]),
             ("columns", [group.category for group in self.columns]),

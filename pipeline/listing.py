@@ -102,8 +102,12 @@ def _stores(out: Path, detail: bool) -> list[dict[str, Any]]:
 
     rows = []
     for store in list_stores(out / "stores"):
-        row = {"name": str(store.path.relative_to(out / "stores")), "about": store.about()}
-        rows.append(row | ({"fingerprint": store.fingerprint} if detail else {}))
+        counts = ", ".join(f"{table} {n:,}" for table, n in store.rows.items())
+        about = store.problem or f"{counts or 'no rows yet'} ({store.nbytes / 1e6:.1f} MB)"
+        row: dict[str, Any] = {"name": str(store.path.relative_to(out / "stores")), "about": about}
+        if detail:
+            row |= {"fingerprint": store.fingerprint, "shards": store.shards, "images": store.images}
+        rows.append(row)
     return rows
 
 
@@ -112,5 +116,12 @@ def _runs(out: Path, detail: bool) -> list[dict[str, Any]]:
 
     rows = []
     for run in list_runs(out / "runs"):
-        rows.append(run.about(detail))
+        row: dict[str, Any] = {"name": str(run.path.relative_to(out / "runs")), "about": run.state}
+        if run.state == "finished":
+            record = run.record()
+            done, seed = record["finished"], record["identity"]["seed"]
+            row["about"] += f", {done['epochs']} epochs in {done['seconds']:.1f} s" + ("" if seed is None else f", seed {seed}")
+            if detail:
+                row |= {"store": record["identity"]["store"], "evaluated": run.summary_file.is_file(), **done}
+        rows.append(row)
     return rows

@@ -20,8 +20,7 @@ def check_components(spec: RunSpec) -> None:
     composer_request(spec, problems)
     for name, options in spec.models.items():
         own = {key: value for key, value in options.items() if key != "training"}
-        _check(models, Component(name=options.get("kind", name), **{k: v for k, v in own.items() if k != "kind"}),
-               f"models.{name}", problems)  # fmt: skip
+        _check(models, Component(name=name, **own), f"models.{name}", problems)
         if "training" in options:
             parse_options(Training, options["training"], spec.name, f"models.{name}.training", problems)
     if spec.training.early_stopping and not spec.validation.fraction:

@@ -11,7 +11,7 @@ from cache import Store
 from manifests.errors import IncompleteError
 from manifests.schema import Dataset, RunSpec, Session
 from manifests.validation import split_validation
-from pipeline.composition.checkpoint import load_composer, save_composer
+from pipeline.composition.checkpoint import SIDECAR, load_composer, save_composer
 from pipeline.composition.compose import Composed, compose
 from pipeline.composition.composers.base import Composer
 from pipeline.composition.fit import fit_composer, single_turn_recall
@@ -23,9 +23,36 @@ from pipeline.workspace import Extracted, Workspace, extraction_request
 class StageOne:
     """What ``extract_spec`` did. ``composed`` is None when the composer must be fitted first."""
 
-    extraction: Any  # pipeline.extraction.run.Report
+    extraction: Any  # pipeline.extraction.report.Report
     composed: Composed | None
     next_command: str
+
+    def as_dict(self) -> dict[str, Any]:
+        composed = self.composed.as_dict() if self.composed else None
+        return {"extraction": self.extraction.as_dict(), "composed": composed, "next": self.next_command}
+
+    def text(self) -> str:
+        parts = [self.extraction.text(), self.composed.text() if self.composed else "", f"next: {self.next_command}"]
+        return "\n".join(filter(None, parts))
+
+
+@dataclass
+class Fitted:
+    """A fitted composer's record, and what was composed with it."""
+
+    about: dict[str, Any]
+    composed: Composed
+    reused: bool
+    next_command: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"composer": self.about, "reused": self.reused, "composed": self.composed.as_dict()}
+
+    def text(self) -> str:
+        scores = ", ".join(f"{k} {v:.1f}" for k, v in self.about.get("validation", {}).items() if k != "triplets")
+        head = f"composer {self.about['name']} ({'fitted before, kept' if self.reused else 'fitted'})"
+        head += f"; single-turn on the validation sessions: {scores}" if scores else ""
+        return "\n".join([head, self.composed.text(), f"next: {self.next_command}"])
 
 
 def extract_spec(
@@ -57,6 +84,16 @@ def extract_spec(
     return StageOne(report, compose_spec(spec, dataset, workspace, *composer), f"train {spec.asked}")
 
 
+def plan_spec(spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str = "auto") -> Any:
+    """The ``Plan`` of an extraction: what it would do and why. Runs no model and writes nothing."""
+    from pipeline.extraction.extractors import load_extractor
+    from pipeline.extraction.plan import open_store, plan_extraction
+
+    extractor = load_extractor(spec, device)
+    store = open_store(workspace.stores, dataset, extractor)
+    return plan_extraction(dataset, extractor, store, stores=workspace.stores)
+
+
 def _ready_composer(
     request: ComposerRequest, spec: RunSpec, dataset: Dataset, backbone: Store
 ) -> tuple[Composer, str | None] | None:
@@ -64,7 +101,7 @@ def _ready_composer(
     if not request.kind.trainable:
         return request.kind(request.options, backbone.tables["image"].dim, backbone.tables["text"].dim).eval(), None
     folder = request.weights or composer_folder(request, spec, dataset, backbone)
-    if request.weights is None and not folder.exists():
+    if request.weights is None and not (folder / SIDECAR).exists():
         return None
     composer, about = load_composer(folder)
     return composer, about["weights"]
@@ -83,10 +120,9 @@ def composer_folder(request: ComposerRequest, spec: RunSpec, dataset: Dataset, b
 
 def fit_composer_spec(
     spec: RunSpec, dataset: Dataset, workspace: Workspace, on_epoch: Callable[[dict[str, float]], None] = lambda _: None
-) -> tuple[dict[str, Any], Composed]:
+) -> Fitted:
     """Fit the composer of ``spec`` (or reuse the one already fitted for it) and compose all its features.
 
-    Returns the composer's record (options, loss, single-turn recall on the validation sessions) and the rows written.
     Raises IncompleteError when there is nothing to fit: a joint model, fusion, or shipped weights.
     """
     backbone, request = workspace.backbone(spec), composer_request(spec)
@@ -96,10 +132,12 @@ def fit_composer_spec(
     if not request.kind.trainable:
         raise IncompleteError(f"composer '{request.name}' has nothing to fit: `extract {spec.asked}` composes with it")
     folder = request.weights or composer_folder(request, spec, dataset, backbone)
-    if not folder.exists():
+    reused = (folder / SIDECAR).exists()
+    if not reused and request.weights is None:
         _fit(request, folder, spec, dataset, backbone, on_epoch)
     composer, about = load_composer(folder)
-    return about, compose_spec(spec, dataset, workspace, composer, about["weights"])
+    composed = compose_spec(spec, dataset, workspace, composer, about["weights"])
+    return Fitted(about, composed, reused, f"train {spec.asked}")
 
 
 def _fit(

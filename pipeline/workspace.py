@@ -15,6 +15,9 @@ from manifests.identity import digest
 from manifests.schema import RunSpec
 
 
+THREADS = "threads.json"
+
+
 @dataclass(frozen=True)
 class Extracted:
     """What stage 1 made for a spec: store folders relative to ``<out>/stores``; ``store`` is the one stage 2 reads."""
@@ -33,6 +36,19 @@ class Workspace:
         self.out = out
         self.stores = out / "stores"
         self.runs = out / "runs"
+
+    def threads(self) -> int | None:
+        """CPU threads that training here was pinned to (``pin_threads``), so that a run repeats exactly; or None."""
+        try:
+            return int(json.loads((self.out / THREADS).read_text(encoding="utf-8"))["threads"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def pin_threads(self, threads: int, milliseconds: dict[int, float]) -> None:
+        """Remember the measured choice for every later run of this folder."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        record = {"threads": threads, "milliseconds_per_step": {str(n): ms for n, ms in milliseconds.items()}}
+        (self.out / THREADS).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
     def note_path(self, spec: RunSpec) -> Path:
         return self.out / "extracted" / f"{spec.name}.json"

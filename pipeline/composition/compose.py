@@ -29,6 +29,18 @@ class Composed:
     failed: int = 0
     seconds: float = 0.0
 
+    def as_dict(self) -> dict[str, Any]:
+        return {**vars(self), "path": str(self.path)}
+
+    def text(self) -> str:
+        lines = [f"store  {self.path}"]
+        for table in self.written:
+            lines.append(
+                f"{table:6} {self.requested[table]:,} requested, {self.written[table] + self.reused[table]:,} unique: "
+                f"{self.written[table]:,} composed, {self.reused[table]:,} reused"
+            )
+        return "\n".join(lines + ([f"{self.failed:,} failed: their images have no features"] if self.failed else []))
+
 
 def composed_fields(backbone: Store, composer: Composer, weights: str | None) -> dict[str, Any]:
     """The semantic fields of the composed store. ``weights``: SHA-256 of the checkpoint, None if nothing is trained."""
@@ -61,12 +73,10 @@ def compose(
     report.requested = {"target": len(dataset.images), "query": len(queries)}
     with StoreWriter(path, dataset=backbone.dataset, extractor=extractor, fields=fields, execution=execution) as writer:
         writer.bind(catalogue)
-        known_failures = {(f.table, f.item) for f in writer.failures()}
 
-        def fail(table: str, item: str, reason: str) -> None:
+        def fail(table: str, item: str, reason: str, key: bytes | None = None) -> None:
             report.failed += 1
-            if (table, item) not in known_failures:
-                writer.fail(table, item, "compose", reason)
+            writer.fail(table, item, "compose", reason, key=key)
 
         targets = dict.fromkeys(catalogue[i] for i in dataset.images if i in catalogue)
         images = [(key, key, b"") for key in targets]
@@ -77,7 +87,8 @@ def compose(
             absent = (image_rows < 0) | (text_rows < 0)
             for n in np.flatnonzero(absent):
                 what = "image" if image_rows[n] < 0 else "text"
-                fail(table, f"{names[work[todo[n]][1]]}", f"its {what} row is not in {backbone.path.name}")
+                row_key, image_key, _ = work[todo[n]]
+                fail(table, names[image_key], f"its {what} row is not in {backbone.path.name}", row_key)
             todo, image_rows, text_rows = todo[~absent], image_rows[~absent], text_rows[~absent]
             report.reused[table], report.written[table] = len(work) - len(todo) - int(absent.sum()), len(todo)
             for part in _split(np.arange(len(todo)), shard_rows):

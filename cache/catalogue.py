@@ -1,0 +1,76 @@
+"""catalogue.h5: which content key each image id has, so that stage 2 addresses rows without any image.
+
+Datasets: "keys" uint8 [n, 16]; "id_bytes" uint8, all ids in UTF-8 one after another; "id_ends" int64 [n], where
+each id ends. So an id may hold anything (spaces, slashes, any script, 10 kB). In order of the ids' bytes: equal
+bindings give equal files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from cache.errors import StoreCorruptError, StoreError
+from cache.hdf5 import write_hdf5
+from cache.layout import CATALOGUE
+from cache.manifest import CatalogueInfo, Manifest
+from cache.stamps import sha256_of
+from manifests.identity import KEY_BYTES, stack_keys
+
+CATALOGUE_FORMAT = "fashion-ntm catalogue 1"
+_ENCODING = ("utf-8", "surrogatepass")  # file names of no valid encoding reach Python as lone surrogates
+
+
+def write_catalogue(path: Path, manifest: Manifest, catalogue: Mapping[str, bytes]) -> CatalogueInfo:
+    """Write ``path``. Not durable yet. Raises StoreError for a key that is not 16 bytes or an id that is no text."""
+    for image, key in catalogue.items():
+        if not isinstance(image, str) or not image:
+            raise StoreError(f"catalogue: image id {image!r} must be a text that is not empty")
+        if not isinstance(key, bytes) or len(key) != KEY_BYTES:
+            raise StoreError(f"catalogue: the key of image {image[:80]!r} must be {KEY_BYTES} bytes, not {key!r}")
+    entries = sorted((image.encode(*_ENCODING), key) for image, key in catalogue.items())
+    arrays = {
+        "keys": stack_keys(key for _, key in entries),
+        "id_bytes": np.frombuffer(b"".join(image for image, _ in entries), dtype=np.uint8),
+        "id_ends": np.cumsum([len(image) for image, _ in entries], dtype=np.int64),
+    }
+    about = {"format": CATALOGUE_FORMAT, "dataset": manifest.dataset, "fingerprint": manifest.fingerprint}
+    write_hdf5(path, arrays, about)
+    return CatalogueInfo(len(entries), path.stat().st_size, sha256_of(path))
+
+
+def read_catalogue(directory: Path, info: CatalogueInfo | None) -> dict[str, bytes] | None:
+    """Image id -> 16-byte key; ``info`` or the binding it replaces. None: the file is another one, or is missing."""
+    if info is None:
+        return {}
+    path = directory / CATALOGUE
+    try:
+        data = path.read_bytes()  # once, so that the digest is of what is decoded
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror or error}") from error
+    found = hashlib.sha256(data).hexdigest()
+    if found not in {i.sha256 for i in (info, info.replaces) if i}:
+        return None
+    try:
+        return _decode(data)
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise StoreCorruptError(f"{path} has the right digest but is no catalogue: {error}") from error
+
+
+def _decode(data: bytes) -> dict[str, bytes]:
+    with h5py.File(io.BytesIO(data), "r") as file:
+        keys, text, ends = file["keys"][()].tobytes(), file["id_bytes"][()].tobytes(), file["id_ends"][()].tolist()
+    if len(keys) != KEY_BYTES * len(ends):
+        raise ValueError(f"{len(ends)} ids for {len(keys) // KEY_BYTES} keys")
+    starts = [0, *ends][: len(ends)]
+    return {
+        text[start:end].decode(*_ENCODING): keys[n * KEY_BYTES : (n + 1) * KEY_BYTES]
+        for n, (start, end) in enumerate(zip(starts, ends, strict=True))
+    }

@@ -1,0 +1,61 @@
+"""Everything that can be wrong with a store. Each message names the value, the place and the next step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from manifests.errors import FashionNTMError, IncompleteError
+
+
+class StoreError(FashionNTMError):
+    """Base of the errors of the feature store."""
+
+
+class StoreNotFoundError(StoreError, IncompleteError, FileNotFoundError):
+    """There is no store at the path: nothing has been extracted there yet."""
+
+    exit_code = 3
+
+
+class StoreCorruptError(StoreError):
+    """A file of the store is missing, truncated, changed or not what the manifest says. Its rows are not read."""
+
+
+class StoreVersionError(StoreError):
+    """The store was written in a newer format than this version reads."""
+
+
+class StoreBusyError(StoreError):
+    """Another writer holds the store."""
+
+
+class StoreLookupError(StoreError, LookupError):
+    """A table or row that the store does not hold."""
+
+
+class StoreMismatchError(StoreError):
+    """The store holds features of other semantic fields. ``changed``: one line ``field: old -> new`` each."""
+
+    exit_code = 3
+
+    def __init__(self, path: Path, changed: Iterable[str]):
+        self.path, self.changed = path, tuple(changed)
+        lines = "\n".join(f"  {line}" for line in self.changed)
+        super().__init__(
+            f"{path} holds features made in another way (stored -> asked):\n{lines}\n"
+            "it was renamed or copied: move it back, or write to another folder"
+        )
+
+
+@contextmanager
+def naming(path: Path, action: str, survives: str = "") -> Iterator[None]:
+    """Turn an OSError (disk full, read-only folder, no permission) into a StoreError naming path and what survives."""
+    try:
+        yield
+    except FashionNTMError:
+        raise
+    except OSError as error:
+        kept = f"; {survives}" if survives else ""
+        raise StoreError(f"cannot {action} {path}: {error.strerror or error}{kept}") from error

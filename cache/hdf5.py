@@ -1,0 +1,163 @@
+"""HDF5 files whose bytes follow from their content alone, and whose arrays lie in one piece in the file.
+
+A dataset of fixed shape, allocated at creation, without fill values, filters or times, is laid out chunk after
+chunk without an index. So the library only drafts the file's structure, in memory; structure and rows are then
+written by plain writes (a full disk is a plain OSError, and nothing is left open in the library) and the rows are
+read as np.memmap. Where an array does not lie in one piece (a user repacked a shard), h5py reads it.
+
+The format is pinned to HDF5 1.10: what ``libver="latest"`` gives today, and also with a later library.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from cache.files import write_all
+
+CHUNK_ROWS = 256
+_LIBVER = ("v110", "v110")
+_ALIGN = {"alignment_threshold": 512, "alignment_interval": 64}  # arrays begin at a cache line
+
+
+def chunk_rows(rows: int) -> int:
+    """Rows of a chunk, at most 256, such that the last chunk is nearly full: padding stays under 0.4%."""
+    return -(-rows // -(-rows // CHUNK_ROWS))
+
+
+def write_hdf5(path: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, str | int]) -> dict[str, int]:
+    """Create ``path`` with one dataset per array [n, ...], in order; text attributes are fixed-length UTF-8.
+
+    Gives the byte offset of each array in the file. Raises OSError. Not durable yet: the caller syncs.
+    """
+    arrays = {name: np.ascontiguousarray(array, array.dtype.newbyteorder("<")) for name, array in arrays.items()}
+    draft = _Draft()
+    with h5py.File(draft, "w", libver=_LIBVER, **_ALIGN) as file:
+        for name, array in arrays.items():
+            _create_dataset(file, name, array)
+        for name, value in attributes.items():
+            file.attrs[name] = np.bytes_(value.encode()) if isinstance(value, str) else value
+        offsets = {name: contiguous_offset(file[name]) for name in arrays}
+    scattered = [name for name, offset in offsets.items() if offset is None]
+    if scattered:
+        raise OSError(f"HDF5 {h5py.version.hdf5_version} does not lay out {', '.join(scattered)} in one piece")
+    with open(path, "xb", buffering=0) as handle:
+        handle.truncate(draft.size)
+        for offset, data in draft.written:
+            write_all(handle.fileno(), memoryview(data), offset)
+        for name, array in arrays.items():
+            if array.size:
+                write_all(handle.fileno(), memoryview(array.reshape(-1).view(np.uint8)), offsets[name])
+    return offsets
+
+
+class _Draft(io.RawIOBase):
+    """A file in memory that keeps only what is written: HDF5 writes the structure and leaves the rows' place empty."""
+
+    def __init__(self) -> None:
+        self.written: list[tuple[int, bytes]] = []  # (offset, bytes), later ones count
+        self.size = self._at = 0
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def write(self, data: Any) -> int:
+        self.written.append((self._at, bytes(data)))
+        self._at += len(self.written[-1][1])
+        self.size = max(self.size, self._at)
+        return len(self.written[-1][1])
+
+    def truncate(self, size: int | None = None) -> int:
+        self.size = self._at if size is None else size
+        return self.size
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        view[:] = bytes(len(view))
+        for offset, data in self.written:
+            start, stop = max(offset, self._at), min(offset + len(data), self._at + len(view))
+            if start < stop:
+                view[start - self._at : stop - self._at] = data[start - offset : stop - offset]
+        self._at += len(view)
+        return len(view)
+
+
+def _create_dataset(file: h5py.File, name: str, array: np.ndarray) -> None:
+    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    if array.size:
+        plan.set_chunk((chunk_rows(len(array)), *array.shape[1:]))
+    plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    plan.set_obj_track_times(False)
+    space = h5py.h5s.create_simple(array.shape)
+    h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(array.dtype), space, plan)
+
+
+def contiguous_offset(dataset: h5py.Dataset) -> int | None:
+    """Byte offset of a dataset whose rows lie one after another in the file without gaps or filters, else None."""
+    if dataset.id.get_create_plist().get_nfilters() or dataset.external or dataset.is_virtual:
+        return None
+    if dataset.chunks is None or not dataset.size:
+        offset = dataset.id.get_offset()
+        return offset if offset is not None or dataset.size else 0
+    if dataset.chunks[1:] != dataset.shape[1:]:
+        return None
+    step = int(np.prod(dataset.chunks)) * dataset.dtype.itemsize
+    places: dict[int, int] = {}  # number of the chunk -> byte offset
+    dataset.id.chunk_iter(lambda chunk: places.__setitem__(chunk.chunk_offset[0] // dataset.chunks[0], chunk.byte_offset))
+    in_one_piece = {number: places.get(0, 0) + number * step for number in range(-(-len(dataset) // dataset.chunks[0]))}
+    return places[0] if places == in_one_piece else None
+
+
+@dataclass(frozen=True)
+class Header:
+    """What an HDF5 file says of itself: root attributes, and shape, dtype and offset of every dataset."""
+
+    attributes: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
+    offsets: dict[str, int | None]
+
+
+@contextmanager
+def open_hdf5(path: Path) -> Iterator[h5py.File]:
+    """Open for reading, without HDF5's own file locks (a shard never changes, and a folder may be read-only).
+
+    A damaged file makes h5py raise many kinds of error; here all of them are OSError.
+    """
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            yield file
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"no readable HDF5 file: {error}") from error
+
+
+def read_header(path: Path) -> Header:
+    """Reads no rows. Raises OSError when the file is no readable HDF5 file."""
+    with open_hdf5(path) as file:
+        found = {name: item for name, item in file.items() if isinstance(item, h5py.Dataset)}
+        return Header(
+            {name: _plain(value) for name, value in file.attrs.items()},
+            {name: item.shape for name, item in found.items()},
+            {name: item.dtype.name for name, item in found.items()},
+            {name: contiguous_offset(item) for name, item in found.items()},
+        )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,89 @@
+"""Names and places: the tables, the files of a store, and the directory of a (dataset, extractor) pair.
+
+    <stores>/<dataset>/<extractor>-<fingerprint12>/
+        manifest.json               what is committed, with a digest of itself; replaced atomically
+        ledger.jsonl                receipts of shards, failures of items; appended
+        catalogue.h5                image id -> 16-byte image key
+        <table>-00000.h5 ...        immutable shards: "features" [n, D], "keys" [n, 16] uint8
+        .writer.lock                held by the one writer
+        .verified.json              which shards were found whole, and their file stamps; may be deleted
+        .<name>.<pid>-<random>.tmp  not committed: readers never look at it, the next writer removes it
+        <name>.rejected             set aside by a writer: was in the place of a shard and did not verify
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+from pathlib import Path
+from typing import Any
+
+from cache.errors import StoreError
+from manifests.errors import nearest
+from manifests.identity import digest
+
+TABLES = ("image", "text", "query", "target")
+DTYPES = ("float16", "float32")
+MANIFEST, LEDGER, CATALOGUE = "manifest.json", "ledger.jsonl", "catalogue.h5"
+LOCK, VERIFIED = ".writer.lock", ".verified.json"
+REJECTED = ".rejected"
+SHARD_NAME = re.compile(rf"({'|'.join(TABLES)})-(\d{{5,9}})\.h5")
+_COMPONENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+_TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]+\.tmp")
+
+
+def canonical(fields: Any, what: str = "fields") -> Any:
+    """``fields`` as JSON gives them back (tuples become lists), so that memory and manifest agree.
+
+    Raises StoreError for what has no JSON form: the store could not show or compare it later.
+    """
+    try:
+        plain = json.loads(json.dumps(fields, allow_nan=False))
+        digest(plain)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise StoreError(f"{what} must be plain JSON values (text, numbers, true, false, lists, tables): {error}") from None
+    return plain
+
+
+def store_path(stores: Path, dataset: str, extractor: str, fields: dict[str, Any]) -> Path:
+    """Directory of the store of ``dataset`` and ``extractor`` whose semantic fields are ``fields``."""
+    check_component(dataset, "dataset")
+    check_component(extractor, "extractor")
+    return Path(stores) / dataset / f"{extractor}-{digest(canonical(fields))[:12]}"
+
+
+def check_component(name: str, what: str) -> None:
+    """Refuse a name that cannot be one folder name: a separator, ``..``, nothing, or too long."""
+    if not isinstance(name, str) or not _COMPONENT.fullmatch(name):
+        raise StoreError(
+            f"{what} {name!r} becomes a folder name: use up to 100 letters, digits, '.', '_', '+' and '-', "
+            "beginning with a letter or digit"
+        )
+
+
+def check_table(table: str) -> None:
+    if table not in TABLES:
+        raise StoreError(f"unknown table {table!r}: {nearest(str(table), TABLES)}")
+
+
+def shard_name(table: str, number: int) -> str:
+    return f"{table}-{number:05d}.h5"
+
+
+def shard_number(name: str) -> tuple[str, int]:
+    """(table, number) of a shard's file name. Raises ValueError when it is not one, so no path can climb out."""
+    match = SHARD_NAME.fullmatch(name)
+    if not match or shard_name(match[1], int(match[2])) != name:
+        raise ValueError(f"{name!r} is not the name of a shard")
+    return match[1], int(match[2])
+
+
+def temporary_for(path: Path) -> Path:
+    """A fresh temporary name beside ``path``."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def is_temporary(name: str) -> bool:
+    return bool(_TEMPORARY.fullmatch(name))

@@ -1,0 +1,146 @@
+"""ledger.jsonl: what happened, one checked line each. Shards' receipts, items' failures, failures withdrawn.
+
+The ledger never decides which rows exist: that is the manifest's. It lets a writer take back a shard that was
+renamed into place but not yet entered in the manifest, because the receipt, written before, holds its digest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cache.files import sync_file
+from cache.layout import LEDGER
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """One committed shard. ``seconds``: the model's time for its rows, as its writer said; ``when``: UTC."""
+
+    table: str
+    shard: str
+    rows: int
+    seconds: float
+    when: str
+    bytes: int = 0
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One item (image id, text, or both) that has no row, where it failed, and why.
+
+    ``key``: 32 hex digits of the row's content key, where the key was known; a row with it withdraws the failure.
+    """
+
+    table: str
+    item: str
+    stage: str
+    reason: str
+    when: str = ""
+    key: str | None = None
+
+
+_NEEDED = {
+    "receipt": {"table", "shard", "rows", "seconds", "when"},
+    "failure": {"table", "item", "stage", "reason"},
+    "cleared": {"table", "item"},
+}
+
+
+class Ledger:
+    """Reads and appends. A line counts when its own checksum (``crc``, of the line without it) matches."""
+
+    def __init__(self, directory: Path):
+        self.path = directory / LEDGER
+
+    def append(self, kind: str, record: Mapping[str, Any], durable: bool = True) -> None:
+        """Add one line; durable, unless the caller calls ``sync``. Raises OSError, having added nothing that counts."""
+        line = {"kind": kind, **record}
+        line["crc"] = _checksum(line)
+        with open(self.path, "ab", buffering=0) as handle:
+            start = handle.tell()
+            try:
+                _write(handle.fileno(), json.dumps(line).encode() + b"\n")
+                if durable:
+                    os.fsync(handle.fileno())
+            except OSError:
+                os.ftruncate(handle.fileno(), start)  # a full disk must not leave half a line before the next one
+                raise
+
+    def sync(self) -> None:
+        sync_file(self.path)
+
+    def mend(self) -> None:
+        """Cut off a last line that a dying writer left unfinished, so that the next line stands on its own."""
+        if not self.path.exists():
+            return
+        data = self.path.read_bytes()
+        end = data.rfind(b"\n") + 1
+        if end < len(data):
+            os.truncate(self.path, end)
+            self.sync()
+
+    def lines(self) -> Iterator[tuple[int, dict[str, Any] | None]]:
+        """(line number, record), the record None where the line is damaged. A torn last line is left out."""
+        try:
+            data = self.path.read_bytes()
+        except FileNotFoundError:
+            return
+        *whole, _torn = data.split(b"\n")
+        for number, line in enumerate(whole, start=1):
+            yield number, _parse(line)
+
+    def receipts(self) -> list[Receipt]:
+        """Every receipt ever written, also of shards that were redone: compare ``sha256`` with the manifest's."""
+        return [Receipt(**_known(Receipt, r)) for _, r in self.lines() if r and r["kind"] == "receipt"]
+
+    def failures(self) -> dict[tuple[str, str], Failure]:
+        """The last failure of each (table, item) that was not withdrawn by name."""
+        found: dict[tuple[str, str], Failure] = {}
+        for _, record in self.lines():
+            if record and record["kind"] == "failure":
+                failure = Failure(**_known(Failure, record))
+                found[failure.table, failure.item] = failure
+            elif record and record["kind"] == "cleared":
+                found.pop((record["table"], record["item"]), None)
+        return found
+
+    def add_receipt(self, receipt: Receipt) -> None:
+        """Not durable before ``sync``: it outlives its process, and the commit syncs it with the manifest."""
+        self.append("receipt", asdict(receipt), durable=False)
+
+    def add_failure(self, failure: Failure) -> None:
+        self.append("failure", asdict(failure))
+
+    def clear(self, table: str, item: str, when: str) -> None:
+        self.append("cleared", {"table": table, "item": item, "when": when})
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(record, sort_keys=True).encode()):08x}"
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+        if record.pop("crc") == _checksum(record) and record.keys() >= _NEEDED.get(record["kind"], set()):
+            return record
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        pass
+    return None
+
+
+def _known(kind: type, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record's parts that this version knows; a later one may write more."""
+    return {name: record[name] for name in kind.__dataclass_fields__ if name in record}

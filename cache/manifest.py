@@ -1,0 +1,232 @@
+"""manifest.json: what a store holds. Readable by people, refused when any part of it was changed by hand or by chance."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from cache.errors import StoreCorruptError, StoreError, StoreNotFoundError, StoreVersionError
+from cache.files import replace_atomically
+from cache.layout import DTYPES, MANIFEST, TABLES, shard_number
+from manifests.identity import KEY_BYTES, digest
+
+FORMAT, VERSION = "fashion-ntm store", 1
+_HEX = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One immutable file: rows, size in bytes, SHA-256, and where its two arrays begin (None: read through h5py)."""
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+    features_at: int | None
+    keys_at: int | None
+
+
+@dataclass(frozen=True)
+class TableInfo:
+    """A table [rows, dim] of ``dtype``; its rows are its shards' rows one after another."""
+
+    rows: int
+    dim: int
+    dtype: str
+    shards: tuple[ShardInfo, ...]
+
+    def with_shard(self, shard: ShardInfo) -> TableInfo:
+        return replace(self, rows=self.rows + shard.rows, shards=(*self.shards, shard))
+
+
+@dataclass(frozen=True)
+class CatalogueInfo:
+    """The binding image id -> key. ``replaces``: the one before, while the file is being replaced."""
+
+    ids: int
+    bytes: int
+    sha256: str
+    replaces: CatalogueInfo | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The committed state of a store. ``fields`` key it; ``execution``, one record a writer session, never does."""
+
+    dataset: str
+    extractor: str
+    fingerprint: str
+    fields: dict[str, Any]
+    versions: dict[str, str]  # of the writer that made the store
+    tables: dict[str, TableInfo] = field(default_factory=dict)
+    catalogue: CatalogueInfo | None = None
+    execution: tuple[dict[str, Any], ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """As written to manifest.json, in its order, without the digest of itself."""
+        about = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        about["execution"] = list(self.execution)
+        for table in about["tables"].values():
+            table["shards"] = list(table["shards"])
+        return about
+
+    def __getitem__(self, name: str) -> Any:
+        return self.as_dict()[name]
+
+    def keys(self) -> list[str]:
+        return list(self.as_dict())
+
+    def with_shard(self, table: str, dim: int, dtype: str, shard: ShardInfo) -> Manifest:
+        info = self.tables.get(table) or TableInfo(0, dim, dtype, ())
+        tables = {**self.tables, table: info.with_shard(shard)}
+        return replace(self, tables={name: tables[name] for name in TABLES if name in tables})
+
+    def next_number(self, table: str) -> int:
+        """Number of the next shard of ``table``."""
+        info = self.tables.get(table)
+        return shard_number(info.shards[-1].file)[1] + 1 if info else 0
+
+    def whose(self, sha256: str) -> str:
+        """What a file with this digest is, where another one was expected."""
+        shards = [s.file for info in self.tables.values() for s in info.shards if s.sha256 == sha256]
+        return f"holds the bytes of {shards[0]}: files were swapped" if shards else "was changed: its digest differs"
+
+    def save(self, directory: Path, after: Sequence[Callable[[], Any]] = ()) -> None:
+        """Replace manifest.json, once everything in ``after`` (syncs of what it names) is done. Raises OSError."""
+        about = self.as_dict()
+        text = json.dumps({**about, "digest": digest(about)}, indent=1, ensure_ascii=False)
+        replace_atomically(directory / MANIFEST, text.encode() + b"\n", after=after)
+
+
+def load_manifest(directory: Path) -> Manifest:
+    """Read and check manifest.json.
+
+    Raises StoreNotFoundError, StoreVersionError for a newer format, StoreCorruptError for anything changed.
+    """
+    path = directory / MANIFEST
+    try:
+        text = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        what = f"{path} is missing" if directory.is_dir() else f"{directory} does not exist"
+        raise StoreNotFoundError(f"there is no store: {what}; run the extraction that makes it") from None
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror or error}") from error
+    try:
+        about = json.loads(text)
+        version, found = about["version"], about.pop("digest", None)
+        known = about["format"] == FORMAT and type(version) is int
+        whole = found == digest(about)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise _damaged(path, f"it is not a manifest ({type(error).__name__}: {error})") from None
+    if known and version > VERSION:
+        doubt = "" if whole else ", or the file is damaged"
+        raise StoreVersionError(
+            f"{path} is in format {version}; this version of the project reads up to format {VERSION}{doubt}: "
+            "upgrade the project, or extract into another folder"
+        )
+    if not known or version < 1 or not whole:
+        raise _damaged(path, "its digest does not match its content")
+    try:
+        return _parse(about)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from None
+
+
+def _damaged(path: Path, why: str) -> StoreCorruptError:
+    return StoreCorruptError(
+        f"{path} was edited or damaged: {why}. Restore it from a copy; or move it away and run the extraction again, "
+        "which takes back every shard whose receipt in the ledger matches"
+    )
+
+
+def _parse(about: Mapping[str, Any]) -> Manifest:
+    """The manifest's parts as types. Raises ValueError or TypeError: a digest does not make a wrong manifest right."""
+    fields = about["fields"]
+    if not isinstance(fields, dict) or about["fingerprint"] != digest(fields):
+        raise ValueError("the fingerprint is not the digest of the fields")
+    tables = {_expect(name, name in TABLES, "table"): _table(name, table) for name, table in about["tables"].items()}
+    catalogue = about["catalogue"]
+    return Manifest(
+        dataset=_expect(about["dataset"], isinstance(about["dataset"], str), "dataset"),
+        extractor=_expect(about["extractor"], isinstance(about["extractor"], str), "extractor"),
+        fingerprint=about["fingerprint"],
+        fields=fields,
+        versions={str(k): str(v) for k, v in about["versions"].items()},
+        tables=tables,
+        catalogue=None if catalogue is None else _catalogue(catalogue),
+        execution=tuple(_expect(record, isinstance(record, dict), "execution") for record in about["execution"]),
+    )
+
+
+def _table(name: str, about: Mapping[str, Any]) -> TableInfo:
+    dtype, dim = _expect(about["dtype"], about["dtype"] in DTYPES, "dtype"), _count(about["dim"], 1)
+    shards = tuple(
+        ShardInfo(
+            file=_expect(s["file"], shard_number(s["file"])[0] == name, "file"),
+            rows=_count(s["rows"], 1),
+            bytes=_count(s["bytes"], 1),
+            sha256=_hex(s["sha256"]),
+            features_at=None if s["features_at"] is None else _count(s["features_at"], 0),
+            keys_at=None if s["keys_at"] is None else _count(s["keys_at"], 0),
+        )
+        for s in about["shards"]
+    )
+    numbers = [shard_number(s.file)[1] for s in shards]
+    if not numbers or numbers != sorted(set(numbers)):
+        raise ValueError(f"the shards of {name} are not in order, or one is listed twice, or there is none")
+    width = np.dtype(dtype).itemsize * dim
+    for s in shards:
+        ends = [at + s.rows * size for at, size in ((s.features_at, width), (s.keys_at, KEY_BYTES)) if at is not None]
+        if max(ends, default=0) > s.bytes:
+            raise ValueError(f"{s.file} is smaller than its rows")
+    return TableInfo(_expect(about["rows"], about["rows"] == sum(s.rows for s in shards), "rows"), dim, dtype, shards)
+
+
+def _catalogue(about: Mapping[str, Any]) -> CatalogueInfo:
+    before = about["replaces"]
+    return CatalogueInfo(
+        _count(about["ids"], 0),
+        _count(about["bytes"], 1),
+        _hex(about["sha256"]),
+        None if before is None else _catalogue({**before, "replaces": None}),
+    )
+
+
+def _expect(value: Any, right: bool, what: str) -> Any:
+    if not right:
+        raise ValueError(f"{what} {value!r} is not allowed")
+    return value
+
+
+def _count(value: Any, least: int) -> int:
+    return _expect(value, type(value) is int and least <= value < 1 << 62, "number")
+
+
+def _hex(value: Any) -> str:
+    return _expect(value, isinstance(value, str) and bool(_HEX.fullmatch(value)), "digest")
+
+
+@cache
+def versions() -> dict[str, str]:
+    """What wrote a store: recorded, never keyed (a version that changes a feature is a field of the extractor)."""
+    try:
+        project = metadata.version("fashion-ntm")
+    except metadata.PackageNotFoundError:
+        project = "not installed"
+    return {
+        "project": project,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "h5py": h5py.__version__,
+        "hdf5": h5py.version.hdf5_version,
+    }

@@ -1,0 +1,311 @@
+"""Reading a store: no lock, no HDF5 call where a shard lies in one piece, never a row that was not checked.
+
+A ``Store`` is a snapshot: it sees the rows that its manifest names. It keeps no open file of its own and takes no
+lock, so it works in threads, after fork and, pickled, in spawned workers; two threads that meet in the same first
+touch do it twice, which is harmless.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from cache.catalogue import read_catalogue
+from cache.errors import StoreCorruptError, StoreError, StoreLookupError, naming
+from cache.index import KeyIndex, as_keys
+from cache.layout import CATALOGUE, check_table, shard_number
+from cache.ledger import Failure, Ledger, Receipt
+from cache.manifest import Manifest, ShardInfo, TableInfo, load_manifest
+from cache.rows import ScatteredRows, map_features, read_features, read_keys
+from cache.shards import header_problems
+from cache.stamps import Stamps
+from manifests.identity import KEY_BYTES, stack_keys, text_key
+
+_SCRATCH = 1 << 20  # bytes that a gather over several shards holds beside its result, a thread
+Check = Literal["digest", "always", "header"]
+
+
+class Store:
+    """The committed rows of one (dataset, extractor) pair, read-only.
+
+    Rows are content-addressed: ``find`` gives row numbers of keys, ``gather`` and ``load`` give features.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, verify: Check = "digest"):
+        self.path, self.manifest, self.verify = path, manifest, verify
+        self._forget()
+
+    @classmethod
+    def open(cls, path: str | Path, verify: Check = "digest") -> Store:
+        """Open a store; reads manifest.json only.
+
+        ``verify``: how a shard is checked when it is first touched. "digest": SHA-256 of the file (about 0.1 s per
+        100 MB), once a file and not once a process (see ``cache.stamps``); "always": once a process; "header": size
+        and header only. A shard that fails is never read.
+
+        Raises StoreNotFoundError (a FileNotFoundError), StoreVersionError for a newer format, StoreCorruptError.
+        """
+        if verify not in get_args(Check):
+            raise StoreError(f"unknown verify {verify!r}: use one of {', '.join(get_args(Check))}")
+        return cls(Path(path), load_manifest(Path(path)), verify)
+
+    def _forget(self) -> None:
+        self._stamps = Stamps(self.path)
+        self._checked: set[str] = set()
+        self._maps: dict[str, np.ndarray | ScatteredRows] = {}
+        self._keys: dict[str, np.ndarray] = {}
+        self._indexes: dict[str, KeyIndex] = {}
+        self._scratch = threading.local()
+        self._catalogue: dict[str, bytes] | None = None
+        self._starts = {
+            name: np.cumsum([0, *(s.rows for s in info.shards)]) for name, info in self.manifest.tables.items()
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "manifest": self.manifest, "verify": self.verify}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def __repr__(self) -> str:
+        tables = ", ".join(f"{name} [{t.rows}, {t.dim}] {t.dtype}" for name, t in self.tables.items())
+        return f"Store({str(self.path)!r}: {tables or 'empty'})"
+
+    @property
+    def dataset(self) -> str:
+        return self.manifest.dataset
+
+    @property
+    def extractor(self) -> str:
+        return self.manifest.extractor
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of ``fields``, 64 hex digits."""
+        return self.manifest.fingerprint
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Everything that can change a feature's value, and nothing else."""
+        return self.manifest.fields
+
+    @property
+    def execution(self) -> list[dict[str, Any]]:
+        """One record a writer session: settings, versions, host; recorded, never keyed."""
+        return list(self.manifest.execution)
+
+    @property
+    def tables(self) -> dict[str, TableInfo]:
+        return dict(self.manifest.tables)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk of the store's own files."""
+        with naming(self.path, "list"), os.scandir(self.path) as entries:
+            return sum(entry.stat().st_size for entry in entries if entry.is_file())
+
+    def keys(self, table: str) -> np.ndarray:
+        """Content keys in order of the rows, uint8 [rows, 16], read-only; [0, 16] for a table without rows."""
+        check_table(table)
+        if table not in self._keys:
+            info = self.manifest.tables.get(table)
+            shards = info.shards if info else ()
+            parts = [self._read(shard, info, lambda path, shard, info: read_keys(path, shard)) for shard in shards]
+            self._stamps.save()
+            keys = np.concatenate(parts) if parts else np.empty((0, KEY_BYTES), dtype=np.uint8)
+            keys.flags.writeable = False
+            self._keys[table] = keys
+        return self._keys[table]
+
+    def find(self, table: str, keys: np.ndarray) -> np.ndarray:
+        """Row numbers of keys uint8 [n, 16] -> int64 [n], -1 where absent (everywhere, for a table without rows)."""
+        try:
+            keys = as_keys(keys)
+        except ValueError as error:
+            raise StoreError(f"{self.path.name}, table '{table}': {error}") from None
+        if table not in self._indexes:
+            self._indexes[table] = KeyIndex(self.keys(table))
+        return self._indexes[table].find(keys)
+
+    def load(self, table: str, out: np.ndarray | None = None) -> np.ndarray:
+        """The whole table [rows, D] in its stored dtype; into ``out`` (such as a pinned tensor's array) if given."""
+        info = self._table(table)
+        out = self._output(info, info.rows, out)
+        starts = self._starts[table]
+        for n, shard in enumerate(info.shards):
+            part = out[starts[n] : starts[n + 1]]
+            self._read(shard, info, lambda path, shard, info, part=part: read_features(path, shard, part))
+        self._stamps.save()
+        return out
+
+    def gather(self, table: str, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Features of row numbers int [n] (any order, repeats allowed) -> [n, D], in that order.
+
+        Raises StoreLookupError for a row outside the table: -1, which ``find`` gives for an absent key, included.
+        """
+        info = self._table(table)
+        rows = self._rows(table, info, rows)
+        out = self._output(info, len(rows), out)
+        if len(info.shards) == 1:
+            self._take(info.shards[0], info, rows, out)
+        else:
+            step = max(256, _SCRATCH // max(1, out.dtype.itemsize * info.dim))
+            for start in range(0, len(rows), step):  # so that what is held beside the result has a bound
+                part = slice(start, start + step)
+                self._gather(table, info, rows[part], out[part])
+        self._stamps.save()
+        return out
+
+    def _gather(self, table: str, info: TableInfo, rows: np.ndarray, out: np.ndarray) -> None:
+        """Take shard by shard in order of place, then put in order. The buffer between is kept: new pages are dear."""
+        held = getattr(self._scratch, table, None)
+        if held is None or len(held) < len(rows):
+            held = np.empty((len(rows), info.dim), dtype=info.dtype)
+            setattr(self._scratch, table, held)
+        starts = self._starts[table]
+        order = rows.argsort()
+        ordered = rows[order]
+        edges = ordered.searchsorted(starts)
+        bounds = edges.tolist()
+        for n in (edges[1:] > edges[:-1]).nonzero()[0].tolist():
+            first, last = bounds[n], bounds[n + 1]
+            self._take(info.shards[n], info, ordered[first:last] - starts[n], held[first:last])
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        held.take(back, axis=0, out=out, mode="clip")
+
+    def catalogue(self) -> dict[str, bytes]:
+        """Image id -> 16-byte key of its row in ``image`` or ``target``; empty when nothing was bound."""
+        if self._catalogue is None:
+            found = read_catalogue(self.path, self.manifest.catalogue)
+            if found is None:  # a writer may have bound another one since this snapshot was taken
+                found = read_catalogue(self.path, load_manifest(self.path).catalogue)
+            if found is None:
+                raise StoreCorruptError(
+                    f"{self.path / CATALOGUE} is missing or is not the one the manifest names: run the extraction again"
+                )
+            self._catalogue = found
+        return dict(self._catalogue)
+
+    def failures(self) -> list[Failure]:
+        """Items that have no row now, with the reason of their last failure.
+
+        A failure is over once a row exists for its key; for the key that its image id has now (``image`` and
+        ``target``); for its text (``text``); or when the writer withdrew it.
+        """
+        with naming(Ledger(self.path).path, "read"):
+            return self.current(list(Ledger(self.path).failures().values()))
+
+    def current(self, failures: list[Failure]) -> list[Failure]:
+        """Those of ``failures`` whose items still have no row."""
+        return [f for f in failures if not self._has_row(f)]
+
+    def receipts(self) -> list[Receipt]:
+        """The receipt of each committed shard that has one, in order of the ledger."""
+        whole = {(s.file, s.sha256) for info in self.manifest.tables.values() for s in info.shards}
+        with naming(Ledger(self.path).path, "read"):
+            found = {r.shard: r for r in Ledger(self.path).receipts() if (r.shard, r.sha256) in whole}
+        return list(found.values())
+
+    def _has_row(self, failure: Failure) -> bool:
+        keys = [bytes.fromhex(failure.key)] if failure.key else []
+        if failure.table in ("image", "target") and failure.item in self.catalogue():
+            keys.append(self.catalogue()[failure.item])
+        if failure.table == "text" and not failure.key:
+            with suppress(UnicodeEncodeError):  # no valid text, so no row can have its key
+                keys.append(text_key(failure.item))
+        return bool(keys) and bool((self.find(failure.table, stack_keys(keys)) >= 0).any())
+
+    def _table(self, table: str) -> TableInfo:
+        check_table(table)
+        if table not in self.manifest.tables:
+            held = ", ".join(self.manifest.tables) or "none"
+            raise StoreLookupError(f"{self.path} holds no rows of table '{table}'; tables: {held}")
+        return self.manifest.tables[table]
+
+    def _rows(self, table: str, info: TableInfo, rows: np.ndarray) -> np.ndarray:
+        rows = np.asarray(rows)
+        if rows.ndim != 1 or (rows.dtype.kind not in "iu" and rows.size):
+            raise StoreError(f"rows of table '{table}' must be integers [n], not {rows.dtype} {list(rows.shape)}")
+        if rows.dtype != np.int64 or not rows.flags.c_contiguous:
+            rows = np.ascontiguousarray(rows, dtype=np.int64)
+        if rows.size and rows.view(np.uint64).max() >= info.rows:  # a negative one is a very large one
+            wrong = rows[(rows < 0) | (rows >= info.rows)]
+            raise StoreLookupError(
+                f"{self.path}: table '{table}' has rows 0 to {info.rows - 1}, asked for {wrong[:5].tolist()} "
+                f"({len(wrong)} of {rows.size} outside): keys that find() gives -1 for are not extracted"
+            )
+        return rows
+
+    def _output(self, info: TableInfo, rows: int, out: np.ndarray | None) -> np.ndarray:
+        if out is None:
+            return np.empty((rows, info.dim), dtype=info.dtype)
+        if out.shape != (rows, info.dim) or out.dtype.name != info.dtype or not out.flags.c_contiguous:
+            raise StoreError(
+                f"out must be a contiguous {info.dtype} {[rows, info.dim]}, not {out.dtype} {list(out.shape)}"
+            )
+        return out
+
+    def _take(self, shard: ShardInfo, info: TableInfo, local: np.ndarray, out: np.ndarray) -> None:
+        """Rows ``local`` of a shard, mapped at its first use. The oldest map goes when there are too many."""
+        features = self._maps.get(shard.file)
+        if features is None:
+            while len(self._maps) >= _most_maps():
+                self._maps.pop(next(iter(list(self._maps)), ""), None)
+            self._maps[shard.file] = features = self._read(shard, info, map_features)
+        try:
+            features.take(local, axis=0, out=out, mode="clip")  # in bounds already; "raise" would copy once more
+        except OSError as error:
+            raise self._corrupt(self.path / shard.file, f"cannot be read ({error})") from error
+
+    def _read(self, shard: ShardInfo, info: TableInfo, how: Callable[[Path, ShardInfo, TableInfo], Any]) -> Any:
+        """``how(path, shard, info)`` on a shard that was checked first."""
+        path = self.path / shard.file
+        try:
+            if shard.file not in self._checked:
+                self._check(path, shard, info)
+                self._checked.add(shard.file)
+            return how(path, shard, info)
+        except FileNotFoundError:
+            raise self._corrupt(path, "is missing") from None
+        except PermissionError as error:
+            raise StoreError(f"cannot read {path}: {error.strerror}") from error
+        except (OSError, ValueError) as error:
+            raise self._corrupt(path, f"cannot be read ({error})") from error
+
+    def _check(self, path: Path, shard: ShardInfo, info: TableInfo) -> None:
+        size = path.stat().st_size
+        if size != shard.bytes:
+            raise self._corrupt(path, f"has {size} bytes, not {shard.bytes}: it was cut off or replaced")
+        if self.verify == "header":
+            problems = header_problems(path, self.manifest, *shard_number(shard.file), shard, info)
+            if problems:
+                raise self._corrupt(path, f"was changed: {problems[0]}")
+            return
+        found = self._stamps.digest(path, shard.sha256, remembered=self.verify == "digest")
+        if found != shard.sha256:  # HDF5 is not asked what is wrong: it should not parse a file of unknown bytes
+            raise self._corrupt(path, self.manifest.whose(found))
+
+    def _corrupt(self, path: Path, what: str) -> StoreCorruptError:
+        return StoreCorruptError(
+            f"{path} {what}. None of its rows are used. Restore the file from a copy; `cache verify` lists everything "
+            "that is wrong with the store"
+        )
+
+
+def _most_maps() -> int:
+    """Each map holds a file descriptor: use a quarter of what the process may have."""
+    try:
+        import resource
+
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    except ImportError:
+        soft = 512
+    return max(64, soft // 4) if soft > 0 else 1 << 14

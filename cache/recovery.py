@@ -1,0 +1,97 @@
+"""What a writer does first: clear away what a dead writer left, and take back what it had finished.
+
+The order of a commit is: temporary file, checked and synced; receipt in the ledger; rename; manifest. So a shard
+under its final name that the manifest does not name was either renamed in the last moment before a crash (its
+receipt holds its digest: it is taken back), or is not ours (it is set aside as ``<name>.<digest8>.rejected``,
+never read, never deleted). Temporary files are deleted. The catalogue is the old or the new one, whole.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from cache.files import sync_directory
+from cache.hdf5 import read_header
+from cache.index import duplicates
+from cache.layout import CATALOGUE, DTYPES, REJECTED, TABLES, is_temporary, shard_number
+from cache.ledger import Ledger
+from cache.manifest import Manifest, ShardInfo, TableInfo
+from cache.reader import Store
+from cache.rows import read_keys
+from cache.shards import header_problems
+from cache.stamps import sha256_of
+
+
+def remove_temporaries(directory: Path) -> list[str]:
+    """Delete the temporary files in ``directory``; gives their names. Only under the writer's lock."""
+    names = sorted(name for name in os.listdir(directory) if is_temporary(name))
+    for name in names:
+        (directory / name).unlink(missing_ok=True)
+    return names
+
+
+def unlisted_shards(directory: Path, manifest: Manifest) -> list[str]:
+    """Files named as shards that the manifest does not name, by table and number."""
+    listed = {s.file for info in manifest.tables.values() for s in info.shards}
+    found = []
+    for name in os.listdir(directory):
+        try:
+            table, number = shard_number(name)
+        except ValueError:
+            continue
+        if name not in listed:
+            found.append((TABLES.index(table), number, name))
+    return [name for *_, name in sorted(found)]
+
+
+def take_back(directory: Path, manifest: Manifest) -> Manifest:
+    """The manifest with every unlisted shard that verifies; the others are set aside."""
+    names = unlisted_shards(directory, manifest)
+    if not names:
+        return manifest
+    promised = {(r.shard, r.sha256) for r in Ledger(directory).receipts()}
+    for name in names:
+        sha256 = sha256_of(directory / name)
+        adopted = _adopt(directory, manifest, name, sha256) if (name, sha256) in promised else None
+        if adopted is None:
+            os.replace(directory / name, directory / f"{name}.{sha256[:8]}{REJECTED}")
+            sync_directory(directory)
+        else:
+            manifest = adopted
+    return manifest
+
+
+def _adopt(directory: Path, manifest: Manifest, name: str, sha256: str) -> Manifest | None:
+    """``manifest`` with the shard ``name``, or None when its header or keys do not fit the table's."""
+    table, number = shard_number(name)
+    path = directory / name
+    try:
+        header = read_header(path)
+        (rows, dim), dtype = header.shapes["features"], header.dtypes["features"]
+        offsets = header.offsets["features"], header.offsets["keys"]
+        info = ShardInfo(name, rows, path.stat().st_size, sha256, *offsets)
+        kind = manifest.tables.get(table) or TableInfo(0, dim, dtype, ())
+        fits = number >= manifest.next_number(table) and (kind.dim, kind.dtype) == (dim, dtype) and dtype in DTYPES
+        if not fits or header_problems(path, manifest, table, number, info, kind):
+            return None
+        keys = read_keys(path, info)
+    except (OSError, KeyError, ValueError):
+        return None
+    if len(duplicates(keys)) or (Store(directory, manifest).find(table, keys) >= 0).any():
+        return None
+    return manifest.with_shard(table, dim, dtype, info)
+
+
+def settle_catalogue(directory: Path, manifest: Manifest) -> Manifest:
+    """The manifest without a half-finished replacement of the catalogue: whichever binding is in place counts."""
+    info = manifest.catalogue
+    if info is None or info.replaces is None:
+        return manifest
+    try:
+        found = sha256_of(directory / CATALOGUE)
+    except FileNotFoundError:
+        found = ""
+    right = next((i for i in (info, info.replaces) if i.sha256 == found), None)  # None: lost, the next bind writes it
+    return replace(manifest, catalogue=replace(right, replaces=None) if right else None)

@@ -1,0 +1,59 @@
+"""The rows of a checked shard: a memory map where they lie in one piece, h5py where they do not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from cache.files import read_into
+from cache.hdf5 import open_hdf5
+from cache.manifest import ShardInfo, TableInfo
+from manifests.identity import KEY_BYTES
+
+_BLOCK = 256
+
+
+class ScatteredRows:
+    """Features of a shard that someone repacked (compressed, say). Slow and right: reads the blocks it needs."""
+
+    def __init__(self, path: Path, info: ShardInfo, table: TableInfo):
+        self.path, self.info, self.table = path, info, table
+
+    def take(self, rows: np.ndarray, axis: int = 0, out: np.ndarray | None = None, mode: str = "raise") -> np.ndarray:
+        """Rows int64 [n] -> [n, D], as ndarray.take with axis 0. Raises OSError."""
+        found = np.empty((len(rows), self.table.dim), dtype=self.table.dtype) if out is None else out
+        blocks = rows // _BLOCK
+        with open_hdf5(self.path) as file:
+            for block in np.unique(blocks):
+                mine = blocks == block
+                found[mine] = file["features"][block * _BLOCK : (block + 1) * _BLOCK][rows[mine] - block * _BLOCK]
+        return found
+
+
+def map_features(path: Path, info: ShardInfo, table: TableInfo) -> np.ndarray | ScatteredRows:
+    """Features [rows, D], read-only, nothing read yet. Both kinds have ``take(rows, axis=0)``."""
+    if info.features_at is None:
+        return ScatteredRows(path, info, table)
+    kind = np.dtype(table.dtype).newbyteorder("<")
+    return np.asarray(np.memmap(path, kind, "r", offset=info.features_at, shape=(info.rows, table.dim)))
+
+
+def read_features(path: Path, info: ShardInfo, out: np.ndarray) -> None:
+    """All features of a shard into ``out`` [rows, D], without a second copy. Raises OSError."""
+    if info.features_at is None:
+        with open_hdf5(path) as file:
+            file["features"].read_direct(out)
+    elif read_into(path, memoryview(out.reshape(-1).view(np.uint8)), info.features_at) != out.nbytes:
+        raise OSError("it ends before its rows do")
+
+
+def read_keys(path: Path, info: ShardInfo) -> np.ndarray:
+    """Keys uint8 [rows, 16] of a shard. Raises OSError."""
+    keys = np.empty((info.rows, KEY_BYTES), dtype=np.uint8)
+    if info.keys_at is None:
+        with open_hdf5(path) as file:
+            file["keys"].read_direct(keys)
+    elif read_into(path, memoryview(keys.reshape(-1)), info.keys_at) != keys.nbytes:
+        raise OSError("it ends before its keys do")
+    return keys

@@ -1,0 +1,143 @@
+"""One shard: how it is written and checked before it counts, and what its header must say."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from cache.errors import StoreError
+from cache.files import sync_file, together
+from cache.hdf5 import read_header, write_hdf5
+from cache.index import as_keys, duplicates
+from cache.layout import DTYPES, shard_name
+from cache.manifest import Manifest, ShardInfo, TableInfo
+from manifests.identity import KEY_BYTES
+
+SHARD_FORMAT = "fashion-ntm shard 1"
+_BLOCK = 2048  # rows looked at together: stays in the processor's cache
+
+
+def check_rows(table: str, info: TableInfo | None, keys: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """Refuse rows that must never enter a store. ``info``: the table so far. Gives the keys, uint8 [n, 16].
+
+    Raises StoreError naming the table and the first rows that are wrong.
+    """
+    try:
+        keys = as_keys(keys, f"keys of table '{table}'")
+    except ValueError as error:
+        raise StoreError(str(error)) from None
+    if not isinstance(features, np.ndarray) or features.ndim != 2 or features.dtype.name not in DTYPES:
+        found = f"{features.dtype} {list(features.shape)}" if isinstance(features, np.ndarray) else type(features).__name__
+        raise StoreError(f"features of table '{table}' must be float16 or float32 [n, D], not {found}")
+    if len(keys) != len(features):
+        raise StoreError(f"table '{table}': {len(keys)} keys for {len(features)} rows of features")
+    if not len(keys) or not features.shape[1]:
+        raise StoreError(f"table '{table}': nothing to commit, features are {list(features.shape)}")
+    if info and (info.dim, info.dtype) != (features.shape[1], features.dtype.name):
+        raise StoreError(
+            f"table '{table}' holds {info.dtype} [n, {info.dim}], not {features.dtype} [n, {features.shape[1]}]: "
+            "features of one store come from one model"
+        )
+    bad = nonfinite_rows(features)
+    if len(bad):
+        raise StoreError(f"table '{table}': NaN or Inf in {_some(bad)} of {len(features)} rows: record them as failures")
+    again = duplicates(keys)
+    if len(again):
+        raise StoreError(f"table '{table}': keys appear twice in {_some(again)} of {len(keys)} rows: commit unique items")
+    return keys
+
+
+def nonfinite_rows(features: np.ndarray) -> np.ndarray:
+    """Rows of features [n, D] that hold NaN or Inf -> int64 [m]. Looks at the exponent bits: 8x faster than isfinite."""
+    half = features.dtype.itemsize == 2
+    kind, no_sign, high = (np.uint16, 0x7FFF, 0x7C00) if half else (np.uint32, 0x7FFFFFFF, 0x7F800000)
+    found = []
+    for start in range(0, len(features), _BLOCK):
+        bits = np.ascontiguousarray(features[start : start + _BLOCK]).view(kind) & kind(no_sign)
+        if bits.max(initial=0) >= high:
+            found.append(start + np.flatnonzero((bits >= high).any(axis=1)))
+    return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+
+
+def _some(rows: np.ndarray) -> str:
+    head = ", ".join(map(str, rows[:5].tolist()))
+    return f"row{'s' if len(rows) > 1 else ''} {head}" + (f" ... ({len(rows)})" if len(rows) > 5 else "")
+
+
+def expected_attributes(manifest: Manifest, table: str, number: int, rows: int, dim: int) -> dict[str, str | int]:
+    """Root attributes of a shard. They tell a shard moved here from another place, or renamed, by its header alone."""
+    return {
+        "format": SHARD_FORMAT,
+        "dataset": manifest.dataset,
+        "extractor": manifest.extractor,
+        "fingerprint": manifest.fingerprint,
+        "table": table,
+        "number": number,
+        "rows": rows,
+        "dim": dim,
+    }
+
+
+def write_shard(
+    path: Path, manifest: Manifest, table: str, number: int, keys: np.ndarray, features: np.ndarray
+) -> ShardInfo:
+    """Write ``path``, close it, read it back against the arrays, and make it durable. Equal input, equal bytes.
+
+    Raises OSError (disk full ...), StoreError when what was read back differs.
+    """
+    attributes = expected_attributes(manifest, table, number, *features.shape)
+    arrays = {"features": features, "keys": keys}
+    offsets = write_hdf5(path, arrays, attributes)
+    pieces = [(offsets[name], array) for name, array in arrays.items() if offsets[name] is not None]
+    (sha256, same), _ = together(lambda: _read_back(path, pieces), lambda: sync_file(path))
+    place = offsets["features"], offsets["keys"]
+    info = ShardInfo(shard_name(table, number), len(keys), path.stat().st_size, sha256, *place)
+    kind = TableInfo(len(keys), features.shape[1], features.dtype.name, (info,))
+    wrong = header_problems(path, manifest, table, number, info, kind)
+    if wrong or not same:
+        what = wrong[0] if wrong else "rows differ"
+        raise StoreError(f"{path} does not read back as written ({what}): the disk or memory is failing")
+    return info
+
+
+def _read_back(path: Path, pieces: list[tuple[int, np.ndarray]]) -> tuple[str, bool]:
+    """SHA-256 of a file, and whether each array lies bit for bit at its offset, in one pass over the file."""
+    flat = [(offset, np.ascontiguousarray(array).reshape(-1).view(np.uint8)) for offset, array in pieces]
+    digest, same, start, block = hashlib.sha256(), True, 0, np.empty(1 << 18, dtype=np.uint8)
+    with open(path, "rb", buffering=0) as handle:
+        while count := handle.readinto(memoryview(block)):
+            digest.update(block[:count])
+            for offset, data in flat:
+                a, b = max(start, offset), min(start + count, offset + data.size)
+                same = same and (a >= b or np.array_equal(block[a - start : b - start], data[a - offset : b - offset]))
+            start += count
+    return digest.hexdigest(), same and all(offset + data.size <= start for offset, data in flat)
+
+
+def header_problems(
+    path: Path, manifest: Manifest, table: str, number: int, info: ShardInfo, kind: TableInfo
+) -> list[str]:
+    """What a shard's header says otherwise than it should. Cheap: reads no rows."""
+    try:
+        header = read_header(path)
+    except OSError as error:
+        return [f"it is no readable HDF5 file: {error}"]
+    wanted = expected_attributes(manifest, table, number, info.rows, kind.dim)
+    problems = [
+        f"{name} is {header.attributes.get(name)!r}, not {value!r}"
+        for name, value in wanted.items()
+        if header.attributes.get(name) != value
+    ]
+    layout = {
+        "features": ((info.rows, kind.dim), kind.dtype, info.features_at),
+        "keys": ((info.rows, KEY_BYTES), "uint8", info.keys_at),
+    }
+    for name, (shape, dtype, offset) in layout.items():
+        if header.shapes.get(name) != shape or header.dtypes.get(name) != dtype:
+            found = f"{header.dtypes.get(name)} {header.shapes.get(name)}"
+            problems.append(f"dataset '{name}' is {found}, not {dtype} {shape}")
+        elif offset is not None and header.offsets[name] != offset:
+            problems.append(f"dataset '{name}' lies at byte {header.offsets[name]}, not {offset}")
+    return problems

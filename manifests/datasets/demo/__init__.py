@@ -1,0 +1,61 @@
+"""The embedded demo: a rendered catalogue of garments, and sessions in which early feedback matters at the end.
+
+No file comes with it: attributes, images, sessions and wording are made from one seed (see ``sessions`` for the rules).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import BaseModel, Field
+
+from manifests.datasets._files import option_path
+from manifests.datasets.base import DatasetSource
+from manifests.datasets.demo.catalogue import TEST, TRAIN, Size, build_catalogue
+from manifests.datasets.demo.files import FolderError, file_of, write_images
+from manifests.errors import Problems
+from manifests.schema import Dataset, Frozen, Image
+
+
+class DemoOptions(Frozen):
+    """``folder``: where the images go, below the data folder. Fewer families make a smaller demo of the same kind."""
+
+    folder: str = Field("demo", min_length=1)
+    seed: int = 0
+    size: int = Field(96, ge=32, le=512)  # pixels, square
+    train_families: int = Field(TRAIN.families, ge=1)  # a category; each has 34 sessions
+    test_families: int = Field(TEST.families, ge=1)  # a category; each has 32 sessions
+
+
+class Demo(DatasetSource):
+    """Rendered garments with generated multi-turn sessions."""
+
+    title: ClassVar[str] = "Embedded demo (rendered garments, generated sessions)"
+    Options: ClassVar[type[BaseModel]] = DemoOptions
+
+    @classmethod
+    def read(cls, options: BaseModel, data: Path, problems: Problems) -> Dataset | None:
+        """Render the images below ``data`` if they are not there yet (some seconds) and write the sessions."""
+        o: DemoOptions = options  # type: ignore[assignment]
+        folder = option_path(data, o.folder, problems, "folder")
+        if folder is None:
+            return None
+        catalogue = build_catalogue(
+            o.seed,
+            Size(o.train_families, TRAIN.sessions, TRAIN.garments),
+            Size(o.test_families, TEST.sessions, TEST.garments),
+        )
+        try:
+            write_images(catalogue.items, folder, o.seed, o.size)
+        except (FolderError, OSError) as error:
+            problems.add("key dataset.folder", str(error), "the demo must be able to write its images there")
+            return None
+        return Dataset(
+            name="demo",
+            images={item.id: Image(id=item.id, file=file_of(item)) for item in catalogue.items},
+            sessions=catalogue.sessions,
+            galleries=catalogue.galleries,
+            images_root=folder,
+            attributes={item.id: item.words for item in catalogue.items},
+        )

@@ -1,0 +1,109 @@
+"""The demo's whole catalogue and its sessions, from one seed: the same seed gives the same ids, images and words."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from manifests.datasets.demo.attributes import CATEGORIES, NONE, Garment
+from manifests.datasets.demo.sessions import Story, fill_family
+from manifests.datasets.demo.wording import feedback
+from manifests.schema import Gallery, Session, Split, Turn
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of a split there is: families a category, and sessions and garments of each family."""
+
+    families: int
+    sessions: int
+    garments: int
+
+
+TRAIN = Size(families=14, sessions=34, garments=64)
+TEST = Size(families=5, sessions=32, garments=110)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One catalogue image to be."""
+
+    id: str
+    category: str
+    split: Split
+    garment: Garment
+
+    @property
+    def words(self) -> dict[str, tuple[str, ...]]:
+        """Attribute words by field; a field that does not apply has none."""
+        return {field: () if value == NONE else (value,) for field, value in self.garment.items()}
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    items: tuple[Item, ...]
+    stories: dict[str, Story]  # session id -> what lies behind it
+    sessions: tuple[Session, ...]
+    galleries: tuple[Gallery, ...]
+
+
+def build_catalogue(seed: int, train: Size = TRAIN, test: Size = TEST) -> Catalogue:
+    """Train and test share no family, so no image, no session and no (reference, target) pair."""
+    items: list[Item] = []
+    stories: dict[str, Story] = {}
+    sessions: list[Session] = []
+    galleries: list[Gallery] = []
+    for split, size in (("train", train), ("test", test)):
+        for category in CATEGORIES:
+            rng = random.Random(f"demo sessions {seed} {split} {category}")
+            found = _part(split, category, size, rng, taken=_taken(items, category))
+            mine = [Item(f"{category}-{split}-{n:04d}", category, split, g) for n, g in enumerate(found.garments, 1)]
+            items += mine
+            galleries.append(Gallery(category=category, split=split, images=tuple(i.id for i in mine)))
+            ids = {tuple(i.garment.values()): i.id for i in mine}
+            for n, story in enumerate(found.stories, 1):
+                name = f"{category}-{split}-session-{n:03d}"
+                stories[name] = story
+                sessions.append(_session(name, split, story, ids, rng))
+    return Catalogue(tuple(items), stories, tuple(sessions), tuple(galleries))
+
+
+def _taken(items: list[Item], category: str) -> set[tuple[str, ...]]:
+    return {tuple(i.garment.values()) for i in items if i.category == category}
+
+
+@dataclass(frozen=True)
+class _Part:
+    garments: list[Garment]
+    stories: list[Story]
+
+
+def _part(split: Split, category: str, size: Size, rng: random.Random, taken: set[tuple[str, ...]]) -> _Part:
+    """The families of one gallery, in shuffled order; one that shares a garment with another is drawn anew."""
+    garments: list[Garment] = []
+    stories: list[Story] = []
+    used = set(taken)
+    while len(stories) < size.families * size.sessions:
+        family, told = fill_family(category, size.sessions, size.garments, rng)
+        if used & family.known:
+            continue
+        used |= family.known
+        garments += family.garments
+        stories += told
+    rng.shuffle(garments)
+    rng.shuffle(stories)
+    return _Part(garments, stories)
+
+
+def _session(name: str, split: Split, story: Story, ids: dict[tuple[str, ...], str], rng: random.Random) -> Session:
+    images = [ids[tuple(g.values())] for g in story.garments]
+    return Session(
+        id=name, category=story.category, split=split, turns=tuple(_turns(story, images, rng)), target=images[-1]
+    )
+
+
+def _turns(story: Story, images: list[str], rng: random.Random) -> Iterator[Turn]:
+    for reference, image, asked in zip(story.garments, images, story.requests, strict=False):
+        answer = {**reference, **asked}
+        yield Turn(reference=image, captions=feedback(story.category, asked, answer, reference, rng))

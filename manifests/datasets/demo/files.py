@@ -1,0 +1,81 @@
+"""Renders the catalogue to a folder, once: all images or none, and a stamp that says what they are."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import tempfile
+from pathlib import Path
+
+from manifests.datasets.demo.catalogue import Item
+from manifests.datasets.demo.render import render
+from manifests.errors import FashionNTMError
+from manifests.identity import digest
+
+RENDERER = 1  # of everything that decides how a garment looks; part of the stamp
+QUALITY = 90
+STAMP = "demo.json"
+IMAGES = "images"
+
+
+class FolderError(FashionNTMError):
+    """The demo's folder holds something else."""
+
+
+def file_of(item: Item) -> str:
+    """The item's image file, relative to the folder."""
+    return f"{IMAGES}/{item.id}.jpg"
+
+
+def stamp_of(items: tuple[Item, ...], seed: int, size: int) -> dict:
+    """What the folder's images are: equal stamps, equal pixels (of one Pillow version)."""
+    garments = digest([[i.id, i.garment] for i in items])
+    return {"renderer": RENDERER, "seed": seed, "size": size, "quality": QUALITY, "images": len(items), "garments": garments}
+
+
+def write_images(items: tuple[Item, ...], folder: Path, seed: int, size: int) -> bool:
+    """Render into ``folder`` unless its stamp says that they are there; True when it rendered.
+
+    The folder appears (or is replaced) complete. Raises FolderError when it holds files that are not the demo's.
+    """
+    stamp = stamp_of(items, seed, size)
+    if _stamp(folder) == stamp and len(list((folder / IMAGES).glob("*.jpg"))) == len(items):
+        return False
+    if folder.exists() and _stamp(folder) is None and any(folder.iterdir()):
+        raise FolderError(f"{folder} is no folder of demo images (it has no {STAMP}): name another with dataset.folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        (made / IMAGES).mkdir()
+        for item in items:
+            picture = render(item.category, item.garment, size, random.Random(f"demo image {seed} {item.id}"))
+            picture.save(made / file_of(item), quality=QUALITY)
+        (made / STAMP).write_text(json.dumps(stamp, indent=2) + "\n")
+        made.chmod(0o755)
+        _replace(made, folder, stamp)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return True
+
+
+def _stamp(folder: Path) -> dict | None:
+    try:
+        found = json.loads((folder / STAMP).read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _replace(made: Path, folder: Path, stamp: dict) -> None:
+    """Put the finished folder in place. Another process that was faster with the same images has won."""
+    if folder.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        os.replace(folder, old)  # onto the empty directory
+        shutil.rmtree(old, ignore_errors=True)
+    try:
+        os.replace(made, folder)
+    except OSError:
+        if _stamp(folder) != stamp:
+            raise

@@ -1,0 +1,221 @@
+"""Writes the demo's sessions: users who change their mind about nothing, and a shop that forgets what they said.
+
+Garments come in families: one base garment, a few fields that vary over three values each. A session walks inside a
+family. Its user asks for one or two new values a turn and never takes a request back. The image that is retrieved
+answers the current request, but loses earlier ones, and fields that nobody mentioned drift. The final target has all
+that was asked for in any turn, and in every other field it is the last reference image. So the last turn alone misses
+what was lost, the first image with all captions misses what drifted, and the family holds the images that both would
+rather find (paper Figure 5 shows the same failure on real images).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from manifests.datasets.demo.attributes import ACCENTS, FIELDS, NONE, Garment, needs_accent, problem, random_garment
+
+VERSION = 1  # of everything that decides what is drawn and written; part of the stamp
+
+VALUES = (3, 3, 2, 2, 2, 2)  # values of each field of a family that varies
+LENGTHS = {2: 0.35, 3: 0.40, 4: 0.25}  # turns of a session: share
+TWO_REQUESTS = {2: 0.75, 3: 0.45, 4: 0.25}  # turns of a session: how often a turn asks for two fields
+LOSS = 0.6  # chance a turn that an earlier request, met so far, is lost
+MISS = 0.5  # chance that one of two requests of a turn is not met at once
+DRIFT = {1: 0.6, 2: 0.4}  # fields that change unasked in a turn: share
+FORGETFUL = 0.9  # share of the sessions whose last reference lacks something that was asked for earlier
+TRIES = 16  # drafts of a next image, among which one that the family already has is preferred
+
+Requests = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Story:
+    """A session before it has images: garments I_1 .. I_N and the target, and what each turn asks for."""
+
+    category: str
+    garments: tuple[Garment, ...]
+    requests: tuple[Requests, ...]
+
+    @property
+    def wanted(self) -> Requests:
+        """All requests of the session."""
+        return {f: v for turn in self.requests for f, v in turn.items()}
+
+    @property
+    def lost(self) -> tuple[str, ...]:
+        """Fields asked for before the last turn that the last reference image does not have as asked."""
+        early = {f: v for turn in self.requests[:-1] for f, v in turn.items()}
+        return tuple(f for f, v in early.items() if self.garments[-2][f] != v)
+
+
+@dataclass
+class Family:
+    """A base garment and the fields that vary; ``garments`` are those that the catalogue will hold."""
+
+    category: str
+    base: Garment
+    values: dict[str, tuple[str, ...]]
+    garments: list[Garment] = field(default_factory=list)
+    known: set[tuple[str, ...]] = field(default_factory=set)
+
+    def has(self, garment: Garment) -> bool:
+        return tuple(garment.values()) in self.known
+
+    def add(self, garment: Garment) -> None:
+        if not self.has(garment):
+            self.known.add(tuple(garment.values()))
+            self.garments.append(garment)
+
+    def draw(self, rng: random.Random) -> Garment:
+        """A random member of the family that can be drawn."""
+        while True:
+            garment = {**self.base, **{f: rng.choice(v) for f, v in self.values.items()}}
+            if problem(garment) is None:
+                return garment
+
+
+def make_family(category: str, rng: random.Random) -> Family:
+    """A random base garment, colour and five more fields free; an accent colour only where it always shows."""
+    while True:
+        base = random_garment(category, rng)
+        names = [f for f in base if f not in ("colour", "accent")]
+        free = ["colour", *rng.sample(names, len(VALUES) - 1)]
+        if base["accent"] != NONE and rng.random() < 0.6:
+            free[-1] = "accent"
+        values = {}
+        for name, count in zip(free, VALUES, strict=True):
+            choices = [v for v in FIELDS[category][name] if v != base[name] and v != (NONE if name == "accent" else "")]
+            values[name] = (base[name], *rng.sample(choices, min(count - 1, len(choices))))
+        family = Family(category, base, {f: values[f] for f in FIELDS[category] if f in values})
+        members = [{**base, **{f: rng.choice(v) for f, v in family.values.items()}} for _ in range(100)]
+        if sum(problem(m) is None for m in members) >= 60:  # few enough combinations that cannot be drawn
+            return family
+
+
+def write_story(family: Family, turns: int, rng: random.Random) -> Story | None:
+    """One session of ``turns`` turns in a family, or None where the dice lead nowhere."""
+    garment = rng.choice(family.garments) if family.garments else family.draw(rng)
+    garments, requests = [garment], []
+    wanted: Requests = {}
+    for turn in range(1, turns + 1):
+        asked = _ask(family, garment, wanted, turns, rng)
+        if asked is None:
+            return None
+        earlier, wanted = wanted, {**wanted, **asked}
+        if turn == turns:
+            garment = {**garment, **wanted}
+            if problem(garment):
+                return None
+        else:
+            retrieved = _retrieve(family, garment, asked, earlier, rng)
+            if retrieved is None or retrieved in garments:
+                return None
+            garment = retrieved
+        garments.append(garment)
+        requests.append(asked)
+    return Story(family.category, tuple(garments), tuple(requests))
+
+
+def _ask(family: Family, garment: Garment, wanted: Requests, turns: int, rng: random.Random) -> Requests | None:
+    """New values for one or two fields that were not spoken of yet; a new pattern names its colour with it."""
+    open_fields = [f for f in family.values if f not in wanted]
+    count = 2 if rng.random() < TWO_REQUESTS[turns] else 1
+    if len(open_fields) <= count:
+        return None
+    for _ in range(20):
+        asked = {f: rng.choice(family.values[f]) for f in rng.sample(open_fields, count)}
+        after = {**garment, **asked}
+        if any(garment[f] == v for f, v in asked.items()):
+            continue
+        if needs_accent(after) and after["accent"] == NONE:
+            after["accent"] = asked["accent"] = rng.choice(ACCENTS)
+        elif not needs_accent(after) and after["accent"] != NONE:
+            if "accent" in wanted or "accent" in asked:
+                continue
+            after["accent"] = asked["accent"] = NONE
+        if problem(after) is None:
+            return asked
+    return None
+
+
+def _retrieve(
+    family: Family, garment: Garment, asked: Requests, earlier: Requests, rng: random.Random
+) -> Garment | None:
+    """The next image: of several drafts one that the family already holds, else the first that can be drawn."""
+    fallback = None
+    for _ in range(TRIES):
+        draft = _answer(family, garment, asked, earlier, rng)
+        if draft is not None and family.has(draft):
+            return draft
+        fallback = fallback or draft
+    return fallback
+
+
+def _answer(
+    family: Family, garment: Garment, asked: Requests, earlier: Requests, rng: random.Random
+) -> Garment | None:
+    """A draft of the image that a turn retrieves: it meets the request, forgets earlier ones, and drifts."""
+    after = {**garment, **asked}
+    if len(asked) == 2 and "accent" not in asked and rng.random() < MISS:
+        missed = rng.choice(list(asked))
+        after[missed] = garment[missed]
+    for name, value in earlier.items():
+        if after[name] == value and name in family.values and rng.random() < LOSS:
+            after[name] = rng.choice([v for v in family.values[name] if v != value])
+    quiet = [f for f in family.values if f not in earlier and f not in asked]
+    count = rng.choices(list(DRIFT), list(DRIFT.values()))[0]
+    for name in rng.sample(quiet, min(count, len(quiet))):
+        after[name] = rng.choice([v for v in family.values[name] if v != garment[name]])
+    plain = {**garment, **asked}
+    return after if problem(after) is None and needs_accent(after) == needs_accent(plain) else None
+
+
+def rivals(story: Story, family: Family) -> Iterator[Garment]:
+    """Near neighbours of a session's target that shortcuts find instead, the most tempting first."""
+    first, last, target = story.garments[0], story.garments[-2], story.garments[-1]
+    yield {**last, **story.requests[-1]}  # the last turn alone
+    yield {**first, **story.wanted}  # the first image with all captions
+    for name in story.lost:  # one early request still lost
+        yield {**target, name: last[name]}
+    for name in family.values:
+        if name in story.wanted:
+            yield {**target, name: first[name]}
+    for name in family.values:
+        if name not in story.wanted and first[name] != target[name]:
+            yield {**target, name: first[name]}
+    for name, values in family.values.items():
+        for value in values:
+            yield {**target, name: value}
+
+
+def fill_family(category: str, sessions: int, images: int, rng: random.Random) -> tuple[Family, list[Story]]:
+    """A family with its sessions, filled up with rivals to ``images`` garments (a few more if the sessions need them)."""
+    family = make_family(category, rng)
+    for _ in range(images // 5):
+        family.add(family.draw(rng))
+    stories: list[Story] = []
+    seen: set[tuple] = set()
+    while len(stories) < sessions:
+        turns = rng.choices(list(LENGTHS), list(LENGTHS.values()))[0]
+        forgetful = rng.random() < FORGETFUL
+        story = None
+        while story is None or (forgetful and not story.lost):
+            story = write_story(family, turns, rng)
+        mark = tuple(tuple(g.values()) for g in story.garments)
+        if mark in seen:
+            continue
+        seen.add(mark)
+        stories.append(story)
+        for garment in story.garments:
+            family.add(garment)
+    queues = [rivals(s, family) for s in stories]
+    while queues and len(family.garments) < images:
+        for queue in list(queues):
+            rival = next((g for g in queue if problem(g) is None and not family.has(g)), None)
+            if rival is None:
+                queues.remove(queue)
+            elif len(family.garments) < images:
+                family.add(rival)
+    return family, stories

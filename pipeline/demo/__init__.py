@@ -1,0 +1,1 @@
+"""The embedded demo: its small single-turn model, how it is built, and both stages run on it."""

@@ -1,0 +1,60 @@
+"""``demo``: both stages on the rendered garments, from nothing to a table; and the model rebuilt from nothing."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from pathlib import Path
+
+from manifests.load import load_dataset, load_spec
+from manifests.schema import RunSpec
+from pipeline.stage1 import extract_spec
+from pipeline.stage2 import Log, build_table, evaluate_spec, train_spec
+from pipeline.workspace import Workspace
+
+
+def demo_spec(out: Path) -> tuple[RunSpec, str]:
+    """The demo's spec, and the options that name it on a command line."""
+    options = shlex.join(["--data", str(out), "--out", str(out)])
+    return load_spec("demo", given=f"demo {options}"), options
+
+
+def demo(out: Path, device: str, log: Log) -> str:
+    """Render, extract, train and evaluate what is not there yet; returns the last screen as text."""
+    from pipeline.results.terminal import to_text
+
+    began = time.perf_counter()
+    spec, options = demo_spec(out)
+    workspace = Workspace(out)
+    log("rendering the catalogue (kept from an earlier demo where it is the same) ...")
+    dataset = load_dataset(spec, out)
+    log(f"stage 1: {len(dataset.images):,} images, {len(dataset.sessions):,} sessions")
+    first = extract_spec(spec, dataset, workspace, device)
+    log("stage 2: training on the cached features alone")
+    for line in train_spec(spec, dataset, workspace, device=device):
+        log(f"  {line}")
+    evaluate_spec(spec, dataset, workspace, device=device)
+    table = build_table("demo", "demo", (), out, out, spec.asked)
+    store = first.composed.path if first.composed else first.extraction.path
+    return "\n".join([
+        "",
+        "Stage 1",
+        _indent(first.extraction.text()),
+        _indent(first.composed.text()) if first.composed else "",
+        "",
+        "Stage 2",
+        _indent(to_text(table, width=100)),
+        f"done in {time.perf_counter() - began:.0f} s; a second `demo` computes nothing that is here already",
+        "",
+        "Next:",
+        f"  python cli.py table demo --format latex {options}",
+        f"  python cli.py train demo --model cm_ntm --seeds 0..4 {options}",
+        f"  python cli.py status demo {options}",
+        "  python cli.py ls --long",
+        f"  h5ls -r {shlex.quote(str(store))}/query-00000.h5",
+        "  python cli.py run mt_fashioniq-caption --data DIR      (real dialogues: see the README)",
+    ])  # fmt: skip
+
+
+def _indent(text: str) -> str:
+    return "\n".join(f"  {line}".rstrip() for line in text.strip("\n").split("\n"))

@@ -1,0 +1,60 @@
+"""Chooses the compute device, and knows how each kind says that its memory is full."""
+
+from __future__ import annotations
+
+import torch
+
+from manifests.errors import FashionNTMError
+
+KINDS = ("auto", "cpu", "cuda", "mps")
+
+
+class DeviceError(FashionNTMError):
+    """The device that was asked for is unknown or not on this machine."""
+
+
+def available() -> tuple[str, ...]:
+    """Devices of this machine, the preferred one first."""
+    cuda = [f"cuda:{n}" for n in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    mps = ["mps"] if torch.backends.mps.is_available() else []
+    return (*cuda, *mps, "cpu")
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """``auto`` is the first of CUDA, MPS and CPU that is there. Raises DeviceError naming what this machine has."""
+    found = available()
+    if name == "auto":
+        return torch.device(found[0])
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in KINDS:
+        raise DeviceError(f"unknown device {name!r}: use one of {', '.join(KINDS)}, or cuda:0, cuda:1, ...")
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", 0)
+    if str(device) not in found:
+        raise DeviceError(f"device {name!r} is not available here: this machine has {', '.join(found)} (try --device auto)")
+    return device
+
+
+def describe(device: torch.device) -> str:
+    """A name for the record, such as ``cuda:0 (NVIDIA H100 80GB HBM3)``."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for the out-of-memory errors of CUDA, MPS and the CPU allocator (which raises a plain RuntimeError)."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    signs = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
+
+
+def free_memory(device: torch.device) -> None:
+    """Give cached blocks back after an out-of-memory error, so that a smaller batch can have them."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()

@@ -1,0 +1,27 @@
+"""Single-turn models, one module each. Adding a file adds an extractor."""
+
+from __future__ import annotations
+
+from manifests.errors import Problems
+from manifests.options import parse_options
+from manifests.registry import Registry
+from manifests.schema import RunSpec
+from pipeline.extraction.extractors.base import Extractor
+
+extractors: Registry[Extractor] = Registry("pipeline.extraction.extractors", Extractor, "extractor")
+
+
+def load_extractor(spec: RunSpec, device: str = "auto") -> Extractor:
+    """The spec's extractor with its weights on ``device`` (auto: CUDA, MPS, CPU, whichever is there first).
+
+    Raises ManifestError for an unknown extractor or option (with the nearest name), DeviceError, and ModelError when
+    the model cannot be found or loaded.
+    """
+    from pipeline.device import resolve_device
+
+    family = extractors.get(spec.extractor.name, spec.name, "key extractor.name")
+    problems = Problems(spec.name)
+    options = parse_options(family.Options, spec.extractor.options, spec.name, "extractor", problems)
+    problems.raise_if_any()
+    assert options is not None
+    return family(options, resolve_device(device))

@@ -1,0 +1,126 @@
+"""A sentence encoder over captions that stand in for the images: real dialogues, and no image needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from manifests.schema import Dataset, Image
+from pipeline.extraction import hub
+from pipeline.extraction.extractors.base import Card, Extractor, ExtractorOptions
+from pipeline.extraction.tokens import Tokens
+
+_PLAIN = ("Transformer", "Pooling", "Normalize")  # sentence-transformers modules that this file is equal to
+
+
+class CaptionOptions(ExtractorOptions):
+    """``model``: hub id or local folder of a sentence encoder. ``attributes``: append the dataset's attribute words."""
+
+    model: str = Field("sentence-transformers/all-MiniLM-L6-v2", min_length=1)
+    revision: str | None = None
+    trust_remote_code: bool = False
+    attributes: bool = False
+
+
+class CaptionExtractor(Extractor):
+    """Image rows are embeddings of the images' captions, text rows of the feedback: one encoder for both.
+
+    Pooling is the mean over the tokens, or the first token where 1_Pooling/config.json says so (sentence-transformers).
+    """
+
+    title: ClassVar[str] = "sentence encoder over captions that stand in for images"
+    version: ClassVar[int] = 1
+    Options = CaptionOptions
+    tables: ClassVar[tuple[str, ...]] = ("image", "text")
+    reads: ClassVar[Literal["pixels", "caption"]] = "caption"
+    options: CaptionOptions
+
+    def __init__(self, options: CaptionOptions, device: torch.device):
+        super().__init__(options, device)
+        self.checkpoint = checkpoint = hub.locate(options.model, options.revision, options.trust_remote_code)
+        self.pooling = _pooling(checkpoint)
+        self.model = hub.load_model(checkpoint, self.compute, device, unused=("pooler.",))
+        sentence = checkpoint.json("sentence_bert_config.json")
+        tokenizer = hub.load_tokenizer(checkpoint)
+        length = sentence.get("max_seq_length") or min(
+            tokenizer.model_max_length, getattr(self.model.config, "max_position_embeddings", 512)
+        )
+        lower = bool(sentence.get("do_lower_case", False))
+        self.tokens = Tokens(tokenizer, int(length), lower=lower, name=options.model)
+        self.card = Card("see the model's page (all-MiniLM-L6-v2: Apache-2.0)", options.model, options.contaminated_on)
+
+    @property
+    def cut(self) -> int:
+        return self.tokens.cut
+
+    def dim(self, table: str) -> int:
+        return int(self.model.config.hidden_size)
+
+    @cached_property
+    def _weights(self) -> str:
+        return hub.weights_digest(self.checkpoint)
+
+    def semantic(self) -> dict[str, Any]:
+        import transformers
+
+        return super().semantic() | {
+            "weights": self._weights,
+            "config": hub.config_digest(self.checkpoint),
+            "tokenizer": self.tokens.semantic(),
+            "pooling": self.pooling,
+            "attributes": self.options.attributes,
+            "transformers": transformers.__version__.split(".")[0],
+        }
+
+    def standin(self, image: Image, dataset: Dataset) -> str | None:
+        caption = " ".join((image.caption or "").split())
+        if not caption or not self.options.attributes:
+            return caption or None
+        words = (w for field in dataset.attributes.get(image.id, {}).values() for w in field)
+        return ", ".join([caption, *dict.fromkeys(words)])
+
+    def prepare_texts(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return self.tokens.encode(texts)
+
+    def _text_features(self, texts: list[np.ndarray]) -> torch.Tensor:
+        inputs = self.tokens.pad(texts, self.device)
+        states = self.model(**inputs).last_hidden_state.float()  # [n, tokens, D]
+        if self.pooling == "cls":
+            first = states.new_zeros(len(states), dtype=torch.long)
+            if self.tokens.tokenizer.padding_side == "left":
+                first = states.shape[1] - torch.tensor([len(ids) for ids in texts], device=states.device)
+            return states[torch.arange(len(states), device=states.device), first]
+        lengths = torch.tensor([len(ids) for ids in texts], device=states.device)
+        position = torch.arange(states.shape[1], device=states.device)
+        if self.tokens.tokenizer.padding_side == "left":
+            position = position.flip(0)
+        kept = (position < lengths[:, None]).unsqueeze(-1)  # [n, tokens, 1]; by length: padding never counts
+        return (states * kept).sum(1) / lengths.clamp(min=1)[:, None]
+
+    _image_features = _text_features
+
+
+def _pooling(checkpoint: hub.Checkpoint) -> str:
+    """"mean" or "cls". Raises ModelError for a sentence encoder that does more than this extractor would."""
+    modules = checkpoint.json("modules.json").get("", [])
+    extra = [m for m in modules if str(m.get("type", "")).rsplit(".", 1)[-1] not in _PLAIN]
+    if extra:
+        raise hub.ModelError(
+            f"model {checkpoint.name!r} has a {extra[0].get('type')} layer after pooling, which the caption extractor does "
+            f"not apply: use an encoder made of {', '.join(_PLAIN)} alone"
+        )
+    config = checkpoint.json("1_Pooling/config.json")
+    chosen = [k.removeprefix("pooling_mode_") for k, v in config.items() if k.startswith("pooling_mode_") and v]
+    found = config.get("pooling_mode") or (["mean"] if not chosen else chosen)
+    names = {"mean_tokens": "mean", "cls_token": "cls"}
+    modes = [names.get(m, m) for m in ([found] if isinstance(found, str) else found)]
+    if modes not in (["mean"], ["cls"]):
+        raise hub.ModelError(
+            f"model {checkpoint.name!r} pools by {' + '.join(modes)}: the caption extractor knows mean and cls"
+        )
+    return modes[0]

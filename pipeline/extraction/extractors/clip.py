@@ -1,0 +1,140 @@
+"""Dual encoders by transformers' AutoModel: CLIP, FashionCLIP, SigLIP, SigLIP 2, and whatever has the same two methods."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image as Pillow
+from pydantic import Field
+
+from pipeline.extraction import hub
+from pipeline.extraction.extractors.base import Card, Extractor, ExtractorOptions
+from pipeline.extraction.images import decoder
+from pipeline.extraction.tokens import Tokens
+
+_KNOWN = {  # hub id prefix -> (licence, notes); the model's own page decides
+    "openai/clip-": ("MIT", "general images"),
+    "patrickjohncyh/fashion-clip": ("MIT", "CLIP ViT-B/32 fine-tuned on Farfetch products"),
+    "laion/CLIP-": ("MIT", "trained on LAION"),
+    "google/siglip": ("Apache-2.0", "general images; SigLIP 2 is the recommended default"),
+    "Marqo/marqo-fashionSigLIP": ("Apache-2.0", "comes with its own code: needs trust_remote_code = true"),
+}
+
+
+class ClipOptions(ExtractorOptions):
+    """``model``: hub id or local folder. ``trust_remote_code``: run the Python code that comes with the model."""
+
+    model: str = Field(min_length=1)
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
+class ClipExtractor(Extractor):
+    """Image and text towers with one feature space each; a composer makes queries of them."""
+
+    title: ClassVar[str] = "CLIP, SigLIP and other dual encoders (hub id or local folder)"
+    version: ClassVar[int] = 1
+    Options = ClipOptions
+    tables: ClassVar[tuple[str, ...]] = ("image", "text")
+    options: ClipOptions
+
+    def __init__(self, options: ClipOptions, device: torch.device):
+        super().__init__(options, device)
+        checkpoint = hub.locate(options.model, options.revision, options.trust_remote_code)
+        self.checkpoint = checkpoint
+        self.model = hub.load_model(checkpoint, self.compute, device)
+        for method in ("get_image_features", "get_text_features"):
+            if not hasattr(self.model, method):
+                raise hub.ModelError(
+                    f"model {options.model!r} is a {type(self.model).__name__} without {method}: the clip extractor needs a "
+                    "dual encoder such as CLIP or SigLIP (for a sentence encoder use the caption extractor)"
+                )
+        self.processor = hub.load_image_processor(checkpoint)
+        tokenizer = hub.load_tokenizer(checkpoint)
+        kind = str(getattr(self.model.config, "model_type", ""))
+        # SigLIP's text tower pools the last position and was trained with every text padded to the full length
+        self.tokens = Tokens(tokenizer, self._text_length(tokenizer), full=kind.startswith("siglip"), name=options.model)
+        licence, notes = next((v for k, v in _KNOWN.items() if options.model.startswith(k)), ("see the model's page", ""))
+        self.card = Card(licence, options.model, options.contaminated_on, notes)
+        self._dims: dict[str, int] = {}
+
+    def _text_length(self, tokenizer: Any) -> int:
+        text = getattr(self.model.config, "text_config", self.model.config)
+        limits = (getattr(text, "max_position_embeddings", None), getattr(tokenizer, "model_max_length", None))
+        known = [n for n in limits if isinstance(n, int) and 0 < n < 1_000_000]
+        if not known:
+            raise hub.ModelError(
+                f"model {self.options.model!r} does not say how long its texts may be: set model_max_length in "
+                "tokenizer_config.json"
+            )
+        return min(known)
+
+    @property
+    def cut(self) -> int:
+        return self.tokens.cut
+
+    def dim(self, table: str) -> int:
+        config, side = self.model.config, "vision_config" if table == "image" else "text_config"
+        tower = getattr(config, side, None)
+        projection = getattr(self.model, "visual_projection" if table == "image" else "text_projection", None)
+        if isinstance(projection, torch.nn.Linear):
+            return projection.out_features
+        if str(getattr(config, "model_type", "")).startswith("siglip") and hasattr(tower, "hidden_size"):
+            return (table == "text" and getattr(tower, "projection_size", None)) or tower.hidden_size
+        if table not in self._dims:  # a model with its own code: only one item through it can tell
+            blank = Pillow.new("RGB", (32, 32))
+            rows = self.encode_images([blank]) if table == "image" else self.encode_texts(["a"])
+            self._dims[table] = rows.shape[1]
+        return self._dims[table]
+
+    def semantic(self) -> dict[str, Any]:
+        import transformers
+
+        return super().semantic() | {
+            "weights": self._weights,
+            "config": hub.config_digest(self.checkpoint),
+            "tokenizer": self.tokens.semantic(),
+            "preprocessing": _plain(self.processor.to_dict()) | {"class": type(self.processor).__name__},
+            "pooling": "the model's own",
+            "decode": decoder(),
+            "transformers": transformers.__version__.split(".")[0],
+        }
+
+    @cached_property
+    def _weights(self) -> str:
+        return hub.weights_digest(self.checkpoint)
+
+    def prepare(self, image: Pillow.Image) -> dict[str, np.ndarray]:
+        arrays = self.processor(images=[image], return_tensors="np")
+        return {name: np.asarray(value)[0] for name, value in arrays.items()}
+
+    def prepare_texts(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return self.tokens.encode(texts)
+
+    def _image_features(self, images: list[dict[str, np.ndarray]]) -> torch.Tensor:
+        inputs = {name: torch.from_numpy(np.stack([image[name] for image in images])) for name in images[0]}
+        moved = {k: v.to(self.device, self.compute if v.is_floating_point() else None) for k, v in inputs.items()}
+        return _pooled(self.model.get_image_features(**moved))
+
+    def _text_features(self, texts: list[np.ndarray]) -> torch.Tensor:
+        return _pooled(self.model.get_text_features(**self.tokens.pad(texts, self.device)))
+
+
+def _pooled(output: Any) -> torch.Tensor:
+    """transformers 4 gives the features, transformers 5 an output object that holds them."""
+    return output if isinstance(output, torch.Tensor) else output.pooler_output
+
+
+def _plain(value: Any) -> Any:
+    """The processor's settings as plain JSON values."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items() if not str(k).startswith("_")}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, bool | str) or value is None:
+        return value
+    return float(value) if isinstance(value, float) else int(value) if hasattr(value, "__int__") else str(value)

@@ -1,0 +1,225 @@
+"""Hub ids and local folders to loaded models, and digests of what was loaded. safetensors only; never a pickle."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from manifests.errors import FashionNTMError
+from manifests.identity import digest
+
+_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "model.safetensors", "model-*.safetensors"]
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+# What a config says about how it was saved, not about what the model computes.
+_VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "_attn_implementation", "use_cache")
+_OWN_CODE = "It comes with its own code: read it, and if you trust it set trust_remote_code = true"
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+class ModelError(FashionNTMError):
+    """A model cannot be found, loaded or trusted."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model's files on this machine. ``name`` is how the user wrote it."""
+
+    name: str
+    path: Path
+    own_code: bool = False  # the user allowed the model's own Python code
+
+    def json(self, file: str) -> dict[str, Any]:
+        """A JSON file of the checkpoint; {} when it is absent. Raises ModelError when it is malformed."""
+        try:
+            value = json.loads((self.path / file).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise ModelError(f"model {self.name!r}: {file} cannot be read: {error}") from None
+        return value if isinstance(value, dict) else {"": value}
+
+    @property
+    def weights(self) -> list[Path]:
+        """Its safetensors files. Raises ModelError when there are none (a pickle checkpoint is refused)."""
+        if (self.path / _SINGLE).is_file():
+            return [self.path / _SINGLE]
+        names = sorted(set(self.json(_INDEX).get("weight_map", {}).values()))
+        missing = [name for name in names if not (self.path / name).is_file()]
+        if names and not missing:
+            return [self.path / name for name in names]
+        if missing:
+            raise ModelError(f"model {self.name!r}: {_INDEX} names {missing[0]!r}, which is not in {self.path}: "
+                             "the download is incomplete, fetch it again")  # fmt: skip
+        pickled = sorted(p.name for p in self.path.glob("*.bin")) or ["none of another kind either"]
+        raise ModelError(
+            f"model {self.name!r} has no {_SINGLE} ({', '.join(pickled)}). Pickled weights can run code when they are "
+            "loaded, so they are refused: convert them once with `save_pretrained(folder)` and give that folder, or name "
+            'a revision of the hub that holds safetensors (often revision = "refs/pr/N")'
+        )
+
+
+def locate(name: str, revision: str | None = None, own_code: bool = False) -> Checkpoint:
+    """A local folder, or a hub id fetched to the local hub cache (used as it is when there is no network).
+
+    Raises ModelError naming the id and what to do.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"model folder {name!r} has no config.json: give a folder made by `save_pretrained`")
+        return Checkpoint(name, folder.resolve(), own_code)
+    if not _HUB_ID.fullmatch(name) or name.startswith(("/", ".", "~")):
+        raise ModelError(f"no model folder {name!r} (and it is not a hub id such as openai/clip-vit-base-patch32)")
+    return Checkpoint(name, _from_hub(name, revision, own_code), own_code)
+
+
+def _from_hub(name: str, revision: str | None, own_code: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    patterns = [*_FILES, "*.py"] if own_code else _FILES
+    try:
+        path = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except RevisionNotFoundError:
+        raise ModelError(f"model {name!r} has no revision {revision!r} on the hub") from None
+    except GatedRepoError:
+        raise ModelError(f"model {name!r} asks for its terms to be accepted on its hub page first, and for a login") from None
+    except RepositoryNotFoundError:
+        raise ModelError(f"there is no model {name!r} on the hub (or it is private): check the spelling") from None
+    except Exception as error:  # the HTTP library's own kinds differ between versions; all mean "not to be had now"
+        raise ModelError(_unreachable(name, error)) from error
+    if not (path / "config.json").is_file():
+        raise ModelError(_unreachable(name, "the local copy is incomplete: it has no config.json"))
+    return path
+
+
+def _unreachable(name: str, why: object) -> str:
+    return (
+        f"model {name!r} is not on this machine and cannot be downloaded ({' '.join(str(why).split())[:200]}). Give a local "
+        f"folder (--set extractor.model=DIR), or on a machine with internet run `hf download {name} --local-dir DIR` and "
+        "copy DIR here"
+    )
+
+
+def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, unused: tuple[str, ...] = ()) -> Any:
+    """The model by transformers' AutoModel, in evaluation mode, without gradients, with SDPA where it has it.
+
+    ``unused``: prefixes of weights that may be absent because no feature depends on them. Any other weight that the
+    checkpoint lacks would be random, which transformers only warns about: here it is a ModelError.
+    """
+    from transformers import AutoModel
+
+    _ = checkpoint.weights  # refuse pickles before transformers looks for them
+    with _quiet(), _explained(checkpoint):
+        model, found = AutoModel.from_pretrained(
+            checkpoint.path,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=checkpoint.own_code,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    missing = sorted(k for k in found["missing_keys"] if not k.startswith(unused))
+    if missing:
+        own = "AutoModel" in checkpoint.json("config.json").get("auto_map", {})
+        hint = f". {_OWN_CODE}" if own and not checkpoint.own_code else ""
+        raise ModelError(
+            f"model {checkpoint.name!r}: the checkpoint lacks {len(missing)} weights of {type(model).__name__}, "
+            f"such as {missing[0]!r}; its features would be random{hint}"
+        )
+    return model.eval().requires_grad_(False).to(device)
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    from transformers import AutoTokenizer
+
+    with _quiet(), _explained(checkpoint):
+        return AutoTokenizer.from_pretrained(
+            checkpoint.path, trust_remote_code=checkpoint.own_code, local_files_only=True
+        )
+
+
+def load_image_processor(checkpoint: Checkpoint) -> Any:
+    """The image processor on its Pillow back end: features must not depend on whether torchvision is installed."""
+    from transformers import AutoImageProcessor
+
+    with _quiet(), _explained(checkpoint):
+        processor = AutoImageProcessor.from_pretrained(
+            checkpoint.path, backend="pil", trust_remote_code=checkpoint.own_code, local_files_only=True
+        )
+    if getattr(processor, "backend", "pil") != "pil":
+        raise ModelError(
+            f"model {checkpoint.name!r}: its image processor {type(processor).__name__} has no Pillow back end, so its "
+            "features would depend on the torchvision that happens to be installed"
+        )
+    return processor
+
+
+def weights_digest(checkpoint: Checkpoint) -> str:
+    """SHA-256 over every tensor as stored (name, dtype, shape, bytes) in the order of the names.
+
+    Independent of path, file names, number of files and file metadata.
+    """
+    from safetensors import safe_open
+
+    total = hashlib.sha256()
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(safe_open(str(path), framework="pt")) for path in checkpoint.weights]
+        owner = {name: file for file in files for name in file.keys()}  # noqa: SIM118  (not a dict)
+        for name in sorted(owner):
+            tensor = owner[name].get_tensor(name).contiguous()
+            total.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+            total.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+    return total.hexdigest()
+
+
+def config_digest(checkpoint: Checkpoint) -> str:
+    """SHA-256 of config.json less what says how it was saved; with the model's own code, if that is used."""
+    value: list[Any] = [_settled(checkpoint.json("config.json"))]
+    if checkpoint.own_code:
+        value.append({p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(checkpoint.path.glob("*.py"))})
+    return digest(value)
+
+
+def _settled(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _settled(v) for k, v in value.items() if k not in _VOLATILE}
+    return value
+
+
+@contextlib.contextmanager
+def _explained(checkpoint: Checkpoint) -> Iterator[None]:
+    """transformers' errors as ModelError, naming the model and the next step."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:  # OSError, ValueError, ImportError, KeyError, SafetensorError, depending on the model
+        if "trust_remote_code" in str(error) and not checkpoint.own_code:
+            raise ModelError(f"model {checkpoint.name!r} cannot be loaded by itself. {_OWN_CODE}") from None
+        text = " ".join(str(error).split())[:300]
+        raise ModelError(f"model {checkpoint.name!r} cannot be loaded: {type(error).__name__}: {text}") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers' progress bars and loading report stay off the screen; errors are raised, not printed."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()

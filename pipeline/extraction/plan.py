@@ -1,0 +1,291 @@
+"""What an extraction would do and why, before it does it: unique work per table, without one forward pass."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cache import Failure, Store, StoreNotFoundError, StoreWriter, store_path
+from manifests.errors import ManifestError, Problem
+from manifests.identity import KEY_BYTES, caption_key, changed_fields, digest, pair_key, stack_keys, text_key
+from manifests.schema import Dataset, Image
+from pipeline.extraction.digests import NAME as DIGESTS
+from pipeline.extraction.digests import DigestCache
+from pipeline.extraction.extractors.base import Extractor
+from pipeline.extraction.images import ItemError
+
+UP_TO_DATE = "up to date: fingerprint matches"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One row to make. ``names``: what the ledger calls it if it fails (image ids, the text, or both).
+
+    ``image``: content key of the image part; ``file``/``caption``: where its content is; ``text``: the text part.
+    """
+
+    key: bytes
+    names: tuple[str, ...]
+    image: bytes | None = None
+    file: str | None = None
+    caption: str | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class TablePlan:
+    """One table: ``requests`` before and ``unique`` after deduplication = done + failed + todo."""
+
+    table: str
+    requests: int
+    unique: int
+    done: int
+    failed: int
+    todo: tuple[Item, ...]
+    unusable: tuple[Failure, ...]  # without content, so without a key: no file, no caption
+    bytes: int
+    reason: str
+
+    def as_dict(self) -> dict[str, Any]:
+        counts = {name: getattr(self, name) for name in ("requests", "unique", "done", "failed", "bytes", "reason")}
+        return counts | {"todo": len(self.todo), "unusable": len(self.unusable)}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything ``extract`` needs, and what ``plan`` prints. ``catalogue``: image id -> content key."""
+
+    dataset: str
+    extractor: str
+    fields: dict[str, Any]
+    tables: dict[str, TablePlan]
+    catalogue: dict[str, bytes]
+    known: dict[tuple[str, str], Failure] = field(default_factory=dict)  # failures on record, by (table, item)
+    seconds: float = 0.0
+    path: Path | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        return digest(self.fields)
+
+    @property
+    def todo(self) -> int:
+        return sum(len(t.todo) for t in self.tables.values())
+
+    @property
+    def bytes(self) -> int:
+        return sum(t.bytes for t in self.tables.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "dataset": self.dataset,
+            "extractor": self.extractor,
+            "fingerprint": self.fingerprint,
+            "store": str(self.path) if self.path else None,
+            "images": len(self.catalogue),
+            "todo": self.todo,
+            "bytes": self.bytes,
+            "hash_seconds": self.seconds,
+            "tables": {name: table.as_dict() for name, table in self.tables.items()},
+        }
+
+    def text(self) -> str:
+        head = f"store  {self.path or 'none yet'}  (fingerprint {self.fingerprint[:12]})"
+        lines = [f"{'table':8}{'unique':>10}{'done':>10}{'failed':>8}{'to do':>10}{'MB':>9}  why"]
+        for t in self.tables.values():
+            failed = t.failed + len(t.unusable)
+            lines.append(f"{t.table:8}{t.unique:>10,}{t.done:>10,}{failed:>8,}{len(t.todo):>10,}{t.bytes / 1e6:>9.1f}  {t.reason}")
+        return "\n".join([head, *lines])
+
+
+def plan_extraction(
+    dataset: Dataset,
+    extractor: Extractor,
+    store: Store | StoreWriter | None,
+    *,
+    stores: Path | None = None,
+    workers: int = 2,
+    retry_failed: bool = False,
+    remember: bool = False,
+) -> Plan:
+    """Unique work of ``extractor`` on ``dataset``, less what ``store`` (or the writer that holds it) already has.
+
+    ``stores``: the folder of all stores; image digests are remembered there, and written back only if ``remember``.
+    ``retry_failed``: plan known failures again. Raises ManifestError when the dataset has nothing this extractor reads,
+    and StoreCorruptError when a shard of the store is not whole.
+    """
+    began = time.perf_counter()
+    fields = extractor.semantic()
+    path = store_path(stores, dataset.name, extractor.name, fields) if stores is not None else getattr(store, "path", None)
+    digests = path.parent / DIGESTS if path is not None else None
+    sources, unusable = _catalogue(dataset, extractor, digests, workers, remember)
+    catalogue = {image_id: source.key for image_id, source in sources.items()}
+    known = {(f.table, f.item): f for f in store.failures()} if store is not None else {}
+    failed = set() if retry_failed else {(f.table, f.key) for f in known.values() if f.key}
+    reason = _no_store(path, fields) if store is None else ""
+    tables = {}
+    for table in extractor.tables:
+        requests, items, bad = _requests(table, dataset, sources, unusable)
+        width = extractor.dim(table) * extractor.dtype.itemsize + KEY_BYTES
+        tables[table] = _table(table, requests, items, bad, store, failed, width, reason)
+    return Plan(dataset.name, extractor.name, fields, tables, catalogue, known, time.perf_counter() - began, path)
+
+
+def open_store(stores: Path, dataset: Dataset, extractor: Extractor) -> Store | None:
+    """The store of exactly this dataset and extractor, or None when nothing was extracted yet."""
+    try:
+        return Store.open(store_path(stores, dataset.name, extractor.name, extractor.semantic()))
+    except StoreNotFoundError:
+        return None
+
+
+def _catalogue(
+    dataset: Dataset, extractor: Extractor, digests: Path | None, workers: int, remember: bool
+) -> tuple[dict[str, Item], dict[str, str]]:
+    """(image id -> its item, image id -> why it has none)."""
+    if extractor.reads == "caption":
+        return _captions(dataset, extractor)
+    if dataset.images_root is None or not any(image.file for image in dataset.images.values()):
+        raise ManifestError([Problem(
+            dataset.name, "", f"extractor '{extractor.name}' reads image files and this dataset has none",
+            "name the images folder in [dataset], or use the caption extractor",
+        )])  # fmt: skip
+    root = dataset.images_root.resolve()
+    if not root.is_dir():
+        raise ManifestError([Problem(dataset.name, "", f"the images folder {root} does not exist", "check the path")])
+    found: dict[str, Item] = {}
+    bad = {i.id: "the dataset names no file for it" for i in dataset.images.values() if not i.file}
+    cache = DigestCache(digests, root)
+    files = dict.fromkeys(i.file for i in dataset.images.values() if i.file)
+    keys = dict(cache.keys(files, workers))
+    if remember:
+        cache.save()
+    for image in dataset.images.values():
+        if image.file:
+            key = keys[image.file]
+            if isinstance(key, ItemError):
+                bad[image.id] = key.reason
+            else:
+                found[image.id] = Item(key, (image.id,), key, file=image.file)
+    return found, bad
+
+
+def _captions(dataset: Dataset, extractor: Extractor) -> tuple[dict[str, Item], dict[str, str]]:
+    def standin(image: Image) -> str:
+        return (extractor.standin(image, dataset) or "").strip()
+
+    texts = {image.id: standin(image) for image in dataset.images.values()}
+    if texts and not any(texts.values()):
+        raise ManifestError([Problem(
+            dataset.name, "", f"extractor '{extractor.name}' reads captions and no image of this dataset has one",
+            "name the captions in [dataset], or use an extractor that reads pixels",
+        )])  # fmt: skip
+    keys = {i: caption_key(text) for i, text in texts.items() if text}
+    found = {i: Item(key, (i,), key, caption=texts[i]) for i, key in keys.items()}
+    return found, {i: "it has no caption to stand in for it" for i, text in texts.items() if not text}
+
+
+def _requests(
+    table: str, dataset: Dataset, sources: Mapping[str, Item], unusable: Mapping[str, str]
+) -> tuple[int, dict[bytes, Item], list[Failure]]:
+    """(requests, unique items by key in order of first appearance, what cannot be asked at all)."""
+    if table in ("image", "target"):
+        stage = "caption" if any(s.caption is not None for s in sources.values()) else "read"
+        bad = [Failure(table, image_id, stage, why) for image_id, why in unusable.items()]
+        return len(dataset.images), _unique(sources[i] for i in dataset.images if i in sources), bad
+    queries = list(dataset.queries())
+    if table == "text":
+        texts = dict.fromkeys(text for _, text in queries)
+        return len(queries), {key: Item(key, (t,), text=t) for t in texts for key in [text_key(t)]}, []
+    pairs = dict.fromkeys(queries)
+    bad = [Failure(table, _pair(i, t), "read", f"reference {i}: {unusable[i]}") for i, t in pairs if i in unusable]
+    return len(queries), _unique(_query(sources[i], i, t) for i, t in pairs if i in sources), bad
+
+
+def _query(source: Item, image_id: str, text: str) -> Item:
+    key = pair_key(source.key, text_key(text))
+    return Item(key, (_pair(image_id, text),), source.key, source.file, source.caption, text)
+
+
+def _pair(image_id: str, text: str) -> str:
+    return f"{image_id}: {text}"
+
+
+def _unique(items: Iterable[Item]) -> dict[bytes, Item]:
+    """One item a key; items with the same content share it and each keeps its name for the ledger."""
+    first: dict[bytes, Item] = {}
+    others: dict[bytes, list[str]] = {}
+    for item in items:
+        if item.key in first:
+            others.setdefault(item.key, []).extend(item.names)
+        else:
+            first[item.key] = item
+    for key, names in others.items():
+        item = first[key]
+        first[key] = Item(key, (*item.names, *names), item.image, item.file, item.caption, item.text)
+    return first
+
+
+def _table(
+    table: str,
+    requests: int,
+    items: Mapping[bytes, Item],
+    bad: Sequence[Failure],
+    store: Store | StoreWriter | None,
+    failed: set[tuple[str, str]],
+    width: int,
+    reason: str,
+) -> TablePlan:
+    present = _present(store, table, list(items))
+    missing = [item for item, there in zip(items.values(), present, strict=True) if not there]
+    todo = tuple(item for item in missing if (table, item.key.hex()) not in failed)
+    known, done = len(missing) - len(todo), len(items) - len(missing)
+    if not reason:
+        reason = _why(len(items), done, len(todo))
+    if known:
+        reason += f"; {known} known failures are left alone (--retry-failed tries them again)"
+    if bad:
+        reason += f"; {len(bad)} have nothing to read, such as {bad[0].item}: {bad[0].reason}"
+    return TablePlan(table, requests, len(items), done, known, todo, tuple(bad), len(todo) * width, reason)
+
+
+def _present(store: Store | StoreWriter | None, table: str, keys: list[bytes]) -> np.ndarray:
+    """Which keys have a row, bool [n]."""
+    if store is None or not keys:
+        return np.zeros(len(keys), dtype=bool)
+    stacked = stack_keys(keys)
+    return ~store.missing(table, stacked) if isinstance(store, StoreWriter) else store.find(table, stacked) >= 0
+
+
+def _why(unique: int, done: int, todo: int) -> str:
+    if todo == 0:
+        return UP_TO_DATE
+    return f"output missing: {done:,} of {unique:,} rows are there" if done else "output missing"
+
+
+def _no_store(path: Path | None, fields: dict[str, Any]) -> str:
+    """Why there is no store: none was ever made, or the ones there have another fingerprint."""
+    for other in _siblings(path):
+        changed = changed_fields(other.fields, fields)
+        if changed:
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            return f"stale: {other.path.name} has another fingerprint ({'; '.join(changed[:3])}{more})"
+    return "no store yet"
+
+
+def _siblings(path: Path | None) -> Iterator[Store]:
+    """Stores of the same dataset and extractor name, the newest first."""
+    if path is None or not path.parent.is_dir():
+        return
+    name = path.name.rsplit("-", 1)[0]
+    folders = [p for p in path.parent.glob(f"{name}-*") if len(p.name) == len(path.name) and p != path]
+    for folder in sorted(folders, key=lambda p: p.stat().st_mtime, reverse=True):
+        try:
+            yield Store.open(folder)
+        except Exception:  # a damaged neighbour is not this job's concern
+            continue

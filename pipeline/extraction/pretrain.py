@@ -1,0 +1,275 @@
+"""Trains a small CLIP-architecture dual encoder from nothing on image-text pairs of any dataset.
+
+What comes out is an ordinary local CLIP folder (``save_pretrained`` of transformers classes, a word tokenizer and the
+image processor's settings): the ``clip`` extractor loads it like any other. For catalogues that no public model fits,
+and for the demo, which must be small.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+
+from manifests.errors import FashionNTMError
+from manifests.schema import Frozen
+
+PAD, BOS, UNK, EOS = "<pad>", "<start>", "<unk>", "<end>"  # ids 0..3; 2 is no end: CLIPModel reads that id as "old CLIP"
+
+
+class PretrainOptions(Frozen):
+    """Sizes of the two towers and how they are fitted. The defaults suit some ten thousand small images."""
+
+    image_size: int = Field(64, ge=8)
+    patch_size: int = Field(16, ge=4)
+    vision_width: int = Field(192, ge=32, multiple_of=32)
+    vision_layers: int = Field(3, ge=1)
+    text_width: int = Field(128, ge=32, multiple_of=32)
+    text_layers: int = Field(2, ge=1)
+    projection: int = Field(128, ge=8)
+    max_tokens: int = Field(96, ge=8)
+    vocabulary: int = Field(20000, ge=8)
+    epochs: int = Field(10, ge=1)
+    batch_size: int = Field(192, ge=2)
+    learning_rate: float = Field(1.5e-3, gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    temperature: float = Field(0.07, gt=0)
+    shift: int = Field(2, ge=0)  # augmentation: pixels by which an image may move
+    brightness: float = Field(0.05, ge=0, lt=1)
+    forget: float = Field(0.02, ge=0, lt=1)  # share of words replaced by the unknown word
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image with one or more texts that are true of it; one of them is drawn an epoch.
+
+    Pairs of the same ``group`` come in the same batch: look-alikes there are the negatives that teach the details.
+    """
+
+    image: Image.Image | Path
+    texts: tuple[str, ...]
+    group: str | None = None
+
+
+def build_tokenizer(texts: Iterable[str], options: PretrainOptions) -> PreTrainedTokenizerFast:
+    """A lower-case word tokenizer of the most frequent words (ties in alphabetical order, so it is reproducible)."""
+    counts: dict[str, int] = {}
+    for text in texts:
+        for word in re.findall(r"\w+|[^\w\s]+", text.lower()):
+            counts[word] = counts.get(word, 0) + 1
+    words = sorted(counts, key=lambda w: (-counts[w], w))[: options.vocabulary - 4]
+    vocabulary = {word: n for n, word in enumerate([PAD, BOS, UNK, EOS, *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]+"), "removed", invert=True)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A {EOS}", special_tokens=[(BOS, vocabulary[BOS]), (EOS, vocabulary[EOS])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=options.max_tokens, padding_side="right", truncation_side="right",
+        pad_token=PAD, bos_token=BOS, unk_token=UNK, eos_token=EOS,
+    )  # fmt: skip
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast, options: PretrainOptions) -> CLIPModel:
+    """A freshly initialised CLIPModel (transformers' own initialisation, from ``options.seed``)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        config = CLIPConfig(
+            projection_dim=options.projection,
+            logit_scale_init_value=math.log(1 / options.temperature),
+            text_config={
+                "vocab_size": len(tokenizer), "max_position_embeddings": options.max_tokens,
+                "hidden_size": options.text_width, "intermediate_size": 4 * options.text_width,
+                "num_hidden_layers": options.text_layers, "num_attention_heads": options.text_width // 32,
+                "projection_dim": options.projection, "pad_token_id": tokenizer.pad_token_id,
+                "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+            },
+            vision_config={
+                "image_size": options.image_size, "patch_size": options.patch_size,
+                "hidden_size": options.vision_width, "intermediate_size": 4 * options.vision_width,
+                "num_hidden_layers": options.vision_layers, "num_attention_heads": options.vision_width // 32,
+                "projection_dim": options.projection,
+            },
+        )  # fmt: skip
+        return CLIPModel(config)
+
+
+def build_processor(options: PretrainOptions):  # noqa: ANN201  (its class depends on the transformers version)
+    """The image processor: shorter side to ``image_size``, centre crop, values to -1..1."""
+    try:
+        from transformers import CLIPImageProcessorPil as Processor
+    except ImportError:  # transformers 4
+        from transformers import CLIPImageProcessor as Processor
+    return Processor(
+        size={"shortest_edge": options.image_size},
+        crop_size={"height": options.image_size, "width": options.image_size},
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.5, 0.5, 0.5],
+    )
+
+
+def to_pixels(images: Iterable[Image.Image | Path], options: PretrainOptions) -> np.ndarray:
+    """Images as uint8 [n, 3, size, size], through the image processor that is saved with the model."""
+    processor = build_processor(options)
+    processor.do_rescale = processor.do_normalize = False  # stays in 0..255: a quarter of the memory
+    rows = []
+    for image in images:
+        if isinstance(image, Path):
+            with Image.open(image) as opened:
+                image = opened.convert("RGB")
+        rows.append(np.asarray(processor(images=[image], return_tensors="np")["pixel_values"][0]))
+    return np.stack(rows).astype(np.uint8)
+
+
+def to_ids(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[np.ndarray]:
+    """Token ids of each text, start and end included, cut at the tokenizer's maximum length."""
+    encoded = tokenizer(list(texts), truncation=True, padding=False)["input_ids"]
+    return [np.array(row, dtype=np.int64) for row in encoded]
+
+
+def padded(rows: Sequence[np.ndarray], pad: int) -> Tensor:
+    """int64 [n, longest]."""
+    out = np.full((len(rows), max(len(r) for r in rows)), pad, dtype=np.int64)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = row
+    return torch.from_numpy(out)
+
+
+def embed_images(model: CLIPModel, pixels: Tensor) -> Tensor:
+    """uint8 [n, 3, s, s] -> unit-norm [n, projection]."""
+    hidden = model.vision_model(pixel_values=pixels.float() / 127.5 - 1).pooler_output
+    return normalize(model.visual_projection(hidden), dim=-1)
+
+
+def embed_texts(model: CLIPModel, ids: Tensor) -> Tensor:
+    """int64 [n, L] -> unit-norm [n, projection]. Attention is causal, so padding after the end needs no mask."""
+    return normalize(model.text_projection(model.text_model(input_ids=ids).pooler_output), dim=-1)
+
+
+def pair_loss(images: Tensor, texts: Tensor, scale: Tensor, same: Tensor) -> Tensor:
+    """Symmetric in-batch cross-entropy; ``same`` [B, B] marks pairs whose texts are equal: each is a right answer."""
+    logits = scale * images @ texts.T
+    target = same.float() / same.sum(1, keepdim=True)
+    return (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
+
+
+def fit(
+    model: CLIPModel, tokenizer: PreTrainedTokenizerFast, pairs: Sequence[Pair], options: PretrainOptions
+) -> Iterator[dict[str, float]]:
+    """Train ``model`` in place; yields {"epoch", "loss"} after each epoch. Same seed, same machine: same weights.
+
+    Raises FashionNTMError when there are fewer than two pairs, or when the loss is no longer finite.
+    """
+    if len(pairs) < 2:
+        raise FashionNTMError(f"{len(pairs)} image-text pairs: contrastive training needs at least two")
+    pixels = torch.from_numpy(to_pixels((p.image for p in pairs), options))
+    every = [t for p in pairs for t in sorted(p.texts, key=len)]
+    flat = to_ids(tokenizer, every)
+    number = {t: n for n, t in enumerate(dict.fromkeys(every))}
+    content = np.array([number[t] for t in every])  # equal texts, equal number
+    starts = np.cumsum([0, *(len(p.texts) for p in pairs)])
+    rng = np.random.default_rng(options.seed)
+    optimiser = torch.optim.AdamW(_decay_groups(model, options), lr=options.learning_rate, betas=(0.9, 0.98))
+    per_epoch = -(-len(pairs) // options.batch_size)
+    total = options.epochs * per_epoch + 1
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, options.learning_rate, total_steps=total, pct_start=0.1)
+    model.train()
+    for epoch in range(1, options.epochs + 1):
+        losses = []
+        for batch in batches(pairs, options.batch_size, rng):
+            place = rng.random()  # the same place in each pair's texts, short to long: little padding
+            chosen = starts[batch] + (place * (starts[batch + 1] - starts[batch])).astype(np.int64)
+            same = torch.from_numpy(content[chosen][:, None] == content[chosen][None, :])
+            ids = forget(padded([flat[i] for i in chosen], tokenizer.pad_token_id), options.forget, tokenizer.unk_token_id, rng)
+            images = embed_images(model, augment(pixels[batch], options, rng))
+            loss = pair_loss(images, embed_texts(model, ids), model.logit_scale.exp(), same)
+            if not torch.isfinite(loss):
+                raise FashionNTMError(f"loss is {loss.item()} in epoch {epoch}: lower learning_rate")
+            optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+            with torch.no_grad():
+                model.logit_scale.clamp_(0, math.log(100))
+            losses.append(loss.item())
+        yield {"epoch": epoch, "loss": float(np.mean(losses))}
+    model.eval()
+
+
+def _decay_groups(model: CLIPModel, options: PretrainOptions) -> list[dict]:
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    plain = [p for p in model.parameters() if p.ndim < 2]
+    return [{"params": decayed, "weight_decay": options.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def batches(pairs: Sequence[Pair], size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Index arrays of at most ``size`` in random order, the pairs of a group side by side; each pair once."""
+    members: dict[str, list[int]] = {}
+    for i, pair in enumerate(pairs):
+        members.setdefault(pair.group if pair.group is not None else f"\0{i}", []).append(i)
+    groups = list(members.values())
+    order = np.concatenate([rng.permutation(groups[g]) for g in rng.permutation(len(groups))]).astype(np.int64)
+    count = -(-len(order) // size)
+    yield from np.array_split(order, count)  # of nearly equal size: no batch is left with a single pair
+
+
+def augment(pixels: Tensor, options: PretrainOptions, rng: np.random.Generator) -> Tensor:
+    """Move each image by up to ``shift`` pixels (edges repeated) and change its brightness. uint8 in, float out."""
+    n, _, size, _ = pixels.shape
+    x = pixels.float()
+    if options.shift:
+        x = torch.nn.functional.pad(x, (options.shift,) * 4, mode="replicate")
+        across, down = torch.from_numpy(rng.integers(0, 2 * options.shift + 1, (2, n)))
+        line = torch.arange(size)
+        rows, columns = down[:, None] + line, across[:, None] + line
+        x = x[torch.arange(n)[:, None, None, None], torch.arange(3)[:, None, None], rows[:, None, :, None], columns[:, None, None, :]]
+    gain = 1 + options.brightness * rng.uniform(-1, 1, (n, 1, 1, 1))
+    return (x * torch.from_numpy(gain).float()).clamp(0, 255)
+
+
+def forget(ids: Tensor, share: float, unknown: int, rng: np.random.Generator) -> Tensor:
+    """Replace a share of the words by the unknown word, so that it means "some word" and not noise."""
+    words = (ids > 3) & torch.from_numpy(rng.random(ids.shape) < share)
+    return ids.masked_fill(words, unknown)
+
+
+@torch.no_grad()
+def retrieval(model: CLIPModel, tokenizer: PreTrainedTokenizerFast, pairs: Sequence[Pair], options: PretrainOptions) -> dict[str, float]:
+    """Recall in percent over the pairs' first texts, text to image and image to text, ties against the model."""
+    model.eval()
+    pixels = torch.from_numpy(to_pixels((p.image for p in pairs), options))
+    images = torch.cat([embed_images(model, part) for part in pixels.split(256)])
+    rows = to_ids(tokenizer, [p.texts[0] for p in pairs])
+    texts = torch.cat([embed_texts(model, padded(rows[i : i + 256], tokenizer.pad_token_id)) for i in range(0, len(rows), 256)])
+    scores = texts @ images.T
+    found = {}
+    for name, table in (("text to image", scores), ("image to text", scores.T)):
+        rank = (table >= table.diagonal()[:, None]).sum(1)
+        found |= {f"{name} R@{k}": 100 * (rank <= k).float().mean().item() for k in (1, 5)}
+    return found
+
+
+def save(model: CLIPModel, tokenizer: PreTrainedTokenizerFast, options: PretrainOptions, out: Path) -> None:
+    """Write an ordinary CLIP folder: float16 safetensors, config, tokenizer and image processor."""
+    out.mkdir(parents=True, exist_ok=True)
+    model.to(torch.float16).save_pretrained(out)
+    model.to(torch.float32)
+    tokenizer.save_pretrained(out)
+    settings = json.loads(build_processor(options).to_json_string())
+    settings["image_processor_type"] = "CLIPImageProcessor"  # the name that every transformers version maps
+    (out / "preprocessor_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,108 @@
+"""How an extraction shows where it stands: a live line on a terminal, a heartbeat elsewhere, or nothing. To stderr."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import Any, Literal, TextIO
+
+from pipeline.extraction.meter import Meter
+
+Mode = Literal["auto", "rich", "lines", "silent"]
+HEARTBEAT = 10.0  # seconds
+
+
+class Progress:
+    """Shows nothing; the base of those that do. ``start`` once, ``update`` after each batch, ``stop`` always."""
+
+    def start(self, meter: Meter) -> None:
+        self.meter = meter
+
+    def update(self) -> None:
+        """Something changed in the meter."""
+
+    def stop(self) -> None:
+        """No more changes."""
+
+
+def make_progress(mode: Mode | Progress = "auto", stream: TextIO | None = None) -> Progress:
+    """``auto``: live on a terminal, else one line about every ten seconds. ``stream``: stderr unless told."""
+    if isinstance(mode, Progress):
+        return mode
+    stream = sys.stderr if stream is None else stream
+    if mode == "auto":
+        mode = "rich" if stream.isatty() else "lines"
+    if mode == "silent":
+        return Progress()
+    return Live(stream) if mode == "rich" else Lines(stream)
+
+
+def line(meter: Meter) -> str:
+    """``image  1,200/3,000 rows  2 failed  85.1 rows/s  0:21 left  slowest: decode``."""
+    failed = f"  {meter.failed + meter.unusable:,} failed" if meter.failed + meter.unusable else ""
+    if not meter.total:
+        return f"{meter.now}{failed}"
+    return (
+        f"{meter.now:6}  {meter.done + meter.failed:,}/{meter.total:,} rows{failed}  {meter.rate:,.1f} rows/s"
+        f"  {_clock(meter.eta)} left  slowest: {meter.slowest}"
+    )
+
+
+class Lines(Progress):
+    """One line every ``interval`` seconds, from a thread of its own: a slow batch does not silence it."""
+
+    def __init__(self, stream: TextIO, interval: float = HEARTBEAT):
+        self.stream, self.interval = stream, interval
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, meter: Meter) -> None:
+        super().start(meter)
+        self._over.clear()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def _beat(self) -> None:
+        while not self._over.wait(self.interval):
+            print(f"extract: {line(self.meter)}", file=self.stream, flush=True)
+
+    def stop(self) -> None:
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join()
+
+
+class Live(Progress):
+    """A bar with rate, time left and the slowest stage."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+        self._bar: Any = None
+
+    def start(self, meter: Meter) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Bar
+
+        super().start(meter)
+        self._bar = Bar(
+            TextColumn("{task.fields[line]}"), BarColumn(20), console=Console(file=self.stream), transient=True
+        )
+        self._task = self._bar.add_task("extract", total=None, line=line(meter))
+        self._bar.start()
+
+    def update(self) -> None:
+        done = self.meter.done + self.meter.failed
+        self._bar.update(self._task, completed=done, total=self.meter.total or None, line=line(self.meter))
+
+    def stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

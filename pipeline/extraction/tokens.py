@@ -1,0 +1,75 @@
+"""Texts to token ids in worker threads, and ids to padded batches, for every text tower."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from manifests.identity import digest
+from pipeline.extraction.hub import ModelError
+
+
+class Tokens:
+    """A tokenizer with one maximum length. ``full``: always pad to it, as SigLIP's text towers were trained.
+
+    ``cut`` counts the texts that were longer and lost their end.
+    """
+
+    def __init__(self, tokenizer: Any, length: int, full: bool = False, lower: bool = False, name: str = ""):
+        if tokenizer.pad_token_id is None:
+            raise ModelError(f"model {name!r}: its tokenizer has no padding token: set one in tokenizer_config.json")
+        self.tokenizer, self.length, self.full, self.lower = tokenizer, length, full, lower
+        self.cut = 0
+        self._lock = threading.Lock()  # the tokenizers library refuses to change its state while another thread encodes
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of each text, int64 [tokens], special tokens included, at most ``length``."""
+        given = [text.lower() for text in texts] if self.lower else list(texts)
+        if not given:
+            return []
+        with self._lock:
+            found = self.tokenizer(
+                given, truncation=True, max_length=self.length, padding=False, return_attention_mask=False,
+                return_token_type_ids=False,
+            )  # fmt: skip
+            self.cut += sum(bool(e.overflowing) for e in found.encodings or ())
+        return [np.asarray(ids, dtype=np.int64) for ids in found["input_ids"]]
+
+    def pad(self, batch: Sequence[np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:
+        """``input_ids`` and, where the tokenizer's model reads one, ``attention_mask``, int64 [n, longest or full]."""
+        width = self.length if self.full else max(1, *(len(ids) for ids in batch))
+        ids = np.full((len(batch), width), self.tokenizer.pad_token_id, dtype=np.int64)
+        mask = np.zeros_like(ids)
+        left = self.tokenizer.padding_side == "left"
+        for row, tokens in enumerate(batch):
+            part = slice(width - len(tokens), width) if left else slice(0, len(tokens))
+            ids[row, part], mask[row, part] = tokens, 1
+        inputs = {"input_ids": ids}
+        if "attention_mask" in self.tokenizer.model_input_names:
+            inputs["attention_mask"] = mask
+        return {name: torch.from_numpy(value).to(device) for name, value in inputs.items()}
+
+    def semantic(self) -> dict[str, Any]:
+        """What decides the ids: digest of the tokenizer, maximum length, padding and the inputs that are passed."""
+        return {
+            "digest": self._digest(),
+            "max_length": self.length,
+            "padding": f"{'max_length' if self.full else 'longest'}, {self.tokenizer.padding_side}",
+            "attention_mask": "attention_mask" in self.tokenizer.model_input_names,
+            "lowercase": self.lower,
+        }
+
+    def _digest(self) -> str:
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is not None:
+            state = json.loads(backend.to_str())
+            for key in ("padding", "truncation"):  # set by every call, and stated beside the digest
+                state.pop(key, None)
+        else:
+            state = {"class": type(self.tokenizer).__name__, "vocabulary": self.tokenizer.get_vocab()}
+        return digest([state, self.tokenizer.pad_token_id, {k: str(v) for k, v in self.tokenizer.special_tokens_map.items()}])

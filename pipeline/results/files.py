@@ -1,0 +1,97 @@
+"""``results.h5`` (the rank of every session) and ``summary.json`` of a run, written whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from cache.files import replace_atomically
+from manifests.errors import IncompleteError
+from pipeline.results.evaluate import Evaluation
+
+FORMAT = 1
+_TEXTS = ("session_id", "category", "target_id")
+
+
+class ResultsError(IncompleteError, ValueError):
+    """A results file that is missing, damaged or of a newer format."""
+
+
+def save_results(path: Path, evaluation: Evaluation, run: str = "") -> None:
+    """Write ``evaluation`` to ``path`` (HDF5): datasets session_id, category, target_id [S] text, rank [S] int32,
+    subset_member [subsets, S] bool; what was left out as JSON attributes. An older file is replaced atomically.
+    """
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w", libver="latest") as file:
+        columns = (evaluation.session_ids, evaluation.categories, evaluation.target_ids)
+        for name, values in zip(_TEXTS, columns, strict=True):
+            file.create_dataset(name, data=np.array(values, dtype=object), dtype=h5py.string_dtype())
+        file.create_dataset("rank", data=evaluation.ranks.astype(np.int32))
+        file.create_dataset("subset_member", data=np.stack(list(evaluation.subsets.values())))
+        about = {
+            "subsets": list(evaluation.subsets),
+            "averaging": evaluation.averaging,
+            "galleries": evaluation.galleries,
+            "skipped": evaluation.skipped,
+        }
+        file.create_dataset("about", data=json.dumps(about, ensure_ascii=False), dtype=h5py.string_dtype())
+        file.attrs.update({"format": FORMAT, "run": run})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_atomically(path, buffer.getvalue())
+
+
+def load_results(path: Path) -> Evaluation:
+    """The evaluation in ``path``. Raises ResultsError when it is missing, damaged or of a newer format."""
+    again = "evaluate the run again"
+    if not path.is_file():
+        raise ResultsError(f"{path}: no such file: {again}")
+    try:
+        with h5py.File(path, "r") as file:
+            found = int(file.attrs["format"])
+            if found > FORMAT:
+                raise ResultsError(f"{path}: format {found}, this version reads up to {FORMAT}: update the program")
+            texts = {name: tuple(file[name].asstr()[:]) for name in _TEXTS}
+            rank, members = file["rank"][:].astype(np.int64), file["subset_member"][:]
+            about = json.loads(file["about"].asstr()[()])
+        lengths = {len(rank), members.shape[1], *(len(values) for values in texts.values())}
+        if len(lengths) != 1:
+            raise ValueError(f"columns of different lengths {sorted(lengths)}")
+        return Evaluation(
+            session_ids=texts["session_id"],
+            categories=texts["category"],
+            target_ids=texts["target_id"],
+            ranks=rank,
+            averaging=about["averaging"],
+            subsets=dict(zip(about["subsets"], members, strict=True)),
+            galleries=about["galleries"],
+            skipped=about["skipped"],
+        )
+    except ResultsError:
+        raise
+    except (OSError, KeyError, ValueError, IndexError) as error:
+        raise ResultsError(f"{path}: damaged ({error}): {again}") from error
+
+
+def save_summary(path: Path, summary: dict[str, Any]) -> None:
+    """Write ``summary`` as JSON, atomically."""
+    text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_atomically(path, text.encode())
+
+
+def load_summary(path: Path) -> dict[str, Any]:
+    """The summary in ``path``. Raises ResultsError when it is missing or damaged."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ResultsError(f"{path}: no such file: evaluate the run") from None
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"{path}: damaged ({error}): evaluate the run again") from error
+    if not isinstance(values, dict) or "metrics" not in values:
+        raise ResultsError(f"{path}: holds no metrics: evaluate the run again")
+    return values

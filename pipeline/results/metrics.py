@@ -1,0 +1,69 @@
+"""Recall and reciprocal rank from ranks, per category and overall. Every value is in percent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import numpy as np
+
+CUTOFFS = (1, 5, 8, 10, 50)
+OVERALL = "overall"
+Averaging = Literal["categories", "sessions"]
+
+
+def recall(ranks: np.ndarray, k: int) -> float:
+    """R@K: share of the ranks [S] that are at most ``k``, in percent. ValueError when there are none."""
+    return 100.0 * float(np.mean(_some(ranks) <= k))
+
+
+def mrr(ranks: np.ndarray) -> float:
+    """Mean of 1 / rank over the ranks [S], in percent. ValueError when there are none."""
+    return 100.0 * float(np.mean(1.0 / _some(ranks)))
+
+
+def metrics_of(ranks: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict[str, float]:
+    """``R@K`` for each cut-off, ``MRR``, and ``mean``: the mean of R@5 and R@8 that the paper compares methods by."""
+    values = {f"R@{k}": recall(ranks, k) for k in cutoffs}
+    return {**values, "MRR": mrr(ranks), "mean": (recall(ranks, 5) + recall(ranks, 8)) / 2}
+
+
+def summarise(
+    ranks: np.ndarray,
+    categories: Sequence[str],
+    averaging: Averaging = "categories",
+    order: Iterable[str] = (),
+    cutoffs: Sequence[int] = CUTOFFS,
+) -> dict[str, dict[str, float]]:
+    """Metrics of the ranks [S] per category and overall, each with ``n``, the number of its sessions.
+
+    ``averaging``: "categories" takes the mean of the categories' values (Multi-turn FashionIQ, paper Table 2);
+    "sessions" counts all sessions together (Multi-turn Shoes, paper Table 3). ``order`` lists categories first and
+    keeps those without a session, as ``{"n": 0}``; an empty category takes no part in the mean.
+    """
+    ranks, labels = np.asarray(ranks), np.asarray(categories, dtype=object)
+    if ranks.shape != labels.shape:
+        raise ValueError(f"{ranks.shape} ranks for {labels.shape} categories: give one category for each rank")
+    out: dict[str, dict[str, float]] = {}
+    for category in dict.fromkeys([*order, *categories]):
+        if category == OVERALL:
+            raise ValueError(f"a category may not be called {OVERALL!r}: that is the average of all of them")
+        out[category] = _counted(ranks[labels == category], cutoffs)
+    filled = [m for m in out.values() if m["n"]]
+    if averaging == "sessions" or not filled:
+        out[OVERALL] = _counted(ranks, cutoffs)
+    else:
+        means = {key: float(np.mean([m[key] for m in filled])) for key in filled[0] if key != "n"}
+        out[OVERALL] = {"n": len(ranks), **means}
+    return out
+
+
+def _counted(ranks: np.ndarray, cutoffs: Sequence[int]) -> dict[str, float]:
+    return {"n": len(ranks), **(metrics_of(ranks, cutoffs) if len(ranks) else {})}
+
+
+def _some(ranks: np.ndarray) -> np.ndarray:
+    ranks = np.asarray(ranks)
+    if not len(ranks):
+        raise ValueError("no ranks: a recall over no sessions does not exist")
+    return ranks

@@ -1,0 +1,134 @@
+"""What a run's summary must tell a table, and the footnotes that say how its numbers were measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from manifests.errors import FashionNTMError
+
+SHORT = 12  # digits of a fingerprint or run id that people read
+_NAMED = 5  # skipped sessions named in a footnote; all of them are in the run's summary
+SPREAD = "Mean ± standard deviation over seeds, in percent; a value without ± is of one run."
+
+
+class TableError(FashionNTMError, ValueError):
+    """Runs that may not share a cell, or a summary that lacks what a table has to state."""
+
+
+class GalleryFacts(BaseModel):
+    images: int
+    dropped: tuple[str, ...] = ()
+
+
+class RunSummary(BaseModel):
+    """The keys of ``Evaluation.summary`` that tables read; further keys are allowed."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    run: str
+    model: str
+    seed: int | None  # None: a method without randomness
+    store: str
+    dataset: str
+    extractor: str
+    gallery: Literal["image", "caption"]
+    contaminated_on: tuple[str, ...] = ()
+    metrics: dict[str, dict[str, dict[str, float]]]
+    averaging: Literal["categories", "sessions"]
+    ties: str
+    references: str
+    sessions: int
+    skipped: dict[str, str] = Field(default_factory=dict)
+    galleries: dict[str, GalleryFacts]
+
+    def value(self, subset: str, category: str, metric: str) -> float | None:
+        """The metric in percent; None where the run has no session."""
+        return self.metrics.get(subset, {}).get(category, {}).get(metric)
+
+    def count(self, subset: str) -> int:
+        return int(self.metrics.get(subset, {}).get("overall", {}).get("n", 0))
+
+
+def read_runs(model: str, summaries: Iterable[Mapping[str, Any]]) -> list[RunSummary]:
+    """Summaries of one row's runs in the order of their seeds.
+
+    Raises TableError for a missing key, two runs of one seed, or runs of different stores: their mean means nothing.
+    """
+    found = [_read(model, summary) for summary in summaries]
+    runs = sorted(found, key=lambda run: -1 if run.seed is None else run.seed)
+    for one, other in zip(runs, runs[1:], strict=False):
+        if one.seed == other.seed:
+            raise TableError(f"{model}: runs {one.run} and {other.run} are both of seed {one.seed}: show one of them")
+    stores = {run.store: run.run for run in runs}
+    if len(stores) > 1:
+        shown = ", ".join(f"{run} ({store[:SHORT]})" for store, run in stores.items())
+        raise TableError(f"{model}: runs of different stores ({shown}) cannot share a cell: choose one spec's runs")
+    return runs
+
+
+def _read(model: str, summary: Mapping[str, Any]) -> RunSummary:
+    try:
+        return RunSummary.model_validate(summary)
+    except ValidationError as error:
+        keys = ", ".join(sorted({".".join(str(part) for part in item["loc"]) for item in error.errors()}))
+        name = f"run {summary['run']}" if "run" in summary else "a run"
+        raise TableError(f"{model}: the summary of {name} has no usable {keys}: evaluate the run again") from error
+
+
+def protocol_notes(runs: Sequence[RunSummary]) -> list[str]:
+    """One sentence for each thing a reader must know about ``runs``; none when there are no runs."""
+    if not runs:
+        return []
+    return [*_gallery_notes(runs), *_averaging(runs), *_extractors(runs), SPREAD, *_skipped(runs)]
+
+
+def _gallery_notes(runs: Sequence[RunSummary]) -> list[str]:
+    kinds = {
+        "image": "Image gallery.",
+        "caption": "Caption gallery: captions stand in for the images, another task than the paper's.",
+    }
+    notes = [kinds[kind] for kind in sorted({run.gallery for run in runs})]
+    for rule in sorted({(run.references, run.ties) for run in runs}):
+        notes.append(f"Cosine ranking; reference images {rule[0]}, ties {rule[1]}.")
+    for sizes in dict.fromkeys(tuple((n, g.images, len(g.dropped)) for n, g in run.galleries.items()) for run in runs):
+        shown = ", ".join(f"{name} {images:,}" for name, images, _ in sizes)
+        dropped = sum(n for _, _, n in sizes)
+        left_out = f"; {dropped:,} without a feature left out" if dropped else ""
+        notes.append(f"Gallery images: {shown}{left_out}.")
+    return notes
+
+
+def _averaging(runs: Sequence[RunSummary]) -> list[str]:
+    rules = {"categories": "is the mean of the categories", "sessions": "counts all sessions together"}
+    return [f"Overall {rules[name]}." for name in sorted({run.averaging for run in runs})]
+
+
+def _extractors(runs: Sequence[RunSummary]) -> list[str]:
+    notes = []
+    for name, store in dict.fromkeys((run.extractor, run.store) for run in runs):
+        run = next(r for r in runs if (r.extractor, r.store) == (name, store))
+        notes.append(f"Extractor {name}, store {store[:SHORT]}; {_contamination(run)}.")
+    if len(notes) > 1:
+        notes.append("The rows come from different stores: they do not compare memory models alone.")
+    return notes
+
+
+def _contamination(run: RunSummary) -> str:
+    if run.dataset in run.contaminated_on:
+        return f"CONTAMINATED: it was trained on pairs that the test sessions of {run.dataset} are made of"
+    if run.contaminated_on:
+        return f"marked as contaminated on {', '.join(run.contaminated_on)}, not on {run.dataset}"
+    return f"not marked as contaminated on {run.dataset}"
+
+
+def _skipped(runs: Sequence[RunSummary]) -> list[str]:
+    notes = []
+    for skipped, total in dict.fromkeys((tuple(run.skipped), run.sessions + len(run.skipped)) for run in runs):
+        if skipped:
+            named = ", ".join(skipped[:_NAMED]) + (", ..." if len(skipped) > _NAMED else "")
+            why = "the summaries of the runs say why"
+            notes.append(f"Sessions skipped: {len(skipped):,} of {total:,} ({named}); {why}.")
+    return notes

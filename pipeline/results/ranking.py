@@ -1,0 +1,122 @@
+"""Ranks of the true targets by counting over cosine scores. Ties count against the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from manifests.errors import FashionNTMError
+
+SCORES_HELD = 1 << 24  # scores in memory at once: 64 MiB of float32
+_NORM_ROWS = 4096  # rows normalised at once: the double-precision copy stays small
+
+
+class RankingError(FashionNTMError, ValueError):
+    """Features that cannot be ranked: not finite, of another width, or a target outside the gallery."""
+
+
+def ranks(
+    queries: np.ndarray,
+    candidates: np.ndarray,
+    target_index: np.ndarray,
+    block: int = SCORES_HELD,
+    names: Sequence[str] | None = None,
+) -> np.ndarray:
+    """Rank of each query's target among the candidates by cosine similarity; 1 is best.
+
+    rank = 1 + #(score > s_target) + #(other candidates with score == s_target) = #(score >= s_target): a target that
+    ties with others ranks behind them all. Candidates with equal features are scored once, so they tie exactly,
+    wherever they stand in the gallery. A zero query ties with everything and ranks last; a zero candidate scores 0.
+
+    Args:
+        queries: [S, D] float32 (or anything that converts to it), f'_qry(N).
+        candidates: [G, D] float32, f_tar of the gallery.
+        target_index: [S] int64, the row of each query's target in ``candidates``.
+        block: scores held in memory at once; the result does not depend on it, beyond the rounding of the product.
+        names: [S] session ids, for messages.
+
+    Returns:
+        int64 [S], each between 1 and G.
+
+    Raises:
+        RankingError: NaN or infinite features, shapes that do not fit, a target outside the candidates.
+    """
+    queries, candidates = np.asarray(queries), np.asarray(candidates)
+    targets = np.asarray(target_index, dtype=np.int64)
+    _check_shapes(queries, candidates, targets, names)
+    _check_finite(queries, names, "session", "the model has diverged: lower its learning rate and train again")
+    _check_finite(candidates, None, "candidate", "the gallery's features are damaged: verify the store")
+    _check_targets(targets, len(candidates), names)
+
+    unique, inverse, repeats = _distinct(_unit(candidates))
+    targets = inverse[targets]
+    out = np.empty(len(queries), dtype=np.int64)
+    step = max(1, block // max(1, len(unique)))
+    for start in range(0, len(queries), step):
+        rows = slice(start, start + step)
+        scores = _unit(queries[rows]) @ unique.T
+        own = np.take_along_axis(scores, targets[rows, None], axis=1)
+        out[rows] = (scores >= own) @ repeats
+    return out
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    """Rows [n, D] at unit length, float32; a zero row stays zero. Norms in double: no overflow, no lost small rows."""
+    out = np.empty(rows.shape, dtype=np.float32)
+    for start in range(0, len(rows), _NORM_ROWS):
+        part = rows[start : start + _NORM_ROWS].astype(np.float64)
+        norms = np.sqrt(np.einsum("nd,nd->n", part, part))[:, None]
+        np.divide(part, norms, out=part, where=norms > 0)
+        out[start : start + _NORM_ROWS] = part
+    return out
+
+
+def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distinct rows [U, D], each row's place among them [n], and how often each occurs [U].
+
+    One product may round equal columns differently at the edge of a tile, so equal candidates are scored once.
+    """
+    places: dict[bytes, int] = {}
+    first: list[int] = []
+    inverse = np.empty(len(rows), dtype=np.int64)
+    for number, row in enumerate(rows + np.float32(0)):  # + 0 makes -0.0 and 0.0 the same bytes
+        place = places.setdefault(row.tobytes(), len(first))
+        if place == len(first):
+            first.append(number)
+        inverse[number] = place
+    return rows[first], inverse, np.bincount(inverse, minlength=len(first))
+
+
+def _name(names: Sequence[str] | None, kind: str, number: int) -> str:
+    return f"{kind} {names[number]!r}" if names is not None else f"{kind} row {number}"
+
+
+def _check_shapes(
+    queries: np.ndarray, candidates: np.ndarray, targets: np.ndarray, names: Sequence[str] | None
+) -> None:
+    if queries.ndim != 2 or candidates.ndim != 2 or queries.shape[1] != candidates.shape[1]:
+        raise RankingError(
+            f"queries {list(queries.shape)} and candidates {list(candidates.shape)} must be [S, D] and [G, D] "
+            "of one width D: use the targets of the store that the model was trained on"
+        )
+    if targets.shape != (len(queries),) or (names is not None and len(names) != len(queries)):
+        counted = f"{len(queries)} queries, {targets.size} targets" + (f", {len(names)} names" if names else "")
+        raise RankingError(f"{counted}: give one target (and one name) for each query")
+
+
+def _check_finite(rows: np.ndarray, names: Sequence[str] | None, kind: str, fix: str) -> None:
+    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    if len(bad):
+        shown = ", ".join(_name(names, kind, int(i)) for i in bad[:3])
+        raise RankingError(f"NaN or infinite scores for {len(bad)} of {len(rows)} ({shown}): {fix}")
+
+
+def _check_targets(targets: np.ndarray, size: int, names: Sequence[str] | None) -> None:
+    bad = np.flatnonzero((targets < 0) | (targets >= size))
+    if len(bad):
+        number = int(bad[0])
+        raise RankingError(
+            f"{_name(names, 'session', number)}: target row {targets[number]} is not among the {size} candidates: "
+            "a gallery must hold the target of each of its sessions"
+        )

@@ -1,0 +1,268 @@
+"""Stage 2 as jobs: train a spec's memory models on its cached features, evaluate them, and fill the paper's tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from manifests.errors import IncompleteError, ManifestError, Problem, nearest
+from manifests.leaks import SUBSETS, subset_sessions
+from manifests.load import load_dataset, load_spec
+from manifests.schema import Dataset, RunSpec, Training
+from manifests.table_spec import DatasetTable, ResultsTable, load_table_spec
+from manifests.validation import split_validation
+from pipeline.workspace import Workspace
+
+Log = Callable[[str], None]
+
+
+def silent(_: str) -> None:
+    """A log for callers that want none."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run that a spec asks for: a model with its options and training, and a seed."""
+
+    model: str
+    options: dict[str, Any]
+    training: Training
+    seed: int
+
+
+def asked_runs(spec: RunSpec, models: Sequence[str] = (), seeds: Sequence[int] | None = None) -> list[Run]:
+    """The runs of ``spec``: every model (or those named) times every seed; an untrained model runs once.
+
+    Raises ManifestError for a model that the spec does not list.
+    """
+    from pipeline.training.models import models as registry
+
+    for name in models:
+        if name not in spec.models:
+            problem = Problem(spec.name, "--model", f"the spec has no model {name!r}", nearest(name, spec.models))
+            raise ManifestError([problem])
+    runs = []
+    for name in models or spec.models:
+        options = {key: value for key, value in spec.models[name].items() if key != "training"}
+        own = spec.models[name].get("training", {})
+        training = Training.model_validate(spec.training.model_dump() | own)
+        wanted = tuple(seeds if seeds is not None else spec.seeds)
+        for seed in wanted if registry.get(name).trainable else wanted[:1]:
+            runs.append(Run(name, options, training, seed))
+    return runs
+
+
+class StageTwo:
+    """A spec's cached features on one device, loaded once for all of its runs. No image or extractor is touched."""
+
+    def __init__(self, spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str = "auto", log: Log = silent):
+        from pipeline.device import resolve_device
+
+        self.spec, self.dataset, self.workspace, self.log = spec, dataset, workspace, log
+        self.device = resolve_device(device)
+        self.store = workspace.store(spec)
+
+    @cached_property
+    def parts(self) -> tuple[Any, Any]:
+        """(features to fit on, validation features or None): the pair-clean cut that the spec asks for."""
+        fit, validation = split_validation(
+            self.dataset.split("train"), self.spec.validation.fraction, self.spec.validation.seed
+        )
+        return self._features(fit), self._features(validation) if validation else None
+
+    @cached_property
+    def test(self) -> Any:
+        sessions = self.dataset.split("test")
+        if not sessions:
+            raise IncompleteError(f"dataset '{self.dataset.name}' has no test sessions: there is nothing to evaluate")
+        return self._features(sessions)
+
+    def _features(self, sessions: Sequence[Any]) -> Any:
+        from pipeline.training.data import session_features
+
+        features = session_features(self.store, sessions)
+        for reason in features.reasons[:3]:
+            self.log(f"left out: {reason}")
+        if len(features.skipped) > 3:
+            self.log(f"left out: {len(features.skipped)} of {len(sessions)} sessions in all")
+        return features.to(self.device)
+
+    def folder(self, run: Run) -> Any:
+        """The folder of a run, whether or not it exists yet."""
+        from pipeline.training.job import run_folder
+
+        fit, validation = self.parts
+        return run_folder(
+            self.workspace.runs, self.dataset.name, self.store.fingerprint, run.model, run.options, fit, run.training,
+            run.seed, self.spec.validation, validation,
+        )  # fmt: skip
+
+    def train(self, run: Run, force: bool = False) -> Any:
+        """Train ``run`` unless it has finished; its epochs go to the log."""
+        from pipeline.training.job import train_run
+
+        def epoch(metrics: dict[str, Any]) -> None:
+            if "loss" in metrics:
+                found = metrics.get("validation", {}).get("mean")
+                shown = "" if found is None else f", validation mean of R@5 and R@8 {found:.1f}"
+                self.log(f"{run.model} seed {run.seed} epoch {metrics['epoch']}: loss {metrics['loss']:.4f}{shown}")
+
+        fit, validation = self.parts
+        done = train_run(
+            self.workspace.runs, self.dataset.name, self.store.fingerprint, run.model, run.options, fit, run.training,
+            run.seed, self.spec.validation, validation, spec=self.spec.model_dump(mode="json"),
+            threads=self._pinned_threads(), again=force, progress=epoch,
+        )  # fmt: skip
+        execution = done.folder.record()["execution"]
+        if execution["threads_measured_ms"] and not done.reused:
+            self.workspace.pin_threads(execution["threads"], execution["threads_measured_ms"])
+            self.log(f"CPU threads: {execution['threads']}, by a measured step; pinned for this output folder")
+        return done
+
+    def _pinned_threads(self) -> Any:
+        """The number of threads measured at this folder's first training: another one could round sums otherwise."""
+        from pipeline.training.threads import choose_threads
+
+        pinned = self.workspace.threads()
+        return None if pinned is None else choose_threads(lambda: None, among=(pinned,))
+
+    @cached_property
+    def candidates(self) -> Any:
+        from pipeline.results.evaluate import load_candidates
+
+        return load_candidates(self.store, [g for g in self.dataset.galleries if g.split == "test"])
+
+    @cached_property
+    def subsets(self) -> dict[str, set[str]]:
+        return {name: {s.id for s in subset_sessions(self.dataset, name)} for name in SUBSETS}
+
+    def evaluate(self, run: Run) -> dict[str, Any]:
+        """Rank the test sessions with a finished run; writes results.h5 and summary.json, returns the summary."""
+        from pipeline.results.evaluate import evaluate
+        from pipeline.results.files import save_results, save_summary
+        from pipeline.training.checkpoint import load_model
+        from pipeline.training.validate import embed
+
+        folder = self.folder(run)
+        if folder.state != "finished":
+            raise IncompleteError(f"run {folder.id} is {folder.state}: run `{self.train_command(run)}`")
+        queries = embed(load_model(folder.path, self.device), self.test).cpu().numpy()
+        reasons = dict(zip(self.test.skipped, self.test.reasons, strict=True))
+        result = evaluate(
+            queries, self.test.sessions, self.candidates, self.subsets, self.dataset.averaging, reasons
+        )
+        captions = all(image.file is None for image in self.dataset.images.values())
+        note = self.workspace.extracted(self.spec)
+        summary = result.summary(
+            run=folder.id, model=run.model, seed=run.seed, store=self.store.fingerprint, dataset=self.dataset.name,
+            extractor=self.store.extractor, gallery="caption" if captions else "image",
+            contaminated_on=list(note.contaminated_on), spec=self.spec.name,
+        )  # fmt: skip
+        save_results(folder.results_file, result, folder.id)
+        save_summary(folder.summary_file, summary)
+        return summary
+
+    def train_command(self, run: Run) -> str:
+        return f"train {self.spec.asked} --model {run.model} --seeds {run.seed}"
+
+
+def train_spec(
+    spec: RunSpec, dataset: Dataset, workspace: Workspace, models: Sequence[str] = (),
+    seeds: Sequence[int] | None = None, device: str = "auto", force: bool = False, log: Log = silent,
+) -> Iterator[str]:  # fmt: skip
+    """Train the runs asked for, in order; yields one line for each, finished or reused."""
+    stage = StageTwo(spec, dataset, workspace, device, log)
+    for run in asked_runs(spec, models, seeds):
+        done = stage.train(run, force)
+        how = "finished before, kept" if done.reused else f"trained in {done.summary['seconds']:.1f} s"
+        chosen = done.summary.get("chosen") or {}
+        detail = f", alpha {chosen['alpha']}" if "alpha" in chosen else ""
+        yield f"{run.model} seed {run.seed}: {how}{detail}; run {done.folder.id}"
+
+
+def evaluate_spec(
+    spec: RunSpec, dataset: Dataset, workspace: Workspace, models: Sequence[str] = (),
+    seeds: Sequence[int] | None = None, device: str = "auto", log: Log = silent,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Evaluate the finished runs asked for; those not trained yet are named in the log.
+
+    Raises IncompleteError when none of them is trained.
+    """
+    stage = StageTwo(spec, dataset, workspace, device, log)
+    summaries = []
+    for run in asked_runs(spec, models, seeds):
+        if stage.folder(run).state == "finished":
+            summaries.append(stage.evaluate(run))
+        else:
+            log(f"{run.model} seed {run.seed} is not trained: run `{stage.train_command(run)}`")
+    if not summaries:
+        raise IncompleteError(f"no run of spec '{spec.name}' is trained: run `train {spec.asked}`")
+    return summaries
+
+
+def summary_text(summaries: Sequence[dict[str, Any]]) -> str:
+    """The overall metrics of each run and subset, one line each."""
+    lines = []
+    for summary in summaries:
+        for subset, categories in summary["metrics"].items():
+            overall = categories["overall"]
+            shown = "  ".join(f"{k} {v:5.1f}" for k, v in overall.items() if k != "n")
+            lines.append(f"{summary['model']:8} seed {summary['seed']}  {subset:17} {overall['n']:5} sessions  {shown}")
+    return "\n".join(lines)
+
+
+def paper_table(
+    name: str, spec_name: str | None, form: str, overrides: Sequence[str], data: Path, out: Path, asked: str = ""
+) -> str:
+    """Table ``name`` of the paper as text in ``form``. Datasets that are not in ``data`` leave empty cells."""
+    from pipeline.results.render import render
+
+    return render(build_table(name, spec_name, overrides, data, out, asked), form)
+
+
+def build_table(
+    name: str, spec_name: str | None, overrides: Sequence[str], data: Path, out: Path, asked: str = ""
+) -> Any:
+    from pipeline.results.tables import build_dataset_table, build_results_table
+    from pipeline.training.models import models as registry
+
+    table = load_table_spec(name)
+    if isinstance(table, DatasetTable):
+        found = {}
+        for entry in table.datasets:
+            wanted = RunSpec(name=f"table-{name}", dataset=entry.dataset, extractor={"name": "none"})  # type: ignore
+            if (data / str(entry.dataset.options.get("folder", entry.dataset.name))).is_dir():
+                found[entry.key] = load_dataset(wanted, data)
+        return build_dataset_table(table, found)
+    assert isinstance(table, ResultsTable)
+    spec = load_spec(spec_name or table.run, overrides, asked or spec_name or table.run)
+    return build_results_table(
+        table, RunFinder(spec, data, Workspace(out)), known=registry.names(), run=spec.asked,
+        seeds=spec.seeds if spec_name else (),
+    )  # fmt: skip
+
+
+class RunFinder:
+    """Finds the evaluated runs of a spec, exactly those that its present options identify."""
+
+    def __init__(self, spec: RunSpec, data: Path, workspace: Workspace):
+        self.spec, self.data, self.workspace = spec, data, workspace
+
+    @cached_property
+    def stage(self) -> StageTwo | None:
+        """None while there is no store for the spec: then no run of it can exist either."""
+        try:
+            return StageTwo(self.spec, load_dataset(self.spec, self.data), self.workspace, "cpu")
+        except IncompleteError:
+            return None
+
+    def __call__(self, model: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
+        from pipeline.results.files import load_summary
+
+        if model not in self.spec.models or self.stage is None:
+            return []
+        folders = [self.stage.folder(run) for run in asked_runs(self.spec, [model], seeds)]
+        return [load_summary(f.summary_file) for f in folders if f.state == "finished" and f.summary_file.is_file()]

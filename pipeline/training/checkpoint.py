@@ -1,0 +1,81 @@
+"""A trained memory model on disk: ``model.safetensors``, and beside it ``model.json`` that says what it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from cache.files import replace_atomically
+from manifests.errors import IncompleteError, Problems
+from manifests.identity import file_digest
+from manifests.options import parse_options
+from pipeline.training.errors import CheckpointError
+from pipeline.training.models import MemoryModel, models
+
+WEIGHTS, SIDECAR = "model.safetensors", "model.json"
+FORMAT = 1
+
+
+class MissingCheckpointError(IncompleteError, FileNotFoundError):
+    """There is no trained model in this folder."""
+
+
+def save_model(folder: Path, model: MemoryModel) -> None:
+    """Write the model into ``folder``, weights first: a sidecar always describes weights that are there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    replace_atomically(folder / WEIGHTS, save(weights))
+    sidecar = {
+        "format": FORMAT,
+        "model": model.name,
+        "version": model.version,
+        "options": model.options.model_dump(mode="json"),
+        "dim": model.dim,
+        "dtype": str(next((v.dtype for v in weights.values() if v.is_floating_point()), torch.float32)).split(".")[-1],
+        "sha256": file_digest(folder / WEIGHTS),
+        "torch": str(torch.__version__),
+    }
+    replace_atomically(folder / SIDECAR, (json.dumps(sidecar, indent=2) + "\n").encode())
+
+
+def load_model(folder: Path, device: torch.device | str = "cpu") -> MemoryModel:
+    """The model saved in ``folder``, in eval mode: its outputs equal those of the model that was saved.
+
+    Raises:
+        MissingCheckpointError: no model there.
+        CheckpointError: a damaged file, or weights of another version or shape, naming what differs.
+    """
+    path = folder / SIDECAR
+    try:
+        sidecar = json.loads(path.read_text(encoding="utf-8"))
+        name, version, found = sidecar["model"], sidecar["version"], sidecar["format"]
+        options, dim, dtype = sidecar["options"], sidecar["dim"], sidecar["dtype"]
+        digest = sidecar["sha256"]
+    except FileNotFoundError:
+        raise MissingCheckpointError(f"{folder}: no trained model ({SIDECAR} is absent); run `train` first") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint description ({error!r}); train this run again") from error
+    if found != FORMAT:
+        raise CheckpointError(f"{path}: checkpoint format {found}, this program reads {FORMAT}; train this run again")
+    cls = models.get(name, str(path), "key model")
+    if version != cls.version:
+        raise CheckpointError(
+            f"{path}: weights of {name} version {version}, this program has version {cls.version}; train this run again"
+        )
+    weights_path = folder / WEIGHTS
+    if not weights_path.is_file() or file_digest(weights_path) != digest:
+        raise CheckpointError(f"{weights_path}: absent, or not the file that {SIDECAR} describes; train this run again")
+    problems = Problems(path)
+    parsed = parse_options(cls.Options, options, str(path), "options", problems)
+    problems.raise_if_any()
+    assert parsed is not None
+    model = cls(parsed, dim).to(getattr(torch, dtype))
+    try:
+        model.load_state_dict(load_file(weights_path))
+    except (RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{weights_path}: {error}; train this run again") from error
+    return model.to(device).eval()

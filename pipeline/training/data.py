@@ -1,0 +1,152 @@
+"""The cached features of sessions as tensors: unique rows once, sessions as row numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cache import Store
+from manifests.schema import Session
+from pipeline.training.errors import FeatureError, MissingFeaturesError
+from pipeline.training.lookup import find_rows
+
+
+class Batch(NamedTuple):
+    """Sessions of a training step; short ones repeat their last turn (paper section 4.2).
+
+    queries: [B, T, D] f_qry; targets: [B, T, D] f_tar of each turn's target; lengths: [B] int64, turns before padding.
+    """
+
+    queries: Tensor
+    targets: Tensor
+    lengths: Tensor
+
+
+@dataclass(frozen=True)
+class SessionFeatures:
+    """Features of S sessions of up to T turns, all on one device.
+
+    queries: float32 [U, D], unique f_qry rows. targets: float32 [G, D], unique f_tar rows of the turns' targets.
+    query_rows, target_rows: int64 [S, T] into these; a short session repeats its last turn.
+    cat_rows: int64 [S], the rows in ``queries`` of all captions as one text with the first reference image.
+    lengths: int64 [S], turns before padding. sessions: the S sessions that rows belong to.
+    skipped: ids of the sessions left out because a row is missing; reasons: what each of them lacks, by id.
+    """
+
+    queries: Tensor
+    targets: Tensor
+    query_rows: Tensor
+    target_rows: Tensor
+    cat_rows: Tensor
+    lengths: Tensor
+    sessions: tuple[Session, ...]
+    skipped: tuple[str, ...] = ()
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.sessions)
+
+    @property
+    def dim(self) -> int:
+        return self.queries.shape[1]
+
+    @property
+    def turns(self) -> int:
+        return self.query_rows.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.queries.device
+
+    def batch(self, index: Tensor) -> Batch:
+        """The sessions ``index`` (int64 [B])."""
+        return Batch(self.queries[self.query_rows[index]], self.targets[self.target_rows[index]], self.lengths[index])
+
+    def concatenated(self, index: Tensor) -> Batch:
+        """The sessions ``index`` (int64 [B]) as one-turn sessions: ST + cat's query and the final target."""
+        last = self.target_rows[index].gather(1, self.lengths[index, None] - 1)
+        return Batch(self.queries[self.cat_rows[index]][:, None], self.targets[last], torch.ones_like(self.lengths[index]))
+
+    def to(self, device: torch.device | str) -> SessionFeatures:
+        """The same features on another device."""
+        return replace(self, **{k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)})
+
+    def subset(self, index: Sequence[int]) -> SessionFeatures:
+        """Some of the sessions, in the order of ``index``; the feature rows are shared."""
+        rows = torch.as_tensor(index, dtype=torch.int64, device=self.device)
+        picked = {k: getattr(self, k)[rows] for k in ("query_rows", "target_rows", "cat_rows", "lengths")}
+        return replace(self, sessions=tuple(self.sessions[i] for i in index), **picked)
+
+
+def session_features(store: Store, sessions: Iterable[Session]) -> SessionFeatures:
+    """Load what the sessions need from a store with ``query`` and ``target`` rows; images are never read.
+
+    Rows are found by content: the store's catalogue gives an image's key, and the feedback text the rest. A session
+    with a row that is missing (not extracted, or failed) is left out and named in ``skipped`` and ``reasons``; every
+    memory model then sees the same sessions.
+
+    Raises:
+        MissingFeaturesError: no session is left.
+        FeatureError: NaN or infinite features, naming rows and sessions; f_qry and f_tar of different widths.
+    """
+    sessions = tuple(sessions)
+    found = find_rows(store, sessions)
+    if not found.sessions:
+        first = "".join(f"; session {name!r}: {why}" for name, why in list(found.reasons.items())[:1])
+        raise MissingFeaturesError(
+            f"{store.path}: none of {len(sessions)} sessions has all of its features{first}; "
+            "run `extract` on this spec to fill the store"
+        )
+    turns = max(len(s.turns) for s in found.sessions)
+    query_rows = np.array([_padded(rows, turns) for rows in found.turns], dtype=np.int64)
+    target_rows = np.array([_padded(rows, turns) for rows in found.targets], dtype=np.int64)
+    cat_rows = np.array(found.concatenated, dtype=np.int64)
+
+    used, places = np.unique(np.concatenate([query_rows.ravel(), cat_rows]), return_inverse=True)
+    targets_used, target_places = np.unique(target_rows, return_inverse=True)
+    queries, targets = store.gather("query", used), store.gather("target", targets_used)
+    if queries.shape[1] != targets.shape[1]:
+        raise FeatureError(
+            f"{store.path}: f_qry has {queries.shape[1]} dimensions and f_tar {targets.shape[1]}; cosine similarity "
+            "needs one width: fit a composer that projects both"
+        )
+    places = places.reshape(-1)
+    query_places, cat_places = places[: query_rows.size].reshape(query_rows.shape), places[query_rows.size :]
+    target_places = target_places.reshape(target_rows.shape)
+    names = [s.id for s in found.sessions]
+    _check_finite(store, "query", queries, used, np.column_stack([query_places, cat_places]), names)
+    _check_finite(store, "target", targets, targets_used, target_places, names)
+    return SessionFeatures(
+        queries=torch.from_numpy(queries.astype(np.float32)),
+        targets=torch.from_numpy(targets.astype(np.float32)),
+        query_rows=torch.from_numpy(query_places.astype(np.int64)),
+        target_rows=torch.from_numpy(target_places.astype(np.int64)),
+        cat_rows=torch.from_numpy(cat_places.astype(np.int64)),
+        lengths=torch.tensor([len(s.turns) for s in found.sessions], dtype=torch.int64),
+        sessions=found.sessions,
+        skipped=tuple(found.reasons),
+        reasons=found.reasons,
+    )
+
+
+def _padded(rows: list[int], turns: int) -> list[int]:
+    return rows + rows[-1:] * (turns - len(rows))
+
+
+def _check_finite(
+    store: Store, table: str, features: np.ndarray, rows: np.ndarray, uses: np.ndarray, names: list[str]
+) -> None:
+    """``rows`` [n] are the store's numbers of ``features`` [n, D]; ``uses`` [S, k] index them for each session."""
+    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    if len(bad):
+        users = np.flatnonzero(np.isin(uses, bad).any(axis=1))
+        shown = ", ".join(str(r) for r in rows[bad[:5]]) + (", ..." if len(bad) > 5 else "")
+        raise FeatureError(
+            f"{store.path}: table {table!r} holds NaN or infinite values in {len(bad)} rows ({shown}), used by "
+            f"{len(users)} sessions (first: {names[users[0]]!r}); verify the store and extract these rows again"
+        )

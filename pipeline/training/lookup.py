@@ -1,0 +1,88 @@
+"""Which rows of a store a session needs, by content; no feature is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from cache import Store
+from manifests.identity import pair_key, stack_keys, text_key
+from manifests.schema import Session
+
+
+@dataclass(frozen=True)
+class FoundRows:
+    """The sessions that have every row, and their row numbers in the store's tables.
+
+    turns: rows of table ``query`` for each turn of each session; concatenated: the one of all captions as one text;
+    targets: rows of table ``target`` for each turn. reasons: session id -> what a left-out session lacks.
+    """
+
+    sessions: tuple[Session, ...]
+    turns: list[list[int]]
+    concatenated: list[int]
+    targets: list[list[int]]
+    reasons: dict[str, str]
+
+
+def find_rows(store: Store, sessions: Sequence[Session]) -> FoundRows:
+    """Look the sessions up. Tells which of them training would see, without loading a feature."""
+    catalogue = store.catalogue()
+    keys = [_keys(session, catalogue) for session in sessions]
+    queries = _rows(store, "query", (k for needed in keys for k in (*needed.turns, needed.concatenated)))
+    targets = _rows(store, "target", (k for needed in keys for k in needed.targets))
+    found = FoundRows((), [], [], [], {})
+    kept = []
+    for session, needed in zip(sessions, keys, strict=True):
+        missing = _missing(session, needed, queries, targets)
+        if missing:
+            found.reasons[session.id] = f"no {missing} in the store"
+            continue
+        kept.append(session)
+        found.turns.append([queries[k] for k in needed.turns])
+        found.concatenated.append(queries[needed.concatenated])
+        found.targets.append([targets[k] for k in needed.targets])
+    return replace(found, sessions=tuple(kept))
+
+
+class _Keys(NamedTuple):
+    """Keys of a session's rows; None where the store's catalogue does not know the image."""
+
+    turns: list[bytes | None]
+    concatenated: bytes | None
+    targets: list[bytes | None]
+
+
+def _keys(session: Session, catalogue: dict[str, bytes]) -> _Keys:
+    def pair(image: str, text: str) -> bytes | None:
+        key = catalogue.get(image)
+        return None if key is None else pair_key(key, text_key(text))
+
+    return _Keys(
+        turns=[pair(turn.reference, turn.text) for turn in session.turns],
+        concatenated=pair(session.turns[0].reference, session.text),
+        targets=[catalogue.get(image) for image in session.targets],
+    )
+
+
+def _rows(store: Store, table: str, keys: Iterable[bytes | None]) -> dict[bytes, int]:
+    """Row numbers of the keys that the table has."""
+    unique = list(dict.fromkeys(k for k in keys if k is not None))
+    if not unique or table not in store.tables:
+        return {}
+    rows = store.find(table, stack_keys(unique))
+    return {key: int(row) for key, row in zip(unique, rows, strict=True) if row >= 0}
+
+
+def _missing(session: Session, keys: _Keys, queries: dict[bytes, int], targets: dict[bytes, int]) -> str:
+    """The first row that a session lacks, in words; "" when it has all."""
+    for number, (turn, key) in enumerate(zip(session.turns, keys.turns, strict=True), start=1):
+        if key is None or key not in queries:
+            return f"query row for turn {number} (image {turn.reference!r}, text {turn.text!r})"
+    if keys.concatenated is None or keys.concatenated not in queries:
+        return f"query row for all captions as one text (image {session.turns[0].reference!r})"
+    for number, (image, key) in enumerate(zip(session.targets, keys.targets, strict=True), start=1):
+        if key is None or key not in targets:
+            return f"target row for turn {number} (image {image!r})"
+    return ""

@@ -1,0 +1,30 @@
+"""Memory models by file name: f_qry(1..N) in, f'_qry(1..N) out. Add a model: add a file with one class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from manifests.errors import Problems
+from manifests.options import parse_options
+from manifests.registry import Registry
+from pipeline.training.determinism import derive_seed, seeded
+from pipeline.training.models.base import MemoryModel
+
+models: Registry[MemoryModel] = Registry("pipeline.training.models", MemoryModel, "memory model")
+
+
+def build_model(name: str, options: dict[str, Any], dim: int, seed: int = 0, file: str = "") -> MemoryModel:
+    """Model ``name`` for features of width ``dim``, with the initial weights of ``seed``.
+
+    Raises ManifestError, with the nearest name, for an unknown model or option.
+    """
+    model = models.get(name, file, f"key models.{name}")
+    problems = Problems(file or "memory model")
+    parsed = parse_options(model.Options, options, problems.file, f"models.{name}", problems)
+    problems.raise_if_any()
+    assert parsed is not None
+    with seeded(derive_seed(seed, "init")):
+        return model(parsed, dim)
+
+
+__all__ = ["MemoryModel", "build_model", "models"]

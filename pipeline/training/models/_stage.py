@@ -1,0 +1,120 @@
+"""The learned parts of the cascade: derived features, and a stage's controller and heads (paper section 3.1)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.training.errors import TrainingError
+from pipeline.training.models._ntm import HEADS, MemoryState, access, head_sizes, heads
+
+MEMORY_CONSTANT = 1e-6  # every element at the start of a session, as in the public NTM
+TRACKED_TURNS = 8  # turn positions with running statistics of their own; later turns use the last one's
+
+
+class DerivedFeatures(nn.Module):
+    """f_drv^c(n) = BatchNorm(FC_c(f_qry(n))) for the stages c < C, all FC_c in one product.
+
+    Statistics are per turn: a training batch is normalised by its own mean and variance at each turn (over all of its
+    sessions, the repeated turns of short ones included), and the running ones that inference uses are kept for each of
+    the first ``TRACKED_TURNS`` positions. A position that training never reached takes those of the last one it did.
+    Gain and bias of a stage are shared by the turns. FC_c has no bias: the normalisation would cancel it.
+    """
+
+    momentum, eps = 0.1, 1e-5
+
+    def __init__(self, count: int, dim: int):
+        super().__init__()
+        self.count, self.dim = count, dim
+        self.weight = nn.Parameter(torch.empty(count * dim, dim))
+        self.gain = nn.Parameter(torch.ones(count * dim))
+        self.bias = nn.Parameter(torch.zeros(count * dim))
+        self.register_buffer("running_mean", torch.zeros(TRACKED_TURNS, count * dim))
+        self.register_buffer("running_var", torch.ones(TRACKED_TURNS, count * dim))
+        for stage in self.weight.data.split(dim):
+            nn.init.xavier_uniform_(stage)
+
+    def forward(self, queries: Tensor, first_turn: int = 0) -> Tensor:
+        """[B, T, D], whose first turn has position ``first_turn`` (from 0) -> [B, T, C-1, D].
+
+        Raises TrainingError for a training batch of one session, which has no statistics.
+        """
+        batch, turns = queries.shape[:2]
+        if self.training and batch < 2:
+            raise TrainingError("a training batch of one session has no batch statistics; give at least two sessions")
+        positions = [min(first_turn + n, TRACKED_TURNS - 1) for n in range(turns)]
+        mean, var = self.running_mean[positions], self.running_var[positions]
+        out = F.batch_norm(
+            F.linear(queries, self.weight).flatten(1),
+            mean.view(-1),
+            var.view(-1),
+            self.gain.repeat(turns),
+            self.bias.repeat(turns),
+            self.training,
+            self.momentum,
+            self.eps,
+        )
+        if self.training:
+            self._keep(mean, var)
+        return out.view(batch, turns, self.count, self.dim)
+
+    def _keep(self, mean: Tensor, var: Tensor) -> None:
+        """``batch_norm`` has updated these copies [T, (C-1) D] of the running statistics in place: store them."""
+        with torch.no_grad():
+            for kept, new in ((self.running_mean, mean), (self.running_var, var)):
+                kept[: len(new)] = new[:TRACKED_TURNS]
+                kept[len(new) :] = new[-1]
+
+
+class Stage(nn.Module):
+    """One controller, its read and write head, and how its session starts.
+
+    Initial values follow the public NTM that the paper builds on: LSTM weights uniform within 5 / sqrt(inputs + hidden)
+    and biases zero; heads Xavier-uniform with gain 1.4 and biases of deviation 0.01; learned initial hidden and cell
+    state, read vector and head weights of deviation 0.05, 0.01 and 1e-5; memory constant 1e-6. All rows then start
+    equal, content addressing cannot tell them apart, and its gradient is near zero until the learned head weights have
+    drifted apart. ``init="symmetry-breaking"`` (not the paper's) instead learns the first memory, from rows drawn
+    uniformly within 1 / sqrt(N + M).
+    """
+
+    def __init__(self, dim: int, slots: int, width: int, hidden: int, init: str):
+        super().__init__()
+        self.width = width
+        self.controller = nn.LSTMCell(width + dim + width, hidden)
+        self.heads = nn.Linear(hidden, HEADS * sum(head_sizes(width)) + 2 * width)
+        self.hidden = nn.Parameter(torch.randn(hidden) * 0.05)
+        self.cell = nn.Parameter(torch.randn(hidden) * 0.05)
+        self.read = nn.Parameter(torch.randn(width) * 0.01)
+        self.start = nn.Parameter(torch.randn(HEADS, slots) * 1e-5)  # softmax of it: the heads' initial weights
+        if init == "paper":
+            self.register_buffer("memory", torch.full((slots, width), MEMORY_CONSTANT))
+        else:
+            bound = 1 / math.sqrt(slots + width)
+            self.memory = nn.Parameter(torch.empty(slots, width).uniform_(-bound, bound))
+        self._initialise()
+
+    def _initialise(self) -> None:
+        bound = 5 / math.sqrt(self.controller.input_size + self.controller.hidden_size)
+        for name, parameter in self.controller.named_parameters():
+            if name.startswith("bias"):
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.uniform_(parameter, -bound, bound)
+        # A layer of its own for each output in the public NTM: Xavier's bound depends on how many outputs a layer has.
+        for part in self.heads.weight.data.split([*head_sizes(self.width) * HEADS, self.width, self.width]):
+            nn.init.xavier_uniform_(part, gain=1.4)
+        nn.init.normal_(self.heads.bias, std=0.01)
+
+    def initial_state(self, batch: int) -> MemoryState:
+        """The state before the first turn, the same for each of ``batch`` sessions."""
+        parts = (self.memory, self.read, self.hidden, self.cell, self.start.softmax(-1))
+        return MemoryState(*(part.expand(batch, *part.shape) for part in parts))
+
+    def forward(self, read: Tensor, feature: Tensor, state: MemoryState) -> MemoryState:
+        """The stage's next state: r^{c-1}(n) [B, M], f_drv^c(n) [B, D], state after turn n-1."""
+        inputs = torch.cat([read, feature, state.read], dim=-1)
+        hidden, cell = self.controller(inputs, (state.hidden, state.cell))
+        return access(state, hidden, cell, heads(self.heads(hidden), self.width))

@@ -1,0 +1,19 @@
+"""ST + avg(all turns): the mean of the query features so far (paper section 4.3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pipeline.training.models.base import MemoryModel
+
+
+class Average(MemoryModel):
+    """f'_qry(n) = mean of f_qry(1..n)."""
+
+    title = "ST + avg(all turns)"
+    trainable = False
+
+    def _forward(self, queries: Tensor, lengths: Tensor) -> Tensor:
+        counts = torch.arange(1, queries.shape[1] + 1, device=queries.device, dtype=queries.dtype)
+        return queries.cumsum(1) / counts[:, None]

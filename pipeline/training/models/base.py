@@ -1,0 +1,73 @@
+"""The contract of a memory model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from manifests.schema import Frozen
+from pipeline.training.errors import TrainingError
+
+if TYPE_CHECKING:
+    from pipeline.training.data import SessionFeatures
+
+
+class MemoryModel(nn.Module, ABC):
+    """Maps the query features of a session's turns to features that retrieve each turn's target.
+
+    A child sets the class variables, defines ``Options`` and writes ``_forward``; shapes are checked here, once for
+    all. Output position n uses turns 1..n only, so padding after a session's end never changes f'_qry(N).
+    """
+
+    title: ClassVar[str]
+    version: ClassVar[int] = 1  # raise it when the same weights or options would give other numbers
+    Options: ClassVar[type[Frozen]] = Frozen
+    trainable: ClassVar[bool] = True  # fitted by gradient; False: ``fit_parameters`` is all of its training
+    reads: ClassVar[Literal["turns", "concatenated"]] = "turns"  # "concatenated": T = 1, all captions as one query
+
+    def __init__(self, options: Frozen, dim: int):
+        super().__init__()
+        self.options, self.dim = options, dim
+
+    @property
+    def name(self) -> str:
+        """The name that the registry finds this model by."""
+        return type(self).__module__.rsplit(".", 1)[-1]
+
+    def forward(self, queries: Tensor, lengths: Tensor) -> Tensor:
+        """f'_qry(1..T).
+
+        Args:
+            queries: [B, T, D], f_qry(1..T); sessions shorter than T are padded at the end.
+            lengths: int64 [B], turns before padding.
+
+        Returns:
+            [B, T, D].
+
+        Raises:
+            TrainingError: shapes that do not fit the model or each other.
+        """
+        if queries.dim() != 3 or queries.shape[-1] != self.dim or queries.shape[1] < 1:
+            raise TrainingError(
+                f"{self.name}: queries have shape {list(queries.shape)}, expected [batch, turns >= 1, {self.dim}]; "
+                "build the model for the width of the store's features"
+            )
+        if lengths.shape != queries.shape[:1]:
+            raise TrainingError(
+                f"{self.name}: lengths have shape {list(lengths.shape)} for {queries.shape[0]} sessions; give one each"
+            )
+        if self.reads == "concatenated" and queries.shape[1] != 1:
+            raise TrainingError(
+                f"{self.name} reads one query of all captions, got {queries.shape[1]} turns; use the concatenated rows"
+            )
+        return self._forward(queries, lengths)
+
+    @abstractmethod
+    def _forward(self, queries: Tensor, lengths: Tensor) -> Tensor:
+        """As ``forward``, shapes checked."""
+
+    def fit_parameters(self, features: SessionFeatures) -> dict[str, Any]:
+        """Choose what has a closed form on these sessions; what was chosen, for the record. Nothing by default."""
+        return {}

@@ -1,0 +1,31 @@
+"""ST + LSTM: one layer over the turns (paper section 4.3)."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from manifests.schema import Frozen
+from pipeline.training.models.base import MemoryModel
+
+
+class LSTM(MemoryModel):
+    """f'_qry(n) = W h(n) + b, with h(1..n) the states of one LSTM layer over f_qry(1..n)."""
+
+    title = "ST + LSTM"
+
+    class Options(Frozen):
+        hidden: int = Field(100, ge=1)
+        dropout: float = Field(0.0, ge=0, lt=1)  # on the input; 0 is the paper's
+        residual: bool = False  # f' = f_qry + output; the paper has none
+
+    def __init__(self, options: Options, dim: int):
+        super().__init__(options, dim)
+        self.lstm = nn.LSTM(dim, options.hidden, batch_first=True)
+        self.output = nn.Linear(options.hidden, dim)
+
+    def _forward(self, queries: Tensor, lengths: Tensor) -> Tensor:
+        hidden, _ = self.lstm(F.dropout(queries, self.options.dropout, self.training))
+        output = self.output(hidden)
+        return queries + output if self.options.residual else output

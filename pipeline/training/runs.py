@@ -1,0 +1,210 @@
+"""Runs on disk: what identifies one, its folder, and whether it has finished.
+
+``<runs>/<dataset>/<model>/<run id>/`` holds run.json (spec, identity, execution; rewritten last, with the summary,
+when training has finished), metrics.jsonl (one line an epoch), model.safetensors and model.json, and what evaluation
+adds: results.h5 and summary.json. A folder without ``finished`` in its run.json was interrupted: training starts anew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from cache.errors import StoreBusyError
+from cache.files import WriterLock, replace_atomically
+from manifests.identity import digest
+from manifests.schema import Session, Training, Validation
+from pipeline.training.checkpoint import SIDECAR, WEIGHTS
+from pipeline.training.errors import RunError
+from pipeline.training.models.base import MemoryModel
+
+RUN_ID_DIGITS = 12
+State = Literal["absent", "incomplete", "failed", "damaged", "finished"]
+
+
+class RunIdentity(NamedTuple):
+    """``fields`` is everything that can change a run's numbers; ``id`` its digest, 12 hex digits."""
+
+    fields: dict[str, Any]
+    id: str
+
+
+def sessions_digest(sessions: Iterable[Session]) -> str:
+    """SHA-256 (64 hex digits) of the sessions, in order: ids, categories, turns and targets."""
+    return digest([session.model_dump(mode="json") for session in sessions])
+
+
+def run_identity(
+    *,
+    store_fingerprint: str,
+    sessions: str,
+    model: MemoryModel,
+    training: Training,
+    validation: Validation,
+    seed: int,
+    validation_sessions: str | None = None,
+) -> RunIdentity:
+    """What one run is. Device, threads and paths are no part of it: they are recorded beside it.
+
+    ``sessions`` and ``validation_sessions`` are the digests of the sessions that are really trained and validated on,
+    so that filling the gaps of a store makes another run. A model that is not trained by gradient has one run for all
+    seeds and training settings: these are None in its fields.
+    """
+    trained = model.trainable
+    fields = {
+        "store": store_fingerprint,
+        "sessions": sessions,
+        "model": {"name": model.name, "version": model.version, "options": model.options.model_dump(mode="json")},
+        "training": training.model_dump(mode="json") if trained else None,
+        "validation": {**validation.model_dump(mode="json"), "sessions": validation_sessions}
+        if validation_sessions
+        else None,
+        "seed": seed if trained else None,
+    }
+    return RunIdentity(fields, digest(fields)[:RUN_ID_DIGITS])
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and files of one run."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, runs: Path, dataset: str, model: str, run_id: str) -> RunFolder:
+        return cls(runs / dataset / model / run_id)
+
+    @property
+    def run_file(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def results_file(self) -> Path:
+        return self.path / "results.h5"
+
+    @property
+    def summary_file(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def model(self) -> str:
+        return self.path.parent.name
+
+    @property
+    def dataset(self) -> str:
+        return self.path.parent.parent.name
+
+    @property
+    def state(self) -> State:
+        """Whether training has finished; "damaged" when run.json cannot be read."""
+        try:
+            record = self.record()
+        except FileNotFoundError:
+            return "incomplete" if self.path.is_dir() else "absent"
+        except RunError:
+            return "damaged"
+        if record.get("finished") is not None:
+            return "finished"
+        return "failed" if record.get("failed") else "incomplete"
+
+    def about(self, detail: bool = False) -> dict[str, Any]:
+        """The run in words, for listings: {"name", "about"}, and with ``detail`` its seed, options and execution."""
+        state = self.state
+        name = f"{self.dataset}/{self.model}/{self.id}"
+        if state in ("absent", "damaged") or not self.run_file.is_file():
+            return {"name": name, "about": state, "state": state}
+        record = self.record()
+        identity, summary = record.get("identity", {}), record.get("finished") or {}
+        words = [state]
+        if identity.get("seed") is not None:
+            words.append(f"seed {identity['seed']}")
+        if state == "finished":
+            words += [f"{summary.get('epochs', 0)} epochs", f"{summary.get('seconds', 0):.0f} s"]
+        elif state == "failed":
+            words.append(str(record["failed"]))
+        else:
+            words.append(f"{len(self.metrics())} epochs done; train again to start it anew")
+        row = {"name": name, "about": ", ".join(words), "state": state}
+        if detail:
+            row |= {**identity.get("model", {}).get("options", {}), **record.get("execution", {})}
+            row |= {"store": identity.get("store", ""), "finished": summary}
+        return row
+
+    def record(self) -> dict[str, Any]:
+        """run.json. FileNotFoundError when there is none, RunError when it is not JSON."""
+        try:
+            record = json.loads(self.run_file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RunError(f"{self.run_file}: not valid JSON ({error}); train this run again") from error
+        if not isinstance(record, dict):
+            raise RunError(f"{self.run_file}: holds no object; train this run again")
+        return record
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """One entry an epoch; a last line that an interruption cut off is left out."""
+        if not self.metrics_file.is_file():
+            return []
+        lines = self.metrics_file.read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines[:-1] if line]  # a whole line ends in a newline
+
+    def append(self, metrics: dict[str, Any]) -> None:
+        """Add one epoch's metrics."""
+        with open(self.metrics_file, "a", encoding="utf-8") as handle:
+            handle.write(json.dumps(metrics, allow_nan=False) + "\n")
+
+    @contextmanager
+    def training(self, record: dict[str, Any]) -> Iterator[RunFolder]:
+        """Hold the folder while a run is trained, from nothing: what an earlier attempt left is removed.
+
+        ``record`` becomes run.json, marked as not finished. An exception leaves its message there under "failed".
+
+        Raises RunError when another process is training this run.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with _lock(self.path):
+            self._write({**record, "finished": None})
+            for name in (self.metrics_file.name, SIDECAR, WEIGHTS, self.results_file.name, self.summary_file.name):
+                (self.path / name).unlink(missing_ok=True)
+            try:
+                yield self
+            except Exception as error:
+                self._write({**record, "finished": None, "failed": f"{type(error).__name__}: {error}"})
+                raise
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Mark the run as finished. The last thing written: the model and the metrics are already there."""
+        self._write({**self.record(), "finished": summary})
+
+    def _write(self, record: dict[str, Any]) -> None:
+        text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        replace_atomically(self.run_file, text.encode())
+
+
+def list_runs(runs: Path) -> list[RunFolder]:
+    """Every run folder below ``runs`` (``<dataset>/<model>/<run id>``), finished or not, by path."""
+    return [RunFolder(path) for path in sorted(runs.glob("*/*/*")) if path.is_dir()]
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """One trainer a run. The system gives the lock back when a process dies, so none is ever left over."""
+    try:
+        lock = WriterLock(folder)
+    except StoreBusyError as error:
+        raise RunError(f"this run is being trained by another process: {error}") from None
+    try:
+        yield
+    finally:
+        lock.release()

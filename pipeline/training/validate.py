@@ -1,0 +1,55 @@
+"""What a memory model makes of whole sessions, and how it ranks them among their own targets."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.results.metrics import metrics_of
+from pipeline.results.ranking import ranks
+from pipeline.training.data import SessionFeatures
+from pipeline.training.models.base import MemoryModel
+
+CUTOFFS = (5, 8)
+
+
+@torch.no_grad()
+def embed(model: MemoryModel, features: SessionFeatures, batch: int = 1024) -> Tensor:
+    """f'_qry(N) of every session, in eval mode: float32 [S, D], on the device of the features.
+
+    ``batch`` sessions go through the model at once; it bounds memory and changes nothing else.
+    """
+    take = features.concatenated if model.reads == "concatenated" else features.batch
+    training = model.training
+    model.eval()
+    try:
+        parts = []
+        for index in torch.arange(len(features), device=features.device).split(batch):
+            queries, _, lengths = take(index)
+            outputs = model(queries, lengths)
+            parts.append(outputs[torch.arange(len(index), device=features.device), lengths - 1])
+        return torch.cat(parts)
+    finally:
+        model.train(training)
+
+
+def recalls(model: MemoryModel, features: SessionFeatures) -> dict[str, float]:
+    """R@5, R@8 and their mean, in percent over all sessions; each ranks the targets of its category's sessions.
+
+    The gallery of a category is every turn's target in its sessions, so it is smaller than a test gallery: these
+    numbers choose between models and epochs, and are not comparable with a table's.
+    """
+    queries = embed(model, features).cpu().numpy()
+    targets = features.targets.cpu().numpy()
+    rows = features.target_rows.cpu().numpy()
+    categories = np.array([s.category for s in features.sessions])
+    found = np.empty(len(features), dtype=np.int64)
+    for category in np.unique(categories):
+        members = np.flatnonzero(categories == category)
+        gallery, index = np.unique(rows[members], return_inverse=True)
+        final = index.reshape(rows[members].shape)[:, -1]  # padding repeats the last turn
+        names = [features.sessions[i].id for i in members]
+        found[members] = ranks(queries[members], targets[gallery], final, names=names)
+    metrics = metrics_of(found, CUTOFFS)
+    return {key: metrics[key] for key in (*(f"R@{k}" for k in CUTOFFS), "mean")}

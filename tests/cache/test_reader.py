@@ -1,0 +1,314 @@
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import resource
+import shutil
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from cache import (
+    Store,
+    StoreCorruptError,
+    StoreError,
+    StoreLookupError,
+    StoreNotFoundError,
+    StoreVersionError,
+    list_stores,
+)
+from cache.manifest import load_manifest
+from cache.stamps import sha256_of
+from manifests.identity import digest
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def age(path: Path) -> None:
+    """Make the store's files look as if at rest (only the modification time can be set: the change time is now)."""
+    for file in path.iterdir():
+        os.utime(file, (1_000_000_000, 1_000_000_000))
+
+
+def test_what_was_written_is_read(three_shards: Path, rows) -> None:
+    store, (keys, features) = Store.open(three_shards), rows(0, 600)
+    assert (store.dataset, store.extractor, store.fields["weights"]) == ("demo", "clip", "abc")
+    assert store.fingerprint == digest(store.fields) and store.path.name == f"clip-{store.fingerprint[:12]}"
+    table = store.tables["image"]
+    assert (table.rows, table.dim, table.dtype, len(table.shards)) == (600, 8, "float16", 3)
+    assert np.array_equal(store.keys("image"), keys)
+    assert np.array_equal(store.load("image"), features) and store.load("image").flags.writeable
+    assert store.load("text").dtype == np.float32 and np.array_equal(store.load("text"), rows(1000, 40, 6, "float32")[1])
+    assert store.execution[0]["settings"] == {"batch_size": 4} and store.execution[0]["rows"] == {"image": 600, "text": 40}
+    assert store.manifest["format"] == "fashion-ntm store" and "tables" in store.manifest.keys()
+    assert store.nbytes == sum(f.stat().st_size for f in three_shards.iterdir())
+    assert [(r.shard, r.rows, r.seconds) for r in store.receipts()][-1] == ("text-00000.h5", 40, 0.25)
+    assert "image [600, 8] float16" in repr(store)
+
+
+def test_gather_keeps_the_order_and_repeats(three_shards: Path, rows) -> None:
+    store, features = Store.open(three_shards), rows(0, 600)[1]
+    rng = np.random.default_rng(0)
+    for pick in (rng.integers(0, 600, 3000), np.arange(600), np.array([599, 0, 300, 304, 305, 0]), [3], np.array([], int)):
+        assert np.array_equal(store.gather("image", pick), features[np.asarray(pick, int)])
+    assert np.array_equal(store.gather("image", np.array([1, 2], dtype=np.uint8)), features[[1, 2]])
+    assert np.array_equal(store.gather("image", np.arange(600)[::-3]), features[::-3])
+    out = np.empty((2, 8), np.float16)
+    assert store.gather("image", [5, 500], out=out) is out and np.array_equal(out, features[[5, 500]])
+    whole = np.empty((600, 8), np.float16)
+    assert store.load("image", out=whole) is whole and np.array_equal(whole, features)
+
+
+def test_a_gather_larger_than_its_buffer(path: Path, writer) -> None:
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((900, 2048)).astype(np.float32)
+    with writer() as w:
+        for start in range(0, 900, 300):
+            w.commit("image", rng.integers(0, 256, (300, 16), dtype=np.uint8), features[start : start + 300])
+    pick = rng.integers(0, 900, 2000)
+    assert np.array_equal(Store.open(path).gather("image", pick), features[pick])
+
+
+def test_a_row_that_is_not_there_is_an_error(three_shards: Path) -> None:
+    store = Store.open(three_shards)
+    for wrong in ([-1], [600], [0, 599, -3], np.array([2**63], dtype=np.uint64)):
+        with pytest.raises(StoreLookupError, match="has rows 0 to 599"):
+            store.gather("image", wrong)
+    for wrong in ([0.5], [[1]], [True]):
+        with pytest.raises(StoreError, match="must be integers"):
+            store.gather("image", wrong)
+    with pytest.raises(StoreLookupError, match="no rows of table 'query'; tables: image, text"):
+        store.load("query")
+    with pytest.raises(StoreError, match="did you mean"):
+        store.load("txt")
+    with pytest.raises(StoreError, match="out must be a contiguous float16"):
+        store.load("image", out=np.empty((600, 8), np.float32))
+
+
+def test_find(three_shards: Path, rows) -> None:
+    store = Store.open(three_shards)
+    keys = rows(590, 20)[0]
+    assert store.find("image", keys).tolist() == [*range(590, 600), *[-1] * 10]
+    assert store.find("image", np.empty((0, 16), np.uint8)).tolist() == []
+    assert store.find("query", keys).tolist() == [-1] * 20 and store.keys("query").shape == (0, 16)
+    with pytest.raises(StoreError, match="uint8"):
+        store.find("image", keys[:, :8])
+    with pytest.raises(ValueError, match="read-only"):
+        store.keys("image")[0] = 0
+
+
+def test_opening_reads_the_manifest_alone(three_shards: Path) -> None:
+    for name in ("image-00000.h5", "image-00001.h5", "text-00000.h5", "catalogue.h5", "ledger.jsonl"):
+        (three_shards / name).unlink()
+    store = Store.open(three_shards)
+    assert store.tables["image"].rows == 600 and store.failures() == []
+    with pytest.raises(StoreCorruptError, match=r"image-00000.h5 is missing"):
+        store.keys("image")
+    with pytest.raises(StoreCorruptError, match=r"catalogue.h5 is missing"):
+        store.catalogue()
+    assert np.isfinite(store.gather("image", [599])).all()  # its shard is whole: it was never asked of the others
+
+
+@pytest.mark.parametrize("where", ["features", "keys", "header", "padding", "last"])
+@pytest.mark.parametrize("aged", [False, True])
+def test_a_flipped_bit_is_found_before_a_row_is_read(three_shards: Path, where: str, aged: bool) -> None:
+    if aged:
+        age(three_shards)
+    Store.open(three_shards).load("image")
+    shard = load_manifest(three_shards).tables["image"].shards[1]
+    at = {"features": shard.features_at + 3, "keys": shard.keys_at + 70, "header": 1, "padding": 2000, "last": -1}[where]
+    flip(three_shards / shard.file, at)
+    if aged:
+        age(three_shards)
+    store = Store.open(three_shards)
+    for read in (store.load, store.keys, lambda table: store.gather(table, np.arange(600))):
+        with pytest.raises(StoreCorruptError, match=r"image-00001.h5 was changed"):
+            read("image")
+    assert len(store.gather("image", [0, 599])) == 2
+
+
+def test_a_stamped_file_is_not_read_again_but_a_rewritten_one_is(three_shards: Path) -> None:
+    stamps, shard = three_shards / ".verified.json", three_shards / "text-00000.h5"
+    sha256 = sha256_of(shard)
+
+    def stamp() -> None:
+        status = shard.stat()
+        stamps.write_text(json.dumps({shard.name: [sha256, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]}))
+
+    Store.open(three_shards).load("text")
+    assert not stamps.exists()  # written just now: its times prove nothing
+    flip(shard, -1)
+    stamp()  # as if the disk had rotted under a file at rest
+    assert len(Store.open(three_shards).load("text")) == 40
+    with pytest.raises(StoreCorruptError, match="was changed"):
+        Store.open(three_shards, verify="always").load("text")
+    status = shard.stat()
+    flip(shard, -2)
+    os.utime(shard, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(StoreCorruptError, match="was changed"):
+        Store.open(three_shards).load("text")
+    stamp()
+    stamps.write_text(stamps.read_text()[:-5])
+    with pytest.raises(StoreCorruptError, match="was changed"):
+        Store.open(three_shards).load("text")
+
+
+def test_a_file_at_rest_is_stamped(three_shards: Path) -> None:
+    time.sleep(2.1)
+    Store.open(three_shards).load("text")
+    assert list(json.loads((three_shards / ".verified.json").read_text())) == ["text-00000.h5"]
+    Store.open(three_shards).load("image")
+    assert len(json.loads((three_shards / ".verified.json").read_text())) == 4
+
+
+def test_truncated_swapped_and_foreign_shards(three_shards: Path, tmp_path: Path, writer, rows) -> None:
+    image, other = three_shards / "image-00000.h5", three_shards / "image-00002.h5"
+    whole = image.read_bytes()
+    image.write_bytes(whole[:-1])
+    with pytest.raises(StoreCorruptError, match="bytes, not"):
+        Store.open(three_shards).keys("image")
+    image.write_bytes(other.read_bytes()[: len(whole)].ljust(len(whole), b"\0"))
+    with pytest.raises(StoreCorruptError, match="was changed"):
+        Store.open(three_shards).keys("image")
+    with writer(tmp_path / "twin", fields={"weights": "other"}) as w:  # same keys, same sizes, other model
+        w.commit("image", rows(0, 300)[0], rows(7000, 300)[1])
+    shutil.copy(tmp_path / "twin" / "image-00000.h5", image)
+    assert image.stat().st_size == len(whole)
+    for verify, message in (("digest", "digest differs"), ("always", "digest differs"), ("header", "fingerprint is")):
+        with pytest.raises(StoreCorruptError, match=message):
+            Store.open(three_shards, verify=verify).load("image")
+
+
+def test_two_shards_swapped_are_named(path: Path, writer, rows) -> None:
+    with writer() as w:
+        w.commit("image", *rows(0, 10))
+        w.commit("image", *rows(10, 10))
+    os.rename(path / "image-00000.h5", path / "x")
+    os.rename(path / "image-00001.h5", path / "image-00000.h5")
+    os.rename(path / "x", path / "image-00001.h5")
+    with pytest.raises(StoreCorruptError, match="holds the bytes of image-00001.h5: files were swapped"):
+        Store.open(path).load("image")
+    with pytest.raises(StoreCorruptError, match="number is 1, not 0"):
+        Store.open(path, verify="header").load("image")
+
+
+def test_header_mode_reads_whole_shards(three_shards: Path, rows) -> None:
+    assert np.array_equal(Store.open(three_shards, verify="header").load("image"), rows(0, 600)[1])
+    with pytest.raises(StoreError, match="use one of digest, always, header"):
+        Store.open(three_shards, verify="never")
+
+
+def test_a_repacked_shard_is_read_through_h5py(three_shards: Path, rows) -> None:
+    manifest, name = load_manifest(three_shards), "image-00000.h5"
+    packed = three_shards / "packed"
+    with h5py.File(three_shards / name) as old, h5py.File(packed, "w") as new:
+        new.attrs.update(old.attrs)
+        for data in ("features", "keys"):
+            new.create_dataset(data, data=old[data][:], chunks=(64, old[data].shape[1]), compression="gzip")
+    os.replace(packed, three_shards / name)
+    table = manifest.tables["image"]
+    size, sha256 = (three_shards / name).stat().st_size, sha256_of(three_shards / name)
+    shard = replace(table.shards[0], bytes=size, sha256=sha256, features_at=None, keys_at=None)
+    table = replace(table, shards=(shard, *table.shards[1:]))
+    replace(manifest, tables={**manifest.tables, "image": table}).save(three_shards)
+    keys, features = rows(0, 600)
+    pick = np.random.default_rng(0).integers(0, 600, 700)
+    for verify in ("digest", "header"):
+        store = Store.open(three_shards, verify=verify)
+        assert np.array_equal(store.load("image"), features) and np.array_equal(store.keys("image"), keys)
+        assert np.array_equal(store.gather("image", pick), features[pick])
+
+
+def test_no_store(tmp_path: Path, path: Path) -> None:
+    with pytest.raises(StoreNotFoundError, match="does not exist") as caught:
+        Store.open(path)
+    assert isinstance(caught.value, FileNotFoundError) and caught.value.exit_code == 3
+    with pytest.raises(FileNotFoundError, match=r"manifest.json is missing"):
+        Store.open(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreNotFoundError):
+        Store.open(tmp_path / "file")
+
+
+def test_a_newer_format_is_refused(three_shards: Path) -> None:
+    about = json.loads((three_shards / "manifest.json").read_text())
+    about.pop("digest")
+    about["version"], about["tables"] = 2, "quite different"
+    (three_shards / "manifest.json").write_text(json.dumps({**about, "digest": digest(about)}))
+    with pytest.raises(StoreVersionError, match="is in format 2; this version of the project reads up to format 1: upgrade"):
+        Store.open(three_shards)
+    (summary,) = list_stores(three_shards.parents[1])
+    assert "format 2" in summary.problem and summary.extractor == "clip"
+
+
+def test_many_shards_need_few_open_files(path: Path, writer, rows, child) -> None:
+    with writer() as w:
+        for n in range(72):
+            w.commit("image", *rows(n * 2, 2))
+    store, features = Store.open(path), rows(0, 144)[1]
+
+    def read() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (80, 80))
+        for _ in range(3):
+            assert np.array_equal(store.gather("image", np.arange(144)), features)
+
+    assert child(read) == 0
+
+
+def test_threads_forks_and_pickles_read_the_same(three_shards: Path, rows, child) -> None:
+    store, features, wrong = Store.open(three_shards), rows(0, 600)[1], []
+
+    def read(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        for _ in range(20):
+            pick = rng.integers(0, 600, 256)
+            if not np.array_equal(store.gather("image", pick), features[pick]):
+                wrong.append(seed)
+        if not np.array_equal(store.find("image", store.keys("image")), np.arange(600)):
+            wrong.append(seed)
+
+    def in_threads() -> None:
+        threads = [threading.Thread(target=read, args=(n,)) for n in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not wrong
+
+    assert child(in_threads) == 0  # forked before the first touch
+    in_threads()
+    assert child(in_threads) == 0  # and after it
+    copy = pickle.loads(pickle.dumps(store))
+    assert np.array_equal(copy.load("image"), features) and copy.catalogue() == store.catalogue()
+
+
+def test_a_reader_sees_its_snapshot_while_a_writer_goes_on(three_shards: Path, writer, rows) -> None:
+    store = Store.open(three_shards)
+    with writer() as w:
+        w.commit("image", *rows(600, 50))
+        w.bind({"other": bytes(16)})
+        assert len(store.load("image")) == 600
+        assert store.catalogue() == {"other": bytes(16)}  # bindings are content-addressed: the newest is right
+    assert len(Store.open(three_shards).load("image")) == 650
+
+
+def test_list_stores(three_shards: Path, tmp_path: Path, writer) -> None:
+    (tmp_path / "stores" / "demo" / "empty").mkdir()
+    with writer(tmp_path / "stores" / "demo" / "broken-0123456789ab"):
+        pass
+    flip(tmp_path / "stores" / "demo" / "broken-0123456789ab" / "manifest.json", 100)
+    broken, summary = list_stores(tmp_path / "stores")
+    assert (summary.path, summary.rows, summary.shards, summary.images) == (three_shards, {"image": 600, "text": 40}, 4, 20)
+    assert summary.nbytes == Store.open(three_shards).nbytes and summary.problem == ""
+    assert (broken.dataset, broken.extractor, broken.rows) == ("demo", "broken", {}) and "damaged" in broken.problem
+    assert list_stores(tmp_path / "nowhere") == []

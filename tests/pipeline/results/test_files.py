@@ -1,0 +1,97 @@
+"""results.h5 and summary.json: whole or not at all, and damage is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.results.evaluate import Evaluation
+from pipeline.results.files import ResultsError, load_results, load_summary, save_results, save_summary
+
+
+def evaluation() -> Evaluation:
+    return Evaluation(
+        session_ids=("kleid/0", "kleid/1", "Röcke/2"),
+        categories=("kleid", "kleid", "Röcke"),
+        target_ids=("x.jpg", "y.jpg", "z.jpg"),
+        ranks=np.array([1, 70000, 3]),
+        averaging="sessions",
+        subsets={"all": np.ones(3, bool), "no pair seen": np.array([True, False, True])},
+        galleries={"kleid": {"images": 80000, "dropped": ["q"]}, "Röcke": {"images": 5, "dropped": []}},
+        skipped={"kleid/9": "no feature"},
+    )
+
+
+def test_results_come_back_as_they_were(tmp_path: Path) -> None:
+    save_results(tmp_path / "run" / "results.h5", evaluation(), "abc")
+    found, given = load_results(tmp_path / "run" / "results.h5"), evaluation()
+    assert found.ranks.tolist() == given.ranks.tolist()
+    assert found.ranks.dtype == np.int64
+    for name in ("session_ids", "categories", "target_ids", "averaging", "galleries", "skipped"):
+        assert getattr(found, name) == getattr(given, name)
+    assert found.metrics() == given.metrics()
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["results.h5"]
+    with h5py.File(tmp_path / "run" / "results.h5") as file:
+        assert file.attrs["run"] == "abc"
+        assert file["rank"].dtype == np.int32
+
+
+def test_a_failed_write_keeps_the_older_file(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    save_summary(path, {"metrics": {}, "seed": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        save_summary(path, {"metrics": {}, "seed": float("nan")})
+    assert load_summary(path)["seed"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_a_truncated_file_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "results.h5"
+    save_results(path, evaluation())
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ResultsError, match=r"results\.h5: damaged .*evaluate the run again"):
+        load_results(path)
+
+
+@pytest.mark.parametrize("lost", ["rank", "session_id", "subset_member", "about"])
+def test_a_lost_column_is_damage(tmp_path: Path, lost: str) -> None:
+    path = tmp_path / "results.h5"
+    save_results(path, evaluation())
+    with h5py.File(path, "r+") as file:
+        del file[lost]
+    with pytest.raises(ResultsError, match="damaged"):
+        load_results(path)
+
+
+def test_columns_of_different_lengths_are_damage(tmp_path: Path) -> None:
+    path = tmp_path / "results.h5"
+    save_results(path, evaluation())
+    with h5py.File(path, "r+") as file:
+        del file["rank"]
+        file["rank"] = np.array([1, 2], dtype=np.int32)
+    with pytest.raises(ResultsError, match=r"different lengths \[2, 3\]"):
+        load_results(path)
+
+
+def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "results.h5"
+    save_results(path, evaluation())
+    with h5py.File(path, "r+") as file:
+        file.attrs["format"] = 99
+    with pytest.raises(ResultsError, match="format 99.*update the program"):
+        load_results(path)
+
+
+def test_missing_and_foreign_files_are_named(tmp_path: Path) -> None:
+    for load, name in ((load_results, "results.h5"), (load_summary, "summary.json")):
+        with pytest.raises(ResultsError, match=f"{name}: no such file"):
+            load(tmp_path / name)
+    (tmp_path / "summary.json").write_text("{")
+    with pytest.raises(ResultsError, match="damaged"):
+        load_summary(tmp_path / "summary.json")
+    (tmp_path / "summary.json").write_text("[1]")
+    with pytest.raises(ResultsError, match="holds no metrics"):
+        load_summary(tmp_path / "summary.json")

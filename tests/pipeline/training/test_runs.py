@@ -1,0 +1,229 @@
+"""Run folders: one identity, written whole, never mistaken for finished; checkpoints that refuse what is not theirs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from manifests.schema import Training, Validation
+from pipeline.training.checkpoint import MissingCheckpointError, load_model, save_model
+from pipeline.training.data import SessionFeatures
+from pipeline.training.errors import CheckpointError, DivergenceError, RunError
+from pipeline.training.job import train_run
+from pipeline.training.models import build_model
+from pipeline.training.runs import RunFolder, list_runs, run_identity, sessions_digest
+from pipeline.training.threads import ThreadChoice
+from pipeline.training.validate import embed
+from tests.pipeline.training.sessions import cumulative, sessions
+
+QUICK = Training(epochs=3, batch_size=16, learning_rate=1e-3)
+ONE_THREAD = ThreadChoice(1, {})
+
+
+@pytest.fixture(scope="module")
+def features() -> SessionFeatures:
+    return cumulative(20, seed=1)
+
+
+def train(runs: Path, features: SessionFeatures, name: str = "lstm", seed: int = 0, **more: Any):
+    options = {"hidden": 8} if name == "lstm" else {}
+    return train_run(
+        runs, "toy", "f" * 64, name, options, features, more.pop("training", QUICK), seed, threads=ONE_THREAD, **more
+    )
+
+
+def identity(model: str = "lstm", **changed: Any) -> str:
+    fields: dict[str, Any] = {
+        "store_fingerprint": "a",
+        "sessions": "b",
+        "model": build_model(model, changed.pop("options", {}), 6),
+        "training": QUICK,
+        "validation": Validation(),
+        "seed": 0,
+    }
+    return run_identity(**fields | changed).id
+
+
+def test_identity_is_of_everything_that_changes_the_numbers() -> None:
+    assert len(identity()) == 12 and identity() == identity()
+    variants = [
+        identity(store_fingerprint="z"),
+        identity(sessions="z"),
+        identity(options={"hidden": 8}),
+        identity(training=QUICK.model_copy(update={"epochs": 4})),
+        identity(validation_sessions="v"),
+        identity(validation_sessions="w"),
+        identity(seed=1),
+        identity("v_ntm"),
+    ]
+    assert len({identity(), *variants}) == len(variants) + 1
+
+
+def test_models_without_training_have_one_run_for_all_seeds() -> None:
+    changed = QUICK.model_copy(update={"epochs": 4})
+    assert identity("avg") == identity("avg", seed=3, training=changed)
+    assert identity("ewma") != identity("ewma", validation_sessions="v")
+
+
+def test_sessions_digest_sees_texts_and_order() -> None:
+    one, other = sessions((2, 3))
+    assert sessions_digest([one, other]) != sessions_digest([other, one])
+    turn = one.turns[0].model_copy(update={"captions": ("another",)})
+    assert sessions_digest([one]) != sessions_digest([one.model_copy(update={"turns": (turn, *one.turns[1:])})])
+
+
+def test_a_run_is_trained_once(tmp_path: Path, features: SessionFeatures) -> None:
+    seen: list[dict[str, Any]] = []
+    first = train(tmp_path, features, spec={"name": "s"}, progress=seen.append)
+    folder = first.folder
+    assert not first.reused and folder.state == "finished" and len(seen) == 3
+    assert folder.path.parent == tmp_path / "toy" / "lstm" and folder.metrics() == seen
+    record = folder.record()
+    assert record["spec"] == {"name": "s"} and record["identity"]["seed"] == 0 and record["execution"]["device"] == "cpu"
+    assert record["finished"]["epochs"] == 3 and record["finished"]["loss"] == seen[-1]["loss"]
+    model = load_model(folder.path)
+
+    second = train(tmp_path, features, progress=seen.append)
+    assert second.reused and second.summary == first.summary and len(seen) == 3
+    third = train(tmp_path, features, progress=seen.append, again=True)
+    assert not third.reused and len(seen) == 6 and len(folder.metrics()) == 3
+    assert torch.equal(embed(load_model(folder.path), features), embed(model, features))
+    assert [run.path for run in list_runs(tmp_path)] == [folder.path]
+
+
+@pytest.mark.parametrize("name", ["avg", "ewma", "cat", "last"])
+def test_models_without_training_make_a_run_too(tmp_path: Path, features: SessionFeatures, name: str) -> None:
+    run = train(tmp_path, features, name)
+    assert run.folder.state == "finished" and run.summary["epochs"] == 0
+    assert embed(load_model(run.folder.path), features).shape == (len(features), features.dim)
+    assert train(tmp_path, features, name, seed=4).reused
+
+
+def test_early_stopping_is_summarised_by_its_best_epoch(tmp_path: Path, features: SessionFeatures) -> None:
+    validation = cumulative(30, seed=2)
+    training = Training(epochs=40, batch_size=16, learning_rate=3e-2, early_stopping=2)
+    run = train(tmp_path, features, training=training, validation=Validation(fraction=0.1), validation_features=validation)
+    lines = run.folder.metrics()
+    assert run.summary["validation"] == lines[run.summary["best"] - 1]["validation"]
+    assert run.summary["validation"]["mean"] == max(line["validation"]["mean"] for line in lines)
+
+
+def test_a_failed_run_keeps_its_metrics_and_starts_anew(tmp_path: Path, features: SessionFeatures) -> None:
+    hot = QUICK.model_copy(update={"learning_rate": 1e38, "epochs": 5})
+    with pytest.raises(DivergenceError):
+        train(tmp_path, features, training=hot)
+    (folder,) = list_runs(tmp_path)
+    assert folder.state == "failed" and "DivergenceError" in folder.record()["failed"]
+    assert "the loss is" in folder.about()["about"]
+    with pytest.raises(DivergenceError):  # not mistaken for a finished run
+        train(tmp_path, features, training=hot)
+
+
+def test_an_interrupted_run_is_incomplete_and_starts_anew(tmp_path: Path, features: SessionFeatures) -> None:
+    def interrupt(metrics: dict[str, Any]) -> None:
+        if metrics["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, features, progress=interrupt)
+    (folder,) = list_runs(tmp_path)
+    assert folder.state == "incomplete" and len(folder.metrics()) == 2
+    assert folder.about()["about"].startswith("incomplete, seed 0, 2 epochs done")
+    done = train(tmp_path, features)
+    assert done.folder == folder and folder.state == "finished" and [m["epoch"] for m in folder.metrics()] == [1, 2, 3]
+
+
+KILLED = """
+import os, sys, time
+from pathlib import Path
+from manifests.schema import Training
+from pipeline.training.job import train_run
+from pipeline.training.threads import ThreadChoice
+from tests.pipeline.training.sessions import cumulative
+def report(metrics):
+    print(metrics["epoch"], flush=True)
+    time.sleep(60)
+train_run(Path(sys.argv[1]), "toy", "f" * 64, "lstm", {"hidden": 8}, cumulative(20, seed=1),
+          Training(epochs=3, batch_size=16, learning_rate=1e-3), threads=ThreadChoice(1, {}), progress=report)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+def test_a_killed_run_holds_nobody_up_and_is_trained_again(tmp_path: Path, features: SessionFeatures) -> None:
+    root = Path(__file__).resolve().parents[3]
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], cwd=root, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None and process.stdout.readline().strip() == "1"
+        with pytest.raises(RunError, match="trained by another process"):
+            train(tmp_path, features)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    (folder,) = list_runs(tmp_path)
+    assert folder.state == "incomplete"
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            assert not train(tmp_path, features).reused
+            break
+        except RunError:  # the system is still tidying up after the killed process
+            time.sleep(0.05)
+    assert folder.state == "finished"
+
+
+def test_states_of_a_folder(tmp_path: Path) -> None:
+    folder = RunFolder.of(tmp_path, "toy", "lstm", "0" * 12)
+    assert (folder.state, folder.dataset, folder.model, folder.id) == ("absent", "toy", "lstm", "0" * 12)
+    folder.path.mkdir(parents=True)
+    assert folder.state == "incomplete" and folder.metrics() == []
+    folder.run_file.write_text("{not json")
+    assert folder.state == "damaged" and folder.about()["about"] == "damaged"
+    with pytest.raises(RunError, match=r"run\.json: not valid JSON"):
+        folder.record()
+    folder.metrics_file.write_text('{"epoch": 1}\n{"epo')
+    assert folder.metrics() == [{"epoch": 1}]
+
+
+def test_checkpoints_refuse_what_is_not_theirs(tmp_path: Path) -> None:
+    with pytest.raises(MissingCheckpointError, match="run `train` first") as missing:
+        load_model(tmp_path)
+    assert missing.value.exit_code == 3
+    model = build_model("lstm", {"hidden": 4}, 6)
+    save_model(tmp_path, model)
+    sidecar = tmp_path / "model.json"
+    whole = json.loads(sidecar.read_text())
+
+    def refused(message: str, **changed: Any) -> None:
+        sidecar.write_text(json.dumps({**whole, **changed}))
+        with pytest.raises(CheckpointError, match=message):
+            load_model(tmp_path)
+
+    refused("lstm version 99, this program has version 1", version=99)
+    refused("format 9", format=9)
+    refused("size mismatch", dim=7)
+    refused("absent, or not the file", sha256="0" * 64)
+    sidecar.write_text("{}")
+    with pytest.raises(CheckpointError, match="not a checkpoint description"):
+        load_model(tmp_path)
+    sidecar.write_text(json.dumps(whole))
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="train this run again"):
+        load_model(tmp_path)
+
+
+def test_checkpoints_keep_the_precision(tmp_path: Path) -> None:
+    model = build_model("cm_ntm", {"stages": 2, "hidden": 4}, 6).double()
+    save_model(tmp_path, model)
+    loaded = load_model(tmp_path)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[key]) and value.dtype == loaded.state_dict()[key].dtype
