@@ -174,8 +174,9 @@ def train_spec(
     seeds: Sequence[int] | None = None, device: str = "auto", force: bool = False, log: Log = silent,
 ) -> Iterator[str]:  # fmt: skip
     """Train the runs asked for, in order; yields one line for each, finished or reused."""
+    runs = asked_runs(spec, models, seeds)
     stage = StageTwo(spec, dataset, workspace, device, log)
-    for run in asked_runs(spec, models, seeds):
+    for run in runs:
         done = stage.train(run, force)
         how = "finished before, kept" if done.reused else f"trained in {done.summary['seconds']:.1f} s"
         chosen = done.summary.get("chosen") or {}
@@ -191,9 +192,9 @@ def evaluate_spec(
 
     Raises IncompleteError when none of them is trained.
     """
+    runs, summaries = asked_runs(spec, models, seeds), []
     stage = StageTwo(spec, dataset, workspace, device, log)
-    summaries = []
-    for run in asked_runs(spec, models, seeds):
+    for run in runs:
         if stage.folder(run).state == "finished":
             summaries.append(stage.evaluate(run))
         else:

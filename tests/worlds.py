@@ -10,7 +10,9 @@ from cache import Store, StoreWriter
 from manifests.identity import caption_key, stack_keys, text_key
 from manifests.schema import Dataset, Gallery, Image, Session, Turn
 
-COLOURS, SHAPES, DIM = 6, 5, 24
+COLOUR_WORDS = ("red", "blue", "green", "black", "floral", "plain")
+SHAPE_WORDS = ("dress", "shirt", "top", "sleeve", "collar")
+COLOURS, SHAPES, DIM = len(COLOUR_WORDS), len(SHAPE_WORDS), 24
 
 
 def world(categories: tuple[str, ...] = ("dress", "shirt")) -> Dataset:
@@ -18,18 +20,25 @@ def world(categories: tuple[str, ...] = ("dress", "shirt")) -> Dataset:
     images, sessions, galleries = {}, [], []
     for category in categories:
         names = [f"{category}/{c}-{s}" for c in range(COLOURS) for s in range(SHAPES)]
-        images |= {n: Image(id=n, caption=n) for n in names}
+        images |= {n: Image(id=n, caption=caption(n)) for n in names}
         galleries += [Gallery(category=category, split=split, images=tuple(names)) for split in ("train", "test")]
         for number, (first, second, third) in enumerate(np.random.default_rng(0).integers(0, COLOURS, (60, 3))):
             shape = number % SHAPES
             turns = (
-                Turn(reference=f"{category}/{first}-{shape}", captions=(f"colour {second}",)),
-                Turn(reference=f"{category}/{second}-{shape}", captions=(f"colour {third}",)),
+                Turn(reference=f"{category}/{first}-{shape}", captions=(f"more {COLOUR_WORDS[second]}",)),
+                Turn(reference=f"{category}/{second}-{shape}", captions=(f"more {COLOUR_WORDS[third]}",)),
             )
             split = "train" if number < 45 else "test"
             target = f"{category}/{third}-{shape}"
             sessions.append(Session(id=f"{category}{number}", category=category, split=split, turns=turns, target=target))
     return Dataset(name="world", images=images, sessions=tuple(sessions), galleries=tuple(galleries))
+
+
+def caption(image: str) -> str:
+    """``dress/1-2`` in words; the category keeps captions of two categories apart."""
+    category, _, numbers = image.partition("/")
+    colour, shape = (int(n) for n in numbers.split("-"))
+    return f"a {COLOUR_WORDS[colour]} {SHAPE_WORDS[shape]} with {category}"
 
 
 def features(dataset: Dataset) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -45,7 +54,7 @@ def features(dataset: Dataset) -> tuple[dict[str, np.ndarray], dict[str, np.ndar
     texts = {text for _, text in dataset.queries()}
     return (
         {name: image(name) for name in dataset.images},
-        {text: asked[int(text.rsplit(" ", 1)[1])] for text in texts},
+        {text: asked[COLOUR_WORDS.index(text.rsplit(" ", 1)[1])] for text in texts},
     )
 
 

@@ -55,8 +55,9 @@ class DigestCache:
             yield from ((file, self._key(file)) for file in files)
             return
         with ThreadPoolExecutor(workers, "hash") as pool:
-            for start in range(0, len(files), _AT_ONCE * workers):  # bounded: few futures, whatever the catalogue's size
-                part = files[start : start + _AT_ONCE * workers]
+            step = _AT_ONCE * workers  # bounded: few futures, whatever the catalogue's size
+            for start in range(0, len(files), step):
+                part = files[start : start + step]
                 yield from zip(part, pool.map(self._key, part), strict=True)
 
     def _key(self, file: str) -> bytes | ReadError:
@@ -90,7 +91,7 @@ class DigestCache:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "w", encoding="utf-8", newline="\n") as handle:
                 handle.write(f"{_HEAD}{self.root}\n")
-                for file, (size, mtime, key) in self._known.items():
+                for file, (size, mtime, key) in sorted(self._known.items()):
                     handle.write(f"{size}\t{mtime}\t{key.hex()}\t{file}\n")
             temporary.replace(self.path)
             self._changed = False

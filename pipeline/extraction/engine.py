@@ -184,7 +184,8 @@ def _prepare(extractor: Extractor, items: Sequence[Item], root: Path | None, met
     with meter.time("tokenise"):
         for texts in ([item.caption for item in items], [item.text for item in items]):
             have = [n for n, t in enumerate(texts) if t is not None and not isinstance(parts[n], ItemFailure)]
-            for n, found in zip(have, _texts(extractor, [texts[n] for n in have], [items[n] for n in have]), strict=True):
+            ready = _texts(extractor, [texts[n] for n in have], [items[n] for n in have])
+            for n, found in zip(have, ready, strict=True):
                 parts[n] = found if isinstance(found, ItemFailure) else [*parts[n], found]  # type: ignore[misc]
     return parts
 

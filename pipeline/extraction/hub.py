@@ -91,7 +91,9 @@ def _from_hub(name: str, revision: str | None, own_code: bool) -> Path:
     except RevisionNotFoundError:
         raise ModelError(f"model {name!r} has no revision {revision!r} on the hub") from None
     except GatedRepoError:
-        raise ModelError(f"model {name!r} asks for its terms to be accepted on its hub page first, and for a login") from None
+        raise ModelError(
+            f"model {name!r} asks for its terms to be accepted on its hub page first, and for a login"
+        ) from None
     except RepositoryNotFoundError:
         raise ModelError(f"there is no model {name!r} on the hub (or it is private): check the spelling") from None
     except Exception as error:  # the HTTP library's own kinds differ between versions; all mean "not to be had now"

@@ -86,7 +86,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
-                raise DecodeError(f"{width}x{height} pixels, more than the limit of {max_pixels}: a decompression bomb?")
+                raise DecodeError(f"{width}x{height} pixels, limit {max_pixels}: a decompression bomb?")
             image.seek(0)
             image.load()
             return _rgb(_upright(image))
@@ -98,7 +98,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise DecodeError(f"more pixels than the limit of {max_pixels}: a decompression bomb?") from None
     except MemoryError:
         raise DecodeError("not enough memory to decode it") from None
-    except Exception as error:  # Pillow's plugins raise many kinds (struct.error, zlib.error, IndexError ...) on bad bytes
+    except Exception as error:  # on bad bytes Pillow's plugins raise struct.error, zlib.error, IndexError ...
         raise DecodeError(f"cannot be decoded: {_one_line(error)}") from None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class TablePlan:
     failed: int
     todo: tuple[Item, ...]
     unusable: tuple[Failure, ...]  # without content, so without a key: no file, no caption
+    outdated: tuple[str, ...]  # items whose failure on record is about a content that they no longer have
     bytes: int
     reason: str
 
@@ -65,7 +66,6 @@ class Plan:
     fields: dict[str, Any]
     tables: dict[str, TablePlan]
     catalogue: dict[str, bytes]
-    known: dict[tuple[str, str], Failure] = field(default_factory=dict)  # failures on record, by (table, item)
     seconds: float = 0.0
     path: Path | None = None
 
@@ -98,8 +98,10 @@ class Plan:
         head = f"store  {self.path or 'none yet'}  (fingerprint {self.fingerprint[:12]})"
         lines = [f"{'table':8}{'unique':>10}{'done':>10}{'failed':>8}{'to do':>10}{'MB':>9}  why"]
         for t in self.tables.values():
-            failed = t.failed + len(t.unusable)
-            lines.append(f"{t.table:8}{t.unique:>10,}{t.done:>10,}{failed:>8,}{len(t.todo):>10,}{t.bytes / 1e6:>9.1f}  {t.reason}")
+            counts = (t.unique, t.done, t.failed + len(t.unusable), len(t.todo))
+            lines.append(
+                "{:8}{:>10,}{:>10,}{:>8,}{:>10,}".format(t.table, *counts) + f"{t.bytes / 1e6:>9.1f}  {t.reason}"
+            )
         return "\n".join([head, *lines])
 
 
@@ -121,19 +123,21 @@ def plan_extraction(
     """
     began = time.perf_counter()
     fields = extractor.semantic()
-    path = store_path(stores, dataset.name, extractor.name, fields) if stores is not None else getattr(store, "path", None)
+    path = store.path if store is not None else None
+    if stores is not None:
+        path = store_path(stores, dataset.name, extractor.name, fields)
     digests = path.parent / DIGESTS if path is not None else None
     sources, unusable = _catalogue(dataset, extractor, digests, workers, remember)
     catalogue = {image_id: source.key for image_id, source in sources.items()}
-    known = {(f.table, f.item): f for f in store.failures()} if store is not None else {}
-    failed = set() if retry_failed else {(f.table, f.key) for f in known.values() if f.key}
+    known = store.failures() if store is not None else []
     reason = _no_store(path, fields) if store is None else ""
     tables = {}
     for table in extractor.tables:
         requests, items, bad = _requests(table, dataset, sources, unusable)
         width = extractor.dim(table) * extractor.dtype.itemsize + KEY_BYTES
-        tables[table] = _table(table, requests, items, bad, store, failed, width, reason)
-    return Plan(dataset.name, extractor.name, fields, tables, catalogue, known, time.perf_counter() - began, path)
+        on_record = {f.item: f.key for f in known if f.table == table}
+        tables[table] = _table(table, requests, items, bad, store, on_record, retry_failed, width, reason)
+    return Plan(dataset.name, extractor.name, fields, tables, catalogue, time.perf_counter() - began, path)
 
 
 def open_store(stores: Path, dataset: Dataset, extractor: Extractor) -> Store | None:
@@ -237,13 +241,17 @@ def _table(
     items: Mapping[bytes, Item],
     bad: Sequence[Failure],
     store: Store | StoreWriter | None,
-    failed: set[tuple[str, str]],
+    on_record: Mapping[str, str | None],
+    retry_failed: bool,
     width: int,
     reason: str,
 ) -> TablePlan:
     present = _present(store, table, list(items))
     missing = [item for item, there in zip(items.values(), present, strict=True) if not there]
-    todo = tuple(item for item in missing if (table, item.key.hex()) not in failed)
+    failed = set() if retry_failed else set(on_record.values())
+    todo = tuple(item for item in missing if item.key.hex() not in failed)
+    names = ((name, item.key.hex()) for item in items.values() for name in item.names if name in on_record)
+    outdated = tuple(name for name, key in names if on_record[name] != key)
     known, done = len(missing) - len(todo), len(items) - len(missing)
     if not reason:
         reason = _why(len(items), done, len(todo))
@@ -251,7 +259,7 @@ def _table(
         reason += f"; {known} known failures are left alone (--retry-failed tries them again)"
     if bad:
         reason += f"; {len(bad)} have nothing to read, such as {bad[0].item}: {bad[0].reason}"
-    return TablePlan(table, requests, len(items), done, known, todo, tuple(bad), len(todo) * width, reason)
+    return TablePlan(table, requests, len(items), done, known, todo, tuple(bad), outdated, len(todo) * width, reason)
 
 
 def _present(store: Store | StoreWriter | None, table: str, keys: list[bytes]) -> np.ndarray:

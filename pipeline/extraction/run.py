@@ -98,16 +98,24 @@ class _Extraction:
         def plan_with(writer: StoreWriter | None) -> Plan:
             with meter.time("hash"):
                 return plan_extraction(
-                    dataset, extractor, writer, stores=self.stores, workers=workers, retry_failed=retry_failed, remember=True
+                    dataset,
+                    extractor,
+                    writer,
+                    stores=self.stores,
+                    workers=workers,
+                    retry_failed=retry_failed,
+                    remember=True,
                 )
 
         plan, cut = None if path.exists() else plan_with(None), extractor.cut  # a dataset without images makes no store
-        with StoreWriter(path, dataset=dataset.name, extractor=extractor.name, fields=fields, execution=execution) as writer:
+        with StoreWriter(
+            path, dataset=dataset.name, extractor=extractor.name, fields=fields, execution=execution
+        ) as writer:
             plan = plan or plan_with(writer)
             report = _report(path, plan)
             meter.total, meter.unusable = plan.todo, sum(len(t.unusable) for t in plan.tables.values())
             writer.bind(plan.catalogue)
-            _note_unusable(writer, plan)
+            _settle_failures(writer, plan)
             try:
                 self._work(writer, report, plan, shard_rows, batch_size, workers, max_failures)
             finally:
@@ -151,14 +159,13 @@ class _Extraction:
             self.display.update()
 
 
-def _note_unusable(writer: StoreWriter, plan: Plan) -> None:
-    """Record what has no content, so no key, and withdraw what had none before and is not found to be so now."""
-    unusable = {(f.table, f.item): f for table in plan.tables.values() for f in table.unusable}
-    for failure in unusable.values():
-        writer.fail(failure.table, failure.item, failure.stage, failure.reason)
-    for (table, item), failure in plan.known.items():
-        if failure.key is None and (table, item) not in unusable:
-            writer.clear(table, item)
+def _settle_failures(writer: StoreWriter, plan: Plan) -> None:
+    """Record what has no content to read, and withdraw failures that are about another content than there is now."""
+    for table in plan.tables.values():
+        for item in table.outdated:
+            writer.clear(table.table, item)
+        for failure in table.unusable:
+            writer.fail(failure.table, failure.item, failure.stage, failure.reason)
 
 
 def _commit(writer: StoreWriter, report: Report, outcome: Outcome) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -35,7 +35,7 @@ class SessionFeatures:
     query_rows, target_rows: int64 [S, T] into these; a short session repeats its last turn.
     cat_rows: int64 [S], the rows in ``queries`` of all captions as one text with the first reference image.
     lengths: int64 [S], turns before padding. sessions: the S sessions that rows belong to.
-    skipped: ids of the sessions left out because a row is missing; reasons: what each of them lacks, by id.
+    skipped: ids of the sessions left out because a row is missing; reasons: one line for each of them, what it lacks.
     """
 
     queries: Tensor
@@ -46,7 +46,7 @@ class SessionFeatures:
     lengths: Tensor
     sessions: tuple[Session, ...]
     skipped: tuple[str, ...] = ()
-    reasons: dict[str, str] = field(default_factory=dict)
+    reasons: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.sessions)
@@ -97,7 +97,7 @@ def session_features(store: Store, sessions: Iterable[Session]) -> SessionFeatur
     sessions = tuple(sessions)
     found = find_rows(store, sessions)
     if not found.sessions:
-        first = "".join(f"; session {name!r}: {why}" for name, why in list(found.reasons.items())[:1])
+        first = "".join(f"; {reason}" for reason in list(found.reasons.values())[:1])
         raise MissingFeaturesError(
             f"{store.path}: none of {len(sessions)} sessions has all of its features{first}; "
             "run `extract` on this spec to fill the store"
@@ -130,7 +130,7 @@ def session_features(store: Store, sessions: Iterable[Session]) -> SessionFeatur
         lengths=torch.tensor([len(s.turns) for s in found.sessions], dtype=torch.int64),
         sessions=found.sessions,
         skipped=tuple(found.reasons),
-        reasons=found.reasons,
+        reasons=tuple(found.reasons.values()),
     )
 
 

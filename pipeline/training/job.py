@@ -14,7 +14,7 @@ from manifests.schema import Training, Validation
 from pipeline.training.checkpoint import save_model
 from pipeline.training.data import SessionFeatures
 from pipeline.training.fit import fit, measured_step
-from pipeline.training.models import MemoryModel, build_model
+from pipeline.training.models import build_model
 from pipeline.training.runs import RunFolder, RunIdentity, run_identity, sessions_digest
 from pipeline.training.threads import ThreadChoice, choose_threads
 
@@ -41,13 +41,13 @@ def run_folder(
     validation_features: SessionFeatures | None = None,
 ) -> RunFolder:
     """Where ``train_run`` with the same arguments keeps its run; the folder need not exist yet."""
-    model = build_model(name, options, features.dim, seed)
-    identity = _identity(model, store_fingerprint, features, training, seed, validation, validation_features)
+    identity = _identity(name, options, store_fingerprint, features, training, seed, validation, validation_features)
     return RunFolder.of(runs, dataset, name, identity.id)
 
 
 def _identity(
-    model: MemoryModel,
+    name: str,
+    options: dict[str, Any],
     store_fingerprint: str,
     features: SessionFeatures,
     training: Training,
@@ -58,7 +58,8 @@ def _identity(
     return run_identity(
         store_fingerprint=store_fingerprint,
         sessions=sessions_digest(features.sessions),
-        model=model,
+        model=name,
+        options=options,
         training=training,
         validation=validation,
         seed=seed,
@@ -86,16 +87,17 @@ def train_run(
     """Train model ``name`` with ``options`` unless this very run has finished; ``again`` trains it anyway.
 
     ``features`` and ``validation_features`` are the two parts of the train sessions, on the device to train on.
-    ``spec`` is recorded in run.json; ``progress`` gets each epoch's metrics. ``threads`` is measured on CPU when None.
+    ``spec`` is recorded in run.json; ``progress`` gets each epoch's metrics. ``threads``: measured on CPU when None;
+    give the choice of an earlier run to repeat that run's numbers exactly.
 
     Raises what ``build_model``, ``fit`` and ``RunFolder.training`` raise. Metrics of the epochs before an error stay
     in metrics.jsonl, and the run counts as not finished.
     """
-    model = build_model(name, options, features.dim, seed).to(features.device)
-    identity = _identity(model, store_fingerprint, features, training, seed, validation, validation_features)
+    identity = _identity(name, options, store_fingerprint, features, training, seed, validation, validation_features)
     folder = RunFolder.of(runs, dataset, name, identity.id)
     if folder.state == "finished" and not again:
         return Trained(folder, folder.record()["finished"], reused=True)
+    model = build_model(name, options, features.dim, seed).to(features.device)
     if threads is None and model.trainable and features.device.type == "cpu":
         threads = choose_threads(measured_step(model, features, training))
     record = {

@@ -37,7 +37,7 @@ def find_rows(store: Store, sessions: Sequence[Session]) -> FoundRows:
     for session, needed in zip(sessions, keys, strict=True):
         missing = _missing(session, needed, queries, targets)
         if missing:
-            found.reasons[session.id] = f"no {missing} in the store"
+            found.reasons[session.id] = f"session {session.id!r}: no {missing} in the store"
             continue
         kept.append(session)
         found.turns.append([queries[k] for k in needed.turns])

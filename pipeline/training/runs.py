@@ -20,7 +20,7 @@ from manifests.identity import digest
 from manifests.schema import Session, Training, Validation
 from pipeline.training.checkpoint import SIDECAR, WEIGHTS
 from pipeline.training.errors import RunError
-from pipeline.training.models.base import MemoryModel
+from pipeline.training.models import model_options
 
 RUN_ID_DIGITS = 12
 State = Literal["absent", "incomplete", "failed", "damaged", "finished"]
@@ -42,7 +42,8 @@ def run_identity(
     *,
     store_fingerprint: str,
     sessions: str,
-    model: MemoryModel,
+    model: str,
+    options: dict[str, Any],
     training: Training,
     validation: Validation,
     seed: int,
@@ -52,13 +53,14 @@ def run_identity(
 
     ``sessions`` and ``validation_sessions`` are the digests of the sessions that are really trained and validated on,
     so that filling the gaps of a store makes another run. A model that is not trained by gradient has one run for all
-    seeds and training settings: these are None in its fields.
+    seeds and training settings: these are None in its fields. Raises as ``model_options``.
     """
-    trained = model.trainable
+    cls, parsed = model_options(model, options)
+    trained = cls.trainable
     fields = {
         "store": store_fingerprint,
         "sessions": sessions,
-        "model": {"name": model.name, "version": model.version, "options": model.options.model_dump(mode="json")},
+        "model": {"name": model, "version": cls.version, "options": parsed.model_dump(mode="json")},
         "training": training.model_dump(mode="json") if trained else None,
         "validation": {**validation.model_dump(mode="json"), "sessions": validation_sessions}
         if validation_sessions

@@ -118,7 +118,9 @@ class Extractor(ABC):
         """Rows [n, D] of table "text"."""
         return self._run(self._text_features, self._ready_texts(texts))
 
-    def encode_pairs(self, images: Sequence[Prepared | Pillow.Image | str], texts: Sequence[Prepared | str]) -> np.ndarray:
+    def encode_pairs(
+        self, images: Sequence[Prepared | Pillow.Image | str], texts: Sequence[Prepared | str]
+    ) -> np.ndarray:
         """Rows [n, D] of table "query": the joint model's answer to each (reference image, feedback text)."""
         if len(images) != len(texts):
             raise ExtractorError(f"{len(images)} images for {len(texts)} texts: pairs need one of each")

@@ -106,7 +106,7 @@ class CaptionExtractor(Extractor):
 
 
 def _pooling(checkpoint: hub.Checkpoint) -> str:
-    """"mean" or "cls". Raises ModelError for a sentence encoder that does more than this extractor would."""
+    """Either "mean" or "cls". Raises ModelError for a sentence encoder that does more than this extractor would."""
     modules = checkpoint.json("modules.json").get("", [])
     extra = [m for m in modules if str(m.get("type", "")).rsplit(".", 1)[-1] not in _PLAIN]
     if extra:
@@ -116,7 +116,7 @@ def _pooling(checkpoint: hub.Checkpoint) -> str:
         )
     config = checkpoint.json("1_Pooling/config.json")
     chosen = [k.removeprefix("pooling_mode_") for k, v in config.items() if k.startswith("pooling_mode_") and v]
-    found = config.get("pooling_mode") or (["mean"] if not chosen else chosen)
+    found = config.get("pooling_mode") or chosen or "mean"
     names = {"mean_tokens": "mean", "cls_token": "cls"}
     modes = [names.get(m, m) for m in ([found] if isinstance(found, str) else found)]
     if modes not in (["mean"], ["cls"]):

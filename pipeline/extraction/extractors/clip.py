@@ -55,10 +55,11 @@ class ClipExtractor(Extractor):
                 )
         self.processor = hub.load_image_processor(checkpoint)
         tokenizer = hub.load_tokenizer(checkpoint)
-        kind = str(getattr(self.model.config, "model_type", ""))
+        full = str(getattr(self.model.config, "model_type", "")).startswith("siglip")
         # SigLIP's text tower pools the last position and was trained with every text padded to the full length
-        self.tokens = Tokens(tokenizer, self._text_length(tokenizer), full=kind.startswith("siglip"), name=options.model)
-        licence, notes = next((v for k, v in _KNOWN.items() if options.model.startswith(k)), ("see the model's page", ""))
+        self.tokens = Tokens(tokenizer, self._text_length(tokenizer), full, name=options.model)
+        known = (about for start, about in _KNOWN.items() if options.model.startswith(start))
+        licence, notes = next(known, ("see the model's page", ""))
         self.card = Card(licence, options.model, options.contaminated_on, notes)
         self._dims: dict[str, int] = {}
 

@@ -7,14 +7,15 @@ from typing import Any
 from manifests.errors import Problems
 from manifests.options import parse_options
 from manifests.registry import Registry
+from manifests.schema import Frozen
 from pipeline.training.determinism import derive_seed, seeded
 from pipeline.training.models.base import MemoryModel
 
 models: Registry[MemoryModel] = Registry("pipeline.training.models", MemoryModel, "memory model")
 
 
-def build_model(name: str, options: dict[str, Any], dim: int, seed: int = 0, file: str = "") -> MemoryModel:
-    """Model ``name`` for features of width ``dim``, with the initial weights of ``seed``.
+def model_options(name: str, options: dict[str, Any], file: str = "") -> tuple[type[MemoryModel], Frozen]:
+    """Class and checked options of model ``name``; nothing is built.
 
     Raises ManifestError, with the nearest name, for an unknown model or option.
     """
@@ -23,8 +24,14 @@ def build_model(name: str, options: dict[str, Any], dim: int, seed: int = 0, fil
     parsed = parse_options(model.Options, options, problems.file, f"models.{name}", problems)
     problems.raise_if_any()
     assert parsed is not None
+    return model, parsed
+
+
+def build_model(name: str, options: dict[str, Any], dim: int, seed: int = 0, file: str = "") -> MemoryModel:
+    """Model ``name`` for features of width ``dim``, with the initial weights of ``seed``. Raises as ``model_options``."""
+    model, parsed = model_options(name, options, file)
     with seeded(derive_seed(seed, "init")):
         return model(parsed, dim)
 
 
-__all__ = ["MemoryModel", "build_model", "models"]
+__all__ = ["MemoryModel", "build_model", "model_options", "models"]

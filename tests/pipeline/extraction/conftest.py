@@ -16,11 +16,11 @@ from transformers import (
     BertConfig,
     BertModel,
     CLIPConfig,
-    CLIPImageProcessor,
+    CLIPImageProcessorPil,
     CLIPModel,
     PreTrainedTokenizerFast,
     SiglipConfig,
-    SiglipImageProcessor,
+    SiglipImageProcessorPil,
     SiglipModel,
 )
 
@@ -28,7 +28,29 @@ from manifests.schema import Component, Dataset, Gallery, Image, RunSpec, Sessio
 from pipeline.extraction.extractors import load_extractor
 from pipeline.extraction.extractors.base import Extractor
 
-WORDS = "a the is with and red blue green black dress shirt top sleeve long short more less floral plain collar .".split()
+WORDS = [
+    "a",
+    "the",
+    "is",
+    "with",
+    "and",
+    "red",
+    "blue",
+    "green",
+    "black",
+    "dress",
+    "shirt",
+    "top",
+    "sleeve",
+    "long",
+    "short",
+    "more",
+    "less",
+    "floral",
+    "plain",
+    "collar",
+    ".",
+]
 SIZE = 32
 
 
@@ -57,7 +79,9 @@ def towers(length: int) -> dict[str, dict[str, Any]]:
 def save_clip(folder: Path, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     CLIPModel(CLIPConfig(**towers(16), projection_dim=12)).save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE}).save_pretrained(
+        folder
+    )
     tokenizer(16, "<s>", "</s>", ["input_ids", "attention_mask"]).save_pretrained(folder)
     return folder
 
@@ -65,7 +89,7 @@ def save_clip(folder: Path, seed: int = 0) -> Path:
 def save_siglip(folder: Path) -> Path:
     torch.manual_seed(1)
     SiglipModel(SiglipConfig(**towers(12))).save_pretrained(folder)
-    SiglipImageProcessor(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
+    SiglipImageProcessorPil(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
     tokenizer(12, "<s>", "</s>", ["input_ids"]).save_pretrained(folder)
     return folder
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, AutoTokenizer, CLIPImageProcessor, CLIPModel
+from transformers import AutoModel, AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 from transformers.image_processing_backends import PilBackend
 
 from manifests.errors import ManifestError
@@ -24,7 +24,13 @@ from pipeline.extraction.hub import ModelError
 from .conftest import picture, save_bert, save_clip, spec_of, tokenizer
 
 Load = Callable[..., Extractor]
-TEXTS = ["red dress", "a long sleeve with a floral collar and more plain and short", "blue", "less plain . more red", "top"]
+TEXTS = [
+    "red dress",
+    "a long sleeve with a floral collar and more plain and short",
+    "blue",
+    "less plain . more red",
+    "top",
+]
 FAMILIES = ["clip", "siglip", "bert"]
 
 
@@ -75,7 +81,7 @@ def test_a_row_does_not_depend_on_its_batch(load: Load, folders: dict, family: s
 def test_clip_agrees_with_transformers(load: Load, clip_folder: Path) -> None:
     extractor, model = load("clip", clip_folder), CLIPModel.from_pretrained(clip_folder)
     tokens = AutoTokenizer.from_pretrained(clip_folder)(TEXTS, padding=True, return_tensors="pt")
-    pixels = CLIPImageProcessor.from_pretrained(clip_folder)(images=images_for(extractor), return_tensors="pt")
+    pixels = CLIPImageProcessorPil.from_pretrained(clip_folder)(images=images_for(extractor), return_tensors="pt")
     with torch.inference_mode():
         both = model(**tokens, **pixels)  # its own embeddings are normalised
     np.testing.assert_allclose(extractor.encode_texts(TEXTS), both.text_embeds.numpy(), atol=2e-6)
@@ -86,7 +92,9 @@ def test_clip_agrees_with_transformers(load: Load, clip_folder: Path) -> None:
 
 def test_siglip_pads_to_the_full_length_and_agrees_with_transformers(load: Load, siglip_folder: Path) -> None:
     extractor, model = load("clip", siglip_folder), AutoModel.from_pretrained(siglip_folder)
-    tokens = AutoTokenizer.from_pretrained(siglip_folder)(TEXTS, padding="max_length", truncation=True, return_tensors="pt")
+    tokens = AutoTokenizer.from_pretrained(siglip_folder)(
+        TEXTS, padding="max_length", truncation=True, return_tensors="pt"
+    )
     assert set(tokens) == {"input_ids"} and tokens["input_ids"].shape == (5, 12)
     with torch.inference_mode():
         rows = torch.nn.functional.normalize(model.get_text_features(**tokens).pooler_output, dim=-1)
@@ -111,7 +119,9 @@ def test_caption_reads_the_folder_s_own_pooling_and_length(load: Load, bert_fold
     (folder / "1_Pooling/config.json").write_text('{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false}')
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 5, "do_lower_case": false}')
     extractor, model = load("caption", folder), AutoModel.from_pretrained(folder)
-    tokens = AutoTokenizer.from_pretrained(folder)(TEXTS, padding=True, truncation=True, max_length=5, return_tensors="pt")
+    tokens = AutoTokenizer.from_pretrained(folder)(
+        TEXTS, padding=True, truncation=True, max_length=5, return_tensors="pt"
+    )
     with torch.inference_mode():
         rows = torch.nn.functional.normalize(model(**tokens).last_hidden_state[:, 0], dim=-1)
     np.testing.assert_allclose(extractor.encode_texts(TEXTS), rows.numpy(), atol=2e-6)
@@ -183,7 +193,9 @@ def test_fingerprint_ignores_path_device_and_number_of_files(load: Load, clip_fo
     assert str(tmp_path) not in json.dumps(first) and str(clip_folder) not in json.dumps(first)
 
 
-def test_fingerprint_knows_weights_tokenizer_preprocessing_and_config(load: Load, clip_folder: Path, tmp_path: Path) -> None:
+def test_fingerprint_knows_weights_tokenizer_preprocessing_and_config(
+    load: Load, clip_folder: Path, tmp_path: Path
+) -> None:
     first = load("clip", clip_folder).semantic()
 
     def changed(name: str) -> tuple[Path, Callable[[], set[str]]]:
@@ -256,7 +268,7 @@ def test_missing_weights_are_refused_not_drawn_at_random(load: Load, clip_folder
         load("clip", folder)
     about = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(about | {"auto_map": {"AutoModel": "own.OwnModel"}}))
-    with pytest.raises(ModelError, match="would be random.*own code.*trust_remote_code = true"):
+    with pytest.raises(ModelError, match=r"would be random.*own code.*trust_remote_code = true"):
         load("clip", folder)
 
 
@@ -279,7 +291,7 @@ def test_a_damaged_or_foreign_folder_is_named(load: Load, clip_folder: Path, tmp
         load("clip", folder)
 
 
-OWN_CODE = '''
+OWN_CODE = """
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -299,7 +311,7 @@ class OwnModel(PreTrainedModel):
 
     def get_text_features(self, input_ids, attention_mask):
         return (self.text(input_ids) * attention_mask[..., None]).sum(1)
-'''
+"""
 
 
 def test_a_model_s_own_code_runs_only_when_it_is_trusted(load: Load, clip_folder: Path, tmp_path: Path) -> None:

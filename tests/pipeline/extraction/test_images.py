@@ -143,7 +143,7 @@ def test_paths_stay_inside_the_images_folder(tmp_path: Path) -> None:
     for file in ("../secret.jpg", str(outside), "out.jpg", "sub/../../secret.jpg"):
         with pytest.raises(ReadError, match="outside the images folder"):
             locate(root, file)
-    with pytest.raises(ReadError, match="no such file: 'b.jpg'"):
+    with pytest.raises(ReadError, match=r"no such file: 'b\.jpg'"):
         locate(root, "b.jpg")
     with pytest.raises(ReadError):
         locate(root, "loop.jpg")

@@ -30,7 +30,9 @@ def files_below(folder: Path) -> dict[str, int]:
     return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
 
 
-def test_unique_work_without_a_forward_pass_or_a_written_file(load: Load, clip_folder: Path, dataset: Dataset, tmp_path: Path) -> None:
+def test_unique_work_without_a_forward_pass_or_a_written_file(
+    load: Load, clip_folder: Path, dataset: Dataset, tmp_path: Path
+) -> None:
     extractor, stores = load("clip", clip_folder), tmp_path / "stores"
     plan = plan_extraction(dataset, extractor, open_store(stores, dataset, extractor), stores=stores)
     texts = {text for _, text in dataset.queries()}
@@ -62,7 +64,7 @@ def test_reasons(load: Load, clip_folder: Path, bert_folder: Path, dataset: Data
     table = plan(more).tables["image"]
     assert (table.done, len(table.todo), table.reason) == (12, 2, "output missing: 12 of 14 rows are there")
     half = plan(dataset, load("clip", clip_folder, dtype="bfloat16")).tables["image"]
-    assert half.reason == f"stale: {report.path.name} has another fingerprint (compute_dtype: \"float32\" -> \"bfloat16\")"
+    assert half.reason == f'stale: {report.path.name} has another fingerprint (compute_dtype: "float32" -> "bfloat16")'
     assert plan(dataset, load("caption", bert_folder)).tables["image"].reason == "no store yet"
     assert files_below(stores) == before
 
@@ -86,7 +88,9 @@ def test_captions_stand_in_and_their_key_covers_the_attributes(load: Load, bert_
     assert plain.catalogue["i001"] == rich.catalogue["i001"]
 
 
-def test_a_dataset_without_what_is_read_is_an_invalid_manifest(load: Load, clip_folder: Path, bert_folder: Path, tmp_path: Path) -> None:
+def test_a_dataset_without_what_is_read_is_an_invalid_manifest(
+    load: Load, clip_folder: Path, bert_folder: Path, tmp_path: Path
+) -> None:
     data = build_dataset(None)
     stores = tmp_path / "stores"
     with pytest.raises(ManifestError, match="reads image files and this dataset has none"):

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,11 @@ def test_every_row_once_and_nothing_the_second_time(load: Load, clip_folder: Pat
     report = run(data, extractor, stores)
     texts = texts_of(data)
     assert extractor.calls == 19 + len(texts)  # unique images + unique texts, exactly
-    assert (report.tables["image"].requests, report.tables["image"].unique, report.tables["image"].extracted) == (20, 19, 19)
+    assert (report.tables["image"].requests, report.tables["image"].unique, report.tables["image"].extracted) == (
+        20,
+        19,
+        19,
+    )
     assert report.tables["text"].requests == sum(len(s.turns) + 1 for s in data.sessions)
     assert report.extracted == 19 + len(texts) and report.reused == report.failed == 0
     store = Store.open(report.path)
@@ -78,9 +82,9 @@ def test_every_row_once_and_nothing_the_second_time(load: Load, clip_folder: Pat
     second = run(data, again, stores)
     assert again.calls == 0 and second.extracted == 0 and second.reused == report.extracted
     assert "up to date: fingerprint matches" in second.text() and "nothing was extracted" in second.text()
-    assert {n: b for n, (_, b) in snapshot(report.path).items() if n.endswith((".h5", ".json", ".jsonl")) and n[0] != "."} == {
-        n: b for n, (_, b) in before.items() if n.endswith((".h5", ".json", ".jsonl")) and n[0] != "."
-    }
+    assert {
+        n: b for n, (_, b) in snapshot(report.path).items() if n.endswith((".h5", ".json", ".jsonl")) and n[0] != "."
+    } == {n: b for n, (_, b) in before.items() if n.endswith((".h5", ".json", ".jsonl")) and n[0] != "."}
     json.dumps([report.as_dict(), second.as_dict()], allow_nan=False)
     assert "20 requested, 19 unique: 19 extracted" in report.text()
 
@@ -102,7 +106,9 @@ def test_captions_in_place_of_images(load: Load, bert_folder: Path, tmp_path: Pa
     assert Store.open(report.path).failures() == []
 
 
-def test_batch_shard_workers_and_paths_leave_store_and_rows_alone(load: Load, clip_folder: Path, tmp_path: Path) -> None:
+def test_batch_shard_workers_and_paths_leave_store_and_rows_alone(
+    load: Load, clip_folder: Path, tmp_path: Path
+) -> None:
     data = build_dataset(tmp_path / "images", sessions=12)
     first = run(data, load("clip", clip_folder), tmp_path / "a", batch_size=1, shard_rows=1000, workers=0)
     moved = data.model_copy(update={"images_root": Path(shutil.copytree(tmp_path / "images", tmp_path / "moved"))})
@@ -115,7 +121,9 @@ def test_batch_shard_workers_and_paths_leave_store_and_rows_alone(load: Load, cl
         assert max(np.abs(one[k] - two[k]).max() for k in one) <= 1e-5
     settings = Store.open(other.path).execution[-1]["settings"]
     assert settings["batch_size"] == 16 and settings["device"] == "cpu"
-    assert [k.tobytes() for k in Store.open(first.path).keys("text")] == [k.tobytes() for k in Store.open(other.path).keys("text")]
+    assert [k.tobytes() for k in Store.open(first.path).keys("text")] == [
+        k.tobytes() for k in Store.open(other.path).keys("text")
+    ]
 
 
 def test_other_weights_are_another_store(load: Load, clip_folder: Path, dataset: Dataset, tmp_path: Path) -> None:
@@ -124,7 +132,9 @@ def test_other_weights_are_another_store(load: Load, clip_folder: Path, dataset:
     assert first.path != second.path and second.reused == 0
 
 
-def test_a_changed_image_makes_only_its_own_row(load: Load, clip_folder: Path, dataset: Dataset, tmp_path: Path) -> None:
+def test_a_changed_image_makes_only_its_own_row(
+    load: Load, clip_folder: Path, dataset: Dataset, tmp_path: Path
+) -> None:
     extractor, stores = load("clip", clip_folder), tmp_path / "stores"
     first = run(dataset, extractor, stores)
     old = Store.open(first.path).catalogue()
@@ -235,17 +245,21 @@ def test_retry_failed_tries_exactly_those(load: Load, bert_folder: Path, tmp_pat
 
 def test_max_failures_stops_early_and_keeps_what_was_done(load: Load, clip_folder: Path, tmp_path: Path) -> None:
     data, root, stores = build_dataset(tmp_path / "images", images=30), tmp_path / "images", tmp_path / "stores"
-    for n in (9, 12, 15, 25):
+    for n in (9, 12, 17, 25):
         (root / f"i{n:03}.jpg").write_bytes(f"bad {n}".encode())
     extractor = load("clip", clip_folder)
-    with pytest.raises(TooManyFailures, match=r"2 items failed, more than --max-failures 1.*'i012' \(decode: not an image"):
+    with pytest.raises(
+        TooManyFailures, match=r"2 items failed, more than --max-failures 1.*'i012' \(decode: not an image"
+    ):
         run(data, extractor, stores, max_failures=1, workers=0)
     (folder,) = [p for p in (stores / "tiny").iterdir() if p.is_dir()]
     kept = Store.open(folder).tables["image"].rows
     assert 8 <= kept < 26 and "text" not in Store.open(folder).tables
     report = run(data, extractor, stores, max_failures=4)
     assert report.tables["image"].extracted == 26 - kept and report.failed == 4
-    gone = data.model_copy(update={"images": {**data.images, **{f"x{n}": Image(id=f"x{n}", file=f"x{n}.jpg") for n in range(3)}}})
+    gone = data.model_copy(
+        update={"images": {**data.images, **{f"x{n}": Image(id=f"x{n}", file=f"x{n}.jpg") for n in range(3)}}}
+    )
     with pytest.raises(TooManyFailures, match="3 items cannot be read"):
         run(gone, extractor, stores, max_failures=2)
 
@@ -254,7 +268,9 @@ def test_no_row_at_all_is_an_error(load: Load, clip_folder: Path, tmp_path: Path
     data = build_dataset(tmp_path / "images")
     for path in (tmp_path / "images").iterdir():
         path.rename(path.with_suffix(".jpeg"))
-    with pytest.raises(ExtractionError, match=r"none of the 12 items of table 'image'.*i000: no such file.*check the images"):
+    with pytest.raises(
+        ExtractionError, match=r"none of the 12 items of table 'image'.*i000: no such file.*check the images"
+    ):
         run(data, load("clip", clip_folder), tmp_path / "stores")
 
 
@@ -338,10 +354,12 @@ def test_ctrl_c_keeps_what_is_finished(load: Load, clip_folder: Path, tmp_path: 
     assert caught.value.exit_code == 130
     (folder,) = [p for p in (stores / "tiny").iterdir() if p.is_dir()]
     assert Store.open(folder).tables["text"].rows == 12  # one whole shard, and the finished batch of the next
-    extractor = load("clip", clip_folder)
-    shutil.move(folder, folder.with_name(run(data, extractor, tmp_path / "clean").path.name))  # same fields but the name
-    report = run(data, tiny(type("ClipExtractor", (Stopped,), {"after": 9999}), clip_folder), stores)
-    assert report.reused == 0 or report.extracted + report.reused == 12 + len(texts_of(data))
+    resumed = tiny(Stopped, clip_folder)
+    resumed.after = 1000
+    report = run(data, resumed, stores)
+    assert (
+        report.path == folder and report.reused == 24 and resumed.calls == len(texts_of(data)) - 12 == report.extracted
+    )
 
 
 SCRIPT = """
@@ -351,26 +369,25 @@ from pipeline.extraction.extractors import load_extractor
 from pipeline.extraction.run import extract
 from tests.pipeline.extraction.conftest import build_dataset, spec_of
 
-images, model, stores, pause = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), float(sys.argv[4])
+images, model, stores = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 data = build_dataset(images, images=40, sessions=30)
 extractor = load_extractor(spec_of("clip", model=model, store_dtype="float32"), "cpu")
 inner = extractor._image_features
 def slow(batch):
-    time.sleep(pause)
+    time.sleep(0.15)
     return inner(batch)
 extractor._image_features = slow
 try:
-    report = extract(data, extractor, stores, batch_size=2, shard_rows=4, progress="silent")
+    extract(data, extractor, stores, batch_size=2, shard_rows=4, progress="silent")
 except BaseException as error:
     print(error)
     sys.exit(getattr(error, "exit_code", 1))
-print(report.extracted, report.reused, extractor.calls)
 """
 
 
-def spawn(images: Path, model: Path, stores: Path, pause: float) -> subprocess.Popen[str]:
+def spawn(images: Path, model: Path, stores: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(images), str(model), str(stores), str(pause)],
+        [sys.executable, "-c", SCRIPT, str(images), str(model), str(stores)],
         cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
@@ -383,10 +400,12 @@ def wait_for_shards(stores: Path, count: int, process: subprocess.Popen[str]) ->
 
 
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGINT"])
-def test_a_killed_job_resumes_and_ends_in_the_same_store(clip_folder: Path, tmp_path: Path, how: str) -> None:
+def test_a_killed_job_resumes_and_ends_in_the_same_store(
+    load: Load, clip_folder: Path, tmp_path: Path, how: str
+) -> None:
     data = build_dataset(tmp_path / "images", images=40, sessions=30)
     stores, unique = tmp_path / "stores", 40 + len(texts_of(data))
-    process = spawn(tmp_path / "images", clip_folder, stores, 0.15)
+    process = spawn(tmp_path / "images", clip_folder, stores)
     wait_for_shards(stores, 2, process)
     process.send_signal(getattr(signal, how))
     said = process.communicate(timeout=60)[0]
@@ -396,12 +415,13 @@ def test_a_killed_job_resumes_and_ends_in_the_same_store(clip_folder: Path, tmp_
     kept = Store.open(folder).tables["image"].rows
     assert 4 <= kept < 40
 
-    resumed = spawn(tmp_path / "images", clip_folder, stores, 0)
-    extracted, reused, calls = (int(v) for v in resumed.communicate(timeout=120)[0].split())
-    assert (reused, extracted) == (kept, unique - kept) and calls == extracted  # nothing done twice
-    clean = spawn(tmp_path / "images", clip_folder, tmp_path / "clean", 0)
-    assert clean.communicate(timeout=120)[0].split()[0] == str(unique)
-    one, two = Store.open(folder), Store.open(tmp_path / "clean/tiny" / folder.name)
+    extractor = load("clip", clip_folder)
+    report = run(data, extractor, stores)
+    assert report.path == folder and report.extracted + report.reused == unique
+    # a signal inside a commit may leave a whole shard that only the next writer enters in the manifest
+    assert report.reused in (kept, kept + 4) and extractor.calls == report.extracted
+    clean = run(data, load("clip", clip_folder), tmp_path / "clean")
+    one, two = Store.open(folder), Store.open(clean.path)
     for table in ("image", "text"):
         first, second = rows_by_key(one, table), rows_by_key(two, table)
         assert first.keys() == second.keys()
@@ -432,6 +452,8 @@ def test_real_photographs(load: Load, clip_folder: Path, shared_data: Path, tmp_
 def test_load_then_save_of_weights_is_what_the_tests_change(clip_folder: Path, tmp_path: Path) -> None:
     """The digest is of the tensors: rewritten with other metadata, the fingerprint stays."""
     folder = shutil.copytree(clip_folder, tmp_path / "rewritten")
-    save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors", metadata={"format": "pt", "note": "x"})
+    save_file(
+        load_file(folder / "model.safetensors"), folder / "model.safetensors", metadata={"format": "pt", "note": "x"}
+    )
     assert (folder / "model.safetensors").read_bytes() != (clip_folder / "model.safetensors").read_bytes()
     assert tiny(ClipExtractor, folder).semantic() == tiny(ClipExtractor, clip_folder).semantic()
