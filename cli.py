@@ -78,12 +78,16 @@ def _job(spec: str, overrides: tuple[str, ...], data: Path, out: Path) -> tuple[
     from pipeline.specs import check_components
     from pipeline.workspace import Workspace
 
-    words = [spec, *(w for o in overrides for w in ("--set", o))]
-    words += ["--data", str(data)] if data != Path("data") else []
-    words += ["--out", str(out)] if out != Path("out") else []
-    loaded = load_spec(spec, overrides, shlex.join(words))
+    loaded = load_spec(spec, overrides, shlex.join([spec, *_options(overrides, data, out)]))
     check_components(loaded)
     return loaded, Workspace(out)
+
+
+def _options(overrides: tuple[str, ...], data: Path, out: Path) -> list[str]:
+    """The options of this call that differ from the defaults, for a command that can be pasted."""
+    words = [word for override in overrides for word in ("--set", override)]
+    words += ["--data", str(data)] if data != Path("data") else []
+    return words + (["--out", str(out)] if out != Path("out") else [])
 
 
 def _load(spec: RunSpec, data: Path) -> Dataset:
@@ -245,7 +249,7 @@ def table(name: str, spec: str | None, form: str, overrides: tuple[str, ...], da
     """Print table N of the paper: measured values, the paper's, and for an empty cell the command that fills it."""
     from pipeline.stage2 import paper_table
 
-    click.echo(paper_table(name, spec, form, overrides, data, out))
+    click.echo(paper_table(name, spec, form, overrides, data, out, _options(overrides, data, out)), nl=False)
 
 
 @main.command(epilog="Example: fashion-ntm plan mt_fashioniq-caption --json")

@@ -115,7 +115,9 @@ def contiguous_offset(dataset: h5py.Dataset) -> int | None:
         return None
     step = int(np.prod(dataset.chunks)) * dataset.dtype.itemsize
     places: dict[int, int] = {}  # number of the chunk -> byte offset
-    dataset.id.chunk_iter(lambda chunk: places.__setitem__(chunk.chunk_offset[0] // dataset.chunks[0], chunk.byte_offset))
+    dataset.id.chunk_iter(
+        lambda chunk: places.__setitem__(chunk.chunk_offset[0] // dataset.chunks[0], chunk.byte_offset)
+    )
     in_one_piece = {number: places.get(0, 0) + number * step for number in range(-(-len(dataset) // dataset.chunks[0]))}
     return places[0] if places == in_one_piece else None
 

@@ -1,14 +1,14 @@
 """Names and places: the tables, the files of a store, and the directory of a (dataset, extractor) pair.
 
-    <stores>/<dataset>/<extractor>-<fingerprint12>/
-        manifest.json               what is committed, with a digest of itself; replaced atomically
-        ledger.jsonl                receipts of shards, failures of items; appended
-        catalogue.h5                image id -> 16-byte image key
-        <table>-00000.h5 ...        immutable shards: "features" [n, D], "keys" [n, 16] uint8
-        .writer.lock                held by the one writer
-        .verified.json              which shards were found whole, and their file stamps; may be deleted
-        .<name>.<pid>-<random>.tmp  not committed: readers never look at it, the next writer removes it
-        <name>.rejected             set aside by a writer: was in the place of a shard and did not verify
+<stores>/<dataset>/<extractor>-<fingerprint12>/
+    manifest.json               what is committed, with a digest of itself; replaced atomically
+    ledger.jsonl                receipts of shards, failures of items; appended
+    catalogue.h5                image id -> 16-byte image key
+    <table>-00000.h5 ...        immutable shards: "features" [n, D], "keys" [n, 16] uint8
+    .writer.lock                held by the one writer
+    .verified.json              which shards were found whole, and their file stamps; may be deleted
+    .<name>.<pid>-<random>.tmp  not committed: readers never look at it, the next writer removes it
+    <name>.rejected             set aside by a writer: was in the place of a shard and did not verify
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def canonical(fields: Any, what: str = "fields") -> Any:
         plain = json.loads(json.dumps(fields, allow_nan=False))
         digest(plain)
     except (TypeError, ValueError, RecursionError) as error:
-        raise StoreError(f"{what} must be plain JSON values (text, numbers, true, false, lists, tables): {error}") from None
+        raise StoreError(
+            f"{what} must be plain JSON values (text, numbers, true, false, lists, tables): {error}"
+        ) from None
     return plain
 
 

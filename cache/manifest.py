@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +74,14 @@ class Manifest:
     execution: tuple[dict[str, Any], ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """As written to manifest.json, in its order, without the digest of itself."""
-        about = {"format": FORMAT, "version": VERSION, **asdict(self)}
-        about["execution"] = list(self.execution)
-        for table in about["tables"].values():
-            table["shards"] = list(table["shards"])
-        return about
+        """As written to manifest.json, without the digest of itself."""
+        tables = {
+            name: {**vars(info), "shards": [dict(vars(shard)) for shard in info.shards]}
+            for name, info in self.tables.items()
+        }
+        catalogue = asdict(self.catalogue) if self.catalogue else None
+        parts = {**vars(self), "execution": list(self.execution), "catalogue": catalogue, "tables": tables}
+        return {"format": FORMAT, "version": VERSION, **parts}
 
     def __getitem__(self, name: str) -> Any:
         return self.as_dict()[name]
@@ -104,8 +107,19 @@ class Manifest:
     def save(self, directory: Path, after: Sequence[Callable[[], Any]] = ()) -> None:
         """Replace manifest.json, once everything in ``after`` (syncs of what it names) is done. Raises OSError."""
         about = self.as_dict()
-        text = json.dumps({**about, "digest": digest(about)}, indent=1, ensure_ascii=False)
+        text = _text({**about, "digest": digest(about)})
         replace_atomically(directory / MANIFEST, text.encode() + b"\n", after=after)
+
+
+def _text(about: dict[str, Any]) -> str:
+    """JSON to be read by people: one line a shard, the tables last."""
+    head = json.dumps({k: v for k, v in about.items() if k != "tables"}, indent=1, ensure_ascii=False)
+    tables = []
+    for name, table in about["tables"].items():
+        counts = json.dumps({k: v for k, v in table.items() if k != "shards"})
+        shards = ",\n".join(f"   {json.dumps(shard)}" for shard in table["shards"])
+        tables.append(f'  "{name}": {counts[:-1]}, "shards": [\n{shards}\n  ]}}')
+    return head.removesuffix("\n}") + ',\n "tables": {\n' + ",\n".join(tables) + "\n }\n}"
 
 
 def load_manifest(directory: Path) -> Manifest:
@@ -170,9 +184,12 @@ def _parse(about: Mapping[str, Any]) -> Manifest:
 
 def _table(name: str, about: Mapping[str, Any]) -> TableInfo:
     dtype, dim = _expect(about["dtype"], about["dtype"] in DTYPES, "dtype"), _count(about["dim"], 1)
+    places = [shard_number(s["file"]) for s in about["shards"]]
+    if any(place <= before for before, place in pairwise([(name, -1), *places])) or {t for t, _ in places} != {name}:
+        raise ValueError(f"the shards of {name} are out of order, listed twice, of another table, or none")
     shards = tuple(
         ShardInfo(
-            file=_expect(s["file"], shard_number(s["file"])[0] == name, "file"),
+            file=s["file"],
             rows=_count(s["rows"], 1),
             bytes=_count(s["bytes"], 1),
             sha256=_hex(s["sha256"]),
@@ -181,9 +198,6 @@ def _table(name: str, about: Mapping[str, Any]) -> TableInfo:
         )
         for s in about["shards"]
     )
-    numbers = [shard_number(s.file)[1] for s in shards]
-    if not numbers or numbers != sorted(set(numbers)):
-        raise ValueError(f"the shards of {name} are not in order, or one is listed twice, or there is none")
     width = np.dtype(dtype).itemsize * dim
     for s in shards:
         ends = [at + s.rows * size for at, size in ((s.features_at, width), (s.keys_at, KEY_BYTES)) if at is not None]

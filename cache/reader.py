@@ -9,26 +9,23 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
 from cache.catalogue import read_catalogue
+from cache.checked import Check, CheckedShards
 from cache.errors import StoreCorruptError, StoreError, StoreLookupError, naming
 from cache.index import KeyIndex, as_keys
-from cache.layout import CATALOGUE, check_table, shard_number
+from cache.layout import CATALOGUE, check_table
 from cache.ledger import Failure, Ledger, Receipt
-from cache.manifest import Manifest, ShardInfo, TableInfo, load_manifest
-from cache.rows import ScatteredRows, map_features, read_features, read_keys
-from cache.shards import header_problems
-from cache.stamps import Stamps
+from cache.manifest import Manifest, TableInfo, load_manifest
+from cache.rows import read_features, read_keys
 from manifests.identity import KEY_BYTES, stack_keys, text_key
 
 _SCRATCH = 1 << 20  # bytes that a gather over several shards holds beside its result, a thread
-Check = Literal["digest", "always", "header"]
 
 
 class Store:
@@ -56,9 +53,7 @@ class Store:
         return cls(Path(path), load_manifest(Path(path)), verify)
 
     def _forget(self) -> None:
-        self._stamps = Stamps(self.path)
-        self._checked: set[str] = set()
-        self._maps: dict[str, np.ndarray | ScatteredRows] = {}
+        self._shards = CheckedShards(self.path, self.manifest, self.verify)
         self._keys: dict[str, np.ndarray] = {}
         self._indexes: dict[str, KeyIndex] = {}
         self._scratch = threading.local()
@@ -117,8 +112,10 @@ class Store:
         if table not in self._keys:
             info = self.manifest.tables.get(table)
             shards = info.shards if info else ()
-            parts = [self._read(shard, info, lambda path, shard, info: read_keys(path, shard)) for shard in shards]
-            self._stamps.save()
+            parts = [
+                self._shards.read(shard, info, lambda path, shard, info: read_keys(path, shard)) for shard in shards
+            ]
+            self._shards.remember()
             keys = np.concatenate(parts) if parts else np.empty((0, KEY_BYTES), dtype=np.uint8)
             keys.flags.writeable = False
             self._keys[table] = keys
@@ -141,8 +138,8 @@ class Store:
         starts = self._starts[table]
         for n, shard in enumerate(info.shards):
             part = out[starts[n] : starts[n + 1]]
-            self._read(shard, info, lambda path, shard, info, part=part: read_features(path, shard, part))
-        self._stamps.save()
+            self._shards.read(shard, info, lambda path, shard, info, part=part: read_features(path, shard, part))
+        self._shards.remember()
         return out
 
     def gather(self, table: str, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -154,13 +151,13 @@ class Store:
         rows = self._rows(table, info, rows)
         out = self._output(info, len(rows), out)
         if len(info.shards) == 1:
-            self._take(info.shards[0], info, rows, out)
+            self._shards.take(info.shards[0], info, rows, out)
         else:
             step = max(256, _SCRATCH // max(1, out.dtype.itemsize * info.dim))
             for start in range(0, len(rows), step):  # so that what is held beside the result has a bound
                 part = slice(start, start + step)
                 self._gather(table, info, rows[part], out[part])
-        self._stamps.save()
+        self._shards.remember()
         return out
 
     def _gather(self, table: str, info: TableInfo, rows: np.ndarray, out: np.ndarray) -> None:
@@ -176,7 +173,7 @@ class Store:
         bounds = edges.tolist()
         for n in (edges[1:] > edges[:-1]).nonzero()[0].tolist():
             first, last = bounds[n], bounds[n + 1]
-            self._take(info.shards[n], info, ordered[first:last] - starts[n], held[first:last])
+            self._shards.take(info.shards[n], info, ordered[first:last] - starts[n], held[first:last])
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
         held.take(back, axis=0, out=out, mode="clip")
@@ -205,7 +202,8 @@ class Store:
 
     def current(self, failures: list[Failure]) -> list[Failure]:
         """Those of ``failures`` whose items still have no row."""
-        return [f for f in failures if not self._has_row(f)]
+        bound = self.catalogue() if any(f.table in ("image", "target") for f in failures) else {}
+        return [f for f in failures if not self._has_row(f, bound)]
 
     def receipts(self) -> list[Receipt]:
         """The receipt of each committed shard that has one, in order of the ledger."""
@@ -214,10 +212,10 @@ class Store:
             found = {r.shard: r for r in Ledger(self.path).receipts() if (r.shard, r.sha256) in whole}
         return list(found.values())
 
-    def _has_row(self, failure: Failure) -> bool:
+    def _has_row(self, failure: Failure, bound: dict[str, bytes]) -> bool:
         keys = [bytes.fromhex(failure.key)] if failure.key else []
-        if failure.table in ("image", "target") and failure.item in self.catalogue():
-            keys.append(self.catalogue()[failure.item])
+        if failure.table in ("image", "target") and failure.item in bound:
+            keys.append(bound[failure.item])
         if failure.table == "text" and not failure.key:
             with suppress(UnicodeEncodeError):  # no valid text, so no row can have its key
                 keys.append(text_key(failure.item))
@@ -252,60 +250,3 @@ class Store:
                 f"out must be a contiguous {info.dtype} {[rows, info.dim]}, not {out.dtype} {list(out.shape)}"
             )
         return out
-
-    def _take(self, shard: ShardInfo, info: TableInfo, local: np.ndarray, out: np.ndarray) -> None:
-        """Rows ``local`` of a shard, mapped at its first use. The oldest map goes when there are too many."""
-        features = self._maps.get(shard.file)
-        if features is None:
-            while len(self._maps) >= _most_maps():
-                self._maps.pop(next(iter(list(self._maps)), ""), None)
-            self._maps[shard.file] = features = self._read(shard, info, map_features)
-        try:
-            features.take(local, axis=0, out=out, mode="clip")  # in bounds already; "raise" would copy once more
-        except OSError as error:
-            raise self._corrupt(self.path / shard.file, f"cannot be read ({error})") from error
-
-    def _read(self, shard: ShardInfo, info: TableInfo, how: Callable[[Path, ShardInfo, TableInfo], Any]) -> Any:
-        """``how(path, shard, info)`` on a shard that was checked first."""
-        path = self.path / shard.file
-        try:
-            if shard.file not in self._checked:
-                self._check(path, shard, info)
-                self._checked.add(shard.file)
-            return how(path, shard, info)
-        except FileNotFoundError:
-            raise self._corrupt(path, "is missing") from None
-        except PermissionError as error:
-            raise StoreError(f"cannot read {path}: {error.strerror}") from error
-        except (OSError, ValueError) as error:
-            raise self._corrupt(path, f"cannot be read ({error})") from error
-
-    def _check(self, path: Path, shard: ShardInfo, info: TableInfo) -> None:
-        size = path.stat().st_size
-        if size != shard.bytes:
-            raise self._corrupt(path, f"has {size} bytes, not {shard.bytes}: it was cut off or replaced")
-        if self.verify == "header":
-            problems = header_problems(path, self.manifest, *shard_number(shard.file), shard, info)
-            if problems:
-                raise self._corrupt(path, f"was changed: {problems[0]}")
-            return
-        found = self._stamps.digest(path, shard.sha256, remembered=self.verify == "digest")
-        if found != shard.sha256:  # HDF5 is not asked what is wrong: it should not parse a file of unknown bytes
-            raise self._corrupt(path, self.manifest.whose(found))
-
-    def _corrupt(self, path: Path, what: str) -> StoreCorruptError:
-        return StoreCorruptError(
-            f"{path} {what}. None of its rows are used. Restore the file from a copy; `cache verify` lists everything "
-            "that is wrong with the store"
-        )
-
-
-def _most_maps() -> int:
-    """Each map holds a file descriptor: use a quarter of what the process may have."""
-    try:
-        import resource
-
-        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    except ImportError:
-        soft = 512
-    return max(64, soft // 4) if soft > 0 else 1 << 14

@@ -29,7 +29,9 @@ def check_rows(table: str, info: TableInfo | None, keys: np.ndarray, features: n
     except ValueError as error:
         raise StoreError(str(error)) from None
     if not isinstance(features, np.ndarray) or features.ndim != 2 or features.dtype.name not in DTYPES:
-        found = f"{features.dtype} {list(features.shape)}" if isinstance(features, np.ndarray) else type(features).__name__
+        found = (
+            f"{features.dtype} {list(features.shape)}" if isinstance(features, np.ndarray) else type(features).__name__
+        )
         raise StoreError(f"features of table '{table}' must be float16 or float32 [n, D], not {found}")
     if len(keys) != len(features):
         raise StoreError(f"table '{table}': {len(keys)} keys for {len(features)} rows of features")
@@ -42,10 +44,14 @@ def check_rows(table: str, info: TableInfo | None, keys: np.ndarray, features: n
         )
     bad = nonfinite_rows(features)
     if len(bad):
-        raise StoreError(f"table '{table}': NaN or Inf in {_some(bad)} of {len(features)} rows: record them as failures")
+        raise StoreError(
+            f"table '{table}': NaN or Inf in {_some(bad)} of {len(features)} rows: record them as failures"
+        )
     again = duplicates(keys)
     if len(again):
-        raise StoreError(f"table '{table}': keys appear twice in {_some(again)} of {len(keys)} rows: commit unique items")
+        raise StoreError(
+            f"table '{table}': keys appear twice in {_some(again)} of {len(keys)} rows: commit unique items"
+        )
     return keys
 
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from cache.files import replace_atomically
@@ -52,10 +53,8 @@ class Stamps:
             return
         fresh, self._fresh = self._fresh, {}
         self._known = {**self._read(), **fresh}
-        try:
+        with suppress(OSError):
             replace_atomically(self.path, json.dumps(self._known).encode() + b"\n", durable=False)
-        except OSError:
-            pass
 
     def _load(self) -> dict[str, list]:
         if self._known is None:

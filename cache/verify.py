@@ -110,7 +110,9 @@ def _shard(path: Path, manifest: Manifest, table: str, info: TableInfo, shard: S
     if problems:
         return
     if None in (shard.features_at, shard.keys_at):
-        yield Finding("note", "contiguity", shard.file, "its rows do not lie in one piece", "it reads slowly, and right")
+        yield Finding(
+            "note", "contiguity", shard.file, "its rows do not lie in one piece", "it reads slowly, and right"
+        )
     rows = map_features(file, shard, info)
     bad = [start + nonfinite_rows(rows.take(np.arange(start, min(start + _BLOCK, shard.rows)), axis=0))
            for start in range(0, shard.rows, _BLOCK)]  # fmt: skip

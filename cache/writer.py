@@ -186,7 +186,9 @@ class StoreWriter:
                 os.replace(temporary, final)
                 rows = self._session["rows"]
                 self._session["rows"] = {**rows, table: rows.get(table, 0) + shard.rows}
-                self._publish(self.manifest.with_shard(table, features.shape[1], features.dtype.name, shard), self._ledger.sync)
+                self._publish(
+                    self.manifest.with_shard(table, features.shape[1], features.dtype.name, shard), self._ledger.sync
+                )
                 index.add(keys)
             return receipt
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -216,17 +217,19 @@ def summary_text(summaries: Sequence[dict[str, Any]]) -> str:
 
 
 def paper_table(
-    name: str, spec_name: str | None, form: str, overrides: Sequence[str], data: Path, out: Path, asked: str = ""
-) -> str:
+    name: str, spec_name: str | None, form: str, overrides: Sequence[str], data: Path, out: Path,
+    options: Sequence[str] = (),
+) -> str:  # fmt: skip
     """Table ``name`` of the paper as text in ``form``. Datasets that are not in ``data`` leave empty cells."""
     from pipeline.results.render import render
 
-    return render(build_table(name, spec_name, overrides, data, out, asked), form)
+    return render(build_table(name, spec_name, overrides, data, out, options), form)
 
 
 def build_table(
-    name: str, spec_name: str | None, overrides: Sequence[str], data: Path, out: Path, asked: str = ""
+    name: str, spec_name: str | None, overrides: Sequence[str], data: Path, out: Path, options: Sequence[str] = ()
 ) -> Any:
+    """The table as data. ``options``: words that printed commands repeat (``--data DIR``, ...)."""
     from pipeline.results.tables import build_dataset_table, build_results_table
     from pipeline.training.models import models as registry
 
@@ -239,7 +242,7 @@ def build_table(
                 found[entry.key] = load_dataset(wanted, data)
         return build_dataset_table(table, found)
     assert isinstance(table, ResultsTable)
-    spec = load_spec(spec_name or table.run, overrides, asked or spec_name or table.run)
+    spec = load_spec(spec_name or table.run, overrides, shlex.join([spec_name or table.run, *options]))
     return build_results_table(
         table, RunFinder(spec, data, Workspace(out)), known=registry.names(), run=spec.asked,
         seeds=spec.seeds if spec_name else (),
@@ -255,6 +258,8 @@ class RunFinder:
     @cached_property
     def stage(self) -> StageTwo | None:
         """None while there is no store for the spec: then no run of it can exist either."""
+        if self.workspace.note(self.spec) is None:
+            return None
         try:
             return StageTwo(self.spec, load_dataset(self.spec, self.data), self.workspace, "cpu")
         except IncompleteError:

@@ -87,7 +87,11 @@ def _gather(path: Path, root: Path, rows: int, repeats: int, rng: np.random.Gene
             },
             repeats,
         )
-    each = {"store": seconds["store"] / _CALLS, "memmap": seconds["memmap"] / _CALLS, "h5py": seconds["h5py"] / len(few)}
+    each = {
+        "store": seconds["store"] / _CALLS,
+        "memmap": seconds["memmap"] / _CALLS,
+        "h5py": seconds["h5py"] / len(few),
+    }
     return {**each, "shards": len(store.tables["query"].shards)} | _ratios(each, "store")
 
 
@@ -102,7 +106,11 @@ def _load(path: Path, root: Path, repeats: int) -> dict[str, float]:
         },
         repeats,
     )
-    return seconds | _ratios(seconds, "store") | {"digests/np.load": seconds["np.load"] / seconds["store, digests computed"]}
+    return (
+        seconds
+        | _ratios(seconds, "store")
+        | {"digests/np.load": seconds["np.load"] / seconds["store, digests computed"]}
+    )
 
 
 def _commit(root: Path, features: np.ndarray, keys: np.ndarray, repeats: int) -> dict[str, float]:
@@ -112,7 +120,11 @@ def _commit(root: Path, features: np.ndarray, keys: np.ndarray, repeats: int) ->
     fresh = keys.copy()
     file = h5py.File(root / "append.h5", "w")
     data = file.create_dataset(
-        "features", (0, features.shape[1]), features.dtype, maxshape=(None, features.shape[1]), chunks=(256, features.shape[1])
+        "features",
+        (0, features.shape[1]),
+        features.dtype,
+        maxshape=(None, features.shape[1]),
+        chunks=(256, features.shape[1]),
     )
 
     def append(durable: bool) -> None:
@@ -175,7 +187,7 @@ def render(result: dict[str, Any]) -> str:
     setting = result["setting"]
     lines = [
         f"{setting['rows']:,} x {setting['dim']} {setting['dtype']}, median of {setting['repeats']} interleaved rounds, "
-        f"{setting['processors']} processors, load {setting['load_average'] or 0:.1f}"
+        f"load average {setting['load_average'] or 0:.1f}"
     ]
     for title, what in (
         ("gather", f"{GATHERED} random rows"),

@@ -88,7 +88,9 @@ def _random_features(batch: int, turns: int, dim: int) -> SessionFeatures:
     """One batch of sessions of ``turns`` turns, each with unit rows of its own."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.arange(batch * turns).view(batch, turns)
-    session = Session(id="bench", category="bench", split="train", turns=(Turn(reference="a", captions=("b",)),), target="c")
+    session = Session(
+        id="bench", category="bench", split="train", turns=(Turn(reference="a", captions=("b",)),), target="c"
+    )
     queries, targets = (
         torch.nn.functional.normalize(torch.randn(batch * turns, dim, generator=generator), dim=-1) for _ in range(2)
     )

@@ -23,11 +23,11 @@ from pipeline.results.ranking import ranks
 class FitOptions(Frozen):
     """How a composer is fitted (``[composer.fit]`` of a run spec)."""
 
-    epochs: int = Field(30, ge=1)
-    batch_size: int = Field(256, ge=2)
+    epochs: int = Field(8, ge=1)
+    batch_size: int = Field(512, ge=2)
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
-    scale: float = Field(20.0, gt=0)  # inverse temperature of the cosine logits
+    scale: float = Field(30.0, gt=0)  # inverse temperature of the cosine logits
     seed: int = 0
 
 

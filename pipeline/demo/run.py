@@ -34,7 +34,7 @@ def demo(out: Path, device: str, log: Log) -> str:
     for line in train_spec(spec, dataset, workspace, device=device):
         log(f"  {line}")
     evaluate_spec(spec, dataset, workspace, device=device)
-    table = build_table("demo", "demo", (), out, out, spec.asked)
+    table = build_table("demo", "demo", (), out, out, shlex.split(options))
     store = first.composed.path if first.composed else first.extraction.path
     return "\n".join([
         "",

@@ -29,6 +29,9 @@ from manifests.schema import Frozen
 PAD, BOS, UNK, EOS = "<pad>", "<start>", "<unk>", "<end>"  # ids 0..3; 2 is no end: CLIPModel reads that id as "old CLIP"
 
 
+READ_SCALE = 10.0  # unit-norm embeddings come to the word reader at about unit size an entry
+
+
 class PretrainOptions(Frozen):
     """Sizes of the two towers and how they are fitted. The defaults suit some ten thousand small images."""
 
@@ -48,6 +51,7 @@ class PretrainOptions(Frozen):
     temperature: float = Field(0.07, gt=0)
     shift: int = Field(2, ge=0)  # augmentation: pixels by which an image may move
     brightness: float = Field(0.05, ge=0, lt=1)
+    words: float = Field(1.0, ge=0)  # weight of the word loss beside the contrastive one
     forget: float = Field(0.02, ge=0, lt=1)  # share of words replaced by the unknown word
     seed: int = 0
 
@@ -167,6 +171,20 @@ def pair_loss(images: Tensor, texts: Tensor, scale: Tensor, same: Tensor) -> Ten
     return (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
 
 
+def word_targets(flat: Sequence[np.ndarray], starts: np.ndarray, vocabulary: int) -> Tensor:
+    """What the word loss asks of each pair: its words' frequencies over all its texts, rare words weighing more.
+
+    float32 [pairs, vocabulary], rows sum to one (to zero for a pair without a known word).
+    """
+    counts = torch.zeros(len(starts) - 1, vocabulary)
+    for row in range(len(counts)):
+        ids = np.concatenate(flat[starts[row] : starts[row + 1]])
+        counts[row] = torch.from_numpy(np.bincount(ids[ids > 3], minlength=vocabulary)).float()
+    share = (counts > 0).float().mean(0)
+    weighted = counts * -torch.log(share.clamp(1e-6, 1))
+    return weighted / weighted.sum(1, keepdim=True).clamp_min(1e-12)
+
+
 def fit(
     model: CLIPModel, tokenizer: PreTrainedTokenizerFast, pairs: Sequence[Pair], options: PretrainOptions
 ) -> Iterator[dict[str, float]]:
@@ -183,7 +201,12 @@ def fit(
     content = np.array([number[t] for t in every])  # equal texts, equal number
     starts = np.cumsum([0, *(len(p.texts) for p in pairs)])
     rng = np.random.default_rng(options.seed)
-    optimiser = torch.optim.AdamW(_decay_groups(model, options), lr=options.learning_rate, betas=(0.9, 0.98))
+    targets = word_targets(flat, starts, len(tokenizer))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        reader = torch.nn.Linear(options.projection, len(tokenizer))  # reads words off an embedding; not kept
+    both = torch.nn.ModuleList([model, reader])
+    optimiser = torch.optim.AdamW(_decay_groups(both, options), lr=options.learning_rate, betas=(0.9, 0.98))
     per_epoch = -(-len(pairs) // options.batch_size)
     total = options.epochs * per_epoch + 1
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, options.learning_rate, total_steps=total, pct_start=0.1)
@@ -196,7 +219,11 @@ def fit(
             same = torch.from_numpy(content[chosen][:, None] == content[chosen][None, :])
             ids = forget(padded([flat[i] for i in chosen], tokenizer.pad_token_id), options.forget, tokenizer.unk_token_id, rng)
             images = embed_images(model, augment(pixels[batch], options, rng))
-            loss = pair_loss(images, embed_texts(model, ids), model.logit_scale.exp(), same)
+            words = embed_texts(model, ids)
+            loss = pair_loss(images, words, model.logit_scale.exp(), same)
+            if options.words:
+                read = reader(READ_SCALE * torch.cat([images, words]))
+                loss = loss + options.words * cross_entropy(read, targets[batch].repeat(2, 1))
             if not torch.isfinite(loss):
                 raise FashionNTMError(f"loss is {loss.item()} in epoch {epoch}: lower learning_rate")
             optimiser.zero_grad()
@@ -211,7 +238,7 @@ def fit(
     model.eval()
 
 
-def _decay_groups(model: CLIPModel, options: PretrainOptions) -> list[dict]:
+def _decay_groups(model: torch.nn.Module, options: PretrainOptions) -> list[dict]:
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     plain = [p for p in model.parameters() if p.ndim < 2]
     return [{"params": decayed, "weight_decay": options.weight_decay}, {"params": plain, "weight_decay": 0.0}]

@@ -70,7 +70,9 @@ class SessionFeatures:
     def concatenated(self, index: Tensor) -> Batch:
         """The sessions ``index`` (int64 [B]) as one-turn sessions: ST + cat's query and the final target."""
         last = self.target_rows[index].gather(1, self.lengths[index, None] - 1)
-        return Batch(self.queries[self.cat_rows[index]][:, None], self.targets[last], torch.ones_like(self.lengths[index]))
+        return Batch(
+            self.queries[self.cat_rows[index]][:, None], self.targets[last], torch.ones_like(self.lengths[index])
+        )
 
     def to(self, device: torch.device | str) -> SessionFeatures:
         """The same features on another device."""

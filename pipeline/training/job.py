@@ -18,6 +18,8 @@ from pipeline.training.models import build_model
 from pipeline.training.runs import RunFolder, RunIdentity, run_identity, sessions_digest
 from pipeline.training.threads import ThreadChoice, choose_threads
 
+NO_VALIDATION = Validation()
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -37,7 +39,7 @@ def run_folder(
     features: SessionFeatures,
     training: Training,
     seed: int = 0,
-    validation: Validation = Validation(),
+    validation: Validation = NO_VALIDATION,
     validation_features: SessionFeatures | None = None,
 ) -> RunFolder:
     """Where ``train_run`` with the same arguments keeps its run; the folder need not exist yet."""
@@ -76,7 +78,7 @@ def train_run(
     features: SessionFeatures,
     training: Training,
     seed: int = 0,
-    validation: Validation = Validation(),
+    validation: Validation = NO_VALIDATION,
     validation_features: SessionFeatures | None = None,
     *,
     spec: dict[str, Any] | None = None,

@@ -24,7 +24,9 @@ class ThreadChoice:
         if len(self.milliseconds) < 2:
             return f"{self.threads} CPU thread{'s' if self.threads != 1 else ''}"
         timings = ", ".join(f"{n}: {ms:.1f} ms" for n, ms in self.milliseconds.items())
-        return f"{self.threads} CPU thread{'s' if self.threads != 1 else ''} (fastest step by number of them: {timings})"
+        return (
+            f"{self.threads} CPU thread{'s' if self.threads != 1 else ''} (fastest step by number of them: {timings})"
+        )
 
 
 def candidates() -> tuple[int, ...]:

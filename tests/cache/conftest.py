@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,18 @@ from cache import StoreWriter, store_path
 FIELDS: dict[str, Any] = {"weights": "abc", "dtype": "float16", "preprocessing": {"size": 224, "crop": "centre"}}
 
 
-def content_rows(start: int, count: int, dim: int = 8, dtype: str = "float16") -> tuple[np.ndarray, np.ndarray]:
-    """Rows whose features follow from their keys: keys uint8 [count, 16], features [count, dim]."""
+@lru_cache(maxsize=64)
+def _content(start: int, count: int, dim: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     numbers = range(start, start + count)
     keys = b"".join(hashlib.sha256(n.to_bytes(8, "little")).digest()[:16] for n in numbers)
     features = [np.random.default_rng(n).standard_normal(dim).astype(dtype) for n in numbers]
-    return np.frombuffer(keys, dtype=np.uint8).reshape(-1, 16).copy(), np.stack(features)
+    return np.frombuffer(keys, dtype=np.uint8).reshape(-1, 16), np.stack(features)
+
+
+def content_rows(start: int, count: int, dim: int = 8, dtype: str = "float16") -> tuple[np.ndarray, np.ndarray]:
+    """Rows whose features follow from their keys: keys uint8 [count, 16], features [count, dim]."""
+    keys, features = _content(start, count, dim, dtype)
+    return keys.copy(), features.copy()
 
 
 @pytest.fixture
@@ -52,15 +60,21 @@ def writer(path: Path) -> Callable[..., StoreWriter]:
     return open_writer
 
 
-@pytest.fixture
-def three_shards(path: Path, writer: Callable[..., StoreWriter]) -> Path:
-    """A store with image rows 0-299, 300-304 and 305-599 in three shards, and 40 text rows in float32."""
-    with writer() as w:
+@pytest.fixture(scope="session")
+def _made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("made") / "store"
+    with StoreWriter(path, dataset="demo", extractor="clip", fields=FIELDS, execution={"batch_size": 4}) as w:
         for start, count in ((0, 300), (300, 5), (305, 295)):
             w.commit("image", *content_rows(start, count))
         w.commit("text", *content_rows(1000, 40, 6, "float32"), seconds=0.25)
         w.bind({f"image {n}": content_rows(n, 1)[0].tobytes() for n in range(20)})
     return path
+
+
+@pytest.fixture
+def three_shards(path: Path, _made_once: Path) -> Path:
+    """A store with image rows 0-299, 300-304 and 305-599 in three shards, and 40 text rows in float32."""
+    return shutil.copytree(_made_once, path)
 
 
 @pytest.fixture

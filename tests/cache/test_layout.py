@@ -39,7 +39,14 @@ def test_an_unknown_table_names_the_nearest() -> None:
 def test_shard_names_go_both_ways_and_nothing_else_is_one() -> None:
     assert shard_number(shard_name("query", 7)) == ("query", 7)
     assert shard_number(shard_name("text", 123456)) == ("text", 123456)
-    for name in ("../image-00000.h5", "image-00000.h5.tmp", "image-0.h5", "image-000001.h5", "other-00000.h5", "image-00000.h5\n"):
+    for name in (
+        "../image-00000.h5",
+        "image-00000.h5.tmp",
+        "image-0.h5",
+        "image-000001.h5",
+        "other-00000.h5",
+        "image-00000.h5\n",
+    ):
         with pytest.raises(ValueError, match="not the name"):
             shard_number(name)
 

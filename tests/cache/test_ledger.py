@@ -52,7 +52,9 @@ def test_every_flipped_bit_costs_at_most_its_line(tmp_path: Path) -> None:
             found = ledger.failures()
             assert found.items() <= expected.items() and found[("image", "one")] == expected[("image", "one")]
             if bytes(changed).count(b"\n") == 3:
-                assert ("image", "two") not in found or json.loads(changed.splitlines()[1]) == json.loads(data.splitlines()[1])
+                assert ("image", "two") not in found or json.loads(changed.splitlines()[1]) == json.loads(
+                    data.splitlines()[1]
+                )
 
 
 def test_lines_of_a_later_version_do_no_harm(tmp_path: Path) -> None:
@@ -60,7 +62,9 @@ def test_lines_of_a_later_version_do_no_harm(tmp_path: Path) -> None:
     ledger.append("lease", {"owner": "x"})
     ledger.append("failure", {"table": "image", "item": "a", "stage": "s", "reason": "r", "severity": 3})
     ledger.append("failure", {"table": "image"})  # too little to be one
-    ledger.append("receipt", {"table": "image", "shard": "image-00000.h5", "rows": 1, "seconds": 0.0, "when": "", "by": "x"})
+    ledger.append(
+        "receipt", {"table": "image", "shard": "image-00000.h5", "rows": 1, "seconds": 0.0, "when": "", "by": "x"}
+    )
     assert [f.item for f in ledger.failures().values()] == ["a"]
     assert ledger.receipts() == [Receipt("image", "image-00000.h5", 1, 0.0, "")]
     assert [number for number, record in ledger.lines() if record is None] == [3]

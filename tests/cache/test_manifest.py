@@ -69,7 +69,9 @@ def test_a_wrong_manifest_with_a_right_digest_is_refused_or_harmless(three_shard
         pass
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", '"x"', "[" * 100_000, "NaN", '{"version": 1}', "\xff", "1" * 5000])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "3", '"x"', "[" * 100_000, "NaN", '{"version": 1}', "\xff", "1" * 5000]
+)
 def test_what_is_no_manifest_at_all(three_shards: Path, text: str) -> None:
     (three_shards / "manifest.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(StoreCorruptError, match=r"manifest.json was edited or damaged"):

@@ -48,9 +48,14 @@ def test_what_was_written_is_read(three_shards: Path, rows) -> None:
     assert (table.rows, table.dim, table.dtype, len(table.shards)) == (600, 8, "float16", 3)
     assert np.array_equal(store.keys("image"), keys)
     assert np.array_equal(store.load("image"), features) and store.load("image").flags.writeable
-    assert store.load("text").dtype == np.float32 and np.array_equal(store.load("text"), rows(1000, 40, 6, "float32")[1])
-    assert store.execution[0]["settings"] == {"batch_size": 4} and store.execution[0]["rows"] == {"image": 600, "text": 40}
-    assert store.manifest["format"] == "fashion-ntm store" and "tables" in store.manifest.keys()
+    assert store.load("text").dtype == np.float32 and np.array_equal(
+        store.load("text"), rows(1000, 40, 6, "float32")[1]
+    )
+    assert store.execution[0]["settings"] == {"batch_size": 4} and store.execution[0]["rows"] == {
+        "image": 600,
+        "text": 40,
+    }
+    assert store.manifest["format"] == "fashion-ntm store" and "tables" in list(store.manifest.keys())
     assert store.nbytes == sum(f.stat().st_size for f in three_shards.iterdir())
     assert [(r.shard, r.rows, r.seconds) for r in store.receipts()][-1] == ("text-00000.h5", 40, 0.25)
     assert "image [600, 8] float16" in repr(store)
@@ -59,7 +64,13 @@ def test_what_was_written_is_read(three_shards: Path, rows) -> None:
 def test_gather_keeps_the_order_and_repeats(three_shards: Path, rows) -> None:
     store, features = Store.open(three_shards), rows(0, 600)[1]
     rng = np.random.default_rng(0)
-    for pick in (rng.integers(0, 600, 3000), np.arange(600), np.array([599, 0, 300, 304, 305, 0]), [3], np.array([], int)):
+    for pick in (
+        rng.integers(0, 600, 3000),
+        np.arange(600),
+        np.array([599, 0, 300, 304, 305, 0]),
+        [3],
+        np.array([], int),
+    ):
         assert np.array_equal(store.gather("image", pick), features[np.asarray(pick, int)])
     assert np.array_equal(store.gather("image", np.array([1, 2], dtype=np.uint8)), features[[1, 2]])
     assert np.array_equal(store.gather("image", np.arange(600)[::-3]), features[::-3])
@@ -126,7 +137,13 @@ def test_a_flipped_bit_is_found_before_a_row_is_read(three_shards: Path, where: 
         age(three_shards)
     Store.open(three_shards).load("image")
     shard = load_manifest(three_shards).tables["image"].shards[1]
-    at = {"features": shard.features_at + 3, "keys": shard.keys_at + 70, "header": 1, "padding": shard.features_at - 1, "last": -1}[where]
+    at = {
+        "features": shard.features_at + 3,
+        "keys": shard.keys_at + 70,
+        "header": 1,
+        "padding": shard.features_at - 1,
+        "last": -1,
+    }[where]
     flip(three_shards / shard.file, at)
     if aged:
         age(three_shards)
@@ -143,7 +160,9 @@ def test_a_stamped_file_is_not_read_again_but_a_rewritten_one_is(three_shards: P
 
     def stamp() -> None:
         status = shard.stat()
-        stamps.write_text(json.dumps({shard.name: [sha256, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]}))
+        stamps.write_text(
+            json.dumps({shard.name: [sha256, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]})
+        )
 
     Store.open(three_shards).load("text")
     assert not stamps.exists()  # written just now: its times prove nothing
@@ -196,7 +215,7 @@ def test_two_shards_swapped_are_named(path: Path, writer, rows) -> None:
     os.rename(path / "image-00000.h5", path / "x")
     os.rename(path / "image-00001.h5", path / "image-00000.h5")
     os.rename(path / "x", path / "image-00001.h5")
-    with pytest.raises(StoreCorruptError, match="holds the bytes of image-00001.h5: files were swapped"):
+    with pytest.raises(StoreCorruptError, match=r"holds the bytes of image-00001.h5: files were swapped"):
         Store.open(path).load("image")
     with pytest.raises(StoreCorruptError, match="number is 1, not 0"):
         Store.open(path, verify="header").load("image")
@@ -245,7 +264,9 @@ def test_a_newer_format_is_refused(three_shards: Path) -> None:
     about.pop("digest")
     about["version"], about["tables"] = 2, "quite different"
     (three_shards / "manifest.json").write_text(json.dumps({**about, "digest": digest(about)}))
-    with pytest.raises(StoreVersionError, match="is in format 2; this version of the project reads up to format 1: upgrade"):
+    with pytest.raises(
+        StoreVersionError, match="is in format 2; this version of the project reads up to format 1: upgrade"
+    ):
         Store.open(three_shards)
     (summary,) = list_stores(three_shards.parents[1])
     assert "format 2" in summary.problem and summary.extractor == "clip"
@@ -308,7 +329,12 @@ def test_list_stores(three_shards: Path, tmp_path: Path, writer) -> None:
         pass
     flip(tmp_path / "stores" / "demo" / "broken-0123456789ab" / "manifest.json", 100)
     broken, summary = list_stores(tmp_path / "stores")
-    assert (summary.path, summary.rows, summary.shards, summary.images) == (three_shards, {"image": 600, "text": 40}, 4, 20)
+    assert (summary.path, summary.rows, summary.shards, summary.images) == (
+        three_shards,
+        {"image": 600, "text": 40},
+        4,
+        20,
+    )
     assert summary.nbytes == Store.open(three_shards).nbytes and summary.problem == ""
     assert (broken.dataset, broken.extractor, broken.rows) == ("demo", "broken", {}) and "damaged" in broken.problem
     assert list_stores(tmp_path / "nowhere") == []

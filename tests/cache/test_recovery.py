@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache import Store, StoreNotFoundError, StoreWriter, verify
+from cache import Store, StoreCorruptError, StoreNotFoundError, StoreWriter, verify
 from cache.hdf5 import write_hdf5
 from cache.ledger import Ledger
 from cache.manifest import load_manifest
@@ -38,7 +38,9 @@ def keys_of(table: str) -> np.ndarray:
 
 def work(path: Path) -> None:
     """One writer session: what is missing of two tables, a failure and the binding."""
-    with StoreWriter(path, dataset="demo", extractor="clip", fields={"weights": "abc"}, execution={"pid": os.getpid()}) as w:
+    with StoreWriter(
+        path, dataset="demo", extractor="clip", fields={"weights": "abc"}, execution={"pid": os.getpid()}
+    ) as w:
         w.bind({"before": keys_of("image")[0].tobytes()})
         w.fail("image", "broken", "decode", "truncated")
         for table in ("image", "text"):
@@ -139,7 +141,7 @@ def watched(path: Path, kill_at: tuple[str, int, bool] = ("", 0, False)) -> Coun
 def test_kills_between_any_two_calls(tmp_path: Path, uninterrupted: Path, child: Callable) -> None:
     rng, calls, killed = random.Random(3), watched(tmp_path / "watched"), 0
     steps = [("", n, False) for n in rng.sample(range(1, calls[""]), 4)]
-    for name in ("replace", "replace", "truncate", "fsync", "write", "unlink", "start_new_thread"):
+    for name in ("replace", "truncate", "fsync", "write", "unlink", "start_new_thread"):
         nth = rng.randint(1, calls[name])
         steps += [(name, nth, False), (name, nth, True)]
     for n, step in enumerate(steps):
@@ -181,6 +183,21 @@ def test_a_finished_shard_is_taken_back(tmp_path: Path, uninterrupted: Path) -> 
     assert [f.code for f in verify(path)] == ["orphan", "place"]
     store = resume(path)
     assert store.find("image", keys).tolist() == [120, 121, 122] and committed_rows(store, keys)
+
+
+def test_the_way_out_of_a_damaged_shard(tmp_path: Path, uninterrupted: Path) -> None:
+    """What the error message says: without the shard and the manifest, only that shard's rows are done again."""
+    path = shutil.copytree(uninterrupted, tmp_path / "store")
+    (path / "image-00001.h5").write_bytes(b"damaged")
+    with pytest.raises(StoreCorruptError, match=r"image-00001.h5 has 7 bytes, not .*delete it and manifest.json"):
+        work(path)
+    (path / "image-00001.h5").unlink()
+    (path / "manifest.json").unlink()
+    work(path)
+    store = Store.open(path)
+    assert [s.file for s in store.tables["image"].shards] == ["image-00000.h5", "image-00002.h5", "image-00003.h5"]
+    assert not (store.find("image", keys_of("image")) < 0).any() and committed_rows(store, keys_of("image"))
+    assert [f.code for f in verify(path)] == ["place"]
 
 
 def committed_rows(store: Store, keys: np.ndarray) -> bool:

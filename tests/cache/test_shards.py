@@ -33,7 +33,9 @@ def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
     )
     files = [tmp_path / "a.h5", tmp_path / "b.h5"]
     for n, file in enumerate(files):
-        subprocess.run([sys.executable, "-c", script, str(file), str(n * 999)], check=True, cwd=Path(__file__).parents[2])
+        subprocess.run(
+            [sys.executable, "-c", script, str(file), str(n * 999)], check=True, cwd=Path(__file__).parents[2]
+        )
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
@@ -59,7 +61,9 @@ def test_rows_lie_in_one_piece_with_little_padding(tmp_path: Path, count: int) -
     assert (tmp_path / "x.h5").stat().st_size <= 2048 + array.nbytes * 1.004 + 64
 
 
-@pytest.mark.parametrize("options", [{"compression": "gzip"}, {"maxshape": (None, 3)}, {"chunks": (10, 1)}, {"fletcher32": True}])
+@pytest.mark.parametrize(
+    "options", [{"compression": "gzip"}, {"maxshape": (None, 3)}, {"chunks": (10, 1)}, {"fletcher32": True}]
+)
 def test_what_does_not_lie_in_one_piece_is_told(tmp_path: Path, options: dict) -> None:
     with h5py.File(tmp_path / "x.h5", "w") as file:
         data = file.create_dataset("features", (1000, 3), "f4", **{"chunks": (10, 3), **options})

@@ -39,7 +39,11 @@ def cases() -> dict[str, tuple[Callable[[Path], object], str, str]]:
         "manifest": (lambda p: flip(p / "manifest.json", 80), "error", "manifest.json"),
         "catalogue": (lambda p: flip(p / "catalogue.h5", -2), "error", "catalogue.h5"),
         "orphan": (lambda p: shutil.copy(p / "text-00000.h5", p / "text-00001.h5"), "warning", "text-00001.h5"),
-        "rejected": (lambda p: (p / "image-00009.h5.0123abcd.rejected").touch(), "warning", "image-00009.h5.0123abcd.rejected"),
+        "rejected": (
+            lambda p: (p / "image-00009.h5.0123abcd.rejected").touch(),
+            "warning",
+            "image-00009.h5.0123abcd.rejected",
+        ),
         "temporary": (lambda p: (p / ".image-00003.h5.7-0a0b.tmp").touch(), "note", ".image-00003.h5.7-0a0b.tmp"),
         "ledger": (lambda p: flip(p / "ledger.jsonl", 30), "warning", "ledger.jsonl"),
     }
@@ -126,7 +130,12 @@ def test_a_repacked_shard_is_noted(three_shards: Path) -> None:
             new.create_dataset(data, data=old[data][:], chunks=True, compression="gzip")
     os.replace(three_shards / "x", three_shards / name)
     shard = about["tables"]["text"]["shards"][0]
-    shard.update(features_at=None, keys_at=None, sha256=sha256_of(three_shards / name), bytes=(three_shards / name).stat().st_size)
+    shard.update(
+        features_at=None,
+        keys_at=None,
+        sha256=sha256_of(three_shards / name),
+        bytes=(three_shards / name).stat().st_size,
+    )
     about.pop("digest")
     (three_shards / "manifest.json").write_text(json.dumps({**about, "digest": digest(about)}))
     (finding,) = verify(three_shards)

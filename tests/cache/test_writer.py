@@ -29,7 +29,10 @@ def test_resuming_asks_only_for_what_is_missing(path: Path, writer, rows) -> Non
         assert not w.missing("image", keys).any() and w.missing("text", keys).all()
     store = Store.open(path)
     assert np.array_equal(store.load("image"), features)
-    assert [(e["settings"]["batch_size"], e["rows"]) for e in store.execution] == [(4, {"image": 60}), (8, {"image": 40})]
+    assert [(e["settings"]["batch_size"], e["rows"]) for e in store.execution] == [
+        (4, {"image": 60}),
+        (8, {"image": 40}),
+    ]
     assert {"project", "python", "numpy", "h5py", "hdf5"} == store.manifest.versions.keys()
 
 
@@ -48,7 +51,11 @@ def test_other_fields_are_named_old_and_new(three_shards: Path, writer, fields) 
     with pytest.raises(StoreMismatchError) as caught:
         writer(fields=fields)
     assert caught.value.exit_code == 3
-    assert caught.value.changed == ('dtype: "float16" -> null', 'pooling: null -> "mean"', "preprocessing.size: 224 -> 256")
+    assert caught.value.changed == (
+        'dtype: "float16" -> null',
+        'pooling: null -> "mean"',
+        "preprocessing.size: 224 -> 256",
+    )
     assert str(three_shards) in str(caught.value) and "preprocessing.size: 224 -> 256" in str(caught.value)
     with pytest.raises(StoreMismatchError, match='extractor: "clip" -> "siglip"'):
         writer(extractor="siglip")
@@ -155,7 +162,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, writer, three_
         three_shards.chmod(0o755)
 
 
-@pytest.mark.parametrize("room", [1000, 3000, 8000, 20_000])
+@pytest.mark.parametrize("room", [1000, 20_000])
 def test_a_full_disk_loses_nothing_committed(path: Path, writer, rows, child, room: int) -> None:
     """A limit on the size of files stands in for a full disk: the same writes fail with the same kind of error."""
     with writer() as w:

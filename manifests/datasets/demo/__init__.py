@@ -24,8 +24,8 @@ class DemoOptions(Frozen):
     folder: str = Field("demo", min_length=1)
     seed: int = 0
     size: int = Field(96, ge=32, le=512)  # pixels, square
-    train_families: int = Field(TRAIN.families, ge=1)  # a category; each has 34 sessions
-    test_families: int = Field(TEST.families, ge=1)  # a category; each has 32 sessions
+    train_families: int = Field(TRAIN.families, ge=1)  # a category
+    test_families: int = Field(TEST.families, ge=1)  # a category
 
 
 class Demo(DatasetSource):

@@ -21,7 +21,7 @@ class Size:
     garments: int
 
 
-TRAIN = Size(families=14, sessions=34, garments=64)
+TRAIN = Size(families=40, sessions=12, garments=20)
 TEST = Size(families=5, sessions=32, garments=110)
 
 

@@ -52,3 +52,14 @@ def test_fusion_is_the_weighted_sum_of_unit_vectors() -> None:
 def test_fusion_refuses_embeddings_of_two_sizes_and_names_the_way_out() -> None:
     with pytest.raises(FashionNTMError, match="2 values and text rows 3.*gated"):
         Fusion(FusionOptions(), 2, 3)
+
+
+def test_the_gated_composer_starts_as_the_even_fusion_of_the_pretrained_embeddings() -> None:
+    image, text = torch.randn(4, 12), torch.randn(4, 12)
+    start = composers.get("gated")(composers.get("gated").Options(), 12, 12).eval()
+    torch.testing.assert_close(start.query(image, text), Fusion(FusionOptions(alpha=0.5), 12, 12).query(image, text))
+
+
+def test_the_gated_composer_takes_embeddings_of_two_sizes() -> None:
+    kind = composers.get("gated")
+    assert kind(kind.Options(dim=7), 12, 5).eval().query(torch.randn(3, 12), torch.randn(3, 5)).shape == (3, 7)

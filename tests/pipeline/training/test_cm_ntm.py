@@ -161,7 +161,9 @@ def test_each_turn_has_its_own_batch_statistics() -> None:
     derived = model.derived(queries)
     assert derived.shape == (B, T, C - 1, D)
     torch.testing.assert_close(derived.mean(0), torch.ones(T, C - 1, D, dtype=torch.float64))
-    torch.testing.assert_close(derived.std(0, correction=0), torch.ones(T, C - 1, D, dtype=torch.float64), rtol=1e-2, atol=0)
+    torch.testing.assert_close(
+        derived.std(0, correction=0), torch.ones(T, C - 1, D, dtype=torch.float64), rtol=1e-2, atol=0
+    )
 
 
 def test_running_statistics_are_kept_for_each_turn_and_reused_beyond() -> None:

@@ -87,7 +87,7 @@ def test_features_that_are_not_finite_are_refused_by_row(tmp_path: Path) -> None
 
 def test_query_and_target_widths_must_agree(tmp_path: Path) -> None:
     given = sessions((2,))
-    with pytest.raises(FeatureError, match="f_qry has 6 dimensions and f_tar 4.*composer"):
+    with pytest.raises(FeatureError, match=r"f_qry has 6 dimensions and f_tar 4.*composer"):
         session_features(write_store(tmp_path / "s", given, target_width=4), given)
 
 

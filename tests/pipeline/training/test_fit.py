@@ -30,7 +30,9 @@ def features() -> SessionFeatures:
     return cumulative(41, seed=1)
 
 
-def trained(name: str, features: SessionFeatures, training: Training = QUICK, seed: int = 0) -> tuple[MemoryModel, list]:
+def trained(
+    name: str, features: SessionFeatures, training: Training = QUICK, seed: int = 0
+) -> tuple[MemoryModel, list]:
     model = build_model(name, SMALL[name], features.dim, seed)
     return model, list(fit(model, features, training, seed))
 
@@ -135,7 +137,9 @@ def test_one_session_cannot_be_trained_on(features: SessionFeatures) -> None:
 def test_divergence_names_epoch_and_step_and_spares_the_weights(features: SessionFeatures) -> None:
     model = build_model("lstm", {"hidden": 8}, features.dim)
     lines = []
-    with pytest.raises(DivergenceError, match=r"lstm: the loss is nan at epoch 2, step 1 of 3.*learning_rate \(now 0.001\)"):
+    with pytest.raises(
+        DivergenceError, match=r"lstm: the loss is nan at epoch 2, step 1 of 3.*learning_rate \(now 0.001\)"
+    ):
         for line in fit(model, features, QUICK):
             lines.append(line)
             features_before = [p.clone() for p in model.parameters()]
@@ -150,7 +154,10 @@ def test_clipping_bounds_the_step(features: SessionFeatures) -> None:
     clipped, _ = trained("lstm", features, QUICK.model_copy(update={"clip_norm": 1e-9}))
     free, _ = trained("lstm", features)
     start = build_model("lstm", SMALL["lstm"], features.dim, 0)
-    moved = [sum((a - b).abs().sum() for a, b in zip(m.parameters(), start.parameters(), strict=True)) for m in (clipped, free)]
+    moved = [
+        sum((a - b).abs().sum() for a, b in zip(m.parameters(), start.parameters(), strict=True))
+        for m in (clipped, free)
+    ]
     assert moved[0] < moved[1]
 
 

@@ -126,7 +126,7 @@ def test_concatenated_captions_are_one_turn() -> None:
 
 
 def test_unknown_models_and_options_name_the_nearest() -> None:
-    with pytest.raises(ManifestError, match="unknown memory model 'cmntm'.*did you mean 'cm_ntm'"):
+    with pytest.raises(ManifestError, match=r"unknown memory model 'cmntm'.*did you mean 'cm_ntm'"):
         build_model("cmntm", {}, D)
     with pytest.raises(ManifestError, match=r"models.cm_ntm.stage: unknown key .*'stages'"):
         build_model("cm_ntm", {"stage": 2}, D)

@@ -89,7 +89,9 @@ def test_a_run_is_trained_once(tmp_path: Path, features: SessionFeatures) -> Non
     assert not first.reused and folder.state == "finished" and len(seen) == 3
     assert folder.path.parent == tmp_path / "toy" / "lstm" and folder.metrics() == seen
     record = folder.record()
-    assert record["spec"] == {"name": "s"} and record["identity"]["seed"] == 0 and record["execution"]["device"] == "cpu"
+    assert (
+        record["spec"] == {"name": "s"} and record["identity"]["seed"] == 0 and record["execution"]["device"] == "cpu"
+    )
     assert record["finished"]["epochs"] == 3 and record["finished"]["loss"] == seen[-1]["loss"]
     model = load_model(folder.path)
 
@@ -112,7 +114,9 @@ def test_models_without_training_make_a_run_too(tmp_path: Path, features: Sessio
 def test_early_stopping_is_summarised_by_its_best_epoch(tmp_path: Path, features: SessionFeatures) -> None:
     validation = cumulative(30, seed=2)
     training = Training(epochs=40, batch_size=16, learning_rate=3e-2, early_stopping=2)
-    run = train(tmp_path, features, training=training, validation=Validation(fraction=0.1), validation_features=validation)
+    run = train(
+        tmp_path, features, training=training, validation=Validation(fraction=0.1), validation_features=validation
+    )
     lines = run.folder.metrics()
     assert run.summary["validation"] == lines[run.summary["best"] - 1]["validation"]
     assert run.summary["validation"]["mean"] == max(line["validation"]["mean"] for line in lines)
@@ -161,7 +165,9 @@ train_run(Path(sys.argv[1]), "toy", "f" * 64, "lstm", {"hidden": 8}, cumulative(
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 def test_a_killed_run_holds_nobody_up_and_is_trained_again(tmp_path: Path, features: SessionFeatures) -> None:
     root = Path(__file__).resolve().parents[3]
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], cwd=root, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path)], cwd=root, stdout=subprocess.PIPE, text=True
+    )
     try:
         assert process.stdout is not None and process.stdout.readline().strip() == "1"
         with pytest.raises(RunError, match="trained by another process"):

@@ -1,0 +1,92 @@
+"""A store's shards, each checked before its first row is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from cache.errors import StoreCorruptError, StoreError
+from cache.layout import MANIFEST, shard_number
+from cache.manifest import Manifest, ShardInfo, TableInfo
+from cache.rows import ScatteredRows, map_features
+from cache.shards import header_problems
+from cache.stamps import Stamps
+
+Check = Literal["digest", "always", "header"]
+
+
+class CheckedShards:
+    """The shards that ``manifest`` names in the directory ``path``; ``verify`` as in ``Store.open``.
+
+    Every method raises StoreCorruptError for a shard that is missing, cut off, changed or swapped.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, verify: Check):
+        self.path, self.manifest, self.verify = path, manifest, verify
+        self._stamps = Stamps(path)
+        self._checked: set[str] = set()
+        self._maps: dict[str, np.ndarray | ScatteredRows] = {}
+
+    def remember(self) -> None:
+        """Keep which shards were found whole, for other processes."""
+        self._stamps.save()
+
+    def take(self, shard: ShardInfo, info: TableInfo, local: np.ndarray, out: np.ndarray) -> None:
+        """Rows ``local`` of a shard, mapped at its first use. The oldest map goes when there are too many."""
+        features = self._maps.get(shard.file)
+        if features is None:
+            while len(self._maps) >= _most_maps():
+                self._maps.pop(next(iter(list(self._maps)), ""), None)
+            self._maps[shard.file] = features = self.read(shard, info, map_features)
+        try:
+            features.take(local, axis=0, out=out, mode="clip")  # in bounds already; "raise" would copy once more
+        except OSError as error:
+            raise self._corrupt(self.path / shard.file, f"cannot be read ({error})") from error
+
+    def read(self, shard: ShardInfo, info: TableInfo, how: Callable[[Path, ShardInfo, TableInfo], Any]) -> Any:
+        """``how(path, shard, info)`` on a shard that was checked first."""
+        path = self.path / shard.file
+        try:
+            if shard.file not in self._checked:
+                self._check(path, shard, info)
+                self._checked.add(shard.file)
+            return how(path, shard, info)
+        except FileNotFoundError:
+            raise self._corrupt(path, "is missing") from None
+        except PermissionError as error:
+            raise StoreError(f"cannot read {path}: {error.strerror}") from error
+        except (OSError, ValueError) as error:
+            raise self._corrupt(path, f"cannot be read ({error})") from error
+
+    def _check(self, path: Path, shard: ShardInfo, info: TableInfo) -> None:
+        size = path.stat().st_size
+        if size != shard.bytes:
+            raise self._corrupt(path, f"has {size} bytes, not {shard.bytes}: it was cut off or replaced")
+        if self.verify == "header":
+            problems = header_problems(path, self.manifest, *shard_number(shard.file), shard, info)
+            if problems:
+                raise self._corrupt(path, f"was changed: {problems[0]}")
+            return
+        found = self._stamps.digest(path, shard.sha256, remembered=self.verify == "digest")
+        if found != shard.sha256:  # HDF5 is not asked what is wrong: it should not parse a file of unknown bytes
+            raise self._corrupt(path, self.manifest.whose(found))
+
+    def _corrupt(self, path: Path, what: str) -> StoreCorruptError:
+        return StoreCorruptError(
+            f"{path} {what}. None of its rows are used. Restore it from a copy; or delete it and {MANIFEST} beside it "
+            "and run the extraction again, which takes back every other shard and does only these rows anew"
+        )
+
+
+def _most_maps() -> int:
+    """Each map holds a file descriptor: use a quarter of what the process may have."""
+    try:
+        import resource
+
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    except ImportError:
+        soft = 512
+    return max(64, soft // 4) if soft > 0 else 1 << 14

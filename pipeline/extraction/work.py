@@ -1,0 +1,121 @@
+"""The unique work in a dataset: every image, text and pair that a single-turn model must see, once each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cache import Failure
+from manifests.errors import ManifestError, Problem
+from manifests.identity import caption_key, pair_key, text_key
+from manifests.schema import Dataset, Image
+from pipeline.extraction.digests import DigestCache
+from pipeline.extraction.extractors.base import Extractor
+from pipeline.extraction.images import ItemError
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One row to make. ``names``: what the ledger calls it if it fails (image ids, the text, or both).
+
+    ``image``: content key of the image part; ``file``/``caption``: where its content is; ``text``: the text part.
+    """
+
+    key: bytes
+    names: tuple[str, ...]
+    image: bytes | None = None
+    file: str | None = None
+    caption: str | None = None
+    text: str | None = None
+
+
+def catalogue_of(
+    dataset: Dataset, extractor: Extractor, digests: Path | None, workers: int, remember: bool
+) -> tuple[dict[str, Item], dict[str, str]]:
+    """(image id -> its item, image id -> why it has none).
+
+    ``digests``: where image digests are remembered; updated only if ``remember``. Raises ManifestError when the dataset
+    has nothing that ``extractor`` reads.
+    """
+    if extractor.reads == "caption":
+        return _captions(dataset, extractor)
+    if dataset.images_root is None or not any(image.file for image in dataset.images.values()):
+        raise ManifestError([Problem(
+            dataset.name, "", f"extractor '{extractor.name}' reads image files and this dataset has none",
+            "name the images folder in [dataset], or use the caption extractor",
+        )])  # fmt: skip
+    root = dataset.images_root.resolve()
+    if not root.is_dir():
+        raise ManifestError([Problem(dataset.name, "", f"the images folder {root} does not exist", "check the path")])
+    found: dict[str, Item] = {}
+    bad = {i.id: "the dataset names no file for it" for i in dataset.images.values() if not i.file}
+    cache = DigestCache(digests, root)
+    files = dict.fromkeys(i.file for i in dataset.images.values() if i.file)
+    keys = dict(cache.keys(files, workers))
+    if remember:
+        cache.save()
+    for image in dataset.images.values():
+        if image.file:
+            key = keys[image.file]
+            if isinstance(key, ItemError):
+                bad[image.id] = key.reason
+            else:
+                found[image.id] = Item(key, (image.id,), key, file=image.file)
+    return found, bad
+
+
+def _captions(dataset: Dataset, extractor: Extractor) -> tuple[dict[str, Item], dict[str, str]]:
+    def standin(image: Image) -> str:
+        return (extractor.standin(image, dataset) or "").strip()
+
+    texts = {image.id: standin(image) for image in dataset.images.values()}
+    if texts and not any(texts.values()):
+        raise ManifestError([Problem(
+            dataset.name, "", f"extractor '{extractor.name}' reads captions and no image of this dataset has one",
+            "name the captions in [dataset], or use an extractor that reads pixels",
+        )])  # fmt: skip
+    keys = {i: caption_key(text) for i, text in texts.items() if text}
+    found = {i: Item(key, (i,), key, caption=texts[i]) for i, key in keys.items()}
+    return found, {i: "it has no caption to stand in for it" for i, text in texts.items() if not text}
+
+
+def requests_of(
+    table: str, dataset: Dataset, sources: Mapping[str, Item], unusable: Mapping[str, str]
+) -> tuple[int, dict[bytes, Item], list[Failure]]:
+    """(requests, unique items by key in order of first appearance, what cannot be asked at all)."""
+    if table in ("image", "target"):
+        stage = "caption" if any(s.caption is not None for s in sources.values()) else "read"
+        bad = [Failure(table, image_id, stage, why) for image_id, why in unusable.items()]
+        return len(dataset.images), _unique(sources[i] for i in dataset.images if i in sources), bad
+    queries = list(dataset.queries())
+    if table == "text":
+        texts = dict.fromkeys(text for _, text in queries)
+        return len(queries), {key: Item(key, (t,), text=t) for t in texts for key in [text_key(t)]}, []
+    pairs = dict.fromkeys(queries)
+    bad = [Failure(table, _pair(i, t), "read", f"reference {i}: {unusable[i]}") for i, t in pairs if i in unusable]
+    return len(queries), _unique(_query(sources[i], i, t) for i, t in pairs if i in sources), bad
+
+
+def _query(source: Item, image_id: str, text: str) -> Item:
+    key = pair_key(source.key, text_key(text))
+    return Item(key, (_pair(image_id, text),), source.key, source.file, source.caption, text)
+
+
+def _pair(image_id: str, text: str) -> str:
+    return f"{image_id}: {text}"
+
+
+def _unique(items: Iterable[Item]) -> dict[bytes, Item]:
+    """One item a key; items with the same content share it and each keeps its name for the ledger."""
+    first: dict[bytes, Item] = {}
+    others: dict[bytes, list[str]] = {}
+    for item in items:
+        if item.key in first:
+            others.setdefault(item.key, []).extend(item.names)
+        else:
+            first[item.key] = item
+    for key, names in others.items():
+        item = first[key]
+        first[key] = Item(key, (*item.names, *names), item.image, item.file, item.caption, item.text)
+    return first
