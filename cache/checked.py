@@ -11,6 +11,7 @@ import numpy as np
 from cache.errors import StoreCorruptError, StoreError
 from cache.layout import MANIFEST, shard_number
 from cache.manifest import Manifest, ShardInfo, TableInfo
+from cache.region import Region
 from cache.rows import ScatteredRows, map_features
 from cache.shards import header_problems
 from cache.stamps import Stamps
@@ -28,21 +29,46 @@ class CheckedShards:
         self.path, self.manifest, self.verify = path, manifest, verify
         self._stamps = Stamps(path)
         self._checked: set[str] = set()
+        self._regions: dict[str, Region | None] = {}
         self._maps: dict[str, np.ndarray | ScatteredRows] = {}
 
     def remember(self) -> None:
         """Keep which shards were found whole, for other processes."""
         self._stamps.save()
 
-    def take(self, shard: ShardInfo, info: TableInfo, local: np.ndarray, out: np.ndarray) -> None:
-        """Rows ``local`` of a shard, mapped at its first use. The oldest map goes when there are too many."""
+    def gather(self, table: str, rows: np.ndarray, out: np.ndarray) -> None:
+        """Rows int64 [n], all within the table, into ``out`` [n, D]. Maps shards at their first use."""
+        info = self.manifest.tables[table]
+        if table not in self._regions:
+            self._regions[table] = Region.of(info)
+        region = self._regions[table]
+        if region is None:
+            self._gather_apart(info, rows, out)
+            return
+        items, todo = region.locate(rows)
+        for n in todo:
+            self.read(info.shards[n], info, lambda path, shard, info, n=n: region.place(n, path, shard))
+        region.take(items, out)
+
+    def _gather_apart(self, info: TableInfo, rows: np.ndarray, out: np.ndarray) -> None:
+        """Shard by shard. Holds no more than one shard's part beside the result."""
+        starts = np.cumsum([0, *(s.rows for s in info.shards)])
+        order = rows.argsort()
+        ordered = rows[order]
+        edges = ordered.searchsorted(starts).tolist()
+        for n, shard in enumerate(info.shards):
+            mine = slice(edges[n], edges[n + 1])
+            if mine.start < mine.stop:
+                out[order[mine]] = self._take(shard, info, ordered[mine] - starts[n])
+
+    def _take(self, shard: ShardInfo, info: TableInfo, local: np.ndarray) -> np.ndarray:
         features = self._maps.get(shard.file)
         if features is None:
-            while len(self._maps) >= _most_maps():
+            while len(self._maps) >= _most_maps():  # the oldest goes
                 self._maps.pop(next(iter(list(self._maps)), ""), None)
             self._maps[shard.file] = features = self.read(shard, info, map_features)
         try:
-            features.take(local, axis=0, out=out, mode="clip")  # in bounds already; "raise" would copy once more
+            return features.take(local, axis=0)
         except OSError as error:
             raise self._corrupt(self.path / shard.file, f"cannot be read ({error})") from error
 
@@ -56,9 +82,9 @@ class CheckedShards:
             return how(path, shard, info)
         except FileNotFoundError:
             raise self._corrupt(path, "is missing") from None
-        except PermissionError as error:
-            raise StoreError(f"cannot read {path}: {error.strerror}") from error
         except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.strerror:  # no permission, too many open files ...
+                raise StoreError(f"cannot read {path}: {error.strerror}") from error
             raise self._corrupt(path, f"cannot be read ({error})") from error
 
     def _check(self, path: Path, shard: ShardInfo, info: TableInfo) -> None:

@@ -24,7 +24,7 @@ from cache.files import write_all
 
 CHUNK_ROWS = 256
 _LIBVER = ("v110", "v110")
-_ALIGN = {"alignment_threshold": 512, "alignment_interval": 64}  # arrays begin at a cache line
+_PAGE = 4096  # arrays begin at a page (see cache.region); headers, which are small, need not
 
 
 def chunk_rows(rows: int) -> int:
@@ -38,8 +38,8 @@ def write_hdf5(path: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping
     Gives the byte offset of each array in the file. Raises OSError. Not durable yet: the caller syncs.
     """
     arrays = {name: np.ascontiguousarray(array, array.dtype.newbyteorder("<")) for name, array in arrays.items()}
-    draft = _Draft()
-    with h5py.File(draft, "w", libver=_LIBVER, **_ALIGN) as file:
+    draft, least = _Draft(), min([512, *(array.nbytes for array in arrays.values() if array.size)])
+    with h5py.File(draft, "w", libver=_LIBVER, alignment_threshold=least, alignment_interval=_PAGE) as file:
         for name, array in arrays.items():
             _create_dataset(file, name, array)
         for name, value in attributes.items():

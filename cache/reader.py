@@ -8,7 +8,6 @@ touch do it twice, which is harmless.
 from __future__ import annotations
 
 import os
-import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
@@ -24,8 +23,6 @@ from cache.ledger import Failure, Ledger, Receipt
 from cache.manifest import Manifest, TableInfo, load_manifest
 from cache.rows import read_features, read_keys
 from manifests.identity import KEY_BYTES, stack_keys, text_key
-
-_SCRATCH = 1 << 20  # bytes that a gather over several shards holds beside its result, a thread
 
 
 class Store:
@@ -56,11 +53,7 @@ class Store:
         self._shards = CheckedShards(self.path, self.manifest, self.verify)
         self._keys: dict[str, np.ndarray] = {}
         self._indexes: dict[str, KeyIndex] = {}
-        self._scratch = threading.local()
         self._catalogue: dict[str, bytes] | None = None
-        self._starts = {
-            name: np.cumsum([0, *(s.rows for s in info.shards)]) for name, info in self.manifest.tables.items()
-        }
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "manifest": self.manifest, "verify": self.verify}
@@ -134,10 +127,13 @@ class Store:
     def load(self, table: str, out: np.ndarray | None = None) -> np.ndarray:
         """The whole table [rows, D] in its stored dtype; into ``out`` (such as a pinned tensor's array) if given."""
         info = self._table(table)
+        for shard in info.shards:  # before room is made for rows that may not be there
+            self._shards.read(shard, info, lambda path, shard, info: None)
         out = self._output(info, info.rows, out)
-        starts = self._starts[table]
-        for n, shard in enumerate(info.shards):
-            part = out[starts[n] : starts[n + 1]]
+        start = 0
+        for shard in info.shards:
+            part = out[start : start + shard.rows]
+            start += shard.rows
             self._shards.read(shard, info, lambda path, shard, info, part=part: read_features(path, shard, part))
         self._shards.remember()
         return out
@@ -150,33 +146,10 @@ class Store:
         info = self._table(table)
         rows = self._rows(table, info, rows)
         out = self._output(info, len(rows), out)
-        if len(info.shards) == 1:
-            self._shards.take(info.shards[0], info, rows, out)
-        else:
-            step = max(256, _SCRATCH // max(1, out.dtype.itemsize * info.dim))
-            for start in range(0, len(rows), step):  # so that what is held beside the result has a bound
-                part = slice(start, start + step)
-                self._gather(table, info, rows[part], out[part])
-        self._shards.remember()
+        if len(rows):
+            self._shards.gather(table, rows, out)
+            self._shards.remember()
         return out
-
-    def _gather(self, table: str, info: TableInfo, rows: np.ndarray, out: np.ndarray) -> None:
-        """Take shard by shard in order of place, then put in order. The buffer between is kept: new pages are dear."""
-        held = getattr(self._scratch, table, None)
-        if held is None or len(held) < len(rows):
-            held = np.empty((len(rows), info.dim), dtype=info.dtype)
-            setattr(self._scratch, table, held)
-        starts = self._starts[table]
-        order = rows.argsort()
-        ordered = rows[order]
-        edges = ordered.searchsorted(starts)
-        bounds = edges.tolist()
-        for n in (edges[1:] > edges[:-1]).nonzero()[0].tolist():
-            first, last = bounds[n], bounds[n + 1]
-            self._shards.take(info.shards[n], info, ordered[first:last] - starts[n], held[first:last])
-        back = np.empty_like(order)
-        back[order] = np.arange(len(order))
-        held.take(back, axis=0, out=out, mode="clip")
 
     def catalogue(self) -> dict[str, bytes]:
         """Image id -> 16-byte key of its row in ``image`` or ``target``; empty when nothing was bound."""

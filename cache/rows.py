@@ -20,9 +20,9 @@ class ScatteredRows:
     def __init__(self, path: Path, info: ShardInfo, table: TableInfo):
         self.path, self.info, self.table = path, info, table
 
-    def take(self, rows: np.ndarray, axis: int = 0, out: np.ndarray | None = None, mode: str = "raise") -> np.ndarray:
+    def take(self, rows: np.ndarray, axis: int = 0) -> np.ndarray:
         """Rows int64 [n] -> [n, D], as ndarray.take with axis 0. Raises OSError."""
-        found = np.empty((len(rows), self.table.dim), dtype=self.table.dtype) if out is None else out
+        found = np.empty((len(rows), self.table.dim), dtype=self.table.dtype)
         blocks = rows // _BLOCK
         with open_hdf5(self.path) as file:
             for block in np.unique(blocks):

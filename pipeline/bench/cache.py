@@ -21,7 +21,7 @@ from cache import Store, StoreWriter, store_path
 
 SHARD_ROWS = 16_384
 GATHERED = 256
-_CALLS = 40  # gathers timed together: one alone is shorter than the clock's noise
+_CALLS = 100  # gathers in a round
 _ABOUT: dict[str, Any] = {"dataset": "bench", "extractor": "random", "fields": {"seed": 0}}
 
 
@@ -74,24 +74,25 @@ def interleaved(contenders: dict[str, Callable[[], Any]], repeats: int) -> dict[
 
 
 def _gather(path: Path, root: Path, rows: int, repeats: int, rng: np.random.Generator) -> dict[str, float]:
-    """256 random rows, in any order (h5py: sorted and unique, as it demands)."""
+    """256 random rows, in any order (h5py: sorted and unique, as it demands). Another pick each call, in turn."""
     store, plain = Store.open(path), np.load(root / "plain.npy", mmap_mode="r")
-    picks = [rng.integers(0, rows, GATHERED) for _ in range(_CALLS)]
-    few = [np.unique(pick) for pick in picks[:2]]
+    store.gather("query", np.arange(rows)[:: max(1, rows // 4096)])
+    seconds: dict[str, list[float]] = {"store": [], "memmap": [], "h5py": []}
     with h5py.File(root / "plain.h5", "r") as file:
-        seconds = interleaved(
-            {
-                "store": lambda: [None for pick in picks if store.gather("query", pick) is None],
-                "memmap": lambda: [None for pick in picks if plain[pick] is None],
-                "h5py": lambda: [None for pick in few if file["features"][pick] is None],
-            },
-            repeats,
-        )
-    each = {
-        "store": seconds["store"] / _CALLS,
-        "memmap": seconds["memmap"] / _CALLS,
-        "h5py": seconds["h5py"] / len(few),
-    }
+        contenders: dict[str, Callable[[np.ndarray], Any]] = {
+            "store": lambda pick: store.gather("query", pick),
+            "memmap": lambda pick: plain[pick],
+            "h5py": lambda pick: file["features"][np.unique(pick)],
+        }
+        for call in range(_CALLS * repeats):
+            names = list(contenders)[:2]
+            names = [*(names if call % 2 else names[::-1]), *(["h5py"] if call % _CALLS < 2 else [])]
+            for name in names:
+                pick = rng.integers(0, rows, GATHERED)
+                began = time.perf_counter()
+                contenders[name](pick)
+                seconds[name].append(time.perf_counter() - began)
+    each = {name: statistics.median(values) for name, values in seconds.items()}
     return {**each, "shards": len(store.tables["query"].shards)} | _ratios(each, "store")
 
 
