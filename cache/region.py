@@ -67,7 +67,7 @@ class Region:
         """Items of row numbers int64 [n] (all within the table), and the shards among them still to be placed."""
         shards = self._ends.searchsorted(rows, side="right")
         todo = [] if self._complete else np.unique(shards[~self._placed[shards]]).tolist()
-        return rows + self._shift[shards], todo
+        return rows + self._shift.take(shards), todo
 
     def place(self, number: int, path: Path, shard: ShardInfo) -> None:
         """Map the features of shard ``number``. Raises OSError. Twice, from two threads, does no harm."""

@@ -19,8 +19,10 @@ SHARD_FORMAT = "fashion-ntm shard 1"
 _BLOCK = 2048  # rows looked at together: stays in the processor's cache
 
 
-def check_rows(table: str, info: TableInfo | None, keys: np.ndarray, features: np.ndarray) -> np.ndarray:
-    """Refuse rows that must never enter a store. ``info``: the table so far. Gives the keys, uint8 [n, 16].
+def check_rows(
+    table: str, info: TableInfo | None, keys: np.ndarray, features: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Refuse rows that must never enter a store. ``info``: the table so far. Gives both, contiguous, little-endian.
 
     Raises StoreError naming the table and the first rows that are wrong.
     """
@@ -42,6 +44,7 @@ def check_rows(table: str, info: TableInfo | None, keys: np.ndarray, features: n
             f"table '{table}' holds {info.dtype} [n, {info.dim}], not {features.dtype} [n, {features.shape[1]}]: "
             "features of one store come from one model"
         )
+    features = np.ascontiguousarray(features, features.dtype.newbyteorder("<"))
     bad = nonfinite_rows(features)
     if len(bad):
         raise StoreError(
@@ -52,7 +55,7 @@ def check_rows(table: str, info: TableInfo | None, keys: np.ndarray, features: n
         raise StoreError(
             f"table '{table}': keys appear twice in {_some(again)} of {len(keys)} rows: commit unique items"
         )
-    return keys
+    return keys, features
 
 
 def nonfinite_rows(features: np.ndarray) -> np.ndarray:
@@ -96,7 +99,7 @@ def write_shard(
     attributes = expected_attributes(manifest, table, number, *features.shape)
     arrays = {"features": features, "keys": keys}
     offsets = write_hdf5(path, arrays, attributes)
-    pieces = [(offsets[name], array) for name, array in arrays.items() if offsets[name] is not None]
+    pieces = [(offsets[name], array) for name, array in arrays.items()]
     (sha256, same), _ = together(lambda: _read_back(path, pieces), lambda: sync_file(path))
     place = offsets["features"], offsets["keys"]
     info = ShardInfo(shard_name(table, number), len(keys), path.stat().st_size, sha256, *place)
@@ -110,7 +113,7 @@ def write_shard(
 
 def _read_back(path: Path, pieces: list[tuple[int, np.ndarray]]) -> tuple[str, bool]:
     """SHA-256 of a file, and whether each array lies bit for bit at its offset, in one pass over the file."""
-    flat = [(offset, np.ascontiguousarray(array).reshape(-1).view(np.uint8)) for offset, array in pieces]
+    flat = [(offset, array.reshape(-1).view(np.uint8)) for offset, array in pieces]
     digest, same, start, block = hashlib.sha256(), True, 0, np.empty(1 << 18, dtype=np.uint8)
     with open(path, "rb", buffering=0) as handle:
         while count := handle.readinto(memoryview(block)):

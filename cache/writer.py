@@ -169,7 +169,7 @@ class StoreWriter:
         """
         check_table(table)
         with self._working():
-            keys = check_rows(table, self.manifest.tables.get(table), keys, features)
+            keys, features = check_rows(table, self.manifest.tables.get(table), keys, features)
             index = self._index(table)
             again = np.flatnonzero(index.find(keys) >= 0)
             if len(again):

@@ -97,17 +97,18 @@ def _from_hub(name: str, revision: str | None, own_code: bool) -> Path:
     except RepositoryNotFoundError:
         raise ModelError(f"there is no model {name!r} on the hub (or it is private): check the spelling") from None
     except Exception as error:  # the HTTP library's own kinds differ between versions; all mean "not to be had now"
-        raise ModelError(_unreachable(name, error)) from error
+        raise ModelError(_unreachable(name, revision, error)) from error
     if not (path / "config.json").is_file():
-        raise ModelError(_unreachable(name, "the local copy is incomplete: it has no config.json"))
+        raise ModelError(_unreachable(name, revision, "the local copy is incomplete: it has no config.json"))
     return path
 
 
-def _unreachable(name: str, why: object) -> str:
+def _unreachable(name: str, revision: str | None, why: object) -> str:
+    which, option = (f" (revision {revision!r})", f" --revision {revision}") if revision else ("", "")
     return (
-        f"model {name!r} is not on this machine and cannot be downloaded ({' '.join(str(why).split())[:200]}). Give a local "
-        f"folder (--set extractor.model=DIR), or on a machine with internet run `hf download {name} --local-dir DIR` and "
-        "copy DIR here"
+        f"model {name!r}{which} is not on this machine and cannot be downloaded ({' '.join(str(why).split())[:200]}). Give a "
+        f"local folder (--set extractor.model=DIR), or on a machine with internet run `hf download {name}{option} "
+        "--local-dir DIR` and copy DIR here"
     )
 
 

@@ -102,6 +102,16 @@ def test_the_index_finds_keys_whose_heads_are_equal() -> None:
     assert duplicates(np.concatenate([keys, keys[5:7]])).tolist() == [600, 601]
 
 
+def test_any_layout_in_memory_gives_the_same_bytes(tmp_path: Path, writer, rows) -> None:
+    keys, features = rows(0, 300)
+    layouts = [features, features.astype(">f2"), np.asfortranarray(features), np.repeat(features, 2, axis=1)[:, ::2]]
+    for n, layout in enumerate(layouts):
+        with writer(tmp_path / str(n)) as w:
+            w.commit("image", keys[::-1][::-1], layout)
+        assert Store.open(tmp_path / str(n)).load("image").tobytes() == features.tobytes()
+    assert len({(tmp_path / str(n) / "image-00000.h5").read_bytes() for n in range(len(layouts))}) == 1
+
+
 def bad_rows(keys: np.ndarray, features: np.ndarray) -> dict[str, tuple]:
     holes = features.copy()
     holes[[3, 5]] = np.nan

@@ -244,6 +244,23 @@ def test_a_hub_id_without_network_says_what_to_do() -> None:
     assert "--set extractor.model=DIR" in text and "hf download openai/clip-vit-nowhere" in text
 
 
+def test_a_cached_hub_model_loads_without_network(
+    clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cached = tmp_path / "models--openai--clip-tiny"
+    shutil.copytree(clip_folder, cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs/main").write_text(commit)
+    extractor = load_extractor(spec_of("clip", model="openai/clip-tiny"), "cpu")
+    assert extractor.encode_texts(TEXTS).shape == (5, 12)
+    assert extractor.card.licence == "MIT" and extractor.card.contaminated_on == ()
+    with pytest.raises(ModelError, match=r"\(revision 'v2'\) is not on this machine.*--revision v2"):
+        load_extractor(spec_of("clip", model="openai/clip-tiny", revision="v2"), "cpu")
+
+
 def test_a_missing_folder_is_not_taken_for_a_hub_id() -> None:
     for name in ("/no/such/folder", "./models/x", "a/b/c"):
         with pytest.raises(ModelError, match="no model folder"):
