@@ -63,28 +63,39 @@ def fit_composer(
 ) -> Iterator[dict[str, float]]:
     """Train ``composer`` in place on the triplets of ``sessions``; yields {"epoch", "loss"} after every epoch.
 
-    The same seed gives the same weights on the same machine and thread count. Raises IncompleteError when the store
-    holds none of the triplets, FashionNTMError when the loss is no longer finite.
+    Raises IncompleteError when the store holds none of the triplets, and what ``fit_on_rows`` raises.
     """
-    data, rows = triplets(store, sessions), Embeddings.load(store)
+    data = triplets(store, sessions)
     if len(data) < 2:
         raise IncompleteError(f"{store.path} holds {len(data)} train triplets: run extract first")
     columns = [torch.from_numpy(c) for c in (data.reference, data.text, data.target)]
+    yield from fit_on_rows(composer, Embeddings.load(store), *columns, options)
+
+
+def fit_on_rows(
+    composer: Composer, rows: Embeddings, reference: Tensor, text: Tensor, target: Tensor, options: FitOptions,
+    group: Tensor | None = None,
+) -> Iterator[dict[str, float]]:  # fmt: skip
+    """Train ``composer`` in place on triplets given as row numbers, int64 [n] each; yields {"epoch", "loss"}.
+
+    ``group`` int64 [n]: triplets of a group stay side by side in a batch, so that look-alikes are each other's
+    negatives. The same seed gives the same weights on the same machine and thread count; global random state is kept.
+    Raises FashionNTMError when the loss is no longer finite.
+    """
     order = torch.Generator().manual_seed(options.seed)
     optimiser = torch.optim.AdamW(composer.parameters(), options.learning_rate, weight_decay=options.weight_decay)
-    steps = options.epochs * -(-len(data) // options.batch_size)
+    steps = options.epochs * -(-len(reference) // options.batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, options.learning_rate, total_steps=steps)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         for epoch in range(1, options.epochs + 1):
             composer.train()
             losses = []
-            for batch in torch.randperm(len(data), generator=order).split(options.batch_size):
-                reference, text, target = (c[batch] for c in columns)
+            for batch in _order(len(reference), group, order).split(options.batch_size):
                 loss = contrastive_loss(
-                    composer.query(rows.image[reference], rows.text[text]),
-                    composer.target(rows.image[target]), target, options.scale,
-                )
+                    composer.query(rows.image[reference[batch]], rows.text[text[batch]]),
+                    composer.target(rows.image[target[batch]]), target[batch], options.scale,
+                )  # fmt: skip
                 if not torch.isfinite(loss):
                     raise FashionNTMError(f"composer loss is {loss.item()} in epoch {epoch}: lower fit.learning_rate")
                 optimiser.zero_grad()
@@ -94,6 +105,15 @@ def fit_composer(
                 losses.append(loss.detach())
             yield {"epoch": epoch, "loss": torch.stack(losses).mean().item()}
     composer.eval()
+
+
+def _order(count: int, group: Tensor | None, generator: torch.Generator) -> Tensor:
+    """A random order of the triplets; of whole groups when there are groups."""
+    mixed = torch.randperm(count, generator=generator)
+    if group is None:
+        return mixed
+    place = torch.randperm(int(group.max()) + 1, generator=generator)
+    return mixed[torch.argsort(place[group[mixed]], stable=True)]
 
 
 @torch.no_grad()

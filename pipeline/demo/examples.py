@@ -1,0 +1,109 @@
+"""What the demo's single-turn model learns from: fresh garments in groups of look-alikes, described and compared.
+
+Nothing here is an image or a session of the demo dataset: garments are drawn anew, from another seed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from PIL import Image
+
+from manifests.datasets.demo.attributes import (
+    ACCENTS,
+    CATEGORIES,
+    NONE,
+    Garment,
+    needs_accent,
+    problem,
+    random_garment,
+)
+from manifests.datasets.demo.render import render
+from manifests.datasets.demo.wording import feedback, sentence
+from manifests.schema import Turn
+
+GROUP = 6  # look-alikes: each differs from another of its group in one to three fields
+TEXTS = 8  # descriptions of an image
+CHANGES = 3  # most fields that one feedback may ask for
+
+
+@dataclass(frozen=True)
+class Example:
+    """A rendered garment with texts that are true of it, from one word to all of its attributes."""
+
+    category: str
+    garment: Garment
+    image: Image.Image
+    texts: tuple[str, ...]
+    group: int
+
+
+def examples(count: int, size: int, seed: str, group: int = GROUP) -> list[Example]:
+    """``count`` examples (rounded down to whole groups), images of ``size`` pixels; the same seed gives the same."""
+    rng = random.Random(seed)
+    return [e for number in range(count // group) for e in _group(number, group, size, rng)]
+
+
+def _group(number: int, size: int, pixels: int, rng: random.Random) -> Iterator[Example]:
+    category = rng.choice(CATEGORIES)
+    garments = [random_garment(category, rng)]
+    while len(garments) < size:
+        garments.append(_look_alike(category, rng.choice(garments), rng))
+    for garment in garments:
+        texts = tuple(_description(category, garment, rng) for _ in range(TEXTS))
+        yield Example(category, garment, render(category, garment, pixels, rng), texts, number)
+
+
+def _look_alike(category: str, garment: Garment, rng: random.Random) -> Garment:
+    """Another garment that can be drawn, one to three fields away."""
+    while True:
+        other, changed = random_garment(category, rng), dict(garment)
+        for field in rng.sample(list(garment), rng.randint(1, 3)):
+            changed[field] = other[field]
+        if not needs_accent(changed):
+            changed["accent"] = NONE
+        elif changed["accent"] == NONE:
+            changed["accent"] = rng.choice(ACCENTS)
+        if changed != garment and problem(changed) is None:
+            return changed
+
+
+def full_description(category: str, garment: Garment, rng: random.Random) -> str:
+    """All attributes in one sentence."""
+    fields = list(garment)
+    rng.shuffle(fields)
+    return sentence(category, fields, garment, garment, None, rng)
+
+
+def _description(category: str, garment: Garment, rng: random.Random) -> str:
+    """Half the time everything, else some attributes as feedback would put them, in one sentence or several."""
+    if rng.random() < 0.5:
+        return full_description(category, garment, rng)
+    reference, fields, parts = random_garment(category, rng), list(garment), rng.choice([1, 1, 1, 1, 2, 3])
+    rng.shuffle(fields)
+    said = []
+    for _ in range(parts):
+        size = rng.choice([1, 2, 2, 3]) if parts == 1 else rng.choice([1, 2])
+        part, fields = fields[:size], fields[size:]
+        if part:
+            said.append(sentence(category, part, {f: garment[f] for f in part}, garment, reference, rng))
+    return ". ".join(said)
+
+
+def triplets(found: list[Example], seed: str, each: int = 3) -> list[tuple[int, str, int]]:
+    """(reference number, feedback text, target number) inside the groups: the feedback names all that differs."""
+    rng, members = random.Random(seed), {}
+    for number, example in enumerate(found):
+        members.setdefault(example.group, []).append(number)
+    made = []
+    for numbers in members.values():
+        for reference in numbers:
+            for target in rng.sample(numbers, min(each, len(numbers))):
+                old, new = found[reference].garment, found[target].garment
+                wanted = {field: value for field, value in new.items() if old[field] != value}
+                if 0 < len(wanted) <= CHANGES:
+                    captions = feedback(found[target].category, wanted, new, old, rng)
+                    made.append((reference, Turn(reference="-", captions=captions).text, target))
+    return made
