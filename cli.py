@@ -169,7 +169,9 @@ def demo(out: Path, rebuild_model: bool, device: str) -> None:
 @click.option("--max-failures", type=click.IntRange(0), help="Stop once more items than this have failed.")
 @click.option("--retry-failed", is_flag=True, help="Try again what is recorded as failed.")
 @option_json
-def extract(spec: str, overrides: tuple[str, ...], data: Path, out: Path, device: str, as_json: bool, **how: Any) -> None:
+def extract(
+    spec: str, overrides: tuple[str, ...], data: Path, out: Path, device: str, as_json: bool, **how: Any
+) -> None:
     """Stage 1: cache the features of every image, feedback text and query of SPEC.
 
     Resumable: run the same command again and only what is missing is computed.

@@ -25,7 +25,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ManifestError([Problem(str(path), "", "no such file", "give a spec's name or a path to a .toml file")]) from None
+        raise ManifestError(
+            [Problem(str(path), "", "no such file", "give a spec's name or a path to a .toml file")]
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ManifestError([Problem(str(path), "", f"cannot be read: {error}")]) from error
     except tomllib.TOMLDecodeError as error:
@@ -98,5 +100,3 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if not isinstance(values, dict):
             raise ManifestError([Problem("--set", override, f"{name!r} is a value, not a table")])
     values[path[-1]] = value
-
-

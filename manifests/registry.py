@@ -38,7 +38,9 @@ class Registry(Generic[T]):
         classes = [
             c
             for _, c in inspect.getmembers(module, inspect.isclass)
-            if issubclass(c, self.base) and c is not self.base and c.__module__.startswith(module.__name__)
+            if issubclass(c, self.base)
+            and c is not self.base
+            and c.__module__.startswith(module.__name__)
             and not inspect.isabstract(c)
         ]
         if len(classes) != 1:

@@ -136,7 +136,9 @@ class Dataset(BaseModel):
         for session in self.sessions:
             for number, image in enumerate((*(t.reference for t in session.turns), session.target), start=1):
                 if image not in self.images:
-                    place = f"session {session.id!r} " + (f"turn {number}" if number <= len(session.turns) else "target")
+                    place = f"session {session.id!r} " + (
+                        f"turn {number}" if number <= len(session.turns) else "target"
+                    )
                     problems.add(place, f"image {image!r} is not in the catalogue", "add it, or drop the session")
             if session.split == "test":
                 gallery = members.get((session.category, "test"))
@@ -153,7 +155,9 @@ class Dataset(BaseModel):
                 if n > 1:
                     problems.add(f"gallery {gallery.category}/{gallery.split}", f"image {image!r} is listed {n} times")
                 elif image not in self.images:
-                    problems.add(f"gallery {gallery.category}/{gallery.split}", f"image {image!r} is not in the catalogue")
+                    problems.add(
+                        f"gallery {gallery.category}/{gallery.split}", f"image {image!r} is not in the catalogue"
+                    )
 
 
 class Component(BaseModel):

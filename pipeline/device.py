@@ -34,7 +34,9 @@ def resolve_device(name: str = "auto") -> torch.device:
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", 0)
     if str(device) not in found:
-        raise DeviceError(f"device {name!r} is not available here: this machine has {', '.join(found)} (try --device auto)")
+        raise DeviceError(
+            f"device {name!r} is not available here: this machine has {', '.join(found)} (try --device auto)"
+        )
     return device
 
 

@@ -39,7 +39,9 @@ class Examination:
 
     def text(self) -> str:
         width = max(len(f.check) for f in self.findings)
-        lines = [f"{f.state:6}  {f.check:{width}}  {f.found}" + (f"  -> {f.fix}" if f.fix else "") for f in self.findings]
+        lines = [
+            f"{f.state:6}  {f.check:{width}}  {f.found}" + (f"  -> {f.fix}" if f.fix else "") for f in self.findings
+        ]
         return "\n".join([*lines, "all is well" if self.healthy else "something is broken: see the lines above"])
 
 

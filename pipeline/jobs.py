@@ -23,7 +23,11 @@ def run_spec(
     first = extract_spec(spec, dataset, workspace, device)
     log(first.text())
     if first.composed is None and first.next_command.startswith("fit-composer"):
-        log(fit_composer_spec(spec, dataset, workspace, lambda m: log(f"composer epoch {m['epoch']:.0f}: loss {m['loss']:.4f}")).text())
+        log(
+            fit_composer_spec(
+                spec, dataset, workspace, lambda m: log(f"composer epoch {m['epoch']:.0f}: loss {m['loss']:.4f}")
+            ).text()
+        )
     for line in train_spec(spec, dataset, workspace, models, seeds, device, log=log):
         log(line)
     return summary_text(evaluate_spec(spec, dataset, workspace, models, seeds, device, log))

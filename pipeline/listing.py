@@ -120,7 +120,9 @@ def _runs(out: Path, detail: bool) -> list[dict[str, Any]]:
         if run.state == "finished":
             record = run.record()
             done, seed = record["finished"], record["identity"]["seed"]
-            row["about"] += f", {done['epochs']} epochs in {done['seconds']:.1f} s" + ("" if seed is None else f", seed {seed}")
+            row["about"] += f", {done['epochs']} epochs in {done['seconds']:.1f} s" + (
+                "" if seed is None else f", seed {seed}"
+            )
             if detail:
                 row |= {"store": record["identity"]["store"], "evaluated": run.summary_file.is_file(), **done}
         rows.append(row)

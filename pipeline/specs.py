@@ -24,7 +24,9 @@ def check_components(spec: RunSpec) -> None:
         if "training" in options:
             parse_options(Training, options["training"], spec.name, f"models.{name}.training", problems)
     if spec.training.early_stopping and not spec.validation.fraction:
-        problems.add("key training.early_stopping", "needs sessions to validate on", "set validation.fraction, e.g. 0.1")
+        problems.add(
+            "key training.early_stopping", "needs sessions to validate on", "set validation.fraction, e.g. 0.1"
+        )
     problems.raise_if_any()
 
 

@@ -152,9 +152,7 @@ class StageTwo:
             raise IncompleteError(f"run {folder.id} is {folder.state}: run `{self.train_command(run)}`")
         queries = embed(load_model(folder.path, self.device), self.test).cpu().numpy()
         reasons = dict(zip(self.test.skipped, self.test.reasons, strict=True))
-        result = evaluate(
-            queries, self.test.sessions, self.candidates, self.subsets, self.dataset.averaging, reasons
-        )
+        result = evaluate(queries, self.test.sessions, self.candidates, self.subsets, self.dataset.averaging, reasons)
         captions = all(image.file is None for image in self.dataset.images.values())
         note = self.workspace.extracted(self.spec)
         summary = result.summary(

@@ -14,7 +14,6 @@ from manifests.errors import IncompleteError
 from manifests.identity import digest
 from manifests.schema import RunSpec
 
-
 THREADS = "threads.json"
 
 
@@ -74,7 +73,9 @@ class Workspace:
         """The note, checked against the spec as it is now. Raises IncompleteError naming the command to run."""
         note = self.note(spec)
         if note is None:
-            raise IncompleteError(f"nothing is extracted for spec '{spec.name}' in {self.out}: run `extract {spec.asked}`")
+            raise IncompleteError(
+                f"nothing is extracted for spec '{spec.name}' in {self.out}: run `extract {spec.asked}`"
+            )
         if note.request != extraction_request(spec):
             raise IncompleteError(
                 f"the dataset or extractor of spec '{spec.name}' changed since it was extracted: run `extract {spec.asked}`"

@@ -173,7 +173,11 @@ def test_two_commands_with_the_same_seed_train_the_same_weights(cli: Run, projec
         (["validate", "--set", "models.lstm.hiden=3"], 4, "did you mean 'hidden'"),
         (["validate", "--set", "models.gru.x=1"], 4, "unknown memory model 'gru'"),
         (["validate", "--set", "dataset.folder=nowhere"], 4, "nowhere"),
-        (["validate", "--set", "training.early_stopping=3", "--set", "validation.fraction=0"], 4, "validation.fraction"),
+        (
+            ["validate", "--set", "training.early_stopping=3", "--set", "validation.fraction=0"],
+            4,
+            "validation.fraction",
+        ),
         (["extract", "--device", "tpu"], 1, "unknown device 'tpu'"),
         (["extract", "--set", "extractor.model=no/such/folder/here"], 1, "no/such/folder/here"),
     ],

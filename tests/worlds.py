@@ -30,7 +30,9 @@ def world(categories: tuple[str, ...] = ("dress", "shirt")) -> Dataset:
             )
             split = "train" if number < 45 else "test"
             target = f"{category}/{third}-{shape}"
-            sessions.append(Session(id=f"{category}{number}", category=category, split=split, turns=turns, target=target))
+            sessions.append(
+                Session(id=f"{category}{number}", category=category, split=split, turns=turns, target=target)
+            )
     return Dataset(name="world", images=images, sessions=tuple(sessions), galleries=tuple(galleries))
 
 

@@ -52,10 +52,14 @@ def load_composer(folder: Path) -> tuple[Composer, dict[str, Any]]:
         composer = kind(options, about["image_dim"], about["text_dim"])
         found = file_digest(folder / WEIGHTS)
         if found != about["weights"]:
-            raise FashionNTMError(f"{folder / WEIGHTS}: sha256 {found[:12]} is not the recorded {about['weights'][:12]}; fit again")
+            raise FashionNTMError(
+                f"{folder / WEIGHTS}: sha256 {found[:12]} is not the recorded {about['weights'][:12]}; fit again"
+            )
         composer.load_state_dict(load_file(folder / WEIGHTS))
     except FileNotFoundError as error:
         raise IncompleteError(f"no fitted composer in {folder}: run fit-composer") from error
     except (KeyError, json.JSONDecodeError, SafetensorError, RuntimeError) as error:
-        raise FashionNTMError(f"{folder} does not hold a composer this version can read: {error!r}; fit again") from error
+        raise FashionNTMError(
+            f"{folder} does not hold a composer this version can read: {error!r}; fit again"
+        ) from error
     return composer.eval(), about

@@ -93,7 +93,9 @@ def compose(
             report.reused[table], report.written[table] = len(work) - len(todo) - int(absent.sum()), len(todo)
             for part in _split(np.arange(len(todo)), shard_rows):
                 began = time.perf_counter()
-                features = _features(composer, backbone, image_rows[part], text_rows[part] if table == "query" else None)
+                features = _features(
+                    composer, backbone, image_rows[part], text_rows[part] if table == "query" else None
+                )
                 writer.commit(table, stack_keys(work[n][0] for n in todo[part]), features, time.perf_counter() - began)
                 progress(table, len(part))
         for image in sorted({i for i in dataset.images if i not in catalogue}):

@@ -145,5 +145,3 @@ def _rows(store: Store, keys: list[bytes], data: Triplets, category: str) -> np.
     found = store.find("image", np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, 16))
     targets = data.target[data.category == category]
     return np.unique(np.concatenate([found[found >= 0], targets]))
-
-

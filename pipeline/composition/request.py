@@ -34,7 +34,9 @@ class ComposerRequest:
 
     def key(self, backbone_fingerprint: str, sessions: tuple[Session, ...]) -> str:
         """12 hex digits for everything that decides the fitted weights: options, triplets, backbone."""
-        seen = sorted({(t.reference, t.text, target) for s in sessions for t, target in zip(s.turns, s.targets, strict=True)})
+        seen = sorted(
+            {(t.reference, t.text, target) for s in sessions for t, target in zip(s.turns, s.targets, strict=True)}
+        )
         about = [self.name, self.kind.version, self.options.model_dump(), self.fit.model_dump()]
         return digest([*about, backbone_fingerprint, seen])[:12]
 
@@ -47,7 +49,9 @@ def composer_request(spec: RunSpec, problems: Problems | None = None) -> Compose
     gathered = problems if problems is not None else Problems(spec.name)
     component = spec.composer or DEFAULT
     if component.name not in composers.names():
-        gathered.add("key composer.name", f"unknown composer {component.name!r}", nearest(component.name, composers.names()))
+        gathered.add(
+            "key composer.name", f"unknown composer {component.name!r}", nearest(component.name, composers.names())
+        )
     else:
         kind = composers.get(component.name)
         values = component.options

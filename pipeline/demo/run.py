@@ -58,3 +58,15 @@ def demo(out: Path, device: str, log: Log) -> str:
 
 def _indent(text: str) -> str:
     return "\n".join(f"  {line}".rstrip() for line in text.strip("\n").split("\n"))
+
+
+def rebuild(out: Path, log: Log) -> str:
+    """Train the demo's single-turn model from nothing into ``out/model``; its score beside the shipped one's."""
+    from pipeline.demo.build import build, shipped_score
+
+    began = time.perf_counter()
+    found, shipped = build(out / "model", log), shipped_score()
+    width = max(map(len, found))
+    lines = [f"{'percent':{width}}  rebuilt  shipped"]
+    lines += [f"{name:{width}}  {value:7.1f}  {shipped[name]:7.1f}" for name, value in found.items()]
+    return "\n".join([*lines, f"written to {out / 'model'} in {time.perf_counter() - began:.0f} s"])

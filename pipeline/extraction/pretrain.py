@@ -112,7 +112,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, options: PretrainOptions) ->
         return CLIPModel(config)
 
 
-def build_processor(options: PretrainOptions):  # noqa: ANN201  (its class depends on the transformers version)
+def build_processor(options: PretrainOptions):
     """The image processor: shorter side to ``image_size``, centre crop, values to -1..1."""
     try:
         from transformers import CLIPImageProcessorPil as Processor

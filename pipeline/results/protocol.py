@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -59,7 +60,7 @@ def read_runs(model: str, summaries: Iterable[Mapping[str, Any]]) -> list[RunSum
     """
     found = [_read(model, summary) for summary in summaries]
     runs = sorted(found, key=lambda run: -1 if run.seed is None else run.seed)
-    for one, other in zip(runs, runs[1:], strict=False):
+    for one, other in itertools.pairwise(runs):
         if one.seed == other.seed:
             raise TableError(f"{model}: runs {one.run} and {other.run} are both of seed {one.seed}: show one of them")
     stores = {run.store: run.run for run in runs}

@@ -59,7 +59,9 @@ def test_deep_nesting_is_reported(tmp_path: Path) -> None:
 
 def test_records_keep_line_numbers_past_odd_separators(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
-    path.write_text('{"id": "a\u2028b"}\n\n{"id": 3}\n{"id": "c", "number": "x"}\r\nnot json\n{"id": "d"}', encoding="utf-8")
+    path.write_text(
+        '{"id": "a\u2028b"}\n\n{"id": 3}\n{"id": "c", "number": "x"}\r\nnot json\n{"id": "d"}', encoding="utf-8"
+    )
     problems = Problems()
     records = list(_files.read_records(path, Record, problems))
     assert [(line, record.id) for line, record in records] == [(1, "a\u2028b"), (6, "d")]

@@ -66,7 +66,9 @@ def test_listed_galleries_and_about(mine: Path) -> None:
 
 
 def test_every_bad_line_is_named(mine: Path) -> None:
-    write(mine, "images.jsonl", [*IMAGES, IMAGES[0], {"id": "x", "file": "../x.jpg"}, {"id": "y", "colour": "red"}, "{"])
+    write(
+        mine, "images.jsonl", [*IMAGES, IMAGES[0], {"id": "x", "file": "../x.jpg"}, {"id": "y", "colour": "red"}, "{"]
+    )
     one_turn = SESSIONS[0] | {"id": "one", "turns": SESSIONS[0]["turns"][:1]}
     blank = SESSIONS[0] | {"id": "blank", "turns": [{"reference": "i0", "captions": [" "]}] * 2}
     no_target = {key: value for key, value in SESSIONS[0].items() if key != "target"}
@@ -122,7 +124,9 @@ def with_files(mine: Path) -> Path:
     (mine / "tops").mkdir()
     for n in range(4):
         Picture.new("RGB", (3, 3), (n, n, n)).save(mine / f"tops/{n}.png")
-    write(mine, "images.jsonl", [{"id": f"i{n}", "file": f"tops/{n}.png", "attributes": {"k": ["w"]}} for n in range(5)])
+    write(
+        mine, "images.jsonl", [{"id": f"i{n}", "file": f"tops/{n}.png", "attributes": {"k": ["w"]}} for n in range(5)]
+    )
     return mine
 
 

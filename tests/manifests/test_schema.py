@@ -78,7 +78,9 @@ def test_all_problems_are_reported_at_once() -> None:
 def test_problems_raise_once_with_a_count_and_exit_code_4() -> None:
     problems = Problems("f.toml")
     problems.add("line 3", "no 'target'", "every session needs one")
-    with pytest.raises(ManifestError, match=r"1 problem found\n  f.toml: line 3: no 'target' \(every session") as caught:
+    with pytest.raises(
+        ManifestError, match=r"1 problem found\n  f.toml: line 3: no 'target' \(every session"
+    ) as caught:
         problems.raise_if_any()
     assert caught.value.exit_code == 4
 

@@ -27,7 +27,7 @@ class Fusion(Composer):
         if image_dim != text_dim:
             raise IncompleteError(
                 f"composer 'fusion' adds embeddings of one space, but image rows have {image_dim} values and text rows "
-                f"{text_dim}: use a trained composer (name = \"gated\")"
+                f'{text_dim}: use a trained composer (name = "gated")'
             )
         self.dim = image_dim
         self.alpha = float(options.alpha)  # type: ignore[attr-defined]

@@ -17,7 +17,9 @@ def fusion(alpha: float = 0.5) -> Fusion:
     return Fusion(FusionOptions(alpha=alpha), 24, 24).eval()
 
 
-def test_every_query_and_target_is_composed_from_its_own_rows(tmp_path: Path, backbone: Store, dataset: Dataset) -> None:
+def test_every_query_and_target_is_composed_from_its_own_rows(
+    tmp_path: Path, backbone: Store, dataset: Dataset
+) -> None:
     report = compose(backbone, dataset, fusion(), tmp_path / "stores")
     store = Store.open(report.path)
     images, texts = features(dataset)
