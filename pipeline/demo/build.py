@@ -21,7 +21,9 @@ from pipeline.extraction import pretrain
 SHIPPED = Path(__file__).parent / "model"
 COMPOSER, CARD, SCORE = "composer", "README.md", "score.json"
 PIXELS = 96  # images are rendered as in the dataset
-TOWERS = pretrain.PretrainOptions(vision_width=128, text_width=96, epochs=8)
+TOWERS = pretrain.PretrainOptions(
+    epochs=8, pixel_mean=0.79, pixel_std=0.21
+)  # ``pretrain.pixel_statistics`` of these images
 HEAD = GatedOptions(hidden=512, dropout=0.1)
 FIT = FitOptions(epochs=12, batch_size=512, learning_rate=1e-3, scale=30.0)
 TRAIN_EXAMPLES, TEST_EXAMPLES = 12_000, 600
@@ -66,9 +68,7 @@ def score(folder: Path, count: int = TEST_EXAMPLES) -> dict[str, float]:
     from transformers import AutoTokenizer
 
     model, tokenizer = _load(folder), AutoTokenizer.from_pretrained(folder)
-    towers = pretrain.PretrainOptions(
-        image_size=model.config.vision_config.image_size, max_tokens=model.config.text_config.max_position_embeddings
-    )
+    towers = pretrain.options_of(folder)
     found, rng = examples(count, PIXELS, "score"), random.Random("score")
     pairs = [pretrain.Pair(e.image, (full_description(e.category, e.garment, rng),)) for e in found]
     result = pretrain.retrieval(model, tokenizer, pairs, towers)
@@ -100,7 +100,7 @@ def _rows(
     ids = pretrain.to_ids(tokenizer, texts)
     parts = (pretrain.padded(ids[n : n + 128], tokenizer.pad_token_id) for n in range(0, len(ids), 128))
     rows = Embeddings(
-        torch.cat([pretrain.embed_images(model, part) for part in pixels.split(128)]),
+        torch.cat([pretrain.embed_images(model, part, towers) for part in pixels.split(128)]),
         torch.cat([pretrain.embed_texts(model, part) for part in parts]),
     )
     reference, text, target = (torch.tensor(c) for c in zip(*((a, number[t], b) for a, t, b in made), strict=True))

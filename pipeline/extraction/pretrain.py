@@ -27,9 +27,8 @@ from manifests.errors import FashionNTMError
 from manifests.schema import Frozen
 
 PAD, BOS, UNK, EOS = "<pad>", "<start>", "<unk>", "<end>"  # ids 0..3; 2 is no end: CLIPModel reads that id as "old CLIP"
-
-
 READ_SCALE = 10.0  # unit-norm embeddings come to the word reader at about unit size an entry
+POSITION_STD = 0.3  # of the initial position embeddings: the library's 0.02 drowns beside the patches for many epochs
 
 
 class PretrainOptions(Frozen):
@@ -37,19 +36,21 @@ class PretrainOptions(Frozen):
 
     image_size: int = Field(64, ge=8)
     patch_size: int = Field(16, ge=4)
-    vision_width: int = Field(192, ge=32, multiple_of=32)
+    vision_width: int = Field(128, ge=32, multiple_of=32)
     vision_layers: int = Field(3, ge=1)
-    text_width: int = Field(128, ge=32, multiple_of=32)
+    text_width: int = Field(96, ge=32, multiple_of=32)
     text_layers: int = Field(2, ge=1)
     projection: int = Field(128, ge=8)
     max_tokens: int = Field(96, ge=8)
     vocabulary: int = Field(20000, ge=8)
     epochs: int = Field(10, ge=1)
-    batch_size: int = Field(192, ge=2)
-    learning_rate: float = Field(1.5e-3, gt=0)
+    batch_size: int = Field(64, ge=2)
+    learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.05, ge=0)
     temperature: float = Field(0.07, gt=0)
-    shift: int = Field(2, ge=0)  # augmentation: pixels by which an image may move
+    pixel_mean: float = Field(0.5, ge=0, le=1)  # of the values that the vision tower sees; see ``pixel_statistics``
+    pixel_std: float = Field(0.5, gt=0)
+    shift: int = Field(1, ge=0)  # augmentation: pixels by which an image may move
     brightness: float = Field(0.05, ge=0, lt=1)
     words: float = Field(1.0, ge=0)  # weight of the word loss beside the contrastive one
     forget: float = Field(0.02, ge=0, lt=1)  # share of words replaced by the unknown word
@@ -89,7 +90,7 @@ def build_tokenizer(texts: Iterable[str], options: PretrainOptions) -> PreTraine
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, options: PretrainOptions) -> CLIPModel:
-    """A freshly initialised CLIPModel (transformers' own initialisation, from ``options.seed``)."""
+    """A freshly initialised CLIPModel (transformers' initialisation from ``options.seed``, but for the positions)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         config = CLIPConfig(
@@ -109,20 +110,20 @@ def build_model(tokenizer: PreTrainedTokenizerFast, options: PretrainOptions) ->
                 "projection_dim": options.projection,
             },
         )  # fmt: skip
-        return CLIPModel(config)
+        model = CLIPModel(config)
+        torch.nn.init.normal_(model.vision_model.embeddings.position_embedding.weight, std=POSITION_STD)
+        return model
 
 
 def build_processor(options: PretrainOptions):
-    """The image processor: shorter side to ``image_size``, centre crop, values to -1..1."""
-    try:
-        from transformers import CLIPImageProcessorPil as Processor
-    except ImportError:  # transformers 4
-        from transformers import CLIPImageProcessor as Processor
-    return Processor(
+    """The image processor: shorter side to ``image_size``, centre crop, values to (v - mean) / std."""
+    from transformers import CLIPImageProcessorPil
+
+    return CLIPImageProcessorPil(
         size={"shortest_edge": options.image_size},
         crop_size={"height": options.image_size, "width": options.image_size},
-        image_mean=[0.5, 0.5, 0.5],
-        image_std=[0.5, 0.5, 0.5],
+        image_mean=[options.pixel_mean] * 3,
+        image_std=[options.pixel_std] * 3,
     )
 
 
@@ -139,6 +140,24 @@ def to_pixels(images: Iterable[Image.Image | Path], options: PretrainOptions) ->
     return np.stack(rows).astype(np.uint8)
 
 
+def pixel_statistics(pixels: np.ndarray) -> dict[str, float]:
+    """``pixel_mean`` and ``pixel_std`` of images [n, 3, s, s]: centred pixels are learned from in half the epochs."""
+    part = pixels[:2000].astype(np.float32) / 255
+    return {"pixel_mean": round(float(part.mean()), 4), "pixel_std": round(float(part.std()), 4)}
+
+
+def options_of(folder: Path) -> PretrainOptions:
+    """What the model in ``folder`` says of its input: image size, text length, pixel statistics; the rest defaults."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    settings = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+    return PretrainOptions(
+        image_size=config["vision_config"]["image_size"],
+        max_tokens=config["text_config"]["max_position_embeddings"],
+        pixel_mean=settings["image_mean"][0],
+        pixel_std=settings["image_std"][0],
+    )
+
+
 def to_ids(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[np.ndarray]:
     """Token ids of each text, start and end included, cut at the tokenizer's maximum length."""
     encoded = tokenizer(list(texts), truncation=True, padding=False)["input_ids"]
@@ -153,9 +172,10 @@ def padded(rows: Sequence[np.ndarray], pad: int) -> Tensor:
     return torch.from_numpy(out)
 
 
-def embed_images(model: CLIPModel, pixels: Tensor) -> Tensor:
-    """uint8 [n, 3, s, s] -> unit-norm [n, projection]."""
-    hidden = model.vision_model(pixel_values=pixels.float() / 127.5 - 1).pooler_output
+def embed_images(model: CLIPModel, pixels: Tensor, options: PretrainOptions) -> Tensor:
+    """Values 0..255 [n, 3, s, s] -> unit-norm [n, projection]."""
+    values = (pixels.float() / 255 - options.pixel_mean) / options.pixel_std
+    hidden = model.vision_model(pixel_values=values).pooler_output
     return normalize(model.visual_projection(hidden), dim=-1)
 
 
@@ -218,7 +238,7 @@ def fit(
             chosen = starts[batch] + (place * (starts[batch + 1] - starts[batch])).astype(np.int64)
             same = torch.from_numpy(content[chosen][:, None] == content[chosen][None, :])
             ids = forget(padded([flat[i] for i in chosen], tokenizer.pad_token_id), options.forget, tokenizer.unk_token_id, rng)
-            images = embed_images(model, augment(pixels[batch], options, rng))
+            images = embed_images(model, augment(pixels[batch], options, rng), options)
             words = embed_texts(model, ids)
             loss = pair_loss(images, words, model.logit_scale.exp(), same)
             if options.words:
@@ -280,7 +300,7 @@ def retrieval(model: CLIPModel, tokenizer: PreTrainedTokenizerFast, pairs: Seque
     """Recall in percent over the pairs' first texts, text to image and image to text, ties against the model."""
     model.eval()
     pixels = torch.from_numpy(to_pixels((p.image for p in pairs), options))
-    images = torch.cat([embed_images(model, part) for part in pixels.split(256)])
+    images = torch.cat([embed_images(model, part, options) for part in pixels.split(256)])
     rows = to_ids(tokenizer, [p.texts[0] for p in pairs])
     texts = torch.cat([embed_texts(model, padded(rows[i : i + 256], tokenizer.pad_token_id)) for i in range(0, len(rows), 256)])
     scores = texts @ images.T

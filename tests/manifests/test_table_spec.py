@@ -69,7 +69,7 @@ def test_a_spec_is_read_from_a_file_of_the_user(tmp_path: Path) -> None:
     path.write_text("kind = ]")
     with pytest.raises(ManifestError, match=r"mine\.toml: not valid TOML.*line 1"):
         load_table_spec(str(path))
-    with pytest.raises(ManifestError, match="no table spec of this name.*known: 1, 2"):
+    with pytest.raises(ManifestError, match=r"no table spec of this name.*known: 1, 2"):
         load_table_spec("22")
 
 

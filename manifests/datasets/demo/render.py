@@ -34,11 +34,11 @@ class Canvas:
     def __init__(self, category: str, size: int, rng: random.Random):
         self.size = size * OVERSAMPLE
         scale, wide, top = FRAMES[category]
-        self.unit = self.size * scale * rng.uniform(0.955, 1.045)
-        self.wide = wide * rng.uniform(0.97, 1.03)
-        self.x = self.size * (0.5 + rng.uniform(-0.03, 0.03))
-        self.y = self.size * (top + rng.uniform(-0.02, 0.02))
-        self.lean = rng.uniform(-0.035, 0.035)
+        self.unit = self.size * scale * rng.uniform(0.975, 1.025)
+        self.wide = wide * rng.uniform(0.985, 1.015)
+        self.x = self.size * (0.5 + rng.uniform(-0.016, 0.016))
+        self.y = self.size * (top + rng.uniform(-0.012, 0.012))
+        self.lean = rng.uniform(-0.02, 0.02)
         self.thin = max(1, round(self.size / 150))
 
     def points(self, outline: Outline) -> list[tuple[float, float]]:

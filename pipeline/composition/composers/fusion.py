@@ -12,7 +12,7 @@ from pipeline.composition.composers.base import Composer
 
 
 class FusionOptions(Frozen):
-    alpha: float = Field(0.8, ge=0, le=1)  # weight of the text; 0 searches by the image alone
+    alpha: float = Field(0.6, ge=0, le=1)  # weight of the text; 0 searches by the image alone. See BENCHMARKS.md
 
 
 class Fusion(Composer):

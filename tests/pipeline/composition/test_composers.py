@@ -50,7 +50,7 @@ def test_fusion_is_the_weighted_sum_of_unit_vectors() -> None:
 
 
 def test_fusion_refuses_embeddings_of_two_sizes_and_names_the_way_out() -> None:
-    with pytest.raises(FashionNTMError, match="2 values and text rows 3.*gated"):
+    with pytest.raises(FashionNTMError, match=r"2 values and text rows 3.*gated"):
         Fusion(FusionOptions(), 2, 3)
 
 

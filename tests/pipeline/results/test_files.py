@@ -81,7 +81,7 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     save_results(path, evaluation())
     with h5py.File(path, "r+") as file:
         file.attrs["format"] = 99
-    with pytest.raises(ResultsError, match="format 99.*update the program"):
+    with pytest.raises(ResultsError, match=r"format 99.*update the program"):
         load_results(path)
 
 
