@@ -33,7 +33,7 @@ class Commands(click.Group):
             code = getattr(error, "exit_code", None)
             if isinstance(error, click.ClickException | click.exceptions.Exit) or code is None:
                 raise
-            click.echo(f"error: {error}", err=True)
+            click.echo(str(error) if code == INTERRUPTED else f"error: {error}", err=True)
             ctx.exit(code)
 
 

@@ -126,7 +126,7 @@ def test_the_attributes_alone_find_the_target_and_the_shortcuts_do_not(catalogue
 
 def test_the_wording_varies_and_is_never_empty(catalogue: Catalogue) -> None:
     texts = [t.text for s in catalogue.sessions for t in s.turns]
-    assert len(set(texts)) > 0.85 * len(texts)
+    assert len(set(texts)) > 0.8 * len(texts)
     assert all(text.strip() and "{" not in text for text in texts)
     joined = " ".join(texts)
     for word in ("longer", "darker", "instead of", "no ", "without", "much "):

@@ -129,12 +129,10 @@ def _ask(family: Family, garment: Garment, wanted: Requests, turns: int, rng: ra
         after = {**garment, **asked}
         if any(garment[f] == v for f, v in asked.items()):
             continue
-        if needs_accent(after) and after["accent"] == NONE:
-            after["accent"] = asked["accent"] = rng.choice(ACCENTS)
-        elif not needs_accent(after) and after["accent"] != NONE:
+        if needs_accent(after) != (after["accent"] != NONE):  # the second colour comes or goes with what carries it
             if "accent" in wanted or "accent" in asked:
                 continue
-            after["accent"] = asked["accent"] = NONE
+            after["accent"] = asked["accent"] = rng.choice(ACCENTS) if needs_accent(after) else NONE
         if problem(after) is None:
             return asked
     return None
