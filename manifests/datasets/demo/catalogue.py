@@ -21,8 +21,8 @@ class Size:
     garments: int
 
 
-TRAIN = Size(families=40, sessions=12, garments=20)
-TEST = Size(families=5, sessions=32, garments=110)
+TRAIN = Size(families=45, sessions=30, garments=20)
+TEST = Size(families=18, sessions=9, garments=28)
 
 
 @dataclass(frozen=True)
