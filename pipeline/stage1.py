@@ -64,6 +64,7 @@ def extract_spec(
 
     request = composer_request(spec)
     extractor = load_extractor(spec, device)
+    _choose_threads(extractor, dataset)
     report = extract(dataset, extractor, workspace.stores, **options)
     old = workspace.note(spec)
     note = Extracted(
@@ -82,6 +83,18 @@ def extract_spec(
     if composer is None:
         return StageOne(report, None, f"fit-composer {spec.asked}")
     return StageOne(report, compose_spec(spec, dataset, workspace, *composer), f"train {spec.asked}")
+
+
+def _choose_threads(extractor: Any, dataset: Dataset) -> None:
+    """On a CPU, set torch to the number of threads that encodes a few texts fastest: on a busy machine that is one."""
+    from pipeline.training.threads import choose_threads
+
+    texts = list(dict.fromkeys(text for _, text in dataset.queries()))[:16]
+    if extractor.device.type != "cpu" or "text" not in extractor.tables or not texts:
+        return
+    calls = extractor.calls
+    choose_threads(lambda: extractor.encode_texts(texts), repeats=3)
+    extractor.calls = calls  # measuring is no extraction
 
 
 def plan_spec(spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str = "auto") -> Any:

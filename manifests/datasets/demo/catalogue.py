@@ -21,7 +21,7 @@ class Size:
     garments: int
 
 
-TRAIN = Size(families=45, sessions=30, garments=20)
+TRAIN = Size(families=36, sessions=30, garments=20)
 TEST = Size(families=18, sessions=9, garments=28)
 
 
