@@ -17,6 +17,7 @@ from pipeline.composition.composers.gated import Gated, GatedOptions
 from pipeline.composition.fit import Embeddings, FitOptions, fit_on_rows
 from pipeline.demo.examples import Example, examples, full_description, triplets
 from pipeline.extraction import pretrain
+from pipeline.training.determinism import flushed_denormals
 
 SHIPPED = Path(__file__).parent / "model"
 COMPOSER, CARD, SCORE = "composer", "README.md", "score.json"
@@ -35,8 +36,18 @@ def build(
 ) -> dict[str, float]:
     """Train towers and composer on fresh garments, save them to ``out`` with a card, and return the score.
 
-    The same machine and thread count give the same weights. ``count`` and ``towers`` are for tests.
+    Runs on one CPU thread, so that the same machine gives the same weights. ``count`` and ``towers`` are for tests.
     """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with flushed_denormals():
+            return _build(out, log, count, towers)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _build(out: Path, log: Log, count: int, towers: pretrain.PretrainOptions) -> dict[str, float]:
     log(f"rendering {count:,} garments")
     found = examples(count, PIXELS, "train")
     pairs = [pretrain.Pair(e.image, e.texts, str(e.group)) for e in found]
