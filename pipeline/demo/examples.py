@@ -24,7 +24,7 @@ from manifests.datasets.demo.render import render
 from manifests.datasets.demo.wording import feedback, sentence
 from manifests.schema import Turn
 
-GROUP = 6  # look-alikes: each differs from another of its group in one to three fields
+GROUP = 6  # look-alikes: each was made from another of its group by changing one to three fields; two may meet
 TEXTS = 8  # descriptions of an image
 CHANGES = 3  # most fields that one feedback may ask for
 

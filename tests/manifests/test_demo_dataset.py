@@ -41,7 +41,7 @@ def load(data: Path, **options: object) -> Dataset:
 def test_counts(catalogue: Catalogue) -> None:
     assert len(catalogue.items) >= 2000
     turns = {s: Counter(len(x.turns) for x in catalogue.sessions if x.split == s) for s in ("train", "test")}
-    assert 1000 <= sum(turns["train"].values()) <= 1500 and 400 <= sum(turns["test"].values()) <= 500
+    assert 3000 <= sum(turns["train"].values()) <= 3500 and 400 <= sum(turns["test"].values()) <= 500
     for split in turns:
         assert set(turns[split]) == {2, 3, 4} and min(turns[split].values()) > 50
     assert {(g.category, g.split) for g in catalogue.galleries} == {(c, s) for c in CATEGORIES for s in turns}
@@ -102,7 +102,7 @@ def test_early_feedback_is_lost_and_fields_drift_in_most_sessions(catalogue: Cat
 
 
 def test_the_attributes_alone_find_the_target_and_the_shortcuts_do_not(catalogue: Catalogue) -> None:
-    """R@5 of the nearest garments by number of equal fields: what perfect recognition could reach."""
+    """R@1 of the nearest garments by number of equal fields: what perfect recognition could reach."""
     galleries = {g.category: set(g.images) for g in catalogue.galleries if g.split == "test"}
     found: dict[str, list[bool]] = {"all turns": [], "last turn": [], "all captions": []}
     for session in (s for s in catalogue.sessions if s.split == "test"):
@@ -118,10 +118,10 @@ def test_the_attributes_alone_find_the_target_and_the_shortcuts_do_not(catalogue
         )
         for method, guess in zip(found, guesses, strict=True):
             same = (table == np.array([guess[f] for f in names])).sum(1)
-            found[method].append((same >= same[position]).sum() <= 5)
+            found[method].append((same >= same[position]).sum() == 1)
     recall = {method: np.mean(hits) for method, hits in found.items()}
     assert recall["all turns"] == 1.0
-    assert recall["last turn"] < 0.8 and recall["all captions"] < 0.9
+    assert recall["last turn"] < 0.4 and recall["all captions"] < 0.6
 
 
 def test_the_wording_varies_and_is_never_empty(catalogue: Catalogue) -> None:

@@ -363,6 +363,8 @@ def test_ctrl_c_keeps_what_is_finished(load: Load, clip_folder: Path, tmp_path: 
 
 
 SCRIPT = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
 import sys, time
 from pathlib import Path
 from pipeline.extraction.extractors import load_extractor
