@@ -1,0 +1,110 @@
+"""What several commands share: their options, the job that a spec describes, and how results are printed."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from manifests.schema import Dataset, RunSpec
+    from pipeline.workspace import Workspace
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def option_out(f: F) -> F:
+    return click.option(
+        "--out", type=click.Path(path_type=Path), default=Path("out"), show_default=True, envvar="FASHION_NTM_OUT",
+        help="Folder for stores and runs.",
+    )(f)  # fmt: skip
+
+
+def option_data(f: F) -> F:
+    return click.option(
+        "--data", type=click.Path(path_type=Path), default=Path("data"), show_default=True, envvar="FASHION_NTM_DATA",
+        help="Folder that holds the data sets (mt_fashioniq/, shoes/, blip2_captions/, ...).",
+    )(f)  # fmt: skip
+
+
+def option_json(f: F) -> F:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")(f)
+
+
+def option_set(f: F) -> F:
+    return click.option(
+        "--set", "overrides", multiple=True, metavar="KEY=VALUE",
+        help="Override a key of the spec, e.g. extractor.model=DIR or training.epochs=20. Repeatable.",
+    )(f)  # fmt: skip
+
+
+def option_device(f: F) -> F:
+    return click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")(f)
+
+
+def spec_command(f: F) -> F:
+    """SPEC, --set, --data and --out: what every command on a spec takes."""
+    argument = click.argument("spec", metavar="SPEC")
+    return argument(option_set(option_data(option_out(f))))
+
+
+def open_job(spec: str, overrides: tuple[str, ...], data: Path, out: Path) -> tuple[RunSpec, Workspace]:
+    """The checked spec and its workspace; printed commands repeat the options that this call was given."""
+    from manifests.load import load_spec
+    from pipeline.specs import check_components
+    from pipeline.workspace import Workspace
+
+    loaded = load_spec(spec, overrides, shlex.join([spec, *options(overrides, data, out)]))
+    check_components(loaded)
+    return loaded, Workspace(out)
+
+
+def options(overrides: tuple[str, ...], data: Path, out: Path) -> list[str]:
+    """The options of this call that differ from the defaults, for a command that can be pasted."""
+    words = [word for override in overrides for word in ("--set", override)]
+    words += ["--data", str(data)] if data != Path("data") else []
+    return words + (["--out", str(out)] if out != Path("out") else [])
+
+
+def load(spec: RunSpec, data: Path) -> Dataset:
+    from manifests.load import load_dataset
+
+    dataset = load_dataset(spec, data)
+    for note in dataset.notes:
+        log(f"note: {note}")
+    return dataset
+
+
+def log(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def emit(value: Any, text: str, as_json: bool) -> None:
+    """Data goes to stdout: the text, or the same as JSON."""
+    click.echo(json.dumps(value, indent=2, default=str) if as_json else text)
+
+
+def parse_seeds(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    """``0..4`` or ``0,2,5``; None when not given."""
+    if value is None:
+        return None
+    try:
+        if ".." in value:
+            first, last = (int(v) for v in value.split(".."))
+            seeds = tuple(range(first, last + 1))
+        else:
+            seeds = tuple(int(v) for v in value.split(","))
+    except ValueError:
+        seeds = ()
+    if not seeds or min(seeds) < 0:
+        raise click.BadParameter(f"{value!r} is not a list of seeds: write 0..4 or 0,2,5")
+    return seeds
+
+
+def option_models(f: F) -> F:
+    f = click.option("--model", "models", multiple=True, help="Memory model; repeatable. Default: all of the spec.")(f)
+    return click.option("--seeds", callback=parse_seeds, help="0..4 or 0,2,5. Default: the spec's seeds.")(f)

@@ -1,0 +1,23 @@
+"""The `fit-composer` command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pipeline.commands._shared import emit, load, log, open_job, option_json, spec_command
+
+
+@click.command("fit-composer", epilog="Example: fashion-ntm fit-composer mt_fashioniq-caption")
+@spec_command
+@option_json
+def command(spec: str, overrides: tuple[str, ...], data: Path, out: Path, as_json: bool) -> None:
+    """Stage 1: train the composer of SPEC on cached embeddings and write its query and target features."""
+    from pipeline.stage1 import fit_composer_spec
+
+    job, workspace = open_job(spec, overrides, data, out)
+    result = fit_composer_spec(
+        job, load(job, data), workspace, lambda m: log(f"epoch {m['epoch']:.0f}: loss {m['loss']:.4f}")
+    )
+    emit(result.as_dict(), result.text(), as_json)

@@ -1,0 +1,24 @@
+"""The `ls` command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pipeline.commands._shared import emit, option_json, option_out
+
+KINDS = ["specs", "tables", "datasets", "extractors", "composers", "models", "stores", "runs"]
+
+
+@click.command("ls", epilog="Example: fashion-ntm ls models --long")
+@click.argument("kind", type=click.Choice(KINDS), required=False)
+@click.option("--long", "-l", "detail", is_flag=True, help="Options, licences and sizes too.")
+@option_out
+@option_json
+def command(kind: str | None, detail: bool, out: Path, as_json: bool) -> None:
+    """List what there is: specs, tables, datasets, extractors, composers, models, and the stores and runs in OUT."""
+    from pipeline.listing import listing
+
+    found = listing([kind] if kind else KINDS, out, detail)
+    emit(found.as_dict(), found.text(), as_json)

@@ -1,0 +1,22 @@
+"""The `run` command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pipeline.commands._shared import load, log, open_job, option_device, option_models, spec_command
+
+
+@click.command("run", epilog="Example: fashion-ntm run mt_fashioniq-caption --data DIR")
+@spec_command
+@option_models
+@option_device
+def command(spec: str, overrides: tuple[str, ...], data: Path, out: Path, models: tuple[str, ...],
+        seeds: tuple[int, ...] | None, device: str) -> None:  # fmt: skip
+    """Both stages of SPEC in order: extract, fit-composer, train, evaluate. Everything already done is kept."""
+    from pipeline.jobs import run_spec
+
+    job, workspace = open_job(spec, overrides, data, out)
+    click.echo(run_spec(job, load(job, data), workspace, models, seeds, device, log))
