@@ -1,0 +1,111 @@
+"""K cascades of one shape as one model: what the fast path trains instead of the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.training.errors import TrainingError
+from pipeline.training.fast.backward import backward
+from pipeline.training.fast.forward import forward
+from pipeline.training.fast.parameters import StackedCascade
+from pipeline.training.fast.trace import Trace, Weights
+from pipeline.training.models._stage import TRACKED_TURNS, DerivedFeatures
+from pipeline.training.models.cm_ntm import CMNTM
+
+
+class CascadeFunction(torch.autograd.Function):
+    """The cascade with its hand-written backward: (trace, learned memory?, queries, derived, *Weights) -> outputs.
+
+    queries: [K, T, B, D]; derived: [K, T, B, C-1, D] or None; returns [h^C; r^C], [K, T, B, H + M]. The queries get no
+    gradient: they are cached features.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, trace: Trace, learned_memory: bool, queries: Tensor, derived: Tensor | None, *weights: Tensor
+    ) -> Tensor:
+        ctx.trace, ctx.weights, ctx.learned_memory = trace, Weights(*weights), learned_memory
+        return forward(queries, derived, ctx.weights, trace)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        found = backward(d_outputs, ctx.weights, ctx.trace, ctx.learned_memory)
+        return None, None, None, found.derived, *found.weights
+
+
+class LinearFunction(torch.autograd.Function):
+    """[K, R, I] @ [K, O, I] transposed -> [K, R, O]. Unlike autograd's, the weight's gradient comes in its own layout."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(inputs, weight)
+        return inputs @ weight.mT
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_outputs: Tensor) -> tuple[Tensor | None, Tensor]:
+        inputs, weight = ctx.saved_tensors
+        return d_outputs @ weight if ctx.needs_input_grad[0] else None, d_outputs.mT @ inputs
+
+
+class FastCascade(StackedCascade):
+    """``forward`` equals that of each of the K reference models on its own batch, and so do the gradients."""
+
+    def __init__(self, models: Sequence[CMNTM]):
+        super().__init__(models)
+        self._constant = self.constant
+        self._traces: dict[tuple[Any, ...], Trace] = {}
+
+    def forward(self, queries: Tensor) -> Tensor:
+        """f_qry [K, B, T, D] -> f'_qry [K, B, T, D]. In training mode a batch is its own BatchNorm statistics.
+
+        The result's backward must come before the next forward of the same shape: they share their room.
+        """
+        inputs = F.dropout(queries, self.options.dropout, self.training)
+        by_turn = inputs.transpose(1, 2)
+        derived = None if self.shape.stages == 1 else self._derived(inputs)
+        weights = Weights(
+            self.controller, self.gate_biases.sum(2), self.heads, self.head_bias, self.hidden, self.cell, self.read,
+            self.start, self.memory,
+        )  # fmt: skip
+        outputs = CascadeFunction.apply(self._trace(by_turn), self.learned_memory, by_turn, derived, *weights)
+        flat = LinearFunction.apply(outputs.flatten(1, 2), self.output) + self.output_bias.unsqueeze(1)
+        predicted = flat.unflatten(1, by_turn.shape[1:3]).transpose(1, 2)
+        return queries + predicted if self.options.residual else predicted
+
+    def _trace(self, by_turn: Tensor) -> Trace:
+        runs, turns, batch, _ = by_turn.shape
+        key = (turns, batch, by_turn.dtype, by_turn.device)
+        if key not in self._traces:
+            self._traces[key] = Trace.empty(self.shape, runs, turns, batch, by_turn, self._constant)
+        return self._traces[key]
+
+    def _derived(self, queries: Tensor) -> Tensor:
+        """[K, B, T, D] -> f_drv^1..C-1, [K, T, B, C-1, D]: one product, and BatchNorm by run and turn."""
+        runs, batch, turns, dim = queries.shape
+        if self.training and batch < 2:
+            raise TrainingError("a training batch of one session has no batch statistics; give at least two sessions")
+        product = LinearFunction.apply(queries.flatten(1, 2), self.derived_weight)  # [K, B T, (C-1) D]
+        positions = [min(n, TRACKED_TURNS - 1) for n in range(turns)]
+        normal = []
+        for k, rows in enumerate(product.view(runs, batch, -1).unbind(0)):
+            mean, var = self.running_mean[k, positions], self.running_var[k, positions]
+            normal.append(
+                F.batch_norm(
+                    rows, mean.view(-1), var.view(-1), self.derived_gain[k].repeat(turns),
+                    self.derived_bias[k].repeat(turns), self.training, DerivedFeatures.momentum, DerivedFeatures.eps,
+                )  # fmt: skip
+            )
+            if self.training:
+                with torch.no_grad():
+                    for kept, new in ((self.running_mean[k], mean), (self.running_var[k], var)):
+                        kept[: len(new)] = new[:TRACKED_TURNS]
+                        kept[len(new) :] = new[-1]
+        found = normal[0].unsqueeze(0) if runs == 1 else torch.stack(normal)
+        return found.view(runs, batch, turns, self.shape.stages - 1, dim).transpose(1, 2)

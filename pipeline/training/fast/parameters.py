@@ -1,0 +1,126 @@
+"""The parameters of K cascades of one shape as stacked tensors: what the fast path computes with.
+
+Every stacked tensor has the leading dimensions [K, C]: one product then serves all runs and all stages. Weights are laid
+out by use: the controller's input and recurrent matrices are one matrix over [r^{c-1}; f_drv; r^c; h], and the rows of
+the heads' matrix come in the order that the turn needs them (``head_order``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.training.models._ntm import HEADS, head_sizes
+from pipeline.training.models.cm_ntm import CMNTM
+
+SCALARS = sum(head_sizes(0))  # of one head: strength, gate, three shifts, sharpening
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a cascade: C stages over features of width D, memories of N slots of width M, H hidden units."""
+
+    stages: int
+    dim: int
+    slots: int
+    width: int
+    hidden: int
+
+    @property
+    def inputs(self) -> int:
+        """Width of a controller's input: r^{c-1}, f_drv, r^c, h."""
+        return 2 * self.width + self.dim + self.hidden
+
+    @classmethod
+    def of(cls, model: CMNTM) -> Shape:
+        options = model.options
+        return cls(options.stages, model.dim, options.slots, options.width or model.dim, options.hidden)
+
+
+def head_order(width: int) -> Tensor:
+    """Rows of the reference's heads in the order of the fast path, int64 [2 (M + 6) + 2 M].
+
+    Reference: read head (key, scalars), write head (key, scalars), erase, add. Fast: read key, read scalars (the part
+    that the chain of stages waits for), write scalars, erase, add, write key (the part that it does not).
+    """
+    one = width + SCALARS
+    rows = torch.arange(HEADS * one + 2 * width)
+    read, write, rest = rows[:one], rows[one : 2 * one], rows[2 * one :]
+    return torch.cat([read, write[width:], rest, write[:width]])
+
+
+class StackedCascade(nn.Module):
+    """Stacked copies of the parameters of K reference models; ``write_to`` puts their values back.
+
+    controller [K, C, 4 H, 2 M + D + H]; gate_biases [K, C, 2, 4 H], the LSTM's two, which act as one but are stepped by
+    Adam each; heads [K, C, 4 M + 12, H] and head_bias; hidden, cell [K, C, H], read [K, C, M], start [K, C, 2, N];
+    memory [K, C, N, M], learned or constant; output [K, D, H + M] and output_bias; derived [K, (C-1) D, D] with gain and
+    bias. Running statistics are [K, turns, (C-1) D].
+    """
+
+    def __init__(self, models: Sequence[CMNTM]):
+        super().__init__()
+        first = models[0]
+        self.shape, self.options = Shape.of(first), first.options
+        order = head_order(self.shape.width).to(first.output.weight.device)
+        self.register_buffer("_order", order)
+        stages = [list(model.stages) for model in models]
+
+        def stacked(pick) -> nn.Parameter:
+            return nn.Parameter(torch.stack([torch.stack([pick(s).detach() for s in run]) for run in stages]))
+
+        self.controller = stacked(lambda s: torch.cat([s.controller.weight_ih, s.controller.weight_hh], 1))
+        self.gate_biases = stacked(lambda s: torch.stack([s.controller.bias_ih, s.controller.bias_hh]))
+        self.heads = stacked(lambda s: s.heads.weight[order])
+        self.head_bias = stacked(lambda s: s.heads.bias[order])
+        for name in ("hidden", "cell", "read", "start"):
+            setattr(self, name, stacked(lambda s, name=name: getattr(s, name)))
+        memory = stacked(lambda s: s.memory)
+        self.learned_memory = isinstance(first.stages[0].memory, nn.Parameter)
+        if self.learned_memory:
+            self.memory = memory
+        else:
+            self.register_buffer("memory", memory.data)
+        self.output = nn.Parameter(torch.stack([m.output.weight.detach() for m in models]))
+        self.output_bias = nn.Parameter(torch.stack([m.output.bias.detach() for m in models]))
+        if first.derived is not None:
+            for name in ("weight", "gain", "bias"):
+                values = torch.stack([getattr(m.derived, name).detach() for m in models])
+                setattr(self, f"derived_{name}", nn.Parameter(values))
+            for name in ("running_mean", "running_var"):
+                self.register_buffer(name, torch.stack([getattr(m.derived, name) for m in models]))
+
+    @property
+    def runs(self) -> int:
+        return self.controller.shape[0]
+
+    @property
+    def constant(self) -> float | None:
+        """The one value that every memory starts from, as the public initialisation has it; None for any other start."""
+        value = float(self.memory.detach().flatten()[0])
+        return value if not self.learned_memory and bool((self.memory == value).all()) else None
+
+    @torch.no_grad()
+    def write_to(self, models: Sequence[CMNTM]) -> None:
+        """Copy run k's values into ``models[k]``, under the reference's names."""
+        inputs = self.shape.inputs - self.shape.hidden
+        for k, model in enumerate(models):
+            for c, stage in enumerate(model.stages):
+                stage.controller.weight_ih.copy_(self.controller[k, c, :, :inputs])
+                stage.controller.weight_hh.copy_(self.controller[k, c, :, inputs:])
+                stage.controller.bias_ih.copy_(self.gate_biases[k, c, 0])
+                stage.controller.bias_hh.copy_(self.gate_biases[k, c, 1])
+                stage.heads.weight[self._order] = self.heads[k, c]
+                stage.heads.bias[self._order] = self.head_bias[k, c]
+                for name in ("hidden", "cell", "read", "start", "memory"):
+                    getattr(stage, name).copy_(getattr(self, name)[k, c])
+            model.output.weight.copy_(self.output[k])
+            model.output.bias.copy_(self.output_bias[k])
+            if model.derived is not None:
+                for name in ("weight", "gain", "bias"):
+                    getattr(model.derived, name).copy_(getattr(self, f"derived_{name}")[k])
+                for name in ("running_mean", "running_var"):
+                    getattr(model.derived, name).copy_(getattr(self, name)[k])
