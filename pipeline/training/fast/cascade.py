@@ -30,11 +30,15 @@ class CascadeFunction(torch.autograd.Function):
         ctx: Any, trace: Trace, learned_memory: bool, queries: Tensor, derived: Tensor | None, *weights: Tensor
     ) -> Tensor:
         ctx.trace, ctx.weights, ctx.learned_memory = trace, Weights(*weights), learned_memory
-        return forward(queries, derived, ctx.weights, trace)
+        trace.uses += 1
+        ctx.use = trace.uses
+        return forward(queries, derived, ctx.weights, trace).clone()  # the trace must not keep this graph alive
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.use != ctx.trace.uses:
+            raise RuntimeError("another forward of the same shape came before this backward; call backward first")
         found = backward(d_outputs, ctx.weights, ctx.trace, ctx.learned_memory)
         return None, None, None, found.derived, *found.weights
 
@@ -62,12 +66,13 @@ class FastCascade(StackedCascade):
         self._constant = self.constant
         self._traces: dict[tuple[Any, ...], Trace] = {}
 
-    def forward(self, queries: Tensor) -> Tensor:
+    def forward(self, queries: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
         """f_qry [K, B, T, D] -> f'_qry [K, B, T, D]. In training mode a batch is its own BatchNorm statistics.
 
+        ``generators``: one for each run, that its dropout is drawn from; None draws from torch's own for all of them.
         The result's backward must come before the next forward of the same shape: they share their room.
         """
-        inputs = F.dropout(queries, self.options.dropout, self.training)
+        inputs = self._dropped(queries, generators) if self.training and self.options.dropout else queries
         by_turn = inputs.transpose(1, 2)
         derived = None if self.shape.stages == 1 else self._derived(inputs)
         weights = Weights(
@@ -78,6 +83,13 @@ class FastCascade(StackedCascade):
         flat = LinearFunction.apply(outputs.flatten(1, 2), self.output) + self.output_bias.unsqueeze(1)
         predicted = flat.unflatten(1, by_turn.shape[1:3]).transpose(1, 2)
         return queries + predicted if self.options.residual else predicted
+
+    def _dropped(self, queries: Tensor, generators: Sequence[torch.Generator] | None) -> Tensor:
+        if generators is None:
+            return F.dropout(queries, self.options.dropout)
+        kept = 1 - self.options.dropout
+        masks = [torch.empty_like(q).bernoulli_(kept, generator=g) for q, g in zip(queries, generators, strict=True)]
+        return queries * torch.stack(masks).div_(kept)
 
     def _trace(self, by_turn: Tensor) -> Trace:
         runs, turns, batch, _ = by_turn.shape
@@ -100,8 +112,8 @@ class FastCascade(StackedCascade):
                 F.batch_norm(
                     rows, mean.view(-1), var.view(-1), self.derived_gain[k].repeat(turns),
                     self.derived_bias[k].repeat(turns), self.training, DerivedFeatures.momentum, DerivedFeatures.eps,
-                )  # fmt: skip
-            )
+                )
+            )  # fmt: skip
             if self.training:
                 with torch.no_grad():
                     for kept, new in ((self.running_mean[k], mean), (self.running_var[k], var)):

@@ -68,6 +68,7 @@ class Trace:
     read_raw: Tensor
     starts: Tensor
     turns: list[Turn] = field(default_factory=list)
+    uses: int = 0  # forwards so far: a backward must belong to the last one
 
     @property
     def length(self) -> int:
