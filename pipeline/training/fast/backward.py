@@ -1,4 +1,4 @@
-"""The cascade backward: the chain of stages in reverse, everything else in batched products.
+"""The cascade backward: the chain of stages in reverse (``chain.py``), everything else in batched products.
 
 The gradient of a memory is gathered once a turn for all stages, as a product of rank three (what was read, and both
 heads' keys) beside what the write let through. Gradients of weights are one product each over all turns.
@@ -15,11 +15,11 @@ from pipeline.training.fast.cell import (
     HeadGradients,
     WriteGradients,
     address_backward,
-    along_rows,
     lstm_backward,
     over_rows,
     write_backward,
 )
+from pipeline.training.fast.chain import Chain, Reaching
 from pipeline.training.fast.parameters import SCALARS
 from pipeline.training.fast.trace import Trace, Turn, Weights
 from pipeline.training.models._ntm import READ, WRITE
@@ -32,9 +32,9 @@ class Gradients(NamedTuple):
     weights: Weights
 
 
-def backward(d_outputs: Tensor, weights: Weights, trace: Trace, learned_memory: bool) -> Gradients:
+def backward(d_outputs: Tensor, weights: Weights, trace: Trace, chain: Chain, learned_memory: bool) -> Gradients:
     """Gradients of ``forward``, given that of its result [K, T, B, H + M]."""
-    passing = _Backward(weights, trace, learned_memory)
+    passing = _Backward(weights, trace, chain, learned_memory)
     for n in reversed(range(trace.length)):
         passing.turn(n, d_outputs[:, n])
     return passing.gradients()
@@ -49,8 +49,8 @@ class _Backward:
     the write head's scalars, erase, add and the write head's key.
     """
 
-    def __init__(self, weights: Weights, trace: Trace, learned_memory: bool):
-        self.weights, self.trace, self.learned_memory = weights, trace, learned_memory
+    def __init__(self, weights: Weights, trace: Trace, chain: Chain, learned_memory: bool):
+        self.weights, self.trace, self.chain, self.learned_memory = weights, trace, chain, learned_memory
         self.shape = trace.shape
         lead, batch, like = trace.inputs.shape[:2], trace.inputs.shape[3], trace.inputs
         width, hidden, slots = self.shape.width, self.shape.hidden, self.shape.slots
@@ -72,11 +72,12 @@ class _Backward:
         if turn.side_by_side:
             first = self._first_turn(turn)
         else:
-            heads = []
-            for c in reversed(range(self.shape.stages)):
-                head, first = self._stage(n, c, turn)
-                heads.append(head)
-            self.memory = self._memory(n, turn, heads[::-1], written) if wanted else None
+            found = self.chain.backward(
+                self.weights, self.trace, n, Reaching(self.read, self.hidden, self.cell, self.at[READ]),
+                self.d_gates[:, :, n], self.d_reading[:, :, n],
+            )  # fmt: skip
+            self.cell, self.at[READ], first = found.cell, found.head.previous, found.first
+            self.memory = self._memory(n, turn, found.head, written) if wanted else None
         self._own(n, first)
 
     def _write(self, n: int, turn: Turn, wanted: bool) -> tuple[WriteGradients, HeadGradients]:
@@ -100,8 +101,8 @@ class _Backward:
         """Turn 1 of all stages at once: what it read was constant. Returns the gradient of r^0(1), [K, B, M]."""
         width, trace = self.shape.width, self.trace
         self.d_reading[:, :, 0] = 0
-        if turn.reads:
-            head = address_backward(self.at[READ], turn.reads[0])
+        if turn.read is not None:
+            head = address_backward(self.at[READ], turn.read)
             self.at[READ] = head.previous
             self.d_reading[:, :, 0, :, width:] = head.raw
             self.hidden += head.raw @ self.weights.heads[:, :, width : width + SCALARS]
@@ -111,41 +112,20 @@ class _Backward:
         )  # fmt: skip
         return self.d_gates[:, 0, 0] @ self.weights.controller[:, 0, :, :width]
 
-    def _stage(self, n: int, c: int, turn: Turn) -> tuple[HeadGradients, Tensor]:
-        """Stage c of turn n; passes the gradient of r^{c-1}(n) [K, B, M] on, and returns it."""
-        width, trace, memory = self.shape.width, self.trace, turn.memory[:, c]
-        head = address_backward(along_rows(self.read[:, c], memory) + self.at[READ][:, c], turn.reads[c])
-        self.at[READ][:, c] = head.previous
-        raw = self.d_reading[:, c, n]
-        torch.addcmul(
-            over_rows(head.dots, memory), head.key_scale, trace.read_raw[:, c, n, :, :width], out=raw[..., :width]
-        )
-        raw[..., width:] = head.raw
-        d_hidden = torch.baddbmm(self.hidden[:, c], raw, self.weights.heads[:, c, : width + SCALARS])
-        gates = self.d_gates[:, c, n]
-        self.cell[:, c] = lstm_backward(
-            d_hidden, self.cell[:, c], trace.gates[:, c, n], trace.cells[:, c, n], trace.squashed[:, c, n], gates
-        )
-        passed = gates @ self.weights.controller[:, c, :, :width]
-        if c:
-            self.read[:, c - 1] += passed
-        return head, passed
-
     def _memory(
-        self, n: int, turn: Turn, reads: list[HeadGradients], written: tuple[WriteGradients, HeadGradients] | None
+        self, n: int, turn: Turn, read: HeadGradients, written: tuple[WriteGradients, HeadGradients] | None
     ) -> Tensor:
         """The gradient of the memories that turn n read, [K, C, B, N, M]."""
         width = self.shape.width
-        left = [torch.stack([stand.weights for stand in turn.reads], 1), torch.stack([head.dots for head in reads], 1)]
+        left = [turn.read_weights, read.dots]
         right = [self.read, self.trace.read_raw[:, :, n, :, :width]]
-        rows = torch.stack([head.rows for head in reads], 1)
         if written is not None:
             left.append(written[1].dots)
             right.append(turn.write_key)
-            rows += written[1].rows
         total = torch.stack(left, -1) @ torch.stack(right, -2)
         if written is not None:
             total += written[0].memory
+        rows = read.rows if written is None else read.rows + written[1].rows
         return total.addcmul_(rows.unsqueeze(-1), turn.memory)
 
     def _own(self, n: int, first: Tensor) -> None:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from pipeline.training.errors import TrainingError
 from pipeline.training.fast.backward import backward
+from pipeline.training.fast.chain import Chain, StageByStage
 from pipeline.training.fast.forward import forward
 from pipeline.training.fast.parameters import StackedCascade
 from pipeline.training.fast.trace import Trace, Weights
@@ -19,7 +20,7 @@ from pipeline.training.models.cm_ntm import CMNTM
 
 
 class CascadeFunction(torch.autograd.Function):
-    """The cascade with its hand-written backward: (trace, learned memory?, queries, derived, *Weights) -> outputs.
+    """The cascade with its hand-written backward: (trace, chain, learned memory?, queries, derived, *Weights) -> outputs.
 
     queries: [K, T, B, D]; derived: [K, T, B, C-1, D] or None; returns [h^C; r^C], [K, T, B, H + M]. The queries get no
     gradient: they are cached features.
@@ -27,20 +28,21 @@ class CascadeFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, trace: Trace, learned_memory: bool, queries: Tensor, derived: Tensor | None, *weights: Tensor
-    ) -> Tensor:
-        ctx.trace, ctx.weights, ctx.learned_memory = trace, Weights(*weights), learned_memory
+        ctx: Any, trace: Trace, chain: Chain, learned_memory: bool, queries: Tensor, derived: Tensor | None,
+        *weights: Tensor,
+    ) -> Tensor:  # fmt: skip
+        ctx.trace, ctx.chain, ctx.weights, ctx.learned_memory = trace, chain, Weights(*weights), learned_memory
         trace.uses += 1
         ctx.use = trace.uses
-        return forward(queries, derived, ctx.weights, trace).clone()  # the trace must not keep this graph alive
+        return forward(queries, derived, ctx.weights, trace, chain)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_outputs: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.use != ctx.trace.uses:
             raise RuntimeError("another forward of the same shape came before this backward; call backward first")
-        found = backward(d_outputs, ctx.weights, ctx.trace, ctx.learned_memory)
-        return None, None, None, found.derived, *found.weights
+        found = backward(d_outputs, ctx.weights, ctx.trace, ctx.chain, ctx.learned_memory)
+        return None, None, None, None, found.derived, *found.weights
 
 
 class LinearFunction(torch.autograd.Function):
@@ -61,8 +63,10 @@ class LinearFunction(torch.autograd.Function):
 class FastCascade(StackedCascade):
     """``forward`` equals that of each of the K reference models on its own batch, and so do the gradients."""
 
-    def __init__(self, models: Sequence[CMNTM]):
+    def __init__(self, models: Sequence[CMNTM], chain: Chain | None = None):
+        """``chain``: how a turn goes through its stages; stage by stage when None."""
         super().__init__(models)
+        self._chain = chain or StageByStage()
         self._constant = self.constant
         self._traces: dict[tuple[Any, ...], Trace] = {}
 
@@ -79,7 +83,9 @@ class FastCascade(StackedCascade):
             self.controller, self.gate_biases.sum(2), self.heads, self.head_bias, self.hidden, self.cell, self.read,
             self.start, self.memory,
         )  # fmt: skip
-        outputs = CascadeFunction.apply(self._trace(by_turn), self.learned_memory, by_turn, derived, *weights)
+        outputs = CascadeFunction.apply(
+            self._trace(by_turn), self._chain, self.learned_memory, by_turn, derived, *weights
+        )
         flat = LinearFunction.apply(outputs.flatten(1, 2), self.output) + self.output_bias.unsqueeze(1)
         predicted = flat.unflatten(1, by_turn.shape[1:3]).transpose(1, 2)
         return queries + predicted if self.options.residual else predicted

@@ -1,7 +1,7 @@
 """The cascade forward, turn by turn, with everything that its backward needs kept.
 
 What depends on the inputs alone is one product for all stages and turns; what depends on the turn before is one product
-a turn for all stages; only r^{c-1}(n) -> gates -> read head -> r^c(n) goes stage by stage. The write head, erase and add
+a turn for all stages; only r^{c-1}(n) -> gates -> read head -> r^c(n) is a chain of stages (``chain.py``). The write head, erase and add
 are off that chain, and the last turn writes nothing. Where every memory starts from one constant, turn 1 reads that
 constant whatever the weights: its stages then run side by side and need no key.
 """
@@ -11,13 +11,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline.training.fast.cell import address, lstm, over_rows, row_norms, write
+from pipeline.training.fast.cell import address, lstm, row_norms, write
+from pipeline.training.fast.chain import Chain
 from pipeline.training.fast.parameters import SCALARS
 from pipeline.training.fast.trace import Trace, Turn, Weights
 from pipeline.training.models._ntm import READ, WRITE
 
 
-def forward(queries: Tensor, derived: Tensor | None, weights: Weights, trace: Trace) -> Tensor:
+def forward(queries: Tensor, derived: Tensor | None, weights: Weights, trace: Trace, chain: Chain) -> Tensor:
     """queries [K, T, B, D], derived features [K, T, B, C-1, D] (None for C = 1) -> [h^C; r^C], [K, T, B, H + M]."""
     shape = trace.shape
     feature = slice(shape.width, shape.width + shape.dim)
@@ -37,11 +38,10 @@ def forward(queries: Tensor, derived: Tensor | None, weights: Weights, trace: Tr
         if n == 0 and trace.constant is not None:
             _first_turn(trace, weights)
         else:
-            _stages(trace, weights, n)
+            chain.forward(trace, weights, n, _previous(trace, n, READ))
         if n + 1 < trace.length:
             _write(trace, weights, n)
-    trace.outputs[..., : shape.hidden] = trace.hidden[:, -1]
-    return trace.outputs
+    return torch.cat([trace.hidden[:, -1], trace.reads[:, -1]], -1)
 
 
 def _enter(trace: Trace, weights: Weights, n: int) -> None:
@@ -56,9 +56,10 @@ def _enter(trace: Trace, weights: Weights, n: int) -> None:
         trace.inputs[:, 0, 0, :, :width] = weights.read[:, -1].unsqueeze(1)  # r^0(1) = r^C(0)
         memory = weights.memory.unsqueeze(2).expand(-1, -1, batch, -1, -1)
         trace.turns.append(Turn(memory, None if trace.constant is not None else row_norms(memory)))
-    else:  # the reads were put there by the turn before
+    else:
+        own[..., :width] = trace.reads[:, :, n - 1]
         own[..., width:] = trace.hidden[:, :, n - 1]
-        trace.inputs[:, 0, n, :, :width] = trace.outputs[:, n - 1, :, trace.shape.hidden :]
+        trace.inputs[:, 0, n, :, :width] = trace.reads[:, -1, n - 1]
     _add_product(trace.gates[:, :, n], own, weights.controller[..., before:])
 
 
@@ -72,49 +73,23 @@ def _previous(trace: Trace, n: int, head: int) -> Tensor:
     if n == 0:
         return trace.starts[:, :, head].unsqueeze(2).expand(-1, -1, trace.inputs.shape[3], -1)
     turn = trace.turns[n - 1]
-    if head == WRITE:
-        return turn.write.weights
-    return turn.reads[0].weights if turn.side_by_side else torch.stack([stand.weights for stand in turn.reads], 1)
+    return turn.write.weights if head == WRITE else turn.read_weights
 
 
 def _first_turn(trace: Trace, weights: Weights) -> None:
     """Turn 1 of all stages at once: all rows of all memories are one constant, and so is what is read from them."""
-    width, hidden = trace.shape.width, trace.shape.hidden
+    width = trace.shape.width
     trace.inputs[:, 1:, 0, :, :width] = trace.constant
     _add_product(trace.gates[:, :, 0], trace.inputs[:, :, 0, :, :width], weights.controller[..., :width])
     trace.hidden[:, :, 0], trace.cells[:, :, 1], trace.squashed[:, :, 0] = lstm(
         trace.gates[:, :, 0], trace.cells[:, :, 0]
     )
-    trace.outputs[:, 0, :, hidden:] = trace.constant
+    trace.reads[:, :, 0] = trace.constant
     if trace.length > 1:
         raw = trace.hidden[:, :, 0] @ weights.heads[:, :, width : width + SCALARS].mT
         raw += weights.head_bias[:, :, None, width : width + SCALARS]
-        trace.turns[0].reads.append(address(None, None, None, raw, _previous(trace, 0, READ)))
-        own = slice(width + trace.shape.dim, 2 * width + trace.shape.dim)
-        trace.inputs[:, :, 1, :, own] = trace.constant
-
-
-def _stages(trace: Trace, weights: Weights, n: int) -> None:
-    """Turn n stage by stage: r^{c-1}(n) -> gates -> read head -> r^c(n)."""
-    shape, turn, previous = trace.shape, trace.turns[n], _previous(trace, n, READ)
-    width, reading = shape.width, shape.width + SCALARS
-    own = slice(width + shape.dim, 2 * width + shape.dim)
-    for c in range(shape.stages):
-        gates = trace.gates[:, c, n]
-        gates.baddbmm_(trace.inputs[:, c, n, :, :width], weights.controller[:, c, :, :width].mT)
-        hidden, trace.cells[:, c, n + 1], trace.squashed[:, c, n] = lstm(gates, trace.cells[:, c, n])
-        trace.hidden[:, c, n] = hidden
-        raw = torch.baddbmm(weights.head_bias[:, c, None, :reading], hidden, weights.heads[:, c, :reading].mT)
-        trace.read_raw[:, c, n] = raw
-        stand = address(turn.memory[:, c], turn.norms[:, c], raw[..., :width], raw[..., width:], previous[:, c])
-        turn.reads.append(stand)
-        read = over_rows(stand.weights, turn.memory[:, c])
-        if c + 1 < shape.stages:
-            trace.inputs[:, c + 1, n, :, :width] = read
-        else:
-            trace.outputs[:, n, :, shape.hidden :] = read
-        if n + 1 < trace.length:
-            trace.inputs[:, c, n + 1, :, own] = read
+        trace.turns[0].read = address(None, None, None, raw, _previous(trace, 0, READ))
+        trace.turns[0].read_weights = trace.turns[0].read.weights
 
 
 def _write(trace: Trace, weights: Weights, n: int) -> None:

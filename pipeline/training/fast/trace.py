@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -29,13 +29,14 @@ class Weights(NamedTuple):
 class Turn:
     """One turn of all stages. memory: [K, C, B, N, M] as it was read, with the norms of its rows [K, C, B, N].
 
-    reads: where each stage's read head stands ([K, B, ..] each), or one entry for all stages at once ([K, C, B, ..]).
-    write: where the write heads stand [K, C, B, ..]; erase, add: [K, C, B, M]; the last turn has none of them.
+    read: where the read heads stand, as the chain of stages keeps it; read_weights: [K, C, B, N].
+    write: where the write heads stand [K, C, B, ..]; erase, add, write_key: [K, C, B, M]; the last turn has none of them.
     """
 
     memory: Tensor
     norms: Tensor | None
-    reads: list[Stand] = field(default_factory=list)
+    read: Any = None
+    read_weights: Tensor | None = None
     write: Stand | None = None
     erase: Tensor | None = None
     add: Tensor | None = None
@@ -53,7 +54,7 @@ class Trace:
 
     inputs: [K, C, T, B, I], [r^{c-1}; f_drv; r^c; h]. gates: [K, C, T, B, 4 H] after their nonlinearities. cells:
     [K, C, T + 1, B, H], the first from before turn 1; squashed: their tanh [K, C, T, B, H]; hidden likewise.
-    outputs: [K, T, B, H + M], [h^C; r^C]. read_raw: [K, C, T, B, M + 6], the read head's key and scalars.
+    reads: [K, C, T, B, M], r^c(n). read_raw: [K, C, T, B, M + 6], the read head's key and scalars.
     starts: [K, C, 2, N], the heads' learned first weights. constant: the one value that all memories start from, or None.
     """
 
@@ -64,7 +65,7 @@ class Trace:
     cells: Tensor
     squashed: Tensor
     hidden: Tensor
-    outputs: Tensor
+    reads: Tensor
     read_raw: Tensor
     starts: Tensor
     turns: list[Turn] = field(default_factory=list)
@@ -91,7 +92,7 @@ class Trace:
             cells=room(*lead, turns + 1, batch, hidden),
             squashed=room(*lead, turns, batch, hidden),
             hidden=room(*lead, turns, batch, hidden),
-            outputs=room(runs, turns, batch, hidden + width),
+            reads=room(*lead, turns, batch, width),
             read_raw=room(*lead, turns, batch, width + SCALARS),
             starts=room(*lead, 2, shape.slots),
         )

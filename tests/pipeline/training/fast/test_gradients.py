@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pipeline.training.fast.cascade import CascadeFunction, LinearFunction
 from pipeline.training.fast.cell import address, address_backward, row_norms, write, write_backward
+from pipeline.training.fast.chain import StageByStage
 from pipeline.training.fast.parameters import StackedCascade
 from pipeline.training.fast.trace import Trace, Weights
 from pipeline.training.models import build_model
@@ -39,7 +40,7 @@ def test_cascade(turns: int, constant: float | None) -> None:
 
     def run(derived: Tensor, *weights: Tensor) -> Tensor:
         trace = Trace.empty(shape, runs, turns, sessions, queries, constant)
-        return CascadeFunction.apply(trace, constant is None, queries, derived, *Weights(*weights))
+        return CascadeFunction.apply(trace, StageByStage(), constant is None, queries, derived, *Weights(*weights))
 
     assert torch.autograd.gradcheck(run, (random(runs, turns, sessions, stages - 1, dim), *weights))
 
