@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.training.errors import TrainingError
 from pipeline.training.fast.cascade import FastCascade
+from pipeline.training.fast.chain import Chain
 from pipeline.training.models import build_model
 from pipeline.training.models.cm_ntm import CMNTM
 
@@ -57,9 +58,11 @@ def gradients_of(fast: FastCascade, models: list[CMNTM]) -> list[dict[str, Tenso
     return [dict(holder.named_parameters()) for holder in holders]
 
 
-def compare(models: list[CMNTM], batches: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+def compare(
+    models: list[CMNTM], batches: list[tuple[Tensor, Tensor, Tensor]], chain: Chain | None = None
+) -> None:
     """One forward and backward of each reference model on its own batch, and of all of them at once."""
-    fast = FastCascade(models)
+    fast = FastCascade(models, chain)
     outputs = fast(torch.stack([queries for queries, _, _ in batches]))
     (outputs * torch.stack([weights for _, _, weights in batches])).sum().backward()
     found = gradients_of(fast, models)

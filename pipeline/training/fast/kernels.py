@@ -1,0 +1,251 @@
+"""Triton kernels of a turn's chain of stages, one program a session: forward and backward over all C stages.
+
+The chain has no D-sized product: with P_i = M_i^{c-1} W_r and Q_i = M_i W_k (both one product a turn for all stages), the
+gates of stage c take sum_i w_i P_i from the read weights w of stage c - 1, and the key's dot products are Q_i h. The
+key's norm comes from the Gram matrix of W_k. The formulas are those of ``cell.py``; tests hold both against each other.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+FLOOR = tl.constexpr(1e-8)  # NORM_FLOOR of the reference
+LINEAR = tl.constexpr(20.0)  # SOFTPLUS_LINEAR
+
+
+@triton.jit
+def _sigmoid(x):
+    return 1 / (1 + tl.exp(-x))
+
+
+@triton.jit
+def _tanh(x):
+    return 2 / (1 + tl.exp(-2 * x)) - 1
+
+
+@triton.jit
+def _softplus(x):
+    return tl.where(x > LINEAR, x, tl.log(1 + tl.exp(tl.minimum(x, LINEAR))))
+
+
+@triton.jit
+def _slope(x):
+    """Derivative of softplus."""
+    return tl.where(x > LINEAR, 1.0, _sigmoid(x))
+
+
+@triton.jit
+def _softmax(x, inside):
+    e = tl.where(inside, tl.exp(x - tl.max(tl.where(inside, x, -float("inf")), 0)), 0.0)
+    return e / tl.sum(e, 0)
+
+
+@triton.jit
+def _shifts(s0, s1, s2, N: tl.constexpr, SLOTS: tl.constexpr):
+    """The circulant matrix [SLOTS, SLOTS] that takes weights to shifted weights."""
+    i, j = tl.arange(0, SLOTS)[:, None], tl.arange(0, SLOTS)[None, :]
+    by = (i - j + N) % N
+    inside = (i < N) & (j < N)
+    # With one or two slots two shifts, or all three, meet in one element.
+    matrix = tl.where(by == 1 % N, s0, 0.0) + tl.where(by == 0, s1, 0.0) + tl.where(by == (N - 1) % N, s2, 0.0)
+    return tl.where(inside, matrix, 0.0)
+
+
+@triton.jit
+def _scalar(base, at, hidden, weights, bias, unit, H: tl.constexpr, has):
+    return tl.sum(tl.load(weights + (base + at) * H + unit, mask=has, other=0.0) * hidden, 0) + tl.load(bias + base + at)
+
+
+@triton.jit
+def forward_turn(
+    gates, gates_k, gates_c,  # [K, C, B, 4 H] with strides of K and C: in before, out after their nonlinearities
+    cells, cells_k, cells_c,  # [K, C, B, H] before the turn
+    new_cells,  # as cells, after the turn
+    squashed, states_k, states_c,  # [K, C, B, H] out
+    hidden,  # as squashed, out
+    products,  # P [K, C - 1, B, N, 4 H]
+    answers, offsets,  # Q [K, C, B, N, H]; b_k . M_i [K, C, B, N]
+    gram, gram_bias, gram_constant,  # W_k' W_k [K, C, H, H]; W_k' b_k [K, C, H]; |b_k|^2 [K, C]
+    scalar_weights, scalar_bias,  # [K, C, 6, H], [K, C, 6]
+    previous, norms,  # [K, C, B, N]
+    weights, cosines, raw, key_norms,  # out: [K, C, B, N] twice, [K, C, B, 6], [K, C, B]
+    B, C: tl.constexpr, H: tl.constexpr, N: tl.constexpr, UNITS: tl.constexpr, SLOTS: tl.constexpr,
+):  # fmt: skip
+    """One program for each run and session. UNITS, SLOTS: H and N rounded up to powers of two."""
+    k, b = tl.program_id(0) // B, tl.program_id(0) % B
+    unit, slot = tl.arange(0, UNITS), tl.arange(0, SLOTS)
+    has, stands = unit < H, slot < N
+    tile = stands[:, None] & has[None, :]
+    at = tl.zeros([SLOTS], dtype=weights.dtype.element_ty)
+    for c in range(C):
+        kc = k * C + c
+        row = kc * B + b
+        gate = gates + k * gates_k + c * gates_c + b * 4 * H
+        i = tl.load(gate + unit, mask=has, other=0.0)
+        f = tl.load(gate + H + unit, mask=has, other=0.0)
+        g = tl.load(gate + 2 * H + unit, mask=has, other=0.0)
+        o = tl.load(gate + 3 * H + unit, mask=has, other=0.0)
+        if c > 0:
+            part = products + ((k * (C - 1) + c - 1) * B + b) * N * 4 * H + slot[:, None] * 4 * H + unit[None, :]
+            i += tl.sum(tl.load(part, mask=tile, other=0.0) * at[:, None], 0)
+            f += tl.sum(tl.load(part + H, mask=tile, other=0.0) * at[:, None], 0)
+            g += tl.sum(tl.load(part + 2 * H, mask=tile, other=0.0) * at[:, None], 0)
+            o += tl.sum(tl.load(part + 3 * H, mask=tile, other=0.0) * at[:, None], 0)
+        i, f, g, o = _sigmoid(i), _sigmoid(f), _tanh(g), _sigmoid(o)
+        tl.store(gate + unit, i, mask=has)
+        tl.store(gate + H + unit, f, mask=has)
+        tl.store(gate + 2 * H + unit, g, mask=has)
+        tl.store(gate + 3 * H + unit, o, mask=has)
+        cell = f * tl.load(cells + k * cells_k + c * cells_c + b * H + unit, mask=has, other=0.0) + i * g
+        tanh = _tanh(cell)
+        state = tl.where(has, o * tanh, 0.0)
+        tl.store(new_cells + k * cells_k + c * cells_c + b * H + unit, cell, mask=has)
+        tl.store(squashed + k * states_k + c * states_c + b * H + unit, tanh, mask=has)
+        tl.store(hidden + k * states_k + c * states_c + b * H + unit, state, mask=has)
+
+        answer = tl.load(answers + row * N * H + slot[:, None] * H + unit[None, :], mask=tile, other=0.0)
+        dots = tl.sum(answer * state[None, :], 1) + tl.load(offsets + row * N + slot, mask=stands, other=0.0)
+        square = tl.load(
+            gram + kc * H * H + unit[:, None] * H + unit[None, :], mask=has[:, None] & has[None, :], other=0.0
+        )
+        linear = tl.load(gram_bias + kc * H + unit, mask=has, other=0.0)
+        norm2 = tl.sum(state * (tl.sum(square * state[None, :], 1) + 2 * linear), 0) + tl.load(gram_constant + kc)
+        key_norm = tl.sqrt(tl.maximum(norm2, 0.0))
+        norm = tl.maximum(tl.load(norms + row * N + slot, mask=stands, other=1.0), FLOOR)
+        cosine = dots / tl.maximum(key_norm, FLOOR) / norm
+        r0 = _scalar(kc * 6, 0, state, scalar_weights, scalar_bias, unit, H, has)
+        r1 = _scalar(kc * 6, 1, state, scalar_weights, scalar_bias, unit, H, has)
+        r2 = _scalar(kc * 6, 2, state, scalar_weights, scalar_bias, unit, H, has)
+        r3 = _scalar(kc * 6, 3, state, scalar_weights, scalar_bias, unit, H, has)
+        r4 = _scalar(kc * 6, 4, state, scalar_weights, scalar_bias, unit, H, has)
+        r5 = _scalar(kc * 6, 5, state, scalar_weights, scalar_bias, unit, H, has)
+        tl.store(raw + row * 6, r0)
+        tl.store(raw + row * 6 + 1, r1)
+        tl.store(raw + row * 6 + 2, r2)
+        tl.store(raw + row * 6 + 3, r3)
+        tl.store(raw + row * 6 + 4, r4)
+        tl.store(raw + row * 6 + 5, r5)
+        tl.store(cosines + row * N + slot, cosine, mask=stands)
+        tl.store(key_norms + row, key_norm)
+
+        content = _softmax(_softplus(r0) * cosine, stands)
+        before = tl.load(previous + row * N + slot, mask=stands, other=0.0)
+        mixed = before + _sigmoid(r1) * (content - before)
+        top = tl.maximum(tl.maximum(r2, r3), r4)
+        e0, e1, e2 = tl.exp(r2 - top), tl.exp(r3 - top), tl.exp(r4 - top)
+        whole = e0 + e1 + e2
+        shifted = tl.sum(_shifts(e0 / whole, e1 / whole, e2 / whole, N, SLOTS) * mixed[None, :], 1)
+        tiny = 1.17549435e-38
+        log = tl.log(tl.maximum(shifted, tiny))
+        at = _softmax((1 + _softplus(r5)) * log, stands)
+        tl.store(weights + row * N + slot, at, mask=stands)
+
+
+@triton.jit
+def backward_turn(
+    d_weights,  # [K, C, B, N]: from all but the next stage
+    d_hidden, d_cells,  # [K, C, B, H]: from all but this stage's read head; cells: of the new cell
+    gates, gates_k, gates_c, cells, cells_k, cells_c, squashed, hidden, states_k, states_c,  # as the forward left them
+    products, answers, gram, gram_bias, scalar_weights, previous, norms, weights, cosines, raw, key_norms,
+    d_gates, d_gates_k, d_gates_c,  # [K, C, B, 4 H] out
+    d_old_cells, d_previous,  # out: [K, C, B, H], [K, C, B, N]
+    dots, rows, key_scales, d_raw,  # out, ``HeadGradients``: [K, C, B, N] twice, [K, C, B], [K, C, B, 6]
+    B, C: tl.constexpr, H: tl.constexpr, N: tl.constexpr, UNITS: tl.constexpr, SLOTS: tl.constexpr,
+):  # fmt: skip
+    """The same stages in reverse."""
+    k, b = tl.program_id(0) // B, tl.program_id(0) % B
+    unit, slot = tl.arange(0, UNITS), tl.arange(0, SLOTS)
+    has, stands = unit < H, slot < N
+    tile = stands[:, None] & has[None, :]
+    passed = tl.zeros([SLOTS], dtype=weights.dtype.element_ty)
+    for back in range(C):
+        c = C - 1 - back
+        kc = k * C + c
+        row = kc * B + b
+        r0, r1 = tl.load(raw + row * 6), tl.load(raw + row * 6 + 1)
+        r2, r3, r4 = tl.load(raw + row * 6 + 2), tl.load(raw + row * 6 + 3), tl.load(raw + row * 6 + 4)
+        r5 = tl.load(raw + row * 6 + 5)
+        cosine = tl.load(cosines + row * N + slot, mask=stands, other=0.0)
+        before = tl.load(previous + row * N + slot, mask=stands, other=0.0)
+        at = tl.load(weights + row * N + slot, mask=stands, other=0.0)
+        strength, gate, sharpening = _softplus(r0), _sigmoid(r1), 1 + _softplus(r5)
+        content = _softmax(strength * cosine, stands)
+        mixed = before + gate * (content - before)
+        top = tl.maximum(tl.maximum(r2, r3), r4)
+        e0, e1, e2 = tl.exp(r2 - top), tl.exp(r3 - top), tl.exp(r4 - top)
+        whole = e0 + e1 + e2
+        s0, s1, s2 = e0 / whole, e1 / whole, e2 / whole
+        circulant = _shifts(s0, s1, s2, N, SLOTS)
+        shifted = tl.sum(circulant * mixed[None, :], 1)
+        tiny = 1.17549435e-38
+        log = tl.where(stands, tl.log(tl.maximum(shifted, tiny)), 0.0)
+
+        d_at = tl.load(d_weights + row * N + slot, mask=stands, other=0.0) + passed
+        d_logits = at * (d_at - tl.sum(d_at * at, 0))
+        d_sharpening = tl.sum(d_logits * log, 0)
+        d_shifted = tl.where(stands & (shifted >= tiny), d_logits * sharpening / tl.maximum(shifted, tiny), 0.0)
+        d_s0 = tl.sum(d_shifted * tl.sum(_shifts(1.0, 0.0, 0.0, N, SLOTS) * mixed[None, :], 1), 0)
+        d_s1 = tl.sum(d_shifted * mixed, 0)
+        d_s2 = tl.sum(d_shifted * tl.sum(_shifts(0.0, 0.0, 1.0, N, SLOTS) * mixed[None, :], 1), 0)
+        d_mixed = tl.sum(circulant * d_shifted[:, None], 0)
+        d_gate = tl.sum(d_mixed * (content - before), 0)
+        tl.store(d_previous + row * N + slot, d_mixed * (1 - gate), mask=stands)
+        d_content = d_mixed * gate
+        d_scaled = content * (d_content - tl.sum(d_content * content, 0))
+        d_cosine = d_scaled * strength
+        norm = tl.load(norms + row * N + slot, mask=stands, other=1.0)
+        key_norm = tl.load(key_norms + row)
+        dot = d_cosine / tl.maximum(key_norm, FLOOR) / tl.maximum(norm, FLOOR)
+        pull = d_cosine * cosine
+        floored = tl.maximum(norm, FLOOR)
+        tl.store(dots + row * N + slot, dot, mask=stands)
+        tl.store(rows + row * N + slot, tl.where(norm < FLOOR, 0.0, -pull / (floored * floored)), mask=stands)
+        key_floored = tl.maximum(key_norm, FLOOR)
+        key_scale = tl.where(key_norm < FLOOR, 0.0, -tl.sum(pull, 0) / (key_floored * key_floored))
+        tl.store(key_scales + row, key_scale)
+        mean = s0 * d_s0 + s1 * d_s1 + s2 * d_s2
+        d0 = tl.sum(d_scaled * cosine, 0) * _slope(r0)
+        d1 = d_gate * gate * (1 - gate)
+        d2, d3, d4 = s0 * (d_s0 - mean), s1 * (d_s1 - mean), s2 * (d_s2 - mean)
+        d5 = d_sharpening * _slope(r5)
+        tl.store(d_raw + row * 6, d0)
+        tl.store(d_raw + row * 6 + 1, d1)
+        tl.store(d_raw + row * 6 + 2, d2)
+        tl.store(d_raw + row * 6 + 3, d3)
+        tl.store(d_raw + row * 6 + 4, d4)
+        tl.store(d_raw + row * 6 + 5, d5)
+
+        state = tl.load(hidden + k * states_k + c * states_c + b * H + unit, mask=has, other=0.0)
+        tanh = tl.load(squashed + k * states_k + c * states_c + b * H + unit, mask=has, other=0.0)
+        answer = tl.load(answers + row * N * H + slot[:, None] * H + unit[None, :], mask=tile, other=0.0)
+        square = tl.load(
+            gram + kc * H * H + unit[:, None] * H + unit[None, :], mask=has[:, None] & has[None, :], other=0.0
+        )
+        linear = tl.load(gram_bias + kc * H + unit, mask=has, other=0.0)
+        d_state = tl.load(d_hidden + row * H + unit, mask=has, other=0.0) + tl.sum(answer * dot[:, None], 0)
+        d_state += key_scale * (tl.sum(square * state[None, :], 1) + linear)
+        scalars = scalar_weights + kc * 6 * H + unit
+        d_state += d0 * tl.load(scalars, mask=has, other=0.0) + d1 * tl.load(scalars + H, mask=has, other=0.0)
+        d_state += d2 * tl.load(scalars + 2 * H, mask=has, other=0.0) + d3 * tl.load(scalars + 3 * H, mask=has, other=0.0)
+        d_state += d4 * tl.load(scalars + 4 * H, mask=has, other=0.0) + d5 * tl.load(scalars + 5 * H, mask=has, other=0.0)
+
+        gate_at = gates + k * gates_k + c * gates_c + b * 4 * H + unit
+        i, f = tl.load(gate_at, mask=has, other=0.0), tl.load(gate_at + H, mask=has, other=0.0)
+        g, o = tl.load(gate_at + 2 * H, mask=has, other=0.0), tl.load(gate_at + 3 * H, mask=has, other=0.0)
+        cell = tl.load(cells + k * cells_k + c * cells_c + b * H + unit, mask=has, other=0.0)
+        d_cell = tl.load(d_cells + row * H + unit, mask=has, other=0.0) + d_state * o * (1 - tanh * tanh)
+        d_i, d_f = d_cell * g * i * (1 - i), d_cell * cell * f * (1 - f)
+        d_g, d_o = d_cell * i * (1 - g * g), d_state * tanh * o * (1 - o)
+        d_at_gate = d_gates + k * d_gates_k + c * d_gates_c + b * 4 * H + unit
+        tl.store(d_at_gate, d_i, mask=has)
+        tl.store(d_at_gate + H, d_f, mask=has)
+        tl.store(d_at_gate + 2 * H, d_g, mask=has)
+        tl.store(d_at_gate + 3 * H, d_o, mask=has)
+        tl.store(d_old_cells + row * H + unit, d_cell * f, mask=has)
+        if c > 0:
+            part = products + ((k * (C - 1) + c - 1) * B + b) * N * 4 * H + slot[:, None] * 4 * H + unit[None, :]
+            passed = tl.sum(tl.load(part, mask=tile, other=0.0) * d_i[None, :], 1)
+            passed += tl.sum(tl.load(part + H, mask=tile, other=0.0) * d_f[None, :], 1)
+            passed += tl.sum(tl.load(part + 2 * H, mask=tile, other=0.0) * d_g[None, :], 1)
+            passed += tl.sum(tl.load(part + 3 * H, mask=tile, other=0.0) * d_o[None, :], 1)

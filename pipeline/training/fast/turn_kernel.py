@@ -1,0 +1,113 @@
+"""A turn's chain of stages as one Triton kernel each way (``kernels.py``), between batched products."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from pipeline.training.fast.cell import HeadGradients, along_rows, over_rows
+from pipeline.training.fast.chain import Passed, Reaching
+from pipeline.training.fast.kernels import backward_turn, forward_turn
+from pipeline.training.fast.parameters import SCALARS
+from pipeline.training.fast.trace import Trace, Weights
+
+
+class _Kept(NamedTuple):
+    """What the forward kernel got and found, for the backward one; see the kernels for shapes."""
+
+    products: Tensor
+    answers: Tensor
+    gram: Tensor
+    gram_bias: Tensor
+    scalar_weights: Tensor
+    previous: Tensor
+    norms: Tensor
+    weights: Tensor
+    cosines: Tensor
+    raw: Tensor
+    key_norms: Tensor
+
+
+class TurnKernel:
+    """The chain of ``StageByStage``, in the form without D-sized products (P_i = M_i W_r, Q_i = M_i W_k)."""
+
+    def forward(self, trace: Trace, weights: Weights, n: int, previous: Tensor) -> None:
+        shape, turn = trace.shape, trace.turns[n]
+        runs, stages, _, batch, _ = trace.inputs.shape
+        width, hidden, slots = shape.width, shape.hidden, shape.slots
+        memory = turn.memory.reshape(runs, stages, batch * slots, width)
+        key_weights, key_bias = weights.heads[:, :, :width], weights.head_bias[:, :, :width]
+        scalars = slice(width, width + SCALARS)
+        first = trace.inputs[:, 0, n, :, :width] @ weights.controller[:, 0, :, :width].mT
+        trace.gates[:, 0, n] += first  # r^0(n) is known; the kernel adds the other stages' r^{c-1}(n)
+
+        def out(*sizes: int) -> Tensor:
+            return memory.new_empty(runs, stages, batch, *sizes)
+
+        kept = _Kept(
+            products=memory[:, :-1] @ weights.controller[:, 1:, :, :width].mT,
+            answers=memory @ key_weights,
+            gram=key_weights.mT @ key_weights,
+            gram_bias=(key_bias.unsqueeze(2) @ key_weights).squeeze(2).contiguous(),
+            scalar_weights=weights.heads[:, :, scalars].contiguous(),
+            previous=previous.contiguous(),
+            norms=turn.norms.contiguous(),
+            weights=out(slots),
+            cosines=out(slots),
+            raw=out(SCALARS),
+            key_norms=out(),
+        )
+        gates, cells, states = trace.gates[:, :, n], trace.cells[:, :, n], trace.squashed[:, :, n]
+        forward_turn[(runs * batch,)](
+            gates, *gates.stride()[:2], cells, *cells.stride()[:2], trace.cells[:, :, n + 1],
+            states, *states.stride()[:2], trace.hidden[:, :, n], kept.products, kept.answers,
+            (memory @ key_bias.unsqueeze(3)).contiguous(), kept.gram, kept.gram_bias,
+            key_bias.square().sum(2).contiguous(), kept.scalar_weights,
+            weights.head_bias[:, :, scalars].contiguous(), kept.previous, kept.norms, kept.weights, kept.cosines,
+            kept.raw, kept.key_norms, batch, **self._sizes(trace),
+        )  # fmt: skip
+        turn.read, turn.read_weights = kept, kept.weights
+        reads = over_rows(kept.weights, turn.memory)
+        trace.reads[:, :, n] = reads
+        trace.inputs[:, 1:, n, :, :width] = reads[:, :-1]
+        trace.read_raw[:, :, n, :, width:] = kept.raw
+        trace.read_raw[:, :, n, :, :width] = trace.hidden[:, :, n] @ key_weights.mT + key_bias.unsqueeze(2)
+
+    def backward(
+        self, weights: Weights, trace: Trace, n: int, reaching: Reaching, d_gates: Tensor, d_reading: Tensor
+    ) -> Passed:
+        turn, width = trace.turns[n], trace.shape.width
+        kept: _Kept = turn.read
+        batch = trace.inputs.shape[3]
+        d_weights = along_rows(reaching.read, turn.memory) + reaching.read_at
+        d_hidden, d_cells = reaching.hidden.contiguous(), reaching.cell.contiguous()
+        d_old_cells, d_previous = torch.empty_like(d_cells), torch.empty_like(kept.weights)
+        dots, rows = torch.empty_like(kept.weights), torch.empty_like(kept.weights)
+        key_scales, d_raw = torch.empty_like(kept.key_norms), torch.empty_like(kept.raw)
+        gates, cells, states = trace.gates[:, :, n], trace.cells[:, :, n], trace.squashed[:, :, n]
+        backward_turn[(len(d_weights) * batch,)](
+            d_weights, d_hidden, d_cells, gates, *gates.stride()[:2], cells, *cells.stride()[:2], states,
+            trace.hidden[:, :, n], *states.stride()[:2], kept.products, kept.answers, kept.gram, kept.gram_bias,
+            kept.scalar_weights, kept.previous, kept.norms, kept.weights, kept.cosines, kept.raw, kept.key_norms,
+            d_gates, *d_gates.stride()[:2], d_old_cells, d_previous, dots, rows, key_scales, d_raw,
+            batch, **self._sizes(trace),
+        )  # fmt: skip
+        key_scale = key_scales.unsqueeze(-1)
+        torch.addcmul(
+            over_rows(dots, turn.memory), key_scale, trace.read_raw[:, :, n, :, :width], out=d_reading[..., :width]
+        )
+        d_reading[..., width:] = d_raw
+        passed = d_gates @ weights.controller[..., :width]
+        reaching.read[:, :-1] += passed[:, 1:]
+        return Passed(HeadGradients(d_raw, d_previous, dots, rows, key_scale), d_old_cells, passed[:, 0])
+
+    @staticmethod
+    def _sizes(trace: Trace) -> dict[str, int]:
+        shape = trace.shape
+        return {
+            "C": shape.stages, "H": shape.hidden, "N": shape.slots,
+            "UNITS": max(16, triton.next_power_of_2(shape.hidden)), "SLOTS": triton.next_power_of_2(shape.slots),
+        }  # fmt: skip

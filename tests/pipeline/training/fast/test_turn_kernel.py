@@ -1,0 +1,50 @@
+"""The Triton kernels of a turn against the reference: on a GPU where there is one, else in Triton's interpreter."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are defined
+pytest.importorskip("triton", reason="Triton is not installed: the extra `test` brings it on Linux")
+
+from pipeline.training.fast.cascade import FastCascade
+from pipeline.training.fast.turn_kernel import TurnKernel
+from tests.pipeline.training.fast.test_equality import batch, cascade, compare
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize(
+    ("memory", "stages", "slots", "turns"),
+    [("random", 1, 4, 2), ("random", 3, 1, 2), ("constant", 3, 2, 3), ("random", 2, 5, 3)],
+)
+def test_outputs_and_gradients_equal_the_reference(memory: str, stages: int, slots: int, turns: int) -> None:
+    compare([cascade(stages, memory, stages=stages, slots=slots)], [batch(turns, sessions=2)], TurnKernel())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stages", [4, 8, 16])
+@pytest.mark.parametrize("slots", [4, 16])
+def test_deep_cascades_equal_the_reference(stages: int, slots: int) -> None:
+    compare([cascade(stages, "constant", stages=stages, slots=slots)], [batch(4, sessions=3)], TurnKernel())
+
+
+def test_several_runs_at_once_equal_each_run_alone() -> None:
+    models = [cascade(seed, "random", stages=3, width=5) for seed in range(2)]
+    compare(models, [batch(3, seed, sessions=2) for seed in range(2)], TurnKernel())
+
+
+def test_learned_memories_get_their_gradient() -> None:
+    compare([cascade(3, stages=3, init="symmetry-breaking")], [batch(3, sessions=2)], TurnKernel())
+
+
+def test_single_precision_is_near_the_reference() -> None:
+    model = cascade(0, "constant", torch.float32, stages=3).to(DEVICE)
+    queries, lengths, _ = batch(3, sessions=2)
+    queries = queries.float().to(DEVICE)
+    found = FastCascade([model], TurnKernel())(queries[None])[0]
+    assert torch.allclose(found, model(queries, lengths.to(DEVICE)), rtol=1e-4, atol=1e-4)
