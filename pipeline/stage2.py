@@ -83,8 +83,11 @@ class StageTwo:
 
     def _features(self, sessions: Sequence[Any]) -> Any:
         from pipeline.training.data import session_features
+        from pipeline.training.texts import add_texts
 
         features = session_features(self.store, sessions)
+        if any(options.get("texts") for options in self.spec.models.values()):
+            features = add_texts(features, self.workspace.backbone(self.spec))
         for reason in features.reasons[:3]:
             self.log(f"left out: {reason}")
         if len(features.skipped) > 3:

@@ -50,7 +50,7 @@ class Objective:
 
     def __call__(self, model: MemoryModel, index: Tensor, progress: float = 1.0) -> Tensor:
         """The loss of the sessions ``index`` (int64 [B]); a scalar. ``progress``: see ``Step``."""
-        step = self._step(index, progress)
+        step = self._step(model, index, progress)
         own = model.objective(step)
         if own is not None:
             return own
@@ -64,13 +64,13 @@ class Objective:
         share = math.exp(-progress)
         return share * self._turns(step, predicted, certain=False) + (1 - share) * self._turns(step, predicted)
 
-    def _step(self, index: Tensor, progress: float) -> Step:
+    def _step(self, model: MemoryModel, index: Tensor, progress: float) -> Step:
         features, t = self.features, self.training
         if not t.drop_turns:
-            return Step(features, features.batch(index), features.target_rows[index], t, progress)
+            return Step(features, features.batch(index, model.texts > 0), features.target_rows[index], t, progress)
         places, lengths = kept_turns(features.lengths[index], features.turns, t.drop_turns)
         rows = features.target_rows[index].gather(1, places)
-        queries = features.queries[features.query_rows[index].gather(1, places)]
+        queries = features.inputs(index, places, model.texts > 0)
         return Step(features, Batch(queries, features.targets[rows], lengths), rows, t, progress)
 
     def _turns(self, step: Step, predicted: Tensor, certain: bool = True) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,10 +11,17 @@ from torch import Tensor
 
 from pipeline.results.metrics import metrics_of
 from pipeline.results.ranking import ranks, score_ranks
-from pipeline.training.data import SessionFeatures
+from pipeline.training.data import Batch, SessionFeatures
 from pipeline.training.models.base import MemoryModel
 
 CUTOFFS = (5, 8)
+
+
+def _inputs(model: MemoryModel, features: SessionFeatures) -> Callable[[Tensor], Batch]:
+    """What the model reads of the sessions given by number."""
+    if model.reads == "concatenated":
+        return features.concatenated
+    return partial(features.batch, texts=model.texts > 0)
 
 
 @torch.no_grad()
@@ -22,7 +30,7 @@ def embed(model: MemoryModel, features: SessionFeatures, batch: int = 1024) -> T
 
     ``batch`` sessions go through the model at once; it bounds memory and changes nothing else.
     """
-    take = features.concatenated if model.reads == "concatenated" else features.batch
+    take = _inputs(model, features)
     training = model.training
     model.eval()
     try:
@@ -42,7 +50,7 @@ def score(model: MemoryModel, features: SessionFeatures, candidates: Tensor, bat
 
     ``batch`` sessions are scored at once; it bounds memory and changes nothing else.
     """
-    take = features.concatenated if model.reads == "concatenated" else features.batch
+    take = _inputs(model, features)
     training = model.training
     model.eval()
     try:

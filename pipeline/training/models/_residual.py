@@ -50,7 +50,7 @@ class Residual(nn.Module):
             return {}
         from pipeline.training.models.ewma import EWMA
 
-        average = EWMA(EWMA.Options(), features.dim).to(features.device)
+        average = EWMA(EWMA.Options(), features.dim).to(features.queries)
         chosen = average.fit_parameters(features)
         self.alpha.copy_(average.alpha)
         return chosen

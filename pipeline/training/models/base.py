@@ -40,11 +40,16 @@ class MemoryModel(nn.Module, ABC):
         """The name that the registry finds this model by."""
         return type(self).__module__.rsplit(".", 1)[-1]
 
+    @property
+    def texts(self) -> int:
+        """E, the width of the text rows that the model reads beside f_qry: its option ``texts``; 0: it reads none."""
+        return getattr(self.options, "texts", 0)
+
     def forward(self, queries: Tensor, lengths: Tensor) -> Tensor:
         """f'_qry(1..T).
 
         Args:
-            queries: [B, T, D], f_qry(1..T); sessions shorter than T are padded at the end.
+            queries: [B, T, D], f_qry(1..T), or [B, T, D + E] for a model that reads ``texts``; sessions shorter than T are padded at the end.
             lengths: int64 [B], turns before padding.
 
         Returns:
@@ -53,10 +58,11 @@ class MemoryModel(nn.Module, ABC):
         Raises:
             TrainingError: shapes that do not fit the model or each other.
         """
-        if queries.dim() != 3 or queries.shape[-1] != self.dim or queries.shape[1] < 1:
+        if queries.dim() != 3 or queries.shape[-1] != self.dim + self.texts or queries.shape[1] < 1:
             raise TrainingError(
-                f"{self.name}: queries have shape {list(queries.shape)}, expected [batch, turns >= 1, {self.dim}]; "
-                "build the model for the width of the store's features"
+                f"{self.name}: queries have shape {list(queries.shape)}, expected "
+                f"[batch, turns >= 1, {self.dim + self.texts}]; build the model for the width of the store's features"
+                + (f" ({self.dim}, and the option texts = {self.texts} for the text rows)" if self.texts else "")
             )
         if lengths.shape != queries.shape[:1]:
             raise TrainingError(

@@ -22,17 +22,18 @@ class LSTM(MemoryModel):
         hidden: int = Field(100, ge=1)
         dropout: float = Field(0.0, ge=0, lt=1)  # on the input; 0 is the paper's
         residual: ResidualKind = False  # f' = f_qry + output, or the moving average + output; the paper has none
+        texts: int = Field(0, ge=0)  # width of the text rows to read beside f_qry; 0: f_qry alone
 
     def __init__(self, options: Options, dim: int):
         super().__init__(options, dim)
-        self.lstm = nn.LSTM(dim, options.hidden, batch_first=True)
+        self.lstm = nn.LSTM(dim + options.texts, options.hidden, batch_first=True)
         self.output = nn.Linear(options.hidden, dim)
         self.residual = Residual(options.residual)
         self.residual.start(self.output)
 
     def _forward(self, queries: Tensor, lengths: Tensor) -> Tensor:
         hidden, _ = self.lstm(F.dropout(queries, self.options.dropout, self.training))
-        return self.residual(queries, self.output(hidden))
+        return self.residual(queries[..., : self.dim], self.output(hidden))
 
     def fit_parameters(self, features: Any) -> dict[str, Any]:
         return self.residual.choose(features)

@@ -30,6 +30,7 @@ class Transformer(MemoryModel):
         turns: int = Field(16, ge=1)  # the longest session it can read
         dropout: float = Field(0.0, ge=0, lt=1)  # on the input and inside the layers
         residual: ResidualKind = False  # f' = f_qry + output, or the moving average + output
+        texts: int = Field(0, ge=0)  # width of the text rows to read beside f_qry; 0: f_qry alone
 
     def __init__(self, options: Options, dim: int):
         super().__init__(options, dim)
@@ -37,7 +38,7 @@ class Transformer(MemoryModel):
             raise TrainingError(
                 f"transformer: width {options.width} does not divide into {options.heads} heads; set heads to a divisor"
             )
-        self.input = nn.Linear(dim, options.width)
+        self.input = nn.Linear(dim + options.texts, options.width)
         self.position = nn.Parameter(torch.randn(options.turns, options.width) * 0.02)
         layer = nn.TransformerEncoderLayer(
             options.width, options.heads, 2 * options.width, options.dropout, "gelu", batch_first=True, norm_first=True
@@ -57,7 +58,7 @@ class Transformer(MemoryModel):
             )
         tokens = self.input(F.dropout(queries, self.options.dropout, self.training)) + self.position[:turns]
         later = torch.ones(turns, turns, dtype=torch.bool, device=queries.device).triu(1)
-        return self.residual(queries, self.output(self.layers(tokens, mask=later)))
+        return self.residual(queries[..., : self.dim], self.output(self.layers(tokens, mask=later)))
 
     def fit_parameters(self, features: Any) -> dict[str, Any]:
         return self.residual.choose(features)
