@@ -9,7 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+)
 
 from manifests.errors import Problems
 
@@ -173,7 +180,10 @@ class Component(BaseModel):
 
 
 class Training(Frozen):
-    """How a memory model is fitted. The defaults are the paper's (section 4.2)."""
+    """How a memory model is fitted. The defaults are the paper's (section 4.2): every part below the line is off.
+
+    A part that is off is left out of a dump, so that adding a part leaves the identity of earlier runs as it was.
+    """
 
     epochs: int = Field(100, ge=1)
     batch_size: int = Field(80, ge=2)
@@ -183,6 +193,27 @@ class Training(Frozen):
     padding: Literal["repeat", "mask"] = "repeat"  # short sessions: repeat the last turn (paper), or mask
     clip_norm: float | None = Field(None, gt=0)
     early_stopping: int | None = Field(None, ge=1)  # patience in epochs on validation; needs [validation]
+    # Parts; docs/training-parts.md describes each.
+    loss: Component = Component(name="cross_entropy")  # a file of pipeline/training/losses, with its options
+    negatives: Literal["batch", "static", "category"] = "batch"  # static: every cached train target
+    same_target: Literal["negative", "ignore"] = "negative"  # another session's target that is the same image
+    hard_groups: int | None = Field(None, ge=2)  # sessions with look-alike targets side by side in a batch
+    uncertainty: float = Field(0.0, ge=0)  # width of the Gaussian augmentation of the targets, in batch deviations
+    drop_turns: float = Field(0.0, ge=0, lt=1)  # probability that an earlier turn is left out of a training session
+    ema: float = Field(0.0, ge=0, lt=1)  # decay of the running average of the weights that is validated and kept
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _by_name(cls, loss: Any) -> Any:
+        return {"name": loss} if isinstance(loss, str) else loss
+
+    @model_serializer(mode="wrap")
+    def _without_parts_that_are_off(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        return {k: v for k, v in write(self).items() if k not in PARTS or getattr(self, k) != fields[k].default}
+
+
+PARTS = ("loss", "negatives", "same_target", "hard_groups", "uncertainty", "drop_turns", "ema")
 
 
 class Validation(Frozen):

@@ -83,8 +83,11 @@ class StageTwo:
 
     def _features(self, sessions: Sequence[Any]) -> Any:
         from pipeline.training.data import session_features
+        from pipeline.training.texts import add_texts
 
         features = session_features(self.store, sessions)
+        if any(options.get("texts") for options in self.spec.models.values()):
+            features = add_texts(features, self.workspace.backbone(self.spec))
         for reason in features.reasons[:3]:
             self.log(f"left out: {reason}")
         if len(features.skipped) > 3:
@@ -145,14 +148,16 @@ class StageTwo:
         from pipeline.results.evaluate import evaluate
         from pipeline.results.files import save_results, save_summary
         from pipeline.training.checkpoint import load_model
-        from pipeline.training.validate import embed
+        from pipeline.training.validate import embed, scorer
 
         folder = self.folder(run)
         if folder.state != "finished":
             raise IncompleteError(f"run {folder.id} is {folder.state}: run `{self.train_command(run)}`")
-        queries = embed(load_model(folder.path, self.device), self.test).cpu().numpy()
+        model = load_model(folder.path, self.device)
+        queries = embed(model, self.test).cpu().numpy()
         reasons = dict(zip(self.test.skipped, self.test.reasons, strict=True))
-        result = evaluate(queries, self.test.sessions, self.candidates, self.subsets, self.dataset.averaging, reasons)
+        result = evaluate(queries, self.test.sessions, self.candidates, self.subsets, self.dataset.averaging, reasons,
+                          score=scorer(model, self.test) if model.scores else None)  # fmt: skip
         captions = all(image.file is None for image in self.dataset.images.values())
         note = self.workspace.extracted(self.spec)
         summary = result.summary(

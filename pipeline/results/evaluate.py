@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +14,7 @@ from manifests.errors import FashionNTMError
 from manifests.identity import stack_keys
 from manifests.schema import Gallery, Session
 from pipeline.results.metrics import Averaging, summarise
-from pipeline.results.ranking import SCORES_HELD, ranks
+from pipeline.results.ranking import SCORES_HELD, ranks, score_ranks
 
 if TYPE_CHECKING:
     from cache import Store
@@ -111,6 +111,7 @@ def evaluate(
     averaging: Averaging = "categories",
     skipped: Mapping[str, str] | Iterable[str] = (),
     block: int = SCORES_HELD,
+    score: Callable[[Sequence[int], np.ndarray], np.ndarray] | None = None,
 ) -> Evaluation:
     """Rank each session's final target in its category's gallery by cosine similarity; references stay in.
 
@@ -118,6 +119,8 @@ def evaluate(
         queries: [S, D] float32, f'_qry(N): row s answers ``sessions[s]``.
         galleries: category -> candidates (``load_candidates``).
         subsets: subset name -> session ids; ids that are not evaluated are ignored.
+        score: (rows of ``sessions`` [n], candidates [G, D]) -> scores [n, G], higher is better, for a model that ranks
+            by more than the cosine; ``queries`` is then not looked at.
         skipped: sessions already left out for want of features, with reasons if known; they are counted and named.
 
     Raises:
@@ -145,7 +148,11 @@ def evaluate(
         gallery = galleries[category]
         targets = np.array([gallery.index[chosen[n].target] for n in mine])
         names = [chosen[n].id for n in mine]
-        result[mine] = ranks(queries[np.array(kept)[mine]], gallery.features, targets, block, names)
+        rows = np.array(kept)[mine]
+        if score is not None:
+            result[mine] = score_ranks(score(rows.tolist(), gallery.features), targets, gallery.features, names)
+        else:
+            result[mine] = ranks(queries[rows], gallery.features, targets, block, names)
     ids = tuple(s.id for s in chosen)
     return Evaluation(
         session_ids=ids,

@@ -61,6 +61,29 @@ def ranks(
     return out
 
 
+def score_ranks(
+    scores: np.ndarray, target_index: np.ndarray, candidates: np.ndarray, names: Sequence[str] | None = None
+) -> np.ndarray:
+    """As ``ranks``, by given scores [S, G] (higher is better) in place of the cosine; int64 [S].
+
+    Candidates with equal features (rows of ``candidates`` [G, D]) take the score of the first of them, so that they
+    tie exactly. Raises RankingError for scores that are not finite, shapes that do not fit, a target outside.
+    """
+    scores, targets = np.asarray(scores), np.asarray(target_index, dtype=np.int64)
+    if scores.shape != (len(targets), len(candidates)):
+        raise RankingError(
+            f"scores {list(scores.shape)} for {len(targets)} targets and {len(candidates)} candidates: "
+            "give one score for each session and candidate"
+        )
+    _check_finite(scores, names, "session", "the model has diverged: lower its learning rate and train again")
+    _check_targets(targets, len(candidates), names)
+    _, inverse, repeats = _distinct(np.asarray(candidates, dtype=np.float32))
+    first = np.unique(inverse, return_index=True)[1]
+    unique = scores[:, first]
+    own = np.take_along_axis(unique, inverse[targets][:, None], axis=1)
+    return ((unique >= own) @ repeats).astype(np.int64)
+
+
 def _unit(rows: np.ndarray) -> np.ndarray:
     """Rows [n, D] at unit length, float32; a zero row stays zero. Norms in double: no overflow, no lost small rows."""
     out = np.empty(rows.shape, dtype=np.float32)

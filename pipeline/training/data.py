@@ -35,6 +35,8 @@ class SessionFeatures:
     query_rows, target_rows: int64 [S, T] into these; a short session repeats its last turn.
     cat_rows: int64 [S], the rows in ``queries`` of all captions as one text with the first reference image.
     lengths: int64 [S], turns before padding. sessions: the S sessions that rows belong to.
+    texts, text_rows: float32 [V, E] and int64 [S, T], the text tower's row of each turn's feedback (``add_texts``), or
+    None: only models with the option ``texts`` read them.
     skipped: ids of the sessions left out because a row is missing; reasons: one line for each of them, what it lacks.
     """
 
@@ -47,6 +49,8 @@ class SessionFeatures:
     sessions: tuple[Session, ...]
     skipped: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
+    texts: Tensor | None = None
+    text_rows: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.sessions)
@@ -63,9 +67,24 @@ class SessionFeatures:
     def device(self) -> torch.device:
         return self.queries.device
 
-    def batch(self, index: Tensor) -> Batch:
-        """The sessions ``index`` (int64 [B])."""
-        return Batch(self.queries[self.query_rows[index]], self.targets[self.target_rows[index]], self.lengths[index])
+    def batch(self, index: Tensor, texts: bool = False) -> Batch:
+        """The sessions ``index`` (int64 [B]). ``texts``: queries are [B, T, D + E], each with its feedback's row."""
+        return Batch(self.inputs(index, texts=texts), self.targets[self.target_rows[index]], self.lengths[index])
+
+    def inputs(self, index: Tensor, places: Tensor | None = None, texts: bool = False) -> Tensor:
+        """f_qry of the sessions ``index``, [B, T, D], or [B, T, D + E] with ``texts``; at turns ``places`` if given.
+
+        Raises FeatureError when the texts are asked for and were not loaded.
+        """
+        if texts and (self.texts is None or self.text_rows is None):
+            raise FeatureError(
+                "a model reads the texts of the turns, which were not loaded: the extractor needs a text tower "
+                "(see `ls extractors`), or set the model's option texts to 0"
+            )
+        tables = [(self.queries, self.query_rows), (self.texts, self.text_rows)][: 1 + texts]
+        found = [(table, rows[index]) for table, rows in tables]
+        parts = [table[rows if places is None else rows.gather(1, places)] for table, rows in found]
+        return torch.cat(parts, -1) if texts else parts[0]
 
     def concatenated(self, index: Tensor) -> Batch:
         """The sessions ``index`` (int64 [B]) as one-turn sessions: ST + cat's query and the final target."""
@@ -81,7 +100,8 @@ class SessionFeatures:
     def subset(self, index: Sequence[int]) -> SessionFeatures:
         """Some of the sessions, in the order of ``index``; the feature rows are shared."""
         rows = torch.as_tensor(index, dtype=torch.int64, device=self.device)
-        picked = {k: getattr(self, k)[rows] for k in ("query_rows", "target_rows", "cat_rows", "lengths")}
+        names = ("query_rows", "target_rows", "cat_rows", "lengths", "text_rows")
+        picked = {k: getattr(self, k)[rows] for k in names if getattr(self, k) is not None}
         return replace(self, sessions=tuple(self.sessions[i] for i in index), **picked)
 
 

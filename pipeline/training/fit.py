@@ -5,18 +5,21 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from manifests.schema import Training
+from pipeline.training.average import WeightAverage
 from pipeline.training.data import SessionFeatures
 from pipeline.training.determinism import derive_seed, flushed_denormals, seeded
 from pipeline.training.errors import DivergenceError, TrainingError
-from pipeline.training.losses import turnwise_cross_entropy
+from pipeline.training.hard_groups import HardGroups
 from pipeline.training.models.base import MemoryModel
+from pipeline.training.objective import Objective
 from pipeline.training.validate import recalls
 
 
@@ -47,24 +50,30 @@ def fit(
     if not model.trainable:
         yield _fit_closed_form(model, features, validation)
         return
-    optimizer = adam(model, training)
+    chosen = model.fit_parameters(features if validation is None else validation)
+    optimizer, objective = adam(model, training), Objective(features, training)
+    groups = HardGroups(features, training.hard_groups) if training.hard_groups else None
+    average = WeightAverage(model, training.ema)
     patience, best, best_weights = training.early_stopping, (-math.inf, 0), None
     for epoch in range(1, training.epochs + 1):
         started = time.perf_counter()
         with seeded(derive_seed(seed, "epoch", epoch), features.device), flushed_denormals():
-            loss = _epoch(model, features, training, optimizer, epoch)
+            batches = groups.batches if groups else partial(epoch_batches, len(features))
+            loss = _epoch(model, objective, optimizer, batches(training.batch_size), epoch, average)
         metrics: dict[str, Any] = {"epoch": epoch, "loss": loss, "seconds": time.perf_counter() - started}
+        if chosen:
+            metrics["chosen"] = chosen
         if validation is not None:
-            metrics["validation"] = recalls(model, validation)
+            metrics["validation"] = recalls(average.model, validation)
         if patience:
             if metrics["validation"]["mean"] > best[0]:
-                best, best_weights = (metrics["validation"]["mean"], epoch), copy.deepcopy(model.state_dict())
+                best, best_weights = (metrics["validation"]["mean"], epoch), copy.deepcopy(average.model.state_dict())
             metrics["best"] = best[1]
         yield metrics
         if patience and epoch - best[1] >= patience:
             break
-    if best_weights is not None:
-        model.load_state_dict(best_weights)
+    if best_weights is not None or training.ema:
+        model.load_state_dict(best_weights if best_weights is not None else average.model.state_dict())
     model.eval()
 
 
@@ -77,40 +86,42 @@ def adam(model: MemoryModel, training: Training) -> torch.optim.Optimizer:
 
 
 def _epoch(
-    model: MemoryModel, features: SessionFeatures, training: Training, optimizer: torch.optim.Optimizer, epoch: int
+    model: MemoryModel,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[Tensor],
+    epoch: int,
+    average: WeightAverage,
 ) -> float:
-    """One pass over the sessions in random order; the mean loss of its steps."""
+    """One pass over the sessions, batch by batch; the mean loss of its steps."""
     model.train()
-    total = 0.0
-    batches = epoch_batches(len(features), training.batch_size)
+    total, progress = 0.0, epoch / objective.training.epochs
     for step, index in enumerate(batches, start=1):
-        loss = float(training_step(model, features, training, optimizer, index.to(features.device)))
+        loss = float(training_step(model, objective, optimizer, index.to(objective.features.device), progress))
         if not math.isfinite(loss):
             raise DivergenceError(
                 f"{model.name}: the loss is {loss} at epoch {epoch}, step {step} of {len(batches)}; "
-                f"lower training.learning_rate (now {training.learning_rate:g}) or set training.clip_norm"
+                f"lower training.learning_rate (now {objective.training.learning_rate:g}) or set training.clip_norm"
             )
+        average.update()
         total += loss
     return total / len(batches)
 
 
 def training_step(
     model: MemoryModel,
-    features: SessionFeatures,
-    training: Training,
+    objective: Objective,
     optimizer: torch.optim.Optimizer,
     index: Tensor,
+    progress: float = 1.0,
 ) -> Tensor:
     """One step on the sessions ``index`` (int64 [B]); its loss. A loss that is not finite changes no weight."""
-    queries, targets, lengths = features.batch(index)
-    predicted = model(queries, lengths)
-    counted = lengths if training.padding == "mask" else None
-    loss = turnwise_cross_entropy(predicted, targets, counted, training.scale)
+    loss = objective(model, index, progress)
     if torch.isfinite(loss):
         optimizer.zero_grad()
         loss.backward()
-        if training.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm)
+        if objective.training.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), objective.training.clip_norm)
         optimizer.step()
     return loss.detach()
 
@@ -130,12 +141,12 @@ def measured_step(model: MemoryModel, features: SessionFeatures, training: Train
     model = copy.deepcopy(model)
     if not model.trainable:
         return lambda: None
-    optimizer = adam(model, training)
+    optimizer, objective = adam(model, training), Objective(features, training)
     index = torch.arange(min(training.batch_size, len(features)), device=features.device)
 
     def step() -> None:
         with seeded(0, features.device), flushed_denormals():
-            training_step(model.train(), features, training, optimizer, index)
+            training_step(model.train(), objective, optimizer, index)
 
     return step
 

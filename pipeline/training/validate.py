@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.results.metrics import metrics_of
-from pipeline.results.ranking import ranks
-from pipeline.training.data import SessionFeatures
+from pipeline.results.ranking import ranks, score_ranks
+from pipeline.training.data import Batch, SessionFeatures
 from pipeline.training.models.base import MemoryModel
 
 CUTOFFS = (5, 8)
+
+
+def _inputs(model: MemoryModel, features: SessionFeatures) -> Callable[[Tensor], Batch]:
+    """What the model reads of the sessions given by number."""
+    if model.reads == "concatenated":
+        return features.concatenated
+    return partial(features.batch, texts=model.texts > 0)
 
 
 @torch.no_grad()
@@ -20,7 +30,7 @@ def embed(model: MemoryModel, features: SessionFeatures, batch: int = 1024) -> T
 
     ``batch`` sessions go through the model at once; it bounds memory and changes nothing else.
     """
-    take = features.concatenated if model.reads == "concatenated" else features.batch
+    take = _inputs(model, features)
     training = model.training
     model.eval()
     try:
@@ -34,13 +44,42 @@ def embed(model: MemoryModel, features: SessionFeatures, batch: int = 1024) -> T
         model.train(training)
 
 
+@torch.no_grad()
+def score(model: MemoryModel, features: SessionFeatures, candidates: Tensor, batch: int = 64) -> Tensor:
+    """Every session's score of every candidate [G, D] (``MemoryModel.score``), in eval mode: float32 [S, G].
+
+    ``batch`` sessions are scored at once; it bounds memory and changes nothing else.
+    """
+    take = _inputs(model, features)
+    training = model.training
+    model.eval()
+    try:
+        parts = []
+        for index in torch.arange(len(features), device=features.device).split(batch):
+            queries, _, lengths = take(index)
+            parts.append(model.score(queries, lengths, candidates))
+        return torch.cat(parts)
+    finally:
+        model.train(training)
+
+
+def scorer(model: MemoryModel, features: SessionFeatures) -> Callable[[Sequence[int], np.ndarray], np.ndarray]:
+    """What ``evaluate`` ranks the sessions of ``features`` with, for a model that has ``scores``."""
+
+    def scores(rows: Sequence[int], candidates: np.ndarray) -> np.ndarray:
+        part, gallery = features.subset(rows), torch.from_numpy(candidates).to(features.device)
+        return score(model, part, gallery).cpu().numpy()
+
+    return scores
+
+
 def recalls(model: MemoryModel, features: SessionFeatures) -> dict[str, float]:
     """R@5, R@8 and their mean, in percent over all sessions; each ranks the targets of its category's sessions.
 
     The gallery of a category is every turn's target in its sessions, so it is smaller than a test gallery: these
     numbers choose between models and epochs, and are not comparable with a table's.
     """
-    queries = embed(model, features).cpu().numpy()
+    queries = None if model.scores else embed(model, features).cpu().numpy()
     targets = features.targets.cpu().numpy()
     rows = features.target_rows.cpu().numpy()
     categories = np.array([s.category for s in features.sessions])
@@ -50,6 +89,10 @@ def recalls(model: MemoryModel, features: SessionFeatures) -> dict[str, float]:
         gallery, index = np.unique(rows[members], return_inverse=True)
         final = index.reshape(rows[members].shape)[:, -1]  # padding repeats the last turn
         names = [features.sessions[i].id for i in members]
-        found[members] = ranks(queries[members], targets[gallery], final, names=names)
+        if queries is not None:
+            found[members] = ranks(queries[members], targets[gallery], final, names=names)
+            continue
+        scores = score(model, features.subset(members.tolist()), features.targets[torch.from_numpy(gallery)])
+        found[members] = score_ranks(scores.cpu().numpy(), final, targets[gallery], names=names)
     metrics = metrics_of(found, CUTOFFS)
     return {key: metrics[key] for key in (*(f"R@{k}" for k in CUTOFFS), "mean")}

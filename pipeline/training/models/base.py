@@ -5,13 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from manifests.schema import Frozen
 from pipeline.training.errors import TrainingError
 
 if TYPE_CHECKING:
     from pipeline.training.data import SessionFeatures
+    from pipeline.training.objective import Step
 
 
 class MemoryModel(nn.Module, ABC):
@@ -25,6 +28,7 @@ class MemoryModel(nn.Module, ABC):
     version: ClassVar[int] = 1  # raise it when the same weights or options would give other numbers
     Options: ClassVar[type[Frozen]] = Frozen
     trainable: ClassVar[bool] = True  # fitted by gradient; False: ``fit_parameters`` is all of its training
+    scores: ClassVar[bool] = False  # True: candidates are ranked by ``score``, not by cosine with f'_qry(N)
     reads: ClassVar[Literal["turns", "concatenated"]] = "turns"  # "concatenated": T = 1, all captions as one query
 
     def __init__(self, options: Frozen, dim: int):
@@ -36,11 +40,16 @@ class MemoryModel(nn.Module, ABC):
         """The name that the registry finds this model by."""
         return type(self).__module__.rsplit(".", 1)[-1]
 
+    @property
+    def texts(self) -> int:
+        """E, the width of the text rows that the model reads beside f_qry: its option ``texts``; 0: it reads none."""
+        return getattr(self.options, "texts", 0)
+
     def forward(self, queries: Tensor, lengths: Tensor) -> Tensor:
         """f'_qry(1..T).
 
         Args:
-            queries: [B, T, D], f_qry(1..T); sessions shorter than T are padded at the end.
+            queries: [B, T, D], f_qry(1..T), or [B, T, D + E] for a model that reads ``texts``; sessions shorter than T are padded at the end.
             lengths: int64 [B], turns before padding.
 
         Returns:
@@ -49,10 +58,11 @@ class MemoryModel(nn.Module, ABC):
         Raises:
             TrainingError: shapes that do not fit the model or each other.
         """
-        if queries.dim() != 3 or queries.shape[-1] != self.dim or queries.shape[1] < 1:
+        if queries.dim() != 3 or queries.shape[-1] != self.dim + self.texts or queries.shape[1] < 1:
             raise TrainingError(
-                f"{self.name}: queries have shape {list(queries.shape)}, expected [batch, turns >= 1, {self.dim}]; "
-                "build the model for the width of the store's features"
+                f"{self.name}: queries have shape {list(queries.shape)}, expected "
+                f"[batch, turns >= 1, {self.dim + self.texts}]; build the model for the width of the store's features"
+                + (f" ({self.dim}, and the option texts = {self.texts} for the text rows)" if self.texts else "")
             )
         if lengths.shape != queries.shape[:1]:
             raise TrainingError(
@@ -68,6 +78,29 @@ class MemoryModel(nn.Module, ABC):
     def _forward(self, queries: Tensor, lengths: Tensor) -> Tensor:
         """As ``forward``, shapes checked."""
 
+    def score(self, queries: Tensor, lengths: Tensor, candidates: Tensor) -> Tensor:
+        """How well each candidate answers each session after its last turn; higher is better.
+
+        The cosine of f'_qry(N) and f_tar unless a model with ``scores`` says otherwise. A session's padding, the other
+        sessions and the other candidates change nothing.
+
+        Args:
+            queries, lengths: as ``forward``. candidates: [G, D], f_tar.
+
+        Returns:
+            [B, G].
+        """
+        outputs = self(queries, lengths)
+        last = outputs[torch.arange(len(lengths), device=lengths.device), lengths - 1]
+        return F.normalize(last, dim=-1) @ F.normalize(candidates, dim=-1).T
+
+    def objective(self, step: Step) -> Tensor | None:
+        """A loss of the model's own (a scalar) in place of ``training.loss`` and its negatives; None: it has none."""
+        return None
+
     def fit_parameters(self, features: SessionFeatures) -> dict[str, Any]:
-        """Choose what has a closed form on these sessions; what was chosen, for the record. Nothing by default."""
+        """Choose what has a closed form on these sessions; what was chosen, for the record. Nothing by default.
+
+        It is all of the training of a model that is not ``trainable``, and comes before the first epoch of one that is.
+        """
         return {}

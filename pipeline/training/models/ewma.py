@@ -10,6 +10,7 @@ from torch import Tensor
 
 from manifests.schema import Frozen
 from pipeline.training.errors import TrainingError
+from pipeline.training.models._residual import running_average
 from pipeline.training.models.base import MemoryModel
 
 if TYPE_CHECKING:
@@ -38,10 +39,7 @@ class EWMA(MemoryModel):
     def _forward(self, queries: Tensor, lengths: Tensor) -> Tensor:
         if torch.isnan(self.alpha):
             raise TrainingError("ewma: alpha is not chosen yet; train the model, or set the option alpha")
-        averages = [queries[:, 0]]
-        for turn in queries.unbind(1)[1:]:
-            averages.append(self.alpha * turn + (1 - self.alpha) * averages[-1])
-        return torch.stack(averages, 1)
+        return running_average(queries, self.alpha)
 
     def fit_parameters(self, features: SessionFeatures) -> dict[str, Any]:
         """Choose alpha on the grid unless the options give it; on a tie the larger one, nearer to the last turn."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from manifests.schema import Frozen
+from pipeline.training.models._residual import Residual, ResidualKind
 from pipeline.training.models.base import MemoryModel
 
 
@@ -18,14 +21,19 @@ class LSTM(MemoryModel):
     class Options(Frozen):
         hidden: int = Field(100, ge=1)
         dropout: float = Field(0.0, ge=0, lt=1)  # on the input; 0 is the paper's
-        residual: bool = False  # f' = f_qry + output; the paper has none
+        residual: ResidualKind = False  # f' = f_qry + output, or the moving average + output; the paper has none
+        texts: int = Field(0, ge=0)  # width of the text rows to read beside f_qry; 0: f_qry alone
 
     def __init__(self, options: Options, dim: int):
         super().__init__(options, dim)
-        self.lstm = nn.LSTM(dim, options.hidden, batch_first=True)
+        self.lstm = nn.LSTM(dim + options.texts, options.hidden, batch_first=True)
         self.output = nn.Linear(options.hidden, dim)
+        self.residual = Residual(options.residual)
+        self.residual.start(self.output)
 
     def _forward(self, queries: Tensor, lengths: Tensor) -> Tensor:
         hidden, _ = self.lstm(F.dropout(queries, self.options.dropout, self.training))
-        output = self.output(hidden)
-        return queries + output if self.options.residual else output
+        return self.residual(queries[..., : self.dim], self.output(hidden))
+
+    def fit_parameters(self, features: Any) -> dict[str, Any]:
+        return self.residual.choose(features)

@@ -18,9 +18,16 @@ B, T, D = 5, 3, 6
 OPTIONS: dict[str, dict[str, Any]] = {
     "ewma": {"alpha": 0.7},
     "lstm": {"hidden": 4},
+    "gru": {"hidden": 4},
+    "turn_weights": {"turns": 3, "hidden": 4, "dropout": 0.0},
+    "transformer": {"width": 4, "layers": 1, "heads": 2, "turns": 4},
+    "no_memory": {"hidden": 4},
+    "cfir": {"width": 4, "fields": 2},
+    "dialog_manager": {"width": 4, "gallery": 8},
     "v_ntm": {"slots": 3, "width": 4, "hidden": 5},
     "cm_ntm": {"stages": 3, "slots": 2, "width": 4, "hidden": 5},
 }
+CANDIDATES = torch.cos(1.1 * torch.arange(7 * D, dtype=torch.float64)).view(7, D)
 
 
 def build(name: str, seed: int = 0, **more: Any) -> MemoryModel:
@@ -74,6 +81,24 @@ def test_contract(name: str, tmp_path: Path) -> None:
 
 
 @names
+def test_scores_depend_on_nothing_but_a_session_and_a_candidate(name: str) -> None:
+    model = settle(build(name)).eval()
+    queries, lengths = queries_for(model)
+    scores = model.score(queries, lengths, CANDIDATES)
+    assert scores.shape == (B, len(CANDIDATES)) and torch.isfinite(scores).all()
+    sessions, candidates = torch.tensor([3, 0, 4]), torch.tensor([6, 2])
+    part = model.score(queries[sessions], lengths[sessions], CANDIDATES[candidates])
+    torch.testing.assert_close(part, scores[sessions][:, candidates])
+    changed = queries.clone()
+    changed[torch.arange(queries.shape[1]) >= lengths[:, None]] = 100.0
+    torch.testing.assert_close(model.score(changed, lengths, CANDIDATES), scores)
+    if not model.scores:
+        last = model(queries, lengths)[torch.arange(B), lengths - 1]
+        expected = torch.cosine_similarity(last[:, None], CANDIDATES[None], dim=-1)
+        torch.testing.assert_close(scores, expected)
+
+
+@names
 def test_a_turn_depends_on_no_later_one(name: str) -> None:
     model = settle(build(name))
     queries, lengths = queries_for(model)
@@ -93,7 +118,8 @@ def test_trainable_models_have_parameters_and_gradients_for_each(name: str) -> N
     assert model.trainable == any(True for _ in model.parameters())
     if model.trainable:
         queries, lengths = queries_for(model)
-        model(queries, lengths).square().sum().backward()
+        answer = model.score(queries, lengths, CANDIDATES) if model.scores else model(queries, lengths)
+        answer.square().sum().backward()
         assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
@@ -144,13 +170,25 @@ GOLDEN: dict[str, tuple[list[float], list[float]]] = {
         [0.0, 0.96941677583, -1.29179830472, -1.26805994065, 1.05844663796, -0.14237528871],
         [0.0, 0.96941677583, -1.29179830472, -1.26805994065, 1.05844663796, -0.14237528871],
     ),
+    "cfir": (
+        [0.197060320818, 0.132579617377, -0.231224628328, 0.23117767336, 0.183126281669, -0.278367299668],
+        [0.197060320818, 0.132579617377, -0.231224628328, 0.23117767336, 0.183126281669, -0.278367299668],
+    ),
     "cm_ntm": (
         [-0.809807069245, 0.501580241273, 0.144544400856, -1.04757881455, 0.573458668988, 0.250357303672],
         [-0.809801061938, 0.501583344361, 0.144532696709, -1.04711846227, 0.572986722685, 0.250763379461],
     ),
+    "dialog_manager": (
+        [-0.522191874547, -0.408192578561, 0.252202610953, -0.542229082076, -0.347082689108, 0.378497387534],
+        [-0.522191874547, -0.408192578561, 0.252202610953, -0.542229082076, -0.347082689108, 0.378497387534],
+    ),
     "ewma": (
         [0.0, 0.96941677583, -1.29179830472, 0.012357314188, -0.830154689212, 1.09386701256],
         [0.0, 0.96941677583, -1.29179830472, 0.012357314188, -0.830154689212, 1.09386701256],
+    ),
+    "gru": (
+        [-0.657074547933, -0.531646251179, 0.172424658041, -0.315227078765, -0.271854051161, 0.282302562291],
+        [-0.657074547933, -0.531646251179, 0.172424658041, -0.315227078765, -0.271854051161, 0.282302562291],
     ),
     "last": (
         [0.0, 0.96941677583, -1.29179830472, -0.420294978518, -0.637321990163, 1.26955969828],
@@ -159,6 +197,18 @@ GOLDEN: dict[str, tuple[list[float], list[float]]] = {
     "lstm": (
         [-0.469744056904, -0.354205244191, 0.293627699333, -0.438089607752, -0.343403335681, 0.280755554481],
         [-0.469744056904, -0.354205244191, 0.293627699333, -0.438089607752, -0.343403335681, 0.280755554481],
+    ),
+    "no_memory": (
+        [-0.0778212620201, 0.434529705755, 0.0442345181923, -0.16238487292, 0.466419156801, 0.184247346509],
+        [-0.0778212620201, 0.434529705755, 0.0442345181923, -0.16238487292, 0.466419156801, 0.184247346509],
+    ),
+    "transformer": (
+        [-0.507998821092, -0.6488970292, 0.108482416393, -0.270765941085, -0.604836062331, -0.0521374755773],
+        [-0.507998821092, -0.6488970292, 0.108482416393, -0.270765941085, -0.604836062331, -0.0521374755773],
+    ),
+    "turn_weights": (
+        [0.0, -2.89842890041, 3.86230735146, 1.80996346031, 0.306911863035, -2.21893949028],
+        [0.0, -2.89842890041, 3.86230735146, 1.80996346031, 0.306911863035, -2.21893949028],
     ),
     "v_ntm": (
         [0.341188918408, 0.289749262091, -0.247121169075, 0.43542346981, 0.136746030824, -0.0604629695106],

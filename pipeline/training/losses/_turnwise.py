@@ -1,4 +1,4 @@
-"""In-batch cross-entropy over cosine similarity, turn by turn (paper section 3.2)."""
+"""In-batch cross-entropy over cosine similarity, all turns in one product (paper section 3.2)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,28 @@
+"""Losses by file name: cosine scores of a turn's sessions against candidates in, a loss a session out.
+
+Add a loss: add a file with one class. ``turnwise_cross_entropy`` is the paper's, as one product over all turns.
+"""
+
+from __future__ import annotations
+
+from manifests.errors import Problems
+from manifests.options import parse_options
+from manifests.registry import Registry
+from manifests.schema import Component
+from pipeline.training.losses._turnwise import turnwise_cross_entropy
+from pipeline.training.losses.base import Loss
+
+losses: Registry[Loss] = Registry("pipeline.training.losses", Loss, "loss")
+
+
+def build_loss(component: Component, file: str = "") -> Loss:
+    """The loss that ``[training.loss]`` names. Raises ManifestError, with the nearest name, for an unknown part."""
+    kind = losses.get(component.name, file, "key training.loss")
+    problems = Problems(file or "loss")
+    options = parse_options(kind.Options, component.options, problems.file, "training.loss", problems)
+    problems.raise_if_any()
+    assert options is not None
+    return kind(options)
+
+
+__all__ = ["Loss", "build_loss", "losses", "turnwise_cross_entropy"]

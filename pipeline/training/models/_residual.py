@@ -1,0 +1,56 @@
+"""What a memory's output is added to, as an option of any trained memory model (the paper has no such path)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+ResidualKind = bool | Literal["ewma"]
+
+
+def running_average(queries: Tensor, alpha: float | Tensor) -> Tensor:
+    """EWMA(1) = f_qry(1); EWMA(n) = alpha * f_qry(n) + (1 - alpha) * EWMA(n-1). [B, T, D] -> [B, T, D]."""
+    averages = [queries[:, 0]]
+    for turn in queries.unbind(1)[1:]:
+        averages.append(alpha * turn + (1 - alpha) * averages[-1])
+    return torch.stack(averages, 1)
+
+
+class Residual(nn.Module):
+    """f' = base + output. False: no base. True: f_qry(n). "ewma": the exponential moving average of f_qry(1..n).
+
+    With "ewma" the model starts as ST + EWMA: its output layer starts at zero (``start``), and alpha is chosen before
+    training as the EWMA row's is (``fit_parameters``), on the validation sessions where there are any. It is not
+    trained: f_qry of sessions that the composer has seen flatters the last turn.
+    """
+
+    def __init__(self, kind: ResidualKind):
+        super().__init__()
+        self.kind = kind
+        if kind == "ewma":
+            self.register_buffer("alpha", torch.tensor(1.0))
+
+    def start(self, output: nn.Linear) -> None:
+        """Zero the output layer where the model has to start as its base."""
+        if self.kind == "ewma":
+            nn.init.zeros_(output.weight)
+            nn.init.zeros_(output.bias)
+
+    def forward(self, queries: Tensor, output: Tensor) -> Tensor:
+        """[B, T, D], [B, T, D] -> [B, T, D]."""
+        if self.kind == "ewma":
+            return running_average(queries, self.alpha) + output
+        return queries + output if self.kind else output
+
+    def choose(self, features: Any) -> dict[str, Any]:
+        """Choose alpha as ``EWMA.fit_parameters`` does; {} where there is none. features: ``SessionFeatures``."""
+        if self.kind != "ewma":
+            return {}
+        from pipeline.training.models.ewma import EWMA
+
+        average = EWMA(EWMA.Options(), features.dim).to(features.queries)
+        chosen = average.fit_parameters(features)
+        self.alpha.copy_(average.alpha)
+        return chosen

@@ -1,0 +1,62 @@
+"""CM-NTM without memory: the same controller, and zeros wherever the cascade would read a memory."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from manifests.schema import Frozen
+from pipeline.training.models._residual import Residual, ResidualKind
+from pipeline.training.models.base import MemoryModel
+
+
+class NoMemory(MemoryModel):
+    """f'_qry(n) = FC([h(n); 0]), h(n) the LSTM controller of stage C on [0; f_qry(n); 0].
+
+    Stages of the CM-NTM speak to each other through read vectors alone. With every read at zero the stages before the
+    last one reach no output, so one controller is the whole of the cascade for any C. It keeps the CM-NTM's
+    initialisation, learned initial state included; weights that would only ever meet zeros are not stored.
+    """
+
+    title = "CM-NTM without memory"
+
+    class Options(Frozen):
+        width: int | None = Field(None, ge=1)  # M of the CM-NTM that it stands beside: it sets the initial scale
+        hidden: int = Field(100, ge=1)
+        dropout: float = Field(0.0, ge=0, lt=1)  # on the input
+        residual: ResidualKind = False  # f' = f_qry + output, or the moving average + output
+
+    def __init__(self, options: Options, dim: int):
+        super().__init__(options, dim)
+        width, hidden = options.width or dim, options.hidden
+        self.controller = nn.LSTMCell(dim, hidden)
+        self.hidden = nn.Parameter(torch.randn(hidden) * 0.05)
+        self.cell = nn.Parameter(torch.randn(hidden) * 0.05)
+        self.output = nn.Linear(hidden, dim)
+        bound = 5 / math.sqrt(2 * width + dim + hidden)
+        for name, parameter in self.controller.named_parameters():
+            if name.startswith("bias"):
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.uniform_(parameter, -bound, bound)
+        reach = math.sqrt(6 / (hidden + width + dim))  # Xavier over [h; r], of which r is gone
+        nn.init.uniform_(self.output.weight, -reach, reach)
+        nn.init.normal_(self.output.bias, std=0.01)
+        self.residual = Residual(options.residual)
+        self.residual.start(self.output)
+
+    def _forward(self, queries: Tensor, lengths: Tensor) -> Tensor:
+        state = (self.hidden.expand(len(queries), -1), self.cell.expand(len(queries), -1))
+        outputs = []
+        for turn in F.dropout(queries, self.options.dropout, self.training).unbind(1):
+            state = self.controller(turn, state)
+            outputs.append(state[0])
+        return self.residual(queries, self.output(torch.stack(outputs, 1)))
+
+    def fit_parameters(self, features: Any) -> dict[str, Any]:
+        return self.residual.choose(features)

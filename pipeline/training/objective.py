@@ -1,0 +1,142 @@
+"""What a training step minimises: the paper's loss by default, with the parts that ``[training]`` turns on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from manifests.schema import Training
+from pipeline.training.augment import jittered, kept_turns
+from pipeline.training.data import Batch, SessionFeatures
+from pipeline.training.losses import build_loss, turnwise_cross_entropy
+from pipeline.training.models.base import MemoryModel
+
+SCORES_HELD = 1 << 24  # scores in memory at once: 64 MiB of float32, and as much for their gradient
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a model that brings a loss of its own may look at (``MemoryModel.objective``).
+
+    batch: the step's sessions; rows: int64 [B, T], its targets as rows of ``features.targets``; progress: (0, 1], the
+    share of the epochs that are over when this one ends.
+    """
+
+    features: SessionFeatures
+    batch: Batch
+    rows: Tensor
+    training: Training
+    progress: float
+
+
+class Objective:
+    """The loss of a batch of sessions, built once for a training.
+
+    Every part is off by default; then this is ``turnwise_cross_entropy`` on the batch and nothing else.
+    """
+
+    def __init__(self, features: SessionFeatures, training: Training):
+        """Raises ManifestError for an unknown loss or option of it."""
+        self.features, self.training = features, training
+        self.loss = build_loss(training.loss)
+        parts = ("loss", "negatives", "same_target", "uncertainty")
+        self.plain = all(getattr(training, part) == Training.model_fields[part].default for part in parts)
+
+    def __call__(self, model: MemoryModel, index: Tensor, progress: float = 1.0) -> Tensor:
+        """The loss of the sessions ``index`` (int64 [B]); a scalar. ``progress``: see ``Step``."""
+        step = self._step(model, index, progress)
+        own = model.objective(step)
+        if own is not None:
+            return own
+        queries, targets, lengths = step.batch
+        predicted = model(queries, lengths)
+        t = self.training
+        if self.plain:
+            return turnwise_cross_entropy(predicted, targets, lengths if t.padding == "mask" else None, t.scale)
+        if not t.uncertainty:
+            return self._turns(step, predicted)
+        share = math.exp(-progress)
+        return share * self._turns(step, predicted, certain=False) + (1 - share) * self._turns(step, predicted)
+
+    def _step(self, model: MemoryModel, index: Tensor, progress: float) -> Step:
+        features, t = self.features, self.training
+        if not t.drop_turns:
+            return Step(features, features.batch(index, model.texts > 0), features.target_rows[index], t, progress)
+        places, lengths = kept_turns(features.lengths[index], features.turns, t.drop_turns)
+        rows = features.target_rows[index].gather(1, places)
+        queries = features.inputs(index, places, model.texts > 0)
+        return Step(features, Batch(queries, features.targets[rows], lengths), rows, t, progress)
+
+    def _turns(self, step: Step, predicted: Tensor, certain: bool = True) -> Tensor:
+        """Mean over the turns of the mean loss of a turn's sessions, as in the paper. predicted: [B, T, D]."""
+        queries = F.normalize(predicted, dim=-1)
+        turns, (_, targets, lengths) = queries.shape[1], step.batch
+        if self.training.padding == "mask":
+            present = torch.arange(turns, device=lengths.device)[:, None] < lengths
+        else:
+            present = torch.ones(turns, len(lengths), dtype=torch.bool, device=lengths.device)
+        static = None
+        if self.training.negatives != "batch":
+            static = F.normalize(step.features.targets if certain else self._jittered(step.features.targets), dim=-1)
+        losses = []
+        for n in range(turns):
+            (members,) = present[n].nonzero(as_tuple=True)
+            if (len(members) < 2 and static is None) or not len(members):
+                continue
+            rows = step.rows[members, n]
+            if static is None:
+                candidates = targets[members, n] if certain else self._jittered(targets[members, n])
+                own, kinds = torch.arange(len(members), device=rows.device), rows
+                candidates = F.normalize(candidates, dim=-1)
+            else:
+                candidates, own, kinds = static, rows, None
+            losses.append(self._rows(queries[members, n], candidates, own, kinds, self._categories(rows)).mean())
+        # A batch whose turns all have one session only: no negative, no loss, and still a gradient of zero.
+        return torch.stack(losses).mean() if losses else predicted.sum() * 0
+
+    def _jittered(self, targets: Tensor) -> Tensor:
+        return jittered(targets, self.training.uncertainty)
+
+    def _rows(
+        self, queries: Tensor, candidates: Tensor, own: Tensor, kinds: Tensor | None, categories: Tensor | None
+    ) -> Tensor:
+        """Losses [b] of queries [b, D] against candidates [K, D], in blocks that hold at most ``SCORES_HELD`` scores.
+
+        kinds: int64 [K], which image each candidate of a batch is; categories: bool [b, C] of the queries' targets.
+        """
+
+        def block(q: Tensor, o: Tensor, c: Tensor | None) -> Tensor:
+            allowed = None
+            if kinds is not None and self.training.same_target == "ignore":
+                allowed = kinds[None, :] != kinds[o][:, None]
+            if c is not None:
+                allowed = c.to(torch.float32) @ self._membership.T > 0
+            return self.loss(q @ candidates.T, o, allowed, self.training.scale)
+
+        size = max(1, SCORES_HELD // len(candidates))
+        if len(queries) <= size:
+            return block(queries, own, categories)
+        parts = []
+        for start in range(0, len(queries), size):  # scores are computed again on the way back, not kept
+            of = slice(start, start + size)
+            part = None if categories is None else categories[of]
+            parts.append(checkpoint(block, queries[of], own[of], part, use_reentrant=False, preserve_rng_state=False))
+        return torch.cat(parts)
+
+    def _categories(self, rows: Tensor) -> Tensor | None:
+        return self._membership[rows] > 0 if self.training.negatives == "category" else None
+
+    @cached_property
+    def _membership(self) -> Tensor:
+        """float [G, C]: 1 where a train target is one of a category's sessions (an image can be in two)."""
+        names = sorted({s.category for s in self.features.sessions})
+        labels = torch.tensor([names.index(s.category) for s in self.features.sessions], device=self.features.device)
+        members = torch.zeros(len(self.features.targets), len(names), device=self.features.device)
+        members[self.features.target_rows, labels[:, None]] = 1
+        return members
