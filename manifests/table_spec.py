@@ -112,6 +112,7 @@ class ResultsTable(Frozen):
     turns: int | None = Field(None, ge=1)  # only test sessions of exactly this many turns
     tested: str = ""  # the row whose difference from every other one is tested; empty: no statement
     tested_metric: Metric = "mean"  # of "overall"
+    against: tuple[str, ...] = ()  # the rows it is tested against; empty: every other one
     columns: tuple[ColumnGroup, ...] = ()
     metrics: tuple[Metric, ...] = ("R@5", "R@8")  # of each category, where ``columns`` is left out
     blocks: tuple[BlockSpec, ...] = (BlockSpec(subset="all", label="All sessions"),)
@@ -134,8 +135,10 @@ class ResultsTable(Frozen):
                 if count > 1:
                     problems.add(f"key {kind}", f"{name!r} appears {count} times", "each may appear once")
         names = [row.name for row in self.rows]
-        if self.tested and self.tested not in names:
-            problems.add("key tested", f"no row {self.tested!r}", nearest(self.tested, names))
+        for key, wanted in (("tested", filter(None, [self.tested])), ("against", self.against)):
+            for name in wanted:
+                if name not in names:
+                    problems.add(f"key {key}", f"no row {name!r}", nearest(name, names))
         for number, group in enumerate(self.columns):
             if group.relative_to and group.relative_to not in names:
                 what = f"no row {group.relative_to!r}"

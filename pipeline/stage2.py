@@ -168,7 +168,8 @@ class StageTwo:
         model, files = load_model(folder.path, self.device), self.result_files(run, view)
         shown = view_features(self.test, self.store, view, model.reads == "concatenated")
         queries = embed(model, shown).cpu().numpy()
-        reasons = dict(zip(shown.skipped, shown.reasons, strict=True))
+        in_view = {s.id for s in self.dataset.split("test") if view.turns in (None, len(s.turns))}
+        reasons = {i: why for i, why in zip(shown.skipped, shown.reasons, strict=True) if i in in_view}
         result = evaluate(queries, shown.sessions, self.candidates, self.subsets, self.dataset.averaging, reasons)
         captions = all(image.file is None for image in self.dataset.images.values())
         note = self.workspace.extracted(self.spec)

@@ -97,12 +97,26 @@ class Table(Frozen):
 
     @property
     def significance(self) -> list[str]:
-        """How was tested, then one line for each comparison; none where nothing can be compared."""
+        """The intervals, how was tested, then one line for each comparison; less where nothing can be compared."""
         if not self.statements:
-            return []
+            return self.intervals
         blocks = {s.block: None for s in self.statements}
         named = [f"{s.block}: {s.text}" if len(blocks) > 1 else s.text for s in self.statements]
-        return [self.tests, *named]
+        return [*self.intervals, self.tests, *named]
+
+    @property
+    def intervals(self) -> list[str]:
+        """One line a block: the 95% intervals of its rows in the last column that has any."""
+        lines = []
+        for block in self.blocks:
+            for n in reversed(range(len(self.columns))):
+                found = [(row.label, row.cells[n]) for row in block.rows if row.cells[n].low is not None]
+                if found:
+                    column = " ".join(filter(None, [self.columns[n].group, self.columns[n].label]))
+                    spans = "; ".join(f"{label} {cell.low:.1f} to {cell.high:.1f}" for label, cell in found)
+                    lines.append(f"95% intervals over sessions, {block.title}, {column}: {spans}.")
+                    break
+        return lines
 
     @property
     def commands(self) -> dict[str, str]:

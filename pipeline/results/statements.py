@@ -28,6 +28,9 @@ from pipeline.results.significance import (
 )
 
 
+FEWEST = 20  # sessions; a bootstrap of fewer says little
+
+
 class _Method(NamedTuple):
     """One row: the ranks of its runs int [seeds, S] over the same sessions, and one of its evaluations."""
 
@@ -45,7 +48,7 @@ class Resampled:
     def __init__(self, runs: Mapping[str, Sequence[RunSummary]], fixed: Collection[str] = ()):
         """``runs`` by row; ``fixed``: the rows of methods without randomness, which have one run for all seeds."""
         self.runs, self.fixed = runs, fixed
-        self._draws: dict[tuple[str, str, str], dict[str, np.ndarray]] = {}
+        self._draws: dict[tuple[str, str], dict[tuple[str, str], np.ndarray]] = {}
 
     @cached_property
     def methods(self) -> dict[str, _Method]:
@@ -59,39 +62,44 @@ class Resampled:
 
     def interval(self, row: str, subset: str, category: str, metric: str) -> tuple[float, float] | None:
         """95% interval of a cell's mean over seeds, or None."""
-        if row not in self.methods or subset not in self.methods[row].about.subsets:
-            return None
-        drawn = self._drawn(subset, category, metric).get(row)
+        drawn = self._drawn(subset, metric).get((row, category))
         return None if drawn is None else interval(drawn)
 
-    def _drawn(self, subset: str, category: str, metric: str) -> dict[str, np.ndarray]:
-        """Resampled values of every row. Rows over the same sessions share their draws: differences are paired."""
-        key = (subset, category, metric)
+    def _drawn(self, subset: str, metric: str) -> dict[tuple[str, str], np.ndarray]:
+        """Resampled values [resamples] by (row, category or "overall").
+
+        Rows over the same sessions share their draws, so that their differences are paired.
+        """
+        key = (subset, metric)
         if key not in self._draws:
             together: dict[tuple[str, ...], list[str]] = {}
             for name, method in self.methods.items():
-                if subset in method.about.subsets:
+                if subset in method.about.subsets and method.about.subsets[subset].any():
                     together.setdefault(method.about.session_ids, []).append(name)
             self._draws[key] = {}
             for names in together.values():
-                about = self.methods[names[0]].about
-                member = about.subsets[subset] & _in_category(about, category)
-                if not member.any():
-                    continue
-                labels = np.array(about.categories, dtype=object)[member].tolist()
-                strata = strata_of(labels, about.averaging if category == OVERALL else "sessions")
-                values = np.stack([self.methods[name].values(metric)[member] for name in names], axis=1)
-                drawn = bootstrap(values, strata)
-                self._draws[key] |= {name: drawn[:, n] for n, name in enumerate(names)}
+                self._draws[key] |= self._draw(names, subset, metric)
         return self._draws[key]
+
+    def _draw(self, names: Sequence[str], subset: str, metric: str) -> dict[tuple[str, str], np.ndarray]:
+        about = self.methods[names[0]].about
+        member = about.subsets[subset]
+        labels = np.array(about.categories, dtype=object)[member]
+        values = np.stack([self.methods[name].values(metric)[member] for name in names], axis=1)
+        parts = {c: bootstrap(values, [np.flatnonzero(labels == c)]) for c in dict.fromkeys(labels.tolist())}
+        if about.averaging == "categories":
+            parts[OVERALL] = np.mean(list(parts.values()), axis=0)
+        else:
+            parts[OVERALL] = bootstrap(values, [np.arange(len(values))])
+        return {(name, c): drawn[:, n] for c, drawn in parts.items() for n, name in enumerate(names)}
 
     def statements(self, spec: ResultsTable, labels: Mapping[str, str]) -> tuple[str, tuple[Statement, ...]]:
         """(how was tested, the tested row against every other one in every block), Holm-corrected within a block."""
         made: list[Statement] = []
+        others = [name for name in labels if name != spec.tested and (not spec.against or name in spec.against)]
         for block in spec.blocks:
-            found = [self._compare(spec.tested, other, block.subset, spec.tested_metric)
-                     for other in labels if other != spec.tested]  # fmt: skip
-            present = [(other, f) for other, f in zip((o for o in labels if o != spec.tested), found, strict=True) if f]
+            found = [self._compare(spec.tested, other, block.subset, spec.tested_metric) for other in others]
+            present = [(other, facts) for other, facts in zip(others, found, strict=True) if facts]
             corrected = holm([f["p_sessions"] for _, f in present]) if present else []
             for (other, facts), p in zip(present, corrected, strict=True):
                 p_seeds, least = facts["p_seeds"], facts["least_p_seeds"]
@@ -104,7 +112,8 @@ class Resampled:
         how = (
             f"Differences of {metric}, overall, in points with 95% intervals. Over sessions: paired bootstrap, "
             f"{RESAMPLES:,} resamples of whole sessions within what is averaged, Holm-corrected over the comparisons of "
-            f"a block. Over seeds: exact paired sign-flip test. Both two-sided; significant: p < {ALPHA} in both."
+            f"a block. Over seeds: exact paired sign-flip test. Both two-sided; significant: p < {ALPHA} in both. Fewer "
+            f"than {FEWEST} sessions are not tested."
         )
         return how, tuple(made)
 
@@ -113,19 +122,19 @@ class Resampled:
         if first is None or second is None or not {subset} <= first.about.subsets.keys() & second.about.subsets.keys():
             return None
         one, other = first.about.session_ids, second.about.session_ids
-        drawn = self._drawn(subset, OVERALL, metric)
+        if min(int(m.about.subsets[subset].sum()) for m in (first, second)) < FEWEST:
+            return None
         if one == other:
-            if a not in drawn:
-                return None
+            drawn = self._drawn(subset, metric)
             member = first.about.subsets[subset]
             gap = first.values(metric)[member] - second.values(metric)[member]
-            resampled = drawn[a] - drawn[b]
+            resampled = drawn[a, OVERALL] - drawn[b, OVERALL]
         else:  # sessions that one of them skipped are left out of the comparison
             common = set(other)
             mine = [n for n, i in enumerate(one) if i in common and first.about.subsets[subset][n]]
             place = {i: n for n, i in enumerate(other)}
             yours = [place[one[n]] for n in mine]
-            if not mine:
+            if len(mine) < FEWEST:
                 return None
             gap = first.values(metric)[mine] - second.values(metric)[yours]
             member = np.isin(np.arange(len(one)), mine)
@@ -154,9 +163,3 @@ class Resampled:
             return {"seeds": 0, "p_seeds": None, "least_p_seeds": None}
         test = sign_flip(first, second)  # type: ignore[arg-type]
         return {"seeds": test.n, "p_seeds": test.p, "least_p_seeds": test.least}
-
-
-def _in_category(about: Evaluation, category: str) -> np.ndarray:
-    if category == OVERALL:
-        return np.ones(len(about.session_ids), dtype=bool)
-    return np.array([c == category for c in about.categories])

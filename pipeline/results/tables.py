@@ -86,7 +86,8 @@ def build_results_table(
     return Table(
         title=spec.title,
         columns=tuple(
-            Column(group=g.label, label=_metric_label(m), kind="change" if g.relative_to else "percent")
+            Column(group=g.label, label="", kind="change") if g.relative_to
+            else Column(group=g.label, label=_metric_label(m))
             for g in groups for m in g.metrics
         ),
         blocks=tuple(
