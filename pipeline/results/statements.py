@@ -86,7 +86,8 @@ class Resampled:
         member = about.subsets[subset]
         labels = np.array(about.categories, dtype=object)[member]
         values = np.stack([self.methods[name].values(metric)[member] for name in names], axis=1)
-        parts = {c: bootstrap(values, [np.flatnonzero(labels == c)]) for c in dict.fromkeys(labels.tolist())}
+        names_of = dict.fromkeys(labels.tolist())
+        parts = {c: bootstrap(values, [np.flatnonzero(labels == c)], seed=n) for n, c in enumerate(names_of)}
         if about.averaging == "categories":
             parts[OVERALL] = np.mean(list(parts.values()), axis=0)
         else:
