@@ -10,7 +10,7 @@ from manifests.errors import FashionNTMError, IncompleteError, ManifestError, Pr
 from manifests.identity import digest
 from manifests.load import load_dataset
 from manifests.schema import RunSpec, Session
-from pipeline.results.compare import Comparison, CompareError, Method, compare
+from pipeline.results.compare import CompareError, Comparison, Method, compare
 from pipeline.results.files import ResultFiles, load_results
 from pipeline.training.runs import RunFolder, list_runs
 

@@ -27,7 +27,6 @@ from pipeline.results.significance import (
     strata_of,
 )
 
-
 FEWEST = 20  # sessions; a bootstrap of fewer says little
 
 
@@ -147,7 +146,7 @@ class Resampled:
         found = difference(float(np.mean([gap[m].mean() for m in strata])), resampled)
         return {
             "difference": found.value, "low": found.low, "high": found.high, "p_sessions": found.p,
-            "sessions": int(len(gap)), **self._seeds(a, b, subset, metric),
+            "sessions": len(gap), **self._seeds(a, b, subset, metric),
         }  # fmt: skip
 
     def _seeds(self, a: str, b: str, subset: str, metric: str) -> dict[str, object]:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from pipeline.results.render import PAPER, lines_of
 from pipeline.results.cells import Column, Table
+from pipeline.results.render import PAPER, lines_of
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
