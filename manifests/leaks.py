@@ -1,4 +1,4 @@
-"""Which test sessions a model may have memorised: their (reference, target) pairs are also in train sessions.
+"""Which test sessions a model may have memorised: their pairs, images or texts are also in train sessions.
 
 Multi-turn FashionIQ was cut by session, not by pair. The last pair of a test session, which is the very answer that
 is asked for, is also a train pair in 411 of 1,000 dress, 177 of 681 shirt and 193 of 719 toptee sessions. Tables
@@ -67,3 +67,43 @@ def subset_counts(dataset: Dataset, scope: Scope = "category") -> dict[str, dict
         for subset in SUBSETS:
             row[subset] += in_subset(exposure[session.id], subset)
     return counts
+
+
+# What of a test session is also in a train session. Captions are feedback texts, compared without regard to case.
+OVERLAPS: tuple[str, ...] = (
+    "last pair", "any pair", "last query", "target image", "any image", "last caption", "any caption",
+)  # fmt: skip
+
+
+def overlaps(dataset: Dataset, scope: Scope = "category") -> dict[str, frozenset[str]]:
+    """By test session id: which of ``OVERLAPS`` it has with the train sessions of its category (or of the dataset).
+
+    "last pair": (reference, target) of the last turn, the answer itself. "last query": (reference, feedback) of the last
+    turn. "target image": the session's target is an image of a train session. "any ...": of any turn.
+    """
+    pairs, queries, images, texts = (defaultdict(set) for _ in range(4))
+    for session in dataset.split("train"):
+        place = session.category if scope == "category" else ""
+        pairs[place].update(session.pairs)
+        images[place].update(image for pair in session.pairs for image in pair)
+        queries[place].update((turn.reference, _words(turn.text)) for turn in session.turns)
+        texts[place].update(_words(turn.text) for turn in session.turns)
+    found = {}
+    for session in dataset.split("test"):
+        place = session.category if scope == "category" else ""
+        last = session.turns[-1]
+        has = {
+            "last pair": session.pairs[-1] in pairs[place],
+            "any pair": any(pair in pairs[place] for pair in session.pairs),
+            "last query": (last.reference, _words(last.text)) in queries[place],
+            "target image": session.target in images[place],
+            "any image": any(image in images[place] for pair in session.pairs for image in pair),
+            "last caption": _words(last.text) in texts[place],
+            "any caption": any(_words(turn.text) in texts[place] for turn in session.turns),
+        }
+        found[session.id] = frozenset(name for name in OVERLAPS if has[name])
+    return found
+
+
+def _words(text: str) -> str:
+    return " ".join(text.lower().split())

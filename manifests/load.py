@@ -74,7 +74,7 @@ def load_dataset(spec: RunSpec, data: Path, file: str = "") -> Dataset:
     options = parse_options(source.Options, spec.dataset.options, file or spec.name, "dataset", problems)
     problems.raise_if_any()
     assert options is not None
-    return source.load(options, data)
+    return source.load(options, data).model_copy(update={"windows": spec.windows})
 
 
 def _resolve(value: Any) -> Any:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -82,6 +82,10 @@ class Session(Frozen):
         """The (reference, target) pair of every turn: the single-turn triplets without their text."""
         return tuple(zip((turn.reference for turn in self.turns), self.targets, strict=True))
 
+    def last(self, turns: int) -> Session:
+        """The same retrieval from the last ``turns`` turns on: what came before is taken as answered (paper Table 4)."""
+        return self if turns >= len(self.turns) else self.model_copy(update={"turns": self.turns[-turns:]})
+
 
 class Gallery(Frozen):
     """The candidate images of one retrieval."""
@@ -104,6 +108,7 @@ class Dataset(BaseModel):
     averaging: Literal["categories", "sessions"] = "categories"  # "Overall": mean of categories, or micro
     attributes: dict[str, dict[str, tuple[str, ...]]] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()  # what loading changed, e.g. a dropped one-turn session
+    windows: tuple[int, ...] = ()  # see ``RunSpec.windows``
 
     def split(self, split: Split) -> tuple[Session, ...]:
         return tuple(s for s in self.sessions if s.split == split)
@@ -133,6 +138,9 @@ class Dataset(BaseModel):
             for turn in session.turns:
                 yield turn.reference, turn.text
             yield session.turns[0].reference, session.text
+            for turns in self.windows if session.split == "test" else ():
+                window = session.last(turns)
+                yield window.turns[0].reference, window.text
 
     def check(self, problems: Problems) -> None:
         """Report what no single record shows: unknown images, duplicate ids, a gallery without its target."""
@@ -235,6 +243,8 @@ class RunSpec(Frozen):
     validation: Validation = Validation()
     models: dict[str, dict[str, Any]] = Field(default_factory=dict)  # options; its [training] overrides the shared one
     seeds: tuple[int, ...] = (0,)
+    # Stage 1 also makes ST + cat's query of the last 2, 3, ... turns of the test sessions (paper Table 4).
+    windows: tuple[Annotated[int, Field(ge=1)], ...] = ()
     given: str = Field("", exclude=True)  # how the user named the spec on the command line, for hints
 
     @field_validator("name")

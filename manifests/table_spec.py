@@ -53,11 +53,22 @@ class DatasetTable(Frozen):
 
 
 class ColumnGroup(Frozen):
-    """The columns of one category (or of "overall"): one for each metric."""
+    """The columns of one category (or of "overall"): one for each metric.
+
+    With ``relative_to``, the key of a row, they show the change against that row in percent, of the category ``of``;
+    ``category`` is then only the name that the paper's values stand under.
+    """
 
     category: str
     label: str
     metrics: tuple[Metric, ...] = Field(min_length=1)
+    relative_to: str = ""
+    of: str = "overall"
+
+    @property
+    def source(self) -> str:
+        """The category that the values are taken from."""
+        return self.of if self.relative_to else self.category
 
 
 class BlockSpec(Frozen):
@@ -68,22 +79,40 @@ class BlockSpec(Frozen):
 
 
 class RowSpec(Frozen):
-    """One method: the memory model that fills the row, and what the paper printed in it, by category."""
+    """One method: the memory model that fills the row, and what the paper printed in it, by category.
+
+    ``options`` and ``training`` come on top of what the run spec gives the model; ``last``: only this number of last
+    turns goes in (paper Table 4). Rows of one model need a ``key`` each.
+    """
 
     model: str
     label: str
+    key: str = ""
+    options: dict[str, Any] = Field(default_factory=dict)
+    training: dict[str, Any] = Field(default_factory=dict)
+    last: int | None = Field(None, ge=1)
     group: str = ""
     deterministic: bool = False  # no randomness: one run (of the first seed) is all there is
     optional: bool = False  # shown only where a model of this name exists, or runs of it
     paper: dict[str, tuple[float, ...]] = Field(default_factory=dict)
 
+    @property
+    def name(self) -> str:
+        """What other rows and columns call this row."""
+        return self.key or self.model
+
 
 class ResultsTable(Frozen):
-    """Recall of memory models (paper Tables 2 and 3). Without ``columns``, they are the categories of the runs."""
+    """Recall of memory models (paper Tables 2 to 5). Without ``columns``, they are the categories of the runs."""
 
     kind: Literal["results"]
     title: str
     run: str  # the run spec whose runs fill the table
+    ablation: str = ""  # the ablation that makes them; empty: the run spec's own models
+    turns: int | None = Field(None, ge=1)  # only test sessions of exactly this many turns
+    tested: str = ""  # the row whose difference from every other one is tested; empty: no statement
+    tested_metric: Metric = "mean"  # of "overall"
+    against: tuple[str, ...] = ()  # the rows it is tested against; empty: every other one
     columns: tuple[ColumnGroup, ...] = ()
     metrics: tuple[Metric, ...] = ("R@5", "R@8")  # of each category, where ``columns`` is left out
     blocks: tuple[BlockSpec, ...] = (BlockSpec(subset="all", label="All sessions"),)
@@ -97,7 +126,7 @@ class ResultsTable(Frozen):
         if not self.rows:
             problems.add("key rows", "empty", "a table needs one at least")
         for kind, names in (
-            ("rows", [row.model for row in self.rows]),
+            ("rows", [row.name for row in self.rows]),
             ("columns", [group.category for group in self.columns]),
             ("blocks", [block.subset for block in self.blocks]),
             ("seeds", list(self.seeds)),
@@ -105,6 +134,15 @@ class ResultsTable(Frozen):
             for name, count in Counter(names).items():
                 if count > 1:
                     problems.add(f"key {kind}", f"{name!r} appears {count} times", "each may appear once")
+        names = [row.name for row in self.rows]
+        for key, wanted in (("tested", filter(None, [self.tested])), ("against", self.against)):
+            for name in wanted:
+                if name not in names:
+                    problems.add(f"key {key}", f"no row {name!r}", nearest(name, names))
+        for number, group in enumerate(self.columns):
+            if group.relative_to and group.relative_to not in names:
+                what = f"no row {group.relative_to!r}"
+                problems.add(f"key columns.{number}.relative_to", what, nearest(group.relative_to, names))
         widths = {group.category: len(group.metrics) for group in self.columns}
         for number, row in enumerate(self.rows):
             for category, values in row.paper.items():

@@ -20,6 +20,14 @@ def run_spec(
     seeds: Sequence[int] | None = None, device: str = "auto", log: Log = silent,
 ) -> str:  # fmt: skip
     """Extract, fit the composer, train and evaluate; what is done already is kept. Returns the metrics as text."""
+    make_features(spec, dataset, workspace, device, log)
+    for line in train_spec(spec, dataset, workspace, models, seeds, device, log=log):
+        log(line)
+    return summary_text(evaluate_spec(spec, dataset, workspace, models, seeds, device, log))
+
+
+def make_features(spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str = "auto", log: Log = silent) -> None:
+    """Stage 1 whole: extract, and fit the composer where there is one to fit; what is done already is kept."""
     first = extract_spec(spec, dataset, workspace, device)
     log(first.text())
     if first.composed is None and first.next_command.startswith("fit-composer"):
@@ -28,9 +36,6 @@ def run_spec(
                 spec, dataset, workspace, lambda m: log(f"composer epoch {m['epoch']:.0f}: loss {m['loss']:.4f}")
             ).text()
         )
-    for line in train_spec(spec, dataset, workspace, models, seeds, device, log=log):
-        log(line)
-    return summary_text(evaluate_spec(spec, dataset, workspace, models, seeds, device, log))
 
 
 @dataclass(frozen=True)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from manifests.errors import IncompleteError, ManifestError, Problem, nearest
 from manifests.leaks import SUBSETS, subset_sessions
-from manifests.load import load_dataset, load_spec
 from manifests.schema import Dataset, RunSpec, Training
-from manifests.table_spec import DatasetTable, ResultsTable, load_table_spec
 from manifests.validation import split_validation
+from manifests.views import WHOLE, View
 from pipeline.workspace import Workspace
+
+if TYPE_CHECKING:
+    from pipeline.results.files import ResultFiles
 
 Log = Callable[[str], None]
 
@@ -47,13 +47,21 @@ def asked_runs(spec: RunSpec, models: Sequence[str] = (), seeds: Sequence[int] |
             raise ManifestError([problem])
     runs = []
     for name in models or spec.models:
-        options = {key: value for key, value in spec.models[name].items() if key != "training"}
-        own = spec.models[name].get("training", {})
-        training = Training.model_validate(spec.training.model_dump() | own)
         wanted = tuple(seeds if seeds is not None else spec.seeds)
         for seed in wanted if registry.get(name).trainable else wanted[:1]:
-            runs.append(Run(name, options, training, seed))
+            runs.append(make_run(spec, name, seed))
     return runs
+
+
+def make_run(
+    spec: RunSpec, model: str, seed: int, options: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+) -> Run:  # fmt: skip
+    """A run of ``model``: what ``spec`` says of it (nothing, for a model it does not list), then the changes given."""
+    listed = spec.models.get(model, {})
+    own = {key: value for key, value in listed.items() if key != "training"}
+    merged = spec.training.model_dump() | listed.get("training", {}) | dict(training or {})
+    return Run(model, own | dict(options or {}), Training.model_validate(merged), seed)
 
 
 class StageTwo:
@@ -143,30 +151,40 @@ class StageTwo:
     def subsets(self) -> dict[str, set[str]]:
         return {name: {s.id for s in subset_sessions(self.dataset, name)} for name in SUBSETS}
 
-    def evaluate(self, run: Run) -> dict[str, Any]:
+    def result_files(self, run: Run, view: View = WHOLE) -> ResultFiles:
+        """Where the evaluation of ``run`` under ``view`` is, or will be."""
+        from pipeline.results.files import ResultFiles
+
+        return ResultFiles.of(self.folder(run).path, view)
+
+    def evaluate(self, run: Run, view: View = WHOLE) -> dict[str, Any]:
         """Rank the test sessions with a finished run; writes results.h5 and summary.json, returns the summary."""
         from pipeline.results.evaluate import evaluate
         from pipeline.results.files import save_results, save_summary
         from pipeline.training.checkpoint import load_model
         from pipeline.training.validate import embed, scorer
+        from pipeline.training.views import view_features
 
         folder = self.folder(run)
         if folder.state != "finished":
             raise IncompleteError(f"run {folder.id} is {folder.state}: run `{self.train_command(run)}`")
-        model = load_model(folder.path, self.device)
-        queries = embed(model, self.test).cpu().numpy()
-        reasons = dict(zip(self.test.skipped, self.test.reasons, strict=True))
-        result = evaluate(queries, self.test.sessions, self.candidates, self.subsets, self.dataset.averaging, reasons,
-                          score=scorer(model, self.test) if model.scores else None)  # fmt: skip
+        model, files = load_model(folder.path, self.device), self.result_files(run, view)
+        shown = view_features(self.test, self.store, view, model.reads == "concatenated")
+        queries = embed(model, shown).cpu().numpy()
+        in_view = {s.id for s in self.dataset.split("test") if view.turns in (None, len(s.turns))}
+        reasons = {i: why for i, why in zip(shown.skipped, shown.reasons, strict=True) if i in in_view}
+        result = evaluate(queries, shown.sessions, self.candidates, self.subsets, self.dataset.averaging, reasons,
+                          score=scorer(model, shown) if model.scores else None)  # fmt: skip
         captions = all(image.file is None for image in self.dataset.images.values())
         note = self.workspace.extracted(self.spec)
         summary = result.summary(
             run=folder.id, model=run.model, seed=run.seed, store=self.store.fingerprint, dataset=self.dataset.name,
             extractor=self.store.extractor, gallery="caption" if captions else "image",
-            contaminated_on=list(note.contaminated_on), spec=self.spec.name,
+            contaminated_on=list(note.contaminated_on), spec=self.spec.name, view=view.model_dump(),
+            weights=files.weights(),
         )  # fmt: skip
-        save_results(folder.results_file, result, folder.id)
-        save_summary(folder.summary_file, summary)
+        save_results(files.results, result, folder.id)
+        save_summary(files.summary, summary)
         return summary
 
     def train_command(self, run: Run) -> str:
@@ -217,61 +235,3 @@ def summary_text(summaries: Sequence[dict[str, Any]]) -> str:
             shown = "  ".join(f"{k} {v:5.1f}" for k, v in overall.items() if k != "n")
             lines.append(f"{summary['model']:8} seed {summary['seed']}  {subset:17} {overall['n']:5} sessions  {shown}")
     return "\n".join(lines)
-
-
-def paper_table(
-    name: str, spec_name: str | None, form: str, overrides: Sequence[str], data: Path, out: Path,
-    options: Sequence[str] = (),
-) -> str:  # fmt: skip
-    """Table ``name`` of the paper as text in ``form``. Datasets that are not in ``data`` leave empty cells."""
-    from pipeline.results.render import render
-
-    return render(build_table(name, spec_name, overrides, data, out, options), form)
-
-
-def build_table(
-    name: str, spec_name: str | None, overrides: Sequence[str], data: Path, out: Path, options: Sequence[str] = ()
-) -> Any:
-    """The table as data. ``options``: words that printed commands repeat (``--data DIR``, ...)."""
-    from pipeline.results.tables import build_dataset_table, build_results_table
-    from pipeline.training.models import models as registry
-
-    table = load_table_spec(name)
-    if isinstance(table, DatasetTable):
-        found = {}
-        for entry in table.datasets:
-            wanted = RunSpec(name=f"table-{name}", dataset=entry.dataset, extractor={"name": "none"})  # type: ignore
-            if (data / str(entry.dataset.options.get("folder", entry.dataset.name))).is_dir():
-                found[entry.key] = load_dataset(wanted, data)
-        return build_dataset_table(table, found)
-    assert isinstance(table, ResultsTable)
-    spec = load_spec(spec_name or table.run, overrides, shlex.join([spec_name or table.run, *options]))
-    return build_results_table(
-        table, RunFinder(spec, data, Workspace(out)), known=registry.names(), run=spec.asked,
-        seeds=spec.seeds if spec_name else (),
-    )  # fmt: skip
-
-
-class RunFinder:
-    """Finds the evaluated runs of a spec, exactly those that its present options identify."""
-
-    def __init__(self, spec: RunSpec, data: Path, workspace: Workspace):
-        self.spec, self.data, self.workspace = spec, data, workspace
-
-    @cached_property
-    def stage(self) -> StageTwo | None:
-        """None while there is no store for the spec: then no run of it can exist either."""
-        if self.workspace.note(self.spec) is None:
-            return None
-        try:
-            return StageTwo(self.spec, load_dataset(self.spec, self.data), self.workspace, "cpu")
-        except IncompleteError:
-            return None
-
-    def __call__(self, model: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
-        from pipeline.results.files import load_summary
-
-        if model not in self.spec.models or self.stage is None:
-            return []
-        folders = [self.stage.folder(run) for run in asked_runs(self.spec, [model], seeds)]
-        return [load_summary(f.summary_file) for f in folders if f.state == "finished" and f.summary_file.is_file()]

@@ -18,6 +18,6 @@ from pipeline.commands._shared import option_data, option_out, option_set, optio
 @option_out
 def command(name: str, spec: str | None, form: str, overrides: tuple[str, ...], data: Path, out: Path) -> None:
     """Print table N of the paper: measured values, the paper's, and for an empty cell the command that fills it."""
-    from pipeline.stage2 import paper_table
+    from pipeline.tabulate import paper_table
 
     click.echo(paper_table(name, spec, form, overrides, data, out, options(overrides, data, out)), nl=False)

@@ -9,7 +9,8 @@ from pathlib import Path
 from manifests.load import load_dataset, load_spec
 from manifests.schema import RunSpec
 from pipeline.stage1 import extract_spec
-from pipeline.stage2 import Log, build_table, evaluate_spec, train_spec
+from pipeline.stage2 import Log, evaluate_spec, train_spec
+from pipeline.tabulate import build_table
 from pipeline.workspace import Workspace
 
 

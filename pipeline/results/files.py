@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,45 @@ import numpy as np
 
 from cache.files import replace_atomically
 from manifests.errors import IncompleteError
+from manifests.views import WHOLE, View
 from pipeline.results.evaluate import Evaluation
 
 FORMAT = 1
 _TEXTS = ("session_id", "category", "target_id")
+
+
+@dataclass(frozen=True)
+class ResultFiles:
+    """Files of one evaluation of a run: in the run's folder, or below ``views/`` for another view than the whole."""
+
+    run: Path
+    folder: Path
+
+    @classmethod
+    def of(cls, run: Path, view: View = WHOLE) -> ResultFiles:
+        return cls(run, run / "views" / view.name if view.name else run)
+
+    @property
+    def results(self) -> Path:
+        return self.folder / "results.h5"
+
+    @property
+    def summary(self) -> Path:
+        return self.folder / "summary.json"
+
+    def weights(self) -> str:
+        """SHA-256 of the run's present weights, as its sidecar states it; "" where there is none."""
+        try:
+            return str(json.loads((self.run / "model.json").read_text(encoding="utf-8"))["sha256"])
+        except (OSError, ValueError, KeyError):
+            return ""
+
+    def load(self) -> dict[str, Any] | None:
+        """The summary, if there is one of the run's present weights: a run that was trained again has others."""
+        if not self.summary.is_file() or not self.results.is_file():
+            return None
+        summary = load_summary(self.summary)
+        return summary if summary.get("weights", self.weights()) == self.weights() else None
 
 
 class ResultsError(IncompleteError, ValueError):

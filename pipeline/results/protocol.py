@@ -44,6 +44,7 @@ class RunSummary(BaseModel):
     sessions: int
     skipped: dict[str, str] = Field(default_factory=dict)
     galleries: dict[str, GalleryFacts]
+    results: str = ""  # its results.h5, where the ranks of all sessions are
 
     def value(self, subset: str, category: str, metric: str) -> float | None:
         """The metric in percent; None where the run has no session."""

@@ -10,14 +10,14 @@ from itertools import groupby
 from typing import Literal
 
 from manifests.errors import ManifestError, Problem, nearest
-from pipeline.results.tables import Block, Cell, Column, Row, Table
+from pipeline.results.cells import Block, Cell, Column, Row, Table
 
 Format = Literal["md", "latex", "csv", "json"]
 EMPTY = "–"
 PAPER = "paper"
 CSV_FIELDS = (
     *("block", "row_group", "row", "column_group", "column", "unit"),
-    *("value", "std", "seeds", "paper", "difference", "runs", "store", "command", "note"),
+    *("value", "std", "low", "high", "seeds", "paper", "difference", "runs", "store", "command", "note"),
 )
 
 
@@ -34,6 +34,8 @@ def value_text(cell: Cell, column: Column) -> str:
         return EMPTY
     if column.kind == "count":
         return f"{cell.value:,.0f}"
+    if column.kind == "change":
+        return f"{cell.value:+z.1f}"
     return f"{cell.value:.1f}" + (f" ± {cell.std:.1f}" if cell.std is not None else "")
 
 
@@ -44,7 +46,8 @@ def paper_text(cell: Cell, column: Column) -> str:
     if column.kind == "count":
         mark = "" if cell.difference is None else " ✓" if cell.difference == 0 else f" ({cell.difference:+,.0f})"
         return f"{cell.paper:,.0f}{mark}"
-    return f"{cell.paper:.1f}" + (f" ({cell.difference:+z.1f})" if cell.difference is not None else "")
+    printed = f"{cell.paper:+.1f}" if column.kind == "change" else f"{cell.paper:.1f}"
+    return printed + (f" ({cell.difference:+z.1f})" if cell.difference is not None else "")
 
 
 def lines_of(block: Block, columns: tuple[Column, ...]) -> Iterator[tuple[Row, bool, list[str]]]:
@@ -73,6 +76,7 @@ def to_markdown(table: Table) -> str:
     rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:])]) + "|"
     parts = [f"**{_md(table.title)}**", "\n".join([line(header), rule, *map(line, body)])]
     parts += _listed([*table.footnotes, *table.notes], "- {}", _md)
+    parts += _listed(table.significance, "- {}", _md, "Significance:")
     parts += _listed(table.traces, "- {}", _md, "Runs:")
     parts += _listed([f"{label}: `{command}`" for command, label in table.commands.items()], "- {}", str, "To fill:")
     return "\n\n".join(parts) + "\n"
@@ -98,7 +102,7 @@ _LATEX = {
 def latex_text(text: str) -> str:
     """Text that LaTeX prints as it stands; a minus before a number is set as a minus."""
     escaped = "".join(_LATEX.get(character, character) for character in text)
-    return re.sub(r"(?<=\()-(?=\d)", "$-$", escaped)
+    return re.sub(r"(?<=\()-(?=\d)|^-(?=\d)|(?<= )-(?= ?\d)", "$-$", escaped)
 
 
 def to_latex(table: Table) -> str:
@@ -131,7 +135,7 @@ def to_latex(table: Table) -> str:
             label = rf"\quad {PAPER}" if paper else latex_text(row.label)
             out.append(" & ".join([label, *map(latex_text, texts)]) + r" \\")
     out += [r"\bottomrule", r"\end{tabular}"]
-    notes = [*table.footnotes, *table.notes]
+    notes = [*table.footnotes, *table.notes, *table.significance]
     if notes:
         out += ["", r"\medskip", r"\begin{minipage}{\linewidth}\footnotesize"]
         out += [latex_text(note) + r"\par" for note in notes] + [r"\end{minipage}"]

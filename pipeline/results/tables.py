@@ -1,4 +1,4 @@
-"""Tables as data: every cell knows its runs, the paper's value, and, while it is empty, the command that fills it."""
+"""Fills table specs with what was measured."""
 
 from __future__ import annotations
 
@@ -6,88 +6,21 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any, Literal
 
-from manifests.schema import Dataset, Frozen
+from manifests.schema import Dataset
 from manifests.table_spec import ColumnGroup, DatasetTable, ResultsTable, RowSpec
+from pipeline.results.cells import Block, Cell, Column, Row, Statement, Table
 from pipeline.results.metrics import OVERALL
-from pipeline.results.protocol import SHORT, RunSummary, protocol_notes, read_runs
+from pipeline.results.protocol import RunSummary, protocol_notes, read_runs
+from pipeline.results.statements import Resampled
 
-FindRuns = Callable[[str, Sequence[int]], Iterable[Mapping[str, Any]]]
+__all__ = ["Block", "Cell", "Column", "Row", "Statement", "Table", "build_dataset_table", "build_results_table"]
+
+FindRuns = Callable[[RowSpec, Sequence[int]], Iterable[Mapping[str, Any]]]
+Fill = Callable[[RowSpec, Sequence[int]], str]
 FILL = "python cli.py run {run} --model {model} --seeds {seeds}"
 PAPER_LINES = "Lines 'paper' give the paper's value and the difference (ours - paper)."
 EQUAL = "✓: equal to the paper."
 READ = "python cli.py table 1 --data DIR"
-
-
-class Cell(Frozen):
-    """One value. ``command`` fills an empty cell or adds its missing seeds; ``note`` says why nothing can fill it."""
-
-    value: int | float | None = None  # mean over the seeds: percent, or a count
-    std: float | None = None  # sample standard deviation; None for one seed
-    seeds: tuple[int, ...] = ()
-    paper: int | float | None = None
-    difference: int | float | None = None  # value - paper
-    runs: tuple[str, ...] = ()
-    store: str = ""
-    command: str = ""
-    note: str = ""
-
-
-class Column(Frozen):
-    group: str
-    label: str
-    kind: Literal["percent", "count"] = "percent"
-
-
-class Row(Frozen):
-    label: str
-    group: str = ""
-    cells: tuple[Cell, ...]
-
-
-class Block(Frozen):
-    """Rows under one heading, e.g. over one subset of the test sessions."""
-
-    title: str
-    rows: tuple[Row, ...]
-
-
-class Table(Frozen):
-    title: str
-    columns: tuple[Column, ...]
-    blocks: tuple[Block, ...]
-    footnotes: tuple[str, ...] = ()
-    omitted: tuple[Row, ...] = ()  # the paper's rows of methods that do not exist here; in JSON only
-
-    @property
-    def notes(self) -> list[str]:
-        """Why cells are empty that no command fills, once each."""
-        cells = (cell for block in self.blocks for row in block.rows for cell in row.cells)
-        return list(dict.fromkeys(f"Empty: {cell.note}." for cell in cells if cell.note))
-
-    @property
-    def commands(self) -> dict[str, str]:
-        """Command -> the labels of the rows it completes, in the order of the rows."""
-        rows = [row for block in self.blocks for row in block.rows]
-        found: dict[str, dict[str, None]] = {}
-        for row in rows:
-            for cell in row.cells:
-                if cell.command:
-                    found.setdefault(cell.command, {})[row.label] = None
-        return {command: ", ".join(labels) for command, labels in found.items()}
-
-    @property
-    def traces(self) -> list[str]:
-        """One line for each row that has runs: its seeds, run ids and store."""
-        rows = [row for block in self.blocks for row in block.rows]
-        found: dict[str, Cell] = {}
-        for row in rows:
-            for cell in row.cells:
-                if cell.runs:
-                    found.setdefault(row.label, cell)
-        return [
-            f"{label}: {_named('seed', c.seeds)}{_named('run', c.runs)}store {c.store[:SHORT]}"
-            for label, c in found.items()
-        ]
 
 
 def build_results_table(
@@ -97,16 +30,17 @@ def build_results_table(
     known: Collection[str] = (),
     run: str = "",
     seeds: Sequence[int] = (),
-    command: str = FILL,
+    command: str | Fill = FILL,
 ) -> Table:
     """Fill ``spec`` with the runs there are.
 
     Args:
-        find_runs: (model, seeds) -> summaries (``Evaluation.summary`` with the run's facts) of those that exist.
+        find_runs: (row, seeds) -> summaries (``Evaluation.summary`` with the run's facts) of those that exist. Where a
+            summary names its ``results`` file, cells get intervals and the tested row its statements.
         known: names of the registered memory models; optional rows of other models are left out.
         run: the run spec as the user would name it, where it is not the table's own.
         seeds: the seeds wanted, where they are not the table's own.
-        command: template of the command that fills a cell, with {run}, {model} and {seeds}.
+        command: what fills a cell: a template with {run}, {model} and {seeds}, or (row, missing seeds) -> command.
 
     Raises:
         TableError: runs that may not share a cell, or an incomplete summary.
@@ -114,26 +48,48 @@ def build_results_table(
     wanted = tuple(seeds) or spec.seeds
     found: dict[str, list[RunSummary]] = {}
     for row in spec.rows:
-        found[row.model] = read_runs(row.model, find_runs(row.model, wanted[:1] if row.deterministic else wanted))
-    runs = [summary for row in spec.rows for summary in found[row.model]]
+        found[row.name] = read_runs(row.name, find_runs(row, wanted[:1] if row.deterministic else wanted))
+    runs = [summary for row in spec.rows for summary in found[row.name]]
     groups = spec.columns or _groups(runs, spec)
-    shown = [row for row in spec.rows if not row.optional or row.model in known or found[row.model]]
+    shown = [row for row in spec.rows if not row.optional or row.model in known or found[row.name]]
     omitted = [row for row in spec.rows if row not in shown]
+    drawn = Resampled({row.name: found[row.name] for row in shown}, {row.name for row in shown if row.deterministic})
+
+    def fill(row: RowSpec) -> str:
+        asked = wanted[:1] if row.deterministic else wanted
+        done = asked if row.deterministic and found[row.name] else {r.seed for r in found[row.name]}
+        missing = [seed for seed in asked if seed not in done]
+        if not missing:
+            return ""
+        if callable(command):
+            return command(row, missing)
+        return command.format(run=run or spec.run, model=row.model, seeds=seed_text(missing))
 
     def cells(row: RowSpec, subset: str) -> tuple[Cell, ...]:
-        asked = wanted[:1] if row.deterministic else wanted
-        done = asked if row.deterministic and found[row.model] else {r.seed for r in found[row.model]}
-        missing = [seed for seed in asked if seed not in done]
-        fill = command.format(run=run or spec.run, model=row.model, seeds=seed_text(missing)) if missing else ""
-        return tuple(
-            _cell(found[row.model], subset, group.category, metric, paper, fill)
-            for group in groups
-            for metric, paper in zip(group.metrics, _paper(row, group, subset == spec.paper_subset), strict=True)
-        )
+        made = []
+        for group in groups:
+            paper = _paper(row, group, subset == spec.paper_subset)
+            for metric, printed in zip(group.metrics, paper, strict=True):
+                cell = _cell(found[row.name], subset, group.source, metric, printed, fill(row))
+                if group.relative_to:
+                    base = next(other for other in spec.rows if other.name == group.relative_to)
+                    reference = _cell(found[base.name], subset, group.source, metric, None, fill(base))
+                    cell = _change(cell, reference, base is row)
+                elif bounds := drawn.interval(row.name, subset, group.source, metric):
+                    cell = cell.model_copy(update={"low": bounds[0], "high": bounds[1]})
+                made.append(cell)
+        return tuple(made)
 
+    labels = {row.name: row.label if sum(r.label == row.label for r in shown) == 1 else f"{row.group}, {row.label}"
+              for row in shown}  # fmt: skip
+    tested = drawn.statements(spec, labels) if spec.tested in labels else ("", ())
     return Table(
         title=spec.title,
-        columns=tuple(Column(group=g.label, label=_metric_label(m)) for g in groups for m in g.metrics),
+        columns=tuple(
+            Column(group=g.label, label="", kind="change") if g.relative_to
+            else Column(group=g.label, label=_metric_label(m))
+            for g in groups for m in g.metrics
+        ),
         blocks=tuple(
             Block(
                 title=block.label + _sessions(runs, block.subset),
@@ -150,7 +106,23 @@ def build_results_table(
             )
             for row in omitted
         ),
-    )
+        tests=tested[0],
+        statements=tested[1],
+    )  # fmt: skip
+
+
+def _change(cell: Cell, base: Cell, itself: bool) -> Cell:
+    """The change of ``cell`` against ``base`` in percent of it, as a cell. A row against itself has none."""
+    empty = {"value": None, "std": None, "difference": None, "low": None, "high": None}
+    if itself or cell.value is None or not base.value:
+        note = ""
+        if not itself and cell.value is not None:
+            note = "its reference row has no runs" if base.value is None else "its reference row is zero"
+        return cell.model_copy(update={**empty, "note": note, "command": cell.command or base.command if not itself
+                                       or cell.value is None else ""})  # fmt: skip
+    change = 100.0 * (cell.value / base.value - 1.0)
+    gap = None if cell.paper is None else change - cell.paper
+    return cell.model_copy(update={**empty, "value": change, "difference": gap, "runs": (*cell.runs, *base.runs)})
 
 
 def build_dataset_table(spec: DatasetTable, dataset_by_name: Mapping[str, Dataset], *, command: str = READ) -> Table:
@@ -209,10 +181,6 @@ def _cell(
         store=runs[0].store,
         command=command,
     )
-
-
-def _named(word: str, values: Sequence[int] | Sequence[str]) -> str:
-    return f"{word}{'s' if len(values) > 1 else ''} {', '.join(map(str, values))}; " if values else ""
 
 
 def _paper(row: RowSpec, group: ColumnGroup, printed: bool) -> tuple[float | None, ...]:

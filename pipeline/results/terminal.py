@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from pipeline.results.cells import Column, Table
 from pipeline.results.render import PAPER, lines_of
-from pipeline.results.tables import Column, Table
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
@@ -38,6 +38,8 @@ def terminal_lines(table: Table, width: int) -> list[tuple[str, str]]:
                     out.append((line.rstrip(), "dim" if paper else ""))
     fill = [f"  {label}: {command}" for command, label in table.commands.items()]
     out += [("", ""), *((note, "dim") for note in [*table.footnotes, *table.notes])]
+    if table.significance:
+        out += [("", ""), ("Significance:", ""), *((f"  {line}", "dim") for line in table.significance)]
     return [*out, *((line, "") for line in (["To fill:", *fill] if fill else []))]
 
 

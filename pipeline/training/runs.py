@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -35,7 +36,25 @@ class RunIdentity(NamedTuple):
 
 def sessions_digest(sessions: Iterable[Session]) -> str:
     """SHA-256 (64 hex digits) of the sessions, in order: ids, categories, turns and targets."""
-    return digest([session.model_dump(mode="json") for session in sessions])
+    return _digest_of(_Same(tuple(sessions)))
+
+
+class _Same:
+    """A tuple of sessions, equal to itself alone: asking again about the same one costs nothing."""
+
+    def __init__(self, sessions: tuple[Session, ...]):
+        self.sessions = sessions
+
+    def __hash__(self) -> int:
+        return id(self.sessions)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.sessions is self.sessions
+
+
+@lru_cache(maxsize=8)  # thousands of sessions take half a second, and every run of a table asks
+def _digest_of(same: _Same) -> str:
+    return digest([session.model_dump(mode="json") for session in same.sessions])
 
 
 def run_identity(

@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from manifests.errors import ManifestError
-from manifests.table_spec import ResultsTable, parse_table_spec
+from manifests.table_spec import ResultsTable, RowSpec, parse_table_spec
 from pipeline.results.render import CSV_FIELDS, FORMATS, latex_text, paper_text, render, value_text
 from pipeline.results.tables import Block, Cell, Column, Row, Table, build_results_table
 from pipeline.results.terminal import RichTable, to_text
@@ -57,8 +57,8 @@ def table(summary: Callable[..., dict[str, Any]]) -> Table:
     spec = parse_table_spec(SPEC, "t.toml")
     assert isinstance(spec, ResultsTable)
 
-    def find_runs(model: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
-        return [run for run in runs if run["model"] == model and run["seed"] in seeds]
+    def find_runs(row: RowSpec, seeds: Sequence[int]) -> list[dict[str, Any]]:
+        return [run for run in runs if run["model"] == row.model and run["seed"] in seeds]
 
     return build_results_table(spec, find_runs)
 

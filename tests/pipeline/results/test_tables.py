@@ -10,7 +10,7 @@ import pytest
 
 from manifests.datasets import datasets
 from manifests.schema import Dataset, Gallery, Image, Session, Turn
-from manifests.table_spec import DatasetTable, ResultsTable, load_table_spec, parse_table_spec, table_names
+from manifests.table_spec import DatasetTable, ResultsTable, RowSpec, load_table_spec, parse_table_spec, table_names
 from pipeline.results.protocol import TableError
 from pipeline.results.tables import Row, Table, build_dataset_table, build_results_table, seed_text
 
@@ -39,8 +39,8 @@ def spec(**changes: Any) -> ResultsTable:
     return found
 
 
-def finder(*summaries: dict[str, Any]) -> Callable[[str, Sequence[int]], list[dict[str, Any]]]:
-    return lambda model, seeds: [s for s in summaries if s["model"] == model and s["seed"] in (None, *seeds)]
+def finder(*summaries: dict[str, Any]) -> Callable[[RowSpec, Sequence[int]], list[dict[str, Any]]]:
+    return lambda row, seeds: [s for s in summaries if s["model"] == row.model and s["seed"] in (None, *seeds)]
 
 
 def row(table: Table, label: str, block: int = 0) -> Row:

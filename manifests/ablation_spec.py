@@ -1,0 +1,126 @@
+"""Ablation specs: a numbered grid of model options x training options x seeds over one run spec's features."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from manifests.errors import ManifestError, Problem, Problems, nearest
+from manifests.load import read_toml, shipped, spec_path
+from manifests.options import parse_options
+from manifests.schema import Frozen
+from manifests.views import WHOLE, View
+
+# With n seeds the exact paired test cannot give a two-sided p below 2 / 2^n: 0.0625 for 5 and 0.031 for 6 seeds.
+SEEDS = (0, 1, 2, 3, 4, 5)
+
+
+class Grid(Frozen):
+    """A product: every model x every value of each option that is a list. ``[[1, 2]]`` is one value, the list [1, 2]."""
+
+    models: tuple[str, ...] = Field(min_length=1)
+    options: dict[str, Any] = Field(default_factory=dict)
+    training: dict[str, Any] = Field(default_factory=dict)
+    optional: bool = False  # left out where no memory model of this name exists
+
+
+class AblationSpec(Frozen):
+    """What ``ablate`` runs. Options of a point come on top of those that the run spec gives its model."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    title: str = ""
+    run: str  # run spec: dataset, extractor, composer, shared training, validation
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(SEEDS, min_length=1)
+    grid: tuple[Grid, ...]
+    views: tuple[View, ...] = (WHOLE,)  # every finished run is evaluated in each of them
+    windows: tuple[Annotated[int, Field(ge=1)], ...] = ()  # see ``RunSpec.windows``
+    timing: bool = False  # measure the inference time of every point (paper Figure 8)
+
+    def points(self, known: Sequence[str] | None = None) -> tuple[Point, ...]:
+        """The grid in order, numbered from 1. ``known``: names of the memory models, to leave out optional others."""
+        made: list[Point] = []
+        number = 0
+        for grid in self.grid:
+            axes = [(where, key, _values(value)) for where in ("options", "training") for key, value in
+                    getattr(grid, where).items()]  # fmt: skip
+            for model in grid.models:
+                for chosen in itertools.product(*(values for _, _, values in axes)):
+                    number += 1  # an optional model that is absent keeps its number
+                    if grid.optional and known is not None and model not in known:
+                        continue
+                    picked: dict[str, dict[str, Any]] = {"options": {}, "training": {}}
+                    for (where, key, _), value in zip(axes, chosen, strict=True):
+                        picked[where][key] = value
+                    made.append(Point(number, model, **picked))
+        return tuple(made)
+
+    def check(self, problems: Problems) -> None:
+        """Report an empty grid, and seeds or points that appear twice."""
+        if not self.grid:
+            problems.add("key grid", "empty", "an ablation needs one [[grid]] at least")
+        for seed, count in Counter(self.seeds).items():
+            if count > 1:
+                problems.add("key seeds", f"{seed} appears {count} times", "each may appear once")
+        first: dict[str, int] = {}
+        for point in self.points():
+            other = first.setdefault(point.label, point.number)
+            if other != point.number:
+                problems.add("key grid", f"points {other} and {point.number} are both {point.label}", "remove one")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One configuration of the grid; its options come on top of the run spec's."""
+
+    number: int
+    model: str
+    options: Mapping[str, Any]
+    training: Mapping[str, Any]
+
+    @property
+    def label(self) -> str:
+        words = [f"{key}={value}" for key, value in self.options.items()]
+        words += [f"training.{key}={value}" for key, value in self.training.items()]
+        return " ".join([self.model, *words])
+
+
+def _values(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def ablation_names() -> tuple[str, ...]:
+    """Names of the ablations that come with the project."""
+    return tuple(shipped("ablations"))
+
+
+def load_ablation_spec(name: str) -> AblationSpec:
+    """An ablation spec by shipped name or by path. Raises ManifestError with every problem of the file."""
+    path = spec_path(name, "ablations")
+    return parse_ablation_spec(read_toml(path), str(path))
+
+
+def parse_ablation_spec(values: dict[str, Any], file: str) -> AblationSpec:
+    """The TOML values of ``file`` as an ablation spec. Raises ManifestError with every problem found."""
+    problems = Problems(file)
+    spec = parse_options(AblationSpec, values, file, "", problems)
+    if spec is not None:
+        spec.check(problems)
+    problems.raise_if_any()
+    assert spec is not None
+    return spec
+
+
+def chosen_points(points: Sequence[Point], only: Sequence[int]) -> tuple[Point, ...]:
+    """The points with these numbers, in order of the grid; all of them for an empty ``only``."""
+    known = {point.number for point in points}
+    wrong = [number for number in only if number not in known]
+    if wrong:
+        numbers = sorted(known)
+        fix = nearest(str(wrong[0]), map(str, numbers)) if len(numbers) < 9 else f"1 to {numbers[-1]}"
+        raise ManifestError([Problem("--only", str(wrong[0]), "the grid has no point of this number", fix)])
+    return tuple(point for point in points if not only or point.number in only)

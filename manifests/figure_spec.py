@@ -1,0 +1,47 @@
+"""Figure specs: a scatter of the points of an ablation, recall against measured inference time (paper Figure 8)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from manifests.errors import Problems
+from manifests.load import read_toml, shipped, spec_path
+from manifests.options import parse_options
+from manifests.schema import Frozen
+from manifests.table_spec import Metric
+
+
+class FigureSpec(Frozen):
+    """Recall (y) against milliseconds a session (x). ``series`` and ``size``: the options that colour and size show."""
+
+    title: str
+    run: str
+    ablation: str
+    metric: Metric = "mean"
+    category: str = "overall"
+    subset: str = "all"
+    series: str = "stages"
+    series_label: str = "C"
+    size: str = "slots"
+    size_label: str = "N"
+    notes: tuple[str, ...] = ()
+
+
+def figure_names() -> tuple[str, ...]:
+    """Names of the figures that come with the project."""
+    return tuple(shipped("figures"))
+
+
+def load_figure_spec(name: str) -> FigureSpec:
+    """A figure spec by shipped name ("8") or by path. Raises ManifestError with every problem of the file."""
+    path = spec_path(name, "figures")
+    return parse_figure_spec(read_toml(path), str(path))
+
+
+def parse_figure_spec(values: dict[str, Any], file: str) -> FigureSpec:
+    """The TOML values of ``file`` as a figure spec. Raises ManifestError with every problem found."""
+    problems = Problems(file)
+    spec = parse_options(FigureSpec, values, file, "", problems)
+    problems.raise_if_any()
+    assert spec is not None
+    return spec

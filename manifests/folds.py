@@ -1,0 +1,52 @@
+"""Cross-validation over train sessions: folds that share no (reference, target) pair, and never a test session."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+
+from manifests.errors import FashionNTMError
+from manifests.schema import Dataset, Session
+from manifests.validation import pair_groups
+
+
+class FoldError(FashionNTMError, ValueError):
+    """Test sessions among those to be cut, or too few groups of sessions for the folds asked for."""
+
+
+def train_only(dataset: Dataset) -> Dataset:
+    """The dataset without its test sessions and test galleries: what is chosen on it cannot have seen them."""
+    kept = tuple(g for g in dataset.galleries if g.split == "train")
+    return dataset.model_copy(update={"sessions": dataset.split("train"), "galleries": kept})
+
+
+def pair_clean_folds(sessions: Sequence[Session], folds: int, seed: int = 0) -> list[list[int]]:
+    """Session numbers of each fold. Sessions that share pairs, directly or through others, are in one fold.
+
+    Groups go, the largest first, to the fold that has the fewest sessions of their categories; ties are drawn from
+    ``seed`` and the session ids, so that the folds are the same on any machine and in any order of ``sessions``.
+
+    Raises FoldError for a test session, and when there are fewer groups than folds.
+    """
+    wrong = [s.id for s in sessions if s.split != "train"]
+    if wrong:
+        shown = ", ".join(wrong[:3])
+        raise FoldError(f"{len(wrong)} sessions are not train sessions ({shown}): nothing may be chosen on test sessions")
+    if folds < 2:
+        raise FoldError(f"{folds} folds: cross-validation needs at least 2")
+    groups = pair_groups(sessions)
+    if len(groups) < folds:
+        raise FoldError(f"{len(sessions)} sessions form {len(groups)} groups without a common pair: ask for fewer folds")
+
+    def draw(group: list[int]) -> bytes:
+        return hashlib.sha256(f"{seed}\0{min(sessions[i].id for i in group)}".encode()).digest()
+
+    held: list[list[int]] = [[] for _ in range(folds)]
+    counts: list[Counter[str]] = [Counter() for _ in range(folds)]
+    for group in sorted(groups, key=lambda g: (-len(g), draw(g))):
+        adds = Counter(sessions[i].category for i in group)
+        place = min(range(folds), key=lambda f: (sum(counts[f][c] for c in adds), len(held[f]), f))
+        held[place] += group
+        counts[place] += adds
+    return [sorted(fold) for fold in held]

@@ -1,0 +1,108 @@
+"""``ablate``: bring every run of an ablation up to date; what is finished is kept, whenever it was finished."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from manifests.ablation_spec import AblationSpec, load_ablation_spec
+from manifests.load import load_dataset, load_spec
+from manifests.schema import Dataset, RunSpec
+from pipeline.ablation.groups import Job, run_here, run_on_cluster
+from pipeline.ablation.plan import AblationPlan, plan_ablation
+from pipeline.ablation.timing import measure_timing, read_timing, timing_file
+from pipeline.jobs import make_features
+from pipeline.specs import check_components
+from pipeline.stage2 import Log, StageTwo, silent
+from pipeline.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an ablation runs: its spec and run spec, the data, the output folder and the device."""
+
+    ablation: AblationSpec
+    spec: RunSpec
+    data: Path
+    out: Path
+    device: str = "auto"
+
+    @property
+    def workspace(self) -> Workspace:
+        return Workspace(self.out)
+
+    def dataset(self) -> Dataset:
+        return load_dataset(self.spec, self.data)
+
+
+def open_ablation(
+    name: str, run: str, overrides: Sequence[str], data: Path, out: Path, device: str = "auto"
+) -> Place:
+    """The ablation ``name`` on run spec ``run`` (its own, for ""). Raises ManifestError with every problem."""
+    ablation = load_ablation_spec(name)
+    spec = run_spec_of(ablation, run, overrides)
+    check_components(spec)
+    return Place(ablation, spec, data, out, device)
+
+
+def run_spec_of(ablation: AblationSpec, run: str, overrides: Sequence[str], given: str = "") -> RunSpec:
+    """The run spec whose features the ablation uses, with the windows that the ablation asks of stage 1 as well."""
+    spec = load_spec(run or ablation.run, overrides, given)
+    windows = tuple(dict.fromkeys((*spec.windows, *ablation.windows)))
+    return spec.model_copy(update={"windows": windows})
+
+
+def ablate(
+    place: Place, only: Sequence[int] = (), seeds: Sequence[int] = (), scheduler: str = "", workers: int = 0,
+    log: Log = silent,
+) -> AblationPlan:  # fmt: skip
+    """Run what is missing; returns the plan as it stands afterwards, in which nothing is left to do."""
+    ablation, spec, workspace = place.ablation, place.spec, place.workspace
+    dataset = place.dataset()
+    for note in dataset.notes:
+        log(f"note: {note}")
+    plan = plan_ablation(ablation, spec, dataset, workspace, place.device, only, seeds, measure=False)
+    if sum(plan.extractions.values()):
+        log(plan.headline)
+        make_features(spec, dataset, workspace, place.device, log)
+    stage = StageTwo(spec, dataset, workspace, place.device, log)
+    plan = plan_ablation(ablation, spec, dataset, workspace, place.device, only, seeds, stage=lambda: stage)
+    log(plan.headline)
+    if scheduler or workers:
+        _pin_threads(stage, plan)
+        run_on_cluster(Job.of(spec, place.data, place.out, place.device), plan.groups, scheduler, workers, log)
+    else:
+        run_here(stage, plan.groups, log)
+    after = plan_ablation(ablation, spec, dataset, workspace, place.device, only, seeds, measure=False,
+                          stage=lambda: stage)  # fmt: skip
+    if ablation.timing:
+        time_points(place, stage, after, log)
+    return after
+
+
+def time_points(place: Place, stage: StageTwo, plan: AblationPlan, log: Log = silent, again: bool = False) -> None:
+    """Measure the inference time of all points, unless there is a measurement of every one of them."""
+    path = timing_file(place.out, place.ablation.name)
+    known = read_timing(path).get("runs", {})
+    first = {task.point.number: task for task in reversed(plan.tasks)}
+    if again or any(stage.folder(task.run).id not in known for task in first.values()):
+        log(f"measuring the inference time of {len(first)} points, side by side")
+        record: dict[str, Any] = measure_timing(stage, plan.tasks, path)
+        log(f"written to {path} ({record['device']}, {record['threads']} threads)")
+
+
+def _pin_threads(stage: StageTwo, plan: AblationPlan) -> None:
+    """Choose the CPU threads here, once: workers that choose for themselves could round sums differently."""
+    from pipeline.training.fit import measured_step
+    from pipeline.training.models import build_model
+    from pipeline.training.threads import choose_threads
+
+    trained = [task.run for task in plan.tasks if task.trainable and not task.trained]
+    if stage.device.type != "cpu" or stage.workspace.threads() is not None or not trained:
+        return
+    fit, _ = stage.parts
+    model = build_model(trained[0].model, trained[0].options, fit.dim, trained[0].seed)
+    choice = choose_threads(measured_step(model, fit, trained[0].training))
+    stage.workspace.pin_threads(choice.threads, choice.milliseconds)

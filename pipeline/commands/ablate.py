@@ -1,0 +1,45 @@
+"""The `ablate` command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pipeline.commands._shared import emit, log, option_data, option_device, option_json, option_out, option_set
+from pipeline.commands._shared import parse_seeds as parse_numbers
+
+
+@click.command("ablate", epilog="Example: fashion-ntm ablate table5 --plan --data DIR")
+@click.argument("spec", metavar="SPEC")
+@click.option("--run", default="", help="Run spec whose features are used. Default: the one that SPEC names.")
+@click.option("--only", callback=parse_numbers, help="Points of the grid by number: 3 or 1,4 or 2..5. Default: all.")
+@click.option("--seeds", callback=parse_numbers, help="0..4 or 0,2,5. Default: those of SPEC.")
+@click.option("--plan", "plan_only", is_flag=True, help="Say what would be done and how long it takes; write nothing.")
+@click.option("--scheduler", default="", metavar="ADDRESS", help="Dask scheduler that trains, e.g. tcp://host:8786.")
+@click.option("--local-cluster", "workers", type=click.IntRange(1), metavar="N", help="Train in N local processes.")
+@option_set
+@option_data
+@option_out
+@option_device
+@option_json
+def command(spec: str, run: str, only: tuple[int, ...] | None, seeds: tuple[int, ...] | None, plan_only: bool,
+            scheduler: str, workers: int | None, overrides: tuple[str, ...], data: Path, out: Path, device: str,
+            as_json: bool) -> None:  # fmt: skip
+    """Run what is missing of ablation SPEC: a numbered grid of model and training options, times the seeds.
+
+    Runs are found again by what they are, also those of `train` or of another ablation. Stop it whenever you like;
+    the same command goes on.
+    """
+    from pipeline.ablation.plan import plan_ablation
+    from pipeline.ablation.run import ablate, open_ablation
+
+    if scheduler and workers:
+        raise click.UsageError("--scheduler and --local-cluster exclude each other: give one of them")
+    place = open_ablation(spec, run, overrides, data, out, device)
+    chosen = (only or (), seeds or ())
+    if plan_only:
+        plan = plan_ablation(place.ablation, place.spec, place.dataset(), place.workspace, device, *chosen)
+    else:
+        plan = ablate(place, *chosen, scheduler, workers or 0, log)
+    emit(plan.as_dict(), plan.text(), as_json)

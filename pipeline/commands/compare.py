@@ -1,0 +1,30 @@
+"""The `compare` command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pipeline.commands._shared import emit, option_data, option_json, option_out
+
+
+@click.command("compare", epilog="Example: fashion-ntm compare ewma cm_ntm --data DIR")
+@click.argument("run_a", metavar="RUN_A")
+@click.argument("run_b", metavar="RUN_B")
+@click.option("--top", type=click.IntRange(0), default=10, show_default=True, help="Sessions shown at each end.")
+@click.option("--view", default="", help="A view of an ablation, such as turns4-last2. Default: all sessions, whole.")
+@option_data
+@option_out
+@option_json
+def command(run_a: str, run_b: str, top: int, view: str, data: Path, out: Path, as_json: bool) -> None:
+    """Which test sessions RUN_B ranks otherwise than RUN_A, and whether the difference is more than chance.
+
+    A run is given by its id (the first digits do); several ids with commas between, or a memory model's name, stand
+    for all of its seeds. `ls runs` lists them.
+    """
+    from pipeline.comparison import compare_runs
+    from pipeline.results.compare import to_text
+
+    found = compare_runs(run_a, run_b, data, out, top, view)
+    emit(found.as_dict(), to_text(found), as_json)

@@ -1,0 +1,62 @@
+"""The paper's figures from the runs that there are."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from manifests.ablation_spec import load_ablation_spec
+from manifests.figure_spec import FigureSpec, load_figure_spec
+from manifests.load import load_spec
+from manifests.table_spec import ResultsTable, RowSpec
+from pipeline.ablation.timing import read_timing, timing_file
+from pipeline.results.plots import Scatter, draw, figure_csv, figure_json, scatter, scatter_point
+from pipeline.results.protocol import read_runs
+from pipeline.results.tables import seed_text
+from pipeline.tabulate import RunFinder
+from pipeline.workspace import Workspace
+
+
+def build_figure(
+    name: str, run: str, overrides: Sequence[str], data: Path, out: Path, options: Sequence[str] = ()
+) -> tuple[FigureSpec, Scatter]:
+    """Figure ``name`` as data. ``options``: words that printed commands repeat."""
+    figure = load_figure_spec(name)
+    ablation = load_ablation_spec(figure.ablation)
+    spec = load_spec(run or figure.run, overrides)
+    points = ablation.points()
+    rows = [RowSpec(model=p.model, label=p.label, key=str(p.number), options=dict(p.options), training=dict(p.training))
+            for p in points]  # fmt: skip
+    table = ResultsTable(kind="results", title=figure.title, run=figure.run, ablation=figure.ablation, rows=tuple(rows))
+    finder = RunFinder(spec, data, Workspace(out), table)
+    timing = read_timing(timing_file(out, ablation.name))
+    made, all_runs = [], []
+    for point, row in zip(points, rows, strict=True):
+        runs = read_runs(point.label, finder(row, ablation.seeds))
+        times = next((timing["runs"][r.run] for r in runs if r.run in timing.get("runs", {})), {})
+        missing = [seed for seed in ablation.seeds if seed not in {r.seed for r in runs}]
+        words = ["python", "cli.py", "ablate", figure.ablation, "--only", str(point.number)]
+        words += ["--run", run] if run else []
+        words += ["--seeds", seed_text(missing)] if missing and tuple(missing) != ablation.seeds else []
+        command = shlex.join([*words, *options]) if missing or not times else ""
+        made.append(scatter_point(figure, point.label, point.options, runs, times, command))
+        all_runs += runs
+    return figure, scatter(figure, made, all_runs, timing)
+
+
+def paper_figure(
+    name: str, form: str, run: str, overrides: Sequence[str], data: Path, out: Path, folder: Path | None,
+    options: Sequence[str] = (),
+) -> str:  # fmt: skip
+    """The data of figure ``name`` as CSV or JSON, or (``files``) the paths it was drawn to and what is not in it."""
+    _, figure = build_figure(name, run, overrides, data, out, options)
+    if form != "files":
+        return {"json": figure_json, "csv": figure_csv}[form](figure)
+    written = draw(figure, folder or out / "figures", f"figure-{Path(name).stem}")
+    lines = [str(path) for path in written] + list(figure.notes)
+    absent = [point for point in figure.points if not point.whole]
+    lines += [f"not drawn: {point.label}: {point.command}" for point in absent]
+    fewer = [p for p in figure.points if p.whole and p.command]
+    lines += [f"to complete {point.label}: {point.command}" for point in fewer]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,91 @@
+"""Near-duplicate images by their features: an exact search over all pairs, block by block."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from manifests.errors import FashionNTMError
+from manifests.schema import Dataset, Session
+
+_HELD = 1 << 24  # scores in memory at once: 64 MiB of float32
+
+
+class DuplicateError(FashionNTMError, ValueError):
+    """A threshold outside (0, 1], or features that are not finite."""
+
+
+def near_pairs(
+    queries: np.ndarray, candidates: np.ndarray, threshold: float, held: int = _HELD
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All pairs with cosine >= ``threshold``: (query rows, candidate rows, cosines), each [n], by query row.
+
+    Args:
+        queries: [Q, D], candidates: [G, D]; any lengths, a zero row is near nothing.
+        held: scores in memory at once.
+    """
+    if not 0 < threshold <= 1:
+        raise DuplicateError(f"threshold {threshold}: give a cosine above 0 and at most 1, e.g. 0.98")
+    units = [_unit(rows) for rows in (queries, candidates)]
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    step = max(1, held // max(1, len(candidates)))
+    for start in range(0, len(queries), step):
+        scores = units[0][start : start + step] @ units[1].T
+        rows, columns = np.nonzero(scores >= threshold - 1e-6)  # a vector's product with itself may round below 1
+        found.append((rows + start, columns, scores[rows, columns]))
+    if not found:
+        return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
+    first, second, third = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return first, second, third
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    rows = np.asarray(rows, dtype=np.float32)
+    if not np.isfinite(rows).all():
+        raise DuplicateError("features with NaN or infinite values: verify the store and extract these rows again")
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+
+
+def train_twins(
+    dataset: Dataset, features: dict[str, np.ndarray], threshold: float
+) -> dict[str, dict[str, float]]:
+    """Test image -> {image of a train session that is nearly the same, but has another id: cosine}.
+
+    ``features``: image id -> [D]; images without a feature are near nothing.
+    """
+    train = [i for i in dict.fromkeys(_images(dataset.split("train"))) if i in features]
+    test = [i for i in dict.fromkeys(_images(dataset.split("test"))) if i in features]
+    twins: dict[str, dict[str, float]] = defaultdict(dict)
+    if train and test:
+        stacked = (np.stack([features[i] for i in names]) for names in (test, train))
+        for row, column, cosine in zip(*near_pairs(*stacked, threshold), strict=True):
+            if test[row] != train[column]:
+                twins[test[row]][train[column]] = float(min(cosine, 1.0))
+    return dict(twins)
+
+
+def near_overlaps(dataset: Dataset, twins: dict[str, dict[str, float]]) -> dict[str, frozenset[str]]:
+    """By test session id: "near target" and "near last pair", where the images, or nearly the same ones, were trained on.
+
+    Exact overlaps count as near ones too.
+    """
+    pairs = {pair for session in dataset.split("train") for pair in session.pairs}
+    known = {image for pair in pairs for image in pair}
+    by_reference: dict[str, set[str]] = defaultdict(set)
+    for reference, target in pairs:
+        by_reference[reference].add(target)
+    found = {}
+    for session in dataset.split("test"):
+        reference, target = session.pairs[-1]
+        targets = {target, *twins.get(target, ())}
+        answered = any(by_reference.get(r, set()) & targets for r in (reference, *twins.get(reference, ())))
+        has = {"near target": target in known or target in twins, "near last pair": answered}
+        found[session.id] = frozenset(name for name, yes in has.items() if yes)
+    return found
+
+
+def _images(sessions: Sequence[Session]) -> list[str]:
+    return [image for session in sessions for pair in session.pairs for image in pair]

@@ -1,0 +1,115 @@
+"""The paper's tables from the runs that there are: finds each row's runs by what they are, never by when or where."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from manifests.ablation_spec import AblationSpec, load_ablation_spec
+from manifests.errors import IncompleteError
+from manifests.load import load_dataset, load_spec
+from manifests.schema import RunSpec
+from manifests.table_spec import DatasetTable, ResultsTable, RowSpec, load_table_spec
+from manifests.views import View
+from pipeline.results.tables import seed_text
+from pipeline.stage2 import StageTwo, make_run
+from pipeline.workspace import Workspace
+
+
+def paper_table(
+    name: str, spec_name: str | None, form: str, overrides: Sequence[str], data: Path, out: Path,
+    options: Sequence[str] = (),
+) -> str:  # fmt: skip
+    """Table ``name`` of the paper as text in ``form``. Datasets that are not in ``data`` leave empty cells."""
+    from pipeline.results.render import render
+
+    return render(build_table(name, spec_name, overrides, data, out, options), form)
+
+
+def build_table(
+    name: str, spec_name: str | None, overrides: Sequence[str], data: Path, out: Path, options: Sequence[str] = ()
+) -> Any:
+    """The table as data. ``options``: words that printed commands repeat (``--data DIR``, ...)."""
+    from pipeline.results.tables import FILL, build_dataset_table, build_results_table
+    from pipeline.training.models import models as registry
+
+    table = load_table_spec(name)
+    if isinstance(table, DatasetTable):
+        found = {}
+        for entry in table.datasets:
+            wanted = RunSpec(name=f"table-{name}", dataset=entry.dataset, extractor={"name": "none"})  # type: ignore
+            if (data / str(entry.dataset.options.get("folder", entry.dataset.name))).is_dir():
+                found[entry.key] = load_dataset(wanted, data)
+        return build_dataset_table(table, found)
+    assert isinstance(table, ResultsTable)
+    spec = load_spec(spec_name or table.run, overrides, shlex.join([spec_name or table.run, *options]))
+    filler = Filler(table, spec, spec_name or "", options) if table.ablation else None
+    return build_results_table(
+        table, RunFinder(spec, data, Workspace(out), table), known=registry.names(), run=spec.asked,
+        seeds=() if table.ablation or not spec_name else spec.seeds, command=filler or FILL,
+    )  # fmt: skip
+
+
+class Filler:
+    """The command that fills a row of a table: the point of the table's ablation that is this row."""
+
+    def __init__(self, table: ResultsTable, spec: RunSpec, run: str, options: Sequence[str] = ()):
+        self.table, self.spec, self.run, self.options = table, spec, run, list(options)
+
+    @cached_property
+    def ablation(self) -> AblationSpec:
+        return load_ablation_spec(self.table.ablation)
+
+    def __call__(self, row: RowSpec, seeds: Sequence[int]) -> str:
+        number = point_of(self.ablation, self.spec, row)
+        words = ["python", "cli.py", "ablate", self.table.ablation]
+        words += ["--only", str(number)] if number else []
+        words += ["--run", self.run] if self.run else []
+        words += ["--seeds", seed_text(seeds)] if tuple(seeds) != self.ablation.seeds else []
+        return shlex.join([*words, *self.options])
+
+
+def point_of(ablation: AblationSpec, spec: RunSpec, row: RowSpec) -> int | None:
+    """The number of the point that is the same run as the row, with the views that the row needs; or None."""
+    wanted = make_run(spec, row.model, 0, row.options, row.training)
+    for point in ablation.points():
+        if make_run(spec, point.model, 0, point.options, point.training) == wanted:
+            return point.number
+    return None
+
+
+class RunFinder:
+    """Finds the evaluated runs of a spec, exactly those that its present options identify."""
+
+    def __init__(self, spec: RunSpec, data: Path, workspace: Workspace, table: ResultsTable):
+        self.spec, self.data, self.workspace, self.table = spec, data, workspace, table
+
+    @cached_property
+    def stage(self) -> StageTwo | None:
+        """None while there is no store for the spec: then no run of it can exist either."""
+        if self.workspace.note(self.spec) is None:
+            return None
+        try:
+            return StageTwo(self.spec, load_dataset(self.spec, self.data), self.workspace, "cpu")
+        except IncompleteError:
+            return None
+
+    def __call__(self, row: RowSpec, seeds: Sequence[int]) -> list[dict[str, Any]]:
+        from pipeline.training.models import models as registry
+
+        listed = row.model in self.spec.models or self.table.ablation
+        if not listed or row.model not in registry.names() or self.stage is None:
+            return []
+        trainable, view, found = registry.get(row.model).trainable, View(turns=self.table.turns, last=row.last), []
+        for seed in seeds if trainable else seeds[:1]:
+            run = make_run(self.spec, row.model, seed, row.options, row.training)
+            if self.stage.folder(run).state != "finished":
+                continue
+            files = self.stage.result_files(run, view)
+            summary = files.load()
+            if summary is not None:
+                found.append({**summary, "results": str(files.results)})
+        return found

@@ -1,0 +1,81 @@
+"""The features that a view of an evaluation leaves: sessions of one length, or the last turns of each."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from cache import Store
+from manifests.identity import pair_key, stack_keys, text_key
+from manifests.schema import Session
+from manifests.views import View
+from pipeline.training.data import SessionFeatures
+from pipeline.training.errors import MissingFeaturesError
+
+
+def view_features(features: SessionFeatures, store: Store, view: View, concatenated: bool = False) -> SessionFeatures:
+    """``features`` as ``view`` shows them: fewer sessions, or only the last turns of each (targets stay the same).
+
+    ``concatenated``: for a model that reads all captions as one query. Its query of the last turns alone is a row of
+    its own in the store; a session without that row is left out and named in ``skipped`` and ``reasons``.
+
+    Raises:
+        MissingFeaturesError: no session is left.
+    """
+    if view.turns is not None:
+        features = features.subset(np.flatnonzero(features.lengths.cpu().numpy() == view.turns).tolist())
+        if not len(features):
+            raise MissingFeaturesError(f"no session with features has {view.turns} turns: choose another view")
+    if view.last is None or int(features.lengths.max()) <= view.last:
+        return features
+    if concatenated:
+        features = _concatenated(features, store, view.last)
+    return _last_turns(features, view.last)
+
+
+def _last_turns(features: SessionFeatures, turns: int) -> SessionFeatures:
+    """Row numbers of the last ``turns`` turns; a shorter session is whole, and padded by its last turn as before."""
+    lengths = features.lengths.clamp(max=turns)
+    first = features.lengths - lengths
+    steps = torch.arange(min(turns, features.turns), device=features.device)
+    position = first[:, None] + torch.minimum(steps, lengths[:, None] - 1)
+    return replace(
+        features,
+        query_rows=features.query_rows.gather(1, position),
+        target_rows=features.target_rows.gather(1, position),
+        lengths=lengths,
+    )
+
+
+def _concatenated(features: SessionFeatures, store: Store, turns: int) -> SessionFeatures:
+    """The same sessions with ``cat_rows`` of their last ``turns`` turns, where the store has them."""
+    catalogue = store.catalogue()
+    windows = [session.last(turns) for session in features.sessions]
+    rows = store.find("query", stack_keys(_key(window, catalogue) for window in windows))
+    there = np.flatnonzero(rows >= 0)
+    missing = [features.sessions[i] for i in np.flatnonzero(rows < 0)]
+    if not len(there):
+        raise MissingFeaturesError(
+            f"{store.path}: no query row for the captions of the last {turns} turns as one text; run `extract` with "
+            f"windows = [{turns}] in the spec (--set windows=[{turns}])"
+        )
+    used, places = np.unique(rows[there], return_inverse=True)
+    kept = features.subset(there.tolist())
+    added = torch.from_numpy(store.gather("query", used).astype(np.float32)).to(features.device)
+    places = torch.from_numpy(places.reshape(-1).astype(np.int64)).to(features.device)
+    return replace(
+        kept,
+        queries=torch.cat([features.queries, added]),
+        cat_rows=len(features.queries) + places,
+        skipped=(*features.skipped, *(session.id for session in missing)),
+        reasons=(
+            *features.reasons,
+            *(f"session {s.id!r}: no query row for its last {turns} turns' captions as one text" for s in missing),
+        ),
+    )
+
+
+def _key(session: Session, catalogue: dict[str, bytes]) -> bytes:
+    return pair_key(catalogue[session.turns[0].reference], text_key(session.text))

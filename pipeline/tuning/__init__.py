@@ -1,0 +1,1 @@
+"""Search for options on the train sessions alone."""
