@@ -116,7 +116,10 @@ class Dialogue:
             "weights": weights_digest(self.model), "turns": str(self.turn), "notes": json.dumps(self.notes),
         }  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_atomically(path, save({k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}, about))
+        replace_atomically(
+            path,
+            save({k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}, about),
+        )
 
     @classmethod
     def load(cls, path: Path, model: MemoryModel, run: str = "") -> Dialogue:
