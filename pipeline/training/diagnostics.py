@@ -21,7 +21,6 @@ from pipeline.training.models._ntm import HEADS, READ, WRITE, Addressing, head_s
 from pipeline.training.models.base import MemoryModel
 from pipeline.training.models.cm_ntm import CMNTM
 
-FILE = "diagnostics.jsonl"  # in the run's folder, one line an epoch
 PAPER = Training()
 
 
