@@ -1,8 +1,8 @@
 """Runs on disk: what identifies one, its folder, and whether it has finished.
 
 ``<runs>/<dataset>/<model>/<run id>/`` holds run.json (spec, identity, execution; rewritten last, with the summary,
-when training has finished), metrics.jsonl (one line an epoch), model.safetensors and model.json, and what evaluation
-adds: results.h5 and summary.json. A folder without ``finished`` in its run.json was interrupted: training starts anew.
+when training has finished), metrics.jsonl and, where asked for, diagnostics.jsonl (one line an epoch), model.safetensors
+and model.json, and what evaluation adds: results.h5 and summary.json. A folder without ``finished`` in its run.json was interrupted: training starts anew.
 """
 
 from __future__ import annotations
@@ -108,6 +108,10 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def diagnostics_file(self) -> Path:
+        return self.path / "diagnostics.jsonl"
+
+    @property
     def results_file(self) -> Path:
         return self.path / "results.h5"
 
@@ -175,15 +179,19 @@ class RunFolder:
 
     def metrics(self) -> list[dict[str, Any]]:
         """One entry an epoch; a last line that an interruption cut off is left out."""
-        if not self.metrics_file.is_file():
-            return []
-        lines = self.metrics_file.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1] if line]  # a whole line ends in a newline
+        return _read_lines(self.metrics_file)
 
     def append(self, metrics: dict[str, Any]) -> None:
         """Add one epoch's metrics."""
-        with open(self.metrics_file, "a", encoding="utf-8") as handle:
-            handle.write(json.dumps(metrics, allow_nan=False) + "\n")
+        _append_line(self.metrics_file, metrics)
+
+    def diagnoses(self) -> list[dict[str, Any]]:
+        """One entry for each diagnosed epoch, {"epoch": ..., **``diagnose(...)``}; none when it was not asked for."""
+        return _read_lines(self.diagnostics_file)
+
+    def append_diagnosis(self, diagnosis: dict[str, Any]) -> None:
+        """Add one epoch's diagnosis."""
+        _append_line(self.diagnostics_file, diagnosis)
 
     @contextmanager
     def training(self, record: dict[str, Any]) -> Iterator[RunFolder]:
@@ -196,8 +204,9 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         with _lock(self.path):
             self._write({**record, "finished": None})
-            for name in (self.metrics_file.name, SIDECAR, WEIGHTS, self.results_file.name, self.summary_file.name):
-                (self.path / name).unlink(missing_ok=True)
+            of_training = (self.metrics_file, self.diagnostics_file, self.path / SIDECAR, self.path / WEIGHTS)
+            for file in (*of_training, self.results_file, self.summary_file):
+                file.unlink(missing_ok=True)
             try:
                 yield self
             except Exception as error:
@@ -211,6 +220,18 @@ class RunFolder:
     def _write(self, record: dict[str, Any]) -> None:
         text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         replace_atomically(self.run_file, text.encode())
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]  # a whole line ends in a newline
+
+
+def _append_line(path: Path, values: dict[str, Any]) -> None:
+    with open(path, "a", encoding="utf-8") as handle:
+        handle.write(json.dumps(values, allow_nan=False) + "\n")
 
 
 def list_runs(runs: Path) -> list[RunFolder]:

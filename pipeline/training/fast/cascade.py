@@ -68,6 +68,7 @@ class FastCascade(StackedCascade):
         super().__init__(models)
         self._chain = chain or StageByStage()
         self._constant = self.constant
+        self._residuals = [model.residual for model in models]  # nothing in them is trained
         self._traces: dict[tuple[Any, ...], Trace] = {}
 
     def forward(self, queries: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
@@ -88,7 +89,9 @@ class FastCascade(StackedCascade):
         )
         flat = LinearFunction.apply(outputs.flatten(1, 2), self.output) + self.output_bias.unsqueeze(1)
         predicted = flat.unflatten(1, by_turn.shape[1:3]).transpose(1, 2)
-        return queries + predicted if self.options.residual else predicted
+        if not self.options.residual:
+            return predicted
+        return torch.stack([add(q, p) for add, q, p in zip(self._residuals, queries, predicted, strict=True)])
 
     def _dropped(self, queries: Tensor, generators: Sequence[torch.Generator] | None) -> Tensor:
         if generators is None:

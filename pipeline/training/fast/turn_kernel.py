@@ -37,7 +37,7 @@ class TurnKernel:
     def forward(self, trace: Trace, weights: Weights, n: int, previous: Tensor) -> None:
         shape, turn = trace.shape, trace.turns[n]
         runs, stages, _, batch, _ = trace.inputs.shape
-        width, hidden, slots = shape.width, shape.hidden, shape.slots
+        width, slots = shape.width, shape.slots
         memory = turn.memory.reshape(runs, stages, batch * slots, width)
         key_weights, key_bias = weights.heads[:, :, :width], weights.head_bias[:, :, :width]
         scalars = slice(width, width + SCALARS)

@@ -44,6 +44,16 @@ class Residual(nn.Module):
             return running_average(queries, self.alpha) + output
         return queries + output if self.kind else output
 
+    def step(self, query: Tensor, average: Tensor, first: bool, output: Tensor) -> tuple[Tensor, Tensor]:
+        """One turn of ``forward``: query, output and the average so far [B, D] -> f'(n) and the new average.
+
+        ``first``: this is turn 1, and ``average`` means nothing yet. Only "ewma" moves the average.
+        """
+        if self.kind != "ewma":
+            return query + output if self.kind else output, average
+        average = query if first else self.alpha * query + (1 - self.alpha) * average
+        return average + output, average
+
     def choose(self, features: Any) -> dict[str, Any]:
         """Choose alpha as ``EWMA.fit_parameters`` does; {} where there is none. features: ``SessionFeatures``."""
         if self.kind != "ewma":

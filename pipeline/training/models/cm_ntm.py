@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -13,15 +13,23 @@ from torch.nn import functional as F
 from manifests.schema import Frozen
 from pipeline.training.errors import TrainingError
 from pipeline.training.models._ntm import MemoryState
+from pipeline.training.models._residual import Residual, ResidualKind
 from pipeline.training.models._stage import DerivedFeatures, Stage
 from pipeline.training.models.base import MemoryModel
 
+if TYPE_CHECKING:
+    from pipeline.training.data import SessionFeatures
+
 
 class CascadeState(NamedTuple):
-    """A dialogue between two turns: how many turns it has had, and the state of each of the C memories."""
+    """A dialogue between two turns: how many turns it has had, and the state of each of the C memories.
+
+    average: [B, D], the moving average of the queries that the option residual = "ewma" adds; zeros without it.
+    """
 
     turn: int
     stages: tuple[MemoryState, ...]
+    average: Tensor
 
 
 class CMNTM(MemoryModel):
@@ -41,7 +49,7 @@ class CMNTM(MemoryModel):
         hidden: int = Field(100, ge=1)  # units of each controller
         init: Literal["paper", "symmetry-breaking"] = "paper"  # see ``Stage``
         dropout: float = Field(0.0, ge=0, lt=1)  # on the input; 0 is the paper's
-        residual: bool = False  # f' = f_qry + output; the paper has none
+        residual: ResidualKind = False  # f' = f_qry + output, or the moving average + output; the paper has none
 
     def __init__(self, options: Options, dim: int):
         super().__init__(options, dim)
@@ -53,6 +61,8 @@ class CMNTM(MemoryModel):
         self.output = nn.Linear(options.hidden + width, dim)
         nn.init.xavier_uniform_(self.output.weight)
         nn.init.normal_(self.output.bias, std=0.01)
+        self.residual = Residual(options.residual)
+        self.residual.start(self.output)
 
     def _forward(self, queries: Tensor, lengths: Tensor) -> Tensor:
         inputs = F.dropout(queries, self.options.dropout, self.training)
@@ -60,12 +70,15 @@ class CMNTM(MemoryModel):
         for features in self._features(inputs):
             output, state = self._turn(features, state)
             outputs.append(output)
-        output = torch.stack(outputs, 1)
-        return queries + output if self.options.residual else output
+        return self.residual(queries, torch.stack(outputs, 1))
+
+    def fit_parameters(self, features: SessionFeatures) -> dict[str, Any]:
+        return self.residual.choose(features)
 
     def initial_state(self, batch: int) -> CascadeState:
         """The state before the first turn of ``batch`` sessions."""
-        return CascadeState(0, tuple(stage.initial_state(batch) for stage in self.stages))
+        average = self.output.weight.new_zeros(batch, self.dim)
+        return CascadeState(0, tuple(stage.initial_state(batch) for stage in self.stages), average)
 
     def step(self, query: Tensor, state: CascadeState) -> tuple[Tensor, CascadeState]:
         """One turn of a running dialogue, in eval mode: f_qry(n) [B, D] -> f'_qry(n) [B, D] and the next state.
@@ -76,7 +89,8 @@ class CMNTM(MemoryModel):
             raise TrainingError(f"{self.name}: step is for inference; call model.eval() first")
         (features,) = self._features(query.unsqueeze(1), first_turn=state.turn)
         output, stages = self._turn(features, state.stages)
-        return query + output if self.options.residual else output, CascadeState(state.turn + 1, stages)
+        output, average = self.residual.step(query, state.average, state.turn == 0, output)
+        return output, CascadeState(state.turn + 1, stages, average)
 
     def _features(self, queries: Tensor, first_turn: int = 0) -> list[tuple[Tensor, ...]]:
         """[B, T, D] -> for each turn f_drv^1..C, each [B, D]; the last one is f_qry itself."""

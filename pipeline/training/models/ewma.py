@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from pydantic import Field
@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from pipeline.training.data import SessionFeatures
 
 GRID = tuple(step / 20 for step in range(20, 0, -1))  # 1.00 (last turn only) down to 0.05
+
+
+class Moving(NamedTuple):
+    """turn: how many turns so far; average: [B, D], f'_qry of the last one."""
+
+    turn: int
+    average: Tensor
 
 
 class EWMA(MemoryModel):
@@ -37,9 +44,20 @@ class EWMA(MemoryModel):
         self.register_buffer("alpha", torch.tensor(torch.nan if options.alpha is None else options.alpha))
 
     def _forward(self, queries: Tensor, lengths: Tensor) -> Tensor:
+        self._check_chosen()
+        return running_average(queries, self.alpha)
+
+    def initial_state(self, batch: int) -> Moving:
+        return Moving(0, self.alpha.new_zeros(batch, self.dim))
+
+    def step(self, query: Tensor, state: Moving) -> tuple[Tensor, Moving]:
+        self._check_chosen()
+        average = self.alpha * query + (1 - self.alpha) * state.average if state.turn else query
+        return average, Moving(state.turn + 1, average)
+
+    def _check_chosen(self) -> None:
         if torch.isnan(self.alpha):
             raise TrainingError("ewma: alpha is not chosen yet; train the model, or set the option alpha")
-        return running_average(queries, self.alpha)
 
     def fit_parameters(self, features: SessionFeatures) -> dict[str, Any]:
         """Choose alpha on the grid unless the options give it; on a tie the larger one, nearer to the last turn."""

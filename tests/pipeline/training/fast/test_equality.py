@@ -90,7 +90,7 @@ def test_outputs_and_gradients_equal_the_reference(memory: str, stages: int, slo
     compare([cascade(stages, memory, stages=stages, slots=slots)], [batch(turns)])
 
 
-@pytest.mark.parametrize("options", [{"init": "symmetry-breaking"}, {"width": 5}, {"width": 20}, {"residual": True}])
+@pytest.mark.parametrize("options", [{"init": "symmetry-breaking"}, {"width": 5}, {"width": 20}, {"residual": True}, {"residual": "ewma"}])
 def test_every_option_of_the_reference_is_there(options: dict[str, Any]) -> None:
     memory = "constant" if "init" not in options else "random"
     compare([cascade(3, memory, stages=3, **options)], [batch(4)])

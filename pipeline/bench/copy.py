@@ -1,0 +1,275 @@
+"""The copy task: C = 1 learns to store random bits and to give them back (Graves et al. 2014, section 4.1).
+
+The model is ``v_ntm`` as the registry builds it; only the task is new. Several seeds train side by side: each has its
+own weights, bits and clipping, and the memory functions see their sequences as one batch. They share the lengths.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.training.determinism import derive_seed, flushed_denormals
+from pipeline.training.models import build_model
+from pipeline.training.models._ntm import MemoryState, access, heads
+from pipeline.training.models.cm_ntm import CMNTM
+
+BITS = 8
+WIDTH_IN = BITS + 1  # the last channel marks the end of the sequence
+SOLVED = 0.1  # wrong bits a sequence
+WINDOW = 50  # iterations that a point of the curve is the mean of
+LONGER = (2, 3, 5)  # tested too: multiples of the longest trained length
+
+
+class SideBySide(nn.Module):
+    """S models of one stage and equal shape as one, with a leading axis for the models.
+
+    Each computes what ``CMNTM.forward`` with C = 1 computes in training mode: ``heads`` and ``access`` are the same
+    functions, on S B sessions at once; the layers are one batched product each.
+    """
+
+    def __init__(self, models: Sequence[CMNTM]):
+        super().__init__()
+        self.width = models[0].stages[0].width
+        named = [{**dict(m.named_parameters()), **dict(m.named_buffers())} for m in models]
+        learned = dict(models[0].named_parameters())
+        self.values = nn.ParameterDict({
+            name.replace(".", "/"): nn.Parameter(torch.stack([own[name].detach() for own in named]), name in learned)
+            for name in named[0]
+        })  # fmt: skip
+
+    def part(self, name: str) -> Tensor:
+        """[S, ...], the values of one stage's parameter or buffer."""
+        return self.values[f"stages/0/{name.replace('.', '/')}"]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[S, B, T, D] -> [S, B, T, D]."""
+        models, batch = inputs.shape[:2]
+        weight, width = self.part("controller.weight_ih"), self.width
+        before, own = weight[..., :width], weight[..., -width:]
+        recurrent = torch.cat([before + own, self.part("controller.weight_hh")], 2).transpose(1, 2)  # r^0(n) = r^1(n-1)
+        bias = self.part("controller.bias_ih") + self.part("controller.bias_hh")
+        driven = inputs.flatten(1, 2) @ weight[..., width:-width].transpose(1, 2) + bias[:, None]
+        head_weight, head_bias = self.part("heads.weight").transpose(1, 2), self.part("heads.bias")[:, None]
+        parts = (self.part(n) for n in ("memory", "read", "hidden", "cell"))
+        starts = [p[:, None].expand(-1, batch, *p.shape[1:]).flatten(0, 1) for p in parts]
+        stand = self.part("start").softmax(-1)[:, None].expand(-1, batch, -1, -1).flatten(0, 1)
+        state, seen = MemoryState(*starts, stand), []
+        for gates in driven.view(models, batch, -1, weight.shape[1]).unbind(2):
+            last = torch.cat([state.read, state.hidden], 1).view(models, batch, -1)
+            i, f, g, o = torch.baddbmm(gates, last, recurrent).flatten(0, 1).chunk(4, 1)
+            cell = f.sigmoid() * state.cell + i.sigmoid() * g.tanh()
+            hidden = o.sigmoid() * cell.tanh()
+            raw = hidden.view(models, batch, -1) @ head_weight + head_bias
+            state = access(state, hidden, cell, heads(raw.flatten(0, 1), width))
+            seen.append(torch.cat([hidden, state.read], 1).view(models, batch, -1))
+        out = torch.cat(seen, 1) @ self.values["output/weight"].transpose(1, 2) + self.values["output/bias"][:, None]
+        return out.view(models, len(seen), batch, -1).transpose(1, 2)
+
+
+def sequences(generator: torch.Generator, batch: int, length: int) -> tuple[Tensor, Tensor]:
+    """Input [B, 2 L + 1, 9] (L vectors of bits, the mark, L empty turns) and the bits [B, L, 8] that it asks for."""
+    bits = torch.randint(0, 2, (batch, length, BITS), generator=generator).float()
+    inputs = torch.zeros(batch, 2 * length + 1, WIDTH_IN)
+    inputs[:, :length, :BITS], inputs[:, length, BITS] = bits, 1.0
+    return inputs, bits
+
+
+def answers(models: SideBySide, inputs: Tensor) -> Tensor:
+    """Logits [S, B, L, 8] of the bits, from inputs [S, B, 2 L + 1, 9]."""
+    return models(inputs)[:, :, inputs.shape[2] // 2 + 1 :, :BITS]
+
+
+def clip_each(models: SideBySide, norm: float) -> None:
+    """Scale each model's gradient down to ``norm``, whatever the others' are."""
+    gradients = [p.grad for p in models.parameters() if p.grad is not None]
+    total = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
+    scale = (norm / total.clamp_min(1e-12)).clamp_max(1.0)
+    for gradient in gradients:
+        gradient.mul_(scale.view(-1, *[1] * (gradient.dim() - 1)))
+
+
+def wrong_bits(logits: Tensor, bits: Tensor) -> Tensor:
+    """Wrong bits a sequence of each model, [S, B, L, 8] and [S, B, L, 8] -> [S]."""
+    return ((logits > 0) != (bits > 0.5)).sum((2, 3)).float().mean(1)
+
+
+class Trainer:
+    """S models on the copy task, step by step; on the CPU."""
+
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        options: dict[str, Any],
+        batch: int,
+        learning_rate: float,
+        start_rate: float,
+        clip: float,
+    ):
+        self.seeds, self.batch, self.clip = tuple(seeds), batch, clip
+        built = [build_model("v_ntm", options, WIDTH_IN, seed) for seed in seeds]
+        self.models = SideBySide(built)  # type: ignore[arg-type]
+        named = [(name, p) for name, p in self.models.named_parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(
+            [
+                {"params": [p for name, p in named if not name.endswith("/start")], "lr": learning_rate},
+                {"params": [p for name, p in named if name.endswith("/start")], "lr": start_rate},
+            ],
+            betas=(0.9, 0.98),
+        )
+        self.bits = [torch.Generator().manual_seed(derive_seed(seed, "copy", "bits")) for seed in seeds]
+
+    def sequences(self, length: int, batch: int) -> tuple[Tensor, Tensor]:
+        """Fresh ones, each seed its own: [S, B, 2 L + 1, 9] and [S, B, L, 8]."""
+        inputs, bits = zip(*(sequences(generator, batch, length) for generator in self.bits), strict=True)
+        return torch.stack(inputs), torch.stack(bits)
+
+    def step(self, length: int) -> tuple[Tensor, Tensor]:
+        """One iteration on sequences of one length: wrong bits [S], and the loss in bits a sequence [S]."""
+        inputs, bits = self.sequences(length, self.batch)
+        logits = answers(self.models, inputs)
+        losses = F.binary_cross_entropy_with_logits(logits, bits, reduction="none").mean((1, 2, 3))
+        self.optimizer.zero_grad()
+        losses.sum().backward()
+        clip_each(self.models, self.clip)
+        self.optimizer.step()
+        return wrong_bits(logits.detach(), bits), losses.detach() * (BITS * length / math.log(2))
+
+    @torch.no_grad()
+    def test(self, lengths: Sequence[int], batch: int) -> list[list[float]]:
+        """Wrong bits a sequence on fresh sequences: [S][lengths]."""
+        return torch.stack([self._tested(length, batch) for length in lengths], 1).tolist()
+
+    def _tested(self, length: int, batch: int) -> Tensor:
+        inputs, bits = self.sequences(length, batch)
+        return wrong_bits(answers(self.models, inputs), bits)
+
+
+def run(
+    seeds: Sequence[int] = (0, 1, 2, 3), iterations: int = 50_000, slots: int = 128, width: int = 20, hidden: int = 100,
+    shortest: int = 1, longest: int = 20, batch: int = 4, learning_rate: float = 3e-3, start_rate: float = 3e-2,
+    clip: float = 10.0, init: str = "paper", plot: str = "",
+) -> dict[str, Any]:  # fmt: skip
+    """Train until every seed is solved, or ``iterations`` (each on ``batch`` sequences of one random length) are over.
+
+    A seed is solved once it makes fewer than ``SOLVED`` wrong bits a sequence over ``WINDOW`` iterations of training
+    and on fresh sequences of every trained length; what it makes of longer ones is tested at that point, and it goes on
+    training beside the others. ``start_rate`` is the learning rate of the heads' initial weights: they are what breaks
+    the symmetry of equal rows, as logits of deviation 1e-5 they have far to go. ``plot``: a file for the curve.
+    """
+    options = {"slots": slots, "width": width, "hidden": hidden, "init": init}
+    trainer = Trainer(seeds, options, batch, learning_rate, start_rate, clip)
+    lengths = torch.Generator().manual_seed(derive_seed(0, "copy", "lengths"))
+    curve: list[dict[str, Any]] = []
+    solved: dict[int, dict[str, Any]] = {}
+    window: list[tuple[Tensor, Tensor]] = []
+    began, threads = time.perf_counter(), torch.get_num_threads()
+    torch.set_num_threads(1)  # hundreds of small operations a step
+    try:
+        with flushed_denormals():
+            for iteration in range(1, iterations + 1):
+                window.append(trainer.step(int(torch.randint(shortest, longest + 1, (), generator=lengths))))
+                if len(window) == WINDOW or iteration == iterations:
+                    wrong, loss = (torch.stack(values).mean(0).tolist() for values in zip(*window, strict=True))
+                    window.clear()
+                    seconds = time.perf_counter() - began
+                    curve.append({"iteration": iteration, "wrong_bits": wrong, "loss_bits": loss, "seconds": seconds})
+                    _judge(trainer, wrong, iteration, range(shortest, longest + 1), solved)
+                    _heartbeat(curve[-1], solved)
+                    if len(solved) == len(trainer.seeds):
+                        break
+    finally:
+        torch.set_num_threads(threads)
+    result = {
+        "task": {"bits": BITS, "lengths": [shortest, longest], "iterations": iterations, "batch": batch},
+        "model": {"name": "v_ntm", **options},
+        "optimizer": {"name": "Adam", "betas": [0.9, 0.98], "learning_rate": learning_rate, "start_rate": start_rate, "clip": clip},
+        "seeds": list(seeds), "curve": curve, "solved": {str(seed): found for seed, found in solved.items()},
+    }  # fmt: skip
+    if plot:
+        draw(result, Path(plot))
+    return result
+
+
+def _judge(
+    trainer: Trainer, wrong: Sequence[float], iteration: int, lengths: range, solved: dict[int, dict[str, Any]]
+) -> None:
+    """Test the seeds whose window has just come below the threshold; enter those that pass in ``solved``."""
+    waiting = [i for i, seed in enumerate(trainer.seeds) if seed not in solved and wrong[i] < SOLVED]
+    if not waiting:
+        return
+    trained = trainer.test(lengths, batch=16)
+    longer = [lengths[-1] * factor for factor in LONGER]
+    beyond: list[list[float]] | None = None
+    for i in waiting:
+        mean = sum(trained[i]) / len(trained[i])
+        if mean < SOLVED:
+            beyond = beyond or trainer.test(longer, batch=16)
+            solved[trainer.seeds[i]] = {
+                "iteration": iteration, "sequences": iteration * trainer.batch, "trained_lengths": mean,
+                "longest": trained[i][-1], "beyond": dict(zip(map(str, longer), beyond[i], strict=True)),
+            }  # fmt: skip
+
+
+def _heartbeat(point: dict[str, Any], solved: dict[int, dict[str, Any]]) -> None:
+    shown = " ".join(f"{value:.2f}" for value in point["wrong_bits"])
+    print(
+        f"iteration {point['iteration']}: wrong bits a sequence {shown}; {len(solved)} solved; {point['seconds']:.0f} s",
+        file=sys.stderr, flush=True,
+    )  # fmt: skip
+
+
+def render(result: dict[str, Any]) -> str:
+    """The curve at up to 15 points, and what each seed came to."""
+    task, seeds = result["task"], result["seeds"]
+    rate = result["optimizer"]
+    lines = [
+        f"{BITS}-bit vectors, {task['lengths'][0]} to {task['lengths'][1]} of them, {task['batch']} sequences an iteration",
+        ", ".join(f"{key} {value}" for key, value in result["model"].items())
+        + f"; {rate['name']} {rate['learning_rate']:g}, initial head weights {rate['start_rate']:g}, clip {rate['clip']:g}",
+        "",
+        "wrong bits a sequence (mean of the last iterations)",
+        "iteration  " + "  ".join(f"seed {seed}".rjust(7) for seed in seeds),
+    ]
+    curve = result["curve"]
+    step = max(1, math.ceil(len(curve) / 15))
+    shown = curve[step - 1 :: step]
+    for point in shown if shown and shown[-1] is curve[-1] else [*shown, *curve[-1:]]:
+        lines.append(f"{point['iteration']:9}  " + "  ".join(f"{value:7.2f}" for value in point["wrong_bits"]))
+    lines.append("")
+    for seed in seeds:
+        found = result["solved"].get(str(seed))
+        if found is None:
+            lines.append(f"seed {seed}: not below {SOLVED} after {curve[-1]['iteration'] if curve else 0} iterations")
+            continue
+        beyond = ", ".join(f"length {length}: {wrong:.2f}" for length, wrong in found["beyond"].items())
+        lines.append(
+            f"seed {seed}: below {SOLVED} at iteration {found['iteration']} ({found['sequences']} sequences); fresh "
+            f"sequences: trained lengths {found['trained_lengths']:.3f}, length {task['lengths'][1]}: "
+            f"{found['longest']:.3f}; never trained on, {beyond}"
+        )
+    return "\n".join(lines)
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """The curve of every seed as a picture (PNG, SVG or PDF by the suffix)."""
+    from pipeline.results.drawing import new_figure, save_figure
+
+    figure = new_figure(6.4, 3.6)
+    axes = figure.subplots()
+    points = [point["iteration"] for point in result["curve"]]
+    for index, seed in enumerate(result["seeds"]):
+        values = [max(point["wrong_bits"][index], 1e-2) for point in result["curve"]]  # a log axis has no zero
+        axes.plot(points, values, lw=1.2, label=f"seed {seed}")
+    axes.axhline(SOLVED, color="0.5", lw=0.8, ls="--", label=f"{SOLVED} (solved)")
+    axes.set(yscale="log", xlabel="iteration", ylabel="wrong bits a sequence", title="Copy task, C = 1", xlim=(0, None))
+    axes.legend(frameon=False)
+    save_figure(figure, [path])

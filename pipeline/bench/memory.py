@@ -1,0 +1,191 @@
+"""A retrieval task that no single turn decides: four turns, and the target is all of their answers together.
+
+Each turn says one of V values, and what it means depends on the turn: first the one attribute, then the next. f_qry(n)
+is the value's vector with noise, the same vectors at every turn. f_tar of an item is the (normalised) sum over its
+four attributes of the value's vector and of a vector that stands for this value of this attribute. The gallery is all
+V^4 items; a quarter of the items is never trained on, and the test sessions end in these.
+
+What a rank can be is known beforehand: by chance, from the last turn alone, and from the values without their order.
+Ablations take one thing away from the same model at every turn: what its memories carry (memory, head positions, read
+vectors), what its controllers carry (LSTM states), or both. They are trained like the whole model.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from manifests.schema import Session, Training, Turn
+from pipeline.results.metrics import recall
+from pipeline.results.ranking import ranks
+from pipeline.training.data import SessionFeatures
+from pipeline.training.determinism import derive_seed, seeded
+from pipeline.training.fit import fit
+from pipeline.training.models import MemoryModel, build_model
+from pipeline.training.models._ntm import MemoryState
+from pipeline.training.models.cm_ntm import CMNTM
+from pipeline.training.validate import embed
+
+TURNS = 4
+CUTOFFS = (1, 5)
+
+
+class AblatedCMNTM(CMNTM):
+    """A CM-NTM that begins each turn without what its memories, its controllers, or both were left with."""
+
+    memory_carries = controller_carries = True
+
+    def _turn(
+        self, features: Sequence[Tensor], states: tuple[MemoryState, ...]
+    ) -> tuple[Tensor, tuple[MemoryState, ...]]:
+        kept = []
+        for state, start in zip(states, self.initial_state(len(features[0])).stages, strict=True):
+            if not self.memory_carries:
+                state = state._replace(memory=start.memory, read=start.read, weights=start.weights)
+            if not self.controller_carries:
+                state = state._replace(hidden=start.hidden, cell=start.cell)
+            kept.append(state)
+        return super()._turn(features, tuple(kept))
+
+
+def build_ablated(
+    options: dict[str, Any], dim: int, seed: int, memory_carries: bool, controller_carries: bool
+) -> MemoryModel:
+    """The model that ``build_model("cm_ntm", ...)`` gives, with one or both carriers cut."""
+    with seeded(derive_seed(seed, "init")):
+        model = AblatedCMNTM(CMNTM.Options.model_validate(options), dim)
+    model.memory_carries, model.controller_carries = memory_carries, controller_carries
+    return model
+
+
+class Task:
+    """The items, their features and the split; the same for every model. items: [G, 4] values; gallery: [G, D]."""
+
+    def __init__(self, values: int, dim: int, noise: float, seed: int):
+        generator = torch.Generator().manual_seed(derive_seed(seed, "task"))
+        self.values, self.noise = values, noise
+        self.said = normalize(torch.randn(values, dim, generator=generator), dim=-1)
+        self.meant = normalize(torch.randn(TURNS, values, dim, generator=generator), dim=-1)
+        self.items = torch.tensor(list(itertools.product(range(values), repeat=TURNS)))
+        self.gallery = self.targets(self.items)[:, -1]
+        order = torch.randperm(len(self.items), generator=generator)
+        cut = len(order) // 4
+        self.unseen, self.seen = order[:cut], order[cut:]
+
+    def targets(self, items: Tensor) -> Tensor:
+        """f_tar of what has been asked up to each turn: [S, 4] -> [S, 4, D]."""
+        parts = self.said[items] + self.meant[torch.arange(TURNS), items]
+        return normalize(parts.cumsum(1), dim=-1)
+
+    def sessions(self, among: Tensor, count: int, seed: int) -> tuple[SessionFeatures, Tensor]:
+        """``count`` sessions that end in items of ``among``, and the item [S] of each."""
+        generator = torch.Generator().manual_seed(seed)
+        chosen = among[torch.randint(len(among), (count,), generator=generator)]
+        said = self.said[self.items[chosen]]
+        queries = normalize(
+            said + self.noise * torch.randn(said.shape, generator=generator) / math.sqrt(said.shape[2]), dim=-1
+        )
+        rows = torch.arange(count * TURNS).view(count, TURNS)
+        names = [f"item {n}" for n in chosen.tolist()]
+        made = tuple(
+            Session(id=f"s{n}", category="all", split="train", target=name,
+                    turns=tuple(Turn(reference=f"s{n}-{t}", captions=("value",)) for t in range(TURNS)))
+            for n, name in enumerate(names)
+        )  # fmt: skip
+        features = SessionFeatures(
+            queries.flatten(0, 1), self.targets(self.items[chosen]).flatten(0, 1), rows, rows, rows[:, 0],
+            torch.full((count,), TURNS), made,
+        )  # fmt: skip
+        return features, chosen
+
+    def bounds(self) -> dict[str, dict[str, float]]:
+        """Expected R@K of the best guess with part of the knowledge, in percent."""
+        size = len(self.items)
+        counts = torch.stack([(self.items == v).sum(1) for v in range(self.values)], 1)
+        alike = torch.unique(counts, dim=0, return_counts=True)[1].tolist()
+        return {
+            "chance": {f"R@{k}": 100 * min(1, k / size) for k in CUTOFFS},
+            "best from the last turn alone": {f"R@{k}": 100 * min(1, k * self.values / size) for k in CUTOFFS},
+            "best from the values without their order": {
+                f"R@{k}": 100 * sum(min(n, k) for n in alike) / size for k in CUTOFFS
+            },
+            "all four turns": {f"R@{k}": 100.0 for k in CUTOFFS},
+        }
+
+
+ABLATIONS = {  # name: (memory carries, controller carries)
+    "CM-NTM": (True, True),
+    "CM-NTM, controllers reset each turn": (True, False),
+    "CM-NTM, memories reset each turn": (False, True),
+    "CM-NTM, no state": (False, False),
+}
+BASELINES = ("last", "avg", "ewma", "lstm")
+
+
+def run(
+    seeds: Sequence[int] = (0, 1, 2), epochs: int = 20, sessions: int = 1024, values: int = 4, dim: int = 24,
+    stages: int = 2, slots: int = 4, hidden: int = 24, noise: float = 0.3, learning_rate: float = 3e-3,
+    scale: float = 10.0, init: str = "symmetry-breaking", models: Sequence[str] = (),
+) -> dict[str, Any]:  # fmt: skip
+    """R@1 and R@5 of each model on unseen items, mean and standard deviation over ``seeds`` (weights and sessions).
+
+    ``models``: some of the names in the table; all by default.
+    """
+    options = {"stages": stages, "slots": slots, "hidden": hidden, "init": init}
+    training = Training(epochs=epochs, batch_size=64, learning_rate=learning_rate, scale=scale)
+    scores: dict[str, list[dict[str, float]]] = {}
+    for seed in seeds:
+        task = Task(values, dim, noise, seed)
+        train, _ = task.sessions(task.seen, sessions, derive_seed(seed, "train"))
+        test, wanted = task.sessions(task.unseen, 512, derive_seed(seed, "test"))
+        subjects = {name: build_ablated(options, dim, seed, *carries) for name, carries in ABLATIONS.items()}
+        subjects |= {
+            name: build_model(name, {"hidden": hidden} if name == "lstm" else {}, dim, seed) for name in BASELINES
+        }
+        for name, model in subjects.items():
+            if not models or name in models:
+                for _ in fit(model, train, training, seed):
+                    pass
+                found = ranks(embed(model, test).numpy(), task.gallery.numpy(), wanted.numpy())
+                scores.setdefault(name, []).append({f"R@{k}": recall(found, k) for k in CUTOFFS})
+    return {
+        "task": {"turns": TURNS, "values": values, "gallery": values**TURNS, "unseen": len(task.unseen), "dim": dim,
+                 "noise": noise, "train sessions": sessions, "test sessions": 512},
+        "model": {**options, "width": dim}, "training": training.model_dump(), "seeds": list(seeds),
+        "bounds": task.bounds(), "scores": scores,
+    }  # fmt: skip
+
+
+def render(result: dict[str, Any]) -> str:
+    """The bounds and every model's mean and deviation over the seeds."""
+    task = result["task"]
+    lines = [
+        ", ".join(f"{key} {value}" for key, value in task.items()),
+        "CM-NTM: " + ", ".join(f"{key} {value}" for key, value in result["model"].items()),
+        f"seeds {result['seeds']}, {result['training']['epochs']} epochs; items of the test were never trained on",
+        "",
+    ]
+    rows = [["percent", *(f"R@{k}" for k in CUTOFFS)]]
+    rows += [[f"({name})", *(f"{value:.1f}" for value in bound.values())] for name, bound in result["bounds"].items()]
+    for name, seeds in result["scores"].items():
+        rows.append([name, *(_spread([s[f"R@{k}"] for s in seeds]) for k in CUTOFFS)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        cells = [
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _spread(values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return f"{values[0]:.1f}"
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"

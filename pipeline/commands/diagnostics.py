@@ -1,0 +1,23 @@
+"""The `diagnostics` command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pipeline.commands._shared import option_out
+
+
+@click.command("diagnostics", epilog="Example: fashion-ntm diagnostics 1f3a --to rows.png --to rows.svg --out out/demo")
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True)
+@click.option("--to", "files", type=click.Path(path_type=Path), multiple=True,
+              help="File to draw into (.png, .svg or .pdf); repeatable. Default: diagnostics.png and .svg in the run's "
+              "folder.")  # fmt: skip
+@option_out
+def command(runs: tuple[str, ...], files: tuple[Path, ...], out: Path) -> None:
+    """Draw when a memory's rows stop being equal. RUN: the id of a run trained with --diagnostics, or its folder."""
+    from pipeline.diagnostics import diagnostics_figure
+    from pipeline.workspace import Workspace
+
+    click.echo(diagnostics_figure(runs, Workspace(out).runs, files))
