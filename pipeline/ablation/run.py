@@ -78,18 +78,24 @@ def ablate(
     after = plan_ablation(ablation, spec, dataset, workspace, place.device, only, seeds, measure=False,
                           stage=lambda: stage)  # fmt: skip
     if ablation.timing:
-        time_points(place, stage, after, log)
+        time_points(place, stage, dataset, seeds, log)
     return after
 
 
-def time_points(place: Place, stage: StageTwo, plan: AblationPlan, log: Log = silent, again: bool = False) -> None:
-    """Measure the inference time of all points, unless there is a measurement of every one of them."""
+def time_points(place: Place, stage: StageTwo, dataset: Dataset, seeds: Sequence[int] = (), log: Log = silent) -> None:
+    """Measure the inference time of every point that has a finished run, unless all of them are measured already.
+
+    All of them again, also where one alone is new: times that are not taken side by side do not compare.
+    """
+    every = tuple(dict.fromkeys((*place.ablation.seeds, *seeds)))
+    plan = plan_ablation(place.ablation, place.spec, dataset, place.workspace, place.device, (), every, measure=False,
+                         stage=lambda: stage)  # fmt: skip
     path = timing_file(place.out, place.ablation.name)
     known = read_timing(path).get("runs", {})
-    first = {task.point.number: task for task in reversed(plan.tasks)}
-    if again or any(stage.folder(task.run).id not in known for task in first.values()):
+    first = {task.point.number: task for task in reversed(plan.tasks) if task.trained}
+    if any(stage.folder(task.run).id not in known for task in first.values()):
         log(f"measuring the inference time of {len(first)} points, side by side")
-        record: dict[str, Any] = measure_timing(stage, plan.tasks, path)
+        record: dict[str, Any] = measure_timing(stage, list(first.values()), path)
         log(f"written to {path} ({record['device']}, {record['threads']} threads)")
 
 

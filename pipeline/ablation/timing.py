@@ -35,18 +35,15 @@ def read_timing(path: Path) -> dict[str, Any]:
 
 
 def measure_timing(stage: StageTwo, tasks: Sequence[Task], path: Path, rounds: int = ROUNDS) -> dict[str, Any]:
-    """Time f_qry(1..T) -> f'_qry(1..T) of one session of the most turns with the first seed's run of every point.
+    """Time f_qry(1..T) -> f'_qry(1..T) of one session of the most turns, with one finished run of every point.
 
     Written to ``path``: median and quartiles in milliseconds by run id. Encoding a turn and ranking the gallery are the
-    same for every point and are not in it. Runs that are not trained are left out.
+    same for every point and are not in it.
     """
     from pipeline.training.checkpoint import load_model
 
-    first: dict[int, Task] = {}
-    for task in tasks:
-        first.setdefault(task.point.number, task)
-    folders = {number: stage.folder(task.run) for number, task in first.items()}
-    models = {n: load_model(folder.path, stage.device) for n, folder in folders.items() if folder.state == "finished"}
+    folders = {task.point.number: stage.folder(task.run) for task in tasks}
+    models = {number: load_model(folder.path, stage.device) for number, folder in folders.items()}
     session = stage.test.lengths.argmax().reshape(1)
     whole, single = stage.test.batch(session), stage.test.concatenated(session)
     found: dict[int, list[float]] = {number: [] for number in models}

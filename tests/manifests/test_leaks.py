@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from manifests.datasets import datasets
-from manifests.leaks import SUBSETS, in_subset, pair_exposure, subset_counts, subset_sessions
+from manifests.leaks import SUBSETS, in_subset, overlaps, pair_exposure, subset_counts, subset_sessions
 from manifests.schema import Dataset, Image, Session, Split, Turn
 
 
@@ -58,3 +58,30 @@ def test_counts_on_the_real_sessions(shared_data: Path) -> None:
     four = [s for s in dataset.split("test") if len(s.turns) == 4]
     leaked = {c: sum(exposure[s.id] == "last_seen" for s in four if s.category == c) for c in dataset.categories}
     assert leaked == {"dress": 89, "shirt": 20, "toptee": 22}
+
+
+def test_overlaps_name_what_a_test_session_shares(dataset: Dataset) -> None:
+    found = overlaps(dataset)
+    assert found["last"] >= {"last pair", "any pair", "last query", "target image", "any image"}
+    assert "last pair" not in found["earlier"] and "any pair" in found["earlier"]
+    assert found["clean"] == {"last query", "target image", "any image", "last caption", "any caption"}
+    assert found["other category"] == {"last caption", "any caption"}
+    assert "last pair" in overlaps(dataset, "dataset")["other category"]
+
+
+def test_captions_are_compared_without_case_and_spaces() -> None:
+    turn = Turn(reference="a", captions=("Darker  Red",))
+    train = Session(id="1", category="c", split="train", turns=(turn,), target="b")
+    test = train.model_copy(update={"id": "2", "split": "test", "target": "z", "turns": (
+        Turn(reference="y", captions=("darker red",)),
+    )})  # fmt: skip
+    dataset = Dataset(name="d", images={}, sessions=(train, test), galleries=())
+    assert overlaps(dataset) == {"2": {"last caption", "any caption"}}
+
+
+def test_overlaps_agree_with_the_leak_columns(shared_data: Path) -> None:
+    source = datasets.get("mt_fashioniq")
+    dataset = source.load(source.Options(), shared_data)
+    found, exposure = overlaps(dataset), pair_exposure(dataset)
+    assert {i for i, has in found.items() if "last pair" in has} == {i for i, e in exposure.items() if e == "last_seen"}
+    assert {i for i, has in found.items() if "any pair" not in has} == {i for i, e in exposure.items() if e == "clean"}
