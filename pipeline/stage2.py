@@ -64,6 +64,15 @@ def make_run(
     return Run(model, own | dict(options or {}), Training.model_validate(merged), seed)
 
 
+@dataclass(frozen=True)
+class How:
+    """How to train, which changes no run's identity. side_by_side: runs of one shape at once; None: on CUDA alone."""
+
+    backend: str = "auto"
+    side_by_side: bool | None = None
+    diagnostics: bool = False
+
+
 class StageTwo:
     """A spec's cached features on one device, loaded once for all of its runs. No image or extractor is touched."""
 
@@ -102,44 +111,80 @@ class StageTwo:
             self.log(f"left out: {len(features.skipped)} of {len(sessions)} sessions in all")
         return features.to(self.device)
 
-    def folder(self, run: Run) -> Any:
-        """The folder of a run, whether or not it exists yet."""
-        from pipeline.training.job import run_folder
+    def request(self, run: Run) -> Any:
+        """A run as stage 2 trains it, features included."""
+        from pipeline.training.job import Request
 
         fit, validation = self.parts
-        return run_folder(
+        return Request(
             self.workspace.runs, self.dataset.name, self.store.fingerprint, run.model, run.options, fit, run.training,
             run.seed, self.spec.validation, validation,
         )  # fmt: skip
 
-    def train(self, run: Run, force: bool = False) -> Any:
-        """Train ``run`` unless it has finished; its epochs go to the log."""
-        from pipeline.training.job import train_run
+    def folder(self, run: Run) -> Any:
+        """The folder of a run, whether or not it exists yet."""
+        return self.request(run).folder
 
-        def epoch(metrics: dict[str, Any]) -> None:
+    def train(self, run: Run, force: bool = False, how: How = How()) -> Any:
+        """``train_group`` of one run. Raises the DivergenceError that a group would return."""
+        (done,) = self.train_group([run], force, how)
+        if isinstance(done, Exception):
+            raise done
+        return done
+
+    def train_group(self, runs: Sequence[Run], force: bool = False, how: How = How()) -> list[Any]:
+        """Train runs of one shape side by side unless they have finished; their epochs go to the log.
+
+        Returns a ``Trained`` for each, or the error of one that diverged. Threads and backend are measured once for a
+        folder (and shape), and then kept: others could round sums differently.
+        """
+        from pipeline.training.job import train_runs
+
+        def epoch(request: Any, metrics: dict[str, Any]) -> None:
             if "loss" in metrics:
                 found = metrics.get("validation", {}).get("mean")
                 shown = "" if found is None else f", validation mean of R@5 and R@8 {found:.1f}"
-                self.log(f"{run.model} seed {run.seed} epoch {metrics['epoch']}: loss {metrics['loss']:.4f}{shown}")
+                line = f"{request.name} seed {request.seed} epoch {metrics['epoch']}: loss {metrics['loss']:.4f}{shown}"
+                self.log(line)
 
-        fit, validation = self.parts
-        done = train_run(
-            self.workspace.runs, self.dataset.name, self.store.fingerprint, run.model, run.options, fit, run.training,
-            run.seed, self.spec.validation, validation, spec=self.spec.model_dump(mode="json"),
-            threads=self._pinned_threads(), again=force, progress=epoch,
+        shape, pinned = self._shape(runs[0]), self.workspace.threads()
+        asked = self.workspace.backend(shape) if how.backend == "auto" else how.backend
+
+        def chosen(choice: Any) -> None:
+            if choice.fallback:
+                self.log(choice.fallback)
+            if choice.milliseconds and how.backend == "auto":
+                self.workspace.pin_backend(shape, choice.backend, choice.milliseconds)
+                timed = ", ".join(f"{name} {ms:.1f} ms" for name, ms in choice.milliseconds.items())
+                self.log(f"{runs[0].model}: backend {choice.backend} (a measured step: {timed}); kept for this shape")
+            if choice.threads is not None and choice.threads.milliseconds and pinned is None:
+                self.workspace.pin_threads(choice.threads.threads, choice.threads.milliseconds)
+                self.log(f"{choice.threads}; kept for this output folder")
+
+        return train_runs(
+            [self.request(run) for run in runs], spec=self.spec.model_dump(mode="json"), backend=asked,
+            threads=() if pinned is None else (pinned,), again=force, diagnostics=how.diagnostics, progress=epoch,
+            chosen=chosen,
         )  # fmt: skip
-        execution = done.folder.record()["execution"]
-        if execution["threads_measured_ms"] and not done.reused:
-            self.workspace.pin_threads(execution["threads"], execution["threads_measured_ms"])
-            self.log(f"CPU threads: {execution['threads']}, by a measured step; pinned for this output folder")
-        return done
 
-    def _pinned_threads(self) -> Any:
-        """The number of threads measured at this folder's first training: another one could round sums otherwise."""
-        from pipeline.training.threads import choose_threads
+    def _shape(self, run: Run) -> str:
+        """What decides how fast a step is: the model with its options, the batch, the features, the device."""
+        fit, _ = self.parts
+        options = ", ".join(f"{key}={value}" for key, value in sorted(run.options.items()))
+        return f"{run.model}({options}) batch {run.training.batch_size}x{fit.turns}x{fit.dim} on {self.device}"
 
-        pinned = self.workspace.threads()
-        return None if pinned is None else choose_threads(lambda: None, among=(pinned,))
+    def together(self, runs: Sequence[Run], how: How = How()) -> list[list[Run]]:
+        """The runs in groups that train side by side: those that differ in their seeds alone, where that pays."""
+        side_by_side = self.device.type == "cuda" if how.side_by_side is None else how.side_by_side
+        groups: list[list[Run]] = []
+        for run in runs:
+            last = groups[-1][-1] if groups and side_by_side else None
+            same = last is not None and (last.model, last.options, last.training) == (run.model, run.options, run.training)
+            if same:
+                groups[-1].append(run)
+            else:
+                groups.append([run])
+        return groups
 
     @cached_property
     def candidates(self) -> Any:
@@ -194,16 +239,26 @@ class StageTwo:
 def train_spec(
     spec: RunSpec, dataset: Dataset, workspace: Workspace, models: Sequence[str] = (),
     seeds: Sequence[int] | None = None, device: str = "auto", force: bool = False, log: Log = silent,
+    how: How = How(),
 ) -> Iterator[str]:  # fmt: skip
-    """Train the runs asked for, in order; yields one line for each, finished or reused."""
-    runs = asked_runs(spec, models, seeds)
+    """Train the runs asked for, in order; yields one line for each, finished or reused.
+
+    Raises the first DivergenceError, after the other runs have been trained.
+    """
+    runs, failed = asked_runs(spec, models, seeds), []
     stage = StageTwo(spec, dataset, workspace, device, log)
-    for run in runs:
-        done = stage.train(run, force)
-        how = "finished before, kept" if done.reused else f"trained in {done.summary['seconds']:.1f} s"
-        chosen = done.summary.get("chosen") or {}
-        detail = f", alpha {chosen['alpha']}" if "alpha" in chosen else ""
-        yield f"{run.model} seed {run.seed}: {how}{detail}; run {done.folder.id}"
+    for group in stage.together(runs, how):
+        for run, done in zip(group, stage.train_group(group, force, how), strict=True):
+            if isinstance(done, Exception):
+                failed.append(done)
+                yield f"{run.model} seed {run.seed}: failed ({done})"
+                continue
+            what = "finished before, kept" if done.reused else f"trained in {done.summary['seconds']:.1f} s"
+            chosen = done.summary.get("chosen") or {}
+            detail = f", alpha {chosen['alpha']}" if "alpha" in chosen else ""
+            yield f"{run.model} seed {run.seed}: {what}{detail}; run {done.folder.id}"
+    if failed:
+        raise failed[0]
 
 
 def evaluate_spec(

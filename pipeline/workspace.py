@@ -8,13 +8,16 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from cache import Store
+from cache.files import replace_atomically
 from manifests.errors import IncompleteError
 from manifests.identity import digest
 from manifests.schema import RunSpec
 
 THREADS = "threads.json"
+BACKENDS = "backends.json"
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,27 @@ class Workspace:
 
     def pin_threads(self, threads: int, milliseconds: dict[int, float]) -> None:
         """Remember the measured choice for every later run of this folder."""
-        self.out.mkdir(parents=True, exist_ok=True)
         record = {"threads": threads, "milliseconds_per_step": {str(n): ms for n, ms in milliseconds.items()}}
-        (self.out / THREADS).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        self._write(THREADS, record)
+
+    def backend(self, shape: str) -> str:
+        """The backend that runs of this shape were pinned to (``pin_backend``), or "auto"."""
+        try:
+            return str(json.loads((self.out / BACKENDS).read_text(encoding="utf-8"))[shape]["backend"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return "auto"
+
+    def pin_backend(self, shape: str, backend: str, milliseconds: dict[str, float]) -> None:
+        """Remember the measured choice for later runs of this shape: another backend could round sums differently."""
+        try:
+            known = dict(json.loads((self.out / BACKENDS).read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            known = {}
+        self._write(BACKENDS, known | {shape: {"backend": backend, "milliseconds_per_step": milliseconds}})
+
+    def _write(self, name: str, record: dict[str, Any]) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        replace_atomically(self.out / name, (json.dumps(record, indent=2) + "\n").encode())
 
     def note_path(self, spec: RunSpec) -> Path:
         return self.out / "extracted" / f"{spec.name}.json"

@@ -36,21 +36,28 @@ class Job:
         return cls(spec.model_dump_json(), str(data.resolve()), str(out.resolve()), device)
 
 
-def train_group(stage: StageTwo, runs: Sequence[Run]) -> Iterator[Any]:
-    """Train runs that differ in their seeds alone, and so have equal shapes; yields what ``StageTwo.train`` returns."""
-    for run in runs:
-        yield stage.train(run)
-
-
 def do_group(stage: StageTwo, group: Group) -> Iterator[str]:
     """Train and evaluate what ``group`` lacks; one line for each run."""
     missing = {id(task.run): task.missing for task in group.tasks}
-    for run, done in zip(group.runs, train_group(stage, group.runs), strict=True):
+    for run, done in _trained(stage, group):
         views = missing[id(run)] if done.reused else _all_views(group)
         for view in views:
             stage.evaluate(run, view)
         how = "trained before" if done.reused else f"trained in {done.summary['seconds']:.1f} s"
         yield f"{group.label} seed {run.seed}: {how}, evaluated; run {done.folder.id}"
+
+
+def _trained(stage: StageTwo, group: Group) -> Iterator[tuple[Run, Any]]:
+    """Train the group's runs, side by side where that pays. Raises the error of a run that diverged, after the rest."""
+    failed: list[Exception] = []
+    for runs in stage.together(group.runs):
+        for run, done in zip(runs, stage.train_group(runs), strict=True):
+            if isinstance(done, Exception):
+                failed.append(done)
+            else:
+                yield run, done
+    if failed:
+        raise failed[0]
 
 
 def _all_views(group: Group) -> tuple[View, ...]:

@@ -219,9 +219,8 @@ def _missing_rows(store: Store, dataset: Dataset) -> dict[str, int]:
 
 def _measure(stage: StageTwo, groups: Sequence[Group]) -> tuple[float, dict[int, float]]:
     """(seconds of all trainings of ``groups`` at most, milliseconds of a step by point number)."""
-    from pipeline.training.fit import epoch_batches, measured_step
-    from pipeline.training.models import build_model
-    from pipeline.training.threads import choose_threads
+    from pipeline.training.backends.choice import choose_backend, measured_step
+    from pipeline.training.fit import epoch_batches
     from pipeline.training.validate import recalls
 
     fit, validation = stage.parts
@@ -232,10 +231,9 @@ def _measure(stage: StageTwo, groups: Sequence[Group]) -> tuple[float, dict[int,
         if not todo:
             continue
         run = todo[0].run
-        model = build_model(run.model, run.options, fit.dim, run.seed).to(fit.device)
-        step = measured_step(model, fit, run.training)
-        if fit.device.type == "cpu":
-            choose_threads(step, among=(pinned,) if pinned else ())
+        model = stage.request(run).build()
+        choice = choose_backend("auto", [model], fit, [run.training], (pinned,) if pinned else ())
+        step = measured_step([model], fit, [run.training], choice.backend)
         step()
         seconds = min(_seconds(step) for _ in range(REPEATS))
         checking = _seconds(lambda model=model: recalls(model, validation)) if validation is not None else 0.0

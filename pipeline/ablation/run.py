@@ -101,14 +101,13 @@ def time_points(place: Place, stage: StageTwo, dataset: Dataset, seeds: Sequence
 
 def _pin_threads(stage: StageTwo, plan: AblationPlan) -> None:
     """Choose the CPU threads here, once: workers that choose for themselves could round sums differently."""
-    from pipeline.training.fit import measured_step
-    from pipeline.training.models import build_model
-    from pipeline.training.threads import choose_threads
+    from pipeline.training.backends import choose_backend
 
     trained = [task.run for task in plan.tasks if task.trainable and not task.trained]
     if stage.device.type != "cpu" or stage.workspace.threads() is not None or not trained:
         return
-    fit, _ = stage.parts
-    model = build_model(trained[0].model, trained[0].options, fit.dim, trained[0].seed)
-    choice = choose_threads(measured_step(model, fit, trained[0].training))
-    stage.workspace.pin_threads(choice.threads, choice.milliseconds)
+    request = stage.request(trained[0])
+    choice = choose_backend("auto", [request.build()], request.features, [request.training])
+    if choice.threads is not None:
+        stage.workspace.pin_threads(choice.threads.threads, choice.threads.milliseconds)
+

@@ -46,6 +46,16 @@ def option_device(f: F) -> F:
     return click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")(f)
 
 
+BACKENDS = ["auto", "reference", "fast", "graph", "triton"]
+
+
+def option_backend(f: F) -> F:
+    return click.option(
+        "--backend", type=click.Choice(BACKENDS), default="auto", show_default=True,
+        help="How the CM-NTM's steps are computed; auto takes what a measured step finds fastest.",
+    )(f)  # fmt: skip
+
+
 def spec_command(f: F) -> F:
     """SPEC, --set, --data and --out: what every command on a spec takes."""
     argument = click.argument("spec", metavar="SPEC")

@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from pipeline.training.models.base import MemoryModel
+import torch
+from torch import Tensor
 
 
 class WeightAverage:
-    """Average of the weights, and of statistics such as a batch normalisation's, with ``decay`` a step.
+    """Average of weights and of statistics such as a batch normalisation's, with ``decay`` a step.
 
-    The first step's weights start it. A decay of 0 averages nothing, and ``model`` is the trained model itself.
+    The first step's values start it. A decay of 0 averages nothing.
     """
 
-    def __init__(self, model: MemoryModel, decay: float):
-        self._trained = model
-        self._average = (
-            AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
-        )
+    def __init__(self, tensors: Sequence[Tensor], decay: float):
+        self._tensors = [t.detach() for t in tensors if t.is_floating_point()] if decay else []
+        self._decay = decay
+        self._average: list[Tensor] = []
 
+    @torch.no_grad()
     def update(self) -> None:
-        """Take the weights after a step in."""
-        if self._average is not None:
-            self._average.update_parameters(self._trained)
+        """Take the values after a step in."""
+        if self._average:
+            torch._foreach_lerp_(self._average, self._tensors, 1 - self._decay)
+        else:
+            self._average = [t.clone() for t in self._tensors]
 
-    @property
-    def model(self) -> MemoryModel:
-        """What to validate and keep."""
-        return self._trained if self._average is None else self._average.module
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside, the tensors hold the averages; afterwards what they held before."""
+        held = [t.clone() for t in self._tensors] if self._average else []
+        if held:
+            torch._foreach_copy_(self._tensors, self._average)
+        try:
+            yield
+        finally:
+            if held:
+                torch._foreach_copy_(self._tensors, held)
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Leave the averages in the tensors for good."""
+        if self._average:
+            torch._foreach_copy_(self._tensors, self._average)

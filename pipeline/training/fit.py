@@ -1,12 +1,11 @@
-"""Fits one memory model to cached session features: Adam, in-batch cross-entropy, one line of metrics an epoch."""
+"""Fits memory models to cached session features: Adam, in-batch cross-entropy, one line of metrics an epoch."""
 
 from __future__ import annotations
 
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,13 +13,17 @@ from torch import Tensor
 
 from manifests.schema import Training
 from pipeline.training.average import WeightAverage
+from pipeline.training.backends import Trainer, build_trainer
 from pipeline.training.data import SessionFeatures
-from pipeline.training.determinism import derive_seed, flushed_denormals, seeded
+from pipeline.training.determinism import derive_seed, flushed_denormals
 from pipeline.training.errors import DivergenceError, TrainingError
 from pipeline.training.hard_groups import HardGroups
 from pipeline.training.models.base import MemoryModel
-from pipeline.training.objective import Objective
+from pipeline.training.randomness import RunRandom
 from pipeline.training.validate import recalls
+
+Metrics = dict[str, Any]
+COMMON = ("epochs", "batch_size", "early_stopping", "ema", "hard_groups")  # settings that runs side by side share
 
 
 def fit(
@@ -29,7 +32,8 @@ def fit(
     training: Training,
     seed: int = 0,
     validation: SessionFeatures | None = None,
-) -> Iterator[dict[str, Any]]:
+    backend: str = "reference",
+) -> Iterator[Metrics]:
     """Train ``model`` in place; yields the metrics of each epoch as it ends (paper section 4.2 by default).
 
     The model and both sets of features are on one device. The same arguments give the same weights and metrics on the
@@ -43,87 +47,139 @@ def fit(
         line, epoch 0, with what it chose.
 
     Raises:
-        TrainingError: too few sessions, or early stopping without a validation part.
+        TrainingError: too few sessions, early stopping without a validation part, or a backend that cannot.
         DivergenceError: a loss that is not finite, naming epoch and step.
     """
-    _check(features, training, validation)
-    if not model.trainable:
-        yield _fit_closed_form(model, features, validation)
+    for (outcome,) in fit_group([model], features, [training], [seed], validation, backend):
+        if isinstance(outcome, DivergenceError):
+            raise outcome
+        assert outcome is not None
+        yield outcome
+
+
+def fit_group(
+    models: Sequence[MemoryModel],
+    features: SessionFeatures,
+    trainings: Sequence[Training],
+    seeds: Sequence[int],
+    validation: SessionFeatures | None = None,
+    backend: str = "reference",
+) -> Iterator[list[Metrics | DivergenceError | None]]:
+    """``fit`` of K models of one shape side by side, run k with ``trainings[k]`` and ``seeds[k]``.
+
+    Each run sees the batches and random numbers that it would see alone. The settings in ``COMMON`` are the same for
+    all. Each epoch yields a list: a run's metrics, the error of a run that diverged in it (the others go on), or None
+    for a run that has ended.
+
+    Raises TrainingError as ``fit``, and for runs that cannot stand side by side.
+    """
+    _check(features, trainings, validation)
+    if not all(model.trainable for model in models):
+        yield [_fit_closed_form(model, features, validation) for model in models]
         return
-    chosen = model.fit_parameters(features if validation is None else validation)
-    optimizer, objective = adam(model, training), Objective(features, training)
-    groups = HardGroups(features, training.hard_groups) if training.hard_groups else None
-    average = WeightAverage(model, training.ema)
-    patience, best, best_weights = training.early_stopping, (-math.inf, 0), None
-    for epoch in range(1, training.epochs + 1):
+    first = trainings[0]
+    chosen = [model.fit_parameters(features if validation is None else validation) for model in models]
+    trainer = build_trainer(backend, models, features, trainings)
+    average = WeightAverage(trainer.averaged(), first.ema)
+    runs = [_Run(model, first.early_stopping) for model in models]
+    groups = HardGroups(features, first.hard_groups) if first.hard_groups else None
+    for epoch in range(1, first.epochs + 1):
         started = time.perf_counter()
-        with seeded(derive_seed(seed, "epoch", epoch), features.device), flushed_denormals():
-            batches = groups.batches if groups else partial(epoch_batches, len(features))
-            loss = _epoch(model, objective, optimizer, batches(training.batch_size), epoch, average)
-        metrics: dict[str, Any] = {"epoch": epoch, "loss": loss, "seconds": time.perf_counter() - started}
+        random = RunRandom([derive_seed(seed, "epoch", epoch) for seed in seeds], features.device)
+        with flushed_denormals():
+            losses = _epoch(trainer, groups, random, runs, average, epoch)
+        seconds = (time.perf_counter() - started) / sum(run.going for run in runs)
+        outcomes: list[Metrics | DivergenceError | None] = []
+        with average.applied():
+            trainer.write_back()
+            for run, loss, choice in zip(runs, losses, chosen, strict=True):
+                outcomes.append(run.epoch(epoch, loss, seconds, choice, validation))
+        if first.ema:
+            trainer.write_back()  # the last step's weights again, should the caller stop here
+        yield outcomes
+        if not any(run.going for run in runs):
+            break
+    average.keep()
+    trainer.write_back()
+    for run in runs:
+        run.end()
+
+
+class _Run:
+    """One run of a group: whether it still goes, and its best epoch so far."""
+
+    def __init__(self, model: MemoryModel, patience: int | None):
+        self.model, self.patience = model, patience
+        self.going, self.error = True, None
+        self._best, self._best_epoch, self._kept = -math.inf, 0, None
+
+    def epoch(
+        self, epoch: int, loss: float | DivergenceError, seconds: float, chosen: Metrics, validation: Any
+    ) -> Metrics | DivergenceError | None:
+        """What to tell of this epoch; the model holds its weights."""
+        if not self.going:
+            return None
+        if isinstance(loss, DivergenceError):
+            self.going = False
+            return loss
+        metrics: Metrics = {"epoch": epoch, "loss": loss, "seconds": seconds}
         if chosen:
             metrics["chosen"] = chosen
         if validation is not None:
-            metrics["validation"] = recalls(average.model, validation)
-        if patience:
-            if metrics["validation"]["mean"] > best[0]:
-                best, best_weights = (metrics["validation"]["mean"], epoch), copy.deepcopy(average.model.state_dict())
-            metrics["best"] = best[1]
-        yield metrics
-        if patience and epoch - best[1] >= patience:
-            break
-    if best_weights is not None or training.ema:
-        model.load_state_dict(best_weights if best_weights is not None else average.model.state_dict())
-    model.eval()
+            metrics["validation"] = recalls(self.model, validation)
+        if self.patience:
+            if metrics["validation"]["mean"] > self._best:
+                self._best, self._best_epoch = metrics["validation"]["mean"], epoch
+                self._kept = copy.deepcopy(self.model.state_dict())
+            metrics["best"] = self._best_epoch
+            self.going = epoch - self._best_epoch < self.patience
+        return metrics
 
-
-def adam(model: MemoryModel, training: Training) -> torch.optim.Optimizer:
-    """Adam (paper section 4.2); a weight decay, which the paper has none of, is decoupled from the gradient."""
-    fused = next(model.parameters()).device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(
-        model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay, fused=fused
-    )
+    def end(self) -> None:
+        if self._kept is not None:
+            self.model.load_state_dict(self._kept)
+        self.model.eval()
 
 
 def _epoch(
-    model: MemoryModel,
-    objective: Objective,
-    optimizer: torch.optim.Optimizer,
-    batches: Sequence[Tensor],
+    trainer: Trainer, groups: HardGroups | None, random: RunRandom, runs: Sequence[_Run], average: WeightAverage,
     epoch: int,
-    average: WeightAverage,
-) -> float:
-    """One pass over the sessions, batch by batch; the mean loss of its steps."""
-    model.train()
-    total, progress = 0.0, epoch / objective.training.epochs
-    for step, index in enumerate(batches, start=1):
-        loss = float(training_step(model, objective, optimizer, index.to(objective.features.device), progress))
-        if not math.isfinite(loss):
-            raise DivergenceError(
-                f"{model.name}: the loss is {loss} at epoch {epoch}, step {step} of {len(batches)}; "
-                f"lower training.learning_rate (now {objective.training.learning_rate:g}) or set training.clip_norm"
-            )
+) -> list[float | DivergenceError]:  # fmt: skip
+    """One pass over the sessions in each run's own order; the mean loss of its steps, or where it diverged."""
+    features, training = trainer.features, trainer.trainings[0]
+    orders = []
+    for run in range(len(runs)):
+        with random.of(run):
+            size = training.batch_size
+            orders.append(groups.batches(size) if groups else epoch_batches(len(features), size))
+    steps = [torch.stack(parts).to(features.device) for parts in zip(*orders, strict=True)]
+    going = [run.going for run in runs]
+    total = torch.zeros(len(runs), dtype=torch.float64, device=features.device)
+    diverged: dict[int, tuple[int, float]] = {}
+    watched = features.device.type == "cpu"  # elsewhere reading a loss would wait for the device at every step
+    for number, index in enumerate(steps, start=1):
+        losses = trainer.step(index, random, going, epoch / training.epochs)
         average.update()
-        total += loss
-    return total / len(batches)
+        total += losses
+        if watched:
+            for run, loss in enumerate(losses.tolist()):
+                if going[run] and not math.isfinite(loss):
+                    diverged[run], going[run] = (number, loss), False
+            if not any(going):
+                break
+    means = (total / len(steps)).tolist()
+    return [
+        _diverged(trainer, run, epoch, diverged.get(run), len(steps)) if not math.isfinite(mean) else mean
+        for run, mean in enumerate(means)
+    ]
 
 
-def training_step(
-    model: MemoryModel,
-    objective: Objective,
-    optimizer: torch.optim.Optimizer,
-    index: Tensor,
-    progress: float = 1.0,
-) -> Tensor:
-    """One step on the sessions ``index`` (int64 [B]); its loss. A loss that is not finite changes no weight."""
-    loss = objective(model, index, progress)
-    if torch.isfinite(loss):
-        optimizer.zero_grad()
-        loss.backward()
-        if objective.training.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), objective.training.clip_norm)
-        optimizer.step()
-    return loss.detach()
+def _diverged(trainer: Trainer, run: int, epoch: int, at: tuple[int, float] | None, steps: int) -> DivergenceError:
+    where = f"the loss is {at[1]} at epoch {epoch}, step {at[0]} of {steps}" if at else f"no finite loss in epoch {epoch}"
+    rate = trainer.trainings[run].learning_rate
+    return DivergenceError(
+        f"{trainer.models[run].name}: {where}; lower training.learning_rate (now {rate:g}) or set training.clip_norm"
+    )
 
 
 def epoch_batches(sessions: int, batch_size: int) -> tuple[Tensor, ...]:
@@ -136,38 +192,25 @@ def epoch_batches(sessions: int, batch_size: int) -> tuple[Tensor, ...]:
     return batches[:-1] if len(batches[-1]) == 1 else batches
 
 
-def measured_step(model: MemoryModel, features: SessionFeatures, training: Training) -> Callable[[], None]:
-    """A full training step on a copy of the model, to measure with; the model itself is not touched."""
-    model = copy.deepcopy(model)
-    if not model.trainable:
-        return lambda: None
-    optimizer, objective = adam(model, training), Objective(features, training)
-    index = torch.arange(min(training.batch_size, len(features)), device=features.device)
-
-    def step() -> None:
-        with seeded(0, features.device), flushed_denormals():
-            training_step(model.train(), objective, optimizer, index)
-
-    return step
-
-
-def _fit_closed_form(
-    model: MemoryModel, features: SessionFeatures, validation: SessionFeatures | None
-) -> dict[str, Any]:
+def _fit_closed_form(model: MemoryModel, features: SessionFeatures, validation: SessionFeatures | None) -> Metrics:
     started = time.perf_counter()
     chosen = model.fit_parameters(features if validation is None else validation)
-    metrics: dict[str, Any] = {"epoch": 0, "chosen": chosen, "seconds": time.perf_counter() - started}
+    metrics: Metrics = {"epoch": 0, "chosen": chosen, "seconds": time.perf_counter() - started}
     if validation is not None:
         metrics["validation"] = recalls(model, validation)
     model.eval()
     return metrics
 
 
-def _check(features: SessionFeatures, training: Training, validation: SessionFeatures | None) -> None:
+def _check(features: SessionFeatures, trainings: Sequence[Training], validation: SessionFeatures | None) -> None:
     if len(features) < 2:
         raise TrainingError(f"{len(features)} session(s) to train on: in-batch negatives need at least 2")
-    if training.early_stopping and validation is None:
+    for name in COMMON:
+        values = {getattr(training, name) for training in trainings}
+        if len(values) > 1:
+            raise TrainingError(f"runs side by side need one training.{name}, got {sorted(map(str, values))}")
+    patience = trainings[0].early_stopping
+    if patience and validation is None:
         raise TrainingError(
-            f"training.early_stopping = {training.early_stopping} needs a validation part; set validation.fraction, "
-            "e.g. 0.1"
+            f"training.early_stopping = {patience} needs a validation part; set validation.fraction, e.g. 0.1"
         )

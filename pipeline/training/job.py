@@ -1,9 +1,10 @@
-"""One run from cached features to a finished run folder; a finished run is never trained twice."""
+"""Runs from cached features to finished run folders; a finished run is never trained twice."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,61 @@ from typing import Any
 import torch
 
 from manifests.schema import Training, Validation
+from pipeline.training.backends import BackendChoice, choose_backend
 from pipeline.training.checkpoint import save_model
 from pipeline.training.data import SessionFeatures
-from pipeline.training.fit import fit, measured_step
-from pipeline.training.models import build_model
+from pipeline.training.diagnostics import diagnose
+from pipeline.training.errors import DivergenceError
+from pipeline.training.fit import fit_group
+from pipeline.training.models import MemoryModel, build_model
+from pipeline.training.models.cm_ntm import CMNTM
 from pipeline.training.runs import RunFolder, RunIdentity, run_identity, sessions_digest
-from pipeline.training.threads import ThreadChoice, choose_threads
 
 NO_VALIDATION = Validation()
+DIAGNOSED_SESSIONS = 80  # a batch of the paper
+
+
+@dataclass(frozen=True)
+class Request:
+    """One run to train: the root of its folder, what identifies it, and the two parts of the train sessions' features.
+
+    ``validation_features`` is None without a validation part. Both are on the device to train on.
+    """
+
+    runs: Path
+    dataset: str
+    store_fingerprint: str
+    name: str
+    options: dict[str, Any]
+    features: SessionFeatures
+    training: Training
+    seed: int = 0
+    validation: Validation = NO_VALIDATION
+    validation_features: SessionFeatures | None = None
+
+    @property
+    def identity(self) -> RunIdentity:
+        """What the run is. Raises ManifestError for an unknown model or option."""
+        held = self.validation_features
+        return run_identity(
+            store_fingerprint=self.store_fingerprint,
+            sessions=sessions_digest(self.features.sessions),
+            model=self.name,
+            options=self.options,
+            training=self.training,
+            validation=self.validation,
+            seed=self.seed,
+            validation_sessions=None if held is None else sessions_digest(held.sessions),
+        )
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where the run is kept; the folder need not exist yet."""
+        return RunFolder.of(self.runs, self.dataset, self.name, self.identity.id)
+
+    def build(self) -> MemoryModel:
+        """The model with its initial weights, on the features' device."""
+        return build_model(self.name, self.options, self.features.dim, self.seed).to(self.features.device)
 
 
 @dataclass(frozen=True)
@@ -30,106 +78,130 @@ class Trained:
     reused: bool
 
 
-def run_folder(
-    runs: Path,
-    dataset: str,
-    store_fingerprint: str,
-    name: str,
-    options: dict[str, Any],
-    features: SessionFeatures,
-    training: Training,
-    seed: int = 0,
-    validation: Validation = NO_VALIDATION,
-    validation_features: SessionFeatures | None = None,
-) -> RunFolder:
-    """Where ``train_run`` with the same arguments keeps its run; the folder need not exist yet."""
-    identity = _identity(name, options, store_fingerprint, features, training, seed, validation, validation_features)
-    return RunFolder.of(runs, dataset, name, identity.id)
+def train_run(request: Request, **how: Any) -> Trained:
+    """``train_runs`` of one run. Raises the DivergenceError that a group would return."""
+    (outcome,) = train_runs([request], **how)
+    if isinstance(outcome, DivergenceError):
+        raise outcome
+    return outcome
 
 
-def _identity(
-    name: str,
-    options: dict[str, Any],
-    store_fingerprint: str,
-    features: SessionFeatures,
-    training: Training,
-    seed: int,
-    validation: Validation,
-    validation_features: SessionFeatures | None,
-) -> RunIdentity:
-    return run_identity(
-        store_fingerprint=store_fingerprint,
-        sessions=sessions_digest(features.sessions),
-        model=name,
-        options=options,
-        training=training,
-        validation=validation,
-        seed=seed,
-        validation_sessions=None if validation_features is None else sessions_digest(validation_features.sessions),
-    )
-
-
-def train_run(
-    runs: Path,
-    dataset: str,
-    store_fingerprint: str,
-    name: str,
-    options: dict[str, Any],
-    features: SessionFeatures,
-    training: Training,
-    seed: int = 0,
-    validation: Validation = NO_VALIDATION,
-    validation_features: SessionFeatures | None = None,
+def train_runs(
+    requests: Sequence[Request],
     *,
     spec: dict[str, Any] | None = None,
-    threads: ThreadChoice | None = None,
+    backend: str = "auto",
+    threads: Sequence[int] = (),
     again: bool = False,
-    progress: Callable[[dict[str, Any]], None] | None = None,
-) -> Trained:
-    """Train model ``name`` with ``options`` unless this very run has finished; ``again`` trains it anyway.
+    diagnostics: bool = False,
+    progress: Callable[[Request, dict[str, Any]], None] | None = None,
+    chosen: Callable[[BackendChoice], None] | None = None,
+) -> list[Trained | DivergenceError]:
+    """Train the requests that have not finished, side by side; ``again`` trains them all.
 
-    ``features`` and ``validation_features`` are the two parts of the train sessions, on the device to train on.
-    ``spec`` is recorded in run.json; ``progress`` gets each epoch's metrics. ``threads``: measured on CPU when None;
-    give the choice of an earlier run to repeat that run's numbers exactly.
+    The requests share their features, and their models one shape. ``spec`` is recorded in run.json; ``progress`` gets
+    each epoch's metrics, ``chosen`` the backend once it is chosen (see ``choose_backend`` for ``backend`` and
+    ``threads``). ``diagnostics``: also write diagnostics.jsonl, a line an epoch, for models with an addressed memory.
 
-    Raises what ``build_model``, ``fit`` and ``RunFolder.training`` raise. Metrics of the epochs before an error stay
-    in metrics.jsonl, and the run counts as not finished.
+    Returns, for each request, the finished run, or the error of one that diverged; the others went on.
+
+    Raises what ``build_model``, ``fit_group`` and ``RunFolder.training`` raise. Metrics of the epochs before an error
+    stay in metrics.jsonl, and the run counts as not finished.
     """
-    identity = _identity(name, options, store_fingerprint, features, training, seed, validation, validation_features)
-    folder = RunFolder.of(runs, dataset, name, identity.id)
-    if folder.state == "finished" and not again:
-        return Trained(folder, folder.record()["finished"], reused=True)
-    model = build_model(name, options, features.dim, seed).to(features.device)
-    if threads is None and model.trainable and features.device.type == "cpu":
-        threads = choose_threads(measured_step(model, features, training))
-    record = {
-        "id": identity.id,
-        "dataset": dataset,
-        "identity": identity.fields,
-        "spec": spec,
-        "execution": {
-            "device": str(features.device),
-            "threads": torch.get_num_threads(),
-            "threads_measured_ms": {} if threads is None else {str(n): ms for n, ms in threads.milliseconds.items()},
-            "torch": str(torch.__version__),
-        },
-    }
-    started, last = time.perf_counter(), {}
-    with folder.training(record):
-        for last in fit(model, features, training, seed, validation_features):
-            folder.append(last)
-            if progress is not None:
-                progress(last)
-        save_model(folder.path, model)
+    found: dict[int, Trained | DivergenceError] = {}
+    for place, request in enumerate(requests):
+        if request.folder.state == "finished" and not again:
+            found[place] = Trained(request.folder, request.folder.record()["finished"], reused=True)
+    todo = [place for place in range(len(requests)) if place not in found]
+    if todo:
+        pending = [requests[place] for place in todo]
+        done = _train(pending, spec, backend, threads, diagnostics, progress, chosen)
+        found |= dict(zip(todo, done, strict=True))
+    return [found[place] for place in range(len(requests))]
+
+
+def _train(
+    requests: Sequence[Request], spec: Any, backend: str, threads: Sequence[int], diagnostics: bool,
+    progress: Any, chosen: Any,
+) -> list[Trained | DivergenceError]:  # fmt: skip
+    first, models = requests[0], [request.build() for request in requests]
+    trainings = [request.training for request in requests]
+    choice = BackendChoice("reference")
+    if models[0].trainable:
+        choice = choose_backend(backend, models, first.features, trainings, threads)
+        if chosen is not None:
+            chosen(choice)
+    started = time.perf_counter()
+    runs = [_Open(request, model, spec, choice, len(requests)) for request, model in zip(requests, models, strict=True)]
+    with ExitStack() as folders:
+        for run in runs:
+            folders.enter_context(run.opened)
+        seeds = [request.seed for request in requests]
+        held = first.validation_features
+        for outcomes in fit_group(models, first.features, trainings, seeds, held, choice.backend):
+            for run, outcome in zip(runs, outcomes, strict=True):
+                if outcome is None:
+                    continue
+                run.take(outcome, diagnostics)
+                if progress is not None and not isinstance(outcome, DivergenceError):
+                    progress(run.request, outcome)
+        seconds = (time.perf_counter() - started) / len(runs)
+        return [run.finish(seconds) for run in runs]
+
+
+class _Open:
+    """A run being trained: its folder, and what its last epoch said."""
+
+    def __init__(self, request: Request, model: MemoryModel, spec: Any, choice: BackendChoice, together: int):
+        self.request, self.model, self.folder = request, model, request.folder
+        self.last: dict[str, Any] = {}
+        self.error: DivergenceError | None = None
+        identity, threads = request.identity, choice.threads
+        self.opened = self.folder.training({
+            "id": identity.id,
+            "dataset": request.dataset,
+            "identity": identity.fields,
+            "spec": spec,
+            "execution": {
+                "device": str(request.features.device),
+                "backend": choice.backend,
+                "backends_measured_ms": choice.milliseconds,
+                "runs_side_by_side": together,
+                "threads": torch.get_num_threads(),
+                "threads_measured_ms": {} if threads is None else {str(n): ms for n, ms in threads.milliseconds.items()},
+                "torch": str(torch.__version__),
+            },
+        })  # fmt: skip
+
+    def take(self, outcome: dict[str, Any] | DivergenceError, diagnostics: bool) -> None:
+        """An epoch's metrics, or the error that ended the run."""
+        if isinstance(outcome, DivergenceError):
+            self.error = outcome
+            return
+        self.last = outcome
+        self.folder.append(outcome)
+        if diagnostics and isinstance(self.model, CMNTM):
+            features = self.request.features
+            index = torch.arange(min(DIAGNOSED_SESSIONS, len(features)), device=features.device)
+            found = diagnose(self.model, features, index, self.request.training)
+            self.folder.append_diagnosis({"epoch": outcome["epoch"], **found})
+
+    def finish(self, seconds: float) -> Trained | DivergenceError:
+        """Save the model and mark the run as finished, or as failed."""
+        if self.error is not None:
+            self.folder.fail(self.error)
+            return self.error
+        save_model(self.folder.path, self.model)
+        features, last = self.request.features, self.last
         summary = {
             **{key: last[key] for key in ("loss", "chosen", "best") if key in last},
             "epochs": last["epoch"],
-            "seconds": time.perf_counter() - started,
-            "parameters": sum(p.numel() for p in model.parameters()),
+            "seconds": seconds,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
             "sessions": len(features),
             "skipped": len(features.skipped),
         }
         if "validation" in last:
-            summary["validation"] = folder.metrics()[last.get("best", 0) - 1]["validation"]
-        folder.finish(summary)
-    return Trained(folder, summary, reused=False)
+            summary["validation"] = self.folder.metrics()[last.get("best", 0) - 1]["validation"]
+        self.folder.finish(summary)
+        return Trained(self.folder, summary, reused=False)

@@ -50,21 +50,23 @@ class Objective:
 
     def __call__(self, model: MemoryModel, index: Tensor, progress: float = 1.0) -> Tensor:
         """The loss of the sessions ``index`` (int64 [B]); a scalar. ``progress``: see ``Step``."""
-        step = self._step(model, index, progress)
+        step = self.step(model, index, progress)
         own = model.objective(step)
-        if own is not None:
-            return own
-        queries, targets, lengths = step.batch
-        predicted = model(queries, lengths)
+        return own if own is not None else self.loss_of(step, model(step.batch.queries, step.batch.lengths))
+
+    def loss_of(self, step: Step, predicted: Tensor) -> Tensor:
+        """The loss of f'_qry [B, T, D], of a model without a loss of its own; a scalar."""
         t = self.training
         if self.plain:
+            _, targets, lengths = step.batch
             return turnwise_cross_entropy(predicted, targets, lengths if t.padding == "mask" else None, t.scale)
         if not t.uncertainty:
             return self._turns(step, predicted)
-        share = math.exp(-progress)
+        share = math.exp(-step.progress)
         return share * self._turns(step, predicted, certain=False) + (1 - share) * self._turns(step, predicted)
 
-    def _step(self, model: MemoryModel, index: Tensor, progress: float) -> Step:
+    def step(self, model: MemoryModel, index: Tensor, progress: float = 1.0) -> Step:
+        """The sessions ``index`` (int64 [B]) as ``model`` reads them; where turns are dropped, they are drawn here."""
         features, t = self.features, self.training
         if not t.drop_turns:
             return Step(features, features.batch(index, model.texts > 0), features.target_rows[index], t, progress)

@@ -217,6 +217,10 @@ class RunFolder:
         """Mark the run as finished. The last thing written: the model and the metrics are already there."""
         self._write({**self.record(), "finished": summary})
 
+    def fail(self, error: Exception) -> None:
+        """Mark the run as failed, with the error's message."""
+        self._write({**self.record(), "finished": None, "failed": f"{type(error).__name__}: {error}"})
+
     def _write(self, record: dict[str, Any]) -> None:
         text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         replace_atomically(self.run_file, text.encode())

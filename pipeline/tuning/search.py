@@ -176,17 +176,19 @@ def _trial(
 
 def _score(stage: StageTwo, run: Run, fit_features: Any, held: Any) -> float:
     """Mean of R@5 and R@8 of the held-out sessions among their own targets, at the epoch that the training keeps."""
-    from pipeline.training.fit import fit, measured_step
+    from pipeline.training.backends import choose_backend
+    from pipeline.training.fit import fit
     from pipeline.training.models import build_model
-    from pipeline.training.threads import choose_threads
     from pipeline.training.validate import recalls
 
     model = build_model(run.model, run.options, fit_features.dim, run.seed).to(stage.device)
-    if stage.device.type == "cpu" and model.trainable:
+    backend = "reference"
+    if model.trainable:
         pinned = stage.workspace.threads()
-        choose_threads(measured_step(model, fit_features, run.training), among=(pinned,) if pinned else ())
+        threads = (pinned,) if pinned else ()
+        backend = choose_backend("auto", [model], fit_features, [run.training], threads).backend
     validation = held if run.training.early_stopping else None
-    for _ in fit(model, fit_features, run.training, run.seed, validation):
+    for _ in fit(model, fit_features, run.training, run.seed, validation, backend):
         pass
     return recalls(model, held)["mean"]
 

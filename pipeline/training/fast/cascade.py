@@ -71,13 +71,14 @@ class FastCascade(StackedCascade):
         self._residuals = [model.residual for model in models]  # nothing in them is trained
         self._traces: dict[tuple[Any, ...], Trace] = {}
 
-    def forward(self, queries: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
+    def forward(self, queries: Tensor, inputs: Tensor | None = None) -> Tensor:
         """f_qry [K, B, T, D] -> f'_qry [K, B, T, D]. In training mode a batch is its own BatchNorm statistics.
 
-        ``generators``: one for each run, that its dropout is drawn from; None draws from torch's own for all of them.
+        ``inputs``: f_qry after the dropout, [K, B, T, D], where each run draws its own; None draws it here.
         The result's backward must come before the next forward of the same shape: they share their room.
         """
-        inputs = self._dropped(queries, generators) if self.training and self.options.dropout else queries
+        if inputs is None:
+            inputs = F.dropout(queries, self.options.dropout, self.training)
         by_turn = inputs.transpose(1, 2)
         derived = None if self.shape.stages == 1 else self._derived(inputs)
         weights = Weights(
@@ -93,13 +94,6 @@ class FastCascade(StackedCascade):
             return predicted
         return torch.stack([add(q, p) for add, q, p in zip(self._residuals, queries, predicted, strict=True)])
 
-    def _dropped(self, queries: Tensor, generators: Sequence[torch.Generator] | None) -> Tensor:
-        if generators is None:
-            return F.dropout(queries, self.options.dropout)
-        kept = 1 - self.options.dropout
-        masks = [torch.empty_like(q).bernoulli_(kept, generator=g) for q, g in zip(queries, generators, strict=True)]
-        return queries * torch.stack(masks).div_(kept)
-
     def _trace(self, by_turn: Tensor) -> Trace:
         runs, turns, batch, _ = by_turn.shape
         key = (turns, batch, by_turn.dtype, by_turn.device)
@@ -113,10 +107,9 @@ class FastCascade(StackedCascade):
         if self.training and batch < 2:
             raise TrainingError("a training batch of one session has no batch statistics; give at least two sessions")
         product = LinearFunction.apply(queries.flatten(1, 2), self.derived_weight)  # [K, B T, (C-1) D]
-        positions = [min(n, TRACKED_TURNS - 1) for n in range(turns)]
         normal = []
         for k, rows in enumerate(product.view(runs, batch, -1).unbind(0)):
-            mean, var = self.running_mean[k, positions], self.running_var[k, positions]
+            mean, var = (_by_turn(kept[k], turns) for kept in (self.running_mean, self.running_var))
             normal.append(
                 F.batch_norm(
                     rows, mean.view(-1), var.view(-1), self.derived_gain[k].repeat(turns),
@@ -130,3 +123,8 @@ class FastCascade(StackedCascade):
                         kept[len(new) :] = new[-1]
         found = normal[0].unsqueeze(0) if runs == 1 else torch.stack(normal)
         return found.view(runs, batch, turns, self.shape.stages - 1, dim).transpose(1, 2)
+
+
+def _by_turn(kept: Tensor, turns: int) -> Tensor:
+    """A copy of the statistics [tracked turns, F] for each of ``turns`` turns; those beyond take the last one's."""
+    return torch.cat([kept[:turns], kept[-1:].expand(max(0, turns - len(kept)), -1)])

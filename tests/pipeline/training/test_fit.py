@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from manifests.schema import Training
+from pipeline.training.backends.choice import measured_step
 from pipeline.training.data import SessionFeatures
 from pipeline.training.determinism import derive_seed, flushed_denormals, seeded
 from pipeline.training.errors import DivergenceError, TrainingError
-from pipeline.training.fit import epoch_batches, fit, measured_step
+from pipeline.training.fit import epoch_batches, fit
 from pipeline.training.models import MemoryModel, build_model
 from pipeline.training.validate import embed, recalls
 from tests.pipeline.training.sessions import cumulative
@@ -200,6 +201,6 @@ def test_validation_ranks_within_a_category() -> None:
 def test_the_measured_step_is_on_a_copy(features: SessionFeatures) -> None:
     model = build_model("lstm", SMALL["lstm"], features.dim)
     before = model.output.weight.clone()
-    measured_step(model, features, QUICK)()
+    measured_step([model], features, [QUICK])()
     assert torch.equal(model.output.weight, before)
-    measured_step(build_model("avg", {}, features.dim), features, QUICK)()
+    measured_step([build_model("avg", {}, features.dim)], features, [QUICK])()

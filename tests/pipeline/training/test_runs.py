@@ -18,15 +18,13 @@ from manifests.schema import Training, Validation
 from pipeline.training.checkpoint import MissingCheckpointError, load_model, save_model
 from pipeline.training.data import SessionFeatures
 from pipeline.training.errors import CheckpointError, DivergenceError, RunError
-from pipeline.training.job import train_run
+from pipeline.training.job import Request, train_run
 from pipeline.training.models import build_model
 from pipeline.training.runs import RunFolder, list_runs, run_identity, sessions_digest
-from pipeline.training.threads import ThreadChoice
 from pipeline.training.validate import embed
 from tests.pipeline.training.sessions import cumulative, sessions
 
 QUICK = Training(epochs=3, batch_size=16, learning_rate=1e-3)
-ONE_THREAD = ThreadChoice(1, {})
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +34,10 @@ def features() -> SessionFeatures:
 
 def train(runs: Path, features: SessionFeatures, name: str = "lstm", seed: int = 0, **more: Any):
     options = {"hidden": 8} if name == "lstm" else {}
-    return train_run(
-        runs, "toy", "f" * 64, name, options, features, more.pop("training", QUICK), seed, threads=ONE_THREAD, **more
-    )
+    fields = {key: more.pop(key) for key in ("validation", "validation_features") if key in more}
+    training = more.pop("training", QUICK)
+    request = Request(runs, "toy", "f" * 64, name, options, features, training, seed, **fields)
+    return train_run(request, threads=(1,), **more)
 
 
 def identity(model: str = "lstm", **changed: Any) -> str:
@@ -84,7 +83,7 @@ def test_sessions_digest_sees_texts_and_order() -> None:
 
 def test_a_run_is_trained_once(tmp_path: Path, features: SessionFeatures) -> None:
     seen: list[dict[str, Any]] = []
-    first = train(tmp_path, features, spec={"name": "s"}, progress=seen.append)
+    first = train(tmp_path, features, spec={"name": "s"}, progress=lambda _, line: seen.append(line))
     folder = first.folder
     assert not first.reused and folder.state == "finished" and len(seen) == 3
     assert folder.path.parent == tmp_path / "toy" / "lstm" and folder.metrics() == seen
@@ -95,9 +94,9 @@ def test_a_run_is_trained_once(tmp_path: Path, features: SessionFeatures) -> Non
     assert record["finished"]["epochs"] == 3 and record["finished"]["loss"] == seen[-1]["loss"]
     model = load_model(folder.path)
 
-    second = train(tmp_path, features, progress=seen.append)
+    second = train(tmp_path, features, progress=lambda _, line: seen.append(line))
     assert second.reused and second.summary == first.summary and len(seen) == 3
-    third = train(tmp_path, features, progress=seen.append, again=True)
+    third = train(tmp_path, features, progress=lambda _, line: seen.append(line), again=True)
     assert not third.reused and len(seen) == 6 and len(folder.metrics()) == 3
     assert torch.equal(embed(load_model(folder.path), features), embed(model, features))
     assert [run.path for run in list_runs(tmp_path)] == [folder.path]
@@ -134,7 +133,7 @@ def test_a_failed_run_keeps_its_metrics_and_starts_anew(tmp_path: Path, features
 
 
 def test_an_interrupted_run_is_incomplete_and_starts_anew(tmp_path: Path, features: SessionFeatures) -> None:
-    def interrupt(metrics: dict[str, Any]) -> None:
+    def interrupt(_: Request, metrics: dict[str, Any]) -> None:
         if metrics["epoch"] == 2:
             raise KeyboardInterrupt
 
@@ -152,13 +151,12 @@ import os, sys, time
 from pathlib import Path
 from manifests.schema import Training
 from pipeline.training.job import train_run
-from pipeline.training.threads import ThreadChoice
 from tests.pipeline.training.sessions import cumulative
-def report(metrics):
+def report(request, metrics):
     print(metrics["epoch"], flush=True)
     time.sleep(60)
-train_run(Path(sys.argv[1]), "toy", "f" * 64, "lstm", {"hidden": 8}, cumulative(20, seed=1),
-          Training(epochs=3, batch_size=16, learning_rate=1e-3), threads=ThreadChoice(1, {}), progress=report)
+train_run(Request(Path(sys.argv[1]), "toy", "f" * 64, "lstm", {"hidden": 8}, cumulative(20, seed=1),
+          Training(epochs=3, batch_size=16, learning_rate=1e-3)), threads=(1,), progress=report)
 """
 
 

@@ -132,18 +132,6 @@ def test_inference_uses_the_running_statistics() -> None:
         assert torch.allclose(fast(queries[None])[0], model(queries, lengths), rtol=0, atol=OUTPUTS)
 
 
-def test_dropout_is_the_reference_s_for_the_same_seed() -> None:
-    model = cascade(0, "constant", stages=2, dropout=0.5)
-    fast = FastCascade([model])
-    queries, lengths, _ = batch(3)
-    with torch.random.fork_rng():
-        torch.manual_seed(5)
-        expected = model(queries, lengths)
-        generator = torch.Generator().manual_seed(5)
-        found = fast(queries[None], [generator])[0]
-    assert torch.allclose(found, expected, rtol=0, atol=OUTPUTS)
-
-
 def test_a_training_batch_of_one_session_has_no_statistics() -> None:
     queries, _, _ = batch(2, sessions=1)
     with pytest.raises(TrainingError, match="at least two sessions"):

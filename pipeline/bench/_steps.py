@@ -1,0 +1,89 @@
+"""Training steps to measure, their floating-point operations, and the matrix product that sets the floor."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from manifests.schema import Session, Training, Turn
+from pipeline.bench._public_style import PublicStyleCascade
+from pipeline.training.backends.base import adam
+from pipeline.training.data import SessionFeatures
+from pipeline.training.determinism import flushed_denormals
+from pipeline.training.losses import turnwise_cross_entropy
+from pipeline.training.models import MemoryModel
+
+
+def random_features(batch: int, turns: int, dim: int) -> SessionFeatures:
+    """One batch of sessions of ``turns`` turns, each with unit rows of its own."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.arange(batch * turns).view(batch, turns)
+    session = Session(
+        id="bench", category="bench", split="train", turns=(Turn(reference="a", captions=("b",)),), target="c"
+    )
+    queries, targets = (
+        torch.nn.functional.normalize(torch.randn(batch * turns, dim, generator=generator), dim=-1) for _ in range(2)
+    )
+    return SessionFeatures(queries, targets, rows, rows, rows[:, 0], torch.full((batch,), turns), (session,) * batch)
+
+
+def reference_step(
+    model: MemoryModel, features: SessionFeatures, training: Training, compiled: bool = False
+) -> Callable[[], None]:
+    """Autograd on a copy of the model, compiled or not."""
+    model = copy.deepcopy(model).train()
+    return _step(torch.compile(model) if compiled else model, list(model.parameters()), features, training)
+
+
+def public_step(model: MemoryModel, features: SessionFeatures, training: Training) -> Callable[[], None]:
+    """The same weights in a cascade written in the public implementation's style."""
+    cascade = PublicStyleCascade.from_reference(model)
+    return _step(cascade, [p for p in cascade.parameters() if p.requires_grad], features, training, flush=False)
+
+
+def _step(
+    forward: Callable[[Tensor, Tensor], Tensor], parameters: list[Tensor], features: SessionFeatures,
+    training: Training, flush: bool = True,
+) -> Callable[[], None]:  # fmt: skip
+    optimizer = adam(parameters, training)
+    index = torch.arange(len(features), device=features.device)
+
+    def step() -> None:
+        queries, targets, lengths = features.batch(index)
+        loss = turnwise_cross_entropy(forward(queries, lengths), targets, None, training.scale)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    def flushed() -> None:
+        with flushed_denormals():
+            step()
+
+    return flushed if flush else step
+
+
+class Product(NamedTuple):
+    """One large matrix product and its floating-point operations."""
+
+    step: Callable[[], Tensor]
+    flops: float
+
+
+def gemm_step(rows: int, dim: int, device: torch.device) -> Product:
+    """[rows, dim] x [dim, 3 dim]: about the largest product of a step."""
+    left, right = torch.ones(rows, dim, device=device), torch.ones(dim, 3 * dim, device=device)
+    return Product(lambda: left @ right, 2 * rows * dim * 3 * dim)
+
+
+def flops_of_step(model: MemoryModel, features: SessionFeatures) -> float:
+    """Floating-point operations of the matrix products of a reference step, forward and backward."""
+    queries, targets, lengths = features.batch(torch.arange(len(features), device=features.device))
+    model = copy.deepcopy(model).train()
+    with FlopCounterMode(display=False) as counter:
+        turnwise_cross_entropy(model(queries, lengths), targets).backward()
+    return float(counter.get_total_flops())

@@ -1,0 +1,34 @@
+"""How training steps are computed: the reference, or the CM-NTM's fast path in one of its forms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from manifests.schema import Training
+from pipeline.training.backends.base import Trainer
+from pipeline.training.backends.choice import BACKENDS, BackendChoice, choose_backend
+from pipeline.training.data import SessionFeatures
+from pipeline.training.models.base import MemoryModel
+
+
+def build_trainer(
+    backend: str, models: Sequence[MemoryModel], features: SessionFeatures, trainings: Sequence[Training]
+) -> Trainer:
+    """A trainer of K models of one shape, one training each. ``backend``: one of ``BACKENDS`` but "auto".
+
+    Raises TrainingError for one that cannot train these models here.
+    """
+    if backend == "reference":
+        return Trainer(models, features, trainings)
+    from pipeline.training.backends.fast import FastTrainer
+    from pipeline.training.backends.graph import GraphTrainer
+
+    kind = FastTrainer if backend == "fast" else GraphTrainer
+    if backend != "triton":
+        return kind(models, features, trainings)
+    from pipeline.training.fast.turn_kernel import TurnKernel
+
+    return kind(models, features, trainings, TurnKernel())
+
+
+__all__ = ["BACKENDS", "BackendChoice", "Trainer", "build_trainer", "choose_backend"]

@@ -1,0 +1,96 @@
+"""The CM-NTM's fast path: K cascades of one shape, stacked, in one forward and one hand-written backward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from manifests.schema import Training
+from pipeline.training.backends.base import Trainer
+from pipeline.training.data import SessionFeatures
+from pipeline.training.fast.cascade import FastCascade
+from pipeline.training.fast.chain import Chain
+from pipeline.training.models.base import MemoryModel
+from pipeline.training.models.cm_ntm import CMNTM
+from pipeline.training.randomness import RunRandom
+
+
+def why_not(models: Sequence[MemoryModel]) -> str:
+    """Why the fast path cannot train these models; empty where it can."""
+    if not all(isinstance(model, CMNTM) for model in models):
+        return f"{models[0].name} has no fast path"
+    if any(type(model)._forward is not CMNTM._forward for model in models):
+        return f"{models[0].name} computes something else than the cascade"
+    return ""
+
+
+class _Common:
+    """One random state for all runs, as in a captured step."""
+
+    @contextmanager
+    def of(self, run: int) -> Iterator[None]:
+        yield
+
+
+class FastTrainer(Trainer):
+    """Equal to the reference on each run's own batches, random numbers included (tests hold the two together)."""
+
+    def __init__(
+        self,
+        models: Sequence[MemoryModel],
+        features: SessionFeatures,
+        trainings: Sequence[Training],
+        chain: Chain | None = None,
+    ):
+        self.cascade = FastCascade(models, chain).train()
+        self._stacked = [p for p in self.cascade.parameters() if p.requires_grad]
+        # Views of each run's part, for an optimizer of its own: it must not see the other runs' settings or ends.
+        self._parts = [[p.detach()[run] for p in self._stacked] for run in range(len(models))]
+        super().__init__(models, features, trainings)
+
+    def tensors_of(self, run: int) -> list[Tensor]:
+        return self._parts[run]
+
+    def averaged(self) -> list[Tensor]:
+        return [*self._stacked, *self.cascade.buffers()]
+
+    def step(self, index: Tensor, random: RunRandom, running: Sequence[bool], progress: float = 1.0) -> Tensor:
+        losses = self._losses(index, random, progress)
+        losses.sum().backward()
+        self._share_gradients()
+        values = losses.detach()
+        for run, finite in enumerate(values.isfinite().tolist()):
+            if running[run] and finite:
+                self._descend(run)
+            elif not running[run]:
+                values[run] = torch.nan
+        return values
+
+    def _losses(self, index: Tensor, random: RunRandom | None, progress: float) -> Tensor:
+        """Losses [K] of the sessions ``index`` [K, B], ready for a backward. ``random`` None: torch's own state."""
+        for parameter in self._stacked:
+            parameter.grad = None
+        steps, inputs, random = [], [], random or _Common()
+        rate = self.cascade.options.dropout
+        for run, (model, objective) in enumerate(zip(self.models, self.objectives, strict=True)):
+            with random.of(run):
+                steps.append(objective.step(model, index[run], progress))
+                inputs.append(F.dropout(steps[-1].batch.queries, rate, True))
+        predicted = self.cascade(torch.stack([step.batch.queries for step in steps]), torch.stack(inputs))
+        losses = []
+        for run, objective in enumerate(self.objectives):
+            with random.of(run):
+                losses.append(objective.loss_of(steps[run], predicted[run]))
+        return torch.stack(losses)
+
+    def _share_gradients(self) -> None:
+        for parameter, *parts in zip(self._stacked, *self._parts, strict=True):
+            for run, part in enumerate(parts):
+                part.grad = None if parameter.grad is None else parameter.grad[run]
+
+    def write_back(self) -> None:
+        self.cascade.write_to(self.models)

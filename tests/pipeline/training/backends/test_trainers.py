@@ -1,0 +1,135 @@
+"""Whole trainings: the fast path against the reference, and runs side by side against each run alone, in float64."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from manifests.schema import Training
+from pipeline.training.backends import build_trainer, choose_backend
+from pipeline.training.data import SessionFeatures
+from pipeline.training.errors import DivergenceError, TrainingError
+from pipeline.training.fit import fit, fit_group
+from pipeline.training.models import MemoryModel, build_model
+from tests.pipeline.training.sessions import cumulative
+
+OPTIONS = {"stages": 3, "slots": 4, "hidden": 8, "dropout": 0.2}
+QUICK = Training(epochs=3, batch_size=16, learning_rate=1e-3)
+
+
+def in_double(features: SessionFeatures) -> SessionFeatures:
+    floats = {k: v.double() for k, v in vars(features).items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
+    return replace(features, **floats)
+
+
+@pytest.fixture(scope="module")
+def features() -> SessionFeatures:
+    return in_double(cumulative(41, seed=1))
+
+
+def built(seed: int = 0, name: str = "cm_ntm", dim: int = 6, **options: Any) -> MemoryModel:
+    return build_model(name, OPTIONS | options if name == "cm_ntm" else options, dim, seed).double()
+
+
+def same(one: MemoryModel, other: MemoryModel, tolerance: float = 1e-9) -> None:
+    for (name, value), (_, expected) in zip(one.state_dict().items(), other.state_dict().items(), strict=True):
+        assert torch.allclose(value, expected, rtol=0, atol=tolerance), name
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"clip_norm": 0.1, "weight_decay": 0.1, "scale": 20.0},
+        {"padding": "mask", "ema": 0.5},
+        {"drop_turns": 0.3, "uncertainty": 0.1, "negatives": "static"},
+    ],
+)
+def test_the_fast_path_trains_what_the_reference_trains(features: SessionFeatures, changed: dict[str, Any]) -> None:
+    training = QUICK.model_copy(update=changed)
+    reference, fast = built(dim=features.dim), built(dim=features.dim)
+    expected = [line["loss"] for line in fit(reference, features, training, 3)]
+    found = [line["loss"] for line in fit(fast, features, training, 3, backend="fast")]
+    assert found == pytest.approx(expected, abs=1e-10)
+    same(fast, reference)
+
+
+@pytest.mark.parametrize("backend", ["reference", "fast"])
+def test_runs_side_by_side_are_the_runs_alone(features: SessionFeatures, backend: str) -> None:
+    trainings = [QUICK, QUICK.model_copy(update={"learning_rate": 1e-2, "clip_norm": 0.5}), QUICK]
+    seeds = [0, 1, 2]
+    together = [built(seed, dim=features.dim) for seed in seeds]
+    lines = list(fit_group(together, features, trainings, seeds, backend=backend))
+    assert len(lines) == QUICK.epochs
+    for k, (seed, training) in enumerate(zip(seeds, trainings, strict=True)):
+        alone = built(seed, dim=features.dim)
+        expected = [line["loss"] for line in fit(alone, features, training, seed)]
+        assert [line[k]["loss"] for line in lines] == pytest.approx(expected, abs=1e-10)
+        same(together[k], alone)
+
+
+def test_each_run_stops_at_its_own_best_epoch(features: SessionFeatures) -> None:
+    validation = in_double(cumulative(30, seed=2))
+    training = Training(epochs=30, batch_size=16, learning_rate=3e-2, early_stopping=2)
+    seeds = [0, 1, 2]
+    together = [built(seed, dim=features.dim) for seed in seeds]
+    lines = list(fit_group(together, features, [training] * 3, seeds, validation, "fast"))
+    ends = []
+    for k, seed in enumerate(seeds):
+        alone = built(seed, dim=features.dim)
+        expected = list(fit(alone, features, training, seed, validation))
+        own = [line[k] for line in lines if line[k] is not None]
+        assert [line["validation"] for line in own] == [line["validation"] for line in expected]
+        same(together[k], alone, 1e-7)
+        ends.append(len(own))
+    assert max(ends) == len(lines)
+
+
+def test_a_run_that_diverges_does_not_touch_the_others(features: SessionFeatures) -> None:
+    models = [built(seed, dim=features.dim) for seed in (0, 1)]
+    with torch.no_grad():
+        models[0].output.bias[0] = torch.nan
+    lines = list(fit_group(models, features, [QUICK, QUICK], [0, 1], backend="fast"))
+    assert isinstance(lines[0][0], DivergenceError) and "epoch 1, step 1" in str(lines[0][0])
+    assert all(line[0] is None for line in lines[1:]) and len(lines) == QUICK.epochs
+    alone = built(1, dim=features.dim)
+    list(fit(alone, features, QUICK, 1))
+    same(models[1], alone)
+
+
+def test_settings_that_must_be_common_are_checked(features: SessionFeatures) -> None:
+    models = [built(seed, dim=features.dim) for seed in (0, 1)]
+    other = QUICK.model_copy(update={"batch_size": 8})
+    with pytest.raises(TrainingError, match=r"one training\.batch_size"):
+        list(fit_group(models, features, [QUICK, other], [0, 1]))
+
+
+def test_auto_measures_what_can_run(features: SessionFeatures) -> None:
+    threads = torch.get_num_threads()
+    choice = choose_backend("auto", [built(dim=features.dim)], features, [QUICK], threads=(1,))
+    torch.set_num_threads(threads)
+    assert set(choice.milliseconds) == {"reference", "fast"} and choice.backend in choice.milliseconds
+    assert choice.backend == min(choice.milliseconds, key=lambda name: choice.milliseconds[name])
+    assert not choice.fallback
+
+
+@pytest.mark.parametrize(
+    ("asked", "name", "reason"),
+    [("fast", "lstm", "lstm has no fast path"), ("graph", "cm_ntm", "CUDA"), ("triton", "cm_ntm", "CUDA")],
+)
+def test_what_cannot_run_falls_back_with_one_line(features: SessionFeatures, asked: str, name: str, reason: str) -> None:
+    if features.device.type == "cuda" and asked != "fast":
+        pytest.skip("this machine can")
+    choice = choose_backend(asked, [built(name=name, dim=features.dim)], features, [QUICK], threads=(1,))
+    assert reason in choice.fallback and choice.fallback.endswith(f"using {choice.backend}")
+    assert "\n" not in choice.fallback
+
+
+def test_unknown_backends_are_refused(features: SessionFeatures) -> None:
+    with pytest.raises(TrainingError, match="unknown backend 'warp'"):
+        choose_backend("warp", [built(dim=features.dim)], features, [QUICK])
+    with pytest.raises(TrainingError, match="CUDA graphs need a CUDA device"):
+        build_trainer("graph", [built(dim=features.dim)], features, [QUICK])
