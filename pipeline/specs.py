@@ -9,6 +9,7 @@ from manifests.registry import Registry
 from manifests.schema import Component, RunSpec, Training
 from pipeline.composition.request import composer_request
 from pipeline.extraction.extractors import extractors
+from pipeline.training.losses import losses
 from pipeline.training.models import models
 
 
@@ -22,7 +23,10 @@ def check_components(spec: RunSpec) -> None:
         own = {key: value for key, value in options.items() if key != "training"}
         _check(models, Component(name=name, **own), f"models.{name}", problems)
         if "training" in options:
-            parse_options(Training, options["training"], spec.name, f"models.{name}.training", problems)
+            own_training = parse_options(Training, options["training"], spec.name, f"models.{name}.training", problems)
+            if own_training is not None:
+                _check(losses, own_training.loss, f"models.{name}.training.loss", problems)
+    _check(losses, spec.training.loss, "training.loss", problems)
     if spec.training.early_stopping and not spec.validation.fraction:
         problems.add(
             "key training.early_stopping", "needs sessions to validate on", "set validation.fraction, e.g. 0.1"
