@@ -23,7 +23,7 @@ class FigureSpec(Frozen):
     series: str = "stages"
     series_label: str = "C"
     size: str = "slots"
-    size_label: str = "N"
+    size_label: str = "N (slots)"
     notes: tuple[str, ...] = ()
 
 

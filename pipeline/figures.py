@@ -25,6 +25,8 @@ def build_figure(
     figure = load_figure_spec(name)
     ablation = load_ablation_spec(figure.ablation)
     spec = load_spec(run or figure.run, overrides)
+    if run and run != figure.run:
+        figure = figure.model_copy(update={"title": f"{figure.title} (run spec {spec.name} instead)"})
     points = ablation.points()
     rows = [RowSpec(model=p.model, label=p.label, key=str(p.number), options=dict(p.options), training=dict(p.training))
             for p in points]  # fmt: skip

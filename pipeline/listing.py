@@ -41,13 +41,13 @@ def _plain(value: Any) -> str:
 
 def listing(kinds: Sequence[str], out: Path, detail: bool) -> Listing:
     """The rows of each kind; heavy modules are imported only for the kinds that need them."""
-    makers = {"specs": _specs, "tables": _specs, "stores": _stores, "runs": _runs}
+    makers = {"stores": _stores, "runs": _runs}
     found = {}
     for kind in kinds:
-        if kind in ("specs", "tables"):
-            found[kind] = _specs("runs" if kind == "specs" else "tables", detail)
+        if kind in ("specs", "ablations", "tables", "figures"):
+            found[kind] = _specs("runs" if kind == "specs" else kind, detail)
         elif kind in makers:
-            found[kind] = makers[kind](out, detail)  # type: ignore[operator]
+            found[kind] = makers[kind](out, detail)
         else:
             found[kind] = _parts(kind, detail)
     return Listing(found)

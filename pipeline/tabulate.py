@@ -46,11 +46,23 @@ def build_table(
         return build_dataset_table(table, found)
     assert isinstance(table, ResultsTable)
     spec = load_spec(spec_name or table.run, overrides, shlex.join([spec_name or table.run, *options]))
+    table = filled_from(table, spec, spec_name or "")
     filler = Filler(table, spec, spec_name or "", options) if table.ablation else None
     return build_results_table(
         table, RunFinder(spec, data, Workspace(out), table), known=registry.names(), run=spec.asked,
         seeds=() if table.ablation or not spec_name else spec.seeds, command=filler or FILL,
     )  # fmt: skip
+
+
+def filled_from(table: ResultsTable, spec: RunSpec, given: str) -> ResultsTable:
+    """The table as another run spec fills it: its title says so, and on another dataset the paper's values go."""
+    if not given or given == table.run:
+        return table
+    changes: dict[str, Any] = {"title": f"{table.title} (filled from run spec {spec.name})"}
+    if spec.dataset.name != load_spec(table.run).dataset.name:
+        changes["rows"] = tuple(row.model_copy(update={"paper": {}}) for row in table.rows)
+        changes["notes"] = (f"The paper's table is of another dataset than {spec.dataset.name}: its values are left out.",)
+    return table.model_copy(update=changes)
 
 
 class Filler:

@@ -8,7 +8,7 @@ import click
 
 from pipeline.commands._shared import emit, option_json, option_out
 
-KINDS = ["specs", "tables", "datasets", "extractors", "composers", "models", "stores", "runs"]
+KINDS = ["specs", "ablations", "tables", "figures", "datasets", "extractors", "composers", "models", "stores", "runs"]
 
 
 @click.command("ls", epilog="Example: fashion-ntm ls models --long")
@@ -17,7 +17,7 @@ KINDS = ["specs", "tables", "datasets", "extractors", "composers", "models", "st
 @option_out
 @option_json
 def command(kind: str | None, detail: bool, out: Path, as_json: bool) -> None:
-    """List what there is: specs, tables, datasets, extractors, composers, models, and the stores and runs in OUT."""
+    """List what there is: specs, ablations, tables, figures, datasets, extractors, composers, models, and the stores and runs in OUT."""
     from pipeline.listing import listing
 
     found = listing([kind] if kind else KINDS, out, detail)

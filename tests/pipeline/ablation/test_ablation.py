@@ -244,6 +244,19 @@ def test_a_figure_is_drawn_from_measured_points(cli: Run, project: Path, done: P
     assert len(csv) == 1 + len(data["points"])
 
 
+def test_another_run_spec_is_named_and_takes_no_value_of_the_paper(cli: Run, project: Path, done: Path) -> None:
+    spec = str(project / "small.toml")
+    table = json.loads(cli("table", "5", "--spec", spec, "--format", "json").stdout)
+    assert table["title"].endswith("(filled from run spec small)")
+    assert all(cell["paper"] is None for row in table["blocks"][0]["rows"] for cell in row["cells"])
+    assert any("another dataset than jsonl" in note for note in table["footnotes"])
+    assert f"--run {spec}" in table["blocks"][0]["rows"][0]["cells"][0]["command"]
+    figure = json.loads(cli("figure", "8", "--run", spec, "--format", "json").stdout)
+    assert figure["title"].endswith("(run spec small instead)")
+    assert all(point["recall"] is None and point["command"] for point in figure["points"])
+    assert "no point has both" in cli("figure", "8", "--run", spec).output
+
+
 def test_compare_lists_the_sessions_that_changed(cli: Run, project: Path, done: Path) -> None:
     (avg,) = (path.name for path in done.glob("runs/*/avg/*"))
     result = cli("compare", avg[:6], "cat", "--json", "--top", "4")
