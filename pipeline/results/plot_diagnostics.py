@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from pipeline.results.drawing import DrawingError, new_figure, save_figure
 
 BROKEN = 0.01  # row spread from which the symmetry counts as broken: rows differ by a hundredth of their length
-SMALLEST = 1e-9  # a log axis has no zero
+SMALLEST = 1e-12  # a log axis has no zero
 
 
 class Diagnosed(NamedTuple):

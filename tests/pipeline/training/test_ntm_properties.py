@@ -111,7 +111,7 @@ def moved(state: MemoryState, parameters: Heads) -> MemoryState:
     return access(state, state.hidden, state.cell, parameters)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(data=st.data(), dtype=precisions, slots=st.sampled_from([1, 2, 3, 4, 16]))
 def test_weights_are_a_distribution_and_gradients_finite_at_any_state(
     data: st.DataObject, dtype: torch.dtype, slots: int
