@@ -12,7 +12,7 @@ import statistics
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +72,19 @@ def run(
         return result | {"goals": _goals(result)}
 
 
-def interleaved(contenders: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each contender over ``repeats`` rounds, after one that does not count."""
+def interleaved(contenders: dict[str, Callable[[], Any]], repeats: int, slow: Collection[str] = ()) -> dict[str, float]:
+    """Median seconds of each contender over ``repeats`` rounds, after one that does not count.
+
+    A round is one call of each ``slow`` contender and four of each other one, in an order that turns.
+    """
     names, seconds = list(contenders), {name: [] for name in contenders}
-    for turn in range(repeats + 1):
+    for turn in range(4 * (repeats + 1)):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            if turn % 4 and name in slow:
+                continue
             began = time.perf_counter()
             contenders[name]()
-            if turn:
+            if turn >= 4:
                 seconds[name].append(time.perf_counter() - began)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
@@ -132,7 +137,8 @@ def _load(path: Path, others: list[Peer], repeats: int, size: int) -> dict[str, 
         "store": lambda: Store.open(path).load("query"),
         "store, digests computed": lambda: Store.open(path, verify="always").load("query"),
     }
-    seconds = interleaved(contenders | {peer.name: peer.load for peer in others}, repeats)
+    slow = {peer.name for peer in others if peer.slow}
+    seconds = interleaved(contenders | {peer.name: peer.load for peer in others}, repeats, slow)
     digests = {"digests/np.load": seconds[_PLAIN] / seconds["store, digests computed"]}
     return seconds | _ratios(seconds, "store") | digests | {"bytes": size}
 
