@@ -6,7 +6,7 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -263,15 +263,23 @@ class StoreWriter:
 
         The same failure as the last recorded one of the item is not written again.
         """
+        self.fail_many(table, [(item, stage, reason, key)])
+
+    def fail_many(self, table: str, failures: Iterable[tuple[str, str, str, bytes | None]]) -> None:
+        """As ``fail`` for each (item, stage, reason, key), made durable once: all of them, or after an error a part."""
         check_table(table)
-        if key is not None and len(key) != KEY_BYTES:
-            raise StoreError(f"the key of failed item {item[:80]!r} must be {KEY_BYTES} bytes, not {len(key)}")
-        failure = Failure(table, item, stage, reason, now(), key.hex() if key is not None else None)
+        fresh = []
+        for item, stage, reason, key in failures:
+            if key is not None and len(key) != KEY_BYTES:
+                raise StoreError(f"the key of failed item {item[:80]!r} must be {KEY_BYTES} bytes, not {len(key)}")
+            fresh.append(Failure(table, item, stage, reason, now(), key.hex() if key is not None else None))
         with self._working():
-            last = self._failed.get((table, item))
-            if last is None or replace(last, when=failure.when) != failure:
-                self._ledger.add_failure(failure)
-                self._failed[table, item] = failure
+            lasts = {(f.table, f.item): f for f in fresh}  # of an item named twice, the last counts
+            known = {place: self._failed.get(place) for place in lasts}
+            new = [f for place, f in lasts.items() if known[place] is None or replace(known[place], when=f.when) != f]
+            if new:
+                self._ledger.add_failure(*new)
+                self._failed.update({(f.table, f.item): f for f in new})
 
     def clear(self, table: str, item: str) -> None:
         """Withdraw the recorded failure of ``item``, if there is one."""
