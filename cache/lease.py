@@ -57,6 +57,7 @@ class Lease:
             self._handle.close()
             raise
         _held.add(self)
+        weakref.finalize(self, self._stop.set)  # a writer that was dropped without being closed is dead too
         threading.Thread(target=_keep_alive, args=(self.path, self._stop), daemon=True, name="lease").start()
 
     def _take(self, locked: bool | None) -> Path:

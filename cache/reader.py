@@ -97,8 +97,12 @@ class Store:
     @property
     def nbytes(self) -> int:
         """Bytes on disk of the store's own files."""
+        total = 0
         with naming(self.path, "list"), os.scandir(self.path) as entries:
-            return sum(entry.stat().st_size for entry in entries if entry.is_file())
+            for entry in entries:
+                with suppress(FileNotFoundError):  # a temporary file of a writer at work
+                    total += entry.stat().st_size if entry.is_file() else 0
+        return total
 
     def keys(self, table: str) -> np.ndarray:
         """Content keys in order of the rows, uint8 [rows, 16], read-only; [0, 16] for a table without rows."""

@@ -116,6 +116,7 @@ def test_forty_damages(three_shards: Path, tmp_path: Path, child: Callable) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("seed", range(2, 8))
 def test_thousands_of_damages(three_shards: Path, tmp_path: Path, child: Callable, seed: int) -> None:
     assert child(lambda: fuzz(three_shards, tmp_path, seed, 500)) == 0
@@ -154,6 +155,7 @@ def test_damaged_structure_under_a_right_digest(three_shards: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("seed", range(2, 6))
 def test_much_damaged_structure_under_a_right_digest(
     three_shards: Path, tmp_path: Path, child: Callable, seed: int

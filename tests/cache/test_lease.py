@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -187,6 +188,16 @@ def test_a_writer_gives_signs_of_life(path: Path, writer, monkeypatch) -> None:
         with pytest.raises(StoreBusyError, match="its lease is gone"):
             w.fail("image", "x", "decode", "y")
     assert not [t for t in threading.enumerate() if t.name == "lease" and not t.daemon]
+
+
+def test_a_writer_that_was_dropped_gives_no_more_signs_of_life(path: Path, writer) -> None:
+    dropped = writer()
+    stop = dropped._lease._stop
+    del dropped
+    gc.collect()
+    assert stop.is_set()
+    with writer():
+        assert [p.name for p in leases(path)] == [f"{LEASE}000002"]
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"pid": 1}', b"\xff"])

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -130,11 +131,13 @@ def watched(path: Path, kill_at: tuple[str, int, bool] = ("", 0, False)) -> Coun
             if mine and calls[name] == nth:
                 os.kill(os.getpid(), signal.SIGKILL)
 
+    threading.setprofile(profile)  # the disk is written by a thread
     sys.setprofile(profile)
     try:
         work(path)
     finally:
         sys.setprofile(None)
+        threading.setprofile(None)
     return calls
 
 
