@@ -12,7 +12,7 @@ from cache.errors import StoreCorruptError, StoreError
 from cache.layout import MANIFEST, shard_number
 from cache.manifest import Manifest, ShardInfo, TableInfo
 from cache.region import Region
-from cache.rows import ScatteredRows, map_features
+from cache.rows import ScatteredRows, map_features, read_features
 from cache.shards import header_problems
 from cache.stamps import Stamps
 
@@ -49,6 +49,20 @@ class CheckedShards:
         for n in todo:
             self.read(info.shards[n], info, lambda path, shard, info, n=n: region.place(n, path, shard))
         region.take(items, out)
+
+    def copy(self, table: str, start: int, out: np.ndarray) -> None:
+        """Rows ``start`` to ``start + n`` of a table, which has them, into ``out`` [n, D] by plain reads."""
+        info, at = self.manifest.tables[table], 0
+        for shard in info.shards:
+            first, last = max(start, at), min(start + len(out), at + shard.rows)
+            if first < last:
+                part, inside = out[first - start : last - start], first - at
+                self.read(
+                    shard,
+                    info,
+                    lambda path, shard, info, part=part, inside=inside: read_features(path, shard, part, inside),
+                )
+            at += shard.rows
 
     def _gather_apart(self, info: TableInfo, rows: np.ndarray, out: np.ndarray) -> None:
         """Shard by shard. Holds no more than one shard's part beside the result."""

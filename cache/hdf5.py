@@ -10,6 +10,7 @@ The format is pinned to HDF5 1.10: what ``libver="latest"`` gives today, and als
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from cache.files import write_all
 
 CHUNK_ROWS = 256
 _LIBVER = ("v110", "v110")
+_BLOCK = 1 << 18  # bytes compared together: stays in the processor's cache
 _PAGE = 4096  # arrays begin at a page (see cache.region); headers, which are small, need not
 
 
@@ -32,30 +34,76 @@ def chunk_rows(rows: int) -> int:
     return -(-rows // -(-rows // CHUNK_ROWS))
 
 
-def write_hdf5(path: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, str | int]) -> dict[str, int]:
-    """Create ``path`` with one dataset per array [n, ...], in order; text attributes are fixed-length UTF-8.
+class FileImage:
+    """An HDF5 file before it is written: one dataset per array [n, ...], in order, and root attributes.
 
-    Gives the byte offset of each array in the file. Raises OSError. Not durable yet: the caller syncs.
+    ``offsets``: where each array will begin in the file; ``size``: bytes of the file. Raises OSError when this HDF5
+    library does not lay the arrays out in one piece. Text attributes are fixed-length UTF-8.
     """
-    arrays = {name: np.ascontiguousarray(array, array.dtype.newbyteorder("<")) for name, array in arrays.items()}
-    draft, least = _Draft(), min([512, *(array.nbytes for array in arrays.values() if array.size)])
-    with h5py.File(draft, "w", libver=_LIBVER, alignment_threshold=least, alignment_interval=_PAGE) as file:
-        for name, array in arrays.items():
-            _create_dataset(file, name, array)
-        for name, value in attributes.items():
-            file.attrs[name] = np.bytes_(value.encode()) if isinstance(value, str) else value
-        offsets = {name: contiguous_offset(file[name]) for name in arrays}
-    scattered = [name for name, offset in offsets.items() if offset is None]
-    if scattered:
-        raise OSError(f"HDF5 {h5py.version.hdf5_version} does not lay out {', '.join(scattered)} in one piece")
-    with open(path, "xb", buffering=0) as handle:
-        handle.truncate(draft.size)
-        for offset, data in draft.written:
-            write_all(handle.fileno(), memoryview(data), offset)
-        for name, array in arrays.items():
-            if array.size:
-                write_all(handle.fileno(), memoryview(array.reshape(-1).view(np.uint8)), offsets[name])
-    return offsets
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, str | int]):
+        arrays = {name: np.ascontiguousarray(array, array.dtype.newbyteorder("<")) for name, array in arrays.items()}
+        draft, least = _Draft(), min([512, *(array.nbytes for array in arrays.values() if array.size)])
+        with h5py.File(draft, "w", libver=_LIBVER, alignment_threshold=least, alignment_interval=_PAGE) as file:
+            for name, array in arrays.items():
+                _create_dataset(file, name, array)
+            for name, value in attributes.items():
+                file.attrs[name] = np.bytes_(value.encode()) if isinstance(value, str) else value
+            self.offsets = {name: contiguous_offset(file[name]) for name in arrays}
+        scattered = [name for name, offset in self.offsets.items() if offset is None]
+        if scattered:
+            raise OSError(f"HDF5 {h5py.version.hdf5_version} does not lay out {', '.join(scattered)} in one piece")
+        self.size = draft.size
+        self._parts: list[memoryview] = []  # the file, from its first byte to its last
+        end = 0
+        for name in sorted((n for n in arrays if arrays[n].size), key=self.offsets.__getitem__):
+            self._parts += [draft.part(end, self.offsets[name]), memoryview(arrays[name].reshape(-1).view(np.uint8))]
+            end = self.offsets[name] + arrays[name].nbytes
+        self._parts.append(draft.part(end, draft.size))
+
+    def write(self, path: Path) -> None:
+        """Create ``path``. Raises OSError. Not durable yet: the caller syncs."""
+        with open(path, "xb", buffering=0) as handle:
+            offset = 0
+            for part in self._parts:
+                write_all(handle.fileno(), part, offset)
+                offset += len(part)
+
+    def sha256(self) -> str:
+        """Digest of the file that ``write`` makes, from memory. 64 hex digits."""
+        digest = hashlib.sha256()
+        for part in self._parts:
+            digest.update(part)
+        return digest.hexdigest()
+
+    def same_as(self, path: Path) -> bool:
+        """Whether the file at ``path``, opened anew and read from its first byte to its last, is this one."""
+        block = np.empty(_BLOCK, dtype=np.uint8)
+        with open(path, "rb", buffering=0) as handle:
+            for part in self._parts:
+                wanted = np.frombuffer(part, dtype=np.uint8)
+                for start in range(0, len(wanted), _BLOCK):
+                    piece = wanted[start : start + _BLOCK]
+                    if handle.readinto(memoryview(block[: len(piece)])) != len(piece) or not _equal(block, piece):
+                        return False
+            return not handle.read(1)
+
+
+def _equal(block: np.ndarray, piece: np.ndarray) -> bool:
+    """Whether uint8 ``block`` [m] begins with ``piece`` [n]; by eights, which is 4x as fast."""
+    eights = len(piece) & ~7
+    if piece.ctypes.data % 8:
+        eights = 0
+    return np.array_equal(block[:eights].view(np.uint64), piece[:eights].view(np.uint64)) and np.array_equal(
+        block[eights : len(piece)], piece[eights:]
+    )
+
+
+def write_hdf5(path: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, str | int]) -> dict[str, int]:
+    """Create ``path`` as a ``FileImage``. Gives the byte offset of each array. Raises OSError. Not durable yet."""
+    image = FileImage(arrays, attributes)
+    image.write(path)
+    return image.offsets
 
 
 class _Draft(io.RawIOBase):
@@ -84,13 +132,18 @@ class _Draft(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
-        view[:] = bytes(len(view))
-        for offset, data in self.written:
-            start, stop = max(offset, self._at), min(offset + len(data), self._at + len(view))
-            if start < stop:
-                view[start - self._at : stop - self._at] = data[start - offset : stop - offset]
+        view[:] = self.part(self._at, self._at + len(view))
         self._at += len(view)
         return len(view)
+
+    def part(self, first: int, last: int) -> memoryview:
+        """Bytes ``first`` to ``last`` of the file; zeros where nothing was written."""
+        found = bytearray(max(0, last - first))
+        for offset, data in self.written:
+            start, stop = max(offset, first), min(offset + len(data), last)
+            if start < stop:
+                found[start - first : stop - first] = data[start - offset : stop - offset]
+        return memoryview(found)
 
 
 def _create_dataset(file: h5py.File, name: str, array: np.ndarray) -> None:
@@ -108,17 +161,16 @@ def contiguous_offset(dataset: h5py.Dataset) -> int | None:
     """Byte offset of a dataset whose rows lie one after another in the file without gaps or filters, else None."""
     if dataset.id.get_create_plist().get_nfilters() or dataset.external or dataset.is_virtual:
         return None
-    if dataset.chunks is None or not dataset.size:
+    chunks, shape = dataset.chunks, dataset.shape  # each is a call of the library
+    if chunks is None or not dataset.size:
         offset = dataset.id.get_offset()
         return offset if offset is not None or dataset.size else 0
-    if dataset.chunks[1:] != dataset.shape[1:]:
+    if chunks[1:] != shape[1:]:
         return None
-    step = int(np.prod(dataset.chunks)) * dataset.dtype.itemsize
+    rows, step = chunks[0], int(np.prod(chunks)) * dataset.dtype.itemsize
     places: dict[int, int] = {}  # number of the chunk -> byte offset
-    dataset.id.chunk_iter(
-        lambda chunk: places.__setitem__(chunk.chunk_offset[0] // dataset.chunks[0], chunk.byte_offset)
-    )
-    in_one_piece = {number: places.get(0, 0) + number * step for number in range(-(-len(dataset) // dataset.chunks[0]))}
+    dataset.id.chunk_iter(lambda chunk: places.__setitem__(chunk.chunk_offset[0] // rows, chunk.byte_offset))
+    in_one_piece = {number: places.get(0, 0) + number * step for number in range(-(-shape[0] // rows))}
     return places[0] if places == in_one_piece else None
 
 

@@ -35,12 +35,17 @@ class KeyIndex:
             halves = np.concatenate([before, halves])
         if len(halves):
             heads = _heads(halves)
-            order = np.argsort(heads, kind="stable")
-            self._runs.append((heads[order], order, halves, start))
+            order = np.argsort(heads)  # 5x as fast as a stable sort, which only equal heads need
+            ordered = heads[order]
+            if (ordered[1:] == ordered[:-1]).any():
+                order = np.argsort(heads, kind="stable")
+            self._runs.append((ordered, order, halves, start))
 
     def find(self, keys: np.ndarray) -> np.ndarray:
         """Row of each key, -1 where absent; the first of equal keys. keys uint8 [n, 16] -> int64 [n]."""
         halves = as_keys(keys).view(np.uint64)
+        asked = np.argsort(_heads(halves))  # in order of the runs: the search walks through them once
+        halves = halves[asked]
         found = np.full(len(halves), -1, dtype=np.int64)
         for run_heads, order, rows, start in self._runs:
             todo = np.flatnonzero(found < 0)
@@ -54,7 +59,9 @@ class KeyIndex:
                 same = (rows[order[at]] == halves[todo]).all(axis=1)
                 found[todo[same]] = order[at[same]] + start
                 todo, heads, at = todo[~same], heads[~same], at[~same] + 1
-        return found
+        rows_of = np.empty_like(found)
+        rows_of[asked] = found
+        return rows_of
 
 
 def duplicates(keys: np.ndarray) -> np.ndarray:

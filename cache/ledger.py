@@ -20,7 +20,10 @@ from cache.layout import LEDGER
 
 @dataclass(frozen=True)
 class Receipt:
-    """One committed shard. ``seconds``: the model's time for its rows, as its writer said; ``when``: UTC."""
+    """One shard. ``seconds``: the model's time for its rows, as its writer said; ``when``: UTC.
+
+    ``file``: the temporary name of a worker's shard that is not committed (see ``cache.workers``), else empty.
+    """
 
     table: str
     shard: str
@@ -29,6 +32,7 @@ class Receipt:
     when: str
     bytes: int = 0
     sha256: str = ""
+    file: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,14 +63,16 @@ class Ledger:
     def __init__(self, directory: Path):
         self.path = directory / LEDGER
 
-    def append(self, kind: str, record: Mapping[str, Any], durable: bool = True) -> None:
-        """Add one line; durable, unless the caller calls ``sync``. Raises OSError, having added nothing that counts."""
-        line = {"kind": kind, **record}
-        line["crc"] = _checksum(line)
+    def append(self, kind: str, *records: Mapping[str, Any], durable: bool = True) -> None:
+        """Add a line for each record; durable, unless the caller calls ``sync``. Raises OSError, having added nothing."""
+        lines = []
+        for record in records:
+            line = {"kind": kind, **record}
+            lines.append(json.dumps({**line, "crc": _checksum(line)}).encode() + b"\n")
         with open(self.path, "ab", buffering=0) as handle:
             start = handle.tell()
             try:
-                _write(handle.fileno(), json.dumps(line).encode() + b"\n")
+                _write(handle.fileno(), b"".join(lines))
                 if durable:
                     os.fsync(handle.fileno())
             except OSError:
@@ -113,10 +119,10 @@ class Ledger:
 
     def add_receipt(self, receipt: Receipt) -> None:
         """Not durable before ``sync``: it outlives its process, and the commit syncs it with the manifest."""
-        self.append("receipt", asdict(receipt), durable=False)
+        self.append("receipt", {k: v for k, v in asdict(receipt).items() if k != "file"}, durable=False)
 
-    def add_failure(self, failure: Failure) -> None:
-        self.append("failure", asdict(failure))
+    def add_failure(self, *failures: Failure) -> None:
+        self.append("failure", *map(asdict, failures))
 
     def clear(self, table: str, item: str, when: str) -> None:
         self.append("cleared", {"table": table, "item": item, "when": when})

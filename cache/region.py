@@ -37,20 +37,15 @@ class Region:
         sizes = [-(-shard.rows * width // unit) * unit for shard in table.shards]
         if width > _MOST or sum(sizes) > _MOST:
             raise OSError("no table is that large")
-        self._width, self._total = width, sum(sizes)
+        self._width = width
         self._places = np.cumsum([0, *sizes[:-1]])
-        self._address = _map(None, self._total, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
-        weakref.finalize(self, _libc.munmap, self._address, self._total).atexit = False  # a thread may still read
+        room = _Room(sum(sizes), width)
+        self._address, self._items = room.address, np.asarray(room)
         self._ends = np.cumsum([shard.rows for shard in table.shards])
         self._shift = self._places // width - (self._ends - [shard.rows for shard in table.shards])
+        self._straight = not self._shift.any()  # full shards leave no room between them
         self._placed = np.zeros(len(sizes), dtype=bool)
         self._complete = False
-        self.__array_interface__ = {
-            "version": 3,
-            "data": (self._address, True),
-            "shape": (self._total // width,),
-            "typestr": f"|V{width}",
-        }
 
     @classmethod
     def of(cls, table: TableInfo) -> Region | None:
@@ -65,9 +60,11 @@ class Region:
 
     def locate(self, rows: np.ndarray) -> tuple[np.ndarray, list[int]]:
         """Items of row numbers int64 [n] (all within the table), and the shards among them still to be placed."""
+        if self._complete and self._straight:
+            return rows, []
         shards = self._ends.searchsorted(rows, side="right")
         todo = [] if self._complete else np.unique(shards[~self._placed[shards]]).tolist()
-        return rows + self._shift.take(shards), todo
+        return rows + self._shift.take(shards, mode="clip"), todo
 
     def place(self, number: int, path: Path, shard: ShardInfo) -> None:
         """Map the features of shard ``number``. Raises OSError. Twice, from two threads, does no harm."""
@@ -85,7 +82,17 @@ class Region:
     def take(self, items: np.ndarray, out: np.ndarray) -> None:
         """Gather items int64 [n] into ``out`` [n, D], contiguous."""
         # "clip": they are within bounds, and numpy's "raise" would copy the result once more
-        np.asarray(self).take(items, out=out.view(f"V{self._width}")[:, 0], mode="clip")
+        self._items.take(items, out=out.view(f"V{self._width}")[:, 0], mode="clip")
+
+
+class _Room:
+    """Addresses for ``size`` bytes, seen as void items of ``width`` bytes, for as long as an array of them lives."""
+
+    def __init__(self, size: int, width: int):
+        self.address = _map(None, size, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+        weakref.finalize(self, _libc.munmap, self.address, size).atexit = False  # a thread may still read
+        place = {"data": (self.address, True), "shape": (size // width,), "typestr": f"|V{width}"}
+        self.__array_interface__ = {"version": 3, **place}
 
 
 def _load_libc() -> ctypes.CDLL | None:

@@ -39,12 +39,14 @@ def map_features(path: Path, info: ShardInfo, table: TableInfo) -> np.ndarray | 
     return np.asarray(np.memmap(path, kind, "r", offset=info.features_at, shape=(info.rows, table.dim)))
 
 
-def read_features(path: Path, info: ShardInfo, out: np.ndarray) -> None:
-    """All features of a shard into ``out`` [rows, D], without a second copy. Raises OSError."""
+def read_features(path: Path, info: ShardInfo, out: np.ndarray, first: int = 0) -> None:
+    """Rows ``first`` to ``first + n`` of a shard into ``out`` [n, D], without a second copy. Raises OSError."""
     if info.features_at is None:
         with open_hdf5(path) as file:
-            file["features"].read_direct(out)
-    elif read_into(path, memoryview(out.reshape(-1).view(np.uint8)), info.features_at) != out.nbytes:
+            file["features"].read_direct(out, np.s_[first : first + len(out)])
+        return
+    offset = info.features_at + first * out.strides[0]
+    if read_into(path, memoryview(out.reshape(-1).view(np.uint8)), offset) != out.nbytes:
         raise OSError("it ends before its rows do")
 
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from cache.errors import StoreError
-from cache.files import sync_file, together
-from cache.hdf5 import read_header, write_hdf5
+from cache.files import sync_file
+from cache.hdf5 import FileImage, read_header
 from cache.index import as_keys, duplicates
-from cache.layout import DTYPES, shard_name
+from cache.layout import DTYPES, shard_name, shard_number
 from cache.manifest import Manifest, ShardInfo, TableInfo
+from cache.rows import read_features, read_keys
 from manifests.identity import KEY_BYTES
 
 SHARD_FORMAT = "fashion-ntm shard 1"
-_BLOCK = 2048  # rows looked at together: stays in the processor's cache
+_BLOCK = 1 << 18  # bytes looked at together: they stay in the processor's cache
 
 
 def check_rows(
@@ -24,7 +26,7 @@ def check_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Refuse rows that must never enter a store. ``info``: the table so far. Gives both, contiguous, little-endian.
 
-    Raises StoreError naming the table and the first rows that are wrong.
+    NaN and Inf are refused by ``write_shard``, while the disk works. Raises StoreError naming the table and the first rows that are wrong.
     """
     try:
         keys = as_keys(keys, f"keys of table '{table}'")
@@ -45,11 +47,6 @@ def check_rows(
             "features of one store come from one model"
         )
     features = np.ascontiguousarray(features, features.dtype.newbyteorder("<"))
-    bad = nonfinite_rows(features)
-    if len(bad):
-        raise StoreError(
-            f"table '{table}': NaN or Inf in {_some(bad)} of {len(features)} rows: record them as failures"
-        )
     again = duplicates(keys)
     if len(again):
         raise StoreError(
@@ -59,14 +56,20 @@ def check_rows(
 
 
 def nonfinite_rows(features: np.ndarray) -> np.ndarray:
-    """Rows of features [n, D] that hold NaN or Inf -> int64 [m]. Looks at the exponent bits: 8x faster than isfinite."""
+    """Rows of features [n, D] that hold NaN or Inf -> int64 [m].
+
+    Their bit patterns are the largest of each sign: two integer maxima a block tell that there are none, at 15x the
+    speed of isfinite.
+    """
     half = features.dtype.itemsize == 2
-    kind, no_sign, high = (np.uint16, 0x7FFF, 0x7C00) if half else (np.uint32, 0x7FFFFFFF, 0x7F800000)
-    found = []
-    for start in range(0, len(features), _BLOCK):
-        bits = np.ascontiguousarray(features[start : start + _BLOCK]).view(kind) & kind(no_sign)
-        if bits.max(initial=0) >= high:
-            found.append(start + np.flatnonzero((bits >= high).any(axis=1)))
+    signed, unsigned, positive, negative = (
+        (np.int16, np.uint16, 0x7C00, 0xFC00) if half else (np.int32, np.uint32, 0x7F800000, 0xFF800000)
+    )
+    step, found = max(1, _BLOCK // max(1, features.itemsize * features.shape[1])), []
+    for start in range(0, len(features), step):
+        block = np.ascontiguousarray(features[start : start + step])
+        if block.view(signed).max(initial=0) >= positive or block.view(unsigned).max(initial=0) >= negative:
+            found.append(start + np.flatnonzero(~np.isfinite(block).all(axis=1)))
     return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
 
 
@@ -94,35 +97,75 @@ def write_shard(
 ) -> ShardInfo:
     """Write ``path``, close it, read it back against the arrays, and make it durable. Equal input, equal bytes.
 
-    Raises OSError (disk full ...), StoreError when what was read back differs.
+    Writing and syncing, the digest (from memory), and the checks run at the same time; that every byte of the file,
+    opened anew, is the one that was hashed makes the digest the file's. Raises StoreError for NaN and Inf and when what
+    was read back differs, OSError (disk full ...).
     """
-    attributes = expected_attributes(manifest, table, number, *features.shape)
-    arrays = {"features": features, "keys": keys}
-    offsets = write_hdf5(path, arrays, attributes)
-    pieces = [(offsets[name], array) for name, array in arrays.items()]
-    (sha256, same), _ = together(lambda: _read_back(path, pieces), lambda: sync_file(path))
-    place = offsets["features"], offsets["keys"]
-    info = ShardInfo(shard_name(table, number), len(keys), path.stat().st_size, sha256, *place)
-    kind = TableInfo(len(keys), features.shape[1], features.dtype.name, (info,))
-    wrong = header_problems(path, manifest, table, number, info, kind)
+    image = FileImage(
+        {"features": features, "keys": keys}, expected_attributes(manifest, table, number, *features.shape)
+    )
+    with ThreadPoolExecutor(1) as disk, ThreadPoolExecutor(1) as hasher:
+        written, synced = disk.submit(image.write, path), disk.submit(sync_file, path)
+        sha256 = hasher.submit(image.sha256)
+        bad = nonfinite_rows(features)
+        if len(bad):
+            raise StoreError(
+                f"table '{table}': NaN or Inf in {_some(bad)} of {len(features)} rows: record them as failures"
+            )
+        written.result()
+        same, place = image.same_as(path), (image.offsets["features"], image.offsets["keys"])
+        info = ShardInfo(shard_name(table, number), len(keys), image.size, sha256.result(), *place)
+        kind = TableInfo(len(keys), features.shape[1], features.dtype.name, (info,))
+        wrong = header_problems(path, manifest, table, number, info, kind)
+        synced.result()
     if wrong or not same:
-        what = wrong[0] if wrong else "rows differ"
+        what = wrong[0] if wrong else "its bytes differ"
         raise StoreError(f"{path} does not read back as written ({what}): the disk or memory is failing")
     return info
 
 
-def _read_back(path: Path, pieces: list[tuple[int, np.ndarray]]) -> tuple[str, bool]:
-    """SHA-256 of a file, and whether each array lies bit for bit at its offset, in one pass over the file."""
-    flat = [(offset, array.reshape(-1).view(np.uint8)) for offset, array in pieces]
-    digest, same, start, block = hashlib.sha256(), True, 0, np.empty(1 << 18, dtype=np.uint8)
-    with open(path, "rb", buffering=0) as handle:
-        while count := handle.readinto(memoryview(block)):
-            digest.update(block[:count])
-            for offset, data in flat:
-                a, b = max(start, offset), min(start + count, offset + data.size)
-                same = same and (a >= b or np.array_equal(block[a - start : b - start], data[a - offset : b - offset]))
-            start += count
-    return digest.hexdigest(), same and all(offset + data.size <= start for offset, data in flat)
+@dataclass(frozen=True)
+class Found:
+    """A file that is a shard: what a manifest would say of it, its keys uint8 [n, 16], its width and dtype."""
+
+    file: Path
+    shard: ShardInfo
+    keys: np.ndarray
+    dim: int
+    dtype: str
+
+    @property
+    def table(self) -> str:
+        return shard_number(self.shard.file)[0]
+
+    def features(self) -> np.ndarray:
+        """[n, D]"""
+        out = np.empty((self.shard.rows, self.dim), dtype=self.dtype)
+        read_features(self.file, self.shard, out)
+        return out
+
+
+def examine(file: Path, name: str, manifest: Manifest, sha256: str) -> Found:
+    """The shard ``name`` in ``file``, whose digest is ``sha256``, as one more of its table.
+
+    Raises ValueError when its header, shape, dtype or keys do not fit the store's; OSError when it cannot be read.
+    """
+    table, number = shard_number(name)
+    header = read_header(file)
+    if not {"features", "keys"} <= header.shapes.keys() or len(header.shapes["features"]) != 2:
+        raise ValueError("it has no features [n, D] and keys")
+    (rows, dim), dtype = header.shapes["features"], header.dtypes["features"]
+    if dtype not in DTYPES:
+        raise ValueError(f"its features are {dtype}")
+    shard = ShardInfo(name, rows, file.stat().st_size, sha256, header.offsets["features"], header.offsets["keys"])
+    kind = manifest.tables.get(table) or TableInfo(0, dim, dtype, ())
+    problems = header_problems(file, manifest, table, number, shard, kind)
+    if problems:
+        raise ValueError(problems[0])
+    keys = read_keys(file, shard)
+    if len(duplicates(keys)):
+        raise ValueError("a key appears twice")
+    return Found(file, shard, keys, dim, dtype)
 
 
 def header_problems(

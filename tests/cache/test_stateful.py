@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +16,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from cache import TABLES, Store, StoreError, StoreWriter, verify
+from cache import TABLES, Store, StoreError, StoreWriter, verify, write_shard
 
 KEYS = st.lists(st.integers(0, 60), min_size=1, max_size=12, unique=True)
 SHAPES = {"image": (3, "float16"), "text": (2, "float32"), "query": (3, "float16"), "target": (1, "float32")}
@@ -20,6 +24,18 @@ SHAPES = {"image": (3, "float16"), "text": (2, "float32"), "query": (3, "float16
 
 def keys_of(numbers: list[int]) -> np.ndarray:
     return np.array([[n] * 15 + [0] for n in numbers], dtype=np.uint8)
+
+
+def _die_at(step: int) -> None:
+    """SIGKILL to this process at its ``step``-th call of a built-in function, in any of its threads."""
+    calls = iter(range(step))
+
+    def profile(frame: object, event: str, argument: object) -> None:
+        if event == "c_call" and next(calls, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.setprofile(profile)
+    sys.setprofile(profile)
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -30,7 +46,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.rows: dict[str, dict[int, np.ndarray]] = {table: {} for table in TABLES}
         self.catalogue: dict[str, bytes] = {}
         self.failed: dict[tuple[str, str], str] = {}
-        self.stamp = 0
+        self.stamp = self.kills = 0
 
     def open_writer(self) -> StoreWriter:
         return StoreWriter(self.path, dataset="demo", extractor="clip", fields={"a": 1}, execution={})
@@ -105,6 +121,39 @@ class StoreMachine(RuleBasedStateMachine):
             self.writer.close()
             (self.path / "manifest.json").write_bytes(before)
             self.writer = self.open_writer()
+
+    @precondition(lambda self: hasattr(os, "fork") and self.kills < 2)  # a process each: seconds on a busy machine
+    @rule(table=st.sampled_from(TABLES), numbers=KEYS, step=st.integers(1, 2300), adopt=st.booleans())
+    def killed(self, table: str, numbers: list[int], step: int, adopt: bool) -> None:
+        """A writer in another process dies by SIGKILL at any step of a commit: all of its rows are there, or none."""
+        numbers = [n for n in numbers if n not in self.rows[table]]
+        dim, dtype = SHAPES[table]
+        self.stamp += 1
+        features = np.array([[n + 0.5 * self.stamp] * dim for n in numbers], dtype=dtype)
+        if not numbers:
+            return
+        self.kills += 1
+        self.writer.close()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                _die_at(step)
+                with self.open_writer() as writer:
+                    if adopt:
+                        writer.adopt(write_shard(self.path, table, keys_of(numbers), features))
+                    else:
+                        writer.commit(table, keys_of(numbers), features)
+            finally:
+                os._exit(0)
+        os.waitpid(pid, 0)
+        self.reader = Store.open(self.path)  # before anything is settled: old rows whole, new ones all or none
+        seen = self.reader.find(table, keys_of(numbers)) >= 0
+        assert seen.all() or not seen.any()
+        self.writer = self.open_writer()
+        missing = self.writer.missing(table, keys_of(numbers))
+        assert not missing.any() or not (seen.any() or (~missing).any())
+        if not missing.any():
+            self.rows[table].update(zip(numbers, features, strict=True))
 
     @rule()
     def look(self) -> None:

@@ -215,6 +215,23 @@ def test_failures_last_until_the_item_succeeds(path: Path, writer, rows) -> None
     assert (failure.item, failure.reason) == ("red", "another reason")
 
 
+def test_many_failures_are_as_one_after_another(tmp_path: Path, writer) -> None:
+    failures = [(f"image {n % 40}", "decode", f"reason {n // 20}", None if n % 3 else bytes(16)) for n in range(60)]
+    with writer(tmp_path / "one") as one, writer(tmp_path / "many") as many:
+        for failure in failures:
+            one.fail("image", *failure)
+        many.fail_many("image", failures)
+        many.fail_many("image", failures)  # said before: nothing is written
+        many.fail_many("image", [])
+        assert {(f.item, f.reason, f.key) for f in many.failures()} == {
+            (f.item, f.reason, f.key) for f in one.failures()
+        }
+        with pytest.raises(StoreError, match="must be 16 bytes"):
+            many.fail_many("image", [("good", "decode", "x", None), ("bad", "decode", "x", b"short")])
+    found = Store.open(tmp_path / "many").failures()
+    assert len(found) == 40 and len((tmp_path / "many" / "ledger.jsonl").read_text().splitlines()) == 40
+
+
 def test_a_fixed_image_ends_its_failure_under_its_new_key(path: Path, writer, rows) -> None:
     keys, features = rows(0, 2)
     with writer() as w:

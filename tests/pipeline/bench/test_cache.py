@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 
 from pipeline.bench.cache import render, run
@@ -8,9 +9,20 @@ from pipeline.bench.cache import render, run
 def test_every_figure_is_there_and_is_plain(tmp_path) -> None:
     result = run(rows=600, dim=16, repeats=1, shards=3, folder=tmp_path)
     assert json.loads(json.dumps(result)) == result and not list(tmp_path.iterdir())
-    assert {"setting", "gather", "load", "commit", "disk", "resume", "open"} == result.keys()
-    assert {"store", "memmap", "h5py", "store/memmap", "store/h5py", "shards"} == result["gather"].keys()
+    peers = {"np.memmap / np.load", "h5py, chunk (256, D)", "h5py, chunk (1, D)", "safetensors"}
+    peers |= {name for module, name in (("lmdb", "LMDB"), ("zarr", "zarr")) if importlib.util.find_spec(module)}
+    for part in ("gather", "load"):
+        assert {name for name in result[part] if f"store/{name}" in result[part]} - {"store, digests computed"} == peers
+    assert {f"{name} / features" for name in peers} <= result["disk"].keys()
     assert result["disk"]["store"] > result["disk"]["raw"] == 600 * 16 * 2 + 600 * 16
+    assert result["memory"]["result"] == 256 * 16 * 2 < result["memory"]["peak"]
     assert result["open"]["shards"] == 3
+    assert len(result["goals"]) == 8 and all(g["met"] == _met(g) for g in result["goals"])
     text = render(result)
-    assert "600 x 16 float16" in text and "store of 3 shards" in text and text.count("x as fast") == 6
+    assert "600 x 16 float16" in text and "store of 3 shards" in text
+    assert text.count("x as fast") == 2 * len(peers) + 4
+    assert all(f"  {name} " in text for name in peers)
+
+
+def _met(goal: dict) -> bool:
+    return goal["found"] >= goal["goal"] if goal["bound"] == "at least" else goal["found"] <= goal["goal"]
