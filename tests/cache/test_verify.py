@@ -102,7 +102,7 @@ def test_rows_that_should_never_have_entered(three_shards: Path, rows) -> None:
     nan, again = sorted(verify(three_shards), key=lambda f: f.code, reverse=True)
     assert nan.code == "nonfinite" and "1 rows, first row 4" in nan.what and again.code in ("duplicate", "dangling")
     with open(file, "r+b") as handle:  # the NaN mended, digest and manifest too: what is left is the repeated key
-        write_all(handle.fileno(), memoryview(np.zeros(8, np.float16)), offsets["features"] + 4 * 16)
+        write_all(handle.fileno(), memoryview(np.ones(8, np.float16)), offsets["features"] + 4 * 16)
     about = json.loads((three_shards / "manifest.json").read_text())
     about["tables"]["image"]["shards"][3]["sha256"] = sha256_of(file)
     about.pop("digest")
