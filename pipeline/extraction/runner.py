@@ -108,7 +108,7 @@ class Runner:
         hint = "" if self.extractor.options.dtype == "float32" else f" in {self.extractor.options.dtype}: try float32"
         kept = [one for one, fine in zip(piece, good, strict=True) if fine]
         outcome.failures.extend(
-            ItemFailure(one[1], "encode", f"the model gave NaN or Inf{hint}")
+            ItemFailure(one[1], "encode", f"{self.extractor.nonfinite}{hint}")
             for one, fine in zip(piece, good, strict=True)
             if not fine
         )
