@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from manifests.errors import ManifestError, Problem
-from manifests.schema import Component, Dataset, RunSpec
+from manifests.schema import Dataset, RunSpec
 from pipeline.stage1 import StageOne, extract_spec
 from pipeline.stores.arrays import FeatureFolder
 from pipeline.stores.lookup import Fit, fit
@@ -27,11 +27,6 @@ class Imported:
     def text(self) -> str:
         left_out = [f"note   {line}" for line in self.fit.lines()]
         return "\n".join([*left_out, self.stage.text()])
-
-
-def with_imported(spec: RunSpec, folder: Path, **options: Any) -> RunSpec:
-    """``spec`` with the arrays in ``folder`` in place of its extractor."""
-    return spec.model_copy(update={"extractor": Component(name="imported", folder=str(folder), **options)})
 
 
 def import_features(spec: RunSpec, dataset: Dataset, workspace: Workspace, partial: bool = False) -> Imported:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -28,13 +29,12 @@ def command(
     (turns from 1; 0 for all captions of the session as one text). Everything is checked first: dtype, shape, NaN,
     repeated ids, unknown ids, missing rows, all named at once. The fingerprint is the digest of the arrays.
     """
-    from pipeline.stores.imports import import_features, with_imported
+    from pipeline.stores.imports import import_features
 
-    words = ["extractor.name=imported", f"extractor.folder={folder}"]
+    words = ["extractor.name=imported", f"extractor.folder={json.dumps(str(folder))}"]
     words += ["extractor.normalise=true"] if normalise else []
     words += ["extractor.concatenated=false"] if no_concatenated else []
     kept = tuple(o for o in overrides if not o.strip().startswith("extractor."))
     job, workspace = open_job(spec, (*kept, *words), data, out)
-    options = {k: v for k, v in job.extractor.options.items() if k != "folder"}
-    done = import_features(with_imported(job, folder, **options), load(job, data), workspace, partial)
+    done = import_features(job, load(job, data), workspace, partial)
     emit(done.as_dict(), done.text(), as_json)
