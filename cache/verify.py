@@ -80,7 +80,7 @@ def _verify(path: Path, progress: Callable[[str], None], workers: int) -> Iterat
     except StoreVersionError:
         raise
     except (StoreCorruptError, StoreNotFoundError) as error:
-        yield Finding("error", "manifest", MANIFEST, str(error))
+        yield Finding("error", "manifest", MANIFEST, str(error), "or run `cache repair SPEC`, which makes it anew")
     yield from _strays(path, manifest)
     yield from _ledger(path)
     if manifest is None:
