@@ -83,12 +83,13 @@ def export(store: Store, folder: Path, form: Format, dataset: Dataset | None = N
 
 
 def blocks(store: Store, table: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(keys uint8 [n, 16], features [n, D]) of a table, in order, a bounded block at a time."""
+    """(keys uint8 [n, 16], features [n, D]) of a table, in order. The features of a block are gone with the next."""
     info, keys = store.tables[table], store.keys(table)
     step = max(1, BLOCK_BYTES // (info.dim * np.dtype(info.dtype).itemsize))
+    block = np.empty((min(step, info.rows), info.dim), dtype=info.dtype)
     for start in range(0, info.rows, step):
         rows = np.arange(start, min(start + step, info.rows))
-        yield keys[rows], store.gather(table, rows)
+        yield keys[rows], store.gather(table, rows, block[: len(rows)])
 
 
 def _write_npy(store: Store, table: str, file: Path) -> str:

@@ -14,8 +14,14 @@ from pipeline.stores.arrays import FeatureFolder, Pair
 _SHOWN = 5
 
 
+def text_row(folder: FeatureFolder, text: str) -> int:
+    """The row of a feedback text, by its words or by its content key; -1 where there is none."""
+    arrays = folder.tables["text"]
+    return arrays.texts.get(text, arrays.keys.get(text_key(text), -1))
+
+
 class Lookup:
-    """Row numbers of a folder's arrays for a dataset's images, texts and queries; -1 where there is none."""
+    """Row numbers of a folder's arrays for a dataset's images and queries; -1 where there is none."""
 
     def __init__(self, folder: FeatureFolder, dataset: Dataset):
         self.folder, self.dataset = folder, dataset
@@ -24,10 +30,6 @@ class Lookup:
 
     def image(self, table: str, image: str) -> int:
         return self.folder.tables[table].images.get(image, -1)
-
-    def text(self, text: str) -> int:
-        arrays = self.folder.tables["text"]
-        return arrays.texts.get(text, arrays.keys.get(text_key(text), -1))
 
     def pair(self, image: str, text: str) -> int:
         """By reference and text; else by session and turn; else by the key that an export gave, of its own image keys."""
@@ -95,7 +97,7 @@ def fit(folder: FeatureFolder, dataset: Dataset, concatenated: bool) -> Fit:
         if table in ("image", "target"):
             asked = {repr(image): lookup.image(table, image) for image in dataset.images}
         elif table == "text":
-            asked = {repr(text): lookup.text(text) for _, text in dataset.queries()}
+            asked = {repr(text): text_row(folder, text) for _, text in dataset.queries()}
         else:
             asked = {repr(pair): lookup.pair(*pair) for pair in dataset.queries()}
             if not concatenated:

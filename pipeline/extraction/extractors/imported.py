@@ -14,7 +14,7 @@ from pydantic import Field
 from manifests.schema import Dataset, Image
 from pipeline.extraction.extractors.base import Card, Extractor, ExtractorOptions
 from pipeline.stores.arrays import FeatureFolder
-from pipeline.stores.lookup import Lookup
+from pipeline.stores.lookup import Lookup, text_row
 
 
 class ImportedOptions(ExtractorOptions):
@@ -69,7 +69,7 @@ class ImportedExtractor(Extractor):
         return self._rows(table, [self._known.image(table, json.loads(image)) for image in images])
 
     def _text_features(self, texts: list[str]) -> torch.Tensor:
-        return self._rows("text", [self._known.text(text) for text in texts])
+        return self._rows("text", [text_row(self.folder, text) for text in texts])
 
     def _pair_features(self, images: list[str], texts: list[str]) -> torch.Tensor:
         pairs = zip(images, texts, strict=True)
