@@ -247,6 +247,16 @@ def test_repair_by_spec_recomputes_only_what_is_broken(cache: Run, project: Path
     assert cache("verify", "SPEC").exit_code == 0
 
 
+def test_repair_by_spec_of_a_lost_manifest_and_a_damaged_composed_store_at_once(cache: Run, project: Path) -> None:
+    composed = store_of(project, "caption+gated").path
+    (store_of(project, "caption").path / "manifest.json").unlink()
+    (composed / "target-00000.h5").unlink()
+    report = json.loads(cache("repair", "SPEC", "--json").stdout)
+    assert report["whole"] and [sum(s["rows_lost"].values()) for s in report["stores"]] == [0, 60]
+    assert report["filled"]["extraction"]["extracted"] == 0 and report["filled"]["composed"]["written"] == {"target": 60, "query": 0}
+    assert cache("verify", "SPEC").exit_code == 0
+
+
 def test_repair_of_a_store_alone_says_what_fills_it(cache: Run, project: Path) -> None:
     store = store_of(project, "caption")
     (store.path / "text-00000.h5").unlink()

@@ -21,7 +21,7 @@ from pipeline.extraction.meter import Meter
 from pipeline.extraction.plan import Plan, plan_extraction
 from pipeline.extraction.progress import Mode, Progress, make_progress
 from pipeline.extraction.report import Report, TableReport
-from pipeline.stores.tolerance import tolerance
+from pipeline.stores.tolerance import recorded
 
 __all__ = ["ExtractionError", "Interrupted", "Report", "TooManyFailures", "extract"]
 
@@ -70,20 +70,6 @@ def extract(
         display.stop()
 
 
-def execution_of(extractor: Extractor, dataset: Dataset, **settings: Any) -> dict[str, Any]:
-    """What a store records of how it was made, and is never keyed by: settings, paths, device, and how near a row must
-    come when it is computed again (see ``pipeline.stores.tolerance``)."""
-    options = extractor.options
-    return settings | {
-        "model": str(getattr(options, "model", "")),
-        "images": str(dataset.images_root or ""),
-        "device": describe(extractor.device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "tolerance": tolerance(options.dtype, options.store_dtype),
-    }
-
-
 class _Extraction:
     """One call of ``extract``."""
 
@@ -105,7 +91,11 @@ class _Extraction:
         dataset, extractor, meter = self.dataset, self.extractor, self.meter
         fields = extractor.semantic()
         path = store_path(self.stores, dataset.name, extractor.name, fields)
-        execution = execution_of(extractor, dataset, batch_size=batch_size, shard_rows=shard_rows, workers=workers)
+        execution = {
+            "batch_size": batch_size, "shard_rows": shard_rows, "workers": workers,
+            "device": describe(extractor.device), "threads": torch.get_num_threads(), "torch": torch.__version__,
+        }  # fmt: skip
+        execution |= recorded(extractor, dataset)
 
         def plan_with(writer: StoreWriter | None) -> Plan:
             with meter.time("hash"):

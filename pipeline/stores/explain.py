@@ -14,6 +14,7 @@ from cache.diff import FieldChange, field_changes
 from cache.manifest import versions
 from manifests.identity import stack_keys
 from pipeline.device import describe
+from pipeline.stores.tolerance import recorded
 from pipeline.stores.wanted import Request, Wanted
 
 _SHOWN = 3
@@ -96,14 +97,15 @@ def _rows(store: Store, wanted: Wanted, table: str) -> RowChanges:
 
 def _execution(store: Store, request: Request) -> tuple[FieldChange, ...]:
     """What the store's last writer recorded that would be another value now."""
-    from pipeline.extraction.run import execution_of, extract
+    from pipeline.extraction.run import extract
 
     if not store.execution:
         return ()
     last = store.execution[-1]
     defaults = inspect.signature(extract).parameters
-    chosen = {name: defaults[name].default for name in ("batch_size", "shard_rows", "workers")}
-    now = execution_of(request.extractor, request.dataset, **chosen) | {"device": describe(request.extractor.device)}
+    now: dict[str, Any] = {n: defaults[n].default for n in ("batch_size", "shard_rows", "workers") if n in defaults}
+    now |= recorded(request.extractor, request.dataset)
+    now |= {"device": describe(request.extractor.device), "threads": torch.get_num_threads(), "torch": torch.__version__}
     if "composer" in store.fields:
         now = {"torch": torch.__version__, "backbone": request.backbone.path.name.rpartition("-")[2]}
     settings = {k: v for k, v in last.get("settings", {}).items() if k in now}

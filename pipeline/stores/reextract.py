@@ -138,8 +138,6 @@ class _Live:
 
     @torch.no_grad()
     def _compose(self, table: str, items: Sequence[Item]) -> tuple[dict[bytes, np.ndarray], dict[bytes, str]]:
-        composer = self.request.composer
-        assert composer is not None  # own_store: the fields hold its weights
         images = {i.image: Item(i.image, i.names, i.image, i.file, i.caption) for i in items if i.image}
         image_rows, failed = self._extract("image", list(images.values()))
         text_rows: dict[bytes, np.ndarray] = {}
@@ -153,6 +151,8 @@ class _Live:
             if any(part in failed for part in parts):
                 problems[item.key] = next(failed[part] for part in parts if part in failed)
                 continue
+            composer = self.request.head_for(item.key) if table == "query" else self.request.composer
+            assert composer is not None  # own_store: the fields hold its weights
             image = torch.from_numpy(image_rows[parts[0]].astype(np.float32))[None]
             if table == "query":
                 row = composer.query(image, torch.from_numpy(text_rows[parts[1]].astype(np.float32))[None])

@@ -47,14 +47,21 @@ def repair_spec(
     ``options`` go to ``extraction.run.extract``. A store that does not exist yet is left to the extraction.
     """
     request = request_of(spec, dataset, workspace, device)
-    found = [wanted for wanted in request.stores if wanted.path.is_dir()]
-    done = []
-    for wanted in found:
-        identity = _identity(wanted, dataset)
-        check_identity(wanted.path, identity)
-        done.append(repair(wanted.path, identity))
+    done = _repair(request.backbone, dataset)
+    if any(d.actions for d in done) and request.composed is not None:
+        request = request_of(spec, dataset, workspace, device)  # its composer is found by a backbone that can be read
+    if request.composed is not None:
+        done += _repair(request.composed, dataset)
     needed = any(d.actions for d in done)
     return SpecRepair(tuple(done), extract_spec(spec, dataset, workspace, device, **options) if needed else None)
+
+
+def _repair(wanted: Wanted, dataset: Dataset) -> list[Repaired]:
+    if not wanted.path.is_dir():
+        return []
+    identity = _identity(wanted, dataset)
+    check_identity(wanted.path, identity)
+    return [repair(wanted.path, identity)]
 
 
 def _identity(wanted: Wanted, dataset: Dataset) -> Manifest:

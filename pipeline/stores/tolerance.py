@@ -7,9 +7,13 @@ what a network makes of it. Recorded in the store's execution record, so that a 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cache import Store
+from manifests.schema import Dataset
+
+if TYPE_CHECKING:
+    from pipeline.extraction.extractors.base import Extractor
 
 COMPUTED = {"float32": 1e-4, "bfloat16": 4e-2, "float16": 5e-3}  # largest absolute difference of a unit row's values
 STORED = {"float32": 1e-5, "float16": 1e-3}  # half a unit in the last place below 1, and what turns on it
@@ -22,6 +26,16 @@ def tolerance(compute: str, stored: str) -> float:
     0.001
     """
     return max(COMPUTED[compute], STORED[stored])
+
+
+def recorded(extractor: Extractor, dataset: Dataset) -> dict[str, Any]:
+    """Settings that a store records of its extraction and is never keyed by: paths, and the tolerance of its rows."""
+    options = extractor.options
+    return {
+        "model": str(getattr(options, "model", "")),
+        "images": str(dataset.images_root or ""),
+        "tolerance": tolerance(options.dtype, str(options.store_dtype)),
+    }
 
 
 def tolerance_of(store: Store) -> float:

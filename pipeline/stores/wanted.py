@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cache import Store, store_path
+from cache import Store, StoreError, store_path
 from cache.layout import canonical
 from manifests.errors import FashionNTMError
 from manifests.identity import digest, pair_key, stack_keys, text_key
 from manifests.schema import Dataset, RunSpec
-from pipeline.composition.checkpoint import SIDECAR, load_composer
+from pipeline.composition.checkpoint import load_composer
+from pipeline.composition.compose import composed_fields
 from pipeline.composition.composers.base import Composer
 from pipeline.composition.request import composer_request
-from pipeline.stage1 import fitting_sessions
+from pipeline.stage1 import _ready_composer
 from pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -75,6 +75,12 @@ class Request:
     backbone: Wanted
     composed: Wanted | None
     composer: Composer | None
+    crossed: Any = None  # the heads by fold of a cross-fitted composer
+
+    def head_for(self, key: bytes) -> Composer | None:
+        """The composer that makes the query row ``key``: the one of its fold, where there are folds."""
+        fold = self.crossed.head_of(key) if self.crossed else -1
+        return self.composer if fold < 0 else self.crossed.heads[fold]
 
     @property
     def stores(self) -> list[Wanted]:
@@ -126,27 +132,43 @@ def request_of(
     backbone = wanted(path, extractor.name, fields, extractor.tables)
     if "query" in extractor.tables:
         return Request(spec, dataset, workspace, extractor, backbone, None, None)
-    composer, about = _composer(spec, dataset, extractor, path, fields)
-    name = f"{extractor.name}+{about['name']}"
-    composed_fields = canonical({"backbone": fields, "composer": about, "dtype": "float32"})
-    where = store_path(workspace.stores, dataset.name, name, composed_fields)
-    composed = wanted(where, name, composed_fields, ("target", "query"))
-    return Request(spec, dataset, workspace, extractor, backbone, composed, composer)
+    made = _composer(spec, dataset, extractor, path, fields)
+    composed = canonical(made.fields)
+    name = f"{extractor.name}+{composed['composer']['name']}"
+    where = store_path(workspace.stores, dataset.name, name, composed)
+    rows = wanted(where, name, composed, ("target", "query"))
+    return Request(spec, dataset, workspace, extractor, backbone, rows, made.composer, made.crossed)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A composer (None where it is still to be fitted), its heads by fold, and the fields of what it composes."""
+
+    fields: dict[str, Any]
+    composer: Composer | None = None
+    crossed: Any = None
 
 
 def _composer(
-    spec: RunSpec, dataset: Dataset, extractor: Extractor, backbone: Path, fields: Mapping[str, Any]
-) -> tuple[Composer | None, dict[str, Any]]:
-    """The spec's composer, None where it is still to be fitted, and its part of the composed store's fields."""
+    spec: RunSpec, dataset: Dataset, extractor: Extractor, backbone: Path, fields: dict[str, Any]
+) -> _Made:
+    """By the very functions that compose, wherever there is a backbone store to fit or compose from."""
     request = composer_request(spec)
     assert request is not None
+    try:
+        store = Store.open(backbone)
+    except StoreError:
+        store = None
+    if store is not None and {"image", "text"} <= store.tables.keys():
+        ready = _ready_composer(request, spec, dataset, store)
+        if ready is not None:
+            composer, weights, *crossed = ready
+            return _Made(composed_fields(store, composer, weights, *crossed), composer, *crossed)
     about = {"name": request.name, "version": request.kind.version, "options": request.options.model_dump()}
+    composer, weights = None, NOT_FITTED
     if not request.kind.trainable:
-        composer = request.kind(request.options, extractor.dim("image"), extractor.dim("text")).eval()
-        return composer, about | {"weights": None}
-    fit, _ = fitting_sessions(spec, dataset)
-    folder = request.weights or backbone / "composers" / request.key(digest(fields), fit)
-    if request.weights is None and not (folder / SIDECAR).exists():
-        return None, about | {"weights": NOT_FITTED}
-    composer, sidecar = load_composer(folder)
-    return composer, about | {"options": composer.options.model_dump(), "weights": sidecar["weights"]}
+        composer, weights = request.kind(request.options, extractor.dim("image"), extractor.dim("text")).eval(), None
+    elif request.weights is not None:
+        composer, sidecar = load_composer(request.weights)
+        about["options"], weights = composer.options.model_dump(), sidecar["weights"]
+    return _Made({"backbone": fields, "composer": about | {"weights": weights}, "dtype": "float32"}, composer)

@@ -56,7 +56,6 @@ class Extractor(ABC):
     Options: ClassVar[type[ExtractorOptions]] = ExtractorOptions
     tables: ClassVar[tuple[str, ...]] = ("image", "text")
     reads: ClassVar[Literal["pixels", "caption"]] = "pixels"
-    nonfinite: ClassVar[str] = "the model gave NaN or Inf"  # what it means when a row is not finite
     card: Card
 
     def __init__(self, options: ExtractorOptions, device: torch.device):
