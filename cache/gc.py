@@ -63,14 +63,14 @@ def collect(
     """Keep the rows whose keys are in ``needed``: table -> uint8 [n, 16]; a table that it does not name stays whole.
 
     ``images``: ids that stay in the catalogue (None: all). Without ``needed`` only debris goes: temporary files, shards
-    that were set aside, files that no manifest names. ``dry_run`` takes no lock and writes nothing.
+    that were set aside, files that no manifest names. ``dry_run`` takes no lock, writes nothing and checks no digest.
 
     The same store and keys give the same shards, byte for byte. Raises StoreBusyError while a writer has the store,
     StoreCorruptError for a damaged shard (repair it first); then nothing was dropped.
     """
     path = Path(path)
     if dry_run:
-        return _collect(Store(path, load_manifest(path)), None, needed, images)
+        return _collect(Store(path, load_manifest(path), verify="header"), None, needed, images)
     before = _bytes(path)
     with Rewriter.of(path, "cache gc") as writer:
         done = _collect(Store(path, writer.manifest, verify="always"), writer, needed, images)
