@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib import metadata
@@ -72,6 +72,7 @@ class Manifest:
     tables: dict[str, TableInfo] = field(default_factory=dict)
     catalogue: CatalogueInfo | None = None
     execution: tuple[dict[str, Any], ...] = ()
+    retired: dict[str, int] = field(default_factory=dict)  # table -> shard numbers below this one are never given again
 
     def as_dict(self) -> dict[str, Any]:
         """As written to manifest.json, without the digest of itself."""
@@ -81,6 +82,8 @@ class Manifest:
         }
         catalogue = asdict(self.catalogue) if self.catalogue else None
         parts = {**vars(self), "execution": list(self.execution), "catalogue": catalogue, "tables": tables}
+        if not self.retired:
+            del parts["retired"]
         return {"format": FORMAT, "version": VERSION, **parts}
 
     def __getitem__(self, name: str) -> Any:
@@ -95,9 +98,20 @@ class Manifest:
         return replace(self, tables={name: tables[name] for name in TABLES if name in tables})
 
     def next_number(self, table: str) -> int:
-        """Number of the next shard of ``table``."""
+        """Number of the next shard of ``table``. A dropped shard's name never comes back with other bytes."""
         info = self.tables.get(table)
-        return shard_number(info.shards[-1].file)[1] + 1 if info else 0
+        return max(self.retired.get(table, 0), shard_number(info.shards[-1].file)[1] + 1 if info else 0)
+
+    def without(self, shards: Collection[str]) -> Manifest:
+        """The manifest without these shards (file names), whose numbers are retired; a table left without rows goes."""
+        tables, retired = {}, dict(self.retired)
+        for name, info in self.tables.items():
+            kept = tuple(s for s in info.shards if s.file not in shards)
+            if len(kept) < len(info.shards):
+                retired[name] = self.next_number(name)
+            if kept:
+                tables[name] = replace(info, shards=kept, rows=sum(s.rows for s in kept))
+        return replace(self, tables=tables, retired=retired)
 
     def changes(self, fields: dict[str, Any]) -> list[str]:
         """One line ``field: old -> new`` for each of ``fields`` that is not as in the store; empty when none."""
@@ -188,6 +202,7 @@ def _parse(about: Mapping[str, Any]) -> Manifest:
         tables=tables,
         catalogue=None if catalogue is None else _catalogue(catalogue),
         execution=tuple(_expect(record, isinstance(record, dict), "execution") for record in about["execution"]),
+        retired={_expect(k, k in TABLES, "table"): _count(v, 0) for k, v in about.get("retired", {}).items()},
     )
 
 

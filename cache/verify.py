@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,46 +24,63 @@ from cache.stamps import sha256_of
 from manifests.identity import stack_keys
 
 Level = Literal["error", "warning", "note"]
+UNIT_TOLERANCE = {"float16": 2e-3, "float32": 1e-4}  # of a norm: rounding each value moves it by less
 _BLOCK = 4096
+_SHOWN = 5
+_REDO = "run `cache repair` on the store, which does only these rows anew"
 
 
 @dataclass(frozen=True)
 class Finding:
     """One thing wrong. "error": rows or bindings cannot be trusted; "warning": something is missing or does not
-    belong; "note": harmless. ``code``: manifest, missing, size, digest, header, nonfinite, duplicate, contiguity,
-    catalogue, dangling, ledger, orphan, rejected, temporary, place."""
+    belong; "note": harmless. ``code``: manifest, missing, size, digest, header, nonfinite, norm, zero, duplicate,
+    contiguity, catalogue, dangling, ledger, orphan, rejected, temporary, place. ``rows``, ``keys``: the rows of the
+    shard (or table) at fault and their content keys, the first five where there are more."""
 
     level: Level
     code: str
     place: str  # file, within the store
     what: str
     fix: str = ""
+    rows: tuple[int, ...] = ()
+    keys: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.level}: {self.place}: {self.what}" + (f" ({self.fix})" if self.fix else "")
 
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
 
-def verify(path: str | Path, progress: Callable[[str], None] = lambda file: None) -> list[Finding]:
-    """Check digests, headers, counts, NaN and Inf, repeated keys, layout, catalogue, ledger and stray files.
 
-    Empty when all is well. ``progress`` is told each file before it is read. Changes nothing.
+def verify(
+    path: str | Path, progress: Callable[[str], None] = lambda file: None, workers: int | None = None
+) -> list[Finding]:
+    """Check digests, headers, counts, NaN and Inf, norms, repeated keys, layout, catalogue, ledger and stray files.
+
+    Empty when all is well. ``progress`` is told each file when its turn comes. ``workers``: threads that hash and
+    check shards side by side (default: one a processor, at most 8). Changes nothing.
     Raises StoreNotFoundError when there is no such directory, StoreVersionError for a newer format.
     """
     path = Path(path)
     if not path.is_dir():
         raise StoreNotFoundError(f"there is no store: {path} does not exist")
     with naming(path, "read"):
-        return list(_verify(path, progress))
+        return list(_verify(path, progress, workers or min(8, os.cpu_count() or 1)))
 
 
-def _verify(path: Path, progress: Callable[[str], None]) -> Iterator[Finding]:
+def says_normalised(fields: Mapping[str, Any]) -> bool:
+    """Whether the fingerprint promises rows of unit norm: its field ``normalise``; a composer's rows always are."""
+    return bool(fields.get("normalise", "composer" in fields))
+
+
+def _verify(path: Path, progress: Callable[[str], None], workers: int) -> Iterator[Finding]:
     manifest = None
     try:
         manifest = load_manifest(path)
     except StoreVersionError:
         raise
     except (StoreCorruptError, StoreNotFoundError) as error:
-        yield Finding("error", "manifest", MANIFEST, str(error))
+        yield Finding("error", "manifest", MANIFEST, str(error), "or run `cache repair SPEC`, which makes it anew")
     yield from _strays(path, manifest)
     yield from _ledger(path)
     if manifest is None:
@@ -74,52 +92,87 @@ def _verify(path: Path, progress: Callable[[str], None]) -> Iterator[Finding]:
         )  # fmt: skip
     known: dict[str, KeyIndex] = {}
     whole = True
-    for table, info in manifest.tables.items():
-        keys = []
-        for shard in info.shards:
-            progress(shard.file)
-            found = list(_shard(path, manifest, table, info, shard))
-            yield from found
-            if any(f.level == "error" and f.code != "nonfinite" for f in found):
-                whole = False
-            else:
-                keys.append(read_keys(path / shard.file, shard))
-        known[table] = KeyIndex(np.concatenate(keys)) if keys else KeyIndex()
-        again = duplicates(np.concatenate(keys)) if keys else []
-        if len(again):
-            yield Finding("error", "duplicate", table, f"{len(again)} keys appear twice in the table")
+    with ThreadPoolExecutor(workers, "verify") as pool:
+        work = {
+            shard.file: pool.submit(_shard, path, manifest, table, info, shard)
+            for table, info in manifest.tables.items()
+            for shard in info.shards
+        }
+        for table, info in manifest.tables.items():
+            parts = []
+            for shard in info.shards:
+                progress(shard.file)
+                found, keys = work.pop(shard.file).result()
+                yield from found
+                whole = whole and keys is not None
+                parts += [] if keys is None else [keys]
+            known[table] = KeyIndex(np.concatenate(parts)) if parts else KeyIndex()
+            again = duplicates(np.concatenate(parts)) if parts else np.empty(0, dtype=np.int64)
+            if len(again):
+                which = tuple(np.concatenate(parts)[n].tobytes().hex() for n in again[:_SHOWN])
+                what = f"{len(again)} keys appear twice in the table, first {which[0]}"
+                yield Finding("error", "duplicate", table, what, _REDO, tuple(again[:_SHOWN].tolist()), which)
     yield from _catalogue(path, manifest, known, whole)
 
 
-def _shard(path: Path, manifest: Manifest, table: str, info: TableInfo, shard: ShardInfo) -> Iterator[Finding]:
-    file, fix = path / shard.file, "restore it from a copy, or extract its rows again"
+def _shard(
+    path: Path, manifest: Manifest, table: str, info: TableInfo, shard: ShardInfo
+) -> tuple[list[Finding], np.ndarray | None]:
+    """What is wrong with one shard, and its keys uint8 [rows, 16] where the file is the one that was committed."""
+    file = path / shard.file
+
+    def lost(code: str, what: str) -> Finding:
+        return Finding("error", code, shard.file, what, f"restore it from a copy, or {_REDO}")
+
     if not file.is_file():
-        yield Finding("error", "missing", shard.file, f"is missing, with {shard.rows} rows of table '{table}'", fix)
-        return
+        return [lost("missing", f"is missing, with {shard.rows} rows of table '{table}'")], None
     size = file.stat().st_size
     if size != shard.bytes:
-        yield Finding("error", "size", shard.file, f"has {size} bytes, not {shard.bytes}", fix)
-        return
+        return [lost("size", f"has {size} bytes, not {shard.bytes}")], None
     digest = sha256_of(file)
     if digest != shard.sha256:
-        yield Finding("error", "digest", shard.file, manifest.whose(digest), fix)
-        return
+        return [lost("digest", f"{manifest.whose(digest)}; {shard.rows} rows of table '{table}' are lost")], None
     problems = header_problems(file, manifest, table, shard_number(shard.file)[1], shard, info)
-    for problem in problems:
-        yield Finding("error", "header", shard.file, problem, fix)
     if problems:
-        return
+        return [lost("header", problem) for problem in problems], None
+    found = []
     if None in (shard.features_at, shard.keys_at):
-        yield Finding(
-            "note", "contiguity", shard.file, "its rows do not lie in one piece", "it reads slowly, and right"
-        )
-    rows = map_features(file, shard, info)
-    bad = [start + nonfinite_rows(rows.take(np.arange(start, min(start + _BLOCK, shard.rows)), axis=0))
-           for start in range(0, shard.rows, _BLOCK)]  # fmt: skip
-    count = sum(map(len, bad))
-    if count:
-        first = int(np.concatenate(bad)[0])
-        yield Finding("error", "nonfinite", shard.file, f"NaN or Inf in {count} rows, first row {first}", fix)
+        what, fix = "its rows do not lie in one piece", "it reads slowly, and right"
+        found.append(Finding("note", "contiguity", shard.file, what, fix))
+    keys = read_keys(file, shard)
+    for level, code, what, rows in bad_rows(file, shard, info, says_normalised(manifest.fields)):
+        some = tuple(int(n) for n in rows[:_SHOWN])
+        named = tuple(keys[n].tobytes().hex() for n in some)
+        what = f"{what} {len(rows)} rows, first row {some[0]} (key {named[0]})"
+        found.append(Finding(level, code, shard.file, what, _REDO if level == "error" else "look at its item", some, named))  # type: ignore[arg-type]
+    return found, keys
+
+
+def bad_rows(
+    file: Path, shard: ShardInfo, info: TableInfo, normalised: bool
+) -> list[tuple[str, str, str, np.ndarray]]:
+    """(level, code, words, row numbers within the shard) of rows that no extraction should have given."""
+    features = map_features(file, shard, info)
+    tolerance = UNIT_TOLERANCE[info.dtype]
+    nonfinite, zero, uneven = [], [], []
+    for start in range(0, shard.rows, _BLOCK):
+        block = features.take(np.arange(start, min(start + _BLOCK, shard.rows)), axis=0)
+        broken = nonfinite_rows(block)
+        single = block.astype(np.float32)
+        norms = np.sqrt(np.einsum("nd,nd->n", single, single, dtype=np.float64))
+        norms[broken] = 1.0
+        empty = norms == 0.0
+        nonfinite.append(start + broken)
+        zero.append(start + np.flatnonzero(empty))
+        uneven.append(start + np.flatnonzero(~empty & (np.abs(norms - 1.0) > tolerance)))
+    found = [
+        ("error", "nonfinite", "NaN or Inf in", np.concatenate(nonfinite)),
+        ("error" if normalised else "warning", "zero", "only zeros in", np.concatenate(zero)),
+    ]
+    if normalised:
+        what = f"not of unit norm (within {tolerance:g}), as the fingerprint says:"
+        found.append(("error", "norm", what, np.concatenate(uneven)))
+    return [case for case in found if len(case[3])]
 
 
 def _strays(path: Path, manifest: Manifest | None) -> Iterator[Finding]:
@@ -132,7 +185,8 @@ def _strays(path: Path, manifest: Manifest | None) -> Iterator[Finding]:
         if is_temporary(name):
             yield Finding("note", "temporary", name, "left by a writer that died", "the next writer removes it")
         elif name.endswith(REJECTED):
-            yield Finding("warning", "rejected", name, "a shard that did not verify was set aside", "delete it")
+            what = "a shard that did not verify was set aside; nothing reads it"
+            yield Finding("warning", "rejected", name, what, "delete it, or run `cache gc`")
         elif manifest:
             fix = "the next writer takes it back if its receipt matches, or sets it aside"
             yield Finding("warning", "orphan", name, "is not named by the manifest: nothing reads it", fix)
@@ -143,7 +197,7 @@ def _ledger(path: Path) -> Iterator[Finding]:
     if damaged:
         lines = ", ".join(map(str, damaged[:5])) + (" ..." if len(damaged) > 5 else "")
         what = f"{len(damaged)} damaged lines ({lines}), which are not read"
-        yield Finding("warning", "ledger", LEDGER, what, "receipts and failures in them are lost; no row is")
+        yield Finding("warning", "ledger", LEDGER, what, "receipts and failures in them are lost, no row is; `cache repair` takes the lines out")
     data = (path / LEDGER).read_bytes() if (path / LEDGER).exists() else b""
     if data and not data.endswith(b"\n"):
         yield Finding("note", "ledger", LEDGER, "the last line is torn", "the next writer cuts it off")
@@ -159,7 +213,7 @@ def _catalogue(path: Path, manifest: Manifest, known: dict[str, KeyIndex], whole
         yield Finding("error", "catalogue", CATALOGUE, str(error))
         return
     if catalogue is None:
-        yield Finding("error", "catalogue", CATALOGUE, "is missing or was changed", "run the extraction again")
+        yield Finding("error", "catalogue", CATALOGUE, "is missing or was changed", "run the extraction again, or `cache repair`")
         return
     if info.replaces:
         yield Finding("note", "catalogue", CATALOGUE, "a replacement was interrupted", "the next writer settles it")

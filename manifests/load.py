@@ -47,6 +47,7 @@ def spec_path(name: str, kind: str = "runs") -> Path:
 
 def load_spec(name: str, overrides: Sequence[str] = (), given: str = "") -> RunSpec:
     """A run spec by shipped name or path, with ``key.sub=value`` overrides (values as in TOML; bare text is text).
+    One that names another dataset, extractor or composer drops the options that the file has for the old one.
     ``given``: how a printed command should name the spec, when ``name`` alone does not say it.
 
     Raises ManifestError with every problem of the file: unknown keys with the nearest name, wrong types, unknown
@@ -54,7 +55,7 @@ def load_spec(name: str, overrides: Sequence[str] = (), given: str = "") -> RunS
     """
     path = spec_path(name)
     values = read_toml(path)
-    for override in overrides:
+    for override in sorted(overrides, key=lambda o: not _names_a_part(o)):
         _apply(values, override)
     problems = Problems(path)
     spec = parse_options(RunSpec, _resolve(values), str(path), "", problems)
@@ -99,4 +100,11 @@ def _apply(values: dict[str, Any], override: str) -> None:
         values = values.setdefault(name, {})
         if not isinstance(values, dict):
             raise ManifestError([Problem("--set", override, f"{name!r} is a value, not a table")])
+    if _names_a_part(override) and values.get("name", value) != value:
+        values.clear()  # another part: the options in the file are the old one's
     values[path[-1]] = value
+
+
+def _names_a_part(override: str) -> bool:
+    """``extractor.name=...`` and the like; taken first, so that the options beside it are the new part's."""
+    return override.partition("=")[0].strip() in ("dataset.name", "extractor.name", "composer.name")

@@ -1,4 +1,4 @@
-"""Content keys of image files, remembered by path, size and modification time so that a second run reads no image."""
+"""Content keys of image files, remembered by path, size, times and inode so that a second run reads no image."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from manifests.identity import KEY_BYTES, image_key
 from pipeline.extraction.images import ReadError, locate
 
 NAME = "image-digests.tsv"
-_HEAD = "# fashion-ntm image digests 1 of "
+_HEAD = "# fashion-ntm image digests 2 of "
 _RACY_NS = 2_000_000_000  # a file this fresh may change again within its time stamp's resolution: do not remember it
 _AT_ONCE = 64
 
 
 class DigestCache:
-    """``file -> (size, mtime_ns, key)`` in a text file beside a dataset's stores; shared by all its extractors.
+    """``file -> (size, mtime_ns, ctime_ns, inode, key)`` in a text file beside a dataset's stores; shared by all its extractors.
 
     It only saves time: a missing, torn or foreign file is the same as an empty one, and so is one of another images
-    folder. The bytes are checked against the key again when the image is decoded, so a wrong entry never makes a wrong
+    folder. The change time cannot be set back, so other bytes under the old size and modification time (an archive that
+    was unpacked, a copy that keeps times) are seen. The bytes are checked against the key again when the image is decoded, so a wrong entry never makes a wrong
     row.
     """
 
     def __init__(self, path: Path | None, root: Path):
         self.path, self.root = path, root
-        self._known: dict[str, tuple[int, int, bytes]] = {}
+        self._known: dict[str, tuple[tuple[int, ...], bytes]] = {}
         self._changed = False
         if path is not None:
             self._read(path)
@@ -40,11 +41,11 @@ class DigestCache:
         if head != f"{_HEAD}{self.root}":
             return
         for line in lines[:-1]:  # what follows the last newline is torn, or nothing
-            fields = line.split("\t", 3)
+            fields = line.split("\t", 5)
             try:
-                size, mtime, key = int(fields[0]), int(fields[1]), bytes.fromhex(fields[2])
+                stamp, key = tuple(map(int, fields[:4])), bytes.fromhex(fields[4])
                 if len(key) == KEY_BYTES:
-                    self._known[fields[3]] = size, mtime, key
+                    self._known[fields[5]] = stamp, key
             except (ValueError, IndexError):
                 continue
 
@@ -64,16 +65,17 @@ class DigestCache:
         try:
             path = locate(self.root, file)
             before = path.stat()
+            stamp = before.st_size, before.st_mtime_ns, before.st_ctime_ns, before.st_ino
             known = self._known.get(file)
-            if known is not None and known[:2] == (before.st_size, before.st_mtime_ns):
-                return known[2]
+            if known is not None and known[0] == stamp:
+                return known[1]
             key = image_key(path.read_bytes())
         except ReadError as error:
             return error
         except OSError as error:
             return ReadError(f"cannot be read: {error.strerror or error}")
         if time.time_ns() - before.st_mtime_ns > _RACY_NS and "\t" not in file and "\n" not in file:
-            self._known[file] = before.st_size, before.st_mtime_ns, key
+            self._known[file] = stamp, key
             self._changed = True
         return key
 
@@ -91,8 +93,8 @@ class DigestCache:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "w", encoding="utf-8", newline="\n") as handle:
                 handle.write(f"{_HEAD}{self.root}\n")
-                for file, (size, mtime, key) in sorted(self._known.items()):
-                    handle.write(f"{size}\t{mtime}\t{key.hex()}\t{file}\n")
+                for file, (stamp, key) in sorted(self._known.items()):
+                    handle.write("\t".join([*map(str, stamp), key.hex(), file]) + "\n")
             temporary.replace(self.path)
             self._changed = False
         except (OSError, ValueError):  # ValueError: a file name that is not valid text

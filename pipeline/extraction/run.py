@@ -21,6 +21,7 @@ from pipeline.extraction.meter import Meter
 from pipeline.extraction.plan import Plan, plan_extraction
 from pipeline.extraction.progress import Mode, Progress, make_progress
 from pipeline.extraction.report import Report, TableReport
+from pipeline.stores.tolerance import recorded
 
 __all__ = ["ExtractionError", "Interrupted", "Report", "TooManyFailures", "extract"]
 
@@ -94,6 +95,7 @@ class _Extraction:
             "batch_size": batch_size, "shard_rows": shard_rows, "workers": workers,
             "device": describe(extractor.device), "threads": torch.get_num_threads(), "torch": torch.__version__,
         }  # fmt: skip
+        execution |= recorded(extractor, dataset)
 
         def plan_with(writer: StoreWriter | None) -> Plan:
             with meter.time("hash"):

@@ -105,10 +105,11 @@ class Runner:
             self.meter.failed += 1
             return
         good = np.isfinite(rows).all(axis=1)
+        why = getattr(self.extractor, "nonfinite", "the model gave NaN or Inf")
         hint = "" if self.extractor.options.dtype == "float32" else f" in {self.extractor.options.dtype}: try float32"
         kept = [one for one, fine in zip(piece, good, strict=True) if fine]
         outcome.failures.extend(
-            ItemFailure(one[1], "encode", f"the model gave NaN or Inf{hint}")
+            ItemFailure(one[1], "encode", f"{why}{hint}")
             for one, fine in zip(piece, good, strict=True)
             if not fine
         )

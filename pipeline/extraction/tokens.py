@@ -59,7 +59,9 @@ class Tokens:
         return {
             "digest": self._digest(),
             "max_length": self.length,
+            "truncation": self.tokenizer.truncation_side,
             "padding": f"{'max_length' if self.full else 'longest'}, {self.tokenizer.padding_side}",
+            "split_special_tokens": bool(getattr(self.tokenizer, "split_special_tokens", False)),
             "attention_mask": "attention_mask" in self.tokenizer.model_input_names,
             "lowercase": self.lower,
         }

@@ -47,6 +47,7 @@ class SessionFeatures:
     cat_rows: Tensor
     lengths: Tensor
     sessions: tuple[Session, ...]
+    has_concatenated: bool = True  # False: ``cat_rows`` stand for nothing (imported features without ST + cat's queries)
     skipped: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
     texts: Tensor | None = None
@@ -87,7 +88,15 @@ class SessionFeatures:
         return torch.cat(parts, -1) if texts else parts[0]
 
     def concatenated(self, index: Tensor) -> Batch:
-        """The sessions ``index`` (int64 [B]) as one-turn sessions: ST + cat's query and the final target."""
+        """The sessions ``index`` (int64 [B]) as one-turn sessions: ST + cat's query and the final target.
+
+        Raises FeatureError when the store was made without these queries.
+        """
+        if not self.has_concatenated:
+            raise FeatureError(
+                "the imported features hold no query for all captions as one text: import them too (turn 0 of each "
+                "session, extractor.concatenated = true), or leave model 'cat' out of the spec"
+            )
         last = self.target_rows[index].gather(1, self.lengths[index, None] - 1)
         return Batch(
             self.queries[self.cat_rows[index]][:, None], self.targets[last], torch.ones_like(self.lengths[index])
@@ -128,6 +137,8 @@ def session_features(store: Store, sessions: Iterable[Session]) -> SessionFeatur
     query_rows = np.array([_padded(rows, turns) for rows in found.turns], dtype=np.int64)
     target_rows = np.array([_padded(rows, turns) for rows in found.targets], dtype=np.int64)
     cat_rows = np.array(found.concatenated, dtype=np.int64)
+    has_concatenated = bool((cat_rows >= 0).all())
+    cat_rows = np.where(cat_rows < 0, query_rows[:, 0], cat_rows)
 
     used, places = np.unique(np.concatenate([query_rows.ravel(), cat_rows]), return_inverse=True)
     targets_used, target_places = np.unique(target_rows, return_inverse=True)
@@ -153,6 +164,7 @@ def session_features(store: Store, sessions: Iterable[Session]) -> SessionFeatur
         sessions=found.sessions,
         skipped=tuple(found.reasons),
         reasons=tuple(found.reasons.values()),
+        has_concatenated=has_concatenated,
     )
 
 

@@ -15,7 +15,8 @@ from manifests.schema import Session
 class FoundRows:
     """The sessions that have every row, and their row numbers in the store's tables.
 
-    turns: rows of table ``query`` for each turn of each session; concatenated: the one of all captions as one text;
+    turns: rows of table ``query`` for each turn of each session; concatenated: the one of all captions as one text, or
+    -1 in a store of imported features that were made without them;
     targets: rows of table ``target`` for each turn. reasons: session id -> what a left-out session lacks.
     """
 
@@ -33,15 +34,16 @@ def find_rows(store: Store, sessions: Sequence[Session]) -> FoundRows:
     queries = _rows(store, "query", (k for needed in keys for k in (*needed.turns, needed.concatenated)))
     targets = _rows(store, "target", (k for needed in keys for k in needed.targets))
     found = FoundRows((), [], [], [], {})
+    without = store.fields.get("concatenated") is False
     kept = []
     for session, needed in zip(sessions, keys, strict=True):
-        missing = _missing(session, needed, queries, targets)
+        missing = _missing(session, needed, queries, targets, without)
         if missing:
             found.reasons[session.id] = f"session {session.id!r}: no {missing} in the store"
             continue
         kept.append(session)
         found.turns.append([queries[k] for k in needed.turns])
-        found.concatenated.append(queries[needed.concatenated])
+        found.concatenated.append(queries.get(needed.concatenated, -1) if needed.concatenated else -1)
         found.targets.append([targets[k] for k in needed.targets])
     return replace(found, sessions=tuple(kept))
 
@@ -75,12 +77,14 @@ def _rows(store: Store, table: str, keys: Iterable[bytes | None]) -> dict[bytes,
     return {key: int(row) for key, row in zip(unique, rows, strict=True) if row >= 0}
 
 
-def _missing(session: Session, keys: _Keys, queries: dict[bytes, int], targets: dict[bytes, int]) -> str:
+def _missing(
+    session: Session, keys: _Keys, queries: dict[bytes, int], targets: dict[bytes, int], without: bool
+) -> str:
     """The first row that a session lacks, in words; "" when it has all."""
     for number, (turn, key) in enumerate(zip(session.turns, keys.turns, strict=True), start=1):
         if key is None or key not in queries:
             return f"query row for turn {number} (image {turn.reference!r}, text {turn.text!r})"
-    if keys.concatenated is None or keys.concatenated not in queries:
+    if not without and (keys.concatenated is None or keys.concatenated not in queries):
         return f"query row for all captions as one text (image {session.turns[0].reference!r})"
     for number, (image, key) in enumerate(zip(session.targets, keys.targets, strict=True), start=1):
         if key is None or key not in targets:

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from cache import Store, StoreNotFoundError, verify
+from cache import Store, StoreNotFoundError, StoreWriter, verify
 from cache.files import write_all
 from cache.hdf5 import write_hdf5
 from cache.manifest import ShardInfo, load_manifest
@@ -102,7 +102,7 @@ def test_rows_that_should_never_have_entered(three_shards: Path, rows) -> None:
     nan, again = sorted(verify(three_shards), key=lambda f: f.code, reverse=True)
     assert nan.code == "nonfinite" and "1 rows, first row 4" in nan.what and again.code in ("duplicate", "dangling")
     with open(file, "r+b") as handle:  # the NaN mended, digest and manifest too: what is left is the repeated key
-        write_all(handle.fileno(), memoryview(np.zeros(8, np.float16)), offsets["features"] + 4 * 16)
+        write_all(handle.fileno(), memoryview(np.ones(8, np.float16)), offsets["features"] + 4 * 16)
     about = json.loads((three_shards / "manifest.json").read_text())
     about["tables"]["image"]["shards"][3]["sha256"] = sha256_of(file)
     about.pop("digest")
@@ -147,3 +147,35 @@ def test_no_store(tmp_path: Path) -> None:
         verify(tmp_path / "nowhere")
     (finding,) = verify(tmp_path)
     assert finding.code == "manifest"
+
+
+def unit(count: int, dim: int = 16, dtype: str = "float16") -> np.ndarray:
+    rows = np.random.default_rng(3).standard_normal((count, dim))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_norms_are_held_against_the_fingerprint(tmp_path: Path, rows, dtype: str) -> None:
+    features = unit(400, dtype=dtype)
+    features[7] *= 1.01
+    features[9] = 0
+    for fields, wanted in (
+        ({"normalise": True}, [("error", "zero", 9), ("error", "norm", 7)]),
+        ({"composer": {"name": "gated"}, "backbone": {"normalise": False}}, [("error", "zero", 9), ("error", "norm", 7)]),
+        ({"normalise": False}, [("warning", "zero", 9)]),
+    ):
+        path = tmp_path / digest(fields)[:12]
+        with StoreWriter(path, dataset="demo", extractor="clip", fields=fields) as w:
+            w.commit("image", rows(0, 400)[0], features)
+        found = [f for f in verify(path) if f.code != "place"]
+        assert [(f.level, f.code, f.rows[0]) for f in found] == wanted
+        for finding in found:
+            assert finding.place == "image-00000.h5" and finding.keys == (rows(finding.rows[0], 1)[0].tobytes().hex(),)
+            assert finding.keys[0] in str(finding) and json.loads(json.dumps(finding.as_dict()))["fix"]
+
+
+def test_threads_change_neither_findings_nor_their_order(three_shards: Path) -> None:
+    flip(three_shards / "image-00000.h5", -20)
+    (three_shards / "image-00002.h5").unlink()
+    one, many = verify(three_shards, workers=1), verify(three_shards, workers=8)
+    assert one == many and [f.code for f in one] == ["digest", "missing"]

@@ -1,0 +1,31 @@
+"""The `cache diff` command."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from pipeline.commands._shared import emit, option_json, option_out
+
+
+@click.command("diff", epilog="Example: fashion-ntm cache diff world/clip-0123456789ab world/clip-ba9876543210 --json")
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@option_out
+@click.option("--largest", type=click.IntRange(0), default=5, show_default=True, help="Rows to list of each table.")
+@option_json
+def command(a: str, b: str, out: Path, largest: int, as_json: bool) -> None:
+    """Compare stores A and B: fingerprint fields, rows that only one has, and rows whose bytes differ.
+
+    Rows are matched by content key, so order and shards make no difference. A and B are paths, or names as `cache ls`
+    prints them. Exit code 1 when they differ, as of `diff`, else 0.
+    """
+    from cache import Store
+    from cache.diff import diff
+    from pipeline.stores.targets import require_store
+
+    result = diff(Store.open(require_store(a, out)), Store.open(require_store(b, out)), largest)
+    emit(result.as_dict(), result.text(), as_json)
+    sys.exit(0 if result.same else 1)

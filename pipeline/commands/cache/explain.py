@@ -1,0 +1,48 @@
+"""The `cache explain` command."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from pipeline.commands._shared import emit, option_data, option_device, option_json, option_out, option_set
+from pipeline.commands.cache._stores import open_request
+
+
+@click.command(
+    "explain",
+    epilog="Example: fashion-ntm cache explain mt_fashioniq/clip-0123456789ab mt_fashioniq-clip --set extractor.dtype=float32",
+)
+@click.argument("words", metavar="[STORE] SPEC", nargs=-1, required=True)
+@option_set
+@option_data
+@option_out
+@option_device
+@option_json
+def command(
+    words: tuple[str, ...], overrides: tuple[str, ...], data: Path, out: Path, device: str, as_json: bool
+) -> None:
+    """Why STORE is, or is not, the store that SPEC would use now.
+
+    Field by field: what differs in the fingerprint, stored -> asked; what differs in how it was made, which never keys
+    a store; and, by content, which rows are new, changed or of nothing in the dataset any more. STORE is a path or a
+    name as `cache ls` prints it; without it, the one that SPEC was last extracted into. Loads the model for its
+    fingerprint and runs nothing through it. Exit code 3 when a fingerprint field differs, else 0.
+    """
+    from cache import Store
+    from pipeline.stores.explain import explain
+    from pipeline.stores.targets import require_store
+
+    if len(words) > 2:
+        raise click.UsageError(f"expected STORE and SPEC, got {len(words)} words: {' '.join(words)}")
+    request = open_request(words[-1], overrides, data, out, device)
+    if len(words) == 2:
+        path = require_store(words[0], out)
+    else:
+        note = request.workspace.extracted(request.spec)
+        path = request.workspace.stores / (note.store or note.backbone)
+    result = explain(Store.open(path), request)
+    emit(result.as_dict(), result.text(), as_json)
+    sys.exit(3 if result.stale else 0)

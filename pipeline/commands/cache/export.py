@@ -1,0 +1,40 @@
+"""The `cache export` command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pipeline.commands._shared import emit, load, open_job, option_data, option_json, option_set
+
+
+@click.command("export", epilog="Example: fashion-ntm cache export demo --format npy --out arrays --workspace out/demo --data out/demo")
+@click.argument("target", metavar="STORE|SPEC")
+@click.option("--out", "folder", type=click.Path(path_type=Path), required=True, help="Folder to write; new or empty.")
+@click.option("--format", "form", type=click.Choice(["npy", "safetensors", "parquet"]), default="npy", show_default=True,
+              help="parquet needs the extra fashion-ntm[parquet].")  # fmt: skip
+@click.option("--workspace", "out", type=click.Path(path_type=Path), default=Path("out"), show_default=True,
+              envvar="FASHION_NTM_OUT", help="Folder for stores and runs: --out of the other commands.")  # fmt: skip
+@option_data
+@option_set
+@option_json
+def command(
+    target: str, folder: Path, form: str, out: Path, data: Path, overrides: tuple[str, ...], as_json: bool
+) -> None:
+    """Write the features of STORE, or of the store that SPEC trains on, as arrays for other tools.
+
+    One file of features and one of ids a table, in the same order, and features.json with the fingerprint. With a SPEC
+    the queries and texts are named by their words, sessions and turns; a STORE knows its image ids and content keys.
+    Reads the store a block at a time. `cache import` takes npy and safetensors folders back.
+    """
+    from cache import Store
+    from pipeline.stores.exports import export
+    from pipeline.stores.targets import is_spec, require_store
+
+    if is_spec(target, out):
+        job, workspace = open_job(target, overrides, data, out)
+        done = export(workspace.store(job), folder, form, load(job, data))  # type: ignore[arg-type]
+    else:
+        done = export(Store.open(require_store(target, out)), folder, form)  # type: ignore[arg-type]
+    emit(done.as_dict(), done.text(), as_json)

@@ -1,0 +1,39 @@
+"""The `cache gc` command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pipeline.commands._shared import emit
+from pipeline.commands.cache._stores import open_request, target_command
+
+
+@click.command("gc", epilog="Example: fashion-ntm cache gc mt_fashioniq-clip --keep-for mt_fashioniq-subset.toml --dry-run")
+@target_command
+@click.option("--keep-for", "others", multiple=True, metavar="SPEC", help="Rows that this spec needs stay too. Repeatable.")
+@click.option("--alone", is_flag=True, help="Go ahead although another spec was extracted into the same store.")
+@click.option("--dry-run", is_flag=True, help="Say what would go, and how many bytes; write nothing, take no lock.")
+def command(
+    target: str, overrides: tuple[str, ...], data: Path, out: Path, device: str, as_json: bool, others: tuple[str, ...],
+    alone: bool, dry_run: bool,
+) -> None:  # fmt: skip
+    """Drop the rows that no image, caption or feedback of SPEC's dataset refers to any more, and debris files.
+
+    With a SPEC: from all of its stores. With a STORE: what no --keep-for spec needs; without one, debris alone
+    (temporary files, shards set aside, files of no manifest). Kept rows of a shard move to a new one before the old one
+    goes, so a kill at any moment loses no row. An image that cannot be read now keeps its rows. Stop what reads the
+    store first: a reader of a shard that went raises an error. --set applies to SPEC, not to --keep-for.
+    """
+    from pipeline.stores.collect import collect_specs, collect_store
+    from pipeline.stores.targets import is_spec, require_store
+
+    if is_spec(target, out):
+        requests = [open_request(target, overrides, data, out, device)]
+        requests += [open_request(spec, (), data, out, device) for spec in others]
+        results = collect_specs(requests, dry_run=dry_run, alone=alone)
+    else:
+        requests = [open_request(spec, (), data, out, device) for spec in others]
+        results = [collect_store(require_store(target, out), requests, dry_run=dry_run, alone=alone)]
+    emit([result.as_dict() for result in results], "\n".join(result.text() for result in results), as_json)

@@ -1,0 +1,40 @@
+"""The `cache import` command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from pipeline.commands._shared import emit, load, open_job, option_json, spec_command
+
+
+@click.command("import", epilog="Example: fashion-ntm cache import arrays demo --data out/demo --out out/mine")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@spec_command
+@click.option("--normalise", is_flag=True, help="Scale the rows to unit L2 norm. Default: keep every bit.")
+@click.option("--no-concatenated", is_flag=True, help="The arrays have no query of all captions as one text (turn 0); "
+              "every model but `cat` works without.")  # fmt: skip
+@click.option("--partial", is_flag=True, help="Take what there is: name rows that are missing or unknown, and go on.")
+@option_json
+def command(
+    folder: Path, spec: str, overrides: tuple[str, ...], data: Path, out: Path, normalise: bool, no_concatenated: bool,
+    partial: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Make a store of your own feature arrays in DIR for the dataset of SPEC, in place of its extractor.
+
+    DIR holds query.npy and target.npy, float16 or float32 [rows, D] (or .safetensors; or image and text, for a
+    composer), each with <table>.ids.txt or .ids.jsonl, one line a row: image ids for target, session<TAB>turn for query
+    (turns from 1; 0 for all captions of the session as one text). Everything is checked first: dtype, shape, NaN,
+    repeated ids, unknown ids, missing rows, all named at once. The fingerprint is the digest of the arrays.
+    """
+    from pipeline.stores.imports import import_features
+
+    words = ["extractor.name=imported", f"extractor.folder={json.dumps(str(folder))}"]
+    words += ["extractor.normalise=true"] if normalise else []
+    words += ["extractor.concatenated=false"] if no_concatenated else []
+    kept = tuple(o for o in overrides if not o.strip().startswith("extractor."))
+    job, workspace = open_job(spec, (*kept, *words), data, out)
+    done = import_features(job, load(job, data), workspace, partial)
+    emit(done.as_dict(), done.text(), as_json)

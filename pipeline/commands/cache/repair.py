@@ -1,0 +1,44 @@
+"""The `cache repair` command."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from pipeline.commands._shared import emit, load, open_job
+from pipeline.commands.cache._stores import target_command
+
+
+@click.command("repair", epilog="Example: fashion-ntm cache repair mt_fashioniq-clip --data data --out out")
+@target_command
+def command(target: str, overrides: tuple[str, ...], data: Path, out: Path, device: str, as_json: bool) -> None:
+    """Take what is broken out of STORE, or out of the stores of SPEC, and recompute only that.
+
+    A damaged or missing shard is set aside (never deleted) and its rows become missing; a shard that was renamed or
+    swapped gets its name back; rows of NaN and repeated keys go; a lost manifest is made anew from the shards that the
+    ledger vouches for. With a SPEC, the missing rows are then extracted; with a STORE, the command that does it is
+    printed. Good rows are never touched. Exit code 3 while rows are still to be extracted, 1 when damage is left.
+    """
+    from pipeline.stores.targets import is_spec, require_store
+
+    if is_spec(target, out):
+        from pipeline.stores.repair import repair_spec
+
+        job, workspace = open_job(target, overrides, data, out)
+        done = repair_spec(job, load(job, data), workspace, device)
+        emit(done.as_dict(), done.text(), as_json)
+        sys.exit(0 if done.whole else 1)
+    from cache.repair import repair
+    from pipeline.stores.repair import filling_command
+    from pipeline.workspace import Workspace
+
+    path = require_store(target, out)
+    one = repair(path)
+    text, values = one.text(), one.as_dict()
+    if one.rows_lost or one.actions:
+        values["next"] = filling_command(Workspace(out), path)
+        text += f"\nnext: {values['next']}"
+    emit(values, text, as_json)
+    sys.exit(1 if one.left else 3 if one.rows_lost else 0)

@@ -1,0 +1,89 @@
+"""Features that were made elsewhere: a folder of arrays with ids takes the place of a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from manifests.schema import Dataset, Image
+from pipeline.extraction.extractors.base import Card, Extractor, ExtractorOptions
+from pipeline.stores.arrays import FeatureFolder
+from pipeline.stores.lookup import Lookup, text_row
+
+
+class ImportedOptions(ExtractorOptions):
+    """``folder``: arrays and ids (see pipeline/stores/arrays.py). ``concatenated``: they hold the queries of all captions
+    as one text, which the model ``cat`` needs. ``store_dtype``: null keeps the arrays' own."""
+
+    folder: str = Field(min_length=1)
+    store_dtype: Literal["float16", "float32"] | None = None  # type: ignore[assignment]
+    normalise: bool = False
+    concatenated: bool = True
+
+
+class ImportedExtractor(Extractor):
+    """No model: a row is looked up by its image id, or by its session and turn. Its weights are the arrays.
+
+    An image is identified by its id, not by its pixels or caption: the arrays say what belongs to it.
+    """
+
+    title: ClassVar[str] = "your own feature arrays with ids (npy or safetensors)"
+    version: ClassVar[int] = 1
+    Options = ImportedOptions
+    tables: ClassVar[tuple[str, ...]] = ("query", "target")
+    reads: ClassVar[Literal["pixels", "caption"]] = "caption"
+    nonfinite: ClassVar[str] = "the imported arrays hold no row for it"
+    options: ImportedOptions
+
+    def __init__(self, options: ImportedOptions, device: torch.device):
+        self.folder = FeatureFolder.open(Path(options.folder).expanduser())
+        arrays = list(self.folder.tables.values())
+        widest = max((t.features.dtype.name for t in arrays), key=lambda name: np.dtype(name).itemsize)
+        super().__init__(options.model_copy(update={"store_dtype": options.store_dtype or widest}), device)
+        if "image" in self.folder.tables:
+            self.tables = ("image", "text")  # type: ignore[misc]
+        self.card = Card("yours", options.folder, options.contaminated_on)
+        self._lookup: Lookup | None = None
+
+    def dim(self, table: str) -> int:
+        return int(self.folder.tables[table].features.shape[1])
+
+    def semantic(self) -> dict[str, Any]:
+        arrays = {n: {"values": t.digest, "names": t.names} for n, t in self.folder.tables.items()}
+        return super().semantic() | {"arrays": arrays, "concatenated": self.options.concatenated}
+
+    def standin(self, image: Image, dataset: Dataset) -> str | None:
+        """The id, quoted so that nothing around it can be trimmed away."""
+        if self._lookup is None or self._lookup.dataset is not dataset:
+            self._lookup = Lookup(self.folder, dataset)
+        return json.dumps(image.id)
+
+    def _image_features(self, images: list[str]) -> torch.Tensor:
+        table = self.tables[0] if self.tables[0] == "image" else "target"
+        return self._rows(table, [self._known.image(table, json.loads(image)) for image in images])
+
+    def _text_features(self, texts: list[str]) -> torch.Tensor:
+        return self._rows("text", [text_row(self.folder, text) for text in texts])
+
+    def _pair_features(self, images: list[str], texts: list[str]) -> torch.Tensor:
+        pairs = zip(images, texts, strict=True)
+        return self._rows("query", [self._known.pair(json.loads(image), text) for image, text in pairs])
+
+    @property
+    def _known(self) -> Lookup:
+        assert self._lookup is not None  # standin is asked first, for every image of the dataset
+        return self._lookup
+
+    def _rows(self, table: str, rows: Sequence[int]) -> torch.Tensor:
+        """Rows [n, D], float32; NaN, which is recorded as a failure, where the arrays have none."""
+        features = self.folder.tables[table].features
+        found = np.full((len(rows), features.shape[1]), np.nan, dtype=np.float32)
+        there = np.flatnonzero(np.asarray(rows) >= 0)
+        found[there] = features[np.asarray(rows)[there]]
+        return torch.from_numpy(found)

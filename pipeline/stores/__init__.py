@@ -1,0 +1,1 @@
+"""Tools on feature stores that need more than the store itself: the spec that asks for it, its dataset, its extractor."""

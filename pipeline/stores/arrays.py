@@ -1,0 +1,238 @@
+"""A folder of a user's own feature arrays with the names of their rows: read, checked as a whole, looked up by name.
+
+    DIR/<table>.npy or DIR/<table>.safetensors     [rows, D], float16 or float32; tables: query and target,
+                                                   or image and text (then a composer makes the queries)
+    DIR/<table>.ids.txt or DIR/<table>.ids.jsonl   one line a row, in the order of the rows
+
+ids.txt: an image id (image, target); a text (text); ``session<TAB>turn`` (query), turns counted from 1, and 0 for all
+captions of the session as one text. ids.jsonl: {"id": ...} or {"ids": [...]}; {"text": ...}; {"session": ..., "turn":
+...} or {"reference": image id, "text": ...}; or {"key": ...} as ``cache export`` writes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cache.layout import DTYPES, TABLES
+from cache.shards import nonfinite_rows
+from manifests.errors import FashionNTMError, Problems
+
+SETS = ({"query", "target"}, {"image", "text"})
+_KIND = {"F16": "<f2", "F32": "<f4"}
+_BLOCK = 8192
+Pair = tuple[str, str]  # reference image id, text
+
+
+@dataclass
+class TableArrays:
+    """One table. ``features`` [rows, D], mapped, not loaded; the rest finds row numbers by name."""
+
+    table: str
+    file: Path
+    features: np.ndarray
+    labels: list[str] = field(default_factory=list)  # one a row, for messages
+    images: dict[str, int] = field(default_factory=dict)
+    texts: dict[str, int] = field(default_factory=dict)
+    pairs: dict[Pair, int] = field(default_factory=dict)
+    turns: dict[tuple[str, int], int] = field(default_factory=dict)
+    keys: dict[bytes, int] = field(default_factory=dict)
+    bound: dict[str, bytes] = field(default_factory=dict)  # image id -> content key, where a line has both
+    digest: str = ""  # of dtype, shape and every value
+    names: str = ""  # digest of the names, in order
+
+    @property
+    def rows(self) -> int:
+        return len(self.features)
+
+
+class FeatureFolder:
+    """The arrays of a folder, whole and checked. ``path`` as given."""
+
+    def __init__(self, path: Path, tables: dict[str, TableArrays]):
+        self.path, self.tables = path, tables
+
+    @classmethod
+    def open(cls, path: Path) -> FeatureFolder:
+        """Map and check every array. Raises ManifestError with everything that is wrong, by file and row."""
+        problems = Problems(path)
+        if not path.is_dir():
+            problems.add("", "no such folder", "give the folder that holds query.npy and target.npy")
+            problems.raise_if_any()
+        tables = {}
+        for table in TABLES:
+            found = [f for f in (path / f"{table}.npy", path / f"{table}.safetensors") if f.is_file()]
+            if len(found) > 1:
+                problems.add("", f"both {found[0].name} and {found[1].name}", "keep one of them")
+            elif found:
+                arrays = _table(table, found[0], problems)
+                tables |= {table: arrays} if arrays is not None else {}
+        if not problems.found and set(tables) not in SETS:
+            held = ", ".join(tables) or "no table at all"
+            fix = "expected query.npy and target.npy, or image.npy and text.npy (or .safetensors)"
+            problems.add("", f"holds {held}", fix)
+        dims = {t.table: t.features.shape[1] for t in tables.values()}
+        if not problems.found and "query" in dims and dims["query"] != dims["target"]:
+            problems.add("", f"query has D = {dims['query']} and target D = {dims['target']}", "cosine needs one D")
+        problems.raise_if_any()
+        return cls(path, tables)
+
+
+def _table(table: str, file: Path, problems: Problems) -> TableArrays | None:
+    try:
+        features = _map_npy(file) if file.suffix == ".npy" else _map_safetensors(file)
+    except (OSError, ValueError, FashionNTMError) as error:
+        problems.add("", f"cannot be read: {' '.join(str(error).split())[:200]}", "", file)
+        return None
+    if features.ndim != 2 or not features.size:
+        problems.add("", f"is an array {list(features.shape)}", "expected [rows, D], neither of them 0", file)
+        return None
+    if features.dtype.name not in DTYPES:
+        fix = f"expected {' or '.join(DTYPES)}: save it with .astype(numpy.float32)"
+        problems.add("", f"holds {features.dtype}", fix, file)
+        return None
+    arrays = TableArrays(table, file, features)
+    if not _read_names(arrays, problems):
+        return None
+    _read_values(arrays, problems)
+    return arrays
+
+
+def _map_npy(file: Path) -> np.ndarray:
+    return np.load(file, mmap_mode="r", allow_pickle=False)
+
+
+def _map_safetensors(file: Path) -> np.ndarray:
+    """The tensor "features", or the only one of two dimensions. The library checks the file; numpy maps it."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(file), framework="np") as held:
+            shapes = {name: tuple(held.get_slice(name).get_shape()) for name in held.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"no safetensors file: {error}") from None
+    flat = [name for name, shape in shapes.items() if len(shape) == 2]
+    name = "features" if "features" in shapes else flat[0] if len(flat) == 1 else None
+    if name is None:
+        raise ValueError(f"holds tensors {', '.join(shapes) or 'none'}: name the one to read 'features'")
+    with open(file, "rb") as handle:
+        size = int.from_bytes(handle.read(8), "little")
+        about = json.loads(handle.read(size))[name]
+    if about["dtype"] not in _KIND:
+        raise ValueError(f"tensor {name!r} is {about['dtype']}, expected F16 or F32")
+    return np.memmap(file, _KIND[about["dtype"]], "r", 8 + size + about["data_offsets"][0], shapes[name])
+
+
+def _read_values(arrays: TableArrays, problems: Problems) -> None:
+    total = hashlib.sha256(f"{arrays.features.dtype.name} {arrays.features.shape}".encode())
+    bad: list[int] = []
+    for start in range(0, arrays.rows, _BLOCK):
+        block = np.ascontiguousarray(arrays.features[start : start + _BLOCK])
+        block = block.astype(block.dtype.newbyteorder("<"), copy=False)
+        total.update(memoryview(block.reshape(-1).view(np.uint8)))
+        bad += (start + nonfinite_rows(block)).tolist()
+    arrays.digest = total.hexdigest()
+    if bad:
+        some = ", ".join(f"row {n} ({arrays.labels[n]})" for n in bad[:5]) + (" ..." if len(bad) > 5 else "")
+        problems.add(some, f"NaN or Inf in {len(bad)} rows", "leave these rows out, with their ids", arrays.file)
+
+
+def _read_names(arrays: TableArrays, problems: Problems) -> bool:
+    stem = arrays.file.with_suffix("")
+    files = [f for f in (stem.with_name(f"{arrays.table}.ids.{end}") for end in ("txt", "jsonl")) if f.is_file()]
+    if len(files) != 1:
+        what = "has no ids" if not files else f"has {files[0].name} and {files[1].name}"
+        problems.add("", what, f"expected {arrays.table}.ids.txt or {arrays.table}.ids.jsonl beside it", arrays.file)
+        return False
+    file, before = files[0], len(problems.found)
+    names = hashlib.sha256()
+    count = 0
+    for line, record in _records(file, arrays.table, problems):
+        if count < arrays.rows:
+            _enter(arrays, record, count, line, file, problems)
+        names.update(json.dumps(record, sort_keys=True).encode() + b"\n")
+        count += 1
+    if len(problems.found) == before and count != arrays.rows:
+        problems.add("", f"{count} lines for {arrays.rows} rows of {arrays.file.name}", "one line a row", file)
+    arrays.names = names.hexdigest()
+    return len(problems.found) == before
+
+
+def _records(file: Path, table: str, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line, record) of each line; both kinds of file give the same records."""
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        problems.add("", f"cannot be read as UTF-8 text: {error}", "", file)
+        return
+    for number, text in enumerate(lines[:-1] if lines[-1] == "" else lines, start=1):
+        if file.suffix == ".jsonl":
+            try:
+                record = json.loads(text)
+            except ValueError as error:
+                problems.add(f"line {number}", f"is not JSON: {error}", "one object a line", file)
+                continue
+            if not isinstance(record, dict):
+                problems.add(f"line {number}", f"is {type(record).__name__}", "expected an object", file)
+                continue
+        elif table == "query":
+            session, tab, turn = text.rstrip("\r").rpartition("\t")
+            record = {"session": session, "turn": int(turn) if tab and turn.isdecimal() else turn}
+        else:
+            record = {"text" if table == "text" else "id": text.rstrip("\r")}
+        yield number, record
+
+
+def _enter(
+    arrays: TableArrays, record: dict[str, Any], row: int, line: int, file: Path, problems: Problems
+) -> None:
+    """Put the names of one row into the lookups; report a line that names nothing, or a name that was given before."""
+    try:
+        found = _names(arrays, record)
+    except (ValueError, TypeError, KeyError) as error:
+        problems.add(f"line {line}", f"{json.dumps(record)[:100]}: {error}", "see the module's page for the forms", file)
+        arrays.labels.append("?")
+        return
+    arrays.labels.append(repr(found[0][1])[:80])
+    for lookup, name in found:
+        if name in lookup:
+            problems.add(f"line {line}", f"{name!r} is also on line {lookup[name] + 1}", "a name has one row", file)
+        lookup[name] = row
+
+
+def _names(arrays: TableArrays, record: dict[str, Any]) -> list[tuple[dict[Any, int], Any]]:
+    """(lookup, name) of each name in a line. Raises ValueError saying what is expected."""
+    table, found = arrays.table, []
+    key = bytes.fromhex(_text(record["key"])) if "key" in record else None
+    if key is not None and len(key) != 16:
+        raise ValueError("a key has 32 hex digits")
+    if table in ("image", "target"):
+        ids = record.get("ids", [record["id"]] if "id" in record else [])
+        found = [(arrays.images, _text(i)) for i in ids]
+        if key is not None:
+            arrays.bound |= dict.fromkeys((_text(i) for i in ids), key)
+    elif table == "text" and "text" in record:
+        found = [(arrays.texts, _text(record["text"]))]
+    elif table == "query" and "session" in record:
+        if type(record["turn"]) is not int or record["turn"] < 0:
+            raise ValueError(f"turn {record['turn']!r} is no number of a turn (0: all captions as one text)")
+        found = [(arrays.turns, (_text(record["session"]), record["turn"]))]
+    elif table == "query" and "reference" in record:
+        found = [(arrays.pairs, (_text(record["reference"]), _text(record["text"])))]
+    if key is not None:
+        found.append((arrays.keys, key))
+    if not found:
+        raise ValueError(f"names no row of table '{table}'")
+    return found
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{value!r} is no text")
+    return value

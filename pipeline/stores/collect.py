@@ -1,0 +1,89 @@
+"""Garbage collection for specs: the rows that their datasets refer to stay, in every store that they share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cache import Store, StoreNotFoundError
+from cache.gc import Collected, collect
+from manifests.errors import FashionNTMError
+from pipeline.stores.wanted import Request
+from pipeline.workspace import Workspace
+
+
+class SharedStoreError(FashionNTMError):
+    """Another spec uses the store too, and was not named."""
+
+
+def collect_specs(requests: Sequence[Request], *, dry_run: bool, alone: bool = False) -> list[Collected]:
+    """Collect every store of the first spec; what any of ``requests`` needs stays.
+
+    Raises IncompleteError when nothing is extracted for the first spec; SharedStoreError when a spec that was not
+    named was extracted into one of the stores, unless ``alone``.
+    """
+    paths = [wanted.path for wanted in requests[0].stores if (wanted.path / "manifest.json").exists()]
+    if not paths:
+        raise nothing_extracted(requests[0])
+    return [collect_store(path, requests, dry_run=dry_run, alone=alone) for path in paths]
+
+
+def nothing_extracted(request: Request) -> StoreNotFoundError:
+    return StoreNotFoundError(
+        f"nothing is extracted for spec '{request.spec.name}' as it is now in {request.workspace.out}: "
+        f"run `extract {request.spec.asked}`"
+    )
+
+
+def collect_store(path: Path, requests: Sequence[Request], *, dry_run: bool, alone: bool = False) -> Collected:
+    """Collect one store for the specs of ``requests``; those whose store it is not need nothing of it.
+
+    Without ``requests`` only debris goes. Raises OtherStoreError when it is the store of none of them.
+    """
+    if not requests:
+        return collect(path, None, dry_run=dry_run)
+    store = Store.open(path)
+    users = [r for r in requests if any(_same(w.path, path) for w in r.stores)]
+    if not users:
+        requests[0].own_store(store)  # raises, and names what to run
+        users = [requests[0]]  # the folder was renamed or copied: its fields are the spec's
+    if not alone:
+        _refuse_shared(path, requests)
+    needed: dict[str, list[np.ndarray]] = {}
+    images: set[str] = set()
+    for request in users:
+        for table, keys in request.own_store(store).keys(store, request.dataset).items():
+            needed.setdefault(table, []).append(keys)
+        images |= request.dataset.images.keys()
+    return collect(path, {t: np.concatenate(parts) for t, parts in needed.items()}, images, dry_run=dry_run)
+
+
+def _same(a: Path, b: Path) -> bool:
+    return a.resolve() == b.resolve()
+
+
+def _refuse_shared(path: Path, requests: Sequence[Request]) -> None:
+    named = {request.spec.name for request in requests}
+    others = [spec for spec in specs_using(requests[0].workspace, path) if spec not in named]
+    if others:
+        raise SharedStoreError(
+            f"{path} was also extracted for spec {', '.join(map(repr, others))}, which may need rows that "
+            f"{', '.join(sorted(named))} does not: name it too (--keep-for {others[0]}), or give --alone to go ahead"
+        )
+
+
+def specs_using(workspace: Workspace, path: Path) -> list[str]:
+    """Names of the specs whose last extraction went into the store at ``path``."""
+    found = []
+    for note in sorted((workspace.out / "extracted").glob("*.json")):
+        try:
+            about = json.loads(note.read_text(encoding="utf-8"))
+            stores = [about["backbone"], about["store"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if any(name and _same(workspace.stores / name, path) for name in stores):
+            found.append(note.stem)
+    return found

@@ -1,0 +1,116 @@
+"""Why a store is, or is not, the one that a spec would use: fields, execution, rows."""
+
+from __future__ import annotations
+
+import inspect
+import socket
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from cache import Store
+from cache.diff import FieldChange, field_changes
+from cache.manifest import versions
+from manifests.identity import stack_keys
+from pipeline.device import describe
+from pipeline.stores.tolerance import recorded
+from pipeline.stores.wanted import Request, Wanted
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class RowChanges:
+    """One table against the dataset: rows to make (``changed``: of images whose content is another now), rows to drop."""
+
+    table: str
+    present: int
+    new: int
+    changed: int
+    removed: int
+    examples: tuple[str, ...]  # names of new and changed items
+
+    def text(self) -> str:
+        named = f"  ({', '.join(self.examples)}{', ...' if self.new + self.changed > len(self.examples) else ''})"
+        return (
+            f"  {self.table:6} {self.present:,} there, {self.new:,} new, {self.changed:,} changed, "
+            f"{self.removed:,} of nothing in the dataset" + (named if self.examples else "")
+        )
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """``semantic``: fields that key the store, stored -> asked. ``execution``: recorded, never key it."""
+
+    store: str
+    spec: str
+    wanted: str
+    semantic: tuple[FieldChange, ...]
+    execution: tuple[FieldChange, ...]
+    rows: tuple[RowChanges, ...]
+
+    @property
+    def stale(self) -> bool:
+        return bool(self.semantic)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "stale": self.stale}
+
+    def text(self) -> str:
+        lines = [f"store  {self.store}", f"spec   {self.spec}, whose store is {self.wanted}"]
+        if self.stale:
+            lines.append(f"STALE: {len(self.semantic)} fields of the fingerprint differ (stored -> asked)")
+            lines += [f"  {change}" for change in self.semantic]
+        else:
+            lines.append("the fingerprint is the spec's: every field that can change a feature is the same")
+        lines.append(f"execution fields, which never key a store: {len(self.execution) or 'none'} differ")
+        lines += [f"  {change}" for change in self.execution]
+        lines.append("rows, by content, against the dataset")
+        return "\n".join([*lines, *(row.text() for row in self.rows)])
+
+
+def explain(store: Store, request: Request) -> Explanation:
+    """Compare ``store`` with the store of the same kind (extractor's own, or composed) that the spec asks for now."""
+    wanted = request.for_store(store)
+    about = [{"dataset": store.dataset, "extractor": store.extractor},
+             {"dataset": request.dataset.name, "extractor": wanted.extractor}]  # fmt: skip
+    semantic = [*field_changes(*about), *field_changes(store.fields, wanted.fields)]
+    rows = tuple(_rows(store, wanted, table) for table in dict.fromkeys([*wanted.tables, *store.tables]))
+    return Explanation(
+        str(store.path), request.spec.asked, str(wanted.path), tuple(semantic), _execution(store, request), rows
+    )
+
+
+def _rows(store: Store, wanted: Wanted, table: str) -> RowChanges:
+    before = store.catalogue()
+    other = {key for image, key in wanted.catalogue.items() if before.get(image, key) != key}
+    items = list(wanted.tables.get(table, {}).values())
+    present = store.find(table, stack_keys(i.key for i in items)) >= 0 if items else []
+    missing = [item for item, there in zip(items, present, strict=True) if not there]
+    changed = [item for item in missing if item.image in other]
+    there = len(items) - len(missing)
+    rows = store.tables[table].rows if table in store.tables else 0
+    names = tuple(item.names[0][:60] for item in (changed or missing)[:_SHOWN])
+    return RowChanges(table, there, len(missing) - len(changed), len(changed), rows - there, names)
+
+
+def _execution(store: Store, request: Request) -> tuple[FieldChange, ...]:
+    """What the store's last writer recorded that would be another value now."""
+    from pipeline.extraction.run import extract
+
+    if not store.execution:
+        return ()
+    last = store.execution[-1]
+    defaults = inspect.signature(extract).parameters
+    now: dict[str, Any] = {n: defaults[n].default for n in ("batch_size", "shard_rows", "workers") if n in defaults}
+    now |= recorded(request.extractor, request.dataset)
+    now |= {"device": describe(request.extractor.device), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    if "composer" in store.fields:
+        now = {"torch": torch.__version__, "backbone": request.backbone.path.name.rpartition("-")[2]}
+    settings = {k: v for k, v in last.get("settings", {}).items() if k in now}
+    if isinstance(settings.get("backbone"), str):
+        settings["backbone"] = settings["backbone"][:12]
+    old = {**settings, "host": last.get("host"), "versions": last.get("versions", {})}
+    new = {**{k: now[k] for k in settings}, "host": socket.gethostname(), "versions": versions()}
+    return tuple(field_changes(old, new))

@@ -1,0 +1,192 @@
+"""A store's rows as plain files for other tools: npy, safetensors or Parquet, with ids and a JSON beside them.
+
+    DIR/features.json       dataset, extractor, fingerprint and its fields, and of each table rows, dim, dtype, SHA-256
+    DIR/<table>.npy         [rows, D]; or <table>.safetensors ("features", "keys") or <table>.parquet
+    DIR/<table>.ids.jsonl   one line a row, in the same order: {"key": ..., "ids": [image ids]}; with a dataset also
+                            {"text": ...} and {"reference": ..., "text": ..., "turns": [[session, turn], ...]}
+
+Turn 0 is all captions of a session as one text. features.json is written last: a folder without it is not whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from cache import Store
+from manifests.errors import FashionNTMError
+from manifests.identity import pair_key, text_key
+from manifests.schema import Dataset
+
+Format = Literal["npy", "safetensors", "parquet"]
+FORMATS: tuple[Format, ...] = ("npy", "safetensors", "parquet")
+ABOUT, VERSION = "features.json", 1
+BLOCK_BYTES = 32 << 20
+
+
+class ExportError(FashionNTMError):
+    """The rows cannot be written there, or not in this format."""
+
+
+@dataclass
+class Exported:
+    """What was written: rows and file by table."""
+
+    folder: Path
+    tables: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"folder": str(self.folder), "tables": self.tables}
+
+    def text(self) -> str:
+        rows = (f"{name:6} {t['rows']:,} x {t['dim']} {t['dtype']} in {t['file']}" for name, t in self.tables.items())
+        return "\n".join([f"folder {self.folder}", *rows])
+
+
+def export(store: Store, folder: Path, form: Format, dataset: Dataset | None = None) -> Exported:
+    """Write every table of ``store`` to ``folder``, in the store's row order. Memory is bounded by a block of 32 MiB.
+
+    ``dataset``: names texts and queries by their words, sessions and turns. Raises ExportError for a folder that is
+    not empty, a format whose library is missing, or a disk that is full; StoreCorruptError for a damaged shard.
+    """
+    if form == "parquet":
+        _pyarrow()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ExportError(f"{folder} is not an empty folder: give another --out, or delete it first")
+    done = Exported(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for table in store.tables:
+            file = folder / f"{table}.{form}"
+            sha256 = _WRITERS[form](store, table, file)
+            _write_ids(store, table, folder / f"{table}.ids.jsonl", dataset)
+            info = store.tables[table]
+            done.tables[table] = {
+                "file": file.name, "ids": f"{table}.ids.jsonl", "rows": info.rows, "dim": info.dim,
+                "dtype": info.dtype, "sha256": sha256,
+            }  # fmt: skip
+        about = {
+            "format": "fashion-ntm features", "version": VERSION, "dataset": store.dataset,
+            "extractor": store.extractor, "fingerprint": store.fingerprint, "fields": store.fields,
+            "tables": done.tables,
+        }  # fmt: skip
+        (folder / ABOUT).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ExportError(f"cannot write to {folder}: {error.strerror or error}; delete the folder and export again") from error
+    return done
+
+
+def blocks(store: Store, table: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(keys uint8 [n, 16], features [n, D]) of a table, in order. The features of a block are gone with the next."""
+    info, keys = store.tables[table], store.keys(table)
+    step = max(1, BLOCK_BYTES // (info.dim * np.dtype(info.dtype).itemsize))
+    block = np.empty((min(step, info.rows), info.dim), dtype=info.dtype)
+    for start in range(0, info.rows, step):
+        rows = np.arange(start, min(start + step, info.rows))
+        yield keys[rows], store.gather(table, rows, block[: len(rows)])
+
+
+def _write_npy(store: Store, table: str, file: Path) -> str:
+    info, digest = store.tables[table], hashlib.sha256()
+    head = {"descr": np.dtype(info.dtype).newbyteorder("<").str, "fortran_order": False, "shape": (info.rows, info.dim)}
+    with open(file, "xb") as handle:
+        np.lib.format.write_array_header_1_0(handle, head)
+        for _, features in blocks(store, table):
+            _put(handle.write, digest.update, features)
+    return digest.hexdigest()
+
+
+def _write_safetensors(store: Store, table: str, file: Path) -> str:
+    """Written by hand, as the format's page has it: the library wants the whole table in memory at once."""
+    info, digest = store.tables[table], hashlib.sha256()
+    size = info.rows * info.dim * np.dtype(info.dtype).itemsize
+    kind = {"float16": "F16", "float32": "F32"}[info.dtype]
+    header: dict[str, Any] = {
+        "__metadata__": {"dataset": store.dataset, "extractor": store.extractor, "fingerprint": store.fingerprint},
+        "features": {"dtype": kind, "shape": [info.rows, info.dim], "data_offsets": [0, size]},
+        "keys": {"dtype": "U8", "shape": [info.rows, 16], "data_offsets": [size, size + 16 * info.rows]},
+    }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(file, "xb") as handle:
+        handle.write(len(text).to_bytes(8, "little") + text)
+        for _, features in blocks(store, table):
+            _put(handle.write, digest.update, features)
+        handle.write(store.keys(table).tobytes())
+    return digest.hexdigest()
+
+
+def _write_parquet(store: Store, table: str, file: Path) -> str:
+    arrow, parquet = _pyarrow()
+    info, digest = store.tables[table], hashlib.sha256()
+    kind = arrow.float16() if info.dtype == "float16" else arrow.float32()
+    schema = arrow.schema(
+        [("key", arrow.binary(16)), ("features", arrow.list_(kind, info.dim))],
+        metadata={"fingerprint": store.fingerprint, "dataset": store.dataset, "extractor": store.extractor},
+    )
+    with parquet.ParquetWriter(file, schema) as writer:
+        for keys, features in blocks(store, table):
+            values = arrow.FixedSizeListArray.from_arrays(arrow.array(features.reshape(-1), kind), info.dim)
+            column = arrow.array([key.tobytes() for key in keys], arrow.binary(16))
+            writer.write_table(arrow.Table.from_arrays([column, values], schema=schema))
+            digest.update(memoryview(np.ascontiguousarray(features)).cast("B"))
+    return digest.hexdigest()
+
+
+def _put(write: Callable[[memoryview], Any], update: Callable[[memoryview], Any], features: np.ndarray) -> None:
+    data = memoryview(np.ascontiguousarray(features, features.dtype.newbyteorder("<")).reshape(-1).view(np.uint8))
+    write(data)
+    update(data)
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ExportError(
+            "--format parquet needs pyarrow, which is not installed: `pip install 'fashion-ntm[parquet]'`, "
+            "or choose --format npy or safetensors"
+        ) from None
+    return pyarrow, pyarrow.parquet
+
+
+_WRITERS: dict[str, Callable[[Store, str, Path], str]] = {
+    "npy": _write_npy,
+    "safetensors": _write_safetensors,
+    "parquet": _write_parquet,
+}
+
+
+def _write_ids(store: Store, table: str, file: Path, dataset: Dataset | None) -> None:
+    names = _names(store, table, dataset)
+    with open(file, "x", encoding="utf-8", newline="\n", errors="surrogatepass") as handle:
+        for key in store.keys(table):
+            line = {"key": key.tobytes().hex(), **names.get(key.tobytes(), {})}
+            handle.write(json.dumps(line) + "\n")
+
+
+def _names(store: Store, table: str, dataset: Dataset | None) -> dict[bytes, dict[str, Any]]:
+    """What the rows are called, as far as store and dataset know."""
+    found: dict[bytes, dict[str, Any]] = {}
+    bound = store.catalogue()
+    if table in ("image", "target"):
+        for image, key in bound.items():
+            found.setdefault(key, {"ids": []})["ids"].append(image)
+    elif dataset is not None and table == "text":
+        found = {text_key(text): {"text": text} for _, text in dataset.queries()}
+    elif dataset is not None:
+        for session in dataset.sessions:
+            asked = [(turn.reference, turn.text, n) for n, turn in enumerate(session.turns, start=1)]
+            for image, text, turn in [*asked, (session.turns[0].reference, session.text, 0)]:
+                if image in bound:
+                    about = {"reference": image, "text": text, "turns": []}
+                    row = found.setdefault(pair_key(bound[image], text_key(text)), about)
+                    row["turns"].append([session.id, turn])
+    return found

@@ -1,0 +1,45 @@
+"""A user's own feature arrays into a store that stage 2 trains on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from manifests.errors import ManifestError, Problem
+from manifests.schema import Dataset, RunSpec
+from pipeline.stage1 import StageOne, extract_spec
+from pipeline.stores.arrays import FeatureFolder
+from pipeline.stores.lookup import Fit, fit
+from pipeline.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What was imported, and how it fits the dataset."""
+
+    fit: Fit
+    stage: StageOne
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"fit": self.fit.as_dict(), **self.stage.as_dict()}
+
+    def text(self) -> str:
+        left_out = [f"note   {line}" for line in self.fit.lines()]
+        return "\n".join([*left_out, self.stage.text()])
+
+
+def import_features(spec: RunSpec, dataset: Dataset, workspace: Workspace, partial: bool = False) -> Imported:
+    """Check the arrays of ``spec`` (whose extractor is "imported") against its dataset, and write its store.
+
+    Raises ManifestError naming everything that does not fit: dtypes, shapes, NaN, repeated names; and, unless
+    ``partial``, rows that the dataset asks for and the arrays lack, and rows that it has no use for. Rows that
+    contradict each other are refused always.
+    """
+    options = spec.extractor.options
+    found = fit(FeatureFolder.open(Path(options["folder"])), dataset, options.get("concatenated", True))
+    wrong = found.conflicts if partial else found.lines()
+    if wrong:
+        fix = "mend the arrays" + ("" if partial else ", or give --partial to leave out what lacks features")
+        raise ManifestError([Problem(options["folder"], "", line, fix) for line in wrong])
+    return Imported(found, extract_spec(spec, dataset, workspace, "cpu"))

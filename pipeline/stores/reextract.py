@@ -1,0 +1,215 @@
+"""Random rows of a store computed again by the live model, and held against what is stored."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from cache import Store
+from manifests.identity import stack_keys, text_key
+from pipeline.extraction.engine import Task, process
+from pipeline.extraction.meter import Meter
+from pipeline.extraction.work import Item
+from pipeline.stores.tolerance import tolerance_of
+from pipeline.stores.wanted import Request
+
+TOP = 10
+_BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """One row: largest absolute difference, cosine, and the share of the top ten neighbours that both rows have."""
+
+    table: str
+    key: str
+    name: str
+    max_abs: float
+    cosine: float
+    top10: float
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class TableCheck:
+    """K rows of one table. ``worst``: the rows beyond the tolerance, or that could not be computed."""
+
+    table: str
+    rows: int
+    sampled: int
+    tolerance: float
+    max_abs: float
+    cosine: float  # the lowest
+    top10: float  # the mean
+    worst: tuple[Recomputed, ...]
+
+    @property
+    def matches(self) -> bool:
+        return not self.worst
+
+    def text(self) -> str:
+        lines = [
+            f"{self.table:6} {self.sampled:,} of {self.rows:,} rows computed again: max abs error {self.max_abs:.2e} "
+            f"(tolerance {self.tolerance:.0e}), cosine >= {self.cosine:.6f}, top-{TOP} agreement {self.top10:.3f}"
+        ]
+        for row in self.worst[:5]:
+            what = row.problem or f"max abs error {row.max_abs:.2e}, cosine {row.cosine:.6f}, top-{TOP} {row.top10:.1f}"
+            lines.append(f"  error: key {row.key} ({row.name[:60]}): {what}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Reextraction:
+    """What came of one store. ``left_out``: rows of nothing in the dataset, which nobody can compute again."""
+
+    store: str
+    seed: int
+    tables: tuple[TableCheck, ...]
+    left_out: int
+
+    @property
+    def matches(self) -> bool:
+        return all(table.matches for table in self.tables)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "matches": self.matches}
+
+    def text(self) -> str:
+        lines = [f"store  {self.store}", *(table.text() for table in self.tables)]
+        if self.left_out:
+            lines.append(f"note   {self.left_out:,} rows belong to nothing in the dataset and cannot be computed again")
+        if not self.matches:
+            lines.append("these rows are not what the model gives now: `cache explain` names what differs, and a store "
+                         "that it calls the spec's own should be deleted and extracted again")  # fmt: skip
+        return "\n".join(lines)
+
+
+def reextract(store: Store, request: Request, count: int, seed: int = 0, batch_size: int = 32) -> Reextraction:
+    """``count`` random rows of every table, drawn with ``seed``, through the live extractor (and composer).
+
+    A composed row is computed end to end: the image and the text through the model, their rows rounded as the
+    backbone's store rounds them, and the composer on these. Neighbours are by cosine within the table; of a query they
+    are targets. Raises OtherStoreError when the store is not the spec's as it is now.
+    """
+    wanted = request.own_store(store)
+    live = _Live(request, batch_size)
+    tables, left_out = [], 0
+    for table in store.tables:
+        items = wanted.tables.get(table, {})
+        known = [key for key in map(bytes, store.keys(table)) if key in items]
+        left_out += store.tables[table].rows - len(known)
+        chosen = random.Random(f"{seed} {table}").sample(known, min(count, len(known)))
+        if chosen:
+            tables.append(_check(store, table, [items[key] for key in chosen], live))
+    return Reextraction(str(store.path), seed, tuple(tables), left_out)
+
+
+class _Live:
+    """Rows straight from the model."""
+
+    def __init__(self, request: Request, batch_size: int):
+        self.request, self.batch_size = request, batch_size
+
+    def rows(self, table: str, items: Sequence[Item]) -> tuple[dict[bytes, np.ndarray], dict[bytes, str]]:
+        """(key -> row [D], key -> why there is none)."""
+        if table in self.request.backbone.tables:
+            return self._extract(table, items)
+        return self._compose(table, items)
+
+    def _extract(self, table: str, items: Sequence[Item]) -> tuple[dict[bytes, np.ndarray], dict[bytes, str]]:
+        root = self.request.dataset.images_root
+        outcomes = process(
+            self.request.extractor, [Task(table, tuple(items))], root=root.resolve() if root else None,
+            batch_size=self.batch_size, workers=0, meter=Meter(),
+        )  # fmt: skip
+        found: dict[bytes, np.ndarray] = {}
+        failed: dict[bytes, str] = {}
+        for outcome in outcomes:
+            failed |= {f.item.key: f"{f.stage}: {f.reason}" for f in outcome.failures}
+            if len(outcome):
+                keys, rows = outcome.rows()
+                found |= dict(zip(map(bytes, keys), rows, strict=True))
+        return found, failed
+
+    @torch.no_grad()
+    def _compose(self, table: str, items: Sequence[Item]) -> tuple[dict[bytes, np.ndarray], dict[bytes, str]]:
+        images = {i.image: Item(i.image, i.names, i.image, i.file, i.caption) for i in items if i.image}
+        image_rows, failed = self._extract("image", list(images.values()))
+        text_rows: dict[bytes, np.ndarray] = {}
+        if table == "query":
+            texts = {text_key(i.text): Item(text_key(i.text), (i.text,), text=i.text) for i in items if i.text}
+            text_rows, bad = self._extract("text", list(texts.values()))
+            failed |= bad
+        found, problems = {}, {}
+        for item in items:
+            parts = [item.image or b""] + ([text_key(item.text or "")] if table == "query" else [])
+            if any(part in failed for part in parts):
+                problems[item.key] = next(failed[part] for part in parts if part in failed)
+                continue
+            composer = self.request.head_for(item.key) if table == "query" else self.request.composer
+            assert composer is not None  # own_store: the fields hold its weights
+            image = torch.from_numpy(image_rows[parts[0]].astype(np.float32))[None]
+            if table == "query":
+                row = composer.query(image, torch.from_numpy(text_rows[parts[1]].astype(np.float32))[None])
+            else:
+                row = composer.target(image)
+            found[item.key] = row[0].numpy()
+        return found, problems
+
+
+def _check(store: Store, table: str, items: Sequence[Item], live: _Live) -> TableCheck:
+    limit = tolerance_of(store)
+    rows, failed = live.rows(table, items)
+    good = [item for item in items if item.key in rows]
+    checked = [
+        Recomputed(table, i.key.hex(), i.names[0], float("nan"), float("nan"), 0.0, f"cannot be computed: {failed[i.key]}")
+        for i in items
+        if i.key in failed
+    ]
+    if good:
+        fresh = np.stack([rows[item.key] for item in good]).astype(np.float64)
+        stored = store.gather(table, store.find(table, stack_keys(i.key for i in good))).astype(np.float64)
+        error = np.abs(fresh - stored).max(axis=1)
+        cosine = (_unit(fresh) * _unit(stored)).sum(axis=1)
+        agree = _agreement(store, "target" if table == "query" and "target" in store.tables else table, fresh, stored)
+        for n, item in enumerate(good):
+            row = Recomputed(table, item.key.hex(), item.names[0], float(error[n]), float(cosine[n]), float(agree[n]))
+            checked.append(row)
+    done = [r for r in checked if not r.problem]
+    worst = sorted((r for r in checked if r.problem or r.max_abs > limit), key=lambda r: -(r.max_abs if not r.problem else 9))
+    return TableCheck(
+        table, store.tables[table].rows, len(items), limit,
+        max((r.max_abs for r in done), default=0.0), min((r.cosine for r in done), default=1.0),
+        float(np.mean([r.top10 for r in done])) if done else 1.0, tuple(worst),
+    )  # fmt: skip
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-30)
+
+
+def _agreement(store: Store, table: str, fresh: np.ndarray, stored: np.ndarray) -> np.ndarray:
+    """Share of the top ten rows of ``table`` for ``fresh`` [K, D] that are also the top ten for ``stored`` [K, D].
+
+    Rows that score the same as the tenth count as among the ten: which of them is listed says nothing.
+    """
+    count = store.tables[table].rows
+    k, fresh, stored = min(TOP, count), _unit(fresh), _unit(stored)
+    best = np.full((2, len(fresh), k), -np.inf)  # scores of the ten nearest so far, of the fresh and of the stored rows
+    near = np.zeros((len(fresh), k), dtype=np.int64)  # and which they are, of the fresh rows
+    for start in range(0, count, _BLOCK):
+        rows = np.arange(start, min(start + _BLOCK, count))
+        block = _unit(store.gather(table, rows).astype(np.float64)).T
+        mine = np.concatenate([best[0], fresh @ block], axis=1)
+        which = np.concatenate([near, np.broadcast_to(rows, (len(fresh), len(rows)))], axis=1)
+        top = np.argpartition(-mine, k - 1, axis=1)[:, :k]
+        best[0], near = np.take_along_axis(mine, top, axis=1), np.take_along_axis(which, top, axis=1)
+        best[1] = -np.partition(-np.concatenate([best[1], stored @ block], axis=1), k - 1, axis=1)[:, :k]
+    neighbours = _unit(store.gather(table, near.ravel()).astype(np.float64)).reshape(len(fresh), k, -1)
+    theirs = np.einsum("nkd,nd->nk", neighbours, stored)
+    return (theirs >= best[1].min(axis=1, keepdims=True) - 1e-9).mean(axis=1)

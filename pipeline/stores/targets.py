@@ -1,0 +1,54 @@
+"""What a user may call a store, and whether a word on the command line means a store or a spec."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cache import list_stores
+from cache.errors import StoreNotFoundError
+from cache.layout import LEDGER, MANIFEST
+from manifests.errors import nearest
+from manifests.load import shipped
+
+
+def find_store(word: str, out: Path) -> Path | None:
+    """The folder of the store ``word``: a path, a name as ``cache ls`` prints it, its last part, or its fingerprint.
+
+    None when there is no such store. Raises StoreNotFoundError when several match, naming them.
+    """
+    for path in (Path(word), out / "stores" / word):
+        if path.is_dir() and ((path / MANIFEST).exists() or (path / LEDGER).exists() or any(path.glob("*-*.h5"))):
+            return path
+    if not word or "/" in word:
+        return None
+    folders = [p for p in sorted((out / "stores").glob("*/*")) if p.is_dir()]
+    fits = [p for p in folders if p.name == word or (len(word) >= 4 and p.name.rpartition("-")[2].startswith(word[:12]))]
+    if len(fits) > 1:
+        names = ", ".join(str(p.relative_to(out / "stores")) for p in fits)
+        raise StoreNotFoundError(f"{word!r} names several stores: {names}; give one of these names")
+    return fits[0] if fits else None
+
+
+def require_store(word: str, out: Path) -> Path:
+    """``find_store``, or StoreNotFoundError with the nearest name."""
+    found = find_store(word, out)
+    if found is None:
+        names = [str(s.path.relative_to(out / "stores")) for s in list_stores(out / "stores")]
+        raise StoreNotFoundError(f"there is no store {word!r} in {out / 'stores'}: {nearest(word, names)}")
+    return found
+
+
+def is_spec(word: str, out: Path) -> bool:
+    """True when ``word`` is a spec: a shipped name or a .toml file, unless a store has that name.
+
+    Raises StoreNotFoundError naming the nearest store and spec when it is neither.
+    """
+    if find_store(word, out) is not None:
+        return False
+    known = shipped("runs")
+    if word in known or Path(word).suffix == ".toml":
+        return True
+    names = [str(s.path.relative_to(out / "stores")) for s in list_stores(out / "stores")]
+    raise StoreNotFoundError(
+        f"{word!r} is neither a store in {out / 'stores'} ({nearest(word, names)}) nor a spec ({nearest(word, known)})"
+    )

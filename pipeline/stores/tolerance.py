@@ -1,0 +1,50 @@
+"""How near a row must come to its stored self when it is computed again.
+
+Another batch, thread count or device sums in another order, and a stored value is rounded once. The defaults hold for
+unit rows, whose values are at most 1: a few units in the last place of the coarser of the two dtypes, with room for
+what a network makes of it. Recorded in the store's execution record, so that a store is held to what it was made with.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cache import Store
+from manifests.schema import Dataset
+
+if TYPE_CHECKING:
+    from pipeline.extraction.extractors.base import Extractor
+
+COMPUTED = {"float32": 1e-4, "bfloat16": 4e-2, "float16": 5e-3}  # largest absolute difference of a unit row's values
+STORED = {"float32": 1e-5, "float16": 1e-3}  # half a unit in the last place below 1, and what turns on it
+
+
+def tolerance(compute: str, stored: str) -> float:
+    """Largest absolute difference of one value, for rows of unit norm.
+
+    >>> tolerance("float32", "float16")
+    0.001
+    """
+    return max(COMPUTED[compute], STORED[stored])
+
+
+def recorded(extractor: Extractor, dataset: Dataset) -> dict[str, Any]:
+    """Settings that a store records of its extraction and is never keyed by: paths, and the tolerance of its rows."""
+    options = extractor.options
+    return {
+        "model": str(getattr(options, "model", "")),
+        "images": str(dataset.images_root or ""),
+        "tolerance": tolerance(options.dtype, str(options.store_dtype)),
+    }
+
+
+def tolerance_of(store: Store) -> float:
+    """What the last extraction into ``store`` recorded, or the default of its fields' dtypes."""
+    for record in reversed(store.execution):
+        found = record.get("settings", {}).get("tolerance")
+        if isinstance(found, int | float) and found > 0:
+            return float(found)
+    fields: dict[str, Any] = store.fields.get("backbone", store.fields)
+    # a composer is applied to rows that may differ by the backbone's tolerance, and passes on a small multiple of it
+    factor = 4.0 if "composer" in store.fields else 1.0
+    return factor * tolerance(fields.get("compute_dtype", "float32"), fields.get("store_dtype", "float16"))

@@ -1,0 +1,174 @@
+"""What a spec asks for now: the fields, folder and rows of its stores, worked out without a forward pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cache import Store, StoreError, store_path
+from cache.layout import canonical
+from manifests.errors import FashionNTMError
+from manifests.identity import digest, pair_key, stack_keys, text_key
+from manifests.schema import Dataset, RunSpec
+from pipeline.composition.checkpoint import load_composer
+from pipeline.composition.compose import composed_fields
+from pipeline.composition.composers.base import Composer
+from pipeline.composition.request import composer_request
+from pipeline.stage1 import _ready_composer
+from pipeline.workspace import Workspace
+
+if TYPE_CHECKING:
+    from pipeline.extraction.extractors.base import Extractor
+    from pipeline.extraction.work import Item
+
+NOT_FITTED = "(not fitted yet)"
+
+
+class OtherStoreError(FashionNTMError):
+    """A spec was named for a store that is not one of its stores."""
+
+    exit_code = 3
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One store as a spec wants it now. ``tables``: table -> content key -> item; ``catalogue``: image id -> key.
+
+    ``unreadable``: image ids whose content cannot be read now, and why.
+    """
+
+    path: Path
+    extractor: str
+    fields: dict[str, Any]
+    tables: dict[str, dict[bytes, Item]]
+    catalogue: dict[str, bytes]
+    unreadable: dict[str, str]
+
+    def keys(self, store: Store, dataset: Dataset) -> dict[str, np.ndarray]:
+        """table -> uint8 [n, 16]: the rows that must stay in ``store``.
+
+        An image that cannot be read now (a disk that is not mounted) keeps the rows that it has.
+        """
+        bound = {i: key for i, key in store.catalogue().items() if i in self.unreadable}
+        found = {}
+        for table, items in self.tables.items():
+            keys = list(items)
+            if table in ("image", "target"):
+                keys += bound.values()
+            elif table == "query":
+                keys += [pair_key(bound[i], text_key(t)) for i, t in dataset.queries() if i in bound]
+            found[table] = stack_keys(dict.fromkeys(keys))
+        return found
+
+
+@dataclass(frozen=True)
+class Request:
+    """A spec with its dataset and extractor. ``composed`` is None for a joint model; ``composer`` until it is fitted."""
+
+    spec: RunSpec
+    dataset: Dataset
+    workspace: Workspace
+    extractor: Extractor
+    backbone: Wanted
+    composed: Wanted | None
+    composer: Composer | None
+    crossed: Any = None  # the heads by fold of a cross-fitted composer
+
+    def head_for(self, key: bytes) -> Composer | None:
+        """The composer that makes the query row ``key``: the one of its fold, where there are folds."""
+        fold = self.crossed.head_of(key) if self.crossed else -1
+        return self.composer if fold < 0 else self.crossed.heads[fold]
+
+    @property
+    def stores(self) -> list[Wanted]:
+        return [w for w in (self.backbone, self.composed) if w is not None]
+
+    def for_store(self, store: Store) -> Wanted:
+        """The one of this spec's stores that ``store`` is or once was: composed features, or the extractor's own."""
+        if "composer" in store.fields:
+            if self.composed is None:
+                raise OtherStoreError(
+                    f"{store.path} holds composed features, and extractor '{self.spec.extractor.name}' of spec "
+                    f"'{self.spec.name}' answers queries itself: it has no composed store"
+                )
+            return self.composed
+        return self.backbone
+
+    def own_store(self, store: Store) -> Wanted:
+        """``for_store``, and its fields are those of ``store``. Raises OtherStoreError naming the command that tells why."""
+        wanted = self.for_store(store)
+        if digest(wanted.fields) != store.fingerprint or self.dataset.name != store.dataset:
+            raise OtherStoreError(
+                f"{store.path} is not a store of spec '{self.spec.name}' as it is now: "
+                f"run `cache explain {store.path} {self.spec.asked}` to see what differs"
+            )
+        return wanted
+
+
+def request_of(
+    spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str = "cpu", workers: int = 2
+) -> Request:
+    """Load the extractor (for its fingerprint; no item goes through it) and list what the spec wants.
+
+    Raises what loading the model or reading the images folder raises.
+    """
+    from pipeline.extraction.digests import NAME as DIGESTS
+    from pipeline.extraction.extractors import load_extractor
+    from pipeline.extraction.work import catalogue_of, requests_of
+
+    extractor = load_extractor(spec, device)
+    fields = canonical(extractor.semantic())
+    path = store_path(workspace.stores, dataset.name, extractor.name, fields)
+    sources, unreadable = catalogue_of(dataset, extractor, path.parent / DIGESTS, workers, remember=False)
+    catalogue = {image: item.key for image, item in sources.items()}
+
+    def wanted(where: Path, name: str, about: dict[str, Any], tables: tuple[str, ...]) -> Wanted:
+        rows = {table: requests_of(table, dataset, sources, unreadable)[1] for table in tables}
+        return Wanted(where, name, about, rows, catalogue, unreadable)
+
+    backbone = wanted(path, extractor.name, fields, extractor.tables)
+    if "query" in extractor.tables:
+        return Request(spec, dataset, workspace, extractor, backbone, None, None)
+    made = _composer(spec, dataset, extractor, path, fields)
+    composed = canonical(made.fields)
+    name = f"{extractor.name}+{composed['composer']['name']}"
+    where = store_path(workspace.stores, dataset.name, name, composed)
+    rows = wanted(where, name, composed, ("target", "query"))
+    return Request(spec, dataset, workspace, extractor, backbone, rows, made.composer, made.crossed)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A composer (None where it is still to be fitted), its heads by fold, and the fields of what it composes."""
+
+    fields: dict[str, Any]
+    composer: Composer | None = None
+    crossed: Any = None
+
+
+def _composer(
+    spec: RunSpec, dataset: Dataset, extractor: Extractor, backbone: Path, fields: dict[str, Any]
+) -> _Made:
+    """By the very functions that compose, wherever there is a backbone store to fit or compose from."""
+    request = composer_request(spec)
+    assert request is not None
+    try:
+        store = Store.open(backbone)
+    except StoreError:
+        store = None
+    if store is not None and {"image", "text"} <= store.tables.keys():
+        ready = _ready_composer(request, spec, dataset, store)
+        if ready is not None:
+            composer, weights, *crossed = ready
+            return _Made(composed_fields(store, composer, weights, *crossed), composer, *crossed)
+    about = {"name": request.name, "version": request.kind.version, "options": request.options.model_dump()}
+    composer, weights = None, NOT_FITTED
+    if not request.kind.trainable:
+        composer, weights = request.kind(request.options, extractor.dim("image"), extractor.dim("text")).eval(), None
+    elif request.weights is not None:
+        composer, sidecar = load_composer(request.weights)
+        about["options"], weights = composer.options.model_dump(), sidecar["weights"]
+    return _Made({"backbone": fields, "composer": about | {"weights": weights}, "dtype": "float32"}, composer)
