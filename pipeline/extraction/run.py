@@ -15,11 +15,13 @@ from manifests.schema import Dataset
 from pipeline.device import describe
 from pipeline.extraction.digests import NAME as DIGESTS
 from pipeline.extraction.digests import DigestCache
-from pipeline.extraction.engine import Outcome, Task, TooManyFailures, process
+from pipeline.extraction.batches import Task
+from pipeline.extraction.engine import TooManyFailures, process
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.meter import Meter
 from pipeline.extraction.plan import Plan, plan_extraction
 from pipeline.extraction.progress import Mode, Progress, make_progress
+from pipeline.extraction.runner import Outcome
 from pipeline.extraction.report import Report, TableReport
 
 __all__ = ["ExtractionError", "Interrupted", "Report", "TooManyFailures", "extract"]
