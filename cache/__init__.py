@@ -15,6 +15,7 @@ from cache.listing import StoreSummary, list_stores
 from cache.manifest import Manifest, ShardInfo, TableInfo
 from cache.reader import Store
 from cache.verify import Finding, verify
+from cache.workers import write_shard
 from cache.writer import StoreWriter
 
 __all__ = [
@@ -38,4 +39,5 @@ __all__ = [
     "list_stores",
     "store_path",
     "verify",
+    "write_shard",
 ]

@@ -5,7 +5,8 @@
     ledger.jsonl                receipts of shards, failures of items; appended
     catalogue.h5                image id -> 16-byte image key
     <table>-00000.h5 ...        immutable shards: "features" [n, D], "keys" [n, 16] uint8
-    .writer.lock                held by the one writer
+    .writer.lock                locked (flock) by the one writer
+    .writer.lease-000001        whose the store is to write now, and its sign of life (see cache.lease)
     .verified.json              which shards were found whole, and their file stamps; may be deleted
     .<name>.<pid>-<random>.tmp  not committed: readers never look at it, the next writer removes it
     <name>.rejected             set aside by a writer: was in the place of a shard and did not verify
@@ -27,7 +28,7 @@ from manifests.identity import digest
 TABLES = ("image", "text", "query", "target")
 DTYPES = ("float16", "float32")
 MANIFEST, LEDGER, CATALOGUE = "manifest.json", "ledger.jsonl", "catalogue.h5"
-LOCK, VERIFIED = ".writer.lock", ".verified.json"
+LOCK, LEASE, VERIFIED = ".writer.lock", ".writer.lease-", ".verified.json"
 REJECTED = ".rejected"
 SHARD_NAME = re.compile(rf"({'|'.join(TABLES)})-(\d{{5,9}})\.h5")
 _COMPONENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")

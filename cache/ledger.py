@@ -20,7 +20,10 @@ from cache.layout import LEDGER
 
 @dataclass(frozen=True)
 class Receipt:
-    """One committed shard. ``seconds``: the model's time for its rows, as its writer said; ``when``: UTC."""
+    """One shard. ``seconds``: the model's time for its rows, as its writer said; ``when``: UTC.
+
+    ``file``: the temporary name of a worker's shard that is not committed (see ``cache.workers``), else empty.
+    """
 
     table: str
     shard: str
@@ -29,6 +32,7 @@ class Receipt:
     when: str
     bytes: int = 0
     sha256: str = ""
+    file: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ class Ledger:
 
     def add_receipt(self, receipt: Receipt) -> None:
         """Not durable before ``sync``: it outlives its process, and the commit syncs it with the manifest."""
-        self.append("receipt", asdict(receipt), durable=False)
+        self.append("receipt", {k: v for k, v in asdict(receipt).items() if k != "file"}, durable=False)
 
     def add_failure(self, failure: Failure) -> None:
         self.append("failure", asdict(failure))

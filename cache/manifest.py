@@ -19,7 +19,7 @@ import numpy as np
 from cache.errors import StoreCorruptError, StoreError, StoreNotFoundError, StoreVersionError
 from cache.files import replace_atomically
 from cache.layout import DTYPES, MANIFEST, TABLES, shard_number
-from manifests.identity import KEY_BYTES, digest
+from manifests.identity import KEY_BYTES, changed_fields, digest
 
 FORMAT, VERSION = "fashion-ntm store", 1
 _HEX = re.compile(r"[0-9a-f]{64}")
@@ -99,16 +99,25 @@ class Manifest:
         info = self.tables.get(table)
         return shard_number(info.shards[-1].file)[1] + 1 if info else 0
 
+    def changes(self, fields: dict[str, Any]) -> list[str]:
+        """One line ``field: old -> new`` for each of ``fields`` that is not as in the store; empty when none."""
+        lines = changed_fields(self.fields, fields)
+        if not lines and self.fingerprint != digest(fields):
+            lines = ["fields: a value is of another kind (1 and true, or null and absent)"]
+        return lines
+
     def whose(self, sha256: str) -> str:
         """What a file with this digest is, where another one was expected."""
         shards = [s.file for info in self.tables.values() for s in info.shards if s.sha256 == sha256]
         return f"holds the bytes of {shards[0]}: files were swapped" if shards else "was changed: its digest differs"
 
-    def save(self, directory: Path, after: Sequence[Callable[[], Any]] = ()) -> None:
-        """Replace manifest.json, once everything in ``after`` (syncs of what it names) is done. Raises OSError."""
+    def save(
+        self, directory: Path, after: Sequence[Callable[[], Any]] = (), last: Callable[[], Any] = lambda: None
+    ) -> None:
+        """Replace manifest.json, once everything in ``after`` (syncs of what it names) and ``last`` is done. OSError."""
         about = self.as_dict()
         text = _text({**about, "digest": digest(about)})
-        replace_atomically(directory / MANIFEST, text.encode() + b"\n", after=after)
+        replace_atomically(directory / MANIFEST, text.encode() + b"\n", after=after, last=last)
 
 
 def _text(about: dict[str, Any]) -> str:

@@ -9,18 +9,17 @@ never read, never deleted). Temporary files are deleted. The catalogue is the ol
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from cache.files import sync_directory
-from cache.hdf5 import read_header
-from cache.index import duplicates
-from cache.layout import CATALOGUE, DTYPES, REJECTED, TABLES, is_temporary, shard_number
+from cache.layout import CATALOGUE, REJECTED, TABLES, is_temporary, shard_number
 from cache.ledger import Ledger
-from cache.manifest import Manifest, ShardInfo, TableInfo
+from cache.manifest import Manifest
 from cache.reader import Store
-from cache.rows import read_keys
-from cache.shards import header_problems
+from cache.shards import examine
 from cache.stamps import sha256_of
 
 
@@ -46,8 +45,9 @@ def unlisted_shards(directory: Path, manifest: Manifest) -> list[str]:
     return [name for *_, name in sorted(found)]
 
 
-def take_back(directory: Path, manifest: Manifest) -> Manifest:
-    """The manifest with every unlisted shard that verifies; the others are set aside."""
+def take_back(directory: Path, manifest: Manifest, mine: Callable[[], Any] = lambda: None) -> Manifest:
+    """The manifest with every unlisted shard that verifies; the others are set aside. ``mine`` raises when the store
+    is another writer's now."""
     names = unlisted_shards(directory, manifest)
     if not names:
         return manifest
@@ -56,6 +56,7 @@ def take_back(directory: Path, manifest: Manifest) -> Manifest:
         sha256 = sha256_of(directory / name)
         adopted = _adopt(directory, manifest, name, sha256) if (name, sha256) in promised else None
         if adopted is None:
+            mine()
             os.replace(directory / name, directory / f"{name}.{sha256[:8]}{REJECTED}")
             sync_directory(directory)
         else:
@@ -66,22 +67,13 @@ def take_back(directory: Path, manifest: Manifest) -> Manifest:
 def _adopt(directory: Path, manifest: Manifest, name: str, sha256: str) -> Manifest | None:
     """``manifest`` with the shard ``name``, or None when its header or keys do not fit the table's."""
     table, number = shard_number(name)
-    path = directory / name
     try:
-        header = read_header(path)
-        (rows, dim), dtype = header.shapes["features"], header.dtypes["features"]
-        offsets = header.offsets["features"], header.offsets["keys"]
-        info = ShardInfo(name, rows, path.stat().st_size, sha256, *offsets)
-        kind = manifest.tables.get(table) or TableInfo(0, dim, dtype, ())
-        fits = number >= manifest.next_number(table) and (kind.dim, kind.dtype) == (dim, dtype) and dtype in DTYPES
-        if not fits or header_problems(path, manifest, table, number, info, kind):
-            return None
-        keys = read_keys(path, info)
-    except (OSError, KeyError, ValueError):
+        found = examine(directory / name, name, manifest, sha256)
+    except (OSError, ValueError):
         return None
-    if len(duplicates(keys)) or (Store(directory, manifest).find(table, keys) >= 0).any():
+    if number < manifest.next_number(table) or (Store(directory, manifest).find(table, found.keys) >= 0).any():
         return None
-    return manifest.with_shard(table, dim, dtype, info)
+    return manifest.with_shard(table, found.dim, found.dtype, found.shard)
 
 
 def settle_catalogue(directory: Path, manifest: Manifest) -> Manifest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ from cache.errors import StoreError
 from cache.files import sync_file, together
 from cache.hdf5 import read_header, write_hdf5
 from cache.index import as_keys, duplicates
-from cache.layout import DTYPES, shard_name
+from cache.layout import DTYPES, shard_name, shard_number
 from cache.manifest import Manifest, ShardInfo, TableInfo
+from cache.rows import read_features, read_keys
 from manifests.identity import KEY_BYTES
 
 SHARD_FORMAT = "fashion-ntm shard 1"
@@ -109,6 +111,50 @@ def write_shard(
         what = wrong[0] if wrong else "rows differ"
         raise StoreError(f"{path} does not read back as written ({what}): the disk or memory is failing")
     return info
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file that is a shard: what a manifest would say of it, its keys uint8 [n, 16], its width and dtype."""
+
+    file: Path
+    shard: ShardInfo
+    keys: np.ndarray
+    dim: int
+    dtype: str
+
+    @property
+    def table(self) -> str:
+        return shard_number(self.shard.file)[0]
+
+    def features(self) -> np.ndarray:
+        """[n, D]"""
+        out = np.empty((self.shard.rows, self.dim), dtype=self.dtype)
+        read_features(self.file, self.shard, out)
+        return out
+
+
+def examine(file: Path, name: str, manifest: Manifest, sha256: str) -> Found:
+    """The shard ``name`` in ``file``, whose digest is ``sha256``, as one more of its table.
+
+    Raises ValueError when its header, shape, dtype or keys do not fit the store's; OSError when it cannot be read.
+    """
+    table, number = shard_number(name)
+    header = read_header(file)
+    if not {"features", "keys"} <= header.shapes.keys() or len(header.shapes["features"]) != 2:
+        raise ValueError("it has no features [n, D] and keys")
+    (rows, dim), dtype = header.shapes["features"], header.dtypes["features"]
+    if dtype not in DTYPES:
+        raise ValueError(f"its features are {dtype}")
+    shard = ShardInfo(name, rows, file.stat().st_size, sha256, header.offsets["features"], header.offsets["keys"])
+    kind = manifest.tables.get(table) or TableInfo(0, dim, dtype, ())
+    problems = header_problems(file, manifest, table, number, shard, kind)
+    if problems:
+        raise ValueError(problems[0])
+    keys = read_keys(file, shard)
+    if len(duplicates(keys)):
+        raise ValueError("a key appears twice")
+    return Found(file, shard, keys, dim, dtype)
 
 
 def _read_back(path: Path, pieces: list[tuple[int, np.ndarray]]) -> tuple[str, bool]:

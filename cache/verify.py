@@ -13,7 +13,7 @@ import numpy as np
 from cache.catalogue import read_catalogue
 from cache.errors import StoreCorruptError, StoreError, StoreNotFoundError, StoreVersionError, naming
 from cache.index import KeyIndex, duplicates
-from cache.layout import CATALOGUE, LEDGER, LOCK, MANIFEST, REJECTED, VERIFIED, is_temporary, shard_number
+from cache.layout import CATALOGUE, LEASE, LEDGER, LOCK, MANIFEST, REJECTED, VERIFIED, is_temporary, shard_number
 from cache.ledger import Ledger
 from cache.manifest import Manifest, ShardInfo, TableInfo, load_manifest
 from cache.reader import Store
@@ -127,7 +127,7 @@ def _strays(path: Path, manifest: Manifest | None) -> Iterator[Finding]:
     if manifest and manifest.catalogue:
         listed.add(CATALOGUE)
     for name in sorted(os.listdir(path)):
-        if name in {*listed, MANIFEST, LEDGER, LOCK, VERIFIED} or (path / name).is_dir():
+        if name in {*listed, MANIFEST, LEDGER, LOCK, VERIFIED} or name.startswith(LEASE) or (path / name).is_dir():
             continue
         if is_temporary(name):
             yield Finding("note", "temporary", name, "left by a writer that died", "the next writer removes it")

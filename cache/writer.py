@@ -6,7 +6,7 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,22 +17,28 @@ import numpy as np
 
 from cache.catalogue import read_catalogue, write_catalogue
 from cache.errors import StoreError, StoreMismatchError, StoreNotFoundError, naming
-from cache.files import WriterLock, now, sync_directory, sync_file
-from cache.index import KeyIndex
-from cache.layout import CATALOGUE, canonical, check_component, check_table, shard_name, temporary_for
+from cache.files import now, sync_directory, sync_file
+from cache.index import KeyIndex, duplicates
+from cache.layout import CATALOGUE, canonical, check_component, check_table, is_temporary, shard_name, temporary_for
+from cache.lease import Lease
 from cache.ledger import Failure, Ledger, Receipt
 from cache.manifest import Manifest, load_manifest, versions
 from cache.reader import Store
 from cache.recovery import remove_temporaries, settle_catalogue, take_back
-from cache.shards import check_rows, write_shard
+from cache.shards import Found, check_rows, write_shard
+from cache.workers import check_written
 from manifests.identity import KEY_BYTES, changed_fields, digest
 
 
 class StoreWriter:
     """Creates or resumes the store at ``path``; a context manager. Safe to call from several threads.
 
-    Raises StoreMismatchError when the store there holds other fields, StoreBusyError while another writer has it,
-    StoreError when the folder cannot be written. Opening a complete store changes nothing in it.
+    One writer at a time, on any machine that sees the folder (see ``cache.lease``); processes that help it write their
+    shards with ``cache.write_shard``, for it to ``adopt``. Opening removes the unadopted shards of earlier writers.
+
+    Raises StoreMismatchError when the store there holds other fields, StoreBusyError while another writer has it (and
+    from any method, when another one took this one for dead), StoreError when the folder cannot be written.
+    Opening a complete store changes nothing in it.
 
     After an error from ``commit`` (a full disk), ask ``missing`` again before committing the same rows.
     """
@@ -65,12 +71,13 @@ class StoreWriter:
             self.path.mkdir(parents=True, exist_ok=True)
             if new:
                 sync_directory(self.path.parent)
-            self._lock = WriterLock(self.path)
+            self._lease = Lease(self.path)
         try:
             with naming(self.path, "write"):
+                remove_temporaries(self.path)  # of dead writers and their workers; before anything is read (see Lease)
                 self._resume()
         except BaseException:
-            self._lock.release()
+            self._lease.release()
             raise
 
     def __enter__(self) -> StoreWriter:
@@ -84,7 +91,7 @@ class StoreWriter:
     def close(self) -> None:
         """Let the next writer in. Everything committed is already durable."""
         self._closed = True
-        self._lock.release()
+        self._lease.release()
 
     def note(self, settings: Mapping[str, Any]) -> None:
         """Add to this session's execution settings; they are written with the next commit."""
@@ -103,12 +110,11 @@ class StoreWriter:
             changed = self._changed(found)
             if changed:
                 raise StoreMismatchError(self.path, changed)
-        remove_temporaries(self.path)
         self._ledger.mend()
         self._failed = self._ledger.failures()
         manifest = found or self._asked
         self._before = tuple(r for r in manifest.execution if r.get("session") != self._session["session"])
-        whole = settle_catalogue(self.path, take_back(self.path, manifest))
+        whole = settle_catalogue(self.path, take_back(self.path, manifest, self._lease.check))
         self.manifest = manifest
         if found is None or whole != manifest:
             self._publish(whole)
@@ -117,15 +123,12 @@ class StoreWriter:
     def _changed(self, found: Manifest) -> list[str]:
         """One line for each part of the store's identity that is not the one asked for."""
         names = [{"dataset": m.dataset, "extractor": m.extractor} for m in (found, self._asked)]
-        lines = changed_fields(*names) + changed_fields(found.fields, self._asked.fields)
-        if not lines and found.fingerprint != self._asked.fingerprint:
-            lines = ["fields: a value is of another kind (1 and true, or null and absent)"]
-        return lines
+        return changed_fields(*names) + found.changes(self._asked.fields)
 
     def _publish(self, manifest: Manifest, *also: Callable[[], Any]) -> None:
         """Make ``manifest`` the store's, with this session's record as its last, once what it names is durable."""
         manifest = replace(manifest, execution=(*self._before, self._session))
-        manifest.save(self.path, after=(lambda: sync_directory(self.path), *also))
+        manifest.save(self.path, after=(lambda: sync_directory(self.path), *also), last=self._lease.check)
         self.manifest = manifest
 
     @contextmanager
@@ -138,19 +141,26 @@ class StoreWriter:
             rows = ", ".join(f"{t.rows} rows of {name}" for name, t in self.manifest.tables.items()) or "no rows yet"
             kept = f"what was committed is whole ({rows}); make room or give access, and run the same command again"
             with naming(self.path, "write", kept):
+                self._lease.check()
                 if self._unsure:
                     self._resume()
                 yield
 
     @contextmanager
-    def _changing(self, final: Path) -> Iterator[Path]:
-        """A temporary file that becomes ``final``. If anything fails, memory is no longer trusted to match the disk."""
+    def _changing(self) -> Iterator[Callable[[str], Path]]:
+        """Gives temporary names, which are cleared away. If anything fails, memory is not trusted to match the disk."""
         self._unsure = True
-        temporary = temporary_for(final)
+        names: list[Path] = []
+
+        def temporary(final: str) -> Path:
+            names.append(temporary_for(self.path / final))
+            return names[-1]
+
         try:
             yield temporary
         finally:
-            temporary.unlink(missing_ok=True)
+            for name in names:
+                name.unlink(missing_ok=True)
         self._unsure = False
 
     def _index(self, table: str) -> KeyIndex:
@@ -174,27 +184,83 @@ class StoreWriter:
         check_table(table)
         with self._working():
             keys, features = check_rows(table, self.manifest.tables.get(table), keys, features)
-            index = self._index(table)
-            again = np.flatnonzero(index.find(keys) >= 0)
-            if len(again):
-                raise StoreError(
-                    f"table '{table}' of {self.path} already has {len(again)} of these {len(keys)} rows, first key "
-                    f"{keys[again[0]].tobytes().hex()}: commit only what missing() names"
-                )
+            self._refuse_known(table, keys)
             number = self.manifest.next_number(table)
-            final = self.path / shard_name(table, number)
-            with self._changing(final) as temporary:
-                shard = write_shard(temporary, self.manifest, table, number, keys, features)
-                receipt = Receipt(table, shard.file, shard.rows, float(seconds), now(), shard.bytes, shard.sha256)
-                self._ledger.add_receipt(receipt)
-                os.replace(temporary, final)
-                rows = self._session["rows"]
-                self._session["rows"] = {**rows, table: rows.get(table, 0) + shard.rows}
-                self._publish(
-                    self.manifest.with_shard(table, features.shape[1], features.dtype.name, shard), self._ledger.sync
-                )
-                index.add(keys)
-            return receipt
+            with self._changing() as temporary:
+                file = temporary(shard_name(table, number))
+                shard = write_shard(file, self.manifest, table, number, keys, features)
+                found = Found(file, shard, keys, features.shape[1], features.dtype.name)
+                return self._enter([(found, float(seconds))])[0]
+
+    def adopt(self, receipt: Receipt) -> Receipt:
+        """Commit the shard that a worker wrote with ``cache.write_shard``; its rows become the table's last.
+
+        Every byte of the file is checked against the receipt first; durable when this returns the committed shard's
+        receipt. Raises StoreCorruptError when the file is missing or another one, StoreError when the store has some of
+        the rows already (``discard`` the receipt then). Nothing was added in either case.
+        """
+        return self.adopt_many([receipt])[0]
+
+    def adopt_many(self, receipts: Sequence[Receipt]) -> list[Receipt]:
+        """As ``adopt``, in the order given and with one publication: all of them or, if one is refused, none."""
+        with self._working():
+            found, keys = [], {}
+            for receipt in receipts:
+                one = check_written(self.path, self.manifest, receipt)
+                self._refuse_known(receipt.table, one.keys)
+                keys.setdefault(receipt.table, []).append(one.keys)
+                found.append(one)
+            if any(len(duplicates(np.concatenate(parts))) for parts in keys.values()):
+                raise StoreError(f"the shards to adopt into {self.path} share rows: discard one of them")
+            with self._changing() as temporary:
+                entries, after = [], self.manifest
+                for one, receipt in zip(found, receipts, strict=True):
+                    number = after.next_number(receipt.table)
+                    if one.shard.file != shard_name(receipt.table, number):
+                        file = temporary(shard_name(receipt.table, number))
+                        shard = write_shard(file, self.manifest, receipt.table, number, one.keys, one.features())
+                        one = replace(one, file=file, shard=shard)
+                    after = after.with_shard(receipt.table, one.dim, one.dtype, one.shard)
+                    entries.append((one, receipt.seconds))
+                done = self._enter(entries)
+            for receipt in receipts:
+                self.discard(receipt)  # the files of those that were written anew
+            return done
+
+    def discard(self, receipt: Receipt) -> None:
+        """Delete the file of a worker's shard that will not be adopted. No error when it is gone."""
+        if is_temporary(receipt.file) and Path(receipt.file).name == receipt.file:
+            (self.path / receipt.file).unlink(missing_ok=True)
+
+    def next_number(self, table: str) -> int:
+        """The number of the next shard of ``table``, for ``cache.write_shard``."""
+        check_table(table)
+        return self.manifest.next_number(table)
+
+    def _refuse_known(self, table: str, keys: np.ndarray) -> None:
+        again = np.flatnonzero(self._index(table).find(keys) >= 0)
+        if len(again):
+            raise StoreError(
+                f"table '{table}' of {self.path} already has {len(again)} of these {len(keys)} rows, first key "
+                f"{keys[again[0]].tobytes().hex()}: commit only what missing() names"
+            )
+
+    def _enter(self, entries: Sequence[tuple[Found, float]]) -> list[Receipt]:
+        """Receipts in the ledger, files in their places, then the manifest: the order that recovery builds on."""
+        manifest, receipts = self.manifest, []
+        for found, seconds in entries:
+            table, shard = found.table, found.shard
+            receipts.append(Receipt(table, shard.file, shard.rows, seconds, now(), shard.bytes, shard.sha256))
+            self._ledger.add_receipt(receipts[-1])
+            self._lease.check()
+            os.replace(found.file, self.path / shard.file)
+            rows = self._session["rows"]
+            self._session["rows"] = {**rows, table: rows.get(table, 0) + shard.rows}
+            manifest = manifest.with_shard(table, found.dim, found.dtype, shard)
+        self._publish(manifest, self._ledger.sync)
+        for found, _ in entries:
+            self._index(found.table).add(found.keys)
+        return receipts
 
     def fail(self, table: str, item: str, stage: str, reason: str, key: bytes | None = None) -> None:
         """Record that ``item`` has no row. ``key``: its content key where known; a row with it ends the failure.
@@ -229,11 +295,12 @@ class StoreWriter:
             old = self.manifest.catalogue
             if old and read_catalogue(self.path, old) == dict(catalogue):
                 return
-            final = self.path / CATALOGUE
-            with self._changing(final) as temporary:
-                new = write_catalogue(temporary, self.manifest, catalogue)
-                sync_file(temporary)
+            with self._changing() as temporary:
+                file = temporary(CATALOGUE)
+                new = write_catalogue(file, self.manifest, catalogue)
+                sync_file(file)
                 if old:  # from here until the second publication, either file is the right one
                     self._publish(replace(self.manifest, catalogue=replace(new, replaces=old)))
-                os.replace(temporary, final)
+                self._lease.check()
+                os.replace(file, self.path / CATALOGUE)
                 self._publish(replace(self.manifest, catalogue=new))

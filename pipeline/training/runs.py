@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from cache.errors import StoreBusyError
-from cache.files import WriterLock, replace_atomically
+from cache.files import replace_atomically
+from cache.lease import Lease
 from manifests.identity import digest
 from manifests.schema import Session, Training, Validation
 from pipeline.training.checkpoint import SIDECAR, WEIGHTS
@@ -203,7 +204,7 @@ def list_runs(runs: Path) -> list[RunFolder]:
 def _lock(folder: Path) -> Iterator[None]:
     """One trainer a run. The system gives the lock back when a process dies, so none is ever left over."""
     try:
-        lock = WriterLock(folder)
+        lock = Lease(folder)
     except StoreBusyError as error:
         raise RunError(f"this run is being trained by another process: {error}") from None
     try:

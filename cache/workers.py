@@ -1,0 +1,97 @@
+"""Shards written by processes that hold no writer's lease: workers write files, one coordinator commits them.
+
+On any machine that sees the store's folder, ``write_shard`` makes one checked, durable file under a temporary name,
+which no reader looks at, and gives a receipt: a small record to send to the coordinator. There ``StoreWriter.adopt``
+checks the file against the receipt and commits it like any other shard. A worker that dies leaves a temporary file,
+which the next writer removes; a receipt that is lost costs its rows once more, never a wrong row.
+
+    with StoreWriter(path, ...) as writer:                  # the coordinator, first: it makes the store
+        first = writer.next_number("image")
+        ...                                                 # a worker, as task n of the table:
+            receipt = write_shard(path, "image", keys, features, number=first + n, fields=extractor.semantic())
+        ...                                                 # the coordinator, in order of n:
+        writer.adopt(receipt)
+
+Rows are in order of ``adopt``. Adopted in order of the tasks, the store is the same, byte for byte, for any number of
+workers, and the same as the one that ``StoreWriter.commit`` makes of the same rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cache.errors import StoreCorruptError, StoreError, StoreMismatchError, naming
+from cache.files import now
+from cache.layout import canonical, check_table, is_temporary, shard_name, shard_number, temporary_for
+from cache.ledger import Receipt
+from cache.manifest import Manifest, load_manifest
+from cache.shards import Found, check_rows, examine
+from cache.shards import write_shard as _write
+from cache.stamps import sha256_of
+
+
+def write_shard(
+    path: str | Path,
+    table: str,
+    keys: np.ndarray,
+    features: np.ndarray,
+    *,
+    number: int = 0,
+    seconds: float = 0.0,
+    fields: Mapping[str, Any] | None = None,
+) -> Receipt:
+    """Write rows as one shard into the store at ``path``, not committed. Needs no lease; safe in any process.
+
+    keys uint8 [n, 16], features float16 or float32 [n, D], n > 0. ``number``: the shard's number when its turn to be
+    adopted comes (``adopt`` rewrites a shard that was written for another one). ``seconds``: the model's time.
+    ``fields``: what this worker's model is; compared with the store's, so that a worker with other weights is refused.
+
+    The receipt is durable data about a durable file: it may be sent, stored and adopted later by the same coordinator.
+    Raises StoreNotFoundError before the coordinator made the store, StoreMismatchError for other fields, StoreError for
+    rows that must not enter (see ``StoreWriter.commit``) and for a full disk; then nothing is left behind.
+    """
+    path = Path(path)
+    check_table(table)
+    manifest = load_manifest(path)
+    if fields is not None:
+        changed = manifest.changes(canonical(dict(fields)))
+        if changed:
+            raise StoreMismatchError(path, changed)
+    keys, features = check_rows(table, manifest.tables.get(table), keys, features)
+    try:
+        shard_number(shard_name(table, number))
+    except (ValueError, TypeError):
+        raise StoreError(f"a shard's number must be from 0 to 999999999, not {number!r}") from None
+    temporary = temporary_for(path / shard_name(table, number))
+    with naming(path, "write"):
+        try:
+            shard = _write(temporary, manifest, table, number, keys, features)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    return Receipt(table, shard.file, shard.rows, float(seconds), now(), shard.bytes, shard.sha256, temporary.name)
+
+
+def check_written(directory: Path, manifest: Manifest, receipt: Receipt) -> Found:
+    """The file of ``receipt``, every byte of it read. Raises StoreError, StoreCorruptError when it is another one."""
+    try:
+        table = shard_number(receipt.shard)[0]
+    except (ValueError, TypeError):
+        table = ""
+    name = receipt.file
+    ours = isinstance(name, str) and Path(name).name == name and is_temporary(name)
+    if not ours or table != receipt.table or not name.startswith(f".{receipt.shard}."):
+        raise StoreError(f"{name!r} of {receipt.shard!r} is no worker's file: adopt what cache.write_shard returned")
+    file, again = directory / name, "none of its rows are in the store: write the shard again"
+    try:
+        if (file.stat().st_size, sha256_of(file)) != (receipt.bytes, receipt.sha256):
+            raise StoreCorruptError(f"{file} is not the file of its receipt (other bytes): {again}")
+        return examine(file, receipt.shard, manifest, receipt.sha256)
+    except FileNotFoundError:
+        raise StoreCorruptError(f"{file} is missing: {again}") from None
+    except ValueError as error:
+        raise StoreCorruptError(f"{file} does not belong here ({error}): {again}") from None
