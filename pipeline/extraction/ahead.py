@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from queue import Empty, Full, Queue
 from typing import TypeVar
 
@@ -36,55 +37,57 @@ def in_order(function: Callable[[A], B], jobs: Iterable[A], workers: int, ahead:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def in_thread(source: Generator[A, None, None], depth: int) -> Iterator[A]:
-    """The items of ``source``, which runs in a thread of its own and is at most ``depth`` items ahead.
+class InThread(Iterator[A]):
+    """The items of ``source``, which runs in a thread of its own from now on, at most ``depth`` items ahead.
 
-    Its error is raised here, after the items before it. Leaving early closes ``source`` and ends the thread.
+    Its error is raised in place of the item after the last good one. A context manager: leaving it, early or not,
+    closes ``source`` and ends the thread.
     """
-    ready: Queue[tuple[str, object]] = Queue(depth)
-    left = threading.Event()
 
-    def put(kind: str, value: object) -> bool:
-        while not left.is_set():
+    def __init__(self, source: Generator[A, None, None], depth: int):
+        self._source = source
+        self._ready: Queue[tuple[str, object]] = Queue(depth)
+        self._left = threading.Event()
+        self._thread = threading.Thread(target=self._produce, name="batches", daemon=True)
+        self._thread.start()
+
+    def _put(self, kind: str, value: object = None) -> bool:
+        while not self._left.is_set():
             try:
-                ready.put((kind, value), timeout=_POLL)
+                self._ready.put((kind, value), timeout=_POLL)
                 return True
             except Full:
                 continue
         return False
 
-    def produce() -> None:
+    def _produce(self) -> None:
         try:
-            for item in source:
-                if not put("item", item):
+            for item in self._source:
+                if not self._put("item", item):
                     break
             else:
-                put("end", None)
+                self._put("end")
         except BaseException as error:  # handed over whole: the consumer decides
-            put("error", error)
+            self._put("error", error)
         finally:
-            source.close()
+            self._source.close()
 
-    thread = threading.Thread(target=produce, name="batches", daemon=True)
-    thread.start()
-    try:
-        while True:
-            kind, value = ready.get()
-            if kind == "end":
-                return
-            if kind == "error":
-                assert isinstance(value, BaseException)
-                raise value
-            yield value  # type: ignore[misc]
-    finally:
-        left.set()
-        _drain(ready)
-        thread.join()
+    def __next__(self) -> A:
+        kind, value = self._ready.get()
+        if kind == "item":
+            return value  # type: ignore[return-value]
+        self._left.set()
+        if kind == "error":
+            assert isinstance(value, BaseException)
+            raise value
+        raise StopIteration
 
+    def __enter__(self) -> InThread[A]:
+        return self
 
-def _drain(queue: Queue[tuple[str, object]]) -> None:
-    try:
-        while True:
-            queue.get_nowait()
-    except Empty:
-        return
+    def __exit__(self, *error: object) -> None:
+        self._left.set()
+        with suppress(Empty):
+            while True:  # make room, so that a waiting producer sees that nobody wants more
+                self._ready.get_nowait()
+        self._thread.join()

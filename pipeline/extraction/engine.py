@@ -8,12 +8,12 @@ without threads: the reference that the tests hold the engine against.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from manifests.errors import FashionNTMError
-from pipeline.extraction.ahead import in_order, in_thread
+from pipeline.extraction.ahead import InThread, in_order
 from pipeline.extraction.batches import IMAGES_A_JOB, Batch, Job, Task, batches_of, collate_for, jobs_of
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.meter import Meter
@@ -37,12 +37,14 @@ def process(
     meter: Meter,
     max_failures: int | None = None,
     on_batch: Callable[[], None] = lambda: None,
+    gate: AbstractContextManager[Any] = nullcontext(),  # noqa: B008 - it has no state
 ) -> Iterator[Outcome]:
     """Outcomes of ``tasks`` in order; the next tasks are prepared while the model works on this one.
 
     ``root``: the images folder, resolved. ``workers``: threads that prepare (0: none, see ``process_plainly``). Texts
     are batched by length within a task, images as they come. In memory at any time: about four batches of prepared
-    images, and the rows of two tasks. When stopped by KeyboardInterrupt or TooManyFailures, the rows finished so far
+    images, and the rows of two tasks. ``gate`` is held while the model runs, not while the first batches are prepared: two
+    calls that share it take turns at one model without a pause. When stopped by KeyboardInterrupt or TooManyFailures, the rows finished so far
     are given first, then the error is raised.
     """
     if workers == 0:
@@ -63,7 +65,7 @@ def process(
     def batches() -> Generator[Batch, None, None]:
         yield from batches_of(tasks, in_order(work, jobs_of(tasks), workers, ahead), batch_size, collate)
 
-    with closing(in_thread(batches(), BATCHES_AHEAD)) as ready:
+    with InThread(batches(), BATCHES_AHEAD) as ready, gate:
         yield from _model(Runner(extractor, batch_size, meter), tasks, ready, meter, max_failures, on_batch)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,10 @@ class TablePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything ``extract`` needs, and what ``plan`` prints. ``catalogue``: image id -> content key."""
+    """Everything ``extract`` needs, and what ``plan`` prints. ``catalogue``: image id -> content key.
+
+    ``widths``: bytes of a row's features by table.
+    """
 
     dataset: str
     extractor: str
@@ -73,6 +76,7 @@ class Plan:
     catalogue: dict[str, bytes]
     seconds: float = 0.0
     path: Path | None = None
+    widths: Mapping[str, int] = field(default_factory=dict)
     probe: Probe | None = None
 
     @property
@@ -145,7 +149,8 @@ def plan_extraction(
         width = extractor.dim(table) * extractor.dtype.itemsize + KEY_BYTES
         on_record = {f.item: f.key for f in known if f.table == table}
         tables[table] = _table(table, requests, items, bad, store, other, on_record, retry_failed, width, reason)
-    return Plan(dataset.name, extractor.name, fields, tables, catalogue, time.perf_counter() - began, path)
+    widths = {table: extractor.dim(table) * extractor.dtype.itemsize for table in extractor.tables}
+    return Plan(dataset.name, extractor.name, fields, tables, catalogue, time.perf_counter() - began, path, widths)
 
 
 def open_store(stores: Path, dataset: Dataset, extractor: Extractor) -> Store | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -22,10 +23,15 @@ from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.interrupts import gentle_interrupt
 from pipeline.extraction.meter import Meter
 from pipeline.extraction.plan import Plan, plan_extraction
+from pipeline.extraction.prepare import ItemFailure
 from pipeline.extraction.probe import DEFAULT_BATCH, best_size, choose_batch_size, default_workers, recorded_batch_size
 from pipeline.extraction.progress import Mode, Progress, make_progress
 from pipeline.extraction.report import Report, left_out, report_of
 from pipeline.extraction.runner import Outcome
+
+if TYPE_CHECKING:
+    from pipeline.extraction.distributed import Crew
+    from pipeline.extraction.worker import Setting
 
 __all__ = ["ExtractionError", "Interrupted", "Report", "TooManyFailures", "extract"]
 
@@ -52,7 +58,7 @@ def extract(
     max_failures: int | None = None,
     retry_failed: bool = False,
     check: Callable[[Plan], Mapping[str, Any]] = lambda plan: {},
-    crew: Any = None,
+    crew: Crew | None = None,
 ) -> Report:
     """Compute every missing row of ``dataset`` for ``extractor`` and commit it to the store below ``stores``.
 
@@ -60,7 +66,7 @@ def extract(
     session on this device, else measures. ``shard_rows``: rows a commit. ``workers``: threads that read, decode and
     tokenise (0: everything in one thread; None: the CPUs that the model leaves free). ``max_failures``: raise
     TooManyFailures beyond it. ``check``: called before the first forward pass when there is work; what it gives is
-    recorded with the session. ``crew``: a ``distributed.Crew`` that computes the shards instead of this process.
+    recorded with the session. ``crew``: the workers that compute the shards instead of this process.
     An item that fails is recorded in the ledger with stage and reason, and the job goes on.
 
     Raises ManifestError (nothing to read), Interrupted on Ctrl-C, ExtractionError when a table gets no row at all, and
@@ -99,14 +105,15 @@ class _Extraction:
         max_failures: int | None,
         retry_failed: bool,
         check: Callable[[Plan], Mapping[str, Any]],
-        crew: Any,
+        crew: Crew | None,
     ) -> Report:
         dataset, extractor, meter = self.dataset, self.extractor, self.meter
-        fields, device = extractor.semantic(), describe(extractor.device)
+        fields = extractor.semantic()
         path = store_path(self.stores, dataset.name, extractor.name, fields)
+        setting = crew.setting(fields, path, self.root, workers) if crew is not None else None
         execution = {
-            "batch_size": batch_size, "shard_rows": shard_rows, "workers": workers, "device": device,
-            "threads": torch.get_num_threads(), "torch": torch.__version__,
+            "batch_size": batch_size, "shard_rows": shard_rows, "workers": workers,
+            "device": describe(extractor.device), "threads": torch.get_num_threads(), "torch": torch.__version__,
         }  # fmt: skip
 
         def plan_with(writer: StoreWriter | None) -> Plan:
@@ -129,9 +136,8 @@ class _Extraction:
             report = report_of(path, plan)
             meter.total, meter.unusable = plan.todo, sum(len(t.unusable) for t in plan.tables.values())
             if plan.todo:
-                size, rates = self._batch_size(batch_size, plan, writer.manifest.execution, device)
-                probed = {"batch_probe": {str(n): round(rate, 1) for n, rate in rates.items()}} if rates else {}
-                writer.note({"batch_size": size, **probed, **check(plan)})
+                size = self._batch_size(batch_size, plan, writer, crew, setting)
+                writer.note(check(plan))
             writer.bind(plan.catalogue)
             _settle_failures(writer, plan)
             if max_failures is not None and meter.unusable > max_failures:
@@ -139,8 +145,9 @@ class _Extraction:
             tasks = [task for table in plan.tables.values() for task in table.tasks(shard_rows)]
             meter.restart()
             try:
-                if tasks and crew is not None:
-                    cut -= crew.work(self, writer, report, tasks, size, workers, max_failures)
+                if tasks and crew is not None and setting is not None:
+                    self._by_crew(crew, replace(setting, batch_size=size), writer, report, tasks, max_failures)
+                    cut -= crew.cut
                 elif tasks:
                     self._work(writer, report, tasks, size, workers, max_failures)
             finally:
@@ -153,17 +160,30 @@ class _Extraction:
         return report
 
     def _batch_size(
-        self, asked: int | Literal["auto"], plan: Plan, execution: Any, device: str
-    ) -> tuple[int, dict[int, float]]:
-        """The batch size, and rows a second by size where it was measured."""
-        if asked != "auto":
-            return asked, {}
-        before = recorded_batch_size(execution, device)
-        if before is not None:
-            return before, {}
-        self.meter.now = "measuring the batch size"
-        rates = choose_batch_size(self.extractor, {n: t.todo for n, t in plan.tables.items()}, self.root)
-        return (best_size(rates) if rates else DEFAULT_BATCH), rates
+        self,
+        asked: int | Literal["auto"],
+        plan: Plan,
+        writer: StoreWriter,
+        crew: Crew | None,
+        setting: Setting | None,
+    ) -> int:
+        """The batch size to use; it is recorded, with the device and what was measured."""
+        self.meter.now = "preparing the model"
+        todo = {name: table.todo for name, table in plan.tables.items()}
+        device, rates = describe(self.extractor.device), {}
+        if crew is not None and setting is not None:
+            device, _ = crew.batch_sizes(setting, {})
+        size = asked if asked != "auto" else recorded_batch_size(writer.manifest.execution, device)
+        if size is None:
+            self.meter.now = "measuring the batch size"
+            if crew is not None and setting is not None:
+                _, rates = crew.batch_sizes(setting, todo)
+            else:
+                rates = choose_batch_size(self.extractor, todo, self.root)
+            size = best_size(rates) if rates else DEFAULT_BATCH
+        probed = {"batch_probe": {str(n): round(rate, 1) for n, rate in rates.items()}} if rates else {}
+        writer.note({"batch_size": size, "device": device, **probed})
+        return size
 
     def _read_again(self, path: Path) -> None:
         """A file whose bytes were not those of its remembered digest is hashed anew next time."""
@@ -185,9 +205,10 @@ class _Extraction:
 
         def commit(outcome: Outcome) -> None:
             with self.meter.time("write"):
-                _commit(writer, report, outcome)
-            self.kept += len(outcome)
-            self.changed |= {f.item.file for f in outcome.failures if f.stage == "read" and f.item.file}
+                if len(outcome):
+                    keys, features = outcome.rows()
+                    writer.commit(outcome.table, keys, features, outcome.seconds)
+                self._count(writer, report, outcome.table, len(outcome), outcome.failures)
 
         with gentle_interrupt() as stop_if_asked, Commits(commit, threaded=workers > 0) as commits:
 
@@ -203,6 +224,55 @@ class _Extraction:
                 commits.put(outcome)
         self.display.update()
 
+    def _by_crew(
+        self,
+        crew: Crew,
+        setting: Setting,
+        writer: StoreWriter,
+        report: Report,
+        tasks: list[Task],
+        max_failures: int | None,
+    ) -> None:
+        """The tasks by a cluster's workers; what they write is committed here, in order."""
+        meter = self.meter
+        meter.now, meter.machines = f"{crew.size} workers", max(1, crew.size)
+
+        with gentle_interrupt() as stop_if_asked:
+
+            def look() -> None:
+                stop_if_asked()
+                if max_failures is not None and meter.failed + meter.unusable > max_failures:
+                    raise TooManyFailures(
+                        f"{meter.failed + meter.unusable} items failed, more than --max-failures {max_failures}"
+                    )
+
+            for shard in crew.shards(setting, tasks, writer.next_number, look):
+                table = tasks[shard.task].table
+                for stage, seconds in shard.seconds.items():
+                    meter.add(stage, seconds if stage != "write" else 0.0)  # theirs: on their own disks' time
+                with meter.time("write"):
+                    if shard.receipt is not None:
+                        writer.adopt(shard.receipt)
+                    self._count(writer, report, table, shard.rows, shard.failures)
+                report.workers[shard.process] = report.workers.get(shard.process, 0) + 1
+                meter.done, meter.failed = meter.done + shard.rows, meter.failed + len(shard.failures)
+                meter.machines = max(1, crew.size)
+                self.display.update()
+
+    def _count(
+        self, writer: StoreWriter, report: Report, table: str, rows: int, failures: Sequence[ItemFailure]
+    ) -> None:
+        """Enter what became of a task's items in the ledger and in the report."""
+        report.tables[table].extracted += rows
+        self.kept += rows
+        for failure in failures:
+            report.tables[table].failed += 1
+            report.new_failures += 1
+            for name in failure.item.names:
+                writer.fail(table, name, failure.stage, failure.reason, key=failure.item.key)
+            if failure.stage == "read" and failure.item.file:
+                self.changed.add(failure.item.file)
+
 
 def _settle_failures(writer: StoreWriter, plan: Plan) -> None:
     """Record what has no content to read, and withdraw failures that are about another content than there is now."""
@@ -211,19 +281,6 @@ def _settle_failures(writer: StoreWriter, plan: Plan) -> None:
             writer.clear(table.table, item)
         for failure in table.unusable:
             writer.fail(failure.table, failure.item, failure.stage, failure.reason)
-
-
-def _commit(writer: StoreWriter, report: Report, outcome: Outcome) -> None:
-    table = report.tables[outcome.table]
-    if len(outcome):
-        keys, features = outcome.rows()
-        writer.commit(outcome.table, keys, features, outcome.seconds)
-        table.extracted += len(outcome)
-    for failure in outcome.failures:
-        table.failed += 1
-        report.new_failures += 1
-        for name in failure.item.names:
-            writer.fail(outcome.table, name, failure.stage, failure.reason, key=failure.item.key)
 
 
 def _refuse_empty(report: Report, plan: Plan) -> None:

@@ -7,7 +7,7 @@ the device runs on a stream of its own, the computation waits for its event, and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any, overload
 
 import numpy as np
@@ -79,7 +79,7 @@ def _sent(batch: Stacked, device: torch.device) -> Stacked:
     return Stacked(moved, event)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _copy_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
