@@ -27,7 +27,8 @@ class TableReport:
 
 @dataclass
 class Report:
-    """``seconds``: hash, decode and tokenise (added up over the worker threads), stack, model, write, and wall in all.
+    """``seconds``: hash, decode and tokenise (added up over the worker threads), stack, model, write; ``work``: from the
+    first batch to the last commit; ``wall``: in all.
 
     ``left_out``: split -> (sessions that need a failed row, all sessions); later stages leave these out.
     """
@@ -42,6 +43,7 @@ class Report:
     new_failures: int = 0
     left_out: dict[str, tuple[int, int]] = field(default_factory=dict)
     workers: dict[str, int] = field(default_factory=dict)  # shards by worker, when there was a cluster
+    busy: dict[str, float] = field(default_factory=dict)  # seconds by stage, divided among those who worked on it
 
     @property
     def extracted(self) -> int:
@@ -60,6 +62,11 @@ class Report:
         """Rows a second: of the whole call, and of each stage had it been alone on one thread."""
         done = self.extracted
         return {stage: done / seconds for stage, seconds in self.seconds.items() if done and seconds > 0}
+
+    @property
+    def slowest(self) -> str:
+        """The stage that was busy for the longest time."""
+        return max(self.busy, key=lambda stage: self.busy[stage]) if self.busy else "none"
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -87,9 +94,10 @@ class Report:
                 f"{t.extracted:,} extracted, {t.reused:,} reused{failed}{why}"
             )
         if self.extracted:
-            stages = ", ".join(f"{n} {s:.1f} s" for n, s in self.seconds.items() if s >= 0.05 and n != "wall")
+            stages = ", ".join(f"{n} {s:.1f} s" for n, s in self.seconds.items() if s >= 0.05 and n not in ("wall", "work"))
             wall = self.seconds.get("wall", 0.0)
-            lines.append(f"time   {wall:.1f} s, {self.extracted / max(wall, 1e-9):,.0f} rows/s ({stages})")
+            rate = f"{self.extracted / max(wall, 1e-9):,.0f} rows/s"
+            lines.append(f"time   {wall:.1f} s, {rate} ({stages}); slowest: {self.slowest}")
         else:
             lines.append("nothing was extracted: every row is there already, or is known to fail")
         if self.cut:

@@ -152,10 +152,12 @@ class _Extraction:
                     self._work(writer, report, tasks, size, workers, max_failures)
             finally:
                 self._read_again(path)
+            worked = time.perf_counter() - meter.started
             report.left_out = left_out(dataset, writer.failures()) if report.failed else {}
         report.cut = extractor.cut - cut
         report.bytes = Store.open(path).nbytes
-        report.seconds = {**meter.seconds, "wall": time.perf_counter() - began}
+        report.busy = {stage: seconds / meter.hands(stage) for stage, seconds in meter.seconds.items() if stage != "hash"}
+        report.seconds = {**meter.seconds, "work": worked, "wall": time.perf_counter() - began}
         _refuse_empty(report, plan)
         return report
 
