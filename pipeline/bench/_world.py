@@ -39,7 +39,13 @@ def save_small_clip(folder: Path, width: int, layers: int) -> Path:
              "num_attention_heads": width // 64}  # fmt: skip
     ids = {"bos_token_id": 1, "eos_token_id": 3, "pad_token_id": 0}
     config = CLIPConfig(
-        text_config={**tower, **ids, "num_hidden_layers": 2, "vocab_size": len(tokenizer), "max_position_embeddings": 32},
+        text_config={
+            **tower,
+            **ids,
+            "num_hidden_layers": 2,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": 32,
+        },
         vision_config={**tower, "image_size": 224, "patch_size": 32},
         projection_dim=width,
     )

@@ -119,7 +119,9 @@ class _Bench:
         rows = sum(len(batch) for batch in batches_of([self.task], jobs, self.batch_size, self.collate))
         return _rate(rows, began)
 
-    def engine(self, dataset: Any = None, workers: int | None = None, batch_size: int = 0, crew: Any = None) -> dict[str, Any]:
+    def engine(
+        self, dataset: Any = None, workers: int | None = None, batch_size: int = 0, crew: Any = None
+    ) -> dict[str, Any]:
         """A whole extraction into a new store; the rate is of its work, without hashing the files beforehand."""
         from pipeline.extraction.run import extract
 
@@ -170,7 +172,9 @@ class _Bench:
         began, rows = time.perf_counter(), []
         with torch.inference_mode():
             for pixels in loader:
-                features = extractor.model.get_image_features(pixel_values=pixels.to(extractor.device, extractor.compute))
+                features = extractor.model.get_image_features(
+                    pixel_values=pixels.to(extractor.device, extractor.compute)
+                )
                 features = features if isinstance(features, torch.Tensor) else features.pooler_output
                 rows.append(torch.nn.functional.normalize(features.float(), dim=-1).cpu())
         return _rate(sum(map(len, rows)), began)
@@ -248,5 +252,7 @@ def render(figures: dict[str, Any]) -> str:
             f"against batches of one, {naive['batching']:.2f}x"
         )
     if "dask_of_local" in figures:
-        lines.append(f"one Dask worker                {rates['dask']:9,.1f} images/s: {figures['dask_of_local']:.3f}x local")
+        lines.append(
+            f"one Dask worker                {rates['dask']:9,.1f} images/s: {figures['dask_of_local']:.3f}x local"
+        )
     return "\n".join(lines)

@@ -17,9 +17,13 @@ from pipeline.commands._stage1 import BatchSize, option_precision
 @click.option("--batch-size", type=BatchSize(), default="auto", show_default=True,
               help="Items per forward pass; auto measures, and a resumed job keeps what it had.")  # fmt: skip
 @option_precision
-@click.option("--workers", type=click.IntRange(0), help="Decoding threads. Default: the CPUs that the model leaves free.")
+@click.option(
+    "--workers", type=click.IntRange(0), help="Decoding threads. Default: the CPUs that the model leaves free."
+)
 @click.option("--shard-rows", type=click.IntRange(1), default=4096, show_default=True, help="Rows a commit.")
-@click.option("--scheduler", metavar="ADDRESS", help="Compute on the Dask cluster at tcp://host:port (docs/cluster.md).")
+@click.option(
+    "--scheduler", metavar="ADDRESS", help="Compute on the Dask cluster at tcp://host:port (docs/cluster.md)."
+)
 @click.option("--local-cluster", type=click.IntRange(1), default=None, metavar="N",
               help="Compute in N processes of this machine, one a GPU where it has GPUs.")  # fmt: skip
 @click.option("--max-failures", type=click.IntRange(0), help="Stop once more items than this have failed.")

@@ -21,7 +21,9 @@ from pipeline.commands._stage1 import BatchSize, option_precision
 @click.option("--items", type=click.IntRange(1), metavar="N", help="Also: what a catalogue of N images would cost.")
 @click.option("--rate", type=click.FloatRange(0, min_open=True), metavar="R",
               help="Images a second of one device, for --items; measured by --probe when not given.")  # fmt: skip
-@click.option("--shard-rows", type=click.IntRange(1), default=4096, show_default=True, help="Rows a commit, for --items.")
+@click.option(
+    "--shard-rows", type=click.IntRange(1), default=4096, show_default=True, help="Rows a commit, for --items."
+)
 @option_json
 def command(
     spec: str, overrides: tuple[str, ...], data: Path, out: Path, device: str, as_json: bool, items: int | None,

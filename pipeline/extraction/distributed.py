@@ -41,6 +41,7 @@ class Shard:
     task: int
     receipt: Receipt | None
     failures: list[ItemFailure]
+    long: list[Item]  # their text lost its end
     seconds: dict[str, float]
     process: str
 
@@ -147,7 +148,8 @@ class Crew:
         self._cut[name] = max(self._cut.get(name, 0), answer["cut"])
         failures = [ItemFailure(task.items[place], stage, reason) for place, stage, reason in answer["failures"]]
         receipt = Receipt(**answer["receipt"]) if answer["receipt"] else None
-        return Shard(number, receipt, failures, answer["seconds"], name)
+        long = [task.items[place] for place in answer["long"]]
+        return Shard(number, receipt, failures, long, answer["seconds"], name)
 
     def _result(self, future: Future) -> dict[str, Any]:
         from distributed import KilledWorker

@@ -79,7 +79,9 @@ def process_plainly(
     on_batch: Callable[[], None] = lambda: None,
 ) -> Iterator[Outcome]:
     """``process`` in one thread, one step after another: the same batches, so the same bits."""
-    prepared = ((job, prepare(extractor, tasks[job.task].items[job.start : job.stop], root, meter)) for job in jobs_of(tasks))
+    prepared = (
+        (job, prepare(extractor, tasks[job.task].items[job.start : job.stop], root, meter)) for job in jobs_of(tasks)
+    )
     ready = batches_of(tasks, prepared, batch_size)
     yield from _model(Runner(extractor, batch_size, meter), tasks, ready, meter, max_failures, on_batch)
 

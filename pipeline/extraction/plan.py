@@ -53,7 +53,11 @@ class TablePlan:
         So a resumed job makes the shards, and the batches, of one that was never stopped. What is left of shards that
         have some rows (an interrupted one, retried failures) is put together, ``shard_rows`` at a time.
         """
-        begun = np.add.reduceat(self.present.astype(np.int64), np.arange(0, self.unique, shard_rows)) > 0 if self.unique else []
+        begun = (
+            np.add.reduceat(self.present.astype(np.int64), np.arange(0, self.unique, shard_rows)) > 0
+            if self.unique
+            else []
+        )
         whole: dict[int, list[Item]] = {}
         rest: list[Item] = []
         for item, place in zip(self.todo, (self.places // shard_rows).tolist(), strict=True):

@@ -96,7 +96,9 @@ def agreement(reference: Extractor, extractor: Extractor, sample: Mapping[str, S
     """
     least, most = 1.0, 0.0
     for table, parts in _requests(extractor, sample):
-        wanted = _unit(np.concatenate([_rows(reference, table, tuple([p[n]] for p in parts)) for n in range(len(parts[0]))]))
+        wanted = _unit(
+            np.concatenate([_rows(reference, table, tuple([p[n]] for p in parts)) for n in range(len(parts[0]))])
+        )
         alone = np.concatenate([_rows(extractor, table, tuple([p[n]] for p in parts)) for n in range(len(parts[0]))])
         for found in (_unit(alone), _unit(_rows(extractor, table, parts))):
             least = min(least, float((found * wanted).sum(axis=1).min()))

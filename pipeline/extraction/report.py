@@ -94,7 +94,9 @@ class Report:
                 f"{t.extracted:,} extracted, {t.reused:,} reused{failed}{why}"
             )
         if self.extracted:
-            stages = ", ".join(f"{n} {s:.1f} s" for n, s in self.seconds.items() if s >= 0.05 and n not in ("wall", "work"))
+            stages = ", ".join(
+                f"{n} {s:.1f} s" for n, s in self.seconds.items() if s >= 0.05 and n not in ("wall", "work")
+            )
             wall = self.seconds.get("wall", 0.0)
             rate = f"{self.extracted / max(wall, 1e-9):,.0f} rows/s"
             lines.append(f"time   {wall:.1f} s, {rate} ({stages}); slowest: {self.slowest}")
@@ -106,7 +108,9 @@ class Report:
             lines.append(f"note   {self.failed:,} items have no row; the reasons are in {self.path / 'ledger.jsonl'}")
         short = [f"{n:,} of {of:,} {split} sessions" for split, (n, of) in self.left_out.items() if n]
         if short:
-            lines.append(f"note   {' and '.join(short)} need one of these rows: they are left out, nothing is filled in")
+            lines.append(
+                f"note   {' and '.join(short)} need one of these rows: they are left out, nothing is filled in"
+            )
         return "\n".join(lines)
 
 

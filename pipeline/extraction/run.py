@@ -28,6 +28,7 @@ from pipeline.extraction.probe import DEFAULT_BATCH, best_size, choose_batch_siz
 from pipeline.extraction.progress import Mode, Progress, make_progress
 from pipeline.extraction.report import Report, left_out, report_of
 from pipeline.extraction.runner import Outcome
+from pipeline.extraction.work import Item
 
 if TYPE_CHECKING:
     from pipeline.extraction.distributed import Crew
@@ -156,7 +157,9 @@ class _Extraction:
             report.left_out = left_out(dataset, writer.failures()) if report.failed else {}
         report.cut = extractor.cut - cut
         report.bytes = Store.open(path).nbytes
-        report.busy = {stage: seconds / meter.hands(stage) for stage, seconds in meter.seconds.items() if stage != "hash"}
+        report.busy = {
+            stage: seconds / meter.hands(stage) for stage, seconds in meter.seconds.items() if stage != "hash"
+        }
         report.seconds = {**meter.seconds, "work": worked, "wall": time.perf_counter() - began}
         _refuse_empty(report, plan)
         return report
@@ -210,7 +213,7 @@ class _Extraction:
                 if len(outcome):
                     keys, features = outcome.rows()
                     writer.commit(outcome.table, keys, features, outcome.seconds)
-                self._count(writer, report, outcome.table, len(outcome), outcome.failures)
+                self._count(writer, report, outcome.table, len(outcome), outcome.failures, outcome.long)
 
         with gentle_interrupt() as stop_if_asked, Commits(commit, threaded=workers > 0) as commits:
 
@@ -255,18 +258,27 @@ class _Extraction:
                 with meter.time("write"):
                     if shard.receipt is not None:
                         writer.adopt(shard.receipt)
-                    self._count(writer, report, table, shard.rows, shard.failures)
+                    self._count(writer, report, table, shard.rows, shard.failures, shard.long)
                 report.workers[shard.process] = report.workers.get(shard.process, 0) + 1
                 meter.done, meter.failed = meter.done + shard.rows, meter.failed + len(shard.failures)
                 meter.machines = max(1, crew.size)
                 self.display.update()
 
     def _count(
-        self, writer: StoreWriter, report: Report, table: str, rows: int, failures: Sequence[ItemFailure]
+        self,
+        writer: StoreWriter,
+        report: Report,
+        table: str,
+        rows: int,
+        failures: Sequence[ItemFailure],
+        long: Sequence[Item],
     ) -> None:
-        """Enter what became of a task's items in the ledger and in the report."""
+        """Enter what became of a task's items in the ledger and in the report, after its rows were committed."""
         report.tables[table].extracted += rows
         self.kept += rows
+        for item in long:  # on record, and no failure: its row, which is there, ends it
+            for name in item.names:
+                writer.fail(table, name, "tokenise", "longer than the model reads: its end was cut", key=item.key)
         for failure in failures:
             report.tables[table].failed += 1
             report.new_failures += 1

@@ -15,7 +15,9 @@ from pipeline.extraction.batches import Batch
 from pipeline.extraction.extractors.base import Extractor, ExtractorError
 from pipeline.extraction.meter import Meter
 from pipeline.extraction.prepare import ItemFailure, one_line
+from pipeline.extraction.tokens import Tokens
 from pipeline.extraction.transfer import Rows
+from pipeline.extraction.work import Item
 
 IN_FLIGHT = 2  # batches that a GPU has been given and not given back; the CPU computes each at once
 
@@ -29,6 +31,7 @@ class Outcome:
     # (positions in the task, content keys, features [n, D]) of each batch; appended whole, so an interrupt cannot split it
     pieces: list[tuple[list[int], list[bytes], np.ndarray]] = field(default_factory=list)
     failures: list[ItemFailure] = field(default_factory=list)
+    long: list[Item] = field(default_factory=list)  # their text lost its end
     seconds: float = 0.0
     whole: bool = False  # every item of the task is a row or a failure
 
@@ -58,6 +61,7 @@ class Runner:
     def push(self, batch: Batch, outcome: Outcome) -> None:
         """Add the batch's rows and failures to ``outcome``, now or when the device has them."""
         before = self.meter.seconds["model"]
+        outcome.long.extend(self._long(batch))
         start = 0
         while start < len(batch):
             piece = batch.part(start, start + self.limit)
@@ -88,6 +92,14 @@ class Runner:
             outcome = self._ended.popleft()
             outcome.whole = True
             yield outcome
+
+    def _long(self, batch: Batch) -> list[Item]:
+        """Members whose text, or stand-in, was longer than the model reads."""
+        tokens = getattr(self.extractor, "tokens", None)
+        if not isinstance(tokens, Tokens):
+            return []
+        found = tokens.take_long([text for i in batch.items for text in (i.text, i.caption) if text is not None])
+        return [item for item in batch.items if found and (item.text in found or item.caption in found)]
 
     def _take(self, depth: int) -> None:
         """Rows of the oldest batches, until no more than ``depth`` are in flight."""

@@ -60,7 +60,9 @@ def _alike(parts: Sequence[Any]) -> bool:
     first = parts[0]
     if not isinstance(first, dict) or not first:
         return False
-    want = {n: (a.shape, a.dtype) for n, a in first.items() if isinstance(a, np.ndarray) and a.ndim and a.dtype != object}
+    want = {
+        n: (a.shape, a.dtype) for n, a in first.items() if isinstance(a, np.ndarray) and a.ndim and a.dtype != object
+    }
     return len(want) == len(first) and all(
         part.keys() == want.keys() and all((a.shape, a.dtype) == want[n] for n, a in part.items()) for part in parts
     )

@@ -6,14 +6,12 @@ side but the name of a function.
 
 from __future__ import annotations
 
-import os
 import secrets
 import socket
-import tempfile
 import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
@@ -25,6 +23,7 @@ from pipeline.device import describe, resolve_device
 from pipeline.extraction.batches import Task
 from pipeline.extraction.engine import process
 from pipeline.extraction.extractors.base import Extractor
+from pipeline.extraction.gpus import WorkerError, claim_gpu
 from pipeline.extraction.meter import Meter
 from pipeline.extraction.probe import choose_batch_size, default_workers
 from pipeline.extraction.work import Item
@@ -33,11 +32,6 @@ PROCESS = secrets.token_hex(8)  # this process's name in its answers
 _AT_ONCE = 2  # shards in hand: one at the model, the other being prepared or written
 _slots, _model_gate, _loading = threading.BoundedSemaphore(_AT_ONCE), threading.Lock(), threading.Lock()
 _models: dict[str, Extractor] = {}
-_claims: list[IO[bytes]] = []
-
-
-class WorkerError(FashionNTMError):
-    """A worker cannot take part: it sees no store, has other weights, or no device is left for it."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +79,7 @@ def _make_shard(setting: Setting, table: str, number: int, items: list[Item]) ->
     return {
         "receipt": receipt,
         "failures": [(place[f.item.key], f.stage, f.reason) for f in outcome.failures],
+        "long": [place[item.key] for item in outcome.long],
         "seconds": meter.seconds,
         "process": PROCESS,
         "calls": extractor.calls,
@@ -132,28 +127,3 @@ def _extractor(setting: Setting) -> Extractor:
                 )
             _models[key] = extractor
         return _models[key]
-
-
-def claim_gpu(count: int, folder: Path | None = None) -> str:
-    """The first of this machine's ``count`` GPUs that no other worker process holds, until this process ends.
-
-    One process a GPU however the workers were started; CUDA_VISIBLE_DEVICES is respected. Raises WorkerError when all
-    are taken.
-    """
-    import fcntl
-
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    for index in range(count):
-        name = visible[index].strip() if index < len(visible) and visible[index].strip() else str(index)
-        file = (folder or Path(tempfile.gettempdir())) / f"fashion-ntm-gpu-{os.getuid()}-{name.replace('/', '_')}.lock"
-        handle = open(file, "ab")  # noqa: SIM115 - held open for the life of the process
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.close()
-            continue
-        _claims.append(handle)
-        return f"cuda:{index}"
-    raise WorkerError(
-        f"all {count} GPUs of {socket.gethostname()} are held by other workers: start one worker process a GPU"
-    )
