@@ -17,6 +17,7 @@ import torch
 from cache import Store
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.extractors.clip import ClipExtractor
+from pipeline.extraction.interrupts import gentle_interrupt
 from pipeline.extraction.run import Interrupted
 
 from .conftest import build_dataset
@@ -119,3 +120,32 @@ def test_a_killed_job_resumes_and_ends_in_the_same_store(
         assert first.keys() == second.keys()
         assert max(np.abs(first[k] - second[k]).max() for k in first) <= 1e-5
     assert one.catalogue() == two.catalogue()
+
+
+def test_ctrl_c_between_batches_and_a_second_one_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt), gentle_interrupt() as check:
+        check()
+        signal.raise_signal(signal.SIGINT)
+        reached = True
+        check()
+        reached = False
+    assert reached and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with pytest.raises(KeyboardInterrupt), gentle_interrupt():
+        signal.raise_signal(signal.SIGINT)  # after the last look: still reported, at the end
+    after_second = False
+    with pytest.raises(KeyboardInterrupt), gentle_interrupt():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        after_second = True
+    assert not after_second and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_another_s_handler_is_left_alone() -> None:
+    mine = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with gentle_interrupt() as check:
+            signal.raise_signal(signal.SIGINT)
+            check()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, mine)
