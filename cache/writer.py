@@ -93,6 +93,10 @@ class StoreWriter:
         self._closed = True
         self._lease.release()
 
+    def note(self, settings: Mapping[str, Any]) -> None:
+        """Add to this session's execution settings; they are written with the next commit."""
+        self._session["settings"] = {**self._session["settings"], **canonical(dict(settings), "execution settings")}
+
     def _resume(self) -> None:
         """Bring folder, manifest and memory into agreement."""
         self._unsure = True

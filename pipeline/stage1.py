@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cache import Store
 from manifests.errors import IncompleteError
@@ -56,16 +57,34 @@ class Fitted:
 
 
 def extract_spec(
-    spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str = "auto", **options: Any
+    spec: RunSpec,
+    dataset: Dataset,
+    workspace: Workspace,
+    device: str = "auto",
+    precision: str | None = None,
+    scheduler: str | None = None,
+    local_cluster: int = 0,
+    **options: Any,
 ) -> StageOne:
-    """Bring every row of ``spec`` up to date; what is there is kept. ``options`` go to ``extraction.run.extract``."""
-    from pipeline.extraction.extractors import load_extractor
+    """Bring every row of ``spec`` up to date; what is there is kept. ``options`` go to ``extraction.run.extract``.
+
+    ``precision``: fp32, bf16, fp16 or auto (measured) in place of the spec's ``extractor.dtype``. ``scheduler``,
+    ``local_cluster``: compute the shards on a Dask cluster, or on that many processes of this machine.
+    """
+    from pipeline.extraction.precision import checked_agreement
     from pipeline.extraction.run import extract
 
     request = composer_request(spec)
-    extractor = load_extractor(spec, device)
-    _choose_threads(extractor, dataset)
-    report = extract(dataset, extractor, workspace.stores, **options)
+    chosen, why = _in_precision(spec, dataset, workspace, device, precision)
+    clustered = scheduler is not None or local_cluster > 0
+    # a coordinator needs the model's identity, not its speed: the devices are the workers'
+    extractor = _load(chosen, "cpu" if clustered else device, dataset)
+
+    def check(plan: Any) -> dict[str, Any]:
+        return checked_agreement(chosen, extractor, dataset) | ({"precision": why} if why else {})
+
+    with _crew(chosen, device, scheduler, local_cluster) as crew:
+        report = extract(dataset, extractor, workspace.stores, crew=crew, check=check, **options)
     old = workspace.note(spec)
     note = Extracted(
         request=extraction_request(spec),
@@ -85,6 +104,39 @@ def extract_spec(
     return StageOne(report, compose_spec(spec, dataset, workspace, *composer), f"train {spec.asked}")
 
 
+def _in_precision(
+    spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str, precision: str | None
+) -> tuple[RunSpec, str]:
+    """(the spec to extract by, why when it was measured)."""
+    from pipeline.extraction.precision import choose_precision, with_precision
+
+    if precision is None:
+        return spec, ""
+    if precision == "auto":
+        return choose_precision(spec, dataset, workspace, device)
+    return with_precision(spec, precision), ""
+
+
+def _load(spec: RunSpec, device: str, dataset: Dataset) -> Any:
+    from pipeline.extraction.extractors import load_extractor
+
+    extractor = load_extractor(spec, device)
+    _choose_threads(extractor, dataset)
+    return extractor
+
+
+def _crew(spec: RunSpec, device: str, scheduler: str | None, local: int) -> AbstractContextManager[Any]:
+    if scheduler is None and not local:
+        return nullcontext()
+    try:
+        from pipeline.extraction.distributed import crew_for
+    except ImportError as error:
+        raise IncompleteError(
+            f"extraction on a cluster needs Dask's distributed ({error}): pip install 'dask[distributed]'"
+        ) from error
+    return crew_for(spec, device, scheduler, local)
+
+
 def _choose_threads(extractor: Any, dataset: Dataset) -> None:
     """On a CPU, set torch to the number of threads that encodes a few texts fastest: on a busy machine that is one."""
     from pipeline.training.threads import choose_threads
@@ -97,14 +149,31 @@ def _choose_threads(extractor: Any, dataset: Dataset) -> None:
     extractor.calls = calls  # measuring is no extraction
 
 
-def plan_spec(spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str = "auto") -> Any:
-    """The ``Plan`` of an extraction: what it would do and why. Runs no model and writes nothing."""
-    from pipeline.extraction.extractors import load_extractor
+def plan_spec(
+    spec: RunSpec,
+    dataset: Dataset,
+    workspace: Workspace,
+    device: str = "auto",
+    precision: str | None = None,
+    probe: bool = False,
+    batch_size: int | Literal["auto"] = "auto",
+    workers: int | None = None,
+) -> Any:
+    """The ``Plan`` of an extraction: what it would do and why. Writes nothing; runs the model only to ``probe`` it."""
     from pipeline.extraction.plan import open_store, plan_extraction
+    from pipeline.extraction.probe import best_size, choose_batch_size, default_workers, measure
 
-    extractor = load_extractor(spec, device)
+    chosen, _ = _in_precision(spec, dataset, workspace, device, precision)
+    extractor = _load(chosen, device, dataset)
     store = open_store(workspace.stores, dataset, extractor)
-    return plan_extraction(dataset, extractor, store, stores=workspace.stores)
+    plan = plan_extraction(dataset, extractor, store, stores=workspace.stores)
+    if not probe:
+        return plan
+    if batch_size == "auto":
+        rates = choose_batch_size(extractor, {n: t.todo for n, t in plan.tables.items()}, dataset.images_root)
+        batch_size = best_size(rates) if rates else 64
+    workers = default_workers(extractor.device) if workers is None else workers
+    return replace(plan, probe=measure(extractor, plan, dataset.images_root, workers, batch_size))
 
 
 def _ready_composer(

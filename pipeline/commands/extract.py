@@ -8,13 +8,24 @@ from typing import Any
 import click
 
 from pipeline.commands._shared import emit, load, open_job, option_device, option_json, spec_command
+from pipeline.commands._stage1 import BatchSize, option_precision
 
 
 @click.command("extract", epilog="Example: fashion-ntm extract mt_fashioniq-caption --set extractor.model=DIR")
 @spec_command
 @option_device
-@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Items per forward pass.")
-@click.option("--workers", type=click.IntRange(0), default=2, show_default=True, help="Decoding threads.")
+@click.option("--batch-size", type=BatchSize(), default="auto", show_default=True,
+              help="Items per forward pass; auto measures, and a resumed job keeps what it had.")  # fmt: skip
+@option_precision
+@click.option(
+    "--workers", type=click.IntRange(0), help="Decoding threads. Default: the CPUs that the model leaves free."
+)
+@click.option("--shard-rows", type=click.IntRange(1), default=4096, show_default=True, help="Rows a commit.")
+@click.option(
+    "--scheduler", metavar="ADDRESS", help="Compute on the Dask cluster at tcp://host:port (docs/cluster.md)."
+)
+@click.option("--local-cluster", type=click.IntRange(1), default=None, metavar="N",
+              help="Compute in N processes of this machine, one a GPU where it has GPUs.")  # fmt: skip
 @click.option("--max-failures", type=click.IntRange(0), help="Stop once more items than this have failed.")
 @click.option("--retry-failed", is_flag=True, help="Try again what is recorded as failed.")
 @option_json
@@ -25,8 +36,11 @@ def command(
 
     Resumable: run the same command again and only what is missing is computed.
     """
+    if how["scheduler"] and how["local_cluster"]:
+        raise click.UsageError("--scheduler and --local-cluster exclude each other")
     from pipeline.stage1 import extract_spec
 
+    how["local_cluster"] = how["local_cluster"] or 0
     job, workspace = open_job(spec, overrides, data, out)
     result = extract_spec(job, load(job, data), workspace, device, **how)
     emit(result.as_dict(), result.text(), as_json)

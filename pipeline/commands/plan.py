@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from pipeline.commands._shared import emit, load, open_job, option_device, option_json, spec_command
+from pipeline.commands._stage1 import BatchSize, option_precision
 
 
-@click.command("plan", epilog="Example: fashion-ntm plan mt_fashioniq-caption --json")
+@click.command("plan", epilog="Example: fashion-ntm plan mt_fashioniq-caption --probe --items 10000000")
 @spec_command
 @option_device
+@option_precision
+@click.option("--probe", is_flag=True, help="Run a few batches to measure the rate and the time left.")
+@click.option("--batch-size", type=BatchSize(), default="auto", show_default=True, help="Of --probe.")
+@click.option("--workers", type=click.IntRange(0), help="Of --probe: decoding threads.")
+@click.option("--items", type=click.IntRange(1), metavar="N", help="Also: what a catalogue of N images would cost.")
+@click.option("--rate", type=click.FloatRange(0, min_open=True), metavar="R",
+              help="Images a second of one device, for --items; measured by --probe when not given.")  # fmt: skip
+@click.option(
+    "--shard-rows", type=click.IntRange(1), default=4096, show_default=True, help="Rows a commit, for --items."
+)
 @option_json
-def command(spec: str, overrides: tuple[str, ...], data: Path, out: Path, device: str, as_json: bool) -> None:
-    """What `extract` would do and why: rows to do, done and failed by table, bytes to write. Writes nothing."""
+def command(
+    spec: str, overrides: tuple[str, ...], data: Path, out: Path, device: str, as_json: bool, items: int | None,
+    rate: float | None, shard_rows: int, **how: Any,
+) -> None:  # fmt: skip
+    """What `extract` would do and why: rows to do, done, stale and failed by table, GB to write. Writes nothing."""
+    from pipeline.extraction.cost import cost_of
     from pipeline.stage1 import plan_spec
 
     job, workspace = open_job(spec, overrides, data, out)
-    result = plan_spec(job, load(job, data), workspace, device)
-    emit(result.as_dict(), result.text(), as_json)
+    result = plan_spec(job, load(job, data), workspace, device, **how)
+    values, text = result.as_dict(), result.text()
+    if items is not None:
+        cost = cost_of(result, items, shard_rows, rate)
+        values, text = {**values, "cost": cost.as_dict()}, f"{text}\n\n{cost.text()}"
+    emit(values, text, as_json)

@@ -8,15 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-STAGES = ("hash", "decode", "tokenise", "model", "write")
+STAGES = ("hash", "decode", "tokenise", "stack", "model", "write")
 _IN_WORKERS = ("decode", "tokenise")  # their seconds add up over the worker threads
+_ALONE = ("hash", "write")  # done by the coordinator of a cluster
 
 
 @dataclass
 class Meter:
     """Safe to fill from several threads. ``seconds``: by stage."""
 
-    workers: int = 1
+    workers: int = 1  # threads that prepare, on each machine
+    machines: int = 1  # worker processes; they share all stages but hashing and writing
     total: int = 0  # rows to make
     done: int = 0
     failed: int = 0
@@ -56,5 +58,9 @@ class Meter:
     @property
     def slowest(self) -> str:
         """The stage that took the most time, worker threads' time divided among them."""
-        share = {s: t / max(1, self.workers) if s in _IN_WORKERS else t for s, t in self.seconds.items() if s != "hash"}
+        share = {s: t / self.hands(s) for s, t in self.seconds.items() if s != "hash"}
         return max(share, key=lambda s: share[s]) if any(share.values()) else "none"
+
+    def hands(self, stage: str) -> int:
+        """How many threads work on a stage at the same time."""
+        return max(1, self.workers if stage in _IN_WORKERS else 1) * (self.machines if stage not in _ALONE else 1)

@@ -1,20 +1,16 @@
-"""What worker threads do: read, decode and tokenise items ahead of the model, within a bounded window."""
+"""What worker threads do with items ahead of the model: read, decode, resize and tokenise."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.images import ItemError, decode, read
 from pipeline.extraction.meter import Meter
 from pipeline.extraction.work import Item
-
-A, B = TypeVar("A"), TypeVar("B")
 
 
 @dataclass(frozen=True)
@@ -24,29 +20,6 @@ class ItemFailure:
     item: Item
     stage: str
     reason: str
-
-
-def in_order(function: Callable[[A], B], jobs: Iterable[A], workers: int, ahead: int) -> Iterator[tuple[A, B]]:
-    """(job, function(job)) in the order of ``jobs``, with at most ``ahead`` jobs begun or finished but not yet taken.
-
-    ``workers`` 0 runs every job in the calling thread.
-    """
-    if workers == 0:
-        yield from ((job, function(job)) for job in jobs)
-        return
-    pool = ThreadPoolExecutor(workers, "prepare")
-    try:
-        window: deque[tuple[A, Future[B]]] = deque()
-        for job in jobs:
-            window.append((job, pool.submit(function, job)))
-            if len(window) > ahead:
-                first, future = window.popleft()
-                yield first, future.result()
-        while window:
-            first, future = window.popleft()
-            yield first, future.result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def prepare(extractor: Extractor, items: Sequence[Item], root: Path | None, meter: Meter) -> list[Any]:

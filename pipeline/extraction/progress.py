@@ -44,7 +44,7 @@ def line(meter: Meter) -> str:
         return f"{meter.now}{failed}"
     return (
         f"{meter.now:6}  {meter.done + meter.failed:,}/{meter.total:,} rows{failed}  {meter.rate:,.1f} rows/s"
-        f"  {_clock(meter.eta)} left  slowest: {meter.slowest}"
+        f"  {clock(meter.eta)} left  slowest: {meter.slowest}"
     )
 
 
@@ -100,7 +100,7 @@ class Live(Progress):
             self._bar.stop()
 
 
-def _clock(seconds: float | None) -> str:
+def clock(seconds: float | None) -> str:
     if seconds is None:
         return "?"
     minutes, rest = divmod(round(seconds), 60)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from cache import Failure
+from manifests.schema import Dataset
+from pipeline.extraction.plan import Plan
+from pipeline.extraction.work import pair_name
 
 
 @dataclass
@@ -21,7 +27,11 @@ class TableReport:
 
 @dataclass
 class Report:
-    """``seconds``: hash, decode and tokenise (added up over the worker threads), model, write, and wall in all."""
+    """``seconds``: hash, decode and tokenise (added up over the worker threads), stack, model, write; ``work``: from the
+    first batch to the last commit; ``wall``: in all.
+
+    ``left_out``: split -> (sessions that need a failed row, all sessions); later stages leave these out.
+    """
 
     path: Path
     fingerprint: str
@@ -31,6 +41,9 @@ class Report:
     bytes: int = 0
     cut: int = 0  # texts longer than the model reads
     new_failures: int = 0
+    left_out: dict[str, tuple[int, int]] = field(default_factory=dict)
+    workers: dict[str, int] = field(default_factory=dict)  # shards by worker, when there was a cluster
+    busy: dict[str, float] = field(default_factory=dict)  # seconds by stage, divided among those who worked on it
 
     @property
     def extracted(self) -> int:
@@ -50,6 +63,11 @@ class Report:
         done = self.extracted
         return {stage: done / seconds for stage, seconds in self.seconds.items() if done and seconds > 0}
 
+    @property
+    def slowest(self) -> str:
+        """The stage that was busy for the longest time."""
+        return max(self.busy, key=lambda stage: self.busy[stage]) if self.busy else "none"
+
     def as_dict(self) -> dict[str, Any]:
         return {
             "store": str(self.path),
@@ -59,6 +77,8 @@ class Report:
             "reused": self.reused,
             "failed": self.failed,
             "cut": self.cut,
+            "sessions_left_out": {split: {"sessions": n, "of": of} for split, (n, of) in self.left_out.items()},
+            "workers": self.workers,
             "tables": {name: asdict(table) | {"reason": self.reasons[name]} for name, table in self.tables.items()},
             "seconds": self.seconds,
             "rates": self.rates,
@@ -74,13 +94,45 @@ class Report:
                 f"{t.extracted:,} extracted, {t.reused:,} reused{failed}{why}"
             )
         if self.extracted:
-            stages = ", ".join(f"{n} {s:.1f} s" for n, s in self.seconds.items() if s >= 0.05 and n != "wall")
+            stages = ", ".join(
+                f"{n} {s:.1f} s" for n, s in self.seconds.items() if s >= 0.05 and n not in ("wall", "work")
+            )
             wall = self.seconds.get("wall", 0.0)
-            lines.append(f"time   {wall:.1f} s, {self.extracted / max(wall, 1e-9):,.0f} rows/s ({stages})")
+            rate = f"{self.extracted / max(wall, 1e-9):,.0f} rows/s"
+            lines.append(f"time   {wall:.1f} s, {rate} ({stages}); slowest: {self.slowest}")
         else:
             lines.append("nothing was extracted: every row is there already, or is known to fail")
         if self.cut:
             lines.append(f"note   {self.cut:,} texts were longer than the model reads, and lost their end")
         if self.failed:
             lines.append(f"note   {self.failed:,} items have no row; the reasons are in {self.path / 'ledger.jsonl'}")
+        short = [f"{n:,} of {of:,} {split} sessions" for split, (n, of) in self.left_out.items() if n]
+        if short:
+            lines.append(
+                f"note   {' and '.join(short)} need one of these rows: they are left out, nothing is filled in"
+            )
         return "\n".join(lines)
+
+
+def report_of(path: Path, plan: Plan) -> Report:
+    """The report of a job that has only been planned so far."""
+    tables = {
+        name: TableReport(t.requests, t.unique, t.done, failed=t.failed, unusable=len(t.unusable))
+        for name, t in plan.tables.items()
+    }
+    return Report(path, plan.fingerprint, tables, {name: t.reason for name, t in plan.tables.items()})
+
+
+def left_out(dataset: Dataset, failures: Sequence[Failure]) -> dict[str, tuple[int, int]]:
+    """Split -> (sessions that need a row on record as failed, all sessions)."""
+    images = {f.item for f in failures if f.table in ("image", "target")}
+    asked = {f.item for f in failures if f.table in ("text", "query")}  # texts, or pairs by their name
+    found: dict[str, tuple[int, int]] = {}
+    for session in dataset.sessions:
+        needs = {session.target, *(turn.reference for turn in session.turns)}
+        pairs = [(turn.reference, turn.text) for turn in session.turns]
+        pairs.append((session.turns[0].reference, session.text))
+        bad = bool(needs & images) or any(text in asked or pair_name(image, text) in asked for image, text in pairs)
+        n, of = found.get(session.split, (0, 0))
+        found[session.split] = n + bad, of + 1
+    return found

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -13,15 +14,26 @@ from cache import Store, StoreWriter, store_path
 from manifests.errors import FashionNTMError
 from manifests.schema import Dataset
 from pipeline.device import describe
+from pipeline.extraction.batches import Task
+from pipeline.extraction.commits import Commits
 from pipeline.extraction.digests import NAME as DIGESTS
 from pipeline.extraction.digests import DigestCache
-from pipeline.extraction.engine import Outcome, Task, TooManyFailures, process
+from pipeline.extraction.engine import TooManyFailures, process
 from pipeline.extraction.extractors.base import Extractor
+from pipeline.extraction.interrupts import gentle_interrupt
 from pipeline.extraction.meter import Meter
 from pipeline.extraction.plan import Plan, plan_extraction
+from pipeline.extraction.prepare import ItemFailure
+from pipeline.extraction.probe import DEFAULT_BATCH, best_size, choose_batch_size, default_workers, recorded_batch_size
 from pipeline.extraction.progress import Mode, Progress, make_progress
-from pipeline.extraction.report import Report, TableReport
+from pipeline.extraction.report import Report, left_out, report_of
+from pipeline.extraction.runner import Outcome
+from pipeline.extraction.work import Item
 from pipeline.stores.tolerance import recorded
+
+if TYPE_CHECKING:
+    from pipeline.extraction.distributed import Crew
+    from pipeline.extraction.worker import Setting
 
 __all__ = ["ExtractionError", "Interrupted", "Report", "TooManyFailures", "extract"]
 
@@ -41,28 +53,34 @@ def extract(
     extractor: Extractor,
     stores: Path,
     *,
-    batch_size: int = 64,
+    batch_size: int | Literal["auto"] = DEFAULT_BATCH,
     shard_rows: int = 4096,
-    workers: int = 2,
+    workers: int | None = 2,
     progress: Mode | Progress = "auto",
     max_failures: int | None = None,
     retry_failed: bool = False,
+    check: Callable[[Plan], Mapping[str, Any]] = lambda plan: {},
+    crew: Crew | None = None,
 ) -> Report:
     """Compute every missing row of ``dataset`` for ``extractor`` and commit it to the store below ``stores``.
 
-    ``batch_size``: items a forward pass (halved when memory is short). ``shard_rows``: rows a commit. ``workers``:
-    threads that read, decode and tokenise (0: none). ``max_failures``: raise TooManyFailures beyond it.
+    ``batch_size``: items a forward pass (halved when memory is short); "auto" keeps the size of the store's last
+    session on this device, else measures. ``shard_rows``: rows a commit. ``workers``: threads that read, decode and
+    tokenise (0: everything in one thread; None: the CPUs that the model leaves free). ``max_failures``: raise
+    TooManyFailures beyond it. ``check``: called before the first forward pass when there is work; what it gives is
+    recorded with the session. ``crew``: the workers that compute the shards instead of this process.
     An item that fails is recorded in the ledger with stage and reason, and the job goes on.
 
     Raises ManifestError (nothing to read), Interrupted on Ctrl-C, ExtractionError when a table gets no row at all, and
     the store's own errors.
     """
     began = time.perf_counter()
+    workers = default_workers(extractor.device) if workers is None else workers
     display, meter = make_progress(progress), Meter(workers=max(1, workers), now="reading the catalogue")
     display.start(meter)
     job = _Extraction(dataset, extractor, stores, meter, display)
     try:
-        return job.run(began, batch_size, shard_rows, workers, max_failures, retry_failed)
+        return job.run(began, batch_size, shard_rows, workers, max_failures, retry_failed, check, crew)
     except KeyboardInterrupt as error:
         rows = f"{job.kept:,} new rows are kept" if job.kept else "nothing was lost"
         raise Interrupted(f"interrupted: {rows}; run the same command again to resume") from error
@@ -75,6 +93,7 @@ class _Extraction:
 
     def __init__(self, dataset: Dataset, extractor: Extractor, stores: Path, meter: Meter, display: Progress):
         self.dataset, self.extractor, self.stores = dataset, extractor, stores
+        self.root = dataset.images_root.resolve() if dataset.images_root else None
         self.meter, self.display = meter, display
         self.kept = 0  # rows committed so far
         self.changed: set[str] = set()  # files that could not be read as planned
@@ -82,15 +101,18 @@ class _Extraction:
     def run(
         self,
         began: float,
-        batch_size: int,
+        batch_size: int | Literal["auto"],
         shard_rows: int,
         workers: int,
         max_failures: int | None,
         retry_failed: bool,
+        check: Callable[[Plan], Mapping[str, Any]],
+        crew: Crew | None,
     ) -> Report:
         dataset, extractor, meter = self.dataset, self.extractor, self.meter
         fields = extractor.semantic()
         path = store_path(self.stores, dataset.name, extractor.name, fields)
+        setting = crew.setting(fields, path, self.root, workers) if crew is not None else None
         execution = {
             "batch_size": batch_size, "shard_rows": shard_rows, "workers": workers,
             "device": describe(extractor.device), "threads": torch.get_num_threads(), "torch": torch.__version__,
@@ -114,24 +136,66 @@ class _Extraction:
             path, dataset=dataset.name, extractor=extractor.name, fields=fields, execution=execution
         ) as writer:
             plan = plan or plan_with(writer)
-            report = _report(path, plan)
+            report = report_of(path, plan)
             meter.total, meter.unusable = plan.todo, sum(len(t.unusable) for t in plan.tables.values())
+            if plan.todo:
+                size = self._batch_size(batch_size, plan, writer, crew, setting)
+                writer.note(check(plan))
             writer.bind(plan.catalogue)
             _settle_failures(writer, plan)
+            if max_failures is not None and meter.unusable > max_failures:
+                raise TooManyFailures(f"{meter.unusable} items cannot be read, more than --max-failures {max_failures}")
+            tasks = [task for table in plan.tables.values() for task in table.tasks(shard_rows)]
+            meter.restart()
             try:
-                self._work(writer, report, plan, shard_rows, batch_size, workers, max_failures)
+                if tasks and crew is not None and setting is not None:
+                    self._by_crew(crew, replace(setting, batch_size=size), writer, report, tasks, max_failures)
+                    cut -= crew.cut
+                elif tasks:
+                    self._work(writer, report, tasks, size, workers, max_failures)
             finally:
                 self._read_again(path)
+            worked = time.perf_counter() - meter.started
+            report.left_out = left_out(dataset, writer.failures()) if report.failed else {}
         report.cut = extractor.cut - cut
         report.bytes = Store.open(path).nbytes
-        report.seconds = {**meter.seconds, "wall": time.perf_counter() - began}
+        report.busy = {
+            stage: seconds / meter.hands(stage) for stage, seconds in meter.seconds.items() if stage != "hash"
+        }
+        report.seconds = {**meter.seconds, "work": worked, "wall": time.perf_counter() - began}
         _refuse_empty(report, plan)
         return report
 
+    def _batch_size(
+        self,
+        asked: int | Literal["auto"],
+        plan: Plan,
+        writer: StoreWriter,
+        crew: Crew | None,
+        setting: Setting | None,
+    ) -> int:
+        """The batch size to use; it is recorded, with the device and what was measured."""
+        self.meter.now = "preparing the model"
+        todo = {name: table.todo for name, table in plan.tables.items()}
+        device, rates = describe(self.extractor.device), {}
+        if crew is not None and setting is not None:
+            device, _ = crew.batch_sizes(setting, {})
+        size = asked if asked != "auto" else recorded_batch_size(writer.manifest.execution, device)
+        if size is None:
+            self.meter.now = "measuring the batch size"
+            if crew is not None and setting is not None:
+                _, rates = crew.batch_sizes(setting, todo)
+            else:
+                rates = choose_batch_size(self.extractor, todo, self.root)
+            size = best_size(rates) if rates else DEFAULT_BATCH
+        probed = {"batch_probe": {str(n): round(rate, 1) for n, rate in rates.items()}} if rates else {}
+        writer.note({"batch_size": size, "device": device, **probed})
+        return size
+
     def _read_again(self, path: Path) -> None:
         """A file whose bytes were not those of its remembered digest is hashed anew next time."""
-        if self.changed and self.dataset.images_root is not None:
-            digests = DigestCache(path.parent / DIGESTS, self.dataset.images_root.resolve())
+        if self.changed and self.root is not None:
+            digests = DigestCache(path.parent / DIGESTS, self.root)
             digests.forget(self.changed)
             digests.save()
 
@@ -139,26 +203,91 @@ class _Extraction:
         self,
         writer: StoreWriter,
         report: Report,
-        plan: Plan,
-        shard_rows: int,
+        tasks: list[Task],
         batch_size: int,
         workers: int,
         max_failures: int | None,
     ) -> None:
-        meter, root = self.meter, self.dataset.images_root
-        meter.restart()
-        if max_failures is not None and meter.unusable > max_failures:
-            raise TooManyFailures(f"{meter.unusable} items cannot be read, more than --max-failures {max_failures}")
-        outcomes = process(
-            self.extractor, list(_tasks(plan, shard_rows)), root=root.resolve() if root else None, batch_size=batch_size, workers=workers,
-            meter=meter, max_failures=max_failures, on_batch=self.display.update,
-        )  # fmt: skip
-        for outcome in outcomes:
-            with meter.time("write"):
-                _commit(writer, report, outcome)
-            self.kept += len(outcome)
-            self.changed |= {f.item.file for f in outcome.failures if f.stage == "read" and f.item.file}
-            self.display.update()
+        """The tasks by this process: the engine here, the commits in a thread of their own."""
+
+        def commit(outcome: Outcome) -> None:
+            with self.meter.time("write"):
+                if len(outcome):
+                    keys, features = outcome.rows()
+                    writer.commit(outcome.table, keys, features, outcome.seconds)
+                self._count(writer, report, outcome.table, len(outcome), outcome.failures, outcome.long)
+
+        with gentle_interrupt() as stop_if_asked, Commits(commit, threaded=workers > 0) as commits:
+
+            def after_batch() -> None:
+                self.display.update()
+                stop_if_asked()
+
+            outcomes = process(
+                self.extractor, tasks, root=self.root, batch_size=batch_size, workers=workers, meter=self.meter,
+                max_failures=max_failures, on_batch=after_batch,
+            )  # fmt: skip
+            for outcome in outcomes:
+                commits.put(outcome)
+        self.display.update()
+
+    def _by_crew(
+        self,
+        crew: Crew,
+        setting: Setting,
+        writer: StoreWriter,
+        report: Report,
+        tasks: list[Task],
+        max_failures: int | None,
+    ) -> None:
+        """The tasks by a cluster's workers; what they write is committed here, in order."""
+        meter = self.meter
+        meter.now, meter.machines = f"{crew.size} workers", max(1, crew.size)
+
+        with gentle_interrupt() as stop_if_asked:
+
+            def look() -> None:
+                stop_if_asked()
+                if max_failures is not None and meter.failed + meter.unusable > max_failures:
+                    raise TooManyFailures(
+                        f"{meter.failed + meter.unusable} items failed, more than --max-failures {max_failures}"
+                    )
+
+            for shard in crew.shards(setting, tasks, writer.next_number, look):
+                table = tasks[shard.task].table
+                for stage, seconds in shard.seconds.items():
+                    meter.add(stage, seconds if stage != "write" else 0.0)  # theirs: on their own disks' time
+                with meter.time("write"):
+                    if shard.receipt is not None:
+                        writer.adopt(shard.receipt)
+                    self._count(writer, report, table, shard.rows, shard.failures, shard.long)
+                report.workers[shard.process] = report.workers.get(shard.process, 0) + 1
+                meter.done, meter.failed = meter.done + shard.rows, meter.failed + len(shard.failures)
+                meter.machines = max(1, crew.size)
+                self.display.update()
+
+    def _count(
+        self,
+        writer: StoreWriter,
+        report: Report,
+        table: str,
+        rows: int,
+        failures: Sequence[ItemFailure],
+        long: Sequence[Item],
+    ) -> None:
+        """Enter what became of a task's items in the ledger and in the report, after its rows were committed."""
+        report.tables[table].extracted += rows
+        self.kept += rows
+        for item in long:  # on record, and no failure: its row, which is there, ends it
+            for name in item.names:
+                writer.fail(table, name, "tokenise", "longer than the model reads: its end was cut", key=item.key)
+        for failure in failures:
+            report.tables[table].failed += 1
+            report.new_failures += 1
+            for name in failure.item.names:
+                writer.fail(table, name, failure.stage, failure.reason, key=failure.item.key)
+            if failure.stage == "read" and failure.item.file:
+                self.changed.add(failure.item.file)
 
 
 def _settle_failures(writer: StoreWriter, plan: Plan) -> None:
@@ -168,33 +297,6 @@ def _settle_failures(writer: StoreWriter, plan: Plan) -> None:
             writer.clear(table.table, item)
         for failure in table.unusable:
             writer.fail(failure.table, failure.item, failure.stage, failure.reason)
-
-
-def _commit(writer: StoreWriter, report: Report, outcome: Outcome) -> None:
-    table = report.tables[outcome.table]
-    if len(outcome):
-        keys, features = outcome.rows()
-        writer.commit(outcome.table, keys, features, outcome.seconds)
-        table.extracted += len(outcome)
-    for failure in outcome.failures:
-        table.failed += 1
-        report.new_failures += 1
-        for name in failure.item.names:
-            writer.fail(outcome.table, name, failure.stage, failure.reason, key=failure.item.key)
-
-
-def _tasks(plan: Plan, shard_rows: int) -> Iterator[Task]:
-    for table in plan.tables.values():
-        for start in range(0, len(table.todo), shard_rows):
-            yield Task(table.table, table.todo[start : start + shard_rows])
-
-
-def _report(path: Path, plan: Plan) -> Report:
-    tables = {
-        name: TableReport(t.requests, t.unique, t.done, failed=t.failed, unusable=len(t.unusable))
-        for name, t in plan.tables.items()
-    }
-    return Report(path, plan.fingerprint, tables, {name: t.reason for name, t in plan.tables.items()})
 
 
 def _refuse_empty(report: Report, plan: Plan) -> None:

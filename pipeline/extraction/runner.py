@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 
 from manifests.identity import stack_keys
 from pipeline.device import free_memory, is_out_of_memory
+from pipeline.extraction.batches import Batch
 from pipeline.extraction.extractors.base import Extractor, ExtractorError
 from pipeline.extraction.meter import Meter
 from pipeline.extraction.prepare import ItemFailure, one_line
+from pipeline.extraction.tokens import Tokens
+from pipeline.extraction.transfer import Rows
 from pipeline.extraction.work import Item
+
+IN_FLIGHT = 2  # batches that a GPU has been given and not given back; the CPU computes each at once
 
 
 @dataclass
@@ -21,10 +27,13 @@ class Outcome:
     """A task's rows in plan order, less the failed ones. ``seconds``: the model's time. May be partial when stopped."""
 
     table: str
+    task: int = -1
     # (positions in the task, content keys, features [n, D]) of each batch; appended whole, so an interrupt cannot split it
     pieces: list[tuple[list[int], list[bytes], np.ndarray]] = field(default_factory=list)
     failures: list[ItemFailure] = field(default_factory=list)
+    long: list[Item] = field(default_factory=list)  # their text lost its end
     seconds: float = 0.0
+    whole: bool = False  # every item of the task is a row or a failure
 
     def __len__(self) -> int:
         return sum(len(positions) for positions, _, _ in self.pieces)
@@ -37,57 +46,96 @@ class Outcome:
 
 
 class Runner:
-    """Runs batches through the model; a batch that does not fit is halved, and so are those after it."""
+    """Runs batches through the model; one that does not fit is halved, and so are those after it.
+
+    ``push`` gives the device a batch and takes back the oldest one beyond IN_FLIGHT; ``finished`` gives the outcomes
+    of which every batch is back.
+    """
 
     def __init__(self, extractor: Extractor, batch_size: int, meter: Meter):
         self.extractor, self.limit, self.meter = extractor, batch_size, meter
+        self._depth = IN_FLIGHT if extractor.device.type == "cuda" else 0
+        self._flight: deque[tuple[Batch, Outcome, Rows]] = deque()
+        self._ended: deque[Outcome] = deque()  # all of their batches were pushed
 
-    def run(self, batch: list[tuple[int, Item, Any]], outcome: Outcome) -> None:
-        """Add the batch's rows and failures to ``outcome``."""
+    def push(self, batch: Batch, outcome: Outcome) -> None:
+        """Add the batch's rows and failures to ``outcome``, now or when the device has them."""
         before = self.meter.seconds["model"]
+        outcome.long.extend(self._long(batch))
         start = 0
         while start < len(batch):
-            piece = batch[start : start + self.limit]
+            piece = batch.part(start, start + self.limit)
             with self.meter.time("model"):
-                rows, error = self._try(piece, outcome.table)
-            if rows is None and error is not None and is_out_of_memory(error) and len(piece) > 1:
+                rows, error = self._begin(piece, outcome.table)
+            if rows is not None:
+                self._flight.append((piece, outcome, rows))
+            elif error is not None and is_out_of_memory(error) and len(piece) > 1:
+                self._take(0)  # what is in flight holds memory too
                 self.limit = max(1, len(piece) // 2)
                 free_memory(self.extractor.device)
                 continue
-            if rows is None and error is not None and len(piece) > 1:
+            elif error is not None:
                 self._one_by_one(piece, error, outcome)
-            else:
-                self._keep(piece, rows, error, outcome)
+            self._take(self._depth)
             start += len(piece)
         outcome.seconds += self.meter.seconds["model"] - before
+        if batch.last:
+            self._ended.append(outcome)
 
-    def _try(self, piece: list[tuple[int, Item, Any]], table: str) -> tuple[np.ndarray | None, Exception | None]:
-        parts = [p for _, _, p in piece]
-        first = [p[0] for p in parts]
+    def flush(self) -> None:
+        """Wait for everything that the device was given."""
+        self._take(0)
+
+    def finished(self) -> Iterator[Outcome]:
+        """Whole outcomes, in order, each once."""
+        while self._ended and all(outcome is not self._ended[0] for _, outcome, _ in self._flight):
+            outcome = self._ended.popleft()
+            outcome.whole = True
+            yield outcome
+
+    def _long(self, batch: Batch) -> list[Item]:
+        """Members whose text, or stand-in, was longer than the model reads."""
+        tokens = getattr(self.extractor, "tokens", None)
+        if not isinstance(tokens, Tokens):
+            return []
+        found = tokens.take_long([text for i in batch.items for text in (i.text, i.caption) if text is not None])
+        return [item for item in batch.items if found and (item.text in found or item.caption in found)]
+
+    def _take(self, depth: int) -> None:
+        """Rows of the oldest batches, until no more than ``depth`` are in flight."""
+        while len(self._flight) > depth:
+            piece, outcome, rows = self._flight[0]
+            with self.meter.time("model"):
+                found = rows.numpy()
+            self._flight.popleft()  # first: an interrupt between the two loses a batch, and must not keep it twice
+            self._keep(piece, found, outcome)
+
+    def _begin(self, piece: Batch, table: str) -> tuple[Rows | None, Exception | None]:
         try:
-            if table == "query":
-                rows = self.extractor.encode_pairs(first, [p[1] for p in parts])
-            else:
-                rows = self.extractor.encode_texts(first) if table == "text" else self.extractor.encode_images(first)
+            rows = self.extractor.begin(table, *piece.parts)
         except (ExtractorError, torch.AcceleratorError):
             raise  # a broken extractor or a lost device fails every item after it too
         except Exception as error:
             error.__traceback__ = None  # its frames hold the batch's tensors, and memory may be what is short
             return None, error
-        if rows.shape[1] != self.extractor.dim(table):
-            raise ExtractorError(
-                f"extractor {self.extractor.name!r} gave rows of {rows.shape[1]} for table '{table}', which has "
-                f"dim {self.extractor.dim(table)}"
-            )
         return rows, None
 
-    def _one_by_one(self, piece: list[tuple[int, Item, Any]], error: Exception, outcome: Outcome) -> None:
+    def _one_by_one(self, piece: Batch, error: Exception, outcome: Outcome) -> None:
         """The model refused a batch: find the items at fault. When it is all of them, the model is, and that is raised."""
+        if len(piece) == 1:
+            self._fail(piece, error, outcome)
+            return
         alone = Outcome(outcome.table)
-        for one in piece:
+        for n in range(len(piece)):
+            one = piece.part(n, n + 1)
             with self.meter.time("model"):
-                rows, own = self._try([one], outcome.table)
-            self._keep([one], rows, own, alone)
+                rows, own = self._begin(one, outcome.table)
+                found = rows.numpy() if rows is not None else None
+            if found is not None:
+                self._keep(one, found, alone)
+            else:
+                assert own is not None
+                self._fail(one, own, alone)
         if len(alone.failures) == len(piece):
             raise ExtractorError(
                 f"extractor {self.extractor.name!r} failed on every item of a batch: {one_line(error)}"
@@ -95,26 +143,28 @@ class Runner:
         outcome.pieces.extend(alone.pieces)
         outcome.failures.extend(alone.failures)
 
-    def _keep(
-        self, piece: list[tuple[int, Item, Any]], rows: np.ndarray | None, error: Exception | None, outcome: Outcome
-    ) -> None:
-        if rows is None:
-            assert error is not None
-            reason = "out of memory, even alone" if is_out_of_memory(error) else one_line(error)
-            outcome.failures.append(ItemFailure(piece[0][1], "encode", reason))
-            self.meter.failed += 1
-            return
+    def _fail(self, piece: Batch, error: Exception, outcome: Outcome) -> None:
+        reason = "out of memory, even alone" if is_out_of_memory(error) else one_line(error)
+        outcome.failures.append(ItemFailure(piece.items[0], "encode", reason))
+        self.meter.failed += 1
+
+    def _keep(self, piece: Batch, rows: np.ndarray, outcome: Outcome) -> None:
+        """The rows that are finite; the others failed."""
+        wanted = self.extractor.dim(outcome.table)
+        if rows.shape[1] != wanted:
+            raise ExtractorError(
+                f"extractor {self.extractor.name!r} gave rows of {rows.shape[1]} for table '{outcome.table}', which has "
+                f"dim {wanted}"
+            )
         good = np.isfinite(rows).all(axis=1)
         why = getattr(self.extractor, "nonfinite", "the model gave NaN or Inf")
         hint = "" if self.extractor.options.dtype == "float32" else f" in {self.extractor.options.dtype}: try float32"
-        kept = [one for one, fine in zip(piece, good, strict=True) if fine]
         outcome.failures.extend(
-            ItemFailure(one[1], "encode", f"{why}{hint}")
-            for one, fine in zip(piece, good, strict=True)
-            if not fine
+            ItemFailure(piece.items[n], "encode", f"{why}{hint}") for n in np.flatnonzero(~good)
         )
-        if kept:
-            positions, keys = [one[0] for one in kept], [one[1].key for one in kept]
-            outcome.pieces.append((positions, keys, rows if len(kept) == len(piece) else rows[good]))
+        if good.any():
+            positions = [p for p, fine in zip(piece.positions, good, strict=True) if fine]
+            keys = [item.key for item, fine in zip(piece.items, good, strict=True) if fine]
+            outcome.pieces.append((positions, keys, rows if good.all() else rows[good]))
         self.meter.done += int(good.sum())
         self.meter.failed += int((~good).sum())

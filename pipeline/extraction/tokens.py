@@ -17,7 +17,7 @@ from pipeline.extraction.hub import ModelError
 class Tokens:
     """A tokenizer with one maximum length. ``full``: always pad to it, as SigLIP's text towers were trained.
 
-    ``cut`` counts the texts that were longer and lost their end.
+    ``cut`` counts the texts that were longer and lost their end; ``take_long`` names them, each once.
     """
 
     def __init__(self, tokenizer: Any, length: int, full: bool = False, lower: bool = False, name: str = ""):
@@ -25,6 +25,7 @@ class Tokens:
             raise ModelError(f"model {name!r}: its tokenizer has no padding token: set one in tokenizer_config.json")
         self.tokenizer, self.length, self.full, self.lower = tokenizer, length, full, lower
         self.cut = 0
+        self._long: set[str] = set()
         self._lock = threading.Lock()  # the tokenizers library refuses to change its state while another thread encodes
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -37,8 +38,17 @@ class Tokens:
                 given, truncation=True, max_length=self.length, padding=False, return_attention_mask=False,
                 return_token_type_ids=False,
             )  # fmt: skip
-            self.cut += sum(bool(e.overflowing) for e in found.encodings or ())
+            long = [text for text, e in zip(texts, found.encodings or (), strict=False) if e.overflowing]
+            self.cut += len(long)
+            self._long.update(long)
         return [np.asarray(ids, dtype=np.int64) for ids in found["input_ids"]]
+
+    def take_long(self, texts: Sequence[str]) -> set[str]:
+        """Which of ``texts`` lost their end since they were last asked about."""
+        with self._lock:
+            found = self._long.intersection(texts)
+            self._long -= found
+        return found
 
     def pad(self, batch: Sequence[np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:
         """``input_ids`` and, where the tokenizer's model reads one, ``attention_mask``, int64 [n, longest or full]."""

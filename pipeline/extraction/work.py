@@ -93,16 +93,17 @@ def requests_of(
         texts = dict.fromkeys(text for _, text in queries)
         return len(queries), {key: Item(key, (t,), text=t) for t in texts for key in [text_key(t)]}, []
     pairs = dict.fromkeys(queries)
-    bad = [Failure(table, _pair(i, t), "read", f"reference {i}: {unusable[i]}") for i, t in pairs if i in unusable]
+    bad = [Failure(table, pair_name(i, t), "read", f"reference {i}: {unusable[i]}") for i, t in pairs if i in unusable]
     return len(queries), _unique(_query(sources[i], i, t) for i, t in pairs if i in sources), bad
 
 
 def _query(source: Item, image_id: str, text: str) -> Item:
     key = pair_key(source.key, text_key(text))
-    return Item(key, (_pair(image_id, text),), source.key, source.file, source.caption, text)
+    return Item(key, (pair_name(image_id, text),), source.key, source.file, source.caption, text)
 
 
-def _pair(image_id: str, text: str) -> str:
+def pair_name(image_id: str, text: str) -> str:
+    """What the ledger calls a query."""
     return f"{image_id}: {text}"
 
 

@@ -13,6 +13,7 @@ from PIL import Image as Pillow
 
 from manifests.errors import FashionNTMError
 from manifests.schema import Dataset, Frozen, Image
+from pipeline.extraction.transfer import Rows
 
 Prepared: TypeAlias = Any  # what ``prepare`` made of one item: an array, or several by name
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -56,6 +57,7 @@ class Extractor(ABC):
     Options: ClassVar[type[ExtractorOptions]] = ExtractorOptions
     tables: ClassVar[tuple[str, ...]] = ("image", "text")
     reads: ClassVar[Literal["pixels", "caption"]] = "pixels"
+    stacks: ClassVar[bool] = False  # its features take images stacked ahead of time, by transfer.to_device
     card: Card
 
     def __init__(self, options: ExtractorOptions, device: torch.device):
@@ -127,6 +129,12 @@ class Extractor(ABC):
         ready = self._ready_texts(images) if self.reads == "caption" else self._ready_images(images)
         return self._run(self._pair_features, ready, self._ready_texts(texts))
 
+    def begin(self, table: str, first: Sequence[Prepared], texts: Sequence[Prepared] = ()) -> Rows:
+        """Rows of ``table`` for prepared items, without waiting for the device: images, texts, or both for "query"."""
+        if table == "query":
+            return self._begin(self._pair_features, first, texts)
+        return self._begin(self._text_features if table == "text" else self._image_features, first)
+
     def _image_features(self, images: list[Prepared]) -> torch.Tensor:
         """Features [n, D] of prepared images."""
         raise ExtractorError(f"extractor {self.name!r} has no image tower")
@@ -145,7 +153,10 @@ class Extractor(ABC):
     def _ready_texts(self, texts: Sequence[Any]) -> list[Prepared]:
         return self.prepare_texts(texts) if any(isinstance(t, str) for t in texts) else list(texts)
 
-    def _run(self, features: Any, *inputs: list[Prepared]) -> np.ndarray:
+    def _run(self, features: Any, *inputs: Sequence[Prepared]) -> np.ndarray:
+        return self._begin(features, *inputs).numpy()
+
+    def _begin(self, features: Any, *inputs: Sequence[Prepared]) -> Rows:
         count = len(inputs[0])
         if count == 0:
             raise ExtractorError(f"extractor {self.name!r} was given an empty batch")
@@ -157,6 +168,6 @@ class Extractor(ABC):
             rows = rows.float()
             if self.options.normalise:
                 rows = torch.nn.functional.normalize(rows, dim=-1)
-            stored = rows.to(_DTYPES[self.options.store_dtype]).cpu().numpy()
+            stored = Rows(rows.to(_DTYPES[self.options.store_dtype]))
         self.calls += count
         return stored

@@ -15,6 +15,7 @@ from pipeline.extraction import hub
 from pipeline.extraction.extractors.base import Card, Extractor, ExtractorOptions
 from pipeline.extraction.images import decoder
 from pipeline.extraction.tokens import Tokens
+from pipeline.extraction.transfer import to_device
 
 _KNOWN = {  # hub id prefix -> (licence, notes); the model's own page decides
     "openai/clip-": ("MIT", "general images"),
@@ -40,6 +41,7 @@ class ClipExtractor(Extractor):
     version: ClassVar[int] = 1
     Options = ClipOptions
     tables: ClassVar[tuple[str, ...]] = ("image", "text")
+    stacks: ClassVar[bool] = True
     options: ClipOptions
 
     def __init__(self, options: ClipOptions, device: torch.device):
@@ -117,9 +119,7 @@ class ClipExtractor(Extractor):
         return self.tokens.encode(texts)
 
     def _image_features(self, images: list[dict[str, np.ndarray]]) -> torch.Tensor:
-        inputs = {name: torch.from_numpy(np.stack([image[name] for image in images])) for name in images[0]}
-        moved = {k: v.to(self.device, self.compute if v.is_floating_point() else None) for k, v in inputs.items()}
-        return _pooled(self.model.get_image_features(**moved))
+        return _pooled(self.model.get_image_features(**to_device(images, self.device, self.compute)))
 
     def _text_features(self, texts: list[np.ndarray]) -> torch.Tensor:
         return _pooled(self.model.get_text_features(**self.tokens.pad(texts, self.device)))

@@ -1,0 +1,93 @@
+"""What `bench extract` runs on: JPEGs drawn here or a user's folder of them, and a small CLIP of random weights."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image as Pillow
+
+from manifests.schema import Dataset, Gallery, Image, Session, Turn
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+def draw_images(folder: Path, count: int, size: tuple[int, int] = (300, 400)) -> None:
+    """``count`` JPEGs of smooth colours with some noise: about 20 kB each, as catalogue photographs are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for n in range(count):
+        rng = np.random.default_rng(n)
+        small = Pillow.fromarray(rng.integers(0, 256, (6, 5, 3), dtype=np.uint8))
+        pixels = np.asarray(small.resize(size, Pillow.Resampling.BICUBIC), dtype=np.int16)
+        noisy = (pixels + rng.integers(-6, 7, pixels.shape)).clip(0, 255).astype(np.uint8)
+        Pillow.fromarray(noisy).save(folder / f"{n:06}.jpg", quality=85)
+
+
+def save_small_clip(folder: Path, width: int, layers: int) -> Path:
+    """A CLIP with a ViT-/32 of ``width`` and ``layers`` at 224 pixels, random weights: the cost of a real one, scaled."""
+    import torch
+    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
+
+    from pipeline.extraction.pretrain import PretrainOptions, build_tokenizer
+
+    tokenizer = build_tokenizer(["red blue green dress shirt longer shorter more less"], PretrainOptions(max_tokens=32))
+    tower = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers,
+             "num_attention_heads": width // 64}  # fmt: skip
+    ids = {"bos_token_id": 1, "eos_token_id": 3, "pad_token_id": 0}
+    config = CLIPConfig(
+        text_config={
+            **tower,
+            **ids,
+            "num_hidden_layers": 2,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": 32,
+        },
+        vision_config={**tower, "image_size": 224, "patch_size": 32},
+        projection_dim=width,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        CLIPModel(config).save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224}).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def dataset_of(root: Path, count: int, pairs: int = 0) -> Dataset:
+    """The images below ``root`` (up to ``count``), with ``pairs`` one-turn sessions an image, each with its own text."""
+    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES)[:count]
+    images = {p.stem: Image(id=p.stem, file=p.relative_to(root).as_posix()) for p in files}
+    ids = list(images)
+    sessions = tuple(
+        Session(
+            id=f"{image}-{n}", category="all", split="train", target=ids[(place + 1) % len(ids)],
+            turns=(Turn(reference=image, captions=(f"more red, image {place} text {n}",)),),
+        )
+        for place, image in enumerate(ids)
+        for n in range(pairs)
+    )  # fmt: skip
+    gallery = Gallery(category="all", split="train", images=tuple(ids))
+    return Dataset(name="bench", images=images, sessions=sessions, galleries=(gallery,), images_root=root)
+
+
+@contextmanager
+def corrupted(source: Path, target: Path, count: int, share: float) -> Iterator[set[str]]:
+    """A copy of the first ``count`` images with ``share`` of them cut in half, emptied or replaced; gives their names."""
+    shutil.rmtree(target, ignore_errors=True)
+    files = sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES)[:count]
+    bad = set(random.Random(0).sample([p.stem for p in files], max(1, round(len(files) * share))))
+    for number, path in enumerate(files):
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        data = path.read_bytes()
+        spoilt = (data[: len(data) // 2], b"", b"this is no image")[number % 3]
+        # a spoilt file of its own: equal bytes would be one item under two names
+        copy.write_bytes(data if path.stem not in bad else spoilt + (b"" if spoilt == b"" else path.stem.encode()))
+    try:
+        yield bad
+    finally:
+        shutil.rmtree(target, ignore_errors=True)

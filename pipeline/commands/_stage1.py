@@ -1,0 +1,31 @@
+"""Options that the commands of stage 1 share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class BatchSize(click.ParamType):
+    """A positive number, or "auto"."""
+
+    name = "N|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "auto" or (isinstance(value, int) and value > 0):
+            return value
+        if str(value).isdigit() and int(value) > 0:
+            return int(value)
+        self.fail(f"{value!r} is neither a number of items from 1 up nor 'auto'", param, ctx)
+
+
+def option_precision(f: F) -> F:
+    return click.option(
+        "--precision", type=click.Choice(["fp32", "bf16", "fp16", "auto"]),
+        help="What the model computes in, part of the store's fingerprint; auto measures. Default: the spec's "
+        "extractor.dtype.",
+    )(f)  # fmt: skip

@@ -1,0 +1,93 @@
+"""Work done ahead of its consumer, in order and within a bound: a pool of threads for jobs, one thread for a generator."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from queue import Empty, Full, Queue
+from typing import TypeVar
+
+A, B = TypeVar("A"), TypeVar("B")
+_POLL = 0.1  # seconds between looks at whether the consumer has left
+
+
+def in_order(function: Callable[[A], B], jobs: Iterable[A], workers: int, ahead: int) -> Iterator[tuple[A, B]]:
+    """(job, function(job)) in the order of ``jobs``, with at most ``ahead`` jobs begun or finished but not yet taken.
+
+    ``workers`` 0 runs every job in the calling thread.
+    """
+    if workers == 0:
+        yield from ((job, function(job)) for job in jobs)
+        return
+    pool = ThreadPoolExecutor(workers, "prepare")
+    try:
+        window: deque[tuple[A, Future[B]]] = deque()
+        for job in jobs:
+            window.append((job, pool.submit(function, job)))
+            if len(window) > ahead:
+                first, future = window.popleft()
+                yield first, future.result()
+        while window:
+            first, future = window.popleft()
+            yield first, future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+class InThread(Iterator[A]):
+    """The items of ``source``, which runs in a thread of its own from now on, at most ``depth`` items ahead.
+
+    Its error is raised in place of the item after the last good one. A context manager: leaving it, early or not,
+    closes ``source`` and ends the thread.
+    """
+
+    def __init__(self, source: Generator[A, None, None], depth: int):
+        self._source = source
+        self._ready: Queue[tuple[str, object]] = Queue(depth)
+        self._left = threading.Event()
+        self._thread = threading.Thread(target=self._produce, name="batches", daemon=True)
+        self._thread.start()
+
+    def _put(self, kind: str, value: object = None) -> bool:
+        while not self._left.is_set():
+            try:
+                self._ready.put((kind, value), timeout=_POLL)
+                return True
+            except Full:
+                continue
+        return False
+
+    def _produce(self) -> None:
+        try:
+            for item in self._source:
+                if not self._put("item", item):
+                    break
+            else:
+                self._put("end")
+        except BaseException as error:  # handed over whole: the consumer decides
+            self._put("error", error)
+        finally:
+            self._source.close()
+
+    def __next__(self) -> A:
+        kind, value = self._ready.get()
+        if kind == "item":
+            return value  # type: ignore[return-value]
+        self._left.set()
+        if kind == "error":
+            assert isinstance(value, BaseException)
+            raise value
+        raise StopIteration
+
+    def __enter__(self) -> InThread[A]:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._left.set()
+        with suppress(Empty):
+            while True:  # make room, so that a waiting producer sees that nobody wants more
+                self._ready.get_nowait()
+        self._thread.join()

@@ -1,0 +1,67 @@
+"""The one writer: a thread that commits finished shards while the model works on the next."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from queue import Full, Queue
+from types import TracebackType
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+WAITING = 2  # finished shards in memory, at most: beyond them the model waits for the disk
+
+
+class Commits(Generic[T]):
+    """Calls ``commit`` on each thing put, in order, in one thread. A context manager: leaving it waits for the last.
+
+    The first error of ``commit`` is raised by the next ``put`` or at the end; nothing is committed after it.
+    ``threaded`` False: ``put`` commits by itself.
+    """
+
+    def __init__(self, commit: Callable[[T], None], threaded: bool = True):
+        self._commit, self._threaded = commit, threaded
+        self._queue: Queue[tuple[T] | None] = Queue(WAITING)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
+
+    def __enter__(self) -> Commits[T]:
+        if self._threaded:
+            self._thread.start()
+        return self
+
+    def _work(self) -> None:
+        while (found := self._queue.get()) is not None:
+            if self._error is None:
+                try:
+                    self._commit(*found)
+                except BaseException as error:  # raised again in the thread that waits for it
+                    self._error = error
+
+    def put(self, thing: T) -> None:
+        """Hand over one shard; waits while ``WAITING`` others are not written yet."""
+        if not self._threaded:
+            self._commit(thing)
+            return
+        while True:
+            if self._error is not None:
+                raise self._error
+            try:
+                self._queue.put((thing,), timeout=0.5)
+                return
+            except Full:
+                continue
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._threaded:
+            return
+        self._queue.put(None)
+        while self._thread.is_alive():
+            try:
+                self._thread.join()
+            except KeyboardInterrupt:  # a commit takes a moment, and half of one would be thrown away
+                continue
+        if self._error is not None and (error is None or isinstance(error, KeyboardInterrupt)):
+            raise self._error

@@ -1,0 +1,77 @@
+"""What a large catalogue costs: shards, bytes and device hours, by formula from a measured rate. Nothing is guessed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from manifests.identity import KEY_BYTES
+from pipeline.extraction.plan import Plan
+
+BYTES_A_SHARD_RECORD = 460  # in manifest.json and ledger.jsonl together; measured, and held to by a test
+DEVICES = (1, 8, 64)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one image table: ``rows`` of ``width`` bytes in shards of ``shard_rows``; ``rate`` rows a second of one device.
+
+    shards = ceil(rows / shard_rows); bytes = rows * width; device hours = rows / rate / 3600. ``rate`` None: not known.
+    """
+
+    table: str
+    rows: int
+    width: int
+    shard_rows: int
+    rate: float | None
+
+    @property
+    def shards(self) -> int:
+        return -(-self.rows // self.shard_rows)
+
+    @property
+    def bytes(self) -> int:
+        return self.rows * self.width
+
+    @property
+    def record_bytes(self) -> int:
+        """Of the manifest and the ledger."""
+        return self.shards * BYTES_A_SHARD_RECORD
+
+    @property
+    def hours(self) -> float | None:
+        """Of one device that does everything."""
+        return self.rows / self.rate / 3600 if self.rate else None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            **asdict(self), "shards": self.shards, "bytes": self.bytes, "record_bytes": self.record_bytes,
+            "device_hours": self.hours,
+        }  # fmt: skip
+
+    def text(self) -> str:
+        lines = [
+            f"table '{self.table}' of {self.rows:,} images",
+            f"shards        {self.shards:,} of {self.shard_rows:,} rows ({self.shard_rows * self.width / 1e6:.1f} MB each)",
+            f"features      {self.bytes / 1e9:,.2f} GB ({self.width} bytes a row, keys included)",
+            f"records       {self.record_bytes / 1e6:,.1f} MB (manifest and ledger)",
+        ]
+        if self.hours is None:
+            return "\n".join([*lines, "device hours  unknown: measure the rate with --probe, or give one with --rate"])
+        each = ", ".join(f"{n:,} device{'s' if n > 1 else ''} {_span(self.hours / n)}" for n in DEVICES)
+        lines.append(f"device hours  {self.hours:,.1f} at {self.rate:,.1f} images/s a device ({each})")
+        return "\n".join(lines)
+
+
+def cost_of(plan: Plan, images: int, shard_rows: int, rate: float | None = None) -> Cost:
+    """The cost of ``images`` images with the plan's extractor; the rate is the plan's probe's unless given."""
+    table = next(name for name in ("image", "target") if name in plan.tables)
+    if rate is None and plan.probe is not None:
+        rate = plan.probe.rates.get(table)
+    return Cost(table, images, plan.widths[table] + KEY_BYTES, shard_rows, rate)
+
+
+def _span(hours: float) -> str:
+    if hours < 1:
+        return f"{hours * 60:,.0f} min"
+    return f"{hours:,.1f} h" if hours < 72 else f"{hours / 24:,.1f} days"

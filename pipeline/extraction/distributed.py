@@ -1,0 +1,220 @@
+"""Stage 1 on many machines: shards are Dask tasks, workers write files into the shared store, one coordinator commits.
+
+The coordinator cuts the work (``TablePlan.tasks``) and commits in the order of the cut, so that the store is the same,
+byte for byte, for any number of workers and after any of them died: Dask gives a lost worker's shards to another.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cache import Receipt
+from manifests.errors import FashionNTMError
+from manifests.schema import RunSpec
+from pipeline.extraction import worker
+from pipeline.extraction.batches import Task
+from pipeline.extraction.prepare import ItemFailure
+from pipeline.extraction.work import Item
+from pipeline.extraction.worker import Setting
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+_SAMPLE = 2048  # items that the worker which measures the batch size is told about
+_A_WORKER = 4  # shards given out beyond those committed, for each worker: in hand, next, or held back until their turn
+_LOOK = 0.5  # seconds between looks at Ctrl-C
+
+
+class ClusterError(FashionNTMError):
+    """The cluster cannot be reached, has no worker, or a worker cannot do its part."""
+
+
+@dataclass
+class Shard:
+    """A finished task: its number in the job, the receipt of its file (None without a row), and its failures."""
+
+    task: int
+    receipt: Receipt | None
+    failures: list[ItemFailure]
+    long: list[Item]  # their text lost its end
+    seconds: dict[str, float]
+    process: str
+
+    @property
+    def rows(self) -> int:
+        return self.receipt.rows if self.receipt is not None else 0
+
+
+@dataclass
+class Crew:
+    """Workers of one cluster, for one spec. ``local``: their number when this process started them."""
+
+    client: Client
+    spec: dict[str, Any]
+    device: str
+    local: int = 0
+    calls: dict[str, int] = field(default_factory=dict)  # encoder calls so far by worker process
+    _cut: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Worker processes there are now."""
+        return len(self.client.nthreads())
+
+    @property
+    def cut(self) -> int:
+        """Texts that lost their end, all workers together."""
+        return sum(self._cut.values())
+
+    def setting(self, fields: Mapping[str, Any], store: Path, root: Path | None, workers: int | None) -> Setting:
+        """What every task is told. CPU workers that share this machine share its threads too."""
+        import torch
+
+        threads = max(1, torch.get_num_threads() // self.local) if self.local else None
+        where = str(root) if root else None
+        return Setting(self.spec, self.device, dict(fields), str(store.resolve()), where, 0, workers, threads)
+
+    def batch_sizes(self, setting: Setting, todo: Mapping[str, Sequence[Item]]) -> tuple[str, dict[int, float]]:
+        """(device, rows a second by batch size), measured by one worker; nothing ``todo`` measures nothing."""
+        sample = {name: [astuple(item) for item in items[:_SAMPLE]] for name, items in todo.items()}
+        answer = self._result(self.client.submit(worker.measure_batch, vars(setting), sample, pure=False))
+        return answer["device"], answer["rates"]
+
+    def shards(
+        self, setting: Setting, tasks: Sequence[Task], first: Callable[[str], int], check: Callable[[], None]
+    ) -> Iterator[Shard]:
+        """The finished tasks, in order. ``first``: number of a table's next shard; ``check`` may raise to stop.
+
+        When stopped, what is finished comes first, in order but with gaps, and the error then.
+        """
+        numbers = _numbers(tasks, first)
+        waiting: dict[int, Future] = {}
+        submitted = given = 0
+        try:
+            while given < len(tasks):
+                check()
+                while submitted < len(tasks) and submitted < given + _A_WORKER * max(1, self.size):
+                    waiting[submitted] = self._submit(setting, tasks[submitted], numbers[submitted])
+                    submitted += 1
+                if not self._look(waiting, given):
+                    continue
+                yield self._shard(given, tasks[given], waiting.pop(given))
+                given += 1
+        except (KeyboardInterrupt, FashionNTMError):
+            for task, future in sorted(waiting.items()):
+                if future.status == "finished":
+                    yield self._shard(task, tasks[task], future)
+            raise
+        finally:
+            self.client.cancel(list(waiting.values()))
+
+    def _submit(self, setting: Setting, task: Task, number: int) -> Future:
+        items = [astuple(item) for item in task.items]
+        return self.client.submit(worker.make_shard, vars(setting), task.table, number, items, pure=False)
+
+    def _look(self, waiting: Mapping[int, Future], wanted: int) -> bool:
+        """Wait a moment for any task; whether the one whose turn it is has ended."""
+        from distributed import wait
+
+        if waiting[wanted].done():
+            return True
+        if self.size == 0:
+            self._wait_for_workers()
+        try:
+            with self.client.as_current():
+                wait([waiting[wanted]], timeout=_LOOK)
+        except TimeoutError:
+            return False
+        return True
+
+    def _wait_for_workers(self) -> None:
+        try:
+            self.client.wait_for_workers(1, timeout=60)
+        except TimeoutError:
+            raise ClusterError(
+                f"the cluster at {self.client.scheduler.address} has had no worker for a minute: start some, and run the "
+                "same command again"
+            ) from None
+
+    def _shard(self, number: int, task: Task, future: Future) -> Shard:
+        answer = self._result(future)
+        name = answer["process"]
+        self.calls[name] = max(self.calls.get(name, 0), answer["calls"])
+        self._cut[name] = max(self._cut.get(name, 0), answer["cut"])
+        failures = [ItemFailure(task.items[place], stage, reason) for place, stage, reason in answer["failures"]]
+        receipt = Receipt(**answer["receipt"]) if answer["receipt"] else None
+        long = [task.items[place] for place in answer["long"]]
+        return Shard(number, receipt, failures, long, answer["seconds"], name)
+
+    def _result(self, future: Future) -> dict[str, Any]:
+        from distributed import KilledWorker
+
+        try:
+            answer = future.result()
+        except KilledWorker as error:
+            raise ClusterError(
+                f"several workers died over the same shard (the last: {error.last_worker.address}): look at their logs, "
+                "give them more memory or a smaller --batch-size, and run the same command again"
+            ) from None
+        if "error" in answer:
+            raise ClusterError(f"a worker on {answer['host']} stopped: {answer['error']}")
+        return answer
+
+
+def _numbers(tasks: Sequence[Task], first: Callable[[str], int]) -> list[int]:
+    """The shard numbers of tasks when they are committed in order."""
+    following: dict[str, int] = {}
+    numbers = []
+    for task in tasks:
+        following[task.table] = following.get(task.table, first(task.table) - 1) + 1
+        numbers.append(following[task.table])
+    return numbers
+
+
+@contextmanager
+def crew_for(spec: RunSpec, device: str, scheduler: str | None = None, local: int = 0) -> Iterator[Crew]:
+    """Workers for ``spec``: of the Dask cluster at ``scheduler`` (tcp://host:port), or ``local`` new processes here.
+
+    Raises ClusterError when the cluster cannot be reached or has no worker.
+    """
+    from distributed import Client, LocalCluster
+
+    values = portable(spec)
+    if local:
+        with (
+            LocalCluster(
+                n_workers=local, threads_per_worker=2, processes=True, host="127.0.0.1", dashboard_address=None,
+                preload=["pipeline.extraction.preload"], silence_logs=50, memory_limit=0,
+            ) as cluster,
+            Client(cluster, set_as_default=False) as client,
+        ):  # fmt: skip
+            yield Crew(client, values, device, local)
+        return
+    assert scheduler is not None
+    began = time.monotonic()
+    try:
+        client = Client(scheduler, timeout=20, set_as_default=False)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise ClusterError(
+            f"no Dask scheduler answers at {scheduler!r} ({' '.join(str(error).split())[:200]}; tried for "
+            f"{time.monotonic() - began:.0f} s): start `dask scheduler` and give the address that it prints"
+        ) from None
+    with client:
+        crew = Crew(client, values, device)
+        if not crew.size:
+            crew._wait_for_workers()
+        yield crew
+
+
+def portable(spec: RunSpec) -> dict[str, Any]:
+    """The spec as JSON values, its local folders as absolute paths: a worker has another current folder."""
+    values = spec.model_dump(mode="json")
+    for name, value in values["extractor"].items():
+        if isinstance(value, str) and name != "name" and Path(value).expanduser().is_dir():
+            values["extractor"][name] = str(Path(value).expanduser().resolve())
+    return values

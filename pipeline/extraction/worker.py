@@ -1,0 +1,129 @@
+"""What a worker of a cluster does: load the model once, make the shards that it is given, answer with receipts.
+
+Jobs and answers are plain values, and an error travels as its message: nothing of this project is unpickled on either
+side but the name of a function.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import threading
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cache import write_shard
+from manifests.errors import FashionNTMError
+from manifests.identity import changed_fields, digest
+from manifests.schema import RunSpec
+from pipeline.device import describe, resolve_device
+from pipeline.extraction.batches import Task
+from pipeline.extraction.engine import process
+from pipeline.extraction.extractors.base import Extractor
+from pipeline.extraction.gpus import WorkerError, claim_gpu
+from pipeline.extraction.meter import Meter
+from pipeline.extraction.probe import choose_batch_size, default_workers
+from pipeline.extraction.work import Item
+
+PROCESS = secrets.token_hex(8)  # this process's name in its answers
+_AT_ONCE = 2  # shards in hand: one at the model, the other being prepared or written
+_slots, _model_gate, _loading = threading.BoundedSemaphore(_AT_ONCE), threading.Lock(), threading.Lock()
+_models: dict[str, Extractor] = {}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all shards of a job share. ``spec``: the run spec as JSON values; ``fields``: what the model must be."""
+
+    spec: dict[str, Any]
+    device: str
+    fields: dict[str, Any]
+    store: str
+    root: str | None
+    batch_size: int
+    workers: int | None
+    threads: int | None
+
+
+def make_shard(setting: dict[str, Any], table: str, number: int, items: list[tuple[Any, ...]]) -> dict[str, Any]:
+    """Compute the rows of ``items`` and write them as shard ``number`` of ``table``, not yet committed.
+
+    Gives the receipt (None when no item had a row), the failures as (position, stage, reason), seconds by stage, and
+    what this process has done so far. An error is given as ``{"error": message}``.
+    """
+    try:
+        with _slots:
+            return _make_shard(Setting(**setting), table, number, [Item(*item) for item in items])
+    except FashionNTMError as error:
+        return {"error": f"{type(error).__name__}: {error}", "host": socket.gethostname()}
+
+
+def _make_shard(setting: Setting, table: str, number: int, items: list[Item]) -> dict[str, Any]:
+    extractor = _extractor(setting)
+    workers = default_workers(extractor.device) if setting.workers is None else setting.workers
+    meter, root = Meter(), Path(setting.root) if setting.root else None
+    (outcome,) = process(
+        extractor, [Task(table, items)], root=root, batch_size=setting.batch_size, workers=workers, meter=meter,
+        gate=_model_gate,
+    )  # fmt: skip
+    receipt = None
+    if len(outcome):
+        keys, rows = outcome.rows()
+        with meter.time("write"):
+            written = write_shard(setting.store, table, keys, rows, number=number, seconds=outcome.seconds)
+        receipt = asdict(written)
+    place = {item.key: n for n, item in enumerate(items)}
+    return {
+        "receipt": receipt,
+        "failures": [(place[f.item.key], f.stage, f.reason) for f in outcome.failures],
+        "long": [place[item.key] for item in outcome.long],
+        "seconds": meter.seconds,
+        "process": PROCESS,
+        "calls": extractor.calls,
+        "cut": extractor.cut,
+        "loads": len(_models),
+    }
+
+
+def measure_batch(setting: dict[str, Any], todo: dict[str, list[tuple[Any, ...]]]) -> dict[str, Any]:
+    """The device of this worker and rows a second by batch size (see ``probe.choose_batch_size``)."""
+    try:
+        known = Setting(**setting)
+        extractor = _extractor(known)
+        items = {table: [Item(*item) for item in part] for table, part in todo.items()}
+        with _model_gate:
+            rates = choose_batch_size(extractor, items, Path(known.root) if known.root else None)
+        return {"device": describe(extractor.device), "rates": rates}
+    except FashionNTMError as error:
+        return {"error": f"{type(error).__name__}: {error}", "host": socket.gethostname()}
+
+
+def _extractor(setting: Setting) -> Extractor:
+    """The model, loaded by the first shard that needs it and kept for all others."""
+    from pipeline.extraction.extractors import load_extractor
+
+    key = digest([setting.spec, setting.device])
+    with _loading:
+        if key not in _models:
+            if setting.threads is not None:
+                torch.set_num_threads(setting.threads)
+            if not Path(setting.store).is_dir():
+                raise WorkerError(
+                    f"{setting.store} is not there for the worker on {socket.gethostname()}: the folder of --out must be "
+                    "shared by all machines, under the same path"
+                )
+            device = setting.device
+            if resolve_device(device).type == "cuda" and ":" not in device:
+                device = claim_gpu(torch.cuda.device_count())
+            extractor = load_extractor(RunSpec.model_validate(setting.spec), device)
+            changed = changed_fields(setting.fields, extractor.semantic())
+            if changed:
+                raise WorkerError(
+                    f"the model of the worker on {socket.gethostname()} differs from the coordinator's "
+                    f"({'; '.join(changed[:3])}): install the same packages and use the same model files everywhere"
+                )
+            _models[key] = extractor
+        return _models[key]

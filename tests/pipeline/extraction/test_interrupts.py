@@ -1,0 +1,151 @@
+"""Ctrl-C and SIGKILL: what is finished is kept, and the resumed store is the same."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cache import Store
+from pipeline.extraction.extractors.base import Extractor
+from pipeline.extraction.extractors.clip import ClipExtractor
+from pipeline.extraction.interrupts import gentle_interrupt
+from pipeline.extraction.run import Interrupted
+
+from .conftest import build_dataset
+from .helpers import ROOT, rows_by_key, run, store_in, texts_of, tiny
+
+Load = Callable[..., Extractor]
+
+
+class Stopped(ClipExtractor):
+    """Presses Ctrl-C in the middle of a job."""
+
+    after = 3
+
+    def _text_features(self, texts: list) -> torch.Tensor:
+        self.after -= 1
+        if self.after < 0:
+            raise KeyboardInterrupt
+        return super()._text_features(texts)
+
+
+def test_ctrl_c_keeps_what_is_finished(load: Load, clip_folder: Path, tmp_path: Path) -> None:
+    data, stores = build_dataset(tmp_path / "images", sessions=20), tmp_path / "stores"
+    with pytest.raises(Interrupted, match=r"interrupted: 24 new rows are kept; run the same command again") as caught:
+        run(data, tiny(Stopped, clip_folder), stores, batch_size=4, shard_rows=8)
+    assert caught.value.exit_code == 130
+    folder = store_in(stores)
+    assert Store.open(folder).tables["text"].rows == 12  # one whole shard, and the finished batch of the next
+    resumed = tiny(Stopped, clip_folder)
+    resumed.after = 1000
+    report = run(data, resumed, stores)
+    assert (
+        report.path == folder and report.reused == 24 and resumed.calls == len(texts_of(data)) - 12 == report.extracted
+    )
+
+
+SCRIPT = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
+import sys, time
+from pathlib import Path
+from pipeline.extraction.extractors import load_extractor
+from pipeline.extraction.run import extract
+from tests.pipeline.extraction.conftest import build_dataset, spec_of
+
+images, model, stores = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+data = build_dataset(images, images=40, sessions=30)
+extractor = load_extractor(spec_of("clip", model=model, store_dtype="float32"), "cpu")
+inner = extractor._image_features
+def slow(batch):
+    time.sleep(0.15)
+    return inner(batch)
+extractor._image_features = slow
+try:
+    extract(data, extractor, stores, batch_size=2, shard_rows=4, progress="silent")
+except BaseException as error:
+    print(error)
+    sys.exit(getattr(error, "exit_code", 1))
+"""
+
+
+def spawn(images: Path, model: Path, stores: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(images), str(model), str(stores)],
+        cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def wait_for_shards(stores: Path, count: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while len(list(stores.glob("tiny/*/image-*.h5"))) < count:
+        assert process.poll() is None and time.monotonic() < deadline, "the job ended, or never began"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGINT"])
+def test_a_killed_job_resumes_and_ends_in_the_same_store(
+    load: Load, clip_folder: Path, tmp_path: Path, how: str
+) -> None:
+    data = build_dataset(tmp_path / "images", images=40, sessions=30)
+    stores, unique = tmp_path / "stores", 40 + len(texts_of(data))
+    process = spawn(tmp_path / "images", clip_folder, stores)
+    wait_for_shards(stores, 2, process)
+    process.send_signal(getattr(signal, how))
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == {"SIGKILL": -signal.SIGKILL, "SIGINT": 130}[how]
+    assert how == "SIGKILL" or "run the same command again to resume" in said
+    folder = store_in(stores)
+    kept = Store.open(folder).tables["image"].rows
+    assert 4 <= kept < 40
+
+    extractor = load("clip", clip_folder)
+    report = run(data, extractor, stores)
+    assert report.path == folder and report.extracted + report.reused == unique
+    # a signal inside a commit may leave a whole shard that only the next writer enters in the manifest
+    assert report.reused in (kept, kept + 4) and extractor.calls == report.extracted
+    clean = run(data, load("clip", clip_folder), tmp_path / "clean")
+    one, two = Store.open(folder), Store.open(clean.path)
+    for table in ("image", "text"):
+        first, second = rows_by_key(one, table), rows_by_key(two, table)
+        assert first.keys() == second.keys()
+        assert max(np.abs(first[k] - second[k]).max() for k in first) <= 1e-5
+    assert one.catalogue() == two.catalogue()
+
+
+def test_ctrl_c_between_batches_and_a_second_one_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt), gentle_interrupt() as check:
+        check()
+        signal.raise_signal(signal.SIGINT)
+        reached = True
+        check()
+        reached = False
+    assert reached and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with pytest.raises(KeyboardInterrupt), gentle_interrupt():
+        signal.raise_signal(signal.SIGINT)  # after the last look: still reported, at the end
+    after_second = False
+    with pytest.raises(KeyboardInterrupt), gentle_interrupt():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        after_second = True
+    assert not after_second and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_another_s_handler_is_left_alone() -> None:
+    mine = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with gentle_interrupt() as check:
+            signal.raise_signal(signal.SIGINT)
+            check()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, mine)
