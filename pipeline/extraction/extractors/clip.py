@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -12,25 +14,26 @@ from PIL import Image as Pillow
 from pydantic import Field
 
 from pipeline.extraction import hub
+from pipeline.extraction.extractors import _cards
 from pipeline.extraction.extractors.base import Card, Extractor, ExtractorOptions
 from pipeline.extraction.images import decoder
 from pipeline.extraction.tokens import Tokens
 
-_KNOWN = {  # hub id prefix -> (licence, notes); the model's own page decides
-    "openai/clip-": ("MIT", "general images"),
-    "patrickjohncyh/fashion-clip": ("MIT", "CLIP ViT-B/32 fine-tuned on Farfetch products"),
-    "laion/CLIP-": ("MIT", "trained on LAION"),
-    "google/siglip": ("Apache-2.0", "general images; SigLIP 2 is the recommended default"),
-    "Marqo/marqo-fashionSigLIP": ("Apache-2.0", "comes with its own code: needs trust_remote_code = true"),
-}
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class ClipOptions(ExtractorOptions):
-    """``model``: hub id or local folder. ``trust_remote_code``: run the Python code that comes with the model."""
+    """``model``: hub id, local folder, or the short name of a published checkpoint (see ``ls extractors --long``).
+
+    ``trust_remote_code``: run the Python code that comes with the model. ``clean``: what is done to a text before it is
+    tokenised; "auto" is what the checkpoint was trained with: "lower" for SigLIP, "canonical" (no punctuation either)
+    where its card says so, otherwise "none".
+    """
 
     model: str = Field(min_length=1)
     revision: str | None = None
     trust_remote_code: bool = False
+    clean: Literal["auto", "none", "lower", "canonical"] = "auto"
 
 
 class ClipExtractor(Extractor):
@@ -40,11 +43,14 @@ class ClipExtractor(Extractor):
     version: ClassVar[int] = 1
     Options = ClipOptions
     tables: ClassVar[tuple[str, ...]] = ("image", "text")
+    cards: ClassVar[tuple[Card, ...]] = _cards.CLIP
     options: ClipOptions
 
     def __init__(self, options: ClipOptions, device: torch.device):
         super().__init__(options, device)
-        checkpoint = hub.locate(options.model, options.revision, options.trust_remote_code)
+        known = _cards.preset(_cards.CLIP, options.model)
+        name = known.source if known else options.model
+        checkpoint = hub.locate(name, options.revision, options.trust_remote_code)
         self.checkpoint = checkpoint
         self.model = hub.load_model(checkpoint, self.compute, device)
         for method in ("get_image_features", "get_text_features"):
@@ -58,9 +64,12 @@ class ClipExtractor(Extractor):
         full = str(getattr(self.model.config, "model_type", "")).startswith("siglip")
         # SigLIP's text tower pools the last position and was trained with every text padded to the full length
         self.tokens = Tokens(tokenizer, self._text_length(tokenizer), full, name=options.model)
-        known = (about for start, about in _KNOWN.items() if options.model.startswith(start))
-        licence, notes = next(known, ("see the model's page", ""))
-        self.card = Card(licence, options.model, options.contaminated_on, notes)
+        self.clean = options.clean if options.clean != "auto" else (known and known.clean) or ("lower" if full else "none")
+        self.card = (
+            replace(known, contaminated_on=options.contaminated_on)
+            if known
+            else Card("see the model's page", options.model, options.contaminated_on)
+        )
         self._dims: dict[str, int] = {}
 
     def _text_length(self, tokenizer: Any) -> int:
@@ -79,13 +88,9 @@ class ClipExtractor(Extractor):
         return self.tokens.cut
 
     def dim(self, table: str) -> int:
-        config, side = self.model.config, "vision_config" if table == "image" else "text_config"
-        tower = getattr(config, side, None)
-        projection = getattr(self.model, "visual_projection" if table == "image" else "text_projection", None)
-        if isinstance(projection, torch.nn.Linear):
-            return projection.out_features
-        if str(getattr(config, "model_type", "")).startswith("siglip") and hasattr(tower, "hidden_size"):
-            return (table == "text" and getattr(tower, "projection_size", None)) or tower.hidden_size
+        declared = declared_dim(self.model, table)
+        if declared is not None:
+            return declared
         if table not in self._dims:  # a model with its own code: only one item through it can tell
             blank = Pillow.new("RGB", (32, 32))
             rows = self.encode_images([blank]) if table == "image" else self.encode_texts(["a"])
@@ -95,7 +100,8 @@ class ClipExtractor(Extractor):
     def semantic(self) -> dict[str, Any]:
         import transformers
 
-        return super().semantic() | {
+        cleaned = {} if self.clean == "none" else {"clean": self.clean}
+        return super().semantic() | cleaned | {
             "weights": self._weights,
             "config": hub.config_digest(self.checkpoint),
             "tokenizer": self.tokens.semantic(),
@@ -114,7 +120,7 @@ class ClipExtractor(Extractor):
         return {name: np.asarray(value)[0] for name, value in arrays.items()}
 
     def prepare_texts(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return self.tokens.encode(texts)
+        return self.tokens.encode([clean_text(text, self.clean) for text in texts])
 
     def _image_features(self, images: list[dict[str, np.ndarray]]) -> torch.Tensor:
         inputs = {name: torch.from_numpy(np.stack([image[name] for image in images])) for name in images[0]}
@@ -123,6 +129,25 @@ class ClipExtractor(Extractor):
 
     def _text_features(self, texts: list[np.ndarray]) -> torch.Tensor:
         return _pooled(self.model.get_text_features(**self.tokens.pad(texts, self.device)))
+
+
+def declared_dim(model: Any, table: str) -> int | None:
+    """D of the rows of ``table`` by the model's configuration; None for a model with its own code."""
+    config, side = model.config, "vision_config" if table == "image" else "text_config"
+    tower = getattr(config, side, None)
+    projection = getattr(model, "visual_projection" if table == "image" else "text_projection", None)
+    if isinstance(projection, torch.nn.Linear):
+        return projection.out_features
+    if str(getattr(config, "model_type", "")).startswith("siglip") and hasattr(tower, "hidden_size"):
+        return (table == "text" and getattr(tower, "projection_size", None)) or tower.hidden_size
+    return None
+
+
+def clean_text(text: str, how: str) -> str:
+    """``text`` as it is, lower-cased, or canonical: lower-cased, without punctuation, single spaces (big_vision)."""
+    if how == "canonical":
+        return " ".join(text.replace("_", " ").translate(_PUNCTUATION).lower().split())
+    return text.lower() if how == "lower" else text
 
 
 def _pooled(output: Any) -> torch.Tensor:
