@@ -66,10 +66,11 @@ def extract_spec(
 ) -> StageOne:
     """Bring every row of ``spec`` up to date; what is there is kept. ``options`` go to ``extraction.run.extract``."""
     from pipeline.extraction.extractors import load_extractor
+    from pipeline.extraction.fitting.job import fitted_spec
     from pipeline.extraction.run import extract
 
     request = composer_request(spec)
-    extractor = load_extractor(spec, device)
+    extractor = load_extractor(fitted_spec(spec, dataset, workspace), device)
     _choose_threads(extractor, dataset)
     report = extract(dataset, extractor, workspace.stores, **options)
     old = workspace.note(spec)
@@ -106,9 +107,10 @@ def _choose_threads(extractor: Any, dataset: Dataset) -> None:
 def plan_spec(spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str = "auto") -> Any:
     """The ``Plan`` of an extraction: what it would do and why. Runs no model and writes nothing."""
     from pipeline.extraction.extractors import load_extractor
+    from pipeline.extraction.fitting.job import fitted_spec
     from pipeline.extraction.plan import open_store, plan_extraction
 
-    extractor = load_extractor(spec, device)
+    extractor = load_extractor(fitted_spec(spec, dataset, workspace), device)
     store = open_store(workspace.stores, dataset, extractor)
     return plan_extraction(dataset, extractor, store, stores=workspace.stores)
 

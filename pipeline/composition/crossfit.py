@@ -78,7 +78,7 @@ def fit_folds(
                 on_epoch({**metrics, "fold": fold})
             save_composer(place, head, {"fold": fold, "loss": curve, "backbone": backbone.fingerprint})
         head, _ = load_composer(place)
-        sample = own[: max(1, MOST_SCORED // request.folds)]
+        sample = _sample(own, MOST_SCORED // request.folds)
         unseen.append((len(sample), single_turn_recall(head, backbone, dataset, sample)))
     weights = [n for n, _ in unseen]
     names = [name for name in unseen[0][1] if name != "triplets"]
@@ -88,7 +88,7 @@ def fit_folds(
         "groups": folds.groups,
         "largest_group": folds.largest,
         "out_of_fold": {n: float(np.average([score[n] for _, score in unseen], weights=weights)) for n in names},
-        "in_sample": single_turn_recall(whole, backbone, dataset, sessions[:MOST_SCORED]),
+        "in_sample": single_turn_recall(whole, backbone, dataset, _sample(sessions, MOST_SCORED)),
     }
 
 
@@ -104,3 +104,8 @@ def share_target(head: Composer, whole: Composer) -> None:
     for mine, other in zip(head.target_modules(), whole.target_modules(), strict=True):
         mine.load_state_dict(other.state_dict())
         mine.requires_grad_(False)
+
+
+def _sample(sessions: tuple[Session, ...], most: int) -> tuple[Session, ...]:
+    """At most about ``most`` of ``sessions``, evenly spread, so that every category has its share."""
+    return sessions[:: max(1, -(-len(sessions) // max(1, most)))]

@@ -166,6 +166,12 @@ def load_image_processor(checkpoint: Checkpoint) -> Any:
     return processor
 
 
+def side_files(checkpoint: Checkpoint) -> list[Path]:
+    """Everything of a checkpoint but its weights: configuration, tokenizer, preprocessing."""
+    kinds = ("*.json", "*.txt", "*.model", "*.jinja") + (("*.py",) if checkpoint.own_code else ())
+    return sorted({p for kind in kinds for p in checkpoint.path.glob(kind) if p.name != _INDEX and p.is_file()})
+
+
 def weights_digest(checkpoint: Checkpoint) -> str:
     """SHA-256 over every tensor as stored (name, dtype, shape, bytes) in the order of the names.
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 import string
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
 from PIL import Image as Pillow
 from pydantic import Field
+from torch.nn.functional import normalize
 
 from pipeline.extraction import hub
 from pipeline.extraction.extractors import _cards
-from pipeline.extraction.extractors.base import Card, Extractor, ExtractorOptions
+from pipeline.extraction.extractors._fittable import FitOptions, Fittable
+from pipeline.extraction.extractors.base import Card, ExtractorOptions
 from pipeline.extraction.images import decoder
 from pipeline.extraction.tokens import Tokens
 
@@ -27,16 +31,18 @@ class ClipOptions(ExtractorOptions):
 
     ``trust_remote_code``: run the Python code that comes with the model. ``clean``: what is done to a text before it is
     tokenised; "auto" is what the checkpoint was trained with: "lower" for SigLIP, "canonical" (no punctuation either)
-    where its card says so, otherwise "none".
+    where its card says so, otherwise "none". ``fit``: fine-tune the towers first (``fit-extractor``), starting from
+    ``model``; the features are then those of the fitted towers.
     """
 
     model: str = Field(min_length=1)
     revision: str | None = None
     trust_remote_code: bool = False
     clean: Literal["auto", "none", "lower", "canonical"] = "auto"
+    fit: FitOptions | None = None
 
 
-class ClipExtractor(Extractor):
+class ClipExtractor(Fittable):
     """Image and text towers with one feature space each; a composer makes queries of them."""
 
     title: ClassVar[str] = "CLIP, SigLIP and other dual encoders (hub id or local folder)"
@@ -71,6 +77,37 @@ class ClipExtractor(Extractor):
             else Card("see the model's page", options.model, options.contaminated_on)
         )
         self._dims: dict[str, int] = {}
+
+    @classmethod
+    def starts_from(cls, options: ExtractorOptions) -> bool:
+        return options.fit is not None  # type: ignore[attr-defined]
+
+    @classmethod
+    def fresh(cls, options: ExtractorOptions, device: torch.device, texts: Sequence[str]) -> Self:
+        """The towers of ``model``, with gradients on those that ``fit.towers`` names (the texts are not needed)."""
+        assert isinstance(options, ClipOptions)
+        made = cls(options.model_copy(update={"dtype": "float32"}), device)
+        made.network = made.model
+        towers = options.fit.towers if options.fit else "both"
+        for name, parameter in made.model.named_parameters():
+            of_image, of_text = name.startswith(("vision_model.", "visual_")), name.startswith("text_")
+            frozen = not (of_image or of_text) or (towers != "both" and of_image != (towers == "image"))
+            parameter.requires_grad_(not frozen)
+        return made
+
+    def queries(self, images: list[Any], texts: list[Any], alpha: float) -> torch.Tensor:
+        """Weighted fusion, as the composer of that name (CLIP4CIR's first stage fine-tunes so, with equal weights)."""
+        image, text = self.targets(images), normalize(self._text_features(texts).float(), dim=-1)
+        return normalize((1 - alpha) * image + alpha * text, dim=-1)
+
+    def targets(self, images: list[Any]) -> torch.Tensor:
+        return normalize(self._image_features(images).float(), dim=-1)
+
+    def save(self, folder: Path) -> None:
+        """An ordinary folder of the same model: only the weights are new."""
+        self.model.save_pretrained(folder)
+        for file in hub.side_files(self.checkpoint):
+            shutil.copyfile(file, folder / file.name)
 
     def _text_length(self, tokenizer: Any) -> int:
         text = getattr(self.model.config, "text_config", self.model.config)
