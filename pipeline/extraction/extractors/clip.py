@@ -105,7 +105,8 @@ class ClipExtractor(Fittable):
 
     def save(self, folder: Path) -> None:
         """An ordinary folder of the same model: only the weights are new."""
-        self.model.save_pretrained(folder)
+        with hub.quiet():
+            self.model.save_pretrained(folder)
         for file in hub.side_files(self.checkpoint):
             shutil.copyfile(file, folder / file.name)
 

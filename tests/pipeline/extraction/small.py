@@ -19,7 +19,7 @@ TINY: dict[str, Any] = {
     "width": 32, "layers": 2, "heads": 2, "image_stem": 8, "image_widths": [8, 16], "image_depths": [1, 1],
     "image_layer": "basic", "max_tokens": 12, "store_dtype": "float32",
 }  # fmt: skip
-VLP = {**TINY, "image_size": 64, "landmarks": 3}
+VLP = {**TINY, "image_size": 32, "landmarks": 3}
 BERT = {**TINY, "grid": 2, "patch": 32}
 
 
