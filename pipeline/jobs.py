@@ -19,7 +19,14 @@ def run_spec(
     spec: RunSpec, dataset: Dataset, workspace: Workspace, models: Sequence[str] = (),
     seeds: Sequence[int] | None = None, device: str = "auto", log: Log = silent,
 ) -> str:  # fmt: skip
-    """Extract, fit the composer, train and evaluate; what is done already is kept. Returns the metrics as text."""
+    """Extract, fit the composer, train and evaluate; what is done already is kept. Returns the metrics as text.
+
+    A single-turn model that the spec asks to be fitted is fitted first.
+    """
+    from pipeline.extraction.fitting.job import fit_extractor_spec, needs_fitting
+
+    if needs_fitting(spec):
+        log(fit_extractor_spec(spec, dataset, workspace, device, tell=log).text())
     first = extract_spec(spec, dataset, workspace, device)
     log(first.text())
     if first.composed is None and first.next_command.startswith("fit-composer"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -36,6 +36,7 @@ class Fittable(Extractor):
 
     fittable: ClassVar[bool] = True
     network: nn.Module
+    starts: Mapping[str, str] = {}  # SHA-256 of the pretrained weights that ``fresh`` started from, by part
 
     @classmethod
     @abstractmethod

@@ -175,6 +175,7 @@ class JointExtractor(Fittable):
         if image:
             network.image.load_state_dict(hub.load_model(image, torch.float32, cpu).state_dict())
         made._set(network.to(device), tokenizer)
+        made.starts = {k: hub.weights_digest(c) for k, c in (("text", text), ("image", image)) if c is not None}
         return made
 
     @classmethod

@@ -87,7 +87,7 @@ class ClipExtractor(Fittable):
         """The towers of ``model``, with gradients on those that ``fit.towers`` names (the texts are not needed)."""
         assert isinstance(options, ClipOptions)
         made = cls(options.model_copy(update={"dtype": "float32"}), device)
-        made.network = made.model
+        made.network, made.starts = made.model, {"model": made._weights}
         towers = options.fit.towers if options.fit else "both"
         for name, parameter in made.model.named_parameters():
             of_image, of_text = name.startswith(("vision_model.", "visual_")), name.startswith("text_")

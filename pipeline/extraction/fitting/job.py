@@ -68,6 +68,11 @@ class _Request:
         return workspace.out / "extractors" / dataset.name / f"{self.family.__module__.rsplit('.', 1)[-1]}-{key}"
 
 
+def needs_fitting(spec: RunSpec) -> bool:
+    """Whether the extractor of ``spec`` is one that ``fit-extractor`` makes first."""
+    return _request(spec) is not None
+
+
 def fitted_spec(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> RunSpec:
     """``spec`` with ``extractor.model`` set to the checkpoint fitted for it; as it is when none has to be fitted.
 
@@ -124,7 +129,8 @@ def fit_extractor_spec(
     extractor.save(folder)
     record = {
         "extractor": spec.extractor.name, "dataset": dataset.name, "fit": request.fit.model_dump(),
-        "alpha": request.alpha, "triplets": len(triplets), "seen": digest_of(triplets), "steps": progress.step,
+        "alpha": request.alpha, "triplets": len(triplets), "seen": digest_of(triplets),
+        "started_from": extractor.starts, "steps": progress.step,
         "loss": progress.curve, "validation": scores, "unreadable": loader.unreadable,
         "device": str(extractor.device), "threads": torch.get_num_threads(), "torch": torch.__version__,
     }  # fmt: skip

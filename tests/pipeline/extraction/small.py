@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import ResNetConfig, ResNetModel, Siglip2Config, Siglip2ImageProcessorPil, Siglip2Model, Siglip2Tokenizer
+from transformers import (
+    ResNetConfig,
+    ResNetModel,
+    Siglip2Config,
+    Siglip2ImageProcessorPil,
+    Siglip2Model,
+    Siglip2Tokenizer,
+)
 
 from pipeline.extraction.extractors import extractors, load_extractor
 from pipeline.extraction.extractors.base import Extractor

@@ -28,7 +28,6 @@ from pipeline.extraction.fitting.state import STATE, Progress
 from pipeline.extraction.fitting.triplets import Loader, triplets_of
 from pipeline.stage1 import extract_spec
 from pipeline.workspace import Workspace
-
 from tests.conftest import REPOSITORY
 
 from .conftest import build_dataset, save_bert, save_clip
@@ -174,7 +173,7 @@ def test_a_damaged_state_names_the_folder_to_remove(world: Dataset, tmp_path: Pa
         fit_extractor_spec(vlp(), world, workspace, "cpu", on_step=stop, save_seconds=0)
     (file,) = (tmp_path / "out").glob("extractors/*/*/unfinished/state-*.safetensors")
     file.write_bytes(file.read_bytes()[:-9])
-    with pytest.raises(FashionNTMError, match="cannot be resumed .*unfinished|remove that folder"):
+    with pytest.raises(FashionNTMError, match=r"cannot be resumed .*remove that folder"):
         fit_extractor_spec(vlp(), world, workspace, "cpu")
 
 
@@ -197,7 +196,7 @@ def test_clip_is_fine_tuned_in_the_towers_asked_for(towers: str, world: Dataset,
 def test_pretrained_backbones_are_where_it_starts(tmp_path: Path) -> None:
     text, image = save_bert(tmp_path / "bert"), save_resnet(tmp_path / "resnet")
     tiny = {**VLP, "text_model": str(text), "image_model": str(image), "max_tokens": 8, "landmarks": 2}
-    with pytest.raises(FashionNTMError, match="has 32 positions, but 8 word and .* visual tokens"):
+    with pytest.raises(FashionNTMError, match=r"has 32 positions, but 8 word and \d+ visual tokens"):
         fresh("fashionvlp", **{**tiny, "image_size": 128})
     made = fresh("fashionbert", **{**BERT, "text_model": str(text), "image_model": str(image), "max_tokens": 8})
     assert made.dim("query") == 16
@@ -219,7 +218,7 @@ def test_what_cannot_be_fitted_or_loaded_says_so(world: Dataset, tmp_path: Path)
         load_extractor(spec_for("fashionvlp"), "cpu")
     with pytest.raises(FashionNTMError, match="holds no fashionvlp: fit-extractor makes one"):
         load_extractor(spec_for("fashionvlp", model=str(save_clip(tmp_path / "clip"))), "cpu")
-    with pytest.raises(FashionNTMError, match="lower extractor.fit.learning_rate"):
+    with pytest.raises(FashionNTMError, match=r"lower extractor\.fit\.learning_rate"):
         fit_extractor_spec(vlp(learning_rate=1e25, clip_norm=1e30), world, workspace, "cpu")
 
 
