@@ -1,8 +1,8 @@
 """Published checkpoints by short name, with what is known of each; ``ls extractors --long`` prints them.
 
 Stated is only what was read in public: model pages and licence files, configuration files, and the code that loads them.
-``contaminated_on`` is about test pairs: no checkpoint here was fitted on FashionIQ's triplets. What general web crawls
-hold cannot be known.
+``contaminated_on`` is about test pairs: of those here only SPRC's and SPN4CIR's were fitted on FashionIQ's triplets. What
+general web crawls hold cannot be known.
 """
 
 from __future__ import annotations
@@ -58,6 +58,17 @@ FASHIONBERT = (
 FASHIONVLP = (
     Card("no public weights", "fit-extractor SPEC", name="fashionvlp", dims={"query": 768, "target": 768},
          notes=f"after FashionVLP (CVPR 2022), the paper's single-turn model; {BACKBONES}"),
+)  # fmt: skip
+
+SPRC = (
+    Card("SPN4CIR: MIT; SPRC: none stated in its repository; LAVIS, on which both build: BSD-3-Clause",
+         "the .pt file linked from github.com/chunmeifeng/SPRC", ("mt_fashioniq",), name="sprc",
+         dims={"query": 256, "target": 256},
+         notes="EVA ViT-g/14 (1408 wide, 39 layers, 224 px) and BLIP-2's Q-Former with 32 query tokens; the file fitted on "
+         "FashionIQ has seen many of Multi-turn FashionIQ's test pairs; that on CIRR has not (trained_on)"),
+    Card("MIT", "the .pt file linked from github.com/BUAADreamer/SPN4CIR", ("mt_fashioniq",), name="spn4cir-sprc",
+         dims={"query": 256, "target": 256},
+         notes="SPRC with a second stage on scaled negatives: a Q-Former and a projection of its own for queries"),
 )  # fmt: skip
 
 

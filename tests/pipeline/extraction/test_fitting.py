@@ -31,7 +31,7 @@ from pipeline.workspace import Workspace
 from tests.conftest import REPOSITORY
 
 from .conftest import build_dataset, save_bert, save_clip
-from .small import BERT, TEXTS, VLP, fresh, save_resnet
+from .small import BERT, VLP, fresh, save_resnet
 
 FIT = {"epochs": 2, "batch_size": 8, "learning_rate": 3e-3}
 
@@ -121,11 +121,12 @@ from tests.pipeline.extraction.test_fitting import vlp
 from pipeline.extraction.fitting.job import fit_extractor_spec
 from pipeline.workspace import Workspace
 dataset = build_dataset(Path(sys.argv[1]), images=12, sessions=10)
-fit_extractor_spec(vlp(epochs=60), dataset, Workspace(Path(sys.argv[2])), "cpu", save_seconds=0)
+fit_extractor_spec(vlp(epochs=10), dataset, Workspace(Path(sys.argv[2])), "cpu", save_seconds=0)
 """
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_killed_and_resumed_gives_the_weights_of_an_uninterrupted_fit(tmp_path: Path) -> None:
     def start(out: Path) -> subprocess.Popen:
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
@@ -139,7 +140,7 @@ def test_killed_and_resumed_gives_the_weights_of_an_uninterrupted_fit(tmp_path: 
             return 0
 
     assert start(tmp_path / "whole").wait(300) == 0
-    for after in (5, 90):
+    for after in (3, 17):
         process = start(tmp_path / "killed")
         until = time.monotonic() + 300
         while state(tmp_path / "killed") < after and process.poll() is None and time.monotonic() < until:
@@ -241,10 +242,11 @@ def test_the_learning_rate_rises_and_falls_to_zero() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_fashionvlp_learns_the_demo(tmp_path: Path) -> None:
     """Real rendered images: unseen sessions are answered far above chance."""
     spec = RunSpec(
-        name="demo", dataset=Component(name="demo", folder="c", size=48, train_families=4, test_families=1),
+        name="demo", dataset=Component(name="demo", folder="c", size=48, train_families=3, test_families=1),
         extractor=Component(
             name="fashionvlp", **{**VLP, "width": 48, "heads": 4, "image_size": 48, "image_widths": [16, 32, 64],
             "image_depths": [1, 1, 1], "image_stem": 16, "max_tokens": 48}, dropout=0.0, pixel_mean=[0.79] * 3,
@@ -257,4 +259,3 @@ def test_fashionvlp_learns_the_demo(tmp_path: Path) -> None:
     candidates = np.mean([len(g.images) for g in dataset.galleries if g.split == "train"])
     assert made.record["loss"][-1] < 0.9 * made.record["loss"][0]
     assert made.record["validation"]["R@10"] > 2 * 100 * 10 / candidates, (made.record["validation"], candidates)
-    assert TEXTS
