@@ -33,8 +33,9 @@ def fit(
 ) -> Progress:
     """Train ``extractor.network`` in place on ``triplets``, from the state in ``folder`` on if there is one.
 
-    Order and random numbers are those of (seed, epoch) and (seed, step): an interrupted fit that is resumed on the same
-    machine and thread count gives the weights of an uninterrupted one, bit for bit. The last state is kept in ``folder``.
+    Order and random numbers are those of (seed, epoch) and (seed, step): on a CPU, an interrupted fit that is resumed on
+    the same machine and thread count gives the weights of an uninterrupted one, bit for bit. The last state stays in
+    ``folder``.
     Raises FashionNTMError when fewer than two triplets can be read, or the loss is no longer finite.
     """
     if len(triplets) < 2:

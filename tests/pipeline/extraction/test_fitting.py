@@ -259,3 +259,55 @@ def test_fashionvlp_learns_the_demo(tmp_path: Path) -> None:
     candidates = np.mean([len(g.images) for g in dataset.galleries if g.split == "train"])
     assert made.record["loss"][-1] < 0.9 * made.record["loss"][0]
     assert made.record["validation"]["R@10"] > 2 * 100 * 10 / candidates, (made.record["validation"], candidates)
+
+
+SPEC = """
+name = "tiny"
+[dataset]
+name = "demo"
+folder = "c"
+size = 32
+train_families = 1
+test_families = 1
+[extractor]
+name = "fashionbert"
+width = 16
+layers = 1
+heads = 2
+image_stem = 8
+image_widths = [8, 16]
+image_depths = [1, 1]
+image_layer = "basic"
+grid = 2
+patch = 16
+[extractor.fit]
+epochs = 1
+[validation]
+fraction = 0.3
+"""
+
+
+def test_the_commands_fit_extract_and_show_the_cards(tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from cli import main
+
+    (tmp_path / "tiny.toml").write_text(SPEC)
+    where = [str(tmp_path / "tiny.toml"), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
+
+    def run(*words: str) -> Any:
+        return CliRunner().invoke(main, [*words])
+
+    early = run("extract", *where, "--device", "cpu")
+    assert early.exit_code == 3 and "run `fit-extractor" in early.output and "tiny.toml" in early.output
+    fitted = run("fit-extractor", *where, "--device", "cpu")
+    assert fitted.exit_code == 0, fitted.output
+    assert "step 1 of" in fitted.stderr and "triplets/s" in fitted.stderr
+    assert "single-turn on" in fitted.stdout and "R@10" in fitted.stdout and "next: extract" in fitted.stdout
+    again = json.loads(run("fit-extractor", *where, "--json").stdout)
+    assert again["reused"] is True and again["validation"]["triplets"] > 0
+    assert run("extract", *where, "--device", "cpu").exit_code == 0
+    shown = run("ls", "extractors", "--long").stdout
+    for words in ("patrickjohncyh/fashion-clip", "licence: MIT", "dims: image 768, text 768", "fit-extractor trains it",
+                  "trained on FashionIQ triplets: yes"):  # fmt: skip
+        assert words in shown
