@@ -27,7 +27,14 @@ def run_spec(
 
 
 def make_features(spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str = "auto", log: Log = silent) -> None:
-    """Stage 1 whole: extract, and fit the composer where there is one to fit; what is done already is kept."""
+    """Stage 1 whole: extract, and fit the composer where there is one to fit; what is done already is kept.
+
+    A single-turn model that the spec asks to be fitted is fitted first.
+    """
+    from pipeline.extraction.fitting.job import fit_extractor_spec, needs_fitting
+
+    if needs_fitting(spec):
+        log(fit_extractor_spec(spec, dataset, workspace, device, tell=log).text())
     first = extract_spec(spec, dataset, workspace, device)
     log(first.text())
     if first.composed is None and first.next_command.startswith("fit-composer"):

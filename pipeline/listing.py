@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +29,20 @@ class Listing:
             width = max((len(row["name"]) for row in rows), default=0)
             for row in rows:
                 lines.append(f"{indent}{row['name']:{width}}  {row['about']}".rstrip())
-                lines += [f"{indent}    {k}: {_plain(v)}" for k, v in row.items() if k not in ("name", "about") and v]
+                shown = ((k, v) for k, v in row.items() if k not in ("name", "about", "cards") and v)
+                lines += [f"{indent}    {k}: {_plain(v)}" for k, v in shown]
+                lines += [line for card in row.get("cards", ()) for line in _card(card, f"{indent}    ")]
             blocks.append("\n".join(lines if rows else [*lines, f"{indent}none"]))
         return "\n\n".join(blocks) if len(blocks) > 1 else blocks[0]
+
+
+def _card(card: dict[str, Any], indent: str) -> list[str]:
+    """A model card: its short name, and one line for each thing known of it, long ones wrapped."""
+    lines = ["", f"{indent}{card['name']}"]
+    for key, value in card.items():
+        if key != "name" and value:
+            lines += textwrap.wrap(f"{key}: {value}", 100, initial_indent=f"{indent}  ", subsequent_indent=f"{indent}    ")
+    return lines
 
 
 def _plain(value: Any) -> str:
@@ -73,12 +85,19 @@ def _parts(kind: str, detail: bool) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"name": name, "about": part.title}
         if detail:
             row["options"] = {n: _default(f) for n, f in part.Options.model_fields.items()}
-            card = getattr(part, "card", None)
-            if card is not None:
-                row |= {key: value for key, value in vars(card).items() if value}
+            row |= _model_cards(part)
             row["file"] = Path(inspect.getfile(part)).name
         rows.append(row)
     return rows
+
+
+def _model_cards(part: Any) -> dict[str, Any]:
+    """Of an extractor: its tables, whether it can be fitted, and a card for every published checkpoint it knows."""
+    if not hasattr(part, "cards"):
+        return {}
+    fitted = "fit-extractor trains it on a dataset's train triplets" if part.fittable else ""
+    return {"tables": list(part.tables), "reads": part.reads, "fitting": fitted,
+            "cards": [card.as_dict() for card in part.cards]}  # fmt: skip
 
 
 def _default(field: Any) -> Any:

@@ -15,6 +15,7 @@ from manifests.validation import split_validation
 from pipeline.composition.checkpoint import SIDECAR, load_composer, save_composer
 from pipeline.composition.compose import Composed, compose
 from pipeline.composition.composers.base import Composer
+from pipeline.composition.crossfit import CrossFitted, fit_folds, load_folds, new_composer
 from pipeline.composition.fit import fit_composer, single_turn_recall
 from pipeline.composition.request import ComposerRequest, composer_request
 from pipeline.workspace import Extracted, Workspace, extraction_request
@@ -53,6 +54,11 @@ class Fitted:
         scores = ", ".join(f"{k} {v:.1f}" for k, v in self.about.get("validation", {}).items() if k != "triplets")
         head = f"composer {self.about['name']} ({'fitted before, kept' if self.reused else 'fitted'})"
         head += f"; single-turn on the validation sessions: {scores}" if scores else ""
+        if folds := self.about.get("folds"):
+            seen, unseen = (", ".join(f"{k} {v:.1f}" for k, v in folds[n].items() if k != "triplets")
+                            for n in ("in_sample", "out_of_fold"))  # fmt: skip
+            head += f"\ncross-fitted, {folds['count']} folds; single-turn on the train sessions: {unseen} "
+            head += f"by heads that have not seen them, {seen} by the head that has"
         return "\n".join([head, self.composed.text(), f"next: {self.next_command}"])
 
 
@@ -71,11 +77,12 @@ def extract_spec(
     ``precision``: fp32, bf16, fp16 or auto (measured) in place of the spec's ``extractor.dtype``. ``scheduler``,
     ``local_cluster``: compute the shards on a Dask cluster, or on that many processes of this machine.
     """
+    from pipeline.extraction.fitting.job import fitted_spec
     from pipeline.extraction.precision import checked_agreement
     from pipeline.extraction.run import extract
 
     request = composer_request(spec)
-    chosen, why = _in_precision(spec, dataset, workspace, device, precision)
+    chosen, why = _in_precision(fitted_spec(spec, dataset, workspace), dataset, workspace, device, precision)
     clustered = scheduler is not None or local_cluster > 0
     # a coordinator needs the model's identity, not its speed: the devices are the workers'
     extractor = _load(chosen, "cpu" if clustered else device, dataset)
@@ -160,10 +167,11 @@ def plan_spec(
     workers: int | None = None,
 ) -> Any:
     """The ``Plan`` of an extraction: what it would do and why. Writes nothing; runs the model only to ``probe`` it."""
+    from pipeline.extraction.fitting.job import fitted_spec
     from pipeline.extraction.plan import open_store, plan_extraction
     from pipeline.extraction.probe import best_size, choose_batch_size, default_workers, measure
 
-    chosen, _ = _in_precision(spec, dataset, workspace, device, precision)
+    chosen, _ = _in_precision(fitted_spec(spec, dataset, workspace), dataset, workspace, device, precision)
     extractor = _load(chosen, device, dataset)
     store = open_store(workspace.stores, dataset, extractor)
     plan = plan_extraction(dataset, extractor, store, stores=workspace.stores)
@@ -178,15 +186,21 @@ def plan_spec(
 
 def _ready_composer(
     request: ComposerRequest, spec: RunSpec, dataset: Dataset, backbone: Store
-) -> tuple[Composer, str | None] | None:
-    """The composer and its weights' SHA-256, or None when it has to be fitted first."""
+) -> tuple[Composer, str | None, CrossFitted | None] | None:
+    """The composer, its weights' SHA-256 and its folds' heads, or None when it has to be fitted first."""
     if not request.kind.trainable:
-        return request.kind(request.options, backbone.tables["image"].dim, backbone.tables["text"].dim).eval(), None
+        return request.kind(request.options, backbone.tables["image"].dim, backbone.tables["text"].dim).eval(), None, None
     folder = request.weights or composer_folder(request, spec, dataset, backbone)
     if request.weights is None and not (folder / SIDECAR).exists():
         return None
     composer, about = load_composer(folder)
-    return composer, about["weights"]
+    return composer, about["weights"], _folds(request, folder, spec, dataset, backbone)
+
+
+def _folds(
+    request: ComposerRequest, folder: Path, spec: RunSpec, dataset: Dataset, backbone: Store
+) -> CrossFitted | None:
+    return load_folds(folder, request, fitting_sessions(spec, dataset)[0], backbone) if request.folds else None
 
 
 def fitting_sessions(spec: RunSpec, dataset: Dataset) -> tuple[tuple[Session, ...], tuple[Session, ...]]:
@@ -218,7 +232,8 @@ def fit_composer_spec(
     if not reused and request.weights is None:
         _fit(request, folder, spec, dataset, backbone, on_epoch)
     composer, about = load_composer(folder)
-    composed = compose_spec(spec, dataset, workspace, composer, about["weights"])
+    crossed = _folds(request, folder, spec, dataset, backbone)
+    composed = compose_spec(spec, dataset, workspace, composer, about["weights"], crossed)
     return Fitted(about, composed, reused, f"train {spec.asked}")
 
 
@@ -230,12 +245,8 @@ def _fit(
     backbone: Store,
     on_epoch: Callable[[dict[str, float]], None],
 ) -> None:
-    import torch
-
     fit, validation = fitting_sessions(spec, dataset)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(request.fit.seed)
-        composer = request.kind(request.options, backbone.tables["image"].dim, backbone.tables["text"].dim)
+    composer = new_composer(request, backbone)
     curve = []
     for metrics in fit_composer(composer, backbone, fit, request.fit):
         curve.append(metrics["loss"])
@@ -243,13 +254,20 @@ def _fit(
     record: dict[str, Any] = {"fit": request.fit.model_dump(), "loss": curve, "backbone": backbone.fingerprint}
     if validation:
         record["validation"] = single_turn_recall(composer, backbone, dataset, validation)
+    if request.folds:
+        record["folds"] = fit_folds(folder, composer, request, fit, dataset, backbone, on_epoch)
     save_composer(folder, composer, record)
 
 
 def compose_spec(
-    spec: RunSpec, dataset: Dataset, workspace: Workspace, composer: Composer, weights: str | None
+    spec: RunSpec,
+    dataset: Dataset,
+    workspace: Workspace,
+    composer: Composer,
+    weights: str | None,
+    crossed: CrossFitted | None = None,
 ) -> Composed:
     """Write the composed store of ``spec`` and note it for stage 2."""
-    composed = compose(workspace.backbone(spec), dataset, composer, workspace.stores, weights)
+    composed = compose(workspace.backbone(spec), dataset, composer, workspace.stores, weights, crossed=crossed)
     workspace.write_composed(spec, composed.path)
     return composed

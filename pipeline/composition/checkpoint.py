@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -14,6 +15,7 @@ from manifests.identity import file_digest
 from manifests.options import parse_options
 from pipeline.composition.composers import composers
 from pipeline.composition.composers.base import Composer
+from pipeline.composition.composers.combiner import Combiner
 
 WEIGHTS, SIDECAR = "composer.safetensors", "composer.json"
 
@@ -41,8 +43,11 @@ def save_composer(folder: Path, composer: Composer, record: dict[str, Any]) -> N
 def load_composer(folder: Path) -> tuple[Composer, dict[str, Any]]:
     """The composer in eval mode, and its sidecar.
 
-    Raises IncompleteError when ``folder`` holds none, FashionNTMError when weights and sidecar do not belong together.
+    ``folder`` may be a file of CLIP4CIR, whose combiner is read. Raises IncompleteError when there is none,
+    FashionNTMError when weights and sidecar do not belong together.
     """
+    if folder.is_file():
+        return _published(folder)
     try:
         about = json.loads((folder / SIDECAR).read_text(encoding="utf-8"))
         kind = composers.get(about["name"], str(folder / SIDECAR), "key name")
@@ -62,4 +67,17 @@ def load_composer(folder: Path) -> tuple[Composer, dict[str, Any]]:
         raise FashionNTMError(
             f"{folder} does not hold a composer this version can read: {error!r}; fit again"
         ) from error
+    return composer.eval(), about
+
+
+def _published(file: Path) -> tuple[Composer, dict[str, Any]]:
+    """A combiner as CLIP4CIR publishes it: a torch file with {"Combiner": weights}; nothing but tensors is unpickled."""
+    try:
+        composer = Combiner.published(torch.load(file, map_location="cpu", weights_only=True)["Combiner"])
+    except Exception as error:  # unpickling and shapes fail in many ways; all mean "another kind of file"
+        raise FashionNTMError(
+            f"{file} is no published combiner ({' '.join(repr(error).split())[:200]}): a torch file with a state dict under "
+            '"Combiner" is needed, or a folder made by fit-composer'
+        ) from error
+    about = {"name": "combiner", "options": composer.options.model_dump(), "weights": file_digest(file)}
     return composer.eval(), about

@@ -16,6 +16,7 @@ from manifests.errors import FashionNTMError
 from manifests.identity import pair_key, stack_keys, text_key
 from manifests.schema import Dataset
 from pipeline.composition.composers.base import Composer
+from pipeline.composition.crossfit import CrossFitted
 
 
 @dataclass
@@ -27,6 +28,7 @@ class Composed:
     reused: dict[str, int] = field(default_factory=dict)
     requested: dict[str, int] = field(default_factory=dict)  # before deduplication
     failed: int = 0
+    crossed: int = 0  # query rows made by the head of their fold
     seconds: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
@@ -39,13 +41,18 @@ class Composed:
                 f"{table:6} {self.requested[table]:,} requested, {self.written[table] + self.reused[table]:,} unique: "
                 f"{self.written[table]:,} composed, {self.reused[table]:,} reused"
             )
+        if self.crossed:
+            lines.append(f"{self.crossed:,} query rows of train sessions come from heads that have not seen them")
         return "\n".join(lines + ([f"{self.failed:,} failed: their images have no features"] if self.failed else []))
 
 
-def composed_fields(backbone: Store, composer: Composer, weights: str | None) -> dict[str, Any]:
+def composed_fields(
+    backbone: Store, composer: Composer, weights: str | None, crossed: CrossFitted | None = None
+) -> dict[str, Any]:
     """The semantic fields of the composed store. ``weights``: SHA-256 of the checkpoint, None if nothing is trained."""
     name = type(composer).__module__.rsplit(".", 1)[-1]
     about = {"name": name, "version": composer.version, "options": composer.options.model_dump(), "weights": weights}
+    about |= {"folds": crossed.fields()} if crossed else {}
     return {"backbone": backbone.fields, "composer": about, "dtype": "float32"}
 
 
@@ -57,13 +64,17 @@ def compose(
     weights: str | None = None,
     shard_rows: int = 16384,
     progress: Callable[[str, int], None] = lambda table, rows: None,
+    crossed: CrossFitted | None = None,
 ) -> Composed:
     """Compose every query of ``dataset`` (ST + cat's included) and every catalogue image; resumable.
+
+    ``crossed``: heads by fold; a row of a train session is then made by the head that has not seen it, also where a test
+    session has the same row. Every other row, and every target, is made by ``composer``.
 
     A query or image whose backbone row is missing is recorded as failed in the composed store's ledger.
     """
     start, catalogue = time.perf_counter(), backbone.catalogue()
-    fields, name = composed_fields(backbone, composer, weights), type(composer).__module__.rsplit(".", 1)[-1]
+    fields, name = composed_fields(backbone, composer, weights, crossed), type(composer).__module__.rsplit(".", 1)[-1]
     extractor = f"{backbone.extractor}+{name}"
     path = store_path(stores, backbone.dataset, extractor, fields)
     execution = {"backbone": backbone.fingerprint, "shard_rows": shard_rows, "torch": torch.__version__}
@@ -93,9 +104,12 @@ def compose(
             report.reused[table], report.written[table] = len(work) - len(todo) - int(absent.sum()), len(todo)
             for part in _split(np.arange(len(todo)), shard_rows):
                 began = time.perf_counter()
-                features = _features(
-                    composer, backbone, image_rows[part], text_rows[part] if table == "query" else None
-                )
+                if table == "query":
+                    heads = np.array([crossed.head_of(work[n][0]) if crossed else -1 for n in todo[part]])
+                    report.crossed += int((heads >= 0).sum())
+                    features = _queries(composer, crossed, heads, backbone, image_rows[part], text_rows[part])
+                else:
+                    features = _features(composer, backbone, image_rows[part], None)
                 writer.commit(table, stack_keys(work[n][0] for n in todo[part]), features, time.perf_counter() - began)
                 progress(table, len(part))
         for image in sorted({i for i in dataset.images if i not in catalogue}):
@@ -116,6 +130,23 @@ def _missing(
     if table == "target":
         return todo, image_rows, np.zeros(len(todo), dtype=np.int64)
     return todo, image_rows, backbone.find("text", stack_keys(work[n][2] for n in todo))
+
+
+def _queries(
+    composer: Composer,
+    crossed: CrossFitted | None,
+    heads: np.ndarray,
+    backbone: Store,
+    image_rows: np.ndarray,
+    text_rows: np.ndarray,
+) -> np.ndarray:
+    """Query rows, each by the head of its fold (``heads`` int64 [n]; -1: by ``composer``)."""
+    out = np.empty((len(heads), composer.dim), dtype=np.float32)  # type: ignore[arg-type]
+    for head in np.unique(heads):
+        mine = heads == head
+        by = composer if head < 0 or crossed is None else crossed.heads[head]
+        out[mine] = _features(by, backbone, image_rows[mine], text_rows[mine])
+    return out
 
 
 @torch.no_grad()

@@ -55,7 +55,7 @@ def contrastive_loss(queries: Tensor, targets: Tensor, target_rows: Tensor, scal
     logits = scale * queries @ targets.T
     same = target_rows[:, None] == target_rows[None, :]
     same.fill_diagonal_(False)
-    return cross_entropy(logits.masked_fill(same, float("-inf")), torch.arange(len(queries)))
+    return cross_entropy(logits.masked_fill(same, float("-inf")), torch.arange(len(queries), device=queries.device))
 
 
 def fit_composer(

@@ -5,17 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from manifests.errors import Problems, nearest
 from manifests.identity import digest
 from manifests.options import parse_options
-from manifests.schema import Component, RunSpec, Session
+from manifests.schema import Component, Frozen, RunSpec, Session
 from pipeline.composition.composers import composers
 from pipeline.composition.composers.base import Composer
 from pipeline.composition.fit import FitOptions
 
 DEFAULT = Component(name="fusion")  # a dual encoder needs no training to answer a query
+
+
+class CrossFitting(Frozen):
+    """``folds`` = K: features of each train fold from a head fitted on the other K - 1; 0: one head for all rows."""
+
+    folds: int = Field(0, ge=0)
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,7 @@ class ComposerRequest:
     options: BaseModel
     fit: FitOptions
     weights: Path | None
+    folds: int = 0
 
     @property
     def needs_fitting(self) -> bool:
@@ -37,7 +44,8 @@ class ComposerRequest:
         seen = sorted(
             {(t.reference, t.text, target) for s in sessions for t, target in zip(s.turns, s.targets, strict=True)}
         )
-        about = [self.name, self.kind.version, self.options.model_dump(), self.fit.model_dump()]
+        about: list[object] = [self.name, self.kind.version, self.options.model_dump(), self.fit.model_dump()]
+        about += [{"folds": self.folds}] if self.folds else []
         return digest([*about, backbone_fingerprint, seen])[:12]
 
 
@@ -57,9 +65,23 @@ def composer_request(spec: RunSpec, problems: Problems | None = None) -> Compose
         values = component.options
         fit = parse_options(FitOptions, values.pop("fit", {}), gathered.file, "composer.fit", gathered)
         weights = values.pop("weights", None)
+        crossed = {"folds": values.pop("folds", 0)}
+        cross = parse_options(CrossFitting, crossed, gathered.file, "composer", gathered)
         options = parse_options(kind.Options, values, gathered.file, "composer", gathered)
-        if options is not None and fit is not None:
-            return ComposerRequest(kind, component.name, options, fit, Path(weights) if weights else None)
+        if cross is not None and cross.folds:
+            _check_folds(cross.folds, kind, weights, gathered)
+        if options is not None and fit is not None and cross is not None and not (cross.folds and gathered.found):
+            return ComposerRequest(kind, component.name, options, fit, Path(weights) if weights else None, cross.folds)
     if problems is None:
         gathered.raise_if_any()
     return None
+
+
+def _check_folds(folds: int, kind: type[Composer], weights: str | None, problems: Problems) -> None:
+    place = "key composer.folds"
+    if folds == 1:
+        problems.add(place, "found 1", "cross-fitting needs at least two folds; 0 turns it off")
+    if not kind.trainable:
+        problems.add(place, f"composer '{kind.__module__.rsplit('.', 1)[-1]}' is not fitted", "leave folds out")
+    if weights:
+        problems.add(place, "fitted weights are given, so no head can be fitted without a fold", "leave one of them out")

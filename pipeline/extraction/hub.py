@@ -121,7 +121,7 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device,
     from transformers import AutoModel
 
     _ = checkpoint.weights  # refuse pickles before transformers looks for them
-    with _quiet(), _explained(checkpoint):
+    with quiet(), _explained(checkpoint):
         model, found = AutoModel.from_pretrained(
             checkpoint.path,
             dtype=dtype,
@@ -144,7 +144,7 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device,
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
     from transformers import AutoTokenizer
 
-    with _quiet(), _explained(checkpoint):
+    with quiet(), _explained(checkpoint):
         return AutoTokenizer.from_pretrained(
             checkpoint.path, trust_remote_code=checkpoint.own_code, local_files_only=True
         )
@@ -154,7 +154,7 @@ def load_image_processor(checkpoint: Checkpoint) -> Any:
     """The image processor on its Pillow back end: features must not depend on whether torchvision is installed."""
     from transformers import AutoImageProcessor
 
-    with _quiet(), _explained(checkpoint):
+    with quiet(), _explained(checkpoint):
         processor = AutoImageProcessor.from_pretrained(
             checkpoint.path, backend="pil", trust_remote_code=checkpoint.own_code, local_files_only=True
         )
@@ -164,6 +164,12 @@ def load_image_processor(checkpoint: Checkpoint) -> Any:
             "features would depend on the torchvision that happens to be installed"
         )
     return processor
+
+
+def side_files(checkpoint: Checkpoint) -> list[Path]:
+    """Everything of a checkpoint but its weights: configuration, tokenizer, preprocessing."""
+    kinds = ("*.json", "*.txt", "*.model", "*.jinja") + (("*.py",) if checkpoint.own_code else ())
+    return sorted({p for kind in kinds for p in checkpoint.path.glob(kind) if p.name != _INDEX and p.is_file()})
 
 
 def weights_digest(checkpoint: Checkpoint) -> str:
@@ -213,7 +219,7 @@ def _explained(checkpoint: Checkpoint) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """transformers' progress bars and loading report stay off the screen; errors are raised, not printed."""
     from transformers.utils import logging
 

@@ -25,6 +25,7 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
 from manifests.errors import FashionNTMError
 from manifests.schema import Frozen
+from pipeline.extraction import hub
 
 PAD, BOS, UNK, EOS = "<pad>", "<start>", "<unk>", "<end>"  # ids 0..3; 2 is no end: CLIPModel reads that id as "old CLIP"
 READ_SCALE = 10.0  # unit-norm embeddings come to the word reader at about unit size an entry
@@ -314,7 +315,8 @@ def retrieval(model: CLIPModel, tokenizer: PreTrainedTokenizerFast, pairs: Seque
 def save(model: CLIPModel, tokenizer: PreTrainedTokenizerFast, options: PretrainOptions, out: Path) -> None:
     """Write an ordinary CLIP folder: float16 safetensors, config, tokenizer and image processor."""
     out.mkdir(parents=True, exist_ok=True)
-    model.to(torch.float16).save_pretrained(out)
+    with hub.quiet():
+        model.to(torch.float16).save_pretrained(out)
     model.to(torch.float32)
     tokenizer.save_pretrained(out)
     settings = json.loads(build_processor(options).to_json_string())

@@ -30,6 +30,10 @@ class Composer(nn.Module, ABC):
         super().__init__()
         self.options, self.image_dim, self.text_dim = options, image_dim, text_dim
 
+    def target_modules(self) -> tuple[nn.Module, ...]:
+        """The parts that ``target`` computes with, in a fixed order; cross-fitting shares them between its heads."""
+        return ()
+
     @abstractmethod
     def query(self, image: Tensor, text: Tensor) -> Tensor:
         """f_qry of reference images and feedback. ``image`` [B, image_dim], ``text`` [B, text_dim] -> [B, dim]."""

@@ -1,4 +1,10 @@
-"""Weighted fusion: the training-free query of a dual encoder whose two towers share a space (as in WeiMoCIR)."""
+"""Weighted fusion: the training-free query of a dual encoder whose two towers share a space (WeiMoCIR, Wu et al. 2024).
+
+WeiMoCIR writes q = (1 - alpha) v + alpha t; its public code mixes the embeddings as the towers give them, with alpha 0.8 for
+CLIP and 0.95 for BLIP on FashionIQ, and adds the similarity to captions of the candidates (weight beta), which is not here.
+``raw = true`` with ``extractor.normalise = false`` and ``alpha = 0.8`` is that query. By default both embeddings are
+normalised first, so that alpha means the same for any towers.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +19,11 @@ from pipeline.composition.composers.base import Composer
 
 class FusionOptions(Frozen):
     alpha: float = Field(0.6, ge=0, le=1)  # weight of the text; 0 searches by the image alone. See BENCHMARKS.md
+    raw: bool = False  # mix the embeddings as they are, not normalised first
 
 
 class Fusion(Composer):
-    """q = normalise((1 - alpha) * image + alpha * text), target = normalise(image), both inputs normalised first."""
+    """q = normalise((1 - alpha) * image + alpha * text), target = normalise(image); inputs normalised unless ``raw``."""
 
     title = "weighted fusion of image and text embeddings, nothing trained"
     trainable = False
@@ -31,11 +38,13 @@ class Fusion(Composer):
             )
         self.dim = image_dim
         self.alpha = float(options.alpha)  # type: ignore[attr-defined]
+        self.raw = bool(options.raw)  # type: ignore[attr-defined]
 
     def query(self, image: Tensor, text: Tensor) -> Tensor:
         """[B, D], [B, D] -> [B, D]."""
-        mixed = (1 - self.alpha) * normalize(image, dim=-1) + self.alpha * normalize(text, dim=-1)
-        return normalize(mixed, dim=-1)
+        if not self.raw:
+            image, text = normalize(image, dim=-1), normalize(text, dim=-1)
+        return normalize((1 - self.alpha) * image + self.alpha * text, dim=-1)
 
     def target(self, image: Tensor) -> Tensor:
         """[B, D] -> [B, D]."""

@@ -52,6 +52,9 @@ class Gated(Composer):
         nn.init.zeros_(last.bias)
         return nn.Sequential(nn.Linear(3 * self.dim, o.hidden), nn.ReLU(), nn.Dropout(o.dropout), last)
 
+    def target_modules(self) -> tuple[nn.Module, ...]:
+        return (self.project_image,)
+
     def query(self, image: Tensor, text: Tensor) -> Tensor:
         """[B, image_dim], [B, text_dim] -> [B, dim]."""
         reference = normalize(self.project_image(self.dropout(image)), dim=-1)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
@@ -25,12 +25,30 @@ class ExtractorError(FashionNTMError):
 
 @dataclass(frozen=True)
 class Card:
-    """Where a model comes from. ``contaminated_on``: datasets whose test pairs it may have been trained on."""
+    """Where a model comes from. ``contaminated_on``: datasets whose test pairs it may have been trained on.
+
+    ``source``: hub id, folder or command that makes it. ``name``: short name of a published checkpoint. ``dims``: D by
+    table, as published. ``clean``: what is done to texts before they are tokenised, "" for nothing.
+    """
 
     licence: str
     source: str
     contaminated_on: tuple[str, ...] = ()
     notes: str = ""
+    name: str = ""
+    dims: Mapping[str, int] = field(default_factory=dict)
+    clean: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """What there is to say, for ``ls extractors --long``."""
+        return {
+            "name": self.name,
+            "source": self.source,
+            "licence": self.licence,
+            "dims": ", ".join(f"{table} {d}" for table, d in self.dims.items()),
+            "trained on FashionIQ triplets": "yes" if "mt_fashioniq" in self.contaminated_on else "no",
+            "notes": self.notes,
+        }
 
 
 class ExtractorOptions(Frozen):
@@ -58,6 +76,8 @@ class Extractor(ABC):
     tables: ClassVar[tuple[str, ...]] = ("image", "text")
     reads: ClassVar[Literal["pixels", "caption"]] = "pixels"
     stacks: ClassVar[bool] = False  # its features take images stacked ahead of time, by transfer.to_device
+    cards: ClassVar[tuple[Card, ...]] = ()  # the published checkpoints that it knows
+    fittable: ClassVar[bool] = False  # ``fit-extractor`` can train it; see ``_fittable.Fittable``
     card: Card
 
     def __init__(self, options: ExtractorOptions, device: torch.device):

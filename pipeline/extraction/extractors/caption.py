@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -12,6 +13,7 @@ from pydantic import Field
 
 from manifests.schema import Dataset, Image
 from pipeline.extraction import hub
+from pipeline.extraction.extractors import _cards
 from pipeline.extraction.extractors.base import Card, Extractor, ExtractorOptions
 from pipeline.extraction.tokens import Tokens
 
@@ -38,11 +40,14 @@ class CaptionExtractor(Extractor):
     Options = CaptionOptions
     tables: ClassVar[tuple[str, ...]] = ("image", "text")
     reads: ClassVar[Literal["pixels", "caption"]] = "caption"
+    cards: ClassVar[tuple[Card, ...]] = _cards.CAPTION
     options: CaptionOptions
 
     def __init__(self, options: CaptionOptions, device: torch.device):
         super().__init__(options, device)
-        self.checkpoint = checkpoint = hub.locate(options.model, options.revision, options.trust_remote_code)
+        known = _cards.preset(_cards.CAPTION, options.model)
+        name = known.source if known else options.model
+        self.checkpoint = checkpoint = hub.locate(name, options.revision, options.trust_remote_code)
         self.pooling = _pooling(checkpoint)
         self.model = hub.load_model(checkpoint, self.compute, device, unused=("pooler.",))
         sentence = checkpoint.json("sentence_bert_config.json")
@@ -52,7 +57,11 @@ class CaptionExtractor(Extractor):
         )
         lower = bool(sentence.get("do_lower_case", False))
         self.tokens = Tokens(tokenizer, int(length), lower=lower, name=options.model)
-        self.card = Card("see the model's page (all-MiniLM-L6-v2: Apache-2.0)", options.model, options.contaminated_on)
+        self.card = (
+            replace(known, contaminated_on=options.contaminated_on)
+            if known
+            else Card("see the model's page", options.model, options.contaminated_on)
+        )
 
     @property
     def cut(self) -> int:

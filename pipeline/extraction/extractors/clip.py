@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
+import shutil
+import string
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
 from PIL import Image as Pillow
 from pydantic import Field
+from torch.nn.functional import normalize
 
 from pipeline.extraction import hub
-from pipeline.extraction.extractors.base import Card, Extractor, ExtractorOptions
+from pipeline.extraction.extractors import _cards
+from pipeline.extraction.extractors._fittable import FitOptions, Fittable
+from pipeline.extraction.extractors.base import Card, ExtractorOptions
 from pipeline.extraction.images import decoder
 from pipeline.extraction.tokens import Tokens
 from pipeline.extraction.transfer import to_device
 
-_KNOWN = {  # hub id prefix -> (licence, notes); the model's own page decides
-    "openai/clip-": ("MIT", "general images"),
-    "patrickjohncyh/fashion-clip": ("MIT", "CLIP ViT-B/32 fine-tuned on Farfetch products"),
-    "laion/CLIP-": ("MIT", "trained on LAION"),
-    "google/siglip": ("Apache-2.0", "general images; SigLIP 2 is the recommended default"),
-    "Marqo/marqo-fashionSigLIP": ("Apache-2.0", "comes with its own code: needs trust_remote_code = true"),
-}
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class ClipOptions(ExtractorOptions):
-    """``model``: hub id or local folder. ``trust_remote_code``: run the Python code that comes with the model."""
+    """``model``: hub id, local folder, or the short name of a published checkpoint (see ``ls extractors --long``).
+
+    ``trust_remote_code``: run the Python code that comes with the model. ``clean``: what is done to a text before it is
+    tokenised; "auto" is what the checkpoint was trained with: "lower" for SigLIP, "canonical" (no punctuation either)
+    where its card says so, otherwise "none". ``fit``: fine-tune the towers first (``fit-extractor``), starting from
+    ``model``; the features are then those of the fitted towers.
+    """
 
     model: str = Field(min_length=1)
     revision: str | None = None
     trust_remote_code: bool = False
+    clean: Literal["auto", "none", "lower", "canonical"] = "auto"
+    fit: FitOptions | None = None
 
 
-class ClipExtractor(Extractor):
+class ClipExtractor(Fittable):
     """Image and text towers with one feature space each; a composer makes queries of them."""
 
     title: ClassVar[str] = "CLIP, SigLIP and other dual encoders (hub id or local folder)"
@@ -42,11 +51,14 @@ class ClipExtractor(Extractor):
     Options = ClipOptions
     tables: ClassVar[tuple[str, ...]] = ("image", "text")
     stacks: ClassVar[bool] = True
+    cards: ClassVar[tuple[Card, ...]] = _cards.CLIP
     options: ClipOptions
 
     def __init__(self, options: ClipOptions, device: torch.device):
         super().__init__(options, device)
-        checkpoint = hub.locate(options.model, options.revision, options.trust_remote_code)
+        known = _cards.preset(_cards.CLIP, options.model)
+        name = known.source if known else options.model
+        checkpoint = hub.locate(name, options.revision, options.trust_remote_code)
         self.checkpoint = checkpoint
         self.model = hub.load_model(checkpoint, self.compute, device)
         for method in ("get_image_features", "get_text_features"):
@@ -60,10 +72,45 @@ class ClipExtractor(Extractor):
         full = str(getattr(self.model.config, "model_type", "")).startswith("siglip")
         # SigLIP's text tower pools the last position and was trained with every text padded to the full length
         self.tokens = Tokens(tokenizer, self._text_length(tokenizer), full, name=options.model)
-        known = (about for start, about in _KNOWN.items() if options.model.startswith(start))
-        licence, notes = next(known, ("see the model's page", ""))
-        self.card = Card(licence, options.model, options.contaminated_on, notes)
+        self.clean = options.clean if options.clean != "auto" else (known and known.clean) or ("lower" if full else "none")
+        self.card = (
+            replace(known, contaminated_on=options.contaminated_on)
+            if known
+            else Card("see the model's page", options.model, options.contaminated_on)
+        )
         self._dims: dict[str, int] = {}
+
+    @classmethod
+    def starts_from(cls, options: ExtractorOptions) -> bool:
+        return options.fit is not None  # type: ignore[attr-defined]
+
+    @classmethod
+    def fresh(cls, options: ExtractorOptions, device: torch.device, texts: Sequence[str]) -> Self:
+        """The towers of ``model``, with gradients on those that ``fit.towers`` names (the texts are not needed)."""
+        assert isinstance(options, ClipOptions)
+        made = cls(options.model_copy(update={"dtype": "float32"}), device)
+        made.network, made.starts = made.model, {"model": made._weights}
+        towers = options.fit.towers if options.fit else "both"
+        for name, parameter in made.model.named_parameters():
+            of_image, of_text = name.startswith(("vision_model.", "visual_")), name.startswith("text_")
+            frozen = not (of_image or of_text) or (towers != "both" and of_image != (towers == "image"))
+            parameter.requires_grad_(not frozen)
+        return made
+
+    def queries(self, images: list[Any], texts: list[Any], alpha: float) -> torch.Tensor:
+        """Weighted fusion, as the composer of that name (CLIP4CIR's first stage fine-tunes so, with equal weights)."""
+        image, text = self.targets(images), normalize(self._text_features(texts).float(), dim=-1)
+        return normalize((1 - alpha) * image + alpha * text, dim=-1)
+
+    def targets(self, images: list[Any]) -> torch.Tensor:
+        return normalize(self._image_features(images).float(), dim=-1)
+
+    def save(self, folder: Path) -> None:
+        """An ordinary folder of the same model: only the weights are new."""
+        with hub.quiet():
+            self.model.save_pretrained(folder)
+        for file in hub.side_files(self.checkpoint):
+            shutil.copyfile(file, folder / file.name)
 
     def _text_length(self, tokenizer: Any) -> int:
         text = getattr(self.model.config, "text_config", self.model.config)
@@ -81,13 +128,9 @@ class ClipExtractor(Extractor):
         return self.tokens.cut
 
     def dim(self, table: str) -> int:
-        config, side = self.model.config, "vision_config" if table == "image" else "text_config"
-        tower = getattr(config, side, None)
-        projection = getattr(self.model, "visual_projection" if table == "image" else "text_projection", None)
-        if isinstance(projection, torch.nn.Linear):
-            return projection.out_features
-        if str(getattr(config, "model_type", "")).startswith("siglip") and hasattr(tower, "hidden_size"):
-            return (table == "text" and getattr(tower, "projection_size", None)) or tower.hidden_size
+        declared = declared_dim(self.model, table)
+        if declared is not None:
+            return declared
         if table not in self._dims:  # a model with its own code: only one item through it can tell
             blank = Pillow.new("RGB", (32, 32))
             rows = self.encode_images([blank]) if table == "image" else self.encode_texts(["a"])
@@ -97,7 +140,8 @@ class ClipExtractor(Extractor):
     def semantic(self) -> dict[str, Any]:
         import transformers
 
-        return super().semantic() | {
+        cleaned = {} if self.clean == "none" else {"clean": self.clean}
+        return super().semantic() | cleaned | {
             "weights": self._weights,
             "config": hub.config_digest(self.checkpoint),
             "tokenizer": self.tokens.semantic(),
@@ -116,13 +160,32 @@ class ClipExtractor(Extractor):
         return {name: np.asarray(value)[0] for name, value in arrays.items()}
 
     def prepare_texts(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return self.tokens.encode(texts)
+        return self.tokens.encode([clean_text(text, self.clean) for text in texts])
 
     def _image_features(self, images: list[dict[str, np.ndarray]]) -> torch.Tensor:
         return _pooled(self.model.get_image_features(**to_device(images, self.device, self.compute)))
 
     def _text_features(self, texts: list[np.ndarray]) -> torch.Tensor:
         return _pooled(self.model.get_text_features(**self.tokens.pad(texts, self.device)))
+
+
+def declared_dim(model: Any, table: str) -> int | None:
+    """D of the rows of ``table`` by the model's configuration; None for a model with its own code."""
+    config, side = model.config, "vision_config" if table == "image" else "text_config"
+    tower = getattr(config, side, None)
+    projection = getattr(model, "visual_projection" if table == "image" else "text_projection", None)
+    if isinstance(projection, torch.nn.Linear):
+        return projection.out_features
+    if str(getattr(config, "model_type", "")).startswith("siglip") and hasattr(tower, "hidden_size"):
+        return (table == "text" and getattr(tower, "projection_size", None)) or tower.hidden_size
+    return None
+
+
+def clean_text(text: str, how: str) -> str:
+    """``text`` as it is, lower-cased, or canonical: lower-cased, without punctuation, single spaces (big_vision)."""
+    if how == "canonical":
+        return " ".join(text.replace("_", " ").translate(_PUNCTUATION).lower().split())
+    return text.lower() if how == "lower" else text
 
 
 def _pooled(output: Any) -> torch.Tensor:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from manifests.errors import FashionNTMError
+from pipeline.composition.checkpoint import load_composer
 from pipeline.composition.composers import composers
+from pipeline.composition.composers.combiner import Combiner, CombinerOptions
 from pipeline.composition.composers.fusion import Fusion, FusionOptions
 
 
@@ -63,3 +67,50 @@ def test_the_gated_composer_starts_as_the_even_fusion_of_the_pretrained_embeddin
 def test_the_gated_composer_takes_embeddings_of_two_sizes() -> None:
     kind = composers.get("gated")
     assert kind(kind.Options(dim=7), 12, 5).eval().query(torch.randn(3, 12), torch.randn(3, 5)).shape == (3, 7)
+
+
+def test_fusion_can_mix_the_embeddings_as_they_are() -> None:
+    """WeiMoCIR's public code: a longer embedding weighs more."""
+    image, text = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 5.0]])
+    query = Fusion(FusionOptions(alpha=0.8, raw=True), 2, 2).query(image, text)
+    expected = torch.tensor([[0.2 * 3, 0.8 * 5]])
+    torch.testing.assert_close(query, expected / expected.norm())
+
+
+NAMES = {  # of the state dict that CLIP4CIR publishes, with its default sizes for 640-d embeddings (RN50x4)
+    "text_projection_layer.weight": (2560, 640), "text_projection_layer.bias": (2560,),
+    "image_projection_layer.weight": (2560, 640), "image_projection_layer.bias": (2560,),
+    "combiner_layer.weight": (5120, 5120), "combiner_layer.bias": (5120,),
+    "output_layer.weight": (640, 5120), "output_layer.bias": (640,),
+    "dynamic_scalar.0.weight": (5120, 5120), "dynamic_scalar.0.bias": (5120,),
+    "dynamic_scalar.3.weight": (1, 5120), "dynamic_scalar.3.bias": (1,),
+}  # fmt: skip
+
+
+def test_the_combiner_has_the_published_names_and_sizes() -> None:
+    with torch.device("meta"):
+        made = Combiner(CombinerOptions(), 640, 640)
+    assert {name: tuple(p.shape) for name, p in made.state_dict().items()} == NAMES
+
+
+def test_a_published_combiner_is_read_as_it_is(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    made = Combiner(CombinerOptions(projection=24, hidden=48), 12, 12).eval()
+    torch.save({"epoch": 7, "Combiner": made.state_dict()}, tmp_path / "combiner.pt")
+    loaded, about = load_composer(tmp_path / "combiner.pt")
+    image, text = torch.randn(5, 12), torch.randn(5, 12)
+    torch.testing.assert_close(loaded.query(image, text), made.query(image, text), rtol=0, atol=0)
+    assert about["options"] == {"projection": 24, "hidden": 48, "dropout": 0.5} and len(about["weights"]) == 64
+    words, pixels = (layer(x).relu() for layer, x in ((made.text_projection_layer, text), (made.image_projection_layer, image)))
+    both = torch.cat([words, pixels], -1)
+    s = made.dynamic_scalar(both)
+    expected = made.output_layer(made.combiner_layer(both).relu()) + s * text + (1 - s) * image
+    torch.testing.assert_close(loaded.query(image, text), torch.nn.functional.normalize(expected, dim=-1))
+
+
+def test_any_other_torch_file_is_refused(tmp_path: Path) -> None:
+    torch.save({"CLIP": {}}, tmp_path / "clip.pt")
+    (tmp_path / "evil.pt").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    for name in ("clip.pt", "evil.pt"):
+        with pytest.raises(FashionNTMError, match="is no published combiner"):
+            load_composer(tmp_path / name)

@@ -1,0 +1,77 @@
+"""Published checkpoints by short name, with what is known of each; ``ls extractors --long`` prints them.
+
+Stated is only what was read in public: model pages and licence files, configuration files, and the code that loads them.
+``contaminated_on`` is about test pairs: of those here only SPRC's and SPN4CIR's were fitted on FashionIQ's triplets. What
+general web crawls hold cannot be known.
+"""
+
+from __future__ import annotations
+
+from pipeline.extraction.extractors.base import Card
+
+_OPENAI = "Licence of github.com/openai/CLIP; its training images (400M from the web) are not published"
+_LAION = "trained on LAION-2B; licence of the model page"
+_SIGLIP = "trained on WebLI"
+_NAFLEX = "keeps the aspect ratio: patches up to max_num_patches of its image processor, the rest masked"
+_OWN = (
+    "comes with its own code, which is run only with trust_remote_code = true and needs the package open_clip_torch; "
+    "texts are lower-cased and stripped of punctuation, as its own processor does. Its code builds the weights while the "
+    "model is initialised, which newer transformers may refuse: a folder in SiglipModel's format needs neither"
+)
+
+
+def _dual(name: str, licence: str, hub: str, dim: int, notes: str, **more: str) -> Card:
+    return Card(licence, hub, notes=notes, name=name, dims={"image": dim, "text": dim}, **more)
+
+
+CLIP = (
+    _dual("clip-b32", "MIT", "openai/clip-vit-base-patch32", 512, f"ViT-B/32, 224 px. {_OPENAI}"),
+    _dual("clip-b16", "MIT", "openai/clip-vit-base-patch16", 512, f"ViT-B/16, 224 px. {_OPENAI}"),
+    _dual("clip-l14", "MIT", "openai/clip-vit-large-patch14", 768, f"ViT-L/14, 224 px. {_OPENAI}"),
+    _dual("fashionclip", "MIT", "patrickjohncyh/fashion-clip", 512,
+          "FashionCLIP: CLIP ViT-B/32 fine-tuned on 800,000 Farfetch products (version 2 from a LAION checkpoint)"),
+    _dual("laion-b32", "MIT", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K", 512, f"ViT-B/32, 224 px; {_LAION}"),
+    _dual("laion-h14", "MIT", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", 1024, f"ViT-H/14, 224 px; {_LAION}"),
+    _dual("siglip-base", "Apache-2.0", "google/siglip-base-patch16-224", 768, f"ViT-B/16, 224 px; {_SIGLIP}"),
+    _dual("siglip2-base", "Apache-2.0", "google/siglip2-base-patch16-224", 768,
+          f"ViT-B/16, 224 px, fixed resolution, loads as SiglipModel; {_SIGLIP}; texts lower-cased, 64 tokens. The default"),
+    _dual("siglip2-so400m", "Apache-2.0", "google/siglip2-so400m-patch14-384", 1152,
+          f"So400m/14, 384 px, fixed resolution, loads as SiglipModel; {_SIGLIP}; texts lower-cased, 64 tokens"),
+    _dual("siglip2-base-naflex", "Apache-2.0", "google/siglip2-base-patch16-naflex", 768,
+          f"ViT-B/16, loads as Siglip2Model; {_NAFLEX}; {_SIGLIP}; texts lower-cased, 64 tokens"),
+    _dual("marqo-fashionsiglip", "Apache-2.0", "Marqo/marqo-fashionSigLIP", 768,
+          f"SigLIP ViT-B/16 fine-tuned on over a million fashion products; {_OWN}", clean="canonical"),
+)  # fmt: skip
+
+CAPTION = (
+    Card("Apache-2.0", "sentence-transformers/all-MiniLM-L6-v2", name="minilm", dims={"image": 384, "text": 384},
+         notes="6 layers, texts of up to 256 word pieces; the captions' own licence comes on top"),
+)  # fmt: skip
+
+BACKBONES = "starting weights: google-bert/bert-base-uncased (768, Apache-2.0) and microsoft/resnet-50 (2048, Apache-2.0)"
+
+FASHIONBERT = (
+    Card("no public weights in a format that could be checked", "fit-extractor SPEC", name="fashionbert",
+         dims={"query": 768, "target": 768}, notes=f"after FashionBERT (SIGIR 2020); {BACKBONES}"),
+)  # fmt: skip
+
+FASHIONVLP = (
+    Card("no public weights", "fit-extractor SPEC", name="fashionvlp", dims={"query": 768, "target": 768},
+         notes=f"after FashionVLP (CVPR 2022), the paper's single-turn model; {BACKBONES}"),
+)  # fmt: skip
+
+SPRC = (
+    Card("SPN4CIR: MIT; SPRC: none stated in its repository; LAVIS, on which both build: BSD-3-Clause",
+         "the .pt file linked from github.com/chunmeifeng/SPRC", ("mt_fashioniq",), name="sprc",
+         dims={"query": 256, "target": 256},
+         notes="EVA ViT-g/14 (1408 wide, 39 layers, 224 px) and BLIP-2's Q-Former with 32 query tokens; the file fitted on "
+         "FashionIQ has seen many of Multi-turn FashionIQ's test pairs; that on CIRR has not (trained_on)"),
+    Card("MIT", "the .pt file linked from github.com/BUAADreamer/SPN4CIR", ("mt_fashioniq",), name="spn4cir-sprc",
+         dims={"query": 256, "target": 256},
+         notes="SPRC with a second stage on scaled negatives: a Q-Former and a projection of its own for queries"),
+)  # fmt: skip
+
+
+def preset(cards: tuple[Card, ...], model: str) -> Card | None:
+    """The card of a short name or of a hub id; None for any other model."""
+    return next((card for card in cards if model in (card.name, card.source)), None)

@@ -1,0 +1,277 @@
+"""What FashionBERT and FashionVLP share: a BERT over words and visual tokens, a CNN, and a folder that holds both."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from PIL import Image as Pillow
+from PIL import ImageOps
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from pipeline.extraction import hub
+from pipeline.extraction.extractors._fittable import FitOptions, Fittable
+from pipeline.extraction.extractors.base import Card, ExtractorOptions
+from pipeline.extraction.images import decoder
+from pipeline.extraction.tokens import Tokens
+
+
+class JointOptions(ExtractorOptions):
+    """``model``: a folder made by ``fit-extractor``; absent: the one fitted for this very spec.
+
+    The rest says what is built when fitting. ``text_model`` and ``image_model`` (hub id or folder of a BERT and of a
+    ResNet) give pretrained weights and their own sizes; without them the weights are random and the sizes are those here.
+    The defaults are BERT-base and ResNet-50.
+    """
+
+    model: str | None = None
+    text_model: str | None = None
+    image_model: str | None = None
+    max_tokens: int = Field(64, ge=4)
+    vocabulary: int = Field(20000, ge=8)
+    width: int = Field(768, ge=8)
+    layers: int = Field(12, ge=1)
+    heads: int = Field(12, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    image_stem: int = Field(64, ge=4)
+    image_widths: tuple[int, ...] = (256, 512, 1024, 2048)
+    image_depths: tuple[int, ...] = (3, 4, 6, 3)
+    image_layer: Literal["bottleneck", "basic"] = "bottleneck"
+    pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet's, as torchvision's ResNets expect
+    pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    fit: FitOptions = FitOptions()
+
+
+class JointNetwork(nn.Module):
+    """A BERT that reads words and ``visual_tokens`` visual tokens as one sequence, and a ResNet for the pixels.
+
+    ``settings``: {"text": BertConfig, "image": ResNetConfig, "max_tokens": int, "pixel_mean", "pixel_std", ...}.
+    """
+
+    visual_tokens: int
+
+    def __init__(self, settings: dict[str, Any], visual_tokens: int):
+        from transformers import BertConfig, BertModel, ResNetConfig, ResNetModel
+
+        super().__init__()
+        self.visual_tokens, self.max_tokens = visual_tokens, int(settings["max_tokens"])
+        text, image = BertConfig(**settings["text"]), ResNetConfig(**settings["image"])
+        if text.max_position_embeddings < self.max_tokens + visual_tokens:
+            raise hub.ModelError(
+                f"the text model has {text.max_position_embeddings} positions, but {self.max_tokens} word and "
+                f"{visual_tokens} visual tokens need {self.max_tokens + visual_tokens}: lower extractor.max_tokens"
+            )
+        self.text = BertModel(text, add_pooling_layer=False)
+        self.image = ResNetModel(image)
+        self.width, self.channels = text.hidden_size, image.hidden_sizes[-1]
+        self.project = nn.Sequential(nn.Linear(self.channels, self.width), nn.LayerNorm(self.width))
+        for name in ("pixel_mean", "pixel_std"):
+            self.register_buffer(name, torch.tensor(settings[name]).view(1, 3, 1, 1))
+
+    def feature_map(self, pixels: Tensor) -> Tensor:
+        """uint8 [n, 3, s, s] -> the CNN's last map [n, C, s/32, s/32]."""
+        values = (pixels.to(self.pixel_mean.dtype) / 255 - self.pixel_mean) / self.pixel_std
+        return self.image(pixel_values=values).last_hidden_state
+
+    def read(self, ids: Tensor, mask: Tensor, visual: Tensor) -> Tensor:
+        """Words ids, mask int64 [n, L] and visual tokens [n, V, width] -> the first word's output [n, width].
+
+        Visual tokens have positions of their own behind the longest text, so that padding changes nothing.
+        """
+        n, length = ids.shape
+        places = torch.cat([torch.arange(length), self.max_tokens + torch.arange(visual.shape[1])]).to(ids.device)
+        kinds = (places >= self.max_tokens).long()
+        states = self.text(
+            inputs_embeds=torch.cat([self.text.embeddings.word_embeddings(ids), visual], 1),
+            attention_mask=torch.cat([mask, mask.new_ones(n, visual.shape[1])], 1),
+            position_ids=places.expand(n, -1),
+            token_type_ids=kinds.expand(n, -1),
+        ).last_hidden_state
+        return states[:, 0]
+
+    @abstractmethod
+    def query(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """f_qry [n, width] of images (uint8, as the extractor prepares them) and words int64 [n, L]."""
+
+    @abstractmethod
+    def target(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """f_tar [n, width] of images; ids, mask: the words of an empty text, [1, L]."""
+
+
+class JointExtractor(Fittable):
+    """A joint model: it answers (image, text) itself, so a store of it has query and target rows and needs no composer."""
+
+    tables: ClassVar[tuple[str, ...]] = ("query", "target")
+    Network: ClassVar[type[JointNetwork]]
+    options: JointOptions
+    network: JointNetwork
+
+    def __init__(self, options: JointOptions, device: torch.device):
+        super().__init__(options, device)
+        if options.model is None:
+            raise hub.ModelError(
+                f"extractor {self.name!r} has no published weights: run fit-extractor on this spec, or name a folder that it "
+                "made (--set extractor.model=DIR)"
+            )
+        self.checkpoint = checkpoint = hub.locate(options.model)
+        self.settings = checkpoint.json("config.json")
+        if self.settings.get("network") != self.name:
+            raise hub.ModelError(f"model folder {options.model!r} holds no {self.name}: fit-extractor makes one")
+        tokenizer = hub.load_tokenizer(checkpoint)
+        self._set(self.Network(self.settings), tokenizer)
+        try:
+            self.network.load_state_dict(load_file(checkpoint.weights[0]))
+        except (RuntimeError, SafetensorError) as error:
+            text = " ".join(str(error).split())[:300]
+            raise hub.ModelError(f"model {options.model!r} cannot be loaded: {text}; fit it again") from error
+        self.network.to(device, self.compute).eval().requires_grad_(False)
+
+    def _set(self, network: JointNetwork, tokenizer: Any) -> None:
+        self.network, self.tokenizer = network, tokenizer
+        self.tokens = Tokens(tokenizer, network.max_tokens, name=self.name)
+        self.empty = self.tokens.encode([""])
+        self.card = Card("that of the weights it was fitted from", self.options.model or "fit-extractor",
+                         self.options.contaminated_on, dims={t: network.width for t in self.tables})  # fmt: skip
+
+    @classmethod
+    def starts_from(cls, options: ExtractorOptions) -> bool:
+        return options.model is None  # type: ignore[attr-defined]
+
+    @classmethod
+    def fresh(cls, options: ExtractorOptions, device: torch.device, texts: Sequence[str]) -> Self:
+        assert isinstance(options, JointOptions)
+        made = cls.__new__(cls)
+        Fittable.__init__(made, options.model_copy(update={"dtype": "float32"}), device)
+        text = hub.locate(options.text_model) if options.text_model else None
+        image = hub.locate(options.image_model) if options.image_model else None
+        tokenizer = hub.load_tokenizer(text) if text else _vocabulary(texts, options)
+        made.settings = {
+            "network": made.name,
+            "version": cls.version,
+            "text": _config(text, "bert") or _bert(options, len(tokenizer), tokenizer.pad_token_id),
+            "image": _config(image, "resnet") or _resnet(options),
+            "max_tokens": options.max_tokens,
+            "pixel_mean": list(options.pixel_mean),
+            "pixel_std": list(options.pixel_std),
+            **cls.extra_settings(options),
+        }
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(options.fit.seed)
+            network = cls.Network(made.settings)
+        cpu = torch.device("cpu")
+        if text:
+            start = hub.load_model(text, torch.float32, cpu, unused=("pooler.",)).state_dict()
+            network.text.load_state_dict({k: v for k, v in start.items() if not k.startswith("pooler.")})
+        if image:
+            network.image.load_state_dict(hub.load_model(image, torch.float32, cpu).state_dict())
+        made._set(network.to(device), tokenizer)
+        made.starts = {k: hub.weights_digest(c) for k, c in (("text", text), ("image", image)) if c is not None}
+        return made
+
+    @classmethod
+    def extra_settings(cls, options: Any) -> dict[str, Any]:
+        """What the network's configuration holds besides the two backbones."""
+        return {}
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save_pretrained(folder)
+        state = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(self.settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    @property
+    def cut(self) -> int:
+        return self.tokens.cut
+
+    def dim(self, table: str) -> int:
+        return self.network.width
+
+    @cached_property
+    def _weights(self) -> str:
+        return hub.weights_digest(self.checkpoint)
+
+    def semantic(self) -> dict[str, Any]:
+        import transformers
+
+        return super().semantic() | {
+            "weights": self._weights,
+            "config": hub.config_digest(self.checkpoint),
+            "tokenizer": self.tokens.semantic(),
+            "decode": decoder(),
+            "transformers": transformers.__version__.split(".")[0],
+        }
+
+    def prepare_texts(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return self.tokens.encode(texts)
+
+    def _pixels(self, images: list[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.stack(images)).to(self.device)
+
+    def _pair_features(self, images: list[np.ndarray], texts: list[np.ndarray]) -> Tensor:
+        return self.network.query(self._pixels(images), *self._words(texts))
+
+    def _image_features(self, images: list[np.ndarray]) -> Tensor:
+        return self.network.target(self._pixels(images), *self._words(self.empty))
+
+    def _words(self, texts: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+        found = self.tokens.pad(texts, self.device)
+        lengths = torch.tensor([len(ids) for ids in texts], device=self.device)
+        mask = (torch.arange(found["input_ids"].shape[1], device=self.device) < lengths[:, None]).long()
+        return found["input_ids"], mask
+
+    def queries(self, images: list[Any], texts: list[Any], alpha: float) -> Tensor:
+        return normalize(self._pair_features(images, texts).float(), dim=-1)
+
+    def targets(self, images: list[Any]) -> Tensor:
+        return normalize(self._image_features(images).float(), dim=-1)
+
+
+def square(image: Pillow.Image, size: int) -> np.ndarray:
+    """The whole image on a white square, uint8 [3, size, size]: no garment is cut off or stretched."""
+    fitted = ImageOps.pad(image, (size, size), method=Pillow.Resampling.BICUBIC, color="white")
+    return np.ascontiguousarray(np.asarray(fitted, dtype=np.uint8).transpose(2, 0, 1))
+
+
+def _config(checkpoint: hub.Checkpoint | None, kind: str) -> dict[str, Any] | None:
+    """A starting checkpoint's configuration. Raises ModelError when it is of another architecture."""
+    if checkpoint is None:
+        return None
+    found = checkpoint.json("config.json")
+    if found.get("model_type") != kind:
+        raise hub.ModelError(f"model {checkpoint.name!r} is of type {found.get('model_type')!r}; a {kind} model is needed")
+    return {key: value for key, value in found.items() if key not in ("architectures", "transformers_version")}
+
+
+def _vocabulary(texts: Sequence[str], options: JointOptions) -> Any:
+    from pipeline.extraction.pretrain import PretrainOptions, build_tokenizer
+
+    sizes = PretrainOptions(max_tokens=max(8, options.max_tokens), vocabulary=options.vocabulary)
+    tokenizer = build_tokenizer(texts, sizes)
+    tokenizer.model_max_length = options.max_tokens
+    return tokenizer
+
+
+def _bert(options: JointOptions, words: int, pad: int) -> dict[str, Any]:
+    return {
+        "vocab_size": words, "hidden_size": options.width, "num_hidden_layers": options.layers,
+        "num_attention_heads": options.heads, "intermediate_size": 4 * options.width, "max_position_embeddings": 512,
+        "hidden_dropout_prob": options.dropout, "attention_probs_dropout_prob": options.dropout, "pad_token_id": pad,
+    }  # fmt: skip
+
+
+def _resnet(options: JointOptions) -> dict[str, Any]:
+    return {
+        "embedding_size": options.image_stem, "hidden_sizes": list(options.image_widths),
+        "depths": list(options.image_depths), "layer_type": options.image_layer,
+    }  # fmt: skip

@@ -1,0 +1,117 @@
+"""BLIP-2's Q-Former as SPRC runs it, with the parameter names of its public checkpoints (``Qformer.bert....``).
+
+Learned query tokens and words attend to each other; while an image is given, query tokens also attend to it and have a
+feed-forward part of their own. Without an image every token goes through the words' part (SPRC's change to BLIP-2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, scaled_dot_product_attention
+
+_EPS = 1e-12  # BERT's
+
+
+@dataclass(frozen=True)
+class QFormerSizes:
+    """``every``: a layer attends to the image when its number is divisible by this (0: none does)."""
+
+    words: int
+    positions: int
+    width: int
+    inner: int
+    layers: int
+    heads: int
+    image_width: int
+    every: int
+
+
+class _Attention(nn.Module):
+    def __init__(self, width: int, heads: int, source: int):
+        super().__init__()
+        self.heads = heads
+        inputs = nn.ModuleDict(
+            {"query": nn.Linear(width, width), "key": nn.Linear(source, width), "value": nn.Linear(source, width)}
+        )
+        self.add_module("self", inputs)
+        self.output = nn.ModuleDict({"dense": nn.Linear(width, width), "LayerNorm": nn.LayerNorm(width, eps=_EPS)})
+
+    def forward(self, states: Tensor, source: Tensor, mask: Tensor | None) -> Tensor:
+        """[n, T, width] attending to ``source`` [n, S, ...]; ``mask`` bool [n, S] of what may be seen."""
+        inputs = self.get_submodule("self")
+        n = len(states)
+        query, key, value = (
+            inputs[name](x).view(n, x.shape[1], self.heads, -1).transpose(1, 2)  # type: ignore[index]
+            for name, x in (("query", states), ("key", source), ("value", source))
+        )
+        seen = mask[:, None, None, :] if mask is not None else None
+        made = scaled_dot_product_attention(query, key, value, attn_mask=seen).transpose(1, 2).flatten(2)
+        return self.output["LayerNorm"](self.output["dense"](made) + states)
+
+
+class _Layer(nn.Module):
+    def __init__(self, sizes: QFormerSizes, number: int):
+        super().__init__()
+        self.attention = _Attention(sizes.width, sizes.heads, sizes.width)
+        if sizes.every and number % sizes.every == 0:
+            self.crossattention = _Attention(sizes.width, sizes.heads, sizes.image_width)
+        for name in ("", "_query"):
+            self.add_module("intermediate" + name, nn.ModuleDict({"dense": nn.Linear(sizes.width, sizes.inner)}))
+            norm = nn.LayerNorm(sizes.width, eps=_EPS)
+            self.add_module("output" + name, nn.ModuleDict({"dense": nn.Linear(sizes.inner, sizes.width), "LayerNorm": norm}))
+
+    def forward(self, states: Tensor, mask: Tensor, image: Tensor | None, queries: int) -> Tensor:
+        states = self.attention(states, states, mask)
+        if image is None:
+            return self._feed(states, "")
+        asked, words = states[:, :queries], states[:, queries:]
+        if hasattr(self, "crossattention"):
+            asked = self.crossattention(asked, image, None)
+        parts = [self._feed(asked, "_query")] + ([self._feed(words, "")] if words.shape[1] else [])
+        return torch.cat(parts, 1)
+
+    def _feed(self, states: Tensor, name: str) -> Tensor:
+        inner = gelu(self.get_submodule("intermediate" + name)["dense"](states))  # type: ignore[index]
+        out = self.get_submodule("output" + name)
+        return out["LayerNorm"](out["dense"](inner) + states)  # type: ignore[index]
+
+
+class QFormer(nn.Module):
+    def __init__(self, sizes: QFormerSizes):
+        super().__init__()
+        self.embeddings = nn.ModuleDict(
+            {
+                "word_embeddings": nn.Embedding(sizes.words, sizes.width),
+                "position_embeddings": nn.Embedding(sizes.positions, sizes.width),
+                "LayerNorm": nn.LayerNorm(sizes.width, eps=_EPS),
+            }
+        )
+        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(_Layer(sizes, i) for i in range(sizes.layers))})
+
+    def forward(self, queries: Tensor, image: Tensor | None, ids: Tensor | None, mask: Tensor | None) -> Tensor:
+        """[n, Q + L, width] of query tokens [n, Q, width], and words ids, mask int64 [n, L], looking at image [n, P, ...]."""
+        states, seen = queries, torch.ones(queries.shape[:2], dtype=torch.bool, device=queries.device)
+        if ids is not None and mask is not None:
+            place = torch.arange(ids.shape[1], device=ids.device)
+            words = self.embeddings["word_embeddings"](ids) + self.embeddings["position_embeddings"](place)
+            states, seen = torch.cat([queries, words], 1), torch.cat([seen, mask.bool()], 1)
+        states = self.embeddings["LayerNorm"](states)
+        for layer in self.encoder["layer"]:  # type: ignore[union-attr]
+            states = layer(states, seen, image, queries.shape[1])
+        return states
+
+
+def sizes_of(weights: dict[str, Tensor], heads: int) -> QFormerSizes:
+    """Sizes of the Q-Former whose ``weights`` these are (names from ``embeddings....`` on). Raises KeyError for others."""
+    words, width = weights["embeddings.word_embeddings.weight"].shape
+    layers = 1 + max(int(name.split(".")[2]) for name in weights if name.startswith("encoder.layer."))
+    crossed = [i for i in range(layers) if f"encoder.layer.{i}.crossattention.self.key.weight" in weights]
+    return QFormerSizes(
+        words=words, positions=len(weights["embeddings.position_embeddings.weight"]), width=width,
+        inner=len(weights["encoder.layer.0.intermediate.dense.weight"]), layers=layers, heads=heads,
+        image_width=weights["encoder.layer.0.crossattention.self.key.weight"].shape[1],
+        every=crossed[1] if len(crossed) > 1 else layers,
+    )  # fmt: skip

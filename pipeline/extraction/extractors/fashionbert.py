@@ -1,0 +1,63 @@
+"""FashionBERT (Gao et al., SIGIR 2020), re-implemented from its description: a BERT over words and image patches.
+
+What is the original's: the image is cut into 8 x 8 patches, a CNN makes one token of each, and a BERT-base reads words and
+patches together. What is ours: it is fitted for retrieval by in-batch cross-entropy (the original matches pairs, with
+masked-word and masked-patch tasks beside it), [CLS] is f_qry, and f_tar is the same network over the image and no words.
+The original's patch features come from a ResNeXt-101; any ResNet of transformers can be named here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image as Pillow
+from pydantic import Field
+from torch import Tensor
+
+from pipeline.extraction.extractors import _cards
+from pipeline.extraction.extractors._joint import JointExtractor, JointNetwork, JointOptions, square
+from pipeline.extraction.extractors.base import Card
+
+
+class FashionBertOptions(JointOptions):
+    """``grid`` x ``grid`` patches of ``patch`` pixels a side."""
+
+    grid: int = Field(8, ge=1)
+    patch: int = Field(32, ge=8)
+
+
+class FashionBertNetwork(JointNetwork):
+    def __init__(self, settings: dict[str, Any]):
+        super().__init__(settings, settings["grid"] ** 2)
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """Patches uint8 [n, grid^2, 3, patch, patch] -> [n, grid^2, width]."""
+        n, count = images.shape[:2]
+        return self.project(self.feature_map(images.flatten(0, 1)).mean((2, 3))).view(n, count, self.width)
+
+    def query(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.read(ids, mask, self.tokens(images))
+
+    def target(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.query(images, ids.expand(len(images), -1), mask.expand(len(images), -1))
+
+
+class FashionBertExtractor(JointExtractor):
+    """Words and image patches through one BERT; fitted by ``fit-extractor``."""
+
+    title: ClassVar[str] = "FashionBERT, re-implemented: a BERT over words and image patches"
+    version: ClassVar[int] = 1
+    Options = FashionBertOptions
+    Network = FashionBertNetwork
+    cards: ClassVar[tuple[Card, ...]] = _cards.FASHIONBERT
+
+    @classmethod
+    def extra_settings(cls, options: FashionBertOptions) -> dict[str, Any]:
+        return {"grid": options.grid, "patch": options.patch}
+
+    def prepare(self, image: Pillow.Image) -> np.ndarray:
+        """Patches in reading order, uint8 [grid^2, 3, patch, patch]."""
+        grid, side = self.settings["grid"], self.settings["patch"]
+        whole = square(image, grid * side).reshape(3, grid, side, grid, side)
+        return np.ascontiguousarray(whole.transpose(1, 3, 0, 2, 4).reshape(grid * grid, 3, side, side))

@@ -1,0 +1,230 @@
+"""SPRC (Bai et al., ICLR 2024) and SPN4CIR (Feng et al., ACM MM 2024) on it: BLIP-2's vision tower and Q-Former.
+
+Parameter names, preprocessing and the way of a query were read in both public repositories; their files are read as they
+are, tensors only. f_qry is their query feature. Their score of a candidate is the best of its 32 tokens; one target row an
+image is what this project ranks by, so f_tar is the mean of the tokens, and recalls differ from the published ones.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from PIL import Image as Pillow
+from PIL import ImageOps
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from manifests.identity import file_digest
+from pipeline.extraction import hub
+from pipeline.extraction.extractors import _cards
+from pipeline.extraction.extractors._qformer import QFormer, sizes_of
+from pipeline.extraction.extractors.base import Card, Extractor, ExtractorOptions
+from pipeline.extraction.images import decoder
+from pipeline.extraction.tokens import Tokens
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
+MAX_TOKENS, MAX_WORDS, RATIO = 32, 50, 1.25
+_MARKS = re.compile(r"([.!\"()*#:;~])")
+
+
+class SprcOptions(ExtractorOptions):
+    """``model``: the .pt file of SPRC or SPN4CIR. ``tokenizer``: bert-base-uncased, hub id or folder.
+
+    ``trained_on``: what the file was fitted on; its test pairs are contaminated. The heads cannot be read off the weights.
+    """
+
+    model: str = Field(min_length=1)
+    tokenizer: str = "google-bert/bert-base-uncased"
+    trained_on: Literal["fashioniq", "cirr"] = "fashioniq"
+    vision_heads: int = Field(16, ge=1)
+    text_heads: int = Field(12, ge=1)
+
+
+class SprcExtractor(Extractor):
+    """The Q-Former reads image and text, then its own answer with the text again; [CLS] of that is the query."""
+
+    title: ClassVar[str] = "SPRC and SPN4CIR (BLIP-2 Q-Former), from their published files"
+    version: ClassVar[int] = 1
+    Options = SprcOptions
+    tables: ClassVar[tuple[str, ...]] = ("query", "target")
+    cards: ClassVar[tuple[Card, ...]] = _cards.SPRC
+    options: SprcOptions
+
+    def __init__(self, options: SprcOptions, device: torch.device):
+        super().__init__(options, device)
+        self.file = Path(options.model).expanduser()
+        weights = _weights_of(self.file)
+        try:
+            self.vision, self.size = _vision(weights, options.vision_heads)
+            self.first = _qformer(weights, "Qformer.bert.", options.text_heads)
+            second = "Qformer_query.bert." if "text_proj_q.weight" in weights else "Qformer.bert."
+            self.second = _qformer(weights, second, options.text_heads)
+            self.to_text = _linear(weights, "text_proj_q" if "text_proj_q.weight" in weights else "text_proj")
+            self.to_image = _linear(weights, "vision_proj")
+            self.asked = nn.Parameter(weights["query_tokens"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise hub.ModelError(
+                f"{self.file} is no whole checkpoint of SPRC or SPN4CIR: {' '.join(repr(error).split())[:200]}"
+            ) from error
+        parts = [self.vision, self.first, self.second, self.to_text, self.to_image]
+        self.network = nn.ModuleList(parts).to(device, self.compute).eval().requires_grad_(False)
+        self.asked = nn.Parameter(self.asked.to(device, self.compute), requires_grad=False)
+        self.tokens = Tokens(hub.load_tokenizer(hub.locate(options.tokenizer)), MAX_TOKENS, name=options.tokenizer)
+        seen = ("mt_fashioniq",) if options.trained_on == "fashioniq" else ()
+        self.card = Card(
+            _cards.SPRC[0].licence, options.model, tuple(dict.fromkeys((*seen, *options.contaminated_on))),
+            dims={table: self.dim(table) for table in self.tables},
+        )  # fmt: skip
+
+    @property
+    def cut(self) -> int:
+        return self.tokens.cut
+
+    def dim(self, table: str) -> int:
+        return self.to_text.out_features
+
+    @cached_property
+    def _digest(self) -> str:
+        return file_digest(self.file)
+
+    def semantic(self) -> dict[str, Any]:
+        import transformers
+
+        return super().semantic() | {
+            "weights": self._digest,
+            "heads": [self.options.vision_heads, self.options.text_heads],
+            "tokenizer": self.tokens.semantic(),
+            "preprocessing": {"pad_ratio": RATIO, "size": self.size, "clean": "blip_caption"},
+            "pooling": "target: mean of the query tokens",
+            "decode": decoder(),
+            "transformers": transformers.__version__.split(".")[0],
+        }
+
+    def prepare(self, image: Pillow.Image) -> np.ndarray:
+        """uint8 [3, size, size]: padded to at most 1.25 : 1, the shorter side resized, the centre cut out."""
+        return target_pad(image, self.size)
+
+    def prepare_texts(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return self.tokens.encode([blip_caption(text) for text in texts])
+
+    def _look(self, images: list[np.ndarray]) -> Tensor:
+        """The vision tower's patches [n, P, width]."""
+        pixels = torch.from_numpy(np.stack(images)).to(self.device, self.compute) / 255
+        mean, std = (torch.tensor(v, device=self.device, dtype=self.compute).view(1, 3, 1, 1) for v in (MEAN, STD))
+        return self.vision(pixel_values=(pixels - mean) / std).last_hidden_state
+
+    def _pair_features(self, images: list[np.ndarray], texts: list[np.ndarray]) -> Tensor:
+        ids = self.tokens.pad(texts, self.device)["input_ids"]
+        lengths = torch.tensor([len(t) for t in texts], device=self.device)
+        mask = (torch.arange(ids.shape[1], device=self.device) < lengths[:, None]).long()
+        asked = self.asked.expand(len(images), -1, -1)
+        count = asked.shape[1]
+        prompt = self.first(asked, self._look(images), ids, mask)[:, :count]
+        return self.to_text(self.second(prompt, None, ids, mask)[:, count])
+
+    def _image_features(self, images: list[np.ndarray]) -> Tensor:
+        answers = self.first(self.asked.expand(len(images), -1, -1), self._look(images), None, None)
+        return normalize(self.to_image(answers).float(), dim=-1).mean(1)
+
+
+def blip_caption(text: str) -> str:
+    """LAVIS' caption preprocessing: lower case, some marks to blanks, at most 50 words."""
+    text = re.sub(r"\s{2,}", " ", _MARKS.sub(" ", text.lower())).rstrip("\n").strip(" ")
+    return " ".join(text.split(" ")[:MAX_WORDS])
+
+
+def target_pad(image: Pillow.Image, size: int, ratio: float = RATIO) -> np.ndarray:
+    """CLIP4CIR's "targetpad" as uint8 [3, size, size]: black bars until the sides are at most ``ratio`` : 1."""
+    width, height = image.size
+    longest = max(width, height)
+    if longest / min(width, height) >= ratio:
+        bars = [max(int((longest / ratio - side) / 2), 0) for side in (width, height)]
+        image = ImageOps.expand(image, (bars[0], bars[1], bars[0], bars[1]), fill=0)
+    width, height = image.size
+    short = min(width, height)
+    width, height = (size if side == short else int(size * side / short) for side in (width, height))
+    image = image.resize((width, height), Pillow.Resampling.BICUBIC)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    cut = image.crop((left, top, left + size, top + size))
+    return np.ascontiguousarray(np.asarray(cut, dtype=np.uint8).transpose(2, 0, 1))
+
+
+def _weights_of(file: Path) -> dict[str, Tensor]:
+    """The state dict of a public file: SPRC's {"Blip2QformerCirAlignPrompt": ...} or SPN4CIR's {"state_dict": ...}."""
+    if not file.is_file():
+        raise hub.ModelError(
+            f"no checkpoint file {str(file)!r}: fetch the .pt file that the SPRC or SPN4CIR repository links to, and give its path"
+        )
+    try:
+        found = torch.load(file, map_location="cpu", weights_only=True)
+        weights = found.get("Blip2QformerCirAlignPrompt") or found["state_dict"]
+        return {name.removeprefix("blip_model."): value.float() for name, value in weights.items()}
+    except Exception as error:  # unpickling fails in many ways; all mean "another kind of file"
+        raise hub.ModelError(
+            f"{file} is no checkpoint of SPRC or SPN4CIR: {' '.join(repr(error).split())[:200]}"
+        ) from error
+
+
+def _vision(weights: dict[str, Tensor], heads: int) -> tuple[Any, int]:
+    """EVA's ViT as transformers has it for BLIP-2, and the image size it was made for."""
+    from transformers import Blip2VisionConfig, Blip2VisionModel
+
+    ours = vision_names(weights)
+    width, _, patch, _ = ours["embeddings.patch_embedding.weight"].shape
+    size = patch * round((ours["embeddings.position_embedding"].shape[1] - 1) ** 0.5)
+    layers = 1 + max(int(name.split(".")[2]) for name in ours if name.startswith("encoder.layers."))
+    config = Blip2VisionConfig(
+        hidden_size=width, intermediate_size=len(ours["encoder.layers.0.mlp.fc1.weight"]), num_hidden_layers=layers,
+        num_attention_heads=heads, image_size=size, patch_size=patch,
+    )  # fmt: skip
+    model = Blip2VisionModel(config)
+    model.load_state_dict(ours)
+    model.post_layernorm.eps = 1e-5  # LAVIS' ln_vision has torch's own; the blocks have 1e-6
+    return model, size
+
+
+def vision_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The vision tower's weights under transformers' names (as its own conversion of BLIP-2 renames them)."""
+    rename = (
+        ("visual_encoder.cls_token", "embeddings.class_embedding"),
+        ("visual_encoder.pos_embed", "embeddings.position_embedding"),
+        ("visual_encoder.patch_embed.proj.", "embeddings.patch_embedding."),
+        ("visual_encoder.blocks.", "encoder.layers."),
+        ("ln_vision.", "post_layernorm."),
+    )
+    parts = ((".norm1.", ".layer_norm1."), (".norm2.", ".layer_norm2."), (".attn.proj.", ".self_attn.projection."),
+             (".attn.", ".self_attn."))  # fmt: skip
+    made: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        for old, new in rename:
+            if name.startswith(old):
+                ours = new + name.removeprefix(old)
+                for a, b in parts:
+                    ours = ours.replace(a, b)
+                made[ours] = value
+    for name in [n for n in made if n.endswith(".q_bias")]:
+        q, v = made.pop(name), made.pop(name.replace(".q_bias", ".v_bias"))
+        made[name.replace(".q_bias", ".qkv.bias")] = torch.cat([q, torch.zeros_like(q), v])
+    return made
+
+
+def _qformer(weights: dict[str, Tensor], prefix: str, heads: int) -> QFormer:
+    mine = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    mine.pop("embeddings.position_ids", None)
+    model = QFormer(sizes_of(mine, heads))
+    model.load_state_dict(mine)
+    return model
+
+
+def _linear(weights: dict[str, Tensor], name: str) -> nn.Linear:
+    out, width = weights[f"{name}.weight"].shape
+    layer = nn.Linear(width, out)
+    layer.load_state_dict({"weight": weights[f"{name}.weight"], "bias": weights[f"{name}.bias"]})
+    return layer

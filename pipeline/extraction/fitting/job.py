@@ -1,0 +1,169 @@
+"""``fit-extractor`` as a job: which triplets, where the checkpoint lives, and how ``extract`` finds it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from manifests.errors import IncompleteError, Problems
+from manifests.identity import digest
+from manifests.options import parse_options
+from manifests.schema import Component, Dataset, RunSpec, Session
+from manifests.validation import split_validation
+from pipeline.composition.request import composer_request
+from pipeline.device import resolve_device
+from pipeline.extraction.extractors import extractors
+from pipeline.extraction.extractors._fittable import FitOptions, Fittable
+from pipeline.extraction.fitting.loop import SAVE_SECONDS, fit
+from pipeline.extraction.fitting.score import single_turn
+from pipeline.extraction.fitting.state import Progress
+from pipeline.extraction.fitting.triplets import Loader, digest_of, triplets_of
+from pipeline.workspace import Workspace
+
+RECORD, UNFINISHED = "fit.json", "unfinished"
+_NO_WEIGHT = {"dtype", "store_dtype", "normalise", "contaminated_on"}  # options that change no fitted weight
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class FittedExtractor:
+    """A fitted checkpoint: its folder and record, and whether it was there before."""
+
+    folder: Path
+    record: dict[str, Any]
+    reused: bool
+    next_command: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"folder": str(self.folder), "reused": self.reused, **self.record, "next": self.next_command}
+
+    def text(self) -> str:
+        r = self.record
+        lines = [f"model  {self.folder}", f"{'fitted before, kept' if self.reused else 'fitted'}: {r['triplets']:,} triplets, "
+                 f"{r['steps']:,} steps, loss {r['loss'][0]:.3f} -> {r['loss'][-1]:.3f}"]  # fmt: skip
+        if r["validation"]:
+            scores = ", ".join(f"{k} {v:.1f}" for k, v in r["validation"].items() if k != "triplets")
+            lines.append(f"single-turn on {r['validation']['triplets']:,.0f} pair-clean validation triplets: {scores}")
+        if r["unreadable"]:
+            lines.append(f"{len(r['unreadable']):,} images could not be read; their triplets were left out")
+        return "\n".join([*lines, f"next: {self.next_command}"])
+
+
+@dataclass(frozen=True)
+class _Request:
+    family: type[Fittable]
+    options: Any
+    fit: FitOptions
+    alpha: float
+
+    def folder(self, workspace: Workspace, sessions: tuple[Session, ...], dataset: Dataset) -> Path:
+        """Named by everything that decides the weights."""
+        about = [self.family.version, self.options.model_dump(exclude=_NO_WEIGHT), self.fit.model_dump(), self.alpha]
+        key = digest([*about, dataset.name, digest_of(triplets_of(sessions))])[:12]
+        return workspace.out / "extractors" / dataset.name / f"{self.family.__module__.rsplit('.', 1)[-1]}-{key}"
+
+
+def needs_fitting(spec: RunSpec) -> bool:
+    """Whether the extractor of ``spec`` is one that ``fit-extractor`` makes first."""
+    return _request(spec) is not None
+
+
+def fitted_spec(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> RunSpec:
+    """``spec`` with ``extractor.model`` set to the checkpoint fitted for it; as it is when none has to be fitted.
+
+    Raises IncompleteError naming the command when it is not fitted yet.
+    """
+    request = _request(spec)
+    if request is None:
+        return spec
+    folder = request.folder(workspace, _sessions(spec, dataset)[0], dataset)
+    if not (folder / RECORD).exists():
+        raise IncompleteError(f"extractor '{spec.extractor.name}' is not fitted yet: run `fit-extractor {spec.asked}`")
+    options = {key: value for key, value in spec.extractor.options.items() if key != "fit"}
+    component = Component(**{"name": spec.extractor.name, **options, "model": str(folder.resolve())})
+    return spec.model_copy(update={"extractor": component})
+
+
+def fit_extractor_spec(
+    spec: RunSpec,
+    dataset: Dataset,
+    workspace: Workspace,
+    device: str = "auto",
+    workers: int = 2,
+    tell: Tell = lambda _: None,
+    on_step: Callable[[Progress, int, float], None] = lambda *_: None,
+    save_seconds: float = SAVE_SECONDS,
+) -> FittedExtractor:
+    """Fit the extractor of ``spec`` on the train triplets of ``dataset`` (or keep the one fitted before).
+
+    The pair-clean validation part that ``spec.validation`` cuts off is left out of the fit, and scores it. Killed at any
+    moment, the same call goes on from the last checkpoint. Raises IncompleteError when there is nothing to fit.
+    """
+    request = _request(spec)
+    if request is None:
+        raise IncompleteError(
+            f"spec '{spec.name}' asks for no fitting: set extractor.fit.epochs, or leave extractor.model out for a model "
+            "without published weights"
+        )
+    sessions, validation = _sessions(spec, dataset)
+    folder = request.folder(workspace, sessions, dataset)
+    done = f"extract {spec.asked}"
+    if (folder / RECORD).exists():
+        return FittedExtractor(folder, json.loads((folder / RECORD).read_text(encoding="utf-8")), True, done)
+    triplets = triplets_of(sessions)
+    texts = list(dict.fromkeys(t.text for t in triplets))
+    extractor = request.family.fresh(request.options, resolve_device(device), texts)
+    weights = sum(p.numel() for p in extractor.network.parameters() if p.requires_grad)
+    tell(f"fitting {spec.extractor.name} on {len(triplets):,} triplets, {weights / 1e6:.1f} M weights, {extractor.device}")
+    loader = Loader(extractor, dataset, workers)
+    progress = fit(extractor, loader, triplets, request.fit, request.alpha, folder / UNFINISHED, on_step, save_seconds)
+    scores: dict[str, float] = {}
+    if validation:
+        tell(f"scoring on {len(validation):,} validation sessions")
+        scores = single_turn(extractor, loader, dataset, validation, request.alpha, request.fit.batch_size)
+    extractor.save(folder)
+    record = {
+        "extractor": spec.extractor.name, "dataset": dataset.name, "fit": request.fit.model_dump(),
+        "alpha": request.alpha, "triplets": len(triplets), "seen": digest_of(triplets),
+        "started_from": extractor.starts, "steps": progress.step,
+        "loss": progress.curve, "validation": scores, "unreadable": loader.unreadable,
+        "device": str(extractor.device), "threads": torch.get_num_threads(), "torch": torch.__version__,
+    }  # fmt: skip
+    _finish(folder, record)
+    return FittedExtractor(folder, record, False, done)
+
+
+def _finish(folder: Path, record: dict[str, Any]) -> None:
+    """The record comes last, so a folder with one is whole; then the unfinished state can go."""
+    temporary = folder / (RECORD + ".tmp")
+    temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(folder / RECORD)
+    for file in (folder / UNFINISHED).iterdir():
+        file.unlink()
+    (folder / UNFINISHED).rmdir()
+
+
+def _request(spec: RunSpec) -> _Request | None:
+    family = extractors.get(spec.extractor.name, spec.name, "key extractor.name")
+    if not issubclass(family, Fittable):
+        return None
+    problems = Problems(spec.name)
+    options = parse_options(family.Options, spec.extractor.options, spec.name, "extractor", problems)
+    problems.raise_if_any()
+    assert options is not None
+    if not family.starts_from(options):
+        return None
+    chosen: FitOptions = options.fit  # type: ignore[attr-defined]
+    if chosen.alpha is not None:
+        return _Request(family, options, chosen, chosen.alpha)
+    composer = composer_request(spec)
+    return _Request(family, options, chosen, float(getattr(composer.options, "alpha", 0.5)) if composer else 0.5)
+
+
+def _sessions(spec: RunSpec, dataset: Dataset) -> tuple[tuple[Session, ...], tuple[Session, ...]]:
+    return split_validation(dataset.split("train"), spec.validation.fraction, spec.validation.seed)

@@ -1,0 +1,124 @@
+"""The training loop of a single-turn model: in-batch cross-entropy over cosine similarity, resumable at every checkpoint."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from manifests.errors import FashionNTMError
+from pipeline.composition.fit import contrastive_loss
+from pipeline.extraction.extractors._fittable import FitOptions, Fittable
+from pipeline.extraction.fitting.state import Progress, load_state, save_state
+from pipeline.extraction.fitting.triplets import Batch, Loader, Triplet
+
+SAVE_SECONDS = 120.0  # between checkpoints; when they are written changes no weight
+Report = Callable[[Progress, int, float], None]  # progress, steps in all, triplets a second
+
+
+def fit(
+    extractor: Fittable,
+    loader: Loader,
+    triplets: Sequence[Triplet],
+    options: FitOptions,
+    alpha: float,
+    folder: Path,
+    report: Report = lambda *_: None,
+    save_seconds: float = SAVE_SECONDS,
+) -> Progress:
+    """Train ``extractor.network`` in place on ``triplets``, from the state in ``folder`` on if there is one.
+
+    Order and random numbers are those of (seed, epoch) and (seed, step): on a CPU, an interrupted fit that is resumed on
+    the same machine and thread count gives the weights of an uninterrupted one, bit for bit. The last state stays in
+    ``folder``.
+    Raises FashionNTMError when fewer than two triplets can be read, or the loss is no longer finite.
+    """
+    if len(triplets) < 2:
+        raise FashionNTMError(f"{len(triplets)} train triplets: an extractor needs at least two to be fitted on")
+    network, device = extractor.network, extractor.device
+    optimiser = torch.optim.AdamW(_groups(network, options.weight_decay), lr=options.learning_rate)
+    progress = load_state(folder, network, optimiser)
+    per_epoch = math.ceil(len(triplets) / options.batch_size)
+    total, saved, began, done = options.epochs * per_epoch, time.monotonic(), time.monotonic(), 0
+    network.train()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for batch in loader.batches(triplets, _parts(len(triplets), per_epoch, options, progress.step)):
+            loss = _step(extractor, batch, optimiser, options, alpha, progress.step, total)
+            progress.step += 1
+            done += len(batch.targets)
+            if loss is not None:
+                progress.losses.append(loss)
+            if progress.step % per_epoch == 0:
+                if not progress.losses:
+                    reason = next(iter(loader.unreadable.items()), ("", "no reason known"))
+                    raise FashionNTMError(f"no triplet could be read, the first: {reason[0]}: {reason[1]}")
+                progress.curve.append(float(np.mean(progress.losses)))
+                progress.losses = []
+            report(progress, total, done / (time.monotonic() - began))
+            if time.monotonic() - saved >= save_seconds and progress.step < total:
+                save_state(folder, network, optimiser, progress)
+                saved = time.monotonic()
+    save_state(folder, network, optimiser, progress)
+    network.eval()
+    return progress
+
+
+def _step(
+    extractor: Fittable,
+    batch: Batch,
+    optimiser: torch.optim.Optimizer,
+    options: FitOptions,
+    alpha: float,
+    step: int,
+    total: int,
+) -> float | None:
+    """One update; None when fewer than two triplets of the batch can be read."""
+    if len(batch.targets) < 2:
+        return None
+    torch.manual_seed(_seed(options.seed, step))
+    for group in optimiser.param_groups:
+        group["lr"] = options.learning_rate * cycle(step, total, options.warmup)
+    device = extractor.device
+    with torch.autocast(device.type, torch.bfloat16, enabled=options.autocast):
+        queries = extractor.queries(batch.references, batch.texts, alpha)
+        targets = extractor.targets(batch.targets)
+    loss = contrastive_loss(queries, targets, torch.from_numpy(batch.target_ids).to(device), 1 / options.temperature)
+    value = loss.item()
+    if not math.isfinite(value):
+        raise FashionNTMError(f"loss is {value} at step {step + 1}: lower extractor.fit.learning_rate")
+    optimiser.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], options.clip_norm)
+    optimiser.step()
+    return value
+
+
+def cycle(step: int, total: int, warmup: float) -> float:
+    """Share of the top learning rate at ``step`` of ``total``: up on a cosine, then down on one to zero."""
+    top = warmup * total
+    if step < top:
+        return 0.04 + 0.96 * (1 - math.cos(math.pi * (step + 1) / (top + 1))) / 2
+    return (1 + math.cos(math.pi * (step - top) / max(1.0, total - top))) / 2
+
+
+def _parts(count: int, per_epoch: int, options: FitOptions, done: int) -> Iterator[np.ndarray]:
+    """Triplet numbers of each batch from step ``done`` on, of nearly equal size; each triplet once an epoch."""
+    for epoch in range(done // per_epoch, options.epochs):
+        order = np.random.default_rng([options.seed, epoch]).permutation(count)
+        parts = np.array_split(order, per_epoch)
+        yield from parts[done - epoch * per_epoch :] if epoch == done // per_epoch else parts
+
+
+def _seed(seed: int, step: int) -> int:
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _groups(network: nn.Module, decay: float) -> list[dict]:
+    """Trained parameters in the network's order; vectors and scalars do not decay."""
+    trained = [p for p in network.parameters() if p.requires_grad]
+    return [{"params": [p], "weight_decay": decay if p.ndim >= 2 else 0.0} for p in trained]

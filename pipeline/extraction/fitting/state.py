@@ -1,0 +1,91 @@
+"""Where a fit stands, on disk: weights and optimiser moments as safetensors, the rest as JSON; either whole or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from manifests.errors import FashionNTMError
+from manifests.identity import file_digest
+
+STATE = "state.json"
+
+
+@dataclass
+class Progress:
+    """Steps taken, the losses of the epoch so far, and the mean loss of each finished epoch."""
+
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    curve: list[float] = field(default_factory=list)
+
+
+def save_state(folder: Path, network: nn.Module, optimiser: torch.optim.Optimizer, progress: Progress) -> None:
+    """Write everything that the next step depends on. A kill at any moment leaves the old state or the new one.
+
+    Random numbers are drawn from (seed, step), so no generator's state is needed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
+    for i, (_, parameter) in enumerate(_trained(network)):
+        for key, value in optimiser.state[parameter].items():
+            tensors[f"optimiser.{i}.{key}"] = torch.as_tensor(value)
+    file = folder / f"state-{progress.step}.safetensors"
+    temporary = file.with_suffix(".tmp")
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary)
+    _sync(temporary)
+    temporary.replace(file)
+    about = {"file": file.name, "sha256": file_digest(file), **vars(progress)}
+    temporary = folder / (STATE + ".tmp")
+    temporary.write_text(json.dumps(about) + "\n", encoding="utf-8")
+    _sync(temporary)
+    temporary.replace(folder / STATE)
+    for old in folder.glob("state-*"):
+        if old.name != file.name:
+            old.unlink()
+
+
+def load_state(folder: Path, network: nn.Module, optimiser: torch.optim.Optimizer) -> Progress:
+    """Put the state in ``folder`` into ``network`` and ``optimiser``; a fresh Progress when there is none.
+
+    Raises FashionNTMError when the files do not belong together, naming the folder to remove.
+    """
+    try:
+        about: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return Progress()
+    try:
+        file = folder / about.pop("file")
+        if file_digest(file) != about.pop("sha256"):
+            raise ValueError(f"{file.name} has changed since it was written")
+        tensors = load_file(file)
+        network.load_state_dict(_part(tensors, "network."))
+        for i, (_, parameter) in enumerate(_trained(network)):
+            moments = _part(tensors, f"optimiser.{i}.")
+            optimiser.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in moments.items()}
+        return Progress(**about)
+    except Exception as error:  # JSON, safetensors and torch each have errors of their own for a foreign file
+        raise FashionNTMError(
+            f"the unfinished fit in {folder} cannot be resumed ({' '.join(str(error).split())[:200]}): remove that folder "
+            "to fit from the start"
+        ) from error
+
+
+def _trained(network: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+
+
+def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as handle:
+        os.fsync(handle.fileno())

@@ -1,0 +1,147 @@
+"""The triplets a single-turn model is fitted on, and their images and texts, prepared ahead of the model."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from manifests.identity import digest
+from manifests.schema import Dataset, Session
+from pipeline.extraction.extractors._fittable import Fittable
+from pipeline.extraction.images import ItemError, decode, read
+
+CACHE_BYTES = 1 << 30  # prepared images kept in memory; the others are decoded anew in every epoch
+
+
+@dataclass(frozen=True)
+class Triplet:
+    """A single-turn query and its answer: image ids and feedback text."""
+
+    reference: str
+    text: str
+    target: str
+    category: str
+
+
+def triplets_of(sessions: Iterable[Session]) -> list[Triplet]:
+    """The distinct (I_n, U_n, I_{n+1}) of ``sessions``, in order of first appearance."""
+    found = {
+        (turn.reference, turn.text, target): Triplet(turn.reference, turn.text, target, session.category)
+        for session in sessions
+        for turn, target in zip(session.turns, session.targets, strict=True)
+    }
+    return list(found.values())
+
+
+def digest_of(triplets: Sequence[Triplet]) -> str:
+    """Of what a model has seen, in any order."""
+    return digest(sorted([t.reference, t.text, t.target] for t in triplets))
+
+
+@dataclass
+class Batch:
+    """Prepared parts of some triplets; ``target_ids`` int64 [n] numbers the target images."""
+
+    references: list[Any]
+    texts: list[Any]
+    targets: list[Any]
+    target_ids: np.ndarray
+
+
+@dataclass
+class Loader:
+    """Prepares images and texts in ``workers`` threads, at most two batches ahead, and keeps what fits in memory.
+
+    ``unreadable``: reason by image id of the images that cannot be read or decoded; their triplets are left out.
+    """
+
+    extractor: Fittable
+    dataset: Dataset
+    workers: int = 2
+    cache_bytes: int = CACHE_BYTES
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._kept: dict[str, Any] = {}
+        self._size = 0
+        self._texts: dict[str, Any] = {}
+        self._number: dict[str, int] = {}
+        root = self.dataset.images_root
+        self._root: Path | None = root.resolve() if root is not None else None
+
+    def image(self, image_id: str) -> Any | None:
+        """The prepared image, or None when it is unreadable. Thread-safe."""
+        if image_id in self._kept or image_id in self.unreadable:
+            return self._kept.get(image_id)
+        image = self.dataset.images[image_id]
+        if self._root is None or image.file is None:
+            self.unreadable[image_id] = "the image has no file"
+            return None
+        try:
+            made = self.extractor.prepare(decode(read(self._root, image.file)))
+        except ItemError as error:
+            self.unreadable[image_id] = error.reason
+            return None
+        size = sum(a.nbytes for a in (made.values() if isinstance(made, dict) else [made]))
+        if self._size + size <= self.cache_bytes:
+            self._kept[image_id] = made
+            self._size += size
+        return made
+
+    def text(self, text: str) -> Any:
+        if text not in self._texts:
+            self._texts[text] = self.extractor.prepare_texts([text])[0]
+        return self._texts[text]
+
+    def images(self, ids: Sequence[str], size: int) -> Iterator[tuple[list[str], list[Any]]]:
+        """Readable images in order, ``size`` at a time: (ids, prepared)."""
+        for part, made in self._ahead(lambda part: [self.image(i) for i in part], _split(ids, size)):
+            kept = [(i, m) for i, m in zip(part, made, strict=True) if m is not None]
+            if kept:
+                yield [i for i, _ in kept], [m for _, m in kept]
+
+    def batches(self, triplets: Sequence[Triplet], parts: Iterable[Sequence[int]]) -> Iterator[Batch]:
+        """Batches of the triplets numbered in each part; a triplet with an unreadable image is left out."""
+        for triplet in triplets:
+            self._number.setdefault(triplet.target, len(self._number))
+
+        def prepared(part: Sequence[int]) -> list[tuple[Triplet, Any, Any]]:
+            some = [triplets[i] for i in part]
+            return [(t, self.image(t.reference), self.image(t.target)) for t in some]
+
+        for _, made in self._ahead(prepared, parts):
+            good = [(t, a, b) for t, a, b in made if a is not None and b is not None]
+            yield Batch(
+                [a for _, a, _ in good], [self.text(t.text) for t, _, _ in good], [b for _, _, b in good],
+                np.array([self._number[t.target] for t, _, _ in good], dtype=np.int64),
+            )  # fmt: skip
+
+    def _ahead(self, function: Any, jobs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+        """(job, function(job)) in order, two jobs begun ahead of the one that is taken."""
+        if self.workers == 0:
+            yield from ((job, function(job)) for job in jobs)
+            return
+        pool = ThreadPoolExecutor(self.workers, "prepare")
+        waiting: deque[tuple[Any, Future[Any]]] = deque()
+        try:
+            for job in jobs:
+                waiting.append((job, pool.submit(function, job)))
+                if len(waiting) > 2:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _split(ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    for start in range(0, len(ids), size):
+        yield ids[start : start + size]
