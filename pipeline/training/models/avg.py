@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from pipeline.training.models.base import MemoryModel
+
+
+class Total(NamedTuple):
+    """turn: how many turns so far; total: [B, D], their sum."""
+
+    turn: int
+    total: Tensor
 
 
 class Average(MemoryModel):
@@ -17,3 +26,10 @@ class Average(MemoryModel):
     def _forward(self, queries: Tensor, lengths: Tensor) -> Tensor:
         counts = torch.arange(1, queries.shape[1] + 1, device=queries.device, dtype=queries.dtype)
         return queries.cumsum(1) / counts[:, None]
+
+    def initial_state(self, batch: int) -> Total:
+        return Total(0, torch.zeros(batch, self.dim))
+
+    def step(self, query: Tensor, state: Total) -> tuple[Tensor, Total]:
+        after = Total(state.turn + 1, state.total.to(query) + query)
+        return after.total / after.turn, after

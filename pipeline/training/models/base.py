@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from manifests.schema import Frozen
@@ -12,6 +13,12 @@ from pipeline.training.errors import TrainingError
 
 if TYPE_CHECKING:
     from pipeline.training.data import SessionFeatures
+
+
+class TurnsSoFar(NamedTuple):
+    """The state of a model that has no shorter one. queries: [B, n, D], f_qry(1..n)."""
+
+    queries: Tensor
 
 
 class MemoryModel(nn.Module, ABC):
@@ -67,6 +74,25 @@ class MemoryModel(nn.Module, ABC):
     @abstractmethod
     def _forward(self, queries: Tensor, lengths: Tensor) -> Tensor:
         """As ``forward``, shapes checked."""
+
+    def initial_state(self, batch: int) -> Any:
+        """The state of ``batch`` dialogues before their first turn: a named tuple of tensors, ints and such tuples.
+
+        Here the turns themselves; a child whose memory is shorter says so, together with ``step``.
+        """
+        like = next(iter(self.state_dict().values()), torch.empty(0))
+        return TurnsSoFar(like.new_empty(batch, 0, self.dim))
+
+    def step(self, query: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """One turn of running dialogues, in eval mode: f_qry(n) [B, D] -> f'_qry(n) [B, D] and the next state.
+
+        The outputs of successive steps are those of ``forward`` on the whole sessions.
+        """
+        if self.reads == "concatenated":  # f_qry(n) is already of all captions so far
+            return self(query.unsqueeze(1), query.new_ones(len(query), dtype=torch.int64))[:, -1], state
+        queries = torch.cat([state.queries.to(query), query.unsqueeze(1)], 1)
+        lengths = queries.new_full((len(queries),), queries.shape[1], dtype=torch.int64)
+        return self(queries, lengths)[:, -1], TurnsSoFar(queries)
 
     def fit_parameters(self, features: SessionFeatures) -> dict[str, Any]:
         """Choose what has a closed form on these sessions; what was chosen, for the record. Nothing by default."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from pydantic import Field
@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from pipeline.training.data import SessionFeatures
 
 GRID = tuple(step / 20 for step in range(20, 0, -1))  # 1.00 (last turn only) down to 0.05
+
+
+class Moving(NamedTuple):
+    """turn: how many turns so far; average: [B, D], f'_qry of the last one."""
+
+    turn: int
+    average: Tensor
 
 
 class EWMA(MemoryModel):
@@ -36,12 +43,23 @@ class EWMA(MemoryModel):
         self.register_buffer("alpha", torch.tensor(torch.nan if options.alpha is None else options.alpha))
 
     def _forward(self, queries: Tensor, lengths: Tensor) -> Tensor:
-        if torch.isnan(self.alpha):
-            raise TrainingError("ewma: alpha is not chosen yet; train the model, or set the option alpha")
+        self._check_chosen()
         averages = [queries[:, 0]]
         for turn in queries.unbind(1)[1:]:
             averages.append(self.alpha * turn + (1 - self.alpha) * averages[-1])
         return torch.stack(averages, 1)
+
+    def initial_state(self, batch: int) -> Moving:
+        return Moving(0, self.alpha.new_zeros(batch, self.dim))
+
+    def step(self, query: Tensor, state: Moving) -> tuple[Tensor, Moving]:
+        self._check_chosen()
+        average = self.alpha * query + (1 - self.alpha) * state.average if state.turn else query
+        return average, Moving(state.turn + 1, average)
+
+    def _check_chosen(self) -> None:
+        if torch.isnan(self.alpha):
+            raise TrainingError("ewma: alpha is not chosen yet; train the model, or set the option alpha")
 
     def fit_parameters(self, features: SessionFeatures) -> dict[str, Any]:
         """Choose alpha on the grid unless the options give it; on a tie the larger one, nearer to the last turn."""

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from torch import Tensor
 
 from pipeline.training.models.base import MemoryModel
+
+
+class Nothing(NamedTuple):
+    """No memory, no state."""
 
 
 class LastTurn(MemoryModel):
@@ -15,3 +21,9 @@ class LastTurn(MemoryModel):
 
     def _forward(self, queries: Tensor, lengths: Tensor) -> Tensor:
         return queries
+
+    def initial_state(self, batch: int) -> Nothing:
+        return Nothing()
+
+    def step(self, query: Tensor, state: Nothing) -> tuple[Tensor, Nothing]:
+        return query, state

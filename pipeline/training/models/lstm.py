@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from manifests.schema import Frozen
 from pipeline.training.models.base import MemoryModel
+
+
+class LSTMState(NamedTuple):
+    """hidden, cell: [B, K] after the last turn."""
+
+    hidden: Tensor
+    cell: Tensor
 
 
 class LSTM(MemoryModel):
@@ -29,3 +38,12 @@ class LSTM(MemoryModel):
         hidden, _ = self.lstm(F.dropout(queries, self.options.dropout, self.training))
         output = self.output(hidden)
         return queries + output if self.options.residual else output
+
+    def initial_state(self, batch: int) -> LSTMState:
+        zeros = self.output.weight.new_zeros(batch, self.options.hidden)
+        return LSTMState(zeros, zeros)
+
+    def step(self, query: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
+        out, (hidden, cell) = self.lstm(query.unsqueeze(1), (state.hidden[None], state.cell[None]))
+        output = self.output(out[:, 0])
+        return query + output if self.options.residual else output, LSTMState(hidden[0], cell[0])

@@ -1,0 +1,218 @@
+"""A running dialogue: one f_qry a turn in, one f'_qry out, a turn back, and the state on disk to resume it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from cache.files import replace_atomically
+from manifests.errors import FashionNTMError, IncompleteError
+from pipeline.training.checkpoint import load_model
+from pipeline.training.models.base import MemoryModel
+
+FORMAT = "1"
+
+
+class DialogueError(FashionNTMError, ValueError):
+    """A query that does not fit, a turn that does not exist, or a saved state that is damaged or another run's."""
+
+
+class MissingDialogueError(IncompleteError, FileNotFoundError):
+    """There is no saved dialogue in this file."""
+
+
+class Said(NamedTuple):
+    """One turn. output: [D], f'_qry(n); note: what the caller wants to remember of it; state: the model's after it."""
+
+    output: Tensor
+    note: str
+    state: Any
+
+
+class Dialogue:
+    """One dialogue with a memory model of D-wide features. Each turn costs one step, however long the dialogue is.
+
+    The outputs are those of ``model(queries, lengths)`` on the whole session. For a model that reads concatenated
+    captions (``model.reads``), f_qry(n) is the feature of all captions so far as one text.
+
+    ``run`` is the id of the run that the model comes from: a saved state can be resumed with that run alone.
+    """
+
+    def __init__(self, model: MemoryModel, run: str = ""):
+        """Raises DialogueError for a model in training mode."""
+        if model.training:
+            raise DialogueError(f"{model.name}: a dialogue needs a model in eval mode; call model.eval() first")
+        self.model, self.run = model, run
+        self._start = model.initial_state(1)
+        self._said: list[Said] = []
+
+    @classmethod
+    def open(cls, run_folder: Path, device: torch.device | str = "cpu") -> Dialogue:
+        """A new dialogue with the trained model of a run folder. Raises as ``load_model``."""
+        return cls(load_model(run_folder, device), run_folder.name)
+
+    @property
+    def turn(self) -> int:
+        """How many turns the dialogue has had."""
+        return len(self._said)
+
+    @property
+    def state(self) -> Any:
+        """The model's state after the last turn, of a batch of one; a ``CascadeState`` for the CM-NTM."""
+        return self._said[-1].state if self._said else self._start
+
+    @property
+    def current(self) -> Tensor | None:
+        """f'_qry of the last turn, [D]; None before the first one."""
+        return self._said[-1].output if self._said else None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The note of each turn."""
+        return tuple(said.note for said in self._said)
+
+    @torch.no_grad()
+    def say(self, f_qry: Tensor, note: str = "") -> Tensor:
+        """The next turn: f_qry(n) [D] -> f'_qry(n) [D]. ``note`` (the feedback, say) is kept with the turn.
+
+        Raises DialogueError for another shape or values that are not finite; the dialogue is then as before.
+        """
+        if f_qry.shape != (self.model.dim,):
+            raise DialogueError(
+                f"turn {self.turn + 1}: f_qry has shape {list(f_qry.shape)}, {self.model.name} reads "
+                f"[{self.model.dim}]; give one feature of the store that the run was trained on"
+            )
+        if not torch.isfinite(f_qry).all():
+            raise DialogueError(f"turn {self.turn + 1}: f_qry holds NaN or infinite values; extract this query again")
+        output, state = self.model.step(f_qry[None], self.state)
+        self._said.append(Said(output[0], note, state))
+        return output[0]
+
+    def back(self, turns: int = 1) -> Tensor | None:
+        """Undo the last ``turns`` turns; f'_qry of the one that is now the last, or None at the start.
+
+        Raises DialogueError when there are not that many.
+        """
+        if not 0 < turns <= self.turn:
+            raise DialogueError(f"cannot go back {turns} turn(s): the dialogue has had {self.turn}")
+        del self._said[-turns:]
+        return self.current
+
+    def save(self, path: Path) -> None:
+        """Write every turn's state into one safetensors file, so that a resumed dialogue can go back too."""
+        tensors: dict[str, Tensor] = {}
+        for number, said in enumerate(self._said, start=1):
+            tensors |= {f"{number}.state.{name}": value for name, value in _flatten(said.state).items()}
+            tensors[f"{number}.output"] = said.output
+        about = {
+            "format": FORMAT, "run": self.run, "model": self.model.name, "version": str(self.model.version),
+            "weights": weights_digest(self.model), "turns": str(self.turn), "notes": json.dumps(self.notes),
+        }  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_atomically(path, save({k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}, about))
+
+    @classmethod
+    def load(cls, path: Path, model: MemoryModel, run: str = "") -> Dialogue:
+        """The dialogue saved in ``path``, to go on with ``model``, on the model's device.
+
+        Raises:
+            MissingDialogueError: no such file.
+            DialogueError: a damaged file, or the state of another run, model or set of weights, naming both.
+        """
+        dialogue = cls(model, run)
+        about, tensors = _read(path)
+        _check_same(path, about, dialogue)
+        like = next(iter(model.state_dict().values()), torch.empty(0))
+        try:
+            for number, note in zip(range(1, int(about["turns"]) + 1), json.loads(about["notes"]), strict=True):
+                prefix = f"{number}.state."
+                found = {k.removeprefix(prefix): v.to(like.device) for k, v in tensors.items() if k.startswith(prefix)}
+                output = tensors[f"{number}.output"].to(like.device)
+                dialogue._said.append(Said(output, str(note), _unflatten(dialogue._start, found)))
+        except (KeyError, ValueError, TypeError) as error:
+            raise DialogueError(f"{path}: not a whole dialogue ({error!r}); start a new one") from error
+        return dialogue
+
+    @classmethod
+    def resume(cls, path: Path, run_folder: Path, device: torch.device | str = "cpu") -> Dialogue:
+        """``load`` with the trained model of a run folder."""
+        return cls.load(path, load_model(run_folder, device), run_folder.name)
+
+
+def weights_digest(model: MemoryModel) -> str:
+    """SHA-256 (64 hex digits) of the model's weights and statistics with their names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    if not path.is_file():
+        raise MissingDialogueError(f"{path}: no saved dialogue here; save one first, or start a new one")
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise DialogueError(f"{path}: not a saved dialogue ({error}); start a new one") from error
+    if about.get("format") != FORMAT:
+        raise DialogueError(
+            f"{path}: dialogue format {about.get('format')!r}, this program reads {FORMAT!r}; start a new one"
+        )
+    return about, tensors
+
+
+def _check_same(path: Path, about: dict[str, str], dialogue: Dialogue) -> None:
+    """The state means something to the very weights that made it, and to features of the same run's store."""
+    model = dialogue.model
+    saved = f"{about.get('model')} version {about.get('version')}, run {about.get('run') or '(none)'}"
+    here = f"{model.name} version {model.version}, run {dialogue.run or '(none)'}"
+    if saved != here:
+        raise DialogueError(f"{path}: the state of {saved}; this is {here}: resume it with the run that it belongs to")
+    if about.get("weights") != weights_digest(model):
+        raise DialogueError(
+            f"{path}: the state of {saved}, with other weights than those of this model (the run was trained again, or "
+            "in another precision); start a new dialogue"
+        )
+
+
+def _flatten(state: Any, prefix: str = "") -> dict[str, Tensor]:
+    """A state of named tuples, tuples, tensors and ints as {"stages.0.memory": tensor}."""
+    if isinstance(state, Tensor):
+        return {prefix: state}
+    if isinstance(state, int):
+        return {prefix: torch.tensor(state)}
+    names = getattr(state, "_fields", range(len(state)))
+    flat: dict[str, Tensor] = {}
+    for name, part in zip(names, state, strict=True):
+        flat |= _flatten(part, f"{prefix}.{name}" if prefix else str(name))
+    return flat
+
+
+def _unflatten(like: Any, flat: dict[str, Tensor], prefix: str = "") -> Any:
+    """The inverse of ``_flatten`` for a state of the structure of ``like``; an axis of no length there may have any.
+
+    Raises KeyError for a part that is absent, ValueError for one of another shape.
+    """
+    if isinstance(like, Tensor):
+        found = flat[prefix]
+        if found.dim() != like.dim() or any(n not in (m, 0) for n, m in zip(like.shape, found.shape, strict=True)):
+            raise ValueError(f"{prefix} has shape {list(found.shape)}, expected {list(like.shape)}")
+        return found
+    if isinstance(like, int):
+        return int(flat[prefix])
+    fields = getattr(like, "_fields", None)
+    parts = [
+        _unflatten(part, flat, f"{prefix}.{name}" if prefix else str(name))
+        for name, part in zip(fields if fields is not None else range(len(like)), like, strict=True)
+    ]
+    return type(like)(*parts) if fields is not None else tuple(parts)
