@@ -91,7 +91,7 @@ def _top(scores: Tensor, k: int) -> Hits:
     for query in torch.nonzero(tied).flatten().tolist():
         values[query], order = (part[:k] for part in scores[query].sort(descending=True, stable=True))
         rows[query] = order
-    order = rows.argsort(1)  # by row, then stably by score: equal scores keep the order of the gallery
+    order = torch.argsort(rows, dim=1)  # by row, then stably by score: equal scores keep the order of the gallery
     values, rows = values.gather(1, order), rows.gather(1, order)
-    order = values.argsort(1, descending=True, stable=True)
+    order = torch.argsort(values, dim=1, descending=True, stable=True)
     return Hits(values.gather(1, order), rows.gather(1, order))
