@@ -14,7 +14,7 @@ from manifests.errors import FashionNTMError
 from pipeline.results.render import lines_of
 from pipeline.retrieval.pictures import Pictures
 
-MARKUP_SHARE = 0.7  # of the size, at most: the rest is for pictures
+MARKUP_SHARE = 0.85  # of the size, at most: the rest is for pictures
 
 
 class ReportError(FashionNTMError, ValueError):

@@ -59,7 +59,12 @@ def exact_retention(
 ) -> Retention:
     """Share of the final top k that has the values asked for, averaged over the sessions of two turns or more."""
     dataset = bed.stage.dataset
-    met = cache(lambda image, request: meets(dataset, image, dict(request)))
+
+    @cache
+    def having(category: str, item: tuple[str, str]) -> np.ndarray:
+        """Which images of a gallery have one value asked for: bool [G]."""
+        return np.array([meets(dataset, image, dict([item])) for image in bed.candidates[category].images])
+
     mine = [n for n, s in enumerate(bed.sessions) if len(s.turns) > 1 and s.id in requests]
     turns = max((len(bed.sessions[n].turns) for n in mine), default=0)
     columns = ("top-1: all earlier", f"top-{k}: all earlier", *(_ago(n) for n in range(1, turns)), "newest feedback")
@@ -71,26 +76,28 @@ def exact_retention(
     if not mine:
         out.why_not = "no test session of two turns or more has known requests"
         return out
-    asked = {n: [tuple(r.items()) for r in requests[bed.sessions[n].id]] for n in mine}
+    met = {}  # session -> [turns, G]: which gallery images have all that a turn asked for
+    for n in mine:
+        session = bed.sessions[n]
+        wishes = [[having(session.category, item) for item in r.items()] for r in requests[session.id]]
+        met[n] = np.array([np.logical_and.reduce(wish) for wish in wishes])
 
-    def measure(images_of: Mapping[int, Sequence[str]]) -> dict[str, Mean]:
+    def measure(rows_of: Mapping[int, np.ndarray]) -> dict[str, Mean]:
         found: dict[str, list[float]] = defaultdict(list)
         for n in mine:
-            images, wanted = images_of[n], asked[n]
-            by_turn = np.array([[met(image, r) for r in wanted] for image in images])  # [k, turns]
-            early = by_turn[:, :-1].all(1)
+            by_turn = met[n][:, rows_of[n]]
+            early = by_turn[:-1].all(0)
             found[columns[0]].append(float(early[0]))
             found[columns[1]].append(float(early.mean()))
-            found[columns[-1]].append(float(by_turn[:, -1].mean()))
-            for ago in range(1, len(wanted)):
-                found[_ago(ago)].append(float(by_turn[:, -1 - ago].mean()))
+            found[columns[-1]].append(float(by_turn[-1].mean()))
+            for ago in range(1, len(by_turn)):
+                found[_ago(ago)].append(float(by_turn[-1 - ago].mean()))
         return {name: mean_of(100 * np.array(values)) for name, values in found.items()}
 
     for trained in models:
         top = bed.top(bed.finals(trained), k)
-        out.rows[trained.label] = measure({n: [bed.image(n, r) for r in top[n] if r >= 0] for n in mine})
-    whole = {n: bed.candidates[bed.sessions[n].category].images for n in mine}
-    chance = measure(whole)
+        out.rows[trained.label] = measure({n: top[n][top[n] >= 0] for n in mine})
+    chance = measure({n: np.arange(met[n].shape[1]) for n in mine})
     chance[columns[0]] = chance[columns[1]]  # the first of a gallery is no draw from it
     out.rows[CHANCE] = chance
     return out
