@@ -14,7 +14,7 @@ from manifests.schema import Dataset, RunSpec
 from pipeline.report.curves import diagnostics, learning_curves, memory_figure
 from pipeline.report.order import interactive_order, logged_order
 from pipeline.report.requests import known_requests
-from pipeline.report.retention import exact_retention, scored_retention
+from pipeline.report.retention import exact_retention, scored_retention, telling_session
 from pipeline.report.strips import Strip, changes, choose, strips_of
 from pipeline.report.tables import report_tables
 from pipeline.retrieval.pictures import Pictures
@@ -81,6 +81,9 @@ def gather(
     chosen = choose(bed, [*wins, *losses], min(options.sessions, len(bed.sessions)))
     strips = dict(zip(chosen, strips_of(bed, one, chosen, options.k), strict=True))
     against = dict(zip([*wins, *losses], strips_of(bed, other, [*wins, *losses], options.k), strict=True)) if other else {}
+    last = next((m for m in models if m.name == "last"), None)
+    kept = telling_session(bed, one, last, requests, options.k) if last and requests and one.by_turn else None
+    example = orders[1].examples.get(one.label)
     notes = ["Not trained yet: " + command for command in missing]
     if bed.dropped:
         notes.append(f"{bed.dropped:,} test sessions are left out: a feature or their target is missing from the store.")
@@ -92,6 +95,8 @@ def gather(
         "retention": retention, "orders": orders,
         "one": one, "other": other,
         "wins": [Pair(strips[n], against[n]) for n in wins if n in strips],
+        "kept": None if kept is None else (last, Pair(*(strips_of(bed, m, [kept], options.k)[0] for m in (one, last)))),
+        "turned": None if example is None else (bed.sessions[example.session], example),
         "losses": [Pair(strips[n], against[n]) for n in losses if n in strips],
         "strips": sorted(strips.values(), key=lambda s: (s.category, s.session)),
         "total": len(bed.sessions),

@@ -32,6 +32,17 @@ class OrderTest:
     rows: dict[str, dict[str, Mean]] = field(default_factory=dict)
     sessions: int = 0
     why_not: str = ""
+    examples: dict[str, Example] = field(default_factory=dict)  # by model label
+
+
+@dataclass(frozen=True)
+class Example:
+    """A session whose overlap is nearest to the mean: its number, and the final top k of both orders."""
+
+    session: int
+    overlap: float
+    plain: tuple[str, ...]
+    turned: tuple[str, ...]
 
 
 def logged_order(bed: TestBed, models: Sequence[Trained], k: int) -> OrderTest:
@@ -104,6 +115,10 @@ def interactive_order(bed: TestBed, models: Sequence[Trained], queries: Queries 
             columns[1]: mean_of(bed.spearman(one, other)[chosen]),
             columns[2]: mean_of(100 * overlap(tops[0], tops[1])),
         }
+        found = overlap(tops[2], tops[3])
+        place = int(np.abs(found - found.mean()).argmin())
+        lists = [tuple(bed.image(mine[place], row) for row in top[place] if row >= 0) for top in tops[2:]]
+        out.examples[trained.label] = Example(int(mine[place]), float(found[place]), *lists)
     return out
 
 

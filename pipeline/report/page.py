@@ -50,7 +50,13 @@ def _pictures(values: dict[str, Any], space: int) -> tuple[dict[str, str], int]:
     """Image id -> base64 JPEG for as many as fit, in the order of need; and how many have pixels at all."""
     pictures: Pictures = values["pictures"]
     pairs = [s for p in (*values["wins"], *values["losses"]) for s in (p.one, p.other)]
-    wanted = dict.fromkeys(i for strip in (*pairs, *values["strips"]) for i in strip.images)
+    if values["kept"]:
+        pairs = [values["kept"][1].one, values["kept"][1].other, *pairs]
+    first = []
+    if values["turned"]:
+        session, example = values["turned"]
+        first = [session.turns[0].reference, *example.plain, *example.turned]
+    wanted = dict.fromkeys([*first, *(i for strip in (*pairs, *values["strips"]) for i in strip.images)])
     wanted = [i for i in wanted if pictures.has_pixels(i)]
     chosen: dict[str, str] = {}
     for image in wanted:

@@ -139,6 +139,20 @@ def scored_retention(bed: TestBed, models: Sequence[Trained], backbone: Store, k
     return out
 
 
+def telling_session(
+    bed: TestBed, one: Trained, other: Trained, requests: Mapping[str, Sequence[Request]], k: int
+) -> int | None:
+    """The session where most more of ``one``'s final top k than of ``other``'s has all that was asked for earlier."""
+    dataset, best = bed.stage.dataset, (0, None)
+    tops = [bed.top(bed.finals(m), k) for m in (one, other)]
+    for n, session in enumerate(bed.sessions):
+        early = requests.get(session.id, ())[:-1]
+        if early:
+            kept = [sum(all(meets(dataset, bed.image(n, r), w) for w in early) for r in t[n] if r >= 0) for t in tops]
+            best = max(best, (kept[0] - kept[1], n), key=lambda found: found[0])
+    return best[1]
+
+
 class _Judge:
     """Gallery rows ranked by one text, as percentiles [G]."""
 

@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 pytest.importorskip("starlette", reason="no web packages: pip install 'fashion-ntm[serve]'")
-httpx = pytest.importorskip("httpx", reason="no httpx: pip install 'fashion-ntm[test]'")
+pytest.importorskip("httpx", reason="no httpx: pip install 'fashion-ntm[test]'")
+
+import httpx
 
 from pipeline.serve.app import make_app
 from pipeline.serve.guard import is_loopback

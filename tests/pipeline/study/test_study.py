@@ -18,7 +18,9 @@ from click.testing import CliRunner
 from scipy.stats import binomtest
 
 pytest.importorskip("starlette", reason="no web packages: pip install 'fashion-ntm[serve]'")
-httpx = pytest.importorskip("httpx", reason="no httpx: pip install 'fashion-ntm[test]'")
+pytest.importorskip("httpx", reason="no httpx: pip install 'fashion-ntm[test]'")
+
+import httpx
 
 from cli import main
 from manifests.errors import IncompleteError, ManifestError
@@ -150,7 +152,7 @@ def test_a_study_is_gone_on_with_and_never_mixed_with_another(demo: Project, stu
     study.answer("ann", 0, 1, 2.5)
     again = opened(demo, study.path)
     assert again.questions == study.questions and len(again.answers()) == 1
-    with pytest.raises(StudyError, match="sessions 5 -> 6.*--db"):
+    with pytest.raises(StudyError, match=r"sessions 5 -> 6.*--db"):
         opened(demo, study.path, sessions=6)
     with pytest.raises(ManifestError, match="no model 'lstm'"):
         opened(demo, study.path.with_name("b.sqlite"), models=("cm_ntm", "lstm"))
