@@ -70,7 +70,9 @@ def _gallery(size: int, dim: int, k: int, repeats: int, stages: int, device: tor
     if importlib.util.find_spec("faiss") is not None:
         flat = _faiss(features, torch.get_num_threads())
         subjects["faiss"] = lambda query: flat.search(query[None].cpu().numpy(), k)
-        pairs = [(index.search(q, k).rows[0].tolist(), flat.search(q[None].cpu().numpy(), k)[1][0].tolist()) for q in queries]
+        pairs = [
+            (index.search(q, k).rows[0].tolist(), flat.search(q[None].cpu().numpy(), k)[1][0].tolist()) for q in queries
+        ]
         agree = sum(set(a) == set(b) for a, b in pairs) / len(pairs)
     times: dict[str, list[float]] = {name: [] for name in subjects}
     for query in [*queries[:3], *queries]:  # the first three warm up
@@ -82,7 +84,9 @@ def _gallery(size: int, dim: int, k: int, repeats: int, stages: int, device: tor
             times[name].append((time.perf_counter() - started) * 1e3)
     wanted = torch.tensor([p / 100 for p in PERCENTILES], dtype=torch.float64)
     found = {
-        name: dict(zip(map(str, PERCENTILES), torch.tensor(ms[3:], dtype=torch.float64).quantile(wanted).tolist(), strict=True))
+        name: dict(
+            zip(map(str, PERCENTILES), torch.tensor(ms[3:], dtype=torch.float64).quantile(wanted).tolist(), strict=True)
+        )
         for name, ms in times.items()
     }
     return {"size": size, "megabytes": size * dim * 4 / 1e6, "ms": found, "same_top_k_as_faiss": agree}
@@ -118,5 +122,8 @@ def render(result: dict[str, Any]) -> str:
             lines.append(f"{'':>10}  same top {result['k']} as faiss: {row['same_top_k_as_faiss']:.0%} of the queries")
         else:
             lines.append(f"{'':>10}  faiss-cpu is not installed: no row of it")
-    lines += ["", f"turn: a step of a {result['stages']}-stage CM-NTM and the search; search: ExactIndex; matmul: the bare product."]
+    lines += [
+        "",
+        f"turn: a step of a {result['stages']}-stage CM-NTM and the search; search: ExactIndex; matmul: the bare product.",
+    ]
     return "\n".join(lines)

@@ -35,4 +35,6 @@ def command(spec: str, overrides: tuple[str, ...], data: Path, out: Path, runs: 
     limits = Limits(upload_bytes=int(max_upload_mb * 1e6))
     engine = open_engine(job, dataset, workspace, runs, device, cached_only, limits, log)
     saved = saved_folder(save, dataset)
-    listen(lambda token, hosts: make_app(engine, job.title or job.name, token, hosts, saved), host, port, log, click.echo)
+    listen(
+        lambda token, hosts: make_app(engine, job.title or job.name, token, hosts, saved), host, port, log, click.echo
+    )

@@ -38,10 +38,14 @@ def command() -> None:
               "paper's three, cm_ntm, lstm and ewma, where they are trained.")  # fmt: skip
 @click.option("--sessions", type=click.IntRange(1), default=45, show_default=True, help="Questions: test sessions drawn "
               "at random among those where the models differ.")  # fmt: skip
-@click.option("--top", "k", type=click.IntRange(1, 10), default=1, show_default=True, help="Results shown of each model.")
+@click.option(
+    "--top", "k", type=click.IntRange(1, 10), default=1, show_default=True, help="Results shown of each model."
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the draw and of every order.")
 @click.option("--code", "codes", multiple=True, help="Let in these names alone; repeatable.")
-@click.option("--db", type=click.Path(path_type=Path, dir_okay=False), help="SQLite file. Default: OUT/studies/SPEC.sqlite")
+@click.option(
+    "--db", type=click.Path(path_type=Path, dir_okay=False), help="SQLite file. Default: OUT/studies/SPEC.sqlite"
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on. Any other than this "
               "machine's own gets a token.")  # fmt: skip
 @click.option("--port", type=click.IntRange(0, 65535), default=8001, show_default=True, help="0: a free one.")
@@ -64,9 +68,13 @@ def ask(spec: str, overrides: tuple[str, ...], data: Path, out: Path, models: tu
     listen(lambda token, hosts: make_study_app(study, dataset, title, token, hosts), host, port, log, click.echo)
 
 
-@command.command("results", epilog="Example: fashion-ntm study results out/demo/studies/demo.sqlite --chart figure7.png")
+@command.command(
+    "results", epilog="Example: fashion-ntm study results out/demo/studies/demo.sqlite --chart figure7.png"
+)
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--chart", type=click.Path(path_type=Path, dir_okay=False), help="Also draw Figure 7 (.png, .pdf or .svg).")
+@click.option(
+    "--chart", type=click.Path(path_type=Path, dir_okay=False), help="Also draw Figure 7 (.png, .pdf or .svg)."
+)
 @option_json
 def results(file: Path, chart: Path | None, as_json: bool) -> None:
     """Preference rates with confidence intervals, and sign tests, of the answers so far in FILE."""

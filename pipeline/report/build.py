@@ -80,13 +80,17 @@ def gather(
     wins, losses = changes(bed, one, other, CHANGED) if other else ([], [])
     chosen = choose(bed, [*wins, *losses], min(options.sessions, len(bed.sessions)))
     strips = dict(zip(chosen, strips_of(bed, one, chosen, options.k), strict=True))
-    against = dict(zip([*wins, *losses], strips_of(bed, other, [*wins, *losses], options.k), strict=True)) if other else {}
+    against = (
+        dict(zip([*wins, *losses], strips_of(bed, other, [*wins, *losses], options.k), strict=True)) if other else {}
+    )
     last = next((m for m in models if m.name == "last"), None)
     kept = telling_session(bed, one, last, requests, options.k) if last and requests and one.by_turn else None
     example = orders[1].examples.get(one.label)
     notes = ["Not trained yet: " + command for command in missing]
     if bed.dropped:
-        notes.append(f"{bed.dropped:,} test sessions are left out: a feature or their target is missing from the store.")
+        notes.append(
+            f"{bed.dropped:,} test sessions are left out: a feature or their target is missing from the store."
+        )
     return {
         "spec": spec, "dataset": dataset, "stage": stage, "options": options, "models": models, "notes": notes,
         "tables": report_tables(stage, data),
@@ -118,7 +122,9 @@ def _named(models: Sequence[Trained], name: str | None, option: str) -> Trained 
         return None
     chosen = next((m for m in models if name in (m.name, m.label, m.run)), None)
     if chosen is None:
-        raise ManifestError([Problem(option, name, "no trained model of this name", nearest(name, [m.name for m in models]))])
+        raise ManifestError(
+            [Problem(option, name, "no trained model of this name", nearest(name, [m.name for m in models]))]
+        )
     return chosen
 
 

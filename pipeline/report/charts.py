@@ -32,7 +32,7 @@ def scatter(series: Mapping[str, Sequence[tuple[float, float, str]]], x: str, y:
     """Scatter chart of named groups of (x, y, label)."""
     plane = _Plane([(a, b) for points in series.values() for a, b, _ in points])
     body = [
-        f'<g><title>{escape(name)}: {escape(label)}</title>{_mark(plane.x(a), plane.y(b), f"var(--c{n % COLOURS})", 4)}</g>'
+        f"<g><title>{escape(name)}: {escape(label)}</title>{_mark(plane.x(a), plane.y(b), f'var(--c{n % COLOURS})', 4)}</g>"
         for n, (name, points) in enumerate(series.items())
         for a, b, label in points
     ]
@@ -58,7 +58,9 @@ def heat(weights: np.ndarray, label: str) -> str:
             for slot in range(slots):
                 x, y = stage * (slots * cell + gap) + slot * cell, head * (cell + 1)
                 value = float(weights[stage, head, slot])
-                marks.append(f'<rect x="{x}" y="{y}" width="{cell - 1}" height="{cell - 1}" fill-opacity="{value:.2f}"/>')
+                marks.append(
+                    f'<rect x="{x}" y="{y}" width="{cell - 1}" height="{cell - 1}" fill-opacity="{value:.2f}"/>'
+                )
     said = "; ".join(
         f"stage {stage + 1} reads slot {int(weights[stage, 0].argmax()) + 1} ({weights[stage, 0].max():.2f}), "
         f"writes slot {int(weights[stage, 1].argmax()) + 1} ({weights[stage, 1].max():.2f})"

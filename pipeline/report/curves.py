@@ -56,7 +56,8 @@ def diagnostics(models: Sequence[Trained], asked: str) -> list[Figure]:
         why = f"no run has logged any: `python cli.py train {asked} --model cm_ntm --diagnostics --force`"
         return [Figure("Memory diagnostics", why_not=why)]
     return [
-        Figure(name, lines(found, "epoch", name, _ends(name, found)), _ends("Last", found)) for name, found in series.items()
+        Figure(name, lines(found, "epoch", name, _ends(name, found)), _ends("Last", found))
+        for name, found in series.items()
     ]
 
 

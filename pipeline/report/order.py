@@ -47,7 +47,13 @@ class Example:
 
 def logged_order(bed: TestBed, models: Sequence[Trained], k: int) -> OrderTest:
     """Final results of the turns as logged against the same turns in reverse."""
-    columns = (f"overlap@{k}", "rank correlation", f"R@{k} as logged", f"R@{k} reversed", "last turn kept: " f"overlap@{k}")
+    columns = (
+        f"overlap@{k}",
+        "rank correlation",
+        f"R@{k} as logged",
+        f"R@{k} reversed",
+        f"last turn kept: overlap@{k}",
+    )
     many, longer = bed.lengths > 1, bed.lengths > 2
     out = OrderTest(
         f"Each session's (reference, feedback) turns are given in reverse. Overlap of the final top {k}, Spearman's "

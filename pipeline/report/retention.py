@@ -125,16 +125,19 @@ def scored_retention(bed: TestBed, models: Sequence[Trained], backbone: Store, k
     found: dict[str, dict[str, list[float]]] = {label: defaultdict(list) for label in tops}
     for n in mine:
         session = bed.sessions[n]
+        early: dict[str, list[float]] = defaultdict(list)  # one mean a session: its turns are not independent
         for number, turn in enumerate(session.turns):
             percentiles = judge.percentiles(session.category, turn.text)
             if percentiles is None:
                 continue
             ago = len(session.turns) - 1 - number
             for label, top in tops.items():
-                value = float(percentiles[[r for r in top[n] if r >= 0]].mean())
+                value = float(percentiles[top[n][top[n] >= 0]].mean())
                 found[label]["newest feedback" if ago == 0 else _ago(ago)].append(value)
                 if ago:
-                    found[label]["all earlier"].append(value)
+                    early[label].append(value)
+        for label, values in early.items():
+            found[label]["all earlier"].append(float(np.mean(values)))
     out.rows = {label: {name: mean_of(values) for name, values in columns.items()} for label, columns in found.items()}
     return out
 

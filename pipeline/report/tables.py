@@ -19,7 +19,8 @@ def report_tables(stage: StageTwo, data: Path) -> list[Table]:
     wanted = [t for t in map(load_table_spec, shipped("tables")) if isinstance(t, ResultsTable)]
     mine = [t for t in wanted if t.run == stage.spec.name] or [own_table(stage.spec, stage.dataset, stage.subsets)]
     return [
-        build_results_table(t, finder, known=registry.names(), run=stage.spec.asked, seeds=stage.spec.seeds) for t in mine
+        build_results_table(t, finder, known=registry.names(), run=stage.spec.asked, seeds=stage.spec.seeds)
+        for t in mine
     ]
 
 

@@ -70,7 +70,9 @@ def runs_by_id(stage: StageTwo, ids: Sequence[str]) -> list[Trained]:
         if folder.state == "finished" and folder.record()["identity"]["store"] == fingerprint
     ]
     if not known:
-        raise IncompleteError(f"no run on the features of '{stage.spec.name}' is trained: run `train {stage.spec.asked}`")
+        raise IncompleteError(
+            f"no run on the features of '{stage.spec.name}' is trained: run `train {stage.spec.asked}`"
+        )
     chosen = []
     for wanted in dict.fromkeys(ids):
         found = [folder for folder in known if len(wanted) >= DIGITS and folder.id.startswith(wanted)]

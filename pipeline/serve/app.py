@@ -28,7 +28,11 @@ FILES = resources.files("pipeline.serve")
 
 
 def make_app(
-    engine: Engine, title: str, token: str | None = None, hosts: tuple[str, ...] = (), saved: SavedDialogues | None = None
+    engine: Engine,
+    title: str,
+    token: str | None = None,
+    hosts: tuple[str, ...] = (),
+    saved: SavedDialogues | None = None,
 ) -> Starlette:
     """The application. ``token``: what every request must carry (needed off loopback); ``hosts``: names it answers to.
     ``saved``: where the page's Save button keeps dialogues; without it there is no such button.
@@ -109,7 +113,11 @@ class _Page:
     async def image(self, request: Request) -> Response:
         image = self.engine.image_id(request.path_params["number"])
         asked = request.query_params.get("w", "")
-        size = min((s for s in SIZES if s >= int(asked)), default=SIZES[-1]) if asked.isdecimal() and len(asked) < 6 else SIZES[1]
+        size = (
+            min((s for s in SIZES if s >= int(asked)), default=SIZES[-1])
+            if asked.isdecimal() and len(asked) < 6
+            else SIZES[1]
+        )
         data = await run_in_threadpool(self.engine.pictures.thumbnail, image, size)
         if data is None:
             raise RequestError("this image has no readable file: its words stand in for it", 404)
@@ -226,4 +234,8 @@ def render(name: str, package: str = "pipeline.serve", **values: Any) -> str:
 
     folder = str(resources.files(package) / "templates")
     loader = jinja2.FileSystemLoader(folder)
-    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template(name).render(**values)
+    return (
+        jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+        .get_template(name)
+        .render(**values)
+    )

@@ -142,7 +142,9 @@ class Engine:
         if steps and not same:
             talk.chosen = self._best(talk, steps)
 
-    def _queries(self, talk: Talk, steps: Sequence[Step], dialogues: dict[str, Dialogue] | None = None) -> dict[str, Any]:
+    def _queries(
+        self, talk: Talk, steps: Sequence[Step], dialogues: dict[str, Dialogue] | None = None
+    ) -> dict[str, Any]:
         """What each kind of model reads at the last of ``steps``: its own query, or all captions as one."""
         kinds = {d.model.reads for d in (dialogues or talk.models).values()}
 
@@ -209,7 +211,9 @@ class Engine:
     def session(self, talk: Talk) -> Session:
         """The dialogue as a test session; its target is the image that is chosen now."""
         if any(step.reference == UPLOAD for step in talk.steps):
-            raise RequestError("a dialogue from an uploaded image has no catalogue image to name: it cannot be exported")
+            raise RequestError(
+                "a dialogue from an uploaded image has no catalogue image to name: it cannot be exported"
+            )
         if len(talk.steps) < 2:
             raise RequestError("a session has two turns or more: say one more thing before you export it")
         turns = tuple(Turn(reference=step.reference, captions=(step.text,)) for step in talk.steps)

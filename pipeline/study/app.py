@@ -54,7 +54,9 @@ class _Study:
         try:
             self.sessions = {q.number: sessions[q.session] for q in study.questions}
         except KeyError as error:
-            raise StudyError(f"{study.path}: session {error} is not in this dataset: name the spec it was made for") from None
+            raise StudyError(
+                f"{study.path}: session {error} is not in this dataset: name the spec it was made for"
+            ) from None
         shown = (i for q in study.questions for _, images in q.options for i in images)
         references = (t.reference for s in self.sessions.values() for t in s.turns)
         self.images = sorted({*shown, *references})
@@ -125,4 +127,7 @@ class _Study:
     def _card(self, image: str) -> dict[str, Any]:
         """A picture without its id: nothing on the page tells which model retrieved it."""
         place = self.places[image]
-        return {"words": self.pictures.words(image), "src": f"image/{place}" if self.pictures.has_pixels(image) else None}
+        return {
+            "words": self.pictures.words(image),
+            "src": f"image/{place}" if self.pictures.has_pixels(image) else None,
+        }

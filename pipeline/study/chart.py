@@ -24,7 +24,9 @@ def write_chart(path: Path, results: StudyResults) -> None:
     for n, rate in enumerate(results.rates):
         places = [p + (n - (len(models) - 1) / 2) * width for p in range(len(people))]
         counts = [results.participants[name][rate.model] for name in people]
-        bars = axes.bar(places, counts, width * 0.94, label=rate.title, color=("#0b6266", "#d9822b", "#5a4fa2", "#8c939c")[n])
+        bars = axes.bar(
+            places, counts, width * 0.94, label=rate.title, color=("#0b6266", "#d9822b", "#5a4fa2", "#8c939c")[n]
+        )
         axes.bar_label(bars, fontsize=7, padding=1)
     axes.set_xticks(range(len(people)), people)
     axes.set_ylabel("preferred retrievals")

@@ -32,7 +32,9 @@ class Question:
         return order
 
 
-def draw_questions(bed: TestBed, models: Sequence[Trained], count: int, k: int, seed: int) -> tuple[list[Question], int]:
+def draw_questions(
+    bed: TestBed, models: Sequence[Trained], count: int, k: int, seed: int
+) -> tuple[list[Question], int]:
     """``count`` questions on sessions where not all models retrieve the same ``k`` images, in a random order; and
     on how many of the test sessions the models differ.
 

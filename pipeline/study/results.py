@@ -75,7 +75,9 @@ class StudyResults:
             )
         lines += ["", f"Preferred top {unit}, of the answers with a preference; Wilson 95% intervals over answers."]
         if self.shared:
-            lines.append(f"{self.shared} answers chose what several models retrieved alike: they count for each of them.")
+            lines.append(
+                f"{self.shared} answers chose what several models retrieved alike: they count for each of them."
+            )
         lines += ["", "Sign tests (exact, two-sided; Holm-corrected over the pairs):"]
         for test in self.tests:
             lines.append(
@@ -86,7 +88,10 @@ class StudyResults:
         for name, counts in self.participants.items():
             shown = ", ".join(f"{model} {count}" for model, count in counts.items())
             lines.append(f"  {name}: {shown} ({self.progress[name]} of {self.questions} answered)")
-        lines += ["", "Answers of one participant, and on one session, are not independent: read the tests by session first."]
+        lines += [
+            "",
+            "Answers of one participant, and on one session, are not independent: read the tests by session first.",
+        ]
         return "\n".join(lines)
 
 

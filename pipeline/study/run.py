@@ -36,9 +36,15 @@ def open_study(
     }  # fmt: skip
     if path.is_file():
         study = StudyFile(path)
-        changed = [f"{key} {study.about.get(key)!r} -> {value!r}" for key, value in asked.items() if study.about.get(key) != value]
+        changed = [
+            f"{key} {study.about.get(key)!r} -> {value!r}"
+            for key, value in asked.items()
+            if study.about.get(key) != value
+        ]
         if changed:
-            raise StudyError(f"{path}: holds a study of other settings ({'; '.join(changed)}): name a new file with --db")
+            raise StudyError(
+                f"{path}: holds a study of other settings ({'; '.join(changed)}): name a new file with --db"
+            )
         log(f"going on with {path}: {len(study.questions)} questions, {len(study.answers())} answers so far")
         return study
     stage = StageTwo(spec, dataset, workspace, device, log)
@@ -58,7 +64,9 @@ def _choose(stage: StageTwo, models: Sequence[str]) -> list[Trained]:
         first.setdefault(trained.name, trained)
     if models:
         if absent := [name for name in models if name not in first]:
-            raise StudyError(f"not trained: {', '.join(absent)}; run " + "; ".join(f"`{command}`" for command in missing))
+            raise StudyError(
+                f"not trained: {', '.join(absent)}; run " + "; ".join(f"`{command}`" for command in missing)
+            )
         return [first[name] for name in models]
     preferred = [first[name] for name in PREFERRED if name in first]
     others = [trained for name, trained in reversed(first.items()) if name not in PREFERRED]

@@ -64,7 +64,8 @@ class StudyFile:
             values = {"format": FORMAT, **about}
             db.executemany("INSERT INTO about VALUES (?, ?)", [(k, json.dumps(v)) for k, v in values.items()])
             db.executemany(
-                "INSERT INTO question VALUES (?, ?, ?)", [(q.number, q.session, json.dumps(q.options)) for q in questions]
+                "INSERT INTO question VALUES (?, ?, ?)",
+                [(q.number, q.session, json.dumps(q.options)) for q in questions],
             )
             db.commit()
         finally:
@@ -110,7 +111,9 @@ class StudyFile:
     def answered(self, participant: str) -> dict[int, int | None]:
         """Question number -> option, of one participant."""
         with self._open() as db:
-            return dict(db.execute("SELECT question, option FROM answer WHERE participant = ?", (participant,)).fetchall())
+            return dict(
+                db.execute("SELECT question, option FROM answer WHERE participant = ?", (participant,)).fetchall()
+            )
 
     def answer(self, participant: str, number: int, shown: int | None, seconds: float | None) -> None:
         """Keep an answer: the place of the chosen option as it was shown, or None for no preference. A second answer
@@ -131,7 +134,9 @@ class StudyFile:
     def answers(self) -> list[Answer]:
         """All answers, by participant and question."""
         with self._open() as db:
-            rows = db.execute("SELECT participant, question, option FROM answer ORDER BY participant, question").fetchall()
+            rows = db.execute(
+                "SELECT participant, question, option FROM answer ORDER BY participant, question"
+            ).fetchall()
         return [Answer(*row) for row in rows]
 
 

@@ -47,7 +47,9 @@ class Links(HTMLParser):
         self.found: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action", "data", "poster")]
+        self.found += [
+            value or "" for name, value in attrs if name in ("src", "href", "srcset", "action", "data", "poster")
+        ]
 
 
 def test_the_file_loads_nothing(report: Path) -> None:
@@ -148,12 +150,16 @@ def test_charts_are_whole_pictures_for_any_numbers(points: list[tuple[float, flo
 def test_the_command_writes_the_file(demo: Project, tmp_path: Path) -> None:
     out = tmp_path / "new" / "report.html"
     words = ["report", str(demo.file), "--data", str(demo.folder), "--runs", str(demo.folder), "--out", str(out)]
-    done = CliRunner().invoke(main, [*words, "--sessions", "3", "--model", "ewma", "--against", "last", "--device", "cpu"])
+    done = CliRunner().invoke(
+        main, [*words, "--sessions", "3", "--model", "ewma", "--against", "last", "--device", "cpu"]
+    )
     assert done.exit_code == 0, done.output
     assert done.stdout.strip() == str(out) and out.read_text(encoding="utf-8").count('class="session"') == 3
 
 
-@pytest.mark.parametrize("look", [{"color_scheme": "light"}, {"color_scheme": "dark"}, {"viewport": {"width": 390, "height": 800}}])
+@pytest.mark.parametrize(
+    "look", [{"color_scheme": "light"}, {"color_scheme": "dark"}, {"viewport": {"width": 390, "height": 800}}]
+)
 def test_a_reader_without_a_network(browser: Any, report: Path, look: dict[str, Any]) -> None:
     with page_of(browser, offline=True, **look) as page:
         page.goto(report.as_uri())

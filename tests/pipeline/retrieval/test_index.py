@@ -20,7 +20,11 @@ def by_sorting(features: np.ndarray, query: np.ndarray, k: int) -> list[int]:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    size=st.integers(1, 40), dim=st.integers(1, 6), k=st.integers(1, 50), block=st.integers(1, 60), seed=st.integers(0, 99)
+    size=st.integers(1, 40),
+    dim=st.integers(1, 6),
+    k=st.integers(1, 50),
+    block=st.integers(1, 60),
+    seed=st.integers(0, 99),
 )
 def test_search_equals_a_sort_whatever_the_block(size: int, dim: int, k: int, block: int, seed: int) -> None:
     # whole numbers: scores tie often, and every product is exact up to the same rounding

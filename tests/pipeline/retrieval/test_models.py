@@ -48,7 +48,10 @@ def test_the_rank_correlation_is_spearmans(demo: Project) -> None:
 
 
 def test_overlap_counts_what_two_lists_share() -> None:
-    assert overlap(np.array([[1, 2, 3, 4], [1, 2, 3, 4]]), np.array([[4, 3, 9, 8], [5, 6, 7, 8]])).tolist() == [0.5, 0.0]
+    assert overlap(np.array([[1, 2, 3, 4], [1, 2, 3, 4]]), np.array([[4, 3, 9, 8], [5, 6, 7, 8]])).tolist() == [
+        0.5,
+        0.0,
+    ]
 
 
 def test_a_run_is_found_by_its_first_digits_and_a_wrong_id_names_those_there_are(demo: Project) -> None:
@@ -75,7 +78,9 @@ def test_a_live_query_is_the_stored_one(demo: Project) -> None:
         assert torch.allclose(live.query(turn.reference, f"  {turn.text} "), wanted, atol=1e-6)
     assert extractor.calls == 0, "a cached text went through the model"
     fresh = live.text_row("a shirt for a penguin")
-    assert extractor.calls == 1 and np.array_equal(live.text_row("a shirt for a penguin"), fresh) and extractor.calls == 1
+    assert (
+        extractor.calls == 1 and np.array_equal(live.text_row("a shirt for a penguin"), fresh) and extractor.calls == 1
+    )
 
 
 def test_an_uploaded_catalogue_image_has_its_own_row(demo: Project) -> None:

@@ -39,7 +39,10 @@ def engine(demo: Project) -> Any:
 
 @pytest.fixture(scope="module")
 def client(engine: Any) -> Iterator[Any]:
-    with served(make_app(engine, "Small", hosts=("localhost",))) as address, httpx.Client(base_url=address, timeout=60) as made:
+    with (
+        served(make_app(engine, "Small", hosts=("localhost",))) as address,
+        httpx.Client(base_url=address, timeout=60) as made,
+    ):
         yield made
 
 
@@ -53,7 +56,11 @@ def test_a_dialogue_over_http(client: Any, engine: Any, demo: Project) -> None:
     about = client.get("/api/about").json()
     assert about["live"] and about["starts"] == "upload" and about["categories"]["dress"] == 28
     session = demo.dataset.split("test")[0]
-    start = {"category": session.category, "image": engine.numbers[session.turns[0].reference], "models": ["cm_ntm", "last"]}
+    start = {
+        "category": session.category,
+        "image": engine.numbers[session.turns[0].reference],
+        "models": ["cm_ntm", "last"],
+    }
     view = client.post("/api/dialogues", json=start).json()
     path = f"/api/dialogues/{view['id']}"
     assert client.get(f"{path}/export").status_code == 400
@@ -65,7 +72,10 @@ def test_a_dialogue_over_http(client: Any, engine: Any, demo: Project) -> None:
     assert scores == sorted(scores, reverse=True)
     assert client.get(path).json() == view
     line = client.get(f"{path}/export")
-    assert "sessions.jsonl" in line.headers["content-disposition"] and json.loads(line.text)["category"] == session.category
+    assert (
+        "sessions.jsonl" in line.headers["content-disposition"]
+        and json.loads(line.text)["category"] == session.category
+    )
     assert client.post(f"{path}/save", json={}).status_code == 400  # started without a folder
     shown = client.get(f"/{view['models'][0]['results'][0]['src']}?w=192")
     assert shown.headers["content-type"] == "image/jpeg" and Image.open(io.BytesIO(shown.content)).size == (64, 64)
@@ -131,8 +141,12 @@ def test_no_path_leads_outside(client: Any, path: str) -> None:
     assert answer.status_code in (404, 405) and "import" not in answer.text and "root:" not in answer.text
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b"3", b'{"text": 5}', b"\xff\xfe", b'{"text": "' + b"a" * 20_000 + b'"}', b""])
-def test_a_broken_request_gets_a_message_and_not_a_fault(client: Any, engine: Any, demo: Project, content: bytes) -> None:
+@pytest.mark.parametrize(
+    "content", [b"{", b"[]", b"3", b'{"text": 5}', b"\xff\xfe", b'{"text": "' + b"a" * 20_000 + b'"}', b""]
+)
+def test_a_broken_request_gets_a_message_and_not_a_fault(
+    client: Any, engine: Any, demo: Project, content: bytes
+) -> None:
     start = {"category": "dress", "image": engine.numbers[demo.dataset.gallery("dress", "test").images[0]]}
     view = client.post("/api/dialogues", json=start).json()
     path = f"/api/dialogues/{view['id']}"
@@ -149,8 +163,14 @@ anything = st.recursive(
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(name=st.sampled_from(["say", "choose", "permute", "models", "back"]), key=st.sampled_from(["text", "image", "order", "models"]), value=anything)
-def test_no_request_makes_the_server_fail(client: Any, engine: Any, demo: Project, name: str, key: str, value: Any) -> None:
+@given(
+    name=st.sampled_from(["say", "choose", "permute", "models", "back"]),
+    key=st.sampled_from(["text", "image", "order", "models"]),
+    value=anything,
+)
+def test_no_request_makes_the_server_fail(
+    client: Any, engine: Any, demo: Project, name: str, key: str, value: Any
+) -> None:
     session = demo.dataset.split("test")[0]
     start = {"category": session.category, "image": engine.numbers[session.target]}
     view = client.post("/api/dialogues", json=start).json()
@@ -182,7 +202,17 @@ def test_off_loopback_nothing_is_shown_without_the_token(engine: Any) -> None:
         assert client.get("/api/about").status_code == 200  # the cookie
 
 
-@pytest.mark.parametrize(("host", "own"), [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("10.0.0.5", False), ("example.org", False)])
+@pytest.mark.parametrize(
+    ("host", "own"),
+    [
+        ("127.0.0.1", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("10.0.0.5", False),
+        ("example.org", False),
+    ],
+)
 def test_which_addresses_are_this_machines_own(host: str, own: bool) -> None:
     assert is_loopback(host) is own
 
@@ -195,11 +225,25 @@ def test_markup_in_a_caption_stays_data(words: Project) -> None:
         view = client.post("/api/dialogues", json={"category": "dress", "description": "a red dress"}).json()
         said = client.post(f"/api/dialogues/{view['id']}/say", json={"text": "more blue"}).json()
         assert said["models"][0]["results"][0]["src"] is None and said["models"][0]["results"][0]["words"]
-        assert "describe the image" in client.post("/api/uploads", params={"category": "dress"}, content=picture()).json()["error"]
+        assert (
+            "describe the image"
+            in client.post("/api/uploads", params={"category": "dress"}, content=picture()).json()["error"]
+        )
 
 
 def test_the_command_serves_until_it_is_interrupted(demo: Project) -> None:
-    words = [sys.executable, "cli.py", "serve", str(demo.file), *demo.options, "--port", "0", "--cached-only", "--device", "cpu"]
+    words = [
+        sys.executable,
+        "cli.py",
+        "serve",
+        str(demo.file),
+        *demo.options,
+        "--port",
+        "0",
+        "--cached-only",
+        "--device",
+        "cpu",
+    ]
     with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
                           preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler)) as server:  # fmt: skip
         try:

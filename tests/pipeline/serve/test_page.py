@@ -61,18 +61,26 @@ def test_three_turns_back_permute_compare_export(browser: Any, address: str, fol
         assert results(page) == seen[1]
         page.locator("#results .tile").nth(4).click()
         page.locator("#results .tile").nth(4).and_(page.locator("[aria-pressed=true]")).wait_for()
-        assert page.locator("#reference img").get_attribute("alt") == page.locator("#results .tile img").nth(4).get_attribute("alt")
+        assert page.locator("#reference img").get_attribute("alt") == page.locator("#results .tile img").nth(
+            4
+        ).get_attribute("alt")
         tell(page, "with a belt")
         page.select_option("#other", "ewma")
         page.locator("#results > div").nth(1).wait_for()
-        assert len(results(page, 1)) == 12 and page.locator("#results h3").all_inner_texts() == ["FashionNTM (CM-NTM)", "ST + EWMA"]
+        assert len(results(page, 1)) == 12 and page.locator("#results h3").all_inner_texts() == [
+            "FashionNTM (CM-NTM)",
+            "ST + EWMA",
+        ]
         before = page.locator("#turns q").all_inner_texts()
         page.get_by_role("button", name="Say turn 3 earlier").click()
         page.get_by_text("heard anew").wait_for()
         assert page.locator("#turns q").all_inner_texts() == [before[0], before[2], before[1]]
         with page.expect_download() as download:
             page.click("#export")
-        assert download.value.suggested_filename == "sessions.jsonl" and b'"turns"' in Path(download.value.path()).read_bytes()
+        assert (
+            download.value.suggested_filename == "sessions.jsonl"
+            and b'"turns"' in Path(download.value.path()).read_bytes()
+        )
         lines = (folder / "sessions.jsonl").read_text(encoding="utf-8").count("\n")
         page.click("#save")
         page.get_by_text("Saved.").wait_for()
@@ -118,7 +126,9 @@ def test_by_keyboard_alone(browser: Any, address: str) -> None:
         assert page.locator("#dialogue").is_hidden()
 
 
-@pytest.mark.parametrize("look", [{"color_scheme": "light"}, {"color_scheme": "dark"}, {"viewport": {"width": 360, "height": 740}}])
+@pytest.mark.parametrize(
+    "look", [{"color_scheme": "light"}, {"color_scheme": "dark"}, {"viewport": {"width": 360, "height": 740}}]
+)
 def test_it_is_accessible_at_every_width_and_in_both_schemes(browser: Any, address: str, look: dict[str, Any]) -> None:
     with page_of(browser, **look) as page:
         page.goto(address)

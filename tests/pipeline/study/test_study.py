@@ -106,7 +106,14 @@ def test_nothing_sent_to_the_page_names_a_model_or_an_image(demo: Project, study
             sent += client.post("/api/question", json={"name": "ann", "place": place}).text
         image = answer.json()["question"]["options"][0][0]["src"]
         assert client.get(f"/{image}").headers["content-type"] == "image/jpeg"
-    names = [*(f'"{name}"' for name in MODELS), "cm_ntm", "CM-NTM", "EWMA", *(m["run"] for m in study.about["models"]), *(q.session for q in study.questions)]
+    names = [
+        *(f'"{name}"' for name in MODELS),
+        "cm_ntm",
+        "CM-NTM",
+        "EWMA",
+        *(m["run"] for m in study.about["models"]),
+        *(q.session for q in study.questions),
+    ]
     for secret in [*names, *(i for q in study.questions for _, images in q.options for i in images)]:
         assert secret not in sent.replace("fashion-ntm", ""), secret
 
@@ -124,7 +131,9 @@ def test_an_answer_is_kept_under_the_true_option_and_may_be_changed(tmp_path: Pa
     assert study.answered("ann")[0] is None and len(study.answers()) == 12
 
 
-@pytest.mark.parametrize(("question", "shown"), [(99, 0), (-1, 0), (True, 0), ("0", 0), (None, 0), (0, 2), (0, -1), (0, True), (0, "0")])
+@pytest.mark.parametrize(
+    ("question", "shown"), [(99, 0), (-1, 0), (True, 0), ("0", 0), (None, 0), (0, 2), (0, -1), (0, True), (0, "0")]
+)
 def test_an_answer_that_fits_no_question_is_refused(tmp_path: Path, question: Any, shown: Any) -> None:
     study = hand_made(tmp_path / "s.sqlite")
     study.join("ann")
@@ -179,12 +188,29 @@ def test_answers_of_many_at_once_are_all_kept(tmp_path: Path) -> None:
 
 def test_a_killed_server_loses_no_acknowledged_answer(demo: Project, tmp_path: Path) -> None:
     path = tmp_path / "study.sqlite"
-    words = ["study", str(demo.file), *demo.options, "--db", str(path), "--sessions", "6", "--port", "0", "--device", "cpu"]
+    words = [
+        "study",
+        str(demo.file),
+        *demo.options,
+        "--db",
+        str(path),
+        "--sessions",
+        "6",
+        "--port",
+        "0",
+        "--device",
+        "cpu",
+    ]
     words += [w for name in MODELS for w in ("--model", name)]
 
     def start() -> tuple[Any, str]:
         server = subprocess.Popen(
-            [sys.executable, "cli.py", *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+            [sys.executable, "cli.py", *words],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
         )
         assert server.stdout is not None
         return server, server.stdout.readline().strip()
@@ -269,7 +295,9 @@ def address(demo: Project, study: StudyFile) -> Iterator[str]:
         yield found
 
 
-@pytest.mark.parametrize("look", [{"color_scheme": "light"}, {"color_scheme": "dark"}, {"viewport": {"width": 360, "height": 740}}])
+@pytest.mark.parametrize(
+    "look", [{"color_scheme": "light"}, {"color_scheme": "dark"}, {"viewport": {"width": 360, "height": 740}}]
+)
 def test_five_questions_and_a_pause(browser: Any, study: StudyFile, address: str, look: dict[str, Any]) -> None:
     with page_of(browser, **look) as page:
         page.goto(address)
