@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from manifests.datasets.demo.attributes import CATEGORIES, NONE, Garment
 from manifests.datasets.demo.sessions import Story, fill_family
@@ -48,6 +49,7 @@ class Catalogue:
     galleries: tuple[Gallery, ...]
 
 
+@lru_cache(maxsize=1)  # a report asks once more for what loading the dataset has just built
 def build_catalogue(seed: int, train: Size = TRAIN, test: Size = TEST) -> Catalogue:
     """Train and test share no family, so no image, no session and no (reference, target) pair."""
     items: list[Item] = []

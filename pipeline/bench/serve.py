@@ -1,0 +1,129 @@
+"""Milliseconds of one turn of `serve` over a whole gallery: memory step and exact search, beside the raw matmul and faiss."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.nn.functional import normalize
+
+from pipeline.bench._machine import machine
+from pipeline.device import describe, resolve_device
+from pipeline.retrieval.index import ExactIndex
+from pipeline.training.dialogue import Dialogue
+from pipeline.training.models import build_model
+
+PERCENTILES = (50, 95, 99)
+
+
+def run(
+    galleries: Sequence[int] = (10_000, 100_000),
+    dim: int = 512,
+    k: int = 12,
+    repeats: int = 60,
+    stages: int = 4,
+    threads: int = 0,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Percentiles over ``repeats`` single queries, each of them answered by every subject in turn.
+
+    "turn" is what a user waits for: a CM-NTM step from the carried state, and ``ExactIndex.search``. "matmul" is the
+    bare product of one query with all candidates, the floor of any exact search; "faiss" is IndexFlatIP, where
+    faiss-cpu is installed. ``threads`` 0 keeps torch's own number. Results of the subjects are compared too.
+    """
+    where = resolve_device(device)
+    before = torch.get_num_threads()
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        rows = [_gallery(size, dim, k, repeats, stages, where) for size in galleries]
+        return {"machine": machine(), "device": describe(where), "dim": dim, "k": k, "repeats": repeats, "stages": stages,
+                "threads": torch.get_num_threads(), "galleries": rows}  # fmt: skip
+    finally:
+        torch.set_num_threads(before)
+
+
+@torch.inference_mode()
+def _gallery(size: int, dim: int, k: int, repeats: int, stages: int, device: torch.device) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    features = normalize(torch.randn(size, dim, generator=generator), dim=-1)
+    queries = normalize(torch.randn(repeats, dim, generator=generator), dim=-1).to(device)
+    index = ExactIndex(features, device)
+    model = build_model("cm_ntm", {"stages": stages}, dim).to(device).eval()
+    dialogue = Dialogue(model)
+
+    def turn(query: torch.Tensor) -> Any:
+        if dialogue.turn == 4:
+            dialogue.back(4)
+        return index.search(dialogue.say(query), k).rows.cpu()
+
+    subjects: dict[str, Callable[[torch.Tensor], Any]] = {
+        "turn": turn,
+        "search": lambda query: index.search(query, k).rows.cpu(),
+        "matmul": lambda query: torch.mv(index.features, query),
+    }
+    agree = None
+    if importlib.util.find_spec("faiss") is not None:
+        flat = _faiss(features, torch.get_num_threads())
+        subjects["faiss"] = lambda query: flat.search(query[None].cpu().numpy(), k)
+        pairs = [
+            (index.search(q, k).rows[0].tolist(), flat.search(q[None].cpu().numpy(), k)[1][0].tolist()) for q in queries
+        ]
+        agree = sum(set(a) == set(b) for a, b in pairs) / len(pairs)
+    times: dict[str, list[float]] = {name: [] for name in subjects}
+    for query in [*queries[:3], *queries]:  # the first three warm up
+        for name, work in subjects.items():
+            _wait(device)
+            started = time.perf_counter()
+            work(query)
+            _wait(device)
+            times[name].append((time.perf_counter() - started) * 1e3)
+    wanted = torch.tensor([p / 100 for p in PERCENTILES], dtype=torch.float64)
+    found = {
+        name: dict(
+            zip(map(str, PERCENTILES), torch.tensor(ms[3:], dtype=torch.float64).quantile(wanted).tolist(), strict=True)
+        )
+        for name, ms in times.items()
+    }
+    return {"size": size, "megabytes": size * dim * 4 / 1e6, "ms": found, "same_top_k_as_faiss": agree}
+
+
+def _faiss(features: torch.Tensor, threads: int) -> Any:
+    faiss = importlib.import_module("faiss")
+    faiss.omp_set_num_threads(threads)
+    flat = faiss.IndexFlatIP(features.shape[1])
+    flat.add(features.numpy())
+    return flat
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def render(result: dict[str, Any]) -> str:
+    """The percentiles as a table; ratios are of medians taken in the same run."""
+    lines = [
+        f"one query over a gallery of D = {result['dim']} float32, top {result['k']}, {result['repeats']} queries, "
+        f"{result['device']}, {result['threads']} thread(s); milliseconds",
+        "",
+        f"{'gallery':>10}  {'subject':8}" + "".join(f"{'p' + str(p):>9}" for p in PERCENTILES) + f"{'x matmul':>10}",
+    ]
+    for row in result["galleries"]:
+        floor = row["ms"]["matmul"]["50"]
+        for name, found in row["ms"].items():
+            cells = "".join(f"{found[str(p)]:9.2f}" for p in PERCENTILES)
+            lines.append(f"{row['size']:>10,}  {name:8}{cells}{found['50'] / floor:>10.2f}")
+        if row["same_top_k_as_faiss"] is not None:
+            lines.append(f"{'':>10}  same top {result['k']} as faiss: {row['same_top_k_as_faiss']:.0%} of the queries")
+        else:
+            lines.append(f"{'':>10}  faiss-cpu is not installed: no row of it")
+    lines += [
+        "",
+        f"turn: a step of a {result['stages']}-stage CM-NTM and the search; search: ExactIndex; matmul: the bare product.",
+    ]
+    return "\n".join(lines)

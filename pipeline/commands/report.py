@@ -1,0 +1,39 @@
+"""The `report` command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pipeline.commands._shared import load, log, open_job, option_data, option_device, option_set, parse_seeds
+
+
+@click.command("report", epilog="Example: fashion-ntm report demo --data out/demo --runs out/demo --out report.html")
+@click.argument("spec", metavar="SPEC")
+@option_set
+@option_data
+@click.option("--runs", type=click.Path(path_type=Path), default=Path("out"), show_default=True,
+              envvar="FASHION_NTM_OUT", help="Folder with stores and runs.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("report.html"), show_default=True,
+              help="The file to write.")  # fmt: skip
+@click.option("--model", help="Memory model that is shown session by session. Default: the spec's last one.")
+@click.option("--against", help="Model that it is compared with. Default: the strongest other one.")
+@click.option("--seeds", callback=parse_seeds, help="0..4 or 0,2,5. Default: the spec's seeds.")
+@click.option("--sessions", type=click.IntRange(0), default=150, show_default=True, help="Sessions shown one by one.")
+@click.option("--top", "k", type=click.IntRange(1, 50), default=5, show_default=True, help="Results shown a turn.")
+@click.option("--max-mb", "megabytes", type=click.FloatRange(0.2), default=20.0, show_default=True,
+              help="Size of the file; pictures give way to words first.")  # fmt: skip
+@option_device
+def command(spec: str, overrides: tuple[str, ...], data: Path, runs: Path, out: Path, model: str | None,
+            against: str | None, seeds: tuple[int, ...] | None, sessions: int, k: int, megabytes: float,
+            device: str) -> None:  # fmt: skip
+    """One self-contained HTML file of SPEC's results: tables, curves, retention, turn order, and sessions to look at."""
+    from pipeline.report.build import Options, gather
+    from pipeline.report.page import write_report
+
+    job, workspace = open_job(spec, overrides, data, runs)
+    asked = Options(model, against, seeds, sessions, k, megabytes)
+    done = write_report(out, gather(job, load(job, data), workspace, data, asked, device, log))
+    log(f"{done['bytes'] / 1e6:.1f} MB, {done['sessions']} sessions, {done['pictures']} pictures")
+    click.echo(done["path"])

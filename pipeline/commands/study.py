@@ -1,0 +1,89 @@
+"""The `study` command: `study SPEC` asks people, `study results FILE` says what they answered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.commands._shared import emit, load, log, open_job, option_device, option_json, spec_command
+
+
+class StudyGroup(click.Group):
+    """A first word that names no sub-command is a SPEC."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and args[0] not in self.commands:
+            args = ["ask", *args]
+        return super().resolve_command(ctx, args)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0].startswith("-") and args[0] not in ctx.help_option_names:
+            args = ["ask", *args]  # options before SPEC belong to it
+        return super().parse_args(ctx, args)
+
+
+@click.group("study", cls=StudyGroup, epilog="Example: fashion-ntm study demo --data out/demo --out out/demo")
+def command() -> None:
+    """Ask people which model's results they prefer, blind and in random order.
+
+    `study SPEC` makes the study (or goes on with it) and serves its page; `study ask --help` lists its options.
+    """
+
+
+@command.command("ask", epilog="Example: fashion-ntm study demo --model cm_ntm --model ewma --sessions 45")
+@spec_command
+@click.option("--model", "models", multiple=True, help="Memory model to compare, 2 to 4 of them; repeatable. Default: the "
+              "paper's three, cm_ntm, lstm and ewma, where they are trained.")  # fmt: skip
+@click.option("--sessions", type=click.IntRange(1), default=45, show_default=True, help="Questions: test sessions drawn "
+              "at random among those where the models differ.")  # fmt: skip
+@click.option(
+    "--top", "k", type=click.IntRange(1, 10), default=1, show_default=True, help="Results shown of each model."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the draw and of every order.")
+@click.option("--code", "codes", multiple=True, help="Let in these names alone; repeatable.")
+@click.option(
+    "--db", type=click.Path(path_type=Path, dir_okay=False), help="SQLite file. Default: OUT/studies/SPEC.sqlite"
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on. Any other than this "
+              "machine's own gets a token.")  # fmt: skip
+@click.option("--port", type=click.IntRange(0, 65535), default=8001, show_default=True, help="0: a free one.")
+@option_device
+def ask(spec: str, overrides: tuple[str, ...], data: Path, out: Path, models: tuple[str, ...], sessions: int, k: int,
+        seed: int, codes: tuple[str, ...], db: Path | None, host: str, port: int, device: str) -> None:  # fmt: skip
+    """Serve the study of SPEC: every answer is kept at once, and anyone may stop and go on under the same name."""
+    from pipeline.serve.run import listen, need_web
+
+    need_web()
+    from pipeline.study.app import make_study_app
+    from pipeline.study.run import default_path, open_study
+
+    job, workspace = open_job(spec, overrides, data, out)
+    dataset = load(job, data)
+    path = db or default_path(workspace, job)
+    study = open_study(path, job, dataset, workspace, models, sessions, k, seed, codes, device, log)
+    log(f"answers go to {path}; see them with `python cli.py study results {path}`")
+    title = job.title or job.name
+    listen(lambda token, hosts: make_study_app(study, dataset, title, token, hosts), host, port, log, click.echo)
+
+
+@command.command(
+    "results", epilog="Example: fashion-ntm study results out/demo/studies/demo.sqlite --chart figure7.png"
+)
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "--chart", type=click.Path(path_type=Path, dir_okay=False), help="Also draw Figure 7 (.png, .pdf or .svg)."
+)
+@option_json
+def results(file: Path, chart: Path | None, as_json: bool) -> None:
+    """Preference rates with confidence intervals, and sign tests, of the answers so far in FILE."""
+    from pipeline.study.results import study_results
+    from pipeline.study.store import StudyFile
+
+    found = study_results(StudyFile(file))
+    if chart is not None:
+        from pipeline.study.chart import write_chart
+
+        write_chart(chart, found)
+    emit(found.as_dict(), found.text(), as_json)

@@ -1,0 +1,1 @@
+"""What looking at results needs: exact top-k search, trained runs, live queries and pictures of catalogue images."""

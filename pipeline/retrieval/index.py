@@ -1,0 +1,97 @@
+"""Exact cosine search over a whole gallery on one device, in blocks, so that memory is bounded by the result."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from manifests.errors import FashionNTMError
+
+BLOCK_SCORES = 1 << 24  # scores in memory at once: 64 MiB of float32
+NORM_ROWS = 16384  # rows normalised at once: the double-precision copy stays small
+
+
+class SearchError(FashionNTMError, ValueError):
+    """A query that does not fit the gallery, or that is not finite."""
+
+
+class Hits(NamedTuple):
+    """The best candidates of B queries. scores: float32 [B, k] cosine, descending; rows: int64 [B, k] in the gallery."""
+
+    scores: Tensor
+    rows: Tensor
+
+
+class ExactIndex:
+    """Candidates f_tar [G, D] at unit length on ``device``. Equal scores stand in the order of the gallery."""
+
+    def __init__(self, features: np.ndarray | Tensor, device: torch.device | str = "cpu", block: int = BLOCK_SCORES):
+        source = torch.as_tensor(features)
+        if source.ndim != 2 or not len(source):
+            raise SearchError(f"candidates have shape {list(source.shape)}, expected [G >= 1, D]: extract the gallery")
+        self.block = max(1, block)
+        self.features = torch.empty(source.shape, dtype=torch.float32, device=device)
+        for start in range(0, len(source), NORM_ROWS):
+            self.features[start : start + NORM_ROWS] = unit(source[start : start + NORM_ROWS].to(device))
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @property
+    def dim(self) -> int:
+        return self.features.shape[1]
+
+    def search(self, queries: Tensor, k: int) -> Hits:
+        """The ``k`` best of all G for each of queries [B, D] or [D]; fewer where the gallery is smaller.
+
+        Raises SearchError for another width, k < 1, or values that are not finite.
+        """
+        queries, k = self._checked(queries, k), min(k, len(self))
+        step = max(k, self.block // len(queries))
+        best: list[Hits] = []
+        for start in range(0, len(self), step):
+            scores = queries @ self.features[start : start + step].T
+            found = _top(scores, min(k, scores.shape[1]))
+            best.append(Hits(found.scores, found.rows + start))
+        if len(best) == 1:
+            return best[0]
+        scores, rows = (torch.cat(parts, 1) for parts in zip(*best, strict=True))
+        merged = _top(scores, k)  # blocks follow each other, so a smaller position is a smaller row at equal scores
+        return Hits(merged.scores, rows.gather(1, merged.rows))
+
+    def scores(self, queries: Tensor) -> Tensor:
+        """Cosine of queries [B, D] with every candidate: float32 [B, G]."""
+        return self._checked(queries, 1) @ self.features.T
+
+    def _checked(self, queries: Tensor, k: int) -> Tensor:
+        queries = torch.atleast_2d(torch.as_tensor(queries)).to(self.features.device, torch.float32)
+        if queries.ndim != 2 or queries.shape[1] != self.dim or not len(queries):
+            raise SearchError(f"queries have shape {list(queries.shape)}, the gallery is [{len(self)}, {self.dim}]")
+        if k < 1:
+            raise SearchError(f"k = {k}: ask for one result or more")
+        if not torch.isfinite(queries).all():
+            raise SearchError("a query holds NaN or infinite values: train the model again at a lower learning rate")
+        return unit(queries)
+
+
+def unit(rows: Tensor) -> Tensor:
+    """Rows [n, D] at unit length, float32; a zero row stays zero. Norms in double where the device has it."""
+    wide = rows.float() if rows.device.type == "mps" else rows.double()
+    norms = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
+    return torch.where(norms > 0, wide / norms, wide).float()
+
+
+def _top(scores: Tensor, k: int) -> Hits:
+    """``topk`` with ties in a fixed order; only where the k-th score is tied does it sort a row whole."""
+    values, rows = scores.topk(k, dim=1)
+    tied = (scores >= values[:, -1:]).sum(1) > k
+    for query in torch.nonzero(tied).flatten().tolist():
+        values[query], order = (part[:k] for part in scores[query].sort(descending=True, stable=True))
+        rows[query] = order
+    order = torch.argsort(rows, dim=1)  # by row, then stably by score: equal scores keep the order of the gallery
+    values, rows = values.gather(1, order), rows.gather(1, order)
+    order = torch.argsort(values, dim=1, descending=True, stable=True)
+    return Hits(values.gather(1, order), rows.gather(1, order))

@@ -1,0 +1,64 @@
+"""Catalogue images as small JPEGs for a page, or the words that stand in for them."""
+
+from __future__ import annotations
+
+import io
+from collections import OrderedDict
+from threading import Lock
+
+from manifests.schema import Dataset
+
+QUALITY = 78
+KEPT = 4096  # thumbnails held in memory: about 16 MB at 128 pixels
+
+
+class Pictures:
+    """Thumbnails of one dataset's images, made when first asked for. Safe in threads."""
+
+    def __init__(self, dataset: Dataset, kept: int = KEPT):
+        self.dataset = dataset
+        self._root = dataset.images_root.resolve() if dataset.images_root else None
+        self._kept, self._made, self._lock = kept, OrderedDict[tuple[str, int], bytes | None](), Lock()
+
+    def words(self, image: str) -> str:
+        """What can be said of an image: its caption, else its attribute words, else its id."""
+        record = self.dataset.images.get(image)
+        if record is not None and record.caption:
+            return record.caption
+        fields = self.dataset.attributes.get(image, {})
+        return ", ".join(dict.fromkeys(word for words in fields.values() for word in words)) or image
+
+    def has_pixels(self, image: str) -> bool:
+        """Whether the catalogue names a file for it (which may still be missing or broken)."""
+        record = self.dataset.images.get(image)
+        return bool(self._root and record and record.file)
+
+    def thumbnail(self, image: str, size: int) -> bytes | None:
+        """A JPEG of at most ``size`` pixels on its longer side; None where the image has no readable file."""
+        key = (image, size)
+        with self._lock:
+            if key in self._made:
+                self._made.move_to_end(key)
+                return self._made[key]
+        data = self._make(image, size)
+        with self._lock:
+            self._made[key] = data
+            while len(self._made) > self._kept:
+                self._made.popitem(last=False)
+        return data
+
+    def _make(self, image: str, size: int) -> bytes | None:
+        from pipeline.extraction.images import ItemError, decode, read
+
+        if not self.has_pixels(image):
+            return None
+        try:
+            file = self.dataset.images[image].file
+            assert self._root is not None and file is not None
+            picture = decode(read(self._root, file))
+        except ItemError:
+            return None
+        picture.thumbnail((size, size))
+        out = io.BytesIO()
+        picture.save(out, "JPEG", quality=QUALITY, optimize=True)
+        return out.getvalue()

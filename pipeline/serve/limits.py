@@ -1,0 +1,39 @@
+"""What a request may carry, and how much the server remembers."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from manifests.errors import FashionNTMError
+from manifests.schema import Frozen
+
+
+class RequestError(FashionNTMError, ValueError):
+    """A request that cannot be answered as it stands; ``status`` is its HTTP status."""
+
+    def __init__(self, message: str, status: int = 400):
+        super().__init__(message)
+        self.status = status
+
+
+class Limits(Frozen):
+    upload_bytes: int = Field(8_000_000, ge=1)
+    upload_pixels: int = Field(40_000_000, ge=1)
+    body_bytes: int = Field(16_384, ge=1)  # of a JSON request
+    text: int = Field(500, ge=1)  # characters of one feedback
+    turns: int = Field(32, ge=1)  # of one dialogue
+    dialogues: int = Field(1_000, ge=1)  # remembered at once; the one not used for longest is forgotten
+    results: int = Field(50, ge=1)  # shown a turn, at most
+    models: int = Field(2, ge=1)  # side by side
+
+
+def clean_text(value: object, most: int) -> str:
+    """One line of feedback. Raises RequestError for something that is no text, or has no word, or too many."""
+    if not isinstance(value, str):
+        raise RequestError("the feedback must be text")
+    text = " ".join("".join(c if c.isprintable() else " " for c in value).split())
+    if not text:
+        raise RequestError("type what should be different")
+    if len(text) > most:
+        raise RequestError(f"the feedback has {len(text):,} characters, at most {most:,} are read: make it shorter")
+    return text

@@ -1,0 +1,73 @@
+"""Makes a study of a spec, or opens it again, and serves its page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from manifests.schema import Dataset, RunSpec
+from pipeline.retrieval.testbed import TestBed
+from pipeline.retrieval.trained import Trained, trained_runs
+from pipeline.stage2 import StageTwo
+from pipeline.study.questions import MOST_MODELS, StudyError, draw_questions
+from pipeline.study.store import StudyFile
+from pipeline.workspace import Workspace
+
+PREFERRED = ("cm_ntm", "lstm", "ewma")  # the paper's three (section 4.6), where they are trained
+
+
+def default_path(workspace: Workspace, spec: RunSpec) -> Path:
+    return workspace.out / "studies" / f"{spec.name}.sqlite"
+
+
+def open_study(
+    path: Path, spec: RunSpec, dataset: Dataset, workspace: Workspace, models: Sequence[str] = (), sessions: int = 45,
+    k: int = 1, seed: int = 0, codes: Sequence[str] = (), device: str = "auto",
+    log: Callable[[str], None] = lambda _: None,
+) -> StudyFile:  # fmt: skip
+    """The study in ``path``, made if it is not there. What was asked once stays as it is: answers must compare.
+
+    Raises StudyError when the file holds a study of other settings, naming them.
+    """
+    asked = {
+        "spec": spec.name, "dataset": dataset.name, "wanted_models": list(models), "sessions": sessions, "k": k,
+        "seed": seed, "codes": list(codes),
+    }  # fmt: skip
+    if path.is_file():
+        study = StudyFile(path)
+        changed = [
+            f"{key} {study.about.get(key)!r} -> {value!r}"
+            for key, value in asked.items()
+            if study.about.get(key) != value
+        ]
+        if changed:
+            raise StudyError(
+                f"{path}: holds a study of other settings ({'; '.join(changed)}): name a new file with --db"
+            )
+        log(f"going on with {path}: {len(study.questions)} questions, {len(study.answers())} answers so far")
+        return study
+    stage = StageTwo(spec, dataset, workspace, device, log)
+    chosen = _choose(stage, models)
+    bed = TestBed(stage)
+    questions, differ = draw_questions(bed, chosen, sessions, k, seed)
+    log(f"{len(questions)} questions; the models differ on {differ:,} of {len(bed.sessions):,} test sessions")
+    runs: list[dict[str, Any]] = [{"label": m.label, "title": m.title, "run": m.run} for m in chosen]
+    facts = {"models": runs, "differ": differ, "test_sessions": len(bed.sessions), "store": stage.store.fingerprint}
+    return StudyFile.create(path, {**asked, **facts}, questions)
+
+
+def _choose(stage: StageTwo, models: Sequence[str]) -> list[Trained]:
+    found, missing = trained_runs(stage, models)
+    first: dict[str, Trained] = {}
+    for trained in found:
+        first.setdefault(trained.name, trained)
+    if models:
+        if absent := [name for name in models if name not in first]:
+            raise StudyError(
+                f"not trained: {', '.join(absent)}; run " + "; ".join(f"`{command}`" for command in missing)
+            )
+        return [first[name] for name in models]
+    preferred = [first[name] for name in PREFERRED if name in first]
+    others = [trained for name, trained in reversed(first.items()) if name not in PREFERRED]
+    return preferred if len(preferred) > 1 else (preferred + others)[: min(3, MOST_MODELS)]
