@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.report.charts import lines, scatter
@@ -11,8 +13,13 @@ from pipeline.retrieval.trained import Trained
 from pipeline.stage2 import StageTwo
 from pipeline.training.runs import RunFolder, list_runs
 
-OWN = {"epoch", "loss", "seconds", "validation", "best", "chosen", "learning_rate"}  # of every epoch's record
-TIME_KEYS = ("ms_per_session", "inference_ms", "milliseconds_per_session")
+DIAGNOSES = "diagnostics.jsonl"  # of a run folder, where training logged them
+QUANTITIES = {
+    "row_spread": "row spread of the memories",
+    "read_entropy": "entropy of the read weights, nats",
+    "write_entropy": "entropy of the write weights, nats",
+    "gradient": "gradient norm of the addressing",
+}
 
 
 @dataclass(frozen=True)
@@ -46,62 +53,79 @@ def learning_curves(models: Sequence[Trained]) -> list[Figure]:
 
 
 def diagnostics(models: Sequence[Trained], asked: str) -> list[Figure]:
-    """A chart of each diagnostic that training logged: row spread, entropy of the weights, gradient norms."""
+    """A chart of each diagnostic of the memories that training logged, a line a model and stage."""
     series: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for trained in models:
-        for row in trained.folder.metrics():
-            for name, value in _numbers({k: v for k, v in row.items() if k not in OWN}):
-                series.setdefault(name, {}).setdefault(trained.label, []).append((row["epoch"], value))
+        for record in _json_lines(trained.folder.path / DIAGNOSES):
+            for name, value in _by_stage(record):
+                quantity, _, stage = name.rpartition(" ")
+                line = f"{trained.label}, stage {stage}"
+                series.setdefault(quantity, {}).setdefault(line, []).append((record["epoch"], value))
     if not series:
         why = f"no run has logged any: `python cli.py train {asked} --model cm_ntm --diagnostics --force`"
         return [Figure("Memory diagnostics", why_not=why)]
-    return [
-        Figure(name, lines(found, "epoch", name, _ends(name, found)), _ends("Last", found))
-        for name, found in series.items()
-    ]
+    return [Figure(QUANTITIES[name], lines(found, "epoch", QUANTITIES[name], _ends(name, found)), _ends("Last", found))
+            for name, found in series.items()]  # fmt: skip
 
 
 def memory_figure(stage: StageTwo) -> Figure:
-    """Recall against inference time of every evaluated CM-NTM on these features (paper Figure 8)."""
+    """Recall against inference time of the CM-NTM runs on these features that an ablation has timed (paper Figure 8)."""
     title = "Recall against inference time (Figure 8)"
     found: dict[str, list[tuple[float, float, str]]] = {}
+    times = _times(stage.workspace.out)
     for folder in list_runs(stage.workspace.runs):
-        point = _point(folder, stage.store.fingerprint)
-        if point:
+        if folder.id in times and (point := _point(folder, stage.store.fingerprint, times[folder.id])):
             found.setdefault(point[0], []).append(point[1:])
     if sum(map(len, found.values())) < 2:
-        why = "fewer than two evaluated CM-NTM runs state their inference time: `python cli.py ablate figure8`"
+        why = "fewer than two evaluated CM-NTM runs on these features are timed: `python cli.py ablate figure8`"
         return Figure(title, why_not=why)
     chart = scatter(dict(sorted(found.items())), "ms a session", "mean of R@5 and R@8, %", title)
     return Figure(title, chart, "One point a run; colours are the number of memories C.")
 
 
-def _point(folder: RunFolder, fingerprint: str) -> tuple[str, float, float, str] | None:
+def _times(out: Path) -> dict[str, float]:
+    """Run id -> median milliseconds a session, of every ablation that was timed."""
+    found: dict[str, float] = {}
+    for path in sorted(out.glob("ablations/*/timing.json")):
+        try:
+            runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+            found |= {run: float(values["milliseconds"]) for run, values in runs.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # not measured to its end: the ablation measures again
+    return found
+
+
+def _point(folder: RunFolder, fingerprint: str, time: float) -> tuple[str, float, float, str] | None:
     """(C, milliseconds, recall, label) of an evaluated CM-NTM run on these features; None for any other."""
     from pipeline.results.files import load_summary
 
     if folder.model not in ("cm_ntm", "v_ntm") or folder.state != "finished" or not folder.summary_file.is_file():
         return None
-    identity, summary = folder.record()["identity"], load_summary(folder.summary_file)
-    timing = {**summary, **summary.get("timing", {}), **summary.get("inference", {})}
-    time = next((timing[key] for key in TIME_KEYS if isinstance(timing.get(key), int | float)), None)
-    if identity["store"] != fingerprint or time is None:
+    identity = folder.record()["identity"]
+    if identity["store"] != fingerprint:
         return None
     options = identity["model"]["options"]
-    recall = summary["metrics"]["all"]["overall"]["mean"]
+    recall = load_summary(folder.summary_file)["metrics"]["all"]["overall"]["mean"]
     label = f"{options['slots']} slots of {options['width'] or 'D'}, seed {identity['seed']}, run {folder.id}"
-    return f"C = {options['stages']}", float(time), float(recall), label
+    return f"C = {options['stages']}", time, float(recall), label
 
 
-def _numbers(row: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Numeric leaves of a nested record as (dotted name, value); a list gives its mean."""
-    for name, value in row.items():
-        if isinstance(value, dict):
-            yield from _numbers(value, f"{prefix}{name}.")
-        elif isinstance(value, list) and value and all(isinstance(v, int | float) for v in value):
-            yield f"{prefix}{name}", sum(value) / len(value)
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield f"{prefix}{name}", float(value)
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    """Whole lines of a log; a last one that an interruption cut off is left out."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1] if line]
+
+
+def _by_stage(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """("<quantity> <stage>", value) of a diagnosis: the row spread that the last turn reads, entropies over all turns."""
+    for number, values in enumerate(record.get("row_spread", ()), start=1):
+        yield f"row_spread {number}", values[-2]
+    for name in ("read_entropy", "write_entropy"):
+        for number, values in enumerate(record.get(name, ()), start=1):
+            yield f"{name} {number}", sum(values) / len(values)
+    for number, value in enumerate(record.get("gradient", {}).get("addressing", ()), start=1):
+        yield f"gradient {number}", value
 
 
 def _ends(word: str, series: dict[str, Any]) -> str:

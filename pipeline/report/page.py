@@ -83,6 +83,7 @@ def _render(values: dict[str, Any], pictures: dict[str, str], wanted: int) -> by
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     environment.globals["lines_of"] = lines_of
+    environment.filters["code"] = _code
     numbers = {image: n for n, image in enumerate(pictures)}
     page = environment.get_template("report.html").render(
         **values,
@@ -95,3 +96,11 @@ def _render(values: dict[str, Any], pictures: dict[str, str], wanted: int) -> by
         script=(folder / "report.js").read_text(encoding="utf-8"),
     )
     return page.encode()
+
+
+def _code(text: str) -> Any:
+    """Text with what stands between `backquotes` as code."""
+    from markupsafe import Markup, escape
+
+    parts = [escape(part) for part in text.split("`")]
+    return Markup("").join(Markup("<code>{}</code>").format(p) if n % 2 else p for n, p in enumerate(parts))

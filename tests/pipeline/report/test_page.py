@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from pipeline.report.charts import heat, lines, scatter
 from pipeline.report.curves import diagnostics, memory_figure
 from pipeline.report.page import ReportError, write_report
 from pipeline.report.strips import choose, memory_weights
-from pipeline.results.files import load_results, load_summary, save_summary
+from pipeline.results.files import load_results, load_summary
 from pipeline.retrieval.testbed import TestBed
 from pipeline.retrieval.trained import trained_runs
 from tests.pipeline.small_demo import EVIL, Project, accessible, no_sideways_scroll, page_of
@@ -102,20 +104,32 @@ def test_sections_without_data_say_what_makes_them(demo: Project, report: Path) 
     assert "train" in text and "--diagnostics" in text and "ablate" in text
 
 
-def test_logged_diagnostics_and_inference_times_become_figures(demo: Project, tmp_path: Path) -> None:
+def test_logged_diagnostics_and_timed_ablations_become_figures(demo: Project) -> None:
     stage = demo.stage()
     trained = trained_runs(stage, ["cm_ntm"])[0]
-    folder = trained[0].folder
-    before, summary = folder.metrics_file.read_text(encoding="utf-8"), load_summary(folder.summary_file)
+    log, timing = trained[0].folder.path / "diagnostics.jsonl", demo.folder / "ablations" / "figure8" / "timing.json"
+    entry = {"row_spread": [[0.0, 0.25, 0.9], [0.0, 0.5, 0.9]], "read_entropy": [[1.0, 1.2], [0.4, 0.4]]}
+    entry |= {"gradient": {"addressing": [1e-3, 2e-3], "key": [0.0, 0.0]}, "slots": 4}
+    other = trained[0].folder.path.with_name("0123456789ab")
     try:
-        folder.append({"epoch": 3, "diagnostics": {"row_spread": [0.5, 1.5]}})
-        (figure,) = diagnostics(trained, "mini")
-        assert figure.title == "diagnostics.row_spread" and "cm_ntm 1" in figure.note and "<svg" in figure.svg
-        save_summary(folder.summary_file, {**summary, "timing": {"ms_per_session": 0.25}})
+        log.write_text("".join(json.dumps({"epoch": n, **entry}) + "\n" for n in (1, 2)) + '{"epo', encoding="utf-8")
+        found = {figure.title: figure for figure in diagnostics(trained, "mini")}
+        assert "cm_ntm, stage 1 0.25, cm_ntm, stage 2 0.5" in found["row spread of the memories"].note
+        assert "stage 1 1.1" in found["entropy of the read weights, nats"].note
+        assert len(found) == 3 and all("<svg" in figure.svg for figure in found.values())
+        timing.parent.mkdir(parents=True)
+        timing.write_text(json.dumps({"runs": {trained[0].run: {"milliseconds": 0.25}}}), encoding="utf-8")
+        assert "fewer than two" in memory_figure(stage).why_not
+        shutil.copytree(trained[0].folder.path, other)
+        runs = {run: {"milliseconds": 0.25} for run in (trained[0].run, other.name)}
+        timing.write_text(json.dumps({"runs": runs}), encoding="utf-8")
+        assert memory_figure(stage).svg.count("C = 2: 4 slots of D, seed 0") == 2
+        timing.write_text("{", encoding="utf-8")
         assert "fewer than two" in memory_figure(stage).why_not
     finally:
-        folder.metrics_file.write_text(before, encoding="utf-8")
-        save_summary(folder.summary_file, summary)
+        log.unlink()
+        shutil.rmtree(other, ignore_errors=True)
+        shutil.rmtree(timing.parent.parent)
 
 
 def test_an_unknown_model_is_named_with_the_nearest(demo: Project) -> None:
