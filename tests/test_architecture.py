@@ -20,6 +20,7 @@ FORBIDDEN = {
     "pipeline/training": {"transformers", "PIL", "cli", "pipeline.extraction"},
     "pipeline/results": {"transformers", "PIL", "cli", "pipeline.extraction"},
     "pipeline/composition": {"transformers", "PIL", "cli", "pipeline.extraction"},
+    "pipeline/ablation": {"transformers", "PIL", "cli", "pipeline.extraction"},
     "pipeline": {"cli"},
 }
 

@@ -8,20 +8,23 @@ from manifests.load import shipped
 from manifests.schema import Dataset, RunSpec
 from manifests.table_spec import BlockSpec, ResultsTable, RowSpec, load_table_spec
 from pipeline.results.tables import Table, build_results_table
-from pipeline.stage2 import RunFinder, StageTwo
+from pipeline.stage2 import StageTwo
+from pipeline.tabulate import RunFinder
 from pipeline.training.models import models as registry
 
 
 def report_tables(stage: StageTwo, data: Path) -> list[Table]:
     """Every shipped results table whose run spec this is; where there is none, the spec's own models."""
-    finder = RunFinder(stage.spec, data, stage.workspace)
-    finder.__dict__["stage"] = stage  # the very stage that the report looks at: loaded once
     wanted = [t for t in map(load_table_spec, shipped("tables")) if isinstance(t, ResultsTable)]
     mine = [t for t in wanted if t.run == stage.spec.name] or [own_table(stage.spec, stage.dataset, stage.subsets)]
-    return [
-        build_results_table(t, finder, known=registry.names(), run=stage.spec.asked, seeds=stage.spec.seeds)
-        for t in mine
-    ]
+    return [_filled(table, stage, data) for table in mine]
+
+
+def _filled(table: ResultsTable, stage: StageTwo, data: Path) -> Table:
+    finder = RunFinder(stage.spec, data, stage.workspace, table)
+    finder.__dict__["stage"] = stage  # the very stage that the report looks at: loaded once
+    seeds = () if table.ablation else stage.spec.seeds
+    return build_results_table(table, finder, known=registry.names(), run=stage.spec.asked, seeds=seeds)
 
 
 def own_table(spec: RunSpec, dataset: Dataset, subsets: dict[str, set[str]]) -> ResultsTable:

@@ -136,6 +136,8 @@ def _train(
     with ExitStack() as folders:
         for run in runs:
             folders.enter_context(run.opened)
+            if diagnostics:
+                run.diagnose(0)
         seeds = [request.seed for request in requests]
         held = first.validation_features
         for outcomes in fit_group(models, first.features, trainings, seeds, held, choice.backend):
@@ -180,11 +182,16 @@ class _Open:
             return
         self.last = outcome
         self.folder.append(outcome)
-        if diagnostics and isinstance(self.model, CMNTM):
+        if diagnostics:
+            self.diagnose(outcome["epoch"])
+
+    def diagnose(self, epoch: int) -> None:
+        """Add the state of the memories after ``epoch`` (0: before training); nothing for a model without them."""
+        if isinstance(self.model, CMNTM):
             features = self.request.features
             index = torch.arange(min(DIAGNOSED_SESSIONS, len(features)), device=features.device)
             found = diagnose(self.model, features, index, self.request.training)
-            self.folder.append_diagnosis({"epoch": outcome["epoch"], **found})
+            self.folder.append_diagnosis({"epoch": epoch, **found})
 
     def finish(self, seconds: float) -> Trained | DivergenceError:
         """Save the model and mark the run as finished, or as failed."""

@@ -23,7 +23,8 @@ def why_not(models: Sequence[MemoryModel]) -> str:
     """Why the fast path cannot train these models; empty where it can."""
     if not all(isinstance(model, CMNTM) for model in models):
         return f"{models[0].name} has no fast path"
-    if any(type(model)._forward is not CMNTM._forward for model in models):
+    own = ("_forward", "_features", "_turn", "initial_state")
+    if any(getattr(type(model), name) is not getattr(CMNTM, name) for model in models for name in own):
         return f"{models[0].name} computes something else than the cascade"
     return ""
 
