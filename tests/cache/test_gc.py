@@ -116,8 +116,9 @@ def test_a_writer_at_work_is_left_alone(three_shards: Path, writer: Callable) ->
     collect(three_shards, dry_run=True)
 
 
+@pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_at_any_call_it_loses_no_row_and_ends_the_same(
-    three_shards: Path, rows: Rows, tmp_path: Path, child: Callable
+    three_shards: Path, rows: Rows, tmp_path: Path, child: Callable, step: int
 ) -> None:
     keep = {"image": needed(rows, (0, 200), (300, 2), (305, 295)), "text": needed(rows, (1010, 5))}
     ranges = ((0, 200), (300, 2), (305, 295))
@@ -154,7 +155,7 @@ def test_killed_at_any_call_it_loses_no_row_and_ends_the_same(
         assert files(path) == files(whole), f"killed at call {at}"
         assert [f.code for f in verify(path) if f.level != "note"] == []
         shutil.rmtree(path)
-        at += 1
+        at += step
     assert died == 0 and at > 10
 
 
