@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,11 +39,15 @@ class Place:
 
 
 def open_ablation(
-    name: str, run: str, overrides: Sequence[str], data: Path, out: Path, device: str = "auto"
-) -> Place:
-    """The ablation ``name`` on run spec ``run`` (its own, for ""). Raises ManifestError with every problem."""
+    name: str, run: str, overrides: Sequence[str], data: Path, out: Path, device: str = "auto",
+    words: Sequence[str] = (),
+) -> Place:  # fmt: skip
+    """The ablation ``name`` on run spec ``run`` (its own, for ""); ``words``: options that printed commands repeat.
+
+    Raises ManifestError with every problem.
+    """
     ablation = load_ablation_spec(name)
-    spec = run_spec_of(ablation, run, overrides)
+    spec = run_spec_of(ablation, run, overrides, shlex.join([run or ablation.run, *words]))
     check_components(spec)
     return Place(ablation, spec, data, out, device)
 

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import emit, log, option_data, option_device, option_json, option_out, option_set
+from pipeline.commands._shared import (
+    emit,
+    log,
+    option_data,
+    option_device,
+    option_json,
+    option_out,
+    option_set,
+    options,
+)
 from pipeline.commands._shared import parse_seeds as parse_numbers
 
 
@@ -36,7 +45,7 @@ def command(spec: str, run: str, only: tuple[int, ...] | None, seeds: tuple[int,
 
     if scheduler and workers:
         raise click.UsageError("--scheduler and --local-cluster exclude each other: give one of them")
-    place = open_ablation(spec, run, overrides, data, out, device)
+    place = open_ablation(spec, run, overrides, data, out, device, options(overrides, data, out))
     chosen = (only or (), seeds or ())
     if plan_only:
         plan = plan_ablation(place.ablation, place.spec, place.dataset(), place.workspace, device, *chosen)

@@ -41,12 +41,9 @@ def _last_turns(features: SessionFeatures, turns: int) -> SessionFeatures:
     first = features.lengths - lengths
     steps = torch.arange(min(turns, features.turns), device=features.device)
     position = first[:, None] + torch.minimum(steps, lengths[:, None] - 1)
-    return replace(
-        features,
-        query_rows=features.query_rows.gather(1, position),
-        target_rows=features.target_rows.gather(1, position),
-        lengths=lengths,
-    )
+    tables = {name: getattr(features, name, None) for name in ("query_rows", "target_rows", "text_rows")}
+    moved = {name: rows.gather(1, position) for name, rows in tables.items() if rows is not None}
+    return replace(features, lengths=lengths, **moved)
 
 
 def _concatenated(features: SessionFeatures, store: Store, turns: int) -> SessionFeatures:

@@ -139,9 +139,7 @@ def _notes(spec: RunSpec, dataset: Dataset, sessions: Sequence[Session], cuts: S
 
 def _parts(stage: StageTwo, sessions: Sequence[Session], cuts: Sequence[Sequence[int]]) -> list[tuple[Any, Any]]:
     """(features to fit on, held-out features) of each fold."""
-    from pipeline.training.data import session_features
-
-    features = session_features(stage.store, sessions).to(stage.device)
+    features = stage._features(sessions)
     place = {session.id: n for n, session in enumerate(features.sessions)}
     parts = []
     for cut in cuts:

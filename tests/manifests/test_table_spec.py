@@ -26,7 +26,7 @@ def problems(values: dict[str, Any]) -> list[str]:
 
 
 def test_the_papers_tables_are_shipped() -> None:
-    assert {"1", "2", "3"} <= set(table_names())
+    assert {"1", "2", "3", "4", "5"} <= set(table_names())
     table = load_table_spec("2")
     assert isinstance(table, ResultsTable)
     assert [block.subset for block in table.blocks] == ["all", "last pair unseen", "no pair seen"]
@@ -58,6 +58,25 @@ def test_the_papers_means_follow_from_its_columns(name: str) -> None:
         if row.paper:
             first, second, mean = row.paper["overall"]
             assert (first + second) / 2 == pytest.approx(mean, abs=0.11), row.label
+
+
+@pytest.mark.parametrize(("name", "reference"), [("4", 79.3), ("5", 27.5)])
+def test_the_papers_changes_follow_from_its_means(name: str, reference: float) -> None:
+    """Tables 4 and 5 print the mean and its change against one row; a slip in copying either shows."""
+    spec = load_table_spec(name)
+    assert isinstance(spec, ResultsTable)
+    base = next(row for row in spec.rows if row.name == spec.columns[-1].relative_to)
+    assert base.paper["overall"][-1] == reference and "change" not in base.paper
+    printed = [row for row in spec.rows if "change" in row.paper]
+    assert len(printed) == {"4": 9, "5": 4}[name]  # six rows of Table 4, three of them beside both readings
+    for row in [base, *printed]:
+        *recalls, mean = row.paper["overall"]
+        assert sum(recalls) / 2 == pytest.approx(mean, abs=0.11), row.label
+        for place, recall in enumerate(recalls):
+            categories = [values[place] for key, values in row.paper.items() if key not in ("overall", "change")]
+            assert not categories or sum(categories) / 3 == pytest.approx(recall, abs=0.11), row.label
+        if row is not base:
+            assert 100 * (mean / reference - 1) == pytest.approx(row.paper["change"][0], abs=0.11), row.label
 
 
 def test_a_spec_is_read_from_a_file_of_the_user(tmp_path: Path) -> None:
