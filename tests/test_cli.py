@@ -171,7 +171,7 @@ def test_two_commands_with_the_same_seed_train_the_same_weights(cli: Run, projec
         (["validate", "--set", "extractor.name=captoin"], 4, "did you mean 'caption'"),
         (["validate", "--set", "composer.name=gatd"], 4, "did you mean 'gated'"),
         (["validate", "--set", "models.lstm.hiden=3"], 4, "did you mean 'hidden'"),
-        (["validate", "--set", "models.grru.x=1"], 4, "unknown memory model 'grru'"),
+        (["validate", "--set", "models.rnn.x=1"], 4, "unknown memory model 'rnn'"),
         (["validate", "--set", "dataset.folder=nowhere"], 4, "nowhere"),
         (
             ["validate", "--set", "training.early_stopping=3", "--set", "validation.fraction=0"],
