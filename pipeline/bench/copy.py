@@ -217,6 +217,7 @@ def _judge(
                 "iteration": iteration, "sequences": iteration * trainer.batch, "trained_lengths": mean,
                 "longest": trained[i][-1], "beyond": dict(zip(map(str, longer), beyond[i], strict=True)),
             }  # fmt: skip
+            print(f"seed {trainer.seeds[i]} solved: {solved[trainer.seeds[i]]}", file=sys.stderr, flush=True)
 
 
 def _heartbeat(point: dict[str, Any], solved: dict[int, dict[str, Any]]) -> None:
