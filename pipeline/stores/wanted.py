@@ -117,9 +117,10 @@ def request_of(
     """
     from pipeline.extraction.digests import NAME as DIGESTS
     from pipeline.extraction.extractors import load_extractor
+    from pipeline.extraction.fitting.job import fitted_spec
     from pipeline.extraction.work import catalogue_of, requests_of
 
-    extractor = load_extractor(spec, device)
+    extractor = load_extractor(fitted_spec(spec, dataset, workspace), device)
     fields = canonical(extractor.semantic())
     path = store_path(workspace.stores, dataset.name, extractor.name, fields)
     sources, unreadable = catalogue_of(dataset, extractor, path.parent / DIGESTS, workers, remember=False)
