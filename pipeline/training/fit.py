@@ -96,6 +96,8 @@ def _epoch(
     """One pass over the sessions, batch by batch; the mean loss of its steps."""
     model.train()
     total, progress = 0.0, epoch / objective.training.epochs
+    for group in optimizer.param_groups:
+        group["lr"] = objective.training.learning_rate * model.rate(progress)
     for step, index in enumerate(batches, start=1):
         loss = float(training_step(model, objective, optimizer, index.to(objective.features.device), progress))
         if not math.isfinite(loss):

@@ -98,6 +98,10 @@ class MemoryModel(nn.Module, ABC):
         """A loss of the model's own (a scalar) in place of ``training.loss`` and its negatives; None: it has none."""
         return None
 
+    def rate(self, progress: float) -> float:
+        """What the learning rate is multiplied by in the epoch that ends at ``progress`` (see ``Step``): 1."""
+        return 1.0
+
     def fit_parameters(self, features: SessionFeatures) -> dict[str, Any]:
         """Choose what has a closed form on these sessions; what was chosen, for the record. Nothing by default.
 
