@@ -25,7 +25,7 @@ def command(spec: str, overrides: tuple[str, ...], data: Path, out: Path, models
             seeds: tuple[int, ...] | None, device: str, as_json: bool, top: int, have: float | None,
             avoid: float | None, keep: float) -> None:  # fmt: skip
     """Stage 2: what must-have / must-avoid re-ranking and a relevance cut-off do to trained runs; changes no run."""
-    from pipeline.retrieval import Weights, reports_text, rerank_spec
+    from pipeline.rerank import Weights, reports_text, rerank_spec
 
     job, workspace = open_job(spec, overrides, data, out)
     weights = Weights(top, have, avoid, keep)

@@ -50,6 +50,8 @@ class Trainer:
                 losses.append(torch.full((), torch.nan, device=index.device))
                 continue
             model.train()
+            for group in self.optimizers[run].param_groups:
+                group["lr"] = self.trainings[run].learning_rate * model.rate(progress)
             with random.of(run):
                 loss = objective(model, index[run], progress)
             if torch.isfinite(loss):

@@ -104,6 +104,10 @@ class MemoryModel(nn.Module, ABC):
         """A loss of the model's own (a scalar) in place of ``training.loss`` and its negatives; None: it has none."""
         return None
 
+    def rate(self, progress: float) -> float:
+        """What the learning rate is multiplied by in the epoch that ends at ``progress`` (see ``Step``): 1."""
+        return 1.0
+
     def initial_state(self, batch: int) -> Any:
         """The state of ``batch`` dialogues before their first turn: a named tuple of tensors, ints and such tuples.
 

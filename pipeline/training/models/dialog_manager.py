@@ -34,6 +34,7 @@ class DialogManager(MemoryModel):
         dropout: float = Field(0.0, ge=0, lt=1)  # on the input
         margin: float = Field(0.1, gt=0)
         pretraining: float = Field(0.5, ge=0, le=1)  # share of the epochs before policy improvement
+        policy_rate: float = Field(0.1, gt=0)  # of training.learning_rate in policy improvement: 1e-3, then 1e-4
         actions: int = Field(4, ge=1)
         negatives: int = Field(5, ge=1)
         temperature: float = Field(0.2, gt=0)
@@ -55,6 +56,9 @@ class DialogManager(MemoryModel):
         # Not as a difference of vectors: [B, G, D] would not fit. The clamp takes rounding below zero off.
         squares = last.square().sum(1)[:, None] + candidates.square().sum(1) - 2 * last @ candidates.T
         return -squares.clamp_min(0)
+
+    def rate(self, progress: float) -> float:
+        return 1.0 if progress <= self.options.pretraining else self.options.policy_rate
 
     def objective(self, step: Step) -> Tensor:
         queries, _, lengths = step.batch

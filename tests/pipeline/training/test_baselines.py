@@ -128,6 +128,10 @@ def test_the_dialog_manager_is_pre_trained_and_then_improved() -> None:
     lines = list(fit(model, train, Training(epochs=6, batch_size=40, learning_rate=5e-3), 0, train))
     assert lines[2]["loss"] < lines[0]["loss"] and lines[3]["loss"] > lines[2]["loss"]  # another loss from epoch 4 on
     assert lines[2]["validation"]["mean"] > before + 10
+    assert [model.rate(n / 6) for n in range(1, 7)] == [1, 1, 1, 0.1, 0.1, 0.1]
+    still = build_model("dialog_manager", {"width": 32, "gallery": 64, "policy_rate": 1e-9}, train.dim)
+    frozen = list(fit(still, train, Training(epochs=6, batch_size=40, learning_rate=5e-3), 0, train))
+    assert {m["validation"]["mean"] for m in frozen[2:]} == {frozen[2]["validation"]["mean"]}
 
 
 @pytest.mark.parametrize(
