@@ -125,7 +125,13 @@ class Trainer:
             ],
             betas=(0.9, 0.98),
         )
+        self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self.bits = [torch.Generator().manual_seed(derive_seed(seed, "copy", "bits")) for seed in seeds]
+
+    def rate(self, factor: float) -> None:
+        """Set the learning rates to ``factor`` times those at the start."""
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
 
     def sequences(self, length: int, batch: int) -> tuple[Tensor, Tensor]:
         """Fresh ones, each seed its own: [S, B, 2 L + 1, 9] and [S, B, L, 8]."""
@@ -156,13 +162,13 @@ class Trainer:
 def run(
     seeds: Sequence[int] = (0, 1, 2, 3), iterations: int = 50_000, slots: int = 128, width: int = 20, hidden: int = 100,
     shortest: int = 1, longest: int = 20, batch: int = 4, learning_rate: float = 3e-3, start_rate: float = 3e-2,
-    clip: float = 10.0, init: str = "paper", plot: str = "",
+    clip: float = 1.0, half_life: int = 3_000, init: str = "paper", plot: str = "",
 ) -> dict[str, Any]:  # fmt: skip
     """Train until every seed is solved, or ``iterations`` (each on ``batch`` sequences of one random length) are over.
 
     A seed is solved once it makes fewer than ``SOLVED`` wrong bits a sequence over ``WINDOW`` iterations of training
     and on fresh sequences of every trained length; what it makes of longer ones is tested at that point, and it goes on
-    training beside the others. ``start_rate`` is the learning rate of the heads' initial weights: they are what breaks
+    training beside the others. Both learning rates halve every ``half_life`` iterations. ``start_rate`` is the learning rate of the heads' initial weights: they are what breaks
     the symmetry of equal rows, as logits of deviation 1e-5 they have far to go. ``plot``: a file for the curve.
     """
     options = {"slots": slots, "width": width, "hidden": hidden, "init": init}
@@ -176,6 +182,7 @@ def run(
     try:
         with flushed_denormals():
             for iteration in range(1, iterations + 1):
+                trainer.rate(0.5 ** (iteration / half_life))
                 window.append(trainer.step(int(torch.randint(shortest, longest + 1, (), generator=lengths))))
                 if len(window) == WINDOW or iteration == iterations:
                     wrong, loss = (torch.stack(values).mean(0).tolist() for values in zip(*window, strict=True))
@@ -191,7 +198,8 @@ def run(
     result = {
         "task": {"bits": BITS, "lengths": [shortest, longest], "iterations": iterations, "batch": batch},
         "model": {"name": "v_ntm", **options},
-        "optimizer": {"name": "Adam", "betas": [0.9, 0.98], "learning_rate": learning_rate, "start_rate": start_rate, "clip": clip},
+        "optimizer": {"name": "Adam", "betas": [0.9, 0.98], "learning_rate": learning_rate, "start_rate": start_rate,
+                      "half_life": half_life, "clip": clip},
         "seeds": list(seeds), "curve": curve, "solved": {str(seed): found for seed, found in solved.items()},
     }  # fmt: skip
     if plot:
@@ -235,7 +243,8 @@ def render(result: dict[str, Any]) -> str:
     lines = [
         f"{BITS}-bit vectors, {task['lengths'][0]} to {task['lengths'][1]} of them, {task['batch']} sequences an iteration",
         ", ".join(f"{key} {value}" for key, value in result["model"].items())
-        + f"; {rate['name']} {rate['learning_rate']:g}, initial head weights {rate['start_rate']:g}, clip {rate['clip']:g}",
+        + f"; {rate['name']} {rate['learning_rate']:g}, initial head weights {rate['start_rate']:g}, "
+        f"halved every {rate['half_life']} iterations, clip {rate['clip']:g}",
         "",
         "wrong bits a sequence (mean of the last iterations)",
         "iteration  " + "  ".join(f"seed {seed}".rjust(7) for seed in seeds),
