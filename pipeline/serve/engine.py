@@ -70,7 +70,7 @@ class Engine:
 
     def start(self, category: object, image: object = None, models: object = None, upload: Any = None) -> Talk:
         """A new dialogue from a catalogue image, or from an uploaded one: (feature row, JPEG for the page)."""
-        if category not in self.galleries:
+        if not isinstance(category, str) or category not in self.galleries:
             raise RequestError(f"no category {category!r}: there are {', '.join(self.galleries)}")
         start = UPLOAD if upload is not None else self.image_id(image)
         if upload is None and not self.queries.knows(start):
@@ -188,7 +188,7 @@ class Engine:
 
     def browse(self, category: object, words: str, first: int, count: int) -> tuple[list[str], int]:
         """Images of a gallery whose id or words have all of ``words``: a page of them, and how many there are."""
-        if category not in self.galleries:
+        if not isinstance(category, str) or category not in self.galleries:
             raise RequestError(f"no category {category!r}: there are {', '.join(self.galleries)}")
         wanted = words.lower().split()[:20]
         images = self.galleries[str(category)].images
@@ -199,7 +199,8 @@ class Engine:
 
     def _wanted(self, models: object) -> list[Trained]:
         names = [next(iter(self.trained))] if models is None else models
-        if not isinstance(names, list) or not 1 <= len(names) <= self.limits.models:
+        named = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        if not named or not 1 <= len(names) <= self.limits.models:
             raise RequestError(f"name one model, or {self.limits.models} to compare")
         unknown = [name for name in names if name not in self.trained]
         if unknown or len(set(names)) < len(names):

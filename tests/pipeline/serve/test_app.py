@@ -165,7 +165,7 @@ anything = st.recursive(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from(["say", "choose", "permute", "models", "back"]),
-    key=st.sampled_from(["text", "image", "order", "models"]),
+    key=st.sampled_from(["text", "image", "order", "models", "category", "description"]),
     value=anything,
 )
 def test_no_request_makes_the_server_fail(
