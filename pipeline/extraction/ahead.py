@@ -34,7 +34,7 @@ def in_order(function: Callable[[A], B], jobs: Iterable[A], workers: int, ahead:
             first, future = window.popleft()
             yield first, future.result()
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
 
 
 class InThread(Iterator[A]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -227,8 +228,9 @@ class _Extraction:
                 self.extractor, tasks, root=self.root, batch_size=batch_size, workers=workers, meter=self.meter,
                 max_failures=max_failures, on_batch=after_batch,
             )  # fmt: skip
-            for outcome in outcomes:
-                commits.put(outcome)
+            with closing(outcomes):  # a failed commit must not leave its threads at work
+                for outcome in outcomes:
+                    commits.put(outcome)
         self.display.update()
 
     def _by_crew(
@@ -278,14 +280,14 @@ class _Extraction:
         """Enter what became of a task's items in the ledger and in the report, after its rows were committed."""
         report.tables[table].extracted += rows
         self.kept += rows
-        for item in long:  # on record, and no failure: its row, which is there, ends it
-            for name in item.names:
-                writer.fail(table, name, "tokenise", "longer than the model reads: its end was cut", key=item.key)
+        cut = "longer than the model reads: its end was cut"  # on record, and no failure: its row, which is there, ends it
+        found = [(name, "tokenise", cut, item.key) for item in long for name in item.names]
+        found += [(name, f.stage, f.reason, f.item.key) for f in failures for name in f.item.names]
+        if found:
+            writer.fail_many(table, found)
         for failure in failures:
             report.tables[table].failed += 1
             report.new_failures += 1
-            for name in failure.item.names:
-                writer.fail(table, name, failure.stage, failure.reason, key=failure.item.key)
             if failure.stage == "read" and failure.item.file:
                 self.changed.add(failure.item.file)
 

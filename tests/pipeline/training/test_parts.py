@@ -203,14 +203,21 @@ def test_hard_groups_put_look_alike_targets_side_by_side(features: SessionFeatur
 
 def test_the_average_of_the_weights_is_validated_and_kept(features: SessionFeatures) -> None:
     model = build_model("lstm", {"hidden": 8}, features.dim, seed=0)
-    average = WeightAverage(model, 0.5)
+    average, none = WeightAverage(list(model.parameters()), 0.5), WeightAverage(list(model.parameters()), 0.0)
     seen = []
     for step in range(3):
         with torch.no_grad():
             model.output.bias.fill_(float(step))
-        average.update()
-        seen.append(average.model.output.bias[0].item())
-    assert seen == [0.0, 0.5, 1.25] and WeightAverage(model, 0.0).model is model
+        for kept in (average, none):
+            kept.update()
+        with average.applied():
+            seen.append(model.output.bias[0].item())
+        assert model.output.bias[0].item() == step
+    assert seen == [0.0, 0.5, 1.25]
+    with none.applied():
+        assert model.output.bias[0].item() == 2.0
+    average.keep()
+    assert model.output.bias[0].item() == 1.25
     validation = cumulative(30, seed=2)
     found = []
     for ema in (0.0, 0.9):

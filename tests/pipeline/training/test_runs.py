@@ -150,7 +150,7 @@ KILLED = """
 import os, sys, time
 from pathlib import Path
 from manifests.schema import Training
-from pipeline.training.job import train_run
+from pipeline.training.job import Request, train_run
 from tests.pipeline.training.sessions import cumulative
 def report(request, metrics):
     print(metrics["epoch"], flush=True)
