@@ -209,6 +209,7 @@ class Training(Frozen):
     uncertainty: float = Field(0.0, ge=0)  # width of the Gaussian augmentation of the targets, in batch deviations
     drop_turns: float = Field(0.0, ge=0, lt=1)  # probability that an earlier turn is left out of a training session
     ema: float = Field(0.0, ge=0, lt=1)  # decay of the running average of the weights that is validated and kept
+    matmul: Literal["highest", "high", "medium"] = "highest"  # float32 products: exact, TF32, bfloat16 where there is such
 
     @field_validator("loss", mode="before")
     @classmethod
@@ -221,7 +222,7 @@ class Training(Frozen):
         return {k: v for k, v in write(self).items() if k not in PARTS or getattr(self, k) != fields[k].default}
 
 
-PARTS = ("loss", "negatives", "same_target", "hard_groups", "uncertainty", "drop_turns", "ema")
+PARTS = ("loss", "negatives", "same_target", "hard_groups", "uncertainty", "drop_turns", "ema", "matmul")
 
 
 class Validation(Frozen):

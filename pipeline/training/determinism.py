@@ -43,3 +43,17 @@ def flushed_denormals() -> Iterator[None]:
 def _flushing() -> bool:
     """torch has no getter: a subnormal times one is zero exactly when subnormals are flushed."""
     return float(torch.tensor([1e-40], dtype=torch.float32).mul(1.0)) == 0.0
+
+
+@contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """Compute float32 products inside with ``precision`` ("highest", "high", "medium"), as torch names them.
+
+    "high" is TF32 on a GPU, "medium" bfloat16 with float32 sums on a GPU, and on a CPU that has such instructions.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

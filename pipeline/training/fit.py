@@ -15,7 +15,7 @@ from manifests.schema import Training
 from pipeline.training.average import WeightAverage
 from pipeline.training.backends import Trainer, build_trainer
 from pipeline.training.data import SessionFeatures
-from pipeline.training.determinism import derive_seed, flushed_denormals
+from pipeline.training.determinism import derive_seed, flushed_denormals, matmul_precision
 from pipeline.training.errors import DivergenceError, TrainingError
 from pipeline.training.hard_groups import HardGroups
 from pipeline.training.models.base import MemoryModel
@@ -23,7 +23,7 @@ from pipeline.training.randomness import RunRandom
 from pipeline.training.validate import recalls
 
 Metrics = dict[str, Any]
-COMMON = ("epochs", "batch_size", "early_stopping", "ema", "hard_groups")  # settings that runs side by side share
+COMMON = ("epochs", "batch_size", "early_stopping", "ema", "hard_groups", "matmul")  # settings that runs side by side share
 
 
 def fit(
@@ -86,7 +86,7 @@ def fit_group(
     for epoch in range(1, first.epochs + 1):
         started = time.perf_counter()
         random = RunRandom([derive_seed(seed, "epoch", epoch) for seed in seeds], features.device)
-        with flushed_denormals():
+        with flushed_denormals(), matmul_precision(first.matmul):
             losses = _epoch(trainer, groups, random, runs, average, epoch)
         seconds = (time.perf_counter() - started) / sum(run.going for run in runs)
         outcomes: list[Metrics | DivergenceError | None] = []

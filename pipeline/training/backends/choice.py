@@ -11,7 +11,7 @@ import torch
 
 from manifests.schema import Training
 from pipeline.training.data import SessionFeatures
-from pipeline.training.determinism import flushed_denormals
+from pipeline.training.determinism import flushed_denormals, matmul_precision
 from pipeline.training.errors import TrainingError
 from pipeline.training.models.base import MemoryModel
 from pipeline.training.randomness import RunRandom
@@ -115,7 +115,7 @@ def measured_step(
     running = [True] * len(models)
 
     def step() -> None:
-        with flushed_denormals():
+        with flushed_denormals(), matmul_precision(trainings[0].matmul):
             trainer.step(index, RunRandom([0] * len(models), features.device), running)
         if features.device.type == "cuda":
             torch.cuda.synchronize(features.device)

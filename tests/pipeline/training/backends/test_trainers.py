@@ -133,3 +133,14 @@ def test_unknown_backends_are_refused(features: SessionFeatures) -> None:
         choose_backend("warp", [built(dim=features.dim)], features, [QUICK])
     with pytest.raises(TrainingError, match="CUDA graphs need a CUDA device"):
         build_trainer("graph", [built(dim=features.dim)], features, [QUICK])
+
+
+def test_faster_products_are_asked_for_by_name_and_given_back(features: SessionFeatures) -> None:
+    """Medium may round products to bfloat16: near the exact training, and no setting of the process afterwards."""
+    before, single = torch.get_float32_matmul_precision(), cumulative(41, seed=1)
+    exact, rough = (build_model("cm_ntm", OPTIONS, single.dim, 0) for _ in range(2))
+    expected = [line["loss"] for line in fit(exact, single, QUICK, 3, backend="fast")]
+    training = QUICK.model_copy(update={"matmul": "medium"})
+    assert [line["loss"] for line in fit(rough, single, training, 3, backend="fast")] == pytest.approx(expected, rel=2e-2)
+    assert torch.get_float32_matmul_precision() == before
+    assert "matmul" not in QUICK.model_dump() and training.model_dump()["matmul"] == "medium"
