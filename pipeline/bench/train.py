@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from statistics import median
 from typing import Any
 
@@ -11,11 +12,11 @@ import torch
 
 from manifests.schema import Training
 from pipeline.bench._machine import machine
-from pipeline.bench._memory import peak_bytes
-from pipeline.bench._steps import flops_of_step, gemm_step, public_step, random_features, reference_step
+from pipeline.bench._steps import flops_of_step, gemm_step
+from pipeline.bench._subjects import Apart, Here, Sizes, Subject
 from pipeline.training.backends.choice import able_backends, measured_step
 from pipeline.training.data import SessionFeatures
-from pipeline.training.models import MemoryModel, build_model
+from pipeline.training.models import MemoryModel
 from pipeline.training.threads import candidates
 
 STEPS = {"Shoes": 46, "FashionIQ": 114}  # steps an epoch at batch 80 (paper Table 1)
@@ -35,56 +36,53 @@ def run(
     public: bool = True,
     compiled: bool = False,
     threads: int = 0,
+    apart: bool = True,
 ) -> dict[str, Any]:
     """Median of ``repeats`` full steps (forward, backward, Adam) of each subject, in turn in every round.
 
     Random unit features, float32. ``runs``: seeds side by side in the row "fast K=...", 0 for none. ``public``: the
     cascade in the public style; ``compiled``: the reference under torch.compile. ``threads``: CPU threads; 0 measures
     the fast path on each candidate and takes the best. The floor is the time that the matrix products of the
-    reference's step would take at the speed of one large product, measured in the same rounds.
+    reference's step would take at the speed of one large product, measured in the same rounds. ``apart``: each subject in
+    a process of its own, as a training is, so that none works in what another left of memory and caches.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    features = random_features(batch, turns, dim).to(device)
-    shape = {"batch": batch, "turns": turns, "dim": dim, "width": dim, "slots": slots, "hidden": hidden}
+    sizes = Sizes(batch, turns, dim, slots, hidden, runs, str(device))
     before, rows = torch.get_num_threads(), []
-    training = Training(batch_size=batch)
     try:
         for c in stages:
-            model = build_model("cm_ntm", {"stages": c, "slots": slots, "hidden": hidden}, dim).to(device)
+            model, features, training = sizes.build(c)
             chosen = _threads(model, features, training, threads) if device.type == "cpu" else 0
-            subjects = _subjects(model, features, training, runs, public, compiled)
-            flops, rate = flops_of_step(model, features), gemm_step(batch * turns, dim, device)
-            timed, floors = _rounds({**subjects, "gemm": rate.step}, repeats, device)
-            floor = 1e3 * flops / (rate.flops / median(floors))
+            names = _names(model, features, training, runs, public, compiled)
+            product = gemm_step(batch * turns, dim, device)
+            with ExitStack() as stack:
+                subjects: dict[str, Subject] = {"gemm": Here(product.step, device)}
+                for name in names:
+                    subjects[name] = stack.enter_context(Apart(sizes, c, name, chosen) if apart else Here.of(sizes, c, name))
+                timed = _rounds(subjects, repeats)
+                peaks = {name: subjects[name].peak() for name in names}
+            floor = 1e3 * flops_of_step(model, features) / (product.flops / median(timed.pop("gemm")))
             for name, times in timed.items():
                 rows.append({
                     "stages": c, "backend": name, "ms": 1e3 * median(times), "fastest_ms": 1e3 * min(times),
-                    "floor_ms": floor, "gflop": flops / 1e9, "threads": chosen,
-                    "peak_mb": peak_bytes(subjects[name], device), "parameters": sum(p.numel() for p in model.parameters()),
+                    "floor_ms": floor, "gflop": flops_of_step(model, features) / 1e9, "threads": chosen,
+                    "peak_mb": peaks[name], "parameters": sum(p.numel() for p in model.parameters()),
                 })  # fmt: skip
             rows[-1]["turn_ms"] = _turn(model, features)
     finally:
         torch.set_num_threads(before)
+    shape = {"batch": batch, "turns": turns, "dim": dim, "width": dim, "slots": slots, "hidden": hidden}
     return {"machine": machine(), "device": str(device), "shape": shape, "runs": runs, "steps": rows}
 
 
-def _subjects(
+def _names(
     model: MemoryModel, features: SessionFeatures, training: Training, runs: int, public: bool, compiled: bool
-) -> dict[str, Callable[[], Any]]:
-    found: dict[str, Callable[[], Any]] = {}
-    if public:
-        found["public style"] = public_step(model, features, training)
-    found["reference"] = reference_step(model, features, training)
-    if compiled:
-        found["compiled"] = reference_step(model, features, training, compiled=True)
+) -> list[str]:
+    """What is timed, in order; ``Sizes.step`` knows each by its name."""
     able = able_backends([model], features, [training])
-    for name in able:
-        if name != "reference":
-            found[name] = measured_step([model], features, [training], name)
-    best = "graph" if "graph" in able else "fast"
-    if runs:
-        found[f"{best} K={runs}"] = measured_step([model] * runs, features, [training] * runs, best)
-    return found
+    found = (["public style"] if public else []) + ["reference"] + (["compiled"] if compiled else [])
+    found += [name for name in able if name != "reference"]
+    return found + ([f"{'graph' if 'graph' in able else 'fast'} K={runs}"] if runs else [])
 
 
 def _threads(model: MemoryModel, features: SessionFeatures, training: Training, asked: int) -> int:
@@ -94,33 +92,21 @@ def _threads(model: MemoryModel, features: SessionFeatures, training: Training, 
     return choose_threads(step, among=(asked,) if asked else candidates()).threads
 
 
-def _rounds(
-    subjects: dict[str, Callable[[], Any]], repeats: int, device: torch.device
-) -> tuple[dict[str, list[float]], list[float]]:
-    """Seconds of each subject by round, and those of the matrix product.
+def _rounds(subjects: dict[str, Subject], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each subject by round.
 
     Each is run once untimed just before: a training step follows its like, not another subject that has used the caches.
     """
-    first = {name: _seconds(step, device) for name, step in subjects.items()}  # warms up, compiles, captures
+    first = {name: subject.seconds() for name, subject in subjects.items()}  # warms up, compiles, captures
     times: dict[str, list[float]] = {name: [] for name in subjects}
     for number in range(repeats):
-        for name, step in subjects.items():
+        for name, subject in subjects.items():
             if first[name] < ENOUGH_SECONDS:
-                step()
-                times[name].append(_seconds(step, device))
+                subject.seconds()
+                times[name].append(subject.seconds())
             elif number == 0:
-                times[name].append(_seconds(step, device))
-    return {name: found for name, found in times.items() if name != "gemm"}, times["gemm"]
-
-
-def _seconds(step: Callable[[], Any], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    step()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
+                times[name].append(subject.seconds())
+    return times
 
 
 @torch.no_grad()

@@ -8,10 +8,11 @@ import torch
 
 from pipeline.bench import train
 from pipeline.bench._memory import peak_bytes
+from pipeline.bench._subjects import Apart, Sizes
 
 
 def test_figures_and_table() -> None:
-    result = train.run(stages=(1, 2), batch=4, turns=2, dim=8, slots=2, hidden=3, repeats=1, runs=2, threads=1)
+    result = train.run(stages=(1, 2), batch=4, turns=2, dim=8, slots=2, hidden=3, repeats=1, runs=2, threads=1, apart=False)
     json.dumps(result, allow_nan=False)
     names = ["public style", "reference", "fast"] + (["graph"] if torch.cuda.is_available() else [])
     shown = [(r["stages"], r["backend"]) for r in result["steps"]]
@@ -22,6 +23,14 @@ def test_figures_and_table() -> None:
     assert len({r["floor_ms"] for r in result["steps"] if r["stages"] == 2}) == 1
     text = train.render(result)
     assert "x GEMM floor" in text and "100 epochs Shoes" in text and "one turn of a dialogue" in text
+
+
+def test_a_subject_apart_steps_when_told_and_ends() -> None:
+    with Apart(Sizes(4, 2, 8, 2, 3, 2, "cpu"), 2, "fast K=2", 1) as subject:
+        assert subject.seconds() > 0 and subject.seconds() > 0
+        process = subject._process
+        assert process.is_alive()
+    assert not process.is_alive()
 
 
 def test_the_peak_is_that_of_the_call() -> None:
