@@ -117,7 +117,7 @@ def test_resume_by_another_number_of_workers(
     extractor = load("clip", clip_folder)
     with pytest.raises(TooManyFailures):
         run(world, extractor, tmp_path, max_failures=1, **first)
-    assert 0 < Store.open(store_in(tmp_path)).tables["image"].rows < 46
+    assert Store.open(store_in(tmp_path)).tables["image"].rows > 0  # all of them, where the workers were ahead
     report = run(world, extractor, tmp_path, **second)
     assert_same_rows(report.path, local_store)
 

@@ -122,7 +122,15 @@ def test_a_killed_job_resumes_and_ends_in_the_same_store(
     assert one.catalogue() == two.catalogue()
 
 
-def test_ctrl_c_between_batches_and_a_second_one_at_once() -> None:
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT as a terminal's program has it: a shell starts background jobs with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_between_batches_and_a_second_one_at_once(interruptible: None) -> None:
     with pytest.raises(KeyboardInterrupt), gentle_interrupt() as check:
         check()
         signal.raise_signal(signal.SIGINT)
