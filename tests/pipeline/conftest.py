@@ -1,3 +1,5 @@
+"""What the tests of the report, the pages and the study share: small worlds and a browser."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
