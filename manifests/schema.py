@@ -207,6 +207,7 @@ class Training(Frozen):
     same_target: Literal["negative", "ignore"] = "negative"  # another session's target that is the same image
     hard_groups: int | None = Field(None, ge=2)  # sessions with look-alike targets side by side in a batch
     uncertainty: float = Field(0.0, ge=0)  # width of the Gaussian augmentation of the targets, in batch deviations
+    recombine: float = Field(0.0, ge=0, le=1)  # probability that a training session gets another history of train pairs
     drop_turns: float = Field(0.0, ge=0, lt=1)  # probability that an earlier turn is left out of a training session
     ema: float = Field(0.0, ge=0, lt=1)  # decay of the running average of the weights that is validated and kept
     matmul: Literal["highest", "high", "medium"] = "highest"  # float32 products: exact, TF32, bfloat16 where there is such
@@ -222,7 +223,7 @@ class Training(Frozen):
         return {k: v for k, v in write(self).items() if k not in PARTS or getattr(self, k) != fields[k].default}
 
 
-PARTS = ("loss", "negatives", "same_target", "hard_groups", "uncertainty", "drop_turns", "ema", "matmul")
+PARTS = ("loss", "negatives", "same_target", "hard_groups", "uncertainty", "recombine", "drop_turns", "ema", "matmul")
 
 
 class Validation(Frozen):

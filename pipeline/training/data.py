@@ -27,6 +27,23 @@ class Batch(NamedTuple):
     lengths: Tensor
 
 
+class Rows(NamedTuple):
+    """Sessions of a training step by row number, int64 [B, T] each; a short session repeats its last turn.
+
+    queries, targets: into ``SessionFeatures.queries`` and ``targets``; texts: into ``texts``, or None; lengths: int64 [B].
+    """
+
+    queries: Tensor
+    targets: Tensor
+    texts: Tensor | None
+    lengths: Tensor
+
+    def at(self, places: Tensor, lengths: Tensor) -> Rows:
+        """Other turns of the same sessions: those at ``places`` (int64 [B, T]); ``lengths`` of them count."""
+        texts = None if self.texts is None else self.texts.gather(1, places)
+        return Rows(self.queries.gather(1, places), self.targets.gather(1, places), texts, lengths)
+
+
 @dataclass(frozen=True)
 class SessionFeatures:
     """Features of S sessions of up to T turns, all on one device.
@@ -70,22 +87,27 @@ class SessionFeatures:
 
     def batch(self, index: Tensor, texts: bool = False) -> Batch:
         """The sessions ``index`` (int64 [B]). ``texts``: queries are [B, T, D + E], each with its feedback's row."""
-        return Batch(self.inputs(index, texts=texts), self.targets[self.target_rows[index]], self.lengths[index])
+        return self.read(self.rows(index), texts)
 
-    def inputs(self, index: Tensor, places: Tensor | None = None, texts: bool = False) -> Tensor:
-        """f_qry of the sessions ``index``, [B, T, D], or [B, T, D + E] with ``texts``; at turns ``places`` if given.
+    def rows(self, index: Tensor) -> Rows:
+        """The row numbers of the sessions ``index`` (int64 [B])."""
+        texts = None if self.text_rows is None else self.text_rows[index]
+        return Rows(self.query_rows[index], self.target_rows[index], texts, self.lengths[index])
+
+    def read(self, rows: Rows, texts: bool = False) -> Batch:
+        """The features at ``rows``; queries are [B, T, D], or [B, T, D + E] with ``texts``.
 
         Raises FeatureError when the texts are asked for and were not loaded.
         """
-        if texts and (self.texts is None or self.text_rows is None):
-            raise FeatureError(
-                "a model reads the texts of the turns, which were not loaded: the extractor needs a text tower "
-                "(see `ls extractors`), or set the model's option texts to 0"
-            )
-        tables = [(self.queries, self.query_rows), (self.texts, self.text_rows)][: 1 + texts]
-        found = [(table, rows[index]) for table, rows in tables]
-        parts = [table[rows if places is None else rows.gather(1, places)] for table, rows in found]
-        return torch.cat(parts, -1) if texts else parts[0]
+        queries = self.queries[rows.queries]
+        if texts:
+            if self.texts is None or rows.texts is None:
+                raise FeatureError(
+                    "a model reads the texts of the turns, which were not loaded: the extractor needs a text tower "
+                    "(see `ls extractors`), or set the model's option texts to 0"
+                )
+            queries = torch.cat([queries, self.texts[rows.texts]], -1)
+        return Batch(queries, self.targets[rows.targets], rows.lengths)
 
     def concatenated(self, index: Tensor) -> Batch:
         """The sessions ``index`` (int64 [B]) as one-turn sessions: ST + cat's query and the final target.

@@ -16,6 +16,7 @@ from pipeline.training.augment import jittered, kept_turns
 from pipeline.training.data import Batch, SessionFeatures
 from pipeline.training.losses import build_loss, turnwise_cross_entropy
 from pipeline.training.models.base import MemoryModel
+from pipeline.training.recombine import Histories
 
 SCORES_HELD = 1 << 24  # scores in memory at once: 64 MiB of float32, and as much for their gradient
 
@@ -66,14 +67,18 @@ class Objective:
         return share * self._turns(step, predicted, certain=False) + (1 - share) * self._turns(step, predicted)
 
     def step(self, model: MemoryModel, index: Tensor, progress: float = 1.0) -> Step:
-        """The sessions ``index`` (int64 [B]) as ``model`` reads them; where turns are dropped, they are drawn here."""
+        """The sessions ``index`` (int64 [B]) as ``model`` reads them; histories and dropped turns are drawn here."""
         features, t = self.features, self.training
-        if not t.drop_turns:
-            return Step(features, features.batch(index, model.texts > 0), features.target_rows[index], t, progress)
-        places, lengths = kept_turns(features.lengths[index], features.turns, t.drop_turns)
-        rows = features.target_rows[index].gather(1, places)
-        queries = features.inputs(index, places, model.texts > 0)
-        return Step(features, Batch(queries, features.targets[rows], lengths), rows, t, progress)
+        sessions = features.rows(index)
+        if t.recombine:
+            sessions = self._histories.redrawn(index, sessions.lengths, t.recombine)
+        if t.drop_turns:
+            sessions = sessions.at(*kept_turns(sessions.lengths, features.turns, t.drop_turns))
+        return Step(features, features.read(sessions, model.texts > 0), sessions.targets, t, progress)
+
+    @cached_property
+    def _histories(self) -> Histories:
+        return Histories(self.features)
 
     def _turns(self, step: Step, predicted: Tensor, certain: bool = True) -> Tensor:
         """Mean over the turns of the mean loss of a turn's sessions, as in the paper. predicted: [B, T, D]."""

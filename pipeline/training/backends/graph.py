@@ -27,7 +27,7 @@ def why_not(features: SessionFeatures, trainings: Sequence[Training], objectives
     """Why a step cannot be captured; empty where it can."""
     if features.device.type != "cuda":
         return f"CUDA graphs need a CUDA device, not {features.device.type}"
-    if not objectives_plain or any(t.drop_turns for t in trainings):
+    if not objectives_plain or any(t.drop_turns or t.recombine for t in trainings):
         return "a training part of these settings has sizes that change from step to step"
     return ""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from manifests.errors import FashionNTMError
 from pipeline.composition.checkpoint import load_composer
@@ -62,6 +63,18 @@ def test_the_gated_composer_starts_as_the_even_fusion_of_the_pretrained_embeddin
     image, text = torch.randn(4, 12), torch.randn(4, 12)
     start = composers.get("gated")(composers.get("gated").Options(), 12, 12).eval()
     torch.testing.assert_close(start.query(image, text), Fusion(FusionOptions(alpha=0.5), 12, 12).query(image, text))
+
+
+def test_a_narrower_gated_composer_starts_in_one_space_that_keeps_most_of_the_cosines() -> None:
+    torch.manual_seed(0)
+    kind = composers.get("gated")
+    image, text = F.normalize(torch.randn(50, 64), dim=-1), F.normalize(torch.randn(50, 64), dim=-1)
+    start = kind(kind.Options(dim=48), 64, 64).eval()
+    found = start.target(image) @ start.query(image, text).T
+    full = kind(kind.Options(), 64, 64).eval()
+    wanted = full.target(image) @ full.query(image, text).T
+    assert torch.corrcoef(torch.stack([found.flatten(), wanted.flatten()]))[0, 1] > 0.8
+    assert torch.equal(start.project_image.weight, start.project_text.weight)
 
 
 def test_the_gated_composer_takes_embeddings_of_two_sizes() -> None:

@@ -158,7 +158,7 @@ def test_uncertainty_mixes_in_the_augmented_loss_and_less_of_it_late(features: S
 
     def distance(progress: float) -> float:
         torch.manual_seed(0)
-        return abs(float(objective(model, torch.arange(12), progress) - certain))
+        return abs(float((objective(model, torch.arange(12), progress) - certain).detach()))
 
     assert distance(0.01) > distance(1.0) > 0
     assert distance(1.0) / distance(0.01) == pytest.approx(math.exp(-0.99), rel=1e-3)
