@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from tests.pipeline.training.sessions import write_store
 
 def chain(name: str, images: str, category: str = "dress") -> Session:
     """A session through the images named by letters; a pair has the same feedback wherever it stands."""
-    pairs = list(zip(images, images[1:], strict=False))
+    pairs = list(pairwise(images))
     turns = tuple(Turn(reference=a, captions=(f"from {a} to {b}",)) for a, b in pairs)
     return Session(id=name, category=category, split="train", turns=turns, target=images[-1])
 
@@ -57,7 +58,7 @@ def history(features: SessionFeatures, images: str, category: str = "dress") -> 
         for i, s in enumerate(features.sessions)
         for n, pair in enumerate(s.pairs)
     }
-    return tuple(cells[category, *pair] for pair in zip(images, images[1:], strict=False))
+    return tuple(cells[category, *pair] for pair in pairwise(images))
 
 
 def test_histories_are_the_chains_of_train_pairs_that_lead_to_the_last_turn(features: SessionFeatures) -> None:
