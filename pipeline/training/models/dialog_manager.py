@@ -100,7 +100,9 @@ class DialogManager(MemoryModel):
 
         gallery [K, D]; actions int64 [B, T, A] and places int64 [B, T], rows of it; present bool [B, T] -> [B, T, A].
         """
-        rank = torch.cdist(gallery, gallery).argsort(1).argsort(1)  # [K, K]: of each column around each row, from 0
+        order = torch.cdist(gallery, gallery).argsort(1)
+        place = torch.arange(len(gallery), device=order.device).expand_as(order)
+        rank = torch.empty_like(order).scatter_(1, order, place)  # [K, K]: of each column around each row, from 0
         ranks = rank[actions[:, :, :, None], places[:, None, None, :]]  # [B, T, A, T]
         turns = torch.arange(places.shape[1], device=places.device)
         ahead = (turns[None, :] >= turns[:, None]) & present[:, None, :]  # [B, T, T]
