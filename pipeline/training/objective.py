@@ -71,7 +71,7 @@ class Objective:
         features, t = self.features, self.training
         sessions = features.rows(index)
         if t.recombine:
-            sessions = self._histories.redrawn(index, sessions.lengths, t.recombine)
+            sessions = self._histories.rows(*self._histories.redrawn(index, sessions.lengths, t.recombine))
         if t.drop_turns:
             sessions = sessions.at(*kept_turns(sessions.lengths, features.turns, t.drop_turns))
         return Step(features, features.read(sessions, model.texts > 0), sessions.targets, t, progress)

@@ -32,31 +32,34 @@ class Histories:
                 chain.append(numbers[turn])
             own.append(chain + chain[-1:] * (features.turns - len(chain)))
         device = features.device
-        self._own = torch.tensor(own, device=device)  # [S, T] turns by number
+        self.own = torch.tensor(own, device=device)  # [S, T], the sessions' turns by number
         session, place = torch.tensor(cells, device=device).T
         tables = (features.query_rows, features.target_rows, features.text_rows)
         self._rows = [table[session, place] for table in tables if table is not None]
-        self._reference, self._target = torch.tensor(ends, device=device).T
+        # Images by number, of each turn:
+        self.reference, self._target = torch.tensor(ends, device=device).T
         self._count = torch.bincount(self._target, minlength=len(images))  # turns that lead to an image ...
         self._leading = self._target.argsort(stable=True)  # ... their numbers, image by image ...
         self._first = self._count.cumsum(0) - self._count  # ... and where an image's begin
 
-    def redrawn(self, index: Tensor, lengths: Tensor, probability: float) -> Rows:
+    def redrawn(self, index: Tensor, lengths: Tensor, probability: float) -> tuple[Tensor, Tensor]:
         """The sessions ``index`` (int64 [B]), with ``probability`` each with other turns before its last one.
+
+        Returns int64 [B, T], turns by number (padding repeats the last one), and int64 [B], how many of them count.
 
         The last turn stays, and with it the target. A history is drawn turn by turn backwards until it is as long as the
         session's own (``lengths``, int64 [B]), nothing leads to its first image, or the turn drawn would return to an
         image.
         """
         chosen = torch.rand(len(index), device=index.device) < probability
-        own = self._own[index]
+        own = self.own[index]
         chain, length = [own[:, -1]], torch.ones_like(lengths)
-        seen = [self._target[chain[0]], self._reference[chain[0]]]
+        seen = [self._target[chain[0]], self.reference[chain[0]]]
         for _ in range(own.shape[1] - 1):
             image = seen[-1]
             pick = (torch.rand(len(index), device=index.device) * self._count[image]).long()
             before = self._leading[(self._first[image] + pick).clamp_max(len(self._leading) - 1)]
-            start = self._reference[before]
+            start = self.reference[before]
             # A history that ended at an earlier turn stays ended.
             grows = (length == len(chain)) & (length < lengths) & (self._count[image] > 0)
             for other in seen:
@@ -66,5 +69,9 @@ class Histories:
             length = length + grows
         place = (length[:, None] - 1 - torch.arange(own.shape[1], device=index.device)).clamp_min(0)
         turns = torch.where(chosen[:, None], torch.stack(chain, 1).gather(1, place), own)
+        return turns, torch.where(chosen, length, lengths)
+
+    def rows(self, turns: Tensor, lengths: Tensor) -> Rows:
+        """The rows of sessions of ``turns`` (int64 [B, T], by number); ``lengths`` of them count."""
         queries, targets, *texts = (table[turns] for table in self._rows)
-        return Rows(queries, targets, texts[0] if texts else None, torch.where(chosen, length, lengths))
+        return Rows(queries, targets, texts[0] if texts else None, lengths)

@@ -41,7 +41,8 @@ def drawn(features: SessionFeatures, session: int, count: int = 400) -> set[tupl
     """The different histories that a session is given: (query row, target row) of each turn before padding."""
     torch.manual_seed(0)
     index = torch.full((count,), session)
-    rows = Histories(features).redrawn(index, features.lengths[index], 1.0)
+    histories = Histories(features)
+    rows = histories.rows(*histories.redrawn(index, features.lengths[index], 1.0))
     assert rows.texts is not None and torch.equal(rows.texts, rows.queries)
     last = rows.lengths - 1
     assert torch.equal(rows.queries[:, -1], rows.queries.gather(1, last[:, None])[:, 0])  # padding repeats the last
@@ -76,10 +77,11 @@ def test_histories_are_the_chains_of_train_pairs_that_lead_to_the_last_turn(feat
 def test_only_the_share_asked_for_gets_another_history(features: SessionFeatures) -> None:
     torch.manual_seed(0)
     index = torch.full((4000,), 0)
-    rows = Histories(features).redrawn(index, features.lengths[index], 0.4)
+    histories = Histories(features)
+    rows = histories.rows(*histories.redrawn(index, features.lengths[index], 0.4))
     other = (rows.queries != features.rows(index).queries).any(1).float().mean().item()
     assert other == pytest.approx(0.2, abs=0.03)  # half of the new histories of this session are its own
-    none = Histories(features).redrawn(index, features.lengths[index], 0.0)
+    none = histories.rows(*histories.redrawn(index, features.lengths[index], 0.0))
     for found, own in zip(none, features.rows(index), strict=True):
         assert torch.equal(found, own)
 

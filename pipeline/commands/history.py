@@ -1,0 +1,31 @@
+"""The `history` command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pipeline.commands._shared import emit, load, log, open_job, option_device, option_json, spec_command
+
+
+@click.command("history", epilog="Example: fashion-ntm history demo")
+@spec_command
+@click.option("--draws", type=click.IntRange(1), default=5, show_default=True, help="Draws of each random history.")
+@click.option("--part", type=click.Choice(["test", "train"]), default="test", show_default=True,
+              help="Sessions to rank; train: those that models are fitted on, among their own targets.")  # fmt: skip
+@option_device
+@option_json
+def command(spec: str, overrides: tuple[str, ...], data: Path, out: Path, draws: int, part: str, device: str,
+            as_json: bool) -> None:  # fmt: skip
+    """How much the turns before the last one tell about the target: what any memory can gain on SPEC's features.
+
+    Ranks sessions by the last turn, by moving averages with their own and with other histories, and by the
+    best fixed weights of the turns; one of these is fitted on the sessions themselves, as a bound.
+    """
+    from pipeline.history import history_worth
+    from pipeline.stage2 import StageTwo
+
+    job, workspace = open_job(spec, overrides, data, out)
+    worth = history_worth(StageTwo(job, load(job, data), workspace, device, log), part, draws)
+    emit(worth.as_dict(), worth.text(), as_json)
