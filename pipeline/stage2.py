@@ -82,6 +82,19 @@ class StageTwo:
         self.spec, self.dataset, self.workspace, self.log = spec, dataset, workspace, log
         self.device = resolve_device(device)
         self.store = workspace.store(spec)
+        self.texts = False
+        for options in spec.models.values():
+            self.need(options)
+
+    def need(self, options: Mapping[str, Any]) -> None:
+        """Have the text rows with the features if a model with ``options`` reads them; loaded again if they lack them.
+
+        A run may ask for them where no model of the spec does: one of an ablation or of a search.
+        """
+        if options.get("texts") and not self.texts:
+            self.texts = True
+            for name in ("parts", "test"):
+                self.__dict__.pop(name, None)
 
     @cached_property
     def parts(self) -> tuple[Any, Any]:
@@ -103,7 +116,7 @@ class StageTwo:
         from pipeline.training.texts import add_texts
 
         features = session_features(self.store, sessions)
-        if any(options.get("texts") for options in self.spec.models.values()):
+        if self.texts:
             features = add_texts(features, self.workspace.backbone(self.spec))
         for reason in features.reasons[:3]:
             self.log(f"left out: {reason}")
@@ -115,6 +128,7 @@ class StageTwo:
         """A run as stage 2 trains it, features included."""
         from pipeline.training.job import Request
 
+        self.need(run.options)
         fit, validation = self.parts
         return Request(
             self.workspace.runs, self.dataset.name, self.store.fingerprint, run.model, run.options, fit, run.training,

@@ -223,7 +223,6 @@ def _measure(stage: StageTwo, groups: Sequence[Group]) -> tuple[float, dict[int,
     from pipeline.training.fit import epoch_batches
     from pipeline.training.validate import recalls
 
-    fit, validation = stage.parts
     pinned = stage.workspace.threads()
     total, steps_ms = 0.0, {}
     for group in groups:
@@ -231,12 +230,13 @@ def _measure(stage: StageTwo, groups: Sequence[Group]) -> tuple[float, dict[int,
         if not todo:
             continue
         run = todo[0].run
-        model = stage.request(run).build()
+        request = stage.request(run)
+        model, fit, validation = request.build(), request.features, request.validation_features
         choice = choose_backend("auto", [model], fit, [run.training], (pinned,) if pinned else ())
         step = measured_step([model], fit, [run.training], choice.backend)
         step()
         seconds = min(_seconds(step) for _ in range(REPEATS))
-        checking = _seconds(lambda model=model: recalls(model, validation)) if validation is not None else 0.0
+        checking = _seconds(lambda model=model, held=validation: recalls(model, held)) if validation is not None else 0.0
         steps = len(epoch_batches(len(fit), run.training.batch_size))
         total += len(todo) * run.training.epochs * (steps * seconds + checking)
         steps_ms[group.point.number] = 1e3 * seconds

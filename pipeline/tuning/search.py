@@ -95,6 +95,7 @@ def tune(
     trials = TrialLog(folder / LOG, about)
     if trials.trials:
         log(f"{len(trials.trials)} trials are in {trials.path}")
+    stage.need({axis.key: axis.high or any(axis.choices) for axis in axes})  # what some trial may ask for
     parts = _parts(stage, sessions, cuts)
     began = time.monotonic()
     while len(trials.trials) < budget.trials:

@@ -18,6 +18,7 @@ from cli import main
 from manifests.datasets.jsonl import export
 from manifests.errors import FashionNTMError
 from manifests.load import load_dataset, load_spec
+from pipeline.ablation.plan import plan_ablation
 from pipeline.ablation.run import ablate, open_ablation
 from pipeline.ablation.timing import read_timing, timing_file
 from pipeline.tuning.search import Budget, tune
@@ -335,6 +336,29 @@ def test_tpe_learns_from_the_log(project: Path, done: Path) -> None:
     assert len(result.trials) == 3 and result.best.value is not None
     with pytest.raises(FashionNTMError, match="lstm has no such option"):
         tune(spec, dataset, Workspace(done), "lstm", ["hiden=2,3"], device="cpu")
+
+
+def test_only_the_grid_or_the_search_asks_for_texts(project: Path, done: Path) -> None:
+    """No model of the run spec reads the turns' texts; a point of an ablation does, and so does a trial."""
+    spec = load_spec(str(project / "small.toml"))
+    width = Workspace(done).backbone(spec).tables["text"].dim
+    grid = f"""
+name = "told"
+run = "{project / "small.toml"}"
+seeds = [0]
+[[grid]]
+models = ["lstm"]
+options = {{ hidden = 5, texts = [0, {width}] }}
+"""
+    (project / "told.toml").write_text(grid, encoding="utf-8")
+    place = open_ablation(str(project / "told.toml"), "", (), project / "data", done, "cpu")
+    planned = plan_ablation(place.ablation, spec, place.dataset(), place.workspace, "cpu")
+    assert set(planned.step_ms) == {1, 2}
+    after = ablate(place)
+    assert not after.groups and len({task.run.options["texts"] for task in after.tasks}) == 2
+    found = tune(spec, place.dataset(), Workspace(done), "lstm", [f"texts=0,{width}"], folds=2, budget=Budget(4),
+                 device="cpu")  # fmt: skip
+    assert {t.params["texts"] for t in found.trials} == {0, width} and not any(t.failed for t in found.trials)
 
 
 @pytest.mark.slow
