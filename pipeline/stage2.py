@@ -301,11 +301,13 @@ def evaluate_spec(
 
 
 def summary_text(summaries: Sequence[dict[str, Any]]) -> str:
-    """The overall metrics of each run and subset, one line each."""
+    """The overall metrics of each run and subset, one line each; a subset that leaves no session out says nothing new."""
     lines = []
     for summary in summaries:
         for subset, categories in summary["metrics"].items():
             overall = categories["overall"]
+            if subset != SUBSETS[0] and overall["n"] == summary["metrics"][SUBSETS[0]]["overall"]["n"]:
+                continue
             shown = "  ".join(f"{k} {v:5.1f}" for k, v in overall.items() if k != "n")
             lines.append(f"{summary['model']:8} seed {summary['seed']}  {subset:17} {overall['n']:5} sessions  {shown}")
     return "\n".join(lines)

@@ -29,8 +29,10 @@ class Pinned:
 
     @property
     def candidates(self) -> tuple[int, ...]:
-        """The numbers of threads to choose among; none where they are to be measured."""
-        return () if self.threads is None else (self.threads,)
+        """The numbers of threads to choose among: the one pinned, or those of the machine."""
+        from pipeline.training.threads import candidates
+
+        return candidates() if self.threads is None else (self.threads,)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.stage2 import make_run, step_shape
 from pipeline.training.backends import BackendChoice
-from pipeline.training.threads import ThreadChoice
+from pipeline.training.threads import ThreadChoice, candidates
 from pipeline.workspace import Pinned, Workspace
 from tests.pipeline.small_demo import Project
 
@@ -20,7 +20,7 @@ def test_each_shape_is_pinned_by_itself(tmp_path: Path) -> None:
     workspace.pin("a", BackendChoice("fast", ThreadChoice(2, {1: 3.0, 2: 2.0}), {"reference": 4.0, "fast": 2.0}))
     workspace.pin("b", BackendChoice("fast", ThreadChoice(1, {1: 2.0, 2: 2.1}), {"fast": 2.0}), backend=False)
     assert workspace.pinned("a") == Pinned("fast", 2) and workspace.pinned("b") == Pinned("auto", 1)
-    assert (workspace.pinned("a").candidates, workspace.pinned("c").candidates) == ((2,), ())
+    assert (workspace.pinned("a").candidates, workspace.pinned("c").candidates) == ((2,), candidates())
     for file in (tmp_path / "steps").iterdir():
         file.write_text("torn", encoding="utf-8")
     assert workspace.pinned("a") == Pinned("auto", None)

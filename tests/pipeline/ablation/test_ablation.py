@@ -241,6 +241,7 @@ def test_a_figure_is_drawn_from_measured_points(cli: Run, project: Path, done: P
     assert result.exit_code == 0, result.output
     drawn = {path.suffix: path.read_bytes()[:8] for path in (project / "drawn").iterdir()}
     assert drawn[".png"] == b"\x89PNG\r\n\x1a\n" and drawn[".pdf"].startswith(b"%PDF") and ".svg" in drawn
+    assert "to fill" not in result.stdout  # every point has its runs and its time
     csv = cli("figure", str(project / "figure.toml"), "--format", "csv").stdout.splitlines()
     assert len(csv) == 1 + len(data["points"])
 
@@ -255,7 +256,8 @@ def test_another_run_spec_is_named_and_takes_no_value_of_the_paper(cli: Run, pro
     figure = json.loads(cli("figure", "8", "--run", spec, "--format", "json").stdout)
     assert figure["title"].endswith("(run spec small instead)")
     assert all(point["recall"] is None and point["command"] for point in figure["points"])
-    assert "no point has both" in cli("figure", "8", "--run", spec).output
+    empty = cli("figure", "8", "--run", spec)
+    assert empty.exit_code == 3 and f"run `python cli.py ablate figure8 --run {spec}" in " ".join(empty.output.split())
 
 
 def test_compare_lists_the_sessions_that_changed(cli: Run, project: Path, done: Path) -> None:
@@ -270,6 +272,8 @@ def test_compare_lists_the_sessions_that_changed(cli: Run, project: Path, done: 
     assert sum(found["sessions_nearer_same_further"]) == 30
     both = cli("compare", "lstm", "avg")
     assert both.exit_code == 4 and "2 configurations of this model" in both.output
+    words = " ".join(both.output.split())
+    assert "(hidden 3)" in words and "(hidden 4)" in words  # what tells them apart, and nothing else
     assert cli("compare", "lstn", "avg").exit_code == 4
     same = json.loads(cli("compare", "avg", "avg", "--json").stdout)
     assert same["nearer"] == [] and all(t["p_sessions"] == 1.0 and t["difference"] == 0 for t in same["tests"])
