@@ -350,6 +350,7 @@ def test_only_the_grid_or_the_search_asks_for_texts(project: Path, done: Path) -
 name = "told"
 run = "{project / "small.toml"}"
 seeds = [0]
+timing = true
 [[grid]]
 models = ["lstm"]
 options = {{ hidden = 5, texts = [0, {width}] }}
@@ -360,6 +361,7 @@ options = {{ hidden = 5, texts = [0, {width}] }}
     assert set(planned.step_ms) == {1, 2}
     after = ablate(place)
     assert not after.groups and len({task.run.options["texts"] for task in after.tasks}) == 2
+    assert len(read_timing(timing_file(done, "told"))["runs"]) == 2
     found = tune(spec, place.dataset(), Workspace(done), "lstm", [f"texts=0,{width}"], folds=2, budget=Budget(4),
                  device="cpu")  # fmt: skip
     assert {t.params["texts"] for t in found.trials} == {0, width} and not any(t.failed for t in found.trials)
