@@ -9,13 +9,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from cli import main
-from manifests.datasets.jsonl import export
 from manifests.errors import FashionNTMError
 from manifests.load import load_dataset, load_spec
 from pipeline.ablation.plan import plan_ablation
@@ -23,23 +22,16 @@ from pipeline.ablation.run import ablate, open_ablation
 from pipeline.ablation.timing import read_timing, timing_file
 from pipeline.tuning.search import Budget, tune
 from pipeline.workspace import Workspace
-from tests.pipeline.extraction.conftest import save_bert
-from tests.worlds import world
+from tests.caption_project import CAPTIONS, call, caption_project
 
 ROOT = Path(__file__).resolve().parents[3]
-SPEC = """
+SPEC = (
+    """
 name = "small"
 seeds = [0]
-[dataset]
-name = "jsonl"
-folder = "world"
-[extractor]
-name = "caption"
-model = "{model}"
-[composer]
-name = "gated"
-dim = 8
-hidden = 8
+"""
+    + CAPTIONS
+    + """dim = 8
 [composer.fit]
 epochs = 2
 [training]
@@ -53,6 +45,7 @@ fraction = 0.2
 [models.lstm]
 hidden = 4
 """
+)
 ABLATION = """
 name = "grid"
 run = "{spec}"
@@ -115,22 +108,16 @@ Run = Callable[..., Result]
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("project")
-    export(world(), folder / "data" / "world")
-    save_bert(folder / "model")
-    names = {"spec": folder / "small.toml", "ablation": folder / "grid.toml", "model": folder / "model"}
-    for name, text in (("small", SPEC), ("grid", ABLATION), ("table", TABLE), ("figure", FIGURE)):
+    folder = caption_project(tmp_path_factory.mktemp("project"), "small", SPEC)
+    names = {"spec": folder / "small.toml", "ablation": folder / "grid.toml"}
+    for name, text in (("grid", ABLATION), ("table", TABLE), ("figure", FIGURE)):
         (folder / f"{name}.toml").write_text(text.format(**names), encoding="utf-8")
     return folder
 
 
 @pytest.fixture
 def cli(project: Path) -> Run:
-    def run(command: str, *words: str, out: str = "out") -> Result:
-        where = ["--data", str(project / "data"), "--out", str(project / out)]
-        return CliRunner().invoke(main, [command, *words, *where])
-
-    return run
+    return partial(call, project)
 
 
 @pytest.fixture(scope="module")
