@@ -12,7 +12,7 @@ from pydantic import Field
 
 from manifests.errors import ManifestError, Problem, Problems, nearest
 from manifests.load import read_toml, shipped, spec_path
-from manifests.options import parse_options
+from manifests.options import parse_file
 from manifests.schema import Frozen
 from manifests.views import WHOLE, View
 
@@ -106,13 +106,7 @@ def load_ablation_spec(name: str) -> AblationSpec:
 
 def parse_ablation_spec(values: dict[str, Any], file: str) -> AblationSpec:
     """The TOML values of ``file`` as an ablation spec. Raises ManifestError with every problem found."""
-    problems = Problems(file)
-    spec = parse_options(AblationSpec, values, file, "", problems)
-    if spec is not None:
-        spec.check(problems)
-    problems.raise_if_any()
-    assert spec is not None
-    return spec
+    return parse_file(AblationSpec, values, file)
 
 
 def chosen_points(points: Sequence[Point], only: Sequence[int]) -> tuple[Point, ...]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from manifests.errors import Problems
 from manifests.load import read_toml, shipped, spec_path
-from manifests.options import parse_options
+from manifests.options import parse_file
 from manifests.schema import Frozen
 from manifests.table_spec import Metric
 
@@ -35,13 +32,4 @@ def figure_names() -> tuple[str, ...]:
 def load_figure_spec(name: str) -> FigureSpec:
     """A figure spec by shipped name ("8") or by path. Raises ManifestError with every problem of the file."""
     path = spec_path(name, "figures")
-    return parse_figure_spec(read_toml(path), str(path))
-
-
-def parse_figure_spec(values: dict[str, Any], file: str) -> FigureSpec:
-    """The TOML values of ``file`` as a figure spec. Raises ManifestError with every problem found."""
-    problems = Problems(file)
-    spec = parse_options(FigureSpec, values, file, "", problems)
-    problems.raise_if_any()
-    assert spec is not None
-    return spec
+    return parse_file(FigureSpec, read_toml(path), str(path))

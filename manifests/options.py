@@ -11,6 +11,21 @@ from manifests.errors import Problem, Problems, nearest
 M = TypeVar("M", bound=BaseModel)
 
 
+def parse_file(model: type[M], values: dict[str, Any], file: str) -> M:
+    """The TOML values of ``file`` as a ``model``, which may have a ``check`` of its own.
+
+    Raises ManifestError with every problem found.
+    """
+    problems = Problems(file)
+    spec = parse_options(model, values, file, "", problems)
+    check = getattr(spec, "check", None)
+    if check is not None:
+        check(problems)
+    problems.raise_if_any()
+    assert spec is not None
+    return spec
+
+
 def problems_of(error: ValidationError, model: type[BaseModel], file: str, prefix: str = "") -> list[Problem]:
     """A pydantic error as problems: key by its dotted name, what was found, what was expected."""
     found = []

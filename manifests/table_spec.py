@@ -9,7 +9,7 @@ from pydantic import Field
 
 from manifests.errors import ManifestError, Problem, Problems, nearest
 from manifests.load import read_toml, shipped, spec_path
-from manifests.options import parse_options
+from manifests.options import parse_file
 from manifests.schema import Component, Frozen, Split
 
 Metric = Annotated[str, Field(pattern=r"^(R@[1-9][0-9]*|MRR|mean)$")]
@@ -174,10 +174,4 @@ def parse_table_spec(values: dict[str, Any], file: str) -> TableSpec:
     if not isinstance(kind, str) or kind not in _KINDS:
         what = f"unknown kind of table {kind!r}" if "kind" in values else "missing"
         raise ManifestError([Problem(file, "key kind", what, nearest(str(kind), _KINDS))])
-    problems = Problems(file)
-    spec = parse_options(_KINDS[kind], values, file, "", problems)
-    if spec is not None:
-        spec.check(problems)
-    problems.raise_if_any()
-    assert spec is not None
-    return spec
+    return parse_file(_KINDS[kind], values, file)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from manifests.errors import FashionNTMError, IncompleteError, ManifestError, Problem, nearest
 from manifests.identity import digest
@@ -56,12 +57,36 @@ def chosen_runs(name: str, runs: Sequence[RunFolder], view: str = "") -> list[Ru
 def _one_configuration(name: str, runs: Sequence[RunFolder]) -> None:
     """A model's name stands for its seeds of one configuration; of several, the user has to choose."""
     kinds: dict[str, list[str]] = {}
+    values: dict[str, dict[str, Any]] = {}
     for run in runs:
-        identity = run.record()["identity"]
-        kinds.setdefault(digest({k: v for k, v in identity.items() if k != "seed"}), []).append(run.id)
-    if len(kinds) > 1:
-        groups = "; ".join(",".join(ids) for ids in kinds.values())
-        raise ManifestError([Problem("run", name, f"{len(kinds)} configurations of this model", f"give one: {groups}")])
+        identity = {k: v for k, v in run.record()["identity"].items() if k != "seed"}
+        kind = digest(identity)
+        kinds.setdefault(kind, []).append(run.id)
+        values[kind] = _flat(identity)
+    if len(kinds) < 2:
+        return
+    keys = dict.fromkeys(key for found in values.values() for key in found)
+    differ = [key for key in keys if len({repr(found.get(key)) for found in values.values()}) > 1]
+    groups = []
+    for kind, ids in kinds.items():
+        told = ", ".join(f"{key.removeprefix('model.options.')} {_short(values[kind].get(key))}" for key in differ)
+        groups.append(f"{','.join(ids)} ({told})")
+    raise ManifestError([
+        Problem("run", name, f"{len(kinds)} configurations of this model", f"give the ids of one: {'; '.join(groups)}")
+    ])  # fmt: skip
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"model.options.stages": 2} of nested tables."""
+    found: dict[str, Any] = {}
+    for key, part in value.items():
+        found |= _flat(part, f"{prefix}{key}.") if isinstance(part, Mapping) else {f"{prefix}{key}": part}
+    return found
+
+
+def _short(value: Any) -> str:
+    """A value as a reader tells it from another; of a digest, its first digits."""
+    return value[:12] if isinstance(value, str) else json.dumps(value)
 
 
 def _files(run: RunFolder, view: str) -> ResultFiles:

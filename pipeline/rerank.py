@@ -14,7 +14,7 @@ from cache import Store
 from manifests.errors import IncompleteError
 from manifests.identity import stack_keys, text_key
 from manifests.schema import Dataset, Gallery, RunSpec, Session
-from pipeline.results.evaluate import Candidates, load_candidates
+from pipeline.results.evaluate import ALL, Candidates, load_candidates
 from pipeline.results.metrics import metrics_of, summarise
 from pipeline.results.ranking import score_ranks
 from pipeline.results.reranking import constraint_scores, cutoff_report, fit_cutoff, rerank
@@ -205,6 +205,8 @@ def reports_text(reports: Sequence[dict[str, Any]]) -> str:
         )
         for subset, before in r["test"]["before"].items():
             after = r["test"]["after"][subset]
+            if subset != ALL and before["n"] == r["test"]["before"][ALL]["n"]:
+                continue
             shown = "  ".join(f"{k} {before[k]:.1f} -> {after[k]:.1f}" for k in ("R@5", "R@8", "MRR"))
             lines.append(f"  {subset:17} {before['n']:5} sessions  {shown}")
         c = r["cutoff"]

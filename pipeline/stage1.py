@@ -97,6 +97,7 @@ def extract_spec(
         request=extraction_request(spec),
         backbone=str(report.path.relative_to(workspace.stores)),
         contaminated_on=tuple(extractor.card.contaminated_on),
+        gallery="imported" if spec.extractor.name == "imported" else "caption" if extractor.reads == "caption" else "image",
     )
     if old is not None and (old.request, old.backbone) == (note.request, note.backbone):
         note = Extracted(**{**vars(note), "composer": old.composer, "store": old.store})

@@ -16,6 +16,7 @@ from pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
     from pipeline.results.files import ResultFiles
+    from pipeline.training.data import SessionFeatures
 
 Log = Callable[[str], None]
 
@@ -73,6 +74,13 @@ class How:
     diagnostics: bool = False
 
 
+def step_shape(run: Run, features: SessionFeatures) -> str:
+    """What decides how fast a training step is: the model with its options, the batch, the features, the device."""
+    options = ", ".join(f"{key}={value}" for key, value in sorted(run.options.items()))
+    size = f"{run.training.batch_size}x{features.turns}x{features.dim}"
+    return f"{run.model}({options}) batch {size} on {features.device}"
+
+
 class StageTwo:
     """A spec's cached features on one device, loaded once for all of its runs. No image or extractor is touched."""
 
@@ -82,6 +90,19 @@ class StageTwo:
         self.spec, self.dataset, self.workspace, self.log = spec, dataset, workspace, log
         self.device = resolve_device(device)
         self.store = workspace.store(spec)
+        self.texts = False
+        for options in spec.models.values():
+            self.need(options)
+
+    def need(self, options: Mapping[str, Any]) -> None:
+        """Have the text rows with the features if a model with ``options`` reads them; loaded again if they lack them.
+
+        A run may ask for them where no model of the spec does: one of an ablation or of a search.
+        """
+        if options.get("texts") and not self.texts:
+            self.texts = True
+            for name in ("parts", "test"):
+                self.__dict__.pop(name, None)
 
     @cached_property
     def parts(self) -> tuple[Any, Any]:
@@ -103,7 +124,7 @@ class StageTwo:
         from pipeline.training.texts import add_texts
 
         features = session_features(self.store, sessions)
-        if any(options.get("texts") for options in self.spec.models.values()):
+        if self.texts:
             features = add_texts(features, self.workspace.backbone(self.spec))
         for reason in features.reasons[:3]:
             self.log(f"left out: {reason}")
@@ -115,6 +136,7 @@ class StageTwo:
         """A run as stage 2 trains it, features included."""
         from pipeline.training.job import Request
 
+        self.need(run.options)
         fit, validation = self.parts
         return Request(
             self.workspace.runs, self.dataset.name, self.store.fingerprint, run.model, run.options, fit, run.training,
@@ -136,7 +158,7 @@ class StageTwo:
         """Train runs of one shape side by side unless they have finished; their epochs go to the log.
 
         Returns a ``Trained`` for each, or the error of one that diverged. Threads and backend are measured once for a
-        folder (and shape), and then kept: others could round sums differently.
+        shape, and then kept: others could round sums differently.
         """
         from pipeline.training.job import train_runs
 
@@ -147,31 +169,25 @@ class StageTwo:
                 line = f"{request.name} seed {request.seed} epoch {metrics['epoch']}: loss {metrics['loss']:.4f}{shown}"
                 self.log(line)
 
-        shape, pinned = self._shape(runs[0]), self.workspace.threads()
-        asked = self.workspace.backend(shape) if how.backend == "auto" else how.backend
+        requests = [self.request(run) for run in runs]
+        shape = step_shape(runs[0], requests[0].features)
+        pinned = self.workspace.pinned(shape)
 
         def chosen(choice: Any) -> None:
             if choice.fallback:
                 self.log(choice.fallback)
+            self.workspace.pin(shape, choice, backend=how.backend == "auto")
             if choice.milliseconds and how.backend == "auto":
-                self.workspace.pin_backend(shape, choice.backend, choice.milliseconds)
                 timed = ", ".join(f"{name} {ms:.1f} ms" for name, ms in choice.milliseconds.items())
                 self.log(f"{runs[0].model}: backend {choice.backend} (a measured step: {timed}); kept for this shape")
-            if choice.threads is not None and choice.threads.milliseconds and pinned is None:
-                self.workspace.pin_threads(choice.threads.threads, choice.threads.milliseconds)
-                self.log(f"{choice.threads}; kept for this output folder")
+            if choice.threads is not None and choice.threads.milliseconds:
+                self.log(f"{runs[0].model}: {choice.threads}; kept for this shape")
 
         return train_runs(
-            [self.request(run) for run in runs], spec=self.spec.model_dump(mode="json"), backend=asked,
-            threads=() if pinned is None else (pinned,), again=force, diagnostics=how.diagnostics, progress=epoch,
-            chosen=chosen,
+            requests, spec=self.spec.model_dump(mode="json"),
+            backend=pinned.backend if how.backend == "auto" else how.backend, threads=pinned.candidates, again=force,
+            diagnostics=how.diagnostics, progress=epoch, chosen=chosen,
         )  # fmt: skip
-
-    def _shape(self, run: Run) -> str:
-        """What decides how fast a step is: the model with its options, the batch, the features, the device."""
-        fit, _ = self.parts
-        options = ", ".join(f"{key}={value}" for key, value in sorted(run.options.items()))
-        return f"{run.model}({options}) batch {run.training.batch_size}x{fit.turns}x{fit.dim} on {self.device}"
 
     def together(self, runs: Sequence[Run], how: How = How()) -> list[list[Run]]:
         """The runs in groups that train side by side: those that differ in their seeds alone, where that pays."""
@@ -220,17 +236,20 @@ class StageTwo:
         reasons = {i: why for i, why in zip(shown.skipped, shown.reasons, strict=True) if i in in_view}
         result = evaluate(queries, shown.sessions, self.candidates, self.subsets, self.dataset.averaging, reasons,
                           score=scorer(model, shown) if model.scores else None)  # fmt: skip
-        captions = all(image.file is None for image in self.dataset.images.values())
         note = self.workspace.extracted(self.spec)
         summary = result.summary(
             run=folder.id, model=run.model, seed=run.seed, store=self.store.fingerprint, dataset=self.dataset.name,
-            extractor=self.store.extractor, gallery="caption" if captions else "image",
+            extractor=self.store.extractor, gallery=note.gallery or self._gallery(),
             contaminated_on=list(note.contaminated_on), spec=self.spec.name, view=view.model_dump(),
             weights=files.weights(),
         )  # fmt: skip
         save_results(files.results, result, folder.id)
         save_summary(files.summary, summary)
         return summary
+
+    def _gallery(self) -> str:
+        """What the candidates are, by the dataset, for a note that was written before it said so."""
+        return "caption" if all(image.file is None for image in self.dataset.images.values()) else "image"
 
     def train_command(self, run: Run) -> str:
         return f"train {self.spec.asked} --model {run.model} --seeds {run.seed}"
@@ -282,11 +301,13 @@ def evaluate_spec(
 
 
 def summary_text(summaries: Sequence[dict[str, Any]]) -> str:
-    """The overall metrics of each run and subset, one line each."""
+    """The overall metrics of each run and subset, one line each; a subset that leaves no session out says nothing new."""
     lines = []
     for summary in summaries:
         for subset, categories in summary["metrics"].items():
             overall = categories["overall"]
+            if subset != SUBSETS[0] and overall["n"] == summary["metrics"][SUBSETS[0]]["overall"]["n"]:
+                continue
             shown = "  ".join(f"{k} {v:5.1f}" for k, v in overall.items() if k != "n")
             lines.append(f"{summary['model']:8} seed {summary['seed']}  {subset:17} {overall['n']:5} sessions  {shown}")
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cache import Store
 from cache.files import replace_atomically
@@ -16,8 +16,23 @@ from manifests.errors import IncompleteError
 from manifests.identity import digest
 from manifests.schema import RunSpec
 
-THREADS = "threads.json"
-BACKENDS = "backends.json"
+if TYPE_CHECKING:
+    from pipeline.training.backends import BackendChoice
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """How training steps of one shape are computed: others could round sums differently, and a run should repeat."""
+
+    backend: str = "auto"
+    threads: int | None = None  # on a CPU; None: not measured
+
+    @property
+    def candidates(self) -> tuple[int, ...]:
+        """The numbers of threads to choose among: the one pinned, or those of the machine."""
+        from pipeline.training.threads import candidates
+
+        return candidates() if self.threads is None else (self.threads,)
 
 
 @dataclass(frozen=True)
@@ -29,6 +44,7 @@ class Extracted:
     composer: str = ""  # digest of the spec's composer and validation tables, once composed
     store: str = ""
     contaminated_on: tuple[str, ...] = ()
+    gallery: str = ""  # what candidates are: "image", "caption" (standing in for it) or "imported" (arrays made elsewhere)
 
 
 class Workspace:
@@ -39,36 +55,36 @@ class Workspace:
         self.stores = out / "stores"
         self.runs = out / "runs"
 
-    def threads(self) -> int | None:
-        """CPU threads that training here was pinned to (``pin_threads``), so that a run repeats exactly; or None."""
+    def pinned(self, shape: str) -> Pinned:
+        """What training steps of this shape were pinned to here (``pin``)."""
         try:
-            return int(json.loads((self.out / THREADS).read_text(encoding="utf-8"))["threads"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+            found = json.loads(self._pin_file(shape).read_text(encoding="utf-8"))
+            return Pinned(found.get("backend", "auto"), found.get("threads"))
+        except (OSError, ValueError, AttributeError):
+            return Pinned()
 
-    def pin_threads(self, threads: int, milliseconds: dict[int, float]) -> None:
-        """Remember the measured choice for every later run of this folder."""
-        record = {"threads": threads, "milliseconds_per_step": {str(n): ms for n, ms in milliseconds.items()}}
-        self._write(THREADS, record)
+    def pin(self, shape: str, choice: BackendChoice, backend: bool = True) -> None:
+        """Remember what was measured for every later run of this shape; ``backend`` False: the threads alone.
 
-    def backend(self, shape: str) -> str:
-        """The backend that runs of this shape were pinned to (``pin_backend``), or "auto"."""
+        A file a shape, so that workers that measure different shapes at once do not overwrite each other's.
+        """
+        measured: dict[str, Any] = {}
+        if backend and choice.milliseconds:
+            measured |= {"backend": choice.backend, "backend_milliseconds": choice.milliseconds}
+        if choice.threads is not None and choice.threads.milliseconds:
+            measured |= {"threads": choice.threads.threads, "threads_milliseconds": choice.threads.milliseconds}
+        if not measured:
+            return
+        path = self._pin_file(shape)
         try:
-            return str(json.loads((self.out / BACKENDS).read_text(encoding="utf-8"))[shape]["backend"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return "auto"
+            known = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            known = {"shape": shape}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_atomically(path, (json.dumps(known | measured, indent=2) + "\n").encode())
 
-    def pin_backend(self, shape: str, backend: str, milliseconds: dict[str, float]) -> None:
-        """Remember the measured choice for later runs of this shape: another backend could round sums differently."""
-        try:
-            known = dict(json.loads((self.out / BACKENDS).read_text(encoding="utf-8")))
-        except (OSError, ValueError):
-            known = {}
-        self._write(BACKENDS, known | {shape: {"backend": backend, "milliseconds_per_step": milliseconds}})
-
-    def _write(self, name: str, record: dict[str, Any]) -> None:
-        self.out.mkdir(parents=True, exist_ok=True)
-        replace_atomically(self.out / name, (json.dumps(record, indent=2) + "\n").encode())
+    def _pin_file(self, shape: str) -> Path:
+        return self.out / "steps" / f"{digest(shape)[:12]}.json"
 
     def note_path(self, spec: RunSpec) -> Path:
         return self.out / "extracted" / f"{spec.name}.json"

@@ -12,25 +12,17 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cli import main
-from manifests.datasets.jsonl import export
-from tests.pipeline.extraction.conftest import save_bert
-from tests.worlds import world
+from tests.caption_project import CAPTIONS, call, caption_project
 
 ROOT = Path(__file__).resolve().parent.parent
-SPEC = """
+SPEC = (
+    """
 name = "small"
 title = "A small world"
 seeds = [0, 1]
-[dataset]
-name = "jsonl"
-folder = "world"
-[extractor]
-name = "caption"
-model = "{model}"
-[composer]
-name = "gated"
-dim = 8
-hidden = 8
+"""
+    + CAPTIONS
+    + """dim = 8
 [composer.fit]
 epochs = 2
 [training]
@@ -48,17 +40,14 @@ hidden = 4
 stages = 2
 hidden = 4
 """
+)
 Run = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data/world, a model and small.toml."""
-    folder = tmp_path_factory.mktemp("project")
-    export(world(), folder / "data" / "world")
-    save_bert(folder / "model")
-    (folder / "small.toml").write_text(SPEC.format(model=folder / "model"), encoding="utf-8")
-    return folder
+    return caption_project(tmp_path_factory.mktemp("project"), "small", SPEC)
 
 
 @pytest.fixture
@@ -66,9 +55,8 @@ def cli(project: Path) -> Run:
     """Runs a command on small.toml with the project's folders; ``cli("train", "--model", "lstm")``."""
 
     def run(command: str, *words: str, out: str = "out", spec: bool = True) -> Result:
-        where = ["--data", str(project / "data"), "--out", str(project / out)]
         target = [str(project / "small.toml")] if spec else []
-        return CliRunner().invoke(main, [command, *target, *words, *where])
+        return call(project, command, *target, *words, out=out)
 
     return run
 

@@ -16,7 +16,7 @@ from cli import main
 from manifests.datasets.jsonl import export
 from manifests.schema import Dataset
 from pipeline.commands.cache import command as group
-from tests.pipeline.extraction.conftest import save_bert
+from tests.caption_project import call, caption_project
 from tests.test_cli import SPEC
 from tests.worlds import world
 
@@ -26,13 +26,9 @@ Run = Callable[..., Result]
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data/world, a model, small.toml and out/, extracted and composed."""
-    folder = tmp_path_factory.mktemp("project")
-    export(world(), folder / "data" / "world")
-    save_bert(folder / "model")
-    (folder / "small.toml").write_text(SPEC.format(model=folder / "model"), encoding="utf-8")
+    folder = caption_project(tmp_path_factory.mktemp("project"), "small", SPEC)
     for step in ("extract", "fit-composer"):
-        words = [step, str(folder / "small.toml"), "--data", str(folder / "data"), "--out", str(folder / "out")]
-        result = CliRunner().invoke(main, words)
+        result = call(folder, step, str(folder / "small.toml"))
         assert result.exit_code == 0, result.output
     return folder
 

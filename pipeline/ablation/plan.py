@@ -18,7 +18,7 @@ from manifests.identity import pair_key, stack_keys, text_key
 from manifests.options import problems_of
 from manifests.schema import Dataset, RunSpec, Training
 from manifests.views import View
-from pipeline.stage2 import Run, StageTwo, make_run
+from pipeline.stage2 import Run, StageTwo, make_run, step_shape
 from pipeline.workspace import Workspace
 
 REPEATS = 3  # timed steps of a shape after a first one that warms up; the fastest counts
@@ -223,20 +223,20 @@ def _measure(stage: StageTwo, groups: Sequence[Group]) -> tuple[float, dict[int,
     from pipeline.training.fit import epoch_batches
     from pipeline.training.validate import recalls
 
-    fit, validation = stage.parts
-    pinned = stage.workspace.threads()
     total, steps_ms = 0.0, {}
     for group in groups:
         todo = [task for task in group.tasks if task.trainable and not task.trained]
         if not todo:
             continue
         run = todo[0].run
-        model = stage.request(run).build()
-        choice = choose_backend("auto", [model], fit, [run.training], (pinned,) if pinned else ())
+        request = stage.request(run)
+        model, fit, validation = request.build(), request.features, request.validation_features
+        pinned = stage.workspace.pinned(step_shape(run, fit))
+        choice = choose_backend(pinned.backend, [model], fit, [run.training], pinned.candidates)
         step = measured_step([model], fit, [run.training], choice.backend)
         step()
         seconds = min(_seconds(step) for _ in range(REPEATS))
-        checking = _seconds(lambda model=model: recalls(model, validation)) if validation is not None else 0.0
+        checking = _seconds(lambda model=model, held=validation: recalls(model, held)) if validation is not None else 0.0
         steps = len(epoch_batches(len(fit), run.training.batch_size))
         total += len(todo) * run.training.epochs * (steps * seconds + checking)
         steps_ms[group.point.number] = 1e3 * seconds

@@ -16,7 +16,7 @@ from pipeline.ablation.plan import AblationPlan, plan_ablation
 from pipeline.ablation.timing import measure_timing, read_timing, timing_file
 from pipeline.jobs import make_features
 from pipeline.specs import check_components
-from pipeline.stage2 import Log, StageTwo, silent
+from pipeline.stage2 import Log, StageTwo, silent, step_shape
 from pipeline.workspace import Workspace
 
 
@@ -76,7 +76,7 @@ def ablate(
     plan = plan_ablation(ablation, spec, dataset, workspace, place.device, only, seeds, stage=lambda: stage)
     log(plan.headline)
     if scheduler or workers:
-        _pin_threads(stage, plan)
+        _pin_steps(stage, plan)
         run_on_cluster(Job.of(spec, place.data, place.out, place.device), plan.groups, scheduler, workers, log)
     else:
         run_here(stage, plan.groups, log)
@@ -104,15 +104,16 @@ def time_points(place: Place, stage: StageTwo, dataset: Dataset, seeds: Sequence
         log(f"written to {path} ({record['device']}, {record['threads']} threads)")
 
 
-def _pin_threads(stage: StageTwo, plan: AblationPlan) -> None:
-    """Choose the CPU threads here, once: workers that choose for themselves could round sums differently."""
+def _pin_steps(stage: StageTwo, plan: AblationPlan) -> None:
+    """Choose backend and CPU threads of each shape here: workers that choose for themselves could round sums differently."""
     from pipeline.training.backends import choose_backend
 
-    trained = [task.run for task in plan.tasks if task.trainable and not task.trained]
-    if stage.device.type != "cpu" or stage.workspace.threads() is not None or not trained:
-        return
-    request = stage.request(trained[0])
-    choice = choose_backend("auto", [request.build()], request.features, [request.training])
-    if choice.threads is not None:
-        stage.workspace.pin_threads(choice.threads.threads, choice.threads.milliseconds)
-
+    for group in plan.groups if stage.device.type == "cpu" else ():
+        todo = [task.run for task in group.tasks if task.trainable and not task.trained]
+        if not todo:
+            continue
+        request = stage.request(todo[0])
+        shape = step_shape(todo[0], request.features)
+        pinned = stage.workspace.pinned(shape)
+        choice = choose_backend(pinned.backend, [request.build()], request.features, [request.training], pinned.candidates)
+        stage.workspace.pin(shape, choice)

@@ -41,16 +41,17 @@ def measure_timing(stage: StageTwo, tasks: Sequence[Task], path: Path, rounds: i
     same for every point and are not in it.
     """
     from pipeline.training.checkpoint import load_model
+    from pipeline.training.validate import inputs_of
 
     folders = {task.point.number: stage.folder(task.run) for task in tasks}
     models = {number: load_model(folder.path, stage.device) for number, folder in folders.items()}
     session = stage.test.lengths.argmax().reshape(1)
-    whole, single = stage.test.batch(session), stage.test.concatenated(session)
+    given = {number: inputs_of(model, stage.test)(session) for number, model in models.items()}
     found: dict[int, list[float]] = {number: [] for number in models}
     with torch.no_grad():
         for turn in range(WARM_UP + rounds):
             for number, model in models.items():
-                queries, _, lengths = single if model.reads == "concatenated" else whole
+                queries, _, lengths = given[number]
                 began = _now(stage.device)
                 model(queries, lengths)
                 if turn >= WARM_UP:
@@ -60,7 +61,7 @@ def measure_timing(stage: StageTwo, tasks: Sequence[Task], path: Path, rounds: i
         "machine": f"{platform.machine()} {platform.system()}",
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
-        "turns": int(whole.lengths[0]),
+        "turns": int(stage.test.lengths.max()),
         "rounds": rounds,
         "runs": {folders[n].id: _spread(values) for n, values in found.items()},
     }

@@ -85,12 +85,15 @@ def logged_order(bed: TestBed, models: Sequence[Trained], k: int) -> OrderTest:
 def _permuted(bed: TestBed, trained: Trained, keep_last: bool) -> Tensor:
     """f'_qry(N) [S, D] of every session with its turns (all, or all but the last) in reverse."""
     features = bed.features
-    rows = features.query_rows.clone()
+    order = torch.arange(features.turns).repeat(len(features), 1)
     for number, length in enumerate(features.lengths.tolist()):
         stop = length - 1 if keep_last else length
-        rows[number, :stop] = rows[number, :stop].flip(0)
-        rows[number, length:] = rows[number, length - 1]
-    return turn_outputs(trained, replace(features, query_rows=rows))[:, -1]
+        order[number, :stop] = order[number, :stop].flip(0)
+        order[number, length:] = order[number, length - 1]
+    order = order.to(features.device)
+    tables = {name: getattr(features, name) for name in ("query_rows", "text_rows")}
+    turned = {name: rows.gather(1, order) for name, rows in tables.items() if rows is not None}
+    return turn_outputs(trained, replace(features, **turned))[:, -1]
 
 
 def interactive_order(bed: TestBed, models: Sequence[Trained], queries: Queries | None, k: int) -> OrderTest:
@@ -165,9 +168,10 @@ class _Player:
         state = trained.model.initial_state(len(self.mine))
         for turn in range(max(map(len, said.values()))):
             texts = [said[n][min(turn, len(said[n]) - 1)] for n in self.mine]
-            query = self.composer.query(
-                self.images[[self.place[used[n][-1]] for n in self.mine]], self.texts[[self.said[t] for t in texts]]
-            )
+            told = self.texts[[self.said[t] for t in texts]]
+            query = self.composer.query(self.images[[self.place[used[n][-1]] for n in self.mine]], told)
+            if trained.model.texts:
+                query = torch.cat([query, told], -1)
             output, state = trained.model.step(query.to(self.device), state)
             live = [(i, n) for i, n in enumerate(self.mine) if turn < len(said[n])]
             rows, numbers = (torch.tensor(part, device=output.device) for part in zip(*live, strict=True))

@@ -154,10 +154,12 @@ def _lines(
     a: Method, b: Method, about: Evaluation, rows: np.ndarray, labels: np.ndarray, ranks: tuple[np.ndarray, np.ndarray]
 ) -> tuple[Line, ...]:
     made: list[dict[str, Any]] = []
+    tested: set[bytes] = set()
     for subset, members in about.subsets.items():
         inside = members[rows]
-        if not inside.any():
+        if not inside.any() or inside.tobytes() in tested:  # the same sessions again are no further comparison
             continue
+        tested.add(inside.tobytes())
         strata = strata_of(labels[inside].tolist(), about.averaging)
         per_seed = [{m: session_values(r[:, inside], m) for m in METRICS} for r in ranks]
         columns = [side[m].mean(axis=0) for m in METRICS for side in per_seed]

@@ -88,7 +88,7 @@ class Evaluation:
         """What ``summary.json`` holds: the metrics, the protocol they were measured under, and the run's ``facts``.
 
         A table needs the facts ``run`` (id), ``model``, ``seed``, ``store`` (fingerprint), ``dataset``, ``extractor``,
-        ``gallery`` ("image" or "caption") and ``contaminated_on`` (datasets the extractor was trained on).
+        ``gallery`` ("image", "caption" or "imported") and ``contaminated_on`` (datasets the extractor was trained on).
         """
         return {
             **facts,

@@ -114,7 +114,7 @@ def draw(figure: Scatter, folder: Path, name: str) -> list[Path]:
         raise PlotError(f"drawing needs matplotlib ({error}): install fashion-ntm[plots]") from None
     whole = [point for point in figure.points if point.whole]
     if not whole:
-        raise PlotError("no point has both a recall and a time; " + next((p.command for p in figure.points), ""))
+        raise PlotError("no point has both a recall and a time: there is nothing to draw")
     series = sorted({point.series for point in whole}, key=_order)
     sizes = sorted({point.size for point in whole}, key=_order)
     colour = {value: _ramp(n, len(series)) for n, value in enumerate(series)}

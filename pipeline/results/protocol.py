@@ -35,7 +35,7 @@ class RunSummary(BaseModel):
     store: str
     dataset: str
     extractor: str
-    gallery: Literal["image", "caption"]
+    gallery: Literal["image", "caption", "imported"]
     contaminated_on: tuple[str, ...] = ()
     metrics: dict[str, dict[str, dict[str, float]]]
     averaging: Literal["categories", "sessions"]
@@ -91,6 +91,7 @@ def _gallery_notes(runs: Sequence[RunSummary]) -> list[str]:
     kinds = {
         "image": "Image gallery.",
         "caption": "Caption gallery: captions stand in for the images, another task than the paper's.",
+        "imported": "Imported features: what they were made from is not known here.",
     }
     notes = [kinds[kind] for kind in sorted({run.gallery for run in runs})]
     for rule in sorted({(run.references, run.ties) for run in runs}):

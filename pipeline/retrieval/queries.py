@@ -63,11 +63,15 @@ class Queries:
         key = self._bound.get(image)
         return key is not None and self._row(table, key) is not None
 
-    def query(self, image: str | np.ndarray, text: str) -> Tensor:
+    def query(self, image: str | np.ndarray, text: str, texts: bool = False) -> Tensor:
         """f_qry [D] of a catalogue image's id, or an uploaded image's row (``upload``), and a text.
+
+        ``texts``: [D + E], with the text's own row beside it, for a model that reads ``texts``.
 
         Raises QueryError naming what is missing and what would supply it.
         """
+        if texts:
+            return torch.cat([self.query(image, text), torch.from_numpy(self.text_row(text))])
         if self.composer is None:
             return self._joint(image, text)
         row = self.image_row(image) if isinstance(image, str) else image

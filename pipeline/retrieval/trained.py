@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from pipeline.training.checkpoint import load_model
 from pipeline.training.data import SessionFeatures
 from pipeline.training.models.base import MemoryModel
 from pipeline.training.runs import RunFolder, list_runs
+from pipeline.training.validate import inputs_of
 
 DIGITS = 4  # fewest digits of a run id that may stand for it
 
@@ -105,8 +105,7 @@ def turn_outputs(trained: Trained, features: SessionFeatures, batch: int = 1024)
     A model of concatenated captions has T = 1: its answer to the whole session.
     """
     model = trained.model
-    take: Any = features.batch if trained.by_turn else features.concatenated
-    parts = []
+    take, parts = inputs_of(model, features), []
     for index in torch.arange(len(features), device=features.device).split(batch):
         queries, _, lengths = take(index)
         outputs = model(queries, lengths)

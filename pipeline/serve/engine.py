@@ -101,7 +101,7 @@ class Engine:
         steps = [*talk.steps, Step(talk.chosen, said)]
         queries = self._queries(talk, steps)
         for dialogue in talk.models.values():
-            dialogue.say(queries[dialogue.model.reads], said)
+            dialogue.say(queries[_kind(dialogue)], said)
         talk.steps = steps
         talk.chosen = self._best(talk, steps)
 
@@ -136,7 +136,7 @@ class Engine:
         for turn in range(len(steps)):
             queries = self._queries(talk, steps[: turn + 1], dialogues)
             for dialogue in dialogues.values():
-                dialogue.say(queries[dialogue.model.reads], steps[turn].text)
+                dialogue.say(queries[_kind(dialogue)], steps[turn].text)
         same = steps is talk.steps
         talk.models, talk.steps = dialogues, steps
         if steps and not same:
@@ -144,18 +144,15 @@ class Engine:
 
     def _queries(
         self, talk: Talk, steps: Sequence[Step], dialogues: dict[str, Dialogue] | None = None
-    ) -> dict[str, Any]:
+    ) -> dict[tuple[str, bool], Any]:
         """What each kind of model reads at the last of ``steps``: its own query, or all captions as one."""
-        kinds = {d.model.reads for d in (dialogues or talk.models).values()}
-
-        def query(reference: str, text: str) -> Any:
-            return self.queries.query(talk.upload if reference == UPLOAD else reference, text)
-
         found = {}
-        if "turns" in kinds:
-            found["turns"] = query(steps[-1].reference, steps[-1].text)
-        if "concatenated" in kinds:
-            found["concatenated"] = query(steps[0].reference, TURN_JOIN.join(step.text for step in steps))
+        for kind in {_kind(d) for d in (dialogues or talk.models).values()}:
+            reads, texts = kind
+            whole = Step(steps[0].reference, TURN_JOIN.join(step.text for step in steps))
+            step = whole if reads == "concatenated" else steps[-1]
+            image = talk.upload if step.reference == UPLOAD else step.reference
+            found[kind] = self.queries.query(image, step.text, texts)
         device = self.indexes[talk.category].features.device
         return {kind: value.to(device) for kind, value in found.items()}
 
@@ -224,6 +221,11 @@ class Engine:
     def export_line(self, talk: Talk) -> str:
         """One line of sessions.jsonl, as the jsonl dataset reads it."""
         return json.dumps(self.session(talk).model_dump(), ensure_ascii=False) + "\n"
+
+
+def _kind(dialogue: Dialogue) -> tuple[str, bool]:
+    """What the dialogue's model reads at a turn: which query, and whether the text's row beside it."""
+    return dialogue.model.reads, dialogue.model.texts > 0
 
 
 def upload_row(queries: Queries, data: bytes, limits: Limits) -> tuple[np.ndarray | Any, bytes]:

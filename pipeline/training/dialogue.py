@@ -80,14 +80,15 @@ class Dialogue:
 
     @torch.no_grad()
     def say(self, f_qry: Tensor, note: str = "") -> Tensor:
-        """The next turn: f_qry(n) [D] -> f'_qry(n) [D]. ``note`` (the feedback, say) is kept with the turn.
+        """The next turn: f_qry(n) [D], or [D + E] for a model that reads ``texts`` -> f'_qry(n) [D]. ``note`` (the feedback, say) is kept with the turn.
 
         Raises DialogueError for another shape or values that are not finite; the dialogue is then as before.
         """
-        if f_qry.shape != (self.model.dim,):
+        width = self.model.dim + self.model.texts
+        if f_qry.shape != (width,):
             raise DialogueError(
                 f"turn {self.turn + 1}: f_qry has shape {list(f_qry.shape)}, {self.model.name} reads "
-                f"[{self.model.dim}]; give one feature of the store that the run was trained on"
+                f"[{width}]; give one feature of the store that the run was trained on"
             )
         if not torch.isfinite(f_qry).all():
             raise DialogueError(f"turn {self.turn + 1}: f_qry holds NaN or infinite values; extract this query again")

@@ -17,7 +17,7 @@ from pipeline.training.models.base import MemoryModel
 CUTOFFS = (5, 8)
 
 
-def _inputs(model: MemoryModel, features: SessionFeatures) -> Callable[[Tensor], Batch]:
+def inputs_of(model: MemoryModel, features: SessionFeatures) -> Callable[[Tensor], Batch]:
     """What the model reads of the sessions given by number."""
     if model.reads == "concatenated":
         return features.concatenated
@@ -30,7 +30,7 @@ def embed(model: MemoryModel, features: SessionFeatures, batch: int = 1024) -> T
 
     ``batch`` sessions go through the model at once; it bounds memory and changes nothing else.
     """
-    take = _inputs(model, features)
+    take = inputs_of(model, features)
     training = model.training
     model.eval()
     try:
@@ -50,7 +50,7 @@ def score(model: MemoryModel, features: SessionFeatures, candidates: Tensor, bat
 
     ``batch`` sessions are scored at once; it bounds memory and changes nothing else.
     """
-    take = _inputs(model, features)
+    take = inputs_of(model, features)
     training = model.training
     model.eval()
     try:

@@ -16,7 +16,7 @@ from manifests.schema import Dataset, RunSpec, Session
 from manifests.write import spec_toml
 from pipeline.composition.request import composer_request
 from pipeline.stage1 import fitting_sessions
-from pipeline.stage2 import Log, Run, StageTwo, make_run, silent
+from pipeline.stage2 import Log, Run, StageTwo, make_run, silent, step_shape
 from pipeline.tuning.samplers import propose
 from pipeline.tuning.space import Axis, nested, space_for
 from pipeline.tuning.trials import LOG, Trial, TrialLog
@@ -95,6 +95,7 @@ def tune(
     trials = TrialLog(folder / LOG, about)
     if trials.trials:
         log(f"{len(trials.trials)} trials are in {trials.path}")
+    stage.need({axis.key: axis.high or any(axis.choices) for axis in axes})  # what some trial may ask for
     parts = _parts(stage, sessions, cuts)
     began = time.monotonic()
     while len(trials.trials) < budget.trials:
@@ -182,9 +183,8 @@ def _score(stage: StageTwo, run: Run, fit_features: Any, held: Any) -> float:
     model = build_model(run.model, run.options, fit_features.dim, run.seed).to(stage.device)
     backend = "reference"
     if model.trainable:
-        pinned = stage.workspace.threads()
-        threads = (pinned,) if pinned else ()
-        backend = choose_backend("auto", [model], fit_features, [run.training], threads).backend
+        pinned = stage.workspace.pinned(step_shape(run, fit_features))
+        backend = choose_backend(pinned.backend, [model], fit_features, [run.training], pinned.candidates).backend
     validation = held if run.training.early_stopping else None
     for _ in fit(model, fit_features, run.training, run.seed, validation, backend):
         pass

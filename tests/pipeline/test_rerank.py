@@ -6,25 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from cli import main
-from manifests.datasets.jsonl import export
-from tests.pipeline.extraction.conftest import save_bert
-from tests.worlds import world
+from tests.caption_project import CAPTIONS, caption_project
+from tests.caption_project import call as call_in
 
-SPEC = """
+SPEC = (
+    """
 name = "parts"
-[dataset]
-name = "jsonl"
-folder = "world"
-[extractor]
-name = "caption"
-model = "{model}"
-[composer]
-name = "gated"
-hidden = 8
-[composer.fit]
+"""
+    + CAPTIONS
+    + """[composer.fit]
 epochs = 2
 [training]
 epochs = 2
@@ -40,28 +32,23 @@ width = 8
 width = 8
 gallery = 20
 [models.turn_weights]
-texts = {width}
+texts = 16
 [models.gru]
 hidden = 4
-texts = {width}
+texts = 16
 residual = "ewma"
 training = {{ loss = "triplet", negatives = "static", hard_groups = 3 }}
 """
+)
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("project")
-    export(world(), folder / "data" / "world")
-    save_bert(folder / "model")
-    width = json.loads((folder / "model" / "config.json").read_text(encoding="utf-8"))["hidden_size"]
-    (folder / "parts.toml").write_text(SPEC.format(model=folder / "model", width=width), encoding="utf-8")
-    return folder
+    return caption_project(tmp_path_factory.mktemp("project"), "parts", SPEC)
 
 
 def call(project: Path, command: str, *words: str) -> Result:
-    where = ["--data", str(project / "data"), "--out", str(project / "out")]
-    return CliRunner().invoke(main, [command, str(project / "parts.toml"), *words, *where])
+    return call_in(project, command, str(project / "parts.toml"), *words)
 
 
 def test_every_baseline_goes_from_a_spec_to_metrics_and_through_reranking(project: Path) -> None:

@@ -9,36 +9,29 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from cli import main
-from manifests.datasets.jsonl import export
 from manifests.errors import FashionNTMError
 from manifests.load import load_dataset, load_spec
+from pipeline.ablation.plan import plan_ablation
 from pipeline.ablation.run import ablate, open_ablation
 from pipeline.ablation.timing import read_timing, timing_file
 from pipeline.tuning.search import Budget, tune
 from pipeline.workspace import Workspace
-from tests.pipeline.extraction.conftest import save_bert
-from tests.worlds import world
+from tests.caption_project import CAPTIONS, call, caption_project
 
 ROOT = Path(__file__).resolve().parents[3]
-SPEC = """
+SPEC = (
+    """
 name = "small"
 seeds = [0]
-[dataset]
-name = "jsonl"
-folder = "world"
-[extractor]
-name = "caption"
-model = "{model}"
-[composer]
-name = "gated"
-dim = 8
-hidden = 8
+"""
+    + CAPTIONS
+    + """dim = 8
 [composer.fit]
 epochs = 2
 [training]
@@ -52,6 +45,7 @@ fraction = 0.2
 [models.lstm]
 hidden = 4
 """
+)
 ABLATION = """
 name = "grid"
 run = "{spec}"
@@ -114,22 +108,16 @@ Run = Callable[..., Result]
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("project")
-    export(world(), folder / "data" / "world")
-    save_bert(folder / "model")
-    names = {"spec": folder / "small.toml", "ablation": folder / "grid.toml", "model": folder / "model"}
-    for name, text in (("small", SPEC), ("grid", ABLATION), ("table", TABLE), ("figure", FIGURE)):
+    folder = caption_project(tmp_path_factory.mktemp("project"), "small", SPEC)
+    names = {"spec": folder / "small.toml", "ablation": folder / "grid.toml"}
+    for name, text in (("grid", ABLATION), ("table", TABLE), ("figure", FIGURE)):
         (folder / f"{name}.toml").write_text(text.format(**names), encoding="utf-8")
     return folder
 
 
 @pytest.fixture
 def cli(project: Path) -> Run:
-    def run(command: str, *words: str, out: str = "out") -> Result:
-        where = ["--data", str(project / "data"), "--out", str(project / out)]
-        return CliRunner().invoke(main, [command, *words, *where])
-
-    return run
+    return partial(call, project)
 
 
 @pytest.fixture(scope="module")
@@ -240,6 +228,7 @@ def test_a_figure_is_drawn_from_measured_points(cli: Run, project: Path, done: P
     assert result.exit_code == 0, result.output
     drawn = {path.suffix: path.read_bytes()[:8] for path in (project / "drawn").iterdir()}
     assert drawn[".png"] == b"\x89PNG\r\n\x1a\n" and drawn[".pdf"].startswith(b"%PDF") and ".svg" in drawn
+    assert "to fill" not in result.stdout  # every point has its runs and its time
     csv = cli("figure", str(project / "figure.toml"), "--format", "csv").stdout.splitlines()
     assert len(csv) == 1 + len(data["points"])
 
@@ -254,7 +243,8 @@ def test_another_run_spec_is_named_and_takes_no_value_of_the_paper(cli: Run, pro
     figure = json.loads(cli("figure", "8", "--run", spec, "--format", "json").stdout)
     assert figure["title"].endswith("(run spec small instead)")
     assert all(point["recall"] is None and point["command"] for point in figure["points"])
-    assert "no point has both" in cli("figure", "8", "--run", spec).output
+    empty = cli("figure", "8", "--run", spec)
+    assert empty.exit_code == 3 and f"run `python cli.py ablate figure8 --run {spec}" in " ".join(empty.output.split())
 
 
 def test_compare_lists_the_sessions_that_changed(cli: Run, project: Path, done: Path) -> None:
@@ -269,6 +259,8 @@ def test_compare_lists_the_sessions_that_changed(cli: Run, project: Path, done: 
     assert sum(found["sessions_nearer_same_further"]) == 30
     both = cli("compare", "lstm", "avg")
     assert both.exit_code == 4 and "2 configurations of this model" in both.output
+    words = " ".join(both.output.split())
+    assert "(hidden 3)" in words and "(hidden 4)" in words  # what tells them apart, and nothing else
     assert cli("compare", "lstn", "avg").exit_code == 4
     same = json.loads(cli("compare", "avg", "avg", "--json").stdout)
     assert same["nearer"] == [] and all(t["p_sessions"] == 1.0 and t["difference"] == 0 for t in same["tests"])
@@ -335,6 +327,31 @@ def test_tpe_learns_from_the_log(project: Path, done: Path) -> None:
     assert len(result.trials) == 3 and result.best.value is not None
     with pytest.raises(FashionNTMError, match="lstm has no such option"):
         tune(spec, dataset, Workspace(done), "lstm", ["hiden=2,3"], device="cpu")
+
+
+def test_only_the_grid_or_the_search_asks_for_texts(project: Path, done: Path) -> None:
+    """No model of the run spec reads the turns' texts; a point of an ablation does, and so does a trial."""
+    spec = load_spec(str(project / "small.toml"))
+    width = Workspace(done).backbone(spec).tables["text"].dim
+    grid = f"""
+name = "told"
+run = "{project / "small.toml"}"
+seeds = [0]
+timing = true
+[[grid]]
+models = ["lstm"]
+options = {{ hidden = 5, texts = [0, {width}] }}
+"""
+    (project / "told.toml").write_text(grid, encoding="utf-8")
+    place = open_ablation(str(project / "told.toml"), "", (), project / "data", done, "cpu")
+    planned = plan_ablation(place.ablation, spec, place.dataset(), place.workspace, "cpu")
+    assert set(planned.step_ms) == {1, 2}
+    after = ablate(place)
+    assert not after.groups and len({task.run.options["texts"] for task in after.tasks}) == 2
+    assert len(read_timing(timing_file(done, "told"))["runs"]) == 2
+    found = tune(spec, place.dataset(), Workspace(done), "lstm", [f"texts=0,{width}"], folds=2, budget=Budget(4),
+                 device="cpu")  # fmt: skip
+    assert {t.params["texts"] for t in found.trials} == {0, width} and not any(t.failed for t in found.trials)
 
 
 @pytest.mark.slow

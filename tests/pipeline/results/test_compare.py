@@ -47,6 +47,16 @@ def test_ranks_of_several_seeds_are_averaged_in_the_logarithm() -> None:
     assert "this number of seeds gives no p below 0.500" in to_text(found)
 
 
+def test_a_subset_that_leaves_no_session_out_is_not_tested_twice() -> None:
+    """Holm's correction counts comparisons: the same sessions under two names are one."""
+    every = {"all": np.ones(4, bool), "last pair unseen": np.ones(4, bool), "no pair seen": np.array([True, False, True, True])}
+    alone = compare(method([9, 5, 8, 1]), method([1, 2, 3, 4]))
+    again = replace(method([9, 5, 8, 1]), evaluations=(replace(evaluation([9, 5, 8, 1]), subsets=every),))
+    found = compare(again, method([1, 2, 3, 4]))
+    assert list(dict.fromkeys(line.subset for line in found.lines)) == ["all", "no pair seen"]
+    assert [line.p_holm for line in found.lines] == [line.p_holm for line in alone.lines]
+
+
 def test_only_common_sessions_count_and_others_are_counted() -> None:
     short = replace(method([1, 1, 1, 1]), evaluations=(evaluation([2, 2, 2], "abc"),))
     found = compare(method([1, 1, 1, 1]), short)

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from cache import Store
 from manifests.errors import ManifestError
 from manifests.schema import Component, Dataset, RunSpec
+from pipeline.results.protocol import protocol_notes, read_runs
 from pipeline.stage1 import fit_composer_spec
 from pipeline.stage2 import StageTwo, evaluate_spec, train_spec
 from pipeline.stores.arrays import FeatureFolder
@@ -80,7 +81,9 @@ def test_stage_two_runs_on_imported_features(tmp_path: Path, data: Dataset, form
     first = stage.parts[0].batch(np.array([0]))
     assert np.array_equal(first.queries[0, 1].numpy(), vector(session.turns[1].reference, session.turns[1].text))
     assert len(list(train_spec(spec, data, workspace, ["avg", "lstm", "cat"], device="cpu"))) == 3
-    assert len(evaluate_spec(spec, data, workspace, device="cpu")) == 3
+    summaries = evaluate_spec(spec, data, workspace, device="cpu")
+    assert len(summaries) == 3 and {summary["gallery"] for summary in summaries} == {"imported"}
+    assert any("Imported features" in note for note in protocol_notes(read_runs("avg", summaries[:1])))
 
 
 def test_the_arrays_are_the_fingerprint(tmp_path: Path, data: Dataset) -> None:
