@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cache import Store, StoreError
 from manifests.errors import IncompleteError
 from manifests.leaks import subset_counts
 from manifests.schema import Dataset, RunSpec
@@ -82,7 +83,11 @@ def status_of(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Status:
     except IncompleteError as error:
         for run in runs:
             found[run.model][run.seed] = "absent"
-        return Status(spec.name, str(error), "", {}, found)
+        begun = _begun(spec, dataset, workspace)
+        if begun is None:
+            return Status(spec.name, str(error), "", {}, found)
+        rows = {name: table.rows for name, table in begun.tables.items()}
+        return Status(spec.name, f"begun, not finished: run `extract {spec.asked}`", str(begun.path), rows, found)
     fit, validation = stage.parts
     left_out = len(fit.skipped) + (len(validation.skipped) if validation is not None else 0)
     if left_out:
@@ -93,6 +98,19 @@ def status_of(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Status:
         found[run.model][run.seed] = state
     rows = {name: table.rows for name, table in stage.store.tables.items()}
     return Status(spec.name, first, str(stage.store.path), rows, found)
+
+
+def _begun(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Store | None:
+    """The newest store of an extraction that was stopped before its end: of this dataset and extractor name."""
+    if workspace.note(spec) is not None:
+        return None
+    folders = (workspace.stores / dataset.name).glob(f"{spec.extractor.name}-*")
+    for folder in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            return Store.open(folder, verify="header")
+        except StoreError:  # damaged: `extract` says so
+            continue
+    return None
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,16 @@ def test_the_whole_path_from_validate_to_table(cli: Run, project: Path) -> None:
     assert ntm[0]["value"] is None and "--model v_ntm" in ntm[0]["command"]
 
 
+def test_status_knows_an_extraction_that_was_stopped(cli: Run, project: Path) -> None:
+    assert "nothing is extracted" in cli("status", out="stopped").output
+    assert cli("extract", out="stopped").exit_code == 0
+    for note in (project / "stopped" / "extracted").iterdir():  # written when an extraction has come to its end
+        note.unlink()
+    found = cli("status", "--json", out="stopped")
+    assert found.exit_code == 3 and "begun, not finished: run `extract" in json.loads(found.stdout)["stage1"]
+    assert all(rows > 0 for rows in json.loads(found.stdout)["rows"].values())
+
+
 def test_a_changed_composer_is_stale_until_it_is_fitted_again(cli: Run) -> None:
     assert cli("run", "--model", "last", out="stale").exit_code == 0
     changed = ["--set", "composer.dim=6"]

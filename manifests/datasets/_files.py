@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from manifests.errors import Problems
 from manifests.options import problems_of
+from manifests.schema import Image
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 M = TypeVar("M", bound=BaseModel)
@@ -47,6 +48,11 @@ def option_folder(data: Path, given: str, problems: Problems, key: str) -> Path 
         problems.add(f"key dataset.{key}", what, "check this key and --data", file=path)
         return None
     return path
+
+
+def optional_folder(data: Path, given: str | None, problems: Problems, key: str) -> Path | None:
+    """``option_folder`` of a key that may be left out."""
+    return option_folder(data, given, problems, key) if given else None
 
 
 def read_text(path: Path, problems: Problems) -> str | None:
@@ -163,6 +169,19 @@ def find_images(root: Path, images: Iterable[str], problems: Problems, key: str)
         fix = f"expected files such as {missing[0]}.jpg" if "." not in missing[0] else f"expected {missing[0]}"
         problems.add(f"key dataset.{key}", "holds no image of this dataset", fix, file=root)
     return files, missing_note(missing, len(wanted), f"have no file in {root.name}/")
+
+
+def catalogue(
+    ids: Iterable[str], images: Path | None, captions: Mapping[str, str] | None, problems: Problems, notes: list[str]
+) -> dict[str, Image]:
+    """``ids`` in order, each with its file below the folder ``images`` and its caption; None: the dataset was given none."""
+    ids, files = list(ids), {}
+    if images:
+        files, note = find_images(images, ids, problems, "images")
+        notes += [note] if note else []
+    if images is None and captions is None:
+        notes.append("no images and no captions given: sessions and galleries only")
+    return {i: Image(id=i, file=files.get(i), caption=(captions or {}).get(i)) for i in ids}
 
 
 def missing_note(missing: list[str], total: int, what: str) -> str:

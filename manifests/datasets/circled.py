@@ -24,16 +24,17 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from manifests.datasets._files import (
     add_invalid,
-    find_images,
+    catalogue,
     missing_note,
     option_folder,
+    optional_folder,
     read_captions,
     read_json,
     read_strings,
 )
 from manifests.datasets.base import DatasetSource
 from manifests.errors import Problems
-from manifests.schema import Dataset, Frozen, Gallery, Image, Session, Split, Turn
+from manifests.schema import Dataset, Frozen, Gallery, Session, Split, Turn
 
 SPLITS: dict[str, Split] = {"train": "train", "val": "test"}
 FASHIONIQ = tuple(f"fashioniq_{c}_{s}" for c in ("dress", "shirt", "toptee") for s in SPLITS)
@@ -86,9 +87,9 @@ class Circled(DatasetSource):
     def read(cls, options: BaseModel, data: Path, problems: Problems) -> Dataset | None:
         assert isinstance(options, Options)
         root = option_folder(data, options.folder, problems, "folder")
-        splits_root = options.image_splits and option_folder(data, options.image_splits, problems, "image_splits")
-        captions_root = options.captions and option_folder(data, options.captions, problems, "captions")
-        images_root = options.images and option_folder(data, options.images, problems, "images")
+        splits_root = optional_folder(data, options.image_splits, problems, "image_splits")
+        captions_root = optional_folder(data, options.captions, problems, "captions")
+        images_root = optional_folder(data, options.images, problems, "images")
         if root is None:
             return None
         sessions: list[Session] = []
@@ -117,24 +118,19 @@ class Circled(DatasetSource):
             notes.append(f"sessions with several ground truths (the first is the target): {several}")
         ids = dict.fromkeys(i for g in galleries for i in g.images)
         ids |= dict.fromkeys(i for s in sessions for i in (*(t.reference for t in s.turns), s.target))
-        files: dict[str, str] = {}
-        if images_root:
-            files, note = find_images(images_root, ids, problems, "images")
-            notes += [note] if note else []
+        images = catalogue(ids, images_root, captions if captions_root else None, problems, notes)
         if captions_root:
             missing = [i for i in ids if i not in captions]
             if note := missing_note(missing, len(ids), f"have no caption in {captions_root.name}/"):
                 notes.append(note)
-        if not (options.captions or options.images):
-            notes.append("no images and no captions given: sessions and galleries only")
         if problems.found:
             return None
         return Dataset(
             name="circled",
-            images={i: Image(id=i, file=files.get(i), caption=captions.get(i)) for i in ids},
+            images=images,
             sessions=tuple(sessions),
             galleries=tuple(galleries),
-            images_root=images_root or None,
+            images_root=images_root,
             averaging="categories",
             notes=tuple(notes),
         )

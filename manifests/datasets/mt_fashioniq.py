@@ -23,10 +23,18 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from manifests.datasets._files import find_images, missing_note, option_folder, read_captions, read_json, read_strings
+from manifests.datasets._files import (
+    catalogue,
+    missing_note,
+    option_folder,
+    optional_folder,
+    read_captions,
+    read_json,
+    read_strings,
+)
 from manifests.datasets.base import DatasetSource
 from manifests.errors import Problems
-from manifests.schema import Dataset, Frozen, Gallery, Image, Session, Split, Turn
+from manifests.schema import Dataset, Frozen, Gallery, Session, Split, Turn
 
 CATEGORIES = ("dress", "shirt", "toptee")
 UPSTREAM: dict[Split, str] = {"train": "train", "test": "val"}
@@ -57,8 +65,8 @@ class MultiTurnFashionIQ(DatasetSource):
     def read(cls, options: BaseModel, data: Path, problems: Problems) -> Dataset | None:
         assert isinstance(options, Options)
         root = option_folder(data, options.annotations, problems, "annotations")
-        captions_root = options.captions and option_folder(data, options.captions, problems, "captions")
-        images_root = options.images and option_folder(data, options.images, problems, "images")
+        captions_root = optional_folder(data, options.captions, problems, "captions")
+        images_root = optional_folder(data, options.images, problems, "images")
         if root is None:
             return None
         sessions: list[Session] = []
@@ -81,21 +89,16 @@ class MultiTurnFashionIQ(DatasetSource):
         ids |= dict.fromkeys(i for s in sessions for i in (*(t.reference for t in s.turns), s.target))
         if len(ids) > listed:
             notes.append(f"session images in no image_splits list, added to the catalogue: {len(ids) - listed}")
-        captions = _captions(captions_root, galleries, ids, problems, notes) if captions_root else {}
-        files: dict[str, str] = {}
-        if images_root:
-            files, note = find_images(images_root, ids, problems, "images")
-            notes += [note] if note else []
-        if not (options.captions or options.images):
-            notes.append("no images and no captions given: sessions and galleries only")
+        captions = _captions(captions_root, galleries, ids, problems, notes) if captions_root else None
+        images = catalogue(ids, images_root, captions, problems, notes)
         if problems.found:
             return None
         return Dataset(
             name="mt_fashioniq",
-            images={i: Image(id=i, file=files.get(i), caption=captions.get(i)) for i in ids},
+            images=images,
             sessions=tuple(sessions),
             galleries=tuple(galleries),
-            images_root=images_root or None,
+            images_root=images_root,
             averaging="categories",
             attributes=_attributes(root / "attr", ids, problems) if options.attributes else {},
             notes=tuple(notes),

@@ -19,17 +19,18 @@ from pydantic import BaseModel, Field, field_validator
 
 from manifests.datasets._chains import Edge, build_chains, read_chains, to_sessions, write_chains
 from manifests.datasets._files import (
-    find_images,
+    catalogue,
     missing_note,
     option_folder,
     option_path,
+    optional_folder,
     read_captions,
     read_json,
     read_names,
 )
 from manifests.datasets.base import DatasetSource
 from manifests.errors import Problems
-from manifests.schema import Dataset, Frozen, Gallery, Image, Session
+from manifests.schema import Dataset, Frozen, Gallery, Session
 from manifests.validation import split_validation
 
 __all__ = ["Options", "Shoes", "write_chains"]
@@ -65,14 +66,14 @@ class Shoes(DatasetSource):
         assert isinstance(options, Options)
         root = option_folder(data, options.folder, problems, "folder")
         captions_path = options.captions and option_path(data, options.captions, problems, "captions")
-        images_root = options.images and option_folder(data, options.images, problems, "images")
+        images_root = optional_folder(data, options.images, problems, "images")
         chains_path = options.chains and option_path(data, options.chains, problems, "chains")
         if root is None:
             return None
         train = read_names(root / "train_im_names.txt", problems)
         test = read_names(root / "eval_im_names.txt", problems)
         edges = _edges(root / "relative_captions_shoes.json", problems)
-        captions = (read_captions(captions_path, problems) if captions_path else {}) or {}
+        captions = (read_captions(captions_path, problems) or {}) if captions_path else None
         if train is None or test is None or (problems.found and not edges):
             return None
 
@@ -98,29 +99,24 @@ class Shoes(DatasetSource):
             problems.add("key dataset.holdout", "the file has test sessions of its own", "remove this key")
 
         ids = dict.fromkeys([*train, *test])
-        files: dict[str, str] = {}
-        if images_root:
-            files, note = find_images(images_root, ids, problems, "images")
-            notes += [note] if note else []
-        if captions_path:
+        images = catalogue(ids, images_root, captions, problems, notes)
+        if captions is not None:
             missing = [i for i in ids if i not in captions]
             if len(missing) == len(ids):
                 problems.add("key dataset.captions", "holds no caption of any image", file=captions_path)
             if note := missing_note(missing, len(ids), f"have no caption in {captions_path.name}"):
                 notes.append(note)
-        if not (options.captions or options.images):
-            notes.append("no images and no captions given: sessions and galleries only")
         if problems.found:
             return None
         return Dataset(
             name="shoes",
-            images={i: Image(id=i, file=files.get(i), caption=captions.get(i)) for i in ids},
+            images=images,
             sessions=tuple(sessions),
             galleries=(
                 Gallery(category=CATEGORY, split="train", images=tuple(train)),
                 Gallery(category=CATEGORY, split="test", images=tuple(gallery)),
             ),
-            images_root=images_root or None,
+            images_root=images_root,
             averaging="sessions",
             notes=tuple(notes),
         )

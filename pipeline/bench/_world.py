@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Iterator
+import struct
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -76,18 +78,41 @@ def dataset_of(root: Path, count: int, pairs: int = 0) -> Dataset:
 
 @contextmanager
 def corrupted(source: Path, target: Path, count: int, share: float) -> Iterator[set[str]]:
-    """A copy of the first ``count`` images with ``share`` of them cut in half, emptied or replaced; gives their names."""
+    """A copy of the first ``count`` images with ``share`` of them spoilt in each of SPOILT's ways; gives their names."""
     shutil.rmtree(target, ignore_errors=True)
     files = sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES)[:count]
     bad = set(random.Random(0).sample([p.stem for p in files], max(1, round(len(files) * share))))
-    for number, path in enumerate(files):
+    spoilt = 0
+    for path in files:
         copy = target / path.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
         data = path.read_bytes()
-        spoilt = (data[: len(data) // 2], b"", b"this is no image")[number % 3]
-        # a spoilt file of its own: equal bytes would be one item under two names
-        copy.write_bytes(data if path.stem not in bad else spoilt + (b"" if spoilt == b"" else path.stem.encode()))
+        if path.stem in bad:
+            data = SPOILT[spoilt % len(SPOILT)](data, path.stem.encode())
+            spoilt += 1
+        copy.write_bytes(data)
     try:
         yield bad
     finally:
         shutil.rmtree(target, ignore_errors=True)
+
+
+def _bomb(mark: bytes) -> bytes:
+    """A PNG of a few bytes that says it has 900 million pixels."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    size = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"tEXt", b"Comment\0" + mark) + chunk(b"IEND", b"")
+
+
+# Each with its own mark, so that no two have equal bytes: equal files are one item under two names. Only empty ones are.
+SPOILT: tuple[Callable[[bytes, bytes], bytes], ...] = (
+    lambda data, mark: data[: len(data) // 2] + mark,  # cut in half
+    lambda data, mark: b"",
+    lambda data, mark: b"<html>this is no image</html>" + mark,
+    lambda data, mark: bytes(len(data)) + mark,  # zeros, as a full disk leaves them
+    lambda data, mark: _bomb(mark),
+    lambda data, mark: data[:20] + mark,  # the head of a JPEG and no more
+)

@@ -1,4 +1,6 @@
-"""Stage 1 against its own ceilings: model alone, decoding alone, both overlapped; with bad images, a cluster, a naive loop.
+"""Stage 1 against its own ceilings; and, as asked: with bad images, with a cluster, against a naive loop, other towers.
+
+    fashion-ntm bench extract --set subjects=engine,bad --set folder=DIR
 
 Everything is measured in one run, in rounds of all parts one after another, and every figure is the median of the
 rounds' figures (ratios: of the rounds' ratios), so that a busy machine slows all parts alike.
@@ -6,30 +8,39 @@ rounds' figures (ratios: of the rounds' ratios), so that a busy machine slows al
 
 from __future__ import annotations
 
+import os
 import statistics
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from manifests.errors import ManifestError, Problem, nearest
+from pipeline.bench._load import Load
+from pipeline.bench._stage1_parts import Parts
 from pipeline.bench._world import corrupted, dataset_of, draw_images, save_small_clip
+
+SUBJECTS = ("engine", "bad", "naive", "dask", "variants")
+_ELSEWHERE = ("dask",)  # parts whose work is done by processes that live on: not seen in this one's CPU time
 
 
 def run(
-    images: int = 384, rounds: int = 3, batch_size: int = 32, workers: int = 0, threads: int = 1, width: int = 320,
-    layers: int = 8, model: str = "", folder: str = "", device: str = "auto", precision: str = "fp32",
-    corrupt: bool = True, naive: bool = True, pairs: int = 3, dask: bool = False, shard_rows: int = 128,
-    scratch: str = "",
+    subjects: str | Sequence[str] = "engine,bad,naive", images: int = 384, rounds: int = 3, batch_size: int = 32,
+    workers: int = 0, threads: int = 1, width: int = 320, layers: int = 8, model: str = "", folder: str = "",
+    device: str = "auto", precision: str = "fp32", pairs: int = 3, shard_rows: int = 128, scratch: str = "",
 ) -> dict[str, Any]:  # fmt: skip
     """Rates in images a second.
 
-    ``model``: a CLIP-like folder or hub id; otherwise a ViT-/32 of ``width`` and ``layers`` with random weights.
-    ``folder``: real images, of which the first ``images`` are used; otherwise they are drawn. ``workers``: decoding
-    threads, 0 for the CPUs that the model leaves. ``threads``: of the model on a CPU. ``pairs``: (image, text) requests
-    an image for the naive loop, which encodes the image of each. ``dask``: also one worker of a local cluster.
+    ``subjects``: "engine" (the ceilings, and one thread), "bad" (1% of the images spoilt), "naive" (a plain loop),
+    "dask" (one worker of a local cluster), "variants" (channels-last, torch.compile); the whole extraction is always
+    measured beside them. ``model``: a CLIP-like folder or hub id; otherwise a ViT-/32 of ``width`` and ``layers`` with
+    random weights. ``folder``: real images, of which the first ``images`` are used; otherwise they are drawn.
+    ``workers``: decoding threads, 0 for the CPUs that the model leaves. ``threads``: of the model on a CPU. ``pairs``:
+    (image, text) requests an image for the naive loop, which encodes the image of each.
+
+    Raises ManifestError for an unknown subject.
     """
     import torch
 
@@ -38,6 +49,7 @@ def run(
     from pipeline.extraction.precision import PRECISIONS
     from pipeline.extraction.probe import default_workers
 
+    asked = _asked(subjects)
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory(dir=scratch or None) as place, ExitStack() as stack:
         root = Path(place)
@@ -49,152 +61,68 @@ def run(
         spec = RunSpec(name="bench", dataset=Component(name="jsonl"), extractor=component)
         extractor = load_extractor(spec, device)
         count = workers or default_workers(extractor.device)
-        bench = _Bench(root, dataset_of(source, images), extractor, batch_size, count, shard_rows)
-        parts: dict[str, Callable[[], dict[str, float]]] = {
-            "model": bench.model_ceiling,
-            "decode": bench.decode_ceiling,
-            "both": bench.side_by_side,
-            "engine": bench.engine,
-            "one thread": bench.sequential,
-        }
-        if corrupt:
+        made = Parts(root, dataset_of(source, images), extractor, batch_size, count, shard_rows)
+        parts: dict[str, Callable[[], dict[str, float]]] = {"engine": made.engine}
+        started: dict[str, float] = {}
+        if "engine" in asked:
+            parts |= {"model": made.model_ceiling, "decode": made.decode_ceiling, "both": made.side_by_side,
+                      "one thread": made.sequential}  # fmt: skip
+        if "bad" in asked:
             bad = stack.enter_context(corrupted(source, root / "bad", images, 0.01))
-            parts["1% bad"] = lambda: bench.bad_images(root / "bad", images, bad)
-        if naive:
-            parts["naive"] = lambda: bench.naive(pairs)
-            parts["one by one"] = bench.one_by_one
-        if dask:
-            from pipeline.extraction.distributed import crew_for
+            parts["1% bad"] = lambda: made.bad_images(root / "bad", bad)
+        if "naive" in asked:
+            parts |= {"naive": lambda: made.naive(pairs), "one by one": made.one_by_one}
+        if "dask" in asked:
+            parts["dask"] = _cluster(stack, spec, device, made, started)
+        if "variants" in asked:
+            from pipeline.bench._variants import variants
 
-            crew = stack.enter_context(crew_for(spec, device, local=1))
-            parts["dask"] = lambda: bench.engine(crew=crew)
-        bench.engine()  # starts threads, fills the page cache
-        found: dict[str, list[dict[str, float]]] = {name: [] for name in parts}
+            parts |= {"model": made.model_ceiling, **variants(made)}
+        made.engine()  # starts threads, fills the page cache
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in parts}
         for _ in range(rounds):
             for name, part in parts.items():
-                found[name].append(part())
-    return _figures(found, pairs, count, extractor.device.type)
+                with Load() as load:
+                    measured = part()
+                found[name].append({**measured, **_about(load, len(made.items))})
+    setup = {"device": extractor.device.type, "images": len(made.items), "decoding_threads": count,
+             "model_threads": threads, "cores": _cores(), "pairs": pairs, "started": started}  # fmt: skip
+    return _figures(found, setup)
 
 
-class _Bench:
-    """The parts that are measured. Each gives at least {"rate": images a second}."""
-
-    def __init__(self, root: Path, dataset: Any, extractor: Any, batch_size: int, workers: int, shard_rows: int):
-        from pipeline.extraction.batches import Task, collate_for
-        from pipeline.extraction.plan import plan_extraction
-
-        self.root, self.dataset, self.extractor = root, dataset, extractor
-        self.batch_size, self.workers, self.shard_rows = batch_size, workers, shard_rows
-        self.items = plan_extraction(dataset, extractor, None).tables["image"].todo
-        self.images = dataset.images_root.resolve()
-        self.task, self.collate = Task("image", self.items), collate_for(extractor.device)
-        self.runs = 0
-
-    def model_ceiling(self) -> dict[str, float]:
-        """The model on one synthetic batch again and again, as many rows as there are images; no copy waits."""
-        from pipeline.extraction.meter import Meter
-        from pipeline.extraction.prepare import prepare
-
-        parts = prepare(self.extractor, self.items[: self.batch_size], self.images, Meter())
-        batch = self.collate([part[0] for part in parts])
-        began, flight = time.perf_counter(), []
-        for _ in range(max(1, len(self.items) // len(batch))):
-            flight.append(self.extractor.begin("image", batch))
-            if len(flight) > 2:
-                flight.pop(0).numpy()
-        for rows in flight:
-            rows.numpy()
-        return _rate(max(1, len(self.items) // len(batch)) * len(batch), began)
-
-    def decode_ceiling(self) -> dict[str, float]:
-        """Reading, decoding, resizing and stacking alone, by as many threads as the engine has."""
-        from pipeline.extraction.ahead import in_order
-        from pipeline.extraction.batches import batches_of, jobs_of
-        from pipeline.extraction.meter import Meter
-        from pipeline.extraction.prepare import prepare
-
-        began, meter = time.perf_counter(), Meter()
-        jobs = in_order(
-            lambda job: prepare(self.extractor, self.items[job.start : job.stop], self.images, meter),
-            jobs_of([self.task]), self.workers, 2 * self.workers,
-        )  # fmt: skip
-        rows = sum(len(batch) for batch in batches_of([self.task], jobs, self.batch_size, self.collate))
-        return _rate(rows, began)
-
-    def side_by_side(self) -> dict[str, float]:
-        """Model and decoding at the same time, not connected: what overlap can reach where they share cores."""
-        began, decoding = time.perf_counter(), threading.Thread(target=self.decode_ceiling)
-        decoding.start()
-        self.model_ceiling()
-        decoding.join()
-        return _rate(len(self.items), began)
-
-    def engine(
-        self, dataset: Any = None, workers: int | None = None, batch_size: int = 0, crew: Any = None
-    ) -> dict[str, Any]:
-        """A whole extraction into a new store; the rate is of its work, without hashing the files beforehand."""
-        from pipeline.extraction.run import extract
-
-        self.runs += 1
-        dataset = dataset or self.dataset
-        report = extract(
-            dataset, self.extractor, self.root / f"stores{self.runs}", progress="silent", crew=crew,
-            batch_size=batch_size or self.batch_size, workers=self.workers if workers is None else workers,
-            shard_rows=self.shard_rows,
-        )  # fmt: skip
-        work = report.seconds["work"]
-        busy = {f"busy {stage}": seconds / work for stage, seconds in report.busy.items()}
-        return {"rate": len(dataset.images) / work, **busy, "path": report.path}
-
-    def sequential(self) -> dict[str, float]:
-        """The engine's reference: one step after another in one thread."""
-        return self.engine(workers=0)
-
-    def one_by_one(self) -> dict[str, float]:
-        """Overlapped, but in batches of one image."""
-        return self.engine(batch_size=1)
-
-    def bad_images(self, folder: Path, images: int, bad: set[str]) -> dict[str, float]:
-        from cache import Store
-
-        found = self.engine(dataset_of(folder, images))
-        failed = {f.item for f in Store.open(found["path"]).failures()}
-        return {"rate": found["rate"], "exact": float(failed == bad), "bad": float(len(bad))}
-
-    def naive(self, pairs: int) -> dict[str, float]:
-        """The usual script: a DataLoader over (image, text) pairs, then the model; an image once for every pair."""
-        import torch
-        from PIL import Image as Pillow
-        from torch.utils.data import DataLoader, Dataset
-
-        extractor, images = self.extractor, self.images
-        requests = [item.file for item in self.items for _ in range(pairs)]
-
-        class Pairs(Dataset):  # type: ignore[type-arg]
-            def __len__(self) -> int:
-                return len(requests)
-
-            def __getitem__(self, at: int) -> torch.Tensor:
-                with Pillow.open(images / requests[at]) as image:
-                    return torch.from_numpy(extractor.prepare(image.convert("RGB"))["pixel_values"])
-
-        loader = DataLoader(Pairs(), batch_size=self.batch_size, num_workers=self.workers)
-        began, rows = time.perf_counter(), []
-        with torch.inference_mode():
-            for pixels in loader:
-                features = extractor.model.get_image_features(
-                    pixel_values=pixels.to(extractor.device, extractor.compute)
-                )
-                features = features if isinstance(features, torch.Tensor) else features.pooler_output
-                rows.append(torch.nn.functional.normalize(features.float(), dim=-1).cpu())
-        return _rate(sum(map(len, rows)), began)
+def _asked(subjects: str | Sequence[str]) -> list[str]:
+    names = [name.strip() for name in subjects.split(",")] if isinstance(subjects, str) else list(subjects)
+    for name in names:
+        if name not in SUBJECTS:
+            raise ManifestError([Problem("--set", "subjects", f"unknown subject {name!r}", nearest(name, SUBJECTS))])
+    return names
 
 
-def _rate(rows: int, began: float) -> dict[str, float]:
-    return {"rate": rows / (time.perf_counter() - began)}
+def _cluster(
+    stack: ExitStack, spec: Any, device: str, made: Parts, started: dict[str, float]
+) -> Callable[[], dict[str, float]]:
+    """One worker process; ``started``: seconds until it is there, and until it has loaded the model and done a job."""
+    from pipeline.extraction.distributed import crew_for
+
+    began = time.perf_counter()
+    crew = stack.enter_context(crew_for(spec, device, local=1))
+    started["cluster"] = time.perf_counter() - began
+    made.engine(crew=crew)
+    started["first job"] = time.perf_counter() - began - started["cluster"]
+    return lambda: made.engine(crew=crew)
 
 
-def _figures(found: dict[str, list[dict[str, Any]]], pairs: int, workers: int, device: str) -> dict[str, Any]:
+def _about(load: Load, images: int) -> dict[str, float]:
+    """What a part's record says about the machine; ``cpu``: seconds of CPU an image."""
+    known = {"others": load.others, "host": load.host}
+    return {"cpu": load.cpu / images, **{name: share for name, share in known.items() if share is not None}}
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _figures(found: dict[str, list[dict[str, Any]]], setup: dict[str, Any]) -> dict[str, Any]:
     def median(name: str, key: str = "rate") -> float:
         return statistics.median(part[key] for part in found[name])
 
@@ -205,18 +133,26 @@ def _figures(found: dict[str, list[dict[str, Any]]], pairs: int, workers: int, d
 
     stages = [key for key in found["engine"][0] if key.startswith("busy ")]
     busy = {stage.removeprefix("busy "): median("engine", stage) for stage in stages}
+    here = [part for name, rounds in found.items() if name not in _ELSEWHERE for part in rounds if "others" in part]
     figures: dict[str, Any] = {
-        "device": device,
-        "decoding_threads": workers,
+        **setup,
         "images_per_s": {name: median(name) for name in found},
+        "rounds": {name: [part["rate"] for part in rounds] for name, rounds in found.items()},
         "busy": busy,
         "verdict": verdict(busy),
-        "of_lower_ceiling": ratio("engine", "model", "decode"),
-        "of_model_ceiling": ratio("engine", "model"),
-        "of_side_by_side": ratio("engine", "both"),
-        "gain_of_overlap": ratio("engine", "one thread"),
         "writer_share": busy["write"],
+        "disturbed": {k: statistics.median(part[k] for part in here) for k in ("others", "host")} if here else {},
     }
+    if "decode" in found:
+        alone = median("model", "cpu") + median("decode", "cpu")
+        figures |= {
+            "of_lower_ceiling": ratio("engine", "model", "decode"),
+            "of_model_ceiling": ratio("engine", "model"),
+            "of_side_by_side": ratio("engine", "both"),
+            "gain_of_overlap": ratio("engine", "one thread"),
+            "cpu_ms": {"alone": 1e3 * alone, "engine": 1e3 * median("engine", "cpu")},
+            "limit_of_the_cores": setup["cores"] / alone,
+        }
     if "1% bad" in found:
         figures["bad"] = {
             "images": median("1% bad", "bad"),
@@ -225,14 +161,18 @@ def _figures(found: dict[str, list[dict[str, Any]]], pairs: int, workers: int, d
         }
     if "naive" in found:
         figures["against_naive"] = {
-            "pairs_an_image": pairs,
-            "whole": pairs * ratio("engine", "naive"),
-            "dedup": float(pairs),
+            "pairs_an_image": setup["pairs"],
+            "whole": setup["pairs"] * ratio("engine", "naive"),
+            "dedup": float(setup["pairs"]),
             "loop": ratio("engine", "naive"),
             "batching": ratio("engine", "one by one"),
         }
     if "dask" in found:
         figures["dask_of_local"] = ratio("dask", "engine")
+    figures["variants"] = {
+        name: {"of_plain": ratio(name, "model"), "least_cosine": median(name, "least_cosine")}
+        for name, rounds in found.items() if "least_cosine" in rounds[0]
+    }  # fmt: skip
     return figures
 
 
@@ -243,28 +183,49 @@ def verdict(busy: dict[str, float]) -> str:
 
 
 def render(figures: dict[str, Any]) -> str:
-    rates = figures["images_per_s"]
-    lines = [
-        f"model alone, synthetic input   {rates['model']:9,.1f} images/s on {figures['device']}",
-        f"decoding alone                 {rates['decode']:9,.1f} images/s by {figures['decoding_threads']} threads",
-        f"both at once, not connected    {rates['both']:9,.1f} images/s: the machine's own limit, where they share cores",
-        f"extraction, overlapped         {rates['engine']:9,.1f} images/s: {figures['of_lower_ceiling']:.2f}x the lower "
-        f"ceiling, {figures['of_side_by_side']:.2f}x both at once; {figures['gain_of_overlap']:.2f}x one thread",
-        f"busy  {', '.join(f'{stage} {100 * share:.1f}%' for stage, share in figures['busy'].items())}",
-        f"verdict: {figures['verdict']}; writer and integrity {100 * figures['writer_share']:.1f}% of the wall time",
-    ]
-    if bad := figures.get("bad"):
+    rates, f = figures["images_per_s"], figures
+
+    def row(what: str, name: str, more: str = "") -> str:
+        return f"{what:31}{rates[name]:9,.1f} images/s{more}"
+
+    lines = []
+    if "of_lower_ceiling" in f:
+        lines += [
+            row("model alone, synthetic input", "model", f" on {f['device']}, {f['model_threads']} thread(s)"),
+            row("decoding alone", "decode", f" by {f['decoding_threads']} thread(s)"),
+            row("both at once, not connected", "both", ": what these cores give to two independent jobs"),
+            f"{'all cores at all times':31}{f['limit_of_the_cores']:9,.1f} images/s: {f['cores']} over the CPU time of both",
+        ]
+    lines.append(row("extraction, overlapped", "engine", _against(f)))
+    lines.append(f"busy  {', '.join(f'{stage} {100 * share:.1f}%' for stage, share in f['busy'].items())}")
+    lines.append(f"verdict: {f['verdict']}; writer and integrity {100 * f['writer_share']:.1f}% of the wall time")
+    if cpu := f.get("cpu_ms"):
+        lines.append(f"CPU an image: {cpu['engine']:.2f} ms in the extraction, {cpu['alone']:.2f} ms in model and decoding alone")
+    if bad := f.get("bad"):
         exact = "exact" if bad["list_is_exact"] else "WRONG"
-        lines.append(f"with {bad['images']:.0f} bad images        {rates['1% bad']:9,.1f} images/s: "
-                     f"{bad['rate_of_clean']:.3f}x the clean run; the list of failures is {exact}")  # fmt: skip
-    if naive := figures.get("against_naive"):
-        lines.append(
-            f"naive loop (own, DataLoader)   {rates['naive']:9,.1f} images/s; for {naive['pairs_an_image']} pairs an image "
-            f"ours is {naive['whole']:.1f}x: dedup {naive['dedup']:.1f}x, the rest {naive['loop']:.2f}x; batching alone, "
-            f"against batches of one, {naive['batching']:.2f}x"
-        )
-    if "dask_of_local" in figures:
-        lines.append(
-            f"one Dask worker                {rates['dask']:9,.1f} images/s: {figures['dask_of_local']:.3f}x local"
-        )
+        share = f": {bad['rate_of_clean']:.3f}x the clean run; the list of failures is {exact}"
+        lines.append(row(f"with {bad['images']:.0f} bad images", "1% bad", share))
+    if naive := f.get("against_naive"):
+        lines.append(row("naive loop (own, DataLoader)", "naive", (
+            f"; for {naive['pairs_an_image']} pairs an image ours is {naive['whole']:.1f}x: dedup {naive['dedup']:.1f}x, the "
+            f"rest {naive['loop']:.2f}x; batching alone, against batches of one, {naive['batching']:.2f}x"
+        )))  # fmt: skip
+    if "dask_of_local" in f:
+        start = f["started"]
+        lines.append(row("one Dask worker", "dask", (
+            f": {f['dask_of_local']:.3f}x local, after {start['cluster']:.1f} s for the cluster and a first job of "
+            f"{start['first job']:.1f} s that loads the model"
+        )))  # fmt: skip
+    for name, one in f["variants"].items():
+        share = f": {one['of_plain']:.2f}x the model as it is, least cosine {one['least_cosine']:.7f}"
+        lines.append(row(f"model {name}", name, share))
+    if gone := f["disturbed"]:
+        lines.append(f"meanwhile other processes used {100 * gone['others']:.0f}% of the cores, the host {100 * gone['host']:.0f}%")
     return "\n".join(lines)
+
+
+def _against(f: dict[str, Any]) -> str:
+    if "of_lower_ceiling" not in f:
+        return ""
+    return (f": {f['of_lower_ceiling']:.2f}x the lower ceiling, {f['of_side_by_side']:.2f}x both at once; "
+            f"{f['gain_of_overlap']:.2f}x one thread")  # fmt: skip

@@ -26,6 +26,12 @@ BATCHES_AHEAD = 2  # stacked batches that wait for the model: one being copied, 
 class TooManyFailures(FashionNTMError):
     """More items failed than the job allows. What was finished before is kept."""
 
+    def __init__(self, failed: int, limit: int, what: str = "failed", example: str = ""):
+        super().__init__(
+            f"{failed} items {what}, more than --max-failures {limit}{example}; what is finished is kept: mend the items or "
+            "raise the limit, and run the same command again"
+        )
+
 
 def process(
     extractor: Extractor,
@@ -122,4 +128,4 @@ def _stop_at(limit: int | None, meter: Meter, outcome: Outcome) -> None:
     if limit is not None and failed > limit:
         last = outcome.failures[-1] if outcome.failures else None
         example = f", the last: {last.item.names[0]!r} ({last.stage}: {last.reason})" if last else ""
-        raise TooManyFailures(f"{failed} items failed, more than --max-failures {limit}{example}")
+        raise TooManyFailures(failed, limit, example=example)

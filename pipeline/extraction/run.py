@@ -145,7 +145,7 @@ class _Extraction:
             writer.bind(plan.catalogue)
             _settle_failures(writer, plan)
             if max_failures is not None and meter.unusable > max_failures:
-                raise TooManyFailures(f"{meter.unusable} items cannot be read, more than --max-failures {max_failures}")
+                raise TooManyFailures(meter.unusable, max_failures, "cannot be read")
             tasks = [task for table in plan.tables.values() for task in table.tasks(shard_rows)]
             meter.restart()
             try:
@@ -251,9 +251,7 @@ class _Extraction:
             def look() -> None:
                 stop_if_asked()
                 if max_failures is not None and meter.failed + meter.unusable > max_failures:
-                    raise TooManyFailures(
-                        f"{meter.failed + meter.unusable} items failed, more than --max-failures {max_failures}"
-                    )
+                    raise TooManyFailures(meter.failed + meter.unusable, max_failures)
 
             for shard in crew.shards(setting, tasks, writer.next_number, look):
                 table = tasks[shard.task].table

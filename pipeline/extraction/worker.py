@@ -24,6 +24,7 @@ from pipeline.extraction.batches import Task
 from pipeline.extraction.engine import process
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.gpus import WorkerError, claim_gpu
+from pipeline.extraction.memory import keep_freed_memory
 from pipeline.extraction.meter import Meter
 from pipeline.extraction.probe import choose_batch_size, default_workers
 from pipeline.extraction.work import Item
@@ -108,6 +109,7 @@ def _extractor(setting: Setting) -> Extractor:
     key = digest([setting.spec, setting.device])
     with _loading:
         if key not in _models:
+            keep_freed_memory()
             if setting.threads is not None:
                 torch.set_num_threads(setting.threads)
             if not Path(setting.store).is_dir():

@@ -112,6 +112,7 @@ class JointExtractor(Fittable):
     """A joint model: it answers (image, text) itself, so a store of it has query and target rows and needs no composer."""
 
     tables: ClassVar[tuple[str, ...]] = ("query", "target")
+    built_with: ClassVar[tuple[str, ...]] = ()  # options, besides the backbones', that shape the network
     Network: ClassVar[type[JointNetwork]]
     options: JointOptions
     network: JointNetwork
@@ -163,7 +164,7 @@ class JointExtractor(Fittable):
             "max_tokens": options.max_tokens,
             "pixel_mean": list(options.pixel_mean),
             "pixel_std": list(options.pixel_std),
-            **cls.extra_settings(options),
+            **{name: getattr(options, name) for name in cls.built_with},
         }
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.fit.seed)
@@ -177,11 +178,6 @@ class JointExtractor(Fittable):
         made._set(network.to(device), tokenizer)
         made.starts = {k: hub.weights_digest(c) for k, c in (("text", text), ("image", image)) if c is not None}
         return made
-
-    @classmethod
-    def extra_settings(cls, options: Any) -> dict[str, Any]:
-        """What the network's configuration holds besides the two backbones."""
-        return {}
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

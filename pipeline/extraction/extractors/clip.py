@@ -21,6 +21,7 @@ from pipeline.extraction.extractors import _cards
 from pipeline.extraction.extractors._fittable import FitOptions, Fittable
 from pipeline.extraction.extractors.base import Card, ExtractorOptions
 from pipeline.extraction.images import decoder
+from pipeline.extraction.pixels import levels_of, normalised
 from pipeline.extraction.tokens import Tokens
 from pipeline.extraction.transfer import to_device
 
@@ -68,6 +69,7 @@ class ClipExtractor(Fittable):
                     "dual encoder such as CLIP or SigLIP (for a sentence encoder use the caption extractor)"
                 )
         self.processor = hub.load_image_processor(checkpoint)
+        self.levels = levels_of(self.processor)
         tokenizer = hub.load_tokenizer(checkpoint)
         full = str(getattr(self.model.config, "model_type", "")).startswith("siglip")
         # SigLIP's text tower pools the last position and was trained with every text padded to the full length
@@ -156,6 +158,10 @@ class ClipExtractor(Fittable):
         return hub.weights_digest(self.checkpoint)
 
     def prepare(self, image: Pillow.Image) -> dict[str, np.ndarray]:
+        if self.levels is not None:
+            values = normalised(self.processor, self.levels, image)
+            if values is not None:
+                return {"pixel_values": values}
         arrays = self.processor(images=[image], return_tensors="np")
         return {name: np.asarray(value)[0] for name, value in arrays.items()}
 

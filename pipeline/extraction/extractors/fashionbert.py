@@ -50,11 +50,8 @@ class FashionBertExtractor(JointExtractor):
     version: ClassVar[int] = 1
     Options = FashionBertOptions
     Network = FashionBertNetwork
+    built_with: ClassVar[tuple[str, ...]] = ("grid", "patch")
     cards: ClassVar[tuple[Card, ...]] = _cards.FASHIONBERT
-
-    @classmethod
-    def extra_settings(cls, options: FashionBertOptions) -> dict[str, Any]:
-        return {"grid": options.grid, "patch": options.patch}
 
     def prepare(self, image: Pillow.Image) -> np.ndarray:
         """Patches in reading order, uint8 [grid^2, 3, patch, patch]."""

@@ -70,11 +70,8 @@ class FashionVlpExtractor(JointExtractor):
     version: ClassVar[int] = 1
     Options = FashionVlpOptions
     Network = FashionVlpNetwork
+    built_with: ClassVar[tuple[str, ...]] = ("image_size", "landmarks")
     cards: ClassVar[tuple[Card, ...]] = _cards.FASHIONVLP
-
-    @classmethod
-    def extra_settings(cls, options: FashionVlpOptions) -> dict[str, Any]:
-        return {"image_size": options.image_size, "landmarks": options.landmarks}
 
     def prepare(self, image: Pillow.Image) -> np.ndarray:
         """The whole image and the garment's box, uint8 [2, 3, size, size]."""

@@ -1,8 +1,23 @@
-"""What `bench extract` concludes from its figures."""
+"""What `bench extract` runs on and what it concludes from its figures."""
 
 from __future__ import annotations
 
-from pipeline.bench.extract import _figures, render, verdict
+import io
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image as Pillow
+
+from manifests.errors import ManifestError
+from pipeline.bench._load import Load
+from pipeline.bench._world import SPOILT, corrupted, draw_images
+from pipeline.bench.extract import _figures, render, run, verdict
+from pipeline.extraction.images import DecodeError, decode
+
+SETUP = {"device": "cpu", "images": 8, "decoding_threads": 1, "model_threads": 1, "cores": 2, "pairs": 3, "started": {}}
 
 
 def test_the_verdict_is_the_busiest_stage() -> None:
@@ -13,11 +28,58 @@ def test_the_verdict_is_the_busiest_stage() -> None:
 
 def test_ratios_are_medians_of_the_rounds_ratios() -> None:
     def rounds(*rates: float) -> list[dict]:
-        return [{"rate": r, "busy model": 0.9, "busy decode": 0.3, "busy write": 0.01} for r in rates]
+        busy = {"busy model": 0.9, "busy decode": 0.3, "busy write": 0.01}
+        return [{"rate": r, "cpu": 1 / r, **busy} for r in rates]
 
     found = {"model": rounds(100, 50, 80), "decode": rounds(200, 40, 90), "both": rounds(100, 50, 80),
              "engine": rounds(95, 40, 76), "one thread": rounds(50, 20, 38)}  # fmt: skip
-    figures = _figures(found, 3, 1, "cpu")
+    figures = _figures(found, SETUP)
     assert figures["of_lower_ceiling"] == 0.95 and figures["gain_of_overlap"] == 2.0
     assert figures["images_per_s"]["engine"] == 76 and figures["verdict"] == "model-bound"
+    assert figures["limit_of_the_cores"] == pytest.approx(2 / (1 / 80 + 1 / 90))
     assert "0.95x the lower ceiling" in render(figures) and "verdict: model-bound" in render(figures)
+
+
+def test_an_unknown_subject_gets_the_nearest() -> None:
+    with pytest.raises(ManifestError, match="variants"):
+        run(subjects="variant")
+
+
+def test_spoilt_images_cannot_be_decoded_and_no_two_are_equal(tmp_path: Path) -> None:
+    draw_images(tmp_path, 1, (64, 48))
+    good = (tmp_path / "000000.jpg").read_bytes()
+    decode(good)
+    made = [spoil(good, mark) for spoil in SPOILT for mark in (b"one", b"two")]
+    for data in filter(None, made):
+        with pytest.raises(DecodeError):
+            decode(data)
+    assert len(set(made)) == len(made) - 1  # the empty ones are equal
+    with Pillow.open(io.BytesIO(good)) as image:
+        assert image.size == (64, 48)
+
+
+def test_a_corrupted_copy_differs_in_the_named_files_alone(tmp_path: Path) -> None:
+    draw_images(tmp_path / "images", 20, (16, 16))
+    with corrupted(tmp_path / "images", tmp_path / "bad", 20, 0.3) as names:
+        differ = {p.stem for p in (tmp_path / "images").iterdir()
+                  if p.read_bytes() != (tmp_path / "bad" / p.name).read_bytes()}  # fmt: skip
+        assert differ == names and len(names) == 6
+    assert not (tmp_path / "bad").exists()
+
+
+def test_load_tells_this_process_from_the_others() -> None:
+    with Load() as load:
+        began = time.process_time()
+        while time.process_time() - began < 0.3:
+            pass
+    assert load.cpu >= 0.3
+    if os.path.exists("/proc/stat"):
+        assert load.others is not None and 0 <= load.others <= 1.1
+
+
+@pytest.mark.slow
+def test_every_subject_runs_and_the_failure_list_is_exact(tmp_path: Path) -> None:
+    figures = run("engine,bad,naive", images=16, rounds=1, batch_size=4, width=64, layers=1, shard_rows=8,
+                  scratch=str(tmp_path))  # fmt: skip
+    assert figures["bad"]["list_is_exact"] and figures["bad"]["images"] == 1
+    assert json.dumps(figures) and "1 bad images" in render(figures)

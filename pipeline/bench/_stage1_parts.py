@@ -1,0 +1,136 @@
+"""The parts that `bench extract` runs in turn: stage 1's pieces alone, the whole, and what it is compared with."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline.bench._world import dataset_of
+
+
+class Parts:
+    """Each part gives at least {"rate": images a second}."""
+
+    def __init__(self, root: Path, dataset: Any, extractor: Any, batch_size: int, workers: int, shard_rows: int):
+        from pipeline.extraction.batches import Task, collate_for
+        from pipeline.extraction.plan import plan_extraction
+
+        self.root, self.dataset, self.extractor = root, dataset, extractor
+        self.batch_size, self.workers, self.shard_rows = batch_size, workers, shard_rows
+        self.items = plan_extraction(dataset, extractor, None).tables["image"].todo
+        self.images = dataset.images_root.resolve()
+        self.task, self.collate = Task("image", self.items), collate_for(extractor.device)
+        self.runs = 0
+
+    def synthetic(self) -> Any:
+        """One stacked batch."""
+        from pipeline.extraction.meter import Meter
+        from pipeline.extraction.prepare import prepare
+
+        parts = prepare(self.extractor, self.items[: self.batch_size], self.images, Meter())
+        return self.collate([part[0] for part in parts])
+
+    def model_ceiling(self) -> dict[str, float]:
+        """The model on one synthetic batch again and again, as many rows as there are images; no copy waits."""
+        batch = self.synthetic()
+        began, flight = time.perf_counter(), []
+        for _ in range(max(1, len(self.items) // len(batch))):
+            flight.append(self.extractor.begin("image", batch))
+            if len(flight) > 2:
+                flight.pop(0).numpy()
+        for rows in flight:
+            rows.numpy()
+        return rate(max(1, len(self.items) // len(batch)) * len(batch), began)
+
+    def decode_ceiling(self) -> dict[str, float]:
+        """Reading, decoding, resizing and stacking alone, by as many threads as the engine has."""
+        from pipeline.extraction.ahead import in_order
+        from pipeline.extraction.batches import batches_of, jobs_of
+        from pipeline.extraction.meter import Meter
+        from pipeline.extraction.prepare import prepare
+
+        began, meter = time.perf_counter(), Meter()
+        jobs = in_order(
+            lambda job: prepare(self.extractor, self.items[job.start : job.stop], self.images, meter),
+            jobs_of([self.task]), self.workers, 2 * self.workers,
+        )  # fmt: skip
+        rows = sum(len(batch) for batch in batches_of([self.task], jobs, self.batch_size, self.collate))
+        return rate(rows, began)
+
+    def side_by_side(self) -> dict[str, float]:
+        """Model and decoding at the same time, not connected: what overlap can reach where they share cores."""
+        began, decoding = time.perf_counter(), threading.Thread(target=self.decode_ceiling)
+        decoding.start()
+        self.model_ceiling()
+        decoding.join()
+        return rate(len(self.items), began)
+
+    def engine(
+        self, dataset: Any = None, workers: int | None = None, batch_size: int = 0, crew: Any = None
+    ) -> dict[str, Any]:
+        """A whole extraction into a new store; the rate is of its work, without hashing the files beforehand."""
+        from pipeline.extraction.run import extract
+
+        self.runs += 1
+        dataset = dataset or self.dataset
+        report = extract(
+            dataset, self.extractor, self.root / f"stores{self.runs}", progress="silent", crew=crew,
+            batch_size=batch_size or self.batch_size, workers=self.workers if workers is None else workers,
+            shard_rows=self.shard_rows,
+        )  # fmt: skip
+        work = report.seconds["work"]
+        busy = {f"busy {stage}": seconds / work for stage, seconds in report.busy.items()}
+        return {"rate": len(dataset.images) / work, **busy, "path": report.path}
+
+    def sequential(self) -> dict[str, float]:
+        """The engine's reference: one step after another in one thread."""
+        return self.engine(workers=0)
+
+    def one_by_one(self) -> dict[str, float]:
+        """Overlapped, but in batches of one image."""
+        return self.engine(batch_size=1)
+
+    def bad_images(self, folder: Path, bad: set[str]) -> dict[str, float]:
+        """An extraction of the spoilt copy; ``exact``: its ledger names the spoilt files and no others."""
+        from cache import Store
+
+        found = self.engine(dataset_of(folder, len(self.dataset.images)))
+        failed = {f.item for f in Store.open(found["path"]).failures()}
+        return {"rate": found["rate"], "exact": float(failed == bad), "bad": float(len(bad))}
+
+    def naive(self, pairs: int) -> dict[str, float]:
+        """The usual script: a DataLoader over (image, text) pairs, then the model; an image once for every pair."""
+        import torch
+        from PIL import Image as Pillow
+        from torch.utils.data import DataLoader, Dataset
+
+        extractor, images = self.extractor, self.images
+        requests = [item.file for item in self.items for _ in range(pairs)]
+
+        class Pairs(Dataset):  # type: ignore[type-arg]
+            def __len__(self) -> int:
+                return len(requests)
+
+            def __getitem__(self, at: int) -> torch.Tensor:
+                with Pillow.open(images / requests[at]) as image:
+                    return torch.from_numpy(
+                        extractor.processor(image.convert("RGB"), return_tensors="np")["pixel_values"][0]
+                    )
+
+        loader = DataLoader(Pairs(), batch_size=self.batch_size, num_workers=self.workers)
+        began, rows = time.perf_counter(), []
+        with torch.inference_mode():
+            for pixels in loader:
+                features = extractor.model.get_image_features(
+                    pixel_values=pixels.to(extractor.device, extractor.compute)
+                )
+                features = features if isinstance(features, torch.Tensor) else features.pooler_output
+                rows.append(torch.nn.functional.normalize(features.float(), dim=-1).cpu())
+        return rate(sum(map(len, rows)), began)
+
+
+def rate(rows: int, began: float) -> dict[str, float]:
+    """Images a second since ``began``."""
+    return {"rate": rows / (time.perf_counter() - began)}
