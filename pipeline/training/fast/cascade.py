@@ -22,7 +22,7 @@ from pipeline.training.models.cm_ntm import CMNTM
 class CascadeFunction(torch.autograd.Function):
     """The cascade with its hand-written backward: (trace, chain, learned memory?, queries, derived, *Weights) -> outputs.
 
-    queries: [K, T, B, D]; derived: [K, T, B, C-1, D] or None; returns [h^C; r^C], [K, T, B, H + M]. The queries get no
+    queries: [K, T, B, D]; derived: [K, T, B, C-1, D] or None; returns [r^C; h^C], [K, T, B, M + H]. The queries get no
     gradient: they are cached features.
     """
 
@@ -82,8 +82,8 @@ class FastCascade(StackedCascade):
         by_turn = inputs.transpose(1, 2)
         derived = None if self.shape.stages == 1 else self._derived(inputs)
         weights = Weights(
-            self.controller, self.gate_biases.sum(2), self.heads, self.head_bias, self.hidden, self.cell, self.read,
-            self.start, self.memory,
+            self.from_previous, self.from_feature, self.from_own, self.gate_biases.sum(2), self.heads, self.head_bias,
+            self.state, self.cell, self.start, self.memory,
         )  # fmt: skip
         outputs = CascadeFunction.apply(
             self._trace(by_turn), self._chain, self.learned_memory, by_turn, derived, *weights

@@ -10,76 +10,62 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from pipeline.training.models._ntm import NORM_FLOOR
 
-SOFTPLUS_LINEAR = 20.0  # from here on softplus(x) is x, as in torch
+# One operation each, into a place of the caller's: gradient [..] and output (softplus: input) -> gradient of the input.
+_of_sigmoid = torch.ops.aten.sigmoid_backward.grad_input
+_of_tanh = torch.ops.aten.tanh_backward.grad_input
+_of_softplus = torch.ops.aten.softplus_backward.grad_input
+SOFTPLUS = (1.0, 20.0)  # beta, and from where on softplus(x) is x: torch's defaults
 
 
-def lstm(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """gates [L, B, 4 H] before, and in place after, their nonlinearities (i, f, g, o); cell [L, B, H].
+def of_softmax(gradient: Tensor, output: Tensor) -> Tensor:
+    """Gradient of what a softmax over the last dimension was taken of."""
+    return torch._softmax_backward_data(gradient, output, -1, output.dtype)
 
-    Returns hidden, the new cell and its tanh, [L, B, H] each.
+
+def lstm(gates: Tensor, cell: Tensor, new: Tensor, squashed: Tensor, hidden: Tensor) -> None:
+    """gates [L, B, 4 H] before, and in place after, their nonlinearities (i, f, g, o); the old ``cell`` [L, B, H].
+
+    Writes the new cell, its tanh and the hidden state, [L, B, H] each.
     """
     size = cell.shape[-1]
     gates[..., : 2 * size].sigmoid_()
     gates[..., 2 * size : 3 * size].tanh_()
     gates[..., 3 * size :].sigmoid_()
     i, f, g, o = gates.split(size, -1)
-    new = torch.addcmul(f * cell, i, g)
-    squashed = new.tanh()
-    return o * squashed, new, squashed
+    torch.mul(f, cell, out=new).addcmul_(i, g)
+    torch.tanh(new, out=squashed)
+    torch.mul(o, squashed, out=hidden)
 
 
-def lstm_backward(
-    d_hidden: Tensor, d_cell: Tensor, gates: Tensor, cell: Tensor, squashed: Tensor, out: Tensor
-) -> Tensor:
-    """Gradient of the raw gates into ``out`` [L, B, 4 H]; returns that of the old ``cell`` [L, B, H].
+def lstm_slopes(gates: Tensor, cell: Tensor, squashed: Tensor, out: Tensor) -> Tensor:
+    """What the gradients are multiplied with on their way back: none of it waits for a gradient.
 
-    ``gates`` are those after their nonlinearities, ``squashed`` the tanh of the new cell.
+    ``gates`` after their nonlinearities, the old ``cell``, the tanh of the new one. ``out`` [L, B, 4 H]: the new cell's
+    derivative by the raw i, f, g, and the hidden state's by the raw o. Returns the hidden state's by the new cell.
     """
     size = cell.shape[-1]
-    i, f, g, o = gates.split(size, -1)
-    d_cell = d_cell + d_hidden * o * (1 - squashed * squashed)
-    torch.mul(d_cell * g, i * (1 - i), out=out[..., :size])
-    torch.mul(d_cell * cell, f * (1 - f), out=out[..., size : 2 * size])
-    torch.mul(d_cell * i, 1 - g * g, out=out[..., 2 * size : 3 * size])
-    torch.mul(d_hidden * squashed, o * (1 - o), out=out[..., 3 * size :])
-    return d_cell * f
+    (i, f, g, o), (to_i, to_f, to_g, to_o) = gates.split(size, -1), out.split(size, -1)
+    _of_sigmoid(g, i, grad_input=to_i)
+    _of_sigmoid(cell, f, grad_input=to_f)
+    _of_tanh(i, g, grad_input=to_g)
+    _of_sigmoid(squashed, o, grad_input=to_o)
+    return torch.ops.aten.tanh_backward(o, squashed)
 
 
-class Found(NamedTuple):
-    """What content addressing keeps: cosines [L, B, N], norms of rows [L, B, N] and key [L, B, 1]."""
+def lstm_backward(d_hidden: Tensor, d_cell: Tensor, forget: Tensor, to_cell: Tensor, slopes: Tensor) -> Tensor:
+    """``to_cell``, ``slopes`` from ``lstm_slopes``; ``slopes`` become the gradient of the raw gates, in place.
 
-    cosine: Tensor
-    row_norm: Tensor
-    key_norm: Tensor
-    weights: Tensor
-
-
-class Stand(NamedTuple):
-    """What addressing keeps: where the head stands now, and how it came there; [L, B, N] but for the scalars.
-
-    raw: [L, B, 6], the scalars before their ranges; gate [L, B, 1], shift [L, B, 3], sharpening [L, B, 1].
+    forget: the gate f [L, B, H]. Returns the gradient of the old cell [L, B, H].
     """
-
-    weights: Tensor
-    previous: Tensor
-    content: Tensor
-    mixed: Tensor
-    shifted: Tensor
-    log: Tensor
-    raw: Tensor
-    strength: Tensor
-    gate: Tensor
-    shift: Tensor
-    sharpening: Tensor
-    found: Found | None  # None where all rows are equal: the content weights are then 1 / N whatever the key
-
-
-def row_norms(memory: Tensor) -> Tensor:
-    """Norms of the rows [.., N, M] -> [.., N], unclamped."""
-    return torch.linalg.vector_norm(memory, dim=-1)
+    size = forget.shape[-1]
+    d_cell = torch.addcmul(d_cell, d_hidden, to_cell)
+    slopes[..., : 3 * size].unflatten(-1, (3, size)).mul_(d_cell.unsqueeze(-2))
+    slopes[..., 3 * size :].mul_(d_hidden)
+    return d_cell * forget
 
 
 def along_rows(vector: Tensor, memory: Tensor) -> Tensor:
@@ -92,117 +78,155 @@ def over_rows(weights: Tensor, memory: Tensor) -> Tensor:
     return (weights.unsqueeze(-2) @ memory).squeeze(-2)
 
 
-def address(memory: Tensor | None, norms: Tensor | None, key: Tensor | None, raw: Tensor, previous: Tensor) -> Stand:
-    """Where a head stands: memory [L, B, N, M] with its row norms, key [L, B, M], raw scalars [L, B, 6].
+class Rows(NamedTuple):
+    """The rows of a memory [L, B, N, M], and their norms [L, B, N], at least ``NORM_FLOOR``."""
 
-    ``memory`` None stands for one whose rows are all equal, which needs no key.
+    memory: Tensor
+    norms: Tensor
+
+    @classmethod
+    def of(cls, memory: Tensor) -> Rows:
+        return cls(memory, torch.linalg.vector_norm(memory, dim=-1).clamp_min_(NORM_FLOOR))
+
+    def stage(self, c: int) -> Rows:
+        """Of one stage, where L is [K, C]."""
+        return Rows(self.memory[:, c], self.norms[:, c])
+
+
+def norm_slopes(norms: Tensor) -> Tensor:
+    """-1 / norm^2, with which a cosine's gradient reaches a vector through its norm; 0 at the floor."""
+    return norms.square().reciprocal_().neg_().masked_fill_(norms <= NORM_FLOOR, 0)
+
+
+class Found(NamedTuple):
+    """What content addressing keeps: cosines and products of both norms [L, B, N], the key's norm [L, B, 1]."""
+
+    cosine: Tensor
+    scale: Tensor
+    key_norm: Tensor
+
+
+class Stand(NamedTuple):
+    """What addressing keeps: where the head stands now, and how it came there; [L, B, N] but for the following.
+
+    taps: [L, B, N, 3], the mixed weights that each slot's shifted one is made of. raw: [L, B, 6], the scalars before
+    their ranges; strength, gate, sharpening [L, B, 1], shift [L, B, 3].
     """
-    strength = torch.nn.functional.softplus(raw[..., :1])
-    gate = raw[..., 1:2].sigmoid()
-    shift = raw[..., 2:5].softmax(-1)
-    sharpening = torch.nn.functional.softplus(raw[..., 5:]) + 1
-    if memory is None:
+
+    weights: Tensor
+    previous: Tensor
+    content: Tensor
+    taps: Tensor
+    shifted: Tensor
+    log: Tensor
+    raw: Tensor
+    strength: Tensor
+    gate: Tensor
+    shift: Tensor
+    sharpening: Tensor
+    found: Found | None  # None where all rows are equal: the content weights are then 1 / N whatever the key
+
+
+def taps(weights: Tensor) -> Tensor:
+    """Each slot's neighbour before it, itself, and its neighbour after it, around the circle: [.., N] -> [.., N, 3]."""
+    return torch.cat([weights[..., -1:], weights, weights[..., :1]], -1).unfold(-1, 3, 1)
+
+
+def address(rows: Rows | None, key: Tensor | None, raw: Tensor, previous: Tensor) -> Stand:
+    """Where a head stands: key [L, B, M], raw scalars [L, B, 6].
+
+    ``rows`` None stands for a memory whose rows are all equal, which needs no key.
+    """
+    strength, sharpening = softplus(raw[..., :1]), softplus(raw[..., 5:]) + 1
+    gate, shift = raw[..., 1:2].sigmoid(), raw[..., 2:5].softmax(-1)
+    if rows is None:
         content, found = torch.full_like(previous, 1 / previous.shape[-1]), None
     else:
-        key_norm = torch.linalg.vector_norm(key, dim=-1, keepdim=True)
-        dots = along_rows(key, memory)
-        cosine = dots / key_norm.clamp_min(NORM_FLOOR) / norms.clamp_min(NORM_FLOOR)
+        key_norm = torch.linalg.vector_norm(key, dim=-1, keepdim=True).clamp_min_(NORM_FLOOR)
+        scale = key_norm * rows.norms
+        cosine = along_rows(key, rows.memory) / scale
         content = (strength * cosine).softmax(-1)
-        found = Found(cosine, norms, key_norm, content)
-    mixed = torch.lerp(previous, content, gate)
-    shifted = torch.addcmul(shift[..., 1:2] * mixed, shift[..., :1], mixed.roll(1, -1))
-    shifted = shifted.addcmul_(shift[..., 2:], mixed.roll(-1, -1))
-    log = shifted.clamp_min(torch.finfo(shifted.dtype).tiny).log()
+        found = Found(cosine, scale, key_norm)
+    around = taps(torch.lerp(previous, content, gate))
+    shifted = (around * shift.unsqueeze(-2)).sum(-1)
+    log = shifted.clamp_min(torch.finfo(shifted.dtype).tiny).log_()
     weights = (sharpening * log).softmax(-1)
-    return Stand(
-        weights, previous, content, mixed, shifted, log, raw, strength, gate, shift, sharpening, found
-    )  # fmt: skip
+    return Stand(weights, previous, content, around, shifted, log, raw, strength, gate, shift, sharpening, found)
 
 
 class HeadGradients(NamedTuple):
-    """raw: [L, B, 6]; previous: [L, B, N]. dots, rows: [L, B, N], with which the memory's gradient is
-    dots_i * key + rows_i * M_i. key_scale [L, B, 1]: the key's gradient is sum_i dots_i M_i + key_scale * key.
+    """previous: [L, B, N], of where the head stood before. Where it addressed by content, dots and pull [L, B, N] and
+    key_pull [L, B, 1]: row M_i's gradient is dots_i key + pull_i norm_slopes_i M_i, and the key's is
+    sum_i dots_i M_i + key_pull key.
     """
 
-    raw: Tensor
     previous: Tensor
-    dots: Tensor | None
-    rows: Tensor | None
-    key_scale: Tensor | None
+    dots: Tensor | None = None
+    pull: Tensor | None = None
+    key_pull: Tensor | None = None
 
 
-def address_backward(d_weights: Tensor, stand: Stand) -> HeadGradients:
-    """Gradients of a head's addressing, given that of its weights [L, B, N]."""
-    weights, shift = stand.weights, stand.shift
-    d_logits = weights * (d_weights - (d_weights * weights).sum(-1, keepdim=True))
+def address_backward(d_weights: Tensor, stand: Stand, d_raw: Tensor) -> HeadGradients:
+    """Gradients of a head's addressing, given that of its weights [L, B, N]; the raw scalars' go into ``d_raw``."""
+    d_logits = of_softmax(d_weights, stand.weights)
     d_sharpening = (d_logits * stand.log).sum(-1, keepdim=True)
-    tiny = torch.finfo(weights.dtype).tiny
-    d_shifted = (d_logits * stand.sharpening / stand.shifted).masked_fill_(stand.shifted < tiny, 0)
-    mixed = stand.mixed
-    d_shift = torch.stack(
-        [(d_shifted * mixed.roll(1, -1)).sum(-1), (d_shifted * mixed).sum(-1), (d_shifted * mixed.roll(-1, -1)).sum(-1)],
-        -1,
-    )
-    d_mixed = (shift[..., :1] * d_shifted).roll(-1, -1) + shift[..., 1:2] * d_shifted
-    d_mixed += (shift[..., 2:] * d_shifted).roll(1, -1)
+    tiny = torch.finfo(d_logits.dtype).tiny
+    d_shifted = d_logits.mul_(stand.sharpening).div_(stand.shifted).masked_fill_(stand.shifted < tiny, 0)
+    d_shift = (stand.taps * d_shifted.unsqueeze(-1)).sum(-2)
+    d_mixed = (taps(d_shifted) * stand.shift.flip(-1).unsqueeze(-2)).sum(-1)
     d_gate = (d_mixed * (stand.content - stand.previous)).sum(-1, keepdim=True)
     d_content = d_mixed * stand.gate
-    raw, found = stand.raw, stand.found
-    dots = rows = key_scale = None
-    d_strength = torch.zeros_like(d_gate)
-    if found is not None:
-        d_scaled = stand.content * (d_content - (d_content * stand.content).sum(-1, keepdim=True))
-        d_strength = (d_scaled * found.cosine).sum(-1, keepdim=True)
-        d_cosine = d_scaled * stand.strength
-        dots = d_cosine / found.key_norm.clamp_min(NORM_FLOOR) / found.row_norm.clamp_min(NORM_FLOOR)
-        pull = d_cosine * found.cosine
-        rows = _norm_gradient(-pull, found.row_norm)
-        key_scale = _norm_gradient(-pull.sum(-1, keepdim=True), found.key_norm)
-    d_raw = torch.cat(
-        [
-            d_strength * _softplus_slope(raw[..., :1]),
-            d_gate * stand.gate * (1 - stand.gate),
-            shift * (d_shift - (d_shift * shift).sum(-1, keepdim=True)),
-            d_sharpening * _softplus_slope(raw[..., 5:]),
-        ],
-        -1,
-    )
-    return HeadGradients(d_raw, d_mixed * (1 - stand.gate), dots, rows, key_scale)
+    _of_sigmoid(d_gate, stand.gate, grad_input=d_raw[..., 1:2])
+    d_raw[..., 2:5] = of_softmax(d_shift, stand.shift)
+    _of_softplus(d_sharpening, stand.raw[..., 5:], *SOFTPLUS, grad_input=d_raw[..., 5:])
+    d_previous, found = d_mixed.sub_(d_content), stand.found
+    if found is None:
+        d_raw[..., :1] = 0
+        return HeadGradients(d_previous)
+    d_scaled = of_softmax(d_content, stand.content)
+    d_strength = (d_scaled * found.cosine).sum(-1, keepdim=True)
+    _of_softplus(d_strength, stand.raw[..., :1], *SOFTPLUS, grad_input=d_raw[..., :1])
+    d_cosine = d_scaled.mul_(stand.strength)
+    pull = d_cosine * found.cosine
+    key_pull = pull.sum(-1, keepdim=True).mul_(norm_slopes(found.key_norm))
+    return HeadGradients(d_previous, d_cosine.div_(found.scale), pull, key_pull)
 
 
-def _norm_gradient(numerator: Tensor, norm: Tensor) -> Tensor:
-    """``numerator`` / norm^2 where the norm is above the floor that the forward clamps it to, else 0."""
-    return (numerator / norm.clamp_min(NORM_FLOOR).square()).masked_fill_(norm < NORM_FLOOR, 0)
+def write(memory: Tensor, weights: Tensor, erase: Tensor, add: Tensor, out: Tensor) -> Tensor:
+    """Erase, then add: [L, B, N, M], [L, B, N], [L, B, M], [L, B, M] -> ``out`` [L, B, N, M].
 
-
-def _softplus_slope(raw: Tensor) -> Tensor:
-    return raw.sigmoid().masked_fill_(raw > SOFTPLUS_LINEAR, 1)
-
-
-def write(memory: Tensor, weights: Tensor, erase: Tensor, add: Tensor) -> Tensor:
-    """Erase, then add: [L, B, N, M], [L, B, N], [L, B, M], [L, B, M] -> [L, B, N, M]."""
-    change = torch.sub(add.unsqueeze(-2), memory * erase.unsqueeze(-2))
-    return torch.addcmul(memory, weights.unsqueeze(-1), change)
+    A memory whose rows are all one may come as that row, [.., 1, M].
+    """
+    place = out if memory.shape == out.shape else None
+    change = torch.addcmul(add.unsqueeze(-2), memory, erase.unsqueeze(-2), value=-1, out=place)
+    return torch.addcmul(memory, weights.unsqueeze(-1), change, out=out)
 
 
 class WriteGradients(NamedTuple):
-    """weights [L, B, N], erase [L, B, M], add [L, B, M]; memory [L, B, N, M] or None where nobody asks for it."""
+    """weights [L, B, N], erase [L, B, M], add [L, B, M]."""
 
     weights: Tensor
     erase: Tensor
     add: Tensor
-    memory: Tensor | None
 
 
 def write_backward(
-    d_new: Tensor, memory: Tensor, weights: Tensor, erase: Tensor, add: Tensor, wanted: bool
+    d_new: Tensor, memory: Tensor, weights: Tensor, erase: Tensor, add: Tensor, scratch: Tensor
 ) -> WriteGradients:
-    """Gradients of ``write``, given that of the new memory [L, B, N, M]; ``wanted``: the old memory's too."""
-    overlap = d_new * memory
+    """Gradients of all arguments of ``write`` but the memory, given that of the new memory [L, B, N, M].
+
+    ``scratch``: room like ``d_new``, not needed where the memory came as one row.
+    """
     d_add = over_rows(weights, d_new)
-    d_erase = -over_rows(weights, overlap)
+    if memory.shape[-2] == 1:
+        row = memory.squeeze(-2)
+        change = torch.addcmul(add, row, erase, value=-1)
+        return WriteGradients(along_rows(change, d_new), (row * d_add).neg_(), d_add)
+    overlap = torch.mul(d_new, memory, out=scratch)
     d_weights = along_rows(add, d_new) - along_rows(erase, overlap)
-    if not wanted:
-        return WriteGradients(d_weights, d_erase, d_add, None)
-    erased = torch.mul(d_new, erase.unsqueeze(-2), out=overlap)
-    return WriteGradients(d_weights, d_erase, d_add, torch.addcmul(d_new, erased, weights.unsqueeze(-1), value=-1))
+    return WriteGradients(d_weights, over_rows(weights, overlap).neg_(), d_add)
+
+
+def let_through(d_new: Tensor, weights: Tensor, erase: Tensor, scratch: Tensor) -> Tensor:
+    """What ``write`` hands to the old memory of the new one's gradient, in its place: [L, B, N, M]."""
+    return d_new.addcmul_(torch.mul(d_new, erase.unsqueeze(-2), out=scratch), weights.unsqueeze(-1), value=-1)

@@ -15,6 +15,7 @@ from pipeline.training.fast.cell import (
     along_rows,
     lstm,
     lstm_backward,
+    lstm_slopes,
     over_rows,
 )
 from pipeline.training.fast.parameters import SCALARS
@@ -42,7 +43,7 @@ class Passed(NamedTuple):
 
 class Chain(Protocol):
     """One turn through all stages. In a trace, ``forward`` finds the turn's memory and the gates' parts that do not
-    depend on the chain, and completes gates, cells, squashed, hidden, reads, read_raw and the inputs' r^{c-1}(n)."""
+    depend on the chain, and completes gates, squashed, read_raw, and at place n + 1 cells and states."""
 
     def forward(self, trace: Trace, weights: Weights, n: int, previous: Tensor) -> None:
         """``previous`` [K, C, B, N]: where the read heads stood after turn n - 1."""
@@ -57,46 +58,38 @@ class StageByStage:
     """Each stage's operations in turn: the plain form, and on a CPU the fast one."""
 
     def forward(self, trace: Trace, weights: Weights, n: int, previous: Tensor) -> None:
-        shape, turn = trace.shape, trace.turns[n]
-        width, reading = shape.width, shape.width + SCALARS
+        turn, width, hidden = trace.turns[n], trace.shape.width, trace.hidden(n)
+        reading = width + SCALARS
         stands: list[Stand] = []
-        for c in range(shape.stages):
+        for c in range(trace.shape.stages):
             gates = trace.gates[:, c, n]
-            gates.baddbmm_(trace.inputs[:, c, n, :, :width], weights.controller[:, c, :, :width].mT)
-            hidden, trace.cells[:, c, n + 1], trace.squashed[:, c, n] = lstm(gates, trace.cells[:, c, n])
-            trace.hidden[:, c, n] = hidden
-            raw = torch.baddbmm(weights.head_bias[:, c, None, :reading], hidden, weights.heads[:, c, :reading].mT)
-            trace.read_raw[:, c, n] = raw
-            stand = address(turn.memory[:, c], turn.norms[:, c], raw[..., :width], raw[..., width:], previous[:, c])
-            stands.append(stand)
-            trace.reads[:, c, n] = read = over_rows(stand.weights, turn.memory[:, c])
-            if c + 1 < shape.stages:
-                trace.inputs[:, c + 1, n, :, :width] = read
+            gates.baddbmm_(trace.arriving(c, n), weights.from_previous[:, c].mT)
+            lstm(gates, trace.cells[:, c, n], trace.cells[:, c, n + 1], trace.squashed[:, c, n], hidden[:, c])
+            raw, bias = trace.read_raw[:, c, n], weights.head_bias[:, c, None, :reading]
+            torch.baddbmm(bias, hidden[:, c], weights.heads[:, c, :, :reading], out=raw)
+            stands.append(address(turn.rows.stage(c), raw[..., :width], raw[..., width:], previous[:, c]))
+            trace.states[:, c, n + 1, :, :width] = over_rows(stands[-1].weights, turn.memory[:, c])
         turn.read, turn.read_weights = stands, torch.stack([stand.weights for stand in stands], 1)
 
     def backward(
         self, weights: Weights, trace: Trace, n: int, reaching: Reaching, d_gates: Tensor, d_reading: Tensor
     ) -> Passed:
-        shape, turn = trace.shape, trace.turns[n]
-        width, reading = shape.width, shape.width + SCALARS
-        heads, cells, passed = [], [], None
-        for c in reversed(range(shape.stages)):
-            memory = turn.memory[:, c]
-            d_weights = along_rows(reaching.read[:, c], memory) + reaching.read_at[:, c]
-            head = address_backward(d_weights, turn.read[c])
-            raw, key = d_reading[:, c], trace.read_raw[:, c, n, :, :width]
-            torch.addcmul(over_rows(head.dots, memory), head.key_scale, key, out=raw[..., :width])
-            raw[..., width:] = head.raw
-            d_hidden = torch.baddbmm(reaching.hidden[:, c], raw, weights.heads[:, c, :reading])
-            cells.append(
-                lstm_backward(
-                    d_hidden, reaching.cell[:, c], trace.gates[:, c, n], trace.cells[:, c, n],
-                    trace.squashed[:, c, n], d_gates[:, c],
-                )
-            )  # fmt: skip
-            passed = d_gates[:, c] @ weights.controller[:, c, :, :width]
-            if c:
-                reaching.read[:, c - 1] += passed
+        turn, width, hidden = trace.turns[n], trace.shape.width, trace.shape.hidden
+        reading = width + SCALARS
+        gates, heads, cells = trace.gates[:, :, n], [], []
+        to_cell = lstm_slopes(gates, trace.cells[:, :, n], trace.squashed[:, :, n], d_gates)
+        forget = gates[..., hidden : 2 * hidden]
+        for c in reversed(range(trace.shape.stages)):
+            memory, raw = turn.memory[:, c], d_reading[:, c]
+            d_weights = along_rows(reaching.read[:, c], memory).add_(reaching.read_at[:, c])
+            head = address_backward(d_weights, turn.read[c], raw[..., width:])
+            key = trace.read_raw[:, c, n, :, :width]
+            torch.addcmul(over_rows(head.dots, memory), head.key_pull, key, out=raw[..., :width])
+            d_hidden = torch.baddbmm(reaching.hidden[:, c], raw, weights.heads[:, c, :, :reading].mT)
+            cells.append(lstm_backward(d_hidden, reaching.cell[:, c], forget[:, c], to_cell[:, c], d_gates[:, c]))
             heads.append(head)
+            if c:
+                reaching.read[:, c - 1].baddbmm_(d_gates[:, c], weights.from_previous[:, c])
+        first = d_gates[:, 0] @ weights.from_previous[:, 0]
         stacked = HeadGradients(*(torch.stack(parts[::-1], 1) for parts in zip(*heads, strict=True)))
-        return Passed(stacked, torch.stack(cells[::-1], 1), passed)
+        return Passed(stacked, torch.stack(cells[::-1], 1), first)

@@ -62,8 +62,8 @@ def forward_turn(
     gates, gates_k, gates_c,  # [K, C, B, 4 H] with strides of K and C: in before, out after their nonlinearities
     cells, cells_k, cells_c,  # [K, C, B, H] before the turn
     new_cells,  # as cells, after the turn
-    squashed, states_k, states_c,  # [K, C, B, H] out
-    hidden,  # as squashed, out
+    squashed, squashed_k, squashed_c,  # [K, C, B, H] out
+    hidden, hidden_k, hidden_c, hidden_b,  # [K, C, B, H] with strides of K, C and B: out
     products,  # P [K, C - 1, B, N, 4 H]
     answers, offsets,  # Q [K, C, B, N, H]; b_k . M_i [K, C, B, N]
     gram, gram_bias, gram_constant,  # W_k' W_k [K, C, H, H]; W_k' b_k [K, C, H]; |b_k|^2 [K, C]
@@ -101,8 +101,8 @@ def forward_turn(
         tanh = _tanh(cell)
         state = tl.where(has, o * tanh, 0.0)
         tl.store(new_cells + k * cells_k + c * cells_c + b * H + unit, cell, mask=has)
-        tl.store(squashed + k * states_k + c * states_c + b * H + unit, tanh, mask=has)
-        tl.store(hidden + k * states_k + c * states_c + b * H + unit, state, mask=has)
+        tl.store(squashed + k * squashed_k + c * squashed_c + b * H + unit, tanh, mask=has)
+        tl.store(hidden + k * hidden_k + c * hidden_c + b * hidden_b + unit, state, mask=has)
 
         answer = tl.load(answers + row * N * H + slot[:, None] * H + unit[None, :], mask=tile, other=0.0)
         dots = tl.sum(answer * state[None, :], 1) + tl.load(offsets + row * N + slot, mask=stands, other=0.0)
@@ -111,9 +111,8 @@ def forward_turn(
         )
         linear = tl.load(gram_bias + kc * H + unit, mask=has, other=0.0)
         norm2 = tl.sum(state * (tl.sum(square * state[None, :], 1) + 2 * linear), 0) + tl.load(gram_constant + kc)
-        key_norm = tl.sqrt(tl.maximum(norm2, 0.0))
-        norm = tl.maximum(tl.load(norms + row * N + slot, mask=stands, other=1.0), FLOOR)
-        cosine = dots / tl.maximum(key_norm, FLOOR) / norm
+        key_norm = tl.maximum(tl.sqrt(tl.maximum(norm2, 0.0)), FLOOR)
+        cosine = dots / (key_norm * tl.load(norms + row * N + slot, mask=stands, other=1.0))
         r0 = _scalar(kc * 6, 0, state, scalar_weights, scalar_bias, unit, H, has)
         r1 = _scalar(kc * 6, 1, state, scalar_weights, scalar_bias, unit, H, has)
         r2 = _scalar(kc * 6, 2, state, scalar_weights, scalar_bias, unit, H, has)
@@ -146,11 +145,12 @@ def forward_turn(
 def backward_turn(
     d_weights,  # [K, C, B, N]: from all but the next stage
     d_hidden, d_cells,  # [K, C, B, H]: from all but this stage's read head; cells: of the new cell
-    gates, gates_k, gates_c, cells, cells_k, cells_c, squashed, hidden, states_k, states_c,  # as the forward left them
+    gates, gates_k, gates_c, cells, cells_k, cells_c, squashed, squashed_k, squashed_c,  # as the forward left them
+    hidden, hidden_k, hidden_c, hidden_b,
     products, answers, gram, gram_bias, scalar_weights, previous, norms, weights, cosines, raw, key_norms,
     d_gates, d_gates_k, d_gates_c,  # [K, C, B, 4 H] out
     d_old_cells, d_previous,  # out: [K, C, B, H], [K, C, B, N]
-    dots, rows, key_scales, d_raw,  # out, ``HeadGradients``: [K, C, B, N] twice, [K, C, B], [K, C, B, 6]
+    dots, pulls, key_pulls, d_raw,  # out, ``HeadGradients``: [K, C, B, N] twice, [K, C, B], and [K, C, B, 6]
     B, C: tl.constexpr, H: tl.constexpr, N: tl.constexpr, UNITS: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     """The same stages in reverse."""
@@ -196,14 +196,12 @@ def backward_turn(
         d_cosine = d_scaled * strength
         norm = tl.load(norms + row * N + slot, mask=stands, other=1.0)
         key_norm = tl.load(key_norms + row)
-        dot = d_cosine / tl.maximum(key_norm, FLOOR) / tl.maximum(norm, FLOOR)
+        dot = d_cosine / (key_norm * norm)
         pull = d_cosine * cosine
-        floored = tl.maximum(norm, FLOOR)
         tl.store(dots + row * N + slot, dot, mask=stands)
-        tl.store(rows + row * N + slot, tl.where(norm < FLOOR, 0.0, -pull / (floored * floored)), mask=stands)
-        key_floored = tl.maximum(key_norm, FLOOR)
-        key_scale = tl.where(key_norm < FLOOR, 0.0, -tl.sum(pull, 0) / (key_floored * key_floored))
-        tl.store(key_scales + row, key_scale)
+        tl.store(pulls + row * N + slot, pull, mask=stands)
+        key_pull = tl.where(key_norm <= FLOOR, 0.0, -tl.sum(pull, 0) / (key_norm * key_norm))
+        tl.store(key_pulls + row, key_pull)
         mean = s0 * d_s0 + s1 * d_s1 + s2 * d_s2
         d0 = tl.sum(d_scaled * cosine, 0) * _slope(r0)
         d1 = d_gate * gate * (1 - gate)
@@ -216,15 +214,15 @@ def backward_turn(
         tl.store(d_raw + row * 6 + 4, d4)
         tl.store(d_raw + row * 6 + 5, d5)
 
-        state = tl.load(hidden + k * states_k + c * states_c + b * H + unit, mask=has, other=0.0)
-        tanh = tl.load(squashed + k * states_k + c * states_c + b * H + unit, mask=has, other=0.0)
+        state = tl.load(hidden + k * hidden_k + c * hidden_c + b * hidden_b + unit, mask=has, other=0.0)
+        tanh = tl.load(squashed + k * squashed_k + c * squashed_c + b * H + unit, mask=has, other=0.0)
         answer = tl.load(answers + row * N * H + slot[:, None] * H + unit[None, :], mask=tile, other=0.0)
         square = tl.load(
             gram + kc * H * H + unit[:, None] * H + unit[None, :], mask=has[:, None] & has[None, :], other=0.0
         )
         linear = tl.load(gram_bias + kc * H + unit, mask=has, other=0.0)
         d_state = tl.load(d_hidden + row * H + unit, mask=has, other=0.0) + tl.sum(answer * dot[:, None], 0)
-        d_state += key_scale * (tl.sum(square * state[None, :], 1) + linear)
+        d_state += key_pull * (tl.sum(square * state[None, :], 1) + linear)
         scalars = scalar_weights + kc * 6 * H + unit
         d_state += d0 * tl.load(scalars, mask=has, other=0.0) + d1 * tl.load(scalars + H, mask=has, other=0.0)
         d_state += d2 * tl.load(scalars + 2 * H, mask=has, other=0.0) + d3 * tl.load(scalars + 3 * H, mask=has, other=0.0)

@@ -1,8 +1,9 @@
 """The parameters of K cascades of one shape as stacked tensors: what the fast path computes with.
 
 Every stacked tensor has the leading dimensions [K, C]: one product then serves all runs and all stages. Weights are laid
-out by use: the controller's input and recurrent matrices are one matrix over [r^{c-1}; f_drv; r^c; h], and the rows of
-the heads' matrix come in the order that the turn needs them (``head_order``).
+out by use: the controller's matrices by when their input is known (``from_previous``: r^{c-1}(n), stage by stage;
+``from_feature``: f_drv, before the first turn; ``from_own``: [r^c; h^c](n-1), a turn before), and the heads' outputs
+in the order that a turn needs them (``head_order``), as columns: the gradient of so flat a matrix is a faster product so.
 """
 
 from __future__ import annotations
@@ -29,11 +30,6 @@ class Shape:
     width: int
     hidden: int
 
-    @property
-    def inputs(self) -> int:
-        """Width of a controller's input: r^{c-1}, f_drv, r^c, h."""
-        return 2 * self.width + self.dim + self.hidden
-
     @classmethod
     def of(cls, model: CMNTM) -> Shape:
         options = model.options
@@ -41,7 +37,7 @@ class Shape:
 
 
 def head_order(width: int) -> Tensor:
-    """Rows of the reference's heads in the order of the fast path, int64 [2 (M + 6) + 2 M].
+    """Outputs of the reference's heads in the order of the fast path, int64 [2 (M + 6) + 2 M].
 
     Reference: read head (key, scalars), write head (key, scalars), erase, add. Fast: read key, read scalars (the part
     that the chain of stages waits for), write scalars, erase, add, write key (the part that it does not).
@@ -55,10 +51,10 @@ def head_order(width: int) -> Tensor:
 class StackedCascade(nn.Module):
     """Stacked copies of the parameters of K reference models; ``write_to`` puts their values back.
 
-    controller [K, C, 4 H, 2 M + D + H]; gate_biases [K, C, 2, 4 H], the LSTM's two, which act as one but are stepped by
-    Adam each; heads [K, C, 4 M + 12, H] and head_bias; hidden, cell [K, C, H], read [K, C, M], start [K, C, 2, N];
-    memory [K, C, N, M], learned or constant; output [K, D, H + M] and output_bias; derived [K, (C-1) D, D] with gain and
-    bias. Running statistics are [K, turns, (C-1) D].
+    from_previous [K, C, 4 H, M], from_feature [K, C, 4 H, D], from_own [K, C, 4 H, M + H]; gate_biases [K, C, 2, 4 H], the
+    LSTM's two, which act as one but are stepped by Adam each; heads [K, C, H, 4 M + 12] and head_bias; state [K, C, M + H],
+    the first [r; h]; cell [K, C, H], start [K, C, 2, N]; memory [K, C, N, M], learned or constant; output [K, D, M + H],
+    of [r; h], and output_bias; derived [K, (C-1) D, D] with gain and bias. Running statistics are [K, turns, (C-1) D].
     """
 
     def __init__(self, models: Sequence[CMNTM]):
@@ -72,19 +68,23 @@ class StackedCascade(nn.Module):
         def stacked(pick) -> nn.Parameter:
             return nn.Parameter(torch.stack([torch.stack([pick(s).detach() for s in run]) for run in stages]))
 
-        self.controller = stacked(lambda s: torch.cat([s.controller.weight_ih, s.controller.weight_hh], 1))
+        width, before = self.shape.width, self.shape.width + self.shape.dim  # weight_ih is of [r^{c-1}; f_drv; r^c]
+        self.from_previous = stacked(lambda s: s.controller.weight_ih[:, :width])
+        self.from_feature = stacked(lambda s: s.controller.weight_ih[:, width:before])
+        self.from_own = stacked(lambda s: torch.cat([s.controller.weight_ih[:, before:], s.controller.weight_hh], 1))
         self.gate_biases = stacked(lambda s: torch.stack([s.controller.bias_ih, s.controller.bias_hh]))
-        self.heads = stacked(lambda s: s.heads.weight[order])
+        self.heads = stacked(lambda s: s.heads.weight[order].mT)
         self.head_bias = stacked(lambda s: s.heads.bias[order])
-        for name in ("hidden", "cell", "read", "start"):
-            setattr(self, name, stacked(lambda s, name=name: getattr(s, name)))
+        self.state = stacked(lambda s: torch.cat([s.read, s.hidden]))
+        self.cell, self.start = stacked(lambda s: s.cell), stacked(lambda s: s.start)
         memory = stacked(lambda s: s.memory)
         self.learned_memory = isinstance(first.stages[0].memory, nn.Parameter)
         if self.learned_memory:
             self.memory = memory
         else:
             self.register_buffer("memory", memory.data)
-        self.output = nn.Parameter(torch.stack([m.output.weight.detach() for m in models]))
+        # The reference's columns are of [h; r].
+        self.output = nn.Parameter(torch.stack([m.output.weight.detach().roll(width, 1) for m in models]))
         self.output_bias = nn.Parameter(torch.stack([m.output.bias.detach() for m in models]))
         if first.derived is not None:
             for name in ("weight", "gain", "bias"):
@@ -92,10 +92,6 @@ class StackedCascade(nn.Module):
                 setattr(self, f"derived_{name}", nn.Parameter(values))
             for name in ("running_mean", "running_var"):
                 self.register_buffer(name, torch.stack([getattr(m.derived, name) for m in models]))
-
-    @property
-    def runs(self) -> int:
-        return self.controller.shape[0]
 
     @property
     def constant(self) -> float | None:
@@ -106,18 +102,21 @@ class StackedCascade(nn.Module):
     @torch.no_grad()
     def write_to(self, models: Sequence[CMNTM]) -> None:
         """Copy run k's values into ``models[k]``, under the reference's names."""
-        inputs = self.shape.inputs - self.shape.hidden
+        width = self.shape.width
         for k, model in enumerate(models):
             for c, stage in enumerate(model.stages):
-                stage.controller.weight_ih.copy_(self.controller[k, c, :, :inputs])
-                stage.controller.weight_hh.copy_(self.controller[k, c, :, inputs:])
+                own_read, own_hidden = self.from_own[k, c].tensor_split([width], 1)
+                stage.controller.weight_ih.copy_(torch.cat([self.from_previous[k, c], self.from_feature[k, c], own_read], 1))
+                stage.controller.weight_hh.copy_(own_hidden)
                 stage.controller.bias_ih.copy_(self.gate_biases[k, c, 0])
                 stage.controller.bias_hh.copy_(self.gate_biases[k, c, 1])
-                stage.heads.weight[self._order] = self.heads[k, c]
+                stage.heads.weight[self._order] = self.heads[k, c].mT
                 stage.heads.bias[self._order] = self.head_bias[k, c]
-                for name in ("hidden", "cell", "read", "start", "memory"):
+                stage.read.copy_(self.state[k, c, :width])
+                stage.hidden.copy_(self.state[k, c, width:])
+                for name in ("cell", "start", "memory"):
                     getattr(stage, name).copy_(getattr(self, name)[k, c])
-            model.output.weight.copy_(self.output[k])
+            model.output.weight.copy_(self.output[k].roll(-width, 1))
             model.output.bias.copy_(self.output_bias[k])
             if model.derived is not None:
                 for name in ("weight", "gain", "bias"):

@@ -7,34 +7,36 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from pipeline.training.fast.cell import Stand
+from pipeline.training.fast.cell import Rows, Stand
 from pipeline.training.fast.parameters import SCALARS, Shape
 
 
 class Weights(NamedTuple):
     """What the cascade computes with, as ``StackedCascade`` lays it out; gate_bias [K, C, 4 H] is the sum of two."""
 
-    controller: Tensor
+    from_previous: Tensor
+    from_feature: Tensor
+    from_own: Tensor
     gate_bias: Tensor
     heads: Tensor
     head_bias: Tensor
-    hidden: Tensor
+    state: Tensor
     cell: Tensor
-    read: Tensor
     start: Tensor
     memory: Tensor
 
 
 @dataclass
 class Turn:
-    """One turn of all stages. memory: [K, C, B, N, M] as it was read, with the norms of its rows [K, C, B, N].
+    """One turn of all stages. memory: [K, C, B, N, M] as it was read, or [K, C, 1, 1, M] where all rows are one.
 
-    read: where the read heads stand, as the chain of stages keeps it; read_weights: [K, C, B, N].
-    write: where the write heads stand [K, C, B, ..]; erase, add, write_key: [K, C, B, M]; the last turn has none of them.
+    rows: the memory's rows as addressing needs them, None where all rows are one. read: where the read heads stand, as
+    the chain of stages keeps it; read_weights: [K, C, B, N]. write: where the write heads stand [K, C, B, ..]; erase,
+    add, write_key: [K, C, B, M]; the last turn has none of them.
     """
 
     memory: Tensor
-    norms: Tensor | None
+    rows: Rows | None
     read: Any = None
     read_weights: Tensor | None = None
     write: Stand | None = None
@@ -45,28 +47,31 @@ class Turn:
     @property
     def side_by_side(self) -> bool:
         """The rows are all equal, nothing is addressed by content, and the stages ran at once."""
-        return self.norms is None
+        return self.rows is None
 
 
 @dataclass
 class Trace:
-    """Shapes: K runs, C stages, T turns, B sessions. I = 2 M + D + H, the width of a controller's input.
+    """Shapes: K runs, C stages, T turns, B sessions.
 
-    inputs: [K, C, T, B, I], [r^{c-1}; f_drv; r^c; h]. gates: [K, C, T, B, 4 H] after their nonlinearities. cells:
-    [K, C, T + 1, B, H], the first from before turn 1; squashed: their tanh [K, C, T, B, H]; hidden likewise.
-    reads: [K, C, T, B, M], r^c(n). read_raw: [K, C, T, B, M + 6], the read head's key and scalars.
+    features: [K, C, T, B, D], f_drv. states: [K, C, T + 1, B, M + H], [r^c; h^c], and cells: [K, C, T + 1, B, H]; turn n
+    finds its own at place n and leaves them at n + 1. gates: [K, C, T, B, 4 H] after their nonlinearities; squashed: the
+    tanh of the new cells [K, C, T, B, H]. read_raw: [K, C, T, B, M + 6], the read head's key and scalars. memories:
+    [T - 1, K, C, B, N, M], what each turn but the last left; d_memory and scratch: [K, C, B, N, M], for the backward.
     starts: [K, C, 2, N], the heads' learned first weights. constant: the one value that all memories start from, or None.
     """
 
     shape: Shape
     constant: float | None
-    inputs: Tensor
-    gates: Tensor
+    features: Tensor
+    states: Tensor
     cells: Tensor
+    gates: Tensor
     squashed: Tensor
-    hidden: Tensor
-    reads: Tensor
     read_raw: Tensor
+    memories: Tensor
+    d_memory: Tensor
+    scratch: Tensor
     starts: Tensor
     turns: list[Turn] = field(default_factory=list)
     uses: int = 0  # forwards so far: a backward must belong to the last one
@@ -74,7 +79,20 @@ class Trace:
     @property
     def length(self) -> int:
         """Number of turns, T."""
-        return self.inputs.shape[2]
+        return self.features.shape[2]
+
+    @property
+    def batch(self) -> int:
+        """Number of sessions, B."""
+        return self.features.shape[3]
+
+    def arriving(self, c: int, n: int) -> Tensor:
+        """r^{c-1}(n), which stage c reads in turn n: [K, B, M]. The first stage reads what the last one left before."""
+        return (self.states[:, c - 1, n + 1] if c else self.states[:, -1, n])[..., : self.shape.width]
+
+    def hidden(self, n: int) -> Tensor:
+        """h^c(n) of all stages, once turn n is done: [K, C, B, H]."""
+        return self.states[:, :, n + 1, :, self.shape.width :]
 
     @classmethod
     def empty(cls, shape: Shape, runs: int, turns: int, batch: int, like: Tensor, constant: float | None) -> Trace:
@@ -87,12 +105,14 @@ class Trace:
         return cls(
             shape=shape,
             constant=constant,
-            inputs=room(*lead, turns, batch, shape.inputs),
-            gates=room(*lead, turns, batch, 4 * hidden),
+            features=room(*lead, turns, batch, shape.dim),
+            states=room(*lead, turns + 1, batch, width + hidden),
             cells=room(*lead, turns + 1, batch, hidden),
+            gates=room(*lead, turns, batch, 4 * hidden),
             squashed=room(*lead, turns, batch, hidden),
-            hidden=room(*lead, turns, batch, hidden),
-            reads=room(*lead, turns, batch, width),
             read_raw=room(*lead, turns, batch, width + SCALARS),
+            memories=room(turns - 1, *lead, batch, shape.slots, width),
+            d_memory=room(*lead, batch, shape.slots, width),
+            scratch=room(*lead, batch, shape.slots, width),
             starts=room(*lead, 2, shape.slots),
         )

@@ -36,73 +36,68 @@ class TurnKernel:
 
     def forward(self, trace: Trace, weights: Weights, n: int, previous: Tensor) -> None:
         shape, turn = trace.shape, trace.turns[n]
-        runs, stages, _, batch, _ = trace.inputs.shape
+        runs, stages, _, batch, _ = trace.gates.shape
         width, slots = shape.width, shape.slots
         memory = turn.memory.reshape(runs, stages, batch * slots, width)
-        key_weights, key_bias = weights.heads[:, :, :width], weights.head_bias[:, :, :width]
+        key_weights, key_bias = weights.heads[..., :width].mT, weights.head_bias[:, :, :width]
         scalars = slice(width, width + SCALARS)
-        first = trace.inputs[:, 0, n, :, :width] @ weights.controller[:, 0, :, :width].mT
-        trace.gates[:, 0, n] += first  # r^0(n) is known; the kernel adds the other stages' r^{c-1}(n)
+        # r^0(n) is known; the kernel adds the other stages' r^{c-1}(n).
+        trace.gates[:, 0, n].baddbmm_(trace.arriving(0, n), weights.from_previous[:, 0].mT)
 
         def out(*sizes: int) -> Tensor:
             return memory.new_empty(runs, stages, batch, *sizes)
 
         kept = _Kept(
-            products=memory[:, :-1] @ weights.controller[:, 1:, :, :width].mT,
+            products=memory[:, :-1] @ weights.from_previous[:, 1:].mT,
             answers=memory @ key_weights,
             gram=key_weights.mT @ key_weights,
             gram_bias=(key_bias.unsqueeze(2) @ key_weights).squeeze(2).contiguous(),
-            scalar_weights=weights.heads[:, :, scalars].contiguous(),
+            scalar_weights=weights.heads[..., scalars].mT.contiguous(),
             previous=previous.contiguous(),
-            norms=turn.norms.contiguous(),
+            norms=turn.rows.norms.contiguous(),
             weights=out(slots),
             cosines=out(slots),
             raw=out(SCALARS),
             key_norms=out(),
         )
-        gates, cells, states = trace.gates[:, :, n], trace.cells[:, :, n], trace.squashed[:, :, n]
+        gates, cells, squashed, hidden = trace.gates[:, :, n], trace.cells[:, :, n], trace.squashed[:, :, n], trace.hidden(n)
         forward_turn[(runs * batch,)](
             gates, *gates.stride()[:2], cells, *cells.stride()[:2], trace.cells[:, :, n + 1],
-            states, *states.stride()[:2], trace.hidden[:, :, n], kept.products, kept.answers,
+            squashed, *squashed.stride()[:2], hidden, *hidden.stride()[:3], kept.products, kept.answers,
             (memory @ key_bias.unsqueeze(3)).contiguous(), kept.gram, kept.gram_bias,
             key_bias.square().sum(2).contiguous(), kept.scalar_weights,
             weights.head_bias[:, :, scalars].contiguous(), kept.previous, kept.norms, kept.weights, kept.cosines,
             kept.raw, kept.key_norms, batch, **self._sizes(trace),
         )  # fmt: skip
         turn.read, turn.read_weights = kept, kept.weights
-        reads = over_rows(kept.weights, turn.memory)
-        trace.reads[:, :, n] = reads
-        trace.inputs[:, 1:, n, :, :width] = reads[:, :-1]
+        trace.states[:, :, n + 1, :, :width] = over_rows(kept.weights, turn.memory)
         trace.read_raw[:, :, n, :, width:] = kept.raw
-        trace.read_raw[:, :, n, :, :width] = trace.hidden[:, :, n] @ key_weights.mT + key_bias.unsqueeze(2)
+        trace.read_raw[:, :, n, :, :width] = hidden @ key_weights.mT + key_bias.unsqueeze(2)
 
     def backward(
         self, weights: Weights, trace: Trace, n: int, reaching: Reaching, d_gates: Tensor, d_reading: Tensor
     ) -> Passed:
         turn, width = trace.turns[n], trace.shape.width
         kept: _Kept = turn.read
-        batch = trace.inputs.shape[3]
         d_weights = along_rows(reaching.read, turn.memory) + reaching.read_at
         d_hidden, d_cells = reaching.hidden.contiguous(), reaching.cell.contiguous()
         d_old_cells, d_previous = torch.empty_like(d_cells), torch.empty_like(kept.weights)
-        dots, rows = torch.empty_like(kept.weights), torch.empty_like(kept.weights)
-        key_scales, d_raw = torch.empty_like(kept.key_norms), torch.empty_like(kept.raw)
-        gates, cells, states = trace.gates[:, :, n], trace.cells[:, :, n], trace.squashed[:, :, n]
-        backward_turn[(len(d_weights) * batch,)](
-            d_weights, d_hidden, d_cells, gates, *gates.stride()[:2], cells, *cells.stride()[:2], states,
-            trace.hidden[:, :, n], *states.stride()[:2], kept.products, kept.answers, kept.gram, kept.gram_bias,
-            kept.scalar_weights, kept.previous, kept.norms, kept.weights, kept.cosines, kept.raw, kept.key_norms,
-            d_gates, *d_gates.stride()[:2], d_old_cells, d_previous, dots, rows, key_scales, d_raw,
-            batch, **self._sizes(trace),
+        dots, pulls = torch.empty_like(kept.weights), torch.empty_like(kept.weights)
+        key_pulls, d_raw = torch.empty_like(kept.key_norms), torch.empty_like(kept.raw)
+        gates, cells, squashed, hidden = trace.gates[:, :, n], trace.cells[:, :, n], trace.squashed[:, :, n], trace.hidden(n)
+        backward_turn[(len(d_weights) * trace.batch,)](
+            d_weights, d_hidden, d_cells, gates, *gates.stride()[:2], cells, *cells.stride()[:2],
+            squashed, *squashed.stride()[:2], hidden, *hidden.stride()[:3], kept.products, kept.answers, kept.gram,
+            kept.gram_bias, kept.scalar_weights, kept.previous, kept.norms, kept.weights, kept.cosines, kept.raw,
+            kept.key_norms, d_gates, *d_gates.stride()[:2], d_old_cells, d_previous, dots, pulls, key_pulls, d_raw,
+            trace.batch, **self._sizes(trace),
         )  # fmt: skip
-        key_scale = key_scales.unsqueeze(-1)
-        torch.addcmul(
-            over_rows(dots, turn.memory), key_scale, trace.read_raw[:, :, n, :, :width], out=d_reading[..., :width]
-        )
+        key_pull, keys = key_pulls.unsqueeze(-1), trace.read_raw[:, :, n, :, :width]
+        torch.addcmul(over_rows(dots, turn.memory), key_pull, keys, out=d_reading[..., :width])
         d_reading[..., width:] = d_raw
-        passed = d_gates @ weights.controller[..., :width]
+        passed = d_gates @ weights.from_previous
         reaching.read[:, :-1] += passed[:, 1:]
-        return Passed(HeadGradients(d_raw, d_previous, dots, rows, key_scale), d_old_cells, passed[:, 0])
+        return Passed(HeadGradients(d_previous, dots, pulls, key_pull), d_old_cells, passed[:, 0])
 
     @staticmethod
     def _sizes(trace: Trace) -> dict[str, int]:

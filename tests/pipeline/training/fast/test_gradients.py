@@ -7,7 +7,19 @@ import torch
 from torch import Tensor
 
 from pipeline.training.fast.cascade import CascadeFunction, LinearFunction
-from pipeline.training.fast.cell import address, address_backward, row_norms, write, write_backward
+from pipeline.training.fast.cell import (
+    Rows,
+    address,
+    address_backward,
+    let_through,
+    lstm,
+    lstm_backward,
+    lstm_slopes,
+    norm_slopes,
+    over_rows,
+    write,
+    write_backward,
+)
 from pipeline.training.fast.chain import StageByStage
 from pipeline.training.fast.parameters import StackedCascade
 from pipeline.training.fast.trace import Trace, Weights
@@ -33,8 +45,8 @@ def test_cascade(turns: int, constant: float | None) -> None:
     queries = random(runs, turns, sessions, dim).detach()
     memory = torch.full((runs, stages, 3, 4), constant or 0.0, dtype=torch.float64)
     weights = [
-        random(runs, stages, 8, shape.inputs), random(runs, stages, 8), random(runs, stages, 4 * 4 + 12, 2),
-        random(runs, stages, 28), random(runs, stages, 2), random(runs, stages, 2), random(runs, stages, 4),
+        random(runs, stages, 8, 4), random(runs, stages, 8, dim), random(runs, stages, 8, 4 + 2), random(runs, stages, 8),
+        random(runs, stages, 2, 4 * 4 + 12), random(runs, stages, 28), random(runs, stages, 4 + 2), random(runs, stages, 2),
         random(runs, stages, 2, 3), random(*memory.shape) if constant is None else memory,
     ]  # fmt: skip
 
@@ -45,22 +57,45 @@ def test_cascade(turns: int, constant: float | None) -> None:
     assert torch.autograd.gradcheck(run, (random(runs, turns, sessions, stages - 1, dim), *weights))
 
 
+def test_controller() -> None:
+    class Controller(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, raw, cell):  # type: ignore[no-untyped-def]
+            gates, (new, squashed, hidden) = raw.clone(), cell.new_empty(3, *cell.shape)
+            lstm(gates, cell, new, squashed, hidden)
+            ctx.kept = gates, cell, squashed
+            return hidden, new
+
+        @staticmethod
+        def backward(ctx, d_hidden, d_cell):  # type: ignore[no-untyped-def]
+            gates, cell, squashed = ctx.kept
+            slopes = torch.empty_like(gates)
+            to_cell = lstm_slopes(gates, cell, squashed, slopes)
+            d_old = lstm_backward(d_hidden, d_cell, gates.chunk(4, -1)[1], to_cell, slopes)
+            return slopes, d_old
+
+    assert torch.autograd.gradcheck(Controller.apply, (random(2, 3, 8), random(2, 3, 2)))
+
+
 def test_addressing_by_content() -> None:
     class Address(torch.autograd.Function):
         @staticmethod
         def forward(ctx, memory, key, raw, previous):  # type: ignore[no-untyped-def]
-            ctx.stand, ctx.memory, ctx.key = address(memory, row_norms(memory), key, raw, previous), memory, key
+            ctx.rows, ctx.key = Rows.of(memory), key
+            ctx.stand = address(ctx.rows, key, raw, previous)
             return ctx.stand.weights
 
         @staticmethod
         def backward(ctx, d_weights):  # type: ignore[no-untyped-def]
-            found = address_backward(d_weights, ctx.stand)
-            memory = found.dots.unsqueeze(-1) * ctx.key.unsqueeze(-2) + found.rows.unsqueeze(-1) * ctx.memory
-            key = (found.dots.unsqueeze(-1) * ctx.memory).sum(-2) + found.key_scale * ctx.key
-            return memory, key, found.raw, found.previous
+            raw = torch.empty_like(ctx.stand.raw)
+            found, rows = address_backward(d_weights, ctx.stand, raw), ctx.rows
+            pull = found.pull * norm_slopes(rows.norms)
+            memory = found.dots.unsqueeze(-1) * ctx.key.unsqueeze(-2) + pull.unsqueeze(-1) * rows.memory
+            return memory, over_rows(found.dots, rows.memory) + found.key_pull * ctx.key, raw, found.previous
 
-    previous = random(2, 3, 4).detach().softmax(-1).requires_grad_()
-    assert torch.autograd.gradcheck(Address.apply, (random(2, 3, 4, 5), random(2, 3, 5), random(2, 3, 6), previous))
+    for slots in (1, 2, 4):
+        previous = random(2, 3, slots).detach().softmax(-1).requires_grad_()
+        assert torch.autograd.gradcheck(Address.apply, (random(2, 3, slots, 5), random(2, 3, 5), random(2, 3, 6), previous))
 
 
 @pytest.mark.parametrize("zero", ["memory", "key"])
@@ -68,22 +103,30 @@ def test_addressing_has_a_finite_gradient_at_a_zero(zero: str) -> None:
     memory, key = random(1, 2, 3, 4).detach(), random(1, 2, 4).detach()
     (memory if zero == "memory" else key).zero_()
     previous = torch.full((1, 2, 3), 1 / 3, dtype=torch.float64)
-    stand = address(memory, row_norms(memory), key, random(1, 2, 6).detach(), previous)
-    found = address_backward(random(1, 2, 3).detach(), stand)
-    assert all(bool(part.isfinite().all()) for part in found)
+    rows = Rows.of(memory)
+    stand, raw = address(rows, key, random(1, 2, 6).detach(), previous), torch.full((1, 2, 6), torch.nan).double()
+    found = address_backward(random(1, 2, 3).detach(), stand, raw)
+    assert all(bool(part.isfinite().all()) for part in (*found, raw, norm_slopes(rows.norms)))
     assert bool((stand.weights.sum(-1) - 1 < 1e-12).all())
 
 
-def test_write() -> None:
+@pytest.mark.parametrize("rows", [4, 1])
+def test_write(rows: int) -> None:
+    """``rows``: those that the memory comes with; one stands for four equal ones, and is not asked for its gradient."""
+
     class Write(torch.autograd.Function):
         @staticmethod
         def forward(ctx, memory, weights, erase, add):  # type: ignore[no-untyped-def]
             ctx.kept = (memory, weights, erase, add)
-            return write(memory, weights, erase, add)
+            return write(memory, weights, erase, add, memory.new_empty(2, 3, 4, 5))
 
         @staticmethod
         def backward(ctx, d_new):  # type: ignore[no-untyped-def]
-            found = write_backward(d_new, *ctx.kept, wanted=True)
-            return found.memory, found.weights, found.erase, found.add
+            memory, weights, erase, add = ctx.kept
+            scratch = torch.empty_like(d_new)
+            found = write_backward(d_new, memory, weights, erase, add, scratch)
+            wanted = ctx.needs_input_grad[0]
+            return let_through(d_new.clone(), weights, erase, scratch) if wanted else None, *found
 
-    assert torch.autograd.gradcheck(Write.apply, (random(2, 3, 4, 5), random(2, 3, 4), random(2, 3, 5), random(2, 3, 5, seed=1)))
+    memory = random(2, 3, rows, 5).requires_grad_(rows == 4)
+    assert torch.autograd.gradcheck(Write.apply, (memory, random(2, 3, 4), random(2, 3, 5), random(2, 3, 5, seed=1)))

@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="Triton is not installed: the extra `test` 
 
 from pipeline.training.fast.cascade import FastCascade
 from pipeline.training.fast.turn_kernel import TurnKernel
-from tests.pipeline.training.fast.test_equality import batch, cascade, compare
+from tests.pipeline.training.fast.cascades import GRADIENTS, OUTPUTS, batch, cascade, differences
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -23,23 +23,31 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     [("random", 1, 4, 2), ("random", 3, 1, 2), ("constant", 3, 2, 3), ("random", 2, 5, 3)],
 )
 def test_outputs_and_gradients_equal_the_reference(memory: str, stages: int, slots: int, turns: int) -> None:
-    compare([cascade(stages, memory, stages=stages, slots=slots)], [batch(turns, sessions=2)], TurnKernel())
+    found = differences([cascade(stages, memory, stages=stages, slots=slots)], [batch(turns, sessions=2)], TurnKernel())
+    assert found.outputs <= OUTPUTS and found.statistics <= OUTPUTS
+    assert found.gradient <= GRADIENTS, found.parameter
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stages", [4, 8, 16])
 @pytest.mark.parametrize("slots", [4, 16])
 def test_deep_cascades_equal_the_reference(stages: int, slots: int) -> None:
-    compare([cascade(stages, "constant", stages=stages, slots=slots)], [batch(4, sessions=3)], TurnKernel())
+    found = differences([cascade(stages, "constant", stages=stages, slots=slots)], [batch(4, sessions=3)], TurnKernel())
+    assert found.outputs <= OUTPUTS and found.statistics <= OUTPUTS
+    assert found.gradient <= GRADIENTS, found.parameter
 
 
 def test_several_runs_at_once_equal_each_run_alone() -> None:
     models = [cascade(seed, "random", stages=3, width=5) for seed in range(2)]
-    compare(models, [batch(3, seed, sessions=2) for seed in range(2)], TurnKernel())
+    found = differences(models, [batch(3, seed, sessions=2) for seed in range(2)], TurnKernel())
+    assert found.outputs <= OUTPUTS and found.statistics <= OUTPUTS
+    assert found.gradient <= GRADIENTS, found.parameter
 
 
 def test_learned_memories_get_their_gradient() -> None:
-    compare([cascade(3, stages=3, init="symmetry-breaking")], [batch(3, sessions=2)], TurnKernel())
+    found = differences([cascade(3, stages=3, init="symmetry-breaking")], [batch(3, sessions=2)], TurnKernel())
+    assert found.outputs <= OUTPUTS and found.statistics <= OUTPUTS
+    assert found.gradient <= GRADIENTS, found.parameter
 
 
 def test_single_precision_is_near_the_reference() -> None:
