@@ -2,7 +2,7 @@
 
 Multi-turn FashionIQ was cut by session, not by pair. The last pair of a test session, which is the very answer that
 is asked for, is also a train pair in 411 of 1,000 dress, 177 of 681 shirt and 193 of 719 toptee sessions. Tables
-therefore have three columns (``SUBSETS``).
+therefore have three blocks (``SUBSETS``).
 """
 
 from __future__ import annotations

@@ -1,0 +1,85 @@
+"""Every command that the documentation shows exists, with these options and these shipped specs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from cli import main
+from manifests.ablation_spec import ablation_names
+from manifests.figure_spec import figure_names
+from manifests.load import shipped
+from manifests.table_spec import table_names
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SPECS = sorted((ROOT / "manifests" / "specs").glob("*/*.toml"))
+# Options of other programs: Dask, Slurm and its jobs
+FOREIGN = {"--nworkers", "--nthreads", "--gres", "--cpus-per-task", "--name"}
+NAMES = {"ablate": ablation_names(), "table": table_names(), "figure": figure_names()}
+RUNS = ("run", "train", "evaluate", "extract", "fit-composer", "fit-extractor", "plan", "validate", "report", "serve",
+        "study", "leaks", "tune", "rerank", "status")  # fmt: skip
+
+
+def calls(text: str) -> Iterator[list[str]]:
+    """The words of each command line in ``text``: after the program's name, or as inline code that begins with one."""
+    text = re.sub(r"\\\n\s*#?", " ", text)
+    shown = re.findall(r"(?:python cli\.py|fashion-ntm) +([a-z][^`\n#]*)", text)
+    shown += [code for code in re.findall(r"`([a-z-]+ [^`\n]*)`", text) if code.split()[0] in main.commands]
+    for line in shown:
+        words = re.split(r"\s{3,}|, ", line)[0].replace("…", " ").split()
+        if words and words[0] in main.commands:
+            yield words
+
+
+def command_of(words: list[str]) -> tuple[click.Command, list[str]]:
+    command: click.Command = main.commands[words[0]]
+    rest = words[1:]
+    while isinstance(command, click.Group) and rest and rest[0] in command.commands:
+        command, rest = command.commands[rest[0]], rest[1:]
+    return command, rest
+
+
+def options_of(command: click.Command) -> set[str]:
+    """With those of its commands, for a group: one of them may be what the group does by itself."""
+    found = {name for param in command.params for name in (*param.opts, *param.secondary_opts)} | {"--help", "-h"}
+    for inner in command.commands.values() if isinstance(command, click.Group) else ():
+        found |= options_of(inner)
+    return found
+
+
+@pytest.mark.parametrize("page", [*PAGES, *SPECS], ids=lambda page: page.name)
+def test_commands_have_the_options_that_are_shown(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for words in calls(text):
+        command, rest = command_of(words)
+        unknown = {word.partition("=")[0] for word in rest if word.startswith("--")} - options_of(command)
+        assert not unknown, f"{page.name}: {' '.join(words)}: no option {', '.join(sorted(unknown))}"
+        target = rest[0] if rest and not rest[0].startswith("-") else ""
+        known = NAMES.get(words[0], tuple(shipped("runs")) if words[0] in RUNS else ())
+        if known and re.fullmatch(r"[a-z0-9_-]+", target):
+            assert target in known or target == "results", f"{page.name}: {' '.join(words)}: no spec {target}"
+
+
+def test_the_pages_show_commands() -> None:
+    assert len([words for page in PAGES for words in calls(page.read_text(encoding="utf-8"))]) > 60
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_page_names_an_option_that_no_command_has(page: Path) -> None:
+    lines = [line for line in page.read_text(encoding="utf-8").splitlines() if "pip install" not in line]
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", "\n".join(lines)))
+    assert named - options_of(main) <= FOREIGN
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_files_that_are_named_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (page.parent / link).exists(), f"{page.name}: {link}"
+    for file in re.findall(r"`((?:manifests|cache|pipeline|tests|docs)/[\w./-]+\.(?:py|md|toml))`", text):
+        assert (ROOT / file).is_file(), f"{page.name}: {file}"
