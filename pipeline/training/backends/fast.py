@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -27,14 +26,6 @@ def why_not(models: Sequence[MemoryModel]) -> str:
     if any(getattr(type(model), name) is not getattr(CMNTM, name) for model in models for name in own):
         return f"{models[0].name} computes something else than the cascade"
     return ""
-
-
-class _Common:
-    """One random state for all runs, as in a captured step."""
-
-    @contextmanager
-    def of(self, run: int) -> Iterator[None]:
-        yield
 
 
 class FastTrainer(Trainer):
@@ -61,8 +52,7 @@ class FastTrainer(Trainer):
 
     def step(self, index: Tensor, random: RunRandom, running: Sequence[bool], progress: float = 1.0) -> Tensor:
         losses = self._losses(index, random, progress)
-        losses.sum().backward()
-        self._share_gradients()
+        self._backward(losses)
         values = losses.detach()
         for run, finite in enumerate(values.isfinite().tolist()):
             if running[run] and finite:
@@ -71,24 +61,29 @@ class FastTrainer(Trainer):
                 values[run] = torch.nan
         return values
 
-    def _losses(self, index: Tensor, random: RunRandom | None, progress: float) -> Tensor:
-        """Losses [K] of the sessions ``index`` [K, B], ready for a backward. ``random`` None: torch's own state."""
-        for parameter in self._stacked:
-            parameter.grad = None
-        steps, inputs, random = [], [], random or _Common()
-        rate = self.cascade.options.dropout
+    def _losses(self, index: Tensor, random: RunRandom, progress: float) -> Tensor:
+        """Losses [K] of the sessions ``index`` [K, B], ready for a backward."""
+        steps, inputs = [], []
         for run, (model, objective) in enumerate(zip(self.models, self.objectives, strict=True)):
             with random.of(run):
                 steps.append(objective.step(model, index[run], progress))
-                inputs.append(F.dropout(steps[-1].batch.queries, rate, True))
-        predicted = self.cascade(torch.stack([step.batch.queries for step in steps]), torch.stack(inputs))
+                inputs.append(F.dropout(steps[-1].batch.queries, self.cascade.options.dropout, True))
+        predicted = self._predicted(torch.stack([step.batch.queries for step in steps]), torch.stack(inputs))
         losses = []
         for run, objective in enumerate(self.objectives):
             with random.of(run):
                 losses.append(objective.loss_of(steps[run], predicted[run]))
         return torch.stack(losses)
 
-    def _share_gradients(self) -> None:
+    def _predicted(self, queries: Tensor, inputs: Tensor) -> Tensor:
+        """f' of all runs; queries and what the dropout leaves of them, all [K, B, T, D]."""
+        for parameter in self._stacked:
+            parameter.grad = None  # before the forward, which can use their room
+        return self.cascade(queries, inputs)
+
+    def _backward(self, losses: Tensor) -> None:
+        """Gradients of the losses [K], for each run's optimizer its own part."""
+        losses.sum().backward()
         for parameter, *parts in zip(self._stacked, *self._parts, strict=True):
             for run, part in enumerate(parts):
                 part.grad = None if parameter.grad is None else parameter.grad[run]

@@ -1,16 +1,18 @@
 """The fast path with each training step replayed as one CUDA graph: batch, loss, backward, clipping and Adam.
 
 Nothing in an epoch waits for the device: losses are read when the epoch has ended. A run whose loss is no number is
-found then; the reference and the fast path find it in the step itself.
+found then; the reference and the fast path find it in the step itself. The dropout is drawn before each replay, from
+each run's own random state: a captured draw would be one for all runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from manifests.schema import Training
 from pipeline.training.backends.fast import FastTrainer
@@ -32,6 +34,16 @@ def why_not(features: SessionFeatures, trainings: Sequence[Training], objectives
     return ""
 
 
+class Captured(NamedTuple):
+    """A step that is done again by ``replay``: index [K, B] and kept [K, B, T, D] (the dropout; None without) are read
+    where they lie, and the losses [K] are written."""
+
+    replay: Callable[[], object]
+    index: Tensor
+    kept: Tensor | None
+    losses: Tensor
+
+
 class GraphTrainer(FastTrainer):
     """One graph for each batch size; the first full batch is captured, an epoch's smaller last one too."""
 
@@ -48,27 +60,43 @@ class GraphTrainer(FastTrainer):
         reason = why_not(features, trainings, all(o.plain for o in self.objectives))
         if reason:
             raise TrainingError(f"no graph: {reason}; use the backend fast")
-        self._graphs: dict[tuple[int, tuple[bool, ...]], tuple[Any, Tensor, Tensor]] = {}
+        self._graphs: dict[tuple[int, tuple[bool, ...]], Captured] = {}
 
     def step(self, index: Tensor, random: RunRandom, running: Sequence[bool], progress: float = 1.0) -> Tensor:
         key = (index.shape[1], tuple(running))
+        kept = self._dropout(index, random)
         if key not in self._graphs:
-            self._graphs[key] = self._capture(index.clone(), running)
-        graph, place, losses = self._graphs[key]
-        place.copy_(index)
-        graph.replay()
-        return losses.clone()
+            self._graphs[key] = self._captured(index.clone(), kept, running)
+        step = self._graphs[key]
+        step.index.copy_(index)
+        if kept is not None:
+            step.kept.copy_(kept)
+        step.replay()
+        return step.losses.clone()
 
-    def _whole_step(self, index: Tensor, running: Sequence[bool]) -> Tensor:
-        losses = self._losses(index, None, 1.0)
-        losses.sum().backward()
-        self._share_gradients()
+    def _dropout(self, index: Tensor, random: RunRandom) -> Tensor | None:
+        """What the queries of the sessions ``index`` are multiplied with, as each run draws it alone; None for ones."""
+        rate = self.cascade.options.dropout
+        if not rate:
+            return None
+        kept = self.features.queries.new_ones(*index.shape, self.features.turns, self.features.dim)
+        for run in range(len(index)):
+            with random.of(run):
+                kept[run] = F.dropout(kept[run], rate, True)
+        return kept
+
+    def _whole_step(self, index: Tensor, kept: Tensor | None, running: Sequence[bool]) -> Tensor:
+        steps = [o.step(m, i, 1.0) for o, m, i in zip(self.objectives, self.models, index, strict=True)]
+        queries = torch.stack([step.batch.queries for step in steps])
+        predicted = self._predicted(queries, queries if kept is None else queries * kept)
+        losses = torch.stack([o.loss_of(s, p) for o, s, p in zip(self.objectives, steps, predicted, strict=True)])
+        self._backward(losses)
         for run, going in enumerate(running):
             if going:
                 self._descend(run)
         return losses.detach()
 
-    def _capture(self, index: Tensor, running: Sequence[bool]) -> tuple[Any, Tensor, Tensor]:
+    def _captured(self, index: Tensor, kept: Tensor | None, running: Sequence[bool]) -> Captured:
         state = self._state()
         held = [t.detach().clone() for t in state]
         started = [bool(optimizer.state) for optimizer in self.optimizers]
@@ -76,13 +104,13 @@ class GraphTrainer(FastTrainer):
         stream.wait_stream(torch.cuda.current_stream(index.device))
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP):
-                self._whole_step(index, running)
+                self._whole_step(index, kept, running)
         torch.cuda.current_stream(index.device).wait_stream(stream)
         self._restore(state, held, started)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            losses = self._whole_step(index, running)
-        return graph, index, losses
+            losses = self._whole_step(index, kept, running)
+        return Captured(graph.replay, index, kept, losses)
 
     def _state(self) -> list[Tensor]:
         """Everything that a step changes: weights, statistics, and what the optimizers keep."""

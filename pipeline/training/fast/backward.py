@@ -97,7 +97,7 @@ class _Backward:
             d_key.zero_()
         else:
             torch.addcmul(over_rows(head.dots, turn.memory), head.key_pull, turn.write_key, out=d_key)
-        self.hidden += raw @ self.weights.heads[..., width + SCALARS :].mT
+        self.hidden += raw @ self.weights.heads[:, :, :-1, width + SCALARS :].mT
         return head
 
     def _first_turn(self, turn: Turn) -> tuple[Tensor, Tensor]:
@@ -107,7 +107,7 @@ class _Backward:
         if turn.read is not None:
             raw = self.d_reading[:, :, 0, :, width:]
             self.at[READ] = address_backward(self.at[READ], turn.read, raw).previous
-            self.hidden += raw @ self.weights.heads[..., width : width + SCALARS].mT
+            self.hidden += raw @ self.weights.heads[:, :, :-1, width : width + SCALARS].mT
         gates, slopes = trace.gates[:, :, 0], self.d_gates[:, :, 0]
         to_cell = lstm_slopes(gates, trace.cells[:, :, 0], trace.squashed[:, :, 0], slopes)
         cell = lstm_backward(self.hidden, self.cell, gates[..., hidden : 2 * hidden], to_cell, slopes)
@@ -145,24 +145,23 @@ class _Backward:
             product = d_gates[:, :-1] @ weights.from_feature[:, :-1]
             derived = product.unflatten(2, (trace.length, trace.batch)).permute(0, 2, 3, 1, 4)
         reading, writing = self.d_reading.flatten(2, 3), self.d_writing.flatten(2, 3)
-        hidden = trace.states[:, :, 1:, :, width:].flatten(2, 3)
+        given = trace.states[:, :, 1:, :, width:].flatten(2, 3)  # [h; 1]
         from_previous, heads = torch.empty_like(weights.from_previous), torch.empty_like(weights.heads)
         for k in range(len(heads)):  # into their places: a cat would copy the largest of all gradients
             d_raw, reads = d_gates[k].mT, trace.states[k, ..., :width]
             torch.bmm(d_raw[:1], reads[-1:, :-1].flatten(1, 2), out=from_previous[k, :1])
             torch.bmm(d_raw[1:], reads[:-1, 1:].flatten(1, 2), out=from_previous[k, 1:])
-            torch.bmm(hidden[k].mT, reading[k], out=heads[k, ..., : width + SCALARS])
-            torch.bmm(hidden[k, :, : writing.shape[2]].mT, writing[k], out=heads[k, ..., width + SCALARS :])
+            torch.bmm(given[k].mT, reading[k], out=heads[k, ..., : width + SCALARS])
+            torch.bmm(given[k, :, : writing.shape[2]].mT, writing[k], out=heads[k, ..., width + SCALARS :])
         d_start = torch.stack([at.sum(2) for at in self.at], 2)
         return Gradients(
             derived,
             Weights(
                 from_previous=from_previous,
                 from_feature=d_gates.mT @ trace.features.flatten(2, 3),
-                from_own=d_gates.mT @ trace.states[:, :, :-1].flatten(2, 3),
+                from_own=d_gates.mT @ trace.states[:, :, :-1, :, :-1].flatten(2, 3),
                 gate_bias=d_gates.sum(2),
                 heads=heads,
-                head_bias=torch.cat([reading.sum(2), writing.sum(2)], 2),
                 state=self.state.squeeze(2),
                 cell=self.cell.sum(2),
                 start=of_softmax(d_start, trace.starts),

@@ -82,8 +82,8 @@ class FastCascade(StackedCascade):
         by_turn = inputs.transpose(1, 2)
         derived = None if self.shape.stages == 1 else self._derived(inputs)
         weights = Weights(
-            self.from_previous, self.from_feature, self.from_own, self.gate_biases.sum(2), self.heads, self.head_bias,
-            self.state, self.cell, self.start, self.memory,
+            self.from_previous, self.from_feature, self.from_own, self.gate_biases.sum(2), self.heads, self.state,
+            self.cell, self.start, self.memory,
         )  # fmt: skip
         outputs = CascadeFunction.apply(
             self._trace(by_turn), self._chain, self.learned_memory, by_turn, derived, *weights

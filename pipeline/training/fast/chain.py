@@ -23,8 +23,9 @@ from pipeline.training.fast.trace import Trace, Weights
 
 
 class Reaching(NamedTuple):
-    """Gradients that reach a turn from all but its own chain: of r^c(n) [K, C, B, M], which the chain adds its own to,
-    of hidden and cell [K, C, B, H], and of where the read heads stand [K, C, B, N]."""
+    """Gradients that reach a turn from all but its own chain: of r^c(n) [K, C, B, M] and hidden [K, C, B, H], which the
+    chain may add its own to (of r^c(n) it must), of the cells [K, C, B, H], and of where the read heads stand [K, C, B, N].
+    """
 
     read: Tensor
     hidden: Tensor
@@ -59,14 +60,13 @@ class StageByStage:
 
     def forward(self, trace: Trace, weights: Weights, n: int, previous: Tensor) -> None:
         turn, width, hidden = trace.turns[n], trace.shape.width, trace.hidden(n)
-        reading = width + SCALARS
+        given, heads = trace.states[:, :, n + 1, :, width:], weights.heads[..., : width + SCALARS]  # [h; 1]
         stands: list[Stand] = []
         for c in range(trace.shape.stages):
             gates = trace.gates[:, c, n]
             gates.baddbmm_(trace.arriving(c, n), weights.from_previous[:, c].mT)
             lstm(gates, trace.cells[:, c, n], trace.cells[:, c, n + 1], trace.squashed[:, c, n], hidden[:, c])
-            raw, bias = trace.read_raw[:, c, n], weights.head_bias[:, c, None, :reading]
-            torch.baddbmm(bias, hidden[:, c], weights.heads[:, c, :, :reading], out=raw)
+            raw = torch.bmm(given[:, c], heads[:, c], out=trace.read_raw[:, c, n])
             stands.append(address(turn.rows.stage(c), raw[..., :width], raw[..., width:], previous[:, c]))
             trace.states[:, c, n + 1, :, :width] = over_rows(stands[-1].weights, turn.memory[:, c])
         turn.read, turn.read_weights = stands, torch.stack([stand.weights for stand in stands], 1)
@@ -75,8 +75,8 @@ class StageByStage:
         self, weights: Weights, trace: Trace, n: int, reaching: Reaching, d_gates: Tensor, d_reading: Tensor
     ) -> Passed:
         turn, width, hidden = trace.turns[n], trace.shape.width, trace.shape.hidden
-        reading = width + SCALARS
         gates, heads, cells = trace.gates[:, :, n], [], []
+        reading = weights.heads[:, :, :-1, : width + SCALARS].mT
         to_cell = lstm_slopes(gates, trace.cells[:, :, n], trace.squashed[:, :, n], d_gates)
         forget = gates[..., hidden : 2 * hidden]
         for c in reversed(range(trace.shape.stages)):
@@ -85,7 +85,7 @@ class StageByStage:
             head = address_backward(d_weights, turn.read[c], raw[..., width:])
             key = trace.read_raw[:, c, n, :, :width]
             torch.addcmul(over_rows(head.dots, memory), head.key_pull, key, out=raw[..., :width])
-            d_hidden = torch.baddbmm(reaching.hidden[:, c], raw, weights.heads[:, c, :, :reading].mT)
+            d_hidden = reaching.hidden[:, c].baddbmm_(raw, reading[:, c])
             cells.append(lstm_backward(d_hidden, reaching.cell[:, c], forget[:, c], to_cell[:, c], d_gates[:, c]))
             heads.append(head)
             if c:

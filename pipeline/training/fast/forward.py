@@ -34,19 +34,19 @@ def forward(queries: Tensor, derived: Tensor | None, weights: Weights, trace: Tr
     for n in range(trace.length):
         if n:
             own = weights.from_own.flatten(0, 1).mT
-            trace.gates[:, :, n].flatten(0, 1).baddbmm_(trace.states[:, :, n].flatten(0, 1), own)
+            trace.gates[:, :, n].flatten(0, 1).baddbmm_(trace.states[:, :, n, :, :-1].flatten(0, 1), own)
         if trace.turns[n].side_by_side:
             _first_turn(trace, weights)
         else:
             chain.forward(trace, weights, n, _previous(trace, n, READ))
         if n + 1 < trace.length:
             _write(trace, weights, n)
-    return trace.states[:, -1, 1:].clone()
+    return trace.states[:, -1, 1:, :, :-1].contiguous()
 
 
 def _start(trace: Trace, weights: Weights) -> None:
     """What turn 1 finds, and what it means for its gates."""
-    trace.states[:, :, 0] = weights.state.unsqueeze(2)
+    trace.states[:, :, 0, :, :-1] = weights.state.unsqueeze(2)
     trace.cells[:, :, 0] = weights.cell.unsqueeze(2)
     trace.gates[:, :, 0] += (weights.from_own @ weights.state.unsqueeze(-1)).mT
     torch.softmax(weights.start, -1, out=trace.starts)
@@ -74,15 +74,9 @@ def _first_turn(trace: Trace, weights: Weights) -> None:
     lstm(trace.gates[:, :, 0], trace.cells[:, :, 0], trace.cells[:, :, 1], trace.squashed[:, :, 0], hidden)
     trace.states[:, :, 1, :, :width] = trace.constant
     if trace.length > 1:
-        raw = _heads(trace, weights, 0, slice(width, width + SCALARS))
+        raw = trace.heads(weights, 0, slice(width, width + SCALARS))
         trace.turns[0].read = address(None, None, raw, _previous(trace, 0, READ))
         trace.turns[0].read_weights = trace.turns[0].read.weights
-
-
-def _heads(trace: Trace, weights: Weights, n: int, part: slice) -> Tensor:
-    """Some of the heads' outputs in turn n, all stages: [K, C, B, part]."""
-    bias, heads = weights.head_bias[:, :, None, part].flatten(0, 1), weights.heads[..., part].flatten(0, 1)
-    return torch.baddbmm(bias, trace.hidden(n).flatten(0, 1), heads).unflatten(0, weights.heads.shape[:2])
 
 
 def _write(trace: Trace, weights: Weights, n: int) -> None:
@@ -90,7 +84,7 @@ def _write(trace: Trace, weights: Weights, n: int) -> None:
     width, turn = trace.shape.width, trace.turns[n]
     lowest = width + SCALARS
     highest = lowest + SCALARS + 2 * width if turn.side_by_side else None  # without the key
-    raw = _heads(trace, weights, n, slice(lowest, highest))
+    raw = trace.heads(weights, n, slice(lowest, highest))
     scalars, erase, add, key = raw.tensor_split([SCALARS, SCALARS + width, SCALARS + 2 * width], -1)
     turn.erase, turn.add, turn.write_key = erase.sigmoid(), add, key
     turn.write = address(turn.rows, key, scalars, _previous(trace, n, WRITE))

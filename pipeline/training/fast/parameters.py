@@ -3,7 +3,7 @@
 Every stacked tensor has the leading dimensions [K, C]: one product then serves all runs and all stages. Weights are laid
 out by use: the controller's matrices by when their input is known (``from_previous``: r^{c-1}(n), stage by stage;
 ``from_feature``: f_drv, before the first turn; ``from_own``: [r^c; h^c](n-1), a turn before), and the heads' outputs
-in the order that a turn needs them (``head_order``), as columns: the gradient of so flat a matrix is a faster product so.
+in the order that a turn needs them (``head_order``), as columns, with their biases as a last row.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class StackedCascade(nn.Module):
     """Stacked copies of the parameters of K reference models; ``write_to`` puts their values back.
 
     from_previous [K, C, 4 H, M], from_feature [K, C, 4 H, D], from_own [K, C, 4 H, M + H]; gate_biases [K, C, 2, 4 H], the
-    LSTM's two, which act as one but are stepped by Adam each; heads [K, C, H, 4 M + 12] and head_bias; state [K, C, M + H],
-    the first [r; h]; cell [K, C, H], start [K, C, 2, N]; memory [K, C, N, M], learned or constant; output [K, D, M + H],
+    LSTM's two, which act as one but are stepped by Adam each; heads [K, C, H + 1, 4 M + 12]; state [K, C, M + H], the first
+    [r; h]; cell [K, C, H], start [K, C, 2, N]; memory [K, C, N, M], learned or constant; output [K, D, M + H],
     of [r; h], and output_bias; derived [K, (C-1) D, D] with gain and bias. Running statistics are [K, turns, (C-1) D].
     """
 
@@ -73,8 +73,7 @@ class StackedCascade(nn.Module):
         self.from_feature = stacked(lambda s: s.controller.weight_ih[:, width:before])
         self.from_own = stacked(lambda s: torch.cat([s.controller.weight_ih[:, before:], s.controller.weight_hh], 1))
         self.gate_biases = stacked(lambda s: torch.stack([s.controller.bias_ih, s.controller.bias_hh]))
-        self.heads = stacked(lambda s: s.heads.weight[order].mT)
-        self.head_bias = stacked(lambda s: s.heads.bias[order])
+        self.heads = stacked(lambda s: torch.cat([s.heads.weight[order].mT, s.heads.bias[order][None]]))
         self.state = stacked(lambda s: torch.cat([s.read, s.hidden]))
         self.cell, self.start = stacked(lambda s: s.cell), stacked(lambda s: s.start)
         memory = stacked(lambda s: s.memory)
@@ -110,8 +109,8 @@ class StackedCascade(nn.Module):
                 stage.controller.weight_hh.copy_(own_hidden)
                 stage.controller.bias_ih.copy_(self.gate_biases[k, c, 0])
                 stage.controller.bias_hh.copy_(self.gate_biases[k, c, 1])
-                stage.heads.weight[self._order] = self.heads[k, c].mT
-                stage.heads.bias[self._order] = self.head_bias[k, c]
+                stage.heads.weight[self._order] = self.heads[k, c, :-1].mT
+                stage.heads.bias[self._order] = self.heads[k, c, -1]
                 stage.read.copy_(self.state[k, c, :width])
                 stage.hidden.copy_(self.state[k, c, width:])
                 for name in ("cell", "start", "memory"):

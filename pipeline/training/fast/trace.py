@@ -19,7 +19,6 @@ class Weights(NamedTuple):
     from_own: Tensor
     gate_bias: Tensor
     heads: Tensor
-    head_bias: Tensor
     state: Tensor
     cell: Tensor
     start: Tensor
@@ -54,8 +53,8 @@ class Turn:
 class Trace:
     """Shapes: K runs, C stages, T turns, B sessions.
 
-    features: [K, C, T, B, D], f_drv. states: [K, C, T + 1, B, M + H], [r^c; h^c], and cells: [K, C, T + 1, B, H]; turn n
-    finds its own at place n and leaves them at n + 1. gates: [K, C, T, B, 4 H] after their nonlinearities; squashed: the
+    features: [K, C, T, B, D], f_drv. states: [K, C, T + 1, B, M + H + 1], [r^c; h^c; 1], and cells: [K, C, T + 1, B, H];
+    turn n finds its own at place n and leaves them at n + 1. The 1 is what a head's bias is multiplied with. gates: [K, C, T, B, 4 H] after their nonlinearities; squashed: the
     tanh of the new cells [K, C, T, B, H]. read_raw: [K, C, T, B, M + 6], the read head's key and scalars. memories:
     [T - 1, K, C, B, N, M], what each turn but the last left; d_memory and scratch: [K, C, B, N, M], for the backward.
     starts: [K, C, 2, N], the heads' learned first weights. constant: the one value that all memories start from, or None.
@@ -92,21 +91,27 @@ class Trace:
 
     def hidden(self, n: int) -> Tensor:
         """h^c(n) of all stages, once turn n is done: [K, C, B, H]."""
-        return self.states[:, :, n + 1, :, self.shape.width :]
+        return self.states[:, :, n + 1, :, self.shape.width : -1]
+
+    def heads(self, weights: Weights, n: int, part: slice) -> Tensor:
+        """Some of the heads' raw outputs in turn n, once its hidden states are there, of all stages: [K, C, B, part]."""
+        return self.states[:, :, n + 1, :, self.shape.width :] @ weights.heads[..., part]
 
     @classmethod
     def empty(cls, shape: Shape, runs: int, turns: int, batch: int, like: Tensor, constant: float | None) -> Trace:
-        """Room for a forward; every element is written before it is read."""
+        """Room for a forward; all else is written before it is read."""
         lead, width, hidden = (runs, shape.stages), shape.width, shape.hidden
 
         def room(*sizes: int) -> Tensor:
             return like.new_empty(sizes)
 
+        states = room(*lead, turns + 1, batch, width + hidden + 1)
+        states[..., -1] = 1
         return cls(
             shape=shape,
             constant=constant,
             features=room(*lead, turns, batch, shape.dim),
-            states=room(*lead, turns + 1, batch, width + hidden),
+            states=states,
             cells=room(*lead, turns + 1, batch, hidden),
             gates=room(*lead, turns, batch, 4 * hidden),
             squashed=room(*lead, turns, batch, hidden),

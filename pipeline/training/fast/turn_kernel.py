@@ -39,7 +39,7 @@ class TurnKernel:
         runs, stages, _, batch, _ = trace.gates.shape
         width, slots = shape.width, shape.slots
         memory = turn.memory.reshape(runs, stages, batch * slots, width)
-        key_weights, key_bias = weights.heads[..., :width].mT, weights.head_bias[:, :, :width]
+        key_weights, key_bias = weights.heads[:, :, :-1, :width].mT, weights.heads[:, :, -1, :width]
         scalars = slice(width, width + SCALARS)
         # r^0(n) is known; the kernel adds the other stages' r^{c-1}(n).
         trace.gates[:, 0, n].baddbmm_(trace.arriving(0, n), weights.from_previous[:, 0].mT)
@@ -52,7 +52,7 @@ class TurnKernel:
             answers=memory @ key_weights,
             gram=key_weights.mT @ key_weights,
             gram_bias=(key_bias.unsqueeze(2) @ key_weights).squeeze(2).contiguous(),
-            scalar_weights=weights.heads[..., scalars].mT.contiguous(),
+            scalar_weights=weights.heads[:, :, :-1, scalars].mT.contiguous(),
             previous=previous.contiguous(),
             norms=turn.rows.norms.contiguous(),
             weights=out(slots),
@@ -66,13 +66,13 @@ class TurnKernel:
             squashed, *squashed.stride()[:2], hidden, *hidden.stride()[:3], kept.products, kept.answers,
             (memory @ key_bias.unsqueeze(3)).contiguous(), kept.gram, kept.gram_bias,
             key_bias.square().sum(2).contiguous(), kept.scalar_weights,
-            weights.head_bias[:, :, scalars].contiguous(), kept.previous, kept.norms, kept.weights, kept.cosines,
+            weights.heads[:, :, -1, scalars].contiguous(), kept.previous, kept.norms, kept.weights, kept.cosines,
             kept.raw, kept.key_norms, batch, **self._sizes(trace),
         )  # fmt: skip
         turn.read, turn.read_weights = kept, kept.weights
         trace.states[:, :, n + 1, :, :width] = over_rows(kept.weights, turn.memory)
         trace.read_raw[:, :, n, :, width:] = kept.raw
-        trace.read_raw[:, :, n, :, :width] = hidden @ key_weights.mT + key_bias.unsqueeze(2)
+        trace.read_raw[:, :, n, :, :width] = trace.heads(weights, n, slice(width))
 
     def backward(
         self, weights: Weights, trace: Trace, n: int, reaching: Reaching, d_gates: Tensor, d_reading: Tensor

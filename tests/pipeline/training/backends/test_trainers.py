@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from manifests.schema import Training
-from pipeline.training.backends import build_trainer, choose_backend
+from pipeline.training.backends import build_trainer, choose_backend, graph
 from pipeline.training.data import SessionFeatures
 from pipeline.training.errors import DivergenceError, TrainingError
 from pipeline.training.fit import fit, fit_group
@@ -69,6 +71,38 @@ def test_runs_side_by_side_are_the_runs_alone(features: SessionFeatures, backend
         expected = [line["loss"] for line in fit(alone, features, training, seed)]
         assert [line[k]["loss"] for line in lines] == pytest.approx(expected, abs=1e-10)
         same(together[k], alone)
+
+
+def test_steps_that_are_replayed_draw_the_dropout_of_each_run(features: SessionFeatures, monkeypatch: Any) -> None:
+    """All of the graph's trainer but the capture, which needs CUDA: the step that a graph would replay is done as it is."""
+
+    class Uncaptured(graph.GraphTrainer):
+        capturable = False
+
+        def _captured(self, index: Tensor, kept: Tensor | None, running: Sequence[bool]) -> graph.Captured:
+            losses = torch.zeros(len(index), dtype=torch.float64)
+            return graph.Captured(lambda: losses.copy_(self._whole_step(index, kept, running)), index, kept, losses)
+
+    monkeypatch.setattr(graph, "why_not", lambda *_: "")
+    monkeypatch.setattr(graph, "GraphTrainer", Uncaptured)
+    together = [built(seed, dim=features.dim, dropout=0.3) for seed in (0, 1, 2)]
+    list(fit_group(together, features, [QUICK] * 3, [0, 1, 2], backend="graph"))
+    for seed, model in enumerate(together):
+        for backend in ("graph", "reference"):
+            alone = built(seed, dim=features.dim, dropout=0.3)
+            list(fit(alone, features, QUICK, seed, backend=backend))
+            same(model, alone)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs CUDA")
+def test_captured_runs_side_by_side_are_the_runs_alone() -> None:
+    features = in_double(cumulative(41, seed=1)).to("cuda")
+    together = [built(seed, dim=features.dim).to("cuda") for seed in (0, 1, 2)]
+    list(fit_group(together, features, [QUICK] * 3, [0, 1, 2], backend="graph"))
+    for seed, model in enumerate(together):
+        alone = built(seed, dim=features.dim).to("cuda")
+        list(fit(alone, features, QUICK, seed, backend="graph"))
+        same(model, alone)
 
 
 def test_each_run_stops_at_its_own_best_epoch(features: SessionFeatures) -> None:

@@ -46,7 +46,7 @@ def test_cascade(turns: int, constant: float | None) -> None:
     memory = torch.full((runs, stages, 3, 4), constant or 0.0, dtype=torch.float64)
     weights = [
         random(runs, stages, 8, 4), random(runs, stages, 8, dim), random(runs, stages, 8, 4 + 2), random(runs, stages, 8),
-        random(runs, stages, 2, 4 * 4 + 12), random(runs, stages, 28), random(runs, stages, 4 + 2), random(runs, stages, 2),
+        random(runs, stages, 2 + 1, 4 * 4 + 12), random(runs, stages, 4 + 2), random(runs, stages, 2),
         random(runs, stages, 2, 3), random(*memory.shape) if constant is None else memory,
     ]  # fmt: skip
 
