@@ -1,7 +1,9 @@
 """Weighted fusion: the training-free query of a dual encoder whose two towers share a space (WeiMoCIR, Wu et al. 2024).
 
 WeiMoCIR writes q = (1 - alpha) v + alpha t; its public code mixes the embeddings as the towers give them, with alpha 0.8 for
-CLIP and 0.95 for BLIP on FashionIQ, and adds the similarity to captions of the candidates (weight beta), which is not here.
+CLIP and 0.95 for BLIP on FashionIQ. It also adds, with weight beta, the similarity of q to captions that a language model
+writes of each candidate. That is not here: a store's text rows are the feedback texts, so those captions have no rows, and
+where captions stand in for the images (the ``caption`` extractor) they are the image rows already.
 ``raw = true`` with ``extractor.normalise = false`` and ``alpha = 0.8`` is that query. By default both embeddings are
 normalised first, so that alpha means the same for any towers.
 """
