@@ -35,9 +35,10 @@ def random_features(batch: int, turns: int, dim: int) -> SessionFeatures:
 def reference_step(
     model: MemoryModel, features: SessionFeatures, training: Training, compiled: bool = False
 ) -> Callable[[], None]:
-    """Autograd on a copy of the model, compiled or not."""
+    """Autograd on a copy of the model, compiled or not; the first step compiles, with nothing kept from a run before."""
     model = copy.deepcopy(model).train()
-    return _step(torch.compile(model) if compiled else model, list(model.parameters()), features, training)
+    forward = torch.compile(model, options={"force_disable_caches": True}) if compiled else model
+    return _step(forward, list(model.parameters()), features, training)
 
 
 def public_step(model: MemoryModel, features: SessionFeatures, training: Training) -> Callable[[], None]:

@@ -108,7 +108,7 @@ class Apart:
         self._line.send(what)
         try:
             return self._line.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             raise RuntimeError(f"the process of subject {self._name!r} ended; its error is above") from None
 
     def __enter__(self) -> Apart:
