@@ -107,22 +107,22 @@ class FastCascade(StackedCascade):
         if self.training and batch < 2:
             raise TrainingError("a training batch of one session has no batch statistics; give at least two sessions")
         product = LinearFunction.apply(queries.flatten(1, 2), self.derived_weight)  # [K, B T, (C-1) D]
-        normal = []
-        for k, rows in enumerate(product.view(runs, batch, -1).unbind(0)):
-            mean, var = (_by_turn(kept[k], turns) for kept in (self.running_mean, self.running_var))
-            normal.append(
-                F.batch_norm(
-                    rows, mean.view(-1), var.view(-1), self.derived_gain[k].repeat(turns),
-                    self.derived_bias[k].repeat(turns), self.training, DerivedFeatures.momentum, DerivedFeatures.eps,
-                )
-            )  # fmt: skip
-            if self.training:
-                with torch.no_grad():
-                    for kept, new in ((self.running_mean[k], mean), (self.running_var[k], var)):
-                        kept[: len(new)] = new[:TRACKED_TURNS]
-                        kept[len(new) :] = new[-1]
+        normal = [self._normal(k, rows, turns) for k, rows in enumerate(product.view(runs, batch, -1).unbind(0))]
         found = normal[0].unsqueeze(0) if runs == 1 else torch.stack(normal)
         return found.view(runs, batch, turns, self.shape.stages - 1, dim).transpose(1, 2)
+
+    def _normal(self, k: int, rows: Tensor, turns: int) -> Tensor:
+        """BatchNorm of run k, [B, T (C-1) D], with the statistics of each turn; training keeps them."""
+        mean, var = (_by_turn(kept[k], turns) for kept in (self.running_mean, self.running_var))
+        gain, bias = self.derived_gain[k].repeat(turns), self.derived_bias[k].repeat(turns)
+        momentum, eps = DerivedFeatures.momentum, DerivedFeatures.eps
+        normal = F.batch_norm(rows, mean.view(-1), var.view(-1), gain, bias, self.training, momentum, eps)
+        if self.training:  # which has updated ``mean`` and ``var`` in place
+            with torch.no_grad():
+                for kept, new in ((self.running_mean[k], mean), (self.running_var[k], var)):
+                    kept[: len(new)] = new[:TRACKED_TURNS]
+                    kept[len(new) :] = new[-1]
+        return normal
 
 
 def _by_turn(kept: Tensor, turns: int) -> Tensor:
