@@ -182,15 +182,8 @@ def rerank_spec(
     Raises IncompleteError when none of them is trained, or there are no validation sessions or towers.
     """
     stage = StageTwo(spec, dataset, workspace, device, log)
-    reranker, reports = Reranker(stage, workspace.backbone(spec)), []
-    for run in asked_runs(spec, models, seeds):
-        if stage.folder(run).state == "finished":
-            reports.append(reranker.report(run, weights or Weights()))
-        else:
-            log(f"{run.model} seed {run.seed} is not trained: run `{stage.train_command(run)}`")
-    if not reports:
-        raise IncompleteError(f"no run of spec '{spec.name}' is trained: run `train {spec.asked}`")
-    return reports
+    reranker = Reranker(stage, workspace.backbone(spec))
+    return [reranker.report(run, weights or Weights()) for run in stage.finished(asked_runs(spec, models, seeds))]
 
 
 def reports_text(reports: Sequence[dict[str, Any]]) -> str:

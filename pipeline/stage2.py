@@ -251,6 +251,18 @@ class StageTwo:
         """What the candidates are, by the dataset, for a note that was written before it said so."""
         return "caption" if all(image.file is None for image in self.dataset.images.values()) else "image"
 
+    def finished(self, runs: Sequence[Run]) -> list[Run]:
+        """Those of ``runs`` that are trained; the others are named in the log. Raises IncompleteError when none is."""
+        found = []
+        for run in runs:
+            if self.folder(run).state == "finished":
+                found.append(run)
+            else:
+                self.log(f"{run.model} seed {run.seed} is not trained: run `{self.train_command(run)}`")
+        if not found:
+            raise IncompleteError(f"no run of spec '{self.spec.name}' is trained: run `train {self.spec.asked}`")
+        return found
+
     def train_command(self, run: Run) -> str:
         return f"train {self.spec.asked} --model {run.model} --seeds {run.seed}"
 
@@ -288,16 +300,9 @@ def evaluate_spec(
 
     Raises IncompleteError when none of them is trained.
     """
-    runs, summaries = asked_runs(spec, models, seeds), []
+    runs = asked_runs(spec, models, seeds)
     stage = StageTwo(spec, dataset, workspace, device, log)
-    for run in runs:
-        if stage.folder(run).state == "finished":
-            summaries.append(stage.evaluate(run))
-        else:
-            log(f"{run.model} seed {run.seed} is not trained: run `{stage.train_command(run)}`")
-    if not summaries:
-        raise IncompleteError(f"no run of spec '{spec.name}' is trained: run `train {spec.asked}`")
-    return summaries
+    return [stage.evaluate(run) for run in stage.finished(runs)]
 
 
 def summary_text(summaries: Sequence[dict[str, Any]]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from manifests.datasets import datasets
 from manifests.errors import ManifestError
@@ -97,9 +98,13 @@ def test_problems_name_session_and_key(data: Path) -> None:
     assert "circo_val.json: no such file" in str(caught.value)
 
 
-@pytest.mark.parametrize("subsets", [("dress",), ("../x_val",), ("cirr_val", "cirr_val"), ()])
-def test_subset_names(subsets: tuple[str, ...]) -> None:
-    with pytest.raises(ValueError):
+@pytest.mark.parametrize(
+    ("subsets", "what"),
+    [(("dress",), "ends in _train or _val"), (("../x_val",), "letters, digits and '_'"),
+     (("cirr_val", "cirr_val"), "listed twice"), ((), "at least 1 item")],
+)  # fmt: skip
+def test_subset_names(subsets: tuple[str, ...], what: str) -> None:
+    with pytest.raises(ValidationError, match=what):
         SOURCE.Options(subsets=subsets)
 
 

@@ -15,7 +15,7 @@ def test_a_digest_ignores_the_order_of_keys_and_nothing_else() -> None:
 
 
 def test_a_digest_refuses_what_has_no_canonical_form() -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="Out of range float values are not JSON compliant"):
         identity.digest(float("nan"))
 
 

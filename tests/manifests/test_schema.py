@@ -47,7 +47,7 @@ def test_queries_hold_every_turn_and_the_concatenated_query_with_the_first_refer
 
 @pytest.mark.parametrize("captions", [(), ("",), ("fine", "   ")])
 def test_a_blank_caption_is_refused(captions: tuple[str, ...]) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(ValidationError, match="captions"):
         Turn(reference="a", captions=captions)
 
 

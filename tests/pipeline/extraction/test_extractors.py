@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image as Pillow
 from transformers import AutoModel, AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 from transformers.image_processing_backends import PilBackend
 
@@ -174,6 +175,9 @@ def test_one_pixel_wide_images_are_read_as_images(load: Load, clip_folder: Path)
     extractor = load("clip", clip_folder)
     for size in ((1, 1), (3, 1), (1, 3), (3, 3), (4, 200)):
         assert np.isfinite(extractor.encode_images([picture(0, size)])).all()
+        red, square = (Pillow.new("RGB", s, (200, 30, 60)) for s in (size, (40, 40)))  # one colour is one image
+        rows = [extractor.encode_images([image]) for image in (red, square)]
+        np.testing.assert_allclose(*rows, atol=1e-5)
 
 
 # ---- identity

@@ -83,9 +83,13 @@ def test_a_model_that_joins_late_has_heard_everything(demo: Project, engine: Eng
     engine.compare(talk, ["cm_ntm", "ewma"])
     assert engine.results(talk, 8) == engine.results(play(engine, session, ["cm_ntm", "ewma"]), 8)
     assert talk.chosen == chosen
-    for wrong in ([], ["cm_ntm", "cm_ntm"], ["nobody"], ["last", "avg", "cat"], "ewma"):
-        with pytest.raises(RequestError):
+    for wrong in ([], ["last", "avg", "cat"], "ewma"):
+        with pytest.raises(RequestError, match="name one model, or 2 to compare"):
             engine.compare(talk, wrong)
+    for wrong in (["cm_ntm", "cm_ntm"], ["nobody"]):
+        with pytest.raises(RequestError, match="name different ones of"):
+            engine.compare(talk, wrong)
+    assert list(talk.models) == ["cm_ntm", "ewma"]
 
 
 def test_many_dialogues_at_once_do_not_disturb_each_other(demo: Project, engine: Engine) -> None:
@@ -110,11 +114,12 @@ def test_many_dialogues_at_once_do_not_disturb_each_other(demo: Project, engine:
 def test_a_refused_turn_changes_nothing(demo: Project, engine: Engine) -> None:
     talk = play(engine, demo.dataset.split("test")[0], ["cm_ntm"])
     before, turns = engine.results(talk, 5), list(talk.steps)
-    for wrong in ("", "   \n", None, 3, "x" * 501):
-        with pytest.raises(RequestError):
+    for wrong, why in (("", "type what"), ("   \n", "type what"), (None, "must be text"), (3, "must be text"),
+                       ("x" * 501, "501 characters")):  # fmt: skip
+        with pytest.raises(RequestError, match=why):
             engine.say(talk, wrong)
     for wrong in (-1, len(engine.ids), 10**30, "0", True, None, "../../etc/passwd"):
-        with pytest.raises(RequestError):
+        with pytest.raises(RequestError, match="no catalogue image has number"):
             engine.choose(talk, wrong)
     assert engine.results(talk, 5) == before and talk.steps == turns
 
