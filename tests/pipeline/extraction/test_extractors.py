@@ -377,9 +377,7 @@ def test_devices() -> None:
 
 
 class Broken(Extractor):
-    """An extractor that breaks its contract."""
-
-    title = "broken"
+    title = "broken: an extractor that breaks its contract"
 
     def dim(self, table: str) -> int:
         return 4
