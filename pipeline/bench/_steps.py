@@ -37,7 +37,7 @@ def reference_step(
 ) -> Callable[[], None]:
     """Autograd on a copy of the model, compiled or not; the first step compiles, with nothing kept from a run before."""
     model = copy.deepcopy(model).train()
-    forward = torch.compile(model, options={"force_disable_caches": True}) if compiled else model
+    forward = torch.compile(model, options={"fx_graph_cache": False}) if compiled else model
     return _step(forward, list(model.parameters()), features, training)
 
 
