@@ -22,6 +22,7 @@ from manifests.schema import Dataset, Image, RunSpec, Turn
 from pipeline.stage1 import extract_spec, fit_composer_spec
 from pipeline.stage2 import StageTwo, evaluate_spec, train_spec
 from pipeline.workspace import Workspace
+from tests.caption_project import CAPTIONS
 from tests.pipeline.extraction.conftest import save_bert
 from tests.worlds import world
 
@@ -53,16 +54,9 @@ scale = 20.0
 stages = 2
 hidden = 16
 """
-CAPTIONS = """
+WORDS = f"""
 name = "words"
-[dataset]
-name = "jsonl"
-folder = "world"
-[extractor]
-name = "caption"
-model = "{model}"
-[composer]
-name = "gated"
+{CAPTIONS}
 [composer.fit]
 epochs = 1
 [training]
@@ -111,7 +105,7 @@ def small_words(base: Path) -> Project:
     export(made.model_copy(update={"sessions": sessions, "images": images}), folder / "world")
     save_bert(folder / "model")
     assert isinstance(session.turns[0], Turn)
-    return _made(folder, CAPTIONS.format(model=folder / "model"))
+    return _made(folder, WORDS.format(model=folder / "model"))
 
 
 def _made(folder: Path, text: str) -> Project:
