@@ -46,7 +46,7 @@ def option_device(f: F) -> F:
     return click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")(f)
 
 
-BACKENDS = ["auto", "reference", "fast", "graph", "triton"]
+BACKENDS = ["auto", "reference", "fast", "numba", "graph", "triton"]
 
 
 def option_backend(f: F) -> F:

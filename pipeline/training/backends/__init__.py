@@ -23,12 +23,16 @@ def build_trainer(
     from pipeline.training.backends.fast import FastTrainer
     from pipeline.training.backends.graph import GraphTrainer
 
-    kind = FastTrainer if backend == "fast" else GraphTrainer
-    if backend != "triton":
-        return kind(models, features, trainings)
-    from pipeline.training.fast.turn_kernel import TurnKernel
+    if backend == "numba":
+        from pipeline.training.fast.compiled_turn import CompiledTurn
 
-    return kind(models, features, trainings, TurnKernel())
+        return FastTrainer(models, features, trainings, CompiledTurn())
+    if backend == "triton":
+        from pipeline.training.fast.turn_kernel import TurnKernel
+
+        return GraphTrainer(models, features, trainings, TurnKernel())
+    kind = FastTrainer if backend == "fast" else GraphTrainer
+    return kind(models, features, trainings)
 
 
 __all__ = ["BACKENDS", "BackendChoice", "Trainer", "build_trainer", "choose_backend"]

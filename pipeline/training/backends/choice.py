@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 import torch
 
@@ -17,7 +18,7 @@ from pipeline.training.models.base import MemoryModel
 from pipeline.training.randomness import RunRandom
 from pipeline.training.threads import ThreadChoice, choose_threads
 
-BACKENDS = ("auto", "reference", "fast", "graph", "triton")
+BACKENDS = ("auto", "reference", "fast", "numba", "graph", "triton")
 
 
 @dataclass(frozen=True)
@@ -93,12 +94,24 @@ def _why_not(
     reason = fast.why_not(models)
     if not reason and name in ("graph", "triton"):
         reason = graph.why_not(features, trainings, all(Objective(features, t).plain for t in trainings))
-    if not reason and name == "triton":
-        try:
-            import triton  # noqa: F401
-        except ImportError:
-            reason = "the package triton is not installed"
+    if not reason and name == "numba":
+        reason = _no_loops(features)
+    if not reason and name == "triton" and find_spec("triton") is None:
+        reason = "the package triton is not installed"
     return reason
+
+
+def _no_loops(features: SessionFeatures) -> str:
+    """Why the compiled loops cannot run on these features; empty where they can."""
+    if features.device.type != "cpu":
+        return f"its loops run on a CPU, not on {features.device.type}"
+    if find_spec("numba") is None:
+        return "the package numba is not installed (extra `cpu`)"
+    try:
+        import pipeline.training.fast.loops  # noqa: F401
+    except (ImportError, RuntimeError) as error:  # another NumPy than it knows; nowhere to keep what it compiles
+        return " ".join(str(error).split())
+    return ""
 
 
 def measured_step(

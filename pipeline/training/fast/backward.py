@@ -1,7 +1,7 @@
 """The cascade backward: the chain of stages in reverse (``chain.py``), everything else in batched products.
 
-The gradient of a memory is gathered once a turn for all stages and in one place: what the write let through, and a
-product of rank three (what was read, and both heads' keys). Gradients of weights are one product each over all turns.
+Gradients of weights are one product each over all turns. What is the same for all sessions, as much of what turn 1 finds
+is, enters them as one row.
 """
 
 from __future__ import annotations
@@ -11,20 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.training.fast.cell import (
-    HeadGradients,
-    address_backward,
-    let_through,
-    lstm_backward,
-    lstm_slopes,
-    norm_slopes,
-    of_softmax,
-    over_rows,
-    write_backward,
-)
+from pipeline.training.fast.cell import address_backward, lstm_backward, lstm_slopes, of_softmax
 from pipeline.training.fast.chain import Chain, Reaching
 from pipeline.training.fast.parameters import SCALARS
-from pipeline.training.fast.trace import Trace, Turn, Weights
+from pipeline.training.fast.trace import Trace, Turn, Weights, aligned
 from pipeline.training.models._ntm import READ, WRITE
 
 
@@ -60,8 +50,8 @@ class _Backward:
         self._hand_on(like.new_zeros(*lead, width + hidden), like.new_zeros(*lead, hidden))
         self.at = [like.new_zeros(*lead, slots) for _ in (READ, WRITE)]
         self.d_gates = torch.empty_like(trace.gates)
-        self.d_reading = torch.empty_like(trace.read_raw)
-        self.d_writing = like.new_empty(*lead[:2], trace.length - 1, trace.batch, 3 * width + SCALARS)
+        self.d_reading = aligned(like, *trace.read_raw.shape)
+        self.d_writing = aligned(like, *lead[:2], trace.length - 1, trace.batch, 3 * width + SCALARS)
 
     def _hand_on(self, state: Tensor, cell: Tensor) -> None:
         self.state, self.cell = state, cell
@@ -71,62 +61,34 @@ class _Backward:
         """Turn n, given the gradient of its part of the result [K, B, M + H]."""
         turn = self.trace.turns[n]
         self.state[:, -1] += d_output
-        writing = self._write(n, turn) if n + 1 < self.trace.length else None
+        writing = None
+        if n + 1 < self.trace.length:
+            writing = self.chain.write_backward(self.trace, n, self.at[WRITE], self.d_writing)
+            self.at[WRITE], part = writing.previous, self.trace.writing(n)
+            d_raw = self.d_writing[:, :, n, :, : part.stop - part.start]
+            self.hidden += d_raw @ self.weights.heads[:, :, :-1, part].mT
         if turn.side_by_side:
             cell, first = self._first_turn(turn)
         else:
-            head, cell, first = self.chain.backward(
-                self.weights, self.trace, n, Reaching(self.read, self.hidden, self.cell, self.at[READ]),
-                self.d_gates[:, :, n], self.d_reading[:, :, n],
-            )  # fmt: skip
-            self.at[READ] = head.previous
-            if n > 0 or self.learned_memory:
-                self._memory(n, turn, head, writing)
+            reaching = Reaching(self.state, self.read, self.hidden, self.cell, self.at[READ])
+            self.at[READ], cell, first = self.chain.backward(
+                self.weights, self.trace, n, reaching, writing, self.d_gates[:, :, n], self.d_reading
+            )
         self._own(n, cell, first)
-
-    def _write(self, n: int, turn: Turn) -> HeadGradients:
-        """The write heads, erase and add of all stages."""
-        width, raw, d_memory = self.shape.width, self.d_writing[:, :, n], self.trace.d_memory
-        scalars, d_erase, d_add, d_key = raw.tensor_split([SCALARS, SCALARS + width, SCALARS + 2 * width], -1)
-        found = write_backward(d_memory, turn.memory, turn.write.weights, turn.erase, turn.add, self.trace.scratch)
-        torch.ops.aten.sigmoid_backward.grad_input(found.erase, turn.erase, grad_input=d_erase)
-        d_add.copy_(found.add)
-        head = address_backward(found.weights.add_(self.at[WRITE]), turn.write, scalars)
-        self.at[WRITE] = head.previous
-        if turn.side_by_side:
-            d_key.zero_()
-        else:
-            torch.addcmul(over_rows(head.dots, turn.memory), head.key_pull, turn.write_key, out=d_key)
-        self.hidden += raw @ self.weights.heads[:, :, :-1, width + SCALARS :].mT
-        return head
 
     def _first_turn(self, turn: Turn) -> tuple[Tensor, Tensor]:
         """Turn 1 of all stages at once: what it read was constant. Gradients of the first cells and of r^0(1)."""
         width, hidden, trace = self.shape.width, self.shape.hidden, self.trace
-        self.d_reading[:, :, 0] = 0
-        if turn.read is not None:
+        if turn.read is None:
+            self.d_reading[:, :, 0] = 0
+        else:
             raw = self.d_reading[:, :, 0, :, width:]
             self.at[READ] = address_backward(self.at[READ], turn.read, raw).previous
             self.hidden += raw @ self.weights.heads[:, :, :-1, width : width + SCALARS].mT
         gates, slopes = trace.gates[:, :, 0], self.d_gates[:, :, 0]
         to_cell = lstm_slopes(gates, trace.cells[:, :, 0], trace.squashed[:, :, 0], slopes)
         cell = lstm_backward(self.hidden, self.cell, gates[..., hidden : 2 * hidden], to_cell, slopes)
-        return cell, slopes[:, 0] @ self.weights.from_previous[:, 0]
-
-    def _memory(self, n: int, turn: Turn, read: HeadGradients, writing: HeadGradients | None) -> None:
-        """The gradient of the memories that turn n read, in the place of those that it left."""
-        trace, width = self.trace, self.shape.width
-        left, right = [turn.read_weights, read.dots], [self.read, trace.read_raw[:, :, n, :, :width]]
-        pull, total = read.pull, trace.d_memory
-        if writing is not None:
-            left.append(writing.dots)
-            right.append(turn.write_key)
-            pull = pull + writing.pull
-            let_through(total, turn.write.weights, turn.erase, trace.scratch)
-        kept = 0 if writing is None else 1
-        product = torch.stack(left, -1).flatten(0, 2), torch.stack(right, -2).flatten(0, 2)
-        total.flatten(0, 2).baddbmm_(*product, beta=kept)
-        total.addcmul_((pull * norm_slopes(turn.rows.norms)).unsqueeze(-1), turn.memory)
+        return cell, slopes[:, 0].sum(1, keepdim=True) @ self.weights.from_previous[:, 0]
 
     def _own(self, n: int, cell: Tensor, first: Tensor) -> None:
         """What turn n hands to turn n - 1: gradients of [r^c(n-1); h^c(n-1)], with that of r^0(n) = r^C(n-1)."""
@@ -137,34 +99,70 @@ class _Backward:
         self.read[:, -1] += first
 
     def gradients(self) -> Gradients:
-        """Of everything that was learned, once all turns are done."""
-        trace, weights, width = self.trace, self.weights, self.shape.width
+        """Of everything that was learned, once all turns are done. Uses up ``d_gates``."""
+        trace, weights = self.trace, self.weights
         d_gates = self.d_gates.flatten(2, 3)  # [K, C, T B, 4 H]
         derived = None
         if self.shape.stages > 1:
             product = d_gates[:, :-1] @ weights.from_feature[:, :-1]
             derived = product.unflatten(2, (trace.length, trace.batch)).permute(0, 2, 3, 1, 4)
-        reading, writing = self.d_reading.flatten(2, 3), self.d_writing.flatten(2, 3)
-        given = trace.states[:, :, 1:, :, width:].flatten(2, 3)  # [h; 1]
-        from_previous, heads = torch.empty_like(weights.from_previous), torch.empty_like(weights.heads)
-        for k in range(len(heads)):  # into their places: a cat would copy the largest of all gradients
-            d_raw, reads = d_gates[k].mT, trace.states[k, ..., :width]
-            torch.bmm(d_raw[:1], reads[-1:, :-1].flatten(1, 2), out=from_previous[k, :1])
-            torch.bmm(d_raw[1:], reads[:-1, 1:].flatten(1, 2), out=from_previous[k, 1:])
-            torch.bmm(given[k].mT, reading[k], out=heads[k, ..., : width + SCALARS])
-            torch.bmm(given[k, :, : writing.shape[2]].mT, writing[k], out=heads[k, ..., width + SCALARS :])
+        from_feature, gate_bias = d_gates.mT @ trace.features.flatten(2, 3), d_gates.sum(2)
+        from_previous, from_own = self._of_states()
         d_start = torch.stack([at.sum(2) for at in self.at], 2)
         return Gradients(
             derived,
             Weights(
                 from_previous=from_previous,
-                from_feature=d_gates.mT @ trace.features.flatten(2, 3),
-                from_own=d_gates.mT @ trace.states[:, :, :-1, :, :-1].flatten(2, 3),
-                gate_bias=d_gates.sum(2),
-                heads=heads,
+                from_feature=from_feature,
+                from_own=from_own,
+                gate_bias=gate_bias,
+                heads=self._of_heads(),
                 state=self.state.squeeze(2),
                 cell=self.cell.sum(2),
                 start=of_softmax(d_start, trace.starts),
                 memory=trace.d_memory.sum(2) if self.learned_memory else None,
             ),
         )
+
+    def _of_states(self) -> tuple[Tensor, Tensor]:
+        """Gradients of ``from_previous`` and ``from_own``.
+
+        Of what all sessions find alike in turn 1 one row is enough, the last session's, with the sum of all gradients.
+        """
+        trace, last, shared = self.trace, self.trace.batch - 1, self.d_gates[:, :, 0].sum(2)
+        alike = trace.turns[0].side_by_side
+        from_previous = None if alike else self._of_previous(0)
+        self.d_gates[:, :, 0, last] = shared
+        from_own = _product(self.d_gates, trace.states[:, :, :-1, :, :-1], last)
+        return self._of_previous(last) if from_previous is None else from_previous, from_own
+
+    def _of_previous(self, start: int) -> Tensor:
+        """Of r^{c-1}(n) for each stage c; the first stage reads what the last one left before."""
+        found, reads = torch.empty_like(self.weights.from_previous), self.trace.states[..., : self.shape.width]
+        _product(self.d_gates[:, :1], reads[:, -1:, :-1], start, found[:, :1])
+        _product(self.d_gates[:, 1:], reads[:, :-1, 1:], start, found[:, 1:])
+        return found
+
+    def _of_heads(self) -> Tensor:
+        """Of the heads' outputs; the keys of turn 1 are not asked for where nothing is addressed by content."""
+        width, trace = self.shape.width, self.trace
+        found, given = torch.empty_like(self.weights.heads), trace.states[:, :, 1:, :, width:]
+        keyed = trace.batch if trace.turns[0].side_by_side else 0
+        _product(given, self.d_reading[..., :width], keyed, found[..., :width])
+        _product(given, self.d_reading[..., width:], 0, found[..., width : width + SCALARS])
+        written = found[..., width + SCALARS :].tensor_split([SCALARS + 2 * width], -1)
+        _product(given[:, :, :-1], self.d_writing[..., : SCALARS + 2 * width], 0, written[0])
+        _product(given[:, :, :-1], self.d_writing[..., SCALARS + 2 * width :], keyed, written[1])
+        return found
+
+
+def _product(one: Tensor, other: Tensor, start: int, out: Tensor | None = None) -> Tensor:
+    """Sum over turns and sessions, of these from row ``start`` on: [K, C, T, B, I], [K, C, T, B, J] -> [K, C, I, J].
+
+    Into its place: a cat would copy the largest of all gradients.
+    """
+    if out is None:
+        out = one.new_empty(*one.shape[:2], one.shape[-1], other.shape[-1])
+    for k in range(len(one)):
+        torch.bmm(one[k].flatten(1, 2)[:, start:].mT, other[k].flatten(1, 2)[:, start:], out=out[k])
+    return out

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from pipeline.training.errors import TrainingError
 from pipeline.training.fast.backward import backward
-from pipeline.training.fast.chain import Chain, StageByStage
+from pipeline.training.fast.chain import Chain
 from pipeline.training.fast.forward import forward
 from pipeline.training.fast.parameters import StackedCascade
+from pipeline.training.fast.stage_by_stage import StageByStage
 from pipeline.training.fast.trace import Trace, Weights
 from pipeline.training.models._stage import TRACKED_TURNS, DerivedFeatures
 from pipeline.training.models.cm_ntm import CMNTM

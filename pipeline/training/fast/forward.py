@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline.training.fast.cell import Rows, address, lstm, write
+from pipeline.training.fast.cell import Rows, address, lstm
 from pipeline.training.fast.chain import Chain
 from pipeline.training.fast.parameters import SCALARS
 from pipeline.training.fast.trace import Trace, Turn, Weights
@@ -40,7 +40,7 @@ def forward(queries: Tensor, derived: Tensor | None, weights: Weights, trace: Tr
         else:
             chain.forward(trace, weights, n, _previous(trace, n, READ))
         if n + 1 < trace.length:
-            _write(trace, weights, n)
+            chain.write(trace, n, trace.heads(weights, n, trace.writing(n)), _previous(trace, n, WRITE))
     return trace.states[:, -1, 1:, :, :-1].contiguous()
 
 
@@ -77,16 +77,3 @@ def _first_turn(trace: Trace, weights: Weights) -> None:
         raw = trace.heads(weights, 0, slice(width, width + SCALARS))
         trace.turns[0].read = address(None, None, raw, _previous(trace, 0, READ))
         trace.turns[0].read_weights = trace.turns[0].read.weights
-
-
-def _write(trace: Trace, weights: Weights, n: int) -> None:
-    """Turn n's write of all stages at once, and the memories that turn n + 1 reads."""
-    width, turn = trace.shape.width, trace.turns[n]
-    lowest = width + SCALARS
-    highest = lowest + SCALARS + 2 * width if turn.side_by_side else None  # without the key
-    raw = trace.heads(weights, n, slice(lowest, highest))
-    scalars, erase, add, key = raw.tensor_split([SCALARS, SCALARS + width, SCALARS + 2 * width], -1)
-    turn.erase, turn.add, turn.write_key = erase.sigmoid(), add, key
-    turn.write = address(turn.rows, key, scalars, _previous(trace, n, WRITE))
-    memory = write(turn.memory, turn.write.weights, turn.erase, turn.add, trace.memories[n])
-    trace.turns.append(Turn(memory, Rows.of(memory)))

@@ -10,6 +10,8 @@ from torch import Tensor
 from pipeline.training.fast.cell import Rows, Stand
 from pipeline.training.fast.parameters import SCALARS, Shape
 
+_LINE = 16  # single-precision numbers of a cache line
+
 
 class Weights(NamedTuple):
     """What the cascade computes with, as ``StackedCascade`` lays it out; gate_bias [K, C, 4 H] is the sum of two."""
@@ -97,6 +99,11 @@ class Trace:
         """Some of the heads' raw outputs in turn n, once its hidden states are there, of all stages: [K, C, B, part]."""
         return self.states[:, :, n + 1, :, self.shape.width :] @ weights.heads[..., part]
 
+    def writing(self, n: int) -> slice:
+        """The write heads' part of the heads' raw outputs in turn n, without the key where nothing is addressed by it."""
+        lowest = self.shape.width + SCALARS
+        return slice(lowest, lowest + SCALARS + (2 if self.turns[n].side_by_side else 3) * self.shape.width)
+
     @classmethod
     def empty(cls, shape: Shape, runs: int, turns: int, batch: int, like: Tensor, constant: float | None) -> Trace:
         """Room for a forward; all else is written before it is read."""
@@ -105,7 +112,7 @@ class Trace:
         def room(*sizes: int) -> Tensor:
             return like.new_empty(sizes)
 
-        states = room(*lead, turns + 1, batch, width + hidden + 1)
+        states = aligned(like, *lead, turns + 1, batch, width + hidden + 1)
         states[..., -1] = 1
         return cls(
             shape=shape,
@@ -115,9 +122,14 @@ class Trace:
             cells=room(*lead, turns + 1, batch, hidden),
             gates=room(*lead, turns, batch, 4 * hidden),
             squashed=room(*lead, turns, batch, hidden),
-            read_raw=room(*lead, turns, batch, width + SCALARS),
+            read_raw=aligned(like, *lead, turns, batch, width + SCALARS),
             memories=room(turns - 1, *lead, batch, shape.slots, width),
             d_memory=room(*lead, batch, shape.slots, width),
             scratch=room(*lead, batch, shape.slots, width),
             starts=room(*lead, 2, shape.slots),
         )
+
+
+def aligned(like: Tensor, *sizes: int) -> Tensor:
+    """Room whose rows each begin at a cache line: a matrix product of others takes longer on a CPU."""
+    return like.new_empty(*sizes[:-1], -(-sizes[-1] // _LINE) * _LINE)[..., : sizes[-1]]

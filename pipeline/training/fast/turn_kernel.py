@@ -12,6 +12,7 @@ from pipeline.training.fast.cell import HeadGradients, along_rows, over_rows
 from pipeline.training.fast.chain import Passed, Reaching
 from pipeline.training.fast.kernels import backward_turn, forward_turn
 from pipeline.training.fast.parameters import SCALARS
+from pipeline.training.fast.stage_by_stage import StageByStage, gather
 from pipeline.training.fast.trace import Trace, Weights
 
 
@@ -31,8 +32,8 @@ class _Kept(NamedTuple):
     key_norms: Tensor
 
 
-class TurnKernel:
-    """The chain of ``StageByStage``, in the form without D-sized products (P_i = M_i W_r, Q_i = M_i W_k)."""
+class TurnKernel(StageByStage):
+    """Its chain of stages in the form without D-sized products (P_i = M_i W_r, Q_i = M_i W_k)."""
 
     def forward(self, trace: Trace, weights: Weights, n: int, previous: Tensor) -> None:
         shape, turn = trace.shape, trace.turns[n]
@@ -75,8 +76,9 @@ class TurnKernel:
         trace.read_raw[:, :, n, :, :width] = trace.heads(weights, n, slice(width))
 
     def backward(
-        self, weights: Weights, trace: Trace, n: int, reaching: Reaching, d_gates: Tensor, d_reading: Tensor
-    ) -> Passed:
+        self, weights: Weights, trace: Trace, n: int, reaching: Reaching, writing: HeadGradients | None, d_gates: Tensor,
+        d_raws: Tensor,
+    ) -> Passed:  # fmt: skip
         turn, width = trace.turns[n], trace.shape.width
         kept: _Kept = turn.read
         d_weights = along_rows(reaching.read, turn.memory) + reaching.read_at
@@ -93,11 +95,12 @@ class TurnKernel:
             trace.batch, **self._sizes(trace),
         )  # fmt: skip
         key_pull, keys = key_pulls.unsqueeze(-1), trace.read_raw[:, :, n, :, :width]
-        torch.addcmul(over_rows(dots, turn.memory), key_pull, keys, out=d_reading[..., :width])
-        d_reading[..., width:] = d_raw
+        torch.addcmul(over_rows(dots, turn.memory), key_pull, keys, out=d_raws[:, :, n, :, :width])
+        d_raws[:, :, n, :, width:] = d_raw
         passed = d_gates @ weights.from_previous
         reaching.read[:, :-1] += passed[:, 1:]
-        return Passed(HeadGradients(d_previous, dots, pulls, key_pull), d_old_cells, passed[:, 0])
+        gather(trace, n, reaching.read, HeadGradients(d_previous, dots, pulls, key_pull), writing)
+        return Passed(d_previous, d_old_cells, passed[:, 0])
 
     @staticmethod
     def _sizes(trace: Trace) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from manifests.schema import Training
-from pipeline.training.backends import build_trainer, choose_backend, graph
+from pipeline.training.backends import build_trainer, choice, choose_backend, graph
 from pipeline.training.data import SessionFeatures
 from pipeline.training.errors import DivergenceError, TrainingError
 from pipeline.training.fit import fit, fit_group
@@ -51,16 +52,19 @@ def apart(one: MemoryModel, other: MemoryModel) -> float:
         {"drop_turns": 0.3, "uncertainty": 0.1, "negatives": "static"},
     ],
 )
-def test_the_fast_path_trains_what_the_reference_trains(features: SessionFeatures, changed: dict[str, Any]) -> None:
+@pytest.mark.parametrize("backend", ["fast", "numba"])
+def test_the_fast_path_trains_what_the_reference_trains(
+    features: SessionFeatures, changed: dict[str, Any], backend: str
+) -> None:
     training = QUICK.model_copy(update=changed)
     reference, fast = built(dim=features.dim), built(dim=features.dim)
     expected = [line["loss"] for line in fit(reference, features, training, 3)]
-    found = [line["loss"] for line in fit(fast, features, training, 3, backend="fast")]
+    found = [line["loss"] for line in fit(fast, features, training, 3, backend=backend)]
     assert found == pytest.approx(expected, abs=1e-10)
     assert apart(fast, reference) < 1e-9
 
 
-@pytest.mark.parametrize("backend", ["reference", "fast"])
+@pytest.mark.parametrize("backend", ["reference", "fast", "numba"])
 def test_runs_side_by_side_are_the_runs_alone(features: SessionFeatures, backend: str) -> None:
     trainings = [QUICK, QUICK.model_copy(update={"learning_rate": 1e-2, "clip_norm": 0.5}), QUICK]
     seeds = [0, 1, 2]
@@ -144,23 +148,34 @@ def test_settings_that_must_be_common_are_checked(features: SessionFeatures) -> 
 
 def test_auto_measures_what_can_run(features: SessionFeatures) -> None:
     threads = torch.get_num_threads()
-    choice = choose_backend("auto", [built(dim=features.dim)], features, [QUICK], threads=(1,))
+    found = choose_backend("auto", [built(dim=features.dim)], features, [QUICK], threads=(1,))
     torch.set_num_threads(threads)
-    assert set(choice.milliseconds) == {"reference", "fast"} and choice.backend in choice.milliseconds
-    assert choice.backend == min(choice.milliseconds, key=lambda name: choice.milliseconds[name])
-    assert not choice.fallback
+    assert set(found.milliseconds) == {"reference", "fast", "numba"} and found.backend in found.milliseconds
+    assert found.backend == min(found.milliseconds, key=lambda name: found.milliseconds[name])
+    assert not found.fallback
 
 
 @pytest.mark.parametrize(
     ("asked", "name", "reason"),
-    [("fast", "lstm", "lstm has no fast path"), ("graph", "cm_ntm", "CUDA"), ("triton", "cm_ntm", "CUDA")],
+    [("fast", "lstm", "lstm has no fast path"), ("numba", "lstm", "lstm has no fast path"), ("graph", "cm_ntm", "CUDA"), ("triton", "cm_ntm", "CUDA")],
 )
 def test_what_cannot_run_falls_back_with_one_line(features: SessionFeatures, asked: str, name: str, reason: str) -> None:
     if features.device.type == "cuda" and asked != "fast":
         pytest.skip("this machine can")
-    choice = choose_backend(asked, [built(name=name, dim=features.dim)], features, [QUICK], threads=(1,))
-    assert reason in choice.fallback and choice.fallback.endswith(f"using {choice.backend}")
-    assert "\n" not in choice.fallback
+    found = choose_backend(asked, [built(name=name, dim=features.dim)], features, [QUICK], threads=(1,))
+    assert reason in found.fallback and found.fallback.endswith(f"using {found.backend}")
+    assert "\n" not in found.fallback
+
+
+@pytest.mark.parametrize("missing", ["numba", "the room for what it compiles"])
+def test_without_compiled_loops_the_others_train(features: SessionFeatures, monkeypatch: Any, missing: str) -> None:
+    """The package is an extra; and where it may write nowhere, importing the loops fails."""
+    if missing == "numba":
+        monkeypatch.setattr(choice, "find_spec", lambda name: None)
+    else:
+        monkeypatch.setitem(sys.modules, "pipeline.training.fast.loops", None)
+    found = choose_backend("numba", [built(dim=features.dim)], features, [QUICK], threads=(1,))
+    assert found.backend in ("reference", "fast") and found.fallback.startswith("backend numba: ")
 
 
 def test_unknown_backends_are_refused(features: SessionFeatures) -> None:

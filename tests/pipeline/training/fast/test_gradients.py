@@ -20,8 +20,8 @@ from pipeline.training.fast.cell import (
     write,
     write_backward,
 )
-from pipeline.training.fast.chain import StageByStage
 from pipeline.training.fast.parameters import StackedCascade
+from pipeline.training.fast.stage_by_stage import StageByStage
 from pipeline.training.fast.trace import Trace, Weights
 from pipeline.training.models import build_model
 
