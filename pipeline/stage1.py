@@ -70,14 +70,17 @@ def extract_spec(
     precision: str | None = None,
     scheduler: str | None = None,
     local_cluster: int = 0,
+    form: str = "plain",
     **options: Any,
 ) -> StageOne:
     """Bring every row of ``spec`` up to date; what is there is kept. ``options`` go to ``extraction.run.extract``.
 
     ``precision``: fp32, bf16, fp16 or auto (measured) in place of the spec's ``extractor.dtype``. ``scheduler``,
-    ``local_cluster``: compute the shards on a Dask cluster, or on that many processes of this machine.
+    ``local_cluster``: compute the shards on a Dask cluster, or on that many processes of this machine. ``form``: of the
+    image tower, see ``extraction.forms``; "auto" measures, and not on a cluster.
     """
     from pipeline.extraction.fitting.job import fitted_spec
+    from pipeline.extraction.forms import checked_form
     from pipeline.extraction.precision import checked_agreement
     from pipeline.extraction.run import extract
 
@@ -88,9 +91,11 @@ def extract_spec(
     extractor = _load(chosen, "cpu" if clustered else device, dataset)
 
     def check(plan: Any) -> dict[str, Any]:
-        return checked_agreement(chosen, extractor, dataset) | ({"precision": why} if why else {})
+        images = len(plan.tables["image"].todo) if "image" in plan.tables else 0
+        taken = {"form": form} if clustered else checked_form(extractor, dataset, form, images)
+        return checked_agreement(chosen, extractor, dataset) | ({"precision": why} if why else {}) | taken
 
-    with _crew(chosen, device, scheduler, local_cluster) as crew:
+    with _crew(chosen, device, scheduler, local_cluster, form) as crew:
         report = extract(dataset, extractor, workspace.stores, crew=crew, check=check, **options)
     old = workspace.note(spec)
     note = Extracted(
@@ -133,7 +138,7 @@ def _load(spec: RunSpec, device: str, dataset: Dataset) -> Any:
     return extractor
 
 
-def _crew(spec: RunSpec, device: str, scheduler: str | None, local: int) -> AbstractContextManager[Any]:
+def _crew(spec: RunSpec, device: str, scheduler: str | None, local: int, form: str) -> AbstractContextManager[Any]:
     if scheduler is None and not local:
         return nullcontext()
     try:
@@ -142,7 +147,7 @@ def _crew(spec: RunSpec, device: str, scheduler: str | None, local: int) -> Abst
         raise IncompleteError(
             f"extraction on a cluster needs Dask's distributed ({error}): pip install 'dask[distributed]'"
         ) from error
-    return crew_for(spec, device, scheduler, local)
+    return crew_for(spec, device, scheduler, local, form)
 
 
 def _choose_threads(extractor: Any, dataset: Dataset) -> None:

@@ -17,6 +17,8 @@ from pipeline.commands._stage1 import BatchSize, option_precision
 @click.option("--batch-size", type=BatchSize(), default="auto", show_default=True,
               help="Items per forward pass; auto measures, and a resumed job keeps what it had.")  # fmt: skip
 @option_precision
+@click.option("--form", type=click.Choice(["plain", "channels-last", "compiled", "auto"]), default="plain",
+              show_default=True, help="How the image tower runs; the features agree up to rounding. auto measures.")  # fmt: skip
 @click.option(
     "--workers", type=click.IntRange(0), help="Decoding threads. Default: the CPUs that the model leaves free."
 )
@@ -38,6 +40,8 @@ def command(
     """
     if how["scheduler"] and how["local_cluster"]:
         raise click.UsageError("--scheduler and --local-cluster exclude each other")
+    if how["form"] == "auto" and (how["scheduler"] or how["local_cluster"]):
+        raise click.UsageError("--form auto measures this machine, not a cluster's: name a form")
     from pipeline.stage1 import extract_spec
 
     how["local_cluster"] = how["local_cluster"] or 0

@@ -52,12 +52,14 @@ class Shard:
 
 @dataclass
 class Crew:
-    """Workers of one cluster, for one spec. ``local``: their number when this process started them."""
+    """Workers of one cluster, for one spec. ``local``: their number when this process started them. ``form``: of their
+    image towers."""
 
     client: Client
     spec: dict[str, Any]
     device: str
     local: int = 0
+    form: str = "plain"
     calls: dict[str, int] = field(default_factory=dict)  # encoder calls so far by worker process
     _cut: dict[str, int] = field(default_factory=dict)
 
@@ -77,7 +79,7 @@ class Crew:
 
         threads = max(1, torch.get_num_threads() // self.local) if self.local else None
         where = str(root) if root else None
-        return Setting(self.spec, self.device, dict(fields), str(store.resolve()), where, 0, workers, threads)
+        return Setting(self.spec, self.device, dict(fields), str(store.resolve()), where, 0, workers, threads, self.form)
 
     def batch_sizes(self, setting: Setting, todo: Mapping[str, Sequence[Item]]) -> tuple[str, dict[int, float]]:
         """(device, rows a second by batch size), measured by one worker; nothing ``todo`` measures nothing."""
@@ -177,7 +179,9 @@ def _numbers(tasks: Sequence[Task], first: Callable[[str], int]) -> list[int]:
 
 
 @contextmanager
-def crew_for(spec: RunSpec, device: str, scheduler: str | None = None, local: int = 0) -> Iterator[Crew]:
+def crew_for(
+    spec: RunSpec, device: str, scheduler: str | None = None, local: int = 0, form: str = "plain"
+) -> Iterator[Crew]:
     """Workers for ``spec``: of the Dask cluster at ``scheduler`` (tcp://host:port), or ``local`` new processes here.
 
     Raises ClusterError when the cluster cannot be reached or has no worker.
@@ -193,7 +197,7 @@ def crew_for(spec: RunSpec, device: str, scheduler: str | None = None, local: in
             ) as cluster,
             Client(cluster, set_as_default=False) as client,
         ):  # fmt: skip
-            yield Crew(client, values, device, local)
+            yield Crew(client, values, device, local, form)
         return
     assert scheduler is not None
     began = time.monotonic()
@@ -205,7 +209,7 @@ def crew_for(spec: RunSpec, device: str, scheduler: str | None = None, local: in
             f"{time.monotonic() - began:.0f} s): start `dask scheduler` and give the address that it prints"
         ) from None
     with client:
-        crew = Crew(client, values, device)
+        crew = Crew(client, values, device, form=form)
         if not crew.size:
             crew._wait_for_workers()
         yield crew

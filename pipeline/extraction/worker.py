@@ -23,6 +23,7 @@ from pipeline.device import describe, resolve_device
 from pipeline.extraction.batches import Task
 from pipeline.extraction.engine import process
 from pipeline.extraction.extractors.base import Extractor
+from pipeline.extraction.forms import take_form
 from pipeline.extraction.gpus import WorkerError, claim_gpu
 from pipeline.extraction.memory import keep_freed_memory
 from pipeline.extraction.meter import Meter
@@ -47,6 +48,7 @@ class Setting:
     batch_size: int
     workers: int | None
     threads: int | None
+    form: str = "plain"
 
 
 def make_shard(setting: dict[str, Any], table: str, number: int, items: list[tuple[Any, ...]]) -> dict[str, Any]:
@@ -106,7 +108,7 @@ def _extractor(setting: Setting) -> Extractor:
     """The model, loaded by the first shard that needs it and kept for all others."""
     from pipeline.extraction.extractors import load_extractor
 
-    key = digest([setting.spec, setting.device])
+    key = digest([setting.spec, setting.device, setting.form])
     with _loading:
         if key not in _models:
             keep_freed_memory()
@@ -127,5 +129,6 @@ def _extractor(setting: Setting) -> Extractor:
                     f"the model of the worker on {socket.gethostname()} differs from the coordinator's "
                     f"({'; '.join(changed[:3])}): install the same packages and use the same model files everywhere"
                 )
+            take_form(extractor, setting.form)
             _models[key] = extractor
         return _models[key]

@@ -114,6 +114,10 @@ class Extractor(ABC):
             "normalise": self.options.normalise,
         }
 
+    def image_tower(self) -> torch.nn.Module | None:
+        """The module that takes ``pixel_values``, where it may run in another form (``extraction.forms``)."""
+        return None
+
     def standin(self, image: Image, dataset: Dataset) -> str | None:
         """The text encoded in place of the image's pixels (``reads = "caption"``); None or blank when it has none."""
         return image.caption

@@ -157,6 +157,9 @@ class ClipExtractor(Fittable):
     def _weights(self) -> str:
         return hub.weights_digest(self.checkpoint)
 
+    def image_tower(self) -> torch.nn.Module | None:
+        return getattr(self.model, "vision_model", None)
+
     def prepare(self, image: Pillow.Image) -> dict[str, np.ndarray]:
         if self.levels is not None:
             values = normalised(self.processor, self.levels, image)

@@ -1,0 +1,83 @@
+"""The image tower in other forms: the same rows up to rounding, on record, and undone without a trace."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cache import Store
+from manifests.schema import Dataset
+from pipeline.extraction import forms
+from pipeline.extraction.extractors.base import Extractor
+from pipeline.extraction.forms import FormError, checked_form, take_form
+from pipeline.stores.tolerance import tolerance
+
+from .helpers import ROOT, rows_by_key, run
+
+Load = Callable[..., Extractor]
+
+
+@pytest.mark.parametrize("form", ["channels-last", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_a_form_gives_the_plain_rows_whatever_the_batch(
+    load: Load, clip_folder: Path, dataset: Dataset, tmp_path: Path, form: str
+) -> None:
+    plain = run(dataset, load("clip", clip_folder, store_dtype="float32"), tmp_path / "plain", batch_size=4)
+    extractor = load("clip", clip_folder, store_dtype="float32")
+    report = run(dataset, extractor, tmp_path / "form", batch_size=3, check=lambda _: checked_form(extractor, dataset, form))
+    settings = Store.open(report.path).execution[-1]["settings"]
+    assert settings["form"] == form and 0 <= settings["from_plain"] <= settings["tolerance"]
+    assert report.path.name == plain.path.name, "a form is no part of the fingerprint"
+    wanted, found = (rows_by_key(Store.open(path), "image") for path in (plain.path, report.path))
+    assert wanted.keys() == found.keys() and wanted
+    assert all(np.abs(wanted[key] - found[key]).max() <= tolerance("float32", "float32") for key in wanted)
+
+
+def test_what_undoes_a_form_leaves_nothing(load: Load, clip_folder: Path, dataset: Dataset) -> None:
+    extractor = load("clip", clip_folder)
+    batch = forms._batch(extractor, dataset, 4)
+    before, tower = forms._rows(extractor, batch), extractor.image_tower()
+    assert tower is not None
+    undo = take_form(extractor, "channels-last")
+    weight = next(p for p in tower.parameters() if p.ndim == 4)
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    undo()
+    assert weight.is_contiguous() and not tower._forward_pre_hooks and tower._compiled_call_impl is None
+    assert np.array_equal(forms._rows(extractor, batch), before) and extractor.calls == 0
+
+
+@pytest.mark.slow
+def test_auto_takes_what_is_done_first(load: Load, clip_folder: Path, dataset: Dataset) -> None:
+    few = checked_form(load("clip", clip_folder), dataset, "auto", images=1)
+    assert set(few["form_seconds"]) >= {"plain", "channels-last"} and few["form"] != "compiled", "it would still compile"
+    assert few["form"] == min(few["form_seconds"], key=lambda form: few["form_seconds"][form])
+
+
+def test_a_form_that_cannot_be_is_refused(
+    load: Load, clip_folder: Path, bert_folder: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captions = load("caption", bert_folder)
+    with pytest.raises(FormError, match="runs in one form only: leave out --form compiled"):
+        take_form(captions, "compiled")
+    assert checked_form(captions, dataset, "auto") == {}
+    monkeypatch.setattr(forms, "tolerance", lambda *_: -1.0)
+    with pytest.raises(FormError, match=r"--form channels-last does not work here: .*more than"):
+        checked_form(load("clip", clip_folder), dataset, "channels-last")
+
+    def without_compiler(*given: object, **named: object) -> None:
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: without_compiler)
+    with pytest.raises(FormError, match="--form compiled does not work here: RuntimeError: no C"):
+        checked_form(load("clip", clip_folder), dataset, "compiled")
+
+
+def test_a_cluster_is_not_measured() -> None:
+    asked = [sys.executable, "cli.py", "extract", "demo", "--form", "auto", "--local-cluster", "2"]
+    found = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 2 and "name a form" in found.stderr
