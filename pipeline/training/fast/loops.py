@@ -39,12 +39,12 @@ def _softplus_slope(x: float) -> float:
 @compiled
 def _softmax(x: Any) -> None:
     """In place."""
-    x -= x.max()
-    total = 0.0
+    highest, total = x.max(), x.dtype.type(0)
     for i in range(len(x)):
-        x[i] = math.exp(x[i])
+        x[i] = math.exp(x[i] - highest)
         total += x[i]
-    x /= total
+    for i in range(len(x)):
+        x[i] /= total
 
 
 @compiled
@@ -72,18 +72,21 @@ def _norm_slope(norm: float) -> float:
 
 @compiled
 def _stand(raw: Any, cosines: Any, alike: bool, previous: Any, room: Any) -> None:
-    """Where a head stands, from its raw scalars: room [4, N] takes content weights, mixed, shifted, and the weights.
+    """Where a head stands, from its raw scalars: ``room`` takes content weights, mixed, shifted and the weights, a row each,
+    and what the shifts were, in a last row.
 
     ``alike``: all rows are equal, and the cosines are not read.
     """
-    content, mixed, shifted, weights = room[0], room[1], room[2], room[3]
-    slots, strength, gate, sharpening = len(previous), _softplus(raw[0]), _sigmoid(raw[1]), 1 + _softplus(raw[5])
-    if alike:
-        content[:] = 1 / slots
-    else:
-        content[:] = strength * cosines
+    slots = len(previous)
+    content, mixed, shifted, weights = room[0, :slots], room[1, :slots], room[2, :slots], room[3, :slots]
+    strength, gate, sharpening = _softplus(raw[0]), _sigmoid(raw[1]), 1 + _softplus(raw[5])
+    for i in range(slots):
+        content[i] = 1 / slots if alike else strength * cosines[i]
+    if not alike:
         _softmax(content)
-    shift = raw[2:5].copy()
+    shift = room[4, :3]
+    for j in range(3):
+        shift[j] = raw[2 + j]
     _softmax(shift)
     for i in range(slots):
         mixed[i] = previous[i] + gate * (content[i] - previous[i])
@@ -98,10 +101,10 @@ def _stand_backward(
     d_weights: Any, raw: Any, cosines: Any, alike: bool, previous: Any, room: Any, d_raw: Any, d_previous: Any, d_cosines: Any
 ) -> None:
     """``d_weights`` is used up; ``room`` as ``_stand`` left it. Writes the other three gradients."""
-    content, mixed, shifted, weights = room[0], room[1], room[2], room[3]
-    slots, strength, gate, sharpening = len(previous), _softplus(raw[0]), _sigmoid(raw[1]), 1 + _softplus(raw[5])
-    shift = raw[2:5].copy()
-    _softmax(shift)
+    slots = len(previous)
+    content, mixed, shifted, weights = room[0, :slots], room[1, :slots], room[2, :slots], room[3, :slots]
+    strength, gate, sharpening = _softplus(raw[0]), _sigmoid(raw[1]), 1 + _softplus(raw[5])
+    shift = room[4, :3]
     tiny = np.finfo(shifted.dtype).tiny
     _of_softmax(d_weights, weights)
     d_sharpening = 0.0
@@ -166,13 +169,13 @@ def read(memory: Any, norms: Any, states: Any, raws: Any, previous: Any, cosines
     memory [K, C, B, N, M], norms, previous, cosines and weights [K, C, B, N], raws [K, C, T, B, M + 6].
     """
     runs, _, batch, slots, width = memory.shape
-    room = np.empty((4, slots), memory.dtype)
+    room = np.empty((5, max(3, slots)), memory.dtype)
     for k in range(runs):
         for b in range(batch):
             raw, rows, out = raws[k, c, n, b], memory[k, c, b], states[k, c, n + 1, b]
             _cosines(rows, norms[k, c, b], raw[:width], cosines[k, c, b])
             _stand(raw[width:], cosines[k, c, b], False, previous[k, c, b], room)
-            weights[k, c, b] = room[3]
+            weights[k, c, b] = room[3, :slots]
             for m in range(width):
                 out[m] = 0
             for i in range(slots):
@@ -188,7 +191,7 @@ def read_backward(
 ) -> None:  # fmt: skip
     """Given d_read [K, C, B, M] and the part of ``d_weights`` [K, C, B, N] that comes from elsewhere, which is used up."""
     runs, _, batch, slots, width = memory.shape
-    room, d_cosines = np.empty((4, slots), memory.dtype), np.empty(slots, memory.dtype)
+    room, d_cosines = np.empty((5, max(3, slots)), memory.dtype), np.empty(slots, memory.dtype)
     for k in range(runs):
         for b in range(batch):
             raw, d_raw, rows, gradient = raws[k, c, n, b], d_raws[k, c, n, b], memory[k, c, b], d_read[k, c, b]
@@ -216,7 +219,7 @@ def write(
     there is no key, and neither norms nor cosines are used.
     """
     runs, stages, batch, slots, width = new.shape
-    room = np.empty((4, slots), new.dtype)
+    room = np.empty((5, max(3, slots)), new.dtype)
     for k in range(runs):
         for c in range(stages):
             for b in range(batch):
@@ -225,7 +228,7 @@ def write(
                 if not alike:
                     _cosines(rows, norms[k, c, b], raw[SCALARS + 2 * width :], cosines[k, c, b])
                 _stand(raw, cosines[k, c, b], alike, previous[k, c, b], room)
-                weights[k, c, b] = room[3]
+                weights[k, c, b] = room[3, :slots]
                 for i in range(slots):
                     weight, row, out = room[3, i], rows[0 if alike else i], new[k, c, b, i]
                     for m in range(width):
@@ -241,7 +244,7 @@ def write_backward(
     """Turn ``n`` of d_raws [K, C, T - 1, B, ..], given d_new [K, C, B, N, M] and the part of ``d_weights`` that comes from
     elsewhere, which is used up."""
     runs, stages, batch, slots, width = d_new.shape
-    room, d_cosines = np.empty((4, slots), d_new.dtype), np.empty(slots, d_new.dtype)
+    room, d_cosines = np.empty((5, max(3, slots)), d_new.dtype), np.empty(slots, d_new.dtype)
     for k in range(runs):
         for c in range(stages):
             for b in range(batch):
@@ -254,10 +257,10 @@ def write_backward(
                 for i in range(slots):
                     weight, row, gradient = room[3, i], rows[0 if alike else i], d_new[k, c, b, i]
                     total = gradient.dtype.type(0)
-                    for m in range(width):  # two loops: in one, too much could overlap for vector instructions
-                        through = gradient[m] * row[m]
-                        total += gradient[m] * add[m] - erase[m] * through
-                        d_erase[m] -= weight * through
+                    for m in range(width):  # three loops: in one, too much could overlap for vector instructions
+                        total += gradient[m] * (add[m] - erase[m] * row[m])
+                    for m in range(width):
+                        d_erase[m] -= weight * (gradient[m] * row[m])
                     for m in range(width):
                         d_add[m] += weight * gradient[m]
                     d_weights[k, c, b, i] += total
