@@ -165,7 +165,8 @@ def test_two_commands_with_the_same_seed_train_the_same_weights(cli: Run, projec
     ("words", "code", "expected"),
     [
         (["train", "--model", "lsmt"], 4, "did you mean 'lstm'"),
-        (["train", "--seeds", "4..1"], 2, "is not a list of seeds"),
+        (["train", "--seeds", "4..1"], 2, "'4..1' is not a list of numbers"),
+        (["ablate", "table5", "--only", "2,4.."], 2, "'2,4..' is not a list of numbers"),
         (["validate", "--set", "extractor.name=captoin"], 4, "did you mean 'caption'"),
         (["validate", "--set", "composer.name=gatd"], 4, "did you mean 'gated'"),
         (["validate", "--set", "models.lstm.hiden=3"], 4, "did you mean 'hidden'"),
@@ -248,3 +249,15 @@ def test_bench_writes_every_figure_that_it_prints(tmp_path: Path) -> None:
 def test_an_unknown_benchmark_or_size_gets_the_nearest_name() -> None:
     assert "did you mean 'startup'" in CliRunner().invoke(main, ["bench", "strtup"]).output
     assert "did you mean 'repeats'" in CliRunner().invoke(main, ["bench", "startup", "--set", "repeat=1"]).output
+
+
+@pytest.mark.parametrize(
+    ("written", "numbers"), [("3", (3,)), ("0..4", (0, 1, 2, 3, 4)), ("0,2,5", (0, 2, 5)), ("7,0..2,1", (7, 0, 1, 2))]
+)
+def test_numbers_are_written_singly_and_in_runs(written: str, numbers: tuple[int, ...]) -> None:
+    import click
+
+    from pipeline.commands._shared import parse_numbers
+
+    command = click.Command("x")
+    assert parse_numbers(click.Context(command), click.Option(["--only"]), written) == numbers

@@ -98,23 +98,25 @@ def emit(value: Any, text: str, as_json: bool) -> None:
     click.echo(json.dumps(value, indent=2, default=str) if as_json else text)
 
 
-def parse_seeds(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    """``0..4`` or ``0,2,5``; None when not given."""
+def parse_numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    """``0..4``, ``0,2,5`` or ``0,2..4``; None when not given."""
     if value is None:
         return None
+    numbers: list[int] = []
     try:
-        if ".." in value:
-            first, last = (int(v) for v in value.split(".."))
-            seeds = tuple(range(first, last + 1))
-        else:
-            seeds = tuple(int(v) for v in value.split(","))
+        for part in value.split(","):
+            first, dots, last = part.partition("..")
+            span = range(int(first), int(last) + 1) if dots else (int(first),)
+            if not span:
+                raise ValueError
+            numbers += span
     except ValueError:
-        seeds = ()
-    if not seeds or min(seeds) < 0:
-        raise click.BadParameter(f"{value!r} is not a list of seeds: write 0..4 or 0,2,5")
-    return seeds
+        numbers = []
+    if not numbers or min(numbers) < 0:
+        raise click.BadParameter(f"{value!r} is not a list of numbers: write 0..4, 0,2,5 or 0,2..4")
+    return tuple(dict.fromkeys(numbers))
 
 
 def option_models(f: F) -> F:
     f = click.option("--model", "models", multiple=True, help="Memory model; repeatable. Default: all of the spec.")(f)
-    return click.option("--seeds", callback=parse_seeds, help="0..4 or 0,2,5. Default: the spec's seeds.")(f)
+    return click.option("--seeds", callback=parse_numbers, help="0..4 or 0,2,5. Default: the spec's seeds.")(f)

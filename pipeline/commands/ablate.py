@@ -15,8 +15,8 @@ from pipeline.commands._shared import (
     option_out,
     option_set,
     options,
+    parse_numbers,
 )
-from pipeline.commands._shared import parse_seeds as parse_numbers
 
 
 @click.command("ablate", epilog="Example: fashion-ntm ablate table5 --plan --data DIR")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import load, log, open_job, option_data, option_device, option_set, parse_seeds
+from pipeline.commands._shared import load, log, open_job, option_data, option_device, option_set, parse_numbers
 
 
 @click.command("report", epilog="Example: fashion-ntm report demo --data out/demo --runs out/demo --out report.html")
@@ -19,7 +19,7 @@ from pipeline.commands._shared import load, log, open_job, option_data, option_d
               help="The file to write.")  # fmt: skip
 @click.option("--model", help="Memory model that is shown session by session. Default: the spec's last one.")
 @click.option("--against", help="Model that it is compared with. Default: the strongest other one.")
-@click.option("--seeds", callback=parse_seeds, help="0..4 or 0,2,5. Default: the spec's seeds.")
+@click.option("--seeds", callback=parse_numbers, help="0..4 or 0,2,5. Default: the spec's seeds.")
 @click.option("--sessions", type=click.IntRange(0), default=150, show_default=True, help="Sessions shown one by one.")
 @click.option("--top", "k", type=click.IntRange(1, 50), default=5, show_default=True, help="Results shown a turn.")
 @click.option("--max-mb", "megabytes", type=click.FloatRange(0.2), default=20.0, show_default=True,
