@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,14 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from cache import Store
+from cli import main
 from manifests.schema import Dataset
 from pipeline.extraction import forms
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.forms import FormError, checked_form, take_form
 from pipeline.stores.tolerance import tolerance
 
+from .conftest import spec_of
 from .helpers import ROOT, rows_by_key, run
 
 Load = Callable[..., Extractor]
@@ -75,6 +79,45 @@ def test_a_form_that_cannot_be_is_refused(
     monkeypatch.setattr(torch, "compile", lambda *_, **__: without_compiler)
     with pytest.raises(FormError, match="--form compiled does not work here: RuntimeError: no C"):
         checked_form(load("clip", clip_folder), dataset, "compiled")
+
+
+def test_the_workers_of_a_cluster_take_the_form(
+    load: Load, clip_folder: Path, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distributed = pytest.importorskip("distributed")
+    from pipeline.extraction import worker
+    from pipeline.extraction.distributed import crew_for
+
+    monkeypatch.setattr(worker, "_models", {})
+    spec = spec_of("clip", model=str(clip_folder), store_dtype="float32")
+    with (
+        distributed.LocalCluster(n_workers=1, threads_per_worker=2, processes=False, host="127.0.0.1", protocol="tcp://",
+                                 dashboard_address=None) as cluster,
+        crew_for(spec, "cpu", scheduler=cluster.scheduler_address, form="channels-last") as crew,
+    ):  # fmt: skip
+        report = run(dataset, load("clip", clip_folder, store_dtype="float32"), tmp_path, crew=crew)
+    (made,) = worker._models.values()
+    assert report.extracted and made.image_tower()._forward_pre_hooks
+
+
+def test_the_command_takes_the_form_and_keeps_it_on_record(clip_folder: Path, dataset: Dataset, tmp_path: Path) -> None:
+    images, lines = dataset.images_root, []
+    for image in dataset.images.values():
+        lines.append(json.dumps({"id": image.id, "file": image.file}))
+    names = [image.id for image in dataset.images.values()]
+    turns = [{"reference": names[0], "captions": ["more blue"]}, {"reference": names[1], "captions": ["less plain"]}]
+    sessions = [{"id": s, "category": "dress", "split": s, "turns": turns, "target": names[2]} for s in ("train", "test")]
+    (tmp_path / "images.jsonl").write_text("\n".join(lines))
+    (tmp_path / "sessions.jsonl").write_text("\n".join(map(json.dumps, sessions)))
+    (tmp_path / "galleries.jsonl").write_text(json.dumps({"category": "dress", "split": "test", "images": names}))
+    spec = f"""name = "small"\n[dataset]\nname = "jsonl"\nfolder = "."\nimages = "{images}"\n"""
+    spec += f"""[extractor]\nname = "clip"\nmodel = "{clip_folder}"\n[composer]\nname = "fusion"\n[models.last]\n"""
+    (tmp_path / "small.toml").write_text(spec)
+    asked = ["extract", str(tmp_path / "small.toml"), "--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(main, [*asked, "--device", "cpu", "--form", "channels-last"])
+    assert done.exit_code == 0, done.output
+    (path,) = (tmp_path / "out" / "stores").glob("*/clip-*")
+    assert Store.open(path).execution[-1]["settings"]["form"] == "channels-last"
 
 
 def test_a_cluster_is_not_measured() -> None:
