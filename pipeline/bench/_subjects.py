@@ -117,7 +117,8 @@ class Apart:
     def __exit__(self, *error: object) -> None:
         self._line.close()
         self._process.join(5)
-        self._process.kill()
+        self._process.kill()  # where it has not ended by itself, on a busy machine
+        self._process.join()
 
 
 def _serve(line: Connection, sizes: Sizes, stages: int, name: str, threads: int) -> None:
