@@ -44,7 +44,8 @@ def draw_diagnostics(runs: Sequence[Diagnosed], paths: Sequence[Path]) -> None:
     for run in runs:
         if not run.records:
             raise DrawingError(f"{run.title}: no diagnosed epoch to draw")
-    figure = new_figure(1.2 + 3.6 * len(runs), 7.2)
+    height = 7.6 + 0.1 * max(len(run.records[0]["row_spread"]) for run in runs)
+    figure = new_figure(1.2 + 3.6 * len(runs), height)
     axes = figure.subplots(3, len(runs), sharey="row", sharex="col", squeeze=False)
     for column, run in enumerate(runs):
         _column(axes[:, column], run)
@@ -76,7 +77,10 @@ def _column(axes: Sequence[Any], run: Diagnosed) -> None:
         axes[2].plot(epochs, gradient, color=colour, **style)
     axes[0].axhline(BROKEN, color="0.5", lw=0.8, ls=":")
     axes[0].set(yscale="log", title=run.title)
-    axes[0].legend(title=f"spread above {BROKEN:g}", frameon=False, fontsize=8, title_fontsize=8)
+    axes[2].legend(  # below the column: sixteen stages leave no free corner
+        *axes[0].get_legend_handles_labels(), title=f"row spread above {BROKEN:g}", loc="upper center",
+        bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False, fontsize=8, title_fontsize=8,
+    )  # fmt: skip
     uniform = math.log(records[0]["slots"])
     axes[1].axhline(uniform, color="0.5", lw=0.8, ls=":")
     for dashes, name in (("-", "read"), ("--", "write")):
