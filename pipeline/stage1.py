@@ -80,7 +80,6 @@ def extract_spec(
     image tower, see ``extraction.forms``; "auto" measures, and not on a cluster.
     """
     from pipeline.extraction.fitting.job import fitted_spec
-    from pipeline.extraction.forms import checked_form
     from pipeline.extraction.precision import checked_agreement
     from pipeline.extraction.run import extract
 
@@ -91,9 +90,10 @@ def extract_spec(
     extractor = _load(chosen, "cpu" if clustered else device, dataset)
 
     def check(plan: Any) -> dict[str, Any]:
-        images = len(plan.tables["image"].todo) if "image" in plan.tables else 0
-        taken = {"form": form} if clustered else checked_form(extractor, dataset, form, images)
-        return checked_agreement(chosen, extractor, dataset) | ({"precision": why} if why else {}) | taken
+        agreement = checked_agreement(chosen, extractor, dataset) | ({"precision": why} if why else {})
+        # on a cluster each worker holds the form it takes against the plain one
+        taken = ({} if form == "plain" else {"form": form}) if clustered else _in_form(extractor, dataset, form, plan)
+        return agreement | taken
 
     with _crew(chosen, device, scheduler, local_cluster, form) as crew:
         report = extract(dataset, extractor, workspace.stores, crew=crew, check=check, **options)
@@ -128,6 +128,18 @@ def _in_precision(
     if precision == "auto":
         return choose_precision(spec, dataset, workspace, device)
     return with_precision(spec, precision), ""
+
+
+def _in_form(extractor: Any, dataset: Dataset, form: str, plan: Any) -> dict[str, Any]:
+    """The extractor's image tower in ``form`` from now on; what to record of it."""
+    from pipeline.extraction.forms import fastest_form, held_form
+    from pipeline.extraction.precision import sample_of
+
+    todo = len(plan.tables["image"].todo) if "image" in plan.tables else 0
+    if form == "plain" or (form == "auto" and not todo):
+        return {}
+    images = sample_of(extractor, dataset)["images"]
+    return fastest_form(extractor, images, todo) if form == "auto" else held_form(extractor, images, form)
 
 
 def _load(spec: RunSpec, device: str, dataset: Dataset) -> Any:

@@ -44,6 +44,7 @@ class Report:
     left_out: dict[str, tuple[int, int]] = field(default_factory=dict)
     workers: dict[str, int] = field(default_factory=dict)  # shards by worker, when there was a cluster
     busy: dict[str, float] = field(default_factory=dict)  # seconds by stage, divided among those who worked on it
+    checked: dict[str, Any] = field(default_factory=dict)  # what was measured of precision and form before the work
 
     @property
     def extracted(self) -> int:
@@ -79,6 +80,7 @@ class Report:
             "cut": self.cut,
             "sessions_left_out": {split: {"sessions": n, "of": of} for split, (n, of) in self.left_out.items()},
             "workers": self.workers,
+            "checked": self.checked,
             "tables": {name: asdict(table) | {"reason": self.reasons[name]} for name, table in self.tables.items()},
             "seconds": self.seconds,
             "rates": self.rates,
@@ -102,6 +104,11 @@ class Report:
             lines.append(f"time   {wall:.1f} s, {rate} ({stages}); slowest: {self.slowest}")
         else:
             lines.append("nothing was extracted: every row is there already, or is known to fail")
+        if "precision" in self.checked:
+            lines.append(f"note   precision {self.checked['precision']}")
+        if "form" in self.checked:
+            expected = ", ".join(f"{form} {s:,.0f} s" for form, s in self.checked.get("form_seconds", {}).items())
+            lines.append(f"note   form {self.checked['form']}" + (f"; expected for all images: {expected}" if expected else ""))
         if self.cut:
             lines.append(f"note   {self.cut:,} texts were longer than the model reads, and lost their end")
         if self.failed:

@@ -141,7 +141,8 @@ class _Extraction:
             meter.total, meter.unusable = plan.todo, sum(len(t.unusable) for t in plan.tables.values())
             if plan.todo:
                 size = self._batch_size(batch_size, plan, writer, crew, setting)
-                writer.note(check(plan))
+                report.checked = dict(check(plan))
+                writer.note(report.checked)
             writer.bind(plan.catalogue)
             _settle_failures(writer, plan)
             if max_failures is not None and meter.unusable > max_failures:

@@ -23,10 +23,11 @@ from pipeline.device import describe, resolve_device
 from pipeline.extraction.batches import Task
 from pipeline.extraction.engine import process
 from pipeline.extraction.extractors.base import Extractor
-from pipeline.extraction.forms import take_form
+from pipeline.extraction.forms import held_form
 from pipeline.extraction.gpus import WorkerError, claim_gpu
 from pipeline.extraction.memory import keep_freed_memory
 from pipeline.extraction.meter import Meter
+from pipeline.extraction.prepare import ItemFailure, prepare
 from pipeline.extraction.probe import choose_batch_size, default_workers
 from pipeline.extraction.work import Item
 
@@ -34,6 +35,8 @@ PROCESS = secrets.token_hex(8)  # this process's name in its answers
 _AT_ONCE = 2  # shards in hand: one at the model, the other being prepared or written
 _slots, _model_gate, _loading = threading.BoundedSemaphore(_AT_ONCE), threading.Lock(), threading.Lock()
 _models: dict[str, Extractor] = {}
+_formed: set[Extractor] = set()  # whose image tower has taken the form that was asked for
+_TRIED = 12  # images to hold a form against the plain one with
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ def _make_shard(setting: Setting, table: str, number: int, items: list[Item]) ->
     extractor = _extractor(setting)
     workers = default_workers(extractor.device) if setting.workers is None else setting.workers
     meter, root = Meter(), Path(setting.root) if setting.root else None
+    if table == "image":
+        _take_form(setting.form, extractor, items, root)
     (outcome,) = process(
         extractor, [Task(table, items)], root=root, batch_size=setting.batch_size, workers=workers, meter=meter,
         gate=_model_gate,
@@ -89,6 +94,17 @@ def _make_shard(setting: Setting, table: str, number: int, items: list[Item]) ->
         "cut": extractor.cut,
         "loads": len(_models),
     }
+
+
+def _take_form(form: str, extractor: Extractor, items: list[Item], root: Path | None) -> None:
+    """With the first images that can be read, held against the plain form."""
+    with _model_gate:
+        if form == "plain" or extractor in _formed:
+            return
+        parts = prepare(extractor, items[:_TRIED], root, Meter())
+        if images := [part[0] for part in parts if not isinstance(part, ItemFailure)]:
+            held_form(extractor, images, form)
+            _formed.add(extractor)
 
 
 def measure_batch(setting: dict[str, Any], todo: dict[str, list[tuple[Any, ...]]]) -> dict[str, Any]:
@@ -129,6 +145,5 @@ def _extractor(setting: Setting) -> Extractor:
                     f"the model of the worker on {socket.gethostname()} differs from the coordinator's "
                     f"({'; '.join(changed[:3])}): install the same packages and use the same model files everywhere"
                 )
-            take_form(extractor, setting.form)
             _models[key] = extractor
         return _models[key]

@@ -18,7 +18,8 @@ from cli import main
 from manifests.schema import Dataset
 from pipeline.extraction import forms
 from pipeline.extraction.extractors.base import Extractor
-from pipeline.extraction.forms import FormError, checked_form, take_form
+from pipeline.extraction.forms import FormError, fastest_form, held_form, take_form
+from pipeline.extraction.precision import sample_of
 from pipeline.stores.tolerance import tolerance
 
 from .conftest import spec_of
@@ -33,7 +34,8 @@ def test_a_form_gives_the_plain_rows_whatever_the_batch(
 ) -> None:
     plain = run(dataset, load("clip", clip_folder, store_dtype="float32"), tmp_path / "plain", batch_size=4)
     extractor = load("clip", clip_folder, store_dtype="float32")
-    report = run(dataset, extractor, tmp_path / "form", batch_size=3, check=lambda _: checked_form(extractor, dataset, form))
+    images = sample_of(extractor, dataset)["images"]
+    report = run(dataset, extractor, tmp_path / "form", batch_size=3, check=lambda _: held_form(extractor, images, form))
     settings = Store.open(report.path).execution[-1]["settings"]
     assert settings["form"] == form and 0 <= settings["from_plain"] <= settings["tolerance"]
     assert report.path.name == plain.path.name, "a form is no part of the fingerprint"
@@ -44,7 +46,7 @@ def test_a_form_gives_the_plain_rows_whatever_the_batch(
 
 def test_what_undoes_a_form_leaves_nothing(load: Load, clip_folder: Path, dataset: Dataset) -> None:
     extractor = load("clip", clip_folder)
-    batch = forms._batch(extractor, dataset, 4)
+    batch = forms._batch(extractor, sample_of(extractor, dataset)["images"], 4)
     before, tower = forms._rows(extractor, batch), extractor.image_tower()
     assert tower is not None
     undo = take_form(extractor, "channels-last")
@@ -57,28 +59,35 @@ def test_what_undoes_a_form_leaves_nothing(load: Load, clip_folder: Path, datase
 
 @pytest.mark.slow
 def test_auto_takes_what_is_done_first(load: Load, clip_folder: Path, dataset: Dataset) -> None:
-    few = checked_form(load("clip", clip_folder), dataset, "auto", images=1)
+    extractor = load("clip", clip_folder)
+    few = fastest_form(extractor, sample_of(extractor, dataset)["images"], 1)
     assert set(few["form_seconds"]) >= {"plain", "channels-last"} and few["form"] != "compiled", "it would still compile"
     assert few["form"] == min(few["form_seconds"], key=lambda form: few["form_seconds"][form])
 
 
-def test_a_form_that_cannot_be_is_refused(
+def test_a_form_that_cannot_be_is_refused_and_undone(
     load: Load, clip_folder: Path, bert_folder: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    captions = load("caption", bert_folder)
+    captions, extractor = load("caption", bert_folder), load("clip", clip_folder)
+    images, tower = sample_of(extractor, dataset)["images"], extractor.image_tower()
     with pytest.raises(FormError, match="runs in one form only: leave out --form compiled"):
-        take_form(captions, "compiled")
-    assert checked_form(captions, dataset, "auto") == {}
-    monkeypatch.setattr(forms, "tolerance", lambda *_: -1.0)
-    with pytest.raises(FormError, match=r"--form channels-last does not work here: .*more than"):
-        checked_form(load("clip", clip_folder), dataset, "channels-last")
+        held_form(captions, images, "compiled")
+    assert fastest_form(captions, images, 1) == {}
+    with pytest.raises(FormError, match="no image could be read"):
+        held_form(extractor, [], "compiled")
+    with monkeypatch.context() as patch:
+        patch.setattr(forms, "tolerance", lambda *_: -1.0)
+        with pytest.raises(FormError, match=r"--form channels-last does not work here: .*more than"):
+            held_form(extractor, images, "channels-last")
 
     def without_compiler(*given: object, **named: object) -> None:
         raise RuntimeError("no C++ compiler")
 
     monkeypatch.setattr(torch, "compile", lambda *_, **__: without_compiler)
     with pytest.raises(FormError, match="--form compiled does not work here: RuntimeError: no C"):
-        checked_form(load("clip", clip_folder), dataset, "compiled")
+        held_form(extractor, images, "compiled")
+    assert tower is not None and not tower._forward_pre_hooks and tower._compiled_call_impl is None
+    assert fastest_form(extractor, images, 1)["form_seconds"].keys() == {"plain", "channels-last"}
 
 
 def test_the_workers_of_a_cluster_take_the_form(
@@ -97,7 +106,7 @@ def test_the_workers_of_a_cluster_take_the_form(
     ):  # fmt: skip
         report = run(dataset, load("clip", clip_folder, store_dtype="float32"), tmp_path, crew=crew)
     (made,) = worker._models.values()
-    assert report.extracted and made.image_tower()._forward_pre_hooks
+    assert report.extracted and made.image_tower()._forward_pre_hooks and made in worker._formed
 
 
 def test_the_command_takes_the_form_and_keeps_it_on_record(clip_folder: Path, dataset: Dataset, tmp_path: Path) -> None:
@@ -118,6 +127,7 @@ def test_the_command_takes_the_form_and_keeps_it_on_record(clip_folder: Path, da
     assert done.exit_code == 0, done.output
     (path,) = (tmp_path / "out" / "stores").glob("*/clip-*")
     assert Store.open(path).execution[-1]["settings"]["form"] == "channels-last"
+    assert "note   form channels-last" in done.stdout
 
 
 def test_a_cluster_is_not_measured() -> None:
