@@ -56,6 +56,8 @@ class Chain(Protocol):
         self, weights: Weights, trace: Trace, n: int, reaching: Reaching, writing: HeadGradients | None, d_gates: Tensor,
         d_raws: Tensor,
     ) -> Passed:  # fmt: skip
-        """Completes ``d_gates`` [K, C, B, 4 H] and turn n of ``d_raws`` [K, C, T, B, M + 6], of the read heads' raw outputs, and turns
-        ``trace.d_memory`` into the gradient of the memories that turn n read. ``writing``: of turn n's write, if it wrote.
+        """Completes ``d_gates`` [K, C, B, 4 H] and turn n of ``d_raws`` [K, C, T, B, M + 6], of the read heads' raw outputs.
+
+        Turns ``trace.d_memory`` into the gradient of the memories that turn n read. ``writing``: of turn n's write, if it
+        wrote.
         """

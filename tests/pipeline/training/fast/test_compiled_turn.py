@@ -1,8 +1,6 @@
-"""The compiled loops of a turn against the reference in float64, and against the same operations in torch."""
+"""The compiled loops of a turn at zeros and at what is no number; their equality with the reference: test_equality.py."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,44 +11,7 @@ pytest.importorskip("numba", reason="numba is not installed: the extras `cpu` an
 from pipeline.training.fast import loops
 from pipeline.training.fast.cascade import FastCascade
 from pipeline.training.fast.compiled_turn import CompiledTurn
-from tests.pipeline.training.fast.cascades import GRADIENTS, OUTPUTS, batch, cascade, differences
-
-
-@pytest.mark.parametrize("turns", [1, 2, 3, 4])
-@pytest.mark.parametrize("slots", [1, 2, 4, 16])
-@pytest.mark.parametrize("stages", [1, 2, 4, 8, 16])
-@pytest.mark.parametrize("memory", ["random", "constant"])
-def test_outputs_and_gradients_equal_the_reference(memory: str, stages: int, slots: int, turns: int) -> None:
-    found = differences([cascade(stages, memory, stages=stages, slots=slots)], [batch(turns)], CompiledTurn())
-    assert found.outputs <= OUTPUTS and found.statistics <= OUTPUTS
-    assert found.gradient <= GRADIENTS, found.parameter
-
-
-@pytest.mark.parametrize("options", [{"init": "symmetry-breaking"}, {"width": 5}, {"width": 20}, {"residual": "ewma"}])
-def test_every_option_of_the_reference_is_there(options: dict[str, Any]) -> None:
-    memory = "constant" if "init" not in options else "random"
-    found = differences([cascade(3, memory, stages=3, **options)], [batch(4)], CompiledTurn())
-    assert found.outputs <= OUTPUTS and found.statistics <= OUTPUTS
-    assert found.gradient <= GRADIENTS, found.parameter
-
-
-@pytest.mark.parametrize("memory", ["random", "constant"])
-def test_several_runs_at_once_equal_each_run_alone(memory: str) -> None:
-    models = [cascade(seed, memory, stages=3) for seed in range(3)]
-    found = differences(models, [batch(4, seed) for seed in range(3)], CompiledTurn())
-    assert found.outputs <= OUTPUTS and found.statistics <= OUTPUTS
-    assert found.gradient <= GRADIENTS, found.parameter
-
-
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-def test_single_precision_is_near_the_reference(scale: float) -> None:
-    model = cascade(0, "constant", torch.float32, stages=3)
-    queries, lengths, weights = (v.float() if v.is_floating_point() else v for v in batch(4))
-    fast = FastCascade([model], CompiledTurn())
-    found, expected = fast(scale * queries[None])[0], model(scale * queries, lengths)
-    (found * weights).sum().backward()
-    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
-    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in fast.parameters())
+from tests.pipeline.training.fast.cascades import batch, cascade
 
 
 @pytest.mark.parametrize("zero", ["memory", "key"])

@@ -1,4 +1,5 @@
-"""The fast path against the reference in float64: outputs, gradients of every parameter, running statistics."""
+"""The fast path, as torch operations and with compiled loops, against the reference in float64: outputs, gradients of every
+parameter, running statistics."""
 
 from __future__ import annotations
 
@@ -9,31 +10,45 @@ import torch
 
 from pipeline.training.errors import TrainingError
 from pipeline.training.fast.cascade import FastCascade
+from pipeline.training.fast.chain import Chain
+from pipeline.training.fast.stage_by_stage import StageByStage
 from tests.pipeline.training.fast.cascades import GRADIENTS, OUTPUTS, batch, cascade, differences
+
+
+@pytest.fixture(params=["torch", "numba"])
+def chain(request: pytest.FixtureRequest) -> Chain:
+    if request.param == "torch":
+        return StageByStage()
+    pytest.importorskip("numba", reason="numba is not installed: the extras `cpu` and `test` bring it")
+    from pipeline.training.fast.compiled_turn import CompiledTurn
+
+    return CompiledTurn()
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3, 4])
 @pytest.mark.parametrize("slots", [1, 2, 4, 16])
 @pytest.mark.parametrize("stages", [1, 2, 4, 8, 16])
 @pytest.mark.parametrize("memory", ["random", "constant"])
-def test_outputs_and_gradients_equal_the_reference(memory: str, stages: int, slots: int, turns: int) -> None:
-    found = differences([cascade(stages, memory, stages=stages, slots=slots)], [batch(turns)])
+def test_outputs_and_gradients_equal_the_reference(
+    chain: Chain, memory: str, stages: int, slots: int, turns: int
+) -> None:
+    found = differences([cascade(stages, memory, stages=stages, slots=slots)], [batch(turns)], chain)
     assert found.outputs <= OUTPUTS and found.statistics <= OUTPUTS
     assert found.gradient <= GRADIENTS, found.parameter
 
 
 @pytest.mark.parametrize("options", [{"init": "symmetry-breaking"}, {"width": 5}, {"width": 20}, {"residual": True}, {"residual": "ewma"}])
-def test_every_option_of_the_reference_is_there(options: dict[str, Any]) -> None:
+def test_every_option_of_the_reference_is_there(chain: Chain, options: dict[str, Any]) -> None:
     memory = "constant" if "init" not in options else "random"
-    found = differences([cascade(3, memory, stages=3, **options)], [batch(4)])
+    found = differences([cascade(3, memory, stages=3, **options)], [batch(4)], chain)
     assert found.outputs <= OUTPUTS and found.statistics <= OUTPUTS
     assert found.gradient <= GRADIENTS, found.parameter
 
 
 @pytest.mark.parametrize("memory", ["random", "constant"])
-def test_several_runs_at_once_equal_each_run_alone(memory: str) -> None:
+def test_several_runs_at_once_equal_each_run_alone(chain: Chain, memory: str) -> None:
     models = [cascade(seed, memory, stages=3) for seed in range(3)]
-    found = differences(models, [batch(4, seed) for seed in range(3)])
+    found = differences(models, [batch(4, seed) for seed in range(3)], chain)
     assert found.outputs <= OUTPUTS and found.statistics <= OUTPUTS
     assert found.gradient <= GRADIENTS, found.parameter
 
@@ -47,10 +62,10 @@ def test_a_backward_after_another_forward_is_refused() -> None:
         first.sum().backward()
 
 
-def test_a_second_batch_does_not_see_the_first() -> None:
+def test_a_second_batch_does_not_see_the_first(chain: Chain) -> None:
     """The room of a forward is used again: what it held must not shine through."""
     model = cascade(0, "constant", stages=3)
-    fast = FastCascade([model])
+    fast = FastCascade([model], chain)
     for seed in (1, 2):
         queries, lengths, _ = batch(4, seed)
         assert torch.allclose(fast(queries[None])[0], model(queries, lengths), rtol=0, atol=OUTPUTS)
@@ -84,10 +99,10 @@ def test_written_back_parameters_are_those_that_were_taken() -> None:
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-def test_single_precision_stays_finite_and_near(scale: float) -> None:
+def test_single_precision_stays_finite_and_near(chain: Chain, scale: float) -> None:
     model = cascade(0, "constant", torch.float32, stages=3)
     queries, lengths, weights = (v.float() if v.is_floating_point() else v for v in batch(4))
-    fast = FastCascade([model])
+    fast = FastCascade([model], chain)
     found, expected = fast(scale * queries[None])[0], model(scale * queries, lengths)
     (found * weights).sum().backward()
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
