@@ -14,7 +14,8 @@ from manifests.schema import Session, Training, Turn
 from pipeline.bench._public_style import PublicStyleCascade
 from pipeline.training.backends.base import adam
 from pipeline.training.data import SessionFeatures
-from pipeline.training.determinism import flushed_denormals
+from pipeline.training.determinism import flushed_denormals, matmul_precision
+from pipeline.training.fast.cascade import FastCascade
 from pipeline.training.losses import turnwise_cross_entropy
 from pipeline.training.models import MemoryModel
 
@@ -79,6 +80,21 @@ def gemm_step(rows: int, dim: int, device: torch.device) -> Product:
     """[rows, dim] x [dim, 3 dim]: about the largest product of a step."""
     left, right = torch.ones(rows, dim, device=device), torch.ones(dim, 3 * dim, device=device)
     return Product(lambda: left @ right, 2 * rows * dim * 3 * dim)
+
+
+def rounding(model: MemoryModel, features: SessionFeatures, matmul: str) -> tuple[float, float]:
+    """What ``matmul`` changes in f' and in the gradient of all parameters, as parts of their norms."""
+    queries, targets, _ = features.batch(torch.arange(len(features), device=features.device))
+
+    def of(precision: str) -> tuple[Tensor, Tensor]:
+        cascade = FastCascade([model])
+        with matmul_precision(precision):
+            predicted = cascade(queries[None])[0]
+            turnwise_cross_entropy(predicted, targets).backward()
+        return predicted.detach(), torch.cat([p.grad.flatten() for p in cascade.parameters() if p.grad is not None])
+
+    outputs, gradient = (float((one - other).norm() / one.norm()) for one, other in zip(of("highest"), of(matmul), strict=True))
+    return outputs, gradient
 
 
 def flops_of_step(model: MemoryModel, features: SessionFeatures) -> float:

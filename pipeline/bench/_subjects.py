@@ -38,7 +38,8 @@ class Sizes:
         return build_model("cm_ntm", options, self.dim).to(self.device), features, Training(batch_size=self.batch)
 
     def step(self, stages: int, name: str) -> Callable[[], Any]:
-        """One training step of the subject ``name``: "public style", "reference", "compiled", a backend, "fast K=5"."""
+        """One training step of the subject ``name``: "public style", "reference", "compiled", a backend, "fast K=5", or a
+        backend and how it rounds its products, "fast medium"."""
         model, features, training = self.build(stages)
         if name == "public style":
             return public_step(model, features, training)
@@ -46,6 +47,9 @@ class Sizes:
             return reference_step(model, features, training, compiled=name == "compiled")
         backend, _, runs = name.partition(" K=")
         count = int(runs or 1)
+        backend, _, matmul = backend.partition(" ")
+        if matmul:
+            training = training.model_copy(update={"matmul": matmul})
         return measured_step([model] * count, features, [training] * count, backend)
 
 

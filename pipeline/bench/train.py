@@ -12,7 +12,7 @@ import torch
 
 from manifests.schema import Training
 from pipeline.bench._machine import machine
-from pipeline.bench._steps import flops_of_step, gemm_step
+from pipeline.bench._steps import flops_of_step, gemm_step, rounding
 from pipeline.bench._subjects import Apart, Here, Sizes, Subject
 from pipeline.training.backends.choice import able_backends, measured_step
 from pipeline.training.data import SessionFeatures
@@ -36,6 +36,7 @@ def run(
     public: bool = True,
     compiled: bool = False,
     threads: int = 0,
+    matmul: str = "highest",
     apart: bool = True,
 ) -> dict[str, Any]:
     """Median of ``repeats`` full steps (forward, backward, Adam) of each subject, in turn in every round.
@@ -43,8 +44,10 @@ def run(
     Random unit features, float32. ``runs``: seeds side by side in the row "fast K=...", 0 for none. ``public``: the
     cascade in the public style; ``compiled``: the reference under torch.compile. ``threads``: CPU threads; 0 measures
     the fast path on each candidate and takes the best. The floor is the time that the matrix products of the
-    reference's step would take at the speed of one large product, measured in the same rounds. ``apart``: each subject in
-    a process of its own, as a training is, so that none works in what another left of memory and caches.
+    reference's step would take at the speed of one large product, measured in the same rounds. ``matmul``: "high" or
+    "medium" (``training.matmul``) times the last back end once more with its products so rounded, and says what that
+    changes. ``apart``: each subject in a process of its own, as a training is, so that none works in what another left of
+    memory and caches.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sizes = Sizes(batch, turns, dim, slots, hidden, runs, str(device))
@@ -53,7 +56,7 @@ def run(
         for c in stages:
             model, features, training = sizes.build(c)
             chosen = _threads(model, features, training, threads) if device.type == "cpu" else 0
-            names = _names(model, features, training, runs, public, compiled)
+            names = _names(model, features, training, runs, public, compiled, matmul)
             product = gemm_step(batch * turns, dim, device)
             with ExitStack() as stack:
                 subjects: dict[str, Subject] = {"gemm": Here(product.step, device)}
@@ -70,19 +73,22 @@ def run(
                     "peak_mb": peaks[name], "parameters": sum(p.numel() for p in model.parameters()),
                 })  # fmt: skip
             rows[-1]["turn_ms"] = _turn(model, features)
+            if matmul != "highest":
+                rows[-1]["rounding"] = rounding(model, features, matmul)
     finally:
         torch.set_num_threads(before)
     shape = {"batch": batch, "turns": turns, "dim": dim, "width": dim, "slots": slots, "hidden": hidden}
-    return {"machine": machine(), "device": str(device), "shape": shape, "runs": runs, "steps": rows}
+    return {"machine": machine(), "device": str(device), "shape": shape, "runs": runs, "matmul": matmul, "steps": rows}
 
 
 def _names(
-    model: MemoryModel, features: SessionFeatures, training: Training, runs: int, public: bool, compiled: bool
+    model: MemoryModel, features: SessionFeatures, training: Training, runs: int, public: bool, compiled: bool, matmul: str
 ) -> list[str]:
     """What is timed, in order; ``Sizes.step`` knows each by its name."""
     able = able_backends([model], features, [training])
     found = (["public style"] if public else []) + ["reference"] + (["compiled"] if compiled else [])
     found += [name for name in able if name != "reference"]
+    found += [f"{found[-1]} {matmul}"] if matmul != "highest" else []
     return found + ([f"{'graph' if 'graph' in able else 'fast'} K={runs}"] if runs else [])
 
 
@@ -141,6 +147,10 @@ def render(result: dict[str, Any]) -> str:
             threads = f", {row['threads']} CPU thread(s)" if row["threads"] else ""
             notes.append(f"C = {row['stages']}: {row['parameters']:,} parameters, {row['gflop']:.1f} GFLOP a step, GEMM floor "
                          f"{row['floor_ms']:.1f} ms{threads}; one turn of a dialogue {row['turn_ms']:.2f} ms")  # fmt: skip
+        if "rounding" in row:
+            outputs, gradient = row["rounding"]
+            notes.append(f"C = {row['stages']}: {result['matmul']} products change f' by {outputs:.2%} and the gradient by "
+                         f"{gradient:.2%} of their norms")  # fmt: skip
     widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
     lines = ["  ".join(cell.ljust(w) if i == 1 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
              for line in table]  # fmt: skip

@@ -14,6 +14,7 @@ from torch import Tensor
 from pipeline.training.fast.cell import address_backward, lstm_backward, lstm_slopes, of_softmax
 from pipeline.training.fast.chain import Chain, Reaching
 from pipeline.training.fast.parameters import SCALARS
+from pipeline.training.fast.products import product
 from pipeline.training.fast.trace import Trace, Turn, Weights, aligned
 from pipeline.training.models._ntm import READ, WRITE
 
@@ -66,7 +67,7 @@ class _Backward:
             writing = self.chain.write_backward(self.trace, n, self.at[WRITE], self.d_writing)
             self.at[WRITE], part = writing.previous, self.trace.writing(n)
             d_raw = self.d_writing[:, :, n, :, : part.stop - part.start]
-            self.hidden += d_raw @ self.weights.heads[:, :, :-1, part].mT
+            self.hidden += product(d_raw, self.weights.heads[:, :, :-1, part].mT)
         if turn.side_by_side:
             cell, first = self._first_turn(turn)
         else:
@@ -95,7 +96,7 @@ class _Backward:
         d_gates = self.d_gates[:, :, n]
         if n == 0:  # one start for all sessions: its gradient is a sum over them
             d_gates, first = d_gates.sum(2, keepdim=True), first.sum(1, keepdim=True)
-        self._hand_on(d_gates @ self.weights.from_own, cell)
+        self._hand_on(product(d_gates, self.weights.from_own), cell)
         self.read[:, -1] += first
 
     def gradients(self) -> Gradients:
@@ -104,9 +105,9 @@ class _Backward:
         d_gates = self.d_gates.flatten(2, 3)  # [K, C, T B, 4 H]
         derived = None
         if self.shape.stages > 1:
-            product = d_gates[:, :-1] @ weights.from_feature[:, :-1]
-            derived = product.unflatten(2, (trace.length, trace.batch)).permute(0, 2, 3, 1, 4)
-        from_feature, gate_bias = d_gates.mT @ trace.features.flatten(2, 3), d_gates.sum(2)
+            before = product(d_gates[:, :-1], weights.from_feature[:, :-1])
+            derived = before.unflatten(2, (trace.length, trace.batch)).permute(0, 2, 3, 1, 4)
+        from_feature, gate_bias = product(d_gates.mT, trace.features.flatten(2, 3)), d_gates.sum(2)
         from_previous, from_own = self._of_states()
         d_start = torch.stack([at.sum(2) for at in self.at], 2)
         return Gradients(
@@ -163,6 +164,4 @@ def _product(one: Tensor, other: Tensor, start: int, out: Tensor | None = None) 
     """
     if out is None:
         out = one.new_empty(*one.shape[:2], one.shape[-1], other.shape[-1])
-    for k in range(len(one)):
-        torch.bmm(one[k].flatten(1, 2)[:, start:].mT, other[k].flatten(1, 2)[:, start:], out=out[k])
-    return out
+    return product(one.flatten(2, 3)[:, :, start:].mT, other.flatten(2, 3)[:, :, start:], out)

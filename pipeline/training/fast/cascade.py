@@ -14,6 +14,7 @@ from pipeline.training.fast.backward import backward
 from pipeline.training.fast.chain import Chain
 from pipeline.training.fast.forward import forward
 from pipeline.training.fast.parameters import StackedCascade
+from pipeline.training.fast.products import product
 from pipeline.training.fast.stage_by_stage import StageByStage
 from pipeline.training.fast.trace import Trace, Weights
 from pipeline.training.models._stage import TRACKED_TURNS, DerivedFeatures
@@ -52,13 +53,13 @@ class LinearFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(inputs, weight)
-        return inputs @ weight.mT
+        return product(inputs, weight.mT)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_outputs: Tensor) -> tuple[Tensor | None, Tensor]:
         inputs, weight = ctx.saved_tensors
-        return d_outputs @ weight if ctx.needs_input_grad[0] else None, d_outputs.mT @ inputs
+        return product(d_outputs, weight) if ctx.needs_input_grad[0] else None, product(d_outputs.mT, inputs)
 
 
 class FastCascade(StackedCascade):

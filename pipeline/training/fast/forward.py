@@ -15,6 +15,7 @@ from torch import Tensor
 from pipeline.training.fast.cell import Rows, address, lstm
 from pipeline.training.fast.chain import Chain
 from pipeline.training.fast.parameters import SCALARS
+from pipeline.training.fast.products import add_product
 from pipeline.training.fast.trace import Trace, Turn, Weights
 from pipeline.training.models._ntm import READ, WRITE
 
@@ -24,17 +25,13 @@ def forward(queries: Tensor, derived: Tensor | None, weights: Weights, trace: Tr
     trace.features[:, -1] = queries
     if derived is not None:
         trace.features[:, :-1] = derived.permute(0, 3, 1, 2, 4)
-    torch.baddbmm(
-        weights.gate_bias.flatten(0, 1).unsqueeze(1),
-        trace.features.flatten(2, 3).flatten(0, 1),
-        weights.from_feature.flatten(0, 1).mT,
-        out=trace.gates.flatten(2, 3).flatten(0, 1),
-    )
+    gates = trace.gates.flatten(2, 3)
+    gates[:] = weights.gate_bias.unsqueeze(2)
+    add_product(gates, trace.features.flatten(2, 3), weights.from_feature.mT)
     _start(trace, weights)
     for n in range(trace.length):
         if n:
-            own = weights.from_own.flatten(0, 1).mT
-            trace.gates[:, :, n].flatten(0, 1).baddbmm_(trace.states[:, :, n, :, :-1].flatten(0, 1), own)
+            add_product(trace.gates[:, :, n], trace.states[:, :, n, :, :-1], weights.from_own.mT)
         if trace.turns[n].side_by_side:
             _first_turn(trace, weights)
         else:

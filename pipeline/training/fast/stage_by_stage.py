@@ -23,6 +23,7 @@ from pipeline.training.fast.cell import (
 )
 from pipeline.training.fast.chain import Passed, Reaching
 from pipeline.training.fast.parameters import SCALARS
+from pipeline.training.fast.products import add_product, product
 from pipeline.training.fast.trace import Trace, Turn, Weights
 
 
@@ -79,10 +80,10 @@ class StageByStage:
 def control(trace: Trace, weights: Weights, n: int, c: int) -> Tensor:
     """r^{c-1}(n) -> gates -> hidden state -> the read head's raw outputs [K, B, M + 6], of stage ``c``."""
     width, gates, hidden = trace.shape.width, trace.gates[:, c, n], trace.hidden(n)[:, c]
-    gates.baddbmm_(trace.arriving(c, n), weights.from_previous[:, c].mT)
+    add_product(gates, trace.arriving(c, n), weights.from_previous[:, c].mT)
     lstm(gates, trace.cells[:, c, n], trace.cells[:, c, n + 1], trace.squashed[:, c, n], hidden)
     given, heads = trace.states[:, c, n + 1, :, width:], weights.heads[:, c, :, : width + SCALARS]  # [h; 1]
-    return torch.bmm(given, heads, out=trace.read_raw[:, c, n])
+    return product(given, heads, out=trace.read_raw[:, c, n])
 
 
 class ControlBackward:
@@ -98,12 +99,12 @@ class ControlBackward:
     def stage(self, c: int, d_raw: Tensor) -> None:
         """From the gradient of the read head's raw outputs to that of r^{c-1}(n), which is added to ``reaching``."""
         d_gates, from_previous = self.d_gates[:, c], self.weights.from_previous[:, c]
-        d_hidden = self.reaching.hidden[:, c].baddbmm_(d_raw, self.reading[:, c])
+        d_hidden = add_product(self.reaching.hidden[:, c], d_raw, self.reading[:, c])
         self.cell[:, c] = lstm_backward(d_hidden, self.reaching.cell[:, c], self.forget[:, c], self.to_cell[:, c], d_gates)
         if c:
-            self.reaching.read[:, c - 1].baddbmm_(d_gates, from_previous)
+            add_product(self.reaching.read[:, c - 1], d_gates, from_previous)
         else:
-            self.first = d_gates @ from_previous
+            self.first = product(d_gates, from_previous)
 
 
 def gather(trace: Trace, n: int, d_read: Tensor, reading: HeadGradients, writing: HeadGradients | None) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pipeline.training.fast.cell import Rows, Stand
 from pipeline.training.fast.parameters import SCALARS, Shape
+from pipeline.training.fast.products import product
 
 _LINE = 16  # single-precision numbers of a cache line
 
@@ -97,7 +98,7 @@ class Trace:
 
     def heads(self, weights: Weights, n: int, part: slice) -> Tensor:
         """Some of the heads' raw outputs in turn n, once its hidden states are there, of all stages: [K, C, B, part]."""
-        return self.states[:, :, n + 1, :, self.shape.width :] @ weights.heads[..., part]
+        return product(self.states[:, :, n + 1, :, self.shape.width :], weights.heads[..., part])
 
     def writing(self, n: int) -> slice:
         """The write heads' part of the heads' raw outputs in turn n, without the key where nothing is addressed by it."""

@@ -26,6 +26,13 @@ def test_figures_and_table() -> None:
     assert "x GEMM floor" in text and "100 epochs Shoes" in text and "one turn of a dialogue" in text
 
 
+def test_rounded_products_are_timed_beside_the_exact_ones_and_their_error_is_stated() -> None:
+    result = train.run(stages=(2,), batch=4, turns=2, dim=8, hidden=3, repeats=1, runs=0, threads=1, matmul="medium", apart=False)
+    names = [row["backend"] for row in result["steps"]]
+    assert names[-1] == f"{names[-2]} medium"
+    assert "C = 2: medium products change f' by" in train.render(result)
+
+
 def test_the_compiled_reference_tells_how_long_it_compiled() -> None:
     row = {"stages": 4, "backend": "compiled", "ms": 5.0, "fastest_ms": 4.0, "first_s": 61.5, "floor_ms": 2.0, "gflop": 1.0,
            "threads": 1, "peak_mb": None, "parameters": 10}  # fmt: skip

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.training.determinism import matmul_precision
 from pipeline.training.errors import TrainingError
+from pipeline.training.fast import products
 from pipeline.training.fast.cascade import FastCascade
 from pipeline.training.fast.chain import Chain
 from pipeline.training.fast.stage_by_stage import StageByStage
@@ -51,6 +53,27 @@ def test_several_runs_at_once_equal_each_run_alone(chain: Chain, memory: str) ->
     found = differences(models, [batch(4, seed) for seed in range(3)], chain)
     assert found.outputs <= OUTPUTS and found.statistics <= OUTPUTS
     assert found.gradient <= GRADIENTS, found.parameter
+
+
+@pytest.mark.parametrize("memory", ["random", "constant"])
+def test_a_product_of_each_matrix_is_that_of_the_stack(chain: Chain, memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How reduced precision is computed on a CPU; double precision is never reduced, so all must be equal still."""
+    monkeypatch.setattr(products, "_LONG", 1)
+    models = [cascade(seed, memory, stages=3) for seed in range(2)]
+    with matmul_precision("medium"):
+        found = differences(models, [batch(4, seed) for seed in range(2)], chain)
+    assert found.outputs <= OUTPUTS and found.statistics <= OUTPUTS
+    assert found.gradient <= GRADIENTS, found.parameter
+
+
+def test_stacked_products_are_rounded_as_a_single_one() -> None:
+    """torch's own stacked product is not, on a CPU that has bfloat16."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(2, 256, 256, generator=generator) for _ in range(2))
+    with matmul_precision("medium"):
+        single = torch.stack([one @ other for one, other in zip(left, right, strict=True)])
+        assert torch.equal(products.product(left, right), single)
+        assert torch.equal(products.add_product(torch.zeros_like(single), left, right), single)
 
 
 def test_a_backward_after_another_forward_is_refused() -> None:
