@@ -25,7 +25,7 @@ BACKENDS = ("auto", "reference", "fast", "numba", "graph", "triton")
 class BackendChoice:
     """``backend`` was chosen, with ``threads`` CPU threads; milliseconds of a step by backend, where measured.
 
-    fallback: one line when what was asked for cannot run here; else empty.
+    fallback: one line when what was asked for cannot run here, or what was tried failed; else empty.
     """
 
     backend: str
@@ -43,7 +43,7 @@ def choose_backend(
 ) -> BackendChoice:
     """The backend to train with, and on a CPU the number of threads, which torch is then set to.
 
-    "auto" measures a step of each backend that can; another name is taken where it can run, and else what "auto" takes,
+    "auto" measures a step of each backend that can, and leaves out one whose step fails; another name is taken where it can run, and else what "auto" takes,
     with the reason in ``fallback``. ``threads``: candidates; the machine's when empty, and one means no measurement.
 
     Raises TrainingError for an unknown name.
@@ -63,9 +63,15 @@ def choose_backend(
         return BackendChoice(name, chosen, fallback=fallback + f"using {name}" if fallback else "")
     timed: dict[str, tuple[float, ThreadChoice | None]] = {}
     for name in able:
-        step = measured_step(models, features, trainings, name)
-        choice = choose_threads(step, among=threads) if on_cpu else None
-        best = min(choice.milliseconds.values()) if choice and choice.milliseconds else _milliseconds(step)
+        try:
+            step = measured_step(models, features, trainings, name)
+            choice = choose_threads(step, among=threads) if on_cpu else None
+            best = min(choice.milliseconds.values()) if choice and choice.milliseconds else _milliseconds(step)
+        except Exception as error:  # a compiler or a driver that this machine lacks; the reference needs none
+            if name in (asked, "reference"):
+                raise
+            fallback += f"backend {name} failed its measured step ({type(error).__name__}: {_first_line(error)}); "
+            continue
         timed[name] = (best, choice)
     name = min(timed, key=lambda n: timed[n][0])
     if timed[name][1] is not None:
@@ -134,6 +140,10 @@ def measured_step(
             torch.cuda.synchronize(features.device)
 
     return step
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "")
 
 
 def _milliseconds(step: Callable[[], None], repeats: int = 5) -> float:

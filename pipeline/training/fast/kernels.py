@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 
 FLOOR = tl.constexpr(1e-8)  # NORM_FLOOR of the reference
-LINEAR = tl.constexpr(20.0)  # SOFTPLUS_LINEAR
+LINEAR = tl.constexpr(20.0)  # of ``cell.SOFTPLUS``
+TINY = tl.constexpr(2.0**-126)  # the least normal float32; a literal below it would be a float64 to Triton
 
 
 @triton.jit
@@ -58,6 +59,18 @@ def _scalar(base, at, hidden, weights, bias, unit, H: tl.constexpr, has):
 
 
 @triton.jit
+def _gram_product(gram, state, unit, has, H: tl.constexpr, UNITS: tl.constexpr, ROWS: tl.constexpr):
+    """W_k' W_k h, ROWS rows of the symmetric matrix at a time: as one tile it would not fit into the registers."""
+    found = tl.zeros([UNITS], dtype=state.dtype)
+    for start in range(0, H, ROWS):
+        row = start + tl.arange(0, ROWS)
+        tile = tl.load(gram + row[:, None] * H + unit[None, :], mask=(row < H)[:, None] & has[None, :], other=0.0)
+        own = tl.sum(tl.where(row[:, None] == unit[None, :], state[None, :], 0.0), 1)
+        found += tl.sum(tile * own[:, None], 0)
+    return found
+
+
+@triton.jit
 def forward_turn(
     gates, gates_k, gates_c,  # [K, C, B, 4 H] with strides of K and C: in before, out after their nonlinearities
     cells, cells_k, cells_c,  # [K, C, B, H] before the turn
@@ -71,8 +84,9 @@ def forward_turn(
     previous, norms,  # [K, C, B, N]
     weights, cosines, raw, key_norms,  # out: [K, C, B, N] twice, [K, C, B, 6], [K, C, B]
     B, C: tl.constexpr, H: tl.constexpr, N: tl.constexpr, UNITS: tl.constexpr, SLOTS: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
-    """One program for each run and session. UNITS, SLOTS: H and N rounded up to powers of two."""
+    """One program for each run and session. UNITS, SLOTS: H and N rounded up to powers of two; ROWS: see ``_gram_product``."""
     k, b = tl.program_id(0) // B, tl.program_id(0) % B
     unit, slot = tl.arange(0, UNITS), tl.arange(0, SLOTS)
     has, stands = unit < H, slot < N
@@ -106,11 +120,9 @@ def forward_turn(
 
         answer = tl.load(answers + row * N * H + slot[:, None] * H + unit[None, :], mask=tile, other=0.0)
         dots = tl.sum(answer * state[None, :], 1) + tl.load(offsets + row * N + slot, mask=stands, other=0.0)
-        square = tl.load(
-            gram + kc * H * H + unit[:, None] * H + unit[None, :], mask=has[:, None] & has[None, :], other=0.0
-        )
+        square = _gram_product(gram + kc * H * H, state, unit, has, H, UNITS, ROWS)
         linear = tl.load(gram_bias + kc * H + unit, mask=has, other=0.0)
-        norm2 = tl.sum(state * (tl.sum(square * state[None, :], 1) + 2 * linear), 0) + tl.load(gram_constant + kc)
+        norm2 = tl.sum(state * (square + 2 * linear), 0) + tl.load(gram_constant + kc)
         key_norm = tl.maximum(tl.sqrt(tl.maximum(norm2, 0.0)), FLOOR)
         cosine = dots / (key_norm * tl.load(norms + row * N + slot, mask=stands, other=1.0))
         r0 = _scalar(kc * 6, 0, state, scalar_weights, scalar_bias, unit, H, has)
@@ -135,8 +147,7 @@ def forward_turn(
         e0, e1, e2 = tl.exp(r2 - top), tl.exp(r3 - top), tl.exp(r4 - top)
         whole = e0 + e1 + e2
         shifted = tl.sum(_shifts(e0 / whole, e1 / whole, e2 / whole, N, SLOTS) * mixed[None, :], 1)
-        tiny = 1.17549435e-38
-        log = tl.log(tl.maximum(shifted, tiny))
+        log = tl.log(tl.maximum(shifted, TINY))
         at = _softmax((1 + _softplus(r5)) * log, stands)
         tl.store(weights + row * N + slot, at, mask=stands)
 
@@ -152,6 +163,7 @@ def backward_turn(
     d_old_cells, d_previous,  # out: [K, C, B, H], [K, C, B, N]
     dots, pulls, key_pulls, d_raw,  # out, ``HeadGradients``: [K, C, B, N] twice, [K, C, B], and [K, C, B, 6]
     B, C: tl.constexpr, H: tl.constexpr, N: tl.constexpr, UNITS: tl.constexpr, SLOTS: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
     """The same stages in reverse."""
     k, b = tl.program_id(0) // B, tl.program_id(0) % B
@@ -178,13 +190,12 @@ def backward_turn(
         s0, s1, s2 = e0 / whole, e1 / whole, e2 / whole
         circulant = _shifts(s0, s1, s2, N, SLOTS)
         shifted = tl.sum(circulant * mixed[None, :], 1)
-        tiny = 1.17549435e-38
-        log = tl.where(stands, tl.log(tl.maximum(shifted, tiny)), 0.0)
+        log = tl.where(stands, tl.log(tl.maximum(shifted, TINY)), 0.0)
 
         d_at = tl.load(d_weights + row * N + slot, mask=stands, other=0.0) + passed
         d_logits = at * (d_at - tl.sum(d_at * at, 0))
         d_sharpening = tl.sum(d_logits * log, 0)
-        d_shifted = tl.where(stands & (shifted >= tiny), d_logits * sharpening / tl.maximum(shifted, tiny), 0.0)
+        d_shifted = tl.where(stands & (shifted >= TINY), d_logits * sharpening / tl.maximum(shifted, TINY), 0.0)
         d_s0 = tl.sum(d_shifted * tl.sum(_shifts(1.0, 0.0, 0.0, N, SLOTS) * mixed[None, :], 1), 0)
         d_s1 = tl.sum(d_shifted * mixed, 0)
         d_s2 = tl.sum(d_shifted * tl.sum(_shifts(0.0, 0.0, 1.0, N, SLOTS) * mixed[None, :], 1), 0)
@@ -217,12 +228,10 @@ def backward_turn(
         state = tl.load(hidden + k * hidden_k + c * hidden_c + b * hidden_b + unit, mask=has, other=0.0)
         tanh = tl.load(squashed + k * squashed_k + c * squashed_c + b * H + unit, mask=has, other=0.0)
         answer = tl.load(answers + row * N * H + slot[:, None] * H + unit[None, :], mask=tile, other=0.0)
-        square = tl.load(
-            gram + kc * H * H + unit[:, None] * H + unit[None, :], mask=has[:, None] & has[None, :], other=0.0
-        )
+        square = _gram_product(gram + kc * H * H, state, unit, has, H, UNITS, ROWS)
         linear = tl.load(gram_bias + kc * H + unit, mask=has, other=0.0)
         d_state = tl.load(d_hidden + row * H + unit, mask=has, other=0.0) + tl.sum(answer * dot[:, None], 0)
-        d_state += key_pull * (tl.sum(square * state[None, :], 1) + linear)
+        d_state += key_pull * (square + linear)
         scalars = scalar_weights + kc * 6 * H + unit
         d_state += d0 * tl.load(scalars, mask=has, other=0.0) + d1 * tl.load(scalars + H, mask=has, other=0.0)
         d_state += d2 * tl.load(scalars + 2 * H, mask=has, other=0.0) + d3 * tl.load(scalars + 3 * H, mask=has, other=0.0)

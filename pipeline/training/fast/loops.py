@@ -8,10 +8,12 @@ together. All arrays are contiguous; sizes as in ``trace.py``. Sums may be taken
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
 from numba import njit
+from numba.core import event
 
 from pipeline.training.fast.cell import SOFTPLUS
 from pipeline.training.fast.parameters import SCALARS
@@ -19,6 +21,23 @@ from pipeline.training.models._ntm import NORM_FLOOR
 
 LINEAR_FROM = SOFTPLUS[1]
 compiled = njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
+
+
+class _Announced(event.Listener):
+    """Says once that these loops are being compiled; what lies in the cache of an earlier process is not."""
+
+    said = False
+
+    def on_start(self, event: Any) -> None:
+        if not self.said and event.data["dispatcher"].py_func.__module__ == __name__:
+            self.said = True
+            print("backend numba: compiling its loops for this processor, once, some 20 s", file=sys.stderr, flush=True)
+
+    def on_end(self, event: Any) -> None:
+        pass
+
+
+event.register("numba:compile", _Announced())
 
 
 @compiled

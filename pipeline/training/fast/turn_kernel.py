@@ -11,9 +11,11 @@ from torch import Tensor
 from pipeline.training.fast.cell import HeadGradients, along_rows, over_rows
 from pipeline.training.fast.chain import Passed, Reaching
 from pipeline.training.fast.kernels import backward_turn, forward_turn
-from pipeline.training.fast.parameters import SCALARS
+from pipeline.training.fast.parameters import SCALARS, Shape
 from pipeline.training.fast.stage_by_stage import StageByStage, gather
 from pipeline.training.fast.trace import Trace, Weights
+
+TILE = 4096  # elements of a matrix that one program holds at a time: 32 registers of each of its 128 threads
 
 
 class _Kept(NamedTuple):
@@ -68,7 +70,7 @@ class TurnKernel(StageByStage):
             (memory @ key_bias.unsqueeze(3)).contiguous(), kept.gram, kept.gram_bias,
             key_bias.square().sum(2).contiguous(), kept.scalar_weights,
             weights.heads[:, :, -1, scalars].contiguous(), kept.previous, kept.norms, kept.weights, kept.cosines,
-            kept.raw, kept.key_norms, batch, **self._sizes(trace),
+            kept.raw, kept.key_norms, batch, **sizes(trace.shape),
         )  # fmt: skip
         turn.read, turn.read_weights = kept, kept.weights
         trace.states[:, :, n + 1, :, :width] = over_rows(kept.weights, turn.memory)
@@ -92,7 +94,7 @@ class TurnKernel(StageByStage):
             squashed, *squashed.stride()[:2], hidden, *hidden.stride()[:3], kept.products, kept.answers, kept.gram,
             kept.gram_bias, kept.scalar_weights, kept.previous, kept.norms, kept.weights, kept.cosines, kept.raw,
             kept.key_norms, d_gates, *d_gates.stride()[:2], d_old_cells, d_previous, dots, pulls, key_pulls, d_raw,
-            trace.batch, **self._sizes(trace),
+            trace.batch, **sizes(trace.shape),
         )  # fmt: skip
         key_pull, keys = key_pulls.unsqueeze(-1), trace.read_raw[:, :, n, :, :width]
         torch.addcmul(over_rows(dots, turn.memory), key_pull, keys, out=d_raws[:, :, n, :, :width])
@@ -102,10 +104,11 @@ class TurnKernel(StageByStage):
         gather(trace, n, reaching.read, HeadGradients(d_previous, dots, pulls, key_pull), writing)
         return Passed(d_previous, d_old_cells, passed[:, 0])
 
-    @staticmethod
-    def _sizes(trace: Trace) -> dict[str, int]:
-        shape = trace.shape
-        return {
-            "C": shape.stages, "H": shape.hidden, "N": shape.slots,
-            "UNITS": max(16, triton.next_power_of_2(shape.hidden)), "SLOTS": triton.next_power_of_2(shape.slots),
-        }  # fmt: skip
+
+def sizes(shape: Shape) -> dict[str, int]:
+    """What the kernels are compiled for."""
+    units = max(16, triton.next_power_of_2(shape.hidden))
+    return {
+        "C": shape.stages, "H": shape.hidden, "N": shape.slots,
+        "UNITS": units, "SLOTS": triton.next_power_of_2(shape.slots), "ROWS": min(units, max(1, TILE // units)),
+    }  # fmt: skip

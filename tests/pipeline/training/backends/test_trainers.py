@@ -178,6 +178,24 @@ def test_without_compiled_loops_the_others_train(features: SessionFeatures, monk
     assert found.backend in ("reference", "fast") and found.fallback.startswith("backend numba: ")
 
 
+def test_a_backend_whose_step_fails_is_left_out_with_one_line(features: SessionFeatures, monkeypatch: Any) -> None:
+    """As where a compiler or a driver is missing; who asked for it by name is told why."""
+
+    def failing(models: Any, features: Any, trainings: Any, name: str = "reference") -> Any:
+        def step() -> None:
+            raise OSError("no compiler here\nlong trace")
+
+        return step if name == "fast" else measured(models, features, trainings, name)
+
+    measured = choice.measured_step
+    monkeypatch.setattr(choice, "measured_step", failing)
+    found = choose_backend("auto", [built(dim=features.dim)], features, [QUICK], threads=(1,))
+    assert "fast" not in found.milliseconds and "reference" in found.milliseconds
+    assert found.fallback == f"backend fast failed its measured step (OSError: no compiler here); using {found.backend}"
+    with pytest.raises(OSError, match="no compiler here"):
+        choose_backend("fast", [built(dim=features.dim)], features, [QUICK], threads=(1, 2))
+
+
 def test_unknown_backends_are_refused(features: SessionFeatures) -> None:
     with pytest.raises(TrainingError, match="unknown backend 'warp'"):
         choose_backend("warp", [built(dim=features.dim)], features, [QUICK])

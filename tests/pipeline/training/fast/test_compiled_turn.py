@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +16,7 @@ pytest.importorskip("numba", reason="numba is not installed: the extras `cpu` an
 from pipeline.training.fast import loops
 from pipeline.training.fast.cascade import FastCascade
 from pipeline.training.fast.compiled_turn import CompiledTurn
+from tests.conftest import REPOSITORY
 from tests.pipeline.training.fast.cascades import batch, cascade
 
 
@@ -41,3 +47,13 @@ def test_what_is_no_number_stays_none() -> None:
     queries[2, 1, 0] = torch.nan
     found = FastCascade([cascade(0, "constant", stages=2)], CompiledTurn()).eval()(queries[None])[0]
     assert bool(found[2].isnan().any()) and bool(found[0].isfinite().all())
+
+
+def test_compiling_is_announced_once_and_a_cached_loop_is_not_compiled(tmp_path: Path) -> None:
+    script = "import numpy; from pipeline.training.fast import loops; loops._norm(numpy.ones(3)); loops._norm_slope(1.0)"
+    command, environment = [sys.executable, "-c", script], os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    said = [
+        subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True).stderr
+        for _ in range(2)
+    ]
+    assert said[0].count("compiling its loops for this processor") == 1 and not said[1]

@@ -1,0 +1,48 @@
+"""What Triton's interpreter does not see: whether the kernels compile for a GPU, and fit into its registers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+triton = pytest.importorskip("triton", reason="Triton is not installed: the extra `test` brings it on Linux")
+if not (Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump").is_file():
+    pytest.skip("this Triton brings no NVIDIA binaries", allow_module_level=True)
+
+SPILLED = 64  # bytes: a few registers may go to the stack, a matrix may not
+
+
+def compiled(folder: Path, *arguments: object) -> list[dict[str, int]]:
+    """What the forward and the backward kernel need; in a process of its own, since here Triton may interpret."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(folder)}
+    command = [sys.executable, "-m", "tests.pipeline.training.fast.compile_kernels", *map(str, arguments)]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("hidden", [100, 768])
+def test_they_compile_and_nothing_is_spilled(hidden: int, tmp_path: Path) -> None:
+    for needed in compiled(tmp_path, 90, "fp32", 4, hidden, 4):
+        assert needed["REG"] > 0 and needed["STACK"] <= SPILLED, needed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 89, 90, 100])
+@pytest.mark.parametrize(("stages", "hidden", "slots"), [(1, 7, 1), (8, 256, 16), (16, 100, 4)])
+def test_they_compile_for_every_generation(
+    capability: int, stages: int, hidden: int, slots: int, tmp_path: Path
+) -> None:
+    for needed in compiled(tmp_path, capability, "fp32", stages, hidden, slots):
+        assert needed["STACK"] <= SPILLED, needed
+
+
+def test_they_compile_in_double_precision_in_which_the_tests_compare(tmp_path: Path) -> None:
+    assert len(compiled(tmp_path, 90, "fp64", 3, 7, 4)) == 2
