@@ -99,6 +99,29 @@ def test_steps_that_are_replayed_draw_the_dropout_of_each_run(features: SessionF
             assert apart(model, alone) < 1e-9
 
 
+@pytest.mark.parametrize("changed", [{}, {"padding": "mask", "scale": 20.0}, {"clip_norm": 0.5, "weight_decay": 0.1}])
+@pytest.mark.parametrize("options", [{}, {"stages": 1}, {"init": "symmetry-breaking"}, {"residual": "ewma"}])
+def test_nothing_that_a_graph_captures_waits_for_the_device(
+    features: SessionFeatures, changed: dict[str, Any], options: dict[str, Any], monkeypatch: Any
+) -> None:
+    """The whole step on the meta device, which has no values that a host could wait for: an ``item`` raises there."""
+    monkeypatch.setattr(graph, "why_not", lambda *_: "")
+    monkeypatch.setattr(graph.GraphTrainer, "capturable", False)
+    models = [built(seed, dim=features.dim, **options) for seed in (0, 1)]
+    trainer = graph.GraphTrainer(models, features, [QUICK.model_copy(update=changed)] * 2)
+    for part in (*models, trainer.cascade):
+        part.to("meta")
+    for run, objective in enumerate(trainer.objectives):
+        objective.features = features.to("meta")
+        trainer._parts[run] = [p.detach()[run] for p in trainer.cascade.parameters() if p.requires_grad]
+        trainer.optimizers[run] = torch.optim.AdamW(trainer._parts[run], foreach=True)
+    trainer._stacked = [p for p in trainer.cascade.parameters() if p.requires_grad]
+    index = torch.zeros(2, 16, dtype=torch.int64, device="meta")
+    kept = torch.ones(2, 16, features.turns, features.dim, dtype=torch.float64, device="meta")
+    losses = trainer._whole_step(index, kept, [True, True])
+    assert losses.is_meta and all(part.grad is not None for part in trainer._parts[1])
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs CUDA")
 def test_captured_runs_side_by_side_are_the_runs_alone() -> None:
     features = in_double(cumulative(41, seed=1)).to("cuda")
