@@ -1,4 +1,5 @@
-"""A turn's chain of stages as one Triton kernel each way (``kernels.py``), between batched products."""
+"""A turn as Triton kernels between batched products: its chain of stages one each way, its writing one each way, and one
+for the gradient of the memories that it read (``kernels/``)."""
 
 from __future__ import annotations
 
@@ -8,14 +9,14 @@ import torch
 import triton
 from torch import Tensor
 
-from pipeline.training.fast.cell import HeadGradients, along_rows, over_rows
+from pipeline.training.fast.cell import HeadGradients, Rows, along_rows, over_rows
 from pipeline.training.fast.chain import Passed, Reaching
-from pipeline.training.fast.kernels import backward_turn, forward_turn
+from pipeline.training.fast.kernels.memory import gather_memory, write_memory, write_memory_backward
+from pipeline.training.fast.kernels.stages import backward_turn, forward_turn
 from pipeline.training.fast.parameters import SCALARS, Shape
-from pipeline.training.fast.stage_by_stage import StageByStage, gather
-from pipeline.training.fast.trace import Trace, Weights
+from pipeline.training.fast.trace import Trace, Turn, Weights
 
-TILE = 4096  # elements of a matrix that one program holds at a time: 32 registers of each of its 128 threads
+TILE = 4096  # elements of a matrix that a program holds at a time where it can choose: 32 registers of each of 128 threads
 
 
 class _Kept(NamedTuple):
@@ -34,14 +35,25 @@ class _Kept(NamedTuple):
     key_norms: Tensor
 
 
-class TurnKernel(StageByStage):
+class _Written(NamedTuple):
+    """What the writing kernel got and found, for its backward."""
+
+    raw: Tensor
+    previous: Tensor
+    cosines: Tensor
+    weights: Tensor
+
+
+class TurnKernel:
     """Its chain of stages in the form without D-sized products (P_i = M_i W_r, Q_i = M_i W_k)."""
 
     def forward(self, trace: Trace, weights: Weights, n: int, previous: Tensor) -> None:
         shape, turn = trace.shape, trace.turns[n]
+        turn.memory = turn.memory.contiguous()  # turn 1 may have one memory for all sessions
+        turn.rows = Rows(turn.memory, turn.rows.norms.contiguous())
         runs, stages, _, batch, _ = trace.gates.shape
         width, slots = shape.width, shape.slots
-        memory = turn.memory.reshape(runs, stages, batch * slots, width)
+        memory = turn.memory.view(runs, stages, batch * slots, width)
         key_weights, key_bias = weights.heads[:, :, :-1, :width].mT, weights.heads[:, :, -1, :width]
         scalars = slice(width, width + SCALARS)
         # r^0(n) is known; the kernel adds the other stages' r^{c-1}(n).
@@ -57,7 +69,7 @@ class TurnKernel(StageByStage):
             gram_bias=(key_bias.unsqueeze(2) @ key_weights).squeeze(2).contiguous(),
             scalar_weights=weights.heads[:, :, :-1, scalars].mT.contiguous(),
             previous=previous.contiguous(),
-            norms=turn.rows.norms.contiguous(),
+            norms=turn.rows.norms,
             weights=out(slots),
             cosines=out(slots),
             raw=out(SCALARS),
@@ -92,8 +104,7 @@ class TurnKernel(StageByStage):
         backward_turn[(len(d_weights) * trace.batch,)](
             d_weights, d_hidden, d_cells, gates, *gates.stride()[:2], cells, *cells.stride()[:2],
             squashed, *squashed.stride()[:2], hidden, *hidden.stride()[:3], kept.products, kept.answers, kept.gram,
-            kept.gram_bias, kept.scalar_weights, kept.previous, kept.norms, kept.weights, kept.cosines, kept.raw,
-            kept.key_norms, d_gates, *d_gates.stride()[:2], d_old_cells, d_previous, dots, pulls, key_pulls, d_raw,
+            kept.gram_bias, kept.scalar_weights, kept.previous, kept.norms, kept.cosines, kept.raw, kept.key_norms, d_gates, *d_gates.stride()[:2], d_old_cells, d_previous, dots, pulls, key_pulls, d_raw,
             trace.batch, **sizes(trace.shape),
         )  # fmt: skip
         key_pull, keys = key_pulls.unsqueeze(-1), trace.read_raw[:, :, n, :, :width]
@@ -101,14 +112,71 @@ class TurnKernel(StageByStage):
         d_raws[:, :, n, :, width:] = d_raw
         passed = d_gates @ weights.from_previous
         reaching.read[:, :-1] += passed[:, 1:]
-        gather(trace, n, reaching.read, HeadGradients(d_previous, dots, pulls, key_pull), writing)
+        self._gather(trace, n, reaching.read, HeadGradients(d_previous, dots, pulls), writing)
         return Passed(d_previous, d_old_cells, passed[:, 0])
+
+    def write(self, trace: Trace, n: int, raw: Tensor, previous: Tensor) -> None:
+        turn, new = trace.turns[n], trace.memories[n]
+        cosines, weights, norms = (torch.empty_like(new[..., 0]) for _ in range(3))
+        wrote = _Written(raw.contiguous(), previous.contiguous(), cosines, weights)
+        write_memory[_programs(weights)](
+            turn.memory.contiguous(), _norms(turn, wrote), wrote.raw, wrote.raw.shape[-1], wrote.previous, new, norms,
+            wrote.weights, wrote.cosines, trace.batch, ALIKE=turn.side_by_side, **memory_sizes(trace.shape),
+        )  # fmt: skip
+        turn.write = wrote
+        trace.turns.append(Turn(new, Rows(new, norms)))
+
+    def write_backward(self, trace: Trace, n: int, at: Tensor, d_raws: Tensor) -> HeadGradients:
+        turn, d_raw = trace.turns[n], d_raws[:, :, n]
+        wrote: _Written = turn.write
+        found = HeadGradients(*(torch.empty_like(wrote.weights) for _ in range(3)))
+        write_memory_backward[_programs(wrote.weights)](
+            turn.memory.contiguous(), _norms(turn, wrote), wrote.raw, wrote.raw.shape[-1], wrote.previous, wrote.cosines,
+            trace.d_memory, at.contiguous(), d_raw, *d_raw.stride()[1:3], found.previous, found.dots, found.pull,
+            trace.batch, ALIKE=turn.side_by_side, **memory_sizes(trace.shape),
+        )  # fmt: skip
+        return found
+
+    @staticmethod
+    def _gather(trace: Trace, n: int, d_read: Tensor, reading: HeadGradients, writing: HeadGradients | None) -> None:
+        """The gradient of the memories that turn n read, in the place of that of those that it left."""
+        turn, keys = trace.turns[n], trace.read_raw[:, :, n]
+        wrote = (keys, 0, *[turn.read_weights] * 3)  # which nothing reads
+        if writing is not None:
+            wrote = (turn.write.raw, turn.write.raw.shape[-1], turn.write.weights, writing.dots, writing.pull)
+        gather_memory[_programs(turn.read_weights)](
+            turn.memory, turn.rows.norms, trace.d_memory, turn.read_weights, reading.dots, reading.pull, d_read,
+            d_read.stride(2), keys, *keys.stride()[1:3], *wrote, trace.batch, WROTE=writing is not None,
+            **memory_sizes(trace.shape),
+        )  # fmt: skip
+
+
+def _programs(slots: Tensor) -> tuple[int]:
+    """One for each run, stage and session of [K, C, B, N]."""
+    return (slots.shape[:-1].numel(),)
+
+
+def _norms(turn: Turn, wrote: _Written) -> Tensor:
+    """Of the turn's rows; where all rows are one there are none, and nothing reads them."""
+    return wrote.weights if turn.rows is None else turn.rows.norms
+
+
+def memory_sizes(shape: Shape) -> dict[str, int]:
+    """What the kernels of the memories are compiled for."""
+    slots = triton.next_power_of_2(shape.slots)
+    columns = min(triton.next_power_of_2(shape.width), max(1, TILE // 2 // slots))
+    return {"M": shape.width, "N": shape.slots, "SLOTS": slots, "COLS": columns, "num_warps": _warps(slots * slots)}
 
 
 def sizes(shape: Shape) -> dict[str, int]:
-    """What the kernels are compiled for."""
-    units = max(16, triton.next_power_of_2(shape.hidden))
+    """What the kernels of the stages are compiled for."""
+    units, slots = max(16, triton.next_power_of_2(shape.hidden)), triton.next_power_of_2(shape.slots)
     return {
-        "C": shape.stages, "H": shape.hidden, "N": shape.slots,
-        "UNITS": units, "SLOTS": triton.next_power_of_2(shape.slots), "ROWS": min(units, max(1, TILE // units)),
+        "C": shape.stages, "H": shape.hidden, "N": shape.slots, "UNITS": units, "SLOTS": slots,
+        "ROWS": min(units, max(1, TILE // units)), "num_warps": _warps(slots * max(units, slots)),
     }  # fmt: skip
+
+
+def _warps(elements: int) -> int:
+    """Of a program whose largest matrix has so many elements and stays in registers: 32 threads each."""
+    return 4 if elements <= 2 * TILE else 8

@@ -156,7 +156,7 @@ def test_a_broken_request_gets_a_message_and_not_a_fault(
 
 
 anything = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=30),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
@@ -175,9 +175,10 @@ def test_no_request_makes_the_server_fail(
     start = {"category": session.category, "image": engine.numbers[session.target]}
     view = client.post("/api/dialogues", json=start).json()
     client.post(f"/api/dialogues/{view['id']}/say", json={"text": "red"})
-    answer = client.post(f"/api/dialogues/{view['id']}/{name}", json={key: value})
+    # As text: httpx itself refuses the NaN and Infinity that another client may send.
+    answer = client.post(f"/api/dialogues/{view['id']}/{name}", content=json.dumps({key: value}))
     assert answer.status_code < 500
-    assert client.post("/api/dialogues", json={**start, key: value}).status_code < 500
+    assert client.post("/api/dialogues", content=json.dumps({**start, key: value})).status_code < 500
 
 
 def test_a_foreign_host_name_and_a_foreign_page_are_refused(client: Any) -> None:

@@ -1,5 +1,5 @@
-"""Compile both kernels for a GPU that need not be there: ``python -m tests.pipeline.training.fast.compile_kernels 90 fp32
-4 100 4`` (compute capability, numbers, C, H, N) prints what each needs, as JSON. Not in Triton's interpreter."""
+"""Compile the kernels for a GPU that need not be there: ``python -m tests.pipeline.training.fast.compile_kernels 90 fp32
+4 100 4`` (compute capability, numbers, C, H, N; M is 768) prints what each needs, as JSON. Not in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -15,22 +15,25 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from pipeline.training.fast.kernels import backward_turn, forward_turn
+from pipeline.training.fast.kernels.memory import gather_memory, write_memory, write_memory_backward
+from pipeline.training.fast.kernels.stages import backward_turn, forward_turn
 from pipeline.training.fast.parameters import Shape
-from pipeline.training.fast.turn_kernel import sizes
+from pipeline.training.fast.turn_kernel import memory_sizes, sizes
 
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
-def binary(kernel: Any, constants: dict[str, int], numbers: str, capability: int) -> bytes:
+def binary(kernel: Any, sizes: dict[str, int], numbers: str, capability: int) -> bytes:
     """As a launch with aligned arrays of ``numbers`` ("fp32", "fp64") compiles it."""
+    options = {"num_warps": sizes["num_warps"]}
+    constants = {name: value for name, value in sizes.items() if name not in options}
     kinds = {name: f"*{numbers}" for name in kernel.arg_names}
-    kinds |= {name: "i32" for name in kinds if name == "B" or re.search("_[kcb]$", name)}
+    kinds |= {name: "i32" for name in kinds if name in ("B", "length") or re.search("_[kcb]$", name)}
     kinds |= dict.fromkeys(constants, "constexpr")
     places = {name: (place,) for place, name in enumerate(kernel.arg_names)}
     aligned = {places[name]: [["tt.divisibility", 16]] for name, kind in kinds.items() if kind.startswith("*")}
     source = ASTSource(kernel, kinds, {places[name]: value for name, value in constants.items()}, aligned)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm["cubin"]
 
 
 def resources(cubin: bytes) -> dict[str, int]:
@@ -46,6 +49,9 @@ def resources(cubin: bytes) -> dict[str, int]:
 
 if __name__ == "__main__":
     capability, numbers, stages, hidden, slots = sys.argv[1:]
-    constants = sizes(Shape(int(stages), dim=8, slots=int(slots), width=8, hidden=int(hidden)))
-    kernels = (forward_turn, backward_turn)
-    print(json.dumps([resources(binary(kernel, constants, numbers, int(capability))) for kernel in kernels]))
+    shape = Shape(int(stages), dim=768, slots=int(slots), width=768, hidden=int(hidden))
+    kernels = [(kernel, sizes(shape)) for kernel in (forward_turn, backward_turn)]
+    for flag in (0, 1):
+        kernels += [(k, memory_sizes(shape) | {"ALIKE": flag}) for k in (write_memory, write_memory_backward)]
+        kernels += [(gather_memory, memory_sizes(shape) | {"WROTE": flag})]
+    print(json.dumps([resources(binary(kernel, constants, numbers, int(capability))) for kernel, constants in kernels]))

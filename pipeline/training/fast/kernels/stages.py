@@ -10,47 +10,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-FLOOR = tl.constexpr(1e-8)  # NORM_FLOOR of the reference
-LINEAR = tl.constexpr(20.0)  # of ``cell.SOFTPLUS``
-TINY = tl.constexpr(2.0**-126)  # the least normal float32; a literal below it would be a float64 to Triton
-
-
-@triton.jit
-def _sigmoid(x):
-    return 1 / (1 + tl.exp(-x))
-
-
-@triton.jit
-def _tanh(x):
-    return 2 / (1 + tl.exp(-2 * x)) - 1
-
-
-@triton.jit
-def _softplus(x):
-    return tl.where(x > LINEAR, x, tl.log(1 + tl.exp(tl.minimum(x, LINEAR))))
-
-
-@triton.jit
-def _slope(x):
-    """Derivative of softplus."""
-    return tl.where(x > LINEAR, 1.0, _sigmoid(x))
-
-
-@triton.jit
-def _softmax(x, inside):
-    e = tl.where(inside, tl.exp(x - tl.max(tl.where(inside, x, -float("inf")), 0)), 0.0)
-    return e / tl.sum(e, 0)
-
-
-@triton.jit
-def _shifts(s0, s1, s2, N: tl.constexpr, SLOTS: tl.constexpr):
-    """The circulant matrix [SLOTS, SLOTS] that takes weights to shifted weights."""
-    i, j = tl.arange(0, SLOTS)[:, None], tl.arange(0, SLOTS)[None, :]
-    by = (i - j + N) % N
-    inside = (i < N) & (j < N)
-    # With one or two slots two shifts, or all three, meet in one element.
-    matrix = tl.where(by == 1 % N, s0, 0.0) + tl.where(by == 0, s1, 0.0) + tl.where(by == (N - 1) % N, s2, 0.0)
-    return tl.where(inside, matrix, 0.0)
+from pipeline.training.fast.kernels.addressing import (
+    FLOOR,
+    load_scalars,
+    sigmoid,
+    stand,
+    stand_backward,
+    store_scalars,
+    tanh,
+)
 
 
 @triton.jit
@@ -106,16 +74,16 @@ def forward_turn(
             f += tl.sum(tl.load(part + H, mask=tile, other=0.0) * at[:, None], 0)
             g += tl.sum(tl.load(part + 2 * H, mask=tile, other=0.0) * at[:, None], 0)
             o += tl.sum(tl.load(part + 3 * H, mask=tile, other=0.0) * at[:, None], 0)
-        i, f, g, o = _sigmoid(i), _sigmoid(f), _tanh(g), _sigmoid(o)
+        i, f, g, o = sigmoid(i), sigmoid(f), tanh(g), sigmoid(o)
         tl.store(gate + unit, i, mask=has)
         tl.store(gate + H + unit, f, mask=has)
         tl.store(gate + 2 * H + unit, g, mask=has)
         tl.store(gate + 3 * H + unit, o, mask=has)
         cell = f * tl.load(cells + k * cells_k + c * cells_c + b * H + unit, mask=has, other=0.0) + i * g
-        tanh = _tanh(cell)
-        state = tl.where(has, o * tanh, 0.0)
+        cell_tanh = tanh(cell)
+        state = tl.where(has, o * cell_tanh, 0.0)
         tl.store(new_cells + k * cells_k + c * cells_c + b * H + unit, cell, mask=has)
-        tl.store(squashed + k * squashed_k + c * squashed_c + b * H + unit, tanh, mask=has)
+        tl.store(squashed + k * squashed_k + c * squashed_c + b * H + unit, cell_tanh, mask=has)
         tl.store(hidden + k * hidden_k + c * hidden_c + b * hidden_b + unit, state, mask=has)
 
         answer = tl.load(answers + row * N * H + slot[:, None] * H + unit[None, :], mask=tile, other=0.0)
@@ -131,24 +99,12 @@ def forward_turn(
         r3 = _scalar(kc * 6, 3, state, scalar_weights, scalar_bias, unit, H, has)
         r4 = _scalar(kc * 6, 4, state, scalar_weights, scalar_bias, unit, H, has)
         r5 = _scalar(kc * 6, 5, state, scalar_weights, scalar_bias, unit, H, has)
-        tl.store(raw + row * 6, r0)
-        tl.store(raw + row * 6 + 1, r1)
-        tl.store(raw + row * 6 + 2, r2)
-        tl.store(raw + row * 6 + 3, r3)
-        tl.store(raw + row * 6 + 4, r4)
-        tl.store(raw + row * 6 + 5, r5)
+        store_scalars(raw + row * 6, r0, r1, r2, r3, r4, r5)
         tl.store(cosines + row * N + slot, cosine, mask=stands)
         tl.store(key_norms + row, key_norm)
 
-        content = _softmax(_softplus(r0) * cosine, stands)
         before = tl.load(previous + row * N + slot, mask=stands, other=0.0)
-        mixed = before + _sigmoid(r1) * (content - before)
-        top = tl.maximum(tl.maximum(r2, r3), r4)
-        e0, e1, e2 = tl.exp(r2 - top), tl.exp(r3 - top), tl.exp(r4 - top)
-        whole = e0 + e1 + e2
-        shifted = tl.sum(_shifts(e0 / whole, e1 / whole, e2 / whole, N, SLOTS) * mixed[None, :], 1)
-        log = tl.log(tl.maximum(shifted, TINY))
-        at = _softmax((1 + _softplus(r5)) * log, stands)
+        at, _, _, _, _, _, _, _ = stand(r0, r1, r2, r3, r4, r5, cosine, before, stands, N, SLOTS)
         tl.store(weights + row * N + slot, at, mask=stands)
 
 
@@ -158,7 +114,7 @@ def backward_turn(
     d_hidden, d_cells,  # [K, C, B, H]: from all but this stage's read head; cells: of the new cell
     gates, gates_k, gates_c, cells, cells_k, cells_c, squashed, squashed_k, squashed_c,  # as the forward left them
     hidden, hidden_k, hidden_c, hidden_b,
-    products, answers, gram, gram_bias, scalar_weights, previous, norms, weights, cosines, raw, key_norms,
+    products, answers, gram, gram_bias, scalar_weights, previous, norms, cosines, raw, key_norms,
     d_gates, d_gates_k, d_gates_c,  # [K, C, B, 4 H] out
     d_old_cells, d_previous,  # out: [K, C, B, H], [K, C, B, N]
     dots, pulls, key_pulls, d_raw,  # out, ``HeadGradients``: [K, C, B, N] twice, [K, C, B], and [K, C, B, 6]
@@ -170,41 +126,23 @@ def backward_turn(
     unit, slot = tl.arange(0, UNITS), tl.arange(0, SLOTS)
     has, stands = unit < H, slot < N
     tile = stands[:, None] & has[None, :]
-    passed = tl.zeros([SLOTS], dtype=weights.dtype.element_ty)
+    passed = tl.zeros([SLOTS], dtype=cosines.dtype.element_ty)
     for back in range(C):
         c = C - 1 - back
         kc = k * C + c
         row = kc * B + b
-        r0, r1 = tl.load(raw + row * 6), tl.load(raw + row * 6 + 1)
-        r2, r3, r4 = tl.load(raw + row * 6 + 2), tl.load(raw + row * 6 + 3), tl.load(raw + row * 6 + 4)
-        r5 = tl.load(raw + row * 6 + 5)
+        r0, r1, r2, r3, r4, r5 = load_scalars(raw + row * 6)
         cosine = tl.load(cosines + row * N + slot, mask=stands, other=0.0)
         before = tl.load(previous + row * N + slot, mask=stands, other=0.0)
-        at = tl.load(weights + row * N + slot, mask=stands, other=0.0)
-        strength, gate, sharpening = _softplus(r0), _sigmoid(r1), 1 + _softplus(r5)
-        content = _softmax(strength * cosine, stands)
-        mixed = before + gate * (content - before)
-        top = tl.maximum(tl.maximum(r2, r3), r4)
-        e0, e1, e2 = tl.exp(r2 - top), tl.exp(r3 - top), tl.exp(r4 - top)
-        whole = e0 + e1 + e2
-        s0, s1, s2 = e0 / whole, e1 / whole, e2 / whole
-        circulant = _shifts(s0, s1, s2, N, SLOTS)
-        shifted = tl.sum(circulant * mixed[None, :], 1)
-        log = tl.where(stands, tl.log(tl.maximum(shifted, TINY)), 0.0)
-
+        at, content, mixed, shifted, log, s0, s1, s2 = stand(
+            r0, r1, r2, r3, r4, r5, cosine, before, stands, N, SLOTS
+        )
         d_at = tl.load(d_weights + row * N + slot, mask=stands, other=0.0) + passed
-        d_logits = at * (d_at - tl.sum(d_at * at, 0))
-        d_sharpening = tl.sum(d_logits * log, 0)
-        d_shifted = tl.where(stands & (shifted >= TINY), d_logits * sharpening / tl.maximum(shifted, TINY), 0.0)
-        d_s0 = tl.sum(d_shifted * tl.sum(_shifts(1.0, 0.0, 0.0, N, SLOTS) * mixed[None, :], 1), 0)
-        d_s1 = tl.sum(d_shifted * mixed, 0)
-        d_s2 = tl.sum(d_shifted * tl.sum(_shifts(0.0, 0.0, 1.0, N, SLOTS) * mixed[None, :], 1), 0)
-        d_mixed = tl.sum(circulant * d_shifted[:, None], 0)
-        d_gate = tl.sum(d_mixed * (content - before), 0)
-        tl.store(d_previous + row * N + slot, d_mixed * (1 - gate), mask=stands)
-        d_content = d_mixed * gate
-        d_scaled = content * (d_content - tl.sum(d_content * content, 0))
-        d_cosine = d_scaled * strength
+        d_cosine, d_before, d0, d1, d2, d3, d4, d5 = stand_backward(
+            d_at, r0, r1, r2, r3, r4, r5, cosine, before, at, content, mixed, shifted, log, s0, s1, s2, stands, N, SLOTS
+        )
+        tl.store(d_previous + row * N + slot, d_before, mask=stands)
+        store_scalars(d_raw + row * 6, d0, d1, d2, d3, d4, d5)
         norm = tl.load(norms + row * N + slot, mask=stands, other=1.0)
         key_norm = tl.load(key_norms + row)
         dot = d_cosine / (key_norm * norm)
@@ -213,20 +151,9 @@ def backward_turn(
         tl.store(pulls + row * N + slot, pull, mask=stands)
         key_pull = tl.where(key_norm <= FLOOR, 0.0, -tl.sum(pull, 0) / (key_norm * key_norm))
         tl.store(key_pulls + row, key_pull)
-        mean = s0 * d_s0 + s1 * d_s1 + s2 * d_s2
-        d0 = tl.sum(d_scaled * cosine, 0) * _slope(r0)
-        d1 = d_gate * gate * (1 - gate)
-        d2, d3, d4 = s0 * (d_s0 - mean), s1 * (d_s1 - mean), s2 * (d_s2 - mean)
-        d5 = d_sharpening * _slope(r5)
-        tl.store(d_raw + row * 6, d0)
-        tl.store(d_raw + row * 6 + 1, d1)
-        tl.store(d_raw + row * 6 + 2, d2)
-        tl.store(d_raw + row * 6 + 3, d3)
-        tl.store(d_raw + row * 6 + 4, d4)
-        tl.store(d_raw + row * 6 + 5, d5)
 
         state = tl.load(hidden + k * hidden_k + c * hidden_c + b * hidden_b + unit, mask=has, other=0.0)
-        tanh = tl.load(squashed + k * squashed_k + c * squashed_c + b * H + unit, mask=has, other=0.0)
+        cell_tanh = tl.load(squashed + k * squashed_k + c * squashed_c + b * H + unit, mask=has, other=0.0)
         answer = tl.load(answers + row * N * H + slot[:, None] * H + unit[None, :], mask=tile, other=0.0)
         square = _gram_product(gram + kc * H * H, state, unit, has, H, UNITS, ROWS)
         linear = tl.load(gram_bias + kc * H + unit, mask=has, other=0.0)
@@ -241,9 +168,9 @@ def backward_turn(
         i, f = tl.load(gate_at, mask=has, other=0.0), tl.load(gate_at + H, mask=has, other=0.0)
         g, o = tl.load(gate_at + 2 * H, mask=has, other=0.0), tl.load(gate_at + 3 * H, mask=has, other=0.0)
         cell = tl.load(cells + k * cells_k + c * cells_c + b * H + unit, mask=has, other=0.0)
-        d_cell = tl.load(d_cells + row * H + unit, mask=has, other=0.0) + d_state * o * (1 - tanh * tanh)
+        d_cell = tl.load(d_cells + row * H + unit, mask=has, other=0.0) + d_state * o * (1 - cell_tanh * cell_tanh)
         d_i, d_f = d_cell * g * i * (1 - i), d_cell * cell * f * (1 - f)
-        d_g, d_o = d_cell * i * (1 - g * g), d_state * tanh * o * (1 - o)
+        d_g, d_o = d_cell * i * (1 - g * g), d_state * cell_tanh * o * (1 - o)
         d_at_gate = d_gates + k * d_gates_k + c * d_gates_c + b * 4 * H + unit
         tl.store(d_at_gate, d_i, mask=has)
         tl.store(d_at_gate + H, d_f, mask=has)

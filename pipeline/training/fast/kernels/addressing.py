@@ -1,0 +1,109 @@
+"""Where a head stands, forward and backward, as functions of Triton kernels: vectors over the slots of one session.
+
+The formulas are those of ``cell.py``. ``stands`` says which of the SLOTS lanes are slots: N rounded up to a power of two.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+FLOOR = tl.constexpr(1e-8)  # NORM_FLOOR of the reference
+LINEAR = tl.constexpr(20.0)  # of ``cell.SOFTPLUS``
+TINY = tl.constexpr(2.0**-126)  # the least normal float32; a literal below it would be a float64 to Triton
+
+
+@triton.jit
+def sigmoid(x):
+    return 1 / (1 + tl.exp(-x))
+
+
+@triton.jit
+def tanh(x):
+    return 2 / (1 + tl.exp(-2 * x)) - 1
+
+
+@triton.jit
+def _softplus(x):
+    return tl.where(x > LINEAR, x, tl.log(1 + tl.exp(tl.minimum(x, LINEAR))))
+
+
+@triton.jit
+def _slope(x):
+    """Derivative of softplus."""
+    return tl.where(x > LINEAR, 1.0, sigmoid(x))
+
+
+@triton.jit
+def _softmax(x, inside):
+    e = tl.where(inside, tl.exp(x - tl.max(tl.where(inside, x, -float("inf")), 0)), 0.0)
+    return e / tl.sum(e, 0)
+
+
+@triton.jit
+def _shifts(s0, s1, s2, N: tl.constexpr, SLOTS: tl.constexpr):
+    """The circulant matrix [SLOTS, SLOTS] that takes weights to shifted weights."""
+    i, j = tl.arange(0, SLOTS)[:, None], tl.arange(0, SLOTS)[None, :]
+    by = (i - j + N) % N
+    inside = (i < N) & (j < N)
+    # With one or two slots two shifts, or all three, meet in one element.
+    matrix = tl.where(by == 1 % N, s0, 0.0) + tl.where(by == 0, s1, 0.0) + tl.where(by == (N - 1) % N, s2, 0.0)
+    return tl.where(inside, matrix, 0.0)
+
+
+@triton.jit
+def load_scalars(at):
+    """The six raw scalars of a head: strength, gate, three shifts, sharpening."""
+    return tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3), tl.load(at + 4), tl.load(at + 5)
+
+
+@triton.jit
+def store_scalars(at, r0, r1, r2, r3, r4, r5):
+    tl.store(at, r0)
+    tl.store(at + 1, r1)
+    tl.store(at + 2, r2)
+    tl.store(at + 3, r3)
+    tl.store(at + 4, r4)
+    tl.store(at + 5, r5)
+
+
+@triton.jit
+def stand(r0, r1, r2, r3, r4, r5, cosine, previous, stands, N: tl.constexpr, SLOTS: tl.constexpr):
+    """From raw scalars and the cosines of key and rows: the weights, and what they were made of: content weights, mixed,
+    shifted, its logarithm, the three shifts. Cosines that are all zero stand for rows that are all equal."""
+    content = _softmax(_softplus(r0) * cosine, stands)
+    mixed = previous + sigmoid(r1) * (content - previous)
+    top = tl.maximum(tl.maximum(r2, r3), r4)
+    e0, e1, e2 = tl.exp(r2 - top), tl.exp(r3 - top), tl.exp(r4 - top)
+    whole = e0 + e1 + e2
+    s0, s1, s2 = e0 / whole, e1 / whole, e2 / whole
+    shifted = tl.sum(_shifts(s0, s1, s2, N, SLOTS) * mixed[None, :], 1)
+    log = tl.where(stands, tl.log(tl.maximum(shifted, TINY)), 0.0)
+    return _softmax((1 + _softplus(r5)) * log, stands), content, mixed, shifted, log, s0, s1, s2
+
+
+@triton.jit
+def stand_backward(
+    d_weights, r0, r1, r2, r3, r4, r5, cosine, previous, weights, content, mixed, shifted, log, s0, s1, s2, stands,
+    N: tl.constexpr, SLOTS: tl.constexpr,
+):  # fmt: skip
+    """Gradients of the cosines and of where the head stood before, and of the six raw scalars."""
+    d_logits = weights * (d_weights - tl.sum(d_weights * weights, 0))
+    d_sharpening = tl.sum(d_logits * log, 0)
+    d_shifted = tl.where(
+        stands & (shifted >= TINY), d_logits * (1 + _softplus(r5)) / tl.maximum(shifted, TINY), 0.0
+    )
+    d_s0 = tl.sum(d_shifted * tl.sum(_shifts(1.0, 0.0, 0.0, N, SLOTS) * mixed[None, :], 1), 0)
+    d_s1 = tl.sum(d_shifted * mixed, 0)
+    d_s2 = tl.sum(d_shifted * tl.sum(_shifts(0.0, 0.0, 1.0, N, SLOTS) * mixed[None, :], 1), 0)
+    d_mixed = tl.sum(_shifts(s0, s1, s2, N, SLOTS) * d_shifted[:, None], 0)
+    gate = sigmoid(r1)
+    d_gate = tl.sum(d_mixed * (content - previous), 0)
+    d_content = d_mixed * gate
+    d_scaled = content * (d_content - tl.sum(d_content * content, 0))
+    mean = s0 * d_s0 + s1 * d_s1 + s2 * d_s2
+    return (
+        d_scaled * _softplus(r0), d_mixed * (1 - gate), tl.sum(d_scaled * cosine, 0) * _slope(r0),
+        d_gate * gate * (1 - gate), s0 * (d_s0 - mean), s1 * (d_s1 - mean), s2 * (d_s2 - mean),
+        d_sharpening * _slope(r5),
+    )  # fmt: skip
