@@ -13,6 +13,7 @@ import torch
 
 from manifests.schema import Training
 from pipeline.bench._memory import peak_bytes
+from pipeline.bench._operations import operations
 from pipeline.bench._steps import public_step, random_features, reference_step
 from pipeline.training.backends.choice import measured_step
 from pipeline.training.data import SessionFeatures
@@ -62,6 +63,9 @@ class Subject(Protocol):
     def peak(self) -> int | None:
         """Bytes of memory that a step needs at its peak; see ``peak_bytes``."""
 
+    def operations(self) -> int:
+        """Of one step; see ``operations``."""
+
 
 class Here:
     """In this process. A context manager only so that it can stand where ``Apart`` does."""
@@ -85,6 +89,9 @@ class Here:
     def peak(self) -> int | None:
         return peak_bytes(self._step, self._device)
 
+    def operations(self) -> int:
+        return operations(self._step)
+
     def __enter__(self) -> Here:
         return self
 
@@ -107,6 +114,9 @@ class Apart:
 
     def peak(self) -> int | None:
         return self._ask("peak")
+
+    def operations(self) -> int:
+        return self._ask("operations")
 
     def _ask(self, what: str) -> Any:
         self._line.send(what)

@@ -47,7 +47,7 @@ def run(
     reference's step would take at the speed of one large product, measured in the same rounds. ``matmul``: "high" or
     "medium" (``training.matmul``) times the last back end once more with its products so rounded, and says what that
     changes. ``apart``: each subject in a process of its own, as a training is, so that none works in what another left of
-    memory and caches.
+    memory and caches. "operations" are those that a step hands to the device, views not counted.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sizes = Sizes(batch, turns, dim, slots, hidden, runs, str(device))
@@ -64,13 +64,14 @@ def run(
                     subjects[name] = stack.enter_context(Apart(sizes, c, name, chosen) if apart else Here.of(sizes, c, name))
                 first, timed = _rounds(subjects, repeats)
                 peaks = {name: subjects[name].peak() for name in names}
+                counts = {name: subjects[name].operations() for name in names if name != "compiled"}
             floor = 1e3 * flops_of_step(model, features) / (product.flops / median(timed.pop("gemm")))
             for name, times in timed.items():
                 rows.append({
                     "stages": c, "backend": name, "ms": 1e3 * median(times), "fastest_ms": 1e3 * min(times),
                     "first_s": first[name],
                     "floor_ms": floor, "gflop": flops_of_step(model, features) / 1e9, "threads": chosen,
-                    "peak_mb": peaks[name], "parameters": sum(p.numel() for p in model.parameters()),
+                    "peak_mb": peaks[name], "operations": counts.get(name), "parameters": sum(p.numel() for p in model.parameters()),
                 })  # fmt: skip
             rows[-1]["turn_ms"] = _turn(model, features)
             if matmul != "highest":
@@ -131,15 +132,16 @@ def _turn(model: MemoryModel, features: SessionFeatures, repeats: int = 50) -> f
 def render(result: dict[str, Any]) -> str:
     """The figures as a table, with the time that 100 epochs of each dataset would take."""
     shape = ", ".join(f"{key} {value}" for key, value in result["shape"].items())
-    columns = ["C", "backend", "ms/step", "x public", "x reference", "x GEMM floor", "peak MB"]
+    columns = ["C", "backend", "ms/step", "x public", "x reference", "x GEMM floor", "peak MB", "operations"]
     columns += [f"{EPOCHS} epochs {name}" for name in STEPS]
     table, notes = [columns], []
     for row in result["steps"]:
         same = {r["backend"]: r["ms"] for r in result["steps"] if r["stages"] == row["stages"]}
         public = f"{same['public style'] / row['ms']:.1f}" if "public style" in same else ""
         peak = "" if row["peak_mb"] is None else f"{row['peak_mb'] / 1e6:.0f}"
+        count = "" if row["operations"] is None else f"{row['operations']:,}"
         cells = [str(row["stages"]), row["backend"], f"{row['ms']:.2f}", public, f"{same['reference'] / row['ms']:.2f}",
-                 f"{row['ms'] / row['floor_ms']:.2f}", peak]  # fmt: skip
+                 f"{row['ms'] / row['floor_ms']:.2f}", peak, count]  # fmt: skip
         table.append([*cells, *(_span(row["ms"] * EPOCHS * steps / 1e3) for steps in STEPS.values())])
         if row["backend"] == "compiled":
             notes.append(f"C = {row['stages']}: the compiled reference's first step, compilation included: {row['first_s']:.1f} s")

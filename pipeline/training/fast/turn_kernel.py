@@ -104,8 +104,9 @@ class TurnKernel:
         backward_turn[(len(d_weights) * trace.batch,)](
             d_weights, d_hidden, d_cells, gates, *gates.stride()[:2], cells, *cells.stride()[:2],
             squashed, *squashed.stride()[:2], hidden, *hidden.stride()[:3], kept.products, kept.answers, kept.gram,
-            kept.gram_bias, kept.scalar_weights, kept.previous, kept.norms, kept.cosines, kept.raw, kept.key_norms, d_gates, *d_gates.stride()[:2], d_old_cells, d_previous, dots, pulls, key_pulls, d_raw,
-            trace.batch, **sizes(trace.shape),
+            kept.gram_bias, kept.scalar_weights, kept.previous, kept.norms, kept.cosines, kept.raw, kept.key_norms,
+            d_gates, *d_gates.stride()[:2], d_old_cells, d_previous, dots, pulls, key_pulls, d_raw, trace.batch,
+            **sizes(trace.shape),
         )  # fmt: skip
         key_pull, keys = key_pulls.unsqueeze(-1), trace.read_raw[:, :, n, :, :width]
         torch.addcmul(over_rows(dots, turn.memory), key_pull, keys, out=d_raws[:, :, n, :, :width])

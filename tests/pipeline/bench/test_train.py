@@ -20,6 +20,8 @@ def test_figures_and_table() -> None:
     assert set(shown) >= {(c, name) for c in (1, 2) for name in names}
     assert any(name.endswith("K=2") for _, name in shown)
     assert all(r["ms"] > 0 and r["first_s"] > 0 and r["floor_ms"] > 0 and r["gflop"] > 0 for r in result["steps"])
+    counts = {row["backend"]: row["operations"] for row in result["steps"] if row["stages"] == 2}
+    assert counts["public style"] > counts["reference"] > 0 < counts["fast"]
     # The public style and the reference do the same products, so one floor serves all rows of a C.
     assert len({r["floor_ms"] for r in result["steps"] if r["stages"] == 2}) == 1
     text = train.render(result)
@@ -35,7 +37,7 @@ def test_rounded_products_are_timed_beside_the_exact_ones_and_their_error_is_sta
 
 def test_the_compiled_reference_tells_how_long_it_compiled() -> None:
     row = {"stages": 4, "backend": "compiled", "ms": 5.0, "fastest_ms": 4.0, "first_s": 61.5, "floor_ms": 2.0, "gflop": 1.0,
-           "threads": 1, "peak_mb": None, "parameters": 10}  # fmt: skip
+           "threads": 1, "peak_mb": None, "operations": None, "parameters": 10}  # fmt: skip
     result = {"machine": machine(), "device": "cpu", "shape": {"batch": 4}, "runs": 0, "steps": [row | {"backend": "reference"}, row]}
     assert "C = 4: the compiled reference's first step, compilation included: 61.5 s" in train.render(result)
 

@@ -123,14 +123,16 @@ def test_nothing_that_a_graph_captures_waits_for_the_device(
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs CUDA")
-def test_captured_runs_side_by_side_are_the_runs_alone() -> None:
+@pytest.mark.parametrize("backend", ["graph", "triton"])
+def test_captured_runs_side_by_side_are_the_runs_alone(backend: str) -> None:
     features = in_double(cumulative(41, seed=1)).to("cuda")
     together = [built(seed, dim=features.dim).to("cuda") for seed in (0, 1, 2)]
-    list(fit_group(together, features, [QUICK] * 3, [0, 1, 2], backend="graph"))
+    list(fit_group(together, features, [QUICK] * 3, [0, 1, 2], backend=backend))
     for seed, model in enumerate(together):
-        alone = built(seed, dim=features.dim).to("cuda")
-        list(fit(alone, features, QUICK, seed, backend="graph"))
-        assert apart(model, alone) < 1e-9
+        for same in (backend, "reference"):
+            alone = built(seed, dim=features.dim).to("cuda")
+            list(fit(alone, features, QUICK, seed, backend=same))
+            assert apart(model, alone) < 1e-9
 
 
 def test_each_run_stops_at_its_own_best_epoch(features: SessionFeatures) -> None:
