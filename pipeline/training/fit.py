@@ -152,7 +152,8 @@ def _epoch(
         with random.of(run):
             size = training.batch_size
             orders.append(groups.batches(size) if groups else epoch_batches(len(features), size))
-    steps = [torch.stack(parts).to(features.device) for parts in zip(*orders, strict=True)]
+    sizes = [len(batch) for batch in orders[0]]  # of every run's
+    steps = torch.stack([torch.cat(order) for order in orders]).to(features.device).split(sizes, 1)  # moved once
     going = [run.going for run in runs]
     total = torch.zeros(len(runs), dtype=torch.float64, device=features.device)
     diverged: dict[int, tuple[int, float]] = {}
