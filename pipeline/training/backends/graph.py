@@ -7,7 +7,8 @@ each run's own random state: a captured draw would be one for all runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -32,6 +33,24 @@ def why_not(features: SessionFeatures, trainings: Sequence[Training], objectives
     if not objectives_plain or any(t.drop_turns or t.recombine for t in trainings):
         return "a training part of these settings has sizes that change from step to step"
     return ""
+
+
+@contextmanager
+def beside(device: torch.device) -> Iterator[None]:
+    """On a stream of its own, as steps before a capture must be; what is there is waited for, and then this."""
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream(device).wait_stream(stream)
+
+
+def record(step: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
+    """A CUDA graph of what ``step`` does, not done yet, and the tensor that each replay writes its result to."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = step()
+    return graph.replay, result
 
 
 class Captured(NamedTuple):
@@ -100,17 +119,12 @@ class GraphTrainer(FastTrainer):
         state = self._state()
         held = [t.detach().clone() for t in state]
         started = [bool(optimizer.state) for optimizer in self.optimizers]
-        stream = torch.cuda.Stream(index.device)
-        stream.wait_stream(torch.cuda.current_stream(index.device))
-        with torch.cuda.stream(stream):
+        with beside(index.device):
             for _ in range(WARM_UP):
                 self._whole_step(index, kept, running)
-        torch.cuda.current_stream(index.device).wait_stream(stream)
         self._restore(state, held, started)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            losses = self._whole_step(index, kept, running)
-        return Captured(graph.replay, index, kept, losses)
+        replay, losses = record(lambda: self._whole_step(index, kept, running))
+        return Captured(replay, index, kept, losses)
 
     def _state(self) -> list[Tensor]:
         """Everything that a step changes: weights, statistics, and what the optimizers keep."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from manifests.schema import Training
 from pipeline.training.backends import build_trainer, choice, choose_backend, graph
@@ -78,25 +79,38 @@ def test_runs_side_by_side_are_the_runs_alone(features: SessionFeatures, backend
         assert apart(together[k], alone) < 1e-9
 
 
-def test_steps_that_are_replayed_draw_the_dropout_of_each_run(features: SessionFeatures, monkeypatch: Any) -> None:
-    """All of the graph's trainer but the capture, which needs CUDA: the step that a graph would replay is done as it is."""
+def recorded(step: Any) -> tuple[Any, Tensor]:
+    """As a CUDA graph: the operators of one step, done again on the tensors where they lie, and no Python of the step's."""
+    operators, result = make_fx(step)(), torch.zeros(3, dtype=torch.float64)
+    return torch.no_grad()(lambda: result.copy_(operators())), result
 
-    class Uncaptured(graph.GraphTrainer):
+
+@pytest.mark.parametrize("options", [{"dropout": 0.3}, {"residual": "ewma"}])
+def test_steps_that_are_replayed_are_those_of_each_run_alone(
+    features: SessionFeatures, options: dict[str, Any], monkeypatch: Any
+) -> None:
+    """All of the graph's trainer but CUDA: what would be captured is recorded, and replayed for every other step. Dropout
+    is drawn before each, and two batch sizes are two recordings."""
+
+    class Recorded(graph.GraphTrainer):
         capturable = False
 
-        def _captured(self, index: Tensor, kept: Tensor | None, running: Sequence[bool]) -> graph.Captured:
-            losses = torch.zeros(len(index), dtype=torch.float64)
-            return graph.Captured(lambda: losses.copy_(self._whole_step(index, kept, running)), index, kept, losses)
+        def _captured(self, *arguments: Any) -> graph.Captured:
+            before = [t.clone() for t in self._state()]
+            captured = super()._captured(*arguments)  # which, unlike a capture, has done the step
+            self._restore(self._state()[: len(before)], before, [len(before) == len(self._state())] * 3)
+            return captured
 
     monkeypatch.setattr(graph, "why_not", lambda *_: "")
-    monkeypatch.setattr(graph, "GraphTrainer", Uncaptured)
-    together = [built(seed, dim=features.dim, dropout=0.3) for seed in (0, 1, 2)]
+    monkeypatch.setattr(graph, "GraphTrainer", Recorded)
+    monkeypatch.setattr(graph, "beside", lambda device: nullcontext())
+    monkeypatch.setattr(graph, "record", recorded)
+    together = [built(seed, dim=features.dim, **options) for seed in (0, 1, 2)]
     list(fit_group(together, features, [QUICK] * 3, [0, 1, 2], backend="graph"))
     for seed, model in enumerate(together):
-        for backend in ("graph", "reference"):
-            alone = built(seed, dim=features.dim, dropout=0.3)
-            list(fit(alone, features, QUICK, seed, backend=backend))
-            assert apart(model, alone) < 1e-9
+        alone = built(seed, dim=features.dim, **options)
+        list(fit(alone, features, QUICK, seed, backend="reference"))
+        assert apart(model, alone) < 1e-9
 
 
 @pytest.mark.parametrize("changed", [{}, {"padding": "mask", "scale": 20.0}, {"clip_norm": 0.5, "weight_decay": 0.1}])
