@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-triton = pytest.importorskip("triton", reason="Triton is not installed: the extra `test` brings it on Linux")
+triton = pytest.importorskip("triton", "3.3", reason="Triton 3.3 is not installed: the extra `test` brings it on Linux")
 if not (Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump").is_file():
     pytest.skip("this Triton brings no NVIDIA binaries", allow_module_level=True)
 
