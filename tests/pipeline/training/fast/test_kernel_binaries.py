@@ -28,7 +28,7 @@ def compiled(folder: Path, *arguments: object) -> list[dict[str, int]]:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("hidden", [100, 768])
+@pytest.mark.parametrize("hidden", [100, pytest.param(768, marks=pytest.mark.slow)])
 def test_they_compile_and_nothing_is_spilled(hidden: int, tmp_path: Path) -> None:
     for needed in compiled(tmp_path, 90, "fp32", 4, hidden, 4):
         assert needed["REG"] > 0 and needed["STACK"] <= SPILLED, needed
@@ -44,5 +44,6 @@ def test_they_compile_for_every_generation(
         assert needed["STACK"] <= SPILLED, needed
 
 
+@pytest.mark.slow
 def test_they_compile_in_double_precision_in_which_the_tests_compare(tmp_path: Path) -> None:
     assert compiled(tmp_path, 90, "fp64", 3, 7, 4)
