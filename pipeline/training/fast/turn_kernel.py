@@ -19,19 +19,23 @@ from pipeline.training.fast.trace import Trace, Turn, Weights
 TILE = 4096  # elements of a matrix that a program holds at a time where it can choose: 32 registers of each of 128 threads
 
 
+class _OfWeights(NamedTuple):
+    """What no turn changes: the Gram matrix [K, C, H + 1, H + 1] of the read key's weights and bias, and those of the read
+    head's scalars [K, C, 6, H + 1]."""
+
+    gram: Tensor
+    scalars: Tensor
+
+
 class _Kept(NamedTuple):
     """What the forward kernel got and found, for the backward one; see the kernels for shapes."""
 
     products: Tensor
     answers: Tensor
-    gram: Tensor
-    gram_bias: Tensor
-    scalar_weights: Tensor
+    of_weights: _OfWeights
     previous: Tensor
-    norms: Tensor
     weights: Tensor
     cosines: Tensor
-    raw: Tensor
     key_norms: Tensor
 
 
@@ -54,8 +58,6 @@ class TurnKernel:
         runs, stages, _, batch, _ = trace.gates.shape
         width, slots = shape.width, shape.slots
         memory = turn.memory.view(runs, stages, batch * slots, width)
-        key_weights, key_bias = weights.heads[:, :, :-1, :width].mT, weights.heads[:, :, -1, :width]
-        scalars = slice(width, width + SCALARS)
         # r^0(n) is known; the kernel adds the other stages' r^{c-1}(n).
         trace.gates[:, 0, n].baddbmm_(trace.arriving(0, n), weights.from_previous[:, 0].mT)
 
@@ -64,29 +66,23 @@ class TurnKernel:
 
         kept = _Kept(
             products=memory[:, :-1] @ weights.from_previous[:, 1:].mT,
-            answers=memory @ key_weights,
-            gram=key_weights.mT @ key_weights,
-            gram_bias=(key_bias.unsqueeze(2) @ key_weights).squeeze(2).contiguous(),
-            scalar_weights=weights.heads[:, :, :-1, scalars].mT.contiguous(),
+            answers=memory @ weights.heads[..., :width].mT,
+            of_weights=_of_weights(trace, weights, n),
             previous=previous.contiguous(),
-            norms=turn.rows.norms,
             weights=out(slots),
             cosines=out(slots),
-            raw=out(SCALARS),
             key_norms=out(),
         )
         gates, cells, squashed, hidden = trace.gates[:, :, n], trace.cells[:, :, n], trace.squashed[:, :, n], trace.hidden(n)
+        raw = trace.read_raw[:, :, n, :, width:]
         forward_turn[(runs * batch,)](
             gates, *gates.stride()[:2], cells, *cells.stride()[:2], trace.cells[:, :, n + 1],
-            squashed, *squashed.stride()[:2], hidden, *hidden.stride()[:3], kept.products, kept.answers,
-            (memory @ key_bias.unsqueeze(3)).contiguous(), kept.gram, kept.gram_bias,
-            key_bias.square().sum(2).contiguous(), kept.scalar_weights,
-            weights.heads[:, :, -1, scalars].contiguous(), kept.previous, kept.norms, kept.weights, kept.cosines,
-            kept.raw, kept.key_norms, batch, **sizes(trace.shape),
+            squashed, *squashed.stride()[:2], hidden, *hidden.stride()[:3], kept.products, kept.answers, *kept.of_weights,
+            kept.previous, turn.rows.norms, raw, *raw.stride()[1:3], kept.weights, kept.cosines, kept.key_norms, batch,
+            **sizes(shape),
         )  # fmt: skip
         turn.read, turn.read_weights = kept, kept.weights
         trace.states[:, :, n + 1, :, :width] = over_rows(kept.weights, turn.memory)
-        trace.read_raw[:, :, n, :, width:] = kept.raw
         trace.read_raw[:, :, n, :, :width] = trace.heads(weights, n, slice(width))
 
     def backward(
@@ -95,22 +91,21 @@ class TurnKernel:
     ) -> Passed:  # fmt: skip
         turn, width = trace.turns[n], trace.shape.width
         kept: _Kept = turn.read
-        d_weights = along_rows(reaching.read, turn.memory) + reaching.read_at
-        d_hidden, d_cells = reaching.hidden.contiguous(), reaching.cell.contiguous()
+        d_weights, d_hidden, d_cells = along_rows(reaching.read, turn.memory), reaching.hidden, reaching.cell.contiguous()
+        d_weights += reaching.read_at
         d_old_cells, d_previous = torch.empty_like(d_cells), torch.empty_like(kept.weights)
-        dots, pulls = torch.empty_like(kept.weights), torch.empty_like(kept.weights)
-        key_pulls, d_raw = torch.empty_like(kept.key_norms), torch.empty_like(kept.raw)
+        dots, pulls, key_pulls = torch.empty_like(kept.weights), torch.empty_like(kept.weights), torch.empty_like(kept.key_norms)
         gates, cells, squashed, hidden = trace.gates[:, :, n], trace.cells[:, :, n], trace.squashed[:, :, n], trace.hidden(n)
+        raw, d_raw = trace.read_raw[:, :, n, :, width:], d_raws[:, :, n, :, width:]
         backward_turn[(len(d_weights) * trace.batch,)](
-            d_weights, d_hidden, d_cells, gates, *gates.stride()[:2], cells, *cells.stride()[:2],
-            squashed, *squashed.stride()[:2], hidden, *hidden.stride()[:3], kept.products, kept.answers, kept.gram,
-            kept.gram_bias, kept.scalar_weights, kept.previous, kept.norms, kept.cosines, kept.raw, kept.key_norms,
-            d_gates, *d_gates.stride()[:2], d_old_cells, d_previous, dots, pulls, key_pulls, d_raw, trace.batch,
-            **sizes(trace.shape),
+            d_weights, d_hidden, d_hidden.stride(2), d_cells, gates, *gates.stride()[:2], cells, *cells.stride()[:2],
+            squashed, *squashed.stride()[:2], hidden, *hidden.stride()[:3], kept.products, kept.answers, *kept.of_weights,
+            kept.previous, turn.rows.norms, raw, *raw.stride()[1:3], kept.cosines, kept.key_norms,
+            d_gates, *d_gates.stride()[:2], d_old_cells, d_previous, dots, pulls, key_pulls, d_raw, *d_raw.stride()[1:3],
+            trace.batch, **sizes(trace.shape),
         )  # fmt: skip
         key_pull, keys = key_pulls.unsqueeze(-1), trace.read_raw[:, :, n, :, :width]
         torch.addcmul(over_rows(dots, turn.memory), key_pull, keys, out=d_raws[:, :, n, :, :width])
-        d_raws[:, :, n, :, width:] = d_raw
         passed = d_gates @ weights.from_previous
         reaching.read[:, :-1] += passed[:, 1:]
         self._gather(trace, n, reaching.read, HeadGradients(d_previous, dots, pulls), writing)
@@ -150,6 +145,16 @@ class TurnKernel:
             d_read.stride(2), keys, *keys.stride()[1:3], *wrote, trace.batch, WROTE=writing is not None,
             **memory_sizes(trace.shape),
         )  # fmt: skip
+
+
+def _of_weights(trace: Trace, weights: Weights, n: int) -> _OfWeights:
+    """Found once a forward."""
+    before = trace.turns[n - 1].read if n else None
+    if isinstance(before, _Kept):
+        return before.of_weights
+    width = trace.shape.width
+    keys, scalars = weights.heads[..., :width], weights.heads[..., width : width + SCALARS]
+    return _OfWeights(keys @ keys.mT, scalars.mT.contiguous())
 
 
 def _programs(slots: Tensor) -> tuple[int]:

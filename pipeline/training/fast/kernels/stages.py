@@ -2,7 +2,8 @@
 
 The chain has no D-sized product: with P_i = M_i^{c-1} W_r and Q_i = M_i W_k (both one product a turn for all stages), the
 gates of stage c take sum_i w_i P_i from the read weights w of stage c - 1, and the key's dot products are Q_i h. The
-key's norm comes from the Gram matrix of W_k. The formulas are those of ``cell.py``; tests hold both against each other.
+key's norm comes from the Gram matrix of W_k. The key's bias is a last row of W_k, and so a last column of Q, a last row and
+column of the Gram matrix. The formulas are those of ``cell.py``; tests hold both against each other.
 """
 
 from __future__ import annotations
@@ -22,17 +23,19 @@ from pipeline.training.fast.kernels.addressing import (
 
 
 @triton.jit
-def _scalar(base, at, hidden, weights, bias, unit, H: tl.constexpr, has):
-    return tl.sum(tl.load(weights + (base + at) * H + unit, mask=has, other=0.0) * hidden, 0) + tl.load(bias + base + at)
+def _scalar(scalars, at, state, unit, has, H: tl.constexpr):
+    own = scalars + at * (H + 1)
+    return tl.sum(tl.load(own + unit, mask=has, other=0.0) * state, 0) + tl.load(own + H)
 
 
 @triton.jit
 def _gram_product(gram, state, unit, has, H: tl.constexpr, UNITS: tl.constexpr, ROWS: tl.constexpr):
-    """W_k' W_k h, ROWS rows of the symmetric matrix at a time: as one tile it would not fit into the registers."""
+    """W_k' W_k h without the bias, ROWS rows of the symmetric matrix [H + 1, H + 1] at a time: as one tile it would not fit
+    into the registers."""
     found = tl.zeros([UNITS], dtype=state.dtype)
     for start in range(0, H, ROWS):
         row = start + tl.arange(0, ROWS)
-        tile = tl.load(gram + row[:, None] * H + unit[None, :], mask=(row < H)[:, None] & has[None, :], other=0.0)
+        tile = tl.load(gram + row[:, None] * (H + 1) + unit[None, :], mask=(row < H)[:, None] & has[None, :], other=0.0)
         own = tl.sum(tl.where(row[:, None] == unit[None, :], state[None, :], 0.0), 1)
         found += tl.sum(tile * own[:, None], 0)
     return found
@@ -46,11 +49,11 @@ def forward_turn(
     squashed, squashed_k, squashed_c,  # [K, C, B, H] out
     hidden, hidden_k, hidden_c, hidden_b,  # [K, C, B, H] with strides of K, C and B: out
     products,  # P [K, C - 1, B, N, 4 H]
-    answers, offsets,  # Q [K, C, B, N, H]; b_k . M_i [K, C, B, N]
-    gram, gram_bias, gram_constant,  # W_k' W_k [K, C, H, H]; W_k' b_k [K, C, H]; |b_k|^2 [K, C]
-    scalar_weights, scalar_bias,  # [K, C, 6, H], [K, C, 6]
+    answers, gram,  # Q [K, C, B, N, H + 1]; W_k' W_k [K, C, H + 1, H + 1]
+    scalars,  # [K, C, 6, H + 1], of the state and, last, the bias
     previous, norms,  # [K, C, B, N]
-    weights, cosines, raw, key_norms,  # out: [K, C, B, N] twice, [K, C, B, 6], [K, C, B]
+    raw, raw_c, raw_b,  # [K, C, B, 6] with strides of C and B: out
+    weights, cosines, key_norms,  # out: [K, C, B, N] twice, [K, C, B]
     B, C: tl.constexpr, H: tl.constexpr, N: tl.constexpr, UNITS: tl.constexpr, SLOTS: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -86,20 +89,20 @@ def forward_turn(
         tl.store(squashed + k * squashed_k + c * squashed_c + b * H + unit, cell_tanh, mask=has)
         tl.store(hidden + k * hidden_k + c * hidden_c + b * hidden_b + unit, state, mask=has)
 
-        answer = tl.load(answers + row * N * H + slot[:, None] * H + unit[None, :], mask=tile, other=0.0)
-        dots = tl.sum(answer * state[None, :], 1) + tl.load(offsets + row * N + slot, mask=stands, other=0.0)
-        square = _gram_product(gram + kc * H * H, state, unit, has, H, UNITS, ROWS)
-        linear = tl.load(gram_bias + kc * H + unit, mask=has, other=0.0)
-        norm2 = tl.sum(state * (square + 2 * linear), 0) + tl.load(gram_constant + kc)
+        answer_at = answers + row * N * (H + 1) + slot * (H + 1)
+        answer = tl.load(answer_at[:, None] + unit[None, :], mask=tile, other=0.0)
+        dots = tl.sum(answer * state[None, :], 1) + tl.load(answer_at + H, mask=stands, other=0.0)
+        gram_at = gram + kc * (H + 1) * (H + 1)
+        square = _gram_product(gram_at, state, unit, has, H, UNITS, ROWS)
+        linear = tl.load(gram_at + H * (H + 1) + unit, mask=has, other=0.0)
+        norm2 = tl.sum(state * (square + 2 * linear), 0) + tl.load(gram_at + H * (H + 2))
         key_norm = tl.maximum(tl.sqrt(tl.maximum(norm2, 0.0)), FLOOR)
         cosine = dots / (key_norm * tl.load(norms + row * N + slot, mask=stands, other=1.0))
-        r0 = _scalar(kc * 6, 0, state, scalar_weights, scalar_bias, unit, H, has)
-        r1 = _scalar(kc * 6, 1, state, scalar_weights, scalar_bias, unit, H, has)
-        r2 = _scalar(kc * 6, 2, state, scalar_weights, scalar_bias, unit, H, has)
-        r3 = _scalar(kc * 6, 3, state, scalar_weights, scalar_bias, unit, H, has)
-        r4 = _scalar(kc * 6, 4, state, scalar_weights, scalar_bias, unit, H, has)
-        r5 = _scalar(kc * 6, 5, state, scalar_weights, scalar_bias, unit, H, has)
-        store_scalars(raw + row * 6, r0, r1, r2, r3, r4, r5)
+        scalars_at = scalars + kc * 6 * (H + 1)
+        r0, r1 = _scalar(scalars_at, 0, state, unit, has, H), _scalar(scalars_at, 1, state, unit, has, H)
+        r2, r3 = _scalar(scalars_at, 2, state, unit, has, H), _scalar(scalars_at, 3, state, unit, has, H)
+        r4, r5 = _scalar(scalars_at, 4, state, unit, has, H), _scalar(scalars_at, 5, state, unit, has, H)
+        store_scalars(raw + kc * raw_c + b * raw_b, r0, r1, r2, r3, r4, r5)
         tl.store(cosines + row * N + slot, cosine, mask=stands)
         tl.store(key_norms + row, key_norm)
 
@@ -111,13 +114,14 @@ def forward_turn(
 @triton.jit
 def backward_turn(
     d_weights,  # [K, C, B, N]: from all but the next stage
-    d_hidden, d_cells,  # [K, C, B, H]: from all but this stage's read head; cells: of the new cell
+    d_hidden, d_hidden_b, d_cells,  # [K, C, B, H], with a stride of B: from all but this stage's read head; of the new cell
     gates, gates_k, gates_c, cells, cells_k, cells_c, squashed, squashed_k, squashed_c,  # as the forward left them
     hidden, hidden_k, hidden_c, hidden_b,
-    products, answers, gram, gram_bias, scalar_weights, previous, norms, cosines, raw, key_norms,
+    products, answers, gram, scalars, previous, norms, raw, raw_c, raw_b, cosines, key_norms,
     d_gates, d_gates_k, d_gates_c,  # [K, C, B, 4 H] out
     d_old_cells, d_previous,  # out: [K, C, B, H], [K, C, B, N]
-    dots, pulls, key_pulls, d_raw,  # out, ``HeadGradients``: [K, C, B, N] twice, [K, C, B], and [K, C, B, 6]
+    dots, pulls, key_pulls,  # out, ``HeadGradients``: [K, C, B, N] twice, [K, C, B]
+    d_raw, d_raw_c, d_raw_b,  # [K, C, B, 6] with strides of C and B: out
     B, C: tl.constexpr, H: tl.constexpr, N: tl.constexpr, UNITS: tl.constexpr, SLOTS: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -131,7 +135,7 @@ def backward_turn(
         c = C - 1 - back
         kc = k * C + c
         row = kc * B + b
-        r0, r1, r2, r3, r4, r5 = load_scalars(raw + row * 6)
+        r0, r1, r2, r3, r4, r5 = load_scalars(raw + kc * raw_c + b * raw_b)
         cosine = tl.load(cosines + row * N + slot, mask=stands, other=0.0)
         before = tl.load(previous + row * N + slot, mask=stands, other=0.0)
         at, content, mixed, shifted, log, s0, s1, s2 = stand(
@@ -142,7 +146,7 @@ def backward_turn(
             d_at, r0, r1, r2, r3, r4, r5, cosine, before, at, content, mixed, shifted, log, s0, s1, s2, stands, N, SLOTS
         )
         tl.store(d_previous + row * N + slot, d_before, mask=stands)
-        store_scalars(d_raw + row * 6, d0, d1, d2, d3, d4, d5)
+        store_scalars(d_raw + kc * d_raw_c + b * d_raw_b, d0, d1, d2, d3, d4, d5)
         norm = tl.load(norms + row * N + slot, mask=stands, other=1.0)
         key_norm = tl.load(key_norms + row)
         dot = d_cosine / (key_norm * norm)
@@ -154,15 +158,16 @@ def backward_turn(
 
         state = tl.load(hidden + k * hidden_k + c * hidden_c + b * hidden_b + unit, mask=has, other=0.0)
         cell_tanh = tl.load(squashed + k * squashed_k + c * squashed_c + b * H + unit, mask=has, other=0.0)
-        answer = tl.load(answers + row * N * H + slot[:, None] * H + unit[None, :], mask=tile, other=0.0)
-        square = _gram_product(gram + kc * H * H, state, unit, has, H, UNITS, ROWS)
-        linear = tl.load(gram_bias + kc * H + unit, mask=has, other=0.0)
-        d_state = tl.load(d_hidden + row * H + unit, mask=has, other=0.0) + tl.sum(answer * dot[:, None], 0)
-        d_state += key_pull * (square + linear)
-        scalars = scalar_weights + kc * 6 * H + unit
-        d_state += d0 * tl.load(scalars, mask=has, other=0.0) + d1 * tl.load(scalars + H, mask=has, other=0.0)
-        d_state += d2 * tl.load(scalars + 2 * H, mask=has, other=0.0) + d3 * tl.load(scalars + 3 * H, mask=has, other=0.0)
-        d_state += d4 * tl.load(scalars + 4 * H, mask=has, other=0.0) + d5 * tl.load(scalars + 5 * H, mask=has, other=0.0)
+        answer_at = answers + row * N * (H + 1) + slot[:, None] * (H + 1) + unit[None, :]
+        gram_at = gram + kc * (H + 1) * (H + 1)
+        square = _gram_product(gram_at, state, unit, has, H, UNITS, ROWS)
+        linear = tl.load(gram_at + H * (H + 1) + unit, mask=has, other=0.0)
+        d_state = tl.load(d_hidden + row * d_hidden_b + unit, mask=has, other=0.0)
+        d_state += tl.sum(tl.load(answer_at, mask=tile, other=0.0) * dot[:, None], 0) + key_pull * (square + linear)
+        own = scalars + kc * 6 * (H + 1) + unit
+        d_state += d0 * tl.load(own, mask=has, other=0.0) + d1 * tl.load(own + H + 1, mask=has, other=0.0)
+        d_state += d2 * tl.load(own + 2 * H + 2, mask=has, other=0.0) + d3 * tl.load(own + 3 * H + 3, mask=has, other=0.0)
+        d_state += d4 * tl.load(own + 4 * H + 4, mask=has, other=0.0) + d5 * tl.load(own + 5 * H + 5, mask=has, other=0.0)
 
         gate_at = gates + k * gates_k + c * gates_c + b * 4 * H + unit
         i, f = tl.load(gate_at, mask=has, other=0.0), tl.load(gate_at + H, mask=has, other=0.0)
