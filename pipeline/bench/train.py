@@ -6,10 +6,11 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from statistics import median
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
+from manifests.errors import ManifestError, Problem
 from manifests.schema import Training
 from pipeline.bench._machine import machine
 from pipeline.bench._steps import flops_of_step, gemm_step, rounding
@@ -48,7 +49,12 @@ def run(
     "medium" (``training.matmul``) times the last back end once more with its products so rounded, and says what that
     changes. ``apart``: each subject in a process of its own, as a training is, so that none works in what another left of
     memory and caches. "operations" are those that a step hands to the device, views not counted.
+
+    Raises ManifestError for another ``matmul``.
     """
+    known = get_args(Training.model_fields["matmul"].annotation)
+    if matmul not in known:
+        raise ManifestError([Problem("--set", f"matmul={matmul}", f"choose one of {', '.join(known)}")])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sizes = Sizes(batch, turns, dim, slots, hidden, runs, str(device))
     before, rows = torch.get_num_threads(), []
@@ -64,14 +70,15 @@ def run(
                     subjects[name] = stack.enter_context(Apart(sizes, c, name, chosen) if apart else Here.of(sizes, c, name))
                 first, timed = _rounds(subjects, repeats)
                 peaks = {name: subjects[name].peak() for name in names}
-                counts = {name: subjects[name].operations() for name in names if name != "compiled"}
+                counts = {name: subjects[name].operations() for name in names if name != "compiled"}  # which one would compile anew
             floor = 1e3 * flops_of_step(model, features) / (product.flops / median(timed.pop("gemm")))
             for name, times in timed.items():
                 rows.append({
                     "stages": c, "backend": name, "ms": 1e3 * median(times), "fastest_ms": 1e3 * min(times),
                     "first_s": first[name],
                     "floor_ms": floor, "gflop": flops_of_step(model, features) / 1e9, "threads": chosen,
-                    "peak_mb": peaks[name], "operations": counts.get(name), "parameters": sum(p.numel() for p in model.parameters()),
+                    "peak_mb": peaks[name], "operations": counts.get(name),
+                    "parameters": sum(p.numel() for p in model.parameters()),
                 })  # fmt: skip
             rows[-1]["turn_ms"] = _turn(model, features)
             if matmul != "highest":

@@ -43,8 +43,8 @@ def choose_backend(
 ) -> BackendChoice:
     """The backend to train with, and on a CPU the number of threads, which torch is then set to.
 
-    "auto" measures a step of each backend that can, and leaves out one whose step fails; another name is taken where it can run, and else what "auto" takes,
-    with the reason in ``fallback``. ``threads``: candidates; the machine's when empty, and one means no measurement.
+    "auto" measures a step of each backend that can, and leaves out one whose step fails; another name is taken where it can
+    run, and else what "auto" takes, with the reason in ``fallback``. ``threads``: candidates; the machine's when empty, and one means no measurement.
 
     Raises TrainingError for an unknown name.
     """

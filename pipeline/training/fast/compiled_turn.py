@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
-import torch
 from torch import Tensor
 
 from pipeline.training.fast import loops
@@ -13,17 +10,8 @@ from pipeline.training.fast.cell import HeadGradients, Rows
 from pipeline.training.fast.chain import Passed, Reaching
 from pipeline.training.fast.parameters import SCALARS
 from pipeline.training.fast.stage_by_stage import ControlBackward, StageByStage, control
+from pipeline.training.fast.standing import Stood, rows_of
 from pipeline.training.fast.trace import Trace, Turn, Weights
-
-
-class _Stood(NamedTuple):
-    """Where the heads stood before and stand now, and the cosines of key and rows, [K, C, B, N]; raw: what the write head
-    was told, [K, C, B, ..], the erase vector in its range."""
-
-    previous: Tensor
-    cosines: Tensor
-    weights: Tensor
-    raw: Tensor | None = None
 
 
 class CompiledTurn(StageByStage):
@@ -33,7 +21,7 @@ class CompiledTurn(StageByStage):
         turn = trace.turns[n]
         turn.memory = turn.memory.contiguous()  # turn 1 may have one memory for all sessions
         turn.rows = Rows(turn.memory, turn.rows.norms.contiguous())
-        stood = _stood(previous)
+        stood = Stood.room(previous)
         arrays = _arrays(turn.memory, turn.rows.norms, trace.states, trace.read_raw, *stood[:3])
         for c in range(trace.shape.stages):
             control(trace, weights, n, c)
@@ -43,16 +31,17 @@ class CompiledTurn(StageByStage):
     def write(self, trace: Trace, n: int, raw: Tensor, previous: Tensor) -> None:
         turn, width, new = trace.turns[n], trace.shape.width, trace.memories[n]
         raw[..., SCALARS : SCALARS + width].sigmoid_()
-        stood, norms = _stood(previous, raw.contiguous()), new.new_empty(new.shape[:-1])
-        loops.write(*_arrays(*_rows(turn, stood), stood.raw, *stood[:3], new, norms), turn.side_by_side)
+        stood, norms = Stood.room(previous, raw.contiguous()), new.new_empty(new.shape[:-1])
+        loops.write(*_arrays(*rows_of(turn, stood), stood.raw, *stood[:3], new, norms), turn.side_by_side)
         turn.write = stood
         trace.turns.append(Turn(new, Rows(new, norms)))
 
     def write_backward(self, trace: Trace, n: int, at: Tensor, d_raws: Tensor) -> HeadGradients:
-        turn, found = trace.turns[n], _head_gradients(at)
-        stood = turn.write
+        turn = trace.turns[n]
+        stood: Stood = turn.write
+        found = stood.gradients()
         loops.write_backward(
-            *_arrays(*_rows(turn, stood), stood.raw, stood.previous, stood.cosines, trace.d_memory, at, d_raws, *found[:3]),
+            *_arrays(*rows_of(turn, stood), stood.raw, stood.previous, stood.cosines, trace.d_memory, at, d_raws, *found[:3]),
             n, turn.side_by_side,
         )  # fmt: skip
         return found
@@ -61,8 +50,9 @@ class CompiledTurn(StageByStage):
         self, weights: Weights, trace: Trace, n: int, reaching: Reaching, writing: HeadGradients | None, d_gates: Tensor,
         d_raws: Tensor,
     ) -> Passed:  # fmt: skip
-        turn, reading = trace.turns[n], _head_gradients(reaching.read_at)
-        stood, controllers = turn.read, ControlBackward(weights, trace, n, reaching, d_gates)
+        turn, controllers = trace.turns[n], ControlBackward(weights, trace, n, reaching, d_gates)
+        stood: Stood = turn.read
+        reading = stood.gradients()
         arrays = _arrays(
             turn.memory, turn.rows.norms, trace.read_raw, stood.previous, stood.cosines, reaching.state, reaching.read_at,
             d_raws, *reading[:3],
@@ -76,20 +66,6 @@ class CompiledTurn(StageByStage):
             *_arrays(reaching.state, trace.d_memory, *wrote), n, writing is not None,
         )  # fmt: skip
         return Passed(reading.previous, controllers.cell, controllers.first)
-
-
-def _stood(previous: Tensor, raw: Tensor | None = None) -> _Stood:
-    previous = previous.contiguous()
-    return _Stood(previous, torch.empty_like(previous), torch.empty_like(previous), raw)
-
-
-def _head_gradients(like: Tensor) -> HeadGradients:
-    return HeadGradients(*(torch.empty_like(like) for _ in range(3)))
-
-
-def _rows(turn: Turn, stood: _Stood) -> tuple[Tensor, Tensor]:
-    """Memory and norms; where all rows are one there are no norms, and nothing reads them."""
-    return turn.memory.contiguous(), stood.cosines if turn.rows is None else turn.rows.norms
 
 
 def _arrays(*tensors: Tensor) -> list[np.ndarray]:

@@ -14,6 +14,7 @@ from pipeline.training.fast.chain import Passed, Reaching
 from pipeline.training.fast.kernels.memory import gather_memory, write_memory, write_memory_backward
 from pipeline.training.fast.kernels.stages import backward_turn, forward_turn
 from pipeline.training.fast.parameters import SCALARS, Shape
+from pipeline.training.fast.standing import Stood, rows_of
 from pipeline.training.fast.trace import Trace, Turn, Weights
 
 TILE = 4096  # elements of a matrix that a program holds at a time where it can choose: 32 registers of each of 128 threads
@@ -37,15 +38,6 @@ class _Kept(NamedTuple):
     weights: Tensor
     cosines: Tensor
     key_norms: Tensor
-
-
-class _Written(NamedTuple):
-    """What the writing kernel got and found, for its backward."""
-
-    raw: Tensor
-    previous: Tensor
-    cosines: Tensor
-    weights: Tensor
 
 
 class TurnKernel:
@@ -113,23 +105,21 @@ class TurnKernel:
 
     def write(self, trace: Trace, n: int, raw: Tensor, previous: Tensor) -> None:
         turn, new = trace.turns[n], trace.memories[n]
-        cosines, weights, norms = (torch.empty_like(new[..., 0]) for _ in range(3))
-        wrote = _Written(raw.contiguous(), previous.contiguous(), cosines, weights)
-        write_memory[_programs(weights)](
-            turn.memory.contiguous(), _norms(turn, wrote), wrote.raw, wrote.raw.shape[-1], wrote.previous, new, norms,
-            wrote.weights, wrote.cosines, trace.batch, ALIKE=turn.side_by_side, **memory_sizes(trace.shape),
+        wrote, norms = Stood.room(previous, raw.contiguous()), torch.empty_like(new[..., 0])
+        write_memory[_programs(norms)](
+            *rows_of(turn, wrote), wrote.raw, wrote.raw.shape[-1], wrote.previous, new, norms, wrote.weights, wrote.cosines,
+            trace.batch, ALIKE=turn.side_by_side, **memory_sizes(trace.shape),
         )  # fmt: skip
         turn.write = wrote
         trace.turns.append(Turn(new, Rows(new, norms)))
 
     def write_backward(self, trace: Trace, n: int, at: Tensor, d_raws: Tensor) -> HeadGradients:
         turn, d_raw = trace.turns[n], d_raws[:, :, n]
-        wrote: _Written = turn.write
-        found = HeadGradients(*(torch.empty_like(wrote.weights) for _ in range(3)))
+        wrote: Stood = turn.write
+        found = wrote.gradients()
         write_memory_backward[_programs(wrote.weights)](
-            turn.memory.contiguous(), _norms(turn, wrote), wrote.raw, wrote.raw.shape[-1], wrote.previous, wrote.cosines,
-            trace.d_memory, at.contiguous(), d_raw, *d_raw.stride()[1:3], found.previous, found.dots, found.pull,
-            trace.batch, ALIKE=turn.side_by_side, **memory_sizes(trace.shape),
+            *rows_of(turn, wrote), wrote.raw, wrote.raw.shape[-1], wrote.previous, wrote.cosines, trace.d_memory,
+            at.contiguous(), d_raw, *d_raw.stride()[1:3], found.previous, found.dots, found.pull, trace.batch, ALIKE=turn.side_by_side, **memory_sizes(trace.shape),
         )  # fmt: skip
         return found
 
@@ -160,11 +150,6 @@ def _of_weights(trace: Trace, weights: Weights, n: int) -> _OfWeights:
 def _programs(slots: Tensor) -> tuple[int]:
     """One for each run, stage and session of [K, C, B, N]."""
     return (slots.shape[:-1].numel(),)
-
-
-def _norms(turn: Turn, wrote: _Written) -> Tensor:
-    """Of the turn's rows; where all rows are one there are none, and nothing reads them."""
-    return wrote.weights if turn.rows is None else turn.rows.norms
 
 
 def memory_sizes(shape: Shape) -> dict[str, int]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import torch
 
+from manifests.errors import ManifestError
 from pipeline.bench import train
 from pipeline.bench._machine import machine
 from pipeline.bench._memory import peak_bytes
@@ -33,6 +35,11 @@ def test_rounded_products_are_timed_beside_the_exact_ones_and_their_error_is_sta
     names = [row["backend"] for row in result["steps"]]
     assert names[-1] == f"{names[-2]} medium"
     assert "C = 2: medium products change f' by" in train.render(result)
+
+
+def test_another_rounding_is_refused_before_anything_is_timed() -> None:
+    with pytest.raises(ManifestError, match=r"matmul=low.*choose one of highest, high, medium"):
+        train.run(stages=(2,), matmul="low")
 
 
 def test_the_compiled_reference_tells_how_long_it_compiled() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+SCALARS = tl.constexpr(6)  # of one head, ``parameters.SCALARS``
 FLOOR = tl.constexpr(1e-8)  # NORM_FLOOR of the reference
 LINEAR = tl.constexpr(20.0)  # of ``cell.SOFTPLUS``
 TINY = tl.constexpr(2.0**-126)  # the least normal float32; a literal below it would be a float64 to Triton

@@ -12,14 +12,13 @@ import triton.language as tl
 
 from pipeline.training.fast.kernels.addressing import (
     FLOOR,
+    SCALARS,
     load_scalars,
     sigmoid,
     stand,
     stand_backward,
     store_scalars,
 )
-
-SCALARS = tl.constexpr(6)  # of one head, ``parameters.SCALARS``
 
 
 @triton.jit

@@ -13,6 +13,7 @@ import triton.language as tl
 
 from pipeline.training.fast.kernels.addressing import (
     FLOOR,
+    SCALARS,
     load_scalars,
     sigmoid,
     stand,
@@ -98,7 +99,7 @@ def forward_turn(
         norm2 = tl.sum(state * (square + 2 * linear), 0) + tl.load(gram_at + H * (H + 2))
         key_norm = tl.maximum(tl.sqrt(tl.maximum(norm2, 0.0)), FLOOR)
         cosine = dots / (key_norm * tl.load(norms + row * N + slot, mask=stands, other=1.0))
-        scalars_at = scalars + kc * 6 * (H + 1)
+        scalars_at = scalars + kc * SCALARS * (H + 1)
         r0, r1 = _scalar(scalars_at, 0, state, unit, has, H), _scalar(scalars_at, 1, state, unit, has, H)
         r2, r3 = _scalar(scalars_at, 2, state, unit, has, H), _scalar(scalars_at, 3, state, unit, has, H)
         r4, r5 = _scalar(scalars_at, 4, state, unit, has, H), _scalar(scalars_at, 5, state, unit, has, H)
@@ -164,7 +165,7 @@ def backward_turn(
         linear = tl.load(gram_at + H * (H + 1) + unit, mask=has, other=0.0)
         d_state = tl.load(d_hidden + row * d_hidden_b + unit, mask=has, other=0.0)
         d_state += tl.sum(tl.load(answer_at, mask=tile, other=0.0) * dot[:, None], 0) + key_pull * (square + linear)
-        own = scalars + kc * 6 * (H + 1) + unit
+        own = scalars + kc * SCALARS * (H + 1) + unit
         d_state += d0 * tl.load(own, mask=has, other=0.0) + d1 * tl.load(own + H + 1, mask=has, other=0.0)
         d_state += d2 * tl.load(own + 2 * H + 2, mask=has, other=0.0) + d3 * tl.load(own + 3 * H + 3, mask=has, other=0.0)
         d_state += d4 * tl.load(own + 4 * H + 4, mask=has, other=0.0) + d5 * tl.load(own + 5 * H + 5, mask=has, other=0.0)
