@@ -1,7 +1,7 @@
 """The lease of the one writer of a store: who has it, since when, and the sign of life of its owner.
 
-A lease is a file ``.writer.lease-<epoch>`` made with O_EXCL, which is atomic on one machine and on a shared folder
-(NFS from version 3). Its owner touches it every few seconds. A lease is stale, and is taken over, when
+A lease is a file ``.writer.lease-<epoch>`` that appears whole, by a hard link, or where there is none by O_EXCL: both are
+atomic on one machine and on a shared folder (NFS from version 3). Its owner touches it every few seconds. A lease is stale, and is taken over, when
 
 - its owner ran under this same kernel and the system has released its lock (flock), however it died: at once;
 - or it shows no sign of life for ``STALE`` seconds (other machines, file systems without locks), by the clock of the
@@ -75,11 +75,9 @@ class Lease:
         about = {"token": self.token, "pid": os.getpid(), "host": socket.gethostname(), "kernel": _kernel(),
                  "since": now()}  # fmt: skip
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            _make(path, about)
         except FileExistsError:
             raise self._busy(_read(path), 0.0, can_die=True) from None
-        with open(descriptor, "wb") as handle:
-            handle.write(json.dumps(about).encode() + b"\n")
         for other in _leases(self.directory):
             if other > path:  # made while this one was: it may have looked before this one was there
                 path.unlink(missing_ok=True)
@@ -114,6 +112,27 @@ class Lease:
             if _read(self.path).get("token") == self.token:
                 self.path.unlink(missing_ok=True)
             self._handle.close()
+
+
+def _make(path: Path, about: dict[str, Any]) -> None:
+    """The lease, with its owner in it: a writer that dies on the way must not leave one that nobody can be told dead by.
+
+    Raises FileExistsError when another writer was faster.
+    """
+    text, whole = json.dumps(about).encode() + b"\n", temporary_for(path)
+    whole.write_bytes(text)
+    try:
+        os.link(whole, path)
+    except FileNotFoundError:  # swept away by a writer that has begun
+        raise FileExistsError(path) from None
+    except FileExistsError:
+        if _read(path) != about:  # else this very request, repeated by a network
+            raise
+    except OSError:  # a file system without hard links
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as handle:
+            handle.write(text)
+    finally:
+        whole.unlink(missing_ok=True)
 
 
 def _locked(handle: Any) -> bool | None:

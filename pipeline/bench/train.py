@@ -70,7 +70,7 @@ def run(
                     subjects[name] = stack.enter_context(Apart(sizes, c, name, chosen) if apart else Here.of(sizes, c, name))
                 first, timed = _rounds(subjects, repeats)
                 peaks = {name: subjects[name].peak() for name in names}
-                counts = {name: subjects[name].operations() for name in names if name != "compiled"}  # which one would compile anew
+                counts = {name: subjects[name].operations() for name in names if name != "compiled"}  # it would compile anew
             floor = 1e3 * flops_of_step(model, features) / (product.flops / median(timed.pop("gemm")))
             for name, times in timed.items():
                 rows.append({

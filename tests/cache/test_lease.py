@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ import pytest
 import cache.lease
 from cache import Store, StoreBusyError, StoreError, verify
 from cache.layout import LEASE, is_temporary
-from cache.lease import STALE
+from cache.lease import STALE, Lease
+from tests.cache.dying import die_at
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
@@ -167,6 +169,41 @@ def test_the_lease_of_a_process_that_died_here_is_free_at_once(path: Path, write
     with writer() as w:
         assert not w.missing("image", rows(0, 5)[0]).any()
     assert leases(path) == []
+
+
+def test_a_death_at_any_step_of_taking_the_lease_keeps_nobody_waiting(path: Path, writer, child) -> None:
+    writer().close()
+
+    def take(step: int) -> None:
+        die_at(step)
+        lease = Lease(path)
+        sys.setprofile(None)
+        assert lease.path.exists()
+
+    step = 0
+    while child(partial(take, step := step + 1)) == -9:
+        writer().close()
+    assert step > 20  # and not one of the first steps only
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_without_hard_links_a_lease_is_made_in_its_place(path: Path, writer, monkeypatch, made: bool) -> None:
+    """And where another writer has swept away what was to be linked, it has the store."""
+
+    def link(source: Path, place: Path) -> None:
+        if not made:
+            source.unlink()
+            os.stat(source)
+        raise PermissionError(1, "no hard links here")
+
+    monkeypatch.setattr(os, "link", link)
+    if made:
+        with writer(), pytest.raises(StoreBusyError, match=f"process {os.getpid()}"):
+            writer()
+    else:
+        with pytest.raises(StoreBusyError, match="run the same command again"):
+            writer()
+    assert leases(path) == [] and not any(map(is_temporary, os.listdir(path)))
 
 
 def test_a_writer_on_this_machine_is_never_taken_for_dead(path: Path, writer) -> None:

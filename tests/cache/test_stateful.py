@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import sys
 import tempfile
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from cache import TABLES, Store, StoreError, StoreWriter, verify, write_shard
+from tests.cache.dying import die_at
 
 KEYS = st.lists(st.integers(0, 60), min_size=1, max_size=12, unique=True)
 SHAPES = {"image": (3, "float16"), "text": (2, "float32"), "query": (3, "float16"), "target": (1, "float32")}
@@ -24,18 +22,6 @@ SHAPES = {"image": (3, "float16"), "text": (2, "float32"), "query": (3, "float16
 
 def keys_of(numbers: list[int]) -> np.ndarray:
     return np.array([[n] * 15 + [0] for n in numbers], dtype=np.uint8)
-
-
-def _die_at(step: int) -> None:
-    """SIGKILL to this process at its ``step``-th call of a built-in function, in any of its threads."""
-    calls = iter(range(step))
-
-    def profile(frame: object, event: str, argument: object) -> None:
-        if event == "c_call" and next(calls, None) is None:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.setprofile(profile)
-    sys.setprofile(profile)
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -137,7 +123,7 @@ class StoreMachine(RuleBasedStateMachine):
         pid = os.fork()
         if pid == 0:
             try:
-                _die_at(step)
+                die_at(step)
                 with self.open_writer() as writer:
                     if adopt:
                         writer.adopt(write_shard(self.path, table, keys_of(numbers), features))

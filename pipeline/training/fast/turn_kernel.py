@@ -119,7 +119,8 @@ class TurnKernel:
         found = wrote.gradients()
         write_memory_backward[_programs(wrote.weights)](
             *rows_of(turn, wrote), wrote.raw, wrote.raw.shape[-1], wrote.previous, wrote.cosines, trace.d_memory,
-            at.contiguous(), d_raw, *d_raw.stride()[1:3], found.previous, found.dots, found.pull, trace.batch, ALIKE=turn.side_by_side, **memory_sizes(trace.shape),
+            at.contiguous(), d_raw, *d_raw.stride()[1:3], found.previous, found.dots, found.pull, trace.batch,
+            ALIKE=turn.side_by_side, **memory_sizes(trace.shape),
         )  # fmt: skip
         return found
 
