@@ -1,7 +1,8 @@
 """The lease of the one writer of a store: who has it, since when, and the sign of life of its owner.
 
-A lease is a file ``.writer.lease-<epoch>`` that appears whole, by a hard link, or where there is none by O_EXCL: both are
-atomic on one machine and on a shared folder (NFS from version 3). Its owner touches it every few seconds. A lease is stale, and is taken over, when
+A lease is a file ``.writer.lease-<epoch>`` that appears whole, by a hard link, or where there is none by O_EXCL: both
+are atomic on one machine and on a shared folder (NFS from version 3). Its owner touches it every few seconds. A lease
+is stale, and is taken over, when
 
 - its owner ran under this same kernel and the system has released its lock (flock), however it died: at once;
 - or it shows no sign of life for ``STALE`` seconds (other machines, file systems without locks), by the clock of the

@@ -86,7 +86,7 @@ class TurnKernel:
         d_weights, d_hidden, d_cells = along_rows(reaching.read, turn.memory), reaching.hidden, reaching.cell.contiguous()
         d_weights += reaching.read_at
         d_old_cells, d_previous = torch.empty_like(d_cells), torch.empty_like(kept.weights)
-        dots, pulls, key_pulls = torch.empty_like(kept.weights), torch.empty_like(kept.weights), torch.empty_like(kept.key_norms)
+        (dots, pulls), key_pulls = (torch.empty_like(kept.weights) for _ in range(2)), torch.empty_like(kept.key_norms)
         gates, cells, squashed, hidden = trace.gates[:, :, n], trace.cells[:, :, n], trace.squashed[:, :, n], trace.hidden(n)
         raw, d_raw = trace.read_raw[:, :, n, :, width:], d_raws[:, :, n, :, width:]
         backward_turn[(len(d_weights) * trace.batch,)](
