@@ -92,8 +92,10 @@ class StoreDiff:
         lines = [f"A  {self.a}", f"B  {self.b}", f"fields  {len(self.fields)} differ (A -> B)"]
         lines += [f"  {change}" for change in self.fields]
         for t in self.tables:
-            lines.append(f"{t.table:6}  {t.equal:,} equal, {t.differing:,} differ, {t.only_a:,} only in A, "
-                         f"{t.only_b:,} only in B" + (f"; {t.note}" if t.note else ""))  # fmt: skip
+            lines.append(
+                f"{t.table:6}  {t.equal:,} equal, {t.differing:,} differ, {t.only_a:,} only in A, "
+                f"{t.only_b:,} only in B" + (f"; {t.note}" if t.note else "")
+            )
             for side, examples in (("A", t.examples_a), ("B", t.examples_b)):
                 lines += [f"  only in {side}: {', '.join(examples)}"] if examples else []
             for row in t.largest:
@@ -123,8 +125,9 @@ def _table(a: Store, b: Store, table: str, largest: int) -> TableDiff:
         for start in range(0, len(both), _BLOCK):
             part = both[start : start + _BLOCK]
             x, y = a.gather(table, part), b.gather(table, at[part])
-            unequal = np.flatnonzero((x.view(np.uint8) != y.view(np.uint8)).any(axis=1) if x.dtype == y.dtype
-                                     else (x != y).any(axis=1))  # fmt: skip
+            unequal = np.flatnonzero(
+                (x.view(np.uint8) != y.view(np.uint8)).any(axis=1) if x.dtype == y.dtype else (x != y).any(axis=1)
+            )
             differing += len(unequal)
             worst, cosine = _distances(x[unequal], y[unequal])
             for n in np.argsort(-worst, kind="stable")[:largest]:
@@ -134,9 +137,16 @@ def _table(a: Store, b: Store, table: str, largest: int) -> TableDiff:
         differing = len(both)
     rows.sort(key=lambda r: -r.max_abs)
     return TableDiff(
-        table, len(only_a), len(only_b), len(both) - differing, differing, tuple(rows[:largest]),
-        _examples(keys_a[only_a[:3]], names_a), _examples(keys_b[only_b[:3]], names_b), note,
-    )  # fmt: skip
+        table,
+        len(only_a),
+        len(only_b),
+        len(both) - differing,
+        differing,
+        tuple(rows[:largest]),
+        _examples(keys_a[only_a[:3]], names_a),
+        _examples(keys_b[only_b[:3]], names_b),
+        note,
+    )
 
 
 def _distances(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

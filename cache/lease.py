@@ -73,8 +73,13 @@ class Lease:
         if not epoch and locked is False:
             raise self._busy({}, 0.0, can_die=False)  # another one is just beginning, or just ending
         path = self.directory / f"{LEASE}{epoch + 1:06d}"
-        about = {"token": self.token, "pid": os.getpid(), "host": socket.gethostname(), "kernel": _kernel(),
-                 "since": now()}  # fmt: skip
+        about = {
+            "token": self.token,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "kernel": _kernel(),
+            "since": now(),
+        }
         try:
             _make(path, about)
         except FileExistsError:

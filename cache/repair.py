@@ -50,12 +50,19 @@ class Repaired:
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            "store": str(self.path), "findings": [asdict(f) for f in self.findings], "actions": self.actions,
-            "rows_lost": self.lost, "left": [asdict(f) for f in self.left],
-        }  # fmt: skip
+            "store": str(self.path),
+            "findings": [asdict(f) for f in self.findings],
+            "actions": self.actions,
+            "rows_lost": self.lost,
+            "left": [asdict(f) for f in self.left],
+        }
 
     def text(self) -> str:
-        lines = [f"store  {self.path}", *(f"  found  {f}" for f in self.findings), *(f"  done   {a}" for a in self.actions)]
+        lines = [
+            f"store  {self.path}",
+            *(f"  found  {f}" for f in self.findings),
+            *(f"  done   {a}" for a in self.actions),
+        ]
         lines += [f"  still  {f}" for f in self.left]
         if not self.actions:
             lines.append("nothing to repair: " + ("every byte is as it should be" if not self.findings else "no error"))
@@ -178,7 +185,9 @@ def _rebuild_manifest(path: Path, identity: Manifest | None, done: Repaired) -> 
         )
     other = sorted(name for name, h in headers.items() if h.get("fingerprint") != known.fingerprint)
     if other and len(other) == len(headers):
-        raise StoreMismatchError(path, [f"fingerprint of {other[0]}: {headers[other[0]].get('fingerprint')} -> {known.fingerprint}"])
+        raise StoreMismatchError(
+            path, [f"fingerprint of {other[0]}: {headers[other[0]].get('fingerprint')} -> {known.fingerprint}"]
+        )
     if (path / MANIFEST).exists():
         aside = f"{MANIFEST}.{sha256_of(path / MANIFEST)[:8]}{REJECTED}"
         os.replace(path / MANIFEST, path / aside)

@@ -65,9 +65,12 @@ class Rewriter(StoreWriter):
         StoreNotFoundError or StoreCorruptError where there is no readable manifest."""
         found = load_manifest(Path(path))
         return cls(
-            path, dataset=found.dataset, extractor=found.extractor, fields=found.fields,
+            path,
+            dataset=found.dataset,
+            extractor=found.extractor,
+            fields=found.fields,
             execution={"command": command, **settings},
-        )  # fmt: skip
+        )
 
     def keep(self, rows: Mapping[str, np.ndarray]) -> list[str]:
         """Drop every row of these tables whose bool [rows] is false; gives the files that went.

@@ -87,9 +87,12 @@ def _verify(path: Path, progress: Callable[[str], None], workers: int) -> Iterat
         return
     if not path.resolve().name.endswith(f"-{manifest.fingerprint[:12]}"):
         yield Finding(
-            "note", "place", path.name, f"the folder is not named after its fingerprint {manifest.fingerprint[:12]}",
+            "note",
+            "place",
+            path.name,
+            f"the folder is not named after its fingerprint {manifest.fingerprint[:12]}",
             "a renamed or copied store is found again only under its own name",
-        )  # fmt: skip
+        )
     known: dict[str, KeyIndex] = {}
     whole = True
     with ThreadPoolExecutor(workers, "verify") as pool:
@@ -144,13 +147,13 @@ def _shard(
         some = tuple(int(n) for n in rows[:_SHOWN])
         named = tuple(keys[n].tobytes().hex() for n in some)
         what = f"{what} {len(rows)} rows, first row {some[0]} (key {named[0]})"
-        found.append(Finding(level, code, shard.file, what, _REDO if level == "error" else "look at its item", some, named))  # type: ignore[arg-type]
+        found.append(
+            Finding(level, code, shard.file, what, _REDO if level == "error" else "look at its item", some, named)
+        )  # type: ignore[arg-type]
     return found, keys
 
 
-def bad_rows(
-    file: Path, shard: ShardInfo, info: TableInfo, normalised: bool
-) -> list[tuple[str, str, str, np.ndarray]]:
+def bad_rows(file: Path, shard: ShardInfo, info: TableInfo, normalised: bool) -> list[tuple[str, str, str, np.ndarray]]:
     """(level, code, words, row numbers within the shard) of rows that no extraction should have given."""
     features = map_features(file, shard, info)
     tolerance = UNIT_TOLERANCE[info.dtype]
@@ -198,7 +201,13 @@ def _ledger(path: Path) -> Iterator[Finding]:
     if damaged:
         lines = ", ".join(map(str, damaged[:5])) + (" ..." if len(damaged) > 5 else "")
         what = f"{len(damaged)} damaged lines ({lines}), which are not read"
-        yield Finding("warning", "ledger", LEDGER, what, "receipts and failures in them are lost, no row is; `cache repair` takes the lines out")
+        yield Finding(
+            "warning",
+            "ledger",
+            LEDGER,
+            what,
+            "receipts and failures in them are lost, no row is; `cache repair` takes the lines out",
+        )
     data = (path / LEDGER).read_bytes() if (path / LEDGER).exists() else b""
     if data and not data.endswith(b"\n"):
         yield Finding("note", "ledger", LEDGER, "the last line is torn", "the next writer cuts it off")
@@ -214,7 +223,9 @@ def _catalogue(path: Path, manifest: Manifest, known: dict[str, KeyIndex], whole
         yield Finding("error", "catalogue", CATALOGUE, str(error))
         return
     if catalogue is None:
-        yield Finding("error", "catalogue", CATALOGUE, "is missing or was changed", "run the extraction again, or `cache repair`")
+        yield Finding(
+            "error", "catalogue", CATALOGUE, "is missing or was changed", "run the extraction again, or `cache repair`"
+        )
         return
     if info.replaces:
         yield Finding("note", "catalogue", CATALOGUE, "a replacement was interrupted", "the next writer settles it")

@@ -46,8 +46,11 @@ class AblationSpec(Frozen):
         made: list[Point] = []
         number = 0
         for grid in self.grid:
-            axes = [(where, key, _values(value)) for where in ("options", "training") for key, value in
-                    getattr(grid, where).items()]  # fmt: skip
+            axes = [
+                (where, key, _values(value))
+                for where in ("options", "training")
+                for key, value in getattr(grid, where).items()
+            ]
             for model in grid.models:
                 for chosen in itertools.product(*(values for _, _, values in axes)):
                     number += 1  # an optional model that is absent keeps its number

@@ -32,12 +32,16 @@ def pair_clean_folds(sessions: Sequence[Session], folds: int, seed: int = 0) -> 
     wrong = [s.id for s in sessions if s.split != "train"]
     if wrong:
         shown = ", ".join(wrong[:3])
-        raise FoldError(f"{len(wrong)} sessions are not train sessions ({shown}): nothing may be chosen on test sessions")
+        raise FoldError(
+            f"{len(wrong)} sessions are not train sessions ({shown}): nothing may be chosen on test sessions"
+        )
     if folds < 2:
         raise FoldError(f"{folds} folds: cross-validation needs at least 2")
     groups = pair_groups(sessions)
     if len(groups) < folds:
-        raise FoldError(f"{len(sessions)} sessions form {len(groups)} groups without a common pair: ask for fewer folds")
+        raise FoldError(
+            f"{len(sessions)} sessions form {len(groups)} groups without a common pair: ask for fewer folds"
+        )
 
     def draw(group: list[int]) -> bytes:
         return hashlib.sha256(f"{seed}\0{min(sessions[i].id for i in group)}".encode()).digest()

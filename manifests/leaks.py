@@ -71,8 +71,14 @@ def subset_counts(dataset: Dataset, scope: Scope = "category") -> dict[str, dict
 
 # What of a test session is also in a train session. Captions are feedback texts, compared without regard to case.
 OVERLAPS: tuple[str, ...] = (
-    "last pair", "any pair", "last query", "target image", "any image", "last caption", "any caption",
-)  # fmt: skip
+    "last pair",
+    "any pair",
+    "last query",
+    "target image",
+    "any image",
+    "last caption",
+    "any caption",
+)
 
 
 def overlaps(dataset: Dataset, scope: Scope = "category") -> dict[str, frozenset[str]]:

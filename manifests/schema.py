@@ -210,7 +210,9 @@ class Training(Frozen):
     recombine: float = Field(0.0, ge=0, le=1)  # probability that a training session gets another history of train pairs
     drop_turns: float = Field(0.0, ge=0, lt=1)  # probability that an earlier turn is left out of a training session
     ema: float = Field(0.0, ge=0, lt=1)  # decay of the running average of the weights that is validated and kept
-    matmul: Literal["highest", "high", "medium"] = "highest"  # float32 products: exact, TF32, bfloat16 where there is such
+    matmul: Literal["highest", "high", "medium"] = (
+        "highest"  # float32 products: exact, TF32, bfloat16 where there is such
+    )
 
     @field_validator("loss", mode="before")
     @classmethod

@@ -19,7 +19,7 @@ class View(Frozen):
 
     @property
     def name(self) -> str:
-        """"" for the default view, else a folder name such as ``turns4-last2``."""
+        """ "" for the default view, else a folder name such as ``turns4-last2``."""
         last = None if self.turns is not None and self.last is not None and self.last >= self.turns else self.last
         parts = [f"{word}{n}" for word, n in (("turns", self.turns), ("last", last)) if n is not None]
         return "-".join(parts)

@@ -39,9 +39,13 @@ def chosen_runs(name: str, runs: Sequence[RunFolder], view: str = "") -> list[Ru
     chosen = []
     for word in name.split(","):
         word = word.strip().strip("/")
-        hits = [run for run in runs if word and (run.id.startswith(word) or f"{run.dataset}/{run.model}/{run.id}" == word)]
+        hits = [
+            run for run in runs if word and (run.id.startswith(word) or f"{run.dataset}/{run.model}/{run.id}" == word)
+        ]
         if not hits:
-            hits = [run for run in runs if word in (run.model, f"{run.dataset}/{run.model}") and run.state == "finished"]
+            hits = [
+                run for run in runs if word in (run.model, f"{run.dataset}/{run.model}") and run.state == "finished"
+            ]
             hits = [run for run in hits if _files(run, view).results.is_file()] or hits
             _one_configuration(word, hits)
         elif len(hits) > 1:
@@ -49,7 +53,9 @@ def chosen_runs(name: str, runs: Sequence[RunFolder], view: str = "") -> list[Ru
             raise ManifestError([Problem("run", word, f"stands for {len(hits)} runs: {ids}", "give more digits")])
         if not hits:
             known = dict.fromkeys([*(run.model for run in runs), *(run.id for run in runs)])
-            raise ManifestError([Problem("run", word, "no run or memory model of this name", nearest(word, list(known)[:40]))])
+            raise ManifestError(
+                [Problem("run", word, "no run or memory model of this name", nearest(word, list(known)[:40]))]
+            )
         chosen += hits
     return sorted(dict.fromkeys(chosen), key=lambda run: _seed(run) if _seed(run) is not None else -1)
 
@@ -71,9 +77,13 @@ def _one_configuration(name: str, runs: Sequence[RunFolder]) -> None:
     for kind, ids in kinds.items():
         told = ", ".join(f"{key.removeprefix('model.options.')} {_short(values[kind].get(key))}" for key in differ)
         groups.append(f"{','.join(ids)} ({told})")
-    raise ManifestError([
-        Problem("run", name, f"{len(kinds)} configurations of this model", f"give the ids of one: {'; '.join(groups)}")
-    ])  # fmt: skip
+    raise ManifestError(
+        [
+            Problem(
+                "run", name, f"{len(kinds)} configurations of this model", f"give the ids of one: {'; '.join(groups)}"
+            )
+        ]
+    )
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

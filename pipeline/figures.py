@@ -31,8 +31,10 @@ def build_figure(
     if run and run != figure.run:
         figure = figure.model_copy(update={"title": f"{figure.title} (run spec {spec.name} instead)"})
     points = ablation.points(registry.names())
-    rows = [RowSpec(model=p.model, label=p.label, key=str(p.number), options=dict(p.options), training=dict(p.training))
-            for p in points]  # fmt: skip
+    rows = [
+        RowSpec(model=p.model, label=p.label, key=str(p.number), options=dict(p.options), training=dict(p.training))
+        for p in points
+    ]
     table = ResultsTable(kind="results", title=figure.title, run=figure.run, ablation=figure.ablation, rows=tuple(rows))
     finder = RunFinder(spec, data, Workspace(out), table)
     timing = read_timing(timing_file(out, ablation.name))
@@ -52,9 +54,15 @@ def build_figure(
 
 
 def paper_figure(
-    name: str, form: str, run: str, overrides: Sequence[str], data: Path, out: Path, folder: Path | None,
+    name: str,
+    form: str,
+    run: str,
+    overrides: Sequence[str],
+    data: Path,
+    out: Path,
+    folder: Path | None,
     options: Sequence[str] = (),
-) -> str:  # fmt: skip
+) -> str:
     """The data of figure ``name`` as CSV or JSON, or (``files``) the paths it was drawn to and what is not in it."""
     spec, figure = build_figure(name, run, overrides, data, out, options)
     if form != "files":

@@ -70,7 +70,10 @@ class Worth:
         lines += _table(self.lines)
         if self.same_reference:
             n = self.same_reference[0].found["all"]["n"]
-            lines += ["", f"sessions to whose last reference another chain of pairs leads, through another image (n = {n:.0f})"]
+            lines += [
+                "",
+                f"sessions to whose last reference another chain of pairs leads, through another image (n = {n:.0f})",
+            ]
             lines += _table(self.same_reference)
         else:
             lines += ["", "no other chain of pairs leads to the last reference of a session"]

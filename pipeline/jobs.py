@@ -17,9 +17,14 @@ from pipeline.workspace import Workspace
 
 
 def run_spec(
-    spec: RunSpec, dataset: Dataset, workspace: Workspace, models: Sequence[str] = (),
-    seeds: Sequence[int] | None = None, device: str = "auto", log: Log = silent,
-) -> str:  # fmt: skip
+    spec: RunSpec,
+    dataset: Dataset,
+    workspace: Workspace,
+    models: Sequence[str] = (),
+    seeds: Sequence[int] | None = None,
+    device: str = "auto",
+    log: Log = silent,
+) -> str:
     """Extract, fit the composer, train and evaluate; what is done already is kept. Returns the metrics as text."""
     make_features(spec, dataset, workspace, device, log)
     for line in train_spec(spec, dataset, workspace, models, seeds, device, log=log):
@@ -27,7 +32,9 @@ def run_spec(
     return summary_text(evaluate_spec(spec, dataset, workspace, models, seeds, device, log))
 
 
-def make_features(spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str = "auto", log: Log = silent) -> None:
+def make_features(
+    spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str = "auto", log: Log = silent
+) -> None:
     """Stage 1 whole: extract, and fit the composer where there is one to fit; what is done already is kept.
 
     A single-turn model that the spec asks to be fitted is fitted first.
@@ -138,16 +145,18 @@ class Description:
 def describe(spec: RunSpec, dataset: Dataset) -> Description:
     """Counts and parts of a spec whose files have been checked."""
     request = composer_request(spec)
-    return Description({
-        "spec": spec.name,
-        "dataset": dataset.name,
-        "images": len(dataset.images),
-        "sessions": {split: dataset.turn_counts(split) for split in ("train", "test")},
-        "galleries": {f"{g.category}/{g.split}": len(g.images) for g in dataset.galleries},
-        "test_sessions_by_leak": subset_counts(dataset),
-        "extractor": spec.extractor.name,
-        "composer": request.name if request else None,
-        "models": list(spec.models),
-        "seeds": list(spec.seeds),
-        "notes": list(dataset.notes),
-    })  # fmt: skip
+    return Description(
+        {
+            "spec": spec.name,
+            "dataset": dataset.name,
+            "images": len(dataset.images),
+            "sessions": {split: dataset.turn_counts(split) for split in ("train", "test")},
+            "galleries": {f"{g.category}/{g.split}": len(g.images) for g in dataset.galleries},
+            "test_sessions_by_leak": subset_counts(dataset),
+            "extractor": spec.extractor.name,
+            "composer": request.name if request else None,
+            "models": list(spec.models),
+            "seeds": list(spec.seeds),
+            "notes": list(dataset.notes),
+        }
+    )

@@ -62,16 +62,23 @@ class LeakReport:
         head = ["test sessions", "n", *names]
         where = "its own category" if self.scope == "category" else "the whole dataset"
         out = [f"{self.dataset}: what test sessions share with train sessions of {where}", ""]
-        rows = [[c, f"{row['n']:,}", *(_share(row[name], row["n"]) for name in names)] for c, row in self.counts.items()]
+        rows = [
+            [c, f"{row['n']:,}", *(_share(row[name], row["n"]) for name in names)] for c, row in self.counts.items()
+        ]
         out += _aligned([head, *rows])
-        out += ["", "last pair: (reference, target) of the last turn, the answer itself; last query: (reference, feedback);",
-                "captions: feedback texts, case ignored."]  # fmt: skip
+        out += [
+            "",
+            "last pair: (reference, target) of the last turn, the answer itself; last query: (reference, feedback);",
+            "captions: feedback texts, case ignored.",
+        ]
         shared = f"{self.images['shared']:,} of {self.images['test']:,} images of test sessions are in train sessions"
         out += ["", f"images: {shared}"]
         if self.curve is not None:
             steps = ", ".join(f"{n:,} at cosine >= {t:g}" for t, n in self.curve.items())
-            out += [f"near-duplicates (a train image of another id): of {self.images['test']:,} test images {steps}",
-                    f"'near' columns use cosine >= {self.threshold:g} on {self.features}; exact overlaps count as near"]  # fmt: skip
+            out += [
+                f"near-duplicates (a train image of another id): of {self.images['test']:,} test images {steps}",
+                f"'near' columns use cosine >= {self.threshold:g} on {self.features}; exact overlaps count as near",
+            ]
             out += [f"    {a} ~ {b}  {cosine:.4f}" for a, b, cosine in self.examples]
         if self.note:
             out += [self.note]
@@ -80,25 +87,37 @@ class LeakReport:
         if self.tables:
             head = ["tables", "sessions", "last pair seen", "any pair seen", "near last pair", "clean blocks"]
             rows = [
-                [t.table, f"{t.sessions:,}", _share(t.last_pair, t.sessions), _share(t.any_pair, t.sessions),
-                 "-" if t.near_last_pair is None else _share(t.near_last_pair, t.sessions), "yes" if t.separates else "no"]
+                [
+                    t.table,
+                    f"{t.sessions:,}",
+                    _share(t.last_pair, t.sessions),
+                    _share(t.any_pair, t.sessions),
+                    "-" if t.near_last_pair is None else _share(t.near_last_pair, t.sessions),
+                    "yes" if t.separates else "no",
+                ]
                 for t in self.tables
-            ]  # fmt: skip
+            ]
             out += ["", *_aligned([head, *rows])]
         return "\n".join(out)
 
 
 def leak_report(
-    spec: RunSpec, dataset: Dataset, workspace: Workspace, scope: Scope = "category", threshold: float = 0.98,
+    spec: RunSpec,
+    dataset: Dataset,
+    workspace: Workspace,
+    scope: Scope = "category",
+    threshold: float = 0.98,
     examples: int = 5,
-) -> LeakReport:  # fmt: skip
+) -> LeakReport:
     """Overlaps of pairs, images and captions; and of near-duplicate images, once the spec has a store.
 
     Raises IncompleteError when the dataset has no test sessions.
     """
     test = dataset.split("test")
     if not test:
-        raise IncompleteError(f"dataset '{dataset.name}' has no test sessions: there is nothing that could leak into them")
+        raise IncompleteError(
+            f"dataset '{dataset.name}' has no test sessions: there is nothing that could leak into them"
+        )
     found: dict[str, set[str]] = {name: set(has) for name, has in overlaps(dataset, scope).items()}
     curve, shown, features, note = None, (), "", ""
     contaminated: tuple[str, ...] = ()
@@ -128,10 +147,18 @@ def leak_report(
     train_images = {i for s in dataset.split("train") for pair in s.pairs for i in pair}
     test_images = {i for s in test for pair in s.pairs for i in pair}
     return LeakReport(
-        dataset.name, scope, counts, {"test": len(test_images), "shared": len(test_images & train_images)},
-        tables_touched(dataset, found, scope, curve is not None), threshold if curve is not None else None, curve, shown,
-        features, contaminated, note,
-    )  # fmt: skip
+        dataset.name,
+        scope,
+        counts,
+        {"test": len(test_images), "shared": len(test_images & train_images)},
+        tables_touched(dataset, found, scope, curve is not None),
+        threshold if curve is not None else None,
+        curve,
+        shown,
+        features,
+        contaminated,
+        note,
+    )
 
 
 def tables_touched(
@@ -144,13 +171,17 @@ def tables_touched(
         if not isinstance(table, ResultsTable) or load_spec(table.run).dataset.name != dataset.name:
             continue
         sessions = [s for s in dataset.split("test") if table.turns in (None, len(s.turns))]
-        touched.append(TableLeak(
-            table=name, title=table.title, sessions=len(sessions),
-            last_pair=sum(not in_subset(exposure[s.id], "last pair unseen") for s in sessions),
-            any_pair=sum(not in_subset(exposure[s.id], "no pair seen") for s in sessions),
-            near_last_pair=sum("near last pair" in found[s.id] for s in sessions) if near else None,
-            separates=len(table.blocks) > 1,
-        ))  # fmt: skip
+        touched.append(
+            TableLeak(
+                table=name,
+                title=table.title,
+                sessions=len(sessions),
+                last_pair=sum(not in_subset(exposure[s.id], "last pair unseen") for s in sessions),
+                any_pair=sum(not in_subset(exposure[s.id], "no pair seen") for s in sessions),
+                near_last_pair=sum("near last pair" in found[s.id] for s in sessions) if near else None,
+                separates=len(table.blocks) > 1,
+            )
+        )
     return tuple(touched)
 
 
@@ -188,5 +219,9 @@ def _share(count: int, n: int) -> str:
 
 def _aligned(rows: list[list[str]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(t.ljust(w) if not i else t.rjust(w) for i, (t, w) in enumerate(zip(row, widths, strict=True))).rstrip()
-            for row in rows]  # fmt: skip
+    return [
+        "  ".join(
+            t.ljust(w) if not i else t.rjust(w) for i, (t, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

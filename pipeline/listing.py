@@ -41,7 +41,9 @@ def _card(card: dict[str, Any], indent: str) -> list[str]:
     lines = ["", f"{indent}{card['name']}"]
     for key, value in card.items():
         if key != "name" and value:
-            lines += textwrap.wrap(f"{key}: {value}", 100, initial_indent=f"{indent}  ", subsequent_indent=f"{indent}    ")
+            lines += textwrap.wrap(
+                f"{key}: {value}", 100, initial_indent=f"{indent}  ", subsequent_indent=f"{indent}    "
+            )
     return lines
 
 
@@ -96,8 +98,12 @@ def _model_cards(part: Any) -> dict[str, Any]:
     if not hasattr(part, "cards"):
         return {}
     fitted = "fit-extractor trains it on a dataset's train triplets" if part.fittable else ""
-    return {"tables": list(part.tables), "reads": part.reads, "fitting": fitted,
-            "cards": [card.as_dict() for card in part.cards]}  # fmt: skip
+    return {
+        "tables": list(part.tables),
+        "reads": part.reads,
+        "fitting": fitted,
+        "cards": [card.as_dict() for card in part.cards],
+    }
 
 
 def _default(field: Any) -> Any:

@@ -93,9 +93,12 @@ class Reranker:
         texts = self._rows("text", [[text_key(t.text) for t in s.turns] for s in mine])
         references = self._rows("image", [[catalogue[t.reference] for t in s.turns] for s in mine])
         return _Group(
-            np.array(rows, dtype=np.int64), gallery, np.array([gallery.index[s.target] for s in mine], dtype=np.int64),
-            constraint_scores(texts, lengths, images), constraint_scores(references, lengths, images),
-        )  # fmt: skip
+            np.array(rows, dtype=np.int64),
+            gallery,
+            np.array([gallery.index[s.target] for s in mine], dtype=np.int64),
+            constraint_scores(texts, lengths, images),
+            constraint_scores(references, lengths, images),
+        )
 
     def _rows(self, table: str, keys: Sequence[Sequence[bytes]]) -> np.ndarray:
         """float32 [len(keys), longest, E]; shorter lists are padded with their last row."""
@@ -110,9 +113,10 @@ class Reranker:
         features = self.stage.test if part == "test" else self.stage.parts[1]
         return [
             score(model, features.subset(g.rows.tolist()), torch.from_numpy(g.gallery.features).to(features.device))
-            .cpu().numpy()
+            .cpu()
+            .numpy()
             for g in self.groups(part)
-        ]  # fmt: skip
+        ]
 
     def ranks(self, scores: Sequence[np.ndarray], part: str, top: int, have: float, avoid: float) -> np.ndarray:
         """int64, the rank of every session's target after re-ranking, in the order of the groups."""
@@ -144,11 +148,16 @@ class Reranker:
         have, avoid = max(tried, key=lambda p: (tried[p], -p[0] - p[1]))  # on a tie, the least
         plain, after = (self.ranks(test, "test", weights.top, *p) for p in ((0.0, 0.0), (have, avoid)))
         return {
-            "model": run.model, "seed": run.seed, "run": folder.id, "top": weights.top, "have": have, "avoid": avoid,
+            "model": run.model,
+            "seed": run.seed,
+            "run": folder.id,
+            "top": weights.top,
+            "have": have,
+            "avoid": avoid,
             "validation": {"before": gain((0.0, 0.0)), "after": tried[have, avoid]},
             "test": {"before": self._metrics(plain), "after": self._metrics(after)},
             "cutoff": self._cutoff(model, weights.keep),
-        }  # fmt: skip
+        }
 
     def _metrics(self, ranks: np.ndarray) -> dict[str, dict[str, float]]:
         sessions = [self.stage.test.sessions[n] for g in self.groups("test") for n in g.rows]
@@ -174,9 +183,15 @@ class Reranker:
 
 
 def rerank_spec(
-    spec: RunSpec, dataset: Dataset, workspace: Workspace, models: Sequence[str] = (),
-    seeds: Sequence[int] | None = None, weights: Weights | None = None, device: str = "auto", log: Log = silent,
-) -> list[dict[str, Any]]:  # fmt: skip
+    spec: RunSpec,
+    dataset: Dataset,
+    workspace: Workspace,
+    models: Sequence[str] = (),
+    seeds: Sequence[int] | None = None,
+    weights: Weights | None = None,
+    device: str = "auto",
+    log: Log = silent,
+) -> list[dict[str, Any]]:
     """``Reranker.report`` of every finished run asked for; those not trained yet are named in the log.
 
     Raises IncompleteError when none of them is trained, or there are no validation sessions or towers.

@@ -36,7 +36,8 @@ def check_components(spec: RunSpec) -> None:
 
 def _check(registry: Registry, component: Component, place: str, problems: Problems) -> None:
     if component.name not in registry.names():
-        problems.add(f"key {place}", f"unknown {registry.kind} {component.name!r}",
-                     nearest(component.name, registry.names()))  # fmt: skip
+        problems.add(
+            f"key {place}", f"unknown {registry.kind} {component.name!r}", nearest(component.name, registry.names())
+        )
     else:
         parse_options(registry.get(component.name).Options, component.options, problems.file, place, problems)

@@ -55,8 +55,10 @@ class Fitted:
         head = f"composer {self.about['name']} ({'fitted before, kept' if self.reused else 'fitted'})"
         head += f"; single-turn on the validation sessions: {scores}" if scores else ""
         if folds := self.about.get("folds"):
-            seen, unseen = (", ".join(f"{k} {v:.1f}" for k, v in folds[n].items() if k != "triplets")
-                            for n in ("in_sample", "out_of_fold"))  # fmt: skip
+            seen, unseen = (
+                ", ".join(f"{k} {v:.1f}" for k, v in folds[n].items() if k != "triplets")
+                for n in ("in_sample", "out_of_fold")
+            )
             head += f"\ncross-fitted, {folds['count']} folds; single-turn on the train sessions: {unseen} "
             head += f"by heads that have not seen them, {seen} by the head that has"
         return "\n".join([head, self.composed.text(), f"next: {self.next_command}"])
@@ -102,7 +104,11 @@ def extract_spec(
         request=extraction_request(spec),
         backbone=str(report.path.relative_to(workspace.stores)),
         contaminated_on=tuple(extractor.card.contaminated_on),
-        gallery="imported" if spec.extractor.name == "imported" else "caption" if extractor.reads == "caption" else "image",
+        gallery="imported"
+        if spec.extractor.name == "imported"
+        else "caption"
+        if extractor.reads == "caption"
+        else "image",
     )
     if old is not None and (old.request, old.backbone) == (note.request, note.backbone):
         note = Extracted(**{**vars(note), "composer": old.composer, "store": old.store})
@@ -207,7 +213,11 @@ def _ready_composer(
 ) -> tuple[Composer, str | None, CrossFitted | None] | None:
     """The composer, its weights' SHA-256 and its folds' heads, or None when it has to be fitted first."""
     if not request.kind.trainable:
-        return request.kind(request.options, backbone.tables["image"].dim, backbone.tables["text"].dim).eval(), None, None
+        return (
+            request.kind(request.options, backbone.tables["image"].dim, backbone.tables["text"].dim).eval(),
+            None,
+            None,
+        )
     folder = request.weights or composer_folder(request, spec, dataset, backbone)
     if request.weights is None and not (folder / SIDECAR).exists():
         return None

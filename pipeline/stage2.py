@@ -55,9 +55,12 @@ def asked_runs(spec: RunSpec, models: Sequence[str] = (), seeds: Sequence[int] |
 
 
 def make_run(
-    spec: RunSpec, model: str, seed: int, options: Mapping[str, Any] | None = None,
+    spec: RunSpec,
+    model: str,
+    seed: int,
+    options: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
-) -> Run:  # fmt: skip
+) -> Run:
     """A run of ``model``: what ``spec`` says of it (nothing, for a model it does not list), then the changes given."""
     listed = spec.models.get(model, {})
     own = {key: value for key, value in listed.items() if key != "training"}
@@ -139,9 +142,17 @@ class StageTwo:
         self.need(run.options)
         fit, validation = self.parts
         return Request(
-            self.workspace.runs, self.dataset.name, self.store.fingerprint, run.model, run.options, fit, run.training,
-            run.seed, self.spec.validation, validation,
-        )  # fmt: skip
+            self.workspace.runs,
+            self.dataset.name,
+            self.store.fingerprint,
+            run.model,
+            run.options,
+            fit,
+            run.training,
+            run.seed,
+            self.spec.validation,
+            validation,
+        )
 
     def folder(self, run: Run) -> Any:
         """The folder of a run, whether or not it exists yet."""
@@ -184,10 +195,15 @@ class StageTwo:
                 self.log(f"{runs[0].model}: {choice.threads}; kept for this shape")
 
         return train_runs(
-            requests, spec=self.spec.model_dump(mode="json"),
-            backend=pinned.backend if how.backend == "auto" else how.backend, threads=pinned.candidates, again=force,
-            diagnostics=how.diagnostics, progress=epoch, chosen=chosen,
-        )  # fmt: skip
+            requests,
+            spec=self.spec.model_dump(mode="json"),
+            backend=pinned.backend if how.backend == "auto" else how.backend,
+            threads=pinned.candidates,
+            again=force,
+            diagnostics=how.diagnostics,
+            progress=epoch,
+            chosen=chosen,
+        )
 
     def together(self, runs: Sequence[Run], how: How = How()) -> list[list[Run]]:
         """The runs in groups that train side by side: those that differ in their seeds alone, where that pays."""
@@ -195,7 +211,11 @@ class StageTwo:
         groups: list[list[Run]] = []
         for run in runs:
             last = groups[-1][-1] if groups and side_by_side else None
-            same = last is not None and (last.model, last.options, last.training) == (run.model, run.options, run.training)
+            same = last is not None and (last.model, last.options, last.training) == (
+                run.model,
+                run.options,
+                run.training,
+            )
             if same:
                 groups[-1].append(run)
             else:
@@ -234,15 +254,29 @@ class StageTwo:
         queries = embed(model, shown).cpu().numpy()
         in_view = {s.id for s in self.dataset.split("test") if view.turns in (None, len(s.turns))}
         reasons = {i: why for i, why in zip(shown.skipped, shown.reasons, strict=True) if i in in_view}
-        result = evaluate(queries, shown.sessions, self.candidates, self.subsets, self.dataset.averaging, reasons,
-                          score=scorer(model, shown) if model.scores else None)  # fmt: skip
+        result = evaluate(
+            queries,
+            shown.sessions,
+            self.candidates,
+            self.subsets,
+            self.dataset.averaging,
+            reasons,
+            score=scorer(model, shown) if model.scores else None,
+        )
         note = self.workspace.extracted(self.spec)
         summary = result.summary(
-            run=folder.id, model=run.model, seed=run.seed, store=self.store.fingerprint, dataset=self.dataset.name,
-            extractor=self.store.extractor, gallery=note.gallery or self._gallery(),
-            contaminated_on=list(note.contaminated_on), spec=self.spec.name, view=view.model_dump(),
+            run=folder.id,
+            model=run.model,
+            seed=run.seed,
+            store=self.store.fingerprint,
+            dataset=self.dataset.name,
+            extractor=self.store.extractor,
+            gallery=note.gallery or self._gallery(),
+            contaminated_on=list(note.contaminated_on),
+            spec=self.spec.name,
+            view=view.model_dump(),
             weights=files.weights(),
-        )  # fmt: skip
+        )
         save_results(files.results, result, folder.id)
         save_summary(files.summary, summary)
         return summary
@@ -268,10 +302,16 @@ class StageTwo:
 
 
 def train_spec(
-    spec: RunSpec, dataset: Dataset, workspace: Workspace, models: Sequence[str] = (),
-    seeds: Sequence[int] | None = None, device: str = "auto", force: bool = False, log: Log = silent,
+    spec: RunSpec,
+    dataset: Dataset,
+    workspace: Workspace,
+    models: Sequence[str] = (),
+    seeds: Sequence[int] | None = None,
+    device: str = "auto",
+    force: bool = False,
+    log: Log = silent,
     how: How = How(),
-) -> Iterator[str]:  # fmt: skip
+) -> Iterator[str]:
     """Train the runs asked for, in order; yields one line for each, finished or reused.
 
     Raises the first DivergenceError, after the other runs have been trained.
@@ -293,9 +333,14 @@ def train_spec(
 
 
 def evaluate_spec(
-    spec: RunSpec, dataset: Dataset, workspace: Workspace, models: Sequence[str] = (),
-    seeds: Sequence[int] | None = None, device: str = "auto", log: Log = silent,
-) -> list[dict[str, Any]]:  # fmt: skip
+    spec: RunSpec,
+    dataset: Dataset,
+    workspace: Workspace,
+    models: Sequence[str] = (),
+    seeds: Sequence[int] | None = None,
+    device: str = "auto",
+    log: Log = silent,
+) -> list[dict[str, Any]]:
     """Evaluate the finished runs asked for; those not trained yet are named in the log.
 
     Raises IncompleteError when none of them is trained.

@@ -20,9 +20,14 @@ from pipeline.workspace import Workspace
 
 
 def paper_table(
-    name: str, spec_name: str | None, form: str, overrides: Sequence[str], data: Path, out: Path,
+    name: str,
+    spec_name: str | None,
+    form: str,
+    overrides: Sequence[str],
+    data: Path,
+    out: Path,
     options: Sequence[str] = (),
-) -> str:  # fmt: skip
+) -> str:
     """Table ``name`` of the paper as text in ``form``. Datasets that are not in ``data`` leave empty cells."""
     from pipeline.results.render import render
 
@@ -49,9 +54,13 @@ def build_table(
     table = filled_from(table, spec, spec_name or "")
     filler = Filler(table, spec, spec_name or "", options) if table.ablation else None
     return build_results_table(
-        table, RunFinder(spec, data, Workspace(out), table), known=registry.names(), run=spec.asked,
-        seeds=() if table.ablation or not spec_name else spec.seeds, command=filler or FILL,
-    )  # fmt: skip
+        table,
+        RunFinder(spec, data, Workspace(out), table),
+        known=registry.names(),
+        run=spec.asked,
+        seeds=() if table.ablation or not spec_name else spec.seeds,
+        command=filler or FILL,
+    )
 
 
 def filled_from(table: ResultsTable, spec: RunSpec, given: str) -> ResultsTable:
@@ -61,7 +70,9 @@ def filled_from(table: ResultsTable, spec: RunSpec, given: str) -> ResultsTable:
     changes: dict[str, Any] = {"title": f"{table.title} (filled from run spec {spec.name})"}
     if spec.dataset.name != load_spec(table.run).dataset.name:
         changes["rows"] = tuple(row.model_copy(update={"paper": {}}) for row in table.rows)
-        changes["notes"] = (f"The paper's table is of another dataset than {spec.dataset.name}: its values are left out.",)
+        changes["notes"] = (
+            f"The paper's table is of another dataset than {spec.dataset.name}: its values are left out.",
+        )
     return table.model_copy(update=changes)
 
 

@@ -44,7 +44,9 @@ class Extracted:
     composer: str = ""  # digest of the spec's composer and validation tables, once composed
     store: str = ""
     contaminated_on: tuple[str, ...] = ()
-    gallery: str = ""  # what candidates are: "image", "caption" (standing in for it) or "imported" (arrays made elsewhere)
+    gallery: str = (
+        ""  # what candidates are: "image", "caption" (standing in for it) or "imported" (arrays made elsewhere)
+    )
 
 
 class Workspace:

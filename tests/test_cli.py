@@ -233,8 +233,11 @@ def test_doctor_fails_on_a_folder_that_cannot_be_written(tmp_path: Path) -> None
 def test_the_command_runs_as_a_program_and_keeps_logs_off_stdout(project: Path) -> None:
     done = subprocess.run(
         [sys.executable, "cli.py", "validate", str(project / "small.toml"), "--data", str(project / "data"), "--json"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert json.loads(done.stdout)["spec"] == "small"
 
 

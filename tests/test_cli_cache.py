@@ -45,7 +45,9 @@ def project(made: Path, tmp_path: Path) -> Path:
 def cache(made: Path, project: Path) -> Run:
     """``cache("gc", "SPEC", "--dry-run")`` on this test's folders; the word SPEC is small.toml."""
 
-    def run(command: str, *words: str, data: bool = True, out: str = "--out", group: tuple[str, ...] = ("cache",)) -> Result:
+    def run(
+        command: str, *words: str, data: bool = True, out: str = "--out", group: tuple[str, ...] = ("cache",)
+    ) -> Result:
         words = tuple(str(made / "small.toml") if w == "SPEC" else w for w in words)
         where = ["--data", str(project / "data")] if data else []
         return CliRunner().invoke(main, [*group, command, *words, *where, out, str(project / "out")])
@@ -105,7 +107,11 @@ def test_explain_counts_rows_against_the_dataset(cache: Run, project: Path) -> N
     data = change_world(project)
     about = json.loads(cache("explain", name_of(store_of(project, "caption")), "SPEC", "--json").stdout)
     rows = {row["table"]: row for row in about["rows"]}
-    assert not about["stale"] and (rows["image"]["new"], rows["image"]["changed"], rows["image"]["removed"]) == (1, 1, 2)
+    assert not about["stale"] and (rows["image"]["new"], rows["image"]["changed"], rows["image"]["removed"]) == (
+        1,
+        1,
+        2,
+    )
     assert "dress/0-0" in rows["image"]["examples"] and rows["text"]["new"] == 0 and len(data.images) == 60
 
 
@@ -235,7 +241,9 @@ def test_repair_by_spec_recomputes_only_what_is_broken(cache: Run, project: Path
         assert result.exit_code == 0, result.output
         report = json.loads(result.stdout)
         table = shard.partition("-")[0]
-        assert report["whole"] and {t: n for s in report["stores"] for t, n in s["rows_lost"].items()} == {table: len(before[table])}
+        assert report["whole"] and {t: n for s in report["stores"] for t, n in s["rows_lost"].items()} == {
+            table: len(before[table])
+        }
         tables = report["filled"]["extraction"]["tables"]
         assert tables["text"]["extracted"] == 0 and tables["image"]["extracted"] == (60 if table == "image" else 0)
         after = store_of(project, kind)
@@ -251,7 +259,10 @@ def test_repair_by_spec_of_a_lost_manifest_and_a_damaged_composed_store_at_once(
     (composed / "target-00000.h5").unlink()
     report = json.loads(cache("repair", "SPEC", "--json").stdout)
     assert report["whole"] and [sum(s["rows_lost"].values()) for s in report["stores"]] == [0, 60]
-    assert report["filled"]["extraction"]["extracted"] == 0 and report["filled"]["composed"]["written"] == {"target": 60, "query": 0}
+    assert report["filled"]["extraction"]["extracted"] == 0 and report["filled"]["composed"]["written"] == {
+        "target": 60,
+        "query": 0,
+    }
     assert cache("verify", "SPEC").exit_code == 0
 
 
@@ -275,7 +286,9 @@ def test_diff(cache: Run, project: Path) -> None:
     (b,) = [s.path for s in list_stores(project / "out" / "stores") if s.extractor == "caption" and s.path != a.path]
     result = cache("diff", name_of(a), b.name, "--json", data=False)
     found = json.loads(result.stdout)
-    assert result.exit_code == 1 and found["fields"] == [{"field": "compute_dtype", "old": "float32", "new": "bfloat16"}]
+    assert result.exit_code == 1 and found["fields"] == [
+        {"field": "compute_dtype", "old": "float32", "new": "bfloat16"}
+    ]
     image = next(t for t in found["tables"] if t["table"] == "image")
     assert image["only_a"] == image["only_b"] == 0 and 0 < image["largest"][0]["max_abs"] < 0.1
 
@@ -295,7 +308,9 @@ def test_what_is_exported_and_imported_again_trains(cache: Run, project: Path, f
     imported = Store.open(report["extraction"]["store"])
     original = store_of(project, "caption+gated")
     for image, key in original.catalogue().items():
-        mine = imported.gather("target", imported.find("target", np.frombuffer(imported.catalogue()[image], np.uint8)[None]))
+        mine = imported.gather(
+            "target", imported.find("target", np.frombuffer(imported.catalogue()[image], np.uint8)[None])
+        )
         theirs = original.gather("target", original.find("target", np.frombuffer(key, np.uint8)[None]))
         assert mine.tobytes() == theirs.tobytes() and mine.dtype == theirs.dtype
     words = ["--set", "extractor.name=imported", "--set", f"extractor.folder={json.dumps(str(arrays))}"]

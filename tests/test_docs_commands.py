@@ -21,8 +21,23 @@ SPECS = sorted((ROOT / "manifests" / "specs").glob("*/*.toml"))
 # Options of other programs: Dask, Slurm and its jobs
 FOREIGN = {"--nworkers", "--nthreads", "--gres", "--cpus-per-task", "--name"}
 NAMES = {"ablate": ablation_names(), "table": table_names(), "figure": figure_names()}
-RUNS = ("run", "train", "evaluate", "extract", "fit-composer", "fit-extractor", "plan", "validate", "report", "serve",
-        "study", "leaks", "tune", "rerank", "status")  # fmt: skip
+RUNS = (
+    "run",
+    "train",
+    "evaluate",
+    "extract",
+    "fit-composer",
+    "fit-extractor",
+    "plan",
+    "validate",
+    "report",
+    "serve",
+    "study",
+    "leaks",
+    "tune",
+    "rerank",
+    "status",
+)
 
 
 def calls(text: str) -> Iterator[list[str]]:

@@ -71,9 +71,7 @@ def run_here(stage: StageTwo, groups: Sequence[Group], log: Log = silent) -> Non
             log(line)
 
 
-def run_on_cluster(
-    job: Job, groups: Sequence[Group], scheduler: str = "", workers: int = 0, log: Log = silent
-) -> None:
+def run_on_cluster(job: Job, groups: Sequence[Group], scheduler: str = "", workers: int = 0, log: Log = silent) -> None:
     """All groups on the workers of ``scheduler``, or on ``workers`` processes of this machine; a group is one task.
 
     Workers read features from and write runs to the same folders, so these must be shared. What is finished is kept
@@ -94,8 +92,9 @@ def run_on_cluster(
             for line in future.result():
                 log(line)
     if failed:
-        raise ClusterError("\n".join([f"{len(failed)} of {len(groups)} groups failed:", *failed,
-                                      "run the same command to resume"]))  # fmt: skip
+        raise ClusterError(
+            "\n".join([f"{len(failed)} of {len(groups)} groups failed:", *failed, "run the same command to resume"])
+        )
 
 
 @contextmanager
@@ -128,5 +127,3 @@ def _stage(job: Job) -> StageTwo:
     """The features stay loaded between the tasks of a worker."""
     spec = RunSpec.model_validate_json(job.spec)
     return StageTwo(spec, load_dataset(spec, Path(job.data)), Workspace(Path(job.out)), job.device)
-
-

@@ -60,8 +60,11 @@ class Group:
 
 
 def tasks_of(
-    ablation: AblationSpec, spec: RunSpec, only: Sequence[int] = (), seeds: Sequence[int] = (),
-) -> list[tuple[Point, Run, bool]]:  # fmt: skip
+    ablation: AblationSpec,
+    spec: RunSpec,
+    only: Sequence[int] = (),
+    seeds: Sequence[int] = (),
+) -> list[tuple[Point, Run, bool]]:
     """(point, run, whether it is trained by gradient) in order. Raises ManifestError with every wrong option."""
     from pipeline.training.models import model_options
     from pipeline.training.models import models as registry
@@ -70,7 +73,9 @@ def tasks_of(
     for point in chosen_points(ablation.points(registry.names()), only):
         place = f"point {point.number} ({point.label})"
         try:
-            runs = [make_run(spec, point.model, seed, point.options, point.training) for seed in seeds or ablation.seeds]
+            runs = [
+                make_run(spec, point.model, seed, point.options, point.training) for seed in seeds or ablation.seeds
+            ]
             kind, _ = model_options(point.model, runs[0].options, place)
         except ManifestError as error:
             problems.found.extend(error.problems)
@@ -79,8 +84,14 @@ def tasks_of(
             problems.found.extend(problems_of(error, Training, ablation.name, f"{place} training"))
             continue
         if runs[0].training.early_stopping and not spec.validation.fraction:
-            problems.found.append(Problem(ablation.name, place, "early stopping needs sessions to validate on",
-                                          "set validation.fraction in the run spec, e.g. 0.1"))  # fmt: skip
+            problems.found.append(
+                Problem(
+                    ablation.name,
+                    place,
+                    "early stopping needs sessions to validate on",
+                    "set validation.fraction in the run spec, e.g. 0.1",
+                )
+            )
         made += [(point, run, kind.trainable) for run in (runs if kind.trainable else runs[:1])]
     problems.raise_if_any()
     return made
@@ -133,14 +144,25 @@ class AblationPlan:
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            "ablation": self.name, "run": self.spec.name, "extractions": self.extractions, "why": self.why,
-            "trainings": self.trainings, "evaluations": self.evaluations, "seconds": self.seconds,
+            "ablation": self.name,
+            "run": self.spec.name,
+            "extractions": self.extractions,
+            "why": self.why,
+            "trainings": self.trainings,
+            "evaluations": self.evaluations,
+            "seconds": self.seconds,
             "points": [
-                {"number": t.point.number, "model": t.point.model, "options": dict(t.point.options),
-                 "training": dict(t.point.training), "seed": t.run.seed, "state": t.state}
+                {
+                    "number": t.point.number,
+                    "model": t.point.model,
+                    "options": dict(t.point.options),
+                    "training": dict(t.point.training),
+                    "seed": t.run.seed,
+                    "state": t.state,
+                }
                 for t in self.tasks
             ],
-        }  # fmt: skip
+        }
 
     def text(self) -> str:
         lines = [self.headline, *([self.why] if self.why else [])]
@@ -166,10 +188,16 @@ def _span(seconds: float) -> str:
 
 
 def plan_ablation(
-    ablation: AblationSpec, spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str = "auto",
-    only: Sequence[int] = (), seeds: Sequence[int] = (), measure: bool = True,
+    ablation: AblationSpec,
+    spec: RunSpec,
+    dataset: Dataset,
+    workspace: Workspace,
+    device: str = "auto",
+    only: Sequence[int] = (),
+    seeds: Sequence[int] = (),
+    measure: bool = True,
     stage: Callable[[], StageTwo] | None = None,
-) -> AblationPlan:  # fmt: skip
+) -> AblationPlan:
     """Compare the grid with the runs there are; ``measure``: time one training step of each point to be trained.
 
     Writes nothing. Raises ManifestError for a wrong option or point.
@@ -205,10 +233,13 @@ def _missing_rows(store: Store, dataset: Dataset) -> dict[str, int]:
     failed = {failure.key for failure in store.failures()}
     wanted = {
         "images": ("target", dict.fromkeys(catalogue[i] for i in dataset.images if i in catalogue)),
-        "queries": ("query", dict.fromkeys(
-            pair_key(catalogue[i], text_key(t)) for i, t in dict.fromkeys(dataset.queries()) if i in catalogue
-        )),
-    }  # fmt: skip
+        "queries": (
+            "query",
+            dict.fromkeys(
+                pair_key(catalogue[i], text_key(t)) for i, t in dict.fromkeys(dataset.queries()) if i in catalogue
+            ),
+        ),
+    }
     found = {}
     for name, (table, keys) in wanted.items():
         listed = list(keys)
@@ -236,7 +267,9 @@ def _measure(stage: StageTwo, groups: Sequence[Group]) -> tuple[float, dict[int,
         step = measured_step([model], fit, [run.training], choice.backend)
         step()
         seconds = min(_seconds(step) for _ in range(REPEATS))
-        checking = _seconds(lambda model=model, held=validation: recalls(model, held)) if validation is not None else 0.0
+        checking = (
+            _seconds(lambda model=model, held=validation: recalls(model, held)) if validation is not None else 0.0
+        )
         steps = len(epoch_batches(len(fit), run.training.batch_size))
         total += len(todo) * run.training.epochs * (steps * seconds + checking)
         steps_ms[group.point.number] = 1e3 * seconds

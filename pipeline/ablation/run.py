@@ -39,9 +39,14 @@ class Place:
 
 
 def open_ablation(
-    name: str, run: str, overrides: Sequence[str], data: Path, out: Path, device: str = "auto",
+    name: str,
+    run: str,
+    overrides: Sequence[str],
+    data: Path,
+    out: Path,
+    device: str = "auto",
     words: Sequence[str] = (),
-) -> Place:  # fmt: skip
+) -> Place:
     """The ablation ``name`` on run spec ``run`` (its own, for ""); ``words``: options that printed commands repeat.
 
     Raises ManifestError with every problem.
@@ -60,9 +65,13 @@ def run_spec_of(ablation: AblationSpec, run: str, overrides: Sequence[str], give
 
 
 def ablate(
-    place: Place, only: Sequence[int] = (), seeds: Sequence[int] = (), scheduler: str = "", workers: int = 0,
+    place: Place,
+    only: Sequence[int] = (),
+    seeds: Sequence[int] = (),
+    scheduler: str = "",
+    workers: int = 0,
     log: Log = silent,
-) -> AblationPlan:  # fmt: skip
+) -> AblationPlan:
     """Run what is missing; returns the plan as it stands afterwards, in which nothing is left to do."""
     ablation, spec, workspace = place.ablation, place.spec, place.workspace
     dataset = place.dataset()
@@ -80,8 +89,9 @@ def ablate(
         run_on_cluster(Job.of(spec, place.data, place.out, place.device), plan.groups, scheduler, workers, log)
     else:
         run_here(stage, plan.groups, log)
-    after = plan_ablation(ablation, spec, dataset, workspace, place.device, only, seeds, measure=False,
-                          stage=lambda: stage)  # fmt: skip
+    after = plan_ablation(
+        ablation, spec, dataset, workspace, place.device, only, seeds, measure=False, stage=lambda: stage
+    )
     if ablation.timing:
         time_points(place, stage, dataset, seeds, log)
     return after
@@ -93,8 +103,17 @@ def time_points(place: Place, stage: StageTwo, dataset: Dataset, seeds: Sequence
     All of them again, also where one alone is new: times that are not taken side by side do not compare.
     """
     every = tuple(dict.fromkeys((*place.ablation.seeds, *seeds)))
-    plan = plan_ablation(place.ablation, place.spec, dataset, place.workspace, place.device, (), every, measure=False,
-                         stage=lambda: stage)  # fmt: skip
+    plan = plan_ablation(
+        place.ablation,
+        place.spec,
+        dataset,
+        place.workspace,
+        place.device,
+        (),
+        every,
+        measure=False,
+        stage=lambda: stage,
+    )
     path = timing_file(place.out, place.ablation.name)
     known = read_timing(path).get("runs", {})
     first = {task.point.number: task for task in reversed(plan.tasks) if task.trained}
@@ -115,5 +134,7 @@ def _pin_steps(stage: StageTwo, plan: AblationPlan) -> None:
         request = stage.request(todo[0])
         shape = step_shape(todo[0], request.features)
         pinned = stage.workspace.pinned(shape)
-        choice = choose_backend(pinned.backend, [request.build()], request.features, [request.training], pinned.candidates)
+        choice = choose_backend(
+            pinned.backend, [request.build()], request.features, [request.training], pinned.candidates
+        )
         stage.workspace.pin(shape, choice)

@@ -54,8 +54,10 @@ class Parts:
         began, meter = time.perf_counter(), Meter()
         jobs = in_order(
             lambda job: prepare(self.extractor, self.items[job.start : job.stop], self.images, meter),
-            jobs_of([self.task]), self.workers, 2 * self.workers,
-        )  # fmt: skip
+            jobs_of([self.task]),
+            self.workers,
+            2 * self.workers,
+        )
         rows = sum(len(batch) for batch in batches_of([self.task], jobs, self.batch_size, self.collate))
         return rate(rows, began)
 
@@ -76,10 +78,15 @@ class Parts:
         self.runs += 1
         dataset = dataset or self.dataset
         report = extract(
-            dataset, self.extractor, self.root / f"stores{self.runs}", progress="silent", crew=crew,
-            batch_size=batch_size or self.batch_size, workers=self.workers if workers is None else workers,
+            dataset,
+            self.extractor,
+            self.root / f"stores{self.runs}",
+            progress="silent",
+            crew=crew,
+            batch_size=batch_size or self.batch_size,
+            workers=self.workers if workers is None else workers,
             shard_rows=self.shard_rows,
-        )  # fmt: skip
+        )
         work = report.seconds["work"]
         busy = {f"busy {stage}": seconds / work for stage, seconds in report.busy.items()}
         return {"rate": len(dataset.images) / work, **busy, "path": report.path}

@@ -49,9 +49,12 @@ def public_step(model: MemoryModel, features: SessionFeatures, training: Trainin
 
 
 def _step(
-    forward: Callable[[Tensor, Tensor], Tensor], parameters: list[Tensor], features: SessionFeatures,
-    training: Training, flush: bool = True,
-) -> Callable[[], None]:  # fmt: skip
+    forward: Callable[[Tensor, Tensor], Tensor],
+    parameters: list[Tensor],
+    features: SessionFeatures,
+    training: Training,
+    flush: bool = True,
+) -> Callable[[], None]:
     optimizer = adam(parameters, training)
     index = torch.arange(len(features), device=features.device)
 
@@ -93,7 +96,9 @@ def rounding(model: MemoryModel, features: SessionFeatures, matmul: str) -> tupl
             turnwise_cross_entropy(predicted, targets).backward()
         return predicted.detach(), torch.cat([p.grad.flatten() for p in cascade.parameters() if p.grad is not None])
 
-    outputs, gradient = (float((one - other).norm() / one.norm()) for one, other in zip(of("highest"), of(matmul), strict=True))
+    outputs, gradient = (
+        float((one - other).norm() / one.norm()) for one, other in zip(of("highest"), of(matmul), strict=True)
+    )
     return outputs, gradient
 
 

@@ -37,8 +37,12 @@ def save_small_clip(folder: Path, width: int, layers: int) -> Path:
     from pipeline.extraction.pretrain import PretrainOptions, build_tokenizer
 
     tokenizer = build_tokenizer(["red blue green dress shirt longer shorter more less"], PretrainOptions(max_tokens=32))
-    tower = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers,
-             "num_attention_heads": width // 64}  # fmt: skip
+    tower = {
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // 64,
+    }
     ids = {"bos_token_id": 1, "eos_token_id": 3, "pad_token_id": 0}
     config = CLIPConfig(
         text_config={
@@ -66,12 +70,15 @@ def dataset_of(root: Path, count: int, pairs: int = 0) -> Dataset:
     ids = list(images)
     sessions = tuple(
         Session(
-            id=f"{image}-{n}", category="all", split="train", target=ids[(place + 1) % len(ids)],
+            id=f"{image}-{n}",
+            category="all",
+            split="train",
+            target=ids[(place + 1) % len(ids)],
             turns=(Turn(reference=image, captions=(f"more red, image {place} text {n}",)),),
         )
         for place, image in enumerate(ids)
         for n in range(pairs)
-    )  # fmt: skip
+    )
     gallery = Gallery(category="all", split="train", images=tuple(ids))
     return Dataset(name="bench", images=images, sessions=sessions, galleries=(gallery,), images_root=root)
 

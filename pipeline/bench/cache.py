@@ -58,8 +58,13 @@ def run(
         time.sleep(2.5)  # files that were written this moment are not trusted without reading them
         result = {
             "setting": {
-                "rows": rows, "dim": dim, "dtype": "float16", "repeats": repeats, "shard_rows": SHARD_ROWS,
-                "processors": os.cpu_count(), "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+                "rows": rows,
+                "dim": dim,
+                "dtype": "float16",
+                "repeats": repeats,
+                "shard_rows": SHARD_ROWS,
+                "processors": os.cpu_count(),
+                "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
             },
             "gather": _gather(path, others, rows, repeats, rng),
             "memory": _memory(path, rows, rng),
@@ -68,7 +73,7 @@ def run(
             "disk": disk,
             "resume": _resume(path, keys, repeats),
             "open": _open(root, shards, repeats),
-        }  # fmt: skip
+        }
         return result | {"goals": _goals(result)}
 
 
@@ -230,10 +235,15 @@ def _goals(result: dict[str, Any]) -> list[dict[str, Any]]:
         ("memory of a gather against its result", result["memory"]["peak/result"], 2.0, "at most"),
     ]
     return [
-        {"what": what, "found": found, "goal": goal, "bound": bound,
-         "met": found >= goal if bound == "at least" else found <= goal}
+        {
+            "what": what,
+            "found": found,
+            "goal": goal,
+            "bound": bound,
+            "met": found >= goal if bound == "at least" else found <= goal,
+        }
         for what, found, goal, bound in listed
-    ]  # fmt: skip
+    ]
 
 
 def render(result: dict[str, Any]) -> str:

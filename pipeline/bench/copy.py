@@ -41,10 +41,14 @@ class SideBySide(nn.Module):
         self.width = models[0].stages[0].width
         named = [{**dict(m.named_parameters()), **dict(m.named_buffers())} for m in models]
         learned = dict(models[0].named_parameters())
-        self.values = nn.ParameterDict({
-            name.replace(".", "/"): nn.Parameter(torch.stack([own[name].detach() for own in named]), name in learned)
-            for name in named[0]
-        })  # fmt: skip
+        self.values = nn.ParameterDict(
+            {
+                name.replace(".", "/"): nn.Parameter(
+                    torch.stack([own[name].detach() for own in named]), name in learned
+                )
+                for name in named[0]
+            }
+        )
 
     def part(self, name: str) -> Tensor:
         """[S, ...], the values of one stage's parameter or buffer."""
@@ -160,10 +164,21 @@ class Trainer:
 
 
 def run(
-    seeds: Sequence[int] = (0, 1, 2, 3), iterations: int = 50_000, slots: int = 128, width: int = 20, hidden: int = 100,
-    shortest: int = 1, longest: int = 20, batch: int = 4, learning_rate: float = 3e-3, start_rate: float = 3e-2,
-    clip: float = 1.0, half_life: int = 3_000, init: str = "paper", plot: str = "",
-) -> dict[str, Any]:  # fmt: skip
+    seeds: Sequence[int] = (0, 1, 2, 3),
+    iterations: int = 50_000,
+    slots: int = 128,
+    width: int = 20,
+    hidden: int = 100,
+    shortest: int = 1,
+    longest: int = 20,
+    batch: int = 4,
+    learning_rate: float = 3e-3,
+    start_rate: float = 3e-2,
+    clip: float = 1.0,
+    half_life: int = 3_000,
+    init: str = "paper",
+    plot: str = "",
+) -> dict[str, Any]:
     """Train until every seed is solved, or ``iterations`` (each on ``batch`` sequences of one random length) are over.
 
     A seed is solved once it makes fewer than ``SOLVED`` wrong bits a sequence over ``WINDOW`` iterations of training
@@ -198,10 +213,18 @@ def run(
     result = {
         "task": {"bits": BITS, "lengths": [shortest, longest], "iterations": iterations, "batch": batch},
         "model": {"name": "v_ntm", **options},
-        "optimizer": {"name": "Adam", "betas": [0.9, 0.98], "learning_rate": learning_rate, "start_rate": start_rate,
-                      "half_life": half_life, "clip": clip},
-        "seeds": list(seeds), "curve": curve, "solved": {str(seed): found for seed, found in solved.items()},
-    }  # fmt: skip
+        "optimizer": {
+            "name": "Adam",
+            "betas": [0.9, 0.98],
+            "learning_rate": learning_rate,
+            "start_rate": start_rate,
+            "half_life": half_life,
+            "clip": clip,
+        },
+        "seeds": list(seeds),
+        "curve": curve,
+        "solved": {str(seed): found for seed, found in solved.items()},
+    }
     if plot:
         draw(result, Path(plot))
     return result
@@ -222,9 +245,12 @@ def _judge(
         if mean < SOLVED:
             beyond = beyond or trainer.test(longer, batch=16)
             solved[trainer.seeds[i]] = {
-                "iteration": iteration, "sequences": iteration * trainer.batch, "trained_lengths": mean,
-                "longest": trained[i][-1], "beyond": dict(zip(map(str, longer), beyond[i], strict=True)),
-            }  # fmt: skip
+                "iteration": iteration,
+                "sequences": iteration * trainer.batch,
+                "trained_lengths": mean,
+                "longest": trained[i][-1],
+                "beyond": dict(zip(map(str, longer), beyond[i], strict=True)),
+            }
             print(f"seed {trainer.seeds[i]} solved: {solved[trainer.seeds[i]]}", file=sys.stderr, flush=True)
 
 
@@ -232,8 +258,9 @@ def _heartbeat(point: dict[str, Any], solved: dict[int, dict[str, Any]]) -> None
     shown = " ".join(f"{value:.2f}" for value in point["wrong_bits"])
     print(
         f"iteration {point['iteration']}: wrong bits a sequence {shown}; {len(solved)} solved; {point['seconds']:.0f} s",
-        file=sys.stderr, flush=True,
-    )  # fmt: skip
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def render(result: dict[str, Any]) -> str:

@@ -27,10 +27,22 @@ _ELSEWHERE = ("dask",)  # parts whose work is done by processes that live on: no
 
 
 def run(
-    subjects: str | Sequence[str] = "engine,bad,naive", images: int = 384, rounds: int = 3, batch_size: int = 32,
-    workers: int = 0, threads: int = 1, width: int = 320, layers: int = 8, model: str = "", folder: str = "",
-    device: str = "auto", precision: str = "fp32", pairs: int = 3, shard_rows: int = 128, scratch: str = "",
-) -> dict[str, Any]:  # fmt: skip
+    subjects: str | Sequence[str] = "engine,bad,naive",
+    images: int = 384,
+    rounds: int = 3,
+    batch_size: int = 32,
+    workers: int = 0,
+    threads: int = 1,
+    width: int = 320,
+    layers: int = 8,
+    model: str = "",
+    folder: str = "",
+    device: str = "auto",
+    precision: str = "fp32",
+    pairs: int = 3,
+    shard_rows: int = 128,
+    scratch: str = "",
+) -> dict[str, Any]:
     """Rates in images a second.
 
     ``subjects``: "engine" (the ceilings, and one thread), "bad" (1% of the images spoilt), "naive" (a plain loop),
@@ -65,8 +77,12 @@ def run(
         parts: dict[str, Callable[[], dict[str, float]]] = {"engine": made.engine}
         started: dict[str, float] = {}
         if "engine" in asked:
-            parts |= {"model": made.model_ceiling, "decode": made.decode_ceiling, "both": made.side_by_side,
-                      "one thread": made.sequential}  # fmt: skip
+            parts |= {
+                "model": made.model_ceiling,
+                "decode": made.decode_ceiling,
+                "both": made.side_by_side,
+                "one thread": made.sequential,
+            }
         if "bad" in asked:
             bad = stack.enter_context(corrupted(source, root / "bad", images, 0.01))
             parts["1% bad"] = lambda: made.bad_images(root / "bad", bad)
@@ -85,8 +101,15 @@ def run(
                 with Load() as load:
                     measured = part()
                 found[name].append({**measured, **_about(load, len(made.items))})
-    setup = {"device": extractor.device.type, "images": len(made.items), "decoding_threads": count,
-             "model_threads": threads, "cores": _cores(), "pairs": pairs, "started": started}  # fmt: skip
+    setup = {
+        "device": extractor.device.type,
+        "images": len(made.items),
+        "decoding_threads": count,
+        "model_threads": threads,
+        "cores": _cores(),
+        "pairs": pairs,
+        "started": started,
+    }
     return _figures(found, setup)
 
 
@@ -171,8 +194,9 @@ def _figures(found: dict[str, list[dict[str, Any]]], setup: dict[str, Any]) -> d
         figures["dask_of_local"] = ratio("dask", "engine")
     figures["variants"] = {
         name: {"of_plain": ratio(name, "model"), "least_cosine": median(name, "least_cosine")}
-        for name, rounds in found.items() if "least_cosine" in rounds[0]
-    }  # fmt: skip
+        for name, rounds in found.items()
+        if "least_cosine" in rounds[0]
+    }
     return figures
 
 
@@ -200,32 +224,50 @@ def render(figures: dict[str, Any]) -> str:
     lines.append(f"busy  {', '.join(f'{stage} {100 * share:.1f}%' for stage, share in f['busy'].items())}")
     lines.append(f"verdict: {f['verdict']}; writer and integrity {100 * f['writer_share']:.1f}% of the wall time")
     if cpu := f.get("cpu_ms"):
-        lines.append(f"CPU an image: {cpu['engine']:.2f} ms in the extraction, {cpu['alone']:.2f} ms in model and decoding alone")
+        lines.append(
+            f"CPU an image: {cpu['engine']:.2f} ms in the extraction, {cpu['alone']:.2f} ms in model and decoding alone"
+        )
     if bad := f.get("bad"):
         exact = "exact" if bad["list_is_exact"] else "WRONG"
         share = f": {bad['rate_of_clean']:.3f}x the clean run; the list of failures is {exact}"
         lines.append(row(f"with {bad['images']:.0f} bad images", "1% bad", share))
     if naive := f.get("against_naive"):
-        lines.append(row("naive loop (own, DataLoader)", "naive", (
-            f"; for {naive['pairs_an_image']} pairs an image ours is {naive['whole']:.1f}x: dedup {naive['dedup']:.1f}x, the "
-            f"rest {naive['loop']:.2f}x; batching alone, against batches of one, {naive['batching']:.2f}x"
-        )))  # fmt: skip
+        lines.append(
+            row(
+                "naive loop (own, DataLoader)",
+                "naive",
+                (
+                    f"; for {naive['pairs_an_image']} pairs an image ours is {naive['whole']:.1f}x: dedup {naive['dedup']:.1f}x, the "
+                    f"rest {naive['loop']:.2f}x; batching alone, against batches of one, {naive['batching']:.2f}x"
+                ),
+            )
+        )
     if "dask_of_local" in f:
         start = f["started"]
-        lines.append(row("one Dask worker", "dask", (
-            f": {f['dask_of_local']:.3f}x local, after {start['cluster']:.1f} s for the cluster and a first job of "
-            f"{start['first job']:.1f} s that loads the model"
-        )))  # fmt: skip
+        lines.append(
+            row(
+                "one Dask worker",
+                "dask",
+                (
+                    f": {f['dask_of_local']:.3f}x local, after {start['cluster']:.1f} s for the cluster and a first job of "
+                    f"{start['first job']:.1f} s that loads the model"
+                ),
+            )
+        )
     for name, one in f["variants"].items():
         share = f": {one['of_plain']:.2f}x the model as it is, least cosine {one['least_cosine']:.7f}"
         lines.append(row(f"model {name}", name, share))
     if gone := f["disturbed"]:
-        lines.append(f"meanwhile other processes used {100 * gone['others']:.0f}% of the cores, the host {100 * gone['host']:.0f}%")
+        lines.append(
+            f"meanwhile other processes used {100 * gone['others']:.0f}% of the cores, the host {100 * gone['host']:.0f}%"
+        )
     return "\n".join(lines)
 
 
 def _against(f: dict[str, Any]) -> str:
     if "of_lower_ceiling" not in f:
         return ""
-    return (f": {f['of_lower_ceiling']:.2f}x the lower ceiling, {f['of_side_by_side']:.2f}x both at once; "
-            f"{f['gain_of_overlap']:.2f}x one thread")  # fmt: skip
+    return (
+        f": {f['of_lower_ceiling']:.2f}x the lower ceiling, {f['of_side_by_side']:.2f}x both at once; "
+        f"{f['gain_of_overlap']:.2f}x one thread"
+    )

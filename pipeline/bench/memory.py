@@ -95,14 +95,24 @@ class Task:
         rows = torch.arange(count * TURNS).view(count, TURNS)
         names = [f"item {n}" for n in chosen.tolist()]
         made = tuple(
-            Session(id=f"s{n}", category="all", split="train", target=name,
-                    turns=tuple(Turn(reference=f"s{n}-{t}", captions=("value",)) for t in range(TURNS)))
+            Session(
+                id=f"s{n}",
+                category="all",
+                split="train",
+                target=name,
+                turns=tuple(Turn(reference=f"s{n}-{t}", captions=("value",)) for t in range(TURNS)),
+            )
             for n, name in enumerate(names)
-        )  # fmt: skip
+        )
         features = SessionFeatures(
-            queries.flatten(0, 1), self.targets(self.items[chosen]).flatten(0, 1), rows, rows, rows[:, 0],
-            torch.full((count,), TURNS), made,
-        )  # fmt: skip
+            queries.flatten(0, 1),
+            self.targets(self.items[chosen]).flatten(0, 1),
+            rows,
+            rows,
+            rows[:, 0],
+            torch.full((count,), TURNS),
+            made,
+        )
         return features, chosen
 
     def bounds(self) -> dict[str, dict[str, float]]:
@@ -130,10 +140,20 @@ BASELINES = ("last", "avg", "ewma", "lstm")
 
 
 def run(
-    seeds: Sequence[int] = (0, 1, 2), epochs: int = 20, sessions: int = 1024, values: int = 4, dim: int = 24,
-    stages: int = 2, slots: int = 4, hidden: int = 24, noise: float = 0.3, learning_rate: float = 3e-3,
-    scale: float = 10.0, init: str = "symmetry-breaking", models: Sequence[str] = (),
-) -> dict[str, Any]:  # fmt: skip
+    seeds: Sequence[int] = (0, 1, 2),
+    epochs: int = 20,
+    sessions: int = 1024,
+    values: int = 4,
+    dim: int = 24,
+    stages: int = 2,
+    slots: int = 4,
+    hidden: int = 24,
+    noise: float = 0.3,
+    learning_rate: float = 3e-3,
+    scale: float = 10.0,
+    init: str = "symmetry-breaking",
+    models: Sequence[str] = (),
+) -> dict[str, Any]:
     """R@1 and R@5 of each model on unseen items, mean and standard deviation over ``seeds`` (weights and sessions).
 
     ``models``: some of the names in the table; all by default.
@@ -156,11 +176,22 @@ def run(
                 found = ranks(embed(model, test).numpy(), task.gallery.numpy(), wanted.numpy())
                 scores.setdefault(name, []).append({f"R@{k}": recall(found, k) for k in CUTOFFS})
     return {
-        "task": {"turns": TURNS, "values": values, "gallery": values**TURNS, "unseen": len(task.unseen), "dim": dim,
-                 "noise": noise, "train sessions": sessions, "test sessions": 512},
-        "model": {**options, "width": dim}, "training": training.model_dump(), "seeds": list(seeds),
-        "bounds": task.bounds(), "scores": scores,
-    }  # fmt: skip
+        "task": {
+            "turns": TURNS,
+            "values": values,
+            "gallery": values**TURNS,
+            "unseen": len(task.unseen),
+            "dim": dim,
+            "noise": noise,
+            "train sessions": sessions,
+            "test sessions": 512,
+        },
+        "model": {**options, "width": dim},
+        "training": training.model_dump(),
+        "seeds": list(seeds),
+        "bounds": task.bounds(),
+        "scores": scores,
+    }
 
 
 def render(result: dict[str, Any]) -> str:

@@ -21,9 +21,14 @@ TITLE, ID = "productDisplayName", "id"
 
 
 def run(
-    data: str = "", pairs: int = 3000, held_out: int = 500, epochs: int = 30, image_size: int = 64, patch_size: int = 16,
+    data: str = "",
+    pairs: int = 3000,
+    held_out: int = 500,
+    epochs: int = 30,
+    image_size: int = 64,
+    patch_size: int = 16,
     seed: int = 0,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Recall in percent over ``held_out`` products that the towers never saw, and the seconds of every step.
 
     One thread, so that the same machine gives the same figures. Raises FashionNTMError when ``data`` holds no products.
@@ -32,7 +37,9 @@ def run(
 
     found = _products(data)[:pairs]
     if len(found) < 2 * held_out:
-        raise FashionNTMError(f"{len(found)} products in {data or '.'}: {2 * held_out} are needed for held_out={held_out}")
+        raise FashionNTMError(
+            f"{len(found)} products in {data or '.'}: {2 * held_out} are needed for held_out={held_out}"
+        )
     order = np.random.default_rng(seed).permutation(len(found))
     test, train = ([found[i] for i in part] for part in (order[:held_out], order[held_out:]))
     threads = torch.get_num_threads()
@@ -50,7 +57,9 @@ def _run(
     from pipeline.extraction import pretrain
 
     began = time.perf_counter()
-    size = pretrain.PretrainOptions(image_size=image_size, patch_size=patch_size, epochs=epochs, max_tokens=32, seed=seed)
+    size = pretrain.PretrainOptions(
+        image_size=image_size, patch_size=patch_size, epochs=epochs, max_tokens=32, seed=seed
+    )
     pairs = [pretrain.Pair(data / "images" / f"{key}.jpg", (title,)) for key, title in train]
     statistics = pretrain.pixel_statistics(pretrain.to_pixels([p.image for p in pairs[:500]], size))
     size = size.model_copy(update=statistics)
@@ -61,10 +70,16 @@ def _run(
     trained = time.perf_counter()
     figures, report = _retrieve(data, test, folder)
     return {
-        "train_products": len(train), "held_out_products": len(test), "epochs": epochs,
-        "loss_first_epoch": losses[0], "loss_last_epoch": losses[-1], "train_s": trained - began,
-        "extract_s": report.seconds["wall"], "chance_R@10": 100 * 10 / len(test), **figures,
-    }  # fmt: skip
+        "train_products": len(train),
+        "held_out_products": len(test),
+        "epochs": epochs,
+        "loss_first_epoch": losses[0],
+        "loss_last_epoch": losses[-1],
+        "train_s": trained - began,
+        "extract_s": report.seconds["wall"],
+        "chance_R@10": 100 * 10 / len(test),
+        **figures,
+    }
 
 
 def _retrieve(data: Path, test: list, folder: Path) -> tuple[dict[str, float], Any]:
@@ -82,10 +97,12 @@ def _retrieve(data: Path, test: list, folder: Path) -> tuple[dict[str, float], A
         for key, title in test
     )
     dataset = Dataset(
-        name="products", sessions=sessions, images_root=data / "images",
+        name="products",
+        sessions=sessions,
+        images_root=data / "images",
         images={key: Image(id=key, file=f"{key}.jpg") for key, _ in test},
         galleries=(Gallery(category="products", split="test", images=tuple(key for key, _ in test)),),
-    )  # fmt: skip
+    )
     extractor = Component(name="clip", model=str(folder / "model"), store_dtype="float32")
     spec = RunSpec(name="products", dataset=Component(name="jsonl"), extractor=extractor)
     report = extract(dataset, load_extractor(spec, "cpu"), folder / "stores", progress="silent")

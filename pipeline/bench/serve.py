@@ -41,8 +41,16 @@ def run(
         torch.set_num_threads(threads)
     try:
         rows = [_gallery(size, dim, k, repeats, stages, where) for size in galleries]
-        return {"machine": machine(), "device": describe(where), "dim": dim, "k": k, "repeats": repeats, "stages": stages,
-                "threads": torch.get_num_threads(), "galleries": rows}  # fmt: skip
+        return {
+            "machine": machine(),
+            "device": describe(where),
+            "dim": dim,
+            "k": k,
+            "repeats": repeats,
+            "stages": stages,
+            "threads": torch.get_num_threads(),
+            "galleries": rows,
+        }
     finally:
         torch.set_num_threads(before)
 

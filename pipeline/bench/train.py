@@ -67,19 +67,31 @@ def run(
             with ExitStack() as stack:
                 subjects: dict[str, Subject] = {"gemm": Here(product.step, device)}
                 for name in names:
-                    subjects[name] = stack.enter_context(Apart(sizes, c, name, chosen) if apart else Here.of(sizes, c, name))
+                    subjects[name] = stack.enter_context(
+                        Apart(sizes, c, name, chosen) if apart else Here.of(sizes, c, name)
+                    )
                 first, timed = _rounds(subjects, repeats)
                 peaks = {name: subjects[name].peak() for name in names}
-                counts = {name: subjects[name].operations() for name in names if name != "compiled"}  # it would compile anew
+                counts = {
+                    name: subjects[name].operations() for name in names if name != "compiled"
+                }  # it would compile anew
             floor = 1e3 * flops_of_step(model, features) / (product.flops / median(timed.pop("gemm")))
             for name, times in timed.items():
-                rows.append({
-                    "stages": c, "backend": name, "ms": 1e3 * median(times), "fastest_ms": 1e3 * min(times),
-                    "first_s": first[name],
-                    "floor_ms": floor, "gflop": flops_of_step(model, features) / 1e9, "threads": chosen,
-                    "peak_mb": peaks[name], "operations": counts.get(name),
-                    "parameters": sum(p.numel() for p in model.parameters()),
-                })  # fmt: skip
+                rows.append(
+                    {
+                        "stages": c,
+                        "backend": name,
+                        "ms": 1e3 * median(times),
+                        "fastest_ms": 1e3 * min(times),
+                        "first_s": first[name],
+                        "floor_ms": floor,
+                        "gflop": flops_of_step(model, features) / 1e9,
+                        "threads": chosen,
+                        "peak_mb": peaks[name],
+                        "operations": counts.get(name),
+                        "parameters": sum(p.numel() for p in model.parameters()),
+                    }
+                )
             rows[-1]["turn_ms"] = _turn(model, features)
             if matmul != "highest":
                 rows[-1]["rounding"] = rounding(model, features, matmul)
@@ -90,7 +102,13 @@ def run(
 
 
 def _names(
-    model: MemoryModel, features: SessionFeatures, training: Training, runs: int, public: bool, compiled: bool, matmul: str
+    model: MemoryModel,
+    features: SessionFeatures,
+    training: Training,
+    runs: int,
+    public: bool,
+    compiled: bool,
+    matmul: str,
 ) -> list[str]:
     """What is timed, in order; ``Sizes.step`` knows each by its name."""
     able = able_backends([model], features, [training])
@@ -147,26 +165,50 @@ def render(result: dict[str, Any]) -> str:
         public = f"{same['public style'] / row['ms']:.1f}" if "public style" in same else ""
         peak = "" if row["peak_mb"] is None else f"{row['peak_mb'] / 1e6:.0f}"
         count = "" if row["operations"] is None else f"{row['operations']:,}"
-        cells = [str(row["stages"]), row["backend"], f"{row['ms']:.2f}", public, f"{same['reference'] / row['ms']:.2f}",
-                 f"{row['ms'] / row['floor_ms']:.2f}", peak, count]  # fmt: skip
+        cells = [
+            str(row["stages"]),
+            row["backend"],
+            f"{row['ms']:.2f}",
+            public,
+            f"{same['reference'] / row['ms']:.2f}",
+            f"{row['ms'] / row['floor_ms']:.2f}",
+            peak,
+            count,
+        ]
         table.append([*cells, *(_span(row["ms"] * EPOCHS * steps / 1e3) for steps in STEPS.values())])
         if row["backend"] == "compiled":
-            notes.append(f"C = {row['stages']}: the compiled reference's first step, compilation included: {row['first_s']:.1f} s")
+            notes.append(
+                f"C = {row['stages']}: the compiled reference's first step, compilation included: {row['first_s']:.1f} s"
+            )
         if "turn_ms" in row:
             threads = f", {row['threads']} CPU thread(s)" if row["threads"] else ""
-            notes.append(f"C = {row['stages']}: {row['parameters']:,} parameters, {row['gflop']:.1f} GFLOP a step, GEMM floor "
-                         f"{row['floor_ms']:.1f} ms{threads}; one turn of a dialogue {row['turn_ms']:.2f} ms")  # fmt: skip
+            notes.append(
+                f"C = {row['stages']}: {row['parameters']:,} parameters, {row['gflop']:.1f} GFLOP a step, GEMM floor "
+                f"{row['floor_ms']:.1f} ms{threads}; one turn of a dialogue {row['turn_ms']:.2f} ms"
+            )
         if "rounding" in row:
             outputs, gradient = row["rounding"]
-            notes.append(f"C = {row['stages']}: {result['matmul']} products change f' by {outputs:.2%} and the gradient by "
-                         f"{gradient:.2%} of their norms")  # fmt: skip
+            notes.append(
+                f"C = {row['stages']}: {result['matmul']} products change f' by {outputs:.2%} and the gradient by "
+                f"{gradient:.2%} of their norms"
+            )
     widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
-    lines = ["  ".join(cell.ljust(w) if i == 1 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
-             for line in table]  # fmt: skip
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i == 1 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in table
+    ]
     about = f"{result['machine'].get('device', result['machine']['processor'])}, torch {result['machine']['torch']}"
     many = f"K={result['runs']}: milliseconds of one step of all {result['runs']} runs" if result["runs"] else ""
     return "\n".join([about, shape, *([many] if many else []), "", *lines, "", *notes])
 
 
 def _span(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.1f} s"
+        if seconds < 120
+        else f"{seconds / 60:.1f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )

@@ -19,16 +19,24 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def option_out(f: F) -> F:
     return click.option(
-        "--out", type=click.Path(path_type=Path), default=Path("out"), show_default=True, envvar="FASHION_NTM_OUT",
+        "--out",
+        type=click.Path(path_type=Path),
+        default=Path("out"),
+        show_default=True,
+        envvar="FASHION_NTM_OUT",
         help="Folder for stores and runs.",
-    )(f)  # fmt: skip
+    )(f)
 
 
 def option_data(f: F) -> F:
     return click.option(
-        "--data", type=click.Path(path_type=Path), default=Path("data"), show_default=True, envvar="FASHION_NTM_DATA",
+        "--data",
+        type=click.Path(path_type=Path),
+        default=Path("data"),
+        show_default=True,
+        envvar="FASHION_NTM_DATA",
         help="Folder that holds the data sets (mt_fashioniq/, shoes/, blip2_captions/, ...).",
-    )(f)  # fmt: skip
+    )(f)
 
 
 def option_json(f: F) -> F:
@@ -37,9 +45,12 @@ def option_json(f: F) -> F:
 
 def option_set(f: F) -> F:
     return click.option(
-        "--set", "overrides", multiple=True, metavar="KEY=VALUE",
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
         help="Override a key of the spec, e.g. extractor.model=DIR or training.epochs=20. Repeatable.",
-    )(f)  # fmt: skip
+    )(f)
 
 
 def option_device(f: F) -> F:
@@ -51,9 +62,12 @@ BACKENDS = ["auto", "reference", "fast", "numba", "graph", "triton"]
 
 def option_backend(f: F) -> F:
     return click.option(
-        "--backend", type=click.Choice(BACKENDS), default="auto", show_default=True,
+        "--backend",
+        type=click.Choice(BACKENDS),
+        default="auto",
+        show_default=True,
         help="How the CM-NTM's steps are computed; auto takes what a measured step finds fastest.",
-    )(f)  # fmt: skip
+    )(f)
 
 
 def spec_command(f: F) -> F:

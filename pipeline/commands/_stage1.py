@@ -25,7 +25,8 @@ class BatchSize(click.ParamType):
 
 def option_precision(f: F) -> F:
     return click.option(
-        "--precision", type=click.Choice(["fp32", "bf16", "fp16", "auto"]),
+        "--precision",
+        type=click.Choice(["fp32", "bf16", "fp16", "auto"]),
         help="What the model computes in, part of the store's fingerprint; auto measures. Default: the spec's "
         "extractor.dtype.",
-    )(f)  # fmt: skip
+    )(f)

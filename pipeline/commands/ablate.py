@@ -32,9 +32,20 @@ from pipeline.commands._shared import (
 @option_out
 @option_device
 @option_json
-def command(spec: str, run: str, only: tuple[int, ...] | None, seeds: tuple[int, ...] | None, plan_only: bool,
-            scheduler: str, workers: int | None, overrides: tuple[str, ...], data: Path, out: Path, device: str,
-            as_json: bool) -> None:  # fmt: skip
+def command(
+    spec: str,
+    run: str,
+    only: tuple[int, ...] | None,
+    seeds: tuple[int, ...] | None,
+    plan_only: bool,
+    scheduler: str,
+    workers: int | None,
+    overrides: tuple[str, ...],
+    data: Path,
+    out: Path,
+    device: str,
+    as_json: bool,
+) -> None:
     """Run what is missing of ablation SPEC: a numbered grid of model and training options, times the seeds.
 
     Runs are found again by what they are, also those of `train` or of another ablation. Stop it whenever you like;

@@ -10,10 +10,19 @@ from pipeline.commands._shared import log, option_device
 
 
 @click.command("demo", epilog="Example: fashion-ntm demo --out out/demo")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("out/demo"), show_default=True,
-              help="Folder for images, store and runs.")  # fmt: skip
-@click.option("--rebuild-model", is_flag=True, help="Train the demo's single-turn model and composer from nothing "
-              "into OUT/model, and compare its score with the shipped one (minutes).")  # fmt: skip
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("out/demo"),
+    show_default=True,
+    help="Folder for images, store and runs.",
+)
+@click.option(
+    "--rebuild-model",
+    is_flag=True,
+    help="Train the demo's single-turn model and composer from nothing "
+    "into OUT/model, and compare its score with the shipped one (minutes).",
+)
 @option_device
 def command(out: Path, rebuild_model: bool, device: str) -> None:
     """Run both stages on the embedded demo, to a table. Needs no network, no GPU and under two minutes."""

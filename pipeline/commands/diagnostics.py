@@ -11,9 +11,13 @@ from pipeline.commands._shared import option_out
 
 @click.command("diagnostics", epilog="Example: fashion-ntm diagnostics 1f3a --to rows.png --to rows.svg --out out/demo")
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True)
-@click.option("--to", "files", type=click.Path(path_type=Path), multiple=True,
-              help="File to draw into (.png, .svg or .pdf); repeatable. Default: diagnostics.png and .svg in the run's "
-              "folder.")  # fmt: skip
+@click.option(
+    "--to",
+    "files",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="File to draw into (.png, .svg or .pdf); repeatable. Default: diagnostics.png and .svg in the run's folder.",
+)
 @option_out
 def command(runs: tuple[str, ...], files: tuple[Path, ...], out: Path) -> None:
     """Draw when a memory's rows stop being equal. RUN: the id of a run trained with --diagnostics, or its folder."""

@@ -14,8 +14,16 @@ from pipeline.commands._shared import emit, load, log, open_job, option_device, 
 @option_models
 @option_device
 @option_json
-def command(spec: str, overrides: tuple[str, ...], data: Path, out: Path, models: tuple[str, ...],
-             seeds: tuple[int, ...] | None, device: str, as_json: bool) -> None:  # fmt: skip
+def command(
+    spec: str,
+    overrides: tuple[str, ...],
+    data: Path,
+    out: Path,
+    models: tuple[str, ...],
+    seeds: tuple[int, ...] | None,
+    device: str,
+    as_json: bool,
+) -> None:
     """Stage 2: rank every test session with the trained runs; R@1/5/8/10/50 and MRR by category and leak subset."""
     from pipeline.stage2 import evaluate_spec, summary_text
 

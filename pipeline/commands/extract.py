@@ -14,11 +14,21 @@ from pipeline.commands._stage1 import BatchSize, option_precision
 @click.command("extract", epilog="Example: fashion-ntm extract mt_fashioniq-caption --set extractor.model=DIR")
 @spec_command
 @option_device
-@click.option("--batch-size", type=BatchSize(), default="auto", show_default=True,
-              help="Items per forward pass; auto measures, and a resumed job keeps what it had.")  # fmt: skip
+@click.option(
+    "--batch-size",
+    type=BatchSize(),
+    default="auto",
+    show_default=True,
+    help="Items per forward pass; auto measures, and a resumed job keeps what it had.",
+)
 @option_precision
-@click.option("--form", type=click.Choice(["plain", "channels-last", "compiled", "auto"]), default="plain",
-              show_default=True, help="How the image tower runs; the features agree up to rounding. auto measures.")  # fmt: skip
+@click.option(
+    "--form",
+    type=click.Choice(["plain", "channels-last", "compiled", "auto"]),
+    default="plain",
+    show_default=True,
+    help="How the image tower runs; the features agree up to rounding. auto measures.",
+)
 @click.option(
     "--workers", type=click.IntRange(0), help="Decoding threads. Default: the CPUs that the model leaves free."
 )
@@ -26,8 +36,13 @@ from pipeline.commands._stage1 import BatchSize, option_precision
 @click.option(
     "--scheduler", metavar="ADDRESS", help="Compute on the Dask cluster at tcp://host:port (docs/cluster.md)."
 )
-@click.option("--local-cluster", type=click.IntRange(1), default=None, metavar="N",
-              help="Compute in N processes of this machine, one a GPU where it has GPUs.")  # fmt: skip
+@click.option(
+    "--local-cluster",
+    type=click.IntRange(1),
+    default=None,
+    metavar="N",
+    help="Compute in N processes of this machine, one a GPU where it has GPUs.",
+)
 @click.option("--max-failures", type=click.IntRange(0), help="Stop once more items than this have failed.")
 @click.option("--retry-failed", is_flag=True, help="Try again what is recorded as failed.")
 @option_json

@@ -20,13 +20,25 @@ HEARTBEAT = 15.0  # seconds between lines; the first steps are told at once
 @spec_command
 @option_device
 @click.option("--workers", type=click.IntRange(0), default=2, show_default=True, help="Decoding threads.")
-@click.option("--save-every", type=click.FloatRange(0), default=120, show_default=True, metavar="SECONDS",
-              help="Time between checkpoints.")  # fmt: skip
+@click.option(
+    "--save-every",
+    type=click.FloatRange(0),
+    default=120,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time between checkpoints.",
+)
 @option_json
 def command(
-    spec: str, overrides: tuple[str, ...], data: Path, out: Path, device: str, workers: int, save_every: float,
+    spec: str,
+    overrides: tuple[str, ...],
+    data: Path,
+    out: Path,
+    device: str,
+    workers: int,
+    save_every: float,
     as_json: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Stage 1: train the single-turn model of SPEC on the train triplets of its dataset.
 
     Resumable: run the same command again and it goes on from the last checkpoint. `extract` then uses the result.

@@ -12,12 +12,18 @@ from pipeline.commands._shared import emit, load, log, open_job, option_device, 
 @click.command("history", epilog="Example: fashion-ntm history demo")
 @spec_command
 @click.option("--draws", type=click.IntRange(1), default=5, show_default=True, help="Draws of each random history.")
-@click.option("--part", type=click.Choice(["test", "train"]), default="test", show_default=True,
-              help="Sessions to rank; train: those that models are fitted on, among their own targets.")  # fmt: skip
+@click.option(
+    "--part",
+    type=click.Choice(["test", "train"]),
+    default="test",
+    show_default=True,
+    help="Sessions to rank; train: those that models are fitted on, among their own targets.",
+)
 @option_device
 @option_json
-def command(spec: str, overrides: tuple[str, ...], data: Path, out: Path, draws: int, part: str, device: str,
-            as_json: bool) -> None:  # fmt: skip
+def command(
+    spec: str, overrides: tuple[str, ...], data: Path, out: Path, draws: int, part: str, device: str, as_json: bool
+) -> None:
     """How much the turns before the last one tell about the target: what any memory can gain on SPEC's features.
 
     Ranks sessions by the last turn, by moving averages with their own and with other histories, and by the

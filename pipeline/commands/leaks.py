@@ -11,13 +11,24 @@ from pipeline.commands._shared import emit, load, open_job, option_json, spec_co
 
 @click.command("leaks", epilog="Example: fashion-ntm leaks mt_fashioniq-caption --data DIR")
 @spec_command
-@click.option("--scope", type=click.Choice(["category", "dataset"]), default="category", show_default=True,
-              help="Look for overlaps with the train sessions of the own category, or of the whole dataset.")  # fmt: skip
-@click.option("--threshold", type=click.FloatRange(0, 1, min_open=True), default=0.98, show_default=True,
-              help="Cosine from which two images count as near-duplicates.")  # fmt: skip
+@click.option(
+    "--scope",
+    type=click.Choice(["category", "dataset"]),
+    default="category",
+    show_default=True,
+    help="Look for overlaps with the train sessions of the own category, or of the whole dataset.",
+)
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.98,
+    show_default=True,
+    help="Cosine from which two images count as near-duplicates.",
+)
 @option_json
-def command(spec: str, overrides: tuple[str, ...], data: Path, out: Path, scope: str, threshold: float,
-            as_json: bool) -> None:  # fmt: skip
+def command(
+    spec: str, overrides: tuple[str, ...], data: Path, out: Path, scope: str, threshold: float, as_json: bool
+) -> None:
     """What test sessions share with train sessions: pairs, images, captions, near-duplicates; and the tables touched.
 
     Near-duplicates are searched by feature, once `extract` has made a store for SPEC.

@@ -19,16 +19,28 @@ from pipeline.commands._stage1 import BatchSize, option_precision
 @click.option("--batch-size", type=BatchSize(), default="auto", show_default=True, help="Of --probe.")
 @click.option("--workers", type=click.IntRange(0), help="Of --probe: decoding threads.")
 @click.option("--items", type=click.IntRange(1), metavar="N", help="Also: what a catalogue of N images would cost.")
-@click.option("--rate", type=click.FloatRange(0, min_open=True), metavar="R",
-              help="Images a second of one device, for --items; measured by --probe when not given.")  # fmt: skip
+@click.option(
+    "--rate",
+    type=click.FloatRange(0, min_open=True),
+    metavar="R",
+    help="Images a second of one device, for --items; measured by --probe when not given.",
+)
 @click.option(
     "--shard-rows", type=click.IntRange(1), default=4096, show_default=True, help="Rows a commit, for --items."
 )
 @option_json
 def command(
-    spec: str, overrides: tuple[str, ...], data: Path, out: Path, device: str, as_json: bool, items: int | None,
-    rate: float | None, shard_rows: int, **how: Any,
-) -> None:  # fmt: skip
+    spec: str,
+    overrides: tuple[str, ...],
+    data: Path,
+    out: Path,
+    device: str,
+    as_json: bool,
+    items: int | None,
+    rate: float | None,
+    shard_rows: int,
+    **how: Any,
+) -> None:
     """What `extract` would do and why: rows to do, done, stale and failed by table, GB to write. Writes nothing."""
     from pipeline.extraction.cost import cost_of
     from pipeline.stage1 import plan_spec

@@ -13,21 +13,49 @@ from pipeline.commands._shared import load, log, open_job, option_data, option_d
 @click.argument("spec", metavar="SPEC")
 @option_set
 @option_data
-@click.option("--runs", type=click.Path(path_type=Path), default=Path("out"), show_default=True,
-              envvar="FASHION_NTM_OUT", help="Folder with stores and runs.")  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("report.html"), show_default=True,
-              help="The file to write.")  # fmt: skip
+@click.option(
+    "--runs",
+    type=click.Path(path_type=Path),
+    default=Path("out"),
+    show_default=True,
+    envvar="FASHION_NTM_OUT",
+    help="Folder with stores and runs.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("report.html"),
+    show_default=True,
+    help="The file to write.",
+)
 @click.option("--model", help="Memory model that is shown session by session. Default: the spec's last one.")
 @click.option("--against", help="Model that it is compared with. Default: the strongest other one.")
 @click.option("--seeds", callback=parse_numbers, help="0..4 or 0,2,5. Default: the spec's seeds.")
 @click.option("--sessions", type=click.IntRange(0), default=150, show_default=True, help="Sessions shown one by one.")
 @click.option("--top", "k", type=click.IntRange(1, 50), default=5, show_default=True, help="Results shown a turn.")
-@click.option("--max-mb", "megabytes", type=click.FloatRange(0.2), default=20.0, show_default=True,
-              help="Size of the file; pictures give way to words first.")  # fmt: skip
+@click.option(
+    "--max-mb",
+    "megabytes",
+    type=click.FloatRange(0.2),
+    default=20.0,
+    show_default=True,
+    help="Size of the file; pictures give way to words first.",
+)
 @option_device
-def command(spec: str, overrides: tuple[str, ...], data: Path, runs: Path, out: Path, model: str | None,
-            against: str | None, seeds: tuple[int, ...] | None, sessions: int, k: int, megabytes: float,
-            device: str) -> None:  # fmt: skip
+def command(
+    spec: str,
+    overrides: tuple[str, ...],
+    data: Path,
+    runs: Path,
+    out: Path,
+    model: str | None,
+    against: str | None,
+    seeds: tuple[int, ...] | None,
+    sessions: int,
+    k: int,
+    megabytes: float,
+    device: str,
+) -> None:
     """One self-contained HTML file of SPEC's results: tables, curves, retention, turn order, and sessions to look at."""
     from pipeline.report.build import Options, gather
     from pipeline.report.page import write_report

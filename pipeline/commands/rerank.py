@@ -18,12 +18,26 @@ from pipeline.commands._shared import emit, load, log, open_job, option_device, 
 @click.option("--have", type=float, help="Weight of what the feedback asks for. Default: chosen on validation.")
 @click.option("--avoid", type=float, help="Weight against the reference images. Default: chosen on validation.")
 @click.option(
-    "--keep", type=click.FloatRange(0, 1, min_open=True), default=0.9, show_default=True,
+    "--keep",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.9,
+    show_default=True,
     help="Share of the validation targets that the relevance cut-off keeps.",
-)  # fmt: skip
-def command(spec: str, overrides: tuple[str, ...], data: Path, out: Path, models: tuple[str, ...],
-            seeds: tuple[int, ...] | None, device: str, as_json: bool, top: int, have: float | None,
-            avoid: float | None, keep: float) -> None:  # fmt: skip
+)
+def command(
+    spec: str,
+    overrides: tuple[str, ...],
+    data: Path,
+    out: Path,
+    models: tuple[str, ...],
+    seeds: tuple[int, ...] | None,
+    device: str,
+    as_json: bool,
+    top: int,
+    have: float | None,
+    avoid: float | None,
+    keep: float,
+) -> None:
     """Stage 2: what must-have / must-avoid re-ranking and a relevance cut-off do to trained runs; changes no run."""
     from pipeline.rerank import Weights, reports_text, rerank_spec
 

@@ -13,8 +13,15 @@ from pipeline.commands._shared import load, log, open_job, option_device, option
 @spec_command
 @option_models
 @option_device
-def command(spec: str, overrides: tuple[str, ...], data: Path, out: Path, models: tuple[str, ...],
-        seeds: tuple[int, ...] | None, device: str) -> None:  # fmt: skip
+def command(
+    spec: str,
+    overrides: tuple[str, ...],
+    data: Path,
+    out: Path,
+    models: tuple[str, ...],
+    seeds: tuple[int, ...] | None,
+    device: str,
+) -> None:
     """Both stages of SPEC in order: extract, fit-composer, train, evaluate. Everything already done is kept."""
     from pipeline.jobs import run_spec
 

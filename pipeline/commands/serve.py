@@ -11,18 +11,41 @@ from pipeline.commands._shared import load, log, open_job, option_device, spec_c
 
 @click.command("serve", epilog="Example: fashion-ntm serve demo --data out/demo --out out/demo")
 @spec_command
-@click.option("--run", "runs", multiple=True, metavar="ID", help="Run id, or its first digits; repeatable. Default: "
-              "all finished runs of the spec.")  # fmt: skip
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on. Any other than this "
-              "machine's own gets a token.")  # fmt: skip
+@click.option(
+    "--run",
+    "runs",
+    multiple=True,
+    metavar="ID",
+    help="Run id, or its first digits; repeatable. Default: all finished runs of the spec.",
+)
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on. Any other than this machine's own gets a token.",
+)
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: a free one.")
 @click.option("--cached-only", is_flag=True, help="Load no extractor: only texts that are cached can be said.")
-@click.option("--save", type=click.Path(path_type=Path, file_okay=False), help="Folder that keeps saved dialogues, as a "
-              "dataset that `evaluate` reads.")  # fmt: skip
+@click.option(
+    "--save",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder that keeps saved dialogues, as a dataset that `evaluate` reads.",
+)
 @click.option("--max-upload-mb", type=click.FloatRange(0.1, 100), default=8.0, show_default=True)
 @option_device
-def command(spec: str, overrides: tuple[str, ...], data: Path, out: Path, runs: tuple[str, ...], host: str, port: int,
-            cached_only: bool, save: Path | None, max_upload_mb: float, device: str) -> None:  # fmt: skip
+def command(
+    spec: str,
+    overrides: tuple[str, ...],
+    data: Path,
+    out: Path,
+    runs: tuple[str, ...],
+    host: str,
+    port: int,
+    cached_only: bool,
+    save: Path | None,
+    max_upload_mb: float,
+    device: str,
+) -> None:
     """A local page for search in turns over SPEC's gallery: say what should be different, and compare two models."""
     from pipeline.serve.run import listen, need_web, open_engine, saved_folder
 

@@ -34,10 +34,20 @@ def command() -> None:
 
 @command.command("ask", epilog="Example: fashion-ntm study demo --model cm_ntm --model ewma --sessions 45")
 @spec_command
-@click.option("--model", "models", multiple=True, help="Memory model to compare, 2 to 4 of them; repeatable. Default: the "
-              "paper's three, cm_ntm, lstm and ewma, where they are trained.")  # fmt: skip
-@click.option("--sessions", type=click.IntRange(1), default=45, show_default=True, help="Questions: test sessions drawn "
-              "at random among those where the models differ.")  # fmt: skip
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    help="Memory model to compare, 2 to 4 of them; repeatable. Default: the "
+    "paper's three, cm_ntm, lstm and ewma, where they are trained.",
+)
+@click.option(
+    "--sessions",
+    type=click.IntRange(1),
+    default=45,
+    show_default=True,
+    help="Questions: test sessions drawn at random among those where the models differ.",
+)
 @click.option(
     "--top", "k", type=click.IntRange(1, 10), default=1, show_default=True, help="Results shown of each model."
 )
@@ -46,12 +56,29 @@ def command() -> None:
 @click.option(
     "--db", type=click.Path(path_type=Path, dir_okay=False), help="SQLite file. Default: OUT/studies/SPEC.sqlite"
 )
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on. Any other than this "
-              "machine's own gets a token.")  # fmt: skip
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on. Any other than this machine's own gets a token.",
+)
 @click.option("--port", type=click.IntRange(0, 65535), default=8001, show_default=True, help="0: a free one.")
 @option_device
-def ask(spec: str, overrides: tuple[str, ...], data: Path, out: Path, models: tuple[str, ...], sessions: int, k: int,
-        seed: int, codes: tuple[str, ...], db: Path | None, host: str, port: int, device: str) -> None:  # fmt: skip
+def ask(
+    spec: str,
+    overrides: tuple[str, ...],
+    data: Path,
+    out: Path,
+    models: tuple[str, ...],
+    sessions: int,
+    k: int,
+    seed: int,
+    codes: tuple[str, ...],
+    db: Path | None,
+    host: str,
+    port: int,
+    device: str,
+) -> None:
     """Serve the study of SPEC: every answer is kept at once, and anyone may stop and go on under the same name."""
     from pipeline.serve.run import listen, need_web
 

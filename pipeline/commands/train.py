@@ -10,18 +10,35 @@ import click
 from pipeline.commands._shared import load, log, open_job, option_backend, option_device, option_models, spec_command
 
 
-@click.command("train", epilog="Example: fashion-ntm train demo --model cm_ntm --seeds 0..4 --out out/demo --data out/demo")
+@click.command(
+    "train", epilog="Example: fashion-ntm train demo --model cm_ntm --seeds 0..4 --out out/demo --data out/demo"
+)
 @spec_command
 @option_models
 @option_device
 @click.option("--force", is_flag=True, help="Train again what is already trained.")
 @option_backend
-@click.option("--side-by-side/--one-by-one", default=None, help="Train a model's seeds at once, or in turn.  "
-              "[default: at once on CUDA]")  # fmt: skip
-@click.option("--diagnostics", is_flag=True, help="Write row spread, entropies and gradients of the memories each "
-              "epoch; see `diagnostics`.")  # fmt: skip
-def command(spec: str, overrides: tuple[str, ...], data: Path, out: Path, models: tuple[str, ...],
-            seeds: tuple[int, ...] | None, device: str, force: bool, **how: Any) -> None:  # fmt: skip
+@click.option(
+    "--side-by-side/--one-by-one",
+    default=None,
+    help="Train a model's seeds at once, or in turn.  [default: at once on CUDA]",
+)
+@click.option(
+    "--diagnostics",
+    is_flag=True,
+    help="Write row spread, entropies and gradients of the memories each epoch; see `diagnostics`.",
+)
+def command(
+    spec: str,
+    overrides: tuple[str, ...],
+    data: Path,
+    out: Path,
+    models: tuple[str, ...],
+    seeds: tuple[int, ...] | None,
+    device: str,
+    force: bool,
+    **how: Any,
+) -> None:
     """Stage 2: fit memory models on the cached features. Finished runs are kept."""
     from pipeline.stage2 import How, train_spec
 

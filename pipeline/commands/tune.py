@@ -12,21 +12,47 @@ from pipeline.commands._shared import emit, load, log, open_job, option_device, 
 @click.command("tune", epilog="Example: fashion-ntm tune mt_fashioniq-caption --model lstm --trials 30 --data DIR")
 @spec_command
 @click.option("--model", required=True, help="Memory model whose options are searched.")
-@click.option("--search", multiple=True, metavar="KEY=VALUES",
-              help="hidden=50,100 or dropout=0..0.5 or training.learning_rate=1e-4..1e-2:log. Repeatable. "
-              "Default: the options of the model that usually matter.")  # fmt: skip
-@click.option("--sampler", type=click.Choice(["random", "tpe"]), default="random", show_default=True,
-              help="tpe learns from the trials so far; it needs the extra [tune].")  # fmt: skip
-@click.option("--folds", type=click.IntRange(1), default=3, show_default=True,
-              help="Pair-clean folds of the train sessions; 1: the spec's validation part.")  # fmt: skip
+@click.option(
+    "--search",
+    multiple=True,
+    metavar="KEY=VALUES",
+    help="hidden=50,100 or dropout=0..0.5 or training.learning_rate=1e-4..1e-2:log. Repeatable. "
+    "Default: the options of the model that usually matter.",
+)
+@click.option(
+    "--sampler",
+    type=click.Choice(["random", "tpe"]),
+    default="random",
+    show_default=True,
+    help="tpe learns from the trials so far; it needs the extra [tune].",
+)
+@click.option(
+    "--folds",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="Pair-clean folds of the train sessions; 1: the spec's validation part.",
+)
 @click.option("--trials", type=click.IntRange(1), default=20, show_default=True, help="Trials in all.")
 @click.option("--minutes", type=click.FloatRange(0), help="Begin no trial after this time.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the search and its trainings.")
 @option_device
 @option_json
-def command(spec: str, overrides: tuple[str, ...], data: Path, out: Path, model: str, search: tuple[str, ...],
-            sampler: str, folds: int, trials: int, minutes: float | None, seed: int, device: str, as_json: bool,
-            ) -> None:  # fmt: skip
+def command(
+    spec: str,
+    overrides: tuple[str, ...],
+    data: Path,
+    out: Path,
+    model: str,
+    search: tuple[str, ...],
+    sampler: str,
+    folds: int,
+    trials: int,
+    minutes: float | None,
+    seed: int,
+    device: str,
+    as_json: bool,
+) -> None:
     """Search the options of a memory model of SPEC by cross-validation; the best is written as a spec for `run`.
 
     Only train sessions are used. Trials are logged as they end: the same command goes on where it stopped.
@@ -34,6 +60,18 @@ def command(spec: str, overrides: tuple[str, ...], data: Path, out: Path, model:
     from pipeline.tuning.search import Budget, tune
 
     job, workspace = open_job(spec, overrides, data, out)
-    found = tune(job, load(job, data), workspace, model, search, sampler, folds, Budget(trials, minutes), seed, device,
-                 log, options((), data, out))  # fmt: skip
+    found = tune(
+        job,
+        load(job, data),
+        workspace,
+        model,
+        search,
+        sampler,
+        folds,
+        Budget(trials, minutes),
+        seed,
+        device,
+        log,
+        options((), data, out),
+    )
     emit(found.as_dict(), found.text(), as_json)

@@ -73,9 +73,14 @@ def fit_composer(
 
 
 def fit_on_rows(
-    composer: Composer, rows: Embeddings, reference: Tensor, text: Tensor, target: Tensor, options: FitOptions,
+    composer: Composer,
+    rows: Embeddings,
+    reference: Tensor,
+    text: Tensor,
+    target: Tensor,
+    options: FitOptions,
     group: Tensor | None = None,
-) -> Iterator[dict[str, float]]:  # fmt: skip
+) -> Iterator[dict[str, float]]:
     """Train ``composer`` in place on triplets given as row numbers, int64 [n] each; yields {"epoch", "loss"}.
 
     ``group`` int64 [n]: triplets of a group stay side by side in a batch, so that look-alikes are each other's
@@ -94,8 +99,10 @@ def fit_on_rows(
             for batch in _order(len(reference), group, order).split(options.batch_size):
                 loss = contrastive_loss(
                     composer.query(rows.image[reference[batch]], rows.text[text[batch]]),
-                    composer.target(rows.image[target[batch]]), target[batch], options.scale,
-                )  # fmt: skip
+                    composer.target(rows.image[target[batch]]),
+                    target[batch],
+                    options.scale,
+                )
                 if not torch.isfinite(loss):
                     raise FashionNTMError(f"composer loss is {loss.item()} in epoch {epoch}: lower fit.learning_rate")
                 optimiser.zero_grad()

@@ -84,4 +84,6 @@ def _check_folds(folds: int, kind: type[Composer], weights: str | None, problems
     if not kind.trainable:
         problems.add(place, f"composer '{kind.__module__.rsplit('.', 1)[-1]}' is not fitted", "leave folds out")
     if weights:
-        problems.add(place, "fitted weights are given, so no head can be fitted without a fold", "leave one of them out")
+        problems.add(
+            place, "fitted weights are given, so no head can be fitted without a fold", "leave one of them out"
+        )

@@ -37,24 +37,26 @@ def demo(out: Path, device: str, log: Log) -> str:
     evaluate_spec(spec, dataset, workspace, device=device)
     table = build_table("demo", "demo", (), out, out, shlex.split(options))
     store = first.composed.path if first.composed else first.extraction.path
-    return "\n".join([
-        "",
-        "Stage 1",
-        _indent(first.extraction.text()),
-        _indent(first.composed.text()) if first.composed else "",
-        "",
-        "Stage 2",
-        _indent(to_text(table, width=100)),
-        f"done in {time.perf_counter() - began:.0f} s; a second `demo` computes nothing that is here already",
-        "",
-        "Next:",
-        f"  python cli.py table demo --format latex {options}",
-        f"  python cli.py train demo --model cm_ntm --seeds 0..4 {options}",
-        f"  python cli.py status demo {options}",
-        "  python cli.py ls --long",
-        f"  h5ls -r {shlex.quote(str(store))}/query-00000.h5",
-        "  python cli.py run mt_fashioniq-caption --data DIR      (real dialogues: see the README)",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            "",
+            "Stage 1",
+            _indent(first.extraction.text()),
+            _indent(first.composed.text()) if first.composed else "",
+            "",
+            "Stage 2",
+            _indent(to_text(table, width=100)),
+            f"done in {time.perf_counter() - began:.0f} s; a second `demo` computes nothing that is here already",
+            "",
+            "Next:",
+            f"  python cli.py table demo --format latex {options}",
+            f"  python cli.py train demo --model cm_ntm --seeds 0..4 {options}",
+            f"  python cli.py status demo {options}",
+            "  python cli.py ls --long",
+            f"  h5ls -r {shlex.quote(str(store))}/query-00000.h5",
+            "  python cli.py run mt_fashioniq-caption --data DIR      (real dialogues: see the README)",
+        ]
+    )
 
 
 def _indent(text: str) -> str:

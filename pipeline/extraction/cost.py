@@ -45,9 +45,12 @@ class Cost:
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            **asdict(self), "shards": self.shards, "bytes": self.bytes, "record_bytes": self.record_bytes,
+            **asdict(self),
+            "shards": self.shards,
+            "bytes": self.bytes,
+            "record_bytes": self.record_bytes,
             "device_hours": self.hours,
-        }  # fmt: skip
+        }
 
     def text(self) -> str:
         lines = [

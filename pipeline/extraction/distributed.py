@@ -79,7 +79,9 @@ class Crew:
 
         threads = max(1, torch.get_num_threads() // self.local) if self.local else None
         where = str(root) if root else None
-        return Setting(self.spec, self.device, dict(fields), str(store.resolve()), where, 0, workers, threads, self.form)
+        return Setting(
+            self.spec, self.device, dict(fields), str(store.resolve()), where, 0, workers, threads, self.form
+        )
 
     def batch_sizes(self, setting: Setting, todo: Mapping[str, Sequence[Item]]) -> tuple[str, dict[int, float]]:
         """(device, rows a second by batch size), measured by one worker; nothing ``todo`` measures nothing."""
@@ -192,11 +194,17 @@ def crew_for(
     if local:
         with (
             LocalCluster(
-                n_workers=local, threads_per_worker=2, processes=True, host="127.0.0.1", dashboard_address=None,
-                preload=["pipeline.extraction.preload"], silence_logs=50, memory_limit=0,
+                n_workers=local,
+                threads_per_worker=2,
+                processes=True,
+                host="127.0.0.1",
+                dashboard_address=None,
+                preload=["pipeline.extraction.preload"],
+                silence_logs=50,
+                memory_limit=0,
             ) as cluster,
             Client(cluster, set_as_default=False) as client,
-        ):  # fmt: skip
+        ):
             yield Crew(client, values, device, local, form)
         return
     assert scheduler is not None

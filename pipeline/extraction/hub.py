@@ -56,8 +56,10 @@ class Checkpoint:
         if names and not missing:
             return [self.path / name for name in names]
         if missing:
-            raise ModelError(f"model {self.name!r}: {_INDEX} names {missing[0]!r}, which is not in {self.path}: "
-                             "the download is incomplete, fetch it again")  # fmt: skip
+            raise ModelError(
+                f"model {self.name!r}: {_INDEX} names {missing[0]!r}, which is not in {self.path}: "
+                "the download is incomplete, fetch it again"
+            )
         pickled = sorted(p.name for p in self.path.glob("*.bin")) or ["none of another kind either"]
         raise ModelError(
             f"model {self.name!r} has no {_SINGLE} ({', '.join(pickled)}). Pickled weights can run code when they are "

@@ -11,7 +11,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-_CHECKED = ((224, 224), (53, 37), (31, 90), (640, 480), (7, 400))  # width, height: to be cropped, enlarged, shrunk, padded
+_CHECKED = (
+    (224, 224),
+    (53, 37),
+    (31, 90),
+    (640, 480),
+    (7, 400),
+)  # width, height: to be cropped, enlarged, shrunk, padded
 _BY_LEVEL = {"do_rescale": False, "do_normalize": False}
 _AS_IT_IS = {"do_resize": False, "do_center_crop": False}
 

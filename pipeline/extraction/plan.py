@@ -193,9 +193,20 @@ def _table(
     if bad:
         reason += f"; {len(bad)} have nothing to read, such as {bad[0].item}: {bad[0].reason}"
     return TablePlan(
-        table, requests, len(items), done, known, stale, todo, places, present, tuple(bad), outdated,
-        len(todo) * width, reason,
-    )  # fmt: skip
+        table,
+        requests,
+        len(items),
+        done,
+        known,
+        stale,
+        todo,
+        places,
+        present,
+        tuple(bad),
+        outdated,
+        len(todo) * width,
+        reason,
+    )
 
 
 def _present(store: Store | StoreWriter | None, table: str, keys: list[bytes]) -> np.ndarray:

@@ -27,7 +27,12 @@ from manifests.errors import FashionNTMError
 from manifests.schema import Frozen
 from pipeline.extraction import hub
 
-PAD, BOS, UNK, EOS = "<pad>", "<start>", "<unk>", "<end>"  # ids 0..3; 2 is no end: CLIPModel reads that id as "old CLIP"
+PAD, BOS, UNK, EOS = (
+    "<pad>",
+    "<start>",
+    "<unk>",
+    "<end>",
+)  # ids 0..3; 2 is no end: CLIPModel reads that id as "old CLIP"
 READ_SCALE = 10.0  # unit-norm embeddings come to the word reader at about unit size an entry
 POSITION_STD = 0.3  # of the initial position embeddings: the library's 0.02 drowns beside the patches for many epochs
 
@@ -85,9 +90,15 @@ def build_tokenizer(texts: Iterable[str], options: PretrainOptions) -> PreTraine
         single=f"{BOS} $A {EOS}", special_tokens=[(BOS, vocabulary[BOS]), (EOS, vocabulary[EOS])]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, model_max_length=options.max_tokens, padding_side="right", truncation_side="right",
-        pad_token=PAD, bos_token=BOS, unk_token=UNK, eos_token=EOS,
-    )  # fmt: skip
+        tokenizer_object=tokenizer,
+        model_max_length=options.max_tokens,
+        padding_side="right",
+        truncation_side="right",
+        pad_token=PAD,
+        bos_token=BOS,
+        unk_token=UNK,
+        eos_token=EOS,
+    )
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, options: PretrainOptions) -> CLIPModel:
@@ -98,19 +109,27 @@ def build_model(tokenizer: PreTrainedTokenizerFast, options: PretrainOptions) ->
             projection_dim=options.projection,
             logit_scale_init_value=math.log(1 / options.temperature),
             text_config={
-                "vocab_size": len(tokenizer), "max_position_embeddings": options.max_tokens,
-                "hidden_size": options.text_width, "intermediate_size": 4 * options.text_width,
-                "num_hidden_layers": options.text_layers, "num_attention_heads": options.text_width // 32,
-                "projection_dim": options.projection, "pad_token_id": tokenizer.pad_token_id,
-                "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+                "vocab_size": len(tokenizer),
+                "max_position_embeddings": options.max_tokens,
+                "hidden_size": options.text_width,
+                "intermediate_size": 4 * options.text_width,
+                "num_hidden_layers": options.text_layers,
+                "num_attention_heads": options.text_width // 32,
+                "projection_dim": options.projection,
+                "pad_token_id": tokenizer.pad_token_id,
+                "bos_token_id": tokenizer.bos_token_id,
+                "eos_token_id": tokenizer.eos_token_id,
             },
             vision_config={
-                "image_size": options.image_size, "patch_size": options.patch_size,
-                "hidden_size": options.vision_width, "intermediate_size": 4 * options.vision_width,
-                "num_hidden_layers": options.vision_layers, "num_attention_heads": options.vision_width // 32,
+                "image_size": options.image_size,
+                "patch_size": options.patch_size,
+                "hidden_size": options.vision_width,
+                "intermediate_size": 4 * options.vision_width,
+                "num_hidden_layers": options.vision_layers,
+                "num_attention_heads": options.vision_width // 32,
                 "projection_dim": options.projection,
             },
-        )  # fmt: skip
+        )
         model = CLIPModel(config)
         torch.nn.init.normal_(model.vision_model.embeddings.position_embedding.weight, std=POSITION_STD)
         return model
@@ -238,7 +257,9 @@ def fit(
             place = rng.random()  # the same place in each pair's texts, short to long: little padding
             chosen = starts[batch] + (place * (starts[batch + 1] - starts[batch])).astype(np.int64)
             same = torch.from_numpy(content[chosen][:, None] == content[chosen][None, :])
-            ids = forget(padded([flat[i] for i in chosen], tokenizer.pad_token_id), options.forget, tokenizer.unk_token_id, rng)
+            ids = forget(
+                padded([flat[i] for i in chosen], tokenizer.pad_token_id), options.forget, tokenizer.unk_token_id, rng
+            )
             images = embed_images(model, augment(pixels[batch], options, rng), options)
             words = embed_texts(model, ids)
             loss = pair_loss(images, words, model.logit_scale.exp(), same)
@@ -285,7 +306,12 @@ def augment(pixels: Tensor, options: PretrainOptions, rng: np.random.Generator) 
         across, down = torch.from_numpy(rng.integers(0, 2 * options.shift + 1, (2, n)))
         line = torch.arange(size)
         rows, columns = down[:, None] + line, across[:, None] + line
-        x = x[torch.arange(n)[:, None, None, None], torch.arange(3)[:, None, None], rows[:, None, :, None], columns[:, None, None, :]]
+        x = x[
+            torch.arange(n)[:, None, None, None],
+            torch.arange(3)[:, None, None],
+            rows[:, None, :, None],
+            columns[:, None, None, :],
+        ]
     gain = 1 + options.brightness * rng.uniform(-1, 1, (n, 1, 1, 1))
     return (x * torch.from_numpy(gain).float()).clamp(0, 255)
 
@@ -297,13 +323,17 @@ def forget(ids: Tensor, share: float, unknown: int, rng: np.random.Generator) ->
 
 
 @torch.no_grad()
-def retrieval(model: CLIPModel, tokenizer: PreTrainedTokenizerFast, pairs: Sequence[Pair], options: PretrainOptions) -> dict[str, float]:
+def retrieval(
+    model: CLIPModel, tokenizer: PreTrainedTokenizerFast, pairs: Sequence[Pair], options: PretrainOptions
+) -> dict[str, float]:
     """Recall in percent over the pairs' first texts, text to image and image to text, ties against the model."""
     model.eval()
     pixels = torch.from_numpy(to_pixels((p.image for p in pairs), options))
     images = torch.cat([embed_images(model, part, options) for part in pixels.split(256)])
     rows = to_ids(tokenizer, [p.texts[0] for p in pairs])
-    texts = torch.cat([embed_texts(model, padded(rows[i : i + 256], tokenizer.pad_token_id)) for i in range(0, len(rows), 256)])
+    texts = torch.cat(
+        [embed_texts(model, padded(rows[i : i + 256], tokenizer.pad_token_id)) for i in range(0, len(rows), 256)]
+    )
     scores = texts @ images.T
     found = {}
     for name, table in (("text to image", scores), ("image to text", scores.T)):

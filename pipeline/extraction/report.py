@@ -108,7 +108,9 @@ class Report:
             lines.append(f"note   precision {self.checked['precision']}")
         if "form" in self.checked:
             expected = ", ".join(f"{form} {s:,.0f} s" for form, s in self.checked.get("form_seconds", {}).items())
-            lines.append(f"note   form {self.checked['form']}" + (f"; expected for all images: {expected}" if expected else ""))
+            lines.append(
+                f"note   form {self.checked['form']}" + (f"; expected for all images: {expected}" if expected else "")
+            )
         if self.cut:
             lines.append(f"note   {self.cut:,} texts were longer than the model reads, and lost their end")
         if self.failed:

@@ -115,9 +115,13 @@ class _Extraction:
         path = store_path(self.stores, dataset.name, extractor.name, fields)
         setting = crew.setting(fields, path, self.root, workers) if crew is not None else None
         execution = {
-            "batch_size": batch_size, "shard_rows": shard_rows, "workers": workers,
-            "device": describe(extractor.device), "threads": torch.get_num_threads(), "torch": torch.__version__,
-        }  # fmt: skip
+            "batch_size": batch_size,
+            "shard_rows": shard_rows,
+            "workers": workers,
+            "device": describe(extractor.device),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
         execution |= recorded(extractor, dataset)
 
         def plan_with(writer: StoreWriter | None) -> Plan:
@@ -226,9 +230,15 @@ class _Extraction:
                 stop_if_asked()
 
             outcomes = process(
-                self.extractor, tasks, root=self.root, batch_size=batch_size, workers=workers, meter=self.meter,
-                max_failures=max_failures, on_batch=after_batch,
-            )  # fmt: skip
+                self.extractor,
+                tasks,
+                root=self.root,
+                batch_size=batch_size,
+                workers=workers,
+                meter=self.meter,
+                max_failures=max_failures,
+                on_batch=after_batch,
+            )
             with closing(outcomes):  # a failed commit must not leave its threads at work
                 for outcome in outcomes:
                     commits.put(outcome)

@@ -159,9 +159,7 @@ class Runner:
         good = np.isfinite(rows).all(axis=1)
         why = getattr(self.extractor, "nonfinite", "the model gave NaN or Inf")
         hint = "" if self.extractor.options.dtype == "float32" else f" in {self.extractor.options.dtype}: try float32"
-        outcome.failures.extend(
-            ItemFailure(piece.items[n], "encode", f"{why}{hint}") for n in np.flatnonzero(~good)
-        )
+        outcome.failures.extend(ItemFailure(piece.items[n], "encode", f"{why}{hint}") for n in np.flatnonzero(~good))
         if good.any():
             positions = [p for p, fine in zip(piece.positions, good, strict=True) if fine]
             keys = [item.key for item, fine in zip(piece.items, good, strict=True) if fine]

@@ -35,9 +35,13 @@ class Tokens:
             return []
         with self._lock:
             found = self.tokenizer(
-                given, truncation=True, max_length=self.length, padding=False, return_attention_mask=False,
+                given,
+                truncation=True,
+                max_length=self.length,
+                padding=False,
+                return_attention_mask=False,
                 return_token_type_ids=False,
-            )  # fmt: skip
+            )
             long = [text for text, e in zip(texts, found.encodings or (), strict=False) if e.overflowing]
             self.cut += len(long)
             self._long.update(long)

@@ -41,10 +41,16 @@ def catalogue_of(
     if extractor.reads == "caption":
         return _captions(dataset, extractor)
     if dataset.images_root is None or not any(image.file for image in dataset.images.values()):
-        raise ManifestError([Problem(
-            dataset.name, "", f"extractor '{extractor.name}' reads image files and this dataset has none",
-            "name the images folder in [dataset], or use the caption extractor",
-        )])  # fmt: skip
+        raise ManifestError(
+            [
+                Problem(
+                    dataset.name,
+                    "",
+                    f"extractor '{extractor.name}' reads image files and this dataset has none",
+                    "name the images folder in [dataset], or use the caption extractor",
+                )
+            ]
+        )
     root = dataset.images_root.resolve()
     if not root.is_dir():
         raise ManifestError([Problem(dataset.name, "", f"the images folder {root} does not exist", "check the path")])
@@ -71,10 +77,16 @@ def _captions(dataset: Dataset, extractor: Extractor) -> tuple[dict[str, Item], 
 
     texts = {image.id: standin(image) for image in dataset.images.values()}
     if texts and not any(texts.values()):
-        raise ManifestError([Problem(
-            dataset.name, "", f"extractor '{extractor.name}' reads captions and no image of this dataset has one",
-            "name the captions in [dataset], or use an extractor that reads pixels",
-        )])  # fmt: skip
+        raise ManifestError(
+            [
+                Problem(
+                    dataset.name,
+                    "",
+                    f"extractor '{extractor.name}' reads captions and no image of this dataset has one",
+                    "name the captions in [dataset], or use an extractor that reads pixels",
+                )
+            ]
+        )
     keys = {i: caption_key(text) for i, text in texts.items() if text}
     found = {i: Item(key, (i,), key, caption=texts[i]) for i, key in keys.items()}
     return found, {i: "it has no caption to stand in for it" for i, text in texts.items() if not text}

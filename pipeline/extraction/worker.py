@@ -74,9 +74,14 @@ def _make_shard(setting: Setting, table: str, number: int, items: list[Item]) ->
     if table == "image":
         _take_form(setting.form, extractor, items, root)
     (outcome,) = process(
-        extractor, [Task(table, items)], root=root, batch_size=setting.batch_size, workers=workers, meter=meter,
+        extractor,
+        [Task(table, items)],
+        root=root,
+        batch_size=setting.batch_size,
+        workers=workers,
+        meter=meter,
         gate=_model_gate,
-    )  # fmt: skip
+    )
     receipt = None
     if len(outcome):
         keys, rows = outcome.rows()

@@ -49,9 +49,14 @@ class Pair:
 
 
 def gather(
-    spec: RunSpec, dataset: Dataset, workspace: Workspace, data: Path, options: Options, device: str = "auto",
+    spec: RunSpec,
+    dataset: Dataset,
+    workspace: Workspace,
+    data: Path,
+    options: Options,
+    device: str = "auto",
     log: Callable[[str], None] = lambda _: None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """The values of the page. Sections without data carry a sentence that says why, and what to run.
 
     Raises IncompleteError when no run is trained, ManifestError for a model that is not there.
@@ -92,12 +97,20 @@ def gather(
             f"{bed.dropped:,} test sessions are left out: a feature or their target is missing from the store."
         )
     return {
-        "spec": spec, "dataset": dataset, "stage": stage, "options": options, "models": models, "notes": notes,
+        "spec": spec,
+        "dataset": dataset,
+        "stage": stage,
+        "options": options,
+        "models": models,
+        "notes": notes,
         "tables": report_tables(stage, data),
         "curves": learning_curves(found),
-        "diagnostics": diagnostics(found, spec.asked), "memory": memory_figure(stage),
-        "retention": retention, "orders": orders,
-        "one": one, "other": other,
+        "diagnostics": diagnostics(found, spec.asked),
+        "memory": memory_figure(stage),
+        "retention": retention,
+        "orders": orders,
+        "one": one,
+        "other": other,
         "wins": [Pair(strips[n], against[n]) for n in wins if n in strips],
         "kept": None if kept is None else (last, Pair(*(strips_of(bed, m, [kept], options.k)[0] for m in (one, last)))),
         "turned": None if example is None else (bed.sessions[example.session], example),
@@ -106,7 +119,7 @@ def gather(
         "total": len(bed.sessions),
         "spread": _spread(ranks, bed, models),
         "pictures": Pictures(dataset),
-    }  # fmt: skip
+    }
 
 
 def _first_seeds(found: Sequence[Trained]) -> list[Trained]:

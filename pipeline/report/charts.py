@@ -23,8 +23,10 @@ def lines(series: Mapping[str, Points], x: str, y: str, about: str) -> str:
         path = " ".join(f"{plane.x(a):.1f},{plane.y(b):.1f}" for a, b in points)
         colour = f"var(--c{number % COLOURS})"
         mark = _mark(*_last(plane, points), colour) if points else ""
-        body.append(f'<g><title>{escape(name)}</title><polyline points="{path}" fill="none" stroke="{colour}" '
-                    f'stroke-width="2"/>{mark}</g>')  # fmt: skip
+        body.append(
+            f'<g><title>{escape(name)}</title><polyline points="{path}" fill="none" stroke="{colour}" '
+            f'stroke-width="2"/>{mark}</g>'
+        )
     return _frame(plane, x, y, about, "".join(body)) + legend(list(kept))
 
 

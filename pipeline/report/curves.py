@@ -64,8 +64,10 @@ def diagnostics(models: Sequence[Trained], asked: str) -> list[Figure]:
     if not series:
         why = f"no run has logged any: `python cli.py train {asked} --model cm_ntm --diagnostics --force`"
         return [Figure("Memory diagnostics", why_not=why)]
-    return [Figure(QUANTITIES[name], lines(found, "epoch", QUANTITIES[name], _ends(name, found)), _ends("Last", found))
-            for name, found in series.items()]  # fmt: skip
+    return [
+        Figure(QUANTITIES[name], lines(found, "epoch", QUANTITIES[name], _ends(name, found)), _ends("Last", found))
+        for name, found in series.items()
+    ]
 
 
 def memory_figure(stage: StageTwo) -> Figure:

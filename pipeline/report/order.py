@@ -58,8 +58,11 @@ def logged_order(bed: TestBed, models: Sequence[Trained], k: int) -> OrderTest:
     out = OrderTest(
         f"Each session's (reference, feedback) turns are given in reverse. Overlap of the final top {k}, Spearman's "
         "correlation over the whole gallery, and recall of the target. The last column reverses the earlier turns alone, "
-        "in sessions of three turns or more.", k, columns, sessions=int(many.sum()),
-    )  # fmt: skip
+        "in sessions of three turns or more.",
+        k,
+        columns,
+        sessions=int(many.sum()),
+    )
     if not many.any():
         out.why_not = "no test session has two turns or more"
         return out
@@ -102,8 +105,10 @@ def interactive_order(bed: TestBed, models: Sequence[Trained], queries: Queries 
     out = OrderTest(
         "From the session's first image, the model gets each feedback in turn, and its own best result is the next "
         f"reference; once in the logged order, once in reverse. The first-turn column compares the top {k} after one "
-        "feedback: how different the ways to the same end are.", k, columns,
-    )  # fmt: skip
+        "feedback: how different the ways to the same end are.",
+        k,
+        columns,
+    )
     if queries is None or queries.composer is None:
         out.why_not = "the extractor is a joint model: a new (reference, feedback) pair has no cached query"
         return out

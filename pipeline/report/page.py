@@ -79,9 +79,12 @@ def _render(values: dict[str, Any], pictures: dict[str, str], wanted: int) -> by
 
     folder = resources.files("pipeline.report") / "templates"
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(str(folder)), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        loader=jinja2.FileSystemLoader(str(folder)),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
+    )
     environment.globals["lines_of"] = lines_of
     environment.filters["code"] = _code
     numbers = {image: n for n, image in enumerate(pictures)}

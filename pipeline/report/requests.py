@@ -29,4 +29,6 @@ def known_requests(spec: RunSpec) -> dict[str, tuple[Request, ...]] | None:
 def meets(dataset: Dataset, image: str, request: Request) -> bool:
     """Whether an image has every value asked for."""
     found = dataset.attributes.get(image, {})
-    return all((value in found.get(field, ())) if value != "none" else not found.get(field) for field, value in request.items())  # fmt: skip
+    return all(
+        (value in found.get(field, ())) if value != "none" else not found.get(field) for field, value in request.items()
+    )

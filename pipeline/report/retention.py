@@ -69,10 +69,13 @@ def exact_retention(
     turns = max((len(bed.sessions[n].turns) for n in mine), default=0)
     columns = ("top-1: all earlier", f"top-{k}: all earlier", *(_ago(n) for n in range(1, turns)), "newest feedback")
     out = Retention(
-        f"Share of the final results that have every value that earlier turns asked for; columns \"... ago\" look at one "
-        f"earlier turn, in the top {k}. Exact: the dataset knows what each turn asked for.", "%", k, columns,
+        f'Share of the final results that have every value that earlier turns asked for; columns "... ago" look at one '
+        f"earlier turn, in the top {k}. Exact: the dataset knows what each turn asked for.",
+        "%",
+        k,
+        columns,
         sessions=len(mine),
-    )  # fmt: skip
+    )
     if not mine:
         out.why_not = "no test session of two turns or more has known requests"
         return out
@@ -111,8 +114,11 @@ def scored_retention(bed: TestBed, models: Sequence[Trained], backbone: Store, k
     out = Retention(
         f"Mean percentile of the final top {k} when the gallery is ranked by one earlier feedback alone, by the cosine of "
         "its text embedding with the images' (50 is chance, 100 the best match). An estimate: the text tower judges.",
-        "percentile", k, columns, sessions=len(mine),
-    )  # fmt: skip
+        "percentile",
+        k,
+        columns,
+        sessions=len(mine),
+    )
     tables = backbone.tables
     if not mine:
         out.why_not = "no test session has two turns or more"

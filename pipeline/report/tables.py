@@ -30,14 +30,21 @@ def _filled(table: ResultsTable, stage: StageTwo, data: Path) -> Table:
 def own_table(spec: RunSpec, dataset: Dataset, subsets: dict[str, set[str]]) -> ResultsTable:
     """A table with a row for each model of the spec, and a block for each leak subset that is not the whole."""
     tests = {s.id for s in dataset.split("test")}
-    blocks = [BlockSpec(subset=name, label=name.capitalize()) for name, ids in subsets.items()
-              if name == "all" or ids != tests]  # fmt: skip
+    blocks = [
+        BlockSpec(subset=name, label=name.capitalize())
+        for name, ids in subsets.items()
+        if name == "all" or ids != tests
+    ]
     rows = [
         RowSpec(model=name, label=registry.get(name).title, deterministic=not registry.get(name).trainable)
         for name in spec.models
     ]
     first = [BlockSpec(subset="all", label="All sessions")]
     return ResultsTable(
-        kind="results", title=f"{spec.title or spec.name}: final-turn retrieval", run=spec.name, seeds=spec.seeds,
-        blocks=tuple(first + [b for b in blocks if b.subset != "all"]), rows=tuple(rows),
-    )  # fmt: skip
+        kind="results",
+        title=f"{spec.title or spec.name}: final-turn retrieval",
+        run=spec.name,
+        seeds=spec.seeds,
+        blocks=tuple(first + [b for b in blocks if b.subset != "all"]),
+        rows=tuple(rows),
+    )

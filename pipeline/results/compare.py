@@ -104,15 +104,21 @@ class Comparison:
             return {"name": m.name, "runs": m.runs, "seeds": m.seeds}
 
         return {
-            "a": method(self.a), "b": method(self.b), "sessions": self.sessions, "left_out": self.only_one,
+            "a": method(self.a),
+            "b": method(self.b),
+            "sessions": self.sessions,
+            "left_out": self.only_one,
             "tests": [asdict(line) for line in self.lines],
             "nearer": [asdict(change) for change in self.nearer],
             "further": [asdict(change) for change in self.further],
-            "sessions_nearer_same_further": self.counts, "notes": self.notes,
-        }  # fmt: skip
+            "sessions_nearer_same_further": self.counts,
+            "notes": self.notes,
+        }
 
 
-def compare(a: Method, b: Method, sessions: Sequence[Session] = (), top: int = 10, notes: Sequence[str] = ()) -> Comparison:
+def compare(
+    a: Method, b: Method, sessions: Sequence[Session] = (), top: int = 10, notes: Sequence[str] = ()
+) -> Comparison:
     """b against a over the sessions that both ranked. ``sessions``: the dataset's, for the texts of the turns.
 
     Raises CompareError when they have no session in common, or ranked galleries of different sizes.
@@ -142,12 +148,16 @@ def compare(a: Method, b: Method, sessions: Sequence[Session] = (), top: int = 1
     gain = np.log(means[0]) - np.log(means[1])
     order = np.argsort(-gain, kind="stable")
     return Comparison(
-        a, b, len(common), len(set(first.session_ids) ^ both), lines,
+        a,
+        b,
+        len(common),
+        len(set(first.session_ids) ^ both),
+        lines,
         nearer=tuple(change(n) for n in order[:top] if gain[n] > 0),
         further=tuple(change(n) for n in order[::-1][:top] if gain[n] < 0),
         counts=(int((gain > 0).sum()), int((gain == 0).sum()), int((gain < 0).sum())),
         notes=tuple(notes),
-    )  # fmt: skip
+    )
 
 
 def _lines(
@@ -168,12 +178,24 @@ def _lines(
             means = [float(np.mean([c[m].mean() for m in strata])) for c in columns[2 * n : 2 * n + 2]]
             found = difference(means[1] - means[0], drawn[:, 2 * n + 1] - drawn[:, 2 * n])
             spans = [interval(drawn[:, 2 * n + side]) for side in (0, 1)]
-            made.append({
-                "subset": subset, "metric": metric, "sessions": int(inside.sum()), "a": means[0], "b": means[1],
-                "a_low": spans[0][0], "a_high": spans[0][1], "b_low": spans[1][0], "b_high": spans[1][1],
-                "difference": found.value, "low": found.low, "high": found.high, "p_sessions": found.p,
-                **_seeds(a, b, [side[metric] for side in per_seed], strata),
-            })  # fmt: skip
+            made.append(
+                {
+                    "subset": subset,
+                    "metric": metric,
+                    "sessions": int(inside.sum()),
+                    "a": means[0],
+                    "b": means[1],
+                    "a_low": spans[0][0],
+                    "a_high": spans[0][1],
+                    "b_low": spans[1][0],
+                    "b_high": spans[1][1],
+                    "difference": found.value,
+                    "low": found.low,
+                    "high": found.high,
+                    "p_sessions": found.p,
+                    **_seeds(a, b, [side[metric] for side in per_seed], strata),
+                }
+            )
     corrected = holm([line["p_sessions"] for line in made])
     return tuple(Line(**line, p_holm=p) for line, p in zip(made, corrected, strict=True))
 
@@ -201,26 +223,39 @@ def to_text(comparison: Comparison) -> str:
     header = ("sessions", "metric", "A", "B", "B - A", "95% interval", "p sessions", "Holm", "p seeds")
     body = []
     for line in c.lines:
-        body.append((
-            f"{line.subset} ({line.sessions:,})", "Mean" if line.metric == "mean" else line.metric,
-            f"{line.a:.1f}", f"{line.b:.1f}", f"{line.difference:+z.1f}", f"{line.low:+z.1f} to {line.high:+z.1f}",
-            p_text(line.p_sessions).removeprefix("p = ").removeprefix("p "),
-            p_text(line.p_holm).removeprefix("p = ").removeprefix("p "),
-            "-" if line.p_seeds is None else f"{line.p_seeds:.3f}",
-        ))  # fmt: skip
+        body.append(
+            (
+                f"{line.subset} ({line.sessions:,})",
+                "Mean" if line.metric == "mean" else line.metric,
+                f"{line.a:.1f}",
+                f"{line.b:.1f}",
+                f"{line.difference:+z.1f}",
+                f"{line.low:+z.1f} to {line.high:+z.1f}",
+                p_text(line.p_sessions).removeprefix("p = ").removeprefix("p "),
+                p_text(line.p_holm).removeprefix("p = ").removeprefix("p "),
+                "-" if line.p_seeds is None else f"{line.p_seeds:.3f}",
+            )
+        )
     widths = [max(len(row[i]) for row in [header, *body]) for i in range(len(header))]
     for n, row in enumerate([header, *body]):
         padded = [t.ljust(w) if i < 2 else t.rjust(w) for i, (t, w) in enumerate(zip(row, widths, strict=True))]
         out.append("| " + " | ".join(padded) + " |")
         if n == 0:
-            out.append("|" + "|".join("-" * (w + 2) if i < 2 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|")
+            out.append(
+                "|" + "|".join("-" * (w + 2) if i < 2 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+            )
     least = {line.least_p_seeds for line in c.lines if line.least_p_seeds is not None}
-    out += ["", f"- p sessions: paired bootstrap, {RESAMPLES:,} resamples of whole sessions; Holm: corrected over these "
-            f"{len(c.lines)} lines."]  # fmt: skip
+    out += [
+        "",
+        f"- p sessions: paired bootstrap, {RESAMPLES:,} resamples of whole sessions; Holm: corrected over these "
+        f"{len(c.lines)} lines.",
+    ]
     if least:
         out.append(f"- p seeds: exact paired sign-flip test; this number of seeds gives no p below {max(least):.3f}.")
     nearer, same, further = c.counts
-    out.append(f"- B ranks the target nearer to the top in {nearer:,} sessions, the same in {same:,}, further in {further:,}.")
+    out.append(
+        f"- B ranks the target nearer to the top in {nearer:,} sessions, the same in {same:,}, further in {further:,}."
+    )
     out += [f"- {c.only_one:,} sessions that only one of them ranked are left out."] if c.only_one else []
     out += [f"- {note}" for note in c.notes]
     for title, changes in (("Most gained in B", c.nearer), ("Most lost in B", c.further)):

@@ -49,9 +49,7 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
 
 
-def train_twins(
-    dataset: Dataset, features: dict[str, np.ndarray], threshold: float
-) -> dict[str, dict[str, float]]:
+def train_twins(dataset: Dataset, features: dict[str, np.ndarray], threshold: float) -> dict[str, dict[str, float]]:
     """Test image -> {image of a train session that is nearly the same, but has another id: cosine}.
 
     ``features``: image id -> [D]; images without a feature are near nothing.

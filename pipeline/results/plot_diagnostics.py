@@ -78,9 +78,15 @@ def _column(axes: Sequence[Any], run: Diagnosed) -> None:
     axes[0].axhline(BROKEN, color="0.5", lw=0.8, ls=":")
     axes[0].set(yscale="log", title=run.title)
     axes[2].legend(  # below the column: sixteen stages leave no free corner
-        *axes[0].get_legend_handles_labels(), title=f"row spread above {BROKEN:g}", loc="upper center",
-        bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False, fontsize=8, title_fontsize=8,
-    )  # fmt: skip
+        *axes[0].get_legend_handles_labels(),
+        title=f"row spread above {BROKEN:g}",
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.2),
+        ncols=2,
+        frameon=False,
+        fontsize=8,
+        title_fontsize=8,
+    )
     uniform = math.log(records[0]["slots"])
     axes[1].axhline(uniform, color="0.5", lw=0.8, ls=":")
     for dashes, name in (("-", "read"), ("--", "write")):

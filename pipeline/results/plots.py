@@ -57,18 +57,29 @@ class Scatter(Frozen):
 
 
 def scatter_point(
-    spec: FigureSpec, label: str, options: Mapping[str, Any], runs: Sequence[RunSummary], timing: Mapping[str, float],
+    spec: FigureSpec,
+    label: str,
+    options: Mapping[str, Any],
+    runs: Sequence[RunSummary],
+    timing: Mapping[str, float],
     command: str = "",
-) -> ScatterPoint:  # fmt: skip
+) -> ScatterPoint:
     """A point from its runs (one a seed) and its measured time; what is missing stays empty."""
     values = [v for run in runs if (v := run.value(spec.subset, spec.category, spec.metric)) is not None]
     return ScatterPoint(
-        label=label, series=options.get(spec.series, "?"), size=options.get(spec.size, "?"),
-        recall=fmean(values) if values else None, std=stdev(values) if len(values) > 1 else None,
-        milliseconds=timing.get("milliseconds"), low=timing.get("low"), high=timing.get("high"),
-        seeds=tuple(run.seed for run in runs if run.seed is not None), runs=tuple(run.run for run in runs),
-        store=runs[0].store if runs else "", command=command,
-    )  # fmt: skip
+        label=label,
+        series=options.get(spec.series, "?"),
+        size=options.get(spec.size, "?"),
+        recall=fmean(values) if values else None,
+        std=stdev(values) if len(values) > 1 else None,
+        milliseconds=timing.get("milliseconds"),
+        low=timing.get("low"),
+        high=timing.get("high"),
+        seeds=tuple(run.seed for run in runs if run.seed is not None),
+        runs=tuple(run.run for run in runs),
+        store=runs[0].store if runs else "",
+        command=command,
+    )
 
 
 def scatter(
@@ -83,10 +94,14 @@ def scatter(
             f"f'_qry, quartiles as bars; {timing['device']}, {timing['threads']} threads, {timing['machine']}."
         )
     return Scatter(
-        title=spec.title, x="inference time of one session (ms)", y=f"{metric} (%)",
-        series_label=spec.series_label, size_label=spec.size_label, points=tuple(points),
+        title=spec.title,
+        x="inference time of one session (ms)",
+        y=f"{metric} (%)",
+        series_label=spec.series_label,
+        size_label=spec.size_label,
+        points=tuple(points),
         notes=(*notes, *spec.notes),
-    )  # fmt: skip
+    )
 
 
 def figure_csv(figure: Scatter) -> str:
@@ -129,8 +144,15 @@ def draw(figure: Scatter, folder: Path, name: str) -> list[Path]:
         assert p.milliseconds is not None and p.recall is not None
         spread = [[p.milliseconds - (p.low or p.milliseconds)], [(p.high or p.milliseconds) - p.milliseconds]]
         axes.errorbar(p.milliseconds, p.recall, xerr=spread, yerr=p.std, color=colour[p.series], lw=0.8, alpha=0.6)
-        axes.scatter(p.milliseconds, p.recall, s=area[p.size], color=colour[p.series], edgecolors="white",
-                     linewidths=0.7, zorder=3)  # fmt: skip
+        axes.scatter(
+            p.milliseconds,
+            p.recall,
+            s=area[p.size],
+            color=colour[p.series],
+            edgecolors="white",
+            linewidths=0.7,
+            zorder=3,
+        )
     axes.set_xscale("log")
     low, high = min(p.milliseconds for p in whole), max(p.milliseconds for p in whole)  # type: ignore[type-var]
     ticks = [t for e in range(-4, 6) for m in (1, 2, 5) if low / 1.6 <= (t := m * 10.0**e) <= high * 1.6]  # type: ignore
@@ -144,8 +166,12 @@ def draw(figure: Scatter, folder: Path, name: str) -> list[Path]:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     blank = Line2D([], [], ls="")
-    handles = [blank, *(_dot(Line2D, colour[v], 60) for v in series), blank,
-               *(_dot(Line2D, "0.45", area[v]) for v in sizes)]  # fmt: skip
+    handles = [
+        blank,
+        *(_dot(Line2D, colour[v], 60) for v in series),
+        blank,
+        *(_dot(Line2D, "0.45", area[v]) for v in sizes),
+    ]
     labels = [f"{figure.series_label} =", *map(str, series), f"{figure.size_label} =", *map(str, sizes)]
     axes.legend(handles, labels, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
     folder.mkdir(parents=True, exist_ok=True)

@@ -139,9 +139,14 @@ def sign_flip(a: Sequence[float], b: Sequence[float]) -> SeedTest:
     if n == 1:
         return SeedTest(1.0, 1, 1.0)
     found = permutation_test(
-        (first, second), lambda x, y, axis: np.mean(x - y, axis=axis), permutation_type="samples", vectorized=True,
-        n_resamples=np.inf if exact else 9_999, alternative="two-sided", rng=np.random.default_rng(0),
-    )  # fmt: skip
+        (first, second),
+        lambda x, y, axis: np.mean(x - y, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=np.inf if exact else 9_999,
+        alternative="two-sided",
+        rng=np.random.default_rng(0),
+    )
     return SeedTest(float(min(1.0, found.pvalue)), n, least)
 
 

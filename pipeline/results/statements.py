@@ -103,11 +103,18 @@ class Resampled:
             corrected = holm([f["p_sessions"] for _, f in present]) if present else []
             for (other, facts), p in zip(present, corrected, strict=True):
                 p_seeds, least = facts["p_seeds"], facts["least_p_seeds"]
-                made.append(Statement(
-                    block=block.label, metric=spec.tested_metric, a=labels[spec.tested], b=labels[other], p_holm=p,
-                    significant=p < ALPHA and (p_seeds is None or p_seeds < ALPHA),
-                    seeds_allow=not (p < ALPHA and least is not None and least >= ALPHA), **facts,
-                ))  # fmt: skip
+                made.append(
+                    Statement(
+                        block=block.label,
+                        metric=spec.tested_metric,
+                        a=labels[spec.tested],
+                        b=labels[other],
+                        p_holm=p,
+                        significant=p < ALPHA and (p_seeds is None or p_seeds < ALPHA),
+                        seeds_allow=not (p < ALPHA and least is not None and least >= ALPHA),
+                        **facts,
+                    )
+                )
         metric = "the mean of R@5 and R@8" if spec.tested_metric == "mean" else spec.tested_metric
         how = (
             f"Differences of {metric}, overall, in points with 95% intervals. Over sessions: paired bootstrap, "
@@ -145,9 +152,13 @@ class Resampled:
             resampled = bootstrap(gap[:, None], strata)[:, 0]
         found = difference(float(np.mean([gap[m].mean() for m in strata])), resampled)
         return {
-            "difference": found.value, "low": found.low, "high": found.high, "p_sessions": found.p,
-            "sessions": len(gap), **self._seeds(a, b, subset, metric),
-        }  # fmt: skip
+            "difference": found.value,
+            "low": found.low,
+            "high": found.high,
+            "p_sessions": found.p,
+            "sessions": len(gap),
+            **self._seeds(a, b, subset, metric),
+        }
 
     def _seeds(self, a: str, b: str, subset: str, metric: str) -> dict[str, object]:
         """The test over seeds; a method of one run without randomness stands against every seed of the other."""

@@ -80,15 +80,19 @@ def build_results_table(
                 made.append(cell)
         return tuple(made)
 
-    labels = {row.name: row.label if sum(r.label == row.label for r in shown) == 1 else f"{row.group}, {row.label}"
-              for row in shown}  # fmt: skip
+    labels = {
+        row.name: row.label if sum(r.label == row.label for r in shown) == 1 else f"{row.group}, {row.label}"
+        for row in shown
+    }
     tested = drawn.statements(spec, labels) if spec.tested in labels else ("", ())
     return Table(
         title=spec.title,
         columns=tuple(
-            Column(group=g.label, label="", kind="change") if g.relative_to
+            Column(group=g.label, label="", kind="change")
+            if g.relative_to
             else Column(group=g.label, label=_metric_label(m))
-            for g in groups for m in g.metrics
+            for g in groups
+            for m in g.metrics
         ),
         blocks=tuple(
             Block(
@@ -108,7 +112,7 @@ def build_results_table(
         ),
         tests=tested[0],
         statements=tested[1],
-    )  # fmt: skip
+    )
 
 
 def _change(cell: Cell, base: Cell, itself: bool) -> Cell:
@@ -118,8 +122,13 @@ def _change(cell: Cell, base: Cell, itself: bool) -> Cell:
         note = ""
         if not itself and cell.value is not None:
             note = "its reference row has no runs" if base.value is None else "its reference row is zero"
-        return cell.model_copy(update={**empty, "note": note, "command": cell.command or base.command if not itself
-                                       or cell.value is None else ""})  # fmt: skip
+        return cell.model_copy(
+            update={
+                **empty,
+                "note": note,
+                "command": cell.command or base.command if not itself or cell.value is None else "",
+            }
+        )
     change = 100.0 * (cell.value / base.value - 1.0)
     gap = None if cell.paper is None else change - cell.paper
     return cell.model_copy(update={**empty, "value": change, "difference": gap, "runs": (*cell.runs, *base.runs)})

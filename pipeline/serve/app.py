@@ -89,16 +89,21 @@ class _Page:
 
     async def about(self, _: Request) -> Response:
         e = self.engine
-        return JSONResponse({
-            "title": self.title,
-            "categories": {name: len(found.images) for name, found in e.galleries.items()},
-            "models": [{"label": t.label, "title": t.title, "run": t.run, "seed": t.seed} for t in e.trained.values()],
-            "live": e.queries.live, "why_not_live": e.why_not_live,
-            "starts": "upload" if self._pixels() else "describe" if e.queries.live else "catalogue",
-            "saves": self.saved is not None,
-            "texts": [] if e.queries.live else self.said,
-            "limits": e.limits.model_dump(),
-        })  # fmt: skip
+        return JSONResponse(
+            {
+                "title": self.title,
+                "categories": {name: len(found.images) for name, found in e.galleries.items()},
+                "models": [
+                    {"label": t.label, "title": t.title, "run": t.run, "seed": t.seed} for t in e.trained.values()
+                ],
+                "live": e.queries.live,
+                "why_not_live": e.why_not_live,
+                "starts": "upload" if self._pixels() else "describe" if e.queries.live else "catalogue",
+                "saves": self.saved is not None,
+                "texts": [] if e.queries.live else self.said,
+                "limits": e.limits.model_dump(),
+            }
+        )
 
     def _pixels(self) -> bool:
         return self.engine.queries.live and self.engine.queries.extractor.reads != "caption"
@@ -223,9 +228,11 @@ class _Page:
             return {"number": None, "words": "your own image" if source else "your description", "src": source}
         pictures, number = self.engine.pictures, self.engine.numbers[image]
         return {
-            "number": number, "id": image, "words": pictures.words(image),
+            "number": number,
+            "id": image,
+            "words": pictures.words(image),
             "src": f"image/{number}" if pictures.has_pixels(image) else None,
-        }  # fmt: skip
+        }
 
 
 def render(name: str, package: str = "pipeline.serve", **values: Any) -> str:

@@ -51,9 +51,15 @@ class Engine:
     """Everything the page needs. Methods are safe in threads; each dialogue handles one request at a time."""
 
     def __init__(
-        self, dataset: Dataset, queries: Queries, trained: Sequence[Trained], store: Any, device: Any = "cpu",
-        limits: Limits | None = None, why_not_live: str = "",
-    ):  # fmt: skip
+        self,
+        dataset: Dataset,
+        queries: Queries,
+        trained: Sequence[Trained],
+        store: Any,
+        device: Any = "cpu",
+        limits: Limits | None = None,
+        why_not_live: str = "",
+    ):
         self.dataset, self.queries, self.limits, self.why_not_live = dataset, queries, limits or Limits(), why_not_live
         self.trained = {t.label: t for t in trained}
         self.pictures = Pictures(dataset)

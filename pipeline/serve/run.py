@@ -23,9 +23,15 @@ Log = Callable[[str], None]
 
 
 def open_engine(
-    spec: RunSpec, dataset: Dataset, workspace: Workspace, runs: Sequence[str] = (), device: str = "auto",
-    cached_only: bool = False, limits: Limits | None = None, log: Log = lambda _: None,
-) -> Engine:  # fmt: skip
+    spec: RunSpec,
+    dataset: Dataset,
+    workspace: Workspace,
+    runs: Sequence[str] = (),
+    device: str = "auto",
+    cached_only: bool = False,
+    limits: Limits | None = None,
+    log: Log = lambda _: None,
+) -> Engine:
     """The gallery, the trained runs (all of the spec's, or ``runs`` by id) and, where it can be loaded, the extractor.
 
     Raises IncompleteError when no run is trained. An extractor that cannot be loaded is no error: the page says why,

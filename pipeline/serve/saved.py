@@ -38,9 +38,10 @@ class SavedDialogues:
         path = self.folder / SESSIONS
         with self._lock:
             lines = [
-                line for line in path.read_text(encoding="utf-8").splitlines()
+                line
+                for line in path.read_text(encoding="utf-8").splitlines()
                 if line and json.loads(line)["id"] != session.id
-            ]  # fmt: skip
+            ]
             lines.append(json.dumps(session.model_dump(), ensure_ascii=False))
             part = path.with_suffix(".part")
             part.write_text("\n".join(lines) + "\n", encoding="utf-8")

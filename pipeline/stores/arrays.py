@@ -189,14 +189,14 @@ def _records(file: Path, table: str, problems: Problems) -> Iterator[tuple[int, 
         yield number, record
 
 
-def _enter(
-    arrays: TableArrays, record: dict[str, Any], row: int, line: int, file: Path, problems: Problems
-) -> None:
+def _enter(arrays: TableArrays, record: dict[str, Any], row: int, line: int, file: Path, problems: Problems) -> None:
     """Put the names of one row into the lookups; report a line that names nothing, or a name that was given before."""
     try:
         found = _names(arrays, record)
     except (ValueError, TypeError, KeyError) as error:
-        problems.add(f"line {line}", f"{json.dumps(record)[:100]}: {error}", "see the module's page for the forms", file)
+        problems.add(
+            f"line {line}", f"{json.dumps(record)[:100]}: {error}", "see the module's page for the forms", file
+        )
         arrays.labels.append("?")
         return
     arrays.labels.append(repr(found[0][1])[:80])

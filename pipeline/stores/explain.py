@@ -73,8 +73,10 @@ class Explanation:
 def explain(store: Store, request: Request) -> Explanation:
     """Compare ``store`` with the store of the same kind (extractor's own, or composed) that the spec asks for now."""
     wanted = request.for_store(store)
-    about = [{"dataset": store.dataset, "extractor": store.extractor},
-             {"dataset": request.dataset.name, "extractor": wanted.extractor}]  # fmt: skip
+    about = [
+        {"dataset": store.dataset, "extractor": store.extractor},
+        {"dataset": request.dataset.name, "extractor": wanted.extractor},
+    ]
     semantic = [*field_changes(*about), *field_changes(store.fields, wanted.fields)]
     rows = tuple(_rows(store, wanted, table) for table in dict.fromkeys([*wanted.tables, *store.tables]))
     return Explanation(
@@ -105,7 +107,11 @@ def _execution(store: Store, request: Request) -> tuple[FieldChange, ...]:
     defaults = inspect.signature(extract).parameters
     now: dict[str, Any] = {n: defaults[n].default for n in ("batch_size", "shard_rows", "workers") if n in defaults}
     now |= recorded(request.extractor, request.dataset)
-    now |= {"device": describe(request.extractor.device), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    now |= {
+        "device": describe(request.extractor.device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
     if "composer" in store.fields:
         now = {"torch": torch.__version__, "backbone": request.backbone.path.name.rpartition("-")[2]}
     settings = {k: v for k, v in last.get("settings", {}).items() if k in now}

@@ -68,17 +68,27 @@ def export(store: Store, folder: Path, form: Format, dataset: Dataset | None = N
             _write_ids(store, table, folder / f"{table}.ids.jsonl", dataset)
             info = store.tables[table]
             done.tables[table] = {
-                "file": file.name, "ids": f"{table}.ids.jsonl", "rows": info.rows, "dim": info.dim,
-                "dtype": info.dtype, "sha256": sha256,
-            }  # fmt: skip
+                "file": file.name,
+                "ids": f"{table}.ids.jsonl",
+                "rows": info.rows,
+                "dim": info.dim,
+                "dtype": info.dtype,
+                "sha256": sha256,
+            }
         about = {
-            "format": "fashion-ntm features", "version": VERSION, "dataset": store.dataset,
-            "extractor": store.extractor, "fingerprint": store.fingerprint, "fields": store.fields,
+            "format": "fashion-ntm features",
+            "version": VERSION,
+            "dataset": store.dataset,
+            "extractor": store.extractor,
+            "fingerprint": store.fingerprint,
+            "fields": store.fields,
             "tables": done.tables,
-        }  # fmt: skip
+        }
         (folder / ABOUT).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
-        raise ExportError(f"cannot write to {folder}: {error.strerror or error}; delete the folder and export again") from error
+        raise ExportError(
+            f"cannot write to {folder}: {error.strerror or error}; delete the folder and export again"
+        ) from error
     return done
 
 

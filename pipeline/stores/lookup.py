@@ -81,7 +81,10 @@ class Fit:
 
     def lines(self) -> list[str]:
         lines = []
-        for words, found in (("missing: the dataset asks for", self.missing), ("unknown: the dataset has no", self.unknown)):
+        for words, found in (
+            ("missing: the dataset asks for", self.missing),
+            ("unknown: the dataset has no", self.unknown),
+        ):
             for table, names in found.items():
                 if names:
                     more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""

@@ -84,8 +84,10 @@ class Reextraction:
         if self.left_out:
             lines.append(f"note   {self.left_out:,} rows belong to nothing in the dataset and cannot be computed again")
         if not self.matches:
-            lines.append("these rows are not what the model gives now: `cache explain` names what differs, and a store "
-                         "that it calls the spec's own should be deleted and extracted again")  # fmt: skip
+            lines.append(
+                "these rows are not what the model gives now: `cache explain` names what differs, and a store "
+                "that it calls the spec's own should be deleted and extracted again"
+            )
         return "\n".join(lines)
 
 
@@ -124,9 +126,13 @@ class _Live:
     def _extract(self, table: str, items: Sequence[Item]) -> tuple[dict[bytes, np.ndarray], dict[bytes, str]]:
         root = self.request.dataset.images_root
         outcomes = process(
-            self.request.extractor, [Task(table, tuple(items))], root=root.resolve() if root else None,
-            batch_size=self.batch_size, workers=0, meter=Meter(),
-        )  # fmt: skip
+            self.request.extractor,
+            [Task(table, tuple(items))],
+            root=root.resolve() if root else None,
+            batch_size=self.batch_size,
+            workers=0,
+            meter=Meter(),
+        )
         found: dict[bytes, np.ndarray] = {}
         failed: dict[bytes, str] = {}
         for outcome in outcomes:
@@ -167,7 +173,9 @@ def _check(store: Store, table: str, items: Sequence[Item], live: _Live) -> Tabl
     rows, failed = live.rows(table, items)
     good = [item for item in items if item.key in rows]
     checked = [
-        Recomputed(table, i.key.hex(), i.names[0], float("nan"), float("nan"), 0.0, f"cannot be computed: {failed[i.key]}")
+        Recomputed(
+            table, i.key.hex(), i.names[0], float("nan"), float("nan"), 0.0, f"cannot be computed: {failed[i.key]}"
+        )
         for i in items
         if i.key in failed
     ]
@@ -181,12 +189,19 @@ def _check(store: Store, table: str, items: Sequence[Item], live: _Live) -> Tabl
             row = Recomputed(table, item.key.hex(), item.names[0], float(error[n]), float(cosine[n]), float(agree[n]))
             checked.append(row)
     done = [r for r in checked if not r.problem]
-    worst = sorted((r for r in checked if r.problem or r.max_abs > limit), key=lambda r: -(r.max_abs if not r.problem else 9))
+    worst = sorted(
+        (r for r in checked if r.problem or r.max_abs > limit), key=lambda r: -(r.max_abs if not r.problem else 9)
+    )
     return TableCheck(
-        table, store.tables[table].rows, len(items), limit,
-        max((r.max_abs for r in done), default=0.0), min((r.cosine for r in done), default=1.0),
-        float(np.mean([r.top10 for r in done])) if done else 1.0, tuple(worst),
-    )  # fmt: skip
+        table,
+        store.tables[table].rows,
+        len(items),
+        limit,
+        max((r.max_abs for r in done), default=0.0),
+        min((r.cosine for r in done), default=1.0),
+        float(np.mean([r.top10 for r in done])) if done else 1.0,
+        tuple(worst),
+    )
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

@@ -22,7 +22,9 @@ def find_store(word: str, out: Path) -> Path | None:
     if not word or "/" in word:
         return None
     folders = [p for p in sorted((out / "stores").glob("*/*")) if p.is_dir()]
-    fits = [p for p in folders if p.name == word or (len(word) >= 4 and p.name.rpartition("-")[2].startswith(word[:12]))]
+    fits = [
+        p for p in folders if p.name == word or (len(word) >= 4 and p.name.rpartition("-")[2].startswith(word[:12]))
+    ]
     if len(fits) > 1:
         names = ", ".join(str(p.relative_to(out / "stores")) for p in fits)
         raise StoreNotFoundError(f"{word!r} names several stores: {names}; give one of these names")

@@ -108,9 +108,7 @@ class Request:
         return wanted
 
 
-def request_of(
-    spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str = "cpu", workers: int = 2
-) -> Request:
+def request_of(spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str = "cpu", workers: int = 2) -> Request:
     """Load the extractor (for its fingerprint; no item goes through it) and list what the spec wants.
 
     Raises what loading the model or reading the images folder raises.
@@ -150,9 +148,7 @@ class _Made:
     crossed: Any = None
 
 
-def _composer(
-    spec: RunSpec, dataset: Dataset, extractor: Extractor, backbone: Path, fields: dict[str, Any]
-) -> _Made:
+def _composer(spec: RunSpec, dataset: Dataset, extractor: Extractor, backbone: Path, fields: dict[str, Any]) -> _Made:
     """By the very functions that compose, wherever there is a backbone store to fit or compose from."""
     request = composer_request(spec)
     assert request is not None

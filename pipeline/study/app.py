@@ -42,9 +42,10 @@ def make_study_app(
         Mount("/static", StaticFiles(directory=theirs)),
     ]
     return Starlette(
-        routes=routes, middleware=[Middleware(Guard, token=token, hosts=hosts)],
+        routes=routes,
+        middleware=[Middleware(Guard, token=token, hosts=hosts)],
         exception_handlers={FashionNTMError: lambda _, e: JSONResponse({"error": str(e)}, getattr(e, "status", 400))},
-    )  # fmt: skip
+    )
 
 
 class _Study:
@@ -115,14 +116,17 @@ class _Study:
         order = question.shuffled(self.study.about["seed"], name)
         given = done.get(number)
         return {
-            "name": name, "total": len(self.study.questions), "answered": len(done), "place": place,
+            "name": name,
+            "total": len(self.study.questions),
+            "answered": len(done),
+            "place": place,
             "question": {
                 "number": number,
                 "turns": [{"reference": self._card(t.reference), "text": t.text} for t in session.turns],
                 "options": [[self._card(image) for image in question.options[option][1]] for option in order],
                 "given": None if number not in done else {"option": None if given is None else order.index(given)},
             },
-        }  # fmt: skip
+        }
 
     def _card(self, image: str) -> dict[str, Any]:
         """A picture without its id: nothing on the page tells which model retrieved it."""

@@ -64,8 +64,9 @@ class StudyResults:
         unit = "result" if self.k == 1 else f"{self.k} results"
         lines = [
             f"study of {self.spec}: top {self.k}, {self.questions} questions, {len(self.progress)} participants, "
-            f"{self.answers} answers ({self.no_preference} without a preference)", "",
-        ]  # fmt: skip
+            f"{self.answers} answers ({self.no_preference} without a preference)",
+            "",
+        ]
         width = max(len(rate.title) for rate in self.rates)
         for rate in self.rates:
             bar = "█" * round(30 * rate.rate)
@@ -126,10 +127,17 @@ def study_results(study: StudyFile) -> StudyResults:
         low, high = (float(interval.low), float(interval.high)) if interval else (0.0, 1.0)
         rates.append(Rate(label, title, chosen[label], decided, low, high))
     return StudyResults(
-        study.about["spec"], study.about["k"], len(study.questions), len(answers),
-        len(answers) - decided, shared, tuple(rates), tuple(_tests(list(titles), votes)), people,
+        study.about["spec"],
+        study.about["k"],
+        len(study.questions),
+        len(answers),
+        len(answers) - decided,
+        shared,
+        tuple(rates),
+        tuple(_tests(list(titles), votes)),
+        people,
         dict(Counter(a.participant for a in answers)),
-    )  # fmt: skip
+    )
 
 
 def _tests(labels: list[str], votes: dict[int, list[tuple[str, ...]]]) -> list[SignTest]:

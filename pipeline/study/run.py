@@ -22,18 +22,31 @@ def default_path(workspace: Workspace, spec: RunSpec) -> Path:
 
 
 def open_study(
-    path: Path, spec: RunSpec, dataset: Dataset, workspace: Workspace, models: Sequence[str] = (), sessions: int = 45,
-    k: int = 1, seed: int = 0, codes: Sequence[str] = (), device: str = "auto",
+    path: Path,
+    spec: RunSpec,
+    dataset: Dataset,
+    workspace: Workspace,
+    models: Sequence[str] = (),
+    sessions: int = 45,
+    k: int = 1,
+    seed: int = 0,
+    codes: Sequence[str] = (),
+    device: str = "auto",
     log: Callable[[str], None] = lambda _: None,
-) -> StudyFile:  # fmt: skip
+) -> StudyFile:
     """The study in ``path``, made if it is not there. What was asked once stays as it is: answers must compare.
 
     Raises StudyError when the file holds a study of other settings, naming them.
     """
     asked = {
-        "spec": spec.name, "dataset": dataset.name, "wanted_models": list(models), "sessions": sessions, "k": k,
-        "seed": seed, "codes": list(codes),
-    }  # fmt: skip
+        "spec": spec.name,
+        "dataset": dataset.name,
+        "wanted_models": list(models),
+        "sessions": sessions,
+        "k": k,
+        "seed": seed,
+        "codes": list(codes),
+    }
     if path.is_file():
         study = StudyFile(path)
         changed = [

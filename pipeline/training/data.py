@@ -64,7 +64,9 @@ class SessionFeatures:
     cat_rows: Tensor
     lengths: Tensor
     sessions: tuple[Session, ...]
-    has_concatenated: bool = True  # False: ``cat_rows`` stand for nothing (imported features without ST + cat's queries)
+    has_concatenated: bool = (
+        True  # False: ``cat_rows`` stand for nothing (imported features without ST + cat's queries)
+    )
     skipped: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
     texts: Tensor | None = None

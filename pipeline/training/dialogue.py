@@ -113,9 +113,14 @@ class Dialogue:
             tensors |= {f"{number}.state.{name}": value for name, value in _flatten(said.state).items()}
             tensors[f"{number}.output"] = said.output
         about = {
-            "format": FORMAT, "run": self.run, "model": self.model.name, "version": str(self.model.version),
-            "weights": weights_digest(self.model), "turns": str(self.turn), "notes": json.dumps(self.notes),
-        }  # fmt: skip
+            "format": FORMAT,
+            "run": self.run,
+            "model": self.model.name,
+            "version": str(self.model.version),
+            "weights": weights_digest(self.model),
+            "turns": str(self.turn),
+            "notes": json.dumps(self.notes),
+        }
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_atomically(
             path,

@@ -23,7 +23,14 @@ from pipeline.training.randomness import RunRandom
 from pipeline.training.validate import recalls
 
 Metrics = dict[str, Any]
-COMMON = ("epochs", "batch_size", "early_stopping", "ema", "hard_groups", "matmul")  # settings that runs side by side share
+COMMON = (
+    "epochs",
+    "batch_size",
+    "early_stopping",
+    "ema",
+    "hard_groups",
+    "matmul",
+)  # settings that runs side by side share
 
 
 def fit(
@@ -142,9 +149,13 @@ class _Run:
 
 
 def _epoch(
-    trainer: Trainer, groups: HardGroups | None, random: RunRandom, runs: Sequence[_Run], average: WeightAverage,
+    trainer: Trainer,
+    groups: HardGroups | None,
+    random: RunRandom,
+    runs: Sequence[_Run],
+    average: WeightAverage,
     epoch: int,
-) -> list[float | DivergenceError]:  # fmt: skip
+) -> list[float | DivergenceError]:
     """One pass over the sessions in each run's own order; the mean loss of its steps, or where it diverged."""
     features, training = trainer.features, trainer.trainings[0]
     orders = []
@@ -176,7 +187,9 @@ def _epoch(
 
 
 def _diverged(trainer: Trainer, run: int, epoch: int, at: tuple[int, float] | None, steps: int) -> DivergenceError:
-    where = f"the loss is {at[1]} at epoch {epoch}, step {at[0]} of {steps}" if at else f"no finite loss in epoch {epoch}"
+    where = (
+        f"the loss is {at[1]} at epoch {epoch}, step {at[0]} of {steps}" if at else f"no finite loss in epoch {epoch}"
+    )
     rate = trainer.trainings[run].learning_rate
     return DivergenceError(
         f"{trainer.models[run].name}: {where}; lower training.learning_rate (now {rate:g}) or set training.clip_norm"

@@ -121,9 +121,14 @@ def train_runs(
 
 
 def _train(
-    requests: Sequence[Request], spec: Any, backend: str, threads: Sequence[int], diagnostics: bool,
-    progress: Any, chosen: Any,
-) -> list[Trained | DivergenceError]:  # fmt: skip
+    requests: Sequence[Request],
+    spec: Any,
+    backend: str,
+    threads: Sequence[int],
+    diagnostics: bool,
+    progress: Any,
+    chosen: Any,
+) -> list[Trained | DivergenceError]:
     first, models = requests[0], [request.build() for request in requests]
     trainings = [request.training for request in requests]
     choice = BackendChoice("reference")
@@ -159,21 +164,25 @@ class _Open:
         self.last: dict[str, Any] = {}
         self.error: DivergenceError | None = None
         identity, threads = request.identity, choice.threads
-        self.opened = self.folder.training({
-            "id": identity.id,
-            "dataset": request.dataset,
-            "identity": identity.fields,
-            "spec": spec,
-            "execution": {
-                "device": str(request.features.device),
-                "backend": choice.backend,
-                "backends_measured_ms": choice.milliseconds,
-                "runs_side_by_side": together,
-                "threads": torch.get_num_threads(),
-                "threads_measured_ms": {} if threads is None else {str(n): ms for n, ms in threads.milliseconds.items()},
-                "torch": str(torch.__version__),
-            },
-        })  # fmt: skip
+        self.opened = self.folder.training(
+            {
+                "id": identity.id,
+                "dataset": request.dataset,
+                "identity": identity.fields,
+                "spec": spec,
+                "execution": {
+                    "device": str(request.features.device),
+                    "backend": choice.backend,
+                    "backends_measured_ms": choice.milliseconds,
+                    "runs_side_by_side": together,
+                    "threads": torch.get_num_threads(),
+                    "threads_measured_ms": {}
+                    if threads is None
+                    else {str(n): ms for n, ms in threads.milliseconds.items()},
+                    "torch": str(torch.__version__),
+                },
+            }
+        )
 
     def take(self, outcome: dict[str, Any] | DivergenceError, diagnostics: bool) -> None:
         """An epoch's metrics, or the error that ended the run."""

@@ -77,9 +77,7 @@ def _rows(store: Store, table: str, keys: Iterable[bytes | None]) -> dict[bytes,
     return {key: int(row) for key, row in zip(unique, rows, strict=True) if row >= 0}
 
 
-def _missing(
-    session: Session, keys: _Keys, queries: dict[bytes, int], targets: dict[bytes, int], without: bool
-) -> str:
+def _missing(session: Session, keys: _Keys, queries: dict[bytes, int], targets: dict[bytes, int], without: bool) -> str:
     """The first row that a session lacks, in words; "" when it has all."""
     for number, (turn, key) in enumerate(zip(session.turns, keys.turns, strict=True), start=1):
         if key is None or key not in queries:

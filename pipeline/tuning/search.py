@@ -49,13 +49,19 @@ class Found:
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            "best": vars(self.best), "trials": [vars(t) for t in self.trials], "spec": str(self.spec),
-            "log": str(self.log), "fold_sessions": self.folds, "next": self.command,
-        }  # fmt: skip
+            "best": vars(self.best),
+            "trials": [vars(t) for t in self.trials],
+            "spec": str(self.spec),
+            "log": str(self.log),
+            "fold_sessions": self.folds,
+            "next": self.command,
+        }
 
     def text(self) -> str:
         ranked = sorted((t for t in self.trials if t.value is not None), key=lambda t: -(t.value or 0))
-        lines = [f"{len(self.trials)} trials over {len(self.folds)} folds of {', '.join(map(str, self.folds))} train sessions"]
+        lines = [
+            f"{len(self.trials)} trials over {len(self.folds)} folds of {', '.join(map(str, self.folds))} train sessions"
+        ]
         for trial in ranked[:5]:
             shown = ", ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in trial.params.items())
             lines.append(f"  {trial.value:.2f}  ({', '.join(f'{f:.1f}' for f in trial.folds)})  {shown}")
@@ -65,10 +71,19 @@ class Found:
 
 
 def tune(
-    spec: RunSpec, dataset: Dataset, workspace: Workspace, model: str, search: Sequence[str] = (),
-    sampler: str = "random", folds: int = 3, budget: Budget = Budget(), seed: int = 0, device: str = "auto",
-    log: Log = silent, options: Sequence[str] = (),
-) -> Found:  # fmt: skip
+    spec: RunSpec,
+    dataset: Dataset,
+    workspace: Workspace,
+    model: str,
+    search: Sequence[str] = (),
+    sampler: str = "random",
+    folds: int = 3,
+    budget: Budget = Budget(),
+    seed: int = 0,
+    device: str = "auto",
+    log: Log = silent,
+    options: Sequence[str] = (),
+) -> Found:
     """Search the options of ``model``. Test sessions are taken out of the dataset before anything else happens.
 
     ``folds`` 1: the spec's own validation part in place of cross-validation. ``options``: words that the printed
@@ -78,7 +93,9 @@ def tune(
     """
     dataset = train_only(dataset)
     if spec.models and model not in spec.models:
-        raise ManifestError([Problem(spec.name, "--model", f"the spec has no model {model!r}", nearest(model, spec.models))])
+        raise ManifestError(
+            [Problem(spec.name, "--model", f"the spec has no model {model!r}", nearest(model, spec.models))]
+        )
     axes = space_for(model, search)
     stage = StageTwo(spec, dataset, workspace, device, log)
     sessions = dataset.split("train")
@@ -86,11 +103,15 @@ def tune(
     for note in _notes(spec, dataset, sessions, cuts):
         log(note)
     about = {
-        "model": model, "store": stage.store.fingerprint, "space": [axis.text for axis in axes], "sampler": sampler,
-        "folds": folds, "seed": seed, "base": vars(make_run(spec, model, seed)) | {
-            "training": make_run(spec, model, seed).training.model_dump()},
+        "model": model,
+        "store": stage.store.fingerprint,
+        "space": [axis.text for axis in axes],
+        "sampler": sampler,
+        "folds": folds,
+        "seed": seed,
+        "base": vars(make_run(spec, model, seed)) | {"training": make_run(spec, model, seed).training.model_dump()},
         "sessions": digest([[sessions[i].id for i in held] for held in cuts]),
-    }  # fmt: skip
+    }
     folder = workspace.out / "tune" / f"{spec.name}-{model}-{digest(about)[:12]}"
     trials = TrialLog(folder / LOG, about)
     if trials.trials:
@@ -134,8 +155,10 @@ def _notes(spec: RunSpec, dataset: Dataset, sessions: Sequence[Session], cuts: S
     share = sum(name in seen for name in held)
     if not share:
         return []
-    return [f"note: the composer was fitted on {share:,} of the {len(held):,} held-out sessions, whose features are "
-            "therefore better than those of new ones; --folds 1 holds out only sessions that it has not seen"]  # fmt: skip
+    return [
+        f"note: the composer was fitted on {share:,} of the {len(held):,} held-out sessions, whose features are "
+        "therefore better than those of new ones; --folds 1 holds out only sessions that it has not seen"
+    ]
 
 
 def _parts(stage: StageTwo, sessions: Sequence[Session], cuts: Sequence[Sequence[int]]) -> list[tuple[Any, Any]]:
@@ -154,9 +177,14 @@ def _parts(stage: StageTwo, sessions: Sequence[Session], cuts: Sequence[Sequence
 
 
 def _trial(
-    stage: StageTwo, spec: RunSpec, model: str, params: dict[str, Any], parts: Sequence[tuple[Any, Any]], number: int,
+    stage: StageTwo,
+    spec: RunSpec,
+    model: str,
+    params: dict[str, Any],
+    parts: Sequence[tuple[Any, Any]],
+    number: int,
     seed: int,
-) -> Trial:  # fmt: skip
+) -> Trial:
     from pydantic import ValidationError
 
     from pipeline.training.errors import DivergenceError
@@ -192,9 +220,15 @@ def _score(stage: StageTwo, run: Run, fit_features: Any, held: Any) -> float:
 
 
 def _write(
-    spec: RunSpec, model: str, trials: TrialLog, axes: Sequence[Axis], folder: Path, workspace: Workspace,
-    folds: tuple[int, ...], options: Sequence[str],
-) -> Found:  # fmt: skip
+    spec: RunSpec,
+    model: str,
+    trials: TrialLog,
+    axes: Sequence[Axis],
+    folder: Path,
+    workspace: Workspace,
+    folds: tuple[int, ...],
+    options: Sequence[str],
+) -> Found:
     """The best trial as a run spec beside the log. What stage 1 made for the old spec serves the new one too."""
     import shlex
 
@@ -207,8 +241,13 @@ def _write(
     if merged:
         chosen["training"] = merged
     name = f"{spec.name}-tuned-{model}"
-    tuned = spec.model_copy(update={"name": name, "models": {**spec.models, model: chosen},
-                                    "title": f"{spec.title or spec.name}, {model} tuned"})  # fmt: skip
+    tuned = spec.model_copy(
+        update={
+            "name": name,
+            "models": {**spec.models, model: chosen},
+            "title": f"{spec.title or spec.name}, {model} tuned",
+        }
+    )
     path = folder / f"{name}.toml"
     comments = (
         f"Written by tune: {model}, trial {best.number} of {len(trials.trials)}, {best.value:.2f} on "

@@ -15,10 +15,16 @@ from manifests.schema import Training
 
 # Searched by default where the model has the option.
 DEFAULTS: Mapping[str, str] = {
-    "hidden": "50,100,200,400", "stages": "2,4,8", "slots": "4,8", "dropout": "0.0..0.6", "residual": "true,false",
-    "init": '"paper","symmetry-breaking"', "alpha": "0.05..1.0",
-    "training.learning_rate": "1e-4..1e-2:log", "training.scale": "1.0..50.0:log",
-}  # fmt: skip
+    "hidden": "50,100,200,400",
+    "stages": "2,4,8",
+    "slots": "4,8",
+    "dropout": "0.0..0.6",
+    "residual": "true,false",
+    "init": '"paper","symmetry-breaking"',
+    "alpha": "0.05..1.0",
+    "training.learning_rate": "1e-4..1e-2:log",
+    "training.scale": "1.0..50.0:log",
+}
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,11 @@ def space_for(model: str, asked: Sequence[str] = ()) -> tuple[Axis, ...]:
     known = [*own, *(f"training.{name}" for name in Training.model_fields)] if kind.trainable else own
     texts = asked or [f"{key}={values}" for key, values in DEFAULTS.items() if key in known]
     axes = [parse_axis(text) for text in texts]
-    problems = [Problem("--search", a.key, f"{model} has no such option", nearest(a.key, known)) for a in axes if a.key not in known]
+    problems = [
+        Problem("--search", a.key, f"{model} has no such option", nearest(a.key, known))
+        for a in axes
+        if a.key not in known
+    ]
     repeated = {a.key for a in axes if sum(b.key == a.key for b in axes) > 1}
     problems += [Problem("--search", key, "given more than once", "each may appear once") for key in sorted(repeated)]
     if not axes:

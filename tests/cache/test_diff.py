@@ -16,9 +16,11 @@ def test_fields_by_dotted_name_with_absent_and_null_told_apart() -> None:
     old = {"a": {"b": 1, "c": None}, "d": True, "same": [1, 2]}
     new = {"a": {"b": 2}, "d": 1, "same": [1, 2], "e": None}
     assert field_changes(old, new) == [
-        FieldChange("a.b", 1, 2), FieldChange("a.c", None, ABSENT), FieldChange("d", True, 1),
+        FieldChange("a.b", 1, 2),
+        FieldChange("a.c", None, ABSENT),
+        FieldChange("d", True, 1),
         FieldChange("e", ABSENT, None),
-    ]  # fmt: skip
+    ]
     assert str(FieldChange("a.b", "x", 2)) == 'a.b: "x" -> 2'
 
 

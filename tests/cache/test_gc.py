@@ -95,8 +95,10 @@ def test_debris_goes_and_good_files_stay(three_shards: Path) -> None:
     keep = files(three_shards)
     del keep["text-00009.h5"]
     assert {n for n in collect(three_shards, dry_run=True).debris} == {
-        ".image-00003.h5.7-0a0b.tmp", "image-00007.h5.0123abcd.rejected", "text-00009.h5",
-    }  # fmt: skip
+        ".image-00003.h5.7-0a0b.tmp",
+        "image-00007.h5.0123abcd.rejected",
+        "text-00009.h5",
+    }
     collect(three_shards)
     assert files(three_shards) == keep and (three_shards / "composers").is_dir()
     assert [f for f in verify(three_shards) if f.level != "note"] == []

@@ -33,7 +33,12 @@ def errors(path: Path) -> list[str]:
 def test_a_whole_store_is_left_alone(three_shards: Path) -> None:
     before = {f.name: f.read_bytes() for f in three_shards.iterdir() if f.name[0] != "."}
     done = repair(three_shards)
-    assert (done.findings, done.actions, done.lost, done.left) == ([], [], {}, []) and "nothing to repair" in done.text()
+    assert (done.findings, done.actions, done.lost, done.left) == (
+        [],
+        [],
+        {},
+        [],
+    ) and "nothing to repair" in done.text()
     assert {f.name: f.read_bytes() for f in three_shards.iterdir() if f.name[0] != "."} == before
 
 
@@ -41,8 +46,12 @@ def test_a_whole_store_is_left_alone(three_shards: Path) -> None:
 def test_a_bad_shard_goes_and_every_other_row_stays(three_shards: Path, rows: Callable, how: str) -> None:
     shard = three_shards / "image-00001.h5"
     bytes_before = shard.read_bytes()
-    {"flip": lambda: flip(shard, 5000), "truncate": lambda: os.truncate(shard, 99), "delete": shard.unlink,
-     "replace": lambda: shard.write_bytes(b"no HDF5" * 700)}[how]()  # fmt: skip
+    {
+        "flip": lambda: flip(shard, 5000),
+        "truncate": lambda: os.truncate(shard, 99),
+        "delete": shard.unlink,
+        "replace": lambda: shard.write_bytes(b"no HDF5" * 700),
+    }[how]()
     damaged = shard.read_bytes() if shard.exists() else None
     done = repair(three_shards)
     assert done.lost == {"image": 5} and done.left == [] and errors(three_shards) == []

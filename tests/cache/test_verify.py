@@ -161,7 +161,10 @@ def test_norms_are_held_against_the_fingerprint(tmp_path: Path, rows, dtype: str
     features[9] = 0
     for fields, wanted in (
         ({"normalise": True}, [("error", "zero", 9), ("error", "norm", 7)]),
-        ({"composer": {"name": "gated"}, "backbone": {"normalise": False}}, [("error", "zero", 9), ("error", "norm", 7)]),
+        (
+            {"composer": {"name": "gated"}, "backbone": {"normalise": False}},
+            [("error", "zero", 9), ("error", "norm", 7)],
+        ),
         ({"normalise": False}, [("warning", "zero", 9)]),
     ):
         path = tmp_path / digest(fields)[:12]

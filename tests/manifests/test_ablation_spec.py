@@ -68,20 +68,31 @@ def test_all_problems_are_found_at_once() -> None:
 
 
 def test_wrong_options_of_every_point_are_reported() -> None:
-    wrong = [{"models": ["cm_ntm"], "options": {"stages": [0, 2], "slot": 4}}, {"models": ["lstn"]},
-             {"models": ["lstm"], "training": {"epoch": 3}}]  # fmt: skip
+    wrong = [
+        {"models": ["cm_ntm"], "options": {"stages": [0, 2], "slot": 4}},
+        {"models": ["lstn"]},
+        {"models": ["lstm"], "training": {"epoch": 3}},
+    ]
     with pytest.raises(ManifestError) as caught:
         tasks_of(spec(grid=wrong), load_spec("demo"))
     text = str(caught.value)
-    for part in ("point 1 (cm_ntm stages=0 slot=4)", "point 2 (cm_ntm stages=2 slot=4)", "did you mean 'slots'?",
-                 "did you mean 'lstm'?", "did you mean 'epochs'?"):  # fmt: skip
+    for part in (
+        "point 1 (cm_ntm stages=0 slot=4)",
+        "point 2 (cm_ntm stages=2 slot=4)",
+        "did you mean 'slots'?",
+        "did you mean 'lstm'?",
+        "did you mean 'epochs'?",
+    ):
         assert part in text
 
 
 def test_view_names() -> None:
     assert [View().name, View(turns=4).name, View(turns=4, last=2).name, View(last=1).name] == [
-        "", "turns4", "turns4-last2", "last1",
-    ]  # fmt: skip
+        "",
+        "turns4",
+        "turns4-last2",
+        "last1",
+    ]
     assert View(turns=4, last=4).name == View(turns=4).name
 
 

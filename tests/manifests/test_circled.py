@@ -100,9 +100,13 @@ def test_problems_name_session_and_key(data: Path) -> None:
 
 @pytest.mark.parametrize(
     ("subsets", "what"),
-    [(("dress",), "ends in _train or _val"), (("../x_val",), "letters, digits and '_'"),
-     (("cirr_val", "cirr_val"), "listed twice"), ((), "at least 1 item")],
-)  # fmt: skip
+    [
+        (("dress",), "ends in _train or _val"),
+        (("../x_val",), "letters, digits and '_'"),
+        (("cirr_val", "cirr_val"), "listed twice"),
+        ((), "at least 1 item"),
+    ],
+)
 def test_subset_names(subsets: tuple[str, ...], what: str) -> None:
     with pytest.raises(ValidationError, match=what):
         SOURCE.Options(subsets=subsets)

@@ -134,7 +134,9 @@ def test_the_wording_varies_and_is_never_empty(catalogue: Catalogue) -> None:
 
 
 def test_a_comparison_leaves_one_answer() -> None:
-    assert step("dress", "length", "mini", "midi") == 2 and step("shirt", "sleeve", "long sleeves", "short sleeves") == -2
+    assert (
+        step("dress", "length", "mini", "midi") == 2 and step("shirt", "sleeve", "long sleeves", "short sleeves") == -2
+    )
     assert step("dress", "colour", "pink", "burgundy") == 2 and step("dress", "colour", "pink", "navy") == 0
     assert step("dress", "sleeve", "sleeveless", "long sleeves") == 0  # there is no sleeve to be longer than
     rng = random.Random(0)

@@ -28,6 +28,7 @@ def test_folds_share_no_pair_and_hold_every_session_once() -> None:
 
 def test_folds_do_not_depend_on_the_order_of_the_sessions() -> None:
     sessions = list(world().split("train"))
+
     def named(given: list[Session]) -> list[set[str]]:
         return [{given[i].id for i in fold} for fold in pair_clean_folds(given, 3, seed=1)]
 

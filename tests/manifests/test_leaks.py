@@ -72,9 +72,9 @@ def test_overlaps_name_what_a_test_session_shares(dataset: Dataset) -> None:
 def test_captions_are_compared_without_case_and_spaces() -> None:
     turn = Turn(reference="a", captions=("Darker  Red",))
     train = Session(id="1", category="c", split="train", turns=(turn,), target="b")
-    test = train.model_copy(update={"id": "2", "split": "test", "target": "z", "turns": (
-        Turn(reference="y", captions=("darker red",)),
-    )})  # fmt: skip
+    test = train.model_copy(
+        update={"id": "2", "split": "test", "target": "z", "turns": (Turn(reference="y", captions=("darker red",)),)}
+    )
     dataset = Dataset(name="d", images={}, sessions=(train, test), galleries=())
     assert overlaps(dataset) == {"2": {"last caption", "any caption"}}
 

@@ -20,10 +20,11 @@ def test_folds_are_part_of_the_composer_and_of_its_store(tmp_path: Path) -> None
 
     def spec(**composer: object) -> RunSpec:
         return RunSpec(
-            name="s", dataset=Component(name="jsonl"),
+            name="s",
+            dataset=Component(name="jsonl"),
             extractor=Component(name="caption", model=str(bert), store_dtype="float32"),
             composer=Component(name="gated", hidden=8, fit={"epochs": 2, "batch_size": 8}, **composer),
-        )  # fmt: skip
+        )
 
     assert extract_spec(spec(folds=2), dataset, workspace, "cpu", progress="silent").composed is None
     crossed = fit_composer_spec(spec(folds=2), dataset, workspace)

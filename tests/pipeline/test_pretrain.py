@@ -17,9 +17,19 @@ from pipeline.extraction.extractors import load_extractor
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 50, 220), "white": (240, 240, 240)}
 TINY = pretrain.PretrainOptions(
-    image_size=16, patch_size=8, vision_width=32, vision_layers=1, text_width=32, text_layers=1, projection=16,
-    max_tokens=12, epochs=12, batch_size=16, learning_rate=3e-3, shift=1,
-)  # fmt: skip
+    image_size=16,
+    patch_size=8,
+    vision_width=32,
+    vision_layers=1,
+    text_width=32,
+    text_layers=1,
+    projection=16,
+    max_tokens=12,
+    epochs=12,
+    batch_size=16,
+    learning_rate=3e-3,
+    shift=1,
+)
 
 
 def pairs(count: int = 48) -> list[pretrain.Pair]:
@@ -49,9 +59,10 @@ def test_it_learns_to_tell_colours_apart_and_its_folder_loads(tmp_path: Path) ->
     assert type(AutoModel.from_pretrained(tmp_path)).__name__ == "CLIPModel"
     assert AutoTokenizer.from_pretrained(tmp_path)("a red one")["input_ids"]
     spec = RunSpec(
-        name="t", dataset=Component(name="jsonl"),
+        name="t",
+        dataset=Component(name="jsonl"),
         extractor=Component(name="clip", model=str(tmp_path), store_dtype="float32"),  # type: ignore[call-arg]
-    )  # fmt: skip
+    )
     extractor = load_extractor(spec, "cpu")
     images = [Image.new("RGB", (16, 16), colour) for colour in COLOURS.values()]
     scores = extractor.encode_texts([f"a {name} one" for name in COLOURS]) @ extractor.encode_images(images).T

@@ -32,7 +32,9 @@ def test_a_run_is_trained_as_its_shape_was_pinned(demo: Project) -> None:
     for hidden, threads in ((5, 2), (6, 1)):
         run = make_run(demo.spec, "cm_ntm", 0, {"hidden": hidden}, {"epochs": 1})
         shape = step_shape(run, stage.parts[0])
-        demo.workspace.pin(shape, BackendChoice("reference", ThreadChoice(threads, {1: 1.0, 2: 1.0}), {"reference": 1.0}))
+        demo.workspace.pin(
+            shape, BackendChoice("reference", ThreadChoice(threads, {1: 1.0, 2: 1.0}), {"reference": 1.0})
+        )
         record = json.loads((stage.train(run).folder.path / "run.json").read_text())
         found[hidden] = (record["execution"]["threads"], record["execution"]["backend"])
     assert found == {5: (2, "reference"), 6: (1, "reference")}

@@ -82,13 +82,23 @@ def draw_trimmings(
     hem, bottom, wide = garment.get("hem", garment.get("trim", NONE)), outline.hem, outline.bottom
     if hem == "ruffle hem":
         tone = mix(base, edge, 0.35)
-        patch([(-wide * 0.97, bottom - 0.07), (wide * 0.97, bottom - 0.07), (wide * 1.12, bottom + 0.01), (-wide * 1.12, bottom + 0.01)], tone)
+        patch(
+            [
+                (-wide * 0.97, bottom - 0.07),
+                (wide * 0.97, bottom - 0.07),
+                (wide * 1.12, bottom + 0.01),
+                (-wide * 1.12, bottom + 0.01),
+            ],
+            tone,
+        )
         for i in range(7):
             patch(ellipse(wide * 1.12 * (2 * (i + 0.5) / 7 - 1), bottom + 0.01, wide * 0.16, 0.022), tone)
         for i in range(8):
             x = wide * (2 * i / 7 - 1)
             draw.line(canvas.points([(x * 0.96, bottom - 0.065), (x * 1.11, bottom + 0.02)]), fill=edge, width=thin)
-        draw.line(canvas.points([(-wide * 0.97, bottom - 0.07), (wide * 0.97, bottom - 0.07)]), fill=edge, width=thin + 1)
+        draw.line(
+            canvas.points([(-wide * 0.97, bottom - 0.07), (wide * 0.97, bottom - 0.07)]), fill=edge, width=thin + 1
+        )
     elif hem == "lace hem":
         tone = (250, 248, 242) if sum(base) < 600 else (170, 152, 142)
         draw.polygon(canvas.points(box(wide + 0.05, bottom - 0.045, bottom + 0.1)), fill=tone)

@@ -76,7 +76,9 @@ def draw_pattern(cloth: Image.Image, pattern: str, accent: RGB, unit: float, rng
         gap, tooth = unit * 0.125 * jitter, unit * 0.075
         y = rng.uniform(-gap, 0)
         while y < height + tooth:
-            points = [(i * tooth, y + (tooth * 0.55 if i % 2 else -tooth * 0.55)) for i in range(int(width / tooth) + 2)]
+            points = [
+                (i * tooth, y + (tooth * 0.55 if i % 2 else -tooth * 0.55)) for i in range(int(width / tooth) + 2)
+            ]
             draw.line(points, fill=accent, width=max(1, round(gap * 0.38)), joint="curve")
             y += gap
 
@@ -116,8 +118,12 @@ def draw_graphic(draw: ImageDraw.ImageDraw, graphic: str, accent: RGB, base: RGB
         bolt = [(0.25, -1.2), (-0.65, 0.15), (-0.08, 0.15), (-0.35, 1.2), (0.65, -0.30), (0.06, -0.30)]
         draw.polygon([(x + a * r, y + b * r) for a, b in bolt], fill=accent)
     elif graphic == "mountain":
-        draw.polygon([(x - r * 1.25, y + r * 0.75), (x - r * 0.35, y - r * 0.75), (x + r * 0.55, y + r * 0.75)], fill=accent)
-        draw.polygon([(x - r * 0.1, y + r * 0.75), (x + r * 0.62, y - r * 0.25), (x + r * 1.3, y + r * 0.75)], fill=accent)
+        draw.polygon(
+            [(x - r * 1.25, y + r * 0.75), (x - r * 0.35, y - r * 0.75), (x + r * 0.55, y + r * 0.75)], fill=accent
+        )
+        draw.polygon(
+            [(x - r * 0.1, y + r * 0.75), (x + r * 0.62, y - r * 0.25), (x + r * 1.3, y + r * 0.75)], fill=accent
+        )
         peak = [(-0.35, -0.75), (-0.60, -0.32), (-0.35, -0.45), (-0.10, -0.32)]
         draw.polygon([(x + a * r, y + b * r) for a, b in peak], fill=base)
 

@@ -32,7 +32,14 @@ def file_of(item: Item) -> str:
 def stamp_of(items: tuple[Item, ...], seed: int, size: int) -> dict:
     """What the folder's images are: equal stamps, equal pixels (of one Pillow version)."""
     garments = digest([[i.id, i.garment] for i in items])
-    return {"renderer": RENDERER, "seed": seed, "size": size, "quality": QUALITY, "images": len(items), "garments": garments}
+    return {
+        "renderer": RENDERER,
+        "seed": seed,
+        "size": size,
+        "quality": QUALITY,
+        "images": len(items),
+        "garments": garments,
+    }
 
 
 def write_images(items: tuple[Item, ...], folder: Path, seed: int, size: int) -> bool:

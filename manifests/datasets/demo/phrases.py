@@ -113,10 +113,21 @@ PHRASES: dict[str, dict[str, Words]] = {
 }
 
 ACCENTED = {  # what carries the accent colour: pattern or graphic -> noun
-    "stripes": "stripes", "pinstripes": "stripes", "polka dots": "dots", "checks": "checks", "floral": "flowers",
-    "zigzag": "zigzags", "color block": "shoulders", "star": "star", "letters": "letters", "circle logo": "logo",
-    "lightning bolt": "bolt", "mountain": "mountain", "heart": "heart", "flower": "flower",
-}  # fmt: skip
+    "stripes": "stripes",
+    "pinstripes": "stripes",
+    "polka dots": "dots",
+    "checks": "checks",
+    "floral": "flowers",
+    "zigzag": "zigzags",
+    "color block": "shoulders",
+    "star": "star",
+    "letters": "letters",
+    "circle logo": "logo",
+    "lightning bolt": "bolt",
+    "mountain": "mountain",
+    "heart": "heart",
+    "flower": "flower",
+}
 
 # (field, direction) -> comparative words
 COMPARED: dict[tuple[str, int], Words] = {
@@ -133,13 +144,34 @@ NOUNS = {"dress": "dress", "shirt": "shirt", "toptee": "top"}
 
 # sentence frames: {n} the category's noun, {i} what it is, {h} what it has
 FRAMES_IS = (
-    "is {i}", "{i}", "make it {i}", "it should be {i}", "i want it to be {i}", "show me one that is {i}", "the same but {i}",
-)[:11]  # fmt: skip
+    "is {i}",
+    "{i}",
+    "make it {i}",
+    "it should be {i}",
+    "i want it to be {i}",
+    "show me one that is {i}",
+    "the same but {i}",
+)[:11]
 FRAMES_HAS = (
-    "has {h}", "with {h}", "i want {h}", "give it {h}", "it should have {h}", "i would like {h}", "show me one with {h}",
-    "the same but with {h}", "a {n} with {h}", "i am looking for {h}", "needs {h}",
-)  # fmt: skip
+    "has {h}",
+    "with {h}",
+    "i want {h}",
+    "give it {h}",
+    "it should have {h}",
+    "i would like {h}",
+    "show me one with {h}",
+    "the same but with {h}",
+    "a {n} with {h}",
+    "i am looking for {h}",
+    "needs {h}",
+)
 FRAMES_BOTH = (
-    "is {i} with {h}", "is {i} and has {h}", "make it {i} with {h}", "i want it {i} with {h}", "has {h} and is {i}",
-    "the same but {i} with {h}", "a {n} that is {i} and has {h}", "{i} with {h}",
-)  # fmt: skip
+    "is {i} with {h}",
+    "is {i} and has {h}",
+    "make it {i} with {h}",
+    "i want it {i} with {h}",
+    "has {h} and is {i}",
+    "the same but {i} with {h}",
+    "a {n} that is {i} and has {h}",
+    "{i} with {h}",
+)

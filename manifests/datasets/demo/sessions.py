@@ -151,9 +151,7 @@ def _retrieve(
     return fallback
 
 
-def _answer(
-    family: Family, garment: Garment, asked: Requests, earlier: Requests, rng: random.Random
-) -> Garment | None:
+def _answer(family: Family, garment: Garment, asked: Requests, earlier: Requests, rng: random.Random) -> Garment | None:
     """A draft of the image that a turn retrieves: it meets the request, forgets earlier ones, and drifts."""
     after = {**garment, **asked}
     if len(asked) == 2 and "accent" not in asked and rng.random() < MISS:

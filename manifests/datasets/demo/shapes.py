@@ -10,9 +10,14 @@ Outline = list[Point]
 
 SHOULDER, BUST, WAIST, HIP = 0.03, 0.25, 0.46, 0.66  # heights
 HEMS = {
-    "cropped": 0.44, "hip length": 0.66, "tunic length": 0.90,
-    "mini": 0.88, "knee length": 1.07, "midi": 1.26, "maxi": 1.45,
-}  # fmt: skip
+    "cropped": 0.44,
+    "hip length": 0.66,
+    "tunic length": 0.90,
+    "mini": 0.88,
+    "knee length": 1.07,
+    "midi": 1.26,
+    "maxi": 1.45,
+}
 WIDTHS = {  # half widths at bust, waist, hip, and how far the hem spreads per unit below the hip
     "fitted": (0.190, 0.138, 0.196, 0.00),
     "regular": (0.202, 0.192, 0.206, 0.02),
@@ -21,7 +26,12 @@ WIDTHS = {  # half widths at bust, waist, hip, and how far the hem spreads per u
     "flared": (0.192, 0.142, 0.290, 0.46),
 }
 SLEEVES = {"short sleeves": 0.30, "elbow sleeves": 0.58, "long sleeves": 1.0}  # share of the arm that is covered
-CUTS = {"round neck": (0.105, 0.125), "v neck": (0.115, 0.270), "square neck": (0.125, 0.150), "boat neck": (0.150, 0.048)}
+CUTS = {
+    "round neck": (0.105, 0.125),
+    "v neck": (0.115, 0.270),
+    "square neck": (0.125, 0.150),
+    "boat neck": (0.150, 0.048),
+}
 ARM: tuple[Point, ...] = ((0.205, 0.075), (0.272, 0.370), (0.320, 0.690))  # shoulder joint, elbow, wrist
 
 

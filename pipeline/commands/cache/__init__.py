@@ -8,8 +8,9 @@ from pipeline.commands import commands_of
 
 
 @click.group(
-    "cache", commands=commands_of(__name__),
+    "cache",
+    commands=commands_of(__name__),
     epilog="Example: fashion-ntm cache verify demo --data out/demo --out out/demo",
-)  # fmt: skip
+)
 def command() -> None:
     """Look into feature stores, check, repair and compare them, and move features in and out."""

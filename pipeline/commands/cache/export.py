@@ -9,13 +9,29 @@ import click
 from pipeline.commands._shared import emit, load, open_job, option_data, option_json, option_set
 
 
-@click.command("export", epilog="Example: fashion-ntm cache export demo --format npy --out arrays --workspace out/demo --data out/demo")
+@click.command(
+    "export",
+    epilog="Example: fashion-ntm cache export demo --format npy --out arrays --workspace out/demo --data out/demo",
+)
 @click.argument("target", metavar="STORE|SPEC")
 @click.option("--out", "folder", type=click.Path(path_type=Path), required=True, help="Folder to write; new or empty.")
-@click.option("--format", "form", type=click.Choice(["npy", "safetensors", "parquet"]), default="npy", show_default=True,
-              help="parquet needs the extra fashion-ntm[parquet].")  # fmt: skip
-@click.option("--workspace", "out", type=click.Path(path_type=Path), default=Path("out"), show_default=True,
-              envvar="FASHION_NTM_OUT", help="Folder for stores and runs: --out of the other commands.")  # fmt: skip
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["npy", "safetensors", "parquet"]),
+    default="npy",
+    show_default=True,
+    help="parquet needs the extra fashion-ntm[parquet].",
+)
+@click.option(
+    "--workspace",
+    "out",
+    type=click.Path(path_type=Path),
+    default=Path("out"),
+    show_default=True,
+    envvar="FASHION_NTM_OUT",
+    help="Folder for stores and runs: --out of the other commands.",
+)
 @option_data
 @option_set
 @option_json

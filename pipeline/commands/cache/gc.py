@@ -10,15 +10,26 @@ from pipeline.commands._shared import emit
 from pipeline.commands.cache._stores import open_request, target_command
 
 
-@click.command("gc", epilog="Example: fashion-ntm cache gc mt_fashioniq-clip --keep-for mt_fashioniq-subset.toml --dry-run")
+@click.command(
+    "gc", epilog="Example: fashion-ntm cache gc mt_fashioniq-clip --keep-for mt_fashioniq-subset.toml --dry-run"
+)
 @target_command
-@click.option("--keep-for", "others", multiple=True, metavar="SPEC", help="Rows that this spec needs stay too. Repeatable.")
+@click.option(
+    "--keep-for", "others", multiple=True, metavar="SPEC", help="Rows that this spec needs stay too. Repeatable."
+)
 @click.option("--alone", is_flag=True, help="Go ahead although another spec was extracted into the same store.")
 @click.option("--dry-run", is_flag=True, help="Say what would go, and how many bytes; write nothing, take no lock.")
 def command(
-    target: str, overrides: tuple[str, ...], data: Path, out: Path, device: str, as_json: bool, others: tuple[str, ...],
-    alone: bool, dry_run: bool,
-) -> None:  # fmt: skip
+    target: str,
+    overrides: tuple[str, ...],
+    data: Path,
+    out: Path,
+    device: str,
+    as_json: bool,
+    others: tuple[str, ...],
+    alone: bool,
+    dry_run: bool,
+) -> None:
     """Drop the rows that no image, caption or feedback of SPEC's dataset refers to any more, and debris files.
 
     With a SPEC: from all of its stores. With a STORE: what no --keep-for spec needs; without one, debris alone

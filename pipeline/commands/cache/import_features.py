@@ -14,14 +14,24 @@ from pipeline.commands._shared import emit, load, open_job, option_json, spec_co
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @spec_command
 @click.option("--normalise", is_flag=True, help="Scale the rows to unit L2 norm. Default: keep every bit.")
-@click.option("--no-concatenated", is_flag=True, help="The arrays have no query of all captions as one text (turn 0); "
-              "every model but `cat` works without.")  # fmt: skip
+@click.option(
+    "--no-concatenated",
+    is_flag=True,
+    help="The arrays have no query of all captions as one text (turn 0); every model but `cat` works without.",
+)
 @click.option("--partial", is_flag=True, help="Take what there is: name rows that are missing or unknown, and go on.")
 @option_json
 def command(
-    folder: Path, spec: str, overrides: tuple[str, ...], data: Path, out: Path, normalise: bool, no_concatenated: bool,
-    partial: bool, as_json: bool,
-) -> None:  # fmt: skip
+    folder: Path,
+    spec: str,
+    overrides: tuple[str, ...],
+    data: Path,
+    out: Path,
+    normalise: bool,
+    no_concatenated: bool,
+    partial: bool,
+    as_json: bool,
+) -> None:
     """Make a store of your own feature arrays in DIR for the dataset of SPEC, in place of its extractor.
 
     DIR holds query.npy and target.npy, float16 or float32 [rows, D] (or .safetensors; or image and text, for a

@@ -13,14 +13,26 @@ from pipeline.commands.cache._stores import open_request, stores_of, target_comm
 
 @click.command("verify", epilog="Example: fashion-ntm cache verify demo --reextract 50 --data out/demo --out out/demo")
 @target_command
-@click.option("--reextract", type=click.IntRange(1), metavar="K", help="Also compute K random rows of every table again "
-              "with the live model (needs SPEC), and compare them with the stored ones.")  # fmt: skip
+@click.option(
+    "--reextract",
+    type=click.IntRange(1),
+    metavar="K",
+    help="Also compute K random rows of every table again "
+    "with the live model (needs SPEC), and compare them with the stored ones.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Which rows --reextract draws.")
 @click.option("--workers", type=click.IntRange(1), help="Threads that hash shards. Default: one a processor, up to 8.")
 def command(
-    target: str, overrides: tuple[str, ...], data: Path, out: Path, device: str, as_json: bool, reextract: int | None,
-    seed: int, workers: int | None,
-) -> None:  # fmt: skip
+    target: str,
+    overrides: tuple[str, ...],
+    data: Path,
+    out: Path,
+    device: str,
+    as_json: bool,
+    reextract: int | None,
+    seed: int,
+    workers: int | None,
+) -> None:
     """Read every byte of STORE, or of the stores of SPEC, and name everything that is wrong: shard, row, next step.
 
     Digests, sizes, headers, counts, NaN and Inf, norms (where the fingerprint says unit rows), repeated keys, layout,

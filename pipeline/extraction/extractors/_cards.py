@@ -28,48 +28,100 @@ CLIP = (
     _dual("clip-b32", "MIT", "openai/clip-vit-base-patch32", 512, f"ViT-B/32, 224 px. {_OPENAI}"),
     _dual("clip-b16", "MIT", "openai/clip-vit-base-patch16", 512, f"ViT-B/16, 224 px. {_OPENAI}"),
     _dual("clip-l14", "MIT", "openai/clip-vit-large-patch14", 768, f"ViT-L/14, 224 px. {_OPENAI}"),
-    _dual("fashionclip", "MIT", "patrickjohncyh/fashion-clip", 512,
-          "FashionCLIP: CLIP ViT-B/32 fine-tuned on 800,000 Farfetch products (version 2 from a LAION checkpoint)"),
+    _dual(
+        "fashionclip",
+        "MIT",
+        "patrickjohncyh/fashion-clip",
+        512,
+        "FashionCLIP: CLIP ViT-B/32 fine-tuned on 800,000 Farfetch products (version 2 from a LAION checkpoint)",
+    ),
     _dual("laion-b32", "MIT", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K", 512, f"ViT-B/32, 224 px; {_LAION}"),
     _dual("laion-h14", "MIT", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", 1024, f"ViT-H/14, 224 px; {_LAION}"),
     _dual("siglip-base", "Apache-2.0", "google/siglip-base-patch16-224", 768, f"ViT-B/16, 224 px; {_SIGLIP}"),
-    _dual("siglip2-base", "Apache-2.0", "google/siglip2-base-patch16-224", 768,
-          f"ViT-B/16, 224 px, fixed resolution, loads as SiglipModel; {_SIGLIP}; texts lower-cased, 64 tokens. The default"),
-    _dual("siglip2-so400m", "Apache-2.0", "google/siglip2-so400m-patch14-384", 1152,
-          f"So400m/14, 384 px, fixed resolution, loads as SiglipModel; {_SIGLIP}; texts lower-cased, 64 tokens"),
-    _dual("siglip2-base-naflex", "Apache-2.0", "google/siglip2-base-patch16-naflex", 768,
-          f"ViT-B/16, loads as Siglip2Model; {_NAFLEX}; {_SIGLIP}; texts lower-cased, 64 tokens"),
-    _dual("marqo-fashionsiglip", "Apache-2.0", "Marqo/marqo-fashionSigLIP", 768,
-          f"SigLIP ViT-B/16 fine-tuned on over a million fashion products; {_OWN}", clean="canonical"),
-)  # fmt: skip
+    _dual(
+        "siglip2-base",
+        "Apache-2.0",
+        "google/siglip2-base-patch16-224",
+        768,
+        f"ViT-B/16, 224 px, fixed resolution, loads as SiglipModel; {_SIGLIP}; texts lower-cased, 64 tokens. The default",
+    ),
+    _dual(
+        "siglip2-so400m",
+        "Apache-2.0",
+        "google/siglip2-so400m-patch14-384",
+        1152,
+        f"So400m/14, 384 px, fixed resolution, loads as SiglipModel; {_SIGLIP}; texts lower-cased, 64 tokens",
+    ),
+    _dual(
+        "siglip2-base-naflex",
+        "Apache-2.0",
+        "google/siglip2-base-patch16-naflex",
+        768,
+        f"ViT-B/16, loads as Siglip2Model; {_NAFLEX}; {_SIGLIP}; texts lower-cased, 64 tokens",
+    ),
+    _dual(
+        "marqo-fashionsiglip",
+        "Apache-2.0",
+        "Marqo/marqo-fashionSigLIP",
+        768,
+        f"SigLIP ViT-B/16 fine-tuned on over a million fashion products; {_OWN}",
+        clean="canonical",
+    ),
+)
 
 CAPTION = (
-    Card("Apache-2.0", "sentence-transformers/all-MiniLM-L6-v2", name="minilm", dims={"image": 384, "text": 384},
-         notes="6 layers, texts of up to 256 word pieces; the captions' own licence comes on top"),
-)  # fmt: skip
+    Card(
+        "Apache-2.0",
+        "sentence-transformers/all-MiniLM-L6-v2",
+        name="minilm",
+        dims={"image": 384, "text": 384},
+        notes="6 layers, texts of up to 256 word pieces; the captions' own licence comes on top",
+    ),
+)
 
-BACKBONES = "starting weights: google-bert/bert-base-uncased (768, Apache-2.0) and microsoft/resnet-50 (2048, Apache-2.0)"
+BACKBONES = (
+    "starting weights: google-bert/bert-base-uncased (768, Apache-2.0) and microsoft/resnet-50 (2048, Apache-2.0)"
+)
 
 FASHIONBERT = (
-    Card("no public weights in a format that could be checked", "fit-extractor SPEC", name="fashionbert",
-         dims={"query": 768, "target": 768}, notes=f"after FashionBERT (SIGIR 2020); {BACKBONES}"),
-)  # fmt: skip
+    Card(
+        "no public weights in a format that could be checked",
+        "fit-extractor SPEC",
+        name="fashionbert",
+        dims={"query": 768, "target": 768},
+        notes=f"after FashionBERT (SIGIR 2020); {BACKBONES}",
+    ),
+)
 
 FASHIONVLP = (
-    Card("no public weights", "fit-extractor SPEC", name="fashionvlp", dims={"query": 768, "target": 768},
-         notes=f"after FashionVLP (CVPR 2022), the paper's single-turn model; {BACKBONES}"),
-)  # fmt: skip
+    Card(
+        "no public weights",
+        "fit-extractor SPEC",
+        name="fashionvlp",
+        dims={"query": 768, "target": 768},
+        notes=f"after FashionVLP (CVPR 2022), the paper's single-turn model; {BACKBONES}",
+    ),
+)
 
 SPRC = (
-    Card("SPN4CIR: MIT; SPRC: none stated in its repository; LAVIS, on which both build: BSD-3-Clause",
-         "the .pt file linked from github.com/chunmeifeng/SPRC", ("mt_fashioniq",), name="sprc",
-         dims={"query": 256, "target": 256},
-         notes="EVA ViT-g/14 (1408 wide, 39 layers, 224 px) and BLIP-2's Q-Former with 32 query tokens; the file fitted on "
-         "FashionIQ has seen many of Multi-turn FashionIQ's test pairs; that on CIRR has not (trained_on)"),
-    Card("MIT", "the .pt file linked from github.com/BUAADreamer/SPN4CIR", ("mt_fashioniq",), name="spn4cir-sprc",
-         dims={"query": 256, "target": 256},
-         notes="SPRC with a second stage on scaled negatives: a Q-Former and a projection of its own for queries"),
-)  # fmt: skip
+    Card(
+        "SPN4CIR: MIT; SPRC: none stated in its repository; LAVIS, on which both build: BSD-3-Clause",
+        "the .pt file linked from github.com/chunmeifeng/SPRC",
+        ("mt_fashioniq",),
+        name="sprc",
+        dims={"query": 256, "target": 256},
+        notes="EVA ViT-g/14 (1408 wide, 39 layers, 224 px) and BLIP-2's Q-Former with 32 query tokens; the file fitted on "
+        "FashionIQ has seen many of Multi-turn FashionIQ's test pairs; that on CIRR has not (trained_on)",
+    ),
+    Card(
+        "MIT",
+        "the .pt file linked from github.com/BUAADreamer/SPN4CIR",
+        ("mt_fashioniq",),
+        name="spn4cir-sprc",
+        dims={"query": 256, "target": 256},
+        notes="SPRC with a second stage on scaled negatives: a Q-Former and a projection of its own for queries",
+    ),
+)
 
 
 def preset(cards: tuple[Card, ...], model: str) -> Card | None:

@@ -141,8 +141,12 @@ class JointExtractor(Fittable):
         self.network, self.tokenizer = network, tokenizer
         self.tokens = Tokens(tokenizer, network.max_tokens, name=self.name)
         self.empty = self.tokens.encode([""])
-        self.card = Card("that of the weights it was fitted from", self.options.model or "fit-extractor",
-                         self.options.contaminated_on, dims={t: network.width for t in self.tables})  # fmt: skip
+        self.card = Card(
+            "that of the weights it was fitted from",
+            self.options.model or "fit-extractor",
+            self.options.contaminated_on,
+            dims={t: network.width for t in self.tables},
+        )
 
     @classmethod
     def starts_from(cls, options: ExtractorOptions) -> bool:
@@ -184,7 +188,9 @@ class JointExtractor(Fittable):
         self.tokenizer.save_pretrained(folder)
         state = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-        (folder / "config.json").write_text(json.dumps(self.settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (folder / "config.json").write_text(
+            json.dumps(self.settings, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+        )
 
     @property
     def cut(self) -> int:
@@ -245,7 +251,9 @@ def _config(checkpoint: hub.Checkpoint | None, kind: str) -> dict[str, Any] | No
         return None
     found = checkpoint.json("config.json")
     if found.get("model_type") != kind:
-        raise hub.ModelError(f"model {checkpoint.name!r} is of type {found.get('model_type')!r}; a {kind} model is needed")
+        raise hub.ModelError(
+            f"model {checkpoint.name!r} is of type {found.get('model_type')!r}; a {kind} model is needed"
+        )
     return {key: value for key, value in found.items() if key not in ("architectures", "transformers_version")}
 
 
@@ -260,14 +268,22 @@ def _vocabulary(texts: Sequence[str], options: JointOptions) -> Any:
 
 def _bert(options: JointOptions, words: int, pad: int) -> dict[str, Any]:
     return {
-        "vocab_size": words, "hidden_size": options.width, "num_hidden_layers": options.layers,
-        "num_attention_heads": options.heads, "intermediate_size": 4 * options.width, "max_position_embeddings": 512,
-        "hidden_dropout_prob": options.dropout, "attention_probs_dropout_prob": options.dropout, "pad_token_id": pad,
-    }  # fmt: skip
+        "vocab_size": words,
+        "hidden_size": options.width,
+        "num_hidden_layers": options.layers,
+        "num_attention_heads": options.heads,
+        "intermediate_size": 4 * options.width,
+        "max_position_embeddings": 512,
+        "hidden_dropout_prob": options.dropout,
+        "attention_probs_dropout_prob": options.dropout,
+        "pad_token_id": pad,
+    }
 
 
 def _resnet(options: JointOptions) -> dict[str, Any]:
     return {
-        "embedding_size": options.image_stem, "hidden_sizes": list(options.image_widths),
-        "depths": list(options.image_depths), "layer_type": options.image_layer,
-    }  # fmt: skip
+        "embedding_size": options.image_stem,
+        "hidden_sizes": list(options.image_widths),
+        "depths": list(options.image_depths),
+        "layer_type": options.image_layer,
+    }

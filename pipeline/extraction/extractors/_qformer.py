@@ -61,7 +61,9 @@ class _Layer(nn.Module):
         for name in ("", "_query"):
             self.add_module("intermediate" + name, nn.ModuleDict({"dense": nn.Linear(sizes.width, sizes.inner)}))
             norm = nn.LayerNorm(sizes.width, eps=_EPS)
-            self.add_module("output" + name, nn.ModuleDict({"dense": nn.Linear(sizes.inner, sizes.width), "LayerNorm": norm}))
+            self.add_module(
+                "output" + name, nn.ModuleDict({"dense": nn.Linear(sizes.inner, sizes.width), "LayerNorm": norm})
+            )
 
     def forward(self, states: Tensor, mask: Tensor, image: Tensor | None, queries: int) -> Tensor:
         states = self.attention(states, states, mask)
@@ -110,8 +112,12 @@ def sizes_of(weights: dict[str, Tensor], heads: int) -> QFormerSizes:
     layers = 1 + max(int(name.split(".")[2]) for name in weights if name.startswith("encoder.layer."))
     crossed = [i for i in range(layers) if f"encoder.layer.{i}.crossattention.self.key.weight" in weights]
     return QFormerSizes(
-        words=words, positions=len(weights["embeddings.position_embeddings.weight"]), width=width,
-        inner=len(weights["encoder.layer.0.intermediate.dense.weight"]), layers=layers, heads=heads,
+        words=words,
+        positions=len(weights["embeddings.position_embeddings.weight"]),
+        width=width,
+        inner=len(weights["encoder.layer.0.intermediate.dense.weight"]),
+        layers=layers,
+        heads=heads,
         image_width=weights["encoder.layer.0.crossattention.self.key.weight"].shape[1],
         every=crossed[1] if len(crossed) > 1 else layers,
-    )  # fmt: skip
+    )

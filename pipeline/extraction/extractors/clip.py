@@ -74,7 +74,9 @@ class ClipExtractor(Fittable):
         full = str(getattr(self.model.config, "model_type", "")).startswith("siglip")
         # SigLIP's text tower pools the last position and was trained with every text padded to the full length
         self.tokens = Tokens(tokenizer, self._text_length(tokenizer), full, name=options.model)
-        self.clean = options.clean if options.clean != "auto" else (known and known.clean) or ("lower" if full else "none")
+        self.clean = (
+            options.clean if options.clean != "auto" else (known and known.clean) or ("lower" if full else "none")
+        )
         self.card = (
             replace(known, contaminated_on=options.contaminated_on)
             if known
@@ -143,15 +145,19 @@ class ClipExtractor(Fittable):
         import transformers
 
         cleaned = {} if self.clean == "none" else {"clean": self.clean}
-        return super().semantic() | cleaned | {
-            "weights": self._weights,
-            "config": hub.config_digest(self.checkpoint),
-            "tokenizer": self.tokens.semantic(),
-            "preprocessing": _plain(self.processor.to_dict()) | {"class": type(self.processor).__name__},
-            "pooling": "the model's own",
-            "decode": decoder(),
-            "transformers": transformers.__version__.split(".")[0],
-        }
+        return (
+            super().semantic()
+            | cleaned
+            | {
+                "weights": self._weights,
+                "config": hub.config_digest(self.checkpoint),
+                "tokenizer": self.tokens.semantic(),
+                "preprocessing": _plain(self.processor.to_dict()) | {"class": type(self.processor).__name__},
+                "pooling": "the model's own",
+                "decode": decoder(),
+                "transformers": transformers.__version__.split(".")[0],
+            }
+        )
 
     @cached_property
     def _weights(self) -> str:

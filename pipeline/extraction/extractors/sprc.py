@@ -79,9 +79,11 @@ class SprcExtractor(Extractor):
         self.tokens = Tokens(hub.load_tokenizer(hub.locate(options.tokenizer)), MAX_TOKENS, name=options.tokenizer)
         seen = ("mt_fashioniq",) if options.trained_on == "fashioniq" else ()
         self.card = Card(
-            _cards.SPRC[0].licence, options.model, tuple(dict.fromkeys((*seen, *options.contaminated_on))),
+            _cards.SPRC[0].licence,
+            options.model,
+            tuple(dict.fromkeys((*seen, *options.contaminated_on))),
             dims={table: self.dim(table) for table in self.tables},
-        )  # fmt: skip
+        )
 
     @property
     def cut(self) -> int:
@@ -181,9 +183,13 @@ def _vision(weights: dict[str, Tensor], heads: int) -> tuple[Any, int]:
     size = patch * round((ours["embeddings.position_embedding"].shape[1] - 1) ** 0.5)
     layers = 1 + max(int(name.split(".")[2]) for name in ours if name.startswith("encoder.layers."))
     config = Blip2VisionConfig(
-        hidden_size=width, intermediate_size=len(ours["encoder.layers.0.mlp.fc1.weight"]), num_hidden_layers=layers,
-        num_attention_heads=heads, image_size=size, patch_size=patch,
-    )  # fmt: skip
+        hidden_size=width,
+        intermediate_size=len(ours["encoder.layers.0.mlp.fc1.weight"]),
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        image_size=size,
+        patch_size=patch,
+    )
     model = Blip2VisionModel(config)
     model.load_state_dict(ours)
     model.post_layernorm.eps = 1e-5  # LAVIS' ln_vision has torch's own; the blocks have 1e-6
@@ -199,8 +205,12 @@ def vision_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         ("visual_encoder.blocks.", "encoder.layers."),
         ("ln_vision.", "post_layernorm."),
     )
-    parts = ((".norm1.", ".layer_norm1."), (".norm2.", ".layer_norm2."), (".attn.proj.", ".self_attn.projection."),
-             (".attn.", ".self_attn."))  # fmt: skip
+    parts = (
+        (".norm1.", ".layer_norm1."),
+        (".norm2.", ".layer_norm2."),
+        (".attn.proj.", ".self_attn.projection."),
+        (".attn.", ".self_attn."),
+    )
     made: dict[str, Tensor] = {}
     for name, value in weights.items():
         for old, new in rename:

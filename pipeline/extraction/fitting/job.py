@@ -44,8 +44,11 @@ class FittedExtractor:
 
     def text(self) -> str:
         r = self.record
-        lines = [f"model  {self.folder}", f"{'fitted before, kept' if self.reused else 'fitted'}: {r['triplets']:,} triplets, "
-                 f"{r['steps']:,} steps, loss {r['loss'][0]:.3f} -> {r['loss'][-1]:.3f}"]  # fmt: skip
+        lines = [
+            f"model  {self.folder}",
+            f"{'fitted before, kept' if self.reused else 'fitted'}: {r['triplets']:,} triplets, "
+            f"{r['steps']:,} steps, loss {r['loss'][0]:.3f} -> {r['loss'][-1]:.3f}",
+        ]
         if r["validation"]:
             scores = ", ".join(f"{k} {v:.1f}" for k, v in r["validation"].items() if k != "triplets")
             lines.append(f"single-turn on {r['validation']['triplets']:,.0f} pair-clean validation triplets: {scores}")
@@ -119,7 +122,9 @@ def fit_extractor_spec(
     texts = list(dict.fromkeys(t.text for t in triplets))
     extractor = request.family.fresh(request.options, resolve_device(device), texts)
     weights = sum(p.numel() for p in extractor.network.parameters() if p.requires_grad)
-    tell(f"fitting {spec.extractor.name} on {len(triplets):,} triplets, {weights / 1e6:.1f} M weights, {extractor.device}")
+    tell(
+        f"fitting {spec.extractor.name} on {len(triplets):,} triplets, {weights / 1e6:.1f} M weights, {extractor.device}"
+    )
     loader = Loader(extractor, dataset, workers)
     progress = fit(extractor, loader, triplets, request.fit, request.alpha, folder / UNFINISHED, on_step, save_seconds)
     scores: dict[str, float] = {}
@@ -128,12 +133,21 @@ def fit_extractor_spec(
         scores = single_turn(extractor, loader, dataset, validation, request.alpha, request.fit.batch_size)
     extractor.save(folder)
     record = {
-        "extractor": spec.extractor.name, "dataset": dataset.name, "fit": request.fit.model_dump(),
-        "alpha": request.alpha, "triplets": len(triplets), "seen": digest_of(triplets),
-        "started_from": extractor.starts, "steps": progress.step,
-        "loss": progress.curve, "validation": scores, "unreadable": loader.unreadable,
-        "device": str(extractor.device), "threads": torch.get_num_threads(), "torch": torch.__version__,
-    }  # fmt: skip
+        "extractor": spec.extractor.name,
+        "dataset": dataset.name,
+        "fit": request.fit.model_dump(),
+        "alpha": request.alpha,
+        "triplets": len(triplets),
+        "seen": digest_of(triplets),
+        "started_from": extractor.starts,
+        "steps": progress.step,
+        "loss": progress.curve,
+        "validation": scores,
+        "unreadable": loader.unreadable,
+        "device": str(extractor.device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
     _finish(folder, record)
     return FittedExtractor(folder, record, False, done)
 

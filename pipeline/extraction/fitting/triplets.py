@@ -118,9 +118,11 @@ class Loader:
         for _, made in self._ahead(prepared, parts):
             good = [(t, a, b) for t, a, b in made if a is not None and b is not None]
             yield Batch(
-                [a for _, a, _ in good], [self.text(t.text) for t, _, _ in good], [b for _, _, b in good],
+                [a for _, a, _ in good],
+                [self.text(t.text) for t, _, _ in good],
+                [b for _, _, b in good],
                 np.array([self._number[t.target] for t, _, _ in good], dtype=np.int64),
-            )  # fmt: skip
+            )
 
     def _ahead(self, function: Any, jobs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         """(job, function(job)) in order, two jobs begun ahead of the one that is taken."""

@@ -81,16 +81,12 @@ def choose_backend(
     )
 
 
-def able_backends(
-    models: Sequence[MemoryModel], features: SessionFeatures, trainings: Sequence[Training]
-) -> list[str]:
+def able_backends(models: Sequence[MemoryModel], features: SessionFeatures, trainings: Sequence[Training]) -> list[str]:
     """The backends that can train these models on this machine; the reference always can."""
     return [name for name in BACKENDS[1:] if not _why_not(name, models, features, trainings)]
 
 
-def _why_not(
-    name: str, models: Sequence[MemoryModel], features: SessionFeatures, trainings: Sequence[Training]
-) -> str:
+def _why_not(name: str, models: Sequence[MemoryModel], features: SessionFeatures, trainings: Sequence[Training]) -> str:
     """Why backend ``name`` cannot train these models here; empty where it can."""
     if name == "reference":
         return ""

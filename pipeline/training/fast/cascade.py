@@ -30,9 +30,14 @@ class CascadeFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, trace: Trace, chain: Chain, learned_memory: bool, queries: Tensor, derived: Tensor | None,
+        ctx: Any,
+        trace: Trace,
+        chain: Chain,
+        learned_memory: bool,
+        queries: Tensor,
+        derived: Tensor | None,
         *weights: Tensor,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         ctx.trace, ctx.chain, ctx.weights, ctx.learned_memory = trace, chain, Weights(*weights), learned_memory
         trace.uses += 1
         ctx.use = trace.uses
@@ -84,9 +89,16 @@ class FastCascade(StackedCascade):
         by_turn = inputs.transpose(1, 2)
         derived = None if self.shape.stages == 1 else self._derived(inputs)
         weights = Weights(
-            self.from_previous, self.from_feature, self.from_own, self.gate_biases.sum(2), self.heads, self.state,
-            self.cell, self.start, self.memory,
-        )  # fmt: skip
+            self.from_previous,
+            self.from_feature,
+            self.from_own,
+            self.gate_biases.sum(2),
+            self.heads,
+            self.state,
+            self.cell,
+            self.start,
+            self.memory,
+        )
         outputs = CascadeFunction.apply(
             self._trace(by_turn), self._chain, self.learned_memory, by_turn, derived, *weights
         )

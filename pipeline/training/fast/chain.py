@@ -53,9 +53,15 @@ class Chain(Protocol):
         write heads stand, which may be overwritten: completes turn n of ``d_raws`` [K, C, T - 1, B, 3 M + 6]."""
 
     def backward(
-        self, weights: Weights, trace: Trace, n: int, reaching: Reaching, writing: HeadGradients | None, d_gates: Tensor,
+        self,
+        weights: Weights,
+        trace: Trace,
+        n: int,
+        reaching: Reaching,
+        writing: HeadGradients | None,
+        d_gates: Tensor,
         d_raws: Tensor,
-    ) -> Passed:  # fmt: skip
+    ) -> Passed:
         """Completes ``d_gates`` [K, C, B, 4 H] and turn n of ``d_raws`` [K, C, T, B, M + 6], of the read heads' raw outputs.
 
         Turns ``trace.d_memory`` into the gradient of the memories that turn n read. ``writing``: of turn n's write, if it

@@ -41,30 +41,52 @@ class CompiledTurn(StageByStage):
         stood: Stood = turn.write
         found = stood.gradients()
         loops.write_backward(
-            *_arrays(*rows_of(turn, stood), stood.raw, stood.previous, stood.cosines, trace.d_memory, at, d_raws, *found[:3]),
-            n, turn.side_by_side,
-        )  # fmt: skip
+            *_arrays(
+                *rows_of(turn, stood), stood.raw, stood.previous, stood.cosines, trace.d_memory, at, d_raws, *found[:3]
+            ),
+            n,
+            turn.side_by_side,
+        )
         return found
 
     def backward(
-        self, weights: Weights, trace: Trace, n: int, reaching: Reaching, writing: HeadGradients | None, d_gates: Tensor,
+        self,
+        weights: Weights,
+        trace: Trace,
+        n: int,
+        reaching: Reaching,
+        writing: HeadGradients | None,
+        d_gates: Tensor,
         d_raws: Tensor,
-    ) -> Passed:  # fmt: skip
+    ) -> Passed:
         turn, controllers = trace.turns[n], ControlBackward(weights, trace, n, reaching, d_gates)
         stood: Stood = turn.read
         reading = stood.gradients()
         arrays = _arrays(
-            turn.memory, turn.rows.norms, trace.read_raw, stood.previous, stood.cosines, reaching.state, reaching.read_at,
-            d_raws, *reading[:3],
-        )  # fmt: skip
+            turn.memory,
+            turn.rows.norms,
+            trace.read_raw,
+            stood.previous,
+            stood.cosines,
+            reaching.state,
+            reaching.read_at,
+            d_raws,
+            *reading[:3],
+        )
         for c in reversed(range(trace.shape.stages)):
             loops.read_backward(*arrays, c, n)
             controllers.stage(c, d_raws[:, c, n])
-        wrote = (turn.write.raw, turn.write.weights, writing.dots, writing.pull) if writing else (trace.read_raw[0], *stood[:3])
+        wrote = (
+            (turn.write.raw, turn.write.weights, writing.dots, writing.pull)
+            if writing
+            else (trace.read_raw[0], *stood[:3])
+        )
         loops.gather(
             *_arrays(turn.memory, turn.rows.norms, trace.read_raw, stood.weights, reading.dots, reading.pull),
-            *_arrays(reaching.state, trace.d_memory, *wrote), n, writing is not None,
-        )  # fmt: skip
+            *_arrays(reaching.state, trace.d_memory, *wrote),
+            n,
+            writing is not None,
+        )
         return Passed(reading.previous, controllers.cell, controllers.first)
 
 

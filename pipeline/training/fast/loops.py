@@ -117,7 +117,15 @@ def _stand(raw: Any, cosines: Any, alike: bool, previous: Any, room: Any) -> Non
 
 @compiled
 def _stand_backward(
-    d_weights: Any, raw: Any, cosines: Any, alike: bool, previous: Any, room: Any, d_raw: Any, d_previous: Any, d_cosines: Any
+    d_weights: Any,
+    raw: Any,
+    cosines: Any,
+    alike: bool,
+    previous: Any,
+    room: Any,
+    d_raw: Any,
+    d_previous: Any,
+    d_cosines: Any,
 ) -> None:
     """``d_weights`` is used up; ``room`` as ``_stand`` left it. Writes the other three gradients."""
     slots = len(previous)
@@ -182,7 +190,9 @@ def _key_backward(
 
 
 @compiled
-def read(memory: Any, norms: Any, states: Any, raws: Any, previous: Any, cosines: Any, weights: Any, c: int, n: int) -> None:
+def read(
+    memory: Any, norms: Any, states: Any, raws: Any, previous: Any, cosines: Any, weights: Any, c: int, n: int
+) -> None:
     """Read heads of stage ``c`` in turn ``n``: addresses, and reads into ``states`` [K, C, T + 1, B, S].
 
     memory [K, C, B, N, M], norms, previous, cosines and weights [K, C, B, N], raws [K, C, T, B, M + 6].
@@ -205,9 +215,20 @@ def read(memory: Any, norms: Any, states: Any, raws: Any, previous: Any, cosines
 
 @compiled
 def read_backward(
-    memory: Any, norms: Any, raws: Any, previous: Any, cosines: Any, d_read: Any, d_weights: Any, d_raws: Any,
-    d_previous: Any, dots: Any, pulls: Any, c: int, n: int,
-) -> None:  # fmt: skip
+    memory: Any,
+    norms: Any,
+    raws: Any,
+    previous: Any,
+    cosines: Any,
+    d_read: Any,
+    d_weights: Any,
+    d_raws: Any,
+    d_previous: Any,
+    dots: Any,
+    pulls: Any,
+    c: int,
+    n: int,
+) -> None:
     """Given d_read [K, C, B, M] and the part of ``d_weights`` [K, C, B, N] that comes from elsewhere, which is used up."""
     runs, _, batch, slots, width = memory.shape
     room, d_cosines = np.empty((5, max(3, slots)), memory.dtype), np.empty(slots, memory.dtype)
@@ -222,10 +243,19 @@ def read_backward(
                     total += gradient[m] * row[m]
                 d_weights[k, c, b, i] += total
             _stand_backward(
-                d_weights[k, c, b], raw[width:], found, False, previous[k, c, b], room, d_raw[width:], d_previous[k, c, b],
+                d_weights[k, c, b],
+                raw[width:],
+                found,
+                False,
+                previous[k, c, b],
+                room,
+                d_raw[width:],
+                d_previous[k, c, b],
                 d_cosines,
-            )  # fmt: skip
-            _key_backward(d_cosines, found, rows, norms[k, c, b], raw[:width], d_raw[:width], dots[k, c, b], pulls[k, c, b])
+            )
+            _key_backward(
+                d_cosines, found, rows, norms[k, c, b], raw[:width], d_raw[:width], dots[k, c, b], pulls[k, c, b]
+            )
 
 
 @compiled
@@ -257,9 +287,20 @@ def write(
 
 @compiled
 def write_backward(
-    memory: Any, norms: Any, raws: Any, previous: Any, cosines: Any, d_new: Any, d_weights: Any, d_raws: Any,
-    d_previous: Any, dots: Any, pulls: Any, n: int, alike: bool,
-) -> None:  # fmt: skip
+    memory: Any,
+    norms: Any,
+    raws: Any,
+    previous: Any,
+    cosines: Any,
+    d_new: Any,
+    d_weights: Any,
+    d_raws: Any,
+    d_previous: Any,
+    dots: Any,
+    pulls: Any,
+    n: int,
+    alike: bool,
+) -> None:
     """Turn ``n`` of d_raws [K, C, T - 1, B, ..], given d_new [K, C, B, N, M] and the part of ``d_weights`` that comes from
     elsewhere, which is used up."""
     runs, stages, batch, slots, width = d_new.shape
@@ -267,7 +308,12 @@ def write_backward(
     for k in range(runs):
         for c in range(stages):
             for b in range(batch):
-                raw, d_raw, rows, found = raws[k, c, b], d_raws[k, c, n, b], memory[k, c, 0 if alike else b], cosines[k, c, b]
+                raw, d_raw, rows, found = (
+                    raws[k, c, b],
+                    d_raws[k, c, n, b],
+                    memory[k, c, 0 if alike else b],
+                    cosines[k, c, b],
+                )
                 erase, add = raw[SCALARS : SCALARS + width], raw[SCALARS + width : SCALARS + 2 * width]
                 d_erase, d_add = d_raw[SCALARS : SCALARS + width], d_raw[SCALARS + width : SCALARS + 2 * width]
                 _stand(raw, found, alike, previous[k, c, b], room)
@@ -286,9 +332,16 @@ def write_backward(
                 for m in range(width):
                     d_erase[m] *= erase[m] - erase[m] * erase[m]
                 _stand_backward(
-                    d_weights[k, c, b], raw, found, alike, previous[k, c, b], room, d_raw[:SCALARS], d_previous[k, c, b],
+                    d_weights[k, c, b],
+                    raw,
+                    found,
+                    alike,
+                    previous[k, c, b],
+                    room,
+                    d_raw[:SCALARS],
+                    d_previous[k, c, b],
                     d_cosines,
-                )  # fmt: skip
+                )
                 if not alike:
                     key, d_key = raw[SCALARS + 2 * width :], d_raw[SCALARS + 2 * width :]
                     _key_backward(d_cosines, found, rows, norms[k, c, b], key, d_key, dots[k, c, b], pulls[k, c, b])
@@ -296,9 +349,21 @@ def write_backward(
 
 @compiled
 def gather(
-    memory: Any, norms: Any, raws: Any, weights: Any, dots: Any, pulls: Any, d_read: Any, d_memory: Any, writes: Any,
-    write_weights: Any, write_dots: Any, write_pulls: Any, n: int, wrote: bool,
-) -> None:  # fmt: skip
+    memory: Any,
+    norms: Any,
+    raws: Any,
+    weights: Any,
+    dots: Any,
+    pulls: Any,
+    d_read: Any,
+    d_memory: Any,
+    writes: Any,
+    write_weights: Any,
+    write_dots: Any,
+    write_pulls: Any,
+    n: int,
+    wrote: bool,
+) -> None:
     """Gradient of the memories that turn ``n`` read, in the place of that of those that it left.
 
     weights, dots and pulls [K, C, B, N] of the read heads; writes [K, C, B, 3 M + 6], the write heads' raw outputs, and
@@ -318,7 +383,9 @@ def gather(
                         slope = gradient.dtype.type((pull + write_pulls[k, c, b, i]) * _norm_slope(norms[k, c, b, i]))
                         for m in range(width):
                             kept = total[m] - write_weight * erase[m] * total[m]
-                            total[m] = kept + weight * gradient[m] + dot * key[m] + write_dot * write_key[m] + slope * row[m]
+                            total[m] = (
+                                kept + weight * gradient[m] + dot * key[m] + write_dot * write_key[m] + slope * row[m]
+                            )
                     else:
                         slope = gradient.dtype.type(pull * _norm_slope(norms[k, c, b, i]))
                         for m in range(width):

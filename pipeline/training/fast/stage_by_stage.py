@@ -49,7 +49,9 @@ class StageByStage:
 
     def write_backward(self, trace: Trace, n: int, at: Tensor, d_raws: Tensor) -> HeadGradients:
         width, turn = trace.shape.width, trace.turns[n]
-        scalars, d_erase, d_add, d_key = d_raws[:, :, n].tensor_split([SCALARS, SCALARS + width, SCALARS + 2 * width], -1)
+        scalars, d_erase, d_add, d_key = d_raws[:, :, n].tensor_split(
+            [SCALARS, SCALARS + width, SCALARS + 2 * width], -1
+        )
         found = write_backward(trace.d_memory, turn.memory, turn.write.weights, turn.erase, turn.add, trace.scratch)
         torch.ops.aten.sigmoid_backward.grad_input(found.erase, turn.erase, grad_input=d_erase)
         d_add.copy_(found.add)
@@ -59,9 +61,15 @@ class StageByStage:
         return head
 
     def backward(
-        self, weights: Weights, trace: Trace, n: int, reaching: Reaching, writing: HeadGradients | None, d_gates: Tensor,
+        self,
+        weights: Weights,
+        trace: Trace,
+        n: int,
+        reaching: Reaching,
+        writing: HeadGradients | None,
+        d_gates: Tensor,
         d_raws: Tensor,
-    ) -> Passed:  # fmt: skip
+    ) -> Passed:
         turn, width, heads = trace.turns[n], trace.shape.width, []
         controllers = ControlBackward(weights, trace, n, reaching, d_gates)
         for c in reversed(range(trace.shape.stages)):
@@ -91,7 +99,12 @@ class ControlBackward:
 
     def __init__(self, weights: Weights, trace: Trace, n: int, reaching: Reaching, d_gates: Tensor):
         hidden, gates = trace.shape.hidden, trace.gates[:, :, n]
-        self.weights, self.reaching, self.d_gates, self.forget = weights, reaching, d_gates, gates[..., hidden : 2 * hidden]
+        self.weights, self.reaching, self.d_gates, self.forget = (
+            weights,
+            reaching,
+            d_gates,
+            gates[..., hidden : 2 * hidden],
+        )
         self.reading = weights.heads[:, :, :-1, : trace.shape.width + SCALARS].mT
         self.to_cell = lstm_slopes(gates, trace.cells[:, :, n], trace.squashed[:, :, n], d_gates)
         self.cell = torch.empty_like(reaching.cell)
@@ -100,7 +113,9 @@ class ControlBackward:
         """From the gradient of the read head's raw outputs to that of r^{c-1}(n), which is added to ``reaching``."""
         d_gates, from_previous = self.d_gates[:, c], self.weights.from_previous[:, c]
         d_hidden = add_product(self.reaching.hidden[:, c], d_raw, self.reading[:, c])
-        self.cell[:, c] = lstm_backward(d_hidden, self.reaching.cell[:, c], self.forget[:, c], self.to_cell[:, c], d_gates)
+        self.cell[:, c] = lstm_backward(
+            d_hidden, self.reaching.cell[:, c], self.forget[:, c], self.to_cell[:, c], d_gates
+        )
         if c:
             add_product(self.reaching.read[:, c - 1], d_gates, from_previous)
         else:

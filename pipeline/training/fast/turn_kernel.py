@@ -17,7 +17,9 @@ from pipeline.training.fast.parameters import SCALARS, Shape
 from pipeline.training.fast.standing import Stood, rows_of
 from pipeline.training.fast.trace import Trace, Turn, Weights
 
-TILE = 4096  # elements of a matrix that a program holds at a time where it can choose: 32 registers of each of 128 threads
+TILE = (
+    4096  # elements of a matrix that a program holds at a time where it can choose: 32 registers of each of 128 threads
+)
 
 
 class _OfWeights(NamedTuple):
@@ -65,37 +67,101 @@ class TurnKernel:
             cosines=out(slots),
             key_norms=out(),
         )
-        gates, cells, squashed, hidden = trace.gates[:, :, n], trace.cells[:, :, n], trace.squashed[:, :, n], trace.hidden(n)
+        gates, cells, squashed, hidden = (
+            trace.gates[:, :, n],
+            trace.cells[:, :, n],
+            trace.squashed[:, :, n],
+            trace.hidden(n),
+        )
         raw = trace.read_raw[:, :, n, :, width:]
         forward_turn[(runs * batch,)](
-            gates, *gates.stride()[:2], cells, *cells.stride()[:2], trace.cells[:, :, n + 1],
-            squashed, *squashed.stride()[:2], hidden, *hidden.stride()[:3], kept.products, kept.answers, *kept.of_weights,
-            kept.previous, turn.rows.norms, raw, *raw.stride()[1:3], kept.weights, kept.cosines, kept.key_norms, batch,
+            gates,
+            *gates.stride()[:2],
+            cells,
+            *cells.stride()[:2],
+            trace.cells[:, :, n + 1],
+            squashed,
+            *squashed.stride()[:2],
+            hidden,
+            *hidden.stride()[:3],
+            kept.products,
+            kept.answers,
+            *kept.of_weights,
+            kept.previous,
+            turn.rows.norms,
+            raw,
+            *raw.stride()[1:3],
+            kept.weights,
+            kept.cosines,
+            kept.key_norms,
+            batch,
             **sizes(shape),
-        )  # fmt: skip
+        )
         turn.read, turn.read_weights = kept, kept.weights
         trace.states[:, :, n + 1, :, :width] = over_rows(kept.weights, turn.memory)
         trace.read_raw[:, :, n, :, :width] = trace.heads(weights, n, slice(width))
 
     def backward(
-        self, weights: Weights, trace: Trace, n: int, reaching: Reaching, writing: HeadGradients | None, d_gates: Tensor,
+        self,
+        weights: Weights,
+        trace: Trace,
+        n: int,
+        reaching: Reaching,
+        writing: HeadGradients | None,
+        d_gates: Tensor,
         d_raws: Tensor,
-    ) -> Passed:  # fmt: skip
+    ) -> Passed:
         turn, width = trace.turns[n], trace.shape.width
         kept: _Kept = turn.read
-        d_weights, d_hidden, d_cells = along_rows(reaching.read, turn.memory), reaching.hidden, reaching.cell.contiguous()
+        d_weights, d_hidden, d_cells = (
+            along_rows(reaching.read, turn.memory),
+            reaching.hidden,
+            reaching.cell.contiguous(),
+        )
         d_weights += reaching.read_at
         d_old_cells, d_previous = torch.empty_like(d_cells), torch.empty_like(kept.weights)
         (dots, pulls), key_pulls = (torch.empty_like(kept.weights) for _ in range(2)), torch.empty_like(kept.key_norms)
-        gates, cells, squashed, hidden = trace.gates[:, :, n], trace.cells[:, :, n], trace.squashed[:, :, n], trace.hidden(n)
+        gates, cells, squashed, hidden = (
+            trace.gates[:, :, n],
+            trace.cells[:, :, n],
+            trace.squashed[:, :, n],
+            trace.hidden(n),
+        )
         raw, d_raw = trace.read_raw[:, :, n, :, width:], d_raws[:, :, n, :, width:]
         backward_turn[(len(d_weights) * trace.batch,)](
-            d_weights, d_hidden, d_hidden.stride(2), d_cells, gates, *gates.stride()[:2], cells, *cells.stride()[:2],
-            squashed, *squashed.stride()[:2], hidden, *hidden.stride()[:3], kept.products, kept.answers, *kept.of_weights,
-            kept.previous, turn.rows.norms, raw, *raw.stride()[1:3], kept.cosines, kept.key_norms,
-            d_gates, *d_gates.stride()[:2], d_old_cells, d_previous, dots, pulls, key_pulls, d_raw, *d_raw.stride()[1:3],
-            trace.batch, **sizes(trace.shape),
-        )  # fmt: skip
+            d_weights,
+            d_hidden,
+            d_hidden.stride(2),
+            d_cells,
+            gates,
+            *gates.stride()[:2],
+            cells,
+            *cells.stride()[:2],
+            squashed,
+            *squashed.stride()[:2],
+            hidden,
+            *hidden.stride()[:3],
+            kept.products,
+            kept.answers,
+            *kept.of_weights,
+            kept.previous,
+            turn.rows.norms,
+            raw,
+            *raw.stride()[1:3],
+            kept.cosines,
+            kept.key_norms,
+            d_gates,
+            *d_gates.stride()[:2],
+            d_old_cells,
+            d_previous,
+            dots,
+            pulls,
+            key_pulls,
+            d_raw,
+            *d_raw.stride()[1:3],
+            trace.batch,
+            **sizes(trace.shape),
+        )
         key_pull, keys = key_pulls.unsqueeze(-1), trace.read_raw[:, :, n, :, :width]
         torch.addcmul(over_rows(dots, turn.memory), key_pull, keys, out=d_raws[:, :, n, :, :width])
         passed = d_gates @ weights.from_previous
@@ -107,9 +173,18 @@ class TurnKernel:
         turn, new = trace.turns[n], trace.memories[n]
         wrote, norms = Stood.room(previous, raw.contiguous()), torch.empty_like(new[..., 0])
         write_memory[_programs(norms)](
-            *rows_of(turn, wrote), wrote.raw, wrote.raw.shape[-1], wrote.previous, new, norms, wrote.weights, wrote.cosines,
-            trace.batch, ALIKE=turn.side_by_side, **memory_sizes(trace.shape),
-        )  # fmt: skip
+            *rows_of(turn, wrote),
+            wrote.raw,
+            wrote.raw.shape[-1],
+            wrote.previous,
+            new,
+            norms,
+            wrote.weights,
+            wrote.cosines,
+            trace.batch,
+            ALIKE=turn.side_by_side,
+            **memory_sizes(trace.shape),
+        )
         turn.write = wrote
         trace.turns.append(Turn(new, Rows(new, norms)))
 
@@ -118,10 +193,22 @@ class TurnKernel:
         wrote: Stood = turn.write
         found = wrote.gradients()
         write_memory_backward[_programs(wrote.weights)](
-            *rows_of(turn, wrote), wrote.raw, wrote.raw.shape[-1], wrote.previous, wrote.cosines, trace.d_memory,
-            at.contiguous(), d_raw, *d_raw.stride()[1:3], found.previous, found.dots, found.pull, trace.batch,
-            ALIKE=turn.side_by_side, **memory_sizes(trace.shape),
-        )  # fmt: skip
+            *rows_of(turn, wrote),
+            wrote.raw,
+            wrote.raw.shape[-1],
+            wrote.previous,
+            wrote.cosines,
+            trace.d_memory,
+            at.contiguous(),
+            d_raw,
+            *d_raw.stride()[1:3],
+            found.previous,
+            found.dots,
+            found.pull,
+            trace.batch,
+            ALIKE=turn.side_by_side,
+            **memory_sizes(trace.shape),
+        )
         return found
 
     @staticmethod
@@ -132,10 +219,21 @@ class TurnKernel:
         if writing is not None:
             wrote = (turn.write.raw, turn.write.raw.shape[-1], turn.write.weights, writing.dots, writing.pull)
         gather_memory[_programs(turn.read_weights)](
-            turn.memory, turn.rows.norms, trace.d_memory, turn.read_weights, reading.dots, reading.pull, d_read,
-            d_read.stride(2), keys, *keys.stride()[1:3], *wrote, trace.batch, WROTE=writing is not None,
+            turn.memory,
+            turn.rows.norms,
+            trace.d_memory,
+            turn.read_weights,
+            reading.dots,
+            reading.pull,
+            d_read,
+            d_read.stride(2),
+            keys,
+            *keys.stride()[1:3],
+            *wrote,
+            trace.batch,
+            WROTE=writing is not None,
             **memory_sizes(trace.shape),
-        )  # fmt: skip
+        )
 
 
 def _of_weights(trace: Trace, weights: Weights, n: int) -> _OfWeights:
@@ -164,9 +262,14 @@ def sizes(shape: Shape) -> dict[str, int]:
     """What the kernels of the stages are compiled for."""
     units, slots = max(16, triton.next_power_of_2(shape.hidden)), triton.next_power_of_2(shape.slots)
     return {
-        "C": shape.stages, "H": shape.hidden, "N": shape.slots, "UNITS": units, "SLOTS": slots,
-        "ROWS": min(units, max(1, TILE // units)), "num_warps": _warps(slots * max(units, slots)),
-    }  # fmt: skip
+        "C": shape.stages,
+        "H": shape.hidden,
+        "N": shape.slots,
+        "UNITS": units,
+        "SLOTS": slots,
+        "ROWS": min(units, max(1, TILE // units)),
+        "num_warps": _warps(slots * max(units, slots)),
+    }
 
 
 def _warps(elements: int) -> int:

@@ -144,8 +144,10 @@ def test_everything_is_run_and_a_second_call_does_nothing(cli: Run, project: Pat
     assert "0 extractions, 0 trainings, 0 evaluations" in again.stdout
     states = json.loads(cli("ablate", str(project / "grid.toml"), "--plan", "--json").stdout)["points"]
     assert [(p["number"], p["seed"], p["state"]) for p in states] == [
-        (1, 0, "evaluated"), (2, 0, "evaluated"), *((n, seed, "evaluated") for n in (3, 4) for seed in (0, 1, 2)),
-    ]  # fmt: skip
+        (1, 0, "evaluated"),
+        (2, 0, "evaluated"),
+        *((n, seed, "evaluated") for n in (3, 4) for seed in (0, 1, 2)),
+    ]
     timing = read_timing(timing_file(done, "grid"))
     assert len(timing["runs"]) == 4 and timing["turns"] == 2
     assert all(0 < run["low"] <= run["milliseconds"] <= run["high"] for run in timing["runs"].values())
@@ -283,8 +285,18 @@ def test_leaks_on_a_spec_with_a_store(cli: Run, project: Path, done: Path) -> No
 
 
 def test_tune_resumes_never_sees_a_test_session_and_writes_a_spec(cli: Run, project: Path, done: Path) -> None:
-    words = [str(project / "small.toml"), "--model", "lstm", "--search", "hidden=2..5", "--search",
-             "training.learning_rate=1e-3..1e-1:log", "--folds", "2", "--json"]  # fmt: skip
+    words = [
+        str(project / "small.toml"),
+        "--model",
+        "lstm",
+        "--search",
+        "hidden=2..5",
+        "--search",
+        "training.learning_rate=1e-3..1e-1:log",
+        "--folds",
+        "2",
+        "--json",
+    ]
     first = cli("tune", *words, "--trials", "2")
     assert first.exit_code == 0, first.output
     found = json.loads(first.stdout)
@@ -349,8 +361,9 @@ options = {{ hidden = 5, texts = [0, {width}] }}
     after = ablate(place)
     assert not after.groups and len({task.run.options["texts"] for task in after.tasks}) == 2
     assert len(read_timing(timing_file(done, "told"))["runs"]) == 2
-    found = tune(spec, place.dataset(), Workspace(done), "lstm", [f"texts=0,{width}"], folds=2, budget=Budget(4),
-                 device="cpu")  # fmt: skip
+    found = tune(
+        spec, place.dataset(), Workspace(done), "lstm", [f"texts=0,{width}"], folds=2, budget=Budget(4), device="cpu"
+    )
     assert {t.params["texts"] for t in found.trials} == {0, width} and not any(t.failed for t in found.trials)
 
 
@@ -358,8 +371,21 @@ options = {{ hidden = 5, texts = [0, {width}] }}
 def test_a_local_cluster_gives_the_same_weights(project: Path, done: Path) -> None:
     pytest.importorskip("distributed")
     out = project / "clustered"
-    words = [sys.executable, "-m", "cli", "ablate", str(project / "grid.toml"), "--data", str(project / "data"),
-             "--out", str(out), "--local-cluster", "2", "--device", "cpu"]  # fmt: skip
+    words = [
+        sys.executable,
+        "-m",
+        "cli",
+        "ablate",
+        str(project / "grid.toml"),
+        "--data",
+        str(project / "data"),
+        "--out",
+        str(out),
+        "--local-cluster",
+        "2",
+        "--device",
+        "cpu",
+    ]
     finished = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=environment(), timeout=280)
     assert finished.returncode == 0, finished.stderr
     assert weights(out) == weights(done, only=weights(out).keys())
@@ -369,8 +395,19 @@ def test_a_local_cluster_gives_the_same_weights(project: Path, done: Path) -> No
 def test_a_killed_ablation_goes_on(project: Path, done: Path) -> None:
     """SIGKILL in the middle of the grid: finished runs stay, and the end is that of an undisturbed ablation."""
     out = project / "killed"
-    words = [sys.executable, "-m", "cli", "ablate", str(project / "grid.toml"), "--data", str(project / "data"),
-             "--out", str(out), "--device", "cpu"]  # fmt: skip
+    words = [
+        sys.executable,
+        "-m",
+        "cli",
+        "ablate",
+        str(project / "grid.toml"),
+        "--data",
+        str(project / "data"),
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+    ]
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
     deadline = time.monotonic() + 200
     while len(weights(out)) < 3 and process.poll() is None and time.monotonic() < deadline:

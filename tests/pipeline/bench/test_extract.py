@@ -31,8 +31,13 @@ def test_ratios_are_medians_of_the_rounds_ratios() -> None:
         busy = {"busy model": 0.9, "busy decode": 0.3, "busy write": 0.01}
         return [{"rate": r, "cpu": 1 / r, **busy} for r in rates]
 
-    found = {"model": rounds(100, 50, 80), "decode": rounds(200, 40, 90), "both": rounds(100, 50, 80),
-             "engine": rounds(95, 40, 76), "one thread": rounds(50, 20, 38)}  # fmt: skip
+    found = {
+        "model": rounds(100, 50, 80),
+        "decode": rounds(200, 40, 90),
+        "both": rounds(100, 50, 80),
+        "engine": rounds(95, 40, 76),
+        "one thread": rounds(50, 20, 38),
+    }
     figures = _figures(found, SETUP)
     assert figures["of_lower_ceiling"] == 0.95 and figures["gain_of_overlap"] == 2.0
     assert figures["images_per_s"]["engine"] == 76 and figures["verdict"] == "model-bound"
@@ -61,8 +66,11 @@ def test_spoilt_images_cannot_be_decoded_and_no_two_are_equal(tmp_path: Path) ->
 def test_a_corrupted_copy_differs_in_the_named_files_alone(tmp_path: Path) -> None:
     draw_images(tmp_path / "images", 20, (16, 16))
     with corrupted(tmp_path / "images", tmp_path / "bad", 20, 0.3) as names:
-        differ = {p.stem for p in (tmp_path / "images").iterdir()
-                  if p.read_bytes() != (tmp_path / "bad" / p.name).read_bytes()}  # fmt: skip
+        differ = {
+            p.stem
+            for p in (tmp_path / "images").iterdir()
+            if p.read_bytes() != (tmp_path / "bad" / p.name).read_bytes()
+        }
         assert differ == names and len(names) == 6
     assert not (tmp_path / "bad").exists()
 
@@ -79,7 +87,8 @@ def test_load_tells_this_process_from_the_others() -> None:
 
 @pytest.mark.slow
 def test_every_subject_runs_and_the_failure_list_is_exact(tmp_path: Path) -> None:
-    figures = run("engine,bad,naive", images=16, rounds=1, batch_size=4, width=64, layers=1, shard_rows=8,
-                  scratch=str(tmp_path))  # fmt: skip
+    figures = run(
+        "engine,bad,naive", images=16, rounds=1, batch_size=4, width=64, layers=1, shard_rows=8, scratch=str(tmp_path)
+    )
     assert figures["bad"]["list_is_exact"] and figures["bad"]["images"] == 1
     assert json.dumps(figures) and "1 bad images" in render(figures)

@@ -15,7 +15,9 @@ from pipeline.bench._subjects import Apart, Sizes
 
 
 def test_figures_and_table() -> None:
-    result = train.run(stages=(1, 2), batch=4, turns=2, dim=8, slots=2, hidden=3, repeats=1, runs=2, threads=1, apart=False)
+    result = train.run(
+        stages=(1, 2), batch=4, turns=2, dim=8, slots=2, hidden=3, repeats=1, runs=2, threads=1, apart=False
+    )
     json.dumps(result, allow_nan=False)
     names = ["public style", "reference", "fast"] + (["graph"] if torch.cuda.is_available() else [])
     shown = [(r["stages"], r["backend"]) for r in result["steps"]]
@@ -31,7 +33,9 @@ def test_figures_and_table() -> None:
 
 
 def test_rounded_products_are_timed_beside_the_exact_ones_and_their_error_is_stated() -> None:
-    result = train.run(stages=(2,), batch=4, turns=2, dim=8, hidden=3, repeats=1, runs=0, threads=1, matmul="medium", apart=False)
+    result = train.run(
+        stages=(2,), batch=4, turns=2, dim=8, hidden=3, repeats=1, runs=0, threads=1, matmul="medium", apart=False
+    )
     names = [row["backend"] for row in result["steps"]]
     assert names[-1] == f"{names[-2]} medium"
     assert "C = 2: medium products change f' by" in train.render(result)
@@ -43,9 +47,26 @@ def test_another_rounding_is_refused_before_anything_is_timed() -> None:
 
 
 def test_the_compiled_reference_tells_how_long_it_compiled() -> None:
-    row = {"stages": 4, "backend": "compiled", "ms": 5.0, "fastest_ms": 4.0, "first_s": 61.5, "floor_ms": 2.0, "gflop": 1.0,
-           "threads": 1, "peak_mb": None, "operations": None, "parameters": 10}  # fmt: skip
-    result = {"machine": machine(), "device": "cpu", "shape": {"batch": 4}, "runs": 0, "steps": [row | {"backend": "reference"}, row]}
+    row = {
+        "stages": 4,
+        "backend": "compiled",
+        "ms": 5.0,
+        "fastest_ms": 4.0,
+        "first_s": 61.5,
+        "floor_ms": 2.0,
+        "gflop": 1.0,
+        "threads": 1,
+        "peak_mb": None,
+        "operations": None,
+        "parameters": 10,
+    }
+    result = {
+        "machine": machine(),
+        "device": "cpu",
+        "shape": {"batch": 4},
+        "runs": 0,
+        "steps": [row | {"backend": "reference"}, row],
+    }
     assert "C = 4: the compiled reference's first step, compilation included: 61.5 s" in train.render(result)
 
 

@@ -91,13 +91,19 @@ def test_fusion_can_mix_the_embeddings_as_they_are() -> None:
 
 
 NAMES = {  # of the state dict that CLIP4CIR publishes, with its default sizes for 640-d embeddings (RN50x4)
-    "text_projection_layer.weight": (2560, 640), "text_projection_layer.bias": (2560,),
-    "image_projection_layer.weight": (2560, 640), "image_projection_layer.bias": (2560,),
-    "combiner_layer.weight": (5120, 5120), "combiner_layer.bias": (5120,),
-    "output_layer.weight": (640, 5120), "output_layer.bias": (640,),
-    "dynamic_scalar.0.weight": (5120, 5120), "dynamic_scalar.0.bias": (5120,),
-    "dynamic_scalar.3.weight": (1, 5120), "dynamic_scalar.3.bias": (1,),
-}  # fmt: skip
+    "text_projection_layer.weight": (2560, 640),
+    "text_projection_layer.bias": (2560,),
+    "image_projection_layer.weight": (2560, 640),
+    "image_projection_layer.bias": (2560,),
+    "combiner_layer.weight": (5120, 5120),
+    "combiner_layer.bias": (5120,),
+    "output_layer.weight": (640, 5120),
+    "output_layer.bias": (640,),
+    "dynamic_scalar.0.weight": (5120, 5120),
+    "dynamic_scalar.0.bias": (5120,),
+    "dynamic_scalar.3.weight": (1, 5120),
+    "dynamic_scalar.3.bias": (1,),
+}
 
 
 def test_the_combiner_has_the_published_names_and_sizes() -> None:
@@ -114,7 +120,9 @@ def test_a_published_combiner_is_read_as_it_is(tmp_path: Path) -> None:
     image, text = torch.randn(5, 12), torch.randn(5, 12)
     torch.testing.assert_close(loaded.query(image, text), made.query(image, text), rtol=0, atol=0)
     assert about["options"] == {"projection": 24, "hidden": 48, "dropout": 0.5} and len(about["weights"]) == 64
-    words, pixels = (layer(x).relu() for layer, x in ((made.text_projection_layer, text), (made.image_projection_layer, image)))
+    words, pixels = (
+        layer(x).relu() for layer, x in ((made.text_projection_layer, text), (made.image_projection_layer, image))
+    )
     both = torch.cat([words, pixels], -1)
     s = made.dynamic_scalar(both)
     expected = made.output_layer(made.combiner_layer(both).relu()) + s * text + (1 - s) * image

@@ -111,8 +111,9 @@ def test_each_row_is_made_by_the_head_that_has_not_seen_it(fitted: tuple, tmp_pa
                 for t, k in (("image", catalogue[image]), ("text", text_key(text)))
             ]
             expected = head.query(*inputs).numpy()
-        np.testing.assert_allclose(store.gather("query", store.find("query", np.frombuffer(key, np.uint8)[None])),
-                                   expected, atol=2e-6)  # fmt: skip
+        np.testing.assert_allclose(
+            store.gather("query", store.find("query", np.frombuffer(key, np.uint8)[None])), expected, atol=2e-6
+        )
         seen[fold] += 1
     assert min(seen.values()) > 0
 

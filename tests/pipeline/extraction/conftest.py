@@ -64,15 +64,27 @@ def tokenizer(length: int, begin: str, end: str, inputs: list[str]) -> PreTraine
         single=f"{begin} $A {end}", special_tokens=[(begin, vocabulary[begin]), (end, vocabulary[end])]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=built, pad_token="<pad>", unk_token="<unk>", bos_token=begin, eos_token=end,
-        model_max_length=length, model_input_names=inputs, padding_side="right",
-    )  # fmt: skip
+        tokenizer_object=built,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        bos_token=begin,
+        eos_token=end,
+        model_max_length=length,
+        model_input_names=inputs,
+        padding_side="right",
+    )
 
 
 def towers(length: int) -> dict[str, dict[str, Any]]:
     shared = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = {**shared, "vocab_size": 4 + len(WORDS), "max_position_embeddings": length, "bos_token_id": 2,
-            "eos_token_id": 3, "pad_token_id": 0}  # fmt: skip
+    text = {
+        **shared,
+        "vocab_size": 4 + len(WORDS),
+        "max_position_embeddings": length,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+        "pad_token_id": 0,
+    }
     return {"text_config": text, "vision_config": {**shared, "image_size": SIZE, "patch_size": 8}}
 
 
@@ -96,8 +108,14 @@ def save_siglip(folder: Path) -> Path:
 
 def save_bert(folder: Path, seed: int = 2, pooler: bool = True) -> Path:
     torch.manual_seed(seed)
-    config = BertConfig(vocab_size=4 + len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-                        intermediate_size=32, max_position_embeddings=32)  # fmt: skip
+    config = BertConfig(
+        vocab_size=4 + len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+    )
     BertModel(config, add_pooling_layer=pooler).save_pretrained(folder)
     tokenizer(32, "[CLS]", "[SEP]", ["input_ids", "token_type_ids", "attention_mask"]).save_pretrained(folder)
     return folder

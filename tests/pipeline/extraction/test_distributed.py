@@ -35,10 +35,16 @@ def crew(clip_folder: Path) -> Iterator[Crew]:
 
     spec = spec_of("clip", model=str(clip_folder), store_dtype="float32")
     with (
-        LocalCluster(n_workers=2, threads_per_worker=2, processes=False, host="127.0.0.1", protocol="tcp://",
-                     dashboard_address=None) as cluster,
+        LocalCluster(
+            n_workers=2,
+            threads_per_worker=2,
+            processes=False,
+            host="127.0.0.1",
+            protocol="tcp://",
+            dashboard_address=None,
+        ) as cluster,
         crew_for(spec, "cpu", scheduler=cluster.scheduler_address) as found,
-    ):  # fmt: skip
+    ):
         yield found
 
 
@@ -265,9 +271,12 @@ def test_a_coordinator_stopped_in_the_middle(
     assert large_world.images_root is not None
     process = subprocess.Popen(
         [sys.executable, str(script), str(large_world.images_root), str(clip_folder), str(tmp_path / "stores")],
-        cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    )
     deadline = time.monotonic() + 240
     while len(list((tmp_path / "stores").glob("tiny/*/image-*.h5"))) < 2:
         assert process.poll() is None and time.monotonic() < deadline, "the job ended, or never began"

@@ -148,7 +148,9 @@ def test_killed_and_resumed_gives_the_weights_of_an_uninterrupted_fit(tmp_path: 
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
     assert start(tmp_path / "killed").wait(300) == 0
-    (whole,), (killed,) = ([r.parent for r in (tmp_path / n).glob(f"extractors/*/*/{RECORD}")] for n in ("whole", "killed"))
+    (whole,), (killed,) = (
+        [r.parent for r in (tmp_path / n).glob(f"extractors/*/*/{RECORD}")] for n in ("whole", "killed")
+    )
     assert same(whole, killed)
 
 
@@ -246,14 +248,27 @@ def test_the_learning_rate_rises_and_falls_to_zero() -> None:
 def test_fashionvlp_learns_the_demo(tmp_path: Path) -> None:
     """Real rendered images: unseen sessions are answered far above chance."""
     spec = RunSpec(
-        name="demo", dataset=Component(name="demo", folder="c", size=48, train_families=3, test_families=1),
+        name="demo",
+        dataset=Component(name="demo", folder="c", size=48, train_families=3, test_families=1),
         extractor=Component(
-            name="fashionvlp", **{**VLP, "width": 48, "heads": 4, "image_size": 48, "image_widths": [16, 32, 64],
-            "image_depths": [1, 1, 1], "image_stem": 16, "max_tokens": 48}, dropout=0.0, pixel_mean=[0.79] * 3,
-            pixel_std=[0.21] * 3, fit={"epochs": 6, "learning_rate": 2e-3},
+            name="fashionvlp",
+            **{
+                **VLP,
+                "width": 48,
+                "heads": 4,
+                "image_size": 48,
+                "image_widths": [16, 32, 64],
+                "image_depths": [1, 1, 1],
+                "image_stem": 16,
+                "max_tokens": 48,
+            },
+            dropout=0.0,
+            pixel_mean=[0.79] * 3,
+            pixel_std=[0.21] * 3,
+            fit={"epochs": 6, "learning_rate": 2e-3},
         ),
         validation={"fraction": 0.2},
-    )  # fmt: skip
+    )
     dataset = load_dataset(spec, tmp_path)
     made = fit_extractor_spec(spec, dataset, Workspace(tmp_path / "out"), "cpu")
     candidates = np.mean([len(g.images) for g in dataset.galleries if g.split == "train"])
@@ -308,6 +323,11 @@ def test_the_commands_fit_extract_and_show_the_cards(tmp_path: Path) -> None:
     assert again["reused"] is True and again["validation"]["triplets"] > 0
     assert run("extract", *where, "--device", "cpu").exit_code == 0
     shown = run("ls", "extractors", "--long").stdout
-    for words in ("patrickjohncyh/fashion-clip", "licence: MIT", "dims: image 768, text 768", "fit-extractor trains it",
-                  "trained on FashionIQ triplets: yes"):  # fmt: skip
+    for words in (
+        "patrickjohncyh/fashion-clip",
+        "licence: MIT",
+        "dims: image 768, text 768",
+        "fit-extractor trains it",
+        "trained on FashionIQ triplets: yes",
+    ):
         assert words in shown

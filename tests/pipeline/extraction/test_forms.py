@@ -35,7 +35,9 @@ def test_a_form_gives_the_plain_rows_whatever_the_batch(
     plain = run(dataset, load("clip", clip_folder, store_dtype="float32"), tmp_path / "plain", batch_size=4)
     extractor = load("clip", clip_folder, store_dtype="float32")
     images = sample_of(extractor, dataset)["images"]
-    report = run(dataset, extractor, tmp_path / "form", batch_size=3, check=lambda _: held_form(extractor, images, form))
+    report = run(
+        dataset, extractor, tmp_path / "form", batch_size=3, check=lambda _: held_form(extractor, images, form)
+    )
     settings = Store.open(report.path).execution[-1]["settings"]
     assert settings["form"] == form and 0 <= settings["from_plain"] <= settings["tolerance"]
     assert report.path.name == plain.path.name, "a form is no part of the fingerprint"
@@ -61,7 +63,9 @@ def test_what_undoes_a_form_leaves_nothing(load: Load, clip_folder: Path, datase
 def test_auto_takes_what_is_done_first(load: Load, clip_folder: Path, dataset: Dataset) -> None:
     extractor = load("clip", clip_folder)
     few = fastest_form(extractor, sample_of(extractor, dataset)["images"], 1)
-    assert set(few["form_seconds"]) >= {"plain", "channels-last"} and few["form"] != "compiled", "it would still compile"
+    assert set(few["form_seconds"]) >= {"plain", "channels-last"} and few["form"] != "compiled", (
+        "it would still compile"
+    )
     assert few["form"] == min(few["form_seconds"], key=lambda form: few["form_seconds"][form])
 
 
@@ -100,10 +104,16 @@ def test_the_workers_of_a_cluster_take_the_form(
     monkeypatch.setattr(worker, "_models", {})
     spec = spec_of("clip", model=str(clip_folder), store_dtype="float32")
     with (
-        distributed.LocalCluster(n_workers=1, threads_per_worker=2, processes=False, host="127.0.0.1", protocol="tcp://",
-                                 dashboard_address=None) as cluster,
+        distributed.LocalCluster(
+            n_workers=1,
+            threads_per_worker=2,
+            processes=False,
+            host="127.0.0.1",
+            protocol="tcp://",
+            dashboard_address=None,
+        ) as cluster,
         crew_for(spec, "cpu", scheduler=cluster.scheduler_address, form="channels-last") as crew,
-    ):  # fmt: skip
+    ):
         report = run(dataset, load("clip", clip_folder, store_dtype="float32"), tmp_path, crew=crew)
     (made,) = worker._models.values()
     assert report.extracted and made.image_tower()._forward_pre_hooks and made in worker._formed
@@ -115,7 +125,9 @@ def test_the_command_takes_the_form_and_keeps_it_on_record(clip_folder: Path, da
         lines.append(json.dumps({"id": image.id, "file": image.file}))
     names = [image.id for image in dataset.images.values()]
     turns = [{"reference": names[0], "captions": ["more blue"]}, {"reference": names[1], "captions": ["less plain"]}]
-    sessions = [{"id": s, "category": "dress", "split": s, "turns": turns, "target": names[2]} for s in ("train", "test")]
+    sessions = [
+        {"id": s, "category": "dress", "split": s, "turns": turns, "target": names[2]} for s in ("train", "test")
+    ]
     (tmp_path / "images.jsonl").write_text("\n".join(lines))
     (tmp_path / "sessions.jsonl").write_text("\n".join(map(json.dumps, sessions)))
     (tmp_path / "galleries.jsonl").write_text(json.dumps({"category": "dress", "split": "test", "images": names}))

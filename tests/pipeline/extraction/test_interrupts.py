@@ -81,8 +81,11 @@ except BaseException as error:
 def spawn(images: Path, model: Path, stores: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(images), str(model), str(stores)],
-        cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
 
 
 def wait_for_shards(stores: Path, count: int, process: subprocess.Popen[str]) -> None:

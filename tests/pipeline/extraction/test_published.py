@@ -35,7 +35,12 @@ def clip(dim: int, patch: int, vision: dict, text: dict) -> CLIPConfig:
 
 
 def text(width: int, heads: int, layers: int = 12) -> dict:
-    return {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    return {
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+    }
 
 
 # the architectures of the model pages: width, layers and heads of both towers, projection, vocabulary of SigLIP 2
@@ -50,12 +55,13 @@ PUBLISHED: dict[str, tuple[type, PretrainedConfig]] = {
     "siglip2-base": (SiglipModel, SiglipConfig(text_config={"vocab_size": 256000})),
     "siglip2-so400m": (
         SiglipModel,
-        SiglipConfig(text_config={**SO400M, "vocab_size": 256000},
-                     vision_config={**SO400M, "image_size": 384, "patch_size": 14}),
+        SiglipConfig(
+            text_config={**SO400M, "vocab_size": 256000}, vision_config={**SO400M, "image_size": 384, "patch_size": 14}
+        ),
     ),
     "siglip2-base-naflex": (Siglip2Model, Siglip2Config(text_config={"vocab_size": 256000})),
     "marqo-fashionsiglip": (SiglipModel, SiglipConfig()),  # its base, ViT-B-16-SigLIP; its own class wraps it
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("card", _cards.CLIP, ids=lambda card: card.name)
@@ -80,18 +86,30 @@ def test_the_joint_models_default_to_bert_base_and_resnet_50() -> None:
         (FashionBertNetwork, FashionBertOptions(), _cards.FASHIONBERT, 64),
     ):
         settings = {
-            "text": BertConfig(vocab_size=30522).to_dict(), "image": ResNetConfig().to_dict(), "max_tokens": 64,
-            "pixel_mean": [0.5] * 3, "pixel_std": [0.5] * 3, "image_size": 224, "landmarks": 14, "grid": 8, "patch": 32,
-        }  # fmt: skip
+            "text": BertConfig(vocab_size=30522).to_dict(),
+            "image": ResNetConfig().to_dict(),
+            "max_tokens": 64,
+            "pixel_mean": [0.5] * 3,
+            "pixel_std": [0.5] * 3,
+            "image_size": 224,
+            "landmarks": 14,
+            "grid": 8,
+            "patch": 32,
+        }
         with torch.device("meta"):
             built = network(settings)
         assert built.visual_tokens == visual and built.width == 768 == cards[0].dims["query"] and built.channels == 2048
         bert, resnet = BertConfig(), ResNetConfig()
         assert (options.width, options.layers, options.heads) == (
-            bert.hidden_size, bert.num_hidden_layers, bert.num_attention_heads)  # fmt: skip
+            bert.hidden_size,
+            bert.num_hidden_layers,
+            bert.num_attention_heads,
+        )
         assert options.image_stem == resnet.embedding_size and options.image_layer == resnet.layer_type
         assert (list(options.image_widths), list(options.image_depths)) == (
-            list(resnet.hidden_sizes), list(resnet.depths))  # fmt: skip
+            list(resnet.hidden_sizes),
+            list(resnet.depths),
+        )
 
 
 def test_a_short_name_stands_for_its_hub_id() -> None:

@@ -29,16 +29,25 @@ def test_with_an_image_it_is_the_q_former_of_transformers() -> None:
     weights = sprc_weights()
     ours = qformer(weights)
     config = Blip2QFormerConfig(
-        vocab_size=26, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32,
-        cross_attention_frequency=2, encoder_hidden_size=24, use_qformer_text_input=True, hidden_dropout_prob=0.0,
+        vocab_size=26,
+        hidden_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=32,
+        cross_attention_frequency=2,
+        encoder_hidden_size=24,
+        use_qformer_text_input=True,
+        hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
+    )
     theirs = Blip2QFormerModel(config).eval()
     state = {
-        n.removeprefix("Qformer.bert.").replace("attention.self.", "attention.attention.")
+        n.removeprefix("Qformer.bert.")
+        .replace("attention.self.", "attention.attention.")
         .replace("embeddings.LayerNorm", "layernorm"): v
-        for n, v in weights.items() if n.startswith("Qformer.bert.") and "embeddings.word" not in n and "position" not in n
-    }  # fmt: skip
+        for n, v in weights.items()
+        if n.startswith("Qformer.bert.") and "embeddings.word" not in n and "position" not in n
+    }
     theirs.load_state_dict(state)
     image, ids = torch.randn(3, 17, 24), torch.randint(1, 26, (3, 6))
     mask = torch.tensor([[1] * 6, [1] * 4 + [0] * 2, [1] * 2 + [0] * 4])
@@ -47,9 +56,11 @@ def test_with_an_image_it_is_the_q_former_of_transformers() -> None:
     words = words + weights["Qformer.bert.embeddings.position_embeddings.weight"][:6]
     with torch.no_grad():
         expected = theirs(
-            query_embeds=torch.cat([asked, words], 1), query_length=4, encoder_hidden_states=image,
+            query_embeds=torch.cat([asked, words], 1),
+            query_length=4,
+            encoder_hidden_states=image,
             attention_mask=torch.cat([torch.ones(3, 4, dtype=torch.long), mask], 1),
-        ).last_hidden_state  # fmt: skip
+        ).last_hidden_state
         found = ours(asked, image, ids, mask)
         alone = theirs(query_embeds=asked, encoder_hidden_states=image).last_hidden_state
         torch.testing.assert_close(ours(asked, image, None, None), alone, atol=2e-5, rtol=1e-4)
@@ -60,13 +71,24 @@ def test_with_an_image_it_is_the_q_former_of_transformers() -> None:
 def test_without_an_image_it_is_a_plain_bert_over_all_tokens() -> None:
     weights = sprc_weights()
     ours = qformer(weights)
-    config = BertConfig(vocab_size=26, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32,
-                        max_position_embeddings=40, hidden_act="gelu", hidden_dropout_prob=0.0,
-                        attention_probs_dropout_prob=0.0, type_vocab_size=1)  # fmt: skip
+    config = BertConfig(
+        vocab_size=26,
+        hidden_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=40,
+        hidden_act="gelu",
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        type_vocab_size=1,
+    )
     bert = BertModel(config, add_pooling_layer=False).eval()
-    state = {n.removeprefix("Qformer.bert."): v for n, v in weights.items()
-             if n.startswith("Qformer.bert.") and "crossattention" not in n and "_query" not in n
-             and "position_ids" not in n}  # fmt: skip
+    state = {
+        n.removeprefix("Qformer.bert."): v
+        for n, v in weights.items()
+        if n.startswith("Qformer.bert.") and "crossattention" not in n and "_query" not in n and "position_ids" not in n
+    }
     state["embeddings.token_type_embeddings.weight"] = torch.zeros(1, 16)
     bert.load_state_dict(state)
     ids = torch.randint(1, 26, (2, 5))
@@ -99,13 +121,17 @@ def test_a_file_without_the_vision_tower_or_of_another_kind_is_refused(tmp_path:
     partial = {n: v for n, v in sprc_weights().items() if not n.startswith("visual_encoder.")}
     torch.save({"Blip2QformerCirAlignPrompt": partial}, tmp_path / "partial.pt")
     torch.save({"CLIP": {}}, tmp_path / "clip.pt")
-    for file, what in (("partial.pt", "no whole checkpoint"), ("clip.pt", "no checkpoint of SPRC"), ("none.pt", "fetch the")):
+    for file, what in (
+        ("partial.pt", "no whole checkpoint"),
+        ("clip.pt", "no checkpoint of SPRC"),
+        ("none.pt", "fetch the"),
+    ):
         with pytest.raises(ModelError, match=what):
             load_extractor(spec_of("sprc", model=str(tmp_path / file), tokenizer=str(bert)), "cpu")
 
 
 def test_captions_are_cleaned_as_blip_s() -> None:
-    assert blip_caption("Is  Longer. (And) red; \"not\" blue!\n") == "is longer and red not blue"
+    assert blip_caption('Is  Longer. (And) red; "not" blue!\n') == "is longer and red not blue"
     assert len(blip_caption("word " * 80).split()) == 50
 
 

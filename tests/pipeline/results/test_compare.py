@@ -13,11 +13,15 @@ from pipeline.results.evaluate import Evaluation
 
 def evaluation(ranks: list[int], names: str = "abcd") -> Evaluation:
     return Evaluation(
-        session_ids=tuple(names), categories=("x", "x", "y", "y")[: len(names)], target_ids=tuple(names.upper()),
-        ranks=np.array(ranks), averaging="categories",
+        session_ids=tuple(names),
+        categories=("x", "x", "y", "y")[: len(names)],
+        target_ids=tuple(names.upper()),
+        ranks=np.array(ranks),
+        averaging="categories",
         subsets={"all": np.ones(len(names), bool), "no pair seen": np.array([True, False, True, True])[: len(names)]},
-        galleries={"x": {"images": 100, "dropped": []}, "y": {"images": 90, "dropped": []}}, skipped={},
-    )  # fmt: skip
+        galleries={"x": {"images": 100, "dropped": []}, "y": {"images": 90, "dropped": []}},
+        skipped={},
+    )
 
 
 def method(*ranks: list[int], fixed: bool = False) -> Method:
@@ -49,7 +53,11 @@ def test_ranks_of_several_seeds_are_averaged_in_the_logarithm() -> None:
 
 def test_a_subset_that_leaves_no_session_out_is_not_tested_twice() -> None:
     """Holm's correction counts comparisons: the same sessions under two names are one."""
-    every = {"all": np.ones(4, bool), "last pair unseen": np.ones(4, bool), "no pair seen": np.array([True, False, True, True])}
+    every = {
+        "all": np.ones(4, bool),
+        "last pair unseen": np.ones(4, bool),
+        "no pair seen": np.array([True, False, True, True]),
+    }
     alone = compare(method([9, 5, 8, 1]), method([1, 2, 3, 4]))
     again = replace(method([9, 5, 8, 1]), evaluations=(replace(evaluation([9, 5, 8, 1]), subsets=every),))
     found = compare(again, method([1, 2, 3, 4]))

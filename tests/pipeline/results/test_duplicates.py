@@ -22,7 +22,9 @@ def test_all_pairs_are_found_in_any_blocks(held: int) -> None:
     units = [rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30) for rows in (queries, candidates)]
     cosines = units[0].astype(np.float64) @ units[1].T.astype(np.float64)
     rows, columns, found = near_pairs(queries, candidates, 0.8, held)
-    assert set(zip(rows.tolist(), columns.tolist(), strict=True)) == set(zip(*map(list, np.nonzero(cosines >= 0.8)), strict=True))
+    assert set(zip(rows.tolist(), columns.tolist(), strict=True)) == set(
+        zip(*map(list, np.nonzero(cosines >= 0.8)), strict=True)
+    )
     np.testing.assert_allclose(found, cosines[rows, columns], atol=1e-5)
     exact = near_pairs(queries, candidates, 1.0, held)
     assert set(zip(exact[0].tolist(), exact[1].tolist(), strict=True)) == {(0, 7), (1, 3)}
@@ -34,19 +36,24 @@ def test_sessions_of_near_duplicates() -> None:
         name="d",
         images={i: Image(id=i) for i in "abcABz"},
         sessions=(
-            session("train", "train", "ab"), session("near", "test", "AB"), session("target", "test", "cB"),
-            session("exact", "test", "ab"), session("clean", "test", "cz"),
+            session("train", "train", "ab"),
+            session("near", "test", "AB"),
+            session("target", "test", "cB"),
+            session("exact", "test", "ab"),
+            session("clean", "test", "cz"),
         ),
         galleries=(),
-    )  # fmt: skip
+    )
     eye = np.eye(4, dtype=np.float32)
     features = {"a": eye[0], "b": eye[1], "c": eye[2], "A": eye[0] + 0.05 * eye[3], "B": eye[1] + 0.05 * eye[3]}
     twins = train_twins(dataset, features, 0.99)
     assert {image: list(near) for image, near in twins.items()} == {"A": ["a"], "B": ["b"]}
     assert near_overlaps(dataset, twins) == {
-        "near": {"near target", "near last pair"}, "target": {"near target"},
-        "exact": {"near target", "near last pair"}, "clean": frozenset(),
-    }  # fmt: skip
+        "near": {"near target", "near last pair"},
+        "target": {"near target"},
+        "exact": {"near target", "near last pair"},
+        "clean": frozenset(),
+    }
     assert train_twins(dataset, features, 1.0) == {}
 
 

@@ -61,8 +61,9 @@ def test_each_session_is_ranked_in_its_own_category(store: Store) -> None:
     assert (found.session_ids, found.target_ids) == (("s0", "s1", "s2"), ("b", "g", "a"))
     assert found.metrics()["all"]["overall"]["R@1"] == 50
     assert found.metrics()["all"]["dress"] == {
-        "n": 2, **dict.fromkeys(("R@1", "R@5", "R@8", "R@10", "R@50", "MRR", "mean"), 100.0)
-    }  # fmt: skip
+        "n": 2,
+        **dict.fromkeys(("R@1", "R@5", "R@8", "R@10", "R@50", "MRR", "mean"), 100.0),
+    }
 
 
 def test_subsets_are_counted_apart(store: Store) -> None:

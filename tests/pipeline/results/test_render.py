@@ -35,18 +35,23 @@ SPEC = {
     "blocks": [{"subset": "all", "label": "All sessions"}, {"subset": "no pair seen", "label": "No pair seen"}],
     "rows": [
         {
-            "model": "avg", "label": "ST + avg(all turns)", "group": "Single-turn", "deterministic": True,
+            "model": "avg",
+            "label": "ST + avg(all turns)",
+            "group": "Single-turn",
+            "deterministic": True,
             "paper": {"dress": [25.6, 32.5], "overall": [28.2, 34.3, 31.3]},
         },
         {"model": "cfir", "label": "CFIR", "optional": True, "paper": {"dress": [29.8, 33.5]}},
         {"model": "lstm", "label": "ST + LSTM", "group": "Multi-turn", "paper": {"dress": [47.8, 52.5]}},
         {"model": "v_ntm", "label": "ST + v-NTM", "group": "Multi-turn"},
         {
-            "model": "cm_ntm", "label": "FashionNTM (CM-NTM)", "group": "Multi-turn",
+            "model": "cm_ntm",
+            "label": "FashionNTM (CM-NTM)",
+            "group": "Multi-turn",
             "paper": {"overall": [45.7, 50.4, 48.1]},
         },
     ],
-}  # fmt: skip
+}
 
 
 @pytest.fixture

@@ -58,8 +58,12 @@ def test_score_ranks_equal_ranks_for_cosines_and_tie_pessimistically() -> None:
     with pytest.raises(RankingError, match="one score for each"):
         score_ranks(cosines[:, :3], targets, candidates)
     with pytest.raises(RankingError, match="session 's1'"):
-        score_ranks(np.where(np.arange(9) == 2, np.nan, [[0.0], [1.0]]) * [[0], [1]] + 0, targets[:2], candidates,
-                    names=("s0", "s1"))  # fmt: skip
+        score_ranks(
+            np.where(np.arange(9) == 2, np.nan, [[0.0], [1.0]]) * [[0], [1]] + 0,
+            targets[:2],
+            candidates,
+            names=("s0", "s1"),
+        )
 
 
 def test_the_cutoff_learns_what_a_cosine_means_for_each_kind_of_query() -> None:

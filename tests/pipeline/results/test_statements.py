@@ -21,11 +21,15 @@ SESSIONS = 120
 def results(path: Path, hits: np.ndarray, sessions: int = SESSIONS) -> Evaluation:
     """Rank 1 where hit, else 50; 20 sessions are in "few", 10 in "fewer"."""
     evaluation = Evaluation(
-        session_ids=tuple(f"s{n}" for n in range(sessions)), categories=("dress", "shirt") * (sessions // 2),
-        target_ids=("t",) * sessions, ranks=np.where(hits[:sessions], 1, 50), averaging="categories",
+        session_ids=tuple(f"s{n}" for n in range(sessions)),
+        categories=("dress", "shirt") * (sessions // 2),
+        target_ids=("t",) * sessions,
+        ranks=np.where(hits[:sessions], 1, 50),
+        averaging="categories",
         subsets={"all": np.ones(sessions, bool), "few": np.arange(sessions) < 20, "fewer": np.arange(sessions) < 10},
-        galleries={}, skipped={},
-    )  # fmt: skip
+        galleries={},
+        skipped={},
+    )
     save_results(path, evaluation)
     return evaluation
 
@@ -33,12 +37,21 @@ def results(path: Path, hits: np.ndarray, sessions: int = SESSIONS) -> Evaluatio
 @pytest.fixture
 def build(tmp_path: Path, summary: Callable[..., dict[str, Any]]) -> Callable[..., Table]:
     def make(rows: dict[str, list[np.ndarray]], sessions: dict[str, int] | None = None) -> Table:
-        spec = parse_table_spec({
-            "kind": "results", "title": "T", "run": "r", "tested": "cm_ntm", "seeds": list(range(6)),
-            "columns": [{"category": "overall", "label": "Overall", "metrics": ["R@5", "mean"]}],
-            "blocks": [{"subset": name, "label": name} for name in ("all", "few", "fewer")],
-            "rows": [{"model": name, "label": name, "deterministic": len(hits) == 1} for name, hits in rows.items()],
-        }, "t.toml")  # fmt: skip
+        spec = parse_table_spec(
+            {
+                "kind": "results",
+                "title": "T",
+                "run": "r",
+                "tested": "cm_ntm",
+                "seeds": list(range(6)),
+                "columns": [{"category": "overall", "label": "Overall", "metrics": ["R@5", "mean"]}],
+                "blocks": [{"subset": name, "label": name} for name in ("all", "few", "fewer")],
+                "rows": [
+                    {"model": name, "label": name, "deterministic": len(hits) == 1} for name, hits in rows.items()
+                ],
+            },
+            "t.toml",
+        )
         assert isinstance(spec, ResultsTable)
         made: dict[str, list[dict[str, Any]]] = {}
         for name, hits in rows.items():
@@ -61,8 +74,13 @@ def noisy(base: np.ndarray, seed: int, share: float) -> np.ndarray:
 def test_a_better_model_is_significant_and_an_equal_one_is_not(build: Callable[..., Table]) -> None:
     base = np.random.default_rng(0).random(SESSIONS) < 0.4
     better = base | (np.random.default_rng(1).random(SESSIONS) < 0.3)
-    table = build({"avg": [base], "cm_ntm": [noisy(better, n, 0.1) for n in range(6)],
-                   "lstm": [noisy(better, n + 50, 0.1) for n in range(6)]})  # fmt: skip
+    table = build(
+        {
+            "avg": [base],
+            "cm_ntm": [noisy(better, n, 0.1) for n in range(6)],
+            "lstm": [noisy(better, n + 50, 0.1) for n in range(6)],
+        }
+    )
     found = {(s.block, s.b): s for s in table.statements}
     assert set(found) == {("all", "avg"), ("all", "lstm"), ("few", "avg"), ("few", "lstm")}  # 10 are too few to test
     won, drawn = found["all", "avg"], found["all", "lstm"]

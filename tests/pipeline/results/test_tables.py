@@ -131,8 +131,11 @@ def test_columns_follow_the_runs_when_the_spec_names_none(summary: Summaries) ->
     rows = [{"model": "lstm", "label": "LSTM"}]
     table = build_results_table(spec(columns=[], metrics=["R@1"], rows=rows), finder(summary("lstm", 0, 40.0)))
     assert [(c.group, c.label) for c in table.columns] == [
-        ("Dress", "R@1"), ("Shirt", "R@1"), ("Overall", "R@1"), ("Overall", "Mean")
-    ]  # fmt: skip
+        ("Dress", "R@1"),
+        ("Shirt", "R@1"),
+        ("Overall", "R@1"),
+        ("Overall", "Mean"),
+    ]
 
 
 def test_footnotes_state_the_protocol(summary: Summaries) -> None:
@@ -143,10 +146,16 @@ def test_footnotes_state_the_protocol(summary: Summaries) -> None:
     }
     notes = "\n".join(build_results_table(spec(), finder(summary("lstm", 0, 40.0, **changes))).footnotes)
     for part in (
-        "Caption gallery", "reference images kept", "ties count against the model", "dress 1,499; 1 without a feature",
-        "mean of the categories", "caption+gated, store 555555555555", "CONTAMINATED", "Mean ± standard deviation",
+        "Caption gallery",
+        "reference images kept",
+        "ties count against the model",
+        "dress 1,499; 1 without a feature",
+        "mean of the categories",
+        "caption+gated, store 555555555555",
+        "CONTAMINATED",
+        "Mean ± standard deviation",
         "7 of 207 (s0, s1, s2, s3, s4, ...)",
-    ):  # fmt: skip
+    ):
         assert part in notes
     clean = build_results_table(spec(), finder(summary("lstm", 0, 4.0, gallery="image", averaging="sessions")))
     notes = "\n".join(clean.footnotes)
@@ -184,12 +193,13 @@ def dataset_spec() -> DatasetTable:
         "title": "T",
         "datasets": [
             {
-                "label": "Shoes", "dataset": {"name": "shoes"},
+                "label": "Shoes",
+                "dataset": {"name": "shoes"},
                 "paper": {"train": {"2": 2, "3": 4, "images": 9}, "test": {"2": 7}},
             },
             {"label": "Other", "dataset": {"name": "other"}},
         ],
-    }  # fmt: skip
+    }
     found = parse_table_spec(values, "t.toml")
     assert isinstance(found, DatasetTable)
     return found

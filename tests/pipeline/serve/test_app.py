@@ -245,8 +245,15 @@ def test_the_command_serves_until_it_is_interrupted(demo: Project) -> None:
         "--device",
         "cpu",
     ]
-    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler)) as server:  # fmt: skip
+    with subprocess.Popen(
+        words,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as server:
         try:
             assert server.stdout is not None
             address = server.stdout.readline().strip()

@@ -114,8 +114,13 @@ def test_many_dialogues_at_once_do_not_disturb_each_other(demo: Project, engine:
 def test_a_refused_turn_changes_nothing(demo: Project, engine: Engine) -> None:
     talk = play(engine, demo.dataset.split("test")[0], ["cm_ntm"])
     before, turns = engine.results(talk, 5), list(talk.steps)
-    for wrong, why in (("", "type what"), ("   \n", "type what"), (None, "must be text"), (3, "must be text"),
-                       ("x" * 501, "501 characters")):  # fmt: skip
+    for wrong, why in (
+        ("", "type what"),
+        ("   \n", "type what"),
+        (None, "must be text"),
+        (3, "must be text"),
+        ("x" * 501, "501 characters"),
+    ):
         with pytest.raises(RequestError, match=why):
             engine.say(talk, wrong)
     for wrong in (-1, len(engine.ids), 10**30, "0", True, None, "../../etc/passwd"):

@@ -74,7 +74,9 @@ def test_stage_two_runs_on_imported_features(tmp_path: Path, data: Dataset, form
     assert done.fit.complete and done.stage.next_command.startswith("train")
     store = workspace.store(spec)
     keys = store.catalogue()
-    rows = store.gather("target", store.find("target", np.frombuffer(b"".join(keys.values()), np.uint8).reshape(-1, 16)))
+    rows = store.gather(
+        "target", store.find("target", np.frombuffer(b"".join(keys.values()), np.uint8).reshape(-1, 16))
+    )
     assert rows.dtype == np.float16 and all(np.array_equal(r, vector(i)) for i, r in zip(keys, rows, strict=True))
     stage = StageTwo(spec, data, workspace, "cpu")
     session = data.sessions[0]
@@ -196,18 +198,24 @@ def refusals() -> dict[str, tuple[Any, tuple[str, ...]]]:
     return {
         "NaN": (nan, ("NaN or Inf in 2 rows", "row 3 ('dress/0-3')", "target.npy")),
         "widths": (other_width, ("query has D = 6 and target D = 7",)),
-        "dtype": (lambda f: np.save(f / "query.npy", np.ones((240, 6))), ("float64", "astype(numpy.float32)", "query.npy")),
+        "dtype": (
+            lambda f: np.save(f / "query.npy", np.ones((240, 6))),
+            ("float64", "astype(numpy.float32)", "query.npy"),
+        ),
         "shape": (lambda f: np.save(f / "query.npy", np.ones(6, np.float32)), ("[6]", "[rows, D]")),
         "no row": (lambda f: np.save(f / "query.npy", np.ones((0, 6), np.float32)), ("[0, 6]",)),
         "pickle": (pickled, ("query.npy", "cannot be read")),
-        "cut": (lambda f: (f / "query.npy").write_bytes((f / "query.npy").read_bytes()[:-9]), ("query.npy", "cannot be read")),
+        "cut": (
+            lambda f: (f / "query.npy").write_bytes((f / "query.npy").read_bytes()[:-9]),
+            ("query.npy", "cannot be read"),
+        ),
         "count": (append, ("61 lines for 60 rows", "target.ids.txt")),
         "turn": (bad_turn, ("turn 'last' is no number of a turn", "line 8")),
         "no ids": (lambda f: (f / "query.ids.txt").unlink(), ("has no ids", "query.ids.jsonl")),
         "twice": (lambda f: (f / "query.ids.jsonl").write_text("{}\n"), ("query.ids.txt and query.ids.jsonl",)),
         "no target": (lambda f: (f / "target.npy").unlink(), ("holds query", "target.npy")),
         "empty": (lambda f: [p.unlink() for p in f.iterdir()], ("no table at all",)),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("what", refusals())

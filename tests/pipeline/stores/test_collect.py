@@ -53,7 +53,9 @@ def test_an_image_that_cannot_be_read_now_keeps_its_rows(place: Path) -> None:
         assert done.rows_dropped == 0
     for n in (2, 5):
         (place / f"i00{n}.away").rename(place / "images" / f"i00{n}.jpg")
-    again = extract_spec(spec_of(place), build_dataset(place / "images"), Workspace(place / "out"), "cpu", progress="silent")
+    again = extract_spec(
+        spec_of(place), build_dataset(place / "images"), Workspace(place / "out"), "cpu", progress="silent"
+    )
     assert again.extraction.extracted == 0 and sum(again.composed.written.values()) == 0  # type: ignore[union-attr]
 
 
@@ -81,7 +83,9 @@ def test_rows_of_a_removed_image_go_from_both_stores_and_the_others_stay_exact(p
         assert gone not in store.catalogue()
         for table, items in wanted.tables.items():
             found = dict(zip(map(bytes, store.keys(table)), store.load(table), strict=True))
-            assert found.keys() == items.keys() and all(f.tobytes() == old[table][k].tobytes() for k, f in found.items())
+            assert found.keys() == items.keys() and all(
+                f.tobytes() == old[table][k].tobytes() for k, f in found.items()
+            )
     report = extract_spec(spec_of(place), less, workspace, "cpu", progress="silent")
     assert report.extraction.extracted == 0
 
@@ -137,4 +141,7 @@ def test_every_dtype_has_a_tolerance_and_the_coarser_counts() -> None:
     options = ExtractorOptions.model_fields
     assert set(COMPUTED) == set(options["dtype"].annotation.__args__)  # type: ignore[union-attr]
     assert set(STORED) == set(options["store_dtype"].annotation.__args__)  # type: ignore[union-attr]
-    assert tolerance("float32", "float16") == STORED["float16"] and tolerance("bfloat16", "float16") == COMPUTED["bfloat16"]
+    assert (
+        tolerance("float32", "float16") == STORED["float16"]
+        and tolerance("bfloat16", "float16") == COMPUTED["bfloat16"]
+    )

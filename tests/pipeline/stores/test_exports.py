@@ -81,7 +81,9 @@ def test_an_export_is_found_again_by_name_or_by_key_alone(
     assert fit(folder, data, True).complete
     lookup, queries = Lookup(folder, data), store.load("query")
     for image, text in data.queries():
-        assert np.array_equal(folder.tables["query"].features[lookup.pair(image, text)], queries[lookup.pair(image, text)])
+        assert np.array_equal(
+            folder.tables["query"].features[lookup.pair(image, text)], queries[lookup.pair(image, text)]
+        )
 
 
 def test_a_folder_that_is_not_empty_and_a_missing_library_are_said(

@@ -73,16 +73,48 @@ Change = tuple[str, Callable[[Path, pytest.MonkeyPatch], Any] | None, dict[str, 
 SEMANTIC: dict[str, Change] = {
     "weights": ("clip", lambda model, _: nudge_weights(model), {}),
     "weights of a sentence encoder": ("caption", lambda model, _: nudge_weights(model), {}),
-    "model configuration": ("clip", lambda model, _: edit_json(model / "config.json", projection_dim=12, logit_scale_init_value=1.5), {}),
-    "preprocessing: size": ("clip", lambda model, _: edit_json(model / "preprocessor_config.json", size={"shortest_edge": 40}), {}),
-    "preprocessing: mean": ("clip", lambda model, _: edit_json(model / "preprocessor_config.json", image_mean=[0.5, 0.5, 0.5]), {}),
-    "preprocessing: resampling": ("clip", lambda model, _: edit_json(model / "preprocessor_config.json", resample=2), {}),
-    "preprocessing: no crop": ("clip", lambda model, _: edit_json(model / "preprocessor_config.json", do_center_crop=False), {}),
+    "model configuration": (
+        "clip",
+        lambda model, _: edit_json(model / "config.json", projection_dim=12, logit_scale_init_value=1.5),
+        {},
+    ),
+    "preprocessing: size": (
+        "clip",
+        lambda model, _: edit_json(model / "preprocessor_config.json", size={"shortest_edge": 40}),
+        {},
+    ),
+    "preprocessing: mean": (
+        "clip",
+        lambda model, _: edit_json(model / "preprocessor_config.json", image_mean=[0.5, 0.5, 0.5]),
+        {},
+    ),
+    "preprocessing: resampling": (
+        "clip",
+        lambda model, _: edit_json(model / "preprocessor_config.json", resample=2),
+        {},
+    ),
+    "preprocessing: no crop": (
+        "clip",
+        lambda model, _: edit_json(model / "preprocessor_config.json", do_center_crop=False),
+        {},
+    ),
     "tokenizer: vocabulary": ("clip", lambda model, _: edit_vocabulary(model), {}),
     "tokenizer: length": ("clip", lambda model, _: edit_json(model / "tokenizer_config.json", model_max_length=9), {}),
-    "tokenizer: truncation side": ("clip", lambda model, _: edit_json(model / "tokenizer_config.json", truncation_side="left"), {}),
-    "tokenizer: padding side": ("caption", lambda model, _: edit_json(model / "tokenizer_config.json", padding_side="left"), {}),
-    "tokenizer: lower case": ("caption", lambda model, _: edit_json(model / "sentence_bert_config.json", do_lower_case=True), {}),
+    "tokenizer: truncation side": (
+        "clip",
+        lambda model, _: edit_json(model / "tokenizer_config.json", truncation_side="left"),
+        {},
+    ),
+    "tokenizer: padding side": (
+        "caption",
+        lambda model, _: edit_json(model / "tokenizer_config.json", padding_side="left"),
+        {},
+    ),
+    "tokenizer: lower case": (
+        "caption",
+        lambda model, _: edit_json(model / "sentence_bert_config.json", do_lower_case=True),
+        {},
+    ),
     "pooling": ("caption", lambda model, _: pool_by_cls(model), {}),
     "attribute words": ("caption", None, {"attributes": True}),
     "normalisation": ("clip", None, {"normalise": False}),
@@ -91,7 +123,7 @@ SEMANTIC: dict[str, Change] = {
     "decode back end": ("clip", lambda _, patch: patch.setattr(images, "pillow_version", "999.0"), {}),
     "extractor version": ("clip", lambda _, patch: set_version(patch), {}),
     "extractor version of a sentence encoder": ("caption", lambda _, patch: set_version(patch), {}),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -172,9 +204,12 @@ EXECUTION: dict[str, tuple[Callable[[Path], Any] | None, dict[str, Any]]] = {
     "moved images": (move_images, {}),
     "moved and repacked model": (rewrite_model, {}),
     "forgotten digests": (lambda place: [p.unlink() for p in place.glob("stores/*/image-digests.tsv")], {}),
-    "moved stores": (lambda place: shutil.move(place / "stores", place / "x") and shutil.move(place / "x", place / "stores"), {}),
+    "moved stores": (
+        lambda place: shutil.move(place / "stores", place / "x") and shutil.move(place / "x", place / "stores"),
+        {},
+    ),
     "threads": (lambda place: torch.set_num_threads(2), {}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("field", EXECUTION)
@@ -236,7 +271,9 @@ def test_a_changed_caption_or_feedback_misses_its_own_rows_alone(place: Path) ->
     turn = first.turns[0].model_copy(update={"captions": ("more plain",)})
     session = first.model_copy(update={"turns": (turn, *first.turns[1:])})
     again = extractor_of(place, "caption")
-    report = extract(changed.model_copy(update={"sessions": (session, *rest)}), again, place / "stores", progress="silent")
+    report = extract(
+        changed.model_copy(update={"sessions": (session, *rest)}), again, place / "stores", progress="silent"
+    )
     assert (report.tables["image"].extracted, again.calls) == (0, 2)  # the turn, and all captions as one text
 
 
@@ -246,7 +283,9 @@ def test_new_images_are_new_rows_and_nothing_else(place: Path) -> None:
         picture(n).save(place / "images" / f"new{n}.jpg")
     more = {f"new{n}": Image(id=f"new{n}", file=f"new{n}.jpg") for n in (50, 51)}
     extractor = extractor_of(place, "clip")
-    report = extract(data.model_copy(update={"images": data.images | more}), extractor, place / "stores", progress="silent")
+    report = extract(
+        data.model_copy(update={"images": data.images | more}), extractor, place / "stores", progress="silent"
+    )
     assert (report.tables["image"].extracted, report.tables["text"].extracted, extractor.calls) == (2, 0, 2)
 
 

@@ -137,7 +137,9 @@ def test_an_answer_is_kept_under_the_true_option_and_may_be_changed(tmp_path: Pa
 def test_an_answer_that_fits_no_question_is_refused(tmp_path: Path, question: Any, shown: Any) -> None:
     study = hand_made(tmp_path / "s.sqlite")
     study.join("ann")
-    with pytest.raises(StudyError, match="there is no question" if question != 0 or isinstance(question, bool) else "no option"):
+    with pytest.raises(
+        StudyError, match="there is no question" if question != 0 or isinstance(question, bool) else "no option"
+    ):
         study.answer("ann", question, shown, None)
     assert study.answers() == []
 

@@ -261,9 +261,13 @@ def test_extreme_states_give_finite_gradients(
 @implementations
 @settings(max_examples=25, deadline=None)
 @given(
-    exponent=st.floats(-3, 3), turns=st.integers(1, 4), stages=st.integers(1, 3), init=st.sampled_from(["paper", "symmetry-breaking"]),
-    kind=st.sampled_from(["random", "equal sessions", "zero"]), dtype=precisions,
-)  # fmt: skip
+    exponent=st.floats(-3, 3),
+    turns=st.integers(1, 4),
+    stages=st.integers(1, 3),
+    init=st.sampled_from(["paper", "symmetry-breaking"]),
+    kind=st.sampled_from(["random", "equal sessions", "zero"]),
+    dtype=precisions,
+)
 def test_feature_scales_from_1e_minus_3_to_1e3(
     implementation: Implementation, exponent: float, turns: int, stages: int, init: str, kind: str, dtype: torch.dtype
 ) -> None:

@@ -39,8 +39,15 @@ def value(features: SessionFeatures, **parts: Any) -> torch.Tensor:
 
 def test_a_part_that_is_off_leaves_the_identity_of_a_run_as_it_was() -> None:
     assert set(Training().model_dump()) == {
-        "epochs", "batch_size", "learning_rate", "weight_decay", "scale", "padding", "clip_norm", "early_stopping"
-    }  # fmt: skip
+        "epochs",
+        "batch_size",
+        "learning_rate",
+        "weight_decay",
+        "scale",
+        "padding",
+        "clip_norm",
+        "early_stopping",
+    }
     on = Training(loss="multi_similarity", ema=0.9, negatives="static")
     assert on.model_dump(mode="json")["loss"] == {"name": "multi_similarity"}
     assert Training.model_validate(on.model_dump()) == on
@@ -241,11 +248,22 @@ def test_a_residual_from_the_moving_average_starts_as_the_ewma_row(name: str, fe
     assert lines[-1]["chosen"] == chosen and not torch.allclose(model(queries, lengths), ewma(queries, lengths))
 
 
-@pytest.mark.parametrize("part", [
-    {"loss": "multi_similarity"}, {"loss": "triplet"}, {"negatives": "static"}, {"negatives": "category"},
-    {"hard_groups": 4}, {"uncertainty": 0.3}, {"drop_turns": 0.3}, {"ema": 0.9}, {"same_target": "ignore"},
-    {"weight_decay": 0.1}, {"padding": "mask", "loss": "multi_similarity"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"loss": "multi_similarity"},
+        {"loss": "triplet"},
+        {"negatives": "static"},
+        {"negatives": "category"},
+        {"hard_groups": 4},
+        {"uncertainty": 0.3},
+        {"drop_turns": 0.3},
+        {"ema": 0.9},
+        {"same_target": "ignore"},
+        {"weight_decay": 0.1},
+        {"padding": "mask", "loss": "multi_similarity"},
+    ],
+)
 def test_any_trainable_model_takes_any_part_and_repeats(part: dict[str, Any], features: SessionFeatures) -> None:
     plain = list(fit(build_model("lstm", {"hidden": 8}, features.dim), features, Training(**BASE)))
     lines = [

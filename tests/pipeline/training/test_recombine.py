@@ -25,9 +25,14 @@ def chain(name: str, images: str, category: str = "dress") -> Session:
 
 
 SESSIONS = (
-    chain("s0", "abc"), chain("s1", "dbe"), chain("s2", "fabg"), chain("s3", "bcdh"), chain("s4", "bah"),
-    chain("s5", "xbc", "shirt"), chain("s6", "ab"),
-)  # fmt: skip
+    chain("s0", "abc"),
+    chain("s1", "dbe"),
+    chain("s2", "fabg"),
+    chain("s3", "bcdh"),
+    chain("s4", "bah"),
+    chain("s5", "xbc", "shirt"),
+    chain("s6", "ab"),
+)
 
 
 @pytest.fixture(scope="module")

@@ -74,7 +74,9 @@ def test_concatenated_windows_are_rows_of_their_own(features: SessionFeatures, s
     assert [s.id for s in seen.sessions] == ["s3"]
     torch.testing.assert_close(seen.concatenated(everyone).queries[0, 0], torch.from_numpy(row("ws3")))
     last = view_features(features, store, View(turns=4, last=1), concatenated=True)  # is the last turn's own query
-    torch.testing.assert_close(last.concatenated(everyone).queries[0, 0], features.batch(torch.tensor([3])).queries[0, 3])
+    torch.testing.assert_close(
+        last.concatenated(everyone).queries[0, 0], features.batch(torch.tensor([3])).queries[0, 3]
+    )
 
 
 def test_a_session_without_its_window_is_named(features: SessionFeatures, store: Store) -> None:

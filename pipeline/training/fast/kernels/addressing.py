@@ -85,15 +85,31 @@ def stand(r0, r1, r2, r3, r4, r5, cosine, previous, stands, N: tl.constexpr, SLO
 
 @triton.jit
 def stand_backward(
-    d_weights, r0, r1, r2, r3, r4, r5, cosine, previous, weights, content, mixed, shifted, log, s0, s1, s2, stands,
-    N: tl.constexpr, SLOTS: tl.constexpr,
-):  # fmt: skip
+    d_weights,
+    r0,
+    r1,
+    r2,
+    r3,
+    r4,
+    r5,
+    cosine,
+    previous,
+    weights,
+    content,
+    mixed,
+    shifted,
+    log,
+    s0,
+    s1,
+    s2,
+    stands,
+    N: tl.constexpr,
+    SLOTS: tl.constexpr,
+):
     """Gradients of the cosines and of where the head stood before, and of the six raw scalars."""
     d_logits = weights * (d_weights - tl.sum(d_weights * weights, 0))
     d_sharpening = tl.sum(d_logits * log, 0)
-    d_shifted = tl.where(
-        stands & (shifted >= TINY), d_logits * (1 + _softplus(r5)) / tl.maximum(shifted, TINY), 0.0
-    )
+    d_shifted = tl.where(stands & (shifted >= TINY), d_logits * (1 + _softplus(r5)) / tl.maximum(shifted, TINY), 0.0)
     d_s0 = tl.sum(d_shifted * tl.sum(_shifts(1.0, 0.0, 0.0, N, SLOTS) * mixed[None, :], 1), 0)
     d_s1 = tl.sum(d_shifted * mixed, 0)
     d_s2 = tl.sum(d_shifted * tl.sum(_shifts(0.0, 0.0, 1.0, N, SLOTS) * mixed[None, :], 1), 0)
@@ -104,7 +120,12 @@ def stand_backward(
     d_scaled = content * (d_content - tl.sum(d_content * content, 0))
     mean = s0 * d_s0 + s1 * d_s1 + s2 * d_s2
     return (
-        d_scaled * _softplus(r0), d_mixed * (1 - gate), tl.sum(d_scaled * cosine, 0) * _slope(r0),
-        d_gate * gate * (1 - gate), s0 * (d_s0 - mean), s1 * (d_s1 - mean), s2 * (d_s2 - mean),
+        d_scaled * _softplus(r0),
+        d_mixed * (1 - gate),
+        tl.sum(d_scaled * cosine, 0) * _slope(r0),
+        d_gate * gate * (1 - gate),
+        s0 * (d_s0 - mean),
+        s1 * (d_s1 - mean),
+        s2 * (d_s2 - mean),
         d_sharpening * _slope(r5),
-    )  # fmt: skip
+    )

@@ -33,10 +33,22 @@ def _rows(memory, row, stage, slot, col, inside, M: tl.constexpr, N: tl.constexp
 
 @triton.jit
 def write_memory(
-    memory, norms, raws, length, previous,  # [K, C, B, N, M]; [K, C, B, N]; raws; [K, C, B, N]
-    new, new_norms, weights, cosines,  # out: [K, C, B, N, M], [K, C, B, N] each
-    B, M: tl.constexpr, N: tl.constexpr, SLOTS: tl.constexpr, COLS: tl.constexpr, ALIKE: tl.constexpr,
-):  # fmt: skip
+    memory,
+    norms,
+    raws,
+    length,
+    previous,  # [K, C, B, N, M]; [K, C, B, N]; raws; [K, C, B, N]
+    new,
+    new_norms,
+    weights,
+    cosines,  # out: [K, C, B, N, M], [K, C, B, N] each
+    B,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    SLOTS: tl.constexpr,
+    COLS: tl.constexpr,
+    ALIKE: tl.constexpr,
+):
     """Where the write head stands, and erase, then add. SLOTS: N rounded up to a power of two."""
     row = tl.program_id(0)
     stage = row // B
@@ -76,12 +88,27 @@ def write_memory(
 
 @triton.jit
 def write_memory_backward(
-    memory, norms, raws, length, previous, cosines, d_new,  # as ``write_memory`` left them, and [K, C, B, N, M]
+    memory,
+    norms,
+    raws,
+    length,
+    previous,
+    cosines,
+    d_new,  # as ``write_memory`` left them, and [K, C, B, N, M]
     d_weights,  # [K, C, B, N]: the part that comes from elsewhere
-    d_raws, d_raws_c, d_raws_b,  # out, with strides of C and B
-    d_previous, dots, pulls,  # out, ``HeadGradients``: [K, C, B, N]
-    B, M: tl.constexpr, N: tl.constexpr, SLOTS: tl.constexpr, COLS: tl.constexpr, ALIKE: tl.constexpr,
-):  # fmt: skip
+    d_raws,
+    d_raws_c,
+    d_raws_b,  # out, with strides of C and B
+    d_previous,
+    dots,
+    pulls,  # out, ``HeadGradients``: [K, C, B, N]
+    B,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    SLOTS: tl.constexpr,
+    COLS: tl.constexpr,
+    ALIKE: tl.constexpr,
+):
     """Gradients of all that ``write_memory`` got but the memory, given that of the new one."""
     row = tl.program_id(0)
     stage = row // B
@@ -93,9 +120,7 @@ def write_memory_backward(
     cosine = tl.load(cosines + at, mask=stands, other=0.0)
     before = tl.load(previous + at, mask=stands, other=0.0)
     r0, r1, r2, r3, r4, r5 = load_scalars(raw)
-    weight, content, mixed, shifted, log, s0, s1, s2 = stand(
-        r0, r1, r2, r3, r4, r5, cosine, before, stands, N, SLOTS
-    )
+    weight, content, mixed, shifted, log, s0, s1, s2 = stand(r0, r1, r2, r3, r4, r5, cosine, before, stands, N, SLOTS)
     d_weight = tl.load(d_weights + at, mask=stands, other=0.0)
     square = tl.sum(tl.zeros([SLOTS], dtype=cosines.dtype.element_ty), 0)
     for start in range(0, M, COLS):
@@ -114,7 +139,26 @@ def write_memory_backward(
             key = tl.load(raw + SCALARS + 2 * M + col, mask=col < M, other=0.0)
             square += tl.sum(key * key, 0)
     d_cosine, d_before, d0, d1, d2, d3, d4, d5 = stand_backward(
-        d_weight, r0, r1, r2, r3, r4, r5, cosine, before, weight, content, mixed, shifted, log, s0, s1, s2, stands, N, SLOTS
+        d_weight,
+        r0,
+        r1,
+        r2,
+        r3,
+        r4,
+        r5,
+        cosine,
+        before,
+        weight,
+        content,
+        mixed,
+        shifted,
+        log,
+        s0,
+        s1,
+        s2,
+        stands,
+        N,
+        SLOTS,
     )
     store_scalars(d_raw, d0, d1, d2, d3, d4, d5)
     tl.store(d_previous + at, d_before, mask=stands)
@@ -134,13 +178,29 @@ def write_memory_backward(
 
 @triton.jit
 def gather_memory(
-    memory, norms,  # [K, C, B, N, M], [K, C, B, N], as the turn read them
+    memory,
+    norms,  # [K, C, B, N, M], [K, C, B, N], as the turn read them
     d_memory,  # [K, C, B, N, M]: in of the memories that the turn left, out of those that it read
-    weights, dots, pulls,  # [K, C, B, N], of the read heads
-    d_reads, d_reads_b, keys, keys_c, keys_b,  # [K, C, B, M] each, with strides
-    raws, length, write_weights, write_dots, write_pulls,  # of the write heads; not read unless the turn WROTE
-    B, M: tl.constexpr, N: tl.constexpr, SLOTS: tl.constexpr, COLS: tl.constexpr, WROTE: tl.constexpr,
-):  # fmt: skip
+    weights,
+    dots,
+    pulls,  # [K, C, B, N], of the read heads
+    d_reads,
+    d_reads_b,
+    keys,
+    keys_c,
+    keys_b,  # [K, C, B, M] each, with strides
+    raws,
+    length,
+    write_weights,
+    write_dots,
+    write_pulls,  # of the write heads; not read unless the turn WROTE
+    B,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    SLOTS: tl.constexpr,
+    COLS: tl.constexpr,
+    WROTE: tl.constexpr,
+):
     """What the write let through, and a product of rank three: with what was read, and with both heads' keys."""
     row = tl.program_id(0)
     raw = raws + row * length

@@ -44,20 +44,40 @@ def _gram_product(gram, state, unit, has, H: tl.constexpr, UNITS: tl.constexpr, 
 
 @triton.jit
 def forward_turn(
-    gates, gates_k, gates_c,  # [K, C, B, 4 H] with strides of K and C: in before, out after their nonlinearities
-    cells, cells_k, cells_c,  # [K, C, B, H] before the turn
+    gates,
+    gates_k,
+    gates_c,  # [K, C, B, 4 H] with strides of K and C: in before, out after their nonlinearities
+    cells,
+    cells_k,
+    cells_c,  # [K, C, B, H] before the turn
     new_cells,  # as cells, after the turn
-    squashed, squashed_k, squashed_c,  # [K, C, B, H] out
-    hidden, hidden_k, hidden_c, hidden_b,  # [K, C, B, H] with strides of K, C and B: out
+    squashed,
+    squashed_k,
+    squashed_c,  # [K, C, B, H] out
+    hidden,
+    hidden_k,
+    hidden_c,
+    hidden_b,  # [K, C, B, H] with strides of K, C and B: out
     products,  # P [K, C - 1, B, N, 4 H]
-    answers, gram,  # Q [K, C, B, N, H + 1]; W_k' W_k [K, C, H + 1, H + 1]
+    answers,
+    gram,  # Q [K, C, B, N, H + 1]; W_k' W_k [K, C, H + 1, H + 1]
     scalars,  # [K, C, 6, H + 1], of the state and, last, the bias
-    previous, norms,  # [K, C, B, N]
-    raw, raw_c, raw_b,  # [K, C, B, 6] with strides of C and B: out
-    weights, cosines, key_norms,  # out: [K, C, B, N] twice, [K, C, B]
-    B, C: tl.constexpr, H: tl.constexpr, N: tl.constexpr, UNITS: tl.constexpr, SLOTS: tl.constexpr,
+    previous,
+    norms,  # [K, C, B, N]
+    raw,
+    raw_c,
+    raw_b,  # [K, C, B, 6] with strides of C and B: out
+    weights,
+    cosines,
+    key_norms,  # out: [K, C, B, N] twice, [K, C, B]
+    B,
+    C: tl.constexpr,
+    H: tl.constexpr,
+    N: tl.constexpr,
+    UNITS: tl.constexpr,
+    SLOTS: tl.constexpr,
     ROWS: tl.constexpr,
-):  # fmt: skip
+):
     """One program for each run and session. UNITS, SLOTS: H and N rounded up to powers of two; ROWS: see ``_gram_product``."""
     k, b = tl.program_id(0) // B, tl.program_id(0) % B
     unit, slot = tl.arange(0, UNITS), tl.arange(0, SLOTS)
@@ -115,17 +135,52 @@ def forward_turn(
 @triton.jit
 def backward_turn(
     d_weights,  # [K, C, B, N]: from all but the next stage
-    d_hidden, d_hidden_b, d_cells,  # [K, C, B, H], with a stride of B: from all but this stage's read head; of the new cell
-    gates, gates_k, gates_c, cells, cells_k, cells_c, squashed, squashed_k, squashed_c,  # as the forward left them
-    hidden, hidden_k, hidden_c, hidden_b,
-    products, answers, gram, scalars, previous, norms, raw, raw_c, raw_b, cosines, key_norms,
-    d_gates, d_gates_k, d_gates_c,  # [K, C, B, 4 H] out
-    d_old_cells, d_previous,  # out: [K, C, B, H], [K, C, B, N]
-    dots, pulls, key_pulls,  # out, ``HeadGradients``: [K, C, B, N] twice, [K, C, B]
-    d_raw, d_raw_c, d_raw_b,  # [K, C, B, 6] with strides of C and B: out
-    B, C: tl.constexpr, H: tl.constexpr, N: tl.constexpr, UNITS: tl.constexpr, SLOTS: tl.constexpr,
+    d_hidden,
+    d_hidden_b,
+    d_cells,  # [K, C, B, H], with a stride of B: from all but this stage's read head; of the new cell
+    gates,
+    gates_k,
+    gates_c,
+    cells,
+    cells_k,
+    cells_c,
+    squashed,
+    squashed_k,
+    squashed_c,  # as the forward left them
+    hidden,
+    hidden_k,
+    hidden_c,
+    hidden_b,
+    products,
+    answers,
+    gram,
+    scalars,
+    previous,
+    norms,
+    raw,
+    raw_c,
+    raw_b,
+    cosines,
+    key_norms,
+    d_gates,
+    d_gates_k,
+    d_gates_c,  # [K, C, B, 4 H] out
+    d_old_cells,
+    d_previous,  # out: [K, C, B, H], [K, C, B, N]
+    dots,
+    pulls,
+    key_pulls,  # out, ``HeadGradients``: [K, C, B, N] twice, [K, C, B]
+    d_raw,
+    d_raw_c,
+    d_raw_b,  # [K, C, B, 6] with strides of C and B: out
+    B,
+    C: tl.constexpr,
+    H: tl.constexpr,
+    N: tl.constexpr,
+    UNITS: tl.constexpr,
+    SLOTS: tl.constexpr,
     ROWS: tl.constexpr,
-):  # fmt: skip
+):
     """The same stages in reverse."""
     k, b = tl.program_id(0) // B, tl.program_id(0) % B
     unit, slot = tl.arange(0, UNITS), tl.arange(0, SLOTS)
@@ -139,9 +194,7 @@ def backward_turn(
         r0, r1, r2, r3, r4, r5 = load_scalars(raw + kc * raw_c + b * raw_b)
         cosine = tl.load(cosines + row * N + slot, mask=stands, other=0.0)
         before = tl.load(previous + row * N + slot, mask=stands, other=0.0)
-        at, content, mixed, shifted, log, s0, s1, s2 = stand(
-            r0, r1, r2, r3, r4, r5, cosine, before, stands, N, SLOTS
-        )
+        at, content, mixed, shifted, log, s0, s1, s2 = stand(r0, r1, r2, r3, r4, r5, cosine, before, stands, N, SLOTS)
         d_at = tl.load(d_weights + row * N + slot, mask=stands, other=0.0) + passed
         d_cosine, d_before, d0, d1, d2, d3, d4, d5 = stand_backward(
             d_at, r0, r1, r2, r3, r4, r5, cosine, before, at, content, mixed, shifted, log, s0, s1, s2, stands, N, SLOTS
@@ -167,8 +220,12 @@ def backward_turn(
         d_state += tl.sum(tl.load(answer_at, mask=tile, other=0.0) * dot[:, None], 0) + key_pull * (square + linear)
         own = scalars + kc * SCALARS * (H + 1) + unit
         d_state += d0 * tl.load(own, mask=has, other=0.0) + d1 * tl.load(own + H + 1, mask=has, other=0.0)
-        d_state += d2 * tl.load(own + 2 * H + 2, mask=has, other=0.0) + d3 * tl.load(own + 3 * H + 3, mask=has, other=0.0)
-        d_state += d4 * tl.load(own + 4 * H + 4, mask=has, other=0.0) + d5 * tl.load(own + 5 * H + 5, mask=has, other=0.0)
+        d_state += d2 * tl.load(own + 2 * H + 2, mask=has, other=0.0) + d3 * tl.load(
+            own + 3 * H + 3, mask=has, other=0.0
+        )
+        d_state += d4 * tl.load(own + 4 * H + 4, mask=has, other=0.0) + d5 * tl.load(
+            own + 5 * H + 5, mask=has, other=0.0
+        )
 
         gate_at = gates + k * gates_k + c * gates_c + b * 4 * H + unit
         i, f = tl.load(gate_at, mask=has, other=0.0), tl.load(gate_at + H, mask=has, other=0.0)

@@ -196,9 +196,16 @@ def test_auto_measures_what_can_run(features: SessionFeatures) -> None:
 
 @pytest.mark.parametrize(
     ("asked", "name", "reason"),
-    [("fast", "lstm", "lstm has no fast path"), ("numba", "lstm", "lstm has no fast path"), ("graph", "cm_ntm", "CUDA"), ("triton", "cm_ntm", "CUDA")],
+    [
+        ("fast", "lstm", "lstm has no fast path"),
+        ("numba", "lstm", "lstm has no fast path"),
+        ("graph", "cm_ntm", "CUDA"),
+        ("triton", "cm_ntm", "CUDA"),
+    ],
 )
-def test_what_cannot_run_falls_back_with_one_line(features: SessionFeatures, asked: str, name: str, reason: str) -> None:
+def test_what_cannot_run_falls_back_with_one_line(
+    features: SessionFeatures, asked: str, name: str, reason: str
+) -> None:
     if features.device.type == "cuda" and asked != "fast":
         pytest.skip("this machine can")
     found = choose_backend(asked, [built(name=name, dim=features.dim)], features, [QUICK], threads=(1,))
@@ -248,6 +255,8 @@ def test_faster_products_are_asked_for_by_name_and_given_back(features: SessionF
     exact, rough = (build_model("cm_ntm", OPTIONS, single.dim, 0) for _ in range(2))
     expected = [line["loss"] for line in fit(exact, single, QUICK, 3, backend="fast")]
     training = QUICK.model_copy(update={"matmul": "medium"})
-    assert [line["loss"] for line in fit(rough, single, training, 3, backend="fast")] == pytest.approx(expected, rel=2e-2)
+    assert [line["loss"] for line in fit(rough, single, training, 3, backend="fast")] == pytest.approx(
+        expected, rel=2e-2
+    )
     assert torch.get_float32_matmul_precision() == before
     assert "matmul" not in QUICK.model_dump() and training.model_dump()["matmul"] == "medium"

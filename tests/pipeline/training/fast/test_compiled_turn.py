@@ -35,7 +35,19 @@ def test_addressing_has_a_finite_gradient_at_a_zero(zero: str) -> None:
     loops.read(memory, norms, states, raws, previous, cosines, weights, 0, 0)
     d_raws, d_read = np.full(raws.shape, np.nan), random(size=(1, 1, 2, 4))
     loops.read_backward(
-        memory, norms, raws, previous, cosines, d_read, random(size=previous.shape), d_raws, d_previous, dots, pulls, 0, 0
+        memory,
+        norms,
+        raws,
+        previous,
+        cosines,
+        d_read,
+        random(size=previous.shape),
+        d_raws,
+        d_previous,
+        dots,
+        pulls,
+        0,
+        0,
     )
     assert np.allclose(weights.sum(-1), 1, rtol=0, atol=1e-12)
     assert all(np.isfinite(found).all() for found in (states, d_raws, d_previous, dots, pulls))
@@ -50,7 +62,9 @@ def test_what_is_no_number_stays_none() -> None:
 
 
 def test_compiling_is_announced_once_and_a_cached_loop_is_not_compiled(tmp_path: Path) -> None:
-    script = "import numpy; from pipeline.training.fast import loops; loops._norm(numpy.ones(3)); loops._norm_slope(1.0)"
+    script = (
+        "import numpy; from pipeline.training.fast import loops; loops._norm(numpy.ones(3)); loops._norm_slope(1.0)"
+    )
     command, environment = [sys.executable, "-c", script], os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
     said = [
         subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True).stderr

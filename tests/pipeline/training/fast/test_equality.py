@@ -39,7 +39,9 @@ def test_outputs_and_gradients_equal_the_reference(
     assert found.gradient <= GRADIENTS, found.parameter
 
 
-@pytest.mark.parametrize("options", [{"init": "symmetry-breaking"}, {"width": 5}, {"width": 20}, {"residual": True}, {"residual": "ewma"}])
+@pytest.mark.parametrize(
+    "options", [{"init": "symmetry-breaking"}, {"width": 5}, {"width": 20}, {"residual": True}, {"residual": "ewma"}]
+)
 def test_every_option_of_the_reference_is_there(chain: Chain, options: dict[str, Any]) -> None:
     memory = "constant" if "init" not in options else "random"
     found = differences([cascade(3, memory, stages=3, **options)], [batch(4)], chain)
@@ -56,7 +58,9 @@ def test_several_runs_at_once_equal_each_run_alone(chain: Chain, memory: str) ->
 
 
 @pytest.mark.parametrize("memory", ["random", "constant"])
-def test_a_product_of_each_matrix_is_that_of_the_stack(chain: Chain, memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_product_of_each_matrix_is_that_of_the_stack(
+    chain: Chain, memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """How reduced precision is computed on a CPU; double precision is never reduced, so all must be equal still."""
     monkeypatch.setattr(products, "_LONG", 1)
     models = [cascade(seed, memory, stages=3) for seed in range(2)]

@@ -39,16 +39,24 @@ def test_linear() -> None:
 @pytest.mark.parametrize("turns", [1, 3])
 def test_cascade(turns: int, constant: float | None) -> None:
     runs, sessions, dim, stages = 2, 2, 3, 2
-    models = [build_model("cm_ntm", {"stages": stages, "slots": 3, "hidden": 2, "width": 4}, dim, s) for s in range(runs)]
+    models = [
+        build_model("cm_ntm", {"stages": stages, "slots": 3, "hidden": 2, "width": 4}, dim, s) for s in range(runs)
+    ]
     stacked = StackedCascade(models).double()
     shape = stacked.shape
     queries = random(runs, turns, sessions, dim).detach()
     memory = torch.full((runs, stages, 3, 4), constant or 0.0, dtype=torch.float64)
     weights = [
-        random(runs, stages, 8, 4), random(runs, stages, 8, dim), random(runs, stages, 8, 4 + 2), random(runs, stages, 8),
-        random(runs, stages, 2 + 1, 4 * 4 + 12), random(runs, stages, 4 + 2), random(runs, stages, 2),
-        random(runs, stages, 2, 3), random(*memory.shape) if constant is None else memory,
-    ]  # fmt: skip
+        random(runs, stages, 8, 4),
+        random(runs, stages, 8, dim),
+        random(runs, stages, 8, 4 + 2),
+        random(runs, stages, 8),
+        random(runs, stages, 2 + 1, 4 * 4 + 12),
+        random(runs, stages, 4 + 2),
+        random(runs, stages, 2),
+        random(runs, stages, 2, 3),
+        random(*memory.shape) if constant is None else memory,
+    ]
 
     def run(derived: Tensor, *weights: Tensor) -> Tensor:
         trace = Trace.empty(shape, runs, turns, sessions, queries, constant)
@@ -95,7 +103,9 @@ def test_addressing_by_content() -> None:
 
     for slots in (1, 2, 4):
         previous = random(2, 3, slots).detach().softmax(-1).requires_grad_()
-        assert torch.autograd.gradcheck(Address.apply, (random(2, 3, slots, 5), random(2, 3, 5), random(2, 3, 6), previous))
+        assert torch.autograd.gradcheck(
+            Address.apply, (random(2, 3, slots, 5), random(2, 3, 5), random(2, 3, 6), previous)
+        )
 
 
 @pytest.mark.parametrize("zero", ["memory", "key"])

@@ -35,7 +35,9 @@ def test_they_compile_and_nothing_is_spilled(hidden: int, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("capability", "stages", "hidden", "slots"), [(80, 1, 7, 1), (89, 8, 256, 16), (100, 16, 100, 4)])
+@pytest.mark.parametrize(
+    ("capability", "stages", "hidden", "slots"), [(80, 1, 7, 1), (89, 8, 256, 16), (100, 16, 100, 4)]
+)
 def test_they_compile_for_other_generations(
     capability: int, stages: int, hidden: int, slots: int, tmp_path: Path
 ) -> None:

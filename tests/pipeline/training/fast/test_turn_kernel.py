@@ -24,7 +24,9 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     [("random", 1, 4, 2), ("random", 3, 1, 2), ("constant", 3, 2, 3), ("random", 2, 5, 3)],
 )
 def test_outputs_and_gradients_equal_the_reference(memory: str, stages: int, slots: int, turns: int) -> None:
-    found = differences([cascade(stages, memory, stages=stages, slots=slots)], [batch(turns, sessions=2)], TurnKernel(), DEVICE)
+    found = differences(
+        [cascade(stages, memory, stages=stages, slots=slots)], [batch(turns, sessions=2)], TurnKernel(), DEVICE
+    )
     assert found.outputs <= OUTPUTS and found.statistics <= OUTPUTS
     assert found.gradient <= GRADIENTS, found.parameter
 
@@ -33,7 +35,9 @@ def test_outputs_and_gradients_equal_the_reference(memory: str, stages: int, slo
 @pytest.mark.parametrize("stages", [4, 8, 16])
 @pytest.mark.parametrize("slots", [4, 16])
 def test_deep_cascades_equal_the_reference(stages: int, slots: int) -> None:
-    found = differences([cascade(stages, "constant", stages=stages, slots=slots)], [batch(4, sessions=3)], TurnKernel(), DEVICE)
+    found = differences(
+        [cascade(stages, "constant", stages=stages, slots=slots)], [batch(4, sessions=3)], TurnKernel(), DEVICE
+    )
     assert found.outputs <= OUTPUTS and found.statistics <= OUTPUTS
     assert found.gradient <= GRADIENTS, found.parameter
 
