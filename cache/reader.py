@@ -8,7 +8,7 @@ touch do it twice, which is harmless.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
@@ -32,8 +32,10 @@ class Store:
     Rows are content-addressed: ``find`` gives row numbers of keys, ``gather`` and ``load`` give features.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, verify: Check = "digest"):
-        self.path, self.manifest, self.verify = path, manifest, verify
+    def __init__(
+        self, path: Path, manifest: Manifest, verify: Check = "digest", binding: Mapping[str, bytes] | None = None
+    ):
+        self.path, self.manifest, self.verify, self.binding = path, manifest, verify, binding
         self._forget()
 
     @classmethod
@@ -57,7 +59,7 @@ class Store:
         self._catalogue: dict[str, bytes] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "manifest": self.manifest, "verify": self.verify}
+        return {"path": self.path, "manifest": self.manifest, "verify": self.verify, "binding": self.binding}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -189,8 +191,17 @@ class Store:
             self._shards.remember()
         return out
 
+    def bound_to(self, binding: Mapping[str, bytes]) -> Store:
+        """The same rows, under the image ids of one dataset: ``catalogue`` gives ``binding`` (image id -> key) from now on.
+
+        A store may hold rows of several datasets; its own catalogue has the latest content of each id.
+        """
+        return Store(self.path, self.manifest, self.verify, binding)
+
     def catalogue(self) -> dict[str, bytes]:
         """Image id -> 16-byte key of its row in ``image`` or ``target``; empty when nothing was bound."""
+        if self.binding is not None:
+            return dict(self.binding)
         if self._catalogue is None:
             found = read_catalogue(self.path, self.manifest.catalogue)
             if found is None:  # a writer may have bound another one since this snapshot was taken

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 
 from manifests.errors import FashionNTMError
 from manifests.schema import Dataset, Session
-from manifests.validation import pair_groups
+from manifests.validation import group_draw, pair_groups
 
 
 class FoldError(FashionNTMError, ValueError):
@@ -25,7 +24,7 @@ def pair_clean_folds(sessions: Sequence[Session], folds: int, seed: int = 0) -> 
     """Session numbers of each fold. Sessions that share pairs, directly or through others, are in one fold.
 
     Groups go, the largest first, to the fold that has the fewest sessions of their categories; ties are drawn from
-    ``seed`` and the session ids, so that the folds are the same on any machine and in any order of ``sessions``.
+    ``seed`` and the sessions' texts, so that the folds are the same on any machine, in any order and under any ids.
 
     Raises FoldError for a test session, and when there are fewer groups than folds.
     """
@@ -43,12 +42,9 @@ def pair_clean_folds(sessions: Sequence[Session], folds: int, seed: int = 0) -> 
             f"{len(sessions)} sessions form {len(groups)} groups without a common pair: ask for fewer folds"
         )
 
-    def draw(group: list[int]) -> bytes:
-        return hashlib.sha256(f"{seed}\0{min(sessions[i].id for i in group)}".encode()).digest()
-
     held: list[list[int]] = [[] for _ in range(folds)]
     counts: list[Counter[str]] = [Counter() for _ in range(folds)]
-    for group in sorted(groups, key=lambda g: (-len(g), draw(g))):
+    for group in sorted(groups, key=lambda g: (-len(g), group_draw(seed, (sessions[i] for i in g)))):
         adds = Counter(sessions[i].category for i in group)
         place = min(range(folds), key=lambda f: (sum(counts[f][c] for c in adds), len(held[f]), f))
         held[place] += group

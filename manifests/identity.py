@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from manifests.schema import Session
 
 KEY_BYTES = 16
 
@@ -58,6 +61,21 @@ def text_key(text: str) -> bytes:
 def pair_key(image: bytes, text: bytes) -> bytes:
     """Content key of a query: (image or caption key, text key)."""
     return _key(b"pair", image, text)
+
+
+def session_key(session: Session, catalogue: Mapping[str, bytes]) -> bytes:
+    """32-byte content key of a session: category, and every turn's reference, text and target; its id is no part of it.
+
+    ``catalogue``: image id -> content key. An image without a key counts by its id.
+    """
+    parts = [_bytes(session.category)]
+    for turn, target in zip(session.turns, session.targets, strict=True):
+        images = (catalogue.get(i) or b"?" + _bytes(i) for i in (turn.reference, target))
+        parts += [*images, text_key(turn.text)]
+    hasher = hashlib.sha256(b"session\0")
+    for part in parts:
+        hasher.update(len(part).to_bytes(4, "little") + part)
+    return hasher.digest()
 
 
 def stack_keys(keys: Iterable[bytes]) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from manifests.errors import ManifestError, Problem
@@ -41,8 +41,8 @@ def split_validation(
 ) -> tuple[tuple[Session, ...], tuple[Session, ...]]:
     """(fit, validation): about ``fraction`` of each category's sessions, both in the order of ``sessions``.
 
-    Groups of pair-connected sessions are taken in an order drawn from ``seed`` and the session ids, so the cut is the
-    same on any machine and in any order of ``sessions``. A group is skipped where it would overshoot a category's
+    Groups of pair-connected sessions are taken in an order drawn from ``seed`` and the sessions' texts, so the cut is the
+    same on any machine, in any order of ``sessions``, and under other ids unless texts are equal. A group is skipped where it would overshoot a category's
     share: no category gets more than the rounded share, and one whose groups are all larger gets nothing.
 
     Raises ValueError unless 0 <= fraction < 1; ManifestError when a positive fraction leaves no validation session.
@@ -50,7 +50,7 @@ def split_validation(
     if not 0 <= fraction < 1:
         raise ValueError(f"fraction must be in [0, 1), found {fraction}")
     share = {c: round(n * fraction) for c, n in Counter(s.category for s in sessions).items()}
-    groups = sorted(pair_groups(sessions), key=lambda g: _draw(seed, min(sessions[i].id for i in g)))
+    groups = sorted(pair_groups(sessions), key=lambda g: group_draw(seed, (sessions[i] for i in g)))
     taken: Counter[str] = Counter()
     chosen: set[int] = set()
     for group in groups:
@@ -67,8 +67,17 @@ def split_validation(
     return fit, tuple(s for i, s in enumerate(sessions) if i in chosen)
 
 
-def _draw(seed: int, session_id: str) -> bytes:
-    return hashlib.sha256(f"{seed}\0{session_id}".encode()).digest()
+def group_draw(seed: int, group: Iterable[Session]) -> tuple[bytes, bytes]:
+    """A place for a group of sessions in a random order, drawn from ``seed`` and its first session by category and text.
+
+    Ids decide only between sessions of equal texts, so renaming them changes no cut.
+    """
+
+    def draw(text: str) -> bytes:
+        return hashlib.sha256(f"{seed}\0{text}".encode("utf-8", errors="surrogatepass")).digest()
+
+    first = min(group, key=lambda s: (s.category, s.text, s.id))
+    return draw(f"{first.category}\0{first.text}"), draw(first.id)
 
 
 @dataclass(frozen=True)

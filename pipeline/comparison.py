@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from manifests.errors import FashionNTMError, IncompleteError, ManifestError, Problem, nearest
-from manifests.identity import digest
+from manifests.identity import changed_fields, digest
 from manifests.load import load_dataset
 from manifests.schema import RunSpec, Session
+from pipeline.binding import StaleError
 from pipeline.results.compare import CompareError, Comparison, Method, compare
 from pipeline.results.files import ResultFiles, load_results
+from pipeline.stage2 import StageTwo
 from pipeline.training.runs import RunFolder, list_runs
+from pipeline.workspace import Workspace
 
 
 def compare_runs(a: str, b: str, data: Path, out: Path, top: int = 10, view: str = "") -> Comparison:
@@ -31,6 +34,8 @@ def compare_runs(a: str, b: str, data: Path, out: Path, top: int = 10, view: str
     if datasets[0] != datasets[1]:
         raise CompareError(f"runs on {datasets[0]} and on {datasets[1]}: compare runs of one dataset")
     sessions, note = _sessions(records[0].get("spec"), data)
+    for (_, folders), record in zip(found, records, strict=True):
+        note += _current(folders, record, data, out, view)
     return compare(found[0][0], found[1][0], sessions, top, [*notes, *note])
 
 
@@ -122,6 +127,32 @@ def _method(name: str, folders: Sequence[RunFolder], view: str) -> tuple[Method,
     label = f"{folders[0].model} {shown}".strip()
     ids, seeds = tuple(run.id for run in folders), tuple(_seed(run) for run in folders)
     return Method(label, ids, seeds, tuple(evaluations)), list(folders)
+
+
+def _current(folders: Sequence[RunFolder], record: Mapping[str, Any], data: Path, out: Path, view: str) -> list[str]:
+    """A note when the data is not at hand; StaleError when a run or its evaluation is of other data than ``data`` holds."""
+    try:
+        spec = RunSpec.model_validate(record.get("spec"))
+        dataset = load_dataset(spec, data)
+    except (FashionNTMError, ValueError):
+        return [f"Whether the runs are of the present data was not checked: it is not in {data}."]
+    stage = StageTwo(spec, dataset, Workspace(out), "cpu")
+    for folder in folders:
+        run = stage.run_of(folder.record()["identity"])
+        if run is None:
+            old = changed_fields(
+                {"version": 1, "store": stage.store.fingerprint} | folder.record()["identity"], stage.like(folder)
+            )
+            raise StaleError(
+                f"run {folder.id} ({folder.model}) is of other data ({'; '.join(old)}): run `run {spec.name}`"
+            )
+        files = _files(folder, view)
+        if changed := files.stale(stage.evaluation_identity(run, files.view())):
+            raise StaleError(
+                f"the evaluation of run {folder.id} ({folder.model}) is of other data ({'; '.join(changed)}): "
+                f"run `evaluate {spec.name} --model {folder.model}`"
+            )
+    return []
 
 
 def _sessions(spec: object, data: Path) -> tuple[tuple[Session, ...], list[str]]:

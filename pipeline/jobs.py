@@ -10,9 +10,11 @@ from cache import Store, StoreError
 from manifests.errors import IncompleteError
 from manifests.leaks import subset_counts
 from manifests.schema import Dataset, RunSpec
+from pipeline.binding import StaleError
 from pipeline.composition.request import composer_request
+from pipeline.identities import asked_runs
 from pipeline.stage1 import extract_spec, fit_composer_spec
-from pipeline.stage2 import Log, StageTwo, asked_runs, evaluate_spec, silent, summary_text, train_spec
+from pipeline.stage2 import Log, StageTwo, evaluate_spec, silent, summary_text, train_spec
 from pipeline.workspace import Workspace
 
 
@@ -87,6 +89,10 @@ def status_of(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Status:
     try:
         stage = StageTwo(spec, dataset, workspace, "cpu")
         first = "done"
+    except StaleError as error:
+        for run in runs:
+            found[run.model][run.seed] = "stale"
+        return Status(spec.name, f"stale: {error}", "", {}, found)
     except IncompleteError as error:
         for run in runs:
             found[run.model][run.seed] = "absent"
@@ -95,14 +101,12 @@ def status_of(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Status:
             return Status(spec.name, str(error), "", {}, found)
         rows = {name: table.rows for name, table in begun.tables.items()}
         return Status(spec.name, f"begun, not finished: run `extract {spec.asked}`", str(begun.path), rows, found)
-    fit, validation = stage.parts
-    left_out = len(fit.skipped) + (len(validation.skipped) if validation is not None else 0)
+    fit, validation = stage.found
+    left_out = len(fit.reasons) + (len(validation.reasons) if validation is not None else 0)
     if left_out:
         first = f"done, but {left_out} train sessions lack features: run `extract {spec.asked}`, or see the failures"
-    for run in runs:
-        folder = stage.folder(run)
-        state = "evaluated" if folder.state == "finished" and folder.summary_file.is_file() else folder.state
-        found[run.model][run.seed] = state
+    for run in stage.current_runs():
+        found[run.model][run.seed] = str(stage.state(run))
     rows = {name: table.rows for name, table in stage.store.tables.items()}
     return Status(spec.name, first, str(stage.store.path), rows, found)
 

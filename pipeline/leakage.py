@@ -122,7 +122,7 @@ def leak_report(
     curve, shown, features, note = None, (), "", ""
     contaminated: tuple[str, ...] = ()
     try:
-        store = workspace.store(spec)
+        store = workspace.store(spec, dataset)
         contaminated = workspace.extracted(spec).contaminated_on
     except IncompleteError as error:
         note = f"near-duplicates are not searched: {error}"

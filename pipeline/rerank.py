@@ -14,11 +14,12 @@ from cache import Store
 from manifests.errors import IncompleteError
 from manifests.identity import stack_keys, text_key
 from manifests.schema import Dataset, Gallery, RunSpec, Session
+from pipeline.identities import Run, asked_runs
 from pipeline.results.evaluate import ALL, Candidates, load_candidates
 from pipeline.results.metrics import metrics_of, summarise
 from pipeline.results.ranking import score_ranks
 from pipeline.results.reranking import constraint_scores, cutoff_report, fit_cutoff, rerank
-from pipeline.stage2 import Log, Run, StageTwo, asked_runs, silent
+from pipeline.stage2 import Log, StageTwo, silent
 from pipeline.training.checkpoint import load_model
 from pipeline.training.models import MemoryModel
 from pipeline.training.validate import embed, score
@@ -197,7 +198,7 @@ def rerank_spec(
     Raises IncompleteError when none of them is trained, or there are no validation sessions or towers.
     """
     stage = StageTwo(spec, dataset, workspace, device, log)
-    reranker = Reranker(stage, workspace.backbone(spec))
+    reranker = Reranker(stage, workspace.backbone(spec, dataset))
     return [reranker.report(run, weights or Weights()) for run in stage.finished(asked_runs(spec, models, seeds))]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from cache import Store
 from manifests.errors import IncompleteError
 from manifests.schema import Dataset, RunSpec, Session
 from manifests.validation import split_validation
+from pipeline.binding import SourceRecord, StaleError, declared_digest, load_binding, save_binding
 from pipeline.composition.checkpoint import SIDECAR, load_composer, save_composer
 from pipeline.composition.compose import Composed, compose
 from pipeline.composition.composers.base import Composer
@@ -100,9 +101,20 @@ def extract_spec(
     with _crew(chosen, device, scheduler, local_cluster, form) as crew:
         report = extract(dataset, extractor, workspace.stores, crew=crew, check=check, **options)
     old = workspace.note(spec)
+    keys = report.catalogue
+    if (
+        old is not None and not dataset.images.keys() <= keys.keys()
+    ):  # an image that cannot be read now keeps its content
+        with suppress(StaleError):
+            before = load_binding(workspace.bindings, old.binding)
+            keys = {i: k for i, k in before.items() if i in dataset.images} | keys
     note = Extracted(
+        spec=spec.name,
         request=extraction_request(spec),
         backbone=str(report.path.relative_to(workspace.stores)),
+        binding=save_binding(workspace.bindings, keys),
+        declared=declared_digest(dataset),
+        sources=SourceRecord.of(spec).files,
         contaminated_on=tuple(extractor.card.contaminated_on),
         gallery="imported"
         if spec.extractor.name == "imported"
@@ -110,14 +122,14 @@ def extract_spec(
         if extractor.reads == "caption"
         else "image",
     )
-    if old is not None and (old.request, old.backbone) == (note.request, note.backbone):
-        note = Extracted(**{**vars(note), "composer": old.composer, "store": old.store})
+    if old is not None and old.backbone == note.backbone:
+        note = replace(note, composer=old.composer, store=old.store)
     workspace.write_note(spec, note)
     if "query" in extractor.tables:  # a joint model answers queries itself
-        workspace.write_composed(spec, report.path)
+        workspace.write_composed(spec, dataset, report.path)
         return StageOne(report, None, f"train {spec.asked}")
     assert request is not None
-    composer = _ready_composer(request, spec, dataset, Store.open(report.path))
+    composer = _ready_composer(request, spec, dataset, workspace.backbone(spec, dataset))
     if composer is None:
         return StageOne(report, None, f"fit-composer {spec.asked}")
     return StageOne(report, compose_spec(spec, dataset, workspace, *composer), f"train {spec.asked}")
@@ -238,8 +250,7 @@ def fitting_sessions(spec: RunSpec, dataset: Dataset) -> tuple[tuple[Session, ..
 
 def composer_folder(request: ComposerRequest, spec: RunSpec, dataset: Dataset, backbone: Store) -> Path:
     """Where the composer fitted for exactly this request, these triplets and this backbone lives."""
-    fit, _ = fitting_sessions(spec, dataset)
-    return backbone.path / "composers" / request.key(backbone.fingerprint, fit)
+    return backbone.path / "composers" / request.key(backbone, dataset, *fitting_sessions(spec, dataset))
 
 
 def fit_composer_spec(
@@ -249,7 +260,7 @@ def fit_composer_spec(
 
     Raises IncompleteError when there is nothing to fit: a joint model, fusion, or shipped weights.
     """
-    backbone, request = workspace.backbone(spec), composer_request(spec)
+    backbone, request = workspace.backbone(spec, dataset), composer_request(spec)
     assert request is not None
     if "query" in backbone.tables:
         raise IncompleteError(f"extractor '{spec.extractor.name}' answers queries itself: it has no composer to fit")
@@ -296,6 +307,6 @@ def compose_spec(
     crossed: CrossFitted | None = None,
 ) -> Composed:
     """Write the composed store of ``spec`` and note it for stage 2."""
-    composed = compose(workspace.backbone(spec), dataset, composer, workspace.stores, weights, crossed=crossed)
-    workspace.write_composed(spec, composed.path)
+    composed = compose(workspace.backbone(spec, dataset), dataset, composer, workspace.stores, weights, crossed=crossed)
+    workspace.write_composed(spec, dataset, composed.path)
     return composed

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from manifests.errors import IncompleteError, ManifestError, Problem, nearest
-from manifests.leaks import SUBSETS, subset_sessions
-from manifests.schema import Dataset, RunSpec, Training
-from manifests.validation import split_validation
+from manifests.errors import IncompleteError
+from manifests.leaks import SUBSETS
+from manifests.schema import Dataset, RunSpec
 from manifests.views import WHOLE, View
+from pipeline.identities import Run, RunIdentities, asked_runs
+from pipeline.training.lookup import FoundRows, find_rows
 from pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
-    from pipeline.results.files import ResultFiles
     from pipeline.training.data import SessionFeatures
 
 Log = Callable[[str], None]
@@ -23,49 +23,6 @@ Log = Callable[[str], None]
 
 def silent(_: str) -> None:
     """A log for callers that want none."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run that a spec asks for: a model with its options and training, and a seed."""
-
-    model: str
-    options: dict[str, Any]
-    training: Training
-    seed: int
-
-
-def asked_runs(spec: RunSpec, models: Sequence[str] = (), seeds: Sequence[int] | None = None) -> list[Run]:
-    """The runs of ``spec``: every model (or those named) times every seed; an untrained model runs once.
-
-    Raises ManifestError for a model that the spec does not list.
-    """
-    from pipeline.training.models import models as registry
-
-    for name in models:
-        if name not in spec.models:
-            problem = Problem(spec.name, "--model", f"the spec has no model {name!r}", nearest(name, spec.models))
-            raise ManifestError([problem])
-    runs = []
-    for name in models or spec.models:
-        wanted = tuple(seeds if seeds is not None else spec.seeds)
-        for seed in wanted if registry.get(name).trainable else wanted[:1]:
-            runs.append(make_run(spec, name, seed))
-    return runs
-
-
-def make_run(
-    spec: RunSpec,
-    model: str,
-    seed: int,
-    options: Mapping[str, Any] | None = None,
-    training: Mapping[str, Any] | None = None,
-) -> Run:
-    """A run of ``model``: what ``spec`` says of it (nothing, for a model it does not list), then the changes given."""
-    listed = spec.models.get(model, {})
-    own = {key: value for key, value in listed.items() if key != "training"}
-    merged = spec.training.model_dump() | listed.get("training", {}) | dict(training or {})
-    return Run(model, own | dict(options or {}), Training.model_validate(merged), seed)
 
 
 @dataclass(frozen=True)
@@ -84,15 +41,15 @@ def step_shape(run: Run, features: SessionFeatures) -> str:
     return f"{run.model}({options}) batch {size} on {features.device}"
 
 
-class StageTwo:
+class StageTwo(RunIdentities):
     """A spec's cached features on one device, loaded once for all of its runs. No image or extractor is touched."""
 
     def __init__(self, spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str = "auto", log: Log = silent):
         from pipeline.device import resolve_device
 
-        self.spec, self.dataset, self.workspace, self.log = spec, dataset, workspace, log
+        super().__init__(spec, dataset, workspace)
+        self.log = log
         self.device = resolve_device(device)
-        self.store = workspace.store(spec)
         self.texts = False
         for options in spec.models.values():
             self.need(options)
@@ -110,25 +67,24 @@ class StageTwo:
     @cached_property
     def parts(self) -> tuple[Any, Any]:
         """(features to fit on, validation features or None): the pair-clean cut that the spec asks for."""
-        fit, validation = split_validation(
-            self.dataset.split("train"), self.spec.validation.fraction, self.spec.validation.seed
-        )
+        fit, validation = self.found
         return self._features(fit), self._features(validation) if validation else None
 
     @cached_property
     def test(self) -> Any:
-        sessions = self.dataset.split("test")
-        if not sessions:
+        if not self.dataset.split("test"):
             raise IncompleteError(f"dataset '{self.dataset.name}' has no test sessions: there is nothing to evaluate")
-        return self._features(sessions)
+        return self._features(self.found_test)
 
-    def _features(self, sessions: Sequence[Any]) -> Any:
+    def _features(self, sessions: Sequence[Any] | FoundRows) -> Any:
         from pipeline.training.data import session_features
         from pipeline.training.texts import add_texts
 
-        features = session_features(self.store, sessions)
+        found = sessions if isinstance(sessions, FoundRows) else find_rows(self.store, sessions)
+        sessions = (*found.sessions, *found.reasons)
+        features = session_features(self.store, found)
         if self.texts:
-            features = add_texts(features, self.workspace.backbone(self.spec))
+            features = add_texts(features, self.workspace.backbone(self.spec, self.dataset))
         for reason in features.reasons[:3]:
             self.log(f"left out: {reason}")
         if len(features.skipped) > 3:
@@ -153,10 +109,6 @@ class StageTwo:
             self.spec.validation,
             validation,
         )
-
-    def folder(self, run: Run) -> Any:
-        """The folder of a run, whether or not it exists yet."""
-        return self.request(run).folder
 
     def train(self, run: Run, force: bool = False, how: How = How()) -> Any:
         """``train_group`` of one run. Raises the DivergenceError that a group would return."""
@@ -228,16 +180,6 @@ class StageTwo:
 
         return load_candidates(self.store, [g for g in self.dataset.galleries if g.split == "test"])
 
-    @cached_property
-    def subsets(self) -> dict[str, set[str]]:
-        return {name: {s.id for s in subset_sessions(self.dataset, name)} for name in SUBSETS}
-
-    def result_files(self, run: Run, view: View = WHOLE) -> ResultFiles:
-        """Where the evaluation of ``run`` under ``view`` is, or will be."""
-        from pipeline.results.files import ResultFiles
-
-        return ResultFiles.of(self.folder(run).path, view)
-
     def evaluate(self, run: Run, view: View = WHOLE) -> dict[str, Any]:
         """Rank the test sessions with a finished run; writes results.h5 and summary.json, returns the summary."""
         from pipeline.results.evaluate import evaluate
@@ -276,6 +218,7 @@ class StageTwo:
             spec=self.spec.name,
             view=view.model_dump(),
             weights=files.weights(),
+            identity=self.evaluation_identity(run, view),
         )
         save_results(files.results, result, folder.id)
         save_summary(files.summary, summary)
@@ -292,13 +235,12 @@ class StageTwo:
             if self.folder(run).state == "finished":
                 found.append(run)
             else:
-                self.log(f"{run.model} seed {run.seed} is not trained: run `{self.train_command(run)}`")
+                changed = self.earlier(run)
+                other = f" on this data ({'; '.join(changed)})" if changed else ""
+                self.log(f"{run.model} seed {run.seed} is not trained{other}: run `{self.train_command(run)}`")
         if not found:
             raise IncompleteError(f"no run of spec '{self.spec.name}' is trained: run `train {self.spec.asked}`")
         return found
-
-    def train_command(self, run: Run) -> str:
-        return f"train {self.spec.asked} --model {run.model} --seeds {run.seed}"
 
 
 def train_spec(
@@ -345,9 +287,8 @@ def evaluate_spec(
 
     Raises IncompleteError when none of them is trained.
     """
-    runs = asked_runs(spec, models, seeds)
     stage = StageTwo(spec, dataset, workspace, device, log)
-    return [stage.evaluate(run) for run in stage.finished(runs)]
+    return [stage.evaluate(run) for run in stage.finished(stage.current_runs(models, seeds))]
 
 
 def summary_text(summaries: Sequence[dict[str, Any]]) -> str:

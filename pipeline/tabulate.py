@@ -14,8 +14,10 @@ from manifests.load import load_dataset, load_spec
 from manifests.schema import RunSpec
 from manifests.table_spec import DatasetTable, ResultsTable, RowSpec, load_table_spec
 from manifests.views import View
+from pipeline.binding import StaleError
+from pipeline.identities import make_run
 from pipeline.results.tables import seed_text
-from pipeline.stage2 import StageTwo, make_run
+from pipeline.stage2 import StageTwo
 from pipeline.workspace import Workspace
 
 
@@ -27,15 +29,22 @@ def paper_table(
     data: Path,
     out: Path,
     options: Sequence[str] = (),
+    seeds: Sequence[int] = (),
 ) -> str:
     """Table ``name`` of the paper as text in ``form``. Datasets that are not in ``data`` leave empty cells."""
     from pipeline.results.render import render
 
-    return render(build_table(name, spec_name, overrides, data, out, options), form)
+    return render(build_table(name, spec_name, overrides, data, out, options, seeds), form)
 
 
 def build_table(
-    name: str, spec_name: str | None, overrides: Sequence[str], data: Path, out: Path, options: Sequence[str] = ()
+    name: str,
+    spec_name: str | None,
+    overrides: Sequence[str],
+    data: Path,
+    out: Path,
+    options: Sequence[str] = (),
+    seeds: Sequence[int] = (),
 ) -> Any:
     """The table as data. ``options``: words that printed commands repeat (``--data DIR``, ...)."""
     from pipeline.results.tables import FILL, build_dataset_table, build_results_table
@@ -53,14 +62,16 @@ def build_table(
     spec = load_spec(spec_name or table.run, overrides, shlex.join([spec_name or table.run, *options]))
     table = filled_from(table, spec, spec_name or "")
     filler = Filler(table, spec, spec_name or "", options) if table.ablation else None
-    return build_results_table(
+    finder = RunFinder(spec, data, Workspace(out), table, seeds)
+    built = build_results_table(
         table,
-        RunFinder(spec, data, Workspace(out), table),
+        finder,
         known=registry.names(),
         run=spec.asked,
-        seeds=() if table.ablation or not spec_name else spec.seeds,
+        seeds=seeds or (() if table.ablation or not spec_name else spec.seeds),
         command=filler or FILL,
     )
+    return built.model_copy(update={"footnotes": (*built.footnotes, *dict.fromkeys(finder.stale))})
 
 
 def filled_from(table: ResultsTable, spec: RunSpec, given: str) -> ResultsTable:
@@ -107,16 +118,20 @@ def point_of(ablation: AblationSpec, spec: RunSpec, row: RowSpec) -> int | None:
 class RunFinder:
     """Finds the evaluated runs of a spec, exactly those that its present options identify."""
 
-    def __init__(self, spec: RunSpec, data: Path, workspace: Workspace, table: ResultsTable):
-        self.spec, self.data, self.workspace, self.table = spec, data, workspace, table
+    def __init__(self, spec: RunSpec, data: Path, workspace: Workspace, table: ResultsTable, seeds: Sequence[int] = ()):
+        self.spec, self.data, self.workspace, self.table, self.seeds = spec, data, workspace, table, tuple(seeds)
+        self.stale: list[str] = []  # one line for each run or step that is of other data than the spec names now
 
     @cached_property
     def stage(self) -> StageTwo | None:
-        """None while there is no store for the spec: then no run of it can exist either."""
+        """None while there is no current store for the spec: then no current run of it can exist either."""
         if self.workspace.note(self.spec) is None:
             return None
         try:
             return StageTwo(self.spec, load_dataset(self.spec, self.data), self.workspace, "cpu")
+        except StaleError as error:
+            self.stale.append(f"All rows are left out: {error}")
+            return None
         except IncompleteError:
             return None
 
@@ -127,12 +142,15 @@ class RunFinder:
         if not listed or row.model not in registry.names() or self.stage is None:
             return []
         trainable, view, found = registry.get(row.model).trainable, View(turns=self.table.turns, last=row.last), []
-        for seed in seeds if trainable else seeds[:1]:
+        more: Sequence[int] = ()
+        if trainable and not self.seeds:
+            more = self.stage.other_seeds(make_run(self.spec, row.model, seeds[0], row.options, row.training))
+        for seed in [*seeds, *(s for s in more if s not in seeds)] if trainable else seeds[:1]:
             run = make_run(self.spec, row.model, seed, row.options, row.training)
-            if self.stage.folder(run).state != "finished":
+            state = self.stage.state(run, view)
+            if state.name != "evaluated":
+                self.stale += [f"{row.label} (seed {seed}) is left out: {state}"] if state.changed else []
                 continue
             files = self.stage.result_files(run, view)
-            summary = files.load()
-            if summary is not None:
-                found.append({**summary, "results": str(files.results)})
+            found.append({**files.load(self.stage.evaluation_identity(run, view)), "results": str(files.results)})
         return found

@@ -13,11 +13,17 @@ from typing import TYPE_CHECKING, Any
 from cache import Store
 from cache.files import replace_atomically
 from manifests.errors import IncompleteError
-from manifests.identity import digest
-from manifests.schema import RunSpec
+from manifests.identity import changed_fields, digest
+from manifests.schema import Dataset, RunSpec
+from manifests.validation import split_validation
+from pipeline.binding import SourceRecord, StaleError, declared_digest, image_changes, load_binding, write_json
+from pipeline.composition.request import composer_request
 
 if TYPE_CHECKING:
     from pipeline.training.backends import BackendChoice
+
+
+DIGESTS = "image-digests.tsv"
 
 
 @dataclass(frozen=True)
@@ -37,11 +43,18 @@ class Pinned:
 
 @dataclass(frozen=True)
 class Extracted:
-    """What stage 1 made for a spec: store folders relative to ``<out>/stores``; ``store`` is the one stage 2 reads."""
+    """The stores of a spec, relative to ``<out>/stores``, and what they were made from (``pipeline.binding``).
 
+    ``store`` is the one that stage 2 reads. A record of an earlier version has no binding: `extract` writes it anew.
+    """
+
+    spec: str  # its name
     request: str  # digest of the spec's dataset and extractor tables
     backbone: str
-    composer: str = ""  # digest of the spec's composer and validation tables, once composed
+    binding: str  # name of the binding: image id -> content key
+    declared: str  # digest of what the dataset said of its images
+    sources: dict[str, Any]  # model files: name -> [SHA-256, stat]
+    composer: dict[str, Any] | None = None  # identity fields of the composer, once composed
     store: str = ""
     contaminated_on: tuple[str, ...] = ()
     gallery: str = (
@@ -56,6 +69,7 @@ class Workspace:
         self.out = out
         self.stores = out / "stores"
         self.runs = out / "runs"
+        self._checked: dict[Any, dict[str, bytes]] = {}  # bindings found right in this process
 
     def pinned(self, shape: str) -> Pinned:
         """What training steps of this shape were pinned to here (``pin``)."""
@@ -89,54 +103,96 @@ class Workspace:
         return self.out / "steps" / f"{digest(shape)[:12]}.json"
 
     def note_path(self, spec: RunSpec) -> Path:
-        return self.out / "extracted" / f"{spec.name}.json"
+        """A file per spec, dataset and extractor: two specs of one name do not overwrite each other's."""
+        return self.out / "extracted" / f"{spec.name}-{extraction_request(spec)[:8]}.json"
 
     def note(self, spec: RunSpec) -> Extracted | None:
-        """The note of this spec, or None when nothing was extracted for it yet."""
+        """The record of this spec's extraction, or None when there is none yet."""
         try:
             values = json.loads(self.note_path(spec).read_text(encoding="utf-8"))
             return Extracted(**values | {"contaminated_on": tuple(values["contaminated_on"])})
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError):  # torn or foreign: extraction writes it anew, rows are kept
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+        ):  # torn, or of another version: extraction writes it anew, rows are kept
             return None
 
     def write_note(self, spec: RunSpec, note: Extracted) -> None:
-        path = self.note_path(spec)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(asdict(note), indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_json(self.note_path(spec), asdict(note))
+
+    @property
+    def bindings(self) -> Path:
+        return self.out / "extracted" / "bindings"
 
     def extracted(self, spec: RunSpec) -> Extracted:
-        """The note, checked against the spec as it is now. Raises IncompleteError naming the command to run."""
+        """The record of the spec's extraction. Raises IncompleteError naming the command to run when there is none."""
         note = self.note(spec)
-        if note is None:
-            raise IncompleteError(
-                f"nothing is extracted for spec '{spec.name}' in {self.out}: run `extract {spec.asked}`"
-            )
-        if note.request != extraction_request(spec):
-            raise IncompleteError(
-                f"the dataset or extractor of spec '{spec.name}' changed since it was extracted: run `extract {spec.asked}`"
-            )
-        return note
+        if note is not None:
+            return note
+        earlier = sorted((self.out / "extracted").glob(f"{spec.name}*.json"))
+        why = f"nothing is extracted for spec '{spec.name}' in {self.out}"
+        if earlier:
+            why = f"the dataset or extractor of spec '{spec.name}' changed since it was extracted, or an earlier version did it"
+        raise IncompleteError(f"{why}: run `extract {spec.asked}`")
 
-    def backbone(self, spec: RunSpec) -> Store:
-        """The extractor's own store (image and text rows, or query and target rows of a joint model)."""
-        return Store.open(self.stores / self.extracted(spec).backbone)
+    def binding(self, spec: RunSpec, dataset: Dataset) -> dict[str, bytes]:
+        """Image id -> content key, as the extraction of ``spec`` read it, checked against the dataset as it is now.
 
-    def store(self, spec: RunSpec) -> Store:
-        """The store with query and target rows that stage 2 reads. Raises IncompleteError when it is not made yet."""
+        Raises StaleError when ids, files, captions, image bytes or model files are others now, naming the first ones.
+        """
         note = self.extracted(spec)
-        if not note.store or note.composer != composer_digest(spec):
-            why = "changed since its features were composed" if note.store else "is not fitted yet"
-            raise IncompleteError(f"the composer of spec '{spec.name}' {why}: run `fit-composer {spec.asked}`")
-        return Store.open(self.stores / note.store)
+        key = (note.binding, note.declared, id(dataset))
+        if key in self._checked:
+            return self._checked[key]
+        again = f"run `extract {spec.asked}`"
+        keys = load_binding(self.bindings, note.binding)
+        if declared_digest(dataset) != note.declared:
+            raise StaleError(
+                f"the image ids, files, captions or attributes of dataset '{dataset.name}' are not those that were "
+                f"extracted for spec '{spec.name}': {again}"
+            )
+        if note.gallery == "image":
+            changes = image_changes(dataset, keys, self.stores / dataset.name / DIGESTS)
+            if changes.text():
+                raise StaleError(f"dataset '{dataset.name}': since the extraction {changes.text()}: {again}")
+        files = SourceRecord(note.sources).changes(spec)
+        if files:
+            shown = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
+            raise StaleError(f"model files changed since the extraction of spec '{spec.name}' ({shown}): {again}")
+        self._checked[key] = keys
+        return keys
 
-    def write_composed(self, spec: RunSpec, store: Path) -> None:
+    def backbone(self, spec: RunSpec, dataset: Dataset) -> Store:
+        """The extractor's own store (image and text rows, or query and target rows of a joint model), bound to ``dataset``."""
+        return Store.open(self.stores / self.extracted(spec).backbone).bound_to(self.binding(spec, dataset))
+
+    def store(self, spec: RunSpec, dataset: Dataset) -> Store:
+        """The store with query and target rows that stage 2 reads, bound to ``dataset``.
+
+        Raises IncompleteError when it is not made yet, StaleError when it is of other data, naming what differs.
+        """
+        note, backbone = self.extracted(spec), self.backbone(spec, dataset)
+        now = composer_identity(spec, dataset, backbone)
+        if not note.store:
+            raise IncompleteError(
+                f"the composer of spec '{spec.name}' is not fitted yet: run `fit-composer {spec.asked}`"
+            )
+        if note.composer != now:
+            changed = "; ".join(changed_fields(note.composer or {}, now or {}))
+            raise StaleError(
+                f"the composer of spec '{spec.name}' changed since its features were composed ({changed}): "
+                f"run `fit-composer {spec.asked}`"
+            )
+        return Store.open(self.stores / note.store).bound_to(backbone.catalogue())
+
+    def write_composed(self, spec: RunSpec, dataset: Dataset, store: Path) -> None:
+        """Record ``store`` as the one that stage 2 reads, with the identity of the composer that made it."""
         note = self.extracted(spec)
-        path = str(store.relative_to(self.stores))
-        self.write_note(spec, replace(note, store=path, composer=composer_digest(spec)))
+        identity = composer_identity(spec, dataset, self.backbone(spec, dataset))
+        self.write_note(spec, replace(note, store=str(store.relative_to(self.stores)), composer=identity))
 
 
 def extraction_request(spec: RunSpec) -> str:
@@ -144,6 +200,11 @@ def extraction_request(spec: RunSpec) -> str:
     return digest([spec.dataset.model_dump(), spec.extractor.model_dump()])
 
 
-def composer_digest(spec: RunSpec) -> str:
-    """Digest of the spec's tables that decide the composer: its own, and which sessions are held out from it."""
-    return digest([spec.composer.model_dump() if spec.composer else None, spec.validation.model_dump()])
+def composer_identity(spec: RunSpec, dataset: Dataset, backbone: Store) -> dict[str, Any] | None:
+    """Identity fields of the composer that ``spec`` asks for on this data; None for a joint model, which needs none."""
+    if "query" in backbone.tables:
+        return None
+    request = composer_request(spec)
+    assert request is not None
+    fit, validation = split_validation(dataset.split("train"), spec.validation.fraction, spec.validation.seed)
+    return json.loads(json.dumps(request.fields(backbone, dataset, fit, validation)))

@@ -14,7 +14,8 @@ from manifests.load import load_dataset
 from manifests.schema import RunSpec
 from manifests.views import View
 from pipeline.ablation.plan import Group
-from pipeline.stage2 import Log, Run, StageTwo, silent
+from pipeline.identities import Run
+from pipeline.stage2 import Log, StageTwo, silent
 from pipeline.workspace import Workspace
 
 

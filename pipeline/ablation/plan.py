@@ -18,7 +18,8 @@ from manifests.identity import pair_key, stack_keys, text_key
 from manifests.options import problems_of
 from manifests.schema import Dataset, RunSpec, Training
 from manifests.views import View
-from pipeline.stage2 import Run, StageTwo, make_run, step_shape
+from pipeline.identities import Run, make_run
+from pipeline.stage2 import StageTwo, step_shape
 from pipeline.workspace import Workspace
 
 REPEATS = 3  # timed steps of a shape after a first one that warms up; the fastest counts
@@ -220,7 +221,7 @@ def plan_ablation(
 def _state(stage: StageTwo, run: Run, views: Sequence[View]) -> tuple[bool, tuple[View, ...]]:
     if stage.folder(run).state != "finished":
         return False, tuple(views)
-    return True, tuple(view for view in views if stage.result_files(run, view).load() is None)
+    return True, tuple(view for view in views if stage.evaluation(run, view) is None)
 
 
 def _all_rows(dataset: Dataset) -> dict[str, int]:

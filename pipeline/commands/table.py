@@ -6,18 +6,31 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import option_data, option_out, option_set, options
+from pipeline.commands._shared import option_data, option_out, option_set, options, parse_numbers
 
 
 @click.command("table", epilog="Example: fashion-ntm table 1 --data DIR --format latex")
 @click.argument("name", metavar="N")
 @click.option("--spec", help="Run spec that fills the table. Default: the one that the table names.")
 @click.option("--format", "form", type=click.Choice(["md", "latex", "csv", "json"]), default="md", show_default=True)
+@click.option(
+    "--seeds", callback=parse_numbers, help="0..4 or 0,2,5. Default: all that are trained on the present data."
+)
 @option_set
 @option_data
 @option_out
-def command(name: str, spec: str | None, form: str, overrides: tuple[str, ...], data: Path, out: Path) -> None:
+def command(
+    name: str,
+    spec: str | None,
+    form: str,
+    seeds: tuple[int, ...] | None,
+    overrides: tuple[str, ...],
+    data: Path,
+    out: Path,
+) -> None:
     """Print table N of the paper: measured values, the paper's, and for an empty cell the command that fills it."""
     from pipeline.tabulate import paper_table
 
-    click.echo(paper_table(name, spec, form, overrides, data, out, options(overrides, data, out)), nl=False)
+    click.echo(
+        paper_table(name, spec, form, overrides, data, out, options(overrides, data, out), seeds or ()), nl=False
+    )

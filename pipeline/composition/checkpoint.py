@@ -40,6 +40,14 @@ def save_composer(folder: Path, composer: Composer, record: dict[str, Any]) -> N
     temporary.replace(folder / SIDECAR)
 
 
+def weights_digest(path: Path) -> str:
+    """SHA-256 of a composer's weights: of a folder as ``save_composer`` writes it, or of one published file."""
+    file = path / WEIGHTS if path.is_dir() else path
+    if not file.is_file():
+        raise IncompleteError(f"no fitted composer at {path}: check composer.weights")
+    return file_digest(file)
+
+
 def load_composer(folder: Path) -> tuple[Composer, dict[str, Any]]:
     """The composer in eval mode, and its sidecar.
 

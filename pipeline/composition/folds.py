@@ -7,7 +7,6 @@ fitted without that row.
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from manifests.errors import ManifestError, Problem
 from manifests.identity import digest, pair_key, text_key
 from manifests.schema import Session
+from manifests.validation import group_draw
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def assign_folds(sessions: Sequence[Session], catalogue: Mapping[str, bytes], co
     """Split ``sessions`` into ``count`` folds of about equal size that share no query row and no image pair.
 
     ``catalogue``: image id -> content key. Groups are taken from the largest to the smallest, equal ones in an order
-    drawn from ``seed`` and their session ids, each into the fold that holds the fewest sessions: the same folds on any
+    drawn from ``seed`` and their texts, each into the fold that holds the fewest sessions: the same folds on any
     machine and in any order of ``sessions``. Raises ManifestError when there are fewer groups than folds.
     """
     keys = [set(_keys(session, catalogue)) for session in sessions]
@@ -52,7 +52,7 @@ def assign_folds(sessions: Sequence[Session], catalogue: Mapping[str, bytes], co
     if len(groups) < count:
         what = f"{len(sessions)} train sessions make {len(groups)} groups without a shared pair, for {count} folds"
         raise ManifestError([Problem("composer", "key composer.folds", what, f"use at most {len(groups)} folds")])
-    groups.sort(key=lambda g: (-len(g), _draw(seed, min(sessions[i].id for i in g))))
+    groups.sort(key=lambda g: (-len(g), group_draw(seed, (sessions[i] for i in g))))
     fold_of, filled = [0] * len(sessions), [0] * count
     for group in groups:
         fold = filled.index(min(filled))
@@ -102,7 +102,3 @@ def _connected(keys: Sequence[set[tuple[str, bytes, bytes]]]) -> list[list[int]]
     for number in range(len(keys)):
         groups[root(number)].append(number)
     return list(groups.values())
-
-
-def _draw(seed: int, session_id: str) -> bytes:
-    return hashlib.sha256(f"fold\0{seed}\0{session_id}".encode()).digest()

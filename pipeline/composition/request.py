@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, Field
 
+from cache import Store
 from manifests.errors import Problems, nearest
-from manifests.identity import digest
+from manifests.identity import digest, session_key
 from manifests.options import parse_options
-from manifests.schema import Component, Frozen, RunSpec, Session
+from manifests.schema import Component, Dataset, Frozen, RunSpec, Session
+from pipeline.composition.checkpoint import weights_digest
 from pipeline.composition.composers import composers
 from pipeline.composition.composers.base import Composer
 from pipeline.composition.fit import FitOptions
+from pipeline.composition.triplets import triplets
 
+Sessions = tuple[Session, ...]
 DEFAULT = Component(name="fusion")  # a dual encoder needs no training to answer a query
 
 
@@ -39,14 +44,39 @@ class ComposerRequest:
     def needs_fitting(self) -> bool:
         return self.kind.trainable and self.weights is None
 
-    def key(self, backbone_fingerprint: str, sessions: tuple[Session, ...]) -> str:
-        """12 hex digits for everything that decides the fitted weights: options, triplets, backbone."""
-        seen = sorted(
-            {(t.reference, t.text, target) for s in sessions for t, target in zip(s.turns, s.targets, strict=True)}
-        )
-        about: list[object] = [self.name, self.kind.version, self.options.model_dump(), self.fit.model_dump()]
-        about += [{"folds": self.folds}] if self.folds else []
-        return digest([*about, backbone_fingerprint, seen])[:12]
+    def key(self, backbone: Store, dataset: Dataset, fit: Sessions, validation: Sessions) -> str:
+        """12 hex digits for all that decides a fitted composer and its scores, by content; no feature is read.
+
+        That is options, backbone, triplets in order, the sessions of the folds, and the validation triplets with the
+        train galleries in which they are scored. ``backbone`` is bound to ``dataset`` (``Store.bound_to``).
+        """
+        fields = self.fields(backbone, dataset, fit, validation)
+        return digest(fields)[:12]
+
+    def fields(self, backbone: Store, dataset: Dataset, fit: Sessions, validation: Sessions) -> dict[str, Any]:
+        """The identity of the composer, field by field. Composers without fitting have no triplets in it."""
+        about: dict[str, Any] = {
+            "name": self.name,
+            "version": self.kind.version,
+            "options": self.options.model_dump(),
+            "backbone": backbone.fingerprint,
+        }
+        if not self.kind.trainable:
+            return about
+        if self.weights is not None:
+            return about | {"weights": weights_digest(self.weights)}
+        about |= {"fit": self.fit.model_dump(), "triplets": triplets(backbone, fit).content}
+        catalogue = backbone.catalogue()
+        if self.folds:
+            about["folds"] = [self.folds, digest([session_key(session, catalogue).hex() for session in fit])]
+        if validation:
+            galleries = {
+                g.category: digest(sorted(catalogue[i].hex() for i in g.images if i in catalogue))
+                for g in dataset.galleries
+                if g.split == "train"
+            }
+            about["validation"] = [triplets(backbone, validation).content, galleries]
+        return about
 
 
 def composer_request(spec: RunSpec, problems: Problems | None = None) -> ComposerRequest | None:

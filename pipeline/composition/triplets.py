@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cache import Store
-from manifests.identity import stack_keys, text_key
+from manifests.identity import digest, stack_keys, text_key
 from manifests.schema import Session
 
 
@@ -20,7 +20,7 @@ class Triplets:
     text: np.ndarray
     target: np.ndarray
     category: np.ndarray  # str [n]
-    identity: tuple[tuple[str, str, str], ...]  # (reference id, text, target id), sorted: what the head has seen
+    content: str  # SHA-256 of the triplets by content (image and text keys), in order
     left_out: int  # triplets of which a row is missing in the store
 
     def __len__(self) -> int:
@@ -45,4 +45,6 @@ def triplets(store: Store, sessions: Iterable[Session]) -> Triplets:
     present = (rows >= 0).all(axis=0)
     category = np.array([unique[t] for t in known], dtype=object)[present]
     reference, text, target = rows[:, present]
-    return Triplets(reference, text, target, category, tuple(sorted(unique)), len(unique) - int(present.sum()))
+    used = [t for t, there in zip(known, present, strict=True) if there]
+    content = digest([[catalogue[a].hex(), text_key(t).hex(), catalogue[b].hex()] for a, t, b in used])
+    return Triplets(reference, text, target, category, content, len(unique) - len(used))

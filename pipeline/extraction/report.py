@@ -44,6 +44,7 @@ class Report:
     left_out: dict[str, tuple[int, int]] = field(default_factory=dict)
     workers: dict[str, int] = field(default_factory=dict)  # shards by worker, when there was a cluster
     busy: dict[str, float] = field(default_factory=dict)  # seconds by stage, divided among those who worked on it
+    catalogue: dict[str, bytes] = field(default_factory=dict, repr=False)  # image id -> content key, as it was read
     checked: dict[str, Any] = field(default_factory=dict)  # what was measured of precision and form before the work
 
     @property

@@ -142,6 +142,7 @@ class _Extraction:
         ) as writer:
             plan = plan or plan_with(writer)
             report = report_of(path, plan)
+            report.catalogue = plan.catalogue
             meter.total, meter.unusable = plan.todo, sum(len(t.unusable) for t in plan.tables.values())
             if plan.todo:
                 size = self._batch_size(batch_size, plan, writer, crew, setting)

@@ -73,7 +73,7 @@ def gather(
     other = _named(models, options.against, "--against") or _strongest([m for m in models if m is not one], ranks)
     log("retention and turn order ...")
     requests = known_requests(spec)
-    backbone = workspace.backbone(spec)
+    backbone = workspace.backbone(spec, dataset)
     retention = [scored_retention(bed, models, backbone, options.k)]
     if requests is not None:
         retention.insert(0, exact_retention(bed, models, requests, options.k))

@@ -76,7 +76,7 @@ def memory_figure(stage: StageTwo) -> Figure:
     found: dict[str, list[tuple[float, float, str]]] = {}
     times = _times(stage.workspace.out)
     for folder in list_runs(stage.workspace.runs):
-        if folder.id in times and (point := _point(folder, stage.store.fingerprint, times[folder.id])):
+        if folder.id in times and (point := _point(folder, stage, times[folder.id])):
             found.setdefault(point[0], []).append(point[1:])
     if sum(map(len, found.values())) < 2:
         why = "fewer than two evaluated CM-NTM runs on these features are timed: `python cli.py ablate figure8`"
@@ -97,17 +97,16 @@ def _times(out: Path) -> dict[str, float]:
     return found
 
 
-def _point(folder: RunFolder, fingerprint: str, time: float) -> tuple[str, float, float, str] | None:
+def _point(folder: RunFolder, stage: StageTwo, time: float) -> tuple[str, float, float, str] | None:
     """(C, milliseconds, recall, label) of an evaluated CM-NTM run on these features; None for any other."""
-    from pipeline.results.files import load_summary
-
-    if folder.model not in ("cm_ntm", "v_ntm") or folder.state != "finished" or not folder.summary_file.is_file():
+    if folder.model not in ("cm_ntm", "v_ntm") or folder.state != "finished":
         return None
     identity = folder.record()["identity"]
-    if identity["store"] != fingerprint:
+    run = stage.run_of(identity)
+    if run is None or (summary := stage.evaluation(run)) is None:
         return None
     options = identity["model"]["options"]
-    recall = load_summary(folder.summary_file)["metrics"]["all"]["overall"]["mean"]
+    recall = summary["metrics"]["all"]["overall"]["mean"]
     label = f"{options['slots']} slots of {options['width'] or 'D'}, seed {identity['seed']}, run {folder.id}"
     return f"C = {options['stages']}", time, float(recall), label
 

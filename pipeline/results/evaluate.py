@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 ALL = "all"
 TIES = "count against the model"
+PROTOCOL = {
+    "version": 1,
+    "ties": "count against the model",
+    "references": "kept",
+}  # what an evaluation's identity says of it
 REFERENCES = "kept"  # the reference images of a session stay in its gallery
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 
 from cache.files import replace_atomically
 from manifests.errors import IncompleteError
+from manifests.identity import changed_fields
 from manifests.views import WHOLE, View
 from pipeline.results.evaluate import Evaluation
 
@@ -46,12 +48,26 @@ class ResultFiles:
         except (OSError, ValueError, KeyError):
             return ""
 
-    def load(self) -> dict[str, Any] | None:
-        """The summary, if there is one of the run's present weights: a run that was trained again has others."""
-        if not self.summary.is_file() or not self.results.is_file():
+    def view(self) -> View:
+        """The view that the summary was made under; the whole where there is none."""
+        return View.model_validate(load_summary(self.summary).get("view", {})) if self.summary.is_file() else WHOLE
+
+    def load(self, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The summary, if there is one that is not stale (see ``stale``)."""
+        if not self.summary.is_file() or not self.results.is_file() or self.stale(identity):
             return None
+        return load_summary(self.summary)
+
+    def stale(self, identity: Mapping[str, Any]) -> list[str]:
+        """One line ``field: old -> new`` for all in which the evaluation differs from ``identity`` and the run's weights.
+
+        Empty for a current evaluation, and where there is none.
+        """
+        if not self.summary.is_file():
+            return []
         summary = load_summary(self.summary)
-        return summary if summary.get("weights", self.weights()) == self.weights() else None
+        old = {**summary.get("identity", {"protocol": "of an earlier version"}), "weights": summary.get("weights")}
+        return changed_fields(old, json.loads(json.dumps({**identity, "weights": self.weights()})))
 
 
 class ResultsError(IncompleteError, ValueError):

@@ -28,7 +28,7 @@ def spec_composer(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Comp
     """The composer that made the spec's query rows, in eval mode; None for a joint model, which needs none."""
     from pipeline.stage1 import composer_folder
 
-    backbone, request = workspace.backbone(spec), composer_request(spec)
+    backbone, request = workspace.backbone(spec, dataset), composer_request(spec)
     if "query" in backbone.tables:
         return None
     assert request is not None
@@ -46,7 +46,7 @@ class Queries:
 
     def __init__(self, spec: RunSpec, dataset: Dataset, workspace: Workspace, extractor: Any = None):
         self.dataset, self.extractor = dataset, extractor
-        self.backbone: Store = workspace.backbone(spec)
+        self.backbone: Store = workspace.backbone(spec, dataset)
         self.composer = spec_composer(spec, dataset, workspace)
         self._bound = self.backbone.catalogue()
         self._texts: dict[str, np.ndarray] = {}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from manifests.errors import IncompleteError, ManifestError, Problem
-from pipeline.stage2 import StageTwo, asked_runs
+from pipeline.stage2 import StageTwo
 from pipeline.training.checkpoint import load_model
 from pipeline.training.data import SessionFeatures
 from pipeline.training.models.base import MemoryModel
@@ -49,7 +49,7 @@ def trained_runs(
 ) -> tuple[list[Trained], list[str]]:
     """The finished runs that the stage's spec asks for, in its order, and the commands that train the others."""
     folders, missing = [], []
-    for run in asked_runs(stage.spec, models, seeds):
+    for run in stage.current_runs(models, seeds):
         folder = stage.folder(run)
         if folder.state == "finished":
             folders.append(folder)
@@ -59,15 +59,14 @@ def trained_runs(
 
 
 def runs_by_id(stage: StageTwo, ids: Sequence[str]) -> list[Trained]:
-    """Finished runs on the stage's features by id or its first digits, in the order given.
+    """Finished runs on the stage's data by id or its first digits, in the order given.
 
     Raises ManifestError for an id that fits none or several of them, naming those there are.
     """
-    fingerprint = stage.store.fingerprint
     known = [
         folder
         for folder in list_runs(stage.workspace.runs)
-        if folder.state == "finished" and folder.record()["identity"]["store"] == fingerprint
+        if folder.state == "finished" and stage.run_of(folder.record()["identity"]) is not None
     ]
     if not known:
         raise IncompleteError(

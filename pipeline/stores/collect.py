@@ -85,5 +85,5 @@ def specs_using(workspace: Workspace, path: Path) -> list[str]:
         except (OSError, ValueError, KeyError, TypeError):
             continue
         if any(name and _same(workspace.stores / name, path) for name in stores):
-            found.append(note.stem)
-    return found
+            found.append(about.get("spec", note.stem))
+    return list(dict.fromkeys(found))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from cache import list_stores
@@ -9,6 +10,8 @@ from cache.errors import StoreNotFoundError
 from cache.layout import LEDGER, MANIFEST
 from manifests.errors import nearest
 from manifests.load import shipped
+from manifests.schema import RunSpec
+from pipeline.workspace import Workspace
 
 
 def find_store(word: str, out: Path) -> Path | None:
@@ -54,3 +57,17 @@ def is_spec(word: str, out: Path) -> bool:
     raise StoreNotFoundError(
         f"{word!r} is neither a store in {out / 'stores'} ({nearest(word, names)}) nor a spec ({nearest(word, known)})"
     )
+
+
+def last_store(workspace: Workspace, spec: RunSpec) -> Path:
+    """The store that ``spec`` was last extracted into, also when its dataset or extractor was another then.
+
+    Raises IncompleteError when a spec of this name was never extracted.
+    """
+    note = workspace.note(spec)
+    records = sorted((workspace.out / "extracted").glob(f"{spec.name}-*.json"), key=lambda p: p.stat().st_mtime)
+    values = vars(note) if note else next((json.loads(p.read_text(encoding="utf-8")) for p in reversed(records)), None)
+    if values is None:
+        workspace.extracted(spec)  # raises, naming the command
+    assert values is not None
+    return workspace.stores / (values["store"] or values["backbone"])

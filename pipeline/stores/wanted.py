@@ -131,7 +131,7 @@ def request_of(spec: RunSpec, dataset: Dataset, workspace: Workspace, device: st
     backbone = wanted(path, extractor.name, fields, extractor.tables)
     if "query" in extractor.tables:
         return Request(spec, dataset, workspace, extractor, backbone, None, None)
-    made = _composer(spec, dataset, extractor, path, fields)
+    made = _composer(spec, dataset, extractor, path, fields, catalogue)
     composed = canonical(made.fields)
     name = f"{extractor.name}+{composed['composer']['name']}"
     where = store_path(workspace.stores, dataset.name, name, composed)
@@ -148,12 +148,19 @@ class _Made:
     crossed: Any = None
 
 
-def _composer(spec: RunSpec, dataset: Dataset, extractor: Extractor, backbone: Path, fields: dict[str, Any]) -> _Made:
+def _composer(
+    spec: RunSpec,
+    dataset: Dataset,
+    extractor: Extractor,
+    backbone: Path,
+    fields: dict[str, Any],
+    catalogue: dict[str, bytes],
+) -> _Made:
     """By the very functions that compose, wherever there is a backbone store to fit or compose from."""
     request = composer_request(spec)
     assert request is not None
     try:
-        store = Store.open(backbone)
+        store = Store.open(backbone).bound_to(catalogue)
     except StoreError:
         store = None
     if store is not None and {"image", "text"} <= store.tables.keys():

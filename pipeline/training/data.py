@@ -13,7 +13,7 @@ from torch import Tensor
 from cache import Store
 from manifests.schema import Session
 from pipeline.training.errors import FeatureError, MissingFeaturesError
-from pipeline.training.lookup import find_rows
+from pipeline.training.lookup import FoundRows, find_rows
 
 
 class Batch(NamedTuple):
@@ -71,6 +71,7 @@ class SessionFeatures:
     reasons: tuple[str, ...] = ()
     texts: Tensor | None = None
     text_rows: Tensor | None = None
+    content: str = ""  # SHA-256 of the sessions by content, where they come from a store
 
     def __len__(self) -> int:
         return len(self.sessions)
@@ -135,26 +136,25 @@ class SessionFeatures:
         rows = torch.as_tensor(index, dtype=torch.int64, device=self.device)
         names = ("query_rows", "target_rows", "cat_rows", "lengths", "text_rows")
         picked = {k: getattr(self, k)[rows] for k in names if getattr(self, k) is not None}
-        return replace(self, sessions=tuple(self.sessions[i] for i in index), **picked)
+        return replace(self, sessions=tuple(self.sessions[i] for i in index), content="", **picked)
 
 
-def session_features(store: Store, sessions: Iterable[Session]) -> SessionFeatures:
+def session_features(store: Store, sessions: Iterable[Session] | FoundRows) -> SessionFeatures:
     """Load what the sessions need from a store with ``query`` and ``target`` rows; images are never read.
 
     Rows are found by content: the store's catalogue gives an image's key, and the feedback text the rest. A session
     with a row that is missing (not extracted, or failed) is left out and named in ``skipped`` and ``reasons``; every
-    memory model then sees the same sessions.
+    memory model then sees the same sessions. Sessions whose rows have been looked up before are not looked up again.
 
     Raises:
         MissingFeaturesError: no session is left.
         FeatureError: NaN or infinite features, naming rows and sessions; f_qry and f_tar of different widths.
     """
-    sessions = tuple(sessions)
-    found = find_rows(store, sessions)
+    found = sessions if isinstance(sessions, FoundRows) else find_rows(store, tuple(sessions))
     if not found.sessions:
         first = "".join(f"; {reason}" for reason in list(found.reasons.values())[:1])
         raise MissingFeaturesError(
-            f"{store.path}: none of {len(sessions)} sessions has all of its features{first}; "
+            f"{store.path}: none of {len(found.reasons)} sessions has all of its features{first}; "
             "run `extract` on this spec to fill the store"
         )
     turns = max(len(s.turns) for s in found.sessions)
@@ -189,6 +189,7 @@ def session_features(store: Store, sessions: Iterable[Session]) -> SessionFeatur
         skipped=tuple(found.reasons),
         reasons=tuple(found.reasons.values()),
         has_concatenated=has_concatenated,
+        content=found.content,
     )
 
 

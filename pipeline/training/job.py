@@ -50,13 +50,13 @@ class Request:
         held = self.validation_features
         return run_identity(
             store_fingerprint=self.store_fingerprint,
-            sessions=sessions_digest(self.features.sessions),
+            sessions=_content(self.features),
             model=self.name,
             options=self.options,
             training=self.training,
             validation=self.validation,
             seed=self.seed,
-            validation_sessions=None if held is None else sessions_digest(held.sessions),
+            validation_sessions=None if held is None else _content(held),
         )
 
     @property
@@ -67,6 +67,11 @@ class Request:
     def build(self) -> MemoryModel:
         """The model with its initial weights, on the features' device."""
         return build_model(self.name, self.options, self.features.dim, self.seed).to(self.features.device)
+
+
+def _content(features: SessionFeatures) -> str:
+    """What identifies the sessions: their content, or for features that no store gave, their ids and texts."""
+    return features.content or sessions_digest(features.sessions)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from cache import Store
-from manifests.identity import pair_key, stack_keys, text_key
+from manifests.identity import digest, pair_key, session_key, stack_keys, text_key
 from manifests.schema import Session
 
 
@@ -25,6 +25,7 @@ class FoundRows:
     concatenated: list[int]
     targets: list[list[int]]
     reasons: dict[str, str]
+    content: str = ""  # SHA-256 of the kept sessions by content, in order (``manifests.identity.session_key``)
 
 
 def find_rows(store: Store, sessions: Sequence[Session]) -> FoundRows:
@@ -45,7 +46,8 @@ def find_rows(store: Store, sessions: Sequence[Session]) -> FoundRows:
         found.turns.append([queries[k] for k in needed.turns])
         found.concatenated.append(queries.get(needed.concatenated, -1) if needed.concatenated else -1)
         found.targets.append([targets[k] for k in needed.targets])
-    return replace(found, sessions=tuple(kept))
+    content = digest([session_key(session, catalogue).hex() for session in kept])
+    return replace(found, sessions=tuple(kept), content=content)
 
 
 class _Keys(NamedTuple):

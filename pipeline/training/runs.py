@@ -25,6 +25,7 @@ from pipeline.training.errors import RunError
 from pipeline.training.models import model_options
 
 RUN_ID_DIGITS = 12
+IDENTITY_VERSION = 2  # 1, unwritten: sessions by their ids, so that new pictures under old ids went unseen
 State = Literal["absent", "incomplete", "failed", "damaged", "finished"]
 
 
@@ -78,6 +79,7 @@ def run_identity(
     cls, parsed = model_options(model, options)
     trained = cls.trainable
     fields = {
+        "version": IDENTITY_VERSION,
         "store": store_fingerprint,
         "sessions": sessions,
         "model": {"name": model, "version": cls.version, "options": parsed.model_dump(mode="json")},

@@ -15,8 +15,9 @@ from manifests.identity import digest
 from manifests.schema import Dataset, RunSpec, Session
 from manifests.write import spec_toml
 from pipeline.composition.request import composer_request
+from pipeline.identities import Run, make_run
 from pipeline.stage1 import fitting_sessions
-from pipeline.stage2 import Log, Run, StageTwo, make_run, silent, step_shape
+from pipeline.stage2 import Log, StageTwo, silent, step_shape
 from pipeline.tuning.samplers import propose
 from pipeline.tuning.space import Axis, nested, space_for
 from pipeline.tuning.trials import LOG, Trial, TrialLog

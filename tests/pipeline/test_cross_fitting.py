@@ -30,10 +30,10 @@ def test_folds_are_part_of_the_composer_and_of_its_store(tmp_path: Path) -> None
     crossed = fit_composer_spec(spec(folds=2), dataset, workspace)
     assert crossed.composed.crossed > 0 and "cross-fitted, 2 folds" in crossed.text()
     assert sum(crossed.about["folds"]["sessions"]) == 16
-    store = workspace.store(spec(folds=2))
+    store = workspace.store(spec(folds=2), dataset)
     assert store.fields["composer"]["folds"]["count"] == 2
     with pytest.raises(IncompleteError, match="changed since its features were composed"):
-        workspace.store(spec())
+        workspace.store(spec(), dataset)
     plain = fit_composer_spec(spec(), dataset, workspace)
     assert plain.composed.path != store.path and "folds" not in Store.open(plain.composed.path).fields["composer"]
     assert plain.about["weights"] == crossed.about["weights"]  # the head of all sessions is the same one

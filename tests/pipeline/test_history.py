@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from cli import main
 from pipeline.history import _own_targets, _strangers, fitted_weights, last_turn, mixed, turns_back
-from pipeline.stage2 import make_run
+from pipeline.identities import make_run
 from pipeline.training.data import SessionFeatures
 from tests.pipeline.small_demo import Project
 from tests.pipeline.training.sessions import cumulative

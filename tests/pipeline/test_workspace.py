@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pipeline.stage2 import make_run, step_shape
+from pipeline.identities import make_run
+from pipeline.stage2 import step_shape
 from pipeline.training.backends import BackendChoice
 from pipeline.training.threads import ThreadChoice, candidates
 from pipeline.workspace import Pinned, Workspace

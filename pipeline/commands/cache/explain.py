@@ -33,16 +33,12 @@ def command(
     """
     from cache import Store
     from pipeline.stores.explain import explain
-    from pipeline.stores.targets import require_store
+    from pipeline.stores.targets import last_store, require_store
 
     if len(words) > 2:
         raise click.UsageError(f"expected STORE and SPEC, got {len(words)} words: {' '.join(words)}")
     request = open_request(words[-1], overrides, data, out, device)
-    if len(words) == 2:
-        path = require_store(words[0], out)
-    else:
-        note = request.workspace.extracted(request.spec)
-        path = request.workspace.stores / (note.store or note.backbone)
+    path = require_store(words[0], out) if len(words) == 2 else last_store(request.workspace, request.spec)
     result = explain(Store.open(path), request)
     emit(result.as_dict(), result.text(), as_json)
     sys.exit(3 if result.stale else 0)

@@ -50,7 +50,8 @@ def command(
 
     if is_spec(target, out):
         job, workspace = open_job(target, overrides, data, out)
-        done = export(workspace.store(job), folder, form, load(job, data))  # type: ignore[arg-type]
+        dataset = load(job, data)
+        done = export(workspace.store(job, dataset), folder, form, dataset)  # type: ignore[arg-type]
     else:
         done = export(Store.open(require_store(target, out)), folder, form)  # type: ignore[arg-type]
     emit(done.as_dict(), done.text(), as_json)

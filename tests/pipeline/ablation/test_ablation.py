@@ -344,7 +344,7 @@ def test_tpe_learns_from_the_log(project: Path, done: Path) -> None:
 def test_only_the_grid_or_the_search_asks_for_texts(project: Path, done: Path) -> None:
     """No model of the run spec reads the turns' texts; a point of an ablation does, and so does a trial."""
     spec = load_spec(str(project / "small.toml"))
-    width = Workspace(done).backbone(spec).tables["text"].dim
+    width = Workspace(done).backbone(spec, load_dataset(spec, project / "data")).tables["text"].dim
     grid = f"""
 name = "told"
 run = "{project / "small.toml"}"

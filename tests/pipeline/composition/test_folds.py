@@ -66,7 +66,7 @@ def test_two_ids_of_one_image_are_one_row() -> None:
         assign_folds(sessions, same, 2)
 
 
-def test_a_spec_that_cannot_be_cross_fitted_is_refused() -> None:
+def test_a_spec_that_cannot_be_cross_fitted_is_refused(backbone: Store) -> None:
     for composer, what in (
         ({"name": "gated", "folds": 1}, "at least two folds"),
         ({"name": "fusion", "folds": 4}, "composer 'fusion' is not fitted"),
@@ -76,7 +76,10 @@ def test_a_spec_that_cannot_be_cross_fitted_is_refused() -> None:
         with pytest.raises(ManifestError, match=what):
             composer_request(spec(**composer))
     plain, crossed = composer_request(spec(name="gated")), composer_request(spec(name="gated", folds=3))
-    assert plain and crossed and plain.folds == 0 and plain.key("f", ()) != crossed.key("f", ())
+    assert plain and crossed and plain.folds == 0
+    data = world()
+    fit = data.split("train")
+    assert plain.key(backbone, data, fit, ()) != crossed.key(backbone, data, fit, ())
 
 
 @pytest.fixture(scope="module")

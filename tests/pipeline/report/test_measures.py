@@ -69,7 +69,7 @@ def test_exact_retention_is_the_share_of_results_that_keep_every_earlier_wish(de
 
 def test_scored_retention_ranks_the_gallery_by_the_earlier_text(demo: Project, bed: TestBed) -> None:
     models, _ = trained_runs(bed.stage)
-    backbone = demo.workspace.backbone(demo.spec)
+    backbone = demo.workspace.backbone(demo.spec, demo.dataset)
     found = scored_retention(bed, models[:1], backbone, K)
     queries = Queries(demo.spec, demo.dataset, demo.workspace)
     values = []

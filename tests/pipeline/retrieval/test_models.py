@@ -67,7 +67,7 @@ def test_a_run_is_found_by_its_first_digits_and_a_wrong_id_names_those_there_are
 
 def test_a_live_query_is_the_stored_one(demo: Project) -> None:
     """The composer here gives what stage 1 wrote, from cached rows and from the extractor."""
-    store = demo.workspace.store(demo.spec)
+    store = demo.workspace.store(demo.spec, demo.dataset)
     extractor = load_extractor(demo.spec, "cpu")
     cached, live = (Queries(demo.spec, demo.dataset, demo.workspace, e) for e in (None, extractor))
     session = demo.dataset.split("test")[0]

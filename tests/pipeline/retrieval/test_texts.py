@@ -20,7 +20,7 @@ from tests.pipeline.small_demo import Project
 @pytest.fixture(scope="module")
 def told(demo: Project) -> Project:
     """The small demo with one more model."""
-    width = demo.workspace.backbone(demo.spec).tables["text"].dim
+    width = demo.workspace.backbone(demo.spec, demo.dataset).tables["text"].dim
     spec = demo.spec.model_copy(update={"models": {"gru": {"hidden": 4, "texts": width}}})
     list(train_spec(spec, demo.dataset, demo.workspace, device="cpu"))
     return replace(demo, spec=spec)

@@ -168,6 +168,8 @@ def test_an_extractor_that_cannot_be_loaded_leaves_a_page_that_says_why(demo: Pr
 
     from pipeline.workspace import extraction_request
 
+    (tmp_path / "out" / "extracted").mkdir()
+    workspace.bindings.symlink_to(demo.workspace.bindings)
     note = demo.workspace.extracted(demo.spec)
     workspace.write_note(broken, replace(note, request=extraction_request(broken)))
     engine = open_engine(broken, demo.dataset, workspace, device="cpu")

@@ -72,7 +72,7 @@ def test_stage_two_runs_on_imported_features(tmp_path: Path, data: Dataset, form
     spec, workspace = spec_of(write(tmp_path / "mine", data, form=form)), Workspace(tmp_path / "out")
     done = import_features(spec, data, workspace)
     assert done.fit.complete and done.stage.next_command.startswith("train")
-    store = workspace.store(spec)
+    store = workspace.store(spec, data)
     keys = store.catalogue()
     rows = store.gather(
         "target", store.find("target", np.frombuffer(b"".join(keys.values()), np.uint8).reshape(-1, 16))
@@ -124,7 +124,7 @@ def test_partial_takes_what_there_is_and_says_what_is_left_out(tmp_path: Path, d
     assert all(repr(image) in str(error.value) for image in gone) and "--partial" in str(error.value)
     done = import_features(spec, data, workspace, partial=True)
     assert done.stage.extraction.tables["target"].failed == 2 and "'shirt/0-0'" in done.text()
-    failures = workspace.store(spec).failures()
+    failures = workspace.store(spec, data).failures()
     assert {f.item for f in failures} == set(gone) and "hold no row" in failures[0].reason
     without = [s for s in data.split("train") if not {*gone} & set(s.targets)]
     assert len(StageTwo(spec, data, workspace, "cpu").parts[0]) == len(without)
@@ -164,7 +164,7 @@ def test_odd_ids_are_kept_apart(tmp_path: Path) -> None:
         lines(folder / f"{table}.ids.jsonl", *map(json.dumps, forms))
     spec, workspace = spec_of(folder), Workspace(tmp_path / "out")
     import_features(spec, data, workspace)
-    store = workspace.store(spec)
+    store = workspace.store(spec, data)
     keys = store.catalogue()
     assert len(set(keys.values())) == len(data.images)
     for image in odd:

@@ -321,7 +321,7 @@ COMPOSER: dict[str, Callable[[RunSpec], dict[str, Any]]] = {
 def test_a_composer_s_field_misses_the_composed_store(composed: tuple[Path, RunSpec, Dataset], field: str) -> None:
     root, spec, data = composed
     workspace = Workspace(root / "out")
-    store = Store.open(workspace.backbone(spec).path.parent / Path(workspace.note(spec).store).name)  # type: ignore[union-attr]
+    store = Store.open(workspace.backbone(spec, data).path.parent / Path(workspace.note(spec).store).name)  # type: ignore[union-attr]
     assert not explain(store, request_of(spec, data, workspace)).stale
     changed = spec.model_copy(update=COMPOSER[field](spec))
     found = explain(store, request_of(changed, data, workspace))
@@ -336,7 +336,7 @@ def test_a_composer_s_version_and_weights_miss_too(
     root, spec, data = composed
     shutil.copytree(root / "out", tmp_path / "out")
     workspace = Workspace(tmp_path / "out")
-    store = workspace.store(spec)
+    store = workspace.store(spec, data)
     (folder,) = (tmp_path / "out").glob("stores/*/*/composers/*")
     tensors = load_file(folder / "composer.safetensors")
     tensors["gate.0.weight"][0, 0] += 1e-3
