@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from manifests.errors import FashionNTMError, IncompleteError, ManifestError, Problem, nearest
-from manifests.identity import changed_fields, digest
+from manifests.identity import digest
 from manifests.load import load_dataset
 from manifests.schema import RunSpec, Session
 from pipeline.binding import StaleError
+from pipeline.currency import Currency
 from pipeline.results.compare import CompareError, Comparison, Method, compare
 from pipeline.results.files import ResultFiles, load_results
-from pipeline.stage2 import StageTwo
 from pipeline.training.runs import RunFolder, list_runs
-from pipeline.workspace import Workspace
 
 
 def compare_runs(a: str, b: str, data: Path, out: Path, top: int = 10, view: str = "") -> Comparison:
@@ -131,26 +130,21 @@ def _method(name: str, folders: Sequence[RunFolder], view: str) -> tuple[Method,
 
 def _current(folders: Sequence[RunFolder], record: Mapping[str, Any], data: Path, out: Path, view: str) -> list[str]:
     """A note when the data is not at hand; StaleError when a run or its evaluation is of other data than ``data`` holds."""
-    try:
-        spec = RunSpec.model_validate(record.get("spec"))
-        dataset = load_dataset(spec, data)
-    except (FashionNTMError, ValueError):
-        return [f"Whether the runs are of the present data was not checked: it is not in {data}."]
-    stage = StageTwo(spec, dataset, Workspace(out), "cpu")
+    found = Currency(data, out).identities(record)
+    if isinstance(found, str) and found.startswith("not checked"):
+        return [f"Whether the runs are of the present data is {found}."]
+    name = (record.get("spec") or {}).get("name", "SPEC")
     for folder in folders:
-        run = stage.run_of(folder.record()["identity"])
-        if run is None:
-            old = changed_fields(
-                {"version": 1, "store": stage.store.fingerprint} | folder.record()["identity"], stage.like(folder)
-            )
+        run = None if isinstance(found, str) else found.run_of(folder.record()["identity"])
+        if isinstance(found, str) or run is None:
             raise StaleError(
-                f"run {folder.id} ({folder.model}) is of other data ({'; '.join(old)}): run `run {spec.name}`"
+                f"run {folder.id} ({folder.model}) is of other data than {data} holds now: run `run {name}`"
             )
         files = _files(folder, view)
-        if changed := files.stale(stage.evaluation_identity(run, files.view())):
+        if changed := files.stale(found.evaluation_identity(run, files.view())):
             raise StaleError(
                 f"the evaluation of run {folder.id} ({folder.model}) is of other data ({'; '.join(changed)}): "
-                f"run `evaluate {spec.name} --model {folder.model}`"
+                f"run `evaluate {name} --model {folder.model}`"
             )
     return []
 

@@ -172,13 +172,6 @@ class RunIdentities:
         except (KeyError, TypeError, ValueError):
             return None
 
-    def like(self, folder: RunFolder) -> dict[str, Any]:
-        """Identity fields of the run in ``folder`` as it would be on the present data."""
-        fields = folder.record()["identity"]
-        training = Training.model_validate(fields["training"] or {})
-        run = Run(fields["model"]["name"], fields["model"]["options"], training, fields["seed"] or 0)
-        return self.identity(run).fields
-
     def earlier(self, run: Run) -> list[str]:
         """One line ``field: old -> new`` for each field in which the closest finished run of other data differs."""
         now = self.identity(run).fields

@@ -6,6 +6,7 @@ import inspect
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,9 @@ def _plain(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def listing(kinds: Sequence[str], out: Path, detail: bool) -> Listing:
+def listing(kinds: Sequence[str], out: Path, detail: bool, data: Path = Path()) -> Listing:
     """The rows of each kind; heavy modules are imported only for the kinds that need them."""
-    makers = {"stores": _stores, "runs": _runs}
+    makers = {"stores": _stores, "runs": partial(_runs, data=data)}
     found = {}
     for kind in kinds:
         if kind in ("specs", "ablations", "tables", "figures"):
@@ -136,10 +137,11 @@ def _stores(out: Path, detail: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def _runs(out: Path, detail: bool) -> list[dict[str, Any]]:
+def _runs(out: Path, detail: bool, data: Path) -> list[dict[str, Any]]:
+    from pipeline.currency import Currency
     from pipeline.training.runs import list_runs
 
-    rows = []
+    rows, currency = [], Currency(data, out)
     for run in list_runs(out / "runs"):
         row: dict[str, Any] = {"name": str(run.path.relative_to(out / "runs")), "about": run.state}
         if run.state == "finished":
@@ -148,6 +150,7 @@ def _runs(out: Path, detail: bool) -> list[dict[str, Any]]:
             row["about"] += f", {done['epochs']} epochs in {done['seconds']:.1f} s" + (
                 "" if seed is None else f", seed {seed}"
             )
+            row["about"] += f", {currency.of(record)}"
             if detail:
                 row |= {"store": record["identity"]["store"], "evaluated": run.summary_file.is_file(), **done}
         rows.append(row)

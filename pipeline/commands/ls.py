@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import emit, option_json, option_out
+from pipeline.commands._shared import emit, option_data, option_json, option_out
 
 KINDS = ["specs", "ablations", "tables", "figures", "datasets", "extractors", "composers", "models", "stores", "runs"]
 
@@ -14,11 +14,15 @@ KINDS = ["specs", "ablations", "tables", "figures", "datasets", "extractors", "c
 @click.command("ls", epilog="Example: fashion-ntm ls models --long")
 @click.argument("kind", type=click.Choice(KINDS), required=False)
 @click.option("--long", "-l", "detail", is_flag=True, help="Options, licences and sizes too.")
+@option_data
 @option_out
 @option_json
-def command(kind: str | None, detail: bool, out: Path, as_json: bool) -> None:
-    """List what there is: specs, ablations, tables, figures, datasets, extractors, composers, models, and the stores and runs in OUT."""
+def command(kind: str | None, detail: bool, data: Path, out: Path, as_json: bool) -> None:
+    """List what there is: specs, ablations, tables, figures, datasets, extractors, composers, models, and the stores and runs in OUT.
+
+    A run is current when it was trained on exactly the data that its spec names in DATA now.
+    """
     from pipeline.listing import listing
 
-    found = listing([kind] if kind else KINDS, out, detail)
+    found = listing([kind] if kind else KINDS, out, detail, data)
     emit(found.as_dict(), found.text(), as_json)
