@@ -89,11 +89,19 @@ class ClipExtractor(Fittable):
         return options.fit is not None  # type: ignore[attr-defined]
 
     @classmethod
+    def origin(cls, options: ExtractorOptions) -> dict[str, Any]:
+        assert isinstance(options, ClipOptions)
+        known = _cards.preset(_cards.CLIP, options.model)
+        name = known.source if known else options.model
+        found = hub.origin(hub.locate(name, options.revision, options.trust_remote_code))
+        return {"model": found} | ({"clean": known.clean} if known and options.clean == "auto" else {})
+
+    @classmethod
     def fresh(cls, options: ExtractorOptions, device: torch.device, texts: Sequence[str]) -> Self:
         """The towers of ``model``, with gradients on those that ``fit.towers`` names (the texts are not needed)."""
         assert isinstance(options, ClipOptions)
         made = cls(options.model_copy(update={"dtype": "float32"}), device)
-        made.network, made.starts = made.model, {"model": made._weights}
+        made.network, made.starts = made.model, cls.origin(options)
         towers = options.fit.towers if options.fit else "both"
         for name, parameter in made.model.named_parameters():
             of_image, of_text = name.startswith(("vision_model.", "visual_")), name.startswith("text_")
