@@ -197,7 +197,7 @@ class _Page:
             elif self.saved is None:
                 raise RequestError("this server saves no dialogues: start it with --save DIR")
             else:
-                self.saved.add(self.engine.session(talk))
+                self.saved.add(self.engine.session(talk), [self.engine.trained[label] for label in talk.models])
             return self._view(talk)
 
     def _shown(self, talk_id: str) -> dict[str, Any]:

@@ -106,8 +106,13 @@ def listen(make: Callable[[str | None, tuple[str, ...]], Any], host: str, port: 
         uvicorn.Server(config).run(sockets=[server])
 
 
-def saved_folder(folder: Path | None, dataset: Dataset) -> Any:
-    """The ``SavedDialogues`` of --save, or None."""
+def saved_folder(folder: Path | None, engine: Engine, log: Log) -> Any:
+    """The ``SavedDialogues`` of --save, or None; what other runs answered in it goes to the log."""
     from pipeline.serve.saved import SavedDialogues
 
-    return None if folder is None else SavedDialogues(folder, dataset)
+    if folder is None:
+        return None
+    saved = SavedDialogues(folder, engine.dataset, engine.made_with)
+    if others := saved.of_other_runs(engine.trained.values()):
+        log(others)
+    return saved
