@@ -86,7 +86,8 @@ class Queries:
     def upload(self, picture: Any) -> np.ndarray:
         """The row of an image from outside the catalogue: an RGB Pillow image, or a caption for a caption gallery."""
         if self.composer is None:
-            return picture  # a joint model reads it together with the text
+            # a joint model reads it together with the text; prepared it is small, and kept for the whole dialogue
+            return picture if self.extractor.reads == "caption" else self.extractor.prepare(picture)
         return self._encode("the uploaded image", lambda: self.extractor.encode_images([picture])[0])
 
     def _joint(self, image: Any, text: str) -> Tensor:

@@ -252,6 +252,13 @@ def upload_row(queries: Queries, data: bytes, limits: Limits) -> tuple[np.ndarra
         picture = decode(data, limits.upload_pixels)
     except ItemError as error:
         raise RequestError(f"the file is no image that can be used: {error}") from None
+    needed = queries.extractor.prepared_pixels(*picture.size)
+    if needed > limits.upload_pixels:
+        width, height = picture.size
+        raise RequestError(
+            f"the image of {width}x{height} would be prepared as {needed:,} pixels, limit {limits.upload_pixels:,}: crop it",
+            413,
+        )
     row = queries.upload(picture)
     small, out = picture.copy(), io.BytesIO()
     small.thumbnail((256, 256))

@@ -21,7 +21,7 @@ from pipeline.extraction.extractors import _cards
 from pipeline.extraction.extractors._fittable import FitOptions, Fittable
 from pipeline.extraction.extractors.base import Card, ExtractorOptions
 from pipeline.extraction.images import decoder
-from pipeline.extraction.pixels import levels_of, normalised
+from pipeline.extraction.pixels import levels_of, normalised, resized_pixels
 from pipeline.extraction.tokens import Tokens
 from pipeline.extraction.transfer import to_device
 
@@ -181,6 +181,9 @@ class ClipExtractor(Fittable):
                 return {"pixel_values": values}
         arrays = self.processor(images=[image], return_tensors="np")
         return {name: np.asarray(value)[0] for name, value in arrays.items()}
+
+    def prepared_pixels(self, width: int, height: int) -> int:
+        return max(width * height, resized_pixels(self.processor, width, height))
 
     def prepare_texts(self, texts: Sequence[str]) -> list[np.ndarray]:
         return self.tokens.encode([clean_text(text, self.clean) for text in texts])
