@@ -57,7 +57,7 @@ def command(
     dataset = load(job, data)
     limits = Limits(upload_bytes=int(max_upload_mb * 1e6))
     engine = open_engine(job, dataset, workspace, runs, device, cached_only, limits, log)
-    saved = saved_folder(save, dataset)
+    saved = saved_folder(save, engine, log)
     listen(
         lambda token, hosts: make_app(engine, job.title or job.name, token, hosts, saved), host, port, log, click.echo
     )

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from manifests.errors import FashionNTMError
-from manifests.identity import digest
+from manifests.identity import digest, file_digest
 
 _FILES = ["*.json", "*.txt", "*.model", "*.jinja", "model.safetensors", "model-*.safetensors"]
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -190,6 +190,16 @@ def weights_digest(checkpoint: Checkpoint) -> str:
             total.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
             total.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
     return total.hexdigest()
+
+
+def origin(checkpoint: Checkpoint) -> dict[str, str]:
+    """Content digests of a checkpoint that a fit starts from, by part; independent of its path."""
+    others = {p.name: file_digest(p) for p in side_files(checkpoint) if p.name != "config.json"}
+    return {
+        "weights": weights_digest(checkpoint),
+        "config": config_digest(checkpoint),
+        "files": digest(others),  # tokenizer and preprocessing
+    }
 
 
 def config_digest(checkpoint: Checkpoint) -> str:

@@ -6,6 +6,7 @@ Beside it only 8-bit work is left to the processor: resizing and cropping.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,21 @@ def normalised(processor: Any, levels: np.ndarray, image: Image.Image) -> np.nda
     for row, plane, out in zip(levels, pixels, values, strict=True):
         row.take(plane, out=out, mode="wrap")  # without a copy, unlike mode "raise"; a uint8 cannot be out of range
     return values
+
+
+def resized_pixels(processor: Any, width: int, height: int) -> int:
+    """Pixels after the resize of a ``processor`` that scales the shorter side; 0 where it resizes to a fixed size.
+
+    An image of 100000 x 1 becomes one of 22400000 x 224.
+    """
+    size = getattr(processor, "size", None)
+    short, long = (getattr(size, name, None) for name in ("shortest_edge", "longest_edge"))
+    if not short or not getattr(processor, "do_resize", False):
+        return 0
+    scale = short / min(width, height)
+    if long:
+        scale = min(scale, long / max(width, height))
+    return math.ceil(width * scale) * math.ceil(height * scale)
 
 
 def _same(processor: Any, levels: np.ndarray, size: tuple[int, int]) -> bool:

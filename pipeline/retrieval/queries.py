@@ -14,9 +14,7 @@ from cache import Store
 from manifests.errors import FashionNTMError, IncompleteError
 from manifests.identity import pair_key, stack_keys, text_key
 from manifests.schema import Dataset, RunSpec
-from pipeline.composition.checkpoint import load_composer
-from pipeline.composition.composers.base import Composer
-from pipeline.composition.request import composer_request
+from pipeline.retrieval.live import store_composer
 from pipeline.workspace import Workspace
 
 
@@ -24,30 +22,17 @@ class QueryError(IncompleteError, ValueError):
     """A query that cannot be made: a text that is not cached without an extractor, or an image without features."""
 
 
-def spec_composer(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Composer | None:
-    """The composer that made the spec's query rows, in eval mode; None for a joint model, which needs none."""
-    from pipeline.stage1 import composer_folder
-
-    backbone, request = workspace.backbone(spec, dataset), composer_request(spec)
-    if "query" in backbone.tables:
-        return None
-    assert request is not None
-    if not request.kind.trainable:
-        return request.kind(request.options, backbone.tables["image"].dim, backbone.tables["text"].dim).eval()
-    return load_composer(request.weights or composer_folder(request, spec, dataset, backbone))[0]
-
-
 class Queries:
     """Makes f_qry of any catalogue image and any text. One text goes through the tower once, and never if it is cached.
 
-    ``extractor``: a loaded extractor, or None to work from cached rows alone. Safe in threads: the extractor runs in
-    one at a time.
+    ``extractor``: the store's (``live.store_extractor``), or None to work from cached rows alone. Safe in threads: the
+    extractor runs in one at a time.
     """
 
     def __init__(self, spec: RunSpec, dataset: Dataset, workspace: Workspace, extractor: Any = None):
         self.dataset, self.extractor = dataset, extractor
         self.backbone: Store = workspace.backbone(spec, dataset)
-        self.composer = spec_composer(spec, dataset, workspace)
+        self.composer = store_composer(spec, dataset, workspace)
         self._bound = self.backbone.catalogue()
         self._texts: dict[str, np.ndarray] = {}
         self._lock = Lock()
@@ -101,7 +86,8 @@ class Queries:
     def upload(self, picture: Any) -> np.ndarray:
         """The row of an image from outside the catalogue: an RGB Pillow image, or a caption for a caption gallery."""
         if self.composer is None:
-            return picture  # a joint model reads it together with the text
+            # a joint model reads it together with the text; prepared it is small, and kept for the whole dialogue
+            return picture if self.extractor.reads == "caption" else self.extractor.prepare(picture)
         return self._encode("the uploaded image", lambda: self.extractor.encode_images([picture])[0])
 
     def _joint(self, image: Any, text: str) -> Tensor:

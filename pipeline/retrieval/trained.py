@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from manifests.errors import IncompleteError, ManifestError, Problem
+from pipeline.results.files import ResultFiles
 from pipeline.stage2 import StageTwo
 from pipeline.training.checkpoint import load_model
 from pipeline.training.data import SessionFeatures
@@ -21,13 +22,17 @@ DIGITS = 4  # fewest digits of a run id that may stand for it
 
 @dataclass(frozen=True)
 class Trained:
-    """One finished run with its model in eval mode. ``label`` is unique among the runs shown together."""
+    """One finished run with its model in eval mode. ``label`` is unique among the runs shown together.
+
+    ``weights``: SHA-256 of the weights that were loaded.
+    """
 
     label: str
     title: str
     seed: int | None
     folder: RunFolder
     model: MemoryModel
+    weights: str
 
     @property
     def run(self) -> str:
@@ -93,7 +98,7 @@ def _load(folders: Sequence[RunFolder], device: torch.device) -> list[Trained]:
             label += f" seed {seed}" if seed is not None else f" {folder.id[:6]}"
         if any(other.label == label for other in out):
             label += f" {folder.id[:6]}"
-        out.append(Trained(label, model.title, seed, folder, model))
+        out.append(Trained(label, model.title, seed, folder, model, ResultFiles.of(folder.path).weights()))
     return out
 
 

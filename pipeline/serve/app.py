@@ -19,10 +19,12 @@ from manifests.errors import FashionNTMError
 from pipeline.retrieval.queries import known_texts
 from pipeline.serve.engine import UPLOAD, Engine, Talk, described_row, upload_row
 from pipeline.serve.guard import Guard
-from pipeline.serve.limits import RequestError, clean_text
+from pipeline.serve.limits import RequestError, clean_text, number_of
 from pipeline.serve.saved import SavedDialogues
+from pipeline.serve.uploads import Uploads
 
 PAGE = 48  # catalogue images a page of the chooser
+DEPTH = 4  # of the JSON of a request
 SIZES = (96, 192, 384)
 FILES = resources.files("pipeline.serve")
 
@@ -42,7 +44,7 @@ def make_app(
         Route("/", page.index),
         Route("/api/about", page.about),
         Route("/api/images", page.images),
-        Route("/image/{number:int}", page.image),
+        Route("/image/{number}", page.image),
         Route("/api/dialogues", page.start, methods=["POST"]),
         Route("/api/uploads", page.upload, methods=["POST"]),
         Route("/api/dialogues/{id}", page.show),
@@ -52,9 +54,11 @@ def make_app(
         Mount("/static", StaticFiles(directory=str(FILES / "static"))),
     ]
     handlers = {FashionNTMError: _refused}
-    return Starlette(
+    app = Starlette(
         routes=routes, middleware=[Middleware(Guard, token=token, hosts=hosts)], exception_handlers=handlers
     )
+    app.state.uploads = page.uploads
+    return app
 
 
 def _refused(_: Request, error: Exception) -> Response:
@@ -70,10 +74,15 @@ async def body(request: Request, most: int) -> dict[str, Any]:
             raise RequestError(f"a request has at most {most:,} bytes", 413)
     try:
         values = json.loads(data or b"{}")
-    except ValueError:
-        raise RequestError("the request is not JSON") from None
+    except (ValueError, RecursionError):  # ValueError also for an integer of thousands of digits
+        raise RequestError("the request is not JSON that can be read") from None
     if not isinstance(values, dict):
         raise RequestError("the request is no JSON object")
+    level: list[Any] = [values]
+    for _ in range(DEPTH):
+        level = [v for x in level for v in (x.values() if isinstance(x, dict) else x) if isinstance(v, dict | list)]
+    if level:
+        raise RequestError(f"the request is nested deeper than {DEPTH} levels")
     return values
 
 
@@ -81,7 +90,7 @@ class _Page:
     ACTIONS = ("say", "choose", "back", "permute", "models", "save")
 
     def __init__(self, engine: Engine, title: str, saved: SavedDialogues | None):
-        self.engine, self.title, self.saved = engine, title, saved
+        self.engine, self.title, self.saved, self.uploads = engine, title, saved, Uploads(engine.limits)
         self.said = known_texts(engine.queries, [s for s in engine.dataset.sessions if s.split == "test"])
 
     async def index(self, _: Request) -> Response:
@@ -116,7 +125,7 @@ class _Page:
         return JSONResponse({"images": [self._card(image) for image in found], "total": total, "first": first})
 
     async def image(self, request: Request) -> Response:
-        image = self.engine.image_id(request.path_params["number"])
+        image = self.engine.image_id(number_of(request.path_params["number"]))
         asked = request.query_params.get("w", "")
         size = (
             min((s for s in SIZES if s >= int(asked)), default=SIZES[-1])
@@ -141,22 +150,15 @@ class _Page:
         return JSONResponse(await run_in_threadpool(work))
 
     async def upload(self, request: Request) -> Response:
-        limits = self.engine.limits
-        if int(request.headers.get("content-length") or 0) > limits.upload_bytes + limits.body_bytes:
-            raise RequestError(f"the file is larger than {limits.upload_bytes / 1e6:.0f} MB: make it smaller", 413)
-        data = b""
-        async for part in request.stream():
-            data += part
-            if len(data) > limits.upload_bytes:
-                raise RequestError(f"the file is larger than {limits.upload_bytes / 1e6:.0f} MB: make it smaller", 413)
         asked = request.query_params
         models = asked.getlist("model") or None
+        async with self.uploads.body(request) as data:
 
-        def work() -> dict[str, Any]:
-            found = upload_row(self.engine.queries, data, limits)
-            return self._view(self.engine.start(asked.get("category"), models=models, upload=found))
+            def work() -> dict[str, Any]:
+                found = upload_row(self.engine.queries, data, self.engine.limits)
+                return self._view(self.engine.start(asked.get("category"), models=models, upload=found))
 
-        return JSONResponse(await run_in_threadpool(work))
+            return JSONResponse(await self.uploads.decoded(work))
 
     async def show(self, request: Request) -> Response:
         return JSONResponse(await run_in_threadpool(self._shown, request.path_params["id"]))
@@ -197,7 +199,7 @@ class _Page:
             elif self.saved is None:
                 raise RequestError("this server saves no dialogues: start it with --save DIR")
             else:
-                self.saved.add(self.engine.session(talk))
+                self.saved.add(self.engine.session(talk), [self.engine.trained[label] for label in talk.models])
             return self._view(talk)
 
     def _shown(self, talk_id: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from manifests.schema import TURN_JOIN, Dataset, Session, Turn
 from pipeline.results.evaluate import Candidates, load_candidates
+from pipeline.retrieval.identity import data_of
 from pipeline.retrieval.index import ExactIndex
 from pipeline.retrieval.pictures import Pictures
 from pipeline.retrieval.queries import Queries
@@ -67,6 +68,7 @@ class Engine:
         loaded: dict[str, Candidates] = load_candidates(store, galleries)
         self.galleries = {name: found for name, found in loaded.items() if found.images}
         self.indexes = {name: ExactIndex(found.features, device) for name, found in self.galleries.items()}
+        self.made_with = data_of(store, self.galleries, dataset.split("train"))
         self.numbers = {image: n for n, image in enumerate(dataset.images)}
         self.ids = list(dataset.images)
         self._talks: OrderedDict[str, Talk] = OrderedDict()
@@ -250,6 +252,13 @@ def upload_row(queries: Queries, data: bytes, limits: Limits) -> tuple[np.ndarra
         picture = decode(data, limits.upload_pixels)
     except ItemError as error:
         raise RequestError(f"the file is no image that can be used: {error}") from None
+    needed = queries.extractor.prepared_pixels(*picture.size)
+    if needed > limits.upload_pixels:
+        width, height = picture.size
+        raise RequestError(
+            f"the image of {width}x{height} would be prepared as {needed:,} pixels, limit {limits.upload_pixels:,}: crop it",
+            413,
+        )
     row = queries.upload(picture)
     small, out = picture.copy(), io.BytesIO()
     small.thumbnail((256, 256))

@@ -73,14 +73,17 @@ class Guard:
         await (refused or self.app)(scope, receive, guarded)
 
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
-        host = headers.get("host", "")
-        name = (urlsplit(f"//{host}").hostname or "").lower() if host else ""
+        host, origin = headers.get("host", ""), headers.get("origin")
+        try:
+            asked = urlsplit(f"//{host}")
+            name, _ = (asked.hostname or "").lower(), asked.port  # a port that is no number is a ValueError
+            sender = None if origin is None else urlsplit(origin).netloc.lower()
+        except ValueError:
+            return JSONResponse({"error": "the Host or Origin header is malformed"}, 400)
         if self.hosts and name not in self.hosts and not is_loopback(name):
             return JSONResponse({"error": f"this server does not answer to the name {name!r}"}, 421)
-        if scope["method"] not in ("GET", "HEAD"):
-            origin = headers.get("origin")
-            if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-                return JSONResponse({"error": "a request from another site is refused"}, 403)
+        if scope["method"] not in ("GET", "HEAD") and sender is not None and sender != host.lower():
+            return JSONResponse({"error": "a request from another site is refused"}, 403)
         if self.token and self._given(scope, headers) is None:
             message = "this server needs its token: open the address that it printed when it started"
             return JSONResponse({"error": message}, 401)

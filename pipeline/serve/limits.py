@@ -18,13 +18,25 @@ class RequestError(FashionNTMError, ValueError):
 
 class Limits(Frozen):
     upload_bytes: int = Field(8_000_000, ge=1)
-    upload_pixels: int = Field(40_000_000, ge=1)
+    upload_pixels: int = Field(
+        40_000_000, ge=1
+    )  # of a file, and of the largest image made of it on the way to the model
+    upload_buffer: int = Field(64_000_000, ge=1)  # bytes of all files in memory at once
+    upload_seconds: float = Field(60, gt=0)  # for a file to arrive
+    decodes: int = Field(2, ge=1)  # uploads decoded and encoded at once
     body_bytes: int = Field(16_384, ge=1)  # of a JSON request
     text: int = Field(500, ge=1)  # characters of one feedback
     turns: int = Field(32, ge=1)  # of one dialogue
     dialogues: int = Field(1_000, ge=1)  # remembered at once; the one not used for longest is forgotten
     results: int = Field(50, ge=1)  # shown a turn, at most
     models: int = Field(2, ge=1)  # side by side
+
+
+def number_of(text: str) -> int:
+    """A number in an address, up to 9 digits. Raises RequestError (404): Python refuses to read thousands of digits."""
+    if not text.isdecimal() or len(text) > 9:
+        raise RequestError(f"there is nothing of number {text[:20]!r}", 404)
+    return int(text)
 
 
 def clean_text(value: object, most: int) -> str:

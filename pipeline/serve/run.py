@@ -11,6 +11,7 @@ from typing import Any
 
 from manifests.errors import FashionNTMError, IncompleteError
 from manifests.schema import Dataset, RunSpec
+from pipeline.retrieval.live import store_extractor
 from pipeline.retrieval.queries import Queries
 from pipeline.retrieval.trained import Trained, runs_by_id, trained_runs
 from pipeline.serve.engine import Engine
@@ -34,12 +35,14 @@ def open_engine(
 ) -> Engine:
     """The gallery, the trained runs (all of the spec's, or ``runs`` by id) and, where it can be loaded, the extractor.
 
-    Raises IncompleteError when no run is trained. An extractor that cannot be loaded is no error: the page says why,
-    and cached texts still work.
+    Raises IncompleteError when no run is trained, or the extractor is not the one that made the store's rows. One that
+    cannot be loaded is no error: the page says why, and cached texts still work.
     """
     stage = StageTwo(spec, dataset, workspace, device, log)
     trained = runs_by_id(stage, runs) if runs else _all(stage)
-    extractor, why = (None, "It was switched off by --cached-only.") if cached_only else _extractor(spec, device)
+    extractor, why = None, "It was switched off by --cached-only."
+    if not cached_only:
+        extractor, why = _extractor(spec, dataset, workspace, device)
     if extractor is None and not cached_only:
         log(f"no live queries: {why}")
     queries = Queries(spec, dataset, workspace, extractor)
@@ -53,11 +56,11 @@ def _all(stage: StageTwo) -> list[Trained]:
     return found[::-1]  # the spec's last model is the one it is about: shown first
 
 
-def _extractor(spec: RunSpec, device: str) -> tuple[Any, str]:
-    from pipeline.extraction.extractors import load_extractor
-
+def _extractor(spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str) -> tuple[Any, str]:
     try:
-        return load_extractor(spec, device), ""
+        return store_extractor(spec, dataset, workspace, device), ""
+    except IncompleteError as error:
+        raise IncompleteError(f"{error}; `--cached-only` serves the cached texts without it") from error
     except (FashionNTMError, OSError, ImportError) as error:
         return None, f"It cannot be loaded: {error}"
 
@@ -103,8 +106,13 @@ def listen(make: Callable[[str | None, tuple[str, ...]], Any], host: str, port: 
         uvicorn.Server(config).run(sockets=[server])
 
 
-def saved_folder(folder: Path | None, dataset: Dataset) -> Any:
-    """The ``SavedDialogues`` of --save, or None."""
+def saved_folder(folder: Path | None, engine: Engine, log: Log) -> Any:
+    """The ``SavedDialogues`` of --save, or None; what other runs answered in it goes to the log."""
     from pipeline.serve.saved import SavedDialogues
 
-    return None if folder is None else SavedDialogues(folder, dataset)
+    if folder is None:
+        return None
+    saved = SavedDialogues(folder, engine.dataset, engine.made_with)
+    if others := saved.of_other_runs(engine.trained.values()):
+        log(others)
+    return saved

@@ -18,7 +18,7 @@ from manifests.schema import Dataset
 from pipeline.retrieval.pictures import Pictures
 from pipeline.serve.app import body, render
 from pipeline.serve.guard import Guard
-from pipeline.serve.limits import RequestError
+from pipeline.serve.limits import RequestError, number_of
 from pipeline.study.questions import StudyError
 from pipeline.study.store import StudyFile
 
@@ -37,7 +37,7 @@ def make_study_app(
         Route("/api/join", page.join, methods=["POST"]),
         Route("/api/question", page.question, methods=["POST"]),
         Route("/api/answer", page.answer, methods=["POST"]),
-        Route("/image/{place:int}", page.image),
+        Route("/image/{place}", page.image),
         Mount("/static/study", StaticFiles(directory=ours)),
         Mount("/static", StaticFiles(directory=theirs)),
     ]
@@ -67,7 +67,7 @@ class _Study:
         return HTMLResponse(render("study.html", "pipeline.study", title=self.title))
 
     async def image(self, request: Request) -> Response:
-        place = request.path_params["place"]
+        place = number_of(request.path_params["place"])
         data = None
         if place < len(self.images):
             data = await run_in_threadpool(self.pictures.thumbnail, self.images[place], SIZE)

@@ -55,6 +55,8 @@ class StudyResults:
     tests: tuple[SignTest, ...]
     participants: dict[str, dict[str, int]]  # name -> model -> times chosen (Figure 7)
     progress: dict[str, int]  # name -> questions answered
+    models: tuple[dict[str, Any], ...]  # label, title, run id and SHA-256 of the weights of each model compared
+    made_with: dict[str, Any]  # digests of the features, galleries and test sessions; {} in an older file
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self) | {"rates": [asdict(rate) | {"rate": rate.rate} for rate in self.rates]}
@@ -89,6 +91,11 @@ class StudyResults:
         for name, counts in self.participants.items():
             shown = ", ".join(f"{model} {count}" for model, count in counts.items())
             lines.append(f"  {name}: {shown} ({self.progress[name]} of {self.questions} answered)")
+        lines += ["", "Compared:"]
+        for model in self.models:
+            weights = model.get("weights")
+            known = f"weights {weights[:12]}" if weights else "weights not recorded"
+            lines.append(f"  {model['label']}: run {model['run']}, {known}")
         lines += [
             "",
             "Answers of one participant, and on one session, are not independent: read the tests by session first.",
@@ -137,6 +144,8 @@ def study_results(study: StudyFile) -> StudyResults:
         tuple(_tests(list(titles), votes)),
         people,
         dict(Counter(a.participant for a in answers)),
+        tuple(study.about["models"]),
+        study.about.get("made_with", {}),
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from manifests.schema import Dataset, RunSpec
+from pipeline.retrieval.identity import changes, data_of, models_of
 from pipeline.retrieval.testbed import TestBed
 from pipeline.retrieval.trained import Trained, trained_runs
 from pipeline.stage2 import StageTwo
@@ -36,7 +37,8 @@ def open_study(
 ) -> StudyFile:
     """The study in ``path``, made if it is not there. What was asked once stays as it is: answers must compare.
 
-    Raises StudyError when the file holds a study of other settings, naming them.
+    Raises StudyError when the file holds a study of other settings, or of other runs, weights, features, galleries or
+    test sessions than those there are now, naming them.
     """
     asked = {
         "spec": spec.name,
@@ -58,6 +60,7 @@ def open_study(
             raise StudyError(
                 f"{path}: holds a study of other settings ({'; '.join(changed)}): name a new file with --db"
             )
+        _check_identity(study, StageTwo(spec, dataset, workspace, device, log))
         log(f"going on with {path}: {len(study.questions)} questions, {len(study.answers())} answers so far")
         return study
     stage = StageTwo(spec, dataset, workspace, device, log)
@@ -65,9 +68,29 @@ def open_study(
     bed = TestBed(stage)
     questions, differ = draw_questions(bed, chosen, sessions, k, seed)
     log(f"{len(questions)} questions; the models differ on {differ:,} of {len(bed.sessions):,} test sessions")
-    runs: list[dict[str, Any]] = [{"label": m.label, "title": m.title, "run": m.run} for m in chosen]
-    facts = {"models": runs, "differ": differ, "test_sessions": len(bed.sessions), "store": stage.store.fingerprint}
+    runs = [{**about, "title": m.title} for about, m in zip(models_of(chosen), chosen, strict=True)]
+    facts = {"models": runs, "differ": differ, "test_sessions": len(bed.sessions), "made_with": _data_of(stage)}
     return StudyFile.create(path, {**asked, **facts}, questions)
+
+
+def _data_of(stage: StageTwo) -> dict[str, Any]:
+    return data_of(stage.store, stage.candidates, stage.dataset.split("test"))
+
+
+def _check_identity(study: StudyFile, stage: StageTwo) -> None:
+    """Raise StudyError where the questions were drawn from other models or data than those there are now."""
+    known = {m["label"]: {"run": m["run"], "weights": m.get("weights")} for m in study.about["models"]}
+    models = models_of(trained_runs(stage)[0])
+    present = {m[name]: {"run": m["run"], "weights": m["weights"]} for name in ("label", "run") for m in models}
+    changed = changes(
+        {**study.about.get("made_with", {}), "models": known},
+        {**_data_of(stage), "models": {label: present.get(m["run"], present.get(label)) for label, m in known.items()}},
+    )
+    if changed:
+        raise StudyError(
+            f"{study.path}: its questions were drawn with other models or data ({changed}): answers to both would be "
+            "counted as one; name a new file with --db"
+        )
 
 
 def _choose(stage: StageTwo, models: Sequence[str]) -> list[Trained]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -31,12 +31,15 @@ class FitOptions(Frozen):
     towers: Literal["both", "image", "text"] = "both"  # dual encoders: which are trained
 
 
+STARTS = ("model", "revision", "text_model", "image_model")  # options that name what a fit starts from
+
+
 class Fittable(Extractor):
     """An extractor with weights that can be trained. ``network`` holds exactly what is trained and saved."""
 
     fittable: ClassVar[bool] = True
     network: nn.Module
-    starts: Mapping[str, str] = {}  # SHA-256 of the pretrained weights that ``fresh`` started from, by part
+    starts: Mapping[str, Any] = {}  # ``origin`` of the weights that ``fresh`` loaded
 
     @classmethod
     @abstractmethod
@@ -50,6 +53,14 @@ class Fittable(Extractor):
     def starts_from(cls, options: ExtractorOptions) -> bool:
         """Whether ``options`` ask for a model that has to be fitted first."""
         raise NotImplementedError
+
+    @classmethod
+    @abstractmethod
+    def origin(cls, options: ExtractorOptions) -> dict[str, Any]:
+        """Content digests of what ``fresh`` starts from, by part (``hub.origin``); {} where all weights are drawn.
+
+        Part of a fit's key in place of ``STARTS``. Raises ModelError when a model is not found.
+        """
 
     @abstractmethod
     def queries(self, images: list[Prepared], texts: list[Prepared], alpha: float) -> Tensor:

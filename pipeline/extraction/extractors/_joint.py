@@ -153,6 +153,12 @@ class JointExtractor(Fittable):
         return options.model is None  # type: ignore[attr-defined]
 
     @classmethod
+    def origin(cls, options: ExtractorOptions) -> dict[str, Any]:
+        assert isinstance(options, JointOptions)
+        named = (("text", options.text_model), ("image", options.image_model))
+        return {part: hub.origin(hub.locate(name)) for part, name in named if name}
+
+    @classmethod
     def fresh(cls, options: ExtractorOptions, device: torch.device, texts: Sequence[str]) -> Self:
         assert isinstance(options, JointOptions)
         made = cls.__new__(cls)
@@ -180,7 +186,7 @@ class JointExtractor(Fittable):
         if image:
             network.image.load_state_dict(hub.load_model(image, torch.float32, cpu).state_dict())
         made._set(network.to(device), tokenizer)
-        made.starts = {k: hub.weights_digest(c) for k, c in (("text", text), ("image", image)) if c is not None}
+        made.starts = cls.origin(options)
         return made
 
     def save(self, folder: Path) -> None:

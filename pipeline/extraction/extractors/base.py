@@ -128,6 +128,10 @@ class Extractor(ABC):
         """One RGB image as the model takes it. Thread-safe."""
         raise ExtractorError(f"extractor {self.name!r} reads no pixels")
 
+    def prepared_pixels(self, width: int, height: int) -> int:
+        """Pixels of the largest image that ``prepare`` makes of one of this size: what its memory grows with."""
+        return width * height
+
     def prepare_texts(self, texts: Sequence[str]) -> list[Prepared]:
         """Texts as the model takes them, e.g. token ids; ``len()`` of each is its cost. Thread-safe."""
         return list(texts)

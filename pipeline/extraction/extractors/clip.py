@@ -21,7 +21,7 @@ from pipeline.extraction.extractors import _cards
 from pipeline.extraction.extractors._fittable import FitOptions, Fittable
 from pipeline.extraction.extractors.base import Card, ExtractorOptions
 from pipeline.extraction.images import decoder
-from pipeline.extraction.pixels import levels_of, normalised
+from pipeline.extraction.pixels import levels_of, normalised, resized_pixels
 from pipeline.extraction.tokens import Tokens
 from pipeline.extraction.transfer import to_device
 
@@ -89,11 +89,19 @@ class ClipExtractor(Fittable):
         return options.fit is not None  # type: ignore[attr-defined]
 
     @classmethod
+    def origin(cls, options: ExtractorOptions) -> dict[str, Any]:
+        assert isinstance(options, ClipOptions)
+        known = _cards.preset(_cards.CLIP, options.model)
+        name = known.source if known else options.model
+        found = hub.origin(hub.locate(name, options.revision, options.trust_remote_code))
+        return {"model": found} | ({"clean": known.clean} if known and options.clean == "auto" else {})
+
+    @classmethod
     def fresh(cls, options: ExtractorOptions, device: torch.device, texts: Sequence[str]) -> Self:
         """The towers of ``model``, with gradients on those that ``fit.towers`` names (the texts are not needed)."""
         assert isinstance(options, ClipOptions)
         made = cls(options.model_copy(update={"dtype": "float32"}), device)
-        made.network, made.starts = made.model, {"model": made._weights}
+        made.network, made.starts = made.model, cls.origin(options)
         towers = options.fit.towers if options.fit else "both"
         for name, parameter in made.model.named_parameters():
             of_image, of_text = name.startswith(("vision_model.", "visual_")), name.startswith("text_")
@@ -173,6 +181,9 @@ class ClipExtractor(Fittable):
                 return {"pixel_values": values}
         arrays = self.processor(images=[image], return_tensors="np")
         return {name: np.asarray(value)[0] for name, value in arrays.items()}
+
+    def prepared_pixels(self, width: int, height: int) -> int:
+        return max(width * height, resized_pixels(self.processor, width, height))
 
     def prepare_texts(self, texts: Sequence[str]) -> list[np.ndarray]:
         return self.tokens.encode([clean_text(text, self.clean) for text in texts])

@@ -113,6 +113,10 @@ class SprcExtractor(Extractor):
         """uint8 [3, size, size]: padded to at most 1.25 : 1, the shorter side resized, the centre cut out."""
         return target_pad(image, self.size)
 
+    def prepared_pixels(self, width: int, height: int) -> int:
+        longest = max(width, height)  # with the bars of ``target_pad``; what is resized after it is small
+        return longest * max(int(longest / RATIO) + 1, min(width, height))
+
     def prepare_texts(self, texts: Sequence[str]) -> list[np.ndarray]:
         return self.tokens.encode([blip_caption(text) for text in texts])
 

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from manifests.errors import IncompleteError, Problems
-from manifests.identity import digest
+from manifests.errors import FashionNTMError, IncompleteError, Problems
+from manifests.identity import changed_fields, digest
 from manifests.options import parse_options
 from manifests.schema import Component, Dataset, RunSpec, Session
 from manifests.validation import split_validation
 from pipeline.composition.request import composer_request
 from pipeline.device import resolve_device
 from pipeline.extraction.extractors import extractors
-from pipeline.extraction.extractors._fittable import FitOptions, Fittable
+from pipeline.extraction.extractors._fittable import STARTS, FitOptions, Fittable
 from pipeline.extraction.fitting.loop import SAVE_SECONDS, fit
 from pipeline.extraction.fitting.score import single_turn
 from pipeline.extraction.fitting.state import Progress
@@ -64,11 +65,40 @@ class _Request:
     fit: FitOptions
     alpha: float
 
+    @cached_property
+    def origin(self) -> dict[str, Any]:
+        """Content digests of the weights that the fit starts from. Raises ModelError when they are not found."""
+        return self.family.origin(self.options)
+
     def folder(self, workspace: Workspace, sessions: tuple[Session, ...], dataset: Dataset) -> Path:
-        """Named by everything that decides the weights."""
-        about = [self.family.version, self.options.model_dump(exclude=_NO_WEIGHT), self.fit.model_dump(), self.alpha]
+        """Named by everything that decides the weights; what they start from counts by content, not by name."""
+        options = self.options.model_dump(exclude=_NO_WEIGHT)
+        options |= {name: None for name in STARTS if name in options}
+        about = [self.family.version, options, self.fit.model_dump(), self.alpha]
+        about += [self.origin] if self.origin else []
         key = digest([*about, dataset.name, digest_of(triplets_of(sessions))])[:12]
         return workspace.out / "extractors" / dataset.name / f"{self.family.__module__.rsplit('.', 1)[-1]}-{key}"
+
+    def record(self, folder: Path) -> dict[str, Any] | None:
+        """The record of the fit in ``folder``, None where it has not finished.
+
+        Raises FashionNTMError when it started from other weights than those there are now.
+        """
+        try:
+            found: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        self.check(found.get("started_from", {}), folder)
+        return found
+
+    def check(self, started_from: Mapping[str, Any], folder: Path) -> None:
+        """Raise FashionNTMError when ``started_from`` is not the present origin, naming what differs."""
+        changed = changed_fields(dict(started_from), self.origin)
+        if changed:
+            raise FashionNTMError(
+                f"the fit in {folder} started from other weights ({'; '.join(changed)}): remove that folder and run "
+                "`fit-extractor` again"
+            )
 
 
 def needs_fitting(spec: RunSpec) -> bool:
@@ -85,7 +115,7 @@ def fitted_spec(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> RunSpe
     if request is None:
         return spec
     folder = request.folder(workspace, _sessions(spec, dataset)[0], dataset)
-    if not (folder / RECORD).exists():
+    if request.record(folder) is None:
         raise IncompleteError(f"extractor '{spec.extractor.name}' is not fitted yet: run `fit-extractor {spec.asked}`")
     options = {key: value for key, value in spec.extractor.options.items() if key != "fit"}
     component = Component(**{"name": spec.extractor.name, **options, "model": str(folder.resolve())})
@@ -116,11 +146,12 @@ def fit_extractor_spec(
     sessions, validation = _sessions(spec, dataset)
     folder = request.folder(workspace, sessions, dataset)
     done = f"extract {spec.asked}"
-    if (folder / RECORD).exists():
-        return FittedExtractor(folder, json.loads((folder / RECORD).read_text(encoding="utf-8")), True, done)
+    if (found := request.record(folder)) is not None:
+        return FittedExtractor(folder, found, True, done)
     triplets = triplets_of(sessions)
     texts = list(dict.fromkeys(t.text for t in triplets))
     extractor = request.family.fresh(request.options, resolve_device(device), texts)
+    request.check(extractor.starts, folder)  # the files may have changed since they were digested for the key
     weights = sum(p.numel() for p in extractor.network.parameters() if p.requires_grad)
     tell(
         f"fitting {spec.extractor.name} on {len(triplets):,} triplets, {weights / 1e6:.1f} M weights, {extractor.device}"

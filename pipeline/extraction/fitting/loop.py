@@ -42,7 +42,7 @@ def fit(
         raise FashionNTMError(f"{len(triplets)} train triplets: an extractor needs at least two to be fitted on")
     network, device = extractor.network, extractor.device
     optimiser = torch.optim.AdamW(_groups(network, options.weight_decay), lr=options.learning_rate)
-    progress = load_state(folder, network, optimiser)
+    progress = load_state(folder, network, optimiser, extractor.starts)
     per_epoch = math.ceil(len(triplets) / options.batch_size)
     total, saved, began, done = options.epochs * per_epoch, time.monotonic(), time.monotonic(), 0
     network.train()
@@ -61,9 +61,9 @@ def fit(
                 progress.losses = []
             report(progress, total, done / (time.monotonic() - began))
             if time.monotonic() - saved >= save_seconds and progress.step < total:
-                save_state(folder, network, optimiser, progress)
+                save_state(folder, network, optimiser, progress, extractor.starts)
                 saved = time.monotonic()
-    save_state(folder, network, optimiser, progress)
+    save_state(folder, network, optimiser, progress, extractor.starts)
     network.eval()
     return progress
 

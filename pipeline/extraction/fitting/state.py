@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from manifests.errors import FashionNTMError
-from manifests.identity import file_digest
+from manifests.identity import changed_fields, file_digest
 
 STATE = "state.json"
+NOTHING: Mapping[str, Any] = {}  # a fit whose weights are all drawn
 
 
 @dataclass
@@ -27,8 +29,16 @@ class Progress:
     curve: list[float] = field(default_factory=list)
 
 
-def save_state(folder: Path, network: nn.Module, optimiser: torch.optim.Optimizer, progress: Progress) -> None:
+def save_state(
+    folder: Path,
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    progress: Progress,
+    starts: Mapping[str, Any] = NOTHING,
+) -> None:
     """Write everything that the next step depends on. A kill at any moment leaves the old state or the new one.
+
+    ``starts``: content digests of the weights that the fit started from, checked by ``load_state``.
 
     Random numbers are drawn from (seed, step), so no generator's state is needed.
     """
@@ -42,7 +52,7 @@ def save_state(folder: Path, network: nn.Module, optimiser: torch.optim.Optimize
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary)
     _sync(temporary)
     temporary.replace(file)
-    about = {"file": file.name, "sha256": file_digest(file), **vars(progress)}
+    about = {"file": file.name, "sha256": file_digest(file), "started_from": dict(starts), **vars(progress)}
     temporary = folder / (STATE + ".tmp")
     temporary.write_text(json.dumps(about) + "\n", encoding="utf-8")
     _sync(temporary)
@@ -52,16 +62,21 @@ def save_state(folder: Path, network: nn.Module, optimiser: torch.optim.Optimize
             old.unlink()
 
 
-def load_state(folder: Path, network: nn.Module, optimiser: torch.optim.Optimizer) -> Progress:
+def load_state(
+    folder: Path, network: nn.Module, optimiser: torch.optim.Optimizer, starts: Mapping[str, Any] = NOTHING
+) -> Progress:
     """Put the state in ``folder`` into ``network`` and ``optimiser``; a fresh Progress when there is none.
 
-    Raises FashionNTMError when the files do not belong together, naming the folder to remove.
+    Raises FashionNTMError when the files do not belong together, or the fit began from other weights than ``starts``,
+    naming the folder to remove.
     """
     try:
         about: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return Progress()
     try:
+        if changed := changed_fields(about.pop("started_from", {}), dict(starts)):
+            raise ValueError(f"it started from other weights: {'; '.join(changed)}")
         file = folder / about.pop("file")
         if file_digest(file) != about.pop("sha256"):
             raise ValueError(f"{file.name} has changed since it was written")

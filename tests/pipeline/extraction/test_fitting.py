@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from cache import Store
 from manifests.errors import FashionNTMError, IncompleteError
 from manifests.load import load_dataset
 from manifests.schema import Component, Dataset, RunSpec
+from pipeline.extraction import hub
 from pipeline.extraction.extractors import load_extractor
 from pipeline.extraction.fitting.job import RECORD, fit_extractor_spec, fitted_spec
 from pipeline.extraction.fitting.loop import cycle
@@ -196,6 +198,50 @@ def test_clip_is_fine_tuned_in_the_towers_asked_for(towers: str, world: Dataset,
     assert stage.composed is not None and Store.open(stage.composed.path).tables["query"].rows > 0
 
 
+def test_a_fit_belongs_to_the_content_of_the_weights_it_starts_from(world: Dataset, tmp_path: Path) -> None:
+    """Other weights under the same path: another fit. The same weights under another path: the same fit."""
+    base, workspace = save_clip(tmp_path / "clip"), Workspace(tmp_path / "out")
+    spec = spec_for("clip", model=str(base), fit={**FIT, "epochs": 1})
+    first = fit_extractor_spec(spec, world, workspace, "cpu")
+    assert first.record["started_from"]["model"]["weights"] == hub.weights_digest(hub.locate(str(base)))
+    moved = spec_for("clip", model=str(save_clip(tmp_path / "moved")), fit={**FIT, "epochs": 1})
+    assert fit_extractor_spec(moved, world, workspace, "cpu").reused
+
+    save_clip(base, seed=1)
+    with pytest.raises(IncompleteError, match="is not fitted yet: run `fit-extractor s`"):
+        fitted_spec(spec, world, workspace)
+    second = fit_extractor_spec(spec, world, workspace, "cpu")
+    assert not second.reused and second.folder != first.folder and not same(first.folder, second.folder)
+
+    shutil.copyfile(first.folder / RECORD, second.folder / RECORD)  # as if it were the first one's
+    for use in (lambda: fitted_spec(spec, world, workspace), lambda: fit_extractor_spec(spec, world, workspace, "cpu")):
+        with pytest.raises(
+            FashionNTMError, match=r"started from other weights \(model\.weights: .* -> .*fit-extractor"
+        ):
+            use()
+
+
+def test_the_state_of_a_fit_from_other_weights_is_not_resumed(world: Dataset, tmp_path: Path) -> None:
+    base, workspace = save_clip(tmp_path / "clip"), Workspace(tmp_path / "out")
+    spec = spec_for("clip", model=str(base), fit=FIT)
+
+    def stop(progress: Progress, total: int, rate: float) -> None:
+        if progress.step == 2:
+            raise KeyboardInterrupt
+
+    folders = []
+    for seed in (0, 1):
+        save_clip(base, seed=seed)
+        with pytest.raises(KeyboardInterrupt):
+            fit_extractor_spec(spec, world, workspace, "cpu", on_step=stop, save_seconds=0)
+        folders += [f for f in (tmp_path / "out").glob("extractors/*/*/unfinished") if f not in folders]
+    first, second = folders
+    shutil.rmtree(second)
+    first.rename(second)
+    with pytest.raises(FashionNTMError, match=r"cannot be resumed \(it started from other weights: model\.weights: "):
+        fit_extractor_spec(spec, world, workspace, "cpu")
+
+
 def test_pretrained_backbones_are_where_it_starts(tmp_path: Path) -> None:
     text, image = save_bert(tmp_path / "bert"), save_resnet(tmp_path / "resnet")
     tiny = {**VLP, "text_model": str(text), "image_model": str(image), "max_tokens": 8, "landmarks": 2}
@@ -207,6 +253,9 @@ def test_pretrained_backbones_are_where_it_starts(tmp_path: Path) -> None:
         for name, value in weights(start).items():
             if not name.startswith("pooler."):
                 torch.testing.assert_close(part.state_dict()[name], value, rtol=0, atol=0)
+    assert {n: made.starts[n]["weights"] for n in ("text", "image")} == {
+        n: hub.weights_digest(hub.locate(str(f))) for n, f in (("text", text), ("image", image))
+    }
     with pytest.raises(FashionNTMError, match="of type 'bert'; a resnet model is needed"):
         fresh("fashionbert", **{**BERT, "image_model": str(text)})
 

@@ -6,9 +6,13 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +120,76 @@ def test_an_upload_that_is_no_usable_image_is_refused(client: Any, data: bytes, 
     assert answer.status_code == status and re.search(said, answer.json()["error"])
 
 
+@pytest.mark.parametrize("size", [(20_000, 1), (1, 20_000)])
+def test_an_image_that_grows_when_it_is_resized_is_refused(client: Any, engine: Any, size: tuple[int, int]) -> None:
+    """The shorter side becomes the model's own size: tens of millions of pixels, of a file of some hundred bytes."""
+    needed = engine.queries.extractor.prepared_pixels(*size)
+    side = engine.queries.extractor.processor.size.shortest_edge
+    assert needed == side * side * 20_000 > 10_000_000
+    began = engine.queries.extractor.calls
+    answer = client.post("/api/uploads", params={"category": "shirt"}, content=picture(size=size))
+    assert answer.status_code == 413 and f"{needed:,} pixels, limit 250,000" in answer.json()["error"]
+    assert engine.queries.extractor.calls == began
+
+
+def test_few_uploads_are_decoded_at_once(client: Any, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, lock, running, seen = engine.queries.upload, threading.Lock(), [0], []
+
+    def slow(image: Any) -> Any:
+        with lock:
+            running[0] += 1
+            seen.append(running[0])
+        time.sleep(0.1)
+        with lock:
+            running[0] -= 1
+        return real(image)
+
+    monkeypatch.setattr(engine.queries, "upload", slow)
+    with ThreadPoolExecutor(8) as pool:
+        send = [pool.submit(client.post, "/api/uploads?category=shirt", content=picture()) for _ in range(8)]
+        assert [answer.result().status_code for answer in send] == [200] * 8
+    assert len(seen) == 8 and max(seen) <= engine.limits.decodes
+
+
+def test_uploads_hold_a_bounded_number_of_bytes(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two clients stop in mid-file; what they sent counts until they go."""
+    monkeypatch.setattr(engine, "limits", engine.limits.model_copy(update={"upload_buffer": 100_000}))
+    app = make_app(engine, "Small")
+    uploads = app.state.uploads
+
+    def until(reached: Callable[[], bool]) -> None:
+        end = time.monotonic() + 30
+        while not reached() and time.monotonic() < end:
+            time.sleep(0.01)
+        assert reached()
+
+    with served(app) as address, httpx.Client(base_url=address, timeout=60) as client:
+        head = b"POST /api/uploads?category=shirt HTTP/1.1\r\nHost: localhost\r\nContent-Length: 60000\r\n\r\n"
+        where = ("127.0.0.1", int(address.rsplit(":", 1)[1]))
+        stopped = [socket.create_connection(where) for _ in range(2)]
+        for one in stopped:
+            one.sendall(head + bytes(49_900))
+        until(lambda: uploads.held == 2 * 49_900)
+        answer = client.post("/api/uploads?category=shirt", content=picture() + bytes(500))
+        assert answer.status_code == 503 and "try again" in answer.json()["error"]
+        assert client.get("/api/about").status_code == 200
+        for one in stopped:
+            one.close()
+        until(lambda: uploads.held == 0)
+        assert client.post("/api/uploads?category=shirt", content=picture()).status_code == 200
+        until(lambda: uploads.held == 0)
+
+
+def test_an_upload_that_does_not_arrive_is_given_up(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "limits", engine.limits.model_copy(update={"upload_seconds": 0.2}))
+    app = make_app(engine, "Small")
+    with served(app) as address, socket.create_connection(("127.0.0.1", int(address.rsplit(":", 1)[1]))) as one:
+        one.settimeout(30)
+        one.sendall(b"POST /api/uploads?category=shirt HTTP/1.1\r\nHost: localhost\r\nContent-Length: 60000\r\n\r\nabc")
+        assert one.recv(100).startswith(b"HTTP/1.1 408")
+    assert app.state.uploads.held == 0
+
+
 def test_an_endless_upload_is_cut(client: Any) -> None:
     def endless() -> Iterator[bytes]:
         for _ in range(40):
@@ -142,7 +216,23 @@ def test_no_path_leads_outside(client: Any, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"{", b"[]", b"3", b'{"text": 5}', b"\xff\xfe", b'{"text": "' + b"a" * 20_000 + b'"}', b""]
+    "content",
+    [
+        b"[" * 16_000,
+        b'{"text": ' + b"[" * 900 + b"]" * 900 + b"}",
+        b'{"order": ' + b"[" * 900 + b"]" * 900 + b"}",
+        b'{"image": ' + b"9" * 5_000 + b"}",
+        b'{"image": ' + b"9" * 4_000 + b"}",
+        b'{"text": 1e999, "image": 1e999, "order": [1e999]}',
+        b'{"text": "\\ud800", "image": "\\ud800", "order": "\\ud800"}',
+        b"{",
+        b"[]",
+        b"3",
+        b'{"text": 5}',
+        b"\xff\xfe",
+        b'{"text": "' + b"a" * 20_000 + b'"}',
+        b"",
+    ],
 )
 def test_a_broken_request_gets_a_message_and_not_a_fault(
     client: Any, engine: Any, demo: Project, content: bytes
@@ -179,6 +269,20 @@ def test_no_request_makes_the_server_fail(
     answer = client.post(f"/api/dialogues/{view['id']}/{name}", content=json.dumps({key: value}))
     assert answer.status_code < 500
     assert client.post("/api/dialogues", content=json.dumps({**start, key: value})).status_code < 500
+
+
+@pytest.mark.parametrize("name", ["Host", "Origin"])
+@pytest.mark.parametrize("value", ["http://[::1", "[", "[::1", "[x]:1"])
+def test_a_malformed_header_gets_a_message_and_not_a_fault(client: Any, name: str, value: str) -> None:
+    answer = client.post("/api/dialogues", json={"category": "dress", "image": 0}, headers={name: value})
+    assert answer.status_code in (400, 403, 421) and answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/image/" + "9" * 5_000, "/image/x", "/static/%00", "/api/images?first=" + "9" * 5_000]
+)
+def test_a_huge_number_in_an_address_is_no_fault(client: Any, path: str) -> None:
+    assert client.get(path).status_code in (400, 404)
 
 
 def test_a_foreign_host_name_and_a_foreign_page_are_refused(client: Any) -> None:

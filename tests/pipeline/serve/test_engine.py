@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from manifests.load import load_dataset, load_spec
-from manifests.schema import Component
+from manifests.schema import Component, Session
 from pipeline.retrieval.testbed import TestBed
 from pipeline.retrieval.trained import trained_runs
 from pipeline.serve.engine import Engine
 from pipeline.serve.limits import Limits, RequestError, clean_text
-from pipeline.serve.run import open_engine
-from pipeline.serve.saved import SavedDialogues
+from pipeline.serve.run import open_engine, saved_folder
+from pipeline.serve.saved import OtherDataError, SavedDialogues
 from pipeline.stage1 import extract_spec
 from pipeline.stage2 import evaluate_spec, train_spec
 from pipeline.workspace import Workspace
@@ -188,13 +188,13 @@ def test_saved_dialogues_are_a_dataset_that_evaluate_reads(demo: Project, engine
     engine.choose(talk, engine.numbers[session.target])
     line = engine.export_line(talk)
     assert json.loads(line)["target"] == session.target and line.endswith("\n")
-    saved = SavedDialogues(tmp_path / "saved", demo.dataset)
-    saved.add(engine.session(talk))
+    saved, models = SavedDialogues(tmp_path / "saved", demo.dataset, engine.made_with), [engine.trained["cm_ntm"]]
+    saved.add(engine.session(talk), models)
     engine.say(talk, "with a belt for a penguin")
     engine.choose(talk, engine.numbers[session.target])
-    saved.add(engine.session(talk))  # again: replaces itself
+    saved.add(engine.session(talk), models)  # again: replaces itself
     other = play(engine, demo.dataset.split("test")[1], ["cm_ntm"])
-    SavedDialogues(tmp_path / "saved", demo.dataset).add(engine.session(other))
+    SavedDialogues(tmp_path / "saved", demo.dataset, engine.made_with).add(engine.session(other), models)
 
     models = {name: demo.spec.models[name] for name in ("last", "ewma")}
     spec = demo.spec.model_copy(update={"dataset": Component(name="jsonl", **saved.options), "models": models})
@@ -209,10 +209,54 @@ def test_saved_dialogues_are_a_dataset_that_evaluate_reads(demo: Project, engine
         assert summary["sessions"] == 2 and summary["dataset"] == "demo-dialogues"
 
 
+def test_saved_dialogues_say_what_they_were_made_with(demo: Project, engine: Engine, tmp_path: Path) -> None:
+    session, lines = demo.dataset.split("test")[0], []
+    saved = saved_folder(tmp_path / "saved", engine, lines.append)
+    words = {**engine.session(play(engine, session, ["cm_ntm"])).model_dump(), "id": "dialogue-u"}
+    words["turns"][0]["captions"] = ("more\u2028red",)  # a line separator that JSON leaves as it is
+    for kept in (Session.model_validate(words), engine.session(play(engine, session, ["cm_ntm", "ewma"]))):
+        saved.add(kept, [engine.trained[name] for name in ("cm_ntm", "ewma")])
+    assert (
+        len((tmp_path / "saved/sessions.jsonl").read_text(encoding="utf-8").strip("\n").split("\n"))
+        == len(demo.dataset.split("train")) + 2
+    )
+    cm_ntm = engine.trained["cm_ntm"]
+    weights = json.loads((cm_ntm.folder.path / "model.json").read_text())["sha256"]
+    for models in saved.about["dialogues"].values():
+        assert models[0] == {"label": "cm_ntm", "run": cm_ntm.run, "weights": weights}
+    assert saved.about["made_with"]["store"] == demo.workspace.store(demo.spec).fingerprint
+
+    saved_folder(tmp_path / "saved", engine, lines.append)
+    assert lines == []
+    alone = open_engine(demo.spec, demo.dataset, demo.workspace, [cm_ntm.run], "cpu", cached_only=True)
+    saved_folder(tmp_path / "saved", alone, lines.append)
+    assert len(lines) == 1 and "2 of 2 saved dialogues are of other runs (ewma run" in lines[0]
+
+
+def test_saved_dialogues_of_other_data_are_not_gone_on_with(demo: Project, engine: Engine, tmp_path: Path) -> None:
+    saved_folder(tmp_path / "saved", engine, print)
+    first, *others = sorted(demo.dataset.galleries, key=lambda g: g.split)
+    assert first.split == "test"
+    turned = first.model_copy(update={"images": first.images[::-1]})
+    fewer = first.model_copy(update={"images": first.images[1:]})
+    for gallery in (turned, fewer):
+        dataset = demo.dataset.model_copy(update={"galleries": (gallery, *others)})
+        found = open_engine(demo.spec, dataset, demo.workspace, device="cpu", cached_only=True)
+        if gallery is turned:  # order is no content
+            saved_folder(tmp_path / "saved", found, print)
+        else:
+            why = rf"made with other data \(galleries\.{first.category}: \"\w+.* -> .*name a new folder with --save"
+            with pytest.raises(OtherDataError, match=why):
+                saved_folder(tmp_path / "saved", found, print)
+    (tmp_path / "saved/dialogues.json").write_text('{"of": "demo", "options": {}}')  # of a version that did not say
+    with pytest.raises(OtherDataError, match=r"store: null -> "):
+        saved_folder(tmp_path / "saved", engine, print)
+
+
 def test_a_folder_with_other_files_is_not_written_to(demo: Project, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(Exception, match="other files"):
-        SavedDialogues(tmp_path, demo.dataset)
+        SavedDialogues(tmp_path, demo.dataset, {})
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 

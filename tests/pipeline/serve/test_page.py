@@ -26,7 +26,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def address(demo: Project, folder: Path) -> Iterator[str]:
     engine = open_engine(demo.spec, demo.dataset, demo.workspace, device="cpu")
-    with served(make_app(engine, "Small", hosts=("localhost",), saved=SavedDialogues(folder, demo.dataset))) as found:
+    with served(
+        make_app(engine, "Small", hosts=("localhost",), saved=SavedDialogues(folder, demo.dataset, engine.made_with))
+    ) as found:
         yield found
 
 

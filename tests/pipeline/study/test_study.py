@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 from scipy.stats import binomtest
 
@@ -31,6 +33,8 @@ from pipeline.study.questions import Question, StudyError, draw_questions
 from pipeline.study.results import study_results
 from pipeline.study.run import open_study
 from pipeline.study.store import StudyFile
+from pipeline.training.checkpoint import load_model, save_model
+from pipeline.workspace import Workspace
 from tests.pipeline.small_demo import Project, accessible, no_sideways_scroll, page_of, served
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -167,6 +171,42 @@ def test_a_study_is_gone_on_with_and_never_mixed_with_another(demo: Project, stu
         opened(demo, study.path, sessions=6)
     with pytest.raises(ManifestError, match="no model 'lstm'"):
         opened(demo, study.path.with_name("b.sqlite"), models=("cm_ntm", "lstm"))
+
+
+def test_a_study_of_other_weights_or_data_is_not_gone_on_with(demo: Project, tmp_path: Path) -> None:
+    """Of its own copy of the runs: a model trained again, then a gallery with one image less."""
+    shutil.copytree(demo.folder / "runs", tmp_path / "runs")
+    for name in ("stores", "extracted"):
+        (tmp_path / name).symlink_to(demo.folder / name)
+    workspace, path = Workspace(tmp_path), tmp_path / "study.sqlite"
+    asked: dict[str, Any] = {"models": MODELS, "sessions": 5, "device": "cpu"}
+    study = open_study(path, demo.spec, demo.dataset, workspace, **asked)
+    study.join("ann")
+    study.answer("ann", 0, 1, 2.5)
+    (cm_ntm, *_) = trained_runs(demo.stage(), ["cm_ntm"])[0]
+    folder = tmp_path / cm_ntm.folder.path.relative_to(demo.folder)
+    weights = json.loads((folder / "model.json").read_text())["sha256"]
+    assert study.about["models"][0] == {"label": "cm_ntm", "title": cm_ntm.title, "run": cm_ntm.run, "weights": weights}
+    found = study_results(study)
+    assert found.models[0]["weights"] == weights and f"run {cm_ntm.run}, weights {weights[:12]}" in found.text()
+
+    test, *others = sorted(demo.dataset.galleries, key=lambda g: g.split)
+    fewer = test.model_copy(update={"images": test.images[1:]})
+    dataset = demo.dataset.model_copy(update={"galleries": (fewer, *others)})
+    with pytest.raises(StudyError, match=rf"\(galleries\.{test.category}: .* -> .*name a new file with --db"):
+        open_study(path, demo.spec, dataset, workspace, **asked)
+
+    model = load_model(folder)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.01)
+    save_model(folder, model)
+    with pytest.raises(StudyError, match=rf"\(models\.cm_ntm\.weights: \"{weights[:12]}.* -> .*name a new file"):
+        open_study(path, demo.spec, demo.dataset, workspace, **asked)
+    shutil.rmtree(folder)
+    with pytest.raises(StudyError, match=rf"\(models\.cm_ntm: .*{cm_ntm.run}.* -> null\)"):
+        open_study(path, demo.spec, demo.dataset, workspace, **asked)
+    assert len(StudyFile(path).answers()) == 1
 
 
 def test_answers_of_many_at_once_are_all_kept(tmp_path: Path) -> None:
