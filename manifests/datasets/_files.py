@@ -7,7 +7,7 @@ dataset module can go on and find what else is wrong.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
 
@@ -15,10 +15,8 @@ from pydantic import BaseModel, ValidationError
 
 from manifests.errors import Problems
 from manifests.options import problems_of
-from manifests.schema import Image
 from manifests.text import JsonError, brief, decode_text, parse_json
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -145,56 +143,3 @@ def add_invalid(error: ValidationError, model: type[BaseModel], path: Path, plac
         # A list is "too short" for the sake of its wrong entries: those say enough.
         if not any(other.startswith(key + ".") for other, _ in found):
             problems.add(f"{place}, key {key}" if key else place, problem.what, problem.fix, file=path)
-
-
-def index_images(root: Path) -> dict[str, str]:
-    """File name -> path below ``root`` (with ``/``) of every image file in it and its subfolders.
-
-    Of two files with one name the first in sorted order counts. Links to folders are not followed.
-    """
-    found: dict[str, str] = {}
-    for folder, subfolders, names in os.walk(root):
-        subfolders.sort()
-        below = Path(folder).relative_to(root)
-        for name in sorted(names):
-            if name.lower().endswith(IMAGE_SUFFIXES):
-                found.setdefault(name, (below / name).as_posix())
-    return found
-
-
-def find_image(index: Mapping[str, str], image: str) -> str | None:
-    """The file of an image id, which is a file name or a file name without its suffix."""
-    stem = image[: image.rfind(".")] if image.lower().endswith(IMAGE_SUFFIXES) else image
-    names = (image, *(stem + suffix for suffix in IMAGE_SUFFIXES))
-    return next((index[name] for name in names if name in index), None)
-
-
-def find_images(root: Path, images: Iterable[str], problems: Problems, key: str) -> tuple[dict[str, str], str]:
-    """Files below ``root`` by image id, and a note (empty when every image has one). None found is a problem."""
-    index, wanted = index_images(root), list(images)
-    files = {image: file for image in wanted if (file := find_image(index, image)) is not None}
-    missing = [image for image in wanted if image not in files]
-    if wanted and not files:
-        fix = f"expected files such as {missing[0]}.jpg" if "." not in missing[0] else f"expected {missing[0]}"
-        problems.add(f"key dataset.{key}", "holds no image of this dataset", fix, file=root)
-    return files, missing_note(missing, len(wanted), f"have no file in {root.name}/")
-
-
-def catalogue(
-    ids: Iterable[str], images: Path | None, captions: Mapping[str, str] | None, problems: Problems, notes: list[str]
-) -> dict[str, Image]:
-    """``ids`` in order, each with its file below the folder ``images`` and its caption; None: the dataset was given none."""
-    ids, files = list(ids), {}
-    if images:
-        files, note = find_images(images, ids, problems, "images")
-        notes += [note] if note else []
-    if images is None and captions is None:
-        notes.append("no images and no captions given: sessions and galleries only")
-    return {i: Image(id=i, file=files.get(i), caption=(captions or {}).get(i)) for i in ids}
-
-
-def missing_note(missing: list[str], total: int, what: str) -> str:
-    """E.g. ``38 of 13,578 images have no caption (first: B000ABC)``; empty when none is missing."""
-    if not missing:
-        return ""
-    return f"{len(missing):,} of {total:,} images {what} (first: {missing[0]}); extraction records them as failures"

@@ -19,8 +19,6 @@ from pydantic import BaseModel, Field, field_validator
 
 from manifests.datasets._chains import Edge, build_chains, read_chains, to_sessions, write_chains
 from manifests.datasets._files import (
-    catalogue,
-    missing_note,
     option_folder,
     option_path,
     optional_folder,
@@ -28,6 +26,7 @@ from manifests.datasets._files import (
     read_json,
     read_names,
 )
+from manifests.datasets._images import catalogue, missing_note
 from manifests.datasets.base import DatasetSource
 from manifests.errors import Problems
 from manifests.schema import Dataset, Frozen, Gallery, Session
@@ -45,6 +44,7 @@ class Options(Frozen):
     folder: str = "shoes"
     captions: str | None = None  # file of BLIP-2 captions that stand in for the images
     images: str | None = None
+    links: bool = False  # follow links that lead out of the images folder
     chains: str | None = None  # a published chain list (JSONL) in place of the rule
     holdout: float = Field(0, ge=0)  # part (below 1) or number of train sessions held out as test; 0: none
     holdout_seed: int = 0
@@ -99,7 +99,7 @@ class Shoes(DatasetSource):
             problems.add("key dataset.holdout", "the file has test sessions of its own", "remove this key")
 
         ids = dict.fromkeys([*train, *test])
-        images = catalogue(ids, images_root, captions, problems, notes)
+        images_root, images = catalogue(ids, images_root, captions, problems, notes, options.links)
         if captions is not None:
             missing = [i for i in ids if i not in captions]
             if len(missing) == len(ids):
