@@ -39,7 +39,7 @@ class SavedDialogues:
         with self._lock:
             lines = [
                 line
-                for line in path.read_text(encoding="utf-8").splitlines()
+                for line in path.read_text(encoding="utf-8").split("\n")  # a text may hold U+2028
                 if line and json.loads(line)["id"] != session.id
             ]
             lines.append(json.dumps(session.model_dump(), ensure_ascii=False))
