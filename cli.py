@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import Any
 
 import click
@@ -21,6 +22,7 @@ class Commands(click.Group):
         for stream in (sys.stdout, sys.stderr):  # a console of another code page must not end a command
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
+        warnings.formatwarning = _one_line
         return super().main(*args, **extra)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -46,6 +48,12 @@ class Commands(click.Group):
 
 def _utf8(word: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in word)
+
+
+def _one_line(message: Warning | str, category: type[Warning], file: str, line: int, source: str | None = None) -> str:
+    """The project's own warnings as a note; others with their place in the code."""
+    own = category.__module__.split(".")[0] in ("manifests", "cache", "pipeline")
+    return f"note: {printable(str(message))}\n" if own else f"{file}:{line}: {category.__name__}: {message}\n"
 
 
 @click.group(

@@ -64,3 +64,17 @@ def test_a_workspace_path_that_is_no_utf8_is_refused_at_once(odd: Path) -> None:
         done = run(command, str(odd / "mine.toml"), "--data", str(odd / "data"), "--out", b"gr\xfcn")
         assert done.returncode == 2
         assert rb"Error: 'gr\udcfcn' is not UTF-8: rename the file or folder that it names" in done.stderr
+
+
+def test_a_warning_of_the_project_is_one_note(odd: Path) -> None:
+    program = (
+        "import cli, cache.files, warnings, os, errno, stat\n"
+        "def fsync(d):\n    if stat.S_ISDIR(os.fstat(d).st_mode): raise OSError(errno.EINVAL, 'Invalid argument')\n"
+        "os.fsync = fsync\n"
+        "cli.main(['--version'], standalone_mode=False)\n"
+        "cache.files.sync_directory('.')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, cwd=odd)
+    assert done.stderr.startswith("note: .: this file system cannot fsync a folder (Invalid argument); the job goes on")
+    assert done.stderr.count("\n") == 1
