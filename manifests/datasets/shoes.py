@@ -85,6 +85,9 @@ class Shoes(DatasetSource):
         else:
             sessions = to_sessions(build_chains(by_split["train"]), CATEGORY, "train")
             sessions += to_sessions(build_chains(by_split["test"]), CATEGORY, "test")
+        if not sessions and not problems.found:
+            problems.add("", *_nothing_joined(edges, [*train, *test]), file=root)
+            return None
         gallery = test
         if not any(s.split == "test" for s in sessions):
             if options.holdout:
@@ -145,6 +148,19 @@ def _split_edges(edges: list[Edge], train: set[str], test: set[str], notes: list
     if left := len(edges) - len(parts["train"]) - len(parts["test"]):
         notes.append(f"{left} of {len(edges):,} edges left out: their images are not both in one image-name list")
     return parts
+
+
+def _nothing_joined(edges: list[Edge], names: list[str]) -> tuple[str, str]:
+    """(what, fix) where no chain of two edges could be made."""
+    known = set(names)
+    outside = [name for edge in edges for name in (edge.reference, edge.target) if name not in known]
+    what = f"no session: no two of the {len(edges):,} edges join within one image-name list"
+    if outside and names:
+        return (
+            f"{what}; the captions name {outside[0]!r} and the lists {names[0]!r}",
+            "take all files from one download",
+        )
+    return what, "use the whole upstream file of relative captions"
 
 
 def _hold_out(sessions: list[Session], options: Options, gallery: int, notes: list[str]) -> list[Session]:
