@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from typing import Any
 
 import click
 
+from manifests.text import printable
 from pipeline.commands import commands_of
 
 INTERRUPTED = 130
@@ -14,6 +17,20 @@ INTERRUPTED = 130
 
 class Commands(click.Group):
     """Turns the project's errors into one clear message and the right exit code (see the epilog of --help)."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):  # a console of another code page must not end a command
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
+        warnings.formatwarning = _one_line
+        return super().main(*args, **extra)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for word in args:
+            if not _utf8(word):
+                # HDF5 and the files of a run hold paths as UTF-8 text.
+                raise click.UsageError(f"{word!a} is not UTF-8: rename the file or folder that it names")
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -25,8 +42,18 @@ class Commands(click.Group):
             code = getattr(error, "exit_code", None)
             if isinstance(error, click.ClickException | click.exceptions.Exit) or code is None:
                 raise
-            click.echo(str(error) if code == INTERRUPTED else f"error: {error}", err=True)
+            click.echo(printable(str(error) if code == INTERRUPTED else f"error: {error}"), err=True)
             ctx.exit(code)
+
+
+def _utf8(word: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in word)
+
+
+def _one_line(message: Warning | str, category: type[Warning], file: str, line: int, source: str | None = None) -> str:
+    """The project's own warnings as a note; others with their place in the code."""
+    own = category.__module__.split(".")[0] in ("manifests", "cache", "pipeline")
+    return f"note: {printable(str(message))}\n" if own else f"{file}:{line}: {category.__name__}: {message}\n"
 
 
 @click.group(

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from cache.layout import temporary_for
+
+_NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EISDIR}  # of a folder, on some mounts
+
+
+class DurabilityWarning(UserWarning):
+    """A file system cannot make something durable; the job goes on."""
 
 
 def sync_file(path: Path) -> None:
@@ -21,12 +29,21 @@ def sync_file(path: Path) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Make renames in ``path`` durable. A no-op where directories cannot be opened (Windows)."""
+    """Make renames in ``path`` durable. A no-op where directories cannot be opened (Windows).
+
+    Warns (DurabilityWarning) where the file system cannot fsync a folder, as some network mounts cannot.
+    """
     if os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FSYNC:
+            raise
+        what = f"{path}: this file system cannot fsync a folder ({error.strerror}); the job goes on"
+        cost = "after a power cut the newest files may be missing: run the same command again then"
+        warnings.warn(DurabilityWarning(f"{what}, but {cost}"), stacklevel=1)  # once for each folder
     finally:
         os.close(descriptor)
 

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+
+SHOWN = 20  # lines for each kind of problem
+_FEW = 3  # problems that differ in their place alone are listed up to this many
 
 
 class FashionNTMError(Exception):
@@ -42,8 +48,37 @@ class ManifestError(FashionNTMError, ValueError):
     def __init__(self, problems: Iterable[Problem]):
         self.problems = tuple(problems)
         count = len(self.problems)
-        head = f"{count} problem{'s' if count != 1 else ''} found"
-        super().__init__("\n".join([head, *(f"  {p}" for p in self.problems)]))
+        head = f"{count:,} problem{'s' if count != 1 else ''} found"
+        super().__init__("\n".join([head, *(f"  {line}" for line in problem_lines(self.problems))]))
+
+
+def problem_lines(problems: Sequence[Problem]) -> Iterator[str]:
+    """A line for each problem, in order of first appearance; at most ``SHOWN`` of a kind, and then their count.
+
+    Many problems that differ in the numbers of their place alone (one unknown key on every line) are one line.
+    """
+    kinds: dict[tuple[str, str, str], dict[tuple[str, str, str], list[Problem]]] = defaultdict(dict)
+    for p in problems:
+        kind = (p.file, _pattern(p.what), _pattern(p.fix))
+        kinds[kind].setdefault((re.sub(r"\d+", "#", p.place), p.what, p.fix), []).append(p)
+    for alike in kinds.values():
+        lines = [line for same in alike.values() for line in _folded(same)]
+        yield from lines[:SHOWN]
+        if len(lines) > SHOWN:
+            yield f"... and {len(lines) - SHOWN:,} more of this kind"
+
+
+def _folded(same: list[Problem]) -> list[str]:
+    if len(same) <= _FEW:
+        return [str(p) for p in same]
+    return [f"{same[0]}; the same {len(same) - 1:,} more times, the last at {same[-1].place or 'the same place'}"]
+
+
+@lru_cache(maxsize=4096)
+def _pattern(text: str) -> str:
+    """``text`` without what differs between problems of one kind: values found, quoted names and numbers."""
+    text = re.sub(r"^found .*", "found", text, flags=re.DOTALL)
+    return re.sub(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\d[\d,.]*", "#", text)
 
 
 class Problems:
@@ -70,7 +105,11 @@ class Problems:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint such as ``did you mean 'caption'? known: caption, clip`` for an unknown name."""
-    known = sorted(known)
+    return _nearest(name, tuple(sorted(known)))
+
+
+@lru_cache(maxsize=1024)  # one unknown key may be on every line of a file
+def _nearest(name: str, known: tuple[str, ...]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean '{close[0]}'? " if close else ""
     return f"{hint}known: {', '.join(known) or 'none'}"

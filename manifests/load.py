@@ -12,6 +12,7 @@ from manifests.datasets import datasets
 from manifests.errors import ManifestError, Problem, Problems, nearest
 from manifests.options import parse_options
 from manifests.schema import Dataset, RunSpec
+from manifests.text import decode_text
 
 
 def shipped(kind: str) -> dict[str, Path]:
@@ -23,15 +24,15 @@ def shipped(kind: str) -> dict[str, Path]:
 def read_toml(path: Path) -> dict[str, Any]:
     """The file as a dict. Raises ManifestError naming file and line."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(decode_text(path.read_bytes()))
     except FileNotFoundError:
         raise ManifestError(
             [Problem(str(path), "", "no such file", "give a spec's name or a path to a .toml file")]
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ManifestError([Problem(str(path), "", f"cannot be read: {error}")]) from error
-    except tomllib.TOMLDecodeError as error:
-        raise ManifestError([Problem(str(path), "", f"not valid TOML: {error}")]) from error
+    except (ValueError, RecursionError) as error:  # ValueError: also an integer of thousands of digits
+        raise ManifestError([Problem(str(path), "", f"not valid TOML: {str(error)[:200]}")]) from error
 
 
 def spec_path(name: str, kind: str = "runs") -> Path:
@@ -94,7 +95,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise ManifestError([Problem("--set", override, "not of the form key.sub=value", "e.g. training.epochs=20")])
     try:
         value = tomllib.loads(f"value = {text.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text.strip()  # a path or a word needs no quotes
     for name in path[:-1]:
         values = values.setdefault(name, {})

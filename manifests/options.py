@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from manifests.errors import Problem, Problems, nearest
+from manifests.text import brief
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -39,7 +40,7 @@ def problems_of(error: ValidationError, model: type[BaseModel], file: str, prefi
         elif item["type"] == "missing":
             found.append(Problem(file, place, "missing", "this key is required"))
         else:
-            found.append(Problem(file, place, f"found {item['input']!r}", item["msg"]))
+            found.append(Problem(file, place, f"found {brief(item['input'])}", item["msg"][:200]))
     return found
 
 

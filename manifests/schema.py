@@ -22,6 +22,7 @@ from manifests.errors import Problems
 
 Split = Literal["train", "test"]
 CAPTION_JOIN = " and "  # the two annotators' captions of a FashionIQ turn read as one sentence
+OVERALL = "overall"  # what results call the average of all categories, so no category's name
 TURN_JOIN = ". "  # ST + cat(all captions): the turns' texts become one long caption
 
 
@@ -147,6 +148,9 @@ class Dataset(BaseModel):
         repeated = [i for i, n in Counter(s.id for s in self.sessions).items() if n > 1]
         for session_id in repeated:
             problems.add(f"session {session_id!r}", "this id appears more than once", "session ids must be unique")
+        if OVERALL in {*self.categories, *(g.category for g in self.galleries)}:
+            fix = "rename it in the sessions and galleries"
+            problems.add(f"category {OVERALL!r}", "this name is taken: it is the average of all categories", fix)
         members = {key: set(g.images) for key, g in self._galleries.items()}
         for session in self.sessions:
             for number, image in enumerate((*(t.reference for t in session.turns), session.target), start=1):
@@ -246,7 +250,7 @@ class RunSpec(Frozen):
     training: Training = Training()
     validation: Validation = Validation()
     models: dict[str, dict[str, Any]] = Field(default_factory=dict)  # options; its [training] overrides the shared one
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
     # Stage 1 also makes ST + cat's query of the last 2, 3, ... turns of the test sessions (paper Table 4).
     windows: tuple[Annotated[int, Field(ge=1)], ...] = ()
     given: str = Field("", exclude=True)  # how the user named the spec on the command line, for hints

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from manifests.datasets import datasets
-from manifests.errors import Problems, nearest
+from manifests.errors import ManifestError, Problems, nearest
 from manifests.options import parse_options
 from manifests.registry import Registry
-from manifests.schema import Component, RunSpec, Training
+from manifests.schema import Component, Dataset, RunSpec, Training
+from manifests.validation import split_validation
 from pipeline.composition.request import composer_request
 from pipeline.extraction.extractors import extractors
 from pipeline.training.losses import losses
-from pipeline.training.models import models
+from pipeline.training.models import model_options, models
 
 
 def check_components(spec: RunSpec) -> None:
@@ -32,6 +35,37 @@ def check_components(spec: RunSpec) -> None:
             "key training.early_stopping", "needs sessions to validate on", "set validation.fraction, e.g. 0.1"
         )
     problems.raise_if_any()
+
+
+def check_sessions(spec: RunSpec, dataset: Dataset) -> None:
+    """Raise ManifestError when ``dataset`` leaves the parts of a checked ``spec`` that are fitted nothing to fit on."""
+    request = composer_request(spec)
+    fitted = [f"composer {request.name}"] if request is not None and request.needs_fitting else []
+    fitted += [f"model {name}" for name, options in spec.models.items() if _is_fitted(name, options)]
+    if not fitted:
+        return
+    problems = Problems(spec.name)
+    train = dataset.split("train")
+    if not train:
+        fix = "add train sessions, or leave these out: last, avg, cat and ewma with alpha need none"
+        problems.add("", f"no train sessions to fit {', '.join(fitted)} on", fix, file=f"dataset {dataset.name}")
+        problems.raise_if_any()
+    try:
+        left, _ = split_validation(train, spec.validation.fraction, spec.validation.seed)
+    except ManifestError as error:
+        problems.found += error.problems
+    else:
+        if len(left) < 2:
+            what = f"{len(left)} of {len(train)} train sessions left to fit {', '.join(fitted)} on"
+            problems.add("", what, "in-batch negatives need at least 2", file=f"dataset {dataset.name}")
+    problems.raise_if_any()
+
+
+def _is_fitted(name: str, options: dict[str, Any]) -> bool:
+    """Whether a model needs train sessions: to be trained, or to choose the alpha that its options leave open."""
+    own = {key: value for key, value in options.items() if key != "training"}
+    kind, parsed = model_options(name, own)
+    return kind.trainable or getattr(parsed, "alpha", 0) is None
 
 
 def _check(registry: Registry, component: Component, place: str, problems: Problems) -> None:

@@ -24,14 +24,13 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from manifests.datasets._files import (
     add_invalid,
-    catalogue,
-    missing_note,
     option_folder,
     optional_folder,
     read_captions,
     read_json,
     read_strings,
 )
+from manifests.datasets._images import catalogue, missing_note
 from manifests.datasets.base import DatasetSource
 from manifests.errors import Problems
 from manifests.schema import Dataset, Frozen, Gallery, Session, Split, Turn
@@ -48,6 +47,7 @@ class Options(Frozen):
     image_splits: str | None = None
     captions: str | None = None
     images: str | None = None
+    links: bool = False  # follow links that lead out of the images folder
 
     @field_validator("subsets")
     @classmethod
@@ -118,7 +118,9 @@ class Circled(DatasetSource):
             notes.append(f"sessions with several ground truths (the first is the target): {several}")
         ids = dict.fromkeys(i for g in galleries for i in g.images)
         ids |= dict.fromkeys(i for s in sessions for i in (*(t.reference for t in s.turns), s.target))
-        images = catalogue(ids, images_root, captions if captions_root else None, problems, notes)
+        images_root, images = catalogue(
+            ids, images_root, captions if captions_root else None, problems, notes, options.links
+        )
         if captions_root:
             missing = [i for i in ids if i not in captions]
             if note := missing_note(missing, len(ids), f"have no caption in {captions_root.name}/"):

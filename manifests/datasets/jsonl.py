@@ -24,7 +24,8 @@ from typing import Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from manifests.datasets._export import DATASET, GALLERIES, IMAGES, SESSIONS, export
-from manifests.datasets._files import climbs, option_folder, read_json, read_records
+from manifests.datasets._files import option_folder, read_json, read_records
+from manifests.datasets._images import ImageFolder, inside
 from manifests.datasets.base import DatasetSource
 from manifests.errors import Problems
 from manifests.options import problems_of
@@ -40,6 +41,7 @@ class Options(Frozen):
 
     folder: str
     images: str | None = None  # where the files of images.jsonl are; the folder itself when not given
+    links: bool = False  # follow links that lead out of the images folder
     label: str | None = Field(None, pattern=NAME)  # the dataset's name in stores and tables; default: dataset.json's
     averaging: Literal["categories", "sessions"] | None = None
 
@@ -71,14 +73,15 @@ class JsonLines(DatasetSource):
             return None
         about = _about(folder / DATASET, problems)
         records = _images(folder / IMAGES, problems)
-        notes = [*about.notes, *_check_files(folder / IMAGES, images_root, records, problems)]
+        notes = list(about.notes)
+        images_root, files = _files(folder / IMAGES, images_root, records, options.links, problems, notes)
         sessions = _sessions(folder / SESSIONS, problems)
         galleries = _galleries(folder / GALLERIES, sessions, problems)
         if problems.found:
             return None
         return Dataset(
             name=options.label or about.name or _folder_name(folder),
-            images={i: Image(id=i, file=r.file, caption=r.caption) for i, (_, r) in records.items()},
+            images={i: Image(id=i, file=files.get(i, r.file), caption=r.caption) for i, (_, r) in records.items()},
             sessions=tuple(sessions),
             galleries=tuple(galleries),
             images_root=images_root if any(r.file for _, r in records.values()) else None,
@@ -109,33 +112,46 @@ def _images(path: Path, problems: Problems) -> dict[str, tuple[int, ImageRecord]
     for line, record in read_records(path, ImageRecord, problems):
         if record.id in found:
             problems.add(f"line {line}", f"image {record.id!r} is also on line {found[record.id][0]}", file=path)
-        elif record.file is not None and climbs(record.file):
-            what = f"image {record.id!r}: file {record.file!r} leaves the images folder"
-            problems.add(f"line {line}, key file", what, "use a path below it, without '..'", file=path)
         else:
             found[record.id] = (line, record)
     return found
 
 
-def _check_files(path: Path, root: Path, records: dict[str, tuple[int, ImageRecord]], problems: Problems) -> list[str]:
-    """Links that lead out of the images folder and "no file at all" are problems; some missing files are a note."""
-    named = [(line, record.file) for line, record in records.values() if record.file is not None]
-    inside = os.path.join(os.path.realpath(root), "")
-    missing = []
-    for line, file in named:
-        real = os.path.realpath(os.path.join(root, file))
-        if not real.startswith(inside):
-            problems.add(f"line {line}, key file", f"{file!r} is a link out of the images folder", file=path)
-        elif not os.path.isfile(real):
-            missing.append((line, file))
-    if named and len(missing) == len(named):
+def _files(
+    path: Path,
+    root: Path,
+    records: dict[str, tuple[int, ImageRecord]],
+    links: bool,
+    problems: Problems,
+    notes: list[str],
+) -> tuple[Path, dict[str, str]]:
+    """The folder of the images and image id -> file below it, where there is one.
+
+    Paths that leave the folder, links out of it and "no file at all" are problems; some missing files are a note.
+    """
+    named = {i: (line, r.file) for i, (line, r) in records.items() if r.file is not None}
+    folder = ImageFolder(root, links)
+    found = {i: folder.by_path(file) for i, (_, file) in named.items()}
+    files = {i: file for i, file in found.items() if file is not None}
+    missing = [named[i] for i, file in found.items() if file is None]
+    outside = [(line, file) for line, file in missing if folder.below(file) is None]
+    notes += folder.notes(bool(missing))
+    if outside:
+        line, file = outside[0]
+        absolute = os.path.isabs(file)
+        fix = "set dataset.images to the folder that holds them" if absolute else "use paths below it, without '..'"
+        count = f"; {len(outside):,} of {len(named):,} files do" if len(outside) > 1 else ""
+        what = f"file {file!r} leaves the images folder {root}{count}"
+        problems.add(f"line {line}, key file", what, fix, file=path)
+    elif missing and not files:
         line, file = missing[0]
-        fix = "check the option images"
+        fix = "; ".join(["check the option images", *folder.left_out()])
         problems.add(f"line {line}, key file", f"{file!r} is not in {root}, nor is any other", fix, file=path)
     elif missing:
         count = f"{len(missing):,} of {len(named):,} image files are missing"
-        return [f"{count} (first: {missing[0][1]}, line {missing[0][0]}); extraction records them as failures"]
-    return []
+        first = f"first: {missing[0][1]}, line {missing[0][0]}"
+        notes.append(f"{count} ({first}); extraction records them as failures")
+    return inside(root, files, links, problems)
 
 
 def _sessions(path: Path, problems: Problems) -> list[Session]:

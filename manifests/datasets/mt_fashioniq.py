@@ -24,14 +24,13 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from manifests.datasets._files import (
-    catalogue,
-    missing_note,
     option_folder,
     optional_folder,
     read_captions,
     read_json,
     read_strings,
 )
+from manifests.datasets._images import catalogue, missing_note
 from manifests.datasets.base import DatasetSource
 from manifests.errors import Problems
 from manifests.schema import Dataset, Frozen, Gallery, Session, Split, Turn
@@ -48,6 +47,7 @@ class Options(Frozen):
     annotations: str = "mt_fashioniq"
     captions: str | None = None  # folder of BLIP-2 captions that stand in for the images
     images: str | None = None
+    links: bool = False  # follow links that lead out of the images folder
     attributes: bool = False
 
 
@@ -90,7 +90,7 @@ class MultiTurnFashionIQ(DatasetSource):
         if len(ids) > listed:
             notes.append(f"session images in no image_splits list, added to the catalogue: {len(ids) - listed}")
         captions = _captions(captions_root, galleries, ids, problems, notes) if captions_root else None
-        images = catalogue(ids, images_root, captions, problems, notes)
+        images_root, images = catalogue(ids, images_root, captions, problems, notes, options.links)
         if problems.found:
             return None
         return Dataset(

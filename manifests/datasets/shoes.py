@@ -19,8 +19,6 @@ from pydantic import BaseModel, Field, field_validator
 
 from manifests.datasets._chains import Edge, build_chains, read_chains, to_sessions, write_chains
 from manifests.datasets._files import (
-    catalogue,
-    missing_note,
     option_folder,
     option_path,
     optional_folder,
@@ -28,6 +26,7 @@ from manifests.datasets._files import (
     read_json,
     read_names,
 )
+from manifests.datasets._images import catalogue, missing_note
 from manifests.datasets.base import DatasetSource
 from manifests.errors import Problems
 from manifests.schema import Dataset, Frozen, Gallery, Session
@@ -45,6 +44,7 @@ class Options(Frozen):
     folder: str = "shoes"
     captions: str | None = None  # file of BLIP-2 captions that stand in for the images
     images: str | None = None
+    links: bool = False  # follow links that lead out of the images folder
     chains: str | None = None  # a published chain list (JSONL) in place of the rule
     holdout: float = Field(0, ge=0)  # part (below 1) or number of train sessions held out as test; 0: none
     holdout_seed: int = 0
@@ -85,6 +85,9 @@ class Shoes(DatasetSource):
         else:
             sessions = to_sessions(build_chains(by_split["train"]), CATEGORY, "train")
             sessions += to_sessions(build_chains(by_split["test"]), CATEGORY, "test")
+        if not sessions and not problems.found:
+            problems.add("", *_nothing_joined(edges, [*train, *test]), file=root)
+            return None
         gallery = test
         if not any(s.split == "test" for s in sessions):
             if options.holdout:
@@ -99,7 +102,7 @@ class Shoes(DatasetSource):
             problems.add("key dataset.holdout", "the file has test sessions of its own", "remove this key")
 
         ids = dict.fromkeys([*train, *test])
-        images = catalogue(ids, images_root, captions, problems, notes)
+        images_root, images = catalogue(ids, images_root, captions, problems, notes, options.links)
         if captions is not None:
             missing = [i for i in ids if i not in captions]
             if len(missing) == len(ids):
@@ -145,6 +148,19 @@ def _split_edges(edges: list[Edge], train: set[str], test: set[str], notes: list
     if left := len(edges) - len(parts["train"]) - len(parts["test"]):
         notes.append(f"{left} of {len(edges):,} edges left out: their images are not both in one image-name list")
     return parts
+
+
+def _nothing_joined(edges: list[Edge], names: list[str]) -> tuple[str, str]:
+    """(what, fix) where no chain of two edges could be made."""
+    known = set(names)
+    outside = [name for edge in edges for name in (edge.reference, edge.target) if name not in known]
+    what = f"no session: no two of the {len(edges):,} edges join within one image-name list"
+    if outside and names:
+        return (
+            f"{what}; the captions name {outside[0]!r} and the lists {names[0]!r}",
+            "take all files from one download",
+        )
+    return what, "use the whole upstream file of relative captions"
 
 
 def _hold_out(sessions: list[Session], options: Options, gallery: int, notes: list[str]) -> list[Session]:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from manifests.text import printable
+
 if TYPE_CHECKING:
     from manifests.schema import Dataset, RunSpec
     from pipeline.workspace import Workspace
@@ -104,12 +106,17 @@ def load(spec: RunSpec, data: Path) -> Dataset:
 
 
 def log(text: str) -> None:
-    click.echo(text, err=True)
+    click.echo(printable(text), err=True)
+
+
+def show(text: str, nl: bool = True) -> None:
+    """Text to stdout; what would steer the terminal (in a name, a note or a caption) is shown escaped."""
+    click.echo(printable(text), nl=nl)
 
 
 def emit(value: Any, text: str, as_json: bool) -> None:
     """Data goes to stdout: the text, or the same as JSON."""
-    click.echo(json.dumps(value, indent=2, default=str) if as_json else text)
+    show(json.dumps(value, indent=2, default=str) if as_json else text)
 
 
 def parse_numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, ...] | None:

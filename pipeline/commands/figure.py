@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import option_data, option_out, option_set, options
+from pipeline.commands._shared import option_data, option_out, option_set, options, show
 
 
 @click.command("figure", epilog="Example: fashion-ntm figure 8 --data DIR")
@@ -31,4 +31,4 @@ def command(
     from pipeline.figures import paper_figure
 
     text = paper_figure(name, form, run, overrides, data, out, folder, options(overrides, data, out))
-    click.echo(text, nl=False)
+    show(text, nl=False)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import load, log, open_job, option_device, option_models, spec_command
+from pipeline.commands._shared import load, log, open_job, option_device, option_models, show, spec_command
 
 
 @click.command("run", epilog="Example: fashion-ntm run mt_fashioniq-caption --data DIR")
@@ -26,4 +26,4 @@ def command(
     from pipeline.jobs import run_spec
 
     job, workspace = open_job(spec, overrides, data, out)
-    click.echo(run_spec(job, load(job, data), workspace, models, seeds, device, log))
+    show(run_spec(job, load(job, data), workspace, models, seeds, device, log))

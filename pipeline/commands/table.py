@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import option_data, option_out, option_set, options, parse_numbers
+from pipeline.commands._shared import option_data, option_out, option_set, options, parse_numbers, show
 
 
 @click.command("table", epilog="Example: fashion-ntm table 1 --data DIR --format latex")
@@ -31,6 +31,4 @@ def command(
     """Print table N of the paper: measured values, the paper's, and for an empty cell the command that fills it."""
     from pipeline.tabulate import paper_table
 
-    click.echo(
-        paper_table(name, spec, form, overrides, data, out, options(overrides, data, out), seeds or ()), nl=False
-    )
+    show(paper_table(name, spec, form, overrides, data, out, options(overrides, data, out), seeds or ()), nl=False)

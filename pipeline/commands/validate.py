@@ -15,7 +15,10 @@ from pipeline.commands._shared import emit, load, open_job, option_json, spec_co
 def command(spec: str, overrides: tuple[str, ...], data: Path, out: Path, as_json: bool) -> None:
     """Check SPEC and its dataset; every problem is named with file, place and fix (exit code 4)."""
     from pipeline.jobs import describe
+    from pipeline.specs import check_sessions
 
     job, _ = open_job(spec, overrides, data, out)
-    result = describe(job, load(job, data))
+    dataset = load(job, data)
+    check_sessions(job, dataset)
+    result = describe(job, dataset)
     emit(result.as_dict(), result.text(), as_json)

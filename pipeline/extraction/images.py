@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from PIL import __version__ as pillow_version
 
 from manifests.errors import FashionNTMError
@@ -19,10 +19,12 @@ Image.init()  # here, and not by whichever thread meets an odd file first
 _RASTER = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF", "ICO")
 FORMATS = tuple(kind for kind in _RASTER if kind in Image.OPEN)  # a Pillow may be built without some
 MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs (a quarter GiB of RGB), an error here
+MAX_CHUNK = 16 << 20  # unpacked bytes of a text or color profile in a PNG; Pillow's own limit of 1 MiB refuses pictures
 _BROKEN_EXIF = (SyntaxError, ValueError, KeyError, TypeError, OSError, IndexError, ArithmeticError, AttributeError)
 
 # Above its limit Pillow only warns, and a warning on stderr does not stop a bomb.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
+PngImagePlugin.MAX_TEXT_CHUNK = MAX_CHUNK
 
 
 class ItemError(FashionNTMError):

@@ -7,8 +7,9 @@ from typing import Literal
 
 import numpy as np
 
+from manifests.schema import OVERALL
+
 CUTOFFS = (1, 5, 8, 10, 50)
-OVERALL = "overall"
 Averaging = Literal["categories", "sessions"]
 
 

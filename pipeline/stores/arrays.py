@@ -22,7 +22,10 @@ import numpy as np
 
 from cache.layout import DTYPES, TABLES
 from cache.shards import nonfinite_rows
+from manifests.datasets._files import whole_json
 from manifests.errors import FashionNTMError, Problems
+from manifests.kinds import NUMPY, SAFETENSORS, kind_of
+from manifests.text import brief, decode_text, parse_json
 
 SETS = ({"query", "target"}, {"image", "text"})
 _KIND = {"F16": "<f2", "F32": "<f4"}
@@ -77,6 +80,7 @@ class FeatureFolder:
             held = ", ".join(tables) or "no table at all"
             fix = "expected query.npy and target.npy, or image.npy and text.npy (or .safetensors)"
             problems.add("", f"holds {held}", fix)
+            _name_others(path, problems)
         dims = {t.table: t.features.shape[1] for t in tables.values()}
         if not problems.found and "query" in dims and dims["query"] != dims["target"]:
             problems.add("", f"query has D = {dims['query']} and target D = {dims['target']}", "cosine needs one D")
@@ -84,10 +88,24 @@ class FeatureFolder:
         return cls(path, tables)
 
 
+def _name_others(path: Path, problems: Problems) -> None:
+    """Files that are named like a table and have another suffix: what they are, and what to do with them."""
+    for file in sorted(path.iterdir()):
+        table, _, suffix = file.name.partition(".")
+        if table in TABLES and suffix not in ("npy", "safetensors") and "ids" not in suffix and file.is_file():
+            kind = kind_of(file)
+            problems.add("", f"is {kind.name}, which is not read", kind.advice, file)
+
+
 def _table(table: str, file: Path, problems: Problems) -> TableArrays | None:
+    expected = NUMPY if file.suffix == ".npy" else SAFETENSORS
     try:
+        kind = kind_of(file)
+        if kind.name != expected:
+            problems.add("", f"is {kind.name}, not {expected}", kind.advice, file)
+            return None
         features = _map_npy(file) if file.suffix == ".npy" else _map_safetensors(file)
-    except (OSError, ValueError, FashionNTMError) as error:
+    except (OSError, EOFError, SyntaxError, ValueError, FashionNTMError) as error:
         problems.add("", f"cannot be read: {' '.join(str(error).split())[:200]}", "", file)
         return None
     if features.ndim != 2 or not features.size:
@@ -105,7 +123,14 @@ def _table(table: str, file: Path, problems: Problems) -> TableArrays | None:
 
 
 def _map_npy(file: Path) -> np.ndarray:
-    return np.load(file, mmap_mode="r", allow_pickle=False)
+    try:
+        return np.load(file, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        if "pickle" in str(error).lower() or "Python objects" in str(error):
+            raise ValueError("holds Python objects, not numbers: save it with .astype(numpy.float32)") from None
+        if "mmap length" in str(error):
+            raise ValueError(f"truncated: its {file.stat().st_size:,} bytes are fewer than its header says") from None
+        raise
 
 
 def _map_safetensors(file: Path) -> np.ndarray:
@@ -167,14 +192,19 @@ def _read_names(arrays: TableArrays, problems: Problems) -> bool:
 def _records(file: Path, table: str, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line, record) of each line; both kinds of file give the same records."""
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
+        content = decode_text(file.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
-        problems.add("", f"cannot be read as UTF-8 text: {error}", "", file)
+        what = error.reason if isinstance(error, UnicodeDecodeError) else error
+        problems.add("", f"cannot be read as UTF-8 text: {what}", "", file)
         return
+    if file.suffix == ".jsonl" and (whole := whole_json(content)) is not None:
+        problems.add("", f"{whole}; one object per line is expected", "in Python: json.dumps of each", file)
+        return
+    lines = content.split("\n")
     for number, text in enumerate(lines[:-1] if lines[-1] == "" else lines, start=1):
         if file.suffix == ".jsonl":
             try:
-                record = json.loads(text)
+                record = parse_json(text)
             except ValueError as error:
                 problems.add(f"line {number}", f"is not JSON: {error}", "one object a line", file)
                 continue
@@ -183,7 +213,7 @@ def _records(file: Path, table: str, problems: Problems) -> Iterator[tuple[int, 
                 continue
         elif table == "query":
             session, tab, turn = text.rstrip("\r").rpartition("\t")
-            record = {"session": session, "turn": int(turn) if tab and turn.isdecimal() else turn}
+            record = {"session": session, "turn": int(turn) if tab and turn.isdecimal() and len(turn) < 10 else turn}
         else:
             record = {"text" if table == "text" else "id": text.rstrip("\r")}
         yield number, record
@@ -195,14 +225,19 @@ def _enter(arrays: TableArrays, record: dict[str, Any], row: int, line: int, fil
         found = _names(arrays, record)
     except (ValueError, TypeError, KeyError) as error:
         problems.add(
-            f"line {line}", f"{json.dumps(record)[:100]}: {error}", "see the module's page for the forms", file
+            f"line {line}",
+            f"{json.dumps(record)[:100]}: {str(error)[:200]}",
+            "see the module's page for the forms",
+            file,
         )
         arrays.labels.append("?")
         return
     arrays.labels.append(repr(found[0][1])[:80])
     for lookup, name in found:
         if name in lookup:
-            problems.add(f"line {line}", f"{name!r} is also on line {lookup[name] + 1}", "a name has one row", file)
+            problems.add(
+                f"line {line}", f"{brief(name)} is also on line {lookup[name] + 1}", "a name has one row", file
+            )
         lookup[name] = row
 
 
@@ -234,5 +269,5 @@ def _names(arrays: TableArrays, record: dict[str, Any]) -> list[tuple[dict[Any, 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value:
-        raise ValueError(f"{value!r} is no text")
+        raise ValueError(f"{brief(value)} is no text")
     return value

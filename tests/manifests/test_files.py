@@ -66,16 +66,3 @@ def test_records_keep_line_numbers_past_odd_separators(tmp_path: Path) -> None:
     records = list(_files.read_records(path, Record, problems))
     assert [(line, record.id) for line, record in records] == [(1, "a\u2028b"), (6, "d")]
     assert [p.place for p in problems.found] == ["line 3, key id", "line 4, key number", "line 5"]
-
-
-def test_image_index(tmp_path: Path) -> None:
-    for name in ("b/x.jpg", "a/x.jpg", "a/y.PNG", "z.txt", "v.1.jpg"):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(b"")
-    index = _files.index_images(tmp_path)
-    assert index == {"v.1.jpg": "v.1.jpg", "x.jpg": "a/x.jpg", "y.PNG": "a/y.PNG"}
-    assert _files.find_image(index, "x") == "a/x.jpg"
-    assert _files.find_image(index, "x.png") == "a/x.jpg"
-    assert _files.find_image(index, "v.1") == "v.1.jpg"
-    assert _files.find_image(index, "none") is None

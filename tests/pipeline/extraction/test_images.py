@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image as Pillow
+from PIL.PngImagePlugin import PngInfo
 
 from manifests.identity import image_key
 from pipeline.extraction import images
@@ -93,6 +94,19 @@ def test_broken_exif_does_not_cost_the_image() -> None:
     image = Pillow.new("RGB", (16, 16), (9, 99, 199))
     data = encoded(image, "JPEG", exif=b"Exif\0\0" + b"\xff" * 40, quality=95)
     assert near(colour(data), (9, 99, 199))
+
+
+def test_a_png_with_a_large_text_or_color_profile_is_a_picture_within_a_bound() -> None:
+    def png(size: int, profile: bool = False) -> bytes:
+        about = PngInfo()
+        about.add_text("XML:com.adobe.xmp", "x" * size, zip=True)
+        how = {"icc_profile": b"p" * size} if profile else {"pnginfo": about}
+        return encoded(Pillow.new("RGB", (16, 16), (9, 99, 199)), "PNG", **how)
+
+    assert near(colour(png(4 << 20)), (9, 99, 199))
+    assert near(colour(png(4 << 20, profile=True)), (9, 99, 199))
+    with pytest.raises(DecodeError, match="too large"):
+        decode(png(images.MAX_CHUNK + 1))
 
 
 def test_truncated(tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ def test_saved_dialogues_say_what_they_were_made_with(demo: Project, engine: Eng
     weights = json.loads((cm_ntm.folder.path / "model.json").read_text())["sha256"]
     for models in saved.about["dialogues"].values():
         assert models[0] == {"label": "cm_ntm", "run": cm_ntm.run, "weights": weights}
-    assert saved.about["made_with"]["store"] == demo.workspace.store(demo.spec).fingerprint
+    assert saved.about["made_with"]["store"] == demo.workspace.store(demo.spec, demo.dataset).fingerprint
 
     saved_folder(tmp_path / "saved", engine, lines.append)
     assert lines == []

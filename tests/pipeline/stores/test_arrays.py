@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import save, save_file
 
 from cache import Store
 from manifests.errors import ManifestError
@@ -204,10 +207,10 @@ def refusals() -> dict[str, tuple[Any, tuple[str, ...]]]:
         ),
         "shape": (lambda f: np.save(f / "query.npy", np.ones(6, np.float32)), ("[6]", "[rows, D]")),
         "no row": (lambda f: np.save(f / "query.npy", np.ones((0, 6), np.float32)), ("[0, 6]",)),
-        "pickle": (pickled, ("query.npy", "cannot be read")),
+        "pickle": (pickled, ("query.npy", "holds Python objects, not numbers", "astype(numpy.float32)")),
         "cut": (
             lambda f: (f / "query.npy").write_bytes((f / "query.npy").read_bytes()[:-9]),
-            ("query.npy", "cannot be read"),
+            ("query.npy", "truncated: its "),
         ),
         "count": (append, ("61 lines for 60 rows", "target.ids.txt")),
         "turn": (bad_turn, ("turn 'last' is no number of a turn", "line 8")),
@@ -227,6 +230,69 @@ def test_what_is_wrong_is_named(tmp_path: Path, data: Dataset, what: str) -> Non
         import_features(spec_of(folder), data, Workspace(tmp_path / "out"))
     assert all(word in str(error.value) for word in words), str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def zipped() -> bytes:
+    out = io.BytesIO()
+    np.savez(out, features=np.ones((2, D)))
+    return out.getvalue()
+
+
+KINDS = {
+    "zero bytes": (b"", "is an empty file, not a NumPy array (copy or export it again)"),
+    "lfs": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n",
+        "is a pointer file of Git LFS for 12,345 bytes, not the data, not a NumPy array (run `git lfs pull`",
+    ),
+    "annex": (b"/annex/objects/SHA256E-s9--0.npy\n", "is a pointer file of git-annex, not the data"),
+    "npz": (zipped(), "is a zip archive (an .npz, or saved by torch.save), not a NumPy array (take the array out"),
+    "gzip": (gzip.compress(b"x"), "is a gzip archive, not a NumPy array (unpack it first)"),
+    "pickle": (pickle.dumps([1.0]), "is a Python pickle, not a NumPy array (pickles can run code"),
+    "page": (b"<!DOCTYPE html><html>", "is a web page, not a NumPy array"),
+    "other suffix": (save({"a": np.ones((2, D))}), "is a safetensors file, not a NumPy array (name it .safetensors)"),
+    "hdf5": (b"\x89HDF\r\n\x1a\n", "is an HDF5 file, not a NumPy array"),
+    "unknown": (b"hello", "is a file of unknown kind, not a NumPy array (it begins with b'hello')"),
+}
+
+
+@pytest.mark.parametrize("what", KINDS)
+def test_another_kind_of_file_is_named_by_its_first_bytes(tmp_path: Path, data: Dataset, what: str) -> None:
+    content, message = KINDS[what]
+    folder = write(tmp_path / "mine", data)
+    (folder / "query.npy").write_bytes(content)
+    with pytest.raises(ManifestError) as caught:
+        FeatureFolder.open(folder)
+    head, line = str(caught.value).split("\n")
+    assert head == "1 problem found" and "query.npy: " + message in line
+
+
+def test_an_archive_beside_the_missing_table_is_named(tmp_path: Path, data: Dataset) -> None:
+    folder = write(tmp_path / "mine", data)
+    (folder / "query.npy").unlink()
+    (folder / "query.npz").write_bytes(zipped())
+    with pytest.raises(ManifestError, match=r"query\.npz: is a zip archive .* which is not read \(take the array out"):
+        FeatureFolder.open(folder)
+
+
+def test_ids_with_a_mark_in_utf16_and_as_a_json_list(tmp_path: Path, data: Dataset) -> None:
+    folder = write(tmp_path / "mine", data)
+    ids = folder / "target.ids.txt"
+    names = ids.read_text().splitlines()
+    plain = FeatureFolder.open(folder).tables["target"]
+    for encoding in ("utf-8-sig", "utf-16"):
+        ids.write_bytes("\r\n".join([*names, ""]).encode(encoding))
+        found = FeatureFolder.open(folder).tables["target"]
+        assert (found.images, found.names) == (plain.images, plain.names)
+    ids.unlink()
+    (folder / "target.ids.jsonl").write_text(json.dumps([{"id": name} for name in names], indent=1))
+    with pytest.raises(ManifestError) as caught:
+        FeatureFolder.open(folder)
+    _, line = str(caught.value).split("\n")
+    assert "a JSON list; one object per line is expected" in line
+    (folder / "target.ids.jsonl").write_text('{"id": "\\ud800"}\n{"id": ' + "9" * 5000 + "}\n" + '{"id": "c"}\n' * 58)
+    with pytest.raises(ManifestError, match="half of a surrogate pair") as caught:
+        FeatureFolder.open(folder)
+    assert "more than 4,300 digits" in str(caught.value) and len(str(caught.value)) < 20_000
 
 
 def test_a_file_that_is_no_safetensors_is_named(tmp_path: Path, data: Dataset) -> None:

@@ -1,0 +1,217 @@
+"""The image files of a dataset: found below its images folder by id or by path, however a file system spells them.
+
+NFC and NFD names are one name, a suffix counts in either case, and of several files for one id the first that begins
+like an image is taken. A link out of the images folder is followed only with the option ``links``.
+"""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+
+from manifests.datasets._files import climbs
+from manifests.errors import Problems
+from manifests.schema import Image
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+_BOXES = (b"ftyp", b"jP  ")  # after four bytes of size: AVIF, JPEG 2000
+LINKS = "set dataset.links = true to follow links"
+
+
+def fold(name: str) -> str:
+    """``name`` in NFC, with the suffix of an image in lower case."""
+    name = unicodedata.normalize("NFC", name)
+    stem, dot, suffix = name.rpartition(".")
+    return f"{stem}.{suffix.lower()}" if dot and f".{suffix.lower()}" in IMAGE_SUFFIXES else name
+
+
+def looks_usable(path: str) -> bool:
+    """Whether the file begins like an image: not empty, a pointer of a large-file store or an error page."""
+    try:
+        with open(path, "rb") as handle:
+            start = handle.read(8)
+    except OSError:
+        return False
+    return start.startswith(_STARTS) or start[4:] in _BOXES
+
+
+class ImageFolder:
+    """The files below ``root``, indexed at first use. ``links``: also below linked folders.
+
+    ``notes()`` says what was chosen or left out on the way.
+    """
+
+    def __init__(self, root: Path, links: bool = False):
+        self.root, self.links = root, links
+        self._linked: list[str] = []  # linked folders that were not looked into
+        self._unnamed: list[str] = []  # names that are no UTF-8
+        self._several: list[tuple[str, str]] = []  # id, file taken
+        self._respelled: list[tuple[str, str]] = []  # path asked for, file taken
+
+    def by_id(self, image: str) -> str | None:
+        """The path below ``root`` (with ``/``) of an image id, which is a file name with or without its suffix."""
+        name = fold(image)
+        stem = name[: name.rfind(".")] if name.endswith(IMAGE_SUFFIXES) else name
+        names = dict.fromkeys((name, *(stem + suffix for suffix in IMAGE_SUFFIXES)))
+        found = [file for name in names for file in self._names.get(name, ())]
+        if len(found) < 2:
+            return found[0] if found else None
+        taken = next((file for file in found if looks_usable(os.path.join(self.root, file))), found[0])
+        self._several.append((image, taken))
+        return taken
+
+    def by_path(self, file: str) -> str | None:
+        """The path below ``root`` of a path as a dataset writes it: relative, or absolute and inside ``root``.
+
+        None when there is no such file. Backslashes count as slashes where no file has them in its name.
+        """
+        below = self.below(file)
+        if below is None:
+            return None
+        file = below
+        if os.path.isfile(os.path.join(self.root, file)):
+            return file
+        wanted = fold(os.path.normpath(file.replace("\\", "/")).replace(os.sep, "/"))
+        found = self._paths.get(wanted)
+        if found is not None:
+            self._respelled.append((file, found))
+        return found
+
+    def below(self, file: str) -> str | None:
+        """``file`` relative to ``root``; None when it leads elsewhere."""
+        if os.path.isabs(file):
+            for root in dict.fromkeys((os.path.abspath(self.root), os.path.realpath(self.root))):
+                if file.startswith(os.path.join(root, "")):
+                    file = file[len(os.path.join(root, "")) :]
+                    break
+        return None if climbs(file) else file
+
+    def notes(self, missing: bool) -> list[str]:
+        """What a user should know; linked folders and odd names only where images are ``missing``."""
+        notes = []
+        if self._several:
+            image, file = self._several[0]
+            first = f"first: {image}, {file} is read"
+            notes.append(f"{len(self._several):,} images have several files in {self.root.name}/ ({first})")
+        if self._respelled:
+            asked, file = self._respelled[0]
+            notes.append(f"{len(self._respelled):,} image files were found under another spelling ({asked}: {file})")
+        return notes + (self.left_out() if missing else [])
+
+    def left_out(self) -> list[str]:
+        """What was not looked at, with the option that changes it."""
+        out = []
+        if self._linked:
+            count, first = len(self._linked), self._linked[0]
+            out.append(f"{count:,} linked folders in {self.root.name}/ were left out (first: {first}): {LINKS}")
+        if self._unnamed:
+            count, first = len(self._unnamed), ascii(self._unnamed[0])
+            out.append(f"{count:,} names in {self.root.name}/ are no UTF-8 (first: {first}): rename them")
+        return out
+
+    @cached_property
+    def _names(self) -> dict[str, list[str]]:
+        """Folded file name -> paths below ``root``, in sorted order of folders and names."""
+        found: dict[str, list[str]] = {}
+        for file in self._walk():
+            found.setdefault(fold(file.rpartition("/")[2]), []).append(file)
+        return found
+
+    @cached_property
+    def _paths(self) -> dict[str, str]:
+        """Folded path -> path, both below ``root``."""
+        found: dict[str, str] = {}
+        for file in self._walk():
+            found.setdefault(fold(file), file)
+        return found
+
+    def _walk(self) -> Iterable[str]:
+        self._linked, self._unnamed = [], []
+        seen: set[str] = set()  # linked folders may lead round in a circle
+        for folder, subfolders, names in os.walk(self.root, followlinks=self.links):
+            below = os.path.relpath(folder, self.root).replace(os.sep, "/").removeprefix(".").lstrip("/")
+            if self.links:
+                real = os.path.realpath(folder)
+                if real in seen:
+                    subfolders.clear()
+                    continue
+                seen.add(real)
+            else:
+                linked = [name for name in subfolders if os.path.islink(os.path.join(folder, name))]
+                self._linked += [f"{below}/{name}".lstrip("/") for name in linked]
+            self._unnamed += [name for name in (*subfolders, *names) if not _utf8(name)]
+            subfolders[:] = sorted(filter(_utf8, subfolders))
+            for name in sorted(filter(_utf8, names)):
+                if name.lower().endswith(IMAGE_SUFFIXES):
+                    yield f"{below}/{name}" if below else name
+
+
+def _utf8(name: str) -> bool:
+    return not any("\ud800" <= c <= "\udfff" for c in name)
+
+
+def inside(root: Path, files: Mapping[str, str], links: bool, problems: Problems) -> tuple[Path, dict[str, str]]:
+    """A root that really holds ``files`` (id -> path below ``root``), and their paths below it.
+
+    Files that links lead out of ``root`` are one problem; with ``links`` they are named by where they lead to, below
+    the nearest folder that holds all.
+    """
+    top = os.path.realpath(root)
+    folders = {
+        folder: os.path.realpath(os.path.join(root, folder)) for folder in set(map(os.path.dirname, files.values()))
+    }
+    reals = {}
+    for image, file in files.items():
+        path = os.path.join(folders[os.path.dirname(file)], os.path.basename(file))
+        reals[image] = os.path.realpath(path) if os.path.islink(path) else path
+    out = [image for image, real in reals.items() if not real.startswith(os.path.join(top, ""))]
+    if not out:
+        return root, dict(files)
+    if not links:
+        what = f"{len(out):,} of {len(files):,} image files are links out of the images folder"
+        where = f"first: {files[out[0]]!r}, to {reals[out[0]]}"
+        problems.add("", f"{what} ({where})", f"{LINKS}, or dataset.images = the folder they are in", file=root)
+        return root, dict(files)
+    common = os.path.commonpath([top, *(os.path.dirname(reals[image]) for image in out)])
+    return Path(common), {i: os.path.relpath(real, common).replace(os.sep, "/") for i, real in reals.items()}
+
+
+def catalogue(
+    ids: Iterable[str],
+    images: Path | None,
+    captions: Mapping[str, str] | None,
+    problems: Problems,
+    notes: list[str],
+    links: bool = False,
+) -> tuple[Path | None, dict[str, Image]]:
+    """The folder of the images, and ``ids`` in order, each with its file below it and its caption.
+
+    ``images``, ``captions``: None where the dataset was given none. A folder that holds no image is a problem.
+    """
+    ids, files = list(ids), {}
+    if images:
+        folder = ImageFolder(images, links)
+        files = {image: file for image in ids if (file := folder.by_id(image)) is not None}
+        missing = [image for image in ids if image not in files]
+        notes += folder.notes(bool(missing))
+        if note := missing_note(missing, len(ids), f"have no file in {images.name}/"):
+            notes.append(note)
+        if ids and not files:
+            example = f"{missing[0]}.jpg" if "." not in missing[0] else missing[0]
+            fix = "; ".join([f"expected files such as {example}", *folder.left_out()])
+            problems.add("key dataset.images", "holds no image of this dataset", fix, file=images)
+        images, files = inside(images, files, links, problems)
+    if images is None and captions is None:
+        notes.append("no images and no captions given: sessions and galleries only")
+    return images, {i: Image(id=i, file=files.get(i), caption=(captions or {}).get(i)) for i in ids}
+
+
+def missing_note(missing: list[str], total: int, what: str) -> str:
+    """E.g. ``38 of 13,578 images have no caption (first: B000ABC)``; empty when none is missing."""
+    if not missing:
+        return ""
+    return f"{len(missing):,} of {total:,} images {what} (first: {missing[0]}); extraction records them as failures"
