@@ -113,6 +113,24 @@ class JointExtractor(Fittable):
 
     tables: ClassVar[tuple[str, ...]] = ("query", "target")
     built_with: ClassVar[tuple[str, ...]] = ()  # options, besides the backbones', that shape the network
+    stated: ClassVar[tuple[str, ...]] = ("model",)
+    execution_only: ClassVar[tuple[str, ...]] = (  # read when fitting alone: a fitted folder's config.json repeats them
+        "text_model",
+        "image_model",
+        "max_tokens",
+        "vocabulary",
+        "width",
+        "layers",
+        "heads",
+        "dropout",
+        "image_stem",
+        "image_widths",
+        "image_depths",
+        "image_layer",
+        "pixel_mean",
+        "pixel_std",
+        "fit",
+    )
     Network: ClassVar[type[JointNetwork]]
     options: JointOptions
     network: JointNetwork

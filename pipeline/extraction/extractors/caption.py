@@ -40,6 +40,7 @@ class CaptionExtractor(Extractor):
     Options = CaptionOptions
     tables: ClassVar[tuple[str, ...]] = ("image", "text")
     reads: ClassVar[Literal["pixels", "caption"]] = "caption"
+    stated: ClassVar[tuple[str, ...]] = ("model", "revision", "trust_remote_code", "attributes")
     cards: ClassVar[tuple[Card, ...]] = _cards.CAPTION
     options: CaptionOptions
 

@@ -38,6 +38,7 @@ class ImportedExtractor(Extractor):
     Options = ImportedOptions
     tables: ClassVar[tuple[str, ...]] = ("query", "target")
     reads: ClassVar[Literal["pixels", "caption"]] = "caption"
+    stated: ClassVar[tuple[str, ...]] = ("folder", "concatenated")
     nonfinite: ClassVar[str] = "the imported arrays hold no row for it"
     options: ImportedOptions
 
