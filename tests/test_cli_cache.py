@@ -322,6 +322,30 @@ def test_what_is_exported_and_imported_again_trains(cache: Run, project: Path, f
     assert again["extraction"]["extracted"] == 0
 
 
+def test_an_import_takes_the_overrides_that_apply_and_refuses_the_rest(cache: Run, project: Path) -> None:
+    arrays = str(project / "arrays")
+    assert cache("export", "SPEC", "--out", arrays, out="--workspace").exit_code == 0
+    declared = ("--set", 'extractor.contaminated_on=["mt_fashioniq"]', "--set", "extractor.store_dtype=float32")
+    done = cache("import", arrays, "SPEC", *declared, "--set", "training.epochs=1", "--json")
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    store = Store.open(report["extraction"]["store"])
+    assert store.tables["query"].dtype == "float32" and "training.epochs=1" in report["next"]
+    notes = [json.loads(file.read_text()) for file in project.glob("out/**/*.json")]
+    assert ["mt_fashioniq"] in [n.get("contaminated_on") for n in notes if isinstance(n, dict)]
+    for wrong, hint in (
+        ("extractor.nonsense=1", "known: concatenated"),
+        ("extractor.normalize=true", "did you mean 'normalise'"),
+        ("extractor.dtype=bfloat16", "key extractor.dtype"),
+        ("nonsense=1", "key nonsense: unknown key"),
+    ):
+        refused = cache("import", arrays, "SPEC", "--set", wrong)
+        assert refused.exit_code == 4 and hint in refused.output, refused.output
+    for own, more in (("name=caption", ()), ('folder="x"', ()), ("normalise=false", ("--normalise",))):
+        refused = cache("import", arrays, "SPEC", "--set", f"extractor.{own}", *more)
+        assert refused.exit_code == 2 and "of this command set extractor." in refused.output, refused.output
+
+
 def test_an_import_that_does_not_fit_names_everything_at_once(cache: Run, project: Path) -> None:
     folder = project / "mine"
     folder.mkdir()

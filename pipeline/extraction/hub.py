@@ -16,10 +16,19 @@ import torch
 from manifests.errors import FashionNTMError
 from manifests.identity import digest, file_digest
 
-_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "model.safetensors", "model-*.safetensors"]
+_FILES = [
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.jinja",
+    "model.safetensors",
+    "model-*.safetensors",
+    "adapter_model.safetensors",
+]
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # What a config says about how it was saved, not about what the model computes.
 _VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "_attn_implementation", "use_cache")
+_ADAPTER_VOLATILE = ("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version")
 _OWN_CODE = "It comes with its own code: read it, and if you trust it set trust_remote_code = true"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -73,10 +82,15 @@ def locate(name: str, revision: str | None = None, own_code: bool = False) -> Ch
 
     Raises ModelError naming the id and what to do.
     """
+    from pipeline.extraction.adapters import only_adapter
+
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ModelError(f"model folder {name!r} has no config.json: give a folder made by `save_pretrained`")
+            raise ModelError(
+                only_adapter(name, folder)
+                or f"model folder {name!r} has no config.json: give a folder made by `save_pretrained`"
+            )
         return Checkpoint(name, folder.resolve(), own_code)
     if not _HUB_ID.fullmatch(name) or name.startswith(("/", ".", "~")):
         raise ModelError(f"no model folder {name!r} (and it is not a hub id such as openai/clip-vit-base-patch32)")
@@ -86,6 +100,8 @@ def locate(name: str, revision: str | None = None, own_code: bool = False) -> Ch
 def _from_hub(name: str, revision: str | None, own_code: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    from pipeline.extraction.adapters import only_adapter
 
     patterns = [*_FILES, "*.py"] if own_code else _FILES
     try:
@@ -101,7 +117,10 @@ def _from_hub(name: str, revision: str | None, own_code: bool) -> Path:
     except Exception as error:  # the HTTP library's own kinds differ between versions; all mean "not to be had now"
         raise ModelError(_unreachable(name, revision, error)) from error
     if not (path / "config.json").is_file():
-        raise ModelError(_unreachable(name, revision, "the local copy is incomplete: it has no config.json"))
+        raise ModelError(
+            only_adapter(name, path)
+            or _unreachable(name, revision, "the local copy is incomplete: it has no config.json")
+        )
     return path
 
 
@@ -117,16 +136,21 @@ def _unreachable(name: str, revision: str | None, why: object) -> str:
 def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, unused: tuple[str, ...] = ()) -> Any:
     """The model by transformers' AutoModel, in evaluation mode, without gradients, with SDPA where it has it.
 
+    An adapter in the folder is merged, in float32.
+
     ``unused``: prefixes of weights that may be absent because no feature depends on them. Any other weight that the
     checkpoint lacks would be random, which transformers only warns about: here it is a ModelError.
     """
     from transformers import AutoModel
 
+    from pipeline.extraction.adapters import adapter_weights, merge_adapter, without_adapter
+
     _ = checkpoint.weights  # refuse pickles before transformers looks for them
-    with quiet(), _explained(checkpoint):
+    adapted = adapter_weights(checkpoint) is not None
+    with quiet(), _explained(checkpoint), without_adapter(checkpoint) as path:
         model, found = AutoModel.from_pretrained(
-            checkpoint.path,
-            dtype=dtype,
+            path,
+            dtype=torch.float32 if adapted else dtype,
             use_safetensors=True,
             trust_remote_code=checkpoint.own_code,
             local_files_only=True,
@@ -140,6 +164,10 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device,
             f"model {checkpoint.name!r}: the checkpoint lacks {len(missing)} weights of {type(model).__name__}, "
             f"such as {missing[0]!r}; its features would be random{hint}"
         )
+    if adapted:
+        model = merge_adapter(model, checkpoint)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
     return model.eval().requires_grad_(False).to(device)
 
 
@@ -171,25 +199,37 @@ def load_image_processor(checkpoint: Checkpoint) -> Any:
 def side_files(checkpoint: Checkpoint) -> list[Path]:
     """Everything of a checkpoint but its weights: configuration, tokenizer, preprocessing."""
     kinds = ("*.json", "*.txt", "*.model", "*.jinja") + (("*.py",) if checkpoint.own_code else ())
-    return sorted({p for kind in kinds for p in checkpoint.path.glob(kind) if p.name != _INDEX and p.is_file()})
+    found = {p for kind in kinds for p in checkpoint.path.glob(kind) if p.name not in (_INDEX, "adapter_config.json")}
+    return sorted(p for p in found if p.is_file())
 
 
 def weights_digest(checkpoint: Checkpoint) -> str:
     """SHA-256 over every tensor as stored (name, dtype, shape, bytes) in the order of the names.
 
-    Independent of path, file names, number of files and file metadata.
+    Independent of path, file names, number of files and file metadata. With an adapter, its configuration (less what says
+    how it was saved) and its tensors follow.
     """
-    from safetensors import safe_open
+    from pipeline.extraction.adapters import CONFIG, adapter_weights
 
     total = hashlib.sha256()
+    _add_tensors(total, checkpoint.weights)
+    if adapter := adapter_weights(checkpoint):
+        config = {k: v for k, v in checkpoint.json(CONFIG).items() if k not in _ADAPTER_VOLATILE}
+        total.update(f"adapter\0{digest(config)}\0".encode())
+        _add_tensors(total, [adapter])
+    return total.hexdigest()
+
+
+def _add_tensors(total: Any, paths: list[Path]) -> None:
+    from safetensors import safe_open
+
     with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(safe_open(str(path), framework="pt")) for path in checkpoint.weights]
+        files = [stack.enter_context(safe_open(str(path), framework="pt")) for path in paths]
         owner = {name: file for file in files for name in file.keys()}  # noqa: SIM118  (not a dict)
         for name in sorted(owner):
             tensor = owner[name].get_tensor(name).contiguous()
             total.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
             total.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
-    return total.hexdigest()
 
 
 def origin(checkpoint: Checkpoint) -> dict[str, str]:

@@ -16,21 +16,26 @@ from pipeline.extraction.hub import ModelError
 
 class Tokens:
     """A tokenizer with one maximum length. ``full``: always pad to it, as SigLIP's text towers were trained.
+    ``prompt``: put before every text.
 
     ``cut`` counts the texts that were longer and lost their end; ``take_long`` names them, each once.
     """
 
-    def __init__(self, tokenizer: Any, length: int, full: bool = False, lower: bool = False, name: str = ""):
+    def __init__(
+        self, tokenizer: Any, length: int, full: bool = False, lower: bool = False, name: str = "", prompt: str = ""
+    ):
         if tokenizer.pad_token_id is None:
             raise ModelError(f"model {name!r}: its tokenizer has no padding token: set one in tokenizer_config.json")
         self.tokenizer, self.length, self.full, self.lower = tokenizer, length, full, lower
+        self.prompt = prompt
         self.cut = 0
         self._long: set[str] = set()
         self._lock = threading.Lock()  # the tokenizers library refuses to change its state while another thread encodes
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text, int64 [tokens], special tokens included, at most ``length``."""
-        given = [text.lower() for text in texts] if self.lower else list(texts)
+        given = [self.prompt + text for text in texts]
+        given = [text.lower() for text in given] if self.lower else given
         if not given:
             return []
         with self._lock:
@@ -70,7 +75,8 @@ class Tokens:
 
     def semantic(self) -> dict[str, Any]:
         """What decides the ids: digest of the tokenizer, maximum length, padding and the inputs that are passed."""
-        return {
+        prompt = {"prompt": self.prompt} if self.prompt else {}
+        return prompt | {
             "digest": self._digest(),
             "max_length": self.length,
             "truncation": self.tokenizer.truncation_side,

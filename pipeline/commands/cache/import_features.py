@@ -38,13 +38,17 @@ def command(
     composer), each with <table>.ids.txt or .ids.jsonl, one line a row: image ids for target, session<TAB>turn for query
     (turns from 1; 0 for all captions of the session as one text). Everything is checked first: dtype, shape, NaN,
     repeated ids, unknown ids, missing rows, all named at once. The fingerprint is the digest of the arrays.
+
+    --set takes the options of extractor "imported" (contaminated_on, store_dtype, ...), and refuses those of any other.
     """
     from pipeline.stores.imports import import_features
 
-    words = ["extractor.name=imported", f"extractor.folder={json.dumps(str(folder))}"]
-    words += ["extractor.normalise=true"] if normalise else []
-    words += ["extractor.concatenated=false"] if no_concatenated else []
-    kept = tuple(o for o in overrides if not o.strip().startswith("extractor."))
-    job, workspace = open_job(spec, (*kept, *words), data, out)
+    words = {"extractor.name": "imported", "extractor.folder": json.dumps(str(folder))}
+    words |= {"extractor.normalise": "true"} if normalise else {}
+    words |= {"extractor.concatenated": "false"} if no_concatenated else {}
+    for override in overrides:
+        if (key := override.partition("=")[0].strip()) in words:
+            raise click.UsageError(f"--set {override}: DIR and the options of this command set {key} to {words[key]}")
+    job, workspace = open_job(spec, (*overrides, *(f"{key}={value}" for key, value in words.items())), data, out)
     done = import_features(job, load(job, data), workspace, partial)
     emit(done.as_dict(), done.text(), as_json)

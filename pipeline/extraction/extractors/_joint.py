@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from pipeline.extraction import hub
+from pipeline.extraction.adapters import adapter_weights
 from pipeline.extraction.extractors._fittable import FitOptions, Fittable
 from pipeline.extraction.extractors.base import Card, ExtractorOptions
 from pipeline.extraction.images import decoder
@@ -113,6 +114,24 @@ class JointExtractor(Fittable):
 
     tables: ClassVar[tuple[str, ...]] = ("query", "target")
     built_with: ClassVar[tuple[str, ...]] = ()  # options, besides the backbones', that shape the network
+    stated: ClassVar[tuple[str, ...]] = ("model",)
+    execution_only: ClassVar[tuple[str, ...]] = (  # read when fitting alone: a fitted folder's config.json repeats them
+        "text_model",
+        "image_model",
+        "max_tokens",
+        "vocabulary",
+        "width",
+        "layers",
+        "heads",
+        "dropout",
+        "image_stem",
+        "image_widths",
+        "image_depths",
+        "image_layer",
+        "pixel_mean",
+        "pixel_std",
+        "fit",
+    )
     Network: ClassVar[type[JointNetwork]]
     options: JointOptions
     network: JointNetwork
@@ -128,6 +147,10 @@ class JointExtractor(Fittable):
         self.settings = checkpoint.json("config.json")
         if self.settings.get("network") != self.name:
             raise hub.ModelError(f"model folder {options.model!r} holds no {self.name}: fit-extractor makes one")
+        if adapter_weights(checkpoint):
+            raise hub.ModelError(
+                f"model folder {options.model!r} has an adapter, which extractor {self.name!r} does not apply: merge it first"
+            )
         tokenizer = hub.load_tokenizer(checkpoint)
         self._set(self.Network(self.settings), tokenizer)
         try:

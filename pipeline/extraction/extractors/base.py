@@ -78,6 +78,8 @@ class Extractor(ABC):
     stacks: ClassVar[bool] = False  # its features take images stacked ahead of time, by transfer.to_device
     cards: ClassVar[tuple[Card, ...]] = ()  # the published checkpoints that it knows
     fittable: ClassVar[bool] = False  # ``fit-extractor`` can train it; see ``_fittable.Fittable``
+    execution_only: ClassVar[tuple[str, ...]] = ()  # options that change no feature
+    stated: ClassVar[tuple[str, ...]] = ()  # options that ``semantic`` states otherwise, as a digest in place of a path
     card: Card
 
     def __init__(self, options: ExtractorOptions, device: torch.device):
@@ -105,14 +107,21 @@ class Extractor(ABC):
         """D of the rows of ``table``, without a forward pass."""
 
     def semantic(self) -> dict[str, Any]:
-        """Everything that can change a feature's value, and nothing else (no path, batch size or device)."""
-        return {
+        """Everything that can change a feature's value, and nothing else (no path, batch size or device).
+
+        Field "options" holds every declared option that is neither ``execution_only`` nor ``stated``, its default
+        included; it is absent when there is none. A child adds its fields to those returned here.
+        """
+        own = set(type(self.options).model_fields)
+        own -= {*ExtractorOptions.model_fields, *self.execution_only, *self.stated}
+        fields = {
             "extractor": self.name,
             "version": self.version,
             "compute_dtype": self.options.dtype,
             "store_dtype": self.options.store_dtype,
             "normalise": self.options.normalise,
         }
+        return fields | ({"options": self.options.model_dump(mode="json", include=own)} if own else {})
 
     def image_tower(self) -> torch.nn.Module | None:
         """The module that takes ``pixel_values``, where it may run in another form (``extraction.forms``)."""

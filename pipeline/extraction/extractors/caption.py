@@ -14,10 +14,9 @@ from pydantic import Field
 from manifests.schema import Dataset, Image
 from pipeline.extraction import hub
 from pipeline.extraction.extractors import _cards
+from pipeline.extraction.extractors._sentence import sentence_config
 from pipeline.extraction.extractors.base import Card, Extractor, ExtractorOptions
 from pipeline.extraction.tokens import Tokens
-
-_PLAIN = ("Transformer", "Pooling", "Normalize")  # sentence-transformers modules that this file is equal to
 
 
 class CaptionOptions(ExtractorOptions):
@@ -32,7 +31,7 @@ class CaptionOptions(ExtractorOptions):
 class CaptionExtractor(Extractor):
     """Image rows are embeddings of the images' captions, text rows of the feedback: one encoder for both.
 
-    Pooling is the mean over the tokens, or the first token where 1_Pooling/config.json says so (sentence-transformers).
+    A sentence-transformers folder decides pooling (mean or first token), normalization, prompt and maximum length.
     """
 
     title: ClassVar[str] = "sentence encoder over captions that stand in for images"
@@ -40,6 +39,7 @@ class CaptionExtractor(Extractor):
     Options = CaptionOptions
     tables: ClassVar[tuple[str, ...]] = ("image", "text")
     reads: ClassVar[Literal["pixels", "caption"]] = "caption"
+    stated: ClassVar[tuple[str, ...]] = ("model", "revision", "trust_remote_code", "attributes")
     cards: ClassVar[tuple[Card, ...]] = _cards.CAPTION
     options: CaptionOptions
 
@@ -48,15 +48,16 @@ class CaptionExtractor(Extractor):
         known = _cards.preset(_cards.CAPTION, options.model)
         name = known.source if known else options.model
         self.checkpoint = checkpoint = hub.locate(name, options.revision, options.trust_remote_code)
-        self.pooling = _pooling(checkpoint)
+        self.sentence = sentence_config(checkpoint)
+        self.pooling = self.sentence.pooling
         self.model = hub.load_model(checkpoint, self.compute, device, unused=("pooler.",))
-        sentence = checkpoint.json("sentence_bert_config.json")
         tokenizer = hub.load_tokenizer(checkpoint)
-        length = sentence.get("max_seq_length") or min(
+        length = self.sentence.max_length or min(
             tokenizer.model_max_length, getattr(self.model.config, "max_position_embeddings", 512)
         )
-        lower = bool(sentence.get("do_lower_case", False))
-        self.tokens = Tokens(tokenizer, int(length), lower=lower, name=options.model)
+        self.tokens = Tokens(
+            tokenizer, int(length), lower=self.sentence.lower, name=options.model, prompt=self.sentence.prompt
+        )
         self.card = (
             replace(known, contaminated_on=options.contaminated_on)
             if known
@@ -77,14 +78,20 @@ class CaptionExtractor(Extractor):
     def semantic(self) -> dict[str, Any]:
         import transformers
 
-        return super().semantic() | {
-            "weights": self._weights,
-            "config": hub.config_digest(self.checkpoint),
-            "tokenizer": self.tokens.semantic(),
-            "pooling": self.pooling,
-            "attributes": self.options.attributes,
-            "transformers": transformers.__version__.split(".")[0],
-        }
+        # rows of unit norm are the same with and without the model's own normalization
+        normalized = {"model_normalizes": True} if self._normalizes else {}
+        return (
+            super().semantic()
+            | normalized
+            | {
+                "weights": self._weights,
+                "config": hub.config_digest(self.checkpoint),
+                "tokenizer": self.tokens.semantic(),
+                "pooling": self.pooling,
+                "attributes": self.options.attributes,
+                "transformers": transformers.__version__.split(".")[0],
+            }
+        )
 
     def standin(self, image: Image, dataset: Dataset) -> str | None:
         caption = " ".join((image.caption or "").split())
@@ -96,7 +103,17 @@ class CaptionExtractor(Extractor):
     def prepare_texts(self, texts: Sequence[str]) -> list[np.ndarray]:
         return self.tokens.encode(texts)
 
+    @property
+    def _normalizes(self) -> bool:
+        return self.sentence.normalize and not self.options.normalise
+
     def _text_features(self, texts: list[np.ndarray]) -> torch.Tensor:
+        rows = self._pooled(texts)
+        return torch.nn.functional.normalize(rows, dim=-1) if self._normalizes else rows
+
+    _image_features = _text_features
+
+    def _pooled(self, texts: list[np.ndarray]) -> torch.Tensor:
         inputs = self.tokens.pad(texts, self.device)
         states = self.model(**inputs).last_hidden_state.float()  # [n, tokens, D]
         if self.pooling == "cls":
@@ -110,26 +127,3 @@ class CaptionExtractor(Extractor):
             position = position.flip(0)
         kept = (position < lengths[:, None]).unsqueeze(-1)  # [n, tokens, 1]; by length: padding never counts
         return (states * kept).sum(1) / lengths.clamp(min=1)[:, None]
-
-    _image_features = _text_features
-
-
-def _pooling(checkpoint: hub.Checkpoint) -> str:
-    """Either "mean" or "cls". Raises ModelError for a sentence encoder that does more than this extractor would."""
-    modules = checkpoint.json("modules.json").get("", [])
-    extra = [m for m in modules if str(m.get("type", "")).rsplit(".", 1)[-1] not in _PLAIN]
-    if extra:
-        raise hub.ModelError(
-            f"model {checkpoint.name!r} has a {extra[0].get('type')} layer after pooling, which the caption extractor does "
-            f"not apply: use an encoder made of {', '.join(_PLAIN)} alone"
-        )
-    config = checkpoint.json("1_Pooling/config.json")
-    chosen = [k.removeprefix("pooling_mode_") for k, v in config.items() if k.startswith("pooling_mode_") and v]
-    found = config.get("pooling_mode") or chosen or "mean"
-    names = {"mean_tokens": "mean", "cls_token": "cls"}
-    modes = [names.get(m, m) for m in ([found] if isinstance(found, str) else found)]
-    if modes not in (["mean"], ["cls"]):
-        raise hub.ModelError(
-            f"model {checkpoint.name!r} pools by {' + '.join(modes)}: the caption extractor knows mean and cls"
-        )
-    return modes[0]

@@ -52,6 +52,8 @@ class ClipExtractor(Fittable):
     Options = ClipOptions
     tables: ClassVar[tuple[str, ...]] = ("image", "text")
     stacks: ClassVar[bool] = True
+    stated: ClassVar[tuple[str, ...]] = ("model", "revision", "trust_remote_code", "clean")
+    execution_only: ClassVar[tuple[str, ...]] = ("fit",)  # fitted towers are another ``model``
     cards: ClassVar[tuple[Card, ...]] = _cards.CLIP
     options: ClipOptions
 

@@ -51,6 +51,7 @@ class FashionBertExtractor(JointExtractor):
     Options = FashionBertOptions
     Network = FashionBertNetwork
     built_with: ClassVar[tuple[str, ...]] = ("grid", "patch")
+    execution_only: ClassVar[tuple[str, ...]] = (*JointExtractor.execution_only, *built_with)
     cards: ClassVar[tuple[Card, ...]] = _cards.FASHIONBERT
 
     def prepare(self, image: Pillow.Image) -> np.ndarray:

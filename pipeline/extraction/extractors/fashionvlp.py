@@ -73,6 +73,7 @@ class FashionVlpExtractor(JointExtractor):
     Options = FashionVlpOptions
     Network = FashionVlpNetwork
     built_with: ClassVar[tuple[str, ...]] = ("image_size", "landmarks")
+    execution_only: ClassVar[tuple[str, ...]] = (*JointExtractor.execution_only, *built_with)
     cards: ClassVar[tuple[Card, ...]] = _cards.FASHIONVLP
 
     def prepare(self, image: Pillow.Image) -> np.ndarray:

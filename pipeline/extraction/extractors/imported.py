@@ -19,9 +19,11 @@ from pipeline.stores.lookup import Lookup, text_row
 
 class ImportedOptions(ExtractorOptions):
     """``folder``: arrays and ids (see pipeline/stores/arrays.py). ``concatenated``: they hold the queries of all captions
-    as one text, which the model ``cat`` needs. ``store_dtype``: null keeps the arrays' own."""
+    as one text, which the model ``cat`` needs. ``store_dtype``: null keeps the arrays' own. ``dtype``: nothing is computed.
+    """
 
     folder: str = Field(min_length=1)
+    dtype: Literal["float32"] = "float32"
     store_dtype: Literal["float16", "float32"] | None = None  # type: ignore[assignment]
     normalise: bool = False
     concatenated: bool = True
@@ -38,6 +40,7 @@ class ImportedExtractor(Extractor):
     Options = ImportedOptions
     tables: ClassVar[tuple[str, ...]] = ("query", "target")
     reads: ClassVar[Literal["pixels", "caption"]] = "caption"
+    stated: ClassVar[tuple[str, ...]] = ("folder", "concatenated")
     nonfinite: ClassVar[str] = "the imported arrays hold no row for it"
     options: ImportedOptions
 

@@ -54,6 +54,8 @@ class SprcExtractor(Extractor):
     version: ClassVar[int] = 1
     Options = SprcOptions
     tables: ClassVar[tuple[str, ...]] = ("query", "target")
+    stated: ClassVar[tuple[str, ...]] = ("model", "tokenizer", "vision_heads", "text_heads")
+    execution_only: ClassVar[tuple[str, ...]] = ("trained_on",)
     cards: ClassVar[tuple[Card, ...]] = _cards.SPRC
     options: SprcOptions
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from manifests.identity import digest
 from pipeline.extraction.extractors import extractors, load_extractor
-from pipeline.extraction.extractors.base import Card, Extractor
+from pipeline.extraction.extractors.base import Card, Extractor, ExtractorOptions
 
 from .conftest import picture, spec_of
 from .small import CASES, TEXTS
@@ -102,6 +103,71 @@ def test_identity_is_plain_and_stays(extractor: Extractor) -> None:
     assert again.semantic() == before
     for rows_of, same in zip(encoders(extractor).values(), encoders(again).values(), strict=True):
         np.testing.assert_array_equal(rows_of(images_for(extractor), TEXTS), same(images_for(extractor), TEXTS))
+
+
+ELSEWHERE = {"model", "tokenizer", "revision"}  # they name files; test_extractors.py changes those files
+
+
+def another(extractor: Extractor, name: str) -> Any:
+    """A valid value of an option that differs from the one in use, in effect too."""
+    value, field = getattr(extractor.options, name), type(extractor.options).model_fields[name]
+    if name == "clean":
+        return "canonical"
+    if name == "fit":
+        return {"seed": 1}
+    if isinstance(value, str) or value is None:
+        return next((v for v in get_args(field.annotation) if isinstance(v, str) and v != value), "elsewhere")
+    if isinstance(value, tuple):
+        return [v / 2 if isinstance(v, float) else 2 * v for v in value] or ["other"]
+    return not value if isinstance(value, bool) else 2 * value if isinstance(value, int) else value / 2
+
+
+def test_every_option_changes_the_fingerprint_or_no_row(extractor: Extractor) -> None:
+    """An option is in the fingerprint, or the class declares that it changes no feature, and it changes none."""
+    options, before = extractor.options.model_dump(mode="json"), digest(extractor.semantic())
+    for name in type(extractor.options).model_fields.keys() - ELSEWHERE:
+        changed = load_extractor(spec_of(extractor.name, **{**options, name: another(extractor, name)}), "cpu")
+        if name in {"contaminated_on", *extractor.execution_only}:
+            assert digest(changed.semantic()) == before, name
+            for rows_of, same in zip(encoders(extractor).values(), encoders(changed).values(), strict=True):
+                np.testing.assert_array_equal(
+                    rows_of(images_for(extractor), TEXTS), same(images_for(extractor), TEXTS), err_msg=name
+                )
+        else:
+            assert digest(changed.semantic()) != before, name
+
+
+def test_shipped_extractors_state_every_option_themselves(extractor: Extractor) -> None:
+    """So that the stores made before "options" was a field are found."""
+    assert "options" not in extractor.semantic()
+    assert {*extractor.stated, *extractor.execution_only} <= set(type(extractor.options).model_fields)
+
+
+class HistogramOptions(ExtractorOptions):
+    bins: int = 4
+    threads: int = 1
+
+
+class Histogram(Extractor):
+    """A third party's extractor: color histograms, and no ``semantic`` of its own."""
+
+    title = "color histogram"
+    Options = HistogramOptions
+    execution_only = ("threads",)
+    options: HistogramOptions
+
+    def dim(self, table: str) -> int:
+        return int(self.options.bins**3)
+
+
+@pytest.mark.parametrize("name", HistogramOptions.model_fields)
+def test_the_base_class_puts_a_third_party_s_options_into_the_fingerprint(name: str) -> None:
+    cpu = torch.device("cpu")
+    plain = Histogram(HistogramOptions(), cpu)
+    changed = Histogram(HistogramOptions(**{name: another(plain, name)}), cpu)
+    same = name in {"threads", "contaminated_on"}
+    assert (digest(changed.semantic()) == digest(plain.semantic())) == same
+    assert plain.semantic()["options"] == {"bins": 4}
 
 
 def test_half_precision_stays_near_float32(extractor: Extractor) -> None:

@@ -130,9 +130,6 @@ def test_caption_reads_the_folder_s_own_pooling_and_length(load: Load, bert_fold
     (folder / "1_Pooling/config.json").write_text('{"pooling_mode_max_tokens": true}')
     with pytest.raises(ModelError, match="pools by max_tokens"):
         load("caption", folder)
-    (folder / "modules.json").write_text('[{"type": "sentence_transformers.models.Dense"}]')
-    with pytest.raises(ModelError, match="Dense layer after pooling"):
-        load("caption", folder)
 
 
 def test_left_padding_counts_no_padding(load: Load, bert_folder: Path, tmp_path: Path) -> None:

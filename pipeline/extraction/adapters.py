@@ -1,0 +1,103 @@
+"""PEFT adapters (LoRA and other kinds that can be merged) that lie in a model's folder: merged into the model's weights."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.extraction.hub import Checkpoint, ModelError
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# Initializations that change the base's weights: the adapter belongs to what is left of them.
+_MOVES_BASE = ("pissa", "olora", "corda", "loftq")
+
+
+def adapter_weights(checkpoint: Checkpoint) -> Path | None:
+    """The adapter's safetensors file; None without an adapter.
+
+    Raises ModelError for a part of an adapter, pickled weights, and what could not be merged.
+    """
+    found = sorted(path.name for path in checkpoint.path.glob("*adapter*") if path.is_file())
+    config = checkpoint.json(CONFIG)
+    if not config and not {WEIGHTS, "adapter_model.bin"} & set(found):
+        return None
+    if not config or WEIGHTS not in found:
+        raise _refused(
+            checkpoint, f"needs {CONFIG} and {WEIGHTS} (it has {', '.join(found)}); pickled weights are refused"
+        )
+    if str(config.get("init_lora_weights", "")).lower().startswith(_MOVES_BASE) or config.get("megatron_config"):
+        raise _refused(checkpoint, f"is of a kind that cannot be merged into these weights ({CONFIG})")
+    return checkpoint.path / WEIGHTS
+
+
+def only_adapter(name: str, folder: Path) -> str | None:
+    """Why a folder without a model is none, where it holds an adapter: names the base. None for any other folder."""
+    config = Checkpoint(name, folder).json(CONFIG)
+    if not config:
+        return None
+    base = config.get("base_model_name_or_path") or "a base that its adapter_config.json does not name"
+    return (
+        f"model {name!r} is only an adapter for {base}: copy {CONFIG} and {WEIGHTS} into a folder of that model (it is then "
+        f"applied), or merge them once with PEFT's merge_and_unload and save_pretrained, and give that folder"
+    )
+
+
+@contextlib.contextmanager
+def without_adapter(checkpoint: Checkpoint) -> Iterator[Path]:
+    """The checkpoint's folder as transformers may see it: with PEFT installed it would load an adapter by itself."""
+    if adapter_weights(checkpoint) is None:
+        yield checkpoint.path
+        return
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made) / checkpoint.path.name
+        folder.mkdir()
+        for entry in checkpoint.path.iterdir():
+            if entry.name not in (CONFIG, WEIGHTS):
+                (folder / entry.name).symlink_to(entry)
+        yield folder
+
+
+def merge_adapter(model: Any, checkpoint: Checkpoint) -> Any:
+    """``model`` (float32) with the adapter's weights merged into its own.
+
+    Raises ModelError without PEFT, and where a tensor of the adapter finds no place in the model, or a place no tensor.
+    """
+    file = adapter_weights(checkpoint)
+    if file is None:
+        return model
+    try:
+        from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+    except ImportError as error:
+        raise _refused(checkpoint, f"is applied by the package peft ({error}): pip install peft") from error
+    from safetensors.torch import load_file
+
+    try:
+        config, state = PeftConfig.from_pretrained(str(checkpoint.path)), load_file(file)
+        if config.is_prompt_learning:
+            raise _refused(checkpoint, f"is of type {config.peft_type.value}, which cannot be merged into the weights")
+        with torch.random.fork_rng(devices=[]):  # initial values, all of which are replaced
+            config.base_model_name_or_path = None  # this model is the base, wherever it was called so
+            wrapped = get_peft_model(model, config)
+        unknown = set_peft_model_state_dict(wrapped, state).unexpected_keys
+        missing = get_peft_model_state_dict(wrapped, save_embedding_layers=False).keys() - state.keys()
+        if unknown or missing:
+            first = f"no place for {sorted(unknown)[0]!r}" if unknown else f"no tensor for {sorted(missing)[0]!r}"
+            raise _refused(checkpoint, f"does not fit {type(model).__name__}: {first}")
+        return wrapped.merge_and_unload(safe_merge=True)
+    except ModelError:
+        raise
+    except Exception as error:  # shapes, names of modules, kinds of adapter that PEFT cannot merge
+        text = " ".join(str(error).split())[:300]
+        raise _refused(checkpoint, f"cannot be applied to {type(model).__name__}: {text}") from error
+
+
+def _refused(checkpoint: Checkpoint, what: str) -> ModelError:
+    return ModelError(
+        f"model {checkpoint.name!r} has an adapter in its folder, which {what}. For the features of the base alone, give a "
+        "folder without it"
+    )
