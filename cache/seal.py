@@ -17,6 +17,7 @@ from cache.stamps import remembered_digest
 from manifests.identity import digest
 
 SEAL = "seal.json"
+RESULTS_SEAL = "results.seal.json"  # of an evaluation, which lies beside the run that it is of
 FORMAT = 1
 
 

@@ -11,6 +11,7 @@ from manifests.errors import IncompleteError
 from manifests.leaks import subset_counts
 from manifests.schema import Dataset, RunSpec
 from pipeline.composition.request import composer_request
+from pipeline.results.files import ResultFiles
 from pipeline.stage1 import extract_spec, fit_composer_spec
 from pipeline.stage2 import Log, StageTwo, asked_runs, evaluate_spec, silent, summary_text, train_spec
 from pipeline.workspace import Workspace
@@ -101,7 +102,9 @@ def status_of(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Status:
         first = f"done, but {left_out} train sessions lack features: run `extract {spec.asked}`, or see the failures"
     for run in runs:
         folder = stage.folder(run)
-        state = "evaluated" if folder.state == "finished" and folder.summary_file.is_file() else folder.state
+        state = folder.state
+        if state == "finished" and not ResultFiles.of(folder.path).missing:
+            state = "evaluated"
         found[run.model][run.seed] = state
     rows = {name: table.rows for name, table in stage.store.tables.items()}
     return Status(spec.name, first, str(stage.store.path), rows, found)

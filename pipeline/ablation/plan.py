@@ -220,7 +220,7 @@ def plan_ablation(
 def _state(stage: StageTwo, run: Run, views: Sequence[View]) -> tuple[bool, tuple[View, ...]]:
     if stage.folder(run).state != "finished":
         return False, tuple(views)
-    return True, tuple(view for view in views if stage.result_files(run, view).load() is None)
+    return True, tuple(view for view in views if stage.result_files(run, view).missing)
 
 
 def _all_rows(dataset: Dataset) -> dict[str, int]:

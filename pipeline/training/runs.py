@@ -21,7 +21,7 @@ from cache.errors import StoreBusyError
 from cache.files import replace_atomically
 from cache.lease import Lease
 from cache.recovery import remove_temporaries
-from cache.seal import SEAL, SealError, check_seal, write_seal
+from cache.seal import RESULTS_SEAL, SEAL, SealError, check_seal, write_seal
 from manifests.identity import digest
 from manifests.schema import Session, Training, Validation
 from pipeline.training.checkpoint import RUN, SIDECAR, TRAIN_AGAIN, WEIGHTS, save_model
@@ -235,7 +235,8 @@ class RunFolder:
             remove_temporaries(self.path)  # of a trainer that lost its lease: it cannot publish them any more
             held._write({**record, "finished": None})
             of_training = (self.metrics_file, self.diagnostics_file, self.path / SIDECAR, self.path / WEIGHTS)
-            for file in (*of_training, self.path / SEAL, self.results_file, self.summary_file):
+            of_results = (self.results_file, self.summary_file, self.path / RESULTS_SEAL)
+            for file in (*of_training, self.path / SEAL, *of_results):
                 file.unlink(missing_ok=True)
             try:
                 yield held
