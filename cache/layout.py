@@ -32,6 +32,7 @@ LOCK, LEASE, VERIFIED = ".writer.lock", ".writer.lease-", ".verified.json"
 REJECTED = ".rejected"
 SHARD_NAME = re.compile(rf"({'|'.join(TABLES)})-(\d{{5,9}})\.h5")
 _COMPONENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+_STORE = re.compile(r".+-[0-9a-f]{12}")
 _TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]+\.tmp")
 
 
@@ -55,6 +56,20 @@ def store_path(stores: Path, dataset: str, extractor: str, fields: dict[str, Any
     check_component(dataset, "dataset")
     check_component(extractor, "extractor")
     return Path(stores) / dataset / f"{extractor}-{digest(canonical(fields))[:12]}"
+
+
+def wrong_place(path: Path, dataset: str, extractor: str, fingerprint: str) -> str:
+    """How the folder at ``path`` is named after another store, ``folder: own -> found``; "" when it is not.
+
+    A folder not called ``<extractor>-<fingerprint12>`` may hold any store, and one not below ``stores`` any dataset's.
+    """
+    place = Path(os.path.abspath(path))
+    own = f"{extractor}-{fingerprint[:12]}"
+    if not _STORE.fullmatch(place.name):
+        return ""
+    if place.parent.parent.name == "stores" and place.parent.name != dataset:
+        return f"folder: {dataset}/{own} -> {place.parent.name}/{place.name}"
+    return f"folder: {own} -> {place.name}" if place.name != own else ""
 
 
 def check_component(name: str, what: str) -> None:

@@ -17,9 +17,9 @@ import numpy as np
 
 from cache.catalogue import read_catalogue
 from cache.checked import Check, CheckedShards
-from cache.errors import StoreCorruptError, StoreError, StoreLookupError, naming
+from cache.errors import StoreCorruptError, StoreError, StoreLookupError, StoreMismatchError, naming
 from cache.index import KeyIndex, as_keys
-from cache.layout import CATALOGUE, check_table
+from cache.layout import CATALOGUE, check_table, wrong_place
 from cache.ledger import Failure, Ledger, Receipt
 from cache.manifest import Manifest, TableInfo, load_manifest
 from cache.rows import read_keys
@@ -46,11 +46,16 @@ class Store:
         100 MB), once a file and not once a process (see ``cache.stamps``); "always": once a process; "header": size
         and header only. A shard that fails is never read.
 
-        Raises StoreNotFoundError (a FileNotFoundError), StoreVersionError for a newer format, StoreCorruptError.
+        Raises StoreNotFoundError (a FileNotFoundError), StoreVersionError for a newer format, StoreCorruptError, and
+        StoreMismatchError for the store of another dataset, extractor or fingerprint than its folder is named after.
         """
         if verify not in get_args(Check):
             raise StoreError(f"unknown verify {verify!r}: use one of {', '.join(get_args(Check))}")
-        return cls(Path(path), load_manifest(Path(path)), verify)
+        manifest = load_manifest(Path(path))
+        misplaced = wrong_place(Path(path), manifest.dataset, manifest.extractor, manifest.fingerprint)
+        if misplaced:
+            raise StoreMismatchError(Path(path), [misplaced])
+        return cls(Path(path), manifest, verify)
 
     def _forget(self) -> None:
         self._shards = CheckedShards(self.path, self.manifest, self.verify)

@@ -15,6 +15,7 @@ from pipeline.binding import StaleError
 from pipeline.currency import Currency
 from pipeline.results.compare import CompareError, Comparison, Method, compare
 from pipeline.results.files import ResultFiles, load_results
+from pipeline.training.errors import RunError
 from pipeline.training.runs import RunFolder, list_runs
 
 
@@ -115,6 +116,8 @@ def _method(name: str, folders: Sequence[RunFolder], view: str) -> tuple[Method,
     evaluations = []
     for run in folders:
         files = _files(run, view)
+        if run.damage:
+            raise RunError(run.damage)
         if not files.results.is_file():
             what = f" in view {view}" if view else ""
             raise IncompleteError(f"run {run.id} ({run.model}) is not evaluated{what}: run `evaluate` or `ablate`")

@@ -9,13 +9,13 @@ from pathlib import Path
 from manifests.ablation_spec import load_ablation_spec
 from manifests.errors import IncompleteError
 from manifests.figure_spec import FigureSpec, load_figure_spec
-from manifests.load import load_spec
 from manifests.table_spec import ResultsTable, RowSpec
 from pipeline.ablation.timing import read_timing, timing_file
 from pipeline.results.plots import Scatter, draw, figure_csv, figure_json, scatter, scatter_point
 from pipeline.results.protocol import read_runs
 from pipeline.results.tables import seed_text
 from pipeline.tabulate import RunFinder
+from pipeline.tuning.sealed import read_spec
 from pipeline.workspace import Workspace
 
 
@@ -27,7 +27,7 @@ def build_figure(
 
     figure = load_figure_spec(name)
     ablation = load_ablation_spec(figure.ablation)
-    spec = load_spec(run or figure.run, overrides)
+    spec = read_spec(run or figure.run, overrides)
     if run and run != figure.run:
         figure = figure.model_copy(update={"title": f"{figure.title} (run spec {spec.name} instead)"})
     points = ablation.points(registry.names())

@@ -14,7 +14,7 @@ from manifests.schema import Dataset, RunSpec, Training
 from manifests.validation import split_validation
 from manifests.views import WHOLE, View
 from pipeline.results.evaluate import PROTOCOL
-from pipeline.results.files import ResultFiles
+from pipeline.results.files import ResultFiles, ResultsError
 from pipeline.training.lookup import FoundRows, find_rows
 from pipeline.training.models import models as registry
 from pipeline.training.runs import RunFolder, RunIdentity, list_runs, run_identity
@@ -77,7 +77,7 @@ class RunState:
         if not self.changed:
             return self.name
         what = "its evaluation" if self.name == "finished" else "a run of this configuration"
-        return f"{self.name}; {what} is of other data ({'; '.join(self.changed)}): run `{self.command}`"
+        return f"{self.name}; {what} is not current ({'; '.join(self.changed)}): run `{self.command}`"
 
 
 class RunIdentities:
@@ -193,7 +193,10 @@ class RunIdentities:
 
     def evaluation(self, run: Run, view: View = WHOLE) -> dict[str, Any] | None:
         """The summary of the run's evaluation, if there is one of exactly these sessions, galleries and protocol."""
-        return self.result_files(run, view).load(self.evaluation_identity(run, view))
+        try:
+            return self.result_files(run, view).load(self.evaluation_identity(run, view))
+        except ResultsError:
+            return None
 
     def state(self, run: Run, view: View = WHOLE) -> RunState:
         """Whether ``run`` is trained and evaluated on the data as it is now, and otherwise on which other data it was."""
@@ -203,7 +206,11 @@ class RunIdentities:
             return RunState(folder.state, tuple(changed), self.train_command(run))
         files, identity = self.result_files(run, view), self.evaluation_identity(run, view)
         evaluate = f"evaluate {self.spec.asked} --model {run.model} --seeds {run.seed}"
-        if changed := files.stale(identity):
+        try:
+            changed = files.stale(identity)
+        except ResultsError as error:
+            return RunState("finished", (f"damaged: {error}",), evaluate)
+        if changed:
             return RunState("finished", tuple(changed), evaluate)
         return RunState("evaluated" if files.load(identity) else "finished", (), evaluate)
 

@@ -139,19 +139,27 @@ def _stores(out: Path, detail: bool) -> list[dict[str, Any]]:
 
 def _runs(out: Path, detail: bool, data: Path) -> list[dict[str, Any]]:
     from pipeline.currency import Currency
-    from pipeline.training.runs import list_runs
+    from pipeline.training.runs import UNSEALED, list_runs
 
     rows, currency = [], Currency(data, out)
     for run in list_runs(out / "runs"):
-        row: dict[str, Any] = {"name": str(run.path.relative_to(out / "runs")), "about": run.state}
-        if run.state == "finished":
+        state = run.state
+        why = f": {run.damage}" if state == "damaged" and run.damage else ""
+        row: dict[str, Any] = {"name": str(run.path.relative_to(out / "runs")), "about": state + why}
+        if state == "finished":
             record = run.record()
             done, seed = record["finished"], record["identity"]["seed"]
             row["about"] += f", {done['epochs']} epochs in {done['seconds']:.1f} s" + (
                 "" if seed is None else f", seed {seed}"
             )
             row["about"] += f", {currency.of(record)}"
+            row["about"] += "" if run.sealed else f", {UNSEALED}"
             if detail:
-                row |= {"store": record["identity"]["store"], "evaluated": run.summary_file.is_file(), **done}
+                row |= {
+                    "store": record["identity"]["store"],
+                    "sealed": run.sealed,
+                    "evaluated": run.summary_file.is_file(),
+                    **done,
+                }
         rows.append(row)
     return rows

@@ -13,7 +13,7 @@ from manifests.errors import IncompleteError
 from manifests.schema import Dataset, RunSpec, Session
 from manifests.validation import split_validation
 from pipeline.binding import SourceRecord, StaleError, declared_digest, load_binding, save_binding
-from pipeline.composition.checkpoint import SIDECAR, load_composer, save_composer
+from pipeline.composition.checkpoint import fitted, load_composer, save_composer
 from pipeline.composition.compose import Composed, compose
 from pipeline.composition.composers.base import Composer
 from pipeline.composition.crossfit import CrossFitted, fit_folds, load_folds, new_composer
@@ -231,7 +231,7 @@ def _ready_composer(
             None,
         )
     folder = request.weights or composer_folder(request, spec, dataset, backbone)
-    if request.weights is None and not (folder / SIDECAR).exists():
+    if request.weights is None and not fitted(folder, request.folds):
         return None
     composer, about = load_composer(folder)
     return composer, about["weights"], _folds(request, folder, spec, dataset, backbone)
@@ -267,7 +267,7 @@ def fit_composer_spec(
     if not request.kind.trainable:
         raise IncompleteError(f"composer '{request.name}' has nothing to fit: `extract {spec.asked}` composes with it")
     folder = request.weights or composer_folder(request, spec, dataset, backbone)
-    reused = (folder / SIDECAR).exists()
+    reused = fitted(folder, request.folds)
     if not reused and request.weights is None:
         _fit(request, folder, spec, dataset, backbone, on_epoch)
     composer, about = load_composer(folder)

@@ -183,7 +183,6 @@ class StageTwo(RunIdentities):
     def evaluate(self, run: Run, view: View = WHOLE) -> dict[str, Any]:
         """Rank the test sessions with a finished run; writes results.h5 and summary.json, returns the summary."""
         from pipeline.results.evaluate import evaluate
-        from pipeline.results.files import save_results, save_summary
         from pipeline.training.checkpoint import load_model
         from pipeline.training.validate import embed, scorer
         from pipeline.training.views import view_features
@@ -220,8 +219,7 @@ class StageTwo(RunIdentities):
             weights=files.weights(),
             identity=self.evaluation_identity(run, view),
         )
-        save_results(files.results, result, folder.id)
-        save_summary(files.summary, summary)
+        files.save(result, summary)
         return summary
 
     def _gallery(self) -> str:

@@ -18,6 +18,7 @@ from pipeline.binding import StaleError
 from pipeline.identities import make_run
 from pipeline.results.tables import seed_text
 from pipeline.stage2 import StageTwo
+from pipeline.tuning.sealed import read_spec
 from pipeline.workspace import Workspace
 
 
@@ -59,7 +60,7 @@ def build_table(
                 found[entry.key] = load_dataset(wanted, data)
         return build_dataset_table(table, found)
     assert isinstance(table, ResultsTable)
-    spec = load_spec(spec_name or table.run, overrides, shlex.join([spec_name or table.run, *options]))
+    spec = read_spec(spec_name or table.run, overrides, shlex.join([spec_name or table.run, *options]))
     table = filled_from(table, spec, spec_name or "")
     filler = Filler(table, spec, spec_name or "", options) if table.ablation else None
     finder = RunFinder(spec, data, Workspace(out), table, seeds)

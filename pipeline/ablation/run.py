@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from manifests.ablation_spec import AblationSpec, load_ablation_spec
-from manifests.load import load_dataset, load_spec
+from manifests.load import load_dataset
 from manifests.schema import Dataset, RunSpec
 from pipeline.ablation.groups import Job, run_here, run_on_cluster
 from pipeline.ablation.plan import AblationPlan, plan_ablation
@@ -17,6 +17,7 @@ from pipeline.ablation.timing import measure_timing, read_timing, timing_file
 from pipeline.jobs import make_features
 from pipeline.specs import check_components
 from pipeline.stage2 import Log, StageTwo, silent, step_shape
+from pipeline.tuning.sealed import read_spec
 from pipeline.workspace import Workspace
 
 
@@ -59,7 +60,7 @@ def open_ablation(
 
 def run_spec_of(ablation: AblationSpec, run: str, overrides: Sequence[str], given: str = "") -> RunSpec:
     """The run spec whose features the ablation uses, with the windows that the ablation asks of stage 1 as well."""
-    spec = load_spec(run or ablation.run, overrides, given)
+    spec = read_spec(run or ablation.run, overrides, given)
     windows = tuple(dict.fromkeys((*spec.windows, *ablation.windows)))
     return spec.model_copy(update={"windows": windows})
 

@@ -80,11 +80,11 @@ def spec_command(f: F) -> F:
 
 def open_job(spec: str, overrides: tuple[str, ...], data: Path, out: Path) -> tuple[RunSpec, Workspace]:
     """The checked spec and its workspace; printed commands repeat the options that this call was given."""
-    from manifests.load import load_spec
     from pipeline.specs import check_components
+    from pipeline.tuning.sealed import read_spec
     from pipeline.workspace import Workspace
 
-    loaded = load_spec(spec, overrides, shlex.join([spec, *options(overrides, data, out)]))
+    loaded = read_spec(spec, overrides, shlex.join([spec, *options(overrides, data, out)]))
     check_components(loaded)
     return loaded, Workspace(out)
 

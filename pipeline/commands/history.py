@@ -27,7 +27,7 @@ def command(
     """How much the turns before the last one tell about the target: what any memory can gain on SPEC's features.
 
     Ranks sessions by the last turn, by moving averages with their own and with other histories, and by the
-    best fixed weights of the turns; one of these is fitted on the sessions themselves, as a bound.
+    best fixed weights of the turns; one of these is fitted on the loss of the test sessions themselves.
     """
     from pipeline.history import history_worth
     from pipeline.stage2 import StageTwo

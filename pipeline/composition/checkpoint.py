@@ -1,15 +1,18 @@
-"""A fitted composer on disk: ``composer.safetensors`` and its readable sidecar ``composer.json``."""
+"""A fitted composer on disk: ``composer.safetensors``, its readable sidecar ``composer.json``, and their seal."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
+from cache.files import replace_atomically
+from cache.seal import check_seal, write_seal
 from manifests.errors import FashionNTMError, IncompleteError, Problems
 from manifests.identity import file_digest
 from manifests.options import parse_options
@@ -18,26 +21,44 @@ from pipeline.composition.composers.base import Composer
 from pipeline.composition.composers.combiner import Combiner
 
 WEIGHTS, SIDECAR = "composer.safetensors", "composer.json"
+KIND = "composer"
+COMPOSERS = "composers"  # <store>/composers/<key>/, and fold-<k>/ in it
+FIT_AGAIN = "run `fit-composer` or `run` on its spec, which fits it again"
 
 
 def save_composer(folder: Path, composer: Composer, record: dict[str, Any]) -> None:
-    """Write the composer to ``folder``. The sidecar comes last, so a folder with a sidecar is whole."""
+    """Write the composer to ``folder`` and seal it."""
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / (WEIGHTS + ".tmp")
-    save_file({name: value.contiguous() for name, value in composer.state_dict().items()}, temporary)
-    temporary.replace(folder / WEIGHTS)
+    weights = save({name: value.contiguous() for name, value in composer.state_dict().items()})
+    replace_atomically(folder / WEIGHTS, weights)
     about = {
         "name": type(composer).__module__.rsplit(".", 1)[-1],
         "version": composer.version,
         "options": composer.options.model_dump(),
         "image_dim": composer.image_dim,
         "text_dim": composer.text_dim,
-        "weights": file_digest(folder / WEIGHTS),
+        "weights": hashlib.sha256(weights).hexdigest(),
         **record,
     }
-    temporary = folder / (SIDECAR + ".tmp")
-    temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(folder / SIDECAR)
+    replace_atomically(folder / SIDECAR, (json.dumps(about, indent=2) + "\n").encode())
+    write_seal(folder, KIND, _name(folder) or folder.name, [SIDECAR, WEIGHTS])
+
+
+def _name(folder: Path) -> str | None:
+    """``<key>`` or ``<key>/fold-<k>`` of a composer in a store; None for one that lies elsewhere, which may be moved."""
+    if folder.parent.name == COMPOSERS:
+        return folder.name
+    return f"{folder.parent.name}/{folder.name}" if folder.parent.parent.name == COMPOSERS else None
+
+
+def fitted(folder: Path, folds: int = 0) -> bool:
+    """Whether a composer, with the heads of ``folds`` folds, can be loaded from ``folder``; False for a damaged one."""
+    try:
+        for place in (folder, *(folder / f"fold-{fold}" for fold in range(folds))):
+            load_composer(place)
+    except FashionNTMError:
+        return False
+    return True
 
 
 def weights_digest(path: Path) -> str:
@@ -52,10 +73,11 @@ def load_composer(folder: Path) -> tuple[Composer, dict[str, Any]]:
     """The composer in eval mode, and its sidecar.
 
     ``folder`` may be a file of CLIP4CIR, whose combiner is read. Raises IncompleteError when there is none,
-    FashionNTMError when weights and sidecar do not belong together.
+    FashionNTMError when the folder is not as it was sealed, or weights and sidecar do not belong together.
     """
     if folder.is_file():
         return _published(folder)
+    check_seal(folder, KIND, _name(folder), FIT_AGAIN)
     try:
         about = json.loads((folder / SIDECAR).read_text(encoding="utf-8"))
         kind = composers.get(about["name"], str(folder / SIDECAR), "key name")
@@ -66,14 +88,14 @@ def load_composer(folder: Path) -> tuple[Composer, dict[str, Any]]:
         found = file_digest(folder / WEIGHTS)
         if found != about["weights"]:
             raise FashionNTMError(
-                f"{folder / WEIGHTS}: sha256 {found[:12]} is not the recorded {about['weights'][:12]}; fit again"
+                f"{folder / WEIGHTS}: sha256 {found[:12]} is not the recorded {about['weights'][:12]}: {FIT_AGAIN}"
             )
         composer.load_state_dict(load_file(folder / WEIGHTS))
     except FileNotFoundError as error:
         raise IncompleteError(f"no fitted composer in {folder}: run fit-composer") from error
     except (KeyError, json.JSONDecodeError, SafetensorError, RuntimeError) as error:
         raise FashionNTMError(
-            f"{folder} does not hold a composer this version can read: {error!r}; fit again"
+            f"{folder} does not hold a composer this version can read: {error!r}; {FIT_AGAIN}"
         ) from error
     return composer.eval(), about
 

@@ -12,7 +12,7 @@ import torch
 
 from cache import Store
 from manifests.schema import Dataset, Session
-from pipeline.composition.checkpoint import SIDECAR, load_composer, save_composer
+from pipeline.composition.checkpoint import fitted, load_composer, save_composer
 from pipeline.composition.composers.base import Composer
 from pipeline.composition.fit import fit_composer, single_turn_recall
 from pipeline.composition.folds import Folds, assign_folds
@@ -58,7 +58,7 @@ def fit_folds(
     backbone: Store,
     on_epoch: Callable[[dict[str, float]], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Fit the folds' heads into ``folder`` (those already there are kept) and return the record for its sidecar.
+    """Fit the folds' heads into ``folder`` (those already there and whole are kept) and return the record for its sidecar.
 
     Every head measures in the target space of ``whole``, the head fitted on all ``sessions``: a store has one target row
     an image, so what ``target`` uses is copied from it and frozen. ``on_epoch`` is given {"epoch", "loss", "fold"}.
@@ -68,7 +68,7 @@ def fit_folds(
     for fold in range(request.folds):
         place = fold_folder(folder, fold)
         own = tuple(s for s, f in zip(sessions, folds.sessions, strict=True) if f == fold)
-        if not (place / SIDECAR).exists():
+        if not fitted(place):
             others = tuple(s for s, f in zip(sessions, folds.sessions, strict=True) if f != fold)
             head = new_composer(request, backbone)
             share_target(head, whole)

@@ -1,4 +1,7 @@
-"""``results.h5`` (the rank of every session) and ``summary.json`` of a run, written whole or not at all."""
+"""``results.h5`` (the rank of every session) and ``summary.json`` of a run, written whole or not at all, and sealed.
+
+Their seal (results.seal.json) says of which run and view they are; it is checked whenever one of them is read.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,15 @@ import h5py
 import numpy as np
 
 from cache.files import replace_atomically
+from cache.seal import RESULTS_SEAL, SealError, check_seal, write_seal
 from manifests.errors import IncompleteError
 from manifests.identity import changed_fields
 from manifests.views import WHOLE, View
 from pipeline.results.evaluate import Evaluation
 
 FORMAT = 1
+KIND = "evaluation"
+AGAIN = "evaluate the run again (`evaluate`, or `ablate` for a view)"
 _TEXTS = ("session_id", "category", "target_id")
 
 
@@ -61,17 +67,37 @@ class ResultFiles:
     def stale(self, identity: Mapping[str, Any]) -> list[str]:
         """One line ``field: old -> new`` for all in which the evaluation differs from ``identity`` and the run's weights.
 
-        Empty for a current evaluation, and where there is none.
+        Empty for a current evaluation, and where there is none. Raises ResultsError when one of the files is damaged.
         """
         if not self.summary.is_file():
             return []
+        _check(self.folder)
         summary = load_summary(self.summary)
         old = {**summary.get("identity", {"protocol": "of an earlier version"}), "weights": summary.get("weights")}
         return changed_fields(old, json.loads(json.dumps({**identity, "weights": self.weights()})))
 
+    def save(self, evaluation: Evaluation, summary: dict[str, Any]) -> None:
+        """Write both files and seal them. Interrupted over older ones, they do not match the older seal."""
+        save_results(self.results, evaluation, self.run.name)
+        save_summary(self.summary, summary)
+        write_seal(self.folder, KIND, _name(self.folder), [self.results.name, self.summary.name], RESULTS_SEAL)
+
 
 class ResultsError(IncompleteError, ValueError):
     """A results file that is missing, damaged or of a newer format."""
+
+
+def _name(folder: Path) -> str:
+    """``<run id>``, or ``<run id>/<view>`` below a run's ``views``."""
+    return f"{folder.parent.parent.name}/{folder.name}" if folder.parent.name == "views" else folder.name
+
+
+def _check(folder: Path, *files: str) -> None:
+    """Check the seal of ``folder``, if it has one; of ``files`` alone where they are given. Raises ResultsError."""
+    try:
+        check_seal(folder, KIND, _name(folder), AGAIN, RESULTS_SEAL, files or None)
+    except SealError as error:
+        raise ResultsError(str(error)) from None
 
 
 def save_results(path: Path, evaluation: Evaluation, run: str = "") -> None:
@@ -102,6 +128,7 @@ def load_results(path: Path) -> Evaluation:
     again = "evaluate the run again"
     if not path.is_file():
         raise ResultsError(f"{path}: no such file: {again}")
+    _check(path.parent, path.name)
     try:
         with h5py.File(path, "r") as file:
             found = int(file.attrs["format"])
@@ -138,6 +165,8 @@ def save_summary(path: Path, summary: dict[str, Any]) -> None:
 
 def load_summary(path: Path) -> dict[str, Any]:
     """The summary in ``path``. Raises ResultsError when it is missing or damaged."""
+    if path.is_file():
+        _check(path.parent, path.name)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

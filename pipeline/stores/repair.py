@@ -6,22 +6,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cache import Manifest
+from cache import Manifest, Store, StoreError
 from cache.repair import Repaired, check_identity, repair
 from manifests.identity import digest
 from manifests.schema import Dataset, RunSpec
-from pipeline.stage1 import extract_spec
+from pipeline.composition.checkpoint import fitted
+from pipeline.composition.request import composer_request
+from pipeline.stage1 import composer_folder, extract_spec, fit_composer_spec
 from pipeline.stores.collect import specs_using
-from pipeline.stores.wanted import Wanted, request_of
+from pipeline.stores.wanted import Request, Wanted, request_of
 from pipeline.workspace import Workspace
 
 
 @dataclass(frozen=True)
 class SpecRepair:
-    """What was repaired, and the extraction after it (None when there was nothing to fill)."""
+    """What was repaired, the extraction after it and the damaged composer's new fit (None: nothing to do)."""
 
     stores: tuple[Repaired, ...]
     filled: Any  # pipeline.stage1.StageOne
+    refitted: Any = None  # pipeline.stage1.Fitted
 
     @property
     def whole(self) -> bool:
@@ -31,29 +34,49 @@ class SpecRepair:
         return {
             "stores": [done.as_dict() for done in self.stores],
             "filled": self.filled.as_dict() if self.filled else None,
+            "refitted": self.refitted.as_dict() if self.refitted else None,
             "whole": self.whole,
         }
 
     def text(self) -> str:
-        parts = [done.text() for done in self.stores]
-        return "\n".join([*parts, self.filled.text()] if self.filled else parts)
+        parts = [*self.stores, self.refitted, self.filled]
+        return "\n".join(part.text() for part in parts if part)
 
 
 def repair_spec(
     spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str = "auto", **options: Any
 ) -> SpecRepair:
-    """Repair every store of ``spec`` and extract (and compose) exactly what is missing then.
+    """Repair every store of ``spec``, fit its composer again if it is damaged, and extract (and compose) what is missing.
 
     ``options`` go to ``extraction.run.extract``. A store that does not exist yet is left to the extraction.
     """
     request = request_of(spec, dataset, workspace, device)
     done = _repair(request.backbone, dataset)
-    if any(d.actions for d in done) and request.composed is not None:
+    refitted = None
+    if _composer_damaged(request):
+        if any(d.actions for d in done):
+            extract_spec(spec, dataset, workspace, device, **options)
+        refitted = fit_composer_spec(spec, dataset, workspace)
+    if (refitted or any(d.actions for d in done)) and request.composed is not None:
         request = request_of(spec, dataset, workspace, device)  # its composer is found by a backbone that can be read
     if request.composed is not None:
         done += _repair(request.composed, dataset)
     needed = any(d.actions for d in done)
-    return SpecRepair(tuple(done), extract_spec(spec, dataset, workspace, device, **options) if needed else None)
+    filled = extract_spec(spec, dataset, workspace, device, **options) if needed else None
+    return SpecRepair(tuple(done), filled, refitted)
+
+
+def _composer_damaged(request: Request) -> bool:
+    """Whether a composer was fitted for the request's spec, and cannot be loaded any more."""
+    asked = composer_request(request.spec)
+    if request.composed is None or asked is None or not asked.kind.trainable or asked.weights is not None:
+        return False
+    try:
+        backbone = Store.open(request.backbone.path)
+    except StoreError:
+        return False
+    folder = composer_folder(asked, request.spec, request.dataset, backbone)
+    return any(folder.glob("composer.*")) and not fitted(folder, asked.folds)
 
 
 def _repair(wanted: Wanted, dataset: Dataset) -> list[Repaired]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from cache.files import replace_atomically
+from cache.seal import SealError, check_seal
 from manifests.errors import IncompleteError, Problems
 from manifests.identity import file_digest
 from manifests.options import parse_options
@@ -18,17 +22,23 @@ from pipeline.training.models import MemoryModel, models
 
 WEIGHTS, SIDECAR = "model.safetensors", "model.json"
 FORMAT = 1
+RUN = "run"  # the kind of a run folder's seal
+TRAIN_AGAIN = "run `train` on its spec, which trains this run again"
 
 
 class MissingCheckpointError(IncompleteError, FileNotFoundError):
     """There is no trained model in this folder."""
 
 
-def save_model(folder: Path, model: MemoryModel) -> None:
-    """Write the model into ``folder``, weights first: a sidecar always describes weights that are there."""
+def save_model(folder: Path, model: MemoryModel, last: Callable[[], Any] = lambda: None) -> None:
+    """Write the model into ``folder``, weights first: a sidecar always describes weights that are there.
+
+    ``last`` is called just before each file appears; it does not appear if ``last`` raises.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    replace_atomically(folder / WEIGHTS, save(weights))
+    data = save(weights)
+    replace_atomically(folder / WEIGHTS, data, last=last)
     sidecar = {
         "format": FORMAT,
         "model": model.name,
@@ -36,10 +46,10 @@ def save_model(folder: Path, model: MemoryModel) -> None:
         "options": model.options.model_dump(mode="json"),
         "dim": model.dim,
         "dtype": str(next((v.dtype for v in weights.values() if v.is_floating_point()), torch.float32)).split(".")[-1],
-        "sha256": file_digest(folder / WEIGHTS),
+        "sha256": hashlib.sha256(data).hexdigest(),
         "torch": str(torch.__version__),
     }
-    replace_atomically(folder / SIDECAR, (json.dumps(sidecar, indent=2) + "\n").encode())
+    replace_atomically(folder / SIDECAR, (json.dumps(sidecar, indent=2) + "\n").encode(), last=last)
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> MemoryModel:
@@ -47,9 +57,14 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> MemoryModel:
 
     Raises:
         MissingCheckpointError: no model there.
-        CheckpointError: a damaged file, or weights of another version or shape, naming what differs.
+        CheckpointError: a file or folder not as it was sealed, or weights of another version or shape, naming what
+            differs.
     """
     path = folder / SIDECAR
+    try:
+        check_seal(folder, RUN, folder.name, TRAIN_AGAIN)
+    except SealError as error:
+        raise CheckpointError(str(error)) from None
     try:
         sidecar = json.loads(path.read_text(encoding="utf-8"))
         name, version, found = sidecar["model"], sidecar["version"], sidecar["format"]

@@ -13,7 +13,6 @@ import torch
 
 from manifests.schema import Training, Validation
 from pipeline.training.backends import BackendChoice, choose_backend
-from pipeline.training.checkpoint import save_model
 from pipeline.training.data import SessionFeatures
 from pipeline.training.diagnostics import diagnose
 from pipeline.training.errors import DivergenceError
@@ -145,7 +144,7 @@ def _train(
     runs = [_Open(request, model, spec, choice, len(requests)) for request, model in zip(requests, models, strict=True)]
     with ExitStack() as folders:
         for run in runs:
-            folders.enter_context(run.opened)
+            run.folder = folders.enter_context(run.opened)
             if diagnostics:
                 run.diagnose(0)
         seeds = [request.seed for request in requests]
@@ -212,7 +211,7 @@ class _Open:
         if self.error is not None:
             self.folder.fail(self.error)
             return self.error
-        save_model(self.folder.path, self.model)
+        self.folder.save_model(self.model)
         features, last = self.request.features, self.last
         summary = {
             **{key: last[key] for key in ("loss", "chosen", "best") if key in last},
@@ -225,4 +224,4 @@ class _Open:
         if "validation" in last:
             summary["validation"] = self.folder.metrics()[last.get("best", 0) - 1]["validation"]
         self.folder.finish(summary)
-        return Trained(self.folder, summary, reused=False)
+        return Trained(self.request.folder, summary, reused=False)

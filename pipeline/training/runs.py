@@ -1,16 +1,18 @@
 """Runs on disk: what identifies one, its folder, and whether it has finished.
 
-``<runs>/<dataset>/<model>/<run id>/`` holds run.json (spec, identity, execution; rewritten last, with the summary,
-when training has finished), metrics.jsonl and, where asked for, diagnostics.jsonl (one line an epoch), model.safetensors
-and model.json, and what evaluation adds: results.h5 and summary.json. A folder without ``finished`` in its run.json was interrupted: training starts anew.
+``<runs>/<dataset>/<model>/<run id>/`` holds run.json (spec, identity, execution; rewritten with the summary when
+training has finished), metrics.jsonl and, where asked for, diagnostics.jsonl (one line an epoch), model.safetensors and
+model.json, the seal of all these (seal.json, written last), and what evaluation adds: results.h5, summary.json and their
+own seal. A folder without ``finished`` in its run.json was interrupted, and one that does not match its seal is damaged:
+training starts anew. Every write needs the folder's lease, so a trainer that lost it changes nothing.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,14 +20,17 @@ from typing import Any, Literal, NamedTuple
 from cache.errors import StoreBusyError
 from cache.files import replace_atomically
 from cache.lease import Lease
+from cache.recovery import remove_temporaries
+from cache.seal import RESULTS_SEAL, SEAL, SealError, check_seal, write_seal
 from manifests.identity import digest
 from manifests.schema import Session, Training, Validation
-from pipeline.training.checkpoint import SIDECAR, WEIGHTS
+from pipeline.training.checkpoint import RUN, SIDECAR, TRAIN_AGAIN, WEIGHTS, save_model
 from pipeline.training.errors import RunError
-from pipeline.training.models import model_options
+from pipeline.training.models import MemoryModel, model_options
 
 RUN_ID_DIGITS = 12
 IDENTITY_VERSION = 2  # 1, unwritten: sessions by their ids, so that new pictures under old ids went unseen
+UNSEALED = "not sealed"
 State = Literal["absent", "incomplete", "failed", "damaged", "finished"]
 
 
@@ -94,9 +99,10 @@ def run_identity(
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths and files of one run."""
+    """Paths and files of one run. ``lease``: held while this process trains it; only then can it be written."""
 
     path: Path
+    lease: Lease | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(cls, runs: Path, dataset: str, model: str, run_id: str) -> RunFolder:
@@ -136,7 +142,7 @@ class RunFolder:
 
     @property
     def state(self) -> State:
-        """Whether training has finished; "damaged" when run.json cannot be read."""
+        """Whether training has finished; "damaged" when run.json cannot be read, or a finished run is not as sealed."""
         try:
             record = self.record()
         except FileNotFoundError:
@@ -144,15 +150,30 @@ class RunFolder:
         except RunError:
             return "damaged"
         if record.get("finished") is not None:
-            return "finished"
+            return "damaged" if self.damage else "finished"
         return "failed" if record.get("failed") else "incomplete"
+
+    @property
+    def damage(self) -> str:
+        """How the folder differs from its seal; "" when it does not, or has none."""
+        try:
+            check_seal(self.path, RUN, self.id, TRAIN_AGAIN)
+        except SealError as error:
+            return str(error)
+        return ""
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the folder has a seal: without one (a run of an earlier version), changed files go unnoticed."""
+        return (self.path / SEAL).is_file()
 
     def about(self, detail: bool = False) -> dict[str, Any]:
         """The run in words, for listings: {"name", "about"}, and with ``detail`` its seed, options and execution."""
         state = self.state
         name = f"{self.dataset}/{self.model}/{self.id}"
         if state in ("absent", "damaged") or not self.run_file.is_file():
-            return {"name": name, "about": state, "state": state}
+            why = f": {self.damage}" if state == "damaged" and self.damage else ""
+            return {"name": name, "about": state + why, "state": state}
         record = self.record()
         identity, summary = record.get("identity", {}), record.get("finished") or {}
         words = [state]
@@ -160,6 +181,7 @@ class RunFolder:
             words.append(f"seed {identity['seed']}")
         if state == "finished":
             words += [f"{summary.get('epochs', 0)} epochs", f"{summary.get('seconds', 0):.0f} s"]
+            words += [] if self.sealed else [UNSEALED]
         elif state == "failed":
             words.append(str(record["failed"]))
         else:
@@ -185,8 +207,8 @@ class RunFolder:
         return _read_lines(self.metrics_file)
 
     def append(self, metrics: dict[str, Any]) -> None:
-        """Add one epoch's metrics."""
-        _append_line(self.metrics_file, metrics)
+        """Add one epoch's metrics. Raises RunError when another process has the run now, as every write does."""
+        self._append_line(self.metrics_file, metrics)
 
     def diagnoses(self) -> list[dict[str, Any]]:
         """One entry for each diagnosed epoch, {"epoch": ..., **``diagnose(...)``}; none when it was not asked for."""
@@ -194,31 +216,42 @@ class RunFolder:
 
     def append_diagnosis(self, diagnosis: dict[str, Any]) -> None:
         """Add one epoch's diagnosis."""
-        _append_line(self.diagnostics_file, diagnosis)
+        self._append_line(self.diagnostics_file, diagnosis)
+
+    def save_model(self, model: MemoryModel) -> None:
+        """Write the model's weights and their description."""
+        save_model(self.path, model, last=self._check)
 
     @contextmanager
     def training(self, record: dict[str, Any]) -> Iterator[RunFolder]:
         """Hold the folder while a run is trained, from nothing: what an earlier attempt left is removed.
 
-        ``record`` becomes run.json, marked as not finished. An exception leaves its message there under "failed".
+        Yields the folder with its lease. ``record`` becomes run.json, marked as not finished. An exception leaves its
+        message there under "failed".
 
         Raises RunError when another process is training this run.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with _lock(self.path):
-            self._write({**record, "finished": None})
+        with _lock(self.path) as lease:
+            held = RunFolder(self.path, lease)
+            remove_temporaries(self.path)  # of a trainer that lost its lease: it cannot publish them any more
+            held._write({**record, "finished": None})
             of_training = (self.metrics_file, self.diagnostics_file, self.path / SIDECAR, self.path / WEIGHTS)
-            for file in (*of_training, self.results_file, self.summary_file):
+            of_results = (self.results_file, self.summary_file, self.path / RESULTS_SEAL)
+            for file in (*of_training, self.path / SEAL, *of_results):
                 file.unlink(missing_ok=True)
             try:
-                yield self
+                yield held
             except Exception as error:
-                self._write({**record, "finished": None, "failed": f"{type(error).__name__}: {error}"})
+                with suppress(RunError):  # the lease is lost: the run is another process's now
+                    held._write({**record, "finished": None, "failed": f"{type(error).__name__}: {error}"})
                 raise
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Mark the run as finished. The last thing written: the model and the metrics are already there."""
+        """Mark the run as finished, and seal it. The model and the metrics are already there."""
         self._write({**self.record(), "finished": summary})
+        files = (self.run_file, self.path / SIDECAR, self.path / WEIGHTS, self.metrics_file, self.diagnostics_file)
+        write_seal(self.path, RUN, self.id, [file.name for file in files if file.is_file()], last=self._check)
 
     def fail(self, error: Exception) -> None:
         """Mark the run as failed, with the error's message."""
@@ -226,7 +259,23 @@ class RunFolder:
 
     def _write(self, record: dict[str, Any]) -> None:
         text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        replace_atomically(self.run_file, text.encode())
+        replace_atomically(self.run_file, text.encode(), last=self._check)
+
+    def _append_line(self, path: Path, values: dict[str, Any]) -> None:
+        self._check()
+        # Opened before the second check: a later owner removes this file, so a line that comes late is in no folder.
+        with open(path, "a", encoding="utf-8") as handle:
+            self._check()
+            handle.write(json.dumps(values, allow_nan=False) + "\n")
+
+    def _check(self) -> None:
+        """Raises RunError unless this process holds the run's lease."""
+        if self.lease is None:
+            raise RunError(f"{self.path} is not held for training: write to it inside RunFolder.training")
+        try:
+            self.lease.check()
+        except StoreBusyError as error:
+            raise RunError(f"another process trains this run now: {error}") from None
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
@@ -236,24 +285,19 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:-1] if line]  # a whole line ends in a newline
 
 
-def _append_line(path: Path, values: dict[str, Any]) -> None:
-    with open(path, "a", encoding="utf-8") as handle:
-        handle.write(json.dumps(values, allow_nan=False) + "\n")
-
-
 def list_runs(runs: Path) -> list[RunFolder]:
     """Every run folder below ``runs`` (``<dataset>/<model>/<run id>``), finished or not, by path."""
     return [RunFolder(path) for path in sorted(runs.glob("*/*/*")) if path.is_dir()]
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[None]:
+def _lock(folder: Path) -> Iterator[Lease]:
     """One trainer a run. The system gives the lock back when a process dies, so none is ever left over."""
     try:
         lock = Lease(folder)
     except StoreBusyError as error:
         raise RunError(f"this run is being trained by another process: {error}") from None
     try:
-        yield
+        yield lock
     finally:
         lock.release()

@@ -19,6 +19,7 @@ from pipeline.identities import Run, make_run
 from pipeline.stage1 import fitting_sessions
 from pipeline.stage2 import Log, StageTwo, silent, step_shape
 from pipeline.tuning.samplers import propose
+from pipeline.tuning.sealed import MARK, save_tuned
 from pipeline.tuning.space import Axis, nested, space_for
 from pipeline.tuning.trials import LOG, Trial, TrialLog
 from pipeline.workspace import Workspace
@@ -241,7 +242,7 @@ def _write(
     merged = {**listed.get("training", {}), **training}
     if merged:
         chosen["training"] = merged
-    name = f"{spec.name}-tuned-{model}"
+    name = f"{spec.name}{MARK}{model}"
     tuned = spec.model_copy(
         update={
             "name": name,
@@ -255,7 +256,7 @@ def _write(
         f"{len(folds)} pair-clean parts of the train sessions; no test session was used.",
         *(f"searched {axis.text}" for axis in axes),
     )
-    path.write_text(spec_toml(tuned, comments), encoding="utf-8")
+    save_tuned(path, spec_toml(tuned, comments))
     note = workspace.note(spec)
     if note is not None:
         workspace.write_note(tuned, note)

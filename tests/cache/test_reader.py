@@ -20,9 +20,11 @@ from cache import (
     StoreCorruptError,
     StoreError,
     StoreLookupError,
+    StoreMismatchError,
     StoreNotFoundError,
     StoreVersionError,
     list_stores,
+    store_path,
 )
 from cache.manifest import ShardInfo, load_manifest
 from cache.shards import expected_attributes
@@ -383,3 +385,31 @@ def test_list_stores(three_shards: Path, tmp_path: Path, writer) -> None:
     assert summary.nbytes == Store.open(three_shards).nbytes and summary.problem == ""
     assert (broken.dataset, broken.extractor, broken.rows) == ("demo", "broken", {}) and "damaged" in broken.problem
     assert list_stores(tmp_path / "nowhere") == []
+
+
+def test_swapped_stores_are_not_taken_for_each_other(path: Path, writer, rows) -> None:
+    """Of two fingerprints, and of two datasets whose stores have one fingerprint."""
+    other = store_path(path.parent.parent, "demo", "clip", {"weights": "z"})
+    elsewhere = path.parent.parent / "shoes" / path.name
+    for where, changes in ((path, {}), (other, {"fields": {"weights": "z"}}), (elsewhere, {"dataset": "shoes"})):
+        with writer(where, **changes) as w:
+            w.commit("image", *rows(0, 3))
+        assert Store.open(where).tables["image"].rows == 3
+    for one, two in ((path, other), (path, elsewhere)):
+        between = path.parent.parent / "between"
+        for source, target in ((one, between), (two, one), (between, two)):
+            source.rename(target)
+        for place in (one, two):
+            with pytest.raises(StoreMismatchError, match=f"folder: .* -> .*{place.name}"):
+                Store.open(place)
+        for source, target in ((one, between), (two, one), (between, two)):
+            source.rename(target)
+    moved = path.rename(path.parent.parent.parent / "a folder of mine")
+    assert Store.open(moved).tables["image"].rows == 3
+
+
+def test_a_store_is_its_own_below_any_folder_but_stores(path: Path, writer, rows, tmp_path: Path) -> None:
+    with writer() as w:
+        w.commit("image", *rows(0, 3))
+    (tmp_path / "backup").mkdir()
+    assert Store.open(path.rename(tmp_path / "backup" / path.name)).dataset == "demo"

@@ -189,7 +189,7 @@ def test_the_test_side(home: Home, change: str) -> None:
             row["images"] = [i for i in row["images"] if i in kept] if row["split"] == "test" else row["images"]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     (folder / "sessions.jsonl").write_text("".join(json.dumps(s) + "\n" for s in sessions), "utf-8")
-    stale(home, spec, "its evaluation is of other data", "run `evaluate")
+    stale(home, spec, "its evaluation is not current", "run `evaluate")
     assert home.call("compare", *ids).exit_code == 3
     after = home.numbers(spec)  # `evaluate` ranks again; no run is trained again
     assert after == home.fresh(spec) and after != before

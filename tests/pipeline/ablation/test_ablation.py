@@ -163,11 +163,12 @@ def test_a_plan_measures_a_step_of_what_is_missing(cli: Run, project: Path, done
 
 
 def test_a_run_that_was_trained_again_is_evaluated_again(cli: Run, project: Path, done: Path) -> None:
-    from pipeline.results.files import load_summary, save_summary
+    from pipeline.results.files import ResultFiles, load_results, load_summary
 
     file = next(done.glob("runs/*/lstm/*/views/turns2-last1/summary.json"))
     summary = load_summary(file)
-    save_summary(file, {**summary, "weights": "0" * 64})  # as other weights left it
+    files = ResultFiles(file.parent.parent.parent, file.parent)
+    files.save(load_results(files.results), {**summary, "weights": "0" * 64})  # as other weights left it
     plan = json.loads(cli("ablate", str(project / "grid.toml"), "--plan", "--json").stdout)
     assert plan["evaluations"] == 1
     cli("ablate", str(project / "grid.toml"))

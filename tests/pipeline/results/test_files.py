@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.results.evaluate import Evaluation
-from pipeline.results.files import ResultsError, load_results, load_summary, save_results, save_summary
+from pipeline.results.files import ResultFiles, ResultsError, load_results, load_summary, save_results, save_summary
 
 
 def evaluation() -> Evaluation:
@@ -95,3 +97,81 @@ def test_missing_and_foreign_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text("[1]")
     with pytest.raises(ResultsError, match="holds no metrics"):
         load_summary(tmp_path / "summary.json")
+
+
+IDENTITY = {"sessions": "5e55", "protocol": {"version": 1}}
+
+
+def saved(run: Path, view: str = "") -> ResultFiles:
+    files = ResultFiles(run, run / "views" / view if view else run)
+    files.save(evaluation(), {"seed": 1, "identity": IDENTITY, "weights": "", "metrics": evaluation().metrics()})
+    return files
+
+
+def readers(files: ResultFiles) -> list[Callable[[], object]]:
+    return [lambda: files.load(IDENTITY), lambda: load_summary(files.summary), lambda: load_results(files.results)]
+
+
+@pytest.mark.parametrize("view", ["", "turns2-last1"])
+def test_a_saved_evaluation_is_sealed(tmp_path: Path, view: str) -> None:
+    files = saved(tmp_path / "0a1b", view)
+    assert sorted(p.name for p in files.folder.iterdir()) == ["results.h5", "results.seal.json", "summary.json"]
+    assert files.load(IDENTITY) == load_summary(files.summary)
+    assert load_results(files.results).ranks.tolist() == [1, 70000, 3]
+
+
+@pytest.mark.parametrize("view", ["", "turns2-last1"])
+def test_every_changed_digit_of_a_summary_is_found(tmp_path: Path, view: str) -> None:
+    files = saved(tmp_path / "0a1b", view)
+    text = files.summary.read_text()
+    digits = [at for at, letter in enumerate(text) if letter.isdigit()]
+    assert len(digits) > 100
+    for at in digits:
+        files.summary.write_text(f"{text[:at]}{(int(text[at]) + 1) % 10}{text[at + 1 :]}")
+        for read in readers(files)[:2]:
+            with pytest.raises(ResultsError, match=r"summary\.json: damaged, .* evaluate the run again"):
+                read()
+    files.summary.write_text(text)
+    assert files.load(IDENTITY) is not None
+
+
+def test_every_changed_rank_is_found(tmp_path: Path) -> None:
+    files = saved(tmp_path / "0a1b")
+    for row in range(3):
+        for bit in range(20):
+            with h5py.File(files.results, "r+") as file:
+                file["rank"][row] ^= 1 << bit
+            for read in readers(files)[::2]:
+                with pytest.raises(ResultsError, match=r"results\.h5: damaged"):
+                    read()
+            with h5py.File(files.results, "r+") as file:
+                file["rank"][row] ^= 1 << bit
+
+
+@pytest.mark.parametrize("name", ["results.h5", "summary.json", "results.seal.json"])
+def test_every_changed_byte_is_found(tmp_path: Path, name: str) -> None:
+    files = saved(tmp_path / "0a1b")
+    file = files.folder / name
+    whole = file.read_bytes()
+    for at in range(0, len(whole), max(1, len(whole) // 200)):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(ResultsError, match=name):
+            files.load(IDENTITY)
+
+
+def test_results_of_another_run_or_view_are_not_taken(tmp_path: Path) -> None:
+    one, other = saved(tmp_path / "0a1b"), saved(tmp_path / "2c3d")
+    shutil.copytree(one.folder, other.folder, dirs_exist_ok=True)
+    view, another = saved(tmp_path / "0a1b", "turns2"), saved(tmp_path / "0a1b", "turns3")
+    shutil.copytree(view.folder, another.folder, dirs_exist_ok=True)
+    for files, found in ((other, "0a1b, not of evaluation 2c3d"), (another, "0a1b/turns2, not of .* 0a1b/turns3")):
+        for read in readers(files):
+            with pytest.raises(ResultsError, match=f"its seal is of evaluation {found}: .* copied or renamed"):
+                read()
+    assert one.load(IDENTITY) is not None and view.load(IDENTITY) is not None
+
+
+def test_an_evaluation_without_a_seal_is_read(tmp_path: Path) -> None:
+    files = saved(tmp_path / "0a1b")
+    (files.folder / "results.seal.json").unlink()
+    assert files.load(IDENTITY) and load_results(files.results)

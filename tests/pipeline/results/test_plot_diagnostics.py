@@ -36,10 +36,10 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("out")
     for run, init in (("1a" * 6, "paper"), ("1b" * 6, "symmetry-breaking"), ("2c" * 6, "")):
         target = RunFolder.of(folder / "runs", "toy", "cm_ntm", run)
-        with target.training({"identity": {"seed": 3, "model": {"options": {"init": init}}}}):
+        with target.training({"identity": {"seed": 3, "model": {"options": {"init": init}}}}) as held:
             for record in records(init) if init else []:
-                target.append_diagnosis(record)
-        target.finish({"epochs": 2})
+                held.append_diagnosis(record)
+            held.finish({"epochs": 2})
     return folder
 
 
@@ -107,8 +107,8 @@ def test_the_commands_errors_say_what_to_do(out: Path) -> None:
 
 def test_training_anew_removes_an_earlier_diagnosis(out: Path) -> None:
     folder = RunFolder.of(out / "runs", "toy", "cm_ntm", "9f" * 6)
-    with folder.training({}):
-        folder.append_diagnosis({"epoch": 0})
+    with folder.training({}) as held:
+        held.append_diagnosis({"epoch": 0})
     assert folder.diagnoses() == [{"epoch": 0}]
     with folder.training({}):
         assert folder.diagnoses() == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+import cache.lease
 from manifests.schema import Training, Validation
 from pipeline.training.checkpoint import MissingCheckpointError, load_model, save_model
 from pipeline.training.data import SessionFeatures
@@ -232,3 +234,148 @@ def test_checkpoints_keep_the_precision(tmp_path: Path) -> None:
     loaded = load_model(tmp_path)
     for key, value in model.state_dict().items():
         assert torch.equal(value, loaded.state_dict()[key]) and value.dtype == loaded.state_dict()[key].dtype
+
+
+def test_a_finished_run_is_sealed(tmp_path: Path, features: SessionFeatures) -> None:
+    folder = train(tmp_path, features).folder
+    assert folder.sealed and folder.state == "finished" and not folder.damage
+    assert list(json.loads((folder.path / "seal.json").read_text())["files"]) == [
+        "run.json",
+        "model.json",
+        "model.safetensors",
+        "metrics.jsonl",
+    ]
+
+
+@pytest.mark.parametrize("name", ["run.json", "model.json", "model.safetensors", "metrics.jsonl", "seal.json"])
+def test_every_changed_byte_of_a_finished_run_is_found_and_the_run_trained_again(
+    tmp_path: Path, features: SessionFeatures, name: str
+) -> None:
+    folder = train(tmp_path, features).folder
+    file = folder.path / name
+    whole = file.read_bytes()
+    for at in range(0, len(whole), max(1, len(whole) // 150)):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        assert folder.state != "finished"
+        with pytest.raises(CheckpointError, match=rf"{name}.*run `train` on its spec"):
+            load_model(folder.path)
+    assert folder.about()["state"] == folder.state != "finished"
+    assert not train(tmp_path, features).reused and folder.state == "finished"
+    assert train(tmp_path, features).reused
+
+
+def test_an_option_written_into_a_model_is_not_taken(tmp_path: Path, features: SessionFeatures) -> None:
+    folder = train(tmp_path, features, "avg").folder
+    sidecar = folder.path / "model.json"
+    about = json.loads(sidecar.read_text())
+    sidecar.write_text(json.dumps({**about, "options": {**about["options"], "residual": True}}))
+    assert folder.state == "damaged" and "model.json" in folder.about()["about"]
+    with pytest.raises(CheckpointError, match=r"model\.json: damaged"):
+        load_model(folder.path)
+
+
+def test_a_run_copied_over_another_is_not_taken_for_it(tmp_path: Path, features: SessionFeatures) -> None:
+    one, other = (train(tmp_path, features, seed=seed).folder for seed in (0, 1))
+    shutil.copytree(one.path, other.path, dirs_exist_ok=True)
+    assert one.state == "finished" and other.state == "damaged"
+    with pytest.raises(CheckpointError, match=f"its seal is of run {one.id}, not of run {other.id}"):
+        load_model(other.path)
+    assert not train(tmp_path, features, seed=1).reused and other.state == "finished"
+
+
+def test_a_run_made_before_there_were_seals_is_read_and_listed_as_such(
+    tmp_path: Path, features: SessionFeatures
+) -> None:
+    folder = train(tmp_path, features).folder
+    (folder.path / "seal.json").unlink()
+    assert folder.state == "finished" and not folder.sealed and "not sealed" in folder.about()["about"]
+    load_model(folder.path)
+    assert train(tmp_path, features).reused
+
+
+def test_a_run_is_written_only_under_its_lease(tmp_path: Path) -> None:
+    folder = RunFolder.of(tmp_path, "toy", "lstm", "0" * 12)
+    folder.path.mkdir(parents=True)
+    folder.run_file.write_text("{}")
+    for write in (
+        lambda: folder.append({}),
+        lambda: folder.append_diagnosis({}),
+        lambda: folder.fail(ValueError("x")),
+        lambda: folder.save_model(build_model("avg", {}, 4)),
+    ):
+        with pytest.raises(RunError, match="not held for training"):
+            write()
+
+
+STOPPED = """
+import os, signal, sys
+from pathlib import Path
+import cache.files, cache.lease
+from manifests.schema import Training
+from pipeline.training.errors import RunError
+from pipeline.training.models import build_model
+from pipeline.training.runs import RunFolder
+cache.lease._locked = lambda handle: None  # as on a shared folder without locks: the lease's age decides
+cache.lease._kernel = lambda: "another machine"
+folder, when = RunFolder(Path(sys.argv[1])), sys.argv[2]
+def stop():
+    os.kill(os.getpid(), signal.SIGSTOP)
+model = build_model("lstm", {"hidden": 8}, 4)
+try:
+    with folder.training({"who": "the first"}) as held:
+        held.append({"epoch": 1})
+        if when == "between writes":
+            stop()
+            for write in (lambda: held.append({"epoch": 2}), lambda: held.append_diagnosis({"epoch": 2}),
+                          lambda: held.save_model(model), lambda: held.finish({"epochs": 2}),
+                          lambda: held.fail(ValueError("late")), lambda: held._write({"who": "the first"})):
+                try:
+                    write()
+                except RunError as error:
+                    print("refused:", error, flush=True)
+        check = held.lease.check
+        def late():
+            check()
+            stop()  # it has seen its own lease, and is woken when another process has it
+        held.lease.check = late
+        held.append({"epoch": 2}) if when == "in a line" else held.save_model(model)
+except Exception as error:
+    print("ended:", type(error).__name__, flush=True)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGSTOP")
+@pytest.mark.parametrize("when", ["between writes", "in a line", "in a file"])
+def test_a_trainer_stopped_past_its_lease_changes_nothing_of_the_next(
+    tmp_path: Path, features: SessionFeatures, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """A real process, stopped, its lease expired and taken over, and woken while the other one trains."""
+    monkeypatch.setattr(cache.lease, "_locked", lambda handle: None)
+    monkeypatch.setattr(cache.lease, "STALE", 0.5)
+    place = tmp_path / "toy" / "lstm" / ("0" * 12)
+    root = Path(__file__).resolve().parents[3]
+    process = subprocess.Popen(
+        [sys.executable, "-c", STOPPED, str(place), when], cwd=root, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
+        time.sleep(1)
+        with RunFolder(place).training({"who": "the second"}) as held:
+            held.append({"epoch": 1, "of": "the second"})
+            held.save_model(build_model("lstm", {"hidden": 8}, 6))
+            before = {f.name: f.read_bytes() for f in place.iterdir() if f.name in WRITTEN}
+            process.send_signal(signal.SIGCONT)
+            said, _ = process.communicate(timeout=60)
+            after = {f.name: f.read_bytes() for f in place.iterdir() if f.name in WRITTEN}
+            held.finish({"epochs": 1})
+    finally:
+        process.kill()
+    assert before == after and sorted(after) == ["metrics.jsonl", "model.json", "model.safetensors", "run.json"]
+    if when == "between writes":
+        assert said.count("refused: another process trains this run now") == 6
+        assert f"process {os.getpid()} on" in said and "ended: RunError" in said
+    folder = RunFolder(place)
+    assert folder.state == "finished" and folder.record()["who"] == "the second" and len(folder.metrics()) == 1
+
+
+WRITTEN = ("run.json", "metrics.jsonl", "diagnostics.jsonl", "model.json", "model.safetensors", "seal.json")
