@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 from cache.errors import StoreCorruptError, StoreError
-from cache.hdf5 import write_hdf5
+from cache.hdf5 import require_own_data, write_hdf5
 from cache.layout import CATALOGUE
 from cache.manifest import CatalogueInfo, Manifest
 from cache.stamps import sha256_of
@@ -66,6 +66,7 @@ def read_catalogue(directory: Path, info: CatalogueInfo | None) -> dict[str, byt
 
 def _decode(data: bytes) -> dict[str, bytes]:
     with h5py.File(io.BytesIO(data), "r") as file:
+        require_own_data(file)
         keys, text, ends = file["keys"][()].tobytes(), file["id_bytes"][()].tobytes(), file["id_ends"][()].tolist()
     if len(keys) != KEY_BYTES * len(ends):
         raise ValueError(f"{len(ends)} ids for {len(keys) // KEY_BYTES} keys")

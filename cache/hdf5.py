@@ -184,14 +184,41 @@ class Header:
     offsets: dict[str, int | None]
 
 
+class OutsideDataError(OSError):
+    """A file whose data lie elsewhere: its digest says nothing about the bytes that reading it would give."""
+
+
+def require_own_data(file: h5py.File) -> None:
+    """Raise OutsideDataError unless every item of the root is a dataset of the file itself, with its rows in it.
+
+    No link is followed before it is known to be a hard link, and no row is read.
+    """
+    for name in file:
+        link = file.get(name, getlink=True)
+        if isinstance(link, h5py.ExternalLink):
+            raise OutsideDataError(f"'{name}' is an external link to another file, which is not read")
+        if not isinstance(link, h5py.HardLink):
+            raise OutsideDataError(f"'{name}' is a soft link, which is not followed")
+        item = file[name]
+        if not isinstance(item, h5py.Dataset):
+            continue
+        plan = item.id.get_create_plist()
+        if plan.get_external_count():
+            raise OutsideDataError(f"dataset '{name}' has external storage in another file, which is not read")
+        if plan.get_layout() == h5py.h5d.VIRTUAL:
+            raise OutsideDataError(f"dataset '{name}' is a virtual dataset of other data, which are not read")
+
+
 @contextmanager
 def open_hdf5(path: Path) -> Iterator[h5py.File]:
     """Open for reading, without HDF5's own file locks (a shard never changes, and a folder may be read-only).
 
-    A damaged file makes h5py raise many kinds of error; here all of them are OSError.
+    A damaged file makes h5py raise many kinds of error; here all of them are OSError. Raises OutsideDataError for a
+    file that would read data from elsewhere.
     """
     try:
         with h5py.File(path, "r", locking=False) as file:
+            require_own_data(file)
             yield file
     except OSError:
         raise

@@ -10,7 +10,7 @@ import numpy as np
 
 from cache.errors import StoreError
 from cache.files import sync_file
-from cache.hdf5 import FileImage, read_header
+from cache.hdf5 import FileImage, OutsideDataError, read_header
 from cache.index import as_keys, duplicates
 from cache.layout import DTYPES, shard_name, shard_number
 from cache.manifest import Manifest, ShardInfo, TableInfo
@@ -174,6 +174,8 @@ def header_problems(
     """What a shard's header says otherwise than it should. Cheap: reads no rows."""
     try:
         header = read_header(path)
+    except OutsideDataError as error:
+        return [f"it does not hold its own data: {error}"]
     except OSError as error:
         return [f"it is no readable HDF5 file: {error}"]
     wanted = expected_attributes(manifest, table, number, info.rows, kind.dim)

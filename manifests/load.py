@@ -76,7 +76,24 @@ def load_dataset(spec: RunSpec, data: Path, file: str = "") -> Dataset:
     options = parse_options(source.Options, spec.dataset.options, file or spec.name, "dataset", problems)
     problems.raise_if_any()
     assert options is not None
-    return source.load(options, data).model_copy(update={"windows": spec.windows})
+    dataset = source.load(options, data).model_copy(update={"windows": spec.windows})
+    if "final" in dataset.turn_targets:
+        _refuse_recombine(spec, problems)
+    return dataset
+
+
+def _refuse_recombine(spec: RunSpec, problems: Problems) -> None:
+    """Raise ManifestError for each [training] that joins pairs into new histories: pairs to a final target form no chain."""
+    trainings = {"training": spec.training.recombine}
+    for model, options in spec.models.items():
+        own = options.get("training")
+        trainings[f"models.{model}.training"] = own.get("recombine", 0) if isinstance(own, dict) else 0
+    for place, share in trainings.items():
+        if share:
+            what = f"{share} on a dataset whose turns lead to the final target"
+            fix = "other histories join pairs to next references: leave it out, or use drop_turns"
+            problems.add(f"key {place}.recombine", what, fix)
+    problems.raise_if_any()
 
 
 def _resolve(value: Any) -> Any:

@@ -21,6 +21,9 @@ from pydantic import (
 from manifests.errors import Problems
 
 Split = Literal["train", "test"]
+TurnTargets = Literal[
+    "next", "final"
+]  # what a turn's text leads to: the next turn's reference, or the session's target
 CAPTION_JOIN = " and "  # the two annotators' captions of a FashionIQ turn read as one sentence
 OVERALL = "overall"  # what results call the average of all categories, so no category's name
 TURN_JOIN = ". "  # ST + cat(all captions): the turns' texts become one long caption
@@ -67,6 +70,12 @@ class Session(Frozen):
     split: Split
     turns: tuple[Turn, ...] = Field(min_length=1)
     target: str = Field(min_length=1)
+    turn_targets: TurnTargets = "next"
+
+    @model_serializer(mode="wrap")
+    def _without_the_default(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out ``turn_targets`` where it is "next": identities made of such sessions stay as they were."""
+        return {k: v for k, v in write(self).items() if k != "turn_targets" or v != "next"}
 
     @property
     def text(self) -> str:
@@ -75,7 +84,12 @@ class Session(Frozen):
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The target of every turn: the next turn's reference image, and at the end the session's target."""
+        """The target of every turn: the next turn's reference image, and at the end the session's target.
+
+        With ``turn_targets`` "final" the session's target at every turn.
+        """
+        if self.turn_targets == "final":
+            return (self.target,) * len(self.turns)
         return (*(turn.reference for turn in self.turns[1:]), self.target)
 
     @property
@@ -120,6 +134,11 @@ class Dataset(BaseModel):
     @cached_property
     def _galleries(self) -> dict[tuple[str, str], Gallery]:
         return {(g.category, g.split): g for g in self.galleries}
+
+    @property
+    def turn_targets(self) -> tuple[TurnTargets, ...]:
+        """What the sessions' turns lead to; both kinds where they differ."""
+        return tuple(sorted({s.turn_targets for s in self.sessions}, reverse=True))
 
     @property
     def categories(self) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """A validation part cut from the train sessions that shares no (reference, target) pair with the rest.
 
-Sessions are chains of single-turn pairs, and one pair is in many sessions. A random cut would put the same pair on
+Sessions consist of single-turn pairs, and one pair is in many sessions. A random cut would put the same pair on
 both sides and select for memorising; so sessions that share pairs, directly or through others, stay together.
 """
 

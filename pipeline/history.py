@@ -176,7 +176,12 @@ def _strangers(features: SessionFeatures) -> tuple[Tensor, Tensor]:
 
 
 def _other_chains(features: SessionFeatures, alpha: float, draws: int) -> tuple[list[Tensor], Tensor]:
-    """EWMA after other chains to the last reference, a tensor [S, D] a draw, and the sessions that have one."""
+    """EWMA after other chains to the last reference, a tensor [S, D] a draw, and the sessions that have one.
+
+    None has one where turns lead to the final target: their pairs form no chain.
+    """
+    if any(s.turn_targets == "final" for s in features.sessions):
+        return [], torch.empty(0, dtype=torch.int64)
     histories, index = Histories(features), torch.arange(len(features), device=features.device)
     found: list[dict[int, Tensor]] = []
 

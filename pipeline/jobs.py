@@ -139,6 +139,8 @@ class Description:
         for split in ("train", "test"):
             turns = ", ".join(f"{count:,} of {n} turns" for n, count in v["sessions"][split].items())
             lines.append(f"{split:5}  {turns or 'no sessions'}")
+        kinds = {"next": "the next turn's reference", "final": "the session's final target"}
+        lines.append("each turn leads to " + ", or by session to ".join(kinds[k] for k in v["turn_targets"]))
         lines += [f"gallery {name}: {size:,} images" for name, size in v["galleries"].items()]
         lines.append(f"extractor {v['extractor']}, composer {v['composer']}, models {', '.join(v['models']) or 'none'}")
         for category, counts in v["test_sessions_by_leak"].items():
@@ -154,6 +156,7 @@ def describe(spec: RunSpec, dataset: Dataset) -> Description:
             "spec": spec.name,
             "dataset": dataset.name,
             "images": len(dataset.images),
+            "turn_targets": list(dataset.turn_targets),
             "sessions": {split: dataset.turn_counts(split) for split in ("train", "test")},
             "galleries": {f"{g.category}/{g.split}": len(g.images) for g in dataset.galleries},
             "test_sessions_by_leak": subset_counts(dataset),

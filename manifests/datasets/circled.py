@@ -13,7 +13,8 @@ mti-lab/circled). It has been tested on files made in that layout, not on a down
 
 CIRCLED names no galleries. With ``image_splits`` they are FashionIQ's own lists for the split. Without, a gallery is
 every image that the subset's sessions name, which is smaller and easier; ``Dataset.notes`` says which one it is.
-A session with several ground truths (CIRCO) keeps the first as its target.
+A session with several ground truths (CIRCO) keeps the first as its target. Every turn's text leads from the image that
+was selected to the final target, not to the next reference: ``turn_targets`` is "final".
 """
 
 from __future__ import annotations
@@ -162,5 +163,6 @@ def _sessions(root: Path, subset: str, category: str, split: Split, problems: Pr
             several += len(record.ground_truth_ids) > 1
             turns = tuple(Turn(reference=t.reference_image_id, captions=(t.relative_caption,)) for t in record.turns)
             target = record.ground_truth_ids[0]
-            sessions.append(Session(id=record.session_id, category=category, split=split, turns=turns, target=target))
+            about = {"id": record.session_id, "category": category, "split": split, "turns": turns, "target": target}
+            sessions.append(Session(**about, turn_targets="final"))
     return sessions, several

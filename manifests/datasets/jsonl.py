@@ -10,7 +10,9 @@
     <folder>/galleries.jsonl   optional: {"category": "dress", "split": "test", "images": ["i1", "i2", "i3"]}
     <folder>/dataset.json      optional: {"name": "...", "averaging": "categories" or "sessions", "notes": ["..."]}
 
-A turn's target is the next turn's reference; the last turn's is the session's target. A gallery that is not listed is
+A turn's target is the next turn's reference; the last turn's is the session's target. With ``"turn_targets": "final"`` in
+a session, in dataset.json or as an option, every turn's target is the session's. The option counts before a session's own
+key, and that before dataset.json. A gallery that is not listed is
 all images that the category's sessions name, train and test. Blank lines are left out; unknown keys are errors.
 """
 
@@ -29,7 +31,7 @@ from manifests.datasets._images import ImageFolder, inside
 from manifests.datasets.base import DatasetSource
 from manifests.errors import Problems
 from manifests.options import problems_of
-from manifests.schema import Dataset, Frozen, Gallery, Image, Session, Split
+from manifests.schema import Dataset, Frozen, Gallery, Image, Session, Split, TurnTargets
 
 __all__ = ["JsonLines", "Options", "export"]
 
@@ -44,6 +46,7 @@ class Options(Frozen):
     links: bool = False  # follow links that lead out of the images folder
     label: str | None = Field(None, pattern=NAME)  # the dataset's name in stores and tables; default: dataset.json's
     averaging: Literal["categories", "sessions"] | None = None
+    turn_targets: TurnTargets | None = None  # "final": every turn leads to the session's target
 
 
 class ImageRecord(Image):
@@ -58,6 +61,7 @@ class About(Frozen):
     name: str | None = Field(None, pattern=NAME)
     averaging: Literal["categories", "sessions"] = "categories"
     notes: tuple[str, ...] = ()
+    turn_targets: TurnTargets = "next"
 
 
 class JsonLines(DatasetSource):
@@ -76,6 +80,7 @@ class JsonLines(DatasetSource):
         notes = list(about.notes)
         images_root, files = _files(folder / IMAGES, images_root, records, options.links, problems, notes)
         sessions = _sessions(folder / SESSIONS, problems)
+        sessions = [_with_targets(s, options.turn_targets, about.turn_targets) for s in sessions]
         galleries = _galleries(folder / GALLERIES, sessions, problems)
         if problems.found:
             return None
@@ -99,6 +104,11 @@ def _about(path: Path, problems: Problems) -> About:
     except ValidationError as error:
         problems.found.extend(problems_of(error, About, str(path)))
         return About()
+
+
+def _with_targets(session: Session, asked: TurnTargets | None, default: TurnTargets) -> Session:
+    own = session.turn_targets if "turn_targets" in session.model_fields_set else default
+    return session.model_copy(update={"turn_targets": asked or own})
 
 
 def _folder_name(folder: Path) -> str:

@@ -28,7 +28,7 @@ class Triplets:
 
 
 def triplets(store: Store, sessions: Iterable[Session]) -> Triplets:
-    """The unique triplets (I_n, U_n, I_{n+1}) of ``sessions``, in order of first appearance."""
+    """The unique triplets (reference, text, target of the turn) of ``sessions``, in order of first appearance."""
     unique: dict[tuple[str, str, str], str] = {}
     for session in sessions:
         for turn, target in zip(session.turns, session.targets, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from manifests.errors import ManifestError, Problem
 from pipeline.training.data import Rows, SessionFeatures
 
 
@@ -17,6 +18,11 @@ class Histories:
     """
 
     def __init__(self, features: SessionFeatures):
+        """Raises ManifestError where a session's turns lead to its final target: such pairs form no chain."""
+        final = next((s.id for s in features.sessions if s.turn_targets == "final"), None)
+        if final is not None:
+            what = f"the turns of session {final!r} lead to its final target, so their pairs form no chain"
+            raise ManifestError([Problem("training", "key training.recombine", what, "set it to 0")])
         numbers: dict[tuple[str, int, int], int] = {}  # (category, query row, target row) of a turn
         images: dict[tuple[str, str], int] = {}
         cells, ends, own = [], [], []

@@ -52,6 +52,8 @@ def test_sessions_of_two_to_six_turns(data: Path) -> None:
     assert (first.id, first.split, first.category) == ("fashioniq_dress_train_0000", "train", "dress")
     assert [t.reference for t in first.turns] == ["fashioniq_dress_train-0-1", "fashioniq_dress_train-0-2"]
     assert first.target == "fashioniq_dress_train-truth-0-0"
+    assert dataset.turn_targets == ("final",)
+    assert first.pairs == tuple((t.reference, first.target) for t in first.turns)
     assert any("several ground truths (the first is the target): 5" in note for note in dataset.notes)
     assert any(note.startswith("gallery of dress/test: the 25 images of its sessions") for note in dataset.notes)
 

@@ -12,6 +12,7 @@ from PIL import Image as Picture
 from manifests.datasets import datasets
 from manifests.datasets.jsonl import export
 from manifests.errors import FashionNTMError, ManifestError
+from manifests.load import load_dataset, load_spec
 from manifests.schema import Dataset
 
 SOURCE = datasets.get("jsonl")
@@ -186,3 +187,31 @@ def test_the_real_dialogues_survive_a_round_trip(shared_data: Path, tmp_path: Pa
     dataset = source.load(source.Options(captions="blip2_captions"), shared_data)
     again = SOURCE.load(SOURCE.Options(**export(dataset, tmp_path / "out")), tmp_path)
     assert again == dataset
+
+
+def test_turn_targets_of_the_spec_a_session_and_the_dataset(mine: Path, tmp_path: Path) -> None:
+    def kinds(**options: Any) -> list[str]:
+        return [s.turn_targets for s in load(mine, **options).sessions]
+
+    assert kinds() == ["next"] * 3
+    write(mine, "dataset.json", [{"turn_targets": "final"}])
+    write(mine, "sessions.jsonl", [SESSIONS[0] | {"turn_targets": "next"}, *SESSIONS[1:]])
+    assert kinds() == ["next", "final", "final"]
+    assert load(mine).sessions[1].targets == ("i3", "i3")
+    assert kinds(turn_targets="final") == ["final"] * 3
+    assert kinds(turn_targets="next") == ["next"] * 3
+    export(load(mine), tmp_path / "again")
+    assert [s.turn_targets for s in load(tmp_path / "again").sessions] == kinds()
+    write(mine, "sessions.jsonl", [SESSIONS[0] | {"turn_targets": "last"}, *SESSIONS[1:]])
+    with pytest.raises(ManifestError, match="key turn_targets"):
+        load(mine)
+
+
+@pytest.mark.parametrize("place", ["training", "models.lstm.training"])
+def test_recombining_is_refused_where_turns_lead_to_the_final_target(mine: Path, place: str) -> None:
+    text = f'name = "x"\n[dataset]\nname = "jsonl"\nfolder = "mine"\n[extractor]\nname = "clip"\n[{place}]\nrecombine = 0.5\n'
+    (mine / "x.toml").write_text(text)
+    assert load_dataset(load_spec(str(mine / "x.toml")), mine.parent).turn_targets == ("next",)
+    spec = load_spec(str(mine / "x.toml"), ["dataset.turn_targets=final"])
+    with pytest.raises(ManifestError, match=f"key {place}.recombine: 0.5 on a dataset whose turns lead to the final"):
+        load_dataset(spec, mine.parent)

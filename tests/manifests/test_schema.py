@@ -94,3 +94,21 @@ def test_training_defaults_are_the_papers() -> None:
     training = RunSpec(name="x", dataset={"name": "demo"}, extractor={"name": "clip"}).training
     assert (training.epochs, training.batch_size, training.learning_rate) == (100, 80, 1e-4)
     assert (training.scale, training.padding, training.early_stopping) == (1.0, "repeat", None)
+
+
+def test_turns_may_lead_to_the_final_target() -> None:
+    following = session(images="abcd")
+    final = following.model_copy(update={"turn_targets": "final"})
+    assert final.targets == ("d", "d", "d")
+    assert final.pairs == (("a", "d"), ("b", "d"), ("c", "d"))
+    assert final.last(2).targets == ("d", "d")
+    assert dataset((following,)).turn_targets == ("next",)
+    assert dataset((following, final)).turn_targets == ("next", "final")
+
+
+def test_a_dump_names_the_turn_targets_only_where_they_are_final() -> None:
+    following = session(images="abcd")
+    final = following.model_copy(update={"turn_targets": "final"})
+    assert set(following.model_dump(mode="json")) == {"id", "category", "split", "turns", "target"}
+    assert final.model_dump() == following.model_dump() | {"turn_targets": "final"}
+    assert type(final).model_validate_json(final.model_dump_json()) == final

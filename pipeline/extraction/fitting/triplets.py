@@ -30,7 +30,7 @@ class Triplet:
 
 
 def triplets_of(sessions: Iterable[Session]) -> list[Triplet]:
-    """The distinct (I_n, U_n, I_{n+1}) of ``sessions``, in order of first appearance."""
+    """The distinct (reference, text, target of the turn) of ``sessions``, in order of first appearance."""
     found = {
         (turn.reference, turn.text, target): Triplet(turn.reference, turn.text, target, session.category)
         for session in sessions
