@@ -58,6 +58,11 @@ class Checkpoint:
     @property
     def weights(self) -> list[Path]:
         """Its safetensors files. Raises ModelError when there are none (a pickle checkpoint is refused)."""
+        if named := self.json("config.json").get("transformers_weights"):  # transformers would read that file instead
+            raise ModelError(
+                f"model {self.name!r}: config.json sets transformers_weights = {named!r}: give that file its usual name, "
+                f"{_SINGLE} or {_INDEX}, and remove the key"
+            )
         if (self.path / _SINGLE).is_file():
             return [self.path / _SINGLE]
         names = sorted(set(self.json(_INDEX).get("weight_map", {}).values()))
@@ -246,7 +251,8 @@ def config_digest(checkpoint: Checkpoint) -> str:
     """SHA-256 of config.json less what says how it was saved; with the model's own code, if that is used."""
     value: list[Any] = [_settled(checkpoint.json("config.json"))]
     if checkpoint.own_code:
-        value.append({p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(checkpoint.path.glob("*.py"))})
+        code = sorted(checkpoint.path.rglob("*.py"))
+        value.append({str(p.relative_to(checkpoint.path)): hashlib.sha256(p.read_bytes()).hexdigest() for p in code})
     return digest(value)
 
 

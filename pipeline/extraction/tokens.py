@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import tempfile
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from manifests.identity import digest
+from manifests.identity import digest, file_digest
 from pipeline.extraction.hub import ModelError
 
 
@@ -86,6 +89,14 @@ class Tokens:
             "lowercase": self.lower,
         }
 
+    def _slow(self) -> dict[str, Any]:
+        """What a tokenizer in Python reads besides its vocabulary: merges or pieces with their scores, and its flags."""
+        flags = {k: v for k, v in self.tokenizer.init_kwargs.items() if isinstance(v, bool | int | float)}
+        with tempfile.TemporaryDirectory() as folder, contextlib.suppress(NotImplementedError):
+            files = self.tokenizer.save_vocabulary(folder) or ()
+            return {"flags": flags, "files": {Path(f).name: file_digest(f) for f in files if f}}
+        return {"flags": flags}
+
     def _digest(self) -> str:
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is not None:
@@ -93,7 +104,7 @@ class Tokens:
             for key in ("padding", "truncation"):  # set by every call, and stated beside the digest
                 state.pop(key, None)
         else:
-            state = {"class": type(self.tokenizer).__name__, "vocabulary": self.tokenizer.get_vocab()}
+            state = {"class": type(self.tokenizer).__name__, "vocabulary": self.tokenizer.get_vocab()} | self._slow()
         return digest(
             [state, self.tokenizer.pad_token_id, {k: str(v) for k, v in self.tokenizer.special_tokens_map.items()}]
         )
