@@ -15,6 +15,7 @@ import torch
 
 from manifests.errors import FashionNTMError
 from manifests.identity import digest
+from manifests.kinds import SAFETENSORS, kind_of
 
 _FILES = ["*.json", "*.txt", "*.model", "*.jinja", "model.safetensors", "model-*.safetensors"]
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -48,7 +49,20 @@ class Checkpoint:
 
     @property
     def weights(self) -> list[Path]:
-        """Its safetensors files. Raises ModelError when there are none (a pickle checkpoint is refused)."""
+        """Its safetensors files. Raises ModelError when there are none (a pickle checkpoint is refused) or one is not whole."""
+        files = self._listed()
+        for file in files:
+            kind = kind_of(file)
+            if kind.name != SAFETENSORS:
+                hint = f": {kind.advice}" if kind.advice else ""
+                raise ModelError(f"model {self.name!r}: {file.name} is {kind.name}, not {SAFETENSORS}{hint}")
+            if (found := file.stat().st_size) < (wanted := _declared_size(file)):
+                raise ModelError(
+                    f"model {self.name!r}: {file.name} is truncated, {found:,} of {wanted:,} bytes: fetch it again"
+                )
+        return files
+
+    def _listed(self) -> list[Path]:
         if (self.path / _SINGLE).is_file():
             return [self.path / _SINGLE]
         names = sorted(set(self.json(_INDEX).get("weight_map", {}).values()))
@@ -66,6 +80,18 @@ class Checkpoint:
             "loaded, so they are refused: convert them once with `save_pretrained(folder)` and give that folder, or name "
             'a revision of the hub that holds safetensors (often revision = "refs/pr/N")'
         )
+
+
+def _declared_size(file: Path) -> int:
+    """Bytes that a safetensors file has by its own header; 0 where the header is damaged, which its reader says."""
+    with open(file, "rb") as handle:
+        header = int.from_bytes(handle.read(8), "little")
+        try:
+            tensors = json.loads(handle.read(header))
+            ends = [about["data_offsets"][1] for name, about in tensors.items() if name != "__metadata__"]
+            return 8 + header + max(ends, default=0)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+            return 8 + header
 
 
 def locate(name: str, revision: str | None = None, own_code: bool = False) -> Checkpoint:
