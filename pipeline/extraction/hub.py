@@ -15,6 +15,7 @@ import torch
 
 from manifests.errors import FashionNTMError
 from manifests.identity import digest, file_digest
+from manifests.kinds import SAFETENSORS, kind_of
 
 _FILES = [
     "*.json",
@@ -57,12 +58,25 @@ class Checkpoint:
 
     @property
     def weights(self) -> list[Path]:
-        """Its safetensors files. Raises ModelError when there are none (a pickle checkpoint is refused)."""
+        """Its safetensors files. Raises ModelError when there are none (a pickle checkpoint is refused) or one is not whole."""
         if named := self.json("config.json").get("transformers_weights"):  # transformers would read that file instead
             raise ModelError(
                 f"model {self.name!r}: config.json sets transformers_weights = {named!r}: give that file its usual name, "
                 f"{_SINGLE} or {_INDEX}, and remove the key"
             )
+        files = self._listed()
+        for file in files:
+            kind = kind_of(file)
+            if kind.name != SAFETENSORS:
+                hint = f": {kind.advice}" if kind.advice else ""
+                raise ModelError(f"model {self.name!r}: {file.name} is {kind.name}, not {SAFETENSORS}{hint}")
+            if (found := file.stat().st_size) < (wanted := _declared_size(file)):
+                raise ModelError(
+                    f"model {self.name!r}: {file.name} is truncated, {found:,} of {wanted:,} bytes: fetch it again"
+                )
+        return files
+
+    def _listed(self) -> list[Path]:
         if (self.path / _SINGLE).is_file():
             return [self.path / _SINGLE]
         names = sorted(set(self.json(_INDEX).get("weight_map", {}).values()))
@@ -80,6 +94,18 @@ class Checkpoint:
             "loaded, so they are refused: convert them once with `save_pretrained(folder)` and give that folder, or name "
             'a revision of the hub that holds safetensors (often revision = "refs/pr/N")'
         )
+
+
+def _declared_size(file: Path) -> int:
+    """Bytes that a safetensors file has by its own header; 0 where the header is damaged, which its reader says."""
+    with open(file, "rb") as handle:
+        header = int.from_bytes(handle.read(8), "little")
+        try:
+            tensors = json.loads(handle.read(header))
+            ends = [about["data_offsets"][1] for name, about in tensors.items() if name != "__metadata__"]
+            return 8 + header + max(ends, default=0)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+            return 8 + header
 
 
 def locate(name: str, revision: str | None = None, own_code: bool = False) -> Checkpoint:

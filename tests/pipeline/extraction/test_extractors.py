@@ -268,6 +268,23 @@ def test_a_missing_folder_is_not_taken_for_a_hub_id() -> None:
             load_extractor(spec_of("clip", model=name), "cpu")
 
 
+def test_weights_that_are_not_whole_are_named(load: Load, clip_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(clip_folder, tmp_path / "odd")
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 605247071\n"
+    wanted = f"{len(whole) - 9:,} of {len(whole):,} bytes"
+    for content, message in (
+        (pointer, "model.safetensors is a pointer file of Git LFS for 605,247,071 bytes, not the data"),
+        (b"", "model.safetensors is an empty file, not a safetensors file: copy or export it again"),
+        (whole[:-9], f"model.safetensors is truncated, {wanted}: fetch it again"),
+        (whole[:40], "model.safetensors is truncated, 40 of "),
+    ):
+        weights.write_bytes(content)
+        with pytest.raises(ModelError, match=message.replace(".", r"\.")):
+            load("clip", model=str(folder))
+
+
 def test_a_pickled_checkpoint_is_refused(load: Load, clip_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(clip_folder, tmp_path / "pickled")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
@@ -305,7 +322,7 @@ def test_a_damaged_or_foreign_folder_is_named(load: Load, clip_folder: Path, tmp
         load("clip", tmp_path)
     folder = shutil.copytree(clip_folder, tmp_path / "cut")
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-100])
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with pytest.raises(ModelError, match="is truncated, "):
         load("clip", folder)
 
 
