@@ -16,7 +16,6 @@ from pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
     from pipeline.results.files import ResultFiles
-    from pipeline.training.data import SessionFeatures
 
 Log = Callable[[str], None]
 
@@ -70,18 +69,15 @@ def make_run(
 
 @dataclass(frozen=True)
 class How:
-    """How to train, which changes no run's identity. side_by_side: runs of one shape at once; None: on CUDA alone."""
+    """How to train, which changes no run's identity. side_by_side: runs of one shape at once; None: on CUDA alone.
+
+    threads: of the CPU; None: OMP_NUM_THREADS, or one.
+    """
 
     backend: str = "auto"
+    threads: int | None = None
     side_by_side: bool | None = None
     diagnostics: bool = False
-
-
-def step_shape(run: Run, features: SessionFeatures) -> str:
-    """What decides how fast a training step is: the model with its options, the batch, the features, the device."""
-    options = ", ".join(f"{key}={value}" for key, value in sorted(run.options.items()))
-    size = f"{run.training.batch_size}x{features.turns}x{features.dim}"
-    return f"{run.model}({options}) batch {size} on {features.device}"
 
 
 class StageTwo:
@@ -168,8 +164,7 @@ class StageTwo:
     def train_group(self, runs: Sequence[Run], force: bool = False, how: How = How()) -> list[Any]:
         """Train runs of one shape side by side unless they have finished; their epochs go to the log.
 
-        Returns a ``Trained`` for each, or the error of one that diverged. Threads and backend are measured once for a
-        shape, and then kept: others could round sums differently.
+        Returns a ``Trained`` for each, or the error of one that diverged.
         """
         from pipeline.training.job import train_runs
 
@@ -181,24 +176,16 @@ class StageTwo:
                 self.log(line)
 
         requests = [self.request(run) for run in runs]
-        shape = step_shape(runs[0], requests[0].features)
-        pinned = self.workspace.pinned(shape)
 
         def chosen(choice: Any) -> None:
             if choice.fallback:
-                self.log(choice.fallback)
-            self.workspace.pin(shape, choice, backend=how.backend == "auto")
-            if choice.milliseconds and how.backend == "auto":
-                timed = ", ".join(f"{name} {ms:.1f} ms" for name, ms in choice.milliseconds.items())
-                self.log(f"{runs[0].model}: backend {choice.backend} (a measured step: {timed}); kept for this shape")
-            if choice.threads is not None and choice.threads.milliseconds:
-                self.log(f"{runs[0].model}: {choice.threads}; kept for this shape")
+                self.log(f"{runs[0].model}: {choice.fallback}")
 
         return train_runs(
             requests,
             spec=self.spec.model_dump(mode="json"),
-            backend=pinned.backend if how.backend == "auto" else how.backend,
-            threads=pinned.candidates,
+            backend=how.backend,
+            threads=how.threads,
             again=force,
             diagnostics=how.diagnostics,
             progress=epoch,
