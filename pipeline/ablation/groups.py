@@ -17,7 +17,6 @@ from pipeline.ablation.plan import Group
 from pipeline.stage2 import How, Log, Run, StageTwo, silent
 from pipeline.workspace import Workspace
 
-
 HERE = How()
 
 
