@@ -46,14 +46,21 @@ def choose_backend(
     if asked != "auto":
         fallback = f"backend {asked}: {_why_not(asked, models, features, trainings)}; "
     for name in able:
-        if name == "reference":
-            break
+        if name == "reference" or (name == "fast" and _stacked_on_cpu(models, features)):
+            continue
         try:
             measured_step(models, features, trainings, name)()
-            break
+            return BackendChoice(name, fallback + f"using {name}" if fallback else "")
         except Exception as error:  # whatever a compiler or a driver raises; the reference needs neither
             fallback += f"backend {name} failed its first step ({type(error).__name__}: {_first_line(error)}); "
-    return BackendChoice(name, fallback + f"using {name}" if fallback else "")
+    return BackendChoice("reference", fallback + "using reference" if fallback else "")
+
+
+def _stacked_on_cpu(models: Sequence[MemoryModel], features: SessionFeatures) -> bool:
+    """Stacking saves launches; on a CPU torch's own layers are faster than plain products."""
+    from pipeline.training.backends import fast
+
+    return features.device.type == "cpu" and bool(fast.why_not(models))
 
 
 def able_backends(models: Sequence[MemoryModel], features: SessionFeatures, trainings: Sequence[Training]) -> list[str]:
@@ -65,10 +72,12 @@ def _why_not(name: str, models: Sequence[MemoryModel], features: SessionFeatures
     """Why backend ``name`` cannot train these models here; empty where it can."""
     if name == "reference":
         return ""
-    from pipeline.training.backends import fast, graph
+    from pipeline.training.backends import fast, graph, stacked
     from pipeline.training.objective import Objective
 
     reason = fast.why_not(models)
+    if reason and name in ("fast", "graph"):
+        reason = stacked.why_not(models)
     if not reason and name in ("graph", "triton"):
         reason = graph.why_not(features, trainings, all(Objective(features, t).plain for t in trainings))
     if not reason and name == "numba":

@@ -197,7 +197,7 @@ def test_auto_takes_the_first_of_a_fixed_order(features: SessionFeatures, monkey
 @pytest.mark.parametrize(
     ("asked", "name", "reason"),
     [
-        ("fast", "lstm", "lstm has no fast path"),
+        ("fast", "dialog_manager", "dialog_manager has no fast path"),
         ("numba", "lstm", "lstm has no fast path"),
         ("graph", "cm_ntm", "CUDA"),
         ("triton", "cm_ntm", "CUDA"),
