@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from manifests.errors import IncompleteError
 from manifests.leaks import SUBSETS
@@ -14,9 +14,6 @@ from manifests.views import WHOLE, View
 from pipeline.identities import Run, RunIdentities, asked_runs
 from pipeline.training.lookup import FoundRows, find_rows
 from pipeline.workspace import Workspace
-
-if TYPE_CHECKING:
-    from pipeline.training.data import SessionFeatures
 
 Log = Callable[[str], None]
 
@@ -27,18 +24,15 @@ def silent(_: str) -> None:
 
 @dataclass(frozen=True)
 class How:
-    """How to train, which changes no run's identity. side_by_side: runs of one shape at once; None: on CUDA alone."""
+    """How to train, which changes no run's identity. side_by_side: runs of one shape at once; None: on CUDA alone.
+
+    threads: of the CPU; None: OMP_NUM_THREADS, or one.
+    """
 
     backend: str = "auto"
+    threads: int | None = None
     side_by_side: bool | None = None
     diagnostics: bool = False
-
-
-def step_shape(run: Run, features: SessionFeatures) -> str:
-    """What decides how fast a training step is: the model with its options, the batch, the features, the device."""
-    options = ", ".join(f"{key}={value}" for key, value in sorted(run.options.items()))
-    size = f"{run.training.batch_size}x{features.turns}x{features.dim}"
-    return f"{run.model}({options}) batch {size} on {features.device}"
 
 
 class StageTwo(RunIdentities):
@@ -120,8 +114,7 @@ class StageTwo(RunIdentities):
     def train_group(self, runs: Sequence[Run], force: bool = False, how: How = How()) -> list[Any]:
         """Train runs of one shape side by side unless they have finished; their epochs go to the log.
 
-        Returns a ``Trained`` for each, or the error of one that diverged. Threads and backend are measured once for a
-        shape, and then kept: others could round sums differently.
+        Returns a ``Trained`` for each, or the error of one that diverged.
         """
         from pipeline.training.job import train_runs
 
@@ -133,24 +126,16 @@ class StageTwo(RunIdentities):
                 self.log(line)
 
         requests = [self.request(run) for run in runs]
-        shape = step_shape(runs[0], requests[0].features)
-        pinned = self.workspace.pinned(shape)
 
         def chosen(choice: Any) -> None:
             if choice.fallback:
-                self.log(choice.fallback)
-            self.workspace.pin(shape, choice, backend=how.backend == "auto")
-            if choice.milliseconds and how.backend == "auto":
-                timed = ", ".join(f"{name} {ms:.1f} ms" for name, ms in choice.milliseconds.items())
-                self.log(f"{runs[0].model}: backend {choice.backend} (a measured step: {timed}); kept for this shape")
-            if choice.threads is not None and choice.threads.milliseconds:
-                self.log(f"{runs[0].model}: {choice.threads}; kept for this shape")
+                self.log(f"{runs[0].model}: {choice.fallback}")
 
         return train_runs(
             requests,
             spec=self.spec.model_dump(mode="json"),
-            backend=pinned.backend if how.backend == "auto" else how.backend,
-            threads=pinned.candidates,
+            backend=how.backend,
+            threads=how.threads,
             again=force,
             diagnostics=how.diagnostics,
             progress=epoch,

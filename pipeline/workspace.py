@@ -8,10 +8,9 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cache import Store
-from cache.files import replace_atomically
 from manifests.errors import IncompleteError
 from manifests.identity import changed_fields, digest
 from manifests.schema import Dataset, RunSpec
@@ -19,26 +18,7 @@ from manifests.validation import split_validation
 from pipeline.binding import SourceRecord, StaleError, declared_digest, image_changes, load_binding, write_json
 from pipeline.composition.request import composer_request
 
-if TYPE_CHECKING:
-    from pipeline.training.backends import BackendChoice
-
-
 DIGESTS = "image-digests.tsv"
-
-
-@dataclass(frozen=True)
-class Pinned:
-    """How training steps of one shape are computed: others could round sums differently, and a run should repeat."""
-
-    backend: str = "auto"
-    threads: int | None = None  # on a CPU; None: not measured
-
-    @property
-    def candidates(self) -> tuple[int, ...]:
-        """The numbers of threads to choose among: the one pinned, or those of the machine."""
-        from pipeline.training.threads import candidates
-
-        return candidates() if self.threads is None else (self.threads,)
 
 
 @dataclass(frozen=True)
@@ -70,37 +50,6 @@ class Workspace:
         self.stores = out / "stores"
         self.runs = out / "runs"
         self._checked: dict[Any, dict[str, bytes]] = {}  # bindings found right in this process
-
-    def pinned(self, shape: str) -> Pinned:
-        """What training steps of this shape were pinned to here (``pin``)."""
-        try:
-            found = json.loads(self._pin_file(shape).read_text(encoding="utf-8"))
-            return Pinned(found.get("backend", "auto"), found.get("threads"))
-        except (OSError, ValueError, AttributeError):
-            return Pinned()
-
-    def pin(self, shape: str, choice: BackendChoice, backend: bool = True) -> None:
-        """Remember what was measured for every later run of this shape; ``backend`` False: the threads alone.
-
-        A file a shape, so that workers that measure different shapes at once do not overwrite each other's.
-        """
-        measured: dict[str, Any] = {}
-        if backend and choice.milliseconds:
-            measured |= {"backend": choice.backend, "backend_milliseconds": choice.milliseconds}
-        if choice.threads is not None and choice.threads.milliseconds:
-            measured |= {"threads": choice.threads.threads, "threads_milliseconds": choice.threads.milliseconds}
-        if not measured:
-            return
-        path = self._pin_file(shape)
-        try:
-            known = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            known = {"shape": shape}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_atomically(path, (json.dumps(known | measured, indent=2) + "\n").encode())
-
-    def _pin_file(self, shape: str) -> Path:
-        return self.out / "steps" / f"{digest(shape)[:12]}.json"
 
     def note_path(self, spec: RunSpec) -> Path:
         """A file per spec, dataset and extractor: two specs of one name do not overwrite each other's."""

@@ -15,8 +15,10 @@ from manifests.schema import RunSpec
 from manifests.views import View
 from pipeline.ablation.plan import Group
 from pipeline.identities import Run
-from pipeline.stage2 import Log, StageTwo, silent
+from pipeline.stage2 import How, Log, StageTwo, silent
 from pipeline.workspace import Workspace
+
+HERE = How()
 
 
 class ClusterError(FashionNTMError):
@@ -25,34 +27,37 @@ class ClusterError(FashionNTMError):
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to find the features again; it goes over the network, so it holds text alone."""
+    """What a worker needs to find the features again; it goes over the network, so it holds plain values alone."""
 
     spec: str  # RunSpec as JSON
     data: str
     out: str
     device: str
+    threads: int  # of the CPU for each worker's trainings, as here: another number would round sums differently
 
     @classmethod
     def of(cls, spec: RunSpec, data: Path, out: Path, device: str) -> Job:
-        return cls(spec.model_dump_json(), str(data.resolve()), str(out.resolve()), device)
+        from pipeline.training.threads import training_threads
+
+        return cls(spec.model_dump_json(), str(data.resolve()), str(out.resolve()), device, training_threads())
 
 
-def do_group(stage: StageTwo, group: Group) -> Iterator[str]:
+def do_group(stage: StageTwo, group: Group, how: How = HERE) -> Iterator[str]:
     """Train and evaluate what ``group`` lacks; one line for each run."""
     missing = {id(task.run): task.missing for task in group.tasks}
-    for run, done in _trained(stage, group):
+    for run, done in _trained(stage, group, how):
         views = missing[id(run)] if done.reused else _all_views(group)
         for view in views:
             stage.evaluate(run, view)
-        how = "trained before" if done.reused else f"trained in {done.summary['seconds']:.1f} s"
-        yield f"{group.label} seed {run.seed}: {how}, evaluated; run {done.folder.id}"
+        told = "trained before" if done.reused else f"trained in {done.summary['seconds']:.1f} s"
+        yield f"{group.label} seed {run.seed}: {told}, evaluated; run {done.folder.id}"
 
 
-def _trained(stage: StageTwo, group: Group) -> Iterator[tuple[Run, Any]]:
+def _trained(stage: StageTwo, group: Group, how: How) -> Iterator[tuple[Run, Any]]:
     """Train the group's runs, side by side where that pays. Raises the error of a run that diverged, after the rest."""
     failed: list[Exception] = []
-    for runs in stage.together(group.runs):
-        for run, done in zip(runs, stage.train_group(runs), strict=True):
+    for runs in stage.together(group.runs, how):
+        for run, done in zip(runs, stage.train_group(runs, how=how), strict=True):
             if isinstance(done, Exception):
                 failed.append(done)
             else:
@@ -120,7 +125,7 @@ def _client(scheduler: str, workers: int) -> Iterator[Any]:
 
 
 def _work(job: Job, group: Group) -> list[str]:
-    return list(do_group(_stage(job), group))
+    return list(do_group(_stage(job), group, How(threads=job.threads)))
 
 
 @lru_cache(maxsize=2)

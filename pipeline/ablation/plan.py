@@ -19,7 +19,7 @@ from manifests.options import problems_of
 from manifests.schema import Dataset, RunSpec, Training
 from manifests.views import View
 from pipeline.identities import Run, make_run
-from pipeline.stage2 import StageTwo, step_shape
+from pipeline.stage2 import StageTwo
 from pipeline.workspace import Workspace
 
 REPEATS = 3  # timed steps of a shape after a first one that warms up; the fastest counts
@@ -253,6 +253,7 @@ def _measure(stage: StageTwo, groups: Sequence[Group]) -> tuple[float, dict[int,
     """(seconds of all trainings of ``groups`` at most, milliseconds of a step by point number)."""
     from pipeline.training.backends.choice import choose_backend, measured_step
     from pipeline.training.fit import epoch_batches
+    from pipeline.training.threads import cpu_threads, training_threads
     from pipeline.training.validate import recalls
 
     total, steps_ms = 0.0, {}
@@ -263,11 +264,11 @@ def _measure(stage: StageTwo, groups: Sequence[Group]) -> tuple[float, dict[int,
         run = todo[0].run
         request = stage.request(run)
         model, fit, validation = request.build(), request.features, request.validation_features
-        pinned = stage.workspace.pinned(step_shape(run, fit))
-        choice = choose_backend(pinned.backend, [model], fit, [run.training], pinned.candidates)
-        step = measured_step([model], fit, [run.training], choice.backend)
-        step()
-        seconds = min(_seconds(step) for _ in range(REPEATS))
+        with cpu_threads(training_threads()):
+            choice = choose_backend("auto", [model], fit, [run.training])
+            step = measured_step([model], fit, [run.training], choice.backend)
+            step()
+            seconds = min(_seconds(step) for _ in range(REPEATS))
         checking = (
             _seconds(lambda model=model, held=validation: recalls(model, held)) if validation is not None else 0.0
         )

@@ -16,7 +16,7 @@ from pipeline.ablation.plan import AblationPlan, plan_ablation
 from pipeline.ablation.timing import measure_timing, read_timing, timing_file
 from pipeline.jobs import make_features
 from pipeline.specs import check_components
-from pipeline.stage2 import Log, StageTwo, silent, step_shape
+from pipeline.stage2 import Log, StageTwo, silent
 from pipeline.tuning.sealed import read_spec
 from pipeline.workspace import Workspace
 
@@ -86,7 +86,6 @@ def ablate(
     plan = plan_ablation(ablation, spec, dataset, workspace, place.device, only, seeds, stage=lambda: stage)
     log(plan.headline)
     if scheduler or workers:
-        _pin_steps(stage, plan)
         run_on_cluster(Job.of(spec, place.data, place.out, place.device), plan.groups, scheduler, workers, log)
     else:
         run_here(stage, plan.groups, log)
@@ -122,20 +121,3 @@ def time_points(place: Place, stage: StageTwo, dataset: Dataset, seeds: Sequence
         log(f"measuring the inference time of {len(first)} points, side by side")
         record: dict[str, Any] = measure_timing(stage, list(first.values()), path)
         log(f"written to {path} ({record['device']}, {record['threads']} threads)")
-
-
-def _pin_steps(stage: StageTwo, plan: AblationPlan) -> None:
-    """Choose backend and CPU threads of each shape here: workers that choose for themselves could round sums differently."""
-    from pipeline.training.backends import choose_backend
-
-    for group in plan.groups if stage.device.type == "cpu" else ():
-        todo = [task.run for task in group.tasks if task.trainable and not task.trained]
-        if not todo:
-            continue
-        request = stage.request(todo[0])
-        shape = step_shape(todo[0], request.features)
-        pinned = stage.workspace.pinned(shape)
-        choice = choose_backend(
-            pinned.backend, [request.build()], request.features, [request.training], pinned.candidates
-        )
-        stage.workspace.pin(shape, choice)

@@ -68,7 +68,7 @@ def option_backend(f: F) -> F:
         type=click.Choice(BACKENDS),
         default="auto",
         show_default=True,
-        help="How the CM-NTM's steps are computed; auto takes what a measured step finds fastest.",
+        help="How the CM-NTM's steps are computed; auto takes the first that can of triton, graph, numba, fast, reference.",
     )(f)
 
 

@@ -19,6 +19,11 @@ from pipeline.commands._shared import load, log, open_job, option_backend, optio
 @click.option("--force", is_flag=True, help="Train again what is already trained.")
 @option_backend
 @click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="CPU threads of a training step.  [default: OMP_NUM_THREADS, or 1]",
+)
+@click.option(
     "--side-by-side/--one-by-one",
     default=None,
     help="Train a model's seeds at once, or in turn.  [default: at once on CUDA]",

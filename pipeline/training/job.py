@@ -20,6 +20,7 @@ from pipeline.training.fit import fit_group
 from pipeline.training.models import MemoryModel, build_model
 from pipeline.training.models.cm_ntm import CMNTM
 from pipeline.training.runs import RunFolder, RunIdentity, run_identity, sessions_digest
+from pipeline.training.threads import cpu_threads, training_threads
 
 NO_VALIDATION = Validation()
 DIAGNOSED_SESSIONS = 80  # a batch of the paper
@@ -95,7 +96,7 @@ def train_runs(
     *,
     spec: dict[str, Any] | None = None,
     backend: str = "auto",
-    threads: Sequence[int] = (),
+    threads: int | None = None,
     again: bool = False,
     diagnostics: bool = False,
     progress: Callable[[Request, dict[str, Any]], None] | None = None,
@@ -104,8 +105,8 @@ def train_runs(
     """Train the requests that have not finished, side by side; ``again`` trains them all.
 
     The requests share their features, and their models one shape. ``spec`` is recorded in run.json; ``progress`` gets
-    each epoch's metrics, ``chosen`` the backend once it is chosen (see ``choose_backend`` for ``backend`` and
-    ``threads``). ``diagnostics``: also write diagnostics.jsonl, a line an epoch, for models with an addressed memory.
+    each epoch's metrics, ``chosen`` the backend once it is chosen (``choose_backend``). ``threads``: of the CPU, see
+    ``training_threads``. ``diagnostics``: also write diagnostics.jsonl, a line an epoch, for models with an addressed memory.
 
     Returns, for each request, the finished run, or the error of one that diverged; the others went on.
 
@@ -119,7 +120,8 @@ def train_runs(
     todo = [place for place in range(len(requests)) if place not in found]
     if todo:
         pending = [requests[place] for place in todo]
-        done = _train(pending, spec, backend, threads, diagnostics, progress, chosen)
+        with cpu_threads(training_threads(threads)):
+            done = _train(pending, spec, backend, diagnostics, progress, chosen)
         found |= dict(zip(todo, done, strict=True))
     return [found[place] for place in range(len(requests))]
 
@@ -128,7 +130,6 @@ def _train(
     requests: Sequence[Request],
     spec: Any,
     backend: str,
-    threads: Sequence[int],
     diagnostics: bool,
     progress: Any,
     chosen: Any,
@@ -137,7 +138,7 @@ def _train(
     trainings = [request.training for request in requests]
     choice = BackendChoice("reference")
     if models[0].trainable:
-        choice = choose_backend(backend, models, first.features, trainings, threads)
+        choice = choose_backend(backend, models, first.features, trainings)
         if chosen is not None:
             chosen(choice)
     started = time.perf_counter()
@@ -167,7 +168,7 @@ class _Open:
         self.request, self.model, self.folder = request, model, request.folder
         self.last: dict[str, Any] = {}
         self.error: DivergenceError | None = None
-        identity, threads = request.identity, choice.threads
+        identity = request.identity
         self.opened = self.folder.training(
             {
                 "id": identity.id,
@@ -177,12 +178,8 @@ class _Open:
                 "execution": {
                     "device": str(request.features.device),
                     "backend": choice.backend,
-                    "backends_measured_ms": choice.milliseconds,
                     "runs_side_by_side": together,
                     "threads": torch.get_num_threads(),
-                    "threads_measured_ms": {}
-                    if threads is None
-                    else {str(n): ms for n, ms in threads.milliseconds.items()},
                     "torch": str(torch.__version__),
                 },
             }

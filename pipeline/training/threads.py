@@ -1,16 +1,33 @@
-"""How many CPU threads a training step runs fastest on, by measurement: on a busy machine two can lose to one."""
+"""CPU threads: the fixed number that a training uses, and the number on which a call runs fastest, by measurement."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
 MARGIN = 0.9  # more threads are taken only where they save a tenth: the choice should not follow noise
 ENOUGH_SECONDS = 1.0  # repeats stop here for each candidate
+
+
+def training_threads(asked: int | None = None) -> int:
+    """``asked``, or OMP_NUM_THREADS, or one: another number rounds sums differently, so none is chosen by measurement."""
+    return asked or _from_environment() or 1
+
+
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Compute on ``count`` threads inside; the process's number is back afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
@@ -32,18 +49,21 @@ class ThreadChoice:
 def candidates() -> tuple[int, ...]:
     """1, 2, 4, ... up to the CPUs this process may use, or OMP_NUM_THREADS where that is less."""
     limit = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    if asked.isdigit() and int(asked) > 0:
-        limit = min(limit, int(asked))
+    limit = min(limit, _from_environment() or limit)
     powers = [2**n for n in range(limit.bit_length()) if 2**n <= limit]
     return tuple(sorted({*powers, limit}))
+
+
+def _from_environment() -> int | None:
+    """OMP_NUM_THREADS, or None where it is not set to a positive number."""
+    value = os.environ.get("OMP_NUM_THREADS", "")
+    return int(value) if value.isdigit() and int(value) > 0 else None
 
 
 def choose_threads(step: Callable[[], object], among: Sequence[int] = (), repeats: int = 5) -> ThreadChoice:
     """Time ``step`` on each number of threads, set torch to the best one and report the times.
 
-    The number of threads may change the last digits of a sum, and with them the trained weights: record the choice
-    with a run, and pin it (``among=(n,)``, which measures nothing) to repeat the run exactly.
+    ``among=(n,)`` sets n and measures nothing.
     """
     among = tuple(sorted(among or candidates()))
     if len(among) == 1:

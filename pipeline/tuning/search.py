@@ -17,7 +17,7 @@ from manifests.write import spec_toml
 from pipeline.composition.request import composer_request
 from pipeline.identities import Run, make_run
 from pipeline.stage1 import fitting_sessions
-from pipeline.stage2 import Log, StageTwo, silent, step_shape
+from pipeline.stage2 import Log, StageTwo, silent
 from pipeline.tuning.samplers import propose
 from pipeline.tuning.sealed import MARK, save_tuned
 from pipeline.tuning.space import Axis, nested, space_for
@@ -208,16 +208,15 @@ def _score(stage: StageTwo, run: Run, fit_features: Any, held: Any) -> float:
     from pipeline.training.backends import choose_backend
     from pipeline.training.fit import fit
     from pipeline.training.models import build_model
+    from pipeline.training.threads import cpu_threads, training_threads
     from pipeline.training.validate import recalls
 
     model = build_model(run.model, run.options, fit_features.dim, run.seed).to(stage.device)
-    backend = "reference"
-    if model.trainable:
-        pinned = stage.workspace.pinned(step_shape(run, fit_features))
-        backend = choose_backend(pinned.backend, [model], fit_features, [run.training], pinned.candidates).backend
     validation = held if run.training.early_stopping else None
-    for _ in fit(model, fit_features, run.training, run.seed, validation, backend):
-        pass
+    with cpu_threads(training_threads()):
+        backend = choose_backend("auto", [model], fit_features, [run.training]).backend
+        for _ in fit(model, fit_features, run.training, run.seed, validation, backend):
+            pass
     return recalls(model, held)["mean"]
 
 

@@ -87,7 +87,7 @@ def test_a_damaged_composer_is_fitted_again(
 ) -> None:
     _, spec, dataset = place
     workspace = Workspace(shutil.copytree(place[0], tmp_path / "out"))
-    before = workspace.store(spec)
+    before = workspace.store(spec, dataset)
     (folder,) = workspace.out.glob("stores/*/*/composers/*")
     file = folder / name
     whole = file.read_bytes()
@@ -99,7 +99,7 @@ def test_a_damaged_composer_is_fitted_again(
         assert done.whole and not done.refitted.reused and "composer gated (fitted)" in done.text()
     else:
         assert not fit_composer_spec(spec, dataset, workspace).reused
-    assert file.read_bytes() == whole and fitted(folder, 2) and workspace.store(spec).path == before.path
+    assert file.read_bytes() == whole and fitted(folder, 2) and workspace.store(spec, dataset).path == before.path
     assert fit_composer_spec(spec, dataset, workspace).reused
     assert repair_spec(spec, dataset, workspace, "cpu", progress="silent").refitted is None
 

@@ -1,41 +1,34 @@
-"""What an output folder remembers of the steps that were measured in it."""
+"""How a run is trained, as its folder records it."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
+
+import pytest
+import torch
 
 from pipeline.identities import make_run
-from pipeline.stage2 import step_shape
-from pipeline.training.backends import BackendChoice
-from pipeline.training.threads import ThreadChoice, candidates
-from pipeline.workspace import Pinned, Workspace
+from pipeline.stage2 import How
 from tests.pipeline.small_demo import Project
 
 
-def test_each_shape_is_pinned_by_itself(tmp_path: Path) -> None:
-    workspace = Workspace(tmp_path)
-    assert workspace.pinned("a") == Pinned("auto", None)
-    workspace.pin("a", BackendChoice("reference"))  # nothing was measured
-    assert not list(tmp_path.iterdir())
-    workspace.pin("a", BackendChoice("fast", ThreadChoice(2, {1: 3.0, 2: 2.0}), {"reference": 4.0, "fast": 2.0}))
-    workspace.pin("b", BackendChoice("fast", ThreadChoice(1, {1: 2.0, 2: 2.1}), {"fast": 2.0}), backend=False)
-    assert workspace.pinned("a") == Pinned("fast", 2) and workspace.pinned("b") == Pinned("auto", 1)
-    assert (workspace.pinned("a").candidates, workspace.pinned("c").candidates) == ((2,), candidates())
-    for file in (tmp_path / "steps").iterdir():
-        file.write_text("torn", encoding="utf-8")
-    assert workspace.pinned("a") == Pinned("auto", None)
-
-
-def test_a_run_is_trained_as_its_shape_was_pinned(demo: Project) -> None:
-    """The number of threads belongs to a model, not to the folder."""
-    stage, found = demo.stage(), {}
-    for hidden, threads in ((5, 2), (6, 1)):
+def test_the_same_run_is_trained_the_same_way(demo: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backend and threads follow from the machine and the options, not from a measurement; they are in run.json."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    stage, before, found = demo.stage(), torch.get_num_threads(), {}
+    for hidden, how in ((5, How()), (6, How(backend="reference", threads=2))):
         run = make_run(demo.spec, "cm_ntm", 0, {"hidden": hidden}, {"epochs": 1})
-        shape = step_shape(run, stage.parts[0])
-        demo.workspace.pin(
-            shape, BackendChoice("reference", ThreadChoice(threads, {1: 1.0, 2: 1.0}), {"reference": 1.0})
-        )
-        record = json.loads((stage.train(run).folder.path / "run.json").read_text())
+        record = json.loads((stage.train(run, how=how).folder.path / "run.json").read_text())
         found[hidden] = (record["execution"]["threads"], record["execution"]["backend"])
-    assert found == {5: (2, "reference"), 6: (1, "reference")}
+    first = "numba" if stage.device.type == "cpu" else "triton"
+    assert found == {5: (1, first), 6: (2, "reference")}
+    assert torch.get_num_threads() == before and not (demo.workspace.out / "steps").exists()
+
+
+def test_another_backend_does_not_train_a_finished_run_again(demo: Project) -> None:
+    stage, run = demo.stage(), make_run(demo.spec, "cm_ntm", 0, {"hidden": 7}, {"epochs": 1})
+    first = stage.train(run)
+    weights = (first.folder.path / "model.safetensors").read_bytes()
+    again = stage.train(run, how=How(backend="reference", threads=2))
+    assert again.reused and again.folder.id == first.folder.id
+    assert (first.folder.path / "model.safetensors").read_bytes() == weights

@@ -1,4 +1,4 @@
-"""How training steps are computed: the reference, or the CM-NTM's fast path in one of its forms."""
+"""How training steps are computed: the reference, the CM-NTM's fast path in one of its forms, or stacked models."""
 
 from __future__ import annotations
 
@@ -20,9 +20,12 @@ def build_trainer(
     """
     if backend == "reference":
         return Trainer(models, features, trainings)
-    from pipeline.training.backends.fast import FastTrainer
+    from pipeline.training.backends.fast import FastTrainer, why_not
     from pipeline.training.backends.graph import GraphTrainer
+    from pipeline.training.backends.stacked import StackedGraphTrainer, StackedTrainer
 
+    if why_not(models) and backend in ("fast", "graph"):
+        return (StackedTrainer if backend == "fast" else StackedGraphTrainer)(models, features, trainings)
     if backend == "numba":
         from pipeline.training.fast.compiled_turn import CompiledTurn
 

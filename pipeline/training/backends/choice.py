@@ -1,11 +1,10 @@
-"""Which backend trains a model fastest here, by a measured step of each that can."""
+"""Which backend trains a model: the first of a fixed order that can."""
 
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 import torch
@@ -16,84 +15,69 @@ from pipeline.training.determinism import flushed_denormals, matmul_precision
 from pipeline.training.errors import TrainingError
 from pipeline.training.models.base import MemoryModel
 from pipeline.training.randomness import RunRandom
-from pipeline.training.threads import ThreadChoice, choose_threads
 
 BACKENDS = ("auto", "reference", "fast", "numba", "graph", "triton")
+ORDER = ("triton", "graph", "numba", "fast", "reference")  # fastest first, for every C that BENCHMARKS.md measures
 
 
 @dataclass(frozen=True)
 class BackendChoice:
-    """``backend`` was chosen, with ``threads`` CPU threads; milliseconds of a step by backend, where measured.
-
-    fallback: one line when what was asked for cannot run here, or what was tried failed; else empty.
-    """
+    """The backend to train with. fallback: one line naming each backend that was asked for or tried in vain, or ""."""
 
     backend: str
-    threads: ThreadChoice | None = None
-    milliseconds: dict[str, float] = field(default_factory=dict)
     fallback: str = ""
 
 
 def choose_backend(
-    asked: str,
-    models: Sequence[MemoryModel],
-    features: SessionFeatures,
-    trainings: Sequence[Training],
-    threads: Sequence[int] = (),
+    asked: str, models: Sequence[MemoryModel], features: SessionFeatures, trainings: Sequence[Training]
 ) -> BackendChoice:
-    """The backend to train with, and on a CPU the number of threads, which torch is then set to.
+    """The backend to train with: for "auto", the first of ``ORDER`` that supports the models and computes a step.
 
-    "auto" measures a step of each backend that can, and leaves out one whose step fails; another name is taken where it can
-    run, and else what "auto" takes, with the reason in ``fallback``. ``threads``: candidates; the machine's when empty, and one means no measurement.
+    The step is taken on copies: it finds a compiler or a driver that is missing. Another name is taken where it is
+    supported, and otherwise what "auto" takes. The order is fixed, so a machine gives a run the same numbers each time.
 
     Raises TrainingError for an unknown name.
     """
     if asked not in BACKENDS:
         raise TrainingError(f"unknown backend {asked!r}; choose one of {', '.join(BACKENDS)}")
     able, fallback = able_backends(models, features, trainings), ""
+    if asked in able:
+        return BackendChoice(asked)
     if asked != "auto":
-        if asked in able:
-            able = [asked]
-        else:
-            fallback = f"backend {asked}: {_why_not(asked, models, features, trainings)}; "
-    on_cpu = features.device.type == "cpu"
-    if len(able) == 1 and not (on_cpu and len(threads) != 1):
-        (name,) = able
-        chosen = choose_threads(lambda: None, among=threads) if on_cpu else None
-        return BackendChoice(name, chosen, fallback=fallback + f"using {name}" if fallback else "")
-    timed: dict[str, tuple[float, ThreadChoice | None]] = {}
+        fallback = f"backend {asked}: {_why_not(asked, models, features, trainings)}; "
     for name in able:
-        try:
-            step = measured_step(models, features, trainings, name)
-            choice = choose_threads(step, among=threads) if on_cpu else None
-            best = min(choice.milliseconds.values()) if choice and choice.milliseconds else _milliseconds(step)
-        except Exception as error:  # a compiler or a driver that this machine lacks; the reference needs none
-            if name in (asked, "reference"):
-                raise
-            fallback += f"backend {name} failed its measured step ({type(error).__name__}: {_first_line(error)}); "
+        if name == "reference" or (name == "fast" and _stacked_on_cpu(models, features)):
             continue
-        timed[name] = (best, choice)
-    name = min(timed, key=lambda n: timed[n][0])
-    if timed[name][1] is not None:
-        torch.set_num_threads(timed[name][1].threads)
-    return BackendChoice(
-        name, timed[name][1], {n: ms for n, (ms, _) in timed.items()}, fallback + f"using {name}" if fallback else ""
-    )
+        try:
+            measured_step(models, features, trainings, name)()
+            return BackendChoice(name, fallback + f"using {name}" if fallback else "")
+        except Exception as error:  # whatever a compiler or a driver raises; the reference needs neither
+            fallback += f"backend {name} failed its first step ({type(error).__name__}: {_first_line(error)}); "
+    return BackendChoice("reference", fallback + "using reference" if fallback else "")
+
+
+def _stacked_on_cpu(models: Sequence[MemoryModel], features: SessionFeatures) -> bool:
+    """Stacking saves launches; on a CPU torch's own layers are faster than plain products."""
+    from pipeline.training.backends import fast
+
+    return features.device.type == "cpu" and bool(fast.why_not(models))
 
 
 def able_backends(models: Sequence[MemoryModel], features: SessionFeatures, trainings: Sequence[Training]) -> list[str]:
-    """The backends that can train these models on this machine; the reference always can."""
-    return [name for name in BACKENDS[1:] if not _why_not(name, models, features, trainings)]
+    """The backends that can train these models on this machine, fastest first; the reference always can."""
+    return [name for name in ORDER if not _why_not(name, models, features, trainings)]
 
 
 def _why_not(name: str, models: Sequence[MemoryModel], features: SessionFeatures, trainings: Sequence[Training]) -> str:
     """Why backend ``name`` cannot train these models here; empty where it can."""
     if name == "reference":
         return ""
-    from pipeline.training.backends import fast, graph
+    from pipeline.training.backends import fast, graph, stacked
     from pipeline.training.objective import Objective
 
     reason = fast.why_not(models)
+    if reason and name in ("fast", "graph"):
+        reason = stacked.why_not(models)
     if not reason and name in ("graph", "triton"):
         reason = graph.why_not(features, trainings, all(Objective(features, t).plain for t in trainings))
     if not reason and name == "numba":
@@ -140,13 +124,3 @@ def measured_step(
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), "")
-
-
-def _milliseconds(step: Callable[[], None], repeats: int = 5) -> float:
-    step()
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - started)
-    return min(times) * 1e3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,11 +39,15 @@ class FastTrainer(Trainer):
         trainings: Sequence[Training],
         chain: Chain | None = None,
     ):
-        self.cascade = FastCascade(models, chain).train()
+        self.cascade = self._stack(models, chain).train()
         self._stacked = [p for p in self.cascade.parameters() if p.requires_grad]
         # Views of each run's part, for an optimizer of its own: it must not see the other runs' settings or ends.
         self._parts = [[p.detach()[run] for p in self._stacked] for run in range(len(models))]
         super().__init__(models, features, trainings)
+
+    def _stack(self, models: Sequence[MemoryModel], chain: Chain | None) -> Any:
+        """All runs as one module: its parameters are [K, ...]."""
+        return FastCascade(models, chain)
 
     def tensors_of(self, run: int) -> list[Tensor]:
         return self._parts[run]
@@ -77,9 +82,13 @@ class FastTrainer(Trainer):
 
     def _predicted(self, queries: Tensor, inputs: Tensor) -> Tensor:
         """f' of all runs; queries and what the dropout leaves of them, all [K, B, T, D]."""
-        for parameter in self._stacked:
-            parameter.grad = None  # before the forward, which can use their room
+        self.forget_gradients()
         return self.cascade(queries, inputs)
+
+    def forget_gradients(self) -> None:
+        """Free the gradients of the step before; a forward can then use their room."""
+        for parameter in self._stacked:
+            parameter.grad = None
 
     def _backward(self, losses: Tensor) -> None:
         """Gradients of the losses [K], for each run's optimizer its own part."""

@@ -21,6 +21,7 @@ from pipeline.training.data import SessionFeatures
 from pipeline.training.errors import TrainingError
 from pipeline.training.fast.chain import Chain
 from pipeline.training.models.base import MemoryModel
+from pipeline.training.objective import Step
 from pipeline.training.randomness import RunRandom
 
 WARM_UP = 3  # steps before a capture, as CUDA graphs need; what they changed is undone
@@ -54,7 +55,7 @@ def record(step: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
 
 
 class Captured(NamedTuple):
-    """A step that is done again by ``replay``: index [K, B] and kept [K, B, T, D] (the dropout; None without) are read
+    """A step that is done again by ``replay``: index [K, B] and kept (the dropout, such as [K, B, T, D]; None without) are read
     where they lie, and the losses [K] are written."""
 
     replay: Callable[[], object]
@@ -106,14 +107,18 @@ class GraphTrainer(FastTrainer):
 
     def _whole_step(self, index: Tensor, kept: Tensor | None, running: Sequence[bool]) -> Tensor:
         steps = [o.step(m, i, 1.0) for o, m, i in zip(self.objectives, self.models, index, strict=True)]
-        queries = torch.stack([step.batch.queries for step in steps])
-        predicted = self._predicted(queries, queries if kept is None else queries * kept)
-        losses = torch.stack([o.loss_of(s, p) for o, s, p in zip(self.objectives, steps, predicted, strict=True)])
+        losses = self._step_losses(steps, kept)
         self._backward(losses)
         for run, going in enumerate(running):
             if going:
                 self._descend(run)
         return losses.detach()
+
+    def _step_losses(self, steps: Sequence[Step], kept: Tensor | None) -> Tensor:
+        """Losses [K], ready for a backward."""
+        queries = torch.stack([step.batch.queries for step in steps])
+        predicted = self._predicted(queries, queries if kept is None else queries * kept)
+        return torch.stack([o.loss_of(s, p) for o, s, p in zip(self.objectives, steps, predicted, strict=True)])
 
     def _captured(self, index: Tensor, kept: Tensor | None, running: Sequence[bool]) -> Captured:
         state = self._state()

@@ -35,6 +35,7 @@ class MemoryModel(nn.Module, ABC):
     Options: ClassVar[type[Frozen]] = Frozen
     trainable: ClassVar[bool] = True  # fitted by gradient; False: ``fit_parameters`` is all of its training
     scores: ClassVar[bool] = False  # True: candidates are ranked by ``score``, not by cosine with f'_qry(N)
+    stacks: ClassVar[bool] = False  # True: vmap computes it for runs side by side (see backends/stacked.py)
     reads: ClassVar[Literal["turns", "concatenated"]] = "turns"  # "concatenated": T = 1, all captions as one query
 
     def __init__(self, options: Frozen, dim: int):

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from manifests.schema import Frozen
+from pipeline.training.models._dropout import dropout
 from pipeline.training.models.base import MemoryModel
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class CFIR(MemoryModel):
 
     title = "CFIR (cached features)"
     scores = True
+    stacks = True
 
     class Options(Frozen):
         width: int = Field(256, ge=1)  # 1,024 in the original
@@ -58,7 +59,7 @@ class CFIR(MemoryModel):
 
     def _read(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """[B, T, D] -> the turns q [B, T, W] and, after each turn, the session h [B, T, W]."""
-        turns = self.turn(F.dropout(queries, self.options.dropout, self.training))
+        turns = self.turn(dropout(queries, self.options.dropout, self.training))
         outputs, _ = self.gru(turns)
         counts = torch.arange(1, queries.shape[1] + 1, device=queries.device, dtype=queries.dtype)
         return turns, self.session(outputs.cumsum(1) / counts[:, None])

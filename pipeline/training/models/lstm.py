@@ -6,9 +6,9 @@ from typing import Any
 
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from manifests.schema import Frozen
+from pipeline.training.models._dropout import dropout
 from pipeline.training.models._residual import Residual, ResidualKind
 from pipeline.training.models.base import MemoryModel
 
@@ -17,6 +17,7 @@ class LSTM(MemoryModel):
     """f'_qry(n) = W h(n) + b, with h(1..n) the states of one LSTM layer over f_qry(1..n)."""
 
     title = "ST + LSTM"
+    stacks = True
 
     class Options(Frozen):
         hidden: int = Field(100, ge=1)
@@ -32,7 +33,7 @@ class LSTM(MemoryModel):
         self.residual.start(self.output)
 
     def _forward(self, queries: Tensor, lengths: Tensor) -> Tensor:
-        hidden, _ = self.lstm(F.dropout(queries, self.options.dropout, self.training))
+        hidden, _ = self.lstm(dropout(queries, self.options.dropout, self.training))
         return self.residual(queries[..., : self.dim], self.output(hidden))
 
     def fit_parameters(self, features: Any) -> dict[str, Any]:

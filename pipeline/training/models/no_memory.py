@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from manifests.schema import Frozen
+from pipeline.training.models._dropout import dropout
 from pipeline.training.models._residual import Residual, ResidualKind
 from pipeline.training.models.base import MemoryModel
 
@@ -24,6 +24,7 @@ class NoMemory(MemoryModel):
     """
 
     title = "CM-NTM without memory"
+    stacks = True
 
     class Options(Frozen):
         width: int | None = Field(None, ge=1)  # M of the CM-NTM that it stands beside: it sets the initial scale
@@ -53,7 +54,7 @@ class NoMemory(MemoryModel):
     def _forward(self, queries: Tensor, lengths: Tensor) -> Tensor:
         state = (self.hidden.expand(len(queries), -1), self.cell.expand(len(queries), -1))
         outputs = []
-        for turn in F.dropout(queries, self.options.dropout, self.training).unbind(1):
+        for turn in dropout(queries, self.options.dropout, self.training).unbind(1):
             state = self.controller(turn, state)
             outputs.append(state[0])
         return self.residual(queries, self.output(torch.stack(outputs, 1)))

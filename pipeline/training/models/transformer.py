@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from manifests.schema import Frozen
 from pipeline.training.errors import TrainingError
+from pipeline.training.models._dropout import dropout
 from pipeline.training.models._residual import Residual, ResidualKind
 from pipeline.training.models.base import MemoryModel
 
@@ -22,6 +22,7 @@ class Transformer(MemoryModel):
     """
 
     title = "ST + transformer"
+    stacks = True
 
     class Options(Frozen):
         width: int = Field(128, ge=1)
@@ -56,7 +57,7 @@ class Transformer(MemoryModel):
             raise TrainingError(
                 f"transformer: a session of {turns} turns, built for {self.options.turns}; raise the option turns"
             )
-        tokens = self.input(F.dropout(queries, self.options.dropout, self.training)) + self.position[:turns]
+        tokens = self.input(dropout(queries, self.options.dropout, self.training)) + self.position[:turns]
         later = torch.ones(turns, turns, dtype=torch.bool, device=queries.device).triu(1)
         return self.residual(queries[..., : self.dim], self.output(self.layers(tokens, mask=later)))
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from manifests.schema import Frozen
 from pipeline.training.errors import TrainingError
+from pipeline.training.models._dropout import dropout
 from pipeline.training.models._residual import Residual
 from pipeline.training.models.base import MemoryModel
 
@@ -24,6 +25,7 @@ class TurnWeights(MemoryModel):
     """
 
     title = "ST + turn weights"
+    stacks = True
 
     class Options(Frozen):
         turns: int = Field(4, ge=1)  # how far back it sees
@@ -71,9 +73,9 @@ class TurnWeights(MemoryModel):
         unit = F.normalize(window.flatten(2, 3), dim=-1)
         cosines = (unit @ unit.mT)[..., self.pairs[0], self.pairs[1]]
         place = torch.arange(turns, device=queries.device).clamp_max(seen - 1)
-        number = F.one_hot(place, seen).to(queries.dtype).expand(len(queries), -1, -1)
-        inner = F.gelu(self.hidden(F.dropout(torch.cat([cosines, number], -1), self.options.dropout, self.training)))
-        weights = self.table[place] + self.output(F.dropout(inner, self.options.dropout, self.training)).unflatten(
+        number = torch.eye(seen, dtype=queries.dtype, device=queries.device)[place].expand(len(queries), -1, -1)
+        inner = F.gelu(self.hidden(dropout(torch.cat([cosines, number], -1), self.options.dropout, self.training)))
+        weights = self.table[place] + self.output(dropout(inner, self.options.dropout, self.training)).unflatten(
             -1, (seen, self.kinds)
         )
         return torch.einsum("btskd,btsk->btd", window, weights)

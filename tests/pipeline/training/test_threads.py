@@ -1,4 +1,4 @@
-"""The choice of a number of threads by measurement."""
+"""The number of threads: a fixed one for trainings, a measured one for other calls."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from pipeline.training.threads import candidates, choose_threads
+from pipeline.training.threads import candidates, choose_threads, cpu_threads, training_threads
 
 
 @pytest.fixture(autouse=True)
@@ -38,3 +38,15 @@ def test_candidates_respect_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert candidates() == (1,)
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert candidates()[0] == 1 and list(candidates()) == sorted(set(candidates()))
+
+
+def test_a_training_has_one_thread_unless_it_is_told_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert (training_threads(), training_threads(3)) == (1, 3)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert (training_threads(), training_threads(3)) == (2, 3)
+    torch.set_num_threads(1)
+    with pytest.raises(KeyError), cpu_threads(2):
+        assert torch.get_num_threads() == 2
+        raise KeyError
+    assert torch.get_num_threads() == 1

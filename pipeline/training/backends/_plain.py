@@ -1,0 +1,110 @@
+"""Recurrent and attention layers as plain products, under the parameter names of torch's own: vmap has no rule for those."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.training.models._dropout import dropout
+
+
+def lstm_cell(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+    """The states (h, c) [B, H] from the gates [B, 4 H] in torch's order and the cell before."""
+    enter, forget, new, leave = gates.chunk(4, -1)
+    cell = forget.sigmoid() * cell + enter.sigmoid() * new.tanh()
+    return leave.sigmoid() * cell.tanh(), cell
+
+
+class PlainLSTM(nn.Module):
+    """One layer, batch first: [B, T, D] -> [B, T, H] and None."""
+
+    def __init__(self, layer: nn.LSTM):
+        super().__init__()
+        _share(self, layer)
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, None]:
+        given = F.linear(inputs, self.weight_ih_l0, self.bias_ih_l0)
+        hidden = cell = given.new_zeros(len(inputs), given.shape[-1] // 4)
+        states = []
+        for turn in given.unbind(1):
+            hidden, cell = lstm_cell(turn + F.linear(hidden, self.weight_hh_l0, self.bias_hh_l0), cell)
+            states.append(hidden)
+        return torch.stack(states, 1), None
+
+
+class PlainLSTMCell(nn.Module):
+    """[B, D] and (h, c) -> (h, c), each [B, H]."""
+
+    def __init__(self, layer: nn.LSTMCell):
+        super().__init__()
+        _share(self, layer)
+
+    def forward(self, inputs: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        given = F.linear(inputs, self.weight_ih, self.bias_ih)
+        return lstm_cell(given + F.linear(state[0], self.weight_hh, self.bias_hh), state[1])
+
+
+class PlainGRU(nn.Module):
+    """One layer, batch first: [B, T, D] -> [B, T, H] and None."""
+
+    def __init__(self, layer: nn.GRU):
+        super().__init__()
+        _share(self, layer)
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, None]:
+        given = F.linear(inputs, self.weight_ih_l0, self.bias_ih_l0)
+        hidden = given.new_zeros(len(inputs), given.shape[-1] // 3)
+        states = []
+        for turn in given.unbind(1):
+            reset, update, new = turn.chunk(3, -1)
+            from_reset, from_update, from_new = F.linear(hidden, self.weight_hh_l0, self.bias_hh_l0).chunk(3, -1)
+            new = (new + (reset + from_reset).sigmoid() * from_new).tanh()
+            share = (update + from_update).sigmoid()
+            hidden = share * hidden + (1 - share) * new
+            states.append(hidden)
+        return torch.stack(states, 1), None
+
+
+class PlainEncoder(nn.Module):
+    """Pre-norm encoder layers with GELU, batch first; ``mask`` [T, T] is True where a turn is not seen."""
+
+    def __init__(self, encoder: nn.TransformerEncoder):
+        super().__init__()
+        self.layers, self.norm = encoder.layers, encoder.norm
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        for layer in self.layers:
+            attended = _attention(layer.self_attn, layer.norm1(tokens), mask).transpose(0, 1)
+            # torch's own layer keeps this output turn by turn, so its dropout is drawn in that order.
+            tokens = tokens + dropout(attended, layer.dropout1.p, self.training).transpose(0, 1)
+            inner = dropout(F.gelu(layer.linear1(layer.norm2(tokens))), layer.dropout.p, self.training)
+            tokens = tokens + dropout(layer.linear2(inner), layer.dropout2.p, self.training)
+        return self.norm(tokens)
+
+
+def _attention(layer: nn.MultiheadAttention, tokens: Tensor, mask: Tensor) -> Tensor:
+    """Self-attention of [B, T, W] without the turns that ``mask`` hides."""
+    heads = F.linear(tokens, layer.in_proj_weight, layer.in_proj_bias).unflatten(-1, (3, layer.num_heads, -1))
+    query, key, value = (part.transpose(1, 2) for part in heads.unbind(2))  # [B, H, T, W / H]
+    scores = (query @ key.mT / math.sqrt(query.shape[-1])).masked_fill(mask, -torch.inf)
+    seen = dropout(scores.softmax(-1), layer.dropout, layer.training)
+    return layer.out_proj((seen @ value).transpose(1, 2).flatten(2))
+
+
+def _share(plain: nn.Module, layer: nn.Module) -> None:
+    for name, parameter in layer.named_parameters():
+        setattr(plain, name, parameter)
+
+
+PLAIN = {nn.LSTM: PlainLSTM, nn.LSTMCell: PlainLSTMCell, nn.GRU: PlainGRU, nn.TransformerEncoder: PlainEncoder}
+
+
+def plain(module: nn.Module) -> nn.Module:
+    """``module`` with its layers of the kinds in ``PLAIN`` replaced, in place; parameters keep names and values."""
+    for name, child in module.named_children():
+        kind = PLAIN.get(type(child))
+        setattr(module, name, plain(child) if kind is None else kind(child))
+    return module

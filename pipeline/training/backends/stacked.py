@@ -1,0 +1,168 @@
+"""K models of one shape, other than cascades, as one: parameters [K, ...], one vmapped forward, autograd's backward."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn import functional as F
+
+from pipeline.training.backends._plain import plain
+from pipeline.training.backends.fast import FastTrainer
+from pipeline.training.backends.graph import GraphTrainer
+from pipeline.training.data import Batch
+from pipeline.training.models._dropout import dropped_by
+from pipeline.training.models.base import MemoryModel
+from pipeline.training.objective import Step
+from pipeline.training.randomness import RunRandom
+
+
+def why_not(models: Sequence[MemoryModel]) -> str:
+    """Why these models cannot be stacked; empty where they can. A subclass says for itself that it can."""
+    kind = type(models[0])
+    if not vars(kind).get("stacks") or any(type(model) is not kind for model in models):
+        return f"{models[0].name} has no fast path"
+    return ""
+
+
+class _Call(nn.Module):
+    """``of(model, *inputs)`` as a module, so that ``functional_call`` reaches any method of the model."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model, self.of = model, None
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.of(self.model, *inputs)
+
+
+class StackedModels(nn.Module):
+    """The values of K models as tensors [K, ...]; ``write_to`` puts them back."""
+
+    def __init__(self, models: Sequence[MemoryModel]):
+        super().__init__()
+        self._call = [_Call(plain(copy.deepcopy(models[0])).train())]  # in a list: its own values are not trained
+        parameters = [dict(model.named_parameters()) for model in models]
+        buffers = [{n: b for n, b in model.named_buffers() if b.is_floating_point()} for model in models]
+        self._names, self._kept = list(parameters[0]), list(buffers[0])
+        self.values = nn.ParameterList(torch.stack([p[n].detach() for p in parameters]) for n in self._names)
+        for place, name in enumerate(self._kept):
+            self.register_buffer(f"kept_{place}", torch.stack([b[name] for b in buffers]))
+        self._draws: dict[int, list[tuple[torch.Size, float]]] = {}
+
+    @property
+    def own_loss(self) -> bool:
+        """Whether the model brings a loss of its own."""
+        return type(self._call[0].model).objective is not MemoryModel.objective
+
+    def draw(self, step: Step) -> Tensor:
+        """What the dropouts of one run's step multiply with, in one row [n], from torch's current random state."""
+        batch = len(step.batch.lengths)
+        if batch not in self._draws:
+            self._draws[batch] = found = []
+            with torch.no_grad(), dropped_by(lambda values, rate: found.append((values.shape, rate)) or values):
+                _outcome(self._call[0].model, step)
+        like = step.batch.queries
+        drawn = [F.dropout(like.new_ones(shape), rate, True).flatten() for shape, rate in self._draws[batch]]
+        return torch.cat(drawn) if drawn else like.new_empty(0)
+
+    def forward(self, steps: Sequence[Step], kept: Tensor) -> Tensor:
+        """f' [K, B, T, D], or the losses [K] of a model with its own. kept: [K, n], a row of ``draw`` for each run."""
+        call, first = self._call[0], steps[0]
+
+        def of(model: MemoryModel, queries: Tensor, targets: Tensor, lengths: Tensor, rows: Tensor) -> Tensor:
+            return _outcome(model, replace(first, batch=Batch(queries, targets, lengths), rows=rows))
+
+        def one(values: dict[str, Tensor], kept: Tensor, *inputs: Tensor) -> Tensor:
+            with dropped_by(_given(kept)):
+                return functional_call(call, values, inputs)
+
+        call.of = of
+        names = [f"model.{name}" for name in (*self._names, *self._kept)]
+        values = dict(zip(names, (*self.values, *self.buffers()), strict=True))
+        inputs = [torch.stack(parts) for parts in zip(*((*s.batch, s.rows) for s in steps), strict=True)]
+        return vmap(one)(values, kept, *inputs)
+
+    @torch.no_grad()
+    def write_to(self, models: Sequence[MemoryModel]) -> None:
+        """Copy run k's values into ``models[k]``. Buffers are not trained and stay as they are."""
+        for run, model in enumerate(models):
+            for parameter, value in zip(model.parameters(), self.values, strict=True):
+                parameter.copy_(value[run])
+
+
+def _outcome(model: Any, step: Step) -> Tensor:
+    own = model.objective(step)
+    return model(step.batch.queries, step.batch.lengths) if own is None else own
+
+
+def _given(kept: Tensor) -> Callable[[Tensor, float], Tensor]:
+    """A source of dropouts that multiplies with the pieces of ``kept`` [n], one after another."""
+    used = 0
+
+    def source(values: Tensor, rate: float) -> Tensor:
+        nonlocal used
+        piece = kept[used : used + values.numel()].view(values.shape)
+        used += values.numel()
+        return values * piece
+
+    return source
+
+
+class StackedTrainer(FastTrainer):
+    """Equal to the reference on each run's own batches, random numbers included."""
+
+    cascade: Any
+
+    def _stack(self, models: Sequence[MemoryModel], chain: Any) -> StackedModels:
+        return StackedModels(models)
+
+    def _losses(self, index: Tensor, random: RunRandom, progress: float) -> Tensor:
+        steps, kept = [], []
+        for run, (model, objective) in enumerate(zip(self.models, self.objectives, strict=True)):
+            with random.of(run):
+                steps.append(objective.step(model, index[run], progress))
+                kept.append(self.cascade.draw(steps[-1]))
+        return _losses_of(self, steps, torch.stack(kept), random)
+
+
+class StackedGraphTrainer(GraphTrainer):
+    """The same with each step replayed as one CUDA graph."""
+
+    cascade: Any
+
+    def _stack(self, models: Sequence[MemoryModel], chain: Any) -> StackedModels:
+        return StackedModels(models)
+
+    def _dropout(self, index: Tensor, random: RunRandom) -> Tensor:
+        step = self.objectives[0].step(self.models[0], index[0], 1.0)
+        kept = []
+        for run in range(len(index)):
+            with random.of(run):
+                kept.append(self.cascade.draw(step))
+        return torch.stack(kept)
+
+    def _step_losses(self, steps: Sequence[Step], kept: Tensor | None) -> Tensor:
+        assert kept is not None
+        return _losses_of(self, steps, kept, None)
+
+
+def _losses_of(trainer: FastTrainer, steps: Sequence[Step], kept: Tensor, random: RunRandom | None) -> Tensor:
+    """Losses [K]; ``random``: what a loss draws comes from its run's own random state."""
+    trainer.forget_gradients()
+    found = trainer.cascade(steps, kept)
+    if trainer.cascade.own_loss:
+        return found
+    losses = []
+    for run, (objective, step) in enumerate(zip(trainer.objectives, steps, strict=True)):
+        if random is None:
+            losses.append(objective.loss_of(step, found[run]))
+            continue
+        with random.of(run):
+            losses.append(objective.loss_of(step, found[run]))
+    return torch.stack(losses)

@@ -1,0 +1,96 @@
+"""Models side by side as one stacked module: each run's numbers are those that it has alone, in float64."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+
+from manifests.schema import Training
+from pipeline.training.backends import choice, choose_backend, graph, stacked
+from pipeline.training.fit import fit, fit_group
+from tests.pipeline.training.backends.test_trainers import apart, built, in_double, recorded
+from tests.pipeline.training.sessions import cumulative
+
+QUICK = Training(epochs=2, batch_size=16, learning_rate=1e-2)
+SEEDS = [0, 1, 2]
+MODELS = [
+    ("lstm", {"hidden": 5, "dropout": 0.3, "residual": "ewma"}),
+    ("gru", {"hidden": 5, "dropout": 0.3, "residual": True}),
+    ("transformer", {"width": 8, "heads": 2, "dropout": 0.2}),
+    ("no_memory", {"hidden": 5, "dropout": 0.3}),
+    ("turn_weights", {"hidden": 6, "dropout": 0.3}),
+    ("cfir", {"width": 6, "fields": 3, "dropout": 0.2}),
+    ("v_ntm", {"hidden": 5, "dropout": 0.2}),
+]
+FEATURES = in_double(cumulative(41, seed=1))  # 41 sessions: two batches of 16 and one of 9
+
+
+def of(name: str, seed: int, options: dict[str, Any]) -> Any:
+    return built(seed, name, FEATURES.dim, **options)
+
+
+def alone(name: str, options: dict[str, Any], training: Training, seed: int) -> tuple[Any, list[float]]:
+    model = of(name, seed, options)
+    return model, [line["loss"] for line in fit(model, FEATURES, training, seed)]
+
+
+@pytest.mark.parametrize(("name", "options"), MODELS, ids=[name for name, _ in MODELS])
+@pytest.mark.parametrize("changed", [{}, {"clip_norm": 0.1, "ema": 0.5, "drop_turns": 0.3, "padding": "mask"}])
+def test_stacked_runs_are_the_runs_alone(name: str, options: dict[str, Any], changed: dict[str, Any]) -> None:
+    training = QUICK.model_copy(update=changed)
+    trainings = [training, training.model_copy(update={"learning_rate": 3e-2}), training]
+    together = [of(name, seed, options) for seed in SEEDS]
+    lines = list(fit_group(together, FEATURES, trainings, SEEDS, backend="fast"))
+    for seed, model in enumerate(together):
+        expected, losses = alone(name, options, trainings[seed], seed)
+        assert [line[seed]["loss"] for line in lines] == pytest.approx(losses, abs=1e-10)
+        assert apart(model, expected) < 1e-9
+
+
+@pytest.mark.parametrize(("name", "options"), MODELS[:-1], ids=[name for name, _ in MODELS[:-1]])
+def test_replayed_steps_are_those_of_each_run_alone(name: str, options: dict[str, Any], monkeypatch: Any) -> None:
+    """All of the graph's trainer but CUDA: the operators of a step are recorded, and done again for every other step."""
+
+    class Recorded(stacked.StackedGraphTrainer):
+        capturable = False
+
+        def _captured(self, *arguments: Any) -> graph.Captured:
+            before = [t.clone() for t in self._state()]
+            captured = super()._captured(*arguments)  # which, unlike a capture, has done the step
+            self._restore(self._state()[: len(before)], before, [len(before) == len(self._state())] * 3)
+            return captured
+
+    monkeypatch.setattr(graph, "why_not", lambda *_: "")
+    monkeypatch.setattr(stacked, "StackedGraphTrainer", Recorded)
+    monkeypatch.setattr(graph, "beside", lambda device: nullcontext())
+    monkeypatch.setattr(graph, "record", recorded)
+    together = [of(name, seed, options) for seed in SEEDS]
+    list(fit_group(together, FEATURES, [QUICK] * 3, SEEDS, backend="graph"))
+    for seed, model in enumerate(together):
+        assert apart(model, alone(name, options, QUICK, seed)[0]) < 1e-9
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs CUDA")
+@pytest.mark.parametrize(("name", "options"), MODELS[:-1], ids=[name for name, _ in MODELS[:-1]])
+def test_captured_runs_are_the_runs_alone(name: str, options: dict[str, Any]) -> None:
+    features, found = FEATURES.to("cuda"), {}
+    for backend in ("graph", "reference"):
+        found[backend] = [of(name, seed, options).to("cuda") for seed in SEEDS]
+        list(fit_group(found[backend], features, [QUICK] * 3, SEEDS, backend=backend))
+    for one, other in zip(found["graph"], found["reference"], strict=True):
+        assert apart(one, other) < 1e-9
+
+
+def test_what_is_stacked_is_chosen_where_it_pays(monkeypatch: Any) -> None:
+    """On a CPU by name alone; a model with losses of changing sizes, or one that only inherits, not at all."""
+    models = [of("lstm", 0, {})]
+    assert choice.able_backends(models, FEATURES, [QUICK]) == ["fast", "reference"]
+    assert choose_backend("auto", models, FEATURES, [QUICK]).backend == "reference"
+    assert choose_backend("fast", models, FEATURES, [QUICK]).backend == "fast"
+    assert "no fast path" in choose_backend("fast", [of("dialog_manager", 0, {})], FEATURES, [QUICK]).fallback
+    child = of("lstm", 0, {})
+    child.__class__ = type("Child", (type(child),), {})
+    assert stacked.why_not([child])
