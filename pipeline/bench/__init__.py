@@ -26,8 +26,8 @@ def names() -> tuple[str, ...]:
 def run_bench(name: str, file: Path | None = None, overrides: Sequence[str] = ()) -> str:
     """Run benchmark ``name`` (or list them all), write its figures to ``file`` as JSON, and return its text.
 
-    ``overrides``: ``size=value`` for the keyword arguments of the benchmark's ``run``. Raises ManifestError for an
-    unknown benchmark or size.
+    ``overrides``: ``size=value`` for the keyword arguments of the benchmark's ``run``. A ``run`` that takes ``save`` gets
+    a function that writes the figures so far. Raises ManifestError for an unknown benchmark or size.
     """
     if name == "list":
         return "\n".join(f"{n:10} {_first_line(n)}" for n in names())
@@ -35,16 +35,22 @@ def run_bench(name: str, file: Path | None = None, overrides: Sequence[str] = ()
         raise ManifestError([Problem("bench", "", f"unknown benchmark {name!r}", nearest(name, names()))])
     module = importlib.import_module(f"{__name__}.{name}")
     sizes = _sizes(module.run, overrides)
-    result = {"benchmark": name, "machine": machine(), "sizes": sizes, "figures": module.run(**sizes)}
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    result: dict[str, Any] = {"benchmark": name, "machine": machine(), "sizes": sizes}
+
+    def save(figures: Any) -> None:
+        result["figures"] = figures
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+    keeps = {"save": save} if "save" in inspect.signature(module.run).parameters else {}
+    save(module.run(**sizes, **keeps))
     about = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
     return f"{module.render(result['figures'])}\n\nmachine: {about}"
 
 
 def _sizes(function: Any, overrides: Sequence[str]) -> dict[str, Any]:
-    known = inspect.signature(function).parameters
+    known = [name for name in inspect.signature(function).parameters if name != "save"]
     sizes: dict[str, Any] = {}
     for override in overrides:
         key, separator, text = override.partition("=")

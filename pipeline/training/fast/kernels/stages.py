@@ -92,12 +92,13 @@ def forward_turn(
         f = tl.load(gate + H + unit, mask=has, other=0.0)
         g = tl.load(gate + 2 * H + unit, mask=has, other=0.0)
         o = tl.load(gate + 3 * H + unit, mask=has, other=0.0)
-        if c > 0:
-            part = products + ((k * (C - 1) + c - 1) * B + b) * N * 4 * H + slot[:, None] * 4 * H + unit[None, :]
-            i += tl.sum(tl.load(part, mask=tile, other=0.0) * at[:, None], 0)
-            f += tl.sum(tl.load(part + H, mask=tile, other=0.0) * at[:, None], 0)
-            g += tl.sum(tl.load(part + 2 * H, mask=tile, other=0.0) * at[:, None], 0)
-            o += tl.sum(tl.load(part + 3 * H, mask=tile, other=0.0) * at[:, None], 0)
+        # A branch for c = 0, whose products and weights are zero, is more than some versions of Triton can lay out.
+        part = products + ((k * (C - 1) + c - 1) * B + b) * N * 4 * H + slot[:, None] * 4 * H + unit[None, :]
+        follows = tile & (c > 0)
+        i += tl.sum(tl.load(part, mask=follows, other=0.0) * at[:, None], 0)
+        f += tl.sum(tl.load(part + H, mask=follows, other=0.0) * at[:, None], 0)
+        g += tl.sum(tl.load(part + 2 * H, mask=follows, other=0.0) * at[:, None], 0)
+        o += tl.sum(tl.load(part + 3 * H, mask=follows, other=0.0) * at[:, None], 0)
         i, f, g, o = sigmoid(i), sigmoid(f), tanh(g), sigmoid(o)
         tl.store(gate + unit, i, mask=has)
         tl.store(gate + H + unit, f, mask=has)

@@ -1,13 +1,16 @@
-"""Compile the kernels for a GPU that need not be there: ``python -m tests.pipeline.training.fast.compile_kernels 90 fp32
-4 100 4`` (compute capability, numbers, C, H, N; M is 768) prints what each needs, as JSON. Not in Triton's interpreter."""
+"""Compile the kernels for a GPU that need not be there: ``python -m tests.pipeline.training.fast.compile_kernels 90
+fp32,fp64 1,4 100 4,5`` (compute capability, numbers, C, H, N, each but the first a list; M is 768) prints what each needs,
+as JSON, or ends in the first one's error. Not in Triton's interpreter."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from pipeline.training.fast.kernels.stages import backward_turn, forward_turn
 from pipeline.training.fast.parameters import Shape
 from pipeline.training.fast.turn_kernel import memory_sizes, sizes
 
+WIDTH = 768  # D and M of the published sizes
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -47,11 +51,29 @@ def resources(cubin: bytes) -> dict[str, int]:
     return {name: int(value) for name, value in re.findall(r"(REG|STACK):(\d+)", shown)}
 
 
+def forms(stages: list[int], hidden: list[int], slots: list[int]) -> Iterator[tuple[Any, dict[str, int]]]:
+    """Every kernel in each of its forms, with what it is compiled for. Those of the memories know neither C nor H."""
+    for n in slots:
+        for c, h in itertools.product(stages, hidden):
+            chain = sizes(Shape(c, dim=WIDTH, slots=n, width=WIDTH, hidden=h))
+            yield from ((forward_turn, chain), (backward_turn, chain))
+        memory = memory_sizes(Shape(1, dim=WIDTH, slots=n, width=WIDTH, hidden=1))
+        for flag in (0, 1):
+            yield from ((k, memory | {"ALIKE": flag}) for k in (write_memory, write_memory_backward))
+            yield gather_memory, memory | {"WROTE": flag}
+
+
+def main(capability: str, numbers: str, *sizes: str) -> None:
+    stages, hidden, slots = ([int(size) for size in listed.split(",")] for listed in sizes)
+    found = []
+    for number, (kernel, constants) in itertools.product(numbers.split(","), forms(stages, hidden, slots)):
+        try:
+            needed = resources(binary(kernel, constants, number, int(capability)))
+        except Exception as error:
+            raise SystemExit(f"{kernel.__name__} {number} {constants}: {error}") from error
+        found.append({"kernel": kernel.__name__, "numbers": number, **constants, **needed})
+    print(json.dumps(found))
+
+
 if __name__ == "__main__":
-    capability, numbers, stages, hidden, slots = sys.argv[1:]
-    shape = Shape(int(stages), dim=768, slots=int(slots), width=768, hidden=int(hidden))
-    kernels = [(kernel, sizes(shape)) for kernel in (forward_turn, backward_turn)]
-    for flag in (0, 1):
-        kernels += [(k, memory_sizes(shape) | {"ALIKE": flag}) for k in (write_memory, write_memory_backward)]
-        kernels += [(gather_memory, memory_sizes(shape) | {"WROTE": flag})]
-    print(json.dumps([resources(binary(kernel, constants, numbers, int(capability))) for kernel, constants in kernels]))
+    main(*sys.argv[1:])

@@ -3,6 +3,7 @@ parameter, running statistics."""
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -27,12 +28,21 @@ def chain(request: pytest.FixtureRequest) -> Chain:
     return CompiledTurn()
 
 
-@pytest.mark.parametrize("turns", [1, 2, 3, 4])
-@pytest.mark.parametrize("slots", [1, 2, 4, 16])
-@pytest.mark.parametrize("stages", [1, 2, 4, 8, 16])
-@pytest.mark.parametrize("memory", ["random", "constant"])
+STAGES, SLOTS, TURNS, MEMORIES = (1, 2, 4, 8, 16), (1, 2, 4, 16), (1, 2, 3, 4), ("random", "constant")
+PAIRWISE = [  # each value of one beside each value of another
+    (c, n, TURNS[(i + j) % 4], MEMORIES[(i + j // 2) % 2]) for i, c in enumerate(STAGES) for j, n in enumerate(SLOTS)
+]
+
+
+def test_every_two_values_meet_in_a_case() -> None:
+    columns = list(zip(*PAIRWISE, strict=True))
+    for (one, these), (other, those) in itertools.combinations(enumerate((STAGES, SLOTS, TURNS, MEMORIES)), 2):
+        assert set(zip(columns[one], columns[other], strict=True)) == set(itertools.product(these, those))
+
+
+@pytest.mark.parametrize(("stages", "slots", "turns", "memory"), PAIRWISE)
 def test_outputs_and_gradients_equal_the_reference(
-    chain: Chain, memory: str, stages: int, slots: int, turns: int
+    chain: Chain, stages: int, slots: int, turns: int, memory: str
 ) -> None:
     found = differences([cascade(stages, memory, stages=stages, slots=slots)], [batch(turns)], chain)
     assert found.outputs <= OUTPUTS and found.statistics <= OUTPUTS

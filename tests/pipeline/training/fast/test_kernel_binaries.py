@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,10 +17,11 @@ triton = pytest.importorskip("triton", "3.3", reason="Triton 3.3 is not installe
 if not (Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump").is_file():
     pytest.skip("this Triton brings no NVIDIA binaries", allow_module_level=True)
 
+KERNELS = 8  # forms of the five kernels, for one shape
 SPILLED = 64  # bytes: a few registers may go to the stack, a matrix may not
 
 
-def compiled(folder: Path, *arguments: object) -> list[dict[str, int]]:
+def compiled(folder: Path, *arguments: object) -> list[dict[str, Any]]:
     """What each kernel needs, in each of its forms; in a process of its own, since here Triton may interpret."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(folder)}
     command = [sys.executable, "-m", "tests.pipeline.training.fast.compile_kernels", *map(str, arguments)]
@@ -45,6 +47,16 @@ def test_they_compile_for_other_generations(
         assert needed["STACK"] <= SPILLED, needed
 
 
+@pytest.mark.parametrize("numbers", ["fp32", "fp64"])
+def test_padded_slots_compile_in_both_precisions(numbers: str, tmp_path: Path) -> None:
+    """Five slots take eight lanes: what the equality tests run on a GPU in float64."""
+    assert len(compiled(tmp_path, 90, numbers, 2, 7, 5)) == KERNELS
+
+
 @pytest.mark.slow
-def test_they_compile_in_double_precision_in_which_the_tests_compare(tmp_path: Path) -> None:
-    assert compiled(tmp_path, 90, "fp64", 3, 7, 4)
+@pytest.mark.parametrize("numbers", ["fp32", "fp64"])
+@pytest.mark.parametrize("hidden", [7, 100])
+def test_they_compile_for_every_number_of_stages_of_the_tables(hidden: int, numbers: str, tmp_path: Path) -> None:
+    """Slots that fill their lanes and slots that do not; nothing is spilled in the numbers that training computes in."""
+    for needed in compiled(tmp_path, 90, numbers, "1,2,4,8,16", hidden, "4,5,8"):
+        assert numbers == "fp64" or needed["STACK"] <= SPILLED, needed

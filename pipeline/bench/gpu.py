@@ -1,0 +1,191 @@
+"""What a GPU does with this project, in at most five minutes: the kernels' tests, the step table, a short extraction.
+
+    fashion-ntm bench gpu --json gpu.json
+
+Each part is a process of its own under its own limit; one that fails or is stopped does not end the rest, and what it had
+measured is kept. FILE is written again after each part.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from manifests.errors import FashionNTMError, ManifestError, Problem, nearest
+
+ROOT = Path(__file__).resolve().parents[2]
+SUBJECTS = ("triton", "triton K=5", "triton K=25", "triton high", "graph")
+SECONDS = {"steps": 110, "extract": 60, "tests": 120}  # the limit of each part, in the order in which they run
+
+
+def run(
+    parts: str | Sequence[str] = tuple(SECONDS),
+    stages: Sequence[int] = (4, 8, 2, 1, 16),
+    subjects: Sequence[str] = SUBJECTS,
+    batch: int = 80,
+    turns: int = 4,
+    dim: int = 768,
+    slots: int = 4,
+    hidden: int = 100,
+    repeats: int = 20,
+    images: int = 768,
+    layers: int = 8,
+    workers: int = 4,
+    tests: str = "tests/pipeline/training/fast",
+    device: str = "cuda",
+    seconds: int = 0,
+    save: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Figures of each part, with its seconds and, where it did not end well, its "error".
+
+    ``subjects``: of the step table, as ``bench._subjects`` names them; each of ``repeats`` steps is timed alone.
+    ``images``, ``layers``: of the extraction. ``tests``, ``workers``: what pytest runs, in so many processes. ``seconds``:
+    a limit for every part, 0 for its own. ``save`` gets the figures after each part. Any other ``device`` than a CUDA one
+    is for trying the benchmark itself.
+
+    Raises ManifestError for an unknown part, FashionNTMError where there is no such device.
+    """
+    asked = [part.strip() for part in parts.split(",")] if isinstance(parts, str) else list(parts)
+    for part in asked:
+        if part not in SECONDS:
+            raise ManifestError([Problem("--set", "parts", f"unknown part {part!r}", nearest(part, SECONDS))])
+    _require(device)
+    sizes = {"batch": batch, "turns": turns, "dim": dim, "slots": slots, "hidden": hidden, "runs": 0, "device": device}
+    given = {"sizes": sizes, "stages": list(stages), "subjects": list(subjects), "repeats": repeats}
+    cli = [sys.executable, str(ROOT / "cli.py"), "bench", "extract", "--set", "subjects=engine", "--set", "rounds=2"]
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "found"
+        extract = {"images": images, "layers": layers, "device": device}
+        commands = {
+            "steps": [sys.executable, "-m", __name__, json.dumps(given), str(file)],
+            "extract": [*cli, *(w for k, v in extract.items() for w in ("--set", f"{k}={v}")), "--json", str(file)],
+            "tests": [sys.executable, "-m", "pytest", *tests.split(), "-q", "-n", str(workers), f"--junitxml={file}"],
+        }
+        for part in asked:
+            file.unlink(missing_ok=True)
+            figures[part] = _part(commands[part], seconds or SECONDS[part])
+            try:
+                figures[part] |= _READERS[part](file.read_text(encoding="utf-8"))
+            except (OSError, ValueError, KeyError) as error:  # ended before it wrote, or in the middle of it
+                figures[part].setdefault("error", f"left no figures: {error}")
+            print(f"{part}: {_line(part, figures[part])}", file=sys.stderr, flush=True)
+            if save is not None:
+                save(figures)
+    return figures
+
+
+def _require(device: str) -> None:
+    import torch
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise FashionNTMError("bench gpu measures a CUDA device, and torch sees none on this machine")
+
+
+def _part(command: list[str], limit: float) -> dict[str, Any]:
+    """Run it with all that it starts in a group of its own, which ends with it; its output is this process's errors."""
+    began = time.perf_counter()
+    path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=2, start_new_session=True, env=os.environ | {"PYTHONPATH": path}
+    )
+    try:
+        code = process.wait(limit)
+        error = f"ended with code {code}" if code else ""
+    except subprocess.TimeoutExpired:
+        error = f"stopped after its limit of {limit:.0f} s"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # its workers too, whether it ended or not
+        process.wait()
+    return {"seconds": time.perf_counter() - began} | ({"error": error} if error else {})
+
+
+def _steps(text: str) -> dict[str, Any]:
+    return {"steps": [json.loads(line) for line in text.splitlines()]}
+
+
+def _extract(text: str) -> dict[str, Any]:
+    return {"figures": json.loads(text)["figures"]}
+
+
+def _tests(text: str) -> dict[str, Any]:
+    """Counts of pytest's own report, and the tests that failed."""
+    found = {name: int(re.search(rf'\b{name}="(\d+)"', text)[1]) for name in ("tests", "failures", "errors", "skipped")}
+    cases = re.split(r"<testcase ", text)[1:]
+    failed = [re.search(r'\bname="([^"]*)"', case)[1] for case in cases if re.search("<(failure|error)", case)]
+    return {**found, "failed": failed}
+
+
+_READERS: dict[str, Callable[[str], dict[str, Any]]] = {"steps": _steps, "extract": _extract, "tests": _tests}
+
+
+def time_steps(given: dict[str, Any], file: Path) -> None:
+    """Milliseconds of a step of each subject at each C, a JSON line each as soon as it is there; a failure is one too."""
+    import torch
+
+    from pipeline.bench._subjects import Here, Sizes
+
+    sizes = Sizes(**given["sizes"])
+    for c in given["stages"]:
+        for name in given["subjects"]:
+            row: dict[str, Any] = {"stages": c, "subject": name}
+            try:
+                subject = Here.of(sizes, c, name)
+                row["first_s"] = subject.seconds()  # compiles and captures
+                subject.seconds()
+                times = [1e3 * subject.seconds() for _ in range(given["repeats"])]
+                row |= {"ms": median(times), "fastest_ms": min(times)}
+            except (
+                Exception
+            ) as error:  # a kernel that does not compile, a card that is full: the others are still wanted
+                row["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            subject = None
+            if sizes.device.startswith("cuda"):
+                torch.cuda.empty_cache()
+            with file.open("a", encoding="utf-8") as out:
+                out.write(json.dumps(row) + "\n")
+            print(f"  C = {c}, {name}: {row.get('error') or format(row['ms'], '.2f') + ' ms'}", flush=True)
+
+
+def _line(part: str, found: dict[str, Any]) -> str:
+    """What there is of a part, in one line."""
+    words = [f"{found['seconds']:.0f} s"]
+    if part == "steps" and "steps" in found:
+        words.append(f"{sum('ms' in row for row in found['steps'])} of {len(found['steps'])} subjects timed")
+    if part == "tests" and "tests" in found:
+        words.append(f"{found['tests']} tests, {found['skipped']} skipped, {len(found['failed'])} failed")
+        words += found["failed"][:5]
+    return "; ".join(words + ([found["error"]] if "error" in found else []))
+
+
+def render(figures: dict[str, Any]) -> str:
+    """A line a part, the step table in milliseconds, and the extraction's own text."""
+    lines = [f"{part}: {_line(part, found)}" for part, found in figures.items()]
+    rows = figures.get("steps", {}).get("steps", [])
+    if rows:
+        stages = sorted({row["stages"] for row in rows})
+        ms = {(row["subject"], row["stages"]): f"{row['ms']:.2f}" if "ms" in row else "failed" for row in rows}
+        lines += ["", "ms a step".ljust(14) + "".join(f"{f'C = {c}':>10}" for c in stages)]
+        for name in dict.fromkeys(row["subject"] for row in rows):
+            lines.append(name.ljust(14) + "".join(f"{ms.get((name, c), ''):>10}" for c in stages))
+    if "figures" in figures.get("extract", {}):
+        from pipeline.bench.extract import render as extraction
+
+        lines += ["", extraction(figures["extract"]["figures"])]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    time_steps(json.loads(sys.argv[1]), Path(sys.argv[2]))
