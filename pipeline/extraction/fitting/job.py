@@ -23,8 +23,8 @@ from pipeline.extraction.extractors._fittable import STARTS, FitOptions, Fittabl
 from pipeline.extraction.fitting.loop import SAVE_SECONDS, fit
 from pipeline.extraction.fitting.score import single_turn
 from pipeline.extraction.fitting.state import Progress
-from pipeline.extraction.fitting.triplets import Loader, digest_of, triplets_of
-from pipeline.workspace import Workspace
+from pipeline.extraction.fitting.triplets import Loader, content_of, digest_of, triplets_of
+from pipeline.workspace import DIGESTS, Workspace
 
 RECORD, UNFINISHED = "fit.json", "unfinished"
 _NO_WEIGHT = {"dtype", "store_dtype", "normalise", "contaminated_on"}  # options that change no fitted weight
@@ -76,7 +76,9 @@ class _Request:
         options |= {name: None for name in STARTS if name in options}
         about = [self.family.version, options, self.fit.model_dump(), self.alpha]
         about += [self.origin] if self.origin else []
-        key = digest([*about, dataset.name, digest_of(triplets_of(sessions))])[:12]
+        key = digest([*about, content_of(triplets_of(sessions), dataset, workspace.stores / dataset.name / DIGESTS)])[
+            :12
+        ]
         return workspace.out / "extractors" / dataset.name / f"{self.family.__module__.rsplit('.', 1)[-1]}-{key}"
 
     def record(self, folder: Path) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from manifests.identity import digest
 from manifests.schema import Dataset, Session
+from pipeline.extraction.digests import DigestCache
 from pipeline.extraction.extractors._fittable import Fittable
 from pipeline.extraction.images import ItemError, decode, read
 
@@ -42,6 +43,24 @@ def triplets_of(sessions: Iterable[Session]) -> list[Triplet]:
 def digest_of(triplets: Sequence[Triplet]) -> str:
     """Of what a model has seen, in any order."""
     return digest(sorted([t.reference, t.text, t.target] for t in triplets))
+
+
+def content_of(triplets: Sequence[Triplet], dataset: Dataset, digests: Path) -> str:
+    """SHA-256 of the triplets by content (image bytes, texts, categories), in order; an unreadable image counts by its id.
+
+    ``digests``: where the images' digests are remembered by stat.
+    """
+    keys: dict[str, str] = {}
+    if dataset.images_root is not None:
+        cache = DigestCache(digests, dataset.images_root.resolve())
+        used = dict.fromkeys(image for t in triplets for image in (t.reference, t.target))
+        files = {image: dataset.images[image].file for image in used}
+        found = dict(cache.keys(dict.fromkeys(f for f in files.values() if f), workers=2))
+        cache.save()
+        keys = {i: key.hex() for i, f in files.items() if f and isinstance(key := found[f], bytes)}
+    return digest(
+        [[keys.get(t.reference, t.reference), t.text, keys.get(t.target, t.target), t.category] for t in triplets]
+    )
 
 
 @dataclass

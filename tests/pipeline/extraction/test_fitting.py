@@ -221,6 +221,21 @@ def test_a_fit_belongs_to_the_content_of_the_weights_it_starts_from(world: Datas
             use()
 
 
+def test_a_fit_belongs_to_the_content_of_its_images(world: Dataset, tmp_path: Path) -> None:
+    """Other pictures under the same names are another fit; a touched file is the same one."""
+    spec, workspace = spec_for("fashionvlp", **VLP, fit={**FIT, "epochs": 1}), Workspace(tmp_path / "out")
+    first = fit_extractor_spec(spec, world, workspace, "cpu")
+    assert world.images_root is not None
+    used = world.split("train")[0].turns[0].reference
+    file = world.images_root / str(world.images[used].file)
+    os.utime(file)
+    assert fit_extractor_spec(spec, world, workspace, "cpu").reused
+    other = next(i for i in world.images.values() if i.id != used)
+    file.write_bytes((world.images_root / str(other.file)).read_bytes())
+    second = fit_extractor_spec(spec, world, workspace, "cpu")
+    assert not second.reused and second.folder != first.folder
+
+
 def test_the_state_of_a_fit_from_other_weights_is_not_resumed(world: Dataset, tmp_path: Path) -> None:
     base, workspace = save_clip(tmp_path / "clip"), Workspace(tmp_path / "out")
     spec = spec_for("clip", model=str(base), fit=FIT)
