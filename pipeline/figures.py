@@ -50,7 +50,8 @@ def build_figure(
         command = shlex.join([*words, *options]) if missing or not times else ""
         made.append(scatter_point(figure, point.label, point.options, runs, times, command))
         all_runs += runs
-    return figure, scatter(figure, made, all_runs, timing)
+    drawn = scatter(figure, made, all_runs, timing)
+    return figure, drawn.model_copy(update={"notes": (*drawn.notes, *dict.fromkeys(finder.stale))})
 
 
 def paper_figure(

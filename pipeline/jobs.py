@@ -113,7 +113,7 @@ def status_of(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Status:
 
 def _begun(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Store | None:
     """The newest store of an extraction that was stopped before its end: of this dataset and extractor name."""
-    if workspace.note(spec) is not None:
+    if workspace.note(spec) is not None or workspace.earlier_records(spec):
         return None
     folders = (workspace.stores / dataset.name).glob(f"{spec.extractor.name}-*")
     for folder in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):

@@ -72,7 +72,7 @@ def build_table(
         seeds=seeds or (() if table.ablation or not spec_name else spec.seeds),
         command=filler or FILL,
     )
-    return built.model_copy(update={"footnotes": (*built.footnotes, *dict.fromkeys(finder.stale))})
+    return built.model_copy(update={"footnotes": (*built.footnotes, *dict.fromkeys([*finder.shown, *finder.stale]))})
 
 
 def filled_from(table: ResultsTable, spec: RunSpec, given: str) -> ResultsTable:
@@ -121,6 +121,7 @@ class RunFinder:
 
     def __init__(self, spec: RunSpec, data: Path, workspace: Workspace, table: ResultsTable, seeds: Sequence[int] = ()):
         self.spec, self.data, self.workspace, self.table, self.seeds = spec, data, workspace, table, tuple(seeds)
+        self.shown: list[str] = []  # one line for each row that shows other seeds than were asked for
         self.stale: list[str] = []  # one line for each run or step that is of other data than the spec names now
 
     @cached_property
@@ -154,4 +155,9 @@ class RunFinder:
                 continue
             files = self.stage.result_files(run, view)
             found.append({**files.load(self.stage.evaluation_identity(run, view)), "results": str(files.results)})
+        have = [s["seed"] for s in found if s["seed"] is not None]
+        if set(have) - set(seeds):
+            self.shown.append(
+                f"{row.label}: all seeds that are trained on the present data, {seed_text(sorted(have))}."
+            )
         return found

@@ -76,14 +76,19 @@ class Workspace:
     def bindings(self) -> Path:
         return self.out / "extracted" / "bindings"
 
+    def earlier_records(self, spec: RunSpec) -> list[Path]:
+        """Records of a spec of this name whose dataset or extractor was another, or of an earlier version; latest last."""
+        folder = self.out / "extracted"
+        found = [*folder.glob(f"{spec.name}.json"), *folder.glob(f"{spec.name}-????????.json")]
+        return sorted(found, key=lambda path: path.stat().st_mtime)
+
     def extracted(self, spec: RunSpec) -> Extracted:
         """The record of the spec's extraction. Raises IncompleteError naming the command to run when there is none."""
         note = self.note(spec)
         if note is not None:
             return note
-        earlier = sorted((self.out / "extracted").glob(f"{spec.name}*.json"))
         why = f"nothing is extracted for spec '{spec.name}' in {self.out}"
-        if earlier:
+        if self.earlier_records(spec):
             why = f"the dataset or extractor of spec '{spec.name}' changed since it was extracted, or an earlier version did it"
         raise IncompleteError(f"{why}: run `extract {spec.asked}`")
 

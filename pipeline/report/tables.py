@@ -25,7 +25,7 @@ def _filled(table: ResultsTable, stage: StageTwo, data: Path) -> Table:
     finder.__dict__["stage"] = stage  # the very stage that the report looks at: loaded once
     seeds = () if table.ablation else stage.spec.seeds
     built = build_results_table(table, finder, known=registry.names(), run=stage.spec.asked, seeds=seeds)
-    return built.model_copy(update={"footnotes": (*built.footnotes, *dict.fromkeys(finder.stale))})
+    return built.model_copy(update={"footnotes": (*built.footnotes, *dict.fromkeys([*finder.shown, *finder.stale]))})
 
 
 def own_table(spec: RunSpec, dataset: Dataset, subsets: dict[str, set[str]]) -> ResultsTable:

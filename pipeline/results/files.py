@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 
 from cache.files import replace_atomically
+from cache.hdf5 import require_own_data
 from cache.seal import RESULTS_SEAL, SealError, check_seal, write_seal
 from manifests.errors import IncompleteError
 from manifests.identity import changed_fields
@@ -131,6 +132,7 @@ def load_results(path: Path) -> Evaluation:
     _check(path.parent, path.name)
     try:
         with h5py.File(path, "r") as file:
+            require_own_data(file)
             found = int(file.attrs["format"])
             if found > FORMAT:
                 raise ResultsError(f"{path}: format {found}, this version reads up to {FORMAT}: update the program")

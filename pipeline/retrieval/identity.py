@@ -6,11 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cache import Store
-from manifests.identity import changed_fields, digest
+from manifests.identity import changed_fields, digest, session_key
 from manifests.schema import Session
 from pipeline.results.evaluate import Candidates
 from pipeline.retrieval.trained import Trained
-from pipeline.training.runs import sessions_digest
 
 
 def data_of(store: Store, galleries: Mapping[str, Candidates], sessions: Sequence[Session]) -> dict[str, Any]:
@@ -20,7 +19,8 @@ def data_of(store: Store, galleries: Mapping[str, Candidates], sessions: Sequenc
     """
     bound = store.catalogue()
     members = {name: digest(sorted(bound[i].hex() for i in found.images)) for name, found in galleries.items()}
-    return {"store": store.fingerprint, "galleries": members, "sessions": sessions_digest(sessions)}
+    shown = digest([session_key(session, bound).hex() for session in sessions])
+    return {"store": store.fingerprint, "galleries": members, "sessions": shown}
 
 
 def models_of(trained: Iterable[Trained]) -> list[dict[str, str]]:

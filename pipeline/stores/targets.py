@@ -65,7 +65,7 @@ def last_store(workspace: Workspace, spec: RunSpec) -> Path:
     Raises IncompleteError when a spec of this name was never extracted.
     """
     note = workspace.note(spec)
-    records = sorted((workspace.out / "extracted").glob(f"{spec.name}-*.json"), key=lambda p: p.stat().st_mtime)
+    records = workspace.earlier_records(spec)
     values = vars(note) if note else next((json.loads(p.read_text(encoding="utf-8")) for p in reversed(records)), None)
     if values is None:
         workspace.extracted(spec)  # raises, naming the command

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from manifests.errors import FashionNTMError, IncompleteError, ManifestError, Problem, nearest
 from manifests.folds import pair_clean_folds, train_only
-from manifests.identity import digest
+from manifests.identity import digest, session_key
 from manifests.schema import Dataset, RunSpec, Session
 from manifests.write import spec_toml
 from pipeline.composition.request import composer_request
@@ -104,6 +104,8 @@ def tune(
     cuts = _cuts(spec, dataset, sessions, folds)
     for note in _notes(spec, dataset, sessions, cuts):
         log(note)
+    catalogue = stage.store.catalogue()
+    keys = [session_key(session, catalogue).hex() for session in sessions]
     about = {
         "model": model,
         "store": stage.store.fingerprint,
@@ -112,7 +114,7 @@ def tune(
         "folds": folds,
         "seed": seed,
         "base": vars(make_run(spec, model, seed)) | {"training": make_run(spec, model, seed).training.model_dump()},
-        "sessions": digest([[sessions[i].id for i in held] for held in cuts]),
+        "sessions": digest([keys, [list(map(int, held)) for held in cuts]]),
     }
     folder = workspace.out / "tune" / f"{spec.name}-{model}-{digest(about)[:12]}"
     trials = TrialLog(folder / LOG, about)
@@ -258,6 +260,6 @@ def _write(
     save_tuned(path, spec_toml(tuned, comments))
     note = workspace.note(spec)
     if note is not None:
-        workspace.write_note(tuned, note)
+        workspace.write_note(tuned, replace(note, spec=name))
     command = shlex.join(["python", "cli.py", "run", str(path), "--model", model, *options])
     return Found(best, tuple(trials.trials), path, trials.path, folds, name, command)

@@ -222,3 +222,48 @@ def test_status_reads_no_feature(home: Home, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(Store, name, refuse)
     done = home.call("status", home.spec("s", "a"))
     assert done.exit_code == 0, done.output
+
+
+def test_a_workspace_of_an_earlier_version_is_listed_and_never_mixed_in(home: Home) -> None:
+    """Runs without an identity version, and a record without a binding, as versions before had them."""
+    spec, out = home.spec("s", "a"), home.folder / "out"
+    for file in (out / "extracted").glob("s-*.json"):
+        about = json.loads(file.read_text("utf-8"))
+        for key in ("spec", "binding", "declared", "sources"):
+            del about[key]
+        file.unlink()
+        (out / "extracted" / "s.json").write_text(json.dumps(about), "utf-8")
+    for file in (out / "runs").glob("*/*/*/run.json"):
+        record = json.loads(file.read_text("utf-8"))
+        if record["spec"]["name"] == "s":
+            del record["identity"]["version"]
+            file.write_text(json.dumps(record), "utf-8")
+            (file.parent / "seal.json").unlink()
+    stale(home, spec, "an earlier version did it", "run `extract")
+    listed = [r["about"] for r in json.loads(home.call("ls", "runs", "--json").stdout)["runs"]]
+    assert sum("of an earlier version" in about for about in listed) == 2
+    assert home.run(spec) == home.fresh(spec)
+
+
+def test_a_run_copied_over_another_is_refused(home: Home) -> None:
+    spec = home.spec("s", "a")
+    last, lstm = home.ids(spec)
+    runs = home.folder / "out" / "runs"
+    (one,), (other,) = runs.glob(f"*/last/{last}"), runs.glob(f"*/lstm/{lstm}")
+    shutil.rmtree(other)
+    shutil.copytree(one, other)
+    status = home.call("status", spec)
+    assert status.exit_code == 3 and "damaged" in status.output
+    before = home.fresh(spec)
+    assert home.run(spec) == before
+
+
+def test_a_changed_digit_in_a_summary_is_not_shown(home: Home) -> None:
+    spec = home.spec("s", "a")
+    (file,) = (home.folder / "out" / "runs").glob(f"*/lstm/{home.ids(spec)[1]}/summary.json")
+    text = file.read_text("utf-8")
+    at = text.index('"MRR": ') + len('"MRR": ')
+    file.write_text(text[:at] + ("1" if text[at] != "1" else "2") + text[at + 1 :], "utf-8")
+    status = home.call("status", spec)
+    assert status.exit_code == 3 and "damaged" in status.output and "run `evaluate" in status.output
+    assert home.numbers(spec) == home.fresh(spec)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,7 +220,25 @@ MISSES: dict[str, tuple[Change, tuple[str, ...]]] = {
     )
     for name, value in OTHER.items()
 }
+
+
+def moved_model(spec: RunSpec, data: Dataset) -> tuple[RunSpec, Dataset]:
+    folder = Path(spec.extractor.options["model"])
+    copied = folder.with_name("moved")
+    if not copied.exists():
+        shutil.copytree(folder, copied)
+    return spec.model_copy(update={"extractor": Component(name="caption", model=str(copied))}), data
+
+
+def touched_model(spec: RunSpec, data: Dataset) -> tuple[RunSpec, Dataset]:
+    for file in Path(spec.extractor.options["model"]).iterdir():
+        os.utime(file)
+    return spec, data
+
+
 HITS: dict[str, Change] = {
+    "a model folder that moved": moved_model,
+    "times of the model files": touched_model,
     "ids of images and sessions": of_data(renamed),
     "order of a gallery": galleries(lambda images: images[::-1]),
     "name of the dataset": of_data(lambda d: d.model_copy(update={"name": "elsewhere"})),
@@ -244,6 +264,16 @@ def test_an_input_that_can_change_a_number_misses(place: Path, name: str) -> Non
     change, what = MISSES[name]
     before, after = outputs(place, *base(place)), outputs(place, *change(*base(place)))
     assert {n for n in ALL if getattr(before, n) != getattr(after, n)} == set(what)
+
+
+@pytest.mark.parametrize("options", [{"shard_rows": 7}, {"batch_size": 3}, {"workers": 0}, {"precision": "fp32"}])
+def test_how_features_are_extracted_changes_no_number(place: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    spec, data = base(place)
+    workspace = Workspace(tmp_path / "out")
+    extract_spec(spec, data, workspace, "cpu", progress="silent", **options)
+    fit_composer_spec(spec, data, workspace)
+    stage = RunIdentities(spec, data, workspace)
+    assert stage.identity(make_run(spec, "lstm", 0)).id == outputs(place, spec, data).run
 
 
 @pytest.mark.parametrize("name", HITS)
