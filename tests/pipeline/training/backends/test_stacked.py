@@ -11,6 +11,7 @@ import torch
 from manifests.schema import Training
 from pipeline.training.backends import choice, choose_backend, graph, stacked
 from pipeline.training.fit import fit, fit_group
+from pipeline.training.randomness import RunRandom
 from tests.pipeline.training.backends.test_trainers import apart, built, in_double, recorded
 from tests.pipeline.training.sessions import cumulative
 
@@ -71,6 +72,24 @@ def test_replayed_steps_are_those_of_each_run_alone(name: str, options: dict[str
     list(fit_group(together, FEATURES, [QUICK] * 3, SEEDS, backend="graph"))
     for seed, model in enumerate(together):
         assert apart(model, alone(name, options, QUICK, seed)[0]) < 1e-9
+
+
+@pytest.mark.parametrize(("name", "options"), MODELS[:-1], ids=[name for name, _ in MODELS[:-1]])
+def test_nothing_in_a_replayed_step_waits_for_the_device(name: str, options: dict[str, Any], monkeypatch: Any) -> None:
+    """The whole step on the meta device, which has no values that a host could wait for: an ``item`` raises there."""
+    monkeypatch.setattr(graph, "why_not", lambda *_: "")
+    monkeypatch.setattr(graph.GraphTrainer, "capturable", False)
+    trainer = stacked.StackedGraphTrainer([of(name, seed, options) for seed in SEEDS], FEATURES, [QUICK] * 3)
+    index = torch.arange(16).expand(3, -1)
+    kept = trainer._dropout(index, RunRandom(SEEDS, FEATURES.device)).to("meta")
+    for part in (*trainer.models, trainer.cascade, *trainer.cascade._call):
+        part.to("meta")
+    for run, objective in enumerate(trainer.objectives):
+        objective.features = FEATURES.to("meta")
+        trainer._parts[run] = [p.detach()[run] for p in trainer.cascade.parameters()]
+        trainer.optimizers[run] = torch.optim.AdamW(trainer._parts[run], foreach=True)
+    trainer._stacked = list(trainer.cascade.parameters())
+    assert trainer._whole_step(index.to("meta"), kept, [True] * 3).is_meta
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs CUDA")

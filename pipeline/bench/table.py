@@ -1,0 +1,160 @@
+"""Seconds of a whole table from a store to its Markdown, stage by stage: reading, training, ranking, statistics, printing."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cache import Store, StoreWriter
+from manifests.identity import caption_key, pair_key, stack_keys, text_key
+from manifests.schema import Gallery, Session, Training, Turn
+from manifests.table_spec import BlockSpec, ResultsTable, RowSpec
+
+MODELS = ("avg", "ewma", "lstm", "gru", "transformer", "no_memory", "turn_weights", "cfir", "v_ntm", "cm_ntm")
+SUBSET = "every second session"
+
+
+def run(
+    models: Sequence[str] = MODELS,
+    seeds: int = 3,
+    train: int = 400,
+    test: int = 200,
+    gallery: int = 2000,
+    turns: int = 4,
+    dim: int = 256,
+    epochs: int = 2,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Time each stage of one table on random features [dim] of ``train`` and ``test`` sessions of ``turns`` turns.
+
+    ``gallery``: candidates of the one category. ``seeds``: runs of a trained model, side by side on CUDA.
+    """
+    from pipeline.device import resolve_device
+    from pipeline.results.render import render as text_of
+    from pipeline.results.tables import build_results_table
+
+    target, seconds = resolve_device(device), {}
+    with tempfile.TemporaryDirectory() as folder:
+        sessions, images = _sessions(train + test, gallery, turns)
+        store = _store(Path(folder) / "store", sessions, images, dim)
+        with _timed(seconds, "reading"):
+            parts, candidates = _read(store, sessions[:train], sessions[train:], images, target)
+        by_model, summaries = {}, {}
+        for model in models:
+            with _timed(seconds, "training"):
+                done = _train(Path(folder) / "runs", store, parts[0], model, seeds, epochs)
+            by_model[model] = sum(one.summary["seconds"] for one in done)
+            with _timed(seconds, "ranking"):
+                summaries[model] = [_evaluate(one.folder, parts[1], candidates, target) for one in done]
+        table = ResultsTable(
+            kind="results",
+            title="bench table",
+            run="bench",
+            tested=models[-1],
+            blocks=(BlockSpec(subset="all", label="All sessions"), BlockSpec(subset=SUBSET, label=SUBSET)),
+            rows=tuple(RowSpec(model=model, label=model) for model in models),
+        )
+        with _timed(seconds, "statistics"):
+            found = build_results_table(table, lambda row, _: summaries[row.model], known=models, run="bench")
+        with _timed(seconds, "printing"):
+            markdown = text_of(found, "md")
+    sizes = {"models": len(models), "seeds": seeds, "train": train, "test": test, "gallery": gallery, "dim": dim}
+    return {
+        "device": str(target),
+        "sizes": sizes,
+        "seconds": seconds,
+        "training_s": by_model,
+        "runs": sum(map(len, summaries.values())),
+        "lines": len(markdown.splitlines()),
+    }
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
+
+
+def _sessions(count: int, gallery: int, turns: int) -> tuple[tuple[Session, ...], tuple[str, ...]]:
+    """``count`` sessions over ``gallery`` images, no two with a query in common."""
+    images = tuple(f"image {n}" for n in range(gallery))
+    drawn = np.random.default_rng(0).integers(0, gallery, (count, turns + 1))
+    made = tuple(
+        Session(
+            id=f"{n}",
+            category="all",
+            split="train",
+            turns=tuple(Turn(reference=images[i], captions=(f"feedback {n} {t}",)) for t, i in enumerate(row[:-1])),
+            target=images[row[-1]],
+        )
+        for n, row in enumerate(drawn)
+    )
+    return made, images
+
+
+def _store(path: Path, sessions: Sequence[Session], images: Sequence[str], dim: int) -> Store:
+    rng = np.random.default_rng(1)
+    asked = [(t.reference, t.text) for s in sessions for t in s.turns]
+    asked += [(s.turns[0].reference, s.text) for s in sessions]
+    with StoreWriter(path, dataset="bench", extractor="random", fields={"dim": dim}, execution={}) as writer:
+        writer.bind({image: caption_key(image) for image in images})
+        keys = [pair_key(caption_key(image), text_key(text)) for image, text in dict.fromkeys(asked)]
+        writer.commit("query", stack_keys(keys), rng.standard_normal((len(keys), dim), dtype=np.float32))
+        keys = [caption_key(image) for image in images]
+        writer.commit("target", stack_keys(keys), rng.standard_normal((len(keys), dim), dtype=np.float32))
+    return Store.open(path)
+
+
+def _read(store: Store, fit: Sequence[Session], test: Sequence[Session], images: tuple[str, ...], device: Any) -> Any:
+    from pipeline.results.evaluate import load_candidates
+    from pipeline.training.data import session_features
+
+    parts = [session_features(store, part).to(device) for part in (fit, test)]
+    return parts, load_candidates(store, [Gallery(category="all", split="test", images=images)])
+
+
+def _train(runs: Path, store: Store, features: Any, model: str, seeds: int, epochs: int) -> list[Any]:
+    from pipeline.training.job import Request, train_runs
+    from pipeline.training.models import models as registry
+
+    training, count = Training(epochs=epochs), seeds if registry.get(model).trainable else 1
+    made = [Request(runs, "bench", store.fingerprint, model, {}, features, training, seed) for seed in range(count)]
+    groups = [made] if features.device.type == "cuda" else [[one] for one in made]
+    return [done for group in groups for done in train_runs(group)]
+
+
+def _evaluate(folder: Any, test: Any, candidates: Any, device: Any) -> dict[str, Any]:
+    """One run's ranks and summary, written as ``evaluate`` writes them."""
+    from pipeline.results.evaluate import evaluate
+    from pipeline.results.files import ResultFiles, save_results, save_summary
+    from pipeline.training.checkpoint import load_model
+    from pipeline.training.validate import embed, scorer
+
+    model, files = load_model(folder.path, device), ResultFiles.of(folder.path)
+    queries = embed(model, test).cpu().numpy()
+    subsets = {SUBSET: {s.id for s in test.sessions[::2]}}
+    score = scorer(model, test) if model.scores else None
+    result = evaluate(queries, test.sessions, candidates, subsets, score=score)
+    record = folder.record()["identity"]
+    about = {"dataset": "bench", "extractor": "random", "gallery": "image", "store": record["store"]}
+    about |= {"run": folder.id, "model": folder.model, "seed": record["seed"], "weights": files.weights()}
+    summary = result.summary(**about)
+    save_results(files.results, result, folder.id)
+    save_summary(files.summary, summary)
+    return {**summary, "results": str(files.results)}
+
+
+def render(figures: dict[str, Any]) -> str:
+    """Seconds of each stage and of each model's training."""
+    total = sum(figures["seconds"].values())
+    lines = [", ".join(f"{key} {value}" for key, value in figures["sizes"].items()) + f", on {figures['device']}", ""]
+    lines += [f"{name:12} {value:8.2f} s  {value / total:4.0%}" for name, value in figures["seconds"].items()]
+    lines += [f"{'in all':12} {total:8.2f} s  {figures['runs']} runs", "", "training, all seeds:"]
+    return "\n".join([*lines, *(f"  {name:14} {value:8.2f} s" for name, value in figures["training_s"].items())])
