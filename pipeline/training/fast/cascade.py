@@ -121,24 +121,24 @@ class FastCascade(StackedCascade):
         if self.training and batch < 2:
             raise TrainingError("a training batch of one session has no batch statistics; give at least two sessions")
         product = LinearFunction.apply(queries.flatten(1, 2), self.derived_weight)  # [K, B T, (C-1) D]
-        normal = [self._normal(k, rows, turns) for k, rows in enumerate(product.view(runs, batch, -1).unbind(0))]
-        found = normal[0].unsqueeze(0) if runs == 1 else torch.stack(normal)
-        return found.view(runs, batch, turns, self.shape.stages - 1, dim).transpose(1, 2)
+        rows = product.view(runs, batch, -1).transpose(0, 1).reshape(batch, -1)  # all runs' features side by side
+        normal = self._normal(rows, turns).view(batch, runs, turns, self.shape.stages - 1, dim)
+        return normal.permute(1, 2, 0, 3, 4)
 
-    def _normal(self, k: int, rows: Tensor, turns: int) -> Tensor:
-        """BatchNorm of run k, [B, T (C-1) D], with the statistics of each turn; training keeps them."""
-        mean, var = (_by_turn(kept[k], turns) for kept in (self.running_mean, self.running_var))
-        gain, bias = self.derived_gain[k].repeat(turns), self.derived_bias[k].repeat(turns)
+    def _normal(self, rows: Tensor, turns: int) -> Tensor:
+        """BatchNorm of [B, K T (C-1) D], with the statistics of each run and turn; training keeps them."""
+        mean, var = _by_turn(self.running_mean, turns), _by_turn(self.running_var, turns)
+        gain, bias = (one.unsqueeze(1).expand_as(mean).reshape(-1) for one in (self.derived_gain, self.derived_bias))
         momentum, eps = DerivedFeatures.momentum, DerivedFeatures.eps
         normal = F.batch_norm(rows, mean.view(-1), var.view(-1), gain, bias, self.training, momentum, eps)
         if self.training:  # which has updated ``mean`` and ``var`` in place
             with torch.no_grad():
-                for kept, new in ((self.running_mean[k], mean), (self.running_var[k], var)):
-                    kept[: len(new)] = new[:TRACKED_TURNS]
-                    kept[len(new) :] = new[-1]
+                for kept, new in ((self.running_mean, mean), (self.running_var, var)):
+                    kept[:, :turns] = new[:, :TRACKED_TURNS]
+                    kept[:, turns:] = new[:, -1:]
         return normal
 
 
 def _by_turn(kept: Tensor, turns: int) -> Tensor:
-    """A copy of the statistics [tracked turns, F] for each of ``turns`` turns; those beyond take the last one's."""
-    return torch.cat([kept[:turns], kept[-1:].expand(max(0, turns - len(kept)), -1)])
+    """A copy of the statistics [K, tracked turns, F] for each of ``turns`` turns; those beyond take the last one's."""
+    return torch.cat([kept[:, :turns], kept[:, -1:].expand(-1, max(0, turns - kept.shape[1]), -1)], 1)

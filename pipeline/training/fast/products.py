@@ -17,15 +17,14 @@ _LONG = 128  # terms of a sum: products of fewer take longer in bfloat16 than in
 
 def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """Into ``out`` where it is given, whatever its strides."""
+    if out is None:
+        out = left.new_empty(*left.shape[:-1], right.shape[-1])
     if _one_by_one(left):
-        out = left.new_empty(*left.shape[:-1], right.shape[-1]) if out is None else out
         for one, other, place in _parts(2, left, right, out):
             torch.mm(one, other, out=place)
-        return out
-    if out is None:
-        return left @ right
-    for one, other, place in _parts(3, left, right, out):
-        torch.bmm(one, other, out=place)
+    else:
+        for one, other, place in _parts(3, left, right, out):
+            torch.bmm(one, other, out=place)
     return out
 
 
@@ -45,9 +44,21 @@ def _one_by_one(left: Tensor) -> bool:
 
 
 def _parts(dims: int, *stacks: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Views of ``dims`` dimensions: the leading ones are gone through, since not all of them can be flattened."""
+    """Views of ``dims`` dimensions, as few as can be: two leading dimensions that every stack can have as one are one, and
+    else the shorter is gone through."""
     if stacks[0].dim() == dims:
         yield stacks
+    elif dims == 3 and all(map(_can_be_one, stacks)):
+        yield tuple(stack.flatten(0, 1) for stack in stacks)
     else:
-        for parts in zip(*(stack.unbind(0) for stack in stacks), strict=True):
+        lead = stacks[0].shape[:-2]
+        shortest = lead.index(min(lead))
+        for parts in zip(*(stack.unbind(shortest) for stack in stacks), strict=True):
             yield from _parts(dims, *parts)
+
+
+def _can_be_one(stack: Tensor) -> bool:
+    """Whether the two leading dimensions of [I, J, .., ..] are one without a copy."""
+    if stack.dim() != 4:
+        return False
+    return 1 in stack.shape[:2] or stack.stride(0) == stack.shape[1] * stack.stride(1)

@@ -14,6 +14,7 @@ from pipeline.training.fast.chain import Passed, Reaching
 from pipeline.training.fast.kernels.memory import gather_memory, write_memory, write_memory_backward
 from pipeline.training.fast.kernels.stages import backward_turn, forward_turn
 from pipeline.training.fast.parameters import SCALARS, Shape
+from pipeline.training.fast.products import product
 from pipeline.training.fast.standing import Stood, rows_of
 from pipeline.training.fast.trace import Trace, Turn, Weights
 
@@ -59,7 +60,7 @@ class TurnKernel:
             return memory.new_empty(runs, stages, batch, *sizes)
 
         kept = _Kept(
-            products=memory[:, :-1] @ weights.from_previous[:, 1:].mT,
+            products=product(memory[:, :-1], weights.from_previous[:, 1:].mT),
             answers=memory @ weights.heads[..., :width].mT,
             of_weights=_of_weights(trace, weights, n),
             previous=previous.contiguous(),

@@ -90,6 +90,18 @@ def test_stacked_products_are_rounded_as_a_single_one() -> None:
         assert torch.equal(products.add_product(torch.zeros_like(single), left, right), single)
 
 
+def test_stacks_are_one_batch_where_they_can_be_and_else_few() -> None:
+    """Parts of the last dimension are still one batch; of five runs without their first stage, each stage is one."""
+    generator = torch.Generator().manual_seed(0)
+    left, right, out = (torch.randn(5, 3, 4, 6, generator=generator, dtype=torch.float64) for _ in range(3))
+    columns = left, right.mT, out[..., :4]
+    later = left[:, 1:], right.mT[:, 1:], out[:, 1:, :, :4]
+    assert [len(list(products._parts(3, *stacks))) for stacks in (columns, later)] == [1, 2]
+    for one, other, place in (columns, later):
+        assert products.product(one, other, place) is place
+        assert torch.allclose(place, one @ other, rtol=0, atol=1e-12)
+
+
 def test_a_backward_after_another_forward_is_refused() -> None:
     fast = FastCascade([cascade(0, stages=2)])
     queries, _, _ = batch(2)
