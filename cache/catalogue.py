@@ -19,7 +19,7 @@ from cache.errors import StoreCorruptError, StoreError
 from cache.hdf5 import require_own_data, write_hdf5
 from cache.layout import CATALOGUE
 from cache.manifest import CatalogueInfo, Manifest
-from cache.stamps import sha256_of
+from cache.stat_cache import sha256_of
 from manifests.identity import KEY_BYTES, stack_keys
 
 CATALOGUE_FORMAT = "fashion-ntm catalogue 1"

@@ -14,7 +14,7 @@ from cache.manifest import Manifest, ShardInfo, TableInfo
 from cache.region import Region
 from cache.rows import ScatteredRows, map_features, read_features
 from cache.shards import header_problems
-from cache.stamps import Stamps
+from cache.stat_cache import StatCache
 
 Check = Literal["digest", "always", "header"]
 
@@ -27,7 +27,7 @@ class CheckedShards:
 
     def __init__(self, path: Path, manifest: Manifest, verify: Check):
         self.path, self.manifest, self.verify = path, manifest, verify
-        self._stamps = Stamps(path)
+        self._stamps = StatCache(path)
         self._checked: set[str] = set()
         self._regions: dict[str, Region | None] = {}
         self._maps: dict[str, np.ndarray | ScatteredRows] = {}

@@ -43,7 +43,7 @@ class Store:
         """Open a store; reads manifest.json only.
 
         ``verify``: how a shard is checked when it is first touched. "digest": SHA-256 of the file (about 0.1 s per
-        100 MB), once a file and not once a process (see ``cache.stamps``); "always": once a process; "header": size
+        100 MB), once a file and not once a process (see ``cache.stat_cache``); "always": once a process; "header": size
         and header only. A shard that fails is never read.
 
         Raises StoreNotFoundError (a FileNotFoundError), StoreVersionError for a newer format, StoreCorruptError, and

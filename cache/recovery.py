@@ -20,7 +20,7 @@ from cache.ledger import Ledger
 from cache.manifest import Manifest
 from cache.reader import Store
 from cache.shards import examine
-from cache.stamps import sha256_of
+from cache.stat_cache import sha256_of
 
 
 def remove_temporaries(directory: Path) -> list[str]:

@@ -25,7 +25,7 @@ from cache.manifest import Manifest, load_manifest
 from cache.reader import Store
 from cache.recovery import unlisted_shards
 from cache.rewrite import Rewriter
-from cache.stamps import sha256_of
+from cache.stat_cache import sha256_of
 from cache.verify import Finding, bad_rows, says_normalised, verify
 from cache.writer import StoreWriter
 from manifests.identity import changed_fields, digest

@@ -23,7 +23,7 @@ from cache.ledger import Receipt
 from cache.manifest import TableInfo, load_manifest
 from cache.reader import Store
 from cache.shards import write_shard
-from cache.stamps import sha256_of
+from cache.stat_cache import sha256_of
 from cache.writer import StoreWriter
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from cache.errors import StoreError
 from cache.files import replace_atomically
-from cache.stamps import remembered_digest
+from cache.stat_cache import remembered_digest
 from manifests.identity import digest
 
 SEAL = "seal.json"

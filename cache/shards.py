@@ -125,7 +125,7 @@ def write_shard(
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundShard:
     """A file that is a shard: what a manifest would say of it, its keys uint8 [n, 16], its width and dtype."""
 
     file: Path
@@ -145,7 +145,7 @@ class Found:
         return out
 
 
-def examine(file: Path, name: str, manifest: Manifest, sha256: str) -> Found:
+def examine(file: Path, name: str, manifest: Manifest, sha256: str) -> FoundShard:
     """The shard ``name`` in ``file``, whose digest is ``sha256``, as one more of its table.
 
     Raises ValueError when its header, shape, dtype or keys do not fit the store's; OSError when it cannot be read.
@@ -165,7 +165,7 @@ def examine(file: Path, name: str, manifest: Manifest, sha256: str) -> Found:
     keys = read_keys(file, shard)
     if len(duplicates(keys)):
         raise ValueError("a key appears twice")
-    return Found(file, shard, keys, dim, dtype)
+    return FoundShard(file, shard, keys, dim, dtype)
 
 
 def header_problems(

@@ -20,7 +20,7 @@ from cache.manifest import Manifest, ShardInfo, TableInfo, load_manifest
 from cache.reader import Store
 from cache.rows import map_features, read_keys
 from cache.shards import header_problems, nonfinite_rows
-from cache.stamps import sha256_of
+from cache.stat_cache import sha256_of
 from manifests.identity import stack_keys
 
 Level = Literal["error", "warning", "note"]

@@ -29,9 +29,9 @@ from cache.files import now
 from cache.layout import canonical, check_table, is_temporary, shard_name, shard_number, temporary_for
 from cache.ledger import Receipt
 from cache.manifest import Manifest, load_manifest
-from cache.shards import Found, check_rows, examine
+from cache.shards import FoundShard, check_rows, examine
 from cache.shards import write_shard as _write
-from cache.stamps import sha256_of
+from cache.stat_cache import sha256_of
 
 
 def write_shard(
@@ -76,7 +76,7 @@ def write_shard(
     return Receipt(table, shard.file, shard.rows, float(seconds), now(), shard.bytes, shard.sha256, temporary.name)
 
 
-def check_written(directory: Path, manifest: Manifest, receipt: Receipt) -> Found:
+def check_written(directory: Path, manifest: Manifest, receipt: Receipt) -> FoundShard:
     """The file of ``receipt``, every byte of it read. Raises StoreError, StoreCorruptError when it is another one."""
     try:
         table = shard_number(receipt.shard)[0]

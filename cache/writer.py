@@ -25,7 +25,7 @@ from cache.ledger import Failure, Ledger, Receipt
 from cache.manifest import Manifest, load_manifest, versions
 from cache.reader import Store
 from cache.recovery import remove_temporaries, settle_catalogue, take_back
-from cache.shards import Found, check_rows, write_shard
+from cache.shards import FoundShard, check_rows, write_shard
 from cache.workers import check_written
 from manifests.identity import KEY_BYTES, changed_fields, digest
 
@@ -189,7 +189,7 @@ class StoreWriter:
             with self._changing() as temporary:
                 file = temporary(shard_name(table, number))
                 shard = write_shard(file, self.manifest, table, number, keys, features)
-                found = Found(file, shard, keys, features.shape[1], features.dtype.name)
+                found = FoundShard(file, shard, keys, features.shape[1], features.dtype.name)
                 return self._enter([(found, float(seconds))])[0]
 
     def adopt(self, receipt: Receipt) -> Receipt:
@@ -245,7 +245,7 @@ class StoreWriter:
                 f"{keys[again[0]].tobytes().hex()}: commit only what missing() names"
             )
 
-    def _enter(self, entries: Sequence[tuple[Found, float]]) -> list[Receipt]:
+    def _enter(self, entries: Sequence[tuple[FoundShard, float]]) -> list[Receipt]:
         """Receipts in the ledger, files in their places, then the manifest: the order that recovery builds on."""
         manifest, receipts = self.manifest, []
         for found, seconds in entries:

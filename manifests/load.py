@@ -52,7 +52,7 @@ def load_spec(name: str, overrides: Sequence[str] = (), given: str = "") -> RunS
     ``given``: how a printed command should name the spec, when ``name`` alone does not say it.
 
     Raises ManifestError with every problem of the file: unknown keys with the nearest name, wrong types, unknown
-    dataset. Extractor, composer and model options are checked by ``pipeline.specs.check``.
+    dataset. Extractor, composer and model options are checked by ``pipeline.jobs.specs.check``.
     """
     path = spec_path(name)
     values = read_toml(path)

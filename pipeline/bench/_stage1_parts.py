@@ -14,14 +14,14 @@ class Parts:
     """Each part gives at least {"rate": images a second}."""
 
     def __init__(self, root: Path, dataset: Any, extractor: Any, batch_size: int, workers: int, shard_rows: int):
-        from pipeline.extraction.batches import Task, collate_for
+        from pipeline.extraction.batches import ShardTask, collate_for
         from pipeline.extraction.plan import plan_extraction
 
         self.root, self.dataset, self.extractor = root, dataset, extractor
         self.batch_size, self.workers, self.shard_rows = batch_size, workers, shard_rows
         self.items = plan_extraction(dataset, extractor, None).tables["image"].todo
         self.images = dataset.images_root.resolve()
-        self.task, self.collate = Task("image", self.items), collate_for(extractor.device)
+        self.task, self.collate = ShardTask("image", self.items), collate_for(extractor.device)
         self.runs = 0
 
     def synthetic(self) -> Any:
@@ -46,9 +46,9 @@ class Parts:
 
     def decode_ceiling(self) -> dict[str, float]:
         """Reading, decoding, resizing and stacking alone, by as many threads as the engine has."""
-        from pipeline.extraction.ahead import in_order
         from pipeline.extraction.batches import batches_of, jobs_of
         from pipeline.extraction.meter import Meter
+        from pipeline.extraction.prefetch import in_order
         from pipeline.extraction.prepare import prepare
 
         began, meter = time.perf_counter(), Meter()

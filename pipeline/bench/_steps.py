@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from manifests.schema import Session, Training, Turn
 from pipeline.bench._public_style import PublicStyleCascade
 from pipeline.training.backends.base import adam
+from pipeline.training.cascade.stacked import FastCascade
 from pipeline.training.data import SessionFeatures
 from pipeline.training.determinism import flushed_denormals, matmul_precision
-from pipeline.training.fast.cascade import FastCascade
 from pipeline.training.losses import turnwise_cross_entropy
 from pipeline.training.models import MemoryModel
 

@@ -12,7 +12,7 @@ def variants(parts: Parts) -> dict[str, Callable[[], dict[str, float]]]:
 
     Compiling is done here, once, and is no part of what is timed.
     """
-    from pipeline.extraction.forms import FORMS, take_form
+    from pipeline.extraction.tower_format import FORMS, take_form
 
     plain = parts.extractor.begin("image", parts.synthetic()).numpy().astype("float64")
 

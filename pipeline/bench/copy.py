@@ -298,7 +298,7 @@ def render(result: dict[str, Any]) -> str:
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """The curve of every seed as a picture (PNG, SVG or PDF by the suffix)."""
-    from pipeline.results.drawing import new_figure, save_figure
+    from pipeline.analysis.drawing import new_figure, save_figure
 
     figure = new_figure(6.4, 3.6)
     axes = figure.subplots()

@@ -42,7 +42,7 @@ def run(
     images: int = 768,
     layers: int = 8,
     workers: int = 4,
-    tests: str = "tests/pipeline/training/fast",
+    tests: str = "tests/pipeline/training/cascade",
     device: str = "cuda",
     seconds: int = 0,
     save: Callable[[dict[str, Any]], None] | None = None,

@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from manifests.schema import Session, Training, Turn
-from pipeline.results.metrics import recall
-from pipeline.results.ranking import ranks
+from pipeline.evaluation.metrics import recall
+from pipeline.evaluation.ranking import ranks
 from pipeline.training.data import SessionFeatures
 from pipeline.training.determinism import derive_seed, seeded
 from pipeline.training.fit import fit
@@ -65,7 +65,7 @@ def build_ablated(
     return model
 
 
-class Task:
+class RecallTask:
     """The items, their features and the split; the same for every model. items: [G, 4] values; gallery: [G, D]."""
 
     def __init__(self, values: int, dim: int, noise: float, seed: int):
@@ -162,7 +162,7 @@ def run(
     training = Training(epochs=epochs, batch_size=64, learning_rate=learning_rate, scale=scale)
     scores: dict[str, list[dict[str, float]]] = {}
     for seed in seeds:
-        task = Task(values, dim, noise, seed)
+        task = RecallTask(values, dim, noise, seed)
         train, _ = task.sessions(task.seen, sessions, derive_seed(seed, "train"))
         test, wanted = task.sessions(task.unseen, 512, derive_seed(seed, "test"))
         subjects = {name: build_ablated(options, dim, seed, *carries) for name, carries in ABLATIONS.items()}

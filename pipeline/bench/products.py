@@ -87,10 +87,10 @@ def _retrieve(data: Path, test: list, folder: Path) -> tuple[dict[str, float], A
     from cache import Store
     from manifests.identity import stack_keys, text_key
     from manifests.schema import Component, Dataset, Gallery, Image, RunSpec, Session, Turn
+    from pipeline.evaluation.metrics import recall
+    from pipeline.evaluation.ranking import ranks
     from pipeline.extraction.extractors import load_extractor
     from pipeline.extraction.run import extract
-    from pipeline.results.metrics import recall
-    from pipeline.results.ranking import ranks
 
     sessions = tuple(
         Session(id=key, category="products", split="test", turns=(Turn(reference=key, captions=(title,)),), target=key)

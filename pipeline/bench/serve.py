@@ -12,10 +12,10 @@ import torch
 from torch.nn.functional import normalize
 
 from pipeline.bench._machine import machine
-from pipeline.device import describe, resolve_device
-from pipeline.retrieval.index import ExactIndex
+from pipeline.core.device import describe, resolve_device
 from pipeline.training.dialogue import Dialogue
 from pipeline.training.models import build_model
+from pipeline.views.retrieval.index import ExactIndex
 
 PERCENTILES = (50, 95, 99)
 

@@ -35,9 +35,9 @@ def run(
 
     ``gallery``: candidates of the one category. ``seeds``: runs of a trained model, side by side on CUDA.
     """
-    from pipeline.device import resolve_device
-    from pipeline.results.render import render as text_of
-    from pipeline.results.tables import build_results_table
+    from pipeline.analysis.render import render as text_of
+    from pipeline.analysis.tables import build_results_table
+    from pipeline.core.device import resolve_device
 
     target, seconds = resolve_device(device), {}
     with tempfile.TemporaryDirectory() as folder:
@@ -113,7 +113,7 @@ def _store(path: Path, sessions: Sequence[Session], images: Sequence[str], dim: 
 
 
 def _read(store: Store, fit: Sequence[Session], test: Sequence[Session], images: tuple[str, ...], device: Any) -> Any:
-    from pipeline.results.evaluate import load_candidates
+    from pipeline.evaluation.evaluate import load_candidates
     from pipeline.training.data import session_features
 
     parts = [session_features(store, part).to(device) for part in (fit, test)]
@@ -121,19 +121,21 @@ def _read(store: Store, fit: Sequence[Session], test: Sequence[Session], images:
 
 
 def _train(runs: Path, store: Store, features: Any, model: str, seeds: int, epochs: int) -> list[Any]:
-    from pipeline.training.job import Request, train_runs
+    from pipeline.training.job import TrainRequest, train_runs
     from pipeline.training.models import models as registry
 
     training, count = Training(epochs=epochs), seeds if registry.get(model).trainable else 1
-    made = [Request(runs, "bench", store.fingerprint, model, {}, features, training, seed) for seed in range(count)]
+    made = [
+        TrainRequest(runs, "bench", store.fingerprint, model, {}, features, training, seed) for seed in range(count)
+    ]
     groups = [made] if features.device.type == "cuda" else [[one] for one in made]
     return [done for group in groups for done in train_runs(group)]
 
 
 def _evaluate(folder: Any, test: Any, candidates: Any, device: Any) -> dict[str, Any]:
     """One run's ranks and summary, written as ``evaluate`` writes them."""
-    from pipeline.results.evaluate import evaluate
-    from pipeline.results.files import ResultFiles, save_results, save_summary
+    from pipeline.evaluation.evaluate import evaluate
+    from pipeline.evaluation.files import ResultFiles, save_results, save_summary
     from pipeline.training.checkpoint import load_model
     from pipeline.training.validate import embed, scorer
 

@@ -15,10 +15,10 @@ from manifests.schema import Training
 from pipeline.bench._machine import machine
 from pipeline.bench._steps import flops_of_step, gemm_step, rounding
 from pipeline.bench._subjects import Apart, Here, Sizes, Subject
+from pipeline.core.threads import candidates
 from pipeline.training.backends.choice import able_backends, measured_step
 from pipeline.training.data import SessionFeatures
 from pipeline.training.models import MemoryModel
-from pipeline.training.threads import candidates
 
 STEPS = {"Shoes": 46, "FashionIQ": 114}  # steps an epoch at batch 80 (paper Table 1)
 EPOCHS = 100
@@ -119,7 +119,7 @@ def _names(
 
 
 def _threads(model: MemoryModel, features: SessionFeatures, training: Training, asked: int) -> int:
-    from pipeline.training.threads import choose_threads
+    from pipeline.core.threads import choose_threads
 
     step = measured_step([model], features, [training], "fast")
     return choose_threads(step, among=(asked,) if asked else candidates()).threads

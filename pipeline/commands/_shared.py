@@ -14,7 +14,7 @@ from manifests.text import printable
 
 if TYPE_CHECKING:
     from manifests.schema import Dataset, RunSpec
-    from pipeline.workspace import Workspace
+    from pipeline.core.workspace import Workspace
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -80,9 +80,9 @@ def spec_command(f: F) -> F:
 
 def open_job(spec: str, overrides: tuple[str, ...], data: Path, out: Path) -> tuple[RunSpec, Workspace]:
     """The checked spec and its workspace; printed commands repeat the options that this call was given."""
-    from pipeline.specs import check_components
-    from pipeline.tuning.sealed import read_spec
-    from pipeline.workspace import Workspace
+    from pipeline.analysis.tuning.sealed import read_spec
+    from pipeline.core.workspace import Workspace
+    from pipeline.jobs.specs import check_components
 
     loaded = read_spec(spec, overrides, shlex.join([spec, *options(overrides, data, out)]))
     check_components(loaded)

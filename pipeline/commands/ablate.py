@@ -51,8 +51,8 @@ def command(
     Runs are found again by what they are, also those of `train` or of another ablation. Stop it whenever you like;
     the same command goes on.
     """
-    from pipeline.ablation.plan import plan_ablation
-    from pipeline.ablation.run import ablate, open_ablation
+    from pipeline.analysis.ablation.plan import plan_ablation
+    from pipeline.analysis.ablation.run import ablate, open_ablation
 
     if scheduler and workers:
         raise click.UsageError("--scheduler and --local-cluster exclude each other: give one of them")

@@ -23,8 +23,8 @@ def command(run_a: str, run_b: str, top: int, view: str, data: Path, out: Path, 
     A run is given by its id (the first digits do); several ids with commas between, or a memory model's name, stand
     for all of its seeds. `ls runs` lists them.
     """
-    from pipeline.comparison import compare_runs
-    from pipeline.results.compare import to_text
+    from pipeline.analysis.compare import to_text
+    from pipeline.analysis.compare_runs import compare_runs
 
     found = compare_runs(run_a, run_b, data, out, top, view)
     emit(found.as_dict(), to_text(found), as_json)

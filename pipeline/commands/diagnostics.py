@@ -21,7 +21,7 @@ from pipeline.commands._shared import option_out
 @option_out
 def command(runs: tuple[str, ...], files: tuple[Path, ...], out: Path) -> None:
     """Draw when a memory's rows stop being equal. RUN: the id of a run trained with --diagnostics, or its folder."""
-    from pipeline.diagnostics import diagnostics_figure
-    from pipeline.workspace import Workspace
+    from pipeline.analysis.diagnostics import diagnostics_figure
+    from pipeline.core.workspace import Workspace
 
     click.echo(diagnostics_figure(runs, Workspace(out).runs, files))

@@ -16,7 +16,7 @@ from pipeline.commands._shared import emit, option_data, option_json, option_out
 @option_json
 def command(out: Path, data: Path, as_json: bool) -> None:
     """Check this machine: Python, packages, device, threads, disk, folders. Exit code 1 when something is broken."""
-    from pipeline.doctor import examine
+    from pipeline.core.doctor import examine
 
     result = examine(out, data)
     emit(result.as_dict(), result.text(), as_json)

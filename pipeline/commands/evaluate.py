@@ -25,7 +25,7 @@ def command(
     as_json: bool,
 ) -> None:
     """Stage 2: rank every test session with the trained runs; R@1/5/8/10/50 and MRR by category and leak subset."""
-    from pipeline.stage2 import evaluate_spec, summary_text
+    from pipeline.jobs.stage2 import evaluate_spec, summary_text
 
     job, workspace = open_job(spec, overrides, data, out)
     summaries = evaluate_spec(job, load(job, data), workspace, models, seeds, device, log)

@@ -57,7 +57,7 @@ def command(
         raise click.UsageError("--scheduler and --local-cluster exclude each other")
     if how["form"] == "auto" and (how["scheduler"] or how["local_cluster"]):
         raise click.UsageError("--form auto measures this machine, not a cluster's: name a form")
-    from pipeline.stage1 import extract_spec
+    from pipeline.jobs.stage1 import extract_spec
 
     how["local_cluster"] = how["local_cluster"] or 0
     job, workspace = open_job(spec, overrides, data, out)

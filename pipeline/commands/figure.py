@@ -28,7 +28,7 @@ def command(
     name: str, run: str, form: str, folder: Path | None, overrides: tuple[str, ...], data: Path, out: Path
 ) -> None:
     """Draw figure N of the paper from measured runs, or print its data; points without a run are named."""
-    from pipeline.figures import paper_figure
+    from pipeline.analysis.figures import paper_figure
 
     text = paper_figure(name, form, run, overrides, data, out, folder, options(overrides, data, out))
     show(text, nl=False)

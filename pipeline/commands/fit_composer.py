@@ -17,7 +17,7 @@ def command(spec: str, overrides: tuple[str, ...], data: Path, out: Path, as_jso
 
     With --set composer.folds=K the features of each train session come from a head fitted without it (cross-fitting).
     """
-    from pipeline.stage1 import fit_composer_spec
+    from pipeline.jobs.stage1 import fit_composer_spec
 
     job, workspace = open_job(spec, overrides, data, out)
 

@@ -29,9 +29,9 @@ def command(
     Ranks sessions by the last turn, by moving averages with their own and with other histories, and by the
     best fixed weights of the turns; one of these is fitted on the loss of the test sessions themselves.
     """
-    from pipeline.history import history_worth
-    from pipeline.stage2 import StageTwo
+    from pipeline.analysis.history import history_worth
+    from pipeline.jobs.stage2 import Experiment
 
     job, workspace = open_job(spec, overrides, data, out)
-    worth = history_worth(StageTwo(job, load(job, data), workspace, device, log), part, draws)
+    worth = history_worth(Experiment(job, load(job, data), workspace, device, log), part, draws)
     emit(worth.as_dict(), worth.text(), as_json)

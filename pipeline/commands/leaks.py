@@ -33,7 +33,7 @@ def command(
 
     Near-duplicates are searched by feature, once `extract` has made a store for SPEC.
     """
-    from pipeline.leakage import leak_report
+    from pipeline.analysis.leaks import leak_report
 
     job, workspace = open_job(spec, overrides, data, out)
     report = leak_report(job, load(job, data), workspace, scope, threshold)

@@ -22,7 +22,7 @@ def command(kind: str | None, detail: bool, data: Path, out: Path, as_json: bool
 
     A run is current when it was trained on exactly the data that its spec names in DATA now.
     """
-    from pipeline.listing import listing
+    from pipeline.jobs.listing import listing
 
     found = listing([kind] if kind else KINDS, out, detail, data)
     emit(found.as_dict(), found.text(), as_json)

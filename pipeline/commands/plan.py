@@ -43,7 +43,7 @@ def command(
 ) -> None:
     """What `extract` would do and why: rows to do, done, stale and failed by table, GB to write. Writes nothing."""
     from pipeline.extraction.cost import cost_of
-    from pipeline.stage1 import plan_spec
+    from pipeline.jobs.stage1 import plan_spec
 
     job, workspace = open_job(spec, overrides, data, out)
     result = plan_spec(job, load(job, data), workspace, device, **how)

@@ -57,8 +57,8 @@ def command(
     device: str,
 ) -> None:
     """One self-contained HTML file of SPEC's results: tables, curves, retention, turn order, and sessions to look at."""
-    from pipeline.report.build import Options, gather
-    from pipeline.report.page import write_report
+    from pipeline.views.report.build import Options, gather
+    from pipeline.views.report.page import write_report
 
     job, workspace = open_job(spec, overrides, data, runs)
     asked = Options(model, against, seeds, sessions, k, megabytes)

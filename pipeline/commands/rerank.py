@@ -39,7 +39,7 @@ def command(
     keep: float,
 ) -> None:
     """Stage 2: what must-have / must-avoid re-ranking and a relevance cut-off do to trained runs; changes no run."""
-    from pipeline.rerank import Weights, reports_text, rerank_spec
+    from pipeline.analysis.rerank import Weights, reports_text, rerank_spec
 
     job, workspace = open_job(spec, overrides, data, out)
     weights = Weights(top, have, avoid, keep)

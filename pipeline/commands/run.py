@@ -23,7 +23,7 @@ def command(
     device: str,
 ) -> None:
     """Both stages of SPEC in order: extract, fit-composer, train, evaluate. Everything already done is kept."""
-    from pipeline.jobs import run_spec
+    from pipeline.jobs.run import run_spec
 
     job, workspace = open_job(spec, overrides, data, out)
     show(run_spec(job, load(job, data), workspace, models, seeds, device, log))

@@ -47,11 +47,11 @@ def command(
     device: str,
 ) -> None:
     """A local page for search in turns over SPEC's gallery: say what should be different, and compare two models."""
-    from pipeline.serve.run import listen, need_web, open_engine, saved_folder
+    from pipeline.views.serve.run import listen, need_web, open_engine, saved_folder
 
     need_web()
-    from pipeline.serve.app import make_app
-    from pipeline.serve.limits import Limits
+    from pipeline.views.serve.app import make_app
+    from pipeline.views.serve.limits import Limits
 
     job, workspace = open_job(spec, overrides, data, out)
     dataset = load(job, data)

@@ -15,7 +15,7 @@ from pipeline.commands._shared import emit, load, open_job, option_json, spec_co
 @option_json
 def command(spec: str, overrides: tuple[str, ...], data: Path, out: Path, as_json: bool) -> None:
     """How far SPEC is: rows, composer, runs by model and seed. Exit code 3 while something is missing."""
-    from pipeline.jobs import status_of
+    from pipeline.jobs.run import status_of
 
     job, workspace = open_job(spec, overrides, data, out)
     result = status_of(job, load(job, data), workspace)

@@ -80,11 +80,11 @@ def ask(
     device: str,
 ) -> None:
     """Serve the study of SPEC: every answer is kept at once, and anyone may stop and go on under the same name."""
-    from pipeline.serve.run import listen, need_web
+    from pipeline.views.serve.run import listen, need_web
 
     need_web()
-    from pipeline.study.app import make_study_app
-    from pipeline.study.run import default_path, open_study
+    from pipeline.views.study.app import make_study_app
+    from pipeline.views.study.run import default_path, open_study
 
     job, workspace = open_job(spec, overrides, data, out)
     dataset = load(job, data)
@@ -105,12 +105,12 @@ def ask(
 @option_json
 def results(file: Path, chart: Path | None, as_json: bool) -> None:
     """Preference rates with confidence intervals, and sign tests, of the answers so far in FILE."""
-    from pipeline.study.results import study_results
-    from pipeline.study.store import StudyFile
+    from pipeline.views.study.results import study_results
+    from pipeline.views.study.store import StudyFile
 
     found = study_results(StudyFile(file))
     if chart is not None:
-        from pipeline.study.chart import write_chart
+        from pipeline.views.study.chart import write_chart
 
         write_chart(chart, found)
     emit(found.as_dict(), found.text(), as_json)

@@ -29,6 +29,6 @@ def command(
     out: Path,
 ) -> None:
     """Print table N of the paper: measured values, the paper's, and for an empty cell the command that fills it."""
-    from pipeline.tabulate import paper_table
+    from pipeline.analysis.tabulate import paper_table
 
     show(paper_table(name, spec, form, overrides, data, out, options(overrides, data, out), seeds or ()), nl=False)

@@ -45,8 +45,8 @@ def command(
     **how: Any,
 ) -> None:
     """Stage 2: fit memory models on the cached features. Finished runs are kept."""
-    from pipeline.stage2 import How, train_spec
+    from pipeline.jobs.stage2 import TrainOptions, train_spec
 
     job, workspace = open_job(spec, overrides, data, out)
-    for run in train_spec(job, load(job, data), workspace, models, seeds, device, force, log, How(**how)):
+    for run in train_spec(job, load(job, data), workspace, models, seeds, device, force, log, TrainOptions(**how)):
         click.echo(run)

@@ -57,7 +57,7 @@ def command(
 
     Only train sessions are used. Trials are logged as they end: the same command goes on where it stopped.
     """
-    from pipeline.tuning.search import Budget, tune
+    from pipeline.analysis.tuning.search import Budget, tune
 
     job, workspace = open_job(spec, overrides, data, out)
     found = tune(

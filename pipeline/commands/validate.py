@@ -14,8 +14,8 @@ from pipeline.commands._shared import emit, load, open_job, option_json, spec_co
 @option_json
 def command(spec: str, overrides: tuple[str, ...], data: Path, out: Path, as_json: bool) -> None:
     """Check SPEC and its dataset; every problem is named with file, place and fix (exit code 4)."""
-    from pipeline.jobs import describe
-    from pipeline.specs import check_sessions
+    from pipeline.jobs.run import describe
+    from pipeline.jobs.specs import check_sessions
 
     job, _ = open_job(spec, overrides, data, out)
     dataset = load(job, data)

@@ -16,8 +16,8 @@ from manifests.errors import FashionNTMError, IncompleteError
 from manifests.schema import Dataset, Frozen, Session
 from pipeline.composition.composers.base import Composer
 from pipeline.composition.triplets import Triplets, triplets
-from pipeline.results.metrics import recall
-from pipeline.results.ranking import ranks
+from pipeline.evaluation.metrics import recall
+from pipeline.evaluation.ranking import ranks
 
 
 class FitOptions(Frozen):

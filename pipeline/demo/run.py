@@ -8,10 +8,10 @@ from pathlib import Path
 
 from manifests.load import load_dataset, load_spec
 from manifests.schema import RunSpec
-from pipeline.stage1 import extract_spec
-from pipeline.stage2 import Log, evaluate_spec, train_spec
-from pipeline.tabulate import build_table
-from pipeline.workspace import Workspace
+from pipeline.analysis.tabulate import build_table
+from pipeline.core.workspace import Workspace
+from pipeline.jobs.stage1 import extract_spec
+from pipeline.jobs.stage2 import Log, evaluate_spec, train_spec
 
 
 def demo_spec(out: Path) -> tuple[RunSpec, str]:
@@ -22,7 +22,7 @@ def demo_spec(out: Path) -> tuple[RunSpec, str]:
 
 def demo(out: Path, device: str, log: Log) -> str:
     """Render, extract, train and evaluate what is not there yet; returns the last screen as text."""
-    from pipeline.results.terminal import to_text
+    from pipeline.analysis.terminal import to_text
 
     began = time.perf_counter()
     spec, options = demo_spec(out)

@@ -20,7 +20,7 @@ IMAGES_A_JOB = 4  # a job of a worker thread: few images, so that the window sta
 
 
 @dataclass(frozen=True)
-class Task:
+class ShardTask:
     """One shard to be: its rows, in the order in which they will be written."""
 
     table: str
@@ -42,7 +42,7 @@ class Job:
 
 
 @dataclass
-class Batch:
+class ForwardBatch:
     """One forward pass: its members' positions in the task and items, and their prepared parts, one sequence a part.
 
     ``failures``: items of the task found bad since the last batch. ``last``: the task ends here; then there may be no
@@ -59,13 +59,13 @@ class Batch:
     def __len__(self) -> int:
         return len(self.items)
 
-    def part(self, start: int, stop: int) -> Batch:
+    def part(self, start: int, stop: int) -> ForwardBatch:
         """Some of its members, without its failures."""
         parts = tuple(p[start:stop] for p in self.parts)
-        return Batch(self.task, self.positions[start:stop], self.items[start:stop], parts)
+        return ForwardBatch(self.task, self.positions[start:stop], self.items[start:stop], parts)
 
 
-def jobs_of(tasks: Sequence[Task]) -> Iterator[Job]:
+def jobs_of(tasks: Sequence[ShardTask]) -> Iterator[Job]:
     """The jobs of all tasks in order; a task of texts is one job, because its batches need all lengths."""
     for number, task in enumerate(tasks):
         step = len(task.items) if task.by_length else IMAGES_A_JOB
@@ -74,11 +74,11 @@ def jobs_of(tasks: Sequence[Task]) -> Iterator[Job]:
 
 
 def batches_of(
-    tasks: Sequence[Task],
+    tasks: Sequence[ShardTask],
     prepared: Iterable[tuple[Job, list[Any]]],
     batch_size: int,
     collate: Callable[[Sequence[Any]], Sequence[Any]] = lambda parts: parts,
-) -> Iterator[Batch]:
+) -> Iterator[ForwardBatch]:
     """Batches of up to ``batch_size`` items, in order, from the jobs' prepared parts (or failures). A task ends a batch.
 
     ``collate`` is given each part of a batch's items (all images, all texts).
@@ -99,7 +99,7 @@ def batches_of(
             now, waiting = waiting[:batch_size], waiting[batch_size:]
             ends = last and not waiting
             parts = tuple(collate(list(column)) for column in zip(*(w[2] for w in now), strict=True))
-            yield Batch(job.task, [w[0] for w in now], [w[1] for w in now], parts, failures, ends)
+            yield ForwardBatch(job.task, [w[0] for w in now], [w[1] for w in now], parts, failures, ends)
             failures = []
             if ends:
                 break

@@ -17,7 +17,7 @@ from cache import Receipt
 from manifests.errors import FashionNTMError
 from manifests.schema import RunSpec
 from pipeline.extraction import worker
-from pipeline.extraction.batches import Task
+from pipeline.extraction.batches import ShardTask
 from pipeline.extraction.prepare import ItemFailure
 from pipeline.extraction.work import Item
 from pipeline.extraction.worker import Setting
@@ -51,7 +51,7 @@ class Shard:
 
 
 @dataclass
-class Crew:
+class Cluster:
     """Workers of one cluster, for one spec. ``local``: their number when this process started them. ``form``: of their
     image towers."""
 
@@ -90,7 +90,7 @@ class Crew:
         return answer["device"], answer["rates"]
 
     def shards(
-        self, setting: Setting, tasks: Sequence[Task], first: Callable[[str], int], check: Callable[[], None]
+        self, setting: Setting, tasks: Sequence[ShardTask], first: Callable[[str], int], check: Callable[[], None]
     ) -> Iterator[Shard]:
         """The finished tasks, in order. ``first``: number of a table's next shard; ``check`` may raise to stop.
 
@@ -117,7 +117,7 @@ class Crew:
         finally:
             self.client.cancel(list(waiting.values()))
 
-    def _submit(self, setting: Setting, task: Task, number: int) -> Future:
+    def _submit(self, setting: Setting, task: ShardTask, number: int) -> Future:
         items = [astuple(item) for item in task.items]
         return self.client.submit(worker.make_shard, vars(setting), task.table, number, items, pure=False)
 
@@ -145,7 +145,7 @@ class Crew:
                 "same command again"
             ) from None
 
-    def _shard(self, number: int, task: Task, future: Future) -> Shard:
+    def _shard(self, number: int, task: ShardTask, future: Future) -> Shard:
         answer = self._result(future)
         name = answer["process"]
         self.calls[name] = max(self.calls.get(name, 0), answer["calls"])
@@ -170,7 +170,7 @@ class Crew:
         return answer
 
 
-def _numbers(tasks: Sequence[Task], first: Callable[[str], int]) -> list[int]:
+def _numbers(tasks: Sequence[ShardTask], first: Callable[[str], int]) -> list[int]:
     """The shard numbers of tasks when they are committed in order."""
     following: dict[str, int] = {}
     numbers = []
@@ -183,7 +183,7 @@ def _numbers(tasks: Sequence[Task], first: Callable[[str], int]) -> list[int]:
 @contextmanager
 def crew_for(
     spec: RunSpec, device: str, scheduler: str | None = None, local: int = 0, form: str = "plain"
-) -> Iterator[Crew]:
+) -> Iterator[Cluster]:
     """Workers for ``spec``: of the Dask cluster at ``scheduler`` (tcp://host:port), or ``local`` new processes here.
 
     Raises ClusterError when the cluster cannot be reached or has no worker.
@@ -205,7 +205,7 @@ def crew_for(
             ) as cluster,
             Client(cluster, set_as_default=False) as client,
         ):
-            yield Crew(client, values, device, local, form)
+            yield Cluster(client, values, device, local, form)
         return
     assert scheduler is not None
     began = time.monotonic()
@@ -217,7 +217,7 @@ def crew_for(
             f"{time.monotonic() - began:.0f} s): start `dask scheduler` and give the address that it prints"
         ) from None
     with client:
-        crew = Crew(client, values, device, form=form)
+        crew = Cluster(client, values, device, form=form)
         if not crew.size:
             crew._wait_for_workers()
         yield crew

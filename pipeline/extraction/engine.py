@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from manifests.errors import FashionNTMError
-from pipeline.extraction.ahead import InThread, in_order
-from pipeline.extraction.batches import IMAGES_A_JOB, Batch, Job, Task, batches_of, collate_for, jobs_of
+from pipeline.extraction.batches import IMAGES_A_JOB, ForwardBatch, Job, ShardTask, batches_of, collate_for, jobs_of
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.meter import Meter
+from pipeline.extraction.prefetch import InThread, in_order
 from pipeline.extraction.prepare import prepare
 from pipeline.extraction.runner import Outcome, Runner
 
@@ -35,7 +35,7 @@ class TooManyFailures(FashionNTMError):
 
 def process(
     extractor: Extractor,
-    tasks: Sequence[Task],
+    tasks: Sequence[ShardTask],
     *,
     root: Path | None,
     batch_size: int,
@@ -68,7 +68,7 @@ def process(
     def work(job: Job) -> list[Any]:
         return prepare(extractor, tasks[job.task].items[job.start : job.stop], root, meter)
 
-    def batches() -> Generator[Batch, None, None]:
+    def batches() -> Generator[ForwardBatch, None, None]:
         yield from batches_of(tasks, in_order(work, jobs_of(tasks), workers, ahead), batch_size, collate)
 
     with InThread(batches(), BATCHES_AHEAD) as ready, gate:
@@ -77,7 +77,7 @@ def process(
 
 def process_plainly(
     extractor: Extractor,
-    tasks: Sequence[Task],
+    tasks: Sequence[ShardTask],
     root: Path | None,
     batch_size: int,
     meter: Meter,
@@ -94,8 +94,8 @@ def process_plainly(
 
 def _model(
     runner: Runner,
-    tasks: Sequence[Task],
-    ready: Iterator[Batch],
+    tasks: Sequence[ShardTask],
+    ready: Iterator[ForwardBatch],
     meter: Meter,
     max_failures: int | None,
     on_batch: Callable[[], None],

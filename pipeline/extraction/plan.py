@@ -13,8 +13,8 @@ import numpy as np
 from cache import Failure, Store, StoreError, StoreNotFoundError, StoreWriter, store_path
 from manifests.identity import KEY_BYTES, changed_fields, digest, stack_keys
 from manifests.schema import Dataset
-from pipeline.extraction.batches import Task
-from pipeline.extraction.digests import NAME as DIGESTS
+from pipeline.core.digests import NAME as DIGESTS
+from pipeline.extraction.batches import ShardTask
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.probe import Probe
 from pipeline.extraction.work import Item, catalogue_of, requests_of
@@ -47,7 +47,7 @@ class TablePlan:
         names = ("requests", "unique", "done", "failed", "stale", "bytes", "reason")
         return {n: getattr(self, n) for n in names} | {"todo": len(self.todo), "unusable": len(self.unusable)}
 
-    def tasks(self, shard_rows: int) -> list[Task]:
+    def tasks(self, shard_rows: int) -> list[ShardTask]:
         """The work as shards to be: the unique items cut every ``shard_rows``, whatever is done already.
 
         So a resumed job makes the shards, and the batches, of one that was never stopped. What is left of shards that
@@ -63,7 +63,7 @@ class TablePlan:
         for item, place in zip(self.todo, (self.places // shard_rows).tolist(), strict=True):
             (rest if begun[place] else whole.setdefault(place, [])).append(item)
         left = [rest[n : n + shard_rows] for n in range(0, len(rest), shard_rows)]
-        return [Task(self.table, items) for items in [*left, *whole.values()]]
+        return [ShardTask(self.table, items) for items in [*left, *whole.values()]]
 
 
 @dataclass(frozen=True)

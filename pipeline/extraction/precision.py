@@ -16,11 +16,11 @@ import torch
 from cache import StoreNotFoundError
 from manifests.errors import FashionNTMError
 from manifests.schema import Component, Dataset, RunSpec
-from pipeline.device import resolve_device
+from pipeline.core.device import resolve_device
+from pipeline.core.workspace import Workspace
 from pipeline.extraction.extractors import load_extractor
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.images import ItemError, decode, read
-from pipeline.workspace import Workspace
 
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 LEAST_COSINE = 0.995  # between a feature and its float32 twin; below it the precision is refused

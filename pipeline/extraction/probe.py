@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.device import free_memory, is_out_of_memory
-from pipeline.extraction.batches import Task, collate_for
+from pipeline.core.device import free_memory, is_out_of_memory
+from pipeline.extraction.batches import ShardTask, collate_for
 from pipeline.extraction.engine import process
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.meter import Meter
@@ -137,7 +137,7 @@ def measure(extractor: Extractor, plan: Plan, root: Path | None, workers: int, b
         rows = min(batch_size, len(table.todo))
         while True:
             step = max(1, len(table.todo) // rows)
-            sample, meter = Task(name, table.todo[::step][:rows]), Meter(workers=max(1, workers))
+            sample, meter = ShardTask(name, table.todo[::step][:rows]), Meter(workers=max(1, workers))
             began = time.perf_counter()
             for _ in process(extractor, [sample], root=root, batch_size=batch_size, workers=workers, meter=meter):
                 pass

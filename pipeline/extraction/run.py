@@ -14,11 +14,11 @@ import torch
 from cache import Store, StoreWriter, store_path
 from manifests.errors import FashionNTMError
 from manifests.schema import Dataset
-from pipeline.device import describe
-from pipeline.extraction.batches import Task
+from pipeline.core.device import describe
+from pipeline.core.digests import NAME as DIGESTS
+from pipeline.core.digests import DigestCache
+from pipeline.extraction.batches import ShardTask
 from pipeline.extraction.commits import Commits
-from pipeline.extraction.digests import NAME as DIGESTS
-from pipeline.extraction.digests import DigestCache
 from pipeline.extraction.engine import TooManyFailures, process
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.interrupts import gentle_interrupt
@@ -29,11 +29,11 @@ from pipeline.extraction.probe import DEFAULT_BATCH, best_size, choose_batch_siz
 from pipeline.extraction.progress import Mode, Progress, make_progress
 from pipeline.extraction.report import Report, left_out, report_of
 from pipeline.extraction.runner import Outcome
+from pipeline.extraction.tolerance import recorded
 from pipeline.extraction.work import Item
-from pipeline.stores.tolerance import recorded
 
 if TYPE_CHECKING:
-    from pipeline.extraction.distributed import Crew
+    from pipeline.extraction.distributed import Cluster
     from pipeline.extraction.worker import Setting
 
 __all__ = ["ExtractionError", "Interrupted", "Report", "TooManyFailures", "extract"]
@@ -61,7 +61,7 @@ def extract(
     max_failures: int | None = None,
     retry_failed: bool = False,
     check: Callable[[Plan], Mapping[str, Any]] = lambda plan: {},
-    crew: Crew | None = None,
+    crew: Cluster | None = None,
 ) -> Report:
     """Compute every missing row of ``dataset`` for ``extractor`` and commit it to the store below ``stores``.
 
@@ -108,7 +108,7 @@ class _Extraction:
         max_failures: int | None,
         retry_failed: bool,
         check: Callable[[Plan], Mapping[str, Any]],
-        crew: Crew | None,
+        crew: Cluster | None,
     ) -> Report:
         dataset, extractor, meter = self.dataset, self.extractor, self.meter
         fields = extractor.semantic()
@@ -178,7 +178,7 @@ class _Extraction:
         asked: int | Literal["auto"],
         plan: Plan,
         writer: StoreWriter,
-        crew: Crew | None,
+        crew: Cluster | None,
         setting: Setting | None,
     ) -> int:
         """The batch size to use; it is recorded, with the device and what was measured."""
@@ -210,7 +210,7 @@ class _Extraction:
         self,
         writer: StoreWriter,
         report: Report,
-        tasks: list[Task],
+        tasks: list[ShardTask],
         batch_size: int,
         workers: int,
         max_failures: int | None,
@@ -247,11 +247,11 @@ class _Extraction:
 
     def _by_crew(
         self,
-        crew: Crew,
+        crew: Cluster,
         setting: Setting,
         writer: StoreWriter,
         report: Report,
-        tasks: list[Task],
+        tasks: list[ShardTask],
         max_failures: int | None,
     ) -> None:
         """The tasks by a cluster's workers; what they write is committed here, in order."""

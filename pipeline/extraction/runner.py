@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from manifests.identity import stack_keys
-from pipeline.device import free_memory, is_out_of_memory
-from pipeline.extraction.batches import Batch
+from pipeline.core.device import free_memory, is_out_of_memory
+from pipeline.extraction.batches import ForwardBatch
 from pipeline.extraction.extractors.base import Extractor, ExtractorError
 from pipeline.extraction.meter import Meter
 from pipeline.extraction.prepare import ItemFailure, one_line
 from pipeline.extraction.tokens import Tokens
-from pipeline.extraction.transfer import Rows
+from pipeline.extraction.transfer import PendingRows
 from pipeline.extraction.work import Item
 
 IN_FLIGHT = 2  # batches that a GPU has been given and not given back; the CPU computes each at once
@@ -55,10 +55,10 @@ class Runner:
     def __init__(self, extractor: Extractor, batch_size: int, meter: Meter):
         self.extractor, self.limit, self.meter = extractor, batch_size, meter
         self._depth = IN_FLIGHT if extractor.device.type == "cuda" else 0
-        self._flight: deque[tuple[Batch, Outcome, Rows]] = deque()
+        self._flight: deque[tuple[ForwardBatch, Outcome, PendingRows]] = deque()
         self._ended: deque[Outcome] = deque()  # all of their batches were pushed
 
-    def push(self, batch: Batch, outcome: Outcome) -> None:
+    def push(self, batch: ForwardBatch, outcome: Outcome) -> None:
         """Add the batch's rows and failures to ``outcome``, now or when the device has them."""
         before = self.meter.seconds["model"]
         outcome.long.extend(self._long(batch))
@@ -93,7 +93,7 @@ class Runner:
             outcome.whole = True
             yield outcome
 
-    def _long(self, batch: Batch) -> list[Item]:
+    def _long(self, batch: ForwardBatch) -> list[Item]:
         """Members whose text, or stand-in, was longer than the model reads."""
         tokens = getattr(self.extractor, "tokens", None)
         if not isinstance(tokens, Tokens):
@@ -110,7 +110,7 @@ class Runner:
             self._flight.popleft()  # first: an interrupt between the two loses a batch, and must not keep it twice
             self._keep(piece, found, outcome)
 
-    def _begin(self, piece: Batch, table: str) -> tuple[Rows | None, Exception | None]:
+    def _begin(self, piece: ForwardBatch, table: str) -> tuple[PendingRows | None, Exception | None]:
         try:
             rows = self.extractor.begin(table, *piece.parts)
         except (ExtractorError, torch.AcceleratorError):
@@ -120,7 +120,7 @@ class Runner:
             return None, error
         return rows, None
 
-    def _one_by_one(self, piece: Batch, error: Exception, outcome: Outcome) -> None:
+    def _one_by_one(self, piece: ForwardBatch, error: Exception, outcome: Outcome) -> None:
         """The model refused a batch: find the items at fault. When it is all of them, the model is, and that is raised."""
         if len(piece) == 1:
             self._fail(piece, error, outcome)
@@ -143,12 +143,12 @@ class Runner:
         outcome.pieces.extend(alone.pieces)
         outcome.failures.extend(alone.failures)
 
-    def _fail(self, piece: Batch, error: Exception, outcome: Outcome) -> None:
+    def _fail(self, piece: ForwardBatch, error: Exception, outcome: Outcome) -> None:
         reason = "out of memory, even alone" if is_out_of_memory(error) else one_line(error)
         outcome.failures.append(ItemFailure(piece.items[0], "encode", reason))
         self.meter.failed += 1
 
-    def _keep(self, piece: Batch, rows: np.ndarray, outcome: Outcome) -> None:
+    def _keep(self, piece: ForwardBatch, rows: np.ndarray, outcome: Outcome) -> None:
         """The rows that are finite; the others failed."""
         wanted = self.extractor.dim(outcome.table)
         if rows.shape[1] != wanted:

@@ -105,7 +105,7 @@ def to_device(images: Sequence[Any], device: torch.device, dtype: torch.dtype) -
     }
 
 
-class Rows:
+class PendingRows:
     """Finished rows [n, D] on their way to host memory. On the CPU they are there already."""
 
     def __init__(self, rows: torch.Tensor):

@@ -10,7 +10,7 @@ from cache import Failure
 from manifests.errors import ManifestError, Problem
 from manifests.identity import caption_key, pair_key, text_key
 from manifests.schema import Dataset, Image
-from pipeline.extraction.digests import DigestCache
+from pipeline.core.digests import DigestCache
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.images import ItemError
 

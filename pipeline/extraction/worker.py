@@ -19,16 +19,16 @@ from cache import write_shard
 from manifests.errors import FashionNTMError
 from manifests.identity import changed_fields, digest
 from manifests.schema import RunSpec
-from pipeline.device import describe, resolve_device
-from pipeline.extraction.batches import Task
+from pipeline.core.device import describe, resolve_device
+from pipeline.core.malloc import keep_freed_memory
+from pipeline.extraction.batches import ShardTask
 from pipeline.extraction.engine import process
 from pipeline.extraction.extractors.base import Extractor
-from pipeline.extraction.forms import held_form
 from pipeline.extraction.gpus import WorkerError, claim_gpu
-from pipeline.extraction.memory import keep_freed_memory
 from pipeline.extraction.meter import Meter
 from pipeline.extraction.prepare import ItemFailure, prepare
 from pipeline.extraction.probe import choose_batch_size, default_workers
+from pipeline.extraction.tower_format import held_form
 from pipeline.extraction.work import Item
 
 PROCESS = secrets.token_hex(8)  # this process's name in its answers
@@ -75,7 +75,7 @@ def _make_shard(setting: Setting, table: str, number: int, items: list[Item]) ->
         _take_form(setting.form, extractor, items, root)
     (outcome,) = process(
         extractor,
-        [Task(table, items)],
+        [ShardTask(table, items)],
         root=root,
         batch_size=setting.batch_size,
         workers=workers,

@@ -11,15 +11,15 @@ import numpy as np
 from cache import Store, StoreNotFoundError
 from cache.gc import Collected, collect
 from manifests.errors import FashionNTMError
-from pipeline.stores.wanted import Request
-from pipeline.workspace import Workspace
+from pipeline.core.workspace import Workspace
+from pipeline.stores.wanted import StoreRequest
 
 
 class SharedStoreError(FashionNTMError):
     """Another spec uses the store too, and was not named."""
 
 
-def collect_specs(requests: Sequence[Request], *, dry_run: bool, alone: bool = False) -> list[Collected]:
+def collect_specs(requests: Sequence[StoreRequest], *, dry_run: bool, alone: bool = False) -> list[Collected]:
     """Collect every store of the first spec; what any of ``requests`` needs stays.
 
     Raises IncompleteError when nothing is extracted for the first spec; SharedStoreError when a spec that was not
@@ -31,14 +31,14 @@ def collect_specs(requests: Sequence[Request], *, dry_run: bool, alone: bool = F
     return [collect_store(path, requests, dry_run=dry_run, alone=alone) for path in paths]
 
 
-def nothing_extracted(request: Request) -> StoreNotFoundError:
+def nothing_extracted(request: StoreRequest) -> StoreNotFoundError:
     return StoreNotFoundError(
         f"nothing is extracted for spec '{request.spec.name}' as it is now in {request.workspace.out}: "
         f"run `extract {request.spec.asked}`"
     )
 
 
-def collect_store(path: Path, requests: Sequence[Request], *, dry_run: bool, alone: bool = False) -> Collected:
+def collect_store(path: Path, requests: Sequence[StoreRequest], *, dry_run: bool, alone: bool = False) -> Collected:
     """Collect one store for the specs of ``requests``; those whose store it is not need nothing of it.
 
     Without ``requests`` only debris goes. Raises OtherStoreError when it is the store of none of them.
@@ -65,7 +65,7 @@ def _same(a: Path, b: Path) -> bool:
     return a.resolve() == b.resolve()
 
 
-def _refuse_shared(path: Path, requests: Sequence[Request]) -> None:
+def _refuse_shared(path: Path, requests: Sequence[StoreRequest]) -> None:
     named = {request.spec.name for request in requests}
     others = [spec for spec in specs_using(requests[0].workspace, path) if spec not in named]
     if others:

@@ -13,9 +13,9 @@ from cache import Store
 from cache.diff import FieldChange, field_changes
 from cache.manifest import versions
 from manifests.identity import stack_keys
-from pipeline.device import describe
-from pipeline.stores.tolerance import recorded
-from pipeline.stores.wanted import Request, Wanted
+from pipeline.core.device import describe
+from pipeline.extraction.tolerance import recorded
+from pipeline.stores.wanted import ExpectedStore, StoreRequest
 
 _SHOWN = 3
 
@@ -70,7 +70,7 @@ class Explanation:
         return "\n".join([*lines, *(row.text() for row in self.rows)])
 
 
-def explain(store: Store, request: Request) -> Explanation:
+def explain(store: Store, request: StoreRequest) -> Explanation:
     """Compare ``store`` with the store of the same kind (extractor's own, or composed) that the spec asks for now."""
     wanted = request.for_store(store)
     about = [
@@ -84,7 +84,7 @@ def explain(store: Store, request: Request) -> Explanation:
     )
 
 
-def _rows(store: Store, wanted: Wanted, table: str) -> RowChanges:
+def _rows(store: Store, wanted: ExpectedStore, table: str) -> RowChanges:
     before = store.catalogue()
     other = {key for image, key in wanted.catalogue.items() if before.get(image, key) != key}
     items = list(wanted.tables.get(table, {}).values())
@@ -97,7 +97,7 @@ def _rows(store: Store, wanted: Wanted, table: str) -> RowChanges:
     return RowChanges(table, there, len(missing) - len(changed), len(changed), rows - there, names)
 
 
-def _execution(store: Store, request: Request) -> tuple[FieldChange, ...]:
+def _execution(store: Store, request: StoreRequest) -> tuple[FieldChange, ...]:
     """What the store's last writer recorded that would be another value now."""
     from pipeline.extraction.run import extract
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from manifests.errors import ManifestError, Problem
 from manifests.schema import Dataset, RunSpec
-from pipeline.stage1 import StageOne, extract_spec
-from pipeline.stores.arrays import FeatureFolder
-from pipeline.stores.lookup import Fit, fit
-from pipeline.workspace import Workspace
+from pipeline.core.workspace import Workspace
+from pipeline.extraction.array_lookup import Fit, fit
+from pipeline.extraction.arrays import FeatureFolder
+from pipeline.jobs.stage1 import StageOne, extract_spec
 
 
 @dataclass(frozen=True)

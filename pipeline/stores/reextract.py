@@ -12,11 +12,11 @@ import torch
 
 from cache import Store
 from manifests.identity import stack_keys, text_key
-from pipeline.extraction.engine import Task, process
+from pipeline.extraction.engine import ShardTask, process
 from pipeline.extraction.meter import Meter
+from pipeline.extraction.tolerance import tolerance_of
 from pipeline.extraction.work import Item
-from pipeline.stores.tolerance import tolerance_of
-from pipeline.stores.wanted import Request
+from pipeline.stores.wanted import StoreRequest
 
 TOP = 10
 _BLOCK = 4096
@@ -91,7 +91,7 @@ class Reextraction:
         return "\n".join(lines)
 
 
-def reextract(store: Store, request: Request, count: int, seed: int = 0, batch_size: int = 32) -> Reextraction:
+def reextract(store: Store, request: StoreRequest, count: int, seed: int = 0, batch_size: int = 32) -> Reextraction:
     """``count`` random rows of every table, drawn with ``seed``, through the live extractor (and composer).
 
     A composed row is computed end to end: the image and the text through the model, their rows rounded as the
@@ -114,7 +114,7 @@ def reextract(store: Store, request: Request, count: int, seed: int = 0, batch_s
 class _Live:
     """Rows straight from the model."""
 
-    def __init__(self, request: Request, batch_size: int):
+    def __init__(self, request: StoreRequest, batch_size: int):
         self.request, self.batch_size = request, batch_size
 
     def rows(self, table: str, items: Sequence[Item]) -> tuple[dict[bytes, np.ndarray], dict[bytes, str]]:
@@ -127,7 +127,7 @@ class _Live:
         root = self.request.dataset.images_root
         outcomes = process(
             self.request.extractor,
-            [Task(table, tuple(items))],
+            [ShardTask(table, tuple(items))],
             root=root.resolve() if root else None,
             batch_size=self.batch_size,
             workers=0,

@@ -12,10 +12,10 @@ from manifests.identity import digest
 from manifests.schema import Dataset, RunSpec
 from pipeline.composition.checkpoint import fitted
 from pipeline.composition.request import composer_request
-from pipeline.stage1 import composer_folder, extract_spec, fit_composer_spec
+from pipeline.core.workspace import Workspace
+from pipeline.jobs.stage1 import composer_folder, extract_spec, fit_composer_spec
 from pipeline.stores.collect import specs_using
-from pipeline.stores.wanted import Request, Wanted, request_of
-from pipeline.workspace import Workspace
+from pipeline.stores.wanted import ExpectedStore, StoreRequest, request_of
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class SpecRepair:
     """What was repaired, the extraction after it and the damaged composer's new fit (None: nothing to do)."""
 
     stores: tuple[Repaired, ...]
-    filled: Any  # pipeline.stage1.StageOne
-    refitted: Any = None  # pipeline.stage1.Fitted
+    filled: Any  # pipeline.jobs.stage1.StageOne
+    refitted: Any = None  # pipeline.jobs.stage1.Fitted
 
     @property
     def whole(self) -> bool:
@@ -66,7 +66,7 @@ def repair_spec(
     return SpecRepair(tuple(done), filled, refitted)
 
 
-def _composer_damaged(request: Request) -> bool:
+def _composer_damaged(request: StoreRequest) -> bool:
     """Whether a composer was fitted for the request's spec, and cannot be loaded any more."""
     asked = composer_request(request.spec)
     if request.composed is None or asked is None or not asked.kind.trainable or asked.weights is not None:
@@ -79,7 +79,7 @@ def _composer_damaged(request: Request) -> bool:
     return any(folder.glob("composer.*")) and not fitted(folder, asked.folds)
 
 
-def _repair(wanted: Wanted, dataset: Dataset) -> list[Repaired]:
+def _repair(wanted: ExpectedStore, dataset: Dataset) -> list[Repaired]:
     if not wanted.path.is_dir():
         return []
     identity = _identity(wanted, dataset)
@@ -87,7 +87,7 @@ def _repair(wanted: Wanted, dataset: Dataset) -> list[Repaired]:
     return [repair(wanted.path, identity)]
 
 
-def _identity(wanted: Wanted, dataset: Dataset) -> Manifest:
+def _identity(wanted: ExpectedStore, dataset: Dataset) -> Manifest:
     return Manifest(dataset.name, wanted.extractor, digest(wanted.fields), wanted.fields, {})
 
 

@@ -11,7 +11,7 @@ from cache.layout import LEDGER, MANIFEST
 from manifests.errors import nearest
 from manifests.load import shipped
 from manifests.schema import RunSpec
-from pipeline.workspace import Workspace
+from pipeline.core.workspace import Workspace
 
 
 def find_store(word: str, out: Path) -> Path | None:

@@ -17,8 +17,8 @@ from pipeline.composition.checkpoint import load_composer
 from pipeline.composition.compose import composed_fields
 from pipeline.composition.composers.base import Composer
 from pipeline.composition.request import composer_request
-from pipeline.stage1 import _ready_composer
-from pipeline.workspace import Workspace
+from pipeline.core.workspace import Workspace
+from pipeline.jobs.stage1 import _ready_composer
 
 if TYPE_CHECKING:
     from pipeline.extraction.extractors.base import Extractor
@@ -34,7 +34,7 @@ class OtherStoreError(FashionNTMError):
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ExpectedStore:
     """One store as a spec wants it now. ``tables``: table -> content key -> item; ``catalogue``: image id -> key.
 
     ``unreadable``: image ids whose content cannot be read now, and why.
@@ -65,15 +65,15 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Request:
+class StoreRequest:
     """A spec with its dataset and extractor. ``composed`` is None for a joint model; ``composer`` until it is fitted."""
 
     spec: RunSpec
     dataset: Dataset
     workspace: Workspace
     extractor: Extractor
-    backbone: Wanted
-    composed: Wanted | None
+    backbone: ExpectedStore
+    composed: ExpectedStore | None
     composer: Composer | None
     crossed: Any = None  # the heads by fold of a cross-fitted composer
 
@@ -83,10 +83,10 @@ class Request:
         return self.composer if fold < 0 else self.crossed.heads[fold]
 
     @property
-    def stores(self) -> list[Wanted]:
+    def stores(self) -> list[ExpectedStore]:
         return [w for w in (self.backbone, self.composed) if w is not None]
 
-    def for_store(self, store: Store) -> Wanted:
+    def for_store(self, store: Store) -> ExpectedStore:
         """The one of this spec's stores that ``store`` is or once was: composed features, or the extractor's own."""
         if "composer" in store.fields:
             if self.composed is None:
@@ -97,7 +97,7 @@ class Request:
             return self.composed
         return self.backbone
 
-    def own_store(self, store: Store) -> Wanted:
+    def own_store(self, store: Store) -> ExpectedStore:
         """``for_store``, and its fields are those of ``store``. Raises OtherStoreError naming the command that tells why."""
         wanted = self.for_store(store)
         if digest(wanted.fields) != store.fingerprint or self.dataset.name != store.dataset:
@@ -108,12 +108,14 @@ class Request:
         return wanted
 
 
-def request_of(spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str = "cpu", workers: int = 2) -> Request:
+def request_of(
+    spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str = "cpu", workers: int = 2
+) -> StoreRequest:
     """Load the extractor (for its fingerprint; no item goes through it) and list what the spec wants.
 
     Raises what loading the model or reading the images folder raises.
     """
-    from pipeline.extraction.digests import NAME as DIGESTS
+    from pipeline.core.digests import NAME as DIGESTS
     from pipeline.extraction.extractors import load_extractor
     from pipeline.extraction.fitting.job import fitted_spec
     from pipeline.extraction.work import catalogue_of, requests_of
@@ -124,19 +126,19 @@ def request_of(spec: RunSpec, dataset: Dataset, workspace: Workspace, device: st
     sources, unreadable = catalogue_of(dataset, extractor, path.parent / DIGESTS, workers, remember=False)
     catalogue = {image: item.key for image, item in sources.items()}
 
-    def wanted(where: Path, name: str, about: dict[str, Any], tables: tuple[str, ...]) -> Wanted:
+    def wanted(where: Path, name: str, about: dict[str, Any], tables: tuple[str, ...]) -> ExpectedStore:
         rows = {table: requests_of(table, dataset, sources, unreadable)[1] for table in tables}
-        return Wanted(where, name, about, rows, catalogue, unreadable)
+        return ExpectedStore(where, name, about, rows, catalogue, unreadable)
 
     backbone = wanted(path, extractor.name, fields, extractor.tables)
     if "query" in extractor.tables:
-        return Request(spec, dataset, workspace, extractor, backbone, None, None)
+        return StoreRequest(spec, dataset, workspace, extractor, backbone, None, None)
     made = _composer(spec, dataset, extractor, path, fields, catalogue)
     composed = canonical(made.fields)
     name = f"{extractor.name}+{composed['composer']['name']}"
     where = store_path(workspace.stores, dataset.name, name, composed)
     rows = wanted(where, name, composed, ("target", "query"))
-    return Request(spec, dataset, workspace, extractor, backbone, rows, made.composer, made.crossed)
+    return StoreRequest(spec, dataset, workspace, extractor, backbone, rows, made.composer, made.crossed)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pipeline.training.errors import FeatureError, MissingFeaturesError
 from pipeline.training.lookup import FoundRows, find_rows
 
 
-class Batch(NamedTuple):
+class SessionBatch(NamedTuple):
     """Sessions of a training step; short ones repeat their last turn (paper section 4.2).
 
     queries: [B, T, D] f_qry; targets: [B, T, D] f_tar of each turn's target; lengths: [B] int64, turns before padding.
@@ -27,7 +27,7 @@ class Batch(NamedTuple):
     lengths: Tensor
 
 
-class Rows(NamedTuple):
+class SessionRows(NamedTuple):
     """Sessions of a training step by row number, int64 [B, T] each; a short session repeats its last turn.
 
     queries, targets: into ``SessionFeatures.queries`` and ``targets``; texts: into ``texts``, or None; lengths: int64 [B].
@@ -38,10 +38,10 @@ class Rows(NamedTuple):
     texts: Tensor | None
     lengths: Tensor
 
-    def at(self, places: Tensor, lengths: Tensor) -> Rows:
+    def at(self, places: Tensor, lengths: Tensor) -> SessionRows:
         """Other turns of the same sessions: those at ``places`` (int64 [B, T]); ``lengths`` of them count."""
         texts = None if self.texts is None else self.texts.gather(1, places)
-        return Rows(self.queries.gather(1, places), self.targets.gather(1, places), texts, lengths)
+        return SessionRows(self.queries.gather(1, places), self.targets.gather(1, places), texts, lengths)
 
 
 @dataclass(frozen=True)
@@ -88,16 +88,16 @@ class SessionFeatures:
     def device(self) -> torch.device:
         return self.queries.device
 
-    def batch(self, index: Tensor, texts: bool = False) -> Batch:
+    def batch(self, index: Tensor, texts: bool = False) -> SessionBatch:
         """The sessions ``index`` (int64 [B]). ``texts``: queries are [B, T, D + E], each with its feedback's row."""
         return self.read(self.rows(index), texts)
 
-    def rows(self, index: Tensor) -> Rows:
+    def rows(self, index: Tensor) -> SessionRows:
         """The row numbers of the sessions ``index`` (int64 [B])."""
         texts = None if self.text_rows is None else self.text_rows[index]
-        return Rows(self.query_rows[index], self.target_rows[index], texts, self.lengths[index])
+        return SessionRows(self.query_rows[index], self.target_rows[index], texts, self.lengths[index])
 
-    def read(self, rows: Rows, texts: bool = False) -> Batch:
+    def read(self, rows: SessionRows, texts: bool = False) -> SessionBatch:
         """The features at ``rows``; queries are [B, T, D], or [B, T, D + E] with ``texts``.
 
         Raises FeatureError when the texts are asked for and were not loaded.
@@ -110,9 +110,9 @@ class SessionFeatures:
                     "(see `ls extractors`), or set the model's option texts to 0"
                 )
             queries = torch.cat([queries, self.texts[rows.texts]], -1)
-        return Batch(queries, self.targets[rows.targets], rows.lengths)
+        return SessionBatch(queries, self.targets[rows.targets], rows.lengths)
 
-    def concatenated(self, index: Tensor) -> Batch:
+    def concatenated(self, index: Tensor) -> SessionBatch:
         """The sessions ``index`` (int64 [B]) as one-turn sessions: ST + cat's query and the final target.
 
         Raises FeatureError when the store was made without these queries.
@@ -123,7 +123,7 @@ class SessionFeatures:
                 "session, extractor.concatenated = true), or leave model 'cat' out of the spec"
             )
         last = self.target_rows[index].gather(1, self.lengths[index, None] - 1)
-        return Batch(
+        return SessionBatch(
             self.queries[self.cat_rows[index]][:, None], self.targets[last], torch.ones_like(self.lengths[index])
         )
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from manifests.schema import Training
-from pipeline.training.data import Batch, SessionFeatures
+from pipeline.training.data import SessionBatch, SessionFeatures
 from pipeline.training.determinism import flushed_denormals, seeded
 from pipeline.training.errors import TrainingError
 from pipeline.training.losses import turnwise_cross_entropy
@@ -71,7 +71,7 @@ def entropy(weights: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _memories(model: CMNTM, batch: Batch) -> dict[str, list[list[float]]]:
+def _memories(model: CMNTM, batch: SessionBatch) -> dict[str, list[list[float]]]:
     training = model.training
     model.eval()
     try:
@@ -91,7 +91,7 @@ def _memories(model: CMNTM, batch: Batch) -> dict[str, list[list[float]]]:
     }
 
 
-def _gradients(model: CMNTM, batch: Batch, training: Training) -> dict[str, list[float]]:
+def _gradients(model: CMNTM, batch: SessionBatch, training: Training) -> dict[str, list[float]]:
     """In training mode, as a step would see it, on copies of the running statistics."""
     was = model.training
     buffers = {name: value.clone() for name, value in model.named_buffers()}

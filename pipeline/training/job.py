@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from manifests.schema import Training, Validation
+from pipeline.core.threads import cpu_threads, training_threads
 from pipeline.training.backends import BackendChoice, choose_backend
 from pipeline.training.data import SessionFeatures
 from pipeline.training.diagnostics import diagnose
@@ -20,14 +21,13 @@ from pipeline.training.fit import fit_group
 from pipeline.training.models import MemoryModel, build_model
 from pipeline.training.models.cm_ntm import CMNTM
 from pipeline.training.runs import RunFolder, RunIdentity, run_identity, sessions_digest
-from pipeline.training.threads import cpu_threads, training_threads
 
 NO_VALIDATION = Validation()
 DIAGNOSED_SESSIONS = 80  # a batch of the paper
 
 
 @dataclass(frozen=True)
-class Request:
+class TrainRequest:
     """One run to train: the root of its folder, what identifies it, and the two parts of the train sessions' features.
 
     ``validation_features`` is None without a validation part. Both are on the device to train on.
@@ -83,7 +83,7 @@ class Trained:
     reused: bool
 
 
-def train_run(request: Request, **how: Any) -> Trained:
+def train_run(request: TrainRequest, **how: Any) -> Trained:
     """``train_runs`` of one run. Raises the DivergenceError that a group would return."""
     (outcome,) = train_runs([request], **how)
     if isinstance(outcome, DivergenceError):
@@ -92,14 +92,14 @@ def train_run(request: Request, **how: Any) -> Trained:
 
 
 def train_runs(
-    requests: Sequence[Request],
+    requests: Sequence[TrainRequest],
     *,
     spec: dict[str, Any] | None = None,
     backend: str = "auto",
     threads: int | None = None,
     again: bool = False,
     diagnostics: bool = False,
-    progress: Callable[[Request, dict[str, Any]], None] | None = None,
+    progress: Callable[[TrainRequest, dict[str, Any]], None] | None = None,
     chosen: Callable[[BackendChoice], None] | None = None,
 ) -> list[Trained | DivergenceError]:
     """Train the requests that have not finished, side by side; ``again`` trains them all.
@@ -127,7 +127,7 @@ def train_runs(
 
 
 def _train(
-    requests: Sequence[Request],
+    requests: Sequence[TrainRequest],
     spec: Any,
     backend: str,
     diagnostics: bool,
@@ -164,7 +164,7 @@ def _train(
 class _Open:
     """A run being trained: its folder, and what its last epoch said."""
 
-    def __init__(self, request: Request, model: MemoryModel, spec: Any, choice: BackendChoice, together: int):
+    def __init__(self, request: TrainRequest, model: MemoryModel, spec: Any, choice: BackendChoice, together: int):
         self.request, self.model, self.folder = request, model, request.folder
         self.last: dict[str, Any] = {}
         self.error: DivergenceError | None = None

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from manifests.schema import Training
 from pipeline.training.augment import jittered, kept_turns
-from pipeline.training.data import Batch, SessionFeatures
+from pipeline.training.data import SessionBatch, SessionFeatures
 from pipeline.training.losses import build_loss, turnwise_cross_entropy
 from pipeline.training.models.base import MemoryModel
 from pipeline.training.recombine import Histories
@@ -30,7 +30,7 @@ class Step:
     """
 
     features: SessionFeatures
-    batch: Batch
+    batch: SessionBatch
     rows: Tensor
     training: Training
     progress: float

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from manifests.errors import ManifestError, Problem
-from pipeline.training.data import Rows, SessionFeatures
+from pipeline.training.data import SessionFeatures, SessionRows
 
 
 class Histories:
@@ -77,7 +77,7 @@ class Histories:
         turns = torch.where(chosen[:, None], torch.stack(chain, 1).gather(1, place), own)
         return turns, torch.where(chosen, length, lengths)
 
-    def rows(self, turns: Tensor, lengths: Tensor) -> Rows:
+    def rows(self, turns: Tensor, lengths: Tensor) -> SessionRows:
         """The rows of sessions of ``turns`` (int64 [B, T], by number); ``lengths`` of them count."""
         queries, targets, *texts = (table[turns] for table in self._rows)
-        return Rows(queries, targets, texts[0] if texts else None, lengths)
+        return SessionRows(queries, targets, texts[0] if texts else None, lengths)

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.results.metrics import metrics_of
-from pipeline.results.ranking import ranks, score_ranks
-from pipeline.training.data import Batch, SessionFeatures
+from pipeline.evaluation.metrics import metrics_of
+from pipeline.evaluation.ranking import ranks, score_ranks
+from pipeline.training.data import SessionBatch, SessionFeatures
 from pipeline.training.models.base import MemoryModel
 
 CUTOFFS = (5, 8)
 
 
-def inputs_of(model: MemoryModel, features: SessionFeatures) -> Callable[[Tensor], Batch]:
+def inputs_of(model: MemoryModel, features: SessionFeatures) -> Callable[[Tensor], SessionBatch]:
     """What the model reads of the sessions given by number."""
     if model.reads == "concatenated":
         return features.concatenated

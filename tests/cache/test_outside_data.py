@@ -11,7 +11,7 @@ import pytest
 
 from cache import Store, verify
 from cache.errors import StoreCorruptError
-from cache.stamps import sha256_of
+from cache.stat_cache import sha256_of
 from manifests.identity import digest
 
 SHARD, CATALOGUE = "text-00000.h5", "catalogue.h5"

@@ -28,7 +28,7 @@ from cache import (
 )
 from cache.manifest import ShardInfo, load_manifest
 from cache.shards import expected_attributes
-from cache.stamps import sha256_of
+from cache.stat_cache import sha256_of
 from manifests.identity import digest
 
 

@@ -243,7 +243,7 @@ def test_what_does_not_verify_is_set_aside(tmp_path: Path, uninterrupted: Path) 
 
 def _sign(path: Path, file: Path) -> None:
     from cache.ledger import Receipt
-    from cache.stamps import sha256_of
+    from cache.stat_cache import sha256_of
 
     Ledger(path).add_receipt(Receipt("image", file.name, 3, 0.0, "", file.stat().st_size, sha256_of(file)))
 

@@ -48,7 +48,7 @@ def test_a_repacked_shard_streams_too(three_shards: Path, rows, monkeypatch) -> 
     from dataclasses import replace
 
     from cache.manifest import load_manifest
-    from cache.stamps import sha256_of
+    from cache.stat_cache import sha256_of
 
     file = three_shards / "image-00000.h5"
     with h5py.File(file, "r") as old:

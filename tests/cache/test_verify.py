@@ -15,7 +15,7 @@ from cache.files import write_all
 from cache.hdf5 import write_hdf5
 from cache.manifest import ShardInfo, load_manifest
 from cache.shards import expected_attributes
-from cache.stamps import sha256_of
+from cache.stat_cache import sha256_of
 from manifests.identity import digest
 
 

@@ -8,7 +8,7 @@ from manifests.datasets import datasets
 from manifests.datasets._files import read_names
 from manifests.errors import Problems
 from manifests.schema import Turn
-from pipeline.serve.saved import SavedDialogues
+from pipeline.views.serve.saved import SavedDialogues
 from tests.worlds import world
 
 ODD = "a\u2028b\x85c\u2029d\x0be\x1cf"

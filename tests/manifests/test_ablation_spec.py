@@ -18,8 +18,8 @@ from manifests.figure_spec import figure_names, load_figure_spec
 from manifests.load import load_spec, shipped
 from manifests.table_spec import ResultsTable, load_table_spec, table_names
 from manifests.views import View
-from pipeline.ablation.plan import tasks_of
-from pipeline.tabulate import point_of
+from pipeline.analysis.ablation.plan import tasks_of
+from pipeline.analysis.tabulate import point_of
 
 GRID = [
     {"models": ["avg", "ewma"]},

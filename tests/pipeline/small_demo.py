@@ -19,9 +19,9 @@ import pytest
 from manifests.datasets.jsonl import export
 from manifests.load import load_dataset, load_spec
 from manifests.schema import Dataset, Image, RunSpec, Turn
-from pipeline.stage1 import extract_spec, fit_composer_spec
-from pipeline.stage2 import StageTwo, evaluate_spec, train_spec
-from pipeline.workspace import Workspace
+from pipeline.core.workspace import Workspace
+from pipeline.jobs.stage1 import extract_spec, fit_composer_spec
+from pipeline.jobs.stage2 import Experiment, evaluate_spec, train_spec
 from tests.caption_project import CAPTIONS
 from tests.pipeline.extraction.conftest import save_bert
 from tests.worlds import world
@@ -79,8 +79,8 @@ class Project:
     dataset: Dataset
     workspace: Workspace
 
-    def stage(self) -> StageTwo:
-        return StageTwo(self.spec, self.dataset, self.workspace, "cpu")
+    def stage(self) -> Experiment:
+        return Experiment(self.spec, self.dataset, self.workspace, "cpu")
 
     @property
     def options(self) -> list[str]:

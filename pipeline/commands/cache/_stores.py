@@ -10,7 +10,7 @@ import click
 from pipeline.commands._shared import F, load, open_job, option_data, option_device, option_json, option_out, option_set
 
 if TYPE_CHECKING:
-    from pipeline.stores.wanted import Request
+    from pipeline.stores.wanted import StoreRequest
 
 
 def target_command(f: F) -> F:
@@ -19,7 +19,7 @@ def target_command(f: F) -> F:
     return argument(option_set(option_data(option_out(option_device(option_json(f))))))
 
 
-def open_request(spec: str, overrides: tuple[str, ...], data: Path, out: Path, device: str = "cpu") -> Request:
+def open_request(spec: str, overrides: tuple[str, ...], data: Path, out: Path, device: str = "cpu") -> StoreRequest:
     from pipeline.stores.wanted import request_of
 
     job, workspace = open_job(spec, overrides, data, out)

@@ -14,7 +14,7 @@ from pipeline.commands._shared import emit, option_json, option_out
 @option_json
 def command(out: Path, as_json: bool) -> None:
     """List the stores in OUT: rows by table, bytes, failures, and the fingerprint that keys each."""
-    from pipeline.listing import listing
+    from pipeline.jobs.listing import listing
 
     found = listing(["stores"], out, True)
     emit(found.as_dict(), found.text(), as_json)

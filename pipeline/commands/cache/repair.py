@@ -31,8 +31,8 @@ def command(target: str, overrides: tuple[str, ...], data: Path, out: Path, devi
         emit(done.as_dict(), done.text(), as_json)
         sys.exit(0 if done.whole else 1)
     from cache.repair import repair
+    from pipeline.core.workspace import Workspace
     from pipeline.stores.repair import filling_command
-    from pipeline.workspace import Workspace
 
     path = require_store(target, out)
     one = repair(path)

@@ -17,7 +17,7 @@ def load_extractor(spec: RunSpec, device: str = "auto") -> Extractor:
     Raises ManifestError for an unknown extractor or option (with the nearest name), DeviceError, and ModelError when
     the model cannot be found or loaded.
     """
-    from pipeline.device import resolve_device
+    from pipeline.core.device import resolve_device
 
     family = extractors.get(spec.extractor.name, spec.name, "key extractor.name")
     problems = Problems(spec.name)

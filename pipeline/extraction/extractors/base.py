@@ -13,7 +13,7 @@ from PIL import Image as Pillow
 
 from manifests.errors import FashionNTMError
 from manifests.schema import Dataset, Frozen, Image
-from pipeline.extraction.transfer import Rows
+from pipeline.extraction.transfer import PendingRows
 
 Prepared: TypeAlias = Any  # what ``prepare`` made of one item: an array, or several by name
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -166,7 +166,7 @@ class Extractor(ABC):
         ready = self._ready_texts(images) if self.reads == "caption" else self._ready_images(images)
         return self._run(self._pair_features, ready, self._ready_texts(texts))
 
-    def begin(self, table: str, first: Sequence[Prepared], texts: Sequence[Prepared] = ()) -> Rows:
+    def begin(self, table: str, first: Sequence[Prepared], texts: Sequence[Prepared] = ()) -> PendingRows:
         """Rows of ``table`` for prepared items, without waiting for the device: images, texts, or both for "query"."""
         if table == "query":
             return self._begin(self._pair_features, first, texts)
@@ -193,7 +193,7 @@ class Extractor(ABC):
     def _run(self, features: Any, *inputs: Sequence[Prepared]) -> np.ndarray:
         return self._begin(features, *inputs).numpy()
 
-    def _begin(self, features: Any, *inputs: Sequence[Prepared]) -> Rows:
+    def _begin(self, features: Any, *inputs: Sequence[Prepared]) -> PendingRows:
         count = len(inputs[0])
         if count == 0:
             raise ExtractorError(f"extractor {self.name!r} was given an empty batch")
@@ -205,6 +205,6 @@ class Extractor(ABC):
             rows = rows.float()
             if self.options.normalise:
                 rows = torch.nn.functional.normalize(rows, dim=-1)
-            stored = Rows(rows.to(_DTYPES[self.options.store_dtype]))
+            stored = PendingRows(rows.to(_DTYPES[self.options.store_dtype]))
         self.calls += count
         return stored

@@ -12,13 +12,13 @@ import torch
 from pydantic import Field
 
 from manifests.schema import Dataset, Image
+from pipeline.extraction.array_lookup import Lookup, text_row
+from pipeline.extraction.arrays import FeatureFolder
 from pipeline.extraction.extractors.base import Card, Extractor, ExtractorOptions
-from pipeline.stores.arrays import FeatureFolder
-from pipeline.stores.lookup import Lookup, text_row
 
 
 class ImportedOptions(ExtractorOptions):
-    """``folder``: arrays and ids (see pipeline/stores/arrays.py). ``concatenated``: they hold the queries of all captions
+    """``folder``: arrays and ids (see pipeline/extraction/arrays.py). ``concatenated``: they hold the queries of all captions
     as one text, which the model ``cat`` needs. ``store_dtype``: null keeps the arrays' own. ``dtype``: nothing is computed.
     """
 

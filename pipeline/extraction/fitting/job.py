@@ -17,14 +17,14 @@ from manifests.options import parse_options
 from manifests.schema import Component, Dataset, RunSpec, Session
 from manifests.validation import split_validation
 from pipeline.composition.request import composer_request
-from pipeline.device import resolve_device
+from pipeline.core.device import resolve_device
+from pipeline.core.workspace import DIGESTS, Workspace
 from pipeline.extraction.extractors import extractors
 from pipeline.extraction.extractors._fittable import STARTS, FitOptions, Fittable
 from pipeline.extraction.fitting.loop import SAVE_SECONDS, fit
 from pipeline.extraction.fitting.score import single_turn
 from pipeline.extraction.fitting.state import Progress
 from pipeline.extraction.fitting.triplets import Loader, content_of, digest_of, triplets_of
-from pipeline.workspace import DIGESTS, Workspace
 
 RECORD, UNFINISHED = "fit.json", "unfinished"
 _NO_WEIGHT = {"dtype", "store_dtype", "normalise", "contaminated_on"}  # options that change no fitted weight

@@ -15,7 +15,7 @@ from manifests.errors import FashionNTMError
 from pipeline.composition.fit import contrastive_loss
 from pipeline.extraction.extractors._fittable import FitOptions, Fittable
 from pipeline.extraction.fitting.state import Progress, load_state, save_state
-from pipeline.extraction.fitting.triplets import Batch, Loader, Triplet
+from pipeline.extraction.fitting.triplets import Loader, Triplet, TripletBatch
 
 SAVE_SECONDS = 120.0  # between checkpoints; when they are written changes no weight
 Report = Callable[[Progress, int, float], None]  # progress, steps in all, triplets a second
@@ -70,7 +70,7 @@ def fit(
 
 def _step(
     extractor: Fittable,
-    batch: Batch,
+    batch: TripletBatch,
     optimiser: torch.optim.Optimizer,
     options: FitOptions,
     alpha: float,

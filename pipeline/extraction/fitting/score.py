@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from manifests.schema import Dataset, Session
+from pipeline.evaluation.metrics import recall
+from pipeline.evaluation.ranking import ranks
 from pipeline.extraction.extractors._fittable import Fittable
 from pipeline.extraction.fitting.triplets import Loader, triplets_of
-from pipeline.results.metrics import recall
-from pipeline.results.ranking import ranks
 
 KS = (10, 50)
 

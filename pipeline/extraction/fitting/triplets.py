@@ -13,7 +13,7 @@ import numpy as np
 
 from manifests.identity import digest
 from manifests.schema import Dataset, Session
-from pipeline.extraction.digests import DigestCache
+from pipeline.core.digests import DigestCache
 from pipeline.extraction.extractors._fittable import Fittable
 from pipeline.extraction.images import ItemError, decode, read
 
@@ -64,7 +64,7 @@ def content_of(triplets: Sequence[Triplet], dataset: Dataset, digests: Path) -> 
 
 
 @dataclass
-class Batch:
+class TripletBatch:
     """Prepared parts of some triplets; ``target_ids`` int64 [n] numbers the target images."""
 
     references: list[Any]
@@ -125,7 +125,7 @@ class Loader:
             if kept:
                 yield [i for i, _ in kept], [m for _, m in kept]
 
-    def batches(self, triplets: Sequence[Triplet], parts: Iterable[Sequence[int]]) -> Iterator[Batch]:
+    def batches(self, triplets: Sequence[Triplet], parts: Iterable[Sequence[int]]) -> Iterator[TripletBatch]:
         """Batches of the triplets numbered in each part; a triplet with an unreadable image is left out."""
         for triplet in triplets:
             self._number.setdefault(triplet.target, len(self._number))
@@ -136,7 +136,7 @@ class Loader:
 
         for _, made in self._ahead(prepared, parts):
             good = [(t, a, b) for t, a, b in made if a is not None and b is not None]
-            yield Batch(
+            yield TripletBatch(
                 [a for _, a, _ in good],
                 [self.text(t.text) for t, _, _ in good],
                 [b for _, _, b in good],

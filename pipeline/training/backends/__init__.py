@@ -20,20 +20,20 @@ def build_trainer(
     """
     if backend == "reference":
         return Trainer(models, features, trainings)
-    from pipeline.training.backends.fast import FastTrainer, why_not
-    from pipeline.training.backends.graph import GraphTrainer
     from pipeline.training.backends.stacked import StackedGraphTrainer, StackedTrainer
+    from pipeline.training.cascade.graph import GraphTrainer
+    from pipeline.training.cascade.trainer import FastTrainer, why_not
 
     if why_not(models) and backend in ("fast", "graph"):
         return (StackedTrainer if backend == "fast" else StackedGraphTrainer)(models, features, trainings)
     if backend == "numba":
-        from pipeline.training.fast.compiled_turn import CompiledTurn
+        from pipeline.training.cascade.turn_numba import NumbaTurn
 
-        return FastTrainer(models, features, trainings, CompiledTurn())
+        return FastTrainer(models, features, trainings, NumbaTurn())
     if backend == "triton":
-        from pipeline.training.fast.turn_kernel import TurnKernel
+        from pipeline.training.cascade.turn_triton import TritonTurn
 
-        return GraphTrainer(models, features, trainings, TurnKernel())
+        return GraphTrainer(models, features, trainings, TritonTurn())
     kind = FastTrainer if backend == "fast" else GraphTrainer
     return kind(models, features, trainings)
 

@@ -58,7 +58,7 @@ def choose_backend(
 
 def _stacked_on_cpu(models: Sequence[MemoryModel], features: SessionFeatures) -> bool:
     """Stacking saves launches; on a CPU torch's own layers are faster than plain products."""
-    from pipeline.training.backends import fast
+    from pipeline.training.cascade import trainer as fast
 
     return features.device.type == "cpu" and bool(fast.why_not(models))
 
@@ -72,7 +72,9 @@ def _why_not(name: str, models: Sequence[MemoryModel], features: SessionFeatures
     """Why backend ``name`` cannot train these models here; empty where it can."""
     if name == "reference":
         return ""
-    from pipeline.training.backends import fast, graph, stacked
+    from pipeline.training.backends import stacked
+    from pipeline.training.cascade import graph
+    from pipeline.training.cascade import trainer as fast
     from pipeline.training.objective import Objective
 
     reason = fast.why_not(models)
@@ -94,7 +96,7 @@ def _no_loops(features: SessionFeatures) -> str:
     if find_spec("numba") is None:
         return "the package numba is not installed (extra `cpu`)"
     try:
-        import pipeline.training.fast.loops  # noqa: F401
+        import pipeline.training.cascade.numba_loops  # noqa: F401
     except (ImportError, RuntimeError) as error:  # another NumPy than it knows; nowhere to keep what it compiles
         return " ".join(str(error).split())
     return ""

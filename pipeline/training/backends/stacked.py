@@ -13,9 +13,9 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from pipeline.training.backends._plain import plain
-from pipeline.training.backends.fast import FastTrainer
-from pipeline.training.backends.graph import GraphTrainer
-from pipeline.training.data import Batch
+from pipeline.training.cascade.graph import GraphTrainer
+from pipeline.training.cascade.trainer import FastTrainer
+from pipeline.training.data import SessionBatch
 from pipeline.training.models._dropout import dropped_by
 from pipeline.training.models.base import MemoryModel
 from pipeline.training.objective import Step
@@ -76,7 +76,7 @@ class StackedModels(nn.Module):
         call, first = self._call[0], steps[0]
 
         def of(model: MemoryModel, queries: Tensor, targets: Tensor, lengths: Tensor, rows: Tensor) -> Tensor:
-            return _outcome(model, replace(first, batch=Batch(queries, targets, lengths), rows=rows))
+            return _outcome(model, replace(first, batch=SessionBatch(queries, targets, lengths), rows=rows))
 
         def one(values: dict[str, Tensor], kept: Tensor, *inputs: Tensor) -> Tensor:
             with dropped_by(_given(kept)):

@@ -17,7 +17,7 @@ OPTIONS = {"stages": 2, "slots": 3, "hidden": 5, "init": "symmetry-breaking"}
 
 def test_the_bounds_are_those_of_the_gallery() -> None:
     """Counted out: the items that fit what is known, one of which is right."""
-    task = memory.Task(3, D, 0.1, seed=0)
+    task = memory.RecallTask(3, D, 0.1, seed=0)
     items = [tuple(item) for item in task.items.tolist()]
     assert sorted(items) == sorted(itertools.product(range(3), repeat=4))
     bounds = task.bounds()
@@ -34,7 +34,7 @@ def test_the_bounds_are_those_of_the_gallery() -> None:
 
 
 def test_targets_add_up_over_the_turns_and_the_split_shares_no_item() -> None:
-    task = memory.Task(4, D, 0.0, seed=1)
+    task = memory.RecallTask(4, D, 0.0, seed=1)
     assert len(task.seen) == 192 and len(task.unseen) == 64
     assert not set(task.seen.tolist()) & set(task.unseen.tolist())
     features, wanted = task.sessions(task.unseen, 10, seed=2)
@@ -47,7 +47,7 @@ def test_targets_add_up_over_the_turns_and_the_split_shares_no_item() -> None:
             torch.testing.assert_close(queries[session, n], task.said[item[n]])  # no noise here
             total = sum(task.said[item[m]] + task.meant[m, item[m]] for m in range(n + 1))
             torch.testing.assert_close(targets[session, n], total / total.norm())
-    again, _ = memory.Task(4, D, 0.0, seed=1).sessions(task.unseen, 10, seed=2)
+    again, _ = memory.RecallTask(4, D, 0.0, seed=1).sessions(task.unseen, 10, seed=2)
     assert torch.equal(again.queries, features.queries)
 
 

@@ -15,8 +15,8 @@ import pytest
 
 from cache import Store
 from manifests.schema import Component, Dataset
-from pipeline.extraction.batches import Task
-from pipeline.extraction.distributed import ClusterError, Crew, _numbers, crew_for, portable
+from pipeline.extraction.batches import ShardTask
+from pipeline.extraction.distributed import Cluster, ClusterError, _numbers, crew_for, portable
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.gpus import WorkerError, claim_gpu
 from pipeline.extraction.run import TooManyFailures
@@ -29,7 +29,7 @@ Load = Callable[..., Extractor]
 
 
 @pytest.fixture(scope="module")
-def crew(clip_folder: Path) -> Iterator[Crew]:
+def crew(clip_folder: Path) -> Iterator[Cluster]:
     """Two workers that answer over TCP and share this process: they start at once."""
     from distributed import LocalCluster
 
@@ -49,7 +49,7 @@ def crew(clip_folder: Path) -> Iterator[Crew]:
 
 
 @pytest.fixture(scope="module")
-def processes(clip_folder: Path) -> Iterator[Crew]:
+def processes(clip_folder: Path) -> Iterator[Cluster]:
     """Two worker processes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])))
@@ -101,7 +101,7 @@ def assert_same_rows(path: Path, other: Path) -> None:
 
 
 def test_the_store_is_the_local_one_and_every_item_is_encoded_once(
-    crew: Crew, load: Load, clip_folder: Path, world: Dataset, local_store: Path, tmp_path: Path
+    crew: Cluster, load: Load, clip_folder: Path, world: Dataset, local_store: Path, tmp_path: Path
 ) -> None:
     coordinator = load("clip", clip_folder)
     report = run(world, coordinator, tmp_path, crew=crew)
@@ -116,7 +116,7 @@ def test_the_store_is_the_local_one_and_every_item_is_encoded_once(
 
 @pytest.mark.parametrize("begins", ["cluster", "one process"])
 def test_resume_by_another_number_of_workers(
-    crew: Crew, load: Load, clip_folder: Path, world: Dataset, local_store: Path, tmp_path: Path, begins: str
+    crew: Cluster, load: Load, clip_folder: Path, world: Dataset, local_store: Path, tmp_path: Path, begins: str
 ) -> None:
     """What stops at the second failure is ended the other way: the bytes do not tell."""
     first, second = ({"crew": crew}, {}) if begins == "cluster" else ({"workers": 0}, {"crew": crew})
@@ -130,7 +130,7 @@ def test_resume_by_another_number_of_workers(
 
 @pytest.mark.slow
 def test_a_worker_killed_in_the_middle_of_a_shard(
-    processes: Crew, load: Load, clip_folder: Path, large_world: Dataset, large_store: Path, tmp_path: Path
+    processes: Cluster, load: Load, clip_folder: Path, large_world: Dataset, large_store: Path, tmp_path: Path
 ) -> None:
     client, killed = processes.client, []
     pids = client.run(os.getpid)
@@ -157,7 +157,7 @@ def test_a_worker_killed_in_the_middle_of_a_shard(
 
 
 def test_failures_stop_a_cluster_s_job_early(
-    crew: Crew, load: Load, clip_folder: Path, world: Dataset, tmp_path: Path
+    crew: Cluster, load: Load, clip_folder: Path, world: Dataset, tmp_path: Path
 ) -> None:
     with pytest.raises(TooManyFailures, match="1 items failed, more than --max-failures 0"):
         run(world, load("clip", clip_folder), tmp_path, crew=crew, max_failures=0)
@@ -167,7 +167,7 @@ def test_failures_stop_a_cluster_s_job_early(
 
 
 def test_a_cluster_by_its_address_and_its_own_batch_size(
-    crew: Crew, load: Load, clip_folder: Path, world: Dataset, local_store: Path, tmp_path: Path
+    crew: Cluster, load: Load, clip_folder: Path, world: Dataset, local_store: Path, tmp_path: Path
 ) -> None:
     address = crew.client.scheduler.address
     assert address.startswith("tcp://127.0.0.1:")
@@ -180,11 +180,11 @@ def test_a_cluster_by_its_address_and_its_own_batch_size(
 
 
 def test_a_worker_with_another_model_or_no_store_is_refused(
-    crew: Crew, load: Load, clip_folder: Path, tmp_path: Path
+    crew: Cluster, load: Load, clip_folder: Path, tmp_path: Path
 ) -> None:
     data = build_dataset(tmp_path / "images")
     other = save_clip(tmp_path / "clip", seed=5)
-    mixed = Crew(crew.client, portable(spec_of("clip", model=str(other), store_dtype="float32")), "cpu")
+    mixed = Cluster(crew.client, portable(spec_of("clip", model=str(other), store_dtype="float32")), "cpu")
     with pytest.raises(ClusterError, match=r"differs from the coordinator's .*weights"):
         run(data, load("clip", clip_folder), tmp_path / "stores", crew=mixed)
     extractor = load("clip", other)
@@ -203,7 +203,7 @@ def test_no_scheduler_at_the_address() -> None:
 
 
 def test_shard_numbers_follow_each_table_s_own() -> None:
-    tasks = [Task(t, []) for t in ("image", "image", "text", "text", "text")]
+    tasks = [ShardTask(t, []) for t in ("image", "image", "text", "text", "text")]
     assert _numbers(tasks, {"image": 7, "text": 0}.__getitem__) == [7, 8, 0, 1, 2]
 
 

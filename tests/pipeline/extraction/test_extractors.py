@@ -17,7 +17,7 @@ from transformers.image_processing_backends import PilBackend
 from manifests.errors import ManifestError
 from manifests.identity import digest
 from manifests.schema import Dataset, Image
-from pipeline.device import DeviceError, available, is_out_of_memory, resolve_device
+from pipeline.core.device import DeviceError, available, is_out_of_memory, resolve_device
 from pipeline.extraction.extractors import extractors, load_extractor
 from pipeline.extraction.extractors.base import Extractor, ExtractorError
 from pipeline.extraction.hub import ModelError

@@ -22,14 +22,14 @@ from cache import Store
 from manifests.errors import FashionNTMError, IncompleteError
 from manifests.load import load_dataset
 from manifests.schema import Component, Dataset, RunSpec
+from pipeline.core.workspace import Workspace
 from pipeline.extraction import hub
 from pipeline.extraction.extractors import load_extractor
 from pipeline.extraction.fitting.job import RECORD, fit_extractor_spec, fitted_spec
 from pipeline.extraction.fitting.loop import cycle
 from pipeline.extraction.fitting.state import STATE, Progress
 from pipeline.extraction.fitting.triplets import Loader, triplets_of
-from pipeline.stage1 import extract_spec
-from pipeline.workspace import Workspace
+from pipeline.jobs.stage1 import extract_spec
 from tests.conftest import REPOSITORY
 
 from .conftest import build_dataset, save_bert, save_clip
@@ -121,7 +121,7 @@ from pathlib import Path
 from tests.pipeline.extraction.conftest import build_dataset
 from tests.pipeline.extraction.test_fitting import vlp
 from pipeline.extraction.fitting.job import fit_extractor_spec
-from pipeline.workspace import Workspace
+from pipeline.core.workspace import Workspace
 dataset = build_dataset(Path(sys.argv[1]), images=12, sessions=10)
 fit_extractor_spec(vlp(epochs=10), dataset, Workspace(Path(sys.argv[2])), "cpu", save_seconds=0)
 """

@@ -15,7 +15,7 @@ from cache import Store
 from manifests.errors import ManifestError
 from manifests.identity import caption_key, image_key, text_key
 from manifests.schema import Dataset, Image
-from pipeline.extraction.digests import NAME, DigestCache
+from pipeline.core.digests import NAME, DigestCache
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.images import ReadError
 from pipeline.extraction.plan import UP_TO_DATE, open_store, plan_extraction

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from cache import Store
 from cli import main
 from manifests.schema import Dataset
+from pipeline.core.workspace import Workspace
 from pipeline.extraction import probe
 from pipeline.extraction.cost import Cost, cost_of
 from pipeline.extraction.extractors.base import Extractor
@@ -30,7 +31,6 @@ from pipeline.extraction.precision import (
     with_precision,
 )
 from pipeline.extraction.probe import best_size, choose_batch_size, default_workers, measure, recorded_batch_size
-from pipeline.workspace import Workspace
 
 from .conftest import build_dataset, spec_of
 from .helpers import run, tiny

@@ -10,14 +10,14 @@ import pytest
 
 from cache import Store
 from manifests.schema import Component, Dataset, RunSpec
+from pipeline.core.workspace import Workspace
 from pipeline.extraction.extractors.base import ExtractorOptions
-from pipeline.stage1 import extract_spec
+from pipeline.extraction.tolerance import COMPUTED, STORED, tolerance, tolerance_of
+from pipeline.jobs.stage1 import extract_spec
 from pipeline.stores.collect import SharedStoreError, collect_specs, collect_store
 from pipeline.stores.explain import explain
 from pipeline.stores.reextract import reextract
-from pipeline.stores.tolerance import COMPUTED, STORED, tolerance, tolerance_of
 from pipeline.stores.wanted import OtherStoreError, request_of
-from pipeline.workspace import Workspace
 from tests.pipeline.extraction.conftest import build_dataset, picture, save_clip
 
 

@@ -14,10 +14,10 @@ from cache import Store, StoreCorruptError, StoreWriter
 from manifests.schema import Dataset
 from pipeline.composition.compose import compose
 from pipeline.composition.composers.fusion import Fusion, FusionOptions
+from pipeline.extraction.array_lookup import Lookup, fit
+from pipeline.extraction.arrays import FeatureFolder
 from pipeline.stores import exports
-from pipeline.stores.arrays import FeatureFolder
 from pipeline.stores.exports import FORMATS, ExportError, export
-from pipeline.stores.lookup import Lookup, fit
 from tests.worlds import DIM, world, write_backbone
 
 

@@ -22,16 +22,16 @@ from cache import Store
 from manifests.identity import file_digest
 from manifests.schema import Component, Dataset, Image, RunSpec
 from pipeline.composition.composers.gated import Gated
+from pipeline.core.workspace import Workspace
 from pipeline.extraction import images
 from pipeline.extraction.extractors import load_extractor
 from pipeline.extraction.extractors.caption import CaptionExtractor
 from pipeline.extraction.extractors.clip import ClipExtractor
 from pipeline.extraction.plan import open_store, plan_extraction
 from pipeline.extraction.run import extract
-from pipeline.stage1 import extract_spec, fit_composer_spec
+from pipeline.jobs.stage1 import extract_spec, fit_composer_spec
 from pipeline.stores.explain import explain
 from pipeline.stores.wanted import NOT_FITTED, request_of
-from pipeline.workspace import Workspace
 from tests.pipeline.extraction.conftest import build_dataset, picture, save_bert, save_clip
 from tests.worlds import world
 

@@ -11,7 +11,7 @@ import torch
 from cache import Store, StoreWriter
 from manifests.identity import stack_keys, text_key
 from manifests.schema import Training
-from pipeline.training.data import Batch, session_features
+from pipeline.training.data import SessionBatch, session_features
 from pipeline.training.errors import FeatureError, TrainingError
 from pipeline.training.fit import fit
 from pipeline.training.models import _stage, build_model
@@ -32,7 +32,7 @@ def queries(batch: int = 4, turns: int = 3) -> torch.Tensor:
 
 def step_of(model_queries: torch.Tensor, targets: torch.Tensor, rows: torch.Tensor, lengths: torch.Tensor) -> Step:
     features = cumulative(10)
-    return Step(features, Batch(model_queries, targets[rows], lengths), rows, Training(), 1.0)
+    return Step(features, SessionBatch(model_queries, targets[rows], lengths), rows, Training(), 1.0)
 
 
 def test_no_memory_is_the_cm_ntm_with_every_read_at_zero(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from manifests.schema import Training, Validation
 from pipeline.training.checkpoint import MissingCheckpointError, load_model, save_model
 from pipeline.training.data import SessionFeatures
 from pipeline.training.errors import CheckpointError, DivergenceError, RunError
-from pipeline.training.job import Request, train_run
+from pipeline.training.job import TrainRequest, train_run
 from pipeline.training.models import build_model
 from pipeline.training.runs import RunFolder, list_runs, run_identity, sessions_digest
 from pipeline.training.validate import embed
@@ -38,7 +38,7 @@ def train(runs: Path, features: SessionFeatures, name: str = "lstm", seed: int =
     options = {"hidden": 8} if name == "lstm" else {}
     fields = {key: more.pop(key) for key in ("validation", "validation_features") if key in more}
     training = more.pop("training", QUICK)
-    request = Request(runs, "toy", "f" * 64, name, options, features, training, seed, **fields)
+    request = TrainRequest(runs, "toy", "f" * 64, name, options, features, training, seed, **fields)
     return train_run(request, threads=(1,), **more)
 
 
@@ -135,7 +135,7 @@ def test_a_failed_run_keeps_its_metrics_and_starts_anew(tmp_path: Path, features
 
 
 def test_an_interrupted_run_is_incomplete_and_starts_anew(tmp_path: Path, features: SessionFeatures) -> None:
-    def interrupt(_: Request, metrics: dict[str, Any]) -> None:
+    def interrupt(_: TrainRequest, metrics: dict[str, Any]) -> None:
         if metrics["epoch"] == 2:
             raise KeyboardInterrupt
 
@@ -152,7 +152,7 @@ KILLED = """
 import os, sys, time
 from pathlib import Path
 from manifests.schema import Training
-from pipeline.training.job import Request, train_run
+from pipeline.training.job import TrainRequest as Request, train_run
 from tests.pipeline.training.sessions import cumulative
 def report(request, metrics):
     print(metrics["epoch"], flush=True)

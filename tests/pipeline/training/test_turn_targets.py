@@ -9,9 +9,9 @@ import pytest
 from manifests.errors import ManifestError
 from manifests.leaks import pair_exposure
 from manifests.schema import Dataset, Session
+from pipeline.analysis.history import _other_chains
 from pipeline.composition.triplets import triplets
 from pipeline.extraction.fitting.triplets import triplets_of
-from pipeline.history import _other_chains
 from pipeline.training.data import session_features
 from pipeline.training.recombine import Histories
 from pipeline.training.runs import sessions_digest

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from manifests.schema import Training
-from pipeline.training.backends import build_trainer, choice, choose_backend, graph
+from pipeline.training.backends import build_trainer, choice, choose_backend
+from pipeline.training.cascade import graph
 from pipeline.training.data import SessionFeatures
 from pipeline.training.errors import DivergenceError, TrainingError
 from pipeline.training.fit import fit, fit_group
@@ -219,7 +220,7 @@ def test_without_compiled_loops_the_others_train(features: SessionFeatures, monk
     if missing == "numba":
         monkeypatch.setattr(choice, "find_spec", lambda name: None)
     else:
-        monkeypatch.setitem(sys.modules, "pipeline.training.fast.loops", None)
+        monkeypatch.setitem(sys.modules, "pipeline.training.cascade.numba_loops", None)
     found = choose_backend("numba", [built(dim=features.dim)], features, [QUICK])
     assert found.backend in ("reference", "fast") and found.fallback.startswith("backend numba: ")
 

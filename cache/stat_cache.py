@@ -1,0 +1,87 @@
+"""Remembers which files were found whole, so that a digest is computed once a file and not once a process.
+
+A file is taken as unchanged when its size, both times (the change time cannot be set back by a user) and inode are
+those of the moment it was checked. A stamp is only kept for a file that had been at rest for two seconds, because
+a write in the same tick of the file system's clock would not show. The stamps are advice: a damaged or missing
+file of them costs one more check, and a changed, copied or restored shard never has one. What they cannot see is a
+disk that rots under an untouched file: ``verify`` and ``Store.open(path, verify="always")`` read every byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from cache.files import replace_atomically
+from cache.layout import VERIFIED
+
+_REST = 2.0  # seconds
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, 64 hex digits."""
+    with open(path, "rb", buffering=0) as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+_in_process: dict[Path, tuple[list[int], str]] = {}
+
+
+def remembered_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, read once a process while the file's stamp stays the same. OSError."""
+    before = _stamp(os.stat(path))
+    stamp, found = _in_process.get(path, ([], ""))
+    if stamp != before:
+        found = sha256_of(path)
+        if time.time() - max(before[1], before[2]) / 1e9 > _REST and _stamp(os.stat(path)) == before:
+            _in_process[path] = (before, found)
+    return found
+
+
+class StatCache:
+    """The stamps of one store. Safe in threads and after fork: a lost update costs one more check."""
+
+    def __init__(self, directory: Path):
+        self.path = directory / VERIFIED
+        self._known: dict[str, list] | None = None
+        self._fresh: dict[str, list] = {}
+
+    def digest(self, path: Path, expected: str, remembered: bool = True) -> str:
+        """The file's digest: ``expected`` if ``remembered`` and its stamp says so, else by reading it. OSError."""
+        before = _stamp(os.stat(path))
+        if remembered and self._load().get(path.name) == [expected, *before]:
+            return expected
+        found = sha256_of(path)
+        at_rest = time.time() - max(before[1], before[2]) / 1e9 > _REST
+        if found == expected and at_rest and _stamp(os.stat(path)) == before:
+            self._fresh[path.name] = [found, *before]
+        return found
+
+    def save(self) -> None:
+        """Keep what was found since the last call. Silent where the folder cannot be written: it is only advice."""
+        if not self._fresh:
+            return
+        fresh, self._fresh = self._fresh, {}
+        self._known = {**self._read(), **fresh}
+        with suppress(OSError):
+            replace_atomically(self.path, json.dumps(self._known).encode() + b"\n", durable=False)
+
+    def _load(self) -> dict[str, list]:
+        if self._known is None:
+            self._known = self._read()
+        return self._known
+
+    def _read(self) -> dict[str, list]:
+        try:
+            known = json.loads(self.path.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return known if isinstance(known, dict) else {}
+
+
+def _stamp(status: os.stat_result) -> list[int]:
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]

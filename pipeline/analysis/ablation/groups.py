@@ -1,0 +1,135 @@
+"""Runs of equal shape, trained and evaluated together: in this process, or on the workers of a Dask cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from manifests.errors import FashionNTMError
+from manifests.load import load_dataset
+from manifests.schema import RunSpec
+from manifests.views import View
+from pipeline.analysis.ablation.plan import Group
+from pipeline.core.workspace import Workspace
+from pipeline.jobs.identities import Run
+from pipeline.jobs.stage2 import Experiment, Log, TrainOptions, silent
+
+HERE = TrainOptions()
+
+
+class ClusterError(FashionNTMError):
+    """A cluster that cannot be reached or started, or groups that failed on it."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to find the features again; it goes over the network, so it holds plain values alone."""
+
+    spec: str  # RunSpec as JSON
+    data: str
+    out: str
+    device: str
+    threads: int  # of the CPU for each worker's trainings, as here: another number would round sums differently
+
+    @classmethod
+    def of(cls, spec: RunSpec, data: Path, out: Path, device: str) -> Job:
+        from pipeline.core.threads import training_threads
+
+        return cls(spec.model_dump_json(), str(data.resolve()), str(out.resolve()), device, training_threads())
+
+
+def do_group(stage: Experiment, group: Group, how: TrainOptions = HERE) -> Iterator[str]:
+    """Train and evaluate what ``group`` lacks; one line for each run."""
+    missing = {id(task.run): task.missing for task in group.tasks}
+    for run, done in _trained(stage, group, how):
+        views = missing[id(run)] if done.reused else _all_views(group)
+        for view in views:
+            stage.evaluate(run, view)
+        told = "trained before" if done.reused else f"trained in {done.summary['seconds']:.1f} s"
+        yield f"{group.label} seed {run.seed}: {told}, evaluated; run {done.folder.id}"
+
+
+def _trained(stage: Experiment, group: Group, how: TrainOptions) -> Iterator[tuple[Run, Any]]:
+    """Train the group's runs, side by side where that pays. Raises the error of a run that diverged, after the rest."""
+    failed: list[Exception] = []
+    for runs in stage.together(group.runs, how):
+        for run, done in zip(runs, stage.train_group(runs, how=how), strict=True):
+            if isinstance(done, Exception):
+                failed.append(done)
+            else:
+                yield run, done
+    if failed:
+        raise failed[0]
+
+
+def _all_views(group: Group) -> tuple[View, ...]:
+    return tuple(dict.fromkeys(view for task in group.tasks for view in task.missing))
+
+
+def run_here(stage: Experiment, groups: Sequence[Group], log: Log = silent) -> None:
+    """All groups, one after another."""
+    for group in groups:
+        for line in do_group(stage, group):
+            log(line)
+
+
+def run_on_cluster(job: Job, groups: Sequence[Group], scheduler: str = "", workers: int = 0, log: Log = silent) -> None:
+    """All groups on the workers of ``scheduler``, or on ``workers`` processes of this machine; a group is one task.
+
+    Workers read features from and write runs to the same folders, so these must be shared. What is finished is kept
+    when the cluster or this process ends. Raises ClusterError naming the groups that failed, after the others ended.
+    """
+    from distributed import as_completed
+
+    with _client(scheduler, workers) as client:
+        futures = {client.submit(_work, job, group, pure=False, retries=0): group for group in groups}
+        failed: list[str] = []
+        for future in as_completed(futures):
+            group = futures[future]
+            error = future.exception()
+            if error is not None:
+                failed.append(f"  {group.label}: {error}")
+                log(f"failed: {group.label}: {error}")
+                continue
+            for line in future.result():
+                log(line)
+    if failed:
+        raise ClusterError(
+            "\n".join([f"{len(failed)} of {len(groups)} groups failed:", *failed, "run the same command to resume"])
+        )
+
+
+@contextmanager
+def _client(scheduler: str, workers: int) -> Iterator[Any]:
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError as error:
+        raise ClusterError(f"a cluster needs the package 'distributed' ({error}): install dask[distributed]") from None
+    if not scheduler:
+        with (
+            LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+            Client(cluster) as client,
+        ):
+            yield client
+        return
+    try:
+        client = Client(scheduler, timeout=20)
+    except (OSError, ValueError) as error:
+        raise ClusterError(f"--scheduler {scheduler}: not reachable ({error}): start `dask scheduler`") from None
+    with client:
+        yield client
+
+
+def _work(job: Job, group: Group) -> list[str]:
+    return list(do_group(_stage(job), group, TrainOptions(threads=job.threads)))
+
+
+@lru_cache(maxsize=2)
+def _stage(job: Job) -> Experiment:
+    """The features stay loaded between the tasks of a worker."""
+    spec = RunSpec.model_validate_json(job.spec)
+    return Experiment(spec, load_dataset(spec, Path(job.data)), Workspace(Path(job.out)), job.device)

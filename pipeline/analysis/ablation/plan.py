@@ -1,0 +1,288 @@
+"""What an ablation would do and why, before it does it: rows, trainings, evaluations, and the time by a measured step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from cache import Store
+from manifests.ablation_spec import AblationSpec, Point, chosen_points
+from manifests.errors import IncompleteError, ManifestError, Problem, Problems
+from manifests.identity import pair_key, stack_keys, text_key
+from manifests.options import problems_of
+from manifests.schema import Dataset, RunSpec, Training
+from manifests.views import View
+from pipeline.core.workspace import Workspace
+from pipeline.jobs.identities import Run, make_run
+from pipeline.jobs.stage2 import Experiment
+
+REPEATS = 3  # timed steps of a shape after a first one that warms up; the fastest counts
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of the grid, and what of it is done."""
+
+    point: Point
+    run: Run
+    trainable: bool
+    trained: bool
+    missing: tuple[View, ...]  # views that the run is not evaluated in
+
+    @property
+    def done(self) -> bool:
+        return self.trained and not self.missing
+
+    @property
+    def state(self) -> str:
+        return "evaluated" if self.done else "trained" if self.trained else "to do"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one point: the same model, options and training, and so equal shapes; the seeds differ."""
+
+    point: Point
+    tasks: tuple[PlannedRun, ...]
+
+    @property
+    def runs(self) -> list[Run]:
+        return [task.run for task in self.tasks]
+
+    @property
+    def label(self) -> str:
+        return f"{self.point.number}. {self.point.label}"
+
+
+def tasks_of(
+    ablation: AblationSpec,
+    spec: RunSpec,
+    only: Sequence[int] = (),
+    seeds: Sequence[int] = (),
+) -> list[tuple[Point, Run, bool]]:
+    """(point, run, whether it is trained by gradient) in order. Raises ManifestError with every wrong option."""
+    from pipeline.training.models import model_options
+    from pipeline.training.models import models as registry
+
+    problems, made = Problems(ablation.name), []
+    for point in chosen_points(ablation.points(registry.names()), only):
+        place = f"point {point.number} ({point.label})"
+        try:
+            runs = [
+                make_run(spec, point.model, seed, point.options, point.training) for seed in seeds or ablation.seeds
+            ]
+            kind, _ = model_options(point.model, runs[0].options, place)
+        except ManifestError as error:
+            problems.found.extend(error.problems)
+            continue
+        except ValidationError as error:
+            problems.found.extend(problems_of(error, Training, ablation.name, f"{place} training"))
+            continue
+        if runs[0].training.early_stopping and not spec.validation.fraction:
+            problems.found.append(
+                Problem(
+                    ablation.name,
+                    place,
+                    "early stopping needs sessions to validate on",
+                    "set validation.fraction in the run spec, e.g. 0.1",
+                )
+            )
+        made += [(point, run, kind.trainable) for run in (runs if kind.trainable else runs[:1])]
+    problems.raise_if_any()
+    return made
+
+
+@dataclass
+class AblationPlan:
+    """What is done and what is not. ``extractions``: rows that stage 1 would make, by table, and why."""
+
+    name: str
+    spec: RunSpec
+    tasks: list[PlannedRun]
+    extractions: dict[str, int]
+    why: str = ""
+    seconds: float | None = None  # of the trainings, at most; None where nothing can be measured yet
+    step_ms: dict[int, float] = field(default_factory=dict)  # point number -> one training step
+
+    @cached_property
+    def trainings(self) -> int:
+        return sum(task.trainable and not task.trained for task in self.tasks)
+
+    @cached_property
+    def fits(self) -> int:
+        """Models without gradient training that have no run yet; they take seconds."""
+        return sum(not task.trainable and not task.trained for task in self.tasks)
+
+    @property
+    def evaluations(self) -> int:
+        return sum(len(task.missing) for task in self.tasks)
+
+    @property
+    def groups(self) -> list[Group]:
+        """The runs that are not done, by point."""
+        found: dict[int, list[PlannedRun]] = {}
+        for task in self.tasks:
+            if not task.done:
+                found.setdefault(task.point.number, []).append(task)
+        return [Group(tasks[0].point, tuple(tasks)) for tasks in found.values()]
+
+    @property
+    def headline(self) -> str:
+        rows = sum(self.extractions.values())
+        words = [f"{rows:,} extractions", f"{self.trainings:,} trainings", f"{self.evaluations:,} evaluations"]
+        if self.fits:
+            words.insert(2, f"{self.fits:,} models without training")
+        if not self.trainings:
+            return ", ".join(words)
+        shown = "time unknown until the features are there" if self.seconds is None else f"about {_span(self.seconds)}"
+        return ", ".join([*words, shown])
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "ablation": self.name,
+            "run": self.spec.name,
+            "extractions": self.extractions,
+            "why": self.why,
+            "trainings": self.trainings,
+            "evaluations": self.evaluations,
+            "seconds": self.seconds,
+            "points": [
+                {
+                    "number": t.point.number,
+                    "model": t.point.model,
+                    "options": dict(t.point.options),
+                    "training": dict(t.point.training),
+                    "seed": t.run.seed,
+                    "state": t.state,
+                }
+                for t in self.tasks
+            ],
+        }
+
+    def text(self) -> str:
+        lines = [self.headline, *([self.why] if self.why else [])]
+        if self.seconds is not None and self.trainings:
+            lines.append("time: a measured step of each shape x steps x epochs; early stopping may end sooner")
+        rows: dict[int, list[PlannedRun]] = {}
+        for task in self.tasks:
+            rows.setdefault(task.point.number, []).append(task)
+        for number, tasks in rows.items():
+            states: dict[str, list[str]] = {}
+            for task in tasks:
+                states.setdefault(task.state, []).append(str(task.run.seed) if task.trainable else "any")
+            shown = "; ".join(f"{state}: seed {','.join(seeds)}" for state, seeds in states.items())
+            step = f"  ({self.step_ms[number]:.1f} ms a step)" if number in self.step_ms else ""
+            lines.append(f"{number:3}. {tasks[0].point.label}  [{shown}]{step}")
+        return "\n".join(lines)
+
+
+def _span(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def plan_ablation(
+    ablation: AblationSpec,
+    spec: RunSpec,
+    dataset: Dataset,
+    workspace: Workspace,
+    device: str = "auto",
+    only: Sequence[int] = (),
+    seeds: Sequence[int] = (),
+    measure: bool = True,
+    stage: Callable[[], Experiment] | None = None,
+) -> AblationPlan:
+    """Compare the grid with the runs there are; ``measure``: time one training step of each point to be trained.
+
+    Writes nothing. Raises ManifestError for a wrong option or point.
+    """
+    made = tasks_of(ablation, spec, only, seeds)
+    try:
+        loaded = stage() if stage is not None else Experiment(spec, dataset, workspace, device)
+        rows, why = _missing_rows(loaded.store, dataset), ""
+        tasks = [PlannedRun(p, run, kind, *_state(loaded, run, ablation.views)) for p, run, kind in made]
+    except IncompleteError as error:
+        rows, why = _all_rows(dataset), str(error)
+        tasks = [PlannedRun(p, run, kind, False, ablation.views) for p, run, kind in made]
+        return AblationPlan(ablation.name, spec, tasks, rows, why)
+    plan = AblationPlan(ablation.name, spec, tasks, rows, why)
+    if measure and plan.trainings:
+        plan.seconds, plan.step_ms = _measure(loaded, plan.groups)
+    return plan
+
+
+def _state(stage: Experiment, run: Run, views: Sequence[View]) -> tuple[bool, tuple[View, ...]]:
+    if stage.folder(run).state != "finished":
+        return False, tuple(views)
+    return True, tuple(view for view in views if stage.evaluation(run, view) is None)
+
+
+def _all_rows(dataset: Dataset) -> dict[str, int]:
+    return {"images": len(dataset.images), "queries": len(dict.fromkeys(dataset.queries()))}
+
+
+def _missing_rows(store: Store, dataset: Dataset) -> dict[str, int]:
+    """Rows that the dataset asks for and the store neither has nor knows to have failed."""
+    catalogue = store.catalogue()
+    failed = {failure.key for failure in store.failures()}
+    wanted = {
+        "images": ("target", dict.fromkeys(catalogue[i] for i in dataset.images if i in catalogue)),
+        "queries": (
+            "query",
+            dict.fromkeys(
+                pair_key(catalogue[i], text_key(t)) for i, t in dict.fromkeys(dataset.queries()) if i in catalogue
+            ),
+        ),
+    }
+    found = {}
+    for name, (table, keys) in wanted.items():
+        listed = list(keys)
+        absent = np.flatnonzero(store.find(table, stack_keys(listed)) < 0) if listed else ()
+        found[name] = sum(listed[i].hex() not in failed for i in absent)
+    return found
+
+
+def _measure(stage: Experiment, groups: Sequence[Group]) -> tuple[float, dict[int, float]]:
+    """(seconds of all trainings of ``groups`` at most, milliseconds of a step by point number)."""
+    from pipeline.core.threads import cpu_threads, training_threads
+    from pipeline.training.backends.choice import choose_backend, measured_step
+    from pipeline.training.fit import epoch_batches
+    from pipeline.training.validate import recalls
+
+    total, steps_ms = 0.0, {}
+    for group in groups:
+        todo = [task for task in group.tasks if task.trainable and not task.trained]
+        if not todo:
+            continue
+        run = todo[0].run
+        request = stage.request(run)
+        model, fit, validation = request.build(), request.features, request.validation_features
+        with cpu_threads(training_threads()):
+            choice = choose_backend("auto", [model], fit, [run.training])
+            step = measured_step([model], fit, [run.training], choice.backend)
+            step()
+            seconds = min(_seconds(step) for _ in range(REPEATS))
+        checking = (
+            _seconds(lambda model=model, held=validation: recalls(model, held)) if validation is not None else 0.0
+        )
+        steps = len(epoch_batches(len(fit), run.training.batch_size))
+        total += len(todo) * run.training.epochs * (steps * seconds + checking)
+        steps_ms[group.point.number] = 1e3 * seconds
+    return total, steps_ms
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    import torch
+
+    began = time.perf_counter()
+    call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began

@@ -1,0 +1,125 @@
+"""``ablate``: bring every run of an ablation up to date; what is finished is kept, whenever it was finished."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from manifests.ablation_spec import AblationSpec, load_ablation_spec
+from manifests.load import load_dataset
+from manifests.schema import Dataset, RunSpec
+from pipeline.analysis.ablation.groups import Job, run_here, run_on_cluster
+from pipeline.analysis.ablation.plan import AblationPlan, plan_ablation
+from pipeline.analysis.ablation.timing import measure_timing, read_timing, timing_file
+from pipeline.analysis.tuning.sealed import read_spec
+from pipeline.core.workspace import Workspace
+from pipeline.jobs.run import make_features
+from pipeline.jobs.specs import check_components
+from pipeline.jobs.stage2 import Experiment, Log, silent
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an ablation runs: its spec and run spec, the data, the output folder and the device."""
+
+    ablation: AblationSpec
+    spec: RunSpec
+    data: Path
+    out: Path
+    device: str = "auto"
+
+    @property
+    def workspace(self) -> Workspace:
+        return Workspace(self.out)
+
+    def dataset(self) -> Dataset:
+        return load_dataset(self.spec, self.data)
+
+
+def open_ablation(
+    name: str,
+    run: str,
+    overrides: Sequence[str],
+    data: Path,
+    out: Path,
+    device: str = "auto",
+    words: Sequence[str] = (),
+) -> Place:
+    """The ablation ``name`` on run spec ``run`` (its own, for ""); ``words``: options that printed commands repeat.
+
+    Raises ManifestError with every problem.
+    """
+    ablation = load_ablation_spec(name)
+    spec = run_spec_of(ablation, run, overrides, shlex.join([run or ablation.run, *words]))
+    check_components(spec)
+    return Place(ablation, spec, data, out, device)
+
+
+def run_spec_of(ablation: AblationSpec, run: str, overrides: Sequence[str], given: str = "") -> RunSpec:
+    """The run spec whose features the ablation uses, with the windows that the ablation asks of stage 1 as well."""
+    spec = read_spec(run or ablation.run, overrides, given)
+    windows = tuple(dict.fromkeys((*spec.windows, *ablation.windows)))
+    return spec.model_copy(update={"windows": windows})
+
+
+def ablate(
+    place: Place,
+    only: Sequence[int] = (),
+    seeds: Sequence[int] = (),
+    scheduler: str = "",
+    workers: int = 0,
+    log: Log = silent,
+) -> AblationPlan:
+    """Run what is missing; returns the plan as it stands afterwards, in which nothing is left to do."""
+    ablation, spec, workspace = place.ablation, place.spec, place.workspace
+    dataset = place.dataset()
+    for note in dataset.notes:
+        log(f"note: {note}")
+    plan = plan_ablation(ablation, spec, dataset, workspace, place.device, only, seeds, measure=False)
+    if sum(plan.extractions.values()):
+        log(plan.headline)
+        make_features(spec, dataset, workspace, place.device, log)
+    stage = Experiment(spec, dataset, workspace, place.device, log)
+    plan = plan_ablation(ablation, spec, dataset, workspace, place.device, only, seeds, stage=lambda: stage)
+    log(plan.headline)
+    if scheduler or workers:
+        run_on_cluster(Job.of(spec, place.data, place.out, place.device), plan.groups, scheduler, workers, log)
+    else:
+        run_here(stage, plan.groups, log)
+    after = plan_ablation(
+        ablation, spec, dataset, workspace, place.device, only, seeds, measure=False, stage=lambda: stage
+    )
+    if ablation.timing:
+        time_points(place, stage, dataset, seeds, log)
+    return after
+
+
+def time_points(
+    place: Place, stage: Experiment, dataset: Dataset, seeds: Sequence[int] = (), log: Log = silent
+) -> None:
+    """Measure the inference time of every point that has a finished run, unless all of them are measured already.
+
+    All of them again, also where one alone is new: times that are not taken side by side do not compare.
+    """
+    every = tuple(dict.fromkeys((*place.ablation.seeds, *seeds)))
+    plan = plan_ablation(
+        place.ablation,
+        place.spec,
+        dataset,
+        place.workspace,
+        place.device,
+        (),
+        every,
+        measure=False,
+        stage=lambda: stage,
+    )
+    path = timing_file(place.out, place.ablation.name)
+    known = read_timing(path).get("runs", {})
+    first = {task.point.number: task for task in reversed(plan.tasks) if task.trained}
+    if any(stage.folder(task.run).id not in known for task in first.values()):
+        log(f"measuring the inference time of {len(first)} points, side by side")
+        record: dict[str, Any] = measure_timing(stage, list(first.values()), path)
+        log(f"written to {path} ({record['device']}, {record['threads']} threads)")

@@ -1,0 +1,81 @@
+"""Inference time of one session (paper Figure 8), measured for all points of an ablation side by side."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cache.files import replace_atomically
+from pipeline.analysis.ablation.plan import PlannedRun
+from pipeline.core.device import describe
+from pipeline.jobs.stage2 import Experiment
+
+ROUNDS = 30  # each round times every point once, so that a busy moment of the machine falls on all of them
+WARM_UP = 3
+
+
+def timing_file(out: Path, ablation: str) -> Path:
+    return out / "ablations" / ablation / "timing.json"
+
+
+def read_timing(path: Path) -> dict[str, Any]:
+    """The measurement in ``path``; {} when there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and isinstance(found.get("runs"), dict) else {}
+
+
+def measure_timing(stage: Experiment, tasks: Sequence[PlannedRun], path: Path, rounds: int = ROUNDS) -> dict[str, Any]:
+    """Time f_qry(1..T) -> f'_qry(1..T) of one session of the most turns, with one finished run of every point.
+
+    Written to ``path``: median and quartiles in milliseconds by run id. Encoding a turn and ranking the gallery are the
+    same for every point and are not in it.
+    """
+    from pipeline.training.checkpoint import load_model
+    from pipeline.training.validate import inputs_of
+
+    folders = {task.point.number: stage.folder(task.run) for task in tasks}
+    models = {number: load_model(folder.path, stage.device) for number, folder in folders.items()}
+    session = stage.test.lengths.argmax().reshape(1)
+    given = {number: inputs_of(model, stage.test)(session) for number, model in models.items()}
+    found: dict[int, list[float]] = {number: [] for number in models}
+    with torch.no_grad():
+        for turn in range(WARM_UP + rounds):
+            for number, model in models.items():
+                queries, _, lengths = given[number]
+                began = _now(stage.device)
+                model(queries, lengths)
+                if turn >= WARM_UP:
+                    found[number].append(1e3 * (_now(stage.device) - began))
+    record = {
+        "device": describe(stage.device),
+        "machine": f"{platform.machine()} {platform.system()}",
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+        "turns": int(stage.test.lengths.max()),
+        "rounds": rounds,
+        "runs": {folders[n].id: _spread(values) for n, values in found.items()},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
+    return record
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    low, middle, high = statistics.quantiles(values, n=4)
+    return {"milliseconds": middle, "low": low, "high": high}
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,148 @@
+"""A table as data: every cell knows its runs, the paper's value, and, while it is empty, the command that fills it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from manifests.schema import Frozen
+from pipeline.analysis.protocol import SHORT
+
+
+class Cell(Frozen):
+    """One value. ``command`` fills an empty cell or adds its missing seeds; ``note`` says why nothing can fill it."""
+
+    value: int | float | None = None  # mean over the seeds: percent, or a count
+    std: float | None = None  # sample standard deviation; None for one seed
+    seeds: tuple[int, ...] = ()
+    paper: int | float | None = None
+    difference: int | float | None = None  # value - paper
+    runs: tuple[str, ...] = ()
+    store: str = ""
+    command: str = ""
+    note: str = ""
+    low: float | None = None  # 95% interval of ``value``: bootstrap over sessions, all seeds of a session together
+    high: float | None = None
+
+
+class Column(Frozen):
+    group: str
+    label: str
+    kind: Literal["percent", "count", "change"] = "percent"  # change: against another row, in percent of it
+
+
+class Row(Frozen):
+    label: str
+    group: str = ""
+    cells: tuple[Cell, ...]
+
+
+class Block(Frozen):
+    """Rows under one heading, e.g. over one subset of the test sessions."""
+
+    title: str
+    rows: tuple[Row, ...]
+
+
+class Statement(Frozen):
+    """Whether two rows differ, over sessions and over seeds. ``difference``: a - b in points of the metric."""
+
+    block: str
+    metric: str
+    a: str
+    b: str
+    difference: float
+    low: float  # 95% interval of the paired bootstrap over sessions
+    high: float
+    sessions: int
+    p_sessions: float
+    p_holm: float  # p_sessions corrected for the comparisons of its block
+    seeds: int = 0  # seeds tested; 0: neither row depends on a seed
+    p_seeds: float | None = None
+    least_p_seeds: float | None = None  # no outcome of this number of seeds has a smaller p
+    significant: bool
+    seeds_allow: bool = True  # enough seeds for the test over seeds to be able to say so
+
+    @property
+    def text(self) -> str:
+        head = f"{self.a} - {self.b}: {self.difference:+.1f} ({self.low:+.1f} to {self.high:+.1f})"
+        parts = [f"over {self.sessions:,} sessions {p_text(self.p_holm)}"]
+        if self.p_seeds is not None:
+            parts.append(f"over {self.seeds} seed{'s' * (self.seeds != 1)} {p_text(self.p_seeds)}")
+        verdict = "significant" if self.significant else "not significant"
+        if not self.significant and not self.seeds_allow:
+            verdict = "undecided: too few seeds for the test over seeds"
+        return f"{head}; {', '.join(parts)}: {verdict}."
+
+
+def p_text(p: float) -> str:
+    """``p = 0.031``, ``p < 0.001``."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+class Table(Frozen):
+    title: str
+    columns: tuple[Column, ...]
+    blocks: tuple[Block, ...]
+    footnotes: tuple[str, ...] = ()
+    omitted: tuple[Row, ...] = ()  # the paper's rows of methods that do not exist here; in JSON only
+    tests: str = ""  # how the statements were tested
+    statements: tuple[Statement, ...] = ()
+
+    @property
+    def notes(self) -> list[str]:
+        """Why cells are empty that no command fills, once each."""
+        cells = (cell for block in self.blocks for row in block.rows for cell in row.cells)
+        return list(dict.fromkeys(f"Empty: {cell.note}." for cell in cells if cell.note))
+
+    @property
+    def significance(self) -> list[str]:
+        """The intervals, how was tested, then one line for each comparison; less where nothing can be compared."""
+        if not self.statements:
+            return self.intervals
+        blocks = {s.block: None for s in self.statements}
+        named = [f"{s.block}: {s.text}" if len(blocks) > 1 else s.text for s in self.statements]
+        return [*self.intervals, self.tests, *named]
+
+    @property
+    def intervals(self) -> list[str]:
+        """One line a block: the 95% intervals of its rows in the last column that has any."""
+        lines = []
+        for block in self.blocks:
+            for n in reversed(range(len(self.columns))):
+                found = [(row.label, row.cells[n]) for row in block.rows if row.cells[n].low is not None]
+                if found:
+                    column = " ".join(filter(None, [self.columns[n].group, self.columns[n].label]))
+                    spans = "; ".join(f"{label} {cell.low:.1f} to {cell.high:.1f}" for label, cell in found)
+                    lines.append(f"95% intervals over sessions, {block.title}, {column}: {spans}.")
+                    break
+        return lines
+
+    @property
+    def commands(self) -> dict[str, str]:
+        """Command -> the labels of the rows it completes, in the order of the rows."""
+        rows = [row for block in self.blocks for row in block.rows]
+        found: dict[str, dict[str, None]] = {}
+        for row in rows:
+            for cell in row.cells:
+                if cell.command:
+                    found.setdefault(cell.command, {})[row.label] = None
+        return {command: ", ".join(labels) for command, labels in found.items()}
+
+    @property
+    def traces(self) -> list[str]:
+        """One line for each row that has runs: its seeds, run ids and store."""
+        rows = [row for block in self.blocks for row in block.rows]
+        found: dict[str, Cell] = {}
+        for row in rows:
+            for cell in row.cells:
+                if cell.runs:
+                    found.setdefault(row.label, cell)
+        return [
+            f"{label}: {_named('seed', c.seeds)}{_named('run', c.runs)}store {c.store[:SHORT]}"
+            for label, c in found.items()
+        ]
+
+
+def _named(word: str, values: Sequence[int] | Sequence[str]) -> str:
+    return f"{word}{'s' if len(values) > 1 else ''} {', '.join(map(str, values))}; " if values else ""

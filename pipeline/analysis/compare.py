@@ -1,0 +1,272 @@
+"""Two methods session by session: which differences are more than chance, and which sessions changed most."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from manifests.errors import FashionNTMError
+from manifests.schema import Session
+from pipeline.analysis.cells import p_text
+from pipeline.evaluation.evaluate import Evaluation
+from pipeline.evaluation.significance import (
+    RESAMPLES,
+    bootstrap,
+    difference,
+    holm,
+    interval,
+    session_values,
+    sign_flip,
+    strata_of,
+)
+
+METRICS = ("R@5", "R@8", "mean", "MRR")
+
+
+class CompareError(FashionNTMError, ValueError):
+    """Runs that cannot be compared: no common session, or galleries of different sizes."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """Evaluations of one method, one a seed (None: no randomness), all of the same sessions."""
+
+    name: str
+    runs: tuple[str, ...]
+    seeds: tuple[int | None, ...]
+    evaluations: tuple[Evaluation, ...]
+
+    def ranks(self, sessions: Sequence[str]) -> np.ndarray:
+        """int [seeds, S] of these sessions."""
+        rows = []
+        for evaluation in self.evaluations:
+            place = {name: n for n, name in enumerate(evaluation.session_ids)}
+            rows.append(evaluation.ranks[[place[name] for name in sessions]])
+        return np.stack(rows)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One metric over one subset: a -> b, b - a with its interval, and the p values."""
+
+    subset: str
+    metric: str
+    sessions: int
+    a: float
+    b: float
+    a_low: float
+    a_high: float
+    b_low: float
+    b_high: float
+    difference: float
+    low: float
+    high: float
+    p_sessions: float
+    p_holm: float
+    p_seeds: float | None
+    least_p_seeds: float | None
+
+
+@dataclass(frozen=True)
+class Change:
+    """A session and its rank in a and b: the geometric mean over seeds."""
+
+    session: str
+    category: str
+    target: str
+    a: float
+    b: float
+    turns: tuple[tuple[str, str], ...] = ()  # (reference, feedback) of every turn, where the dataset is at hand
+
+    @property
+    def factor(self) -> float:
+        """How many times nearer to the top b ranks the target; below 1: further away."""
+        return self.a / self.b
+
+
+@dataclass(frozen=True)
+class Comparison:
+    a: Method
+    b: Method
+    sessions: int
+    only_one: int  # sessions that one of them lacks
+    lines: tuple[Line, ...]
+    nearer: tuple[Change, ...]
+    further: tuple[Change, ...]
+    counts: tuple[int, int, int]  # sessions ranked nearer, the same, further in b
+    notes: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        def method(m: Method) -> dict[str, Any]:
+            return {"name": m.name, "runs": m.runs, "seeds": m.seeds}
+
+        return {
+            "a": method(self.a),
+            "b": method(self.b),
+            "sessions": self.sessions,
+            "left_out": self.only_one,
+            "tests": [asdict(line) for line in self.lines],
+            "nearer": [asdict(change) for change in self.nearer],
+            "further": [asdict(change) for change in self.further],
+            "sessions_nearer_same_further": self.counts,
+            "notes": self.notes,
+        }
+
+
+def compare(
+    a: Method, b: Method, sessions: Sequence[Session] = (), top: int = 10, notes: Sequence[str] = ()
+) -> Comparison:
+    """b against a over the sessions that both ranked. ``sessions``: the dataset's, for the texts of the turns.
+
+    Raises CompareError when they have no session in common, or ranked galleries of different sizes.
+    """
+    first, second = a.evaluations[0], b.evaluations[0]
+    sizes = [{name: facts["images"] for name, facts in e.galleries.items()} for e in (first, second)]
+    if sizes[0] != sizes[1]:
+        raise CompareError(f"galleries of different sizes ({sizes[0]} and {sizes[1]}): ranks cannot be compared")
+    both = set(second.session_ids)
+    common = [name for name in first.session_ids if name in both]
+    if not common:
+        raise CompareError("no session in common: compare runs of one dataset")
+    place = {name: n for n, name in enumerate(first.session_ids)}
+    rows = np.array([place[name] for name in common])
+    labels = np.array(first.categories, dtype=object)[rows]
+    ranks = a.ranks(common), b.ranks(common)
+    lines = _lines(a, b, first, rows, labels, ranks)
+    means = [np.exp(np.log(r).mean(axis=0)) for r in ranks]
+    by_id = {session.id: session for session in sessions}
+    targets = np.array(first.target_ids, dtype=object)[rows]
+
+    def change(n: int) -> Change:
+        session = by_id.get(common[n])
+        turns = tuple((turn.reference, turn.text) for turn in session.turns) if session else ()
+        return Change(common[n], str(labels[n]), str(targets[n]), float(means[0][n]), float(means[1][n]), turns)
+
+    gain = np.log(means[0]) - np.log(means[1])
+    order = np.argsort(-gain, kind="stable")
+    return Comparison(
+        a,
+        b,
+        len(common),
+        len(set(first.session_ids) ^ both),
+        lines,
+        nearer=tuple(change(n) for n in order[:top] if gain[n] > 0),
+        further=tuple(change(n) for n in order[::-1][:top] if gain[n] < 0),
+        counts=(int((gain > 0).sum()), int((gain == 0).sum()), int((gain < 0).sum())),
+        notes=tuple(notes),
+    )
+
+
+def _lines(
+    a: Method, b: Method, about: Evaluation, rows: np.ndarray, labels: np.ndarray, ranks: tuple[np.ndarray, np.ndarray]
+) -> tuple[Line, ...]:
+    made: list[dict[str, Any]] = []
+    tested: set[bytes] = set()
+    for subset, members in about.subsets.items():
+        inside = members[rows]
+        if not inside.any() or inside.tobytes() in tested:  # the same sessions again are no further comparison
+            continue
+        tested.add(inside.tobytes())
+        strata = strata_of(labels[inside].tolist(), about.averaging)
+        per_seed = [{m: session_values(r[:, inside], m) for m in METRICS} for r in ranks]
+        columns = [side[m].mean(axis=0) for m in METRICS for side in per_seed]
+        drawn = bootstrap(np.stack(columns, axis=1), strata)
+        for n, metric in enumerate(METRICS):
+            means = [float(np.mean([c[m].mean() for m in strata])) for c in columns[2 * n : 2 * n + 2]]
+            found = difference(means[1] - means[0], drawn[:, 2 * n + 1] - drawn[:, 2 * n])
+            spans = [interval(drawn[:, 2 * n + side]) for side in (0, 1)]
+            made.append(
+                {
+                    "subset": subset,
+                    "metric": metric,
+                    "sessions": int(inside.sum()),
+                    "a": means[0],
+                    "b": means[1],
+                    "a_low": spans[0][0],
+                    "a_high": spans[0][1],
+                    "b_low": spans[1][0],
+                    "b_high": spans[1][1],
+                    "difference": found.value,
+                    "low": found.low,
+                    "high": found.high,
+                    "p_sessions": found.p,
+                    **_seeds(a, b, [side[metric] for side in per_seed], strata),
+                }
+            )
+    corrected = holm([line["p_sessions"] for line in made])
+    return tuple(Line(**line, p_holm=p) for line, p in zip(made, corrected, strict=True))
+
+
+def _seeds(a: Method, b: Method, values: Sequence[np.ndarray], strata: Sequence[np.ndarray]) -> dict[str, float | None]:
+    """The exact test over seeds: pairs of equal seeds, or every seed against the one run of the other."""
+    means = [np.mean([v[:, m].mean(axis=1) for m in strata], axis=0) for v in values]
+    one, other = (dict(zip(m.seeds, mean, strict=True)) for m, mean in zip((a, b), means, strict=True))
+    fixed = [m.seeds == (None,) for m in (a, b)]
+    if all(fixed):
+        return {"p_seeds": None, "least_p_seeds": None}
+    seeds = list(other) if fixed[0] else list(one) if fixed[1] else [seed for seed in one if seed in other]
+    if not seeds:
+        return {"p_seeds": None, "least_p_seeds": None}
+    first = [one[None] if fixed[0] else one[seed] for seed in seeds]
+    second = [other[None] if fixed[1] else other[seed] for seed in seeds]
+    test = sign_flip(first, second)
+    return {"p_seeds": test.p, "least_p_seeds": test.least}
+
+
+def to_text(comparison: Comparison) -> str:
+    """Markdown for people."""
+    c = comparison
+    out = [f"A  {_method(c.a)}", f"B  {_method(c.b)}", ""]
+    header = ("sessions", "metric", "A", "B", "B - A", "95% interval", "p sessions", "Holm", "p seeds")
+    body = []
+    for line in c.lines:
+        body.append(
+            (
+                f"{line.subset} ({line.sessions:,})",
+                "Mean" if line.metric == "mean" else line.metric,
+                f"{line.a:.1f}",
+                f"{line.b:.1f}",
+                f"{line.difference:+z.1f}",
+                f"{line.low:+z.1f} to {line.high:+z.1f}",
+                p_text(line.p_sessions).removeprefix("p = ").removeprefix("p "),
+                p_text(line.p_holm).removeprefix("p = ").removeprefix("p "),
+                "-" if line.p_seeds is None else f"{line.p_seeds:.3f}",
+            )
+        )
+    widths = [max(len(row[i]) for row in [header, *body]) for i in range(len(header))]
+    for n, row in enumerate([header, *body]):
+        padded = [t.ljust(w) if i < 2 else t.rjust(w) for i, (t, w) in enumerate(zip(row, widths, strict=True))]
+        out.append("| " + " | ".join(padded) + " |")
+        if n == 0:
+            out.append(
+                "|" + "|".join("-" * (w + 2) if i < 2 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+            )
+    least = {line.least_p_seeds for line in c.lines if line.least_p_seeds is not None}
+    out += [
+        "",
+        f"- p sessions: paired bootstrap, {RESAMPLES:,} resamples of whole sessions; Holm: corrected over these "
+        f"{len(c.lines)} lines.",
+    ]
+    if least:
+        out.append(f"- p seeds: exact paired sign-flip test; this number of seeds gives no p below {max(least):.3f}.")
+    nearer, same, further = c.counts
+    out.append(
+        f"- B ranks the target nearer to the top in {nearer:,} sessions, the same in {same:,}, further in {further:,}."
+    )
+    out += [f"- {c.only_one:,} sessions that only one of them ranked are left out."] if c.only_one else []
+    out += [f"- {note}" for note in c.notes]
+    for title, changes in (("Most gained in B", c.nearer), ("Most lost in B", c.further)):
+        if changes:
+            out += ["", f"{title} (rank in A -> rank in B):"]
+        for change in changes:
+            out.append(f"  {change.session}  rank {change.a:.0f} -> {change.b:.0f}  target {change.target}")
+            out += [f"      turn {n}  {reference}: {text}" for n, (reference, text) in enumerate(change.turns, start=1)]
+    return "\n".join(out)
+
+
+def _method(method: Method) -> str:
+    seeds = [str(seed) for seed in method.seeds if seed is not None]
+    return f"{method.name}{f', seeds {chr(44).join(seeds)}' if seeds else ''}; runs {', '.join(method.runs)}"

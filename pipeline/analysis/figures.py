@@ -1,0 +1,85 @@
+"""The paper's figures from the runs that there are."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from manifests.ablation_spec import load_ablation_spec
+from manifests.errors import IncompleteError
+from manifests.figure_spec import FigureSpec, load_figure_spec
+from manifests.table_spec import ResultsTable, RowSpec
+from pipeline.analysis.ablation.timing import read_timing, timing_file
+from pipeline.analysis.plots import Scatter, draw, figure_csv, figure_json, scatter, scatter_point
+from pipeline.analysis.protocol import read_runs
+from pipeline.analysis.tables import seed_text
+from pipeline.analysis.tabulate import RunFinder
+from pipeline.analysis.tuning.sealed import read_spec
+from pipeline.core.workspace import Workspace
+
+
+def build_figure(
+    name: str, run: str, overrides: Sequence[str], data: Path, out: Path, options: Sequence[str] = ()
+) -> tuple[FigureSpec, Scatter]:
+    """Figure ``name`` as data. ``options``: words that printed commands repeat."""
+    from pipeline.training.models import models as registry
+
+    figure = load_figure_spec(name)
+    ablation = load_ablation_spec(figure.ablation)
+    spec = read_spec(run or figure.run, overrides)
+    if run and run != figure.run:
+        figure = figure.model_copy(update={"title": f"{figure.title} (run spec {spec.name} instead)"})
+    points = ablation.points(registry.names())
+    rows = [
+        RowSpec(model=p.model, label=p.label, key=str(p.number), options=dict(p.options), training=dict(p.training))
+        for p in points
+    ]
+    table = ResultsTable(kind="results", title=figure.title, run=figure.run, ablation=figure.ablation, rows=tuple(rows))
+    finder = RunFinder(spec, data, Workspace(out), table)
+    timing = read_timing(timing_file(out, ablation.name))
+    made, all_runs = [], []
+    for point, row in zip(points, rows, strict=True):
+        seeds = ablation.seeds if registry.get(point.model).trainable else ablation.seeds[:1]
+        runs = read_runs(point.label, finder(row, seeds))
+        times = next((timing["runs"][r.run] for r in runs if r.run in timing.get("runs", {})), {})
+        missing = [seed for seed in seeds if seed not in {r.seed for r in runs}]
+        words = ["python", "cli.py", "ablate", figure.ablation, "--only", str(point.number)]
+        words += ["--run", run] if run else []
+        words += ["--seeds", seed_text(missing)] if missing and tuple(missing) != seeds else []
+        command = shlex.join([*words, *options]) if missing or not times else ""
+        made.append(scatter_point(figure, point.label, point.options, runs, times, command))
+        all_runs += runs
+    drawn = scatter(figure, made, all_runs, timing)
+    return figure, drawn.model_copy(update={"notes": (*drawn.notes, *dict.fromkeys(finder.stale))})
+
+
+def paper_figure(
+    name: str,
+    form: str,
+    run: str,
+    overrides: Sequence[str],
+    data: Path,
+    out: Path,
+    folder: Path | None,
+    options: Sequence[str] = (),
+) -> str:
+    """The data of figure ``name`` as CSV or JSON, or (``files``) the paths it was drawn to and what is not in it."""
+    spec, figure = build_figure(name, run, overrides, data, out, options)
+    if form != "files":
+        return {"json": figure_json, "csv": figure_csv}[form](figure)
+    if not any(point.whole for point in figure.points):
+        raise IncompleteError(f"no point has both a recall and a time: run `{_ablate(spec, run, options)}`")
+    written = draw(figure, folder or out / "figures", f"figure-{Path(name).stem}")
+    lines = [str(path) for path in written] + list(figure.notes)
+    absent = [point.label for point in figure.points if not point.whole]
+    fewer = [point.label for point in figure.points if point.whole and point.command]
+    lines += [f"not drawn, for want of a run or a time: {', '.join(absent)}"] if absent else []
+    lines += [f"of fewer seeds than the ablation has: {', '.join(fewer)}"] if fewer else []
+    lines += [f"to fill: {_ablate(spec, run, options)}"] if absent or fewer else []
+    return "\n".join(lines) + "\n"
+
+
+def _ablate(figure: FigureSpec, run: str, options: Sequence[str]) -> str:
+    """The command that makes whatever the figure lacks, and nothing else."""
+    return shlex.join(["python", "cli.py", "ablate", figure.ablation, *(["--run", run] if run else []), *options])

@@ -1,0 +1,273 @@
+"""``history``: how much the turns before the last one tell about the target, with nothing trained but a few weights.
+
+The measure of what any memory can gain on a set of sessions and features. Each row is one way to mix the turns' f_qry:
+
+* the last turn alone, and ST + EWMA with the sessions' own history;
+* ST + EWMA with the history of another session of the category, drawn at random (several draws, averaged);
+* ST + EWMA with another chain of pairs, through another image, that leads to the same last reference, where the
+  sessions hold one;
+* fixed weights of the turns (one for each session length and turn), fitted on the train sessions, and fitted on the
+  loss of the very test sessions that are ranked. The latter is no result; it is no bound either, because the weights of
+  the lowest loss need not be those of the highest recall.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.evaluation.evaluate import Candidates, evaluate
+from pipeline.training.data import SessionFeatures
+from pipeline.training.determinism import seeded
+from pipeline.training.models._residual import running_average
+from pipeline.training.models.ewma import EWMA
+from pipeline.training.recombine import Histories
+
+if TYPE_CHECKING:
+    from pipeline.jobs.stage2 import Experiment
+
+STEPS, RATE, SCALE = 150, 0.02, 25.0  # of the fit of the weights: Adam on the cross-entropy over the gallery
+TRIES = 8  # histories drawn for each that is kept
+METRICS = ("n", "R@5", "R@8", "mean")
+LAST, OWN = "last turn alone", "EWMA, the session's own history"
+ON_TRAIN, ON_TEST = "fixed weights, fitted on the train sessions", "fixed weights, fitted on the test sessions' loss"
+NAMES = 50  # columns for a row's name
+FITTED = 2000  # sessions of a category that the weights are fitted on, at most: scores of all turns are held
+
+
+@dataclass(frozen=True)
+class Line:
+    """One mix: subset -> metrics in percent ("n", "R@5", "R@8", "mean"), overall as the dataset averages."""
+
+    name: str
+    found: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Worth:
+    """``alpha``: EWMA's, chosen as its row's is. ``weights``: [length][turns back] of the weights fitted on train."""
+
+    dataset: str
+    part: str
+    features: str
+    alpha: float
+    lines: tuple[Line, ...]
+    same_reference: tuple[Line, ...]
+    weights: list[list[float]]
+
+    def as_dict(self) -> dict[str, Any]:
+        parts = {k: [vars(line) for line in getattr(self, k)] for k in ("lines", "same_reference")}
+        return {**vars(self), **parts}
+
+    def text(self) -> str:
+        lines = [
+            f"{self.dataset}, {self.part} sessions, store {self.features}: what the turns before the last one are worth",
+            f"R@5 / R@8; EWMA's alpha is {self.alpha:g}",
+            "",
+        ]
+        lines += _table(self.lines)
+        if self.same_reference:
+            n = self.same_reference[0].found["all"]["n"]
+            lines += [
+                "",
+                f"sessions to whose last reference another chain of pairs leads, through another image (n = {n:.0f})",
+            ]
+            lines += _table(self.same_reference)
+        else:
+            lines += ["", "no other chain of pairs leads to the last reference of a session"]
+        shown = ["  ".join(f"{w:.2f}" for w in row) for row in self.weights]
+        lines += ["", "weights fitted on the train sessions, newest turn first, by session length:"]
+        return "\n".join(lines + [f"  {n}: {row}" for n, row in enumerate(shown, start=1)])
+
+
+def _table(lines: tuple[Line, ...]) -> list[str]:
+    columns = list(lines[0].found)
+    titles = [f"{name.replace('_', ' ')} ({lines[0].found[name]['n']:.0f})" for name in columns]
+    out = [f"  {'':{NAMES}}" + "".join(f"{t:>28}" for t in titles)]
+    for line in lines:
+        cells = (f"{line.found[c]['R@5']:.1f} / {line.found[c]['R@8']:.1f}" for c in columns)
+        out.append(f"  {line.name:{NAMES}}" + "".join(f"{cell:>28}" for cell in cells))
+    return out
+
+
+def history_worth(stage: Experiment, part: Literal["test", "train"] = "test", draws: int = 5, seed: int = 0) -> Worth:
+    """Measure on the test sessions of ``stage``, or on the train sessions that are fitted on, among their own targets.
+
+    ``draws`` of the histories that are drawn at random. Raises what loading the features raises (nothing extracted, no
+    test sessions).
+    """
+    fit, validation = stage.parts
+    shown, galleries, subsets = fit, _own_targets(fit), {}
+    if part == "test":
+        shown, galleries, subsets = stage.test, stage.candidates, stage.subsets
+    average = EWMA(EWMA.Options(), shown.dim).to(shown.device)
+    average.fit_parameters(fit if validation is None else validation)
+    alpha = float(average.alpha)
+    own = _ewma(shown, shown.queries[shown.query_rows], shown.lengths, alpha)
+    with seeded(seed, shown.device):
+        strangers = [_ewma(shown, *_strangers(shown), alpha) for _ in range(draws)]
+        others, found = _other_chains(shown, alpha, draws)
+
+    def line(name: str, queries: list[Tensor], rows: Tensor | None = None) -> Line:
+        """Averaged over the draws, tensors [S, D] each; of some sessions where ``rows`` are given."""
+        sessions, results = shown.sessions, []
+        if rows is not None:
+            sessions, queries = tuple(sessions[r] for r in rows.tolist()), [q[rows] for q in queries]
+        for f in queries:
+            ranked = evaluate(f.cpu().numpy(), sessions, galleries, subsets, stage.dataset.averaging)
+            results.append({name: found["overall"] for name, found in ranked.summary()["metrics"].items()})
+        filled = [name for name, metrics in results[0].items() if metrics["n"]]
+        return Line(name, {n: {k: float(np.mean([m[n][k] for m in results])) for k in METRICS} for n in filled})
+
+    trained = fitted_weights(fit, _own_targets(fit))
+    lines = [
+        line(LAST, [last_turn(shown)]),
+        line(OWN, [own]),
+        line("EWMA, a stranger's history", strangers),
+        line(ON_TRAIN, [mixed(shown, trained)]),
+    ]
+    if part == "test":
+        lines.append(line(ON_TEST, [mixed(shown, fitted_weights(shown, galleries))]))
+    same: tuple[Line, ...] = ()
+    if len(found):
+        chain, stranger = "EWMA, another chain to the reference", "EWMA, a stranger's history"
+        kinds = ((LAST, [last_turn(shown)]), (OWN, [own]), (chain, others), (stranger, strangers))
+        same = tuple(line(name, queries, found) for name, queries in kinds)
+    features = f"{stage.store.extractor}-{stage.store.fingerprint[:12]}"
+    weights = [row[: n + 1] for n, row in enumerate(trained.tolist())]
+    return Worth(stage.dataset.name, part, features, alpha, tuple(lines), same, weights)
+
+
+def last_turn(features: SessionFeatures) -> Tensor:
+    """f_qry(N) of every session, [S, D]; padding repeats the last turn."""
+    return features.queries[features.query_rows[:, -1]]
+
+
+def _ewma(features: SessionFeatures, queries: Tensor, lengths: Tensor, alpha: float) -> Tensor:
+    """[S, T, D] -> the moving average after each session's last turn, [S, D]."""
+    return running_average(queries, alpha)[torch.arange(len(lengths), device=features.device), lengths - 1]
+
+
+def _strangers(features: SessionFeatures) -> tuple[Tensor, Tensor]:
+    """Every session's last turn after the earlier turns of another session of its category, as long as its own.
+
+    A stranger with fewer turns gives what it has, so the session becomes shorter; its last turn is never used.
+    """
+    queries, lengths = features.queries[features.query_rows], features.lengths
+    other = torch.empty(len(features), dtype=torch.int64)
+    categories = np.array([s.category for s in features.sessions])
+    for category in np.unique(categories):
+        members = torch.from_numpy(np.flatnonzero(categories == category))
+        mixed_up = members[torch.randperm(len(members))]
+        other[mixed_up] = mixed_up.roll(1)  # a circle through the category: nobody meets itself
+    other = other.to(features.device)
+    kept = torch.minimum(lengths, lengths[other])
+    place = torch.arange(features.turns, device=features.device)[None]
+    first = (lengths[other] - kept)[:, None]
+    drawn = queries[other].gather(
+        1, (place + first).clamp_max(features.turns - 1)[..., None].expand(-1, -1, queries.shape[-1])
+    )
+    return torch.where((place < kept[:, None] - 1)[..., None], drawn, last_turn(features)[:, None]), kept
+
+
+def _other_chains(features: SessionFeatures, alpha: float, draws: int) -> tuple[list[Tensor], Tensor]:
+    """EWMA after other chains to the last reference, a tensor [S, D] a draw, and the sessions that have one.
+
+    None has one where turns lead to the final target: their pairs form no chain.
+    """
+    if any(s.turn_targets == "final" for s in features.sessions):
+        return [], torch.empty(0, dtype=torch.int64)
+    histories, index = Histories(features), torch.arange(len(features), device=features.device)
+    found: list[dict[int, Tensor]] = []
+
+    def before(turns: Tensor, lengths: Tensor) -> Tensor:
+        """The reference image of the turn before the last, by number."""
+        return histories.reference[turns.gather(1, (lengths - 2).clamp_min(0)[:, None])[:, 0]]
+
+    for _ in range(TRIES * draws):  # a session's own history is drawn too, and is not what is asked for
+        turns, lengths = histories.redrawn(index, features.lengths, 1.0)
+        averages = _ewma(features, features.queries[histories.rows(turns, lengths).queries], lengths, alpha)
+        new = (lengths > 1) & (before(turns, lengths) != before(histories.own, features.lengths))
+        found.append({int(s): averages[s] for s in new.nonzero()[:, 0]})
+    sessions = sorted({s for part in found for s in part})
+    others = []
+    for draw in range(draws):
+        out = last_turn(features).clone()
+        for s in sessions:
+            usable = [part[s] for part in found if s in part]
+            out[s] = usable[draw % len(usable)]
+        others.append(out)
+    return others, torch.tensor(sessions, dtype=torch.int64)
+
+
+def _own_targets(features: SessionFeatures) -> dict[str, Candidates]:
+    """The targets of each category's turns."""
+    rows: dict[str, dict[str, int]] = {}
+    for session, targets in zip(features.sessions, features.target_rows.tolist(), strict=True):
+        rows.setdefault(session.category, {}).update(zip(session.targets, targets, strict=False))
+    return {
+        category: Candidates(tuple(of), features.targets[torch.tensor(list(of.values()))].cpu().numpy())
+        for category, of in rows.items()
+    }
+
+
+def turns_back(features: SessionFeatures) -> Tensor:
+    """[S, T, D]: f_qry of the last turn, the one before it, ...; zeros where there is none."""
+    back = features.lengths[:, None] - 1 - torch.arange(features.turns, device=features.device)
+    queries = features.queries[features.query_rows.gather(1, back.clamp_min(0))]
+    return queries * (back >= 0)[..., None]
+
+
+def mixed(features: SessionFeatures, weights: Tensor) -> Tensor:
+    """The turns summed with ``weights`` [T, T], by session length and turns back: [S, D]."""
+    return torch.einsum("std,st->sd", turns_back(features), weights[features.lengths - 1])
+
+
+def fitted_weights(features: SessionFeatures, galleries: dict[str, Candidates], seed: int = 0) -> Tensor:
+    """Weights [T, T] of the turns, by session length and turns back, of the lowest loss on ``features`` (``_loss``).
+
+    Adam on the cross-entropy of the cosines with the category's gallery, from the last turn alone; at most ``FITTED``
+    sessions of a category, drawn from ``seed``.
+    """
+    weights = torch.zeros(features.turns, features.turns)
+    weights[:, 0] = 1
+    weights.requires_grad_()
+    parts = [_inner_products(features, category, of, seed) for category, of in galleries.items()]
+    optimiser = torch.optim.Adam([weights], RATE)
+    for _ in range(STEPS):
+        loss = _loss(weights, parts)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    fitted = weights.detach()
+    return (fitted / fitted.abs().sum(1, keepdim=True)).to(features.device)
+
+
+def _loss(weights: Tensor, parts: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> Tensor:
+    """Cross-entropy of the final targets over the galleries, summed over the categories' ``_inner_products``."""
+    loss = torch.zeros(())
+    for scores, grams, lengths, targets in parts:
+        of = weights[lengths - 1]
+        norm = torch.einsum("st,stu,su->s", of, grams, of).clamp_min(1e-12).sqrt()
+        logits = torch.einsum("st,stg->sg", of, scores) / norm[:, None]
+        loss = loss + F.cross_entropy(SCALE * logits, targets)
+    return loss
+
+
+def _inner_products(
+    features: SessionFeatures, category: str, gallery: Candidates, seed: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of the category's sessions: turns x candidates [S, T, G], turns x turns [S, T, T], lengths, the targets' places."""
+    members = [i for i, s in enumerate(features.sessions) if s.category == category and s.target in gallery.index]
+    if len(members) > FITTED:
+        members = sorted(np.random.default_rng(seed).choice(members, FITTED, replace=False).tolist())
+    part = features.subset(members)
+    turns = turns_back(part).cpu()
+    candidates = F.normalize(torch.from_numpy(gallery.features), dim=-1)
+    targets = torch.tensor([gallery.index[s.target] for s in part.sessions], dtype=torch.int64)
+    return turns @ candidates.T, turns @ turns.mT, part.lengths.cpu(), targets

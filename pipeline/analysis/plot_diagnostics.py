@@ -1,0 +1,109 @@
+"""The diagnostics of training as a figure: when the rows of a memory stop being equal, and what follows from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from pipeline.analysis.drawing import DrawingError, new_figure, save_figure
+
+BROKEN = 0.01  # row spread from which the symmetry counts as broken: rows differ by a hundredth of their length
+SMALLEST = 1e-12  # a log axis has no zero
+
+
+class Diagnosed(NamedTuple):
+    """One run. title: a few words; records: one an epoch, {"epoch": int, **``diagnose(...)``}."""
+
+    title: str
+    records: Sequence[dict[str, Any]]
+
+
+def spread_by_epoch(records: Sequence[dict[str, Any]]) -> list[list[float]]:
+    """[C][epochs]: the row spread of each memory as the last turn reads it, i.e. after the turn before it."""
+    stages = len(records[0]["row_spread"])
+    return [[r["row_spread"][stage][-2] for r in records] for stage in range(stages)]
+
+
+def broken_at(records: Sequence[dict[str, Any]]) -> list[int | None]:
+    """For each stage the first epoch with a row spread of at least ``BROKEN``; None where it stays below."""
+    return [
+        next((r["epoch"] for r, value in zip(records, values, strict=True) if value >= BROKEN), None)
+        for values in spread_by_epoch(records)
+    ]
+
+
+def draw_diagnostics(runs: Sequence[Diagnosed], paths: Sequence[Path]) -> None:
+    """One column a run, one line a stage; row spread, entropy of the weights, gradient of the addressing.
+
+    The axes of a row are shared, so that runs can be compared. Raises DrawingError for a run without records or
+    without matplotlib.
+    """
+    for run in runs:
+        if not run.records:
+            raise DrawingError(f"{run.title}: no diagnosed epoch to draw")
+    height = 7.6 + 0.1 * max(len(run.records[0]["row_spread"]) for run in runs)
+    figure = new_figure(1.2 + 3.6 * len(runs), height)
+    axes = figure.subplots(3, len(runs), sharey="row", sharex="col", squeeze=False)
+    for column, run in enumerate(runs):
+        _column(axes[:, column], run)
+        axes[-1, column].set_xlabel("epoch")
+    labels = (
+        "row spread of the memory\nthat the last turn reads",
+        "entropy of the weights (nats),\nmean over turns",
+        "gradient norm of the\naddressing parameters",
+    )
+    for axis, label in zip(axes[:, 0], labels, strict=True):
+        axis.set_ylabel(label)
+    save_figure(figure, paths)
+
+
+def _column(axes: Sequence[Any], run: Diagnosed) -> None:
+    records = run.records
+    epochs = [r["epoch"] for r in records]
+    spreads, broken = spread_by_epoch(records), broken_at(records)
+    style = {"lw": 1.4, "marker": "o" if len(epochs) < 25 else "", "ms": 3}
+    for stage, values in enumerate(spreads):
+        colour = _colour(stage, len(spreads))
+        when = "rows stay equal" if broken[stage] is None else f"from epoch {broken[stage]}"
+        axes[0].plot(
+            epochs, [max(v, SMALLEST) for v in values], color=colour, label=f"stage {stage + 1}: {when}", **style
+        )
+        for head, dashes in (("read_entropy", "-"), ("write_entropy", "--")):
+            axes[1].plot(epochs, [fmean(r[head][stage]) for r in records], color=colour, ls=dashes, **style)
+        gradient = [max(r["gradient"]["addressing"][stage], SMALLEST) for r in records]
+        axes[2].plot(epochs, gradient, color=colour, **style)
+    axes[0].axhline(BROKEN, color="0.5", lw=0.8, ls=":")
+    axes[0].set(yscale="log", title=run.title)
+    axes[2].legend(  # below the column: sixteen stages leave no free corner
+        *axes[0].get_legend_handles_labels(),
+        title=f"row spread above {BROKEN:g}",
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.2),
+        ncols=2,
+        frameon=False,
+        fontsize=8,
+        title_fontsize=8,
+    )
+    uniform = math.log(records[0]["slots"])
+    axes[1].axhline(uniform, color="0.5", lw=0.8, ls=":")
+    for dashes, name in (("-", "read"), ("--", "write")):
+        axes[1].plot([], [], color="0.3", ls=dashes, lw=1.4, label=name)
+    axes[1].plot([], [], color="0.5", ls=":", lw=0.8, label=f"uniform, ln {records[0]['slots']}")
+    axes[1].legend(frameon=False, fontsize=8)
+    axes[1].set_ylim(0, None)
+    axes[2].set_yscale("log")
+    for axis in axes:
+        axis.grid(True, color="0.92", lw=0.6)
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _colour(stage: int, stages: int) -> tuple[float, ...]:
+    """From light to dark along the cascade, told apart in grey as well."""
+    import matplotlib
+
+    return tuple(matplotlib.colormaps["viridis"](0.85 * (1 - stage / max(1, stages - 1))))

@@ -1,0 +1,197 @@
+"""Figures from measured points: the data first, then a drawing of it with matplotlib."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from manifests.errors import FashionNTMError
+from manifests.figure_spec import FigureSpec
+from manifests.schema import Frozen
+from pipeline.analysis.protocol import RunSummary, protocol_notes
+
+SUFFIXES = (".png", ".svg", ".pdf")
+# A ramp from light to dark: C is ordered. All are told apart in grey as well.
+COLOURS = ("#9ecae1", "#56a0d3", "#2b7bba", "#135293", "#08244f", "#000000")
+
+
+class PlotError(FashionNTMError):
+    """Nothing to draw, or no library to draw with."""
+
+
+class ScatterPoint(Frozen):
+    """One configuration. ``command`` measures what it lacks; a point that lacks something is not drawn."""
+
+    label: str
+    series: int | float | str
+    size: int | float | str
+    recall: float | None = None  # mean over the seeds, in percent
+    std: float | None = None
+    milliseconds: float | None = None  # median for one session
+    low: float | None = None  # quartiles
+    high: float | None = None
+    seeds: tuple[int, ...] = ()
+    runs: tuple[str, ...] = ()
+    store: str = ""
+    command: str = ""
+
+    @property
+    def whole(self) -> bool:
+        return self.recall is not None and self.milliseconds is not None
+
+
+class Scatter(Frozen):
+    """A figure as data."""
+
+    title: str
+    x: str
+    y: str
+    series_label: str
+    size_label: str
+    points: tuple[ScatterPoint, ...]
+    notes: tuple[str, ...] = ()
+
+
+def scatter_point(
+    spec: FigureSpec,
+    label: str,
+    options: Mapping[str, Any],
+    runs: Sequence[RunSummary],
+    timing: Mapping[str, float],
+    command: str = "",
+) -> ScatterPoint:
+    """A point from its runs (one a seed) and its measured time; what is missing stays empty."""
+    values = [v for run in runs if (v := run.value(spec.subset, spec.category, spec.metric)) is not None]
+    return ScatterPoint(
+        label=label,
+        series=options.get(spec.series, "?"),
+        size=options.get(spec.size, "?"),
+        recall=fmean(values) if values else None,
+        std=stdev(values) if len(values) > 1 else None,
+        milliseconds=timing.get("milliseconds"),
+        low=timing.get("low"),
+        high=timing.get("high"),
+        seeds=tuple(run.seed for run in runs if run.seed is not None),
+        runs=tuple(run.run for run in runs),
+        store=runs[0].store if runs else "",
+        command=command,
+    )
+
+
+def scatter(
+    spec: FigureSpec, points: Sequence[ScatterPoint], runs: Sequence[RunSummary], timing: Mapping[str, Any]
+) -> Scatter:
+    """The figure's data. ``runs`` and ``timing`` (``ablation.timing``) give the notes on how it was measured."""
+    metric = "mean of R@5 and R@8" if spec.metric == "mean" else spec.metric
+    notes = list(protocol_notes(runs))
+    if timing.get("runs"):
+        notes.append(
+            f"Time: median of {timing['rounds']} forward passes of one session of {timing['turns']} turns, f_qry to "
+            f"f'_qry, quartiles as bars; {timing['device']}, {timing['threads']} threads, {timing['machine']}."
+        )
+    return Scatter(
+        title=spec.title,
+        x="inference time of one session (ms)",
+        y=f"{metric} (%)",
+        series_label=spec.series_label,
+        size_label=spec.size_label,
+        points=tuple(points),
+        notes=(*notes, *spec.notes),
+    )
+
+
+def figure_csv(figure: Scatter) -> str:
+    """One line a point, with everything it carries; lists are separated by spaces."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, tuple(ScatterPoint.model_fields), lineterminator="\n")
+    writer.writeheader()
+    for point in figure.points:
+        lists = {"seeds": " ".join(map(str, point.seeds)), "runs": " ".join(point.runs)}
+        writer.writerow(point.model_dump() | lists)
+    return text.getvalue()
+
+
+def figure_json(figure: Scatter) -> str:
+    return figure.model_dump_json(indent=2) + "\n"
+
+
+def draw(figure: Scatter, folder: Path, name: str) -> list[Path]:
+    """Draw the points that are whole, as PNG, SVG and PDF; the files written. Raises PlotError."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.lines import Line2D
+    except ImportError as error:
+        raise PlotError(f"drawing needs matplotlib ({error}): install fashion-ntm[plots]") from None
+    whole = [point for point in figure.points if point.whole]
+    if not whole:
+        raise PlotError("no point has both a recall and a time: there is nothing to draw")
+    series = sorted({point.series for point in whole}, key=_order)
+    sizes = sorted({point.size for point in whole}, key=_order)
+    colour = {value: _ramp(n, len(series)) for n, value in enumerate(series)}
+    area = {value: 28 + 42 * n for n, value in enumerate(sizes)}
+    drawing = Figure(figsize=(7.2, 4.6), layout="constrained")
+    FigureCanvasAgg(drawing)
+    axes = drawing.add_subplot()
+    for value in series:
+        line = sorted((p for p in whole if p.series == value), key=lambda p: _order(p.size))
+        axes.plot([p.milliseconds for p in line], [p.recall for p in line], color=colour[value], lw=0.8, alpha=0.5)
+    for p in whole:
+        assert p.milliseconds is not None and p.recall is not None
+        spread = [[p.milliseconds - (p.low or p.milliseconds)], [(p.high or p.milliseconds) - p.milliseconds]]
+        axes.errorbar(p.milliseconds, p.recall, xerr=spread, yerr=p.std, color=colour[p.series], lw=0.8, alpha=0.6)
+        axes.scatter(
+            p.milliseconds,
+            p.recall,
+            s=area[p.size],
+            color=colour[p.series],
+            edgecolors="white",
+            linewidths=0.7,
+            zorder=3,
+        )
+    axes.set_xscale("log")
+    low, high = min(p.milliseconds for p in whole), max(p.milliseconds for p in whole)  # type: ignore[type-var]
+    ticks = [t for e in range(-4, 6) for m in (1, 2, 5) if low / 1.6 <= (t := m * 10.0**e) <= high * 1.6]  # type: ignore
+    axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel(figure.x)
+    axes.set_ylabel(figure.y)
+    axes.set_title(figure.title, fontsize=10)
+    axes.grid(True, color="0.9", lw=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    blank = Line2D([], [], ls="")
+    handles = [
+        blank,
+        *(_dot(Line2D, colour[v], 60) for v in series),
+        blank,
+        *(_dot(Line2D, "0.45", area[v]) for v in sizes),
+    ]
+    labels = [f"{figure.series_label} =", *map(str, series), f"{figure.size_label} =", *map(str, sizes)]
+    axes.legend(handles, labels, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for suffix in SUFFIXES:
+        path = folder / f"{name}{suffix}"
+        # no date in the file: the same data gives the same bytes
+        stamp = {"CreationDate": None} if suffix == ".pdf" else {"Date": None} if suffix == ".svg" else {}
+        drawing.savefig(path, dpi=160, metadata=stamp)
+        written.append(path)
+    return written
+
+
+def _ramp(number: int, count: int) -> str:
+    return COLOURS[round(number * (len(COLOURS) - 2) / max(1, count - 1))] if count <= 5 else COLOURS[number % 6]
+
+
+def _dot(line: Any, colour: str, area: float) -> Any:
+    return line([], [], ls="", marker="o", color=colour, markersize=area**0.5, markeredgecolor="white")
+
+
+def _order(value: int | float | str) -> tuple[int, float, str]:
+    return (0, float(value), "") if isinstance(value, int | float) else (1, 0.0, value)

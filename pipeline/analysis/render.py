@@ -1,0 +1,185 @@
+"""One ``Table`` as Markdown, LaTeX (booktabs), CSV or JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from typing import Literal
+
+from manifests.errors import ManifestError, Problem, nearest
+from pipeline.analysis.cells import Block, Cell, Column, Row, Table
+
+Format = Literal["md", "latex", "csv", "json"]
+EMPTY = "–"
+PAPER = "paper"
+CSV_FIELDS = (
+    *("block", "row_group", "row", "column_group", "column", "unit"),
+    *("value", "std", "low", "high", "seeds", "paper", "difference", "runs", "store", "command", "note"),
+)
+
+
+def render(table: Table, form: str) -> str:
+    """The table as text, ending in a newline. Raises ManifestError for an unknown format."""
+    if form not in FORMATS:
+        raise ManifestError([Problem("--format", form, "no such format", nearest(form, FORMATS))])
+    return FORMATS[form](table)
+
+
+def value_text(cell: Cell, column: Column) -> str:
+    """``32.7 ± 0.4``, ``32.7`` for one seed, ``6,897`` for a count, a dash for an empty cell."""
+    if cell.value is None:
+        return EMPTY
+    if column.kind == "count":
+        return f"{cell.value:,.0f}"
+    if column.kind == "change":
+        return f"{cell.value:+z.1f}"
+    return f"{cell.value:.1f}" + (f" ± {cell.std:.1f}" if cell.std is not None else "")
+
+
+def paper_text(cell: Cell, column: Column) -> str:
+    """The paper's value and the difference: ``47.4 (-14.7)``; a count that matches has a tick: ``6,897 ✓``."""
+    if cell.paper is None:
+        return ""
+    if column.kind == "count":
+        mark = "" if cell.difference is None else " ✓" if cell.difference == 0 else f" ({cell.difference:+,.0f})"
+        return f"{cell.paper:,.0f}{mark}"
+    printed = f"{cell.paper:+.1f}" if column.kind == "change" else f"{cell.paper:.1f}"
+    return printed + (f" ({cell.difference:+z.1f})" if cell.difference is not None else "")
+
+
+def lines_of(block: Block, columns: tuple[Column, ...]) -> Iterator[tuple[Row, bool, list[str]]]:
+    """Each line of a block as (row, whether it is the paper's line, cell texts)."""
+    for row in block.rows:
+        cells = list(zip(row.cells, columns, strict=True))
+        yield row, False, [value_text(*pair) for pair in cells]
+        if any(cell.paper is not None for cell in row.cells):
+            yield row, True, [paper_text(*pair) for pair in cells]
+
+
+def to_markdown(table: Table) -> str:
+    """A GitHub table with aligned columns; under it the footnotes, the runs, and the commands of empty cells."""
+    header = ["", *(" ".join(filter(None, [c.group, c.label])) for c in table.columns)]
+    body: list[list[str]] = []
+    for block in table.blocks:
+        body.append([f"**{_md(block.title)}**", *[""] * len(table.columns)])
+        for row, paper, texts in lines_of(block, table.columns):
+            body.append([f"*{PAPER}*" if paper else _md(row.label), *map(_md, texts)])
+    widths = [max(len(line[i]) for line in [header, *body, ["---"] * len(header)]) for i in range(len(header))]
+
+    def line(cells: list[str]) -> str:
+        padded = (t.rjust(w) if n else t.ljust(w) for n, (t, w) in enumerate(zip(cells, widths, strict=True)))
+        return "| " + " | ".join(padded) + " |"
+
+    rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:])]) + "|"
+    parts = [f"**{_md(table.title)}**", "\n".join([line(header), rule, *map(line, body)])]
+    parts += _listed([*table.footnotes, *table.notes], "- {}", _md)
+    parts += _listed(table.significance, "- {}", _md, "Significance:")
+    parts += _listed(table.traces, "- {}", _md, "Runs:")
+    parts += _listed([f"{label}: `{command}`" for command, label in table.commands.items()], "- {}", str, "To fill:")
+    return "\n\n".join(parts) + "\n"
+
+
+def _md(text: str) -> str:
+    return re.sub(r"([|*_`<>\\])", r"\\\1", text)
+
+
+def _listed(items: list[str], form: str, escape: Callable[[str], str], heading: str = "") -> list[str]:
+    if not items:
+        return []
+    return [heading] * bool(heading) + ["\n".join(form.format(escape(item)) for item in items)]
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",
+    "±": r"$\pm$",
+    "✓": "$=$",
+    "–": "--",
+    "α": r"$\alpha$",
+}
+
+
+def latex_text(text: str) -> str:
+    """Text that LaTeX prints as it stands; a minus before a number is set as a minus."""
+    escaped = "".join(_LATEX.get(character, character) for character in text)
+    return re.sub(r"(?<=\()-(?=\d)|^-(?=\d)|(?<= )-(?= ?\d)", "$-$", escaped)
+
+
+def to_latex(table: Table) -> str:
+    """A ``table`` environment for ``\\usepackage{booktabs}``; runs and commands follow as comments."""
+    width = len(table.columns) + 1
+    spans, rules, at = [], [], 2
+    for group, members in groupby(table.columns, key=lambda c: c.group):
+        count = len(list(members))
+        spans.append(rf"\multicolumn{{{count}}}{{c}}{{{latex_text(group)}}}")
+        if group:
+            rules.append(rf"\cmidrule(lr){{{at}-{at + count - 1}}}")
+        at += count
+    out = [
+        "% needs \\usepackage{booktabs}",
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{latex_text(table.title)}}}",
+        rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
+        r"\toprule",
+        *([" & ".join(["", *spans]) + r" \\", "".join(rules)] if rules else []),
+        " & ".join(["", *(latex_text(c.label) for c in table.columns)]) + r" \\",
+    ]
+    for block in table.blocks:
+        out += [r"\midrule", rf"\multicolumn{{{width}}}{{l}}{{\textit{{{latex_text(block.title)}}}}} \\"]
+        before = None
+        for row, paper, texts in lines_of(block, table.columns):
+            if before is not None and row.group != before:
+                out.append(r"\addlinespace")
+            before = row.group
+            label = rf"\quad {PAPER}" if paper else latex_text(row.label)
+            out.append(" & ".join([label, *map(latex_text, texts)]) + r" \\")
+    out += [r"\bottomrule", r"\end{tabular}"]
+    notes = [*table.footnotes, *table.notes, *table.significance]
+    if notes:
+        out += ["", r"\medskip", r"\begin{minipage}{\linewidth}\footnotesize"]
+        out += [latex_text(note) + r"\par" for note in notes] + [r"\end{minipage}"]
+    out.append(r"\end{table}")
+    comments = [f"runs: {trace}" for trace in table.traces]
+    comments += [f"to fill {label}: {command}" for command, label in table.commands.items()]
+    out += [f"% {' '.join(comment.split())}" for comment in comments]
+    return "\n".join(out) + "\n"
+
+
+def to_csv(table: Table) -> str:
+    """One line for each cell, with everything it carries, at full precision; lists are separated by spaces."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, CSV_FIELDS, lineterminator="\n")
+    writer.writeheader()
+    for block in table.blocks:
+        for row in block.rows:
+            for cell, column in zip(row.cells, table.columns, strict=True):
+                lists = {"seeds": " ".join(map(str, cell.seeds)), "runs": " ".join(cell.runs)}
+                place = {"block": block.title, "row_group": row.group, "row": row.label, "unit": column.kind}
+                writer.writerow(
+                    {**cell.model_dump(), **place, **lists, "column_group": column.group, "column": column.label}
+                )
+    return text.getvalue()
+
+
+def to_json(table: Table) -> str:
+    """The whole table, the paper's rows without a model here included. ``Table.model_validate_json`` reads it back."""
+    return table.model_dump_json(indent=2) + "\n"
+
+
+FORMATS: dict[str, Callable[[Table], str]] = {"md": to_markdown, "latex": to_latex, "csv": to_csv, "json": to_json}

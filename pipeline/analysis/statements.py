@@ -1,0 +1,176 @@
+"""Intervals and statements of significance for the rows of a table, from the ranks that its runs left."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from manifests.table_spec import ResultsTable
+from pipeline.analysis.cells import Statement
+from pipeline.analysis.protocol import RunSummary
+from pipeline.evaluation.evaluate import Evaluation
+from pipeline.evaluation.files import load_results
+from pipeline.evaluation.metrics import OVERALL
+from pipeline.evaluation.significance import (
+    ALPHA,
+    RESAMPLES,
+    bootstrap,
+    difference,
+    holm,
+    interval,
+    session_values,
+    sign_flip,
+    strata_of,
+)
+
+FEWEST = 20  # sessions; a bootstrap of fewer says little
+
+
+class _Method(NamedTuple):
+    """One row: the ranks of its runs int [seeds, S] over the same sessions, and one of its evaluations."""
+
+    ranks: np.ndarray
+    about: Evaluation
+
+    def values(self, metric: str) -> np.ndarray:
+        """float64 [S]: the mean over seeds of what each session adds to the metric."""
+        return session_values(self.ranks, metric).mean(axis=0)
+
+
+class Resampled:
+    """Bootstrap of the rows of one table. Rows whose runs name no results file have no interval and no statement."""
+
+    def __init__(self, runs: Mapping[str, Sequence[RunSummary]], fixed: Collection[str] = ()):
+        """``runs`` by row; ``fixed``: the rows of methods without randomness, which have one run for all seeds."""
+        self.runs, self.fixed = runs, fixed
+        self._draws: dict[tuple[str, str], dict[tuple[str, str], np.ndarray]] = {}
+
+    @cached_property
+    def methods(self) -> dict[str, _Method]:
+        found = {}
+        for name, runs in self.runs.items():
+            if runs and all(run.results and Path(run.results).is_file() for run in runs):
+                all_runs = [load_results(Path(run.results)) for run in runs]
+                if len({e.session_ids for e in all_runs}) == 1:
+                    found[name] = _Method(np.stack([e.ranks for e in all_runs]), all_runs[0])
+        return found
+
+    def interval(self, row: str, subset: str, category: str, metric: str) -> tuple[float, float] | None:
+        """95% interval of a cell's mean over seeds, or None."""
+        drawn = self._drawn(subset, metric).get((row, category))
+        return None if drawn is None else interval(drawn)
+
+    def _drawn(self, subset: str, metric: str) -> dict[tuple[str, str], np.ndarray]:
+        """Resampled values [resamples] by (row, category or "overall").
+
+        Rows over the same sessions share their draws, so that their differences are paired.
+        """
+        key = (subset, metric)
+        if key not in self._draws:
+            together: dict[tuple[str, ...], list[str]] = {}
+            for name, method in self.methods.items():
+                if subset in method.about.subsets and method.about.subsets[subset].any():
+                    together.setdefault(method.about.session_ids, []).append(name)
+            self._draws[key] = {}
+            for names in together.values():
+                self._draws[key] |= self._draw(names, subset, metric)
+        return self._draws[key]
+
+    def _draw(self, names: Sequence[str], subset: str, metric: str) -> dict[tuple[str, str], np.ndarray]:
+        about = self.methods[names[0]].about
+        member = about.subsets[subset]
+        labels = np.array(about.categories, dtype=object)[member]
+        values = np.stack([self.methods[name].values(metric)[member] for name in names], axis=1)
+        names_of = dict.fromkeys(labels.tolist())
+        parts = {c: bootstrap(values, [np.flatnonzero(labels == c)], seed=n) for n, c in enumerate(names_of)}
+        if about.averaging == "categories":
+            parts[OVERALL] = np.mean(list(parts.values()), axis=0)
+        else:
+            parts[OVERALL] = bootstrap(values, [np.arange(len(values))])
+        return {(name, c): drawn[:, n] for c, drawn in parts.items() for n, name in enumerate(names)}
+
+    def statements(self, spec: ResultsTable, labels: Mapping[str, str]) -> tuple[str, tuple[Statement, ...]]:
+        """(how was tested, the tested row against every other one in every block), Holm-corrected within a block."""
+        made: list[Statement] = []
+        others = [name for name in labels if name != spec.tested and (not spec.against or name in spec.against)]
+        for block in spec.blocks:
+            found = [self._compare(spec.tested, other, block.subset, spec.tested_metric) for other in others]
+            present = [(other, facts) for other, facts in zip(others, found, strict=True) if facts]
+            corrected = holm([f["p_sessions"] for _, f in present]) if present else []
+            for (other, facts), p in zip(present, corrected, strict=True):
+                p_seeds, least = facts["p_seeds"], facts["least_p_seeds"]
+                made.append(
+                    Statement(
+                        block=block.label,
+                        metric=spec.tested_metric,
+                        a=labels[spec.tested],
+                        b=labels[other],
+                        p_holm=p,
+                        significant=p < ALPHA and (p_seeds is None or p_seeds < ALPHA),
+                        seeds_allow=not (p < ALPHA and least is not None and least >= ALPHA),
+                        **facts,
+                    )
+                )
+        metric = "the mean of R@5 and R@8" if spec.tested_metric == "mean" else spec.tested_metric
+        how = (
+            f"Differences of {metric}, overall, in points with 95% intervals. Over sessions: paired bootstrap, "
+            f"{RESAMPLES:,} resamples of whole sessions within what is averaged, Holm-corrected over the comparisons of "
+            f"a block. Over seeds: exact paired sign-flip test. Both two-sided; significant: p < {ALPHA} in both. Fewer "
+            f"than {FEWEST} sessions are not tested."
+        )
+        return how, tuple(made)
+
+    def _compare(self, a: str, b: str, subset: str, metric: str) -> dict[str, object] | None:
+        first, second = self.methods.get(a), self.methods.get(b)
+        if first is None or second is None or not {subset} <= first.about.subsets.keys() & second.about.subsets.keys():
+            return None
+        one, other = first.about.session_ids, second.about.session_ids
+        if min(int(m.about.subsets[subset].sum()) for m in (first, second)) < FEWEST:
+            return None
+        if one == other:
+            drawn = self._drawn(subset, metric)
+            member = first.about.subsets[subset]
+            gap = first.values(metric)[member] - second.values(metric)[member]
+            resampled = drawn[a, OVERALL] - drawn[b, OVERALL]
+        else:  # sessions that one of them skipped are left out of the comparison
+            common = set(other)
+            mine = [n for n, i in enumerate(one) if i in common and first.about.subsets[subset][n]]
+            place = {i: n for n, i in enumerate(other)}
+            yours = [place[one[n]] for n in mine]
+            if len(mine) < FEWEST:
+                return None
+            gap = first.values(metric)[mine] - second.values(metric)[yours]
+            member = np.isin(np.arange(len(one)), mine)
+            resampled = None
+        labels = np.array(first.about.categories, dtype=object)[member].tolist()
+        strata = strata_of(labels, first.about.averaging)
+        if resampled is None:
+            resampled = bootstrap(gap[:, None], strata)[:, 0]
+        found = difference(float(np.mean([gap[m].mean() for m in strata])), resampled)
+        return {
+            "difference": found.value,
+            "low": found.low,
+            "high": found.high,
+            "p_sessions": found.p,
+            "sessions": len(gap),
+            **self._seeds(a, b, subset, metric),
+        }
+
+    def _seeds(self, a: str, b: str, subset: str, metric: str) -> dict[str, object]:
+        """The test over seeds; a method of one run without randomness stands against every seed of the other."""
+        one = {run.seed: run.value(subset, OVERALL, metric) for run in self.runs[a]}
+        other = {run.seed: run.value(subset, OVERALL, metric) for run in self.runs[b]}
+        fixed_one, fixed_other = a in self.fixed, b in self.fixed
+        if fixed_one and fixed_other:
+            return {"seeds": 0, "p_seeds": None, "least_p_seeds": None}
+        seeds = sorted((set(one) if fixed_other else set(other) if fixed_one else set(one) & set(other)) - {None})
+        first = [next(iter(one.values())) if fixed_one else one[seed] for seed in seeds]
+        second = [next(iter(other.values())) if fixed_other else other[seed] for seed in seeds]
+        if not seeds or None in first or None in second:
+            return {"seeds": 0, "p_seeds": None, "least_p_seeds": None}
+        test = sign_flip(first, second)  # type: ignore[arg-type]
+        return {"seeds": test.n, "p_seeds": test.p, "least_p_seeds": test.least}

@@ -1,0 +1,163 @@
+"""The paper's tables from the runs that there are: finds each row's runs by what they are, never by when or where."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from manifests.ablation_spec import AblationSpec, load_ablation_spec
+from manifests.errors import IncompleteError
+from manifests.load import load_dataset, load_spec
+from manifests.schema import RunSpec
+from manifests.table_spec import DatasetTable, ResultsTable, RowSpec, load_table_spec
+from manifests.views import View
+from pipeline.analysis.tables import seed_text
+from pipeline.analysis.tuning.sealed import read_spec
+from pipeline.core.binding import StaleError
+from pipeline.core.workspace import Workspace
+from pipeline.jobs.identities import make_run
+from pipeline.jobs.stage2 import Experiment
+
+
+def paper_table(
+    name: str,
+    spec_name: str | None,
+    form: str,
+    overrides: Sequence[str],
+    data: Path,
+    out: Path,
+    options: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+) -> str:
+    """Table ``name`` of the paper as text in ``form``. Datasets that are not in ``data`` leave empty cells."""
+    from pipeline.analysis.render import render
+
+    return render(build_table(name, spec_name, overrides, data, out, options, seeds), form)
+
+
+def build_table(
+    name: str,
+    spec_name: str | None,
+    overrides: Sequence[str],
+    data: Path,
+    out: Path,
+    options: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+) -> Any:
+    """The table as data. ``options``: words that printed commands repeat (``--data DIR``, ...)."""
+    from pipeline.analysis.tables import FILL, build_dataset_table, build_results_table
+    from pipeline.training.models import models as registry
+
+    table = load_table_spec(name)
+    if isinstance(table, DatasetTable):
+        found = {}
+        for entry in table.datasets:
+            wanted = RunSpec(name=f"table-{name}", dataset=entry.dataset, extractor={"name": "none"})  # type: ignore
+            if (data / str(entry.dataset.options.get("folder", entry.dataset.name))).is_dir():
+                found[entry.key] = load_dataset(wanted, data)
+        return build_dataset_table(table, found)
+    assert isinstance(table, ResultsTable)
+    spec = read_spec(spec_name or table.run, overrides, shlex.join([spec_name or table.run, *options]))
+    table = filled_from(table, spec, spec_name or "")
+    filler = Filler(table, spec, spec_name or "", options) if table.ablation else None
+    finder = RunFinder(spec, data, Workspace(out), table, seeds)
+    built = build_results_table(
+        table,
+        finder,
+        known=registry.names(),
+        run=spec.asked,
+        seeds=seeds or (() if table.ablation or not spec_name else spec.seeds),
+        command=filler or FILL,
+    )
+    return built.model_copy(update={"footnotes": (*built.footnotes, *dict.fromkeys([*finder.shown, *finder.stale]))})
+
+
+def filled_from(table: ResultsTable, spec: RunSpec, given: str) -> ResultsTable:
+    """The table as another run spec fills it: its title says so, and on another dataset the paper's values go."""
+    if not given or given == table.run:
+        return table
+    changes: dict[str, Any] = {"title": f"{table.title} (filled from run spec {spec.name})"}
+    if spec.dataset.name != load_spec(table.run).dataset.name:
+        changes["rows"] = tuple(row.model_copy(update={"paper": {}}) for row in table.rows)
+        changes["notes"] = (
+            f"The paper's table is of another dataset than {spec.dataset.name}: its values are left out.",
+        )
+    return table.model_copy(update=changes)
+
+
+class Filler:
+    """The command that fills a row of a table: the point of the table's ablation that is this row."""
+
+    def __init__(self, table: ResultsTable, spec: RunSpec, run: str, options: Sequence[str] = ()):
+        self.table, self.spec, self.run, self.options = table, spec, run, list(options)
+
+    @cached_property
+    def ablation(self) -> AblationSpec:
+        return load_ablation_spec(self.table.ablation)
+
+    def __call__(self, row: RowSpec, seeds: Sequence[int]) -> str:
+        number = point_of(self.ablation, self.spec, row)
+        words = ["python", "cli.py", "ablate", self.table.ablation]
+        words += ["--only", str(number)] if number else []
+        words += ["--run", self.run] if self.run else []
+        words += ["--seeds", seed_text(seeds)] if tuple(seeds) != self.ablation.seeds else []
+        return shlex.join([*words, *self.options])
+
+
+def point_of(ablation: AblationSpec, spec: RunSpec, row: RowSpec) -> int | None:
+    """The number of the point that is the same run as the row, with the views that the row needs; or None."""
+    wanted = make_run(spec, row.model, 0, row.options, row.training)
+    for point in ablation.points():
+        if make_run(spec, point.model, 0, point.options, point.training) == wanted:
+            return point.number
+    return None
+
+
+class RunFinder:
+    """Finds the evaluated runs of a spec, exactly those that its present options identify."""
+
+    def __init__(self, spec: RunSpec, data: Path, workspace: Workspace, table: ResultsTable, seeds: Sequence[int] = ()):
+        self.spec, self.data, self.workspace, self.table, self.seeds = spec, data, workspace, table, tuple(seeds)
+        self.shown: list[str] = []  # one line for each row that shows other seeds than were asked for
+        self.stale: list[str] = []  # one line for each run or step that is of other data than the spec names now
+
+    @cached_property
+    def stage(self) -> Experiment | None:
+        """None while there is no current store for the spec: then no current run of it can exist either."""
+        if self.workspace.note(self.spec) is None:
+            return None
+        try:
+            return Experiment(self.spec, load_dataset(self.spec, self.data), self.workspace, "cpu")
+        except StaleError as error:
+            self.stale.append(f"All rows are left out: {error}")
+            return None
+        except IncompleteError:
+            return None
+
+    def __call__(self, row: RowSpec, seeds: Sequence[int]) -> list[dict[str, Any]]:
+        from pipeline.training.models import models as registry
+
+        listed = row.model in self.spec.models or self.table.ablation
+        if not listed or row.model not in registry.names() or self.stage is None:
+            return []
+        trainable, view, found = registry.get(row.model).trainable, View(turns=self.table.turns, last=row.last), []
+        more: Sequence[int] = ()
+        if trainable and not self.seeds:
+            more = self.stage.other_seeds(make_run(self.spec, row.model, seeds[0], row.options, row.training))
+        for seed in [*seeds, *(s for s in more if s not in seeds)] if trainable else seeds[:1]:
+            run = make_run(self.spec, row.model, seed, row.options, row.training)
+            state = self.stage.state(run, view)
+            if state.name != "evaluated":
+                self.stale += [f"{row.label} (seed {seed}) is left out: {state}"] if state.changed else []
+                continue
+            files = self.stage.result_files(run, view)
+            found.append({**files.load(self.stage.evaluation_identity(run, view)), "results": str(files.results)})
+        have = [s["seed"] for s in found if s["seed"] is not None]
+        if set(have) - set(seeds):
+            self.shown.append(
+                f"{row.label}: all seeds that are trained on the present data, {seed_text(sorted(have))}."
+            )
+        return found

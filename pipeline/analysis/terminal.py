@@ -1,0 +1,84 @@
+"""A ``Table`` for people at a terminal, in colour through rich or as plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from pipeline.analysis.cells import Column, Table
+from pipeline.analysis.render import PAPER, lines_of
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions
+    from rich.text import Text
+
+_GAP = 2  # spaces between columns
+
+
+def terminal_lines(table: Table, width: int) -> list[tuple[str, str]]:
+    """(line, rich style) for a terminal of ``width`` columns. What does not fit beside the labels follows below them.
+
+    A number is never cut or left out: where even one column is too wide, the line is longer than ``width``.
+    """
+    bodies = [(block.title, list(lines_of(block, table.columns))) for block in table.blocks]
+    texts = [texts for _, body in bodies for _, _, texts in body]
+    widths = [max(len(t) for t in [c.label, *(line[n] for line in texts)]) for n, c in enumerate(table.columns)]
+    first = max((len(row.label) + 4 for _, body in bodies for row, _, _ in body), default=0)
+    out = [(table.title, "bold")]
+    for part in _parts(table.columns, widths, width - first):
+        out += [("", ""), *((line, "bold") for line in _header(table.columns, widths, part, first))]
+        total = first + sum(widths[n] + _GAP for n in part)
+        for title, body in bodies:
+            out += [("─" * total, "dim"), (title, "bold")]
+            for row, paper, cells in body:
+                label = f"    {PAPER}" if paper else f"  {row.label}"
+                line = label.ljust(first) + "".join(" " * _GAP + cells[n].rjust(widths[n]) for n in part)
+                if not paper or any(cells[n] for n in part):
+                    out.append((line.rstrip(), "dim" if paper else ""))
+    fill = [f"  {label}: {command}" for command, label in table.commands.items()]
+    out += [("", ""), *((note, "dim") for note in [*table.footnotes, *table.notes])]
+    if table.significance:
+        out += [("", ""), ("Significance:", ""), *((f"  {line}", "dim") for line in table.significance)]
+    return [*out, *((line, "") for line in (["To fill:", *fill] if fill else []))]
+
+
+def _parts(columns: tuple[Column, ...], widths: list[int], room: int) -> list[list[int]]:
+    """Column numbers that fit into ``room`` together, in order; a group stays whole if it fits at all."""
+    parts: list[list[int]] = [[]]
+    for _, members in groupby(range(len(columns)), key=lambda n: columns[n].group):
+        group = list(members)
+        together = sum(widths[n] + _GAP for n in [*parts[-1], *group]) <= room
+        if parts[-1] and not together:
+            parts.append([])
+        for n in group:
+            if parts[-1] and sum(widths[m] + _GAP for m in [*parts[-1], n]) > room:
+                parts.append([])
+            parts[-1].append(n)
+    return parts
+
+
+def _header(columns: tuple[Column, ...], widths: list[int], part: list[int], first: int) -> list[str]:
+    groups = ""
+    for group, members in groupby(part, key=lambda n: columns[n].group):
+        groups += " " * _GAP + group.center(sum(widths[n] + _GAP for n in members) - _GAP)
+    labels = "".join(" " * _GAP + columns[n].label.rjust(widths[n]) for n in part)
+    return [(" " * first + line).rstrip() for line in (groups, labels) if line.strip()]
+
+
+def to_text(table: Table, width: int = 100) -> str:
+    """Plain text for a terminal of ``width`` columns, ending in a newline."""
+    return "\n".join(line for line, _ in terminal_lines(table, width)) + "\n"
+
+
+class RichTable:
+    """The table as ``rich.console.Console.print`` takes it, as wide as the console."""
+
+    def __init__(self, table: Table):
+        self.table = table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        from rich.text import Text
+
+        for line, style in terminal_lines(self.table, options.max_width):
+            yield Text(line, style=style)

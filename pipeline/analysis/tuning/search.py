@@ -1,0 +1,265 @@
+"""``tune``: search a model's options by cross-validation over the train sessions, and write the best as a spec."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from manifests.errors import FashionNTMError, IncompleteError, ManifestError, Problem, nearest
+from manifests.folds import pair_clean_folds, train_only
+from manifests.identity import digest, session_key
+from manifests.schema import Dataset, RunSpec, Session
+from manifests.write import spec_toml
+from pipeline.analysis.tuning.samplers import propose
+from pipeline.analysis.tuning.sealed import MARK, save_tuned
+from pipeline.analysis.tuning.space import Axis, nested, space_for
+from pipeline.analysis.tuning.trials import LOG, Trial, TrialLog
+from pipeline.composition.request import composer_request
+from pipeline.core.workspace import Workspace
+from pipeline.jobs.identities import Run, make_run
+from pipeline.jobs.stage1 import fitting_sessions
+from pipeline.jobs.stage2 import Experiment, Log, silent
+
+
+class TuneError(FashionNTMError, ValueError):
+    """A search that cannot be made, or in which no trial succeeded."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A search ends after ``trials`` trials in all, or before a trial that would begin ``minutes`` after this call."""
+
+    trials: int = 20
+    minutes: float | None = None
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The best configuration and where it was written."""
+
+    best: Trial
+    trials: tuple[Trial, ...]
+    spec: Path
+    log: Path
+    folds: tuple[int, ...]
+    name: str
+    command: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "best": vars(self.best),
+            "trials": [vars(t) for t in self.trials],
+            "spec": str(self.spec),
+            "log": str(self.log),
+            "fold_sessions": self.folds,
+            "next": self.command,
+        }
+
+    def text(self) -> str:
+        ranked = sorted((t for t in self.trials if t.value is not None), key=lambda t: -(t.value or 0))
+        lines = [
+            f"{len(self.trials)} trials over {len(self.folds)} folds of {', '.join(map(str, self.folds))} train sessions"
+        ]
+        for trial in ranked[:5]:
+            shown = ", ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in trial.params.items())
+            lines.append(f"  {trial.value:.2f}  ({', '.join(f'{f:.1f}' for f in trial.folds)})  {shown}")
+        failed = sum(t.value is None for t in self.trials)
+        lines += [f"  {failed} trials failed; the log says why"] if failed else []
+        return "\n".join([*lines, f"log    {self.log}", f"spec   {self.spec}", f"next: {self.command}"])
+
+
+def tune(
+    spec: RunSpec,
+    dataset: Dataset,
+    workspace: Workspace,
+    model: str,
+    search: Sequence[str] = (),
+    sampler: str = "random",
+    folds: int = 3,
+    budget: Budget = Budget(),
+    seed: int = 0,
+    device: str = "auto",
+    log: Log = silent,
+    options: Sequence[str] = (),
+) -> SearchResult:
+    """Search the options of ``model``. Test sessions are taken out of the dataset before anything else happens.
+
+    ``folds`` 1: the spec's own validation part in place of cross-validation. ``options``: words that the printed
+    command repeats.
+
+    Raises ManifestError for a wrong space, FoldError, TuneError, IncompleteError before stage 1.
+    """
+    dataset = train_only(dataset)
+    if spec.models and model not in spec.models:
+        raise ManifestError(
+            [Problem(spec.name, "--model", f"the spec has no model {model!r}", nearest(model, spec.models))]
+        )
+    axes = space_for(model, search)
+    stage = Experiment(spec, dataset, workspace, device, log)
+    sessions = dataset.split("train")
+    cuts = _cuts(spec, dataset, sessions, folds)
+    for note in _notes(spec, dataset, sessions, cuts):
+        log(note)
+    catalogue = stage.store.catalogue()
+    keys = [session_key(session, catalogue).hex() for session in sessions]
+    about = {
+        "model": model,
+        "store": stage.store.fingerprint,
+        "space": [axis.text for axis in axes],
+        "sampler": sampler,
+        "folds": folds,
+        "seed": seed,
+        "base": vars(make_run(spec, model, seed)) | {"training": make_run(spec, model, seed).training.model_dump()},
+        "sessions": digest([keys, [list(map(int, held)) for held in cuts]]),
+    }
+    folder = workspace.out / "tune" / f"{spec.name}-{model}-{digest(about)[:12]}"
+    trials = TrialLog(folder / LOG, about)
+    if trials.trials:
+        log(f"{len(trials.trials)} trials are in {trials.path}")
+    stage.need({axis.key: axis.high or any(axis.choices) for axis in axes})  # what some trial may ask for
+    parts = _parts(stage, sessions, cuts)
+    began = time.monotonic()
+    while len(trials.trials) < budget.trials:
+        if budget.minutes is not None and time.monotonic() - began > 60 * budget.minutes:
+            log(f"{budget.minutes:g} minutes are over: {len(trials.trials)} of {budget.trials} trials done")
+            break
+        trial = _trial(stage, spec, model, propose(sampler, axes, trials.trials, seed), parts, len(trials.trials), seed)
+        trials.add(trial)
+        score = f"failed: {trial.failed}" if trial.value is None else f"{trial.value:.2f}"
+        log(f"trial {trial.number}: {score} in {trial.seconds:.0f} s  {trial.params}")
+    if trials.best is None:
+        why = trials.trials[-1].failed if trials.trials else "the budget allowed none"
+        raise TuneError(f"no trial succeeded ({why}): narrow the space with --search, or raise the budget")
+    return _write(spec, model, trials, axes, folder, workspace, tuple(len(c) for c in cuts), options)
+
+
+def _cuts(spec: RunSpec, dataset: Dataset, sessions: Sequence[Session], folds: int) -> list[list[int]]:
+    """Session numbers that each fold holds out."""
+    if folds > 1:
+        return pair_clean_folds(sessions, folds, spec.validation.seed)
+    _, validation = fitting_sessions(spec, dataset)
+    if not validation:
+        raise TuneError("--folds 1 uses the validation part of the spec, which has none: set validation.fraction")
+    held = {s.id for s in validation}
+    return [[i for i, s in enumerate(sessions) if s.id in held]]
+
+
+def _notes(spec: RunSpec, dataset: Dataset, sessions: Sequence[Session], cuts: Sequence[Sequence[int]]) -> list[str]:
+    """A trainable composer has seen most train pairs: their features are better than those of new pairs."""
+    request = composer_request(spec)
+    if request is None or not request.kind.trainable or request.weights is not None:
+        return []
+    fit, _ = fitting_sessions(spec, dataset)
+    seen = {s.id for s in fit}
+    held = [sessions[i].id for cut in cuts for i in cut]
+    share = sum(name in seen for name in held)
+    if not share:
+        return []
+    return [
+        f"note: the composer was fitted on {share:,} of the {len(held):,} held-out sessions, whose features are "
+        "therefore better than those of new ones; --folds 1 holds out only sessions that it has not seen"
+    ]
+
+
+def _parts(stage: Experiment, sessions: Sequence[Session], cuts: Sequence[Sequence[int]]) -> list[tuple[Any, Any]]:
+    """(features to fit on, held-out features) of each fold."""
+    features = stage._features(sessions)
+    place = {session.id: n for n, session in enumerate(features.sessions)}
+    parts = []
+    for cut in cuts:
+        held = {sessions[i].id for i in cut}
+        inside = [n for name, n in place.items() if name in held]
+        outside = [n for name, n in place.items() if name not in held]
+        if not inside or not outside:
+            raise IncompleteError("a fold has no session with features: run `extract` on this spec to fill the store")
+        parts.append((features.subset(outside), features.subset(inside)))
+    return parts
+
+
+def _trial(
+    stage: Experiment,
+    spec: RunSpec,
+    model: str,
+    params: dict[str, Any],
+    parts: Sequence[tuple[Any, Any]],
+    number: int,
+    seed: int,
+) -> Trial:
+    from pydantic import ValidationError
+
+    from pipeline.training.errors import DivergenceError
+
+    began = time.perf_counter()
+    options, training = nested(params)
+    scores: list[float] = []
+    try:
+        run = make_run(spec, model, seed, options, training)
+        scores = [_score(stage, run, fit, held) for fit, held in parts]
+    except (DivergenceError, ManifestError, ValidationError) as error:
+        reason = " ".join(str(error).split())[:300]
+        return Trial(number, params, tuple(scores), None, time.perf_counter() - began, reason)
+    return Trial(number, params, tuple(scores), fmean(scores), time.perf_counter() - began)
+
+
+def _score(stage: Experiment, run: Run, fit_features: Any, held: Any) -> float:
+    """Mean of R@5 and R@8 of the held-out sessions among their own targets, at the epoch that the training keeps."""
+    from pipeline.core.threads import cpu_threads, training_threads
+    from pipeline.training.backends import choose_backend
+    from pipeline.training.fit import fit
+    from pipeline.training.models import build_model
+    from pipeline.training.validate import recalls
+
+    model = build_model(run.model, run.options, fit_features.dim, run.seed).to(stage.device)
+    validation = held if run.training.early_stopping else None
+    with cpu_threads(training_threads()):
+        backend = choose_backend("auto", [model], fit_features, [run.training]).backend
+        for _ in fit(model, fit_features, run.training, run.seed, validation, backend):
+            pass
+    return recalls(model, held)["mean"]
+
+
+def _write(
+    spec: RunSpec,
+    model: str,
+    trials: TrialLog,
+    axes: Sequence[Axis],
+    folder: Path,
+    workspace: Workspace,
+    folds: tuple[int, ...],
+    options: Sequence[str],
+) -> SearchResult:
+    """The best trial as a run spec beside the log. What stage 1 made for the old spec serves the new one too."""
+    import shlex
+
+    best = trials.best
+    assert best is not None and best.value is not None
+    own, training = nested(best.params)
+    listed = spec.models.get(model, {})
+    chosen = {**listed, **own}
+    merged = {**listed.get("training", {}), **training}
+    if merged:
+        chosen["training"] = merged
+    name = f"{spec.name}{MARK}{model}"
+    tuned = spec.model_copy(
+        update={
+            "name": name,
+            "models": {**spec.models, model: chosen},
+            "title": f"{spec.title or spec.name}, {model} tuned",
+        }
+    )
+    path = folder / f"{name}.toml"
+    comments = (
+        f"Written by tune: {model}, trial {best.number} of {len(trials.trials)}, {best.value:.2f} on "
+        f"{len(folds)} pair-clean parts of the train sessions; no test session was used.",
+        *(f"searched {axis.text}" for axis in axes),
+    )
+    save_tuned(path, spec_toml(tuned, comments))
+    note = workspace.note(spec)
+    if note is not None:
+        workspace.write_note(tuned, replace(note, spec=name))
+    command = shlex.join(["python", "cli.py", "run", str(path), "--model", model, *options])
+    return SearchResult(best, tuple(trials.trials), path, trials.path, folds, name, command)

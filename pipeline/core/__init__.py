@@ -1,0 +1,1 @@
+"""What every stage uses: the output folder, devices, threads. Imports no stage but in type annotations."""

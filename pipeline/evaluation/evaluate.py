@@ -1,0 +1,193 @@
+"""Final-turn retrieval of test sessions over their category's gallery (paper section 4.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from manifests.errors import FashionNTMError
+from manifests.identity import stack_keys
+from manifests.schema import Gallery, Session
+from pipeline.evaluation.metrics import Averaging, summarise
+from pipeline.evaluation.ranking import SCORES_HELD, ranks, score_ranks
+
+if TYPE_CHECKING:
+    from cache import Store
+
+ALL = "all"
+TIES = "count against the model"
+PROTOCOL = {
+    "version": 1,
+    "ties": "count against the model",
+    "references": "kept",
+}  # what an evaluation's identity says of it
+REFERENCES = "kept"  # the reference images of a session stay in its gallery
+
+
+class EvaluationError(FashionNTMError, ValueError):
+    """Nothing to evaluate: no gallery of a category, or no session with features and a target."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """One category's gallery as features. ``dropped``: its images without a feature, which cannot be retrieved."""
+
+    images: tuple[str, ...]  # [G]
+    features: np.ndarray  # [G, D] float32, f_tar
+    dropped: tuple[str, ...] = ()
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Image id -> row of ``features``."""
+        return {image: row for row, image in enumerate(self.images)}
+
+
+def load_candidates(store: Store, galleries: Iterable[Gallery]) -> dict[str, Candidates]:
+    """Category -> the store's target features of its gallery, in the gallery's order, as float32.
+
+    Give the galleries of one split. An image that is not bound in the store, or whose extraction failed, is dropped.
+    """
+    bound = store.catalogue()
+    found = {}
+    for gallery in galleries:
+        named = [image for image in gallery.images if image in bound]
+        rows = store.find("target", stack_keys(bound[image] for image in named))
+        kept = rows >= 0
+        images = tuple(image for image, keep in zip(named, kept, strict=True) if keep)
+        members = set(images)
+        found[gallery.category] = Candidates(
+            images=images,
+            features=np.asarray(store.gather("target", rows[kept]), dtype=np.float32),
+            dropped=tuple(image for image in gallery.images if image not in members),
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The rank of every evaluated session's target, and what was left out and why."""
+
+    session_ids: tuple[str, ...]  # [S]
+    categories: tuple[str, ...]  # [S]
+    target_ids: tuple[str, ...]  # [S]
+    ranks: np.ndarray  # int64 [S], 1 is best
+    averaging: Averaging
+    subsets: dict[str, np.ndarray]  # name -> bool [S]; "all" is always there
+    galleries: dict[str, dict[str, Any]]  # category -> {"images": ranked candidates, "dropped": [ids]}
+    skipped: dict[str, str]  # session id -> reason
+
+    def metrics(self) -> dict[str, dict[str, dict[str, float]]]:
+        """subset -> category or "overall" -> R@K, MRR, mean in percent, and ``n`` sessions."""
+        labels = np.array(self.categories, dtype=object)
+        return {
+            name: summarise(self.ranks[member], labels[member].tolist(), self.averaging, order=self.galleries)
+            for name, member in self.subsets.items()
+        }
+
+    def summary(self, **facts: Any) -> dict[str, Any]:
+        """What ``summary.json`` holds: the metrics, the protocol they were measured under, and the run's ``facts``.
+
+        A table needs the facts ``run`` (id), ``model``, ``seed``, ``store`` (fingerprint), ``dataset``, ``extractor``,
+        ``gallery`` ("image", "caption" or "imported") and ``contaminated_on`` (datasets the extractor was trained on).
+        """
+        return {
+            **facts,
+            "metrics": self.metrics(),
+            "unit": "percent",
+            "averaging": self.averaging,
+            "ties": TIES,
+            "references": REFERENCES,
+            "sessions": len(self.session_ids),
+            "skipped": dict(self.skipped),
+            "galleries": {name: dict(facts) for name, facts in self.galleries.items()},
+        }
+
+
+def evaluate(
+    queries: np.ndarray,
+    sessions: Sequence[Session],
+    galleries: Mapping[str, Candidates],
+    subsets: Mapping[str, AbstractSet[str]] | None = None,
+    averaging: Averaging = "categories",
+    skipped: Mapping[str, str] | Iterable[str] = (),
+    block: int = SCORES_HELD,
+    score: Callable[[Sequence[int], np.ndarray], np.ndarray] | None = None,
+) -> Evaluation:
+    """Rank each session's final target in its category's gallery by cosine similarity; references stay in.
+
+    Args:
+        queries: [S, D] float32, f'_qry(N): row s answers ``sessions[s]``.
+        galleries: category -> candidates (``load_candidates``).
+        subsets: subset name -> session ids; ids that are not evaluated are ignored.
+        score: (rows of ``sessions`` [n], candidates [G, D]) -> scores [n, G], higher is better, for a model that ranks
+            by more than the cosine; ``queries`` is then not looked at.
+        skipped: sessions already left out for want of features, with reasons if known; they are counted and named.
+
+    Raises:
+        EvaluationError: a category has no gallery, or no session is left.
+        RankingError: NaN or infinite features, naming the session.
+    """
+    queries = np.asarray(queries)
+    if len(queries) != len(sessions):
+        raise EvaluationError(f"{len(queries)} query features for {len(sessions)} sessions: give one row for each")
+    left_out = _reasons(skipped)
+    kept = []
+    for row, session in enumerate(sessions):
+        reason = _no_target(session, galleries)
+        if reason:
+            left_out[session.id] = reason
+        else:
+            kept.append(row)
+    if not kept:
+        shown = "; ".join(f"{name}: {why}" for name, why in list(left_out.items())[:3]) or "no session was given"
+        raise EvaluationError(f"no session can be evaluated ({shown}): extract the missing rows, then evaluate again")
+    chosen = [sessions[row] for row in kept]
+    result = np.empty(len(chosen), dtype=np.int64)
+    for category in dict.fromkeys(s.category for s in chosen):
+        mine = np.array([n for n, s in enumerate(chosen) if s.category == category])
+        gallery = galleries[category]
+        targets = np.array([gallery.index[chosen[n].target] for n in mine])
+        names = [chosen[n].id for n in mine]
+        rows = np.array(kept)[mine]
+        if score is not None:
+            result[mine] = score_ranks(score(rows.tolist(), gallery.features), targets, gallery.features, names)
+        else:
+            result[mine] = ranks(queries[rows], gallery.features, targets, block, names)
+    ids = tuple(s.id for s in chosen)
+    return Evaluation(
+        session_ids=ids,
+        categories=tuple(s.category for s in chosen),
+        target_ids=tuple(s.target for s in chosen),
+        ranks=result,
+        averaging=averaging,
+        subsets={
+            ALL: np.ones(len(ids), dtype=bool),
+            **{name: np.array([i in members for i in ids]) for name, members in (subsets or {}).items() if name != ALL},
+        },
+        galleries={name: {"images": len(g.images), "dropped": list(g.dropped)} for name, g in galleries.items()},
+        skipped=left_out,
+    )
+
+
+def _reasons(skipped: Mapping[str, str] | Iterable[str]) -> dict[str, str]:
+    if isinstance(skipped, Mapping):
+        return dict(skipped)
+    return dict.fromkeys(skipped, "a feature of one of its turns is missing from the store")
+
+
+def _no_target(session: Session, galleries: Mapping[str, Candidates]) -> str:
+    gallery = galleries.get(session.category)
+    if gallery is None:
+        known = ", ".join(galleries) or "none"
+        missing = f"no gallery of category {session.category!r}; there are: {known}"
+        raise EvaluationError(f"session {session.id!r}: {missing}; add one to the dataset")
+    if session.target in gallery.index:
+        return ""
+    if session.target in gallery.dropped:
+        return f"its target image {session.target!r} has no feature in the store"
+    return f"its target image {session.target!r} is not in the gallery of {session.category!r}"

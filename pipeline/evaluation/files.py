@@ -1,0 +1,180 @@
+"""``results.h5`` (the rank of every session) and ``summary.json`` of a run, written whole or not at all, and sealed.
+
+Their seal (results.seal.json) says of which run and view they are; it is checked whenever one of them is read.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from cache.files import replace_atomically
+from cache.hdf5 import require_own_data
+from cache.seal import RESULTS_SEAL, SealError, check_seal, write_seal
+from manifests.errors import IncompleteError
+from manifests.identity import changed_fields
+from manifests.views import WHOLE, View
+from pipeline.evaluation.evaluate import Evaluation
+
+FORMAT = 1
+KIND = "evaluation"
+AGAIN = "evaluate the run again (`evaluate`, or `ablate` for a view)"
+_TEXTS = ("session_id", "category", "target_id")
+
+
+@dataclass(frozen=True)
+class ResultFiles:
+    """Files of one evaluation of a run: in the run's folder, or below ``views/`` for another view than the whole."""
+
+    run: Path
+    folder: Path
+
+    @classmethod
+    def of(cls, run: Path, view: View = WHOLE) -> ResultFiles:
+        return cls(run, run / "views" / view.name if view.name else run)
+
+    @property
+    def results(self) -> Path:
+        return self.folder / "results.h5"
+
+    @property
+    def summary(self) -> Path:
+        return self.folder / "summary.json"
+
+    def weights(self) -> str:
+        """SHA-256 of the run's present weights, as its sidecar states it; "" where there is none."""
+        try:
+            return str(json.loads((self.run / "model.json").read_text(encoding="utf-8"))["sha256"])
+        except (OSError, ValueError, KeyError):
+            return ""
+
+    def view(self) -> View:
+        """The view that the summary was made under; the whole where there is none."""
+        return View.model_validate(load_summary(self.summary).get("view", {})) if self.summary.is_file() else WHOLE
+
+    def load(self, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The summary, if there is one that is not stale (see ``stale``)."""
+        if not self.summary.is_file() or not self.results.is_file() or self.stale(identity):
+            return None
+        return load_summary(self.summary)
+
+    def stale(self, identity: Mapping[str, Any]) -> list[str]:
+        """One line ``field: old -> new`` for all in which the evaluation differs from ``identity`` and the run's weights.
+
+        Empty for a current evaluation, and where there is none. Raises ResultsError when one of the files is damaged.
+        """
+        if not self.summary.is_file():
+            return []
+        _check(self.folder)
+        summary = load_summary(self.summary)
+        old = {**summary.get("identity", {"protocol": "of an earlier version"}), "weights": summary.get("weights")}
+        return changed_fields(old, json.loads(json.dumps({**identity, "weights": self.weights()})))
+
+    def save(self, evaluation: Evaluation, summary: dict[str, Any]) -> None:
+        """Write both files and seal them. Interrupted over older ones, they do not match the older seal."""
+        save_results(self.results, evaluation, self.run.name)
+        save_summary(self.summary, summary)
+        write_seal(self.folder, KIND, _name(self.folder), [self.results.name, self.summary.name], RESULTS_SEAL)
+
+
+class ResultsError(IncompleteError, ValueError):
+    """A results file that is missing, damaged or of a newer format."""
+
+
+def _name(folder: Path) -> str:
+    """``<run id>``, or ``<run id>/<view>`` below a run's ``views``."""
+    return f"{folder.parent.parent.name}/{folder.name}" if folder.parent.name == "views" else folder.name
+
+
+def _check(folder: Path, *files: str) -> None:
+    """Check the seal of ``folder``, if it has one; of ``files`` alone where they are given. Raises ResultsError."""
+    try:
+        check_seal(folder, KIND, _name(folder), AGAIN, RESULTS_SEAL, files or None)
+    except SealError as error:
+        raise ResultsError(str(error)) from None
+
+
+def save_results(path: Path, evaluation: Evaluation, run: str = "") -> None:
+    """Write ``evaluation`` to ``path`` (HDF5): datasets session_id, category, target_id [S] text, rank [S] int32,
+    subset_member [subsets, S] bool; what was left out as JSON attributes. An older file is replaced atomically.
+    """
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w", libver="latest") as file:
+        columns = (evaluation.session_ids, evaluation.categories, evaluation.target_ids)
+        for name, values in zip(_TEXTS, columns, strict=True):
+            file.create_dataset(name, data=np.array(values, dtype=object), dtype=h5py.string_dtype())
+        file.create_dataset("rank", data=evaluation.ranks.astype(np.int32))
+        file.create_dataset("subset_member", data=np.stack(list(evaluation.subsets.values())))
+        about = {
+            "subsets": list(evaluation.subsets),
+            "averaging": evaluation.averaging,
+            "galleries": evaluation.galleries,
+            "skipped": evaluation.skipped,
+        }
+        file.create_dataset("about", data=json.dumps(about, ensure_ascii=False), dtype=h5py.string_dtype())
+        file.attrs.update({"format": FORMAT, "run": run})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_atomically(path, buffer.getvalue())
+
+
+def load_results(path: Path) -> Evaluation:
+    """The evaluation in ``path``. Raises ResultsError when it is missing, damaged or of a newer format."""
+    again = "evaluate the run again"
+    if not path.is_file():
+        raise ResultsError(f"{path}: no such file: {again}")
+    _check(path.parent, path.name)
+    try:
+        with h5py.File(path, "r") as file:
+            require_own_data(file)
+            found = int(file.attrs["format"])
+            if found > FORMAT:
+                raise ResultsError(f"{path}: format {found}, this version reads up to {FORMAT}: update the program")
+            texts = {name: tuple(file[name].asstr()[:]) for name in _TEXTS}
+            rank, members = file["rank"][:].astype(np.int64), file["subset_member"][:]
+            about = json.loads(file["about"].asstr()[()])
+        lengths = {len(rank), members.shape[1], *(len(values) for values in texts.values())}
+        if len(lengths) != 1:
+            raise ValueError(f"columns of different lengths {sorted(lengths)}")
+        return Evaluation(
+            session_ids=texts["session_id"],
+            categories=texts["category"],
+            target_ids=texts["target_id"],
+            ranks=rank,
+            averaging=about["averaging"],
+            subsets=dict(zip(about["subsets"], members, strict=True)),
+            galleries=about["galleries"],
+            skipped=about["skipped"],
+        )
+    except ResultsError:
+        raise
+    except (OSError, KeyError, ValueError, IndexError) as error:
+        raise ResultsError(f"{path}: damaged ({error}): {again}") from error
+
+
+def save_summary(path: Path, summary: dict[str, Any]) -> None:
+    """Write ``summary`` as JSON, atomically."""
+    text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_atomically(path, text.encode())
+
+
+def load_summary(path: Path) -> dict[str, Any]:
+    """The summary in ``path``. Raises ResultsError when it is missing or damaged."""
+    if path.is_file():
+        _check(path.parent, path.name)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ResultsError(f"{path}: no such file: evaluate the run") from None
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"{path}: damaged ({error}): evaluate the run again") from error
+    if not isinstance(values, dict) or "metrics" not in values:
+        raise ResultsError(f"{path}: holds no metrics: evaluate the run again")
+    return values

@@ -1,0 +1,160 @@
+"""Uncertainty of recalls: bootstrap over sessions, exact tests over seeds, correction for several comparisons.
+
+Two sources of chance, two tests. Which sessions were asked: a paired bootstrap that draws sessions anew, with all
+seeds of a session together. Which weights training began from: an exact sign-flip test over the seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.evaluation.metrics import Averaging
+
+RESAMPLES = 10_000
+LEVEL = 0.95
+ALPHA = 0.05
+_EXACT_UP_TO = 16  # pairs: 65,536 sign patterns; beyond, 9,999 random ones
+_HELD = 1 << 23  # resampled positions in memory at once
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean difference a - b, its interval, and the two-sided p of "no difference" by the bootstrap."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+@dataclass(frozen=True)
+class SeedTest:
+    """Two-sided p of the sign-flip test over ``n`` seeds. ``least``: no outcome of n seeds has a smaller p."""
+
+    p: float
+    n: int
+    least: float
+
+
+def session_values(ranks: np.ndarray, metric: str) -> np.ndarray:
+    """What each session adds to a metric, in percent: ranks int [S] -> float64 [S], whose mean is the metric."""
+    if metric == "mean":
+        return 50.0 * ((ranks <= 5).astype(np.float64) + (ranks <= 8))
+    if metric == "MRR":
+        return 100.0 / ranks
+    return 100.0 * (ranks <= int(metric.removeprefix("R@")))
+
+
+def strata_of(categories: Sequence[str], averaging: Averaging) -> list[np.ndarray]:
+    """Session numbers of each part whose means are averaged: the categories, or all sessions as one part."""
+    labels = np.asarray(categories, dtype=object)
+    if averaging == "sessions":
+        return [np.arange(len(labels))]
+    return [np.flatnonzero(labels == name) for name in dict.fromkeys(categories)]
+
+
+def bootstrap(
+    values: np.ndarray,
+    strata: Sequence[np.ndarray],
+    clusters: np.ndarray | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> np.ndarray:
+    """Resampled means of the columns: values [S, K] -> float64 [resamples, K].
+
+    Every stratum is drawn anew from its own sessions and the strata's means are averaged. All columns see the same
+    draws, so that the difference of two columns is a paired bootstrap of their difference.
+
+    Args:
+        clusters: [S] labels; sessions of one label are drawn together. None: each session by itself.
+    """
+    rng = np.random.default_rng(seed)
+    out = np.zeros((resamples, values.shape[1]))
+    for members in strata:
+        part = np.asarray(values, dtype=np.float64)[members]
+        counts = np.ones(len(members))
+        if clusters is not None:
+            _, place = np.unique(np.asarray(clusters)[members], return_inverse=True)
+            sums = np.zeros((place.max() + 1, part.shape[1]))
+            np.add.at(sums, place, part)
+            part, counts = sums, np.bincount(place).astype(np.float64)
+        size = len(part)
+        step = max(1, _HELD // size)
+        for start in range(0, resamples, step):
+            rows = min(step, resamples - start)
+            drawn = rng.integers(0, size, (rows, size)) + size * np.arange(rows)[:, None]
+            times = np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size).astype(np.float64)
+            out[start : start + rows] += (times @ part) / (times @ counts)[:, None]
+    return out / len(strata)
+
+
+def interval(draws: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+    """Percentile interval of the resampled values [resamples]."""
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def difference(value: float, draws: np.ndarray, level: float = LEVEL) -> Difference:
+    """``value``, a - b as measured, with the interval and p of its resampled values [resamples]."""
+    n = len(draws)
+    tails = (np.sum(draws <= 0) + 1) / (n + 1), (np.sum(draws >= 0) + 1) / (n + 1)
+    return Difference(value, *interval(draws, level), p=float(min(1.0, 2 * min(tails))))
+
+
+def paired_bootstrap(
+    a: np.ndarray,
+    b: np.ndarray,
+    strata: Sequence[np.ndarray],
+    clusters: np.ndarray | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Difference:
+    """a - b over the same sessions: values [S] each, or [S, seeds], whose mean over the seeds is taken first."""
+    gap = _per_session(a) - _per_session(b)
+    value = float(np.mean([gap[members].mean() for members in strata]))
+    return difference(value, bootstrap(gap[:, None], strata, clusters, resamples, seed)[:, 0])
+
+
+def _per_session(values: np.ndarray) -> np.ndarray:
+    values = np.asarray(values, dtype=np.float64)
+    return values if values.ndim == 1 else values.mean(axis=1)
+
+
+def sign_flip(a: Sequence[float], b: Sequence[float]) -> SeedTest:
+    """Exact paired permutation test of equal means over seeds: each pair may be swapped. a, b: [n], by seed.
+
+    Give a method without randomness as the same value n times. Above 16 pairs, 9,999 random swaps stand for all.
+    """
+    from scipy.stats import permutation_test
+
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if first.shape != second.shape or first.ndim != 1 or not len(first):
+        raise ValueError(f"{first.shape} and {second.shape} values: give one pair for each seed")
+    n = len(first)
+    exact = n <= _EXACT_UP_TO
+    least = min(1.0, 2 / 2**n) if exact else 2 / 10_000
+    if n == 1:
+        return SeedTest(1.0, 1, 1.0)
+    found = permutation_test(
+        (first, second),
+        lambda x, y, axis: np.mean(x - y, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=np.inf if exact else 9_999,
+        alternative="two-sided",
+        rng=np.random.default_rng(0),
+    )
+    return SeedTest(float(min(1.0, found.pvalue)), n, least)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: adjusted p values, in the order given (Holm 1979)."""
+    values = np.asarray(p, dtype=np.float64)
+    order = np.argsort(values, kind="stable")
+    stepped = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
+    out = np.empty_like(values)
+    out[order] = np.minimum(stepped, 1.0)
+    return out.tolist()

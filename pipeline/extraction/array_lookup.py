@@ -1,0 +1,120 @@
+"""Which row of imported arrays belongs to what a dataset asks for, and what fits nowhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from manifests.identity import pair_key, text_key
+from manifests.schema import Dataset
+from pipeline.extraction.arrays import FeatureFolder, Pair
+
+_SHOWN = 5
+
+
+def text_row(folder: FeatureFolder, text: str) -> int:
+    """The row of a feedback text, by its words or by its content key; -1 where there is none."""
+    arrays = folder.tables["text"]
+    return arrays.texts.get(text, arrays.keys.get(text_key(text), -1))
+
+
+class Lookup:
+    """Row numbers of a folder's arrays for a dataset's images and queries; -1 where there is none."""
+
+    def __init__(self, folder: FeatureFolder, dataset: Dataset):
+        self.folder, self.dataset = folder, dataset
+        self.conflicts: list[str] = []
+        self._by_turn = self._turns()
+
+    def image(self, table: str, image: str) -> int:
+        return self.folder.tables[table].images.get(image, -1)
+
+    def pair(self, image: str, text: str) -> int:
+        """By reference and text; else by session and turn; else by the key that an export gave, of its own image keys."""
+        arrays = self.folder.tables["query"]
+        found = arrays.pairs.get((image, text), self._by_turn.get((image, text), -1))
+        bound = self.folder.tables["target"].bound
+        if found < 0 and image in bound:
+            found = arrays.keys.get(pair_key(bound[image], text_key(text)), -1)
+        return found
+
+    def _turns(self) -> dict[Pair, int]:
+        """Rows named by session and turn, by what they are the answer to. Two that differ for one pair are a conflict:
+        a single-turn model has one answer to one (image, text)."""
+        found: dict[Pair, int] = {}
+        if "query" not in self.folder.tables or not self.folder.tables["query"].turns:
+            return found
+        arrays = self.folder.tables["query"]
+        for session in self.dataset.sessions:
+            asked = [(turn.reference, turn.text, n) for n, turn in enumerate(session.turns, start=1)]
+            for image, text, turn in [*asked, (session.turns[0].reference, session.text, 0)]:
+                row = arrays.turns.get((session.id, turn), -1)
+                first = found.setdefault((image, text), row)
+                if first < 0:
+                    found[image, text] = row
+                elif row >= 0 and row != first and not np.array_equal(arrays.features[row], arrays.features[first]):
+                    self.conflicts.append(
+                        f"{arrays.labels[first]} and {arrays.labels[row]} ask the same, ({image!r}, {text[:60]!r}), and "
+                        "their rows differ"
+                    )
+        return {pair: row for pair, row in found.items() if row >= 0}
+
+
+@dataclass
+class Fit:
+    """How arrays fit a dataset. Lists of names: ``unknown`` rows that the dataset has no use for, by table;
+    ``missing`` rows that it asks for; ``conflicts`` between rows of one question."""
+
+    rows: dict[str, int] = field(default_factory=dict)
+    unknown: dict[str, list[str]] = field(default_factory=dict)
+    missing: dict[str, list[str]] = field(default_factory=dict)
+    conflicts: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        return not (self.conflicts or any(self.unknown.values()) or any(self.missing.values()))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows, "unknown": self.unknown, "missing": self.missing, "conflicts": self.conflicts}
+
+    def lines(self) -> list[str]:
+        lines = []
+        for words, found in (
+            ("missing: the dataset asks for", self.missing),
+            ("unknown: the dataset has no", self.unknown),
+        ):
+            for table, names in found.items():
+                if names:
+                    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+                    lines.append(f"table '{table}', {len(names):,} rows {words} {', '.join(names[:_SHOWN])}{more}")
+        return [*lines, *self.conflicts[:_SHOWN]]
+
+
+def fit(folder: FeatureFolder, dataset: Dataset, concatenated: bool) -> Fit:
+    """Hold the arrays against every row that stage 2 would ask for. ``concatenated``: ST + cat's queries too."""
+    lookup = Lookup(folder, dataset)
+    done = Fit({name: t.rows for name, t in folder.tables.items()}, conflicts=lookup.conflicts)
+    for table, arrays in folder.tables.items():
+        if table in ("image", "target"):
+            asked = {repr(image): lookup.image(table, image) for image in dataset.images}
+        elif table == "text":
+            asked = {repr(text): text_row(folder, text) for _, text in dataset.queries()}
+        else:
+            asked = {repr(pair): lookup.pair(*pair) for pair in dataset.queries()}
+            if not concatenated:
+                turns = {repr((t.reference, t.text)) for s in dataset.sessions for t in s.turns}
+                asked = {name: row for name, row in asked.items() if name in turns or row >= 0}
+        done.missing[table] = [name for name, row in asked.items() if row < 0]
+        used = np.zeros(arrays.rows, dtype=bool)
+        used[[row for row in asked.values() if row >= 0]] = True
+        if table == "query":  # a row of a turn that another turn asks the same as is used as well
+            rows = [r for (session, _), r in arrays.turns.items() if session in _ids(dataset)]
+            used[rows] = True
+        done.unknown[table] = [arrays.labels[n] for n in np.flatnonzero(~used)]
+    return done
+
+
+def _ids(dataset: Dataset) -> set[str]:
+    return {session.id for session in dataset.sessions}

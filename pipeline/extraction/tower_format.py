@@ -1,0 +1,136 @@
+"""Other ways to run the same image tower: channels-last memory, torch.compile. They give the same features up to rounding,
+so the form is no part of a store's fingerprint; how near its rows came to the plain ones is recorded with the session.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from manifests.errors import FashionNTMError
+from pipeline.extraction.batches import collate_for
+from pipeline.extraction.extractors.base import Extractor
+from pipeline.extraction.prepare import one_line
+from pipeline.extraction.tolerance import tolerance
+
+FORMS = ("plain", "channels-last", "compiled")
+_TIMED = 3  # batches
+
+
+class FormError(FashionNTMError):
+    """The model cannot run in this form here."""
+
+
+def take_form(extractor: Extractor, form: str) -> Callable[[], None]:
+    """From now on the image tower runs in ``form``; what is returned undoes it. "compiled" is channels-last too.
+
+    Raises FormError for an extractor whose tower has no other form.
+    """
+    if form == "plain":
+        return lambda: None
+    tower = _tower(extractor, form)
+    tower.to(memory_format=torch.channels_last)
+    hook = tower.register_forward_pre_hook(_reordered, with_kwargs=True)
+    if form == "compiled":
+        tower.compile()
+
+    def undo() -> None:
+        tower._compiled_call_impl = None
+        hook.remove()
+        tower.to(memory_format=torch.contiguous_format)
+
+    return undo
+
+
+def held_form(extractor: Extractor, images: Sequence[Any], form: str, batch_size: int = 32) -> dict[str, Any]:
+    """``take_form``, held against the plain form on some prepared ``images``; what the session records of it.
+
+    Raises FormError when the form does not run here, or its rows are further from the plain ones than the store's tolerance;
+    the tower is then as it was.
+    """
+    if form == "plain":
+        return {}
+    _tower(extractor, form)
+    return _held(extractor, _batch(extractor, images, batch_size), form)[0]
+
+
+def fastest_form(extractor: Extractor, images: Sequence[Any], count: int, batch_size: int = 32) -> dict[str, Any]:
+    """``held_form`` with the form in which ``count`` images are done first, the time to compile included.
+
+    "form_seconds": of those that run here. {} for an extractor that has one form only.
+    """
+    if extractor.image_tower() is None:
+        return {}
+    batch = _batch(extractor, images, batch_size)
+    _rows(extractor, batch)
+    records: dict[str, dict[str, Any]] = {"plain": {"form": "plain"}}
+    seconds = {"plain": _seconds(extractor, batch) * count / len(batch)}
+    for form in FORMS[1:]:
+        began = time.perf_counter()
+        try:
+            records[form], undo = _held(extractor, batch, form)
+        except FormError:
+            continue
+        ready = time.perf_counter() - began
+        seconds[form] = ready + _seconds(extractor, batch) * count / len(batch)
+        undo()
+    best = min(seconds, key=lambda form: seconds[form])
+    take_form(extractor, best)
+    return records[best] | {"form_seconds": {form: round(s, 1) for form, s in seconds.items()}}
+
+
+def _held(extractor: Extractor, batch: Any, form: str) -> tuple[dict[str, Any], Callable[[], None]]:
+    """(what to record, what undoes the form)."""
+    plain, undo = _rows(extractor, batch), take_form(extractor, form)
+    try:
+        apart = float(np.abs(_rows(extractor, batch) - plain).max())
+        allowed = tolerance(extractor.options.dtype, extractor.options.store_dtype)
+        if not apart <= allowed:
+            raise FormError(f"a value of its rows is {apart:.1e} from the plain form's, more than {allowed:.0e}")
+    except Exception as error:  # no compiler, an operation that it does not know, rows too far apart
+        undo()
+        raise FormError(f"--form {form} does not work here: {one_line(error)}") from error
+    return {"form": form, "from_plain": apart}, undo
+
+
+def _tower(extractor: Extractor, form: str) -> torch.nn.Module:
+    tower = extractor.image_tower()
+    if tower is None:
+        raise FormError(f"extractor {extractor.name!r} runs in one form only: leave out --form {form}")
+    return tower
+
+
+def _reordered(module: Any, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    pixels = named["pixel_values"]
+    if pixels.ndim != 4:  # patches instead of an image
+        return given, named
+    return given, {**named, "pixel_values": pixels.contiguous(memory_format=torch.channels_last)}
+
+
+def _batch(extractor: Extractor, images: Sequence[Any], size: int) -> Any:
+    """``size`` of ``images``, repeated where there are fewer. Raises FormError when there is none."""
+    if not images:
+        raise FormError("no image could be read to try the form on: use --form plain")
+    parts = [images[n % len(images)] for n in range(size)]
+    return collate_for(extractor.device)(parts) if extractor.stacks else parts
+
+
+def _rows(extractor: Extractor, batch: Any) -> np.ndarray:
+    calls = extractor.calls
+    rows = extractor.begin("image", batch).numpy().astype(np.float64)
+    extractor.calls = calls  # trying is no extraction
+    return rows
+
+
+def _seconds(extractor: Extractor, batch: Any) -> float:
+    """Of a batch: the best of a few."""
+    found = []
+    for _ in range(_TIMED):
+        began = time.perf_counter()
+        _rows(extractor, batch)
+        found.append(time.perf_counter() - began)
+    return min(found)

@@ -1,0 +1,247 @@
+"""Which runs a spec asks for, what identifies them, and whether they and their evaluations are of the present data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from manifests.errors import IncompleteError, ManifestError, Problem, nearest
+from manifests.identity import changed_fields, digest, pair_key, session_key, stack_keys, text_key
+from manifests.leaks import SUBSETS, subset_sessions
+from manifests.schema import Dataset, RunSpec, Training
+from manifests.validation import split_validation
+from manifests.views import WHOLE, View
+from pipeline.core.workspace import Workspace
+from pipeline.evaluation.evaluate import PROTOCOL
+from pipeline.evaluation.files import ResultFiles, ResultsError
+from pipeline.training.lookup import FoundRows, find_rows
+from pipeline.training.models import models as registry
+from pipeline.training.runs import RunFolder, RunIdentity, list_runs, run_identity
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run that a spec asks for: a model with its options and training, and a seed."""
+
+    model: str
+    options: dict[str, Any]
+    training: Training
+    seed: int
+
+
+def asked_runs(spec: RunSpec, models: Sequence[str] = (), seeds: Sequence[int] | None = None) -> list[Run]:
+    """The runs of ``spec``: every model (or those named) times every seed; an untrained model runs once.
+
+    Raises ManifestError for a model that the spec does not list.
+    """
+    for name in models:
+        if name not in spec.models:
+            problem = Problem(spec.name, "--model", f"the spec has no model {name!r}", nearest(name, spec.models))
+            raise ManifestError([problem])
+    runs = []
+    for name in models or spec.models:
+        wanted = tuple(seeds if seeds is not None else spec.seeds)
+        for seed in wanted if registry.get(name).trainable else wanted[:1]:
+            runs.append(make_run(spec, name, seed))
+    return runs
+
+
+def make_run(
+    spec: RunSpec,
+    model: str,
+    seed: int,
+    options: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+) -> Run:
+    """A run of ``model``: what ``spec`` says of it (nothing, for a model it does not list), then the changes given."""
+    listed = spec.models.get(model, {})
+    own = {key: value for key, value in listed.items() if key != "training"}
+    merged = spec.training.model_dump() | listed.get("training", {}) | dict(training or {})
+    return Run(model, own | dict(options or {}), Training.model_validate(merged), seed)
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What of a run is current: "evaluated", "finished" (trained), or what its folder says.
+
+    ``changed``: one line ``field: old -> new`` where the last evaluation, or a run like it, is of other data.
+    """
+
+    name: str
+    changed: tuple[str, ...]
+    command: str
+
+    def __str__(self) -> str:
+        if not self.changed:
+            return self.name
+        what = "its evaluation" if self.name == "finished" else "a run of this configuration"
+        return f"{self.name}; {what} is not current ({'; '.join(self.changed)}): run `{self.command}`"
+
+
+class RunIdentities:
+    """The runs and evaluations of a spec on its data as it is now, by content keys and row numbers; no feature is read."""
+
+    def __init__(self, spec: RunSpec, dataset: Dataset, workspace: Workspace):
+        """Raises IncompleteError when the features are not made yet, StaleError when they are of other data."""
+        self.spec, self.dataset, self.workspace = spec, dataset, workspace
+        self.store = workspace.store(spec, dataset)
+
+    @cached_property
+    def found(self) -> tuple[FoundRows, FoundRows | None]:
+        """Row numbers of the sessions to fit on and of the validation part, or None: the cut that the spec asks for.
+
+        No feature is read, so that a run's identity costs a look-up of keys.
+        """
+        fit, validation = split_validation(
+            self.dataset.split("train"), self.spec.validation.fraction, self.spec.validation.seed
+        )
+        return find_rows(self.store, fit), find_rows(self.store, validation) if validation else None
+
+    @cached_property
+    def found_test(self) -> FoundRows:
+        """Row numbers of the test sessions."""
+        return find_rows(self.store, self.dataset.split("test"))
+
+    def identity(self, run: Run) -> RunIdentity:
+        """Everything that can change the numbers of ``run``, from content keys alone."""
+        fit, validation = self.found
+        if not fit.sessions:
+            raise IncompleteError(f"no train session of dataset '{self.dataset.name}' has all of its features")
+        return run_identity(
+            store_fingerprint=self.store.fingerprint,
+            sessions=fit.content,
+            model=run.model,
+            options=run.options,
+            training=run.training,
+            validation=self.spec.validation,
+            seed=run.seed,
+            validation_sessions=validation.content if validation else None,
+        )
+
+    def folder(self, run: Run) -> RunFolder:
+        """The folder of a run, whether or not it exists yet."""
+        return RunFolder.of(self.workspace.runs, self.dataset.name, run.model, self.identity(run).id)
+
+    @cached_property
+    def _finished(self) -> dict[str, list[tuple[RunFolder, dict[str, Any]]]]:
+        """Finished runs of this dataset's name with their identity fields, by model."""
+        found: dict[str, list[tuple[RunFolder, dict[str, Any]]]] = {}
+        for folder in list_runs(self.workspace.runs):
+            if folder.dataset == self.dataset.name and folder.state == "finished":
+                fields = folder.record().get("identity", {})
+                found.setdefault(folder.model, []).append((folder, fields))
+        return found
+
+    def other_seeds(self, run: Run) -> list[int]:
+        """Seeds of which a finished run exists that differs from ``run`` in nothing else."""
+        own = {k: v for k, v in self.identity(run).fields.items() if k != "seed"}
+        return sorted(
+            fields["seed"]
+            for _, fields in self._finished.get(run.model, [])
+            if isinstance(fields.get("seed"), int)
+            and fields["seed"] != run.seed
+            and {k: v for k, v in fields.items() if k != "seed"} == own
+        )
+
+    def current_runs(self, models: Sequence[str] = (), seeds: Sequence[int] | None = None) -> list[Run]:
+        """The runs that are asked for; without ``seeds`` also every other seed that has been trained on the same data."""
+        runs = asked_runs(self.spec, models, seeds)
+        if seeds is not None:
+            return runs
+        asked: dict[str, list[Run]] = {}
+        for run in runs:
+            asked.setdefault(run.model, []).append(run)
+        return [
+            run
+            for own in asked.values()
+            for run in (
+                *own,
+                *(replace(own[0], seed=s) for s in self.other_seeds(own[0]) if s not in {r.seed for r in own}),
+            )
+        ]
+
+    def run_of(self, fields: Mapping[str, Any]) -> Run | None:
+        """The run that a record's identity fields describe, if it was trained on the present data; else None."""
+        try:
+            model = fields["model"]
+            training = Training.model_validate(fields["training"] or {})
+            run = Run(model["name"], model["options"], training, fields["seed"] or 0)
+            return run if self.identity(run).fields == fields else None
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    def earlier(self, run: Run) -> list[str]:
+        """One line ``field: old -> new`` for each field in which the closest finished run of other data differs."""
+        now = self.identity(run).fields
+        same = ("model", "training", "seed")
+        lines = [
+            changed_fields({"version": 1} | fields, now)
+            for _, fields in self._finished.get(run.model, [])
+            if all(fields.get(k) == now[k] for k in same)
+        ]
+        return min((found for found in lines if found), key=len, default=[])
+
+    @cached_property
+    def subsets(self) -> dict[str, set[str]]:
+        return {name: {s.id for s in subset_sessions(self.dataset, name)} for name in SUBSETS}
+
+    def result_files(self, run: Run, view: View = WHOLE) -> ResultFiles:
+        """Where the evaluation of ``run`` under ``view`` is, or will be."""
+        return ResultFiles.of(self.folder(run).path, view)
+
+    def evaluation(self, run: Run, view: View = WHOLE) -> dict[str, Any] | None:
+        """The summary of the run's evaluation, if there is one of exactly these sessions, galleries and protocol."""
+        try:
+            return self.result_files(run, view).load(self.evaluation_identity(run, view))
+        except ResultsError:
+            return None
+
+    def state(self, run: Run, view: View = WHOLE) -> RunState:
+        """Whether ``run`` is trained and evaluated on the data as it is now, and otherwise on which other data it was."""
+        folder = self.folder(run)
+        if folder.state != "finished":
+            changed = self.earlier(run) if folder.state == "absent" else []
+            return RunState(folder.state, tuple(changed), self.train_command(run))
+        files, identity = self.result_files(run, view), self.evaluation_identity(run, view)
+        evaluate = f"evaluate {self.spec.asked} --model {run.model} --seeds {run.seed}"
+        try:
+            changed = files.stale(identity)
+        except ResultsError as error:
+            return RunState("finished", (f"damaged: {error}",), evaluate)
+        if changed:
+            return RunState("finished", tuple(changed), evaluate)
+        return RunState("evaluated" if files.load(identity) else "finished", (), evaluate)
+
+    def evaluation_identity(self, run: Run, view: View = WHOLE) -> dict[str, Any]:
+        """Everything but the run that an evaluation's numbers depend on, by content; no feature is read."""
+        catalogue = self.store.catalogue()
+        sessions = [s for s in self.found_test.sessions if view.turns in (None, len(s.turns))]
+        identity = {
+            "protocol": PROTOCOL | {"averaging": self.dataset.averaging, "view": view.model_dump()},
+            "sessions": digest([session_key(session, catalogue).hex() for session in sessions]),
+            "left_out": sum(view.turns in (None, len(s.turns)) for s in self.dataset.split("test")) - len(sessions),
+            "subsets": digest([[name for name in SUBSETS if s.id in self.subsets[name]] for s in sessions]),
+            "galleries": self._gallery_digests,
+        }
+        if view.last is not None and registry.get(run.model).reads == "concatenated":
+            windows = [session.last(view.last) for session in sessions]
+            keys = [pair_key(catalogue[w.turns[0].reference], text_key(w.text)) for w in windows]
+            identity["windows"] = digest((self.store.find("query", stack_keys(keys)) >= 0).tolist())
+        return identity
+
+    @cached_property
+    def _gallery_digests(self) -> dict[str, list[Any]]:
+        """Category -> [digest of the candidates' content keys in any order, candidates, images without a feature]."""
+        catalogue, found = self.store.catalogue(), {}
+        for gallery in self.dataset.galleries:
+            if gallery.split == "test":
+                keys = sorted(catalogue[image] for image in gallery.images if image in catalogue)
+                there = self.store.find("target", stack_keys(keys)) >= 0
+                held = [key.hex() for key, present in zip(keys, there, strict=True) if present]
+                found[gallery.category] = [digest(held), len(held), len(gallery.images) - len(held)]
+        return dict(sorted(found.items()))
+
+    def train_command(self, run: Run) -> str:
+        return f"train {self.spec.asked} --model {run.model} --seeds {run.seed}"

@@ -1,0 +1,165 @@
+"""What ``ls`` shows: the parts that ship with the project, and the stores and runs of an output folder."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from manifests.load import read_toml, shipped
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Rows by kind; a row is {"name": ..., "about": ..., and with ``detail`` more}."""
+
+    kinds: dict[str, list[dict[str, Any]]]
+
+    def as_dict(self) -> dict[str, list[dict[str, Any]]]:
+        return self.kinds
+
+    def text(self) -> str:
+        blocks = []
+        for kind, rows in self.kinds.items():
+            lines = [f"{kind}:"] if len(self.kinds) > 1 else []
+            indent = "  " if lines else ""
+            width = max((len(row["name"]) for row in rows), default=0)
+            for row in rows:
+                lines.append(f"{indent}{row['name']:{width}}  {row['about']}".rstrip())
+                shown = ((k, v) for k, v in row.items() if k not in ("name", "about", "cards") and v)
+                lines += [f"{indent}    {k}: {_plain(v)}" for k, v in shown]
+                lines += [line for card in row.get("cards", ()) for line in _card(card, f"{indent}    ")]
+            blocks.append("\n".join(lines if rows else [*lines, f"{indent}none"]))
+        return "\n\n".join(blocks) if len(blocks) > 1 else blocks[0]
+
+
+def _card(card: dict[str, Any], indent: str) -> list[str]:
+    """A model card: its short name, and one line for each thing known of it, long ones wrapped."""
+    lines = ["", f"{indent}{card['name']}"]
+    for key, value in card.items():
+        if key != "name" and value:
+            lines += textwrap.wrap(
+                f"{key}: {value}", 100, initial_indent=f"{indent}  ", subsequent_indent=f"{indent}    "
+            )
+    return lines
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k}={v}" for k, v in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def listing(kinds: Sequence[str], out: Path, detail: bool, data: Path = Path()) -> Listing:
+    """The rows of each kind; heavy modules are imported only for the kinds that need them."""
+    makers = {"stores": _stores, "runs": partial(_runs, data=data)}
+    found = {}
+    for kind in kinds:
+        if kind in ("specs", "ablations", "tables", "figures"):
+            found[kind] = _specs("runs" if kind == "specs" else kind, detail)
+        elif kind in makers:
+            found[kind] = makers[kind](out, detail)
+        else:
+            found[kind] = _parts(kind, detail)
+    return Listing(found)
+
+
+def _specs(folder: str, detail: bool) -> list[dict[str, Any]]:
+    rows = []
+    for name, path in shipped(folder).items():
+        values = read_toml(path)
+        row = {"name": name, "about": values.get("title", "")}
+        if detail:
+            row |= {key: values[key]["name"] for key in ("dataset", "extractor", "composer") if key in values}
+            row["models"] = list(values.get("models", {}))
+        rows.append(row)
+    return rows
+
+
+def _parts(kind: str, detail: bool) -> list[dict[str, Any]]:
+    registry = _registry(kind)
+    rows = []
+    for name in registry.names():
+        part = registry.get(name)
+        row: dict[str, Any] = {"name": name, "about": part.title}
+        if detail:
+            row["options"] = {n: _default(f) for n, f in part.Options.model_fields.items()}
+            row |= _model_cards(part)
+            row["file"] = Path(inspect.getfile(part)).name
+        rows.append(row)
+    return rows
+
+
+def _model_cards(part: Any) -> dict[str, Any]:
+    """Of an extractor: its tables, whether it can be fitted, and a card for every published checkpoint it knows."""
+    if not hasattr(part, "cards"):
+        return {}
+    fitted = "fit-extractor trains it on a dataset's train triplets" if part.fittable else ""
+    return {
+        "tables": list(part.tables),
+        "reads": part.reads,
+        "fitting": fitted,
+        "cards": [card.as_dict() for card in part.cards],
+    }
+
+
+def _default(field: Any) -> Any:
+    return "(required)" if field.is_required() else field.get_default(call_default_factory=True)
+
+
+def _registry(kind: str) -> Any:
+    if kind == "datasets":
+        from manifests.datasets import datasets as registry
+    elif kind == "extractors":
+        from pipeline.extraction.extractors import extractors as registry  # type: ignore[assignment]
+    elif kind == "composers":
+        from pipeline.composition.composers import composers as registry  # type: ignore[assignment]
+    else:
+        from pipeline.training.models import models as registry  # type: ignore[assignment]
+    return registry
+
+
+def _stores(out: Path, detail: bool) -> list[dict[str, Any]]:
+    from cache import list_stores
+
+    rows = []
+    for store in list_stores(out / "stores"):
+        counts = ", ".join(f"{table} {n:,}" for table, n in store.rows.items())
+        about = store.problem or f"{counts or 'no rows yet'} ({store.nbytes / 1e6:.1f} MB)"
+        row: dict[str, Any] = {"name": str(store.path.relative_to(out / "stores")), "about": about}
+        if detail:
+            row |= {"fingerprint": store.fingerprint, "shards": store.shards, "images": store.images}
+        rows.append(row)
+    return rows
+
+
+def _runs(out: Path, detail: bool, data: Path) -> list[dict[str, Any]]:
+    from pipeline.jobs.currency import Currency
+    from pipeline.training.runs import UNSEALED, list_runs
+
+    rows, currency = [], Currency(data, out)
+    for run in list_runs(out / "runs"):
+        state = run.state
+        why = f": {run.damage}" if state == "damaged" and run.damage else ""
+        row: dict[str, Any] = {"name": str(run.path.relative_to(out / "runs")), "about": state + why}
+        if state == "finished":
+            record = run.record()
+            done, seed = record["finished"], record["identity"]["seed"]
+            row["about"] += f", {done['epochs']} epochs in {done['seconds']:.1f} s" + (
+                "" if seed is None else f", seed {seed}"
+            )
+            row["about"] += f", {currency.of(record)}"
+            row["about"] += "" if run.sealed else f", {UNSEALED}"
+            if detail:
+                row |= {
+                    "store": record["identity"]["store"],
+                    "sealed": run.sealed,
+                    "evaluated": run.summary_file.is_file(),
+                    **done,
+                }
+        rows.append(row)
+    return rows

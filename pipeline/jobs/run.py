@@ -1,0 +1,169 @@
+"""Jobs that span both stages: the whole of a spec in order, how far it is, and what it consists of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cache import Store, StoreError
+from manifests.errors import IncompleteError
+from manifests.leaks import subset_counts
+from manifests.schema import Dataset, RunSpec
+from pipeline.composition.request import composer_request
+from pipeline.core.binding import StaleError
+from pipeline.core.workspace import Workspace
+from pipeline.jobs.identities import asked_runs
+from pipeline.jobs.stage1 import extract_spec, fit_composer_spec
+from pipeline.jobs.stage2 import Experiment, Log, evaluate_spec, silent, summary_text, train_spec
+
+
+def run_spec(
+    spec: RunSpec,
+    dataset: Dataset,
+    workspace: Workspace,
+    models: Sequence[str] = (),
+    seeds: Sequence[int] | None = None,
+    device: str = "auto",
+    log: Log = silent,
+) -> str:
+    """Extract, fit the composer, train and evaluate; what is done already is kept. Returns the metrics as text."""
+    make_features(spec, dataset, workspace, device, log)
+    for line in train_spec(spec, dataset, workspace, models, seeds, device, log=log):
+        log(line)
+    return summary_text(evaluate_spec(spec, dataset, workspace, models, seeds, device, log))
+
+
+def make_features(
+    spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str = "auto", log: Log = silent
+) -> None:
+    """Stage 1 whole: extract, and fit the composer where there is one to fit; what is done already is kept.
+
+    A single-turn model that the spec asks to be fitted is fitted first.
+    """
+    from pipeline.extraction.fitting.job import fit_extractor_spec, needs_fitting
+
+    if needs_fitting(spec):
+        log(fit_extractor_spec(spec, dataset, workspace, device, tell=log).text())
+    first = extract_spec(spec, dataset, workspace, device)
+    log(first.text())
+    if first.composed is None and first.next_command.startswith("fit-composer"):
+        log(
+            fit_composer_spec(
+                spec, dataset, workspace, lambda m: log(f"composer epoch {m['epoch']:.0f}: loss {m['loss']:.4f}")
+            ).text()
+        )
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a spec is. ``runs``: model -> seed -> state ("finished", "evaluated", "absent", ...)."""
+
+    spec: str
+    stage1: str  # "done", or what is missing and the command to run
+    store: str
+    rows: dict[str, int]
+    runs: dict[str, dict[int, str]]
+
+    @property
+    def complete(self) -> bool:
+        states = [state for seeds in self.runs.values() for state in seeds.values()]
+        return self.stage1 == "done" and all(state == "evaluated" for state in states)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**vars(self), "complete": self.complete}
+
+    def text(self) -> str:
+        lines = [f"spec     {self.spec}", f"stage 1  {self.stage1}"]
+        if self.store:
+            lines.append(f"store    {self.store}: " + ", ".join(f"{table} {n:,}" for table, n in self.rows.items()))
+        for model, seeds in self.runs.items():
+            lines.append(f"{model:8} " + ", ".join(f"seed {seed}: {state}" for seed, state in seeds.items()))
+        return "\n".join([*lines, "complete" if self.complete else "incomplete"])
+
+
+def status_of(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Status:
+    """What is done of ``spec``, read from the store and the run folders; the single-turn model is not loaded."""
+    runs = asked_runs(spec)
+    found: dict[str, dict[int, str]] = {run.model: {} for run in runs}
+    try:
+        stage = Experiment(spec, dataset, workspace, "cpu")
+        first = "done"
+    except StaleError as error:
+        for run in runs:
+            found[run.model][run.seed] = "stale"
+        return Status(spec.name, f"stale: {error}", "", {}, found)
+    except IncompleteError as error:
+        for run in runs:
+            found[run.model][run.seed] = "absent"
+        begun = _begun(spec, dataset, workspace)
+        if begun is None:
+            return Status(spec.name, str(error), "", {}, found)
+        rows = {name: table.rows for name, table in begun.tables.items()}
+        return Status(spec.name, f"begun, not finished: run `extract {spec.asked}`", str(begun.path), rows, found)
+    fit, validation = stage.found
+    left_out = len(fit.reasons) + (len(validation.reasons) if validation is not None else 0)
+    if left_out:
+        first = f"done, but {left_out} train sessions lack features: run `extract {spec.asked}`, or see the failures"
+    for run in stage.current_runs():
+        found[run.model][run.seed] = str(stage.state(run))
+    rows = {name: table.rows for name, table in stage.store.tables.items()}
+    return Status(spec.name, first, str(stage.store.path), rows, found)
+
+
+def _begun(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Store | None:
+    """The newest store of an extraction that was stopped before its end: of this dataset and extractor name."""
+    if workspace.note(spec) is not None or workspace.earlier_records(spec):
+        return None
+    folders = (workspace.stores / dataset.name).glob(f"{spec.extractor.name}-*")
+    for folder in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            return Store.open(folder, verify="header")
+        except StoreError:  # damaged: `extract` says so
+            continue
+    return None
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a valid spec consists of."""
+
+    values: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        return self.values
+
+    def text(self) -> str:
+        v = self.values
+        lines = [f"valid: spec {v['spec']}, dataset {v['dataset']}, {v['images']:,} images"]
+        for split in ("train", "test"):
+            turns = ", ".join(f"{count:,} of {n} turns" for n, count in v["sessions"][split].items())
+            lines.append(f"{split:5}  {turns or 'no sessions'}")
+        kinds = {"next": "the next turn's reference", "final": "the session's final target"}
+        lines.append("each turn leads to " + ", or by session to ".join(kinds[k] for k in v["turn_targets"]))
+        lines += [f"gallery {name}: {size:,} images" for name, size in v["galleries"].items()]
+        lines.append(f"extractor {v['extractor']}, composer {v['composer']}, models {', '.join(v['models']) or 'none'}")
+        for category, counts in v["test_sessions_by_leak"].items():
+            lines.append(f"test {category}: " + ", ".join(f"{subset} {n:,}" for subset, n in counts.items()))
+        return "\n".join(lines)
+
+
+def describe(spec: RunSpec, dataset: Dataset) -> Description:
+    """Counts and parts of a spec whose files have been checked."""
+    request = composer_request(spec)
+    return Description(
+        {
+            "spec": spec.name,
+            "dataset": dataset.name,
+            "images": len(dataset.images),
+            "turn_targets": list(dataset.turn_targets),
+            "sessions": {split: dataset.turn_counts(split) for split in ("train", "test")},
+            "galleries": {f"{g.category}/{g.split}": len(g.images) for g in dataset.galleries},
+            "test_sessions_by_leak": subset_counts(dataset),
+            "extractor": spec.extractor.name,
+            "composer": request.name if request else None,
+            "models": list(spec.models),
+            "seeds": list(spec.seeds),
+            "notes": list(dataset.notes),
+        }
+    )

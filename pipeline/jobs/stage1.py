@@ -1,0 +1,312 @@
+"""Stage 1 as jobs: extract a spec's features, fit its composer, and note where the rows are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from cache import Store
+from manifests.errors import IncompleteError
+from manifests.schema import Dataset, RunSpec, Session
+from manifests.validation import split_validation
+from pipeline.composition.checkpoint import fitted, load_composer, save_composer
+from pipeline.composition.compose import Composed, compose
+from pipeline.composition.composers.base import Composer
+from pipeline.composition.crossfit import CrossFitted, fit_folds, load_folds, new_composer
+from pipeline.composition.fit import fit_composer, single_turn_recall
+from pipeline.composition.request import ComposerRequest, composer_request
+from pipeline.core.binding import SourceRecord, StaleError, declared_digest, load_binding, save_binding
+from pipeline.core.workspace import FeatureRecord, Workspace, extraction_request
+
+
+@dataclass
+class StageOne:
+    """What ``extract_spec`` did. ``composed`` is None when the composer must be fitted first."""
+
+    extraction: Any  # pipeline.extraction.report.Report
+    composed: Composed | None
+    next_command: str
+
+    def as_dict(self) -> dict[str, Any]:
+        composed = self.composed.as_dict() if self.composed else None
+        return {"extraction": self.extraction.as_dict(), "composed": composed, "next": self.next_command}
+
+    def text(self) -> str:
+        parts = [self.extraction.text(), self.composed.text() if self.composed else "", f"next: {self.next_command}"]
+        return "\n".join(filter(None, parts))
+
+
+@dataclass
+class Fitted:
+    """A fitted composer's record, and what was composed with it."""
+
+    about: dict[str, Any]
+    composed: Composed
+    reused: bool
+    next_command: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"composer": self.about, "reused": self.reused, "composed": self.composed.as_dict()}
+
+    def text(self) -> str:
+        scores = ", ".join(f"{k} {v:.1f}" for k, v in self.about.get("validation", {}).items() if k != "triplets")
+        head = f"composer {self.about['name']} ({'fitted before, kept' if self.reused else 'fitted'})"
+        head += f"; single-turn on the validation sessions: {scores}" if scores else ""
+        if folds := self.about.get("folds"):
+            seen, unseen = (
+                ", ".join(f"{k} {v:.1f}" for k, v in folds[n].items() if k != "triplets")
+                for n in ("in_sample", "out_of_fold")
+            )
+            head += f"\ncross-fitted, {folds['count']} folds; single-turn on the train sessions: {unseen} "
+            head += f"by heads that have not seen them, {seen} by the head that has"
+        return "\n".join([head, self.composed.text(), f"next: {self.next_command}"])
+
+
+def extract_spec(
+    spec: RunSpec,
+    dataset: Dataset,
+    workspace: Workspace,
+    device: str = "auto",
+    precision: str | None = None,
+    scheduler: str | None = None,
+    local_cluster: int = 0,
+    form: str = "plain",
+    **options: Any,
+) -> StageOne:
+    """Bring every row of ``spec`` up to date; what is there is kept. ``options`` go to ``extraction.run.extract``.
+
+    ``precision``: fp32, bf16, fp16 or auto (measured) in place of the spec's ``extractor.dtype``. ``scheduler``,
+    ``local_cluster``: compute the shards on a Dask cluster, or on that many processes of this machine. ``form``: of the
+    image tower, see ``extraction.forms``; "auto" measures, and not on a cluster.
+    """
+    from pipeline.extraction.fitting.job import fitted_spec
+    from pipeline.extraction.precision import checked_agreement
+    from pipeline.extraction.run import extract
+
+    request = composer_request(spec)
+    chosen, why = _in_precision(fitted_spec(spec, dataset, workspace), dataset, workspace, device, precision)
+    clustered = scheduler is not None or local_cluster > 0
+    # a coordinator needs the model's identity, not its speed: the devices are the workers'
+    extractor = _load(chosen, "cpu" if clustered else device, dataset)
+
+    def check(plan: Any) -> dict[str, Any]:
+        agreement = checked_agreement(chosen, extractor, dataset) | ({"precision": why} if why else {})
+        # on a cluster each worker holds the form it takes against the plain one
+        taken = ({} if form == "plain" else {"form": form}) if clustered else _in_form(extractor, dataset, form, plan)
+        return agreement | taken
+
+    with _crew(chosen, device, scheduler, local_cluster, form) as crew:
+        report = extract(dataset, extractor, workspace.stores, crew=crew, check=check, **options)
+    old = workspace.note(spec)
+    keys = report.catalogue
+    if (
+        old is not None and not dataset.images.keys() <= keys.keys()
+    ):  # an image that cannot be read now keeps its content
+        with suppress(StaleError):
+            before = load_binding(workspace.bindings, old.binding)
+            keys = {i: k for i, k in before.items() if i in dataset.images} | keys
+    note = FeatureRecord(
+        spec=spec.name,
+        request=extraction_request(spec),
+        backbone=str(report.path.relative_to(workspace.stores)),
+        binding=save_binding(workspace.bindings, keys),
+        declared=declared_digest(dataset),
+        sources=SourceRecord.of(spec).files,
+        contaminated_on=tuple(extractor.card.contaminated_on),
+        gallery="imported"
+        if spec.extractor.name == "imported"
+        else "caption"
+        if extractor.reads == "caption"
+        else "image",
+    )
+    if old is not None and old.backbone == note.backbone:
+        note = replace(note, composer=old.composer, store=old.store)
+    workspace.write_note(spec, note)
+    if "query" in extractor.tables:  # a joint model answers queries itself
+        workspace.write_composed(spec, dataset, report.path)
+        return StageOne(report, None, f"train {spec.asked}")
+    assert request is not None
+    composer = _ready_composer(request, spec, dataset, workspace.backbone(spec, dataset))
+    if composer is None:
+        return StageOne(report, None, f"fit-composer {spec.asked}")
+    return StageOne(report, compose_spec(spec, dataset, workspace, *composer), f"train {spec.asked}")
+
+
+def _in_precision(
+    spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str, precision: str | None
+) -> tuple[RunSpec, str]:
+    """(the spec to extract by, why when it was measured)."""
+    from pipeline.extraction.precision import choose_precision, with_precision
+
+    if precision is None:
+        return spec, ""
+    if precision == "auto":
+        return choose_precision(spec, dataset, workspace, device)
+    return with_precision(spec, precision), ""
+
+
+def _in_form(extractor: Any, dataset: Dataset, form: str, plan: Any) -> dict[str, Any]:
+    """The extractor's image tower in ``form`` from now on; what to record of it."""
+    from pipeline.extraction.precision import sample_of
+    from pipeline.extraction.tower_format import fastest_form, held_form
+
+    todo = len(plan.tables["image"].todo) if "image" in plan.tables else 0
+    if form == "plain" or (form == "auto" and not todo):
+        return {}
+    images = sample_of(extractor, dataset)["images"]
+    return fastest_form(extractor, images, todo) if form == "auto" else held_form(extractor, images, form)
+
+
+def _load(spec: RunSpec, device: str, dataset: Dataset) -> Any:
+    from pipeline.extraction.extractors import load_extractor
+
+    extractor = load_extractor(spec, device)
+    _choose_threads(extractor, dataset)
+    return extractor
+
+
+def _crew(spec: RunSpec, device: str, scheduler: str | None, local: int, form: str) -> AbstractContextManager[Any]:
+    if scheduler is None and not local:
+        return nullcontext()
+    try:
+        from pipeline.extraction.distributed import crew_for
+    except ImportError as error:
+        raise IncompleteError(
+            f"extraction on a cluster needs Dask's distributed ({error}): pip install 'dask[distributed]'"
+        ) from error
+    return crew_for(spec, device, scheduler, local, form)
+
+
+def _choose_threads(extractor: Any, dataset: Dataset) -> None:
+    """On a CPU, set torch to the number of threads that encodes a few texts fastest: on a busy machine that is one."""
+    from pipeline.core.threads import choose_threads
+
+    texts = list(dict.fromkeys(text for _, text in dataset.queries()))[:16]
+    if extractor.device.type != "cpu" or "text" not in extractor.tables or not texts:
+        return
+    calls = extractor.calls
+    choose_threads(lambda: extractor.encode_texts(texts), repeats=3)
+    extractor.calls = calls  # measuring is no extraction
+
+
+def plan_spec(
+    spec: RunSpec,
+    dataset: Dataset,
+    workspace: Workspace,
+    device: str = "auto",
+    precision: str | None = None,
+    probe: bool = False,
+    batch_size: int | Literal["auto"] = "auto",
+    workers: int | None = None,
+) -> Any:
+    """The ``Plan`` of an extraction: what it would do and why. Writes nothing; runs the model only to ``probe`` it."""
+    from pipeline.extraction.fitting.job import fitted_spec
+    from pipeline.extraction.plan import open_store, plan_extraction
+    from pipeline.extraction.probe import best_size, choose_batch_size, default_workers, measure
+
+    chosen, _ = _in_precision(fitted_spec(spec, dataset, workspace), dataset, workspace, device, precision)
+    extractor = _load(chosen, device, dataset)
+    store = open_store(workspace.stores, dataset, extractor)
+    plan = plan_extraction(dataset, extractor, store, stores=workspace.stores)
+    if not probe:
+        return plan
+    if batch_size == "auto":
+        rates = choose_batch_size(extractor, {n: t.todo for n, t in plan.tables.items()}, dataset.images_root)
+        batch_size = best_size(rates) if rates else 64
+    workers = default_workers(extractor.device) if workers is None else workers
+    return replace(plan, probe=measure(extractor, plan, dataset.images_root, workers, batch_size))
+
+
+def _ready_composer(
+    request: ComposerRequest, spec: RunSpec, dataset: Dataset, backbone: Store
+) -> tuple[Composer, str | None, CrossFitted | None] | None:
+    """The composer, its weights' SHA-256 and its folds' heads, or None when it has to be fitted first."""
+    if not request.kind.trainable:
+        return (
+            request.kind(request.options, backbone.tables["image"].dim, backbone.tables["text"].dim).eval(),
+            None,
+            None,
+        )
+    folder = request.weights or composer_folder(request, spec, dataset, backbone)
+    if request.weights is None and not fitted(folder, request.folds):
+        return None
+    composer, about = load_composer(folder)
+    return composer, about["weights"], _folds(request, folder, spec, dataset, backbone)
+
+
+def _folds(
+    request: ComposerRequest, folder: Path, spec: RunSpec, dataset: Dataset, backbone: Store
+) -> CrossFitted | None:
+    return load_folds(folder, request, fitting_sessions(spec, dataset)[0], backbone) if request.folds else None
+
+
+def fitting_sessions(spec: RunSpec, dataset: Dataset) -> tuple[tuple[Session, ...], tuple[Session, ...]]:
+    """(sessions to fit on, validation sessions): the pair-clean cut of the train sessions that ``spec`` asks for."""
+    return split_validation(dataset.split("train"), spec.validation.fraction, spec.validation.seed)
+
+
+def composer_folder(request: ComposerRequest, spec: RunSpec, dataset: Dataset, backbone: Store) -> Path:
+    """Where the composer fitted for exactly this request, these triplets and this backbone lives."""
+    return backbone.path / "composers" / request.key(backbone, dataset, *fitting_sessions(spec, dataset))
+
+
+def fit_composer_spec(
+    spec: RunSpec, dataset: Dataset, workspace: Workspace, on_epoch: Callable[[dict[str, float]], None] = lambda _: None
+) -> Fitted:
+    """Fit the composer of ``spec`` (or reuse the one already fitted for it) and compose all its features.
+
+    Raises IncompleteError when there is nothing to fit: a joint model, fusion, or shipped weights.
+    """
+    backbone, request = workspace.backbone(spec, dataset), composer_request(spec)
+    assert request is not None
+    if "query" in backbone.tables:
+        raise IncompleteError(f"extractor '{spec.extractor.name}' answers queries itself: it has no composer to fit")
+    if not request.kind.trainable:
+        raise IncompleteError(f"composer '{request.name}' has nothing to fit: `extract {spec.asked}` composes with it")
+    folder = request.weights or composer_folder(request, spec, dataset, backbone)
+    reused = fitted(folder, request.folds)
+    if not reused and request.weights is None:
+        _fit(request, folder, spec, dataset, backbone, on_epoch)
+    composer, about = load_composer(folder)
+    crossed = _folds(request, folder, spec, dataset, backbone)
+    composed = compose_spec(spec, dataset, workspace, composer, about["weights"], crossed)
+    return Fitted(about, composed, reused, f"train {spec.asked}")
+
+
+def _fit(
+    request: ComposerRequest,
+    folder: Path,
+    spec: RunSpec,
+    dataset: Dataset,
+    backbone: Store,
+    on_epoch: Callable[[dict[str, float]], None],
+) -> None:
+    fit, validation = fitting_sessions(spec, dataset)
+    composer = new_composer(request, backbone)
+    curve = []
+    for metrics in fit_composer(composer, backbone, fit, request.fit):
+        curve.append(metrics["loss"])
+        on_epoch(metrics)
+    record: dict[str, Any] = {"fit": request.fit.model_dump(), "loss": curve, "backbone": backbone.fingerprint}
+    if validation:
+        record["validation"] = single_turn_recall(composer, backbone, dataset, validation)
+    if request.folds:
+        record["folds"] = fit_folds(folder, composer, request, fit, dataset, backbone, on_epoch)
+    save_composer(folder, composer, record)
+
+
+def compose_spec(
+    spec: RunSpec,
+    dataset: Dataset,
+    workspace: Workspace,
+    composer: Composer,
+    weights: str | None,
+    crossed: CrossFitted | None = None,
+) -> Composed:
+    """Write the composed store of ``spec`` and note it for stage 2."""
+    composed = compose(workspace.backbone(spec, dataset), dataset, composer, workspace.stores, weights, crossed=crossed)
+    workspace.write_composed(spec, dataset, composed.path)
+    return composed

@@ -1,0 +1,232 @@
+"""One controller and one head as explicit pairs of forward and backward: no autograd inside.
+
+``L`` stands for any leading dimensions, B for sessions. Every backward takes the gradient of a result and what its
+forward kept, and returns the gradients of the arguments. The reference is ``models/_ntm.py``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from pipeline.training.models._ntm import NORM_FLOOR
+
+# One operation each, into a place of the caller's: gradient [..] and output (softplus: input) -> gradient of the input.
+_of_sigmoid = torch.ops.aten.sigmoid_backward.grad_input
+_of_tanh = torch.ops.aten.tanh_backward.grad_input
+_of_softplus = torch.ops.aten.softplus_backward.grad_input
+SOFTPLUS = (1.0, 20.0)  # beta, and from where on softplus(x) is x: torch's defaults
+
+
+def of_softmax(gradient: Tensor, output: Tensor) -> Tensor:
+    """Gradient of what a softmax over the last dimension was taken of."""
+    return torch._softmax_backward_data(gradient, output, -1, output.dtype)
+
+
+def lstm(gates: Tensor, cell: Tensor, new: Tensor, squashed: Tensor, hidden: Tensor) -> None:
+    """gates [L, B, 4 H] before, and in place after, their nonlinearities (i, f, g, o); the old ``cell`` [L, B, H].
+
+    Writes the new cell, its tanh and the hidden state, [L, B, H] each.
+    """
+    size = cell.shape[-1]
+    gates[..., : 2 * size].sigmoid_()
+    gates[..., 2 * size : 3 * size].tanh_()
+    gates[..., 3 * size :].sigmoid_()
+    i, f, g, o = gates.split(size, -1)
+    torch.mul(f, cell, out=new).addcmul_(i, g)
+    torch.tanh(new, out=squashed)
+    torch.mul(o, squashed, out=hidden)
+
+
+def lstm_slopes(gates: Tensor, cell: Tensor, squashed: Tensor, out: Tensor) -> Tensor:
+    """What the gradients are multiplied with on their way back: none of it waits for a gradient.
+
+    ``gates`` after their nonlinearities, the old ``cell``, the tanh of the new one. ``out`` [L, B, 4 H]: the new cell's
+    derivative by the raw i, f, g, and the hidden state's by the raw o. Returns the hidden state's by the new cell.
+    """
+    size = cell.shape[-1]
+    (i, f, g, o), (to_i, to_f, to_g, to_o) = gates.split(size, -1), out.split(size, -1)
+    _of_sigmoid(g, i, grad_input=to_i)
+    _of_sigmoid(cell, f, grad_input=to_f)
+    _of_tanh(i, g, grad_input=to_g)
+    _of_sigmoid(squashed, o, grad_input=to_o)
+    return torch.ops.aten.tanh_backward(o, squashed)
+
+
+def lstm_backward(d_hidden: Tensor, d_cell: Tensor, forget: Tensor, to_cell: Tensor, slopes: Tensor) -> Tensor:
+    """``to_cell``, ``slopes`` from ``lstm_slopes``; ``slopes`` become the gradient of the raw gates, in place.
+
+    forget: the gate f [L, B, H]. Returns the gradient of the old cell [L, B, H].
+    """
+    size = forget.shape[-1]
+    d_cell = torch.addcmul(d_cell, d_hidden, to_cell)
+    slopes[..., : 3 * size].unflatten(-1, (3, size)).mul_(d_cell.unsqueeze(-2))
+    slopes[..., 3 * size :].mul_(d_hidden)
+    return d_cell * forget
+
+
+def along_rows(vector: Tensor, memory: Tensor) -> Tensor:
+    """Product of a vector with each row: [L, B, M], [L, B, N, M] -> [L, B, N]."""
+    return (vector.unsqueeze(-2) @ memory.mT).squeeze(-2)  # faster than memory @ vector on a CPU
+
+
+def over_rows(weights: Tensor, memory: Tensor) -> Tensor:
+    """Weighted sum of the rows: [L, B, N], [L, B, N, M] -> [L, B, M]."""
+    return (weights.unsqueeze(-2) @ memory).squeeze(-2)
+
+
+class MemoryRows(NamedTuple):
+    """The rows of a memory [L, B, N, M], and their norms [L, B, N], at least ``NORM_FLOOR``."""
+
+    memory: Tensor
+    norms: Tensor
+
+    @classmethod
+    def of(cls, memory: Tensor) -> MemoryRows:
+        return cls(memory, torch.linalg.vector_norm(memory, dim=-1).clamp_min_(NORM_FLOOR))
+
+    def stage(self, c: int) -> MemoryRows:
+        """Of one stage, where L is [K, C]."""
+        return MemoryRows(self.memory[:, c], self.norms[:, c])
+
+
+def norm_slopes(norms: Tensor) -> Tensor:
+    """-1 / norm^2, with which a cosine's gradient reaches a vector through its norm; 0 at the floor."""
+    return norms.square().reciprocal_().neg_().masked_fill_(norms <= NORM_FLOOR, 0)
+
+
+class ContentScores(NamedTuple):
+    """What content addressing keeps: cosines and products of both norms [L, B, N], the key's norm [L, B, 1]."""
+
+    cosine: Tensor
+    scale: Tensor
+    key_norm: Tensor
+
+
+class HeadWeights(NamedTuple):
+    """What addressing keeps: where the head stands now, and how it came there; [L, B, N] but for the following.
+
+    taps: [L, B, N, 3], the mixed weights that each slot's shifted one is made of. raw: [L, B, 6], the scalars before
+    their ranges; strength, gate, sharpening [L, B, 1], shift [L, B, 3].
+    """
+
+    weights: Tensor
+    previous: Tensor
+    content: Tensor
+    taps: Tensor
+    shifted: Tensor
+    log: Tensor
+    raw: Tensor
+    strength: Tensor
+    gate: Tensor
+    shift: Tensor
+    sharpening: Tensor
+    found: ContentScores | None  # None where all rows are equal: the content weights are then 1 / N whatever the key
+
+
+def taps(weights: Tensor) -> Tensor:
+    """Each slot's neighbour before it, itself, and its neighbour after it, around the circle: [.., N] -> [.., N, 3]."""
+    return torch.cat([weights[..., -1:], weights, weights[..., :1]], -1).unfold(-1, 3, 1)
+
+
+def address(rows: MemoryRows | None, key: Tensor | None, raw: Tensor, previous: Tensor) -> HeadWeights:
+    """Where a head stands: key [L, B, M], raw scalars [L, B, 6].
+
+    ``rows`` None stands for a memory whose rows are all equal, which needs no key.
+    """
+    strength, sharpening = softplus(raw[..., :1]), softplus(raw[..., 5:]) + 1
+    gate, shift = raw[..., 1:2].sigmoid(), raw[..., 2:5].softmax(-1)
+    if rows is None:
+        content, found = torch.full_like(previous, 1 / previous.shape[-1]), None
+    else:
+        key_norm = torch.linalg.vector_norm(key, dim=-1, keepdim=True).clamp_min_(NORM_FLOOR)
+        scale = key_norm * rows.norms
+        cosine = along_rows(key, rows.memory) / scale
+        content = (strength * cosine).softmax(-1)
+        found = ContentScores(cosine, scale, key_norm)
+    around = taps(torch.lerp(previous, content, gate))
+    shifted = (around * shift.unsqueeze(-2)).sum(-1)
+    log = shifted.clamp_min(torch.finfo(shifted.dtype).tiny).log_()
+    weights = (sharpening * log).softmax(-1)
+    return HeadWeights(weights, previous, content, around, shifted, log, raw, strength, gate, shift, sharpening, found)
+
+
+class HeadGradients(NamedTuple):
+    """previous: [L, B, N], of where the head stood before. Where it addressed by content, dots and pull [L, B, N] and
+    key_pull [L, B, 1]: row M_i's gradient is dots_i key + pull_i norm_slopes_i M_i, and the key's is
+    sum_i dots_i M_i + key_pull key.
+    """
+
+    previous: Tensor
+    dots: Tensor | None = None
+    pull: Tensor | None = None
+    key_pull: Tensor | None = None
+
+
+def address_backward(d_weights: Tensor, stand: HeadWeights, d_raw: Tensor) -> HeadGradients:
+    """Gradients of a head's addressing, given that of its weights [L, B, N]; the raw scalars' go into ``d_raw``."""
+    d_logits = of_softmax(d_weights, stand.weights)
+    d_sharpening = (d_logits * stand.log).sum(-1, keepdim=True)
+    tiny = torch.finfo(d_logits.dtype).tiny
+    d_shifted = d_logits.mul_(stand.sharpening).div_(stand.shifted).masked_fill_(stand.shifted < tiny, 0)
+    d_shift = (stand.taps * d_shifted.unsqueeze(-1)).sum(-2)
+    d_mixed = (taps(d_shifted) * stand.shift.flip(-1).unsqueeze(-2)).sum(-1)
+    d_gate = (d_mixed * (stand.content - stand.previous)).sum(-1, keepdim=True)
+    d_content = d_mixed * stand.gate
+    _of_sigmoid(d_gate, stand.gate, grad_input=d_raw[..., 1:2])
+    d_raw[..., 2:5] = of_softmax(d_shift, stand.shift)
+    _of_softplus(d_sharpening, stand.raw[..., 5:], *SOFTPLUS, grad_input=d_raw[..., 5:])
+    d_previous, found = d_mixed.sub_(d_content), stand.found
+    if found is None:
+        d_raw[..., :1] = 0
+        return HeadGradients(d_previous)
+    d_scaled = of_softmax(d_content, stand.content)
+    d_strength = (d_scaled * found.cosine).sum(-1, keepdim=True)
+    _of_softplus(d_strength, stand.raw[..., :1], *SOFTPLUS, grad_input=d_raw[..., :1])
+    d_cosine = d_scaled.mul_(stand.strength)
+    pull = d_cosine * found.cosine
+    key_pull = pull.sum(-1, keepdim=True).mul_(norm_slopes(found.key_norm))
+    return HeadGradients(d_previous, d_cosine.div_(found.scale), pull, key_pull)
+
+
+def write(memory: Tensor, weights: Tensor, erase: Tensor, add: Tensor, out: Tensor) -> Tensor:
+    """Erase, then add: [L, B, N, M], [L, B, N], [L, B, M], [L, B, M] -> ``out`` [L, B, N, M].
+
+    A memory whose rows are all one may come as that row, [.., 1, M].
+    """
+    place = out if memory.shape == out.shape else None
+    change = torch.addcmul(add.unsqueeze(-2), memory, erase.unsqueeze(-2), value=-1, out=place)
+    return torch.addcmul(memory, weights.unsqueeze(-1), change, out=out)
+
+
+class WriteGradients(NamedTuple):
+    """weights [L, B, N], erase [L, B, M], add [L, B, M]."""
+
+    weights: Tensor
+    erase: Tensor
+    add: Tensor
+
+
+def write_backward(
+    d_new: Tensor, memory: Tensor, weights: Tensor, erase: Tensor, add: Tensor, scratch: Tensor
+) -> WriteGradients:
+    """Gradients of all arguments of ``write`` but the memory, given that of the new memory [L, B, N, M].
+
+    ``scratch``: room like ``d_new``, not needed where the memory came as one row.
+    """
+    d_add = over_rows(weights, d_new)
+    if memory.shape[-2] == 1:
+        row = memory.squeeze(-2)
+        change = torch.addcmul(add, row, erase, value=-1)
+        return WriteGradients(along_rows(change, d_new), (row * d_add).neg_(), d_add)
+    overlap = torch.mul(d_new, memory, out=scratch)
+    d_weights = along_rows(add, d_new) - along_rows(erase, overlap)
+    return WriteGradients(d_weights, over_rows(weights, overlap).neg_(), d_add)
+
+
+def let_through(d_new: Tensor, weights: Tensor, erase: Tensor, scratch: Tensor) -> Tensor:
+    """What ``write`` hands to the old memory of the new one's gradient, in its place: [L, B, N, M]."""
+    return d_new.addcmul_(torch.mul(d_new, erase.unsqueeze(-2), out=scratch), weights.unsqueeze(-1), value=-1)

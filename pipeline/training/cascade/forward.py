@@ -1,0 +1,78 @@
+"""The cascade forward, turn by turn, with everything that its backward needs kept.
+
+What depends on the inputs alone is one product for all stages and turns; what depends on the turn before is one product
+a turn for all stages; only r^{c-1}(n) -> gates -> read head -> r^c(n) is a chain of stages (``turn_ops.py``). The write
+head, erase and add are off that chain, and the last turn writes nothing. Where every memory starts from one constant,
+turn 1 reads that constant whatever the weights: its stages then run side by side and need no key. What is the same for
+all sessions, as all is that turn 1 finds, is computed once and not for each of them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pipeline.training.cascade.cell import MemoryRows, address, lstm
+from pipeline.training.cascade.parameters import SCALARS
+from pipeline.training.cascade.products import add_product
+from pipeline.training.cascade.saved_activations import SavedActivations, Turn, Weights
+from pipeline.training.cascade.turn_ops import TurnOps
+from pipeline.training.models._ntm import READ, WRITE
+
+
+def forward(
+    queries: Tensor, derived: Tensor | None, weights: Weights, trace: SavedActivations, chain: TurnOps
+) -> Tensor:
+    """queries [K, T, B, D], derived features [K, T, B, C-1, D] (None for C = 1) -> [r^C; h^C], [K, T, B, M + H]."""
+    trace.features[:, -1] = queries
+    if derived is not None:
+        trace.features[:, :-1] = derived.permute(0, 3, 1, 2, 4)
+    gates = trace.gates.flatten(2, 3)
+    gates[:] = weights.gate_bias.unsqueeze(2)
+    add_product(gates, trace.features.flatten(2, 3), weights.from_feature.mT)
+    _start(trace, weights)
+    for n in range(trace.length):
+        if n:
+            add_product(trace.gates[:, :, n], trace.states[:, :, n, :, :-1], weights.from_own.mT)
+        if trace.turns[n].side_by_side:
+            _first_turn(trace, weights)
+        else:
+            chain.forward(trace, weights, n, _previous(trace, n, READ))
+        if n + 1 < trace.length:
+            chain.write(trace, n, trace.heads(weights, n, trace.writing(n)), _previous(trace, n, WRITE))
+    return trace.states[:, -1, 1:, :, :-1].contiguous()
+
+
+def _start(trace: SavedActivations, weights: Weights) -> None:
+    """What turn 1 finds, and what it means for its gates."""
+    trace.states[:, :, 0, :, :-1] = weights.state.unsqueeze(2)
+    trace.cells[:, :, 0] = weights.cell.unsqueeze(2)
+    trace.gates[:, :, 0] += (weights.from_own @ weights.state.unsqueeze(-1)).mT
+    torch.softmax(weights.start, -1, out=trace.starts)
+    if trace.constant is None:
+        memory = weights.memory.unsqueeze(2).expand(-1, -1, trace.batch, -1, -1)
+        trace.turns[:] = [Turn(memory, MemoryRows.of(memory))]
+    else:
+        trace.turns[:] = [Turn(weights.memory[:, :, None, :1], None)]
+
+
+def _previous(trace: SavedActivations, n: int, head: int) -> Tensor:
+    """Where a head of every stage stood after turn n - 1: [K, C, B, N]."""
+    if n == 0:
+        return trace.starts[:, :, head].unsqueeze(2).expand(-1, -1, trace.batch, -1)
+    turn = trace.turns[n - 1]
+    return turn.write.weights if head == WRITE else turn.read_weights
+
+
+def _first_turn(trace: SavedActivations, weights: Weights) -> None:
+    """Turn 1 of all stages at once: all rows of all memories are one constant, and so is what is read from them."""
+    width, hidden = trace.shape.width, trace.hidden(0)
+    arriving = torch.full_like(weights.state[..., :width, None], trace.constant)
+    arriving[:, 0, :, 0] = weights.state[:, -1, :width]  # r^0(1) = r^C(0)
+    trace.gates[:, :, 0] += (weights.from_previous @ arriving).mT
+    lstm(trace.gates[:, :, 0], trace.cells[:, :, 0], trace.cells[:, :, 1], trace.squashed[:, :, 0], hidden)
+    trace.states[:, :, 1, :, :width] = trace.constant
+    if trace.length > 1:
+        raw = trace.heads(weights, 0, slice(width, width + SCALARS))
+        trace.turns[0].read = address(None, None, raw, _previous(trace, 0, READ))
+        trace.turns[0].read_weights = trace.turns[0].read.weights

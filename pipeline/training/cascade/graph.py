@@ -1,0 +1,147 @@
+"""The fast path with each training step replayed as one CUDA graph: batch, loss, backward, clipping and Adam.
+
+Nothing in an epoch waits for the device: losses are read when the epoch has ended. A run whose loss is no number is
+found then; the reference and the fast path find it in the step itself. The dropout is drawn before each replay, from
+each run's own random state: a captured draw would be one for all runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from manifests.schema import Training
+from pipeline.training.cascade.trainer import FastTrainer
+from pipeline.training.cascade.turn_ops import TurnOps
+from pipeline.training.data import SessionFeatures
+from pipeline.training.errors import TrainingError
+from pipeline.training.models.base import MemoryModel
+from pipeline.training.objective import Step
+from pipeline.training.randomness import RunRandom
+
+WARM_UP = 3  # steps before a capture, as CUDA graphs need; what they changed is undone
+
+
+def why_not(features: SessionFeatures, trainings: Sequence[Training], objectives_plain: bool) -> str:
+    """Why a step cannot be captured; empty where it can."""
+    if features.device.type != "cuda":
+        return f"CUDA graphs need a CUDA device, not {features.device.type}"
+    if not objectives_plain or any(t.drop_turns or t.recombine for t in trainings):
+        return "a training part of these settings has sizes that change from step to step"
+    return ""
+
+
+@contextmanager
+def beside(device: torch.device) -> Iterator[None]:
+    """On a stream of its own, as steps before a capture must be; what is there is waited for, and then this."""
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream(device).wait_stream(stream)
+
+
+def record(step: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
+    """A CUDA graph of what ``step`` does, not done yet, and the tensor that each replay writes its result to."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = step()
+    return graph.replay, result
+
+
+class Captured(NamedTuple):
+    """A step that is done again by ``replay``: index [K, B] and kept (the dropout, such as [K, B, T, D]; None without) are read
+    where they lie, and the losses [K] are written."""
+
+    replay: Callable[[], object]
+    index: Tensor
+    kept: Tensor | None
+    losses: Tensor
+
+
+class GraphTrainer(FastTrainer):
+    """One graph for each batch size; the first full batch is captured, an epoch's smaller last one too."""
+
+    capturable = True
+
+    def __init__(
+        self,
+        models: Sequence[MemoryModel],
+        features: SessionFeatures,
+        trainings: Sequence[Training],
+        chain: TurnOps | None = None,
+    ):
+        super().__init__(models, features, trainings, chain)
+        reason = why_not(features, trainings, all(o.plain for o in self.objectives))
+        if reason:
+            raise TrainingError(f"no graph: {reason}; use the backend fast")
+        self._graphs: dict[tuple[int, tuple[bool, ...]], Captured] = {}
+
+    def step(self, index: Tensor, random: RunRandom, running: Sequence[bool], progress: float = 1.0) -> Tensor:
+        key = (index.shape[1], tuple(running))
+        kept = self._dropout(index, random)
+        if key not in self._graphs:
+            self._graphs[key] = self._captured(index.clone(), kept, running)
+        step = self._graphs[key]
+        step.index.copy_(index)
+        if kept is not None:
+            step.kept.copy_(kept)
+        step.replay()
+        return step.losses.clone()
+
+    def _dropout(self, index: Tensor, random: RunRandom) -> Tensor | None:
+        """What the queries of the sessions ``index`` are multiplied with, as each run draws it alone; None for ones."""
+        rate = self.cascade.options.dropout
+        if not rate:
+            return None
+        kept = self.features.queries.new_ones(*index.shape, self.features.turns, self.features.dim)
+        for run in range(len(index)):
+            with random.of(run):
+                kept[run] = F.dropout(kept[run], rate, True)
+        return kept
+
+    def _whole_step(self, index: Tensor, kept: Tensor | None, running: Sequence[bool]) -> Tensor:
+        steps = [o.step(m, i, 1.0) for o, m, i in zip(self.objectives, self.models, index, strict=True)]
+        losses = self._step_losses(steps, kept)
+        self._backward(losses)
+        for run, going in enumerate(running):
+            if going:
+                self._descend(run)
+        return losses.detach()
+
+    def _step_losses(self, steps: Sequence[Step], kept: Tensor | None) -> Tensor:
+        """Losses [K], ready for a backward."""
+        queries = torch.stack([step.batch.queries for step in steps])
+        predicted = self._predicted(queries, queries if kept is None else queries * kept)
+        return torch.stack([o.loss_of(s, p) for o, s, p in zip(self.objectives, steps, predicted, strict=True)])
+
+    def _captured(self, index: Tensor, kept: Tensor | None, running: Sequence[bool]) -> Captured:
+        state = self._state()
+        held = [t.detach().clone() for t in state]
+        started = [bool(optimizer.state) for optimizer in self.optimizers]
+        with beside(index.device):
+            for _ in range(WARM_UP):
+                self._whole_step(index, kept, running)
+        self._restore(state, held, started)
+        replay, losses = record(lambda: self._whole_step(index, kept, running))
+        return Captured(replay, index, kept, losses)
+
+    def _state(self) -> list[Tensor]:
+        """Everything that a step changes: weights, statistics, and what the optimizers keep."""
+        kept = [v for o in self.optimizers for s in o.state.values() for v in s.values() if isinstance(v, Tensor)]
+        return [*(p.detach() for p in self._stacked), *self.cascade.buffers(), *kept]
+
+    def _restore(self, state: list[Tensor], held: list[Tensor], started: list[bool]) -> None:
+        with torch.no_grad():
+            for tensor, value in zip(state, held, strict=True):
+                tensor.copy_(value)
+            for optimizer, there in zip(self.optimizers, started, strict=True):
+                if not there:  # its state was made by the warm-up: zero is how Adam starts
+                    for kept in optimizer.state.values():
+                        for value in kept.values():
+                            value.zero_()

@@ -1,0 +1,232 @@
+"""Triton kernels of the memories in a turn, one program a session and stage: writing, its backward, and their gradient.
+
+``numba_loops.py`` does the same on a CPU, and ``cell.py`` says the formulas. M wide memories are gone through COLS columns at a
+time. ``raws`` [K, C, B, length]: the write head's scalars, the erase vector (in its range once written), add, key. ALIKE:
+all rows of a memory are one, [K, C, M]; nothing is addressed by content then, and there is no key.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from pipeline.training.cascade.kernels.addressing import (
+    FLOOR,
+    SCALARS,
+    load_scalars,
+    sigmoid,
+    stand,
+    stand_backward,
+    store_scalars,
+)
+
+
+@triton.jit
+def _rows(memory, row, stage, slot, col, inside, M: tl.constexpr, N: tl.constexpr, ALIKE: tl.constexpr):
+    """Columns of a session's memory: [SLOTS, COLS], or [1, COLS] where its rows are one."""
+    if ALIKE:
+        found = tl.load(memory + stage * M + col, mask=col < M, other=0.0)[None, :]
+    else:
+        found = tl.load(memory + row * N * M + slot[:, None] * M + col[None, :], mask=inside, other=0.0)
+    return found
+
+
+@triton.jit
+def write_memory(
+    memory,
+    norms,
+    raws,
+    length,
+    previous,  # [K, C, B, N, M]; [K, C, B, N]; raws; [K, C, B, N]
+    new,
+    new_norms,
+    weights,
+    cosines,  # out: [K, C, B, N, M], [K, C, B, N] each
+    B,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    SLOTS: tl.constexpr,
+    COLS: tl.constexpr,
+    ALIKE: tl.constexpr,
+):
+    """Where the write head stands, and erase, then add. SLOTS: N rounded up to a power of two."""
+    row = tl.program_id(0)
+    stage = row // B
+    raw = raws + row * length
+    slot = tl.arange(0, SLOTS)
+    stands = slot < N
+    at = row * N + slot
+    cosine = tl.zeros([SLOTS], dtype=weights.dtype.element_ty)
+    if not ALIKE:
+        square = tl.sum(tl.zeros([SLOTS], dtype=weights.dtype.element_ty), 0)
+        for start in range(0, M, COLS):
+            col = start + tl.arange(0, COLS)
+            part = _rows(memory, row, stage, slot, col, stands[:, None] & (col < M)[None, :], M, N, ALIKE)
+            key = tl.load(raw + SCALARS + 2 * M + col, mask=col < M, other=0.0)
+            cosine += tl.sum(part * key[None, :], 1)
+            square += tl.sum(key * key, 0)
+        norm = tl.load(norms + at, mask=stands, other=1.0)
+        cosine = cosine / (tl.maximum(tl.sqrt(square), FLOOR) * norm)
+    before = tl.load(previous + at, mask=stands, other=0.0)
+    r0, r1, r2, r3, r4, r5 = load_scalars(raw)
+    weight, _, _, _, _, _, _, _ = stand(r0, r1, r2, r3, r4, r5, cosine, before, stands, N, SLOTS)
+    tl.store(weights + at, weight, mask=stands)
+    tl.store(cosines + at, cosine, mask=stands)
+    total = tl.zeros([SLOTS], dtype=weights.dtype.element_ty)
+    for start in range(0, M, COLS):
+        col = start + tl.arange(0, COLS)
+        inside = stands[:, None] & (col < M)[None, :]
+        erase = sigmoid(tl.load(raw + SCALARS + col, mask=col < M, other=0.0))
+        add = tl.load(raw + SCALARS + M + col, mask=col < M, other=0.0)
+        part = _rows(memory, row, stage, slot, col, inside, M, N, ALIKE)
+        after = part + weight[:, None] * (add[None, :] - erase[None, :] * part)
+        tl.store(raw + SCALARS + col, erase, mask=col < M)
+        tl.store(new + row * N * M + slot[:, None] * M + col[None, :], after, mask=inside)
+        total += tl.sum(tl.where(inside, after * after, 0.0), 1)
+    tl.store(new_norms + at, tl.maximum(tl.sqrt(total), FLOOR), mask=stands)
+
+
+@triton.jit
+def write_memory_backward(
+    memory,
+    norms,
+    raws,
+    length,
+    previous,
+    cosines,
+    d_new,  # as ``write_memory`` left them, and [K, C, B, N, M]
+    d_weights,  # [K, C, B, N]: the part that comes from elsewhere
+    d_raws,
+    d_raws_c,
+    d_raws_b,  # out, with strides of C and B
+    d_previous,
+    dots,
+    pulls,  # out, ``HeadGradients``: [K, C, B, N]
+    B,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    SLOTS: tl.constexpr,
+    COLS: tl.constexpr,
+    ALIKE: tl.constexpr,
+):
+    """Gradients of all that ``write_memory`` got but the memory, given that of the new one."""
+    row = tl.program_id(0)
+    stage = row // B
+    raw = raws + row * length
+    d_raw = d_raws + stage * d_raws_c + (row % B) * d_raws_b
+    slot = tl.arange(0, SLOTS)
+    stands = slot < N
+    at = row * N + slot
+    cosine = tl.load(cosines + at, mask=stands, other=0.0)
+    before = tl.load(previous + at, mask=stands, other=0.0)
+    r0, r1, r2, r3, r4, r5 = load_scalars(raw)
+    weight, content, mixed, shifted, log, s0, s1, s2 = stand(r0, r1, r2, r3, r4, r5, cosine, before, stands, N, SLOTS)
+    d_weight = tl.load(d_weights + at, mask=stands, other=0.0)
+    square = tl.sum(tl.zeros([SLOTS], dtype=cosines.dtype.element_ty), 0)
+    for start in range(0, M, COLS):
+        col = start + tl.arange(0, COLS)
+        inside = stands[:, None] & (col < M)[None, :]
+        erase = tl.load(raw + SCALARS + col, mask=col < M, other=0.0)
+        add = tl.load(raw + SCALARS + M + col, mask=col < M, other=0.0)
+        part = _rows(memory, row, stage, slot, col, inside, M, N, ALIKE)
+        gradient = tl.load(d_new + row * N * M + slot[:, None] * M + col[None, :], mask=inside, other=0.0)
+        d_weight += tl.sum(gradient * (add[None, :] - erase[None, :] * part), 1)
+        pushed = gradient * weight[:, None]
+        d_erase = -tl.sum(pushed * part, 0) * erase * (1 - erase)
+        tl.store(d_raw + SCALARS + col, d_erase, mask=col < M)
+        tl.store(d_raw + SCALARS + M + col, tl.sum(pushed, 0), mask=col < M)
+        if not ALIKE:
+            key = tl.load(raw + SCALARS + 2 * M + col, mask=col < M, other=0.0)
+            square += tl.sum(key * key, 0)
+    d_cosine, d_before, d0, d1, d2, d3, d4, d5 = stand_backward(
+        d_weight,
+        r0,
+        r1,
+        r2,
+        r3,
+        r4,
+        r5,
+        cosine,
+        before,
+        weight,
+        content,
+        mixed,
+        shifted,
+        log,
+        s0,
+        s1,
+        s2,
+        stands,
+        N,
+        SLOTS,
+    )
+    store_scalars(d_raw, d0, d1, d2, d3, d4, d5)
+    tl.store(d_previous + at, d_before, mask=stands)
+    if not ALIKE:
+        key_norm = tl.maximum(tl.sqrt(square), FLOOR)
+        dot = d_cosine / (key_norm * tl.load(norms + at, mask=stands, other=1.0))
+        pull = d_cosine * cosine
+        tl.store(dots + at, dot, mask=stands)
+        tl.store(pulls + at, pull, mask=stands)
+        key_pull = tl.where(key_norm <= FLOOR, 0.0, -tl.sum(pull, 0) / (key_norm * key_norm))
+        for start in range(0, M, COLS):
+            col = start + tl.arange(0, COLS)
+            part = _rows(memory, row, stage, slot, col, stands[:, None] & (col < M)[None, :], M, N, ALIKE)
+            key = tl.load(raw + SCALARS + 2 * M + col, mask=col < M, other=0.0)
+            tl.store(d_raw + SCALARS + 2 * M + col, key_pull * key + tl.sum(part * dot[:, None], 0), mask=col < M)
+
+
+@triton.jit
+def gather_memory(
+    memory,
+    norms,  # [K, C, B, N, M], [K, C, B, N], as the turn read them
+    d_memory,  # [K, C, B, N, M]: in of the memories that the turn left, out of those that it read
+    weights,
+    dots,
+    pulls,  # [K, C, B, N], of the read heads
+    d_reads,
+    d_reads_b,
+    keys,
+    keys_c,
+    keys_b,  # [K, C, B, M] each, with strides
+    raws,
+    length,
+    write_weights,
+    write_dots,
+    write_pulls,  # of the write heads; not read unless the turn WROTE
+    B,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    SLOTS: tl.constexpr,
+    COLS: tl.constexpr,
+    WROTE: tl.constexpr,
+):
+    """What the write let through, and a product of rank three: with what was read, and with both heads' keys."""
+    row = tl.program_id(0)
+    raw = raws + row * length
+    d_read, key_at = d_reads + row * d_reads_b, keys + (row // B) * keys_c + (row % B) * keys_b
+    slot = tl.arange(0, SLOTS)
+    stands = slot < N
+    at = row * N + slot
+    weight = tl.load(weights + at, mask=stands, other=0.0)
+    dot, pull = tl.load(dots + at, mask=stands, other=0.0), tl.load(pulls + at, mask=stands, other=0.0)
+    norm = tl.load(norms + at, mask=stands, other=1.0)
+    if WROTE:
+        written = tl.load(write_weights + at, mask=stands, other=0.0)
+        write_dot = tl.load(write_dots + at, mask=stands, other=0.0)
+        pull += tl.load(write_pulls + at, mask=stands, other=0.0)
+    slope = tl.where(norm <= FLOOR, 0.0, -pull / (norm * norm))
+    for start in range(0, M, COLS):
+        col = start + tl.arange(0, COLS)
+        wide = col < M
+        inside = stands[:, None] & wide[None, :]
+        place = row * N * M + slot[:, None] * M + col[None, :]
+        found = weight[:, None] * tl.load(d_read + col, mask=wide, other=0.0)[None, :]
+        found += dot[:, None] * tl.load(key_at + col, mask=wide, other=0.0)[None, :]
+        found += slope[:, None] * tl.load(memory + place, mask=inside, other=0.0)
+        if WROTE:
+            erase = tl.load(raw + SCALARS + col, mask=wide, other=0.0)
+            kept = tl.load(d_memory + place, mask=inside, other=0.0)
+            found += kept * (1 - written[:, None] * erase[None, :])
+            found += write_dot[:, None] * tl.load(raw + SCALARS + 2 * M + col, mask=wide, other=0.0)[None, :]
+        tl.store(d_memory + place, found, mask=inside)

@@ -1,0 +1,249 @@
+"""Triton kernels of a turn's chain of stages, one program a session: forward and backward over all C stages.
+
+The chain has no D-sized product: with P_i = M_i^{c-1} W_r and Q_i = M_i W_k (both one product a turn for all stages), the
+gates of stage c take sum_i w_i P_i from the read weights w of stage c - 1, and the key's dot products are Q_i h. The
+key's norm comes from the Gram matrix of W_k. The key's bias is a last row of W_k, and so a last column of Q, a last row and
+column of the Gram matrix. The formulas are those of ``cell.py``; tests hold both against each other.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from pipeline.training.cascade.kernels.addressing import (
+    FLOOR,
+    SCALARS,
+    load_scalars,
+    sigmoid,
+    stand,
+    stand_backward,
+    store_scalars,
+    tanh,
+)
+
+
+@triton.jit
+def _scalar(scalars, at, state, unit, has, H: tl.constexpr):
+    own = scalars + at * (H + 1)
+    return tl.sum(tl.load(own + unit, mask=has, other=0.0) * state, 0) + tl.load(own + H)
+
+
+@triton.jit
+def _gram_product(gram, state, unit, has, H: tl.constexpr, UNITS: tl.constexpr, ROWS: tl.constexpr):
+    """W_k' W_k h without the bias, ROWS rows of the symmetric matrix [H + 1, H + 1] at a time: as one tile it would not fit
+    into the registers."""
+    found = tl.zeros([UNITS], dtype=state.dtype)
+    for start in range(0, H, ROWS):
+        row = start + tl.arange(0, ROWS)
+        tile = tl.load(gram + row[:, None] * (H + 1) + unit[None, :], mask=(row < H)[:, None] & has[None, :], other=0.0)
+        own = tl.sum(tl.where(row[:, None] == unit[None, :], state[None, :], 0.0), 1)
+        found += tl.sum(tile * own[:, None], 0)
+    return found
+
+
+@triton.jit
+def forward_turn(
+    gates,
+    gates_k,
+    gates_c,  # [K, C, B, 4 H] with strides of K and C: in before, out after their nonlinearities
+    cells,
+    cells_k,
+    cells_c,  # [K, C, B, H] before the turn
+    new_cells,  # as cells, after the turn
+    squashed,
+    squashed_k,
+    squashed_c,  # [K, C, B, H] out
+    hidden,
+    hidden_k,
+    hidden_c,
+    hidden_b,  # [K, C, B, H] with strides of K, C and B: out
+    products,  # P [K, C - 1, B, N, 4 H]
+    answers,
+    gram,  # Q [K, C, B, N, H + 1]; W_k' W_k [K, C, H + 1, H + 1]
+    scalars,  # [K, C, 6, H + 1], of the state and, last, the bias
+    previous,
+    norms,  # [K, C, B, N]
+    raw,
+    raw_c,
+    raw_b,  # [K, C, B, 6] with strides of C and B: out
+    weights,
+    cosines,
+    key_norms,  # out: [K, C, B, N] twice, [K, C, B]
+    B,
+    C: tl.constexpr,
+    H: tl.constexpr,
+    N: tl.constexpr,
+    UNITS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """One program for each run and session. UNITS, SLOTS: H and N rounded up to powers of two; ROWS: see ``_gram_product``."""
+    k, b = tl.program_id(0) // B, tl.program_id(0) % B
+    unit, slot = tl.arange(0, UNITS), tl.arange(0, SLOTS)
+    has, stands = unit < H, slot < N
+    tile = stands[:, None] & has[None, :]
+    at = tl.zeros([SLOTS], dtype=weights.dtype.element_ty)
+    for c in range(C):
+        kc = k * C + c
+        row = kc * B + b
+        gate = gates + k * gates_k + c * gates_c + b * 4 * H
+        i = tl.load(gate + unit, mask=has, other=0.0)
+        f = tl.load(gate + H + unit, mask=has, other=0.0)
+        g = tl.load(gate + 2 * H + unit, mask=has, other=0.0)
+        o = tl.load(gate + 3 * H + unit, mask=has, other=0.0)
+        # A branch for c = 0, whose products and weights are zero, is more than some versions of Triton can lay out.
+        part = products + ((k * (C - 1) + c - 1) * B + b) * N * 4 * H + slot[:, None] * 4 * H + unit[None, :]
+        follows = tile & (c > 0)
+        i += tl.sum(tl.load(part, mask=follows, other=0.0) * at[:, None], 0)
+        f += tl.sum(tl.load(part + H, mask=follows, other=0.0) * at[:, None], 0)
+        g += tl.sum(tl.load(part + 2 * H, mask=follows, other=0.0) * at[:, None], 0)
+        o += tl.sum(tl.load(part + 3 * H, mask=follows, other=0.0) * at[:, None], 0)
+        i, f, g, o = sigmoid(i), sigmoid(f), tanh(g), sigmoid(o)
+        tl.store(gate + unit, i, mask=has)
+        tl.store(gate + H + unit, f, mask=has)
+        tl.store(gate + 2 * H + unit, g, mask=has)
+        tl.store(gate + 3 * H + unit, o, mask=has)
+        cell = f * tl.load(cells + k * cells_k + c * cells_c + b * H + unit, mask=has, other=0.0) + i * g
+        cell_tanh = tanh(cell)
+        state = tl.where(has, o * cell_tanh, 0.0)
+        tl.store(new_cells + k * cells_k + c * cells_c + b * H + unit, cell, mask=has)
+        tl.store(squashed + k * squashed_k + c * squashed_c + b * H + unit, cell_tanh, mask=has)
+        tl.store(hidden + k * hidden_k + c * hidden_c + b * hidden_b + unit, state, mask=has)
+
+        answer_at = answers + row * N * (H + 1) + slot * (H + 1)
+        answer = tl.load(answer_at[:, None] + unit[None, :], mask=tile, other=0.0)
+        dots = tl.sum(answer * state[None, :], 1) + tl.load(answer_at + H, mask=stands, other=0.0)
+        gram_at = gram + kc * (H + 1) * (H + 1)
+        square = _gram_product(gram_at, state, unit, has, H, UNITS, ROWS)
+        linear = tl.load(gram_at + H * (H + 1) + unit, mask=has, other=0.0)
+        norm2 = tl.sum(state * (square + 2 * linear), 0) + tl.load(gram_at + H * (H + 2))
+        key_norm = tl.maximum(tl.sqrt(tl.maximum(norm2, 0.0)), FLOOR)
+        cosine = dots / (key_norm * tl.load(norms + row * N + slot, mask=stands, other=1.0))
+        scalars_at = scalars + kc * SCALARS * (H + 1)
+        r0, r1 = _scalar(scalars_at, 0, state, unit, has, H), _scalar(scalars_at, 1, state, unit, has, H)
+        r2, r3 = _scalar(scalars_at, 2, state, unit, has, H), _scalar(scalars_at, 3, state, unit, has, H)
+        r4, r5 = _scalar(scalars_at, 4, state, unit, has, H), _scalar(scalars_at, 5, state, unit, has, H)
+        store_scalars(raw + kc * raw_c + b * raw_b, r0, r1, r2, r3, r4, r5)
+        tl.store(cosines + row * N + slot, cosine, mask=stands)
+        tl.store(key_norms + row, key_norm)
+
+        before = tl.load(previous + row * N + slot, mask=stands, other=0.0)
+        at, _, _, _, _, _, _, _ = stand(r0, r1, r2, r3, r4, r5, cosine, before, stands, N, SLOTS)
+        tl.store(weights + row * N + slot, at, mask=stands)
+
+
+@triton.jit
+def backward_turn(
+    d_weights,  # [K, C, B, N]: from all but the next stage
+    d_hidden,
+    d_hidden_b,
+    d_cells,  # [K, C, B, H], with a stride of B: from all but this stage's read head; of the new cell
+    gates,
+    gates_k,
+    gates_c,
+    cells,
+    cells_k,
+    cells_c,
+    squashed,
+    squashed_k,
+    squashed_c,  # as the forward left them
+    hidden,
+    hidden_k,
+    hidden_c,
+    hidden_b,
+    products,
+    answers,
+    gram,
+    scalars,
+    previous,
+    norms,
+    raw,
+    raw_c,
+    raw_b,
+    cosines,
+    key_norms,
+    d_gates,
+    d_gates_k,
+    d_gates_c,  # [K, C, B, 4 H] out
+    d_old_cells,
+    d_previous,  # out: [K, C, B, H], [K, C, B, N]
+    dots,
+    pulls,
+    key_pulls,  # out, ``HeadGradients``: [K, C, B, N] twice, [K, C, B]
+    d_raw,
+    d_raw_c,
+    d_raw_b,  # [K, C, B, 6] with strides of C and B: out
+    B,
+    C: tl.constexpr,
+    H: tl.constexpr,
+    N: tl.constexpr,
+    UNITS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """The same stages in reverse."""
+    k, b = tl.program_id(0) // B, tl.program_id(0) % B
+    unit, slot = tl.arange(0, UNITS), tl.arange(0, SLOTS)
+    has, stands = unit < H, slot < N
+    tile = stands[:, None] & has[None, :]
+    passed = tl.zeros([SLOTS], dtype=cosines.dtype.element_ty)
+    for back in range(C):
+        c = C - 1 - back
+        kc = k * C + c
+        row = kc * B + b
+        r0, r1, r2, r3, r4, r5 = load_scalars(raw + kc * raw_c + b * raw_b)
+        cosine = tl.load(cosines + row * N + slot, mask=stands, other=0.0)
+        before = tl.load(previous + row * N + slot, mask=stands, other=0.0)
+        at, content, mixed, shifted, log, s0, s1, s2 = stand(r0, r1, r2, r3, r4, r5, cosine, before, stands, N, SLOTS)
+        d_at = tl.load(d_weights + row * N + slot, mask=stands, other=0.0) + passed
+        d_cosine, d_before, d0, d1, d2, d3, d4, d5 = stand_backward(
+            d_at, r0, r1, r2, r3, r4, r5, cosine, before, at, content, mixed, shifted, log, s0, s1, s2, stands, N, SLOTS
+        )
+        tl.store(d_previous + row * N + slot, d_before, mask=stands)
+        store_scalars(d_raw + kc * d_raw_c + b * d_raw_b, d0, d1, d2, d3, d4, d5)
+        norm = tl.load(norms + row * N + slot, mask=stands, other=1.0)
+        key_norm = tl.load(key_norms + row)
+        dot = d_cosine / (key_norm * norm)
+        pull = d_cosine * cosine
+        tl.store(dots + row * N + slot, dot, mask=stands)
+        tl.store(pulls + row * N + slot, pull, mask=stands)
+        key_pull = tl.where(key_norm <= FLOOR, 0.0, -tl.sum(pull, 0) / (key_norm * key_norm))
+        tl.store(key_pulls + row, key_pull)
+
+        state = tl.load(hidden + k * hidden_k + c * hidden_c + b * hidden_b + unit, mask=has, other=0.0)
+        cell_tanh = tl.load(squashed + k * squashed_k + c * squashed_c + b * H + unit, mask=has, other=0.0)
+        answer_at = answers + row * N * (H + 1) + slot[:, None] * (H + 1) + unit[None, :]
+        gram_at = gram + kc * (H + 1) * (H + 1)
+        square = _gram_product(gram_at, state, unit, has, H, UNITS, ROWS)
+        linear = tl.load(gram_at + H * (H + 1) + unit, mask=has, other=0.0)
+        d_state = tl.load(d_hidden + row * d_hidden_b + unit, mask=has, other=0.0)
+        d_state += tl.sum(tl.load(answer_at, mask=tile, other=0.0) * dot[:, None], 0) + key_pull * (square + linear)
+        own = scalars + kc * SCALARS * (H + 1) + unit
+        d_state += d0 * tl.load(own, mask=has, other=0.0) + d1 * tl.load(own + H + 1, mask=has, other=0.0)
+        d_state += d2 * tl.load(own + 2 * H + 2, mask=has, other=0.0) + d3 * tl.load(
+            own + 3 * H + 3, mask=has, other=0.0
+        )
+        d_state += d4 * tl.load(own + 4 * H + 4, mask=has, other=0.0) + d5 * tl.load(
+            own + 5 * H + 5, mask=has, other=0.0
+        )
+
+        gate_at = gates + k * gates_k + c * gates_c + b * 4 * H + unit
+        i, f = tl.load(gate_at, mask=has, other=0.0), tl.load(gate_at + H, mask=has, other=0.0)
+        g, o = tl.load(gate_at + 2 * H, mask=has, other=0.0), tl.load(gate_at + 3 * H, mask=has, other=0.0)
+        cell = tl.load(cells + k * cells_k + c * cells_c + b * H + unit, mask=has, other=0.0)
+        d_cell = tl.load(d_cells + row * H + unit, mask=has, other=0.0) + d_state * o * (1 - cell_tanh * cell_tanh)
+        d_i, d_f = d_cell * g * i * (1 - i), d_cell * cell * f * (1 - f)
+        d_g, d_o = d_cell * i * (1 - g * g), d_state * cell_tanh * o * (1 - o)
+        d_at_gate = d_gates + k * d_gates_k + c * d_gates_c + b * 4 * H + unit
+        tl.store(d_at_gate, d_i, mask=has)
+        tl.store(d_at_gate + H, d_f, mask=has)
+        tl.store(d_at_gate + 2 * H, d_g, mask=has)
+        tl.store(d_at_gate + 3 * H, d_o, mask=has)
+        tl.store(d_old_cells + row * H + unit, d_cell * f, mask=has)
+        if c > 0:
+            part = products + ((k * (C - 1) + c - 1) * B + b) * N * 4 * H + slot[:, None] * 4 * H + unit[None, :]
+            passed = tl.sum(tl.load(part, mask=tile, other=0.0) * d_i[None, :], 1)
+            passed += tl.sum(tl.load(part + H, mask=tile, other=0.0) * d_f[None, :], 1)
+            passed += tl.sum(tl.load(part + 2 * H, mask=tile, other=0.0) * d_g[None, :], 1)
+            passed += tl.sum(tl.load(part + 3 * H, mask=tile, other=0.0) * d_o[None, :], 1)

@@ -1,0 +1,392 @@
+"""What is local to a session in a turn as compiled loops (numba): addressing, reading and writing, forward and backward.
+
+A session's memory is gone through once, while it is in the processor's cache, where torch goes through that of all
+sessions once an operation. The plain form of each is in ``cell.py``, under the same names; the tests hold the two
+together. All arrays are contiguous; sizes as in ``saved_activations.py``. Sums may be taken in any order, NaN and infinity stay.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numba.core import event
+
+from pipeline.training.cascade.cell import SOFTPLUS
+from pipeline.training.cascade.parameters import SCALARS
+from pipeline.training.models._ntm import NORM_FLOOR
+
+LINEAR_FROM = SOFTPLUS[1]
+compiled = njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
+
+
+class _Announced(event.Listener):
+    """Says once that these loops are being compiled; what lies in the cache of an earlier process is not."""
+
+    said = False
+
+    def on_start(self, event: Any) -> None:
+        if not self.said and event.data["dispatcher"].py_func.__module__ == __name__:
+            self.said = True
+            print("backend numba: compiling its loops for this processor, once, some 20 s", file=sys.stderr, flush=True)
+
+    def on_end(self, event: Any) -> None:
+        pass
+
+
+event.register("numba:compile", _Announced())
+
+
+@compiled
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+@compiled
+def _softplus(x: float) -> float:
+    return x if x > LINEAR_FROM else math.log1p(math.exp(x))
+
+
+@compiled
+def _softplus_slope(x: float) -> float:
+    return 1.0 if x > LINEAR_FROM else _sigmoid(x)
+
+
+@compiled
+def _softmax(x: Any) -> None:
+    """In place."""
+    highest, total = x.max(), x.dtype.type(0)
+    for i in range(len(x)):
+        x[i] = math.exp(x[i] - highest)
+        total += x[i]
+    for i in range(len(x)):
+        x[i] /= total
+
+
+@compiled
+def _of_softmax(gradient: Any, output: Any) -> None:
+    """``gradient`` of a softmax's ``output`` becomes that of its input."""
+    total = 0.0
+    for i in range(len(output)):
+        total += gradient[i] * output[i]
+    for i in range(len(output)):
+        gradient[i] = output[i] * (gradient[i] - total)
+
+
+@compiled
+def _norm(x: Any) -> float:
+    total = x.dtype.type(0)
+    for m in range(len(x)):
+        total += x[m] * x[m]
+    return max(math.sqrt(total), NORM_FLOOR)
+
+
+@compiled
+def _norm_slope(norm: float) -> float:
+    return 0.0 if norm <= NORM_FLOOR else -1 / (norm * norm)
+
+
+@compiled
+def _stand(raw: Any, cosines: Any, alike: bool, previous: Any, room: Any) -> None:
+    """Where a head stands, from its raw scalars: ``room`` takes content weights, mixed, shifted and the weights, a row each,
+    and what the shifts were, in a last row.
+
+    ``alike``: all rows are equal, and the cosines are not read.
+    """
+    slots = len(previous)
+    content, mixed, shifted, weights = room[0, :slots], room[1, :slots], room[2, :slots], room[3, :slots]
+    strength, gate, sharpening = _softplus(raw[0]), _sigmoid(raw[1]), 1 + _softplus(raw[5])
+    for i in range(slots):
+        content[i] = 1 / slots if alike else strength * cosines[i]
+    if not alike:
+        _softmax(content)
+    shift = room[4, :3]
+    for j in range(3):
+        shift[j] = raw[2 + j]
+    _softmax(shift)
+    for i in range(slots):
+        mixed[i] = previous[i] + gate * (content[i] - previous[i])
+    for i in range(slots):
+        shifted[i] = shift[0] * mixed[i - 1] + shift[1] * mixed[i] + shift[2] * mixed[(i + 1) % slots]
+        weights[i] = sharpening * math.log(max(shifted[i], np.finfo(shifted.dtype).tiny))
+    _softmax(weights)
+
+
+@compiled
+def _stand_backward(
+    d_weights: Any,
+    raw: Any,
+    cosines: Any,
+    alike: bool,
+    previous: Any,
+    room: Any,
+    d_raw: Any,
+    d_previous: Any,
+    d_cosines: Any,
+) -> None:
+    """``d_weights`` is used up; ``room`` as ``_stand`` left it. Writes the other three gradients."""
+    slots = len(previous)
+    content, mixed, shifted, weights = room[0, :slots], room[1, :slots], room[2, :slots], room[3, :slots]
+    strength, gate, sharpening = _softplus(raw[0]), _sigmoid(raw[1]), 1 + _softplus(raw[5])
+    shift = room[4, :3]
+    tiny = np.finfo(shifted.dtype).tiny
+    _of_softmax(d_weights, weights)
+    d_sharpening = 0.0
+    for i in range(slots):
+        d_sharpening += d_weights[i] * math.log(max(shifted[i], tiny))
+        d_weights[i] = 0 if shifted[i] < tiny else d_weights[i] * sharpening / shifted[i]
+    d_shift, d_gate = d_raw[2:5], 0.0
+    d_shift[:] = 0
+    for i in range(slots):
+        after = (i + 1) % slots
+        d_shift[0] += mixed[i - 1] * d_weights[i]
+        d_shift[1] += mixed[i] * d_weights[i]
+        d_shift[2] += mixed[after] * d_weights[i]
+        d_mixed = shift[2] * d_weights[i - 1] + shift[1] * d_weights[i] + shift[0] * d_weights[after]
+        d_gate += d_mixed * (content[i] - previous[i])
+        d_cosines[i] = d_mixed * gate  # of the content weights, for now
+        d_previous[i] = d_mixed - d_cosines[i]
+    _of_softmax(d_shift, shift)
+    d_raw[0], d_raw[1], d_raw[5] = 0, d_gate * gate * (1 - gate), d_sharpening * _softplus_slope(raw[5])
+    if not alike:
+        _of_softmax(d_cosines, content)
+        d_strength = 0.0
+        for i in range(slots):
+            d_strength += d_cosines[i] * cosines[i]
+            d_cosines[i] *= strength
+        d_raw[0] = d_strength * _softplus_slope(raw[0])
+
+
+@compiled
+def _cosines(memory: Any, norms: Any, key: Any, out: Any) -> None:
+    """Of the key with each row: [N, M], [N], [M] -> ``out`` [N]."""
+    key_norm = _norm(key)
+    for i in range(len(norms)):
+        total, row = key.dtype.type(0), memory[i]
+        for m in range(len(key)):
+            total += key[m] * row[m]
+        out[i] = total / (key_norm * norms[i])
+
+
+@compiled
+def _key_backward(
+    d_cosines: Any, cosines: Any, memory: Any, norms: Any, key: Any, d_key: Any, dots: Any, pulls: Any
+) -> None:
+    """Gradient of the key, and ``HeadGradients.dots`` and ``.pull`` [N]."""
+    key_norm, key_pull = _norm(key), 0.0
+    for i in range(len(norms)):
+        dots[i], pulls[i] = d_cosines[i] / (key_norm * norms[i]), d_cosines[i] * cosines[i]
+        key_pull += pulls[i]
+    pull = key.dtype.type(key_pull * _norm_slope(key_norm))
+    for m in range(len(key)):
+        d_key[m] = pull * key[m]
+    for i in range(len(norms)):
+        dot, row = dots[i], memory[i]
+        for m in range(len(key)):
+            d_key[m] += dot * row[m]
+
+
+@compiled
+def read(
+    memory: Any, norms: Any, states: Any, raws: Any, previous: Any, cosines: Any, weights: Any, c: int, n: int
+) -> None:
+    """Read heads of stage ``c`` in turn ``n``: addresses, and reads into ``states`` [K, C, T + 1, B, S].
+
+    memory [K, C, B, N, M], norms, previous, cosines and weights [K, C, B, N], raws [K, C, T, B, M + 6].
+    """
+    runs, _, batch, slots, width = memory.shape
+    room = np.empty((5, max(3, slots)), memory.dtype)
+    for k in range(runs):
+        for b in range(batch):
+            raw, rows, out = raws[k, c, n, b], memory[k, c, b], states[k, c, n + 1, b]
+            _cosines(rows, norms[k, c, b], raw[:width], cosines[k, c, b])
+            _stand(raw[width:], cosines[k, c, b], False, previous[k, c, b], room)
+            weights[k, c, b] = room[3, :slots]
+            for m in range(width):
+                out[m] = 0
+            for i in range(slots):
+                weight, row = room[3, i], rows[i]
+                for m in range(width):
+                    out[m] += weight * row[m]
+
+
+@compiled
+def read_backward(
+    memory: Any,
+    norms: Any,
+    raws: Any,
+    previous: Any,
+    cosines: Any,
+    d_read: Any,
+    d_weights: Any,
+    d_raws: Any,
+    d_previous: Any,
+    dots: Any,
+    pulls: Any,
+    c: int,
+    n: int,
+) -> None:
+    """Given d_read [K, C, B, M] and the part of ``d_weights`` [K, C, B, N] that comes from elsewhere, which is used up."""
+    runs, _, batch, slots, width = memory.shape
+    room, d_cosines = np.empty((5, max(3, slots)), memory.dtype), np.empty(slots, memory.dtype)
+    for k in range(runs):
+        for b in range(batch):
+            raw, d_raw, rows, gradient = raws[k, c, n, b], d_raws[k, c, n, b], memory[k, c, b], d_read[k, c, b]
+            found = cosines[k, c, b]
+            _stand(raw[width:], found, False, previous[k, c, b], room)
+            for i in range(slots):
+                total, row = gradient.dtype.type(0), rows[i]
+                for m in range(width):
+                    total += gradient[m] * row[m]
+                d_weights[k, c, b, i] += total
+            _stand_backward(
+                d_weights[k, c, b],
+                raw[width:],
+                found,
+                False,
+                previous[k, c, b],
+                room,
+                d_raw[width:],
+                d_previous[k, c, b],
+                d_cosines,
+            )
+            _key_backward(
+                d_cosines, found, rows, norms[k, c, b], raw[:width], d_raw[:width], dots[k, c, b], pulls[k, c, b]
+            )
+
+
+@compiled
+def write(
+    memory: Any, norms: Any, raws: Any, previous: Any, cosines: Any, weights: Any, new: Any, new_norms: Any, alike: bool
+) -> None:
+    """The write heads of all stages: new memories [K, C, B, N, M] and their norms [K, C, B, N].
+
+    raws [K, C, B, ..]: scalars, erase (in its range), add, key. ``alike``: the memory is one row for all [K, C, 1, 1, M],
+    there is no key, and neither norms nor cosines are used.
+    """
+    runs, stages, batch, slots, width = new.shape
+    room = np.empty((5, max(3, slots)), new.dtype)
+    for k in range(runs):
+        for c in range(stages):
+            for b in range(batch):
+                raw, rows = raws[k, c, b], memory[k, c, 0 if alike else b]
+                erase, add = raw[SCALARS : SCALARS + width], raw[SCALARS + width : SCALARS + 2 * width]
+                if not alike:
+                    _cosines(rows, norms[k, c, b], raw[SCALARS + 2 * width :], cosines[k, c, b])
+                _stand(raw, cosines[k, c, b], alike, previous[k, c, b], room)
+                weights[k, c, b] = room[3, :slots]
+                for i in range(slots):
+                    weight, row, out = room[3, i], rows[0 if alike else i], new[k, c, b, i]
+                    for m in range(width):
+                        out[m] = row[m] + weight * (add[m] - erase[m] * row[m])
+                    new_norms[k, c, b, i] = _norm(out)
+
+
+@compiled
+def write_backward(
+    memory: Any,
+    norms: Any,
+    raws: Any,
+    previous: Any,
+    cosines: Any,
+    d_new: Any,
+    d_weights: Any,
+    d_raws: Any,
+    d_previous: Any,
+    dots: Any,
+    pulls: Any,
+    n: int,
+    alike: bool,
+) -> None:
+    """Turn ``n`` of d_raws [K, C, T - 1, B, ..], given d_new [K, C, B, N, M] and the part of ``d_weights`` that comes from
+    elsewhere, which is used up."""
+    runs, stages, batch, slots, width = d_new.shape
+    room, d_cosines = np.empty((5, max(3, slots)), d_new.dtype), np.empty(slots, d_new.dtype)
+    for k in range(runs):
+        for c in range(stages):
+            for b in range(batch):
+                raw, d_raw, rows, found = (
+                    raws[k, c, b],
+                    d_raws[k, c, n, b],
+                    memory[k, c, 0 if alike else b],
+                    cosines[k, c, b],
+                )
+                erase, add = raw[SCALARS : SCALARS + width], raw[SCALARS + width : SCALARS + 2 * width]
+                d_erase, d_add = d_raw[SCALARS : SCALARS + width], d_raw[SCALARS + width : SCALARS + 2 * width]
+                _stand(raw, found, alike, previous[k, c, b], room)
+                for m in range(width):
+                    d_erase[m], d_add[m] = 0, 0
+                for i in range(slots):
+                    weight, row, gradient = room[3, i], rows[0 if alike else i], d_new[k, c, b, i]
+                    total = gradient.dtype.type(0)
+                    for m in range(width):  # three loops: in one, too much could overlap for vector instructions
+                        total += gradient[m] * (add[m] - erase[m] * row[m])
+                    for m in range(width):
+                        d_erase[m] -= weight * (gradient[m] * row[m])
+                    for m in range(width):
+                        d_add[m] += weight * gradient[m]
+                    d_weights[k, c, b, i] += total
+                for m in range(width):
+                    d_erase[m] *= erase[m] - erase[m] * erase[m]
+                _stand_backward(
+                    d_weights[k, c, b],
+                    raw,
+                    found,
+                    alike,
+                    previous[k, c, b],
+                    room,
+                    d_raw[:SCALARS],
+                    d_previous[k, c, b],
+                    d_cosines,
+                )
+                if not alike:
+                    key, d_key = raw[SCALARS + 2 * width :], d_raw[SCALARS + 2 * width :]
+                    _key_backward(d_cosines, found, rows, norms[k, c, b], key, d_key, dots[k, c, b], pulls[k, c, b])
+
+
+@compiled
+def gather(
+    memory: Any,
+    norms: Any,
+    raws: Any,
+    weights: Any,
+    dots: Any,
+    pulls: Any,
+    d_read: Any,
+    d_memory: Any,
+    writes: Any,
+    write_weights: Any,
+    write_dots: Any,
+    write_pulls: Any,
+    n: int,
+    wrote: bool,
+) -> None:
+    """Gradient of the memories that turn ``n`` read, in the place of that of those that it left.
+
+    weights, dots and pulls [K, C, B, N] of the read heads; writes [K, C, B, 3 M + 6], the write heads' raw outputs, and
+    what they did, which is not read unless the turn ``wrote``.
+    """
+    runs, stages, batch, slots, width = d_memory.shape
+    for k in range(runs):
+        for c in range(stages):
+            for b in range(batch):
+                key, gradient, wrote_with = raws[k, c, n, b], d_read[k, c, b], writes[k, c, b]
+                erase, write_key = wrote_with[SCALARS : SCALARS + width], wrote_with[SCALARS + 2 * width :]
+                for i in range(slots):
+                    total, row, pull = d_memory[k, c, b, i], memory[k, c, b, i], pulls[k, c, b, i]
+                    weight, dot = weights[k, c, b, i], dots[k, c, b, i]
+                    if wrote:
+                        write_weight, write_dot = write_weights[k, c, b, i], write_dots[k, c, b, i]
+                        slope = gradient.dtype.type((pull + write_pulls[k, c, b, i]) * _norm_slope(norms[k, c, b, i]))
+                        for m in range(width):
+                            kept = total[m] - write_weight * erase[m] * total[m]
+                            total[m] = (
+                                kept + weight * gradient[m] + dot * key[m] + write_dot * write_key[m] + slope * row[m]
+                            )
+                    else:
+                        slope = gradient.dtype.type(pull * _norm_slope(norms[k, c, b, i]))
+                        for m in range(width):
+                            total[m] = weight * gradient[m] + dot * key[m] + slope * row[m]

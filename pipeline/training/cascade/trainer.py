@@ -1,0 +1,101 @@
+"""The CM-NTM's fast path: K cascades of one shape, stacked, in one forward and one hand-written backward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from manifests.schema import Training
+from pipeline.training.backends.base import Trainer
+from pipeline.training.cascade.stacked import FastCascade
+from pipeline.training.cascade.turn_ops import TurnOps
+from pipeline.training.data import SessionFeatures
+from pipeline.training.models.base import MemoryModel
+from pipeline.training.models.cm_ntm import CMNTM
+from pipeline.training.randomness import RunRandom
+
+
+def why_not(models: Sequence[MemoryModel]) -> str:
+    """Why the fast path cannot train these models; empty where it can."""
+    if not all(isinstance(model, CMNTM) for model in models):
+        return f"{models[0].name} has no fast path"
+    own = ("_forward", "_features", "_turn", "initial_state")
+    if any(getattr(type(model), name) is not getattr(CMNTM, name) for model in models for name in own):
+        return f"{models[0].name} computes something else than the cascade"
+    return ""
+
+
+class FastTrainer(Trainer):
+    """Equal to the reference on each run's own batches, random numbers included (tests hold the two together)."""
+
+    def __init__(
+        self,
+        models: Sequence[MemoryModel],
+        features: SessionFeatures,
+        trainings: Sequence[Training],
+        chain: TurnOps | None = None,
+    ):
+        self.cascade = self._stack(models, chain).train()
+        self._stacked = [p for p in self.cascade.parameters() if p.requires_grad]
+        # Views of each run's part, for an optimizer of its own: it must not see the other runs' settings or ends.
+        self._parts = [[p.detach()[run] for p in self._stacked] for run in range(len(models))]
+        super().__init__(models, features, trainings)
+
+    def _stack(self, models: Sequence[MemoryModel], chain: TurnOps | None) -> Any:
+        """All runs as one module: its parameters are [K, ...]."""
+        return FastCascade(models, chain)
+
+    def tensors_of(self, run: int) -> list[Tensor]:
+        return self._parts[run]
+
+    def averaged(self) -> list[Tensor]:
+        return [*self._stacked, *self.cascade.buffers()]
+
+    def step(self, index: Tensor, random: RunRandom, running: Sequence[bool], progress: float = 1.0) -> Tensor:
+        losses = self._losses(index, random, progress)
+        self._backward(losses)
+        values = losses.detach()
+        for run, finite in enumerate(values.isfinite().tolist()):
+            if running[run] and finite:
+                self._descend(run)
+            elif not running[run]:
+                values[run] = torch.nan
+        return values
+
+    def _losses(self, index: Tensor, random: RunRandom, progress: float) -> Tensor:
+        """Losses [K] of the sessions ``index`` [K, B], ready for a backward."""
+        steps, inputs = [], []
+        for run, (model, objective) in enumerate(zip(self.models, self.objectives, strict=True)):
+            with random.of(run):
+                steps.append(objective.step(model, index[run], progress))
+                inputs.append(F.dropout(steps[-1].batch.queries, self.cascade.options.dropout, True))
+        predicted = self._predicted(torch.stack([step.batch.queries for step in steps]), torch.stack(inputs))
+        losses = []
+        for run, objective in enumerate(self.objectives):
+            with random.of(run):
+                losses.append(objective.loss_of(steps[run], predicted[run]))
+        return torch.stack(losses)
+
+    def _predicted(self, queries: Tensor, inputs: Tensor) -> Tensor:
+        """f' of all runs; queries and what the dropout leaves of them, all [K, B, T, D]."""
+        self.forget_gradients()
+        return self.cascade(queries, inputs)
+
+    def forget_gradients(self) -> None:
+        """Free the gradients of the step before; a forward can then use their room."""
+        for parameter in self._stacked:
+            parameter.grad = None
+
+    def _backward(self, losses: Tensor) -> None:
+        """Gradients of the losses [K], for each run's optimizer its own part."""
+        losses.sum().backward()
+        for parameter, *parts in zip(self._stacked, *self._parts, strict=True):
+            for run, part in enumerate(parts):
+                part.grad = None if parameter.grad is None else parameter.grad[run]
+
+    def write_back(self) -> None:
+        self.cascade.write_to(self.models)

@@ -1,0 +1,143 @@
+"""A turn of all stages as torch operations: the plain form, and what the compiled ones are held against."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pipeline.training.cascade.cell import (
+    HeadGradients,
+    HeadWeights,
+    MemoryRows,
+    address,
+    address_backward,
+    along_rows,
+    let_through,
+    lstm,
+    lstm_backward,
+    lstm_slopes,
+    norm_slopes,
+    over_rows,
+    write,
+    write_backward,
+)
+from pipeline.training.cascade.parameters import SCALARS
+from pipeline.training.cascade.products import add_product, product
+from pipeline.training.cascade.saved_activations import SavedActivations, Turn, Weights
+from pipeline.training.cascade.turn_ops import GradIn, GradOut
+
+
+class TorchTurn:
+    """Each stage's operations in turn."""
+
+    def forward(self, trace: SavedActivations, weights: Weights, n: int, previous: Tensor) -> None:
+        turn, width = trace.turns[n], trace.shape.width
+        stands: list[HeadWeights] = []
+        for c in range(trace.shape.stages):
+            raw = control(trace, weights, n, c)
+            stands.append(address(turn.rows.stage(c), raw[..., :width], raw[..., width:], previous[:, c]))
+            trace.states[:, c, n + 1, :, :width] = over_rows(stands[-1].weights, turn.memory[:, c])
+        turn.read, turn.read_weights = stands, torch.stack([stand.weights for stand in stands], 1)
+
+    def write(self, trace: SavedActivations, n: int, raw: Tensor, previous: Tensor) -> None:
+        width, turn = trace.shape.width, trace.turns[n]
+        scalars, erase, add, key = raw.tensor_split([SCALARS, SCALARS + width, SCALARS + 2 * width], -1)
+        turn.erase, turn.add, turn.write_key = erase.sigmoid(), add, key
+        turn.write = address(turn.rows, key, scalars, previous)
+        memory = write(turn.memory, turn.write.weights, turn.erase, turn.add, trace.memories[n])
+        trace.turns.append(Turn(memory, MemoryRows.of(memory)))
+
+    def write_backward(self, trace: SavedActivations, n: int, at: Tensor, d_raws: Tensor) -> HeadGradients:
+        width, turn = trace.shape.width, trace.turns[n]
+        scalars, d_erase, d_add, d_key = d_raws[:, :, n].tensor_split(
+            [SCALARS, SCALARS + width, SCALARS + 2 * width], -1
+        )
+        found = write_backward(trace.d_memory, turn.memory, turn.write.weights, turn.erase, turn.add, trace.scratch)
+        torch.ops.aten.sigmoid_backward.grad_input(found.erase, turn.erase, grad_input=d_erase)
+        d_add.copy_(found.add)
+        head = address_backward(found.weights.add_(at), turn.write, scalars)
+        if not turn.side_by_side:
+            torch.addcmul(over_rows(head.dots, turn.memory), head.key_pull, turn.write_key, out=d_key)
+        return head
+
+    def backward(
+        self,
+        weights: Weights,
+        trace: SavedActivations,
+        n: int,
+        reaching: GradIn,
+        writing: HeadGradients | None,
+        d_gates: Tensor,
+        d_raws: Tensor,
+    ) -> GradOut:
+        turn, width, heads = trace.turns[n], trace.shape.width, []
+        controllers = ControlBackward(weights, trace, n, reaching, d_gates)
+        for c in reversed(range(trace.shape.stages)):
+            memory, raw = turn.memory[:, c], d_raws[:, c, n]
+            d_weights = along_rows(reaching.read[:, c], memory).add_(reaching.read_at[:, c])
+            head = address_backward(d_weights, turn.read[c], raw[..., width:])
+            key = trace.read_raw[:, c, n, :, :width]
+            torch.addcmul(over_rows(head.dots, memory), head.key_pull, key, out=raw[..., :width])
+            heads.append(head)
+            controllers.stage(c, raw)
+        stacked = HeadGradients(*(torch.stack(parts[::-1], 1) for parts in zip(*heads, strict=True)))
+        gather(trace, n, reaching.read, stacked, writing)
+        return GradOut(stacked.previous, controllers.cell, controllers.first)
+
+
+def control(trace: SavedActivations, weights: Weights, n: int, c: int) -> Tensor:
+    """r^{c-1}(n) -> gates -> hidden state -> the read head's raw outputs [K, B, M + 6], of stage ``c``."""
+    width, gates, hidden = trace.shape.width, trace.gates[:, c, n], trace.hidden(n)[:, c]
+    add_product(gates, trace.arriving(c, n), weights.from_previous[:, c].mT)
+    lstm(gates, trace.cells[:, c, n], trace.cells[:, c, n + 1], trace.squashed[:, c, n], hidden)
+    given, heads = trace.states[:, c, n + 1, :, width:], weights.heads[:, c, :, : width + SCALARS]  # [h; 1]
+    return product(given, heads, out=trace.read_raw[:, c, n])
+
+
+class ControlBackward:
+    """``control`` backward, from the last stage to the first: cell [K, C, B, H] and first [K, B, M] are there at the end."""
+
+    def __init__(self, weights: Weights, trace: SavedActivations, n: int, reaching: GradIn, d_gates: Tensor):
+        hidden, gates = trace.shape.hidden, trace.gates[:, :, n]
+        self.weights, self.reaching, self.d_gates, self.forget = (
+            weights,
+            reaching,
+            d_gates,
+            gates[..., hidden : 2 * hidden],
+        )
+        self.reading = weights.heads[:, :, :-1, : trace.shape.width + SCALARS].mT
+        self.to_cell = lstm_slopes(gates, trace.cells[:, :, n], trace.squashed[:, :, n], d_gates)
+        self.cell = torch.empty_like(reaching.cell)
+
+    def stage(self, c: int, d_raw: Tensor) -> None:
+        """From the gradient of the read head's raw outputs to that of r^{c-1}(n), which is added to ``reaching``."""
+        d_gates, from_previous = self.d_gates[:, c], self.weights.from_previous[:, c]
+        d_hidden = add_product(self.reaching.hidden[:, c], d_raw, self.reading[:, c])
+        self.cell[:, c] = lstm_backward(
+            d_hidden, self.reaching.cell[:, c], self.forget[:, c], self.to_cell[:, c], d_gates
+        )
+        if c:
+            add_product(self.reaching.read[:, c - 1], d_gates, from_previous)
+        else:
+            self.first = product(d_gates, from_previous)
+
+
+def gather(
+    trace: SavedActivations, n: int, d_read: Tensor, reading: HeadGradients, writing: HeadGradients | None
+) -> None:
+    """The gradient of the memories that turn n read, in the place of that of those that it left.
+
+    What the write let through, and a product of rank three: with what was read, and with both heads' keys.
+    """
+    turn, width, total = trace.turns[n], trace.shape.width, trace.d_memory
+    left, right = [turn.read_weights, reading.dots], [d_read, trace.read_raw[:, :, n, :, :width]]
+    pull = reading.pull
+    if writing is not None:
+        left.append(writing.dots)
+        right.append(turn.write_key)
+        pull = pull + writing.pull
+        let_through(total, turn.write.weights, turn.erase, trace.scratch)
+    kept = 0 if writing is None else 1
+    product = torch.stack(left, -1).flatten(0, 2), torch.stack(right, -2).flatten(0, 2)
+    total.flatten(0, 2).baddbmm_(*product, beta=kept)
+    total.addcmul_((pull * norm_slopes(turn.rows.norms)).unsqueeze(-1), turn.memory)

@@ -1,0 +1,280 @@
+"""A turn as Triton kernels between batched products: its chain of stages one each way, its writing one each way, and one
+for the gradient of the memories that it read (``kernels/``)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from pipeline.training.cascade.cell import HeadGradients, MemoryRows, along_rows, over_rows
+from pipeline.training.cascade.head_weights import CompiledHeadWeights, rows_of
+from pipeline.training.cascade.kernels.memory import gather_memory, write_memory, write_memory_backward
+from pipeline.training.cascade.kernels.stages import backward_turn, forward_turn
+from pipeline.training.cascade.parameters import SCALARS, Shape
+from pipeline.training.cascade.products import product
+from pipeline.training.cascade.saved_activations import SavedActivations, Turn, Weights
+from pipeline.training.cascade.turn_ops import GradIn, GradOut
+
+TILE = (
+    4096  # elements of a matrix that a program holds at a time where it can choose: 32 registers of each of 128 threads
+)
+
+
+class _OfWeights(NamedTuple):
+    """What no turn changes: the Gram matrix [K, C, H + 1, H + 1] of the read key's weights and bias, and those of the read
+    head's scalars [K, C, 6, H + 1]."""
+
+    gram: Tensor
+    scalars: Tensor
+
+
+class _Kept(NamedTuple):
+    """What the forward kernel got and found, for the backward one; see the kernels for shapes."""
+
+    products: Tensor
+    answers: Tensor
+    of_weights: _OfWeights
+    previous: Tensor
+    weights: Tensor
+    cosines: Tensor
+    key_norms: Tensor
+
+
+class TritonTurn:
+    """Its chain of stages in the form without D-sized products (P_i = M_i W_r, Q_i = M_i W_k)."""
+
+    def forward(self, trace: SavedActivations, weights: Weights, n: int, previous: Tensor) -> None:
+        shape, turn = trace.shape, trace.turns[n]
+        turn.memory = turn.memory.contiguous()  # turn 1 may have one memory for all sessions
+        turn.rows = MemoryRows(turn.memory, turn.rows.norms.contiguous())
+        runs, stages, _, batch, _ = trace.gates.shape
+        width, slots = shape.width, shape.slots
+        memory = turn.memory.view(runs, stages, batch * slots, width)
+        # r^0(n) is known; the kernel adds the other stages' r^{c-1}(n).
+        trace.gates[:, 0, n].baddbmm_(trace.arriving(0, n), weights.from_previous[:, 0].mT)
+
+        def out(*sizes: int) -> Tensor:
+            return memory.new_empty(runs, stages, batch, *sizes)
+
+        kept = _Kept(
+            products=product(memory[:, :-1], weights.from_previous[:, 1:].mT),
+            answers=memory @ weights.heads[..., :width].mT,
+            of_weights=_of_weights(trace, weights, n),
+            previous=previous.contiguous(),
+            weights=out(slots),
+            cosines=out(slots),
+            key_norms=out(),
+        )
+        gates, cells, squashed, hidden = (
+            trace.gates[:, :, n],
+            trace.cells[:, :, n],
+            trace.squashed[:, :, n],
+            trace.hidden(n),
+        )
+        raw = trace.read_raw[:, :, n, :, width:]
+        forward_turn[(runs * batch,)](
+            gates,
+            *gates.stride()[:2],
+            cells,
+            *cells.stride()[:2],
+            trace.cells[:, :, n + 1],
+            squashed,
+            *squashed.stride()[:2],
+            hidden,
+            *hidden.stride()[:3],
+            kept.products,
+            kept.answers,
+            *kept.of_weights,
+            kept.previous,
+            turn.rows.norms,
+            raw,
+            *raw.stride()[1:3],
+            kept.weights,
+            kept.cosines,
+            kept.key_norms,
+            batch,
+            **sizes(shape),
+        )
+        turn.read, turn.read_weights = kept, kept.weights
+        trace.states[:, :, n + 1, :, :width] = over_rows(kept.weights, turn.memory)
+        trace.read_raw[:, :, n, :, :width] = trace.heads(weights, n, slice(width))
+
+    def backward(
+        self,
+        weights: Weights,
+        trace: SavedActivations,
+        n: int,
+        reaching: GradIn,
+        writing: HeadGradients | None,
+        d_gates: Tensor,
+        d_raws: Tensor,
+    ) -> GradOut:
+        turn, width = trace.turns[n], trace.shape.width
+        kept: _Kept = turn.read
+        d_weights, d_hidden, d_cells = (
+            along_rows(reaching.read, turn.memory),
+            reaching.hidden,
+            reaching.cell.contiguous(),
+        )
+        d_weights += reaching.read_at
+        d_old_cells, d_previous = torch.empty_like(d_cells), torch.empty_like(kept.weights)
+        (dots, pulls), key_pulls = (torch.empty_like(kept.weights) for _ in range(2)), torch.empty_like(kept.key_norms)
+        gates, cells, squashed, hidden = (
+            trace.gates[:, :, n],
+            trace.cells[:, :, n],
+            trace.squashed[:, :, n],
+            trace.hidden(n),
+        )
+        raw, d_raw = trace.read_raw[:, :, n, :, width:], d_raws[:, :, n, :, width:]
+        backward_turn[(len(d_weights) * trace.batch,)](
+            d_weights,
+            d_hidden,
+            d_hidden.stride(2),
+            d_cells,
+            gates,
+            *gates.stride()[:2],
+            cells,
+            *cells.stride()[:2],
+            squashed,
+            *squashed.stride()[:2],
+            hidden,
+            *hidden.stride()[:3],
+            kept.products,
+            kept.answers,
+            *kept.of_weights,
+            kept.previous,
+            turn.rows.norms,
+            raw,
+            *raw.stride()[1:3],
+            kept.cosines,
+            kept.key_norms,
+            d_gates,
+            *d_gates.stride()[:2],
+            d_old_cells,
+            d_previous,
+            dots,
+            pulls,
+            key_pulls,
+            d_raw,
+            *d_raw.stride()[1:3],
+            trace.batch,
+            **sizes(trace.shape),
+        )
+        key_pull, keys = key_pulls.unsqueeze(-1), trace.read_raw[:, :, n, :, :width]
+        torch.addcmul(over_rows(dots, turn.memory), key_pull, keys, out=d_raws[:, :, n, :, :width])
+        passed = d_gates @ weights.from_previous
+        reaching.read[:, :-1] += passed[:, 1:]
+        self._gather(trace, n, reaching.read, HeadGradients(d_previous, dots, pulls), writing)
+        return GradOut(d_previous, d_old_cells, passed[:, 0])
+
+    def write(self, trace: SavedActivations, n: int, raw: Tensor, previous: Tensor) -> None:
+        turn, new = trace.turns[n], trace.memories[n]
+        wrote, norms = CompiledHeadWeights.room(previous, raw.contiguous()), torch.empty_like(new[..., 0])
+        write_memory[_programs(norms)](
+            *rows_of(turn, wrote),
+            wrote.raw,
+            wrote.raw.shape[-1],
+            wrote.previous,
+            new,
+            norms,
+            wrote.weights,
+            wrote.cosines,
+            trace.batch,
+            ALIKE=turn.side_by_side,
+            **memory_sizes(trace.shape),
+        )
+        turn.write = wrote
+        trace.turns.append(Turn(new, MemoryRows(new, norms)))
+
+    def write_backward(self, trace: SavedActivations, n: int, at: Tensor, d_raws: Tensor) -> HeadGradients:
+        turn, d_raw = trace.turns[n], d_raws[:, :, n]
+        wrote: CompiledHeadWeights = turn.write
+        found = wrote.gradients()
+        write_memory_backward[_programs(wrote.weights)](
+            *rows_of(turn, wrote),
+            wrote.raw,
+            wrote.raw.shape[-1],
+            wrote.previous,
+            wrote.cosines,
+            trace.d_memory,
+            at.contiguous(),
+            d_raw,
+            *d_raw.stride()[1:3],
+            found.previous,
+            found.dots,
+            found.pull,
+            trace.batch,
+            ALIKE=turn.side_by_side,
+            **memory_sizes(trace.shape),
+        )
+        return found
+
+    @staticmethod
+    def _gather(
+        trace: SavedActivations, n: int, d_read: Tensor, reading: HeadGradients, writing: HeadGradients | None
+    ) -> None:
+        """The gradient of the memories that turn n read, in the place of that of those that it left."""
+        turn, keys = trace.turns[n], trace.read_raw[:, :, n]
+        wrote = (keys, 0, *[turn.read_weights] * 3)  # which nothing reads
+        if writing is not None:
+            wrote = (turn.write.raw, turn.write.raw.shape[-1], turn.write.weights, writing.dots, writing.pull)
+        gather_memory[_programs(turn.read_weights)](
+            turn.memory,
+            turn.rows.norms,
+            trace.d_memory,
+            turn.read_weights,
+            reading.dots,
+            reading.pull,
+            d_read,
+            d_read.stride(2),
+            keys,
+            *keys.stride()[1:3],
+            *wrote,
+            trace.batch,
+            WROTE=writing is not None,
+            **memory_sizes(trace.shape),
+        )
+
+
+def _of_weights(trace: SavedActivations, weights: Weights, n: int) -> _OfWeights:
+    """Found once a forward."""
+    before = trace.turns[n - 1].read if n else None
+    if isinstance(before, _Kept):
+        return before.of_weights
+    width = trace.shape.width
+    keys, scalars = weights.heads[..., :width], weights.heads[..., width : width + SCALARS]
+    return _OfWeights(keys @ keys.mT, scalars.mT.contiguous())
+
+
+def _programs(slots: Tensor) -> tuple[int]:
+    """One for each run, stage and session of [K, C, B, N]."""
+    return (slots.shape[:-1].numel(),)
+
+
+def memory_sizes(shape: Shape) -> dict[str, int]:
+    """What the kernels of the memories are compiled for."""
+    slots = triton.next_power_of_2(shape.slots)
+    columns = min(triton.next_power_of_2(shape.width), max(1, TILE // 2 // slots))
+    return {"M": shape.width, "N": shape.slots, "SLOTS": slots, "COLS": columns, "num_warps": _warps(slots * slots)}
+
+
+def sizes(shape: Shape) -> dict[str, int]:
+    """What the kernels of the stages are compiled for."""
+    units, slots = max(16, triton.next_power_of_2(shape.hidden)), triton.next_power_of_2(shape.slots)
+    return {
+        "C": shape.stages,
+        "H": shape.hidden,
+        "N": shape.slots,
+        "UNITS": units,
+        "SLOTS": slots,
+        "ROWS": min(units, max(1, TILE // units)),
+        "num_warps": _warps(slots * max(units, slots)),
+    }
+
+
+def _warps(elements: int) -> int:
+    """Of a program whose largest matrix has so many elements and stays in registers: 32 threads each."""
+    return 4 if elements <= 2 * TILE else 8

@@ -1,0 +1,1 @@
+"""Pages over finished runs: a report, a search page, a preference study."""

@@ -1,0 +1,155 @@
+"""Gathers everything that a report shows, as plain values for the page template."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from manifests.errors import IncompleteError, ManifestError, Problem, nearest
+from manifests.schema import Dataset, RunSpec
+from pipeline.core.workspace import Workspace
+from pipeline.jobs.stage2 import Experiment
+from pipeline.views.report.curves import diagnostics, learning_curves, memory_figure
+from pipeline.views.report.order import interactive_order, logged_order
+from pipeline.views.report.requests import known_requests
+from pipeline.views.report.retention import exact_retention, scored_retention, telling_session
+from pipeline.views.report.strips import Strip, changes, choose, strips_of
+from pipeline.views.report.tables import report_tables
+from pipeline.views.retrieval.pictures import Pictures
+from pipeline.views.retrieval.queries import Queries
+from pipeline.views.retrieval.testbed import TestBed
+from pipeline.views.retrieval.trained import Trained, trained_runs
+
+CHANGED = 6  # sessions with the largest wins, and as many losses
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a reader asks for. ``model`` is looked at session by session, ``against`` is what it is compared with."""
+
+    model: str | None = None
+    against: str | None = None
+    seeds: tuple[int, ...] | None = None
+    sessions: int = 150
+    k: int = 5
+    megabytes: float = 20.0
+    thumbnail: int = 112
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A session's strip under two models."""
+
+    one: Strip
+    other: Strip
+
+
+def gather(
+    spec: RunSpec,
+    dataset: Dataset,
+    workspace: Workspace,
+    data: Path,
+    options: Options,
+    device: str = "auto",
+    log: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """The values of the page. Sections without data carry a sentence that says why, and what to run.
+
+    Raises IncompleteError when no run is trained, ManifestError for a model that is not there.
+    """
+    stage = Experiment(spec, dataset, workspace, device, log)
+    found, missing = trained_runs(stage, seeds=options.seeds)
+    if not found:
+        raise IncompleteError(f"no run of spec '{spec.name}' is trained: run `train {spec.asked}`")
+    bed = TestBed(stage)
+    models = _first_seeds(found)
+    log(f"{len(models)} models over {len(bed.sessions):,} test sessions")
+    ranks = {m.label: bed.ranks(bed.finals(m)) for m in models}
+    one = _named(models, options.model, "--model") or models[-1]
+    other = _named(models, options.against, "--against") or _strongest([m for m in models if m is not one], ranks)
+    log("retention and turn order ...")
+    requests = known_requests(spec)
+    backbone = workspace.backbone(spec, dataset)
+    retention = [scored_retention(bed, models, backbone, options.k)]
+    if requests is not None:
+        retention.insert(0, exact_retention(bed, models, requests, options.k))
+    orders = [
+        logged_order(bed, models, options.k),
+        interactive_order(bed, models, Queries(spec, dataset, workspace), options.k),
+    ]
+    log("sessions ...")
+    wins, losses = changes(bed, one, other, CHANGED) if other else ([], [])
+    chosen = choose(bed, [*wins, *losses], min(options.sessions, len(bed.sessions)))
+    strips = dict(zip(chosen, strips_of(bed, one, chosen, options.k), strict=True))
+    against = (
+        dict(zip([*wins, *losses], strips_of(bed, other, [*wins, *losses], options.k), strict=True)) if other else {}
+    )
+    last = next((m for m in models if m.name == "last"), None)
+    kept = telling_session(bed, one, last, requests, options.k) if last and requests and one.by_turn else None
+    example = orders[1].examples.get(one.label)
+    notes = ["Not trained yet: " + command for command in missing]
+    if bed.dropped:
+        notes.append(
+            f"{bed.dropped:,} test sessions are left out: a feature or their target is missing from the store."
+        )
+    return {
+        "spec": spec,
+        "dataset": dataset,
+        "stage": stage,
+        "options": options,
+        "models": models,
+        "notes": notes,
+        "tables": report_tables(stage, data),
+        "curves": learning_curves(found),
+        "diagnostics": diagnostics(found, spec.asked),
+        "memory": memory_figure(stage),
+        "retention": retention,
+        "orders": orders,
+        "one": one,
+        "other": other,
+        "wins": [Pair(strips[n], against[n]) for n in wins if n in strips],
+        "kept": None if kept is None else (last, Pair(*(strips_of(bed, m, [kept], options.k)[0] for m in (one, last)))),
+        "turned": None if example is None else (bed.sessions[example.session], example),
+        "losses": [Pair(strips[n], against[n]) for n in losses if n in strips],
+        "strips": sorted(strips.values(), key=lambda s: (s.category, s.session)),
+        "total": len(bed.sessions),
+        "spread": _spread(ranks, bed, models),
+        "pictures": Pictures(dataset),
+    }
+
+
+def _first_seeds(found: Sequence[Trained]) -> list[Trained]:
+    """One run a model: that of its first seed. Tables average over all of them."""
+    first: dict[str, Trained] = {}
+    for trained in found:
+        first.setdefault(trained.name, trained)
+    return list(first.values())
+
+
+def _named(models: Sequence[Trained], name: str | None, option: str) -> Trained | None:
+    if name is None:
+        return None
+    chosen = next((m for m in models if name in (m.name, m.label, m.run)), None)
+    if chosen is None:
+        raise ManifestError(
+            [Problem(option, name, "no trained model of this name", nearest(name, [m.name for m in models]))]
+        )
+    return chosen
+
+
+def _strongest(models: Sequence[Trained], ranks: dict[str, np.ndarray]) -> Trained | None:
+    """The highest mean of R@5 and R@8 over all test sessions."""
+    return max(models, key=lambda m: float((ranks[m.label] <= 5).mean() + (ranks[m.label] <= 8).mean()), default=None)
+
+
+def _spread(ranks: dict[str, np.ndarray], bed: TestBed, models: Sequence[Trained]) -> list[tuple[str, list[str]]]:
+    """Quartiles of the final rank of each model, for the sessions' heading."""
+    rows = []
+    for trained in models:
+        found = ranks[trained.label]
+        rows.append((trained.label, [f"{q:.0f}" for q in np.percentile(found, (25, 50, 75, 90))]))
+    return rows

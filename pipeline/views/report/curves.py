@@ -1,0 +1,133 @@
+"""Learning curves, memory diagnostics and Figure 8, from what the run folders already hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.jobs.stage2 import Experiment
+from pipeline.training.runs import RunFolder, list_runs
+from pipeline.views.report.charts import lines, scatter
+from pipeline.views.retrieval.trained import Trained
+
+DIAGNOSES = "diagnostics.jsonl"  # of a run folder, where training logged them
+QUANTITIES = {
+    "row_spread": "row spread of the memories",
+    "read_entropy": "entropy of the read weights, nats",
+    "write_entropy": "entropy of the write weights, nats",
+    "gradient": "gradient norm of the addressing",
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart, or ``why_not``: what is missing and the command that makes it."""
+
+    title: str
+    svg: str = ""
+    note: str = ""
+    why_not: str = ""
+
+
+def learning_curves(models: Sequence[Trained]) -> list[Figure]:
+    """Loss and validation recall by epoch of every model that was trained by gradient."""
+    loss, found = {}, {}
+    for trained in models:
+        rows = [row for row in trained.folder.metrics() if row.get("epoch")]
+        if points := [(row["epoch"], row["loss"]) for row in rows if "loss" in row]:
+            loss[trained.label] = points
+        if points := [(r["epoch"], r["validation"]["mean"]) for r in rows if r.get("validation")]:
+            found[trained.label] = points
+    if not loss:
+        why = "no model that is trained by gradient has finished: `train` one, e.g. cm_ntm"
+        return [Figure("Training loss", why_not=why)]
+    figures = [Figure("Training loss", lines(loss, "epoch", "loss", _ends("Training loss", loss)), _ends("Last", loss))]
+    if found:
+        chart = lines(found, "epoch", "mean of R@5 and R@8, %", _ends("Validation recall", found))
+        note = _ends("Last", found) + " Ranked among the validation sessions' own targets: not comparable with a table."
+        figures.append(Figure("Validation", chart, note))
+    return figures
+
+
+def diagnostics(models: Sequence[Trained], asked: str) -> list[Figure]:
+    """A chart of each diagnostic of the memories that training logged, a line a model and stage."""
+    series: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for trained in models:
+        for record in _json_lines(trained.folder.path / DIAGNOSES):
+            for name, value in _by_stage(record):
+                quantity, _, stage = name.rpartition(" ")
+                line = f"{trained.label}, stage {stage}"
+                series.setdefault(quantity, {}).setdefault(line, []).append((record["epoch"], value))
+    if not series:
+        why = f"no run has logged any: `python cli.py train {asked} --model cm_ntm --diagnostics --force`"
+        return [Figure("Memory diagnostics", why_not=why)]
+    return [
+        Figure(QUANTITIES[name], lines(found, "epoch", QUANTITIES[name], _ends(name, found)), _ends("Last", found))
+        for name, found in series.items()
+    ]
+
+
+def memory_figure(stage: Experiment) -> Figure:
+    """Recall against inference time of the CM-NTM runs on these features that an ablation has timed (paper Figure 8)."""
+    title = "Recall against inference time (Figure 8)"
+    found: dict[str, list[tuple[float, float, str]]] = {}
+    times = _times(stage.workspace.out)
+    for folder in list_runs(stage.workspace.runs):
+        if folder.id in times and (point := _point(folder, stage, times[folder.id])):
+            found.setdefault(point[0], []).append(point[1:])
+    if sum(map(len, found.values())) < 2:
+        why = "fewer than two evaluated CM-NTM runs on these features are timed: `python cli.py ablate figure8`"
+        return Figure(title, why_not=why)
+    chart = scatter(dict(sorted(found.items())), "ms a session", "mean of R@5 and R@8, %", title)
+    return Figure(title, chart, "One point a run; colours are the number of memories C.")
+
+
+def _times(out: Path) -> dict[str, float]:
+    """Run id -> median milliseconds a session, of every ablation that was timed."""
+    found: dict[str, float] = {}
+    for path in sorted(out.glob("ablations/*/timing.json")):
+        try:
+            runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+            found |= {run: float(values["milliseconds"]) for run, values in runs.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # not measured to its end: the ablation measures again
+    return found
+
+
+def _point(folder: RunFolder, stage: Experiment, time: float) -> tuple[str, float, float, str] | None:
+    """(C, milliseconds, recall, label) of an evaluated CM-NTM run on these features; None for any other."""
+    if folder.model not in ("cm_ntm", "v_ntm") or folder.state != "finished":
+        return None
+    identity = folder.record()["identity"]
+    run = stage.run_of(identity)
+    if run is None or (summary := stage.evaluation(run)) is None:
+        return None
+    options = identity["model"]["options"]
+    recall = summary["metrics"]["all"]["overall"]["mean"]
+    label = f"{options['slots']} slots of {options['width'] or 'D'}, seed {identity['seed']}, run {folder.id}"
+    return f"C = {options['stages']}", time, float(recall), label
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    """Whole lines of a log; a last one that an interruption cut off is left out."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1] if line]
+
+
+def _by_stage(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """("<quantity> <stage>", value) of a diagnosis: the row spread that the last turn reads, entropies over all turns."""
+    for number, values in enumerate(record.get("row_spread", ()), start=1):
+        yield f"row_spread {number}", values[-2]
+    for name in ("read_entropy", "write_entropy"):
+        for number, values in enumerate(record.get(name, ()), start=1):
+            yield f"{name} {number}", sum(values) / len(values)
+    for number, value in enumerate(record.get("gradient", {}).get("addressing", ()), start=1):
+        yield f"gradient {number}", value
+
+
+def _ends(word: str, series: dict[str, Any]) -> str:
+    return f"{word}: " + ", ".join(f"{name} {points[-1][1]:.4g}" for name, points in series.items()) + "."

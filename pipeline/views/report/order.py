@@ -1,0 +1,195 @@
+"""Agnosticity to turn order (paper Figure 6) as numbers: the same feedback, given in another order.
+
+Two experiments over all sessions of two turns or more:
+"logged": the session's turns (reference and feedback together) are given to the model in reverse.
+"interactive": a dialogue is played from the first reference image, each feedback once in its order and once in
+reverse; the model's own best result, of images not used before, is the next reference, as in the paper's figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from manifests.identity import stack_keys, text_key
+from pipeline.views.report.retention import Mean, mean_of
+from pipeline.views.retrieval.queries import Queries
+from pipeline.views.retrieval.testbed import TestBed, overlap
+from pipeline.views.retrieval.trained import Trained, turn_outputs
+
+
+@dataclass
+class OrderTest:
+    """``rows``: model label -> column -> mean. ``why_not`` says why there are none."""
+
+    how: str
+    k: int
+    columns: tuple[str, ...]
+    rows: dict[str, dict[str, Mean]] = field(default_factory=dict)
+    sessions: int = 0
+    why_not: str = ""
+    examples: dict[str, Example] = field(default_factory=dict)  # by model label
+
+
+@dataclass(frozen=True)
+class Example:
+    """A session whose overlap is nearest to the mean: its number, and the final top k of both orders."""
+
+    session: int
+    overlap: float
+    plain: tuple[str, ...]
+    turned: tuple[str, ...]
+
+
+def logged_order(bed: TestBed, models: Sequence[Trained], k: int) -> OrderTest:
+    """Final results of the turns as logged against the same turns in reverse."""
+    columns = (
+        f"overlap@{k}",
+        "rank correlation",
+        f"R@{k} as logged",
+        f"R@{k} reversed",
+        f"last turn kept: overlap@{k}",
+    )
+    many, longer = bed.lengths > 1, bed.lengths > 2
+    out = OrderTest(
+        f"Each session's (reference, feedback) turns are given in reverse. Overlap of the final top {k}, Spearman's "
+        "correlation over the whole gallery, and recall of the target. The last column reverses the earlier turns alone, "
+        "in sessions of three turns or more.",
+        k,
+        columns,
+        sessions=int(many.sum()),
+    )
+    if not many.any():
+        out.why_not = "no test session has two turns or more"
+        return out
+    for trained in models:
+        if not trained.by_turn:
+            continue  # all captions in one text: it has no turns to permute
+        plain, turned = bed.finals(trained), _permuted(bed, trained, keep_last=False)
+        one, other = bed.top(plain, k), bed.top(turned, k)
+        before, after = bed.ranks(plain), bed.ranks(turned)
+        row = {
+            columns[0]: mean_of(100 * overlap(one, other)[many]),
+            columns[1]: mean_of(bed.spearman(plain, turned)[many]),
+            columns[2]: mean_of(100.0 * (before <= k)[many]),
+            columns[3]: mean_of(100.0 * (after <= k)[many]),
+        }
+        if longer.any():
+            kept = bed.top(_permuted(bed, trained, keep_last=True), k)
+            row[columns[4]] = mean_of(100 * overlap(one, kept)[longer])
+        out.rows[trained.label] = row
+    return out
+
+
+def _permuted(bed: TestBed, trained: Trained, keep_last: bool) -> Tensor:
+    """f'_qry(N) [S, D] of every session with its turns (all, or all but the last) in reverse."""
+    features = bed.features
+    order = torch.arange(features.turns).repeat(len(features), 1)
+    for number, length in enumerate(features.lengths.tolist()):
+        stop = length - 1 if keep_last else length
+        order[number, :stop] = order[number, :stop].flip(0)
+        order[number, length:] = order[number, length - 1]
+    order = order.to(features.device)
+    tables = {name: getattr(features, name) for name in ("query_rows", "text_rows")}
+    turned = {name: rows.gather(1, order) for name, rows in tables.items() if rows is not None}
+    return turn_outputs(trained, replace(features, **turned))[:, -1]
+
+
+def interactive_order(bed: TestBed, models: Sequence[Trained], queries: Queries | None, k: int) -> OrderTest:
+    """Dialogues with the models themselves, feedback in both orders."""
+    columns = (f"final overlap@{k}", "final rank correlation", f"first-turn overlap@{k}")
+    out = OrderTest(
+        "From the session's first image, the model gets each feedback in turn, and its own best result is the next "
+        f"reference; once in the logged order, once in reverse. The first-turn column compares the top {k} after one "
+        "feedback: how different the ways to the same end are.",
+        k,
+        columns,
+    )
+    if queries is None or queries.composer is None:
+        out.why_not = "the extractor is a joint model: a new (reference, feedback) pair has no cached query"
+        return out
+    mine = [n for n in np.flatnonzero(bed.lengths > 1) if _playable(bed, queries, int(n))]
+    out.sessions = len(mine)
+    if not mine:
+        out.why_not = "no session of two turns or more has all of its image and text rows"
+        return out
+    player = _Player(bed, queries, mine)
+    chosen = np.array(mine)
+    for trained in models:
+        if not trained.by_turn:
+            continue
+        (first, one), (other_first, other) = player.play(trained, False), player.play(trained, True)
+        tops = [bed.top(q, k)[chosen] for q in (first, other_first, one, other)]
+        out.rows[trained.label] = {
+            columns[0]: mean_of(100 * overlap(tops[2], tops[3])),
+            columns[1]: mean_of(bed.spearman(one, other)[chosen]),
+            columns[2]: mean_of(100 * overlap(tops[0], tops[1])),
+        }
+        found = overlap(tops[2], tops[3])
+        place = int(np.abs(found - found.mean()).argmin())
+        lists = [tuple(bed.image(mine[place], row) for row in top[place] if row >= 0) for top in tops[2:]]
+        out.examples[trained.label] = Example(int(mine[place]), float(found[place]), *lists)
+    return out
+
+
+def _playable(bed: TestBed, queries: Queries, number: int) -> bool:
+    texts = stack_keys(text_key(turn.text) for turn in bed.sessions[number].turns)
+    known = queries.backbone.find("text", texts) >= 0
+    return bool(known.all()) and queries.knows(bed.sessions[number].turns[0].reference)
+
+
+class _Player:
+    """Plays the sessions ``mine`` as dialogues, all at once, one turn after another."""
+
+    def __init__(self, bed: TestBed, queries: Queries, mine: Sequence[int]):
+        self.bed, self.mine, store = bed, list(mine), queries.backbone
+        assert queries.composer is not None
+        self.composer, self.device = queries.composer, bed.stage.device
+        bound = store.catalogue()
+        images = dict.fromkeys(i for c in bed.members for i in bed.candidates[c].images)
+        images |= dict.fromkeys(bed.sessions[n].turns[0].reference for n in self.mine)
+        known = [i for i in images if i in bound]
+        rows = store.find("image", stack_keys(bound[i] for i in known))
+        self.place = {image: n for n, image in enumerate(known)}
+        features = np.zeros((len(known), store.tables["image"].dim), dtype=np.float32)
+        features[rows >= 0] = store.gather("image", rows[rows >= 0])
+        self.images = torch.from_numpy(features)
+        texts = list(dict.fromkeys(t.text for n in self.mine for t in bed.sessions[n].turns))
+        found = store.gather("text", store.find("text", stack_keys(text_key(t) for t in texts)))
+        self.texts = torch.from_numpy(found.astype(np.float32))
+        self.said = {text: n for n, text in enumerate(texts)}
+
+    @torch.no_grad()
+    def play(self, trained: Trained, reverse: bool) -> tuple[Tensor, Tensor]:
+        """(f'_qry(1), f'_qry(N)), each [S, D] over all test sessions; rows of sessions not played stay as logged."""
+        bed = self.bed
+        first, last = bed.outputs(trained)[:, 0].clone(), bed.finals(trained).clone()
+        said = {n: [t.text for t in bed.sessions[n].turns][:: -1 if reverse else 1] for n in self.mine}
+        used = {n: [bed.sessions[n].turns[0].reference] for n in self.mine}
+        state = trained.model.initial_state(len(self.mine))
+        for turn in range(max(map(len, said.values()))):
+            texts = [said[n][min(turn, len(said[n]) - 1)] for n in self.mine]
+            told = self.texts[[self.said[t] for t in texts]]
+            query = self.composer.query(self.images[[self.place[used[n][-1]] for n in self.mine]], told)
+            if trained.model.texts:
+                query = torch.cat([query, told], -1)
+            output, state = trained.model.step(query.to(self.device), state)
+            live = [(i, n) for i, n in enumerate(self.mine) if turn < len(said[n])]
+            rows, numbers = (torch.tensor(part, device=output.device) for part in zip(*live, strict=True))
+            last[numbers] = output[rows]
+            if turn == 0:
+                first[numbers] = output[rows]
+            self._advance(last, used)
+        return first, last
+
+    def _advance(self, answers: Tensor, used: dict[int, list[str]]) -> None:
+        """The best image not used before becomes the next reference."""
+        most = max(map(len, used.values())) + 1
+        top = self.bed.top(answers, most)
+        for n, images in used.items():
+            ranked = (self.bed.image(n, row) for row in top[n] if row >= 0)
+            images.append(next((i for i in ranked if i not in images and i in self.place), images[-1]))

@@ -1,0 +1,109 @@
+"""The page: one HTML file with everything inside, pictures included, within a size that the reader chose."""
+
+from __future__ import annotations
+
+import base64
+import json
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from cache.files import replace_atomically
+from manifests.errors import FashionNTMError
+from pipeline.analysis.render import lines_of
+from pipeline.views.retrieval.pictures import Pictures
+
+MARKUP_SHARE = 0.85  # of the size, at most: the rest is for pictures
+
+
+class ReportError(FashionNTMError, ValueError):
+    """A report that does not fit the size it may have."""
+
+
+def write_report(path: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """Render ``values`` (``build.gather``) into ``path``; what was written: bytes, pictures, sessions.
+
+    Sessions are left out, random ones first, where the page alone would be too large; pictures where the rest of the
+    space is used up: their words stand in for them, and the page says how many. Raises ReportError when even a page
+    without sessions is too large.
+    """
+    options = values["options"]
+    limit = int(options.megabytes * 1e6)
+    values = dict(values)
+    bare = _render(values, {}, 0)
+    while len(bare) > MARKUP_SHARE * limit and values["strips"]:
+        keep = min(len(values["strips"]) - 1, int(len(values["strips"]) * 0.8 * MARKUP_SHARE * limit / len(bare)))
+        changed = {id(p.one) for p in (*values["wins"], *values["losses"])}
+        values["strips"] = sorted(values["strips"], key=lambda s: id(s) not in changed)[:keep]
+        bare = _render(values, {}, 0)
+    chosen, wanted = _pictures(values, limit - len(bare))
+    html = _render(values, chosen, wanted)
+    while len(html) > limit and chosen:  # a picture's tag is a little longer than the card that stood in its place
+        chosen = dict(list(chosen.items())[: int(0.95 * len(chosen))])
+        html = _render(values, chosen, wanted)
+    if len(html) > limit:
+        raise ReportError(f"{path}: the page takes {len(html) / 1e6:.1f} MB, more than --max-mb {options.megabytes:g}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_atomically(path, html)
+    return {"path": str(path), "bytes": len(html), "pictures": len(chosen), "sessions": len(values["strips"])}
+
+
+def _pictures(values: dict[str, Any], space: int) -> tuple[dict[str, str], int]:
+    """Image id -> base64 JPEG for as many as fit, in the order of need; and how many have pixels at all."""
+    pictures: Pictures = values["pictures"]
+    pairs = [s for p in (*values["wins"], *values["losses"]) for s in (p.one, p.other)]
+    if values["kept"]:
+        pairs = [values["kept"][1].one, values["kept"][1].other, *pairs]
+    first = []
+    if values["turned"]:
+        session, example = values["turned"]
+        first = [session.turns[0].reference, *example.plain, *example.turned]
+    wanted = dict.fromkeys([*first, *(i for strip in (*pairs, *values["strips"]) for i in strip.images)])
+    wanted = [i for i in wanted if pictures.has_pixels(i)]
+    chosen: dict[str, str] = {}
+    for image in wanted:
+        data = pictures.thumbnail(image, values["options"].thumbnail)
+        if data is None:
+            continue
+        text = base64.b64encode(data).decode()
+        space -= len(text) + 8
+        if space < 0:
+            break
+        chosen[image] = text
+    return chosen, len(wanted)
+
+
+def _render(values: dict[str, Any], pictures: dict[str, str], wanted: int) -> bytes:
+    import jinja2
+
+    folder = resources.files("pipeline.views.report") / "templates"
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(str(folder)),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.globals["lines_of"] = lines_of
+    environment.filters["code"] = _code
+    numbers = {image: n for n, image in enumerate(pictures)}
+    page = environment.get_template("report.html").render(
+        **values,
+        numbers=numbers,
+        left_out=max(0, wanted - len(pictures)) if wanted else 0,
+        pixels=json.dumps(list(pictures.values())).replace("<", "\\u003c"),
+        words=values["pictures"].words,
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        style=(folder / "report.css").read_text(encoding="utf-8"),
+        script=(folder / "report.js").read_text(encoding="utf-8"),
+    )
+    return page.encode()
+
+
+def _code(text: str) -> Any:
+    """Text with what stands between `backquotes` as code."""
+    from markupsafe import Markup, escape
+
+    parts = [escape(part) for part in text.split("`")]
+    return Markup("").join(Markup("<code>{}</code>").format(p) if n % 2 else p for n, p in enumerate(parts))

@@ -1,0 +1,192 @@
+"""Memory retention (paper Figure 5) as numbers: do the final results still satisfy what earlier turns asked for?
+
+Exact where the dataset knows what was asked (``requests``). Elsewhere the text tower judges: how the retrieved images
+stand in the gallery when it is ranked by an earlier feedback alone, as a percentile (50 is chance, 100 the best match).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+
+import numpy as np
+
+from cache import Store
+from manifests.identity import stack_keys, text_key
+from pipeline.views.report.requests import Request, meets
+from pipeline.views.retrieval.testbed import TestBed
+from pipeline.views.retrieval.trained import Trained
+
+CHANCE = "any gallery image"
+Z95 = 1.96
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Mean over n sessions with the half width of its 95% interval (normal approximation)."""
+
+    value: float
+    half: float
+    n: int
+
+
+@dataclass
+class Retention:
+    """``rows``: label -> column -> mean, in percent or percentile points; ``how``: one sentence on what was measured."""
+
+    how: str
+    unit: str
+    k: int
+    columns: tuple[str, ...]
+    rows: dict[str, dict[str, Mean]] = field(default_factory=dict)
+    sessions: int = 0
+    why_not: str = ""
+
+
+def mean_of(values: Sequence[float] | np.ndarray) -> Mean:
+    """Raises ValueError for no value."""
+    found = np.asarray(values, dtype=np.float64)
+    if not len(found):
+        raise ValueError("no sessions: a mean over none does not exist")
+    half = Z95 * float(found.std(ddof=1)) / len(found) ** 0.5 if len(found) > 1 else 0.0
+    return Mean(float(found.mean()), half, len(found))
+
+
+def exact_retention(
+    bed: TestBed, models: Sequence[Trained], requests: Mapping[str, Sequence[Request]], k: int
+) -> Retention:
+    """Share of the final top k that has the values asked for, averaged over the sessions of two turns or more."""
+    dataset = bed.stage.dataset
+
+    @cache
+    def having(category: str, item: tuple[str, str]) -> np.ndarray:
+        """Which images of a gallery have one value asked for: bool [G]."""
+        return np.array([meets(dataset, image, dict([item])) for image in bed.candidates[category].images])
+
+    mine = [n for n, s in enumerate(bed.sessions) if len(s.turns) > 1 and s.id in requests]
+    turns = max((len(bed.sessions[n].turns) for n in mine), default=0)
+    columns = ("top-1: all earlier", f"top-{k}: all earlier", *(_ago(n) for n in range(1, turns)), "newest feedback")
+    out = Retention(
+        f'Share of the final results that have every value that earlier turns asked for; columns "... ago" look at one '
+        f"earlier turn, in the top {k}. Exact: the dataset knows what each turn asked for.",
+        "%",
+        k,
+        columns,
+        sessions=len(mine),
+    )
+    if not mine:
+        out.why_not = "no test session of two turns or more has known requests"
+        return out
+    met = {}  # session -> [turns, G]: which gallery images have all that a turn asked for
+    for n in mine:
+        session = bed.sessions[n]
+        wishes = [[having(session.category, item) for item in r.items()] for r in requests[session.id]]
+        met[n] = np.array([np.logical_and.reduce(wish) for wish in wishes])
+
+    def measure(rows_of: Mapping[int, np.ndarray]) -> dict[str, Mean]:
+        found: dict[str, list[float]] = defaultdict(list)
+        for n in mine:
+            by_turn = met[n][:, rows_of[n]]
+            early = by_turn[:-1].all(0)
+            found[columns[0]].append(float(early[0]))
+            found[columns[1]].append(float(early.mean()))
+            found[columns[-1]].append(float(by_turn[-1].mean()))
+            for ago in range(1, len(by_turn)):
+                found[_ago(ago)].append(float(by_turn[-1 - ago].mean()))
+        return {name: mean_of(100 * np.array(values)) for name, values in found.items()}
+
+    for trained in models:
+        top = bed.top(bed.finals(trained), k)
+        out.rows[trained.label] = measure({n: top[n][top[n] >= 0] for n in mine})
+    chance = measure({n: np.arange(met[n].shape[1]) for n in mine})
+    chance[columns[0]] = chance[columns[1]]  # the first of a gallery is no draw from it
+    out.rows[CHANCE] = chance
+    return out
+
+
+def scored_retention(bed: TestBed, models: Sequence[Trained], backbone: Store, k: int) -> Retention:
+    """The same by text-tower score: mean percentile of the final top k when the gallery is ranked by one feedback."""
+    mine = [n for n, s in enumerate(bed.sessions) if len(s.turns) > 1]
+    turns = max((len(bed.sessions[n].turns) for n in mine), default=0)
+    columns = ("all earlier", *(_ago(n) for n in range(1, turns)), "newest feedback")
+    out = Retention(
+        f"Mean percentile of the final top {k} when the gallery is ranked by one earlier feedback alone, by the cosine of "
+        "its text embedding with the images' (50 is chance, 100 the best match). An estimate: the text tower judges.",
+        "percentile",
+        k,
+        columns,
+        sessions=len(mine),
+    )
+    tables = backbone.tables
+    if not mine:
+        out.why_not = "no test session has two turns or more"
+    elif "text" not in tables or "image" not in tables or tables["text"].dim != tables["image"].dim:
+        out.why_not = f"store {backbone.path.name} has no image and text rows of one width, so no tower can judge"
+    if out.why_not:
+        return out
+    judge = _Judge(bed, backbone)
+    tops = {trained.label: bed.top(bed.finals(trained), k) for trained in models}
+    found: dict[str, dict[str, list[float]]] = {label: defaultdict(list) for label in tops}
+    for n in mine:
+        session = bed.sessions[n]
+        early: dict[str, list[float]] = defaultdict(list)  # one mean a session: its turns are not independent
+        for number, turn in enumerate(session.turns):
+            percentiles = judge.percentiles(session.category, turn.text)
+            if percentiles is None:
+                continue
+            ago = len(session.turns) - 1 - number
+            for label, top in tops.items():
+                value = float(percentiles[top[n][top[n] >= 0]].mean())
+                found[label]["newest feedback" if ago == 0 else _ago(ago)].append(value)
+                if ago:
+                    early[label].append(value)
+        for label, values in early.items():
+            found[label]["all earlier"].append(float(np.mean(values)))
+    out.rows = {label: {name: mean_of(values) for name, values in columns.items()} for label, columns in found.items()}
+    return out
+
+
+def telling_session(
+    bed: TestBed, one: Trained, other: Trained, requests: Mapping[str, Sequence[Request]], k: int
+) -> int | None:
+    """The session where most more of ``one``'s final top k than of ``other``'s has all that was asked for earlier."""
+    dataset, best = bed.stage.dataset, (0, None)
+    tops = [bed.top(bed.finals(m), k) for m in (one, other)]
+    for n, session in enumerate(bed.sessions):
+        early = requests.get(session.id, ())[:-1]
+        if early:
+            kept = [sum(all(meets(dataset, bed.image(n, r), w) for w in early) for r in t[n] if r >= 0) for t in tops]
+            best = max(best, (kept[0] - kept[1], n), key=lambda found: found[0])
+    return best[1]
+
+
+class _Judge:
+    """Gallery rows ranked by one text, as percentiles [G]."""
+
+    def __init__(self, bed: TestBed, backbone: Store):
+        self._texts: dict[tuple[str, str], np.ndarray] = {}
+        self._backbone, bound = backbone, backbone.catalogue()
+        self._galleries = {}
+        for category in bed.members:
+            rows = backbone.find("image", stack_keys(bound.get(i, bytes(16)) for i in bed.candidates[category].images))
+            features = np.zeros((len(rows), backbone.tables["image"].dim), dtype=np.float32)
+            features[rows >= 0] = backbone.gather("image", rows[rows >= 0])
+            norms = np.linalg.norm(features, axis=1, keepdims=True)
+            self._galleries[category] = features / np.maximum(norms, 1e-12)
+
+    def percentiles(self, category: str, text: str) -> np.ndarray | None:
+        row = self._backbone.find("text", stack_keys([text_key(text)]))
+        if row[0] < 0:
+            return None
+        if (category, text) not in self._texts:
+            scores = self._galleries[category] @ self._backbone.gather("text", row)[0].astype(np.float32)
+            places = np.empty(len(scores))
+            places[np.argsort(scores, kind="stable")] = np.arange(len(scores))
+            self._texts[category, text] = 100 * places / max(1, len(scores) - 1)
+        return self._texts[category, text]
+
+
+def _ago(turns: int) -> str:
+    return f"{turns} turn{'s' if turns > 1 else ''} ago"

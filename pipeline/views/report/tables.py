@@ -1,0 +1,51 @@
+"""Which tables a report shows: those of the paper that the spec fills, or one made of the spec's own models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from manifests.load import shipped
+from manifests.schema import Dataset, RunSpec
+from manifests.table_spec import BlockSpec, ResultsTable, RowSpec, load_table_spec
+from pipeline.analysis.tables import Table, build_results_table
+from pipeline.analysis.tabulate import RunFinder
+from pipeline.jobs.stage2 import Experiment
+from pipeline.training.models import models as registry
+
+
+def report_tables(stage: Experiment, data: Path) -> list[Table]:
+    """Every shipped results table whose run spec this is; where there is none, the spec's own models."""
+    wanted = [t for t in map(load_table_spec, shipped("tables")) if isinstance(t, ResultsTable)]
+    mine = [t for t in wanted if t.run == stage.spec.name] or [own_table(stage.spec, stage.dataset, stage.subsets)]
+    return [_filled(table, stage, data) for table in mine]
+
+
+def _filled(table: ResultsTable, stage: Experiment, data: Path) -> Table:
+    finder = RunFinder(stage.spec, data, stage.workspace, table)
+    finder.__dict__["stage"] = stage  # the very stage that the report looks at: loaded once
+    seeds = () if table.ablation else stage.spec.seeds
+    built = build_results_table(table, finder, known=registry.names(), run=stage.spec.asked, seeds=seeds)
+    return built.model_copy(update={"footnotes": (*built.footnotes, *dict.fromkeys([*finder.shown, *finder.stale]))})
+
+
+def own_table(spec: RunSpec, dataset: Dataset, subsets: dict[str, set[str]]) -> ResultsTable:
+    """A table with a row for each model of the spec, and a block for each leak subset that is not the whole."""
+    tests = {s.id for s in dataset.split("test")}
+    blocks = [
+        BlockSpec(subset=name, label=name.capitalize())
+        for name, ids in subsets.items()
+        if name == "all" or ids != tests
+    ]
+    rows = [
+        RowSpec(model=name, label=registry.get(name).title, deterministic=not registry.get(name).trainable)
+        for name in spec.models
+    ]
+    first = [BlockSpec(subset="all", label="All sessions")]
+    return ResultsTable(
+        kind="results",
+        title=f"{spec.title or spec.name}: final-turn retrieval",
+        run=spec.name,
+        seeds=spec.seeds,
+        blocks=tuple(first + [b for b in blocks if b.subset != "all"]),
+        rows=tuple(rows),
+    )

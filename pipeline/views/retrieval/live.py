@@ -1,0 +1,73 @@
+"""The extractor and the composer of a store's rows, loaded again for queries that were never extracted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cache import Store
+from cache.layout import canonical
+from manifests.errors import IncompleteError
+from manifests.identity import changed_fields
+from manifests.schema import Component, Dataset, RunSpec
+from pipeline.composition.checkpoint import load_composer
+from pipeline.composition.compose import composed_fields
+from pipeline.composition.composers.base import Composer
+from pipeline.composition.request import composer_request
+from pipeline.core.workspace import Workspace
+
+
+class OtherModelError(IncompleteError):
+    """The model of now is not the one that made the store's rows: its queries would not belong to the gallery."""
+
+
+def store_extractor(spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str) -> Any:
+    """The extractor that made the spec's backbone rows: fitted weights where it was fitted, in the rows' precision.
+
+    Raises OtherModelError where its semantic fields are not the store's, naming them old -> new and the command to run;
+    IncompleteError where it is not fitted yet; and as ``load_extractor``.
+    """
+    from pipeline.extraction.extractors import load_extractor
+    from pipeline.extraction.fitting.job import fitted_spec
+
+    backbone, chosen = workspace.backbone(spec, dataset), fitted_spec(spec, dataset, workspace)
+    if "compute_dtype" in backbone.fields:  # of ``extract --precision``, which no spec states
+        options = {**chosen.extractor.options, "dtype": backbone.fields["compute_dtype"]}
+        chosen = chosen.model_copy(update={"extractor": Component(name=chosen.extractor.name, **options)})
+    extractor = load_extractor(chosen, device)
+    _same(backbone.fields, canonical(extractor.semantic()), f"extractor '{spec.extractor.name}'", backbone, spec)
+    return extractor
+
+
+def store_composer(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Composer | None:
+    """The composer that made the spec's query rows, in eval mode; None for a joint model, which needs none.
+
+    A cross-fitted store's is the head of all train sessions. Raises OtherModelError where weights, options or backbone
+    are not those in the store's fields.
+    """
+    from pipeline.jobs.stage1 import composer_folder
+
+    backbone, store, request = workspace.backbone(spec, dataset), workspace.store(spec, dataset), composer_request(spec)
+    if "query" in backbone.tables:
+        return None
+    assert request is not None
+    if request.kind.trainable:
+        composer, about = load_composer(request.weights or composer_folder(request, spec, dataset, backbone))
+        weights, command = about["weights"], "fit-composer"
+    else:
+        composer = request.kind(request.options, backbone.tables["image"].dim, backbone.tables["text"].dim).eval()
+        weights, command = None, "extract"
+    stored = {k: v for k, v in store.fields["composer"].items() if k != "folds"}
+    found = canonical(composed_fields(backbone, composer, weights))
+    _same(store.fields | {"composer": stored}, found, f"composer '{request.name}'", store, spec, command)
+    return composer
+
+
+def _same(
+    stored: dict[str, Any], found: dict[str, Any], what: str, store: Store, spec: RunSpec, command: str = "extract"
+) -> None:
+    changed = changed_fields(stored, found)
+    if changed:
+        raise OtherModelError(
+            f"{what} of spec '{spec.name}' changed since it made {store.path.name} ({'; '.join(changed)}): "
+            f"run `{command} {spec.asked}`"
+        )

@@ -1,0 +1,143 @@
+"""Live queries: (reference, feedback) -> f_qry, from cached rows where they are there, from the extractor where not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cache import Store
+from manifests.errors import FashionNTMError, IncompleteError
+from manifests.identity import pair_key, stack_keys, text_key
+from manifests.schema import Dataset, RunSpec
+from pipeline.core.workspace import Workspace
+from pipeline.views.retrieval.live import store_composer
+
+
+class QueryError(IncompleteError, ValueError):
+    """A query that cannot be made: a text that is not cached without an extractor, or an image without features."""
+
+
+class Queries:
+    """Makes f_qry of any catalogue image and any text. One text goes through the tower once, and never if it is cached.
+
+    ``extractor``: the store's (``live.store_extractor``), or None to work from cached rows alone. Safe in threads: the
+    extractor runs in one at a time.
+    """
+
+    def __init__(self, spec: RunSpec, dataset: Dataset, workspace: Workspace, extractor: Any = None):
+        self.dataset, self.extractor = dataset, extractor
+        self.backbone: Store = workspace.backbone(spec, dataset)
+        self.composer = store_composer(spec, dataset, workspace)
+        self._bound = self.backbone.catalogue()
+        self._texts: dict[str, np.ndarray] = {}
+        self._lock = Lock()
+
+    @property
+    def live(self) -> bool:
+        """Whether a text that was never extracted can be encoded."""
+        return self.extractor is not None
+
+    def knows(self, image: str) -> bool:
+        """Whether the image has a feature to start from."""
+        table = "image" if self.composer is not None else "target"
+        key = self._bound.get(image)
+        return key is not None and self._row(table, key) is not None
+
+    def query(self, image: str | np.ndarray, text: str, texts: bool = False) -> Tensor:
+        """f_qry [D] of a catalogue image's id, or an uploaded image's row (``upload``), and a text.
+
+        ``texts``: [D + E], with the text's own row beside it, for a model that reads ``texts``.
+
+        Raises QueryError naming what is missing and what would supply it.
+        """
+        if texts:
+            return torch.cat([self.query(image, text), torch.from_numpy(self.text_row(text))])
+        if self.composer is None:
+            return self._joint(image, text)
+        row = self.image_row(image) if isinstance(image, str) else image
+        pair = torch.from_numpy(np.stack([row]).astype(np.float32)), torch.from_numpy(self.text_row(text)[None])
+        with torch.inference_mode():
+            return self.composer.query(*pair)[0].clone()
+
+    def image_row(self, image: str) -> np.ndarray:
+        """The backbone's row of a catalogue image, float32 [D]."""
+        key = self._bound.get(image)
+        row = None if key is None else self._row("image", key)
+        if row is None:
+            raise QueryError(f"image {image!r} has no feature in {self.backbone.path.name}: extract it first")
+        return row
+
+    def text_row(self, text: str) -> np.ndarray:
+        """The backbone's row of a text, float32 [D]: cached, or encoded now."""
+        text = " ".join(text.split())
+        row = self._texts.get(text)
+        if row is None:
+            row = self._row("text", text_key(text))
+        if row is None:
+            row = self._encode(text, lambda: self.extractor.encode_texts([text])[0])
+            self._remember(text, row)
+        return row
+
+    def upload(self, picture: Any) -> np.ndarray:
+        """The row of an image from outside the catalogue: an RGB Pillow image, or a caption for a caption gallery."""
+        if self.composer is None:
+            # a joint model reads it together with the text; prepared it is small, and kept for the whole dialogue
+            return picture if self.extractor.reads == "caption" else self.extractor.prepare(picture)
+        return self._encode("the uploaded image", lambda: self.extractor.encode_images([picture])[0])
+
+    def _joint(self, image: Any, text: str) -> Tensor:
+        text = " ".join(text.split())
+        key = self._bound.get(image) if isinstance(image, str) else None
+        row = None if key is None else self._row("query", pair_key(key, text_key(text)))
+        if row is None:
+            source = self._source(image) if isinstance(image, str) else image
+            row = self._encode(text, lambda: self.extractor.encode_pairs([source], [text])[0])
+        return torch.from_numpy(row)
+
+    def _source(self, image: str) -> Any:
+        """A catalogue image as the joint model reads it."""
+        from pipeline.extraction.images import decode, read
+
+        record = self.dataset.images[image]
+        if self.extractor is not None and self.extractor.reads == "caption":
+            return self.extractor.standin(record, self.dataset)
+        if record.file is None or self.dataset.images_root is None:
+            raise QueryError(f"image {image!r} has no file: a joint model needs its pixels for a new text")
+        return decode(read(self.dataset.images_root.resolve(), record.file))
+
+    def _row(self, table: str, key: bytes) -> np.ndarray | None:
+        if table not in self.backbone.tables:
+            return None
+        found = self.backbone.find(table, stack_keys([key]))
+        return None if found[0] < 0 else self.backbone.gather(table, found)[0].astype(np.float32)
+
+    def _encode(self, what: str, call: Callable[[], np.ndarray]) -> np.ndarray:
+        if self.extractor is None:
+            raise QueryError(
+                f"{what!r} is not cached and no extractor is loaded: type a text that the dataset knows, or start "
+                "without --cached-only where the extractor's model can be loaded"
+            )
+        with self._lock:
+            row = call().astype(np.float32)
+        if not np.isfinite(row).all():
+            raise FashionNTMError(f"the extractor gave NaN or infinite values for {what!r}: check its weights")
+        return row
+
+    def _remember(self, text: str, row: np.ndarray, most: int = 10_000) -> None:
+        if len(self._texts) >= most:
+            self._texts.pop(next(iter(self._texts)))
+        self._texts[text] = row
+
+
+def known_texts(queries: Queries, sessions: Sequence[Any], most: int = 200) -> list[str]:
+    """Feedback texts of ``sessions`` that have a row, without repeats: what can be said without an extractor."""
+    texts = list(dict.fromkeys(turn.text for session in sessions for turn in session.turns))[: most * 4]
+    if not texts or "text" not in queries.backbone.tables:
+        return texts[:most] if "query" in queries.backbone.tables else []
+    rows = queries.backbone.find("text", stack_keys(text_key(text) for text in texts))
+    return [text for text, row in zip(texts, rows, strict=True) if row >= 0][:most]

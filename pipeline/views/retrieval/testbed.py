@@ -1,0 +1,116 @@
+"""What trained models retrieve for the test sessions, turn by turn: the raw material of the report and of the study."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.evaluation.evaluate import Candidates
+from pipeline.evaluation.ranking import ranks
+from pipeline.jobs.stage2 import Experiment
+from pipeline.training.data import SessionFeatures
+from pipeline.views.retrieval.index import ExactIndex
+from pipeline.views.retrieval.trained import Trained, turn_outputs
+
+
+class TestBed:
+    """The test sessions of a spec that have features and a target in their gallery, with their galleries on a device.
+
+    ``sessions`` are in the order of ``features``; ``members[category]`` are their numbers, int64 [n].
+    """
+
+    __test__ = False  # no test case, whatever its name looks like to pytest
+
+    def __init__(self, stage: Experiment):
+        self.stage = stage
+        found = stage.test
+        self.candidates: dict[str, Candidates] = stage.candidates
+        kept = [n for n, s in enumerate(found.sessions) if s.target in self.candidates[s.category].index]
+        self.features: SessionFeatures = found.subset(kept) if len(kept) < len(found) else found
+        self.sessions = self.features.sessions
+        self.dropped = len(found) - len(kept) + len(found.skipped)
+        self._outputs: dict[str, Tensor] = {}
+
+    @cached_property
+    def indexes(self) -> dict[str, ExactIndex]:
+        """Category -> its gallery on the device."""
+        used = dict.fromkeys(s.category for s in self.sessions)
+        return {name: ExactIndex(self.candidates[name].features, self.stage.device) for name in used}
+
+    @cached_property
+    def members(self) -> dict[str, np.ndarray]:
+        labels = np.array([s.category for s in self.sessions], dtype=object)
+        return {name: np.flatnonzero(labels == name) for name in dict.fromkeys(labels)}
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Turns of each session, int64 [S]."""
+        return self.features.lengths.cpu().numpy()
+
+    def outputs(self, trained: Trained) -> Tensor:
+        """f'_qry [S, T, D] of a model (T = 1 for one that reads concatenated captions), computed once."""
+        if trained.run not in self._outputs:
+            self._outputs[trained.run] = turn_outputs(trained, self.features)
+        return self._outputs[trained.run]
+
+    def finals(self, trained: Trained) -> Tensor:
+        """f'_qry(N) [S, D]."""
+        return self.outputs(trained)[:, -1]  # repeated after a session's end
+
+    def top(self, queries: Tensor, k: int) -> np.ndarray:
+        """Rows in each session's gallery of its ``k`` best candidates: queries [S, D] -> int64 [S, k], -1 where fewer."""
+        out = np.full((len(self.sessions), k), -1, dtype=np.int64)
+        for category, numbers in self.members.items():
+            rows = self.indexes[category].search(queries[torch.as_tensor(numbers)], k).rows.cpu().numpy()
+            out[numbers, : rows.shape[1]] = rows
+        return out
+
+    def ranks(self, queries: Tensor, targets: Sequence[str] | None = None) -> np.ndarray:
+        """Rank of each session's target, or of ``targets``, under the evaluation's rules: queries [S, D] -> int64 [S].
+
+        0 where the image asked for is not in the session's gallery.
+        """
+        wanted = targets if targets is not None else [s.target for s in self.sessions]
+        out = np.zeros(len(self.sessions), dtype=np.int64)
+        rows = queries.cpu().numpy()
+        for category, numbers in self.members.items():
+            gallery = self.candidates[category]
+            mine = [n for n in numbers if wanted[n] in gallery.index]
+            if mine:
+                places = np.array([gallery.index[wanted[n]] for n in mine])
+                names = [self.sessions[n].id for n in mine]
+                out[mine] = ranks(rows[mine], gallery.features, places, names=names)
+        return out
+
+    def image(self, session: int, row: int) -> str:
+        """Image id of a gallery row of a session's category."""
+        return self.candidates[self.sessions[session].category].images[row]
+
+    def spearman(self, one: Tensor, other: Tensor) -> np.ndarray:
+        """Rank correlation of each session's whole gallery under two queries [S, D]: float64 [S]."""
+        return self._by_category(lambda index, a, b: _correlation(index.scores(a), index.scores(b)), one, other)
+
+    def _by_category(self, call: Callable[..., np.ndarray], *queries: Tensor, block: int = 256) -> np.ndarray:
+        out = np.zeros(len(self.sessions))
+        for category, numbers in self.members.items():
+            for start in range(0, len(numbers), block):
+                part = numbers[start : start + block]
+                out[part] = call(self.indexes[category], *(q[torch.as_tensor(part)] for q in queries))
+        return out
+
+
+def overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Share of the results two lists have in common: int64 [S, k] twice -> float64 [S]."""
+    return np.array([len(set(a) & set(b)) / len(a) for a, b in zip(one.tolist(), other.tolist(), strict=True)])
+
+
+def _correlation(one: Tensor, other: Tensor) -> np.ndarray:
+    """Spearman's coefficient of each row of two [B, G]: Pearson's of the ranks."""
+    a, b = (x.argsort(1).argsort(1).double() for x in (one, other))
+    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+    bottom = (a.square().sum(1) * b.square().sum(1)).sqrt().clamp_min(1e-12)
+    return ((a * b).sum(1) / bottom).cpu().numpy()

@@ -1,0 +1,250 @@
+"""The web application: a page, its pictures, and a small JSON interface. State lives in ``engine``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from importlib import resources
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from manifests.errors import FashionNTMError
+from pipeline.views.retrieval.queries import known_texts
+from pipeline.views.serve.engine import UPLOAD, Engine, Talk, described_row, upload_row
+from pipeline.views.serve.guard import Guard
+from pipeline.views.serve.limits import RequestError, clean_text, number_of
+from pipeline.views.serve.saved import SavedDialogues
+from pipeline.views.serve.uploads import Uploads
+
+PAGE = 48  # catalogue images a page of the chooser
+DEPTH = 4  # of the JSON of a request
+SIZES = (96, 192, 384)
+FILES = resources.files("pipeline.views.serve")
+
+
+def make_app(
+    engine: Engine,
+    title: str,
+    token: str | None = None,
+    hosts: tuple[str, ...] = (),
+    saved: SavedDialogues | None = None,
+) -> Starlette:
+    """The application. ``token``: what every request must carry (needed off loopback); ``hosts``: names it answers to.
+    ``saved``: where the page's Save button keeps dialogues; without it there is no such button.
+    """
+    page = _Page(engine, title, saved)
+    routes = [
+        Route("/", page.index),
+        Route("/api/about", page.about),
+        Route("/api/images", page.images),
+        Route("/image/{number}", page.image),
+        Route("/api/dialogues", page.start, methods=["POST"]),
+        Route("/api/uploads", page.upload, methods=["POST"]),
+        Route("/api/dialogues/{id}", page.show),
+        Route("/api/dialogues/{id}/start-image", page.start_image),
+        Route("/api/dialogues/{id}/export", page.export),
+        *(Route(f"/api/dialogues/{{id}}/{name}", page.act(name), methods=["POST"]) for name in page.ACTIONS),
+        Mount("/static", StaticFiles(directory=str(FILES / "static"))),
+    ]
+    handlers = {FashionNTMError: _refused}
+    app = Starlette(
+        routes=routes, middleware=[Middleware(Guard, token=token, hosts=hosts)], exception_handlers=handlers
+    )
+    app.state.uploads = page.uploads
+    return app
+
+
+def _refused(_: Request, error: Exception) -> Response:
+    return JSONResponse({"error": str(error)}, status_code=getattr(error, "status", 409))
+
+
+async def body(request: Request, most: int) -> dict[str, Any]:
+    """A JSON object of at most ``most`` bytes. Raises RequestError."""
+    data = b""
+    async for part in request.stream():
+        data += part
+        if len(data) > most:
+            raise RequestError(f"a request has at most {most:,} bytes", 413)
+    try:
+        values = json.loads(data or b"{}")
+    except (ValueError, RecursionError):  # ValueError also for an integer of thousands of digits
+        raise RequestError("the request is not JSON that can be read") from None
+    if not isinstance(values, dict):
+        raise RequestError("the request is no JSON object")
+    level: list[Any] = [values]
+    for _ in range(DEPTH):
+        level = [v for x in level for v in (x.values() if isinstance(x, dict) else x) if isinstance(v, dict | list)]
+    if level:
+        raise RequestError(f"the request is nested deeper than {DEPTH} levels")
+    return values
+
+
+class _Page:
+    ACTIONS = ("say", "choose", "back", "permute", "models", "save")
+
+    def __init__(self, engine: Engine, title: str, saved: SavedDialogues | None):
+        self.engine, self.title, self.saved, self.uploads = engine, title, saved, Uploads(engine.limits)
+        self.said = known_texts(engine.queries, [s for s in engine.dataset.sessions if s.split == "test"])
+
+    async def index(self, _: Request) -> Response:
+        return HTMLResponse(render("index.html", title=self.title))
+
+    async def about(self, _: Request) -> Response:
+        e = self.engine
+        return JSONResponse(
+            {
+                "title": self.title,
+                "categories": {name: len(found.images) for name, found in e.galleries.items()},
+                "models": [
+                    {"label": t.label, "title": t.title, "run": t.run, "seed": t.seed} for t in e.trained.values()
+                ],
+                "live": e.queries.live,
+                "why_not_live": e.why_not_live,
+                "starts": "upload" if self._pixels() else "describe" if e.queries.live else "catalogue",
+                "saves": self.saved is not None,
+                "texts": [] if e.queries.live else self.said,
+                "limits": e.limits.model_dump(),
+            }
+        )
+
+    def _pixels(self) -> bool:
+        return self.engine.queries.live and self.engine.queries.extractor.reads != "caption"
+
+    async def images(self, request: Request) -> Response:
+        asked = request.query_params
+        first = int(asked["first"]) if asked.get("first", "").isdecimal() and len(asked["first"]) < 10 else 0
+        words = asked.get("q", "")[: self.engine.limits.text]
+        found, total = await run_in_threadpool(self.engine.browse, asked.get("category"), words, first, PAGE)
+        return JSONResponse({"images": [self._card(image) for image in found], "total": total, "first": first})
+
+    async def image(self, request: Request) -> Response:
+        image = self.engine.image_id(number_of(request.path_params["number"]))
+        asked = request.query_params.get("w", "")
+        size = (
+            min((s for s in SIZES if s >= int(asked)), default=SIZES[-1])
+            if asked.isdecimal() and len(asked) < 6
+            else SIZES[1]
+        )
+        data = await run_in_threadpool(self.engine.pictures.thumbnail, image, size)
+        if data is None:
+            raise RequestError("this image has no readable file: its words stand in for it", 404)
+        return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+
+    async def start(self, request: Request) -> Response:
+        asked = await body(request, self.engine.limits.body_bytes)
+
+        def work() -> dict[str, Any]:
+            upload = None
+            if "description" in asked:
+                text = clean_text(asked["description"], self.engine.limits.text)
+                upload = (described_row(self.engine.queries, text), None)
+            return self._view(self.engine.start(asked.get("category"), asked.get("image"), asked.get("models"), upload))
+
+        return JSONResponse(await run_in_threadpool(work))
+
+    async def upload(self, request: Request) -> Response:
+        asked = request.query_params
+        models = asked.getlist("model") or None
+        async with self.uploads.body(request) as data:
+
+            def work() -> dict[str, Any]:
+                found = upload_row(self.engine.queries, data, self.engine.limits)
+                return self._view(self.engine.start(asked.get("category"), models=models, upload=found))
+
+            return JSONResponse(await self.uploads.decoded(work))
+
+    async def show(self, request: Request) -> Response:
+        return JSONResponse(await run_in_threadpool(self._shown, request.path_params["id"]))
+
+    async def start_image(self, request: Request) -> Response:
+        jpeg = self.engine.talk(request.path_params["id"]).upload_jpeg
+        if jpeg is None:
+            raise RequestError("this dialogue did not start from an uploaded image", 404)
+        return Response(jpeg, media_type="image/jpeg")
+
+    async def export(self, request: Request) -> Response:
+        talk = self.engine.talk(request.path_params["id"])
+        with talk.lock:
+            line = self.engine.export_line(talk)
+        headers = {"Content-Disposition": 'attachment; filename="sessions.jsonl"'}
+        return PlainTextResponse(line, media_type="application/x-ndjson", headers=headers)
+
+    def act(self, name: str) -> Callable[[Request], Awaitable[Response]]:
+        async def handle(request: Request) -> Response:
+            asked = await body(request, self.engine.limits.body_bytes)
+            return JSONResponse(await run_in_threadpool(self._do, request.path_params["id"], name, asked))
+
+        return handle
+
+    def _do(self, talk_id: str, name: str, asked: dict[str, Any]) -> dict[str, Any]:
+        talk = self.engine.talk(talk_id)
+        with talk.lock:
+            if name == "say":
+                self.engine.say(talk, asked.get("text"))
+            elif name == "choose":
+                self.engine.choose(talk, asked.get("image"))
+            elif name == "back":
+                self.engine.back(talk)
+            elif name == "permute":
+                self.engine.permute(talk, asked.get("order"))
+            elif name == "models":
+                self.engine.compare(talk, asked.get("models"))
+            elif self.saved is None:
+                raise RequestError("this server saves no dialogues: start it with --save DIR")
+            else:
+                self.saved.add(self.engine.session(talk), [self.engine.trained[label] for label in talk.models])
+            return self._view(talk)
+
+    def _shown(self, talk_id: str) -> dict[str, Any]:
+        talk = self.engine.talk(talk_id)
+        with talk.lock:
+            return self._view(talk)
+
+    def _view(self, talk: Talk) -> dict[str, Any]:
+        k = min(12, self.engine.limits.results)
+        results = self.engine.results(talk, k)
+        chosen = talk.chosen or talk.start
+        return {
+            "id": talk.id,
+            "category": talk.category,
+            "turns": [{"reference": self._card(s.reference, talk), "text": s.text} for s in talk.steps],
+            "chosen": self._card(chosen, talk),
+            "models": [
+                {"label": label, "results": [{**self._card(image), "score": round(score, 4)} for image, score in found]}
+                for label, found in results.items()
+            ],
+            "exports": len(talk.steps) >= 2 and all(s.reference != UPLOAD for s in talk.steps),
+        }
+
+    def _card(self, image: str, talk: Talk | None = None) -> dict[str, Any]:
+        if image == UPLOAD:
+            assert talk is not None
+            source = f"api/dialogues/{talk.id}/start-image" if talk.upload_jpeg else None
+            return {"number": None, "words": "your own image" if source else "your description", "src": source}
+        pictures, number = self.engine.pictures, self.engine.numbers[image]
+        return {
+            "number": number,
+            "id": image,
+            "words": pictures.words(image),
+            "src": f"image/{number}" if pictures.has_pixels(image) else None,
+        }
+
+
+def render(name: str, package: str = "pipeline.views.serve", **values: Any) -> str:
+    """A template of a package's ``templates`` folder, values escaped."""
+    import jinja2
+
+    folder = str(resources.files(package) / "templates")
+    loader = jinja2.FileSystemLoader(folder)
+    return (
+        jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+        .get_template(name)
+        .render(**values)
+    )

@@ -1,0 +1,273 @@
+"""Dialogues with trained models over a gallery: start, say, choose, back, permute, compare, export."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from manifests.schema import TURN_JOIN, Dataset, Session, Turn
+from pipeline.evaluation.evaluate import Candidates, load_candidates
+from pipeline.training.dialogue import Dialogue
+from pipeline.views.retrieval.identity import data_of
+from pipeline.views.retrieval.index import ExactIndex
+from pipeline.views.retrieval.pictures import Pictures
+from pipeline.views.retrieval.queries import Queries
+from pipeline.views.retrieval.trained import Trained
+from pipeline.views.serve.limits import Limits, RequestError, clean_text
+
+UPLOAD = "(uploaded)"
+
+
+@dataclass
+class Step:
+    """One turn as it was said. ``reference`` is an image id, or ``UPLOAD`` for the dialogue's own start image."""
+
+    reference: str
+    text: str
+
+
+@dataclass
+class Talk:
+    """One user's dialogue. ``models``: label -> the running state; all of them have heard the same turns."""
+
+    id: str
+    category: str
+    start: str
+    upload: Any = None  # feature row of an uploaded start image
+    upload_jpeg: bytes | None = None
+    steps: list[Step] = field(default_factory=list)
+    chosen: str | None = None  # the next turn's reference
+    models: dict[str, Dialogue] = field(default_factory=dict)
+    lock: Lock = field(default_factory=Lock)
+
+
+class Engine:
+    """Everything the page needs. Methods are safe in threads; each dialogue handles one request at a time."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        queries: Queries,
+        trained: Sequence[Trained],
+        store: Any,
+        device: Any = "cpu",
+        limits: Limits | None = None,
+        why_not_live: str = "",
+    ):
+        self.dataset, self.queries, self.limits, self.why_not_live = dataset, queries, limits or Limits(), why_not_live
+        self.trained = {t.label: t for t in trained}
+        self.pictures = Pictures(dataset)
+        galleries = [g for g in dataset.galleries if g.split == "test"] or list(dataset.galleries)
+        loaded: dict[str, Candidates] = load_candidates(store, galleries)
+        self.galleries = {name: found for name, found in loaded.items() if found.images}
+        self.indexes = {name: ExactIndex(found.features, device) for name, found in self.galleries.items()}
+        self.made_with = data_of(store, self.galleries, dataset.split("train"))
+        self.numbers = {image: n for n, image in enumerate(dataset.images)}
+        self.ids = list(dataset.images)
+        self._talks: OrderedDict[str, Talk] = OrderedDict()
+        self._lock = Lock()
+
+    # ---- dialogues
+
+    def start(self, category: object, image: object = None, models: object = None, upload: Any = None) -> Talk:
+        """A new dialogue from a catalogue image, or from an uploaded one: (feature row, JPEG for the page)."""
+        if not isinstance(category, str) or category not in self.galleries:
+            raise RequestError(f"no category {category!r}: there are {', '.join(self.galleries)}")
+        start = UPLOAD if upload is not None else self.image_id(image)
+        if upload is None and not self.queries.knows(start):
+            raise RequestError(f"image {start!r} has no feature to start from: choose another")
+        row, jpeg = upload if upload is not None else (None, None)
+        talk = Talk(secrets.token_urlsafe(12), str(category), start, row, jpeg, chosen=start)
+        talk.models = {t.label: Dialogue(t.model, t.run) for t in self._wanted(models)}
+        with self._lock:
+            self._talks[talk.id] = talk
+            while len(self._talks) > self.limits.dialogues:
+                self._talks.popitem(last=False)
+        return talk
+
+    def talk(self, name: str) -> Talk:
+        with self._lock:
+            talk = self._talks.get(name)
+            if talk is None:
+                raise RequestError("this dialogue is no longer remembered: start a new one", 404)
+            self._talks.move_to_end(name)
+            return talk
+
+    def say(self, talk: Talk, text: object) -> None:
+        """The next turn, from the image that is chosen. Nothing changes when any model cannot take it."""
+        said = clean_text(text, self.limits.text)
+        if len(talk.steps) >= self.limits.turns:
+            raise RequestError(f"a dialogue has at most {self.limits.turns} turns: go back, or start a new one")
+        assert talk.chosen is not None
+        steps = [*talk.steps, Step(talk.chosen, said)]
+        queries = self._queries(talk, steps)
+        for dialogue in talk.models.values():
+            dialogue.say(queries[_kind(dialogue)], said)
+        talk.steps = steps
+        talk.chosen = self._best(talk, steps)
+
+    def choose(self, talk: Talk, image: object) -> None:
+        """The reference of the next turn."""
+        chosen = self.image_id(image)
+        if not self.queries.knows(chosen):
+            raise RequestError(f"image {chosen!r} has no feature to go on from: choose another")
+        talk.chosen = chosen
+
+    def back(self, talk: Talk) -> None:
+        """Undo the last turn; its reference is chosen again."""
+        if not talk.steps:
+            raise RequestError("this is the start of the dialogue: there is no turn to take back")
+        for dialogue in talk.models.values():
+            dialogue.back()
+        talk.chosen = talk.steps.pop().reference
+
+    def permute(self, talk: Talk, order: object) -> None:
+        """The same turns in another order (numbers from 0), heard anew from the start."""
+        if not isinstance(order, list) or sorted(map(str, order)) != sorted(map(str, range(len(talk.steps)))):
+            raise RequestError(f"an order names each of the {len(talk.steps)} turns once")
+        steps = [talk.steps[int(n)] for n in order]
+        self._replay(talk, steps, list(talk.models))
+
+    def compare(self, talk: Talk, models: object) -> None:
+        """Show the answers of these models, one or two; one that is new to the dialogue hears it from the start."""
+        self._replay(talk, talk.steps, [t.label for t in self._wanted(models)])
+
+    def _replay(self, talk: Talk, steps: list[Step], labels: Sequence[str]) -> None:
+        dialogues = {label: Dialogue(self.trained[label].model, self.trained[label].run) for label in labels}
+        for turn in range(len(steps)):
+            queries = self._queries(talk, steps[: turn + 1], dialogues)
+            for dialogue in dialogues.values():
+                dialogue.say(queries[_kind(dialogue)], steps[turn].text)
+        same = steps is talk.steps
+        talk.models, talk.steps = dialogues, steps
+        if steps and not same:
+            talk.chosen = self._best(talk, steps)
+
+    def _queries(
+        self, talk: Talk, steps: Sequence[Step], dialogues: dict[str, Dialogue] | None = None
+    ) -> dict[tuple[str, bool], Any]:
+        """What each kind of model reads at the last of ``steps``: its own query, or all captions as one."""
+        found = {}
+        for kind in {_kind(d) for d in (dialogues or talk.models).values()}:
+            reads, texts = kind
+            whole = Step(steps[0].reference, TURN_JOIN.join(step.text for step in steps))
+            step = whole if reads == "concatenated" else steps[-1]
+            image = talk.upload if step.reference == UPLOAD else step.reference
+            found[kind] = self.queries.query(image, step.text, texts)
+        device = self.indexes[talk.category].features.device
+        return {kind: value.to(device) for kind, value in found.items()}
+
+    def _best(self, talk: Talk, steps: Sequence[Step]) -> str:
+        """The first model's best result that was no reference yet: where a user most likely goes on."""
+        used = {step.reference for step in steps}
+        images = self.results(talk, len(used) + 1)[next(iter(talk.models))]
+        return next((image for image, _ in images if image not in used), steps[-1].reference)
+
+    def results(self, talk: Talk, k: int) -> dict[str, list[tuple[str, float]]]:
+        """Model label -> its (image id, cosine), best first; empty before the first turn."""
+        gallery, index = self.galleries[talk.category], self.indexes[talk.category]
+        found: dict[str, list[tuple[str, float]]] = {}
+        for label, dialogue in talk.models.items():
+            if dialogue.current is None:
+                found[label] = []
+                continue
+            hits = index.search(dialogue.current, k)
+            pairs = zip(hits.rows[0].tolist(), hits.scores[0].tolist(), strict=True)
+            found[label] = [(gallery.images[row], score) for row, score in pairs]
+        return found
+
+    # ---- images and models
+
+    def image_id(self, number: object) -> str:
+        """The id of a catalogue number. Requests name images by number alone: there is no path to climb out by."""
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(self.ids):
+            raise RequestError(f"no catalogue image has number {number!r}", 404)
+        return self.ids[number]
+
+    def browse(self, category: object, words: str, first: int, count: int) -> tuple[list[str], int]:
+        """Images of a gallery whose id or words have all of ``words``: a page of them, and how many there are."""
+        if not isinstance(category, str) or category not in self.galleries:
+            raise RequestError(f"no category {category!r}: there are {', '.join(self.galleries)}")
+        wanted = words.lower().split()[:20]
+        images = self.galleries[str(category)].images
+        if wanted:
+            images = tuple(i for i in images if all(w in f"{i} {self.pictures.words(i)}".lower() for w in wanted))
+        first = max(0, first)
+        return list(images[first : first + count]), len(images)
+
+    def _wanted(self, models: object) -> list[Trained]:
+        names = [next(iter(self.trained))] if models is None else models
+        named = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        if not named or not 1 <= len(names) <= self.limits.models:
+            raise RequestError(f"name one model, or {self.limits.models} to compare")
+        unknown = [name for name in names if name not in self.trained]
+        if unknown or len(set(names)) < len(names):
+            raise RequestError(f"models {names}: name different ones of {', '.join(self.trained)}")
+        return [self.trained[name] for name in names]
+
+    # ---- export
+
+    def session(self, talk: Talk) -> Session:
+        """The dialogue as a test session; its target is the image that is chosen now."""
+        if any(step.reference == UPLOAD for step in talk.steps):
+            raise RequestError(
+                "a dialogue from an uploaded image has no catalogue image to name: it cannot be exported"
+            )
+        if len(talk.steps) < 2:
+            raise RequestError("a session has two turns or more: say one more thing before you export it")
+        turns = tuple(Turn(reference=step.reference, captions=(step.text,)) for step in talk.steps)
+        assert talk.chosen is not None
+        return Session(id=f"dialogue-{talk.id}", category=talk.category, split="test", turns=turns, target=talk.chosen)
+
+    def export_line(self, talk: Talk) -> str:
+        """One line of sessions.jsonl, as the jsonl dataset reads it."""
+        return json.dumps(self.session(talk).model_dump(), ensure_ascii=False) + "\n"
+
+
+def _kind(dialogue: Dialogue) -> tuple[str, bool]:
+    """What the dialogue's model reads at a turn: which query, and whether the text's row beside it."""
+    return dialogue.model.reads, dialogue.model.texts > 0
+
+
+def upload_row(queries: Queries, data: bytes, limits: Limits) -> tuple[np.ndarray | Any, bytes]:
+    """An uploaded file as (feature row, JPEG for the page). Raises RequestError, naming the limit it breaks."""
+    import io
+
+    from pipeline.extraction.images import ItemError, decode
+
+    if not queries.live:
+        raise RequestError("no extractor is loaded, so a new image has no feature: choose a catalogue image")
+    if queries.extractor.reads == "caption":
+        raise RequestError("captions stand for the images here: describe the image instead of uploading it")
+    if len(data) > limits.upload_bytes:
+        raise RequestError(f"the file is larger than {limits.upload_bytes / 1e6:.0f} MB: make it smaller", 413)
+    try:
+        picture = decode(data, limits.upload_pixels)
+    except ItemError as error:
+        raise RequestError(f"the file is no image that can be used: {error}") from None
+    needed = queries.extractor.prepared_pixels(*picture.size)
+    if needed > limits.upload_pixels:
+        width, height = picture.size
+        raise RequestError(
+            f"the image of {width}x{height} would be prepared as {needed:,} pixels, limit {limits.upload_pixels:,}: crop it",
+            413,
+        )
+    row = queries.upload(picture)
+    small, out = picture.copy(), io.BytesIO()
+    small.thumbnail((256, 256))
+    small.save(out, "JPEG", quality=82)
+    return row, out.getvalue()
+
+
+def described_row(queries: Queries, text: str) -> Any:
+    """The start "image" of a caption gallery: a description in words. Raises RequestError where images have pixels."""
+    if not queries.live or queries.extractor.reads != "caption":
+        raise RequestError("a description can stand for the first image only in a caption gallery with its encoder")
+    return queries.upload(text)

@@ -1,0 +1,118 @@
+"""Opens a spec for searching and runs the server until it is stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from manifests.errors import FashionNTMError, IncompleteError
+from manifests.schema import Dataset, RunSpec
+from pipeline.core.workspace import Workspace
+from pipeline.jobs.stage2 import Experiment
+from pipeline.views.retrieval.live import store_extractor
+from pipeline.views.retrieval.queries import Queries
+from pipeline.views.retrieval.trained import Trained, runs_by_id, trained_runs
+from pipeline.views.serve.engine import Engine
+from pipeline.views.serve.guard import is_loopback, new_token
+from pipeline.views.serve.limits import Limits
+
+Log = Callable[[str], None]
+
+
+def open_engine(
+    spec: RunSpec,
+    dataset: Dataset,
+    workspace: Workspace,
+    runs: Sequence[str] = (),
+    device: str = "auto",
+    cached_only: bool = False,
+    limits: Limits | None = None,
+    log: Log = lambda _: None,
+) -> Engine:
+    """The gallery, the trained runs (all of the spec's, or ``runs`` by id) and, where it can be loaded, the extractor.
+
+    Raises IncompleteError when no run is trained, or the extractor is not the one that made the store's rows. One that
+    cannot be loaded is no error: the page says why, and cached texts still work.
+    """
+    stage = Experiment(spec, dataset, workspace, device, log)
+    trained = runs_by_id(stage, runs) if runs else _all(stage)
+    extractor, why = None, "It was switched off by --cached-only."
+    if not cached_only:
+        extractor, why = _extractor(spec, dataset, workspace, device)
+    if extractor is None and not cached_only:
+        log(f"no live queries: {why}")
+    queries = Queries(spec, dataset, workspace, extractor)
+    return Engine(dataset, queries, trained, stage.store, stage.device, limits, why)
+
+
+def _all(stage: Experiment) -> list[Trained]:
+    found, _ = trained_runs(stage)
+    if not found:
+        raise IncompleteError(f"no run of spec '{stage.spec.name}' is trained: run `train {stage.spec.asked}`")
+    return found[::-1]  # the spec's last model is the one it is about: shown first
+
+
+def _extractor(spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str) -> tuple[Any, str]:
+    try:
+        return store_extractor(spec, dataset, workspace, device), ""
+    except IncompleteError as error:
+        raise IncompleteError(f"{error}; `--cached-only` serves the cached texts without it") from error
+    except (FashionNTMError, OSError, ImportError) as error:
+        return None, f"It cannot be loaded: {error}"
+
+
+def need_web() -> None:
+    """Raise IncompleteError, with the command to install them, where the web packages are missing."""
+    missing = [name for name in ("starlette", "uvicorn", "jinja2") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise IncompleteError(f"the page needs {', '.join(missing)}: python -m pip install 'fashion-ntm[serve]'")
+
+
+def listen(make: Callable[[str | None, tuple[str, ...]], Any], host: str, port: int, log: Log, announce: Log) -> None:
+    """Bind, print the address, serve ``make(token, hosts)`` until interrupted. Off loopback there is always a token.
+
+    ``announce`` gets the address alone, once the port is bound. Raises FashionNTMError for an address in use.
+    """
+    import uvicorn
+
+    token = None if is_loopback(host) else new_token()
+    hosts = ("localhost", host) if token is None else ()
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with contextlib.closing(socket.socket(family)) as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            server.bind((host, port))
+        except OSError as error:
+            what = error.strerror or error
+            raise FashionNTMError(f"cannot listen on {host} port {port}: {what}; choose another with --port") from None
+        port = server.getsockname()[1]
+        name = f"[{host}]" if ":" in host else host
+        announce(f"http://{name}:{port}/" + (f"?token={token}" if token else ""))
+        log(
+            "stop with Ctrl-C"
+            + ("; the address carries the token that lets a visitor in: share it with care" if token else "")
+        )
+        config = uvicorn.Config(
+            make(token, hosts),
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            h11_max_incomplete_event_size=65536,
+        )
+        uvicorn.Server(config).run(sockets=[server])
+
+
+def saved_folder(folder: Path | None, engine: Engine, log: Log) -> Any:
+    """The ``SavedDialogues`` of --save, or None; what other runs answered in it goes to the log."""
+    from pipeline.views.serve.saved import SavedDialogues
+
+    if folder is None:
+        return None
+    saved = SavedDialogues(folder, engine.dataset, engine.made_with)
+    if others := saved.of_other_runs(engine.trained.values()):
+        log(others)
+    return saved

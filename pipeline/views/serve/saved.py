@@ -1,0 +1,92 @@
+"""Dialogues kept as a dataset that ``evaluate`` reads: the spec's own train sessions, and the dialogues as test sessions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from cache.files import replace_atomically
+from manifests.datasets._export import SESSIONS
+from manifests.datasets.jsonl import export
+from manifests.errors import FashionNTMError
+from manifests.schema import Dataset, Session
+from pipeline.views.retrieval.identity import changes, models_of
+from pipeline.views.retrieval.trained import Trained
+
+ABOUT = "dialogues.json"
+
+
+class OtherDataError(FashionNTMError):
+    """Saved dialogues that were made with other features or galleries, or with unknown ones."""
+
+    exit_code = 3
+
+
+class SavedDialogues:
+    """A folder in the JSONL format (``manifests.datasets.jsonl``); every saved dialogue is one more line of it.
+
+    ``dialogues.json`` records the options to read it by, the data that all of its dialogues were made with, and for each
+    dialogue the runs that answered, with their weights.
+    """
+
+    def __init__(self, folder: Path, dataset: Dataset, made_with: Mapping[str, Any]):
+        """Write the folder unless it is there already. ``made_with``: store, galleries and train sessions by digest.
+
+        Raises FashionNTMError where the folder holds something else, OtherDataError where its dialogues were made with
+        other data, naming what differs.
+        """
+        self.folder, self._lock = folder, Lock()
+        self._marker = folder / ABOUT
+        if folder.exists() and any(folder.iterdir()) and not self._marker.is_file():
+            raise FashionNTMError(f"{folder}: holds other files; name a new folder to save dialogues in")
+        if not self._marker.is_file():
+            train = dataset.model_copy(update={"name": f"{dataset.name}-dialogues", "sessions": dataset.split("train")})
+            options = export(train, folder)
+            self._write({"of": dataset.name, "options": options, "made_with": dict(made_with), "dialogues": {}})
+        elif found := changes(self.about.get("made_with", {}), made_with):
+            raise OtherDataError(
+                f"{folder}: its dialogues were made with other data ({found}): name a new folder with --save"
+            )
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """The content of ``dialogues.json``. Raises FashionNTMError when it cannot be read."""
+        try:
+            found = json.loads(self._marker.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise FashionNTMError(f"{self._marker}: not valid JSON ({error}); name a new folder with --save") from None
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def options(self) -> dict[str, str]:
+        """Options under which the jsonl dataset reads the folder."""
+        return self.about["options"]
+
+    def of_other_runs(self, trained: Iterable[Trained]) -> str:
+        """One line on the dialogues that other runs, or other weights of these, answered; "" where there are none."""
+        present = {(m["run"], m["weights"]) for m in models_of(trained)}
+        saved = self.about["dialogues"].values()
+        strange = [[m for m in models if (m["run"], m["weights"]) not in present] for models in saved]
+        others = {f"{m['label']} run {m['run']} weights {m['weights'][:12]}" for models in strange for m in models}
+        if not others:
+            return ""
+        count = sum(map(bool, strange))
+        return f"{self.folder}: {count:,} of {len(saved):,} saved dialogues are of other runs ({', '.join(sorted(others))})"
+
+    def add(self, session: Session, trained: Iterable[Trained]) -> None:
+        """Append a dialogue that ``trained`` answered; saved again, it replaces its earlier form."""
+        path = self.folder / SESSIONS
+        with self._lock:
+            about = self.about
+            about["dialogues"][session.id] = models_of(trained)
+            self._write(about)
+            kept = path.read_text(encoding="utf-8").split("\n")  # not splitlines(): texts may hold U+2028 and the like
+            lines = [line for line in kept if line and json.loads(line)["id"] != session.id]
+            lines.append(json.dumps(session.model_dump(), ensure_ascii=False))
+            replace_atomically(path, ("\n".join(lines) + "\n").encode())
+
+    def _write(self, about: dict[str, Any]) -> None:
+        replace_atomically(self._marker, (json.dumps(about, indent=2) + "\n").encode())

@@ -1,0 +1,137 @@
+"""The study's page: one question at a time, models without their names, in an order of each participant's own."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from manifests.errors import FashionNTMError
+from manifests.schema import Dataset
+from pipeline.views.retrieval.pictures import Pictures
+from pipeline.views.serve.app import body, render
+from pipeline.views.serve.guard import Guard
+from pipeline.views.serve.limits import RequestError, number_of
+from pipeline.views.study.questions import StudyError
+from pipeline.views.study.store import StudyFile
+
+SIZE = 384
+MOST = 4096  # bytes of a request
+
+
+def make_study_app(
+    study: StudyFile, dataset: Dataset, title: str, token: str | None = None, hosts: tuple[str, ...] = ()
+) -> Starlette:
+    """``token`` and ``hosts`` as in ``serve.app.make_app``."""
+    page = _Study(study, dataset, title)
+    ours, theirs = (str(resources.files(name) / "static") for name in ("pipeline.views.study", "pipeline.views.serve"))
+    routes = [
+        Route("/", page.index),
+        Route("/api/join", page.join, methods=["POST"]),
+        Route("/api/question", page.question, methods=["POST"]),
+        Route("/api/answer", page.answer, methods=["POST"]),
+        Route("/image/{place}", page.image),
+        Mount("/static/study", StaticFiles(directory=ours)),
+        Mount("/static", StaticFiles(directory=theirs)),
+    ]
+    return Starlette(
+        routes=routes,
+        middleware=[Middleware(Guard, token=token, hosts=hosts)],
+        exception_handlers={FashionNTMError: lambda _, e: JSONResponse({"error": str(e)}, getattr(e, "status", 400))},
+    )
+
+
+class _Study:
+    def __init__(self, study: StudyFile, dataset: Dataset, title: str):
+        self.study, self.title, self.pictures = study, title, Pictures(dataset)
+        sessions = {s.id: s for s in dataset.sessions}
+        try:
+            self.sessions = {q.number: sessions[q.session] for q in study.questions}
+        except KeyError as error:
+            raise StudyError(
+                f"{study.path}: session {error} is not in this dataset: name the spec it was made for"
+            ) from None
+        shown = (i for q in study.questions for _, images in q.options for i in images)
+        references = (t.reference for s in self.sessions.values() for t in s.turns)
+        self.images = sorted({*shown, *references})
+        self.places = {image: n for n, image in enumerate(self.images)}
+
+    async def index(self, _: Request) -> Response:
+        return HTMLResponse(render("study.html", "pipeline.views.study", title=self.title))
+
+    async def image(self, request: Request) -> Response:
+        place = number_of(request.path_params["place"])
+        data = None
+        if place < len(self.images):
+            data = await run_in_threadpool(self.pictures.thumbnail, self.images[place], SIZE)
+        if data is None:
+            raise RequestError("there is no picture of this number", 404)
+        return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+
+    async def join(self, request: Request) -> Response:
+        asked = await body(request, MOST)
+        return JSONResponse(await run_in_threadpool(self._joined, asked))
+
+    async def question(self, request: Request) -> Response:
+        asked = await body(request, MOST)
+        return JSONResponse(await run_in_threadpool(self._question, asked))
+
+    async def answer(self, request: Request) -> Response:
+        asked = await body(request, MOST)
+        return JSONResponse(await run_in_threadpool(self._answered, asked))
+
+    def _joined(self, asked: dict[str, Any]) -> dict[str, Any]:
+        return self._next(self.study.join(asked.get("name")))
+
+    def _question(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """The question at a place of the participant's own order: to look back, and to change an answer."""
+        name, place = self.study.join(asked.get("name")), asked.get("place")
+        if isinstance(place, bool) or not isinstance(place, int) or not 0 <= place < len(self.study.questions):
+            raise RequestError(f"there is no question {place!r}", 404)
+        return self._view(name, place)
+
+    def _answered(self, asked: dict[str, Any]) -> dict[str, Any]:
+        name, seconds = self.study.join(asked.get("name")), asked.get("seconds")
+        kept = float(seconds) if isinstance(seconds, int | float) and 0 <= seconds < 1e6 else None
+        self.study.answer(name, asked.get("question"), asked.get("option"), kept)
+        return self._next(name)
+
+    def _next(self, name: str) -> dict[str, Any]:
+        done, order = self.study.answered(name), self.study.order(name)
+        place = next((n for n, number in enumerate(order) if number not in done), None)
+        if place is None:
+            return {"name": name, "total": len(order), "answered": len(done), "question": None}
+        return self._view(name, place)
+
+    def _view(self, name: str, place: int) -> dict[str, Any]:
+        number = self.study.order(name)[place]
+        question, session, done = self.study.questions[number], self.sessions[number], self.study.answered(name)
+        order = question.shuffled(self.study.about["seed"], name)
+        given = done.get(number)
+        return {
+            "name": name,
+            "total": len(self.study.questions),
+            "answered": len(done),
+            "place": place,
+            "question": {
+                "number": number,
+                "turns": [{"reference": self._card(t.reference), "text": t.text} for t in session.turns],
+                "options": [[self._card(image) for image in question.options[option][1]] for option in order],
+                "given": None if number not in done else {"option": None if given is None else order.index(given)},
+            },
+        }
+
+    def _card(self, image: str) -> dict[str, Any]:
+        """A picture without its id: nothing on the page tells which model retrieved it."""
+        place = self.places[image]
+        return {
+            "words": self.pictures.words(image),
+            "src": f"image/{place}" if self.pictures.has_pixels(image) else None,
+        }

@@ -1,0 +1,175 @@
+"""What the answers say: preference rates with intervals, and sign tests between each two models."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter, defaultdict
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from manifests.errors import IncompleteError
+from pipeline.views.study.store import StudyFile
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How often a model's results were chosen, of the answers with a preference. ``low``, ``high``: Wilson, 95%."""
+
+    model: str
+    title: str
+    chosen: int
+    of: int
+    low: float
+    high: float
+
+    @property
+    def rate(self) -> float:
+        return self.chosen / self.of if self.of else 0.0
+
+
+@dataclass(frozen=True)
+class SignTest:
+    """Answers (or sessions, by majority of the participants) for one model alone, and for the other alone.
+
+    ``p``: exact two-sided binomial; ``holm``: the same, corrected for the number of pairs.
+    """
+
+    one: str
+    other: str
+    unit: str
+    for_one: int
+    for_other: int
+    p: float
+    holm: float
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    spec: str
+    k: int
+    questions: int
+    answers: int
+    no_preference: int
+    shared: int  # answers for an option that several models had
+    rates: tuple[Rate, ...]
+    tests: tuple[SignTest, ...]
+    participants: dict[str, dict[str, int]]  # name -> model -> times chosen (Figure 7)
+    progress: dict[str, int]  # name -> questions answered
+    models: tuple[dict[str, Any], ...]  # label, title, run id and SHA-256 of the weights of each model compared
+    made_with: dict[str, Any]  # digests of the features, galleries and test sessions; {} in an older file
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"rates": [asdict(rate) | {"rate": rate.rate} for rate in self.rates]}
+
+    def text(self) -> str:
+        """The results for a terminal."""
+        unit = "result" if self.k == 1 else f"{self.k} results"
+        lines = [
+            f"study of {self.spec}: top {self.k}, {self.questions} questions, {len(self.progress)} participants, "
+            f"{self.answers} answers ({self.no_preference} without a preference)",
+            "",
+        ]
+        width = max(len(rate.title) for rate in self.rates)
+        for rate in self.rates:
+            bar = "█" * round(30 * rate.rate)
+            lines.append(
+                f"{rate.title:{width}}  {100 * rate.rate:5.1f}% [{100 * rate.low:.1f}, {100 * rate.high:.1f}]  "
+                f"{rate.chosen}/{rate.of}  {bar}"
+            )
+        lines += ["", f"Preferred top {unit}, of the answers with a preference; Wilson 95% intervals over answers."]
+        if self.shared:
+            lines.append(
+                f"{self.shared} answers chose what several models retrieved alike: they count for each of them."
+            )
+        lines += ["", "Sign tests (exact, two-sided; Holm-corrected over the pairs):"]
+        for test in self.tests:
+            lines.append(
+                f"  {test.one} against {test.other}, by {test.unit}: {test.for_one} to {test.for_other}, "
+                f"p = {test.p:.3g}, corrected {test.holm:.3g}"
+            )
+        lines += ["", "By participant:"]
+        for name, counts in self.participants.items():
+            shown = ", ".join(f"{model} {count}" for model, count in counts.items())
+            lines.append(f"  {name}: {shown} ({self.progress[name]} of {self.questions} answered)")
+        lines += ["", "Compared:"]
+        for model in self.models:
+            weights = model.get("weights")
+            known = f"weights {weights[:12]}" if weights else "weights not recorded"
+            lines.append(f"  {model['label']}: run {model['run']}, {known}")
+        lines += [
+            "",
+            "Answers of one participant, and on one session, are not independent: read the tests by session first.",
+        ]
+        return "\n".join(lines)
+
+
+def study_results(study: StudyFile) -> StudyResults:
+    """Raises IncompleteError when nothing was answered yet, or scipy is not installed."""
+    try:
+        from scipy.stats import binomtest
+    except ImportError:
+        raise IncompleteError("study results need scipy: python -m pip install 'fashion-ntm[serve]'") from None
+    answers, options = study.answers(), {q.number: q.options for q in study.questions}
+    if not answers:
+        raise IncompleteError(f"{study.path}: no question is answered yet: open the study's page and answer some")
+    titles = {model["label"]: model["title"] for model in study.about["models"]}
+    chosen: Counter[str] = Counter()
+    people: dict[str, dict[str, int]] = {}
+    votes: dict[int, list[tuple[str, ...]]] = defaultdict(list)
+    shared = 0
+    for answer in answers:
+        mine = people.setdefault(answer.participant, dict.fromkeys(titles, 0))
+        if answer.option is None:
+            continue
+        labels = options[answer.question][answer.option][0]
+        shared += len(labels) > 1
+        votes[answer.question].append(labels)
+        for label in labels:
+            chosen[label] += 1
+            mine[label] += 1
+    decided = sum(map(len, votes.values()))
+    rates = []
+    for label, title in titles.items():
+        interval = binomtest(chosen[label], decided).proportion_ci(method="wilson") if decided else None
+        low, high = (float(interval.low), float(interval.high)) if interval else (0.0, 1.0)
+        rates.append(Rate(label, title, chosen[label], decided, low, high))
+    return StudyResults(
+        study.about["spec"],
+        study.about["k"],
+        len(study.questions),
+        len(answers),
+        len(answers) - decided,
+        shared,
+        tuple(rates),
+        tuple(_tests(list(titles), votes)),
+        people,
+        dict(Counter(a.participant for a in answers)),
+        tuple(study.about["models"]),
+        study.about.get("made_with", {}),
+    )
+
+
+def _tests(labels: list[str], votes: dict[int, list[tuple[str, ...]]]) -> list[SignTest]:
+    from scipy.stats import binomtest
+
+    found: list[SignTest] = []
+    for unit in ("session", "answer"):
+        rows = []
+        for one, other in itertools.combinations(labels, 2):
+            margins = [[(one in v) - (other in v) for v in mine] for mine in votes.values()]
+            signs = [sum(mine) for mine in margins] if unit == "session" else [s for mine in margins for s in mine]
+            ahead, behind = sum(s > 0 for s in signs), sum(s < 0 for s in signs)
+            p = float(binomtest(ahead, ahead + behind).pvalue) if ahead + behind else 1.0
+            rows.append((one, other, ahead, behind, p))
+        corrected = _holm([row[-1] for row in rows])
+        found += [SignTest(a, b, unit, x, y, p, h) for (a, b, x, y, p), h in zip(rows, corrected, strict=True)]
+    return found
+
+
+def _holm(values: list[float]) -> list[float]:
+    """Holm's step-down correction, in the order of ``values``."""
+    out, reached = [0.0] * len(values), 0.0
+    for place, number in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        reached = max(reached, min(1.0, values[number] * (len(values) - place)))
+        out[number] = reached
+    return out

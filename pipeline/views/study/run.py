@@ -1,0 +1,109 @@
+"""Makes a study of a spec, or opens it again, and serves its page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from manifests.schema import Dataset, RunSpec
+from pipeline.core.workspace import Workspace
+from pipeline.jobs.stage2 import Experiment
+from pipeline.views.retrieval.identity import changes, data_of, models_of
+from pipeline.views.retrieval.testbed import TestBed
+from pipeline.views.retrieval.trained import Trained, trained_runs
+from pipeline.views.study.questions import MOST_MODELS, StudyError, draw_questions
+from pipeline.views.study.store import StudyFile
+
+PREFERRED = ("cm_ntm", "lstm", "ewma")  # the paper's three (section 4.6), where they are trained
+
+
+def default_path(workspace: Workspace, spec: RunSpec) -> Path:
+    return workspace.out / "studies" / f"{spec.name}.sqlite"
+
+
+def open_study(
+    path: Path,
+    spec: RunSpec,
+    dataset: Dataset,
+    workspace: Workspace,
+    models: Sequence[str] = (),
+    sessions: int = 45,
+    k: int = 1,
+    seed: int = 0,
+    codes: Sequence[str] = (),
+    device: str = "auto",
+    log: Callable[[str], None] = lambda _: None,
+) -> StudyFile:
+    """The study in ``path``, made if it is not there. What was asked once stays as it is: answers must compare.
+
+    Raises StudyError when the file holds a study of other settings, or of other runs, weights, features, galleries or
+    test sessions than those there are now, naming them.
+    """
+    asked = {
+        "spec": spec.name,
+        "dataset": dataset.name,
+        "wanted_models": list(models),
+        "sessions": sessions,
+        "k": k,
+        "seed": seed,
+        "codes": list(codes),
+    }
+    if path.is_file():
+        study = StudyFile(path)
+        changed = [
+            f"{key} {study.about.get(key)!r} -> {value!r}"
+            for key, value in asked.items()
+            if study.about.get(key) != value
+        ]
+        if changed:
+            raise StudyError(
+                f"{path}: holds a study of other settings ({'; '.join(changed)}): name a new file with --db"
+            )
+        _check_identity(study, Experiment(spec, dataset, workspace, device, log))
+        log(f"going on with {path}: {len(study.questions)} questions, {len(study.answers())} answers so far")
+        return study
+    stage = Experiment(spec, dataset, workspace, device, log)
+    chosen = _choose(stage, models)
+    bed = TestBed(stage)
+    questions, differ = draw_questions(bed, chosen, sessions, k, seed)
+    log(f"{len(questions)} questions; the models differ on {differ:,} of {len(bed.sessions):,} test sessions")
+    runs = [{**about, "title": m.title} for about, m in zip(models_of(chosen), chosen, strict=True)]
+    facts = {"models": runs, "differ": differ, "test_sessions": len(bed.sessions), "made_with": _data_of(stage)}
+    return StudyFile.create(path, {**asked, **facts}, questions)
+
+
+def _data_of(stage: Experiment) -> dict[str, Any]:
+    return data_of(stage.store, stage.candidates, stage.dataset.split("test"))
+
+
+def _check_identity(study: StudyFile, stage: Experiment) -> None:
+    """Raise StudyError where the questions were drawn from other models or data than those there are now."""
+    known = {m["label"]: {"run": m["run"], "weights": m.get("weights")} for m in study.about["models"]}
+    models = models_of(trained_runs(stage)[0])
+    present = {m[name]: {"run": m["run"], "weights": m["weights"]} for name in ("label", "run") for m in models}
+    changed = changes(
+        {**study.about.get("made_with", {}), "models": known},
+        {**_data_of(stage), "models": {label: present.get(m["run"], present.get(label)) for label, m in known.items()}},
+    )
+    if changed:
+        raise StudyError(
+            f"{study.path}: its questions were drawn with other models or data ({changed}): answers to both would be "
+            "counted as one; name a new file with --db"
+        )
+
+
+def _choose(stage: Experiment, models: Sequence[str]) -> list[Trained]:
+    found, missing = trained_runs(stage, models)
+    first: dict[str, Trained] = {}
+    for trained in found:
+        first.setdefault(trained.name, trained)
+    if models:
+        if absent := [name for name in models if name not in first]:
+            raise StudyError(
+                f"not trained: {', '.join(absent)}; run " + "; ".join(f"`{command}`" for command in missing)
+            )
+        return [first[name] for name in models]
+    preferred = [first[name] for name in PREFERRED if name in first]
+    others = [trained for name, trained in reversed(first.items()) if name not in PREFERRED]
+    return preferred if len(preferred) > 1 else (preferred + others)[: min(3, MOST_MODELS)]

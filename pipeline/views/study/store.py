@@ -1,0 +1,144 @@
+"""A study in one SQLite file (WAL): what is asked, and every answer as soon as it is given."""
+
+from __future__ import annotations
+
+import json
+import random
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from manifests.errors import IncompleteError
+from pipeline.views.study.questions import Question, StudyError
+
+FORMAT = 1
+NAME = 60  # characters of a participant's name
+SCHEMA = """
+CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE question (number INTEGER PRIMARY KEY, session TEXT NOT NULL, options TEXT NOT NULL);
+CREATE TABLE participant (name TEXT PRIMARY KEY, since TEXT NOT NULL);
+CREATE TABLE answer (
+  participant TEXT NOT NULL REFERENCES participant, question INTEGER NOT NULL REFERENCES question,
+  option INTEGER,  -- place among the question's options; NULL: no preference
+  shown TEXT NOT NULL, seconds REAL, at TEXT NOT NULL, PRIMARY KEY (participant, question));
+"""
+
+
+@dataclass(frozen=True)
+class Answer:
+    participant: str
+    question: int
+    option: int | None
+
+
+class StudyFile:
+    """One study. Each call opens the file for itself, so any number of threads and processes may share it."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        if not path.is_file():
+            raise IncompleteError(f"{path}: no such study; `study SPEC` makes one")
+        try:
+            with self._open() as db:
+                self.about: dict[str, Any] = {k: json.loads(v) for k, v in db.execute("SELECT key, value FROM about")}
+                rows = db.execute("SELECT number, session, options FROM question ORDER BY number").fetchall()
+        except sqlite3.DatabaseError as error:
+            raise StudyError(f"{path}: not a study ({error}); name another file with --db") from None
+        if self.about.get("format") != FORMAT:
+            raise StudyError(f"{path}: study format {self.about.get('format')!r}, this program reads {FORMAT}")
+        self.questions = [Question(n, s, tuple((tuple(a), tuple(b)) for a, b in json.loads(o))) for n, s, o in rows]
+
+    @classmethod
+    def create(cls, path: Path, about: dict[str, Any], questions: Sequence[Question]) -> StudyFile:
+        """A new study; written whole under another name first, so that an interrupted start leaves none."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        part.unlink(missing_ok=True)
+        db = sqlite3.connect(part)
+        try:
+            db.executescript(SCHEMA)
+            values = {"format": FORMAT, **about}
+            db.executemany("INSERT INTO about VALUES (?, ?)", [(k, json.dumps(v)) for k, v in values.items()])
+            db.executemany(
+                "INSERT INTO question VALUES (?, ?, ?)",
+                [(q.number, q.session, json.dumps(q.options)) for q in questions],
+            )
+            db.commit()
+        finally:
+            db.close()
+        part.replace(path)
+        return cls(path)
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=FULL")  # an answer that was acknowledged survives a power cut
+            db.execute("PRAGMA foreign_keys=ON")
+            yield db
+        finally:
+            db.close()
+
+    @property
+    def models(self) -> list[str]:
+        """Labels of the models compared."""
+        return [model["label"] for model in self.about["models"]]
+
+    def join(self, name: object) -> str:
+        """The participant's name as it is kept; one who has been here before goes on. Raises StudyError."""
+        if not isinstance(name, str):
+            raise StudyError("a name is a text")
+        kept = " ".join("".join(c if c.isprintable() else " " for c in name).split())
+        if not kept or len(kept) > NAME:
+            raise StudyError(f"a name has 1 to {NAME} characters: write a name or a code")
+        if self.about.get("codes") and kept not in self.about["codes"]:
+            raise StudyError("this study has a list of codes, and this one is not on it: check the spelling")
+        with self._open() as db:
+            db.execute("INSERT OR IGNORE INTO participant VALUES (?, ?)", (kept, _now()))
+        return kept
+
+    def order(self, participant: str) -> list[int]:
+        """Question numbers in the order that this participant gets them."""
+        numbers = [q.number for q in self.questions]
+        random.Random(f"{self.about['seed']} {participant}").shuffle(numbers)
+        return numbers
+
+    def answered(self, participant: str) -> dict[int, int | None]:
+        """Question number -> option, of one participant."""
+        with self._open() as db:
+            return dict(
+                db.execute("SELECT question, option FROM answer WHERE participant = ?", (participant,)).fetchall()
+            )
+
+    def answer(self, participant: str, number: int, shown: int | None, seconds: float | None) -> None:
+        """Keep an answer: the place of the chosen option as it was shown, or None for no preference. A second answer
+        to the same question replaces the first. Raises StudyError for a question, place or participant that is not there.
+        """
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(self.questions):
+            raise StudyError(f"there is no question {number!r}")
+        order = self.questions[number].shuffled(self.about["seed"], participant)
+        if shown is not None and (isinstance(shown, bool) or not isinstance(shown, int) or not 0 <= shown < len(order)):
+            raise StudyError(f"question {number} has no option {shown!r}")
+        row = (participant, number, None if shown is None else order[shown], json.dumps(order), seconds, _now())
+        with self._open() as db:
+            try:
+                db.execute("INSERT OR REPLACE INTO answer VALUES (?, ?, ?, ?, ?, ?)", row)
+            except sqlite3.IntegrityError:
+                raise StudyError(f"{participant!r} takes no part in this study: join first") from None
+
+    def answers(self) -> list[Answer]:
+        """All answers, by participant and question."""
+        with self._open() as db:
+            rows = db.execute(
+                "SELECT participant, question, option FROM answer ORDER BY participant, question"
+            ).fetchall()
+        return [Answer(*row) for row in rows]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

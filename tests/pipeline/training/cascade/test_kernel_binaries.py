@@ -1,0 +1,62 @@
+"""What Triton's interpreter does not see: whether the kernels compile for a GPU, and fit into its registers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+triton = pytest.importorskip("triton", "3.3", reason="Triton 3.3 is not installed: the extra `test` brings it on Linux")
+if not (Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump").is_file():
+    pytest.skip("this Triton brings no NVIDIA binaries", allow_module_level=True)
+
+KERNELS = 8  # forms of the five kernels, for one shape
+SPILLED = 64  # bytes: a few registers may go to the stack, a matrix may not
+
+
+def compiled(folder: Path, *arguments: object) -> list[dict[str, Any]]:
+    """What each kernel needs, in each of its forms; in a process of its own, since here Triton may interpret."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(folder)}
+    command = [sys.executable, "-m", "tests.pipeline.training.cascade.compile_kernels", *map(str, arguments)]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("hidden", [100, pytest.param(768, marks=pytest.mark.slow)])
+def test_they_compile_and_nothing_is_spilled(hidden: int, tmp_path: Path) -> None:
+    for needed in compiled(tmp_path, 90, "fp32", 4, hidden, 4):
+        assert needed["REG"] > 0 and needed["STACK"] <= SPILLED, needed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("capability", "stages", "hidden", "slots"), [(80, 1, 7, 1), (89, 8, 256, 16), (100, 16, 100, 4)]
+)
+def test_they_compile_for_other_generations(
+    capability: int, stages: int, hidden: int, slots: int, tmp_path: Path
+) -> None:
+    for needed in compiled(tmp_path, capability, "fp32", stages, hidden, slots):
+        assert needed["STACK"] <= SPILLED, needed
+
+
+@pytest.mark.parametrize("numbers", ["fp32", "fp64"])
+def test_padded_slots_compile_in_both_precisions(numbers: str, tmp_path: Path) -> None:
+    """Five slots take eight lanes: what the equality tests run on a GPU in float64."""
+    assert len(compiled(tmp_path, 90, numbers, 2, 7, 5)) == KERNELS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("numbers", ["fp32", "fp64"])
+@pytest.mark.parametrize("hidden", [7, 100])
+def test_they_compile_for_every_number_of_stages_of_the_tables(hidden: int, numbers: str, tmp_path: Path) -> None:
+    """Slots that fill their lanes and slots that do not; nothing is spilled in the numbers that training computes in."""
+    for needed in compiled(tmp_path, 90, numbers, "1,2,4,8,16", hidden, "4,5,8"):
+        assert numbers == "fp64" or needed["STACK"] <= SPILLED, needed
