@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,8 +102,3 @@ def changed_fields(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def unique_keys(keys: Sequence[bytes]) -> list[bytes]:
-    """The distinct keys in order of first appearance."""
-    return list(dict.fromkeys(keys))

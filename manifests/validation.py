@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from manifests.errors import ManifestError, Problem
 from manifests.schema import Session
@@ -78,32 +77,3 @@ def group_draw(seed: int, group: Iterable[Session]) -> tuple[bytes, bytes]:
 
     first = min(group, key=lambda s: (s.category, s.text, s.id))
     return draw(f"{first.category}\0{first.text}"), draw(first.id)
-
-
-@dataclass(frozen=True)
-class SplitReport:
-    """What a cut came to. ``turns``: share of each session length in (fit, validation)."""
-
-    fraction: float
-    fractions: dict[str, float]  # by category
-    turns: dict[int, tuple[float, float]]
-    shared_pairs: int  # 0 for every cut of split_validation
-    shared_images: int  # images seen on both sides; pairs are kept apart, images are not
-
-
-def report_split(fit: Sequence[Session], validation: Sequence[Session]) -> SplitReport:
-    """Achieved fractions, session lengths on both sides, and what the two sides still share."""
-    sides = [Counter(s.category for s in part) for part in (fit, validation)]
-    lengths = [Counter(len(s.turns) for s in part) for part in (fit, validation)]
-    pairs = [{p for s in part for p in s.pairs} for part in (fit, validation)]
-    images = [{i for pair in part for i in pair} for part in pairs]
-    return SplitReport(
-        fraction=len(validation) / max(1, len(fit) + len(validation)),
-        fractions={c: sides[1][c] / (sides[0][c] + sides[1][c]) for c in sorted(sides[0] | sides[1])},
-        turns={
-            n: (lengths[0][n] / max(1, len(fit)), lengths[1][n] / max(1, len(validation)))
-            for n in sorted(lengths[0] | lengths[1])
-        },
-        shared_pairs=len(pairs[0] & pairs[1]),
-        shared_images=len(images[0] & images[1]),
-    )

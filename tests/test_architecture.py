@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -89,3 +90,54 @@ def test_nothing_unpickles_evaluates_or_trusts_remote_code() -> None:
                 if any(k.arg == "trust_remote_code" and getattr(k.value, "value", None) is True for k in node.keywords):
                     wrong.append(f"{path.name}:{node.lineno} trust_remote_code=True")
     assert wrong == []
+
+
+MAP = ROOT / "docs" / "architecture.md"
+# heading of a walk -> files that a reader may have to open at most
+WALKS = {"table cell": 25, "`extract SPEC`": 12, "new extractor": 5, "store's format": 10, "CM-NTM on a GPU": 12}
+
+
+def test_the_map_names_what_exists() -> None:
+    named = re.findall(r"`((?:manifests|cache|pipeline|tests|docs)/[\w./-]*|cli\.py)`", MAP.read_text(encoding="utf-8"))
+    assert len(set(named)) > 40
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_every_folder_is_on_the_map() -> None:
+    text = MAP.read_text(encoding="utf-8")
+    folders = [p for p in (ROOT / "pipeline").iterdir() if p.is_dir() and (p / "__init__.py").exists()]
+    assert [p.name for p in folders if f"`pipeline/{p.name}/`" not in text] == []
+    assert [p.name for p in (ROOT / "pipeline").glob("*.py")] == ["__init__.py"]  # no loose module
+
+
+@pytest.mark.parametrize(("walk", "most"), WALKS.items())
+def test_walks_are_short(walk: str, most: int) -> None:
+    (section,) = [s for s in MAP.read_text(encoding="utf-8").split("\n## ") if walk in s.split("\n")[0]]
+    files = set(re.findall(r"`([\w./-]+\.py)`", section))
+    assert 3 <= len(files) <= most
+
+
+def test_folders_of_the_pipeline_form_no_cycle() -> None:
+    """Imports between folders have an order; those for type annotations alone are left out."""
+    arrows: dict[str, set[str]] = {}
+    for path in (ROOT / "pipeline").rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        typing = {
+            id(inner)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+            for inner in ast.walk(node)
+        }
+        here = path.relative_to(ROOT).parts[1]
+        for node in ast.walk(tree):
+            if (
+                isinstance(node, ast.ImportFrom)
+                and id(node) not in typing
+                and (node.module or "").startswith("pipeline.")
+            ):
+                arrows.setdefault(here, set()).add(node.module.split(".")[1])
+    left = {here: there - {here} for here, there in arrows.items()}
+    while free := [here for here, there in left.items() if not there & left.keys()]:
+        for here in free:
+            del left[here]
+    assert left == {}

@@ -1,17 +1,11 @@
-"""A ``Table`` for people at a terminal, in colour through rich or as plain text."""
+"""A ``Table`` for people at a terminal, as plain text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import groupby
-from typing import TYPE_CHECKING
 
 from pipeline.analysis.cells import Column, Table
 from pipeline.analysis.render import PAPER, lines_of
-
-if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions
-    from rich.text import Text
 
 _GAP = 2  # spaces between columns
 
@@ -69,16 +63,3 @@ def _header(columns: tuple[Column, ...], widths: list[int], part: list[int], fir
 def to_text(table: Table, width: int = 100) -> str:
     """Plain text for a terminal of ``width`` columns, ending in a newline."""
     return "\n".join(line for line, _ in terminal_lines(table, width)) + "\n"
-
-
-class RichTable:
-    """The table as ``rich.console.Console.print`` takes it, as wide as the console."""
-
-    def __init__(self, table: Table):
-        self.table = table
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
-        from rich.text import Text
-
-        for line, style in terminal_lines(self.table, options.max_width):
-            yield Text(line, style=style)

@@ -22,6 +22,7 @@ from cache.stat_cache import sha256_of
 from manifests.errors import IncompleteError
 from manifests.identity import KEY_BYTES, digest, stack_keys
 from manifests.schema import Dataset, RunSpec
+from pipeline.core.digests import DigestCache
 
 _ENCODING = ("utf-8", "surrogatepass")  # file names of no valid encoding reach Python as lone surrogates
 _SHOWN = 3
@@ -110,8 +111,6 @@ def image_changes(dataset: Dataset, keys: Mapping[str, bytes], digests: Path) ->
 
     A file that cannot be read now keeps its recorded key. Without an images folder nothing can be compared.
     """
-    from pipeline.core.digests import DigestCache
-
     if dataset.images_root is None or not dataset.images_root.is_dir():
         return ImageChanges(False)
     cache = DigestCache(digests, dataset.images_root.resolve())

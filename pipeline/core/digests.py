@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from manifests.identity import KEY_BYTES, image_key
-from pipeline.extraction.images import ReadError, locate
+from pipeline.core.image_files import ReadError, locate
 
 NAME = "image-digests.tsv"
 _HEAD = "# fashion-ntm image digests 2 of "

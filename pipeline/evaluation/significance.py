@@ -104,25 +104,6 @@ def difference(value: float, draws: np.ndarray, level: float = LEVEL) -> Differe
     return Difference(value, *interval(draws, level), p=float(min(1.0, 2 * min(tails))))
 
 
-def paired_bootstrap(
-    a: np.ndarray,
-    b: np.ndarray,
-    strata: Sequence[np.ndarray],
-    clusters: np.ndarray | None = None,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Difference:
-    """a - b over the same sessions: values [S] each, or [S, seeds], whose mean over the seeds is taken first."""
-    gap = _per_session(a) - _per_session(b)
-    value = float(np.mean([gap[members].mean() for members in strata]))
-    return difference(value, bootstrap(gap[:, None], strata, clusters, resamples, seed)[:, 0])
-
-
-def _per_session(values: np.ndarray) -> np.ndarray:
-    values = np.asarray(values, dtype=np.float64)
-    return values if values.ndim == 1 else values.mean(axis=1)
-
-
 def sign_flip(a: Sequence[float], b: Sequence[float]) -> SeedTest:
     """Exact paired permutation test of equal means over seeds: each pair may be swapped. a, b: [n], by seed.
 

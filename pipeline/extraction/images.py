@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import stat
 import warnings
 from pathlib import Path
 
@@ -11,8 +10,8 @@ import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from PIL import __version__ as pillow_version
 
-from manifests.errors import FashionNTMError
 from manifests.identity import image_key
+from pipeline.core.image_files import ItemError, ReadError, locate
 
 Image.init()  # here, and not by whichever thread meets an odd file first
 # Raster formats only: Pillow's EPS and WMF readers call other programs.
@@ -27,42 +26,10 @@ warnings.simplefilter("error", Image.DecompressionBombWarning)
 PngImagePlugin.MAX_TEXT_CHUNK = MAX_CHUNK
 
 
-class ItemError(FashionNTMError):
-    """One item cannot be processed; it is recorded as failed with this stage and reason, and the job goes on."""
-
-    stage = "read"
-
-    def __init__(self, reason: str):
-        super().__init__(reason)
-        self.reason = reason
-
-
-class ReadError(ItemError):
-    """The file is missing, unreadable or outside the images folder."""
-
-
 class DecodeError(ItemError):
     """The bytes are not an image that can be used."""
 
     stage = "decode"
-
-
-def locate(root: Path, file: str) -> Path:
-    """The regular file ``root / file``, whose real path must lie below ``root`` (itself already resolved).
-
-    Raises ReadError: a dataset file must not name, by ``..``, an absolute path or a link, what lies elsewhere.
-    """
-    try:
-        path = (root / file).resolve(strict=True)
-        mode = path.stat().st_mode
-    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a loop of links; ValueError: a NUL byte
-        what = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be opened: {error}"
-        raise ReadError(f"{what}: {file!r} below {root}") from None
-    if not path.is_relative_to(root):
-        raise ReadError(f"{file!r} leads outside the images folder {root}, to {path}")
-    if not stat.S_ISREG(mode):
-        raise ReadError(f"not a regular file: {file!r} below {root}")
-    return path
 
 
 def read(root: Path, file: str, expected: bytes | None = None) -> bytes:

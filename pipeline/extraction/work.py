@@ -11,8 +11,8 @@ from manifests.errors import ManifestError, Problem
 from manifests.identity import caption_key, pair_key, text_key
 from manifests.schema import Dataset, Image
 from pipeline.core.digests import DigestCache
+from pipeline.core.image_files import ItemError
 from pipeline.extraction.extractors.base import Extractor
-from pipeline.extraction.images import ItemError
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,14 +83,6 @@ class Trained:
     reused: bool
 
 
-def train_run(request: TrainRequest, **how: Any) -> Trained:
-    """``train_runs`` of one run. Raises the DivergenceError that a group would return."""
-    (outcome,) = train_runs([request], **how)
-    if isinstance(outcome, DivergenceError):
-        raise outcome
-    return outcome
-
-
 def train_runs(
     requests: Sequence[TrainRequest],
     *,

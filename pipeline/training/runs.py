@@ -167,31 +167,6 @@ class RunFolder:
         """Whether the folder has a seal: without one (a run of an earlier version), changed files go unnoticed."""
         return (self.path / SEAL).is_file()
 
-    def about(self, detail: bool = False) -> dict[str, Any]:
-        """The run in words, for listings: {"name", "about"}, and with ``detail`` its seed, options and execution."""
-        state = self.state
-        name = f"{self.dataset}/{self.model}/{self.id}"
-        if state in ("absent", "damaged") or not self.run_file.is_file():
-            why = f": {self.damage}" if state == "damaged" and self.damage else ""
-            return {"name": name, "about": state + why, "state": state}
-        record = self.record()
-        identity, summary = record.get("identity", {}), record.get("finished") or {}
-        words = [state]
-        if identity.get("seed") is not None:
-            words.append(f"seed {identity['seed']}")
-        if state == "finished":
-            words += [f"{summary.get('epochs', 0)} epochs", f"{summary.get('seconds', 0):.0f} s"]
-            words += [] if self.sealed else [UNSEALED]
-        elif state == "failed":
-            words.append(str(record["failed"]))
-        else:
-            words.append(f"{len(self.metrics())} epochs done; train again to start it anew")
-        row = {"name": name, "about": ", ".join(words), "state": state}
-        if detail:
-            row |= {**identity.get("model", {}).get("options", {}), **record.get("execution", {})}
-            row |= {"store": identity.get("store", ""), "finished": summary}
-        return row
-
     def record(self) -> dict[str, Any]:
         """run.json. FileNotFoundError when there is none, RunError when it is not JSON."""
         try:

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from manifests.errors import ManifestError
 from manifests.table_spec import ResultsTable, RowSpec, parse_table_spec
 from pipeline.analysis.render import CSV_FIELDS, FORMATS, latex_text, paper_text, render, value_text
 from pipeline.analysis.tables import Block, Cell, Column, Row, Table, build_results_table
-from pipeline.analysis.terminal import RichTable, to_text
+from pipeline.analysis.terminal import to_text
 
 GOLDEN = Path(__file__).parent / "golden"
 PERCENT, COUNT = Column(group="", label="R@5"), Column(group="", label="n", kind="count")
@@ -92,12 +91,6 @@ def test_a_narrow_terminal_cuts_no_number(table: Table, width: int) -> None:
         assert value_text(cell, PERCENT) in text
     body = text.split("Caption gallery")[0].splitlines()
     assert width < 45 or max(map(len, body)) <= width
-
-
-def test_rich_prints_the_same_text(table: Table) -> None:
-    printed = io.StringIO()
-    Console(file=printed, width=400, color_system=None).print(RichTable(table))
-    assert printed.getvalue() == to_text(table, 400)
 
 
 def test_json_comes_back_as_the_same_table(table: Table) -> None:

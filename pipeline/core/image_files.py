@@ -1,0 +1,40 @@
+"""Files of an images folder: where one is, and the errors of items that cannot be read."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+from manifests.errors import FashionNTMError
+
+
+class ItemError(FashionNTMError):
+    """One item cannot be processed; it is recorded as failed with this stage and reason, and the job goes on."""
+
+    stage = "read"
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+
+
+class ReadError(ItemError):
+    """The file is missing, unreadable or outside the images folder."""
+
+
+def locate(root: Path, file: str) -> Path:
+    """The regular file ``root / file``, whose real path must lie below ``root`` (itself already resolved).
+
+    Raises ReadError: a dataset file must not name, by ``..``, an absolute path or a link, what lies elsewhere.
+    """
+    try:
+        path = (root / file).resolve(strict=True)
+        mode = path.stat().st_mode
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a loop of links; ValueError: a NUL byte
+        what = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be opened: {error}"
+        raise ReadError(f"{what}: {file!r} below {root}") from None
+    if not path.is_relative_to(root):
+        raise ReadError(f"{file!r} leads outside the images folder {root}, to {path}")
+    if not stat.S_ISREG(mode):
+        raise ReadError(f"not a regular file: {file!r} below {root}")
+    return path
