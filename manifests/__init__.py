@@ -1,1 +1,1 @@
-"""What a job is: datasets, specs and identities. No torch, no h5py."""
+"""Datasets, specs and identities of jobs. Imports neither torch nor h5py."""

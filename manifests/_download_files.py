@@ -1,15 +1,15 @@
-"""The public files that ``manifests.downloads`` fetches: where each one is, and the digests it may have.
+"""Public files that ``manifests.downloads`` fetches: addresses and accepted digests.
 
-Every address is pinned to a commit of the public repository. The SHA-256 digests were taken from local copies; how a
-copy was compared with the pinned public file is said by ``origin``:
+Every address is pinned to a commit of the public repository. The SHA-256 digests were taken from local copies;
+``origin`` tells how a copy was compared with the pinned public file:
 
-COMPARED  the copy has the length of the pinned file and ends in the same text
+COMPARED  the copy has the length of the pinned file and the same text at the end
 REBUILT   the pinned file is the copy without its line breaks: same length, same beginning and end after the change
 UNSEEN    the pinned file could not be compared; its address follows from those of its neighbours
-LENGTH    only the length of the pinned file is known; no digest of it
+LENGTH    only the length of the pinned file is known, not its digest
 
 The attribute files of shirt and toptee are the same for train and val, so both are fetched from the train address;
-the toptee train sessions are pinned where the public index has them, in the repository's older folder.
+the toptee train sessions are pinned in the repository's older folder, where the public index has them.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _GUO = "XiaoxiaoGuo/fashion-retrieval"
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file. A copy is right when its SHA-256 is one of ``sha256``, or its text has ``characters`` characters."""
+    """Public file. A copy is valid if its SHA-256 is one of ``sha256`` or its text has ``characters`` characters."""
 
-    path: str  # below the data folder; the first part is the data set's folder
+    path: str  # below the data folder; the first part is the dataset's folder
     url: str
     upstream: str  # path in the public repository
     sha256: tuple[str, ...]
     origin: Origin
     characters: int | None = None  # for a public file without a known digest
-    notes: tuple[tuple[str, str], ...] = ()  # (digest, what is particular about that copy)
+    notes: tuple[tuple[str, str], ...] = ()  # (digest, remark on that copy)
 
 
 def _file(

@@ -1,4 +1,4 @@
-"""Ablation specs: a numbered grid of model options x training options x seeds over one run spec's features."""
+"""Ablation specs: a numbered grid of model options x training options x seeds over the features of one run spec."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ SEEDS = (0, 1, 2, 3, 4, 5)
 
 
 class Grid(Frozen):
-    """A product: every model x every value of each option that is a list. ``[[1, 2]]`` is one value, the list [1, 2]."""
+    """Cartesian product of models and of the values of each list option. ``[[1, 2]]`` is one value, the list [1, 2]."""
 
     models: tuple[str, ...] = Field(min_length=1)
     options: dict[str, Any] = Field(default_factory=dict)
     training: dict[str, Any] = Field(default_factory=dict)
-    optional: bool = False  # left out where no memory model of this name exists
+    optional: bool = False  # skipped if no memory model of this name exists
 
 
 class AblationSpec(Frozen):
-    """What ``ablate`` runs. Options of a point come on top of those that the run spec gives its model."""
+    """Spec of the ``ablate`` command. Options of a point override those of the run spec for its model."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     title: str = ""
     run: str  # run spec: dataset, extractor, composer, shared training, validation
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(SEEDS, min_length=1)
     grid: tuple[Grid, ...]
-    views: tuple[View, ...] = (WHOLE,)  # every finished run is evaluated in each of them
+    views: tuple[View, ...] = (WHOLE,)  # each finished run is evaluated in every view
     windows: tuple[Annotated[int, Field(ge=1)], ...] = ()  # see ``RunSpec.windows``
     timing: bool = False  # measure the inference time of every point (paper Figure 8)
 
     def points(self, known: Sequence[str] | None = None) -> tuple[Point, ...]:
-        """The grid in order, numbered from 1. ``known``: names of the memory models, to leave out optional others."""
+        """Return the grid points, numbered from 1. ``known``: existing memory models; missing optional ones are skipped."""
         made: list[Point] = []
         number = 0
         for grid in self.grid:
@@ -63,7 +63,7 @@ class AblationSpec(Frozen):
         return tuple(made)
 
     def check(self, problems: Problems) -> None:
-        """Report an empty grid, and seeds or points that appear twice."""
+        """Report an empty grid, and repeated seeds or points."""
         if not self.grid:
             problems.add("key grid", "empty", "an ablation needs one [[grid]] at least")
         for seed, count in Counter(self.seeds).items():
@@ -78,7 +78,7 @@ class AblationSpec(Frozen):
 
 @dataclass(frozen=True)
 class Point:
-    """One configuration of the grid; its options come on top of the run spec's."""
+    """Configuration of the grid; its options override the run spec's."""
 
     number: int
     model: str
@@ -97,23 +97,23 @@ def _values(value: Any) -> list[Any]:
 
 
 def ablation_names() -> tuple[str, ...]:
-    """Names of the ablations that come with the project."""
+    """Return the names of the ablations shipped with the project."""
     return tuple(shipped("ablations"))
 
 
 def load_ablation_spec(name: str) -> AblationSpec:
-    """An ablation spec by shipped name or by path. Raises ManifestError with every problem of the file."""
+    """Load an ablation spec by shipped name or path. Raise ManifestError with every problem of the file."""
     path = spec_path(name, "ablations")
     return parse_ablation_spec(read_toml(path), str(path))
 
 
 def parse_ablation_spec(values: dict[str, Any], file: str) -> AblationSpec:
-    """The TOML values of ``file`` as an ablation spec. Raises ManifestError with every problem found."""
+    """Parse the TOML values of ``file`` as an ablation spec. Raise ManifestError with every problem found."""
     return parse_file(AblationSpec, values, file)
 
 
 def chosen_points(points: Sequence[Point], only: Sequence[int]) -> tuple[Point, ...]:
-    """The points with these numbers, in order of the grid; all of them for an empty ``only``."""
+    """Return the points with these numbers, in grid order; all points if ``only`` is empty."""
     known = {point.number for point in points}
     wrong = [number for number in only if number not in known]
     if wrong:

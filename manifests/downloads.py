@@ -1,11 +1,11 @@
-"""Fetches the public annotation files with checksums, or copies them from a folder: for users who have the internet,
-and for those who bring the files on a disk. Images are never fetched: their owners publish them elsewhere.
+"""Download the public annotation files and verify their checksums, or copy them from a folder for use offline.
+Images are never downloaded: their owners publish them elsewhere.
 
     download("mt_fashioniq", Path("data"))                         from the public repositories
     download("shoes", Path("data"), Path("/media/disk/data"))      from a folder (or a file:// address, or a mirror's)
 
-Files land in ``<to>/<data set>/...``, the folders that the data sets' options name by default. Each is checked, then
-put in place atomically; one that is already there and right is skipped, so running it again resumes.
+Files are written to ``<to>/<dataset>/...``, the default folders of the datasets' options. Each file is verified and
+then moved into place atomically; valid existing files are skipped, so a second call resumes.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from pathlib import Path
 from manifests._download_files import FILES, RemoteFile
 from manifests.errors import FashionNTMError, ManifestError, Problem, nearest
 
-TIMEOUT = 30.0  # seconds without an answer
-LARGEST = 64 * 1024 * 1024  # bytes; the largest file is 4 MB, so more is not what was asked for
+TIMEOUT = 30.0  # seconds without a response
+LARGEST = 64 * 1024 * 1024  # bytes; the largest file is 4 MB, so a larger response is wrong
 
 
 class DownloadError(FashionNTMError):
-    """Files that could not be fetched or are not what they should be. What had arrived before is kept."""
+    """Files that could not be fetched or do not match. Files fetched before are kept."""
 
     def __init__(self, problems: Sequence[Problem]):
         self.problems = tuple(problems)
@@ -36,15 +36,15 @@ class DownloadError(FashionNTMError):
 
 
 class _NoConnectionError(Exception):
-    """The server cannot be reached, which holds for every file after this one too."""
+    """The server is unreachable, so the remaining files cannot be fetched either."""
 
 
 @dataclass(frozen=True)
 class Download:
-    """What a call did: files now in place by how they got there, and remarks on single files."""
+    """Result of a download: files fetched, files skipped, and notes on single files."""
 
     fetched: tuple[Path, ...]
-    skipped: tuple[Path, ...]  # already there and right
+    skipped: tuple[Path, ...]  # already present and valid
     notes: tuple[str, ...]
 
 
@@ -56,14 +56,14 @@ def download(
     files: Mapping[str, Sequence[RemoteFile]] = FILES,
     progress: Callable[[str], None] | None = None,
 ) -> Download:
-    """Put the files of data set ``name`` (or "all") below ``to``.
+    """Put the files of dataset ``name`` (or "all") below ``to``.
 
-    ``source``: None for the public repositories; a folder or ``file://`` address that holds the files in the layout
-    of ``to``, of one data set alone, or of the public repository; or the ``http(s)://`` address of such a layout of
-    ``to``. ``progress`` is given one line a file.
+    ``source``: None for the public repositories; a folder or ``file://`` address with the files in the layout of
+    ``to``, of one dataset, or of the public repository; or an ``http(s)://`` address with the layout of ``to``.
+    ``progress`` receives one line per file.
 
-    Raises ManifestError for an unknown name; DownloadError naming every file that is missing, does not match its
-    checksum, or is in the way with other content (it is left alone); and when there is no connection.
+    Raise ManifestError for an unknown name; DownloadError naming every file that is missing, does not match its
+    checksum, or exists with other content (it is not changed), and if there is no connection.
     """
     if name != "all" and name not in files:
         raise ManifestError([Problem("download", "name", f"unknown data set {name!r}", nearest(name, [*files, "all"]))])
@@ -88,7 +88,7 @@ def download(
                 problem = _fetch(file, url, target) if folder is None else _copy(file, folder, target)
             except _NoConnectionError as error:
                 problems.append(_offline(url, error, file))
-                break  # every other file would wait for the same time-out
+                break  # the other files would wait for the same timeout
             if problem:
                 problems.append(problem)
                 continue
@@ -103,7 +103,7 @@ def download(
 
 
 def verify(file: RemoteFile, path: Path) -> str:
-    """Empty when the file at ``path`` is right, else what is wrong with it."""
+    """Return "" if the file at ``path`` is valid, else the reason that it is not."""
     try:
         digest = _digest(path)
         if digest in file.sha256:
@@ -119,7 +119,7 @@ def verify(file: RemoteFile, path: Path) -> str:
 
 
 def _source(source: str | Path | None) -> tuple[Path | None, str | None]:
-    """(folder, None), (None, address) or (None, None) for the public repositories."""
+    """Return (folder, None), (None, address), or (None, None) for the public repositories."""
     if source is None:
         return None, None
     text = str(source)
@@ -174,7 +174,7 @@ def _offline(url: str, error: Exception, file: RemoteFile) -> Problem:
 
 
 def _place(file: RemoteFile, data: bytes, target: Path, origin: str) -> Problem | None:
-    """Check the bytes under a temporary name beside ``target``, then rename: a killed run leaves no half file."""
+    """Verify the bytes in a temporary file next to ``target``, then rename it: a killed run leaves no partial file."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:

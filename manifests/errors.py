@@ -11,24 +11,24 @@ from functools import lru_cache
 from pathlib import Path
 
 SHOWN = 20  # lines for each kind of problem
-_FEW = 3  # problems that differ in their place alone are listed up to this many
+_FEW = 3  # problems that differ only in their place are listed up to this many
 
 
 class FashionNTMError(Exception):
-    """Base of every error this project raises on purpose. ``exit_code`` is what the command returns."""
+    """Base of all errors that this project raises on purpose. ``exit_code``: exit code of the command."""
 
     exit_code = 1
 
 
 class IncompleteError(FashionNTMError):
-    """Something a command needs has not been computed yet, or was computed for another fingerprint."""
+    """An input of a command is not computed yet, or was computed for another fingerprint."""
 
     exit_code = 3
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with a user's file: where it is, what was found, and what to do about it."""
+    """A problem in a user's file: its place, what was found, and a fix."""
 
     file: str
     place: str  # "line 12", "key training.epochs", "session 31 turn 2", or "" for the whole file
@@ -53,9 +53,9 @@ class ManifestError(FashionNTMError, ValueError):
 
 
 def problem_lines(problems: Sequence[Problem]) -> Iterator[str]:
-    """A line for each problem, in order of first appearance; at most ``SHOWN`` of a kind, and then their count.
+    """Format one line per problem, in order of first appearance; at most ``SHOWN`` per kind, followed by a count.
 
-    Many problems that differ in the numbers of their place alone (one unknown key on every line) are one line.
+    Problems that differ only in the numbers of their place (one unknown key on every line) share one line.
     """
     kinds: dict[tuple[str, str, str], dict[tuple[str, str, str], list[Problem]]] = defaultdict(dict)
     for p in problems:
@@ -76,13 +76,13 @@ def _folded(same: list[Problem]) -> list[str]:
 
 @lru_cache(maxsize=4096)
 def _pattern(text: str) -> str:
-    """``text`` without what differs between problems of one kind: values found, quoted names and numbers."""
+    """Return ``text`` without the parts that vary within one kind of problem: values, quoted names and numbers."""
     text = re.sub(r"^found .*", "found", text, flags=re.DOTALL)
     return re.sub(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\d[\d,.]*", "#", text)
 
 
 class Problems:
-    """Gathers problems while a file is read, so that a user sees all of them at once.
+    """Collector of problems while a file is read, so that a user sees all of them at once.
 
     >>> problems = Problems("sessions.jsonl")
     >>> problems.add("line 3", "no 'target'", "every session needs one")
@@ -104,11 +104,11 @@ class Problems:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint such as ``did you mean 'caption'? known: caption, clip`` for an unknown name."""
+    """Return a hint such as ``did you mean 'caption'? known: caption, clip`` for an unknown name."""
     return _nearest(name, tuple(sorted(known)))
 
 
-@lru_cache(maxsize=1024)  # one unknown key may be on every line of a file
+@lru_cache(maxsize=1024)  # an unknown key may recur on every line of a file
 def _nearest(name: str, known: tuple[str, ...]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean '{close[0]}'? " if close else ""

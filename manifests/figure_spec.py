@@ -1,4 +1,4 @@
-"""Figure specs: a scatter of the points of an ablation, recall against measured inference time (paper Figure 8)."""
+"""Figure specs: scatter plot of an ablation, recall against measured inference time (paper Figure 8)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from manifests.table_spec import Metric
 
 
 class FigureSpec(Frozen):
-    """Recall (y) against milliseconds a session (x). ``series`` and ``size``: the options that colour and size show."""
+    """Recall (y) against milliseconds per session (x). ``series`` and ``size``: options shown by color and size."""
 
     title: str
     run: str
@@ -25,11 +25,11 @@ class FigureSpec(Frozen):
 
 
 def figure_names() -> tuple[str, ...]:
-    """Names of the figures that come with the project."""
+    """Return the names of the figures shipped with the project."""
     return tuple(shipped("figures"))
 
 
 def load_figure_spec(name: str) -> FigureSpec:
-    """A figure spec by shipped name ("8") or by path. Raises ManifestError with every problem of the file."""
+    """Load a figure spec by shipped name ("8") or path. Raise ManifestError with every problem of the file."""
     path = spec_path(name, "figures")
     return parse_file(FigureSpec, read_toml(path), str(path))

@@ -1,4 +1,4 @@
-"""Cross-validation over train sessions: folds that share no (reference, target) pair, and never a test session."""
+"""Cross-validation folds of train sessions that share no (reference, target) pair; test sessions are refused."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from manifests.validation import group_draw, pair_groups
 
 
 class FoldError(FashionNTMError, ValueError):
-    """Test sessions among those to be cut, or too few groups of sessions for the folds asked for."""
+    """Test sessions in the input, or fewer groups of sessions than folds."""
 
 
 def train_only(dataset: Dataset) -> Dataset:
-    """The dataset without its test sessions and test galleries: what is chosen on it cannot have seen them."""
+    """Return the dataset without test sessions and test galleries, for model selection."""
     kept = tuple(g for g in dataset.galleries if g.split == "train")
     return dataset.model_copy(update={"sessions": dataset.split("train"), "galleries": kept})
 
 
 def pair_clean_folds(sessions: Sequence[Session], folds: int, seed: int = 0) -> list[list[int]]:
-    """Session numbers of each fold. Sessions that share pairs, directly or through others, are in one fold.
+    """Return the session indices of each fold. Sessions that share pairs, directly or indirectly, are in one fold.
 
-    Groups go, the largest first, to the fold that has the fewest sessions of their categories; ties are drawn from
-    ``seed`` and the sessions' texts, so that the folds are the same on any machine, in any order and under any ids.
+    Groups are assigned, largest first, to the fold with the fewest sessions of their categories. Ties are drawn from
+    ``seed`` and the sessions' texts, so the folds do not depend on the machine, the order or the ids.
 
-    Raises FoldError for a test session, and when there are fewer groups than folds.
+    Raise FoldError for a test session, and if there are fewer groups than folds.
     """
     wrong = [s.id for s in sessions if s.split != "train"]
     if wrong:

@@ -1,6 +1,6 @@
-"""Canonical digests: equal content gives an equal key on any machine, and any change gives another.
+"""Canonical digests: equal content has an equal key on any machine, and any change gives another key.
 
-Content keys are 16 bytes (the head of a SHA-256), rows of uint8 arrays [n, 16]; fingerprints are hex.
+Content keys are the first 16 bytes of a SHA-256, stored as rows of uint8 arrays [n, 16]; fingerprints are hex.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ KEY_BYTES = 16
 
 
 def digest(value: Any) -> str:
-    """SHA-256 (64 hex digits) of a JSON-like value, independent of the order of its keys.
+    """Return the SHA-256 (64 hex digits) of a JSON-like value, independent of the order of its keys.
 
-    Raises TypeError for values without a canonical JSON form (NaN included: ValueError).
+    Raise TypeError for values without a canonical JSON form; ValueError for NaN.
     """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def file_digest(path: str | Path) -> str:
-    """SHA-256 (64 hex digits) of a file's bytes."""
+    """Return the SHA-256 (64 hex digits) of a file's bytes."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
@@ -39,34 +39,34 @@ def _key(kind: bytes, *parts: bytes) -> bytes:
 
 
 def _bytes(text: str) -> bytes:
-    """UTF-8; a lone surrogate, which JSON files can hold, has bytes of its own instead of an error."""
+    """Encode as UTF-8; lone surrogates, which JSON files may contain, are encoded too instead of an error."""
     return text.encode("utf-8", errors="surrogatepass")
 
 
 def image_key(data: bytes) -> bytes:
-    """Content key of an image file's bytes: a renamed or touched file keeps it."""
+    """Return the content key of an image file's bytes; the name and times of the file do not matter."""
     return _key(b"image", data)
 
 
 def caption_key(caption: str) -> bytes:
-    """Content key of a caption that stands in for an image."""
+    """Return the content key of a caption that replaces an image."""
     return _key(b"caption", _bytes(caption))
 
 
 def text_key(text: str) -> bytes:
-    """Content key of a feedback text."""
+    """Return the content key of a feedback text."""
     return _key(b"text", _bytes(text))
 
 
 def pair_key(image: bytes, text: bytes) -> bytes:
-    """Content key of a query: (image or caption key, text key)."""
+    """Return the content key of a query from its (image or caption key, text key)."""
     return _key(b"pair", image, text)
 
 
 def session_key(session: Session, catalogue: Mapping[str, bytes]) -> bytes:
-    """32-byte content key of a session: category, and every turn's reference, text and target; its id is no part of it.
+    """Return the 32-byte content key of a session: category, and each turn's reference, text and target (no id).
 
-    ``catalogue``: image id -> content key. An image without a key counts by its id.
+    ``catalogue``: image id -> content key. The id replaces a missing key.
     """
     parts = [_bytes(session.category)]
     for turn, target in zip(session.turns, session.targets, strict=True):
@@ -79,13 +79,13 @@ def session_key(session: Session, catalogue: Mapping[str, bytes]) -> bytes:
 
 
 def stack_keys(keys: Iterable[bytes]) -> np.ndarray:
-    """Keys as one uint8 array [n, 16]."""
+    """Stack keys into one uint8 array [n, 16]."""
     joined = b"".join(keys)
     return np.frombuffer(joined, dtype=np.uint8).reshape(-1, KEY_BYTES).copy()
 
 
 def changed_fields(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """One line ``field: old -> new`` for every fingerprint field that differs, nested fields by dotted name."""
+    """Return a line ``field: old -> new`` for each fingerprint field that differs, nested fields by dotted name."""
     lines: list[str] = []
 
     def walk(prefix: str, a: Any, b: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a file is, by its first bytes, and what to do when another kind was expected."""
+"""Recognize the kind of a file by its first bytes, with advice if another kind was expected."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NUMPY, SAFETENSORS, EMPTY, UNKNOWN = "a NumPy array", "a safetensors file", "an 
 
 
 class Kind(NamedTuple):
-    """``name`` as it reads after "is"; ``advice``: the next step, or ""."""
+    """Kind of file. ``name``: phrase that follows "is"; ``advice``: the next step, or ""."""
 
     name: str
     advice: str = ""
@@ -40,7 +40,7 @@ _PICKLE = Kind(
 
 
 def kind_of(file: Path) -> Kind:
-    """The kind of a file by its first bytes. Raises OSError."""
+    """Return the kind of a file by its first bytes. Raise OSError."""
     with open(file, "rb") as handle:
         start = handle.read(512)
     if not start:

@@ -1,8 +1,8 @@
-"""Which test sessions a model may have memorised: their pairs, images or texts are also in train sessions.
+"""Find test sessions that a model may have memorized: their pairs, images or texts also occur in train sessions.
 
-Multi-turn FashionIQ was cut by session, not by pair. The last pair of a test session, which is the very answer that
-is asked for, is also a train pair in 411 of 1,000 dress, 177 of 681 shirt and 193 of 719 toptee sessions. Tables
-therefore have three blocks (``SUBSETS``).
+Multi-turn FashionIQ was split by session, not by pair. The last pair of a test session, which is the expected answer,
+is also a train pair in 411 of 1,000 dress, 177 of 681 shirt and 193 of 719 toptee sessions. Tables therefore have
+three blocks (``SUBSETS``).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _WITHIN: Mapping[Subset, tuple[Exposure, ...]] = {
 
 
 def pair_exposure(dataset: Dataset, scope: Scope = "category") -> dict[str, Exposure]:
-    """By test session id: "last_seen" (its last pair is a train pair), "seen" (only an earlier one is) or "clean".
+    """Return by test session id "last_seen" (the last pair is a train pair), "seen" (only an earlier one) or "clean".
 
-    Train pairs are those of all train sessions, a validation part included. ``scope``: those of the session's own
-    category, or of the whole dataset. In Multi-turn FashionIQ 40 images are in two categories, and the wider scope
-    finds three more sessions with a seen last pair and four more with a seen pair.
+    Train pairs are those of all train sessions, including a validation part. ``scope``: the session's own category,
+    or the whole dataset. In Multi-turn FashionIQ, 40 images are in two categories, and the wider scope finds three
+    more sessions with a seen last pair and four more with a seen pair.
     """
     seen: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for session in dataset.split("train"):
@@ -48,18 +48,18 @@ def _exposure(session: Session, seen: set[tuple[str, str]]) -> Exposure:
 
 
 def in_subset(exposure: Exposure, subset: Subset) -> bool:
-    """Whether a test session of this exposure counts in the subset."""
+    """Return whether a test session of this exposure belongs to the subset."""
     return exposure in _WITHIN[subset]
 
 
 def subset_sessions(dataset: Dataset, subset: Subset, scope: Scope = "category") -> tuple[Session, ...]:
-    """The test sessions of a subset, in dataset order."""
+    """Return the test sessions of a subset, in dataset order."""
     exposure = pair_exposure(dataset, scope)
     return tuple(s for s in dataset.split("test") if in_subset(exposure[s.id], subset))
 
 
 def subset_counts(dataset: Dataset, scope: Scope = "category") -> dict[str, dict[Subset, int]]:
-    """Test sessions by category and subset."""
+    """Count the test sessions by category and subset."""
     exposure = pair_exposure(dataset, scope)
     counts: dict[str, dict[Subset, int]] = {}
     for session in dataset.split("test"):
@@ -69,7 +69,7 @@ def subset_counts(dataset: Dataset, scope: Scope = "category") -> dict[str, dict
     return counts
 
 
-# What of a test session is also in a train session. Captions are feedback texts, compared without regard to case.
+# Kinds of overlap between a test session and the train sessions. Captions (feedback texts) are compared without case.
 OVERLAPS: tuple[str, ...] = (
     "last pair",
     "any pair",
@@ -82,10 +82,10 @@ OVERLAPS: tuple[str, ...] = (
 
 
 def overlaps(dataset: Dataset, scope: Scope = "category") -> dict[str, frozenset[str]]:
-    """By test session id: which of ``OVERLAPS`` it has with the train sessions of its category (or of the dataset).
+    """Return by test session id its ``OVERLAPS`` with the train sessions of its category (or of the dataset).
 
-    "last pair": (reference, target) of the last turn, the answer itself. "last query": (reference, feedback) of the last
-    turn. "target image": the session's target is an image of a train session. "any ...": of any turn.
+    "last pair": (reference, target) of the last turn, the expected answer. "last query": (reference, feedback) of the
+    last turn. "target image": the session's target is an image of a train session. "any ...": in any turn.
     """
     pairs, queries, images, texts = (defaultdict(set) for _ in range(4))
     for session in dataset.split("train"):

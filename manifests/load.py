@@ -1,4 +1,4 @@
-"""TOML files to specs: every problem in the file is found, then raised once."""
+"""Load specs from TOML files; all problems of a file are raised together."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from manifests.text import decode_text
 
 
 def shipped(kind: str) -> dict[str, Path]:
-    """Specs that come with the project, by name. ``kind``: "runs", "ablations" or "tables"."""
+    """Return the specs shipped with the project, by name. ``kind``: "runs", "ablations" or "tables"."""
     folder = Path(str(resources.files("manifests"))) / "specs" / kind
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The file as a dict. Raises ManifestError naming file and line."""
+    """Return the file as a dict. Raise ManifestError naming file and line."""
     try:
         return tomllib.loads(decode_text(path.read_bytes()))
     except FileNotFoundError:
@@ -31,12 +31,12 @@ def read_toml(path: Path) -> dict[str, Any]:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ManifestError([Problem(str(path), "", f"cannot be read: {error}")]) from error
-    except (ValueError, RecursionError) as error:  # ValueError: also an integer of thousands of digits
+    except (ValueError, RecursionError) as error:  # ValueError: includes integers with thousands of digits
         raise ManifestError([Problem(str(path), "", f"not valid TOML: {str(error)[:200]}")]) from error
 
 
 def spec_path(name: str, kind: str = "runs") -> Path:
-    """The file of a spec given by shipped name or by path. Raises ManifestError with the nearest name."""
+    """Return the file of a spec given by shipped name or by path. Raise ManifestError with the nearest name."""
     known = shipped(kind)
     if name in known:
         return known[name]
@@ -47,11 +47,11 @@ def spec_path(name: str, kind: str = "runs") -> Path:
 
 
 def load_spec(name: str, overrides: Sequence[str] = (), given: str = "") -> RunSpec:
-    """A run spec by shipped name or path, with ``key.sub=value`` overrides (values as in TOML; bare text is text).
-    One that names another dataset, extractor or composer drops the options that the file has for the old one.
-    ``given``: how a printed command should name the spec, when ``name`` alone does not say it.
+    """Load a run spec by shipped name or path, with ``key.sub=value`` overrides (TOML values; bare text is a string).
+    An override that names another dataset, extractor or composer drops the file's options for the previous one.
+    ``given``: name of the spec in printed commands, if it differs from ``name``.
 
-    Raises ManifestError with every problem of the file: unknown keys with the nearest name, wrong types, unknown
+    Raise ManifestError with every problem of the file: unknown keys with the nearest name, wrong types, unknown
     dataset. Extractor, composer and model options are checked by ``pipeline.jobs.specs.check``.
     """
     path = spec_path(name)
@@ -70,7 +70,7 @@ def load_spec(name: str, overrides: Sequence[str] = (), given: str = "") -> RunS
 
 
 def load_dataset(spec: RunSpec, data: Path, file: str = "") -> Dataset:
-    """The spec's dataset, read from the data folder. Raises ManifestError with every problem in every file."""
+    """Load the spec's dataset from the data folder. Raise ManifestError with every problem in every file."""
     source = datasets.get(spec.dataset.name, file, "key dataset.name")
     problems = Problems(file or spec.name)
     options = parse_options(source.Options, spec.dataset.options, file or spec.name, "dataset", problems)
@@ -83,7 +83,7 @@ def load_dataset(spec: RunSpec, data: Path, file: str = "") -> Dataset:
 
 
 def _refuse_recombine(spec: RunSpec, problems: Problems) -> None:
-    """Raise ManifestError for each [training] that joins pairs into new histories: pairs to a final target form no chain."""
+    """Raise ManifestError for each [training] with ``recombine``: pairs with a final target form no chain."""
     trainings = {"training": spec.training.recombine}
     for model, options in spec.models.items():
         own = options.get("training")
@@ -97,7 +97,7 @@ def _refuse_recombine(spec: RunSpec, problems: Problems) -> None:
 
 
 def _resolve(value: Any) -> Any:
-    """``package:a/b`` names a file that ships with the project; the rest stays as written."""
+    """Resolve ``package:a/b`` to a file shipped with the project; return other values unchanged."""
     if isinstance(value, dict):
         return {key: _resolve(item) for key, item in value.items()}
     if isinstance(value, str) and value.startswith("package:"):
@@ -113,16 +113,16 @@ def _apply(values: dict[str, Any], override: str) -> None:
     try:
         value = tomllib.loads(f"value = {text.strip()}")["value"]
     except (ValueError, RecursionError):
-        value = text.strip()  # a path or a word needs no quotes
+        value = text.strip()  # paths and words need no quotes
     for name in path[:-1]:
         values = values.setdefault(name, {})
         if not isinstance(values, dict):
             raise ManifestError([Problem("--set", override, f"{name!r} is a value, not a table")])
     if _names_a_part(override) and values.get("name", value) != value:
-        values.clear()  # another part: the options in the file are the old one's
+        values.clear()  # another part: the file's options belong to the previous one
     values[path[-1]] = value
 
 
 def _names_a_part(override: str) -> bool:
-    """``extractor.name=...`` and the like; taken first, so that the options beside it are the new part's."""
+    """Return whether the override names a part (``extractor.name=...``); these apply before the options of the part."""
     return override.partition("=")[0].strip() in ("dataset.name", "extractor.name", "composer.name")

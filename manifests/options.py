@@ -1,4 +1,4 @@
-"""Checks the options of a named part against its pydantic model and reports every wrong key with its place."""
+"""Check the options of a named part against its pydantic model and report every wrong key with its place."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def parse_file(model: type[M], values: dict[str, Any], file: str) -> M:
-    """The TOML values of ``file`` as a ``model``, which may have a ``check`` of its own.
+    """Parse the TOML values of ``file`` as a ``model`` and run its ``check``, if it has one.
 
-    Raises ManifestError with every problem found.
+    Raise ManifestError with every problem found.
     """
     problems = Problems(file)
     spec = parse_options(model, values, file, "", problems)
@@ -28,7 +28,7 @@ def parse_file(model: type[M], values: dict[str, Any], file: str) -> M:
 
 
 def problems_of(error: ValidationError, model: type[BaseModel], file: str, prefix: str = "") -> list[Problem]:
-    """A pydantic error as problems: key by its dotted name, what was found, what was expected."""
+    """Convert a pydantic error to problems: dotted key, value found, value expected."""
     found = []
     for item in error.errors():
         path = [str(p) for p in item["loc"]]
@@ -46,7 +46,7 @@ def problems_of(error: ValidationError, model: type[BaseModel], file: str, prefi
 
 def _model_at(model: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
     for name in path:
-        if name.isdigit():  # a place in a list: its members are of the model found so far
+        if name.isdigit():  # a list index: the members are of the model found so far
             continue
         field = model.model_fields.get(name)
         annotation = field.annotation if field else None
@@ -58,7 +58,7 @@ def _model_at(model: type[BaseModel], path: list[str]) -> type[BaseModel] | None
 
 
 def parse_options(model: type[M], options: dict[str, Any], file: str, prefix: str, problems: Problems) -> M | None:
-    """``model(**options)``; None, with the problems added, when they do not fit."""
+    """Return ``model(**options)``; if they do not fit, add the problems and return None."""
     try:
         return model.model_validate(options)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Parts found by file name: one module in a package holds exactly one class of the package's kind."""
+"""Registry of parts by file name: each module of a package defines exactly one class of the package's kind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """Names and classes of the modules of ``package`` (``base`` and names with a leading underscore left out).
 
-    Adding a part is adding a file; nothing is imported until it is asked for.
+    To add a part, add a file. Modules are imported on first use.
     """
 
     def __init__(self, package: str, base: type[T], kind: str):
@@ -28,7 +28,7 @@ class Registry(Generic[T]):
         return tuple(sorted(n for n in found if n != "base" and not n.startswith("_")))
 
     def get(self, name: str, file: str = "", place: str = "") -> type[T]:
-        """The class in module ``name``. Raises ManifestError with the nearest name when there is none."""
+        """Return the class in module ``name``. Raise ManifestError with the nearest name if there is none."""
         if name not in self.names():
             problem = Problem(file or self.kind, place, f"unknown {self.kind} {name!r}", nearest(name, self.names()))
             raise ManifestError([problem])

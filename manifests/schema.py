@@ -1,4 +1,4 @@
-"""The words of the project as types: images, turns, sessions, galleries, datasets and run specs."""
+"""Data types of the project: images, turns, sessions, galleries, datasets and run specs."""
 
 from __future__ import annotations
 
@@ -21,22 +21,20 @@ from pydantic import (
 from manifests.errors import Problems
 
 Split = Literal["train", "test"]
-TurnTargets = Literal[
-    "next", "final"
-]  # what a turn's text leads to: the next turn's reference, or the session's target
-CAPTION_JOIN = " and "  # the two annotators' captions of a FashionIQ turn read as one sentence
-OVERALL = "overall"  # what results call the average of all categories, so no category's name
-TURN_JOIN = ". "  # ST + cat(all captions): the turns' texts become one long caption
+TurnTargets = Literal["next", "final"]  # target of a turn's text: the next turn's reference, or the session's target
+CAPTION_JOIN = " and "  # joins the two annotators' captions of a FashionIQ turn
+OVERALL = "overall"  # the average of all categories in results; reserved, so no category may have this name
+TURN_JOIN = ". "  # ST + cat(all captions): joins the texts of the turns
 
 
 class Frozen(BaseModel):
-    """Immutable, and an unknown key is an error."""
+    """Base of immutable models that reject unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Image(Frozen):
-    """A catalogue image: its id, and a file below ``Dataset.images_root`` or a caption standing in for it."""
+    """A catalogue image: its id, with a file below ``Dataset.images_root`` or a caption in place of it."""
 
     id: str = Field(min_length=1)
     file: str | None = None
@@ -58,7 +56,7 @@ class Turn(Frozen):
 
     @property
     def text(self) -> str:
-        """The feedback as the single-turn model reads it: all captions, in file order, as one sentence."""
+        """Feedback text of the single-turn model: all captions in file order, joined into one sentence."""
         return CAPTION_JOIN.join(" ".join(c.split()) for c in self.captions)
 
 
@@ -74,19 +72,19 @@ class Session(Frozen):
 
     @model_serializer(mode="wrap")
     def _without_the_default(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out ``turn_targets`` where it is "next": identities made of such sessions stay as they were."""
+        """Leave out ``turn_targets`` when it is "next", which keeps the identities of such sessions unchanged."""
         return {k: v for k, v in write(self).items() if k != "turn_targets" or v != "next"}
 
     @property
     def text(self) -> str:
-        """All captions as one text: the query of ST + cat(all captions), with the first reference image."""
+        """All captions as one text; with the first reference image, the query of ST + cat(all captions)."""
         return TURN_JOIN.join(turn.text for turn in self.turns)
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The target of every turn: the next turn's reference image, and at the end the session's target.
+        """Target of each turn: the next turn's reference image; for the last turn, the session's target.
 
-        With ``turn_targets`` "final" the session's target at every turn.
+        With ``turn_targets`` "final", every turn has the session's target.
         """
         if self.turn_targets == "final":
             return (self.target,) * len(self.turns)
@@ -94,11 +92,11 @@ class Session(Frozen):
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
-        """The (reference, target) pair of every turn: the single-turn triplets without their text."""
+        """(reference, target) pair of each turn: the single-turn triplets without their text."""
         return tuple(zip((turn.reference for turn in self.turns), self.targets, strict=True))
 
     def last(self, turns: int) -> Session:
-        """The same retrieval from the last ``turns`` turns on: what came before is taken as answered (paper Table 4)."""
+        """Return the session reduced to its last ``turns`` turns; earlier turns count as answered (paper Table 4)."""
         return self if turns >= len(self.turns) else self.model_copy(update={"turns": self.turns[-turns:]})
 
 
@@ -122,7 +120,7 @@ class Dataset(BaseModel):
     images_root: Path | None = None
     averaging: Literal["categories", "sessions"] = "categories"  # "Overall": mean of categories, or micro
     attributes: dict[str, dict[str, tuple[str, ...]]] = Field(default_factory=dict)
-    notes: tuple[str, ...] = ()  # what loading changed, e.g. a dropped one-turn session
+    notes: tuple[str, ...] = ()  # changes made while loading, e.g. a dropped one-turn session
     windows: tuple[int, ...] = ()  # see ``RunSpec.windows``
 
     def split(self, split: Split) -> tuple[Session, ...]:
@@ -137,7 +135,7 @@ class Dataset(BaseModel):
 
     @property
     def turn_targets(self) -> tuple[TurnTargets, ...]:
-        """What the sessions' turns lead to; both kinds where they differ."""
+        """Kinds of turn target among the sessions, "next" before "final"."""
         return tuple(sorted({s.turn_targets for s in self.sessions}, reverse=True))
 
     @property
@@ -153,7 +151,7 @@ class Dataset(BaseModel):
         return sum(len(g.images) for g in self.galleries if g.split == split)
 
     def queries(self) -> Iterator[tuple[str, str]]:
-        """Every (reference image id, text) a single-turn model must answer, ST + cat's included; with repeats."""
+        """Yield each (reference image id, text) query of the single-turn model, ST + cat included, with repeats."""
         for session in self.sessions:
             for turn in session.turns:
                 yield turn.reference, turn.text
@@ -163,7 +161,7 @@ class Dataset(BaseModel):
                 yield window.turns[0].reference, window.text
 
     def check(self, problems: Problems) -> None:
-        """Report what no single record shows: unknown images, duplicate ids, a gallery without its target."""
+        """Report problems across records: unknown images, duplicate ids, a gallery without its target."""
         repeated = [i for i, n in Counter(s.id for s in self.sessions).items() if n > 1]
         for session_id in repeated:
             problems.add(f"session {session_id!r}", "this id appears more than once", "session ids must be unique")
@@ -211,30 +209,30 @@ class Component(BaseModel):
 
 
 class Training(Frozen):
-    """How a memory model is fitted. The defaults are the paper's (section 4.2): every part below the line is off.
+    """Training options of a memory model. The defaults are the paper's (section 4.2), with every optional part off.
 
-    A part that is off is left out of a dump, so that adding a part leaves the identity of earlier runs as it was.
+    A dump leaves out the parts that are off, so a new part does not change the identity of earlier runs.
     """
 
     epochs: int = Field(100, ge=1)
     batch_size: int = Field(80, ge=2)
     learning_rate: float = Field(1e-4, gt=0)
     weight_decay: float = Field(0.0, ge=0)
-    scale: float = Field(1.0, gt=0)  # inverse temperature of the cosine logits; the paper shows none
+    scale: float = Field(1.0, gt=0)  # inverse temperature of the cosine logits; the paper states none
     padding: Literal["repeat", "mask"] = "repeat"  # short sessions: repeat the last turn (paper), or mask
     clip_norm: float | None = Field(None, gt=0)
     early_stopping: int | None = Field(None, ge=1)  # patience in epochs on validation; needs [validation]
-    # Parts; docs/training-parts.md describes each.
+    # Optional parts; docs/training-parts.md describes each.
     loss: Component = Component(name="cross_entropy")  # a file of pipeline/training/losses, with its options
     negatives: Literal["batch", "static", "category"] = "batch"  # static: every cached train target
-    same_target: Literal["negative", "ignore"] = "negative"  # another session's target that is the same image
-    hard_groups: int | None = Field(None, ge=2)  # sessions with look-alike targets side by side in a batch
+    same_target: Literal["negative", "ignore"] = "negative"  # for another session's target that is the same image
+    hard_groups: int | None = Field(None, ge=2)  # groups sessions with similar targets in a batch
     uncertainty: float = Field(0.0, ge=0)  # width of the Gaussian augmentation of the targets, in batch deviations
     recombine: float = Field(0.0, ge=0, le=1)  # probability that a training session gets another history of train pairs
     drop_turns: float = Field(0.0, ge=0, lt=1)  # probability that an earlier turn is left out of a training session
-    ema: float = Field(0.0, ge=0, lt=1)  # decay of the running average of the weights that is validated and kept
+    ema: float = Field(0.0, ge=0, lt=1)  # decay of the moving average of the weights, which is validated and kept
     matmul: Literal["highest", "high", "medium"] = (
-        "highest"  # float32 products: exact, TF32, bfloat16 where there is such
+        "highest"  # float32 matrix products: exact, TF32, or bfloat16 where supported
     )
 
     @field_validator("loss", mode="before")
@@ -252,7 +250,7 @@ PARTS = ("loss", "negatives", "same_target", "hard_groups", "uncertainty", "reco
 
 
 class Validation(Frozen):
-    """A pair-clean part cut from the train sessions: it shares no (reference, target) pair with the rest."""
+    """Pair-clean validation part of the train sessions: it shares no (reference, target) pair with the rest."""
 
     fraction: float = Field(0.0, ge=0, lt=0.5)
     seed: int = 0
@@ -270,9 +268,9 @@ class RunSpec(Frozen):
     validation: Validation = Validation()
     models: dict[str, dict[str, Any]] = Field(default_factory=dict)  # options; its [training] overrides the shared one
     seeds: tuple[int, ...] = Field((0,), min_length=1)
-    # Stage 1 also makes ST + cat's query of the last 2, 3, ... turns of the test sessions (paper Table 4).
+    # Stage 1 also extracts the ST + cat query of the last 2, 3, ... turns of the test sessions (paper Table 4).
     windows: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    given: str = Field("", exclude=True)  # how the user named the spec on the command line, for hints
+    given: str = Field("", exclude=True)  # name of the spec as typed on the command line, for hints
 
     @field_validator("name")
     @classmethod

@@ -1,4 +1,4 @@
-"""Table specs: which rows and columns a table has, which runs fill them, and what the paper printed there."""
+"""Table specs: rows and columns of a table, the runs that fill them, and the paper's values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Metric = Annotated[str, Field(pattern=r"^(R@[1-9][0-9]*|MRR|mean)$")]
 
 
 class DatasetEntry(Frozen):
-    """One dataset of a statistics table: how to load it, and the paper's numbers by split and column."""
+    """Dataset of a statistics table: how to load it, and the paper's numbers by split and column."""
 
     label: str
     dataset: Component
@@ -24,7 +24,7 @@ class DatasetEntry(Frozen):
 
     @property
     def key(self) -> str:
-        """The name that the table's builder asks for this dataset by."""
+        """Name of the dataset for the table builder."""
         return self.dataset.name
 
 
@@ -42,7 +42,7 @@ class DatasetTable(Frozen):
         return (*(str(n) for n in self.turns), "images")
 
     def check(self, problems: Problems) -> None:
-        """Report a table without datasets, and paper values that stand in no column."""
+        """Report a table without datasets, and paper values without a column."""
         if not self.datasets:
             problems.add("key datasets", "empty", "a table needs one at least")
         for number, entry in enumerate(self.datasets):
@@ -53,10 +53,10 @@ class DatasetTable(Frozen):
 
 
 class ColumnGroup(Frozen):
-    """The columns of one category (or of "overall"): one for each metric.
+    """Columns of one category (or of "overall"), one per metric.
 
-    With ``relative_to``, the key of a row, they show the change against that row in percent, of the category ``of``;
-    ``category`` is then only the name that the paper's values stand under.
+    With ``relative_to``, the key of a row, they show the change against that row in percent, in category ``of``;
+    ``category`` then only names the paper's values.
     """
 
     category: str
@@ -67,22 +67,22 @@ class ColumnGroup(Frozen):
 
     @property
     def source(self) -> str:
-        """The category that the values are taken from."""
+        """Category of the values."""
         return self.of if self.relative_to else self.category
 
 
 class BlockSpec(Frozen):
-    """A stacked part of a results table: the same rows over one subset of the test sessions."""
+    """Block of a results table: the same rows over one subset of the test sessions."""
 
     subset: str
     label: str
 
 
 class RowSpec(Frozen):
-    """One method: the memory model that fills the row, and what the paper printed in it, by category.
+    """Row of one method: the memory model that fills it, and the paper's values by category.
 
-    ``options`` and ``training`` come on top of what the run spec gives the model; ``last``: only this number of last
-    turns goes in (paper Table 4). Rows of one model need a ``key`` each.
+    ``options`` and ``training`` override those of the run spec for the model; ``last``: only this number of last
+    turns is used (paper Table 4). Several rows of one model need a ``key`` each.
     """
 
     model: str
@@ -92,37 +92,37 @@ class RowSpec(Frozen):
     training: dict[str, Any] = Field(default_factory=dict)
     last: int | None = Field(None, ge=1)
     group: str = ""
-    deterministic: bool = False  # no randomness: one run (of the first seed) is all there is
-    optional: bool = False  # shown only where a model of this name exists, or runs of it
+    deterministic: bool = False  # no randomness: a single run, of the first seed
+    optional: bool = False  # shown only if a model of this name, or runs of it, exist
     paper: dict[str, tuple[float, ...]] = Field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """What other rows and columns call this row."""
+        """Name of this row for other rows and columns."""
         return self.key or self.model
 
 
 class ResultsTable(Frozen):
-    """Recall of memory models (paper Tables 2 to 5). Without ``columns``, they are the categories of the runs."""
+    """Recall of memory models (paper Tables 2 to 5). Default of ``columns``: the categories of the runs."""
 
     kind: Literal["results"]
     title: str
-    run: str  # the run spec whose runs fill the table
-    ablation: str = ""  # the ablation that makes them; empty: the run spec's own models
+    run: str  # run spec of the runs that fill the table
+    ablation: str = ""  # ablation of these runs; empty: the run spec's own models
     turns: int | None = Field(None, ge=1)  # only test sessions of exactly this many turns
-    tested: str = ""  # the row whose difference from every other one is tested; empty: no statement
+    tested: str = ""  # row whose difference from the others is tested; empty: no test
     tested_metric: Metric = "mean"  # of "overall"
-    against: tuple[str, ...] = ()  # the rows it is tested against; empty: every other one
+    against: tuple[str, ...] = ()  # rows that ``tested`` is compared with; empty: all others
     columns: tuple[ColumnGroup, ...] = ()
-    metrics: tuple[Metric, ...] = ("R@5", "R@8")  # of each category, where ``columns`` is left out
+    metrics: tuple[Metric, ...] = ("R@5", "R@8")  # of each category, without ``columns``
     blocks: tuple[BlockSpec, ...] = (BlockSpec(subset="all", label="All sessions"),)
-    paper_subset: str = "all"  # the block that the paper's values stand in
+    paper_subset: str = "all"  # block of the paper's values
     seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1)
     rows: tuple[RowSpec, ...]
     notes: tuple[str, ...] = ()
 
     def check(self, problems: Problems) -> None:
-        """Report what no single key shows: repeated rows, columns, blocks or seeds, paper values without a column."""
+        """Report problems across keys: repeated rows, columns, blocks or seeds, paper values without a column."""
         if not self.rows:
             problems.add("key rows", "empty", "a table needs one at least")
         for kind, names in (
@@ -158,18 +158,18 @@ _KINDS: dict[str, type[DatasetTable] | type[ResultsTable]] = {"dataset": Dataset
 
 
 def table_names() -> tuple[str, ...]:
-    """Names of the tables that come with the project."""
+    """Return the names of the tables shipped with the project."""
     return tuple(shipped("tables"))
 
 
 def load_table_spec(name: str) -> TableSpec:
-    """A table spec by shipped name ("1", "2", ...) or by path. Raises ManifestError with every problem of the file."""
+    """Load a table spec by shipped name ("1", "2", ...) or path. Raise ManifestError with every problem of the file."""
     path = spec_path(name, "tables")
     return parse_table_spec(read_toml(path), str(path))
 
 
 def parse_table_spec(values: dict[str, Any], file: str) -> TableSpec:
-    """The TOML values of ``file`` as a table spec. Raises ManifestError with every problem found."""
+    """Parse the TOML values of ``file`` as a table spec. Raise ManifestError with every problem found."""
     kind = values.get("kind")
     if not isinstance(kind, str) or kind not in _KINDS:
         what = f"unknown kind of table {kind!r}" if "kind" in values else "missing"

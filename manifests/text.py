@@ -1,4 +1,4 @@
-"""Text as users have it: decoding of files, JSON, and what of a text may be shown on a terminal."""
+"""Decode text files, parse JSON, and escape text for a terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MARKS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-# Control characters but tab and newline, lone surrogates, and the marks that reorder what follows them.
+# Control characters except tab and newline, lone surrogates, and bidirectional formatting marks.
 _UNSHOWN = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]|\r(?!\n)"
 )
@@ -21,7 +21,7 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class JsonError(ValueError):
-    """A text is not usable JSON: ``reason``, and ``place`` ("line 3 column 1") where it is known."""
+    """Invalid JSON: ``reason``, and ``place`` ("line 3 column 1") if known."""
 
     def __init__(self, reason: str, place: str = ""):
         super().__init__(f"{place}: {reason}" if place else reason)
@@ -29,10 +29,10 @@ class JsonError(ValueError):
 
 
 def decode_text(data: bytes) -> str:
-    """The text of a file: UTF-8, or UTF-16 or UTF-32 where a byte order mark says so. The mark is dropped and
-    every line ends in a newline alone.
+    """Decode a file as UTF-8, or as UTF-16 or UTF-32 if it has their byte order mark. Drop the mark and
+    convert line endings to newlines.
 
-    Raises UnicodeDecodeError; also for zero bytes, which are UTF-16 without a mark far more often than text.
+    Raise UnicodeDecodeError, also for zero bytes, which usually mean UTF-16 without a mark.
     """
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8-sig")
     text = data.decode(encoding)
@@ -43,9 +43,9 @@ def decode_text(data: bytes) -> str:
 
 
 def parse_json(text: str) -> Any:
-    """The JSON value of ``text``. Raises JsonError with a short reason, whatever is wrong with it.
+    """Parse ``text`` as JSON. Raise JsonError with a short reason for any invalid text.
 
-    Lone surrogates are refused: no file, store or terminal can hold them as text.
+    Lone surrogates are refused: they have no encoding in files, stores and terminals.
     """
     try:
         value = json.loads(text)
@@ -53,7 +53,7 @@ def parse_json(text: str) -> Any:
         raise JsonError(f"not valid JSON: {error.msg}", f"line {error.lineno} column {error.colno}") from None
     except RecursionError:
         raise JsonError("not valid JSON: nested too deeply") from None
-    except ValueError:  # Python refuses to convert integers of thousands of digits
+    except ValueError:  # Python refuses to convert integers with thousands of digits
         raise JsonError("not usable JSON: it holds an integer of more than 4,300 digits") from None
     if _SURROGATE.search(text):
         try:
@@ -65,17 +65,17 @@ def parse_json(text: str) -> Any:
 
 
 def printable(text: str) -> str:
-    r"""``text`` with the characters that would steer a terminal written as escapes (``\x1b``, ``\u202e``).
+    r"""Escape the characters of ``text`` that would control a terminal (``\x1b``, ``\u202e``).
 
-    Tabs and newlines stay.
+    Tabs and newlines are kept.
     """
     return _UNSHOWN.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), text)
 
 
 def brief(value: Any, width: int = 100) -> str:
-    """The repr of a value found in a user's file, cut to ``width`` characters."""
+    """Return the repr of a value from a user's file, truncated to ``width`` characters."""
     try:
         text = repr(value[: 2 * width] if isinstance(value, str | bytes | list | tuple) else value)
-    except ValueError:  # an integer of thousands of digits
+    except ValueError:  # an integer with thousands of digits
         text = f"a very large {type(value).__name__}"
     return text if len(text) <= width else text[: width - 4] + " ..."

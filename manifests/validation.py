@@ -1,7 +1,7 @@
-"""A validation part cut from the train sessions that shares no (reference, target) pair with the rest.
+"""Split a validation part from the train sessions that shares no (reference, target) pair with the rest.
 
-Sessions consist of single-turn pairs, and one pair is in many sessions. A random cut would put the same pair on
-both sides and select for memorising; so sessions that share pairs, directly or through others, stay together.
+Sessions consist of single-turn pairs, and one pair occurs in many sessions. A random split would put the same pair
+on both sides and select for memorization, so sessions that share pairs, directly or indirectly, stay together.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from manifests.schema import Session
 
 
 def pair_groups(sessions: Sequence[Session]) -> list[list[int]]:
-    """Connected components of the sessions over shared pairs, as session numbers, in order of first appearance."""
+    """Return the connected components of sessions over shared pairs, as session indices, in order of appearance."""
     parent = list(range(len(sessions)))
 
     def root(node: int) -> int:
@@ -38,13 +38,13 @@ def pair_groups(sessions: Sequence[Session]) -> list[list[int]]:
 def split_validation(
     sessions: Sequence[Session], fraction: float, seed: int
 ) -> tuple[tuple[Session, ...], tuple[Session, ...]]:
-    """(fit, validation): about ``fraction`` of each category's sessions, both in the order of ``sessions``.
+    """Split into (fit, validation), about ``fraction`` of each category's sessions, both in the order of ``sessions``.
 
-    Groups of pair-connected sessions are taken in an order drawn from ``seed`` and the sessions' texts, so the cut is the
-    same on any machine, in any order of ``sessions``, and under other ids unless texts are equal. A group is skipped where it would overshoot a category's
-    share: no category gets more than the rounded share, and one whose groups are all larger gets nothing.
+    Groups of pair-connected sessions are drawn in an order that depends on ``seed`` and the sessions' texts only, so
+    the split does not depend on the machine, the order of ``sessions`` or, unless texts are equal, the ids. A group
+    that would exceed a category's rounded share is skipped; a category whose groups are all larger gets none.
 
-    Raises ValueError unless 0 <= fraction < 1; ManifestError when a positive fraction leaves no validation session.
+    Raise ValueError unless 0 <= fraction < 1; ManifestError if a positive fraction yields no validation session.
     """
     if not 0 <= fraction < 1:
         raise ValueError(f"fraction must be in [0, 1), found {fraction}")
@@ -67,9 +67,9 @@ def split_validation(
 
 
 def group_draw(seed: int, group: Iterable[Session]) -> tuple[bytes, bytes]:
-    """A place for a group of sessions in a random order, drawn from ``seed`` and its first session by category and text.
+    """Return the random sort key of a group, drawn from ``seed`` and its first session by category and text.
 
-    Ids decide only between sessions of equal texts, so renaming them changes no cut.
+    Ids only break ties between sessions of equal texts, so renaming them does not change the split.
     """
 
     def draw(text: str) -> bytes:

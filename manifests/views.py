@@ -1,4 +1,4 @@
-"""Which test sessions an evaluation looks at, and how much of each goes in (paper Table 4)."""
+"""Views of the test set: which sessions an evaluation uses, and how many of their turns (paper Table 4)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from manifests.schema import Frozen
 
 
 class View(Frozen):
-    """A way to evaluate a trained run. The default one, all sessions whole, is that of paper Tables 2, 3 and 5.
+    """View of the test sessions. The default, all sessions with all turns, is that of paper Tables 2, 3 and 5.
 
-    ``turns``: only sessions of exactly this many turns. ``last``: only their last turns go in; the retrievals before
-    are taken as right, so the first turn that goes in has its true reference image.
+    ``turns``: only sessions of exactly this many turns. ``last``: only this number of last turns is used; earlier
+    retrievals count as correct, so the first used turn has its true reference image.
     """
 
     turns: int | None = Field(None, ge=1)
@@ -19,7 +19,7 @@ class View(Frozen):
 
     @property
     def name(self) -> str:
-        """ "" for the default view, else a folder name such as ``turns4-last2``."""
+        """Folder name such as ``turns4-last2``; "" for the default view."""
         last = None if self.turns is not None and self.last is not None and self.last >= self.turns else self.last
         parts = [f"{word}{n}" for word, n in (("turns", self.turns), ("last", last)) if n is not None]
         return "-".join(parts)

@@ -1,4 +1,4 @@
-"""A run spec as TOML that ``load_spec`` reads back to an equal spec."""
+"""Write a run spec as TOML that ``load_spec`` reads back to an equal spec."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from manifests.schema import RunSpec
 
 
 def spec_toml(spec: RunSpec, comments: tuple[str, ...] = ()) -> str:
-    """``spec`` without the keys that have their default; ``comments`` stand above it."""
+    """Return ``spec`` as TOML without the keys at their default, below the ``comments``."""
     values = spec.model_dump(mode="json", exclude_defaults=True)
     values["models"] = dict(spec.models)
     lines = [f"# {comment}" for comment in comments]
@@ -35,7 +35,7 @@ def _key(key: str) -> str:
 
 
 def _value(value: Any) -> str:
-    """A JSON text is a TOML basic string once DEL is escaped; numbers, booleans and arrays are written alike."""
+    """Write a value as TOML: JSON with DEL escaped, since strings, numbers, booleans and arrays are written alike."""
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_value(v) for v in value) + "]"
     if isinstance(value, Mapping):

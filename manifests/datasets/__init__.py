@@ -1,4 +1,4 @@
-"""One module a dataset: the user's files become sessions, a catalogue and galleries."""
+"""Datasets, one module each: convert the user's files to sessions, a catalogue and galleries."""
 
 from manifests.datasets.base import DatasetSource
 from manifests.registry import Registry

@@ -1,12 +1,12 @@
-"""Sessions from single-turn edges: the rule that comes nearest to the paper's Multi-turn Shoes, and chain lists.
+"""Build sessions from single-turn edges by a rule close to the paper's Multi-turn Shoes; read and write chain lists.
 
 The paper joins single-turn transactions whose target is the next one's reference (section 4.1) and publishes neither
-its chains nor its rule. The rule here gives 1,684 / 917 / 942 train sessions of 2 / 3 / 4 turns where the paper's
-Table 1 has 1,659 / 1,036 / 982. Because other rules are as plausible, the chain list itself can be written and read:
+its chains nor its rule. The rule here gives 1,684 / 917 / 942 train sessions of 2 / 3 / 4 turns; the paper's Table 1
+has 1,659 / 1,036 / 982. Other rules are as plausible, so chain lists can be written and read:
 
     {"id": "shoes/train/00000", "split": "train", "images": ["I_1", ..., "I_N", "target"], "captions": ["U_1", ...]}
 
-one line a session; "captions" may be left out where the relative-captions file holds every pair of the chain.
+One line per session; "captions" is optional if the relative-captions file has every pair of the chain.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LONGEST = 4  # the paper's sessions have 2, 3 or 4 turns
 
 
 class Edge(NamedTuple):
-    """One single-turn transaction: reference image, target image, relative caption."""
+    """Single-turn transaction: reference image, target image, relative caption."""
 
     reference: str
     target: str
@@ -39,11 +39,11 @@ Chain = tuple[Edge, ...]
 
 
 def build_chains(edges: Sequence[Edge], longest: int = LONGEST) -> list[Chain]:
-    """Chains of 2 to ``longest`` edges, shorter ones first, each length in the order of construction.
+    """Return the chains of 2 to ``longest`` edges, shorter ones first, each length in the order of construction.
 
-    Self-loops are dropped. Starting from every edge in order, each chain of L-1 edges is extended by the edges that
-    leave its end image, in order, except to an image that is already a reference of the chain; of each start image
-    only the first chain of every length L is kept. A kept chain that begins a kept longer chain is no session.
+    Self-loops are dropped. From every edge in order, each chain of L-1 edges is extended by the edges that leave its
+    end image, in order, except to an image that is already a reference of the chain. For each start image, only the
+    first chain of every length L is kept. A kept chain that is a prefix of a kept longer chain is no session.
     """
     rows = [row for row, edge in enumerate(edges) if edge.reference != edge.target]
     leaving: dict[str, list[int]] = defaultdict(list)
@@ -69,7 +69,7 @@ def build_chains(edges: Sequence[Edge], longest: int = LONGEST) -> list[Chain]:
 
 
 def to_sessions(chains: Iterable[Chain], category: str, split: Split) -> list[Session]:
-    """Sessions with ids ``<category>/<split>/<number of the chain>``."""
+    """Convert chains to sessions with ids ``<category>/<split>/<number of the chain>``."""
     return [
         Session(
             id=f"{category}/{split}/{number:05d}",
@@ -83,7 +83,7 @@ def to_sessions(chains: Iterable[Chain], category: str, split: Split) -> list[Se
 
 
 def write_chains(sessions: Iterable[Session], path: Path, captions: bool = False) -> int:
-    """Publish the chain list as JSONL; the number of lines. Without captions it holds image names alone."""
+    """Write the chain list as JSONL and return the number of lines. Without captions, lines have image names only."""
     lines = []
     for session in sessions:
         images = [*(turn.reference for turn in session.turns), session.target]
@@ -96,7 +96,7 @@ def write_chains(sessions: Iterable[Session], path: Path, captions: bool = False
 
 
 class ChainRecord(Frozen):
-    """One line of a published chain list."""
+    """Line of a chain list."""
 
     id: str = Field(min_length=1)
     split: Split
@@ -113,7 +113,7 @@ class ChainRecord(Frozen):
 
 
 def read_chains(path: Path, edges: Iterable[Edge], category: str, problems: Problems) -> list[Session]:
-    """Sessions of a published chain list; captions it leaves out come from the first edge of each pair."""
+    """Return the sessions of a chain list; missing captions come from the first edge of each pair."""
     known: dict[tuple[str, str], str] = {}
     for edge in edges:
         known.setdefault((edge.reference, edge.target), edge.caption)

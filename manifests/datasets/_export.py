@@ -1,4 +1,4 @@
-"""Writes any dataset as plain JSONL sessions (the format is in ``jsonl.py``)."""
+"""Export a dataset as JSONL sessions (format: ``jsonl.py``)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ IMAGES, SESSIONS, GALLERIES, DATASET = "images.jsonl", "sessions.jsonl", "galler
 
 
 def export(dataset: Dataset, folder: Path, copy_images: bool = False) -> dict[str, Any]:
-    """Write ``dataset`` to ``folder`` as JSONL; the options under which ``jsonl`` reads it back.
+    """Write ``dataset`` to ``folder`` as JSONL; return the options with which ``jsonl`` reads it back.
 
-    Image files stay where they are (option ``images`` names their folder) unless ``copy_images``: then those that
-    exist are copied to ``<folder>/files``. Files of an earlier export are replaced, each one atomically.
+    Image files are not copied (option ``images`` names their folder) unless ``copy_images`` is set: then existing
+    files are copied to ``<folder>/files``. Files of an earlier export are replaced, each one atomically.
     """
     folder.mkdir(parents=True, exist_ok=True)
     options: dict[str, Any] = {"folder": str(folder.resolve())}

@@ -1,7 +1,7 @@
-"""Reading the user's data files: every missing or malformed file, line or key is reported, none is fatal at once.
+"""Read the user's data files and report every missing or malformed file, line or key.
 
-All readers take ``problems`` and give back None (or leave the record out) for what they could not read, so that a
-dataset module can go on and find what else is wrong.
+Readers add unreadable parts to ``problems`` and return None (or skip the record), so that a dataset module can
+continue and find further problems.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def climbs(path: str) -> bool:
-    """True when a relative path names something outside the folder it is relative to, or is not relative."""
+    """Return whether a path leads out of its base folder, or is not relative."""
     windows, posix = PureWindowsPath(path), PurePosixPath(path)
     rooted = bool(windows.drive or windows.root) or posix.is_absolute()
     return rooted or ".." in windows.parts or ".." in posix.parts or "\0" in path
 
 
 def option_path(data: Path, given: str, problems: Problems, key: str) -> Path | None:
-    """A path from the options: absolute, or relative to the data folder and inside it (no ``..``)."""
+    """Return a path of the options: absolute, or relative to the data folder and inside it (no ``..``)."""
     if os.path.isabs(given):
         return Path(given)
     if climbs(given):
@@ -39,7 +39,7 @@ def option_path(data: Path, given: str, problems: Problems, key: str) -> Path | 
 
 
 def option_folder(data: Path, given: str, problems: Problems, key: str) -> Path | None:
-    """``option_path`` that must be an existing folder."""
+    """Return ``option_path`` if it is an existing folder; otherwise add a problem and return None."""
     path = option_path(data, given, problems, key)
     if path is not None and not path.is_dir():
         what = "is not a folder" if path.exists() else "no such folder"
@@ -49,12 +49,12 @@ def option_folder(data: Path, given: str, problems: Problems, key: str) -> Path 
 
 
 def optional_folder(data: Path, given: str | None, problems: Problems, key: str) -> Path | None:
-    """``option_folder`` of a key that may be left out."""
+    """Return ``option_folder`` of an optional key; None if it is not set."""
     return option_folder(data, given, problems, key) if given else None
 
 
 def read_text(path: Path, problems: Problems) -> str | None:
-    """The file's text (UTF-8, or as its byte order mark says), its lines ending in a newline alone."""
+    """Read a text file (UTF-8, or as its byte order mark says) with line endings converted to newlines."""
     try:
         return decode_text(path.read_bytes())
     except FileNotFoundError:
@@ -67,7 +67,7 @@ def read_text(path: Path, problems: Problems) -> str | None:
 
 
 def read_json(path: Path, problems: Problems, kind: type) -> Any | None:
-    """The file's JSON value when it is of ``kind`` (list or dict)."""
+    """Read a JSON file whose value is of ``kind`` (list or dict)."""
     text = read_text(path, problems)
     if text is None:
         return None
@@ -84,13 +84,13 @@ def read_json(path: Path, problems: Problems, kind: type) -> Any | None:
 
 
 def read_names(path: Path, problems: Problems) -> list[str] | None:
-    """One name a line, blank lines left out."""
+    """Read one name per line, skipping blank lines."""
     text = read_text(path, problems)
     return None if text is None else [name for line in text.split("\n") if (name := line.strip())]
 
 
 def read_strings(path: Path, problems: Problems) -> list[str] | None:
-    """A JSON list of non-empty strings."""
+    """Read a JSON list of non-empty strings."""
     values = read_json(path, problems, list)
     if values is None:
         return None
@@ -101,7 +101,7 @@ def read_strings(path: Path, problems: Problems) -> list[str] | None:
 
 
 def read_captions(path: Path, problems: Problems) -> dict[str, str] | None:
-    """A JSON object image id -> caption. Blank captions count as none."""
+    """Read a JSON object image id -> caption. Blank captions are skipped."""
     values = read_json(path, problems, dict)
     if values is None:
         return None
@@ -112,12 +112,12 @@ def read_captions(path: Path, problems: Problems) -> dict[str, str] | None:
 
 
 def read_records(path: Path, model: type[M], problems: Problems) -> Iterator[tuple[int, M]]:
-    """(line number, record) for every line of a JSONL file that fits ``model``; blank lines are left out."""
+    """Yield (line number, record) for each line of a JSONL file that fits ``model``; blank lines are skipped."""
     text = read_text(path, problems)
     if (whole := whole_json(text or "")) is not None:
         problems.add("", f"{whole}; one object per line is expected", "in Python: json.dumps of each", file=path)
         return
-    # Not splitlines(): it also breaks at U+2028 and the like, which JSON strings may hold.
+    # Not splitlines(): it also breaks at U+2028 and similar characters, which JSON strings may contain.
     for number, line in enumerate((text or "").split("\n"), start=1):
         if not line.strip():
             continue
@@ -128,7 +128,7 @@ def read_records(path: Path, model: type[M], problems: Problems) -> Iterator[tup
 
 
 def whole_json(text: str) -> str | None:
-    """ "a JSON list" or "a JSON object over several lines" when a line-based file is one of these."""
+    """Return "a JSON list" or "a JSON object over several lines" if a line-based file is one of these, else None."""
     start = text.lstrip()[:1]
     if start == "[":
         return "a JSON list"
@@ -137,9 +137,9 @@ def whole_json(text: str) -> str | None:
 
 
 def add_invalid(error: ValidationError, model: type[BaseModel], path: Path, place: str, problems: Problems) -> None:
-    """Report what is wrong with one record of a file, at ``place`` and key."""
+    """Report the problems of one record of a file, at ``place`` and key."""
     found = [(p.place.removeprefix("key").strip(), p) for p in problems_of(error, model, str(path))]
     for key, problem in found:
-        # A list is "too short" for the sake of its wrong entries: those say enough.
+        # A list is "too short" because of its wrong entries, which are reported themselves.
         if not any(other.startswith(key + ".") for other, _ in found):
             problems.add(f"{place}, key {key}" if key else place, problem.what, problem.fix, file=path)

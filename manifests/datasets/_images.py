@@ -1,7 +1,7 @@
-"""The image files of a dataset: found below its images folder by id or by path, however a file system spells them.
+"""Find the image files of a dataset below its images folder, by id or by path.
 
-NFC and NFD names are one name, a suffix counts in either case, and of several files for one id the first that begins
-like an image is taken. A link out of the images folder is followed only with the option ``links``.
+NFC and NFD names are equal, suffixes ignore case, and of several files for one id the first with an image signature
+is used. Links that lead out of the images folder are followed only with the option ``links``.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from manifests.schema import Image
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
-_BOXES = (b"ftyp", b"jP  ")  # after four bytes of size: AVIF, JPEG 2000
+_BOXES = (b"ftyp", b"jP  ")  # after a size of four bytes: AVIF, JPEG 2000
 LINKS = "set dataset.links = true to follow links"
 
 
 def fold(name: str) -> str:
-    """``name`` in NFC, with the suffix of an image in lower case."""
+    """Return ``name`` in NFC, with an image suffix in lower case."""
     name = unicodedata.normalize("NFC", name)
     stem, dot, suffix = name.rpartition(".")
     return f"{stem}.{suffix.lower()}" if dot and f".{suffix.lower()}" in IMAGE_SUFFIXES else name
 
 
 def looks_usable(path: str) -> bool:
-    """Whether the file begins like an image: not empty, a pointer of a large-file store or an error page."""
+    """Return whether the file has an image signature: it is not empty, a large-file pointer or an error page."""
     try:
         with open(path, "rb") as handle:
             start = handle.read(8)
@@ -40,20 +40,20 @@ def looks_usable(path: str) -> bool:
 
 
 class ImageFolder:
-    """The files below ``root``, indexed at first use. ``links``: also below linked folders.
+    """Image files below ``root``, indexed at first use. ``links``: follow linked folders.
 
-    ``notes()`` says what was chosen or left out on the way.
+    ``notes()`` reports ambiguous, respelled and skipped names.
     """
 
     def __init__(self, root: Path, links: bool = False):
         self.root, self.links = root, links
-        self._linked: list[str] = []  # linked folders that were not looked into
-        self._unnamed: list[str] = []  # names that are no UTF-8
-        self._several: list[tuple[str, str]] = []  # id, file taken
-        self._respelled: list[tuple[str, str]] = []  # path asked for, file taken
+        self._linked: list[str] = []  # linked folders that were skipped
+        self._unnamed: list[str] = []  # names that are not UTF-8
+        self._several: list[tuple[str, str]] = []  # id, file used
+        self._respelled: list[tuple[str, str]] = []  # path requested, file used
 
     def by_id(self, image: str) -> str | None:
-        """The path below ``root`` (with ``/``) of an image id, which is a file name with or without its suffix."""
+        """Return the path below ``root`` (with ``/``) of an image id, a file name with or without its suffix."""
         name = fold(image)
         stem = name[: name.rfind(".")] if name.endswith(IMAGE_SUFFIXES) else name
         names = dict.fromkeys((name, *(stem + suffix for suffix in IMAGE_SUFFIXES)))
@@ -65,9 +65,9 @@ class ImageFolder:
         return taken
 
     def by_path(self, file: str) -> str | None:
-        """The path below ``root`` of a path as a dataset writes it: relative, or absolute and inside ``root``.
+        """Return the path below ``root`` of a dataset's path: relative, or absolute and inside ``root``.
 
-        None when there is no such file. Backslashes count as slashes where no file has them in its name.
+        None if there is no such file. Backslashes count as slashes unless a file has them in its name.
         """
         below = self.below(file)
         if below is None:
@@ -82,7 +82,7 @@ class ImageFolder:
         return found
 
     def below(self, file: str) -> str | None:
-        """``file`` relative to ``root``; None when it leads elsewhere."""
+        """Return ``file`` relative to ``root``; None if it leads out of it."""
         if os.path.isabs(file):
             for root in dict.fromkeys((os.path.abspath(self.root), os.path.realpath(self.root))):
                 if file.startswith(os.path.join(root, "")):
@@ -91,7 +91,7 @@ class ImageFolder:
         return None if climbs(file) else file
 
     def notes(self, missing: bool) -> list[str]:
-        """What a user should know; linked folders and odd names only where images are ``missing``."""
+        """Return notes for the user; linked folders and invalid names only if images are ``missing``."""
         notes = []
         if self._several:
             image, file = self._several[0]
@@ -103,7 +103,7 @@ class ImageFolder:
         return notes + (self.left_out() if missing else [])
 
     def left_out(self) -> list[str]:
-        """What was not looked at, with the option that changes it."""
+        """Return the skipped folders and names, with the option that changes this."""
         out = []
         if self._linked:
             count, first = len(self._linked), self._linked[0]
@@ -131,7 +131,7 @@ class ImageFolder:
 
     def _walk(self) -> Iterable[str]:
         self._linked, self._unnamed = [], []
-        seen: set[str] = set()  # linked folders may lead round in a circle
+        seen: set[str] = set()  # linked folders may form a cycle
         for folder, subfolders, names in os.walk(self.root, followlinks=self.links):
             below = os.path.relpath(folder, self.root).replace(os.sep, "/").removeprefix(".").lstrip("/")
             if self.links:
@@ -155,10 +155,10 @@ def _utf8(name: str) -> bool:
 
 
 def inside(root: Path, files: Mapping[str, str], links: bool, problems: Problems) -> tuple[Path, dict[str, str]]:
-    """A root that really holds ``files`` (id -> path below ``root``), and their paths below it.
+    """Return a root that contains ``files`` (id -> path below ``root``) with links resolved, and their paths below it.
 
-    Files that links lead out of ``root`` are one problem; with ``links`` they are named by where they lead to, below
-    the nearest folder that holds all.
+    Links that lead out of ``root`` are reported as one problem. With ``links`` they are resolved, and the root is the
+    nearest folder that contains all files.
     """
     top = os.path.realpath(root)
     folders = {
@@ -188,9 +188,9 @@ def catalogue(
     notes: list[str],
     links: bool = False,
 ) -> tuple[Path | None, dict[str, Image]]:
-    """The folder of the images, and ``ids`` in order, each with its file below it and its caption.
+    """Return the images folder, and the catalogue of ``ids`` in order, with files below the folder and captions.
 
-    ``images``, ``captions``: None where the dataset was given none. A folder that holds no image is a problem.
+    ``images``, ``captions``: None if the dataset has none. A folder without any image of the dataset is a problem.
     """
     ids, files = list(ids), {}
     if images:
@@ -211,7 +211,7 @@ def catalogue(
 
 
 def missing_note(missing: list[str], total: int, what: str) -> str:
-    """E.g. ``38 of 13,578 images have no caption (first: B000ABC)``; empty when none is missing."""
+    """Return e.g. ``38 of 13,578 images have no caption (first: B000ABC)``; empty if none is missing."""
     if not missing:
         return ""
     return f"{len(missing):,} of {total:,} images {what} (first: {missing[0]}); extraction records them as failures"

@@ -1,4 +1,4 @@
-"""The contract of a dataset module: read the user's files, give back a checked ``Dataset``."""
+"""Base class of the dataset modules: read the user's files and return a checked ``Dataset``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from manifests.schema import Dataset, Frozen
 
 
 class DatasetSource(ABC):
-    """One dataset format. ``Options`` are the keys that ``[dataset]`` of a run spec may hold beside ``name``.
+    """Dataset format. ``Options``: the keys allowed in ``[dataset]`` of a run spec besides ``name``.
 
     Paths in the options are relative to the data folder (``--data``) and must stay inside it, or are absolute.
     """
@@ -23,7 +23,7 @@ class DatasetSource(ABC):
 
     @classmethod
     def load(cls, options: BaseModel, data: Path) -> Dataset:
-        """Read and check the dataset. Raises ManifestError with every problem found in every file."""
+        """Read and check the dataset. Raise ManifestError with every problem found in every file."""
         problems = Problems(cls.__module__.rsplit(".", 1)[-1])
         dataset = cls.read(options, data, problems)
         problems.raise_if_any()
@@ -35,4 +35,4 @@ class DatasetSource(ABC):
     @classmethod
     @abstractmethod
     def read(cls, options: BaseModel, data: Path, problems: Problems) -> Dataset | None:
-        """Parse the files. Report to ``problems`` what is missing or malformed; None when nothing can be built."""
+        """Parse the files. Add missing and malformed parts to ``problems``; return None if no dataset can be built."""

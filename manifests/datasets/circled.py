@@ -4,17 +4,17 @@
         {"session_id": "fashioniq_dress_val_0000", "subset": "fashioniq_dress_val", "ground_truth_ids": ["id"],
          "num_turns": 2, "turns": [{"turn": 1, "reference_image_id": "id", "relative_caption": "..."}, ...]}
     <image_splits>/split.<category>.<train|val>.json        FashionIQ's own galleries: ["id", ...]
-    <captions>/image_captions_<category>_<train|val>.json   captions that stand in for the images: {"id": "caption"}
+    <captions>/image_captions_<category>_<train|val>.json   captions in place of the images: {"id": "caption"}
     <images>/**/<id>.jpg|.png
 
-The session layout is that of the data set's published card and of its authors' converter (public repository
+The session layout follows the dataset's published card and its authors' converter (public repository
 mti-lab/circled). It has been tested on files made in that layout, not on a downloaded copy. Subset names end in
-``_train`` or ``_val``; val is this project's test split; the category is the rest (``fashioniq_dress`` is "dress").
+``_train`` or ``_val``; val is this project's test split; the rest is the category (``fashioniq_dress`` is "dress").
 
-CIRCLED names no galleries. With ``image_splits`` they are FashionIQ's own lists for the split. Without, a gallery is
-every image that the subset's sessions name, which is smaller and easier; ``Dataset.notes`` says which one it is.
-A session with several ground truths (CIRCO) keeps the first as its target. Every turn's text leads from the image that
-was selected to the final target, not to the next reference: ``turn_targets`` is "final".
+CIRCLED defines no galleries. With ``image_splits`` they are FashionIQ's own lists for the split. Otherwise a gallery
+contains all images that the subset's sessions name, which is smaller and easier; ``Dataset.notes`` says which one it
+is. A session with several ground truths (CIRCO) keeps the first as its target. Each turn's text describes the change
+from the selected image to the final target, not to the next reference: ``turn_targets`` is "final".
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Options(Frozen):
 
 
 class TurnRecord(BaseModel):
-    """One turn; further keys are left alone."""
+    """Turn of a session; other keys are ignored."""
 
     turn: int
     reference_image_id: str = Field(min_length=1)
@@ -71,7 +71,7 @@ class TurnRecord(BaseModel):
 
 
 class SessionRecord(BaseModel):
-    """One session; further keys are left alone."""
+    """Session; other keys are ignored."""
 
     session_id: str = Field(min_length=1)
     subset: str
@@ -114,7 +114,7 @@ class Circled(DatasetSource):
                 notes.append(f"gallery of {category}/{split}: {size}, not the whole split")
             if captions_root:
                 path = captions_root / f"image_captions_{category}_{name}.json"
-                captions = (read_captions(path, problems) or {}) | captions  # of two captions, the first counts
+                captions = (read_captions(path, problems) or {}) | captions  # the first of two captions is used
         if several:
             notes.append(f"sessions with several ground truths (the first is the target): {several}")
         ids = dict.fromkeys(i for g in galleries for i in g.images)
@@ -140,7 +140,7 @@ class Circled(DatasetSource):
 
 
 def _sessions(root: Path, subset: str, category: str, split: Split, problems: Problems) -> tuple[list[Session], int]:
-    """The subset's sessions, and how many of them have several ground truths."""
+    """Return the subset's sessions and the number of sessions with several ground truths."""
     path = next((p for p in (root / f"{subset}.json", root / "data" / f"{subset}.json") if p.exists()), None)
     if path is None:
         fix = f"nor data/{subset}.json: add it, or leave it out of subsets"

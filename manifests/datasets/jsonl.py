@@ -1,19 +1,19 @@
-"""Plain JSONL sessions: the format for your own data, and what ``export`` writes from any dataset.
+"""JSONL sessions: the format of custom datasets and of ``export``.
 
-    <folder>/images.jsonl      one catalogue image a line
+    <folder>/images.jsonl      one catalogue image per line
         {"id": "i1", "file": "tops/i1.jpg"}                     a file below <images> (default: <folder>)
-        {"id": "i2", "caption": "a red dress"}                  a caption that stands in for the image
-        {"id": "i3", "file": "i3.jpg", "caption": "...", "attributes": {"colour": ["red"]}}      all keys
-    <folder>/sessions.jsonl    one session a line, two turns or more, train or test
+        {"id": "i2", "caption": "a red dress"}                  a caption in place of the image
+        {"id": "i3", "file": "i3.jpg", "caption": "...", "attributes": {"color": ["red"]}}      all keys
+    <folder>/sessions.jsonl    one session per line, two turns or more, train or test
         {"id": "s1", "category": "dress", "split": "train", "target": "i3",
          "turns": [{"reference": "i1", "captions": ["is longer"]}, {"reference": "i2", "captions": ["has sleeves"]}]}
     <folder>/galleries.jsonl   optional: {"category": "dress", "split": "test", "images": ["i1", "i2", "i3"]}
     <folder>/dataset.json      optional: {"name": "...", "averaging": "categories" or "sessions", "notes": ["..."]}
 
-A turn's target is the next turn's reference; the last turn's is the session's target. With ``"turn_targets": "final"`` in
-a session, in dataset.json or as an option, every turn's target is the session's. The option counts before a session's own
-key, and that before dataset.json. A gallery that is not listed is
-all images that the category's sessions name, train and test. Blank lines are left out; unknown keys are errors.
+A turn's target is the next turn's reference; the last turn's is the session's target. With ``"turn_targets": "final"``
+in a session, in dataset.json or as an option, every turn's target is the session's. The option takes precedence over
+the session's key, and the session's key over dataset.json. A gallery that is not listed contains all images that the
+category's sessions name, train and test. Blank lines are skipped; unknown keys are errors.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ class Options(Frozen):
     """Folders are relative to the data folder, or absolute."""
 
     folder: str
-    images: str | None = None  # where the files of images.jsonl are; the folder itself when not given
+    images: str | None = None  # folder of the files in images.jsonl; default: ``folder``
     links: bool = False  # follow links that lead out of the images folder
-    label: str | None = Field(None, pattern=NAME)  # the dataset's name in stores and tables; default: dataset.json's
+    label: str | None = Field(None, pattern=NAME)  # dataset name in stores and tables; default: that of dataset.json
     averaging: Literal["categories", "sessions"] | None = None
-    turn_targets: TurnTargets | None = None  # "final": every turn leads to the session's target
+    turn_targets: TurnTargets | None = None  # "final": every turn has the session's target
 
 
 class ImageRecord(Image):
-    """One line of images.jsonl."""
+    """Line of images.jsonl."""
 
     attributes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
 
 
 class About(Frozen):
-    """dataset.json."""
+    """Contents of dataset.json."""
 
     name: str | None = Field(None, pattern=NAME)
     averaging: Literal["categories", "sessions"] = "categories"
@@ -117,7 +117,7 @@ def _folder_name(folder: Path) -> str:
 
 
 def _images(path: Path, problems: Problems) -> dict[str, tuple[int, ImageRecord]]:
-    """Image id -> (line, record)."""
+    """Read image id -> (line, record)."""
     found: dict[str, tuple[int, ImageRecord]] = {}
     for line, record in read_records(path, ImageRecord, problems):
         if record.id in found:
@@ -135,9 +135,10 @@ def _files(
     problems: Problems,
     notes: list[str],
 ) -> tuple[Path, dict[str, str]]:
-    """The folder of the images and image id -> file below it, where there is one.
+    """Return the images folder and image id -> file below it, for the images that have one.
 
-    Paths that leave the folder, links out of it and "no file at all" are problems; some missing files are a note.
+    Paths and links that lead out of the folder are problems, and so is a folder without any file; some missing files
+    are a note.
     """
     named = {i: (line, r.file) for i, (line, r) in records.items() if r.file is not None}
     folder = ImageFolder(root, links)
@@ -181,7 +182,7 @@ def _sessions(path: Path, problems: Problems) -> list[Session]:
 
 
 def _galleries(path: Path, sessions: list[Session], problems: Problems) -> list[Gallery]:
-    """The listed galleries, and for every other (category, split) all images that the category's sessions name."""
+    """Return the listed galleries; for any other (category, split), all images that the category's sessions name."""
     listed = list(read_records(path, Gallery, problems)) if path.exists() else []
     for (category, split), n in Counter((g.category, g.split) for _, g in listed).items():
         if n > 1:

@@ -7,12 +7,12 @@
     <annotations>/attr/asin2attr.<category>.<split>.new.json
         {"id": [six lists of words]}, read with attributes = true
     <captions>/image_captions_<category>_<split>.json
-        {"id": "caption"}: BLIP-2 captions that stand in for the images
+        {"id": "caption"}: BLIP-2 captions in place of the images
     <images>/**/<id>.jpg|.png
 
 Categories dress, shirt, toptee; splits train and val. The upstream val split is this project's test split. "Overall"
-is the mean of the three categories. A session of one turn is dropped and blank caption strings beside others are left
-out; ``Dataset.notes`` says so.
+is the mean of the three categories. Sessions of one turn and blank captions next to others are dropped;
+``Dataset.notes`` reports it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from manifests.schema import Dataset, Frozen, Gallery, Session, Split, Turn
 
 CATEGORIES = ("dress", "shirt", "toptee")
 UPSTREAM: dict[Split, str] = {"train": "train", "test": "val"}
-# The files name no fields; the six lists hold words of the attribute types of DeepFashion, in this order.
+# The files name no fields; the six lists are words of DeepFashion's attribute types, in this order.
 FIELDS = ("category", "texture", "fabric", "shape", "part", "style")
 
 
@@ -45,7 +45,7 @@ class Options(Frozen):
     """Folders are relative to the data folder, or absolute."""
 
     annotations: str = "mt_fashioniq"
-    captions: str | None = None  # folder of BLIP-2 captions that stand in for the images
+    captions: str | None = None  # folder of BLIP-2 captions in place of the images
     images: str | None = None
     links: bool = False  # follow links that lead out of the images folder
     attributes: bool = False
@@ -83,7 +83,7 @@ class MultiTurnFashionIQ(DatasetSource):
                 galleries.append(Gallery(category=category, split=split, images=tuple(ids or ())))
         if blank:
             notes.append(f"blank caption strings left out of turns that have other captions: {blank}")
-        # A dict keeps the order: gallery by gallery, then what only sessions name.
+        # A dict keeps the order: gallery by gallery, then images that only sessions name.
         ids = dict.fromkeys(chain.from_iterable(g.images for g in galleries))
         listed = len(ids)
         ids |= dict.fromkeys(i for s in sessions for i in (*(t.reference for t in s.turns), s.target))
@@ -150,8 +150,8 @@ def _is_strings(value: Any) -> bool:
 def _captions(
     root: Path, galleries: list[Gallery], ids: dict[str, None], problems: Problems, notes: list[str]
 ) -> dict[str, str]:
-    """One caption an image. The files of a category overlap and a few captions differ between them: an image takes
-    that of the first category whose gallery lists it (train file before val), else of the first that has it."""
+    """Return one caption per image. The caption files overlap and differ in a few captions: an image has the caption of
+    the first category whose gallery lists it (train file before val), else of the first file that has it."""
     merged: dict[str, dict[str, str]] = {category: {} for category in CATEGORIES}
     for category in CATEGORIES:
         for name in UPSTREAM.values():
@@ -178,7 +178,7 @@ def _captions(
 
 
 def _attributes(root: Path, ids: dict[str, None], problems: Problems) -> dict[str, dict[str, tuple[str, ...]]]:
-    """Words by field for the images that have any. Lists come in sixes: a second six adds to the same fields."""
+    """Return words by field for the images that have any. Lists come in groups of six, all for the same six fields."""
     words: dict[str, dict[str, dict[str, None]]] = {}
     for category in CATEGORIES:
         for name in UPSTREAM.values():

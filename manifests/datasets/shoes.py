@@ -1,14 +1,14 @@
 """Multi-turn Shoes (paper section 4.1): chains of the relative captions of Guo et al. (2018) on Attribute Discovery.
 
     <folder>/relative_captions_shoes.json   [{"ImageName": target, "ReferenceImageName": ..., "RelativeCaption": ...}]
-    <folder>/train_im_names.txt             one image name a line; an edge between two of these is a train edge
+    <folder>/train_im_names.txt             one image name per line; an edge between two of these is a train edge
     <folder>/eval_im_names.txt              the gallery, 4,658 images; an edge between two of these is a test edge
-    <captions>                              {"image name": "caption"}: BLIP-2 captions that stand in for the images
-    <images>/**/<image name>                the images themselves, in any subfolders
+    <captions>                              {"image name": "caption"}: BLIP-2 captions in place of the images
+    <images>/**/<image name>                the images, in any subfolders
 
-How edges become sessions is in ``_chains.py``; ``chains`` names a published chain list to use in place of the rule.
-A file without test edges gives no test session, unless ``holdout`` cuts some from the train chains. "Overall" is over
-all sessions together (paper Table 3).
+``_chains.py`` describes the rule that joins edges to sessions; ``chains`` names a published chain list to use instead.
+A file without test edges gives no test session, unless ``holdout`` takes some from the train chains. "Overall" is
+over all sessions together (paper Table 3).
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Options(Frozen):
     """Paths are relative to the data folder, or absolute."""
 
     folder: str = "shoes"
-    captions: str | None = None  # file of BLIP-2 captions that stand in for the images
+    captions: str | None = None  # file of BLIP-2 captions in place of the images
     images: str | None = None
     links: bool = False  # follow links that lead out of the images folder
     chains: str | None = None  # a published chain list (JSONL) in place of the rule
-    holdout: float = Field(0, ge=0)  # part (below 1) or number of train sessions held out as test; 0: none
+    holdout: float = Field(0, ge=0)  # fraction (below 1) or number of train sessions held out as test; 0: none
     holdout_seed: int = 0
 
     @field_validator("holdout")
@@ -138,7 +138,7 @@ def _edges(path: Path, problems: Problems) -> list[Edge]:
 
 
 def _split_edges(edges: list[Edge], train: set[str], test: set[str], notes: list[str]) -> dict[str, list[Edge]]:
-    """Edges by split, in file order; one whose images are not both in one list belongs to neither."""
+    """Return edges by split, in file order; an edge whose images are not both in one list is dropped."""
     parts: dict[str, list[Edge]] = {"train": [], "test": []}
     for edge in edges:
         if edge.reference in train and edge.target in train:
@@ -151,7 +151,7 @@ def _split_edges(edges: list[Edge], train: set[str], test: set[str], notes: list
 
 
 def _nothing_joined(edges: list[Edge], names: list[str]) -> tuple[str, str]:
-    """(what, fix) where no chain of two edges could be made."""
+    """Return (what, fix) for a file without any chain of two edges."""
     known = set(names)
     outside = [name for edge in edges for name in (edge.reference, edge.target) if name not in known]
     what = f"no session: no two of the {len(edges):,} edges join within one image-name list"

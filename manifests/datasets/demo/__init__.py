@@ -1,6 +1,6 @@
-"""The embedded demo: a rendered catalogue of garments, and sessions in which early feedback matters at the end.
+"""Embedded demo: a rendered catalogue of garments, and sessions whose target depends on early feedback.
 
-No file comes with it: attributes, images, sessions and wording are made from one seed (see ``sessions`` for the rules).
+It ships no files: attributes, images, sessions and wording are generated from one seed (rules in ``sessions``).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from manifests.schema import Dataset, Frozen, Image
 
 
 class DemoOptions(Frozen):
-    """``folder``: where the images go, below the data folder. Fewer families make a smaller demo of the same kind."""
+    """``folder``: folder of the images, below the data folder. Fewer families make a smaller demo of the same kind."""
 
     folder: str = Field("demo", min_length=1)
     seed: int = 0
     size: int = Field(96, ge=32, le=512)  # pixels, square
-    train_families: int = Field(TRAIN.families, ge=1)  # a category
-    test_families: int = Field(TEST.families, ge=1)  # a category
+    train_families: int = Field(TRAIN.families, ge=1)  # per category
+    test_families: int = Field(TEST.families, ge=1)  # per category
 
 
 class Demo(DatasetSource):
@@ -36,7 +36,7 @@ class Demo(DatasetSource):
 
     @classmethod
     def read(cls, options: BaseModel, data: Path, problems: Problems) -> Dataset | None:
-        """Render the images below ``data`` if they are not there yet (some seconds) and write the sessions."""
+        """Render the images below ``data`` if they do not exist yet (some seconds) and generate the sessions."""
         o: DemoOptions = options  # type: ignore[assignment]
         folder = option_path(data, o.folder, problems, "folder")
         if folder is None:

@@ -1,7 +1,7 @@
-"""What a demo garment is: the fields of each category, their values, and which values may stand together.
+"""Attributes of the demo garments: fields of each category, their values, and the valid combinations.
 
-A garment is a plain ``dict`` field -> value, always in the field order of its category. Values are the words of the
-attribute file too, so they read as English.
+A garment is a ``dict`` field -> value in the field order of its category. The values are English words, used in the
+attribute file too.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import random
 
 Garment = dict[str, str]
 
-# name -> (family, shade 0 light .. 2 dark, RGB). "darker" and "lighter" move inside a family.
+# name -> (family, shade 0 light .. 2 dark, RGB). "darker" and "lighter" stay within a family.
 COLOURS: dict[str, tuple[str, int, tuple[int, int, int]]] = {
     "white": ("neutral", 0, (244, 243, 239)),
     "gray": ("neutral", 1, (150, 152, 156)),
@@ -33,7 +33,7 @@ COLOURS: dict[str, tuple[str, int, tuple[int, int, int]]] = {
 }
 ACCENTS = ("white", "black", "red", "yellow", "blue", "pink", "green")
 
-# Fields whose values stand in order, from less to more: a feedback can ask for "longer sleeves" or "a tighter one".
+# Fields with ordered values, ascending: feedback can ask for "longer sleeves" or "a tighter one".
 ORDERED = ("sleeve", "length", "fit")
 SLEEVES = ("spaghetti straps", "sleeveless", "short sleeves", "elbow sleeves", "long sleeves")
 PATTERNS = ("solid", "stripes", "pinstripes", "polka dots", "checks", "floral", "zigzag")
@@ -77,7 +77,7 @@ CATEGORIES = tuple(FIELDS)
 
 
 def needs_accent(garment: Garment) -> bool:
-    """Whether a second colour is to be seen: the one of a pattern or of a graphic."""
+    """Return whether the garment shows a second color, that of a pattern or a graphic."""
     return garment["pattern"] != "solid" or garment.get("graphic", NONE) != NONE
 
 
@@ -86,11 +86,11 @@ def _contrast(colour: str, accent: str) -> bool:
     return family != other and sum(abs(x - y) for x, y in zip(a, b, strict=True)) >= 115
 
 
-SEEN_ON = {colour: frozenset(a for a in ACCENTS if _contrast(colour, a)) for colour in COLOURS}  # accents that show
+SEEN_ON = {colour: frozenset(a for a in ACCENTS if _contrast(colour, a)) for colour in COLOURS}  # visible accents
 
 
 def problem(garment: Garment) -> str | None:
-    """Why these values cannot stand together, or None for a garment that can be drawn."""
+    """Return the reason that the combination of values is invalid, or None for a garment that can be drawn."""
     if needs_accent(garment) != (garment["accent"] != NONE):
         return "an accent colour needs a pattern or a graphic, and the other way round"
     if garment["accent"] != NONE and garment["accent"] not in SEEN_ON[garment["colour"]]:
@@ -107,7 +107,7 @@ def problem(garment: Garment) -> str | None:
 
 
 def random_garment(category: str, rng: random.Random) -> Garment:
-    """A garment of valid values; solid and patterned ones in about equal parts."""
+    """Return a random valid garment; solid and patterned ones are about equally frequent."""
     while True:
         garment = {field: rng.choice(values) for field, values in FIELDS[category].items()}
         if rng.random() < 0.4:
@@ -119,9 +119,9 @@ def random_garment(category: str, rng: random.Random) -> Garment:
 
 
 def step(category: str, field: str, old: str, new: str) -> int:
-    """How many steps ``new`` lies above ``old`` on the field's scale; 0 where the two cannot be compared.
+    """Return the number of steps from ``old`` to ``new`` on the field's scale; 0 if they cannot be compared.
 
-    Colours compare inside a family (darker is above), sleeves only where both garments have sleeves.
+    Colors compare within a family (darker is higher), sleeves only if both garments have sleeves.
     """
     if field == "colour":
         (family, low, _), (other, high, _) = COLOURS[old], COLOURS[new]

@@ -1,4 +1,4 @@
-"""The demo's whole catalogue and its sessions, from one seed: the same seed gives the same ids, images and words."""
+"""Generate the demo's catalogue and sessions from one seed: the same seed gives the same ids, images and words."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from manifests.schema import Gallery, Session, Split, Turn
 
 @dataclass(frozen=True)
 class Size:
-    """How much of a split there is: families a category, and sessions and garments of each family."""
+    """Size of a split: families per category, and sessions and garments per family."""
 
     families: int
     sessions: int
@@ -28,7 +28,7 @@ TEST = Size(families=18, sessions=9, garments=28)
 
 @dataclass(frozen=True)
 class Item:
-    """One catalogue image to be."""
+    """Catalogue image that is not rendered yet."""
 
     id: str
     category: str
@@ -37,21 +37,21 @@ class Item:
 
     @property
     def words(self) -> dict[str, tuple[str, ...]]:
-        """Attribute words by field; a field that does not apply has none."""
+        """Attribute words by field; fields that do not apply have none."""
         return {field: () if value == NONE else (value,) for field, value in self.garment.items()}
 
 
 @dataclass(frozen=True)
 class Catalogue:
     items: tuple[Item, ...]
-    stories: dict[str, Story]  # session id -> what lies behind it
+    stories: dict[str, Story]  # session id -> its story
     sessions: tuple[Session, ...]
     galleries: tuple[Gallery, ...]
 
 
-@lru_cache(maxsize=1)  # a report asks once more for what loading the dataset has just built
+@lru_cache(maxsize=1)  # a report needs the catalogue again after the dataset is loaded
 def build_catalogue(seed: int, train: Size = TRAIN, test: Size = TEST) -> Catalogue:
-    """Train and test share no family, so no image, no session and no (reference, target) pair."""
+    """Build the catalogue. Train and test share no family, hence no image, session or (reference, target) pair."""
     items: list[Item] = []
     stories: dict[str, Story] = {}
     sessions: list[Session] = []
@@ -82,7 +82,7 @@ class _Part:
 
 
 def _part(split: Split, category: str, size: Size, rng: random.Random, taken: set[tuple[str, ...]]) -> _Part:
-    """The families of one gallery, in shuffled order; one that shares a garment with another is drawn anew."""
+    """Return the families of one gallery, shuffled; a family that shares a garment with another one is redrawn."""
     garments: list[Garment] = []
     stories: list[Story] = []
     used = set(taken)

@@ -1,4 +1,4 @@
-"""Seams, plackets, pockets, belts, hems, collars and bows: what is sewn on a demo garment."""
+"""Draw the details of a demo garment: seams, plackets, pockets, belts, hems, collars and bows."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from manifests.datasets.demo.shapes import Outline, Shape, ellipse
 if TYPE_CHECKING:
     from manifests.datasets.demo.render import Canvas
 
-PLACKETS = {"henley": 0.30, "polo": 0.27, "button up": 9.0}  # how far down the buttons go
+PLACKETS = {"henley": 0.30, "polo": 0.27, "button up": 9.0}  # height of the lowest button
 POCKETS: dict[str, tuple[int, ...]] = {"chest pocket": (1,), "two pockets": (1, -1)}  # sides
 BELTS = {"belt": 0.022, "sash": 0.046, "bow": 0.016}  # half heights
 WAIST, BOW = 0.45, 0.20  # heights of a belt and of a bow on a top
 
 
 def edge_of(base: RGB) -> RGB:
-    """The colour of seams: darker than the cloth, or lighter on a dark one."""
+    """Return the color of seams: darker than the cloth, or lighter on dark cloth."""
     return mix(base, (0, 0, 0), 0.32) if sum(base) > 180 else mix(base, (255, 255, 255), 0.30)
 
 
@@ -31,9 +31,9 @@ def box(half: float, top: float, bottom: float, x: float = 0.0) -> Outline:
 def draw_details(
     draw: ImageDraw.ImageDraw, canvas: Canvas, garment: Garment, outline: Shape, base: RGB, accent: RGB
 ) -> None:
-    """What lies on the cloth and ends at its edge."""
+    """Draw the details that end at the edge of the cloth."""
     edge, thin = edge_of(base), canvas.thin
-    if garment["pattern"] == "color block":  # sleeves and yoke in the accent colour
+    if garment["pattern"] == "color block":  # sleeves and yoke in the accent color
         draw.polygon(canvas.points(box(0.6, -0.1, 0.9)), fill=accent)
         draw.polygon(canvas.points([(-0.206, 0.2), (0.206, 0.2), (0.35, 0.9), (-0.35, 0.9)]), fill=base)
     for sleeve in outline.sleeves:
@@ -71,7 +71,7 @@ def _buttons(draw: ImageDraw.ImageDraw, canvas: Canvas, down: float, base: RGB, 
 def draw_trimmings(
     draw: ImageDraw.ImageDraw, mask: ImageDraw.ImageDraw, canvas: Canvas, garment: Garment, outline: Shape, base: RGB
 ) -> None:
-    """What reaches over the edge of the cloth, so that it is drawn on the mask too: hems, collars, bows."""
+    """Draw the details that extend beyond the cloth, on the mask too: hems, collars, bows."""
     edge, thin = edge_of(base), canvas.thin
 
     def patch(points: Outline, fill: RGB, line: RGB | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What is drawn on the cloth: patterns, graphics, and the soft light that makes it look like cloth."""
+"""Draw the cloth: patterns, graphics and soft light."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RGB = tuple[int, int, int]
 
 
 def mix(a: RGB, b: RGB, share: float) -> RGB:
-    """Colour ``a`` with ``share`` of colour ``b``."""
+    """Mix color ``a`` with ``share`` of color ``b``."""
     return tuple(round(x + (y - x) * share) for x, y in zip(a, b, strict=True))  # type: ignore[return-value]
 
 
@@ -84,7 +84,7 @@ def draw_pattern(cloth: Image.Image, pattern: str, accent: RGB, unit: float, rng
 
 
 def draw_graphic(draw: ImageDraw.ImageDraw, graphic: str, accent: RGB, base: RGB, x: float, y: float, r: float) -> None:
-    """A chest graphic with centre (x, y) and radius ``r``, all in pixels."""
+    """Draw a chest graphic with center (x, y) and radius ``r``, all in pixels."""
     if graphic == "star":
         ring = [(r * 1.15 if i % 2 == 0 else r * 0.48, -math.pi / 2 + i * math.pi / 5) for i in range(10)]
         draw.polygon([(x + a * math.cos(t), y + a * math.sin(t)) for a, t in ring], fill=accent)
@@ -130,7 +130,7 @@ def draw_graphic(draw: ImageDraw.ImageDraw, graphic: str, accent: RGB, base: RGB
 
 @functools.lru_cache(maxsize=16)
 def light(size: int, variant: int) -> Image.Image:
-    """A soft light map (RGB, to be multiplied): darker flanks, a few vertical folds; ``variant`` moves them."""
+    """Return a soft light map (RGB, multiplicative): darker sides, a few vertical folds; ``variant`` moves them."""
     rng = np.random.default_rng(variant)
     y, x = np.mgrid[0:size, 0:size] / size
     flank = 1.0 - 0.75 * (x - 0.5 + rng.uniform(-0.05, 0.05)) ** 2
@@ -147,7 +147,7 @@ def light(size: int, variant: int) -> Image.Image:
 
 @functools.lru_cache(maxsize=32)
 def backdrop(size: int, variant: int) -> Image.Image:
-    """A studio background: a light tone, brighter behind the figure, with a faint floor."""
+    """Return a studio background: a light tone, brighter behind the figure, with a faint floor."""
     tones = ((242, 242, 240), (232, 235, 240), (241, 235, 226), (230, 237, 232), (238, 231, 236), (224, 227, 231))
     tone = np.array(tones[variant % len(tones)], dtype=np.float64)
     y, x = np.mgrid[0:size, 0:size] / size

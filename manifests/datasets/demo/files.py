@@ -1,4 +1,4 @@
-"""Renders the catalogue to a folder, once: all images or none, and a stamp that says what they are."""
+"""Render the catalogue to a folder once: all images or none, with a stamp that identifies them."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from manifests.datasets.demo.render import render
 from manifests.errors import FashionNTMError
 from manifests.identity import digest
 
-RENDERER = 1  # of everything that decides how a garment looks; part of the stamp
+RENDERER = 1  # version of the code that determines the images; part of the stamp
 QUALITY = 90
 STAMP = "demo.json"
 IMAGES = "images"
 
 
 class FolderError(FashionNTMError):
-    """The demo's folder holds something else."""
+    """The demo's folder contains other files."""
 
 
 def file_of(item: Item) -> str:
-    """The item's image file, relative to the folder."""
+    """Return the item's image file, relative to the folder."""
     return f"{IMAGES}/{item.id}.jpg"
 
 
 def stamp_of(items: tuple[Item, ...], seed: int, size: int) -> dict:
-    """What the folder's images are: equal stamps, equal pixels (of one Pillow version)."""
+    """Return the identity of the folder's images: equal stamps mean equal pixels (for one Pillow version)."""
     garments = digest([[i.id, i.garment] for i in items])
     return {
         "renderer": RENDERER,
@@ -43,9 +43,9 @@ def stamp_of(items: tuple[Item, ...], seed: int, size: int) -> dict:
 
 
 def write_images(items: tuple[Item, ...], folder: Path, seed: int, size: int) -> bool:
-    """Render into ``folder`` unless its stamp says that they are there; True when it rendered.
+    """Render into ``folder`` unless its stamp matches; return whether images were rendered.
 
-    The folder appears (or is replaced) complete. Raises FolderError when it holds files that are not the demo's.
+    The folder is created or replaced as a whole. Raise FolderError if it contains files that are not the demo's.
     """
     stamp = stamp_of(items, seed, size)
     if _stamp(folder) == stamp and len(list((folder / IMAGES).glob("*.jpg"))) == len(items):
@@ -76,10 +76,10 @@ def _stamp(folder: Path) -> dict | None:
 
 
 def _replace(made: Path, folder: Path, stamp: dict) -> None:
-    """Put the finished folder in place. Another process that was faster with the same images has won."""
+    """Move the finished folder into place; keep the folder of a faster process with the same images."""
     if folder.exists():
         old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        os.replace(folder, old)  # onto the empty directory
+        os.replace(folder, old)  # replaces the empty directory
         shutil.rmtree(old, ignore_errors=True)
     try:
         os.replace(made, folder)

@@ -1,6 +1,6 @@
-"""The words for every value of a demo garment: what it *is* (after "is", "make it") and what it *has* (after "with").
+"""Words for every value of a demo garment: adjectives (after "is", "make it") and nouns (after "with").
 
-``{c}`` stands for the accent colour and a space, or for nothing when the feedback does not ask for that colour.
+``{c}`` is replaced by the accent color and a space, or by nothing if the feedback does not ask for that color.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ PHRASES: dict[str, dict[str, Words]] = {
     },
 }
 
-ACCENTED = {  # what carries the accent colour: pattern or graphic -> noun
+ACCENTED = {  # noun of the pattern or graphic that has the accent color
     "stripes": "stripes",
     "pinstripes": "stripes",
     "polka dots": "dots",
@@ -142,7 +142,7 @@ COMPARED: dict[tuple[str, int], Words] = {
 }
 NOUNS = {"dress": "dress", "shirt": "shirt", "toptee": "top"}
 
-# sentence frames: {n} the category's noun, {i} what it is, {h} what it has
+# sentence frames: {n} the category's noun, {i} adjectives, {h} nouns
 FRAMES_IS = (
     "is {i}",
     "{i}",

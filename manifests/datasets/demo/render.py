@@ -1,4 +1,4 @@
-"""Draws one garment on a mannequin: cloth and outlines at three times the size, averaged down to smooth edges."""
+"""Draw a garment on a mannequin: rendered at three times the size and averaged down for smooth edges."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MANNEQUIN = {"dress": (*_BODY, _LEG, flip(_LEG)), "shirt": _BODY, "toptee": _BO
 
 
 class Canvas:
-    """Maps body units to pixels, with the small differences in place and size that real photographs have."""
+    """Map of body units to pixels, with the small differences in position and size of real photographs."""
 
     def __init__(self, category: str, size: int, rng: random.Random):
         self.size = size * OVERSAMPLE
@@ -47,7 +47,7 @@ class Canvas:
 
 
 def garment_shape(category: str, garment: Garment) -> Shape:
-    """The outlines of a garment's values."""
+    """Return the outlines of a garment."""
     if category == "shirt":
         neckline = {"polo": None, "button up": None, "v neck tee": "v neck"}.get(garment["style"], "round neck")
         return shape(garment["sleeve"], neckline, garment["fit"], 0.74)
@@ -55,7 +55,7 @@ def garment_shape(category: str, garment: Garment) -> Shape:
 
 
 def render(category: str, garment: Garment, size: int, rng: random.Random) -> Image.Image:
-    """An RGB image of ``size`` x ``size`` pixels. The same generator state draws the same image."""
+    """Render an RGB image of ``size`` x ``size`` pixels. The same generator state gives the same image."""
     canvas = Canvas(category, size, rng)
     outline = garment_shape(category, garment)
     base = _shade(COLOURS[garment["colour"]][2], rng)
@@ -96,7 +96,7 @@ _SHADOW = [round(v * 0.25) for v in range(256)]
 
 
 def _shade(colour: RGB, rng: random.Random) -> RGB:
-    """The colour as one photograph shows it: a little lighter, darker or tinted."""
+    """Return the color with the variation of a photograph: slightly lighter, darker or tinted."""
     gain = 1 + rng.uniform(-0.05, 0.05)
     r, g, b = (max(0, min(255, round(c * gain + rng.uniform(-5, 5)))) for c in colour)
     return r, g, b

@@ -1,11 +1,11 @@
-"""Writes the demo's sessions: users who change their mind about nothing, and a shop that forgets what they said.
+"""Generate the demo's sessions: users never withdraw a request, and retrieved images lose earlier requests.
 
-Garments come in families: one base garment, a few fields that vary over three values each. A session walks inside a
-family. Its user asks for one or two new values a turn and never takes a request back. The image that is retrieved
-answers the current request, but loses earlier ones, and fields that nobody mentioned drift. The final target has all
-that was asked for in any turn, and in every other field it is the last reference image. So the last turn alone misses
-what was lost, the first image with all captions misses what drifted, and the family holds the images that both would
-rather find (paper Figure 5 shows the same failure on real images).
+Garments form families: one base garment and a few fields that vary over two or three values each. A session stays
+within a family. Its user asks for one or two new values per turn and never withdraws a request. The retrieved image
+meets the current request but loses earlier ones, and unmentioned fields drift. The final target meets the requests of
+all turns and equals the last reference image in every other field. So a query of the last turn alone misses the lost
+requests, a query of the first image with all captions misses the drift, and the family contains the images that both
+retrieve instead (paper Figure 5 shows the same failure on real images).
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from dataclasses import dataclass, field
 
 from manifests.datasets.demo.attributes import ACCENTS, FIELDS, NONE, Garment, needs_accent, problem, random_garment
 
-VERSION = 1  # of everything that decides what is drawn and written; part of the stamp
+VERSION = 1  # version of the code that determines images and texts; part of the stamp
 
-VALUES = (3, 3, 2, 2, 2, 2)  # values of each field of a family that varies
+VALUES = (3, 3, 2, 2, 2, 2)  # number of values of each varying field of a family
 LENGTHS = {2: 0.35, 3: 0.40, 4: 0.25}  # turns of a session: share
-TWO_REQUESTS = {2: 0.75, 3: 0.45, 4: 0.25}  # turns of a session: how often a turn asks for two fields
-LOSS = 0.6  # chance a turn that an earlier request, met so far, is lost
-MISS = 0.5  # chance that one of two requests of a turn is not met at once
-DRIFT = {1: 0.6, 2: 0.4}  # fields that change unasked in a turn: share
-FORGETFUL = 0.9  # share of the sessions whose last reference lacks something that was asked for earlier
-TRIES = 16  # drafts of a next image, among which one that the family already has is preferred
+TWO_REQUESTS = {2: 0.75, 3: 0.45, 4: 0.25}  # turns of a session: probability that a turn asks for two fields
+LOSS = 0.6  # probability per turn that an earlier request, met so far, is lost
+MISS = 0.5  # probability that one of two requests of a turn is not met at once
+DRIFT = {1: 0.6, 2: 0.4}  # unrequested changes of fields per turn: share
+FORGETFUL = 0.9  # share of sessions whose last reference misses an earlier request
+TRIES = 16  # drafts of the next image; one that the family already has is preferred
 
 Requests = dict[str, str]
 
 
 @dataclass(frozen=True)
 class Story:
-    """A session before it has images: garments I_1 .. I_N and the target, and what each turn asks for."""
+    """Session without images: garments I_1 .. I_N and the target, and the requests of each turn."""
 
     category: str
     garments: tuple[Garment, ...]
@@ -45,14 +45,14 @@ class Story:
 
     @property
     def lost(self) -> tuple[str, ...]:
-        """Fields asked for before the last turn that the last reference image does not have as asked."""
+        """Fields requested before the last turn whose requested value the last reference image lacks."""
         early = {f: v for turn in self.requests[:-1] for f, v in turn.items()}
         return tuple(f for f, v in early.items() if self.garments[-2][f] != v)
 
 
 @dataclass
 class Family:
-    """A base garment and the fields that vary; ``garments`` are those that the catalogue will hold."""
+    """Base garment and its varying fields; ``garments``: members in the catalogue."""
 
     category: str
     base: Garment
@@ -69,7 +69,7 @@ class Family:
             self.garments.append(garment)
 
     def draw(self, rng: random.Random) -> Garment:
-        """A random member of the family that can be drawn."""
+        """Return a random member of the family that can be drawn."""
         while True:
             garment = {**self.base, **{f: rng.choice(v) for f, v in self.values.items()}}
             if problem(garment) is None:
@@ -77,7 +77,7 @@ class Family:
 
 
 def make_family(category: str, rng: random.Random) -> Family:
-    """A random base garment, colour and five more fields free; an accent colour only where it always shows."""
+    """Return a family of a random base garment; color and five more fields vary, accents only if always visible."""
     while True:
         base = random_garment(category, rng)
         names = [f for f in base if f not in ("colour", "accent")]
@@ -90,12 +90,12 @@ def make_family(category: str, rng: random.Random) -> Family:
             values[name] = (base[name], *rng.sample(choices, min(count - 1, len(choices))))
         family = Family(category, base, {f: values[f] for f in FIELDS[category] if f in values})
         members = [{**base, **{f: rng.choice(v) for f, v in family.values.items()}} for _ in range(100)]
-        if sum(problem(m) is None for m in members) >= 60:  # few enough combinations that cannot be drawn
+        if sum(problem(m) is None for m in members) >= 60:  # enough combinations that can be drawn
             return family
 
 
 def write_story(family: Family, turns: int, rng: random.Random) -> Story | None:
-    """One session of ``turns`` turns in a family, or None where the dice lead nowhere."""
+    """Draw a session of ``turns`` turns in a family; None if the random draws lead to no valid session."""
     garment = rng.choice(family.garments) if family.garments else family.draw(rng)
     garments, requests = [garment], []
     wanted: Requests = {}
@@ -119,7 +119,7 @@ def write_story(family: Family, turns: int, rng: random.Random) -> Story | None:
 
 
 def _ask(family: Family, garment: Garment, wanted: Requests, turns: int, rng: random.Random) -> Requests | None:
-    """New values for one or two fields that were not spoken of yet; a new pattern names its colour with it."""
+    """Draw new values for one or two fields not requested yet; a new pattern comes with its accent color."""
     open_fields = [f for f in family.values if f not in wanted]
     count = 2 if rng.random() < TWO_REQUESTS[turns] else 1
     if len(open_fields) <= count:
@@ -129,7 +129,9 @@ def _ask(family: Family, garment: Garment, wanted: Requests, turns: int, rng: ra
         after = {**garment, **asked}
         if any(garment[f] == v for f, v in asked.items()):
             continue
-        if needs_accent(after) != (after["accent"] != NONE):  # the second colour comes or goes with what carries it
+        if needs_accent(after) != (
+            after["accent"] != NONE
+        ):  # the accent color comes and goes with its pattern or graphic
             if "accent" in wanted or "accent" in asked:
                 continue
             after["accent"] = asked["accent"] = rng.choice(ACCENTS) if needs_accent(after) else NONE
@@ -141,7 +143,7 @@ def _ask(family: Family, garment: Garment, wanted: Requests, turns: int, rng: ra
 def _retrieve(
     family: Family, garment: Garment, asked: Requests, earlier: Requests, rng: random.Random
 ) -> Garment | None:
-    """The next image: of several drafts one that the family already holds, else the first that can be drawn."""
+    """Return the next image: of several drafts, one that the family already has, else the first that can be drawn."""
     fallback = None
     for _ in range(TRIES):
         draft = _answer(family, garment, asked, earlier, rng)
@@ -152,7 +154,7 @@ def _retrieve(
 
 
 def _answer(family: Family, garment: Garment, asked: Requests, earlier: Requests, rng: random.Random) -> Garment | None:
-    """A draft of the image that a turn retrieves: it meets the request, forgets earlier ones, and drifts."""
+    """Draw a candidate for the retrieved image: it meets the request, loses earlier ones, and drifts."""
     after = {**garment, **asked}
     if len(asked) == 2 and "accent" not in asked and rng.random() < MISS:
         missed = rng.choice(list(asked))
@@ -169,7 +171,7 @@ def _answer(family: Family, garment: Garment, asked: Requests, earlier: Requests
 
 
 def rivals(story: Story, family: Family) -> Iterator[Garment]:
-    """Near neighbours of a session's target that shortcuts find instead, the most tempting first."""
+    """Yield near neighbors of a session's target that shortcuts retrieve instead, the most similar first."""
     first, last, target = story.garments[0], story.garments[-2], story.garments[-1]
     yield {**last, **story.requests[-1]}  # the last turn alone
     yield {**first, **story.wanted}  # the first image with all captions
@@ -187,7 +189,7 @@ def rivals(story: Story, family: Family) -> Iterator[Garment]:
 
 
 def fill_family(category: str, sessions: int, images: int, rng: random.Random) -> tuple[Family, list[Story]]:
-    """A family with its sessions, filled up with rivals to ``images`` garments (a few more if the sessions need them)."""
+    """Return a family and its sessions, with rivals up to ``images`` garments (more if the sessions need them)."""
     family = make_family(category, rng)
     for _ in range(images // 5):
         family.add(family.draw(rng))

@@ -18,14 +18,14 @@ HEMS = {
     "midi": 1.26,
     "maxi": 1.45,
 }
-WIDTHS = {  # half widths at bust, waist, hip, and how far the hem spreads per unit below the hip
+WIDTHS = {  # half widths at bust, waist and hip, and spread of the hem per unit below the hip
     "fitted": (0.190, 0.138, 0.196, 0.00),
     "regular": (0.202, 0.192, 0.206, 0.02),
     "loose": (0.232, 0.246, 0.256, 0.04),
     "a-line": (0.194, 0.150, 0.225, 0.20),
     "flared": (0.192, 0.142, 0.290, 0.46),
 }
-SLEEVES = {"short sleeves": 0.30, "elbow sleeves": 0.58, "long sleeves": 1.0}  # share of the arm that is covered
+SLEEVES = {"short sleeves": 0.30, "elbow sleeves": 0.58, "long sleeves": 1.0}  # covered share of the arm
 CUTS = {
     "round neck": (0.105, 0.125),
     "v neck": (0.115, 0.270),
@@ -37,7 +37,7 @@ ARM: tuple[Point, ...] = ((0.205, 0.075), (0.272, 0.370), (0.320, 0.690))  # sho
 
 @dataclass(frozen=True)
 class Shape:
-    """The parts of a garment as closed outlines; ``hole`` is taken out of it again."""
+    """Parts of a garment as closed outlines; ``hole`` is cut out of it."""
 
     body: Outline
     sleeves: tuple[Outline, ...]
@@ -48,7 +48,7 @@ class Shape:
 
 
 def smooth(points: Outline, steps: int = 6) -> Outline:
-    """A Catmull-Rom curve through an open list of points."""
+    """Return a Catmull-Rom curve through an open list of points."""
     padded = [points[0], *points, points[-1]]
     curve: Outline = []
     for (ax, ay), (bx, by), (cx, cy), (dx, dy) in zip(padded, padded[1:], padded[2:], padded[3:], strict=False):
@@ -61,7 +61,7 @@ def smooth(points: Outline, steps: int = 6) -> Outline:
 
 
 def mirrored(side: Outline) -> Outline:
-    """The closed outline whose right half is ``side`` (from top to bottom)."""
+    """Return the closed outline whose right half is ``side`` (from top to bottom)."""
     return [*side, *((-x, y) for x, y in reversed(side))]
 
 
@@ -75,7 +75,7 @@ def ellipse(x: float, y: float, rx: float, ry: float) -> Outline:
 
 
 def limb(width_top: float, width_end: float, share: float, arm: tuple[Point, ...] = ARM) -> Outline:
-    """The outline of the right arm (or of a sleeve over it) down to ``share`` of its length."""
+    """Return the outline of the right arm (or of a sleeve over it) down to ``share`` of its length."""
     (ax, ay), (bx, by), (cx, cy) = arm
     upper, path = 0.5, [(ax, ay)]
     if share <= upper:
@@ -91,7 +91,7 @@ def limb(width_top: float, width_end: float, share: float, arm: tuple[Point, ...
 
 
 def torso(top: str, fit: str, hem: float) -> tuple[Outline, float]:
-    """The right side of the body from the neck down to the hem, and the half width there."""
+    """Return the right side of the body from the neck down to the hem, and the half width there."""
     bust, waist, hip, spread = WIDTHS[fit]
     if top == "spaghetti straps":
         head: Outline = [(0.0, 0.165), (0.085, 0.160), (0.150, 0.135), (0.168, 0.190)]
@@ -113,7 +113,7 @@ def torso(top: str, fit: str, hem: float) -> tuple[Outline, float]:
 
 
 def neck_hole(neckline: str | None, strapped: bool) -> Outline:
-    """The opening at the neck; between straps it starts lower and is narrower. None: just under a collar."""
+    """Return the neck opening; between straps it starts lower and is narrower. None: just below a collar."""
     if neckline is None:
         return mirrored([(0.0, -0.05), (0.085, -0.05), *smooth([(0.082, 0.0), (0.0, 0.06)])])
     half, depth = CUTS[neckline]
@@ -129,7 +129,7 @@ def neck_hole(neckline: str | None, strapped: bool) -> Outline:
 
 @functools.lru_cache(maxsize=512)
 def shape(sleeve: str, neckline: str | None, fit: str, hem: float) -> Shape:
-    """The outlines of one garment. ``neckline`` None leaves room for a collar only."""
+    """Return the outlines of one garment. ``neckline`` None leaves room for a collar only."""
     body, bottom = torso(sleeve, fit, hem)
     sleeves: tuple[Outline, ...] = ()
     if sleeve in SLEEVES:

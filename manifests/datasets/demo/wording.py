@@ -1,4 +1,4 @@
-"""Feedback in words: what a user says who wants some values of a garment changed."""
+"""Generate feedback texts that ask for changed values of a garment."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from manifests.datasets.demo.phrases import (
     Words,
 )
 
-COMPARE, NEGATE, TWO_CAPTIONS = 0.40, 0.25, 0.30  # how often the comparative, the "instead of" and a second caption
+COMPARE, NEGATE, TWO_CAPTIONS = 0.40, 0.25, 0.30  # probabilities of a comparative, an "instead of" and a second caption
 
 
 def feedback(
     category: str, wanted: Mapping[str, str], garment: Garment, reference: Garment | None, rng: random.Random
 ) -> tuple[str, ...]:
-    """One or two captions that ask for the values ``wanted`` (field -> value), as an annotator would write them.
+    """Return one or two captions that ask for the values ``wanted`` (field -> value), in the style of an annotator.
 
-    ``garment`` holds all values of a garment that answers the request (an accent colour is named by what carries it).
-    With a ``reference`` image a request may compare ("longer sleeves") or name what has to go ("not blue but red");
-    such words are only used where they leave one answer: one step is "longer", more steps are "much longer".
+    ``garment``: all values of a garment that meets the request (its pattern or graphic names an accent color). With a
+    ``reference`` image, a request may compare ("longer sleeves") or name the old value ("not blue but red"), but only
+    if the answer is unique: one step is "longer", more steps are "much longer".
     """
     fields = list(wanted)
     rng.shuffle(fields)
@@ -51,7 +51,7 @@ def sentence(
     reference: Garment | None,
     rng: random.Random,
 ) -> str:
-    """One caption that asks for the given fields."""
+    """Return a caption that asks for the given fields."""
     fields = _without_carried_accent(fields, wanted)
     said: Words = ([], [])  # type: ignore[assignment]
     for field in fields:
@@ -62,9 +62,9 @@ def sentence(
 
 
 def _without_carried_accent(fields: list[str], wanted: Mapping[str, str]) -> list[str]:
-    """Leave "accent" to the pattern or graphic that is asked for in the same breath: "white polka dots"."""
+    """Drop "accent" if the same caption asks for its pattern or graphic: "white polka dots"."""
     carriers = [f for f in ("graphic", "pattern") if f in fields and wanted[f] not in (NONE, "solid")]
-    silent = wanted.get("accent") == NONE and len(fields) > 1  # a plain garment has no second colour to speak of
+    silent = wanted.get("accent") == NONE and len(fields) > 1  # a plain garment has no second color
     return [f for f in fields if f != "accent" or not (carriers or silent)]
 
 
@@ -80,7 +80,7 @@ def _request(
     reference: Garment | None,
     rng: random.Random,
 ) -> tuple[int, str]:
-    """One requested value as (IS or HAS, words)."""
+    """Return one requested value as (IS or HAS, words)."""
     value = wanted[field]
     old = reference[field] if reference else None
     if old is not None and (compared := _comparative(category, field, old, value, rng)):
@@ -98,7 +98,7 @@ def _request(
 
 
 def _words(field: str, value: str, wanted: Mapping[str, str], garment: Garment) -> Words:
-    """All words for a value, the accent colour filled in where it is asked for too."""
+    """Return all words for a value, with the accent color filled in if it is requested too."""
     if field == "colour":
         return COLOUR_WORDS[value], tuple(f"{_article(w)} {w} color" for w in COLOUR_WORDS[value][:2])
     if field == "accent":
@@ -117,7 +117,7 @@ def _words(field: str, value: str, wanted: Mapping[str, str], garment: Garment) 
 
 
 def _comparative(category: str, field: str, old: str, new: str, rng: random.Random) -> tuple[int, str] | None:
-    """A comparison, when old and new value lie on one scale and it is the user's mood."""
+    """Return a comparison with probability ``COMPARE`` if old and new value are on one scale, else None."""
     distance = step(category, field, old, new)
     if not distance or rng.random() >= COMPARE:
         return None
