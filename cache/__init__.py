@@ -1,4 +1,4 @@
-"""The feature store: chunked, immutable HDF5 shards, committed by their digests. h5py and numpy only."""
+"""Feature store: chunked, immutable HDF5 shards, committed by their digests. Depends on h5py and numpy only."""
 
 from cache.errors import (
     StoreBusyError,

@@ -1,8 +1,8 @@
-"""catalogue.h5: which content key each image id has, so that stage 2 addresses rows without any image.
+"""catalogue.h5: content key of each image id, so that stage 2 finds rows without reading images.
 
-Datasets: "keys" uint8 [n, 16]; "id_bytes" uint8, all ids in UTF-8 one after another; "id_ends" int64 [n], where
-each id ends. So an id may hold anything (spaces, slashes, any script, 10 kB). In order of the ids' bytes: equal
-bindings give equal files.
+Datasets: "keys" uint8 [n, 16]; "id_bytes" uint8, all ids concatenated in UTF-8; "id_ends" int64 [n], end offset of
+each id. Ids may contain any characters (spaces, slashes, any script) and be long (10 kB). They are sorted by their
+bytes, so equal bindings give equal files.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from cache.stat_cache import sha256_of
 from manifests.identity import KEY_BYTES, stack_keys
 
 CATALOGUE_FORMAT = "fashion-ntm catalogue 1"
-_ENCODING = ("utf-8", "surrogatepass")  # file names of no valid encoding reach Python as lone surrogates
+_ENCODING = ("utf-8", "surrogatepass")  # Python decodes invalid file names to lone surrogates
 
 
 def write_catalogue(path: Path, manifest: Manifest, catalogue: Mapping[str, bytes]) -> CatalogueInfo:
-    """Write ``path``. Not durable yet. Raises StoreError for a key that is not 16 bytes or an id that is no text."""
+    """Write ``path`` without syncing it. Raise StoreError for a key that is not 16 bytes or an id that is no text."""
     for image, key in catalogue.items():
         if not isinstance(image, str) or not image:
             raise StoreError(f"catalogue: image id {image!r} must be a text that is not empty")
@@ -45,12 +45,12 @@ def write_catalogue(path: Path, manifest: Manifest, catalogue: Mapping[str, byte
 
 
 def read_catalogue(directory: Path, info: CatalogueInfo | None) -> dict[str, bytes] | None:
-    """Image id -> 16-byte key; ``info`` or the binding it replaces. None: the file is another one, or is missing."""
+    """Read image id -> 16-byte key of ``info`` or the binding it replaces. None if the file differs or is missing."""
     if info is None:
         return {}
     path = directory / CATALOGUE
     try:
-        data = path.read_bytes()  # once, so that the digest is of what is decoded
+        data = path.read_bytes()  # read once, so that the digest is of the decoded bytes
     except FileNotFoundError:
         return None
     except OSError as error:

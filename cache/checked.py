@@ -1,4 +1,4 @@
-"""A store's shards, each checked before its first row is read."""
+"""Shards of a store, each checked before its first row is read."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Check = Literal["digest", "always", "header"]
 
 
 class CheckedShards:
-    """The shards that ``manifest`` names in the directory ``path``; ``verify`` as in ``Store.open``.
+    """Shards that ``manifest`` lists in the directory ``path``; ``verify`` as in ``Store.open``.
 
-    Every method raises StoreCorruptError for a shard that is missing, cut off, changed or swapped.
+    Every method raises StoreCorruptError for a shard that is missing, truncated, changed or swapped.
     """
 
     def __init__(self, path: Path, manifest: Manifest, verify: Check):
@@ -33,11 +33,11 @@ class CheckedShards:
         self._maps: dict[str, np.ndarray | ScatteredRows] = {}
 
     def remember(self) -> None:
-        """Keep which shards were found whole, for other processes."""
+        """Save which shards are verified, for other processes."""
         self._stamps.save()
 
     def gather(self, table: str, rows: np.ndarray, out: np.ndarray) -> None:
-        """Rows int64 [n], all within the table, into ``out`` [n, D]. Maps shards at their first use."""
+        """Gather rows int64 [n], all within the table, into ``out`` [n, D]. Shards are mapped at first use."""
         info = self.manifest.tables[table]
         if table not in self._regions:
             self._regions[table] = Region.of(info)
@@ -51,7 +51,7 @@ class CheckedShards:
         region.take(items, out)
 
     def copy(self, table: str, start: int, out: np.ndarray) -> None:
-        """Rows ``start`` to ``start + n`` of a table, which has them, into ``out`` [n, D] by plain reads."""
+        """Read rows ``start`` to ``start + n``, all within the table, into ``out`` [n, D] by plain reads."""
         info, at = self.manifest.tables[table], 0
         for shard in info.shards:
             first, last = max(start, at), min(start + len(out), at + shard.rows)
@@ -65,7 +65,7 @@ class CheckedShards:
             at += shard.rows
 
     def _gather_apart(self, info: TableInfo, rows: np.ndarray, out: np.ndarray) -> None:
-        """Shard by shard. Holds no more than one shard's part beside the result."""
+        """Gather shard by shard. Besides the result, memory holds the rows of at most one shard."""
         starts = np.cumsum([0, *(s.rows for s in info.shards)])
         order = rows.argsort()
         ordered = rows[order]
@@ -78,7 +78,7 @@ class CheckedShards:
     def _take(self, shard: ShardInfo, info: TableInfo, local: np.ndarray) -> np.ndarray:
         features = self._maps.get(shard.file)
         if features is None:
-            while len(self._maps) >= _most_maps():  # the oldest goes
+            while len(self._maps) >= _most_maps():  # close the oldest
                 self._maps.pop(next(iter(list(self._maps)), ""), None)
             self._maps[shard.file] = features = self.read(shard, info, map_features)
         try:
@@ -87,7 +87,7 @@ class CheckedShards:
             raise self._corrupt(self.path / shard.file, f"cannot be read ({error})") from error
 
     def read(self, shard: ShardInfo, info: TableInfo, how: Callable[[Path, ShardInfo, TableInfo], Any]) -> Any:
-        """``how(path, shard, info)`` on a shard that was checked first."""
+        """Check the shard, then return ``how(path, shard, info)``."""
         path = self.path / shard.file
         try:
             if shard.file not in self._checked:
@@ -111,7 +111,7 @@ class CheckedShards:
                 raise self._corrupt(path, f"was changed: {problems[0]}")
             return
         found = self._stamps.digest(path, shard.sha256, remembered=self.verify == "digest")
-        if found != shard.sha256:  # HDF5 is not asked what is wrong: it should not parse a file of unknown bytes
+        if found != shard.sha256:  # without details from HDF5, which should not parse an unknown file
             raise self._corrupt(path, self.manifest.whose(found))
 
     def _corrupt(self, path: Path, what: str) -> StoreCorruptError:
@@ -122,7 +122,7 @@ class CheckedShards:
 
 
 def _most_maps() -> int:
-    """Each map holds a file descriptor: use a quarter of what the process may have."""
+    """Return a quarter of the process's limit of file descriptors; each map uses one."""
     try:
         import resource
 

@@ -1,4 +1,4 @@
-"""How two stores differ: fingerprint fields, rows that only one has, and rows of one key with other bytes."""
+"""Compare two stores: fingerprint fields, rows in only one of them, and rows of one key with different bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BLOCK = 4096
 
 @dataclass(frozen=True)
 class FieldChange:
-    """One field, by its dotted name; ``old`` or ``new`` is "(absent)" where there is no such field."""
+    """Changed field, by its dotted name; ``old`` or ``new`` is "(absent)" if the field is missing."""
 
     field: str
     old: Any
@@ -33,7 +33,7 @@ def _shown(value: Any) -> str:
 
 
 def field_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[FieldChange]:
-    """Every field that differs, nested ones by dotted name; 1 and true, or null and absent, are different."""
+    """Return each field that differs, nested ones by dotted name; 1 and true, or null and absent, are different."""
     found: list[FieldChange] = []
 
     def walk(prefix: str, a: Any, b: Any) -> None:
@@ -49,17 +49,17 @@ def field_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[FieldC
 
 @dataclass(frozen=True)
 class RowDifference:
-    """One key whose rows differ: largest absolute difference of a value, and cosine similarity."""
+    """Key whose rows differ: largest absolute difference of a value, and cosine similarity."""
 
     key: str
-    images: tuple[str, ...]  # ids that the catalogue of A binds to it; empty for texts and queries
+    images: tuple[str, ...]  # ids bound to the key in the catalogue of A; empty for texts and queries
     max_abs: float
     cosine: float
 
 
 @dataclass(frozen=True)
 class TableDiff:
-    """One table. ``largest``: the rows that differ most. ``note``: why rows cannot be compared value by value."""
+    """Differences of a table. ``largest``: rows that differ most. ``note``: reason that values cannot be compared."""
 
     table: str
     only_a: int
@@ -74,7 +74,7 @@ class TableDiff:
 
 @dataclass(frozen=True)
 class StoreDiff:
-    """``same``: no field and no row differs; other execution, shards or row order make no difference."""
+    """Differences of two stores. ``same``: no field or row differs; execution, shards and row order do not count."""
 
     a: str
     b: str
@@ -105,7 +105,7 @@ class StoreDiff:
 
 
 def diff(a: Store, b: Store, largest: int = 5) -> StoreDiff:
-    """Compare by content key, in blocks of rows: memory does not grow with the stores' features."""
+    """Compare by content key, in blocks of rows: memory use does not grow with the size of the features."""
     tables = tuple(_table(a, b, table, largest) for table in dict.fromkeys([*a.tables, *b.tables]))
     about = [{"dataset": s.dataset, "extractor": s.extractor} for s in (a, b)]
     return StoreDiff(str(a.path), str(b.path), (*field_changes(*about), *field_changes(a.fields, b.fields)), tables)
@@ -150,7 +150,7 @@ def _table(a: Store, b: Store, table: str, largest: int) -> TableDiff:
 
 
 def _distances(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Largest absolute difference and cosine of rows [n, D] -> float64 [n] each; 0 cosine with a zero row."""
+    """Return largest absolute difference and cosine of rows [n, D], float64 [n] each; cosine 0 for a zero row."""
     x, y = x.astype(np.float64), y.astype(np.float64)
     norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
     cosine = np.divide((x * y).sum(axis=1), norms, out=np.zeros(len(x)), where=norms > 0)

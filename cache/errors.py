@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a store. Each message names the value, the place and the next step."""
+"""Errors of the feature store. Each message names the value, the place and the next step."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class StoreError(FashionNTMError):
 
 
 class StoreNotFoundError(StoreError, IncompleteError, FileNotFoundError):
-    """There is no store at the path: nothing has been extracted there yet."""
+    """No store at the path: nothing has been extracted there yet."""
 
     exit_code = 3
 
 
 class StoreCorruptError(StoreError):
-    """A file of the store is missing, truncated, changed or not what the manifest says. Its rows are not read."""
+    """A file of the store is missing, truncated, changed or inconsistent with the manifest. Its rows are not read."""
 
 
 class StoreVersionError(StoreError):
@@ -28,15 +28,15 @@ class StoreVersionError(StoreError):
 
 
 class StoreBusyError(StoreError):
-    """Another writer holds the store."""
+    """Another writer has the lease of the store."""
 
 
 class StoreLookupError(StoreError, LookupError):
-    """A table or row that the store does not hold."""
+    """A table or row that the store does not have."""
 
 
 class StoreMismatchError(StoreError):
-    """The store holds features of other semantic fields. ``changed``: one line ``field: old -> new`` each."""
+    """The store has features of other semantic fields. ``changed``: one line ``field: old -> new`` per field."""
 
     exit_code = 3
 
@@ -51,7 +51,7 @@ class StoreMismatchError(StoreError):
 
 @contextmanager
 def naming(path: Path, action: str, survives: str = "") -> Iterator[None]:
-    """Turn an OSError (disk full, read-only folder, no permission) into a StoreError naming path and what survives."""
+    """Convert an OSError (disk full, read-only folder, no permission) to a StoreError with path and kept state."""
     try:
         yield
     except FashionNTMError:

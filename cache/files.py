@@ -13,11 +13,11 @@ from typing import Any
 
 from cache.layout import temporary_for
 
-_NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EISDIR}  # of a folder, on some mounts
+_NO_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EISDIR}  # for folders on some mounts
 
 
 class DurabilityWarning(UserWarning):
-    """A file system cannot make something durable; the job goes on."""
+    """The file system cannot guarantee durability; the job continues."""
 
 
 def sync_file(path: Path) -> None:
@@ -29,9 +29,9 @@ def sync_file(path: Path) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Make renames in ``path`` durable. A no-op where directories cannot be opened (Windows).
+    """Make renames in ``path`` durable. A no-op if directories cannot be opened (Windows).
 
-    Warns (DurabilityWarning) where the file system cannot fsync a folder, as some network mounts cannot.
+    Warn (DurabilityWarning) if the file system cannot fsync a folder, as on some network mounts.
     """
     if os.name == "nt":
         return
@@ -43,13 +43,13 @@ def sync_directory(path: Path) -> None:
             raise
         what = f"{path}: this file system cannot fsync a folder ({error.strerror}); the job goes on"
         cost = "after a power cut the newest files may be missing: run the same command again then"
-        warnings.warn(DurabilityWarning(f"{what}, but {cost}"), stacklevel=1)  # once for each folder
+        warnings.warn(DurabilityWarning(f"{what}, but {cost}"), stacklevel=1)  # once per folder
     finally:
         os.close(descriptor)
 
 
 def write_all(descriptor: int, data: memoryview, offset: int) -> None:
-    """Write every byte of ``data`` at ``offset``; one call to the system may take only part of it."""
+    """Write all bytes of ``data`` at ``offset``; one system call may write only a part."""
     data = data.cast("B")
     while data:
         os.lseek(descriptor, offset, os.SEEK_SET)
@@ -58,7 +58,7 @@ def write_all(descriptor: int, data: memoryview, offset: int) -> None:
 
 
 def read_into(path: Path, data: memoryview, offset: int) -> int:
-    """Fill ``data`` from ``offset`` of the file; gives the bytes read, fewer when the file ends before."""
+    """Fill ``data`` from ``offset`` of the file; return the number of bytes read, fewer at the end of the file."""
     data = data.cast("B")
     done = 0
     with open(path, "rb", buffering=0) as handle:
@@ -72,9 +72,9 @@ def read_into(path: Path, data: memoryview, offset: int) -> int:
 
 
 def together(*tasks: Callable[[], Any]) -> list[Any]:
-    """Run the tasks at the same time and give their results; raises the first error, after all have ended.
+    """Run the tasks concurrently and return their results; raise the first error after all tasks have ended.
 
-    Made for waiting on the disk: several syncs at once cost little more than one.
+    Meant for disk waits: several concurrent syncs take little longer than one.
     """
     with ThreadPoolExecutor(len(tasks)) as pool:
         return [future.result() for future in [pool.submit(task) for task in tasks]]
@@ -87,10 +87,10 @@ def replace_atomically(
     after: Sequence[Callable[[], Any]] = (),
     last: Callable[[], Any] = lambda: None,
 ) -> None:
-    """``path`` holds either its old bytes or ``data``, never a part, whatever happens in between.
+    """Replace ``path`` by ``data`` atomically: it has either its old bytes or all of ``data`` at any time.
 
-    ``after``: what must have happened (syncs of other files) before ``data`` may be seen at ``path``.
-    ``last``: called when all that is done; the replacement does not happen if it raises.
+    ``after``: tasks (syncs of other files) that must finish before ``data`` becomes visible at ``path``.
+    ``last``: called after these tasks; if it raises, the file is not replaced.
     """
     temporary = temporary_for(path)
     try:
@@ -107,5 +107,5 @@ def replace_atomically(
 
 
 def now() -> str:
-    """The time in UTC, to the second."""
+    """Return the time in UTC, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

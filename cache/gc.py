@@ -1,4 +1,4 @@
-"""Drops the rows that nothing refers to any more, and the files that interrupted writers left behind."""
+"""Drop rows that no dataset references, and leftover files of interrupted writers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from manifests.identity import KEY_BYTES
 
 @dataclass(frozen=True)
 class Collected:
-    """What a collection did, or with ``dry_run`` would do. Rows by table; ``debris``: file -> bytes."""
+    """Result of a collection, or with ``dry_run`` its plan. Rows by table; ``debris``: leftover file -> bytes."""
 
     path: Path
     dry_run: bool
@@ -60,13 +60,13 @@ def collect(
     *,
     dry_run: bool = False,
 ) -> Collected:
-    """Keep the rows whose keys are in ``needed``: table -> uint8 [n, 16]; a table that it does not name stays whole.
+    """Keep the rows whose keys are in ``needed``: table -> uint8 [n, 16]; tables not in ``needed`` are kept whole.
 
-    ``images``: ids that stay in the catalogue (None: all). Without ``needed`` only debris goes: temporary files, shards
-    that were set aside, files that no manifest names. ``dry_run`` takes no lock, writes nothing and checks no digest.
+    ``images``: ids kept in the catalogue (None: all). Without ``needed``, only leftover files are removed: temporary
+    files, rejected shards, and files not in the manifest. ``dry_run`` takes no lock, writes nothing, checks no digest.
 
-    The same store and keys give the same shards, byte for byte. Raises StoreBusyError while a writer has the store,
-    StoreCorruptError for a damaged shard (repair it first); then nothing was dropped.
+    The same store and keys give the same shards, byte for byte. Raise StoreBusyError while a writer has the store,
+    StoreCorruptError for a damaged shard (repair it first); nothing is dropped then.
     """
     path = Path(path)
     if dry_run:
@@ -125,5 +125,5 @@ def _bytes(path: Path) -> dict[str, int]:
 
 
 def _temporaries_before(before: Mapping[str, int], path: Path) -> dict[str, int]:
-    """Temporary files that opening the writer removed."""
+    """Return the temporary files in ``before`` that opening the writer removed, with their sizes in bytes."""
     return {n: size for n, size in sorted(before.items()) if is_temporary(n) and not (path / n).exists()}

@@ -1,11 +1,11 @@
-"""HDF5 files whose bytes follow from their content alone, and whose arrays lie in one piece in the file.
+"""HDF5 files with bytes determined by their content, and with contiguous arrays.
 
 A dataset of fixed shape, allocated at creation, without fill values, filters or times, is laid out chunk after
-chunk without an index. So the library only drafts the file's structure, in memory; structure and rows are then
-written by plain writes (a full disk is a plain OSError, and nothing is left open in the library) and the rows are
-read as np.memmap. Where an array does not lie in one piece (a user repacked a shard), h5py reads it.
+chunk without an index. The library therefore only creates the file's structure, in memory. Structure and rows are
+written by plain writes (a full disk is a plain OSError, and nothing stays open in the library), and rows are read as
+np.memmap. If an array is not contiguous (a user repacked the shard), h5py reads it.
 
-The format is pinned to HDF5 1.10: what ``libver="latest"`` gives today, and also with a later library.
+The format is pinned to that of HDF5 1.10, with later libraries too; today it is what ``libver="latest"`` gives.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from cache.files import write_all
 
 CHUNK_ROWS = 256
 _LIBVER = ("v110", "v110")
-_BLOCK = 1 << 18  # bytes compared together: stays in the processor's cache
-_PAGE = 4096  # arrays begin at a page (see cache.region); headers, which are small, need not
+_BLOCK = 1 << 18  # bytes per comparison; fits in the processor's cache
+_PAGE = 4096  # alignment of arrays (see cache.region); the small headers need none
 
 
 def chunk_rows(rows: int) -> int:
-    """Rows of a chunk, at most 256, such that the last chunk is nearly full: padding stays under 0.4%."""
+    """Return the rows per chunk, at most 256, such that the last chunk is nearly full: padding is below 0.4%."""
     return -(-rows // -(-rows // CHUNK_ROWS))
 
 
 class FileImage:
-    """An HDF5 file before it is written: one dataset per array [n, ...], in order, and root attributes.
+    """HDF5 file before it is written: one dataset per array [n, ...], in order, and root attributes.
 
-    ``offsets``: where each array will begin in the file; ``size``: bytes of the file. Raises OSError when this HDF5
-    library does not lay the arrays out in one piece. Text attributes are fixed-length UTF-8.
+    ``offsets``: byte offset of each array in the file; ``size``: bytes of the file. Raises OSError if this HDF5
+    library does not store the arrays contiguously. Text attributes are fixed-length UTF-8.
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, str | int]):
@@ -62,7 +62,7 @@ class FileImage:
         self._parts.append(draft.part(end, draft.size))
 
     def write(self, path: Path) -> None:
-        """Create ``path``. Raises OSError. Not durable yet: the caller syncs."""
+        """Create ``path`` without syncing it. Raise OSError."""
         with open(path, "xb", buffering=0) as handle:
             offset = 0
             for part in self._parts:
@@ -70,14 +70,14 @@ class FileImage:
                 offset += len(part)
 
     def sha256(self) -> str:
-        """Digest of the file that ``write`` makes, from memory. 64 hex digits."""
+        """Return the SHA-256 (64 hex digits) of the file that ``write`` creates, computed from memory."""
         digest = hashlib.sha256()
         for part in self._parts:
             digest.update(part)
         return digest.hexdigest()
 
     def same_as(self, path: Path) -> bool:
-        """Whether the file at ``path``, opened anew and read from its first byte to its last, is this one."""
+        """Return whether the file at ``path``, opened again and read in full, equals this one."""
         block = np.empty(_BLOCK, dtype=np.uint8)
         with open(path, "rb", buffering=0) as handle:
             for part in self._parts:
@@ -90,7 +90,7 @@ class FileImage:
 
 
 def _equal(block: np.ndarray, piece: np.ndarray) -> bool:
-    """Whether uint8 ``block`` [m] begins with ``piece`` [n]; by eights, which is 4x as fast."""
+    """Return whether uint8 ``block`` [m] starts with ``piece`` [n]; eight bytes at once are 4x faster."""
     eights = len(piece) & ~7
     if piece.ctypes.data % 8:
         eights = 0
@@ -100,17 +100,17 @@ def _equal(block: np.ndarray, piece: np.ndarray) -> bool:
 
 
 def write_hdf5(path: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, str | int]) -> dict[str, int]:
-    """Create ``path`` as a ``FileImage``. Gives the byte offset of each array. Raises OSError. Not durable yet."""
+    """Create ``path`` as a ``FileImage``, without syncing it; return the byte offset of each array. Raise OSError."""
     image = FileImage(arrays, attributes)
     image.write(path)
     return image.offsets
 
 
 class _Draft(io.RawIOBase):
-    """A file in memory that keeps only what is written: HDF5 writes the structure and leaves the rows' place empty."""
+    """In-memory file that stores only written bytes: HDF5 writes the structure and leaves the rows unwritten."""
 
     def __init__(self) -> None:
-        self.written: list[tuple[int, bytes]] = []  # (offset, bytes), later ones count
+        self.written: list[tuple[int, bytes]] = []  # (offset, bytes), later ones override
         self.size = self._at = 0
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -137,7 +137,7 @@ class _Draft(io.RawIOBase):
         return len(view)
 
     def part(self, first: int, last: int) -> memoryview:
-        """Bytes ``first`` to ``last`` of the file; zeros where nothing was written."""
+        """Return bytes ``first`` to ``last`` of the file; unwritten bytes are zero."""
         found = bytearray(max(0, last - first))
         for offset, data in self.written:
             start, stop = max(offset, first), min(offset + len(data), last)
@@ -158,10 +158,10 @@ def _create_dataset(file: h5py.File, name: str, array: np.ndarray) -> None:
 
 
 def contiguous_offset(dataset: h5py.Dataset) -> int | None:
-    """Byte offset of a dataset whose rows lie one after another in the file without gaps or filters, else None."""
+    """Return the byte offset of a dataset with contiguous rows and no filters, else None."""
     if dataset.id.get_create_plist().get_nfilters() or dataset.external or dataset.is_virtual:
         return None
-    chunks, shape = dataset.chunks, dataset.shape  # each is a call of the library
+    chunks, shape = dataset.chunks, dataset.shape  # each access is a library call
     if chunks is None or not dataset.size:
         offset = dataset.id.get_offset()
         return offset if offset is not None or dataset.size else 0
@@ -176,7 +176,7 @@ def contiguous_offset(dataset: h5py.Dataset) -> int | None:
 
 @dataclass(frozen=True)
 class Header:
-    """What an HDF5 file says of itself: root attributes, and shape, dtype and offset of every dataset."""
+    """Header of an HDF5 file: root attributes, and shape, dtype and offset of every dataset."""
 
     attributes: dict[str, Any]
     shapes: dict[str, tuple[int, ...]]
@@ -185,13 +185,13 @@ class Header:
 
 
 class OutsideDataError(OSError):
-    """A file whose data lie elsewhere: its digest says nothing about the bytes that reading it would give."""
+    """The file's data are in other files, so its digest does not cover them."""
 
 
 def require_own_data(file: h5py.File) -> None:
-    """Raise OutsideDataError unless every item of the root is a dataset of the file itself, with its rows in it.
+    """Raise OutsideDataError unless every item of the root is a dataset with its rows in the file itself.
 
-    No link is followed before it is known to be a hard link, and no row is read.
+    Only hard links are followed, and no row is read.
     """
     for name in file:
         link = file.get(name, getlink=True)
@@ -211,10 +211,10 @@ def require_own_data(file: h5py.File) -> None:
 
 @contextmanager
 def open_hdf5(path: Path) -> Iterator[h5py.File]:
-    """Open for reading, without HDF5's own file locks (a shard never changes, and a folder may be read-only).
+    """Open for reading, without HDF5's file locks (shards never change, and the folder may be read-only).
 
-    A damaged file makes h5py raise many kinds of error; here all of them are OSError. Raises OutsideDataError for a
-    file that would read data from elsewhere.
+    All errors that h5py raises for damaged files become OSError. Raise OutsideDataError for a file with data in other
+    files.
     """
     try:
         with h5py.File(path, "r", locking=False) as file:
@@ -227,7 +227,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
 
 
 def read_header(path: Path) -> Header:
-    """Reads no rows. Raises OSError when the file is no readable HDF5 file."""
+    """Read the header, no rows. Raise OSError if the file is not a readable HDF5 file."""
     with open_hdf5(path) as file:
         found = {name: item for name, item in file.items() if isinstance(item, h5py.Dataset)}
         return Header(

@@ -1,4 +1,4 @@
-"""Finds rows by content key: sorted 64-bit heads, compared in full where they meet."""
+"""Find rows by content key: sorted 64-bit prefixes, with full comparison of equal ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
 def as_keys(keys: np.ndarray, what: str = "keys") -> np.ndarray:
-    """``keys`` checked: uint8 [n, 16]. Raises ValueError."""
+    """Return ``keys`` as uint8 [n, 16]. Raise ValueError."""
     keys = np.asarray(keys)
     if keys.dtype != np.uint8 or keys.ndim != 2 or keys.shape[1] != KEY_BYTES:
         raise ValueError(f"{what} must be uint8 [n, {KEY_BYTES}], not {keys.dtype} {list(keys.shape)}")
@@ -18,7 +18,7 @@ def as_keys(keys: np.ndarray, what: str = "keys") -> np.ndarray:
 
 
 class KeyIndex:
-    """Keys in order of their rows. ``add`` costs amortised O(log n) a key: sorted runs merge as they grow."""
+    """Index of keys in row order. ``add`` takes amortized O(log n) per key: sorted runs are merged as they grow."""
 
     def __init__(self, keys: np.ndarray | None = None):
         self._runs: list[tuple[np.ndarray, np.ndarray, np.ndarray, int]] = []  # heads, order, halves, first row
@@ -35,23 +35,23 @@ class KeyIndex:
             halves = np.concatenate([before, halves])
         if len(halves):
             heads = _heads(halves)
-            order = np.argsort(heads)  # 5x as fast as a stable sort, which only equal heads need
+            order = np.argsort(heads)  # 5x faster than a stable sort, which only equal heads need
             ordered = heads[order]
             if (ordered[1:] == ordered[:-1]).any():
                 order = np.argsort(heads, kind="stable")
             self._runs.append((ordered, order, halves, start))
 
     def find(self, keys: np.ndarray) -> np.ndarray:
-        """Row of each key, -1 where absent; the first of equal keys. keys uint8 [n, 16] -> int64 [n]."""
+        """Return the row of each key, -1 if absent; the first of equal keys. keys uint8 [n, 16] -> int64 [n]."""
         halves = as_keys(keys).view(np.uint64)
-        asked = np.argsort(_heads(halves))  # in order of the runs: the search walks through them once
+        asked = np.argsort(_heads(halves))  # sorted like the runs: one sequential search
         halves = halves[asked]
         found = np.full(len(halves), -1, dtype=np.int64)
         for run_heads, order, rows, start in self._runs:
             todo = np.flatnonzero(found < 0)
             heads = _heads(halves[todo])
             at = np.searchsorted(run_heads, heads)
-            while len(todo):  # once, but for keys whose heads are equal by chance
+            while len(todo):  # one iteration, except for keys with equal heads
                 inside = at < len(run_heads)
                 todo, heads, at = todo[inside], heads[inside], at[inside]
                 meets = run_heads[at] == heads
@@ -65,7 +65,7 @@ class KeyIndex:
 
 
 def duplicates(keys: np.ndarray) -> np.ndarray:
-    """Positions of keys that appeared before in ``keys`` uint8 [n, 16] -> int64 [m]."""
+    """Return the positions of keys that appeared before in ``keys`` uint8 [n, 16] -> int64 [m]."""
     heads = np.sort(_heads(as_keys(keys).view(np.uint64)))
     if not (heads[1:] == heads[:-1]).any():
         return np.empty(0, dtype=np.int64)

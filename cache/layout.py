@@ -1,15 +1,15 @@
-"""Names and places: the tables, the files of a store, and the directory of a (dataset, extractor) pair.
+"""Names and paths: the tables, the files of a store, and the directory of a (dataset, extractor) pair.
 
 <stores>/<dataset>/<extractor>-<fingerprint12>/
-    manifest.json               what is committed, with a digest of itself; replaced atomically
+    manifest.json               committed state, with a digest of itself; replaced atomically
     ledger.jsonl                receipts of shards, failures of items; appended
     catalogue.h5                image id -> 16-byte image key
     <table>-00000.h5 ...        immutable shards: "features" [n, D], "keys" [n, 16] uint8
-    .writer.lock                locked (flock) by the one writer
-    .writer.lease-000001        whose the store is to write now, and its sign of life (see cache.lease)
-    .verified.json              which shards were found whole, and their file stamps; may be deleted
-    .<name>.<pid>-<random>.tmp  not committed: readers never look at it, the next writer removes it
-    <name>.rejected             set aside by a writer: was in the place of a shard and did not verify
+    .writer.lock                locked (flock) by the single writer
+    .writer.lease-000001        lease of the current writer and its heartbeat (see cache.lease)
+    .verified.json              verified shards and their file stamps; may be deleted
+    .<name>.<pid>-<random>.tmp  not committed: ignored by readers, removed by the next writer
+    <name>.rejected             set aside by a writer: had the name of a shard and failed verification
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ _TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]+\.tmp")
 
 
 def canonical(fields: Any, what: str = "fields") -> Any:
-    """``fields`` as JSON gives them back (tuples become lists), so that memory and manifest agree.
+    """Return ``fields`` after a JSON round trip (tuples become lists), so that memory and manifest agree.
 
-    Raises StoreError for what has no JSON form: the store could not show or compare it later.
+    Raise StoreError for values without a JSON form, which the store could not show or compare later.
     """
     try:
         plain = json.loads(json.dumps(fields, allow_nan=False))
@@ -52,16 +52,16 @@ def canonical(fields: Any, what: str = "fields") -> Any:
 
 
 def store_path(stores: Path, dataset: str, extractor: str, fields: dict[str, Any]) -> Path:
-    """Directory of the store of ``dataset`` and ``extractor`` whose semantic fields are ``fields``."""
+    """Return the directory of the store of ``dataset`` and ``extractor`` with semantic fields ``fields``."""
     check_component(dataset, "dataset")
     check_component(extractor, "extractor")
     return Path(stores) / dataset / f"{extractor}-{digest(canonical(fields))[:12]}"
 
 
 def wrong_place(path: Path, dataset: str, extractor: str, fingerprint: str) -> str:
-    """How the folder at ``path`` is named after another store, ``folder: own -> found``; "" when it is not.
+    """Return ``folder: own -> found`` if the folder at ``path`` is named after another store, else "".
 
-    A folder not called ``<extractor>-<fingerprint12>`` may hold any store, and one not below ``stores`` any dataset's.
+    A folder not named ``<extractor>-<fingerprint12>`` may contain any store, one not below ``stores`` any dataset's.
     """
     place = Path(os.path.abspath(path))
     own = f"{extractor}-{fingerprint[:12]}"
@@ -73,7 +73,7 @@ def wrong_place(path: Path, dataset: str, extractor: str, fingerprint: str) -> s
 
 
 def check_component(name: str, what: str) -> None:
-    """Refuse a name that cannot be one folder name: a separator, ``..``, nothing, or too long."""
+    """Refuse an invalid folder name: with a separator, ``..``, empty, or too long."""
     if not isinstance(name, str) or not _COMPONENT.fullmatch(name):
         raise StoreError(
             f"{what} {name!r} becomes a folder name: use up to 100 letters, digits, '.', '_', '+' and '-', "
@@ -91,7 +91,7 @@ def shard_name(table: str, number: int) -> str:
 
 
 def shard_number(name: str) -> tuple[str, int]:
-    """(table, number) of a shard's file name. Raises ValueError when it is not one, so no path can climb out."""
+    """Return (table, number) of a shard's file name. Raise ValueError for other names, so no path leaves the store."""
     match = SHARD_NAME.fullmatch(name)
     if not match or shard_name(match[1], int(match[2])) != name:
         raise ValueError(f"{name!r} is not the name of a shard")
@@ -99,7 +99,7 @@ def shard_number(name: str) -> tuple[str, int]:
 
 
 def temporary_for(path: Path) -> Path:
-    """A fresh temporary name beside ``path``."""
+    """Return a new temporary name next to ``path``."""
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 

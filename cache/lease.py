@@ -1,17 +1,17 @@
-"""The lease of the one writer of a store: who has it, since when, and the sign of life of its owner.
+"""Lease of the single writer of a store: its owner, start time and heartbeat.
 
-A lease is a file ``.writer.lease-<epoch>`` that appears whole, by a hard link, or where there is none by O_EXCL: both
+A lease is a file ``.writer.lease-<epoch>``, created by a hard link or, where links are unsupported, by O_EXCL: both
 are atomic on one machine and on a shared folder (NFS from version 3). Its owner touches it every few seconds. A lease
-is stale, and is taken over, when
+has expired, and is taken over,
 
-- its owner ran under this same kernel and the system has released its lock (flock), however it died: at once;
-- or it shows no sign of life for ``STALE`` seconds (other machines, file systems without locks), by the clock of the
+- at once if its owner ran under the same kernel and the system has released its lock (flock), however it died;
+- or if it has had no heartbeat for ``STALE`` seconds (other machines, file systems without locks), by the clock of the
   file system, so that clocks of machines need not agree.
 
-A new owner makes the next epoch's file, then removes the earlier ones, then sweeps all temporary files, and only then
-reads the store. An owner publishes by renaming a temporary file, made before it looked whether its lease is still
-there. So one that was taken for dead and wakes up cannot publish: either it sees that its lease is gone, or its
-temporary file is, and the rename fails.
+A new owner creates the next epoch's file, then removes the earlier ones, then all temporary files, and only then
+reads the store. An owner publishes by renaming a temporary file that it created before it checked its lease. So an
+owner whose lease expired while it was suspended cannot publish: either it finds its lease gone, or its temporary file
+is gone and the rename fails.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from cache.layout import LEASE, LOCK, temporary_for
 
 try:
     import fcntl
-except ImportError:  # Windows: no flock; the age of the lease decides
+except ImportError:  # Windows has no flock; the age of the lease decides
     fcntl = None  # type: ignore[assignment]
 
-HEARTBEAT = 5.0  # seconds between two signs of life
-STALE = 60.0  # seconds without one
+HEARTBEAT = 5.0  # seconds between heartbeats
+STALE = 60.0  # seconds without a heartbeat
 _NAME = re.compile(re.escape(LEASE) + r"(\d{6,12})")
 
 
 class Lease:
-    """Held from construction to ``release``. Raises StoreBusyError while another writer's lease is alive.
+    """Writer's lease from construction to ``release``. Raises StoreBusyError while another writer's lease is valid.
 
-    It belongs to this process: a forked child closes its copy, so that it cannot keep a dead writer's lock.
+    It belongs to this process: a forked child closes its copy, so that it cannot keep the lock of a dead writer.
     """
 
     def __init__(self, directory: Path):
@@ -58,11 +58,11 @@ class Lease:
             self._handle.close()
             raise
         _held.add(self)
-        weakref.finalize(self, self._stop.set)  # a writer that was dropped without being closed is dead too
+        weakref.finalize(self, self._stop.set)  # also ends the lease of a writer that is garbage-collected unclosed
         threading.Thread(target=_keep_alive, args=(self.path, self._stop), daemon=True, name="lease").start()
 
     def _take(self, locked: bool | None) -> Path:
-        """Make the next epoch's lease, if the last one is free. ``locked``: see ``_locked``."""
+        """Create the next epoch's lease if the last one is free. ``locked``: see ``_locked``."""
         epoch = 0
         for last in _leases(self.directory)[-1:]:
             about, epoch = _read(last), int(last.name.removeprefix(LEASE))
@@ -71,7 +71,7 @@ class Lease:
             if age is not None and not (here and locked) and ((here and locked is False) or age < STALE):
                 raise self._busy(about, age, can_die=not here or locked is None)
         if not epoch and locked is False:
-            raise self._busy({}, 0.0, can_die=False)  # another one is just beginning, or just ending
+            raise self._busy({}, 0.0, can_die=False)  # another writer is starting or ending
         path = self.directory / f"{LEASE}{epoch + 1:06d}"
         about = {
             "token": self.token,
@@ -85,7 +85,7 @@ class Lease:
         except FileExistsError:
             raise self._busy(_read(path), 0.0, can_die=True) from None
         for other in _leases(self.directory):
-            if other > path:  # made while this one was: it may have looked before this one was there
+            if other > path:  # created concurrently: its check may have missed this one
                 path.unlink(missing_ok=True)
                 raise self._busy(_read(other), 0.0, can_die=True)
             if other != path:
@@ -101,7 +101,7 @@ class Lease:
         )
 
     def check(self) -> None:
-        """Raises StoreBusyError when another writer took this one for dead and has the store now."""
+        """Raise StoreBusyError if this lease expired and another writer has the store."""
         if _read(self.path).get("token") == self.token:
             return
         new = next((_read(path) for path in reversed(_leases(self.directory))), {})
@@ -112,7 +112,7 @@ class Lease:
         )
 
     def release(self) -> None:
-        """Let the next writer in. Never removes the lease of another one."""
+        """Release the lease for the next writer. The lease of another writer is never removed."""
         if not self._handle.closed:
             self._stop.set()
             if _read(self.path).get("token") == self.token:
@@ -121,18 +121,18 @@ class Lease:
 
 
 def _make(path: Path, about: dict[str, Any]) -> None:
-    """The lease, with its owner in it: a writer that dies on the way must not leave one that nobody can be told dead by.
+    """Create the lease with its owner written first: a crash must not leave a lease of unknown owner.
 
-    Raises FileExistsError when another writer was faster.
+    Raise FileExistsError if another writer was faster.
     """
     text, whole = json.dumps(about).encode() + b"\n", temporary_for(path)
     whole.write_bytes(text)
     try:
         os.link(whole, path)
-    except FileNotFoundError:  # swept away by a writer that has begun
+    except FileNotFoundError:  # removed by a writer that has started
         raise FileExistsError(path) from None
     except FileExistsError:
-        if _read(path) != about:  # else this very request, repeated by a network
+        if _read(path) != about:  # else the same request, repeated by the network file system
             raise
     except OSError:  # a file system without hard links
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as handle:
@@ -142,7 +142,7 @@ def _make(path: Path, about: dict[str, Any]) -> None:
 
 
 def _locked(handle: Any) -> bool | None:
-    """Whether this process has the lock now; None where the file system knows no locks."""
+    """Try to lock; return whether this process has the lock, None if the file system has no locks."""
     if fcntl is None:
         return None
     try:
@@ -159,19 +159,19 @@ def _keep_alive(path: Path, stop: threading.Event) -> None:
         try:
             os.utime(path)
         except FileNotFoundError:
-            return  # taken over; ``check`` says so
+            return  # taken over; ``check`` reports it
         except OSError:
-            continue  # a moment without the network
+            continue  # temporary network failure
 
 
 def _leases(directory: Path) -> list[Path]:
-    """The lease files, by epoch: one, or for a moment two."""
+    """Return the lease files by epoch: one, or two during a takeover."""
     found = [name for name in os.listdir(directory) if _NAME.fullmatch(name)]
     return [directory / name for name in sorted(found, key=lambda name: int(name.removeprefix(LEASE)))]
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What a lease says of its owner; nothing where it is gone or not written yet."""
+    """Read the owner of a lease; empty if it is gone or not written yet."""
     try:
         about = json.loads(path.read_bytes())
         return about if isinstance(about, dict) and about.keys() >= {"token", "pid", "host", "since"} else {}
@@ -180,7 +180,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _age(path: Path) -> float | None:
-    """Seconds since the last sign of life, by the file system's own clock; None when the lease is gone."""
+    """Return the seconds since the last heartbeat, by the file system's clock; None if the lease is gone."""
     probe = temporary_for(path)
     try:
         last = path.stat().st_mtime
@@ -190,7 +190,7 @@ def _age(path: Path) -> float | None:
         probe.touch()
         return probe.stat().st_mtime - last
     except FileNotFoundError:
-        return 0.0  # another writer swept it away just now: that is a sign of life
+        return 0.0  # another writer just removed it, so a writer is alive
     finally:
         with suppress(OSError):
             probe.unlink()
@@ -198,7 +198,7 @@ def _age(path: Path) -> float | None:
 
 @cache
 def _kernel() -> str:
-    """The running system: processes that give the same one see each other's locks, in containers too."""
+    """Return an id of the running kernel: processes with the same id see each other's locks, in containers too."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -209,7 +209,7 @@ _held: weakref.WeakSet[Lease] = weakref.WeakSet()
 
 
 def _forget_in_child() -> None:
-    for lease in list(_held):  # its thread is not in the child
+    for lease in list(_held):  # the child does not have its thread
         lease._handle.close()
 
 

@@ -1,7 +1,7 @@
-"""ledger.jsonl: what happened, one checked line each. Shards' receipts, items' failures, failures withdrawn.
+"""ledger.jsonl: log of shard receipts, item failures and withdrawn failures, one line with a checksum each.
 
-The ledger never decides which rows exist: that is the manifest's. It lets a writer take back a shard that was
-renamed into place but not yet entered in the manifest, because the receipt, written before, holds its digest.
+The manifest, not the ledger, decides which rows exist. With the ledger, a writer recovers a shard that was renamed
+into place but not yet entered in the manifest: the receipt, written before the rename, has its digest.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from cache.layout import LEDGER
 
 @dataclass(frozen=True)
 class Receipt:
-    """One shard. ``seconds``: the model's time for its rows, as its writer said; ``when``: UTC.
+    """Receipt of a shard. ``seconds``: the model's time for its rows, as given by its writer; ``when``: UTC.
 
     ``file``: the temporary name of a worker's shard that is not committed (see ``cache.workers``), else empty.
     """
@@ -37,9 +37,9 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Failure:
-    """One item (image id, text, or both) that has no row, where it failed, and why.
+    """Item (image id, text, or both) without a row, the stage that failed, and the reason.
 
-    ``key``: 32 hex digits of the row's content key, where the key was known; a row with it withdraws the failure.
+    ``key``: 32 hex digits of the row's content key, if known; a row with this key withdraws the failure.
     """
 
     table: str
@@ -58,13 +58,13 @@ _NEEDED = {
 
 
 class Ledger:
-    """Reads and appends. A line counts when its own checksum (``crc``, of the line without it) matches."""
+    """Reader and writer of the ledger. A line is valid if its checksum (``crc``, of the line without it) matches."""
 
     def __init__(self, directory: Path):
         self.path = directory / LEDGER
 
     def append(self, kind: str, *records: Mapping[str, Any], durable: bool = True) -> None:
-        """Add a line for each record; durable, unless the caller calls ``sync``. Raises OSError, having added nothing."""
+        """Append a line per record. Unless ``durable``, the caller calls ``sync``. Raise OSError with nothing added."""
         lines = []
         for record in records:
             line = {"kind": kind, **record}
@@ -76,14 +76,14 @@ class Ledger:
                 if durable:
                     os.fsync(handle.fileno())
             except OSError:
-                os.ftruncate(handle.fileno(), start)  # a full disk must not leave half a line before the next one
+                os.ftruncate(handle.fileno(), start)  # a full disk must not leave a partial line
                 raise
 
     def sync(self) -> None:
         sync_file(self.path)
 
     def mend(self) -> None:
-        """Cut off a last line that a dying writer left unfinished, so that the next line stands on its own."""
+        """Remove an unfinished last line of a dead writer, so that the next line starts a new one."""
         if not self.path.exists():
             return
         data = self.path.read_bytes()
@@ -93,7 +93,7 @@ class Ledger:
             self.sync()
 
     def lines(self) -> Iterator[tuple[int, dict[str, Any] | None]]:
-        """(line number, record), the record None where the line is damaged. A torn last line is left out."""
+        """Yield (line number, record); the record of a damaged line is None. An unfinished last line is skipped."""
         try:
             data = self.path.read_bytes()
         except FileNotFoundError:
@@ -103,11 +103,11 @@ class Ledger:
             yield number, _parse(line)
 
     def receipts(self) -> list[Receipt]:
-        """Every receipt ever written, also of shards that were redone: compare ``sha256`` with the manifest's."""
+        """Return all receipts, including those of replaced shards: compare ``sha256`` with the manifest's."""
         return [Receipt(**_known(Receipt, r)) for _, r in self.lines() if r and r["kind"] == "receipt"]
 
     def failures(self) -> dict[tuple[str, str], Failure]:
-        """The last failure of each (table, item) that was not withdrawn by name."""
+        """Return the last failure of each (table, item) that was not withdrawn by name."""
         found: dict[tuple[str, str], Failure] = {}
         for _, record in self.lines():
             if record and record["kind"] == "failure":
@@ -118,7 +118,7 @@ class Ledger:
         return found
 
     def add_receipt(self, receipt: Receipt) -> None:
-        """Not durable before ``sync``: it outlives its process, and the commit syncs it with the manifest."""
+        """Append a receipt without syncing: it survives its process, and the commit syncs it with the manifest."""
         self.append("receipt", {k: v for k, v in asdict(receipt).items() if k != "file"}, durable=False)
 
     def add_failure(self, *failures: Failure) -> None:
@@ -148,5 +148,5 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _known(kind: type, record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record's parts that this version knows; a later one may write more."""
+    """Return the fields of the record that this version knows; later versions may write more."""
     return {name: record[name] for name in kind.__dataclass_fields__ if name in record}

@@ -1,4 +1,4 @@
-"""What stores there are, for a list on one screen."""
+"""List the stores below a folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cache.reader import Store
 
 @dataclass(frozen=True)
 class StoreSummary:
-    """One store. ``problem`` is empty, or says why it cannot be opened (then the counts are empty)."""
+    """Summary of a store. ``problem``: reason that it cannot be opened (the counts are empty then), or ""."""
 
     path: Path
     dataset: str
@@ -26,7 +26,7 @@ class StoreSummary:
 
 
 def list_stores(root: str | Path) -> list[StoreSummary]:
-    """Every store below ``root`` (``<root>/<dataset>/<extractor>-<fingerprint12>/``), by path. Reads manifests only."""
+    """Return all stores ``<root>/<dataset>/<extractor>-<fingerprint12>/``, by path; read manifests only."""
     return [_summary(path.parent) for path in sorted(Path(root).glob(f"*/*/{MANIFEST}"))]
 
 

@@ -1,4 +1,4 @@
-"""manifest.json: what a store holds. Readable by people, refused when any part of it was changed by hand or by chance."""
+"""manifest.json: the committed state of a store. Human-readable; refused if any part was edited or damaged."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _HEX = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One immutable file: rows, size in bytes, SHA-256, and where its two arrays begin (None: read through h5py)."""
+    """Immutable shard file: rows, size in bytes, SHA-256, and offsets of its two arrays (None: read through h5py)."""
 
     file: str
     rows: int
@@ -39,7 +39,7 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class TableInfo:
-    """A table [rows, dim] of ``dtype``; its rows are its shards' rows one after another."""
+    """Table [rows, dim] of ``dtype``; its rows are the concatenated rows of its shards."""
 
     rows: int
     dim: int
@@ -52,7 +52,7 @@ class TableInfo:
 
 @dataclass(frozen=True)
 class CatalogueInfo:
-    """The binding image id -> key. ``replaces``: the one before, while the file is being replaced."""
+    """Binding image id -> key. ``replaces``: the previous one, while the file is being replaced."""
 
     ids: int
     bytes: int
@@ -62,20 +62,20 @@ class CatalogueInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The committed state of a store. ``fields`` key it; ``execution``, one record a writer session, never does."""
+    """Committed state of a store. ``fields`` identify it; ``execution``, one record per writer session, does not."""
 
     dataset: str
     extractor: str
     fingerprint: str
     fields: dict[str, Any]
-    versions: dict[str, str]  # of the writer that made the store
+    versions: dict[str, str]  # of the writer that created the store
     tables: dict[str, TableInfo] = field(default_factory=dict)
     catalogue: CatalogueInfo | None = None
     execution: tuple[dict[str, Any], ...] = ()
-    retired: dict[str, int] = field(default_factory=dict)  # table -> shard numbers below this one are never given again
+    retired: dict[str, int] = field(default_factory=dict)  # table -> shard numbers below this one are never reused
 
     def as_dict(self) -> dict[str, Any]:
-        """As written to manifest.json, without the digest of itself."""
+        """Return the contents of manifest.json without its own digest."""
         tables = {
             name: {**vars(info), "shards": [dict(vars(shard)) for shard in info.shards]}
             for name, info in self.tables.items()
@@ -98,12 +98,12 @@ class Manifest:
         return replace(self, tables={name: tables[name] for name in TABLES if name in tables})
 
     def next_number(self, table: str) -> int:
-        """Number of the next shard of ``table``. A dropped shard's name never comes back with other bytes."""
+        """Return the number of the next shard of ``table``. The name of a dropped shard is never reused."""
         info = self.tables.get(table)
         return max(self.retired.get(table, 0), shard_number(info.shards[-1].file)[1] + 1 if info else 0)
 
     def without(self, shards: Collection[str]) -> Manifest:
-        """The manifest without these shards (file names), whose numbers are retired; a table left without rows goes."""
+        """Return the manifest without these shards (file names) and retire their numbers; empty tables are removed."""
         tables, retired = {}, dict(self.retired)
         for name, info in self.tables.items():
             kept = tuple(s for s in info.shards if s.file not in shards)
@@ -114,28 +114,28 @@ class Manifest:
         return replace(self, tables=tables, retired=retired)
 
     def changes(self, fields: dict[str, Any]) -> list[str]:
-        """One line ``field: old -> new`` for each of ``fields`` that is not as in the store; empty when none."""
+        """Return one line ``field: old -> new`` for each of ``fields`` that differs from the store; empty if none."""
         lines = changed_fields(self.fields, fields)
         if not lines and self.fingerprint != digest(fields):
             lines = ["fields: a value is of another kind (1 and true, or null and absent)"]
         return lines
 
     def whose(self, sha256: str) -> str:
-        """What a file with this digest is, where another one was expected."""
+        """Describe a file with this digest where another one was expected."""
         shards = [s.file for info in self.tables.values() for s in info.shards if s.sha256 == sha256]
         return f"holds the bytes of {shards[0]}: files were swapped" if shards else "was changed: its digest differs"
 
     def save(
         self, directory: Path, after: Sequence[Callable[[], Any]] = (), last: Callable[[], Any] = lambda: None
     ) -> None:
-        """Replace manifest.json, once everything in ``after`` (syncs of what it names) and ``last`` is done. OSError."""
+        """Replace manifest.json after the tasks of ``after`` (syncs of its files) and ``last``. Raise OSError."""
         about = self.as_dict()
         text = _text({**about, "digest": digest(about)})
         replace_atomically(directory / MANIFEST, text.encode() + b"\n", after=after, last=last)
 
 
 def _text(about: dict[str, Any]) -> str:
-    """JSON to be read by people: one line a shard, the tables last."""
+    """Return human-readable JSON: one line per shard, the tables last."""
     head = json.dumps({k: v for k, v in about.items() if k != "tables"}, indent=1, ensure_ascii=False)
     tables = []
     for name, table in about["tables"].items():
@@ -148,7 +148,7 @@ def _text(about: dict[str, Any]) -> str:
 def load_manifest(directory: Path) -> Manifest:
     """Read and check manifest.json.
 
-    Raises StoreNotFoundError, StoreVersionError for a newer format, StoreCorruptError for anything changed.
+    Raise StoreNotFoundError, StoreVersionError for a newer format, StoreCorruptError for any change.
     """
     path = directory / MANIFEST
     try:
@@ -187,7 +187,7 @@ def _damaged(path: Path, why: str) -> StoreCorruptError:
 
 
 def _parse(about: Mapping[str, Any]) -> Manifest:
-    """The manifest's parts as types. Raises ValueError or TypeError: a digest does not make a wrong manifest right."""
+    """Convert the manifest to its types. Raise ValueError or TypeError: a digest does not imply valid contents."""
     fields = about["fields"]
     if not isinstance(fields, dict) or about["fingerprint"] != digest(fields):
         raise ValueError("the fingerprint is not the digest of the fields")
@@ -256,7 +256,7 @@ def _hex(value: Any) -> str:
 
 @cache
 def versions() -> dict[str, str]:
-    """What wrote a store: recorded, never keyed (a version that changes a feature is a field of the extractor)."""
+    """Return software versions: recorded, never keyed (a version that changes features is a field of the extractor)."""
     try:
         project = metadata.version("fashion-ntm")
     except metadata.PackageNotFoundError:

@@ -1,8 +1,8 @@
-"""Reading a store: no lock, no HDF5 call where a shard lies in one piece, never a row that was not checked.
+"""Read a store without locks and, for contiguous shards, without HDF5; unchecked rows are never returned.
 
-A ``Store`` is a snapshot: it sees the rows that its manifest names. It keeps no open file of its own and takes no
-lock, so it works in threads, after fork and, pickled, in spawned workers; two threads that meet in the same first
-touch do it twice, which is harmless.
+A ``Store`` is a snapshot: it sees the rows that its manifest lists. It keeps no open file and takes no lock, so it
+works in threads, after fork and, pickled, in spawned workers. Two threads that first read the same shard both check
+it, which is harmless.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from manifests.identity import KEY_BYTES, stack_keys, text_key
 
 
 class Store:
-    """The committed rows of one (dataset, extractor) pair, read-only.
+    """Committed rows of one (dataset, extractor) pair, read-only.
 
-    Rows are content-addressed: ``find`` gives row numbers of keys, ``gather`` and ``load`` give features.
+    Rows are content-addressed: ``find`` returns row numbers of keys, ``gather`` and ``load`` return features.
     """
 
     def __init__(
@@ -40,14 +40,14 @@ class Store:
 
     @classmethod
     def open(cls, path: str | Path, verify: Check = "digest") -> Store:
-        """Open a store; reads manifest.json only.
+        """Open a store; read manifest.json only.
 
-        ``verify``: how a shard is checked when it is first touched. "digest": SHA-256 of the file (about 0.1 s per
-        100 MB), once a file and not once a process (see ``cache.stat_cache``); "always": once a process; "header": size
-        and header only. A shard that fails is never read.
+        ``verify``: check of a shard at first use. "digest": SHA-256 of the file (about 0.1 s per 100 MB), once per
+        file rather than per process (see ``cache.stat_cache``); "always": once per process; "header": size and header
+        only. A shard that fails is never read.
 
-        Raises StoreNotFoundError (a FileNotFoundError), StoreVersionError for a newer format, StoreCorruptError, and
-        StoreMismatchError for the store of another dataset, extractor or fingerprint than its folder is named after.
+        Raise StoreNotFoundError (a FileNotFoundError), StoreVersionError for a newer format, StoreCorruptError, and
+        StoreMismatchError if dataset, extractor or fingerprint differ from the folder's name.
         """
         if verify not in get_args(Check):
             raise StoreError(f"unknown verify {verify!r}: use one of {', '.join(get_args(Check))}")
@@ -89,12 +89,12 @@ class Store:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """Everything that can change a feature's value, and nothing else."""
+        """Semantic fields: everything that can change a feature's value, and nothing else."""
         return self.manifest.fields
 
     @property
     def execution(self) -> list[dict[str, Any]]:
-        """One record a writer session: settings, versions, host; recorded, never keyed."""
+        """Records of the writer sessions: settings, versions, host; recorded, never keyed."""
         return list(self.manifest.execution)
 
     @property
@@ -103,16 +103,16 @@ class Store:
 
     @property
     def nbytes(self) -> int:
-        """Bytes on disk of the store's own files."""
+        """Size of the store's files in bytes."""
         total = 0
         with naming(self.path, "list"), os.scandir(self.path) as entries:
             for entry in entries:
-                with suppress(FileNotFoundError):  # a temporary file of a writer at work
+                with suppress(FileNotFoundError):  # a temporary file of an active writer
                     total += entry.stat().st_size if entry.is_file() else 0
         return total
 
     def keys(self, table: str) -> np.ndarray:
-        """Content keys in order of the rows, uint8 [rows, 16], read-only; [0, 16] for a table without rows."""
+        """Return the content keys in row order, uint8 [rows, 16], read-only; [0, 16] for a table without rows."""
         check_table(table)
         if table not in self._keys:
             info = self.manifest.tables.get(table)
@@ -127,7 +127,7 @@ class Store:
         return self._keys[table]
 
     def find(self, table: str, keys: np.ndarray) -> np.ndarray:
-        """Row numbers of keys uint8 [n, 16] -> int64 [n], -1 where absent (everywhere, for a table without rows)."""
+        """Return row numbers of keys uint8 [n, 16] -> int64 [n], -1 if absent (all, for a table without rows)."""
         try:
             keys = as_keys(keys)
         except ValueError as error:
@@ -137,9 +137,9 @@ class Store:
         return self._indexes[table].find(keys)
 
     def load(self, table: str, out: np.ndarray | None = None) -> np.ndarray:
-        """The whole table [rows, D] in its stored dtype; into ``out`` (such as a pinned tensor's array) if given."""
+        """Load the whole table [rows, D] in its stored dtype, into ``out`` (e.g. a pinned tensor's array) if given."""
         info = self.table(table)
-        for shard in info.shards:  # before room is made for rows that may not be there
+        for shard in info.shards:  # before memory is allocated for rows that may be missing
             self._shards.read(shard, info, lambda path, shard, info: None)
         out = self._output(info, info.rows, out)
         self._shards.copy(table, 0, out)
@@ -147,7 +147,7 @@ class Store:
         return out
 
     def read(self, table: str, start: int, out: np.ndarray) -> np.ndarray:
-        """Rows ``start`` to ``start + n`` of a table into ``out`` [n, D], by plain reads; gives ``out``."""
+        """Read rows ``start`` to ``start + n`` of a table into ``out`` [n, D] by plain reads; return ``out``."""
         info = self.table(table)
         out = self._output(info, len(out), out)
         if type(start) is not int or not 0 <= start <= info.rows - len(out):
@@ -160,11 +160,11 @@ class Store:
     def stream(
         self, table: str, block: int = 8192, rows: np.ndarray | None = None, out: np.ndarray | None = None
     ) -> Iterator[np.ndarray]:
-        """A table, or its ``rows`` int [n], in order, as arrays of up to ``block`` rows [m, D]: for more than fits in memory.
+        """Yield a table, or its ``rows`` int [n], in order as arrays [m, D] of up to ``block`` rows, one at a time.
 
-        Holds one block. ``out`` [block, D] (a pinned tensor's array, say) is filled again and again, and its beginning
-        given: copy what should outlive the step. Errors as ``load`` and ``gather``; each shard is checked as its turn
-        comes, so rows of the shards before a damaged one are given.
+        ``out`` [block, D] (e.g. a pinned tensor's array) is reused for every block, and its first m rows are yielded:
+        copy data needed after the step. Errors as for ``load`` and ``gather``; shards are checked one by one, so the
+        rows before a damaged shard are yielded.
         """
         info = self.table(table)
         if type(block) is not int or block < 1:
@@ -184,9 +184,9 @@ class Store:
         self._shards.remember()
 
     def gather(self, table: str, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """Features of row numbers int [n] (any order, repeats allowed) -> [n, D], in that order.
+        """Gather the features of row numbers int [n] (any order, repeats allowed) -> [n, D], in that order.
 
-        Raises StoreLookupError for a row outside the table: -1, which ``find`` gives for an absent key, included.
+        Raise StoreLookupError for a row outside the table, including -1, the result of ``find`` for an absent key.
         """
         info = self.table(table)
         rows = self._rows(table, info, rows)
@@ -197,19 +197,19 @@ class Store:
         return out
 
     def bound_to(self, binding: Mapping[str, bytes]) -> Store:
-        """The same rows, under the image ids of one dataset: ``catalogue`` gives ``binding`` (image id -> key) from now on.
+        """Return the store with ``binding`` (image id -> key) of one dataset as its ``catalogue``.
 
-        A store may hold rows of several datasets; its own catalogue has the latest content of each id.
+        A store may contain rows of several datasets; its own catalogue has the latest content of each id.
         """
         return Store(self.path, self.manifest, self.verify, binding)
 
     def catalogue(self) -> dict[str, bytes]:
-        """Image id -> 16-byte key of its row in ``image`` or ``target``; empty when nothing was bound."""
+        """Return image id -> 16-byte key of its row in ``image`` or ``target``; empty if nothing is bound."""
         if self.binding is not None:
             return dict(self.binding)
         if self._catalogue is None:
             found = read_catalogue(self.path, self.manifest.catalogue)
-            if found is None:  # a writer may have bound another one since this snapshot was taken
+            if found is None:  # a writer may have replaced the binding since this snapshot
                 found = read_catalogue(self.path, load_manifest(self.path).catalogue)
             if found is None:
                 raise StoreCorruptError(
@@ -219,21 +219,21 @@ class Store:
         return dict(self._catalogue)
 
     def failures(self) -> list[Failure]:
-        """Items that have no row now, with the reason of their last failure.
+        """Return the items without a row, with the reason of their last failure.
 
-        A failure is over once a row exists for its key; for the key that its image id has now (``image`` and
-        ``target``); for its text (``text``); or when the writer withdrew it.
+        A failure is resolved once a row exists for its key, for the current key of its image id (``image`` and
+        ``target``) or for its text (``text``), or if the writer withdrew it.
         """
         with naming(Ledger(self.path).path, "read"):
             return self.current(list(Ledger(self.path).failures().values()))
 
     def current(self, failures: list[Failure]) -> list[Failure]:
-        """Those of ``failures`` whose items still have no row."""
+        """Return the ``failures`` whose items still have no row."""
         bound = self.catalogue() if any(f.table in ("image", "target") for f in failures) else {}
         return [f for f in failures if not self._has_row(f, bound)]
 
     def receipts(self) -> list[Receipt]:
-        """The receipt of each committed shard that has one, in order of the ledger."""
+        """Return the receipts of committed shards, in ledger order; shards without a receipt are skipped."""
         whole = {(s.file, s.sha256) for info in self.manifest.tables.values() for s in info.shards}
         with naming(Ledger(self.path).path, "read"):
             found = {r.shard: r for r in Ledger(self.path).receipts() if (r.shard, r.sha256) in whole}
@@ -244,12 +244,12 @@ class Store:
         if failure.table in ("image", "target") and failure.item in bound:
             keys.append(bound[failure.item])
         if failure.table == "text" and not failure.key:
-            with suppress(UnicodeEncodeError):  # no valid text, so no row can have its key
+            with suppress(UnicodeEncodeError):  # invalid text, so no row can have its key
                 keys.append(text_key(failure.item))
         return bool(keys) and bool((self.find(failure.table, stack_keys(keys)) >= 0).any())
 
     def table(self, table: str) -> TableInfo:
-        """Shape, dtype and shards of a table. Raises StoreLookupError when the store has no row of it."""
+        """Return shape, dtype and shards of a table. Raise StoreLookupError if the store has no row of it."""
         check_table(table)
         if table not in self.manifest.tables:
             held = ", ".join(self.manifest.tables) or "none"
@@ -262,7 +262,7 @@ class Store:
             raise StoreError(f"rows of table '{table}' must be integers [n], not {rows.dtype} {list(rows.shape)}")
         if rows.dtype != np.int64 or not rows.flags.c_contiguous:
             rows = np.ascontiguousarray(rows, dtype=np.int64)
-        unsigned = rows.view(np.uint64)  # a negative one is a very large one; argmax is 15x as fast as max
+        unsigned = rows.view(np.uint64)  # negative rows become very large; argmax is 15x faster than max
         if rows.size and unsigned[unsigned.argmax()] >= info.rows:
             wrong = rows[(rows < 0) | (rows >= info.rows)]
             raise StoreLookupError(

@@ -1,9 +1,9 @@
-"""What a writer does first: clear away what a dead writer left, and take back what it had finished.
+"""Recovery when a writer opens a store: remove temporary files of a dead writer and recover its finished shards.
 
 The order of a commit is: temporary file, checked and synced; receipt in the ledger; rename; manifest. So a shard
-under its final name that the manifest does not name was either renamed in the last moment before a crash (its
-receipt holds its digest: it is taken back), or is not ours (it is set aside as ``<name>.<digest8>.rejected``,
-never read, never deleted). Temporary files are deleted. The catalogue is the old or the new one, whole.
+under its final name that the manifest does not list was either renamed just before a crash (its receipt has its
+digest, and it is recovered), or is foreign (it is set aside as ``<name>.<digest8>.rejected``, never read, never
+deleted). Temporary files are deleted. The catalogue is either the old or the new one, complete.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cache.stat_cache import sha256_of
 
 
 def remove_temporaries(directory: Path) -> list[str]:
-    """Delete the temporary files in ``directory``; gives their names. Only under the writer's lock."""
+    """Delete the temporary files in ``directory`` and return their names. Requires the writer's lock."""
     names = sorted(name for name in os.listdir(directory) if is_temporary(name))
     for name in names:
         (directory / name).unlink(missing_ok=True)
@@ -32,7 +32,7 @@ def remove_temporaries(directory: Path) -> list[str]:
 
 
 def unlisted_shards(directory: Path, manifest: Manifest) -> list[str]:
-    """Files named as shards that the manifest does not name, by table and number."""
+    """Return the files with names of shards that the manifest does not list, by table and number."""
     listed = {s.file for info in manifest.tables.values() for s in info.shards}
     found = []
     for name in os.listdir(directory):
@@ -46,8 +46,8 @@ def unlisted_shards(directory: Path, manifest: Manifest) -> list[str]:
 
 
 def take_back(directory: Path, manifest: Manifest, mine: Callable[[], Any] = lambda: None) -> Manifest:
-    """The manifest with every unlisted shard that verifies; the others are set aside. ``mine`` raises when the store
-    is another writer's now."""
+    """Return the manifest with every unlisted shard that verifies; set the others aside. ``mine`` raises if another
+    writer has the store."""
     names = unlisted_shards(directory, manifest)
     if not names:
         return manifest
@@ -65,7 +65,7 @@ def take_back(directory: Path, manifest: Manifest, mine: Callable[[], Any] = lam
 
 
 def _adopt(directory: Path, manifest: Manifest, name: str, sha256: str) -> Manifest | None:
-    """``manifest`` with the shard ``name``, or None when its header or keys do not fit the table's."""
+    """Return ``manifest`` with the shard ``name``, or None if its header or keys do not fit the table."""
     table, number = shard_number(name)
     try:
         found = examine(directory / name, name, manifest, sha256)
@@ -77,7 +77,7 @@ def _adopt(directory: Path, manifest: Manifest, name: str, sha256: str) -> Manif
 
 
 def settle_catalogue(directory: Path, manifest: Manifest) -> Manifest:
-    """The manifest without a half-finished replacement of the catalogue: whichever binding is in place counts."""
+    """Return the manifest with an interrupted replacement of the catalogue settled: the binding on disk is valid."""
     info = manifest.catalogue
     if info is None or info.replaces is None:
         return manifest
@@ -85,5 +85,5 @@ def settle_catalogue(directory: Path, manifest: Manifest) -> Manifest:
         found = sha256_of(directory / CATALOGUE)
     except FileNotFoundError:
         found = ""
-    right = next((i for i in (info, info.replaces) if i.sha256 == found), None)  # None: lost, the next bind writes it
+    right = next((i for i in (info, info.replaces) if i.sha256 == found), None)  # None: lost; the next bind writes it
     return replace(manifest, catalogue=replace(right, replaces=None) if right else None)

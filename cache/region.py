@@ -1,13 +1,12 @@
-"""The shards of a table mapped side by side into one stretch of addresses, so that rows of many shards are one take.
+"""Map the shards of a table into one contiguous address range, so that one take gathers rows of many shards.
 
-Numpy gathers rows of one array; a table of many shards is many arrays, and the way round (sort, take from each, put
-in order) takes twice as long. So room for the whole table is reserved in the address space, which costs nothing,
-and each shard's features are mapped into their place in it once the shard was checked. Places are multiples of both
-page and row, so that the whole is one array of rows with unused rows between shards. Unlike mmap objects, this
-holds no file descriptor a shard.
+NumPy gathers rows of one array; a table of many shards is many arrays, and the alternative (sort, take from each,
+reorder) takes twice as long. So the address range of the whole table is reserved, which costs no memory, and each
+shard's features are mapped into it once the shard is checked. Offsets are multiples of both page and row size, so the
+range is one array of rows with unused rows between shards. Unlike mmap objects, it needs no file descriptor per shard.
 
-Only where the system is known (Linux, macOS) and the features of every shard begin at a page; ``Region.of`` gives
-None elsewhere, and each shard is then mapped by itself.
+Supported on Linux and macOS if the features of every shard are page-aligned; otherwise ``Region.of`` returns None and
+each shard is mapped separately.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ import numpy as np
 
 from cache.manifest import ShardInfo, TableInfo
 
-_FIXED = 0x10  # MAP_FIXED of Linux and macOS: put it there; mmap has no name for it
-_MOST = 1 << 46  # bytes of addresses; processors have 2**47 or more
+_FIXED = 0x10  # MAP_FIXED of Linux and macOS; the mmap module does not define it
+_MOST = 1 << 46  # bytes of address space; processors have 2**47 or more
 
 
 class Region:
-    """Rows of a table as one array of void items; ``place`` maps a shard, ``take`` gathers from placed ones."""
+    """Rows of a table as one array of void items; ``place`` maps a shard, ``take`` gathers from mapped ones."""
 
     def __init__(self, table: TableInfo):
         width = np.dtype(table.dtype).itemsize * table.dim
@@ -43,23 +42,23 @@ class Region:
         self._address, self._items = room.address, np.asarray(room)
         self._ends = np.cumsum([shard.rows for shard in table.shards])
         self._shift = self._places // width - (self._ends - [shard.rows for shard in table.shards])
-        self._straight = not self._shift.any()  # full shards leave no room between them
+        self._straight = not self._shift.any()  # no gaps between full shards
         self._placed = np.zeros(len(sizes), dtype=bool)
         self._complete = False
 
     @classmethod
     def of(cls, table: TableInfo) -> Region | None:
-        """Room for ``table``, or None where that cannot be had."""
+        """Reserve the address range of ``table``; None if that is not possible."""
         pages = all(s.features_at is not None and s.features_at % mmap.PAGESIZE == 0 for s in table.shards)
         if _libc is None or not pages:
             return None
         try:
             return cls(table)
-        except OSError:  # the process may not have that many addresses
+        except OSError:  # beyond the address space limit of the process
             return None
 
     def locate(self, rows: np.ndarray) -> tuple[np.ndarray, list[int]]:
-        """Items of row numbers int64 [n] (all within the table), and the shards among them still to be placed."""
+        """Return the items of row numbers int64 [n] (all within the table), and their shards not mapped yet."""
         if self._complete and self._straight:
             return rows, []
         shards = self._ends.searchsorted(rows, side="right")
@@ -67,7 +66,7 @@ class Region:
         return rows + self._shift.take(shards, mode="clip"), todo
 
     def place(self, number: int, path: Path, shard: ShardInfo) -> None:
-        """Map the features of shard ``number``. Raises OSError. Twice, from two threads, does no harm."""
+        """Map the features of shard ``number``. Raise OSError. Two threads may map the same shard."""
         descriptor = os.open(path, os.O_RDONLY)
         try:
             where = self._address + int(self._places[number])
@@ -81,16 +80,16 @@ class Region:
 
     def take(self, items: np.ndarray, out: np.ndarray) -> None:
         """Gather items int64 [n] into ``out`` [n, D], contiguous."""
-        # "clip": they are within bounds, and numpy's "raise" would copy the result once more
+        # "clip": items are within bounds, and numpy's "raise" mode would copy the result again
         self._items.take(items, out=out.view(f"V{self._width}")[:, 0], mode="clip")
 
 
 class _Room:
-    """Addresses for ``size`` bytes, seen as void items of ``width`` bytes, for as long as an array of them lives."""
+    """Address range of ``size`` bytes as void items of ``width`` bytes, reserved while an array refers to it."""
 
     def __init__(self, size: int, width: int):
         self.address = _map(None, size, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
-        weakref.finalize(self, _libc.munmap, self.address, size).atexit = False  # a thread may still read
+        weakref.finalize(self, _libc.munmap, self.address, size).atexit = False  # a thread may still be reading
         place = {"data": (self.address, True), "shape": (size // width,), "typestr": f"|V{width}"}
         self.__array_interface__ = {"version": 3, **place}
 

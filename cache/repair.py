@@ -1,6 +1,6 @@
-"""Takes what is broken out of a store, puts back what only lost its name, and touches no good row.
+"""Repair a store: remove damaged rows, restore renamed shards, and leave valid rows unchanged.
 
-What is taken out is missing afterwards, and the ordinary extraction does it again. Damaged files are set aside under
+Removed rows are missing afterwards, and the next extraction computes them again. Damaged files are set aside under
 another name, never deleted.
 """
 
@@ -36,13 +36,13 @@ _BAD_ROWS = {"nonfinite", "norm", "zero", "duplicate"}
 
 @dataclass
 class Repaired:
-    """What was wrong, what was done, and by table how many rows are missing now because of it."""
+    """Result of a repair: findings, actions, and the number of rows now missing by table."""
 
     path: Path
     findings: list[Finding] = field(default_factory=list)  # before
     actions: list[str] = field(default_factory=list)
     lost: dict[str, int] = field(default_factory=dict)
-    left: list[Finding] = field(default_factory=list)  # errors that are still there
+    left: list[Finding] = field(default_factory=list)  # remaining errors
 
     @property
     def rows_lost(self) -> int:
@@ -72,10 +72,10 @@ class Repaired:
 
 
 def repair(path: str | Path, identity: Manifest | None = None) -> Repaired:
-    """Make the store at ``path`` whole, smaller where rows were damaged.
+    """Make the store at ``path`` consistent, without its damaged rows.
 
-    ``identity``: dataset, extractor and fields, for a store whose manifest is lost or unreadable. Raises
-    StoreNotFoundError, StoreBusyError while it is being written, StoreCorruptError when the manifest is unreadable and
+    ``identity``: dataset, extractor and fields, for a store whose manifest is lost or unreadable. Raise
+    StoreNotFoundError, StoreBusyError while it is being written, StoreCorruptError if the manifest is unreadable and
     there is neither ``identity`` nor a readable copy of the fields in it.
     """
     path = Path(path)
@@ -127,7 +127,7 @@ def _catalogue_is_lost(path: Path, manifest: Manifest) -> bool:
 
 
 def _put_back(path: Path, manifest: Manifest, bad: set[str]) -> dict[str, str]:
-    """Shards of ``bad`` whose exact bytes are in the folder under another name -> that name; they are renamed back."""
+    """Rename shards of ``bad`` whose exact bytes have another name in the folder; return shard -> that name."""
     wanted = {s.sha256: s for info in manifest.tables.values() for s in info.shards if s.file in bad}
     sizes = {s.bytes for s in wanted.values()}
     good = {s.file for info in manifest.tables.values() for s in info.shards} - bad
@@ -138,7 +138,7 @@ def _put_back(path: Path, manifest: Manifest, bad: set[str]) -> dict[str, str]:
             shard = wanted.pop(sha256_of(file), None)
             if shard is not None:
                 held[shard.file] = name, path / f"{shard.file}.{shard.sha256[:8]}{REJECTED}"
-    for name, keep in held.values():  # all away first: two swapped shards have each other's names
+    for name, keep in held.values():  # move all away first: two swapped shards have each other's names
         os.replace(path / name, keep)
     for name, (_, keep) in held.items():
         with suppress(FileNotFoundError):
@@ -149,7 +149,7 @@ def _put_back(path: Path, manifest: Manifest, bad: set[str]) -> dict[str, str]:
 
 
 def _open(path: Path) -> Rewriter:
-    """The writer; a shard that no manifest names cannot be compared with damaged ones, and is set aside."""
+    """Open the writer; set aside unlisted shards, which cannot be compared with damaged ones."""
     try:
         return Rewriter.of(path, "cache repair")
     except StoreCorruptError:
@@ -159,7 +159,7 @@ def _open(path: Path) -> Rewriter:
 
 
 def _keep_good(store: Store) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Tables with bad rows (NaN, Inf, a wrong norm, a repeated key): bool [rows] of the good ones, and how many are not."""
+    """Return valid rows, bool [rows], and number of bad ones (NaN, Inf, norm, repeated key) of tables with bad rows."""
     masks, counts = {}, {}
     for table, info in store.tables.items():
         keep, start = np.ones(info.rows, dtype=bool), 0
@@ -168,14 +168,14 @@ def _keep_good(store: Store) -> tuple[dict[str, np.ndarray], dict[str, int]]:
                 if level == "error":
                     keep[start + rows] = False
             start += shard.rows
-        keep[duplicates(store.keys(table))] = False  # the first of equal keys is the one that readers find
+        keep[duplicates(store.keys(table))] = False  # readers find the first of equal keys
         if not keep.all():
             masks[table], counts[table] = keep, int((~keep).sum())
     return masks, counts
 
 
 def _rebuild_manifest(path: Path, identity: Manifest | None, done: Repaired) -> None:
-    """A new manifest from the shards whose receipts match. The old one is set aside."""
+    """Build a new manifest from the shards whose receipts match; set the old one aside."""
     headers = _headers(path)
     known = identity or _salvage(path, {h.get("fingerprint") for h in headers.values()})
     if known is None:
@@ -201,7 +201,7 @@ def _rebuild_manifest(path: Path, identity: Manifest | None, done: Repaired) -> 
 
 
 def _headers(path: Path) -> dict[str, dict[str, Any]]:
-    """The header of every readable shard, by file."""
+    """Read the headers of all readable shards, by file."""
     found = {}
     for name in os.listdir(path):
         with suppress(ValueError, OSError):
@@ -211,7 +211,7 @@ def _headers(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _salvage(path: Path, fingerprints: set[Any]) -> Manifest | None:
-    """What a manifest that was edited or damaged still proves: fields whose digest every shard's header repeats."""
+    """Return the fields of an edited or damaged manifest if their digest is in every shard's header."""
     try:
         about = json.loads((path / MANIFEST).read_bytes())
         fields = about["fields"]
@@ -223,7 +223,7 @@ def _salvage(path: Path, fingerprints: set[Any]) -> Manifest | None:
 
 
 def check_identity(path: Path, identity: Manifest) -> None:
-    """Raise StoreMismatchError when a readable manifest at ``path`` is of other fields than ``identity``."""
+    """Raise StoreMismatchError if a readable manifest at ``path`` has other fields than ``identity``."""
     try:
         found = load_manifest(path)
     except (StoreCorruptError, StoreNotFoundError):

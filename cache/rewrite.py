@@ -1,8 +1,8 @@
-"""Taking rows out of a store: kept rows of a shard move to a new immutable shard, then the manifest, then the old goes.
+"""Remove rows from a store: write kept rows to a new immutable shard, replace the manifest, delete the old shard.
 
-Killed at any instant, the store holds the old rows or the kept ones, whole. What such a kill leaves behind is never
-adopted, because retired numbers are not given again; the next ``Rewriter`` sets it aside and ``cache.gc`` removes it.
-A reader that was opened before keeps the shards that it has mapped; for a removed one it raises StoreCorruptError.
+If the process is killed at any time, the store has either all old rows or all kept ones. Leftover files are never
+adopted, because retired numbers are not reused; the next ``Rewriter`` sets them aside and ``cache.gc`` removes them.
+Readers opened before keep the shards that they have mapped; for a removed shard they raise StoreCorruptError.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from cache.writer import StoreWriter
 
 @dataclass(frozen=True)
 class TablePlan:
-    """What becomes of a table of ``info`` when only some rows stay: shards that go, and the rows that move, int64."""
+    """Plan for a table of ``info`` when only some rows are kept: shards to drop, and rows to move, int64."""
 
     info: TableInfo
     gone: tuple[str, ...]
@@ -37,13 +37,13 @@ class TablePlan:
 
     @property
     def new_shards(self) -> Iterator[np.ndarray]:
-        """Row numbers of each new shard; none is larger than the table's largest, so memory stays bounded."""
+        """Row numbers of each new shard; none is larger than the table's largest shard, which bounds memory use."""
         size = max(shard.rows for shard in self.info.shards)
         return (self.moved[start : start + size] for start in range(0, len(self.moved), size))
 
 
 def plan_table(info: TableInfo, keep: np.ndarray) -> TablePlan:
-    """``keep``: bool [rows]. A shard whose rows all stay is left as it is."""
+    """Plan which rows to keep, bool [rows]. A shard whose rows are all kept is unchanged."""
     if keep.dtype != bool or keep.shape != (info.rows,):
         raise StoreError(f"the rows to keep must be bool [{info.rows}], not {keep.dtype} {list(keep.shape)}")
     gone, moved, start = [], [], 0
@@ -57,12 +57,12 @@ def plan_table(info: TableInfo, keep: np.ndarray) -> TablePlan:
 
 
 class Rewriter(StoreWriter):
-    """The writer of a store that exists, whatever its fields; it alone drops rows."""
+    """Writer of an existing store, regardless of its fields; the only class that drops rows."""
 
     @classmethod
     def of(cls, path: str | Path, command: str, **settings: Any) -> Rewriter:
-        """Open the store at ``path`` for ``command`` (recorded). Raises what ``StoreWriter`` raises, and
-        StoreNotFoundError or StoreCorruptError where there is no readable manifest."""
+        """Open the store at ``path`` for ``command`` (recorded). Raise the errors of ``StoreWriter``, and
+        StoreNotFoundError or StoreCorruptError if there is no readable manifest."""
         found = load_manifest(Path(path))
         return cls(
             path,
@@ -73,10 +73,10 @@ class Rewriter(StoreWriter):
         )
 
     def keep(self, rows: Mapping[str, np.ndarray]) -> list[str]:
-        """Drop every row of these tables whose bool [rows] is false; gives the files that went.
+        """Drop every row of these tables whose bool [rows] is false; return the removed files.
 
-        Every shard that is read is checked against its digest first: a damaged one raises StoreCorruptError, and
-        nothing has changed then.
+        Every shard is checked against its digest before it is read: a damaged one raises StoreCorruptError, and
+        nothing is changed.
         """
         with self._working():
             plans = {table: plan_table(self.manifest.tables[table], keep) for table, keep in rows.items()}
@@ -108,7 +108,7 @@ class Rewriter(StoreWriter):
             return gone
 
     def set_aside(self, shards: Collection[str]) -> list[str]:
-        """Take damaged or missing shards out of the manifest; gives the new names of those files that exist."""
+        """Remove damaged or missing shards from the manifest; return the new names of the existing files."""
         with self._working():
             if not shards:
                 return []
@@ -126,12 +126,12 @@ class Rewriter(StoreWriter):
             return moved
 
     def forget_catalogue(self) -> None:
-        """Drop the binding of image ids; the next extraction writes it anew."""
+        """Drop the binding of image ids; the next extraction writes a new one."""
         with self._working():
             self._publish(replace(self.manifest, catalogue=None))
 
     def mend_ledger(self) -> int:
-        """Take damaged lines out of the ledger, and give every shard its receipt again; gives the lines taken out."""
+        """Remove damaged lines from the ledger and restore missing receipts; return the number of removed lines."""
         with self._working():
             records = [(number, record) for number, record in self._ledger.lines()]
             bad = {number for number, record in records if record is None}

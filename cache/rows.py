@@ -1,4 +1,4 @@
-"""The rows of a checked shard: a memory map where they lie in one piece, h5py where they do not."""
+"""Read the rows of a checked shard: by a memory map if they are contiguous, else through h5py."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _BLOCK = 256
 
 
 class ScatteredRows:
-    """Features of a shard that someone repacked (compressed, say). Slow and right: reads the blocks it needs."""
+    """Features of a repacked (e.g. compressed) shard. Slow but correct: reads the required blocks."""
 
     def __init__(self, path: Path, info: ShardInfo, table: TableInfo):
         self.path, self.info, self.table = path, info, table
 
     def take(self, rows: np.ndarray, axis: int = 0) -> np.ndarray:
-        """Rows int64 [n] -> [n, D], as ndarray.take with axis 0. Raises OSError."""
+        """Gather rows int64 [n] -> [n, D], as ndarray.take with axis 0. Raise OSError."""
         found = np.empty((len(rows), self.table.dim), dtype=self.table.dtype)
         blocks = rows // _BLOCK
         with open_hdf5(self.path) as file:
@@ -32,7 +32,7 @@ class ScatteredRows:
 
 
 def map_features(path: Path, info: ShardInfo, table: TableInfo) -> np.ndarray | ScatteredRows:
-    """Features [rows, D], read-only, nothing read yet. Both kinds have ``take(rows, axis=0)``."""
+    """Map the features [rows, D] read-only, without reading them. Both kinds have ``take(rows, axis=0)``."""
     if info.features_at is None:
         return ScatteredRows(path, info, table)
     kind = np.dtype(table.dtype).newbyteorder("<")
@@ -40,7 +40,7 @@ def map_features(path: Path, info: ShardInfo, table: TableInfo) -> np.ndarray | 
 
 
 def read_features(path: Path, info: ShardInfo, out: np.ndarray, first: int = 0) -> None:
-    """Rows ``first`` to ``first + n`` of a shard into ``out`` [n, D], without a second copy. Raises OSError."""
+    """Read rows ``first`` to ``first + n`` of a shard into ``out`` [n, D], without a second copy. Raise OSError."""
     if info.features_at is None:
         with open_hdf5(path) as file:
             file["features"].read_direct(out, np.s_[first : first + len(out)])
@@ -51,7 +51,7 @@ def read_features(path: Path, info: ShardInfo, out: np.ndarray, first: int = 0) 
 
 
 def read_keys(path: Path, info: ShardInfo) -> np.ndarray:
-    """Keys uint8 [rows, 16] of a shard. Raises OSError."""
+    """Read the keys uint8 [rows, 16] of a shard. Raise OSError."""
     keys = np.empty((info.rows, KEY_BYTES), dtype=np.uint8)
     if info.keys_at is None:
         with open_hdf5(path) as file:

@@ -1,7 +1,7 @@
 """Seals: a folder's digest manifest, for results that are written once and read by path (runs, evaluations, composers).
 
-``seal.json`` holds the kind and id of the folder, and for each sealed file its size and SHA-256. It is written last and
-atomically, with a digest of itself. A folder without one was made before there were seals: it is read as it is.
+``seal.json`` has the kind and id of the folder, and size and SHA-256 of each sealed file. It is written last and
+atomically, with a digest of itself. A folder without a seal is older than this format and is read unchecked.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from cache.stat_cache import remembered_digest
 from manifests.identity import digest
 
 SEAL = "seal.json"
-RESULTS_SEAL = "results.seal.json"  # of an evaluation, which lies beside the run that it is of
+RESULTS_SEAL = "results.seal.json"  # seal of an evaluation, stored next to its run
 FORMAT = 1
 
 
 class SealError(StoreError):
-    """A sealed folder whose files or identity are not those of its seal."""
+    """The files or the identity of a sealed folder differ from its seal."""
 
 
 def write_seal(
@@ -33,9 +33,9 @@ def write_seal(
     seal: str = SEAL,
     last: Callable[[], Any] = lambda: None,
 ) -> None:
-    """Seal ``files`` of ``folder`` as the ``kind`` called ``name``. OSError when one of them cannot be read.
+    """Seal ``files`` of ``folder`` with identity ``kind`` and ``name``. Raise OSError if one of them cannot be read.
 
-    ``last`` is called just before the seal appears; it does not appear if ``last`` raises.
+    ``last`` is called just before the seal is published; if it raises, no seal is published.
     """
     sealed = {f: {"bytes": (folder / f).stat().st_size, "sha256": remembered_digest(folder / f)} for f in files}
     about = {"format": FORMAT, "kind": kind, "id": name, "files": sealed}
@@ -51,10 +51,10 @@ def check_seal(
     seal: str = SEAL,
     only: Sequence[str] | None = None,
 ) -> bool:
-    """Whether ``folder`` is sealed; every sealed file (or those in ``only``) is then as it was when it was sealed.
+    """Check every sealed file of ``folder`` (or those in ``only``); return whether the folder is sealed.
 
-    Raises SealError for a damaged seal, for a seal of another kind or id (``name`` None: any id), and for a file that
-    is missing, not sealed, or changed. ``again`` ends the message: how to make the folder anew.
+    Raise SealError for a damaged seal, for a seal of another kind or id (``name`` None: any id), and for a file that
+    is missing, not sealed, or changed. ``again``: end of the message, how to recreate the folder.
     """
     path = folder / seal
     try:

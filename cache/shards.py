@@ -1,4 +1,4 @@
-"""One shard: how it is written and checked before it counts, and what its header must say."""
+"""Write and check a shard before it is committed, and check its header."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from cache.rows import read_features, read_keys
 from manifests.identity import KEY_BYTES
 
 SHARD_FORMAT = "fashion-ntm shard 1"
-_BLOCK = 1 << 18  # bytes looked at together: they stay in the processor's cache
+_BLOCK = 1 << 18  # bytes per block; fits in the processor's cache
 
 
 def check_rows(
     table: str, info: TableInfo | None, keys: np.ndarray, features: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Refuse rows that must never enter a store. ``info``: the table so far. Gives both, contiguous, little-endian.
+    """Check rows before they enter a store; return keys and features, contiguous and little-endian.
 
-    NaN and Inf are refused by ``write_shard``, while the disk works. Raises StoreError naming the table and the first rows that are wrong.
+    ``info``: the table so far. Raise StoreError naming the table and the first invalid rows. ``write_shard`` refuses
+    NaN and Inf, while the disk works.
     """
     try:
         keys = as_keys(keys, f"keys of table '{table}'")
@@ -56,10 +57,10 @@ def check_rows(
 
 
 def nonfinite_rows(features: np.ndarray) -> np.ndarray:
-    """Rows of features [n, D] that hold NaN or Inf -> int64 [m].
+    """Return the rows of features [n, D] with NaN or Inf -> int64 [m].
 
-    Their bit patterns are the largest of each sign: two integer maxima a block tell that there are none, at 15x the
-    speed of isfinite.
+    Their bit patterns are the largest of each sign: two integer maxima per block show that there are none, 15x faster
+    than isfinite.
     """
     half = features.dtype.itemsize == 2
     signed, unsigned, positive, negative = (
@@ -79,7 +80,7 @@ def _some(rows: np.ndarray) -> str:
 
 
 def expected_attributes(manifest: Manifest, table: str, number: int, rows: int, dim: int) -> dict[str, str | int]:
-    """Root attributes of a shard. They tell a shard moved here from another place, or renamed, by its header alone."""
+    """Return the root attributes of a shard. They reveal a moved or renamed shard by its header alone."""
     return {
         "format": SHARD_FORMAT,
         "dataset": manifest.dataset,
@@ -95,11 +96,11 @@ def expected_attributes(manifest: Manifest, table: str, number: int, rows: int, 
 def write_shard(
     path: Path, manifest: Manifest, table: str, number: int, keys: np.ndarray, features: np.ndarray
 ) -> ShardInfo:
-    """Write ``path``, close it, read it back against the arrays, and make it durable. Equal input, equal bytes.
+    """Write ``path``, close it, read it back and compare it, and sync it. Equal input gives equal bytes.
 
-    Writing and syncing, the digest (from memory), and the checks run at the same time; that every byte of the file,
-    opened anew, is the one that was hashed makes the digest the file's. Raises StoreError for NaN and Inf and when what
-    was read back differs, OSError (disk full ...).
+    Writing, the digest (from memory) and the checks run concurrently. The file is opened again and compared with the
+    hashed bytes, so the digest is the file's. Raise StoreError for NaN and Inf and if the file read back differs,
+    OSError (disk full ...).
     """
     image = FileImage(
         {"features": features, "keys": keys}, expected_attributes(manifest, table, number, *features.shape)
@@ -126,7 +127,7 @@ def write_shard(
 
 @dataclass(frozen=True)
 class FoundShard:
-    """A file that is a shard: what a manifest would say of it, its keys uint8 [n, 16], its width and dtype."""
+    """Examined shard file: its manifest entry, keys uint8 [n, 16], width and dtype."""
 
     file: Path
     shard: ShardInfo
@@ -139,16 +140,16 @@ class FoundShard:
         return shard_number(self.shard.file)[0]
 
     def features(self) -> np.ndarray:
-        """[n, D]"""
+        """Shape [n, D] of the features."""
         out = np.empty((self.shard.rows, self.dim), dtype=self.dtype)
         read_features(self.file, self.shard, out)
         return out
 
 
 def examine(file: Path, name: str, manifest: Manifest, sha256: str) -> FoundShard:
-    """The shard ``name`` in ``file``, whose digest is ``sha256``, as one more of its table.
+    """Examine the shard ``name`` in ``file`` with digest ``sha256`` as a further shard of its table.
 
-    Raises ValueError when its header, shape, dtype or keys do not fit the store's; OSError when it cannot be read.
+    Raise ValueError if its header, shape, dtype or keys do not fit the store; OSError if it cannot be read.
     """
     table, number = shard_number(name)
     header = read_header(file)
@@ -171,7 +172,7 @@ def examine(file: Path, name: str, manifest: Manifest, sha256: str) -> FoundShar
 def header_problems(
     path: Path, manifest: Manifest, table: str, number: int, info: ShardInfo, kind: TableInfo
 ) -> list[str]:
-    """What a shard's header says otherwise than it should. Cheap: reads no rows."""
+    """Return the differences of a shard's header from the expected one. Reads no rows."""
     try:
         header = read_header(path)
     except OutsideDataError as error:

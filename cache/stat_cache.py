@@ -1,10 +1,10 @@
-"""Remembers which files were found whole, so that a digest is computed once a file and not once a process.
+"""Cache of verified files, so that a digest is computed once per file and not once per process.
 
-A file is taken as unchanged when its size, both times (the change time cannot be set back by a user) and inode are
-those of the moment it was checked. A stamp is only kept for a file that had been at rest for two seconds, because
-a write in the same tick of the file system's clock would not show. The stamps are advice: a damaged or missing
-file of them costs one more check, and a changed, copied or restored shard never has one. What they cannot see is a
-disk that rots under an untouched file: ``verify`` and ``Store.open(path, verify="always")`` read every byte.
+A file counts as unchanged if its size, both times (users cannot set back the change time) and inode are the same as
+when it was checked. Stamps are only kept for files unchanged for two seconds, because a write within the same tick of
+the file system's clock would go unnoticed. Stamps are optional: without them, files are checked once more, and a
+changed, copied or restored shard has no valid stamp. They do not detect silent corruption of the disk: ``verify`` and
+``Store.open(path, verify="always")`` read every byte.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _REST = 2.0  # seconds
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, 64 hex digits."""
+    """Return the SHA-256 (64 hex digits) of a file's bytes."""
     with open(path, "rb", buffering=0) as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
@@ -32,7 +32,7 @@ _in_process: dict[Path, tuple[list[int], str]] = {}
 
 
 def remembered_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, read once a process while the file's stamp stays the same. OSError."""
+    """Return the SHA-256 of a file's bytes, computed once per process while its stamp is unchanged. Raise OSError."""
     before = _stamp(os.stat(path))
     stamp, found = _in_process.get(path, ([], ""))
     if stamp != before:
@@ -43,7 +43,7 @@ def remembered_digest(path: Path) -> str:
 
 
 class StatCache:
-    """The stamps of one store. Safe in threads and after fork: a lost update costs one more check."""
+    """Stamps of one store. Safe in threads and after fork: a lost update costs one more check."""
 
     def __init__(self, directory: Path):
         self.path = directory / VERIFIED
@@ -51,7 +51,7 @@ class StatCache:
         self._fresh: dict[str, list] = {}
 
     def digest(self, path: Path, expected: str, remembered: bool = True) -> str:
-        """The file's digest: ``expected`` if ``remembered`` and its stamp says so, else by reading it. OSError."""
+        """Return the file's digest: ``expected`` if ``remembered`` and stamped, else computed. Raise OSError."""
         before = _stamp(os.stat(path))
         if remembered and self._load().get(path.name) == [expected, *before]:
             return expected
@@ -62,7 +62,7 @@ class StatCache:
         return found
 
     def save(self) -> None:
-        """Keep what was found since the last call. Silent where the folder cannot be written: it is only advice."""
+        """Save the stamps added since the last call; ignore errors of read-only folders, since stamps are optional."""
         if not self._fresh:
             return
         fresh, self._fresh = self._fresh, {}

@@ -1,4 +1,4 @@
-"""Reads every byte of a store and lists everything that is wrong with it."""
+"""Verify a store: read every byte and list all problems."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from cache.stat_cache import sha256_of
 from manifests.identity import stack_keys
 
 Level = Literal["error", "warning", "note"]
-UNIT_TOLERANCE = {"float16": 2e-3, "float32": 1e-4}  # of a norm: rounding each value moves it by less
-_BLOCK = 1024  # rows looked at together: stay in the processor's cache
+UNIT_TOLERANCE = {"float16": 2e-3, "float32": 1e-4}  # of a norm; rounding of the values changes it by less
+_BLOCK = 1024  # rows per block; fits in the processor's cache
 _SHOWN = 5
 _REDO = "run `cache repair` on the store, which does only these rows anew"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing wrong. "error": rows or bindings cannot be trusted; "warning": something is missing or does not
-    belong; "note": harmless. ``code``: manifest, missing, size, digest, header, nonfinite, norm, zero, duplicate,
+    """Problem of a store. "error": rows or bindings are not trustworthy; "warning": something is missing or
+    foreign; "note": harmless. ``code``: manifest, missing, size, digest, header, nonfinite, norm, zero, duplicate,
     contiguity, catalogue, dangling, ledger, orphan, rejected, temporary, place. ``rows``, ``keys``: the rows of the
-    shard (or table) at fault and their content keys, the first five where there are more."""
+    shard (or table) at fault and their content keys, at most the first five."""
 
     level: Level
     code: str
@@ -57,9 +57,9 @@ def verify(
 ) -> list[Finding]:
     """Check digests, headers, counts, NaN and Inf, norms, repeated keys, layout, catalogue, ledger and stray files.
 
-    Empty when all is well. ``progress`` is told each file when its turn comes. ``workers``: threads that hash and
-    check shards side by side (default: one a processor, at most 8). Changes nothing.
-    Raises StoreNotFoundError when there is no such directory, StoreVersionError for a newer format.
+    Return the findings; empty if there are none. ``progress`` is called with each file. ``workers``: threads that hash
+    and check shards in parallel (default: one per processor, at most 8). Changes nothing.
+    Raise StoreNotFoundError if there is no such directory, StoreVersionError for a newer format.
     """
     path = Path(path)
     if not path.is_dir():
@@ -69,7 +69,7 @@ def verify(
 
 
 def says_normalised(fields: Mapping[str, Any]) -> bool:
-    """Whether the fingerprint promises rows of unit norm: its field ``normalise``; a composer's rows always are."""
+    """Return whether the fields imply rows of unit norm: field ``normalise`` or, without it, a composer."""
     return bool(fields.get("normalise", "composer" in fields))
 
 
@@ -121,7 +121,7 @@ def _verify(path: Path, progress: Callable[[str], None], workers: int) -> Iterat
 def _shard(
     path: Path, manifest: Manifest, table: str, info: TableInfo, shard: ShardInfo
 ) -> tuple[list[Finding], np.ndarray | None]:
-    """What is wrong with one shard, and its keys uint8 [rows, 16] where the file is the one that was committed."""
+    """Return the findings of a shard, and its keys uint8 [rows, 16] if the file is the committed one."""
     file = path / shard.file
 
     def lost(code: str, what: str) -> Finding:
@@ -154,7 +154,7 @@ def _shard(
 
 
 def bad_rows(file: Path, shard: ShardInfo, info: TableInfo, normalised: bool) -> list[tuple[str, str, str, np.ndarray]]:
-    """(level, code, words, row numbers within the shard) of rows that no extraction should have given."""
+    """Return (level, code, words, row numbers within the shard) of rows that no extraction should produce."""
     features = map_features(file, shard, info)
     tolerance = UNIT_TOLERANCE[info.dtype]
     nonfinite, zero, uneven = [], [], []
@@ -165,7 +165,7 @@ def bad_rows(file: Path, shard: ShardInfo, info: TableInfo, normalised: bool) ->
         norms = np.sqrt(np.einsum("nd,nd->n", single, single))
         norms[broken] = 1.0
         empty = norms == 0.0
-        empty[empty] = ~block[empty].any(axis=1)  # squares of very small values vanish, and the row is not zero
+        empty[empty] = ~block[empty].any(axis=1)  # squares of very small values underflow in nonzero rows
         nonfinite.append(start + broken)
         zero.append(start + np.flatnonzero(empty))
         uneven.append(start + np.flatnonzero(~empty & (np.abs(norms - 1.0) > tolerance)))

@@ -1,19 +1,19 @@
-"""Shards written by processes that hold no writer's lease: workers write files, one coordinator commits them.
+"""Shards written by processes without the writer's lease: workers write files, one coordinator commits them.
 
-On any machine that sees the store's folder, ``write_shard`` makes one checked, durable file under a temporary name,
-which no reader looks at, and gives a receipt: a small record to send to the coordinator. There ``StoreWriter.adopt``
-checks the file against the receipt and commits it like any other shard. A worker that dies leaves a temporary file,
-which the next writer removes; a receipt that is lost costs its rows once more, never a wrong row.
+On any machine with access to the store's folder, ``write_shard`` creates a checked, durable file under a temporary
+name, which readers ignore, and returns a receipt: a small record for the coordinator. There ``StoreWriter.adopt``
+checks the file against the receipt and commits it like any other shard. A dead worker leaves a temporary file, which
+the next writer removes; the rows of a lost receipt are computed again, never wrong.
 
-    with StoreWriter(path, ...) as writer:                  # the coordinator, first: it makes the store
+    with StoreWriter(path, ...) as writer:                  # the coordinator first creates the store
         first = writer.next_number("image")
         ...                                                 # a worker, as task n of the table:
             receipt = write_shard(path, "image", keys, features, number=first + n, fields=extractor.semantic())
         ...                                                 # the coordinator, in order of n:
         writer.adopt(receipt)
 
-Rows are in order of ``adopt``. Adopted in order of the tasks, the store is the same, byte for byte, for any number of
-workers, and the same as the one that ``StoreWriter.commit`` makes of the same rows.
+Rows are in the order of ``adopt``. If shards are adopted in task order, the store is identical, byte for byte, for any
+number of workers, and identical to that of ``StoreWriter.commit`` for the same rows.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ def write_shard(
     seconds: float = 0.0,
     fields: Mapping[str, Any] | None = None,
 ) -> Receipt:
-    """Write rows as one shard into the store at ``path``, not committed. Needs no lease; safe in any process.
+    """Write rows as one uncommitted shard into the store at ``path``. Needs no lease; safe in any process.
 
-    keys uint8 [n, 16], features float16 or float32 [n, D], n > 0. ``number``: the shard's number when its turn to be
-    adopted comes (``adopt`` rewrites a shard that was written for another one). ``seconds``: the model's time.
-    ``fields``: what this worker's model is; compared with the store's, so that a worker with other weights is refused.
+    keys uint8 [n, 16], features float16 or float32 [n, D], n > 0. ``number``: expected number of the
+    shard when it is adopted (``adopt`` rewrites a shard whose number differs). ``seconds``: the model's time.
+    ``fields``: semantic fields of this worker's model, compared with the store's to refuse other weights.
 
-    The receipt is durable data about a durable file: it may be sent, stored and adopted later by the same coordinator.
-    Raises StoreNotFoundError before the coordinator made the store, StoreMismatchError for other fields, StoreError for
-    rows that must not enter (see ``StoreWriter.commit``) and for a full disk; then nothing is left behind.
+    The receipt describes a durable file: it may be sent, stored and adopted later by the same coordinator.
+    Raise StoreNotFoundError before the coordinator has created the store, StoreMismatchError for other fields,
+    StoreError for invalid rows (see ``StoreWriter.commit``) and for a full disk; then no file is left.
     """
     path = Path(path)
     check_table(table)
@@ -77,7 +77,7 @@ def write_shard(
 
 
 def check_written(directory: Path, manifest: Manifest, receipt: Receipt) -> FoundShard:
-    """The file of ``receipt``, every byte of it read. Raises StoreError, StoreCorruptError when it is another one."""
+    """Read and check every byte of the receipt's file. Raise StoreError; StoreCorruptError if the file differs."""
     try:
         table = shard_number(receipt.shard)[0]
     except (ValueError, TypeError):

@@ -1,4 +1,4 @@
-"""Writing a store: one writer, immutable shards, and a manifest that names only what is whole and durable."""
+"""Write a store: a single writer, immutable shards, and a manifest that lists only complete, durable files."""
 
 from __future__ import annotations
 
@@ -31,16 +31,17 @@ from manifests.identity import KEY_BYTES, changed_fields, digest
 
 
 class StoreWriter:
-    """Creates or resumes the store at ``path``; a context manager. Safe to call from several threads.
+    """Writer that creates or resumes the store at ``path``; a context manager, thread-safe.
 
-    One writer at a time, on any machine that sees the folder (see ``cache.lease``); processes that help it write their
-    shards with ``cache.write_shard``, for it to ``adopt``. Opening removes the unadopted shards of earlier writers.
+    There is one writer at a time among all machines that share the folder (see ``cache.lease``). Worker processes
+    write shards with ``cache.write_shard``, and the writer adopts them. Opening removes unadopted shards of earlier
+    writers.
 
-    Raises StoreMismatchError when the store there holds other fields, StoreBusyError while another writer has it (and
-    from any method, when another one took this one for dead), StoreError when the folder cannot be written.
-    Opening a complete store changes nothing in it.
+    Raises StoreMismatchError if the store has other fields, StoreBusyError while another writer has it (also from any
+    method, if this writer's lease expired and was taken over), StoreError if the folder cannot be written.
+    Opening a complete store does not change it.
 
-    After an error from ``commit`` (a full disk), ask ``missing`` again before committing the same rows.
+    After an error from ``commit`` (a full disk), call ``missing`` again before committing the same rows.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class StoreWriter:
             self._lease = Lease(self.path)
         try:
             with naming(self.path, "write"):
-                remove_temporaries(self.path)  # of dead writers and their workers; before anything is read (see Lease)
+                remove_temporaries(self.path)  # of dead writers and their workers; before any read (see Lease)
                 self._resume()
         except BaseException:
             self._lease.release()
@@ -89,16 +90,16 @@ class StoreWriter:
         self.close()
 
     def close(self) -> None:
-        """Let the next writer in. Everything committed is already durable."""
+        """Release the lease. All commits are already durable."""
         self._closed = True
         self._lease.release()
 
     def note(self, settings: Mapping[str, Any]) -> None:
-        """Add to this session's execution settings; they are written with the next commit."""
+        """Add to this session's execution settings, which are written with the next commit."""
         self._session["settings"] = {**self._session["settings"], **canonical(dict(settings), "execution settings")}
 
     def _resume(self) -> None:
-        """Bring folder, manifest and memory into agreement."""
+        """Make folder, manifest and memory consistent."""
         self._unsure = True
         self._indexes: dict[str, KeyIndex] = {}
         self._ledger = Ledger(self.path)
@@ -121,19 +122,19 @@ class StoreWriter:
         self._unsure = False
 
     def _changed(self, found: Manifest) -> list[str]:
-        """One line for each part of the store's identity that is not the one asked for."""
+        """Return one line per part of the store's identity that differs from the requested one."""
         names = [{"dataset": m.dataset, "extractor": m.extractor} for m in (found, self._asked)]
         return changed_fields(*names) + found.changes(self._asked.fields)
 
     def _publish(self, manifest: Manifest, *also: Callable[[], Any]) -> None:
-        """Make ``manifest`` the store's, with this session's record as its last, once what it names is durable."""
+        """Publish ``manifest`` with this session's record appended, once all files it lists are durable."""
         manifest = replace(manifest, execution=(*self._before, self._session))
         manifest.save(self.path, after=(lambda: sync_directory(self.path), *also), last=self._lease.check)
         self.manifest = manifest
 
     @contextmanager
     def _working(self) -> Iterator[None]:
-        """One operation at a time; one that failed half-way is settled from disk before the next."""
+        """Run one operation at a time; after a failed one, resume from disk before the next."""
         if self._closed or os.getpid() != self._pid:
             why = "was closed" if self._closed else "belongs to the process that opened it"
             raise StoreError(f"the writer of {self.path} {why}: open another one")
@@ -148,7 +149,7 @@ class StoreWriter:
 
     @contextmanager
     def _changing(self) -> Iterator[Callable[[str], Path]]:
-        """Gives temporary names, which are cleared away. If anything fails, memory is not trusted to match the disk."""
+        """Provide temporary names and remove their files afterwards. After an error, discard the state in memory."""
         self._unsure = True
         names: list[Path] = []
 
@@ -170,7 +171,7 @@ class StoreWriter:
         return self._indexes[table]
 
     def missing(self, table: str, keys: np.ndarray) -> np.ndarray:
-        """Which keys uint8 [n, 16] have no row yet -> bool [n]."""
+        """Return which keys uint8 [n, 16] have no row yet -> bool [n]."""
         with self._working():
             return self._index(table).find(keys) < 0
 
@@ -178,8 +179,8 @@ class StoreWriter:
         """Add rows as one immutable shard; durable when this returns.
 
         keys uint8 [n, 16], features float16 or float32 [n, D], ``seconds``: the model's time for them.
-        Raises StoreError for rows that must not enter (NaN, other D or dtype, repeated keys) and for a full disk;
-        then nothing was added.
+        Raise StoreError for invalid rows (NaN, other D or dtype, repeated keys) and for a full disk; then no row is
+        added.
         """
         check_table(table)
         with self._working():
@@ -193,16 +194,16 @@ class StoreWriter:
                 return self._enter([(found, float(seconds))])[0]
 
     def adopt(self, receipt: Receipt) -> Receipt:
-        """Commit the shard that a worker wrote with ``cache.write_shard``; its rows become the table's last.
+        """Commit the shard that a worker wrote with ``cache.write_shard``; its rows are appended to the table.
 
-        Every byte of the file is checked against the receipt first; durable when this returns the committed shard's
-        receipt. Raises StoreCorruptError when the file is missing or another one, StoreError when the store has some of
-        the rows already (``discard`` the receipt then). Nothing was added in either case.
+        Every byte of the file is checked against the receipt first. Return the receipt of the committed shard, which
+        is durable then. Raise StoreCorruptError if the file is missing or differs, StoreError if the store already
+        has some of the rows (``discard`` the receipt then). No row is added in either case.
         """
         return self.adopt_many([receipt])[0]
 
     def adopt_many(self, receipts: Sequence[Receipt]) -> list[Receipt]:
-        """As ``adopt``, in the order given and with one publication: all of them or, if one is refused, none."""
+        """Adopt several shards in the given order with one publication: all of them or, if one is refused, none."""
         with self._working():
             found, keys = [], {}
             for receipt in receipts:
@@ -224,16 +225,16 @@ class StoreWriter:
                     entries.append((one, receipt.seconds))
                 done = self._enter(entries)
             for receipt in receipts:
-                self.discard(receipt)  # the files of those that were written anew
+                self.discard(receipt)  # the files of rewritten shards
             return done
 
     def discard(self, receipt: Receipt) -> None:
-        """Delete the file of a worker's shard that will not be adopted. No error when it is gone."""
+        """Delete the file of a worker's shard that will not be adopted. No error if it does not exist."""
         if is_temporary(receipt.file) and Path(receipt.file).name == receipt.file:
             (self.path / receipt.file).unlink(missing_ok=True)
 
     def next_number(self, table: str) -> int:
-        """The number of the next shard of ``table``, for ``cache.write_shard``."""
+        """Return the number of the next shard of ``table``, for ``cache.write_shard``."""
         check_table(table)
         return self.manifest.next_number(table)
 
@@ -246,7 +247,7 @@ class StoreWriter:
             )
 
     def _enter(self, entries: Sequence[tuple[FoundShard, float]]) -> list[Receipt]:
-        """Receipts in the ledger, files in their places, then the manifest: the order that recovery builds on."""
+        """Write receipts to the ledger, rename the files, then replace the manifest; recovery relies on this order."""
         manifest, receipts = self.manifest, []
         for found, seconds in entries:
             table, shard = found.table, found.shard
@@ -263,14 +264,14 @@ class StoreWriter:
         return receipts
 
     def fail(self, table: str, item: str, stage: str, reason: str, key: bytes | None = None) -> None:
-        """Record that ``item`` has no row. ``key``: its content key where known; a row with it ends the failure.
+        """Record that ``item`` has no row. ``key``: its content key if known; a row with this key resolves the failure.
 
-        The same failure as the last recorded one of the item is not written again.
+        A failure equal to the last recorded one of the item is not written again.
         """
         self.fail_many(table, [(item, stage, reason, key)])
 
     def fail_many(self, table: str, failures: Iterable[tuple[str, str, str, bytes | None]]) -> None:
-        """As ``fail`` for each (item, stage, reason, key), made durable once: all of them, or after an error a part."""
+        """Record failures (item, stage, reason, key) as ``fail`` does, with one sync; after an error, maybe a part."""
         check_table(table)
         fresh = []
         for item, stage, reason, key in failures:
@@ -278,7 +279,7 @@ class StoreWriter:
                 raise StoreError(f"the key of failed item {item[:80]!r} must be {KEY_BYTES} bytes, not {len(key)}")
             fresh.append(Failure(table, item, stage, reason, now(), key.hex() if key is not None else None))
         with self._working():
-            lasts = {(f.table, f.item): f for f in fresh}  # of an item named twice, the last counts
+            lasts = {(f.table, f.item): f for f in fresh}  # the last failure of an item overrides
             known = {place: self._failed.get(place) for place in lasts}
             new = [f for place, f in lasts.items() if known[place] is None or replace(known[place], when=f.when) != f]
             if new:
@@ -286,19 +287,19 @@ class StoreWriter:
                 self._failed.update({(f.table, f.item): f for f in new})
 
     def clear(self, table: str, item: str) -> None:
-        """Withdraw the recorded failure of ``item``, if there is one."""
+        """Withdraw the recorded failure of ``item``, if any."""
         with self._working():
             if (table, item) in self._failed:
                 self._ledger.clear(table, item, now())
                 del self._failed[table, item]
 
     def failures(self) -> list[Failure]:
-        """Items that have no row now (see ``Store.failures``)."""
+        """Return the items without a row (see ``Store.failures``)."""
         with self._working():
             return Store(self.path, self.manifest).current(list(self._failed.values()))
 
     def bind(self, catalogue: Mapping[str, bytes]) -> None:
-        """Replace the binding image id -> 16-byte key, atomically; nothing is written when it is equal."""
+        """Replace the binding image id -> 16-byte key atomically; an equal binding is not written."""
         with self._working():
             old = self.manifest.catalogue
             if old and read_catalogue(self.path, old) == dict(catalogue):
@@ -307,7 +308,7 @@ class StoreWriter:
                 file = temporary(CATALOGUE)
                 new = write_catalogue(file, self.manifest, catalogue)
                 sync_file(file)
-                if old:  # from here until the second publication, either file is the right one
+                if old:  # until the second publication, either file is valid
                     self._publish(replace(self.manifest, catalogue=replace(new, replaces=old)))
                 self._lease.check()
                 os.replace(file, self.path / CATALOGUE)

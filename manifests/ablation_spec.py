@@ -42,7 +42,7 @@ class AblationSpec(Frozen):
     timing: bool = False  # measure the inference time of every point (paper Figure 8)
 
     def points(self, known: Sequence[str] | None = None) -> tuple[Point, ...]:
-        """Return the grid points, numbered from 1. ``known``: existing memory models; missing optional ones are skipped."""
+        """Return the grid, numbered from 1. ``known``: names of the memory models; other optional ones are skipped."""
         made: list[Point] = []
         number = 0
         for grid in self.grid:
