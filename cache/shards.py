@@ -27,7 +27,7 @@ def check_rows(
     """Check rows before they enter a store; return keys and features, contiguous and little-endian.
 
     ``info``: the table so far. Raise StoreError naming the table and the first invalid rows. ``write_shard`` refuses
-    NaN and Inf, while the disk works.
+    NaN and Inf, concurrently with the disk writes.
     """
     try:
         keys = as_keys(keys, f"keys of table '{table}'")

@@ -5,7 +5,7 @@ Every address is pinned to a commit of the public repository. The SHA-256 digest
 
 COMPARED  the copy has the length of the pinned file and the same text at the end
 REBUILT   the pinned file is the copy without its line breaks: same length, same beginning and end after the change
-UNSEEN    the pinned file could not be compared; its address follows from those of its neighbours
+UNSEEN    the pinned file could not be compared; its address follows from those of its neighbors
 LENGTH    only the length of the pinned file is known, not its digest
 
 The attribute files of shirt and toptee are the same for train and val, so both are fetched from the train address;
