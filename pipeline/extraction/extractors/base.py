@@ -167,7 +167,7 @@ class Extractor(ABC):
         return self._run(self._pair_features, ready, self._ready_texts(texts))
 
     def begin(self, table: str, first: Sequence[Prepared], texts: Sequence[Prepared] = ()) -> PendingRows:
-        """Start computing rows of ``table`` for prepared images, texts, or both ("query"), without waiting for the end."""
+        """Start computing rows of ``table`` for prepared images, texts, or both ("query"), without waiting."""
         if table == "query":
             return self._begin(self._pair_features, first, texts)
         return self._begin(self._text_features if table == "text" else self._image_features, first)
