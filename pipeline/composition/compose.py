@@ -121,7 +121,7 @@ def compose(
 def _missing(
     writer: StoreWriter, backbone: Store, table: str, work: list[tuple[bytes, bytes, bytes]]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the positions in ``work`` (row key, image key, text key) to compute and their backbone rows, -1 if absent."""
+    """Return the positions in ``work`` (row, image, text key) to compute, and their backbone rows (-1: absent)."""
     if not work:
         empty = np.empty(0, dtype=np.int64)
         return empty, empty, empty

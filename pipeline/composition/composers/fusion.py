@@ -26,7 +26,7 @@ class FusionOptions(Frozen):
 
 
 class Fusion(Composer):
-    """q = normalize((1 - alpha) * image + alpha * text), target = normalize(image); normalized inputs unless ``raw``."""
+    """q = normalize((1 - alpha) * image + alpha * text), target = normalize(image). ``raw``: inputs as they are."""
 
     title = "weighted fusion of image and text embeddings, nothing trained"
     trainable = False
