@@ -52,8 +52,8 @@ class Shard:
 
 @dataclass
 class Cluster:
-    """Workers of one cluster, for one spec. ``local``: their number if this process started them. ``form``: the format of
-    their image towers."""
+    """Workers of one cluster, for one spec. ``local``: their number if this process started them. ``form``: format of
+    the image towers."""
 
     client: Client
     spec: dict[str, Any]

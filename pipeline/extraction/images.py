@@ -33,7 +33,7 @@ class DecodeError(ItemError):
 
 
 def read(root: Path, file: str, expected: bytes | None = None) -> bytes:
-    """Return the bytes of ``root / file``. ``expected``: required content key. Raises ReadError, DecodeError (empty)."""
+    """Return the bytes of ``root / file``. ``expected``: content key. Raises ReadError, DecodeError (empty file)."""
     path = locate(root, file)
     try:
         data = path.read_bytes()

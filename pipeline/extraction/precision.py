@@ -131,7 +131,7 @@ def _requests(extractor: Extractor, sample: Mapping[str, Sequence[Any]]) -> list
 def _rows(extractor: Extractor, table: str, parts: tuple[list[Any], ...]) -> np.ndarray:
     calls = extractor.calls
     rows = extractor.begin(table, *parts).numpy().astype(np.float64)
-    extractor.calls = calls  # measuring is no extraction
+    extractor.calls = calls  # measurements are not counted
     return rows
 
 

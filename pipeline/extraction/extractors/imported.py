@@ -19,8 +19,8 @@ from pipeline.extraction.extractors.base import Card, Extractor, ExtractorOption
 
 class ImportedOptions(ExtractorOptions):
     """``folder``: arrays and ids (see pipeline/extraction/arrays.py). ``concatenated``: they include queries
-    with all captions as one text, which model ``cat`` needs. ``store_dtype``: null keeps the arrays' dtype. ``dtype``: not
-    used, because nothing is computed.
+    with all captions as one text, which model ``cat`` needs. ``store_dtype``: null keeps the arrays' dtype. ``dtype``:
+    not used, because nothing is computed.
     """
 
     folder: str = Field(min_length=1)
