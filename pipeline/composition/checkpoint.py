@@ -1,4 +1,4 @@
-"""A fitted composer on disk: ``composer.safetensors``, its readable sidecar ``composer.json``, and their seal."""
+"""Fitted composers on disk: ``composer.safetensors``, its sidecar ``composer.json``, and a checksum file (seal)."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def save_composer(folder: Path, composer: Composer, record: dict[str, Any]) -> N
 
 
 def _name(folder: Path) -> str | None:
-    """``<key>`` or ``<key>/fold-<k>`` of a composer in a store; None for one that lies elsewhere, which may be moved."""
+    """Return ``<key>`` or ``<key>/fold-<k>`` of a composer in a store; None elsewhere, where folders may be moved."""
     if folder.parent.name == COMPOSERS:
         return folder.name
     return f"{folder.parent.name}/{folder.name}" if folder.parent.parent.name == COMPOSERS else None
 
 
 def fitted(folder: Path, folds: int = 0) -> bool:
-    """Whether a composer, with the heads of ``folds`` folds, can be loaded from ``folder``; False for a damaged one."""
+    """Return whether a composer and the heads of ``folds`` folds can be loaded from ``folder``; False if damaged."""
     try:
         for place in (folder, *(folder / f"fold-{fold}" for fold in range(folds))):
             load_composer(place)
@@ -62,7 +62,7 @@ def fitted(folder: Path, folds: int = 0) -> bool:
 
 
 def weights_digest(path: Path) -> str:
-    """SHA-256 of a composer's weights: of a folder as ``save_composer`` writes it, or of one published file."""
+    """Return the SHA-256 of a composer's weights, from a folder of ``save_composer`` or a published file."""
     file = path / WEIGHTS if path.is_dir() else path
     if not file.is_file():
         raise IncompleteError(f"no fitted composer at {path}: check composer.weights")
@@ -70,10 +70,10 @@ def weights_digest(path: Path) -> str:
 
 
 def load_composer(folder: Path) -> tuple[Composer, dict[str, Any]]:
-    """The composer in eval mode, and its sidecar.
+    """Return the composer in eval mode, and its sidecar.
 
-    ``folder`` may be a file of CLIP4CIR, whose combiner is read. Raises IncompleteError when there is none,
-    FashionNTMError when the folder is not as it was sealed, or weights and sidecar do not belong together.
+    ``folder`` may be a file with CLIP4CIR's published combiner. Raises IncompleteError when there is no composer, and
+    FashionNTMError when the folder does not match its seal, or the weights do not match the sidecar.
     """
     if folder.is_file():
         return _published(folder)
@@ -101,10 +101,10 @@ def load_composer(folder: Path) -> tuple[Composer, dict[str, Any]]:
 
 
 def _published(file: Path) -> tuple[Composer, dict[str, Any]]:
-    """A combiner as CLIP4CIR publishes it: a torch file with {"Combiner": weights}; nothing but tensors is unpickled."""
+    """Return CLIP4CIR's published combiner from a torch file {"Combiner": weights}; only tensors are unpickled."""
     try:
         composer = Combiner.published(torch.load(file, map_location="cpu", weights_only=True)["Combiner"])
-    except Exception as error:  # unpickling and shapes fail in many ways; all mean "another kind of file"
+    except Exception as error:  # unpickling and loading raise many types; all mean "another kind of file"
         raise FashionNTMError(
             f"{file} is no published combiner ({' '.join(repr(error).split())[:200]}): a torch file with a state dict under "
             '"Combiner" is needed, or a folder made by fit-composer'

@@ -1,4 +1,4 @@
-"""Writes the query and target rows of a composer into a store of their own, from a backbone store alone."""
+"""Compute a composer's query and target rows from a backbone store and write them into a second store."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from pipeline.composition.crossfit import CrossFitted
 
 @dataclass
 class Composed:
-    """What one call of ``compose`` did: rows written and already there, by table."""
+    """Result of ``compose``: rows written and rows already present, by table."""
 
     path: Path
     written: dict[str, int] = field(default_factory=dict)
     reused: dict[str, int] = field(default_factory=dict)
     requested: dict[str, int] = field(default_factory=dict)  # before deduplication
     failed: int = 0
-    crossed: int = 0  # query rows made by the head of their fold
+    crossed: int = 0  # query rows computed by the head of their fold
     seconds: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
@@ -49,7 +49,7 @@ class Composed:
 def composed_fields(
     backbone: Store, composer: Composer, weights: str | None, crossed: CrossFitted | None = None
 ) -> dict[str, Any]:
-    """The semantic fields of the composed store. ``weights``: SHA-256 of the checkpoint, None if nothing is trained."""
+    """Return the semantic fields of the composed store. ``weights``: SHA-256 of the checkpoint, None if untrained."""
     name = type(composer).__module__.rsplit(".", 1)[-1]
     about = {"name": name, "version": composer.version, "options": composer.options.model_dump(), "weights": weights}
     about |= {"folds": crossed.fields()} if crossed else {}
@@ -66,12 +66,12 @@ def compose(
     progress: Callable[[str, int], None] = lambda table, rows: None,
     crossed: CrossFitted | None = None,
 ) -> Composed:
-    """Compose every query of ``dataset`` (ST + cat's included) and every catalogue image; resumable.
+    """Compute the rows of all queries of ``dataset`` (ST + cat's included) and all catalog images; resumable.
 
-    ``crossed``: heads by fold; a row of a train session is then made by the head that has not seen it, also where a test
-    session has the same row. Every other row, and every target, is made by ``composer``.
+    ``crossed``: heads by fold. The head that was fitted without a train session computes the session's query rows, also
+    those shared with a test session. ``composer`` computes all other rows and all targets.
 
-    A query or image whose backbone row is missing is recorded as failed in the composed store's ledger.
+    A query or image without its backbone row is recorded as failed in the composed store's ledger.
     """
     start, catalogue = time.perf_counter(), backbone.catalogue()
     fields, name = composed_fields(backbone, composer, weights, crossed), type(composer).__module__.rsplit(".", 1)[-1]
@@ -121,7 +121,7 @@ def compose(
 def _missing(
     writer: StoreWriter, backbone: Store, table: str, work: list[tuple[bytes, bytes, bytes]]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Positions of ``work`` (row key, image key, text key) still to do, and their backbone rows, -1 where absent."""
+    """Return the positions in ``work`` (row, image, text key) to compute, and their backbone rows (-1: absent)."""
     if not work:
         empty = np.empty(0, dtype=np.int64)
         return empty, empty, empty
@@ -140,7 +140,7 @@ def _queries(
     image_rows: np.ndarray,
     text_rows: np.ndarray,
 ) -> np.ndarray:
-    """Query rows, each by the head of its fold (``heads`` int64 [n]; -1: by ``composer``)."""
+    """Return query rows, each from the head of its fold (``heads`` int64 [n]; -1: ``composer``)."""
     out = np.empty((len(heads), composer.dim), dtype=np.float32)  # type: ignore[arg-type]
     for head in np.unique(heads):
         mine = heads == head

@@ -1,4 +1,4 @@
-"""Fits one head a fold beside the head of all train sessions, and keeps them together on disk and in a store's identity."""
+"""Cross-fitting: one head per fold besides the head of all train sessions, on disk and in a store's fingerprint."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from pipeline.composition.fit import fit_composer, single_turn_recall
 from pipeline.composition.folds import Folds, assign_folds
 from pipeline.composition.request import ComposerRequest
 
-MOST_SCORED = 4000  # sessions a score is taken over: enough for a tenth of a percent, and quick
+MOST_SCORED = 4000  # sessions per score: accurate to a tenth of a percent, and fast
 
 
 @dataclass(frozen=True)
 class CrossFitted:
-    """One head a fold; ``heads[k]`` was fitted on the sessions of every other fold."""
+    """One head per fold; ``heads[k]`` was fitted on the sessions of all other folds."""
 
     folds: Folds
     heads: tuple[Composer, ...]
     weights: tuple[str, ...]  # SHA-256 of each head's checkpoint
 
     def fields(self) -> dict[str, Any]:
-        """Semantic fields: which heads, and which of them makes which row."""
+        """Return the semantic fields: the heads, and the assignment of rows to heads."""
         return {"count": self.folds.count, "weights": list(self.weights), "rows": self.folds.digest()}
 
     def head_of(self, row: bytes) -> int:
-        """The fold of a query row by its content key, or -1: a row of no train session, made by the head of all."""
+        """Return the fold of a query row by its content key; -1 for rows that no train session has."""
         return self.folds.rows.get(row, -1)
 
 
@@ -43,7 +43,7 @@ def fold_folder(folder: Path, fold: int) -> Path:
 
 
 def load_folds(folder: Path, request: ComposerRequest, sessions: tuple[Session, ...], backbone: Store) -> CrossFitted:
-    """The heads in ``folder``. Raises what ``load_composer`` raises when one is missing or damaged."""
+    """Load the heads in ``folder``. Raises the errors of ``load_composer`` when one is missing or damaged."""
     folds = assign_folds(sessions, backbone.catalogue(), request.folds, request.fit.seed)
     loaded = [load_composer(fold_folder(folder, fold)) for fold in range(request.folds)]
     return CrossFitted(folds, tuple(head for head, _ in loaded), tuple(about["weights"] for _, about in loaded))
@@ -58,10 +58,10 @@ def fit_folds(
     backbone: Store,
     on_epoch: Callable[[dict[str, float]], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Fit the folds' heads into ``folder`` (those already there and whole are kept) and return the record for its sidecar.
+    """Fit the head of each fold, save it in ``folder`` (valid ones are kept), and return the record for the sidecar.
 
-    Every head measures in the target space of ``whole``, the head fitted on all ``sessions``: a store has one target row
-    an image, so what ``target`` uses is copied from it and frozen. ``on_epoch`` is given {"epoch", "loss", "fold"}.
+    All heads use the target space of ``whole``, the head fitted on all ``sessions``, because a store has one target row
+    per image: the modules of ``target`` are copied from it and frozen. ``on_epoch`` receives {"epoch", "loss", "fold"}.
     """
     folds = assign_folds(sessions, backbone.catalogue(), request.folds, request.fit.seed)
     unseen: list[tuple[int, dict[str, float]]] = []
@@ -93,19 +93,19 @@ def fit_folds(
 
 
 def new_composer(request: ComposerRequest, backbone: Store) -> Composer:
-    """A composer for the backbone's sizes, its weights drawn from the fit's seed; global random state is kept."""
+    """Return a composer of the backbone's sizes, initialized from the fit's seed; the global RNG state is preserved."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(request.fit.seed)
         return request.kind(request.options, backbone.tables["image"].dim, backbone.tables["text"].dim)
 
 
 def share_target(head: Composer, whole: Composer) -> None:
-    """Give ``head`` the target side of ``whole``, and keep it from changing."""
+    """Copy the target modules of ``whole`` to ``head`` and freeze them."""
     for mine, other in zip(head.target_modules(), whole.target_modules(), strict=True):
         mine.load_state_dict(other.state_dict())
         mine.requires_grad_(False)
 
 
 def _sample(sessions: tuple[Session, ...], most: int) -> tuple[Session, ...]:
-    """At most about ``most`` of ``sessions``, evenly spread, so that every category has its share."""
+    """Return about ``most`` evenly spaced ``sessions`` or fewer, so that the categories keep their proportions."""
     return sessions[:: max(1, -(-len(sessions) // max(1, most)))]

@@ -1,4 +1,4 @@
-"""Fits a composer on the train triplets of a dataset, on cached embeddings alone."""
+"""Fitting of a composer on the train triplets of a dataset, from cached embeddings only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.evaluation.ranking import ranks
 
 
 class FitOptions(Frozen):
-    """How a composer is fitted (``[composer.fit]`` of a run spec)."""
+    """Options of fitting a composer (``[composer.fit]`` of a run spec)."""
 
     epochs: int = Field(8, ge=1)
     batch_size: int = Field(512, ge=2)
@@ -33,7 +33,7 @@ class FitOptions(Frozen):
 
 @dataclass(frozen=True)
 class Embeddings:
-    """A backbone store's rows as float32 tensors: ``image`` [images, Di], ``text`` [texts, Dt]."""
+    """Rows of a backbone store as float32 tensors: ``image`` [images, Di], ``text`` [texts, Dt]."""
 
     image: Tensor
     text: Tensor
@@ -47,9 +47,9 @@ class Embeddings:
 
 
 def contrastive_loss(queries: Tensor, targets: Tensor, target_rows: Tensor, scale: float) -> Tensor:
-    """In-batch cross-entropy over cosine similarity (paper eq. in 3.2) of unit-norm features.
+    """Return the in-batch cross-entropy over cosine similarity of unit-norm features (equation in section 3.2).
 
-    Another triplet's target that is the same image is no negative, so it is masked out.
+    Other triplets with the same target image are not negatives and are masked out.
     queries, targets [B, D], target_rows [B] -> scalar.
     """
     logits = scale * queries @ targets.T
@@ -61,9 +61,9 @@ def contrastive_loss(queries: Tensor, targets: Tensor, target_rows: Tensor, scal
 def fit_composer(
     composer: Composer, store: Store, sessions: tuple[Session, ...], options: FitOptions
 ) -> Iterator[dict[str, float]]:
-    """Train ``composer`` in place on the triplets of ``sessions``; yields {"epoch", "loss"} after every epoch.
+    """Train ``composer`` in place on the triplets of ``sessions``; yield {"epoch", "loss"} after each epoch.
 
-    Raises IncompleteError when the store holds none of the triplets, and what ``fit_on_rows`` raises.
+    Raises IncompleteError when the store has none of the triplets, and the errors of ``fit_on_rows``.
     """
     data = triplets(store, sessions)
     if len(data) < 2:
@@ -81,11 +81,11 @@ def fit_on_rows(
     options: FitOptions,
     group: Tensor | None = None,
 ) -> Iterator[dict[str, float]]:
-    """Train ``composer`` in place on triplets given as row numbers, int64 [n] each; yields {"epoch", "loss"}.
+    """Train ``composer`` in place on triplets given as row numbers, int64 [n] each; yield {"epoch", "loss"}.
 
-    ``group`` int64 [n]: triplets of a group stay side by side in a batch, so that look-alikes are each other's
-    negatives. The same seed gives the same weights on the same machine and thread count; global random state is kept.
-    Raises FashionNTMError when the loss is no longer finite.
+    ``group`` int64 [n]: triplets of a group are adjacent in a batch, so that similar items are each other's negatives.
+    The same seed gives the same weights on the same machine and thread count; the global RNG state is preserved.
+    Raises FashionNTMError when the loss is not finite.
     """
     order = torch.Generator().manual_seed(options.seed)
     optimiser = torch.optim.AdamW(composer.parameters(), options.learning_rate, weight_decay=options.weight_decay)
@@ -115,7 +115,7 @@ def fit_on_rows(
 
 
 def _order(count: int, group: Tensor | None, generator: torch.Generator) -> Tensor:
-    """A random order of the triplets; of whole groups when there are groups."""
+    """Return a random order of the triplets; groups, if given, stay contiguous."""
     mixed = torch.randperm(count, generator=generator)
     if group is None:
         return mixed
@@ -127,9 +127,9 @@ def _order(count: int, group: Tensor | None, generator: torch.Generator) -> Tens
 def single_turn_recall(
     composer: Composer, store: Store, dataset: Dataset, sessions: tuple[Session, ...], ks: tuple[int, ...] = (5, 10, 50)
 ) -> dict[str, float]:
-    """Single-turn R@K in percent over the triplets of ``sessions``: mean of the categories, with the triplet count.
+    """Return single-turn R@K in percent over the triplets of ``sessions``, averaged over categories, and their count.
 
-    Candidates are the category's gallery of the sessions' split, the reference kept, as in the paper's protocol.
+    Candidates: the category's gallery of the sessions' split, including the reference, as in the paper's protocol.
     """
     composer.eval()
     data, rows, catalogue = triplets(store, sessions), Embeddings.load(store), store.catalogue()
@@ -148,7 +148,7 @@ def single_turn_recall(
 
 
 def _rows(store: Store, keys: list[bytes], data: Triplets, category: str) -> np.ndarray:
-    """Unique gallery rows; a target outside the listed gallery (train lists are not complete) joins it."""
+    """Return the unique gallery rows; targets missing from the gallery (train lists are incomplete) are added."""
     found = store.find("image", np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, 16))
     targets = data.target[data.category == category]
     return np.unique(np.concatenate([found[found >= 0], targets]))

@@ -1,8 +1,7 @@
-"""Which fold each train session and query row belongs to, so that a row's features come from a head that never saw it.
+"""Folds of the train sessions and query rows for cross-fitting.
 
-A composer fitted on the very pairs that stage 2 trains on gives them features that are better than any it will give at
-test time, and a memory model learns to trust them. Cross-fitting takes each train row's features from a head that was
-fitted without that row.
+A composer gives better features to the pairs it was fitted on than to test pairs. A memory model trained on the same
+pairs overfits to that quality. Cross-fitting computes each train row with a head that was fitted without that row.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from manifests.validation import group_draw
 
 @dataclass(frozen=True)
 class Folds:
-    """``sessions``: fold of each session, in order. ``rows``: content key of a query row -> its fold.
+    """Assignment to folds. ``sessions``: fold of each session, in order. ``rows``: content key of a query row -> fold.
 
-    Rows are stored once per (image, text) content, so sessions that share a row, or a (reference, target) pair, are in
-    one fold: ``groups`` such groups, the largest of ``largest`` sessions.
+    Rows are stored once per (image, text) content, so sessions that share a row or a (reference, target) pair form a
+    group and are in the same fold. ``groups``: number of groups; ``largest``: sessions in the largest group.
     """
 
     count: int
@@ -32,20 +31,20 @@ class Folds:
     largest: int
 
     def sizes(self) -> list[int]:
-        """Sessions of each fold."""
+        """Number of sessions per fold."""
         return [self.sessions.count(fold) for fold in range(self.count)]
 
     def digest(self) -> str:
-        """Of everything that says which head makes which row."""
+        """Digest of the assignment of rows to heads."""
         return digest([self.count, sorted((key.hex(), fold) for key, fold in self.rows.items())])
 
 
 def assign_folds(sessions: Sequence[Session], catalogue: Mapping[str, bytes], count: int, seed: int = 0) -> Folds:
-    """Split ``sessions`` into ``count`` folds of about equal size that share no query row and no image pair.
+    """Split ``sessions`` into ``count`` folds of similar size that share no query row and no image pair.
 
-    ``catalogue``: image id -> content key. Groups are taken from the largest to the smallest, equal ones in an order
-    drawn from ``seed`` and their texts, each into the fold that holds the fewest sessions: the same folds on any
-    machine and in any order of ``sessions``. Raises ManifestError when there are fewer groups than folds.
+    ``catalogue``: image id -> content key. Groups are assigned in decreasing size (ties in an order drawn from ``seed``
+    and their texts) to the fold with the fewest sessions. The folds do not depend on the machine or on the order of
+    ``sessions``. Raises ManifestError when there are fewer groups than folds.
     """
     keys = [set(_keys(session, catalogue)) for session in sessions]
     groups = _connected(keys)
@@ -69,14 +68,14 @@ def assign_folds(sessions: Sequence[Session], catalogue: Mapping[str, bytes], co
 
 
 def queries_of(session: Session) -> Iterator[tuple[str, str]]:
-    """Every (reference image id, text) that a store holds for ``session``, ST + cat's included."""
+    """Yield the (reference image id, text) of each query row of ``session``, ST + cat's included."""
     for turn in session.turns:
         yield turn.reference, turn.text
     yield session.turns[0].reference, session.text
 
 
 def _keys(session: Session, catalogue: Mapping[str, bytes]) -> Iterator[tuple[str, bytes, bytes]]:
-    """What must not be in two folds: the session's query rows and its (reference, target) pairs, by content."""
+    """Yield the keys that must not be in two folds: query rows and (reference, target) pairs, by content."""
     for image, text in queries_of(session):
         yield "row", catalogue.get(image, image.encode()), text_key(text)
     for reference, target in session.pairs:
@@ -84,7 +83,7 @@ def _keys(session: Session, catalogue: Mapping[str, bytes]) -> Iterator[tuple[st
 
 
 def _connected(keys: Sequence[set[tuple[str, bytes, bytes]]]) -> list[list[int]]:
-    """Numbers of the sessions that share keys, directly or through others, group by group."""
+    """Return groups of session numbers connected by shared keys, directly or through others."""
     parent = list(range(len(keys)))
 
     def root(node: int) -> int:

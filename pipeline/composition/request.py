@@ -1,4 +1,4 @@
-"""What ``[composer]`` of a run spec asks for: which composer, its options, how it is fitted, or its shipped weights."""
+"""The ``[composer]`` table of a run spec: composer, options, and fit options or given weights."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from pipeline.composition.fit import FitOptions
 from pipeline.composition.triplets import triplets
 
 Sessions = tuple[Session, ...]
-DEFAULT = Component(name="fusion")  # a dual encoder needs no training to answer a query
+DEFAULT = Component(name="fusion")  # needs no training
 
 
 class CrossFitting(Frozen):
-    """``folds`` = K: features of each train fold from a head fitted on the other K - 1; 0: one head for all rows."""
+    """Cross-fitting. ``folds`` = K: each train fold uses a head fitted on the other K - 1 folds; 0: a single head."""
 
     folds: int = Field(0, ge=0)
 
 
 @dataclass(frozen=True)
 class ComposerRequest:
-    """A checked ``[composer]`` table. ``weights``: a folder with a fitted composer, instead of fitting one."""
+    """Validated ``[composer]`` table. ``weights``: a folder with a fitted composer, instead of fitting one."""
 
     kind: type[Composer]
     name: str
@@ -45,16 +45,16 @@ class ComposerRequest:
         return self.kind.trainable and self.weights is None
 
     def key(self, backbone: Store, dataset: Dataset, fit: Sessions, validation: Sessions) -> str:
-        """12 hex digits for all that decides a fitted composer and its scores, by content; no feature is read.
+        """Return 12 hex digits that identify a fitted composer and its scores by content; no feature is read.
 
-        That is options, backbone, triplets in order, the sessions of the folds, and the validation triplets with the
-        train galleries in which they are scored. ``backbone`` is bound to ``dataset`` (``Store.bound_to``).
+        The key covers options, backbone, triplets in order, the sessions of the folds, and the validation triplets with
+        their train galleries. ``backbone`` is bound to ``dataset`` (``Store.bound_to``).
         """
         fields = self.fields(backbone, dataset, fit, validation)
         return digest(fields)[:12]
 
     def fields(self, backbone: Store, dataset: Dataset, fit: Sessions, validation: Sessions) -> dict[str, Any]:
-        """The identity of the composer, field by field. Composers without fitting have no triplets in it."""
+        """Return the identity of the composer as fields; composers without fitting have no triplet fields."""
         about: dict[str, Any] = {
             "name": self.name,
             "version": self.kind.version,
@@ -80,9 +80,9 @@ class ComposerRequest:
 
 
 def composer_request(spec: RunSpec, problems: Problems | None = None) -> ComposerRequest | None:
-    """Parse ``spec.composer`` (weighted fusion when absent).
+    """Parse ``spec.composer`` (weighted fusion if absent).
 
-    With ``problems`` given they are added and None is returned; otherwise ManifestError is raised.
+    Errors are added to ``problems`` and None is returned; without ``problems``, ManifestError is raised.
     """
     gathered = problems if problems is not None else Problems(spec.name)
     component = spec.composer or DEFAULT

@@ -1,4 +1,4 @@
-"""Single-turn triplets (reference image, feedback, target image) of the sessions, as row numbers of a store."""
+"""Single-turn triplets (reference image, feedback, target image) of sessions, as row numbers of a store."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Triplets:
     target: np.ndarray
     category: np.ndarray  # str [n]
     content: str  # SHA-256 of the triplets by content (image and text keys), in order
-    left_out: int  # triplets of which a row is missing in the store
+    left_out: int  # triplets with a missing row
 
     def __len__(self) -> int:
         return len(self.reference)
 
 
 def triplets(store: Store, sessions: Iterable[Session]) -> Triplets:
-    """The unique triplets (reference, text, target of the turn) of ``sessions``, in order of first appearance."""
+    """Return the unique triplets (reference, text, turn's target) of ``sessions``, in order of first appearance."""
     unique: dict[tuple[str, str, str], str] = {}
     for session in sessions:
         for turn, target in zip(session.turns, session.targets, strict=True):

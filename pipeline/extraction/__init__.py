@@ -1,1 +1,1 @@
-"""Stage 1: features of a frozen single-turn model, computed once a unique image, text or pair, into a store."""
+"""Stage 1: features of a frozen single-turn model, computed once per unique image, text or pair, and stored."""

@@ -1,4 +1,4 @@
-"""PEFT adapters (LoRA and other kinds that can be merged) that lie in a model's folder: merged into the model's weights."""
+"""Merging of PEFT adapters (LoRA and other mergeable kinds) in a model's folder into the model's weights."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import torch
 from pipeline.extraction.hub import Checkpoint, ModelError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# Initializations that change the base's weights: the adapter belongs to what is left of them.
+# Initializations that change the base's weights: the adapter fits only the changed weights.
 _MOVES_BASE = ("pissa", "olora", "corda", "loftq")
 
 
 def adapter_weights(checkpoint: Checkpoint) -> Path | None:
-    """The adapter's safetensors file; None without an adapter.
+    """Return the adapter's safetensors file; None without an adapter.
 
-    Raises ModelError for a part of an adapter, pickled weights, and what could not be merged.
+    Raises ModelError for an incomplete adapter, pickled weights, and adapters that cannot be merged.
     """
     found = sorted(path.name for path in checkpoint.path.glob("*adapter*") if path.is_file())
     config = checkpoint.json(CONFIG)
@@ -36,7 +36,7 @@ def adapter_weights(checkpoint: Checkpoint) -> Path | None:
 
 
 def only_adapter(name: str, folder: Path) -> str | None:
-    """Why a folder without a model is none, where it holds an adapter: names the base. None for any other folder."""
+    """Return the error text for a folder with an adapter only, naming the base model; None for other folders."""
     config = Checkpoint(name, folder).json(CONFIG)
     if not config:
         return None
@@ -49,7 +49,7 @@ def only_adapter(name: str, folder: Path) -> str | None:
 
 @contextlib.contextmanager
 def without_adapter(checkpoint: Checkpoint) -> Iterator[Path]:
-    """The checkpoint's folder as transformers may see it: with PEFT installed it would load an adapter by itself."""
+    """Yield a folder without the adapter, because transformers would load the adapter itself if PEFT is installed."""
     if adapter_weights(checkpoint) is None:
         yield checkpoint.path
         return
@@ -63,9 +63,9 @@ def without_adapter(checkpoint: Checkpoint) -> Iterator[Path]:
 
 
 def merge_adapter(model: Any, checkpoint: Checkpoint) -> Any:
-    """``model`` (float32) with the adapter's weights merged into its own.
+    """Return ``model`` (float32) with the adapter merged into its weights.
 
-    Raises ModelError without PEFT, and where a tensor of the adapter finds no place in the model, or a place no tensor.
+    Raises ModelError without PEFT, and when the adapter's tensors and the model's adapter layers do not match.
     """
     file = adapter_weights(checkpoint)
     if file is None:
@@ -80,8 +80,8 @@ def merge_adapter(model: Any, checkpoint: Checkpoint) -> Any:
         config, state = PeftConfig.from_pretrained(str(checkpoint.path)), load_file(file)
         if config.is_prompt_learning:
             raise _refused(checkpoint, f"is of type {config.peft_type.value}, which cannot be merged into the weights")
-        with torch.random.fork_rng(devices=[]):  # initial values, all of which are replaced
-            config.base_model_name_or_path = None  # this model is the base, wherever it was called so
+        with torch.random.fork_rng(devices=[]):  # the random initial values are all replaced
+            config.base_model_name_or_path = None  # this model is the base, regardless of its name
             wrapped = get_peft_model(model, config)
         unknown = set_peft_model_state_dict(wrapped, state).unexpected_keys
         missing = get_peft_model_state_dict(wrapped, save_embedding_layers=False).keys() - state.keys()
@@ -91,7 +91,7 @@ def merge_adapter(model: Any, checkpoint: Checkpoint) -> Any:
         return wrapped.merge_and_unload(safe_merge=True)
     except ModelError:
         raise
-    except Exception as error:  # shapes, names of modules, kinds of adapter that PEFT cannot merge
+    except Exception as error:  # wrong shapes or module names, or an adapter that PEFT cannot merge
         text = " ".join(str(error).split())[:300]
         raise _refused(checkpoint, f"cannot be applied to {type(model).__name__}: {text}") from error
 

@@ -1,4 +1,4 @@
-"""Which row of imported arrays belongs to what a dataset asks for, and what fits nowhere."""
+"""Matching of imported arrays to the rows that a dataset needs, with unknown, missing and conflicting rows."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _SHOWN = 5
 
 
 def text_row(folder: FeatureFolder, text: str) -> int:
-    """The row of a feedback text, by its words or by its content key; -1 where there is none."""
+    """Return the row of a feedback text, by its words or its content key; -1 if absent."""
     arrays = folder.tables["text"]
     return arrays.texts.get(text, arrays.keys.get(text_key(text), -1))
 
 
 class Lookup:
-    """Row numbers of a folder's arrays for a dataset's images and queries; -1 where there is none."""
+    """Row numbers of a folder's arrays for a dataset's images and queries; -1 if absent."""
 
     def __init__(self, folder: FeatureFolder, dataset: Dataset):
         self.folder, self.dataset = folder, dataset
@@ -32,7 +32,7 @@ class Lookup:
         return self.folder.tables[table].images.get(image, -1)
 
     def pair(self, image: str, text: str) -> int:
-        """By reference and text; else by session and turn; else by the key that an export gave, of its own image keys."""
+        """Return the row of a query by reference and text, else by session and turn, else by exported content key."""
         arrays = self.folder.tables["query"]
         found = arrays.pairs.get((image, text), self._by_turn.get((image, text), -1))
         bound = self.folder.tables["target"].bound
@@ -41,8 +41,8 @@ class Lookup:
         return found
 
     def _turns(self) -> dict[Pair, int]:
-        """Rows named by session and turn, by what they are the answer to. Two that differ for one pair are a conflict:
-        a single-turn model has one answer to one (image, text)."""
+        """Rows named by session and turn, by (image, text) pair. Different rows for one pair are a conflict: a
+        single-turn model gives each pair one row."""
         found: dict[Pair, int] = {}
         if "query" not in self.folder.tables or not self.folder.tables["query"].turns:
             return found
@@ -64,8 +64,8 @@ class Lookup:
 
 @dataclass
 class Fit:
-    """How arrays fit a dataset. Lists of names: ``unknown`` rows that the dataset has no use for, by table;
-    ``missing`` rows that it asks for; ``conflicts`` between rows of one question."""
+    """Result of matching arrays to a dataset. Lists of names: ``unknown`` rows that the dataset does not use, by table;
+    ``missing`` rows that it needs; ``conflicts`` between rows of one query."""
 
     rows: dict[str, int] = field(default_factory=dict)
     unknown: dict[str, list[str]] = field(default_factory=dict)
@@ -93,7 +93,7 @@ class Fit:
 
 
 def fit(folder: FeatureFolder, dataset: Dataset, concatenated: bool) -> Fit:
-    """Hold the arrays against every row that stage 2 would ask for. ``concatenated``: ST + cat's queries too."""
+    """Match the arrays to all rows that stage 2 needs. ``concatenated``: including ST + cat's queries."""
     lookup = Lookup(folder, dataset)
     done = Fit({name: t.rows for name, t in folder.tables.items()}, conflicts=lookup.conflicts)
     for table, arrays in folder.tables.items():
@@ -109,7 +109,7 @@ def fit(folder: FeatureFolder, dataset: Dataset, concatenated: bool) -> Fit:
         done.missing[table] = [name for name, row in asked.items() if row < 0]
         used = np.zeros(arrays.rows, dtype=bool)
         used[[row for row in asked.values() if row >= 0]] = True
-        if table == "query":  # a row of a turn that another turn asks the same as is used as well
+        if table == "query":  # rows of turns with equal queries are all used
             rows = [r for (session, _), r in arrays.turns.items() if session in _ids(dataset)]
             used[rows] = True
         done.unknown[table] = [arrays.labels[n] for n in np.flatnonzero(~used)]

@@ -1,10 +1,10 @@
-"""A folder of a user's own feature arrays with the names of their rows: read, checked as a whole, looked up by name.
+"""Reader of a folder of user-provided feature arrays with row names; checks everything, looks rows up by name.
 
     DIR/<table>.npy or DIR/<table>.safetensors     [rows, D], float16 or float32; tables: query and target,
                                                    or image and text (then a composer makes the queries)
-    DIR/<table>.ids.txt or DIR/<table>.ids.jsonl   one line a row, in the order of the rows
+    DIR/<table>.ids.txt or DIR/<table>.ids.jsonl   one line per row, in row order
 
-ids.txt: an image id (image, target); a text (text); ``session<TAB>turn`` (query), turns counted from 1, and 0 for all
+ids.txt: an image id (image, target); a text (text); ``session<TAB>turn`` (query), with turns from 1, and turn 0 for all
 captions of the session as one text. ids.jsonl: {"id": ...} or {"ids": [...]}; {"text": ...}; {"session": ..., "turn":
 ...} or {"reference": image id, "text": ...}; or {"key": ...} as ``cache export`` writes it.
 """
@@ -35,19 +35,19 @@ Pair = tuple[str, str]  # reference image id, text
 
 @dataclass
 class TableArrays:
-    """One table. ``features`` [rows, D], mapped, not loaded; the rest finds row numbers by name."""
+    """One table: ``features`` [rows, D], memory-mapped, and lookups from names to row numbers."""
 
     table: str
     file: Path
     features: np.ndarray
-    labels: list[str] = field(default_factory=list)  # one a row, for messages
+    labels: list[str] = field(default_factory=list)  # one per row, for messages
     images: dict[str, int] = field(default_factory=dict)
     texts: dict[str, int] = field(default_factory=dict)
     pairs: dict[Pair, int] = field(default_factory=dict)
     turns: dict[tuple[str, int], int] = field(default_factory=dict)
     keys: dict[bytes, int] = field(default_factory=dict)
-    bound: dict[str, bytes] = field(default_factory=dict)  # image id -> content key, where a line has both
-    digest: str = ""  # of dtype, shape and every value
+    bound: dict[str, bytes] = field(default_factory=dict)  # image id -> content key, for lines with both
+    digest: str = ""  # digest of dtype, shape and all values
     names: str = ""  # digest of the names, in order
 
     @property
@@ -56,14 +56,14 @@ class TableArrays:
 
 
 class FeatureFolder:
-    """The arrays of a folder, whole and checked. ``path`` as given."""
+    """Validated arrays of a folder. ``path``: as given."""
 
     def __init__(self, path: Path, tables: dict[str, TableArrays]):
         self.path, self.tables = path, tables
 
     @classmethod
     def open(cls, path: Path) -> FeatureFolder:
-        """Map and check every array. Raises ManifestError with everything that is wrong, by file and row."""
+        """Map and check all arrays. Raises ManifestError with all problems, by file and row."""
         problems = Problems(path)
         if not path.is_dir():
             problems.add("", "no such folder", "give the folder that holds query.npy and target.npy")
@@ -89,7 +89,7 @@ class FeatureFolder:
 
 
 def _name_others(path: Path, problems: Problems) -> None:
-    """Files that are named like a table and have another suffix: what they are, and what to do with them."""
+    """Report files that are named like a table but have another suffix, with the next step."""
     for file in sorted(path.iterdir()):
         table, _, suffix = file.name.partition(".")
         if table in TABLES and suffix not in ("npy", "safetensors") and "ids" not in suffix and file.is_file():
@@ -134,7 +134,7 @@ def _map_npy(file: Path) -> np.ndarray:
 
 
 def _map_safetensors(file: Path) -> np.ndarray:
-    """The tensor "features", or the only one of two dimensions. The library checks the file; numpy maps it."""
+    """Map the tensor "features", or the only two-dimensional one, with numpy; safetensors validates the file."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -190,7 +190,7 @@ def _read_names(arrays: TableArrays, problems: Problems) -> bool:
 
 
 def _records(file: Path, table: str, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line, record) of each line; both kinds of file give the same records."""
+    """Yield (line, record) for each line; both file types give the same records."""
     try:
         content = decode_text(file.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
@@ -220,7 +220,7 @@ def _records(file: Path, table: str, problems: Problems) -> Iterator[tuple[int, 
 
 
 def _enter(arrays: TableArrays, record: dict[str, Any], row: int, line: int, file: Path, problems: Problems) -> None:
-    """Put the names of one row into the lookups; report a line that names nothing, or a name that was given before."""
+    """Add the names of one row to the lookups; report lines without a name and duplicate names."""
     try:
         found = _names(arrays, record)
     except (ValueError, TypeError, KeyError) as error:
@@ -242,7 +242,7 @@ def _enter(arrays: TableArrays, record: dict[str, Any], row: int, line: int, fil
 
 
 def _names(arrays: TableArrays, record: dict[str, Any]) -> list[tuple[dict[Any, int], Any]]:
-    """(lookup, name) of each name in a line. Raises ValueError saying what is expected."""
+    """Return (lookup, name) for each name in a line. Raises ValueError with the expected form."""
     table, found = arrays.table, []
     key = bytes.fromhex(_text(record["key"])) if "key" in record else None
     if key is not None and len(key) != 16:

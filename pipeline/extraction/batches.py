@@ -1,7 +1,7 @@
-"""Tasks to batches: which items share a forward pass, decided by the plan and the batch size alone.
+"""Division of tasks into batches, which depends only on the plan and the batch size.
 
-So every way of running a task (overlapped, sequential, on another machine, with any number of workers) makes the same
-batches, and with them the same bits.
+A task therefore gives the same batches and bit-identical rows when it runs overlapped, sequentially, on another machine
+or with any number of workers.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from pipeline.extraction.prepare import ItemFailure
 from pipeline.extraction.transfer import stack
 from pipeline.extraction.work import Item
 
-IMAGES_A_JOB = 4  # a job of a worker thread: few images, so that the window stays small and its overhead too
+IMAGES_A_JOB = 4  # images per job of a worker thread: small, to keep the prefetch window small
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One shard to be: its rows, in the order in which they will be written."""
+    """A planned shard: its items, in the order of the rows to write."""
 
     table: str
     items: Sequence[Item]
 
     @property
     def by_length(self) -> bool:
-        """Texts are batched by length, images and pairs as they come."""
+        """Whether items are batched by length: true for texts, false for images and pairs."""
         return bool(self.items) and self.items[0].file is None
 
 
 @dataclass(frozen=True)
 class Job:
-    """What one worker thread prepares at a time: items ``start`` to ``stop`` of a task."""
+    """Unit of work of one worker thread: items ``start`` to ``stop`` of a task."""
 
     task: int
     start: int
@@ -43,10 +43,10 @@ class Job:
 
 @dataclass
 class ForwardBatch:
-    """One forward pass: its members' positions in the task and items, and their prepared parts, one sequence a part.
+    """A batch: positions in the task, items, and prepared parts (one sequence per part).
 
-    ``failures``: items of the task found bad since the last batch. ``last``: the task ends here; then there may be no
-    member.
+    ``failures``: items of the task that failed since the previous batch. ``last``: final batch of the task; it may be
+    empty.
     """
 
     task: int
@@ -60,13 +60,13 @@ class ForwardBatch:
         return len(self.items)
 
     def part(self, start: int, stop: int) -> ForwardBatch:
-        """Some of its members, without its failures."""
+        """Return a slice of the members, without the failures."""
         parts = tuple(p[start:stop] for p in self.parts)
         return ForwardBatch(self.task, self.positions[start:stop], self.items[start:stop], parts)
 
 
 def jobs_of(tasks: Sequence[ShardTask]) -> Iterator[Job]:
-    """The jobs of all tasks in order; a task of texts is one job, because its batches need all lengths."""
+    """Yield the jobs of all tasks in order; a task of texts is one job, because its batches need all lengths."""
     for number, task in enumerate(tasks):
         step = len(task.items) if task.by_length else IMAGES_A_JOB
         for start in range(0, len(task.items), step):
@@ -79,9 +79,9 @@ def batches_of(
     batch_size: int,
     collate: Callable[[Sequence[Any]], Sequence[Any]] = lambda parts: parts,
 ) -> Iterator[ForwardBatch]:
-    """Batches of up to ``batch_size`` items, in order, from the jobs' prepared parts (or failures). A task ends a batch.
+    """Yield batches of up to ``batch_size`` items, in order, from the jobs' prepared parts or failures.
 
-    ``collate`` is given each part of a batch's items (all images, all texts).
+    A batch never spans two tasks. ``collate`` receives each part of a batch's items (all images, all texts).
     """
     waiting: list[tuple[int, Item, Any]] = []
     failures: list[ItemFailure] = []
@@ -94,7 +94,7 @@ def batches_of(
                 waiting.append((position, task.items[position], parts))
         last = job.stop == len(task.items)
         if task.by_length:
-            waiting.sort(key=lambda w: -len(w[2][-1]))  # longest first: if memory is short, it shows at once
+            waiting.sort(key=lambda w: -len(w[2][-1]))  # longest first: a lack of memory shows early
         while len(waiting) >= batch_size or last:
             now, waiting = waiting[:batch_size], waiting[batch_size:]
             ends = last and not waiting
@@ -106,5 +106,5 @@ def batches_of(
 
 
 def collate_for(device: torch.device) -> Callable[[Sequence[Any]], Sequence[Any]]:
-    """Stacks what can be stacked, in pinned memory and on its way to the device where that is a GPU."""
+    """Return a function that stacks parts of equal shape and, for a GPU, starts copying them from pinned memory."""
     return lambda parts: stack(parts, device)

@@ -1,4 +1,4 @@
-"""The one writer: a thread that commits finished shards while the model works on the next."""
+"""Writer thread that commits finished shards while the model computes the next ones."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from types import TracebackType
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
-WAITING = 2  # finished shards in memory, at most: beyond them the model waits for the disk
+WAITING = 2  # maximum of finished shards in memory; the model waits for the disk beyond it
 
 
 class Commits(Generic[T]):
-    """Calls ``commit`` on each thing put, in order, in one thread. A context manager: leaving it waits for the last.
+    """Queue that calls ``commit`` on each item, in order, in one thread. As a context manager it waits for the last.
 
-    The first error of ``commit`` is raised by the next ``put`` or at the end; nothing is committed after it.
-    ``threaded`` False: ``put`` commits by itself.
+    The first error of ``commit`` is raised by the next ``put`` or on exit; nothing is committed after it.
+    ``threaded=False``: ``put`` commits directly.
     """
 
     def __init__(self, commit: Callable[[T], None], threaded: bool = True):
@@ -35,11 +35,11 @@ class Commits(Generic[T]):
             if self._error is None:
                 try:
                     self._commit(*found)
-                except BaseException as error:  # raised again in the thread that waits for it
+                except BaseException as error:  # raised again in the calling thread
                     self._error = error
 
     def put(self, thing: T) -> None:
-        """Hand over one shard; waits while ``WAITING`` others are not written yet."""
+        """Add one shard; wait while ``WAITING`` others are unwritten."""
         if not self._threaded:
             self._commit(thing)
             return
@@ -61,7 +61,7 @@ class Commits(Generic[T]):
         while self._thread.is_alive():
             try:
                 self._thread.join()
-            except KeyboardInterrupt:  # a commit takes a moment, and half of one would be thrown away
+            except KeyboardInterrupt:  # finish the short commit, since a partial one is discarded
                 continue
         if self._error is not None and (error is None or isinstance(error, KeyboardInterrupt)):
             raise self._error

@@ -1,4 +1,4 @@
-"""What a large catalogue costs: shards, bytes and device hours, by formula from a measured rate. Nothing is guessed."""
+"""Cost of a large catalog: shards, bytes and device hours, computed from a measured rate."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Any
 from manifests.identity import KEY_BYTES
 from pipeline.extraction.plan import Plan
 
-BYTES_A_SHARD_RECORD = 460  # in manifest.json and ledger.jsonl together; measured, and held to by a test
+BYTES_A_SHARD_RECORD = 460  # manifest.json and ledger.jsonl together; measured, and checked by a test
 DEVICES = (1, 8, 64)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one image table: ``rows`` of ``width`` bytes in shards of ``shard_rows``; ``rate`` rows a second of one device.
+    """Cost of one image table: ``rows`` of ``width`` bytes in shards of ``shard_rows``; ``rate``: rows per second of
+    one device, None if unknown.
 
-    shards = ceil(rows / shard_rows); bytes = rows * width; device hours = rows / rate / 3600. ``rate`` None: not known.
+    shards = ceil(rows / shard_rows); bytes = rows * width; device hours = rows / rate / 3600.
     """
 
     table: str
@@ -35,12 +36,12 @@ class Cost:
 
     @property
     def record_bytes(self) -> int:
-        """Of the manifest and the ledger."""
+        """Bytes of the manifest and the ledger."""
         return self.shards * BYTES_A_SHARD_RECORD
 
     @property
     def hours(self) -> float | None:
-        """Of one device that does everything."""
+        """Hours of a single device; None if the rate is unknown."""
         return self.rows / self.rate / 3600 if self.rate else None
 
     def as_dict(self) -> dict[str, Any]:
@@ -67,7 +68,7 @@ class Cost:
 
 
 def cost_of(plan: Plan, images: int, shard_rows: int, rate: float | None = None) -> Cost:
-    """The cost of ``images`` images with the plan's extractor; the rate is the plan's probe's unless given."""
+    """Return the cost of ``images`` images with the plan's extractor; ``rate`` defaults to that of the plan's probe."""
     table = next(name for name in ("image", "target") if name in plan.tables)
     if rate is None and plan.probe is not None:
         rate = plan.probe.rates.get(table)

@@ -1,7 +1,7 @@
-"""Stage 1 on many machines: shards are Dask tasks, workers write files into the shared store, one coordinator commits.
+"""Distributed stage 1: shards are Dask tasks, workers write files into the shared store, one coordinator commits.
 
-The coordinator cuts the work (``TablePlan.tasks``) and commits in the order of the cut, so that the store is the same,
-byte for byte, for any number of workers and after any of them died: Dask gives a lost worker's shards to another.
+The coordinator splits the work (``TablePlan.tasks``) and commits in that order. The store is therefore byte-identical
+for any number of workers, also after some were lost: Dask reassigns the shards of a lost worker.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from pipeline.extraction.worker import Setting
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-_SAMPLE = 2048  # items that the worker which measures the batch size is told about
-_A_WORKER = 4  # shards given out beyond those committed, for each worker: in hand, next, or held back until their turn
-_LOOK = 0.5  # seconds between looks at Ctrl-C
+_SAMPLE = 2048  # items sent to the worker that measures the batch size
+_A_WORKER = 4  # uncommitted shards submitted per worker: running, queued, or waiting for their turn to be committed
+_LOOK = 0.5  # seconds between checks for Ctrl-C
 
 
 class ClusterError(FashionNTMError):
-    """The cluster cannot be reached, has no worker, or a worker cannot do its part."""
+    """The cluster is unreachable, has no worker, or a worker failed."""
 
 
 @dataclass
 class Shard:
-    """A finished task: its number in the job, the receipt of its file (None without a row), and its failures."""
+    """Finished task: its number in the job, the receipt of its file (None without rows), and its failures."""
 
     task: int
     receipt: Receipt | None
     failures: list[ItemFailure]
-    long: list[Item]  # their text lost its end
+    long: list[Item]  # items with a truncated text
     seconds: dict[str, float]
     process: str
 
@@ -52,8 +52,8 @@ class Shard:
 
 @dataclass
 class Cluster:
-    """Workers of one cluster, for one spec. ``local``: their number when this process started them. ``form``: of their
-    image towers."""
+    """Workers of one cluster, for one spec. ``local``: their number if this process started them. ``form``: format of
+    the image towers."""
 
     client: Client
     spec: dict[str, Any]
@@ -65,16 +65,16 @@ class Cluster:
 
     @property
     def size(self) -> int:
-        """Worker processes there are now."""
+        """Current number of worker processes."""
         return len(self.client.nthreads())
 
     @property
     def cut(self) -> int:
-        """Texts that lost their end, all workers together."""
+        """Number of truncated texts, summed over the workers."""
         return sum(self._cut.values())
 
     def setting(self, fields: Mapping[str, Any], store: Path, root: Path | None, workers: int | None) -> Setting:
-        """What every task is told. CPU workers that share this machine share its threads too."""
+        """Return the settings of every task. Local CPU workers divide the machine's threads among them."""
         import torch
 
         threads = max(1, torch.get_num_threads() // self.local) if self.local else None
@@ -84,7 +84,7 @@ class Cluster:
         )
 
     def batch_sizes(self, setting: Setting, todo: Mapping[str, Sequence[Item]]) -> tuple[str, dict[int, float]]:
-        """(device, rows a second by batch size), measured by one worker; nothing ``todo`` measures nothing."""
+        """Return (device, rows per second by batch size), measured by one worker; no rates if ``todo`` is empty."""
         sample = {name: [astuple(item) for item in items[:_SAMPLE]] for name, items in todo.items()}
         answer = self._result(self.client.submit(worker.measure_batch, vars(setting), sample, pure=False))
         return answer["device"], answer["rates"]
@@ -92,9 +92,9 @@ class Cluster:
     def shards(
         self, setting: Setting, tasks: Sequence[ShardTask], first: Callable[[str], int], check: Callable[[], None]
     ) -> Iterator[Shard]:
-        """The finished tasks, in order. ``first``: number of a table's next shard; ``check`` may raise to stop.
+        """Yield the finished tasks in order. ``first``: number of a table's next shard; ``check`` may raise to stop.
 
-        When stopped, what is finished comes first, in order but with gaps, and the error then.
+        When stopped, yield the finished tasks, in order but with gaps, before raising the error.
         """
         numbers = _numbers(tasks, first)
         waiting: dict[int, Future] = {}
@@ -122,7 +122,7 @@ class Cluster:
         return self.client.submit(worker.make_shard, vars(setting), task.table, number, items, pure=False)
 
     def _look(self, waiting: Mapping[int, Future], wanted: int) -> bool:
-        """Wait a moment for any task; whether the one whose turn it is has ended."""
+        """Wait briefly for any task; return whether the next one in order has ended."""
         from distributed import wait
 
         if waiting[wanted].done():
@@ -171,7 +171,7 @@ class Cluster:
 
 
 def _numbers(tasks: Sequence[ShardTask], first: Callable[[str], int]) -> list[int]:
-    """The shard numbers of tasks when they are committed in order."""
+    """Return the shard numbers of tasks committed in order."""
     following: dict[str, int] = {}
     numbers = []
     for task in tasks:
@@ -184,9 +184,9 @@ def _numbers(tasks: Sequence[ShardTask], first: Callable[[str], int]) -> list[in
 def crew_for(
     spec: RunSpec, device: str, scheduler: str | None = None, local: int = 0, form: str = "plain"
 ) -> Iterator[Cluster]:
-    """Workers for ``spec``: of the Dask cluster at ``scheduler`` (tcp://host:port), or ``local`` new processes here.
+    """Return the workers for ``spec``: the Dask cluster at ``scheduler`` (tcp://host:port), or ``local`` new processes.
 
-    Raises ClusterError when the cluster cannot be reached or has no worker.
+    Raises ClusterError when the cluster is unreachable or has no worker.
     """
     from distributed import Client, LocalCluster
 
@@ -224,7 +224,7 @@ def crew_for(
 
 
 def portable(spec: RunSpec) -> dict[str, Any]:
-    """The spec as JSON values, its local folders as absolute paths: a worker has another current folder."""
+    """Return the spec as JSON values with absolute local paths, because workers have another current folder."""
     values = spec.model_dump(mode="json")
     for name, value in values["extractor"].items():
         if isinstance(value, str) and name != "name" and Path(value).expanduser().is_dir():

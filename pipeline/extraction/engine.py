@@ -1,8 +1,8 @@
-"""Items in, shards out, everything overlapped: worker threads decode and tokenise, one thread stacks batches and sends
-them to the device, the calling thread runs the model. Bounded queues lie between them.
+"""Extraction engine: worker threads decode and tokenize, one thread stacks batches and copies them to the device, and
+the calling thread runs the model. Bounded queues connect them.
 
-Knows no store: a shard is a task whose outcome (rows and failures) the caller commits. ``process_plainly`` is the same
-without threads: the reference that the tests hold the engine against.
+The engine does not use the store: the caller commits the outcome (rows and failures) of each task.
+``process_plainly`` does the same without threads and is the reference in the tests.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pipeline.extraction.prefetch import InThread, in_order
 from pipeline.extraction.prepare import prepare
 from pipeline.extraction.runner import Outcome, Runner
 
-BATCHES_AHEAD = 2  # stacked batches that wait for the model: one being copied, one ready
+BATCHES_AHEAD = 2  # stacked batches queued for the model: one being copied, one ready
 
 
 class TooManyFailures(FashionNTMError):
-    """More items failed than the job allows. What was finished before is kept."""
+    """More items failed than the job allows. Finished rows are kept."""
 
     def __init__(self, failed: int, limit: int, what: str = "failed", example: str = ""):
         super().__init__(
@@ -43,21 +43,21 @@ def process(
     meter: Meter,
     max_failures: int | None = None,
     on_batch: Callable[[], None] = lambda: None,
-    gate: AbstractContextManager[Any] = nullcontext(),  # noqa: B008 - it has no state
+    gate: AbstractContextManager[Any] = nullcontext(),  # noqa: B008 - stateless
 ) -> Iterator[Outcome]:
-    """Outcomes of ``tasks`` in order; the next tasks are prepared while the model works on this one.
+    """Yield the outcomes of ``tasks`` in order, preparing the next tasks while the model runs.
 
-    ``root``: the images folder, resolved. ``workers``: threads that prepare (0: none, see ``process_plainly``). Texts
-    are batched by length within a task, images as they come. In memory at any time: about four batches of prepared
-    images, and the rows of two tasks. ``gate`` is held while the model runs, not while the first batches are prepared: two
-    calls that share it take turns at one model without a pause. When stopped by KeyboardInterrupt or TooManyFailures, the rows finished so far
-    are given first, then the error is raised.
+    ``root``: the images folder, resolved. ``workers``: threads that prepare items (0: none, see ``process_plainly``).
+    Texts are batched by length within a task, images in order. Memory: about four batches of prepared images and the
+    rows of two tasks. ``gate``: held while the model runs, but not while the first batches are prepared, so two calls
+    that share a gate alternate on one model without a pause. On KeyboardInterrupt or TooManyFailures, the finished
+    rows are yielded before the error is raised.
     """
     if workers == 0:
         yield from process_plainly(extractor, tasks, root, batch_size, meter, max_failures, on_batch)
         return
     images = any(not task.by_length for task in tasks)
-    # window: a batch of images ahead of the one being stacked, or one more task of texts
+    # prefetch window: one batch of images beyond the one being stacked, or one more task of texts
     ahead = max(1, batch_size // IMAGES_A_JOB) + workers if images else 1
     put_together = collate_for(extractor.device) if extractor.stacks else list
 
@@ -84,7 +84,7 @@ def process_plainly(
     max_failures: int | None = None,
     on_batch: Callable[[], None] = lambda: None,
 ) -> Iterator[Outcome]:
-    """``process`` in one thread, one step after another: the same batches, so the same bits."""
+    """Run ``process`` sequentially in one thread, with the same batches and therefore bit-identical rows."""
     prepared = (
         (job, prepare(extractor, tasks[job.task].items[job.start : job.stop], root, meter)) for job in jobs_of(tasks)
     )
@@ -100,7 +100,7 @@ def _model(
     max_failures: int | None,
     on_batch: Callable[[], None],
 ) -> Iterator[Outcome]:
-    """Batches through the model; a task's outcome when its last row is back in host memory."""
+    """Run batches through the model; yield a task's outcome when its last row is in host memory."""
     outcome = Outcome("")
     try:
         for batch in ready:

@@ -1,4 +1,4 @@
-"""One worker process a GPU, however the workers were started. Imports nothing heavy."""
+"""Assignment of one worker process per GPU, independent of how workers are started. Imports no heavy library."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ _claims: list[IO[bytes]] = []
 
 
 class WorkerError(FashionNTMError):
-    """A worker cannot take part: it sees no store, has other weights, or no device is left for it."""
+    """A worker is unusable: the store is not visible, its weights differ, or no device is free."""
 
 
 def claim_gpu(count: int, folder: Path | None = None) -> str:
-    """The first of this machine's ``count`` GPUs that no other worker process holds, until this process ends.
+    """Lock the first of this machine's ``count`` GPUs that no other worker process uses, until this process ends.
 
-    One process a GPU however the workers were started; CUDA_VISIBLE_DEVICES is respected. Raises WorkerError when all
-    are taken.
+    Respects CUDA_VISIBLE_DEVICES. Raises WorkerError when all GPUs are in use.
     """
     import fcntl
 
@@ -29,7 +28,7 @@ def claim_gpu(count: int, folder: Path | None = None) -> str:
     for index in range(count):
         name = visible[index].strip() if index < len(visible) and visible[index].strip() else str(index)
         file = (folder or Path(tempfile.gettempdir())) / f"fashion-ntm-gpu-{os.getuid()}-{name.replace('/', '_')}.lock"
-        handle = open(file, "ab")  # noqa: SIM115 - held open for the life of the process
+        handle = open(file, "ab")  # noqa: SIM115 - open until the process ends
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

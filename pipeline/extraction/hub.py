@@ -1,4 +1,4 @@
-"""Hub ids and local folders to loaded models, and digests of what was loaded. safetensors only; never a pickle."""
+"""Loading of models from hub ids and local folders, and digests of their content. safetensors only; no pickles."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FILES = [
     "adapter_model.safetensors",
 ]
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-# What a config says about how it was saved, not about what the model computes.
+# Config fields that describe how it was saved and do not affect the features.
 _VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "_attn_implementation", "use_cache")
 _ADAPTER_VOLATILE = ("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version")
 _OWN_CODE = "It comes with its own code: read it, and if you trust it set trust_remote_code = true"
@@ -35,19 +35,19 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 class ModelError(FashionNTMError):
-    """A model cannot be found, loaded or trusted."""
+    """A model is not found, cannot be loaded, or is not trusted."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model's files on this machine. ``name`` is how the user wrote it."""
+    """Local files of a model. ``name``: as given by the user."""
 
     name: str
     path: Path
-    own_code: bool = False  # the user allowed the model's own Python code
+    own_code: bool = False  # the user allows the model's own Python code
 
     def json(self, file: str) -> dict[str, Any]:
-        """A JSON file of the checkpoint; {} when it is absent. Raises ModelError when it is malformed."""
+        """Return a JSON file of the checkpoint; {} if absent. Raises ModelError if it is malformed."""
         try:
             value = json.loads((self.path / file).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -58,8 +58,8 @@ class Checkpoint:
 
     @property
     def weights(self) -> list[Path]:
-        """Its safetensors files. Raises ModelError when there are none (a pickle checkpoint is refused) or one is not whole."""
-        if named := self.json("config.json").get("transformers_weights"):  # transformers would read that file instead
+        """Safetensors files. Raises ModelError when there are none (pickles are refused) or one is incomplete."""
+        if named := self.json("config.json").get("transformers_weights"):  # transformers would load that file instead
             raise ModelError(
                 f"model {self.name!r}: config.json sets transformers_weights = {named!r}: give that file its usual name, "
                 f"{_SINGLE} or {_INDEX}, and remove the key"
@@ -97,7 +97,7 @@ class Checkpoint:
 
 
 def _declared_size(file: Path) -> int:
-    """Bytes that a safetensors file has by its own header; 0 where the header is damaged, which its reader says."""
+    """Return the size in bytes by a safetensors file's header; 0 if damaged, which its reader reports."""
     with open(file, "rb") as handle:
         header = int.from_bytes(handle.read(8), "little")
         try:
@@ -109,9 +109,9 @@ def _declared_size(file: Path) -> int:
 
 
 def locate(name: str, revision: str | None = None, own_code: bool = False) -> Checkpoint:
-    """A local folder, or a hub id fetched to the local hub cache (used as it is when there is no network).
+    """Return the checkpoint of a local folder, or of a hub id after download (without network: from the hub cache).
 
-    Raises ModelError naming the id and what to do.
+    Raises ModelError with the id and the next step.
     """
     from pipeline.extraction.adapters import only_adapter
 
@@ -145,7 +145,7 @@ def _from_hub(name: str, revision: str | None, own_code: bool) -> Path:
         ) from None
     except RepositoryNotFoundError:
         raise ModelError(f"there is no model {name!r} on the hub (or it is private): check the spelling") from None
-    except Exception as error:  # the HTTP library's own kinds differ between versions; all mean "not to be had now"
+    except Exception as error:  # the HTTP library's types differ between versions; all mean "unavailable"
         raise ModelError(_unreachable(name, revision, error)) from error
     if not (path / "config.json").is_file():
         raise ModelError(
@@ -165,12 +165,12 @@ def _unreachable(name: str, revision: str | None, why: object) -> str:
 
 
 def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, unused: tuple[str, ...] = ()) -> Any:
-    """The model by transformers' AutoModel, in evaluation mode, without gradients, with SDPA where it has it.
+    """Load the model with transformers' AutoModel: evaluation mode, no gradients, SDPA if supported.
 
     An adapter in the folder is merged, in float32.
 
-    ``unused``: prefixes of weights that may be absent because no feature depends on them. Any other weight that the
-    checkpoint lacks would be random, which transformers only warns about: here it is a ModelError.
+    ``unused``: prefixes of weights that may be absent because no feature depends on them. Raises ModelError for any
+    other missing weight: transformers would only warn and initialize it randomly.
     """
     from transformers import AutoModel
 
@@ -212,7 +212,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
 
 
 def load_image_processor(checkpoint: Checkpoint) -> Any:
-    """The image processor on its Pillow back end: features must not depend on whether torchvision is installed."""
+    """Load the image processor with its Pillow backend, so that features do not depend on torchvision."""
     from transformers import AutoImageProcessor
 
     with quiet(), _explained(checkpoint):
@@ -228,17 +228,17 @@ def load_image_processor(checkpoint: Checkpoint) -> Any:
 
 
 def side_files(checkpoint: Checkpoint) -> list[Path]:
-    """Everything of a checkpoint but its weights: configuration, tokenizer, preprocessing."""
+    """Return the files of a checkpoint except its weights: configuration, tokenizer, preprocessing."""
     kinds = ("*.json", "*.txt", "*.model", "*.jinja") + (("*.py",) if checkpoint.own_code else ())
     found = {p for kind in kinds for p in checkpoint.path.glob(kind) if p.name not in (_INDEX, "adapter_config.json")}
     return sorted(p for p in found if p.is_file())
 
 
 def weights_digest(checkpoint: Checkpoint) -> str:
-    """SHA-256 over every tensor as stored (name, dtype, shape, bytes) in the order of the names.
+    """Return the SHA-256 of all stored tensors (name, dtype, shape, bytes), sorted by name.
 
-    Independent of path, file names, number of files and file metadata. With an adapter, its configuration (less what says
-    how it was saved) and its tensors follow.
+    Independent of path, file names, number of files and file metadata. Includes an adapter's configuration (without
+    the fields about saving) and tensors.
     """
     from pipeline.extraction.adapters import CONFIG, adapter_weights
 
@@ -264,7 +264,7 @@ def _add_tensors(total: Any, paths: list[Path]) -> None:
 
 
 def origin(checkpoint: Checkpoint) -> dict[str, str]:
-    """Content digests of a checkpoint that a fit starts from, by part; independent of its path."""
+    """Return content digests, by part, of the checkpoint from which a fit starts; independent of its path."""
     others = {p.name: file_digest(p) for p in side_files(checkpoint) if p.name != "config.json"}
     return {
         "weights": weights_digest(checkpoint),
@@ -274,7 +274,7 @@ def origin(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def config_digest(checkpoint: Checkpoint) -> str:
-    """SHA-256 of config.json less what says how it was saved; with the model's own code, if that is used."""
+    """Return the SHA-256 of config.json without the fields about saving, and of the model's own code if used."""
     value: list[Any] = [_settled(checkpoint.json("config.json"))]
     if checkpoint.own_code:
         code = sorted(checkpoint.path.rglob("*.py"))
@@ -290,7 +290,7 @@ def _settled(value: Any) -> Any:
 
 @contextlib.contextmanager
 def _explained(checkpoint: Checkpoint) -> Iterator[None]:
-    """transformers' errors as ModelError, naming the model and the next step."""
+    """Convert transformers' errors to ModelError with the model and the next step."""
     try:
         yield
     except ModelError:
@@ -304,7 +304,7 @@ def _explained(checkpoint: Checkpoint) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """transformers' progress bars and loading report stay off the screen; errors are raised, not printed."""
+    """Suppress transformers' progress bars and loading report; errors are still raised."""
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""Image files to RGB pixels: what a file may be, and every way in which it can be wrong, by name."""
+"""Decoding of image files to RGB pixels: accepted formats and errors with reasons."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from PIL import __version__ as pillow_version
 from manifests.identity import image_key
 from pipeline.core.image_files import ItemError, ReadError, locate
 
-Image.init()  # here, and not by whichever thread meets an odd file first
-# Raster formats only: Pillow's EPS and WMF readers call other programs.
+Image.init()  # here rather than lazily in a worker thread
+# Raster formats only: Pillow's EPS and WMF readers run external programs.
 _RASTER = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA", "JPEG2000", "AVIF", "ICO")
-FORMATS = tuple(kind for kind in _RASTER if kind in Image.OPEN)  # a Pillow may be built without some
-MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs (a quarter GiB of RGB), an error here
-MAX_CHUNK = 16 << 20  # unpacked bytes of a text or color profile in a PNG; Pillow's own limit of 1 MiB refuses pictures
+FORMATS = tuple(kind for kind in _RASTER if kind in Image.OPEN)  # Pillow may be built without some
+MAX_PIXELS = 89_478_485  # Pillow's limit against decompression bombs (256 MiB of RGB), here an error
+MAX_CHUNK = 16 << 20  # unpacked bytes of a text or color profile in a PNG; Pillow's 1 MiB refuses valid images
 _BROKEN_EXIF = (SyntaxError, ValueError, KeyError, TypeError, OSError, IndexError, ArithmeticError, AttributeError)
 
-# Above its limit Pillow only warns, and a warning on stderr does not stop a bomb.
+# Above its limit Pillow only warns, which does not prevent decompression bombs.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 PngImagePlugin.MAX_TEXT_CHUNK = MAX_CHUNK
 
 
 class DecodeError(ItemError):
-    """The bytes are not an image that can be used."""
+    """The bytes are not a usable image."""
 
     stage = "decode"
 
 
 def read(root: Path, file: str, expected: bytes | None = None) -> bytes:
-    """The bytes of ``root / file``. ``expected``: the content key it must have. Raises ReadError, DecodeError (empty)."""
+    """Return the bytes of ``root / file``. ``expected``: content key. Raises ReadError, DecodeError (empty file)."""
     path = locate(root, file)
     try:
         data = path.read_bytes()
@@ -47,9 +47,9 @@ def read(root: Path, file: str, expected: bytes | None = None) -> bytes:
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """8-bit RGB pixels as a viewer shows them: EXIF orientation applied, first frame, alpha over white.
+    """Decode to 8-bit RGB: EXIF orientation applied, first frame, alpha over white, 16-bit gray scaled to 8 bits.
 
-    16-bit grey is scaled to 8 bits. Raises DecodeError with the reason.
+    Raises DecodeError with the reason.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -67,14 +67,14 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise DecodeError(f"more pixels than the limit of {max_pixels}: a decompression bomb?") from None
     except MemoryError:
         raise DecodeError("not enough memory to decode it") from None
-    except Exception as error:  # on bad bytes Pillow's plugins raise struct.error, zlib.error, IndexError ...
+    except Exception as error:  # Pillow's plugins raise struct.error, zlib.error, IndexError ...
         raise DecodeError(f"cannot be decoded: {_one_line(error)}") from None
 
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except _BROKEN_EXIF:  # an unreadable EXIF block states no orientation; the pixels are fine
+    except _BROKEN_EXIF:  # without a readable orientation; the pixels are valid
         return image
 
 
@@ -89,7 +89,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_deep(image: Image.Image) -> Image.Image:
-    """16-bit grey to RGB; Pillow's own conversion would clip everything above 255 to white."""
+    """Convert 16-bit gray to RGB; Pillow's conversion would clip values above 255 to white."""
     values = np.asarray(image)
     if image.mode == "F" or values.min(initial=0) < 0 or values.max(initial=0) > 65535:
         raise DecodeError(f"mode {image.mode} has no defined brightness range: convert it to 8 or 16 bits a channel")
@@ -101,5 +101,5 @@ def _one_line(error: BaseException) -> str:
 
 
 def decoder() -> str:
-    """The decode back end, a semantic field of every fingerprint that reads pixels."""
+    """Return the decoding backend, a semantic field of extractors that read pixels."""
     return f"pillow {pillow_version.split('.')[0]}"

@@ -1,4 +1,4 @@
-"""Ctrl-C at a moment of the job's choosing: the batch that runs is finished, what is finished is kept."""
+"""Deferred Ctrl-C: the running batch is completed, and finished rows are kept."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from types import FrameType
 
 @contextmanager
 def gentle_interrupt() -> Iterator[Callable[[], None]]:
-    """Gives a function to call between batches; it raises KeyboardInterrupt once SIGINT has come.
+    """Yield a function to call between batches that raises KeyboardInterrupt after a SIGINT.
 
-    A second SIGINT interrupts at once. Outside the main thread, and where SIGINT is ignored or handled by somebody
-    else, nothing is changed.
+    A second SIGINT interrupts at once. Does nothing outside the main thread, or if SIGINT is ignored or has another
+    handler.
     """
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not _DEFAULT:
         yield lambda: None
@@ -35,7 +35,7 @@ def gentle_interrupt() -> Iterator[Callable[[], None]]:
     finally:
         signal.signal(signal.SIGINT, _DEFAULT)
         check_late = asked.is_set()
-    if check_late:  # it came after the last look
+    if check_late:  # SIGINT after the last check
         raise KeyboardInterrupt
 
 

@@ -1,7 +1,7 @@
-"""An image processor whose last two steps, rescaling and normalising, are looked up: the same bits in less time.
+"""Faster image preprocessing: rescaling and normalizing by table lookup, with bit-identical results.
 
-A channel of an 8-bit image has 256 values, so what the processor makes of each is a table, taken from the processor.
-Beside it only 8-bit work is left to the processor: resizing and cropping.
+A channel of an 8-bit image has 256 values, so the two last steps are a table, computed by the image processor. The
+processor itself only does the 8-bit steps, resizing and cropping.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ _CHECKED = (
     (31, 90),
     (640, 480),
     (7, 400),
-)  # width, height: to be cropped, enlarged, shrunk, padded
+)  # (width, height): test cropping, enlarging, shrinking, padding
 _BY_LEVEL = {"do_rescale": False, "do_normalize": False}
 _AS_IT_IS = {"do_resize": False, "do_center_crop": False}
 
 
 def levels_of(processor: Any) -> np.ndarray | None:
-    """What ``processor`` makes of the levels 0..255 of each channel, [3, 256]; None where a table gives other bits.
+    """Return the output of ``processor`` for the levels 0..255 of each channel, [3, 256]; None if a table is not exact.
 
-    The table is compared with the processor itself on images of several shapes. One that does more than resize, crop,
-    rescale and normalise (patches, masks, padding after normalising) has none.
+    The table is compared with the processor on images of several shapes. Processors with other steps than resize, crop,
+    rescale and normalize (patches, masks, padding after normalizing) have none.
     """
     if not (getattr(processor, "do_rescale", False) and getattr(processor, "do_normalize", False)):
         return None
@@ -38,25 +38,25 @@ def levels_of(processor: Any) -> np.ndarray | None:
             return None
         levels = np.ascontiguousarray(found["pixel_values"].reshape(3, 256))
         return levels if all(_same(processor, levels, size) for size in _CHECKED) else None
-    except (TypeError, ValueError, AttributeError):  # a processor with steps or arguments of its own
+    except (TypeError, ValueError, AttributeError):  # a processor with other steps or arguments
         return None
 
 
 def normalised(processor: Any, levels: np.ndarray, image: Image.Image) -> np.ndarray | None:
-    """``processor``'s pixel values of one RGB image, [3, h, w]; None when its 8-bit steps did not give such an image."""
+    """Return the pixel values [3, h, w] of one RGB image; None if the 8-bit steps of ``processor`` do not give one."""
     pixels = processor(images=[image], return_tensors="np", **_BY_LEVEL)["pixel_values"][0]
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or len(pixels) != 3:
         return None
     values = np.empty(pixels.shape, levels.dtype)
     for row, plane, out in zip(levels, pixels, values, strict=True):
-        row.take(plane, out=out, mode="wrap")  # without a copy, unlike mode "raise"; a uint8 cannot be out of range
+        row.take(plane, out=out, mode="wrap")  # no copy, unlike mode "raise"; uint8 is always in range
     return values
 
 
 def resized_pixels(processor: Any, width: int, height: int) -> int:
-    """Pixels after the resize of a ``processor`` that scales the shorter side; 0 where it resizes to a fixed size.
+    """Return the pixel count after the resize of a ``processor`` that scales the shorter side; 0 for a fixed size.
 
-    An image of 100000 x 1 becomes one of 22400000 x 224.
+    For example, 100000 x 1 becomes 22400000 x 224.
     """
     size = getattr(processor, "size", None)
     short, long = (getattr(size, name, None) for name in ("shortest_edge", "longest_edge"))

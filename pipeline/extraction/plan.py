@@ -1,4 +1,4 @@
-"""What an extraction would do and why, before it does it: unique work per table, without one forward pass."""
+"""Plan of an extraction: the missing rows of each table and the reason, without running the model."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ UP_TO_DATE = "up to date: fingerprint matches"
 
 @dataclass(frozen=True, eq=False)
 class TablePlan:
-    """One table: ``requests`` before and ``unique`` after deduplication = done + failed + todo.
+    """Plan of one table: ``requests`` before deduplication, ``unique`` after it (= done + failed + todo).
 
-    ``stale``: how many of ``todo`` have a row under another fingerprint.
+    ``stale``: number of items in ``todo`` that have a row under another fingerprint.
     """
 
     table: str
@@ -36,10 +36,10 @@ class TablePlan:
     failed: int
     stale: int
     todo: tuple[Item, ...]
-    places: np.ndarray  # of the items to do among the unique ones, int64 [todo]
-    present: np.ndarray  # which of the unique items have a row, bool [unique]
-    unusable: tuple[Failure, ...]  # without content, so without a key: no file, no caption
-    outdated: tuple[str, ...]  # items whose failure on record is about a content that they no longer have
+    places: np.ndarray  # positions of the ``todo`` items among the unique items, int64 [todo]
+    present: np.ndarray  # unique items that have a row, bool [unique]
+    unusable: tuple[Failure, ...]  # items without content (no file, no caption) and so without a key
+    outdated: tuple[str, ...]  # items whose recorded failure is for content that has changed since
     bytes: int
     reason: str
 
@@ -48,10 +48,10 @@ class TablePlan:
         return {n: getattr(self, n) for n in names} | {"todo": len(self.todo), "unusable": len(self.unusable)}
 
     def tasks(self, shard_rows: int) -> list[ShardTask]:
-        """The work as shards to be: the unique items cut every ``shard_rows``, whatever is done already.
+        """Split the unique items into shards of ``shard_rows``, regardless of existing rows.
 
-        So a resumed job makes the shards, and the batches, of one that was never stopped. What is left of shards that
-        have some rows (an interrupted one, retried failures) is put together, ``shard_rows`` at a time.
+        A resumed job therefore makes the same shards and batches as an uninterrupted one. The remaining items of
+        partly finished shards (after an interrupt, or retried failures) are merged into shards of ``shard_rows``.
         """
         begun = (
             np.add.reduceat(self.present.astype(np.int64), np.arange(0, self.unique, shard_rows)) > 0
@@ -68,9 +68,9 @@ class TablePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything ``extract`` needs, and what ``plan`` prints. ``catalogue``: image id -> content key.
+    """Plan of all tables, printed by ``plan`` and run by ``extract``. ``catalogue``: image id -> content key.
 
-    ``widths``: bytes of a row's features by table.
+    ``widths``: feature bytes per row, by table.
     """
 
     dataset: str
@@ -131,11 +131,11 @@ def plan_extraction(
     retry_failed: bool = False,
     remember: bool = False,
 ) -> Plan:
-    """Unique work of ``extractor`` on ``dataset``, less what ``store`` (or the writer that holds it) already has.
+    """Return the unique items of ``dataset`` that have no row in ``store`` (a Store or its writer).
 
-    ``stores``: the folder of all stores; image digests are remembered there, and written back only if ``remember``.
-    ``retry_failed``: plan known failures again. Raises ManifestError when the dataset has nothing this extractor reads,
-    and StoreCorruptError when a shard of the store is not whole.
+    ``stores``: the folder of all stores; its cache of image digests is updated only if ``remember``. ``retry_failed``:
+    include known failures. Raises ManifestError when the dataset has nothing that ``extractor`` reads, and
+    StoreCorruptError when a shard of the store is incomplete.
     """
     began = time.perf_counter()
     fields = extractor.semantic()
@@ -158,7 +158,7 @@ def plan_extraction(
 
 
 def open_store(stores: Path, dataset: Dataset, extractor: Extractor) -> Store | None:
-    """The store of exactly this dataset and extractor, or None when nothing was extracted yet."""
+    """Return the store of this dataset and extractor, or None if it does not exist."""
     try:
         return Store.open(store_path(stores, dataset.name, extractor.name, extractor.semantic()))
     except StoreNotFoundError:
@@ -210,7 +210,7 @@ def _table(
 
 
 def _present(store: Store | StoreWriter | None, table: str, keys: list[bytes]) -> np.ndarray:
-    """Which keys have a row, bool [n]."""
+    """Return whether each key has a row, bool [n]."""
     if store is None or not keys or (isinstance(store, Store) and table not in store.tables):
         return np.zeros(len(keys), dtype=bool)
     stacked = stack_keys(keys)
@@ -218,10 +218,10 @@ def _present(store: Store | StoreWriter | None, table: str, keys: list[bytes]) -
 
 
 def _elsewhere(other: Store | None, table: str, items: Sequence[Item]) -> int:
-    """How many of ``items`` have a row in a store of another fingerprint."""
+    """Count the ``items`` that have a row in a store of another fingerprint."""
     try:
         return int(_present(other, table, [item.key for item in items]).sum())
-    except StoreError:  # damaged: it is not this job's concern
+    except StoreError:  # a damaged store of another fingerprint does not matter here
         return 0
 
 
@@ -232,7 +232,7 @@ def _why(unique: int, done: int, todo: int) -> str:
 
 
 def _another(path: Path | None, fields: dict[str, Any]) -> tuple[Store | None, str]:
-    """Why there is no store: none was ever made, or the ones there have another fingerprint (the newest is given)."""
+    """Return the newest store of another fingerprint (or None), and the reason why the expected store is missing."""
     for other in _siblings(path):
         changed = changed_fields(other.fields, fields)
         if changed:
@@ -242,13 +242,13 @@ def _another(path: Path | None, fields: dict[str, Any]) -> tuple[Store | None, s
 
 
 def _siblings(path: Path | None) -> Iterator[Store]:
-    """Stores of the same dataset and extractor name, the newest first."""
+    """Yield the stores of the same dataset and extractor name, newest first."""
     if path is None or not path.parent.is_dir():
         return
     name = path.name.rsplit("-", 1)[0]
     folders = [p for p in path.parent.glob(f"{name}-*") if len(p.name) == len(path.name) and p != path]
     for folder in sorted(folders, key=lambda p: p.stat().st_mtime, reverse=True):
         try:
-            yield Store.open(folder, verify="header")  # only counted: none of its rows is used
-        except Exception:  # a damaged neighbour is not this job's concern
+            yield Store.open(folder, verify="header")  # rows are counted, not read
+        except Exception:  # a damaged store of another fingerprint does not matter here
             continue

@@ -1,7 +1,6 @@
-"""The precision a model computes in: by name or by measurement, and how near its features are to float32's.
+"""Computation precision, by name or by measurement, and the agreement of its features with float32.
 
-Precision changes features, so it is a field of the fingerprint (``compute_dtype``): another precision is another
-store, and rows of two precisions never meet in one.
+Precision changes features, so it is a field of the fingerprint (``compute_dtype``): each precision has its own store.
 """
 
 from __future__ import annotations
@@ -23,25 +22,25 @@ from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.images import ItemError, decode, read
 
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-LEAST_COSINE = 0.995  # between a feature and its float32 twin; below it the precision is refused
-_FASTER = 1.1  # a lower precision must gain a tenth
+LEAST_COSINE = 0.995  # minimum cosine between a feature and its float32 counterpart
+_FASTER = 1.1  # minimum speed-up of a lower precision
 _ITEMS, _TIMED = 12, 8
 
 
 class PrecisionError(FashionNTMError):
-    """Features in the asked precision are too far from float32's."""
+    """Features in the requested precision differ too much from float32."""
 
 
 def with_precision(spec: RunSpec, precision: str) -> RunSpec:
-    """``spec`` with its extractor's ``dtype`` set by name: fp32, bf16 or fp16."""
+    """Return ``spec`` with the extractor's ``dtype`` set by name: fp32, bf16 or fp16."""
     options = {**spec.extractor.options, "dtype": PRECISIONS[precision]}
     return spec.model_copy(update={"extractor": Component(name=spec.extractor.name, **options)})
 
 
 def choose_precision(spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str) -> tuple[RunSpec, str]:
-    """(spec in the fastest precision that is true enough, why). One that already has rows is kept: no store is left half.
+    """Return (spec in the fastest precision close enough to float32, reason), measured on items of the dataset.
 
-    Measured on a few of the dataset's own items.
+    A precision that already has rows is kept, so that no store stays incomplete.
     """
     from pipeline.extraction.plan import open_store
 
@@ -70,7 +69,7 @@ def choose_precision(spec: RunSpec, dataset: Dataset, workspace: Workspace, devi
 
 
 def sample_of(extractor: Extractor, dataset: Dataset) -> dict[str, list[Any]]:
-    """Prepared items by side, a few each: "images" (pixels or stand-in texts) and "texts"."""
+    """Return a few prepared items each of "images" (pixels or captions) and "texts"."""
     texts = list(dict.fromkeys(text for _, text in dataset.queries()))
     step = max(1, len(texts) // _ITEMS)
     sample = {"texts": extractor.prepare_texts(texts[::step][:_ITEMS]), "images": []}
@@ -90,9 +89,9 @@ def sample_of(extractor: Extractor, dataset: Dataset) -> dict[str, list[Any]]:
 
 
 def agreement(reference: Extractor, extractor: Extractor, sample: Mapping[str, Sequence[Any]]) -> dict[str, float]:
-    """The worst case over ``sample`` of ``extractor``, in one batch and in batches of one, against float32 one by one.
+    """Compare ``extractor``, in one batch and in batches of one, with float32 in batches of one; return the worst case.
 
-    ``least_cosine`` between the features, ``most_difference`` of an element of the unit vectors.
+    ``least_cosine``: between features; ``most_difference``: between elements of the unit vectors.
     """
     least, most = 1.0, 0.0
     for table, parts in _requests(extractor, sample):
@@ -107,7 +106,7 @@ def agreement(reference: Extractor, extractor: Extractor, sample: Mapping[str, S
 
 
 def checked_agreement(spec: RunSpec, extractor: Extractor, dataset: Dataset) -> dict[str, Any]:
-    """What the session records about a precision below float32; {} in float32. Raises PrecisionError when it is too far."""
+    """Return the session record of a lower precision; {} for float32. Raises PrecisionError if it differs too much."""
     if extractor.compute == torch.float32:
         return {}
     reference = load_extractor(with_precision(spec, "fp32"), str(extractor.device))
@@ -121,7 +120,7 @@ def checked_agreement(spec: RunSpec, extractor: Extractor, dataset: Dataset) -> 
 
 
 def _requests(extractor: Extractor, sample: Mapping[str, Sequence[Any]]) -> list[tuple[str, tuple[list[Any], ...]]]:
-    """(table, its parts) for every table that the sample has items of."""
+    """Return (table, parts) for each table with items in the sample."""
     images, texts = list(sample["images"]), list(sample["texts"])
     both = min(len(images), len(texts))
     parts = {"query": (images[:both], texts[:both]), "text": (texts,)}
@@ -132,7 +131,7 @@ def _requests(extractor: Extractor, sample: Mapping[str, Sequence[Any]]) -> list
 def _rows(extractor: Extractor, table: str, parts: tuple[list[Any], ...]) -> np.ndarray:
     calls = extractor.calls
     rows = extractor.begin(table, *parts).numpy().astype(np.float64)
-    extractor.calls = calls  # measuring is no extraction
+    extractor.calls = calls  # measurements are not counted
     return rows
 
 
@@ -141,7 +140,7 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 
 def _seconds(extractor: Extractor, sample: Mapping[str, Sequence[Any]]) -> float:
-    """The best of a few passes over the sample."""
+    """Return the minimum seconds of several passes over the sample."""
     found = []
     for _ in range(_TIMED + 1):
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Work done ahead of its consumer, in order and within a bound: a pool of threads for jobs, one thread for a generator."""
+"""Bounded, ordered prefetching: a thread pool for jobs, a single thread for a generator."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from queue import Empty, Full, Queue
 from typing import TypeVar
 
 A, B = TypeVar("A"), TypeVar("B")
-_POLL = 0.1  # seconds between looks at whether the consumer has left
+_POLL = 0.1  # seconds between checks whether the consumer has stopped
 
 
 def in_order(function: Callable[[A], B], jobs: Iterable[A], workers: int, ahead: int) -> Iterator[tuple[A, B]]:
-    """(job, function(job)) in the order of ``jobs``, with at most ``ahead`` jobs begun or finished but not yet taken.
+    """Yield (job, function(job)) in the order of ``jobs``, with at most ``ahead`` jobs started but not consumed.
 
     ``workers`` 0 runs every job in the calling thread.
     """
@@ -38,10 +38,10 @@ def in_order(function: Callable[[A], B], jobs: Iterable[A], workers: int, ahead:
 
 
 class InThread(Iterator[A]):
-    """The items of ``source``, which runs in a thread of its own from now on, at most ``depth`` items ahead.
+    """Iterator over ``source``, which runs in a separate thread, at most ``depth`` items ahead.
 
-    Its error is raised in place of the item after the last good one. A context manager: leaving it, early or not,
-    closes ``source`` and ends the thread.
+    An error of ``source`` is raised after its last item. Leaving the context manager closes ``source`` and ends the
+    thread.
     """
 
     def __init__(self, source: Generator[A, None, None], depth: int):
@@ -67,7 +67,7 @@ class InThread(Iterator[A]):
                     break
             else:
                 self._put("end")
-        except BaseException as error:  # handed over whole: the consumer decides
+        except BaseException as error:  # raised again in the consumer
             self._put("error", error)
         finally:
             self._source.close()
@@ -88,6 +88,6 @@ class InThread(Iterator[A]):
     def __exit__(self, *error: object) -> None:
         self._left.set()
         with suppress(Empty):
-            while True:  # make room, so that a waiting producer sees that nobody wants more
+            while True:  # drain the queue, so that a waiting producer sees the stop
                 self._ready.get_nowait()
         self._thread.join()

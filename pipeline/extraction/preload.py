@@ -1,4 +1,4 @@
-"""Run by Dask in each worker process that this project starts; imports nothing heavy."""
+"""Dask preload script of the worker processes started by this project; imports no heavy library."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from typing import Any
 
 
 def dask_setup(worker: Any) -> None:
-    """Ctrl-C in the terminal reaches every process of it, but is for the coordinator, which ends the workers."""
+    """Ignore Ctrl-C, which a terminal sends to all its processes: the coordinator handles it and ends the workers."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)

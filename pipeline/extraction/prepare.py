@@ -1,4 +1,4 @@
-"""What worker threads do with items ahead of the model: read, decode, resize and tokenise."""
+"""Preparation of items in worker threads: read, decode, resize and tokenize."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.extraction.work import Item
 
 @dataclass(frozen=True)
 class ItemFailure:
-    """An item without a row: ``stage`` is "read", "decode", "tokenise" or "encode"."""
+    """Failed item. ``stage``: "read", "decode", "tokenise" or "encode"."""
 
     item: Item
     stage: str
@@ -23,7 +23,7 @@ class ItemFailure:
 
 
 def prepare(extractor: Extractor, items: Sequence[Item], root: Path | None, meter: Meter) -> list[Any]:
-    """For each item its prepared parts (image, text; those it has), or an ItemFailure. Runs in worker threads."""
+    """Return for each item its prepared parts (image, text, or both) or an ItemFailure. Runs in worker threads."""
     parts: list[list[Any] | ItemFailure] = [[] for _ in items]
     for n, item in enumerate(items):
         if item.file is not None:
@@ -45,7 +45,7 @@ def _pixels(extractor: Extractor, item: Item, root: Path) -> list[Any] | ItemFai
         return [extractor.prepare(decode(read(root, item.file, item.image)))]
     except ItemError as error:
         return ItemFailure(item, error.stage, error.reason)
-    except Exception as error:  # an image whose shape the model's own preprocessing does not take
+    except Exception as error:  # an image shape that the model's preprocessing does not support
         return ItemFailure(item, "decode", f"preprocessing failed: {one_line(error)}")
 
 
@@ -59,5 +59,5 @@ def _texts(extractor: Extractor, texts: Sequence[Any], items: Sequence[Item]) ->
 
 
 def one_line(error: BaseException) -> str:
-    """An error as a reason for the ledger."""
+    """Format an error as a one-line reason for the ledger."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]

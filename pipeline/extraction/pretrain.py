@@ -1,8 +1,8 @@
-"""Trains a small CLIP-architecture dual encoder from nothing on image-text pairs of any dataset.
+"""Training of a small CLIP model from scratch on image-text pairs of any dataset.
 
-What comes out is an ordinary local CLIP folder (``save_pretrained`` of transformers classes, a word tokenizer and the
-image processor's settings): the ``clip`` extractor loads it like any other. For catalogues that no public model fits,
-and for the demo, which must be small.
+The result is a standard local CLIP folder (``save_pretrained`` of transformers classes, a word tokenizer and the image
+processor's settings), which the ``clip`` extractor loads. Intended for catalogs that no public model fits, and for the
+demo, which needs a small model.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ PAD, BOS, UNK, EOS = (
     "<start>",
     "<unk>",
     "<end>",
-)  # ids 0..3; 2 is no end: CLIPModel reads that id as "old CLIP"
-READ_SCALE = 10.0  # unit-norm embeddings come to the word reader at about unit size an entry
-POSITION_STD = 0.3  # of the initial position embeddings: the library's 0.02 drowns beside the patches for many epochs
+)  # ids 0..3; 2 is not the end token, because CLIPModel takes that id for "old CLIP"
+READ_SCALE = 10.0  # scales the entries of unit-norm embeddings to about one for the word reader
+POSITION_STD = 0.3  # of the initial position embeddings; transformers' 0.02 is too small beside the patches
 
 
 class PretrainOptions(Frozen):
-    """Sizes of the two towers and how they are fitted. The defaults suit some ten thousand small images."""
+    """Sizes of the two towers and training options. The defaults suit about ten thousand small images."""
 
     image_size: int = Field(64, ge=8)
     patch_size: int = Field(16, ge=4)
@@ -54,20 +54,20 @@ class PretrainOptions(Frozen):
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.05, ge=0)
     temperature: float = Field(0.07, gt=0)
-    pixel_mean: float = Field(0.5, ge=0, le=1)  # of the values that the vision tower sees; see ``pixel_statistics``
+    pixel_mean: float = Field(0.5, ge=0, le=1)  # of the vision tower's input; see ``pixel_statistics``
     pixel_std: float = Field(0.5, gt=0)
-    shift: int = Field(1, ge=0)  # augmentation: pixels by which an image may move
+    shift: int = Field(1, ge=0)  # augmentation: maximum shift in pixels
     brightness: float = Field(0.05, ge=0, lt=1)
-    words: float = Field(1.0, ge=0)  # weight of the word loss beside the contrastive one
-    forget: float = Field(0.02, ge=0, lt=1)  # share of words replaced by the unknown word
+    words: float = Field(1.0, ge=0)  # weight of the word loss relative to the contrastive loss
+    forget: float = Field(0.02, ge=0, lt=1)  # fraction of words replaced by the unknown word
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An image with one or more texts that are true of it; one of them is drawn an epoch.
+    """An image with one or more matching texts; one text is sampled per epoch.
 
-    Pairs of the same ``group`` come in the same batch: look-alikes there are the negatives that teach the details.
+    Pairs of the same ``group`` are in the same batch, where similar images are hard negatives.
     """
 
     image: Image.Image | Path
@@ -76,7 +76,7 @@ class Pair:
 
 
 def build_tokenizer(texts: Iterable[str], options: PretrainOptions) -> PreTrainedTokenizerFast:
-    """A lower-case word tokenizer of the most frequent words (ties in alphabetical order, so it is reproducible)."""
+    """Return a lowercase word tokenizer of the most frequent words (ties in alphabetical order)."""
     counts: dict[str, int] = {}
     for text in texts:
         for word in re.findall(r"\w+|[^\w\s]+", text.lower()):
@@ -102,7 +102,7 @@ def build_tokenizer(texts: Iterable[str], options: PretrainOptions) -> PreTraine
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, options: PretrainOptions) -> CLIPModel:
-    """A freshly initialised CLIPModel (transformers' initialisation from ``options.seed``, but for the positions)."""
+    """Return a CLIPModel initialized from ``options.seed`` (as in transformers, except for the positions)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         config = CLIPConfig(
@@ -136,7 +136,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, options: PretrainOptions) ->
 
 
 def build_processor(options: PretrainOptions):
-    """The image processor: shorter side to ``image_size``, centre crop, values to (v - mean) / std."""
+    """Return the image processor: shorter side to ``image_size``, center crop, values to (v - mean) / std."""
     from transformers import CLIPImageProcessorPil
 
     return CLIPImageProcessorPil(
@@ -148,9 +148,9 @@ def build_processor(options: PretrainOptions):
 
 
 def to_pixels(images: Iterable[Image.Image | Path], options: PretrainOptions) -> np.ndarray:
-    """Images as uint8 [n, 3, size, size], through the image processor that is saved with the model."""
+    """Return images as uint8 [n, 3, size, size], from the image processor that is saved with the model."""
     processor = build_processor(options)
-    processor.do_rescale = processor.do_normalize = False  # stays in 0..255: a quarter of the memory
+    processor.do_rescale = processor.do_normalize = False  # keep uint8: a quarter of the memory
     rows = []
     for image in images:
         if isinstance(image, Path):
@@ -161,13 +161,13 @@ def to_pixels(images: Iterable[Image.Image | Path], options: PretrainOptions) ->
 
 
 def pixel_statistics(pixels: np.ndarray) -> dict[str, float]:
-    """``pixel_mean`` and ``pixel_std`` of images [n, 3, s, s]: centred pixels are learned from in half the epochs."""
+    """Return ``pixel_mean`` and ``pixel_std`` of images [n, 3, s, s]; centered pixels halve the number of epochs."""
     part = pixels[:2000].astype(np.float32) / 255
     return {"pixel_mean": round(float(part.mean()), 4), "pixel_std": round(float(part.std()), 4)}
 
 
 def options_of(folder: Path) -> PretrainOptions:
-    """What the model in ``folder`` says of its input: image size, text length, pixel statistics; the rest defaults."""
+    """Return options with image size, text length and pixel statistics of the model in ``folder``, others default."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     settings = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
     return PretrainOptions(
@@ -179,13 +179,13 @@ def options_of(folder: Path) -> PretrainOptions:
 
 
 def to_ids(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[np.ndarray]:
-    """Token ids of each text, start and end included, cut at the tokenizer's maximum length."""
+    """Return the token ids of each text, with start and end, truncated to the tokenizer's maximum length."""
     encoded = tokenizer(list(texts), truncation=True, padding=False)["input_ids"]
     return [np.array(row, dtype=np.int64) for row in encoded]
 
 
 def padded(rows: Sequence[np.ndarray], pad: int) -> Tensor:
-    """int64 [n, longest]."""
+    """Pad to int64 [n, longest]."""
     out = np.full((len(rows), max(len(r) for r in rows)), pad, dtype=np.int64)
     for i, row in enumerate(rows):
         out[i, : len(row)] = row
@@ -193,28 +193,28 @@ def padded(rows: Sequence[np.ndarray], pad: int) -> Tensor:
 
 
 def embed_images(model: CLIPModel, pixels: Tensor, options: PretrainOptions) -> Tensor:
-    """Values 0..255 [n, 3, s, s] -> unit-norm [n, projection]."""
+    """Return unit-norm embeddings [n, projection] of pixel values 0..255 [n, 3, s, s]."""
     values = (pixels.float() / 255 - options.pixel_mean) / options.pixel_std
     hidden = model.vision_model(pixel_values=values).pooler_output
     return normalize(model.visual_projection(hidden), dim=-1)
 
 
 def embed_texts(model: CLIPModel, ids: Tensor) -> Tensor:
-    """int64 [n, L] -> unit-norm [n, projection]. Attention is causal, so padding after the end needs no mask."""
+    """Return unit-norm embeddings [n, projection] of int64 [n, L]; causal attention needs no padding mask."""
     return normalize(model.text_projection(model.text_model(input_ids=ids).pooler_output), dim=-1)
 
 
 def pair_loss(images: Tensor, texts: Tensor, scale: Tensor, same: Tensor) -> Tensor:
-    """Symmetric in-batch cross-entropy; ``same`` [B, B] marks pairs whose texts are equal: each is a right answer."""
+    """Return the symmetric in-batch cross-entropy; ``same`` [B, B] marks pairs with equal texts, all positives."""
     logits = scale * images @ texts.T
     target = same.float() / same.sum(1, keepdim=True)
     return (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
 
 
 def word_targets(flat: Sequence[np.ndarray], starts: np.ndarray, vocabulary: int) -> Tensor:
-    """What the word loss asks of each pair: its words' frequencies over all its texts, rare words weighing more.
+    """Return the word-loss target of each pair: word frequencies over all its texts, with more weight on rare words.
 
-    float32 [pairs, vocabulary], rows sum to one (to zero for a pair without a known word).
+    float32 [pairs, vocabulary]; rows sum to one (to zero for a pair without a known word).
     """
     counts = torch.zeros(len(starts) - 1, vocabulary)
     for row in range(len(counts)):
@@ -228,9 +228,9 @@ def word_targets(flat: Sequence[np.ndarray], starts: np.ndarray, vocabulary: int
 def fit(
     model: CLIPModel, tokenizer: PreTrainedTokenizerFast, pairs: Sequence[Pair], options: PretrainOptions
 ) -> Iterator[dict[str, float]]:
-    """Train ``model`` in place; yields {"epoch", "loss"} after each epoch. Same seed, same machine: same weights.
+    """Train ``model`` in place; yield {"epoch", "loss"} after each epoch. Reproducible on one machine for a given seed.
 
-    Raises FashionNTMError when there are fewer than two pairs, or when the loss is no longer finite.
+    Raises FashionNTMError when there are fewer than two pairs, or the loss is not finite.
     """
     if len(pairs) < 2:
         raise FashionNTMError(f"{len(pairs)} image-text pairs: contrastive training needs at least two")
@@ -238,13 +238,13 @@ def fit(
     every = [t for p in pairs for t in sorted(p.texts, key=len)]
     flat = to_ids(tokenizer, every)
     number = {t: n for n, t in enumerate(dict.fromkeys(every))}
-    content = np.array([number[t] for t in every])  # equal texts, equal number
+    content = np.array([number[t] for t in every])  # the same number for equal texts
     starts = np.cumsum([0, *(len(p.texts) for p in pairs)])
     rng = np.random.default_rng(options.seed)
     targets = word_targets(flat, starts, len(tokenizer))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        reader = torch.nn.Linear(options.projection, len(tokenizer))  # reads words off an embedding; not kept
+        reader = torch.nn.Linear(options.projection, len(tokenizer))  # predicts words from embeddings; not saved
     both = torch.nn.ModuleList([model, reader])
     optimiser = torch.optim.AdamW(_decay_groups(both, options), lr=options.learning_rate, betas=(0.9, 0.98))
     per_epoch = -(-len(pairs) // options.batch_size)
@@ -254,7 +254,7 @@ def fit(
     for epoch in range(1, options.epochs + 1):
         losses = []
         for batch in batches(pairs, options.batch_size, rng):
-            place = rng.random()  # the same place in each pair's texts, short to long: little padding
+            place = rng.random()  # the same relative length in each pair's texts: little padding
             chosen = starts[batch] + (place * (starts[batch + 1] - starts[batch])).astype(np.int64)
             same = torch.from_numpy(content[chosen][:, None] == content[chosen][None, :])
             ids = forget(
@@ -287,18 +287,18 @@ def _decay_groups(model: torch.nn.Module, options: PretrainOptions) -> list[dict
 
 
 def batches(pairs: Sequence[Pair], size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Index arrays of at most ``size`` in random order, the pairs of a group side by side; each pair once."""
+    """Yield index arrays of at most ``size`` in random order, pairs of a group adjacent; each pair once."""
     members: dict[str, list[int]] = {}
     for i, pair in enumerate(pairs):
         members.setdefault(pair.group if pair.group is not None else f"\0{i}", []).append(i)
     groups = list(members.values())
     order = np.concatenate([rng.permutation(groups[g]) for g in rng.permutation(len(groups))]).astype(np.int64)
     count = -(-len(order) // size)
-    yield from np.array_split(order, count)  # of nearly equal size: no batch is left with a single pair
+    yield from np.array_split(order, count)  # of nearly equal size, so that no batch has a single pair
 
 
 def augment(pixels: Tensor, options: PretrainOptions, rng: np.random.Generator) -> Tensor:
-    """Move each image by up to ``shift`` pixels (edges repeated) and change its brightness. uint8 in, float out."""
+    """Shift each image by up to ``shift`` pixels (edges repeated) and change its brightness. uint8 in, float out."""
     n, _, size, _ = pixels.shape
     x = pixels.float()
     if options.shift:
@@ -317,7 +317,7 @@ def augment(pixels: Tensor, options: PretrainOptions, rng: np.random.Generator) 
 
 
 def forget(ids: Tensor, share: float, unknown: int, rng: np.random.Generator) -> Tensor:
-    """Replace a share of the words by the unknown word, so that it means "some word" and not noise."""
+    """Replace a fraction of the words by the unknown word, so that its embedding is trained."""
     words = (ids > 3) & torch.from_numpy(rng.random(ids.shape) < share)
     return ids.masked_fill(words, unknown)
 
@@ -326,7 +326,7 @@ def forget(ids: Tensor, share: float, unknown: int, rng: np.random.Generator) ->
 def retrieval(
     model: CLIPModel, tokenizer: PreTrainedTokenizerFast, pairs: Sequence[Pair], options: PretrainOptions
 ) -> dict[str, float]:
-    """Recall in percent over the pairs' first texts, text to image and image to text, ties against the model."""
+    """Return recall in percent for the pairs' first texts, in both directions; ties count against the model."""
     model.eval()
     pixels = torch.from_numpy(to_pixels((p.image for p in pairs), options))
     images = torch.cat([embed_images(model, part, options) for part in pixels.split(256)])
@@ -343,12 +343,12 @@ def retrieval(
 
 
 def save(model: CLIPModel, tokenizer: PreTrainedTokenizerFast, options: PretrainOptions, out: Path) -> None:
-    """Write an ordinary CLIP folder: float16 safetensors, config, tokenizer and image processor."""
+    """Write a standard CLIP folder: float16 safetensors, config, tokenizer and image processor."""
     out.mkdir(parents=True, exist_ok=True)
     with hub.quiet():
         model.to(torch.float16).save_pretrained(out)
     model.to(torch.float32)
     tokenizer.save_pretrained(out)
     settings = json.loads(build_processor(options).to_json_string())
-    settings["image_processor_type"] = "CLIPImageProcessor"  # the name that every transformers version maps
+    settings["image_processor_type"] = "CLIPImageProcessor"  # known to all transformers versions
     (out / "preprocessor_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")

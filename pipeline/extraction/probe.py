@@ -1,4 +1,4 @@
-"""Short measurements before a job: the batch size that is fastest here, and rows a second on the dataset's own items."""
+"""Short measurements before a job: the fastest batch size, and rows per second on items of the dataset."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
     from pipeline.extraction.plan import Plan
 
 DEFAULT_BATCH = 64
-_FEW_ROWS = 1024  # a job this small ends before a probe pays
+_FEW_ROWS = 1024  # smaller jobs are not worth a probe
 _SIZES = {"cpu": (8, 16, 32, 64, 128), "other": (32, 64, 128, 256, 512, 1024)}
-_ENOUGH = 0.97  # the smallest batch that reaches this part of the best rate is taken
+_ENOUGH = 0.97  # choose the smallest batch size with this fraction of the best rate
 _SECONDS_A_SIZE = 0.4
-_PROBE_SECONDS = 4.0  # of each table
+_PROBE_SECONDS = 4.0  # per table
 
 
 def default_workers(device: torch.device) -> int:
-    """Threads that decode: the CPUs that the model leaves free."""
+    """Return the number of decoding threads: the CPUs that the model leaves free."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(16, cpus - torch.get_num_threads() if device.type == "cpu" else cpus))
 
 
 def recorded_batch_size(execution: Sequence[Mapping[str, Any]], device: str) -> int | None:
-    """The batch size of the store's last session on this kind of device: a resumed job keeps it, and so its bits."""
+    """Return the batch size of the store's last session on this kind of device, for bit-identical resumed jobs."""
     for record in reversed(execution):
         settings = record.get("settings", {})
         if settings.get("device") == device and record.get("rows") and isinstance(settings.get("batch_size"), int):
@@ -46,9 +46,9 @@ def recorded_batch_size(execution: Sequence[Mapping[str, Any]], device: str) -> 
 
 
 def choose_batch_size(extractor: Extractor, todo: Mapping[str, Sequence[Item]], root: Path | None) -> dict[int, float]:
-    """Rows a second of the model by batch size, on copies of one item of the dearest table; {} when not worth it.
+    """Return rows per second by batch size, on copies of one item of the most expensive table; {} for a small job.
 
-    ``todo``: items to do by table. Sizes double until one does not fit or two in a row gain nothing.
+    ``todo``: missing items by table. Sizes double until one does not fit or two in a row bring no gain.
     """
     table = next((t for t in ("query", "target", "image", "text") if todo.get(t)), None)
     if table is None or sum(map(len, todo.values())) < _FEW_ROWS:
@@ -71,17 +71,17 @@ def choose_batch_size(extractor: Extractor, todo: Mapping[str, Sequence[Item]], 
         best = list(rates.values())
         if len(best) > 2 and max(best[-2:]) < max(best[:-2]) / _ENOUGH:
             break
-    extractor.calls = calls  # measuring is no extraction
+    extractor.calls = calls  # measurements are not counted
     return rates
 
 
 def best_size(rates: Mapping[int, float]) -> int:
-    """The smallest batch size within 3% of the fastest."""
+    """Return the smallest batch size within 3% of the best rate."""
     return min(size for size, rate in rates.items() if rate >= _ENOUGH * max(rates.values()))
 
 
 def _one(extractor: Extractor, items: Sequence[Item], root: Path | None) -> list[Any] | None:
-    """The prepared parts of the first item that can be read."""
+    """Return the prepared parts of the first readable item."""
     for item in items[:100]:
         (found,) = prepare(extractor, [item], root, Meter())
         if not isinstance(found, ItemFailure):
@@ -90,7 +90,7 @@ def _one(extractor: Extractor, items: Sequence[Item], root: Path | None) -> list
 
 
 def _rate(extractor: Extractor, table: str, parts: tuple[Sequence[Any], ...], size: int) -> float:
-    """Rows a second of one forward pass after another; the first is left out unless it alone took long enough."""
+    """Return rows per second of repeated batches; the first is not counted unless it alone fills the time."""
     spent: list[float] = []
     while sum(spent[1:]) < _SECONDS_A_SIZE and (len(spent) != 1 or spent[0] < _SECONDS_A_SIZE):
         began = time.perf_counter()
@@ -102,7 +102,7 @@ def _rate(extractor: Extractor, table: str, parts: tuple[Sequence[Any], ...], si
 
 @dataclass(frozen=True)
 class Probe:
-    """Rows a second by table, measured with the real items, and by which stage they were bound."""
+    """Rows per second by table, measured on real items, and the bottleneck stage of each."""
 
     batch_size: int
     workers: int
@@ -110,7 +110,7 @@ class Probe:
     slowest: Mapping[str, str]
 
     def seconds(self, plan: Plan) -> float:
-        """Time left for everything that ``plan`` still has to do on this machine."""
+        """Return the seconds that the missing rows of ``plan`` take on this machine."""
         return sum(len(t.todo) / self.rates[name] for name, t in plan.tables.items() if name in self.rates)
 
     def as_dict(self, plan: Plan) -> dict[str, Any]:
@@ -127,7 +127,7 @@ class Probe:
 
 
 def measure(extractor: Extractor, plan: Plan, root: Path | None, workers: int, batch_size: int) -> Probe:
-    """Run a few batches of each table's work through the engine; nothing is written. Takes some seconds a table."""
+    """Run a few batches of each table through the engine for some seconds per table; write nothing."""
     rates: dict[str, float] = {}
     slowest: dict[str, str] = {}
     calls, root = extractor.calls, root.resolve() if root else None
@@ -146,5 +146,5 @@ def measure(extractor: Extractor, plan: Plan, root: Path | None, workers: int, b
             if rows == len(table.todo) or spent > _PROBE_SECONDS / 2:
                 break
             rows = min(len(table.todo), max(2 * rows, int(rows * _PROBE_SECONDS / max(spent, 1e-3) * 0.75)))
-    extractor.calls = calls  # measuring is no extraction
+    extractor.calls = calls  # measurements are not counted
     return Probe(batch_size, workers, rates, slowest)

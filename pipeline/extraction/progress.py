@@ -1,4 +1,4 @@
-"""How an extraction shows where it stands: a live line on a terminal, a heartbeat elsewhere, or nothing. To stderr."""
+"""Progress display of an extraction on stderr: a live line on a terminal, a heartbeat elsewhere, or nothing."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ HEARTBEAT = 10.0  # seconds
 
 
 class Progress:
-    """Shows nothing; the base of those that do. ``start`` once, ``update`` after each batch, ``stop`` always."""
+    """Base class, shows nothing. Call ``start`` once, ``update`` after each batch, and ``stop`` in any case."""
 
     def start(self, meter: Meter) -> None:
         self.meter = meter
 
     def update(self) -> None:
-        """Something changed in the meter."""
+        """Show the current meter."""
 
     def stop(self) -> None:
-        """No more changes."""
+        """End the display."""
 
 
 def make_progress(mode: Mode | Progress = "auto", stream: TextIO | None = None) -> Progress:
-    """``auto``: live on a terminal, else one line about every ten seconds. ``stream``: stderr unless told."""
+    """Return a display. ``auto``: live on a terminal, else one line every ten seconds. ``stream``: default stderr."""
     if isinstance(mode, Progress):
         return mode
     stream = sys.stderr if stream is None else stream
@@ -38,7 +38,7 @@ def make_progress(mode: Mode | Progress = "auto", stream: TextIO | None = None) 
 
 
 def line(meter: Meter) -> str:
-    """``image  1,200/3,000 rows  2 failed  85.1 rows/s  0:21 left  slowest: decode``."""
+    """Format ``image  1,200/3,000 rows  2 failed  85.1 rows/s  0:21 left  slowest: decode``."""
     failed = f"  {meter.failed + meter.unusable:,} failed" if meter.failed + meter.unusable else ""
     if not meter.total:
         return f"{meter.now}{failed}"
@@ -49,7 +49,7 @@ def line(meter: Meter) -> str:
 
 
 class Lines(Progress):
-    """One line every ``interval`` seconds, from a thread of its own: a slow batch does not silence it."""
+    """One line every ``interval`` seconds, from a separate thread, so that slow batches do not delay it."""
 
     def __init__(self, stream: TextIO, interval: float = HEARTBEAT):
         self.stream, self.interval = stream, interval
@@ -73,7 +73,7 @@ class Lines(Progress):
 
 
 class Live(Progress):
-    """A bar with rate, time left and the slowest stage."""
+    """Progress bar with rate, time left and the slowest stage."""
 
     def __init__(self, stream: TextIO):
         self.stream = stream

@@ -1,4 +1,4 @@
-"""What an extraction did: rows by table, seconds by stage, and where the rows are."""
+"""Result of an extraction: rows by table, seconds by stage, and the path of the store."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.extraction.work import pair_name
 
 @dataclass
 class TableReport:
-    """``requests`` before, ``unique`` after deduplication = extracted + reused + failed; ``unusable`` had no content."""
+    """``requests`` before, ``unique`` after deduplication (= extracted + reused + failed); ``unusable``: no content."""
 
     requests: int
     unique: int
@@ -27,10 +27,10 @@ class TableReport:
 
 @dataclass
 class Report:
-    """``seconds``: hash, decode and tokenise (added up over the worker threads), stack, model, write; ``work``: from the
-    first batch to the last commit; ``wall``: in all.
+    """Result of ``extract``. ``seconds``: hash, decode and tokenise (summed over the worker threads), stack, model,
+    write; ``work``: from the first batch to the last commit; ``wall``: total.
 
-    ``left_out``: split -> (sessions that need a failed row, all sessions); later stages leave these out.
+    ``left_out``: split -> (sessions that need a failed row, all sessions); later stages skip the former.
     """
 
     path: Path
@@ -39,13 +39,13 @@ class Report:
     reasons: dict[str, str]
     seconds: dict[str, float] = field(default_factory=dict)
     bytes: int = 0
-    cut: int = 0  # texts longer than the model reads
+    cut: int = 0  # truncated texts
     new_failures: int = 0
     left_out: dict[str, tuple[int, int]] = field(default_factory=dict)
-    workers: dict[str, int] = field(default_factory=dict)  # shards by worker, when there was a cluster
-    busy: dict[str, float] = field(default_factory=dict)  # seconds by stage, divided among those who worked on it
-    catalogue: dict[str, bytes] = field(default_factory=dict, repr=False)  # image id -> content key, as it was read
-    checked: dict[str, Any] = field(default_factory=dict)  # what was measured of precision and form before the work
+    workers: dict[str, int] = field(default_factory=dict)  # shards by cluster worker
+    busy: dict[str, float] = field(default_factory=dict)  # seconds by stage, divided by its threads
+    catalogue: dict[str, bytes] = field(default_factory=dict, repr=False)  # image id -> content key, as read
+    checked: dict[str, Any] = field(default_factory=dict)  # measurements of precision and tower format
 
     @property
     def extracted(self) -> int:
@@ -61,13 +61,13 @@ class Report:
 
     @property
     def rates(self) -> dict[str, float]:
-        """Rows a second: of the whole call, and of each stage had it been alone on one thread."""
+        """Rows per second: of the whole call, and of each stage as if it ran alone on one thread."""
         done = self.extracted
         return {stage: done / seconds for stage, seconds in self.seconds.items() if done and seconds > 0}
 
     @property
     def slowest(self) -> str:
-        """The stage that was busy for the longest time."""
+        """Stage with the most busy time."""
         return max(self.busy, key=lambda stage: self.busy[stage]) if self.busy else "none"
 
     def as_dict(self) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class Report:
 
 
 def report_of(path: Path, plan: Plan) -> Report:
-    """The report of a job that has only been planned so far."""
+    """Return the report of a planned job before any work."""
     tables = {
         name: TableReport(t.requests, t.unique, t.done, failed=t.failed, unusable=len(t.unusable))
         for name, t in plan.tables.items()
@@ -134,9 +134,9 @@ def report_of(path: Path, plan: Plan) -> Report:
 
 
 def left_out(dataset: Dataset, failures: Sequence[Failure]) -> dict[str, tuple[int, int]]:
-    """Split -> (sessions that need a row on record as failed, all sessions)."""
+    """Return split -> (sessions that need a failed row, all sessions)."""
     images = {f.item for f in failures if f.table in ("image", "target")}
-    asked = {f.item for f in failures if f.table in ("text", "query")}  # texts, or pairs by their name
+    asked = {f.item for f in failures if f.table in ("text", "query")}  # texts, or names of pairs
     found: dict[str, tuple[int, int]] = {}
     for session in dataset.sessions:
         needs = {session.target, *(turn.reference for turn in session.turns)}

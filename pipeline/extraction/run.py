@@ -1,4 +1,4 @@
-"""Stage 1: bring a store up to date with a dataset. Resumable at every shard; run it again and only the rest is done."""
+"""Stage 1: bring a store up to date with a dataset. Resumable at every shard; existing rows are not computed again."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ __all__ = ["ExtractionError", "Interrupted", "Report", "TooManyFailures", "extra
 
 
 class ExtractionError(FashionNTMError):
-    """Nothing could be extracted of a whole table."""
+    """No row of a table could be extracted."""
 
 
 class Interrupted(FashionNTMError):
-    """The user stopped the job. Every committed row is kept."""
+    """The user stopped the job. All committed rows are kept."""
 
     exit_code = 130
 
@@ -65,15 +65,15 @@ def extract(
 ) -> Report:
     """Compute every missing row of ``dataset`` for ``extractor`` and commit it to the store below ``stores``.
 
-    ``batch_size``: items a forward pass (halved when memory is short); "auto" keeps the size of the store's last
-    session on this device, else measures. ``shard_rows``: rows a commit. ``workers``: threads that read, decode and
-    tokenise (0: everything in one thread; None: the CPUs that the model leaves free). ``max_failures``: raise
-    TooManyFailures beyond it. ``check``: called before the first forward pass when there is work; what it gives is
-    recorded with the session. ``crew``: the workers that compute the shards instead of this process.
-    An item that fails is recorded in the ledger with stage and reason, and the job goes on.
+    ``batch_size``: items per batch (halved when memory runs out); "auto" keeps the size of the store's last session on
+    this device, or measures. ``shard_rows``: rows per commit. ``workers``: threads that read, decode and tokenize
+    (0: no extra thread; None: the CPUs that the model leaves free). ``max_failures``: raise TooManyFailures beyond this
+    number. ``check``: called before the first batch if there is work; its result is recorded with the session.
+    ``crew``: cluster workers that compute the shards instead of this process.
+    A failed item is recorded in the ledger with stage and reason, and the job continues.
 
-    Raises ManifestError (nothing to read), Interrupted on Ctrl-C, ExtractionError when a table gets no row at all, and
-    the store's own errors.
+    Raises ManifestError (nothing to read), Interrupted (Ctrl-C), ExtractionError (a table without a single row) and
+    the errors of the store.
     """
     began = time.perf_counter()
     workers = default_workers(extractor.device) if workers is None else workers
@@ -90,7 +90,7 @@ def extract(
 
 
 class _Extraction:
-    """One call of ``extract``."""
+    """State of one ``extract`` call."""
 
     def __init__(self, dataset: Dataset, extractor: Extractor, stores: Path, meter: Meter, display: Progress):
         self.dataset, self.extractor, self.stores = dataset, extractor, stores
@@ -136,7 +136,7 @@ class _Extraction:
                     remember=True,
                 )
 
-        plan, cut = None if path.exists() else plan_with(None), extractor.cut  # a dataset without images makes no store
+        plan, cut = None if path.exists() else plan_with(None), extractor.cut  # raises before a store is created
         with StoreWriter(
             path, dataset=dataset.name, extractor=extractor.name, fields=fields, execution=execution
         ) as writer:
@@ -181,7 +181,7 @@ class _Extraction:
         crew: Cluster | None,
         setting: Setting | None,
     ) -> int:
-        """The batch size to use; it is recorded, with the device and what was measured."""
+        """Return the batch size; record it with the device and the measured rates."""
         self.meter.now = "preparing the model"
         todo = {name: table.todo for name, table in plan.tables.items()}
         device, rates = describe(self.extractor.device), {}
@@ -200,7 +200,7 @@ class _Extraction:
         return size
 
     def _read_again(self, path: Path) -> None:
-        """A file whose bytes were not those of its remembered digest is hashed anew next time."""
+        """Drop the cached digests of files whose bytes had changed, so that the next run hashes them again."""
         if self.changed and self.root is not None:
             digests = DigestCache(path.parent / DIGESTS, self.root)
             digests.forget(self.changed)
@@ -215,7 +215,7 @@ class _Extraction:
         workers: int,
         max_failures: int | None,
     ) -> None:
-        """The tasks by this process: the engine here, the commits in a thread of their own."""
+        """Run the tasks in this process and commit the shards in a separate thread."""
 
         def commit(outcome: Outcome) -> None:
             with self.meter.time("write"):
@@ -240,7 +240,7 @@ class _Extraction:
                 max_failures=max_failures,
                 on_batch=after_batch,
             )
-            with closing(outcomes):  # a failed commit must not leave its threads at work
+            with closing(outcomes):  # stops the worker threads if a commit fails
                 for outcome in outcomes:
                     commits.put(outcome)
         self.display.update()
@@ -254,7 +254,7 @@ class _Extraction:
         tasks: list[ShardTask],
         max_failures: int | None,
     ) -> None:
-        """The tasks by a cluster's workers; what they write is committed here, in order."""
+        """Run the tasks on the workers of a cluster; commit their shards here, in order."""
         meter = self.meter
         meter.now, meter.machines = f"{crew.size} workers", max(1, crew.size)
 
@@ -268,7 +268,7 @@ class _Extraction:
             for shard in crew.shards(setting, tasks, writer.next_number, look):
                 table = tasks[shard.task].table
                 for stage, seconds in shard.seconds.items():
-                    meter.add(stage, seconds if stage != "write" else 0.0)  # theirs: on their own disks' time
+                    meter.add(stage, seconds if stage != "write" else 0.0)  # workers write in parallel
                 with meter.time("write"):
                     if shard.receipt is not None:
                         writer.adopt(shard.receipt)
@@ -287,10 +287,10 @@ class _Extraction:
         failures: Sequence[ItemFailure],
         long: Sequence[Item],
     ) -> None:
-        """Enter what became of a task's items in the ledger and in the report, after its rows were committed."""
+        """Record the failures and truncated texts of a committed task in the ledger, and update the report."""
         report.tables[table].extracted += rows
         self.kept += rows
-        cut = "longer than the model reads: its end was cut"  # on record, and no failure: its row, which is there, ends it
+        cut = "longer than the model reads: its end was cut"  # noted in the ledger; the row exists
         found = [(name, "tokenise", cut, item.key) for item in long for name in item.names]
         found += [(name, f.stage, f.reason, f.item.key) for f in failures for name in f.item.names]
         if found:
@@ -303,7 +303,7 @@ class _Extraction:
 
 
 def _settle_failures(writer: StoreWriter, plan: Plan) -> None:
-    """Record what has no content to read, and withdraw failures that are about another content than there is now."""
+    """Record items without content, and clear failures of items whose content has changed since."""
     for table in plan.tables.values():
         for item in table.outdated:
             writer.clear(table.table, item)
@@ -312,7 +312,7 @@ def _settle_failures(writer: StoreWriter, plan: Plan) -> None:
 
 
 def _refuse_empty(report: Report, plan: Plan) -> None:
-    """A table without a single row is a wrong path or a wrong model, not some bad items."""
+    """Raise ExtractionError for a table without rows: the path or the model is wrong, not single items."""
     for name, table in report.tables.items():
         if table.requests and not table.extracted and not table.reused:
             bad: list[Any] = [*plan.tables[name].unusable]

@@ -1,4 +1,4 @@
-"""Prepared batches through the model: halved when memory is short, and a bad item never costs its neighbours."""
+"""Execution of prepared batches; a batch is halved if memory runs out, and a bad item does not affect its neighbors."""
 
 from __future__ import annotations
 
@@ -19,47 +19,47 @@ from pipeline.extraction.tokens import Tokens
 from pipeline.extraction.transfer import PendingRows
 from pipeline.extraction.work import Item
 
-IN_FLIGHT = 2  # batches that a GPU has been given and not given back; the CPU computes each at once
+IN_FLIGHT = 2  # unfinished batches on a GPU; the CPU computes each at once
 
 
 @dataclass
 class Outcome:
-    """A task's rows in plan order, less the failed ones. ``seconds``: the model's time. May be partial when stopped."""
+    """Rows of a task in plan order, without failed ones. ``seconds``: model time. Incomplete if the job was stopped."""
 
     table: str
     task: int = -1
-    # (positions in the task, content keys, features [n, D]) of each batch; appended whole, so an interrupt cannot split it
+    # (positions in the task, content keys, features [n, D]) per batch; one append, so an interrupt cannot split it
     pieces: list[tuple[list[int], list[bytes], np.ndarray]] = field(default_factory=list)
     failures: list[ItemFailure] = field(default_factory=list)
-    long: list[Item] = field(default_factory=list)  # their text lost its end
+    long: list[Item] = field(default_factory=list)  # items with a truncated text
     seconds: float = 0.0
-    whole: bool = False  # every item of the task is a row or a failure
+    whole: bool = False  # each item of the task has a row or a failure
 
     def __len__(self) -> int:
         return sum(len(positions) for positions, _, _ in self.pieces)
 
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """(keys uint8 [n, 16], features [n, D])."""
+        """Return (keys uint8 [n, 16], features [n, D])."""
         order = np.argsort([p for positions, _, _ in self.pieces for p in positions], kind="stable")
         keys = stack_keys(key for _, keys, _ in self.pieces for key in keys)
         return keys[order], np.concatenate([rows for _, _, rows in self.pieces])[order]
 
 
 class Runner:
-    """Runs batches through the model; one that does not fit is halved, and so are those after it.
+    """Run batches through the model; after one that does not fit in memory, batches are halved.
 
-    ``push`` gives the device a batch and takes back the oldest one beyond IN_FLIGHT; ``finished`` gives the outcomes
-    of which every batch is back.
+    ``push`` starts a batch on the device and collects the oldest one beyond IN_FLIGHT; ``finished`` yields the outcomes
+    with all batches collected.
     """
 
     def __init__(self, extractor: Extractor, batch_size: int, meter: Meter):
         self.extractor, self.limit, self.meter = extractor, batch_size, meter
         self._depth = IN_FLIGHT if extractor.device.type == "cuda" else 0
         self._flight: deque[tuple[ForwardBatch, Outcome, PendingRows]] = deque()
-        self._ended: deque[Outcome] = deque()  # all of their batches were pushed
+        self._ended: deque[Outcome] = deque()  # outcomes with all batches pushed
 
     def push(self, batch: ForwardBatch, outcome: Outcome) -> None:
-        """Add the batch's rows and failures to ``outcome``, now or when the device has them."""
+        """Start a batch; its rows and failures are added to ``outcome`` now or when the device is done."""
         before = self.meter.seconds["model"]
         outcome.long.extend(self._long(batch))
         start = 0
@@ -70,7 +70,7 @@ class Runner:
             if rows is not None:
                 self._flight.append((piece, outcome, rows))
             elif error is not None and is_out_of_memory(error) and len(piece) > 1:
-                self._take(0)  # what is in flight holds memory too
+                self._take(0)  # batches in flight use memory too
                 self.limit = max(1, len(piece) // 2)
                 free_memory(self.extractor.device)
                 continue
@@ -83,18 +83,18 @@ class Runner:
             self._ended.append(outcome)
 
     def flush(self) -> None:
-        """Wait for everything that the device was given."""
+        """Wait for all batches on the device."""
         self._take(0)
 
     def finished(self) -> Iterator[Outcome]:
-        """Whole outcomes, in order, each once."""
+        """Yield the complete outcomes in order, each once."""
         while self._ended and all(outcome is not self._ended[0] for _, outcome, _ in self._flight):
             outcome = self._ended.popleft()
             outcome.whole = True
             yield outcome
 
     def _long(self, batch: ForwardBatch) -> list[Item]:
-        """Members whose text, or stand-in, was longer than the model reads."""
+        """Return the members with a truncated text or caption."""
         tokens = getattr(self.extractor, "tokens", None)
         if not isinstance(tokens, Tokens):
             return []
@@ -102,26 +102,26 @@ class Runner:
         return [item for item in batch.items if found and (item.text in found or item.caption in found)]
 
     def _take(self, depth: int) -> None:
-        """Rows of the oldest batches, until no more than ``depth`` are in flight."""
+        """Collect the oldest batches until at most ``depth`` are in flight."""
         while len(self._flight) > depth:
             piece, outcome, rows = self._flight[0]
             with self.meter.time("model"):
                 found = rows.numpy()
-            self._flight.popleft()  # first: an interrupt between the two loses a batch, and must not keep it twice
+            self._flight.popleft()  # first: an interrupt in between loses the batch instead of keeping it twice
             self._keep(piece, found, outcome)
 
     def _begin(self, piece: ForwardBatch, table: str) -> tuple[PendingRows | None, Exception | None]:
         try:
             rows = self.extractor.begin(table, *piece.parts)
         except (ExtractorError, torch.AcceleratorError):
-            raise  # a broken extractor or a lost device fails every item after it too
+            raise  # a broken extractor or a lost device fails all later items too
         except Exception as error:
-            error.__traceback__ = None  # its frames hold the batch's tensors, and memory may be what is short
+            error.__traceback__ = None  # its frames keep the batch's tensors in memory
             return None, error
         return rows, None
 
     def _one_by_one(self, piece: ForwardBatch, error: Exception, outcome: Outcome) -> None:
-        """The model refused a batch: find the items at fault. When it is all of them, the model is, and that is raised."""
+        """Find the items that cause the error of a failed batch; raise the error if all items fail."""
         if len(piece) == 1:
             self._fail(piece, error, outcome)
             return
@@ -149,7 +149,7 @@ class Runner:
         self.meter.failed += 1
 
     def _keep(self, piece: ForwardBatch, rows: np.ndarray, outcome: Outcome) -> None:
-        """The rows that are finite; the others failed."""
+        """Add the finite rows to the outcome, and the others as failures."""
         wanted = self.extractor.dim(outcome.table)
         if rows.shape[1] != wanted:
             raise ExtractorError(

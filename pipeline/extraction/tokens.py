@@ -1,4 +1,4 @@
-"""Texts to token ids in worker threads, and ids to padded batches, for every text tower."""
+"""Tokenization in worker threads, and padding of batches, for all text towers."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from pipeline.extraction.hub import ModelError
 
 
 class Tokens:
-    """A tokenizer with one maximum length. ``full``: always pad to it, as SigLIP's text towers were trained.
-    ``prompt``: put before every text.
+    """Tokenizer with a maximum length. ``full``: always pad to it, as in the training of SigLIP's text towers.
+    ``prompt``: prepended to every text.
 
-    ``cut`` counts the texts that were longer and lost their end; ``take_long`` names them, each once.
+    ``cut`` counts the truncated texts; ``take_long`` returns each of them once.
     """
 
     def __init__(
@@ -33,10 +33,10 @@ class Tokens:
         self.prompt = prompt
         self.cut = 0
         self._long: set[str] = set()
-        self._lock = threading.Lock()  # the tokenizers library refuses to change its state while another thread encodes
+        self._lock = threading.Lock()  # tokenizers does not allow state changes while another thread encodes
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of each text, int64 [tokens], special tokens included, at most ``length``."""
+        """Return the ids of each text, int64 [tokens], with special tokens, truncated to ``length``."""
         given = [self.prompt + text for text in texts]
         given = [text.lower() for text in given] if self.lower else given
         if not given:
@@ -56,14 +56,14 @@ class Tokens:
         return [np.asarray(ids, dtype=np.int64) for ids in found["input_ids"]]
 
     def take_long(self, texts: Sequence[str]) -> set[str]:
-        """Which of ``texts`` lost their end since they were last asked about."""
+        """Return those of ``texts`` that were truncated since the last call for them."""
         with self._lock:
             found = self._long.intersection(texts)
             self._long -= found
         return found
 
     def pad(self, batch: Sequence[np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:
-        """``input_ids`` and, where the tokenizer's model reads one, ``attention_mask``, int64 [n, longest or full]."""
+        """Return ``input_ids`` and, if the model has it as an input, ``attention_mask``: int64 [n, longest or full]."""
         width = self.length if self.full else max(1, *(len(ids) for ids in batch))
         ids = np.full((len(batch), width), self.tokenizer.pad_token_id, dtype=np.int64)
         mask = np.zeros_like(ids)
@@ -77,7 +77,7 @@ class Tokens:
         return {name: torch.from_numpy(value).to(device) for name, value in inputs.items()}
 
     def semantic(self) -> dict[str, Any]:
-        """What decides the ids: digest of the tokenizer, maximum length, padding and the inputs that are passed."""
+        """Return the semantic fields: digest of the tokenizer, maximum length, padding and model inputs."""
         prompt = {"prompt": self.prompt} if self.prompt else {}
         return prompt | {
             "digest": self._digest(),
@@ -90,7 +90,7 @@ class Tokens:
         }
 
     def _slow(self) -> dict[str, Any]:
-        """What a tokenizer in Python reads besides its vocabulary: merges or pieces with their scores, and its flags."""
+        """Return the state of a Python tokenizer besides its vocabulary: merges, or pieces with scores, and flags."""
         flags = {k: v for k, v in self.tokenizer.init_kwargs.items() if isinstance(v, bool | int | float)}
         with tempfile.TemporaryDirectory() as folder, contextlib.suppress(NotImplementedError):
             files = self.tokenizer.save_vocabulary(folder) or ()
@@ -101,7 +101,7 @@ class Tokens:
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is not None:
             state = json.loads(backend.to_str())
-            for key in ("padding", "truncation"):  # set by every call, and stated beside the digest
+            for key in ("padding", "truncation"):  # set by each call, and separate semantic fields
                 state.pop(key, None)
         else:
             state = {"class": type(self.tokenizer).__name__, "vocabulary": self.tokenizer.get_vocab()} | self._slow()

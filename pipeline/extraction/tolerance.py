@@ -1,8 +1,8 @@
-"""How near a row must come to its stored self when it is computed again.
+"""Tolerance between a stored row and the same row computed again.
 
-Another batch, thread count or device sums in another order, and a stored value is rounded once. The defaults hold for
-unit rows, whose values are at most 1: a few units in the last place of the coarser of the two dtypes, with room for
-what a network makes of it. Recorded in the store's execution record, so that a store is held to what it was made with.
+Another batch, thread count or device sums in another order, and a stored value is rounded once. The defaults apply to
+unit rows, whose values are at most 1: a few units in the last place of the coarser of the two dtypes, with a margin for
+the error growth in a network. The value is part of the store's execution record, which later checks use.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from manifests.schema import Dataset
 if TYPE_CHECKING:
     from pipeline.extraction.extractors.base import Extractor
 
-COMPUTED = {"float32": 1e-4, "bfloat16": 4e-2, "float16": 5e-3}  # largest absolute difference of a unit row's values
-STORED = {"float32": 1e-5, "float16": 1e-3}  # half a unit in the last place below 1, and what turns on it
+COMPUTED = {"float32": 1e-4, "bfloat16": 4e-2, "float16": 5e-3}  # maximum absolute difference of a unit row's values
+STORED = {"float32": 1e-5, "float16": 1e-3}  # half a unit in the last place below 1, with a margin
 
 
 def tolerance(compute: str, stored: str) -> float:
-    """Largest absolute difference of one value, for rows of unit norm.
+    """Return the maximum absolute difference of one value, for rows of unit norm.
 
     >>> tolerance("float32", "float16")
     0.001
@@ -29,7 +29,7 @@ def tolerance(compute: str, stored: str) -> float:
 
 
 def recorded(extractor: Extractor, dataset: Dataset) -> dict[str, Any]:
-    """Settings that a store records of its extraction and is never keyed by: paths, and the tolerance of its rows."""
+    """Return settings for the execution record that are not part of the store's key: paths and row tolerance."""
     options = extractor.options
     return {
         "model": str(getattr(options, "model", "")),
@@ -39,12 +39,12 @@ def recorded(extractor: Extractor, dataset: Dataset) -> dict[str, Any]:
 
 
 def tolerance_of(store: Store) -> float:
-    """What the last extraction into ``store`` recorded, or the default of its fields' dtypes."""
+    """Return the tolerance recorded by the last extraction into ``store``, or the default for its dtypes."""
     for record in reversed(store.execution):
         found = record.get("settings", {}).get("tolerance")
         if isinstance(found, int | float) and found > 0:
             return float(found)
     fields: dict[str, Any] = store.fields.get("backbone", store.fields)
-    # a composer is applied to rows that may differ by the backbone's tolerance, and passes on a small multiple of it
+    # a composer turns the backbone's tolerance in its inputs into a small multiple
     factor = 4.0 if "composer" in store.fields else 1.0
     return factor * tolerance(fields.get("compute_dtype", "float32"), fields.get("store_dtype", "float16"))

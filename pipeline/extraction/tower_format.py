@@ -1,5 +1,5 @@
-"""Other ways to run the same image tower: channels-last memory, torch.compile. They give the same features up to rounding,
-so the form is no part of a store's fingerprint; how near its rows came to the plain ones is recorded with the session.
+"""Formats of the image tower: channels-last memory, torch.compile. Features are equal up to rounding, so the format is
+not part of a store's fingerprint; the measured difference to the default format is recorded with the session.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _TIMED = 3  # batches
 
 
 class FormError(FashionNTMError):
-    """The model cannot run in this form here."""
+    """The model cannot run in this format."""
 
 
 def take_form(extractor: Extractor, form: str) -> Callable[[], None]:
-    """From now on the image tower runs in ``form``; what is returned undoes it. "compiled" is channels-last too.
+    """Switch the image tower to ``form``; return a function that undoes it. "compiled" implies channels-last.
 
-    Raises FormError for an extractor whose tower has no other form.
+    Raises FormError for an extractor whose tower has a single format.
     """
     if form == "plain":
         return lambda: None
@@ -47,10 +47,10 @@ def take_form(extractor: Extractor, form: str) -> Callable[[], None]:
 
 
 def held_form(extractor: Extractor, images: Sequence[Any], form: str, batch_size: int = 32) -> dict[str, Any]:
-    """``take_form``, held against the plain form on some prepared ``images``; what the session records of it.
+    """Call ``take_form`` and compare with the default on prepared ``images``; return the session record.
 
-    Raises FormError when the form does not run here, or its rows are further from the plain ones than the store's tolerance;
-    the tower is then as it was.
+    Raises FormError when the format does not run on this machine, or its rows differ from the default by more than the
+    store's tolerance; the tower is then restored.
     """
     if form == "plain":
         return {}
@@ -59,9 +59,9 @@ def held_form(extractor: Extractor, images: Sequence[Any], form: str, batch_size
 
 
 def fastest_form(extractor: Extractor, images: Sequence[Any], count: int, batch_size: int = 32) -> dict[str, Any]:
-    """``held_form`` with the form in which ``count`` images are done first, the time to compile included.
+    """Call ``held_form`` with the format that is fastest for ``count`` images, including compilation.
 
-    "form_seconds": of those that run here. {} for an extractor that has one form only.
+    Field "form_seconds": time of each format that runs on this machine. {} for an extractor with a single format.
     """
     if extractor.image_tower() is None:
         return {}
@@ -84,14 +84,14 @@ def fastest_form(extractor: Extractor, images: Sequence[Any], count: int, batch_
 
 
 def _held(extractor: Extractor, batch: Any, form: str) -> tuple[dict[str, Any], Callable[[], None]]:
-    """(what to record, what undoes the form)."""
+    """Return (session record, function that undoes the format)."""
     plain, undo = _rows(extractor, batch), take_form(extractor, form)
     try:
         apart = float(np.abs(_rows(extractor, batch) - plain).max())
         allowed = tolerance(extractor.options.dtype, extractor.options.store_dtype)
         if not apart <= allowed:
             raise FormError(f"a value of its rows is {apart:.1e} from the plain form's, more than {allowed:.0e}")
-    except Exception as error:  # no compiler, an operation that it does not know, rows too far apart
+    except Exception as error:  # no compiler, an unsupported operation, too large a difference
         undo()
         raise FormError(f"--form {form} does not work here: {one_line(error)}") from error
     return {"form": form, "from_plain": apart}, undo
@@ -106,13 +106,13 @@ def _tower(extractor: Extractor, form: str) -> torch.nn.Module:
 
 def _reordered(module: Any, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     pixels = named["pixel_values"]
-    if pixels.ndim != 4:  # patches instead of an image
+    if pixels.ndim != 4:  # patches, not an image
         return given, named
     return given, {**named, "pixel_values": pixels.contiguous(memory_format=torch.channels_last)}
 
 
 def _batch(extractor: Extractor, images: Sequence[Any], size: int) -> Any:
-    """``size`` of ``images``, repeated where there are fewer. Raises FormError when there is none."""
+    """Return a batch of ``size`` images, repeated if necessary. Raises FormError without any image."""
     if not images:
         raise FormError("no image could be read to try the form on: use --form plain")
     parts = [images[n % len(images)] for n in range(size)]
@@ -122,12 +122,12 @@ def _batch(extractor: Extractor, images: Sequence[Any], size: int) -> Any:
 def _rows(extractor: Extractor, batch: Any) -> np.ndarray:
     calls = extractor.calls
     rows = extractor.begin("image", batch).numpy().astype(np.float64)
-    extractor.calls = calls  # trying is no extraction
+    extractor.calls = calls  # trials are not counted
     return rows
 
 
 def _seconds(extractor: Extractor, batch: Any) -> float:
-    """Of a batch: the best of a few."""
+    """Return the minimum seconds per batch of several runs."""
     found = []
     for _ in range(_TIMED):
         began = time.perf_counter()

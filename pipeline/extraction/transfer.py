@@ -1,7 +1,7 @@
-"""Batches between host and device: stacked once in a worker thread, copied beside the computation where there is a GPU.
+"""Transfer of batches between host and device: stacked in a worker thread, on a GPU copied during computation.
 
-On the CPU the same calls stack and return at once. Everything on CUDA is ordered by streams and events: the copy to
-the device runs on a stream of its own, the computation waits for its event, and rows come back into pinned memory.
+On the CPU the same calls stack and return at once. On CUDA, streams and events order all operations: the copy to the
+device uses a separate stream, the computation waits for its event, and rows are copied back to pinned memory.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 
 
 class Stacked(Sequence[dict[str, np.ndarray]]):
-    """Prepared images as one tensor [n, ...] a name; an element is the dict of arrays that it was made of.
+    """Prepared images as one tensor [n, ...] per name; an element is the dict of arrays of one image.
 
-    ``ready``: the CUDA event after which the tensors are on the device; None when they are in host memory.
+    ``ready``: the CUDA event after which the tensors are on the device; None if they are in host memory.
     """
 
     def __init__(self, tensors: dict[str, torch.Tensor], ready: torch.cuda.Event | None = None):
@@ -41,9 +41,9 @@ class Stacked(Sequence[dict[str, np.ndarray]]):
 
 
 def stack(parts: Sequence[Any], device: torch.device) -> Sequence[Any]:
-    """``parts`` as ``Stacked`` where they are dicts of equal-shaped arrays (pixels), on their way to a CUDA ``device``.
+    """Stack dicts of equal-shaped arrays (pixels) and start copying them to a CUDA ``device``; return ``Stacked``.
 
-    Anything else (token ids, images of several sizes) is given back as it is.
+    Other parts (token ids, images of several sizes) are returned unchanged.
     """
     if not parts or not _alike(parts):
         return parts
@@ -69,7 +69,7 @@ def _alike(parts: Sequence[Any]) -> bool:
 
 
 def _sent(batch: Stacked, device: torch.device) -> Stacked:
-    """The batch's copy to a CUDA device, begun on the copy stream. Where its memory is full the batch stays here."""
+    """Start copying the batch to a CUDA device on the copy stream; keep it on the host if device memory is full."""
     stream = _copy_stream(device)
     try:
         with torch.cuda.stream(stream):
@@ -77,7 +77,7 @@ def _sent(batch: Stacked, device: torch.device) -> Stacked:
             event = torch.cuda.Event()
             event.record(stream)
     except torch.OutOfMemoryError:
-        return batch  # the model's thread copies it, and halves the batch if need be
+        return batch  # the model's thread copies it, and halves the batch if necessary
     return Stacked(moved, event)
 
 
@@ -87,9 +87,9 @@ def _copy_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 def to_device(images: Sequence[Any], device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Prepared images (dicts of arrays) as tensors [n, ...] on ``device``, floating ones as ``dtype``.
+    """Return prepared images (dicts of arrays) as tensors [n, ...] on ``device``, floating-point ones as ``dtype``.
 
-    On CUDA nothing waits: the current stream is made to wait for the copy.
+    Does not block on CUDA: the current stream waits for the copy.
     """
     batch = images if isinstance(images, Stacked) else None
     if batch is None:
@@ -98,7 +98,7 @@ def to_device(images: Sequence[Any], device: torch.device, dtype: torch.dtype) -
         here = torch.cuda.current_stream(device)
         here.wait_event(batch.ready)
         for tensor in batch.tensors.values():
-            tensor.record_stream(here)  # made on the copy stream: its memory is in use here too
+            tensor.record_stream(here)  # allocated on the copy stream, also used on this one
     return {
         name: tensor.to(device, dtype if tensor.is_floating_point() else None, non_blocking=True)
         for name, tensor in batch.tensors.items()
@@ -106,7 +106,7 @@ def to_device(images: Sequence[Any], device: torch.device, dtype: torch.dtype) -
 
 
 class PendingRows:
-    """Finished rows [n, D] on their way to host memory. On the CPU they are there already."""
+    """Computed rows [n, D] during their copy to host memory (on the CPU without a copy)."""
 
     def __init__(self, rows: torch.Tensor):
         self._done: torch.cuda.Event | None = None
@@ -119,8 +119,8 @@ class PendingRows:
             self._host = rows.cpu()
 
     def numpy(self) -> np.ndarray:
-        """The rows; waits for the device."""
+        """Wait for the device and return the rows."""
         if self._done is None:
             return self._host.numpy()
         self._done.synchronize()
-        return self._host.numpy().copy()  # a shard's worth of rows should not hold pinned memory
+        return self._host.numpy().copy()  # releases the pinned memory

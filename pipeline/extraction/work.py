@@ -1,4 +1,4 @@
-"""The unique work in a dataset: every image, text and pair that a single-turn model must see, once each."""
+"""Unique items of a dataset: the distinct images, texts and pairs that a single-turn model encodes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pipeline.extraction.extractors.base import Extractor
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One row to make. ``names``: what the ledger calls it if it fails (image ids, the text, or both).
+    """Input of one row. ``names``: its names in the ledger (image ids, the text, or both).
 
-    ``image``: content key of the image part; ``file``/``caption``: where its content is; ``text``: the text part.
+    ``image``: content key of the image; ``file`` or ``caption``: its content; ``text``: the text.
     """
 
     key: bytes
@@ -33,9 +33,9 @@ class Item:
 def catalogue_of(
     dataset: Dataset, extractor: Extractor, digests: Path | None, workers: int, remember: bool
 ) -> tuple[dict[str, Item], dict[str, str]]:
-    """(image id -> its item, image id -> why it has none).
+    """Return (image id -> item, image id -> failure of an image without content).
 
-    ``digests``: where image digests are remembered; updated only if ``remember``. Raises ManifestError when the dataset
+    ``digests``: the cache file of image digests, updated only if ``remember``. Raises ManifestError when the dataset
     has nothing that ``extractor`` reads.
     """
     if extractor.reads == "caption":
@@ -95,7 +95,7 @@ def _captions(dataset: Dataset, extractor: Extractor) -> tuple[dict[str, Item], 
 def requests_of(
     table: str, dataset: Dataset, sources: Mapping[str, Item], unusable: Mapping[str, str]
 ) -> tuple[int, dict[bytes, Item], list[Failure]]:
-    """(requests, unique items by key in order of first appearance, what cannot be asked at all)."""
+    """Return (number of requests, unique items by key in order of first appearance, failures without a key)."""
     if table in ("image", "target"):
         stage = "caption" if any(s.caption is not None for s in sources.values()) else "read"
         bad = [Failure(table, image_id, stage, why) for image_id, why in unusable.items()]
@@ -115,12 +115,12 @@ def _query(source: Item, image_id: str, text: str) -> Item:
 
 
 def pair_name(image_id: str, text: str) -> str:
-    """What the ledger calls a query."""
+    """Return the name of a query in the ledger."""
     return f"{image_id}: {text}"
 
 
 def _unique(items: Iterable[Item]) -> dict[bytes, Item]:
-    """One item a key; items with the same content share it and each keeps its name for the ledger."""
+    """Merge items of equal key into one item that keeps all their names for the ledger."""
     first: dict[bytes, Item] = {}
     others: dict[bytes, list[str]] = {}
     for item in items:

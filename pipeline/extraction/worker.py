@@ -1,7 +1,7 @@
-"""What a worker of a cluster does: load the model once, make the shards that it is given, answer with receipts.
+"""Functions that run in a cluster worker: load the model once, compute shards, return their receipts.
 
-Jobs and answers are plain values, and an error travels as its message: nothing of this project is unpickled on either
-side but the name of a function.
+Arguments and results are plain values, and an error is sent as its message: from this project, only function names
+are unpickled on either side.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from pipeline.extraction.probe import choose_batch_size, default_workers
 from pipeline.extraction.tower_format import held_form
 from pipeline.extraction.work import Item
 
-PROCESS = secrets.token_hex(8)  # this process's name in its answers
-_AT_ONCE = 2  # shards in hand: one at the model, the other being prepared or written
+PROCESS = secrets.token_hex(8)  # name of this process in its results
+_AT_ONCE = 2  # concurrent shards: one in the model, the other being prepared or written
 _slots, _model_gate, _loading = threading.BoundedSemaphore(_AT_ONCE), threading.Lock(), threading.Lock()
 _models: dict[str, Extractor] = {}
-_formed: set[Extractor] = set()  # whose image tower has taken the form that was asked for
-_TRIED = 12  # images to hold a form against the plain one with
+_formed: set[Extractor] = set()  # extractors whose image tower already runs in the requested format
+_TRIED = 12  # images on which a format is compared with the default
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all shards of a job share. ``spec``: the run spec as JSON values; ``fields``: what the model must be."""
+    """Settings of a job. ``spec``: run spec as JSON values; ``fields``: expected semantic fields of the model."""
 
     spec: dict[str, Any]
     device: str
@@ -55,10 +55,10 @@ class Setting:
 
 
 def make_shard(setting: dict[str, Any], table: str, number: int, items: list[tuple[Any, ...]]) -> dict[str, Any]:
-    """Compute the rows of ``items`` and write them as shard ``number`` of ``table``, not yet committed.
+    """Compute the rows of ``items`` and write them as shard ``number`` of ``table``, without committing it.
 
-    Gives the receipt (None when no item had a row), the failures as (position, stage, reason), seconds by stage, and
-    what this process has done so far. An error is given as ``{"error": message}``.
+    Return the receipt (None if no item has a row), the failures as (position, stage, reason), seconds by stage, and
+    the counters of this process. An error is returned as ``{"error": message}``.
     """
     try:
         with _slots:
@@ -102,7 +102,7 @@ def _make_shard(setting: Setting, table: str, number: int, items: list[Item]) ->
 
 
 def _take_form(form: str, extractor: Extractor, items: list[Item], root: Path | None) -> None:
-    """With the first images that can be read, held against the plain form."""
+    """Switch the image tower to ``form`` after comparing it with the default on the first readable images."""
     with _model_gate:
         if form == "plain" or extractor in _formed:
             return
@@ -113,7 +113,7 @@ def _take_form(form: str, extractor: Extractor, items: list[Item], root: Path | 
 
 
 def measure_batch(setting: dict[str, Any], todo: dict[str, list[tuple[Any, ...]]]) -> dict[str, Any]:
-    """The device of this worker and rows a second by batch size (see ``probe.choose_batch_size``)."""
+    """Return the device of this worker and rows per second by batch size (see ``probe.choose_batch_size``)."""
     try:
         known = Setting(**setting)
         extractor = _extractor(known)
@@ -126,7 +126,7 @@ def measure_batch(setting: dict[str, Any], todo: dict[str, list[tuple[Any, ...]]
 
 
 def _extractor(setting: Setting) -> Extractor:
-    """The model, loaded by the first shard that needs it and kept for all others."""
+    """Return the model, loaded on the first call and cached."""
     from pipeline.extraction.extractors import load_extractor
 
     key = digest([setting.spec, setting.device, setting.form])

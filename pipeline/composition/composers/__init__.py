@@ -1,4 +1,4 @@
-"""One module a composer: how an image embedding and a feedback embedding become one query feature."""
+"""Composers, one per module: an image embedding and a feedback embedding are combined into one query feature."""
 
 from manifests.registry import Registry
 from pipeline.composition.composers.base import Composer

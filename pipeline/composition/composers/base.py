@@ -1,4 +1,4 @@
-"""The contract of a composer: cached embeddings in, f_qry and f_tar out."""
+"""Base class of the composers: cached embeddings in, f_qry and f_tar out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from manifests.schema import Frozen
 
 
 class Composer(nn.Module, ABC):
-    """Maps cached image and text embeddings to unit-norm query and target features of size ``dim``.
+    """Map cached image and text embeddings to unit-norm query and target features of size ``dim``.
 
     Args:
         options: an instance of ``Options``.
@@ -21,7 +21,7 @@ class Composer(nn.Module, ABC):
     """
 
     title: ClassVar[str]
-    version: ClassVar[int] = 1  # raise it when the same options give other features
+    version: ClassVar[int] = 1  # increment when the same options give other features
     trainable: ClassVar[bool]
     Options: ClassVar[type[BaseModel]] = Frozen
     dim: int
@@ -31,13 +31,13 @@ class Composer(nn.Module, ABC):
         self.options, self.image_dim, self.text_dim = options, image_dim, text_dim
 
     def target_modules(self) -> tuple[nn.Module, ...]:
-        """The parts that ``target`` computes with, in a fixed order; cross-fitting shares them between its heads."""
+        """Return the modules that ``target`` uses, in a fixed order; cross-fitting shares them among its heads."""
         return ()
 
     @abstractmethod
     def query(self, image: Tensor, text: Tensor) -> Tensor:
-        """f_qry of reference images and feedback. ``image`` [B, image_dim], ``text`` [B, text_dim] -> [B, dim]."""
+        """Return f_qry of reference images and feedback. image [B, image_dim], text [B, text_dim] -> [B, dim]."""
 
     @abstractmethod
     def target(self, image: Tensor) -> Tensor:
-        """f_tar of catalogue images. ``image`` [B, image_dim] -> [B, dim]."""
+        """Return f_tar of catalog images. image [B, image_dim] -> [B, dim]."""

@@ -1,8 +1,8 @@
-"""CLIP4CIR's Combiner (Baldrati et al., CVPRW 2022), re-implemented; its published weights can be named as they are.
+"""CLIP4CIR's Combiner (Baldrati et al., CVPRW 2022), re-implemented; loads the published weights.
 
-Two projections of image and text, a head on both, and a learned scalar that mixes the embeddings themselves. Sizes and
-parameter names are those of the public checkpoints, which hold {"Combiner": weights}: ``weights = "combiner.pt"`` reads
-one. It expects the embeddings as the towers give them (``extractor.normalise = false``).
+Projections of image and text, a head on both, and a learned scalar that weights the embeddings themselves. Sizes and
+parameter names match the public checkpoints {"Combiner": weights}, which ``weights = "combiner.pt"`` loads. Inputs are
+the towers' unnormalized embeddings (``extractor.normalise = false``).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pipeline.composition.composers.base import Composer
 
 
 class CombinerOptions(Frozen):
-    projection: int | None = Field(None, ge=1)  # None: 4 times the embedding, as published
-    hidden: int | None = Field(None, ge=1)  # None: 8 times the embedding, as published
+    projection: int | None = Field(None, ge=1)  # None: 4 times the embedding size, as published
+    hidden: int | None = Field(None, ge=1)  # None: 8 times the embedding size, as published
     dropout: float = Field(0.5, ge=0, lt=1)
 
 
 class Combiner(Composer):
-    """q = normalise(head([text; image]) + s * text + (1 - s) * image), s = sigmoid(mlp([text; image])); target = image."""
+    """q = normalize(head(x) + s * text + (1 - s) * image), x = [text; image], s = sigmoid(mlp(x)); target = image."""
 
     title = "CLIP4CIR's combiner, trained on the train triplets or from its published weights"
     trainable = True
@@ -64,7 +64,7 @@ class Combiner(Composer):
 
     @classmethod
     def published(cls, weights: dict[str, Tensor]) -> Combiner:
-        """A combiner of the sizes of a published checkpoint's weights. Raises KeyError or RuntimeError for others."""
+        """Return a combiner with a checkpoint's published weights. Raises KeyError or RuntimeError for others."""
         projection, dim = weights["image_projection_layer.weight"].shape
         hidden = weights["combiner_layer.weight"].shape[0]
         made = cls(CombinerOptions(projection=projection, hidden=hidden), dim, dim)

@@ -1,11 +1,12 @@
-"""Weighted fusion: the training-free query of a dual encoder whose two towers share a space (WeiMoCIR, Wu et al. 2024).
+"""Weighted fusion: a training-free query for dual encoders with a shared embedding space (WeiMoCIR, Wu et al. 2024).
 
-WeiMoCIR writes q = (1 - alpha) v + alpha t; its public code mixes the embeddings as the towers give them, with alpha 0.8 for
-CLIP and 0.95 for BLIP on FashionIQ. It also adds, with weight beta, the similarity of q to captions that a language model
-writes of each candidate. That is not here: a store's text rows are the feedback texts, so those captions have no rows, and
-where captions stand in for the images (the ``caption`` extractor) they are the image rows already.
-``raw = true`` with ``extractor.normalise = false`` and ``alpha = 0.8`` is that query. By default both embeddings are
-normalised first, so that alpha means the same for any towers.
+WeiMoCIR defines q = (1 - alpha) v + alpha t. Its public code uses unnormalized embeddings, with alpha 0.8 for CLIP and
+0.95 for BLIP on FashionIQ; ``raw = true`` with ``extractor.normalise = false`` and ``alpha = 0.8`` reproduces this
+query. By default both embeddings are normalized first, so that alpha is comparable between towers.
+
+WeiMoCIR also adds, with weight beta, the similarity of q to generated captions of each candidate. This is left out: the
+text rows of a store are feedback texts, so those captions have no rows, and with captions instead of images (the
+``caption`` extractor) they already are the image rows.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from pipeline.composition.composers.base import Composer
 
 
 class FusionOptions(Frozen):
-    alpha: float = Field(0.6, ge=0, le=1)  # weight of the text; 0 searches by the image alone. See BENCHMARKS.md
-    raw: bool = False  # mix the embeddings as they are, not normalised first
+    alpha: float = Field(0.6, ge=0, le=1)  # weight of the text; 0 uses the image only. See BENCHMARKS.md
+    raw: bool = False  # do not normalize the embeddings first
 
 
 class Fusion(Composer):
-    """q = normalise((1 - alpha) * image + alpha * text), target = normalise(image); inputs normalised unless ``raw``."""
+    """q = normalize((1 - alpha) * image + alpha * text), target = normalize(image). ``raw``: inputs as they are."""
 
     title = "weighted fusion of image and text embeddings, nothing trained"
     trainable = False

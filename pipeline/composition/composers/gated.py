@@ -1,4 +1,4 @@
-"""A gate and a residual on frozen embeddings, in the manner of TIRG (Vo et al., CVPR 2019), trained on triplets."""
+"""Gate and residual on frozen embeddings, similar to TIRG (Vo et al., CVPR 2019), trained on triplets."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pipeline.composition.composers.base import Composer
 
 
 class GatedOptions(Frozen):
-    dim: int | None = Field(None, ge=1)  # None: the backbone's own size, which starts from its own space
+    dim: int | None = Field(None, ge=1)  # None: the backbone's size
     hidden: int = Field(512, ge=1)
     dropout: float = Field(0.3, ge=0, lt=1)
 
 
 class Gated(Composer):
-    """q = normalise(gate * image + (1 - gate) * text + residual); gate and residual see [image; text; image * text].
+    """q = normalize(gate * image + (1 - gate) * text + residual); inputs of both heads: [image; text; image * text].
 
-    Where sizes allow, the projections start as the identity (for a smaller ``dim`` as one matrix of orthonormal rows,
-    which keeps most of the cosines) and both heads at zero, so that fitting starts from the weighted fusion of the
-    pretrained embeddings. Measured on Multi-turn FashionIQ with MiniLM captions: single-turn
-    R@5 of held-out, pair-clean sessions nearly doubles against random projections (BENCHMARKS.md).
+    If the sizes match, the projections are initialized to the identity (for a smaller ``dim``, to a shared matrix of
+    orthonormal rows, which keeps most of the cosines) and both heads to zero, so that fitting starts from the weighted
+    fusion of the pretrained embeddings. On Multi-turn FashionIQ with MiniLM captions, single-turn R@5 of held-out,
+    pair-clean sessions is nearly twice that of random projections (BENCHMARKS.md).
     """
 
     title = "gate and residual over frozen embeddings, trained on the train triplets"
@@ -51,7 +51,7 @@ class Gated(Composer):
 
     @torch.no_grad()
     def _narrow(self) -> None:
-        """Towers of one space stay in one space."""
+        """Initialize both projections to the same orthonormal rows, so that the towers still share a space."""
         nn.init.orthogonal_(self.project_image.weight)
         self.project_text.weight.copy_(self.project_image.weight)
         nn.init.zeros_(self.project_image.bias)
@@ -70,7 +70,7 @@ class Gated(Composer):
         """[B, image_dim], [B, text_dim] -> [B, dim]."""
         reference = normalize(self.project_image(self.dropout(image)), dim=-1)
         words = normalize(self.project_text(self.dropout(text)), dim=-1)
-        # Unit-norm rows have entries near 1/sqrt(D): the heads see, and give, entries of unit scale.
+        # Unit-norm rows have entries near 1/sqrt(D): rescale, so that the heads' inputs and outputs have unit scale.
         size = self.dim**0.5
         joint = torch.cat([reference * size, words * size, reference * words * size**2], dim=-1)
         gate = torch.sigmoid(self.gate(joint))

@@ -1,4 +1,4 @@
-"""Single-turn models, one module each. Adding a file adds an extractor."""
+"""Single-turn models, one per module. A new file adds an extractor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ extractors: Registry[Extractor] = Registry("pipeline.extraction.extractors", Ext
 
 
 def load_extractor(spec: RunSpec, device: str = "auto") -> Extractor:
-    """The spec's extractor with its weights on ``device`` (auto: CUDA, MPS, CPU, whichever is there first).
+    """Load the extractor of ``spec`` on ``device`` (auto: the first available of CUDA, MPS, CPU).
 
     Raises ManifestError for an unknown extractor or option (with the nearest name), DeviceError, and ModelError when
     the model cannot be found or loaded.

@@ -1,8 +1,8 @@
-"""Published checkpoints by short name, with what is known of each; ``ls extractors --long`` prints them.
+"""Cards of published checkpoints by short name; ``ls extractors --long`` prints them.
 
-Stated is only what was read in public: model pages and licence files, configuration files, and the code that loads them.
-``contaminated_on`` is about test pairs: of those here only SPRC's and SPN4CIR's were fitted on FashionIQ's triplets. What
-general web crawls hold cannot be known.
+Sources: public model pages, license files, configuration files, and loading code.
+``contaminated_on`` refers to test pairs: of these checkpoints only SPRC's and SPN4CIR's were fitted on FashionIQ's
+triplets. The content of general web crawls is unknown.
 """
 
 from __future__ import annotations
@@ -125,5 +125,5 @@ SPRC = (
 
 
 def preset(cards: tuple[Card, ...], model: str) -> Card | None:
-    """The card of a short name or of a hub id; None for any other model."""
+    """Return the card of a short name or hub id; None for other models."""
     return next((card for card in cards if model in (card.name, card.source)), None)

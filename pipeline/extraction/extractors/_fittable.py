@@ -1,4 +1,4 @@
-"""What an extractor adds when ``fit-extractor`` can train it on the single-turn triplets of a dataset."""
+"""Base class of extractors that ``fit-extractor`` can train on the single-turn triplets of a dataset."""
 
 from __future__ import annotations
 
@@ -16,60 +16,60 @@ from pipeline.extraction.extractors.base import Extractor, ExtractorOptions, Pre
 
 
 class FitOptions(Frozen):
-    """How an extractor is fitted (``[extractor.fit]`` of a run spec): AdamW, one learning-rate cycle, in-batch negatives."""
+    """Fit options (``[extractor.fit]`` of a run spec): AdamW, one learning-rate cycle, in-batch negatives."""
 
     epochs: int = Field(20, ge=1)
     batch_size: int = Field(64, ge=2)
-    learning_rate: float = Field(1e-4, gt=0)  # at the top of the cycle
-    warmup: float = Field(0.1, ge=0, lt=1)  # share of the steps before the top
+    learning_rate: float = Field(1e-4, gt=0)  # maximum of the cycle
+    warmup: float = Field(0.1, ge=0, lt=1)  # fraction of the steps before the maximum
     weight_decay: float = Field(0.01, ge=0)
     temperature: float = Field(0.07, gt=0)
     clip_norm: float = Field(1.0, gt=0)
     seed: int = 0
-    autocast: bool = False  # bfloat16 where torch deems it safe; for CUDA
-    alpha: float | None = Field(None, ge=0, le=1)  # dual encoders: the text's weight; None: that of composer "fusion"
-    towers: Literal["both", "image", "text"] = "both"  # dual encoders: which are trained
+    autocast: bool = False  # bfloat16 autocast, for CUDA
+    alpha: float | None = Field(None, ge=0, le=1)  # dual encoders: weight of the text; None: that of composer "fusion"
+    towers: Literal["both", "image", "text"] = "both"  # dual encoders: trained towers
 
 
-STARTS = ("model", "revision", "text_model", "image_model")  # options that name what a fit starts from
+STARTS = ("model", "revision", "text_model", "image_model")  # options that name the initial weights of a fit
 
 
 class Fittable(Extractor):
-    """An extractor with weights that can be trained. ``network`` holds exactly what is trained and saved."""
+    """Extractor with trainable weights. ``network``: the module that is trained and saved."""
 
     fittable: ClassVar[bool] = True
     network: nn.Module
-    starts: Mapping[str, Any] = {}  # ``origin`` of the weights that ``fresh`` loaded
+    starts: Mapping[str, Any] = {}  # ``origin`` of the weights loaded by ``fresh``
 
     @classmethod
     @abstractmethod
     def fresh(cls, options: ExtractorOptions, device: torch.device, texts: Sequence[str]) -> Self:
-        """One to be trained, in float32: weights drawn from ``fit.seed``, or those it is told to start from.
+        """Return an extractor to train, in float32, initialized from ``fit.seed`` or from pretrained weights.
 
-        ``texts``: the train feedback, of which a vocabulary is made where no tokenizer is given.
+        ``texts``: the train feedback, used to build a vocabulary if no tokenizer is given.
         """
 
     @classmethod
     def starts_from(cls, options: ExtractorOptions) -> bool:
-        """Whether ``options`` ask for a model that has to be fitted first."""
+        """Return whether ``options`` require a fitted model."""
         raise NotImplementedError
 
     @classmethod
     @abstractmethod
     def origin(cls, options: ExtractorOptions) -> dict[str, Any]:
-        """Content digests of what ``fresh`` starts from, by part (``hub.origin``); {} where all weights are drawn.
+        """Return content digests of the initial weights, by part (``hub.origin``); {} if all weights are random.
 
-        Part of a fit's key in place of ``STARTS``. Raises ModelError when a model is not found.
+        They replace ``STARTS`` in the key of a fit. Raises ModelError when a model is not found.
         """
 
     @abstractmethod
     def queries(self, images: list[Prepared], texts: list[Prepared], alpha: float) -> Tensor:
-        """f_qry of prepared (reference image, feedback), unit norm, float32 [n, D], with gradients where enabled."""
+        """Return f_qry of prepared (image, feedback) pairs: float32 [n, D], unit norm, with gradients if enabled."""
 
     @abstractmethod
     def targets(self, images: list[Prepared]) -> Tensor:
-        """f_tar of prepared images, unit norm, float32 [n, D], with gradients where enabled."""
+        """Return f_tar of prepared images: float32 [n, D], unit norm, with gradients if enabled."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write what ``model = folder`` loads again: configuration, tokenizer and safetensors weights."""
+        """Write configuration, tokenizer and safetensors weights, to be loaded with ``model = folder``."""

@@ -1,4 +1,4 @@
-"""What FashionBERT and FashionVLP share: a BERT over words and visual tokens, a CNN, and a folder that holds both."""
+"""Common parts of FashionBERT and FashionVLP: a BERT over words and visual tokens, a CNN, and loading and saving."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from pipeline.extraction.tokens import Tokens
 
 
 class JointOptions(ExtractorOptions):
-    """``model``: a folder made by ``fit-extractor``; absent: the one fitted for this very spec.
+    """``model``: a folder written by ``fit-extractor``; absent: the one fitted for this spec.
 
-    The rest says what is built when fitting. ``text_model`` and ``image_model`` (hub id or folder of a BERT and of a
-    ResNet) give pretrained weights and their own sizes; without them the weights are random and the sizes are those here.
-    The defaults are BERT-base and ResNet-50.
+    The other options define the network to fit. ``text_model`` and ``image_model`` (hub id or folder of a BERT and of a
+    ResNet) provide pretrained weights and their sizes; without them the weights are random and the sizes are those
+    given here, by default BERT-base and ResNet-50.
     """
 
     model: str | None = None
@@ -48,13 +48,13 @@ class JointOptions(ExtractorOptions):
     image_widths: tuple[int, ...] = (256, 512, 1024, 2048)
     image_depths: tuple[int, ...] = (3, 4, 6, 3)
     image_layer: Literal["bottleneck", "basic"] = "bottleneck"
-    pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet's, as torchvision's ResNets expect
+    pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet statistics, as for torchvision's ResNets
     pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     fit: FitOptions = FitOptions()
 
 
 class JointNetwork(nn.Module):
-    """A BERT that reads words and ``visual_tokens`` visual tokens as one sequence, and a ResNet for the pixels.
+    """BERT over the sequence of words and ``visual_tokens`` visual tokens, and a ResNet for the pixels.
 
     ``settings``: {"text": BertConfig, "image": ResNetConfig, "max_tokens": int, "pixel_mean", "pixel_std", ...}.
     """
@@ -80,14 +80,14 @@ class JointNetwork(nn.Module):
             self.register_buffer(name, torch.tensor(settings[name]).view(1, 3, 1, 1))
 
     def feature_map(self, pixels: Tensor) -> Tensor:
-        """uint8 [n, 3, s, s] -> the CNN's last map [n, C, s/32, s/32]."""
+        """Return the CNN's last feature map: uint8 [n, 3, s, s] -> [n, C, s/32, s/32]."""
         values = (pixels.to(self.pixel_mean.dtype) / 255 - self.pixel_mean) / self.pixel_std
         return self.image(pixel_values=values).last_hidden_state
 
     def read(self, ids: Tensor, mask: Tensor, visual: Tensor) -> Tensor:
-        """Words ids, mask int64 [n, L] and visual tokens [n, V, width] -> the first word's output [n, width].
+        """Return the first word's output [n, width] for words (ids, mask int64 [n, L]) and visual tokens [n, V, width].
 
-        Visual tokens have positions of their own behind the longest text, so that padding changes nothing.
+        The positions of visual tokens start after the longest possible text, so that padding has no effect.
         """
         n, length = ids.shape
         places = torch.cat([torch.arange(length), self.max_tokens + torch.arange(visual.shape[1])]).to(ids.device)
@@ -102,20 +102,20 @@ class JointNetwork(nn.Module):
 
     @abstractmethod
     def query(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """f_qry [n, width] of images (uint8, as the extractor prepares them) and words int64 [n, L]."""
+        """Return f_qry [n, width] of images (uint8, prepared by the extractor) and words int64 [n, L]."""
 
     @abstractmethod
     def target(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """f_tar [n, width] of images; ids, mask: the words of an empty text, [1, L]."""
+        """Return f_tar [n, width] of images; ids, mask: the words of an empty text, [1, L]."""
 
 
 class JointExtractor(Fittable):
-    """A joint model: it answers (image, text) itself, so a store of it has query and target rows and needs no composer."""
+    """Joint model of image and text: its store has query and target rows and needs no composer."""
 
     tables: ClassVar[tuple[str, ...]] = ("query", "target")
-    built_with: ClassVar[tuple[str, ...]] = ()  # options, besides the backbones', that shape the network
+    built_with: ClassVar[tuple[str, ...]] = ()  # options besides the backbones' that define the network
     stated: ClassVar[tuple[str, ...]] = ("model",)
-    execution_only: ClassVar[tuple[str, ...]] = (  # read when fitting alone: a fitted folder's config.json repeats them
+    execution_only: ClassVar[tuple[str, ...]] = (  # used only in fitting; also in a fitted folder's config.json
         "text_model",
         "image_model",
         "max_tokens",
@@ -269,13 +269,13 @@ class JointExtractor(Fittable):
 
 
 def square(image: Pillow.Image, size: int) -> np.ndarray:
-    """The whole image on a white square, uint8 [3, size, size]: no garment is cut off or stretched."""
+    """Return the image padded to a white square, uint8 [3, size, size], neither cropped nor stretched."""
     fitted = ImageOps.pad(image, (size, size), method=Pillow.Resampling.BICUBIC, color="white")
     return np.ascontiguousarray(np.asarray(fitted, dtype=np.uint8).transpose(2, 0, 1))
 
 
 def _config(checkpoint: hub.Checkpoint | None, kind: str) -> dict[str, Any] | None:
-    """A starting checkpoint's configuration. Raises ModelError when it is of another architecture."""
+    """Return the configuration of a pretrained checkpoint. Raises ModelError for another architecture."""
     if checkpoint is None:
         return None
     found = checkpoint.json("config.json")

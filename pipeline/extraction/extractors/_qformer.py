@@ -1,7 +1,7 @@
-"""BLIP-2's Q-Former as SPRC runs it, with the parameter names of its public checkpoints (``Qformer.bert....``).
+"""BLIP-2's Q-Former as used by SPRC, with the parameter names of its public checkpoints (``Qformer.bert....``).
 
-Learned query tokens and words attend to each other; while an image is given, query tokens also attend to it and have a
-feed-forward part of their own. Without an image every token goes through the words' part (SPRC's change to BLIP-2).
+Learned query tokens and words attend to each other. Given an image, query tokens also attend to it and have a separate
+feed-forward layer. Without an image, all tokens use the feed-forward layer of the words (SPRC's change to BLIP-2).
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
-_EPS = 1e-12  # BERT's
+_EPS = 1e-12  # as in BERT
 
 
 @dataclass(frozen=True)
 class QFormerSizes:
-    """``every``: a layer attends to the image when its number is divisible by this (0: none does)."""
+    """Sizes of a Q-Former. ``every``: layers whose number it divides attend to the image (0: none)."""
 
     words: int
     positions: int
@@ -40,7 +40,7 @@ class _Attention(nn.Module):
         self.output = nn.ModuleDict({"dense": nn.Linear(width, width), "LayerNorm": nn.LayerNorm(width, eps=_EPS)})
 
     def forward(self, states: Tensor, source: Tensor, mask: Tensor | None) -> Tensor:
-        """[n, T, width] attending to ``source`` [n, S, ...]; ``mask`` bool [n, S] of what may be seen."""
+        """Return [n, T, width], attending to ``source`` [n, S, ...]; ``mask`` bool [n, S]: visible positions."""
         inputs = self.get_submodule("self")
         n = len(states)
         query, key, value = (
@@ -94,7 +94,7 @@ class QFormer(nn.Module):
         self.encoder = nn.ModuleDict({"layer": nn.ModuleList(_Layer(sizes, i) for i in range(sizes.layers))})
 
     def forward(self, queries: Tensor, image: Tensor | None, ids: Tensor | None, mask: Tensor | None) -> Tensor:
-        """[n, Q + L, width] of query tokens [n, Q, width], and words ids, mask int64 [n, L], looking at image [n, P, ...]."""
+        """Return [n, Q + L, width] for queries [n, Q, width], words (ids, mask int64 [n, L]) and image [n, P, ...]."""
         states, seen = queries, torch.ones(queries.shape[:2], dtype=torch.bool, device=queries.device)
         if ids is not None and mask is not None:
             place = torch.arange(ids.shape[1], device=ids.device)
@@ -107,7 +107,7 @@ class QFormer(nn.Module):
 
 
 def sizes_of(weights: dict[str, Tensor], heads: int) -> QFormerSizes:
-    """Sizes of the Q-Former whose ``weights`` these are (names from ``embeddings....`` on). Raises KeyError for others."""
+    """Return the sizes of the Q-Former with these ``weights`` (names from ``embeddings....``). Raises KeyError."""
     words, width = weights["embeddings.word_embeddings.weight"].shape
     layers = 1 + max(int(name.split(".")[2]) for name in weights if name.startswith("encoder.layer."))
     crossed = [i for i in range(layers) if f"encoder.layer.{i}.crossattention.self.key.weight" in weights]

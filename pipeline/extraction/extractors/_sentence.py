@@ -1,4 +1,4 @@
-"""The configuration files of a sentence-transformers folder: what they ask for, and what is refused."""
+"""Configuration files of a sentence-transformers folder; unsupported settings are refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.extraction.hub import Checkpoint, ModelError
 
 _CHAIN = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
 _MODES = {"mean_tokens": "mean", "cls_token": "cls"}
-# Names of the file since the first versions, in the order in which the library looks for them.
+# File names of all versions, in the order in which the library searches.
 _SETTINGS = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
@@ -22,10 +22,10 @@ _DEFAULTS = {"transformer_task": "feature-extraction", "module_output_name": "to
 
 @dataclass(frozen=True)
 class SentenceConfig:
-    """What a sentence encoder does around its transformer.
+    """Settings of a sentence encoder besides its transformer.
 
-    ``pooling``: "mean" or "cls". ``normalize``: its output has unit L2 norm. ``prompt``: put before every text.
-    ``max_length``: in tokens; None where the model and its tokenizer decide.
+    ``pooling``: "mean" or "cls". ``normalize``: the output has unit L2 norm. ``prompt``: prepended to every text.
+    ``max_length``: in tokens; None: that of the model and its tokenizer.
     """
 
     pooling: str = "mean"
@@ -36,9 +36,9 @@ class SentenceConfig:
 
 
 def sentence_config(checkpoint: Checkpoint) -> SentenceConfig:
-    """The configuration of a sentence encoder; mean pooling for a plain transformer.
+    """Return the configuration of a sentence encoder; mean pooling for a plain transformer.
 
-    Raises ModelError naming the first part that the caption extractor does not apply.
+    Raises ModelError with the first setting that the caption extractor does not support.
     """
     pooling, normalize = _modules(checkpoint)
     mode, with_prompt = _pooling(checkpoint, pooling)
@@ -55,7 +55,7 @@ def sentence_config(checkpoint: Checkpoint) -> SentenceConfig:
 
 
 def _modules(checkpoint: Checkpoint) -> tuple[str, bool]:
-    """(folder of the pooling module, whether a normalization module follows), by modules.json."""
+    """Return (folder of the pooling module, whether a normalization module follows) from modules.json."""
     found = checkpoint.json("modules.json")
     if not found:
         return "1_Pooling", False
@@ -87,7 +87,7 @@ def _modules(checkpoint: Checkpoint) -> tuple[str, bool]:
 
 
 def _pooling(checkpoint: Checkpoint, folder: str) -> tuple[str, bool]:
-    """("mean" or "cls", whether a prompt's tokens are pooled too)."""
+    """Return ("mean" or "cls", whether the prompt's tokens are pooled too)."""
     config = checkpoint.json(f"{folder}/config.json")
     chosen = [k.removeprefix("pooling_mode_") for k, v in config.items() if k.startswith("pooling_mode_") and v]
     found = config.get("pooling_mode") or chosen or "mean"
@@ -100,7 +100,7 @@ def _pooling(checkpoint: Checkpoint, folder: str) -> tuple[str, bool]:
 
 
 def _prompt(checkpoint: Checkpoint) -> str:
-    """The text of ``default_prompt_name``; the other prompts are for callers that ask for them by name."""
+    """Return the text of ``default_prompt_name``; the other prompts are only used when requested by name."""
     config = checkpoint.json("config_sentence_transformers.json")
     kind = config.get("model_type", "SentenceTransformer")
     if kind != "SentenceTransformer":
@@ -114,7 +114,7 @@ def _prompt(checkpoint: Checkpoint) -> str:
 
 
 def _settings(checkpoint: Checkpoint) -> dict[str, Any]:
-    """sentence_bert_config.json, or the same under an older name. Raises ModelError for a setting that is not applied."""
+    """Return sentence_bert_config.json (or its older names). Raises ModelError for an unsupported setting."""
     file, settings = next(((f, found) for f in _SETTINGS if (found := checkpoint.json(f))), ("", {}))
     for key, value in settings.items():
         if key in ("max_seq_length", "do_lower_case", "unpad_inputs") or not value or value == _DEFAULTS.get(key):

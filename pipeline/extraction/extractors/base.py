@@ -1,4 +1,4 @@
-"""The contract of a single-turn model (stage 1): items in, checked feature rows out, and a name for every difference."""
+"""Base class of the single-turn models (stage 1): items in, checked feature rows and fingerprint fields out."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from manifests.errors import FashionNTMError
 from manifests.schema import Dataset, Frozen, Image
 from pipeline.extraction.transfer import PendingRows
 
-Prepared: TypeAlias = Any  # what ``prepare`` made of one item: an array, or several by name
+Prepared: TypeAlias = Any  # result of ``prepare`` for one item: an array, or a dict of arrays
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class ExtractorError(FashionNTMError):
-    """An extractor broke its contract: wrong shape, wrong number of rows, or a table that it does not have."""
+    """An extractor violated its contract: wrong shape, wrong number of rows, or an unknown table."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """Where a model comes from. ``contaminated_on``: datasets whose test pairs it may have been trained on.
+    """Provenance of a model. ``contaminated_on``: datasets whose test pairs may be in its training data.
 
-    ``source``: hub id, folder or command that makes it. ``name``: short name of a published checkpoint. ``dims``: D by
-    table, as published. ``clean``: what is done to texts before they are tokenised, "" for nothing.
+    ``source``: hub id, folder, or command that creates it. ``name``: short name of a published checkpoint. ``dims``:
+    published D by table. ``clean``: text cleaning before tokenization, "" for none.
     """
 
     licence: str
@@ -40,7 +40,7 @@ class Card:
     clean: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """What there is to say, for ``ls extractors --long``."""
+        """Return the fields that ``ls extractors --long`` prints."""
         return {
             "name": self.name,
             "source": self.source,
@@ -52,44 +52,44 @@ class Card:
 
 
 class ExtractorOptions(Frozen):
-    """Options of every extractor. ``contaminated_on`` lets a user declare it of a model of their own."""
+    """Options common to all extractors. ``contaminated_on``: the user's declaration for their own model."""
 
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the model's computation
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # dtype of the model's computation
     store_dtype: Literal["float16", "float32"] = "float16"
     normalise: bool = True  # rows of unit L2 norm
     contaminated_on: tuple[str, ...] = ()
 
 
 class Extractor(ABC):
-    """One family of frozen single-turn models. One module holds exactly one.
+    """A family of frozen single-turn models. Each module defines exactly one.
 
-    ``tables``: ("image", "text") of a dual encoder, or ("query", "target") of a joint model.
-    ``reads``: what stands for an image, its "pixels" or its "caption".
+    ``tables``: ("image", "text") for a dual encoder, ("query", "target") for a joint model.
+    ``reads``: the input for an image, its "pixels" or its "caption".
 
-    ``prepare`` and ``prepare_texts`` run in worker threads; the ``encode_*`` methods in one thread, on ``device``. A row
-    depends on its own item alone, up to rounding, whatever else is in the batch.
+    ``prepare`` and ``prepare_texts`` run in worker threads, the ``encode_*`` methods in one thread, on ``device``.
+    A row depends only on its own item, up to rounding, regardless of the rest of the batch.
     """
 
     title: ClassVar[str]
-    version: ClassVar[int] = 1  # raise it when a change of the code changes a feature
+    version: ClassVar[int] = 1  # increment when a code change alters features
     Options: ClassVar[type[ExtractorOptions]] = ExtractorOptions
     tables: ClassVar[tuple[str, ...]] = ("image", "text")
     reads: ClassVar[Literal["pixels", "caption"]] = "pixels"
-    stacks: ClassVar[bool] = False  # its features take images stacked ahead of time, by transfer.to_device
-    cards: ClassVar[tuple[Card, ...]] = ()  # the published checkpoints that it knows
-    fittable: ClassVar[bool] = False  # ``fit-extractor`` can train it; see ``_fittable.Fittable``
-    execution_only: ClassVar[tuple[str, ...]] = ()  # options that change no feature
-    stated: ClassVar[tuple[str, ...]] = ()  # options that ``semantic`` states otherwise, as a digest in place of a path
+    stacks: ClassVar[bool] = False  # image features accept stacked batches (transfer.to_device)
+    cards: ClassVar[tuple[Card, ...]] = ()  # known published checkpoints
+    fittable: ClassVar[bool] = False  # can be trained by ``fit-extractor``; see ``_fittable.Fittable``
+    execution_only: ClassVar[tuple[str, ...]] = ()  # options that do not change features
+    stated: ClassVar[tuple[str, ...]] = ()  # options that ``semantic`` replaces, e.g. a path by a digest
     card: Card
 
     def __init__(self, options: ExtractorOptions, device: torch.device):
         self.options, self.device = options, device
         self.compute = _DTYPES[options.dtype]
-        self.calls = 0  # items that went through the model
+        self.calls = 0  # items encoded so far
 
     @property
     def name(self) -> str:
-        """The module's name, as in ``[extractor] name = ...``."""
+        """Module name, as in ``[extractor] name = ...``."""
         return type(self).__module__.rsplit(".", 1)[-1]
 
     @property
@@ -99,18 +99,18 @@ class Extractor(ABC):
 
     @property
     def cut(self) -> int:
-        """Texts so far that were longer than the model reads, and lost their end."""
+        """Number of texts truncated to the maximum length so far."""
         return 0
 
     @abstractmethod
     def dim(self, table: str) -> int:
-        """D of the rows of ``table``, without a forward pass."""
+        """Return the feature dimension D of ``table`` without running the model."""
 
     def semantic(self) -> dict[str, Any]:
-        """Everything that can change a feature's value, and nothing else (no path, batch size or device).
+        """Return the fields that can change a feature value, and no others (no path, batch size or device).
 
-        Field "options" holds every declared option that is neither ``execution_only`` nor ``stated``, its default
-        included; it is absent when there is none. A child adds its fields to those returned here.
+        Field "options" contains the subclass's options, defaults included, except those in ``execution_only`` or
+        ``stated``; it is absent if there are none. Subclasses add their fields to the returned ones.
         """
         own = set(type(self.options).model_fields)
         own -= {*ExtractorOptions.model_fields, *self.execution_only, *self.stated}
@@ -124,64 +124,64 @@ class Extractor(ABC):
         return fields | ({"options": self.options.model_dump(mode="json", include=own)} if own else {})
 
     def image_tower(self) -> torch.nn.Module | None:
-        """The module that takes ``pixel_values``, where it may run in another form (``extraction.forms``)."""
+        """Return the module that takes ``pixel_values`` if ``tower_format`` may change its format, else None."""
         return None
 
     def standin(self, image: Image, dataset: Dataset) -> str | None:
-        """The text encoded in place of the image's pixels (``reads = "caption"``); None or blank when it has none."""
+        """Return the text encoded instead of the pixels (``reads = "caption"``); None or blank if there is none."""
         return image.caption
 
     # ---- worker threads
 
     def prepare(self, image: Pillow.Image) -> Prepared:
-        """One RGB image as the model takes it. Thread-safe."""
+        """Preprocess one RGB image. Thread-safe."""
         raise ExtractorError(f"extractor {self.name!r} reads no pixels")
 
     def prepared_pixels(self, width: int, height: int) -> int:
-        """Pixels of the largest image that ``prepare`` makes of one of this size: what its memory grows with."""
+        """Return the pixel count of the largest image inside ``prepare``; its memory is proportional to it."""
         return width * height
 
     def prepare_texts(self, texts: Sequence[str]) -> list[Prepared]:
-        """Texts as the model takes them, e.g. token ids; ``len()`` of each is its cost. Thread-safe."""
+        """Preprocess texts, e.g. to token ids; ``len()`` of each result is its cost. Thread-safe."""
         return list(texts)
 
     # ---- the model
 
     def encode_images(self, images: Sequence[Prepared | Pillow.Image | str]) -> np.ndarray:
-        """Rows [n, D] of table "image" (or "target"); images prepared or as they come (stand-in texts likewise)."""
+        """Return rows [n, D] of table "image" or "target" for images (captions if it reads them), raw or prepared."""
         if self.reads == "caption":
             return self._run(self._image_features, self._ready_texts(images))
         return self._run(self._image_features, self._ready_images(images))
 
     def encode_texts(self, texts: Sequence[Prepared | str]) -> np.ndarray:
-        """Rows [n, D] of table "text"."""
+        """Return rows [n, D] of table "text"."""
         return self._run(self._text_features, self._ready_texts(texts))
 
     def encode_pairs(
         self, images: Sequence[Prepared | Pillow.Image | str], texts: Sequence[Prepared | str]
     ) -> np.ndarray:
-        """Rows [n, D] of table "query": the joint model's answer to each (reference image, feedback text)."""
+        """Return rows [n, D] of table "query" for pairs (reference image, feedback text)."""
         if len(images) != len(texts):
             raise ExtractorError(f"{len(images)} images for {len(texts)} texts: pairs need one of each")
         ready = self._ready_texts(images) if self.reads == "caption" else self._ready_images(images)
         return self._run(self._pair_features, ready, self._ready_texts(texts))
 
     def begin(self, table: str, first: Sequence[Prepared], texts: Sequence[Prepared] = ()) -> PendingRows:
-        """Rows of ``table`` for prepared items, without waiting for the device: images, texts, or both for "query"."""
+        """Start computing rows of ``table`` for prepared images, texts, or both ("query"), without waiting."""
         if table == "query":
             return self._begin(self._pair_features, first, texts)
         return self._begin(self._text_features if table == "text" else self._image_features, first)
 
     def _image_features(self, images: list[Prepared]) -> torch.Tensor:
-        """Features [n, D] of prepared images."""
+        """Return features [n, D] of prepared images."""
         raise ExtractorError(f"extractor {self.name!r} has no image tower")
 
     def _text_features(self, texts: list[Prepared]) -> torch.Tensor:
-        """Features [n, D] of prepared texts."""
+        """Return features [n, D] of prepared texts."""
         raise ExtractorError(f"extractor {self.name!r} has no text tower")
 
     def _pair_features(self, images: list[Prepared], texts: list[Prepared]) -> torch.Tensor:
-        """Features [n, D] of prepared (image, text) pairs."""
+        """Return features [n, D] of prepared (image, text) pairs."""
         raise ExtractorError(f"extractor {self.name!r} is no joint model")
 
     def _ready_images(self, images: Sequence[Any]) -> list[Prepared]:

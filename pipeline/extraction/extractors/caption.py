@@ -1,4 +1,4 @@
-"""A sentence encoder over captions that stand in for the images: real dialogues, and no image needed."""
+"""Sentence encoder over image captions instead of pixels: real dialogs without image files."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class CaptionOptions(ExtractorOptions):
 
 
 class CaptionExtractor(Extractor):
-    """Image rows are embeddings of the images' captions, text rows of the feedback: one encoder for both.
+    """One encoder for both tables: image rows embed the images' captions, text rows the feedback.
 
-    A sentence-transformers folder decides pooling (mean or first token), normalization, prompt and maximum length.
+    A sentence-transformers folder sets pooling (mean or first token), normalization, prompt and maximum length.
     """
 
     title: ClassVar[str] = "sentence encoder over captions that stand in for images"
@@ -78,7 +78,7 @@ class CaptionExtractor(Extractor):
     def semantic(self) -> dict[str, Any]:
         import transformers
 
-        # rows of unit norm are the same with and without the model's own normalization
+        # unit-norm rows do not depend on the model's normalization
         normalized = {"model_normalizes": True} if self._normalizes else {}
         return (
             super().semantic()
@@ -125,5 +125,5 @@ class CaptionExtractor(Extractor):
         position = torch.arange(states.shape[1], device=states.device)
         if self.tokens.tokenizer.padding_side == "left":
             position = position.flip(0)
-        kept = (position < lengths[:, None]).unsqueeze(-1)  # [n, tokens, 1]; by length: padding never counts
+        kept = (position < lengths[:, None]).unsqueeze(-1)  # [n, tokens, 1]; excludes padding
         return (states * kept).sum(1) / lengths.clamp(min=1)[:, None]

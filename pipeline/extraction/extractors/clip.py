@@ -1,4 +1,4 @@
-"""Dual encoders by transformers' AutoModel: CLIP, FashionCLIP, SigLIP, SigLIP 2, and whatever has the same two methods."""
+"""Dual encoders of transformers: CLIP, FashionCLIP, SigLIP, SigLIP 2, and other models with the same two methods."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 class ClipOptions(ExtractorOptions):
     """``model``: hub id, local folder, or the short name of a published checkpoint (see ``ls extractors --long``).
 
-    ``trust_remote_code``: run the Python code that comes with the model. ``clean``: what is done to a text before it is
-    tokenised; "auto" is what the checkpoint was trained with: "lower" for SigLIP, "canonical" (no punctuation either)
-    where its card says so, otherwise "none". ``fit``: fine-tune the towers first (``fit-extractor``), starting from
-    ``model``; the features are then those of the fitted towers.
+    ``trust_remote_code``: run the Python code that comes with the model. ``clean``: text cleaning before tokenization;
+    "auto" is the cleaning of the checkpoint's training: "lower" for SigLIP, "canonical" (also without punctuation) if
+    its card says so, otherwise "none". ``fit``: fine-tune the towers (``fit-extractor``), starting from ``model``, and
+    use the fitted towers.
     """
 
     model: str = Field(min_length=1)
@@ -45,7 +45,7 @@ class ClipOptions(ExtractorOptions):
 
 
 class ClipExtractor(Fittable):
-    """Image and text towers with one feature space each; a composer makes queries of them."""
+    """Image and text towers, each with its feature space; a composer combines them into queries."""
 
     title: ClassVar[str] = "CLIP, SigLIP and other dual encoders (hub id or local folder)"
     version: ClassVar[int] = 1
@@ -53,7 +53,7 @@ class ClipExtractor(Fittable):
     tables: ClassVar[tuple[str, ...]] = ("image", "text")
     stacks: ClassVar[bool] = True
     stated: ClassVar[tuple[str, ...]] = ("model", "revision", "trust_remote_code", "clean")
-    execution_only: ClassVar[tuple[str, ...]] = ("fit",)  # fitted towers are another ``model``
+    execution_only: ClassVar[tuple[str, ...]] = ("fit",)  # a fit gives another ``model``
     cards: ClassVar[tuple[Card, ...]] = _cards.CLIP
     options: ClipOptions
 
@@ -74,7 +74,7 @@ class ClipExtractor(Fittable):
         self.levels = levels_of(self.processor)
         tokenizer = hub.load_tokenizer(checkpoint)
         full = str(getattr(self.model.config, "model_type", "")).startswith("siglip")
-        # SigLIP's text tower pools the last position and was trained with every text padded to the full length
+        # SigLIP's text tower pools the last position and was trained on texts padded to the full length
         self.tokens = Tokens(tokenizer, self._text_length(tokenizer), full, name=options.model)
         self.clean = (
             options.clean if options.clean != "auto" else (known and known.clean) or ("lower" if full else "none")
@@ -100,7 +100,7 @@ class ClipExtractor(Fittable):
 
     @classmethod
     def fresh(cls, options: ExtractorOptions, device: torch.device, texts: Sequence[str]) -> Self:
-        """The towers of ``model``, with gradients on those that ``fit.towers`` names (the texts are not needed)."""
+        """Return the towers of ``model``, with gradients for those in ``fit.towers``; ``texts`` are not used."""
         assert isinstance(options, ClipOptions)
         made = cls(options.model_copy(update={"dtype": "float32"}), device)
         made.network, made.starts = made.model, cls.origin(options)
@@ -112,7 +112,7 @@ class ClipExtractor(Fittable):
         return made
 
     def queries(self, images: list[Any], texts: list[Any], alpha: float) -> torch.Tensor:
-        """Weighted fusion, as the composer of that name (CLIP4CIR's first stage fine-tunes so, with equal weights)."""
+        """Return weighted fusion, as composer "fusion" (CLIP4CIR's first stage, there with equal weights)."""
         image, text = self.targets(images), normalize(self._text_features(texts).float(), dim=-1)
         return normalize((1 - alpha) * image + alpha * text, dim=-1)
 
@@ -120,7 +120,7 @@ class ClipExtractor(Fittable):
         return normalize(self._image_features(images).float(), dim=-1)
 
     def save(self, folder: Path) -> None:
-        """An ordinary folder of the same model: only the weights are new."""
+        """Write a standard folder of the same model with the new weights."""
         with hub.quiet():
             self.model.save_pretrained(folder)
         for file in hub.side_files(self.checkpoint):
@@ -145,7 +145,7 @@ class ClipExtractor(Fittable):
         declared = declared_dim(self.model, table)
         if declared is not None:
             return declared
-        if table not in self._dims:  # a model with its own code: only one item through it can tell
+        if table not in self._dims:  # a model with its own code: encode one item
             blank = Pillow.new("RGB", (32, 32))
             rows = self.encode_images([blank]) if table == "image" else self.encode_texts(["a"])
             self._dims[table] = rows.shape[1]
@@ -198,7 +198,7 @@ class ClipExtractor(Fittable):
 
 
 def declared_dim(model: Any, table: str) -> int | None:
-    """D of the rows of ``table`` by the model's configuration; None for a model with its own code."""
+    """Return D of ``table`` from the model's configuration; None for a model with its own code."""
     config, side = model.config, "vision_config" if table == "image" else "text_config"
     tower = getattr(config, side, None)
     projection = getattr(model, "visual_projection" if table == "image" else "text_projection", None)
@@ -210,19 +210,19 @@ def declared_dim(model: Any, table: str) -> int | None:
 
 
 def clean_text(text: str, how: str) -> str:
-    """``text`` as it is, lower-cased, or canonical: lower-cased, without punctuation, single spaces (big_vision)."""
+    """Return ``text`` unchanged, lowercase, or canonical: lowercase, no punctuation, single spaces (big_vision)."""
     if how == "canonical":
         return " ".join(text.replace("_", " ").translate(_PUNCTUATION).lower().split())
     return text.lower() if how == "lower" else text
 
 
 def _pooled(output: Any) -> torch.Tensor:
-    """transformers 4 gives the features, transformers 5 an output object that holds them."""
+    """Return the features: transformers 4 returns them directly, transformers 5 in an output object."""
     return output if isinstance(output, torch.Tensor) else output.pooler_output
 
 
 def _plain(value: Any) -> Any:
-    """The processor's settings as plain JSON values."""
+    """Return the processor's settings as plain JSON values."""
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items() if not str(k).startswith("_")}
     if isinstance(value, list | tuple):

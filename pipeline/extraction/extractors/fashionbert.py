@@ -1,9 +1,9 @@
 """FashionBERT (Gao et al., SIGIR 2020), re-implemented from its description: a BERT over words and image patches.
 
-What is the original's: the image is cut into 8 x 8 patches, a CNN makes one token of each, and a BERT-base reads words and
-patches together. What is ours: it is fitted for retrieval by in-batch cross-entropy (the original matches pairs, with
-masked-word and masked-patch tasks beside it), [CLS] is f_qry, and f_tar is the same network over the image and no words.
-The original's patch features come from a ResNeXt-101; any ResNet of transformers can be named here.
+As in the original: the image is split into 8 x 8 patches, a CNN encodes each as one token, and a BERT-base encodes
+words and patches together. Different from the original: the model is fitted for retrieval by in-batch cross-entropy
+(original: pair matching with masked-word and masked-patch tasks), f_qry is the [CLS] output, f_tar is the output of the
+same network for the image without words, and the CNN is any ResNet of transformers (original: ResNeXt-101).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.extraction.extractors.base import Card
 
 
 class FashionBertOptions(JointOptions):
-    """``grid`` x ``grid`` patches of ``patch`` pixels a side."""
+    """``grid`` x ``grid`` patches of ``patch`` x ``patch`` pixels."""
 
     grid: int = Field(8, ge=1)
     patch: int = Field(32, ge=8)
@@ -32,7 +32,7 @@ class FashionBertNetwork(JointNetwork):
         super().__init__(settings, settings["grid"] ** 2)
 
     def tokens(self, images: Tensor) -> Tensor:
-        """Patches uint8 [n, grid^2, 3, patch, patch] -> [n, grid^2, width]."""
+        """Return tokens [n, grid^2, width] of patches uint8 [n, grid^2, 3, patch, patch]."""
         n, count = images.shape[:2]
         return self.project(self.feature_map(images.flatten(0, 1)).mean((2, 3))).view(n, count, self.width)
 
@@ -44,7 +44,7 @@ class FashionBertNetwork(JointNetwork):
 
 
 class FashionBertExtractor(JointExtractor):
-    """Words and image patches through one BERT; fitted by ``fit-extractor``."""
+    """One BERT over words and image patches; fitted by ``fit-extractor``."""
 
     title: ClassVar[str] = "FashionBERT, re-implemented: a BERT over words and image patches"
     version: ClassVar[int] = 1
@@ -55,7 +55,7 @@ class FashionBertExtractor(JointExtractor):
     cards: ClassVar[tuple[Card, ...]] = _cards.FASHIONBERT
 
     def prepare(self, image: Pillow.Image) -> np.ndarray:
-        """Patches in reading order, uint8 [grid^2, 3, patch, patch]."""
+        """Return the patches in row-major order, uint8 [grid^2, 3, patch, patch]."""
         grid, side = self.settings["grid"], self.settings["patch"]
         whole = square(image, grid * side).reshape(3, grid, side, grid, side)
         return np.ascontiguousarray(whole.transpose(1, 3, 0, 2, 4).reshape(grid * grid, 3, side, side))

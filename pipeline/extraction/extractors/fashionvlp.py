@@ -1,12 +1,12 @@
 """FashionVLP (Goenka et al., CVPR 2022), the paper's single-turn model, re-implemented from its description.
 
-What is the original's: the reference image is read at several levels (whole image, cropped garment, landmarks), its tokens
-and the words go through one BERT-base-size transformer, and f_qry is [CLS]; a target image goes through the CNN alone, each
-level is pooled by learned attention, and attention over the levels gives f_tar.
+As in the original: the reference image is encoded at several levels (whole image, cropped garment, landmarks); its
+tokens and the words go through one transformer of BERT-base size, and f_qry is the [CLS] output. A target image is
+encoded by the CNN only; each level is pooled by learned attention, and attention over the levels gives f_tar.
 
-What is ours, because neither weights nor detectors are public: landmarks are ``landmarks`` learned attention maps over the
-image instead of a landmark detector's points; the crop is the bounding box of what differs from the border's colour; region
-features of an object detector are left out; both sides share the CNN.
+Different, because neither weights nor detectors are public: ``landmarks`` learned attention maps over the image replace
+the points of a landmark detector; the crop is the bounding box of the pixels that differ from the border's color;
+region features of an object detector are left out; both sides share the CNN.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from pipeline.extraction.extractors import _cards
 from pipeline.extraction.extractors._joint import JointExtractor, JointNetwork, JointOptions, square
 from pipeline.extraction.extractors.base import Card
 
-BORDER_DIFFERENCE = 24  # of 255, in any channel: what differs more from the border's median colour is the garment
-LEAST_CROP = 0.05  # of the image's area; a smaller box is no garment, and the whole image stands in
+BORDER_DIFFERENCE = 24  # of 255, in any channel: pixels that differ more from the border's median color are garment
+LEAST_CROP = 0.05  # of the image's area; for a smaller box the whole image is used
 
 
 class FashionVlpOptions(JointOptions):
@@ -45,7 +45,7 @@ class FashionVlpNetwork(JointNetwork):
         self.answer = nn.Linear(self.width, self.width)
 
     def levels(self, images: Tensor) -> list[Tensor]:
-        """uint8 [n, 2, 3, s, s] (whole, crop) -> tokens of whole image, crop and landmarks, each [n, count, width]."""
+        """Return tokens of whole image, crop and landmarks, each [n, count, width], for uint8 [n, 2, 3, s, s]."""
         n = len(images)
         maps = self.feature_map(images.flatten(0, 1)).unflatten(0, (n, 2))  # [n, 2, C, h, w]
         whole = maps[:, 0]
@@ -66,7 +66,7 @@ class FashionVlpNetwork(JointNetwork):
 
 
 class FashionVlpExtractor(JointExtractor):
-    """Multi-level image tokens and words through one transformer; contextual attention over a target's levels."""
+    """One transformer over multi-level image tokens and words; contextual attention over a target's levels."""
 
     title: ClassVar[str] = "FashionVLP (the paper's), re-implemented; landmarks by learned attention"
     version: ClassVar[int] = 1
@@ -77,13 +77,13 @@ class FashionVlpExtractor(JointExtractor):
     cards: ClassVar[tuple[Card, ...]] = _cards.FASHIONVLP
 
     def prepare(self, image: Pillow.Image) -> np.ndarray:
-        """The whole image and the garment's box, uint8 [2, 3, size, size]."""
+        """Return the whole image and the garment crop, uint8 [2, 3, size, size]."""
         size = self.settings["image_size"]
         return np.stack([square(image, size), square(image.crop(garment_box(image)), size)])
 
 
 def garment_box(image: Pillow.Image) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of what differs from the border's median colour; the whole image when that is little."""
+    """Return (left, top, right, bottom) of what differs from the border's color; the whole image if that is small."""
     pixels = np.asarray(image, dtype=np.int16)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     differs = np.abs(pixels - np.median(border, axis=0)).max(-1) > BORDER_DIFFERENCE
@@ -96,7 +96,7 @@ def garment_box(image: Pillow.Image) -> tuple[int, int, int, int]:
 
 
 def _stride(settings: dict[str, Any]) -> int:
-    """Pixels a cell of the CNN's last map: the stem takes 4, and each stage after the first 2."""
+    """Return pixels per cell of the CNN's last feature map: stride 4 in the stem, 2 in each stage after the first."""
     image = settings["image"]
     first = 2 if image.get("downsample_in_first_stage") else 1
     return 4 * first * 2 ** (len(image["hidden_sizes"]) - 1)

@@ -1,4 +1,4 @@
-"""Features that were made elsewhere: a folder of arrays with ids takes the place of a model."""
+"""Features computed elsewhere: a folder of arrays with ids replaces the model."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from pipeline.extraction.extractors.base import Card, Extractor, ExtractorOption
 
 
 class ImportedOptions(ExtractorOptions):
-    """``folder``: arrays and ids (see pipeline/extraction/arrays.py). ``concatenated``: they hold the queries of all captions
-    as one text, which the model ``cat`` needs. ``store_dtype``: null keeps the arrays' own. ``dtype``: nothing is computed.
+    """``folder``: arrays and ids (see pipeline/extraction/arrays.py). ``concatenated``: they include queries
+    with all captions as one text, which model ``cat`` needs. ``store_dtype``: null keeps the arrays' dtype. ``dtype``:
+    not used, because nothing is computed.
     """
 
     folder: str = Field(min_length=1)
@@ -30,9 +31,9 @@ class ImportedOptions(ExtractorOptions):
 
 
 class ImportedExtractor(Extractor):
-    """No model: a row is looked up by its image id, or by its session and turn. Its weights are the arrays.
+    """Extractor without a model: rows are looked up by image id, or by session and turn. The arrays are its weights.
 
-    An image is identified by its id, not by its pixels or caption: the arrays say what belongs to it.
+    An image is identified by its id, not by its pixels or caption.
     """
 
     title: ClassVar[str] = "your own feature arrays with ids (npy or safetensors)"
@@ -62,7 +63,7 @@ class ImportedExtractor(Extractor):
         return super().semantic() | {"arrays": arrays, "concatenated": self.options.concatenated}
 
     def standin(self, image: Image, dataset: Dataset) -> str | None:
-        """The id, quoted so that nothing around it can be trimmed away."""
+        """Return the id, quoted so that surrounding whitespace is not trimmed."""
         if self._lookup is None or self._lookup.dataset is not dataset:
             self._lookup = Lookup(self.folder, dataset)
         return json.dumps(image.id)
@@ -80,11 +81,11 @@ class ImportedExtractor(Extractor):
 
     @property
     def _known(self) -> Lookup:
-        assert self._lookup is not None  # standin is asked first, for every image of the dataset
+        assert self._lookup is not None  # standin is called first, for every image
         return self._lookup
 
     def _rows(self, table: str, rows: Sequence[int]) -> torch.Tensor:
-        """Rows [n, D], float32; NaN, which is recorded as a failure, where the arrays have none."""
+        """Return rows float32 [n, D]; NaN, recorded as a failure, where the arrays have no row."""
         features = self.folder.tables[table].features
         found = np.full((len(rows), features.shape[1]), np.nan, dtype=np.float32)
         there = np.flatnonzero(np.asarray(rows) >= 0)

@@ -1,8 +1,8 @@
 """SPRC (Bai et al., ICLR 2024) and SPN4CIR (Feng et al., ACM MM 2024) on it: BLIP-2's vision tower and Q-Former.
 
-Parameter names, preprocessing and the way of a query were read in both public repositories; their files are read as they
-are, tensors only. f_qry is their query feature. Their score of a candidate is the best of its 32 tokens; one target row an
-image is what this project ranks by, so f_tar is the mean of the tokens, and recalls differ from the published ones.
+Parameter names, preprocessing and the computation of a query follow both public repositories; their files are loaded
+unchanged, tensors only. f_qry is their query feature. They score a candidate by the best of its 32 tokens; this project
+ranks by one target row per image, so f_tar is the mean of the tokens, and recalls differ from the published ones.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pipeline.extraction.extractors.base import Card, Extractor, ExtractorOption
 from pipeline.extraction.images import decoder
 from pipeline.extraction.tokens import Tokens
 
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # as in CLIP
 MAX_TOKENS, MAX_WORDS, RATIO = 32, 50, 1.25
 _MARKS = re.compile(r"([.!\"()*#:;~])")
 
@@ -37,7 +37,8 @@ _MARKS = re.compile(r"([.!\"()*#:;~])")
 class SprcOptions(ExtractorOptions):
     """``model``: the .pt file of SPRC or SPN4CIR. ``tokenizer``: bert-base-uncased, hub id or folder.
 
-    ``trained_on``: what the file was fitted on; its test pairs are contaminated. The heads cannot be read off the weights.
+    ``trained_on``: dataset of the fit; its test pairs are contaminated. The numbers of heads are options because the
+    weights do not determine them.
     """
 
     model: str = Field(min_length=1)
@@ -48,7 +49,7 @@ class SprcOptions(ExtractorOptions):
 
 
 class SprcExtractor(Extractor):
-    """The Q-Former reads image and text, then its own answer with the text again; [CLS] of that is the query."""
+    """The Q-Former encodes image and text, then its output with the text; the second [CLS] output is the query."""
 
     title: ClassVar[str] = "SPRC and SPN4CIR (BLIP-2 Q-Former), from their published files"
     version: ClassVar[int] = 1
@@ -112,18 +113,18 @@ class SprcExtractor(Extractor):
         }
 
     def prepare(self, image: Pillow.Image) -> np.ndarray:
-        """uint8 [3, size, size]: padded to at most 1.25 : 1, the shorter side resized, the centre cut out."""
+        """Return uint8 [3, size, size]: padded to at most 1.25 : 1, shorter side resized, center crop."""
         return target_pad(image, self.size)
 
     def prepared_pixels(self, width: int, height: int) -> int:
-        longest = max(width, height)  # with the bars of ``target_pad``; what is resized after it is small
+        longest = max(width, height)  # includes the bars of ``target_pad``
         return longest * max(int(longest / RATIO) + 1, min(width, height))
 
     def prepare_texts(self, texts: Sequence[str]) -> list[np.ndarray]:
         return self.tokens.encode([blip_caption(text) for text in texts])
 
     def _look(self, images: list[np.ndarray]) -> Tensor:
-        """The vision tower's patches [n, P, width]."""
+        """Return the vision tower's patches [n, P, width]."""
         pixels = torch.from_numpy(np.stack(images)).to(self.device, self.compute) / 255
         mean, std = (torch.tensor(v, device=self.device, dtype=self.compute).view(1, 3, 1, 1) for v in (MEAN, STD))
         return self.vision(pixel_values=(pixels - mean) / std).last_hidden_state
@@ -143,13 +144,13 @@ class SprcExtractor(Extractor):
 
 
 def blip_caption(text: str) -> str:
-    """LAVIS' caption preprocessing: lower case, some marks to blanks, at most 50 words."""
+    """Apply LAVIS' caption preprocessing: lowercase, some punctuation to spaces, at most 50 words."""
     text = re.sub(r"\s{2,}", " ", _MARKS.sub(" ", text.lower())).rstrip("\n").strip(" ")
     return " ".join(text.split(" ")[:MAX_WORDS])
 
 
 def target_pad(image: Pillow.Image, size: int, ratio: float = RATIO) -> np.ndarray:
-    """CLIP4CIR's "targetpad" as uint8 [3, size, size]: black bars until the sides are at most ``ratio`` : 1."""
+    """Apply CLIP4CIR's "targetpad" (black bars up to ``ratio`` : 1); return uint8 [3, size, size]."""
     width, height = image.size
     longest = max(width, height)
     if longest / min(width, height) >= ratio:
@@ -165,7 +166,7 @@ def target_pad(image: Pillow.Image, size: int, ratio: float = RATIO) -> np.ndarr
 
 
 def _weights_of(file: Path) -> dict[str, Tensor]:
-    """The state dict of a public file: SPRC's {"Blip2QformerCirAlignPrompt": ...} or SPN4CIR's {"state_dict": ...}."""
+    """Return the state dict of a public file: SPRC {"Blip2QformerCirAlignPrompt": ...}, SPN4CIR {"state_dict": ...}."""
     if not file.is_file():
         raise hub.ModelError(
             f"no checkpoint file {str(file)!r}: fetch the .pt file that the SPRC or SPN4CIR repository links to, and give its path"
@@ -174,14 +175,14 @@ def _weights_of(file: Path) -> dict[str, Tensor]:
         found = torch.load(file, map_location="cpu", weights_only=True)
         weights = found.get("Blip2QformerCirAlignPrompt") or found["state_dict"]
         return {name.removeprefix("blip_model."): value.float() for name, value in weights.items()}
-    except Exception as error:  # unpickling fails in many ways; all mean "another kind of file"
+    except Exception as error:  # unpickling raises many types; all mean "another kind of file"
         raise hub.ModelError(
             f"{file} is no checkpoint of SPRC or SPN4CIR: {' '.join(repr(error).split())[:200]}"
         ) from error
 
 
 def _vision(weights: dict[str, Tensor], heads: int) -> tuple[Any, int]:
-    """EVA's ViT as transformers has it for BLIP-2, and the image size it was made for."""
+    """Return EVA's ViT in transformers' BLIP-2 implementation, and its image size."""
     from transformers import Blip2VisionConfig, Blip2VisionModel
 
     ours = vision_names(weights)
@@ -198,12 +199,12 @@ def _vision(weights: dict[str, Tensor], heads: int) -> tuple[Any, int]:
     )
     model = Blip2VisionModel(config)
     model.load_state_dict(ours)
-    model.post_layernorm.eps = 1e-5  # LAVIS' ln_vision has torch's own; the blocks have 1e-6
+    model.post_layernorm.eps = 1e-5  # LAVIS' ln_vision has torch's default; the blocks have 1e-6
     return model, size
 
 
 def vision_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The vision tower's weights under transformers' names (as its own conversion of BLIP-2 renames them)."""
+    """Rename the vision tower's weights as transformers' conversion of BLIP-2 does."""
     rename = (
         ("visual_encoder.cls_token", "embeddings.class_embedding"),
         ("visual_encoder.pos_embed", "embeddings.position_embedding"),

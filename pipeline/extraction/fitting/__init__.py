@@ -1,1 +1,1 @@
-"""``fit-extractor``: trains a single-turn model on the train triplets (reference image, feedback, target image)."""
+"""Training of a single-turn model (``fit-extractor``) on train triplets (reference image, feedback, target image)."""

@@ -1,4 +1,4 @@
-"""``fit-extractor`` as a job: which triplets, where the checkpoint lives, and how ``extract`` finds it."""
+"""The ``fit-extractor`` job: its triplets, the folder of the checkpoint, and its lookup by ``extract``."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from pipeline.extraction.fitting.state import Progress
 from pipeline.extraction.fitting.triplets import Loader, content_of, digest_of, triplets_of
 
 RECORD, UNFINISHED = "fit.json", "unfinished"
-_NO_WEIGHT = {"dtype", "store_dtype", "normalise", "contaminated_on"}  # options that change no fitted weight
+_NO_WEIGHT = {"dtype", "store_dtype", "normalise", "contaminated_on"}  # options that do not affect the fitted weights
 Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class FittedExtractor:
-    """A fitted checkpoint: its folder and record, and whether it was there before."""
+    """Fitted checkpoint: its folder, its record, and whether it already existed."""
 
     folder: Path
     record: dict[str, Any]
@@ -67,11 +67,11 @@ class _Request:
 
     @cached_property
     def origin(self) -> dict[str, Any]:
-        """Content digests of the weights that the fit starts from. Raises ModelError when they are not found."""
+        """Return content digests of the initial weights. Raises ModelError when they are not found."""
         return self.family.origin(self.options)
 
     def folder(self, workspace: Workspace, sessions: tuple[Session, ...], dataset: Dataset) -> Path:
-        """Named by everything that decides the weights; what they start from counts by content, not by name."""
+        """Return the folder, named by a digest of the fit's inputs; initial weights count by content, not by name."""
         options = self.options.model_dump(exclude=_NO_WEIGHT)
         options |= {name: None for name in STARTS if name in options}
         about = [self.family.version, options, self.fit.model_dump(), self.alpha]
@@ -82,9 +82,9 @@ class _Request:
         return workspace.out / "extractors" / dataset.name / f"{self.family.__module__.rsplit('.', 1)[-1]}-{key}"
 
     def record(self, folder: Path) -> dict[str, Any] | None:
-        """The record of the fit in ``folder``, None where it has not finished.
+        """Return the record of the fit in ``folder``; None if it is unfinished.
 
-        Raises FashionNTMError when it started from other weights than those there are now.
+        Raises FashionNTMError when it started from other weights than the present ones.
         """
         try:
             found: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -94,7 +94,7 @@ class _Request:
         return found
 
     def check(self, started_from: Mapping[str, Any], folder: Path) -> None:
-        """Raise FashionNTMError when ``started_from`` is not the present origin, naming what differs."""
+        """Raise FashionNTMError with the differences when ``started_from`` is not the present origin."""
         changed = changed_fields(dict(started_from), self.origin)
         if changed:
             raise FashionNTMError(
@@ -104,14 +104,14 @@ class _Request:
 
 
 def needs_fitting(spec: RunSpec) -> bool:
-    """Whether the extractor of ``spec`` is one that ``fit-extractor`` makes first."""
+    """Return whether the extractor of ``spec`` requires ``fit-extractor``."""
     return _request(spec) is not None
 
 
 def fitted_spec(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> RunSpec:
-    """``spec`` with ``extractor.model`` set to the checkpoint fitted for it; as it is when none has to be fitted.
+    """Return ``spec`` with ``extractor.model`` set to its fitted checkpoint; unchanged if it requires no fit.
 
-    Raises IncompleteError naming the command when it is not fitted yet.
+    Raises IncompleteError with the command to run when it is not fitted yet.
     """
     request = _request(spec)
     if request is None:
@@ -134,10 +134,10 @@ def fit_extractor_spec(
     on_step: Callable[[Progress, int, float], None] = lambda *_: None,
     save_seconds: float = SAVE_SECONDS,
 ) -> FittedExtractor:
-    """Fit the extractor of ``spec`` on the train triplets of ``dataset`` (or keep the one fitted before).
+    """Fit the extractor of ``spec`` on the train triplets of ``dataset``, or return the existing one.
 
-    The pair-clean validation part that ``spec.validation`` cuts off is left out of the fit, and scores it. Killed at any
-    moment, the same call goes on from the last checkpoint. Raises IncompleteError when there is nothing to fit.
+    The pair-clean validation part defined by ``spec.validation`` is excluded from the fit and used to score it. After
+    an interruption, the same call resumes from the last checkpoint. Raises IncompleteError if there is nothing to fit.
     """
     request = _request(spec)
     if request is None:
@@ -153,7 +153,7 @@ def fit_extractor_spec(
     triplets = triplets_of(sessions)
     texts = list(dict.fromkeys(t.text for t in triplets))
     extractor = request.family.fresh(request.options, resolve_device(device), texts)
-    request.check(extractor.starts, folder)  # the files may have changed since they were digested for the key
+    request.check(extractor.starts, folder)  # the files may have changed since the key was computed
     weights = sum(p.numel() for p in extractor.network.parameters() if p.requires_grad)
     tell(
         f"fitting {spec.extractor.name} on {len(triplets):,} triplets, {weights / 1e6:.1f} M weights, {extractor.device}"
@@ -186,7 +186,7 @@ def fit_extractor_spec(
 
 
 def _finish(folder: Path, record: dict[str, Any]) -> None:
-    """The record comes last, so a folder with one is whole; then the unfinished state can go."""
+    """Write the record last, so that a folder with a record is complete, and then delete the training state."""
     temporary = folder / (RECORD + ".tmp")
     temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     temporary.replace(folder / RECORD)

@@ -1,4 +1,4 @@
-"""The training loop of a single-turn model: in-batch cross-entropy over cosine similarity, resumable at every checkpoint."""
+"""Training loop of a single-turn model: in-batch cross-entropy over cosine similarity, resumable from checkpoints."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from pipeline.extraction.extractors._fittable import FitOptions, Fittable
 from pipeline.extraction.fitting.state import Progress, load_state, save_state
 from pipeline.extraction.fitting.triplets import Loader, Triplet, TripletBatch
 
-SAVE_SECONDS = 120.0  # between checkpoints; when they are written changes no weight
-Report = Callable[[Progress, int, float], None]  # progress, steps in all, triplets a second
+SAVE_SECONDS = 120.0  # between checkpoints; does not affect the weights
+Report = Callable[[Progress, int, float], None]  # progress, total steps, triplets per second
 
 
 def fit(
@@ -31,12 +31,12 @@ def fit(
     report: Report = lambda *_: None,
     save_seconds: float = SAVE_SECONDS,
 ) -> Progress:
-    """Train ``extractor.network`` in place on ``triplets``, from the state in ``folder`` on if there is one.
+    """Train ``extractor.network`` in place on ``triplets``, starting from the state in ``folder`` if there is one.
 
-    Order and random numbers are those of (seed, epoch) and (seed, step): on a CPU, an interrupted fit that is resumed on
-    the same machine and thread count gives the weights of an uninterrupted one, bit for bit. The last state stays in
+    Order and random numbers depend on (seed, epoch) and (seed, step): on a CPU, an interrupted and resumed fit gives
+    bit-identical weights to an uninterrupted one on the same machine and thread count. The last state is kept in
     ``folder``.
-    Raises FashionNTMError when fewer than two triplets can be read, or the loss is no longer finite.
+    Raises FashionNTMError when fewer than two triplets are readable, or the loss is not finite.
     """
     if len(triplets) < 2:
         raise FashionNTMError(f"{len(triplets)} train triplets: an extractor needs at least two to be fitted on")
@@ -77,7 +77,7 @@ def _step(
     step: int,
     total: int,
 ) -> float | None:
-    """One update; None when fewer than two triplets of the batch can be read."""
+    """Apply one update; return None when fewer than two triplets of the batch are readable."""
     if len(batch.targets) < 2:
         return None
     torch.manual_seed(_seed(options.seed, step))
@@ -99,7 +99,7 @@ def _step(
 
 
 def cycle(step: int, total: int, warmup: float) -> float:
-    """Share of the top learning rate at ``step`` of ``total``: up on a cosine, then down on one to zero."""
+    """Return the learning-rate factor at ``step`` of ``total``: cosine warm-up, then cosine decay to zero."""
     top = warmup * total
     if step < top:
         return 0.04 + 0.96 * (1 - math.cos(math.pi * (step + 1) / (top + 1))) / 2
@@ -107,7 +107,7 @@ def cycle(step: int, total: int, warmup: float) -> float:
 
 
 def _parts(count: int, per_epoch: int, options: FitOptions, done: int) -> Iterator[np.ndarray]:
-    """Triplet numbers of each batch from step ``done`` on, of nearly equal size; each triplet once an epoch."""
+    """Yield the triplet numbers of each batch from step ``done``, of nearly equal size; each triplet once per epoch."""
     for epoch in range(done // per_epoch, options.epochs):
         order = np.random.default_rng([options.seed, epoch]).permutation(count)
         parts = np.array_split(order, per_epoch)
@@ -119,6 +119,6 @@ def _seed(seed: int, step: int) -> int:
 
 
 def _groups(network: nn.Module, decay: float) -> list[dict]:
-    """Trained parameters in the network's order; vectors and scalars do not decay."""
+    """Return the trained parameters in the network's order; no weight decay for vectors and scalars."""
     trained = [p for p in network.parameters() if p.requires_grad]
     return [{"params": [p], "weight_decay": decay if p.ndim >= 2 else 0.0} for p in trained]

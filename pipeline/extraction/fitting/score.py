@@ -1,4 +1,4 @@
-"""Single-turn recall of a fitted model, straight from images and texts: R@10 and R@50 as single-turn papers give them."""
+"""Single-turn recall of a fitted model, computed from images and texts: R@10 and R@50, as in single-turn papers."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ KS = (10, 50)
 def single_turn(
     extractor: Fittable, loader: Loader, dataset: Dataset, sessions: Sequence[Session], alpha: float, batch_size: int
 ) -> dict[str, float]:
-    """R@K in percent over the triplets of ``sessions``: mean of the categories, with the triplet count.
+    """Return R@K in percent over the triplets of ``sessions``, averaged over categories, and their count.
 
-    Candidates are the category's gallery of the sessions' split, the reference kept; ties count against the model.
+    Candidates: the category's gallery of the sessions' split, including the reference; ties count against the model.
     """
     extractor.network.eval()
     found: dict[str, list[float]] = {}

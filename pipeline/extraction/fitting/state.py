@@ -1,4 +1,4 @@
-"""Where a fit stands, on disk: weights and optimiser moments as safetensors, the rest as JSON; either whole or absent."""
+"""Training state on disk: weights and optimizer moments as safetensors, the rest as JSON, written atomically."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from manifests.errors import FashionNTMError
 from manifests.identity import changed_fields, file_digest
 
 STATE = "state.json"
-NOTHING: Mapping[str, Any] = {}  # a fit whose weights are all drawn
+NOTHING: Mapping[str, Any] = {}  # a fit from random weights
 
 
 @dataclass
 class Progress:
-    """Steps taken, the losses of the epoch so far, and the mean loss of each finished epoch."""
+    """Number of steps, the losses of the current epoch, and the mean loss of each finished epoch."""
 
     step: int = 0
     losses: list[float] = field(default_factory=list)
@@ -36,11 +36,11 @@ def save_state(
     progress: Progress,
     starts: Mapping[str, Any] = NOTHING,
 ) -> None:
-    """Write everything that the next step depends on. A kill at any moment leaves the old state or the new one.
+    """Write the complete training state; a kill at any time leaves the old state or the new one.
 
-    ``starts``: content digests of the weights that the fit started from, checked by ``load_state``.
+    ``starts``: content digests of the initial weights, checked by ``load_state``.
 
-    Random numbers are drawn from (seed, step), so no generator's state is needed.
+    Random numbers depend on (seed, step), so no generator state is saved.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
@@ -65,10 +65,10 @@ def save_state(
 def load_state(
     folder: Path, network: nn.Module, optimiser: torch.optim.Optimizer, starts: Mapping[str, Any] = NOTHING
 ) -> Progress:
-    """Put the state in ``folder`` into ``network`` and ``optimiser``; a fresh Progress when there is none.
+    """Load the state in ``folder`` into ``network`` and ``optimiser``; return a new Progress if there is none.
 
-    Raises FashionNTMError when the files do not belong together, or the fit began from other weights than ``starts``,
-    naming the folder to remove.
+    Raises FashionNTMError with the folder to remove when the files do not match each other, or the initial weights were
+    others than ``starts``.
     """
     try:
         about: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
@@ -86,7 +86,7 @@ def load_state(
             moments = _part(tensors, f"optimiser.{i}.")
             optimiser.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in moments.items()}
         return Progress(**about)
-    except Exception as error:  # JSON, safetensors and torch each have errors of their own for a foreign file
+    except Exception as error:  # JSON, safetensors and torch raise different types for invalid files
         raise FashionNTMError(
             f"the unfinished fit in {folder} cannot be resumed ({' '.join(str(error).split())[:200]}): remove that folder "
             "to fit from the start"

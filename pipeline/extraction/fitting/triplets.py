@@ -1,4 +1,4 @@
-"""The triplets a single-turn model is fitted on, and their images and texts, prepared ahead of the model."""
+"""Triplets for fitting a single-turn model, and a loader that prepares their images and texts in advance."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pipeline.core.digests import DigestCache
 from pipeline.extraction.extractors._fittable import Fittable
 from pipeline.extraction.images import ItemError, decode, read
 
-CACHE_BYTES = 1 << 30  # prepared images kept in memory; the others are decoded anew in every epoch
+CACHE_BYTES = 1 << 30  # cache of prepared images in memory; others are decoded again in each epoch
 
 
 @dataclass(frozen=True)
 class Triplet:
-    """A single-turn query and its answer: image ids and feedback text."""
+    """Single-turn query and its target: image ids and feedback text."""
 
     reference: str
     text: str
@@ -31,7 +31,7 @@ class Triplet:
 
 
 def triplets_of(sessions: Iterable[Session]) -> list[Triplet]:
-    """The distinct (reference, text, target of the turn) of ``sessions``, in order of first appearance."""
+    """Return the distinct (reference, text, turn's target) of ``sessions``, in order of first appearance."""
     found = {
         (turn.reference, turn.text, target): Triplet(turn.reference, turn.text, target, session.category)
         for session in sessions
@@ -41,14 +41,14 @@ def triplets_of(sessions: Iterable[Session]) -> list[Triplet]:
 
 
 def digest_of(triplets: Sequence[Triplet]) -> str:
-    """Of what a model has seen, in any order."""
+    """Return a digest of the triplets, independent of their order."""
     return digest(sorted([t.reference, t.text, t.target] for t in triplets))
 
 
 def content_of(triplets: Sequence[Triplet], dataset: Dataset, digests: Path) -> str:
-    """SHA-256 of the triplets by content (image bytes, texts, categories), in order; an unreadable image counts by its id.
+    """Return the SHA-256 of the triplets by content (image bytes, texts, categories), in order.
 
-    ``digests``: where the images' digests are remembered by stat.
+    An unreadable image counts by its id. ``digests``: the cache file of image digests by stat.
     """
     keys: dict[str, str] = {}
     if dataset.images_root is not None:
@@ -65,7 +65,7 @@ def content_of(triplets: Sequence[Triplet], dataset: Dataset, digests: Path) -> 
 
 @dataclass
 class TripletBatch:
-    """Prepared parts of some triplets; ``target_ids`` int64 [n] numbers the target images."""
+    """Prepared parts of n triplets; ``target_ids`` int64 [n] identifies the target images."""
 
     references: list[Any]
     texts: list[Any]
@@ -75,9 +75,9 @@ class TripletBatch:
 
 @dataclass
 class Loader:
-    """Prepares images and texts in ``workers`` threads, at most two batches ahead, and keeps what fits in memory.
+    """Loader that prepares images and texts in ``workers`` threads, at most two batches ahead, with a memory cache.
 
-    ``unreadable``: reason by image id of the images that cannot be read or decoded; their triplets are left out.
+    ``unreadable``: reason by image id for images that cannot be read or decoded; their triplets are skipped.
     """
 
     extractor: Fittable
@@ -95,7 +95,7 @@ class Loader:
         self._root: Path | None = root.resolve() if root is not None else None
 
     def image(self, image_id: str) -> Any | None:
-        """The prepared image, or None when it is unreadable. Thread-safe."""
+        """Return the prepared image, or None if it is unreadable. Thread-safe."""
         if image_id in self._kept or image_id in self.unreadable:
             return self._kept.get(image_id)
         image = self.dataset.images[image_id]
@@ -119,14 +119,14 @@ class Loader:
         return self._texts[text]
 
     def images(self, ids: Sequence[str], size: int) -> Iterator[tuple[list[str], list[Any]]]:
-        """Readable images in order, ``size`` at a time: (ids, prepared)."""
+        """Yield (ids, prepared images) for the readable images in order, ``size`` per batch."""
         for part, made in self._ahead(lambda part: [self.image(i) for i in part], _split(ids, size)):
             kept = [(i, m) for i, m in zip(part, made, strict=True) if m is not None]
             if kept:
                 yield [i for i, _ in kept], [m for _, m in kept]
 
     def batches(self, triplets: Sequence[Triplet], parts: Iterable[Sequence[int]]) -> Iterator[TripletBatch]:
-        """Batches of the triplets numbered in each part; a triplet with an unreadable image is left out."""
+        """Yield a batch for the triplet numbers of each part, without triplets with an unreadable image."""
         for triplet in triplets:
             self._number.setdefault(triplet.target, len(self._number))
 
@@ -144,7 +144,7 @@ class Loader:
             )
 
     def _ahead(self, function: Any, jobs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-        """(job, function(job)) in order, two jobs begun ahead of the one that is taken."""
+        """Yield (job, function(job)) in order, with two jobs started in advance."""
         if self.workers == 0:
             yield from ((job, function(job)) for job in jobs)
             return
