@@ -1,4 +1,4 @@
-"""Recurrent and attention layers as plain products with torch's parameter names, because vmap has no rule for torch's."""
+"""Recurrent and attention layers as plain products with torch's parameter names; vmap cannot batch torch's layers."""
 
 from __future__ import annotations
 

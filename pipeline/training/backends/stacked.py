@@ -1,4 +1,4 @@
-"""Stack of K models of one shape, other than cascades: parameters [K, ...], one vmapped forward, autograd's backward."""
+"""Stacks of K models of one shape, except cascades: parameters [K, ...], one vmapped forward, autograd's backward."""
 
 from __future__ import annotations
 
