@@ -143,7 +143,7 @@ class SessionFeatures:
 def session_features(store: Store, sessions: Iterable[Session] | FoundRows) -> SessionFeatures:
     """Load the features of the sessions from a store with ``query`` and ``target`` rows; images are not read.
 
-    Rows are found by content: by the image's key in the store's catalogue and the feedback text. A session with a
+    Rows are found by content: by the image's key in ``Store.catalogue`` and the feedback text. A session with a
     missing row (not extracted, or failed) is skipped and listed in ``skipped`` and ``reasons``, so every memory model
     gets the same sessions. ``FoundRows`` are not looked up again.
 

@@ -51,7 +51,7 @@ def find_rows(store: Store, sessions: Sequence[Session]) -> FoundRows:
 
 
 class _Keys(NamedTuple):
-    """Keys of a session's rows; None for images that are not in the store's catalogue."""
+    """Keys of a session's rows; None for images that are not in ``Store.catalogue``."""
 
     turns: list[bytes | None]
     concatenated: bytes | None

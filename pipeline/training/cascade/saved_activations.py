@@ -114,7 +114,7 @@ class SavedActivations:
     def empty(
         cls, shape: Shape, runs: int, turns: int, batch: int, like: Tensor, constant: float | None
     ) -> SavedActivations:
-        """Allocate the buffers of a forward pass; only the ones in ``states`` are initialized."""
+        """Allocate the buffers of a forward pass; only the last column of ``states``, the 1, is initialized."""
         lead, width, hidden = (runs, shape.stages), shape.width, shape.hidden
 
         def room(*sizes: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The single-turn model on the last turn alone, without a memory."""
+"""ST, last turn only: the single-turn model without a memory."""
 
 from __future__ import annotations
 
