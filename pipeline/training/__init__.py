@@ -1,1 +1,1 @@
-"""Stage 2: memory models trained on cached features alone. No transformers, no images."""
+"""Stage 2: training of memory models on cached features. Imports no transformers and reads no images."""

@@ -1,4 +1,4 @@
-"""Changes of a training batch on the cache: sessions with turns left out, features with Gaussian noise."""
+"""Augmentation of training batches on cached features: dropped turns and Gaussian noise."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from torch import Tensor
 
 
 def kept_turns(lengths: Tensor, turns: int, probability: float) -> tuple[Tensor, Tensor]:
-    """Leave out earlier turns of each session at random; the last one always stays.
+    """Drop earlier turns of each session at random; the last turn is always kept.
 
-    What stays keeps its order and each turn its own target, so a shortened session is one that the user could have
-    had. Padding repeats the last turn.
+    Kept turns keep their order and their targets, so a shortened session is a plausible session. Padding repeats the
+    last turn.
 
     Args:
-        lengths: int64 [B], turns before padding. turns: T, the length to pad to. probability: of leaving a turn out.
+        lengths: int64 [B], turns before padding.
+        turns: T, the length to pad to.
+        probability: probability of dropping a turn.
 
     Returns:
-        int64 [B, T], which turn stands at each place, and int64 [B], the new lengths (1 at least).
+        int64 [B, T], the original turn at each position, and int64 [B], the new lengths (at least 1).
     """
     place = torch.arange(turns, device=lengths.device)
     last = lengths[:, None] - 1
@@ -26,9 +28,9 @@ def kept_turns(lengths: Tensor, turns: int, probability: float) -> tuple[Tensor,
 
 
 def jittered(features: Tensor, width: float) -> Tensor:
-    """Gaussian feature augmentation: a * f + b with a ~ N(1, width) and b ~ N(0, width * deviation of the rows).
+    """Add Gaussian noise to features [K, D]: a * f + b, a ~ N(1, width), b ~ N(0, width * standard deviation).
 
-    features: [K, D]; a and b are drawn for each element, the deviation is taken over the K rows for each dimension.
+    a and b are drawn per element; the standard deviation is taken over the K rows, per dimension.
     """
     spread = features.std(0, correction=0) * width
     return features * (1 + width * torch.randn_like(features)) + spread * torch.randn_like(features)

@@ -1,4 +1,4 @@
-"""A running average of the weights (EMA), which is validated and kept in place of the last step's."""
+"""Exponential moving average (EMA) of the weights, which replaces the last step's weights for validation and saving."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 class WeightAverage:
-    """Average of weights and of statistics such as a batch normalisation's, with ``decay`` a step.
+    """Average of weights and of statistics such as those of batch normalization, with ``decay`` per step.
 
-    The first step's values start it. A decay of 0 averages nothing.
+    It starts with the values of the first step. A decay of 0 turns averaging off.
     """
 
     def __init__(self, tensors: Sequence[Tensor], decay: float):
@@ -22,7 +22,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the values after a step in."""
+        """Add the current values to the average, after a step."""
         if self._average:
             torch._foreach_lerp_(self._average, self._tensors, 1 - self._decay)
         else:
@@ -30,7 +30,7 @@ class WeightAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside, the tensors hold the averages; afterwards what they held before."""
+        """Set the tensors to their averages inside the context, and restore them afterwards."""
         held = [t.clone() for t in self._tensors] if self._average else []
         if held:
             torch._foreach_copy_(self._tensors, self._average)
@@ -42,6 +42,6 @@ class WeightAverage:
 
     @torch.no_grad()
     def keep(self) -> None:
-        """Leave the averages in the tensors for good."""
+        """Set the tensors to their averages permanently."""
         if self._average:
             torch._foreach_copy_(self._tensors, self._average)

@@ -1,4 +1,4 @@
-"""A trained memory model on disk: ``model.safetensors``, and beside it ``model.json`` that says what it is."""
+"""Checkpoints of trained memory models: weights in ``model.safetensors``, their description in ``model.json``."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ TRAIN_AGAIN = "run `train` on its spec, which trains this run again"
 
 
 class MissingCheckpointError(IncompleteError, FileNotFoundError):
-    """There is no trained model in this folder."""
+    """The folder contains no trained model."""
 
 
 def save_model(folder: Path, model: MemoryModel, last: Callable[[], Any] = lambda: None) -> None:
-    """Write the model into ``folder``, weights first: a sidecar always describes weights that are there.
+    """Write the model to ``folder``, weights first, so that a sidecar always describes existing weights.
 
-    ``last`` is called just before each file appears; it does not appear if ``last`` raises.
+    ``last`` is called just before each file is published; the file is not published if ``last`` raises.
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
@@ -53,12 +53,12 @@ def save_model(folder: Path, model: MemoryModel, last: Callable[[], Any] = lambd
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> MemoryModel:
-    """The model saved in ``folder``, in eval mode: its outputs equal those of the model that was saved.
+    """Load the model saved in ``folder``, in eval mode, with the same outputs as the saved model.
 
     Raises:
-        MissingCheckpointError: no model there.
-        CheckpointError: a file or folder not as it was sealed, or weights of another version or shape, naming what
-            differs.
+        MissingCheckpointError: the folder contains no model.
+        CheckpointError: the folder differs from its seal, or the weights have another version or shape; the message
+            names the difference.
     """
     path = folder / SIDECAR
     try:

@@ -1,4 +1,4 @@
-"""The cached features of sessions as tensors: unique rows once, sessions as row numbers."""
+"""Cached features of sessions as tensors: each unique row once, sessions as row numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.training.lookup import FoundRows, find_rows
 
 
 class SessionBatch(NamedTuple):
-    """Sessions of a training step; short ones repeat their last turn (paper section 4.2).
+    """Features of the sessions of a batch; short sessions repeat their last turn (paper section 4.2).
 
     queries: [B, T, D] f_qry; targets: [B, T, D] f_tar of each turn's target; lengths: [B] int64, turns before padding.
     """
@@ -28,9 +28,10 @@ class SessionBatch(NamedTuple):
 
 
 class SessionRows(NamedTuple):
-    """Sessions of a training step by row number, int64 [B, T] each; a short session repeats its last turn.
+    """Row numbers of the sessions of a batch, int64 [B, T] each; short sessions repeat their last turn.
 
-    queries, targets: into ``SessionFeatures.queries`` and ``targets``; texts: into ``texts``, or None; lengths: int64 [B].
+    queries, targets, texts: rows of the same fields of ``SessionFeatures`` (texts may be None).
+    lengths: int64 [B], turns before padding.
     """
 
     queries: Tensor
@@ -39,7 +40,7 @@ class SessionRows(NamedTuple):
     lengths: Tensor
 
     def at(self, places: Tensor, lengths: Tensor) -> SessionRows:
-        """Other turns of the same sessions: those at ``places`` (int64 [B, T]); ``lengths`` of them count."""
+        """Select the turns at ``places`` (int64 [B, T]) of the same sessions, which then have ``lengths`` turns."""
         texts = None if self.texts is None else self.texts.gather(1, places)
         return SessionRows(self.queries.gather(1, places), self.targets.gather(1, places), texts, lengths)
 
@@ -49,12 +50,12 @@ class SessionFeatures:
     """Features of S sessions of up to T turns, all on one device.
 
     queries: float32 [U, D], unique f_qry rows. targets: float32 [G, D], unique f_tar rows of the turns' targets.
-    query_rows, target_rows: int64 [S, T] into these; a short session repeats its last turn.
+    query_rows, target_rows: int64 [S, T], rows of ``queries`` and ``targets``; a short session repeats its last turn.
     cat_rows: int64 [S], the rows in ``queries`` of all captions as one text with the first reference image.
-    lengths: int64 [S], turns before padding. sessions: the S sessions that rows belong to.
-    texts, text_rows: float32 [V, E] and int64 [S, T], the text tower's row of each turn's feedback (``add_texts``), or
-    None: only models with the option ``texts`` read them.
-    skipped: ids of the sessions left out because a row is missing; reasons: one line for each of them, what it lacks.
+    lengths: int64 [S], turns before padding. sessions: the S sessions, in row order.
+    texts, text_rows: float32 [V, E] and int64 [S, T], text tower features of each turn's feedback (``add_texts``), or
+    None; only models with the option ``texts`` read them.
+    skipped: ids of sessions with a missing row, which are not loaded; reasons: one line per skipped session.
     """
 
     queries: Tensor
@@ -65,13 +66,13 @@ class SessionFeatures:
     lengths: Tensor
     sessions: tuple[Session, ...]
     has_concatenated: bool = (
-        True  # False: ``cat_rows`` stand for nothing (imported features without ST + cat's queries)
+        True  # False: ``cat_rows`` are placeholders (imported features without the queries of ST + cat)
     )
     skipped: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
     texts: Tensor | None = None
     text_rows: Tensor | None = None
-    content: str = ""  # SHA-256 of the sessions by content, where they come from a store
+    content: str = ""  # SHA-256 of the sessions' content; "" for features without a store
 
     def __len__(self) -> int:
         return len(self.sessions)
@@ -89,18 +90,18 @@ class SessionFeatures:
         return self.queries.device
 
     def batch(self, index: Tensor, texts: bool = False) -> SessionBatch:
-        """The sessions ``index`` (int64 [B]). ``texts``: queries are [B, T, D + E], each with its feedback's row."""
+        """Return the sessions ``index`` (int64 [B]). ``texts``: append the text features, queries are [B, T, D + E]."""
         return self.read(self.rows(index), texts)
 
     def rows(self, index: Tensor) -> SessionRows:
-        """The row numbers of the sessions ``index`` (int64 [B])."""
+        """Return the row numbers of the sessions ``index`` (int64 [B])."""
         texts = None if self.text_rows is None else self.text_rows[index]
         return SessionRows(self.query_rows[index], self.target_rows[index], texts, self.lengths[index])
 
     def read(self, rows: SessionRows, texts: bool = False) -> SessionBatch:
-        """The features at ``rows``; queries are [B, T, D], or [B, T, D + E] with ``texts``.
+        """Return the features at ``rows``; queries are [B, T, D], or [B, T, D + E] with ``texts``.
 
-        Raises FeatureError when the texts are asked for and were not loaded.
+        Raises FeatureError when texts are requested but not loaded.
         """
         queries = self.queries[rows.queries]
         if texts:
@@ -113,9 +114,9 @@ class SessionFeatures:
         return SessionBatch(queries, self.targets[rows.targets], rows.lengths)
 
     def concatenated(self, index: Tensor) -> SessionBatch:
-        """The sessions ``index`` (int64 [B]) as one-turn sessions: ST + cat's query and the final target.
+        """Return the sessions ``index`` (int64 [B]) as one-turn sessions: the query of ST + cat and the final target.
 
-        Raises FeatureError when the store was made without these queries.
+        Raises FeatureError when the store has no such queries.
         """
         if not self.has_concatenated:
             raise FeatureError(
@@ -128,11 +129,11 @@ class SessionFeatures:
         )
 
     def to(self, device: torch.device | str) -> SessionFeatures:
-        """The same features on another device."""
+        """Return the same features on ``device``."""
         return replace(self, **{k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)})
 
     def subset(self, index: Sequence[int]) -> SessionFeatures:
-        """Some of the sessions, in the order of ``index``; the feature rows are shared."""
+        """Return the sessions ``index``, in that order; the feature rows are shared."""
         rows = torch.as_tensor(index, dtype=torch.int64, device=self.device)
         names = ("query_rows", "target_rows", "cat_rows", "lengths", "text_rows")
         picked = {k: getattr(self, k)[rows] for k in names if getattr(self, k) is not None}
@@ -140,15 +141,16 @@ class SessionFeatures:
 
 
 def session_features(store: Store, sessions: Iterable[Session] | FoundRows) -> SessionFeatures:
-    """Load what the sessions need from a store with ``query`` and ``target`` rows; images are never read.
+    """Load the features of the sessions from a store with ``query`` and ``target`` rows; images are not read.
 
-    Rows are found by content: the store's catalogue gives an image's key, and the feedback text the rest. A session
-    with a row that is missing (not extracted, or failed) is left out and named in ``skipped`` and ``reasons``; every
-    memory model then sees the same sessions. Sessions whose rows have been looked up before are not looked up again.
+    Rows are found by content: by the image's key in ``Store.catalogue`` and the feedback text. A session with a
+    missing row (not extracted, or failed) is skipped and listed in ``skipped`` and ``reasons``, so every memory model
+    gets the same sessions. ``FoundRows`` are not looked up again.
 
     Raises:
         MissingFeaturesError: no session is left.
-        FeatureError: NaN or infinite features, naming rows and sessions; f_qry and f_tar of different widths.
+        FeatureError: NaN or infinite features (the message names rows and sessions), or f_qry and f_tar of different
+            widths.
     """
     found = sessions if isinstance(sessions, FoundRows) else find_rows(store, tuple(sessions))
     if not found.sessions:
@@ -200,7 +202,10 @@ def _padded(rows: list[int], turns: int) -> list[int]:
 def _check_finite(
     store: Store, table: str, features: np.ndarray, rows: np.ndarray, uses: np.ndarray, names: list[str]
 ) -> None:
-    """``rows`` [n] are the store's numbers of ``features`` [n, D]; ``uses`` [S, k] index them for each session."""
+    """Raise FeatureError for NaN or infinite values in ``features`` [n, D].
+
+    rows: [n], row numbers in the store. uses: [S, k], indices into ``features`` for each session.
+    """
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(bad):
         users = np.flatnonzero(np.isin(uses, bad).any(axis=1))

@@ -1,7 +1,7 @@
-"""What the memories of a CM-NTM do while it trains: row spread, attention entropy, gradient of the addressing.
+"""Diagnostics of the memories of a CM-NTM in training: row spread, attention entropy, gradients of the addressing.
 
-With the public initialisation all rows of a memory start equal. Content addressing then cannot tell them apart and its
-gradient is near zero, until the writes have drifted apart: these figures show when.
+With the public initialization all rows of a memory start equal. Content addressing then cannot distinguish them, and
+its gradient is near zero until the writes have diverged. These quantities show when that happens.
 """
 
 from __future__ import annotations
@@ -27,21 +27,23 @@ PAPER = Training()
 def diagnose(
     model: MemoryModel, features: SessionFeatures, index: Tensor, training: Training = PAPER
 ) -> dict[str, Any]:
-    """The state of ``model`` on the sessions ``index`` (int64 [B]); weights, gradients and random states stay as are.
+    """Compute diagnostics of ``model`` on the sessions ``index`` (int64 [B]).
 
-    Repeated turns of short sessions count like any other. ``training`` gives the loss that is differentiated.
+    Weights, gradients and random states do not change. Repeated turns of short sessions are included. ``training``
+    selects the differentiated loss.
 
     Returns:
-        plain numbers, ready for JSON:
+        Plain numbers, ready for JSON:
         "slots": N.
         "row_spread": [C][T + 1], mean over sessions of ``row_spread`` before the first turn and after each turn.
         "read_entropy", "write_entropy": [C][T], mean over sessions of the entropy of the head's weights, in nats,
-        between 0 (one slot) and ln N (all alike).
-        "gradient": for each addressing parameter (key, strength, gate, shift, sharpening), [C], the norm of the loss's
-        gradient by the weights of the layer that puts it out, both heads together; "addressing" for all of them, and
-        "content" for those of what is written (erase and add), to compare with.
+        between 0 (one slot) and ln N (uniform).
+        "gradient": for each addressing parameter (key, strength, gate, shift, sharpening), [C], the norm of the loss
+        gradient with respect to the weights of its output layer, both heads together; "addressing": the same for all
+        of them together; "content": the same for erase and add, for comparison.
 
-    Raises TrainingError for a model without such memories, or a batch too small to train on.
+    Raises:
+        TrainingError: a model without such memories, or a batch too small to train on.
     """
     if not isinstance(model, CMNTM):
         raise TrainingError(f"{model.name} has no addressed memory to diagnose; ask for cm_ntm or v_ntm")
@@ -55,10 +57,10 @@ def diagnose(
 
 
 def row_spread(memory: Tensor) -> Tensor:
-    """How different a memory's rows are: [..., N, M] -> [...].
+    """Measure how much the rows of a memory differ: [..., N, M] -> [...].
 
-    Root mean square distance of the rows from their mean, over the root mean square norm of the rows: 0 where all rows
-    are equal, 1 where they cancel out, sqrt(1 - 1/N) where they are orthogonal and equally long. 0 for a zero memory.
+    Root mean square distance of the rows from their mean, divided by the root mean square norm of the rows: 0 for
+    equal rows, 1 for rows that sum to zero, sqrt(1 - 1/N) for orthogonal rows of equal norm. 0 for a zero memory.
     """
     distance = (memory - memory.mean(-2, keepdim=True)).square().sum(-1).mean(-1).sqrt()
     norm = memory.square().sum(-1).mean(-1).sqrt()
@@ -66,7 +68,7 @@ def row_spread(memory: Tensor) -> Tensor:
 
 
 def entropy(weights: Tensor) -> Tensor:
-    """Entropy of weights over slots, in nats: [..., N] -> [...], between 0 and ln N."""
+    """Return the entropy of weights over slots, in nats: [..., N] -> [...], between 0 and ln N."""
     return torch.special.entr(weights).sum(-1).clamp_min(0.0)
 
 
@@ -83,7 +85,7 @@ def _memories(model: CMNTM, batch: SessionBatch) -> dict[str, list[list[float]]]
     finally:
         model.train(training)
     stages = list(zip(*states, strict=True))  # [C][T + 1]
-    # In double precision: an exponent of the memory's square may be out of float32's range at the start.
+    # In double precision, because the squares of the initial memory may underflow float32.
     return {
         "row_spread": [[float(row_spread(s.memory.double()).mean()) for s in turns] for turns in stages],
         "read_entropy": [[float(entropy(s.weights[:, READ]).mean()) for s in turns[1:]] for turns in stages],
@@ -92,7 +94,7 @@ def _memories(model: CMNTM, batch: SessionBatch) -> dict[str, list[list[float]]]
 
 
 def _gradients(model: CMNTM, batch: SessionBatch, training: Training) -> dict[str, list[float]]:
-    """In training mode, as a step would see it, on copies of the running statistics."""
+    """Return gradient norms in training mode, as in a step, on copies of the running statistics."""
     was = model.training
     buffers = {name: value.clone() for name, value in model.named_buffers()}
     weights = [stage.heads.weight for stage in model.stages]

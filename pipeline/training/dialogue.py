@@ -1,4 +1,4 @@
-"""A running dialogue: one f_qry a turn in, one f'_qry out, a turn back, and the state on disk to resume it."""
+"""Interactive dialogues: one f_qry in and one f'_qry out per turn, undo, and saving and resuming of the state."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ FORMAT = "1"
 
 
 class DialogueError(FashionNTMError, ValueError):
-    """A query that does not fit, a turn that does not exist, or a saved state that is damaged or another run's."""
+    """Raised for a query of the wrong shape, a missing turn, or a saved state that is damaged or of another run."""
 
 
 class MissingDialogueError(IncompleteError, FileNotFoundError):
-    """There is no saved dialogue in this file."""
+    """The file does not exist."""
 
 
 class Said(NamedTuple):
-    """One turn. output: [D], f'_qry(n); note: what the caller wants to remember of it; state: the model's after it."""
+    """One turn. output: [D], f'_qry(n); note: free text of the caller; state: the model's state after the turn."""
 
     output: Tensor
     note: str
@@ -37,12 +37,12 @@ class Said(NamedTuple):
 
 
 class Dialogue:
-    """One dialogue with a memory model of D-wide features. Each turn costs one step, however long the dialogue is.
+    """A dialogue with a memory model for features of width D. Each turn is one step, regardless of the number of turns.
 
-    The outputs are those of ``model(queries, lengths)`` on the whole session. For a model that reads concatenated
+    The outputs equal those of ``model(queries, lengths)`` on the whole session. For a model that reads concatenated
     captions (``model.reads``), f_qry(n) is the feature of all captions so far as one text.
 
-    ``run`` is the id of the run that the model comes from: a saved state can be resumed with that run alone.
+    ``run`` is the id of the model's run; a saved state can only be resumed with the same run.
     """
 
     def __init__(self, model: MemoryModel, run: str = ""):
@@ -55,17 +55,17 @@ class Dialogue:
 
     @classmethod
     def open(cls, run_folder: Path, device: torch.device | str = "cpu") -> Dialogue:
-        """A new dialogue with the trained model of a run folder. Raises as ``load_model``."""
+        """Start a dialogue with the trained model of a run folder. Raises as ``load_model``."""
         return cls(load_model(run_folder, device), run_folder.name)
 
     @property
     def turn(self) -> int:
-        """How many turns the dialogue has had."""
+        """Number of turns so far."""
         return len(self._said)
 
     @property
     def state(self) -> Any:
-        """The model's state after the last turn, of a batch of one; a ``CascadeState`` for the CM-NTM."""
+        """The model's state after the last turn, for a batch of one; a ``CascadeState`` for the CM-NTM."""
         return self._said[-1].state if self._said else self._start
 
     @property
@@ -80,9 +80,10 @@ class Dialogue:
 
     @torch.no_grad()
     def say(self, f_qry: Tensor, note: str = "") -> Tensor:
-        """The next turn: f_qry(n) [D], or [D + E] for a model that reads ``texts`` -> f'_qry(n) [D]. ``note`` (the feedback, say) is kept with the turn.
+        """Add a turn: f_qry(n) [D], or [D + E] for a model that reads ``texts`` -> f'_qry(n) [D].
 
-        Raises DialogueError for another shape or values that are not finite; the dialogue is then as before.
+        ``note`` (e.g. the feedback) is stored with the turn. Raises DialogueError for a wrong shape or non-finite
+        values; the dialogue is then unchanged.
         """
         width = self.model.dim + self.model.texts
         if f_qry.shape != (width,):
@@ -97,9 +98,9 @@ class Dialogue:
         return output[0]
 
     def back(self, turns: int = 1) -> Tensor | None:
-        """Undo the last ``turns`` turns; f'_qry of the one that is now the last, or None at the start.
+        """Undo the last ``turns`` turns; return f'_qry of the new last turn, or None at the start.
 
-        Raises DialogueError when there are not that many.
+        Raises DialogueError when the dialogue has fewer turns.
         """
         if not 0 < turns <= self.turn:
             raise DialogueError(f"cannot go back {turns} turn(s): the dialogue has had {self.turn}")
@@ -107,7 +108,7 @@ class Dialogue:
         return self.current
 
     def save(self, path: Path) -> None:
-        """Write every turn's state into one safetensors file, so that a resumed dialogue can go back too."""
+        """Write the states of all turns to one safetensors file, so that turns can also be undone after resuming."""
         tensors: dict[str, Tensor] = {}
         for number, said in enumerate(self._said, start=1):
             tensors |= {f"{number}.state.{name}": value for name, value in _flatten(said.state).items()}
@@ -129,11 +130,11 @@ class Dialogue:
 
     @classmethod
     def load(cls, path: Path, model: MemoryModel, run: str = "") -> Dialogue:
-        """The dialogue saved in ``path``, to go on with ``model``, on the model's device.
+        """Load the dialogue saved in ``path`` to continue it with ``model``, on the model's device.
 
         Raises:
             MissingDialogueError: no such file.
-            DialogueError: a damaged file, or the state of another run, model or set of weights, naming both.
+            DialogueError: a damaged file, or the state of another run, model or set of weights; the message names both.
         """
         dialogue = cls(model, run)
         about, tensors = _read(path)
@@ -151,12 +152,12 @@ class Dialogue:
 
     @classmethod
     def resume(cls, path: Path, run_folder: Path, device: torch.device | str = "cpu") -> Dialogue:
-        """``load`` with the trained model of a run folder."""
+        """Load the dialogue saved in ``path`` with the trained model of a run folder (see ``load``)."""
         return cls.load(path, load_model(run_folder, device), run_folder.name)
 
 
 def weights_digest(model: MemoryModel) -> str:
-    """SHA-256 (64 hex digits) of the model's weights and statistics with their names."""
+    """Return the SHA-256 (64 hex digits) of the model's weights and statistics with their names."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
@@ -181,7 +182,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def _check_same(path: Path, about: dict[str, str], dialogue: Dialogue) -> None:
-    """The state means something to the very weights that made it, and to features of the same run's store."""
+    """Raise DialogueError unless the saved state is of the same run and the same weights."""
     model = dialogue.model
     saved = f"{about.get('model')} version {about.get('version')}, run {about.get('run') or '(none)'}"
     here = f"{model.name} version {model.version}, run {dialogue.run or '(none)'}"
@@ -195,7 +196,7 @@ def _check_same(path: Path, about: dict[str, str], dialogue: Dialogue) -> None:
 
 
 def _flatten(state: Any, prefix: str = "") -> dict[str, Tensor]:
-    """A state of named tuples, tuples, tensors and ints as {"stages.0.memory": tensor}."""
+    """Flatten a state of named tuples, tuples, tensors and ints to {"stages.0.memory": tensor}."""
     if isinstance(state, Tensor):
         return {prefix: state}
     if isinstance(state, int):
@@ -208,9 +209,9 @@ def _flatten(state: Any, prefix: str = "") -> dict[str, Tensor]:
 
 
 def _unflatten(like: Any, flat: dict[str, Tensor], prefix: str = "") -> Any:
-    """The inverse of ``_flatten`` for a state of the structure of ``like``; an axis of no length there may have any.
+    """Invert ``_flatten`` for a state with the structure of ``like``, where an axis of length 0 matches any length.
 
-    Raises KeyError for a part that is absent, ValueError for one of another shape.
+    Raises KeyError for a missing part, ValueError for a wrong shape.
     """
     if isinstance(like, Tensor):
         found = flat[prefix]

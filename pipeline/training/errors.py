@@ -1,4 +1,4 @@
-"""What can go wrong in stage 2, each with the exit code of its kind."""
+"""Errors of stage 2."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from manifests.errors import FashionNTMError, IncompleteError
 
 
 class TrainingError(FashionNTMError, ValueError):
-    """A request that training cannot meet: a wrong shape, a batch too small, a missing validation part."""
+    """Raised for an invalid training request: a wrong shape, a batch too small, a missing validation part."""
 
 
 class FeatureError(FashionNTMError, ValueError):
-    """Cached features that cannot be trained on: not finite, or f_qry and f_tar of different widths."""
+    """Raised for unusable cached features: non-finite values, or f_qry and f_tar of different widths."""
 
 
 class MissingFeaturesError(IncompleteError):
@@ -18,12 +18,12 @@ class MissingFeaturesError(IncompleteError):
 
 
 class DivergenceError(FashionNTMError, ArithmeticError):
-    """The loss became NaN or infinite. Earlier epochs' metrics are kept; the model holds the last finite step."""
+    """The loss became NaN or infinite. Metrics of earlier epochs are kept; the model has the last finite weights."""
 
 
 class CheckpointError(FashionNTMError, ValueError):
-    """A checkpoint that is damaged, or was written by another version of its model."""
+    """Raised for a checkpoint that is damaged or was written by another version of its model."""
 
 
 class RunError(FashionNTMError):
-    """A run folder that cannot be used, e.g. because another process is training the same run."""
+    """Raised for a run folder that cannot be used, e.g. because another process is training the same run."""

@@ -1,4 +1,4 @@
-"""Fits memory models to cached session features: Adam, in-batch cross-entropy, one line of metrics an epoch."""
+"""Training of memory models on cached session features: Adam, in-batch cross-entropy, metrics once per epoch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ COMMON = (
     "ema",
     "hard_groups",
     "matmul",
-)  # settings that runs side by side share
+)  # settings that must be equal for runs trained side by side
 
 
 def fit(
@@ -41,21 +41,21 @@ def fit(
     validation: SessionFeatures | None = None,
     backend: str = "reference",
 ) -> Iterator[Metrics]:
-    """Train ``model`` in place; yields the metrics of each epoch as it ends (paper section 4.2 by default).
+    """Train ``model`` in place and yield the metrics of each epoch (paper section 4.2 by default).
 
     The model and both sets of features are on one device. The same arguments give the same weights and metrics on the
-    same machine with the same number of threads; random states and settings of the process are left alone. Stop
-    iterating to stop training: the model then holds the last epoch's weights. With ``training.early_stopping`` it
-    holds those of the best validation epoch once the iterator is exhausted.
+    same machine with the same number of threads; random states and settings of the process do not change. Stop
+    iterating to stop training: the model then has the weights of the last epoch. With ``training.early_stopping`` it
+    has the weights of the best validation epoch once the iterator is exhausted.
 
     Yields:
-        {"epoch", "loss" (mean over steps), "seconds", "validation": {"R@5", "R@8", "mean"} where there is a validation
-        part, "best": the best epoch so far with early stopping}. A model that is not trained by gradient yields one
-        line, epoch 0, with what it chose.
+        {"epoch", "loss" (mean over steps), "seconds", "validation": {"R@5", "R@8", "mean"} with a validation part,
+        "best": the best epoch so far, with early stopping}. A model that is not trained by gradient yields one dict
+        with epoch 0 and the chosen parameters.
 
     Raises:
-        TrainingError: too few sessions, early stopping without a validation part, or a backend that cannot.
-        DivergenceError: a loss that is not finite, naming epoch and step.
+        TrainingError: too few sessions, early stopping without a validation part, or an unsupported backend.
+        DivergenceError: non-finite loss; the message names epoch and step.
     """
     for (outcome,) in fit_group([model], features, [training], [seed], validation, backend):
         if isinstance(outcome, DivergenceError):
@@ -72,13 +72,13 @@ def fit_group(
     validation: SessionFeatures | None = None,
     backend: str = "reference",
 ) -> Iterator[list[Metrics | DivergenceError | None]]:
-    """``fit`` of K models of one shape side by side, run k with ``trainings[k]`` and ``seeds[k]``.
+    """Train K models of one shape side by side (see ``fit``); run k uses ``trainings[k]`` and ``seeds[k]``.
 
-    Each run sees the batches and random numbers that it would see alone. The settings in ``COMMON`` are the same for
-    all. Each epoch yields a list: a run's metrics, the error of a run that diverged in it (the others go on), or None
-    for a run that has ended.
+    Each run gets the same batches and random numbers as when it is trained alone. The settings in ``COMMON`` must be
+    equal for all runs. Each epoch yields a list with one entry per run: its metrics, the error if it diverged in this
+    epoch (the other runs continue), or None if it has ended.
 
-    Raises TrainingError as ``fit``, and for runs that cannot stand side by side.
+    Raises TrainingError as ``fit`` does, and for runs with different ``COMMON`` settings.
     """
     _check(features, trainings, validation)
     if not all(model.trainable for model in models):
@@ -102,7 +102,7 @@ def fit_group(
             for run, loss, choice in zip(runs, losses, chosen, strict=True):
                 outcomes.append(run.epoch(epoch, loss, seconds, choice, validation))
         if first.ema:
-            trainer.write_back()  # the last step's weights again, should the caller stop here
+            trainer.write_back()  # the last step's weights again, in case the caller stops here
         yield outcomes
         if not any(run.going for run in runs):
             break
@@ -113,7 +113,7 @@ def fit_group(
 
 
 class _Run:
-    """One run of a group: whether it still goes, and its best epoch so far."""
+    """One run of a group: whether it is still training, and its best epoch so far."""
 
     def __init__(self, model: MemoryModel, patience: int | None):
         self.model, self.patience = model, patience
@@ -123,7 +123,7 @@ class _Run:
     def epoch(
         self, epoch: int, loss: float | DivergenceError, seconds: float, chosen: Metrics, validation: Any
     ) -> Metrics | DivergenceError | None:
-        """What to tell of this epoch; the model holds its weights."""
+        """Return the outcome of this epoch for the caller; the model has this epoch's weights."""
         if not self.going:
             return None
         if isinstance(loss, DivergenceError):
@@ -156,19 +156,19 @@ def _epoch(
     average: WeightAverage,
     epoch: int,
 ) -> list[float | DivergenceError]:
-    """One pass over the sessions in each run's own order; the mean loss of its steps, or where it diverged."""
+    """Train one epoch, each run in its own session order; return per run its mean step loss or divergence error."""
     features, training = trainer.features, trainer.trainings[0]
     orders = []
     for run in range(len(runs)):
         with random.of(run):
             size = training.batch_size
             orders.append(groups.batches(size) if groups else epoch_batches(len(features), size))
-    sizes = [len(batch) for batch in orders[0]]  # of every run's
+    sizes = [len(batch) for batch in orders[0]]  # the same for every run
     steps = torch.stack([torch.cat(order) for order in orders]).to(features.device).split(sizes, 1)  # moved once
     going = [run.going for run in runs]
     total = torch.zeros(len(runs), dtype=torch.float64, device=features.device)
     diverged: dict[int, tuple[int, float]] = {}
-    watched = features.device.type == "cpu"  # elsewhere reading a loss would wait for the device at every step
+    watched = features.device.type == "cpu"  # on a GPU, reading the loss would synchronize at every step
     for number, index in enumerate(steps, start=1):
         losses = trainer.step(index, random, going, epoch / training.epochs)
         average.update()
@@ -197,10 +197,10 @@ def _diverged(trainer: Trainer, run: int, epoch: int, at: tuple[int, float] | No
 
 
 def epoch_batches(sessions: int, batch_size: int) -> tuple[Tensor, ...]:
-    """A random order of the sessions, cut into batches, int64 [B] each, from torch's current random state.
+    """Return a random order of the sessions, split into batches (int64 [B] each), from torch's current random state.
 
-    The last batch is smaller when the sizes do not divide. A last batch of one session is left out: it has no negative
-    and no batch statistics. The next epoch's order puts another session there.
+    The last batch is smaller when the sizes do not divide. A last batch of one session is skipped, because it has no
+    negatives and no batch statistics; the next epoch is ordered differently.
     """
     batches = torch.randperm(sessions).split(batch_size)
     return batches[:-1] if len(batches[-1]) == 1 else batches

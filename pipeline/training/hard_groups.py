@@ -1,4 +1,4 @@
-"""Hard-negative groups: sessions whose final targets look alike stand side by side in a batch (after ReCALL)."""
+"""Hard-negative groups: sessions with similar final targets are placed in the same batch (after ReCALL)."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from torch.nn import functional as F
 
 from pipeline.training.data import SessionFeatures
 
-NEIGHBOURS = 32  # candidates for a group, for each session: more find closer mates late in an epoch, and cost memory
+NEIGHBOURS = 32  # group candidates per session; more give closer matches late in an epoch, but need more memory
 _ROWS = 1024  # sessions compared at once
 
 
 class HardGroups:
-    """Batches made of groups of ``size`` sessions of one category, mined once from the cached f_tar.
+    """Batches of groups of ``size`` sessions of one category, mined once from the cached f_tar.
 
-    A group is a session drawn at random and the unused sessions whose final targets are the most similar to its own;
-    sessions with the very same target image are no negatives of each other and are not put together. Every session
-    is visited once an epoch.
+    A group is a random session and the unused sessions with the most similar final targets. Sessions with the same
+    target image are not negatives of each other, and are not grouped. Every session occurs once per epoch.
     """
 
     def __init__(self, features: SessionFeatures, size: int):
@@ -35,7 +34,7 @@ class HardGroups:
         self.mates: list[list[int]] = torch.cat(found).tolist()
 
     def batches(self, batch_size: int) -> tuple[Tensor, ...]:
-        """All sessions in groups, groups in random order, cut into batches, int64 [B] each; see ``epoch_batches``."""
+        """Return all sessions, groups in random order, split into batches, int64 [B] each (see ``epoch_batches``)."""
         used = [False] * len(self.mates)
         order: list[int] = []
         for seed in torch.randperm(len(self.mates)).tolist():

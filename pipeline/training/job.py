@@ -1,4 +1,4 @@
-"""Runs from cached features to finished run folders; a finished run is never trained twice."""
+"""Training jobs, from cached features to finished run folders; a finished run is not trained again."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from pipeline.training.models.cm_ntm import CMNTM
 from pipeline.training.runs import RunFolder, RunIdentity, run_identity, sessions_digest
 
 NO_VALIDATION = Validation()
-DIAGNOSED_SESSIONS = 80  # a batch of the paper
+DIAGNOSED_SESSIONS = 80  # the paper's batch size
 
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """One run to train: the root of its folder, what identifies it, and the two parts of the train sessions' features.
+    """One run to train: the root folder of runs, its identity, and the features of its train and validation sessions.
 
-    ``validation_features`` is None without a validation part. Both are on the device to train on.
+    ``validation_features`` is None without a validation part. All features are on the training device.
     """
 
     runs: Path
@@ -46,7 +46,7 @@ class TrainRequest:
 
     @property
     def identity(self) -> RunIdentity:
-        """What the run is. Raises ManifestError for an unknown model or option."""
+        """Identity of the run. Raises ManifestError for an unknown model or option."""
         held = self.validation_features
         return run_identity(
             store_fingerprint=self.store_fingerprint,
@@ -61,22 +61,22 @@ class TrainRequest:
 
     @property
     def folder(self) -> RunFolder:
-        """Where the run is kept; the folder need not exist yet."""
+        """Folder of the run, which may not exist yet."""
         return RunFolder.of(self.runs, self.dataset, self.name, self.identity.id)
 
     def build(self) -> MemoryModel:
-        """The model with its initial weights, on the features' device."""
+        """Return the model with its initial weights, on the device of the features."""
         return build_model(self.name, self.options, self.features.dim, self.seed).to(self.features.device)
 
 
 def _content(features: SessionFeatures) -> str:
-    """What identifies the sessions: their content, or for features that no store gave, their ids and texts."""
+    """Return the digest of the sessions: of their content, or of ids and texts for features without a store."""
     return features.content or sessions_digest(features.sessions)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished run. ``reused``: it had finished before, and nothing was computed."""
+    """A finished run. ``reused``: it had finished earlier, and nothing was computed."""
 
     folder: RunFolder
     summary: dict[str, Any]
@@ -94,16 +94,25 @@ def train_runs(
     progress: Callable[[TrainRequest, dict[str, Any]], None] | None = None,
     chosen: Callable[[BackendChoice], None] | None = None,
 ) -> list[Trained | DivergenceError]:
-    """Train the requests that have not finished, side by side; ``again`` trains them all.
+    """Train all requests that have not finished, side by side; ``again`` trains every request.
 
-    The requests share their features, and their models one shape. ``spec`` is recorded in run.json; ``progress`` gets
-    each epoch's metrics, ``chosen`` the backend once it is chosen (``choose_backend``). ``threads``: of the CPU, see
-    ``training_threads``. ``diagnostics``: also write diagnostics.jsonl, a line an epoch, for models with an addressed memory.
+    All requests have the same features, and all models the same shape.
 
-    Returns, for each request, the finished run, or the error of one that diverged; the others went on.
+    Args:
+        spec: recorded in run.json.
+        backend: see ``choose_backend``.
+        threads: number of CPU threads, see ``training_threads``.
+        again: also train finished runs again.
+        diagnostics: also write diagnostics.jsonl, one line per epoch, for models with an addressed memory.
+        progress: called with each epoch's metrics.
+        chosen: called with the backend once it is chosen.
 
-    Raises what ``build_model``, ``fit_group`` and ``RunFolder.training`` raise. Metrics of the epochs before an error
-    stay in metrics.jsonl, and the run counts as not finished.
+    Returns:
+        One entry per request: the finished run, or the error if it diverged (the other runs continue).
+
+    Raises:
+        The errors of ``build_model``, ``fit_group`` and ``RunFolder.training``. Metrics of earlier epochs then remain
+        in metrics.jsonl, and the run counts as not finished.
     """
     found: dict[int, Trained | DivergenceError] = {}
     for place, request in enumerate(requests):
@@ -154,7 +163,7 @@ def _train(
 
 
 class _Open:
-    """A run being trained: its folder, and what its last epoch said."""
+    """A run in training: its folder and the metrics of its last epoch."""
 
     def __init__(self, request: TrainRequest, model: MemoryModel, spec: Any, choice: BackendChoice, together: int):
         self.request, self.model, self.folder = request, model, request.folder
@@ -178,7 +187,7 @@ class _Open:
         )
 
     def take(self, outcome: dict[str, Any] | DivergenceError, diagnostics: bool) -> None:
-        """An epoch's metrics, or the error that ended the run."""
+        """Record an epoch's metrics, or the error that ended the run."""
         if isinstance(outcome, DivergenceError):
             self.error = outcome
             return
@@ -188,7 +197,7 @@ class _Open:
             self.diagnose(outcome["epoch"])
 
     def diagnose(self, epoch: int) -> None:
-        """Add the state of the memories after ``epoch`` (0: before training); nothing for a model without them."""
+        """Append the memory diagnostics after ``epoch`` (0: before training); does nothing for other models."""
         if isinstance(self.model, CMNTM):
             features = self.request.features
             index = torch.arange(min(DIAGNOSED_SESSIONS, len(features)), device=features.device)

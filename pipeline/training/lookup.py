@@ -1,4 +1,4 @@
-"""Which rows of a store a session needs, by content; no feature is read."""
+"""Lookup of the store rows of sessions, by content; no feature is read."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from manifests.schema import Session
 
 @dataclass(frozen=True)
 class FoundRows:
-    """The sessions that have every row, and their row numbers in the store's tables.
+    """The sessions with all of their rows, and their row numbers in the store's tables.
 
-    turns: rows of table ``query`` for each turn of each session; concatenated: the one of all captions as one text, or
-    -1 in a store of imported features that were made without them;
-    targets: rows of table ``target`` for each turn. reasons: session id -> what a left-out session lacks.
+    turns: rows of table ``query`` for each turn of each session. concatenated: rows of table ``query`` for all captions
+    as one text, or -1 in a store of imported features without these queries. targets: rows of table ``target`` for
+    each turn. reasons: session id -> the missing row of a skipped session.
     """
 
     sessions: tuple[Session, ...]
@@ -25,11 +25,11 @@ class FoundRows:
     concatenated: list[int]
     targets: list[list[int]]
     reasons: dict[str, str]
-    content: str = ""  # SHA-256 of the kept sessions by content, in order (``manifests.identity.session_key``)
+    content: str = ""  # SHA-256 of the content of the kept sessions, in order (``manifests.identity.session_key``)
 
 
 def find_rows(store: Store, sessions: Sequence[Session]) -> FoundRows:
-    """Look the sessions up. Tells which of them training would see, without loading a feature."""
+    """Look up the rows of the sessions, without loading features."""
     catalogue = store.catalogue()
     keys = [_keys(session, catalogue) for session in sessions]
     queries = _rows(store, "query", (k for needed in keys for k in (*needed.turns, needed.concatenated)))
@@ -51,7 +51,7 @@ def find_rows(store: Store, sessions: Sequence[Session]) -> FoundRows:
 
 
 class _Keys(NamedTuple):
-    """Keys of a session's rows; None where the store's catalogue does not know the image."""
+    """Keys of a session's rows; None for images that are not in ``Store.catalogue``."""
 
     turns: list[bytes | None]
     concatenated: bytes | None
@@ -71,7 +71,7 @@ def _keys(session: Session, catalogue: dict[str, bytes]) -> _Keys:
 
 
 def _rows(store: Store, table: str, keys: Iterable[bytes | None]) -> dict[bytes, int]:
-    """Row numbers of the keys that the table has."""
+    """Return the row numbers of the keys that are in the table."""
     unique = list(dict.fromkeys(k for k in keys if k is not None))
     if not unique or table not in store.tables:
         return {}
@@ -80,7 +80,7 @@ def _rows(store: Store, table: str, keys: Iterable[bytes | None]) -> dict[bytes,
 
 
 def _missing(session: Session, keys: _Keys, queries: dict[bytes, int], targets: dict[bytes, int], without: bool) -> str:
-    """The first row that a session lacks, in words; "" when it has all."""
+    """Describe the first missing row of a session; "" when all exist."""
     for number, (turn, key) in enumerate(zip(session.turns, keys.turns, strict=True), start=1):
         if key is None or key not in queries:
             return f"query row for turn {number} (image {turn.reference!r}, text {turn.text!r})"

@@ -1,4 +1,4 @@
-"""What a training step minimises: the paper's loss by default, with the parts that ``[training]`` turns on."""
+"""Objective of a training step: the paper's loss by default, modified by the settings of ``[training]``."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from pipeline.training.losses import build_loss, turnwise_cross_entropy
 from pipeline.training.models.base import MemoryModel
 from pipeline.training.recombine import Histories
 
-SCORES_HELD = 1 << 24  # scores in memory at once: 64 MiB of float32, and as much for their gradient
+SCORES_HELD = 1 << 24  # maximum number of scores in memory: 64 MiB of float32, and as much for their gradient
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a model that brings a loss of its own may look at (``MemoryModel.objective``).
+    """Input of a model's own loss (``MemoryModel.objective``).
 
-    batch: the step's sessions; rows: int64 [B, T], its targets as rows of ``features.targets``; progress: (0, 1], the
-    share of the epochs that are over when this one ends.
+    batch: sessions of the step; rows: int64 [B, T], their targets as rows of ``features.targets``; progress: in (0, 1],
+    the fraction of epochs completed at the end of the current one.
     """
 
     features: SessionFeatures
@@ -37,26 +37,26 @@ class Step:
 
 
 class Objective:
-    """The loss of a batch of sessions, built once for a training.
+    """Loss of a batch of sessions, built once per training.
 
-    Every part is off by default; then this is ``turnwise_cross_entropy`` on the batch and nothing else.
+    With the default settings it is ``turnwise_cross_entropy`` on the batch.
     """
 
     def __init__(self, features: SessionFeatures, training: Training):
-        """Raises ManifestError for an unknown loss or option of it."""
+        """Build the loss. Raises ManifestError for an unknown loss or option."""
         self.features, self.training = features, training
         self.loss = build_loss(training.loss)
         parts = ("loss", "negatives", "same_target", "uncertainty")
         self.plain = all(getattr(training, part) == Training.model_fields[part].default for part in parts)
 
     def __call__(self, model: MemoryModel, index: Tensor, progress: float = 1.0) -> Tensor:
-        """The loss of the sessions ``index`` (int64 [B]); a scalar. ``progress``: see ``Step``."""
+        """Return the loss of the sessions ``index`` (int64 [B]), a scalar. ``progress``: see ``Step``."""
         step = self.step(model, index, progress)
         own = model.objective(step)
         return own if own is not None else self.loss_of(step, model(step.batch.queries, step.batch.lengths))
 
     def loss_of(self, step: Step, predicted: Tensor) -> Tensor:
-        """The loss of f'_qry [B, T, D], of a model without a loss of its own; a scalar."""
+        """Return the loss of f'_qry [B, T, D], a scalar, for a model without its own loss."""
         t = self.training
         if self.plain:
             _, targets, lengths = step.batch
@@ -67,7 +67,7 @@ class Objective:
         return share * self._turns(step, predicted, certain=False) + (1 - share) * self._turns(step, predicted)
 
     def step(self, model: MemoryModel, index: Tensor, progress: float = 1.0) -> Step:
-        """The sessions ``index`` (int64 [B]) as ``model`` reads them; histories and dropped turns are drawn here."""
+        """Load the sessions ``index`` (int64 [B]) for ``model``; histories and dropped turns are drawn here."""
         features, t = self.features, self.training
         sessions = features.rows(index)
         if t.recombine:
@@ -81,7 +81,7 @@ class Objective:
         return Histories(self.features)
 
     def _turns(self, step: Step, predicted: Tensor, certain: bool = True) -> Tensor:
-        """Mean over the turns of the mean loss of a turn's sessions, as in the paper. predicted: [B, T, D]."""
+        """Return the mean over turns of each turn's mean loss, as in the paper. predicted: [B, T, D]."""
         queries = F.normalize(predicted, dim=-1)
         turns, (_, targets, lengths) = queries.shape[1], step.batch
         if self.training.padding == "mask":
@@ -104,7 +104,7 @@ class Objective:
             else:
                 candidates, own, kinds = static, rows, None
             losses.append(self._rows(queries[members, n], candidates, own, kinds, self._categories(rows)).mean())
-        # A batch whose turns all have one session only: no negative, no loss, and still a gradient of zero.
+        # Without negatives (every turn has one session only) the loss is zero, with a zero gradient.
         return torch.stack(losses).mean() if losses else predicted.sum() * 0
 
     def _jittered(self, targets: Tensor) -> Tensor:
@@ -113,9 +113,9 @@ class Objective:
     def _rows(
         self, queries: Tensor, candidates: Tensor, own: Tensor, kinds: Tensor | None, categories: Tensor | None
     ) -> Tensor:
-        """Losses [b] of queries [b, D] against candidates [K, D], in blocks that hold at most ``SCORES_HELD`` scores.
+        """Compute losses [b] of queries [b, D] against candidates [K, D], in blocks of at most ``SCORES_HELD`` scores.
 
-        kinds: int64 [K], which image each candidate of a batch is; categories: bool [b, C] of the queries' targets.
+        kinds: int64 [K], the image of each candidate of a batch; categories: bool [b, C], of the queries' targets.
         """
 
         def block(q: Tensor, o: Tensor, c: Tensor | None) -> Tensor:
@@ -130,7 +130,7 @@ class Objective:
         if len(queries) <= size:
             return block(queries, own, categories)
         parts = []
-        for start in range(0, len(queries), size):  # scores are computed again on the way back, not kept
+        for start in range(0, len(queries), size):  # scores are recomputed in the backward pass, not stored
             of = slice(start, start + size)
             part = None if categories is None else categories[of]
             parts.append(checkpoint(block, queries[of], own[of], part, use_reentrant=False, preserve_rng_state=False))
@@ -141,7 +141,7 @@ class Objective:
 
     @cached_property
     def _membership(self) -> Tensor:
-        """float [G, C]: 1 where a train target is one of a category's sessions (an image can be in two)."""
+        """Category membership of the train targets, float [G, C] of 0 and 1; an image can be in several categories."""
         names = sorted({s.category for s in self.features.sessions})
         labels = torch.tensor([names.index(s.category) for s in self.features.sessions], device=self.features.device)
         members = torch.zeros(len(self.features.targets), len(names), device=self.features.device)

@@ -1,4 +1,4 @@
-"""Random states of runs that train side by side: each draws what it would draw alone."""
+"""Random states of runs trained side by side; each run draws the same numbers as when it is trained alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.training.determinism import seeded
 
 
 class RunRandom:
-    """K random states on one device, seeded once an epoch; inside ``of(k)`` torch's own generators are in run k's."""
+    """K random states on one device, seeded once per epoch; inside ``of(k)``, torch's generators have run k's state."""
 
     def __init__(self, seeds: Sequence[int], device: torch.device):
         self._device = device
@@ -22,7 +22,7 @@ class RunRandom:
 
     @contextmanager
     def of(self, run: int) -> Iterator[None]:
-        """Draw as run ``run``; the process's own states are back afterwards."""
+        """Use the random state of run ``run`` inside the context, and restore the state of the process."""
         before = self._now()
         self._set(self._states[run])
         try:

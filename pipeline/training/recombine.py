@@ -1,4 +1,4 @@
-"""More train sessions from the same train pairs: other histories that lead to the same last turn."""
+"""Recombination of train pairs into more train sessions: other histories that lead to the same last turn."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pipeline.training.data import SessionFeatures, SessionRows
 
 
 class Histories:
-    """The turns of the train sessions, and which of them may come before another.
+    """The turns of the train sessions and their possible predecessors.
 
-    A session is a chain of (reference, target) pairs, each with its feedback: a turn may follow any turn of its category
-    whose target is its reference. Multi-turn FashionIQ's 17,000 train pairs, which its sessions join into 9,000 chains
-    of two to four, can be joined into more than 200,000.
+    A session is a chain of (reference, target) pairs, each with its feedback: a turn may follow any turn of the same
+    category whose target is its reference. The 17,000 train pairs of Multi-turn FashionIQ form 9,000 sessions of two to
+    four turns, and can be recombined into more than 200,000.
     """
 
     def __init__(self, features: SessionFeatures):
-        """Raises ManifestError where a session's turns lead to its final target: such pairs form no chain."""
+        """Index the turns. Raises ManifestError for sessions whose turns all lead to the final target (no chain)."""
         final = next((s.id for s in features.sessions if s.turn_targets == "final"), None)
         if final is not None:
             what = f"the turns of session {final!r} lead to its final target, so their pairs form no chain"
@@ -42,20 +42,21 @@ class Histories:
         session, place = torch.tensor(cells, device=device).T
         tables = (features.query_rows, features.target_rows, features.text_rows)
         self._rows = [table[session, place] for table in tables if table is not None]
-        # Images by number, of each turn:
+        # Image numbers of each turn:
         self.reference, self._target = torch.tensor(ends, device=device).T
-        self._count = torch.bincount(self._target, minlength=len(images))  # turns that lead to an image ...
-        self._leading = self._target.argsort(stable=True)  # ... their numbers, image by image ...
-        self._first = self._count.cumsum(0) - self._count  # ... and where an image's begin
+        self._count = torch.bincount(self._target, minlength=len(images))  # number of turns that lead to each image ...
+        self._leading = self._target.argsort(stable=True)  # ... their numbers, sorted by image ...
+        self._first = self._count.cumsum(0) - self._count  # ... and the start of each image's turns
 
     def redrawn(self, index: Tensor, lengths: Tensor, probability: float) -> tuple[Tensor, Tensor]:
-        """The sessions ``index`` (int64 [B]), with ``probability`` each with other turns before its last one.
+        """Replace the history of each of the sessions ``index`` (int64 [B]) with the given ``probability``.
 
-        Returns int64 [B, T], turns by number (padding repeats the last one), and int64 [B], how many of them count.
-
-        The last turn stays, and with it the target. A history is drawn turn by turn backwards until it is as long as the
-        session's own (``lengths``, int64 [B]), nothing leads to its first image, or the turn drawn would return to an
+        The last turn, and so the target, is kept. A history is drawn backward turn by turn until it is as long as the
+        session's own (``lengths``, int64 [B]), no turn leads to its first image, or the drawn turn would repeat an
         image.
+
+        Returns:
+            int64 [B, T], turn numbers (padding repeats the last turn), and int64 [B], the new lengths.
         """
         chosen = torch.rand(len(index), device=index.device) < probability
         own = self.own[index]
@@ -66,7 +67,7 @@ class Histories:
             pick = (torch.rand(len(index), device=index.device) * self._count[image]).long()
             before = self._leading[(self._first[image] + pick).clamp_max(len(self._leading) - 1)]
             start = self.reference[before]
-            # A history that ended at an earlier turn stays ended.
+            # A history that has ended does not grow again.
             grows = (length == len(chain)) & (length < lengths) & (self._count[image] > 0)
             for other in seen:
                 grows &= start != other
@@ -78,6 +79,6 @@ class Histories:
         return turns, torch.where(chosen, length, lengths)
 
     def rows(self, turns: Tensor, lengths: Tensor) -> SessionRows:
-        """The rows of sessions of ``turns`` (int64 [B, T], by number); ``lengths`` of them count."""
+        """Return the rows of sessions given by turn numbers ``turns`` (int64 [B, T]) and ``lengths`` (int64 [B])."""
         queries, targets, *texts = (table[turns] for table in self._rows)
         return SessionRows(queries, targets, texts[0] if texts else None, lengths)

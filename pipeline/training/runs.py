@@ -1,10 +1,11 @@
-"""Runs on disk: what identifies one, its folder, and whether it has finished.
+"""Training runs on disk: identity, folder and state.
 
-``<runs>/<dataset>/<model>/<run id>/`` holds run.json (spec, identity, execution; rewritten with the summary when
-training has finished), metrics.jsonl and, where asked for, diagnostics.jsonl (one line an epoch), model.safetensors and
-model.json, the seal of all these (seal.json, written last), and what evaluation adds: results.h5, summary.json and their
-own seal. A folder without ``finished`` in its run.json was interrupted, and one that does not match its seal is damaged:
-training starts anew. Every write needs the folder's lease, so a trainer that lost it changes nothing.
+``<runs>/<dataset>/<model>/<run id>/`` contains run.json (spec, identity, execution; rewritten with the summary when
+training has finished), metrics.jsonl and, on request, diagnostics.jsonl (one line per epoch), model.safetensors and
+model.json, the seal of these files (seal.json, written last), and the files of the evaluation: results.h5, summary.json
+and their own seal. A folder without ``finished`` in its run.json was interrupted, and a folder that does not match its
+seal is damaged; both are trained again from the start. Every write needs the folder's lease, so a trainer that has
+lost it changes nothing.
 """
 
 from __future__ import annotations
@@ -29,25 +30,25 @@ from pipeline.training.errors import RunError
 from pipeline.training.models import MemoryModel, model_options
 
 RUN_ID_DIGITS = 12
-IDENTITY_VERSION = 2  # 1, unwritten: sessions by their ids, so that new pictures under old ids went unseen
+IDENTITY_VERSION = 2  # version 1, not recorded, used session ids, and missed changed images with unchanged ids
 UNSEALED = "not sealed"
 State = Literal["absent", "incomplete", "failed", "damaged", "finished"]
 
 
 class RunIdentity(NamedTuple):
-    """``fields`` is everything that can change a run's numbers; ``id`` its digest, 12 hex digits."""
+    """``fields``: everything that can change the results of a run; ``id``: their digest, 12 hex digits."""
 
     fields: dict[str, Any]
     id: str
 
 
 def sessions_digest(sessions: Iterable[Session]) -> str:
-    """SHA-256 (64 hex digits) of the sessions, in order: ids, categories, turns and targets."""
+    """Return the SHA-256 (64 hex digits) of the sessions, in order: ids, categories, turns and targets."""
     return _digest_of(_Same(tuple(sessions)))
 
 
 class _Same:
-    """A tuple of sessions, equal to itself alone: asking again about the same one costs nothing."""
+    """A tuple of sessions compared by object identity, as a cheap cache key."""
 
     def __init__(self, sessions: tuple[Session, ...]):
         self.sessions = sessions
@@ -59,7 +60,7 @@ class _Same:
         return isinstance(other, _Same) and other.sessions is self.sessions
 
 
-@lru_cache(maxsize=8)  # thousands of sessions take half a second, and every run of a table asks
+@lru_cache(maxsize=8)  # digesting thousands of sessions takes half a second, and every run of a table needs it
 def _digest_of(same: _Same) -> str:
     return digest([session.model_dump(mode="json") for session in same.sessions])
 
@@ -75,11 +76,11 @@ def run_identity(
     seed: int,
     validation_sessions: str | None = None,
 ) -> RunIdentity:
-    """What one run is. Device, threads and paths are no part of it: they are recorded beside it.
+    """Return the identity of a run. Device, threads and paths are not part of it; run.json records them.
 
-    ``sessions`` and ``validation_sessions`` are the digests of the sessions that are really trained and validated on,
-    so that filling the gaps of a store makes another run. A model that is not trained by gradient has one run for all
-    seeds and training settings: these are None in its fields. Raises as ``model_options``.
+    ``sessions`` and ``validation_sessions`` are the digests of the sessions actually trained and validated on, so
+    adding missing features to a store gives a new run. A model that is not trained by gradient has one run for all
+    seeds and training settings, which are None in its fields. Raises as ``model_options``.
     """
     cls, parsed = model_options(model, options)
     trained = cls.trainable
@@ -99,7 +100,7 @@ def run_identity(
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths and files of one run. ``lease``: held while this process trains it; only then can it be written."""
+    """Paths and files of one run. ``lease``: set while this process trains the run; required to write."""
 
     path: Path
     lease: Lease | None = field(default=None, compare=False, repr=False)
@@ -142,7 +143,7 @@ class RunFolder:
 
     @property
     def state(self) -> State:
-        """Whether training has finished; "damaged" when run.json cannot be read, or a finished run is not as sealed."""
+        """State of the run; "damaged" if run.json is unreadable or a finished run differs from its seal."""
         try:
             record = self.record()
         except FileNotFoundError:
@@ -155,7 +156,7 @@ class RunFolder:
 
     @property
     def damage(self) -> str:
-        """How the folder differs from its seal; "" when it does not, or has none."""
+        """Difference between the folder and its seal; "" if there is none, or no seal."""
         try:
             check_seal(self.path, RUN, self.id, TRAIN_AGAIN)
         except SealError as error:
@@ -164,7 +165,7 @@ class RunFolder:
 
     @property
     def sealed(self) -> bool:
-        """Whether the folder has a seal: without one (a run of an earlier version), changed files go unnoticed."""
+        """Whether the folder has a seal; without one (a run of an earlier version), changed files are not detected."""
         return (self.path / SEAL).is_file()
 
     def record(self) -> dict[str, Any]:
@@ -178,19 +179,19 @@ class RunFolder:
         return record
 
     def metrics(self) -> list[dict[str, Any]]:
-        """One entry an epoch; a last line that an interruption cut off is left out."""
+        """Return one entry per epoch; an incomplete last line (after an interruption) is ignored."""
         return _read_lines(self.metrics_file)
 
     def append(self, metrics: dict[str, Any]) -> None:
-        """Add one epoch's metrics. Raises RunError when another process has the run now, as every write does."""
+        """Append one epoch's metrics. As every write, raises RunError when another process now trains the run."""
         self._append_line(self.metrics_file, metrics)
 
     def diagnoses(self) -> list[dict[str, Any]]:
-        """One entry for each diagnosed epoch, {"epoch": ..., **``diagnose(...)``}; none when it was not asked for."""
+        """Return one entry per diagnosed epoch, {"epoch": ..., **``diagnose(...)``}; empty without diagnostics."""
         return _read_lines(self.diagnostics_file)
 
     def append_diagnosis(self, diagnosis: dict[str, Any]) -> None:
-        """Add one epoch's diagnosis."""
+        """Append one epoch's diagnostics."""
         self._append_line(self.diagnostics_file, diagnosis)
 
     def save_model(self, model: MemoryModel) -> None:
@@ -199,17 +200,17 @@ class RunFolder:
 
     @contextmanager
     def training(self, record: dict[str, Any]) -> Iterator[RunFolder]:
-        """Hold the folder while a run is trained, from nothing: what an earlier attempt left is removed.
+        """Lock the folder for training from the start, and remove the files of an earlier attempt.
 
-        Yields the folder with its lease. ``record`` becomes run.json, marked as not finished. An exception leaves its
-        message there under "failed".
+        Yields the folder with its lease. ``record`` is written to run.json, marked as not finished. The message of an
+        exception is recorded there under "failed".
 
         Raises RunError when another process is training this run.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with _lock(self.path) as lease:
             held = RunFolder(self.path, lease)
-            remove_temporaries(self.path)  # of a trainer that lost its lease: it cannot publish them any more
+            remove_temporaries(self.path)  # of a trainer that lost its lease and can no longer publish them
             held._write({**record, "finished": None})
             of_training = (self.metrics_file, self.diagnostics_file, self.path / SIDECAR, self.path / WEIGHTS)
             of_results = (self.results_file, self.summary_file, self.path / RESULTS_SEAL)
@@ -218,12 +219,12 @@ class RunFolder:
             try:
                 yield held
             except Exception as error:
-                with suppress(RunError):  # the lease is lost: the run is another process's now
+                with suppress(RunError):  # the lease is lost and another process trains the run
                     held._write({**record, "finished": None, "failed": f"{type(error).__name__}: {error}"})
                 raise
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Mark the run as finished, and seal it. The model and the metrics are already there."""
+        """Mark the run as finished and seal it, after the model and the metrics were written."""
         self._write({**self.record(), "finished": summary})
         files = (self.run_file, self.path / SIDECAR, self.path / WEIGHTS, self.metrics_file, self.diagnostics_file)
         write_seal(self.path, RUN, self.id, [file.name for file in files if file.is_file()], last=self._check)
@@ -238,13 +239,13 @@ class RunFolder:
 
     def _append_line(self, path: Path, values: dict[str, Any]) -> None:
         self._check()
-        # Opened before the second check: a later owner removes this file, so a line that comes late is in no folder.
+        # Opened before the second check: a later owner removes this file, so a late line is not in the folder.
         with open(path, "a", encoding="utf-8") as handle:
             self._check()
             handle.write(json.dumps(values, allow_nan=False) + "\n")
 
     def _check(self) -> None:
-        """Raises RunError unless this process holds the run's lease."""
+        """Raise RunError unless this process has the run's lease."""
         if self.lease is None:
             raise RunError(f"{self.path} is not held for training: write to it inside RunFolder.training")
         try:
@@ -261,13 +262,13 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def list_runs(runs: Path) -> list[RunFolder]:
-    """Every run folder below ``runs`` (``<dataset>/<model>/<run id>``), finished or not, by path."""
+    """Return all run folders below ``runs`` (``<dataset>/<model>/<run id>``), finished or not, sorted by path."""
     return [RunFolder(path) for path in sorted(runs.glob("*/*/*")) if path.is_dir()]
 
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[Lease]:
-    """One trainer a run. The system gives the lock back when a process dies, so none is ever left over."""
+    """Take the lock of a run, for one trainer per run. The system releases it when the process dies."""
     try:
         lock = Lease(folder)
     except StoreBusyError as error:

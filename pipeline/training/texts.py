@@ -1,4 +1,4 @@
-"""The text tower's rows of the turns' feedback, beside the composed features of sessions."""
+"""Text tower features of each turn's feedback, added to the composed features of sessions."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pipeline.training.errors import FeatureError
 
 
 def add_texts(features: SessionFeatures, backbone: Store) -> SessionFeatures:
-    """``features`` with ``texts`` and ``text_rows`` from the table ``text`` of the extractor's own store.
+    """Return ``features`` with ``texts`` and ``text_rows`` from the table ``text`` of the extractor's store.
 
-    Raises FeatureError when the store has no such table, lacks a session's text, or holds NaN or infinite values.
+    Raises FeatureError for a missing table, a missing text of a session, or NaN or infinite values.
     """
     if "text" not in backbone.tables:
         raise FeatureError(

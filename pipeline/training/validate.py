@@ -1,4 +1,4 @@
-"""What a memory model makes of whole sessions, and how it ranks them among their own targets."""
+"""Outputs of a memory model for whole sessions, and their validation recalls."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CUTOFFS = (5, 8)
 
 
 def inputs_of(model: MemoryModel, features: SessionFeatures) -> Callable[[Tensor], SessionBatch]:
-    """What the model reads of the sessions given by number."""
+    """Return the function that loads the model's inputs for sessions given by index."""
     if model.reads == "concatenated":
         return features.concatenated
     return partial(features.batch, texts=model.texts > 0)
@@ -26,9 +26,9 @@ def inputs_of(model: MemoryModel, features: SessionFeatures) -> Callable[[Tensor
 
 @torch.no_grad()
 def embed(model: MemoryModel, features: SessionFeatures, batch: int = 1024) -> Tensor:
-    """f'_qry(N) of every session, in eval mode: float32 [S, D], on the device of the features.
+    """Compute f'_qry(N) of every session, in eval mode: float32 [S, D], on the device of the features.
 
-    ``batch`` sessions go through the model at once; it bounds memory and changes nothing else.
+    ``batch``: sessions per forward pass; limits memory and does not affect the result.
     """
     take = inputs_of(model, features)
     training = model.training
@@ -46,9 +46,9 @@ def embed(model: MemoryModel, features: SessionFeatures, batch: int = 1024) -> T
 
 @torch.no_grad()
 def score(model: MemoryModel, features: SessionFeatures, candidates: Tensor, batch: int = 64) -> Tensor:
-    """Every session's score of every candidate [G, D] (``MemoryModel.score``), in eval mode: float32 [S, G].
+    """Score every candidate [G, D] for every session (``MemoryModel.score``), in eval mode: float32 [S, G].
 
-    ``batch`` sessions are scored at once; it bounds memory and changes nothing else.
+    ``batch``: sessions per forward pass; limits memory and does not affect the result.
     """
     take = inputs_of(model, features)
     training = model.training
@@ -64,7 +64,7 @@ def score(model: MemoryModel, features: SessionFeatures, candidates: Tensor, bat
 
 
 def scorer(model: MemoryModel, features: SessionFeatures) -> Callable[[Sequence[int], np.ndarray], np.ndarray]:
-    """What ``evaluate`` ranks the sessions of ``features`` with, for a model that has ``scores``."""
+    """Return the scoring function with which ``evaluate`` ranks ``features``, for a model with ``scores``."""
 
     def scores(rows: Sequence[int], candidates: np.ndarray) -> np.ndarray:
         part, gallery = features.subset(rows), torch.from_numpy(candidates).to(features.device)
@@ -74,10 +74,10 @@ def scorer(model: MemoryModel, features: SessionFeatures) -> Callable[[Sequence[
 
 
 def recalls(model: MemoryModel, features: SessionFeatures) -> dict[str, float]:
-    """R@5, R@8 and their mean, in percent over all sessions; each ranks the targets of its category's sessions.
+    """Return R@5, R@8 and their mean, in percent over all sessions.
 
-    The gallery of a category is every turn's target in its sessions, so it is smaller than a test gallery: these
-    numbers choose between models and epochs, and are not comparable with a table's.
+    The gallery of a session is the targets of all turns in its category's sessions. It is smaller than a test gallery,
+    so these values serve to compare models and epochs, and are not comparable with test results.
     """
     queries = None if model.scores else embed(model, features).cpu().numpy()
     targets = features.targets.cpu().numpy()

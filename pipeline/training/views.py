@@ -1,4 +1,4 @@
-"""The features that a view of an evaluation leaves: sessions of one length, or the last turns of each."""
+"""Features of an evaluation view: sessions of one length, or the last turns of each session."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pipeline.training.errors import MissingFeaturesError
 
 
 def view_features(features: SessionFeatures, store: Store, view: View, concatenated: bool = False) -> SessionFeatures:
-    """``features`` as ``view`` shows them: fewer sessions, or only the last turns of each (targets stay the same).
+    """Apply ``view`` to ``features``: fewer sessions, or only the last turns of each session (with the same targets).
 
-    ``concatenated``: for a model that reads all captions as one query. Its query of the last turns alone is a row of
-    its own in the store; a session without that row is left out and named in ``skipped`` and ``reasons``.
+    ``concatenated``: for a model that reads all captions as one query. Its query of the last turns alone is a separate
+    row in the store; a session without this row is skipped and listed in ``skipped`` and ``reasons``.
 
     Raises:
         MissingFeaturesError: no session is left.
@@ -36,7 +36,7 @@ def view_features(features: SessionFeatures, store: Store, view: View, concatena
 
 
 def _last_turns(features: SessionFeatures, turns: int) -> SessionFeatures:
-    """Row numbers of the last ``turns`` turns; a shorter session is whole, and padded by its last turn as before."""
+    """Keep the last ``turns`` turns; shorter sessions are kept whole, and padded with their last turn."""
     lengths = features.lengths.clamp(max=turns)
     first = features.lengths - lengths
     steps = torch.arange(min(turns, features.turns), device=features.device)
@@ -47,7 +47,7 @@ def _last_turns(features: SessionFeatures, turns: int) -> SessionFeatures:
 
 
 def _concatenated(features: SessionFeatures, store: Store, turns: int) -> SessionFeatures:
-    """The same sessions with ``cat_rows`` of their last ``turns`` turns, where the store has them."""
+    """Set ``cat_rows`` to the queries of the last ``turns`` turns, and skip sessions without such a row."""
     catalogue = store.catalogue()
     windows = [session.last(turns) for session in features.sessions]
     rows = store.find("query", stack_keys(_key(window, catalogue) for window in windows))

@@ -1,4 +1,4 @@
-"""How training steps are computed: the reference, the CM-NTM's fast path in one of its forms, or stacked models."""
+"""Backends that compute training steps: the reference, the CM-NTM's fast path in several forms, and stacked models."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pipeline.training.models.base import MemoryModel
 def build_trainer(
     backend: str, models: Sequence[MemoryModel], features: SessionFeatures, trainings: Sequence[Training]
 ) -> Trainer:
-    """A trainer of K models of one shape, one training each. ``backend``: one of ``BACKENDS`` but "auto".
+    """Build a trainer of K models of one shape, with one training each. ``backend``: any of ``BACKENDS`` but "auto".
 
-    Raises TrainingError for one that cannot train these models here.
+    Raises TrainingError if the backend cannot train these models on this machine.
     """
     if backend == "reference":
         return Trainer(models, features, trainings)

@@ -1,4 +1,4 @@
-"""Recurrent and attention layers as plain products, under the parameter names of torch's own: vmap has no rule for those."""
+"""Recurrent and attention layers as plain products with torch's parameter names; vmap cannot batch torch's layers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.training.models._dropout import dropout
 
 
 def lstm_cell(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-    """The states (h, c) [B, H] from the gates [B, 4 H] in torch's order and the cell before."""
+    """Return the states (h, c) [B, H] from the gates [B, 4 H], in torch's order, and the previous cell [B, H]."""
     enter, forget, new, leave = gates.chunk(4, -1)
     cell = forget.sigmoid() * cell + enter.sigmoid() * new.tanh()
     return leave.sigmoid() * cell.tanh(), cell
@@ -69,7 +69,7 @@ class PlainGRU(nn.Module):
 
 
 class PlainEncoder(nn.Module):
-    """Pre-norm encoder layers with GELU, batch first; ``mask`` [T, T] is True where a turn is not seen."""
+    """Pre-norm encoder layers with GELU, batch first; ``mask`` [T, T] is True for masked turns."""
 
     def __init__(self, encoder: nn.TransformerEncoder):
         super().__init__()
@@ -78,7 +78,7 @@ class PlainEncoder(nn.Module):
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         for layer in self.layers:
             attended = _attention(layer.self_attn, layer.norm1(tokens), mask).transpose(0, 1)
-            # torch's own layer keeps this output turn by turn, so its dropout is drawn in that order.
+            # torch's layer stores this output turn-major, so its dropout is drawn in that order.
             tokens = tokens + dropout(attended, layer.dropout1.p, self.training).transpose(0, 1)
             inner = dropout(F.gelu(layer.linear1(layer.norm2(tokens))), layer.dropout.p, self.training)
             tokens = tokens + dropout(layer.linear2(inner), layer.dropout2.p, self.training)
@@ -86,7 +86,7 @@ class PlainEncoder(nn.Module):
 
 
 def _attention(layer: nn.MultiheadAttention, tokens: Tensor, mask: Tensor) -> Tensor:
-    """Self-attention of [B, T, W] without the turns that ``mask`` hides."""
+    """Compute self-attention of tokens [B, T, W] without the masked turns."""
     heads = F.linear(tokens, layer.in_proj_weight, layer.in_proj_bias).unflatten(-1, (3, layer.num_heads, -1))
     query, key, value = (part.transpose(1, 2) for part in heads.unbind(2))  # [B, H, T, W / H]
     scores = (query @ key.mT / math.sqrt(query.shape[-1])).masked_fill(mask, -torch.inf)
@@ -103,7 +103,7 @@ PLAIN = {nn.LSTM: PlainLSTM, nn.LSTMCell: PlainLSTMCell, nn.GRU: PlainGRU, nn.Tr
 
 
 def plain(module: nn.Module) -> nn.Module:
-    """``module`` with its layers of the kinds in ``PLAIN`` replaced, in place; parameters keep names and values."""
+    """Replace the layers of the types in ``PLAIN`` in place and return ``module``; parameters keep names and values."""
     for name, child in module.named_children():
         kind = PLAIN.get(type(child))
         setattr(module, name, plain(child) if kind is None else kind(child))

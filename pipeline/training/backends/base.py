@@ -1,4 +1,4 @@
-"""Training steps of K models side by side; here each model by itself, by autograd: the reference."""
+"""Training steps of K models side by side. The reference: one model after another, with autograd."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pipeline.training.randomness import RunRandom
 
 
 class Trainer:
-    """Steps K models, run k on its own sessions with its own settings; ``models`` hold the result after ``write_back``.
+    """Train K models, run k on its own sessions with its own settings; ``write_back`` copies the weights to ``models``.
 
-    Batch size, number of epochs and the average of weights are common to the runs; learning rate, decay, scale and
-    clipping are each run's own.
+    Batch size, number of epochs and weight averaging are common to all runs; learning rate, decay, scale and clipping
+    are set per run.
     """
 
     capturable = False  # whether a step may be captured into a CUDA graph
@@ -31,18 +31,18 @@ class Trainer:
         ]
 
     def tensors_of(self, run: int) -> list[Tensor]:
-        """The trained tensors of run ``run``."""
+        """Return the trained tensors of run ``run``."""
         return list(self.models[run].parameters())
 
     def averaged(self) -> list[Tensor]:
-        """What an average of weights is taken over: trained tensors and statistics of all runs."""
+        """Return the tensors to average: trained tensors and statistics of all runs."""
         return [t for model in self.models for t in (*model.parameters(), *model.buffers())]
 
     def step(self, index: Tensor, random: RunRandom, running: Sequence[bool], progress: float = 1.0) -> Tensor:
-        """One step of each run on the sessions ``index`` (int64 [K, B]); the losses [K], on the device.
+        """Take one step of each run on the sessions ``index`` (int64 [K, B]); return the losses [K] on the device.
 
-        A loss that is not finite changes no weight of its run. ``running``: a run that has ended is left as it is,
-        and its loss is NaN.
+        A run with a non-finite loss keeps its weights. A run that is not ``running`` is not changed, and its loss is
+        NaN.
         """
         losses = []
         for run, (model, objective) in enumerate(zip(self.models, self.objectives, strict=True)):
@@ -62,17 +62,17 @@ class Trainer:
         return torch.stack(losses)
 
     def _descend(self, run: int) -> None:
-        """One step of Adam on the gradients of run ``run``."""
+        """Take one step of Adam with the gradients of run ``run``."""
         if self.trainings[run].clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.tensors_of(run), self.trainings[run].clip_norm)
         self.optimizers[run].step()
 
     def write_back(self) -> None:
-        """Put the weights into ``models``. The reference trains these themselves."""
+        """Copy the weights to ``models``. Does nothing here: the reference trains them in place."""
 
 
 def adam(tensors: Sequence[Tensor], training: Training, capturable: bool = False) -> torch.optim.Optimizer:
-    """Adam (paper section 4.2); a weight decay, which the paper has none of, is decoupled from the gradient."""
+    """Build Adam (paper section 4.2). Weight decay, not in the paper, is decoupled from the gradient."""
     return torch.optim.AdamW(
         tensors,
         lr=training.learning_rate,

@@ -1,4 +1,4 @@
-"""Which backend trains a model: the first of a fixed order that can."""
+"""Choice of the backend: the first in a fixed order that can train the model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ORDER = ("triton", "graph", "numba", "fast", "reference")  # fastest first, for 
 
 @dataclass(frozen=True)
 class BackendChoice:
-    """The backend to train with. fallback: one line naming each backend that was asked for or tried in vain, or ""."""
+    """The backend to train with. fallback: one line that names each requested or tried backend that failed, or ""."""
 
     backend: str
     fallback: str = ""
@@ -31,10 +31,11 @@ class BackendChoice:
 def choose_backend(
     asked: str, models: Sequence[MemoryModel], features: SessionFeatures, trainings: Sequence[Training]
 ) -> BackendChoice:
-    """The backend to train with: for "auto", the first of ``ORDER`` that supports the models and computes a step.
+    """Choose the backend to train with.
 
-    The step is taken on copies: it finds a compiler or a driver that is missing. Another name is taken where it is
-    supported, and otherwise what "auto" takes. The order is fixed, so a machine gives a run the same numbers each time.
+    "auto" is the first of ``ORDER`` that supports the models and completes a step on copies of them, which detects a
+    missing compiler or driver. Any other name is used if it is supported, and replaced by "auto" otherwise. The order
+    is fixed, so that a run has the same results each time on one machine.
 
     Raises TrainingError for an unknown name.
     """
@@ -51,25 +52,28 @@ def choose_backend(
         try:
             measured_step(models, features, trainings, name)()
             return BackendChoice(name, fallback + f"using {name}" if fallback else "")
-        except Exception as error:  # whatever a compiler or a driver raises; the reference needs neither
+        except Exception as error:  # any error of a compiler or driver; the reference needs neither
             fallback += f"backend {name} failed its first step ({type(error).__name__}: {_first_line(error)}); "
     return BackendChoice("reference", fallback + "using reference" if fallback else "")
 
 
 def _stacked_on_cpu(models: Sequence[MemoryModel], features: SessionFeatures) -> bool:
-    """Stacking saves launches; on a CPU torch's own layers are faster than plain products."""
+    """Return whether the fast path would stack models on a CPU, where torch's own layers are faster.
+
+    Stacking saves kernel launches, which matter on a GPU only.
+    """
     from pipeline.training.cascade import trainer as fast
 
     return features.device.type == "cpu" and bool(fast.why_not(models))
 
 
 def able_backends(models: Sequence[MemoryModel], features: SessionFeatures, trainings: Sequence[Training]) -> list[str]:
-    """The backends that can train these models on this machine, fastest first; the reference always can."""
+    """Return the backends that can train these models on this machine, fastest first; always includes the reference."""
     return [name for name in ORDER if not _why_not(name, models, features, trainings)]
 
 
 def _why_not(name: str, models: Sequence[MemoryModel], features: SessionFeatures, trainings: Sequence[Training]) -> str:
-    """Why backend ``name`` cannot train these models here; empty where it can."""
+    """Return why backend ``name`` cannot train these models on this machine, or ""."""
     if name == "reference":
         return ""
     from pipeline.training.backends import stacked
@@ -90,14 +94,14 @@ def _why_not(name: str, models: Sequence[MemoryModel], features: SessionFeatures
 
 
 def _no_loops(features: SessionFeatures) -> str:
-    """Why the compiled loops cannot run on these features; empty where they can."""
+    """Return why the compiled loops cannot run on these features, or ""."""
     if features.device.type != "cpu":
         return f"its loops run on a CPU, not on {features.device.type}"
     if find_spec("numba") is None:
         return "the package numba is not installed (extra `cpu`)"
     try:
         import pipeline.training.cascade.numba_loops  # noqa: F401
-    except (ImportError, RuntimeError) as error:  # another NumPy than it knows; nowhere to keep what it compiles
+    except (ImportError, RuntimeError) as error:  # unsupported NumPy version; no writable cache folder
         return " ".join(str(error).split())
     return ""
 
@@ -105,7 +109,7 @@ def _no_loops(features: SessionFeatures) -> str:
 def measured_step(
     models: Sequence[MemoryModel], features: SessionFeatures, trainings: Sequence[Training], backend: str = "reference"
 ) -> Callable[[], None]:
-    """A full training step on copies of the models, to measure with; the models themselves are not touched."""
+    """Return a function that takes one full training step on copies of the models, for timing."""
     from pipeline.training.backends import build_trainer
 
     if not all(model.trainable for model in models):

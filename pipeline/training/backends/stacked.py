@@ -1,4 +1,4 @@
-"""K models of one shape, other than cascades, as one: parameters [K, ...], one vmapped forward, autograd's backward."""
+"""Stacks of K models of one shape, except cascades: parameters [K, ...], one vmapped forward, autograd's backward."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.training.randomness import RunRandom
 
 
 def why_not(models: Sequence[MemoryModel]) -> str:
-    """Why these models cannot be stacked; empty where they can. A subclass says for itself that it can."""
+    """Return why these models cannot be stacked, or "". ``stacks`` must be set in the model's own class."""
     kind = type(models[0])
     if not vars(kind).get("stacks") or any(type(model) is not kind for model in models):
         return f"{models[0].name} has no fast path"
@@ -31,7 +31,7 @@ def why_not(models: Sequence[MemoryModel]) -> str:
 
 
 class _Call(nn.Module):
-    """``of(model, *inputs)`` as a module, so that ``functional_call`` reaches any method of the model."""
+    """Module that calls ``of(model, *inputs)``, so that ``functional_call`` can run any method of the model."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -42,7 +42,7 @@ class _Call(nn.Module):
 
 
 class StackedModels(nn.Module):
-    """The values of K models as tensors [K, ...]; ``write_to`` puts them back."""
+    """Parameters and buffers of K models as tensors [K, ...]; ``write_to`` copies the parameters back."""
 
     def __init__(self, models: Sequence[MemoryModel]):
         super().__init__()
@@ -57,11 +57,11 @@ class StackedModels(nn.Module):
 
     @property
     def own_loss(self) -> bool:
-        """Whether the model brings a loss of its own."""
+        """Whether the model has its own loss."""
         return type(self._call[0].model).objective is not MemoryModel.objective
 
     def draw(self, step: Step) -> Tensor:
-        """What the dropouts of one run's step multiply with, in one row [n], from torch's current random state."""
+        """Draw the factors of all dropouts in one run's step as one row [n], from torch's current random state."""
         batch = len(step.batch.lengths)
         if batch not in self._draws:
             self._draws[batch] = found = []
@@ -72,7 +72,7 @@ class StackedModels(nn.Module):
         return torch.cat(drawn) if drawn else like.new_empty(0)
 
     def forward(self, steps: Sequence[Step], kept: Tensor) -> Tensor:
-        """f' [K, B, T, D], or the losses [K] of a model with its own. kept: [K, n], a row of ``draw`` for each run."""
+        """Return f' [K, B, T, D], or losses [K] for a model with its own loss. kept: [K, n], rows of ``draw``."""
         call, first = self._call[0], steps[0]
 
         def of(model: MemoryModel, queries: Tensor, targets: Tensor, lengths: Tensor, rows: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class StackedModels(nn.Module):
 
     @torch.no_grad()
     def write_to(self, models: Sequence[MemoryModel]) -> None:
-        """Copy run k's values into ``models[k]``. Buffers are not trained and stay as they are."""
+        """Copy run k's parameters to ``models[k]``. Buffers are not trained and do not change."""
         for run, model in enumerate(models):
             for parameter, value in zip(model.parameters(), self.values, strict=True):
                 parameter.copy_(value[run])
@@ -102,7 +102,7 @@ def _outcome(model: Any, step: Step) -> Tensor:
 
 
 def _given(kept: Tensor) -> Callable[[Tensor, float], Tensor]:
-    """A source of dropouts that multiplies with the pieces of ``kept`` [n], one after another."""
+    """Return a dropout source that multiplies with successive slices of ``kept`` [n]."""
     used = 0
 
     def source(values: Tensor, rate: float) -> Tensor:
@@ -115,7 +115,7 @@ def _given(kept: Tensor) -> Callable[[Tensor, float], Tensor]:
 
 
 class StackedTrainer(FastTrainer):
-    """Equal to the reference on each run's own batches, random numbers included."""
+    """Trainer of stacked models, equal to the reference on each run's own batches, including random numbers."""
 
     cascade: Any
 
@@ -132,7 +132,7 @@ class StackedTrainer(FastTrainer):
 
 
 class StackedGraphTrainer(GraphTrainer):
-    """The same with each step replayed as one CUDA graph."""
+    """Trainer of stacked models that replays each step as one CUDA graph."""
 
     cascade: Any
 
@@ -153,7 +153,7 @@ class StackedGraphTrainer(GraphTrainer):
 
 
 def _losses_of(trainer: FastTrainer, steps: Sequence[Step], kept: Tensor, random: RunRandom | None) -> Tensor:
-    """Losses [K]; ``random``: what a loss draws comes from its run's own random state."""
+    """Return the losses [K]. With ``random``, each loss draws from the random state of its run."""
     trainer.forget_gradients()
     found = trainer.cascade(steps, kept)
     if trainer.cascade.own_loss:

@@ -1,1 +1,1 @@
-"""The CM-NTM's fast path: the cascade with a hand-written backward, for the CPU and the GPU."""
+"""Fast path of the CM-NTM: the cascade with a hand-written backward pass, for CPU and GPU."""

@@ -1,7 +1,7 @@
-"""The cascade backward: the chain of stages in reverse (``turn_ops.py``), everything else in batched products.
+"""Backward pass of the cascade: the chain of stages in reverse (``turn_ops.py``), all else in batched products.
 
-Gradients of weights are one product each over all turns. What is the same for all sessions, as much of what turn 1 finds
-is, enters them as one row.
+Gradients of weights are one product each over all turns. Values that are equal for all sessions, such as most of the
+initial state, enter them as one row.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.training.models._ntm import READ, WRITE
 
 
 class Gradients(NamedTuple):
-    """derived: [K, T, B, C-1, D] or None; weights: of each of ``Weights``; a memory that is not learned has None."""
+    """derived: [K, T, B, C-1, D] or None; weights: gradient of each of ``Weights``, None for a memory not learned."""
 
     derived: Tensor | None
     weights: Weights
@@ -29,7 +29,7 @@ class Gradients(NamedTuple):
 def backward(
     d_outputs: Tensor, weights: Weights, trace: SavedActivations, chain: TurnOps, learned_memory: bool
 ) -> Gradients:
-    """Gradients of ``forward``, given that of its result [K, T, B, M + H]."""
+    """Return the gradients of ``forward``, given the gradient of its result [K, T, B, M + H]."""
     passing = _Backward(weights, trace, chain, learned_memory)
     for n in reversed(range(trace.length)):
         passing.turn(n, d_outputs[:, n])
@@ -37,12 +37,12 @@ def backward(
 
 
 class _Backward:
-    """What turn n + 1 has handed to turn n, zero at first: the gradients of
+    """Gradients passed from turn n + 1 to turn n, zero at first, and gradients before the nonlinearities.
 
-    state: [K, C, B, M + H], [r^c(n); h^c(n)], of which read and hidden are views; cell: [K, C, B, H]; at: of where the
-    read and write heads stood [K, C, B, N]; trace.d_memory: of what turn n + 1 read. And the gradients before the
-    nonlinearities, for the weights: d_gates: [K, C, T, B, 4 H]; d_reading: [K, C, T, B, M + 6], read key and scalars;
-    d_writing: [K, C, T - 1, B, 3 M + 6], the write head's scalars, erase, add and the write head's key.
+    state: [K, C, B, M + H], of [r^c(n); h^c(n)], with the views read and hidden; cell: [K, C, B, H]; at: [K, C, B, N]
+    each, of the read and write heads' weights; trace.d_memory: of the memories that turn n + 1 read.
+    For the weights: d_gates: [K, C, T, B, 4 H]; d_reading: [K, C, T, B, M + 6], of read key and scalars; d_writing:
+    [K, C, T - 1, B, 3 M + 6], of the write head's scalars, erase, add and key.
     """
 
     def __init__(self, weights: Weights, trace: SavedActivations, chain: TurnOps, learned_memory: bool):
@@ -61,7 +61,7 @@ class _Backward:
         self.read, self.hidden = state.tensor_split([self.shape.width], -1)
 
     def turn(self, n: int, d_output: Tensor) -> None:
-        """Turn n, given the gradient of its part of the result [K, B, M + H]."""
+        """Process turn n, given the gradient of its part of the result [K, B, M + H]."""
         turn = self.trace.turns[n]
         self.state[:, -1] += d_output
         writing = None
@@ -80,7 +80,10 @@ class _Backward:
         self._own(n, cell, first)
 
     def _first_turn(self, turn: Turn) -> tuple[Tensor, Tensor]:
-        """Turn 1 of all stages at once: what it read was constant. Gradients of the first cells and of r^0(1)."""
+        """Process turn 1 of all stages at once, as its read vectors are constant.
+
+        Returns the gradients of the initial cells and of r^0(1).
+        """
         width, hidden, trace = self.shape.width, self.shape.hidden, self.trace
         if turn.read is None:
             self.d_reading[:, :, 0] = 0
@@ -94,15 +97,15 @@ class _Backward:
         return cell, slopes[:, 0].sum(1, keepdim=True) @ self.weights.from_previous[:, 0]
 
     def _own(self, n: int, cell: Tensor, first: Tensor) -> None:
-        """What turn n hands to turn n - 1: gradients of [r^c(n-1); h^c(n-1)], with that of r^0(n) = r^C(n-1)."""
+        """Pass gradients from turn n to turn n - 1: of [r^c(n-1); h^c(n-1)], including that of r^0(n) = r^C(n-1)."""
         d_gates = self.d_gates[:, :, n]
-        if n == 0:  # one start for all sessions: its gradient is a sum over them
+        if n == 0:  # all sessions share the initial state, so its gradient is a sum over sessions
             d_gates, first = d_gates.sum(2, keepdim=True), first.sum(1, keepdim=True)
         self._hand_on(product(d_gates, self.weights.from_own), cell)
         self.read[:, -1] += first
 
     def gradients(self) -> Gradients:
-        """Of everything that was learned, once all turns are done. Uses up ``d_gates``."""
+        """Return the gradients of all learned tensors, after all turns. Overwrites ``d_gates``."""
         trace, weights = self.trace, self.weights
         d_gates = self.d_gates.flatten(2, 3)  # [K, C, T B, 4 H]
         derived = None
@@ -128,9 +131,10 @@ class _Backward:
         )
 
     def _of_states(self) -> tuple[Tensor, Tensor]:
-        """Gradients of ``from_previous`` and ``from_own``.
+        """Return the gradients of ``from_previous`` and ``from_own``.
 
-        Of what all sessions find alike in turn 1 one row is enough, the last session's, with the sum of all gradients.
+        Inputs of turn 1 that are equal for all sessions are taken from the last session's row only, with the sum of
+        the gradients over sessions.
         """
         trace, last, shared = self.trace, self.trace.batch - 1, self.d_gates[:, :, 0].sum(2)
         alike = trace.turns[0].side_by_side
@@ -140,14 +144,14 @@ class _Backward:
         return self._of_previous(last) if from_previous is None else from_previous, from_own
 
     def _of_previous(self, start: int) -> Tensor:
-        """Of r^{c-1}(n) for each stage c; the first stage reads what the last one left before."""
+        """Return the gradient of ``from_previous``; the first stage reads the last stage's r^C(n-1)."""
         found, reads = torch.empty_like(self.weights.from_previous), self.trace.states[..., : self.shape.width]
         _product(self.d_gates[:, :1], reads[:, -1:, :-1], start, found[:, :1])
         _product(self.d_gates[:, 1:], reads[:, :-1, 1:], start, found[:, 1:])
         return found
 
     def _of_heads(self) -> Tensor:
-        """Of the heads' outputs; the keys of turn 1 are not asked for where nothing is addressed by content."""
+        """Return the gradient of ``heads``; keys of turn 1 are skipped if it uses no content addressing."""
         width, trace = self.shape.width, self.trace
         found, given = torch.empty_like(self.weights.heads), trace.states[:, :, 1:, :, width:]
         keyed = trace.batch if trace.turns[0].side_by_side else 0
@@ -160,9 +164,9 @@ class _Backward:
 
 
 def _product(one: Tensor, other: Tensor, start: int, out: Tensor | None = None) -> Tensor:
-    """Sum over turns and sessions, of these from row ``start`` on: [K, C, T, B, I], [K, C, T, B, J] -> [K, C, I, J].
+    """Sum products over turns and sessions, from row ``start`` on: [K, C, T, B, I], [K, C, T, B, J] -> [K, C, I, J].
 
-    Into its place: a cat would copy the largest of all gradients.
+    Written to ``out``, because concatenation would copy the largest gradients.
     """
     if out is None:
         out = one.new_empty(*one.shape[:2], one.shape[-1], other.shape[-1])

@@ -1,7 +1,7 @@
-"""One controller and one head as explicit pairs of forward and backward: no autograd inside.
+"""One controller and one head as explicit pairs of forward and backward, without autograd.
 
-``L`` stands for any leading dimensions, B for sessions. Every backward takes the gradient of a result and what its
-forward kept, and returns the gradients of the arguments. The reference is ``models/_ntm.py``.
+L is any leading dimensions, B sessions. Every backward takes the gradient of a result and the activations saved by its
+forward, and returns the gradients of the arguments. The reference is ``models/_ntm.py``.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from torch.nn.functional import softplus
 
 from pipeline.training.models._ntm import NORM_FLOOR
 
-# One operation each, into a place of the caller's: gradient [..] and output (softplus: input) -> gradient of the input.
+# One operation each, written to grad_input: gradient [..] and output (softplus: input) -> gradient of the input.
 _of_sigmoid = torch.ops.aten.sigmoid_backward.grad_input
 _of_tanh = torch.ops.aten.tanh_backward.grad_input
 _of_softplus = torch.ops.aten.softplus_backward.grad_input
-SOFTPLUS = (1.0, 20.0)  # beta, and from where on softplus(x) is x: torch's defaults
+SOFTPLUS = (1.0, 20.0)  # beta, and the threshold above which softplus(x) = x: torch's defaults
 
 
 def of_softmax(gradient: Tensor, output: Tensor) -> Tensor:
-    """Gradient of what a softmax over the last dimension was taken of."""
+    """Return the gradient of the input of a softmax over the last dimension."""
     return torch._softmax_backward_data(gradient, output, -1, output.dtype)
 
 
 def lstm(gates: Tensor, cell: Tensor, new: Tensor, squashed: Tensor, hidden: Tensor) -> None:
-    """gates [L, B, 4 H] before, and in place after, their nonlinearities (i, f, g, o); the old ``cell`` [L, B, H].
+    """Apply the LSTM nonlinearities to gates [L, B, 4 H] (i, f, g, o) in place, given the old ``cell`` [L, B, H].
 
-    Writes the new cell, its tanh and the hidden state, [L, B, H] each.
+    Writes the new cell to ``new``, its tanh to ``squashed`` and the hidden state to ``hidden``, [L, B, H] each.
     """
     size = cell.shape[-1]
     gates[..., : 2 * size].sigmoid_()
@@ -42,10 +42,11 @@ def lstm(gates: Tensor, cell: Tensor, new: Tensor, squashed: Tensor, hidden: Ten
 
 
 def lstm_slopes(gates: Tensor, cell: Tensor, squashed: Tensor, out: Tensor) -> Tensor:
-    """What the gradients are multiplied with on their way back: none of it waits for a gradient.
+    """Compute the derivatives of the LSTM, which do not depend on a gradient.
 
-    ``gates`` after their nonlinearities, the old ``cell``, the tanh of the new one. ``out`` [L, B, 4 H]: the new cell's
-    derivative by the raw i, f, g, and the hidden state's by the raw o. Returns the hidden state's by the new cell.
+    gates: after their nonlinearities; cell: the old cell; squashed: the tanh of the new cell. Writes to out [L, B, 4 H]
+    the derivatives of the new cell with respect to the raw i, f, g, and of the hidden state with respect to the raw o.
+    Returns the derivative of the hidden state with respect to the new cell.
     """
     size = cell.shape[-1]
     (i, f, g, o), (to_i, to_f, to_g, to_o) = gates.split(size, -1), out.split(size, -1)
@@ -57,9 +58,10 @@ def lstm_slopes(gates: Tensor, cell: Tensor, squashed: Tensor, out: Tensor) -> T
 
 
 def lstm_backward(d_hidden: Tensor, d_cell: Tensor, forget: Tensor, to_cell: Tensor, slopes: Tensor) -> Tensor:
-    """``to_cell``, ``slopes`` from ``lstm_slopes``; ``slopes`` become the gradient of the raw gates, in place.
+    """Backward of ``lstm``, given ``to_cell`` and ``slopes`` of ``lstm_slopes``.
 
-    forget: the gate f [L, B, H]. Returns the gradient of the old cell [L, B, H].
+    Replaces ``slopes`` by the gradient of the raw gates. forget: [L, B, H], the gate f. Returns the gradient of the old
+    cell [L, B, H].
     """
     size = forget.shape[-1]
     d_cell = torch.addcmul(d_cell, d_hidden, to_cell)
@@ -69,12 +71,12 @@ def lstm_backward(d_hidden: Tensor, d_cell: Tensor, forget: Tensor, to_cell: Ten
 
 
 def along_rows(vector: Tensor, memory: Tensor) -> Tensor:
-    """Product of a vector with each row: [L, B, M], [L, B, N, M] -> [L, B, N]."""
+    """Return the dot product of a vector with each row: [L, B, M], [L, B, N, M] -> [L, B, N]."""
     return (vector.unsqueeze(-2) @ memory.mT).squeeze(-2)  # faster than memory @ vector on a CPU
 
 
 def over_rows(weights: Tensor, memory: Tensor) -> Tensor:
-    """Weighted sum of the rows: [L, B, N], [L, B, N, M] -> [L, B, M]."""
+    """Return the weighted sum of the rows: [L, B, N], [L, B, N, M] -> [L, B, M]."""
     return (weights.unsqueeze(-2) @ memory).squeeze(-2)
 
 
@@ -89,17 +91,17 @@ class MemoryRows(NamedTuple):
         return cls(memory, torch.linalg.vector_norm(memory, dim=-1).clamp_min_(NORM_FLOOR))
 
     def stage(self, c: int) -> MemoryRows:
-        """Of one stage, where L is [K, C]."""
+        """Return the rows of stage ``c``, for L = [K, C]."""
         return MemoryRows(self.memory[:, c], self.norms[:, c])
 
 
 def norm_slopes(norms: Tensor) -> Tensor:
-    """-1 / norm^2, with which a cosine's gradient reaches a vector through its norm; 0 at the floor."""
+    """Return -1 / norm^2, the factor of a cosine's gradient through a vector's norm; 0 at the floor."""
     return norms.square().reciprocal_().neg_().masked_fill_(norms <= NORM_FLOOR, 0)
 
 
 class ContentScores(NamedTuple):
-    """What content addressing keeps: cosines and products of both norms [L, B, N], the key's norm [L, B, 1]."""
+    """Saved values of content addressing: cosines and products of both norms [L, B, N], the key's norm [L, B, 1]."""
 
     cosine: Tensor
     scale: Tensor
@@ -107,10 +109,10 @@ class ContentScores(NamedTuple):
 
 
 class HeadWeights(NamedTuple):
-    """What addressing keeps: where the head stands now, and how it came there; [L, B, N] but for the following.
+    """Addressing weights of a head and the saved values of their computation, [L, B, N] except for the following.
 
-    taps: [L, B, N, 3], the mixed weights that each slot's shifted one is made of. raw: [L, B, 6], the scalars before
-    their ranges; strength, gate, sharpening [L, B, 1], shift [L, B, 3].
+    taps: [L, B, N, 3], the interpolated weights that each slot's shifted weight is computed from. raw: [L, B, 6], the
+    scalars before their nonlinearities; strength, gate, sharpening: [L, B, 1]; shift: [L, B, 3].
     """
 
     weights: Tensor
@@ -124,18 +126,18 @@ class HeadWeights(NamedTuple):
     gate: Tensor
     shift: Tensor
     sharpening: Tensor
-    found: ContentScores | None  # None where all rows are equal: the content weights are then 1 / N whatever the key
+    found: ContentScores | None  # None if all rows are equal: content weights are then 1 / N regardless of the key
 
 
 def taps(weights: Tensor) -> Tensor:
-    """Each slot's neighbour before it, itself, and its neighbour after it, around the circle: [.., N] -> [.., N, 3]."""
+    """Return for each slot the previous slot, itself and the next slot, circularly: [.., N] -> [.., N, 3]."""
     return torch.cat([weights[..., -1:], weights, weights[..., :1]], -1).unfold(-1, 3, 1)
 
 
 def address(rows: MemoryRows | None, key: Tensor | None, raw: Tensor, previous: Tensor) -> HeadWeights:
-    """Where a head stands: key [L, B, M], raw scalars [L, B, 6].
+    """Compute the addressing weights of a head from its key [L, B, M] and raw scalars [L, B, 6].
 
-    ``rows`` None stands for a memory whose rows are all equal, which needs no key.
+    ``rows``: None for a memory whose rows are all equal, which needs no key.
     """
     strength, sharpening = softplus(raw[..., :1]), softplus(raw[..., 5:]) + 1
     gate, shift = raw[..., 1:2].sigmoid(), raw[..., 2:5].softmax(-1)
@@ -155,8 +157,10 @@ def address(rows: MemoryRows | None, key: Tensor | None, raw: Tensor, previous: 
 
 
 class HeadGradients(NamedTuple):
-    """previous: [L, B, N], of where the head stood before. Where it addressed by content, dots and pull [L, B, N] and
-    key_pull [L, B, 1]: row M_i's gradient is dots_i key + pull_i norm_slopes_i M_i, and the key's is
+    """Gradients of a head's addressing.
+
+    previous: [L, B, N], of the previous weights. With content addressing also dots and pull: [L, B, N], and key_pull:
+    [L, B, 1]. The gradient of row M_i is dots_i key + pull_i norm_slopes_i M_i, that of the key is
     sum_i dots_i M_i + key_pull key.
     """
 
@@ -167,7 +171,7 @@ class HeadGradients(NamedTuple):
 
 
 def address_backward(d_weights: Tensor, stand: HeadWeights, d_raw: Tensor) -> HeadGradients:
-    """Gradients of a head's addressing, given that of its weights [L, B, N]; the raw scalars' go into ``d_raw``."""
+    """Return the gradients of ``address``, given that of its weights [L, B, N]; write the raw scalars' to ``d_raw``."""
     d_logits = of_softmax(d_weights, stand.weights)
     d_sharpening = (d_logits * stand.log).sum(-1, keepdim=True)
     tiny = torch.finfo(d_logits.dtype).tiny
@@ -195,7 +199,7 @@ def address_backward(d_weights: Tensor, stand: HeadWeights, d_raw: Tensor) -> He
 def write(memory: Tensor, weights: Tensor, erase: Tensor, add: Tensor, out: Tensor) -> Tensor:
     """Erase, then add: [L, B, N, M], [L, B, N], [L, B, M], [L, B, M] -> ``out`` [L, B, N, M].
 
-    A memory whose rows are all one may come as that row, [.., 1, M].
+    A memory whose rows are all equal may be given as one row, [.., 1, M].
     """
     place = out if memory.shape == out.shape else None
     change = torch.addcmul(add.unsqueeze(-2), memory, erase.unsqueeze(-2), value=-1, out=place)
@@ -203,7 +207,7 @@ def write(memory: Tensor, weights: Tensor, erase: Tensor, add: Tensor, out: Tens
 
 
 class WriteGradients(NamedTuple):
-    """weights [L, B, N], erase [L, B, M], add [L, B, M]."""
+    """Gradients of weights [L, B, N], erase [L, B, M] and add [L, B, M]."""
 
     weights: Tensor
     erase: Tensor
@@ -213,9 +217,9 @@ class WriteGradients(NamedTuple):
 def write_backward(
     d_new: Tensor, memory: Tensor, weights: Tensor, erase: Tensor, add: Tensor, scratch: Tensor
 ) -> WriteGradients:
-    """Gradients of all arguments of ``write`` but the memory, given that of the new memory [L, B, N, M].
+    """Return the gradients of all arguments of ``write`` but the memory, given that of the new memory [L, B, N, M].
 
-    ``scratch``: room like ``d_new``, not needed where the memory came as one row.
+    ``scratch``: a buffer like ``d_new``, not used if the memory is given as one row.
     """
     d_add = over_rows(weights, d_new)
     if memory.shape[-2] == 1:
@@ -228,5 +232,5 @@ def write_backward(
 
 
 def let_through(d_new: Tensor, weights: Tensor, erase: Tensor, scratch: Tensor) -> Tensor:
-    """What ``write`` hands to the old memory of the new one's gradient, in its place: [L, B, N, M]."""
+    """Replace the gradient of the new memory [L, B, N, M] by that of the old memory through ``write``, in place."""
     return d_new.addcmul_(torch.mul(d_new, erase.unsqueeze(-2), out=scratch), weights.unsqueeze(-1), value=-1)

@@ -1,10 +1,10 @@
-"""The cascade forward, turn by turn, with everything that its backward needs kept.
+"""Forward pass of the cascade, turn by turn, which saves the activations for the backward pass.
 
-What depends on the inputs alone is one product for all stages and turns; what depends on the turn before is one product
-a turn for all stages; only r^{c-1}(n) -> gates -> read head -> r^c(n) is a chain of stages (``turn_ops.py``). The write
-head, erase and add are off that chain, and the last turn writes nothing. Where every memory starts from one constant,
-turn 1 reads that constant whatever the weights: its stages then run side by side and need no key. What is the same for
-all sessions, as all is that turn 1 finds, is computed once and not for each of them.
+Terms that depend only on the inputs are one product for all stages and turns; terms that depend on the previous turn
+are one product per turn for all stages; only r^{c-1}(n) -> gates -> read head -> r^c(n) is a chain of stages
+(``turn_ops.py``). The write head, erase and add are not part of the chain, and the last turn writes nothing. If all
+memories start from one constant, turn 1 reads that constant regardless of the weights: its stages then run side by
+side and need no key. Values that are equal for all sessions, as the whole initial state is, are computed once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from pipeline.training.models._ntm import READ, WRITE
 def forward(
     queries: Tensor, derived: Tensor | None, weights: Weights, trace: SavedActivations, chain: TurnOps
 ) -> Tensor:
-    """queries [K, T, B, D], derived features [K, T, B, C-1, D] (None for C = 1) -> [r^C; h^C], [K, T, B, M + H]."""
+    """Compute [r^C; h^C], [K, T, B, M + H].
+
+    queries: [K, T, B, D]; derived: [K, T, B, C-1, D], None for C = 1.
+    """
     trace.features[:, -1] = queries
     if derived is not None:
         trace.features[:, :-1] = derived.permute(0, 3, 1, 2, 4)
@@ -44,7 +47,7 @@ def forward(
 
 
 def _start(trace: SavedActivations, weights: Weights) -> None:
-    """What turn 1 finds, and what it means for its gates."""
+    """Set the initial state, and add its part to the gates of turn 1."""
     trace.states[:, :, 0, :, :-1] = weights.state.unsqueeze(2)
     trace.cells[:, :, 0] = weights.cell.unsqueeze(2)
     trace.gates[:, :, 0] += (weights.from_own @ weights.state.unsqueeze(-1)).mT
@@ -57,7 +60,7 @@ def _start(trace: SavedActivations, weights: Weights) -> None:
 
 
 def _previous(trace: SavedActivations, n: int, head: int) -> Tensor:
-    """Where a head of every stage stood after turn n - 1: [K, C, B, N]."""
+    """Return the addressing weights of a head of every stage after turn n - 1, [K, C, B, N]."""
     if n == 0:
         return trace.starts[:, :, head].unsqueeze(2).expand(-1, -1, trace.batch, -1)
     turn = trace.turns[n - 1]
@@ -65,7 +68,7 @@ def _previous(trace: SavedActivations, n: int, head: int) -> Tensor:
 
 
 def _first_turn(trace: SavedActivations, weights: Weights) -> None:
-    """Turn 1 of all stages at once: all rows of all memories are one constant, and so is what is read from them."""
+    """Compute turn 1 of all stages at once: all memories, and so all read vectors, equal one constant."""
     width, hidden = trace.shape.width, trace.hidden(0)
     arriving = torch.full_like(weights.state[..., :width, None], trace.constant)
     arriving[:, 0, :, 0] = weights.state[:, -1, :width]  # r^0(1) = r^C(0)

@@ -1,8 +1,8 @@
 """The fast path with each training step replayed as one CUDA graph: batch, loss, backward, clipping and Adam.
 
-Nothing in an epoch waits for the device: losses are read when the epoch has ended. A run whose loss is no number is
-found then; the reference and the fast path find it in the step itself. The dropout is drawn before each replay, from
-each run's own random state: a captured draw would be one for all runs.
+The host does not synchronize within an epoch: losses are read at its end, and non-finite losses are detected then; the
+reference and the fast path detect them in the step. Dropout is drawn before each replay, from each run's own random
+state, because a captured draw would be shared by all runs.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from pipeline.training.models.base import MemoryModel
 from pipeline.training.objective import Step
 from pipeline.training.randomness import RunRandom
 
-WARM_UP = 3  # steps before a capture, as CUDA graphs need; what they changed is undone
+WARM_UP = 3  # steps before a capture, required by CUDA graphs; their changes are undone
 
 
 def why_not(features: SessionFeatures, trainings: Sequence[Training], objectives_plain: bool) -> str:
-    """Why a step cannot be captured; empty where it can."""
+    """Return why a step cannot be captured, or ""."""
     if features.device.type != "cuda":
         return f"CUDA graphs need a CUDA device, not {features.device.type}"
     if not objectives_plain or any(t.drop_turns or t.recombine for t in trainings):
@@ -38,7 +38,7 @@ def why_not(features: SessionFeatures, trainings: Sequence[Training], objectives
 
 @contextmanager
 def beside(device: torch.device) -> Iterator[None]:
-    """On a stream of its own, as steps before a capture must be; what is there is waited for, and then this."""
+    """Run the context on a separate stream, as required before a capture, synchronized with the current stream."""
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
@@ -47,7 +47,7 @@ def beside(device: torch.device) -> Iterator[None]:
 
 
 def record(step: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
-    """A CUDA graph of what ``step`` does, not done yet, and the tensor that each replay writes its result to."""
+    """Capture ``step`` as a CUDA graph without running it; return the replay function and its result tensor."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         result = step()
@@ -55,8 +55,10 @@ def record(step: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
 
 
 class Captured(NamedTuple):
-    """A step that is done again by ``replay``: index [K, B] and kept (the dropout, such as [K, B, T, D]; None without) are read
-    where they lie, and the losses [K] are written."""
+    """A captured step. ``replay`` reads index [K, B] and kept in place, and writes the losses [K].
+
+    kept: the dropout factors, e.g. [K, B, T, D]; None without dropout.
+    """
 
     replay: Callable[[], object]
     index: Tensor
@@ -65,7 +67,7 @@ class Captured(NamedTuple):
 
 
 class GraphTrainer(FastTrainer):
-    """One graph for each batch size; the first full batch is captured, an epoch's smaller last one too."""
+    """Trainer with one graph per batch size: one for full batches, one for an epoch's smaller last batch."""
 
     capturable = True
 
@@ -95,7 +97,7 @@ class GraphTrainer(FastTrainer):
         return step.losses.clone()
 
     def _dropout(self, index: Tensor, random: RunRandom) -> Tensor | None:
-        """What the queries of the sessions ``index`` are multiplied with, as each run draws it alone; None for ones."""
+        """Draw the dropout factors for the sessions ``index``, from each run's random state; None without dropout."""
         rate = self.cascade.options.dropout
         if not rate:
             return None
@@ -115,7 +117,7 @@ class GraphTrainer(FastTrainer):
         return losses.detach()
 
     def _step_losses(self, steps: Sequence[Step], kept: Tensor | None) -> Tensor:
-        """Losses [K], ready for a backward."""
+        """Return the differentiable losses [K]."""
         queries = torch.stack([step.batch.queries for step in steps])
         predicted = self._predicted(queries, queries if kept is None else queries * kept)
         return torch.stack([o.loss_of(s, p) for o, s, p in zip(self.objectives, steps, predicted, strict=True)])
@@ -132,7 +134,7 @@ class GraphTrainer(FastTrainer):
         return Captured(replay, index, kept, losses)
 
     def _state(self) -> list[Tensor]:
-        """Everything that a step changes: weights, statistics, and what the optimizers keep."""
+        """Return all tensors that a step changes: weights, statistics and optimizer states."""
         kept = [v for o in self.optimizers for s in o.state.values() for v in s.values() if isinstance(v, Tensor)]
         return [*(p.detach() for p in self._stacked), *self.cascade.buffers(), *kept]
 
@@ -141,7 +143,7 @@ class GraphTrainer(FastTrainer):
             for tensor, value in zip(state, held, strict=True):
                 tensor.copy_(value)
             for optimizer, there in zip(self.optimizers, started, strict=True):
-                if not there:  # its state was made by the warm-up: zero is how Adam starts
+                if not there:  # its state was created by the warm-up; Adam starts with zeros
                     for kept in optimizer.state.values():
                         for value in kept.values():
                             value.zero_()

@@ -1,4 +1,4 @@
-"""Where heads stand, as compiled loops and kernels keep it: both write into room that is made here."""
+"""Buffers for the addressing weights of heads in compiled loops and kernels."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from pipeline.training.cascade.saved_activations import Turn
 
 
 class CompiledHeadWeights(NamedTuple):
-    """Where the heads stood before and stand now, and the cosines of key and rows, [K, C, B, N]; raw: what the write head
-    was told, [K, C, B, ..], the erase vector in its range."""
+    """Addressing weights of the heads before and after the turn, and the cosines of key and rows, [K, C, B, N] each.
+
+    raw: [K, C, B, ..], raw outputs of the write head, with the erase vector after its sigmoid.
+    """
 
     previous: Tensor
     cosines: Tensor
@@ -22,15 +24,15 @@ class CompiledHeadWeights(NamedTuple):
 
     @classmethod
     def room(cls, previous: Tensor, raw: Tensor | None = None) -> CompiledHeadWeights:
-        """Cosines and weights are to be written."""
+        """Allocate cosines and weights, not initialized."""
         previous = previous.contiguous()
         return cls(previous, torch.empty_like(previous), torch.empty_like(previous), raw)
 
     def gradients(self) -> HeadGradients:
-        """Room for previous, dots and pull."""
+        """Allocate previous, dots and pull, not initialized."""
         return HeadGradients(*(torch.empty_like(self.previous) for _ in range(3)))
 
 
 def rows_of(turn: Turn, stood: CompiledHeadWeights) -> tuple[Tensor, Tensor]:
-    """Memory and norms; where all rows are one there are no norms, and nothing reads them."""
+    """Return memory and row norms; if the memory is stored as one row, the norms are a placeholder that is not read."""
     return turn.memory.contiguous(), stood.cosines if turn.rows is None else turn.rows.norms

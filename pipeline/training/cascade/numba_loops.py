@@ -1,8 +1,8 @@
-"""What is local to a session in a turn as compiled loops (numba): addressing, reading and writing, forward and backward.
+"""Compiled loops (numba) for the per-session operations of a turn: addressing, reading and writing, with backward.
 
-A session's memory is gone through once, while it is in the processor's cache, where torch goes through that of all
-sessions once an operation. The plain form of each is in ``cell.py``, under the same names; the tests hold the two
-together. All arrays are contiguous; sizes as in ``saved_activations.py``. Sums may be taken in any order, NaN and infinity stay.
+A session's memory is traversed once, while it is in the processor's cache; torch traverses the memories of all sessions
+once per operation. ``cell.py`` has the plain form of each function under the same name, and tests compare the two. All
+arrays are contiguous; shapes as in ``saved_activations.py``. Sums may be reordered; NaN and infinity are preserved.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ compiled = njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"},
 
 
 class _Announced(event.Listener):
-    """Says once that these loops are being compiled; what lies in the cache of an earlier process is not."""
+    """Report once that these loops are being compiled; loops cached by an earlier process are not compiled again."""
 
     said = False
 
@@ -57,7 +57,7 @@ def _softplus_slope(x: float) -> float:
 
 @compiled
 def _softmax(x: Any) -> None:
-    """In place."""
+    """Replace ``x`` by its softmax in place."""
     highest, total = x.max(), x.dtype.type(0)
     for i in range(len(x)):
         x[i] = math.exp(x[i] - highest)
@@ -68,7 +68,7 @@ def _softmax(x: Any) -> None:
 
 @compiled
 def _of_softmax(gradient: Any, output: Any) -> None:
-    """``gradient`` of a softmax's ``output`` becomes that of its input."""
+    """Replace ``gradient`` of a softmax's ``output`` by that of its input."""
     total = 0.0
     for i in range(len(output)):
         total += gradient[i] * output[i]
@@ -91,9 +91,9 @@ def _norm_slope(norm: float) -> float:
 
 @compiled
 def _stand(raw: Any, cosines: Any, alike: bool, previous: Any, room: Any) -> None:
-    """Where a head stands, from its raw scalars: ``room`` takes content weights, mixed, shifted and the weights, a row each,
-    and what the shifts were, in a last row.
+    """Compute the addressing weights of a head from its raw scalars.
 
+    Writes to the rows of ``room``: content weights, interpolated, shifted and final weights, and the three shifts.
     ``alike``: all rows are equal, and the cosines are not read.
     """
     slots = len(previous)
@@ -127,7 +127,7 @@ def _stand_backward(
     d_previous: Any,
     d_cosines: Any,
 ) -> None:
-    """``d_weights`` is used up; ``room`` as ``_stand`` left it. Writes the other three gradients."""
+    """Backward of ``_stand``, with its ``room``. Overwrites ``d_weights``, and writes the other three gradients."""
     slots = len(previous)
     content, mixed, shifted, weights = room[0, :slots], room[1, :slots], room[2, :slots], room[3, :slots]
     strength, gate, sharpening = _softplus(raw[0]), _sigmoid(raw[1]), 1 + _softplus(raw[5])
@@ -147,7 +147,7 @@ def _stand_backward(
         d_shift[2] += mixed[after] * d_weights[i]
         d_mixed = shift[2] * d_weights[i - 1] + shift[1] * d_weights[i] + shift[0] * d_weights[after]
         d_gate += d_mixed * (content[i] - previous[i])
-        d_cosines[i] = d_mixed * gate  # of the content weights, for now
+        d_cosines[i] = d_mixed * gate  # gradient of the content weights, converted below
         d_previous[i] = d_mixed - d_cosines[i]
     _of_softmax(d_shift, shift)
     d_raw[0], d_raw[1], d_raw[5] = 0, d_gate * gate * (1 - gate), d_sharpening * _softplus_slope(raw[5])
@@ -162,7 +162,7 @@ def _stand_backward(
 
 @compiled
 def _cosines(memory: Any, norms: Any, key: Any, out: Any) -> None:
-    """Of the key with each row: [N, M], [N], [M] -> ``out`` [N]."""
+    """Compute the cosine of the key with each row: [N, M], [N], [M] -> ``out`` [N]."""
     key_norm = _norm(key)
     for i in range(len(norms)):
         total, row = key.dtype.type(0), memory[i]
@@ -175,7 +175,7 @@ def _cosines(memory: Any, norms: Any, key: Any, out: Any) -> None:
 def _key_backward(
     d_cosines: Any, cosines: Any, memory: Any, norms: Any, key: Any, d_key: Any, dots: Any, pulls: Any
 ) -> None:
-    """Gradient of the key, and ``HeadGradients.dots`` and ``.pull`` [N]."""
+    """Write the gradient of the key [M], and ``HeadGradients.dots`` and ``.pull`` [N]."""
     key_norm, key_pull = _norm(key), 0.0
     for i in range(len(norms)):
         dots[i], pulls[i] = d_cosines[i] / (key_norm * norms[i]), d_cosines[i] * cosines[i]
@@ -193,9 +193,9 @@ def _key_backward(
 def read(
     memory: Any, norms: Any, states: Any, raws: Any, previous: Any, cosines: Any, weights: Any, c: int, n: int
 ) -> None:
-    """Read heads of stage ``c`` in turn ``n``: addresses, and reads into ``states`` [K, C, T + 1, B, S].
+    """Address and read with the read heads of stage ``c`` in turn ``n``; write to ``states`` [K, C, T + 1, B, S].
 
-    memory [K, C, B, N, M], norms, previous, cosines and weights [K, C, B, N], raws [K, C, T, B, M + 6].
+    memory: [K, C, B, N, M]; norms, previous, cosines, weights: [K, C, B, N]; raws: [K, C, T, B, M + 6].
     """
     runs, _, batch, slots, width = memory.shape
     room = np.empty((5, max(3, slots)), memory.dtype)
@@ -229,7 +229,10 @@ def read_backward(
     c: int,
     n: int,
 ) -> None:
-    """Given d_read [K, C, B, M] and the part of ``d_weights`` [K, C, B, N] that comes from elsewhere, which is used up."""
+    """Backward of ``read``, given d_read [K, C, B, M].
+
+    ``d_weights`` [K, C, B, N] has the other gradients of the weights, and is overwritten.
+    """
     runs, _, batch, slots, width = memory.shape
     room, d_cosines = np.empty((5, max(3, slots)), memory.dtype), np.empty(slots, memory.dtype)
     for k in range(runs):
@@ -262,10 +265,10 @@ def read_backward(
 def write(
     memory: Any, norms: Any, raws: Any, previous: Any, cosines: Any, weights: Any, new: Any, new_norms: Any, alike: bool
 ) -> None:
-    """The write heads of all stages: new memories [K, C, B, N, M] and their norms [K, C, B, N].
+    """Address and write with the write heads of all stages: new memories [K, C, B, N, M], their norms [K, C, B, N].
 
-    raws [K, C, B, ..]: scalars, erase (in its range), add, key. ``alike``: the memory is one row for all [K, C, 1, 1, M],
-    there is no key, and neither norms nor cosines are used.
+    raws: [K, C, B, ..], scalars, erase (after its sigmoid), add, key. ``alike``: the memory is one row for all,
+    [K, C, 1, 1, M]; there is no key, and norms and cosines are not used.
     """
     runs, stages, batch, slots, width = new.shape
     room = np.empty((5, max(3, slots)), new.dtype)
@@ -301,8 +304,10 @@ def write_backward(
     n: int,
     alike: bool,
 ) -> None:
-    """Turn ``n`` of d_raws [K, C, T - 1, B, ..], given d_new [K, C, B, N, M] and the part of ``d_weights`` that comes from
-    elsewhere, which is used up."""
+    """Write turn ``n`` of d_raws [K, C, T - 1, B, ..], given d_new [K, C, B, N, M].
+
+    ``d_weights`` has the other gradients of the weights, and is overwritten.
+    """
     runs, stages, batch, slots, width = d_new.shape
     room, d_cosines = np.empty((5, max(3, slots)), d_new.dtype), np.empty(slots, d_new.dtype)
     for k in range(runs):
@@ -322,7 +327,7 @@ def write_backward(
                 for i in range(slots):
                     weight, row, gradient = room[3, i], rows[0 if alike else i], d_new[k, c, b, i]
                     total = gradient.dtype.type(0)
-                    for m in range(width):  # three loops: in one, too much could overlap for vector instructions
+                    for m in range(width):  # three loops: possible aliasing prevents vectorization of a single loop
                         total += gradient[m] * (add[m] - erase[m] * row[m])
                     for m in range(width):
                         d_erase[m] -= weight * (gradient[m] * row[m])
@@ -364,10 +369,10 @@ def gather(
     n: int,
     wrote: bool,
 ) -> None:
-    """Gradient of the memories that turn ``n`` read, in the place of that of those that it left.
+    """Replace ``d_memory``, the gradient of the memories after turn ``n``, by that of the memories before it.
 
-    weights, dots and pulls [K, C, B, N] of the read heads; writes [K, C, B, 3 M + 6], the write heads' raw outputs, and
-    what they did, which is not read unless the turn ``wrote``.
+    weights, dots, pulls: [K, C, B, N], of the read heads; writes: [K, C, B, 3 M + 6], the write heads' raw outputs. The
+    arguments of the write heads are only read if the turn ``wrote``.
     """
     runs, stages, batch, slots, width = d_memory.shape
     for k in range(runs):

@@ -1,9 +1,9 @@
-"""The parameters of K cascades of one shape as stacked tensors: what the fast path computes with.
+"""Stacked parameters of K cascades of one shape, in the layout of the fast path.
 
-Every stacked tensor has the leading dimensions [K, C]: one product then serves all runs and all stages. Weights are laid
-out by use: the controller's matrices by when their input is known (``from_previous``: r^{c-1}(n), stage by stage;
-``from_feature``: f_drv, before the first turn; ``from_own``: [r^c; h^c](n-1), a turn before), and the heads' outputs
-in the order that a turn needs them (``head_order``), as columns, with their biases as a last row.
+Stacked tensors have the leading dimensions [K, C], so that one product serves all runs and all stages. The controller's
+matrix is split by when its input is known (``from_previous``: r^{c-1}(n), stage by stage; ``from_feature``: f_drv,
+before the first turn; ``from_own``: [r^c; h^c](n-1), one turn earlier). The heads' outputs are columns in the order in
+which a turn needs them (``head_order``), with their biases as a last row.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SCALARS = sum(head_sizes(0))  # of one head: strength, gate, three shifts, sharp
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a cascade: C stages over features of width D, memories of N slots of width M, H hidden units."""
+    """Sizes of a cascade: C stages, features of width D, memories of N slots of width M, H hidden units."""
 
     stages: int
     dim: int
@@ -37,10 +37,10 @@ class Shape:
 
 
 def head_order(width: int) -> Tensor:
-    """Outputs of the reference's heads in the order of the fast path, int64 [2 (M + 6) + 2 M].
+    """Return the indices of the reference's head outputs in the order of the fast path, int64 [2 (M + 6) + 2 M].
 
-    Reference: read head (key, scalars), write head (key, scalars), erase, add. Fast: read key, read scalars (the part
-    that the chain of stages waits for), write scalars, erase, add, write key (the part that it does not).
+    Reference: read head (key, scalars), write head (key, scalars), erase, add. Fast: read key, read scalars (needed in
+    the chain of stages), write scalars, erase, add, write key (not needed in the chain).
     """
     one = width + SCALARS
     rows = torch.arange(HEADS * one + 2 * width)
@@ -49,12 +49,13 @@ def head_order(width: int) -> Tensor:
 
 
 class StackedCascade(nn.Module):
-    """Stacked copies of the parameters of K reference models; ``write_to`` puts their values back.
+    """Stacked copies of the parameters of K reference models; ``write_to`` copies the values back.
 
-    from_previous [K, C, 4 H, M], from_feature [K, C, 4 H, D], from_own [K, C, 4 H, M + H]; gate_biases [K, C, 2, 4 H], the
-    LSTM's two, which act as one but are stepped by Adam each; heads [K, C, H + 1, 4 M + 12]; state [K, C, M + H], the first
-    [r; h]; cell [K, C, H], start [K, C, 2, N]; memory [K, C, N, M], learned or constant; output [K, D, M + H],
-    of [r; h], and output_bias; derived [K, (C-1) D, D] with gain and bias. Running statistics are [K, turns, (C-1) D].
+    from_previous: [K, C, 4 H, M]; from_feature: [K, C, 4 H, D]; from_own: [K, C, 4 H, M + H].
+    gate_biases: [K, C, 2, 4 H], the LSTM's two biases, which are added but have separate Adam steps.
+    heads: [K, C, H + 1, 4 M + 12]. state: [K, C, M + H], the initial [r; h]. cell: [K, C, H]. start: [K, C, 2, N].
+    memory: [K, C, N, M], learned or constant. output: [K, D, M + H], of [r; h], and output_bias.
+    derived_weight: [K, (C-1) D, D], with derived_gain and derived_bias. Running statistics: [K, turns, (C-1) D].
     """
 
     def __init__(self, models: Sequence[CMNTM]):
@@ -68,7 +69,7 @@ class StackedCascade(nn.Module):
         def stacked(pick) -> nn.Parameter:
             return nn.Parameter(torch.stack([torch.stack([pick(s).detach() for s in run]) for run in stages]))
 
-        width, before = self.shape.width, self.shape.width + self.shape.dim  # weight_ih is of [r^{c-1}; f_drv; r^c]
+        width, before = self.shape.width, self.shape.width + self.shape.dim  # weight_ih columns: [r^{c-1}; f_drv; r^c]
         self.from_previous = stacked(lambda s: s.controller.weight_ih[:, :width])
         self.from_feature = stacked(lambda s: s.controller.weight_ih[:, width:before])
         self.from_own = stacked(lambda s: torch.cat([s.controller.weight_ih[:, before:], s.controller.weight_hh], 1))
@@ -82,7 +83,7 @@ class StackedCascade(nn.Module):
             self.memory = memory
         else:
             self.register_buffer("memory", memory.data)
-        # The reference's columns are of [h; r].
+        # The reference's columns are in the order [h; r].
         self.output = nn.Parameter(torch.stack([m.output.weight.detach().roll(width, 1) for m in models]))
         self.output_bias = nn.Parameter(torch.stack([m.output.bias.detach() for m in models]))
         if first.derived is not None:
@@ -94,13 +95,13 @@ class StackedCascade(nn.Module):
 
     @property
     def constant(self) -> float | None:
-        """The one value that every memory starts from, as the public initialisation has it; None for any other start."""
+        """The constant initial value of every memory, as in the public initialization; None for other memories."""
         value = float(self.memory.detach().flatten()[0])
         return value if not self.learned_memory and bool((self.memory == value).all()) else None
 
     @torch.no_grad()
     def write_to(self, models: Sequence[CMNTM]) -> None:
-        """Copy run k's values into ``models[k]``, under the reference's names."""
+        """Copy run k's values to the parameters of ``models[k]``."""
         width = self.shape.width
         for k, model in enumerate(models):
             for c, stage in enumerate(model.stages):

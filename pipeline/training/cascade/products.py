@@ -1,8 +1,8 @@
-"""Products of stacked matrices: [.., I, J] @ [.., J, O] -> [.., I, O], the leading dimensions alike.
+"""Products of stacked matrices: [.., I, J] @ [.., J, O] -> [.., I, O], with equal leading dimensions.
 
-On a CPU torch computes a batched product in full precision whatever ``torch.set_float32_matmul_precision`` says, and only
-the product of two matrices in the reduced one: there each matrix is then a call of its own, where sums are long enough
-for that to be faster.
+On a CPU torch computes batched products in full precision regardless of ``torch.set_float32_matmul_precision``, and
+only products of two matrices in reduced precision. With reduced precision, each matrix is therefore a separate call if
+its sums are long enough for that to be faster.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-_LONG = 128  # terms of a sum: products of fewer take longer in bfloat16 than in float32, conversion included
+_LONG = 128  # minimum terms per sum: below, bfloat16 with its conversion is slower than float32
 
 
 def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
-    """Into ``out`` where it is given, whatever its strides."""
+    """Return left @ right, written to ``out`` if given; ``out`` may have any strides."""
     if out is None:
         out = left.new_empty(*left.shape[:-1], right.shape[-1])
     if _one_by_one(left):
@@ -29,7 +29,7 @@ def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Onto ``total`` [.., I, O], in place."""
+    """Add left @ right to ``total`` [.., I, O] in place."""
     if _one_by_one(left):
         for one, other, place in _parts(2, left, right, total):
             place.addmm_(one, other)
@@ -44,8 +44,10 @@ def _one_by_one(left: Tensor) -> bool:
 
 
 def _parts(dims: int, *stacks: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Views of ``dims`` dimensions, as few as can be: two leading dimensions that every stack can have as one are one, and
-    else the shorter is gone through."""
+    """Yield views of ``dims`` dimensions, as few as possible.
+
+    Two leading dimensions are merged if all stacks allow it without a copy; otherwise the shorter one is iterated over.
+    """
     if stacks[0].dim() == dims:
         yield stacks
     elif dims == 3 and all(map(_can_be_one, stacks)):
@@ -58,7 +60,7 @@ def _parts(dims: int, *stacks: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _can_be_one(stack: Tensor) -> bool:
-    """Whether the two leading dimensions of [I, J, .., ..] are one without a copy."""
+    """Return whether the two leading dimensions of [I, J, .., ..] can be merged without a copy."""
     if stack.dim() != 4:
         return False
     return 1 in stack.shape[:2] or stack.stride(0) == stack.shape[1] * stack.stride(1)

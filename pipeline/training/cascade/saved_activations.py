@@ -1,4 +1,4 @@
-"""What a forward of the cascade keeps for its backward, in room that is taken once and used again."""
+"""Activations of the cascade's forward pass saved for its backward pass, in buffers allocated once."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pipeline.training.cascade.cell import HeadWeights, MemoryRows
 from pipeline.training.cascade.parameters import SCALARS, Shape
 from pipeline.training.cascade.products import product
 
-_LINE = 16  # single-precision numbers of a cache line
+_LINE = 16  # float32 values per cache line
 
 
 class Weights(NamedTuple):
-    """What the cascade computes with, as ``StackedCascade`` lays it out; gate_bias [K, C, 4 H] is the sum of two."""
+    """Weights of the cascade in the layout of ``StackedCascade``; gate_bias [K, C, 4 H] is the sum of both biases."""
 
     from_previous: Tensor
     from_feature: Tensor
@@ -30,11 +30,12 @@ class Weights(NamedTuple):
 
 @dataclass
 class Turn:
-    """One turn of all stages. memory: [K, C, B, N, M] as it was read, or [K, C, 1, 1, M] where all rows are one.
+    """One turn of all stages.
 
-    rows: the memory's rows as addressing needs them, None where all rows are one. read: where the read heads stand, as
-    the chain of stages keeps it; read_weights: [K, C, B, N]. write: where the write heads stand [K, C, B, ..]; erase,
-    add, write_key: [K, C, B, M]; the last turn has none of them.
+    memory: [K, C, B, N, M], before the turn's write, or [K, C, 1, 1, M] if all rows are equal. rows: the memory's rows
+    with norms, None if all rows are equal. read: values saved by the chain of stages for the read heads; read_weights:
+    [K, C, B, N]. write: addressing of the write heads, [K, C, B, ..]; erase, add, write_key: [K, C, B, M]. The last
+    turn has no write, erase, add and write_key.
     """
 
     memory: Tensor
@@ -48,19 +49,23 @@ class Turn:
 
     @property
     def side_by_side(self) -> bool:
-        """The rows are all equal, nothing is addressed by content, and the stages ran at once."""
+        """Whether the stages ran at once: all rows are equal, and there is no content addressing."""
         return self.rows is None
 
 
 @dataclass
 class SavedActivations:
-    """Shapes: K runs, C stages, T turns, B sessions.
+    """Saved activations. Shapes: K runs, C stages, T turns, B sessions.
 
-    features: [K, C, T, B, D], f_drv. states: [K, C, T + 1, B, M + H + 1], [r^c; h^c; 1], and cells: [K, C, T + 1, B, H];
-    turn n finds its own at place n and leaves them at n + 1. The 1 is what a head's bias is multiplied with. gates: [K, C, T, B, 4 H] after their nonlinearities; squashed: the
-    tanh of the new cells [K, C, T, B, H]. read_raw: [K, C, T, B, M + 6], the read head's key and scalars. memories:
-    [T - 1, K, C, B, N, M], what each turn but the last left; d_memory and scratch: [K, C, B, N, M], for the backward.
-    starts: [K, C, 2, N], the heads' learned first weights. constant: the one value that all memories start from, or None.
+    features: [K, C, T, B, D], f_drv.
+    states: [K, C, T + 1, B, M + H + 1], [r^c; h^c; 1], and cells: [K, C, T + 1, B, H]; index n is before turn n, index
+    n + 1 after it. The 1 is multiplied with a head's bias.
+    gates: [K, C, T, B, 4 H], after their nonlinearities. squashed: [K, C, T, B, H], the tanh of the new cells.
+    read_raw: [K, C, T, B, M + 6], the read head's key and scalars.
+    memories: [T - 1, K, C, B, N, M], after each turn but the last.
+    d_memory, scratch: [K, C, B, N, M], buffers of the backward pass.
+    starts: [K, C, 2, N], the heads' learned initial weights.
+    constant: the initial value of all memories, or None.
     """
 
     shape: Shape
@@ -76,7 +81,7 @@ class SavedActivations:
     scratch: Tensor
     starts: Tensor
     turns: list[Turn] = field(default_factory=list)
-    uses: int = 0  # forwards so far: a backward must belong to the last one
+    uses: int = 0  # forward passes so far: a backward pass must belong to the last one
 
     @property
     def length(self) -> int:
@@ -89,19 +94,19 @@ class SavedActivations:
         return self.features.shape[3]
 
     def arriving(self, c: int, n: int) -> Tensor:
-        """r^{c-1}(n), which stage c reads in turn n: [K, B, M]. The first stage reads what the last one left before."""
+        """Return r^{c-1}(n), the input of stage c in turn n: [K, B, M]; r^C(n-1) for the first stage."""
         return (self.states[:, c - 1, n + 1] if c else self.states[:, -1, n])[..., : self.shape.width]
 
     def hidden(self, n: int) -> Tensor:
-        """h^c(n) of all stages, once turn n is done: [K, C, B, H]."""
+        """Return h^c(n) of all stages after turn n: [K, C, B, H]."""
         return self.states[:, :, n + 1, :, self.shape.width : -1]
 
     def heads(self, weights: Weights, n: int, part: slice) -> Tensor:
-        """Some of the heads' raw outputs in turn n, once its hidden states are there, of all stages: [K, C, B, part]."""
+        """Compute the columns ``part`` of the heads' raw outputs in turn n from its hidden states: [K, C, B, part]."""
         return product(self.states[:, :, n + 1, :, self.shape.width :], weights.heads[..., part])
 
     def writing(self, n: int) -> slice:
-        """The write heads' part of the heads' raw outputs in turn n, without the key where nothing is addressed by it."""
+        """Return the columns of the write heads in the raw outputs of turn n, without the key if it is not needed."""
         lowest = self.shape.width + SCALARS
         return slice(lowest, lowest + SCALARS + (2 if self.turns[n].side_by_side else 3) * self.shape.width)
 
@@ -109,7 +114,7 @@ class SavedActivations:
     def empty(
         cls, shape: Shape, runs: int, turns: int, batch: int, like: Tensor, constant: float | None
     ) -> SavedActivations:
-        """Room for a forward; all else is written before it is read."""
+        """Allocate the buffers of a forward pass; only the last column of ``states``, the 1, is initialized."""
         lead, width, hidden = (runs, shape.stages), shape.width, shape.hidden
 
         def room(*sizes: int) -> Tensor:
@@ -134,5 +139,5 @@ class SavedActivations:
 
 
 def aligned(like: Tensor, *sizes: int) -> Tensor:
-    """Room whose rows each begin at a cache line: a matrix product of others takes longer on a CPU."""
+    """Allocate a tensor with rows aligned to cache lines; matrix products of unaligned rows are slower on a CPU."""
     return like.new_empty(*sizes[:-1], -(-sizes[-1] // _LINE) * _LINE)[..., : sizes[-1]]

@@ -1,4 +1,4 @@
-"""K cascades of one shape as one model: what the fast path trains instead of the reference."""
+"""K cascades of one shape as one model, which the fast path trains instead of the reference models."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from pipeline.training.models.cm_ntm import CMNTM
 
 
 class CascadeFunction(torch.autograd.Function):
-    """The cascade with its hand-written backward: (trace, chain, learned memory?, queries, derived, *Weights) -> outputs.
+    """The cascade with its hand-written backward pass.
 
-    queries: [K, T, B, D]; derived: [K, T, B, C-1, D] or None; returns [r^C; h^C], [K, T, B, M + H]. The queries get no
-    gradient: they are cached features.
+    (trace, chain, learned_memory, queries, derived, *Weights) -> outputs. queries: [K, T, B, D]; derived:
+    [K, T, B, C-1, D] or None; outputs: [r^C; h^C], [K, T, B, M + H]. The queries have no gradient, because they are
+    cached features.
     """
 
     @staticmethod
@@ -53,7 +54,7 @@ class CascadeFunction(torch.autograd.Function):
 
 
 class LinearFunction(torch.autograd.Function):
-    """[K, R, I] @ [K, O, I] transposed -> [K, R, O]. Unlike autograd's, the weight's gradient comes in its own layout."""
+    """[K, R, I] @ [K, O, I] transposed -> [K, R, O]. Unlike autograd's, the weight gradient has the weight's layout."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor) -> Tensor:
@@ -68,10 +69,10 @@ class LinearFunction(torch.autograd.Function):
 
 
 class FastCascade(StackedCascade):
-    """``forward`` equals that of each of the K reference models on its own batch, and so do the gradients."""
+    """Stacked cascade whose outputs and gradients equal those of each of the K reference models on its own batch."""
 
     def __init__(self, models: Sequence[CMNTM], chain: TurnOps | None = None):
-        """``chain``: how a turn goes through its stages; stage by stage when None."""
+        """Stack the models. ``chain``: operations of a turn; ``TorchTurn`` when None."""
         super().__init__(models)
         self._chain = chain or TorchTurn()
         self._constant = self.constant
@@ -79,10 +80,10 @@ class FastCascade(StackedCascade):
         self._traces: dict[tuple[Any, ...], SavedActivations] = {}
 
     def forward(self, queries: Tensor, inputs: Tensor | None = None) -> Tensor:
-        """f_qry [K, B, T, D] -> f'_qry [K, B, T, D]. In training mode a batch is its own BatchNorm statistics.
+        """Compute f'_qry [K, B, T, D] from f_qry [K, B, T, D]. In training mode, BatchNorm uses the batch's statistics.
 
-        ``inputs``: f_qry after the dropout, [K, B, T, D], where each run draws its own; None draws it here.
-        The result's backward must come before the next forward of the same shape: they share their room.
+        ``inputs``: f_qry after dropout, [K, B, T, D], if each run draws its own; None draws it here. The backward pass
+        must run before the next forward pass of the same shape, because both use the same buffers.
         """
         if inputs is None:
             inputs = F.dropout(queries, self.options.dropout, self.training)
@@ -116,7 +117,7 @@ class FastCascade(StackedCascade):
         return self._traces[key]
 
     def _derived(self, queries: Tensor) -> Tensor:
-        """[K, B, T, D] -> f_drv^1..C-1, [K, T, B, C-1, D]: one product, and BatchNorm by run and turn."""
+        """Compute f_drv^1..C-1, [K, T, B, C-1, D], from [K, B, T, D]: one product, then BatchNorm per run and turn."""
         runs, batch, turns, dim = queries.shape
         if self.training and batch < 2:
             raise TrainingError("a training batch of one session has no batch statistics; give at least two sessions")
@@ -126,12 +127,12 @@ class FastCascade(StackedCascade):
         return normal.permute(1, 2, 0, 3, 4)
 
     def _normal(self, rows: Tensor, turns: int) -> Tensor:
-        """BatchNorm of [B, K T (C-1) D], with the statistics of each run and turn; training keeps them."""
+        """Normalize [B, K T (C-1) D] with the statistics of each run and turn; training updates running statistics."""
         mean, var = _by_turn(self.running_mean, turns), _by_turn(self.running_var, turns)
         gain, bias = (one.unsqueeze(1).expand_as(mean).reshape(-1) for one in (self.derived_gain, self.derived_bias))
         momentum, eps = DerivedFeatures.momentum, DerivedFeatures.eps
         normal = F.batch_norm(rows, mean.view(-1), var.view(-1), gain, bias, self.training, momentum, eps)
-        if self.training:  # which has updated ``mean`` and ``var`` in place
+        if self.training:  # batch_norm has updated ``mean`` and ``var`` in place
             with torch.no_grad():
                 for kept, new in ((self.running_mean, mean), (self.running_var, var)):
                     kept[:, :turns] = new[:, :TRACKED_TURNS]
@@ -140,5 +141,5 @@ class FastCascade(StackedCascade):
 
 
 def _by_turn(kept: Tensor, turns: int) -> Tensor:
-    """A copy of the statistics [K, tracked turns, F] for each of ``turns`` turns; those beyond take the last one's."""
+    """Copy the statistics [K, tracked turns, F] to ``turns`` turns; turns beyond the tracked ones use the last."""
     return torch.cat([kept[:, :turns], kept[:, -1:].expand(-1, max(0, turns - kept.shape[1]), -1)], 1)

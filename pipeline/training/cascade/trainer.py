@@ -1,4 +1,4 @@
-"""The CM-NTM's fast path: K cascades of one shape, stacked, in one forward and one hand-written backward."""
+"""Trainer of the fast path: K stacked cascades of one shape, with one forward and one hand-written backward pass."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.training.randomness import RunRandom
 
 
 def why_not(models: Sequence[MemoryModel]) -> str:
-    """Why the fast path cannot train these models; empty where it can."""
+    """Return why the fast path cannot train these models, or ""."""
     if not all(isinstance(model, CMNTM) for model in models):
         return f"{models[0].name} has no fast path"
     own = ("_forward", "_features", "_turn", "initial_state")
@@ -30,7 +30,7 @@ def why_not(models: Sequence[MemoryModel]) -> str:
 
 
 class FastTrainer(Trainer):
-    """Equal to the reference on each run's own batches, random numbers included (tests hold the two together)."""
+    """Trainer equal to the reference on each run's own batches, including random numbers (tests compare the two)."""
 
     def __init__(
         self,
@@ -41,12 +41,12 @@ class FastTrainer(Trainer):
     ):
         self.cascade = self._stack(models, chain).train()
         self._stacked = [p for p in self.cascade.parameters() if p.requires_grad]
-        # Views of each run's part, for an optimizer of its own: it must not see the other runs' settings or ends.
+        # Views of each run's part, one optimizer per run: settings and ends of other runs must not affect it.
         self._parts = [[p.detach()[run] for p in self._stacked] for run in range(len(models))]
         super().__init__(models, features, trainings)
 
     def _stack(self, models: Sequence[MemoryModel], chain: TurnOps | None) -> Any:
-        """All runs as one module: its parameters are [K, ...]."""
+        """Return all runs as one module with parameters [K, ...]."""
         return FastCascade(models, chain)
 
     def tensors_of(self, run: int) -> list[Tensor]:
@@ -67,7 +67,7 @@ class FastTrainer(Trainer):
         return values
 
     def _losses(self, index: Tensor, random: RunRandom, progress: float) -> Tensor:
-        """Losses [K] of the sessions ``index`` [K, B], ready for a backward."""
+        """Return the differentiable losses [K] of the sessions ``index`` [K, B]."""
         steps, inputs = [], []
         for run, (model, objective) in enumerate(zip(self.models, self.objectives, strict=True)):
             with random.of(run):
@@ -81,17 +81,17 @@ class FastTrainer(Trainer):
         return torch.stack(losses)
 
     def _predicted(self, queries: Tensor, inputs: Tensor) -> Tensor:
-        """f' of all runs; queries and what the dropout leaves of them, all [K, B, T, D]."""
+        """Return f' of all runs from the queries, before and after dropout; all [K, B, T, D]."""
         self.forget_gradients()
         return self.cascade(queries, inputs)
 
     def forget_gradients(self) -> None:
-        """Free the gradients of the step before; a forward can then use their room."""
+        """Free the gradients of the previous step, so that a forward pass can use their memory."""
         for parameter in self._stacked:
             parameter.grad = None
 
     def _backward(self, losses: Tensor) -> None:
-        """Gradients of the losses [K], for each run's optimizer its own part."""
+        """Compute the gradients of the losses [K], and set each run's part for its optimizer."""
         losses.sum().backward()
         for parameter, *parts in zip(self._stacked, *self._parts, strict=True):
             for run, part in enumerate(parts):

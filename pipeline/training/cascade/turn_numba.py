@@ -1,4 +1,4 @@
-"""A turn of all stages with compiled loops (``numba_loops.py``) between its matrix products: for the CPU."""
+"""A turn of all stages with compiled loops (``numba_loops.py``) between its matrix products, for the CPU."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pipeline.training.cascade.turn_torch import ControlBackward, TorchTurn, con
 
 
 class NumbaTurn(TorchTurn):
-    """Its matrix products, and all else of a session in one loop over its memory."""
+    """Turn operations as matrix products and one compiled loop over each session's memory."""
 
     def forward(self, trace: SavedActivations, weights: Weights, n: int, previous: Tensor) -> None:
         turn = trace.turns[n]
-        turn.memory = turn.memory.contiguous()  # turn 1 may have one memory for all sessions
+        turn.memory = turn.memory.contiguous()  # in turn 1, sessions may share one memory
         turn.rows = MemoryRows(turn.memory, turn.rows.norms.contiguous())
         stood = CompiledHeadWeights.room(previous)
         arrays = _arrays(turn.memory, turn.rows.norms, trace.states, trace.read_raw, *stood[:3])
@@ -91,6 +91,6 @@ class NumbaTurn(TorchTurn):
 
 
 def _arrays(*tensors: Tensor) -> list[np.ndarray]:
-    """Each as a contiguous array: rows that were made longer than they are (``aligned``) in their whole length."""
+    """Return each tensor as a contiguous array; rows padded by ``aligned`` include their padding."""
     whole = [t if t.is_contiguous() else t.as_strided((*t.shape[:-1], t.stride(-2)), t.stride()) for t in tensors]
     return [tensor.detach().numpy() for tensor in whole]

@@ -1,4 +1,4 @@
-"""What may be done in several ways: a turn of all stages, its reading stage by stage and its writing at once."""
+"""Interface of the operations of a turn, which have several implementations: torch, numba and Triton."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pipeline.training.cascade.saved_activations import SavedActivations, Weight
 
 
 class GradIn(NamedTuple):
-    """Gradients that reach a turn from all but its own chain: of its state [K, C, B, M + H], of which read and hidden are
-    views, of the cells [K, C, B, H], and of where the read heads stand [K, C, B, N]. The chain may add its own to them; to
-    that of what was read it must.
+    """Gradients at the output of a turn, without those of its own chain of stages.
+
+    state: [K, C, B, M + H], with the views read and hidden; cell: [K, C, B, H]; read_at: [K, C, B, N], of the read
+    heads' weights. The chain may add its own gradients in place; to ``read`` it must add them.
     """
 
     state: Tensor
@@ -24,8 +25,11 @@ class GradIn(NamedTuple):
 
 
 class GradOut(NamedTuple):
-    """What a chain's backward hands on, the gradients of: where the read heads stood before [K, C, B, N], the cells
-    before the turn [K, C, B, H], and r^0(n) [K, B, M]."""
+    """Gradients returned by the chain's backward pass.
+
+    previous: [K, C, B, N], of the read heads' weights before the turn; cell: [K, C, B, H], of the cells before the
+    turn; first: [K, B, M], of r^0(n).
+    """
 
     previous: Tensor
     cell: Tensor
@@ -33,24 +37,33 @@ class GradOut(NamedTuple):
 
 
 class TurnOps(Protocol):
-    """One turn of all stages. ``forward`` and ``backward`` are the part that goes stage by stage, r^{c-1}(n) -> gates ->
-    read head -> r^c(n); they are not called for a turn whose stages run side by side, the other two are."""
+    """Operations of one turn of all stages.
+
+    ``forward`` and ``backward`` compute the chain of stages, r^{c-1}(n) -> gates -> read head -> r^c(n); they are not
+    called for a turn whose stages run side by side. ``write`` and ``write_backward`` are called for every turn but the
+    last.
+    """
 
     def forward(self, trace: SavedActivations, weights: Weights, n: int, previous: Tensor) -> None:
-        """Completes gates, squashed, read_raw, and at place n + 1 cells and states; the turn's memory and the gates' parts
-        that do not depend on the chain are there. ``previous`` [K, C, B, N]: where the read heads stood after turn n - 1.
+        """Compute gates, squashed and read_raw of turn n, and cells and states at index n + 1.
+
+        The turn's memory and the parts of the gates that do not depend on the chain are already computed. ``previous``:
+        [K, C, B, N], addressing weights of the read heads after turn n - 1.
         """
 
     def write(self, trace: SavedActivations, n: int, raw: Tensor, previous: Tensor) -> None:
-        """Erase and add: the memories that turn n leaves, as the turn that follows in ``trace.turns``.
+        """Erase and add; append the memories after turn n to ``trace.turns`` as the next turn.
 
-        ``raw`` [K, C, B, 3 M + 6]: the write head's scalars, erase, add and, but for stages side by side, its key; it may be
-        overwritten. ``previous``: as above, of the write heads.
+        ``raw``: [K, C, B, 3 M + 6], the write head's scalars, erase, add and key (no key if the stages run side by
+        side); may be overwritten. ``previous``: as above, of the write heads.
         """
 
     def write_backward(self, trace: SavedActivations, n: int, at: Tensor, d_raws: Tensor) -> HeadGradients:
-        """From ``trace.d_memory``, the gradient of the memories that turn n left, and ``at`` [K, C, B, N], that of where the
-        write heads stand, which may be overwritten: completes turn n of ``d_raws`` [K, C, T - 1, B, 3 M + 6]."""
+        """Compute turn n of ``d_raws`` [K, C, T - 1, B, 3 M + 6].
+
+        ``trace.d_memory``: gradient of the memories after turn n. ``at``: [K, C, B, N], gradient of the write heads'
+        weights; may be overwritten.
+        """
 
     def backward(
         self,
@@ -62,8 +75,8 @@ class TurnOps(Protocol):
         d_gates: Tensor,
         d_raws: Tensor,
     ) -> GradOut:
-        """Completes ``d_gates`` [K, C, B, 4 H] and turn n of ``d_raws`` [K, C, T, B, M + 6], of the read heads' raw outputs.
+        """Compute ``d_gates`` [K, C, B, 4 H] and turn n of ``d_raws`` [K, C, T, B, M + 6].
 
-        Turns ``trace.d_memory`` into the gradient of the memories that turn n read. ``writing``: of turn n's write, if it
-        wrote.
+        ``d_raws``: gradients of the read heads' raw outputs. Replaces ``trace.d_memory`` by the gradient of the
+        memories before turn n. ``writing``: gradients of turn n's write, or None for the last turn.
         """

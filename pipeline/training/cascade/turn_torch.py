@@ -1,4 +1,4 @@
-"""A turn of all stages as torch operations: the plain form, and what the compiled ones are held against."""
+"""A turn of all stages as torch operations: the plain form, with which the compiled forms are compared."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pipeline.training.cascade.turn_ops import GradIn, GradOut
 
 
 class TorchTurn:
-    """Each stage's operations in turn."""
+    """Turn operations stage by stage."""
 
     def forward(self, trace: SavedActivations, weights: Weights, n: int, previous: Tensor) -> None:
         turn, width = trace.turns[n], trace.shape.width
@@ -86,7 +86,7 @@ class TorchTurn:
 
 
 def control(trace: SavedActivations, weights: Weights, n: int, c: int) -> Tensor:
-    """r^{c-1}(n) -> gates -> hidden state -> the read head's raw outputs [K, B, M + 6], of stage ``c``."""
+    """Compute r^{c-1}(n) -> gates -> hidden state -> raw outputs of the read head [K, B, M + 6], of stage ``c``."""
     width, gates, hidden = trace.shape.width, trace.gates[:, c, n], trace.hidden(n)[:, c]
     add_product(gates, trace.arriving(c, n), weights.from_previous[:, c].mT)
     lstm(gates, trace.cells[:, c, n], trace.cells[:, c, n + 1], trace.squashed[:, c, n], hidden)
@@ -95,7 +95,7 @@ def control(trace: SavedActivations, weights: Weights, n: int, c: int) -> Tensor
 
 
 class ControlBackward:
-    """``control`` backward, from the last stage to the first: cell [K, C, B, H] and first [K, B, M] are there at the end."""
+    """Backward of ``control``, from the last stage to the first. Results: cell [K, C, B, H] and first [K, B, M]."""
 
     def __init__(self, weights: Weights, trace: SavedActivations, n: int, reaching: GradIn, d_gates: Tensor):
         hidden, gates = trace.shape.hidden, trace.gates[:, :, n]
@@ -110,7 +110,7 @@ class ControlBackward:
         self.cell = torch.empty_like(reaching.cell)
 
     def stage(self, c: int, d_raw: Tensor) -> None:
-        """From the gradient of the read head's raw outputs to that of r^{c-1}(n), which is added to ``reaching``."""
+        """Process stage ``c``: from the gradient of its read head's raw outputs, add that of r^{c-1}(n) in place."""
         d_gates, from_previous = self.d_gates[:, c], self.weights.from_previous[:, c]
         d_hidden = add_product(self.reaching.hidden[:, c], d_raw, self.reading[:, c])
         self.cell[:, c] = lstm_backward(
@@ -125,9 +125,9 @@ class ControlBackward:
 def gather(
     trace: SavedActivations, n: int, d_read: Tensor, reading: HeadGradients, writing: HeadGradients | None
 ) -> None:
-    """The gradient of the memories that turn n read, in the place of that of those that it left.
+    """Replace ``trace.d_memory``, the gradient of the memories after turn n, by that of the memories before it.
 
-    What the write let through, and a product of rank three: with what was read, and with both heads' keys.
+    It is the gradient through the write, plus a product of rank three: with the read vector's gradient and both keys.
     """
     turn, width, total = trace.turns[n], trace.shape.width, trace.d_memory
     left, right = [turn.read_weights, reading.dots], [d_read, trace.read_raw[:, :, n, :, :width]]

@@ -1,5 +1,8 @@
-"""A turn as Triton kernels between batched products: its chain of stages one each way, its writing one each way, and one
-for the gradient of the memories that it read (``kernels/``)."""
+"""A turn as Triton kernels between batched products (``kernels/``).
+
+One kernel each for the forward and backward of the chain of stages and of the write, and one for the gradient of the
+memories.
+"""
 
 from __future__ import annotations
 
@@ -18,21 +21,22 @@ from pipeline.training.cascade.products import product
 from pipeline.training.cascade.saved_activations import SavedActivations, Turn, Weights
 from pipeline.training.cascade.turn_ops import GradIn, GradOut
 
-TILE = (
-    4096  # elements of a matrix that a program holds at a time where it can choose: 32 registers of each of 128 threads
-)
+TILE = 4096  # maximum elements of a tile whose size is chosen here: 32 registers in each of 128 threads
 
 
 class _OfWeights(NamedTuple):
-    """What no turn changes: the Gram matrix [K, C, H + 1, H + 1] of the read key's weights and bias, and those of the read
-    head's scalars [K, C, 6, H + 1]."""
+    """Values that depend on weights only.
+
+    gram: [K, C, H + 1, H + 1], the Gram matrix of the read key's weights and bias; scalars: [K, C, 6, H + 1], weights
+    and bias of the read head's scalars.
+    """
 
     gram: Tensor
     scalars: Tensor
 
 
 class _Kept(NamedTuple):
-    """What the forward kernel got and found, for the backward one; see the kernels for shapes."""
+    """Inputs and results of the forward kernel saved for the backward kernel; see the kernels for shapes."""
 
     products: Tensor
     answers: Tensor
@@ -44,11 +48,11 @@ class _Kept(NamedTuple):
 
 
 class TritonTurn:
-    """Its chain of stages in the form without D-sized products (P_i = M_i W_r, Q_i = M_i W_k)."""
+    """Turn operations with a chain of stages without products of size D (P_i = M_i W_r, Q_i = M_i W_k)."""
 
     def forward(self, trace: SavedActivations, weights: Weights, n: int, previous: Tensor) -> None:
         shape, turn = trace.shape, trace.turns[n]
-        turn.memory = turn.memory.contiguous()  # turn 1 may have one memory for all sessions
+        turn.memory = turn.memory.contiguous()  # in turn 1, sessions may share one memory
         turn.rows = MemoryRows(turn.memory, turn.rows.norms.contiguous())
         runs, stages, _, batch, _ = trace.gates.shape
         width, slots = shape.width, shape.slots
@@ -216,9 +220,9 @@ class TritonTurn:
     def _gather(
         trace: SavedActivations, n: int, d_read: Tensor, reading: HeadGradients, writing: HeadGradients | None
     ) -> None:
-        """The gradient of the memories that turn n read, in the place of that of those that it left."""
+        """Replace ``trace.d_memory``, the gradient of the memories after turn n, by that of the memories before it."""
         turn, keys = trace.turns[n], trace.read_raw[:, :, n]
-        wrote = (keys, 0, *[turn.read_weights] * 3)  # which nothing reads
+        wrote = (keys, 0, *[turn.read_weights] * 3)  # placeholders, not read
         if writing is not None:
             wrote = (turn.write.raw, turn.write.raw.shape[-1], turn.write.weights, writing.dots, writing.pull)
         gather_memory[_programs(turn.read_weights)](
@@ -240,7 +244,7 @@ class TritonTurn:
 
 
 def _of_weights(trace: SavedActivations, weights: Weights, n: int) -> _OfWeights:
-    """Found once a forward."""
+    """Return the values that depend on weights only, computed once per forward pass."""
     before = trace.turns[n - 1].read if n else None
     if isinstance(before, _Kept):
         return before.of_weights
@@ -250,19 +254,19 @@ def _of_weights(trace: SavedActivations, weights: Weights, n: int) -> _OfWeights
 
 
 def _programs(slots: Tensor) -> tuple[int]:
-    """One for each run, stage and session of [K, C, B, N]."""
+    """Return the grid of one program per run, stage and session of [K, C, B, N]."""
     return (slots.shape[:-1].numel(),)
 
 
 def memory_sizes(shape: Shape) -> dict[str, int]:
-    """What the kernels of the memories are compiled for."""
+    """Return the compile-time constants of the memory kernels."""
     slots = triton.next_power_of_2(shape.slots)
     columns = min(triton.next_power_of_2(shape.width), max(1, TILE // 2 // slots))
     return {"M": shape.width, "N": shape.slots, "SLOTS": slots, "COLS": columns, "num_warps": _warps(slots * slots)}
 
 
 def sizes(shape: Shape) -> dict[str, int]:
-    """What the kernels of the stages are compiled for."""
+    """Return the compile-time constants of the stage kernels."""
     units, slots = max(16, triton.next_power_of_2(shape.hidden)), triton.next_power_of_2(shape.slots)
     return {
         "C": shape.stages,
@@ -276,5 +280,5 @@ def sizes(shape: Shape) -> dict[str, int]:
 
 
 def _warps(elements: int) -> int:
-    """Of a program whose largest matrix has so many elements and stays in registers: 32 threads each."""
+    """Return the number of warps (32 threads each) for a program whose largest matrix in registers has ``elements``."""
     return 4 if elements <= 2 * TILE else 8

@@ -1,6 +1,6 @@
-"""Losses by file name: cosine scores of a turn's sessions against candidates in, a loss a session out.
+"""Losses by file name: cosine scores of a turn's sessions against candidates in, one loss per session out.
 
-Add a loss: add a file with one class. ``turnwise_cross_entropy`` is the paper's, as one product over all turns.
+To add a loss, add a file with one class. ``turnwise_cross_entropy`` is the paper's loss as one product over all turns.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ losses: Registry[Loss] = Registry("pipeline.training.losses", Loss, "loss")
 
 
 def build_loss(component: Component, file: str = "") -> Loss:
-    """The loss that ``[training.loss]`` names. Raises ManifestError, with the nearest name, for an unknown part."""
+    """Build the loss of ``[training.loss]``.
+
+    Raises ManifestError, with the nearest name, for an unknown loss or option.
+    """
     kind = losses.get(component.name, file, "key training.loss")
     problems = Problems(file or "loss")
     options = parse_options(kind.Options, component.options, problems.file, "training.loss", problems)

@@ -1,4 +1,4 @@
-"""The contract of a loss."""
+"""Base class of the losses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from manifests.schema import Frozen
 
 
 class Loss(ABC):
-    """The loss of each query from its scores alone, so that blocks of queries can be computed one after another."""
+    """Loss of each query. It depends on the scores of that query only, so queries can be computed in blocks."""
 
     title: ClassVar[str]
     Options: ClassVar[type[Frozen]] = Frozen
@@ -22,13 +22,13 @@ class Loss(ABC):
 
     @abstractmethod
     def __call__(self, scores: Tensor, own: Tensor, allowed: Tensor | None, scale: float) -> Tensor:
-        """The loss of each of B queries.
+        """Compute the loss of each of B queries.
 
         Args:
             scores: [B, K], cosine similarity of each query to each candidate.
             own: int64 [B], the column of each query's target.
             allowed: bool [B, K], candidates that count as negatives (a query's own column is ignored); None: all.
-            scale: inverse temperature (``training.scale``), for the losses that have one.
+            scale: inverse temperature (``training.scale``), for losses that use one.
 
         Returns:
             [B].
@@ -36,11 +36,11 @@ class Loss(ABC):
 
     @staticmethod
     def positive(scores: Tensor, own: Tensor) -> Tensor:
-        """[B], each query's score of its own target."""
+        """Return the score of each query's own target, [B]."""
         return scores.gather(1, own[:, None]).squeeze(1)
 
     @staticmethod
     def negatives(scores: Tensor, own: Tensor, allowed: Tensor | None) -> Tensor:
-        """bool [B, K]: what counts as a negative. A query's own column never does."""
+        """Return the mask of negatives, bool [B, K]; a query's own column is always False."""
         mask = torch.ones_like(scores, dtype=torch.bool) if allowed is None else allowed.clone()
         return mask.scatter_(1, own[:, None], False)

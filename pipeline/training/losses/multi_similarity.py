@@ -14,8 +14,8 @@ from pipeline.training.losses.base import Loss
 class MultiSimilarity(Loss):
     """log(1 + e^(-alpha (s_p - base))) / alpha + log(1 + sum_n e^(beta (s_n - base))) / beta, over mined pairs.
 
-    A negative counts where s_n > s_p - margin, and the positive where it does not lead every negative by the margin.
-    A query whose target leads by the margin has no loss. ``training.scale`` is not used: alpha and beta take its place.
+    A negative is used if s_n > s_p - margin, and the positive if at least one negative is used; otherwise the loss of
+    the query is zero. alpha and beta replace ``training.scale``, which is not used.
     """
 
     title = "Multi-Similarity loss"
@@ -32,6 +32,6 @@ class MultiSimilarity(Loss):
         hard = self.negatives(scores, own, allowed) & (scores > positive[:, None] - o.margin)
         pull = F.softplus(-o.alpha * (positive - o.base)) / o.alpha
         logits = (o.beta * (scores - o.base)).masked_fill(~hard, -torch.inf)
-        # The zero stands for the 1 of log(1 + ...): a query without a hard negative then has a finite gradient.
+        # The zero logit is the 1 in log(1 + ...), and keeps the gradient finite for a query without hard negatives.
         push = torch.cat([torch.zeros_like(positive)[:, None], logits], 1).logsumexp(1) / o.beta
         return torch.where(hard.any(1), pull + push, pull * 0)

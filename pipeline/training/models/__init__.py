@@ -1,4 +1,4 @@
-"""Memory models by file name: f_qry(1..N) in, f'_qry(1..N) out. Add a model: add a file with one class."""
+"""Memory models by file name: f_qry(1..N) in, f'_qry(1..N) out. To add a model, add a file with one class."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ models: Registry[MemoryModel] = Registry("pipeline.training.models", MemoryModel
 
 
 def model_options(name: str, options: dict[str, Any], file: str = "") -> tuple[type[MemoryModel], Frozen]:
-    """Class and checked options of model ``name``; nothing is built.
+    """Return the class and the validated options of model ``name`` without building it.
 
     Raises ManifestError, with the nearest name, for an unknown model or option.
     """
@@ -28,7 +28,7 @@ def model_options(name: str, options: dict[str, Any], file: str = "") -> tuple[t
 
 
 def build_model(name: str, options: dict[str, Any], dim: int, seed: int = 0, file: str = "") -> MemoryModel:
-    """Model ``name`` for features of width ``dim``, with the initial weights of ``seed``. Raises as ``model_options``."""
+    """Build model ``name`` for features of width ``dim``, initialized from ``seed``. Raises as ``model_options``."""
     model, parsed = model_options(name, options, file)
     with seeded(derive_seed(seed, "init")):
         return model(parsed, dim)

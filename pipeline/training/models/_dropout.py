@@ -1,4 +1,4 @@
-"""Dropout whose random numbers another part of the program may draw: runs side by side each keep their own."""
+"""Dropout with a replaceable source of random numbers, so that each run trained side by side draws its own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _source: ContextVar[Source | None] = ContextVar("dropout", default=None)
 
 
 def dropout(values: Tensor, rate: float, training: bool) -> Tensor:
-    """``F.dropout``, or what the source of ``dropped_by`` makes of the values."""
+    """Apply ``F.dropout``, or the source set by ``dropped_by``."""
     source = _source.get()
     if source is None or not training or not rate:
         return F.dropout(values, rate, training)
@@ -23,7 +23,7 @@ def dropout(values: Tensor, rate: float, training: bool) -> Tensor:
 
 @contextmanager
 def dropped_by(source: Source) -> Iterator[None]:
-    """Inside, ``source(values, rate)`` computes every dropout."""
+    """Compute every dropout inside the context with ``source(values, rate)``."""
     token = _source.set(source)
     try:
         yield

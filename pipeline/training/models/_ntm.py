@@ -1,6 +1,6 @@
 """One Neural Turing Machine memory as pure functions of its state (Graves et al. 2014; paper section 3.1).
 
-B sessions, N slots of width M, H heads that address the same memory (here two: ``READ`` and ``WRITE``), K hidden
+Shapes: B sessions, N slots of width M, H heads that address the same memory (two: ``READ`` and ``WRITE``), K hidden
 units. Weights over slots are non-negative and sum to one.
 """
 
@@ -14,14 +14,14 @@ from torch import Tensor
 READ, WRITE = 0, 1
 HEADS = 2
 SHIFTS = 3  # by one slot forward, none, by one slot back
-NORM_FLOOR = 1e-8  # a constant memory of 1e-6 has row norm 2.8e-5 at M = 768: a floor near that would swamp it
+NORM_FLOOR = 1e-8  # far below 2.8e-5, the row norm of a constant memory of 1e-6 at M = 768
 
 
 class MemoryState(NamedTuple):
-    """What one stage carries from turn to turn.
+    """State of one stage between turns.
 
     memory: [B, N, M]; read: [B, M], the last read vector; hidden, cell: [B, K] of the LSTM controller;
-    weights: [B, H, N], where each head last stood.
+    weights: [B, H, N], the last addressing weights of each head.
     """
 
     memory: Tensor
@@ -59,7 +59,7 @@ def head_sizes(width: int) -> tuple[int, ...]:
 
 
 def heads(raw: Tensor, width: int) -> Heads:
-    """Raw outputs [B, H (M + 6) + 2 M] of the heads' linear layer into the ranges that the memory needs."""
+    """Split the raw outputs [B, H (M + 6) + 2 M] of the heads' linear layer and map them to their valid ranges."""
     addressing, erase, add = raw.split([HEADS * sum(head_sizes(width)), width, width], dim=-1)
     per_head = addressing.unflatten(-1, (HEADS, -1))
     key, strength, gate, shift, sharpening = per_head.split(head_sizes(width), dim=-1)
@@ -77,19 +77,19 @@ def heads(raw: Tensor, width: int) -> Heads:
 
 
 def content(memory: Tensor, key: Tensor, strength: Tensor) -> Tensor:
-    """softmax over slots of strength * cos(key, row): [B, N, M], [B, H, M], [B, H, 1] -> [B, H, N].
+    """Content addressing, softmax over slots of strength * cos(key, row): [B, N, M], [B, H, M], [B, H, 1] -> [B, H, N].
 
     A row or key of norm zero has similarity zero and a finite gradient.
     """
     dots = key @ memory.transpose(1, 2)
     key_norm = torch.linalg.vector_norm(key, dim=-1).clamp_min(NORM_FLOOR)  # [B, H]
     row_norm = torch.linalg.vector_norm(memory, dim=-1).clamp_min(NORM_FLOOR)  # [B, N]
-    # Two divisions: the product of two small norms could leave the range of float32.
+    # Two divisions, because the product of two small norms could underflow float32.
     return torch.softmax(strength * (dots / key_norm.unsqueeze(2) / row_norm.unsqueeze(1)), dim=-1)
 
 
 def interpolate(content_weights: Tensor, previous: Tensor, gate: Tensor) -> Tensor:
-    """gate * content + (1 - gate) * previous: all [B, H, N], gate [B, H, 1]."""
+    """Return gate * content + (1 - gate) * previous: all [B, H, N], gate [B, H, 1]."""
     return gate * content_weights + (1 - gate) * previous
 
 
@@ -103,23 +103,23 @@ def shift_weights(weights: Tensor, shift: Tensor) -> Tensor:
 
 
 def sharpen(weights: Tensor, sharpening: Tensor) -> Tensor:
-    """weights ** sharpening, normalised over slots: [B, H, N], [B, H, 1] -> [B, H, N].
+    """Return weights ** sharpening, normalized over slots: [B, H, N], [B, H, 1] -> [B, H, N].
 
-    As a softmax of logarithms, so that neither a large exponent nor a zero weight leaves the range of the type.
+    Computed as a softmax of logarithms, so that large exponents and zero weights neither overflow nor underflow.
     """
     floor = torch.finfo(weights.dtype).tiny
     return torch.softmax(sharpening * weights.clamp_min(floor).log(), dim=-1)
 
 
 def address(memory: Tensor, previous: Tensor, parameters: Addressing) -> Tensor:
-    """Where the heads stand now: memory [B, N, M], previous weights [B, H, N] -> weights [B, H, N]."""
+    """Return the new addressing weights of the heads: memory [B, N, M], previous weights [B, H, N] -> [B, H, N]."""
     found = content(memory, parameters.key, parameters.strength)
     moved = shift_weights(interpolate(found, previous, parameters.gate), parameters.shift)
     return sharpen(moved, parameters.sharpening)
 
 
 def read_memory(memory: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sum of the rows: [B, N, M], [B, N] -> [B, M]."""
+    """Return the weighted sum of the rows: [B, N, M], [B, N] -> [B, M]."""
     return (weights.unsqueeze(1) @ memory).squeeze(1)
 
 
@@ -130,9 +130,9 @@ def write_memory(memory: Tensor, weights: Tensor, erase: Tensor, add: Tensor) ->
 
 
 def access(state: MemoryState, hidden: Tensor, cell: Tensor, parameters: Heads) -> MemoryState:
-    """The stage's state after its controller's new (hidden, cell) [B, K] have moved the heads, read and written.
+    """Address, read and write with the controller's new (hidden, cell) [B, K]; return the stage's new state.
 
-    Both heads address the memory as it was before this turn's write, and the read vector is from before it too.
+    Both heads address the memory before this turn's write, and the read vector is read before it too.
     """
     weights = address(state.memory, state.weights, parameters.addressing)
     read = read_memory(state.memory, weights[:, READ])

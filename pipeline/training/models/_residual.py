@@ -1,4 +1,4 @@
-"""What a memory's output is added to, as an option of any trained memory model (the paper has no such path)."""
+"""Residual connection as an option of the trained memory models (not in the paper)."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def running_average(queries: Tensor, alpha: float | Tensor) -> Tensor:
 class Residual(nn.Module):
     """f' = base + output. False: no base. True: f_qry(n). "ewma": the exponential moving average of f_qry(1..n).
 
-    With "ewma" the model starts as ST + EWMA: its output layer starts at zero (``start``), and alpha is chosen before
-    training as the EWMA row's is (``fit_parameters``), on the validation sessions where there are any. It is not
-    trained: f_qry of sessions that the composer has seen flatters the last turn.
+    With "ewma" the initial model equals ST + EWMA: its output layer is initialized to zero (``start``), and alpha is
+    chosen before training as for the model ``ewma``, on the validation sessions if there are any. Alpha is not trained,
+    because f_qry of sessions that the composer was trained on overstates the last turn.
     """
 
     def __init__(self, kind: ResidualKind):
@@ -33,7 +33,7 @@ class Residual(nn.Module):
             self.register_buffer("alpha", torch.tensor(1.0))
 
     def start(self, output: nn.Linear) -> None:
-        """Zero the output layer where the model has to start as its base."""
+        """Zero the output layer for "ewma", so that the initial model equals its base."""
         if self.kind == "ewma":
             nn.init.zeros_(output.weight)
             nn.init.zeros_(output.bias)
@@ -45,9 +45,9 @@ class Residual(nn.Module):
         return queries + output if self.kind else output
 
     def step(self, query: Tensor, average: Tensor, first: bool, output: Tensor) -> tuple[Tensor, Tensor]:
-        """One turn of ``forward``: query, output and the average so far [B, D] -> f'(n) and the new average.
+        """Compute one turn of ``forward``: query, output and the average so far [B, D] -> f'(n) and the new average.
 
-        ``first``: this is turn 1, and ``average`` means nothing yet. Only "ewma" moves the average.
+        ``first``: this is turn 1, and ``average`` is ignored. Only "ewma" updates the average.
         """
         if self.kind != "ewma":
             return query + output if self.kind else output, average
@@ -55,7 +55,7 @@ class Residual(nn.Module):
         return average + output, average
 
     def choose(self, features: Any) -> dict[str, Any]:
-        """Choose alpha as ``EWMA.fit_parameters`` does; {} where there is none. features: ``SessionFeatures``."""
+        """Choose alpha as ``EWMA.fit_parameters`` does; return {} for other kinds. features: ``SessionFeatures``."""
         if self.kind != "ewma":
             return {}
         from pipeline.training.models.ewma import EWMA

@@ -1,4 +1,4 @@
-"""The learned parts of the cascade: derived features, and a stage's controller and heads (paper section 3.1)."""
+"""Learned parts of the cascade: derived features, and the controller and heads of a stage (paper section 3.1)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch.nn import functional as F
 from pipeline.training.errors import TrainingError
 from pipeline.training.models._ntm import HEADS, MemoryState, access, head_sizes, heads
 
-MEMORY_CONSTANT = 1e-6  # every element at the start of a session, as in the public NTM
-TRACKED_TURNS = 8  # turn positions with running statistics of their own; later turns use the last one's
+MEMORY_CONSTANT = 1e-6  # initial value of every memory element, as in the public NTM
+TRACKED_TURNS = 8  # turn positions with their own running statistics; later turns use those of the last position
 
 
 class DerivedFeatures(nn.Module):
     """f_drv^c(n) = BatchNorm(FC_c(f_qry(n))) for the stages c < C, all FC_c in one product.
 
-    Statistics are per turn: a training batch is normalised by its own mean and variance at each turn (over all of its
-    sessions, the repeated turns of short ones included), and the running ones that inference uses are kept for each of
-    the first ``TRACKED_TURNS`` positions. A position that training never reached takes those of the last one it did.
-    Gain and bias of a stage are shared by the turns. FC_c has no bias: the normalisation would cancel it.
+    Statistics are per turn: a training batch is normalized by its own mean and variance at each turn (over all
+    sessions, including the repeated turns of short ones), and running statistics for inference are kept for each of
+    the first ``TRACKED_TURNS`` positions. Positions beyond the longest training session use those of its last turn.
+    Gain and bias of a stage are shared by all turns. FC_c has no bias, because the normalization would cancel it.
     """
 
     momentum, eps = 0.1, 1e-5
@@ -38,9 +38,10 @@ class DerivedFeatures(nn.Module):
             nn.init.xavier_uniform_(stage)
 
     def forward(self, queries: Tensor, first_turn: int = 0) -> Tensor:
-        """[B, T, D], whose first turn has position ``first_turn`` (from 0) -> [B, T, C-1, D].
+        """Compute the derived features: [B, T, D] -> [B, T, C-1, D].
 
-        Raises TrainingError for a training batch of one session, which has no statistics.
+        ``first_turn``: position of the first of the T turns, from 0. Raises TrainingError for a training batch of one
+        session, which has no batch statistics.
         """
         batch, turns = queries.shape[:2]
         if self.training and batch < 2:
@@ -62,7 +63,7 @@ class DerivedFeatures(nn.Module):
         return out.view(batch, turns, self.count, self.dim)
 
     def _keep(self, mean: Tensor, var: Tensor) -> None:
-        """``batch_norm`` has updated these copies [T, (C-1) D] of the running statistics in place: store them."""
+        """Store the running statistics [T, (C-1) D], which ``batch_norm`` has updated in place on copies."""
         with torch.no_grad():
             for kept, new in ((self.running_mean, mean), (self.running_var, var)):
                 kept[: len(new)] = new[:TRACKED_TURNS]
@@ -70,14 +71,14 @@ class DerivedFeatures(nn.Module):
 
 
 class Stage(nn.Module):
-    """One controller, its read and write head, and how its session starts.
+    """One controller with its read and write head and its initial state.
 
     Initial values follow the public NTM that the paper builds on: LSTM weights uniform within 5 / sqrt(inputs + hidden)
-    and biases zero; heads Xavier-uniform with gain 1.4 and biases of deviation 0.01; learned initial hidden and cell
-    state, read vector and head weights of deviation 0.05, 0.01 and 1e-5; memory constant 1e-6. All rows then start
-    equal, content addressing cannot tell them apart, and its gradient is near zero until the learned head weights have
-    drifted apart. ``init="symmetry-breaking"`` (not the paper's) instead learns the first memory, from rows drawn
-    uniformly within 1 / sqrt(N + M).
+    and biases zero; heads Xavier-uniform with gain 1.4 and biases of standard deviation 0.01; learned initial hidden
+    and cell state, read vector and head weights of standard deviation 0.05, 0.01 and 1e-5; memory constant 1e-6. All
+    rows are then equal at first, content addressing cannot distinguish them, and its gradient is near zero until the
+    learned head weights have diverged. ``init="symmetry-breaking"`` (not in the paper) instead learns the initial
+    memory, from rows drawn uniformly within 1 / sqrt(N + M).
     """
 
     def __init__(self, dim: int, slots: int, width: int, hidden: int, init: str):
@@ -88,7 +89,7 @@ class Stage(nn.Module):
         self.hidden = nn.Parameter(torch.randn(hidden) * 0.05)
         self.cell = nn.Parameter(torch.randn(hidden) * 0.05)
         self.read = nn.Parameter(torch.randn(width) * 0.01)
-        self.start = nn.Parameter(torch.randn(HEADS, slots) * 1e-5)  # softmax of it: the heads' initial weights
+        self.start = nn.Parameter(torch.randn(HEADS, slots) * 1e-5)  # logits of the heads' initial weights
         if init == "paper":
             self.register_buffer("memory", torch.full((slots, width), MEMORY_CONSTANT))
         else:
@@ -103,18 +104,18 @@ class Stage(nn.Module):
                 nn.init.zeros_(parameter)
             else:
                 nn.init.uniform_(parameter, -bound, bound)
-        # A layer of its own for each output in the public NTM: Xavier's bound depends on how many outputs a layer has.
+        # The public NTM has one layer per output, and Xavier's bound depends on a layer's number of outputs.
         for part in self.heads.weight.data.split([*head_sizes(self.width) * HEADS, self.width, self.width]):
             nn.init.xavier_uniform_(part, gain=1.4)
         nn.init.normal_(self.heads.bias, std=0.01)
 
     def initial_state(self, batch: int) -> MemoryState:
-        """The state before the first turn, the same for each of ``batch`` sessions."""
+        """Return the state before the first turn, equal for all ``batch`` sessions."""
         parts = (self.memory, self.read, self.hidden, self.cell, self.start.softmax(-1))
         return MemoryState(*(part.expand(batch, *part.shape) for part in parts))
 
     def forward(self, read: Tensor, feature: Tensor, state: MemoryState) -> MemoryState:
-        """The stage's next state: r^{c-1}(n) [B, M], f_drv^c(n) [B, D], state after turn n-1."""
+        """Return the state after turn n from r^{c-1}(n) [B, M], f_drv^c(n) [B, D] and the state after turn n-1."""
         inputs = torch.cat([read, feature, state.read], dim=-1)
         hidden, cell = self.controller(inputs, (state.hidden, state.cell))
         return access(state, hidden, cell, heads(self.heads(hidden), self.width))

@@ -11,7 +11,7 @@ from pipeline.training.models.base import MemoryModel
 
 
 class Total(NamedTuple):
-    """turn: how many turns so far; total: [B, D], their sum."""
+    """turn: number of turns so far; total: [B, D], the sum of their features."""
 
     turn: int
     total: Tensor

@@ -1,4 +1,4 @@
-"""The contract of a memory model."""
+"""Base class of the memory models."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
 
 
 class TurnsSoFar(NamedTuple):
-    """The state of a model that has no shorter one. queries: [B, n, D], f_qry(1..n)."""
+    """Default state of a model: all turns so far. queries: [B, n, D], f_qry(1..n)."""
 
     queries: Tensor
 
 
 class MemoryModel(nn.Module, ABC):
-    """Maps the query features of a session's turns to features that retrieve each turn's target.
+    """Map the query features of a session's turns to features that retrieve each turn's target.
 
-    A child sets the class variables, defines ``Options`` and writes ``_forward``; shapes are checked here, once for
-    all. Output position n uses turns 1..n only, so padding after a session's end never changes f'_qry(N).
+    A subclass sets the class variables, defines ``Options`` and implements ``_forward``; this class checks shapes.
+    Output position n uses turns 1..n only, so padding after a session's end does not change f'_qry(N).
     """
 
     title: ClassVar[str]
-    version: ClassVar[int] = 1  # raise it when the same weights or options would give other numbers
+    version: ClassVar[int] = 1  # increment it when the same weights or options give different outputs
     Options: ClassVar[type[Frozen]] = Frozen
-    trainable: ClassVar[bool] = True  # fitted by gradient; False: ``fit_parameters`` is all of its training
+    trainable: ClassVar[bool] = True  # trained by gradient; False: ``fit_parameters`` is the whole training
     scores: ClassVar[bool] = False  # True: candidates are ranked by ``score``, not by cosine with f'_qry(N)
-    stacks: ClassVar[bool] = False  # True: vmap computes it for runs side by side (see backends/stacked.py)
+    stacks: ClassVar[bool] = False  # True: vmap can train several runs of it at once (see backends/stacked.py)
     reads: ClassVar[Literal["turns", "concatenated"]] = "turns"  # "concatenated": T = 1, all captions as one query
 
     def __init__(self, options: Frozen, dim: int):
@@ -44,26 +44,27 @@ class MemoryModel(nn.Module, ABC):
 
     @property
     def name(self) -> str:
-        """The name that the registry finds this model by."""
+        """Name of the model in the registry."""
         return type(self).__module__.rsplit(".", 1)[-1]
 
     @property
     def texts(self) -> int:
-        """E, the width of the text rows that the model reads beside f_qry: its option ``texts``; 0: it reads none."""
+        """E, the width of the text features that the model reads in addition to f_qry (option ``texts``); 0: none."""
         return getattr(self.options, "texts", 0)
 
     def forward(self, queries: Tensor, lengths: Tensor) -> Tensor:
-        """f'_qry(1..T).
+        """Compute f'_qry(1..T).
 
         Args:
-            queries: [B, T, D], f_qry(1..T), or [B, T, D + E] for a model that reads ``texts``; sessions shorter than T are padded at the end.
+            queries: [B, T, D], f_qry(1..T), or [B, T, D + E] for a model that reads ``texts``; sessions shorter than T
+                are padded at the end.
             lengths: int64 [B], turns before padding.
 
         Returns:
             [B, T, D].
 
         Raises:
-            TrainingError: shapes that do not fit the model or each other.
+            TrainingError: shapes that do not match the model or each other.
         """
         if queries.dim() != 3 or queries.shape[-1] != self.dim + self.texts or queries.shape[1] < 1:
             raise TrainingError(
@@ -83,13 +84,13 @@ class MemoryModel(nn.Module, ABC):
 
     @abstractmethod
     def _forward(self, queries: Tensor, lengths: Tensor) -> Tensor:
-        """As ``forward``, shapes checked."""
+        """Compute ``forward`` on inputs of checked shape."""
 
     def score(self, queries: Tensor, lengths: Tensor, candidates: Tensor) -> Tensor:
-        """How well each candidate answers each session after its last turn; higher is better.
+        """Score each candidate for each session after its last turn; higher is better.
 
-        The cosine of f'_qry(N) and f_tar unless a model with ``scores`` says otherwise. A session's padding, the other
-        sessions and the other candidates change nothing.
+        The default is the cosine of f'_qry(N) and f_tar; a model with ``scores`` overrides it. A score does not depend
+        on padding, the other sessions or the other candidates.
 
         Args:
             queries, lengths: as ``forward``. candidates: [G, D], f_tar.
@@ -102,35 +103,36 @@ class MemoryModel(nn.Module, ABC):
         return F.normalize(last, dim=-1) @ F.normalize(candidates, dim=-1).T
 
     def objective(self, step: Step) -> Tensor | None:
-        """A loss of the model's own (a scalar) in place of ``training.loss`` and its negatives; None: it has none."""
+        """Return the model's own loss (a scalar), which replaces ``training.loss`` and its negatives, or None."""
         return None
 
     def rate(self, progress: float) -> float:
-        """What the learning rate is multiplied by in the epoch that ends at ``progress`` (see ``Step``): 1."""
+        """Return the factor of the learning rate in the epoch that ends at ``progress`` (see ``Step``); default 1."""
         return 1.0
 
     def initial_state(self, batch: int) -> Any:
-        """The state of ``batch`` dialogues before their first turn: a named tuple of tensors, ints and such tuples.
+        """Return the state of ``batch`` dialogues before their first turn: a named tuple of tensors, ints and tuples.
 
-        Here the turns themselves; a child whose memory is shorter says so, together with ``step``.
+        The default state is all turns so far; a subclass with a smaller state overrides this and ``step``.
         """
         like = next(iter(self.state_dict().values()), torch.empty(0))
         return TurnsSoFar(like.new_empty(batch, 0, self.dim + self.texts))
 
     def step(self, query: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """One turn of running dialogues, in eval mode: f_qry(n) [B, D] -> f'_qry(n) [B, D] and the next state.
+        """Process one turn of B dialogues, in eval mode: f_qry(n) [B, D] -> f'_qry(n) [B, D] and the next state.
 
-        The outputs of successive steps are those of ``forward`` on the whole sessions.
+        Successive steps give the same outputs as ``forward`` on the whole sessions.
         """
-        if self.reads == "concatenated":  # f_qry(n) is already of all captions so far
+        if self.reads == "concatenated":  # f_qry(n) already contains all captions so far
             return self(query.unsqueeze(1), query.new_ones(len(query), dtype=torch.int64))[:, -1], state
         queries = torch.cat([state.queries.to(query), query.unsqueeze(1)], 1)
         lengths = queries.new_full((len(queries),), queries.shape[1], dtype=torch.int64)
         return self(queries, lengths)[:, -1], TurnsSoFar(queries)
 
     def fit_parameters(self, features: SessionFeatures) -> dict[str, Any]:
-        """Choose what has a closed form on these sessions; what was chosen, for the record. Nothing by default.
+        """Set the parameters that are not trained by gradient from these sessions; return the chosen values.
 
-        It is all of the training of a model that is not ``trainable``, and comes before the first epoch of one that is.
+        For a model that is not ``trainable`` this is the whole training; for others it runs before the first epoch. The
+        default sets nothing and returns {}.
         """
         return {}

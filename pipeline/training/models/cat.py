@@ -8,7 +8,7 @@ from pipeline.training.models.base import MemoryModel
 
 
 class Concatenated(MemoryModel):
-    """f'_qry = f_qry(first reference image, all captions as one text), a row of its own in the store."""
+    """f'_qry = f_qry(first reference image, all captions as one text), stored as a separate row."""
 
     title = "ST + cat(all captions)"
     trainable = False

@@ -16,19 +16,20 @@ from pipeline.training.models.base import MemoryModel
 if TYPE_CHECKING:
     from pipeline.training.objective import Step
 
-ATTENTION_HELD = 1 << 23  # attention weights in memory at once: 32 MiB of float32
+ATTENTION_HELD = 1 << 23  # maximum number of attention weights in memory: 32 MiB of float32
 
 
 class CFIR(MemoryModel):
     """score(session, candidate) = -scale^2 |x - y|^2 of unit-norm x = h + attended turns, y = c + attended fields.
 
-    On the cache, a turn's fused text and image feature is f_qry(n); h is a linear map of the mean over turns of the
-    GRU's outputs. A candidate has its projection c and ``fields`` vectors a_k that linear maps read from its own f_tar,
-    in place of the six attribute embeddings of the original. Turns and fields attend to each other through
-    A[n, k] = q_n' M a_k: a turn's weight is the softmax over n of max_k A, a field's the softmax over k of max_n A.
+    With cached features, the fused text and image feature of a turn is f_qry(n); h is a linear map of the mean over
+    turns of the GRU's outputs. A candidate has a projection c and ``fields`` vectors a_k, which are linear maps of its
+    f_tar and replace the six attribute embeddings of the original. Turns and fields attend to each other through
+    A[n, k] = q_n' M a_k: the weight of a turn is the softmax over n of max_k A, that of a field the softmax over k of
+    max_n A.
 
     Trained on the last turn with a batch-hard triplet loss on the squared distances. Every candidate is scored with
-    its own fields; the public code put the true target's attributes into the query, at test time too.
+    its own fields; the public code adds the true target's attributes to the query, also at test time.
     """
 
     title = "CFIR (cached features)"
@@ -40,7 +41,7 @@ class CFIR(MemoryModel):
         fields: int = Field(6, ge=1)
         dropout: float = Field(0.0, ge=0, lt=1)  # on the input
         margin: float = Field(1.0, gt=0)
-        scale: float = Field(5.0, gt=0)  # where the learned scale starts
+        scale: float = Field(5.0, gt=0)  # initial value of the learned scale
 
     def __init__(self, options: Options, dim: int):
         super().__init__(options, dim)
@@ -54,11 +55,11 @@ class CFIR(MemoryModel):
         self.scale = nn.Parameter(torch.tensor(options.scale))
 
     def _forward(self, queries: Tensor, lengths: Tensor) -> Tensor:
-        """The session's part of the score in the space of f_tar: h' c is its inner product with a candidate's f_tar."""
+        """Map h to the space of f_tar, [B, T, D]: its inner product with a candidate's f_tar is h' c."""
         return self._read(queries)[1] @ self.candidate.weight
 
     def _read(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, T, D] -> the turns q [B, T, W] and, after each turn, the session h [B, T, W]."""
+        """Return the turns q [B, T, W] and the session h [B, T, W] after each turn, from queries [B, T, D]."""
         turns = self.turn(dropout(queries, self.options.dropout, self.training))
         outputs, _ = self.gru(turns)
         counts = torch.arange(1, queries.shape[1] + 1, device=queries.device, dtype=queries.dtype)
@@ -73,7 +74,10 @@ class CFIR(MemoryModel):
         return torch.cat([self._scores(turns, session, absent, part) for part in candidates.split(size)], 1)
 
     def _scores(self, turns: Tensor, session: Tensor, absent: Tensor, candidates: Tensor) -> Tensor:
-        """[B, T, W], [B, W], bool [B, T], [G, D] -> [B, G], from inner products: no vector for each pair is made."""
+        """Compute scores from inner products, without a vector per pair.
+
+        [B, T, W], [B, W], bool [B, T], [G, D] -> [B, G].
+        """
         whole = self.candidate(candidates)  # [G, W]
         fields = self.fields(candidates).unflatten(-1, (self.options.fields, -1))  # [G, F, W]
         affinity = torch.einsum("btw,gkw->bgtk", self.attention(turns), fields) / math.sqrt(turns.shape[-1])
@@ -96,7 +100,7 @@ class CFIR(MemoryModel):
         return -self.scale.square() * (2 - 2 * cosine)
 
     def objective(self, step: Step) -> Tensor:
-        """max(0, margin + d(own target) - d(nearest other target)), of the batch's last turns."""
+        """Return the mean of max(0, margin + d(own target) - d(nearest other target)) over the sessions' last turns."""
         queries, targets, lengths = step.batch
         rows = torch.arange(len(lengths), device=lengths.device)
         final, image = targets[rows, lengths - 1], step.rows[rows, lengths - 1]

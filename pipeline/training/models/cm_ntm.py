@@ -1,4 +1,4 @@
-"""FashionNTM's Cascaded Memory Neural Turing Machine (paper section 3.1), stage by stage: the reference."""
+"""Reference implementation of FashionNTM's Cascaded Memory Neural Turing Machine (paper section 3.1)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
 
 class CascadeState(NamedTuple):
-    """A dialogue between two turns: how many turns it has had, and the state of each of the C memories.
+    """State of B dialogues between two turns.
 
-    average: [B, D], the moving average of the queries that the option residual = "ewma" adds; zeros without it.
+    turn: number of turns so far; stages: the state of each of the C memories; average: [B, D], the moving average of
+    the queries for the option residual = "ewma", zeros otherwise.
     """
 
     turn: int
@@ -33,11 +34,11 @@ class CascadeState(NamedTuple):
 
 
 class CMNTM(MemoryModel):
-    """C controllers in a chain, each with a memory [N, M] of its own.
+    """C controllers in a chain, each with its own memory [N, M].
 
-    Stage c at turn n: an LSTM controller reads [r^{c-1}(n); f_drv^c(n); r^c(n-1)], r^0(n) = r^C(n-1); its output
-    moves the read and write head. f_drv^c = BatchNorm(FC_c(f_qry(n))) for c < C, and f_drv^C = f_qry(n).
-    f'_qry(n) = FC([controller output of stage C; r^C(n)]), without a sigmoid: the loss is a cosine.
+    Stage c at turn n: the input of an LSTM controller is [r^{c-1}(n); f_drv^c(n); r^c(n-1)], r^0(n) = r^C(n-1); its
+    output controls the read and write head. f_drv^c = BatchNorm(FC_c(f_qry(n))) for c < C, and f_drv^C = f_qry(n).
+    f'_qry(n) = FC([controller output of stage C; r^C(n)]), without a sigmoid because the loss is a cosine.
     """
 
     title = "FashionNTM (CM-NTM)"
@@ -76,14 +77,15 @@ class CMNTM(MemoryModel):
         return self.residual.choose(features)
 
     def initial_state(self, batch: int) -> CascadeState:
-        """The state before the first turn of ``batch`` sessions."""
+        """Return the state of ``batch`` sessions before their first turn."""
         average = self.output.weight.new_zeros(batch, self.dim)
         return CascadeState(0, tuple(stage.initial_state(batch) for stage in self.stages), average)
 
     def step(self, query: Tensor, state: CascadeState) -> tuple[Tensor, CascadeState]:
-        """One turn of a running dialogue, in eval mode: f_qry(n) [B, D] -> f'_qry(n) [B, D] and the next state.
+        """Process one turn of B dialogues, in eval mode: f_qry(n) [B, D] -> f'_qry(n) [B, D] and the next state.
 
-        The outputs of successive steps are those of ``forward`` on the whole session.
+        Successive steps give the same outputs as ``forward`` on the whole sessions. Raises TrainingError in training
+        mode.
         """
         if self.training:
             raise TrainingError(f"{self.name}: step is for inference; call model.eval() first")
@@ -93,7 +95,7 @@ class CMNTM(MemoryModel):
         return output, CascadeState(state.turn + 1, stages, average)
 
     def _features(self, queries: Tensor, first_turn: int = 0) -> list[tuple[Tensor, ...]]:
-        """[B, T, D] -> for each turn f_drv^1..C, each [B, D]; the last one is f_qry itself."""
+        """Return for each turn f_drv^1..C, each [B, D], from queries [B, T, D]; the last one is f_qry itself."""
         turns = queries.unbind(1)
         if self.derived is None:
             return [(turn,) for turn in turns]
@@ -103,7 +105,7 @@ class CMNTM(MemoryModel):
     def _turn(
         self, features: Sequence[Tensor], states: tuple[MemoryState, ...]
     ) -> tuple[Tensor, tuple[MemoryState, ...]]:
-        """One turn through the cascade: f_drv^1..C, each [B, D] -> output [B, D], and every stage's new state."""
+        """Run one turn through the cascade: f_drv^1..C, each [B, D] -> output [B, D] and the new stage states."""
         read = states[-1].read  # r^0(n) = r^C(n-1)
         moved: list[MemoryState] = []
         for stage, feature, state in zip(self.stages, features, states, strict=True):

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 class DialogManager(MemoryModel):
     """f'_qry(n) = FC(GRU(FC(f_qry(1..n)))); a candidate's score is minus its squared distance to f'_qry(N).
 
-    Two parts of training. Pre-training: a triplet loss with random negatives, at every turn. Policy improvement: of
-    the ``actions`` train targets nearest to f'_qry(n), the one that would lead to the best ranks is the label of a
-    softmax against ``negatives`` random train targets. The original finds it by rolling a user simulator out; logged
-    sessions have none. The surrogate: the rank of the session's targets of turns n..N among ``gallery`` train targets
-    by distance from the action, summed over these turns; the lowest sum is the best action.
+    Training has two phases. Pre-training: a triplet loss with random negatives, at every turn. Policy improvement: of
+    the ``actions`` train targets nearest to f'_qry(n), the best action is the label of a softmax against ``negatives``
+    random train targets. The original finds the best action by rollouts of a user simulator, which logged sessions do
+    not have. The surrogate ranks the session's targets of turns n..N among ``gallery`` train targets by distance from
+    the action, and sums the ranks over these turns; the best action has the lowest sum.
     """
 
     title = "Dialog Manager (rank-based surrogate for the simulator)"
@@ -33,8 +33,8 @@ class DialogManager(MemoryModel):
         width: int = Field(256, ge=1)
         dropout: float = Field(0.0, ge=0, lt=1)  # on the input
         margin: float = Field(0.1, gt=0)
-        pretraining: float = Field(0.5, ge=0, le=1)  # share of the epochs before policy improvement
-        policy_rate: float = Field(0.1, gt=0)  # of training.learning_rate in policy improvement: 1e-3, then 1e-4
+        pretraining: float = Field(0.5, ge=0, le=1)  # fraction of the epochs spent on pre-training
+        policy_rate: float = Field(0.1, gt=0)  # factor of training.learning_rate in policy improvement: 1e-3, then 1e-4
         actions: int = Field(4, ge=1)
         negatives: int = Field(5, ge=1)
         temperature: float = Field(0.2, gt=0)
@@ -53,7 +53,7 @@ class DialogManager(MemoryModel):
     def score(self, queries: Tensor, lengths: Tensor, candidates: Tensor) -> Tensor:
         outputs = self(queries, lengths)
         last = outputs[torch.arange(len(lengths), device=lengths.device), lengths - 1]
-        # Not as a difference of vectors: [B, G, D] would not fit. The clamp takes rounding below zero off.
+        # Not as a difference of vectors, which would need [B, G, D]. The clamp removes negative rounding errors.
         squares = last.square().sum(1)[:, None] + candidates.square().sum(1) - 2 * last @ candidates.T
         return -squares.clamp_min(0)
 
@@ -69,7 +69,7 @@ class DialogManager(MemoryModel):
         return self._policy(step, predicted, present)
 
     def _triplet(self, step: Step, predicted: Tensor, present: Tensor) -> Tensor:
-        """Mean over the turns of max(0, margin + |f' - f_tar|^2 - |f' - random f_tar|^2)."""
+        """Return the mean over turns of max(0, margin + |f' - f_tar|^2 - |f' - random f_tar|^2)."""
         targets, rows = step.features.targets, step.rows
         other = torch.randint(len(targets), rows.shape, device=rows.device)
         pull = (predicted - targets[rows]).square().sum(-1)
@@ -78,7 +78,7 @@ class DialogManager(MemoryModel):
         return losses[present & (other != rows)].sum() / present.sum()
 
     def _policy(self, step: Step, predicted: Tensor, present: Tensor) -> Tensor:
-        """Cross-entropy of the best action among it and the random negatives, mean over the turns."""
+        """Return the cross-entropy of the best action against the random negatives, averaged over turns."""
         o, targets = self.options, step.features.targets
         own, places = torch.unique(step.rows, return_inverse=True)  # places [B, T] of the targets in the gallery
         fill = torch.randint(len(targets), (max(0, o.gallery - len(own)),), device=own.device)
@@ -96,13 +96,14 @@ class DialogManager(MemoryModel):
 
     @staticmethod
     def _summed_ranks(gallery: Tensor, actions: Tensor, places: Tensor, present: Tensor) -> Tensor:
-        """The surrogate: for each turn n and action, the ranks of the targets of turns n..N around the action, summed.
+        """Return the surrogate: for each turn n and action, the summed ranks of the targets of turns n..N.
 
-        gallery [K, D]; actions int64 [B, T, A] and places int64 [B, T], rows of it; present bool [B, T] -> [B, T, A].
+        Targets are ranked by distance from the action. gallery: [K, D]; actions: int64 [B, T, A] and places: int64
+        [B, T], rows of the gallery; present: bool [B, T]; returns [B, T, A].
         """
         order = torch.cdist(gallery, gallery).argsort(1)
         place = torch.arange(len(gallery), device=order.device).expand_as(order)
-        rank = torch.empty_like(order).scatter_(1, order, place)  # [K, K]: of each column around each row, from 0
+        rank = torch.empty_like(order).scatter_(1, order, place)  # [K, K]: [i, j] is j's rank by distance from i
         ranks = rank[actions[:, :, :, None], places[:, None, None, :]]  # [B, T, A, T]
         turns = torch.arange(places.shape[1], device=places.device)
         ahead = (turns[None, :] >= turns[:, None]) & present[:, None, :]  # [B, T, T]

@@ -20,7 +20,7 @@ GRID = tuple(step / 20 for step in range(20, 0, -1))  # 1.00 (last turn only) do
 
 
 class Moving(NamedTuple):
-    """turn: how many turns so far; average: [B, D], f'_qry of the last one."""
+    """turn: number of turns so far; average: [B, D], f'_qry of the last turn."""
 
     turn: int
     average: Tensor
@@ -29,8 +29,8 @@ class Moving(NamedTuple):
 class EWMA(MemoryModel):
     """f'_qry(1) = f_qry(1); f'_qry(n) = alpha * f_qry(n) + (1 - alpha) * f'_qry(n-1).
 
-    The paper gives no alpha: without one in the options it is chosen on a grid, by the mean of R@5 and R@8 of the
-    sessions it is fitted on, among the targets of these sessions.
+    The paper gives no alpha. Unless the options set it, it is chosen on a grid by the mean of R@5 and R@8 on the
+    sessions given to ``fit_parameters``, ranked among the targets of these sessions.
     """
 
     title = "ST + EWMA"
@@ -60,7 +60,7 @@ class EWMA(MemoryModel):
             raise TrainingError("ewma: alpha is not chosen yet; train the model, or set the option alpha")
 
     def fit_parameters(self, features: SessionFeatures) -> dict[str, Any]:
-        """Choose alpha on the grid unless the options give it; on a tie the larger one, nearer to the last turn."""
+        """Choose alpha on the grid unless the options set it; a tie goes to the larger alpha."""
         from pipeline.training.validate import recalls
 
         if self.options.alpha is not None:

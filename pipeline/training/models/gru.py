@@ -1,4 +1,4 @@
-"""ST + GRU: one layer over the turns, the LSTM row's smaller sister."""
+"""ST + GRU: one layer over the turns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.training.models.base import MemoryModel
 
 
 class GRU(MemoryModel):
-    """f'_qry(n) = W h(n) + b, with h(1..n) the states of one GRU layer over f_qry(1..n). Not a row of the paper."""
+    """f'_qry(n) = W h(n) + b, with h(1..n) the states of one GRU layer over f_qry(1..n). Not in the paper."""
 
     title = "ST + GRU"
     stacks = True
@@ -22,8 +22,8 @@ class GRU(MemoryModel):
     class Options(Frozen):
         hidden: int = Field(100, ge=1)
         dropout: float = Field(0.0, ge=0, lt=1)  # on the input
-        residual: ResidualKind = False  # f' = f_qry + output, or the moving average + output
-        texts: int = Field(0, ge=0)  # width of the text rows to read beside f_qry; 0: f_qry alone
+        residual: ResidualKind = False  # True: f' = f_qry + output; "ewma": moving average + output
+        texts: int = Field(0, ge=0)  # width of the text features to read in addition to f_qry; 0: f_qry alone
 
     def __init__(self, options: Options, dim: int):
         super().__init__(options, dim)

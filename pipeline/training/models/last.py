@@ -1,4 +1,4 @@
-"""The single-turn model on the last turn alone: no memory."""
+"""ST, last turn only: the single-turn model without a memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.training.models.base import MemoryModel
 
 
 class Nothing(NamedTuple):
-    """No memory, no state."""
+    """Empty state."""
 
 
 class LastTurn(MemoryModel):

@@ -21,9 +21,9 @@ class LSTM(MemoryModel):
 
     class Options(Frozen):
         hidden: int = Field(100, ge=1)
-        dropout: float = Field(0.0, ge=0, lt=1)  # on the input; 0 is the paper's
+        dropout: float = Field(0.0, ge=0, lt=1)  # on the input; 0 in the paper
         residual: ResidualKind = False  # f' = f_qry + output, or the moving average + output; the paper has none
-        texts: int = Field(0, ge=0)  # width of the text rows to read beside f_qry; 0: f_qry alone
+        texts: int = Field(0, ge=0)  # width of the text features to read in addition to f_qry; 0: f_qry alone
 
     def __init__(self, options: Options, dim: int):
         super().__init__(options, dim)

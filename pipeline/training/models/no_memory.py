@@ -1,4 +1,4 @@
-"""CM-NTM without memory: the same controller, and zeros wherever the cascade would read a memory."""
+"""CM-NTM without memory: the same controller, with every read vector set to zero."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from pipeline.training.models.base import MemoryModel
 class NoMemory(MemoryModel):
     """f'_qry(n) = FC([h(n); 0]), h(n) the LSTM controller of stage C on [0; f_qry(n); 0].
 
-    Stages of the CM-NTM speak to each other through read vectors alone. With every read at zero the stages before the
-    last one reach no output, so one controller is the whole of the cascade for any C. It keeps the CM-NTM's
-    initialisation, learned initial state included; weights that would only ever meet zeros are not stored.
+    Stages of the CM-NTM are connected by read vectors only. With every read vector zero, the stages before the last
+    one do not affect the output, so one controller is equivalent to the cascade for any C. Initialization is that of
+    the CM-NTM, including the learned initial state; weights that are only multiplied with zeros are not stored.
     """
 
     title = "CM-NTM without memory"
     stacks = True
 
     class Options(Frozen):
-        width: int | None = Field(None, ge=1)  # M of the CM-NTM that it stands beside: it sets the initial scale
+        width: int | None = Field(None, ge=1)  # M of the CM-NTM to compare with: sets the initial scale
         hidden: int = Field(100, ge=1)
         dropout: float = Field(0.0, ge=0, lt=1)  # on the input
         residual: ResidualKind = False  # f' = f_qry + output, or the moving average + output
@@ -45,7 +45,7 @@ class NoMemory(MemoryModel):
                 nn.init.zeros_(parameter)
             else:
                 nn.init.uniform_(parameter, -bound, bound)
-        reach = math.sqrt(6 / (hidden + width + dim))  # Xavier over [h; r], of which r is gone
+        reach = math.sqrt(6 / (hidden + width + dim))  # Xavier bound for [h; r], although r is omitted
         nn.init.uniform_(self.output.weight, -reach, reach)
         nn.init.normal_(self.output.bias, std=0.01)
         self.residual = Residual(options.residual)

@@ -18,7 +18,7 @@ from pipeline.training.models.base import MemoryModel
 class Transformer(MemoryModel):
     """f'_qry(n) = W t(n) + b, t(1..n) from pre-norm encoder layers in which turn n attends to turns 1..n.
 
-    f_qry is projected to ``width`` and gets a learned embedding of its turn number. Not a row of the paper.
+    f_qry is projected to ``width``, plus a learned embedding of the turn number. Not in the paper.
     """
 
     title = "ST + transformer"
@@ -28,10 +28,10 @@ class Transformer(MemoryModel):
         width: int = Field(128, ge=1)
         layers: int = Field(2, ge=1)
         heads: int = Field(4, ge=1)  # must divide width
-        turns: int = Field(16, ge=1)  # the longest session it can read
+        turns: int = Field(16, ge=1)  # maximum session length
         dropout: float = Field(0.0, ge=0, lt=1)  # on the input and inside the layers
         residual: ResidualKind = False  # f' = f_qry + output, or the moving average + output
-        texts: int = Field(0, ge=0)  # width of the text rows to read beside f_qry; 0: f_qry alone
+        texts: int = Field(0, ge=0)  # width of the text features to read in addition to f_qry; 0: f_qry alone
 
     def __init__(self, options: Options, dim: int):
         super().__init__(options, dim)

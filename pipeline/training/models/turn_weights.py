@@ -1,4 +1,4 @@
-"""ST + turn weights: a weighted sum of the turns, with trained weights in place of EWMA's one alpha."""
+"""ST + turn weights: a weighted sum of the turns, with trained weights instead of EWMA's single alpha."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from pipeline.training.models.base import MemoryModel
 
 
 class TurnWeights(MemoryModel):
-    """f'_qry(n) = sum over the last ``turns`` turns m of w_m f_qry(m), and of v_m text(m) where it reads the texts.
+    """f'_qry(n) = sum over the last ``turns`` turns m of w_m f_qry(m), plus v_m text(m) with the option ``texts``.
 
-    Weights are a learned table by turn number and distance, plus what a small network makes of the cosine similarities
-    between the turns' features. The output never leaves the span of its inputs, so there is little to overfit. It
-    starts as ST + EWMA (the network and v at zero). Not a row of the paper. Texts need D = E.
+    The weights are the sum of a learned table by turn number and distance, and the output of a small network on the
+    cosine similarities between the turns' features. The output lies in the span of the inputs, which limits
+    overfitting. The initial model equals ST + EWMA (network output and v zero). Not in the paper. Texts need D = E.
     """
 
     title = "ST + turn weights"
     stacks = True
 
     class Options(Frozen):
-        turns: int = Field(4, ge=1)  # how far back it sees
+        turns: int = Field(4, ge=1)  # number of turns in the sum
         hidden: int = Field(64, ge=1)
         dropout: float = Field(0.3, ge=0, lt=1)  # inside the network
-        texts: int = Field(0, ge=0)  # width of the text rows to read beside f_qry (that of f_qry); 0: f_qry alone
+        texts: int = Field(0, ge=0)  # width of the text features to read in addition to f_qry (0 or D); 0: f_qry alone
 
     def __init__(self, options: Options, dim: int):
         super().__init__(options, dim)
@@ -52,7 +52,7 @@ class TurnWeights(MemoryModel):
         self._start(1.0)
 
     def _start(self, alpha: float) -> None:
-        """The table of an exponential moving average."""
+        """Set the table to the weights of an exponential moving average."""
         with torch.no_grad():
             self.table.zero_()
             for n in range(len(self.table)):

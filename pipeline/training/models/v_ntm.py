@@ -8,7 +8,7 @@ from pipeline.training.models.cm_ntm import CMNTM
 
 
 class VNTM(CMNTM):
-    """The CM-NTM with C = 1: no derived features, r^0(n) is the memory's own last read vector."""
+    """The CM-NTM with C = 1: no derived features, and r^0(n) is the last read vector of the same memory."""
 
     title = "ST + v-NTM"
 

@@ -1,6 +1,6 @@
-"""Where a head stands, forward and backward, as functions of Triton kernels: vectors over the slots of one session.
+"""Addressing of a head, forward and backward, as functions of Triton kernels on vectors over the slots of one session.
 
-The formulas are those of ``cell.py``. ``stands`` says which of the SLOTS lanes are slots: N rounded up to a power of two.
+The formulas are those of ``cell.py``. SLOTS is N rounded up to a power of two; ``stands`` is the mask of valid slots.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import triton.language as tl
 SCALARS = tl.constexpr(6)  # of one head, ``parameters.SCALARS``
 FLOOR = tl.constexpr(1e-8)  # NORM_FLOOR of the reference
 LINEAR = tl.constexpr(20.0)  # of ``cell.SOFTPLUS``
-TINY = tl.constexpr(2.0**-126)  # the least normal float32; a literal below it would be a float64 to Triton
+TINY = tl.constexpr(2.0**-126)  # the smallest normal float32; Triton treats smaller literals as float64
 
 
 @triton.jit
@@ -31,7 +31,7 @@ def _softplus(x):
 
 @triton.jit
 def _slope(x):
-    """Derivative of softplus."""
+    """Return the derivative of softplus."""
     return tl.where(x > LINEAR, 1.0, sigmoid(x))
 
 
@@ -43,18 +43,18 @@ def _softmax(x, inside):
 
 @triton.jit
 def _shifts(s0, s1, s2, N: tl.constexpr, SLOTS: tl.constexpr):
-    """The circulant matrix [SLOTS, SLOTS] that takes weights to shifted weights."""
+    """Return the circulant matrix [SLOTS, SLOTS] that maps weights to shifted weights."""
     i, j = tl.arange(0, SLOTS)[:, None], tl.arange(0, SLOTS)[None, :]
     by = (i - j + N) % N
     inside = (i < N) & (j < N)
-    # With one or two slots two shifts, or all three, meet in one element.
+    # With one or two slots, several shifts add up in one element.
     matrix = tl.where(by == 1 % N, s0, 0.0) + tl.where(by == 0, s1, 0.0) + tl.where(by == (N - 1) % N, s2, 0.0)
     return tl.where(inside, matrix, 0.0)
 
 
 @triton.jit
 def load_scalars(at):
-    """The six raw scalars of a head: strength, gate, three shifts, sharpening."""
+    """Load the six raw scalars of a head: strength, gate, three shifts, sharpening."""
     return tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3), tl.load(at + 4), tl.load(at + 5)
 
 
@@ -70,8 +70,11 @@ def store_scalars(at, r0, r1, r2, r3, r4, r5):
 
 @triton.jit
 def stand(r0, r1, r2, r3, r4, r5, cosine, previous, stands, N: tl.constexpr, SLOTS: tl.constexpr):
-    """From raw scalars and the cosines of key and rows: the weights, and what they were made of: content weights, mixed,
-    shifted, its logarithm, the three shifts. Cosines that are all zero stand for rows that are all equal."""
+    """Compute the addressing weights from raw scalars and the cosines of key and rows.
+
+    Returns the weights, content weights, interpolated and shifted weights, the logarithm of the latter, and the three
+    shifts. For a memory of equal rows, pass zero cosines.
+    """
     content = _softmax(_softplus(r0) * cosine, stands)
     mixed = previous + sigmoid(r1) * (content - previous)
     top = tl.maximum(tl.maximum(r2, r3), r4)
@@ -106,7 +109,7 @@ def stand_backward(
     N: tl.constexpr,
     SLOTS: tl.constexpr,
 ):
-    """Gradients of the cosines and of where the head stood before, and of the six raw scalars."""
+    """Return the gradients of the cosines, of the previous weights and of the six raw scalars."""
     d_logits = weights * (d_weights - tl.sum(d_weights * weights, 0))
     d_sharpening = tl.sum(d_logits * log, 0)
     d_shifted = tl.where(stands & (shifted >= TINY), d_logits * (1 + _softplus(r5)) / tl.maximum(shifted, TINY), 0.0)

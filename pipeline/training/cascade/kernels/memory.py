@@ -1,8 +1,8 @@
-"""Triton kernels of the memories in a turn, one program a session and stage: writing, its backward, and their gradient.
+"""Triton kernels of the memories in a turn, one program per session and stage: write, its backward, memory gradient.
 
-``numba_loops.py`` does the same on a CPU, and ``cell.py`` says the formulas. M wide memories are gone through COLS columns at a
-time. ``raws`` [K, C, B, length]: the write head's scalars, the erase vector (in its range once written), add, key. ALIKE:
-all rows of a memory are one, [K, C, M]; nothing is addressed by content then, and there is no key.
+``numba_loops.py`` does the same on a CPU; ``cell.py`` has the formulas. Memories of width M are processed COLS columns
+at a time. ``raws``: [K, C, B, length], the write head's scalars, the erase vector (after its sigmoid once written),
+add, key. ALIKE: all rows of a memory are equal and stored as one, [K, C, M]; there is no content addressing, no key.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipeline.training.cascade.kernels.addressing import (
 
 @triton.jit
 def _rows(memory, row, stage, slot, col, inside, M: tl.constexpr, N: tl.constexpr, ALIKE: tl.constexpr):
-    """Columns of a session's memory: [SLOTS, COLS], or [1, COLS] where its rows are one."""
+    """Load columns of a session's memory: [SLOTS, COLS], or [1, COLS] if ALIKE."""
     if ALIKE:
         found = tl.load(memory + stage * M + col, mask=col < M, other=0.0)[None, :]
     else:
@@ -49,7 +49,7 @@ def write_memory(
     COLS: tl.constexpr,
     ALIKE: tl.constexpr,
 ):
-    """Where the write head stands, and erase, then add. SLOTS: N rounded up to a power of two."""
+    """Address with the write head, erase, then add. SLOTS: N rounded up to a power of two."""
     row = tl.program_id(0)
     stage = row // B
     raw = raws + row * length
@@ -94,8 +94,8 @@ def write_memory_backward(
     length,
     previous,
     cosines,
-    d_new,  # as ``write_memory`` left them, and [K, C, B, N, M]
-    d_weights,  # [K, C, B, N]: the part that comes from elsewhere
+    d_new,  # as after ``write_memory``; d_new [K, C, B, N, M]
+    d_weights,  # [K, C, B, N]: gradients from outside the write
     d_raws,
     d_raws_c,
     d_raws_b,  # out, with strides of C and B
@@ -109,7 +109,7 @@ def write_memory_backward(
     COLS: tl.constexpr,
     ALIKE: tl.constexpr,
 ):
-    """Gradients of all that ``write_memory`` got but the memory, given that of the new one."""
+    """Compute the gradients of all inputs of ``write_memory`` but the memory, given that of the new memory."""
     row = tl.program_id(0)
     stage = row // B
     raw = raws + row * length
@@ -180,7 +180,7 @@ def write_memory_backward(
 def gather_memory(
     memory,
     norms,  # [K, C, B, N, M], [K, C, B, N], as the turn read them
-    d_memory,  # [K, C, B, N, M]: in of the memories that the turn left, out of those that it read
+    d_memory,  # [K, C, B, N, M]: in: of the memories after the turn; out: of the memories before it
     weights,
     dots,
     pulls,  # [K, C, B, N], of the read heads
@@ -193,7 +193,7 @@ def gather_memory(
     length,
     write_weights,
     write_dots,
-    write_pulls,  # of the write heads; not read unless the turn WROTE
+    write_pulls,  # of the write heads; only read if the turn WROTE
     B,
     M: tl.constexpr,
     N: tl.constexpr,
@@ -201,7 +201,7 @@ def gather_memory(
     COLS: tl.constexpr,
     WROTE: tl.constexpr,
 ):
-    """What the write let through, and a product of rank three: with what was read, and with both heads' keys."""
+    """Compute the gradient through the write, plus a product of rank three: read vector's gradient and both keys."""
     row = tl.program_id(0)
     raw = raws + row * length
     d_read, key_at = d_reads + row * d_reads_b, keys + (row // B) * keys_c + (row % B) * keys_b

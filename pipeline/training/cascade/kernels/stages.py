@@ -1,9 +1,9 @@
-"""Triton kernels of a turn's chain of stages, one program a session: forward and backward over all C stages.
+"""Triton kernels of a turn's chain of stages, one program per session: forward and backward over all C stages.
 
-The chain has no D-sized product: with P_i = M_i^{c-1} W_r and Q_i = M_i W_k (both one product a turn for all stages), the
-gates of stage c take sum_i w_i P_i from the read weights w of stage c - 1, and the key's dot products are Q_i h. The
-key's norm comes from the Gram matrix of W_k. The key's bias is a last row of W_k, and so a last column of Q, a last row and
-column of the Gram matrix. The formulas are those of ``cell.py``; tests hold both against each other.
+The chain has no product of size D: with P_i = M_i^{c-1} W_r and Q_i = M_i W_k (one product each per turn for all
+stages), the gates of stage c add sum_i w_i P_i, where w are the read weights of stage c - 1, and the key's dot products
+are Q_i h. The key's norm comes from the Gram matrix of W_k. The key's bias is the last row of W_k, and so the last
+column of Q, and the last row and column of the Gram matrix. The formulas are those of ``cell.py``; tests compare both.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ def _scalar(scalars, at, state, unit, has, H: tl.constexpr):
 
 @triton.jit
 def _gram_product(gram, state, unit, has, H: tl.constexpr, UNITS: tl.constexpr, ROWS: tl.constexpr):
-    """W_k' W_k h without the bias, ROWS rows of the symmetric matrix [H + 1, H + 1] at a time: as one tile it would not fit
-    into the registers."""
+    """Compute W_k' W_k h without the bias.
+
+    Processes ROWS rows of the symmetric matrix [H + 1, H + 1] at a time, because it does not fit into the registers.
+    """
     found = tl.zeros([UNITS], dtype=state.dtype)
     for start in range(0, H, ROWS):
         row = start + tl.arange(0, ROWS)
@@ -46,7 +48,7 @@ def _gram_product(gram, state, unit, has, H: tl.constexpr, UNITS: tl.constexpr, 
 def forward_turn(
     gates,
     gates_k,
-    gates_c,  # [K, C, B, 4 H] with strides of K and C: in before, out after their nonlinearities
+    gates_c,  # [K, C, B, 4 H] with strides of K and C: in: before, out: after their nonlinearities
     cells,
     cells_k,
     cells_c,  # [K, C, B, H] before the turn
@@ -61,7 +63,7 @@ def forward_turn(
     products,  # P [K, C - 1, B, N, 4 H]
     answers,
     gram,  # Q [K, C, B, N, H + 1]; W_k' W_k [K, C, H + 1, H + 1]
-    scalars,  # [K, C, 6, H + 1], of the state and, last, the bias
+    scalars,  # [K, C, 6, H + 1]: weights of the state, then the bias
     previous,
     norms,  # [K, C, B, N]
     raw,
@@ -78,7 +80,10 @@ def forward_turn(
     SLOTS: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """One program for each run and session. UNITS, SLOTS: H and N rounded up to powers of two; ROWS: see ``_gram_product``."""
+    """Run all stages of one run and session per program.
+
+    UNITS, SLOTS: H and N rounded up to powers of two; ROWS: see ``_gram_product``.
+    """
     k, b = tl.program_id(0) // B, tl.program_id(0) % B
     unit, slot = tl.arange(0, UNITS), tl.arange(0, SLOTS)
     has, stands = unit < H, slot < N
@@ -92,7 +97,7 @@ def forward_turn(
         f = tl.load(gate + H + unit, mask=has, other=0.0)
         g = tl.load(gate + 2 * H + unit, mask=has, other=0.0)
         o = tl.load(gate + 3 * H + unit, mask=has, other=0.0)
-        # A branch for c = 0, whose products and weights are zero, is more than some versions of Triton can lay out.
+        # No branch for c = 0, whose products and weights are zero: some versions of Triton cannot compile it.
         part = products + ((k * (C - 1) + c - 1) * B + b) * N * 4 * H + slot[:, None] * 4 * H + unit[None, :]
         follows = tile & (c > 0)
         i += tl.sum(tl.load(part, mask=follows, other=0.0) * at[:, None], 0)
@@ -135,10 +140,10 @@ def forward_turn(
 
 @triton.jit
 def backward_turn(
-    d_weights,  # [K, C, B, N]: from all but the next stage
+    d_weights,  # [K, C, B, N]: gradients except from the next stage
     d_hidden,
     d_hidden_b,
-    d_cells,  # [K, C, B, H], with a stride of B: from all but this stage's read head; of the new cell
+    d_cells,  # [K, C, B, H]: d_hidden with a stride of B, except from this stage's read head; d_cells of the new cell
     gates,
     gates_k,
     gates_c,
@@ -147,7 +152,7 @@ def backward_turn(
     cells_c,
     squashed,
     squashed_k,
-    squashed_c,  # as the forward left them
+    squashed_c,  # as after the forward
     hidden,
     hidden_k,
     hidden_c,
@@ -182,7 +187,7 @@ def backward_turn(
     SLOTS: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """The same stages in reverse."""
+    """Backward of ``forward_turn``: the same stages in reverse."""
     k, b = tl.program_id(0) // B, tl.program_id(0) % B
     unit, slot = tl.arange(0, UNITS), tl.arange(0, SLOTS)
     has, stands = unit < H, slot < N
