@@ -233,7 +233,7 @@ class RunIdentities:
 
     @cached_property
     def _gallery_digests(self) -> dict[str, list[Any]]:
-        """Return category -> [order-independent digest of candidate content keys, candidates, images without a feature]."""
+        """Return category -> [order-independent digest of content keys, candidates, images without a feature]."""
         catalogue, found = self.store.catalogue(), {}
         for gallery in self.dataset.galleries:
             if gallery.split == "test":

@@ -76,7 +76,7 @@ def extract_spec(
     form: str = "plain",
     **options: Any,
 ) -> StageOne:
-    """Compute the missing rows of ``spec``; existing rows are kept. ``options`` are passed to ``extraction.run.extract``.
+    """Compute the missing rows of ``spec``; existing rows are kept. ``options``: of ``extraction.run.extract``.
 
     ``precision``: fp32, bf16, fp16 or auto (measured), overrides the spec's ``extractor.dtype``. ``scheduler``,
     ``local_cluster``: compute the shards on a Dask cluster, or on this number of local processes. ``form``: format of
@@ -202,7 +202,7 @@ def plan_spec(
     batch_size: int | Literal["auto"] = "auto",
     workers: int | None = None,
 ) -> Any:
-    """Return the ``Plan`` of an extraction: steps and reasons. Write nothing; run the model only if ``probe`` is set."""
+    """Return the ``Plan`` of an extraction: steps and reasons. Write nothing; run the model only to ``probe`` it."""
     from pipeline.extraction.fitting.job import fitted_spec
     from pipeline.extraction.plan import open_store, plan_extraction
     from pipeline.extraction.probe import best_size, choose_batch_size, default_workers, measure
