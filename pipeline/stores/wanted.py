@@ -98,7 +98,7 @@ class StoreRequest:
         return self.backbone
 
     def own_store(self, store: Store) -> ExpectedStore:
-        """Return ``for_store``, if the fields match. Raises OtherStoreError naming a command to explain the mismatch."""
+        """Return ``for_store`` if the fields match. Raises OtherStoreError naming a command to explain the mismatch."""
         wanted = self.for_store(store)
         if digest(wanted.fields) != store.fingerprint or self.dataset.name != store.dataset:
             raise OtherStoreError(
