@@ -71,7 +71,7 @@ class Reranker:
             raise IncompleteError("re-ranking is fitted on validation sessions: set validation.fraction, e.g. 0.1")
 
     def groups(self, part: str) -> list[_Group]:
-        """Return the groups of ``part``: "validation" (gallery: targets of the category's sessions in it) or "test"."""
+        """Return the groups of ``part``: "validation" (gallery: that split's targets of the category) or "test"."""
         if part not in self._groups:
             features = self.stage.test if part == "test" else self.stage.parts[1]
             galleries = self.stage.candidates if part == "test" else self._own_targets(features.sessions)
