@@ -1,1 +1,1 @@
-"""What is made of finished runs: tables, figures, comparisons, ablations, searches."""
+"""Analysis of finished runs: tables, figures, comparisons, ablations, searches."""

@@ -1,4 +1,4 @@
-"""A table as data: every cell knows its runs, the paper's value, and, while it is empty, the command that fills it."""
+"""Tables as data: each cell has its runs, the paper's value and, while it is empty, the command that fills it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.analysis.protocol import SHORT
 
 
 class Cell(Frozen):
-    """One value. ``command`` fills an empty cell or adds its missing seeds; ``note`` says why nothing can fill it."""
+    """One value. ``command`` fills an empty cell or adds missing seeds; ``note``: why no command can fill it."""
 
     value: int | float | None = None  # mean over the seeds: percent, or a count
     std: float | None = None  # sample standard deviation; None for one seed
@@ -28,7 +28,7 @@ class Cell(Frozen):
 class Column(Frozen):
     group: str
     label: str
-    kind: Literal["percent", "count", "change"] = "percent"  # change: against another row, in percent of it
+    kind: Literal["percent", "count", "change"] = "percent"  # change: relative to another row, in percent
 
 
 class Row(Frozen):
@@ -38,14 +38,14 @@ class Row(Frozen):
 
 
 class Block(Frozen):
-    """Rows under one heading, e.g. over one subset of the test sessions."""
+    """Rows under one heading, e.g. for one subset of the test sessions."""
 
     title: str
     rows: tuple[Row, ...]
 
 
 class Statement(Frozen):
-    """Whether two rows differ, over sessions and over seeds. ``difference``: a - b in points of the metric."""
+    """Tests of the difference of two rows over sessions and seeds. ``difference``: a - b in points of the metric."""
 
     block: str
     metric: str
@@ -56,12 +56,12 @@ class Statement(Frozen):
     high: float
     sessions: int
     p_sessions: float
-    p_holm: float  # p_sessions corrected for the comparisons of its block
-    seeds: int = 0  # seeds tested; 0: neither row depends on a seed
+    p_holm: float  # p_sessions, Holm-corrected over the comparisons of its block
+    seeds: int = 0  # tested seeds; 0: neither row depends on a seed
     p_seeds: float | None = None
-    least_p_seeds: float | None = None  # no outcome of this number of seeds has a smaller p
+    least_p_seeds: float | None = None  # smallest possible p for this number of seeds
     significant: bool
-    seeds_allow: bool = True  # enough seeds for the test over seeds to be able to say so
+    seeds_allow: bool = True  # enough seeds for the test over seeds to reach significance
 
     @property
     def text(self) -> str:
@@ -76,7 +76,7 @@ class Statement(Frozen):
 
 
 def p_text(p: float) -> str:
-    """``p = 0.031``, ``p < 0.001``."""
+    """Format a p value: ``p = 0.031``, ``p < 0.001``."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
@@ -85,19 +85,19 @@ class Table(Frozen):
     columns: tuple[Column, ...]
     blocks: tuple[Block, ...]
     footnotes: tuple[str, ...] = ()
-    omitted: tuple[Row, ...] = ()  # the paper's rows of methods that do not exist here; in JSON only
-    tests: str = ""  # how the statements were tested
+    omitted: tuple[Row, ...] = ()  # the paper's rows of methods not implemented here; only in JSON
+    tests: str = ""  # description of the tests behind the statements
     statements: tuple[Statement, ...] = ()
 
     @property
     def notes(self) -> list[str]:
-        """Why cells are empty that no command fills, once each."""
+        """Return the distinct reasons of empty cells that no command can fill."""
         cells = (cell for block in self.blocks for row in block.rows for cell in row.cells)
         return list(dict.fromkeys(f"Empty: {cell.note}." for cell in cells if cell.note))
 
     @property
     def significance(self) -> list[str]:
-        """The intervals, how was tested, then one line for each comparison; less where nothing can be compared."""
+        """Return the intervals and, if there are comparisons, the test description and one line per comparison."""
         if not self.statements:
             return self.intervals
         blocks = {s.block: None for s in self.statements}
@@ -106,7 +106,7 @@ class Table(Frozen):
 
     @property
     def intervals(self) -> list[str]:
-        """One line a block: the 95% intervals of its rows in the last column that has any."""
+        """Return one line per block: the 95% intervals of its rows in the last column that has any."""
         lines = []
         for block in self.blocks:
             for n in reversed(range(len(self.columns))):
@@ -120,7 +120,7 @@ class Table(Frozen):
 
     @property
     def commands(self) -> dict[str, str]:
-        """Command -> the labels of the rows it completes, in the order of the rows."""
+        """Return command -> labels of the rows that it completes, in row order."""
         rows = [row for block in self.blocks for row in block.rows]
         found: dict[str, dict[str, None]] = {}
         for row in rows:
@@ -131,7 +131,7 @@ class Table(Frozen):
 
     @property
     def traces(self) -> list[str]:
-        """One line for each row that has runs: its seeds, run ids and store."""
+        """Return one line per row with runs: its seeds, run ids and store."""
         rows = [row for block in self.blocks for row in block.rows]
         found: dict[str, Cell] = {}
         for row in rows:

@@ -1,4 +1,4 @@
-"""Two methods session by session: which differences are more than chance, and which sessions changed most."""
+"""Paired comparison of two methods: significance of the differences, and the sessions that changed most."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ METRICS = ("R@5", "R@8", "mean", "MRR")
 
 
 class CompareError(FashionNTMError, ValueError):
-    """Runs that cannot be compared: no common session, or galleries of different sizes."""
+    """The runs cannot be compared: no common session, or galleries of different sizes."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """Evaluations of one method, one a seed (None: no randomness), all of the same sessions."""
+    """Evaluations of one method on the same sessions, one per seed (None: deterministic)."""
 
     name: str
     runs: tuple[str, ...]
@@ -40,7 +40,7 @@ class Method:
     evaluations: tuple[Evaluation, ...]
 
     def ranks(self, sessions: Sequence[str]) -> np.ndarray:
-        """int [seeds, S] of these sessions."""
+        """Return the ranks of these sessions, int [seeds, S]."""
         rows = []
         for evaluation in self.evaluations:
             place = {name: n for n, name in enumerate(evaluation.session_ids)}
@@ -50,7 +50,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Line:
-    """One metric over one subset: a -> b, b - a with its interval, and the p values."""
+    """One metric on one subset: a, b, b - a with its interval, and the p values."""
 
     subset: str
     metric: str
@@ -72,18 +72,18 @@ class Line:
 
 @dataclass(frozen=True)
 class Change:
-    """A session and its rank in a and b: the geometric mean over seeds."""
+    """A session and its ranks in a and b, as geometric means over seeds."""
 
     session: str
     category: str
     target: str
     a: float
     b: float
-    turns: tuple[tuple[str, str], ...] = ()  # (reference, feedback) of every turn, where the dataset is at hand
+    turns: tuple[tuple[str, str], ...] = ()  # (reference, feedback) of every turn, if the dataset is available
 
     @property
     def factor(self) -> float:
-        """How many times nearer to the top b ranks the target; below 1: further away."""
+        """Return rank in a / rank in b; above 1 if b ranks the target higher."""
         return self.a / self.b
 
 
@@ -92,11 +92,11 @@ class Comparison:
     a: Method
     b: Method
     sessions: int
-    only_one: int  # sessions that one of them lacks
+    only_one: int  # sessions that only one method ranked
     lines: tuple[Line, ...]
     nearer: tuple[Change, ...]
     further: tuple[Change, ...]
-    counts: tuple[int, int, int]  # sessions ranked nearer, the same, further in b
+    counts: tuple[int, int, int]  # sessions ranked better, equally, worse in b
     notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
@@ -119,9 +119,9 @@ class Comparison:
 def compare(
     a: Method, b: Method, sessions: Sequence[Session] = (), top: int = 10, notes: Sequence[str] = ()
 ) -> Comparison:
-    """b against a over the sessions that both ranked. ``sessions``: the dataset's, for the texts of the turns.
+    """Compare b with a on their common sessions. ``sessions``: of the dataset, for the texts of the turns.
 
-    Raises CompareError when they have no session in common, or ranked galleries of different sizes.
+    Raises CompareError if they have no common sessions or galleries of different sizes.
     """
     first, second = a.evaluations[0], b.evaluations[0]
     sizes = [{name: facts["images"] for name, facts in e.galleries.items()} for e in (first, second)]
@@ -167,7 +167,7 @@ def _lines(
     tested: set[bytes] = set()
     for subset, members in about.subsets.items():
         inside = members[rows]
-        if not inside.any() or inside.tobytes() in tested:  # the same sessions again are no further comparison
+        if not inside.any() or inside.tobytes() in tested:  # a subset with the same sessions adds no comparison
             continue
         tested.add(inside.tobytes())
         strata = strata_of(labels[inside].tolist(), about.averaging)
@@ -201,7 +201,7 @@ def _lines(
 
 
 def _seeds(a: Method, b: Method, values: Sequence[np.ndarray], strata: Sequence[np.ndarray]) -> dict[str, float | None]:
-    """The exact test over seeds: pairs of equal seeds, or every seed against the one run of the other."""
+    """Return the exact test over seeds: pairs of equal seeds, or every seed against a single deterministic run."""
     means = [np.mean([v[:, m].mean(axis=1) for m in strata], axis=0) for v in values]
     one, other = (dict(zip(m.seeds, mean, strict=True)) for m, mean in zip((a, b), means, strict=True))
     fixed = [m.seeds == (None,) for m in (a, b)]
@@ -217,7 +217,7 @@ def _seeds(a: Method, b: Method, values: Sequence[np.ndarray], strata: Sequence[
 
 
 def to_text(comparison: Comparison) -> str:
-    """Markdown for people."""
+    """Format the comparison as Markdown."""
     c = comparison
     out = [f"A  {_method(c.a)}", f"B  {_method(c.b)}", ""]
     header = ("sessions", "metric", "A", "B", "B - A", "95% interval", "p sessions", "Holm", "p seeds")

@@ -1,4 +1,4 @@
-"""Finds the runs that ``compare`` is asked for, and the dialogues that they were tested on."""
+"""Lookup of the runs named in ``compare`` and of their test sessions."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from pipeline.training.runs import RunFolder, list_runs
 
 
 def compare_runs(a: str, b: str, data: Path, out: Path, top: int = 10, view: str = "") -> Comparison:
-    """B against A. Each is a run id (its first digits do), several ids with commas between, or a memory model's name.
+    """Compare ``b`` with ``a``: each a run id (or its first digits), comma-separated ids, or a memory model's name.
 
-    Raises ManifestError for an unknown run, CompareError for runs that do not go together, IncompleteError for a run
-    that is not evaluated.
+    Raises ManifestError for an unknown run, CompareError for incompatible runs, IncompleteError for a run without an
+    evaluation.
     """
     runs = list_runs(out / "runs")
     found = [_method(name, chosen_runs(name, runs, view), view) for name in (a, b)]
@@ -40,7 +40,7 @@ def compare_runs(a: str, b: str, data: Path, out: Path, top: int = 10, view: str
 
 
 def chosen_runs(name: str, runs: Sequence[RunFolder], view: str = "") -> list[RunFolder]:
-    """The run folders that ``name`` stands for, by seed; of a model's name, those that are evaluated."""
+    """Return the run folders matching ``name``, ordered by seed; for a model's name, only evaluated runs."""
     chosen = []
     for word in name.split(","):
         word = word.strip().strip("/")
@@ -66,7 +66,7 @@ def chosen_runs(name: str, runs: Sequence[RunFolder], view: str = "") -> list[Ru
 
 
 def _one_configuration(name: str, runs: Sequence[RunFolder]) -> None:
-    """A model's name stands for its seeds of one configuration; of several, the user has to choose."""
+    """Check that the runs of a model's name have one configuration, so that they differ only in the seed."""
     kinds: dict[str, list[str]] = {}
     values: dict[str, dict[str, Any]] = {}
     for run in runs:
@@ -92,7 +92,7 @@ def _one_configuration(name: str, runs: Sequence[RunFolder]) -> None:
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"model.options.stages": 2} of nested tables."""
+    """Flatten nested tables to dotted keys, e.g. {"model.options.stages": 2}."""
     found: dict[str, Any] = {}
     for key, part in value.items():
         found |= _flat(part, f"{prefix}{key}.") if isinstance(part, Mapping) else {f"{prefix}{key}": part}
@@ -100,7 +100,7 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    """A value as a reader tells it from another; of a digest, its first digits."""
+    """Format a value briefly; a digest by its first digits."""
     return value[:12] if isinstance(value, str) else json.dumps(value)
 
 
@@ -132,7 +132,7 @@ def _method(name: str, folders: Sequence[RunFolder], view: str) -> tuple[Method,
 
 
 def _current(folders: Sequence[RunFolder], record: Mapping[str, Any], data: Path, out: Path, view: str) -> list[str]:
-    """A note when the data is not at hand; StaleError when a run or its evaluation is of other data than ``data`` holds."""
+    """Return a note if the data is unavailable. Raises StaleError if a run or its evaluation is not of ``data``."""
     found = Currency(data, out).identities(record)
     if isinstance(found, str) and found.startswith("not checked"):
         return [f"Whether the runs are of the present data is {found}."]
@@ -153,7 +153,7 @@ def _current(folders: Sequence[RunFolder], record: Mapping[str, Any], data: Path
 
 
 def _sessions(spec: object, data: Path) -> tuple[tuple[Session, ...], list[str]]:
-    """The test sessions of the run's recorded spec; none, with a note, where its data is not at hand."""
+    """Return the test sessions of the run's recorded spec; none, with a note, if its data is unavailable."""
     try:
         return load_dataset(RunSpec.model_validate(spec), data).split("test"), []
     except (FashionNTMError, ValueError):

@@ -1,4 +1,4 @@
-"""Draw the diagnostics of runs in an output folder."""
+"""Figures of the training diagnostics of runs in an output folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.training.runs import RunFolder, list_runs
 
 
 def find_run(given: str, runs: Path) -> RunFolder:
-    """The run folder that ``given`` is, or whose id it is (or begins it). Raises ManifestError with the nearest id."""
+    """Return the run folder given by path, id or first digits of the id. Raises ManifestError with the nearest id."""
     if (Path(given) / "run.json").is_file():
         return RunFolder(Path(given))
     known = list_runs(runs)
@@ -26,9 +26,9 @@ def find_run(given: str, runs: Path) -> RunFolder:
 
 
 def diagnostics_figure(given: Sequence[str], runs: Path, files: Sequence[Path]) -> str:
-    """Draw the diagnostics of these runs side by side into ``files`` (beside the first run's own files when none).
+    """Draw the diagnostics of these runs side by side to ``files`` (default: in the first run's folder).
 
-    Returns a line for each run and file. Raises IncompleteError for a run that was trained without diagnostics.
+    Returns one line per run and file. Raises IncompleteError for a run trained without diagnostics.
     """
     folders = [find_run(name, runs) for name in given]
     paths = list(files) or [folders[0].path / f"diagnostics{suffix}" for suffix in (".png", ".svg")]
@@ -49,7 +49,7 @@ def diagnostics_figure(given: Sequence[str], runs: Path, files: Sequence[Path]) 
 
 
 def _title(folder: RunFolder) -> str:
-    """Model, initialisation and seed, as far as run.json tells them."""
+    """Return model, initialization and seed, as far as run.json has them."""
     record = folder.record() if folder.run_file.is_file() else {}
     identity = record.get("identity", {})
     options = identity.get("model", {}).get("options", {})

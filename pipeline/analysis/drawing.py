@@ -1,4 +1,4 @@
-"""Figures in files: matplotlib where it is installed, without a display and without global state."""
+"""Figure files with matplotlib (optional), without a display and without global state."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ SUFFIXES = (".png", ".svg", ".pdf")
 
 
 class DrawingError(FashionNTMError):
-    """No library to draw with, nothing to draw, or a file name whose suffix is no picture's."""
+    """matplotlib is missing, there is nothing to draw, or a file suffix is not an image format."""
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of this size in inches. Raises DrawingError when matplotlib is not installed."""
+    """Return an empty figure of this size in inches. Raises DrawingError if matplotlib is not installed."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -31,14 +31,14 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def check_suffixes(paths: Sequence[Path]) -> None:
-    """Raise DrawingError for a file that ``save_figure`` could not write, before any work is done."""
+    """Raise DrawingError for a file that ``save_figure`` cannot write. Call it before any work."""
     for path in paths:
         if path.suffix.lower() not in SUFFIXES:
             raise DrawingError(f"{path}: unknown kind of picture {path.suffix!r}; end it in {', '.join(SUFFIXES)}")
 
 
 def save_figure(figure: Figure, paths: Sequence[Path]) -> None:
-    """Write the figure; PNG at 160 dots an inch, SVG or PDF by the suffix. The same data gives the same bytes."""
+    """Write the figure as PNG (160 dpi), SVG or PDF by the suffix. Equal data gives equal bytes."""
     import matplotlib
 
     check_suffixes(paths)

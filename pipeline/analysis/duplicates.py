@@ -1,4 +1,4 @@
-"""Near-duplicate images by their features: an exact search over all pairs, block by block."""
+"""Near-duplicate images by feature similarity: exact blockwise search over all pairs."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _HELD = 1 << 24  # scores in memory at once: 64 MiB of float32
 
 
 class DuplicateError(FashionNTMError, ValueError):
-    """A threshold outside (0, 1], or features that are not finite."""
+    """A threshold is outside (0, 1], or features are not finite."""
 
 
 def near_pairs(
     queries: np.ndarray, candidates: np.ndarray, threshold: float, held: int = _HELD
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All pairs with cosine >= ``threshold``: (query rows, candidate rows, cosines), each [n], by query row.
+    """Return all pairs with cosine >= ``threshold``: (query rows, candidate rows, cosines), each [n], by query row.
 
     Args:
-        queries: [Q, D], candidates: [G, D]; any lengths, a zero row is near nothing.
-        held: scores in memory at once.
+        queries: [Q, D], candidates: [G, D], of any norm; a zero row has no near pairs.
+        held: number of scores in memory at once.
     """
     if not 0 < threshold <= 1:
         raise DuplicateError(f"threshold {threshold}: give a cosine above 0 and at most 1, e.g. 0.98")
@@ -33,7 +33,7 @@ def near_pairs(
     step = max(1, held // max(1, len(candidates)))
     for start in range(0, len(queries), step):
         scores = units[0][start : start + step] @ units[1].T
-        rows, columns = np.nonzero(scores >= threshold - 1e-6)  # a vector's product with itself may round below 1
+        rows, columns = np.nonzero(scores >= threshold - 1e-6)  # a unit vector's product with itself may round below 1
         found.append((rows + start, columns, scores[rows, columns]))
     if not found:
         return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
@@ -50,9 +50,9 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 
 def train_twins(dataset: Dataset, features: dict[str, np.ndarray], threshold: float) -> dict[str, dict[str, float]]:
-    """Test image -> {image of a train session that is nearly the same, but has another id: cosine}.
+    """Return test image -> {near-duplicate train image with another id: cosine}.
 
-    ``features``: image id -> [D]; images without a feature are near nothing.
+    ``features``: image id -> [D]; images without a feature have no near-duplicates.
     """
     train = [i for i in dict.fromkeys(_images(dataset.split("train"))) if i in features]
     test = [i for i in dict.fromkeys(_images(dataset.split("test"))) if i in features]
@@ -66,9 +66,9 @@ def train_twins(dataset: Dataset, features: dict[str, np.ndarray], threshold: fl
 
 
 def near_overlaps(dataset: Dataset, twins: dict[str, dict[str, float]]) -> dict[str, frozenset[str]]:
-    """By test session id: "near target" and "near last pair", where the images, or nearly the same ones, were trained on.
+    """Return test session id -> "near target" and "near last pair", if the images or near-duplicates are in training.
 
-    Exact overlaps count as near ones too.
+    Exact overlaps count as near ones.
     """
     pairs = {pair for session in dataset.split("train") for pair in session.pairs}
     known = {image for pair in pairs for image in pair}

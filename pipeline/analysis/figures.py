@@ -1,4 +1,4 @@
-"""The paper's figures from the runs that there are."""
+"""The paper's figures from the existing runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.core.workspace import Workspace
 def build_figure(
     name: str, run: str, overrides: Sequence[str], data: Path, out: Path, options: Sequence[str] = ()
 ) -> tuple[FigureSpec, Scatter]:
-    """Figure ``name`` as data. ``options``: words that printed commands repeat."""
+    """Return figure ``name`` as data. ``options``: command-line words repeated in printed commands."""
     from pipeline.training.models import models as registry
 
     figure = load_figure_spec(name)
@@ -64,7 +64,7 @@ def paper_figure(
     folder: Path | None,
     options: Sequence[str] = (),
 ) -> str:
-    """The data of figure ``name`` as CSV or JSON, or (``files``) the paths it was drawn to and what is not in it."""
+    """Return figure ``name`` as CSV or JSON, or (with ``files``) the drawn paths and the missing points."""
     spec, figure = build_figure(name, run, overrides, data, out, options)
     if form != "files":
         return {"json": figure_json, "csv": figure_csv}[form](figure)
@@ -81,5 +81,5 @@ def paper_figure(
 
 
 def _ablate(figure: FigureSpec, run: str, options: Sequence[str]) -> str:
-    """The command that makes whatever the figure lacks, and nothing else."""
+    """Return the command that makes only the missing parts of the figure."""
     return shlex.join(["python", "cli.py", "ablate", figure.ablation, *(["--run", run] if run else []), *options])

@@ -1,14 +1,14 @@
-"""``history``: how much the turns before the last one tell about the target, with nothing trained but a few weights.
+"""``history``: how much earlier turns contribute to retrieval, with at most a few fitted weights.
 
-The measure of what any memory can gain on a set of sessions and features. Each row is one way to mix the turns' f_qry:
+Estimates the possible gain of a memory on a set of sessions and features. Each row is one mixture of the turns' f_qry:
 
-* the last turn alone, and ST + EWMA with the sessions' own history;
-* ST + EWMA with the history of another session of the category, drawn at random (several draws, averaged);
-* ST + EWMA with another chain of pairs, through another image, that leads to the same last reference, where the
-  sessions hold one;
-* fixed weights of the turns (one for each session length and turn), fitted on the train sessions, and fitted on the
-  loss of the very test sessions that are ranked. The latter is no result; it is no bound either, because the weights of
-  the lowest loss need not be those of the highest recall.
+* the last turn alone, and ST + EWMA with the session's own history;
+* ST + EWMA with another session's history (control) of the same category, drawn at random and averaged over draws;
+* ST + EWMA with another chain of pairs, through another image, that leads to the same last reference, if the sessions
+  contain one;
+* fixed weights of the turns (one per session length and turn), fitted on the train sessions, and fitted on the loss of
+  the ranked test sessions themselves. The latter is not a result, nor an upper bound, because the weights of the lowest
+  loss need not give the highest recall.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from pipeline.training.recombine import Histories
 if TYPE_CHECKING:
     from pipeline.jobs.stage2 import Experiment
 
-STEPS, RATE, SCALE = 150, 0.02, 25.0  # of the fit of the weights: Adam on the cross-entropy over the gallery
-TRIES = 8  # histories drawn for each that is kept
+STEPS, RATE, SCALE = 150, 0.02, 25.0  # fit of the weights: Adam on the cross-entropy over the gallery
+TRIES = 8  # drawn histories per kept history
 METRICS = ("n", "R@5", "R@8", "mean")
 LAST, OWN = "last turn alone", "EWMA, the session's own history"
 ON_TRAIN, ON_TEST = "fixed weights, fitted on the train sessions", "fixed weights, fitted on the test sessions' loss"
-NAMES = 50  # columns for a row's name
-FITTED = 2000  # sessions of a category that the weights are fitted on, at most: scores of all turns are held
+NAMES = 50  # characters of a row's name
+FITTED = 2000  # maximum sessions per category to fit on: scores of all turns are in memory
 
 
 @dataclass(frozen=True)
 class Line:
-    """One mix: subset -> metrics in percent ("n", "R@5", "R@8", "mean"), overall as the dataset averages."""
+    """One mixture: subset -> metrics in percent ("n", "R@5", "R@8", "mean"), overall with the dataset's averaging."""
 
     name: str
     found: dict[str, dict[str, float]]
@@ -50,7 +50,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Worth:
-    """``alpha``: EWMA's, chosen as its row's is. ``weights``: [length][turns back] of the weights fitted on train."""
+    """``alpha``: of EWMA, chosen as for its row. ``weights``: [length][turns back], fitted on the train sessions."""
 
     dataset: str
     part: str
@@ -96,9 +96,9 @@ def _table(lines: tuple[Line, ...]) -> list[str]:
 
 
 def history_worth(stage: Experiment, part: Literal["test", "train"] = "test", draws: int = 5, seed: int = 0) -> Worth:
-    """Measure on the test sessions of ``stage``, or on the train sessions that are fitted on, among their own targets.
+    """Measure on the test sessions of ``stage``, or on the fitted train sessions ranked among their own targets.
 
-    ``draws`` of the histories that are drawn at random. Raises what loading the features raises (nothing extracted, no
+    ``draws``: number of random draws of histories. Propagates errors from loading the features (nothing extracted, no
     test sessions).
     """
     fit, validation = stage.parts
@@ -114,7 +114,7 @@ def history_worth(stage: Experiment, part: Literal["test", "train"] = "test", dr
         others, found = _other_chains(shown, alpha, draws)
 
     def line(name: str, queries: list[Tensor], rows: Tensor | None = None) -> Line:
-        """Averaged over the draws, tensors [S, D] each; of some sessions where ``rows`` are given."""
+        """Return the metrics of ``queries``, a tensor [S, D] per draw, averaged over draws; only ``rows`` if given."""
         sessions, results = shown.sessions, []
         if rows is not None:
             sessions, queries = tuple(sessions[r] for r in rows.tolist()), [q[rows] for q in queries]
@@ -144,19 +144,19 @@ def history_worth(stage: Experiment, part: Literal["test", "train"] = "test", dr
 
 
 def last_turn(features: SessionFeatures) -> Tensor:
-    """f_qry(N) of every session, [S, D]; padding repeats the last turn."""
+    """Return f_qry(N) of every session, [S, D]; padding repeats the last turn."""
     return features.queries[features.query_rows[:, -1]]
 
 
 def _ewma(features: SessionFeatures, queries: Tensor, lengths: Tensor, alpha: float) -> Tensor:
-    """[S, T, D] -> the moving average after each session's last turn, [S, D]."""
+    """Return the moving average of turns [S, T, D] after each session's last turn, [S, D]."""
     return running_average(queries, alpha)[torch.arange(len(lengths), device=features.device), lengths - 1]
 
 
 def _strangers(features: SessionFeatures) -> tuple[Tensor, Tensor]:
-    """Every session's last turn after the earlier turns of another session of its category, as long as its own.
+    """Return every session's last turn preceded by equally many earlier turns of another session of its category.
 
-    A stranger with fewer turns gives what it has, so the session becomes shorter; its last turn is never used.
+    If the other session has fewer turns, the result is shorter. The last turn of the other session is never used.
     """
     queries, lengths = features.queries[features.query_rows], features.lengths
     other = torch.empty(len(features), dtype=torch.int64)
@@ -164,7 +164,7 @@ def _strangers(features: SessionFeatures) -> tuple[Tensor, Tensor]:
     for category in np.unique(categories):
         members = torch.from_numpy(np.flatnonzero(categories == category))
         mixed_up = members[torch.randperm(len(members))]
-        other[mixed_up] = mixed_up.roll(1)  # a circle through the category: nobody meets itself
+        other[mixed_up] = mixed_up.roll(1)  # cyclic shift within the category: no session is its own control
     other = other.to(features.device)
     kept = torch.minimum(lengths, lengths[other])
     place = torch.arange(features.turns, device=features.device)[None]
@@ -176,9 +176,9 @@ def _strangers(features: SessionFeatures) -> tuple[Tensor, Tensor]:
 
 
 def _other_chains(features: SessionFeatures, alpha: float, draws: int) -> tuple[list[Tensor], Tensor]:
-    """EWMA after other chains to the last reference, a tensor [S, D] a draw, and the sessions that have one.
+    """Return EWMA with other chains to the last reference, one tensor [S, D] per draw, and the sessions that have one.
 
-    None has one where turns lead to the final target: their pairs form no chain.
+    If all turns lead to the final target, no session has one, because the pairs form no chain.
     """
     if any(s.turn_targets == "final" for s in features.sessions):
         return [], torch.empty(0, dtype=torch.int64)
@@ -186,10 +186,10 @@ def _other_chains(features: SessionFeatures, alpha: float, draws: int) -> tuple[
     found: list[dict[int, Tensor]] = []
 
     def before(turns: Tensor, lengths: Tensor) -> Tensor:
-        """The reference image of the turn before the last, by number."""
+        """Return the index of the reference image of the second-to-last turn."""
         return histories.reference[turns.gather(1, (lengths - 2).clamp_min(0)[:, None])[:, 0]]
 
-    for _ in range(TRIES * draws):  # a session's own history is drawn too, and is not what is asked for
+    for _ in range(TRIES * draws):  # draws may return the session's own history, which is dropped
         turns, lengths = histories.redrawn(index, features.lengths, 1.0)
         averages = _ewma(features, features.queries[histories.rows(turns, lengths).queries], lengths, alpha)
         new = (lengths > 1) & (before(turns, lengths) != before(histories.own, features.lengths))
@@ -206,7 +206,7 @@ def _other_chains(features: SessionFeatures, alpha: float, draws: int) -> tuple[
 
 
 def _own_targets(features: SessionFeatures) -> dict[str, Candidates]:
-    """The targets of each category's turns."""
+    """Return the targets of each category's turns as its gallery."""
     rows: dict[str, dict[str, int]] = {}
     for session, targets in zip(features.sessions, features.target_rows.tolist(), strict=True):
         rows.setdefault(session.category, {}).update(zip(session.targets, targets, strict=False))
@@ -217,22 +217,22 @@ def _own_targets(features: SessionFeatures) -> dict[str, Candidates]:
 
 
 def turns_back(features: SessionFeatures) -> Tensor:
-    """[S, T, D]: f_qry of the last turn, the one before it, ...; zeros where there is none."""
+    """Return f_qry in reverse order (last turn first), [S, T, D], padded with zeros."""
     back = features.lengths[:, None] - 1 - torch.arange(features.turns, device=features.device)
     queries = features.queries[features.query_rows.gather(1, back.clamp_min(0))]
     return queries * (back >= 0)[..., None]
 
 
 def mixed(features: SessionFeatures, weights: Tensor) -> Tensor:
-    """The turns summed with ``weights`` [T, T], by session length and turns back: [S, D]."""
+    """Return the turns summed with ``weights`` [T, T] (session length, turns back), [S, D]."""
     return torch.einsum("std,st->sd", turns_back(features), weights[features.lengths - 1])
 
 
 def fitted_weights(features: SessionFeatures, galleries: dict[str, Candidates], seed: int = 0) -> Tensor:
-    """Weights [T, T] of the turns, by session length and turns back, of the lowest loss on ``features`` (``_loss``).
+    """Fit weights [T, T] of the turns (session length, turns back) that minimize ``_loss`` on ``features``.
 
-    Adam on the cross-entropy of the cosines with the category's gallery, from the last turn alone; at most ``FITTED``
-    sessions of a category, drawn from ``seed``.
+    Adam on the cross-entropy of the cosines with the category's gallery, initialized to the last turn alone; at most
+    ``FITTED`` sessions per category, drawn with ``seed``.
     """
     weights = torch.zeros(features.turns, features.turns)
     weights[:, 0] = 1
@@ -249,7 +249,7 @@ def fitted_weights(features: SessionFeatures, galleries: dict[str, Candidates], 
 
 
 def _loss(weights: Tensor, parts: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> Tensor:
-    """Cross-entropy of the final targets over the galleries, summed over the categories' ``_inner_products``."""
+    """Return the cross-entropy of the final targets over the galleries, summed over ``_inner_products``."""
     loss = torch.zeros(())
     for scores, grams, lengths, targets in parts:
         of = weights[lengths - 1]
@@ -262,7 +262,7 @@ def _loss(weights: Tensor, parts: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -
 def _inner_products(
     features: SessionFeatures, category: str, gallery: Candidates, seed: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of the category's sessions: turns x candidates [S, T, G], turns x turns [S, T, T], lengths, the targets' places."""
+    """Return, for one category: turns x candidates [S, T, G], turns x turns [S, T, T], lengths, target indices."""
     members = [i for i, s in enumerate(features.sessions) if s.category == category and s.target in gallery.index]
     if len(members) > FITTED:
         members = sorted(np.random.default_rng(seed).choice(members, FITTED, replace=False).tolist())

@@ -1,4 +1,4 @@
-"""``leaks``: what the test sessions of a spec share with its train sessions, and how much of each table that touches."""
+"""``leaks``: overlaps of a spec's test sessions with its train sessions, and their share in each table."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NEAR = ("near last pair", "near target")
 
 @dataclass(frozen=True)
 class TableLeak:
-    """How much of a table stands on sessions that a model may have memorised."""
+    """Share of a table's sessions that a model may have memorized."""
 
     table: str
     title: str
@@ -31,14 +31,14 @@ class TableLeak:
     last_pair: int
     any_pair: int
     near_last_pair: int | None
-    separates: bool  # the table has blocks for the sessions without them
+    separates: bool  # the table has blocks without these sessions
 
 
 @dataclass(frozen=True)
 class LeakReport:
-    """``counts``: category or "all" -> overlap -> test sessions that have it; ``n`` of all.
+    """``counts``: category or "all" -> overlap -> number of test sessions with it; ``n``: all test sessions.
 
-    ``curve``: cosine -> test images with a train image of another id at least that near; None without a store.
+    ``curve``: cosine -> test images with a train image of another id at least as similar; None without a store.
     """
 
     dataset: str
@@ -109,9 +109,9 @@ def leak_report(
     threshold: float = 0.98,
     examples: int = 5,
 ) -> LeakReport:
-    """Overlaps of pairs, images and captions; and of near-duplicate images, once the spec has a store.
+    """Count overlaps of pairs, images and captions and, if the spec has a store, of near-duplicate images.
 
-    Raises IncompleteError when the dataset has no test sessions.
+    Raises IncompleteError if the dataset has no test sessions.
     """
     test = dataset.split("test")
     if not test:
@@ -141,7 +141,7 @@ def leak_report(
             row["n"] = row.get("n", 0) + 1
             for name in names:
                 row[name] = row.get(name, 0) + (name in found[session.id])
-    counts["all"] = counts.pop("all")  # last
+    counts["all"] = counts.pop("all")  # move to the end
     if len(counts) == 2:
         counts = {"all": counts["all"]}
     train_images = {i for s in dataset.split("train") for pair in s.pairs for i in pair}
@@ -164,7 +164,7 @@ def leak_report(
 def tables_touched(
     dataset: Dataset, found: Mapping[str, set[str]], scope: Scope = "category", near: bool = False
 ) -> tuple[TableLeak, ...]:
-    """The shipped tables over this dataset, and how many of their sessions have a seen pair."""
+    """Return the shipped tables of this dataset with their numbers of sessions with a seen pair."""
     exposure, touched = pair_exposure(dataset, scope), []
     for name in table_names():
         table = load_table_spec(name)
@@ -186,7 +186,7 @@ def tables_touched(
 
 
 def _features(store: Store, dataset: Dataset) -> dict[str, np.ndarray]:
-    """f_tar of the sessions' images that have one, by image id."""
+    """Return image id -> f_tar for the sessions' images that have one."""
     from manifests.identity import stack_keys
 
     bound = store.catalogue()
@@ -198,7 +198,7 @@ def _features(store: Store, dataset: Dataset) -> dict[str, np.ndarray]:
 
 
 def _curve(dataset: Dataset, vectors: Mapping[str, np.ndarray]) -> dict[float, int]:
-    """Test images that have a train image of another id at least as near, by cosine."""
+    """Return cosine -> number of test images with a train image of another id at least as similar."""
     sides = [
         [i for i in dict.fromkeys(i for s in dataset.split(split) for pair in s.pairs for i in pair) if i in vectors]
         for split in ("test", "train")

@@ -1,4 +1,4 @@
-"""The diagnostics of training as a figure: when the rows of a memory stop being equal, and what follows from it."""
+"""Figure of training diagnostics: when the rows of a memory become unequal, and the effects on addressing."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import Any, NamedTuple
 
 from pipeline.analysis.drawing import DrawingError, new_figure, save_figure
 
-BROKEN = 0.01  # row spread from which the symmetry counts as broken: rows differ by a hundredth of their length
-SMALLEST = 1e-12  # a log axis has no zero
+BROKEN = 0.01  # minimum row spread of a broken symmetry: rows differ by 1% of their length
+SMALLEST = 1e-12  # lower bound, because a log axis has no zero
 
 
 class Diagnosed(NamedTuple):
-    """One run. title: a few words; records: one an epoch, {"epoch": int, **``diagnose(...)``}."""
+    """One run. title: a short label; records: one per epoch, {"epoch": int, **``diagnose(...)``}."""
 
     title: str
     records: Sequence[dict[str, Any]]
 
 
 def spread_by_epoch(records: Sequence[dict[str, Any]]) -> list[list[float]]:
-    """[C][epochs]: the row spread of each memory as the last turn reads it, i.e. after the turn before it."""
+    """Return the row spread of each memory when the last turn reads it (after the turn before), [C][epochs]."""
     stages = len(records[0]["row_spread"])
     return [[r["row_spread"][stage][-2] for r in records] for stage in range(stages)]
 
 
 def broken_at(records: Sequence[dict[str, Any]]) -> list[int | None]:
-    """For each stage the first epoch with a row spread of at least ``BROKEN``; None where it stays below."""
+    """Return the first epoch per stage with a row spread of at least ``BROKEN``; None if there is none."""
     return [
         next((r["epoch"] for r, value in zip(records, values, strict=True) if value >= BROKEN), None)
         for values in spread_by_epoch(records)
@@ -36,10 +36,10 @@ def broken_at(records: Sequence[dict[str, Any]]) -> list[int | None]:
 
 
 def draw_diagnostics(runs: Sequence[Diagnosed], paths: Sequence[Path]) -> None:
-    """One column a run, one line a stage; row spread, entropy of the weights, gradient of the addressing.
+    """Draw one column per run and one line per stage: row spread, entropy of the weights, gradient of the addressing.
 
-    The axes of a row are shared, so that runs can be compared. Raises DrawingError for a run without records or
-    without matplotlib.
+    Plots of a row share their axes, so that runs can be compared. Raises DrawingError for a run without records or if
+    matplotlib is missing.
     """
     for run in runs:
         if not run.records:
@@ -77,7 +77,7 @@ def _column(axes: Sequence[Any], run: Diagnosed) -> None:
         axes[2].plot(epochs, gradient, color=colour, **style)
     axes[0].axhline(BROKEN, color="0.5", lw=0.8, ls=":")
     axes[0].set(yscale="log", title=run.title)
-    axes[2].legend(  # below the column: sixteen stages leave no free corner
+    axes[2].legend(  # below the column: 16 stages leave no free corner
         *axes[0].get_legend_handles_labels(),
         title=f"row spread above {BROKEN:g}",
         loc="upper center",
@@ -103,7 +103,7 @@ def _column(axes: Sequence[Any], run: Diagnosed) -> None:
 
 
 def _colour(stage: int, stages: int) -> tuple[float, ...]:
-    """From light to dark along the cascade, told apart in grey as well."""
+    """Return the color of a stage, from light to dark along the cascade; distinguishable in gray."""
     import matplotlib
 
     return tuple(matplotlib.colormaps["viridis"](0.85 * (1 - stage / max(1, stages - 1))))

@@ -1,4 +1,4 @@
-"""Figures from measured points: the data first, then a drawing of it with matplotlib."""
+"""Figures of measured points: as data, and drawn with matplotlib."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from manifests.schema import Frozen
 from pipeline.analysis.protocol import RunSummary, protocol_notes
 
 SUFFIXES = (".png", ".svg", ".pdf")
-# A ramp from light to dark: C is ordered. All are told apart in grey as well.
+# A ramp from light to dark, because C is ordered; distinguishable in gray.
 COLOURS = ("#9ecae1", "#56a0d3", "#2b7bba", "#135293", "#08244f", "#000000")
 
 
 class PlotError(FashionNTMError):
-    """Nothing to draw, or no library to draw with."""
+    """There is nothing to draw, or matplotlib is missing."""
 
 
 class ScatterPoint(Frozen):
-    """One configuration. ``command`` measures what it lacks; a point that lacks something is not drawn."""
+    """One configuration. ``command`` measures its missing values; incomplete points are not drawn."""
 
     label: str
     series: int | float | str
     size: int | float | str
     recall: float | None = None  # mean over the seeds, in percent
     std: float | None = None
-    milliseconds: float | None = None  # median for one session
+    milliseconds: float | None = None  # median, for one session
     low: float | None = None  # quartiles
     high: float | None = None
     seeds: tuple[int, ...] = ()
@@ -45,7 +45,7 @@ class ScatterPoint(Frozen):
 
 
 class Scatter(Frozen):
-    """A figure as data."""
+    """Data of a scatter figure."""
 
     title: str
     x: str
@@ -64,7 +64,7 @@ def scatter_point(
     timing: Mapping[str, float],
     command: str = "",
 ) -> ScatterPoint:
-    """A point from its runs (one a seed) and its measured time; what is missing stays empty."""
+    """Return a point from its runs (one per seed) and its measured time; missing values stay empty."""
     values = [v for run in runs if (v := run.value(spec.subset, spec.category, spec.metric)) is not None]
     return ScatterPoint(
         label=label,
@@ -85,7 +85,7 @@ def scatter_point(
 def scatter(
     spec: FigureSpec, points: Sequence[ScatterPoint], runs: Sequence[RunSummary], timing: Mapping[str, Any]
 ) -> Scatter:
-    """The figure's data. ``runs`` and ``timing`` (``ablation.timing``) give the notes on how it was measured."""
+    """Return the figure's data. ``runs`` and ``timing`` (``ablation.timing``) provide the notes on the measurement."""
     metric = "mean of R@5 and R@8" if spec.metric == "mean" else spec.metric
     notes = list(protocol_notes(runs))
     if timing.get("runs"):
@@ -105,7 +105,7 @@ def scatter(
 
 
 def figure_csv(figure: Scatter) -> str:
-    """One line a point, with everything it carries; lists are separated by spaces."""
+    """Return CSV with one line per point and all of its fields; list items are separated by spaces."""
     text = io.StringIO()
     writer = csv.DictWriter(text, tuple(ScatterPoint.model_fields), lineterminator="\n")
     writer.writeheader()
@@ -120,7 +120,7 @@ def figure_json(figure: Scatter) -> str:
 
 
 def draw(figure: Scatter, folder: Path, name: str) -> list[Path]:
-    """Draw the points that are whole, as PNG, SVG and PDF; the files written. Raises PlotError."""
+    """Draw the complete points as PNG, SVG and PDF and return the files. Raises PlotError."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -178,7 +178,7 @@ def draw(figure: Scatter, folder: Path, name: str) -> list[Path]:
     written = []
     for suffix in SUFFIXES:
         path = folder / f"{name}{suffix}"
-        # no date in the file: the same data gives the same bytes
+        # no date in the file: equal data gives equal bytes
         stamp = {"CreationDate": None} if suffix == ".pdf" else {"Date": None} if suffix == ".svg" else {}
         drawing.savefig(path, dpi=160, metadata=stamp)
         written.append(path)

@@ -1,4 +1,4 @@
-"""What a run's summary must tell a table, and the footnotes that say how its numbers were measured."""
+"""Run summaries as tables read them, and the footnotes on the evaluation protocol."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from manifests.errors import FashionNTMError
 
-SHORT = 12  # digits of a fingerprint or run id that people read
-_NAMED = 5  # skipped sessions named in a footnote; all of them are in the run's summary
+SHORT = 12  # displayed digits of a fingerprint or run id
+_NAMED = 5  # skipped sessions named in a footnote; the run's summary has all
 SPREAD = "Mean ± standard deviation over seeds, in percent; a value without ± is of one run."
 
 
 class TableError(FashionNTMError, ValueError):
-    """Runs that may not share a cell, or a summary that lacks what a table has to state."""
+    """Runs cannot share a cell, or a summary lacks fields that a table must state."""
 
 
 class GalleryFacts(BaseModel):
@@ -25,13 +25,13 @@ class GalleryFacts(BaseModel):
 
 
 class RunSummary(BaseModel):
-    """The keys of ``Evaluation.summary`` that tables read; further keys are allowed."""
+    """Keys of ``Evaluation.summary`` that tables read; further keys are allowed."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     run: str
     model: str
-    seed: int | None  # None: a method without randomness
+    seed: int | None  # None: deterministic method
     store: str
     dataset: str
     extractor: str
@@ -44,10 +44,10 @@ class RunSummary(BaseModel):
     sessions: int
     skipped: dict[str, str] = Field(default_factory=dict)
     galleries: dict[str, GalleryFacts]
-    results: str = ""  # its results.h5, where the ranks of all sessions are
+    results: str = ""  # its results.h5 with the ranks of all sessions
 
     def value(self, subset: str, category: str, metric: str) -> float | None:
-        """The metric in percent; None where the run has no session."""
+        """Return the metric in percent; None if the run has no session."""
         return self.metrics.get(subset, {}).get(category, {}).get(metric)
 
     def count(self, subset: str) -> int:
@@ -55,9 +55,9 @@ class RunSummary(BaseModel):
 
 
 def read_runs(model: str, summaries: Iterable[Mapping[str, Any]]) -> list[RunSummary]:
-    """Summaries of one row's runs in the order of their seeds.
+    """Return the summaries of one row's runs, ordered by seed.
 
-    Raises TableError for a missing key, two runs of one seed, or runs of different stores: their mean means nothing.
+    Raises TableError for a missing key, two runs of one seed, or runs of different stores, which cannot be averaged.
     """
     found = [_read(model, summary) for summary in summaries]
     runs = sorted(found, key=lambda run: -1 if run.seed is None else run.seed)
@@ -81,7 +81,7 @@ def _read(model: str, summary: Mapping[str, Any]) -> RunSummary:
 
 
 def protocol_notes(runs: Sequence[RunSummary]) -> list[str]:
-    """One sentence for each thing a reader must know about ``runs``; none when there are no runs."""
+    """Return the sentences on the protocol of ``runs`` that a reader must know; none without runs."""
     if not runs:
         return []
     return [*_gallery_notes(runs), *_averaging(runs), *_extractors(runs), SPREAD, *_skipped(runs)]

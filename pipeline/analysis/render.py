@@ -1,4 +1,4 @@
-"""One ``Table`` as Markdown, LaTeX (booktabs), CSV or JSON."""
+"""Rendering of a ``Table`` as Markdown, LaTeX (booktabs), CSV or JSON."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ CSV_FIELDS = (
 
 
 def render(table: Table, form: str) -> str:
-    """The table as text, ending in a newline. Raises ManifestError for an unknown format."""
+    """Return the table as text ending in a newline. Raises ManifestError for an unknown format."""
     if form not in FORMATS:
         raise ManifestError([Problem("--format", form, "no such format", nearest(form, FORMATS))])
     return FORMATS[form](table)
 
 
 def value_text(cell: Cell, column: Column) -> str:
-    """``32.7 ± 0.4``, ``32.7`` for one seed, ``6,897`` for a count, a dash for an empty cell."""
+    """Format a cell: ``32.7 ± 0.4``, ``32.7`` for one seed, ``6,897`` for a count, a dash if empty."""
     if cell.value is None:
         return EMPTY
     if column.kind == "count":
@@ -40,7 +40,7 @@ def value_text(cell: Cell, column: Column) -> str:
 
 
 def paper_text(cell: Cell, column: Column) -> str:
-    """The paper's value and the difference: ``47.4 (-14.7)``; a count that matches has a tick: ``6,897 ✓``."""
+    """Format the paper's value and the difference: ``47.4 (-14.7)``; a matching count: ``6,897 ✓``."""
     if cell.paper is None:
         return ""
     if column.kind == "count":
@@ -51,7 +51,7 @@ def paper_text(cell: Cell, column: Column) -> str:
 
 
 def lines_of(block: Block, columns: tuple[Column, ...]) -> Iterator[tuple[Row, bool, list[str]]]:
-    """Each line of a block as (row, whether it is the paper's line, cell texts)."""
+    """Yield each line of a block as (row, whether it is the paper's line, cell texts)."""
     for row in block.rows:
         cells = list(zip(row.cells, columns, strict=True))
         yield row, False, [value_text(*pair) for pair in cells]
@@ -60,7 +60,7 @@ def lines_of(block: Block, columns: tuple[Column, ...]) -> Iterator[tuple[Row, b
 
 
 def to_markdown(table: Table) -> str:
-    """A GitHub table with aligned columns; under it the footnotes, the runs, and the commands of empty cells."""
+    """Return a GitHub table with aligned columns, followed by footnotes, runs, and commands for empty cells."""
     header = ["", *(" ".join(filter(None, [c.group, c.label])) for c in table.columns)]
     body: list[list[str]] = []
     for block in table.blocks:
@@ -115,13 +115,13 @@ _LATEX = {
 
 
 def latex_text(text: str) -> str:
-    """Text that LaTeX prints as it stands; a minus before a number is set as a minus."""
+    """Escape text for LaTeX; a hyphen before a number becomes a minus sign."""
     escaped = "".join(_LATEX.get(character, character) for character in text)
     return re.sub(r"(?<=\()-(?=\d)|^-(?=\d)|(?<= )-(?= ?\d)", "$-$", escaped)
 
 
 def to_latex(table: Table) -> str:
-    """A ``table`` environment for ``\\usepackage{booktabs}``; runs and commands follow as comments."""
+    """Return a ``table`` environment for ``\\usepackage{booktabs}``; runs and commands follow as comments."""
     width = len(table.columns) + 1
     spans, rules, at = [], [], 2
     for group, members in groupby(table.columns, key=lambda c: c.group):
@@ -162,7 +162,7 @@ def to_latex(table: Table) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """One line for each cell, with everything it carries, at full precision; lists are separated by spaces."""
+    """Return CSV with one line per cell and all of its fields at full precision; list items are separated by spaces."""
     text = io.StringIO()
     writer = csv.DictWriter(text, CSV_FIELDS, lineterminator="\n")
     writer.writeheader()
@@ -178,7 +178,7 @@ def to_csv(table: Table) -> str:
 
 
 def to_json(table: Table) -> str:
-    """The whole table, the paper's rows without a model here included. ``Table.model_validate_json`` reads it back."""
+    """Return the whole table, with the paper's rows that have no model here. Inverse: ``Table.model_validate_json``."""
     return table.model_dump_json(indent=2) + "\n"
 
 

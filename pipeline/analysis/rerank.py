@@ -1,4 +1,4 @@
-"""Parts that act at retrieval time, on finished runs: must-have / must-avoid re-ranking and a relevance cut-off."""
+"""Retrieval-time components on finished runs: must-have / must-avoid re-ranking and a relevance cutoff."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ HAVE_GRID, AVOID_GRID = (0.0, 0.05, 0.1, 0.2, 0.3), (0.0, 0.05, 0.1, 0.2)
 
 @dataclass(frozen=True)
 class Weights:
-    """``top`` candidates are re-ranked; a weight of None is chosen on the validation sessions."""
+    """Re-ranking options: ``top`` candidates are re-ranked; a weight of None is chosen on validation sessions."""
 
     top: int = 50
     have: float | None = None
     avoid: float | None = None
-    keep: float = 0.9  # share of the validation targets that the cut-off keeps
+    keep: float = 0.9  # share of the validation targets that the cutoff keeps
 
 
 @dataclass(frozen=True)
 class _Group:
-    """One category's sessions. rows: int64 [n] among all; have, avoid: float32 [n, G], each session's constraints."""
+    """Sessions of one category. rows: their indices, int64 [n]; have, avoid: constraint scores, float32 [n, G]."""
 
     rows: np.ndarray
     gallery: Candidates
@@ -51,10 +51,10 @@ class _Group:
 
 @dataclass
 class Reranker:
-    """The sessions of a spec with what they ask for and what they have moved on from, loaded once for all runs.
+    """Sessions of a spec with their must-have and must-avoid constraints, loaded once for all runs.
 
-    Must have: the text rows of the session's feedback. Must avoid: the image rows of its reference images, which the
-    user has asked to change. Both are compared with the candidates' image rows, all from the extractor's own towers.
+    Must have: text rows of the session's feedback. Must avoid: image rows of its reference images, which the user asked
+    to change. Both are compared with the candidates' image rows; all rows are from the extractor's towers.
     """
 
     stage: Experiment
@@ -71,7 +71,7 @@ class Reranker:
             raise IncompleteError("re-ranking is fitted on validation sessions: set validation.fraction, e.g. 0.1")
 
     def groups(self, part: str) -> list[_Group]:
-        """``part``: "validation" (gallery: the targets of the category's validation sessions) or "test"."""
+        """Return the groups of ``part``: "validation" (gallery: that split's targets of the category) or "test"."""
         if part not in self._groups:
             features = self.stage.test if part == "test" else self.stage.parts[1]
             galleries = self.stage.candidates if part == "test" else self._own_targets(features.sessions)
@@ -102,7 +102,7 @@ class Reranker:
         )
 
     def _rows(self, table: str, keys: Sequence[Sequence[bytes]]) -> np.ndarray:
-        """float32 [len(keys), longest, E]; shorter lists are padded with their last row."""
+        """Return rows as float32 [len(keys), longest, E]; shorter lists are padded with their last row."""
         longest = max((len(k) for k in keys), default=1)
         flat = [k[min(n, len(k) - 1)] for k in keys for n in range(longest)]
         rows = self.backbone.find(table, stack_keys(flat)) if flat else np.empty(0, dtype=np.int64)
@@ -110,7 +110,7 @@ class Reranker:
         return found.reshape(len(keys), longest, self.backbone.tables[table].dim)
 
     def scores(self, model: MemoryModel, part: str) -> list[np.ndarray]:
-        """[n, G] of each group."""
+        """Return the model's scores [n, G] of each group."""
         features = self.stage.test if part == "test" else self.stage.parts[1]
         return [
             score(model, features.subset(g.rows.tolist()), torch.from_numpy(g.gallery.features).to(features.device))
@@ -120,7 +120,7 @@ class Reranker:
         ]
 
     def ranks(self, scores: Sequence[np.ndarray], part: str, top: int, have: float, avoid: float) -> np.ndarray:
-        """int64, the rank of every session's target after re-ranking, in the order of the groups."""
+        """Return the target rank of every session after re-ranking, int64, in group order."""
         found = []
         for group, given in zip(self.groups(part), scores, strict=True):
             new = rerank(given, group.have, group.avoid, top, have, avoid) if have or avoid else given
@@ -128,7 +128,7 @@ class Reranker:
         return np.concatenate(found)
 
     def report(self, run: Run, weights: Weights) -> dict[str, Any]:
-        """Recall of one finished run before and after, and what a cut-off fitted on validation does to the test lists.
+        """Return the recall of a finished run before and after, and the test effect of a cutoff fitted on validation.
 
         Raises IncompleteError for a run that is not trained.
         """
@@ -146,7 +146,7 @@ class Reranker:
             return metrics_of(self.ranks(validation, "validation", weights.top, *pair), (5, 8))["mean"]
 
         tried = {pair: gain(pair) for pair in grid}
-        have, avoid = max(tried, key=lambda p: (tried[p], -p[0] - p[1]))  # on a tie, the least
+        have, avoid = max(tried, key=lambda p: (tried[p], -p[0] - p[1]))  # ties: the smallest weights
         plain, after = (self.ranks(test, "test", weights.top, *p) for p in ((0.0, 0.0), (have, avoid)))
         return {
             "model": run.model,
@@ -193,9 +193,9 @@ def rerank_spec(
     device: str = "auto",
     log: Log = silent,
 ) -> list[dict[str, Any]]:
-    """``Reranker.report`` of every finished run asked for; those not trained yet are named in the log.
+    """Return ``Reranker.report`` of every finished requested run; log those not trained yet.
 
-    Raises IncompleteError when none of them is trained, or there are no validation sessions or towers.
+    Raises IncompleteError if none is trained, or if there are no validation sessions or towers.
     """
     stage = Experiment(spec, dataset, workspace, device, log)
     reranker = Reranker(stage, workspace.backbone(spec, dataset))
@@ -203,7 +203,7 @@ def rerank_spec(
 
 
 def reports_text(reports: Sequence[dict[str, Any]]) -> str:
-    """A few lines a run."""
+    """Format the reports, a few lines per run."""
     lines = []
     for r in reports:
         name = f"{r['model']} seed {r['seed']}"

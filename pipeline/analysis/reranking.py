@@ -1,6 +1,6 @@
-"""At retrieval time: what must be there and what must not re-ranks the head of a list; a cut-off may empty it.
+"""Must-have / must-avoid re-ranking of the top candidates, and a relevance cutoff that may reject all candidates.
 
-All on cached features: scores of a memory model, text rows of the extractor's text tower and its image rows.
+Both use cached features: scores of a memory model, and text and image rows of the extractor's towers.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from manifests.errors import FashionNTMError
 
 
 class RerankingError(FashionNTMError, ValueError):
-    """Arrays that do not fit each other, or a request that has no meaning."""
+    """Array shapes do not match, or an option is out of range."""
 
 
 def constraint_scores(texts: np.ndarray, lengths: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """How well each candidate meets each session's constraints: the mean cosine over them.
+    """Return the mean cosine of each candidate with each session's constraints.
 
     Args:
-        texts: [S, N, E], text rows; lengths: int [S], how many of them a session has (0: no constraint, score 0).
-        candidates: [G, E], rows of the image tower, in the space of the text rows.
+        texts: [S, N, E], text rows; lengths: int [S], number of text rows per session (0: no constraint, score 0).
+        candidates: [G, E], rows of the image tower, in the embedding space of the text rows.
 
     Returns:
         float32 [S, G].
@@ -47,16 +47,16 @@ def rerank(
     have_weight: float = 0.2,
     avoid_weight: float = 0.2,
 ) -> np.ndarray:
-    """Re-rank the ``top`` candidates of each session in the manner of SoFT; the others stay behind them, in order.
+    """Re-rank the ``top`` candidates of each session as in SoFT; the others follow in their original order.
 
-    The new score of a head candidate is score + have_weight * must_have - avoid_weight * must_avoid.
+    The new score of a top candidate is score + have_weight * must_have - avoid_weight * must_avoid.
 
     Args:
         scores: [S, G], higher is better, e.g. cosines. must_have, must_avoid: [S, G] as ``constraint_scores`` gives.
 
     Returns:
-        float32 [S, G]: scores for ``score_ranks``. Candidates that tie at the border of the head are all in it, so
-        that no order among equals decides.
+        float32 [S, G]: scores for ``score_ranks``. All candidates that tie with the last re-ranked one are re-ranked,
+        so that the order of ties has no effect.
     """
     if top < 1:
         raise RerankingError(f"top = {top}: re-rank at least one candidate")
@@ -71,7 +71,7 @@ def rerank(
         new += have_weight * must_have
     if must_avoid is not None:
         new -= avoid_weight * must_avoid
-    # The whole tail moves below the lowest of the head, which keeps its own order.
+    # Moves the whole tail below the lowest top candidate; the order within the tail is unchanged.
     lowest = np.where(head, new, np.inf).min(1, keepdims=True)
     highest = np.where(head, -np.inf, scores).max(1, keepdims=True)
     drop = np.where(np.isfinite(highest), np.maximum(0, highest - lowest + 1), 0)
@@ -80,11 +80,11 @@ def rerank(
 
 @dataclass(frozen=True)
 class RelevanceCutoff:
-    """A map of each session's scores to probabilities of relevance, and one threshold for all (a Cosine Adapter).
+    """Map from a session's scores to probabilities of relevance, with one global threshold (Cosine Adapter).
 
-    p = sigmoid(a(q) * cos + b(q)), a(q) = softplus(w_a'q + c_a), b(q) = w_b'q + c_b: a cosine means as much as the
-    query makes it mean. Scores keep their order within a session. "Nothing is relevant" is an answer: no candidate
-    reaches the threshold.
+    p = sigmoid(a(q) * cos + b(q)), a(q) = softplus(w_a'q + c_a), b(q) = w_b'q + c_b: scale and offset of the cosine
+    depend on the query. The order of scores within a session is unchanged. If no candidate is above the threshold, the
+    answer is empty.
     """
 
     weight: Tensor  # [2, D]
@@ -92,30 +92,30 @@ class RelevanceCutoff:
     threshold: float
 
     def probabilities(self, queries: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """f'_qry [S, D] and its cosines [S, G] -> float32 [S, G] in (0, 1)."""
+        """Return probabilities, float32 [S, G] in (0, 1), of f'_qry [S, D] and its cosines [S, G]."""
         unit = F.normalize(torch.from_numpy(np.asarray(queries, dtype=np.float32)), dim=-1)
         logits = _logits(self.weight, self.bias, unit, torch.from_numpy(np.asarray(scores, dtype=np.float32)))
         return torch.sigmoid(logits).numpy()
 
     def keeps(self, queries: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """bool [S, G]: candidates that stay in the answer."""
+        """Return the mask of candidates kept in the answer, bool [S, G]."""
         return self.probabilities(queries, scores) >= self.threshold
 
 
 def fit_cutoff(
     queries: np.ndarray, scores: np.ndarray, target_index: np.ndarray, recall: float = 0.9, steps: int = 300
 ) -> RelevanceCutoff:
-    """Fit the map on sessions with known targets, and set the threshold that keeps ``recall`` of their targets.
+    """Fit the map on sessions with known targets, and set the threshold that keeps ``recall`` of the targets.
 
-    Binary cross-entropy, the target against all other candidates at equal weight in sum; L-BFGS is not needed for so
-    few parameters: Adam, full batch, the same result every time. Fit on validation sessions, never on test sessions.
+    Loss: binary cross-entropy; the target and all other candidates together have equal weight. Full-batch Adam, which
+    is deterministic, suffices for so few parameters. Fit on validation sessions, never on test sessions.
 
     Args:
         queries: [S, D], f'_qry(N). scores: [S, G], their cosines. target_index: int [S].
         recall: share of the targets that the threshold keeps, 0 to 1.
 
     Raises:
-        RerankingError: shapes that do not fit, no session, or ``recall`` outside (0, 1].
+        RerankingError: mismatched shapes, no session, or ``recall`` outside (0, 1].
     """
     if not 0 < recall <= 1:
         raise RerankingError(f"recall = {recall}: give the share of targets to keep, above 0 and at most 1")
@@ -145,7 +145,7 @@ def fit_cutoff(
 
 
 def cutoff_report(kept: np.ndarray, target_index: np.ndarray) -> dict[str, float]:
-    """In percent: sessions whose target is kept, and those with an empty answer; and the mean number of candidates."""
+    """Return percentages of sessions with kept target and with empty answer, and the mean number of candidates."""
     own = np.take_along_axis(kept, np.asarray(target_index, dtype=np.int64)[:, None], axis=1)
     return {
         "target kept": 100.0 * float(own.mean()),

@@ -1,4 +1,4 @@
-"""Intervals and statements of significance for the rows of a table, from the ranks that its runs left."""
+"""Intervals and significance statements for the rows of a table, from the ranks of its runs."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ from pipeline.evaluation.significance import (
     strata_of,
 )
 
-FEWEST = 20  # sessions; a bootstrap of fewer says little
+FEWEST = 20  # minimum number of sessions for a bootstrap
 
 
 class _Method(NamedTuple):
-    """One row: the ranks of its runs int [seeds, S] over the same sessions, and one of its evaluations."""
+    """One row: ranks of its runs on the same sessions, int [seeds, S], and one of its evaluations."""
 
     ranks: np.ndarray
     about: Evaluation
 
     def values(self, metric: str) -> np.ndarray:
-        """float64 [S]: the mean over seeds of what each session adds to the metric."""
+        """Return the per-session values of the metric, averaged over seeds, float64 [S]."""
         return session_values(self.ranks, metric).mean(axis=0)
 
 
 class Resampled:
-    """Bootstrap of the rows of one table. Rows whose runs name no results file have no interval and no statement."""
+    """Bootstrap of the rows of one table. Rows whose runs name no results file get no interval and no statement."""
 
     def __init__(self, runs: Mapping[str, Sequence[RunSummary]], fixed: Collection[str] = ()):
-        """``runs`` by row; ``fixed``: the rows of methods without randomness, which have one run for all seeds."""
+        """Set up from ``runs`` by row; ``fixed``: rows of deterministic methods, with one run for all seeds."""
         self.runs, self.fixed = runs, fixed
         self._draws: dict[tuple[str, str], dict[tuple[str, str], np.ndarray]] = {}
 
@@ -60,14 +60,14 @@ class Resampled:
         return found
 
     def interval(self, row: str, subset: str, category: str, metric: str) -> tuple[float, float] | None:
-        """95% interval of a cell's mean over seeds, or None."""
+        """Return the 95% interval of a cell's mean over seeds, or None."""
         drawn = self._drawn(subset, metric).get((row, category))
         return None if drawn is None else interval(drawn)
 
     def _drawn(self, subset: str, metric: str) -> dict[tuple[str, str], np.ndarray]:
-        """Resampled values [resamples] by (row, category or "overall").
+        """Return resampled values [resamples] by (row, category or "overall").
 
-        Rows over the same sessions share their draws, so that their differences are paired.
+        Rows over the same sessions share their draws, so their differences are paired.
         """
         key = (subset, metric)
         if key not in self._draws:
@@ -94,7 +94,7 @@ class Resampled:
         return {(name, c): drawn[:, n] for c, drawn in parts.items() for n, name in enumerate(names)}
 
     def statements(self, spec: ResultsTable, labels: Mapping[str, str]) -> tuple[str, tuple[Statement, ...]]:
-        """(how was tested, the tested row against every other one in every block), Holm-corrected within a block."""
+        """Return (test description, tests of the tested row against all others per block, Holm-corrected per block)."""
         made: list[Statement] = []
         others = [name for name in labels if name != spec.tested and (not spec.against or name in spec.against)]
         for block in spec.blocks:
@@ -136,7 +136,7 @@ class Resampled:
             member = first.about.subsets[subset]
             gap = first.values(metric)[member] - second.values(metric)[member]
             resampled = drawn[a, OVERALL] - drawn[b, OVERALL]
-        else:  # sessions that one of them skipped are left out of the comparison
+        else:  # compare only sessions that both ranked
             common = set(other)
             mine = [n for n, i in enumerate(one) if i in common and first.about.subsets[subset][n]]
             place = {i: n for n, i in enumerate(other)}
@@ -161,7 +161,7 @@ class Resampled:
         }
 
     def _seeds(self, a: str, b: str, subset: str, metric: str) -> dict[str, object]:
-        """The test over seeds; a method of one run without randomness stands against every seed of the other."""
+        """Return the test over seeds; the run of a deterministic method is paired with every seed of the other."""
         one = {run.seed: run.value(subset, OVERALL, metric) for run in self.runs[a]}
         other = {run.seed: run.value(subset, OVERALL, metric) for run in self.runs[b]}
         fixed_one, fixed_other = a in self.fixed, b in self.fixed

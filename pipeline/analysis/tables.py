@@ -1,4 +1,4 @@
-"""Fills table specs with what was measured."""
+"""Tables filled from table specs and measured results."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def build_results_table(
     seeds: Sequence[int] = (),
     command: str | Fill = FILL,
 ) -> Table:
-    """Fill ``spec`` with the runs there are.
+    """Fill ``spec`` with the existing runs.
 
     Args:
-        find_runs: (row, seeds) -> summaries (``Evaluation.summary`` with the run's facts) of those that exist. Where a
-            summary names its ``results`` file, cells get intervals and the tested row its statements.
-        known: names of the registered memory models; optional rows of other models are left out.
-        run: the run spec as the user would name it, where it is not the table's own.
-        seeds: the seeds wanted, where they are not the table's own.
-        command: what fills a cell: a template with {run}, {model} and {seeds}, or (row, missing seeds) -> command.
+        find_runs: (row, seeds) -> existing summaries (``Evaluation.summary`` with the run's facts). If summaries name
+            their ``results`` files, cells get intervals and the tested row gets statements.
+        known: names of the registered memory models; optional rows of other models are omitted.
+        run: name of the run spec on the command line, if it is not the table's own.
+        seeds: requested seeds, if they are not the table's own.
+        command: fills a cell: a template with {run}, {model} and {seeds}, or (row, missing seeds) -> command.
 
     Raises:
-        TableError: runs that may not share a cell, or an incomplete summary.
+        TableError: runs that cannot share a cell, or an incomplete summary.
     """
     wanted = tuple(seeds) or spec.seeds
     found: dict[str, list[RunSummary]] = {}
@@ -116,7 +116,7 @@ def build_results_table(
 
 
 def _change(cell: Cell, base: Cell, itself: bool) -> Cell:
-    """The change of ``cell`` against ``base`` in percent of it, as a cell. A row against itself has none."""
+    """Return the change of ``cell`` relative to ``base`` in percent, as a cell; empty for the base row itself."""
     empty = {"value": None, "std": None, "difference": None, "low": None, "high": None}
     if itself or cell.value is None or not base.value:
         note = ""
@@ -135,7 +135,7 @@ def _change(cell: Cell, base: Cell, itself: bool) -> Cell:
 
 
 def build_dataset_table(spec: DatasetTable, dataset_by_name: Mapping[str, Dataset], *, command: str = READ) -> Table:
-    """Count the sessions and images of the datasets given (paper Table 1); the others keep empty cells."""
+    """Count sessions and images of the given datasets (paper Table 1); other datasets keep empty cells."""
     blocks, notes, printed = [], [], any(entry.paper for entry in spec.datasets)
     for entry in spec.datasets:
         dataset = dataset_by_name.get(entry.key)
@@ -163,7 +163,7 @@ def build_dataset_table(spec: DatasetTable, dataset_by_name: Mapping[str, Datase
 
 
 def seed_text(seeds: Sequence[int]) -> str:
-    """Seeds as the command line takes them: ``0..4`` for a run of numbers, else ``0,2,5``."""
+    """Format seeds for the command line: ``0..4`` for consecutive numbers, else ``0,2,5``."""
     if len(seeds) > 1 and list(seeds) == list(range(seeds[0], seeds[-1] + 1)):
         return f"{seeds[0]}..{seeds[-1]}"
     return ",".join(map(str, seeds))
@@ -206,7 +206,7 @@ def _paper_notes(printed: bool, omitted: Sequence[RowSpec] = ()) -> list[str]:
 
 
 def _groups(runs: Sequence[RunSummary], spec: ResultsTable) -> tuple[ColumnGroup, ...]:
-    """One column group for each category that the runs have, and the overall one."""
+    """Return one column group per category of the runs, and the overall one."""
     names = dict.fromkeys(name for run in runs for name in run.metrics.get("all", {}) if name != OVERALL)
     groups = [ColumnGroup(category=name, label=name.capitalize(), metrics=spec.metrics) for name in names]
     last = ColumnGroup(category=OVERALL, label="Overall", metrics=tuple(dict.fromkeys((*spec.metrics, "mean"))))
@@ -223,7 +223,7 @@ def _sessions(runs: Sequence[RunSummary], subset: str) -> str:
 
 
 def _counts(dataset: Dataset, split: Literal["train", "test"], turns: Sequence[int]) -> dict[str, int]:
-    """Counts by column; none where the split has no sessions, or no galleries: an absent part was not counted."""
+    """Return counts by column; empty if the split has no sessions or no galleries, because it was not counted."""
     sessions, images = dataset.turn_counts(split), dataset.gallery_images(split)
     found = {str(n): sessions.get(n, 0) for n in turns} if sessions else {}
     return found | ({"images": images} if images else {})

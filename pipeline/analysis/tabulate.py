@@ -1,4 +1,4 @@
-"""The paper's tables from the runs that there are: finds each row's runs by what they are, never by when or where."""
+"""The paper's tables from the existing runs, which are matched by configuration."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def paper_table(
     options: Sequence[str] = (),
     seeds: Sequence[int] = (),
 ) -> str:
-    """Table ``name`` of the paper as text in ``form``. Datasets that are not in ``data`` leave empty cells."""
+    """Return table ``name`` of the paper as text in ``form``. Datasets missing from ``data`` leave empty cells."""
     from pipeline.analysis.render import render
 
     return render(build_table(name, spec_name, overrides, data, out, options, seeds), form)
@@ -47,7 +47,7 @@ def build_table(
     options: Sequence[str] = (),
     seeds: Sequence[int] = (),
 ) -> Any:
-    """The table as data. ``options``: words that printed commands repeat (``--data DIR``, ...)."""
+    """Return the table as data. ``options``: words repeated in printed commands (``--data DIR``, ...)."""
     from pipeline.analysis.tables import FILL, build_dataset_table, build_results_table
     from pipeline.training.models import models as registry
 
@@ -76,7 +76,7 @@ def build_table(
 
 
 def filled_from(table: ResultsTable, spec: RunSpec, given: str) -> ResultsTable:
-    """The table as another run spec fills it: its title says so, and on another dataset the paper's values go."""
+    """Return the table for another run spec: its title names it; for another dataset the paper's values are removed."""
     if not given or given == table.run:
         return table
     changes: dict[str, Any] = {"title": f"{table.title} (filled from run spec {spec.name})"}
@@ -89,7 +89,7 @@ def filled_from(table: ResultsTable, spec: RunSpec, given: str) -> ResultsTable:
 
 
 class Filler:
-    """The command that fills a row of a table: the point of the table's ablation that is this row."""
+    """Commands that fill table rows: each runs the matching point of the table's ablation."""
 
     def __init__(self, table: ResultsTable, spec: RunSpec, run: str, options: Sequence[str] = ()):
         self.table, self.spec, self.run, self.options = table, spec, run, list(options)
@@ -108,7 +108,7 @@ class Filler:
 
 
 def point_of(ablation: AblationSpec, spec: RunSpec, row: RowSpec) -> int | None:
-    """The number of the point that is the same run as the row, with the views that the row needs; or None."""
+    """Return the number of the point with the row's run and the views that the row needs, or None."""
     wanted = make_run(spec, row.model, 0, row.options, row.training)
     for point in ablation.points():
         if make_run(spec, point.model, 0, point.options, point.training) == wanted:
@@ -117,16 +117,16 @@ def point_of(ablation: AblationSpec, spec: RunSpec, row: RowSpec) -> int | None:
 
 
 class RunFinder:
-    """Finds the evaluated runs of a spec, exactly those that its present options identify."""
+    """Lookup of evaluated runs of a spec, exactly those identified by its present options."""
 
     def __init__(self, spec: RunSpec, data: Path, workspace: Workspace, table: ResultsTable, seeds: Sequence[int] = ()):
         self.spec, self.data, self.workspace, self.table, self.seeds = spec, data, workspace, table, tuple(seeds)
-        self.shown: list[str] = []  # one line for each row that shows other seeds than were asked for
-        self.stale: list[str] = []  # one line for each run or step that is of other data than the spec names now
+        self.shown: list[str] = []  # one line per row with other seeds than requested
+        self.stale: list[str] = []  # one line per run or step of other data than the spec's present data
 
     @cached_property
     def stage(self) -> Experiment | None:
-        """None while there is no current store for the spec: then no current run of it can exist either."""
+        """Return the experiment, or None without a current store, in which case no current run can exist."""
         if self.workspace.note(self.spec) is None:
             return None
         try:

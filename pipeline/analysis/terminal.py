@@ -1,4 +1,4 @@
-"""A ``Table`` for people at a terminal, as plain text."""
+"""Plain-text rendering of a ``Table`` for a terminal."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _GAP = 2  # spaces between columns
 
 
 def terminal_lines(table: Table, width: int) -> list[tuple[str, str]]:
-    """(line, rich style) for a terminal of ``width`` columns. What does not fit beside the labels follows below them.
+    """Return (line, rich style) for a terminal of ``width`` columns; columns that do not fit follow below.
 
-    A number is never cut or left out: where even one column is too wide, the line is longer than ``width``.
+    Numbers are never truncated or omitted: if a single column is too wide, the line exceeds ``width``.
     """
     bodies = [(block.title, list(lines_of(block, table.columns))) for block in table.blocks]
     texts = [texts for _, body in bodies for _, _, texts in body]
@@ -38,7 +38,7 @@ def terminal_lines(table: Table, width: int) -> list[tuple[str, str]]:
 
 
 def _parts(columns: tuple[Column, ...], widths: list[int], room: int) -> list[list[int]]:
-    """Column numbers that fit into ``room`` together, in order; a group stays whole if it fits at all."""
+    """Return column indices in parts that fit into ``room``, in order; a group stays together if it fits."""
     parts: list[list[int]] = [[]]
     for _, members in groupby(range(len(columns)), key=lambda n: columns[n].group):
         group = list(members)
@@ -61,5 +61,5 @@ def _header(columns: tuple[Column, ...], widths: list[int], part: list[int], fir
 
 
 def to_text(table: Table, width: int = 100) -> str:
-    """Plain text for a terminal of ``width`` columns, ending in a newline."""
+    """Return plain text for a terminal of ``width`` columns, ending in a newline."""
     return "\n".join(line for line, _ in terminal_lines(table, width)) + "\n"

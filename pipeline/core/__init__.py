@@ -1,1 +1,1 @@
-"""What every stage uses: the output folder, devices, threads. Imports no stage but in type annotations."""
+"""Shared by all stages: the output folder, devices, threads. Imports of stages are for type annotations only."""

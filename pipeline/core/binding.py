@@ -1,7 +1,7 @@
-"""Records the content that stage 1 read for a spec, and checks the spec's data and model files against that record.
+"""Record of the content that stage 1 read for a spec, and checks of data and model files against it.
 
-A binding maps each image id of a dataset to its content key (16 bytes). It belongs to one extraction of one dataset, not
-to a dataset's name: two folders under one name have two bindings. Stage 2 reads rows through it alone.
+A binding maps each image id of a dataset to its content key (16 bytes). It belongs to one extraction of one dataset,
+not to a dataset name: two folders with one name have two bindings. Stage 2 reads rows only through the binding.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from manifests.identity import KEY_BYTES, digest, stack_keys
 from manifests.schema import Dataset, RunSpec
 from pipeline.core.digests import DigestCache
 
-_ENCODING = ("utf-8", "surrogatepass")  # file names of no valid encoding reach Python as lone surrogates
+_ENCODING = ("utf-8", "surrogatepass")  # Python decodes invalid bytes of file names as lone surrogates
 _SHOWN = 3
 
 
 class StaleError(IncompleteError):
-    """Something recorded is of other data than the spec names now. The message says which, and the next command."""
+    """A record was made from other data than the spec's present data; the message names it and the next command."""
 
 
 def declared_digest(dataset: Dataset) -> str:
-    """SHA-256 (64 hex digits) of what the dataset says of its images: ids, files, captions, attributes."""
+    """Return the SHA-256 (64 hex digits) of the dataset's image entries: ids, files, captions, attributes."""
     return digest(
         sorted(
             [image.id, image.file, image.caption, sorted(dataset.attributes.get(image.id, {}).items())]
@@ -43,9 +43,9 @@ def declared_digest(dataset: Dataset) -> str:
 
 
 def save_binding(folder: Path, keys: Mapping[str, bytes]) -> str:
-    """Write ``keys`` (image id -> content key) below ``folder`` unless it is there; return its name, a digest.
+    """Write ``keys`` (image id -> content key) to ``folder`` unless they exist; return the binding's name, a digest.
 
-    Datasets: "keys" uint8 [n, 16]; "id_bytes" uint8, all ids one after another; "id_ends" int64 [n].
+    Datasets: "keys" uint8 [n, 16]; "id_bytes" uint8, the concatenated ids; "id_ends" int64 [n].
     """
     entries = sorted((image.encode(*_ENCODING), key) for image, key in keys.items())
     name = _name(entries)
@@ -64,7 +64,7 @@ def save_binding(folder: Path, keys: Mapping[str, bytes]) -> str:
 
 
 def load_binding(folder: Path, name: str) -> dict[str, bytes]:
-    """Read a binding: image id -> content key. Raises StaleError when it is missing or its content has another digest."""
+    """Read a binding: image id -> content key. Raises StaleError if it is missing or its digest differs."""
     path = folder / f"{name}.h5"
     try:
         with h5py.File(path, "r") as file:
@@ -91,11 +91,11 @@ def _name(entries: list[tuple[bytes, bytes]]) -> str:
 
 @dataclass(frozen=True)
 class ImageChanges:
-    """Images whose file has another content than its recorded key; ``checked`` is False without an images folder."""
+    """Images whose content differs from the recorded key; ``checked`` is False without an images folder."""
 
     checked: bool
     changed: tuple[str, ...] = ()
-    new: tuple[str, ...] = ()  # readable now, and not when the features were extracted
+    new: tuple[str, ...] = ()  # readable now, but not during the extraction
 
     def text(self) -> str:
         parts = [
@@ -107,9 +107,9 @@ class ImageChanges:
 
 
 def image_changes(dataset: Dataset, keys: Mapping[str, bytes], digests: Path) -> ImageChanges:
-    """Compare the images on disk with their recorded keys. Digests are remembered by stat in ``digests``.
+    """Compare the images on disk with their recorded keys. ``digests``: file that caches digests by stat.
 
-    A file that cannot be read now keeps its recorded key. Without an images folder nothing can be compared.
+    A file that is unreadable now keeps its recorded key. Without an images folder, nothing is compared.
     """
     if dataset.images_root is None or not dataset.images_root.is_dir():
         return ImageChanges(False)
@@ -126,9 +126,9 @@ def image_changes(dataset: Dataset, keys: Mapping[str, bytes], digests: Path) ->
 
 
 def source_files(spec: RunSpec) -> dict[str, str]:
-    """SHA-256 of every local file that the extractor's and composer's options name, folders with all files below.
+    """Return the SHA-256 of every local file named by extractor and composer options, including files in named folders.
 
-    Keys are ``option:path below it``: a model folder that moved has the same ones.
+    Keys are ``option:relative path``, so a moved model folder keeps its keys.
     """
     found: dict[str, str] = {}
     for option, path in _sources(spec):
@@ -147,7 +147,7 @@ def _sources(spec: RunSpec) -> list[tuple[str, Path]]:
 
 
 class SourceRecord:
-    """The source files of an extraction with their digests, and the stat by which an unchanged file is known."""
+    """Source files of an extraction: digests, and the file stats that identify unchanged files."""
 
     def __init__(self, files: Mapping[str, Any]):
         self.files = dict(files)
@@ -158,7 +158,7 @@ class SourceRecord:
         return cls({name: [sha, _stat(_path_of(spec, name))] for name, sha in digests.items()})
 
     def changes(self, spec: RunSpec) -> list[str]:
-        """Names of recorded files whose content is another now. A file that is not at hand is not compared."""
+        """Return the names of recorded files whose content has changed. Missing files are not compared."""
         found = []
         for name, (sha, stat) in self.files.items():
             path = _path_of(spec, name)
@@ -190,6 +190,6 @@ def _stat(path: Path | None) -> list[int]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` to ``path`` atomically, making its folder."""
+    """Write ``value`` as JSON to ``path`` atomically; create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(*_ENCODING))

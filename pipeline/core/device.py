@@ -1,4 +1,4 @@
-"""Chooses the compute device, and knows how each kind says that its memory is full."""
+"""Choice of the compute device, and detection of out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ KINDS = ("auto", "cpu", "cuda", "mps")
 
 
 class DeviceError(FashionNTMError):
-    """The device that was asked for is unknown or not on this machine."""
+    """The requested device is unknown or not available."""
 
 
 def available() -> tuple[str, ...]:
-    """Devices of this machine, the preferred one first."""
+    """Return the devices of this machine, the preferred one first."""
     cuda = [f"cuda:{n}" for n in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     mps = ["mps"] if torch.backends.mps.is_available() else []
     return (*cuda, *mps, "cpu")
 
 
 def resolve_device(name: str = "auto") -> torch.device:
-    """``auto`` is the first of CUDA, MPS and CPU that is there. Raises DeviceError naming what this machine has."""
+    """Return the device ``name``; ``auto``: the first available of CUDA, MPS, CPU. Raises DeviceError listing these."""
     found = available()
     if name == "auto":
         return torch.device(found[0])
@@ -41,12 +41,12 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 
 def describe(device: torch.device) -> str:
-    """A name for the record, such as ``cuda:0 (NVIDIA H100 80GB HBM3)``."""
+    """Return a name for records, such as ``cuda:0 (NVIDIA H100 80GB HBM3)``."""
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True for the out-of-memory errors of CUDA, MPS and the CPU allocator (which raises a plain RuntimeError)."""
+    """Return True for out-of-memory errors of CUDA, MPS and the CPU allocator (which raises a plain RuntimeError)."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()
@@ -55,7 +55,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_memory(device: torch.device) -> None:
-    """Give cached blocks back after an out-of-memory error, so that a smaller batch can have them."""
+    """Release cached blocks after an out-of-memory error, so that a smaller batch can use the memory."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":

@@ -1,4 +1,4 @@
-"""Content keys of image files, remembered by path, size, times and inode so that a second run reads no image."""
+"""Content keys of image files, cached by path, size, times and inode so that a second run reads no images."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pipeline.core.image_files import ReadError, locate
 
 NAME = "image-digests.tsv"
 _HEAD = "# fashion-ntm image digests 2 of "
-_RACY_NS = 2_000_000_000  # a file this fresh may change again within its time stamp's resolution: do not remember it
+_RACY_NS = 2_000_000_000  # not cached: a file this new may change again within the resolution of its timestamp
 _AT_ONCE = 64
 
 
 class DigestCache:
-    """``file -> (size, mtime_ns, ctime_ns, inode, key)`` in a text file beside a dataset's stores; shared by all its extractors.
+    """Map ``file -> (size, mtime_ns, ctime_ns, inode, key)`` in a text file next to a dataset's stores.
 
-    It only saves time: a missing, torn or foreign file is the same as an empty one, and so is one of another images
-    folder. The change time cannot be set back, so other bytes under the old size and modification time (an archive that
-    was unpacked, a copy that keeps times) are seen. The bytes are checked against the key again when the image is decoded, so a wrong entry never makes a wrong
-    row.
+    All extractors of the dataset share it. It only saves time: a missing, damaged or foreign file, or one of another
+    images folder, counts as empty. The change time cannot be set back, so changed bytes with the old size and
+    modification time (an unpacked archive, a copy that preserves times) are detected. The bytes are checked against
+    the key again when the image is decoded, so a wrong entry never produces a wrong row.
     """
 
     def __init__(self, path: Path | None, root: Path):
@@ -40,7 +40,7 @@ class DigestCache:
             return
         if head != f"{_HEAD}{self.root}":
             return
-        for line in lines[:-1]:  # what follows the last newline is torn, or nothing
+        for line in lines[:-1]:  # text after the last newline is incomplete or empty
             fields = line.split("\t", 5)
             try:
                 stamp, key = tuple(map(int, fields[:4])), bytes.fromhex(fields[4])
@@ -50,13 +50,13 @@ class DigestCache:
                 continue
 
     def keys(self, files: Iterable[str], workers: int) -> Iterator[tuple[str, bytes | ReadError]]:
-        """(file, content key or the reason why it has none), in the order given; hashed by ``workers`` threads."""
+        """Yield (file, content key or read error) in the given order; ``workers`` threads hash the files."""
         files = list(files)
         if workers <= 1:
             yield from ((file, self._key(file)) for file in files)
             return
         with ThreadPoolExecutor(workers, "hash") as pool:
-            step = _AT_ONCE * workers  # bounded: few futures, whatever the catalogue's size
+            step = _AT_ONCE * workers  # bounds the number of futures regardless of the catalog's size
             for start in range(0, len(files), step):
                 part = files[start : start + step]
                 yield from zip(part, pool.map(self._key, part), strict=True)
@@ -80,12 +80,12 @@ class DigestCache:
         return key
 
     def forget(self, files: Iterable[str]) -> None:
-        """Read these files again next time."""
+        """Drop the entries of ``files``, so that they are read again."""
         for file in files:
             self._changed |= self._known.pop(file, None) is not None
 
     def save(self) -> None:
-        """Replace the file at once, if anything was learnt. A folder that cannot be written is no error."""
+        """Replace the file atomically if entries changed. An unwritable folder is not an error."""
         if self.path is None or not self._changed:
             return
         temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
@@ -97,5 +97,5 @@ class DigestCache:
                     handle.write("\t".join([*map(str, stamp), key.hex(), file]) + "\n")
             temporary.replace(self.path)
             self._changed = False
-        except (OSError, ValueError):  # ValueError: a file name that is not valid text
+        except (OSError, ValueError):  # ValueError: file name that is not valid text
             temporary.unlink(missing_ok=True)

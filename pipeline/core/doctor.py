@@ -1,4 +1,4 @@
-"""Examines this machine: what the project needs, what it found, and what to do where they differ."""
+"""Checks of this machine against the project's requirements, each with a remedy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FREE_BYTES = 2 << 30
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: ``state`` is "ok", "note" (works, but worth knowing) or "broken"."""
+    """Result of one check: ``state`` is "ok", "note" (works, with a remark) or "broken"."""
 
     check: str
     state: str
@@ -46,7 +46,7 @@ class Examination:
 
 
 def examine(out: Path, data: Path) -> Examination:
-    """Check interpreter, packages, devices, folders and disk space. Writes nothing that stays."""
+    """Check interpreter, packages, devices, folders and disk space. Leave no files behind."""
     return Examination((_python(), *_packages(), *_devices(), _hub(), _writable(out), _disk(out), _datasets(data)))
 
 

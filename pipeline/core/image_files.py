@@ -1,4 +1,4 @@
-"""Files of an images folder: where one is, and the errors of items that cannot be read."""
+"""Paths of image files, and errors of unreadable items."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from manifests.errors import FashionNTMError
 
 
 class ItemError(FashionNTMError):
-    """One item cannot be processed; it is recorded as failed with this stage and reason, and the job goes on."""
+    """One item cannot be processed. It is recorded as failed with this stage and reason, and the job continues."""
 
     stage = "read"
 
@@ -23,9 +23,9 @@ class ReadError(ItemError):
 
 
 def locate(root: Path, file: str) -> Path:
-    """The regular file ``root / file``, whose real path must lie below ``root`` (itself already resolved).
+    """Return the regular file ``root / file``, whose real path must be inside ``root`` (already resolved).
 
-    Raises ReadError: a dataset file must not name, by ``..``, an absolute path or a link, what lies elsewhere.
+    Raises ReadError if the file is outside ``root`` (by ``..``, an absolute path or a link), missing or unreadable.
     """
     try:
         path = (root / file).resolve(strict=True)

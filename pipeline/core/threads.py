@@ -1,4 +1,4 @@
-"""CPU threads: the fixed number that a training uses, and the number on which a call runs fastest, by measurement."""
+"""CPU threads: the fixed number for training, and the measured fastest number for other calls."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from dataclasses import dataclass
 
 import torch
 
-MARGIN = 0.9  # more threads are taken only where they save a tenth: the choice should not follow noise
+MARGIN = 0.9  # more threads must save a tenth of the time, so that noise does not decide
 ENOUGH_SECONDS = 1.0  # repeats stop here for each candidate
 
 
 def training_threads(asked: int | None = None) -> int:
-    """``asked``, or OMP_NUM_THREADS, or one: another number rounds sums differently, so none is chosen by measurement."""
+    """Return ``asked``, OMP_NUM_THREADS or one. Never measured, because the number changes the rounding of sums."""
     return asked or _from_environment() or 1
 
 
 @contextmanager
 def cpu_threads(count: int) -> Iterator[None]:
-    """Compute on ``count`` threads inside; the process's number is back afterwards."""
+    """Context manager that computes on ``count`` threads and restores the previous number on exit."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -32,7 +32,7 @@ def cpu_threads(count: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class ThreadChoice:
-    """``threads`` was chosen among the candidates; ``milliseconds`` is the best time of a step for each."""
+    """Chosen number of threads; ``milliseconds``: best time of a step for each candidate."""
 
     threads: int
     milliseconds: dict[int, float]
@@ -47,7 +47,7 @@ class ThreadChoice:
 
 
 def candidates() -> tuple[int, ...]:
-    """1, 2, 4, ... up to the CPUs this process may use, or OMP_NUM_THREADS where that is less."""
+    """Return 1, 2, 4, ... up to the CPUs available to this process, or OMP_NUM_THREADS if that is less."""
     limit = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = min(limit, _from_environment() or limit)
     powers = [2**n for n in range(limit.bit_length()) if 2**n <= limit]
@@ -55,13 +55,13 @@ def candidates() -> tuple[int, ...]:
 
 
 def _from_environment() -> int | None:
-    """OMP_NUM_THREADS, or None where it is not set to a positive number."""
+    """Return OMP_NUM_THREADS, or None if it is not a positive number."""
     value = os.environ.get("OMP_NUM_THREADS", "")
     return int(value) if value.isdigit() and int(value) > 0 else None
 
 
 def choose_threads(step: Callable[[], object], among: Sequence[int] = (), repeats: int = 5) -> ThreadChoice:
-    """Time ``step`` on each number of threads, set torch to the best one and report the times.
+    """Time ``step`` for each number of threads, set torch to the fastest and return the times.
 
     ``among=(n,)`` sets n and measures nothing.
     """
@@ -72,7 +72,7 @@ def choose_threads(step: Callable[[], object], among: Sequence[int] = (), repeat
     times: dict[int, float] = {}
     for threads in among:
         torch.set_num_threads(threads)
-        step()  # starts the threads, fills the caches
+        step()  # warm-up: starts threads, fills caches
         times[threads] = min(_timings(step, repeats)) * 1e3
     best = among[0]
     for threads in among[1:]:

@@ -1,6 +1,6 @@
-"""Where results live: ``<out>/stores``, ``<out>/runs`` and, per spec, the note of what was extracted for it.
+"""The output folder: ``<out>/stores``, ``<out>/runs`` and one extraction record per spec.
 
-The note lets stage 2 find its store without the single-turn model, whose weights decide the fingerprint.
+The record lets stage 2 find its store without loading the single-turn model, whose weights determine the fingerprint.
 """
 
 from __future__ import annotations
@@ -23,23 +23,21 @@ DIGESTS = "image-digests.tsv"
 
 @dataclass(frozen=True)
 class FeatureRecord:
-    """The stores of a spec, relative to ``<out>/stores``, and what they were made from (``pipeline.core.binding``).
+    """Stores of a spec, relative to ``<out>/stores``, and their source data (see ``pipeline.core.binding``).
 
-    ``store`` is the one that stage 2 reads. A record of an earlier version has no binding: `extract` writes it anew.
+    Stage 2 reads ``store``. A record of an earlier version has no binding; `extract` rewrites it.
     """
 
-    spec: str  # its name
+    spec: str  # name of the spec
     request: str  # digest of the spec's dataset and extractor tables
     backbone: str
     binding: str  # name of the binding: image id -> content key
-    declared: str  # digest of what the dataset said of its images
+    declared: str  # digest of the dataset's image entries
     sources: dict[str, Any]  # model files: name -> [SHA-256, stat]
-    composer: dict[str, Any] | None = None  # identity fields of the composer, once composed
+    composer: dict[str, Any] | None = None  # identity fields of the composer, after composing
     store: str = ""
     contaminated_on: tuple[str, ...] = ()
-    gallery: str = (
-        ""  # what candidates are: "image", "caption" (standing in for it) or "imported" (arrays made elsewhere)
-    )
+    gallery: str = ""  # source of candidates: "image", "caption" (replaces the image) or "imported" (external arrays)
 
 
 class Workspace:
@@ -49,14 +47,14 @@ class Workspace:
         self.out = out
         self.stores = out / "stores"
         self.runs = out / "runs"
-        self._checked: dict[Any, dict[str, bytes]] = {}  # bindings found right in this process
+        self._checked: dict[Any, dict[str, bytes]] = {}  # bindings already checked in this process
 
     def note_path(self, spec: RunSpec) -> Path:
-        """A file per spec, dataset and extractor: two specs of one name do not overwrite each other's."""
+        """Return the record's path, one per spec, dataset and extractor, so that specs of one name do not collide."""
         return self.out / "extracted" / f"{spec.name}-{extraction_request(spec)[:8]}.json"
 
     def note(self, spec: RunSpec) -> FeatureRecord | None:
-        """The record of this spec's extraction, or None when there is none yet."""
+        """Return the record of this spec's extraction, or None if there is none yet."""
         try:
             values = json.loads(self.note_path(spec).read_text(encoding="utf-8"))
             return FeatureRecord(**values | {"contaminated_on": tuple(values["contaminated_on"])})
@@ -66,7 +64,7 @@ class Workspace:
             ValueError,
             KeyError,
             TypeError,
-        ):  # torn, or of another version: extraction writes it anew, rows are kept
+        ):  # incomplete, or of another version: extraction rewrites it, rows are kept
             return None
 
     def write_note(self, spec: RunSpec, note: FeatureRecord) -> None:
@@ -77,13 +75,13 @@ class Workspace:
         return self.out / "extracted" / "bindings"
 
     def earlier_records(self, spec: RunSpec) -> list[Path]:
-        """Records of a spec of this name whose dataset or extractor was another, or of an earlier version; latest last."""
+        """Return records of this spec name with another dataset, extractor or version; latest last."""
         folder = self.out / "extracted"
         found = [*folder.glob(f"{spec.name}.json"), *folder.glob(f"{spec.name}-????????.json")]
         return sorted(found, key=lambda path: path.stat().st_mtime)
 
     def extracted(self, spec: RunSpec) -> FeatureRecord:
-        """The record of the spec's extraction. Raises IncompleteError naming the command to run when there is none."""
+        """Return the record of the spec's extraction. Raises IncompleteError, naming the command, if there is none."""
         note = self.note(spec)
         if note is not None:
             return note
@@ -93,9 +91,9 @@ class Workspace:
         raise IncompleteError(f"{why}: run `extract {spec.asked}`")
 
     def binding(self, spec: RunSpec, dataset: Dataset) -> dict[str, bytes]:
-        """Image id -> content key, as the extraction of ``spec`` read it, checked against the dataset as it is now.
+        """Return image id -> content key as recorded for ``spec``, checked against the present dataset.
 
-        Raises StaleError when ids, files, captions, image bytes or model files are others now, naming the first ones.
+        Raises StaleError if ids, files, captions, image bytes or model files have changed, naming the first ones.
         """
         note = self.extracted(spec)
         key = (note.binding, note.declared, id(dataset))
@@ -120,13 +118,13 @@ class Workspace:
         return keys
 
     def backbone(self, spec: RunSpec, dataset: Dataset) -> Store:
-        """The extractor's own store (image and text rows, or query and target rows of a joint model), bound to ``dataset``."""
+        """Return the extractor's store (image, text rows; joint model: query, target rows), bound to ``dataset``."""
         return Store.open(self.stores / self.extracted(spec).backbone).bound_to(self.binding(spec, dataset))
 
     def store(self, spec: RunSpec, dataset: Dataset) -> Store:
-        """The store with query and target rows that stage 2 reads, bound to ``dataset``.
+        """Return the store with query and target rows that stage 2 reads, bound to ``dataset``.
 
-        Raises IncompleteError when it is not made yet, StaleError when it is of other data, naming what differs.
+        Raises IncompleteError if it does not exist yet, StaleError if it was made from other data, naming what differs.
         """
         note, backbone = self.extracted(spec), self.backbone(spec, dataset)
         now = composer_identity(spec, dataset, backbone)
@@ -143,19 +141,19 @@ class Workspace:
         return Store.open(self.stores / note.store).bound_to(backbone.catalogue())
 
     def write_composed(self, spec: RunSpec, dataset: Dataset, store: Path) -> None:
-        """Record ``store`` as the one that stage 2 reads, with the identity of the composer that made it."""
+        """Record ``store`` as the store that stage 2 reads, with the identity of its composer."""
         note = self.extracted(spec)
         identity = composer_identity(spec, dataset, self.backbone(spec, dataset))
         self.write_note(spec, replace(note, store=str(store.relative_to(self.stores)), composer=identity))
 
 
 def extraction_request(spec: RunSpec) -> str:
-    """Digest of the spec's tables that decide what is extracted."""
+    """Return the digest of the spec's tables that determine the extraction."""
     return digest([spec.dataset.model_dump(), spec.extractor.model_dump()])
 
 
 def composer_identity(spec: RunSpec, dataset: Dataset, backbone: Store) -> dict[str, Any] | None:
-    """Identity fields of the composer that ``spec`` asks for on this data; None for a joint model, which needs none."""
+    """Return the identity fields of the composer of ``spec`` on this data; None for a joint model, which has none."""
     if "query" in backbone.tables:
         return None
     request = composer_request(spec)

@@ -1,1 +1,1 @@
-"""Ranks, metrics and significance of one run, and the files that keep them."""
+"""Ranks, metrics and significance of a run, and the result files."""

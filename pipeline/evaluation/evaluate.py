@@ -25,17 +25,17 @@ PROTOCOL = {
     "version": 1,
     "ties": "count against the model",
     "references": "kept",
-}  # what an evaluation's identity says of it
-REFERENCES = "kept"  # the reference images of a session stay in its gallery
+}  # values of the identity field
+REFERENCES = "kept"  # reference images of a session remain in its gallery
 
 
 class EvaluationError(FashionNTMError, ValueError):
-    """Nothing to evaluate: no gallery of a category, or no session with features and a target."""
+    """Nothing to evaluate: a category has no gallery, or no session has features and a target."""
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """One category's gallery as features. ``dropped``: its images without a feature, which cannot be retrieved."""
+    """Gallery features of one category. ``dropped``: its images without a feature, which cannot be retrieved."""
 
     images: tuple[str, ...]  # [G]
     features: np.ndarray  # [G, D] float32, f_tar
@@ -43,14 +43,14 @@ class Candidates:
 
     @cached_property
     def index(self) -> dict[str, int]:
-        """Image id -> row of ``features``."""
+        """Return image id -> row of ``features``."""
         return {image: row for row, image in enumerate(self.images)}
 
 
 def load_candidates(store: Store, galleries: Iterable[Gallery]) -> dict[str, Candidates]:
-    """Category -> the store's target features of its gallery, in the gallery's order, as float32.
+    """Return category -> target features of its gallery from the store, in gallery order, as float32.
 
-    Give the galleries of one split. An image that is not bound in the store, or whose extraction failed, is dropped.
+    Galleries are those of one split. Images that are not bound in the store, or whose extraction failed, are dropped.
     """
     bound = store.catalogue()
     found = {}
@@ -70,19 +70,19 @@ def load_candidates(store: Store, galleries: Iterable[Gallery]) -> dict[str, Can
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The rank of every evaluated session's target, and what was left out and why."""
+    """Target rank of every evaluated session, and the skipped sessions with reasons."""
 
     session_ids: tuple[str, ...]  # [S]
     categories: tuple[str, ...]  # [S]
     target_ids: tuple[str, ...]  # [S]
     ranks: np.ndarray  # int64 [S], 1 is best
     averaging: Averaging
-    subsets: dict[str, np.ndarray]  # name -> bool [S]; "all" is always there
+    subsets: dict[str, np.ndarray]  # name -> bool [S]; always includes "all"
     galleries: dict[str, dict[str, Any]]  # category -> {"images": ranked candidates, "dropped": [ids]}
     skipped: dict[str, str]  # session id -> reason
 
     def metrics(self) -> dict[str, dict[str, dict[str, float]]]:
-        """subset -> category or "overall" -> R@K, MRR, mean in percent, and ``n`` sessions."""
+        """Return subset -> category or "overall" -> R@K, MRR and mean in percent, and ``n`` sessions."""
         labels = np.array(self.categories, dtype=object)
         return {
             name: summarise(self.ranks[member], labels[member].tolist(), self.averaging, order=self.galleries)
@@ -90,9 +90,9 @@ class Evaluation:
         }
 
     def summary(self, **facts: Any) -> dict[str, Any]:
-        """What ``summary.json`` holds: the metrics, the protocol they were measured under, and the run's ``facts``.
+        """Return the contents of ``summary.json``: metrics, evaluation protocol, and the run's ``facts``.
 
-        A table needs the facts ``run`` (id), ``model``, ``seed``, ``store`` (fingerprint), ``dataset``, ``extractor``,
+        Tables require the facts ``run`` (id), ``model``, ``seed``, ``store`` (fingerprint), ``dataset``, ``extractor``,
         ``gallery`` ("image", "caption" or "imported") and ``contaminated_on`` (datasets the extractor was trained on).
         """
         return {
@@ -118,15 +118,15 @@ def evaluate(
     block: int = SCORES_HELD,
     score: Callable[[Sequence[int], np.ndarray], np.ndarray] | None = None,
 ) -> Evaluation:
-    """Rank each session's final target in its category's gallery by cosine similarity; references stay in.
+    """Rank each session's final target in its category's gallery by cosine similarity; references stay in the gallery.
 
     Args:
-        queries: [S, D] float32, f'_qry(N): row s answers ``sessions[s]``.
+        queries: [S, D] float32, f'_qry(N); row s belongs to ``sessions[s]``.
         galleries: category -> candidates (``load_candidates``).
         subsets: subset name -> session ids; ids that are not evaluated are ignored.
-        score: (rows of ``sessions`` [n], candidates [G, D]) -> scores [n, G], higher is better, for a model that ranks
-            by more than the cosine; ``queries`` is then not looked at.
-        skipped: sessions already left out for want of features, with reasons if known; they are counted and named.
+        score: (rows of ``sessions`` [n], candidates [G, D]) -> scores [n, G], higher is better, for models that do not
+            rank by the cosine alone; ``queries`` is then unused.
+        skipped: sessions already skipped because features are missing, with reasons if known; they are reported.
 
     Raises:
         EvaluationError: a category has no gallery, or no session is left.

@@ -1,6 +1,6 @@
-"""``results.h5`` (the rank of every session) and ``summary.json`` of a run, written whole or not at all, and sealed.
+"""``results.h5`` (the rank of every session) and ``summary.json`` of a run, written atomically and sealed.
 
-Their seal (results.seal.json) says of which run and view they are; it is checked whenever one of them is read.
+The seal (results.seal.json) names their run and view; it is checked on every read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TEXTS = ("session_id", "category", "target_id")
 
 @dataclass(frozen=True)
 class ResultFiles:
-    """Files of one evaluation of a run: in the run's folder, or below ``views/`` for another view than the whole."""
+    """Files of one evaluation of a run, in the run's folder; in ``views/`` for views other than whole sessions."""
 
     run: Path
     folder: Path
@@ -49,26 +49,26 @@ class ResultFiles:
         return self.folder / "summary.json"
 
     def weights(self) -> str:
-        """SHA-256 of the run's present weights, as its sidecar states it; "" where there is none."""
+        """Return the SHA-256 of the run's present weights from the sidecar file; "" if there is none."""
         try:
             return str(json.loads((self.run / "model.json").read_text(encoding="utf-8"))["sha256"])
         except (OSError, ValueError, KeyError):
             return ""
 
     def view(self) -> View:
-        """The view that the summary was made under; the whole where there is none."""
+        """Return the view of the summary; whole sessions if there is none."""
         return View.model_validate(load_summary(self.summary).get("view", {})) if self.summary.is_file() else WHOLE
 
     def load(self, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The summary, if there is one that is not stale (see ``stale``)."""
+        """Return the summary if it exists and is not stale (see ``stale``)."""
         if not self.summary.is_file() or not self.results.is_file() or self.stale(identity):
             return None
         return load_summary(self.summary)
 
     def stale(self, identity: Mapping[str, Any]) -> list[str]:
-        """One line ``field: old -> new`` for all in which the evaluation differs from ``identity`` and the run's weights.
+        """Return a line ``field: old -> new`` per difference of the evaluation from ``identity`` and the run's weights.
 
-        Empty for a current evaluation, and where there is none. Raises ResultsError when one of the files is damaged.
+        Empty if the evaluation is current or missing. Raises ResultsError if one of the files is damaged.
         """
         if not self.summary.is_file():
             return []
@@ -78,23 +78,23 @@ class ResultFiles:
         return changed_fields(old, json.loads(json.dumps({**identity, "weights": self.weights()})))
 
     def save(self, evaluation: Evaluation, summary: dict[str, Any]) -> None:
-        """Write both files and seal them. Interrupted over older ones, they do not match the older seal."""
+        """Write both files and seal them. If the write is interrupted, an older seal no longer matches."""
         save_results(self.results, evaluation, self.run.name)
         save_summary(self.summary, summary)
         write_seal(self.folder, KIND, _name(self.folder), [self.results.name, self.summary.name], RESULTS_SEAL)
 
 
 class ResultsError(IncompleteError, ValueError):
-    """A results file that is missing, damaged or of a newer format."""
+    """A results file is missing, damaged or in a newer format."""
 
 
 def _name(folder: Path) -> str:
-    """``<run id>``, or ``<run id>/<view>`` below a run's ``views``."""
+    """Return ``<run id>``, or ``<run id>/<view>`` for a folder in ``views``."""
     return f"{folder.parent.parent.name}/{folder.name}" if folder.parent.name == "views" else folder.name
 
 
 def _check(folder: Path, *files: str) -> None:
-    """Check the seal of ``folder``, if it has one; of ``files`` alone where they are given. Raises ResultsError."""
+    """Check the seal of ``folder`` if it has one, only for ``files`` if given. Raises ResultsError."""
     try:
         check_seal(folder, KIND, _name(folder), AGAIN, RESULTS_SEAL, files or None)
     except SealError as error:
@@ -103,7 +103,7 @@ def _check(folder: Path, *files: str) -> None:
 
 def save_results(path: Path, evaluation: Evaluation, run: str = "") -> None:
     """Write ``evaluation`` to ``path`` (HDF5): datasets session_id, category, target_id [S] text, rank [S] int32,
-    subset_member [subsets, S] bool; what was left out as JSON attributes. An older file is replaced atomically.
+    subset_member [subsets, S] bool; skipped sessions as JSON attributes. An older file is replaced atomically.
     """
     buffer = io.BytesIO()
     with h5py.File(buffer, "w", libver="latest") as file:
@@ -125,7 +125,7 @@ def save_results(path: Path, evaluation: Evaluation, run: str = "") -> None:
 
 
 def load_results(path: Path) -> Evaluation:
-    """The evaluation in ``path``. Raises ResultsError when it is missing, damaged or of a newer format."""
+    """Read the evaluation in ``path``. Raises ResultsError if it is missing, damaged or in a newer format."""
     again = "evaluate the run again"
     if not path.is_file():
         raise ResultsError(f"{path}: no such file: {again}")
@@ -159,14 +159,14 @@ def load_results(path: Path) -> Evaluation:
 
 
 def save_summary(path: Path, summary: dict[str, Any]) -> None:
-    """Write ``summary`` as JSON, atomically."""
+    """Write ``summary`` as JSON atomically."""
     text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_atomically(path, text.encode())
 
 
 def load_summary(path: Path) -> dict[str, Any]:
-    """The summary in ``path``. Raises ResultsError when it is missing or damaged."""
+    """Read the summary in ``path``. Raises ResultsError if it is missing or damaged."""
     if path.is_file():
         _check(path.parent, path.name)
     try:

@@ -1,4 +1,4 @@
-"""Recall and reciprocal rank from ranks, per category and overall. Every value is in percent."""
+"""Recall and mean reciprocal rank, per category and overall. All values are in percent."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ Averaging = Literal["categories", "sessions"]
 
 
 def recall(ranks: np.ndarray, k: int) -> float:
-    """R@K: share of the ranks [S] that are at most ``k``, in percent. ValueError when there are none."""
+    """Return R@K: the share of the ranks [S] that are at most ``k``, in percent. Raises ValueError if empty."""
     return 100.0 * float(np.mean(_some(ranks) <= k))
 
 
 def mrr(ranks: np.ndarray) -> float:
-    """Mean of 1 / rank over the ranks [S], in percent. ValueError when there are none."""
+    """Return the mean of 1 / rank over the ranks [S], in percent. Raises ValueError if empty."""
     return 100.0 * float(np.mean(1.0 / _some(ranks)))
 
 
 def metrics_of(ranks: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict[str, float]:
-    """``R@K`` for each cut-off, ``MRR``, and ``mean``: the mean of R@5 and R@8 that the paper compares methods by."""
+    """Return ``R@K`` for each cutoff, ``MRR``, and ``mean``: the mean of R@5 and R@8, the paper's main metric."""
     values = {f"R@{k}": recall(ranks, k) for k in cutoffs}
     return {**values, "MRR": mrr(ranks), "mean": (recall(ranks, 5) + recall(ranks, 8)) / 2}
 
@@ -36,11 +36,11 @@ def summarise(
     order: Iterable[str] = (),
     cutoffs: Sequence[int] = CUTOFFS,
 ) -> dict[str, dict[str, float]]:
-    """Metrics of the ranks [S] per category and overall, each with ``n``, the number of its sessions.
+    """Return metrics of the ranks [S] per category and overall, each with ``n``, the number of its sessions.
 
     ``averaging``: "categories" takes the mean of the categories' values (Multi-turn FashionIQ, paper Table 2);
-    "sessions" counts all sessions together (Multi-turn Shoes, paper Table 3). ``order`` lists categories first and
-    keeps those without a session, as ``{"n": 0}``; an empty category takes no part in the mean.
+    "sessions" pools all sessions (Multi-turn Shoes, paper Table 3). ``order`` lists categories first and
+    keeps those without sessions as ``{"n": 0}``; empty categories are excluded from the mean.
     """
     ranks, labels = np.asarray(ranks), np.asarray(categories, dtype=object)
     if ranks.shape != labels.shape:

@@ -1,4 +1,4 @@
-"""Ranks of the true targets by counting over cosine scores. Ties count against the model."""
+"""Target ranks by counting over cosine scores. Ties count against the model."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 from manifests.errors import FashionNTMError
 
 SCORES_HELD = 1 << 24  # scores in memory at once: 64 MiB of float32
-_NORM_ROWS = 4096  # rows normalised at once: the double-precision copy stays small
+_NORM_ROWS = 4096  # rows normalized at once; bounds the double-precision copy
 
 
 class RankingError(FashionNTMError, ValueError):
-    """Features that cannot be ranked: not finite, of another width, or a target outside the gallery."""
+    """Features cannot be ranked: not finite, mismatched width, or a target outside the gallery."""
 
 
 def ranks(
@@ -23,24 +23,24 @@ def ranks(
     block: int = SCORES_HELD,
     names: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """Rank of each query's target among the candidates by cosine similarity; 1 is best.
+    """Return the rank of each query's target among the candidates by cosine similarity; 1 is best.
 
     rank = 1 + #(score > s_target) + #(other candidates with score == s_target) = #(score >= s_target): a target that
-    ties with others ranks behind them all. Candidates with equal features are scored once, so they tie exactly,
-    wherever they stand in the gallery. A zero query ties with everything and ranks last; a zero candidate scores 0.
+    ties with others ranks behind all of them. Candidates with equal features are scored once, so they tie exactly
+    regardless of gallery order. A zero query ties with everything and ranks last; a zero candidate scores 0.
 
     Args:
-        queries: [S, D] float32 (or anything that converts to it), f'_qry(N).
+        queries: [S, D] float32 (or convertible to it), f'_qry(N).
         candidates: [G, D] float32, f_tar of the gallery.
         target_index: [S] int64, the row of each query's target in ``candidates``.
-        block: scores held in memory at once; the result does not depend on it, beyond the rounding of the product.
+        block: number of scores in memory at once; it affects results only through the rounding of the product.
         names: [S] session ids, for messages.
 
     Returns:
         int64 [S], each between 1 and G.
 
     Raises:
-        RankingError: NaN or infinite features, shapes that do not fit, a target outside the candidates.
+        RankingError: NaN or infinite features, mismatched shapes, a target outside the candidates.
     """
     queries, candidates = np.asarray(queries), np.asarray(candidates)
     targets = np.asarray(target_index, dtype=np.int64)
@@ -64,10 +64,10 @@ def ranks(
 def score_ranks(
     scores: np.ndarray, target_index: np.ndarray, candidates: np.ndarray, names: Sequence[str] | None = None
 ) -> np.ndarray:
-    """As ``ranks``, by given scores [S, G] (higher is better) in place of the cosine; int64 [S].
+    """Return ranks as ``ranks`` does, from given scores [S, G] (higher is better) instead of cosines; int64 [S].
 
-    Candidates with equal features (rows of ``candidates`` [G, D]) take the score of the first of them, so that they
-    tie exactly. Raises RankingError for scores that are not finite, shapes that do not fit, a target outside.
+    Candidates with equal features (rows of ``candidates`` [G, D]) get the score of the first of them, so that they
+    tie exactly. Raises RankingError for non-finite scores, mismatched shapes, or a target outside the candidates.
     """
     scores, targets = np.asarray(scores), np.asarray(target_index, dtype=np.int64)
     if scores.shape != (len(targets), len(candidates)):
@@ -85,7 +85,7 @@ def score_ranks(
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
-    """Rows [n, D] at unit length, float32; a zero row stays zero. Norms in double: no overflow, no lost small rows."""
+    """Normalize rows [n, D] to unit length, float32; zero rows stay zero. Norms in double avoid over- and underflow."""
     out = np.empty(rows.shape, dtype=np.float32)
     for start in range(0, len(rows), _NORM_ROWS):
         part = rows[start : start + _NORM_ROWS].astype(np.float64)
@@ -96,14 +96,14 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 
 def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Distinct rows [U, D], each row's place among them [n], and how often each occurs [U].
+    """Return distinct rows [U, D], the index of each row among them [n], and their counts [U].
 
-    One product may round equal columns differently at the edge of a tile, so equal candidates are scored once.
+    A matrix product may round equal columns differently at tile edges, so equal candidates are scored once.
     """
     places: dict[bytes, int] = {}
     first: list[int] = []
     inverse = np.empty(len(rows), dtype=np.int64)
-    for number, row in enumerate(rows + np.float32(0)):  # + 0 makes -0.0 and 0.0 the same bytes
+    for number, row in enumerate(rows + np.float32(0)):  # + 0 maps -0.0 to 0.0, so that their bytes are equal
         place = places.setdefault(row.tobytes(), len(first))
         if place == len(first):
             first.append(number)

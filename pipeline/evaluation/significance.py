@@ -1,7 +1,7 @@
-"""Uncertainty of recalls: bootstrap over sessions, exact tests over seeds, correction for several comparisons.
+"""Uncertainty of recall: bootstrap over sessions, exact tests over seeds, correction for multiple comparisons.
 
-Two sources of chance, two tests. Which sessions were asked: a paired bootstrap that draws sessions anew, with all
-seeds of a session together. Which weights training began from: an exact sign-flip test over the seeds.
+There are two sources of randomness and a test for each. Choice of sessions: a paired bootstrap that resamples
+sessions with all seeds of a session together. Initial weights: an exact sign-flip test over the seeds.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pipeline.evaluation.metrics import Averaging
 RESAMPLES = 10_000
 LEVEL = 0.95
 ALPHA = 0.05
-_EXACT_UP_TO = 16  # pairs: 65,536 sign patterns; beyond, 9,999 random ones
+_EXACT_UP_TO = 16  # pairs: 65,536 sign patterns; for more pairs, 9,999 random ones
 _HELD = 1 << 23  # resampled positions in memory at once
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean difference a - b, its interval, and the two-sided p of "no difference" by the bootstrap."""
+    """Mean difference a - b, its interval, and the two-sided bootstrap p value of "no difference"."""
 
     value: float
     low: float
@@ -32,7 +32,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class SeedTest:
-    """Two-sided p of the sign-flip test over ``n`` seeds. ``least``: no outcome of n seeds has a smaller p."""
+    """Two-sided p value of the sign-flip test over ``n`` seeds. ``least``: smallest possible p value for n seeds."""
 
     p: float
     n: int
@@ -40,7 +40,7 @@ class SeedTest:
 
 
 def session_values(ranks: np.ndarray, metric: str) -> np.ndarray:
-    """What each session adds to a metric, in percent: ranks int [S] -> float64 [S], whose mean is the metric."""
+    """Return the per-session values of a metric in percent: ranks int [S] -> float64 [S], whose mean is the metric."""
     if metric == "mean":
         return 50.0 * ((ranks <= 5).astype(np.float64) + (ranks <= 8))
     if metric == "MRR":
@@ -49,7 +49,7 @@ def session_values(ranks: np.ndarray, metric: str) -> np.ndarray:
 
 
 def strata_of(categories: Sequence[str], averaging: Averaging) -> list[np.ndarray]:
-    """Session numbers of each part whose means are averaged: the categories, or all sessions as one part."""
+    """Return the session indices of each stratum: one stratum per category, or one of all sessions."""
     labels = np.asarray(categories, dtype=object)
     if averaging == "sessions":
         return [np.arange(len(labels))]
@@ -63,13 +63,13 @@ def bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> np.ndarray:
-    """Resampled means of the columns: values [S, K] -> float64 [resamples, K].
+    """Return resampled means of the columns: values [S, K] -> float64 [resamples, K].
 
-    Every stratum is drawn anew from its own sessions and the strata's means are averaged. All columns see the same
-    draws, so that the difference of two columns is a paired bootstrap of their difference.
+    Every stratum is resampled from its own sessions, and the means of the strata are averaged. All columns share the
+    draws, so the difference of two columns is a paired bootstrap of their difference.
 
     Args:
-        clusters: [S] labels; sessions of one label are drawn together. None: each session by itself.
+        clusters: [S] labels; sessions with one label are drawn together. None: each session separately.
     """
     rng = np.random.default_rng(seed)
     out = np.zeros((resamples, values.shape[1]))
@@ -92,22 +92,22 @@ def bootstrap(
 
 
 def interval(draws: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
-    """Percentile interval of the resampled values [resamples]."""
+    """Return the percentile interval of the resampled values [resamples]."""
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
 def difference(value: float, draws: np.ndarray, level: float = LEVEL) -> Difference:
-    """``value``, a - b as measured, with the interval and p of its resampled values [resamples]."""
+    """Return ``value`` (a - b as measured) with the interval and p value of its resampled values [resamples]."""
     n = len(draws)
     tails = (np.sum(draws <= 0) + 1) / (n + 1), (np.sum(draws >= 0) + 1) / (n + 1)
     return Difference(value, *interval(draws, level), p=float(min(1.0, 2 * min(tails))))
 
 
 def sign_flip(a: Sequence[float], b: Sequence[float]) -> SeedTest:
-    """Exact paired permutation test of equal means over seeds: each pair may be swapped. a, b: [n], by seed.
+    """Test equal means over seeds by exact paired permutation: each pair may be swapped. a, b: [n], by seed.
 
-    Give a method without randomness as the same value n times. Above 16 pairs, 9,999 random swaps stand for all.
+    For a deterministic method, repeat its value n times. Above 16 pairs, 9,999 random permutations are sampled.
     """
     from scipy.stats import permutation_test
 
@@ -132,7 +132,7 @@ def sign_flip(a: Sequence[float], b: Sequence[float]) -> SeedTest:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: adjusted p values, in the order given (Holm 1979)."""
+    """Return p values adjusted by Holm's step-down correction, in the given order (Holm 1979)."""
     values = np.asarray(p, dtype=np.float64)
     order = np.argsort(values, kind="stable")
     stepped = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))

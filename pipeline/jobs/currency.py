@@ -1,4 +1,4 @@
-"""Whether a recorded run is of the data that its own spec names now."""
+"""Check whether a recorded run matches the present data of its spec."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pipeline.training.runs import IDENTITY_VERSION
 
 
 class Currency:
-    """Loads each spec that runs were recorded with once, from the data sets in ``data`` and the stores in ``out``."""
+    """Cache of recorded specs, each loaded once, with datasets from ``data`` and stores from ``out``."""
 
     def __init__(self, data: Path, out: Path):
         self.data, self.workspace = data, Workspace(out)
         self._known: dict[str, RunIdentities | str] = {}
 
     def identities(self, record: Mapping[str, Any]) -> RunIdentities | str:
-        """The identities of the recorded spec on the present data, or why there are none."""
+        """Return the run identities of the recorded spec on the present data, or the reason why there are none."""
         key = json.dumps(record.get("spec"), sort_keys=True)
         if key not in self._known:
             self._known[key] = self._load(record.get("spec"))
@@ -41,7 +41,7 @@ class Currency:
             return "of other data"
 
     def of(self, record: Mapping[str, Any]) -> str:
-        """ "current", "of other data", "of an earlier version", or that it was not checked and why."""
+        """Return "current", "of other data", "of an earlier version", or why the run was not checked."""
         if record.get("identity", {}).get("version") != IDENTITY_VERSION:
             return "its identity is of an earlier version: train it again to use it"
         found = self.identities(record)

@@ -1,4 +1,4 @@
-"""Which runs a spec asks for, what identifies them, and whether they and their evaluations are of the present data."""
+"""Runs requested by a spec, their identities, and whether they and their evaluations match the present data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.training.runs import RunFolder, RunIdentity, list_runs, run_identi
 
 @dataclass(frozen=True)
 class Run:
-    """One run that a spec asks for: a model with its options and training, and a seed."""
+    """One requested run: a model with its options, training options and a seed."""
 
     model: str
     options: dict[str, Any]
@@ -32,7 +32,7 @@ class Run:
 
 
 def asked_runs(spec: RunSpec, models: Sequence[str] = (), seeds: Sequence[int] | None = None) -> list[Run]:
-    """The runs of ``spec``: every model (or those named) times every seed; an untrained model runs once.
+    """Return the runs of ``spec``: every model (or those named) times every seed; an untrained model runs once.
 
     Raises ManifestError for a model that the spec does not list.
     """
@@ -55,7 +55,7 @@ def make_run(
     options: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
 ) -> Run:
-    """A run of ``model``: what ``spec`` says of it (nothing, for a model it does not list), then the changes given."""
+    """Return a run of ``model``: its settings in ``spec`` (none for an unlisted model), then the given changes."""
     listed = spec.models.get(model, {})
     own = {key: value for key, value in listed.items() if key != "training"}
     merged = spec.training.model_dump() | listed.get("training", {}) | dict(training or {})
@@ -64,9 +64,9 @@ def make_run(
 
 @dataclass(frozen=True)
 class RunState:
-    """What of a run is current: "evaluated", "finished" (trained), or what its folder says.
+    """State of a run on the present data: "evaluated", "finished" (trained), or the state of its folder.
 
-    ``changed``: one line ``field: old -> new`` where the last evaluation, or a run like it, is of other data.
+    ``changed``: lines ``field: old -> new`` where the last evaluation, or the closest run, used other data.
     """
 
     name: str
@@ -81,18 +81,18 @@ class RunState:
 
 
 class RunIdentities:
-    """The runs and evaluations of a spec on its data as it is now, by content keys and row numbers; no feature is read."""
+    """Runs and evaluations of a spec on its present data, by content keys and row numbers; reads no features."""
 
     def __init__(self, spec: RunSpec, dataset: Dataset, workspace: Workspace):
-        """Raises IncompleteError when the features are not made yet, StaleError when they are of other data."""
+        """Raise IncompleteError if the features do not exist yet, StaleError if they were made from other data."""
         self.spec, self.dataset, self.workspace = spec, dataset, workspace
         self.store = workspace.store(spec, dataset)
 
     @cached_property
     def found(self) -> tuple[FoundRows, FoundRows | None]:
-        """Row numbers of the sessions to fit on and of the validation part, or None: the cut that the spec asks for.
+        """Return the row numbers of the sessions to fit on and of the spec's validation split (None without one).
 
-        No feature is read, so that a run's identity costs a look-up of keys.
+        No features are read, so a run's identity costs only key look-ups.
         """
         fit, validation = split_validation(
             self.dataset.split("train"), self.spec.validation.fraction, self.spec.validation.seed
@@ -101,11 +101,11 @@ class RunIdentities:
 
     @cached_property
     def found_test(self) -> FoundRows:
-        """Row numbers of the test sessions."""
+        """Return the row numbers of the test sessions."""
         return find_rows(self.store, self.dataset.split("test"))
 
     def identity(self, run: Run) -> RunIdentity:
-        """Everything that can change the numbers of ``run``, from content keys alone."""
+        """Return all fields that can change the results of ``run``, computed from content keys alone."""
         fit, validation = self.found
         if not fit.sessions:
             raise IncompleteError(f"no train session of dataset '{self.dataset.name}' has all of its features")
@@ -121,12 +121,12 @@ class RunIdentities:
         )
 
     def folder(self, run: Run) -> RunFolder:
-        """The folder of a run, whether or not it exists yet."""
+        """Return the folder of a run, which may not exist yet."""
         return RunFolder.of(self.workspace.runs, self.dataset.name, run.model, self.identity(run).id)
 
     @cached_property
     def _finished(self) -> dict[str, list[tuple[RunFolder, dict[str, Any]]]]:
-        """Finished runs of this dataset's name with their identity fields, by model."""
+        """Return finished runs on datasets of this name with their identity fields, by model."""
         found: dict[str, list[tuple[RunFolder, dict[str, Any]]]] = {}
         for folder in list_runs(self.workspace.runs):
             if folder.dataset == self.dataset.name and folder.state == "finished":
@@ -135,7 +135,7 @@ class RunIdentities:
         return found
 
     def other_seeds(self, run: Run) -> list[int]:
-        """Seeds of which a finished run exists that differs from ``run`` in nothing else."""
+        """Return the seeds of finished runs that differ from ``run`` in the seed alone."""
         own = {k: v for k, v in self.identity(run).fields.items() if k != "seed"}
         return sorted(
             fields["seed"]
@@ -146,7 +146,7 @@ class RunIdentities:
         )
 
     def current_runs(self, models: Sequence[str] = (), seeds: Sequence[int] | None = None) -> list[Run]:
-        """The runs that are asked for; without ``seeds`` also every other seed that has been trained on the same data."""
+        """Return the requested runs; without ``seeds``, also every other seed trained on the same data."""
         runs = asked_runs(self.spec, models, seeds)
         if seeds is not None:
             return runs
@@ -163,7 +163,7 @@ class RunIdentities:
         ]
 
     def run_of(self, fields: Mapping[str, Any]) -> Run | None:
-        """The run that a record's identity fields describe, if it was trained on the present data; else None."""
+        """Return the run described by a record's identity fields if it was trained on the present data, else None."""
         try:
             model = fields["model"]
             training = Training.model_validate(fields["training"] or {})
@@ -173,7 +173,7 @@ class RunIdentities:
             return None
 
     def earlier(self, run: Run) -> list[str]:
-        """One line ``field: old -> new`` for each field in which the closest finished run of other data differs."""
+        """Return one line ``field: old -> new`` per differing field of the closest finished run on other data."""
         now = self.identity(run).fields
         same = ("model", "training", "seed")
         lines = [
@@ -188,18 +188,18 @@ class RunIdentities:
         return {name: {s.id for s in subset_sessions(self.dataset, name)} for name in SUBSETS}
 
     def result_files(self, run: Run, view: View = WHOLE) -> ResultFiles:
-        """Where the evaluation of ``run`` under ``view`` is, or will be."""
+        """Return the files of the evaluation of ``run`` under ``view``, which may not exist yet."""
         return ResultFiles.of(self.folder(run).path, view)
 
     def evaluation(self, run: Run, view: View = WHOLE) -> dict[str, Any] | None:
-        """The summary of the run's evaluation, if there is one of exactly these sessions, galleries and protocol."""
+        """Return the evaluation summary of ``run`` if one exists for exactly these sessions, galleries and protocol."""
         try:
             return self.result_files(run, view).load(self.evaluation_identity(run, view))
         except ResultsError:
             return None
 
     def state(self, run: Run, view: View = WHOLE) -> RunState:
-        """Whether ``run`` is trained and evaluated on the data as it is now, and otherwise on which other data it was."""
+        """Return whether ``run`` is trained and evaluated on the present data, and otherwise which fields differ."""
         folder = self.folder(run)
         if folder.state != "finished":
             changed = self.earlier(run) if folder.state == "absent" else []
@@ -215,7 +215,7 @@ class RunIdentities:
         return RunState("evaluated" if files.load(identity) else "finished", (), evaluate)
 
     def evaluation_identity(self, run: Run, view: View = WHOLE) -> dict[str, Any]:
-        """Everything but the run that an evaluation's numbers depend on, by content; no feature is read."""
+        """Return all fields besides the run that determine an evaluation's results, by content; reads no features."""
         catalogue = self.store.catalogue()
         sessions = [s for s in self.found_test.sessions if view.turns in (None, len(s.turns))]
         identity = {
@@ -233,7 +233,7 @@ class RunIdentities:
 
     @cached_property
     def _gallery_digests(self) -> dict[str, list[Any]]:
-        """Category -> [digest of the candidates' content keys in any order, candidates, images without a feature]."""
+        """Return category -> [order-independent digest of content keys, candidates, images without a feature]."""
         catalogue, found = self.store.catalogue(), {}
         for gallery in self.dataset.galleries:
             if gallery.split == "test":

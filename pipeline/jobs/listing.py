@@ -1,4 +1,4 @@
-"""What ``ls`` shows: the parts that ship with the project, and the stores and runs of an output folder."""
+"""Listings of ``ls``: the components of the project, and the stores and runs of an output folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from manifests.load import read_toml, shipped
 
 @dataclass(frozen=True)
 class Listing:
-    """Rows by kind; a row is {"name": ..., "about": ..., and with ``detail`` more}."""
+    """Rows by kind; a row is {"name": ..., "about": ...}, with more fields if ``detail`` is set."""
 
     kinds: dict[str, list[dict[str, Any]]]
 
@@ -38,7 +38,7 @@ class Listing:
 
 
 def _card(card: dict[str, Any], indent: str) -> list[str]:
-    """A model card: its short name, and one line for each thing known of it, long ones wrapped."""
+    """Format a model card: the short name, then one line per known property, long lines wrapped."""
     lines = ["", f"{indent}{card['name']}"]
     for key, value in card.items():
         if key != "name" and value:
@@ -55,7 +55,7 @@ def _plain(value: Any) -> str:
 
 
 def listing(kinds: Sequence[str], out: Path, detail: bool, data: Path = Path()) -> Listing:
-    """The rows of each kind; heavy modules are imported only for the kinds that need them."""
+    """Return the rows of each kind; heavy modules are imported only for the kinds that need them."""
     makers = {"stores": _stores, "runs": partial(_runs, data=data)}
     found = {}
     for kind in kinds:
@@ -95,7 +95,7 @@ def _parts(kind: str, detail: bool) -> list[dict[str, Any]]:
 
 
 def _model_cards(part: Any) -> dict[str, Any]:
-    """Of an extractor: its tables, whether it can be fitted, and a card for every published checkpoint it knows."""
+    """Return an extractor's tables, whether it can be fitted, and a card per known published checkpoint."""
     if not hasattr(part, "cards"):
         return {}
     fitted = "fit-extractor trains it on a dataset's train triplets" if part.fittable else ""

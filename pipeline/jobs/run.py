@@ -1,4 +1,4 @@
-"""Jobs that span both stages: the whole of a spec in order, how far it is, and what it consists of."""
+"""Jobs that span both stages: run a spec from start to end, report its progress, describe its parts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run_spec(
     device: str = "auto",
     log: Log = silent,
 ) -> str:
-    """Extract, fit the composer, train and evaluate; what is done already is kept. Returns the metrics as text."""
+    """Extract, fit the composer, train and evaluate; finished work is reused. Return the metrics as text."""
     make_features(spec, dataset, workspace, device, log)
     for line in train_spec(spec, dataset, workspace, models, seeds, device, log=log):
         log(line)
@@ -37,9 +37,9 @@ def run_spec(
 def make_features(
     spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str = "auto", log: Log = silent
 ) -> None:
-    """Stage 1 whole: extract, and fit the composer where there is one to fit; what is done already is kept.
+    """Run all of stage 1: extract, and fit the composer if it is trainable; finished work is reused.
 
-    A single-turn model that the spec asks to be fitted is fitted first.
+    If the spec asks for a fitted single-turn model, it is fitted first.
     """
     from pipeline.extraction.fitting.job import fit_extractor_spec, needs_fitting
 
@@ -57,10 +57,10 @@ def make_features(
 
 @dataclass(frozen=True)
 class Status:
-    """How far a spec is. ``runs``: model -> seed -> state ("finished", "evaluated", "absent", ...)."""
+    """Progress of a spec. ``runs``: model -> seed -> state ("finished", "evaluated", "absent", ...)."""
 
     spec: str
-    stage1: str  # "done", or what is missing and the command to run
+    stage1: str  # "done", or the missing part and the command to run
     store: str
     rows: dict[str, int]
     runs: dict[str, dict[int, str]]
@@ -83,7 +83,7 @@ class Status:
 
 
 def status_of(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Status:
-    """What is done of ``spec``, read from the store and the run folders; the single-turn model is not loaded."""
+    """Read the progress of ``spec`` from its store and run folders, without loading the single-turn model."""
     runs = asked_runs(spec)
     found: dict[str, dict[int, str]] = {run.model: {} for run in runs}
     try:
@@ -112,21 +112,21 @@ def status_of(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Status:
 
 
 def _begun(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Store | None:
-    """The newest store of an extraction that was stopped before its end: of this dataset and extractor name."""
+    """Return the newest store of an interrupted extraction with this dataset and extractor name."""
     if workspace.note(spec) is not None or workspace.earlier_records(spec):
         return None
     folders = (workspace.stores / dataset.name).glob(f"{spec.extractor.name}-*")
     for folder in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
             return Store.open(folder, verify="header")
-        except StoreError:  # damaged: `extract` says so
+        except StoreError:  # damaged: reported by `extract`
             continue
     return None
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a valid spec consists of."""
+    """Parts of a valid spec."""
 
     values: dict[str, Any]
 
@@ -149,7 +149,7 @@ class Description:
 
 
 def describe(spec: RunSpec, dataset: Dataset) -> Description:
-    """Counts and parts of a spec whose files have been checked."""
+    """Return counts and parts of a spec whose files have been checked."""
     request = composer_request(spec)
     return Description(
         {

@@ -1,4 +1,4 @@
-"""Checks every named part of a run spec against its module's options, and reports all problems at once."""
+"""Check every named component of a run spec against its options, and report all problems at once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.training.models import model_options, models
 
 
 def check_components(spec: RunSpec) -> None:
-    """Raise ManifestError with every unknown part, unknown key and wrong value in ``spec``."""
+    """Raise ManifestError listing every unknown component, unknown key and invalid value in ``spec``."""
     problems = Problems(spec.name)
     _check(datasets, spec.dataset, "dataset", problems)
     _check(extractors, spec.extractor, "extractor", problems)
@@ -38,7 +38,7 @@ def check_components(spec: RunSpec) -> None:
 
 
 def check_sessions(spec: RunSpec, dataset: Dataset) -> None:
-    """Raise ManifestError when ``dataset`` leaves the parts of a checked ``spec`` that are fitted nothing to fit on."""
+    """Raise ManifestError if ``dataset`` has no sessions for a fitted component of the checked ``spec``."""
     request = composer_request(spec)
     fitted = [f"composer {request.name}"] if request is not None and request.needs_fitting else []
     fitted += [f"model {name}" for name, options in spec.models.items() if _is_fitted(name, options)]
@@ -62,7 +62,7 @@ def check_sessions(spec: RunSpec, dataset: Dataset) -> None:
 
 
 def _is_fitted(name: str, options: dict[str, Any]) -> bool:
-    """Whether a model needs train sessions: to be trained, or to choose the alpha that its options leave open."""
+    """Return whether a model needs train sessions, for training or to choose an unset alpha."""
     own = {key: value for key, value in options.items() if key != "training"}
     kind, parsed = model_options(name, own)
     return kind.trainable or getattr(parsed, "alpha", 0) is None

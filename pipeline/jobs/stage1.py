@@ -1,4 +1,4 @@
-"""Stage 1 as jobs: extract a spec's features, fit its composer, and note where the rows are."""
+"""Stage 1 jobs: extract a spec's features, fit its composer, and record the stores."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pipeline.core.workspace import FeatureRecord, Workspace, extraction_request
 
 @dataclass
 class StageOne:
-    """What ``extract_spec`` did. ``composed`` is None when the composer must be fitted first."""
+    """Result of ``extract_spec``. ``composed`` is None if the composer must be fitted first."""
 
     extraction: Any  # pipeline.extraction.report.Report
     composed: Composed | None
@@ -41,7 +41,7 @@ class StageOne:
 
 @dataclass
 class Fitted:
-    """A fitted composer's record, and what was composed with it."""
+    """Record of a fitted composer, and the result of composing with it."""
 
     about: dict[str, Any]
     composed: Composed
@@ -76,11 +76,11 @@ def extract_spec(
     form: str = "plain",
     **options: Any,
 ) -> StageOne:
-    """Bring every row of ``spec`` up to date; what is there is kept. ``options`` go to ``extraction.run.extract``.
+    """Compute the missing rows of ``spec``; existing rows are kept. ``options``: of ``extraction.run.extract``.
 
-    ``precision``: fp32, bf16, fp16 or auto (measured) in place of the spec's ``extractor.dtype``. ``scheduler``,
-    ``local_cluster``: compute the shards on a Dask cluster, or on that many processes of this machine. ``form``: of the
-    image tower, see ``extraction.forms``; "auto" measures, and not on a cluster.
+    ``precision``: fp32, bf16, fp16 or auto (measured), overrides the spec's ``extractor.dtype``. ``scheduler``,
+    ``local_cluster``: compute the shards on a Dask cluster, or on this number of local processes. ``form``: format of
+    the image tower, see ``extraction.tower_format``; "auto" chooses by measurement, except on a cluster.
     """
     from pipeline.extraction.fitting.job import fitted_spec
     from pipeline.extraction.precision import checked_agreement
@@ -89,12 +89,12 @@ def extract_spec(
     request = composer_request(spec)
     chosen, why = _in_precision(fitted_spec(spec, dataset, workspace), dataset, workspace, device, precision)
     clustered = scheduler is not None or local_cluster > 0
-    # a coordinator needs the model's identity, not its speed: the devices are the workers'
+    # a coordinator needs only the model's identity: the workers have the devices
     extractor = _load(chosen, "cpu" if clustered else device, dataset)
 
     def check(plan: Any) -> dict[str, Any]:
         agreement = checked_agreement(chosen, extractor, dataset) | ({"precision": why} if why else {})
-        # on a cluster each worker holds the form it takes against the plain one
+        # on a cluster each worker checks its format against the plain one
         taken = ({} if form == "plain" else {"form": form}) if clustered else _in_form(extractor, dataset, form, plan)
         return agreement | taken
 
@@ -104,7 +104,7 @@ def extract_spec(
     keys = report.catalogue
     if (
         old is not None and not dataset.images.keys() <= keys.keys()
-    ):  # an image that cannot be read now keeps its content
+    ):  # an image that is unreadable now keeps its recorded content
         with suppress(StaleError):
             before = load_binding(workspace.bindings, old.binding)
             keys = {i: k for i, k in before.items() if i in dataset.images} | keys
@@ -125,7 +125,7 @@ def extract_spec(
     if old is not None and old.backbone == note.backbone:
         note = replace(note, composer=old.composer, store=old.store)
     workspace.write_note(spec, note)
-    if "query" in extractor.tables:  # a joint model answers queries itself
+    if "query" in extractor.tables:  # a joint model computes query features itself
         workspace.write_composed(spec, dataset, report.path)
         return StageOne(report, None, f"train {spec.asked}")
     assert request is not None
@@ -138,7 +138,7 @@ def extract_spec(
 def _in_precision(
     spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str, precision: str | None
 ) -> tuple[RunSpec, str]:
-    """(the spec to extract by, why when it was measured)."""
+    """Return (the spec with its precision resolved, the reason if it was measured)."""
     from pipeline.extraction.precision import choose_precision, with_precision
 
     if precision is None:
@@ -149,7 +149,7 @@ def _in_precision(
 
 
 def _in_form(extractor: Any, dataset: Dataset, form: str, plan: Any) -> dict[str, Any]:
-    """The extractor's image tower in ``form`` from now on; what to record of it."""
+    """Convert the extractor's image tower to ``form`` in place, and return the fields to record."""
     from pipeline.extraction.precision import sample_of
     from pipeline.extraction.tower_format import fastest_form, held_form
 
@@ -181,7 +181,7 @@ def _crew(spec: RunSpec, device: str, scheduler: str | None, local: int, form: s
 
 
 def _choose_threads(extractor: Any, dataset: Dataset) -> None:
-    """On a CPU, set torch to the number of threads that encodes a few texts fastest: on a busy machine that is one."""
+    """On a CPU, set torch to the thread count that encodes a few texts fastest (one on a busy machine)."""
     from pipeline.core.threads import choose_threads
 
     texts = list(dict.fromkeys(text for _, text in dataset.queries()))[:16]
@@ -189,7 +189,7 @@ def _choose_threads(extractor: Any, dataset: Dataset) -> None:
         return
     calls = extractor.calls
     choose_threads(lambda: extractor.encode_texts(texts), repeats=3)
-    extractor.calls = calls  # measuring is no extraction
+    extractor.calls = calls  # calls of the measurement do not count
 
 
 def plan_spec(
@@ -202,7 +202,7 @@ def plan_spec(
     batch_size: int | Literal["auto"] = "auto",
     workers: int | None = None,
 ) -> Any:
-    """The ``Plan`` of an extraction: what it would do and why. Writes nothing; runs the model only to ``probe`` it."""
+    """Return the ``Plan`` of an extraction: steps and reasons. Write nothing; run the model only to ``probe`` it."""
     from pipeline.extraction.fitting.job import fitted_spec
     from pipeline.extraction.plan import open_store, plan_extraction
     from pipeline.extraction.probe import best_size, choose_batch_size, default_workers, measure
@@ -223,7 +223,7 @@ def plan_spec(
 def _ready_composer(
     request: ComposerRequest, spec: RunSpec, dataset: Dataset, backbone: Store
 ) -> tuple[Composer, str | None, CrossFitted | None] | None:
-    """The composer, its weights' SHA-256 and its folds' heads, or None when it has to be fitted first."""
+    """Return the composer, the SHA-256 of its weights and its heads by fold, or None if it must be fitted first."""
     if not request.kind.trainable:
         return (
             request.kind(request.options, backbone.tables["image"].dim, backbone.tables["text"].dim).eval(),
@@ -244,21 +244,21 @@ def _folds(
 
 
 def fitting_sessions(spec: RunSpec, dataset: Dataset) -> tuple[tuple[Session, ...], tuple[Session, ...]]:
-    """(sessions to fit on, validation sessions): the pair-clean cut of the train sessions that ``spec`` asks for."""
+    """Return (sessions to fit on, validation sessions): the pair-disjoint split of the train sessions in ``spec``."""
     return split_validation(dataset.split("train"), spec.validation.fraction, spec.validation.seed)
 
 
 def composer_folder(request: ComposerRequest, spec: RunSpec, dataset: Dataset, backbone: Store) -> Path:
-    """Where the composer fitted for exactly this request, these triplets and this backbone lives."""
+    """Return the folder of the composer fitted for exactly this request, these triplets and this backbone."""
     return backbone.path / "composers" / request.key(backbone, dataset, *fitting_sessions(spec, dataset))
 
 
 def fit_composer_spec(
     spec: RunSpec, dataset: Dataset, workspace: Workspace, on_epoch: Callable[[dict[str, float]], None] = lambda _: None
 ) -> Fitted:
-    """Fit the composer of ``spec`` (or reuse the one already fitted for it) and compose all its features.
+    """Fit the composer of ``spec``, or reuse a fitted one, and compose all features.
 
-    Raises IncompleteError when there is nothing to fit: a joint model, fusion, or shipped weights.
+    Raises IncompleteError if there is nothing to fit: a joint model, fusion, or shipped weights.
     """
     backbone, request = workspace.backbone(spec, dataset), composer_request(spec)
     assert request is not None
@@ -306,7 +306,7 @@ def compose_spec(
     weights: str | None,
     crossed: CrossFitted | None = None,
 ) -> Composed:
-    """Write the composed store of ``spec`` and note it for stage 2."""
+    """Write the composed store of ``spec`` and record it for stage 2."""
     composed = compose(workspace.backbone(spec, dataset), dataset, composer, workspace.stores, weights, crossed=crossed)
     workspace.write_composed(spec, dataset, composed.path)
     return composed

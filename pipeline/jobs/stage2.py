@@ -1,4 +1,4 @@
-"""Stage 2 as jobs: train a spec's memory models on its cached features, evaluate them, and fill the paper's tables."""
+"""Stage 2 jobs: train a spec's memory models on cached features and evaluate them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Log = Callable[[str], None]
 
 
 def silent(_: str) -> None:
-    """A log for callers that want none."""
+    """Discard a log message."""
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How to train, which changes no run's identity. side_by_side: runs of one shape at once; None: on CUDA alone.
+    """Training options outside a run's identity. side_by_side: train runs of one shape together; None: only on CUDA.
 
-    threads: of the CPU; None: OMP_NUM_THREADS, or one.
+    threads: number of CPU threads; None: OMP_NUM_THREADS, or one.
     """
 
     backend: str = "auto"
@@ -36,7 +36,7 @@ class TrainOptions:
 
 
 class Experiment(RunIdentities):
-    """A spec's cached features on one device, loaded once for all of its runs. No image or extractor is touched."""
+    """Cached features of a spec on one device, loaded once for all runs. Uses no images and no extractor."""
 
     def __init__(self, spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str = "auto", log: Log = silent):
         from pipeline.core.device import resolve_device
@@ -49,9 +49,9 @@ class Experiment(RunIdentities):
             self.need(options)
 
     def need(self, options: Mapping[str, Any]) -> None:
-        """Have the text rows with the features if a model with ``options`` reads them; loaded again if they lack them.
+        """Reload the features with text rows if a model with ``options`` reads them and they are not loaded yet.
 
-        A run may ask for them where no model of the spec does: one of an ablation or of a search.
+        A run of an ablation or a search may need text rows even if no model of the spec does.
         """
         if options.get("texts") and not self.texts:
             self.texts = True
@@ -60,7 +60,7 @@ class Experiment(RunIdentities):
 
     @cached_property
     def parts(self) -> tuple[Any, Any]:
-        """(features to fit on, validation features or None): the pair-clean cut that the spec asks for."""
+        """Return (features to fit on, validation features or None): the spec's pair-disjoint split."""
         fit, validation = self.found
         return self._features(fit), self._features(validation) if validation else None
 
@@ -86,7 +86,7 @@ class Experiment(RunIdentities):
         return features.to(self.device)
 
     def request(self, run: Run) -> Any:
-        """A run as stage 2 trains it, features included."""
+        """Return the training request of a run, including its features."""
         from pipeline.training.job import TrainRequest
 
         self.need(run.options)
@@ -105,16 +105,16 @@ class Experiment(RunIdentities):
         )
 
     def train(self, run: Run, force: bool = False, how: TrainOptions = TrainOptions()) -> Any:
-        """``train_group`` of one run. Raises the DivergenceError that a group would return."""
+        """Train one run (see ``train_group``). Raises DivergenceError if it diverges."""
         (done,) = self.train_group([run], force, how)
         if isinstance(done, Exception):
             raise done
         return done
 
     def train_group(self, runs: Sequence[Run], force: bool = False, how: TrainOptions = TrainOptions()) -> list[Any]:
-        """Train runs of one shape side by side unless they have finished; their epochs go to the log.
+        """Train runs of one shape side by side unless they have finished; log their epochs.
 
-        Returns a ``Trained`` for each, or the error of one that diverged.
+        Returns one ``Trained`` per run, or the error of a run that diverged.
         """
         from pipeline.training.job import train_runs
 
@@ -143,7 +143,7 @@ class Experiment(RunIdentities):
         )
 
     def together(self, runs: Sequence[Run], how: TrainOptions = TrainOptions()) -> list[list[Run]]:
-        """The runs in groups that train side by side: those that differ in their seeds alone, where that pays."""
+        """Return the runs in groups to train side by side: those that differ only in the seed, where it is faster."""
         side_by_side = self.device.type == "cuda" if how.side_by_side is None else how.side_by_side
         groups: list[list[Run]] = []
         for run in runs:
@@ -166,7 +166,7 @@ class Experiment(RunIdentities):
         return load_candidates(self.store, [g for g in self.dataset.galleries if g.split == "test"])
 
     def evaluate(self, run: Run, view: View = WHOLE) -> dict[str, Any]:
-        """Rank the test sessions with a finished run; writes results.h5 and summary.json, returns the summary."""
+        """Rank the test sessions with a finished run, write results.h5 and summary.json, and return the summary."""
         from pipeline.evaluation.evaluate import evaluate
         from pipeline.training.checkpoint import load_model
         from pipeline.training.validate import embed, scorer
@@ -208,11 +208,11 @@ class Experiment(RunIdentities):
         return summary
 
     def _gallery(self) -> str:
-        """What the candidates are, by the dataset, for a note that was written before it said so."""
+        """Return the kind of the candidates by the dataset, for records of earlier versions that lack it."""
         return "caption" if all(image.file is None for image in self.dataset.images.values()) else "image"
 
     def finished(self, runs: Sequence[Run]) -> list[Run]:
-        """Those of ``runs`` that are trained; the others are named in the log. Raises IncompleteError when none is."""
+        """Return the trained ones of ``runs`` and log the others. Raises IncompleteError if none is trained."""
         found = []
         for run in runs:
             if self.folder(run).state == "finished":
@@ -237,9 +237,9 @@ def train_spec(
     log: Log = silent,
     how: TrainOptions = TrainOptions(),
 ) -> Iterator[str]:
-    """Train the runs asked for, in order; yields one line for each, finished or reused.
+    """Train the requested runs in order; yield one line per finished or reused run.
 
-    Raises the first DivergenceError, after the other runs have been trained.
+    Raises the first DivergenceError after the other runs have been trained.
     """
     runs, failed = asked_runs(spec, models, seeds), []
     stage = Experiment(spec, dataset, workspace, device, log)
@@ -266,16 +266,16 @@ def evaluate_spec(
     device: str = "auto",
     log: Log = silent,
 ) -> list[dict[str, Any]]:
-    """Evaluate the finished runs asked for; those not trained yet are named in the log.
+    """Evaluate the finished ones of the requested runs; log those not trained yet.
 
-    Raises IncompleteError when none of them is trained.
+    Raises IncompleteError if none of them is trained.
     """
     stage = Experiment(spec, dataset, workspace, device, log)
     return [stage.evaluate(run) for run in stage.finished(stage.current_runs(models, seeds))]
 
 
 def summary_text(summaries: Sequence[dict[str, Any]]) -> str:
-    """The overall metrics of each run and subset, one line each; a subset that leaves no session out says nothing new."""
+    """Format the overall metrics, one line per run and subset; subsets that contain all sessions are left out."""
     lines = []
     for summary in summaries:
         for subset, categories in summary["metrics"].items():

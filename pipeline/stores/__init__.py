@@ -1,1 +1,1 @@
-"""Tools on feature stores that need more than the store itself: the spec that asks for it, its dataset, its extractor."""
+"""Tools on feature stores that also need the store's spec, dataset or extractor."""

@@ -1,4 +1,4 @@
-"""Garbage collection for specs: the rows that their datasets refer to stay, in every store that they share."""
+"""Garbage collection for specs: keep the rows that their datasets reference, in every shared store."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pipeline.stores.wanted import StoreRequest
 
 
 class SharedStoreError(FashionNTMError):
-    """Another spec uses the store too, and was not named."""
+    """Another spec, which was not named, uses the store too."""
 
 
 def collect_specs(requests: Sequence[StoreRequest], *, dry_run: bool, alone: bool = False) -> list[Collected]:
-    """Collect every store of the first spec; what any of ``requests`` needs stays.
+    """Collect every store of the first spec; rows that any of ``requests`` needs are kept.
 
-    Raises IncompleteError when nothing is extracted for the first spec; SharedStoreError when a spec that was not
-    named was extracted into one of the stores, unless ``alone``.
+    Raises IncompleteError if nothing is extracted for the first spec; SharedStoreError if an unnamed spec was
+    extracted into one of the stores, unless ``alone``.
     """
     paths = [wanted.path for wanted in requests[0].stores if (wanted.path / "manifest.json").exists()]
     if not paths:
@@ -39,17 +39,17 @@ def nothing_extracted(request: StoreRequest) -> StoreNotFoundError:
 
 
 def collect_store(path: Path, requests: Sequence[StoreRequest], *, dry_run: bool, alone: bool = False) -> Collected:
-    """Collect one store for the specs of ``requests``; those whose store it is not need nothing of it.
+    """Collect one store for the specs of ``requests``; specs with other stores keep no rows in it.
 
-    Without ``requests`` only debris goes. Raises OtherStoreError when it is the store of none of them.
+    Without ``requests``, only leftover files are deleted. Raises OtherStoreError if it is the store of none of them.
     """
     if not requests:
         return collect(path, None, dry_run=dry_run)
     store = Store.open(path)
     users = [r for r in requests if any(_same(w.path, path) for w in r.stores)]
     if not users:
-        requests[0].own_store(store)  # raises, and names what to run
-        users = [requests[0]]  # the folder was renamed or copied: its fields are the spec's
+        requests[0].own_store(store)  # raises, naming the command to run
+        users = [requests[0]]  # renamed or copied folder: its fields match the spec
     if not alone:
         _refuse_shared(path, requests)
     needed: dict[str, list[np.ndarray]] = {}
@@ -76,7 +76,7 @@ def _refuse_shared(path: Path, requests: Sequence[StoreRequest]) -> None:
 
 
 def specs_using(workspace: Workspace, path: Path) -> list[str]:
-    """Names of the specs whose last extraction went into the store at ``path``."""
+    """Return the names of the specs whose last extraction wrote to the store at ``path``."""
     found = []
     for note in sorted((workspace.out / "extracted").glob("*.json")):
         try:

@@ -1,4 +1,4 @@
-"""Why a store is, or is not, the one that a spec would use: fields, execution, rows."""
+"""Explain whether a spec would use a store: fields, execution, rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class RowChanges:
-    """One table against the dataset: rows to make (``changed``: of images whose content is another now), rows to drop."""
+    """Differences of one table from the dataset: rows to compute (``changed``: of changed images) and rows to drop."""
 
     table: str
     present: int
@@ -41,7 +41,7 @@ class RowChanges:
 
 @dataclass(frozen=True)
 class Explanation:
-    """``semantic``: fields that key the store, stored -> asked. ``execution``: recorded, never key it."""
+    """``semantic``: fields of the store's key, stored -> requested. ``execution``: recorded fields outside the key."""
 
     store: str
     spec: str
@@ -71,7 +71,7 @@ class Explanation:
 
 
 def explain(store: Store, request: StoreRequest) -> Explanation:
-    """Compare ``store`` with the store of the same kind (extractor's own, or composed) that the spec asks for now."""
+    """Compare ``store`` with the store of the same kind (extractor's or composed) that the spec now requests."""
     wanted = request.for_store(store)
     about = [
         {"dataset": store.dataset, "extractor": store.extractor},
@@ -98,7 +98,7 @@ def _rows(store: Store, wanted: ExpectedStore, table: str) -> RowChanges:
 
 
 def _execution(store: Store, request: StoreRequest) -> tuple[FieldChange, ...]:
-    """What the store's last writer recorded that would be another value now."""
+    """Return the recorded fields of the store's last writer that would differ now."""
     from pipeline.extraction.run import extract
 
     if not store.execution:

@@ -1,11 +1,11 @@
-"""A store's rows as plain files for other tools: npy, safetensors or Parquet, with ids and a JSON beside them.
+"""Export of a store's rows to files for other tools: npy, safetensors or Parquet, with ids and metadata in JSON.
 
-    DIR/features.json       dataset, extractor, fingerprint and its fields, and of each table rows, dim, dtype, SHA-256
+    DIR/features.json       dataset, extractor, fingerprint and its fields; per table rows, dim, dtype, SHA-256
     DIR/<table>.npy         [rows, D]; or <table>.safetensors ("features", "keys") or <table>.parquet
-    DIR/<table>.ids.jsonl   one line a row, in the same order: {"key": ..., "ids": [image ids]}; with a dataset also
+    DIR/<table>.ids.jsonl   one line per row, in the same order: {"key": ..., "ids": [image ids]}; with a dataset also
                             {"text": ...} and {"reference": ..., "text": ..., "turns": [[session, turn], ...]}
 
-Turn 0 is all captions of a session as one text. features.json is written last: a folder without it is not whole.
+Turn 0 is all captions of a session as one text. features.json is written last: a folder without it is incomplete.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ BLOCK_BYTES = 32 << 20
 
 
 class ExportError(FashionNTMError):
-    """The rows cannot be written there, or not in this format."""
+    """The rows cannot be written to this folder or in this format."""
 
 
 @dataclass
 class Exported:
-    """What was written: rows and file by table."""
+    """Result of an export: rows and file by table."""
 
     folder: Path
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -50,10 +50,10 @@ class Exported:
 
 
 def export(store: Store, folder: Path, form: Format, dataset: Dataset | None = None) -> Exported:
-    """Write every table of ``store`` to ``folder``, in the store's row order. Memory is bounded by a block of 32 MiB.
+    """Write every table of ``store`` to ``folder`` in the store's row order, in blocks of 32 MiB.
 
-    ``dataset``: names texts and queries by their words, sessions and turns. Raises ExportError for a folder that is
-    not empty, a format whose library is missing, or a disk that is full; StoreCorruptError for a damaged shard.
+    ``dataset``: adds the words, sessions and turns of texts and queries. Raises ExportError for a non-empty folder,
+    a format whose library is missing, or a full disk; StoreCorruptError for a damaged shard.
     """
     if form == "parquet":
         _pyarrow()
@@ -93,7 +93,7 @@ def export(store: Store, folder: Path, form: Format, dataset: Dataset | None = N
 
 
 def blocks(store: Store, table: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(keys uint8 [n, 16], features [n, D]) of a table, in order. The features of a block are gone with the next."""
+    """Yield (keys uint8 [n, 16], features [n, D]) of a table in order. The next block overwrites the features."""
     info, keys = store.tables[table], store.keys(table)
     step = max(1, BLOCK_BYTES // (info.dim * np.dtype(info.dtype).itemsize))
     block = np.empty((min(step, info.rows), info.dim), dtype=info.dtype)
@@ -113,7 +113,7 @@ def _write_npy(store: Store, table: str, file: Path) -> str:
 
 
 def _write_safetensors(store: Store, table: str, file: Path) -> str:
-    """Written by hand, as the format's page has it: the library wants the whole table in memory at once."""
+    """Write the safetensors format block by block; the library needs the whole table in memory. Return the SHA-256."""
     info, digest = store.tables[table], hashlib.sha256()
     size = info.rows * info.dim * np.dtype(info.dtype).itemsize
     kind = {"float16": "F16", "float32": "F32"}[info.dtype]
@@ -183,7 +183,7 @@ def _write_ids(store: Store, table: str, file: Path, dataset: Dataset | None) ->
 
 
 def _names(store: Store, table: str, dataset: Dataset | None) -> dict[bytes, dict[str, Any]]:
-    """What the rows are called, as far as store and dataset know."""
+    """Return the names of the rows that are known from store and dataset."""
     found: dict[bytes, dict[str, Any]] = {}
     bound = store.catalogue()
     if table in ("image", "target"):

@@ -1,4 +1,4 @@
-"""A user's own feature arrays into a store that stage 2 trains on."""
+"""Import of a user's feature arrays into a store for stage 2."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.jobs.stage1 import StageOne, extract_spec
 
 @dataclass(frozen=True)
 class Imported:
-    """What was imported, and how it fits the dataset."""
+    """Result of an import, and its match with the dataset."""
 
     fit: Fit
     stage: StageOne
@@ -30,11 +30,10 @@ class Imported:
 
 
 def import_features(spec: RunSpec, dataset: Dataset, workspace: Workspace, partial: bool = False) -> Imported:
-    """Check the arrays of ``spec`` (whose extractor is "imported") against its dataset, and write its store.
+    """Check the arrays of ``spec`` (with extractor "imported") against its dataset, and write its store.
 
-    Raises ManifestError naming everything that does not fit: dtypes, shapes, NaN, repeated names; and, unless
-    ``partial``, rows that the dataset asks for and the arrays lack, and rows that it has no use for. Rows that
-    contradict each other are refused always.
+    Raises ManifestError naming every problem: dtypes, shapes, NaN, repeated names; and, unless ``partial``, rows that
+    the arrays lack or the dataset does not use. Contradictory rows are always an error.
     """
     options = spec.extractor.options
     found = fit(FeatureFolder.open(Path(options["folder"])), dataset, options.get("concatenated", True))

@@ -1,4 +1,4 @@
-"""Random rows of a store computed again by the live model, and held against what is stored."""
+"""Recompute random rows of a store with the live model and compare them with the stored rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BLOCK = 4096
 
 @dataclass(frozen=True)
 class Recomputed:
-    """One row: largest absolute difference, cosine, and the share of the top ten neighbours that both rows have."""
+    """One row: largest absolute difference, cosine, and the share of common top-10 neighbors."""
 
     table: str
     key: str
@@ -37,15 +37,15 @@ class Recomputed:
 
 @dataclass(frozen=True)
 class TableCheck:
-    """K rows of one table. ``worst``: the rows beyond the tolerance, or that could not be computed."""
+    """K rows of one table. ``worst``: rows beyond the tolerance or that could not be computed."""
 
     table: str
     rows: int
     sampled: int
     tolerance: float
     max_abs: float
-    cosine: float  # the lowest
-    top10: float  # the mean
+    cosine: float  # minimum
+    top10: float  # mean
     worst: tuple[Recomputed, ...]
 
     @property
@@ -65,7 +65,7 @@ class TableCheck:
 
 @dataclass(frozen=True)
 class Reextraction:
-    """What came of one store. ``left_out``: rows of nothing in the dataset, which nobody can compute again."""
+    """Results for one store. ``left_out``: rows that the dataset does not reference, which cannot be recomputed."""
 
     store: str
     seed: int
@@ -92,11 +92,11 @@ class Reextraction:
 
 
 def reextract(store: Store, request: StoreRequest, count: int, seed: int = 0, batch_size: int = 32) -> Reextraction:
-    """``count`` random rows of every table, drawn with ``seed``, through the live extractor (and composer).
+    """Recompute ``count`` random rows of every table, drawn with ``seed``, with the live extractor (and composer).
 
-    A composed row is computed end to end: the image and the text through the model, their rows rounded as the
-    backbone's store rounds them, and the composer on these. Neighbours are by cosine within the table; of a query they
-    are targets. Raises OtherStoreError when the store is not the spec's as it is now.
+    A composed row is computed end to end: image and text rows from the model, rounded to the dtype of the backbone's
+    store, then composed. Neighbors are by cosine within the table; neighbors of a query are targets. Raises
+    OtherStoreError if the store is not the spec's present one.
     """
     wanted = request.own_store(store)
     live = _Live(request, batch_size)
@@ -112,13 +112,13 @@ def reextract(store: Store, request: StoreRequest, count: int, seed: int = 0, ba
 
 
 class _Live:
-    """Rows straight from the model."""
+    """Rows computed by the live model."""
 
     def __init__(self, request: StoreRequest, batch_size: int):
         self.request, self.batch_size = request, batch_size
 
     def rows(self, table: str, items: Sequence[Item]) -> tuple[dict[bytes, np.ndarray], dict[bytes, str]]:
-        """(key -> row [D], key -> why there is none)."""
+        """Return (key -> row [D], key -> reason why it has none)."""
         if table in self.request.backbone.tables:
             return self._extract(table, items)
         return self._compose(table, items)
@@ -158,7 +158,7 @@ class _Live:
                 problems[item.key] = next(failed[part] for part in parts if part in failed)
                 continue
             composer = self.request.head_for(item.key) if table == "query" else self.request.composer
-            assert composer is not None  # own_store: the fields hold its weights
+            assert composer is not None  # own_store checked that the fields include its weights
             image = torch.from_numpy(image_rows[parts[0]].astype(np.float32))[None]
             if table == "query":
                 row = composer.query(image, torch.from_numpy(text_rows[parts[1]].astype(np.float32))[None])
@@ -209,14 +209,14 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 
 def _agreement(store: Store, table: str, fresh: np.ndarray, stored: np.ndarray) -> np.ndarray:
-    """Share of the top ten rows of ``table`` for ``fresh`` [K, D] that are also the top ten for ``stored`` [K, D].
+    """Return the share of the top-10 rows of ``table`` for ``fresh`` [K, D] that are also top-10 for ``stored`` [K, D].
 
-    Rows that score the same as the tenth count as among the ten: which of them is listed says nothing.
+    Rows that tie with the tenth count as top-10, because the order of ties is arbitrary.
     """
     count = store.tables[table].rows
     k, fresh, stored = min(TOP, count), _unit(fresh), _unit(stored)
-    best = np.full((2, len(fresh), k), -np.inf)  # scores of the ten nearest so far, of the fresh and of the stored rows
-    near = np.zeros((len(fresh), k), dtype=np.int64)  # and which they are, of the fresh rows
+    best = np.full((2, len(fresh), k), -np.inf)  # top-10 scores so far, for the fresh and the stored rows
+    near = np.zeros((len(fresh), k), dtype=np.int64)  # their indices, for the fresh rows
     for start in range(0, count, _BLOCK):
         rows = np.arange(start, min(start + _BLOCK, count))
         block = _unit(store.gather(table, rows).astype(np.float64)).T

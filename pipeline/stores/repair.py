@@ -1,4 +1,4 @@
-"""Repair of a spec's stores: what is broken is taken out, and the ordinary extraction fills it again."""
+"""Repair of a spec's stores: remove damaged parts and recompute them by ordinary extraction."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.stores.wanted import ExpectedStore, StoreRequest, request_of
 
 @dataclass(frozen=True)
 class SpecRepair:
-    """What was repaired, the extraction after it and the damaged composer's new fit (None: nothing to do)."""
+    """Result of a repair: repaired stores, the following extraction, and the refitted composer (None: not damaged)."""
 
     stores: tuple[Repaired, ...]
     filled: Any  # pipeline.jobs.stage1.StageOne
@@ -46,9 +46,9 @@ class SpecRepair:
 def repair_spec(
     spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str = "auto", **options: Any
 ) -> SpecRepair:
-    """Repair every store of ``spec``, fit its composer again if it is damaged, and extract (and compose) what is missing.
+    """Repair every store of ``spec``, refit a damaged composer, and extract (and compose) the missing rows.
 
-    ``options`` go to ``extraction.run.extract``. A store that does not exist yet is left to the extraction.
+    ``options`` are passed to ``extraction.run.extract``. Stores that do not exist yet are created by the extraction.
     """
     request = request_of(spec, dataset, workspace, device)
     done = _repair(request.backbone, dataset)
@@ -58,7 +58,7 @@ def repair_spec(
             extract_spec(spec, dataset, workspace, device, **options)
         refitted = fit_composer_spec(spec, dataset, workspace)
     if (refitted or any(d.actions for d in done)) and request.composed is not None:
-        request = request_of(spec, dataset, workspace, device)  # its composer is found by a backbone that can be read
+        request = request_of(spec, dataset, workspace, device)  # the composer's folder depends on a readable backbone
     if request.composed is not None:
         done += _repair(request.composed, dataset)
     needed = any(d.actions for d in done)
@@ -67,7 +67,7 @@ def repair_spec(
 
 
 def _composer_damaged(request: StoreRequest) -> bool:
-    """Whether a composer was fitted for the request's spec, and cannot be loaded any more."""
+    """Return whether the composer fitted for the request's spec can no longer be loaded."""
     asked = composer_request(request.spec)
     if request.composed is None or asked is None or not asked.kind.trainable or asked.weights is not None:
         return False
@@ -92,7 +92,7 @@ def _identity(wanted: ExpectedStore, dataset: Dataset) -> Manifest:
 
 
 def filling_command(workspace: Workspace, path: Path) -> str:
-    """The command that extracts what is missing in the store at ``path``, as far as the workspace knows."""
+    """Return the command that extracts the missing rows of the store at ``path``, from the workspace's records."""
     specs = specs_using(workspace, path)
     out = [] if workspace.out == Path("out") else ["--out", str(workspace.out)]
     if specs:

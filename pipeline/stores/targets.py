@@ -1,4 +1,4 @@
-"""What a user may call a store, and whether a word on the command line means a store or a spec."""
+"""Resolve command-line words to stores or specs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pipeline.core.workspace import Workspace
 
 
 def find_store(word: str, out: Path) -> Path | None:
-    """The folder of the store ``word``: a path, a name as ``cache ls`` prints it, its last part, or its fingerprint.
+    """Return the folder of store ``word``: a path, a name from ``cache ls``, its last part, or its fingerprint.
 
-    None when there is no such store. Raises StoreNotFoundError when several match, naming them.
+    None if there is no such store. Raises StoreNotFoundError naming all matches if there are several.
     """
     for path in (Path(word), out / "stores" / word):
         if path.is_dir() and ((path / MANIFEST).exists() or (path / LEDGER).exists() or any(path.glob("*-*.h5"))):
@@ -35,7 +35,7 @@ def find_store(word: str, out: Path) -> Path | None:
 
 
 def require_store(word: str, out: Path) -> Path:
-    """``find_store``, or StoreNotFoundError with the nearest name."""
+    """Return ``find_store``'s result. Raises StoreNotFoundError with the nearest name if there is none."""
     found = find_store(word, out)
     if found is None:
         names = [str(s.path.relative_to(out / "stores")) for s in list_stores(out / "stores")]
@@ -44,9 +44,9 @@ def require_store(word: str, out: Path) -> Path:
 
 
 def is_spec(word: str, out: Path) -> bool:
-    """True when ``word`` is a spec: a shipped name or a .toml file, unless a store has that name.
+    """Return True if ``word`` is a spec: a shipped name or a .toml file, unless a store has that name.
 
-    Raises StoreNotFoundError naming the nearest store and spec when it is neither.
+    Raises StoreNotFoundError naming the nearest store and spec if it is neither.
     """
     if find_store(word, out) is not None:
         return False
@@ -60,14 +60,14 @@ def is_spec(word: str, out: Path) -> bool:
 
 
 def last_store(workspace: Workspace, spec: RunSpec) -> Path:
-    """The store that ``spec`` was last extracted into, also when its dataset or extractor was another then.
+    """Return the store of the last extraction of ``spec``, even if its dataset or extractor has changed since.
 
-    Raises IncompleteError when a spec of this name was never extracted.
+    Raises IncompleteError if a spec of this name was never extracted.
     """
     note = workspace.note(spec)
     records = workspace.earlier_records(spec)
     values = vars(note) if note else next((json.loads(p.read_text(encoding="utf-8")) for p in reversed(records)), None)
     if values is None:
-        workspace.extracted(spec)  # raises, naming the command
+        workspace.extracted(spec)  # raises, naming the command to run
     assert values is not None
     return workspace.stores / (values["store"] or values["backbone"])

@@ -1,4 +1,4 @@
-"""What a spec asks for now: the fields, folder and rows of its stores, worked out without a forward pass."""
+"""Stores expected by a spec on its present data: fields, folders and rows, determined without a forward pass."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ NOT_FITTED = "(not fitted yet)"
 
 
 class OtherStoreError(FashionNTMError):
-    """A spec was named for a store that is not one of its stores."""
+    """The named store does not belong to the named spec."""
 
     exit_code = 3
 
 
 @dataclass(frozen=True)
 class ExpectedStore:
-    """One store as a spec wants it now. ``tables``: table -> content key -> item; ``catalogue``: image id -> key.
+    """One store as the spec expects it. ``tables``: table -> content key -> item; ``catalogue``: image id -> key.
 
-    ``unreadable``: image ids whose content cannot be read now, and why.
+    ``unreadable``: ids of images that are unreadable now, with reasons.
     """
 
     path: Path
@@ -48,9 +48,9 @@ class ExpectedStore:
     unreadable: dict[str, str]
 
     def keys(self, store: Store, dataset: Dataset) -> dict[str, np.ndarray]:
-        """table -> uint8 [n, 16]: the rows that must stay in ``store``.
+        """Return table -> uint8 [n, 16]: keys of the rows to keep in ``store``.
 
-        An image that cannot be read now (a disk that is not mounted) keeps the rows that it has.
+        An image that is unreadable now (e.g. on an unmounted disk) keeps its rows.
         """
         bound = {i: key for i, key in store.catalogue().items() if i in self.unreadable}
         found = {}
@@ -66,7 +66,7 @@ class ExpectedStore:
 
 @dataclass(frozen=True)
 class StoreRequest:
-    """A spec with its dataset and extractor. ``composed`` is None for a joint model; ``composer`` until it is fitted."""
+    """A spec with dataset and extractor. ``composed`` is None for a joint model, ``composer`` until it is fitted."""
 
     spec: RunSpec
     dataset: Dataset
@@ -75,10 +75,10 @@ class StoreRequest:
     backbone: ExpectedStore
     composed: ExpectedStore | None
     composer: Composer | None
-    crossed: Any = None  # the heads by fold of a cross-fitted composer
+    crossed: Any = None  # heads by fold of a cross-fitted composer
 
     def head_for(self, key: bytes) -> Composer | None:
-        """The composer that makes the query row ``key``: the one of its fold, where there are folds."""
+        """Return the composer of the query row ``key``; with folds, the one of its fold."""
         fold = self.crossed.head_of(key) if self.crossed else -1
         return self.composer if fold < 0 else self.crossed.heads[fold]
 
@@ -87,7 +87,7 @@ class StoreRequest:
         return [w for w in (self.backbone, self.composed) if w is not None]
 
     def for_store(self, store: Store) -> ExpectedStore:
-        """The one of this spec's stores that ``store`` is or once was: composed features, or the extractor's own."""
+        """Return this spec's expected store of the kind of ``store``: composed features or the extractor's own."""
         if "composer" in store.fields:
             if self.composed is None:
                 raise OtherStoreError(
@@ -98,7 +98,7 @@ class StoreRequest:
         return self.backbone
 
     def own_store(self, store: Store) -> ExpectedStore:
-        """``for_store``, and its fields are those of ``store``. Raises OtherStoreError naming the command that tells why."""
+        """Return ``for_store`` if the fields match. Raises OtherStoreError naming a command to explain the mismatch."""
         wanted = self.for_store(store)
         if digest(wanted.fields) != store.fingerprint or self.dataset.name != store.dataset:
             raise OtherStoreError(
@@ -111,9 +111,9 @@ class StoreRequest:
 def request_of(
     spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str = "cpu", workers: int = 2
 ) -> StoreRequest:
-    """Load the extractor (for its fingerprint; no item goes through it) and list what the spec wants.
+    """Load the extractor (only for its fingerprint) and list the stores that the spec expects.
 
-    Raises what loading the model or reading the images folder raises.
+    Propagates errors from loading the model and reading the images folder.
     """
     from pipeline.core.digests import NAME as DIGESTS
     from pipeline.extraction.extractors import load_extractor
@@ -143,7 +143,7 @@ def request_of(
 
 @dataclass(frozen=True)
 class _Made:
-    """A composer (None where it is still to be fitted), its heads by fold, and the fields of what it composes."""
+    """A composer (None until it is fitted), its heads by fold, and the fields of its composed store."""
 
     fields: dict[str, Any]
     composer: Composer | None = None
@@ -158,7 +158,7 @@ def _composer(
     fields: dict[str, Any],
     catalogue: dict[str, bytes],
 ) -> _Made:
-    """By the very functions that compose, wherever there is a backbone store to fit or compose from."""
+    """Load the composer with the functions used for composing, if there is a backbone store."""
     request = composer_request(spec)
     assert request is not None
     try:

@@ -1,1 +1,1 @@
-"""Ablations: a numbered grid of runs over one store of features, trained and evaluated as far as it is missing."""
+"""Ablations: a numbered grid of runs on one feature store; missing runs are trained and evaluated."""

@@ -1,4 +1,4 @@
-"""Runs of equal shape, trained and evaluated together: in this process, or on the workers of a Dask cluster."""
+"""Joint training and evaluation of runs of equal shape, in this process or on the workers of a Dask cluster."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ HERE = TrainOptions()
 
 
 class ClusterError(FashionNTMError):
-    """A cluster that cannot be reached or started, or groups that failed on it."""
+    """A cluster cannot be connected to or started, or groups failed on it."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to find the features again; it goes over the network, so it holds plain values alone."""
+    """Parameters for a worker to load the features; plain values only, because they are sent over the network."""
 
     spec: str  # RunSpec as JSON
     data: str
     out: str
     device: str
-    threads: int  # of the CPU for each worker's trainings, as here: another number would round sums differently
+    threads: int  # CPU threads per worker for training, as here: another number changes the rounding of sums
 
     @classmethod
     def of(cls, spec: RunSpec, data: Path, out: Path, device: str) -> Job:
@@ -43,7 +43,7 @@ class Job:
 
 
 def do_group(stage: Experiment, group: Group, how: TrainOptions = HERE) -> Iterator[str]:
-    """Train and evaluate what ``group`` lacks; one line for each run."""
+    """Train and evaluate the missing runs and views of ``group``; yield one line per run."""
     missing = {id(task.run): task.missing for task in group.tasks}
     for run, done in _trained(stage, group, how):
         views = missing[id(run)] if done.reused else _all_views(group)
@@ -54,7 +54,7 @@ def do_group(stage: Experiment, group: Group, how: TrainOptions = HERE) -> Itera
 
 
 def _trained(stage: Experiment, group: Group, how: TrainOptions) -> Iterator[tuple[Run, Any]]:
-    """Train the group's runs, side by side where that pays. Raises the error of a run that diverged, after the rest."""
+    """Train the group's runs, side by side where it is faster. Raises the error of a diverged run after the others."""
     failed: list[Exception] = []
     for runs in stage.together(group.runs, how):
         for run, done in zip(runs, stage.train_group(runs, how=how), strict=True):
@@ -71,17 +71,17 @@ def _all_views(group: Group) -> tuple[View, ...]:
 
 
 def run_here(stage: Experiment, groups: Sequence[Group], log: Log = silent) -> None:
-    """All groups, one after another."""
+    """Run all groups one after another."""
     for group in groups:
         for line in do_group(stage, group):
             log(line)
 
 
 def run_on_cluster(job: Job, groups: Sequence[Group], scheduler: str = "", workers: int = 0, log: Log = silent) -> None:
-    """All groups on the workers of ``scheduler``, or on ``workers`` processes of this machine; a group is one task.
+    """Run all groups on the workers of ``scheduler``, or on ``workers`` local processes; a group is one task.
 
-    Workers read features from and write runs to the same folders, so these must be shared. What is finished is kept
-    when the cluster or this process ends. Raises ClusterError naming the groups that failed, after the others ended.
+    Workers read features from and write runs to the same folders, which must be shared. Finished runs are kept if the
+    cluster or this process ends. Raises ClusterError naming the failed groups after the others have ended.
     """
     from distributed import as_completed
 
@@ -130,6 +130,6 @@ def _work(job: Job, group: Group) -> list[str]:
 
 @lru_cache(maxsize=2)
 def _stage(job: Job) -> Experiment:
-    """The features stay loaded between the tasks of a worker."""
+    """Return the experiment of ``job``; its features stay loaded between the tasks of a worker."""
     spec = RunSpec.model_validate_json(job.spec)
     return Experiment(spec, load_dataset(spec, Path(job.data)), Workspace(Path(job.out)), job.device)

@@ -1,4 +1,4 @@
-"""What an ablation would do and why, before it does it: rows, trainings, evaluations, and the time by a measured step."""
+"""Plan of an ablation: pending rows, trainings and evaluations with reasons, and the time from a measured step."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from pipeline.core.workspace import Workspace
 from pipeline.jobs.identities import Run, make_run
 from pipeline.jobs.stage2 import Experiment
 
-REPEATS = 3  # timed steps of a shape after a first one that warms up; the fastest counts
+REPEATS = 3  # timed steps per shape after one warm-up step; the fastest counts
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of the grid, and what of it is done."""
+    """One run of the grid and its state."""
 
     point: Point
     run: Run
     trainable: bool
     trained: bool
-    missing: tuple[View, ...]  # views that the run is not evaluated in
+    missing: tuple[View, ...]  # views without an evaluation of the run
 
     @property
     def done(self) -> bool:
@@ -46,7 +46,7 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one point: the same model, options and training, and so equal shapes; the seeds differ."""
+    """Runs of one point: equal model, options and training, so equal shapes; only the seeds differ."""
 
     point: Point
     tasks: tuple[PlannedRun, ...]
@@ -66,7 +66,7 @@ def tasks_of(
     only: Sequence[int] = (),
     seeds: Sequence[int] = (),
 ) -> list[tuple[Point, Run, bool]]:
-    """(point, run, whether it is trained by gradient) in order. Raises ManifestError with every wrong option."""
+    """Return (point, run, whether gradient-trained) in order. Raises ManifestError with all invalid options."""
     from pipeline.training.models import model_options
     from pipeline.training.models import models as registry
 
@@ -100,15 +100,15 @@ def tasks_of(
 
 @dataclass
 class AblationPlan:
-    """What is done and what is not. ``extractions``: rows that stage 1 would make, by table, and why."""
+    """Finished and pending work. ``extractions``: rows that stage 1 would compute, by table, with reasons."""
 
     name: str
     spec: RunSpec
     tasks: list[PlannedRun]
     extractions: dict[str, int]
     why: str = ""
-    seconds: float | None = None  # of the trainings, at most; None where nothing can be measured yet
-    step_ms: dict[int, float] = field(default_factory=dict)  # point number -> one training step
+    seconds: float | None = None  # upper bound for all trainings; None if nothing can be measured yet
+    step_ms: dict[int, float] = field(default_factory=dict)  # point number -> milliseconds of one training step
 
     @cached_property
     def trainings(self) -> int:
@@ -116,7 +116,7 @@ class AblationPlan:
 
     @cached_property
     def fits(self) -> int:
-        """Models without gradient training that have no run yet; they take seconds."""
+        """Return the number of models without gradient training that have no run yet; they take seconds."""
         return sum(not task.trainable and not task.trained for task in self.tasks)
 
     @property
@@ -125,7 +125,7 @@ class AblationPlan:
 
     @property
     def groups(self) -> list[Group]:
-        """The runs that are not done, by point."""
+        """Return the pending runs, grouped by point."""
         found: dict[int, list[PlannedRun]] = {}
         for task in self.tasks:
             if not task.done:
@@ -199,9 +199,9 @@ def plan_ablation(
     measure: bool = True,
     stage: Callable[[], Experiment] | None = None,
 ) -> AblationPlan:
-    """Compare the grid with the runs there are; ``measure``: time one training step of each point to be trained.
+    """Compare the grid with the existing runs; ``measure``: time one training step of each point to train.
 
-    Writes nothing. Raises ManifestError for a wrong option or point.
+    Write nothing. Raises ManifestError for an invalid option or point.
     """
     made = tasks_of(ablation, spec, only, seeds)
     try:
@@ -229,7 +229,7 @@ def _all_rows(dataset: Dataset) -> dict[str, int]:
 
 
 def _missing_rows(store: Store, dataset: Dataset) -> dict[str, int]:
-    """Rows that the dataset asks for and the store neither has nor knows to have failed."""
+    """Return the number of rows by table that the dataset needs and the store neither has nor records as failed."""
     catalogue = store.catalogue()
     failed = {failure.key for failure in store.failures()}
     wanted = {
@@ -250,7 +250,7 @@ def _missing_rows(store: Store, dataset: Dataset) -> dict[str, int]:
 
 
 def _measure(stage: Experiment, groups: Sequence[Group]) -> tuple[float, dict[int, float]]:
-    """(seconds of all trainings of ``groups`` at most, milliseconds of a step by point number)."""
+    """Return (upper bound in seconds for all trainings of ``groups``, milliseconds per step by point number)."""
     from pipeline.core.threads import cpu_threads, training_threads
     from pipeline.training.backends.choice import choose_backend, measured_step
     from pipeline.training.fit import epoch_batches

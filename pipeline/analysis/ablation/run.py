@@ -1,4 +1,4 @@
-"""``ablate``: bring every run of an ablation up to date; what is finished is kept, whenever it was finished."""
+"""``ablate``: complete the runs of an ablation; finished runs are reused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.jobs.stage2 import Experiment, Log, silent
 
 @dataclass(frozen=True)
 class Place:
-    """Where an ablation runs: its spec and run spec, the data, the output folder and the device."""
+    """Context of an ablation: its spec and run spec, the data, the output folder and the device."""
 
     ablation: AblationSpec
     spec: RunSpec
@@ -48,7 +48,7 @@ def open_ablation(
     device: str = "auto",
     words: Sequence[str] = (),
 ) -> Place:
-    """The ablation ``name`` on run spec ``run`` (its own, for ""); ``words``: options that printed commands repeat.
+    """Open ablation ``name`` on run spec ``run`` ("": its own); ``words``: options repeated in printed commands.
 
     Raises ManifestError with every problem.
     """
@@ -59,7 +59,7 @@ def open_ablation(
 
 
 def run_spec_of(ablation: AblationSpec, run: str, overrides: Sequence[str], given: str = "") -> RunSpec:
-    """The run spec whose features the ablation uses, with the windows that the ablation asks of stage 1 as well."""
+    """Return the run spec whose features the ablation uses, with the ablation's windows for stage 1 added."""
     spec = read_spec(run or ablation.run, overrides, given)
     windows = tuple(dict.fromkeys((*spec.windows, *ablation.windows)))
     return spec.model_copy(update={"windows": windows})
@@ -73,7 +73,7 @@ def ablate(
     workers: int = 0,
     log: Log = silent,
 ) -> AblationPlan:
-    """Run what is missing; returns the plan as it stands afterwards, in which nothing is left to do."""
+    """Run the missing parts and return the plan made afterwards, with no pending work."""
     ablation, spec, workspace = place.ablation, place.spec, place.workspace
     dataset = place.dataset()
     for note in dataset.notes:
@@ -100,9 +100,9 @@ def ablate(
 def time_points(
     place: Place, stage: Experiment, dataset: Dataset, seeds: Sequence[int] = (), log: Log = silent
 ) -> None:
-    """Measure the inference time of every point that has a finished run, unless all of them are measured already.
+    """Measure the inference time of every point with a finished run, unless all of them are measured already.
 
-    All of them again, also where one alone is new: times that are not taken side by side do not compare.
+    If one point is new, all points are measured again, because only times measured side by side are comparable.
     """
     every = tuple(dict.fromkeys((*place.ablation.seeds, *seeds)))
     plan = plan_ablation(

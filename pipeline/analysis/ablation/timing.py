@@ -1,4 +1,4 @@
-"""Inference time of one session (paper Figure 8), measured for all points of an ablation side by side."""
+"""Inference time of one session (paper Figure 8), measured side by side for all points of an ablation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.analysis.ablation.plan import PlannedRun
 from pipeline.core.device import describe
 from pipeline.jobs.stage2 import Experiment
 
-ROUNDS = 30  # each round times every point once, so that a busy moment of the machine falls on all of them
+ROUNDS = 30  # each round times every point once, so that other load on the machine affects all points equally
 WARM_UP = 3
 
 
@@ -26,7 +26,7 @@ def timing_file(out: Path, ablation: str) -> Path:
 
 
 def read_timing(path: Path) -> dict[str, Any]:
-    """The measurement in ``path``; {} when there is none."""
+    """Read the measurement in ``path``; {} if there is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -35,10 +35,10 @@ def read_timing(path: Path) -> dict[str, Any]:
 
 
 def measure_timing(stage: Experiment, tasks: Sequence[PlannedRun], path: Path, rounds: int = ROUNDS) -> dict[str, Any]:
-    """Time f_qry(1..T) -> f'_qry(1..T) of one session of the most turns, with one finished run of every point.
+    """Time f_qry(1..T) -> f'_qry(1..T) of one session with the most turns, with one finished run per point.
 
-    Written to ``path``: median and quartiles in milliseconds by run id. Encoding a turn and ranking the gallery are the
-    same for every point and are not in it.
+    Writes median and quartiles in milliseconds by run id to ``path``. Encoding a turn and ranking the gallery are equal
+    for all points and not included.
     """
     from pipeline.training.checkpoint import load_model
     from pipeline.training.validate import inputs_of

@@ -1,1 +1,1 @@
-"""Search for options on the train sessions alone."""
+"""Option search on the train sessions alone."""

@@ -1,4 +1,4 @@
-"""How the next configuration is proposed: at random, or by TPE from the trials so far (optuna)."""
+"""Proposal of the next configuration: at random, or by TPE (optuna) from the previous trials."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ SAMPLERS = ("random", "tpe")
 
 
 class SamplerError(FashionNTMError):
-    """The library behind a sampler is not installed."""
+    """The library of a sampler is not installed."""
 
 
 def propose(sampler: str, axes: Sequence[Axis], trials: Sequence[Trial], seed: int) -> dict[str, Any]:
-    """The next trial's parameters. They follow from the seed and the trials so far, so that a search resumes exactly."""
+    """Return the next trial's parameters. They depend only on seed and previous trials, so a search resumes exactly."""
     number = len(trials)
     if sampler == "random":
         rng = np.random.default_rng(derive_seed(seed, "trial", number))

@@ -1,4 +1,4 @@
-"""Tuned options on disk: the spec that ``tune`` writes is sealed, and its seal is checked when it is read by path."""
+"""Tuned specs on disk: ``tune`` seals the spec that it writes, and the seal is checked when it is read by path."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def save_tuned(path: Path, text: str) -> None:
 
 
 def read_spec(name: str, overrides: Sequence[str] = (), given: str = "") -> RunSpec:
-    """``load_spec``; raises SealError too, for a tuned spec that is not as ``tune`` wrote it."""
+    """Return ``load_spec``'s result. Also raises SealError for a tuned spec modified after ``tune`` wrote it."""
     path = Path(name)
     if name not in shipped("runs") and MARK in path.stem and path.is_file():
         folder = path.resolve().parent

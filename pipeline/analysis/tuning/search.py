@@ -1,4 +1,4 @@
-"""``tune``: search a model's options by cross-validation over the train sessions, and write the best as a spec."""
+"""``tune``: search a model's options by cross-validation on the train sessions, and write the best as a spec."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from pipeline.jobs.stage2 import Experiment, Log, silent
 
 
 class TuneError(FashionNTMError, ValueError):
-    """A search that cannot be made, or in which no trial succeeded."""
+    """The search is not possible, or no trial succeeded."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A search ends after ``trials`` trials in all, or before a trial that would begin ``minutes`` after this call."""
+    """Limits of a search: at most ``trials`` trials in total, and no new trial ``minutes`` after the call."""
 
     trials: int = 20
     minutes: float | None = None
@@ -39,7 +39,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The best configuration and where it was written."""
+    """The best configuration and its path."""
 
     best: Trial
     trials: tuple[Trial, ...]
@@ -86,12 +86,12 @@ def tune(
     log: Log = silent,
     options: Sequence[str] = (),
 ) -> SearchResult:
-    """Search the options of ``model``. Test sessions are taken out of the dataset before anything else happens.
+    """Search the options of ``model``. Test sessions are removed from the dataset first.
 
-    ``folds`` 1: the spec's own validation part in place of cross-validation. ``options``: words that the printed
-    command repeats.
+    ``folds`` 1: use the spec's validation split instead of cross-validation. ``options``: words repeated in the printed
+    command.
 
-    Raises ManifestError for a wrong space, FoldError, TuneError, IncompleteError before stage 1.
+    Raises ManifestError for an invalid space, FoldError, TuneError, and IncompleteError if stage 1 has not run.
     """
     dataset = train_only(dataset)
     if spec.models and model not in spec.models:
@@ -120,7 +120,7 @@ def tune(
     trials = TrialLog(folder / LOG, about)
     if trials.trials:
         log(f"{len(trials.trials)} trials are in {trials.path}")
-    stage.need({axis.key: axis.high or any(axis.choices) for axis in axes})  # what some trial may ask for
+    stage.need({axis.key: axis.high or any(axis.choices) for axis in axes})  # options that any trial may use
     parts = _parts(stage, sessions, cuts)
     began = time.monotonic()
     while len(trials.trials) < budget.trials:
@@ -138,7 +138,7 @@ def tune(
 
 
 def _cuts(spec: RunSpec, dataset: Dataset, sessions: Sequence[Session], folds: int) -> list[list[int]]:
-    """Session numbers that each fold holds out."""
+    """Return the indices of the held-out sessions of each fold."""
     if folds > 1:
         return pair_clean_folds(sessions, folds, spec.validation.seed)
     _, validation = fitting_sessions(spec, dataset)
@@ -149,7 +149,7 @@ def _cuts(spec: RunSpec, dataset: Dataset, sessions: Sequence[Session], folds: i
 
 
 def _notes(spec: RunSpec, dataset: Dataset, sessions: Sequence[Session], cuts: Sequence[Sequence[int]]) -> list[str]:
-    """A trainable composer has seen most train pairs: their features are better than those of new pairs."""
+    """Return notes on a trainable composer's bias: features of seen train pairs are better than those of new ones."""
     request = composer_request(spec)
     if request is None or not request.kind.trainable or request.weights is not None:
         return []
@@ -166,7 +166,7 @@ def _notes(spec: RunSpec, dataset: Dataset, sessions: Sequence[Session], cuts: S
 
 
 def _parts(stage: Experiment, sessions: Sequence[Session], cuts: Sequence[Sequence[int]]) -> list[tuple[Any, Any]]:
-    """(features to fit on, held-out features) of each fold."""
+    """Return (features to fit on, held-out features) of each fold."""
     features = stage._features(sessions)
     place = {session.id: n for n, session in enumerate(features.sessions)}
     parts = []
@@ -206,7 +206,7 @@ def _trial(
 
 
 def _score(stage: Experiment, run: Run, fit_features: Any, held: Any) -> float:
-    """Mean of R@5 and R@8 of the held-out sessions among their own targets, at the epoch that the training keeps."""
+    """Return the mean of R@5 and R@8 of held-out sessions among their own targets, at the epoch that training keeps."""
     from pipeline.core.threads import cpu_threads, training_threads
     from pipeline.training.backends import choose_backend
     from pipeline.training.fit import fit
@@ -232,7 +232,7 @@ def _write(
     folds: tuple[int, ...],
     options: Sequence[str],
 ) -> SearchResult:
-    """The best trial as a run spec beside the log. What stage 1 made for the old spec serves the new one too."""
+    """Write the best trial as a run spec next to the log. Stage 1 results of the old spec are valid for the new one."""
     import shlex
 
     best = trials.best

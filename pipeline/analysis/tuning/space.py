@@ -1,4 +1,4 @@
-"""What is searched: for each option a range or a list of values, as the user writes it or by default."""
+"""Search space: a range or a list of values per option, given by the user or by default."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from manifests.errors import ManifestError, Problem, nearest
 from manifests.schema import Training
 
-# Searched by default where the model has the option.
+# Searched by default if the model has the option.
 DEFAULTS: Mapping[str, str] = {
     "hidden": "50,100,200,400",
     "stages": "2,4,8",
@@ -29,7 +29,7 @@ DEFAULTS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Axis:
-    """One option: a list of ``choices``, or the range [low, high], uniform or uniform in the logarithm."""
+    """One option: a list of ``choices``, or the range [low, high], uniform or log-uniform."""
 
     key: str
     choices: tuple[Any, ...] = ()
@@ -56,9 +56,9 @@ class Axis:
 
 
 def parse_axis(text: str) -> Axis:
-    """``dropout=0..0.5``, ``training.learning_rate=1e-4..1e-2:log``, ``hidden=50,100`` or ``init="paper"``.
+    """Parse ``dropout=0..0.5``, ``training.learning_rate=1e-4..1e-2:log``, ``hidden=50,100`` or ``init="paper"``.
 
-    Whole numbers at both ends of a range mean whole numbers. Raises ManifestError.
+    If both ends of a range are integers, values are integers. Raises ManifestError.
     """
 
     def wrong(what: str) -> ManifestError:
@@ -87,7 +87,7 @@ def parse_axis(text: str) -> Axis:
 
 
 def space_for(model: str, asked: Sequence[str] = ()) -> tuple[Axis, ...]:
-    """The axes asked for, or the default ones of ``model``. Raises ManifestError for an option that it has not."""
+    """Return the requested axes, or the default ones of ``model``. Raises ManifestError for an option it lacks."""
     from pipeline.training.models import models as registry
 
     kind = registry.get(model, "--model")
@@ -110,7 +110,7 @@ def space_for(model: str, asked: Sequence[str] = ()) -> tuple[Axis, ...]:
 
 
 def nested(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(options, training) of flat parameters."""
+    """Split flat parameters into (options, training)."""
     head = "training."
     options = {k: v for k, v in params.items() if not k.startswith(head)}
     return options, {k.removeprefix(head): v for k, v in params.items() if k.startswith(head)}

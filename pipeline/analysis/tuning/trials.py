@@ -1,4 +1,4 @@
-"""The log of a search: a first line that says what it is, then one line a finished trial. Append-only JSONL."""
+"""Log of a search, append-only JSONL: a header line with the search's identity, then one line per finished trial."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ LOG = "trials.jsonl"
 
 
 class LogError(FashionNTMError, ValueError):
-    """A log of another search, or a damaged one."""
+    """The log belongs to another search or is damaged."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One configuration and its score on every fold, in percent; ``value`` is their mean, None where it failed."""
+    """One configuration and its scores on all folds in percent; ``value``: their mean, None if the trial failed."""
 
     number: int
     params: dict[str, Any]
@@ -31,10 +31,10 @@ class Trial:
 
 
 class TrialLog:
-    """Trials on disk. A line that an interruption cut off is dropped; its trial is run again."""
+    """Trials on disk. A truncated last line is dropped, and its trial is repeated."""
 
     def __init__(self, path: Path, about: Mapping[str, Any]):
-        """Open or begin the log at ``path``. Raises LogError when it is of another search than ``about``."""
+        """Open or create the log at ``path``. Raises LogError if it belongs to another search than ``about``."""
         self.path = path
         self.trials: list[Trial] = []
         about = json.loads(json.dumps(about))
@@ -69,6 +69,6 @@ class TrialLog:
 
     @property
     def best(self) -> Trial | None:
-        """The trial of the highest value; the earlier one on a tie."""
+        """Return the trial with the highest value; the earlier one on a tie."""
         scored = [trial for trial in self.trials if trial.value is not None]
         return max(scored, key=lambda t: (t.value, -t.number)) if scored else None
