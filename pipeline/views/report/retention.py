@@ -151,7 +151,7 @@ def scored_retention(bed: TestBed, models: Sequence[Trained], backbone: Store, k
 def telling_session(
     bed: TestBed, one: Trained, other: Trained, requests: Mapping[str, Sequence[Request]], k: int
 ) -> int | None:
-    """Return the session where the share of the final top k satisfying earlier requests differs most, ``one`` ahead."""
+    """Return the session where ``one`` leads ``other`` most in the share of the final top k that meets early requests."""
     dataset, best = bed.stage.dataset, (0, None)
     tops = [bed.top(bed.finals(m), k) for m in (one, other)]
     for n, session in enumerate(bed.sessions):
