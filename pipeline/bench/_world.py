@@ -85,7 +85,7 @@ def dataset_of(root: Path, count: int, pairs: int = 0) -> Dataset:
 
 @contextmanager
 def corrupted(source: Path, target: Path, count: int, share: float) -> Iterator[set[str]]:
-    """Copy the first ``count`` images and corrupt ``share`` of them in the ways of SPOILT; yield the corrupted names."""
+    """Copy the first ``count`` images, corrupt ``share`` of them in the ways of SPOILT, yield the names; delete at exit."""
     shutil.rmtree(target, ignore_errors=True)
     files = sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES)[:count]
     bad = set(random.Random(0).sample([p.stem for p in files], max(1, round(len(files) * share))))

@@ -133,7 +133,7 @@ def _train(runs: Path, store: Store, features: Any, model: str, seeds: int, epoc
 
 
 def _evaluate(folder: Any, test: Any, candidates: Any, device: Any) -> dict[str, Any]:
-    """Write one run's ranks and summary as ``evaluate`` does, and return the summary."""
+    """Write one run's ranks and summary as ``evaluate`` does; return the summary with the path of the results."""
     from pipeline.evaluation.evaluate import evaluate
     from pipeline.evaluation.files import ResultFiles, save_results, save_summary
     from pipeline.training.checkpoint import load_model

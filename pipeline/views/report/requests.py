@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from manifests.schema import Dataset, RunSpec
 
-Request = dict[str, str]  # field -> the value asked for; "none" asks for its absence
+Request = dict[str, str]  # field -> requested value; "none" requests its absence
 
 
 def known_requests(spec: RunSpec) -> dict[str, tuple[Request, ...]] | None:

@@ -20,16 +20,16 @@ class Limits(Frozen):
     upload_bytes: int = Field(8_000_000, ge=1)
     upload_pixels: int = Field(
         40_000_000, ge=1
-    )  # of a file, and of the largest image made of it on the way to the model
+    )  # of an uploaded image, and of its largest intermediate image before the model
     upload_buffer: int = Field(64_000_000, ge=1)  # bytes of all files in memory at once
-    upload_seconds: float = Field(60, gt=0)  # for a file to arrive
+    upload_seconds: float = Field(60, gt=0)  # longest transfer of one file
     decodes: int = Field(2, ge=1)  # uploads decoded and encoded at once
-    body_bytes: int = Field(16_384, ge=1)  # of a JSON request
-    text: int = Field(500, ge=1)  # characters of one feedback
-    turns: int = Field(32, ge=1)  # of one dialogue
+    body_bytes: int = Field(16_384, ge=1)  # largest JSON request
+    text: int = Field(500, ge=1)  # characters per feedback
+    turns: int = Field(32, ge=1)  # per dialogue
     dialogues: int = Field(1_000, ge=1)  # kept at once; the least recently used one is dropped
     results: int = Field(50, ge=1)  # most results shown per turn
-    models: int = Field(2, ge=1)  # side by side
+    models: int = Field(2, ge=1)  # compared side by side
 
 
 def number_of(text: str) -> int:
