@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The command line: finds the commands of ``pipeline/commands`` and turns errors into messages and exit codes."""
+"""Command line: load the commands of ``pipeline/commands`` and map errors to messages and exit codes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ INTERRUPTED = 130
 
 
 class Commands(click.Group):
-    """Turns the project's errors into one clear message and the right exit code (see the epilog of --help)."""
+    """Command group that maps the project's errors to one message and an exit code (see the epilog of --help)."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        for stream in (sys.stdout, sys.stderr):  # a console of another code page must not end a command
+        for stream in (sys.stdout, sys.stderr):  # a character outside the console's code page must not raise
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
         warnings.formatwarning = _one_line
@@ -28,7 +28,7 @@ class Commands(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         for word in args:
             if not _utf8(word):
-                # HDF5 and the files of a run hold paths as UTF-8 text.
+                # HDF5 and run files store paths as UTF-8 text.
                 raise click.UsageError(f"{word!a} is not UTF-8: rename the file or folder that it names")
         return super().parse_args(ctx, args)
 
@@ -51,7 +51,7 @@ def _utf8(word: str) -> bool:
 
 
 def _one_line(message: Warning | str, category: type[Warning], file: str, line: int, source: str | None = None) -> str:
-    """The project's own warnings as a note; others with their place in the code."""
+    """Format the project's own warnings as a note, and others with file and line."""
     own = category.__module__.split(".")[0] in ("manifests", "cache", "pipeline")
     return f"note: {printable(str(message))}\n" if own else f"{file}:{line}: {category.__name__}: {message}\n"
 
@@ -68,7 +68,7 @@ def main() -> None:
     """FashionNTM: multi-turn fashion image retrieval on cached features.
 
     Stage 1 (extract, fit-composer) runs a frozen single-turn model once and caches its features. Stage 2 (train,
-    evaluate, table) fits memory models on the cache alone. Start with `demo`.
+    evaluate, table) fits memory models on the cached features alone. Start with `demo`.
     """
 
 

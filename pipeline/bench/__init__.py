@@ -1,6 +1,6 @@
-"""What the ``bench`` command measures: one module a benchmark, with ``run(...) -> dict`` and ``render(dict) -> str``.
+"""Benchmarks of the ``bench`` command: one module each, with ``run(...) -> dict`` and ``render(dict) -> str``.
 
-Figures are medians of runs taken side by side, so that a ratio holds on a noisy machine. Nothing here is a test.
+Figures are medians of interleaved runs, so that ratios are reliable on a noisy machine. No benchmark is a test.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ def names() -> tuple[str, ...]:
 
 
 def run_bench(name: str, file: Path | None = None, overrides: Sequence[str] = ()) -> str:
-    """Run benchmark ``name`` (or list them all), write its figures to ``file`` as JSON, and return its text.
+    """Run benchmark ``name`` (or list all), write its figures to ``file`` as JSON, and return its text.
 
-    ``overrides``: ``size=value`` for the keyword arguments of the benchmark's ``run``. A ``run`` that takes ``save`` gets
-    a function that writes the figures so far. Raises ManifestError for an unknown benchmark or size.
+    ``overrides``: ``size=value`` for the keyword arguments of the benchmark's ``run``. A ``run`` with a parameter ``save``
+    receives a function that writes the figures so far. Raises ManifestError for an unknown benchmark or size.
     """
     if name == "list":
         return "\n".join(f"{n:10} {_first_line(n)}" for n in names())
@@ -64,5 +64,5 @@ def _sizes(function: Any, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _first_line(name: str) -> str:
-    source = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")  # not imported: a list should be quick
+    source = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")  # not imported, so that listing is fast
     return (ast.get_docstring(ast.parse(source)) or "").split("\n")[0]

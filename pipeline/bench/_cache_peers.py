@@ -1,6 +1,6 @@
-"""Other ways to keep an array of rows on disk, each as it is commonly used, for ``bench cache`` to compare with.
+"""Other storage formats for an array of rows, each in its common usage, as peers for ``bench cache``.
 
-A way whose library is not installed is left out: safetensors comes with the project, LMDB and zarr with an extra.
+A format whose library is not installed is skipped: safetensors is a dependency, LMDB and zarr come with an extra.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 class Peer:
     """``gather``: row numbers int64 [n], in any order -> [n, D] in that order; ``load``: the table [rows, D].
 
-    ``slow``: its gather takes milliseconds, so that fewer calls are timed. ``bytes``: on disk.
+    ``slow``: a gather takes milliseconds, so fewer calls are timed. ``bytes``: size on disk.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Peer:
 
 
 def peers(root: Path, features: np.ndarray) -> Iterator[Peer]:
-    """Write ``features`` [rows, D] below ``root`` in each way, and give the ways to read them."""
+    """Write ``features`` [rows, D] under ``root`` in each format, and yield the readers."""
     yield _npy(root / "plain.npy", features)
     for chunk in (min(256, len(features)), 1):
         yield _h5py(root / f"chunk-{chunk}.h5", features, chunk)
@@ -50,7 +50,7 @@ def _h5py(path: Path, features: np.ndarray, chunk: int) -> Peer:
     file = h5py.File(path, "r")
 
     def gather(pick: np.ndarray) -> np.ndarray:
-        unique, places = np.unique(pick, return_inverse=True)  # h5py wants each row once, in order
+        unique, places = np.unique(pick, return_inverse=True)  # h5py requires unique rows in order
         return file["features"][unique][places]
 
     return Peer(f"h5py, chunk ({chunk}, D)", gather, lambda: file["features"][:], True, path.stat().st_size)
@@ -61,7 +61,7 @@ def _safetensors(path: Path, features: np.ndarray) -> Peer:
     from safetensors.numpy import load_file, save_file
 
     save_file({"features": features}, path)
-    rows = safe_open(path, framework="numpy").get_slice("features")  # it has no gather: row by row
+    rows = safe_open(path, framework="numpy").get_slice("features")  # no gather in the API: read row by row
     return Peer(
         "safetensors",
         lambda pick: np.concatenate([rows[n : n + 1] for n in pick.tolist()]),
@@ -75,7 +75,7 @@ def _lmdb(path: Path, features: np.ndarray) -> Peer:
     import lmdb
 
     dim = features.shape[1]
-    # a page holds at least two entries, or an entry takes whole pages: room for the worst
+    # a page has at least two entries, or an entry takes whole pages: size for the worst case
     room = 2 * features.nbytes + 8192 * len(features) + (64 << 20)
     environment = lmdb.open(str(path), map_size=room, subdir=False, readahead=True)
     with environment.begin(write=True) as transaction:

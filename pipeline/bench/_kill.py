@@ -1,14 +1,14 @@
-"""SIGKILL against the store: real writer processes, killed at chosen steps and at random moments; the score.
+"""Crash test of the store: writer processes, killed by SIGKILL at chosen steps and at random times, and the score.
 
 Each writer is a forked process that resumes one small job: shards of two tables, half of them committed directly and
-half written as a worker writes them and then adopted, and the binding of the catalogue before and after. It is killed
+half written as a worker writes them and then adopted, and the binding of the catalog before and after. It is killed
 
-- at a step: just before or just after its n-th call of rename, write, fsync or any built-in function whatever
-  (``sys.setprofile`` sees each call to the system, in every thread of the writer);
+- at a step: just before or just after its n-th call of rename, write, fsync or any built-in function
+  (``sys.setprofile`` sees each of these calls, in every thread of the writer);
 - or from outside, after a random time.
 
-After each kill the store is opened anew, every committed row is compared with what was to be written, and every row
-whose commit had returned must be there. A finished store must equal, file by file, one that was never interrupted.
+After each kill the store is reopened, every committed row is compared with its expected value, and every row whose
+commit had returned must exist. A finished store must equal, file by file, an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ _CALLS = ("replace", "write", "fsync", "lseek", "unlink", "")  # "": any built-i
 
 
 class KillError(FashionNTMError):
-    """The stress run itself cannot be made here."""
+    """The crash test cannot run on this system."""
 
 
 @dataclass
 class Score:
-    """What ``kill_writers`` found. ``windows``: what the killed writer was doing, by what it left in the folder."""
+    """Result of ``kill_writers``. ``windows``: activity of the killed writer, inferred from the files it left."""
 
     kills: int = 0
     unreadable: int = 0
@@ -84,18 +84,18 @@ class Score:
 
 
 def keys_of(table: str) -> np.ndarray:
-    """The job's keys of ``table``, uint8 [SHARDS * ROWS, 16]."""
+    """Return the job's keys of ``table``, uint8 [SHARDS * ROWS, 16]."""
     digests = (hashlib.sha256(f"{table} {n}".encode()).digest()[:16] for n in range(SHARDS * ROWS))
     return np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 16)
 
 
 def features_of(keys: np.ndarray) -> np.ndarray:
-    """float16 [n, DIM]: follow from the keys, so that any row can be checked by itself."""
+    """Return float16 [n, DIM], derived from the keys, so that any row can be checked alone."""
     return np.sin(keys.view(np.uint64)[:, :1] % np.uint64(9973) + np.arange(DIM)).astype(np.float16)
 
 
 def work(path: Path, say: Callable[[str], None] = lambda event: None) -> None:
-    """One writer session: what is missing. ``say`` is told "+ <table> <n>" before shard n and "= ..." after it."""
+    """Write the missing shards in one session. ``say`` receives "+ <table> <n>" before shard n and "= ..." after it."""
     with StoreWriter(path, **_ABOUT, execution={"pid": os.getpid()}) as writer:
         keys = {table: keys_of(table) for table in TABLES}
         if writer.missing("image", keys["image"][-1:]).any():
@@ -115,9 +115,9 @@ def work(path: Path, say: Callable[[str], None] = lambda event: None) -> None:
 
 
 def kill_writers(n: int, seed: int = 0, folder: Path | None = None, progress: Callable[[str], None] = str) -> Score:
-    """Kill ``n`` writers and give the score. ``folder``: where the stores lie meanwhile.
+    """Kill ``n`` writers and return the score. ``folder``: location of the temporary stores.
 
-    Raises KillError where processes cannot be forked (Windows), or when kills do not arrive.
+    Raises KillError if processes cannot be forked (Windows), or when kills do not arrive.
     """
     if not hasattr(os, "fork"):
         raise KillError("this system cannot fork processes: run `cache kill` on Linux or macOS")
@@ -158,7 +158,7 @@ def kill_writers(n: int, seed: int = 0, folder: Path | None = None, progress: Ca
 
 @dataclass(frozen=True)
 class _Kill:
-    """``after_seconds`` from outside, or at the ``nth`` call of ``name``, before it or ``after`` it."""
+    """A kill from outside ``after_seconds``, or at the ``nth`` call of ``name``, before it or ``after`` it."""
 
     name: str = ""
     nth: int = 0
@@ -175,7 +175,7 @@ def _plan(rng: random.Random, calls: Counter[str], seconds: float) -> _Kill:
 
 
 def _run(path: Path, kill: _Kill | None) -> tuple[int, list[str]]:
-    """One writer process on ``path``: its exit code (-9: killed), and what it said before it ended."""
+    """Run one writer process on ``path``; return its exit code (-9: killed) and its messages."""
     reading, writing = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -205,7 +205,7 @@ def _run(path: Path, kill: _Kill | None) -> tuple[int, list[str]]:
 
 
 def _watch(kill: _Kill, calls: Counter[str] | None = None) -> None:
-    """Count this process's calls of built-in functions in all threads, and die at the one that ``kill`` names."""
+    """Count this process's calls of built-in functions in all threads, and kill it at the call that ``kill`` names."""
     calls = Counter() if calls is None else calls
 
     def profile(frame: object, event: str, argument: Any) -> None:
@@ -223,7 +223,7 @@ def _watch(kill: _Kill, calls: Counter[str] | None = None) -> None:
 
 
 def _uninterrupted(path: Path) -> tuple[Counter[str], float]:
-    """The job without a kill, in a process of its own: how often it makes each call, and how long it takes."""
+    """Run the job without a kill in a separate process; return its number of calls by name, and its seconds."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -247,7 +247,7 @@ def _uninterrupted(path: Path) -> tuple[Counter[str], float]:
 
 
 def _check(path: Path, acknowledged: int, score: Score) -> int:
-    """Compare every committed row; gives how many there are."""
+    """Compare every committed row; return their number."""
     try:
         store = Store.open(path, verify="always")
         rows = 0
@@ -269,16 +269,16 @@ def _check(path: Path, acknowledged: int, score: Score) -> int:
 
 
 def _finish(path: Path, expected: dict[str, str], score: Score) -> None:
-    """Compare a store that no kill stopped any more with the uninterrupted one, and remove it."""
+    """Compare a finished store with the uninterrupted one, and remove it."""
     _check(path, len(TABLES) * SHARDS * ROWS, score)
     score.finished += 1
     score.equal += _identity(path) == expected
-    score.damaged += sum(f.code != "place" for f in verify(path))  # not a temporary file, nothing set aside
+    score.damaged += sum(f.code != "place" for f in verify(path))  # no temporary file, nothing set aside
     shutil.rmtree(path)
 
 
 def _window(path: Path) -> str:
-    """What the killed writer was doing, by what it left."""
+    """Return the activity of the killed writer, inferred from the files it left."""
     names = os.listdir(path) if path.is_dir() else []
     left = [name for name in names if is_temporary(name)]
     if any(name.startswith(f".{MANIFEST}.") for name in left):
@@ -302,7 +302,7 @@ def _window(path: Path) -> str:
 
 
 def _identity(path: Path) -> dict[str, str]:
-    """Digest of every shard and of the catalogue, and of the manifest without its log of sessions."""
+    """Return digests of every shard, of the catalog, and of the manifest without its log of sessions."""
     manifest = {k: v for k, v in load_manifest(path).as_dict().items() if k != "execution"}
     found = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in path.glob("*.h5*")}
     return {**found, MANIFEST: hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()}

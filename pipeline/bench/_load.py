@@ -1,4 +1,4 @@
-"""What else the machine did while something was measured: other processes, and the host where it is a virtual machine."""
+"""Load of the machine during a measurement: other processes, and the host of a virtual machine."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _USER, _NICE, _SYSTEM, _IRQ, _SOFTIRQ, _STEAL = 0, 1, 2, 5, 6, 7  # its columns
 
 
 class Load:
-    """A context manager. Afterwards: ``cpu``, seconds of this process and of its ended children; ``others`` and ``host``,
-    the shares of all cores that other processes and the host took, None where the system does not say (not Linux)."""
+    """Context manager that sets ``cpu``, seconds of this process and of its ended children; and ``others`` and ``host``,
+    the shares of all cores used by other processes and by the host, None if not available (not Linux)."""
 
     cpu = 0.0
     others: float | None = None
@@ -32,7 +32,7 @@ class Load:
 
 
 def _now() -> tuple[float, float, float, float]:
-    """Seconds: of the clock, of this process's CPU time, of all processes' together, taken by the host."""
+    """Return seconds of wall time, of this process's CPU time, of all processes' CPU time, and stolen by the host."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     own = sum(u.ru_utime + u.ru_stime for u in used)
     busy = stolen = 0.0

@@ -1,4 +1,4 @@
-"""The machine a figure was taken on, in words that may be published: processor, cores, device, versions."""
+"""Publishable description of the measuring machine: processor, cores, device, versions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def machine() -> dict[str, str]:
-    """Processor, cores, accelerator and versions. No host name, no path."""
+    """Return processor, cores, accelerator and versions, without host name or paths."""
     import torch
 
     found = {

@@ -1,4 +1,4 @@
-"""How much memory a call needs above what the process holds already."""
+"""Peak memory of a call above the memory already in use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def peak_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
-    """Bytes at the peak of ``call``, above what was held before; None where the system does not say."""
+    """Return bytes at the peak of ``call`` above the previous usage; None if the system does not report it."""
     if device.type == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
@@ -19,7 +19,7 @@ def peak_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: forget the peak so far
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: reset the peak
         before = _status("VmRSS")
         call()
         return max(0, _status("VmHWM") - before)

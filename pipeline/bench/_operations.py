@@ -1,4 +1,4 @@
-"""How many operations a call hands to the device; a replayed graph counts as what the host still does."""
+"""Number of operations that a call dispatches; for a replayed graph, only those that the host still dispatches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class _Counted(TorchDispatchMode):
-    """Counts torch's operators but for views, which compute nothing."""
+    """Count torch's operators except views, which compute nothing."""
 
     operations = 0
 
@@ -19,7 +19,7 @@ class _Counted(TorchDispatchMode):
 
 
 def operations(call: Callable[[], Any]) -> int:
-    """Operators that ``call`` dispatches, its backward's among them; kernels launched past torch are not seen."""
+    """Return the number of operators dispatched by ``call``, with its backward; kernels outside torch do not count."""
     with _Counted() as counted:
         call()
     return counted.operations

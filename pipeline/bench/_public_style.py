@@ -1,8 +1,8 @@
-"""The cascade as public Neural Turing Machine code writes it: module by module, cell by cell, sample by sample.
+"""The cascade in the style of public Neural Turing Machine code: module by module, cell by cell, sample by sample.
 
-What ``bench train`` measures the other implementations against. It computes what ``CMNTM`` computes in training mode
-and is loaded from its weights, but keeps the habits that cost time: a linear layer for each head parameter, an FC and
-a BatchNorm for each stage and turn, and a circular shift that loops over the batch in Python.
+The baseline of ``bench train``. It computes the same function as ``CMNTM`` in training mode, from the same weights,
+with the usual costs: a linear layer for each head parameter, an FC and a BatchNorm for each stage and turn, and a
+circular shift that loops over the batch in Python.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HEAD_PARTS = ("key", "strength", "gate", "shift", "sharpening")
 
 
 class Head(nn.Module):
-    """Where one head stands: a layer for each of its parameters."""
+    """Addressing weights of one head, with a layer for each of its parameters."""
 
     def __init__(self, hidden: int, width: int):
         super().__init__()
@@ -30,7 +30,7 @@ class Head(nn.Module):
             self.add_module(name, nn.Linear(hidden, size))
 
     def forward(self, hidden: Tensor, memory: Tensor, previous: Tensor) -> Tensor:
-        """[B, K], [B, N, M], last weights [B, N] -> weights [B, N]."""
+        """Map hidden [B, K], memory [B, N, M] and previous weights [B, N] to weights [B, N]."""
         key, strength = self.key(hidden), F.softplus(self.strength(hidden))
         gate, shift = torch.sigmoid(self.gate(hidden)), torch.softmax(self.shift(hidden), 1)
         sharpening = 1 + F.softplus(self.sharpening(hidden))
@@ -40,7 +40,7 @@ class Head(nn.Module):
         return powered / (powered.sum(1, keepdim=True) + EPSILON)
 
     def _shifted(self, weights: Tensor, shift: Tensor) -> Tensor:
-        """The circular convolution [B, N], [B, 3] -> [B, N], one sample after the other."""
+        """Return the circular convolution [B, N], [B, 3] -> [B, N], sample by sample."""
         shifted = torch.zeros_like(weights)
         for sample in range(len(weights)):
             around = torch.cat([weights[sample, -1:], weights[sample], weights[sample, :1]])
@@ -49,7 +49,7 @@ class Head(nn.Module):
 
 
 class Cell(nn.Module):
-    """One Neural Turing Machine: controller, heads, memory and the learned start of a session."""
+    """One Neural Turing Machine: controller, heads, memory and the learned initial state of a session."""
 
     def __init__(self, dim: int, slots: int, width: int, hidden: int):
         super().__init__()
@@ -72,7 +72,7 @@ class Cell(nn.Module):
         )
 
     def forward(self, before: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
-        """One turn: r^{c-1}(n) [B, M], f_drv^c(n) [B, D] -> controller output [B, K], read vector [B, M]."""
+        """Compute one turn: r^{c-1}(n) [B, M], f_drv^c(n) [B, D] -> controller output [B, K], read vector [B, M]."""
         inputs = torch.cat([before, feature, self.last_read], 1)
         self.hidden, self.cell = self.controller(inputs, (self.hidden, self.cell))
         self.read_weights = self.read_head(self.hidden, self.memory, self.read_weights)
@@ -89,7 +89,7 @@ class PublicStyleCascade(nn.Module):
     """C cells in a chain, in training mode; the same function of the same weights as ``CMNTM``."""
 
     def __init__(self, options: CMNTM.Options, dim: int):
-        """Raises TrainingError for options that are no part of the public model: dropout and residual."""
+        """Raise TrainingError for options that the public model lacks: dropout and residual."""
         super().__init__()
         if options.dropout or options.residual:
             raise TrainingError("the public style has neither dropout nor residual; leave both options out")
@@ -101,17 +101,17 @@ class PublicStyleCascade(nn.Module):
 
     @classmethod
     def from_reference(cls, model: CMNTM) -> PublicStyleCascade:
-        """The same weights as ``model``, in its precision and on its device; values are copied."""
+        """Return a cascade with copies of ``model``'s weights, in its precision and on its device."""
         assert isinstance(model.options, CMNTM.Options)
         cascade = cls(model.options, model.dim).to(model.output.weight)
         cascade.load_state_dict(from_reference_weights(model.state_dict(), model.options, model.dim), strict=False)
-        if model.options.init == "paper":  # constant: ``CMNTM`` does not learn it either
+        if model.options.init == "paper":  # constant, as in ``CMNTM``
             for cell in cascade.cells:
                 cell.start_memory.requires_grad_(False)
         return cascade.train()
 
     def forward(self, queries: Tensor, lengths: Tensor) -> Tensor:
-        """f_qry(1..T) [B, T, D] -> f'_qry(1..T) [B, T, D], each turn normalised by its own batch statistics."""
+        """Map f_qry(1..T) [B, T, D] to f'_qry(1..T) [B, T, D]; each turn is normalized by its own batch statistics."""
         for cell in self.cells:
             cell.reset(len(queries))
         outputs = []
@@ -126,9 +126,9 @@ class PublicStyleCascade(nn.Module):
 
 
 def from_reference_weights(state: Mapping[str, Tensor], options: CMNTM.Options, dim: int) -> dict[str, Tensor]:
-    """A ``CMNTM`` state_dict under the names of ``PublicStyleCascade``, one slice for each separate layer.
+    """Return a ``CMNTM`` state_dict with the names of ``PublicStyleCascade``, one slice per separate layer.
 
-    Running statistics are left out: the public BatchNorm keeps one for all turns, and training does not read them.
+    Running statistics are left out: the public BatchNorm has one set for all turns, and training does not read them.
     """
     width = options.width or dim
     found = {name: value for name, value in state.items() if name.startswith("output.")}

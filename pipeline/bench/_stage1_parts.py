@@ -1,4 +1,4 @@
-"""The parts that `bench extract` runs in turn: stage 1's pieces alone, the whole, and what it is compared with."""
+"""Parts that `bench extract` measures in turn: components of stage 1, the whole of it, and the baselines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.bench._world import dataset_of
 
 
 class Parts:
-    """Each part gives at least {"rate": images a second}."""
+    """Each part returns at least {"rate": images per second}."""
 
     def __init__(self, root: Path, dataset: Any, extractor: Any, batch_size: int, workers: int, shard_rows: int):
         from pipeline.extraction.batches import ShardTask, collate_for
@@ -25,7 +25,7 @@ class Parts:
         self.runs = 0
 
     def synthetic(self) -> Any:
-        """One stacked batch."""
+        """Return one stacked batch."""
         from pipeline.extraction.meter import Meter
         from pipeline.extraction.prepare import prepare
 
@@ -33,7 +33,7 @@ class Parts:
         return self.collate([part[0] for part in parts])
 
     def model_ceiling(self) -> dict[str, float]:
-        """The model on one synthetic batch again and again, as many rows as there are images; no copy waits."""
+        """Run the model repeatedly on one synthetic batch, for as many rows as images; no copy waits."""
         batch = self.synthetic()
         began, flight = time.perf_counter(), []
         for _ in range(max(1, len(self.items) // len(batch))):
@@ -45,7 +45,7 @@ class Parts:
         return rate(max(1, len(self.items) // len(batch)) * len(batch), began)
 
     def decode_ceiling(self) -> dict[str, float]:
-        """Reading, decoding, resizing and stacking alone, by as many threads as the engine has."""
+        """Read, decode, resize and stack only, with as many threads as the engine has."""
         from pipeline.extraction.batches import batches_of, jobs_of
         from pipeline.extraction.meter import Meter
         from pipeline.extraction.prefetch import in_order
@@ -62,7 +62,7 @@ class Parts:
         return rate(rows, began)
 
     def side_by_side(self) -> dict[str, float]:
-        """Model and decoding at the same time, not connected: what overlap can reach where they share cores."""
+        """Run model and decoding concurrently but unconnected: the limit of overlap when they share cores."""
         began, decoding = time.perf_counter(), threading.Thread(target=self.decode_ceiling)
         decoding.start()
         self.model_ceiling()
@@ -72,7 +72,7 @@ class Parts:
     def engine(
         self, dataset: Any = None, workers: int | None = None, batch_size: int = 0, crew: Any = None
     ) -> dict[str, Any]:
-        """A whole extraction into a new store; the rate is of its work, without hashing the files beforehand."""
+        """Run a whole extraction into a new store; the rate excludes the preceding hashing of the files."""
         from pipeline.extraction.run import extract
 
         self.runs += 1
@@ -92,15 +92,15 @@ class Parts:
         return {"rate": len(dataset.images) / work, **busy, "path": report.path}
 
     def sequential(self) -> dict[str, float]:
-        """The engine's reference: one step after another in one thread."""
+        """Run the engine's reference: all steps in sequence in one thread."""
         return self.engine(workers=0)
 
     def one_by_one(self) -> dict[str, float]:
-        """Overlapped, but in batches of one image."""
+        """Run the overlapped engine in batches of one image."""
         return self.engine(batch_size=1)
 
     def bad_images(self, folder: Path, bad: set[str]) -> dict[str, float]:
-        """An extraction of the spoilt copy; ``exact``: its ledger names the spoilt files and no others."""
+        """Extract the corrupted copy; ``exact``: the ledger names exactly the corrupted files."""
         from cache import Store
 
         found = self.engine(dataset_of(folder, len(self.dataset.images)))
@@ -108,7 +108,7 @@ class Parts:
         return {"rate": found["rate"], "exact": float(failed == bad), "bad": float(len(bad))}
 
     def naive(self, pairs: int) -> dict[str, float]:
-        """The usual script: a DataLoader over (image, text) pairs, then the model; an image once for every pair."""
+        """Run the usual script: a DataLoader over (image, text) pairs, then the model; each pair encodes its image."""
         import torch
         from PIL import Image as Pillow
         from torch.utils.data import DataLoader, Dataset
@@ -139,5 +139,5 @@ class Parts:
 
 
 def rate(rows: int, began: float) -> dict[str, float]:
-    """Images a second since ``began``."""
+    """Return images per second since ``began``."""
     return {"rate": rows / (time.perf_counter() - began)}

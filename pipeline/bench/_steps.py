@@ -1,4 +1,4 @@
-"""Training steps to measure, their floating-point operations, and the matrix product that sets the floor."""
+"""Training steps to measure, their floating-point operations, and the matrix product that gives the lower bound."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.training.models import MemoryModel
 
 
 def random_features(batch: int, turns: int, dim: int) -> SessionFeatures:
-    """One batch of sessions of ``turns`` turns, each with unit rows of its own."""
+    """Return one batch of sessions of ``turns`` turns, each with its own unit rows."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.arange(batch * turns).view(batch, turns)
     session = Session(
@@ -36,14 +36,14 @@ def random_features(batch: int, turns: int, dim: int) -> SessionFeatures:
 def reference_step(
     model: MemoryModel, features: SessionFeatures, training: Training, compiled: bool = False
 ) -> Callable[[], None]:
-    """Autograd on a copy of the model, compiled or not; the first step compiles, with nothing kept from a run before."""
+    """Return an autograd step on a copy of the model; if compiled, the first step compiles, without a cached graph."""
     model = copy.deepcopy(model).train()
     forward = torch.compile(model, options={"fx_graph_cache": False}) if compiled else model
     return _step(forward, list(model.parameters()), features, training)
 
 
 def public_step(model: MemoryModel, features: SessionFeatures, training: Training) -> Callable[[], None]:
-    """The same weights in a cascade written in the public implementation's style."""
+    """Return a step of the public-style cascade with the same weights."""
     cascade = PublicStyleCascade.from_reference(model)
     return _step(cascade, [p for p in cascade.parameters() if p.requires_grad], features, training, flush=False)
 
@@ -80,13 +80,13 @@ class Product(NamedTuple):
 
 
 def gemm_step(rows: int, dim: int, device: torch.device) -> Product:
-    """[rows, dim] x [dim, 3 dim]: about the largest product of a step."""
+    """Return the product [rows, dim] x [dim, 3 dim], about the largest of a step."""
     left, right = torch.ones(rows, dim, device=device), torch.ones(dim, 3 * dim, device=device)
     return Product(lambda: left @ right, 2 * rows * dim * 3 * dim)
 
 
 def rounding(model: MemoryModel, features: SessionFeatures, matmul: str) -> tuple[float, float]:
-    """What ``matmul`` changes in f' and in the gradient of all parameters, as parts of their norms."""
+    """Return the change due to ``matmul`` in f' and in the gradient of all parameters, relative to their norms."""
     queries, targets, _ = features.batch(torch.arange(len(features), device=features.device))
 
     def of(precision: str) -> tuple[Tensor, Tensor]:
@@ -103,7 +103,7 @@ def rounding(model: MemoryModel, features: SessionFeatures, matmul: str) -> tupl
 
 
 def flops_of_step(model: MemoryModel, features: SessionFeatures) -> float:
-    """Floating-point operations of the matrix products of a reference step, forward and backward."""
+    """Return the floating-point operations of the matrix products of a reference step, forward and backward."""
     queries, targets, lengths = features.batch(torch.arange(len(features), device=features.device))
     model = copy.deepcopy(model).train()
     with FlopCounterMode(display=False) as counter:

@@ -1,4 +1,4 @@
-"""A training step to time: in this process, or in one of its own that steps when it is told to."""
+"""A training step to time: in this process, or in a separate process that steps on request."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.training.models import MemoryModel, build_model
 
 @dataclass(frozen=True)
 class Sizes:
-    """What every subject is built from; plain values, so that another process can build it too."""
+    """Sizes of every subject, as plain values, so that another process can build it too."""
 
     batch: int
     turns: int
@@ -33,14 +33,14 @@ class Sizes:
     device: str
 
     def build(self, stages: int) -> tuple[MemoryModel, SessionFeatures, Training]:
-        """Model, one batch of random features, training."""
+        """Return the model, one batch of random features, and the training options."""
         options = {"stages": stages, "slots": self.slots, "hidden": self.hidden}
         features = random_features(self.batch, self.turns, self.dim).to(self.device)
         return build_model("cm_ntm", options, self.dim).to(self.device), features, Training(batch_size=self.batch)
 
     def step(self, stages: int, name: str) -> Callable[[], Any]:
-        """One training step of the subject ``name``: "public style", "reference", "compiled", a backend, "fast K=5", or a
-        backend and how it rounds its products, "fast medium"."""
+        """Return one training step of the subject ``name``: "public style", "reference", "compiled", a backend,
+        "fast K=5", or a backend with the rounding of its products, such as "fast medium"."""
         model, features, training = self.build(stages)
         if name == "public style":
             return public_step(model, features, training)
@@ -55,20 +55,20 @@ class Sizes:
 
 
 class Subject(Protocol):
-    """Something whose steps are timed."""
+    """Interface of a timed training step."""
 
     def seconds(self) -> float:
-        """Of one step."""
+        """Return the seconds of one step."""
 
     def peak(self) -> int | None:
-        """Bytes of memory that a step needs at its peak; see ``peak_bytes``."""
+        """Return the peak memory of a step in bytes; see ``peak_bytes``."""
 
     def operations(self) -> int:
-        """Of one step; see ``operations``."""
+        """Return the number of operations of one step; see ``operations``."""
 
 
 class Here:
-    """In this process. A context manager only so that it can stand where ``Apart`` does."""
+    """A subject in this process. A context manager only for the same interface as ``Apart``."""
 
     def __init__(self, step: Callable[[], Any], device: torch.device):
         self._step, self._device = step, device
@@ -100,7 +100,7 @@ class Here:
 
 
 class Apart:
-    """In a process of its own, which sleeps between its steps."""
+    """A subject in a separate process, which sleeps between its steps."""
 
     def __init__(self, sizes: Sizes, stages: int, name: str, threads: int):
         context = multiprocessing.get_context("spawn")
@@ -131,7 +131,7 @@ class Apart:
     def __exit__(self, *error: object) -> None:
         self._line.close()
         self._process.join(5)
-        self._process.kill()  # where it has not ended by itself, on a busy machine
+        self._process.kill()  # if it has not ended by itself, on a busy machine
         self._process.join()
 
 
@@ -142,5 +142,5 @@ def _serve(line: Connection, sizes: Sizes, stages: int, name: str, threads: int)
     try:
         while True:
             line.send(getattr(subject, line.recv())())
-    except EOFError:  # nobody asks any more
+    except EOFError:  # the parent closed the pipe
         return

@@ -1,4 +1,4 @@
-"""The image tower in the forms that `extract --form` offers, beside the plain one."""
+"""The image tower in each format of `extract --form`, compared with the plain one."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pipeline.bench._stage1_parts import Parts
 
 
 def variants(parts: Parts) -> dict[str, Callable[[], dict[str, float]]]:
-    """Parts like the model's ceiling, one a form; each also gives "least_cosine" to the plain form's rows.
+    """Return one part per format, like the model's ceiling; each also gives "least_cosine" to the plain rows.
 
-    Compiling is done here, once, and is no part of what is timed.
+    Compilation happens before the timed part.
     """
     from pipeline.extraction.tower_format import FORMS, take_form
 

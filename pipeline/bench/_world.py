@@ -1,4 +1,4 @@
-"""What `bench extract` runs on: JPEGs drawn here or a user's folder of them, and a small CLIP of random weights."""
+"""Inputs of `bench extract`: drawn JPEGs or a user's folder, and a small CLIP with random weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def draw_images(folder: Path, count: int, size: tuple[int, int] = (300, 400)) -> None:
-    """``count`` JPEGs of smooth colours with some noise: about 20 kB each, as catalogue photographs are."""
+    """Write ``count`` JPEGs of smooth colors with some noise, about 20 kB each, like catalog photographs."""
     folder.mkdir(parents=True, exist_ok=True)
     for n in range(count):
         rng = np.random.default_rng(n)
@@ -30,7 +30,7 @@ def draw_images(folder: Path, count: int, size: tuple[int, int] = (300, 400)) ->
 
 
 def save_small_clip(folder: Path, width: int, layers: int) -> Path:
-    """A CLIP with a ViT-/32 of ``width`` and ``layers`` at 224 pixels, random weights: the cost of a real one, scaled."""
+    """Save a random CLIP with a ViT-/32 of ``width`` and ``layers`` at 224 pixels: a scaled cost of a real one."""
     import torch
     from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
@@ -64,7 +64,7 @@ def save_small_clip(folder: Path, width: int, layers: int) -> Path:
 
 
 def dataset_of(root: Path, count: int, pairs: int = 0) -> Dataset:
-    """The images below ``root`` (up to ``count``), with ``pairs`` one-turn sessions an image, each with its own text."""
+    """Return the images under ``root`` (up to ``count``), with ``pairs`` one-turn sessions per image, texts distinct."""
     files = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES)[:count]
     images = {p.stem: Image(id=p.stem, file=p.relative_to(root).as_posix()) for p in files}
     ids = list(images)
@@ -85,7 +85,7 @@ def dataset_of(root: Path, count: int, pairs: int = 0) -> Dataset:
 
 @contextmanager
 def corrupted(source: Path, target: Path, count: int, share: float) -> Iterator[set[str]]:
-    """A copy of the first ``count`` images with ``share`` of them spoilt in each of SPOILT's ways; gives their names."""
+    """Copy the first ``count`` images, corrupt ``share`` of them in the ways of SPOILT, yield the names; delete at exit."""
     shutil.rmtree(target, ignore_errors=True)
     files = sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES)[:count]
     bad = set(random.Random(0).sample([p.stem for p in files], max(1, round(len(files) * share))))
@@ -105,7 +105,7 @@ def corrupted(source: Path, target: Path, count: int, share: float) -> Iterator[
 
 
 def _bomb(mark: bytes) -> bytes:
-    """A PNG of a few bytes that says it has 900 million pixels."""
+    """Return a PNG of a few bytes that declares 900 million pixels."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -114,12 +114,12 @@ def _bomb(mark: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"tEXt", b"Comment\0" + mark) + chunk(b"IEND", b"")
 
 
-# Each with its own mark, so that no two have equal bytes: equal files are one item under two names. Only empty ones are.
+# Each has its own mark, because files with equal bytes are one item under two names. Only empty files are equal.
 SPOILT: tuple[Callable[[bytes, bytes], bytes], ...] = (
-    lambda data, mark: data[: len(data) // 2] + mark,  # cut in half
+    lambda data, mark: data[: len(data) // 2] + mark,  # truncated to half
     lambda data, mark: b"",
     lambda data, mark: b"<html>this is no image</html>" + mark,
     lambda data, mark: bytes(len(data)) + mark,  # zeros, as a full disk leaves them
     lambda data, mark: _bomb(mark),
-    lambda data, mark: data[:20] + mark,  # the head of a JPEG and no more
+    lambda data, mark: data[:20] + mark,  # only the header of a JPEG
 )

@@ -1,7 +1,7 @@
-"""What ``bench cache`` measures: the feature store beside plain files, in one run, interleaved, as medians.
+"""Compare the feature store with other storage formats, interleaved in one run, as medians.
 
-Every contender of a comparison runs once a round, in an order that turns from round to round, so that a busy
-machine slows them alike: read the ratios, not the milliseconds. All files are in the system's page cache.
+Every contender of a comparison runs once per round, in rotating order, so that a busy machine slows them equally:
+read the ratios, not the milliseconds. All files are in the system's page cache.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipeline.bench._cache_peers import Peer, peers
 
 SHARD_ROWS = 16_384
 GATHERED = 256
-_CALLS, _SLOW_CALLS = 100, 2  # gathers in a round
+_CALLS, _SLOW_CALLS = 100, 2  # gathers per round
 _PLAIN = "np.memmap / np.load"
 _COUNTS = ("rows", "shards", "bytes")
 _ABOUT: dict[str, Any] = {"dataset": "bench", "extractor": "random", "fields": {"seed": 0}}
@@ -33,10 +33,10 @@ _ABOUT: dict[str, Any] = {"dataset": "bench", "extractor": "random", "fields": {
 def run(
     rows: int = 100_000, dim: int = 512, repeats: int = 5, shards: int = 1_000, folder: str | Path | None = None
 ) -> dict[str, Any]:
-    """Measure on random unit-norm float16 rows [rows, dim]; ``folder``: where the temporary files go.
+    """Measure on random unit-norm float16 rows [rows, dim]; ``folder``: location of the temporary files.
 
-    Gives plain numbers by comparison: seconds of each contender (median of ``repeats``), and ratios, in which more
-    than 1 means that the store is faster, or for ``disk`` larger, than what it is compared with.
+    Returns plain numbers by comparison: seconds of each contender (median of ``repeats``), and ratios; a ratio above 1
+    means that the store is faster, or for ``disk`` larger, than the peer.
     """
     rng = np.random.default_rng(0)
     keys = np.frombuffer(rng.bytes(16 * rows), dtype=np.uint8).reshape(rows, 16)
@@ -55,7 +55,7 @@ def run(
         disk = _disk(path, features, keys, others)
         raw, some = features.nbytes, (features[:SHARD_ROWS].copy(), keys[:SHARD_ROWS])
         del features, part
-        time.sleep(2.5)  # files that were written this moment are not trusted without reading them
+        time.sleep(2.5)  # digests of files written just now are not trusted without reading them
         result = {
             "setting": {
                 "rows": rows,
@@ -78,9 +78,9 @@ def run(
 
 
 def interleaved(contenders: dict[str, Callable[[], Any]], repeats: int, slow: Collection[str] = ()) -> dict[str, float]:
-    """Median seconds of each contender over ``repeats`` rounds, after one that does not count.
+    """Return median seconds of each contender over ``repeats`` rounds, after one warm-up round.
 
-    A round is one call of each ``slow`` contender and four of each other one, in an order that turns.
+    A round is one call of each ``slow`` contender and four of each other one, in rotating order.
     """
     names, seconds = list(contenders), {name: [] for name in contenders}
     for turn in range(4 * (repeats + 1)):
@@ -95,7 +95,7 @@ def interleaved(contenders: dict[str, Callable[[], Any]], repeats: int, slow: Co
 
 
 def _same(store: Store, others: list[Peer], features: np.ndarray, rng: np.random.Generator) -> None:
-    """Every way gives the same rows in the same order, or there is nothing to compare."""
+    """Check that all formats return the same rows in the same order."""
     pick = rng.integers(0, len(features), GATHERED)
     for name, gather in [("store", lambda pick: store.gather("query", pick)), *((p.name, p.gather) for p in others)]:
         if not np.array_equal(gather(pick), features[pick]):
@@ -103,7 +103,7 @@ def _same(store: Store, others: list[Peer], features: np.ndarray, rng: np.random
 
 
 def _gather(path: Path, others: list[Peer], rows: int, repeats: int, rng: np.random.Generator) -> dict[str, Any]:
-    """256 random rows in any order, with repeats. Another pick each call, in turn."""
+    """Time the gather of 256 random rows in any order, with repeats, and with another selection per call."""
     store = Store.open(path)
     contenders: dict[str, Callable[[np.ndarray], Any]] = {"store": lambda pick: store.gather("query", pick)}
     contenders |= {peer.name: peer.gather for peer in others}
@@ -124,7 +124,7 @@ def _gather(path: Path, others: list[Peer], rows: int, repeats: int, rng: np.ran
 
 
 def _memory(path: Path, rows: int, rng: np.random.Generator) -> dict[str, float]:
-    """Most bytes held during the first gather of an opened store, beside those of its result."""
+    """Return the peak bytes during the first gather of an opened store, and the bytes of its result."""
     store, pick = Store.open(path), rng.integers(0, rows, GATHERED)
     tracemalloc.start()
     try:
@@ -136,7 +136,7 @@ def _memory(path: Path, rows: int, rng: np.random.Generator) -> dict[str, float]
 
 
 def _load(path: Path, others: list[Peer], repeats: int, size: int) -> dict[str, float]:
-    """A whole table: in a store opened anew whose shards were found whole before, and with every digest computed."""
+    """Time loading a whole table: in a reopened store with verified shards, and with every digest computed."""
     Store.open(path).load("query")
     contenders = {
         "store": lambda: Store.open(path).load("query"),
@@ -149,7 +149,7 @@ def _load(path: Path, others: list[Peer], repeats: int, size: int) -> dict[str, 
 
 
 def _commit(root: Path, features: np.ndarray, keys: np.ndarray, repeats: int) -> dict[str, float]:
-    """One shard, checked, with its digest, durable; beside appending the same rows to an open HDF5 file."""
+    """Time a durable commit of one checked shard, and appending the same rows to an open HDF5 file."""
     fields = {"seed": 1}
     path = store_path(root, "bench", "random", fields)
     fresh = keys.copy()
@@ -187,7 +187,7 @@ def _commit(root: Path, features: np.ndarray, keys: np.ndarray, repeats: int) ->
 
 
 def _disk(path: Path, features: np.ndarray, keys: np.ndarray, others: list[Peer]) -> dict[str, float]:
-    """Bytes on disk. The others hold no keys."""
+    """Return bytes on disk. The peers store no keys."""
     on_disk, raw = Store.open(path).nbytes, features.nbytes + keys.nbytes
     return {"store": on_disk, "raw": raw, "store/raw": on_disk / raw} | {
         f"{peer.name} / features": peer.bytes / features.nbytes for peer in others
@@ -195,7 +195,7 @@ def _disk(path: Path, features: np.ndarray, keys: np.ndarray, others: list[Peer]
 
 
 def _resume(path: Path, keys: np.ndarray, repeats: int) -> dict[str, float]:
-    """Opening a complete store to write, and finding that nothing is missing."""
+    """Time opening a complete store for writing, and finding that nothing is missing."""
 
     def resume() -> None:
         with StoreWriter(path, **_ABOUT) as writer:
@@ -206,7 +206,7 @@ def _resume(path: Path, keys: np.ndarray, repeats: int) -> dict[str, float]:
 
 
 def _open(root: Path, shards: int, repeats: int) -> dict[str, float]:
-    """Opening a store of many shards."""
+    """Time opening a store of many shards."""
     fields = {"seed": 2}
     path = store_path(root, "bench", "random", fields)
     rng = np.random.default_rng(1)
@@ -222,7 +222,7 @@ def _ratios(seconds: dict[str, float], ours: str) -> dict[str, float]:
 
 
 def _goals(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the store is meant to reach, and what it reached."""
+    """Return the targets of the store and the measured values."""
     h5py = next(name for name in result["gather"] if name.startswith("h5py, chunk (") and "(1," not in name)
     listed = [
         ("gather against np.memmap", result["gather"][f"store/{_PLAIN}"], 0.8, "at least"),
@@ -247,7 +247,7 @@ def _goals(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def render(result: dict[str, Any]) -> str:
-    """The figures of ``run`` as lines to read: times, then how many times as fast as each other way."""
+    """Return the figures of ``run`` as text: times, then speedups over each peer."""
     setting = result["setting"]
     lines = [
         f"{setting['rows']:,} x {setting['dim']} {setting['dtype']}, median of {setting['repeats']} interleaved rounds, "

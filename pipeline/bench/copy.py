@@ -1,7 +1,7 @@
-"""The copy task: C = 1 learns to store random bits and to give them back (Graves et al. 2014, section 4.1).
+"""Copy task: a C = 1 model learns to store and reproduce random bits (Graves et al. 2014, section 4.1).
 
-The model is ``v_ntm`` as the registry builds it; only the task is new. Several seeds train side by side: each has its
-own weights, bits and clipping, and the memory functions see their sequences as one batch. They share the lengths.
+The model is ``v_ntm`` as the registry builds it. Several seeds train side by side: each has its own weights, bits and
+clipping, and the memory functions process their sequences as one batch. They share the lengths.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from pipeline.training.models.cm_ntm import CMNTM
 
 BITS = 8
 WIDTH_IN = BITS + 1  # the last channel marks the end of the sequence
-SOLVED = 0.1  # wrong bits a sequence
-WINDOW = 50  # iterations that a point of the curve is the mean of
-LONGER = (2, 3, 5)  # tested too: multiples of the longest trained length
+SOLVED = 0.1  # wrong bits per sequence
+WINDOW = 50  # iterations averaged per point of the curve
+LONGER = (2, 3, 5)  # also tested: multiples of the longest trained length
 
 
 class SideBySide(nn.Module):
-    """S models of one stage and equal shape as one, with a leading axis for the models.
+    """S one-stage models of equal shape as one module, with a leading axis for the models.
 
-    Each computes what ``CMNTM.forward`` with C = 1 computes in training mode: ``heads`` and ``access`` are the same
-    functions, on S B sessions at once; the layers are one batched product each.
+    Each computes the same as ``CMNTM.forward`` with C = 1 in training mode: ``heads`` and ``access`` are the same
+    functions, on S B sessions at once; each layer is one batched product.
     """
 
     def __init__(self, models: Sequence[CMNTM]):
@@ -51,11 +51,11 @@ class SideBySide(nn.Module):
         )
 
     def part(self, name: str) -> Tensor:
-        """[S, ...], the values of one stage's parameter or buffer."""
+        """Return the values of one stage's parameter or buffer, [S, ...]."""
         return self.values[f"stages/0/{name.replace('.', '/')}"]
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """[S, B, T, D] -> [S, B, T, D]."""
+        """Map [S, B, T, D] to [S, B, T, D]."""
         models, batch = inputs.shape[:2]
         weight, width = self.part("controller.weight_ih"), self.width
         before, own = weight[..., :width], weight[..., -width:]
@@ -80,7 +80,7 @@ class SideBySide(nn.Module):
 
 
 def sequences(generator: torch.Generator, batch: int, length: int) -> tuple[Tensor, Tensor]:
-    """Input [B, 2 L + 1, 9] (L vectors of bits, the mark, L empty turns) and the bits [B, L, 8] that it asks for."""
+    """Return inputs [B, 2 L + 1, 9] (L bit vectors, the end mark, L empty turns) and the target bits [B, L, 8]."""
     bits = torch.randint(0, 2, (batch, length, BITS), generator=generator).float()
     inputs = torch.zeros(batch, 2 * length + 1, WIDTH_IN)
     inputs[:, :length, :BITS], inputs[:, length, BITS] = bits, 1.0
@@ -88,12 +88,12 @@ def sequences(generator: torch.Generator, batch: int, length: int) -> tuple[Tens
 
 
 def answers(models: SideBySide, inputs: Tensor) -> Tensor:
-    """Logits [S, B, L, 8] of the bits, from inputs [S, B, 2 L + 1, 9]."""
+    """Return logits [S, B, L, 8] of the bits, from inputs [S, B, 2 L + 1, 9]."""
     return models(inputs)[:, :, inputs.shape[2] // 2 + 1 :, :BITS]
 
 
 def clip_each(models: SideBySide, norm: float) -> None:
-    """Scale each model's gradient down to ``norm``, whatever the others' are."""
+    """Clip each model's gradient to ``norm``, independently of the others."""
     gradients = [p.grad for p in models.parameters() if p.grad is not None]
     total = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
     scale = (norm / total.clamp_min(1e-12)).clamp_max(1.0)
@@ -102,12 +102,12 @@ def clip_each(models: SideBySide, norm: float) -> None:
 
 
 def wrong_bits(logits: Tensor, bits: Tensor) -> Tensor:
-    """Wrong bits a sequence of each model, [S, B, L, 8] and [S, B, L, 8] -> [S]."""
+    """Return wrong bits per sequence of each model, [S, B, L, 8] and [S, B, L, 8] -> [S]."""
     return ((logits > 0) != (bits > 0.5)).sum((2, 3)).float().mean(1)
 
 
 class Trainer:
-    """S models on the copy task, step by step; on the CPU."""
+    """Train S models on the copy task, step by step, on the CPU."""
 
     def __init__(
         self,
@@ -133,17 +133,17 @@ class Trainer:
         self.bits = [torch.Generator().manual_seed(derive_seed(seed, "copy", "bits")) for seed in seeds]
 
     def rate(self, factor: float) -> None:
-        """Set the learning rates to ``factor`` times those at the start."""
+        """Set the learning rates to ``factor`` times their initial values."""
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
 
     def sequences(self, length: int, batch: int) -> tuple[Tensor, Tensor]:
-        """Fresh ones, each seed its own: [S, B, 2 L + 1, 9] and [S, B, L, 8]."""
+        """Return new sequences, different for each seed: [S, B, 2 L + 1, 9] and [S, B, L, 8]."""
         inputs, bits = zip(*(sequences(generator, batch, length) for generator in self.bits), strict=True)
         return torch.stack(inputs), torch.stack(bits)
 
     def step(self, length: int) -> tuple[Tensor, Tensor]:
-        """One iteration on sequences of one length: wrong bits [S], and the loss in bits a sequence [S]."""
+        """Run one iteration on sequences of one length; return wrong bits and loss in bits, both per sequence [S]."""
         inputs, bits = self.sequences(length, self.batch)
         logits = answers(self.models, inputs)
         losses = F.binary_cross_entropy_with_logits(logits, bits, reduction="none").mean((1, 2, 3))
@@ -155,7 +155,7 @@ class Trainer:
 
     @torch.no_grad()
     def test(self, lengths: Sequence[int], batch: int) -> list[list[float]]:
-        """Wrong bits a sequence on fresh sequences: [S][lengths]."""
+        """Return wrong bits per sequence on new sequences: [S][lengths]."""
         return torch.stack([self._tested(length, batch) for length in lengths], 1).tolist()
 
     def _tested(self, length: int, batch: int) -> Tensor:
@@ -179,12 +179,13 @@ def run(
     init: str = "paper",
     plot: str = "",
 ) -> dict[str, Any]:
-    """Train until every seed is solved, or ``iterations`` (each on ``batch`` sequences of one random length) are over.
+    """Train until every seed is solved, or for ``iterations``, each on ``batch`` sequences of one random length.
 
-    A seed is solved once it makes fewer than ``SOLVED`` wrong bits a sequence over ``WINDOW`` iterations of training
-    and on fresh sequences of every trained length; what it makes of longer ones is tested at that point, and it goes on
-    training beside the others. Both learning rates halve every ``half_life`` iterations. ``start_rate`` is the learning rate of the heads' initial weights: they are what breaks
-    the symmetry of equal rows, as logits of deviation 1e-5 they have far to go. ``plot``: a file for the curve.
+    A seed is solved once it makes fewer than ``SOLVED`` wrong bits per sequence over ``WINDOW`` iterations of training
+    and on new sequences of every trained length. Longer sequences are tested at that point, and training continues
+    with the other seeds. Both learning rates halve every ``half_life`` iterations. ``start_rate`` is the learning rate
+    of the heads' initial weights: these break the symmetry of equal rows, and as logits of deviation 1e-5 they have to
+    change a lot. ``plot``: a file for the curve.
     """
     options = {"slots": slots, "width": width, "hidden": hidden, "init": init}
     trainer = Trainer(seeds, options, batch, learning_rate, start_rate, clip)
@@ -193,7 +194,7 @@ def run(
     solved: dict[int, dict[str, Any]] = {}
     window: list[tuple[Tensor, Tensor]] = []
     began, threads = time.perf_counter(), torch.get_num_threads()
-    torch.set_num_threads(1)  # hundreds of small operations a step
+    torch.set_num_threads(1)  # hundreds of small operations per step
     try:
         with flushed_denormals():
             for iteration in range(1, iterations + 1):
@@ -264,7 +265,7 @@ def _heartbeat(point: dict[str, Any], solved: dict[int, dict[str, Any]]) -> None
 
 
 def render(result: dict[str, Any]) -> str:
-    """The curve at up to 15 points, and what each seed came to."""
+    """Return the curve at up to 15 points, and the result of each seed, as text."""
     task, seeds = result["task"], result["seeds"]
     rate = result["optimizer"]
     lines = [
@@ -297,7 +298,7 @@ def render(result: dict[str, Any]) -> str:
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """The curve of every seed as a picture (PNG, SVG or PDF by the suffix)."""
+    """Plot the curve of every seed (PNG, SVG or PDF by the suffix)."""
     from pipeline.analysis.drawing import new_figure, save_figure
 
     figure = new_figure(6.4, 3.6)

@@ -1,4 +1,4 @@
-"""The demo as a new user runs it: seconds of the first call, from nothing, and of a second one."""
+"""Seconds of the demo for a new user: of the first call in an empty folder, and of a second one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CLI = Path(__file__).resolve().parents[2] / "cli.py"
 
 
 def run(device: str = "auto") -> dict[str, float]:
-    """Wall and CPU seconds of two successive demos in new processes and a new folder."""
+    """Return wall and CPU seconds of two successive demos in new processes and a new folder."""
     import resource
 
     figures: dict[str, float] = {}

@@ -1,9 +1,9 @@
-"""Stage 1 against its own ceilings; and, as asked: with bad images, with a cluster, against a naive loop, other towers.
+"""Stage 1 throughput against its upper bounds; optionally bad images, a cluster, a naive loop, other tower formats.
 
     fashion-ntm bench extract --set subjects=engine,bad --set folder=DIR
 
-Everything is measured in one run, in rounds of all parts one after another, and every figure is the median of the
-rounds' figures (ratios: of the rounds' ratios), so that a busy machine slows all parts alike.
+All parts are measured in one run, in sequence in every round, and each figure is the median over the rounds (for
+ratios: of the ratios per round), so that a busy machine slows all parts equally.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipeline.bench._stage1_parts import Parts
 from pipeline.bench._world import corrupted, dataset_of, draw_images, save_small_clip
 
 SUBJECTS = ("engine", "bad", "naive", "dask", "variants")
-_ELSEWHERE = ("dask",)  # parts whose work is done by processes that live on: not seen in this one's CPU time
+_ELSEWHERE = ("dask",)  # parts that work in long-lived processes, which this process's CPU time does not include
 
 
 def run(
@@ -43,14 +43,14 @@ def run(
     shard_rows: int = 128,
     scratch: str = "",
 ) -> dict[str, Any]:
-    """Rates in images a second.
+    """Return rates in images per second.
 
-    ``subjects``: "engine" (the ceilings, and one thread), "bad" (1% of the images spoilt), "naive" (a plain loop),
-    "dask" (one worker of a local cluster), "variants" (channels-last, torch.compile); the whole extraction is always
-    measured beside them. ``model``: a CLIP-like folder or hub id; otherwise a ViT-/32 of ``width`` and ``layers`` with
+    ``subjects``: "engine" (the upper bounds, and one thread), "bad" (1% of the images corrupted), "naive" (a plain
+    loop), "dask" (one worker of a local cluster), "variants" (channels-last, torch.compile); the whole extraction is
+    always measured too. ``model``: a CLIP-like folder or hub id; otherwise a ViT-/32 of ``width`` and ``layers`` with
     random weights. ``folder``: real images, of which the first ``images`` are used; otherwise they are drawn.
-    ``workers``: decoding threads, 0 for the CPUs that the model leaves. ``threads``: of the model on a CPU. ``pairs``:
-    (image, text) requests an image for the naive loop, which encodes the image of each.
+    ``workers``: decoding threads, 0 for the CPUs that the model leaves free. ``threads``: model threads on a CPU.
+    ``pairs``: (image, text) requests per image for the naive loop, which encodes the image of each.
 
     Raises ManifestError for an unknown subject.
     """
@@ -124,7 +124,7 @@ def _asked(subjects: str | Sequence[str]) -> list[str]:
 def _cluster(
     stack: ExitStack, spec: Any, device: str, made: Parts, started: dict[str, float]
 ) -> Callable[[], dict[str, float]]:
-    """One worker process; ``started``: seconds until it is there, and until it has loaded the model and done a job."""
+    """Start one worker process; ``started``: seconds until it runs, and until it loaded the model and did one job."""
     from pipeline.extraction.distributed import crew_for
 
     began = time.perf_counter()
@@ -136,7 +136,7 @@ def _cluster(
 
 
 def _about(load: Load, images: int) -> dict[str, float]:
-    """What a part's record says about the machine; ``cpu``: seconds of CPU an image."""
+    """Return the machine load for a part's record; ``cpu``: CPU seconds per image."""
     known = {"others": load.others, "host": load.host}
     return {"cpu": load.cpu / images, **{name: share for name, share in known.items() if share is not None}}
 
@@ -150,7 +150,7 @@ def _figures(found: dict[str, list[dict[str, Any]]], setup: dict[str, Any]) -> d
         return statistics.median(part[key] for part in found[name])
 
     def ratio(one: str, *others: str) -> float:
-        """Median over the rounds of rate(one) / the lowest rate of the others."""
+        """Return the median over the rounds of rate(one) / the lowest rate of the others."""
         rounds: Iterable[tuple[dict[str, Any], ...]] = zip(found[one], *(found[o] for o in others), strict=True)
         return statistics.median(first["rate"] / min(other["rate"] for other in rest) for first, *rest in rounds)
 
@@ -201,7 +201,7 @@ def _figures(found: dict[str, list[dict[str, Any]]], setup: dict[str, Any]) -> d
 
 
 def verdict(busy: dict[str, float]) -> str:
-    """The stage that is busy for the largest part of the time, as "model-bound", "decode-bound" or "write-bound"."""
+    """Return the stage with the largest busy time, as "model-bound", "decode-bound" or "write-bound"."""
     kinds = {"model": "model-bound", "decode": "decode-bound", "write": "write-bound"}
     return kinds[max(kinds, key=lambda stage: busy.get(stage, 0.0))]
 

@@ -1,9 +1,9 @@
-"""What a GPU does with this project, in at most five minutes: the kernels' tests, the step table, a short extraction.
+"""GPU check in at most five minutes: the kernels' tests, the step table, a short extraction.
 
     fashion-ntm bench gpu --json gpu.json
 
-Each part is a process of its own under its own limit; one that fails or is stopped does not end the rest, and what it had
-measured is kept. FILE is written again after each part.
+Each part is a separate process with its own time limit. A part that fails or is stopped does not end the others, and its
+measurements so far are kept. FILE is rewritten after each part.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from manifests.errors import FashionNTMError, ManifestError, Problem, nearest
 
 ROOT = Path(__file__).resolve().parents[2]
 SUBJECTS = ("triton", "triton K=5", "triton K=25", "triton high", "graph")
-SECONDS = {"steps": 110, "extract": 60, "tests": 120}  # the limit of each part, in the order in which they run
+SECONDS = {"steps": 110, "extract": 60, "tests": 120}  # time limit of each part, in running order
 
 
 def run(
@@ -47,14 +47,14 @@ def run(
     seconds: int = 0,
     save: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Figures of each part, with its seconds and, where it did not end well, its "error".
+    """Return the figures of each part, with its seconds and, if it failed, its "error".
 
-    ``subjects``: of the step table, as ``bench._subjects`` names them; each of ``repeats`` steps is timed alone.
-    ``images``, ``layers``: of the extraction. ``tests``, ``workers``: what pytest runs, in so many processes. ``seconds``:
-    a limit for every part, 0 for its own. ``save`` gets the figures after each part. Any other ``device`` than a CUDA one
-    is for trying the benchmark itself.
+    ``subjects``: of the step table, as named by ``bench._subjects``; each of ``repeats`` steps is timed alone.
+    ``images``, ``layers``: of the extraction. ``tests``, ``workers``: tests and number of processes of pytest.
+    ``seconds``: a limit for every part, 0 for the part's own. ``save`` receives the figures after each part. A
+    ``device`` other than CUDA serves to try the benchmark itself.
 
-    Raises ManifestError for an unknown part, FashionNTMError where there is no such device.
+    Raises ManifestError for an unknown part, FashionNTMError if the device does not exist.
     """
     asked = [part.strip() for part in parts.split(",")] if isinstance(parts, str) else list(parts)
     for part in asked:
@@ -78,7 +78,7 @@ def run(
             figures[part] = _part(commands[part], seconds or SECONDS[part])
             try:
                 figures[part] |= _READERS[part](file.read_text(encoding="utf-8"))
-            except (OSError, ValueError, KeyError) as error:  # ended before it wrote, or in the middle of it
+            except (OSError, ValueError, KeyError) as error:  # ended before or during writing
                 figures[part].setdefault("error", f"left no figures: {error}")
             print(f"{part}: {_line(part, figures[part])}", file=sys.stderr, flush=True)
             if save is not None:
@@ -94,7 +94,7 @@ def _require(device: str) -> None:
 
 
 def _part(command: list[str], limit: float) -> dict[str, Any]:
-    """Run it with all that it starts in a group of its own, which ends with it; its output is this process's errors."""
+    """Run a command in its own process group, which ends with it; its output goes to this process's stderr."""
     began = time.perf_counter()
     path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
     process = subprocess.Popen(
@@ -107,7 +107,7 @@ def _part(command: list[str], limit: float) -> dict[str, Any]:
         error = f"stopped after its limit of {limit:.0f} s"
     finally:
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # its workers too, whether it ended or not
+            os.killpg(process.pid, signal.SIGKILL)  # its workers too, even if it has ended
         process.wait()
     return {"seconds": time.perf_counter() - began} | ({"error": error} if error else {})
 
@@ -121,7 +121,7 @@ def _extract(text: str) -> dict[str, Any]:
 
 
 def _tests(text: str) -> dict[str, Any]:
-    """Counts of pytest's own report, and the tests that failed."""
+    """Return the counts of pytest's report, and the failed tests."""
     found = {name: int(re.search(rf'\b{name}="(\d+)"', text)[1]) for name in ("tests", "failures", "errors", "skipped")}
     cases = re.split(r"<testcase ", text)[1:]
     failed = [re.search(r'\bname="([^"]*)"', case)[1] for case in cases if re.search("<(failure|error)", case)]
@@ -132,7 +132,7 @@ _READERS: dict[str, Callable[[str], dict[str, Any]]] = {"steps": _steps, "extrac
 
 
 def time_steps(given: dict[str, Any], file: Path) -> None:
-    """Milliseconds of a step of each subject at each C, a JSON line each as soon as it is there; a failure is one too."""
+    """Write milliseconds per step of each subject at each C, one JSON line per result or failure, immediately."""
     import torch
 
     from pipeline.bench._subjects import Here, Sizes
@@ -143,13 +143,11 @@ def time_steps(given: dict[str, Any], file: Path) -> None:
             row: dict[str, Any] = {"stages": c, "subject": name}
             try:
                 subject = Here.of(sizes, c, name)
-                row["first_s"] = subject.seconds()  # compiles and captures
+                row["first_s"] = subject.seconds()  # includes compilation and capture
                 subject.seconds()
                 times = [1e3 * subject.seconds() for _ in range(given["repeats"])]
                 row |= {"ms": median(times), "fastest_ms": min(times)}
-            except (
-                Exception
-            ) as error:  # a kernel that does not compile, a card that is full: the others are still wanted
+            except Exception as error:  # a kernel that does not compile or a full GPU must not stop the others
                 row["error"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             subject = None
             if sizes.device.startswith("cuda"):
@@ -160,7 +158,7 @@ def time_steps(given: dict[str, Any], file: Path) -> None:
 
 
 def _line(part: str, found: dict[str, Any]) -> str:
-    """What there is of a part, in one line."""
+    """Return the results of a part in one line."""
     words = [f"{found['seconds']:.0f} s"]
     if part == "steps" and "steps" in found:
         words.append(f"{sum('ms' in row for row in found['steps'])} of {len(found['steps'])} subjects timed")
@@ -171,7 +169,7 @@ def _line(part: str, found: dict[str, Any]) -> str:
 
 
 def render(figures: dict[str, Any]) -> str:
-    """A line a part, the step table in milliseconds, and the extraction's own text."""
+    """Return one line per part, the step table in milliseconds, and the extraction's own text."""
     lines = [f"{part}: {_line(part, found)}" for part, found in figures.items()]
     rows = figures.get("steps", {}).get("steps", [])
     if rows:

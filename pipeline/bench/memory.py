@@ -1,13 +1,13 @@
-"""A retrieval task that no single turn decides: four turns, and the target is all of their answers together.
+"""A synthetic retrieval task that needs all four turns: the target combines the answers of all of them.
 
-Each turn says one of V values, and what it means depends on the turn: first the one attribute, then the next. f_qry(n)
-is the value's vector with noise, the same vectors at every turn. f_tar of an item is the (normalised) sum over its
-four attributes of the value's vector and of a vector that stands for this value of this attribute. The gallery is all
-V^4 items; a quarter of the items is never trained on, and the test sessions end in these.
+Each turn gives one of V values, for a different attribute at each turn. f_qry(n) is the value's vector with noise, from
+the same vectors at every turn. f_tar of an item is the (normalized) sum, over its four attributes, of the value's vector
+and a vector of this value of this attribute. The gallery is all V^4 items; a quarter of the items is held out from
+training, and the test sessions end in these.
 
-What a rank can be is known beforehand: by chance, from the last turn alone, and from the values without their order.
-Ablations take one thing away from the same model at every turn: what its memories carry (memory, head positions, read
-vectors), what its controllers carry (LSTM states), or both. They are trained like the whole model.
+Bounds on the rank are known: by chance, from the last turn alone, and from the values without their order. Ablations
+reset part of the same model's state at every turn: the state of its memories (memory, head positions, read vectors), of
+its controllers (LSTM states), or both. They are trained like the whole model.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CUTOFFS = (1, 5)
 
 
 class AblatedCMNTM(CMNTM):
-    """A CM-NTM that begins each turn without what its memories, its controllers, or both were left with."""
+    """A CM-NTM that resets the state of its memories, its controllers, or both before each turn."""
 
     memory_carries = controller_carries = True
 
@@ -58,7 +58,7 @@ class AblatedCMNTM(CMNTM):
 def build_ablated(
     options: dict[str, Any], dim: int, seed: int, memory_carries: bool, controller_carries: bool
 ) -> MemoryModel:
-    """The model that ``build_model("cm_ntm", ...)`` gives, with one or both carriers cut."""
+    """Build the model of ``build_model("cm_ntm", ...)`` with one or both carried states removed."""
     with seeded(derive_seed(seed, "init")):
         model = AblatedCMNTM(CMNTM.Options.model_validate(options), dim)
     model.memory_carries, model.controller_carries = memory_carries, controller_carries
@@ -66,7 +66,7 @@ def build_ablated(
 
 
 class RecallTask:
-    """The items, their features and the split; the same for every model. items: [G, 4] values; gallery: [G, D]."""
+    """Items, features and split, the same for every model. items: [G, 4] values; gallery: [G, D]."""
 
     def __init__(self, values: int, dim: int, noise: float, seed: int):
         generator = torch.Generator().manual_seed(derive_seed(seed, "task"))
@@ -80,12 +80,12 @@ class RecallTask:
         self.unseen, self.seen = order[:cut], order[cut:]
 
     def targets(self, items: Tensor) -> Tensor:
-        """f_tar of what has been asked up to each turn: [S, 4] -> [S, 4, D]."""
+        """Return f_tar of the requests up to each turn: [S, 4] -> [S, 4, D]."""
         parts = self.said[items] + self.meant[torch.arange(TURNS), items]
         return normalize(parts.cumsum(1), dim=-1)
 
     def sessions(self, among: Tensor, count: int, seed: int) -> tuple[SessionFeatures, Tensor]:
-        """``count`` sessions that end in items of ``among``, and the item [S] of each."""
+        """Return ``count`` sessions that end in items of ``among``, and the item [S] of each."""
         generator = torch.Generator().manual_seed(seed)
         chosen = among[torch.randint(len(among), (count,), generator=generator)]
         said = self.said[self.items[chosen]]
@@ -116,7 +116,7 @@ class RecallTask:
         return features, chosen
 
     def bounds(self) -> dict[str, dict[str, float]]:
-        """Expected R@K of the best guess with part of the knowledge, in percent."""
+        """Return the expected R@K, in percent, of the best guess from partial knowledge."""
         size = len(self.items)
         counts = torch.stack([(self.items == v).sum(1) for v in range(self.values)], 1)
         alike = torch.unique(counts, dim=0, return_counts=True)[1].tolist()
@@ -154,9 +154,9 @@ def run(
     init: str = "symmetry-breaking",
     models: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """R@1 and R@5 of each model on unseen items, mean and standard deviation over ``seeds`` (weights and sessions).
+    """Return R@1 and R@5 of each model on unseen items, mean and standard deviation over ``seeds`` (weights and sessions).
 
-    ``models``: some of the names in the table; all by default.
+    ``models``: a selection of the names in the table; all by default.
     """
     options = {"stages": stages, "slots": slots, "hidden": hidden, "init": init}
     training = Training(epochs=epochs, batch_size=64, learning_rate=learning_rate, scale=scale)
@@ -195,7 +195,7 @@ def run(
 
 
 def render(result: dict[str, Any]) -> str:
-    """The bounds and every model's mean and deviation over the seeds."""
+    """Return the bounds and each model's mean and deviation over the seeds, as text."""
     task = result["task"]
     lines = [
         ", ".join(f"{key} {value}" for key, value in task.items()),

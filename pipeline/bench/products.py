@@ -1,8 +1,8 @@
-"""The whole path on real photographs: train a small dual encoder on image-title pairs, extract, retrieve unseen products.
+"""End-to-end run on real photographs: train a small dual encoder on image-title pairs, extract, retrieve unseen products.
 
     python cli.py bench products --set data=DIR
 
-DIR holds ``styles.csv`` (columns id and productDisplayName) and ``images/<id>.jpg``.
+DIR contains ``styles.csv`` (columns id and productDisplayName) and ``images/<id>.jpg``.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def run(
     patch_size: int = 16,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Recall in percent over ``held_out`` products that the towers never saw, and the seconds of every step.
+    """Return recall in percent over ``held_out`` unseen products, and the seconds of every step.
 
-    One thread, so that the same machine gives the same figures. Raises FashionNTMError when ``data`` holds no products.
+    Uses one thread, so that the same machine gives the same figures. Raises FashionNTMError if ``data`` has no products.
     """
     import torch
 
@@ -83,7 +83,7 @@ def _run(
 
 
 def _retrieve(data: Path, test: list, folder: Path) -> tuple[dict[str, float], Any]:
-    """Extract the held-out images and titles into a store, and rank them in both directions from the store alone."""
+    """Extract the held-out images and titles into a store, and rank them in both directions from the store only."""
     from cache import Store
     from manifests.identity import stack_keys, text_key
     from manifests.schema import Component, Dataset, Gallery, Image, RunSpec, Session, Turn
@@ -119,7 +119,7 @@ def _retrieve(data: Path, test: list, folder: Path) -> tuple[dict[str, float], A
 
 
 def _products(data: str) -> list[tuple[str, str]]:
-    """(id, title) of every product that has an image, in the order of their ids."""
+    """Return (id, title) of every product with an image, sorted by id."""
     file = Path(data) / "styles.csv"
     try:
         with open(file, encoding="utf-8", newline="") as handle:

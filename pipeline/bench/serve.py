@@ -1,4 +1,4 @@
-"""Milliseconds of one turn of `serve` over a whole gallery: memory step and exact search, beside the raw matmul and faiss."""
+"""Milliseconds per turn of `serve` over a whole gallery: memory step and exact search, with raw matmul and faiss."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def run(
     threads: int = 0,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Percentiles over ``repeats`` single queries, each of them answered by every subject in turn.
+    """Return percentiles over ``repeats`` single queries, each answered by every subject in turn.
 
-    "turn" is what a user waits for: a CM-NTM step from the carried state, and ``ExactIndex.search``. "matmul" is the
-    bare product of one query with all candidates, the floor of any exact search; "faiss" is IndexFlatIP, where
-    faiss-cpu is installed. ``threads`` 0 keeps torch's own number. Results of the subjects are compared too.
+    "turn" is the user's waiting time: a CM-NTM step from the carried state, and ``ExactIndex.search``. "matmul" is the
+    bare product of one query with all candidates, a lower bound of any exact search; "faiss" is IndexFlatIP, if
+    faiss-cpu is installed. ``threads`` 0 keeps torch's own number. The results of the subjects are compared too.
     """
     where = resolve_device(device)
     before = torch.get_num_threads()
@@ -114,7 +114,7 @@ def _wait(device: torch.device) -> None:
 
 
 def render(result: dict[str, Any]) -> str:
-    """The percentiles as a table; ratios are of medians taken in the same run."""
+    """Return the percentiles as a table; ratios are of medians from the same run."""
     lines = [
         f"one query over a gallery of D = {result['dim']} float32, top {result['k']}, {result['repeats']} queries, "
         f"{result['device']}, {result['threads']} thread(s); milliseconds",

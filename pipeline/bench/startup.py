@@ -1,4 +1,4 @@
-"""CPU seconds that --help and the lighter commands take, as a user waits for them."""
+"""CPU seconds of --help and the light commands, measured from the command line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COMMANDS = (("--help",), ("train", "--help"), ("ls", "specs"), ("bench", "list")
 
 
 def run(repeats: int = 7) -> dict[str, dict[str, float]]:
-    """Median CPU seconds (user + system) of each command in a new process, and of an empty interpreter."""
+    """Return median CPU seconds (user + system) of each command in a new process, and of an empty interpreter."""
     commands = {"python -c pass": ["-c", "pass"]} | {" ".join(c): [str(CLI), *c] for c in COMMANDS}
     taken: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(repeats):

@@ -1,4 +1,4 @@
-"""Seconds of a whole table from a store to its Markdown, stage by stage: reading, training, ranking, statistics, printing."""
+"""Seconds of a whole table from store to Markdown, by stage: reading, training, ranking, statistics, printing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(
 ) -> dict[str, Any]:
     """Time each stage of one table on random features [dim] of ``train`` and ``test`` sessions of ``turns`` turns.
 
-    ``gallery``: candidates of the one category. ``seeds``: runs of a trained model, side by side on CUDA.
+    ``gallery``: candidates of the single category. ``seeds``: runs of a trained model, side by side on CUDA.
     """
     from pipeline.analysis.render import render as text_of
     from pipeline.analysis.tables import build_results_table
@@ -83,7 +83,7 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 
 def _sessions(count: int, gallery: int, turns: int) -> tuple[tuple[Session, ...], tuple[str, ...]]:
-    """``count`` sessions over ``gallery`` images, no two with a query in common."""
+    """Return ``count`` sessions over ``gallery`` images, without common queries."""
     images = tuple(f"image {n}" for n in range(gallery))
     drawn = np.random.default_rng(0).integers(0, gallery, (count, turns + 1))
     made = tuple(
@@ -133,7 +133,7 @@ def _train(runs: Path, store: Store, features: Any, model: str, seeds: int, epoc
 
 
 def _evaluate(folder: Any, test: Any, candidates: Any, device: Any) -> dict[str, Any]:
-    """One run's ranks and summary, written as ``evaluate`` writes them."""
+    """Write one run's ranks and summary as ``evaluate`` does; return the summary with the path of the results."""
     from pipeline.evaluation.evaluate import evaluate
     from pipeline.evaluation.files import ResultFiles, save_results, save_summary
     from pipeline.training.checkpoint import load_model
@@ -154,7 +154,7 @@ def _evaluate(folder: Any, test: Any, candidates: Any, device: Any) -> dict[str,
 
 
 def render(figures: dict[str, Any]) -> str:
-    """Seconds of each stage and of each model's training."""
+    """Return the seconds of each stage and of each model's training, as text."""
     total = sum(figures["seconds"].values())
     lines = [", ".join(f"{key} {value}" for key, value in figures["sizes"].items()) + f", on {figures['device']}", ""]
     lines += [f"{name:12} {value:8.2f} s  {value / total:4.0%}" for name, value in figures["seconds"].items()]

@@ -1,4 +1,4 @@
-"""Milliseconds of a CM-NTM training step by every backend, beside a cascade in the public style and the GEMM floor."""
+"""Milliseconds of a CM-NTM training step by every backend, with a public-style cascade and the GEMM lower bound."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.training.backends.choice import able_backends, measured_step
 from pipeline.training.data import SessionFeatures
 from pipeline.training.models import MemoryModel
 
-STEPS = {"Shoes": 46, "FashionIQ": 114}  # steps an epoch at batch 80 (paper Table 1)
+STEPS = {"Shoes": 46, "FashionIQ": 114}  # steps per epoch at batch size 80 (paper Table 1)
 EPOCHS = 100
 ENOUGH_SECONDS = 20.0  # a subject whose step takes this long is timed once, not in every round
 
@@ -40,15 +40,15 @@ def run(
     matmul: str = "highest",
     apart: bool = True,
 ) -> dict[str, Any]:
-    """Median of ``repeats`` full steps (forward, backward, Adam) of each subject, in turn in every round.
+    """Return the median of ``repeats`` full steps (forward, backward, Adam) of each subject, interleaved by round.
 
     Random unit features, float32. ``runs``: seeds side by side in the row "fast K=...", 0 for none. ``public``: the
-    cascade in the public style; ``compiled``: the reference under torch.compile. ``threads``: CPU threads; 0 measures
-    the fast path on each candidate and takes the best. The floor is the time that the matrix products of the
-    reference's step would take at the speed of one large product, measured in the same rounds. ``matmul``: "high" or
-    "medium" (``training.matmul``) times the last back end once more with its products so rounded, and says what that
-    changes. ``apart``: each subject in a process of its own, as a training is, so that none works in what another left of
-    memory and caches. "operations" are those that a step hands to the device, views not counted.
+    public-style cascade; ``compiled``: the reference under torch.compile. ``threads``: CPU threads; 0 measures the fast
+    path on each candidate and takes the best. The lower bound is the time for the matrix products of the reference's
+    step at the speed of one large product, measured in the same rounds. ``matmul``: "high" or "medium"
+    (``training.matmul``) also times the last backend with its products rounded this way, and reports the deviation.
+    ``apart``: run each subject in a separate process, like a training, so that subjects do not share memory and caches.
+    "operations" are those that a step dispatches to the device, views not counted.
 
     Raises ManifestError for another ``matmul``.
     """
@@ -74,7 +74,7 @@ def run(
                 peaks = {name: subjects[name].peak() for name in names}
                 counts = {
                     name: subjects[name].operations() for name in names if name != "compiled"
-                }  # it would compile anew
+                }  # it would recompile
             floor = 1e3 * flops_of_step(model, features) / (product.flops / median(timed.pop("gemm")))
             for name, times in timed.items():
                 rows.append(
@@ -110,7 +110,7 @@ def _names(
     compiled: bool,
     matmul: str,
 ) -> list[str]:
-    """What is timed, in order; ``Sizes.step`` knows each by its name."""
+    """Return the names of the timed subjects, in order, as ``Sizes.step`` accepts them."""
     able = able_backends([model], features, [training])
     found = (["public style"] if public else []) + ["reference"] + (["compiled"] if compiled else [])
     found += [name for name in able if name != "reference"]
@@ -126,9 +126,9 @@ def _threads(model: MemoryModel, features: SessionFeatures, training: Training, 
 
 
 def _rounds(subjects: dict[str, Subject], repeats: int) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """Seconds of each subject's first step, which compiles or captures where that is done, and by round.
+    """Return seconds of each subject's first step, with compilation or capture if any, and seconds by round.
 
-    Each is run once untimed just before: a training step follows its like, not another subject that has used the caches.
+    Each subject runs once untimed just before, since in a training a step follows its own kind, with its caches.
     """
     first = {name: subject.seconds() for name, subject in subjects.items()}
     times: dict[str, list[float]] = {name: [] for name in subjects}
@@ -142,7 +142,7 @@ def _rounds(subjects: dict[str, Subject], repeats: int) -> tuple[dict[str, float
 
 @torch.no_grad()
 def _turn(model: MemoryModel, features: SessionFeatures, repeats: int = 50) -> float:
-    """Milliseconds of one turn of one running dialogue, the median."""
+    """Return the median milliseconds of one turn of one running dialogue."""
     model.eval()
     state, query, times = model.initial_state(1), features.queries[:1], []
     for _ in range(repeats):
@@ -155,7 +155,7 @@ def _turn(model: MemoryModel, features: SessionFeatures, repeats: int = 50) -> f
 
 
 def render(result: dict[str, Any]) -> str:
-    """The figures as a table, with the time that 100 epochs of each dataset would take."""
+    """Return the figures as a table, with the time of 100 epochs of each dataset."""
     shape = ", ".join(f"{key} {value}" for key, value in result["shape"].items())
     columns = ["C", "backend", "ms/step", "x public", "x reference", "x GEMM floor", "peak MB", "operations"]
     columns += [f"{EPOCHS} epochs {name}" for name in STEPS]

@@ -1,7 +1,7 @@
-"""What the command line offers: one module a command, whose ``command`` is the click command. Add a command: one file.
+"""Commands of the command line: one module per command, whose ``command`` is the click command.
 
-Modules here import click and ``_shared`` alone; what a command needs is imported when it runs, so that --help is
-instant. A folder is a group: its modules are the sub-commands.
+Modules here import click and ``_shared`` only; a command imports its dependencies when it runs, so that --help is
+fast. A folder is a group, and its modules are the subcommands.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import click
 
 
 def commands_of(package: ModuleType | str) -> list[click.Command]:
-    """The ``command`` of every module of a package of commands, by module name."""
+    """Return the ``command`` of every module of a package, sorted by module name."""
     if isinstance(package, str):
         package = importlib.import_module(package)
     names = sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))

@@ -1,4 +1,4 @@
-"""What several commands share: their options, the job that a spec describes, and how results are printed."""
+"""Shared parts of the commands: options, loading of specs and datasets, and output."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ def option_backend(f: F) -> F:
 
 
 def spec_command(f: F) -> F:
-    """SPEC, --set, --data and --out: what every command on a spec takes."""
+    """Add SPEC, --set, --data and --out, the parameters of every command on a spec."""
     argument = click.argument("spec", metavar="SPEC")
     return argument(option_set(option_data(option_out(f))))
 
 
 def open_job(spec: str, overrides: tuple[str, ...], data: Path, out: Path) -> tuple[RunSpec, Workspace]:
-    """The checked spec and its workspace; printed commands repeat the options that this call was given."""
+    """Return the checked spec and its workspace; printed commands repeat the options of this call."""
     from pipeline.analysis.tuning.sealed import read_spec
     from pipeline.core.workspace import Workspace
     from pipeline.jobs.specs import check_components
@@ -90,7 +90,7 @@ def open_job(spec: str, overrides: tuple[str, ...], data: Path, out: Path) -> tu
 
 
 def options(overrides: tuple[str, ...], data: Path, out: Path) -> list[str]:
-    """The options of this call that differ from the defaults, for a command that can be pasted."""
+    """Return the options of this call that differ from the defaults, for a command that can be pasted."""
     words = [word for override in overrides for word in ("--set", override)]
     words += ["--data", str(data)] if data != Path("data") else []
     return words + (["--out", str(out)] if out != Path("out") else [])
@@ -110,17 +110,17 @@ def log(text: str) -> None:
 
 
 def show(text: str, nl: bool = True) -> None:
-    """Text to stdout; what would steer the terminal (in a name, a note or a caption) is shown escaped."""
+    """Print text to stdout, with terminal control characters (in a name, a note or a caption) escaped."""
     click.echo(printable(text), nl=nl)
 
 
 def emit(value: Any, text: str, as_json: bool) -> None:
-    """Data goes to stdout: the text, or the same as JSON."""
+    """Print ``text``, or ``value`` as JSON, to stdout."""
     show(json.dumps(value, indent=2, default=str) if as_json else text)
 
 
 def parse_numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    """``0..4``, ``0,2,5`` or ``0,2..4``; None when not given."""
+    """Parse ``0..4``, ``0,2,5`` or ``0,2..4``; return None when not given."""
     if value is None:
         return None
     numbers: list[int] = []

@@ -1,4 +1,4 @@
-"""Options that the commands of stage 1 share."""
+"""Shared options of the stage 1 commands."""
 
 from __future__ import annotations
 

@@ -46,10 +46,10 @@ def command(
     device: str,
     as_json: bool,
 ) -> None:
-    """Run what is missing of ablation SPEC: a numbered grid of model and training options, times the seeds.
+    """Run the missing runs of ablation SPEC: a numbered grid of model and training options, times the seeds.
 
-    Runs are found again by what they are, also those of `train` or of another ablation. Stop it whenever you like;
-    the same command goes on.
+    Runs are matched by configuration, including those of `train` or of another ablation. Resumable: run the same
+    command again to continue.
     """
     from pipeline.analysis.ablation.plan import plan_ablation
     from pipeline.analysis.ablation.run import ablate, open_ablation

@@ -12,7 +12,7 @@ import click
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Also write every figure printed to FILE.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a size of the benchmark.")
 def command(name: str, file: Path | None, overrides: tuple[str, ...]) -> None:
-    """Measure this machine with benchmark NAME (see `bench list`). Figures are medians, taken side by side."""
+    """Run benchmark NAME on this machine (see `bench list`). Figures are medians of interleaved measurements."""
     from pipeline.bench import run_bench
 
     click.echo(run_bench(name, file, overrides))

@@ -18,10 +18,10 @@ from pipeline.commands._shared import emit, option_data, option_json, option_out
 @option_out
 @option_json
 def command(run_a: str, run_b: str, top: int, view: str, data: Path, out: Path, as_json: bool) -> None:
-    """Which test sessions RUN_B ranks otherwise than RUN_A, and whether the difference is more than chance.
+    """List the test sessions where the rankings of RUN_A and RUN_B differ, and test the difference for significance.
 
-    A run is given by its id (the first digits do); several ids with commas between, or a memory model's name, stand
-    for all of its seeds. `ls runs` lists them.
+    A run is named by its id or its first digits. To compare over several seeds, give comma-separated ids or the name
+    of a memory model. `ls runs` lists the runs.
     """
     from pipeline.analysis.compare import to_text
     from pipeline.analysis.compare_runs import compare_runs

@@ -25,7 +25,7 @@ from pipeline.commands._shared import log, option_device
 )
 @option_device
 def command(out: Path, rebuild_model: bool, device: str) -> None:
-    """Run both stages on the embedded demo, to a table. Needs no network, no GPU and under two minutes."""
+    """Run both stages on the embedded demo and print a table. Needs no network and no GPU; under two minutes."""
     from pipeline.demo import run
 
     if rebuild_model:

@@ -20,7 +20,7 @@ from pipeline.commands._shared import option_out
 )
 @option_out
 def command(runs: tuple[str, ...], files: tuple[Path, ...], out: Path) -> None:
-    """Draw when a memory's rows stop being equal. RUN: the id of a run trained with --diagnostics, or its folder."""
+    """Plot how the memory rows diverge during training. RUN: id or folder of a run trained with --diagnostics."""
     from pipeline.analysis.diagnostics import diagnostics_figure
     from pipeline.core.workspace import Workspace
 

@@ -15,7 +15,7 @@ from pipeline.commands._shared import emit, option_data, option_json, option_out
 @option_data
 @option_json
 def command(out: Path, data: Path, as_json: bool) -> None:
-    """Check this machine: Python, packages, device, threads, disk, folders. Exit code 1 when something is broken."""
+    """Check this machine: Python, packages, device, threads, disk, folders. Exit code 1 when a check fails."""
     from pipeline.core.doctor import examine
 
     result = examine(out, data)

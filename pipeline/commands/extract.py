@@ -51,7 +51,7 @@ def command(
 ) -> None:
     """Stage 1: cache the features of every image, feedback text and query of SPEC.
 
-    Resumable: run the same command again and only what is missing is computed.
+    Resumable: run the same command again, and only missing rows are computed.
     """
     if how["scheduler"] and how["local_cluster"]:
         raise click.UsageError("--scheduler and --local-cluster exclude each other")

@@ -27,7 +27,7 @@ from pipeline.commands._shared import option_data, option_out, option_set, optio
 def command(
     name: str, run: str, form: str, folder: Path | None, overrides: tuple[str, ...], data: Path, out: Path
 ) -> None:
-    """Draw figure N of the paper from measured runs, or print its data; points without a run are named."""
+    """Plot figure N of the paper from measured runs, or print its data; points without a run are listed."""
     from pipeline.analysis.figures import paper_figure
 
     text = paper_figure(name, form, run, overrides, data, out, folder, options(overrides, data, out))

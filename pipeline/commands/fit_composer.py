@@ -15,7 +15,8 @@ from pipeline.commands._shared import emit, load, log, open_job, option_json, sp
 def command(spec: str, overrides: tuple[str, ...], data: Path, out: Path, as_json: bool) -> None:
     """Stage 1: train the composer of SPEC on cached embeddings and write its query and target features.
 
-    With --set composer.folds=K the features of each train session come from a head fitted without it (cross-fitting).
+    With --set composer.folds=K the features of each train session come from a head fitted without that session
+    (cross-fitting).
     """
     from pipeline.jobs.stage1 import fit_composer_spec
 

@@ -13,7 +13,7 @@ from pipeline.commands._shared import emit, load, log, open_job, option_device, 
 if TYPE_CHECKING:
     from pipeline.extraction.fitting.state import Progress
 
-HEARTBEAT = 15.0  # seconds between lines; the first steps are told at once
+HEARTBEAT = 15.0  # seconds between lines; the first steps are reported immediately
 
 
 @click.command("fit-extractor", epilog="Example: fashion-ntm fit-extractor mt_fashioniq-fashionvlp --device cuda")
@@ -41,7 +41,7 @@ def command(
 ) -> None:
     """Stage 1: train the single-turn model of SPEC on the train triplets of its dataset.
 
-    Resumable: run the same command again and it goes on from the last checkpoint. `extract` then uses the result.
+    Resumable: run the same command again to continue from the last checkpoint. `extract` then uses the result.
     """
     from pipeline.extraction.fitting.job import fit_extractor_spec
 

@@ -24,10 +24,10 @@ from pipeline.commands._shared import emit, load, log, open_job, option_device, 
 def command(
     spec: str, overrides: tuple[str, ...], data: Path, out: Path, draws: int, part: str, device: str, as_json: bool
 ) -> None:
-    """How much the turns before the last one tell about the target: what any memory can gain on SPEC's features.
+    """Measure how much earlier turns tell about the target: the possible gain of any memory on SPEC's features.
 
-    Ranks sessions by the last turn, by moving averages with their own and with other histories, and by the
-    best fixed weights of the turns; one of these is fitted on the loss of the test sessions themselves.
+    Ranks sessions by the last turn, by moving averages over their own history and over another session's history
+    (control), and by the best fixed weights of the turns; one of these is fitted on the loss of the test sessions.
     """
     from pipeline.analysis.history import history_worth
     from pipeline.jobs.stage2 import Experiment

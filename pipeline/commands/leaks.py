@@ -29,9 +29,9 @@ from pipeline.commands._shared import emit, load, open_job, option_json, spec_co
 def command(
     spec: str, overrides: tuple[str, ...], data: Path, out: Path, scope: str, threshold: float, as_json: bool
 ) -> None:
-    """What test sessions share with train sessions: pairs, images, captions, near-duplicates; and the tables touched.
+    """Report overlap of test and train sessions: pairs, images, captions, near-duplicates; and the affected tables.
 
-    Near-duplicates are searched by feature, once `extract` has made a store for SPEC.
+    Near-duplicates are found by feature similarity, once `extract` has made a store for SPEC.
     """
     from pipeline.analysis.leaks import leak_report
 

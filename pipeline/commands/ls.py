@@ -18,9 +18,9 @@ KINDS = ["specs", "ablations", "tables", "figures", "datasets", "extractors", "c
 @option_out
 @option_json
 def command(kind: str | None, detail: bool, data: Path, out: Path, as_json: bool) -> None:
-    """List what there is: specs, ablations, tables, figures, datasets, extractors, composers, models, and the stores and runs in OUT.
+    """List specs, ablations, tables, figures, datasets, extractors, composers, models, and the stores and runs in OUT.
 
-    A run is current when it was trained on exactly the data that its spec names in DATA now.
+    A run is current when its training data equals the data that its spec now names in DATA.
     """
     from pipeline.jobs.listing import listing
 

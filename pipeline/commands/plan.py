@@ -41,7 +41,7 @@ def command(
     shard_rows: int,
     **how: Any,
 ) -> None:
-    """What `extract` would do and why: rows to do, done, stale and failed by table, GB to write. Writes nothing."""
+    """Show the work of `extract` with reasons: rows to do, done, stale and failed by table, GB to write. Writes nothing."""
     from pipeline.extraction.cost import cost_of
     from pipeline.jobs.stage1 import plan_spec
 

@@ -56,7 +56,7 @@ def command(
     megabytes: float,
     device: str,
 ) -> None:
-    """One self-contained HTML file of SPEC's results: tables, curves, retention, turn order, and sessions to look at."""
+    """Write SPEC's results to one self-contained HTML file: tables, curves, retention, turn order and sessions."""
     from pipeline.views.report.build import Options, gather
     from pipeline.views.report.page import write_report
 

@@ -38,7 +38,7 @@ def command(
     avoid: float | None,
     keep: float,
 ) -> None:
-    """Stage 2: what must-have / must-avoid re-ranking and a relevance cut-off do to trained runs; changes no run."""
+    """Stage 2: measure must-have / must-avoid re-ranking and a relevance cut-off on trained runs; changes no run."""
     from pipeline.analysis.rerank import Weights, reports_text, rerank_spec
 
     job, workspace = open_job(spec, overrides, data, out)

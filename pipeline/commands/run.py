@@ -22,7 +22,7 @@ def command(
     seeds: tuple[int, ...] | None,
     device: str,
 ) -> None:
-    """Both stages of SPEC in order: extract, fit-composer, train, evaluate. Everything already done is kept."""
+    """Run both stages of SPEC in order: extract, fit-composer, train, evaluate. Finished work is kept."""
     from pipeline.jobs.run import run_spec
 
     job, workspace = open_job(spec, overrides, data, out)

@@ -46,7 +46,7 @@ def command(
     max_upload_mb: float,
     device: str,
 ) -> None:
-    """A local page for search in turns over SPEC's gallery: say what should be different, and compare two models."""
+    """Serve a local page for multi-turn search over SPEC's gallery: describe changes, and compare two models."""
     from pipeline.views.serve.run import listen, need_web, open_engine, saved_folder
 
     need_web()

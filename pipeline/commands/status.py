@@ -14,7 +14,7 @@ from pipeline.commands._shared import emit, load, open_job, option_json, spec_co
 @spec_command
 @option_json
 def command(spec: str, overrides: tuple[str, ...], data: Path, out: Path, as_json: bool) -> None:
-    """How far SPEC is: rows, composer, runs by model and seed. Exit code 3 while something is missing."""
+    """Show the progress of SPEC: rows, composer, runs by model and seed. Exit code 3 while something is missing."""
     from pipeline.jobs.run import status_of
 
     job, workspace = open_job(spec, overrides, data, out)

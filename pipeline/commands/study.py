@@ -1,4 +1,4 @@
-"""The `study` command: `study SPEC` asks people, `study results FILE` says what they answered."""
+"""The `study` command: `study SPEC` serves a preference study, `study results FILE` prints the answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.commands._shared import emit, load, log, open_job, option_device, 
 
 
 class StudyGroup(click.Group):
-    """A first word that names no sub-command is a SPEC."""
+    """Command group that reads a first word that names no subcommand as a SPEC."""
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and args[0] not in self.commands:
@@ -26,9 +26,9 @@ class StudyGroup(click.Group):
 
 @click.group("study", cls=StudyGroup, epilog="Example: fashion-ntm study demo --data out/demo --out out/demo")
 def command() -> None:
-    """Ask people which model's results they prefer, blind and in random order.
+    """Run a blind preference study in random order: participants choose between the results of two or more models.
 
-    `study SPEC` makes the study (or goes on with it) and serves its page; `study ask --help` lists its options.
+    `study SPEC` creates the study (or resumes it) and serves its page; `study ask --help` lists its options.
     """
 
 
@@ -79,7 +79,7 @@ def ask(
     port: int,
     device: str,
 ) -> None:
-    """Serve the study of SPEC: every answer is kept at once, and anyone may stop and go on under the same name."""
+    """Serve the study of SPEC. Every answer is saved immediately; participants can resume under the same name."""
     from pipeline.views.serve.run import listen, need_web
 
     need_web()
@@ -104,7 +104,7 @@ def ask(
 )
 @option_json
 def results(file: Path, chart: Path | None, as_json: bool) -> None:
-    """Preference rates with confidence intervals, and sign tests, of the answers so far in FILE."""
+    """Print preference rates with confidence intervals, and sign tests, of the answers so far in FILE."""
     from pipeline.views.study.results import study_results
     from pipeline.views.study.store import StudyFile
 

@@ -28,7 +28,7 @@ def command(
     data: Path,
     out: Path,
 ) -> None:
-    """Print table N of the paper: measured values, the paper's, and for an empty cell the command that fills it."""
+    """Print table N of the paper: measured values, the paper's values, and the commands that fill empty cells."""
     from pipeline.analysis.tabulate import paper_table
 
     show(paper_table(name, spec, form, overrides, data, out, options(overrides, data, out), seeds or ()), nl=False)

@@ -53,9 +53,9 @@ def command(
     device: str,
     as_json: bool,
 ) -> None:
-    """Search the options of a memory model of SPEC by cross-validation; the best is written as a spec for `run`.
+    """Search the options of a memory model of SPEC by cross-validation; write the best as a spec for `run`.
 
-    Only train sessions are used. Trials are logged as they end: the same command goes on where it stopped.
+    Only train sessions are used. Resumable: trials are logged as they end, and the same command continues the search.
     """
     from pipeline.analysis.tuning.search import Budget, tune
 

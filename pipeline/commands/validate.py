@@ -13,7 +13,7 @@ from pipeline.commands._shared import emit, load, open_job, option_json, spec_co
 @spec_command
 @option_json
 def command(spec: str, overrides: tuple[str, ...], data: Path, out: Path, as_json: bool) -> None:
-    """Check SPEC and its dataset; every problem is named with file, place and fix (exit code 4)."""
+    """Check SPEC and its dataset; report every problem with file, place and fix (exit code 4)."""
     from pipeline.jobs.run import describe
     from pipeline.jobs.specs import check_sessions
 

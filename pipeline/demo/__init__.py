@@ -1,1 +1,1 @@
-"""The embedded demo: its small single-turn model, how it is built, and both stages run on it."""
+"""The embedded demo: its small single-turn model, the code that builds it, and a run of both stages."""

@@ -1,4 +1,4 @@
-"""Builds the demo's single-turn model from nothing: a small CLIP, its composer, their score and the model card."""
+"""Build the demo's single-turn model from scratch: a small CLIP, its composer, their score and the model card."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Log = Callable[[str], None]
 def build(
     out: Path, log: Log = lambda _: None, count: int = TRAIN_EXAMPLES, towers: pretrain.PretrainOptions = TOWERS
 ) -> dict[str, float]:
-    """Train towers and composer on fresh garments, save them to ``out`` with a card, and return the score.
+    """Train towers and composer on new garments, save them to ``out`` with a card, and return the score.
 
     Runs on one CPU thread, so that the same machine gives the same weights. ``count`` and ``towers`` are for tests.
     """
@@ -56,7 +56,7 @@ def _build(out: Path, log: Log, count: int, towers: pretrain.PretrainOptions) ->
     for metrics in pretrain.fit(model, tokenizer, pairs, towers):
         log(f"towers, epoch {metrics['epoch']} of {towers.epochs}: loss {metrics['loss']:.3f}")
     pretrain.save(model, tokenizer, towers, out)
-    model = _load(out)  # in the precision that ships
+    model = _load(out)  # in the shipped precision
     rows, reference, text, target, group = _rows(model, tokenizer, towers, found, "train")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(FIT.seed)
@@ -72,7 +72,7 @@ def _build(out: Path, log: Log, count: int, towers: pretrain.PretrainOptions) ->
 
 @torch.no_grad()
 def score(folder: Path, count: int = TEST_EXAMPLES) -> dict[str, float]:
-    """Recall in percent on fresh garments that no training saw: descriptions to images, and feedback to targets.
+    """Return recall in percent on unseen garments: descriptions to images, and feedback to targets.
 
     The 600 candidates are groups of six look-alikes. Ties count against the model.
     """
@@ -91,7 +91,7 @@ def score(folder: Path, count: int = TEST_EXAMPLES) -> dict[str, float]:
 
 
 def shipped_score() -> dict[str, float]:
-    """The score that the shipped model had when it was built."""
+    """Return the score of the shipped model when it was built."""
     return json.loads((SHIPPED / SCORE).read_text(encoding="utf-8"))
 
 
@@ -103,7 +103,7 @@ def _load(folder: Path) -> CLIPModel:
 def _rows(
     model: CLIPModel, tokenizer: Any, towers: pretrain.PretrainOptions, found: list[Example], seed: str
 ) -> tuple[Embeddings, Tensor, Tensor, Tensor, Tensor]:
-    """Embeddings of the examples and of their feedback texts, and the triplets and groups as row numbers."""
+    """Return embeddings of the examples and of their feedback texts, and the triplets and groups as row numbers."""
     made = triplets(found, seed)
     texts = sorted({text for _, text, _ in made}, key=len)
     number = {text: n for n, text in enumerate(texts)}

@@ -1,6 +1,6 @@
-"""What the demo's single-turn model learns from: fresh garments in groups of look-alikes, described and compared.
+"""Training examples of the demo's single-turn model: garments in groups of look-alikes, with texts and comparisons.
 
-Nothing here is an image or a session of the demo dataset: garments are drawn anew, from another seed.
+No image or session of the demo dataset is used: garments are drawn from another seed.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from manifests.datasets.demo.render import render
 from manifests.datasets.demo.wording import feedback, sentence
 from manifests.schema import Turn
 
-GROUP = 6  # look-alikes: each was made from another of its group by changing one to three fields; two may meet
-TEXTS = 8  # descriptions of an image
-CHANGES = 3  # most fields that one feedback may ask for
+GROUP = 6  # look-alikes: each is made from another of its group by changing one to three fields; two may be equal
+TEXTS = 8  # descriptions per image
+CHANGES = 3  # most fields per feedback
 
 
 @dataclass(frozen=True)
 class Example:
-    """A rendered garment with texts that are true of it, from one word to all of its attributes."""
+    """A rendered garment with matching texts, from one word to all of its attributes."""
 
     category: str
     garment: Garment
@@ -41,7 +41,7 @@ class Example:
 
 
 def examples(count: int, size: int, seed: str, group: int = GROUP) -> list[Example]:
-    """``count`` examples (rounded down to whole groups), images of ``size`` pixels; the same seed gives the same."""
+    """Return ``count`` examples (rounded down to whole groups) with images of ``size`` pixels; fixed by the seed."""
     rng = random.Random(seed)
     return [e for number in range(count // group) for e in _group(number, group, size, rng)]
 
@@ -57,7 +57,7 @@ def _group(number: int, size: int, pixels: int, rng: random.Random) -> Iterator[
 
 
 def _look_alike(category: str, garment: Garment, rng: random.Random) -> Garment:
-    """Another garment that can be drawn, one to three fields away."""
+    """Return another drawable garment that differs in one to three fields."""
     while True:
         other, changed = random_garment(category, rng), dict(garment)
         for field in rng.sample(list(garment), rng.randint(1, 3)):
@@ -71,14 +71,14 @@ def _look_alike(category: str, garment: Garment, rng: random.Random) -> Garment:
 
 
 def full_description(category: str, garment: Garment, rng: random.Random) -> str:
-    """All attributes in one sentence."""
+    """Return all attributes in one sentence."""
     fields = list(garment)
     rng.shuffle(fields)
     return sentence(category, fields, garment, garment, None, rng)
 
 
 def _description(category: str, garment: Garment, rng: random.Random) -> str:
-    """Half the time everything, else some attributes as feedback would put them, in one sentence or several."""
+    """Return all attributes half of the time, else some of them worded as feedback, in one or more sentences."""
     if rng.random() < 0.5:
         return full_description(category, garment, rng)
     reference, fields, parts = random_garment(category, rng), list(garment), rng.choice([1, 1, 1, 1, 2, 3])
@@ -93,7 +93,7 @@ def _description(category: str, garment: Garment, rng: random.Random) -> str:
 
 
 def triplets(found: list[Example], seed: str, each: int = 3) -> list[tuple[int, str, int]]:
-    """(reference number, feedback text, target number) inside the groups: the feedback names all that differs."""
+    """Return (reference number, feedback text, target number) within groups; the feedback names all differences."""
     rng, members = random.Random(seed), {}
     for number, example in enumerate(found):
         members.setdefault(example.group, []).append(number)

@@ -1,4 +1,4 @@
-"""``demo``: both stages on the rendered garments, from nothing to a table; and the model rebuilt from nothing."""
+"""``demo``: run both stages on the rendered garments and print a table; or rebuild the model from scratch."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pipeline.jobs.stage2 import Log, evaluate_spec, train_spec
 
 
 def demo_spec(out: Path) -> tuple[RunSpec, str]:
-    """The demo's spec, and the options that name it on a command line."""
+    """Return the demo's spec, and its command-line options."""
     options = shlex.join(["--data", str(out), "--out", str(out)])
     return load_spec("demo", given=f"demo {options}"), options
 
 
 def demo(out: Path, device: str, log: Log) -> str:
-    """Render, extract, train and evaluate what is not there yet; returns the last screen as text."""
+    """Render, extract, train and evaluate as far as missing; return the last screen as text."""
     from pipeline.analysis.terminal import to_text
 
     began = time.perf_counter()
@@ -64,7 +64,7 @@ def _indent(text: str) -> str:
 
 
 def rebuild(out: Path, log: Log) -> str:
-    """Train the demo's single-turn model from nothing into ``out/model``; its score beside the shipped one's."""
+    """Train the demo's single-turn model from scratch into ``out/model``; return its score and the shipped one's."""
     from pipeline.demo.build import build, shipped_score
 
     began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The `cache` commands: look into the stores of cached features, check them and keep them in order."""
+"""The `cache` commands: inspect, check and maintain the stores of cached features."""
 
 from __future__ import annotations
 
@@ -13,4 +13,4 @@ from pipeline.commands import commands_of
     epilog="Example: fashion-ntm cache verify demo --data out/demo --out out/demo",
 )
 def command() -> None:
-    """Look into feature stores, check, repair and compare them, and move features in and out."""
+    """Inspect, check, repair and compare feature stores, and import and export features."""

@@ -1,4 +1,4 @@
-"""What the `cache` commands share: words that mean a store or a spec, and the request behind a spec."""
+"""Shared parts of the `cache` commands: resolve an argument to a store or a spec, and a spec to its request."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def target_command(f: F) -> F:
-    """STORE|SPEC, --set, --data, --out, --device and --json."""
+    """Add STORE|SPEC, --set, --data, --out, --device and --json."""
     argument = click.argument("target", metavar="STORE|SPEC")
     return argument(option_set(option_data(option_out(option_device(option_json(f))))))
 
@@ -27,7 +27,7 @@ def open_request(spec: str, overrides: tuple[str, ...], data: Path, out: Path, d
 
 
 def stores_of(target: str, overrides: tuple[str, ...], data: Path, out: Path) -> list[Path]:
-    """The store that ``target`` names, or the stores that a spec was last extracted into; no model is loaded."""
+    """Return the store that ``target`` names, or the stores of a spec's last extraction; no model is loaded."""
     from pipeline.stores.targets import is_spec, require_store
 
     if not is_spec(target, out):

@@ -17,10 +17,10 @@ from pipeline.commands._shared import emit, option_json, option_out
 @click.option("--largest", type=click.IntRange(0), default=5, show_default=True, help="Rows to list of each table.")
 @option_json
 def command(a: str, b: str, out: Path, largest: int, as_json: bool) -> None:
-    """Compare stores A and B: fingerprint fields, rows that only one has, and rows whose bytes differ.
+    """Compare stores A and B: fingerprint fields, rows in only one of them, and rows whose bytes differ.
 
-    Rows are matched by content key, so order and shards make no difference. A and B are paths, or names as `cache ls`
-    prints them. Exit code 1 when they differ, as of `diff`, else 0.
+    Rows are matched by content key, so order and shards do not matter. A and B are paths, or names as `cache ls`
+    prints them. Exit code 1 when they differ (as `diff`), else 0.
     """
     from cache import Store
     from cache.diff import diff

@@ -24,12 +24,12 @@ from pipeline.commands.cache._stores import open_request
 def command(
     words: tuple[str, ...], overrides: tuple[str, ...], data: Path, out: Path, device: str, as_json: bool
 ) -> None:
-    """Why STORE is, or is not, the store that SPEC would use now.
+    """Explain whether STORE is the store that SPEC would use now.
 
-    Field by field: what differs in the fingerprint, stored -> asked; what differs in how it was made, which never keys
-    a store; and, by content, which rows are new, changed or of nothing in the dataset any more. STORE is a path or a
-    name as `cache ls` prints it; without it, the one that SPEC was last extracted into. Loads the model for its
-    fingerprint and runs nothing through it. Exit code 3 when a fingerprint field differs, else 0.
+    Lists the fingerprint fields that differ, stored -> requested; differences in provenance, which is not part of the
+    key; and, by content, the rows that are new, changed or no longer referenced by the dataset. STORE is a path or a
+    name as `cache ls` prints it. Default: the store of SPEC's last extraction. Loads the model for its fingerprint and
+    runs no inference. Exit code 3 when a fingerprint field differs, else 0.
     """
     from cache import Store
     from pipeline.stores.explain import explain

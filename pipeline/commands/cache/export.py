@@ -40,9 +40,9 @@ def command(
 ) -> None:
     """Write the features of STORE, or of the store that SPEC trains on, as arrays for other tools.
 
-    One file of features and one of ids a table, in the same order, and features.json with the fingerprint. With a SPEC
-    the queries and texts are named by their words, sessions and turns; a STORE knows its image ids and content keys.
-    Reads the store a block at a time. `cache import` takes npy and safetensors folders back.
+    Writes one file of features and one of ids per table, in the same order, and features.json with the fingerprint.
+    With a SPEC, queries and texts are identified by words, sessions and turns; with a STORE, by image ids and content
+    keys. Reads the store in blocks. `cache import` reads npy and safetensors folders back.
     """
     from cache import Store
     from pipeline.stores.exports import export

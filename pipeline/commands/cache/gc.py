@@ -30,12 +30,13 @@ def command(
     alone: bool,
     dry_run: bool,
 ) -> None:
-    """Drop the rows that no image, caption or feedback of SPEC's dataset refers to any more, and debris files.
+    """Drop rows that SPEC's dataset no longer references, and leftover files.
 
-    With a SPEC: from all of its stores. With a STORE: what no --keep-for spec needs; without one, debris alone
-    (temporary files, shards set aside, files of no manifest). Kept rows of a shard move to a new one before the old one
-    goes, so a kill at any moment loses no row. An image that cannot be read now keeps its rows. Stop what reads the
-    store first: a reader of a shard that went raises an error. --set applies to SPEC, not to --keep-for.
+    With a SPEC: from all of its stores. With a STORE: the rows that no --keep-for spec needs; without --keep-for, only
+    leftover files (temporary files, shards set aside, files of no manifest). The rows to keep are written to a new
+    shard before the old one is deleted, so a kill at any moment loses no row. Rows of an image that cannot be read now
+    are kept. Stop all readers of the store first: reading a deleted shard raises an error. --set applies to SPEC, not
+    to --keep-for.
     """
     from pipeline.stores.collect import collect_specs, collect_store
     from pipeline.stores.targets import is_spec, require_store

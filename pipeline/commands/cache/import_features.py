@@ -32,14 +32,14 @@ def command(
     partial: bool,
     as_json: bool,
 ) -> None:
-    """Make a store of your own feature arrays in DIR for the dataset of SPEC, in place of its extractor.
+    """Make a store from your own feature arrays in DIR for the dataset of SPEC, in place of its extractor.
 
     DIR holds query.npy and target.npy, float16 or float32 [rows, D] (or .safetensors; or image and text, for a
-    composer), each with <table>.ids.txt or .ids.jsonl, one line a row: image ids for target, session<TAB>turn for query
-    (turns from 1; 0 for all captions of the session as one text). Everything is checked first: dtype, shape, NaN,
-    repeated ids, unknown ids, missing rows, all named at once. The fingerprint is the digest of the arrays.
+    composer), each with <table>.ids.txt or .ids.jsonl, one line per row: image ids for target, session<TAB>turn for
+    query (turns from 1; 0 for all captions of the session as one text). Everything is checked first (dtype, shape,
+    NaN, repeated ids, unknown ids, missing rows) and reported together. The fingerprint is the digest of the arrays.
 
-    --set takes the options of extractor "imported" (contaminated_on, store_dtype, ...), and refuses those of any other.
+    --set accepts the options of extractor "imported" (contaminated_on, store_dtype, ...), and no others.
     """
     from pipeline.stores.imports import import_features
 

@@ -21,7 +21,7 @@ from pipeline.commands._shared import emit, option_json
 def command(count: int, seed: int, folder: Path | None, as_json: bool) -> None:
     """Stress-test the store on this machine and disk: SIGKILL writers at chosen steps and random moments.
 
-    Touches none of your stores. Exit code 1 when a row was lost or wrong, a store unreadable or not equal in the end.
+    Uses temporary stores only. Exit code 1 when a row was lost or wrong, or a store was unreadable or differs at the end.
     """
     from pipeline.bench._kill import kill_writers
 

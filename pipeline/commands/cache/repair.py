@@ -14,12 +14,12 @@ from pipeline.commands.cache._stores import target_command
 @click.command("repair", epilog="Example: fashion-ntm cache repair mt_fashioniq-clip --data data --out out")
 @target_command
 def command(target: str, overrides: tuple[str, ...], data: Path, out: Path, device: str, as_json: bool) -> None:
-    """Take what is broken out of STORE, or out of the stores of SPEC, and recompute only that.
+    """Remove damaged parts of STORE, or of the stores of SPEC, and recompute only those.
 
-    A damaged or missing shard is set aside (never deleted) and its rows become missing; a shard that was renamed or
-    swapped gets its name back; rows of NaN and repeated keys go; a lost manifest is made anew from the shards that the
-    ledger vouches for. With a SPEC, the missing rows are then extracted; with a STORE, the command that does it is
-    printed. Good rows are never touched. Exit code 3 while rows are still to be extracted, 1 when damage is left.
+    A damaged shard is set aside (never deleted), and the rows of a damaged or missing shard become missing. A renamed or
+    swapped shard gets its name back. NaN rows and repeated keys are removed. A lost manifest is rebuilt from the shards
+    that the ledger confirms. With a SPEC, the missing rows are then extracted; with a STORE, the command for this is
+    printed. Valid rows are never changed. Exit code 3 while rows are still to be extracted, 1 when damage remains.
     """
     from pipeline.stores.targets import is_spec, require_store
 

@@ -33,12 +33,11 @@ def command(
     seed: int,
     workers: int | None,
 ) -> None:
-    """Read every byte of STORE, or of the stores of SPEC, and name everything that is wrong: shard, row, next step.
+    """Read every byte of STORE, or of the stores of SPEC, and report all damage: shard, row, next step.
 
-    Digests, sizes, headers, counts, NaN and Inf, norms (where the fingerprint says unit rows), repeated keys, layout,
-    catalogue, ledger, files that belong to nothing. With --reextract, rows must match within the tolerance that the
-    extraction recorded (1e-3 for float16 stores of float32 models). Changes nothing. Exit code 1 on damage or
-    mismatch.
+    Checks digests, sizes, headers, counts, NaN and Inf, norms (where the fingerprint says unit rows), repeated keys,
+    layout, catalogue.h5, ledger and unreferenced files. With --reextract, rows must match within the tolerance that the
+    extraction recorded (1e-3 for float16 stores of float32 models). Changes nothing. Exit code 1 on damage or mismatch.
     """
     from cache import Store, verify
 

@@ -1,4 +1,4 @@
-"""Gathers everything that a report shows, as plain values for the page template."""
+"""Gather the contents of a report as plain values for the page template."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from pipeline.views.retrieval.queries import Queries
 from pipeline.views.retrieval.testbed import TestBed
 from pipeline.views.retrieval.trained import Trained, trained_runs
 
-CHANGED = 6  # sessions with the largest wins, and as many losses
+CHANGED = 6  # number of sessions with the largest wins, and with the largest losses
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a reader asks for. ``model`` is looked at session by session, ``against`` is what it is compared with."""
+    """Options of a report. ``model`` is shown session by session and compared with ``against``."""
 
     model: str | None = None
     against: str | None = None
@@ -42,7 +42,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Pair:
-    """A session's strip under two models."""
+    """One session's strips under two models."""
 
     one: Strip
     other: Strip
@@ -57,9 +57,9 @@ def gather(
     device: str = "auto",
     log: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """The values of the page. Sections without data carry a sentence that says why, and what to run.
+    """Return the values of the page. A section without data has a sentence with the reason and the command to run.
 
-    Raises IncompleteError when no run is trained, ManifestError for a model that is not there.
+    Raises IncompleteError when no run is trained, ManifestError for an unknown model.
     """
     stage = Experiment(spec, dataset, workspace, device, log)
     found, missing = trained_runs(stage, seeds=options.seeds)
@@ -123,7 +123,7 @@ def gather(
 
 
 def _first_seeds(found: Sequence[Trained]) -> list[Trained]:
-    """One run a model: that of its first seed. Tables average over all of them."""
+    """Return one run per model, that of its first seed. Tables average over all seeds."""
     first: dict[str, Trained] = {}
     for trained in found:
         first.setdefault(trained.name, trained)
@@ -142,12 +142,12 @@ def _named(models: Sequence[Trained], name: str | None, option: str) -> Trained 
 
 
 def _strongest(models: Sequence[Trained], ranks: dict[str, np.ndarray]) -> Trained | None:
-    """The highest mean of R@5 and R@8 over all test sessions."""
+    """Return the model with the highest mean of R@5 and R@8 over all test sessions."""
     return max(models, key=lambda m: float((ranks[m.label] <= 5).mean() + (ranks[m.label] <= 8).mean()), default=None)
 
 
 def _spread(ranks: dict[str, np.ndarray], bed: TestBed, models: Sequence[Trained]) -> list[tuple[str, list[str]]]:
-    """Quartiles of the final rank of each model, for the sessions' heading."""
+    """Return quartiles of each model's final rank, for the heading of the sessions."""
     rows = []
     for trained in models:
         found = ranks[trained.label]

@@ -1,4 +1,4 @@
-"""Small charts as inline SVG: they scale, print, follow the page's colours and need no network."""
+"""Small charts as inline SVG: they scale, print, use the page's colors and need no network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Points = Sequence[tuple[float, float]]
 
 
 def lines(series: Mapping[str, Points], x: str, y: str, about: str) -> str:
-    """Line chart of named series of (x, y). ``about`` is its text alternative."""
+    """Return a line chart of named series of (x, y). ``about`` is its text alternative."""
     kept = {name: [p for p in points if all(map(math.isfinite, p))] for name, points in series.items()}
     plane = _Plane([p for points in kept.values() for p in points])
     body = []
@@ -31,7 +31,7 @@ def lines(series: Mapping[str, Points], x: str, y: str, about: str) -> str:
 
 
 def scatter(series: Mapping[str, Sequence[tuple[float, float, str]]], x: str, y: str, about: str) -> str:
-    """Scatter chart of named groups of (x, y, label)."""
+    """Return a scatter chart of named groups of (x, y, label)."""
     plane = _Plane([(a, b) for points in series.values() for a, b, _ in points])
     body = [
         f"<g><title>{escape(name)}: {escape(label)}</title>{_mark(plane.x(a), plane.y(b), f'var(--c{n % COLOURS})', 4)}</g>"
@@ -50,7 +50,7 @@ def legend(names: Sequence[str]) -> str:
 
 
 def heat(weights: np.ndarray, label: str) -> str:
-    """Read (upper) and write (lower) weights of each stage: [C, 2, N], 0 to 1, one square a memory slot."""
+    """Return a heat map of the read (upper) and write (lower) weights of each stage: [C, 2, N], 0 to 1."""
     stages, heads, slots = weights.shape
     cell, gap = 9, 5
     width, height = stages * (slots * cell + gap), heads * (cell + 1)
@@ -75,7 +75,7 @@ def heat(weights: np.ndarray, label: str) -> str:
 
 
 class _Plane:
-    """Data to pixels, with round tick values."""
+    """Map from data to pixels, with round tick values."""
 
     def __init__(self, points: Points):
         xs, ys = [a for a, _ in points] or [0.0, 1.0], [b for _, b in points] or [0.0, 1.0]
@@ -89,7 +89,7 @@ class _Plane:
 
 
 def _ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round values that span [low, high]."""
+    """Return round values that span [low, high]."""
     span = high - low or max(abs(high), 1.0)
     raw = span / count
     power = 10.0 ** math.floor(math.log10(raw))

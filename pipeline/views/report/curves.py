@@ -1,4 +1,4 @@
-"""Learning curves, memory diagnostics and Figure 8, from what the run folders already hold."""
+"""Learning curves, memory diagnostics and Figure 8, from the files of the run folders."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ QUANTITIES = {
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart, or ``why_not``: what is missing and the command that makes it."""
+    """A chart, or ``why_not``: the missing data and the command that produces it."""
 
     title: str
     svg: str = ""
@@ -33,7 +33,7 @@ class Figure:
 
 
 def learning_curves(models: Sequence[Trained]) -> list[Figure]:
-    """Loss and validation recall by epoch of every model that was trained by gradient."""
+    """Return charts of loss and validation recall by epoch, of every model trained by gradient."""
     loss, found = {}, {}
     for trained in models:
         rows = [row for row in trained.folder.metrics() if row.get("epoch")]
@@ -53,7 +53,7 @@ def learning_curves(models: Sequence[Trained]) -> list[Figure]:
 
 
 def diagnostics(models: Sequence[Trained], asked: str) -> list[Figure]:
-    """A chart of each diagnostic of the memories that training logged, a line a model and stage."""
+    """Return one chart per memory diagnostic that training logged, with one line per model and stage."""
     series: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for trained in models:
         for record in _json_lines(trained.folder.path / DIAGNOSES):
@@ -71,7 +71,7 @@ def diagnostics(models: Sequence[Trained], asked: str) -> list[Figure]:
 
 
 def memory_figure(stage: Experiment) -> Figure:
-    """Recall against inference time of the CM-NTM runs on these features that an ablation has timed (paper Figure 8)."""
+    """Plot recall against inference time of the CM-NTM runs on these features that an ablation timed (Figure 8)."""
     title = "Recall against inference time (Figure 8)"
     found: dict[str, list[tuple[float, float, str]]] = {}
     times = _times(stage.workspace.out)
@@ -86,19 +86,19 @@ def memory_figure(stage: Experiment) -> Figure:
 
 
 def _times(out: Path) -> dict[str, float]:
-    """Run id -> median milliseconds a session, of every ablation that was timed."""
+    """Return run id -> median milliseconds per session, over all timed ablations."""
     found: dict[str, float] = {}
     for path in sorted(out.glob("ablations/*/timing.json")):
         try:
             runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
             found |= {run: float(values["milliseconds"]) for run, values in runs.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # not measured to its end: the ablation measures again
+            continue  # an unfinished measurement: the ablation repeats it
     return found
 
 
 def _point(folder: RunFolder, stage: Experiment, time: float) -> tuple[str, float, float, str] | None:
-    """(C, milliseconds, recall, label) of an evaluated CM-NTM run on these features; None for any other."""
+    """Return (C, milliseconds, recall, label) of an evaluated CM-NTM run on these features; None for any other."""
     if folder.model not in ("cm_ntm", "v_ntm") or folder.state != "finished":
         return None
     identity = folder.record()["identity"]
@@ -112,14 +112,14 @@ def _point(folder: RunFolder, stage: Experiment, time: float) -> tuple[str, floa
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
-    """Whole lines of a log; a last one that an interruption cut off is left out."""
+    """Return the complete lines of a log, without a last line truncated by an interruption."""
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1] if line]
 
 
 def _by_stage(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """("<quantity> <stage>", value) of a diagnosis: the row spread that the last turn reads, entropies over all turns."""
+    """Yield ("<quantity> <stage>", value) of a record: row spread read by the last turn, entropies over all turns."""
     for number, values in enumerate(record.get("row_spread", ()), start=1):
         yield f"row_spread {number}", values[-2]
     for name in ("read_entropy", "write_entropy"):

@@ -1,9 +1,9 @@
-"""Agnosticity to turn order (paper Figure 6) as numbers: the same feedback, given in another order.
+"""Measure agnosticity to turn order (paper Figure 6): the same feedback, given in another order.
 
 Two experiments over all sessions of two turns or more:
-"logged": the session's turns (reference and feedback together) are given to the model in reverse.
-"interactive": a dialogue is played from the first reference image, each feedback once in its order and once in
-reverse; the model's own best result, of images not used before, is the next reference, as in the paper's figure.
+"logged": the model receives the session's turns (reference and feedback together) in reverse.
+"interactive": a dialogue is simulated from the first reference image, with the feedback once in order and once in
+reverse; the model's own best result among unused images is the next reference, as in the paper's figure.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipeline.views.retrieval.trained import Trained, turn_outputs
 
 @dataclass
 class OrderTest:
-    """``rows``: model label -> column -> mean. ``why_not`` says why there are none."""
+    """``rows``: model label -> column -> mean. ``why_not``: the reason when there are none."""
 
     how: str
     k: int
@@ -37,7 +37,7 @@ class OrderTest:
 
 @dataclass(frozen=True)
 class Example:
-    """A session whose overlap is nearest to the mean: its number, and the final top k of both orders."""
+    """The session whose overlap is nearest to the mean: its number, and the final top k of both orders."""
 
     session: int
     overlap: float
@@ -46,7 +46,7 @@ class Example:
 
 
 def logged_order(bed: TestBed, models: Sequence[Trained], k: int) -> OrderTest:
-    """Final results of the turns as logged against the same turns in reverse."""
+    """Compare the final results of the logged turns with those of the same turns in reverse."""
     columns = (
         f"overlap@{k}",
         "rank correlation",
@@ -68,7 +68,7 @@ def logged_order(bed: TestBed, models: Sequence[Trained], k: int) -> OrderTest:
         return out
     for trained in models:
         if not trained.by_turn:
-            continue  # all captions in one text: it has no turns to permute
+            continue  # all captions are one text, so there are no turns to permute
         plain, turned = bed.finals(trained), _permuted(bed, trained, keep_last=False)
         one, other = bed.top(plain, k), bed.top(turned, k)
         before, after = bed.ranks(plain), bed.ranks(turned)
@@ -86,7 +86,7 @@ def logged_order(bed: TestBed, models: Sequence[Trained], k: int) -> OrderTest:
 
 
 def _permuted(bed: TestBed, trained: Trained, keep_last: bool) -> Tensor:
-    """f'_qry(N) [S, D] of every session with its turns (all, or all but the last) in reverse."""
+    """Return f'_qry(N) [S, D] of every session with its turns (all, or all but the last) in reverse."""
     features = bed.features
     order = torch.arange(features.turns).repeat(len(features), 1)
     for number, length in enumerate(features.lengths.tolist()):
@@ -100,7 +100,7 @@ def _permuted(bed: TestBed, trained: Trained, keep_last: bool) -> Tensor:
 
 
 def interactive_order(bed: TestBed, models: Sequence[Trained], queries: Queries | None, k: int) -> OrderTest:
-    """Dialogues with the models themselves, feedback in both orders."""
+    """Compare simulated dialogues with each model, with the feedback in both orders."""
     columns = (f"final overlap@{k}", "final rank correlation", f"first-turn overlap@{k}")
     out = OrderTest(
         "From the session's first image, the model gets each feedback in turn, and its own best result is the next "
@@ -143,7 +143,7 @@ def _playable(bed: TestBed, queries: Queries, number: int) -> bool:
 
 
 class _Player:
-    """Plays the sessions ``mine`` as dialogues, all at once, one turn after another."""
+    """Simulate the sessions ``mine`` as dialogues in one batch, turn by turn."""
 
     def __init__(self, bed: TestBed, queries: Queries, mine: Sequence[int]):
         self.bed, self.mine, store = bed, list(mine), queries.backbone
@@ -165,7 +165,7 @@ class _Player:
 
     @torch.no_grad()
     def play(self, trained: Trained, reverse: bool) -> tuple[Tensor, Tensor]:
-        """(f'_qry(1), f'_qry(N)), each [S, D] over all test sessions; rows of sessions not played stay as logged."""
+        """Return (f'_qry(1), f'_qry(N)), each [S, D] over all test sessions; other sessions keep their logged rows."""
         bed = self.bed
         first, last = bed.outputs(trained)[:, 0].clone(), bed.finals(trained).clone()
         said = {n: [t.text for t in bed.sessions[n].turns][:: -1 if reverse else 1] for n in self.mine}
@@ -187,7 +187,7 @@ class _Player:
         return first, last
 
     def _advance(self, answers: Tensor, used: dict[int, list[str]]) -> None:
-        """The best image not used before becomes the next reference."""
+        """Set the best unused image as the next reference."""
         most = max(map(len, used.values())) + 1
         top = self.bed.top(answers, most)
         for n, images in used.items():

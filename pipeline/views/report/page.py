@@ -1,4 +1,4 @@
-"""The page: one HTML file with everything inside, pictures included, within a size that the reader chose."""
+"""Write the report as one self-contained HTML file, pictures included, within a size limit."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from manifests.errors import FashionNTMError
 from pipeline.analysis.render import lines_of
 from pipeline.views.retrieval.pictures import Pictures
 
-MARKUP_SHARE = 0.85  # of the size, at most: the rest is for pictures
+MARKUP_SHARE = 0.85  # largest share of the size limit; the rest is for pictures
 
 
 class ReportError(FashionNTMError, ValueError):
-    """A report that does not fit the size it may have."""
+    """A report that exceeds the size limit."""
 
 
 def write_report(path: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """Render ``values`` (``build.gather``) into ``path``; what was written: bytes, pictures, sessions.
+    """Render ``values`` (``build.gather``) into ``path``; return the counts written: bytes, pictures, sessions.
 
-    Sessions are left out, random ones first, where the page alone would be too large; pictures where the rest of the
-    space is used up: their words stand in for them, and the page says how many. Raises ReportError when even a page
-    without sessions is too large.
+    If the page alone is too large, sessions are left out, random ones first. If the remaining space is too small,
+    pictures are replaced by their words, and the page says how many. Raises ReportError when even a page without
+    sessions is too large.
     """
     options = values["options"]
     limit = int(options.megabytes * 1e6)
@@ -39,7 +39,7 @@ def write_report(path: Path, values: dict[str, Any]) -> dict[str, Any]:
         bare = _render(values, {}, 0)
     chosen, wanted = _pictures(values, limit - len(bare))
     html = _render(values, chosen, wanted)
-    while len(html) > limit and chosen:  # a picture's tag is a little longer than the card that stood in its place
+    while len(html) > limit and chosen:  # a picture's tag is slightly longer than the card that it replaces
         chosen = dict(list(chosen.items())[: int(0.95 * len(chosen))])
         html = _render(values, chosen, wanted)
     if len(html) > limit:
@@ -50,7 +50,7 @@ def write_report(path: Path, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _pictures(values: dict[str, Any], space: int) -> tuple[dict[str, str], int]:
-    """Image id -> base64 JPEG for as many as fit, in the order of need; and how many have pixels at all."""
+    """Return image id -> base64 JPEG for as many as fit, by priority, and the number of images that have pixels."""
     pictures: Pictures = values["pictures"]
     pairs = [s for p in (*values["wins"], *values["losses"]) for s in (p.one, p.other)]
     if values["kept"]:
@@ -102,7 +102,7 @@ def _render(values: dict[str, Any], pictures: dict[str, str], wanted: int) -> by
 
 
 def _code(text: str) -> Any:
-    """Text with what stands between `backquotes` as code."""
+    """Return the text with parts in `backquotes` as code."""
     from markupsafe import Markup, escape
 
     parts = [escape(part) for part in text.split("`")]

@@ -1,16 +1,16 @@
-"""Which attribute values each turn of a session asked for, where a dataset knows it exactly."""
+"""Attribute values requested by each turn of a session, for datasets where they are known exactly."""
 
 from __future__ import annotations
 
 from manifests.schema import Dataset, RunSpec
 
-Request = dict[str, str]  # field -> the value asked for; "none" asks for its absence
+Request = dict[str, str]  # field -> requested value; "none" requests its absence
 
 
 def known_requests(spec: RunSpec) -> dict[str, tuple[Request, ...]] | None:
-    """Session id -> what each of its turns asked for; None where only the words are known.
+    """Return session id -> the requests of its turns; None when only the words are known.
 
-    The demo's users are generated, so what they meant is on record: the same seed and sizes tell the same stories.
+    The demo's users are generated, so their requests are known: the same seed and sizes give the same sessions.
     """
     if spec.dataset.name != "demo":
         return None
@@ -27,7 +27,7 @@ def known_requests(spec: RunSpec) -> dict[str, tuple[Request, ...]] | None:
 
 
 def meets(dataset: Dataset, image: str, request: Request) -> bool:
-    """Whether an image has every value asked for."""
+    """Return whether an image has every requested value."""
     found = dataset.attributes.get(image, {})
     return all(
         (value in found.get(field, ())) if value != "none" else not found.get(field) for field, value in request.items()

@@ -1,7 +1,7 @@
-"""Memory retention (paper Figure 5) as numbers: do the final results still satisfy what earlier turns asked for?
+"""Measure memory retention (paper Figure 5): do the final results still satisfy the requests of earlier turns?
 
-Exact where the dataset knows what was asked (``requests``). Elsewhere the text tower judges: how the retrieved images
-stand in the gallery when it is ranked by an earlier feedback alone, as a percentile (50 is chance, 100 the best match).
+Exact when the dataset records the requests (``requests``). Otherwise the text tower scores the results: the percentile
+of the retrieved images in the gallery ranked by one earlier feedback alone (50 is chance, 100 the best match).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Mean:
 
 @dataclass
 class Retention:
-    """``rows``: label -> column -> mean, in percent or percentile points; ``how``: one sentence on what was measured."""
+    """``rows``: label -> column -> mean, in percent or percentile points; ``how``: one sentence on the measure."""
 
     how: str
     unit: str
@@ -46,7 +46,7 @@ class Retention:
 
 
 def mean_of(values: Sequence[float] | np.ndarray) -> Mean:
-    """Raises ValueError for no value."""
+    """Return the mean and its interval. Raises ValueError for an empty sequence."""
     found = np.asarray(values, dtype=np.float64)
     if not len(found):
         raise ValueError("no sessions: a mean over none does not exist")
@@ -57,12 +57,12 @@ def mean_of(values: Sequence[float] | np.ndarray) -> Mean:
 def exact_retention(
     bed: TestBed, models: Sequence[Trained], requests: Mapping[str, Sequence[Request]], k: int
 ) -> Retention:
-    """Share of the final top k that has the values asked for, averaged over the sessions of two turns or more."""
+    """Return the share of the final top k with the requested values, averaged over sessions of two turns or more."""
     dataset = bed.stage.dataset
 
     @cache
     def having(category: str, item: tuple[str, str]) -> np.ndarray:
-        """Which images of a gallery have one value asked for: bool [G]."""
+        """Return a mask of the gallery images that have one requested value: bool [G]."""
         return np.array([meets(dataset, image, dict([item])) for image in bed.candidates[category].images])
 
     mine = [n for n, s in enumerate(bed.sessions) if len(s.turns) > 1 and s.id in requests]
@@ -79,7 +79,7 @@ def exact_retention(
     if not mine:
         out.why_not = "no test session of two turns or more has known requests"
         return out
-    met = {}  # session -> [turns, G]: which gallery images have all that a turn asked for
+    met = {}  # session -> [turns, G]: mask of the gallery images that satisfy a turn's request
     for n in mine:
         session = bed.sessions[n]
         wishes = [[having(session.category, item) for item in r.items()] for r in requests[session.id]]
@@ -101,13 +101,13 @@ def exact_retention(
         top = bed.top(bed.finals(trained), k)
         out.rows[trained.label] = measure({n: top[n][top[n] >= 0] for n in mine})
     chance = measure({n: np.arange(met[n].shape[1]) for n in mine})
-    chance[columns[0]] = chance[columns[1]]  # the first of a gallery is no draw from it
+    chance[columns[0]] = chance[columns[1]]  # the first image of a gallery is not a random draw
     out.rows[CHANCE] = chance
     return out
 
 
 def scored_retention(bed: TestBed, models: Sequence[Trained], backbone: Store, k: int) -> Retention:
-    """The same by text-tower score: mean percentile of the final top k when the gallery is ranked by one feedback."""
+    """Return retention by text-tower score: mean percentile of the final top k in the ranking by one feedback."""
     mine = [n for n, s in enumerate(bed.sessions) if len(s.turns) > 1]
     turns = max((len(bed.sessions[n].turns) for n in mine), default=0)
     columns = ("all earlier", *(_ago(n) for n in range(1, turns)), "newest feedback")
@@ -131,7 +131,7 @@ def scored_retention(bed: TestBed, models: Sequence[Trained], backbone: Store, k
     found: dict[str, dict[str, list[float]]] = {label: defaultdict(list) for label in tops}
     for n in mine:
         session = bed.sessions[n]
-        early: dict[str, list[float]] = defaultdict(list)  # one mean a session: its turns are not independent
+        early: dict[str, list[float]] = defaultdict(list)  # one mean per session: its turns are not independent
         for number, turn in enumerate(session.turns):
             percentiles = judge.percentiles(session.category, turn.text)
             if percentiles is None:
@@ -151,7 +151,7 @@ def scored_retention(bed: TestBed, models: Sequence[Trained], backbone: Store, k
 def telling_session(
     bed: TestBed, one: Trained, other: Trained, requests: Mapping[str, Sequence[Request]], k: int
 ) -> int | None:
-    """The session where most more of ``one``'s final top k than of ``other``'s has all that was asked for earlier."""
+    """Return the session where ``one`` leads ``other`` most in the share of the final top k that meets early requests."""
     dataset, best = bed.stage.dataset, (0, None)
     tops = [bed.top(bed.finals(m), k) for m in (one, other)]
     for n, session in enumerate(bed.sessions):
@@ -163,7 +163,7 @@ def telling_session(
 
 
 class _Judge:
-    """Gallery rows ranked by one text, as percentiles [G]."""
+    """Rank gallery rows by one text, as percentiles [G]."""
 
     def __init__(self, bed: TestBed, backbone: Store):
         self._texts: dict[tuple[str, str], np.ndarray] = {}

@@ -1,4 +1,4 @@
-"""Sessions as a reader looks at them: each turn's reference, feedback, results, rank and memory weights."""
+"""Sessions as shown on the page: each turn's reference, feedback, results, rank and memory weights."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pipeline.views.retrieval.trained import Trained
 
 @dataclass(frozen=True)
 class TurnView:
-    """One turn as shown. ``top``: image ids, best first, none for a turn that the model does not answer.
+    """One turn as shown. ``top``: image ids, best first; empty for a turn that the model does not answer.
 
-    ``rank``: of the session's target after this turn, 0 where unknown; ``heat``: SVG of the read and write weights.
+    ``rank``: rank of the session's target after this turn, 0 if unknown; ``heat``: SVG of the read and write weights.
     """
 
     reference: str
@@ -39,17 +39,17 @@ class Strip:
 
     @property
     def images(self) -> list[str]:
-        """Every image that is shown, the most telling first."""
+        """Return all images shown, the most important first."""
         return [self.target, *(t.reference for t in self.turns), *(i for t in reversed(self.turns) for i in t.top)]
 
     @property
     def search(self) -> str:
-        """What a reader may filter by."""
+        """Return the text that the page's filter searches."""
         return " ".join([self.session, self.category, *(t.text for t in self.turns)]).lower()
 
 
 def strips_of(bed: TestBed, trained: Trained, chosen: Sequence[int], k: int) -> list[Strip]:
-    """The strips of the sessions ``chosen`` (numbers in ``bed``), in that order."""
+    """Return the strips of the sessions ``chosen`` (numbers in ``bed``), in that order."""
     outputs = bed.outputs(trained)
     ranks = [bed.ranks(outputs[:, n]) for n in range(outputs.shape[1])]
     tops = [bed.top(outputs[:, n], k) for n in range(outputs.shape[1])]
@@ -78,7 +78,7 @@ def strips_of(bed: TestBed, trained: Trained, chosen: Sequence[int], k: int) -> 
 
 @torch.no_grad()
 def memory_weights(bed: TestBed, trained: Trained, chosen: Sequence[int]) -> np.ndarray | None:
-    """Read and write weights of each stage after each turn: [sessions, T, C, 2, N]; None for a model without heads."""
+    """Return read and write weights of each stage after each turn: [sessions, T, C, 2, N]; None without heads."""
     start = trained.model.initial_state(len(chosen)) if len(chosen) else None
     stages = getattr(start, "stages", None)
     if not stages or not hasattr(stages[0], "weights"):
@@ -92,7 +92,7 @@ def memory_weights(bed: TestBed, trained: Trained, chosen: Sequence[int]) -> np.
 
 
 def choose(bed: TestBed, first: Sequence[int], count: int, seed: int = 0) -> list[int]:
-    """``first``, then sessions drawn at random from the others, ``count`` in all; the same seed draws the same."""
+    """Return ``first`` and then random other sessions, ``count`` in total; the same seed gives the same sessions."""
     kept = list(dict.fromkeys(first))[:count]
     others = [n for n in range(len(bed.sessions)) if n not in set(kept)]
     drawn = np.random.default_rng(seed).permutation(len(others))[: count - len(kept)]
@@ -100,7 +100,7 @@ def choose(bed: TestBed, first: Sequence[int], count: int, seed: int = 0) -> lis
 
 
 def changes(bed: TestBed, one: Trained, other: Trained, count: int) -> tuple[list[int], list[int]]:
-    """Sessions where ``one`` beats ``other`` by most, and where it loses most, by the ratio of the final ranks."""
+    """Return the sessions with the largest wins of ``one`` over ``other``, and losses, by ratio of final ranks."""
     a, b = bed.ranks(bed.finals(one)), bed.ranks(bed.finals(other))
     gain = np.log(b) - np.log(a)
     order = np.lexsort((np.arange(len(gain)), -gain))

@@ -1,4 +1,4 @@
-"""Which tables a report shows: those of the paper that the spec fills, or one made of the spec's own models."""
+"""Tables of a report: those of the paper that the spec fills, or one of the spec's own models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.training.models import models as registry
 
 
 def report_tables(stage: Experiment, data: Path) -> list[Table]:
-    """Every shipped results table whose run spec this is; where there is none, the spec's own models."""
+    """Return every shipped results table with this run spec; if there is none, a table of the spec's own models."""
     wanted = [t for t in map(load_table_spec, shipped("tables")) if isinstance(t, ResultsTable)]
     mine = [t for t in wanted if t.run == stage.spec.name] or [own_table(stage.spec, stage.dataset, stage.subsets)]
     return [_filled(table, stage, data) for table in mine]
@@ -22,14 +22,14 @@ def report_tables(stage: Experiment, data: Path) -> list[Table]:
 
 def _filled(table: ResultsTable, stage: Experiment, data: Path) -> Table:
     finder = RunFinder(stage.spec, data, stage.workspace, table)
-    finder.__dict__["stage"] = stage  # the very stage that the report looks at: loaded once
+    finder.__dict__["stage"] = stage  # the report's own stage, so that it is loaded once
     seeds = () if table.ablation else stage.spec.seeds
     built = build_results_table(table, finder, known=registry.names(), run=stage.spec.asked, seeds=seeds)
     return built.model_copy(update={"footnotes": (*built.footnotes, *dict.fromkeys([*finder.shown, *finder.stale]))})
 
 
 def own_table(spec: RunSpec, dataset: Dataset, subsets: dict[str, set[str]]) -> ResultsTable:
-    """A table with a row for each model of the spec, and a block for each leak subset that is not the whole."""
+    """Return a table with a row per model of the spec, and a block per leak subset smaller than the whole."""
     tests = {s.id for s in dataset.split("test")}
     blocks = [
         BlockSpec(subset=name, label=name.capitalize())

@@ -1,1 +1,1 @@
-"""What looking at results needs: exact top-k search, trained runs, live queries and pictures of catalogue images."""
+"""Shared parts of the views: exact top-k search, trained runs, live queries and pictures of catalog images."""

@@ -1,4 +1,4 @@
-"""What results that people see were made with, by content: the runs with their weights, the store, the galleries."""
+"""Provenance of displayed results, by content: the runs with their weights, the store, the galleries."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pipeline.views.retrieval.trained import Trained
 
 
 def data_of(store: Store, galleries: Mapping[str, Candidates], sessions: Sequence[Session]) -> dict[str, Any]:
-    """Digests of the features and, by category, of the gallery's members, and of the sessions shown with them.
+    """Return digests of the features, of the gallery members by category, and of the sessions shown with them.
 
-    A member counts by the content of its image (or caption), so neither ids nor their order change a gallery's digest.
+    A member is identified by the content of its image (or caption), so ids and their order do not change a digest.
     """
     bound = store.catalogue()
     members = {name: digest(sorted(bound[i].hex() for i in found.images)) for name, found in galleries.items()}
@@ -24,10 +24,10 @@ def data_of(store: Store, galleries: Mapping[str, Candidates], sessions: Sequenc
 
 
 def models_of(trained: Iterable[Trained]) -> list[dict[str, str]]:
-    """Label, run id and SHA-256 of the weights of each model."""
+    """Return label, run id and SHA-256 of the weights of each model."""
     return [{"label": t.label, "run": t.run, "weights": t.weights} for t in trained]
 
 
 def changes(made_with: Mapping[str, Any], present: Mapping[str, Any]) -> str:
-    """The fields that differ, old -> new, on one line; "" where there are none."""
+    """Return the fields that differ, old -> new, on one line; "" if there are none."""
     return "; ".join(changed_fields(dict(made_with), dict(present)))

@@ -1,4 +1,4 @@
-"""Exact cosine search over a whole gallery on one device, in blocks, so that memory is bounded by the result."""
+"""Exact cosine search over a whole gallery on one device, in blocks that bound the memory."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 from manifests.errors import FashionNTMError
 
 BLOCK_SCORES = 1 << 24  # scores in memory at once: 64 MiB of float32
-NORM_ROWS = 16384  # rows normalised at once: the double-precision copy stays small
+NORM_ROWS = 16384  # rows normalized at once, to keep the double-precision copy small
 
 
 class SearchError(FashionNTMError, ValueError):
-    """A query that does not fit the gallery, or that is not finite."""
+    """A query whose width differs from the gallery's, or that is not finite."""
 
 
 class Hits(NamedTuple):
@@ -26,7 +26,7 @@ class Hits(NamedTuple):
 
 
 class ExactIndex:
-    """Candidates f_tar [G, D] at unit length on ``device``. Equal scores stand in the order of the gallery."""
+    """Candidates f_tar [G, D] at unit length on ``device``. Ties are ordered by gallery row."""
 
     def __init__(self, features: np.ndarray | Tensor, device: torch.device | str = "cpu", block: int = BLOCK_SCORES):
         source = torch.as_tensor(features)
@@ -45,7 +45,7 @@ class ExactIndex:
         return self.features.shape[1]
 
     def search(self, queries: Tensor, k: int) -> Hits:
-        """The ``k`` best of all G for each of queries [B, D] or [D]; fewer where the gallery is smaller.
+        """Return the ``k`` best of all G for each of queries [B, D] or [D]; fewer if the gallery is smaller.
 
         Raises SearchError for another width, k < 1, or values that are not finite.
         """
@@ -59,11 +59,11 @@ class ExactIndex:
         if len(best) == 1:
             return best[0]
         scores, rows = (torch.cat(parts, 1) for parts in zip(*best, strict=True))
-        merged = _top(scores, k)  # blocks follow each other, so a smaller position is a smaller row at equal scores
+        merged = _top(scores, k)  # blocks are in order, so at equal scores a smaller position is a smaller row
         return Hits(merged.scores, rows.gather(1, merged.rows))
 
     def scores(self, queries: Tensor) -> Tensor:
-        """Cosine of queries [B, D] with every candidate: float32 [B, G]."""
+        """Return the cosine of queries [B, D] with every candidate: float32 [B, G]."""
         return self._checked(queries, 1) @ self.features.T
 
     def _checked(self, queries: Tensor, k: int) -> Tensor:
@@ -78,14 +78,14 @@ class ExactIndex:
 
 
 def unit(rows: Tensor) -> Tensor:
-    """Rows [n, D] at unit length, float32; a zero row stays zero. Norms in double where the device has it."""
+    """Return rows [n, D] at unit length, float32; a zero row stays zero. Norms in double if the device supports it."""
     wide = rows.float() if rows.device.type == "mps" else rows.double()
     norms = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
     return torch.where(norms > 0, wide / norms, wide).float()
 
 
 def _top(scores: Tensor, k: int) -> Hits:
-    """``topk`` with ties in a fixed order; only where the k-th score is tied does it sort a row whole."""
+    """``topk`` with ties in a fixed order; a whole row is sorted only if its k-th score is tied."""
     values, rows = scores.topk(k, dim=1)
     tied = (scores >= values[:, -1:]).sum(1) > k
     for query in torch.nonzero(tied).flatten().tolist():

@@ -1,4 +1,4 @@
-"""The extractor and the composer of a store's rows, loaded again for queries that were never extracted."""
+"""Load the extractor and the composer of a store's rows, for queries without cached features."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from pipeline.core.workspace import Workspace
 
 
 class OtherModelError(IncompleteError):
-    """The model of now is not the one that made the store's rows: its queries would not belong to the gallery."""
+    """The current model differs from the one that made the store's rows, so its queries do not fit the gallery."""
 
 
 def store_extractor(spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str) -> Any:
-    """The extractor that made the spec's backbone rows: fitted weights where it was fitted, in the rows' precision.
+    """Load the extractor of the spec's backbone rows, with its fitted weights if any, in the rows' precision.
 
-    Raises OtherModelError where its semantic fields are not the store's, naming them old -> new and the command to run;
-    IncompleteError where it is not fitted yet; and as ``load_extractor``.
+    Raises OtherModelError if its semantic fields differ from the store's, naming them old -> new and the command to
+    run; IncompleteError if it is not fitted yet; and the errors of ``load_extractor``.
     """
     from pipeline.extraction.extractors import load_extractor
     from pipeline.extraction.fitting.job import fitted_spec
 
     backbone, chosen = workspace.backbone(spec, dataset), fitted_spec(spec, dataset, workspace)
-    if "compute_dtype" in backbone.fields:  # of ``extract --precision``, which no spec states
+    if "compute_dtype" in backbone.fields:  # set by ``extract --precision``, not by a spec
         options = {**chosen.extractor.options, "dtype": backbone.fields["compute_dtype"]}
         chosen = chosen.model_copy(update={"extractor": Component(name=chosen.extractor.name, **options)})
     extractor = load_extractor(chosen, device)
@@ -39,10 +39,10 @@ def store_extractor(spec: RunSpec, dataset: Dataset, workspace: Workspace, devic
 
 
 def store_composer(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Composer | None:
-    """The composer that made the spec's query rows, in eval mode; None for a joint model, which needs none.
+    """Load the composer of the spec's query rows, in eval mode; None for a joint model, which needs none.
 
-    A cross-fitted store's is the head of all train sessions. Raises OtherModelError where weights, options or backbone
-    are not those in the store's fields.
+    For a cross-fitted store this is the head fitted on all train sessions. Raises OtherModelError if weights, options
+    or backbone differ from the store's fields.
     """
     from pipeline.jobs.stage1 import composer_folder
 

@@ -1,4 +1,4 @@
-"""Catalogue images as small JPEGs for a page, or the words that stand in for them."""
+"""Catalog images as small JPEGs for a page, or the words shown in their place."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from threading import Lock
 from manifests.schema import Dataset
 
 QUALITY = 78
-KEPT = 4096  # thumbnails held in memory: about 16 MB at 128 pixels
+KEPT = 4096  # thumbnails kept in memory: about 16 MB at 128 pixels
 
 
 class Pictures:
-    """Thumbnails of one dataset's images, made when first asked for. Safe in threads."""
+    """Thumbnails of one dataset's images, made on first use. Thread-safe."""
 
     def __init__(self, dataset: Dataset, kept: int = KEPT):
         self.dataset = dataset
@@ -21,7 +21,7 @@ class Pictures:
         self._kept, self._made, self._lock = kept, OrderedDict[tuple[str, int], bytes | None](), Lock()
 
     def words(self, image: str) -> str:
-        """What can be said of an image: its caption, else its attribute words, else its id."""
+        """Return the words for an image: its caption, else its attribute words, else its id."""
         record = self.dataset.images.get(image)
         if record is not None and record.caption:
             return record.caption
@@ -29,12 +29,12 @@ class Pictures:
         return ", ".join(dict.fromkeys(word for words in fields.values() for word in words)) or image
 
     def has_pixels(self, image: str) -> bool:
-        """Whether the catalogue names a file for it (which may still be missing or broken)."""
+        """Return whether the catalog names a file for the image (which may still be missing or corrupt)."""
         record = self.dataset.images.get(image)
         return bool(self._root and record and record.file)
 
     def thumbnail(self, image: str, size: int) -> bytes | None:
-        """A JPEG of at most ``size`` pixels on its longer side; None where the image has no readable file."""
+        """Return a JPEG of at most ``size`` pixels on its longer side; None if the image has no readable file."""
         key = (image, size)
         with self._lock:
             if key in self._made:

@@ -1,4 +1,4 @@
-"""Live queries: (reference, feedback) -> f_qry, from cached rows where they are there, from the extractor where not."""
+"""Live queries: (reference, feedback) -> f_qry, from cached rows if present, otherwise from the extractor."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from pipeline.views.retrieval.live import store_composer
 
 
 class QueryError(IncompleteError, ValueError):
-    """A query that cannot be made: a text that is not cached without an extractor, or an image without features."""
+    """A query that cannot be computed: an uncached text without an extractor, or an image without features."""
 
 
 class Queries:
-    """Makes f_qry of any catalogue image and any text. One text goes through the tower once, and never if it is cached.
+    """Compute f_qry of any catalog image and any text. An uncached text is encoded once, a cached one never.
 
-    ``extractor``: the store's (``live.store_extractor``), or None to work from cached rows alone. Safe in threads: the
-    extractor runs in one at a time.
+    ``extractor``: the store's (``live.store_extractor``), or None to use cached rows only. Thread-safe: the extractor
+    runs in one thread at a time.
     """
 
     def __init__(self, spec: RunSpec, dataset: Dataset, workspace: Workspace, extractor: Any = None):
@@ -39,21 +39,21 @@ class Queries:
 
     @property
     def live(self) -> bool:
-        """Whether a text that was never extracted can be encoded."""
+        """Whether an uncached text can be encoded."""
         return self.extractor is not None
 
     def knows(self, image: str) -> bool:
-        """Whether the image has a feature to start from."""
+        """Return whether the image has a feature to start from."""
         table = "image" if self.composer is not None else "target"
         key = self._bound.get(image)
         return key is not None and self._row(table, key) is not None
 
     def query(self, image: str | np.ndarray, text: str, texts: bool = False) -> Tensor:
-        """f_qry [D] of a catalogue image's id, or an uploaded image's row (``upload``), and a text.
+        """Return f_qry [D] of an image, given as a catalog id or an uploaded image's row (``upload``), and a text.
 
-        ``texts``: [D + E], with the text's own row beside it, for a model that reads ``texts``.
+        ``texts``: return [D + E], with the text's own row appended, for a model that reads ``texts``.
 
-        Raises QueryError naming what is missing and what would supply it.
+        Raises QueryError, naming the missing row and the way to supply it.
         """
         if texts:
             return torch.cat([self.query(image, text), torch.from_numpy(self.text_row(text))])
@@ -65,7 +65,7 @@ class Queries:
             return self.composer.query(*pair)[0].clone()
 
     def image_row(self, image: str) -> np.ndarray:
-        """The backbone's row of a catalogue image, float32 [D]."""
+        """Return the backbone's row of a catalog image, float32 [D]."""
         key = self._bound.get(image)
         row = None if key is None else self._row("image", key)
         if row is None:
@@ -73,7 +73,7 @@ class Queries:
         return row
 
     def text_row(self, text: str) -> np.ndarray:
-        """The backbone's row of a text, float32 [D]: cached, or encoded now."""
+        """Return the backbone's row of a text, float32 [D]: cached, or encoded now."""
         text = " ".join(text.split())
         row = self._texts.get(text)
         if row is None:
@@ -84,9 +84,9 @@ class Queries:
         return row
 
     def upload(self, picture: Any) -> np.ndarray:
-        """The row of an image from outside the catalogue: an RGB Pillow image, or a caption for a caption gallery."""
+        """Return the row of an image outside the catalog: an RGB Pillow image, or a caption for a caption gallery."""
         if self.composer is None:
-            # a joint model reads it together with the text; prepared it is small, and kept for the whole dialogue
+            # a joint model reads it together with the text; the prepared image is small and kept for the dialogue
             return picture if self.extractor.reads == "caption" else self.extractor.prepare(picture)
         return self._encode("the uploaded image", lambda: self.extractor.encode_images([picture])[0])
 
@@ -100,7 +100,7 @@ class Queries:
         return torch.from_numpy(row)
 
     def _source(self, image: str) -> Any:
-        """A catalogue image as the joint model reads it."""
+        """Return a catalog image as the joint model reads it."""
         from pipeline.extraction.images import decode, read
 
         record = self.dataset.images[image]
@@ -135,7 +135,7 @@ class Queries:
 
 
 def known_texts(queries: Queries, sessions: Sequence[Any], most: int = 200) -> list[str]:
-    """Feedback texts of ``sessions`` that have a row, without repeats: what can be said without an extractor."""
+    """Return the distinct feedback texts of ``sessions`` that have a row and thus need no extractor."""
     texts = list(dict.fromkeys(turn.text for session in sessions for turn in session.turns))[: most * 4]
     if not texts or "text" not in queries.backbone.tables:
         return texts[:most] if "query" in queries.backbone.tables else []

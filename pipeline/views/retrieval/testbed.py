@@ -1,4 +1,4 @@
-"""What trained models retrieve for the test sessions, turn by turn: the raw material of the report and of the study."""
+"""Results of trained models on the test sessions, turn by turn, for the report and the study."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from pipeline.views.retrieval.trained import Trained, turn_outputs
 
 
 class TestBed:
-    """The test sessions of a spec that have features and a target in their gallery, with their galleries on a device.
+    """Test sessions of a spec with features and a target in their gallery, and their galleries on a device.
 
     ``sessions`` are in the order of ``features``; ``members[category]`` are their numbers, int64 [n].
     """
 
-    __test__ = False  # no test case, whatever its name looks like to pytest
+    __test__ = False  # not a test case, despite its name
 
     def __init__(self, stage: Experiment):
         self.stage = stage
@@ -48,21 +48,21 @@ class TestBed:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Turns of each session, int64 [S]."""
+        """Number of turns of each session, int64 [S]."""
         return self.features.lengths.cpu().numpy()
 
     def outputs(self, trained: Trained) -> Tensor:
-        """f'_qry [S, T, D] of a model (T = 1 for one that reads concatenated captions), computed once."""
+        """Return f'_qry [S, T, D] of a model (T = 1 for a model of concatenated captions), computed once."""
         if trained.run not in self._outputs:
             self._outputs[trained.run] = turn_outputs(trained, self.features)
         return self._outputs[trained.run]
 
     def finals(self, trained: Trained) -> Tensor:
-        """f'_qry(N) [S, D]."""
-        return self.outputs(trained)[:, -1]  # repeated after a session's end
+        """Return f'_qry(N) [S, D]."""
+        return self.outputs(trained)[:, -1]  # the last turn is repeated after a session's end
 
     def top(self, queries: Tensor, k: int) -> np.ndarray:
-        """Rows in each session's gallery of its ``k`` best candidates: queries [S, D] -> int64 [S, k], -1 where fewer."""
+        """Return gallery rows of each session's ``k`` best candidates: [S, D] -> int64 [S, k], padded with -1."""
         out = np.full((len(self.sessions), k), -1, dtype=np.int64)
         for category, numbers in self.members.items():
             rows = self.indexes[category].search(queries[torch.as_tensor(numbers)], k).rows.cpu().numpy()
@@ -70,9 +70,9 @@ class TestBed:
         return out
 
     def ranks(self, queries: Tensor, targets: Sequence[str] | None = None) -> np.ndarray:
-        """Rank of each session's target, or of ``targets``, under the evaluation's rules: queries [S, D] -> int64 [S].
+        """Return the rank of each session's target, or of ``targets``, by the evaluation's rules: [S, D] -> int64 [S].
 
-        0 where the image asked for is not in the session's gallery.
+        0 if the image is not in the session's gallery.
         """
         wanted = targets if targets is not None else [s.target for s in self.sessions]
         out = np.zeros(len(self.sessions), dtype=np.int64)
@@ -87,11 +87,11 @@ class TestBed:
         return out
 
     def image(self, session: int, row: int) -> str:
-        """Image id of a gallery row of a session's category."""
+        """Return the image id of a gallery row of a session's category."""
         return self.candidates[self.sessions[session].category].images[row]
 
     def spearman(self, one: Tensor, other: Tensor) -> np.ndarray:
-        """Rank correlation of each session's whole gallery under two queries [S, D]: float64 [S]."""
+        """Return the rank correlation of each session's whole gallery under two queries [S, D]: float64 [S]."""
         return self._by_category(lambda index, a, b: _correlation(index.scores(a), index.scores(b)), one, other)
 
     def _by_category(self, call: Callable[..., np.ndarray], *queries: Tensor, block: int = 256) -> np.ndarray:
@@ -104,12 +104,12 @@ class TestBed:
 
 
 def overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Share of the results two lists have in common: int64 [S, k] twice -> float64 [S]."""
+    """Return the share of results that two lists have in common: int64 [S, k] twice -> float64 [S]."""
     return np.array([len(set(a) & set(b)) / len(a) for a, b in zip(one.tolist(), other.tolist(), strict=True)])
 
 
 def _correlation(one: Tensor, other: Tensor) -> np.ndarray:
-    """Spearman's coefficient of each row of two [B, G]: Pearson's of the ranks."""
+    """Return Spearman's coefficient of each row of two [B, G], as Pearson's of the ranks."""
     a, b = (x.argsort(1).argsort(1).double() for x in (one, other))
     a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
     bottom = (a.square().sum(1) * b.square().sum(1)).sqrt().clamp_min(1e-12)

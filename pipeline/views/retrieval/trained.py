@@ -1,4 +1,4 @@
-"""The trained runs that can be looked at: those a spec asks for, or any run on the same features by its id."""
+"""Load trained runs for the views: those of a spec, or any run on the same features by id."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.training.models.base import MemoryModel
 from pipeline.training.runs import RunFolder, list_runs
 from pipeline.training.validate import inputs_of
 
-DIGITS = 4  # fewest digits of a run id that may stand for it
+DIGITS = 4  # fewest digits that may abbreviate a run id
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,14 @@ class Trained:
 
     @property
     def by_turn(self) -> bool:
-        """Whether it answers every turn; a model of concatenated captions answers the last one alone."""
+        """Whether the model answers every turn; a model of concatenated captions answers the last one only."""
         return self.model.reads == "turns"
 
 
 def trained_runs(
     stage: Experiment, models: Sequence[str] = (), seeds: Sequence[int] | None = None
 ) -> tuple[list[Trained], list[str]]:
-    """The finished runs that the stage's spec asks for, in its order, and the commands that train the others."""
+    """Return the finished runs of the stage's spec, in its order, and the commands that train the others."""
     folders, missing = [], []
     for run in stage.current_runs(models, seeds):
         folder = stage.folder(run)
@@ -64,9 +64,9 @@ def trained_runs(
 
 
 def runs_by_id(stage: Experiment, ids: Sequence[str]) -> list[Trained]:
-    """Finished runs on the stage's data by id or its first digits, in the order given.
+    """Return finished runs on the stage's data by id or its first digits, in the given order.
 
-    Raises ManifestError for an id that fits none or several of them, naming those there are.
+    Raises ManifestError for an id that matches none or several runs, listing the available ones.
     """
     known = [
         folder
@@ -104,9 +104,9 @@ def _load(folders: Sequence[RunFolder], device: torch.device) -> list[Trained]:
 
 @torch.no_grad()
 def turn_outputs(trained: Trained, features: SessionFeatures, batch: int = 1024) -> Tensor:
-    """f'_qry of every session: float32 [S, T, D], the last turn's repeated after a session's end.
+    """Return f'_qry of every session: float32 [S, T, D], the last turn repeated after a session's end.
 
-    A model of concatenated captions has T = 1: its answer to the whole session.
+    A model of concatenated captions has T = 1, its answer to the whole session.
     """
     model = trained.model
     take, parts = inputs_of(model, features), []

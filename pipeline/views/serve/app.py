@@ -1,4 +1,4 @@
-"""The web application: a page, its pictures, and a small JSON interface. State lives in ``engine``."""
+"""Web application: a page, its pictures, and a small JSON interface. State is kept in ``engine``."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from pipeline.views.serve.limits import RequestError, clean_text, number_of
 from pipeline.views.serve.saved import SavedDialogues
 from pipeline.views.serve.uploads import Uploads
 
-PAGE = 48  # catalogue images a page of the chooser
-DEPTH = 4  # of the JSON of a request
+PAGE = 48  # catalog images per page of the chooser
+DEPTH = 4  # largest nesting depth of a request's JSON
 SIZES = (96, 192, 384)
 FILES = resources.files("pipeline.views.serve")
 
@@ -36,8 +36,8 @@ def make_app(
     hosts: tuple[str, ...] = (),
     saved: SavedDialogues | None = None,
 ) -> Starlette:
-    """The application. ``token``: what every request must carry (needed off loopback); ``hosts``: names it answers to.
-    ``saved``: where the page's Save button keeps dialogues; without it there is no such button.
+    """Return the application. ``token``: required in every request (always set off loopback); ``hosts``: host names
+    that it accepts. ``saved``: destination of the page's Save button; without it there is no such button.
     """
     page = _Page(engine, title, saved)
     routes = [
@@ -66,7 +66,7 @@ def _refused(_: Request, error: Exception) -> Response:
 
 
 async def body(request: Request, most: int) -> dict[str, Any]:
-    """A JSON object of at most ``most`` bytes. Raises RequestError."""
+    """Read a JSON object of at most ``most`` bytes. Raises RequestError."""
     data = b""
     async for part in request.stream():
         data += part
@@ -74,7 +74,7 @@ async def body(request: Request, most: int) -> dict[str, Any]:
             raise RequestError(f"a request has at most {most:,} bytes", 413)
     try:
         values = json.loads(data or b"{}")
-    except (ValueError, RecursionError):  # ValueError also for an integer of thousands of digits
+    except (ValueError, RecursionError):  # an integer of thousands of digits also raises ValueError
         raise RequestError("the request is not JSON that can be read") from None
     if not isinstance(values, dict):
         raise RequestError("the request is no JSON object")
@@ -238,7 +238,7 @@ class _Page:
 
 
 def render(name: str, package: str = "pipeline.views.serve", **values: Any) -> str:
-    """A template of a package's ``templates`` folder, values escaped."""
+    """Render a template of a package's ``templates`` folder, with values escaped."""
     import jinja2
 
     folder = str(resources.files(package) / "templates")

@@ -27,7 +27,7 @@ UPLOAD = "(uploaded)"
 
 @dataclass
 class Step:
-    """One turn as it was said. ``reference`` is an image id, or ``UPLOAD`` for the dialogue's own start image."""
+    """One turn of a dialogue. ``reference`` is an image id, or ``UPLOAD`` for the dialogue's own start image."""
 
     reference: str
     text: str
@@ -35,7 +35,7 @@ class Step:
 
 @dataclass
 class Talk:
-    """One user's dialogue. ``models``: label -> the running state; all of them have heard the same turns."""
+    """One user's dialogue. ``models``: label -> running state; all models have received the same turns."""
 
     id: str
     category: str
@@ -49,7 +49,7 @@ class Talk:
 
 
 class Engine:
-    """Everything the page needs. Methods are safe in threads; each dialogue handles one request at a time."""
+    """Dialogue engine of the page. Methods are thread-safe; each dialogue handles one request at a time."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Engine:
     # ---- dialogues
 
     def start(self, category: object, image: object = None, models: object = None, upload: Any = None) -> Talk:
-        """A new dialogue from a catalogue image, or from an uploaded one: (feature row, JPEG for the page)."""
+        """Start a dialogue from a catalog image, or from an upload (feature row, JPEG for the page)."""
         if not isinstance(category, str) or category not in self.galleries:
             raise RequestError(f"no category {category!r}: there are {', '.join(self.galleries)}")
         start = UPLOAD if upload is not None else self.image_id(image)
@@ -101,7 +101,7 @@ class Engine:
             return talk
 
     def say(self, talk: Talk, text: object) -> None:
-        """The next turn, from the image that is chosen. Nothing changes when any model cannot take it."""
+        """Add a turn from the chosen image. If any model fails, the dialogue does not change."""
         said = clean_text(text, self.limits.text)
         if len(talk.steps) >= self.limits.turns:
             raise RequestError(f"a dialogue has at most {self.limits.turns} turns: go back, or start a new one")
@@ -114,14 +114,14 @@ class Engine:
         talk.chosen = self._best(talk, steps)
 
     def choose(self, talk: Talk, image: object) -> None:
-        """The reference of the next turn."""
+        """Set the reference of the next turn."""
         chosen = self.image_id(image)
         if not self.queries.knows(chosen):
             raise RequestError(f"image {chosen!r} has no feature to go on from: choose another")
         talk.chosen = chosen
 
     def back(self, talk: Talk) -> None:
-        """Undo the last turn; its reference is chosen again."""
+        """Undo the last turn and choose its reference again."""
         if not talk.steps:
             raise RequestError("this is the start of the dialogue: there is no turn to take back")
         for dialogue in talk.models.values():
@@ -129,14 +129,14 @@ class Engine:
         talk.chosen = talk.steps.pop().reference
 
     def permute(self, talk: Talk, order: object) -> None:
-        """The same turns in another order (numbers from 0), heard anew from the start."""
+        """Replay the same turns from the start in another order (numbers from 0)."""
         if not isinstance(order, list) or sorted(map(str, order)) != sorted(map(str, range(len(talk.steps)))):
             raise RequestError(f"an order names each of the {len(talk.steps)} turns once")
         steps = [talk.steps[int(n)] for n in order]
         self._replay(talk, steps, list(talk.models))
 
     def compare(self, talk: Talk, models: object) -> None:
-        """Show the answers of these models, one or two; one that is new to the dialogue hears it from the start."""
+        """Show the answers of one or two models; a model new to the dialogue receives all turns from the start."""
         self._replay(talk, talk.steps, [t.label for t in self._wanted(models)])
 
     def _replay(self, talk: Talk, steps: list[Step], labels: Sequence[str]) -> None:
@@ -153,7 +153,7 @@ class Engine:
     def _queries(
         self, talk: Talk, steps: Sequence[Step], dialogues: dict[str, Dialogue] | None = None
     ) -> dict[tuple[str, bool], Any]:
-        """What each kind of model reads at the last of ``steps``: its own query, or all captions as one."""
+        """Return the input of each kind of model at the last of ``steps``: its own query, or all captions as one."""
         found = {}
         for kind in {_kind(d) for d in (dialogues or talk.models).values()}:
             reads, texts = kind
@@ -165,13 +165,13 @@ class Engine:
         return {kind: value.to(device) for kind, value in found.items()}
 
     def _best(self, talk: Talk, steps: Sequence[Step]) -> str:
-        """The first model's best result that was no reference yet: where a user most likely goes on."""
+        """Return the first model's best result that was not yet a reference: the user's most likely next choice."""
         used = {step.reference for step in steps}
         images = self.results(talk, len(used) + 1)[next(iter(talk.models))]
         return next((image for image, _ in images if image not in used), steps[-1].reference)
 
     def results(self, talk: Talk, k: int) -> dict[str, list[tuple[str, float]]]:
-        """Model label -> its (image id, cosine), best first; empty before the first turn."""
+        """Return model label -> list of (image id, cosine), best first; empty before the first turn."""
         gallery, index = self.galleries[talk.category], self.indexes[talk.category]
         found: dict[str, list[tuple[str, float]]] = {}
         for label, dialogue in talk.models.items():
@@ -186,13 +186,13 @@ class Engine:
     # ---- images and models
 
     def image_id(self, number: object) -> str:
-        """The id of a catalogue number. Requests name images by number alone: there is no path to climb out by."""
+        """Return the image id of a catalog number. Requests name images by number only, so paths cannot be traversed."""
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(self.ids):
             raise RequestError(f"no catalogue image has number {number!r}", 404)
         return self.ids[number]
 
     def browse(self, category: object, words: str, first: int, count: int) -> tuple[list[str], int]:
-        """Images of a gallery whose id or words have all of ``words``: a page of them, and how many there are."""
+        """Return one page of the gallery images whose id or words contain all ``words``, and their total number."""
         if not isinstance(category, str) or category not in self.galleries:
             raise RequestError(f"no category {category!r}: there are {', '.join(self.galleries)}")
         wanted = words.lower().split()[:20]
@@ -215,7 +215,7 @@ class Engine:
     # ---- export
 
     def session(self, talk: Talk) -> Session:
-        """The dialogue as a test session; its target is the image that is chosen now."""
+        """Return the dialogue as a test session; its target is the currently chosen image."""
         if any(step.reference == UPLOAD for step in talk.steps):
             raise RequestError(
                 "a dialogue from an uploaded image has no catalogue image to name: it cannot be exported"
@@ -227,17 +227,17 @@ class Engine:
         return Session(id=f"dialogue-{talk.id}", category=talk.category, split="test", turns=turns, target=talk.chosen)
 
     def export_line(self, talk: Talk) -> str:
-        """One line of sessions.jsonl, as the jsonl dataset reads it."""
+        """Return the dialogue as one line of sessions.jsonl, as the jsonl dataset reads it."""
         return json.dumps(self.session(talk).model_dump(), ensure_ascii=False) + "\n"
 
 
 def _kind(dialogue: Dialogue) -> tuple[str, bool]:
-    """What the dialogue's model reads at a turn: which query, and whether the text's row beside it."""
+    """Return the model's input at a turn: which query, and whether the text's row is appended."""
     return dialogue.model.reads, dialogue.model.texts > 0
 
 
 def upload_row(queries: Queries, data: bytes, limits: Limits) -> tuple[np.ndarray | Any, bytes]:
-    """An uploaded file as (feature row, JPEG for the page). Raises RequestError, naming the limit it breaks."""
+    """Return an uploaded file as (feature row, JPEG for the page). Raises RequestError, naming the exceeded limit."""
     import io
 
     from pipeline.extraction.images import ItemError, decode
@@ -267,7 +267,7 @@ def upload_row(queries: Queries, data: bytes, limits: Limits) -> tuple[np.ndarra
 
 
 def described_row(queries: Queries, text: str) -> Any:
-    """The start "image" of a caption gallery: a description in words. Raises RequestError where images have pixels."""
+    """Return the row of a description, the start of a caption gallery. Raises RequestError if images have pixels."""
     if not queries.live or queries.extractor.reads != "caption":
         raise RequestError("a description can stand for the first image only in a caption gallery with its encoder")
     return queries.upload(text)

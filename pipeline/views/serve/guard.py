@@ -1,4 +1,4 @@
-"""Who may talk to the server: right host name, right origin, right token; and headers that keep a page to itself."""
+"""Access control of the server: host name, origin and token checks, and isolating response headers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HEADERS = {
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address to bind to is this machine alone."""
+    """Return whether a bind address is reachable from this machine only."""
     if host == "localhost":
         return True
     try:
@@ -42,8 +42,8 @@ def new_token() -> str:
 class Guard:
     """ASGI middleware.
 
-    Host: on loopback only names of this machine are answered, so that a foreign page whose name resolves to 127.0.0.1
-    gets nothing. Origin: a POST that a browser sends for another site is refused. Token: given once in the address
+    Host: on loopback only names of this machine are accepted, against DNS rebinding (a foreign name that resolves to
+    127.0.0.1). Origin: a POST that a browser sends for another site is refused. Token: given once in the address
     (``?token=``), then kept in a cookie that scripts cannot read; programs may send ``Authorization: Bearer``.
     """
 
@@ -76,7 +76,7 @@ class Guard:
         host, origin = headers.get("host", ""), headers.get("origin")
         try:
             asked = urlsplit(f"//{host}")
-            name, _ = (asked.hostname or "").lower(), asked.port  # a port that is no number is a ValueError
+            name, _ = (asked.hostname or "").lower(), asked.port  # a non-numeric port raises ValueError
             sender = None if origin is None else urlsplit(origin).netloc.lower()
         except ValueError:
             return JSONResponse({"error": "the Host or Origin header is malformed"}, 400)
@@ -90,7 +90,7 @@ class Guard:
         return None
 
     def _given(self, scope: Scope, headers: Headers) -> str | None:
-        """Where the right token was found: "header", "cookie" or "address"; None where it was not."""
+        """Return the source of the correct token: "header", "cookie" or "address"; None if absent."""
         if self.token is None:
             return None
         found = {

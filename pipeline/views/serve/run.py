@@ -1,4 +1,4 @@
-"""Opens a spec for searching and runs the server until it is stopped."""
+"""Open a spec for search and run the server until it is stopped."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def open_engine(
     limits: Limits | None = None,
     log: Log = lambda _: None,
 ) -> Engine:
-    """The gallery, the trained runs (all of the spec's, or ``runs`` by id) and, where it can be loaded, the extractor.
+    """Open the gallery, the trained runs (all of the spec's, or ``runs`` by id) and, if loadable, the extractor.
 
-    Raises IncompleteError when no run is trained, or the extractor is not the one that made the store's rows. One that
-    cannot be loaded is no error: the page says why, and cached texts still work.
+    Raises IncompleteError when no run is trained, or the extractor differs from the one that made the store's rows.
+    An extractor that cannot be loaded is no error: the page gives the reason, and cached texts still work.
     """
     stage = Experiment(spec, dataset, workspace, device, log)
     trained = runs_by_id(stage, runs) if runs else _all(stage)
@@ -53,7 +53,7 @@ def _all(stage: Experiment) -> list[Trained]:
     found, _ = trained_runs(stage)
     if not found:
         raise IncompleteError(f"no run of spec '{stage.spec.name}' is trained: run `train {stage.spec.asked}`")
-    return found[::-1]  # the spec's last model is the one it is about: shown first
+    return found[::-1]  # the spec's last model is its main one, so it is shown first
 
 
 def _extractor(spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str) -> tuple[Any, str]:
@@ -66,16 +66,16 @@ def _extractor(spec: RunSpec, dataset: Dataset, workspace: Workspace, device: st
 
 
 def need_web() -> None:
-    """Raise IncompleteError, with the command to install them, where the web packages are missing."""
+    """Raise IncompleteError, with the install command, if the web packages are missing."""
     missing = [name for name in ("starlette", "uvicorn", "jinja2") if importlib.util.find_spec(name) is None]
     if missing:
         raise IncompleteError(f"the page needs {', '.join(missing)}: python -m pip install 'fashion-ntm[serve]'")
 
 
 def listen(make: Callable[[str | None, tuple[str, ...]], Any], host: str, port: int, log: Log, announce: Log) -> None:
-    """Bind, print the address, serve ``make(token, hosts)`` until interrupted. Off loopback there is always a token.
+    """Bind, print the address, serve ``make(token, hosts)`` until interrupted. Off loopback a token is always set.
 
-    ``announce`` gets the address alone, once the port is bound. Raises FashionNTMError for an address in use.
+    ``announce`` receives only the address, once the port is bound. Raises FashionNTMError for an address in use.
     """
     import uvicorn
 
@@ -107,7 +107,7 @@ def listen(make: Callable[[str | None, tuple[str, ...]], Any], host: str, port: 
 
 
 def saved_folder(folder: Path | None, engine: Engine, log: Log) -> Any:
-    """The ``SavedDialogues`` of --save, or None; what other runs answered in it goes to the log."""
+    """Return the ``SavedDialogues`` of --save, or None; log the dialogues in it that other runs answered."""
     from pipeline.views.serve.saved import SavedDialogues
 
     if folder is None:

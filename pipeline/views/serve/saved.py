@@ -1,4 +1,4 @@
-"""Dialogues kept as a dataset that ``evaluate`` reads: the spec's own train sessions, and the dialogues as test sessions."""
+"""Save dialogues as a dataset for ``evaluate``: the spec's train sessions, and the dialogues as test sessions."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ ABOUT = "dialogues.json"
 
 
 class OtherDataError(FashionNTMError):
-    """Saved dialogues that were made with other features or galleries, or with unknown ones."""
+    """Saved dialogues whose features or galleries are different or unknown."""
 
     exit_code = 3
 
 
 class SavedDialogues:
-    """A folder in the JSONL format (``manifests.datasets.jsonl``); every saved dialogue is one more line of it.
+    """A folder in the JSONL format (``manifests.datasets.jsonl``); each saved dialogue adds one line.
 
-    ``dialogues.json`` records the options to read it by, the data that all of its dialogues were made with, and for each
-    dialogue the runs that answered, with their weights.
+    ``dialogues.json`` records the dataset options, the data behind all of its dialogues, and for each dialogue the runs
+    that answered, with their weights.
     """
 
     def __init__(self, folder: Path, dataset: Dataset, made_with: Mapping[str, Any]):
-        """Write the folder unless it is there already. ``made_with``: store, galleries and train sessions by digest.
+        """Write the folder unless it exists. ``made_with``: digests of store, galleries and train sessions.
 
-        Raises FashionNTMError where the folder holds something else, OtherDataError where its dialogues were made with
-        other data, naming what differs.
+        Raises FashionNTMError if the folder has other contents, OtherDataError if its dialogues were made with other
+        data, naming the differences.
         """
         self.folder, self._lock = folder, Lock()
         self._marker = folder / ABOUT
@@ -53,7 +53,7 @@ class SavedDialogues:
 
     @property
     def about(self) -> dict[str, Any]:
-        """The content of ``dialogues.json``. Raises FashionNTMError when it cannot be read."""
+        """Return the content of ``dialogues.json``. Raises FashionNTMError when it cannot be read."""
         try:
             found = json.loads(self._marker.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -62,11 +62,11 @@ class SavedDialogues:
 
     @property
     def options(self) -> dict[str, str]:
-        """Options under which the jsonl dataset reads the folder."""
+        """Return the options with which the jsonl dataset reads the folder."""
         return self.about["options"]
 
     def of_other_runs(self, trained: Iterable[Trained]) -> str:
-        """One line on the dialogues that other runs, or other weights of these, answered; "" where there are none."""
+        """Describe, on one line, dialogues answered by other runs or by other weights of these; "" if there are none."""
         present = {(m["run"], m["weights"]) for m in models_of(trained)}
         saved = self.about["dialogues"].values()
         strange = [[m for m in models if (m["run"], m["weights"]) not in present] for models in saved]
@@ -77,13 +77,15 @@ class SavedDialogues:
         return f"{self.folder}: {count:,} of {len(saved):,} saved dialogues are of other runs ({', '.join(sorted(others))})"
 
     def add(self, session: Session, trained: Iterable[Trained]) -> None:
-        """Append a dialogue that ``trained`` answered; saved again, it replaces its earlier form."""
+        """Append a dialogue that ``trained`` answered, or replace its earlier version."""
         path = self.folder / SESSIONS
         with self._lock:
             about = self.about
             about["dialogues"][session.id] = models_of(trained)
             self._write(about)
-            kept = path.read_text(encoding="utf-8").split("\n")  # not splitlines(): texts may hold U+2028 and the like
+            kept = path.read_text(encoding="utf-8").split(
+                "\n"
+            )  # not splitlines(): texts may contain U+2028 and similar
             lines = [line for line in kept if line and json.loads(line)["id"] != session.id]
             lines.append(json.dumps(session.model_dump(), ensure_ascii=False))
             replace_atomically(path, ("\n".join(lines) + "\n").encode())

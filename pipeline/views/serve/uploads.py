@@ -1,4 +1,4 @@
-"""Admission of uploads, so that many large ones at once cannot fill the memory."""
+"""Admission control of uploads, so that many large ones at once cannot exhaust the memory."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Uploads:
 
     @asynccontextmanager
     async def body(self, request: Request) -> AsyncIterator[bytes]:
-        """The uploaded file, held until the block ends.
+        """Yield the uploaded file; its bytes count against the buffer until the block ends.
 
-        Raises RequestError: 413 for a file that is too large, 503 while too many others are held, 408 for one that takes
-        longer than ``limits.upload_seconds`` to arrive.
+        Raises RequestError: 413 for a file that is too large, 503 while the buffer is full, 408 for a transfer longer
+        than ``limits.upload_seconds``.
         """
         limits, parts, size = self.limits, [], 0
         large = f"the file is larger than {limits.upload_bytes / 1e6:.0f} MB: make it smaller"
@@ -50,7 +50,7 @@ class Uploads:
             self.held -= size
 
     async def decoded(self, work: Callable[[], T]) -> T:
-        """``work()``, which decodes and encodes an image, in one of ``limits.decodes`` threads; others wait."""
+        """Run ``work``, which decodes and encodes an image, in one of ``limits.decodes`` threads; others wait."""
         return await anyio.to_thread.run_sync(work, limiter=self._threads)
 
     @cached_property

@@ -1,1 +1,1 @@
-"""``study``: which model's results do people prefer? Blind, randomised comparisons, kept in one SQLite file."""
+"""``study``: a preference study with blind, randomized comparisons of models, stored in one SQLite file."""

@@ -1,4 +1,4 @@
-"""The study's page: one question at a time, models without their names, in an order of each participant's own."""
+"""Study page: one question at a time, models without names, in a random order per participant."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from pipeline.views.study.questions import StudyError
 from pipeline.views.study.store import StudyFile
 
 SIZE = 384
-MOST = 4096  # bytes of a request
+MOST = 4096  # largest size of a request in bytes
 
 
 def make_study_app(
     study: StudyFile, dataset: Dataset, title: str, token: str | None = None, hosts: tuple[str, ...] = ()
 ) -> Starlette:
-    """``token`` and ``hosts`` as in ``serve.app.make_app``."""
+    """Return the application. ``token`` and ``hosts`` as in ``serve.app.make_app``."""
     page = _Study(study, dataset, title)
     ours, theirs = (str(resources.files(name) / "static") for name in ("pipeline.views.study", "pipeline.views.serve"))
     routes = [
@@ -91,7 +91,7 @@ class _Study:
         return self._next(self.study.join(asked.get("name")))
 
     def _question(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """The question at a place of the participant's own order: to look back, and to change an answer."""
+        """Return the question at a position of the participant's order, to review or change an answer."""
         name, place = self.study.join(asked.get("name")), asked.get("place")
         if isinstance(place, bool) or not isinstance(place, int) or not 0 <= place < len(self.study.questions):
             raise RequestError(f"there is no question {place!r}", 404)
@@ -129,7 +129,7 @@ class _Study:
         }
 
     def _card(self, image: str) -> dict[str, Any]:
-        """A picture without its id: nothing on the page tells which model retrieved it."""
+        """Return a picture without its id, so that the page does not reveal the model that retrieved it."""
         place = self.places[image]
         return {
             "words": self.pictures.words(image),

@@ -1,4 +1,4 @@
-"""Figure 7: how often each participant preferred each model."""
+"""Plot Figure 7: preference counts of each model by participant."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pipeline.views.study.results import StudyResults
 
 
 def write_chart(path: Path, results: StudyResults) -> None:
-    """Grouped bars, one group a participant, as PNG, PDF or SVG by the file's suffix.
+    """Write grouped bars, one group per participant, as PNG, PDF or SVG by the file's suffix.
 
-    Raises IncompleteError without matplotlib, or for a suffix that it does not write.
+    Raises IncompleteError without matplotlib, or for an unsupported suffix.
     """
     try:
         from matplotlib.figure import Figure

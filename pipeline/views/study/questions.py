@@ -1,4 +1,4 @@
-"""The questions of a study: sessions drawn at random, with what each model retrieves at their end."""
+"""Questions of a study: sessions drawn at random, with the final results of each model."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ MOST_MODELS = 4
 
 
 class StudyError(FashionNTMError, ValueError):
-    """A study that cannot be asked, or an answer that does not fit it."""
+    """A study without valid questions, or an answer that does not match it."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """``options``: model labels that retrieved the same images, and the images, best first. Two options or more."""
+    """``options``: two or more pairs of model labels with equal results, and their images, best first."""
 
     number: int
     session: str
     options: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
 
     def shuffled(self, seed: int, participant: str) -> list[int]:
-        """Places of the options in the order that this participant sees: the same each time it is asked."""
+        """Return the option indices in this participant's order, which is deterministic."""
         order = list(range(len(self.options)))
         random.Random(f"{seed} {participant} {self.number}").shuffle(order)
         return order
@@ -35,10 +35,10 @@ class Question:
 def draw_questions(
     bed: TestBed, models: Sequence[Trained], count: int, k: int, seed: int
 ) -> tuple[list[Question], int]:
-    """``count`` questions on sessions where not all models retrieve the same ``k`` images, in a random order; and
-    on how many of the test sessions the models differ.
+    """Draw ``count`` questions in random order from sessions where the models' top ``k`` images differ; also return
+    the number of such test sessions.
 
-    Raises StudyError for one model, too many of them, or no session where they differ.
+    Raises StudyError for a single model, too many models, or no session where they differ.
     """
     if not 2 <= len(models) <= MOST_MODELS:
         raise StudyError(f"a study compares 2 to {MOST_MODELS} models, not {len(models)}: name them with --model")

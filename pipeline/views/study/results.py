@@ -1,4 +1,4 @@
-"""What the answers say: preference rates with intervals, and sign tests between each two models."""
+"""Results of a study: preference rates with intervals, and sign tests for each pair of models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.views.study.store import StudyFile
 
 @dataclass(frozen=True)
 class Rate:
-    """How often a model's results were chosen, of the answers with a preference. ``low``, ``high``: Wilson, 95%."""
+    """Share of answers with a preference that chose a model's results. ``low``, ``high``: Wilson interval, 95%."""
 
     model: str
     title: str
@@ -29,9 +29,9 @@ class Rate:
 
 @dataclass(frozen=True)
 class SignTest:
-    """Answers (or sessions, by majority of the participants) for one model alone, and for the other alone.
+    """Counts of answers (or sessions, by majority of the participants) for only one, and for only the other model.
 
-    ``p``: exact two-sided binomial; ``holm``: the same, corrected for the number of pairs.
+    ``p``: exact two-sided binomial; ``holm``: ``p`` corrected for the number of pairs.
     """
 
     one: str
@@ -50,7 +50,7 @@ class StudyResults:
     questions: int
     answers: int
     no_preference: int
-    shared: int  # answers for an option that several models had
+    shared: int  # answers for an option shared by several models
     rates: tuple[Rate, ...]
     tests: tuple[SignTest, ...]
     participants: dict[str, dict[str, int]]  # name -> model -> times chosen (Figure 7)
@@ -62,7 +62,7 @@ class StudyResults:
         return asdict(self) | {"rates": [asdict(rate) | {"rate": rate.rate} for rate in self.rates]}
 
     def text(self) -> str:
-        """The results for a terminal."""
+        """Return the results as text for a terminal."""
         unit = "result" if self.k == 1 else f"{self.k} results"
         lines = [
             f"study of {self.spec}: top {self.k}, {self.questions} questions, {len(self.progress)} participants, "
@@ -104,7 +104,7 @@ class StudyResults:
 
 
 def study_results(study: StudyFile) -> StudyResults:
-    """Raises IncompleteError when nothing was answered yet, or scipy is not installed."""
+    """Compute the results of a study. Raises IncompleteError without answers, or if scipy is not installed."""
     try:
         from scipy.stats import binomtest
     except ImportError:
@@ -167,7 +167,7 @@ def _tests(labels: list[str], votes: dict[int, list[tuple[str, ...]]]) -> list[S
 
 
 def _holm(values: list[float]) -> list[float]:
-    """Holm's step-down correction, in the order of ``values``."""
+    """Return p-values with Holm's step-down correction, in the order of ``values``."""
     out, reached = [0.0] * len(values), 0.0
     for place, number in enumerate(sorted(range(len(values)), key=values.__getitem__)):
         reached = max(reached, min(1.0, values[number] * (len(values) - place)))

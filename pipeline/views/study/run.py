@@ -1,4 +1,4 @@
-"""Makes a study of a spec, or opens it again, and serves its page."""
+"""Create or reopen the study of a spec."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.views.retrieval.trained import Trained, trained_runs
 from pipeline.views.study.questions import MOST_MODELS, StudyError, draw_questions
 from pipeline.views.study.store import StudyFile
 
-PREFERRED = ("cm_ntm", "lstm", "ewma")  # the paper's three (section 4.6), where they are trained
+PREFERRED = ("cm_ntm", "lstm", "ewma")  # the paper's three (section 4.6), if they are trained
 
 
 def default_path(workspace: Workspace, spec: RunSpec) -> Path:
@@ -35,10 +35,10 @@ def open_study(
     device: str = "auto",
     log: Callable[[str], None] = lambda _: None,
 ) -> StudyFile:
-    """The study in ``path``, made if it is not there. What was asked once stays as it is: answers must compare.
+    """Open the study in ``path``, or create it. Existing questions never change, so that answers stay comparable.
 
-    Raises StudyError when the file holds a study of other settings, or of other runs, weights, features, galleries or
-    test sessions than those there are now, naming them.
+    Raises StudyError when the settings, runs, weights, features, galleries or test sessions of the file differ from the
+    current ones, naming them.
     """
     asked = {
         "spec": spec.name,
@@ -78,7 +78,7 @@ def _data_of(stage: Experiment) -> dict[str, Any]:
 
 
 def _check_identity(study: StudyFile, stage: Experiment) -> None:
-    """Raise StudyError where the questions were drawn from other models or data than those there are now."""
+    """Raise StudyError if the questions were drawn from other models or data than the current ones."""
     known = {m["label"]: {"run": m["run"], "weights": m.get("weights")} for m in study.about["models"]}
     models = models_of(trained_runs(stage)[0])
     present = {m[name]: {"run": m["run"], "weights": m["weights"]} for name in ("label", "run") for m in models}

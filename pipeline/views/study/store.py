@@ -1,4 +1,4 @@
-"""A study in one SQLite file (WAL): what is asked, and every answer as soon as it is given."""
+"""Store a study in one SQLite file (WAL): its questions, and every answer immediately."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from manifests.errors import IncompleteError
 from pipeline.views.study.questions import Question, StudyError
 
 FORMAT = 1
-NAME = 60  # characters of a participant's name
+NAME = 60  # longest participant name in characters
 SCHEMA = """
 CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE question (number INTEGER PRIMARY KEY, session TEXT NOT NULL, options TEXT NOT NULL);
@@ -36,7 +36,7 @@ class Answer:
 
 
 class StudyFile:
-    """One study. Each call opens the file for itself, so any number of threads and processes may share it."""
+    """One study. Each call opens its own connection, so any number of threads and processes may share the file."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -54,7 +54,7 @@ class StudyFile:
 
     @classmethod
     def create(cls, path: Path, about: dict[str, Any], questions: Sequence[Question]) -> StudyFile:
-        """A new study; written whole under another name first, so that an interrupted start leaves none."""
+        """Create a study; it is written under a temporary name first, so that an interrupted call leaves no file."""
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + ".part")
         part.unlink(missing_ok=True)
@@ -78,7 +78,7 @@ class StudyFile:
         db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
         try:
             db.execute("PRAGMA journal_mode=WAL")
-            db.execute("PRAGMA synchronous=FULL")  # an answer that was acknowledged survives a power cut
+            db.execute("PRAGMA synchronous=FULL")  # an acknowledged answer survives a power failure
             db.execute("PRAGMA foreign_keys=ON")
             yield db
         finally:
@@ -86,11 +86,11 @@ class StudyFile:
 
     @property
     def models(self) -> list[str]:
-        """Labels of the models compared."""
+        """Labels of the compared models."""
         return [model["label"] for model in self.about["models"]]
 
     def join(self, name: object) -> str:
-        """The participant's name as it is kept; one who has been here before goes on. Raises StudyError."""
+        """Register or resume a participant; return the stored name. Raises StudyError for an invalid name."""
         if not isinstance(name, str):
             raise StudyError("a name is a text")
         kept = " ".join("".join(c if c.isprintable() else " " for c in name).split())
@@ -103,21 +103,21 @@ class StudyFile:
         return kept
 
     def order(self, participant: str) -> list[int]:
-        """Question numbers in the order that this participant gets them."""
+        """Return the question numbers in this participant's order."""
         numbers = [q.number for q in self.questions]
         random.Random(f"{self.about['seed']} {participant}").shuffle(numbers)
         return numbers
 
     def answered(self, participant: str) -> dict[int, int | None]:
-        """Question number -> option, of one participant."""
+        """Return question number -> option, of one participant."""
         with self._open() as db:
             return dict(
                 db.execute("SELECT question, option FROM answer WHERE participant = ?", (participant,)).fetchall()
             )
 
     def answer(self, participant: str, number: int, shown: int | None, seconds: float | None) -> None:
-        """Keep an answer: the place of the chosen option as it was shown, or None for no preference. A second answer
-        to the same question replaces the first. Raises StudyError for a question, place or participant that is not there.
+        """Store an answer: the displayed position of the chosen option, or None for no preference. A second answer to
+        the same question replaces the first. Raises StudyError for an unknown question, position or participant.
         """
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(self.questions):
             raise StudyError(f"there is no question {number!r}")
@@ -132,7 +132,7 @@ class StudyFile:
                 raise StudyError(f"{participant!r} takes no part in this study: join first") from None
 
     def answers(self) -> list[Answer]:
-        """All answers, by participant and question."""
+        """Return all answers, by participant and question."""
         with self._open() as db:
             rows = db.execute(
                 "SELECT participant, question, option FROM answer ORDER BY participant, question"
