@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,12 +162,9 @@ def _composer(
     """Load the composer with the functions used for composing, if there is a backbone store."""
     request = composer_request(spec)
     assert request is not None
-    try:
+    with suppress(StoreError):  # no backbone yet, or a damaged one: there is nothing to compose from
         store = Store.open(backbone).bound_to(catalogue)
-    except StoreError:
-        store = None
-    if store is not None and {"image", "text"} <= store.tables.keys():
-        ready = _ready_composer(request, spec, dataset, store)
+        ready = _ready_composer(request, spec, dataset, store) if {"image", "text"} <= store.tables.keys() else None
         if ready is not None:
             composer, weights, *crossed = ready
             return _Made(composed_fields(store, composer, weights, *crossed), composer, *crossed)

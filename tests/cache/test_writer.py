@@ -70,10 +70,11 @@ def test_fields_that_look_equal_are_told_apart(path: Path, writer, old, new) -> 
         writer(fields=new)
 
 
-def test_tuples_and_the_order_of_fields_make_no_difference(path: Path, writer) -> None:
-    writer(fields={"a": (1, 2), "b": {"c": 1, "d": 2}}).close()
+def test_tuples_and_the_order_of_fields_make_no_difference(tmp_path: Path, writer) -> None:
+    path = tmp_path / "other"
+    writer(path, fields={"a": (1, 2), "b": {"c": 1, "d": 2}}).close()
     before = Store.open(path).fingerprint
-    writer(fields={"b": {"d": 2, "c": 1}, "a": [1, 2]}).close()  # no mismatch
+    writer(path, fields={"b": {"d": 2, "c": 1}, "a": [1, 2]}).close()  # no mismatch
     assert Store.open(path).fingerprint == before
 
 

@@ -25,9 +25,9 @@ def test_saved_dialogues(tmp_path: Path) -> None:
         s.model_copy(update={"id": f"{n}{ODD}", "turns": (Turn(reference=s.target, captions=(ODD,)), *s.turns)})
         for n, s in enumerate(data.split("test")[:2])
     )
-    saved = SavedDialogues(tmp_path / "saved", data)
+    saved = SavedDialogues(tmp_path / "saved", data, {})
     for session in (first, second, first):
-        saved.add(session)
+        saved.add(session, [])
     source = datasets.get("jsonl")
     again = source.load(source.Options(**saved.options), tmp_path).split("test")
     assert again == (second, first)

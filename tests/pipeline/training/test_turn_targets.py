@@ -32,7 +32,11 @@ def test_training_targets_are_the_turns_targets(tmp_path: Path, given: tuple[Ses
         wanted = follows if session.turn_targets == "next" else follows[-1:].expand(n, -1)
         assert made.equal(wanted)
     assert {(t.reference, t.target) for t in triplets_of(given)} == {p for s in given for p in s.pairs}
-    assert {(a, b) for a, _, b in triplets(store, given).identity} == {p for s in given for p in s.pairs}
+    found, names = triplets(store, given), {key: image for image, key in store.catalogue().items()}
+    image = [names[key.tobytes()] for key in store.keys("image")]
+    assert {(image[a], image[b]) for a, b in zip(found.reference, found.target, strict=True)} == {
+        p for s in given for p in s.pairs
+    }
 
 
 def test_a_run_of_other_turn_targets_is_another_run(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from cli import main
 from manifests.errors import ManifestError
 from pipeline.evaluation.files import load_results, load_summary
+from pipeline.jobs.identities import make_run
 from pipeline.views.report.build import Options, gather
 from pipeline.views.report.charts import heat, lines, scatter
 from pipeline.views.report.curves import diagnostics, memory_figure
@@ -110,7 +111,7 @@ def test_logged_diagnostics_and_timed_ablations_become_figures(demo: Project) ->
     log, timing = trained[0].folder.path / "diagnostics.jsonl", demo.folder / "ablations" / "figure8" / "timing.json"
     entry = {"row_spread": [[0.0, 0.25, 0.9], [0.0, 0.5, 0.9]], "read_entropy": [[1.0, 1.2], [0.4, 0.4]]}
     entry |= {"gradient": {"addressing": [1e-3, 2e-3], "key": [0.0, 0.0]}, "slots": 4}
-    other = trained[0].folder.path.with_name("0123456789ab")
+    other = stage.folder(make_run(stage.spec, "cm_ntm", 1)).path
     try:
         log.write_text("".join(json.dumps({"epoch": n, **entry}) + "\n" for n in (1, 2)) + '{"epo', encoding="utf-8")
         found = {figure.title: figure for figure in diagnostics(trained, "mini")}
@@ -120,10 +121,12 @@ def test_logged_diagnostics_and_timed_ablations_become_figures(demo: Project) ->
         timing.parent.mkdir(parents=True)
         timing.write_text(json.dumps({"runs": {trained[0].run: {"milliseconds": 0.25}}}), encoding="utf-8")
         assert "fewer than two" in memory_figure(stage).why_not
-        shutil.copytree(trained[0].folder.path, other)
+        run = make_run(stage.spec, "cm_ntm", 1)
+        stage.train(run)
+        stage.evaluate(run)
         runs = {run: {"milliseconds": 0.25} for run in (trained[0].run, other.name)}
         timing.write_text(json.dumps({"runs": runs}), encoding="utf-8")
-        assert memory_figure(stage).svg.count("C = 2: 4 slots of D, seed 0") == 2
+        assert memory_figure(stage).svg.count("C = 2: 4 slots of D, seed") == 2
         timing.write_text("{", encoding="utf-8")
         assert "fewer than two" in memory_figure(stage).why_not
     finally:

@@ -93,7 +93,7 @@ def test_live_queries_use_the_composer_of_the_store(demo: Project, tmp_path: Pat
     composer = Component(name="gated", weights=str(folder))
     spec = spec_with(demo, Path(str(demo.spec.extractor.options["model"])), composer)
     workspace = made(spec, demo, tmp_path / "out")
-    queries, store = Queries(spec, demo.dataset, workspace), workspace.store(spec)
+    queries, store = Queries(spec, demo.dataset, workspace), workspace.store(spec, demo.dataset)
     turn = demo.dataset.split("test")[0].turns[0]
     key = pair_key(store.catalogue()[turn.reference], text_key(turn.text))
     wanted = store.gather("query", store.find("query", stack_keys([key])))[0]

@@ -201,7 +201,7 @@ def test_a_study_of_other_weights_or_data_is_not_gone_on_with(demo: Project, tmp
         for parameter in model.parameters():
             parameter.mul_(1.01)
     save_model(folder, model)
-    with pytest.raises(StudyError, match=rf"\(models\.cm_ntm\.weights: \"{weights[:12]}.* -> .*name a new file"):
+    with pytest.raises(StudyError, match=rf"\(models\.cm_ntm: .*{weights[:12]}.* -> null"):
         open_study(path, demo.spec, demo.dataset, workspace, **asked)
     shutil.rmtree(folder)
     with pytest.raises(StudyError, match=rf"\(models\.cm_ntm: .*{cm_ntm.run}.* -> null\)"):
