@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from manifests.errors import ManifestError
+from manifests.identity import caption_key, stack_keys
 from manifests.leaks import pair_exposure
 from manifests.schema import Dataset, Session
 from pipeline.analysis.history import _other_chains
@@ -16,6 +17,7 @@ from pipeline.training.data import session_features
 from pipeline.training.recombine import Histories
 from pipeline.training.runs import sessions_digest
 from tests.pipeline.training.sessions import sessions, write_store
+from tests.worlds import world, write_backbone
 
 NEXT = sessions((2, 3, 4))
 FINAL = tuple(s.model_copy(update={"turn_targets": "final"}) for s in NEXT)
@@ -32,11 +34,22 @@ def test_training_targets_are_the_turns_targets(tmp_path: Path, given: tuple[Ses
         wanted = follows if session.turn_targets == "next" else follows[-1:].expand(n, -1)
         assert made.equal(wanted)
     assert {(t.reference, t.target) for t in triplets_of(given)} == {p for s in given for p in s.pairs}
-    found, names = triplets(store, given), {key: image for image, key in store.catalogue().items()}
-    image = [names[key.tobytes()] for key in store.keys("image")]
-    assert {(image[a], image[b]) for a, b in zip(found.reference, found.target, strict=True)} == {
-        p for s in given for p in s.pairs
+
+
+def test_a_composer_is_fitted_on_the_turns_targets(tmp_path: Path) -> None:
+    data = world()
+    backbone = write_backbone(tmp_path / "backbone", data)
+    image = {
+        row: name
+        for name, row in zip(
+            data.images, backbone.find("image", stack_keys(map(caption_key, data.images))), strict=True
+        )
     }
+    for kind in ("next", "final"):
+        given = [s.model_copy(update={"turn_targets": kind}) for s in data.split("train")]
+        found = triplets(backbone, given)
+        pairs = {(image[a], image[b]) for a, b in zip(found.reference, found.target, strict=True)}
+        assert pairs == {pair for s in given for pair in s.pairs}
 
 
 def test_a_run_of_other_turn_targets_is_another_run(tmp_path: Path) -> None:

@@ -14,12 +14,13 @@ from manifests.errors import IncompleteError
 from manifests.identity import pair_key, stack_keys, text_key
 from manifests.schema import Component, RunSpec
 from pipeline.composition.checkpoint import load_composer, save_composer
+from pipeline.core.binding import StaleError
 from pipeline.core.workspace import Workspace
 from pipeline.extraction.extractors import load_extractor
 from pipeline.extraction.fitting.job import fit_extractor_spec
 from pipeline.jobs.stage1 import extract_spec
 from pipeline.jobs.stage2 import train_spec
-from pipeline.views.retrieval.live import OtherModelError, store_extractor
+from pipeline.views.retrieval.live import store_extractor
 from pipeline.views.retrieval.queries import Queries
 from pipeline.views.serve.run import open_engine
 from tests.pipeline.extraction.conftest import save_clip
@@ -104,5 +105,5 @@ def test_live_queries_use_the_composer_of_the_store(demo: Project, tmp_path: Pat
         for parameter in other.parameters():
             parameter.add_(0.1)
     save_composer(folder, other, {})
-    with pytest.raises(OtherModelError, match=r"\(composer\.weights: \"\w+\.* -> \"\w+\.*\): run `fit-composer "):
-        Queries(spec, demo.dataset, workspace)
+    with pytest.raises(StaleError, match=r"\(weights: \"\w+\.* -> \"\w+\.*\): run `fit-composer "):
+        Queries(spec, demo.dataset, Workspace(workspace.out))
