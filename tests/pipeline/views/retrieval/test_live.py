@@ -105,5 +105,7 @@ def test_live_queries_use_the_composer_of_the_store(demo: Project, tmp_path: Pat
         for parameter in other.parameters():
             parameter.add_(0.1)
     save_composer(folder, other, {})
-    with pytest.raises(StaleError, match=r"\(weights: \"\w+\.* -> \"\w+\.*\): run `fit-composer "):
+    with pytest.raises(
+        StaleError, match=r"model files changed .*composer\.weights:composer\.safetensors.*run `extract "
+    ):
         Queries(spec, demo.dataset, Workspace(workspace.out))
