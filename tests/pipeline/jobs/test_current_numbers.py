@@ -86,6 +86,9 @@ class Home:
         """Run ids of the two models."""
         return [s["run"] for s in json.loads(self.call("evaluate", spec, "--json").stdout)]
 
+    def ids_on_disk(self, model: str) -> list[str]:
+        return sorted(path.name for path in (self.folder / "out" / "runs").glob(f"*/{model}/*"))
+
     def fresh(self, spec: str) -> dict[str, float]:
         shutil.rmtree(self.folder / "fresh", ignore_errors=True)
         return self.run(spec, "fresh")
@@ -212,7 +215,7 @@ def test_every_trained_seed_is_shown(home: Home) -> None:
     assert [s["seed"] for s in found] == [0, 1, 2]
 
 
-def test_status_reads_no_feature(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_table_and_figure_read_no_feature(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     from cache import Store
 
     def refuse(self: Store, *_: object, **__: object) -> None:
@@ -220,8 +223,15 @@ def test_status_reads_no_feature(home: Home, monkeypatch: pytest.MonkeyPatch) ->
 
     for name in ("gather", "load", "read", "stream"):
         monkeypatch.setattr(Store, name, refuse)
-    done = home.call("status", home.spec("s", "a"))
+    spec = home.spec("s", "a")
+    done = home.call("status", spec)
     assert done.exit_code == 0, done.output
+    for words in (("table", "2", "--spec", spec), ("figure", "8", "--format", "csv", "--run", spec)):
+        assert home.call(*words).exit_code == 0
+    shown = home.call("table", "2", "--spec", spec, "--format", "csv").stdout
+    assert shown and any(
+        i in home.call("table", "2", "--spec", spec, "--format", "json").stdout for i in home.ids_on_disk("lstm")
+    )
 
 
 def test_a_workspace_of_an_earlier_version_is_listed_and_never_mixed_in(home: Home) -> None:
