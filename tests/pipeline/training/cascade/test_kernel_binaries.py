@@ -54,9 +54,9 @@ def test_padded_slots_compile_in_both_precisions(numbers: str, tmp_path: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("numbers", ["fp32", "fp64"])
-@pytest.mark.parametrize("hidden", [7, 100])
+@pytest.mark.timeout(1500)  # some eighty compilations
+@pytest.mark.parametrize(("hidden", "numbers"), [(100, "fp32"), (7, "fp64")])
 def test_they_compile_for_every_number_of_stages_of_the_tables(hidden: int, numbers: str, tmp_path: Path) -> None:
-    """Slots that fill their lanes and slots that do not; nothing is spilled in the numbers that training computes in."""
-    for needed in compiled(tmp_path, 90, numbers, "1,2,4,8,16", hidden, "4,5,8"):
+    """The sizes that training and the equality tests compute in, with slots that fill their lanes and slots that do not."""
+    for needed in compiled(tmp_path, 90, numbers, "1,2,4,8,16", hidden, "4,5"):
         assert numbers == "fp64" or needed["STACK"] <= SPILLED, needed
