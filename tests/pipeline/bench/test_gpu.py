@@ -83,7 +83,7 @@ def test_tests_are_counted_those_that_failed_are_named_and_the_next_part_runs(tm
 def test_a_short_extraction_is_measured() -> None:
     figures = gpu.run(parts="extract", images=8, layers=1, **SMALL)
     assert figures["extract"]["figures"]["images"] == 8 and "error" not in figures["extract"]
-    assert "engine" in gpu.render(figures)
+    assert "extraction, overlapped" in gpu.render(figures)
 
 
 def test_an_unknown_part_gets_the_nearest() -> None:
