@@ -158,13 +158,13 @@ class SourceRecord:
         return cls({name: [sha, _stat(_path_of(spec, name))] for name, sha in digests.items()})
 
     def changes(self, spec: RunSpec) -> list[str]:
-        """Return the names of recorded files whose content has changed. Missing files are not compared."""
+        """Return the names of files that changed, went or came. An option whose path does not exist is not compared."""
         found = []
         for name, (sha, stat) in self.files.items():
             path = _path_of(spec, name)
-            if path is None or not path.is_file() or _stat(path) == stat:
+            if path is None:
                 continue
-            if sha256_of(path) != sha:
+            if not path.is_file() or (_stat(path) != stat and sha256_of(path) != sha):
                 found.append(name)
         present = {
             f"{o}:{p.relative_to(r).as_posix()}"

@@ -47,7 +47,7 @@ class Workspace:
         self.out = out
         self.stores = out / "stores"
         self.runs = out / "runs"
-        self._checked: dict[Any, dict[str, bytes]] = {}  # bindings already checked in this process
+        self._checked: dict[Any, tuple[Dataset, dict[str, bytes]]] = {}  # bindings already checked in this process
 
     def note_path(self, spec: RunSpec) -> Path:
         """Return the record's path, one per spec, dataset and extractor, so that specs of one name do not collide."""
@@ -96,9 +96,9 @@ class Workspace:
         Raises StaleError if ids, files, captions, image bytes or model files have changed, naming the first ones.
         """
         note = self.extracted(spec)
-        key = (note.binding, note.declared, id(dataset))
+        key = (self.note_path(spec), str(spec.composer), note.binding, note.declared, id(dataset))
         if key in self._checked:
-            return self._checked[key]
+            return self._checked[key][1]
         again = f"run `extract {spec.asked}`"
         keys = load_binding(self.bindings, note.binding)
         if declared_digest(dataset) != note.declared:
@@ -114,7 +114,7 @@ class Workspace:
         if files:
             shown = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
             raise StaleError(f"model files changed since the extraction of spec '{spec.name}' ({shown}): {again}")
-        self._checked[key] = keys
+        self._checked[key] = dataset, keys  # the dataset is kept so that its id is not given again
         return keys
 
     def backbone(self, spec: RunSpec, dataset: Dataset) -> Store:

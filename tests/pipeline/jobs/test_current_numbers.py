@@ -206,6 +206,16 @@ def test_a_new_model_under_the_old_path(home: Home) -> None:
     assert home.run(spec) == home.fresh(spec)
 
 
+@pytest.mark.parametrize("change", ["removed", "added"])
+def test_a_file_less_or_more_in_the_model_folder(home: Home, change: str) -> None:
+    spec = home.spec("s", "a")
+    if change == "removed":
+        (home.folder / "clip" / "tokenizer_config.json").unlink()
+    else:
+        (home.folder / "clip" / "adapter_config.json").write_text("{}", "utf-8")
+    stale(home, spec, "model files changed", "_config.json")
+
+
 def test_every_trained_seed_is_shown(home: Home) -> None:
     spec = home.spec("s", "a")
     assert home.call("train", spec, "--model", "lstm", "--seeds", "0..2").exit_code == 0
