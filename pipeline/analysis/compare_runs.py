@@ -14,7 +14,7 @@ from manifests.schema import RunSpec, Session
 from pipeline.analysis.compare import CompareError, Comparison, Method, compare
 from pipeline.core.binding import StaleError
 from pipeline.evaluation.files import ResultFiles, load_results
-from pipeline.jobs.currency import Currency
+from pipeline.jobs.currency import Currency, NotCheckedError
 from pipeline.training.errors import RunError
 from pipeline.training.runs import RunFolder, list_runs
 
@@ -133,21 +133,23 @@ def _method(name: str, folders: Sequence[RunFolder], view: str) -> tuple[Method,
 
 def _current(folders: Sequence[RunFolder], record: Mapping[str, Any], data: Path, out: Path, view: str) -> list[str]:
     """Return a note if the data is unavailable. Raises StaleError if a run or its evaluation is not of ``data``."""
-    found = Currency(data, out).identities(record)
-    if isinstance(found, str) and found.startswith("not checked"):
-        return [f"Whether the runs are of the present data is {found}."]
-    name = (record.get("spec") or {}).get("name", "SPEC")
+    currency = Currency(data, out)
+    try:
+        found = currency.identities(record)
+    except NotCheckedError as error:
+        return [f"Whether the runs are of the present data is {error}."]
+    name = found.spec.name
     for folder in folders:
-        run = None if isinstance(found, str) else found.run_of(folder.record()["identity"])
-        if isinstance(found, str) or run is None:
+        run = found.run_of(folder.record()["identity"])
+        if run is None:
             raise StaleError(
-                f"run {folder.id} ({folder.model}) is of other data than {data} holds now: run `run {name}`"
+                f"run {folder.id} ({folder.model}) is of other data than {data} holds now: run `{currency.command('run', name)}`"
             )
         files = _files(folder, view)
         if changed := files.stale(found.evaluation_identity(run, files.view())):
             raise StaleError(
                 f"the evaluation of run {folder.id} ({folder.model}) is of other data ({'; '.join(changed)}): "
-                f"run `evaluate {name} --model {folder.model}`"
+                f"run `{currency.command('evaluate', name, '--model', folder.model)}`"
             )
     return []
 

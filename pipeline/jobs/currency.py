@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from manifests.errors import FashionNTMError
+from manifests.errors import FashionNTMError, IncompleteError
 from manifests.load import load_dataset
 from manifests.schema import RunSpec
 from pipeline.core.workspace import Workspace
@@ -15,36 +16,54 @@ from pipeline.jobs.identities import RunIdentities
 from pipeline.training.runs import IDENTITY_VERSION
 
 
+class NotCheckedError(IncompleteError):
+    """The data of a recorded spec is not at hand, so nothing can be said of its runs."""
+
+
 class Currency:
-    """Cache of recorded specs, each loaded once, with datasets from ``data`` and stores from ``out``."""
+    """Loads each spec that runs were recorded with once, from the data sets in ``data`` and the stores in ``out``."""
 
     def __init__(self, data: Path, out: Path):
-        self.data, self.workspace = data, Workspace(out)
-        self._known: dict[str, RunIdentities | str] = {}
+        self.data, self.out, self.workspace = data, out, Workspace(out)
+        self._known: dict[str, RunIdentities | IncompleteError] = {}
 
-    def identities(self, record: Mapping[str, Any]) -> RunIdentities | str:
-        """Return the run identities of the recorded spec on the present data, or the reason why there are none."""
+    def identities(self, record: Mapping[str, Any]) -> RunIdentities:
+        """Return the identities of the recorded spec on the present data.
+
+        Raises NotCheckedError if its data is not at hand, and IncompleteError if its features are missing or stale.
+        """
         key = json.dumps(record.get("spec"), sort_keys=True)
         if key not in self._known:
             self._known[key] = self._load(record.get("spec"))
-        return self._known[key]
+        found = self._known[key]
+        if isinstance(found, IncompleteError):
+            raise found
+        return found
 
-    def _load(self, recorded: Any) -> RunIdentities | str:
+    def _load(self, recorded: Any) -> RunIdentities | IncompleteError:
         try:
             spec = RunSpec.model_validate(recorded)
+            spec = spec.model_copy(update={"given": self.command(spec.name)})
             dataset = load_dataset(spec, self.data)
         except (FashionNTMError, ValueError):
-            return f"not checked: its data is not in {self.data}"
+            return NotCheckedError(f"not checked: its data is not in {self.data}")
         try:
             return RunIdentities(spec, dataset, self.workspace)
-        except FashionNTMError:
-            return "of other data"
+        except IncompleteError as error:
+            return error
+
+    def command(self, *words: str) -> str:
+        """Return ``words`` with the options that name the folders, to paste after a command."""
+        return shlex.join([*words, "--data", str(self.data), "--out", str(self.out)])
 
     def of(self, record: Mapping[str, Any]) -> str:
-        """Return "current", "of other data", "of an earlier version", or why the run was not checked."""
+        """Return "current", "of other data", "of an earlier version", or why the run cannot be compared."""
         if record.get("identity", {}).get("version") != IDENTITY_VERSION:
             return "its identity is of an earlier version: train it again to use it"
-        found = self.identities(record)
-        if isinstance(found, str):
-            return found
+        try:
+            found = self.identities(record)
+        except NotCheckedError as error:
+            return str(error)
+        except IncompleteError:
+            return "its data changed since it was extracted: `extract`, then see"
         return "current" if found.run_of(record["identity"]) is not None else "of other data"
