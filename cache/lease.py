@@ -94,7 +94,7 @@ class Lease:
 
     def _busy(self, about: dict[str, Any], age: float, can_die: bool) -> StoreBusyError:
         owner = f"process {about['pid']} on {about['host']} since {about['since']}" if about else "owner unknown"
-        later = f", or wait: a writer without a sign of life for {STALE:.0f} s is taken for dead" if can_die else ""
+        later = f", or wait: a lease that is not renewed for {STALE:.0f} s expires" if can_die else ""
         return StoreBusyError(
             f"{self.directory} is being written by another process ({owner}; last sign of life {age:.0f} s ago): wait "
             f"for it, or stop it{later}, and run the same command again"
@@ -107,7 +107,7 @@ class Lease:
         new = next((_read(path) for path in reversed(_leases(self.directory))), {})
         owner = f"process {new['pid']} on {new['host']} since {new['since']} has it now" if new else "its lease is gone"
         raise StoreBusyError(
-            f"this process was taken for dead and has lost {self.directory}: {owner}. What it had committed is whole; "
+            f"the lease of this process on {self.directory} expired: {owner}. Everything committed before is whole; "
             "run the same command again when the store is free"
         )
 

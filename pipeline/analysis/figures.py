@@ -74,7 +74,7 @@ def paper_figure(
     lines = [str(path) for path in written] + list(figure.notes)
     absent = [point.label for point in figure.points if not point.whole]
     fewer = [point.label for point in figure.points if point.whole and point.command]
-    lines += [f"not drawn, for want of a run or a time: {', '.join(absent)}"] if absent else []
+    lines += [f"not drawn (missing: a run, a timing): {', '.join(absent)}"] if absent else []
     lines += [f"of fewer seeds than the ablation has: {', '.join(fewer)}"] if fewer else []
     lines += [f"to fill: {_ablate(spec, run, options)}"] if absent or fewer else []
     return "\n".join(lines) + "\n"

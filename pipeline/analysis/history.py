@@ -49,7 +49,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Worth:
+class HistoryContribution:
     """``alpha``: of EWMA, chosen as for its row. ``weights``: [length][turns back], fitted on the train sessions."""
 
     dataset: str
@@ -66,7 +66,7 @@ class Worth:
 
     def text(self) -> str:
         lines = [
-            f"{self.dataset}, {self.part} sessions, store {self.features}: what the turns before the last one are worth",
+            f"{self.dataset}, {self.part} sessions, store {self.features}: how much earlier turns contribute",
             f"R@5 / R@8; EWMA's alpha is {self.alpha:g}",
             "",
         ]
@@ -95,7 +95,9 @@ def _table(lines: tuple[Line, ...]) -> list[str]:
     return out
 
 
-def history_worth(stage: Experiment, part: Literal["test", "train"] = "test", draws: int = 5, seed: int = 0) -> Worth:
+def history_contribution(
+    stage: Experiment, part: Literal["test", "train"] = "test", draws: int = 5, seed: int = 0
+) -> HistoryContribution:
     """Measure on the test sessions of ``stage``, or on the fitted train sessions ranked among their own targets.
 
     ``draws``: number of random draws of histories. Propagates errors from loading the features (nothing extracted, no
@@ -110,7 +112,7 @@ def history_worth(stage: Experiment, part: Literal["test", "train"] = "test", dr
     alpha = float(average.alpha)
     own = _ewma(shown, shown.queries[shown.query_rows], shown.lengths, alpha)
     with seeded(seed, shown.device):
-        strangers = [_ewma(shown, *_strangers(shown), alpha) for _ in range(draws)]
+        control = [_ewma(shown, *_other_histories(shown), alpha) for _ in range(draws)]
         others, found = _other_chains(shown, alpha, draws)
 
     def line(name: str, queries: list[Tensor], rows: Tensor | None = None) -> Line:
@@ -128,19 +130,19 @@ def history_worth(stage: Experiment, part: Literal["test", "train"] = "test", dr
     lines = [
         line(LAST, [last_turn(shown)]),
         line(OWN, [own]),
-        line("EWMA, a stranger's history", strangers),
+        line("EWMA, another session's history (control)", control),
         line(ON_TRAIN, [mixed(shown, trained)]),
     ]
     if part == "test":
         lines.append(line(ON_TEST, [mixed(shown, fitted_weights(shown, galleries))]))
     same: tuple[Line, ...] = ()
     if len(found):
-        chain, stranger = "EWMA, another chain to the reference", "EWMA, a stranger's history"
-        kinds = ((LAST, [last_turn(shown)]), (OWN, [own]), (chain, others), (stranger, strangers))
+        chain, control_name = "EWMA, another chain to the reference", "EWMA, another session's history (control)"
+        kinds = ((LAST, [last_turn(shown)]), (OWN, [own]), (chain, others), (control_name, control))
         same = tuple(line(name, queries, found) for name, queries in kinds)
     features = f"{stage.store.extractor}-{stage.store.fingerprint[:12]}"
     weights = [row[: n + 1] for n, row in enumerate(trained.tolist())]
-    return Worth(stage.dataset.name, part, features, alpha, tuple(lines), same, weights)
+    return HistoryContribution(stage.dataset.name, part, features, alpha, tuple(lines), same, weights)
 
 
 def last_turn(features: SessionFeatures) -> Tensor:
@@ -153,7 +155,7 @@ def _ewma(features: SessionFeatures, queries: Tensor, lengths: Tensor, alpha: fl
     return running_average(queries, alpha)[torch.arange(len(lengths), device=features.device), lengths - 1]
 
 
-def _strangers(features: SessionFeatures) -> tuple[Tensor, Tensor]:
+def _other_histories(features: SessionFeatures) -> tuple[Tensor, Tensor]:
     """Return every session's last turn preceded by equally many earlier turns of another session of its category.
 
     If the other session has fewer turns, the result is shorter. The last turn of the other session is never used.

@@ -29,9 +29,9 @@ def command(
     Ranks sessions by the last turn, by moving averages over their own history and over another session's history
     (control), and by the best fixed weights of the turns; one of these is fitted on the loss of the test sessions.
     """
-    from pipeline.analysis.history import history_worth
+    from pipeline.analysis.history import history_contribution
     from pipeline.jobs.stage2 import Experiment
 
     job, workspace = open_job(spec, overrides, data, out)
-    worth = history_worth(Experiment(job, load(job, data), workspace, device, log), part, draws)
-    emit(worth.as_dict(), worth.text(), as_json)
+    found = history_contribution(Experiment(job, load(job, data), workspace, device, log), part, draws)
+    emit(found.as_dict(), found.text(), as_json)

@@ -290,7 +290,7 @@ class _Extraction:
         """Record the failures and truncated texts of a committed task in the ledger, and update the report."""
         report.tables[table].extracted += rows
         self.kept += rows
-        cut = "longer than the model reads: its end was cut"  # noted in the ledger; the row exists
+        cut = "longer than the model reads: truncated to the maximum length"  # noted in the ledger; the row exists
         found = [(name, "tokenise", cut, item.key) for item in long for name in item.names]
         found += [(name, f.stage, f.reason, f.item.key) for f in failures for name in f.item.names]
         if found:

@@ -35,7 +35,7 @@ class RowChanges:
         named = f"  ({', '.join(self.examples)}{', ...' if self.new + self.changed > len(self.examples) else ''})"
         return (
             f"  {self.table:6} {self.present:,} there, {self.new:,} new, {self.changed:,} changed, "
-            f"{self.removed:,} of nothing in the dataset" + (named if self.examples else "")
+            f"{self.removed:,} that the dataset no longer references" + (named if self.examples else "")
         )
 
 

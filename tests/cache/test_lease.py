@@ -86,12 +86,12 @@ def test_a_stale_lease_is_taken_over_and_its_owner_cannot_commit(
                 lambda: w.fail("image", "x", "decode", "late"),
                 lambda: w.bind({"x": bytes(16)}),
             ):
-                with pytest.raises(StoreBusyError, match=rf"taken for dead .* process {os.getppid()} on .* has it now"):
+                with pytest.raises(StoreBusyError, match=rf"expired: process {os.getppid()} on .* has it now"):
                     use()
 
     pid = start(on_another_machine)
     stopped(pid)
-    with pytest.raises(StoreBusyError, match=rf"process {pid} on .* last sign of life \d+ s ago.* taken for dead"):
+    with pytest.raises(StoreBusyError, match=rf"process {pid} on .* last sign of life \d+ s ago.* expires"):
         writer()
     age(path, STALE + 5)
     with writer() as w:
@@ -114,7 +114,7 @@ def test_a_stale_lease_is_taken_over_and_its_owner_cannot_commit(
 def test_a_writer_asleep_in_the_middle_of_publishing_publishes_nothing(
     path: Path, writer, rows, start, file: str, asleep: str
 ) -> None:
-    """Stopped between its temporary file and the rename, or even after it saw its own lease, and taken for dead."""
+    """Stopped between its temporary file and the rename, or even after it saw its own lease, and its lease expired."""
 
     def on_another_machine() -> None:
         cache.lease._kernel = lambda: "another machine"

@@ -1,4 +1,4 @@
-"""What earlier turns are worth: known answers on made features, and the command on a real workspace."""
+"""How much earlier turns contribute: known answers on made features, and the command on a real workspace."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from cli import main
 from pipeline.analysis.history import (
     _inner_products,
     _loss,
+    _other_histories,
     _own_targets,
-    _strangers,
     fitted_weights,
     last_turn,
     mixed,
@@ -43,9 +43,9 @@ def test_turns_are_seen_from_the_last_one_back(features: SessionFeatures) -> Non
     assert torch.equal(mixed(features, only_last), last_turn(features))
 
 
-def test_a_stranger_lends_its_earlier_turns_and_never_its_last(features: SessionFeatures) -> None:
+def test_a_control_takes_earlier_turns_of_another_session_and_its_own_last(features: SessionFeatures) -> None:
     torch.manual_seed(0)
-    queries, lengths = _strangers(features)
+    queries, lengths = _other_histories(features)
     assert (lengths <= features.lengths).all() and (lengths >= 2).all()
     assert torch.equal(queries[torch.arange(60), lengths - 1], last_turn(features))
     given = features.queries[features.query_rows]
@@ -106,4 +106,4 @@ def test_the_command_on_the_demo(part: str, demo: Project) -> None:
     assert ("fixed weights, fitted on the test sessions' loss" in lines) == (part == "test")
     assert not any("bound" in name for name in lines)
     text = CliRunner().invoke(main, ["history", *where], catch_exceptions=False).stdout
-    assert "a stranger's history" in text and "weights fitted on the train sessions" in text
+    assert "another session's history (control)" in text and "weights fitted on the train sessions" in text

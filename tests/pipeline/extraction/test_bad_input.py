@@ -193,7 +193,7 @@ def test_a_text_that_lost_its_end_is_on_record_and_has_its_row(load: Load, clip_
     words = {text: len(text.replace(".", " . ").split()) for text in texts_of(data)}
     long = {text for text, n in words.items() if n + 2 > extractor.tokens.length}  # and two special tokens
     lines = [json.loads(line) for line in (report.path / "ledger.jsonl").read_text().splitlines()]
-    named = [line["item"] for line in lines if "its end was cut" in line.get("reason", "")]
+    named = [line["item"] for line in lines if "truncated to the maximum length" in line.get("reason", "")]
     assert long and sorted(named) == sorted(long) and report.cut == len(long)
     store = Store.open(report.path)
     assert store.failures() == [] and (store.find("text", stack_keys(text_key(t) for t in long)) >= 0).all()

@@ -108,7 +108,10 @@ def test_the_store_is_the_local_one_and_every_item_is_encoded_once(
     assert shards_of(report.path) == shards_of(local_store)
     assert outcomes(report.path) == outcomes(local_store) and len(outcomes(report.path)) == 2
     assert coordinator.calls == 0 and sum(crew.calls.values()) == report.extracted == 46 + len(texts_of(world))
-    ledgers = [(path / "ledger.jsonl").read_text().count("its end was cut") for path in (report.path, local_store)]
+    ledgers = [
+        (path / "ledger.jsonl").read_text().count("truncated to the maximum length")
+        for path in (report.path, local_store)
+    ]
     assert report.cut == ledgers[0] == ledgers[1] > 0
     again = run(world, coordinator, tmp_path, crew=crew)
     assert again.extracted == 0 and shards_of(report.path) == shards_of(local_store)
