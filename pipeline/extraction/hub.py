@@ -77,23 +77,59 @@ class Checkpoint:
         return files
 
     def _listed(self) -> list[Path]:
-        if (self.path / _SINGLE).is_file():
-            return [self.path / _SINGLE]
-        names = sorted(set(self.json(_INDEX).get("weight_map", {}).values()))
+        if (single := self.path / _SINGLE).is_file():
+            return [single]
+        names = shards(self)
         missing = [name for name in names if not (self.path / name).is_file()]
         if names and not missing:
             return [self.path / name for name in names]
         if missing:
+            broken = "is a link to a missing file" if (self.path / missing[0]).is_symlink() else "is not there"
             raise ModelError(
-                f"model {self.name!r}: {_INDEX} names {missing[0]!r}, which is not in {self.path}: "
+                f"model {self.name!r}: {_INDEX} names {missing[0]!r}, which {broken} in {self.path}: "
                 "the download is incomplete, fetch it again"
             )
-        pickled = sorted(p.name for p in self.path.glob("*.bin")) or ["none of another kind either"]
+        if single.is_symlink():
+            raise ModelError(
+                f"model {self.name!r}: {_SINGLE} is a link to a missing file: copy the folder with its files (cp -rL), or "
+                "fetch it again"
+            )
+        raise ModelError(_no_weights(self))
+
+
+def shards(checkpoint: Checkpoint) -> list[str]:
+    """Return the file names in the index of a sharded checkpoint, sorted; [] without one.
+
+    Raises ModelError for a malformed index or a file outside of the folder.
+    """
+    found = checkpoint.json(_INDEX)
+    weights = found.get("weight_map", {})
+    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights.values()):
+        raise ModelError(f"model {checkpoint.name!r}: {_INDEX} has no map of tensors to files: fetch it again")
+    names = sorted(set(weights.values()))
+    if bad := next((n for n in names if Path(n).name != n or not n.endswith(".safetensors")), None):
         raise ModelError(
-            f"model {self.name!r} has no {_SINGLE} ({', '.join(pickled)}). Pickled weights can run code when they are "
-            "loaded, so they are refused: convert them once with `save_pretrained(folder)` and give that folder, or name "
-            'a revision of the hub that holds safetensors (often revision = "refs/pr/N")'
+            f"model {checkpoint.name!r}: {_INDEX} names {bad!r}, which is no safetensors file of its folder"
         )
+    return names
+
+
+def _no_weights(checkpoint: Checkpoint) -> str:
+    """Return the error text for a folder without weights that can be read, with the way to convert what it has."""
+    folder, name = checkpoint.path, checkpoint.name
+    if loose := sorted(p.name for p in folder.glob("*.safetensors") if p.name != "adapter_model.safetensors"):
+        return (
+            f"model {name!r} has {loose[0]!r} ({len(loose)} safetensors in all) but no {_SINGLE} and no {_INDEX}: name a "
+            f"single file {_SINGLE}, or fetch the index of the shards"
+        )
+    pickled = sorted(p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")))
+    kinds = ", ".join(pickled[:3]) or "none of another kind either"
+    return (
+        f"model {name!r} has no {_SINGLE} ({kinds}). Pickled weights can run code when they are loaded, so they are "
+        'refused: convert them once where you trust them, with `python -c "from transformers import AutoModel; '
+        f"AutoModel.from_pretrained('{name}').save_pretrained('DIR')\"`, copy the tokenizer and processor files to DIR and "
+        'give DIR, or name a revision of the hub that holds safetensors (often revision = "refs/pr/N")'
+    )
 
 
 def _declared_size(file: Path) -> int:
@@ -147,6 +183,10 @@ def _from_hub(name: str, revision: str | None, own_code: bool) -> Path:
         raise ModelError(f"there is no model {name!r} on the hub (or it is private): check the spelling") from None
     except Exception as error:  # the HTTP library's types differ between versions; all mean "unavailable"
         raise ModelError(_unreachable(name, revision, error)) from error
+    other = [n for n in shards(Checkpoint(name, path)) if not (path / n).is_file()]
+    if other:  # shards under other names than save_pretrained gives them
+        with contextlib.suppress(Exception):  # missing files are reported when the weights are listed
+            path = Path(snapshot_download(name, revision=revision, allow_patterns=[*patterns, *other]))
     if not (path / "config.json").is_file():
         raise ModelError(
             only_adapter(name, path)
@@ -178,16 +218,20 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device,
 
     _ = checkpoint.weights  # refuse pickles before transformers looks for them
     adapted = adapter_weights(checkpoint) is not None
+    _require_class(checkpoint)
     with quiet(), _explained(checkpoint), without_adapter(checkpoint) as path:
-        model, found = AutoModel.from_pretrained(
-            path,
-            dtype=torch.float32 if adapted else dtype,
-            use_safetensors=True,
-            trust_remote_code=checkpoint.own_code,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    missing = sorted(k for k in found["missing_keys"] if not k.startswith(unused))
+        computed = torch.float32 if adapted else dtype
+        own, local = checkpoint.own_code, {"local_files_only": True}
+        try:
+            model, found = AutoModel.from_pretrained(
+                path, dtype=computed, use_safetensors=True, trust_remote_code=own, output_loading_info=True, **local
+            )
+            absent = found["missing_keys"]
+        except (NotImplementedError, RuntimeError) as error:
+            if not own or "meta" not in str(error):
+                raise
+            model, absent = _built_on_cpu(checkpoint, computed)
+    missing = sorted(k for k in absent if not k.startswith(unused))
     if missing:
         own = "AutoModel" in checkpoint.json("config.json").get("auto_map", {})
         hint = f". {_OWN_CODE}" if own and not checkpoint.own_code else ""
@@ -200,6 +244,41 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device,
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype)
     return model.eval().requires_grad_(False).to(device)
+
+
+def _built_on_cpu(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, list[str]]:
+    """Return (model, missing weights) of a model whose own code computes with tensors while it is initialized.
+
+    transformers initializes models without data (meta tensors), which such code refuses; here the weights are
+    created on the CPU first.
+    """
+    from safetensors.torch import load_file
+    from transformers import AutoConfig, AutoModel
+
+    config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=True, local_files_only=True)
+    with torch.random.fork_rng(devices=[]):
+        model = AutoModel.from_config(config, trust_remote_code=True)
+    state = {name: value for file in checkpoint.weights for name, value in load_file(file).items()}
+    found = model.load_state_dict(state, strict=False)
+    return model.to(dtype), list(found.missing_keys)
+
+
+def _require_class(checkpoint: Checkpoint) -> None:
+    """Raise ModelError if the installed transformers has no class for the checkpoint's model type."""
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    config = checkpoint.json("config.json")
+    kind, classes = config.get("model_type"), config.get("architectures") or ["unknown class"]
+    if not isinstance(kind, str) or kind in CONFIG_MAPPING or config.get("auto_map"):
+        return
+    saved = config.get("transformers_version")
+    newer = f"pip install -U 'transformers>={str(saved).split('.dev')[0]}'" if saved else "pip install -U transformers"
+    by = f", but was saved by version {saved}: {newer}" if saved else f": {newer}"
+    raise ModelError(
+        f"model {checkpoint.name!r} is of type {kind!r} ({classes[0]}), which the installed transformers "
+        f"{transformers.__version__} does not have{by}"
+    )
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
@@ -316,3 +395,14 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bar:
             logging.enable_progress_bar()
+
+
+def plain(value: Any) -> Any:
+    """Return a processor's settings as plain JSON values."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items() if not str(k).startswith("_")}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, bool | str) or value is None:
+        return value
+    return float(value) if isinstance(value, float) else int(value) if hasattr(value, "__int__") else str(value)
