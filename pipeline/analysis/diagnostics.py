@@ -21,7 +21,7 @@ def find_run(given: str, runs: Path) -> RunFolder:
     if len(found) != 1:
         what = f"{len(found)} runs begin with {given!r}" if found else f"no run {given!r} in {runs}"
         hint = ", ".join(run.id for run in found) if found else nearest(given, [run.id for run in known])
-        raise ManifestError([Problem("RUN", "", what, f"{hint}; `ls runs` lists them")])
+        raise ManifestError([Problem("--run", "", what, f"{hint}; `ls runs` lists them")])
     return found[0]
 
 
