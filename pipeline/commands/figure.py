@@ -62,7 +62,7 @@ def command(
             raise click.UsageError("figure diagnostics needs a run: --run ID; `fashion-ntm ls runs` lists them")
         if as_json or form != "files":
             raise click.UsageError("figure diagnostics draws files; diagnostics.jsonl in a run's folder is the data")
-        from pipeline.analysis.diagnostics import diagnostics_figure
+        from pipeline.analysis.diagnostics_figure import diagnostics_figure
         from pipeline.core.workspace import Workspace
 
         show(diagnostics_figure(runs, Workspace(out).runs, files))

@@ -36,7 +36,7 @@ def command(
 
     --json is short for --format json.
     """
-    from pipeline.analysis.tabulate import paper_table
+    from pipeline.analysis.tables import paper_table
 
     form = "json" if as_json else form
     show(paper_table(name, spec, form, overrides, data, out, options(overrides, data, out), seeds or ()), nl=False)
