@@ -11,10 +11,10 @@ from manifests.errors import IncompleteError
 from manifests.figure_spec import FigureSpec, load_figure_spec
 from manifests.table_spec import ResultsTable, RowSpec
 from pipeline.analysis.ablation.timing import read_timing, timing_file
+from pipeline.analysis.cells import seed_text
 from pipeline.analysis.plots import Scatter, draw, figure_csv, figure_json, scatter, scatter_point
 from pipeline.analysis.protocol import read_runs
-from pipeline.analysis.tables import seed_text
-from pipeline.analysis.tabulate import RunFinder
+from pipeline.analysis.tables import RunFinder
 from pipeline.analysis.tuning.sealed import read_spec
 from pipeline.core.workspace import Workspace
 

@@ -21,7 +21,7 @@ from pipeline.commands._shared import option_out
 @option_out
 def command(runs: tuple[str, ...], files: tuple[Path, ...], out: Path) -> None:
     """Plot how the memory rows diverge during training. RUN: id or folder of a run trained with --diagnostics."""
-    from pipeline.analysis.diagnostics import diagnostics_figure
+    from pipeline.analysis.diagnostics_figure import diagnostics_figure
     from pipeline.core.workspace import Workspace
 
     click.echo(diagnostics_figure(runs, Workspace(out).runs, files))

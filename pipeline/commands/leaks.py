@@ -33,7 +33,7 @@ def command(
 
     Near-duplicates are found by feature similarity, once `extract` has made a store for SPEC.
     """
-    from pipeline.analysis.leaks import leak_report
+    from pipeline.analysis.leak_report import leak_report
 
     job, workspace = open_job(spec, overrides, data, out)
     report = leak_report(job, load(job, data), workspace, scope, threshold)

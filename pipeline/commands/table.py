@@ -29,6 +29,6 @@ def command(
     out: Path,
 ) -> None:
     """Print table N of the paper: measured values, the paper's values, and the commands that fill empty cells."""
-    from pipeline.analysis.tabulate import paper_table
+    from pipeline.analysis.tables import paper_table
 
     show(paper_table(name, spec, form, overrides, data, out, options(overrides, data, out), seeds or ()), nl=False)

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 from cli import main
 from manifests.schema import Training
+from pipeline.analysis.diagnostics_figure import BROKEN, Diagnosed, broken_at, draw_diagnostics, spread_by_epoch
 from pipeline.analysis.drawing import DrawingError
-from pipeline.analysis.plot_diagnostics import BROKEN, Diagnosed, broken_at, draw_diagnostics, spread_by_epoch
 from pipeline.training.diagnostics import diagnose
 from pipeline.training.fit import fit
 from pipeline.training.models import build_model

@@ -10,11 +10,13 @@ import numpy as np
 
 from cache import Store
 from manifests.errors import IncompleteError
+from manifests.identity import stack_keys
 from manifests.leaks import OVERLAPS, Scope, in_subset, overlaps, pair_exposure
 from manifests.load import load_spec
 from manifests.schema import Dataset, RunSpec
 from manifests.table_spec import ResultsTable, load_table_spec, table_names
 from pipeline.analysis.duplicates import near_overlaps, near_pairs, train_twins
+from pipeline.core.text_table import aligned
 from pipeline.core.workspace import Workspace
 
 CURVE = (0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
@@ -65,7 +67,7 @@ class LeakReport:
         rows = [
             [c, f"{row['n']:,}", *(_share(row[name], row["n"]) for name in names)] for c, row in self.counts.items()
         ]
-        out += _aligned([head, *rows])
+        out += aligned([head, *rows])
         out += [
             "",
             "last pair: (reference, target) of the last turn, the answer itself; last query: (reference, feedback);",
@@ -97,7 +99,7 @@ class LeakReport:
                 ]
                 for t in self.tables
             ]
-            out += ["", *_aligned([head, *rows])]
+            out += ["", *aligned([head, *rows])]
         return "\n".join(out)
 
 
@@ -187,8 +189,6 @@ def tables_touched(
 
 def _features(store: Store, dataset: Dataset) -> dict[str, np.ndarray]:
     """Return image id -> f_tar for the sessions' images that have one."""
-    from manifests.identity import stack_keys
-
     bound = store.catalogue()
     wanted = [i for i in dict.fromkeys(i for s in dataset.sessions for pair in s.pairs for i in pair) if i in bound]
     rows = store.find("target", stack_keys(bound[i] for i in wanted))
@@ -215,13 +215,3 @@ def _curve(dataset: Dataset, vectors: Mapping[str, np.ndarray]) -> dict[float, i
 
 def _share(count: int, n: int) -> str:
     return f"{count:,} ({100 * count / n:.0f}%)" if n else "0"
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(
-            t.ljust(w) if not i else t.rjust(w) for i, (t, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

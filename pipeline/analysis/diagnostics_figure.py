@@ -1,4 +1,4 @@
-"""Figure of training diagnostics: when the rows of a memory become unequal, and the effects on addressing."""
+"""Figure of the training diagnostics of runs: when the rows of a memory become unequal, and the effects on addressing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from pipeline.analysis.drawing import DrawingError, new_figure, save_figure
+from manifests.errors import IncompleteError
+from pipeline.analysis.drawing import DrawingError, check_suffixes, new_figure, save_figure
+from pipeline.jobs.named_runs import run_named
+from pipeline.training.runs import RunFolder
 
 BROKEN = 0.01  # minimum row spread of a broken symmetry: rows differ by 1% of their length
 SMALLEST = 1e-12  # lower bound, because a log axis has no zero
@@ -33,6 +36,29 @@ def broken_at(records: Sequence[dict[str, Any]]) -> list[int | None]:
         next((r["epoch"] for r, value in zip(records, values, strict=True) if value >= BROKEN), None)
         for values in spread_by_epoch(records)
     ]
+
+
+def diagnostics_figure(given: Sequence[str], runs: Path, files: Sequence[Path]) -> str:
+    """Draw the diagnostics of these runs side by side to ``files`` (default: in the first run's folder).
+
+    Returns one line per run and file. Raises IncompleteError for a run trained without diagnostics.
+    """
+    folders = [run_named(name, runs) for name in given]
+    paths = list(files) or [folders[0].path / f"diagnostics{suffix}" for suffix in (".png", ".svg")]
+    check_suffixes(paths)
+    diagnosed, lines = [], []
+    for folder in folders:
+        records = folder.diagnoses()
+        if not records:
+            raise IncompleteError(
+                f"run {folder.id} ({folder.model}) has no diagnostics: train it with --diagnostics"
+                + (" --force" if folder.state == "finished" else "")
+            )
+        diagnosed.append(Diagnosed(_title(folder), records))
+        stages = [f"stage {n}: {'not yet' if e is None else f'epoch {e}'}" for n, e in enumerate(broken_at(records), 1)]
+        lines.append(f"{folder.model} {folder.id}: the symmetry between rows is broken from {', '.join(stages)}")
+    draw_diagnostics(diagnosed, paths)
+    return "\n".join([*lines, *(f"written: {path}" for path in paths)])
 
 
 def draw_diagnostics(runs: Sequence[Diagnosed], paths: Sequence[Path]) -> None:
@@ -107,3 +133,12 @@ def _colour(stage: int, stages: int) -> tuple[float, ...]:
     import matplotlib
 
     return tuple(matplotlib.colormaps["viridis"](0.85 * (1 - stage / max(1, stages - 1))))
+
+
+def _title(folder: RunFolder) -> str:
+    """Return model, initialization and seed, as far as run.json has them."""
+    record = folder.record() if folder.run_file.is_file() else {}
+    identity = record.get("identity", {})
+    options = identity.get("model", {}).get("options", {})
+    words = [folder.model, *(f"{key} {options[key]}" for key in ("init",) if key in options)]
+    return ", ".join(words + ([f"seed {identity['seed']}"] if identity.get("seed") is not None else []))
