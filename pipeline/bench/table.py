@@ -36,7 +36,7 @@ def run(
     ``gallery``: candidates of the single category. ``seeds``: runs of a trained model, side by side on CUDA.
     """
     from pipeline.analysis.render import render as text_of
-    from pipeline.analysis.tables import build_results_table
+    from pipeline.analysis.results_table import build_results_table
     from pipeline.core.device import resolve_device
 
     target, seconds = resolve_device(device), {}

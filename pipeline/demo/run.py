@@ -8,7 +8,7 @@ from pathlib import Path
 
 from manifests.load import load_dataset, load_spec
 from manifests.schema import RunSpec
-from pipeline.analysis.tabulate import build_table
+from pipeline.analysis.tables import build_table
 from pipeline.core.workspace import Workspace
 from pipeline.jobs.stage1 import extract_spec
 from pipeline.jobs.stage2 import Log, evaluate_spec, train_spec

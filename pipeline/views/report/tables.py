@@ -7,8 +7,9 @@ from pathlib import Path
 from manifests.load import shipped
 from manifests.schema import Dataset, RunSpec
 from manifests.table_spec import BlockSpec, ResultsTable, RowSpec, load_table_spec
-from pipeline.analysis.tables import Table, build_results_table
-from pipeline.analysis.tabulate import RunFinder
+from pipeline.analysis.cells import Table
+from pipeline.analysis.results_table import build_results_table
+from pipeline.analysis.tables import RunFinder
 from pipeline.jobs.stage2 import Experiment
 from pipeline.training.models import models as registry
 
