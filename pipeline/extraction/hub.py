@@ -1,21 +1,19 @@
-"""Loading of models from hub ids and local folders, and digests of their content. safetensors only; no pickles."""
+"""Loading of models from hub ids and local folders, and digests of their content."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from manifests.errors import FashionNTMError
 from manifests.identity import digest, file_digest
-from manifests.kinds import SAFETENSORS, kind_of
+from pipeline.extraction.adapters import CONFIG, adapter_weights, merge_adapter, only_adapter, without_adapter
+from pipeline.extraction.checkpoint_files import Checkpoint, ModelError, shards, side_files
 
 _FILES = [
     "*.json",
@@ -26,7 +24,6 @@ _FILES = [
     "model-*.safetensors",
     "adapter_model.safetensors",
 ]
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # Config fields that describe how it was saved and do not affect the features.
 _VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "_attn_implementation", "use_cache")
 _ADAPTER_VOLATILE = ("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version")
@@ -34,123 +31,11 @@ _OWN_CODE = "It comes with its own code: read it, and if you trust it set trust_
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-class ModelError(FashionNTMError):
-    """A model is not found, cannot be loaded, or is not trusted."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Local files of a model. ``name``: as given by the user."""
-
-    name: str
-    path: Path
-    own_code: bool = False  # the user allows the model's own Python code
-
-    def json(self, file: str) -> dict[str, Any]:
-        """Return a JSON file of the checkpoint; {} if absent. Raises ModelError if it is malformed."""
-        try:
-            value = json.loads((self.path / file).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            raise ModelError(f"model {self.name!r}: {file} cannot be read: {error}") from None
-        return value if isinstance(value, dict) else {"": value}
-
-    @property
-    def weights(self) -> list[Path]:
-        """Safetensors files. Raises ModelError when there are none (pickles are refused) or one is incomplete."""
-        if named := self.json("config.json").get("transformers_weights"):  # transformers would load that file instead
-            raise ModelError(
-                f"model {self.name!r}: config.json sets transformers_weights = {named!r}: give that file its usual name, "
-                f"{_SINGLE} or {_INDEX}, and remove the key"
-            )
-        files = self._listed()
-        for file in files:
-            kind = kind_of(file)
-            if kind.name != SAFETENSORS:
-                hint = f": {kind.advice}" if kind.advice else ""
-                raise ModelError(f"model {self.name!r}: {file.name} is {kind.name}, not {SAFETENSORS}{hint}")
-            if (found := file.stat().st_size) < (wanted := _declared_size(file)):
-                raise ModelError(
-                    f"model {self.name!r}: {file.name} is truncated, {found:,} of {wanted:,} bytes: fetch it again"
-                )
-        return files
-
-    def _listed(self) -> list[Path]:
-        if (single := self.path / _SINGLE).is_file():
-            return [single]
-        names = shards(self)
-        missing = [name for name in names if not (self.path / name).is_file()]
-        if names and not missing:
-            return [self.path / name for name in names]
-        if missing:
-            broken = "is a link to a missing file" if (self.path / missing[0]).is_symlink() else "is not there"
-            raise ModelError(
-                f"model {self.name!r}: {_INDEX} names {missing[0]!r}, which {broken} in {self.path}: "
-                "the download is incomplete, fetch it again"
-            )
-        if single.is_symlink():
-            raise ModelError(
-                f"model {self.name!r}: {_SINGLE} is a link to a missing file: copy the folder with its files (cp -rL), or "
-                "fetch it again"
-            )
-        raise ModelError(_no_weights(self))
-
-
-def shards(checkpoint: Checkpoint) -> list[str]:
-    """Return the file names in the index of a sharded checkpoint, sorted; [] without one.
-
-    Raises ModelError for a malformed index or a file outside of the folder.
-    """
-    found = checkpoint.json(_INDEX)
-    weights = found.get("weight_map", {})
-    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights.values()):
-        raise ModelError(f"model {checkpoint.name!r}: {_INDEX} has no map of tensors to files: fetch it again")
-    names = sorted(set(weights.values()))
-    if bad := next((n for n in names if Path(n).name != n or not n.endswith(".safetensors")), None):
-        raise ModelError(
-            f"model {checkpoint.name!r}: {_INDEX} names {bad!r}, which is no safetensors file of its folder"
-        )
-    return names
-
-
-def _no_weights(checkpoint: Checkpoint) -> str:
-    """Return the error text for a folder without weights that can be read, with the way to convert what it has."""
-    folder, name = checkpoint.path, checkpoint.name
-    if loose := sorted(p.name for p in folder.glob("*.safetensors") if p.name != "adapter_model.safetensors"):
-        return (
-            f"model {name!r} has {loose[0]!r} ({len(loose)} safetensors in all) but no {_SINGLE} and no {_INDEX}: name a "
-            f"single file {_SINGLE}, or fetch the index of the shards"
-        )
-    pickled = sorted(p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")))
-    kinds = ", ".join(pickled[:3]) or "none of another kind either"
-    return (
-        f"model {name!r} has no {_SINGLE} ({kinds}). Pickled weights can run code when they are loaded, so they are "
-        'refused: convert them once where you trust them, with `python -c "from transformers import AutoModel; '
-        f"AutoModel.from_pretrained('{name}').save_pretrained('DIR')\"`, copy the tokenizer and processor files to DIR and "
-        'give DIR, or name a revision of the hub that holds safetensors (often revision = "refs/pr/N")'
-    )
-
-
-def _declared_size(file: Path) -> int:
-    """Return the size in bytes by a safetensors file's header; 0 if damaged, which its reader reports."""
-    with open(file, "rb") as handle:
-        header = int.from_bytes(handle.read(8), "little")
-        try:
-            tensors = json.loads(handle.read(header))
-            ends = [about["data_offsets"][1] for name, about in tensors.items() if name != "__metadata__"]
-            return 8 + header + max(ends, default=0)
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
-            return 8 + header
-
-
 def locate(name: str, revision: str | None = None, own_code: bool = False) -> Checkpoint:
     """Return the checkpoint of a local folder, or of a hub id after download (without network: from the hub cache).
 
     Raises ModelError with the id and the next step.
     """
-    from pipeline.extraction.adapters import only_adapter
-
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -167,8 +52,6 @@ def locate(name: str, revision: str | None = None, own_code: bool = False) -> Ch
 def _from_hub(name: str, revision: str | None, own_code: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
-    from pipeline.extraction.adapters import only_adapter
 
     patterns = [*_FILES, "*.py"] if own_code else _FILES
     try:
@@ -213,8 +96,6 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device,
     other missing weight: transformers would only warn and initialize it randomly.
     """
     from transformers import AutoModel
-
-    from pipeline.extraction.adapters import adapter_weights, merge_adapter, without_adapter
 
     _ = checkpoint.weights  # refuse pickles before transformers looks for them
     adapted = adapter_weights(checkpoint) is not None
@@ -306,21 +187,12 @@ def load_image_processor(checkpoint: Checkpoint) -> Any:
     return processor
 
 
-def side_files(checkpoint: Checkpoint) -> list[Path]:
-    """Return the files of a checkpoint except its weights: configuration, tokenizer, preprocessing."""
-    kinds = ("*.json", "*.txt", "*.model", "*.jinja") + (("*.py",) if checkpoint.own_code else ())
-    found = {p for kind in kinds for p in checkpoint.path.glob(kind) if p.name not in (_INDEX, "adapter_config.json")}
-    return sorted(p for p in found if p.is_file())
-
-
 def weights_digest(checkpoint: Checkpoint) -> str:
     """Return the SHA-256 of all stored tensors (name, dtype, shape, bytes), sorted by name.
 
     Independent of path, file names, number of files and file metadata. Includes an adapter's configuration (without
     the fields about saving) and tensors.
     """
-    from pipeline.extraction.adapters import CONFIG, adapter_weights
-
     total = hashlib.sha256()
     _add_tensors(total, checkpoint.weights)
     if adapter := adapter_weights(checkpoint):
