@@ -136,9 +136,9 @@ def _built_on_cpu(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, list
     from safetensors.torch import load_file
     from transformers import AutoConfig, AutoModel
 
-    config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=True, local_files_only=True)
+    config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=checkpoint.own_code, local_files_only=True)
     with torch.random.fork_rng(devices=[]):
-        model = AutoModel.from_config(config, trust_remote_code=True)
+        model = AutoModel.from_config(config, trust_remote_code=checkpoint.own_code)
     state = {name: value for file in checkpoint.weights for name, value in load_file(file).items()}
     found = model.load_state_dict(state, strict=False)
     return model.to(dtype), list(found.missing_keys)
