@@ -74,13 +74,13 @@ class StudyFile:
         except StudyDiskError as error:
             if isinstance(error.__cause__, sqlite3.OperationalError) and "no such table" not in str(error):
                 raise
-            raise StudyError(f"{path}: not a study ({error.__cause__}); name another file with --db") from None
+            raise StudyError(f"{path}: not a study ({error.__cause__}); name another file with --file") from None
         except (ValueError, TypeError, RecursionError) as error:
-            raise StudyError(f"{path}: damaged, not a study ({error}); name another file with --db") from None
+            raise StudyError(f"{path}: damaged, not a study ({error}); name another file with --file") from None
         if self.about.get("format") != FORMAT:
             raise StudyError(f"{path}: study format {self.about.get('format')!r}, this program reads {FORMAT}")
         if missing := sorted({"models", "seed"} - self.about.keys()):
-            raise StudyError(f"{path}: damaged, it lacks {', '.join(missing)}; name another file with --db")
+            raise StudyError(f"{path}: damaged, it lacks {', '.join(missing)}; name another file with --file")
         self.questions = questions
 
     @classmethod
