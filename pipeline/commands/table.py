@@ -29,6 +29,8 @@ def command(
     out: Path,
 ) -> None:
     """Print table N of the paper: measured values, the paper's values, and the commands that fill empty cells."""
-    from pipeline.analysis.tables import paper_table
+    from pipeline.analysis.render import render
+    from pipeline.analysis.tables import TableRequest, build_table
 
-    show(paper_table(name, spec, form, overrides, data, out, options(overrides, data, out), seeds or ()), nl=False)
+    words = options(overrides, data, out)
+    show(render(build_table(TableRequest(name, data, out, spec or "", overrides, seeds or (), words)), form), nl=False)
