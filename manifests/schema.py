@@ -122,6 +122,7 @@ class Dataset(BaseModel):
     attributes: dict[str, dict[str, tuple[str, ...]]] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()  # changes made while loading, e.g. a dropped one-turn session
     windows: tuple[int, ...] = ()  # see ``RunSpec.windows``
+    protocol: str = ""  # clean split (``manifests.protocols``) whose sessions these are; "": all sessions
 
     def split(self, split: Split) -> tuple[Session, ...]:
         return tuple(s for s in self.sessions if s.split == split)

@@ -31,6 +31,7 @@ from manifests.datasets._images import ImageFolder, inside
 from manifests.datasets.base import DatasetSource
 from manifests.errors import Problems
 from manifests.options import problems_of
+from manifests.protocols import Protocol
 from manifests.schema import Dataset, Frozen, Gallery, Image, Session, Split, TurnTargets
 
 __all__ = ["JsonLines", "Options", "export"]
@@ -47,6 +48,7 @@ class Options(Frozen):
     label: str | None = Field(None, pattern=NAME)  # dataset name in stores and tables; default: that of dataset.json
     averaging: Literal["categories", "sessions"] | None = None
     turn_targets: TurnTargets | None = None  # "final": every turn has the session's target
+    protocol: Protocol | None = None  # a clean split
 
 
 class ImageRecord(Image):

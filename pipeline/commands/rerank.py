@@ -11,6 +11,8 @@ from pipeline.commands._shared import emit, option_json, stage2_command
 if TYPE_CHECKING:
     from pipeline.jobs.experiment import Experiment
 
+SECTION = "stage 2"
+
 
 @click.command("rerank", epilog="Example: fashion-ntm rerank mt_fashioniq-caption --model ewma --top 50")
 @stage2_command
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 def command(
     experiment: Experiment, models: tuple[str, ...], seeds: tuple[int, ...] | None, as_json: bool, **weights: Any
 ) -> None:
-    """Stage 2: measure must-have / must-avoid re-ranking and a relevance cut-off on trained runs; changes no run."""
+    """Measure must-have / must-avoid re-ranking and a relevance cut-off on trained runs; changes no run."""
     from pipeline.analysis.rerank import Weights, reports_text, rerank_runs
     from pipeline.jobs.identities import asked_runs
 

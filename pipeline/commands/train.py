@@ -11,6 +11,8 @@ from pipeline.commands._shared import option_backend, stage2_command
 if TYPE_CHECKING:
     from pipeline.jobs.experiment import Experiment
 
+SECTION = "stage 2"
+
 
 @click.command(
     "train", epilog="Example: fashion-ntm train demo --model cm_ntm --seeds 0..4 --out out/demo --data out/demo"
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     help="Write row spread, entropies and gradients of the memories each epoch; see `diagnostics`.",
 )
 def command(experiment: Experiment, models: tuple[str, ...], seeds: tuple[int, ...] | None, **options: Any) -> None:
-    """Stage 2: fit memory models on the cached features. Finished runs are kept."""
+    """Fit memory models on the cached features. Finished runs are kept."""
     from pipeline.jobs.identities import asked_runs
     from pipeline.jobs.stage2 import TrainOptions, outcome_text, train
 

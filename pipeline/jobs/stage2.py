@@ -84,6 +84,10 @@ def train_group(
         if choice.fallback:
             experiment.log(f"{runs[0].model}: {choice.fallback}")
 
+    def resumed(request: TrainRequest, after: int) -> None:
+        epochs = request.training.epochs
+        experiment.log(f"{request.name} seed {request.seed}: goes on after epoch {after} of {epochs}")
+
     return train_runs(
         [experiment.request(run) for run in runs],
         spec=experiment.spec.model_dump(mode="json"),
@@ -93,6 +97,7 @@ def train_group(
         diagnostics=options.diagnostics,
         progress=epoch,
         chosen=chosen,
+        resumed=resumed,
     )
 
 
