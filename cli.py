@@ -10,9 +10,11 @@ from typing import Any
 import click
 
 from manifests.text import printable
-from pipeline.commands import commands_of
+from pipeline.commands import sections_of
+from pipeline.commands._moved import refuse_old_spelling
 
 INTERRUPTED = 130
+SECTIONS = sections_of("pipeline.commands")
 
 
 class Commands(click.Group):
@@ -30,7 +32,17 @@ class Commands(click.Group):
             if not _utf8(word):
                 # HDF5 and run files store paths as UTF-8 text.
                 raise click.UsageError(f"{word!a} is not UTF-8: rename the file or folder that it names")
+        refuse_old_spelling(args)
         return super().parse_args(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands under the headings of their sections."""
+        width = max(map(len, self.commands))
+        for section, commands in SECTIONS.items():
+            limit = formatter.width - 6 - width
+            rows = [(f"{c.name:{width}}", c.get_short_help_str(limit)) for c in commands]
+            with formatter.section(section.capitalize()):
+                formatter.write_dl(rows)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -58,7 +70,7 @@ def _one_line(message: Warning | str, category: type[Warning], file: str, line: 
 
 @click.group(
     cls=Commands,
-    commands=commands_of("pipeline.commands"),
+    commands=[command for commands in SECTIONS.values() for command in commands],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="SPEC is the name of a shipped spec (see `ls specs`) or a path to a .toml file. "
     "Exit codes: 0 ok, 1 failure, 2 usage, 3 stale or incomplete, 4 invalid manifest, 130 interrupted.",

@@ -101,7 +101,7 @@ class Filler:
         number = point_of(self.ablation, self.spec, row)
         words = ["python", "cli.py", "ablate", self.table.ablation]
         words += ["--only", str(number)] if number else []
-        words += ["--run", self.run] if self.run else []
+        words += ["--spec", self.run] if self.run else []
         words += ["--seeds", seed_text(seeds)] if tuple(seeds) != self.ablation.seeds else []
         return shlex.join([*words, *self.options])
 

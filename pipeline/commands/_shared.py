@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -37,7 +39,7 @@ def option_data(f: F) -> F:
         default=Path("data"),
         show_default=True,
         envvar="FASHION_NTM_DATA",
-        help="Folder that holds the data sets (mt_fashioniq/, shoes/, blip2_captions/, ...).",
+        help="Folder of the datasets (mt_fashioniq/, shoes/, blip2_captions/, ...).",
     )(f)
 
 
@@ -112,6 +114,23 @@ def log(text: str) -> None:
 def show(text: str, nl: bool = True) -> None:
     """Print text to stdout, with terminal control characters (in a name, a note or a caption) escaped."""
     click.echo(printable(text), nl=nl)
+
+
+@contextmanager
+def progress_line() -> Iterator[Callable[[str], None]]:
+    """Yield a function that shows progress on stderr: one line that is overwritten on a terminal, a line each elsewhere."""
+    live, shown = sys.stderr.isatty(), False
+
+    def say(text: str) -> None:
+        nonlocal shown
+        shown = True
+        click.echo(f"\r\x1b[K{printable(text)}" if live else printable(text), err=True, nl=not live)
+
+    try:
+        yield say
+    finally:
+        if live and shown:
+            click.echo(err=True)
 
 
 def emit(value: Any, text: str, as_json: bool) -> None:

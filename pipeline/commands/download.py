@@ -8,6 +8,8 @@ import click
 
 from pipeline.commands._shared import log, option_data
 
+SECTION = "data"
+
 
 @click.command("download", epilog="Example: fashion-ntm download mt_fashioniq --data data")
 @click.argument("name", metavar="DATASET")

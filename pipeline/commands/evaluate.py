@@ -8,6 +8,8 @@ import click
 
 from pipeline.commands._shared import emit, load, log, open_job, option_device, option_json, option_models, spec_command
 
+SECTION = "stage 2"
+
 
 @click.command("evaluate", epilog="Example: fashion-ntm evaluate mt_fashioniq-caption --model lstm --json")
 @spec_command
@@ -24,7 +26,7 @@ def command(
     device: str,
     as_json: bool,
 ) -> None:
-    """Stage 2: rank every test session with the trained runs; R@1/5/8/10/50 and MRR by category and leak subset."""
+    """Rank every test session with the trained runs; R@1/5/8/10/50 and MRR by category and leak subset."""
     from pipeline.jobs.stage2 import evaluate_spec, summary_text
 
     job, workspace = open_job(spec, overrides, data, out)

@@ -8,6 +8,8 @@ import click
 
 from pipeline.commands._shared import emit, load, log, open_job, option_device, option_json, spec_command
 
+SECTION = "stage 2"
+
 
 @click.command("history", epilog="Example: fashion-ntm history demo")
 @spec_command

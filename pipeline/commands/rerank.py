@@ -8,6 +8,8 @@ import click
 
 from pipeline.commands._shared import emit, load, log, open_job, option_device, option_json, option_models, spec_command
 
+SECTION = "stage 2"
+
 
 @click.command("rerank", epilog="Example: fashion-ntm rerank mt_fashioniq-caption --model ewma --top 50")
 @spec_command
@@ -38,7 +40,7 @@ def command(
     avoid: float | None,
     keep: float,
 ) -> None:
-    """Stage 2: measure must-have / must-avoid re-ranking and a relevance cut-off on trained runs; changes no run."""
+    """Measure must-have / must-avoid re-ranking and a relevance cut-off on trained runs; changes no run."""
     from pipeline.analysis.rerank import Weights, reports_text, rerank_spec
 
     job, workspace = open_job(spec, overrides, data, out)

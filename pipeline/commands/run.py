@@ -8,6 +8,8 @@ import click
 
 from pipeline.commands._shared import load, log, open_job, option_device, option_models, show, spec_command
 
+SECTION = "stage 2"
+
 
 @click.command("run", epilog="Example: fashion-ntm run mt_fashioniq-caption --data DIR")
 @spec_command

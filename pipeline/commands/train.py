@@ -9,6 +9,8 @@ import click
 
 from pipeline.commands._shared import load, log, open_job, option_backend, option_device, option_models, spec_command
 
+SECTION = "stage 2"
+
 
 @click.command(
     "train", epilog="Example: fashion-ntm train demo --model cm_ntm --seeds 0..4 --out out/demo --data out/demo"
@@ -44,7 +46,7 @@ def command(
     force: bool,
     **how: Any,
 ) -> None:
-    """Stage 2: fit memory models on the cached features. Finished runs are kept."""
+    """Fit memory models on the cached features. Finished runs are kept."""
     from pipeline.jobs.stage2 import TrainOptions, train_spec
 
     job, workspace = open_job(spec, overrides, data, out)

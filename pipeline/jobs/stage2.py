@@ -131,6 +131,9 @@ class Experiment(RunIdentities):
             if choice.fallback:
                 self.log(f"{runs[0].model}: {choice.fallback}")
 
+        def resumed(request: Any, after: int) -> None:
+            self.log(f"{request.name} seed {request.seed}: goes on after epoch {after} of {request.training.epochs}")
+
         return train_runs(
             requests,
             spec=self.spec.model_dump(mode="json"),
@@ -140,6 +143,7 @@ class Experiment(RunIdentities):
             diagnostics=how.diagnostics,
             progress=epoch,
             chosen=chosen,
+            resumed=resumed,
         )
 
     def together(self, runs: Sequence[Run], how: TrainOptions = TrainOptions()) -> list[list[Run]]:

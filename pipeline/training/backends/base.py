@@ -38,6 +38,11 @@ class Trainer:
         """Return the tensors to average: trained tensors and statistics of all runs."""
         return [t for model in self.models for t in (*model.parameters(), *model.buffers())]
 
+    def part(self, tensors: Sequence[Tensor], run: int) -> list[Tensor]:
+        """Return the part of run ``run`` in tensors that are laid out as ``averaged()``, or as a choice of its kinds."""
+        count = len(tensors) // len(self.models)
+        return list(tensors[run * count : (run + 1) * count])
+
     def step(self, index: Tensor, random: RunRandom, running: Sequence[bool], progress: float = 1.0) -> Tensor:
         """Take one step of each run on the sessions ``index`` (int64 [K, B]); return the losses [K] on the device.
 

@@ -47,7 +47,7 @@ class StudyFile:
                 self.about: dict[str, Any] = {k: json.loads(v) for k, v in db.execute("SELECT key, value FROM about")}
                 rows = db.execute("SELECT number, session, options FROM question ORDER BY number").fetchall()
         except sqlite3.DatabaseError as error:
-            raise StudyError(f"{path}: not a study ({error}); name another file with --db") from None
+            raise StudyError(f"{path}: not a study ({error}); name another file with --file") from None
         if self.about.get("format") != FORMAT:
             raise StudyError(f"{path}: study format {self.about.get('format')!r}, this program reads {FORMAT}")
         self.questions = [Question(n, s, tuple((tuple(a), tuple(b)) for a, b in json.loads(o))) for n, s, o in rows]

@@ -166,7 +166,7 @@ def test_charts_are_whole_pictures_for_any_numbers(points: list[tuple[float, flo
 
 def test_the_command_writes_the_file(demo: Project, tmp_path: Path) -> None:
     out = tmp_path / "new" / "report.html"
-    words = ["report", str(demo.file), "--data", str(demo.folder), "--runs", str(demo.folder), "--out", str(out)]
+    words = ["report", str(demo.file), "--data", str(demo.folder), "--out", str(demo.folder), "--file", str(out)]
     done = CliRunner().invoke(
         main, [*words, "--sessions", "3", "--model", "ewma", "--against", "last", "--device", "cpu"]
     )
