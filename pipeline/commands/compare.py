@@ -8,6 +8,8 @@ import click
 
 from pipeline.commands._shared import emit, option_data, option_json, option_out
 
+SECTION = "results"
+
 
 @click.command("compare", epilog="Example: fashion-ntm compare ewma cm_ntm --data DIR")
 @click.argument("run_a", metavar="RUN_A")

@@ -8,6 +8,8 @@ import click
 
 from pipeline.commands._shared import emit, load, open_job, option_json, spec_command
 
+SECTION = "data"
+
 
 @click.command("leaks", epilog="Example: fashion-ntm leaks mt_fashioniq-caption --data DIR")
 @spec_command

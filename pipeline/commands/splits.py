@@ -8,6 +8,8 @@ import click
 
 from pipeline.commands._shared import emit, load, log, open_job, option_json, spec_command
 
+SECTION = "data"
+
 
 @click.command("splits", epilog="Example: fashion-ntm splits mt_fashioniq-caption --data DIR --to lists")
 @spec_command

@@ -74,12 +74,12 @@ def test_what_cannot_be_drawn_is_said(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def run(out: Path, *words: str) -> Any:
-    return CliRunner().invoke(main, ["diagnostics", *words, "--out", str(out)])
+    return CliRunner().invoke(main, ["figure", "diagnostics", *words, "--out", str(out)])
 
 
 def test_the_command_draws_runs_by_id_beginning_or_folder(out: Path, tmp_path: Path) -> None:
     folder = out / "runs" / "toy" / "cm_ntm" / ("1b" * 6)
-    result = run(out, "1a" * 6, str(folder), "--to", str(tmp_path / "rows.png"))
+    result = run(out, "--run", "1a" * 6, "--run", str(folder), "--file", str(tmp_path / "rows.png"))
     assert result.exit_code == 0, result.output
     assert (tmp_path / "rows.png").is_file() and "rows.png" in result.stdout
     assert (
@@ -87,7 +87,7 @@ def test_the_command_draws_runs_by_id_beginning_or_folder(out: Path, tmp_path: P
         in result.stdout
     )
     assert (
-        run(out, "1b").exit_code == 0
+        run(out, "--run", "1b").exit_code == 0
         and (folder / "diagnostics.svg").is_file()
         and (folder / "diagnostics.png").is_file()
     )
@@ -95,11 +95,11 @@ def test_the_command_draws_runs_by_id_beginning_or_folder(out: Path, tmp_path: P
 
 def test_the_commands_errors_say_what_to_do(out: Path) -> None:
     for words, code, message in (
-        (["2c"], 3, "has no diagnostics: train it with --diagnostics --force"),
-        (["1"], 4, "2 runs begin with '1'"),
-        (["1a1a1a1a1a1c"], 4, "did you mean '1a1a1a1a1a1a'"),
-        (["1a", "--to", "rows.gif"], 1, "unknown kind of picture '.gif'"),
-        ([], 2, "RUN"),
+        (["--run", "2c"], 3, "has no diagnostics: train it with --diagnostics --force"),
+        (["--run", "1"], 4, "2 runs begin with '1'"),
+        (["--run", "1a1a1a1a1a1c"], 4, "did you mean '1a1a1a1a1a1a'"),
+        (["--run", "1a", "--file", "rows.gif"], 1, "unknown kind of picture '.gif'"),
+        ([], 2, "needs a run: --run ID"),
     ):
         result = run(out, *words)
         assert result.exit_code == code and message in result.output, (words, result.output)
