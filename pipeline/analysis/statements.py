@@ -14,7 +14,7 @@ from pipeline.analysis.cells import Statement
 from pipeline.analysis.protocol import RunSummary
 from pipeline.evaluation.evaluate import Evaluation
 from pipeline.evaluation.files import load_results
-from pipeline.evaluation.metrics import OVERALL
+from pipeline.evaluation.metrics import CUTOFFS, OVERALL
 from pipeline.evaluation.significance import (
     ALPHA,
     RESAMPLES,
@@ -27,6 +27,7 @@ from pipeline.evaluation.significance import (
     strata_of,
 )
 
+METRICS = (*(f"R@{k}" for k in CUTOFFS), "MRR", "mean")
 FEWEST = 20  # minimum number of sessions for a bootstrap
 
 
@@ -67,31 +68,36 @@ class Resampled:
     def _drawn(self, subset: str, metric: str) -> dict[tuple[str, str], np.ndarray]:
         """Return resampled values [resamples] by (row, category or "overall").
 
-        Rows over the same sessions share their draws, so their differences are paired.
+        Rows over the same sessions share their draws, so their differences are paired. All metrics are resampled at
+        once, because drawing takes longer than the means.
         """
-        key = (subset, metric)
-        if key not in self._draws:
+        if (subset, metric) not in self._draws:
+            metrics = tuple(dict.fromkeys((*METRICS, metric)))
             together: dict[tuple[str, ...], list[str]] = {}
             for name, method in self.methods.items():
                 if subset in method.about.subsets and method.about.subsets[subset].any():
                     together.setdefault(method.about.session_ids, []).append(name)
-            self._draws[key] = {}
+            self._draws |= {(subset, one): {} for one in metrics}
             for names in together.values():
-                self._draws[key] |= self._draw(names, subset, metric)
-        return self._draws[key]
+                for (name, one, category), drawn in self._draw(names, subset, metrics).items():
+                    self._draws[subset, one][name, category] = drawn
+        return self._draws[subset, metric]
 
-    def _draw(self, names: Sequence[str], subset: str, metric: str) -> dict[tuple[str, str], np.ndarray]:
+    def _draw(
+        self, names: Sequence[str], subset: str, metrics: Sequence[str]
+    ) -> dict[tuple[str, str, str], np.ndarray]:
         about = self.methods[names[0]].about
         member = about.subsets[subset]
         labels = np.array(about.categories, dtype=object)[member]
-        values = np.stack([self.methods[name].values(metric)[member] for name in names], axis=1)
+        columns = [(name, metric) for metric in metrics for name in names]
+        values = np.stack([self.methods[name].values(metric)[member] for name, metric in columns], axis=1)
         names_of = dict.fromkeys(labels.tolist())
         parts = {c: bootstrap(values, [np.flatnonzero(labels == c)], seed=n) for n, c in enumerate(names_of)}
         if about.averaging == "categories":
             parts[OVERALL] = np.mean(list(parts.values()), axis=0)
         else:
             parts[OVERALL] = bootstrap(values, [np.arange(len(values))])
-        return {(name, c): drawn[:, n] for c, drawn in parts.items() for n, name in enumerate(names)}
+        return {(*column, c): drawn[:, n] for c, drawn in parts.items() for n, column in enumerate(columns)}
 
     def statements(self, spec: ResultsTable, labels: Mapping[str, str]) -> tuple[str, tuple[Statement, ...]]:
         """Return (test description, tests of the tested row against all others per block, Holm-corrected per block)."""

@@ -14,7 +14,7 @@ from manifests.errors import FashionNTMError
 from manifests.identity import stack_keys
 from manifests.schema import Gallery, Session
 from pipeline.evaluation.metrics import Averaging, summarise
-from pipeline.evaluation.ranking import SCORES_HELD, ranks, score_ranks
+from pipeline.evaluation.ranking import SCORES_HELD, DistinctRows, distinct_units, ranks, score_ranks
 
 if TYPE_CHECKING:
     from cache import Store
@@ -45,6 +45,11 @@ class Candidates:
     def index(self) -> dict[str, int]:
         """Return image id -> row of ``features``."""
         return {image: row for row, image in enumerate(self.images)}
+
+    @cached_property
+    def distinct(self) -> DistinctRows:
+        """Return the distinct unit rows of ``features``, computed once for all runs."""
+        return distinct_units(self.features)
 
 
 def load_candidates(store: Store, galleries: Iterable[Gallery]) -> dict[str, Candidates]:
@@ -157,7 +162,7 @@ def evaluate(
         if score is not None:
             result[mine] = score_ranks(score(rows.tolist(), gallery.features), targets, gallery.features, names)
         else:
-            result[mine] = ranks(queries[rows], gallery.features, targets, block, names)
+            result[mine] = ranks(queries[rows], gallery.features, targets, block, names, gallery.distinct)
     ids = tuple(s.id for s in chosen)
     return Evaluation(
         session_ids=ids,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,12 +17,21 @@ class RankingError(FashionNTMError, ValueError):
     """Features cannot be ranked: not finite, mismatched width, or a target outside the gallery."""
 
 
+class DistinctRows(NamedTuple):
+    """Distinct rows [U, D], the index among them of each of the n rows [n], and their counts [U]."""
+
+    rows: np.ndarray
+    inverse: np.ndarray
+    repeats: np.ndarray
+
+
 def ranks(
     queries: np.ndarray,
     candidates: np.ndarray,
     target_index: np.ndarray,
     block: int = SCORES_HELD,
     names: Sequence[str] | None = None,
+    distinct: DistinctRows | None = None,
 ) -> np.ndarray:
     """Return the rank of each query's target among the candidates by cosine similarity; 1 is best.
 
@@ -35,6 +45,7 @@ def ranks(
         target_index: [S] int64, the row of each query's target in ``candidates``.
         block: number of scores in memory at once; it affects results only through the rounding of the product.
         names: [S] session ids, for messages.
+        distinct: ``distinct_units`` of the candidates, for a gallery that is ranked often.
 
     Returns:
         int64 [S], each between 1 and G.
@@ -46,10 +57,9 @@ def ranks(
     targets = np.asarray(target_index, dtype=np.int64)
     _check_shapes(queries, candidates, targets, names)
     _check_finite(queries, names, "session", "the model has diverged: lower its learning rate and train again")
-    _check_finite(candidates, None, "candidate", "the gallery's features are damaged: verify the store")
     _check_targets(targets, len(candidates), names)
 
-    unique, inverse, repeats = _distinct(_unit(candidates))
+    unique, inverse, repeats = distinct_units(candidates) if distinct is None else distinct
     targets = inverse[targets]
     out = np.empty(len(queries), dtype=np.int64)
     step = max(1, block // max(1, len(unique)))
@@ -84,6 +94,12 @@ def score_ranks(
     return ((unique >= own) @ repeats).astype(np.int64)
 
 
+def distinct_units(candidates: np.ndarray) -> DistinctRows:
+    """Return the distinct unit rows of the candidates [G, D]. Raises RankingError for non-finite features."""
+    _check_finite(candidates, None, "candidate", "the gallery's features are damaged: verify the store")
+    return _distinct(_unit(candidates))
+
+
 def _unit(rows: np.ndarray) -> np.ndarray:
     """Normalize rows [n, D] to unit length, float32; zero rows stay zero. Norms in double avoid over- and underflow."""
     out = np.empty(rows.shape, dtype=np.float32)
@@ -95,8 +111,8 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     return out
 
 
-def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return distinct rows [U, D], the index of each row among them [n], and their counts [U].
+def _distinct(rows: np.ndarray) -> DistinctRows:
+    """Return the distinct ones of the rows [n, D].
 
     A matrix product may round equal columns differently at tile edges, so equal candidates are scored once.
     """
@@ -108,7 +124,7 @@ def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if place == len(first):
             first.append(number)
         inverse[number] = place
-    return rows[first], inverse, np.bincount(inverse, minlength=len(first))
+    return DistinctRows(rows[first], inverse, np.bincount(inverse, minlength=len(first)))
 
 
 def _name(names: Sequence[str] | None, kind: str, number: int) -> str:

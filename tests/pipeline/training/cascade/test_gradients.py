@@ -36,8 +36,9 @@ def test_linear() -> None:
 
 
 @pytest.mark.parametrize("constant", [None, 1e-6])
-@pytest.mark.parametrize("turns", [1, 3])
-def test_cascade(turns: int, constant: float | None) -> None:
+@pytest.mark.parametrize(("turns", "fast"), [(1, False), (3, True), pytest.param(3, False, marks=pytest.mark.slow)])
+def test_cascade(turns: int, fast: bool, constant: float | None) -> None:
+    """``fast``: along random directions and not for each element."""
     runs, sessions, dim, stages = 2, 2, 3, 2
     models = [
         build_model("cm_ntm", {"stages": stages, "slots": 3, "hidden": 2, "width": 4}, dim, s) for s in range(runs)
@@ -62,7 +63,8 @@ def test_cascade(turns: int, constant: float | None) -> None:
         trace = SavedActivations.empty(shape, runs, turns, sessions, queries, constant)
         return CascadeFunction.apply(trace, TorchTurn(), constant is None, queries, derived, *Weights(*weights))
 
-    assert torch.autograd.gradcheck(run, (random(runs, turns, sessions, stages - 1, dim), *weights))
+    inputs = (random(runs, turns, sessions, stages - 1, dim), *weights)
+    assert torch.autograd.gradcheck(run, inputs, fast_mode=fast)
 
 
 def test_controller() -> None:
