@@ -62,8 +62,9 @@ def test_what_failed_is_named_and_ends_no_part_and_no_subject(tmp_path: Path, mo
 
 
 @pytest.mark.slow
-def test_a_short_extraction_is_measured() -> None:
-    figures = gpu.run(parts="extract", images=8, layers=1, **SMALL)
+def test_a_table_and_a_short_extraction_are_measured() -> None:
+    figures = gpu.run(parts="table,extract", seeds=1, train=20, test=12, images=8, layers=1, **SMALL)
+    assert figures["table"]["figures"]["predicted"]["training"] > 0 and "statistics" in gpu.render(figures)
     assert figures["extract"]["figures"]["images"] == 8 and "error" not in figures["extract"]
     assert "extraction, overlapped" in gpu.render(figures)
 

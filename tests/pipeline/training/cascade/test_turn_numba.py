@@ -22,7 +22,7 @@ from tests.pipeline.training.cascade.cascades import batch, cascade
 
 @pytest.mark.parametrize("zero", ["memory", "key"])
 def test_addressing_has_a_finite_gradient_at_a_zero(zero: str) -> None:
-    """Memory, norms, states, raw outputs and where the head stood, of one run, stage and turn, two sessions, three slots."""
+    """Memory, norms, states, raw outputs and the head's weights before the turn, of one run, stage and turn, two sessions, three slots."""
     random = np.random.default_rng(0).normal
     memory, raws = random(size=(1, 1, 2, 3, 4)), random(size=(1, 1, 1, 2, 10))
     if zero == "memory":
