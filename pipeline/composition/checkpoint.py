@@ -19,6 +19,7 @@ from manifests.options import parse_options
 from pipeline.composition.composers import composers
 from pipeline.composition.composers.base import Composer
 from pipeline.composition.composers.combiner import Combiner
+from pipeline.core.weights import load_weights
 
 WEIGHTS, SIDECAR = "composer.safetensors", "composer.json"
 KIND = "composer"
@@ -90,10 +91,12 @@ def load_composer(folder: Path) -> tuple[Composer, dict[str, Any]]:
             raise FashionNTMError(
                 f"{folder / WEIGHTS}: sha256 {found[:12]} is not the recorded {about['weights'][:12]}: {FIT_AGAIN}"
             )
-        composer.load_state_dict(load_file(folder / WEIGHTS))
+        load_weights(composer, load_file(folder / WEIGHTS))
     except FileNotFoundError as error:
         raise IncompleteError(f"no fitted composer in {folder}: run fit-composer") from error
-    except (KeyError, json.JSONDecodeError, SafetensorError, RuntimeError) as error:
+    except FashionNTMError:
+        raise
+    except (KeyError, ValueError, TypeError, RecursionError, SafetensorError, RuntimeError) as error:
         raise FashionNTMError(
             f"{folder} does not hold a composer this version can read: {error!r}; {FIT_AGAIN}"
         ) from error

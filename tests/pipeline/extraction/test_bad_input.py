@@ -116,7 +116,8 @@ def test_no_row_at_all_is_an_error(load: Load, clip_folder: Path, tmp_path: Path
     for path in (tmp_path / "images").iterdir():
         path.rename(path.with_suffix(".jpeg"))
     with pytest.raises(
-        ExtractionError, match=r"none of the 12 items of table 'image'.*12 of 12: read: no such file: 'i000.jpg'.*check the images"
+        ExtractionError,
+        match=r"none of the 12 items of table 'image'.*12 of 12: read: no such file: 'i000.jpg'.*check the images",
     ):
         run(data, load("clip", clip_folder), tmp_path / "stores")
 
