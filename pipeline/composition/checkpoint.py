@@ -16,10 +16,10 @@ from cache.seal import check_seal, write_seal
 from manifests.errors import FashionNTMError, IncompleteError, Problems
 from manifests.identity import file_digest
 from manifests.options import parse_options
+from manifests.shapes import misfit
 from pipeline.composition.composers import composers
 from pipeline.composition.composers.base import Composer
 from pipeline.composition.composers.combiner import Combiner
-from pipeline.core.weights import load_weights
 
 WEIGHTS, SIDECAR = "composer.safetensors", "composer.json"
 KIND = "composer"
@@ -91,7 +91,10 @@ def load_composer(folder: Path) -> tuple[Composer, dict[str, Any]]:
             raise FashionNTMError(
                 f"{folder / WEIGHTS}: sha256 {found[:12]} is not the recorded {about['weights'][:12]}: {FIT_AGAIN}"
             )
-        load_weights(composer, load_file(folder / WEIGHTS))
+        weights = load_file(folder / WEIGHTS)
+        if why := misfit(composer.state_dict(), weights):
+            raise FashionNTMError(f"{folder / WEIGHTS}: {why}; {FIT_AGAIN}")
+        composer.load_state_dict(weights)
     except FileNotFoundError as error:
         raise IncompleteError(f"no fitted composer in {folder}: run fit-composer") from error
     except FashionNTMError:

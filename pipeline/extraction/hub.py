@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from manifests.identity import digest, file_digest
-from pipeline.core.weights import misfits
+from manifests.shapes import misfits
 from pipeline.extraction.adapters import CONFIG, adapter_weights, merge_adapter, only_adapter, without_adapter
 from pipeline.extraction.checkpoint_files import Checkpoint, ModelError, shards, side_files
 
