@@ -192,6 +192,7 @@ class Experiment(RunIdentities):
             self.dataset.averaging,
             reasons,
             score=scorer(model, shown) if model.scores else None,
+            references=self.spec.references,
         )
         note = self.workspace.extracted(self.spec)
         summary = result.summary(
