@@ -12,11 +12,12 @@ import numpy as np
 from manifests.errors import IncompleteError
 from pipeline.analysis.drawing import check_suffixes, new_figure, save_figure
 from pipeline.core.text_table import aligned
-from pipeline.evaluation.turns import rank_turns
+from pipeline.evaluation.turns import TurnRanks, rank_turns
+from pipeline.training.validate import embed_turns
 
 if TYPE_CHECKING:
+    from pipeline.jobs.experiment import Experiment
     from pipeline.jobs.identities import Run
-    from pipeline.jobs.stage2 import Experiment
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,8 @@ def turn_curves(
     return TurnCurves(stage.dataset.name, sessions, turns, stage.spec.references, tuple(found))
 
 
-def _ranked(stage: Experiment, run: Run) -> Any:
-    from pipeline.training.checkpoint import load_model
-    from pipeline.training.validate import embed_turns
-
-    model = load_model(stage.folder(run).path, stage.device)
+def _ranked(stage: Experiment, run: Run) -> TurnRanks:
+    model = stage.model(run)
     if model.scores:
         raise IncompleteError(f"{run.model} ranks by scores after the last turn: leave it out with --model")
     stage.need(run.options)

@@ -36,7 +36,9 @@ def command(
 
     --json is short for --format json.
     """
-    from pipeline.analysis.tables import paper_table
+    from pipeline.analysis.render import render
+    from pipeline.analysis.tables import TableRequest, build_table
 
     form = "json" if as_json else form
-    show(paper_table(name, spec, form, overrides, data, out, options(overrides, data, out), seeds or ()), nl=False)
+    words = options(overrides, data, out)
+    show(render(build_table(TableRequest(name, data, out, spec or "", overrides, seeds or (), words)), form), nl=False)
