@@ -43,6 +43,7 @@ class AblationSpec(Frozen):
     composers: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], dict[str, Any]] = Field(
         default_factory=dict
     )
+    dialogs: bool = False  # see ``RunSpec.dialogs``
     timing: bool = False  # measure the inference time of every point (paper Figure 8)
 
     def points(self, known: Sequence[str] | None = None) -> tuple[Point, ...]:
