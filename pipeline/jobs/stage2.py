@@ -135,7 +135,7 @@ def evaluate_run(experiment: Experiment, run: Run, view: View = WHOLE) -> dict[s
 
 def ranking_of(experiment: Experiment, model: MemoryModel, view: View = WHOLE) -> Evaluation:
     """Rank the test sessions with ``model``."""
-    features = view_features(experiment.test, experiment.store, view, model.reads == "concatenated")
+    features = view_features(experiment.test, experiment.store, view, model.reads == "concatenated", model.dialogs)
     return rank_sessions(
         embed(model, features).cpu().numpy(),
         features.sessions,
@@ -144,6 +144,7 @@ def ranking_of(experiment: Experiment, model: MemoryModel, view: View = WHOLE) -
         experiment.dataset.averaging,
         skipped=_skipped(experiment, features, view),
         score=scorer(model, features) if model.scores else None,
+        references=experiment.spec.references,
     )
 
 
