@@ -12,15 +12,9 @@ import numpy as np
 
 from manifests.errors import FashionNTMError
 from manifests.identity import stack_keys
-<<<<<<< HEAD
-from manifests.schema import Gallery, Session
-from pipeline.evaluation.metrics import Averaging, summarise
-from pipeline.evaluation.ranking import SCORES_HELD, DistinctRows, distinct_units, ranks, score_ranks
-=======
 from manifests.schema import NO_IMAGE, Gallery, References, Session
 from pipeline.evaluation.metrics import PRECISION_CUTOFFS, Averaging, average_precision, summarise
-from pipeline.evaluation.ranking import SCORES_HELD, ranks, score_ranks
->>>>>>> main
+from pipeline.evaluation.ranking import SCORES_HELD, DistinctRows, distinct_units, ranks, score_ranks
 
 if TYPE_CHECKING:
     from cache import Store
@@ -179,15 +173,11 @@ def evaluate(
         if score is not None:
             found = score_ranks(score(rows.tolist(), gallery.features), targets, gallery.features, names, without)
         else:
-<<<<<<< HEAD
-            result[mine] = ranks(queries[rows], gallery.features, targets, block, names, gallery.distinct)
-=======
-            found = ranks(queries[rows], gallery.features, targets, block, names, without)
+            found = ranks(queries[rows], gallery.features, targets, block, names, without, gallery.distinct)
         for (n, _), rank in zip(asked, found.tolist(), strict=True):
             correct[n].append(rank)
     result = np.array([found[0] for found in correct], dtype=np.int64)  # of the target
     several = any(session.also for session in chosen)
->>>>>>> main
     ids = tuple(s.id for s in chosen)
     return Evaluation(
         session_ids=ids,

@@ -31,11 +31,8 @@ def ranks(
     target_index: np.ndarray,
     block: int = SCORES_HELD,
     names: Sequence[str] | None = None,
-<<<<<<< HEAD
-    distinct: DistinctRows | None = None,
-=======
     without: Sequence[Sequence[int]] | None = None,
->>>>>>> main
+    distinct: DistinctRows | None = None,
 ) -> np.ndarray:
     """Return the rank of each query's target among the candidates by cosine similarity; 1 is best.
 
@@ -49,11 +46,8 @@ def ranks(
         target_index: [S] int64, the row of each query's target in ``candidates``.
         block: number of scores in memory at once; it affects results only through the rounding of the product.
         names: [S] session ids, for messages.
-<<<<<<< HEAD
-        distinct: ``distinct_units`` of the candidates, for a gallery that is ranked often.
-=======
         without: for each query, rows of ``candidates`` that are not ranked; its target is ranked in any case.
->>>>>>> main
+        distinct: ``distinct_units`` of the candidates, for a gallery that is ranked often.
 
     Returns:
         int64 [S], each between 1 and G.
@@ -67,13 +61,8 @@ def ranks(
     _check_finite(queries, names, "session", "the model has diverged: lower its learning rate and train again")
     _check_targets(targets, len(candidates), names)
 
-<<<<<<< HEAD
     unique, inverse, repeats = distinct_units(candidates) if distinct is None else distinct
-    targets = inverse[targets]
-=======
-    unique, inverse, repeats = _distinct(_unit(candidates))
     given, targets = targets, inverse[targets]
->>>>>>> main
     out = np.empty(len(queries), dtype=np.int64)
     step = max(1, block // max(1, len(unique)))
     for start in range(0, len(queries), step):
