@@ -138,6 +138,7 @@ def _read(store: Store, fit: Sequence[Session], test: Sequence[Session], images:
 
 
 def _requests(runs: Path, store: Store, features: Any, model: str, seeds: int, epochs: int) -> list[TrainRequest]:
+    from pipeline.training.job import TrainRequest
     from pipeline.training.models import models as registry
 
     training, count = Training(epochs=epochs), seeds if registry.get(model).trainable else 1
