@@ -15,7 +15,7 @@ from manifests.errors import IncompleteError
 from manifests.identity import changed_fields, digest
 from manifests.schema import Dataset, RunSpec
 from manifests.validation import split_validation
-from pipeline.composition.request import composer_request
+from pipeline.composition.request import composer_request, is_joint
 from pipeline.core.binding import SourceRecord, StaleError, declared_digest, image_changes, load_binding, write_json
 
 DIGESTS = "image-digests.tsv"
@@ -154,7 +154,7 @@ def extraction_request(spec: RunSpec) -> str:
 
 def composer_identity(spec: RunSpec, dataset: Dataset, backbone: Store) -> dict[str, Any] | None:
     """Return the identity fields of the composer of ``spec`` on this data; None for a joint model, which has none."""
-    if "query" in backbone.tables:
+    if is_joint(backbone):
         return None
     request = composer_request(spec)
     assert request is not None
