@@ -33,6 +33,7 @@ from manifests.datasets._files import (
 from manifests.datasets._images import catalogue, missing_note
 from manifests.datasets.base import DatasetSource
 from manifests.errors import Problems
+from manifests.protocols import Protocol
 from manifests.schema import Dataset, Frozen, Gallery, Session, Split, Turn
 
 CATEGORIES = ("dress", "shirt", "toptee")
@@ -49,6 +50,7 @@ class Options(Frozen):
     images: str | None = None
     links: bool = False  # follow links that lead out of the images folder
     attributes: bool = False
+    protocol: Protocol | None = None  # a clean split
 
 
 class _Parsed(NamedTuple):

@@ -29,6 +29,7 @@ from manifests.datasets._files import (
 from manifests.datasets._images import catalogue, missing_note
 from manifests.datasets.base import DatasetSource
 from manifests.errors import Problems
+from manifests.protocols import Protocol
 from manifests.schema import Dataset, Frozen, Gallery, Session
 from manifests.validation import split_validation
 
@@ -48,6 +49,7 @@ class Options(Frozen):
     chains: str | None = None  # a published chain list (JSONL) in place of the rule
     holdout: float = Field(0, ge=0)  # fraction (below 1) or number of train sessions held out as test; 0: none
     holdout_seed: int = 0
+    protocol: Protocol | None = None  # a clean split
 
     @field_validator("holdout")
     @classmethod

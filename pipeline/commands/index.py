@@ -8,6 +8,8 @@ import click
 
 from pipeline.commands._shared import emit, load, open_job, option_device, option_json, spec_command
 
+SECTION = "stage 1"
+
 
 @click.command("index", epilog="Example: fashion-ntm index shop.toml --data DIR")
 @spec_command

@@ -8,6 +8,8 @@ import click
 
 from pipeline.commands._shared import emit, load, log, open_job, option_device, option_json, show, spec_command
 
+SECTION = "look"
+
 
 @click.command("search", epilog='Example: fashion-ntm search shop.toml --image photo.jpg --text "in navy" --html')
 @spec_command

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from manifests.errors import FashionNTMError, ManifestError, Problem
-from pipeline.jobs.stage2 import Experiment
+from pipeline.jobs.experiment import Experiment
 from pipeline.training.dialogue import weights_digest
 from pipeline.training.models import build_model
 from pipeline.training.runs import RunFolder, list_runs
