@@ -62,6 +62,11 @@ def command(
     chosen = (only or (), seeds or ())
     if dry_run:
         plan = plan_ablation(place.ablation, place.spec, place.dataset(), place.workspace, device, *chosen)
-    else:
-        plan = ablate(place, *chosen, scheduler, workers or 0, log)
-    emit(plan.as_dict(), plan.text(), as_json)
+        emit(plan.as_dict(), plan.text(), as_json)
+        return
+    from pipeline.analysis.tables import TableRequest, build_table
+    from pipeline.analysis.terminal import to_text
+
+    plan = ablate(place, *chosen, scheduler, workers or 0, log)
+    table = build_table(TableRequest(spec, data, out, run, overrides, options=options(overrides, data, out)))
+    emit(plan.as_dict() | {"table": table.model_dump()}, f"{plan.text()}\n\n{to_text(table)}", as_json)

@@ -12,7 +12,7 @@ SECTION = "results"
 
 
 @click.command("table", epilog="Example: fashion-ntm table 1 --data DIR --format latex")
-@click.argument("name", metavar="N")
+@click.argument("name", metavar="SPEC")
 @click.option("--spec", help="Run spec that fills the table. Default: the one that the table names.")
 @click.option("--format", "form", type=click.Choice(["md", "latex", "csv", "json"]), default="md", show_default=True)
 @click.option(
@@ -32,8 +32,9 @@ def command(
     out: Path,
     as_json: bool,
 ) -> None:
-    """Print table N of the paper: measured values, the paper's values, and the commands that fill empty cells.
+    """Print a table: measured values, the paper's values, chance, and the commands that fill empty cells.
 
+    SPEC is a table of the paper (1 to 5), a run spec (one row per model) or an ablation (one row per point).
     --json is short for --format json.
     """
     from pipeline.analysis.render import render

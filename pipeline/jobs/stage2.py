@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from manifests.leaks import SUBSETS
@@ -15,7 +16,7 @@ from pipeline.training.backends import BackendChoice
 from pipeline.training.data import SessionFeatures
 from pipeline.training.errors import DivergenceError
 from pipeline.training.job import Trained, TrainRequest, train_runs
-from pipeline.training.validate import embed, scorer
+from pipeline.training.validate import chance_recall, embed, scorer
 from pipeline.training.views import view_features
 
 
@@ -73,10 +74,15 @@ def train_group(
     Returns one ``Trained`` per run, or the error of a run that diverged.
     """
 
+    @cache
+    def random() -> str:
+        held = experiment.parts[1]
+        return "" if held is None else f" (chance {chance_recall(held):.1f})"
+
     def epoch(request: TrainRequest, metrics: dict[str, Any]) -> None:
         if "loss" in metrics:
             found = metrics.get("validation", {}).get("mean")
-            shown = "" if found is None else f", validation mean of R@5 and R@8 {found:.1f}"
+            shown = "" if found is None else f", validation mean of R@5 and R@8 {found:.1f}{random()}"
             line = f"{request.name} seed {request.seed} epoch {metrics['epoch']}: loss {metrics['loss']:.4f}{shown}"
             experiment.log(line)
 
