@@ -29,9 +29,10 @@ def search(
     """
     engine = Engine.of(spec, dataset, workspace, runs, device, cached_only, log)
     name, start = engine.gallery(gallery), None
-    if image is not None and texts:
+    if image is not None:
         dialogue = engine.start(image, name)
         start = dialogue.start_jpeg
+    if image is not None and texts:
         for text in texts:
             dialogue.say(text, k)
         hits, model = dialogue.results(k), engine.models[0]

@@ -6,7 +6,7 @@ The record lets stage 2 find its store without loading the single-turn model, wh
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ class FeatureRecord:
     composer: dict[str, Any] | None = None  # identity fields of the composer, after composing
     store: str = ""
     contaminated_on: tuple[str, ...] = ()
+    given: str = ""  # spec file or shipped name that was extracted, to name it again; "" in earlier records
+    card: dict[str, str] = field(default_factory=dict)  # license and source of the single-turn model
     gallery: str = ""  # source of candidates: "image", "caption" (replaces the image) or "imported" (external arrays)
 
 

@@ -110,7 +110,7 @@ def _lease(folder: RunFolder) -> Lease:
 
 def _remove(path: Path, lease: Lease) -> None:
     """Move the folder out of the listing at once, then delete it, so that a kill leaves no half run."""
-    aside = path.parent.parent.parent / f".removed-{path.name}-{secrets.token_hex(4)}"
+    aside = path.resolve().parents[3] / f".removed-{path.name}-{secrets.token_hex(4)}"
     path.rename(aside)
     lease.release()
     shutil.rmtree(aside)

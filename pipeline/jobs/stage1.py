@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -119,6 +120,8 @@ def extract_spec(
         declared=declared_digest(dataset),
         sources=SourceRecord.of(spec).files,
         contaminated_on=tuple(extractor.card.contaminated_on),
+        given=_given(spec),
+        card={"licence": extractor.card.licence, "source": extractor.card.source},
         gallery="imported"
         if spec.extractor.name == "imported"
         else "caption"
@@ -137,6 +140,13 @@ def extract_spec(
         return StageOne(report, None, f"fit-composer {spec.asked}")
     following = "train" if dataset.split("train") else "serve"
     return StageOne(report, compose_spec(spec, dataset, workspace, *composer), f"{following} {spec.asked}")
+
+
+def _given(spec: RunSpec) -> str:
+    """Return the spec's file as an absolute path, or its shipped name."""
+    words = shlex.split(spec.asked)
+    path = Path(words[0]) if words else Path()
+    return str(path.resolve()) if path.is_file() else spec.name
 
 
 def _in_precision(

@@ -76,7 +76,7 @@ def test_rm_removes_what_its_dry_run_says(kept: Path) -> None:
     assert folder.is_dir() and planned["bytes"] > 0
     done = json.loads(call("runs", "rm", CM_NTM, "--json").stdout)
     assert done["removed"] == planned["removed"] and not folder.exists()
-    assert [row["id"] for row in listed()] == [LAST] and not list((kept / "out" / "runs").glob(".removed*"))
+    assert [row["id"] for row in listed()] == [LAST] and not list((kept / "out").rglob(".removed*"))
     assert "1 runs removed" in call("runs", "rm", "--where", "model=last").stdout and listed() == []
     assert "name the runs" in call("runs", "rm", code=2).output
 
