@@ -28,7 +28,8 @@ class Card:
     """Provenance of a model. ``contaminated_on``: datasets whose test pairs may be in its training data.
 
     ``source``: hub id, folder, or command that creates it. ``name``: short name of a published checkpoint. ``dims``:
-    published D by table. ``clean``: text cleaning before tokenization, "" for none.
+    published D by table. ``clean``: text cleaning before tokenization, "" for none. ``published``: protocol of
+    ``check-extractor`` (such as "fashioniq, original protocol") -> metric -> published overall value in percent.
     """
 
     licence: str
@@ -38,6 +39,7 @@ class Card:
     name: str = ""
     dims: Mapping[str, int] = field(default_factory=dict)
     clean: str = ""
+    published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields that ``ls extractors --long`` prints."""
@@ -76,6 +78,7 @@ class Extractor(ABC):
     tables: ClassVar[tuple[str, ...]] = ("image", "text")
     reads: ClassVar[Literal["pixels", "caption"]] = "pixels"
     stacks: ClassVar[bool] = False  # image features accept stacked batches (transfer.to_device)
+    reads_dialogs: ClassVar[bool] = False  # table "query" also takes a list of images with ``prepare_dialog``
     cards: ClassVar[tuple[Card, ...]] = ()  # known published checkpoints
     fittable: ClassVar[bool] = False  # can be trained by ``fit-extractor``; see ``_fittable.Fittable``
     execution_only: ClassVar[tuple[str, ...]] = ()  # options that do not change features
@@ -144,6 +147,10 @@ class Extractor(ABC):
     def prepare_texts(self, texts: Sequence[str]) -> list[Prepared]:
         """Preprocess texts, e.g. to token ids; ``len()`` of each result is its cost. Thread-safe."""
         return list(texts)
+
+    def prepare_dialog(self, texts: Sequence[str]) -> Prepared:
+        """Preprocess the texts of a whole dialog, one per image, as one query (``reads_dialogs``). Thread-safe."""
+        raise ExtractorError(f"extractor {self.name!r} does not encode a dialog as one query")
 
     # ---- the model
 

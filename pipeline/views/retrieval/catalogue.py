@@ -25,7 +25,7 @@ def catalogue_models(stage: Experiment, ids: Sequence[str] = ()) -> list[Trained
     known = [f for f in list_runs(stage.workspace.runs) if f.state == "finished"]
     fitting = [f for f in known if _store_of(f) == stage.store.fingerprint]
     if not ids:
-        return load_trained(fitting, stage.device) if fitting else untrained(stage)
+        return load_trained(fitting, stage.device) or untrained(stage)
     chosen = []
     for wanted in dict.fromkeys(ids):
         folder = RunFolder(Path(wanted).resolve())

@@ -89,8 +89,9 @@ def runs_by_id(stage: Experiment, ids: Sequence[str]) -> list[Trained]:
 
 
 def load_trained(folders: Sequence[RunFolder], device: torch.device) -> list[Trained]:
-    """Load the models of finished runs, with labels that are unique among them."""
+    """Load runs with labels unique among them; not those of whole dialogs as one chat, whose queries are cached alone."""
     found = [(folder, folder.record()["identity"]["seed"], load_model(folder.path, device)) for folder in folders]
+    found = [(folder, seed, model) for folder, seed, model in found if not model.dialogs]
     names = [folder.model for folder, _, _ in found]
     out: list[Trained] = []
     for folder, seed, model in found:
