@@ -69,7 +69,11 @@ def export_run(folder: RunFolder, composer: Composer | None, to: Path, form: For
         with torch.no_grad():
             call = (_torch if form == "torch" else _onnx)(graph, file)
         if graph.name == "step":
-            first = {name: value[:1].numpy() for name, value in graph.inputs.items() if name not in ("query", "turn")}
+            first = {
+                name: value[:1].detach().numpy()
+                for name, value in graph.inputs.items()
+                if name not in ("query", "turn")
+            }
             np.savez(to / STATE, **first)  # type: ignore[arg-type]
         graphs.append(
             {
@@ -115,7 +119,7 @@ def _check(graph: Graph, call: Callable[[Sequence[Tensor]], Sequence[np.ndarray]
         with torch.no_grad():
             expected = as_tuple(graph.module(*inputs))
         for name, want, got in zip(graph.outputs, expected, call(inputs), strict=True):
-            gap = float(np.abs(want.numpy() - got).max()) / max(1.0, float(want.abs().max()))
+            gap = float(np.abs(want.detach().numpy() - got).max()) / max(1.0, float(want.abs().max()))
             if not gap <= TOLERANCE:
                 raise ExportError(
                     f"graph {graph.name}, output {name}, batch {batch}: differs from PyTorch by {gap:.1e}"
@@ -145,7 +149,7 @@ def _arity(graph: Graph) -> int | None:
 def _torch(graph: Graph, file: Path) -> Callable[[Sequence[Tensor]], Sequence[np.ndarray]]:
     torch.export.save(_program(graph), file)
     module = torch.export.load(file).module()
-    return lambda inputs: [output.numpy() for output in as_tuple(module(*inputs))]
+    return lambda inputs: [output.detach().numpy() for output in as_tuple(module(*inputs))]
 
 
 def _onnx(graph: Graph, file: Path) -> Callable[[Sequence[Tensor]], Sequence[np.ndarray]]:
@@ -160,7 +164,7 @@ def _onnx(graph: Graph, file: Path) -> Callable[[Sequence[Tensor]], Sequence[np.
     names = [found.name for found in session.get_inputs()]
 
     def call(inputs: Sequence[Tensor]) -> Sequence[np.ndarray]:
-        given = {name: value.numpy() for name, value in zip(graph.inputs, inputs, strict=True)}
+        given = {name: value.detach().numpy() for name, value in zip(graph.inputs, inputs, strict=True)}
         return session.run(list(graph.outputs), {name: given[name] for name in names})
 
     return call
