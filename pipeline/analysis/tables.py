@@ -77,6 +77,11 @@ def _own(request: TableRequest, kind: str) -> Table:
     ablation = load_ablation_spec(request.name)
     asked = request.spec or ablation.run
     spec = read_spec(asked, request.overrides, shlex.join([asked, *request.options]))
+    return table_of_ablation(ablation, spec, request)
+
+
+def table_of_ablation(ablation: AblationSpec, spec: RunSpec, request: TableRequest) -> Table:
+    """Return the table of an ablation's own grid, filled with the runs of ``spec``."""
     dataset = load_dataset(spec, request.data)
     return fill_own(ablation_table(ablation, dataset, leak_subsets(dataset)), spec, request)
 

@@ -110,3 +110,22 @@ def chance_recall(features: SessionFeatures) -> float:
     rows, categories = features.target_rows.cpu().numpy(), np.array([s.category for s in features.sessions])
     sizes = {name: len(np.unique(rows[categories == name])) for name in np.unique(categories)}
     return float(np.mean([chance(sizes[name], "mean") for name in categories]))
+
+
+@torch.no_grad()
+def embed_turns(model: MemoryModel, features: SessionFeatures, batch: int = 1024) -> Tensor:
+    """Compute f'_qry(1..T) of every session, in eval mode: float32 [S, T, D]; turns after a session's end are padding.
+
+    For a model that reads all captions as one query, T is 1: the query after the last turn.
+    """
+    take = inputs_of(model, features)
+    training = model.training
+    model.eval()
+    try:
+        parts = []
+        for index in torch.arange(len(features), device=features.device).split(batch):
+            queries, _, lengths = take(index)
+            parts.append(model(queries, lengths))
+        return torch.cat(parts)
+    finally:
+        model.train(training)
