@@ -19,6 +19,7 @@ from cache import Store
 from manifests.errors import FashionNTMError, IncompleteError
 from manifests.identity import stack_keys, text_key
 from manifests.schema import Gallery, Session
+from pipeline.core.rows import unit_rows
 from pipeline.evaluation.evaluate import ALL, Candidates, load_candidates
 from pipeline.evaluation.metrics import metrics_of, summarise
 from pipeline.evaluation.ranking import score_ranks
@@ -50,8 +51,8 @@ def constraint_scores(texts: np.ndarray, lengths: np.ndarray, candidates: np.nda
             "use an extractor whose text and image towers share a space"
         )
     present = np.arange(texts.shape[1]) < np.asarray(lengths)[:, None]
-    sums = (_unit(texts) * present[..., None]).sum(1) / np.maximum(1, present.sum(1))[:, None]
-    return (sums @ _unit(candidates).T).astype(np.float32)
+    sums = (unit_rows(texts) * present[..., None]).sum(1) / np.maximum(1, present.sum(1))[:, None]
+    return (sums @ unit_rows(candidates).T).astype(np.float32)
 
 
 def rerank(
@@ -172,12 +173,6 @@ def cutoff_report(kept: np.ndarray, target_index: np.ndarray) -> dict[str, float
 def _logits(weight: Tensor, bias: Tensor, unit: Tensor, cosines: Tensor) -> Tensor:
     slope, offset = (unit @ weight.T + bias).unbind(1)
     return F.softplus(slope)[:, None] * cosines + offset[:, None]
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    rows = np.asarray(rows, dtype=np.float32)
-    norms = np.linalg.norm(rows, axis=-1, keepdims=True)
-    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from manifests.errors import FashionNTMError
+from pipeline.core.rows import unit_rows
 
 SCORES_HELD = 1 << 24  # scores in memory at once: 64 MiB of float32
-_NORM_ROWS = 4096  # rows normalized at once; bounds the double-precision copy
 
 
 class RankingError(FashionNTMError, ValueError):
@@ -49,13 +49,13 @@ def ranks(
     _check_finite(candidates, None, "candidate", "the gallery's features are damaged: verify the store")
     _check_targets(targets, len(candidates), names)
 
-    unique, inverse, repeats = _distinct(_unit(candidates))
+    unique, inverse, repeats = _distinct(unit_rows(candidates))
     targets = inverse[targets]
     out = np.empty(len(queries), dtype=np.int64)
     step = max(1, block // max(1, len(unique)))
     for start in range(0, len(queries), step):
         rows = slice(start, start + step)
-        scores = _unit(queries[rows]) @ unique.T
+        scores = unit_rows(queries[rows]) @ unique.T
         own = np.take_along_axis(scores, targets[rows, None], axis=1)
         out[rows] = (scores >= own) @ repeats
     return out
@@ -82,17 +82,6 @@ def score_ranks(
     unique = scores[:, first]
     own = np.take_along_axis(unique, inverse[targets][:, None], axis=1)
     return ((unique >= own) @ repeats).astype(np.int64)
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    """Normalize rows [n, D] to unit length, float32; zero rows stay zero. Norms in double avoid over- and underflow."""
-    out = np.empty(rows.shape, dtype=np.float32)
-    for start in range(0, len(rows), _NORM_ROWS):
-        part = rows[start : start + _NORM_ROWS].astype(np.float64)
-        norms = np.sqrt(np.einsum("nd,nd->n", part, part))[:, None]
-        np.divide(part, norms, out=part, where=norms > 0)
-        out[start : start + _NORM_ROWS] = part
-    return out
 
 
 def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import permutation_test
 
 from pipeline.evaluation.metrics import Averaging
 
@@ -109,8 +110,6 @@ def sign_flip(a: Sequence[float], b: Sequence[float]) -> SeedTest:
 
     For a deterministic method, repeat its value n times. Above 16 pairs, 9,999 random permutations are sampled.
     """
-    from scipy.stats import permutation_test
-
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.shape != second.shape or first.ndim != 1 or not len(first):
         raise ValueError(f"{first.shape} and {second.shape} values: give one pair for each seed")
