@@ -24,8 +24,7 @@ from torch.nn import functional as F
 from pipeline.evaluation.evaluate import Candidates, evaluate
 from pipeline.training.data import SessionFeatures
 from pipeline.training.determinism import seeded
-from pipeline.training.models._residual import running_average
-from pipeline.training.models.ewma import EWMA
+from pipeline.training.models.ewma import EWMA, running_average
 from pipeline.training.recombine import Histories
 
 if TYPE_CHECKING:

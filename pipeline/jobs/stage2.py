@@ -11,7 +11,7 @@ from manifests.views import WHOLE, View
 from pipeline.evaluation.evaluate import evaluate as rank_sessions
 from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.identities import Run, asked_runs
-from pipeline.training.backends import BackendChoice
+from pipeline.training.backends.choice import BackendChoice
 from pipeline.training.data import SessionFeatures
 from pipeline.training.errors import DivergenceError
 from pipeline.training.job import Trained, TrainRequest, train_runs

@@ -14,6 +14,7 @@ from manifests.load import load_dataset
 from manifests.schema import RunSpec
 from manifests.views import View
 from pipeline.analysis.ablation.plan import Group
+from pipeline.core.threads import training_threads
 from pipeline.core.workspace import Workspace
 from pipeline.jobs.experiment import Experiment, Log, silent
 from pipeline.jobs.stage2 import PLAIN, TrainOptions, evaluate_run, train
@@ -36,8 +37,6 @@ class Job:
 
     @classmethod
     def of(cls, spec: RunSpec, data: Path, out: Path, device: str) -> Job:
-        from pipeline.core.threads import training_threads
-
         return cls(spec.model_dump_json(), str(data.resolve()), str(out.resolve()), device, training_threads())
 
 

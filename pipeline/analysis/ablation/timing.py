@@ -16,6 +16,8 @@ from cache.files import replace_atomically
 from pipeline.analysis.ablation.plan import PlannedRun
 from pipeline.core.device import describe
 from pipeline.jobs.experiment import Experiment
+from pipeline.training.checkpoint import load_model
+from pipeline.training.validate import inputs_of
 
 ROUNDS = 30  # each round times every point once, so that other load on the machine affects all points equally
 WARM_UP = 3
@@ -40,9 +42,6 @@ def measure_timing(stage: Experiment, tasks: Sequence[PlannedRun], path: Path, r
     Writes median and quartiles in milliseconds by run id to ``path``. Encoding a turn and ranking the gallery are equal
     for all points and not included.
     """
-    from pipeline.training.checkpoint import load_model
-    from pipeline.training.validate import inputs_of
-
     folders = {task.point.number: stage.folder(task.run) for task in tasks}
     models = {number: load_model(folder.path, stage.device) for number, folder in folders.items()}
     session = stage.test.lengths.argmax().reshape(1)

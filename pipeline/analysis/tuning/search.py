@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+from pydantic import ValidationError
 
 from manifests.errors import FashionNTMError, IncompleteError, ManifestError, Problem, nearest
 from manifests.folds import pair_clean_folds, train_only
@@ -19,10 +22,16 @@ from pipeline.analysis.tuning.sealed import MARK, save_tuned
 from pipeline.analysis.tuning.space import Axis, nested, space_for
 from pipeline.analysis.tuning.trials import LOG, Trial, TrialLog
 from pipeline.composition.request import composer_request
+from pipeline.core.threads import cpu_threads, training_threads
 from pipeline.core.workspace import Workspace
 from pipeline.jobs.experiment import Experiment, Log, silent
 from pipeline.jobs.identities import Run, make_run
 from pipeline.jobs.stage1 import fitting_sessions
+from pipeline.training.backends.choice import choose_backend
+from pipeline.training.errors import DivergenceError
+from pipeline.training.fit import fit
+from pipeline.training.models import build_model
+from pipeline.training.validate import recalls
 
 
 class TuneError(FashionNTMError, ValueError):
@@ -189,10 +198,6 @@ def _trial(
     number: int,
     seed: int,
 ) -> Trial:
-    from pydantic import ValidationError
-
-    from pipeline.training.errors import DivergenceError
-
     began = time.perf_counter()
     options, training = nested(params)
     scores: list[float] = []
@@ -207,12 +212,6 @@ def _trial(
 
 def _score(stage: Experiment, run: Run, fit_features: Any, held: Any) -> float:
     """Return the mean of R@5 and R@8 of held-out sessions among their own targets, at the epoch that training keeps."""
-    from pipeline.core.threads import cpu_threads, training_threads
-    from pipeline.training.backends import choose_backend
-    from pipeline.training.fit import fit
-    from pipeline.training.models import build_model
-    from pipeline.training.validate import recalls
-
     model = build_model(run.model, run.options, fit_features.dim, run.seed).to(stage.device)
     validation = held if run.training.early_stopping else None
     with cpu_threads(training_threads()):
@@ -233,8 +232,6 @@ def _write(
     options: Sequence[str],
 ) -> SearchResult:
     """Write the best trial as a run spec next to the log. Stage 1 results of the old spec are valid for the new one."""
-    import shlex
-
     best = trials.best
     assert best is not None and best.value is not None
     own, training = nested(best.params)

@@ -107,11 +107,7 @@ class StudyResults:
 
 
 def study_results(study: StudyFile) -> StudyResults:
-    """Compute the results of a study. Raises IncompleteError without answers, or if scipy is not installed."""
-    try:
-        from scipy.stats import binomtest
-    except ImportError:
-        raise IncompleteError("study results need scipy: python -m pip install 'fashion-ntm[serve]'") from None
+    """Compute the results of a study. Raises IncompleteError without answers."""
     answers, options = study.answers(), {q.number: q.options for q in study.questions}
     if not answers:
         raise IncompleteError(f"{study.path}: no question is answered yet: open the study's page and answer some")
