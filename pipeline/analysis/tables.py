@@ -17,7 +17,8 @@ from manifests.table_spec import DatasetTable, ResultsTable, RowSpec, load_table
 from manifests.views import View
 from pipeline.analysis.cells import Table, seed_text
 from pipeline.analysis.dataset_table import build_dataset_table
-from pipeline.analysis.results_table import FILL, build_results_table
+from pipeline.analysis.ranked_rows import with_ranked_rows, with_ranked_runs
+from pipeline.analysis.results_table import FILL, FindRuns, build_results_table
 from pipeline.analysis.tuning.sealed import read_spec
 from pipeline.core.binding import StaleError
 from pipeline.core.workspace import Workspace
@@ -32,7 +33,7 @@ NO_EXTRACTOR = Component(name="none")  # a table of datasets reads no feature
 class TableRequest:
     """A table by name, and what fills it. ``spec``: a run spec; "": the table's own. ``seeds``; empty: all there are.
 
-    ``options``: words repeated in printed commands (``--data DIR``, ...).
+    ``options``: words repeated in printed commands (``--data DIR``, ...). ``ranked``: names of scored ranked lists.
     """
 
     name: str
@@ -42,6 +43,7 @@ class TableRequest:
     overrides: Sequence[str] = ()
     seeds: Sequence[int] = ()
     options: Sequence[str] = ()
+    ranked: Sequence[str] = ()
 
 
 def build_table(request: TableRequest) -> Table:
@@ -55,16 +57,20 @@ def build_table(request: TableRequest) -> Table:
     assert isinstance(table, ResultsTable)
     asked = request.spec or table.run
     spec = read_spec(asked, request.overrides, shlex.join([asked, *request.options]))
-    table = filled_from(table, spec, request.spec)
+    table = with_ranked_rows(filled_from(table, spec, request.spec), request.ranked)
     return fill(table, RunFinder(spec, request.data, Workspace(request.out), table, request.seeds), request)
 
 
 def fill(table: ResultsTable, finder: RunFinder, request: TableRequest) -> Table:
     """Fill the table with the runs that ``finder`` finds; empty cells get the commands that fill them."""
     own_seeds = table.ablation or not request.spec
+    lookup: FindRuns = finder
+    if request.ranked:
+        dataset = load_dataset(finder.spec, request.data)
+        lookup = with_ranked_runs(finder, request.ranked, dataset, finder.workspace, table)
     built = build_results_table(
         table,
-        finder,
+        lookup,
         known=registry.names(),
         run=finder.spec.asked,
         seeds=request.seeds or (() if own_seeds else finder.spec.seeds),
