@@ -239,12 +239,12 @@ def fitted_weights(features: SessionFeatures, galleries: dict[str, Candidates], 
     weights[:, 0] = 1
     weights.requires_grad_()
     parts = [_inner_products(features, category, of, seed) for category, of in galleries.items()]
-    optimiser = torch.optim.Adam([weights], RATE)
+    optimizer = torch.optim.Adam([weights], RATE)
     for _ in range(STEPS):
         loss = _loss(weights, parts)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     fitted = weights.detach()
     return (fitted / fitted.abs().sum(1, keepdim=True)).to(features.device)
 

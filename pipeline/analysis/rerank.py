@@ -21,7 +21,7 @@ from manifests.identity import stack_keys, text_key
 from manifests.schema import Gallery, Session
 from pipeline.core.rows import unit_rows
 from pipeline.evaluation.evaluate import ALL, Candidates, load_candidates
-from pipeline.evaluation.metrics import metrics_of, summarise
+from pipeline.evaluation.metrics import metrics_of, summarize
 from pipeline.evaluation.ranking import score_ranks
 from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.identities import Run
@@ -311,7 +311,7 @@ class Reranker:
             keep = np.array([s.id in members for s in sessions])
             if keep.any():
                 labels = [s.category for s, k in zip(sessions, keep, strict=True) if k]
-                found[name] = summarise(ranks[keep], labels, self.stage.dataset.averaging)["overall"]
+                found[name] = summarize(ranks[keep], labels, self.stage.dataset.averaging)["overall"]
         return found
 
     def _cutoff(self, model: MemoryModel, keep: float) -> dict[str, float]:

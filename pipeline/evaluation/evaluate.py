@@ -13,7 +13,7 @@ import numpy as np
 from manifests.errors import FashionNTMError
 from manifests.identity import stack_keys
 from manifests.schema import Gallery, Session
-from pipeline.evaluation.metrics import Averaging, summarise
+from pipeline.evaluation.metrics import Averaging, summarize
 from pipeline.evaluation.ranking import SCORES_HELD, ranks, score_ranks
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Evaluation:
         """Return subset -> category or "overall" -> R@K, MRR and mean in percent, and ``n`` sessions."""
         labels = np.array(self.categories, dtype=object)
         return {
-            name: summarise(self.ranks[member], labels[member].tolist(), self.averaging, order=self.galleries)
+            name: summarize(self.ranks[member], labels[member].tolist(), self.averaging, order=self.galleries)
             for name, member in self.subsets.items()
         }
 

@@ -29,7 +29,7 @@ def metrics_of(ranks: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict[str,
     return {**values, "MRR": mrr(ranks), "mean": (recall(ranks, 5) + recall(ranks, 8)) / 2}
 
 
-def summarise(
+def summarize(
     ranks: np.ndarray,
     categories: Sequence[str],
     averaging: Averaging = "categories",

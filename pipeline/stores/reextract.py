@@ -222,6 +222,6 @@ def _agreement(store: Store, table: str, fresh: np.ndarray, stored: np.ndarray) 
         top = np.argpartition(-mine, k - 1, axis=1)[:, :k]
         best[0], near = np.take_along_axis(mine, top, axis=1), np.take_along_axis(which, top, axis=1)
         best[1] = -np.partition(-np.concatenate([best[1], stored @ block], axis=1), k - 1, axis=1)[:, :k]
-    neighbours = unit_rows(store.gather(table, near.ravel()), np.float64).reshape(len(fresh), k, -1)
-    theirs = np.einsum("nkd,nd->nk", neighbours, stored)
+    neighbors = unit_rows(store.gather(table, near.ravel()), np.float64).reshape(len(fresh), k, -1)
+    theirs = np.einsum("nkd,nd->nk", neighbors, stored)
     return (theirs >= best[1].min(axis=1, keepdims=True) - 1e-9).mean(axis=1)
