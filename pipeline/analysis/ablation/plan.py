@@ -201,7 +201,7 @@ def plan_ablation(
     only: Sequence[int] = (),
     seeds: Sequence[int] = (),
     measure: bool = True,
-    stage: Callable[[], Experiment] | None = None,
+    experiment: Callable[[], Experiment] | None = None,
 ) -> AblationPlan:
     """Compare the grid with the existing runs; ``measure``: time one training step of each point to train.
 
@@ -209,7 +209,7 @@ def plan_ablation(
     """
     made = tasks_of(ablation, spec, only, seeds)
     try:
-        loaded = stage() if stage is not None else Experiment(spec, dataset, workspace, device)
+        loaded = experiment() if experiment is not None else Experiment(spec, dataset, workspace, device)
         rows, why = _missing_rows(loaded.store, dataset), ""
         tasks = [PlannedRun(p, run, kind, *_state(loaded, run, ablation.views)) for p, run, kind in made]
     except IncompleteError as error:
@@ -222,10 +222,10 @@ def plan_ablation(
     return plan
 
 
-def _state(stage: Experiment, run: Run, views: Sequence[View]) -> tuple[bool, tuple[View, ...]]:
-    if stage.folder(run).state != "finished":
+def _state(experiment: Experiment, run: Run, views: Sequence[View]) -> tuple[bool, tuple[View, ...]]:
+    if experiment.folder(run).state != "finished":
         return False, tuple(views)
-    return True, tuple(view for view in views if stage.evaluation(run, view) is None)
+    return True, tuple(view for view in views if experiment.evaluation(run, view) is None)
 
 
 def _all_rows(dataset: Dataset) -> dict[str, int]:
@@ -253,7 +253,7 @@ def _missing_rows(store: Store, dataset: Dataset) -> dict[str, int]:
     return found
 
 
-def _measure(stage: Experiment, groups: Sequence[Group]) -> tuple[float, dict[int, float]]:
+def _measure(experiment: Experiment, groups: Sequence[Group]) -> tuple[float, dict[int, float]]:
     """Return (upper bound in seconds for all trainings of ``groups``, milliseconds per step by point number)."""
     total, steps_ms = 0.0, {}
     for group in groups:
@@ -261,7 +261,7 @@ def _measure(stage: Experiment, groups: Sequence[Group]) -> tuple[float, dict[in
         if not todo:
             continue
         run = todo[0].run
-        request = stage.request(run)
+        request = experiment.request(run)
         model, fit, validation = request.build(), request.features, request.validation_features
         with cpu_threads(training_threads()):
             choice = choose_backend("auto", [model], fit, [run.training])
