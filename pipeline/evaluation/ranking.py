@@ -49,7 +49,7 @@ def ranks(
     _check_finite(candidates, None, "candidate", "the gallery's features are damaged: verify the store")
     _check_targets(targets, len(candidates), names)
 
-    unique, inverse, repeats = _distinct(unit_rows(candidates))
+    unique, inverse, repeats = distinct(unit_rows(candidates))
     targets = inverse[targets]
     out = np.empty(len(queries), dtype=np.int64)
     step = max(1, block // max(1, len(unique)))
@@ -77,14 +77,14 @@ def score_ranks(
         )
     _check_finite(scores, names, "session", "the model has diverged: lower its learning rate and train again")
     _check_targets(targets, len(candidates), names)
-    _, inverse, repeats = _distinct(np.asarray(candidates, dtype=np.float32))
+    _, inverse, repeats = distinct(np.asarray(candidates, dtype=np.float32))
     first = np.unique(inverse, return_index=True)[1]
     unique = scores[:, first]
     own = np.take_along_axis(unique, inverse[targets][:, None], axis=1)
     return ((unique >= own) @ repeats).astype(np.int64)
 
 
-def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return distinct rows [U, D], the index of each row among them [n], and their counts [U].
 
     A matrix product may round equal columns differently at tile edges, so equal candidates are scored once.
