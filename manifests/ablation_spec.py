@@ -39,6 +39,7 @@ class AblationSpec(Frozen):
     grid: tuple[Grid, ...]
     views: tuple[View, ...] = (WHOLE,)  # each finished run is evaluated in every view
     windows: tuple[Annotated[int, Field(ge=1)], ...] = ()  # see ``RunSpec.windows``
+    dialogs: bool = False  # see ``RunSpec.dialogs``
     timing: bool = False  # measure the inference time of every point (paper Figure 8)
 
     def points(self, known: Sequence[str] | None = None) -> tuple[Point, ...]:

@@ -126,6 +126,7 @@ class Dataset(BaseModel):
     attributes: dict[str, dict[str, tuple[str, ...]]] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()  # changes made while loading, e.g. a dropped one-turn session
     windows: tuple[int, ...] = ()  # see ``RunSpec.windows``
+    dialogs: bool = False  # see ``RunSpec.dialogs``
     protocol: str = ""  # clean split (``manifests.protocols``) whose sessions these are; "": all sessions
 
     def split(self, split: Split) -> tuple[Session, ...]:
@@ -169,6 +170,14 @@ class Dataset(BaseModel):
             for turns in self.windows if session.split == "test" else ():
                 window = session.last(turns)
                 yield window.turns[0].reference, window.text
+
+    def whole_dialogs(self) -> Iterator[Session]:
+        """Yield what is encoded as one chat with ``dialogs``: the test sessions, whole and in the windows, of two turns or
+        more, with repeats."""
+        for session in self.split("test") if self.dialogs else ():
+            for turns in (len(session.turns), *self.windows):
+                if len((window := session.last(turns)).turns) > 1:
+                    yield window
 
     def check(self, problems: Problems) -> None:
         """Report problems across records: unknown images, duplicate ids, a gallery without its target."""
@@ -282,6 +291,9 @@ class RunSpec(Frozen):
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     # Stage 1 also extracts the ST + cat query of the last 2, 3, ... turns of the test sessions (paper Table 4).
     windows: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    # Stage 1 also encodes each test session, whole and in its windows, as one chat of all its images and texts: rows of
+    # model st_history. The extractor must be a multimodal LLM.
+    dialogs: bool = False
     given: str = Field("", exclude=True)  # name of the spec as typed on the command line, for hints
 
     @field_validator("name")

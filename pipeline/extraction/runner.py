@@ -98,8 +98,9 @@ class Runner:
         tokens = getattr(self.extractor, "tokens", None)
         if not isinstance(tokens, Tokens):
             return []
-        found = tokens.take_long([text for i in batch.items for text in (i.text, i.caption) if text is not None])
-        return [item for item in batch.items if found and (item.text in found or item.caption in found)]
+        texts = [{i.text, i.caption, *(turn.text for turn in i.turns)} - {None} for i in batch.items]
+        found = tokens.take_long([text for of_item in texts for text in of_item if text is not None])
+        return [item for item, of_item in zip(batch.items, texts, strict=True) if found & of_item]
 
     def _take(self, depth: int) -> None:
         """Collect the oldest batches until at most ``depth`` are in flight."""

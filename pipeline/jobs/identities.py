@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from manifests.errors import IncompleteError, ManifestError, Problem, nearest
-from manifests.identity import changed_fields, digest, pair_key, session_key, stack_keys, text_key
+from manifests.identity import changed_fields, dialog_key, digest, pair_key, session_key, stack_keys, text_key
 from manifests.leaks import SUBSETS, subset_sessions
 from manifests.schema import Dataset, RunSpec, Training
 from manifests.validation import split_validation
@@ -225,7 +225,12 @@ class RunIdentities:
             "subsets": digest([[name for name in SUBSETS if s.id in self.subsets[name]] for s in sessions]),
             "galleries": self._gallery_digests,
         }
-        if view.last is not None and registry.get(run.model).reads == "concatenated":
+        family = registry.get(run.model)
+        if family.dialogs:
+            chats = [session.last(view.last or len(session.turns)) for session in sessions]
+            keys = [dialog_key([pair_key(catalogue[t.reference], text_key(t.text)) for t in c.turns]) for c in chats]
+            identity["dialogs"] = digest((self.store.find("query", stack_keys(keys)) >= 0).tolist())
+        elif view.last is not None and family.reads == "concatenated":
             windows = [session.last(view.last) for session in sessions]
             keys = [pair_key(catalogue[w.turns[0].reference], text_key(w.text)) for w in windows]
             identity["windows"] = digest((self.store.find("query", stack_keys(keys)) >= 0).tolist())

@@ -12,6 +12,7 @@ from torch import Tensor
 from pipeline.evaluation.metrics import metrics_of
 from pipeline.evaluation.ranking import ranks, score_ranks
 from pipeline.training.data import SessionBatch, SessionFeatures
+from pipeline.training.errors import FeatureError
 from pipeline.training.models.base import MemoryModel
 
 CUTOFFS = (5, 8)
@@ -19,6 +20,12 @@ CUTOFFS = (5, 8)
 
 def inputs_of(model: MemoryModel, features: SessionFeatures) -> Callable[[Tensor], SessionBatch]:
     """Return the function that loads the model's inputs for sessions given by index."""
+    if model.dialogs != features.dialogs:
+        raise FeatureError(
+            f"{model.name} reads whole dialogs as one chat, which are loaded only where test sessions are evaluated"
+            if model.dialogs
+            else f"{model.name} does not read whole dialogs as one chat"
+        )
     if model.reads == "concatenated":
         return features.concatenated
     return partial(features.batch, texts=model.texts > 0)

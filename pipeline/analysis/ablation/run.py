@@ -62,7 +62,7 @@ def run_spec_of(ablation: AblationSpec, run: str, overrides: Sequence[str], give
     """Return the run spec whose features the ablation uses, with the ablation's windows for stage 1 added."""
     spec = read_spec(run or ablation.run, overrides, given)
     windows = tuple(dict.fromkeys((*spec.windows, *ablation.windows)))
-    return spec.model_copy(update={"windows": windows})
+    return spec.model_copy(update={"windows": windows, "dialogs": spec.dialogs or ablation.dialogs})
 
 
 def ablate(
