@@ -18,7 +18,11 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 SPECS = sorted((ROOT / "manifests" / "specs").glob("*/*.toml"))
 # Options of other programs: Dask, Slurm and its jobs
 FOREIGN = {"--nworkers", "--nthreads", "--gres", "--cpus-per-task", "--name"}
-NAMES = {"ablate": shipped("ablations"), "table": table_names(), "figure": (*shipped("figures"), "diagnostics")}
+NAMES = {
+    "ablate": shipped("ablations"),
+    "table": table_names(),
+    "figure": (*shipped("figures"), "diagnostics", "leakage"),
+}
 RUNS = (
     "run",
     "train",

@@ -189,7 +189,8 @@ class RunIdentities:
 
     def result_files(self, run: Run, view: View = WHOLE) -> ResultFiles:
         """Return the files of the evaluation of ``run`` under ``view``, which may not exist yet."""
-        return ResultFiles.of(self.folder(run).path, view, self.dataset.protocol)
+        other = "no-references" if self.spec.references == "removed" else ""
+        return ResultFiles.of(self.folder(run).path, view, "-".join(filter(None, (self.dataset.protocol, other))))
 
     def evaluation(self, run: Run, view: View = WHOLE) -> dict[str, Any] | None:
         """Return the evaluation summary of ``run`` if one exists for exactly these sessions, galleries and protocol."""
@@ -218,13 +219,17 @@ class RunIdentities:
         """Return all fields besides the run that determine an evaluation's results, by content; reads no features."""
         catalogue = self.store.catalogue()
         sessions = [s for s in self.found_test.sessions if view.turns in (None, len(s.turns))]
+        about = {"references": self.spec.references, "averaging": self.dataset.averaging, "view": view.model_dump()}
         identity = {
-            "protocol": PROTOCOL | {"averaging": self.dataset.averaging, "view": view.model_dump()},
+            "protocol": PROTOCOL | about,
             "sessions": digest([session_key(session, catalogue).hex() for session in sessions]),
             "left_out": sum(view.turns in (None, len(s.turns)) for s in self.dataset.split("test")) - len(sessions),
             "subsets": digest([[name for name in SUBSETS if s.id in self.subsets[name]] for s in sessions]),
             "galleries": self._gallery_digests,
         }
+        if any(session.also for session in sessions):
+            keys = [[catalogue[i].hex() for i in s.also if i in catalogue] for s in sessions]
+            identity["correct"] = digest(keys)
         family = registry.get(run.model)
         if family.dialogs:
             chats = [session.last(view.last or len(session.turns)) for session in sessions]

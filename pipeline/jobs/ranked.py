@@ -96,7 +96,10 @@ def _beir(
 
 @dataclass(frozen=True)
 class RankedFolder:
-    """Evaluation of another system's ranked list: OUT/ranked/<dataset>/<name>/{results.h5, summary.json}."""
+    """Evaluation of another system's ranked list: OUT/ranked/<dataset>/<name>/{results.h5, summary.json}.
+
+    With a clean split, <dataset>-<protocol>.
+    """
 
     folder: Path
 
@@ -105,7 +108,8 @@ class RankedFolder:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             fix = "use letters, digits, '.', '_' and '-'"
             raise ManifestError([Problem("--name", name, "a list's name becomes a folder name", fix)])
-        return cls(workspace.out / "ranked" / dataset.name / name)
+        place = "-".join(filter(None, (dataset.name, dataset.protocol)))
+        return cls(workspace.out / "ranked" / place / name)
 
     @property
     def results(self) -> Path:

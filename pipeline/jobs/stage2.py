@@ -132,6 +132,7 @@ def evaluate_run(experiment: Experiment, run: Run, view: View = WHOLE) -> dict[s
         experiment.dataset.averaging,
         skipped=_skipped(experiment, features, view),
         score=scorer(model, features) if model.scores else None,
+        references=experiment.spec.references,
     )
     files = experiment.result_files(run, view)
     summary = result.summary(

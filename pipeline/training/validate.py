@@ -98,3 +98,22 @@ def recalls(model: MemoryModel, features: SessionFeatures) -> dict[str, float]:
         found[members] = score_ranks(scores.cpu().numpy(), final, targets[gallery], names=names)
     metrics = metrics_of(found, CUTOFFS)
     return {key: metrics[key] for key in (*(f"R@{k}" for k in CUTOFFS), "mean")}
+
+
+@torch.no_grad()
+def embed_turns(model: MemoryModel, features: SessionFeatures, batch: int = 1024) -> Tensor:
+    """Compute f'_qry(1..T) of every session, in eval mode: float32 [S, T, D]; turns after a session's end are padding.
+
+    For a model that reads all captions as one query, T is 1: the query after the last turn.
+    """
+    take = inputs_of(model, features)
+    training = model.training
+    model.eval()
+    try:
+        parts = []
+        for index in torch.arange(len(features), device=features.device).split(batch):
+            queries, _, lengths = take(index)
+            parts.append(model(queries, lengths))
+        return torch.cat(parts)
+    finally:
+        model.train(training)

@@ -56,8 +56,9 @@ def test_from_sessions_to_ranks(project: Path) -> None:
     assert dataset.text_only and NO_IMAGE not in {i for g in dataset.galleries for i in g.images}
     assert extract_spec(spec, dataset, workspace, "cpu").composed is None
     fit_composer_spec(spec, dataset, workspace)
-    list(train(Experiment(spec, dataset, workspace, "cpu")))
-    summaries = evaluate(Experiment(spec, dataset, workspace, "cpu"))
+    experiment = Experiment(spec, dataset, workspace, "cpu")
+    list(train(experiment))
+    summaries = evaluate(experiment)
     assert [s["metrics"]["all"]["overall"]["n"] for s in summaries] == [30, 30, 30]
     assert not any(s["skipped"] for s in summaries)
 
