@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from manifests.errors import ManifestError, Problem, Problems, nearest
-from manifests.load import read_toml, spec_path
+from manifests.load import read_toml, shipped, spec_path
 from manifests.options import parse_file
 from manifests.schema import Component, Frozen, RunSpec
 from manifests.views import WHOLE, View
@@ -115,6 +115,11 @@ def _with_composer(spec: RunSpec, label: str, changes: Mapping[str, Any]) -> Run
 
 def _values(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
+
+
+def ablation_names() -> tuple[str, ...]:
+    """Return the names of the ablations shipped with the project."""
+    return tuple(shipped("ablations"))
 
 
 def load_ablation_spec(name: str) -> AblationSpec:

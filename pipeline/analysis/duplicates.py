@@ -9,7 +9,7 @@ import numpy as np
 
 from manifests.errors import FashionNTMError
 from manifests.schema import Dataset, Session
-from pipeline.core.rows import unit_rows
+from pipeline.evaluation.rows import unit_rows
 
 _HELD = 1 << 24  # scores in memory at once: 64 MiB of float32
 

@@ -19,10 +19,10 @@ from cache import Store
 from manifests.errors import FashionNTMError, IncompleteError
 from manifests.identity import stack_keys, text_key
 from manifests.schema import Gallery, Session
-from pipeline.core.rows import unit_rows
 from pipeline.evaluation.evaluate import ALL, Candidates, load_candidates
 from pipeline.evaluation.metrics import metrics_of, summarize
 from pipeline.evaluation.ranking import score_ranks
+from pipeline.evaluation.rows import unit_rows
 from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.identities import Run
 from pipeline.training.models import MemoryModel

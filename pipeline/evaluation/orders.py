@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pipeline.core.rows import unit_rows
 from pipeline.evaluation.ranking import SCORES_HELD, distinct
+from pipeline.evaluation.rows import unit_rows
 
 
 def cosine_orders(

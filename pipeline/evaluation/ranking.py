@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from manifests.errors import FashionNTMError
-from pipeline.core.rows import unit_rows
+from pipeline.evaluation.rows import unit_rows
 
 SCORES_HELD = 1 << 24  # scores in memory at once: 64 MiB of float32
 

@@ -16,8 +16,8 @@ from cache import StoreNotFoundError
 from manifests.errors import FashionNTMError
 from manifests.schema import Component, Dataset, RunSpec
 from pipeline.core.device import resolve_device
-from pipeline.core.rows import unit_rows
 from pipeline.core.workspace import Workspace
+from pipeline.evaluation.rows import unit_rows
 from pipeline.extraction.extractors import load_extractor
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.images import ItemError, decode, read

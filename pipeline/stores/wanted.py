@@ -163,7 +163,7 @@ def _composer(
     assert request is not None
     with suppress(StoreError):  # no backbone yet, or a damaged one: there is nothing to compose from
         store = Store.open(backbone).bound_to(catalogue)
-        ready = _ready_composer(request, spec, dataset, store) if {"image", "text"} <= store.tables.keys() else None
+        ready = _ready_composer(request, spec, dataset, store) if "image" in store.tables else None
         if ready is not None:
             composer, weights, *crossed = ready
             return _Made(composed_fields(store, composer, weights, *crossed), composer, *crossed)

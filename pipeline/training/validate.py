@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.evaluation.metrics import metrics_of
+from pipeline.evaluation.metrics import chance, metrics_of
 from pipeline.evaluation.ranking import ranks, score_ranks
 from pipeline.training.data import SessionBatch, SessionFeatures
 from pipeline.training.errors import FeatureError
@@ -98,6 +98,13 @@ def recalls(model: MemoryModel, features: SessionFeatures) -> dict[str, float]:
         found[members] = score_ranks(scores.cpu().numpy(), final, targets[gallery], names=names)
     metrics = metrics_of(found, CUTOFFS)
     return {key: metrics[key] for key in (*(f"R@{k}" for k in CUTOFFS), "mean")}
+
+
+def chance_recall(features: SessionFeatures) -> float:
+    """Return the expected mean of R@5 and R@8, in percent, of a random order of the galleries of ``recalls``."""
+    rows, categories = features.target_rows.cpu().numpy(), np.array([s.category for s in features.sessions])
+    sizes = {name: len(np.unique(rows[categories == name])) for name in np.unique(categories)}
+    return float(np.mean([chance(sizes[name], "mean") for name in categories]))
 
 
 @torch.no_grad()

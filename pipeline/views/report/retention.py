@@ -15,7 +15,7 @@ import numpy as np
 
 from cache import Store
 from manifests.identity import stack_keys, text_key
-from pipeline.core.rows import unit_rows
+from pipeline.evaluation.rows import unit_rows
 from pipeline.views.report.requests import Request, meets
 from pipeline.views.retrieval.testbed import TestBed
 from pipeline.views.retrieval.trained import Trained

@@ -12,7 +12,7 @@ from manifests.schema import Component, Dataset, RunSpec
 from pipeline.composition.checkpoint import load_composer
 from pipeline.composition.compose import composed_fields
 from pipeline.composition.composers.base import Composer
-from pipeline.composition.request import composer_request
+from pipeline.composition.request import composer_request, is_joint, row_dims
 from pipeline.core.workspace import Workspace
 from pipeline.extraction.extractors import load_extractor
 from pipeline.extraction.fitting.job import fitted_spec
@@ -45,14 +45,14 @@ def store_composer(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Com
     or backbone differ from the store's fields.
     """
     backbone, store, request = workspace.backbone(spec, dataset), workspace.store(spec, dataset), composer_request(spec)
-    if "query" in backbone.tables:
+    if is_joint(backbone):
         return None
     assert request is not None
     if request.kind.trainable:
         composer, about = load_composer(request.weights or composer_folder(request, spec, dataset, backbone))
         weights, command = about["weights"], "fit-composer"
     else:
-        composer = request.kind(request.options, backbone.tables["image"].dim, backbone.tables["text"].dim).eval()
+        composer = request.kind(request.options, *row_dims(backbone)).eval()
         weights, command = None, "extract"
     stored = {k: v for k, v in store.fields["composer"].items() if k != "folds"}
     found = canonical(composed_fields(backbone, composer, weights))
