@@ -42,7 +42,7 @@ def run(
 
     ``gallery``: candidates of the single category. ``seeds``: runs of a trained model, side by side on CUDA.
     """
-    from pipeline.analysis.ablation.predict import seconds_of, training_seconds
+    from pipeline.analysis.ablation.predict import seconds_of, training_seconds, untrained
     from pipeline.analysis.render import render as text_of
     from pipeline.analysis.results_table import build_results_table
     from pipeline.core.device import resolve_device
@@ -59,7 +59,7 @@ def run(
         for model in models:
             requests = _requests(Path(folder) / "runs", store, parts[0], model, seeds, epochs)
             predicted["training"] += training_seconds(requests, together)[0]
-            blank = requests[0].build()
+            blank = untrained(requests[0])
             predicted["ranking"] += len(requests) * seconds_of(lambda blank=blank: _rank(blank, parts[1], candidates))
             with _timed(seconds, "training"):
                 done = [

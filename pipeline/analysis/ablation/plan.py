@@ -17,10 +17,13 @@ from manifests.identity import pair_key, stack_keys, text_key
 from manifests.options import problems_of
 from manifests.schema import Dataset, RunSpec, Training
 from manifests.views import View
-from pipeline.analysis.ablation.predict import seconds_of, training_seconds
+from pipeline.analysis.ablation.predict import seconds_of, training_seconds, untrained
 from pipeline.core.workspace import Workspace
 from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.identities import Run, make_run
+from pipeline.jobs.stage2 import groups_of, ranking_of
+from pipeline.training.models import model_options
+from pipeline.training.models import models as registry
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,6 @@ def tasks_of(
     seeds: Sequence[int] = (),
 ) -> list[tuple[Point, Run, bool]]:
     """Return (point, run, whether gradient-trained) in order. Raises ManifestError with all invalid options."""
-    from pipeline.training.models import model_options
-    from pipeline.training.models import models as registry
-
     problems, made = Problems(ablation.name), []
     for point in chosen_points(ablation.points(registry.names()), only):
         place = f"point {point.number} ({point.label})"
@@ -195,7 +195,7 @@ def plan_ablation(
     only: Sequence[int] = (),
     seeds: Sequence[int] = (),
     measure: bool = True,
-    stage: Callable[[], Experiment] | None = None,
+    experiment: Callable[[], Experiment] | None = None,
 ) -> AblationPlan:
     """Compare the grid with the existing runs; ``measure``: time a training step and an evaluation of each point.
 
@@ -203,7 +203,7 @@ def plan_ablation(
     """
     made = tasks_of(ablation, spec, only, seeds)
     try:
-        loaded = stage() if stage is not None else Experiment(spec, dataset, workspace, device)
+        loaded = experiment() if experiment is not None else Experiment(spec, dataset, workspace, device)
         rows, why = _missing_rows(loaded.store, dataset), ""
         tasks = [PlannedRun(p, run, kind, *_state(loaded, run, ablation.views)) for p, run, kind in made]
     except IncompleteError as error:
@@ -216,10 +216,10 @@ def plan_ablation(
     return plan
 
 
-def _state(stage: Experiment, run: Run, views: Sequence[View]) -> tuple[bool, tuple[View, ...]]:
-    if stage.folder(run).state != "finished":
+def _state(experiment: Experiment, run: Run, views: Sequence[View]) -> tuple[bool, tuple[View, ...]]:
+    if experiment.folder(run).state != "finished":
         return False, tuple(views)
-    return True, tuple(view for view in views if stage.evaluation(run, view) is None)
+    return True, tuple(view for view in views if experiment.evaluation(run, view) is None)
 
 
 def _all_rows(dataset: Dataset) -> dict[str, int]:
@@ -247,25 +247,25 @@ def _missing_rows(store: Store, dataset: Dataset) -> dict[str, int]:
     return found
 
 
-def _measure(stage: Experiment, groups: Sequence[Group]) -> tuple[float, dict[int, float]]:
+def _measure(experiment: Experiment, groups: Sequence[Group]) -> tuple[float, dict[int, float]]:
     """Return (seconds for all trainings and evaluations of ``groups``, milliseconds per step by point number).
 
     Early stopping may end sooner. One evaluation of each point is made with its initial weights.
     """
-    from pipeline.jobs.stage2 import groups_of, ranking_of
-
     total, steps_ms = 0.0, {}
     for group in groups:
         waiting = [task.run for task in group.tasks if not task.trained]
-        for runs in groups_of(waiting, stage) if stage.device.type == "cuda" else [waiting] if waiting else []:
-            requests = [stage.request(run) for run in runs]
-            seconds, step = training_seconds(requests, together=stage.device.type == "cuda")
+        for runs in (
+            groups_of(waiting, experiment) if experiment.device.type == "cuda" else [waiting] if waiting else []
+        ):
+            requests = [experiment.request(run) for run in runs]
+            seconds, step = training_seconds(requests, together=experiment.device.type == "cuda")
             total += seconds
             if step:
                 steps_ms[group.point.number] = 1e3 * step
         missing = [(task, view) for task in group.tasks for view in task.missing]
         if missing:
             (task, view), *_ = missing
-            model = stage.request(task.run).build()
-            total += len(missing) * seconds_of(lambda model=model, view=view: ranking_of(stage, model, view))
+            model = untrained(experiment.request(task.run))
+            total += len(missing) * seconds_of(lambda model=model, view=view: ranking_of(experiment, model, view))
     return total, steps_ms

@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from pipeline.training.job import TrainRequest
+import torch
+
+from pipeline.core.threads import cpu_threads, training_threads
+from pipeline.training.backends.choice import choose_backend, measured_step
+from pipeline.training.fit import epoch_batches
+from pipeline.training.job import TrainRequest
+from pipeline.training.models import MemoryModel
+from pipeline.training.validate import recalls
 
 LEAST, SECONDS = 5, 0.2  # timed steps of each shape after a first one: at least so many, for at least so long
 
@@ -21,11 +26,6 @@ def training_seconds(requests: Sequence[TrainRequest], together: bool) -> tuple[
     The first is an upper bound with early stopping. ``together``: the runs train side by side, in the same steps. A
     model without gradient training is fitted once, and has steps of 0 s.
     """
-    from pipeline.core.threads import cpu_threads, training_threads
-    from pipeline.training.backends.choice import choose_backend, measured_step
-    from pipeline.training.fit import epoch_batches
-    from pipeline.training.validate import recalls
-
     first, number = requests[0], len(requests)
     models = [request.build() for request in requests]
     model, fit, held, training = models[0], first.features, first.validation_features, first.training
@@ -42,6 +42,14 @@ def training_seconds(requests: Sequence[TrainRequest], together: bool) -> tuple[
     return number * fitting + training.epochs * (steps * step + number * checking), step
 
 
+def untrained(request: TrainRequest) -> MemoryModel:
+    """Return the model with its initial weights, and with the parameters that are not trained by gradient."""
+    model = request.build()
+    held = request.validation_features
+    model.fit_parameters(request.features if held is None else held)
+    return model
+
+
 def mean_seconds(step: Callable[[], object]) -> float:
     """Return the mean time of ``step`` after a first call, which may compile or allocate."""
     step()
@@ -53,8 +61,6 @@ def mean_seconds(step: Callable[[], object]) -> float:
 
 def seconds_of(call: Callable[[], object]) -> float:
     """Return the time of one call, its work on a GPU included."""
-    import torch
-
     began = time.perf_counter()
     call()
     if torch.cuda.is_available():
