@@ -14,7 +14,7 @@ from pipeline.jobs.cards import CARD, write_card
 from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.identities import Run, asked_runs
 from pipeline.jobs.trackers import Followed, Trackers
-from pipeline.training.backends import BackendChoice
+from pipeline.training.backends.choice import BackendChoice
 from pipeline.training.data import SessionFeatures
 from pipeline.training.errors import DivergenceError
 from pipeline.training.job import Trained, TrainRequest, train_runs
