@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
@@ -18,6 +19,7 @@ from pydantic import (
     model_serializer,
 )
 
+from manifests.commandline import PROGRAM
 from manifests.errors import Problems
 
 Split = Literal["train", "test"]
@@ -284,3 +286,7 @@ class RunSpec(Frozen):
     def asked(self) -> str:
         """The spec as an argument of the command line, so that a printed command can be pasted."""
         return self.given or self.name
+
+    def command(self, name: str, *more: str) -> str:
+        """Return command ``name`` on this spec with the options that it was loaded with, and ``more``, to be pasted."""
+        return " ".join([PROGRAM, name, self.asked, *map(shlex.quote, more)])

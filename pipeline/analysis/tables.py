@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from manifests.ablation_spec import AblationSpec, load_ablation_spec
+from manifests.commandline import command_line
 from manifests.errors import IncompleteError
 from manifests.load import load_dataset, load_spec
 from manifests.schema import RunSpec
@@ -99,11 +100,11 @@ class Filler:
 
     def __call__(self, row: RowSpec, seeds: Sequence[int]) -> str:
         number = point_of(self.ablation, self.spec, row)
-        words = ["python", "cli.py", "ablate", self.table.ablation]
+        words = ["ablate", self.table.ablation]
         words += ["--only", str(number)] if number else []
         words += ["--spec", self.run] if self.run else []
         words += ["--seeds", seed_text(seeds)] if tuple(seeds) != self.ablation.seeds else []
-        return shlex.join([*words, *self.options])
+        return command_line(*words, *self.options)
 
 
 def point_of(ablation: AblationSpec, spec: RunSpec, row: RowSpec) -> int | None:

@@ -6,6 +6,7 @@ import shlex
 import time
 from pathlib import Path
 
+from manifests.commandline import command_line
 from manifests.load import load_dataset, load_spec
 from manifests.schema import RunSpec
 from pipeline.analysis.tables import build_table
@@ -13,11 +14,18 @@ from pipeline.core.workspace import Workspace
 from pipeline.jobs.stage1 import extract_spec
 from pipeline.jobs.stage2 import Log, evaluate_spec, train_spec
 
+NEXT = (
+    ("table", "demo", "--format", "latex"),
+    ("train", "demo", "--model", "cm_ntm", "--seeds", "0..4"),
+    ("serve", "demo"),
+    ("status", "demo"),
+)
 
-def demo_spec(out: Path) -> tuple[RunSpec, str]:
+
+def demo_spec(out: Path) -> tuple[RunSpec, list[str]]:
     """Return the demo's spec, and its command-line options."""
-    options = shlex.join(["--data", str(out), "--out", str(out)])
-    return load_spec("demo", given=f"demo {options}"), options
+    options = ["--data", str(out), "--out", str(out)]
+    return load_spec("demo", given=shlex.join(["demo", *options])), options
 
 
 def demo(out: Path, device: str, log: Log) -> str:
@@ -35,8 +43,7 @@ def demo(out: Path, device: str, log: Log) -> str:
     for line in train_spec(spec, dataset, workspace, device=device):
         log(f"  {line}")
     evaluate_spec(spec, dataset, workspace, device=device)
-    table = build_table("demo", "demo", (), out, out, shlex.split(options))
-    store = first.composed.path if first.composed else first.extraction.path
+    table = build_table("demo", "demo", (), out, out, options)
     return "\n".join(
         [
             "",
@@ -49,12 +56,9 @@ def demo(out: Path, device: str, log: Log) -> str:
             f"done in {time.perf_counter() - began:.0f} s; a second `demo` computes nothing that is here already",
             "",
             "Next:",
-            f"  python cli.py table demo --format latex {options}",
-            f"  python cli.py train demo --model cm_ntm --seeds 0..4 {options}",
-            f"  python cli.py status demo {options}",
-            "  python cli.py ls --long",
-            f"  h5ls -r {shlex.quote(str(store))}/query-00000.h5",
-            "  python cli.py run mt_fashioniq-caption --data DIR      (real dialogues: see the README)",
+            *(f"  {command_line(*words, *options)}" for words in NEXT),
+            f"  {command_line('ls', 'stores', '--long', '--out', str(out))}",
+            f"  {command_line('download', 'mt_fashioniq')}      (real dialogues: see the README)",
         ]
     )
 

@@ -47,7 +47,7 @@ def make_features(
         log(fit_extractor_spec(spec, dataset, workspace, device, tell=log).text())
     first = extract_spec(spec, dataset, workspace, device)
     log(first.text())
-    if first.composed is None and first.next_command.startswith("fit-composer"):
+    if first.composed is None and first.next_command == spec.command("fit-composer"):
         log(
             fit_composer_spec(
                 spec, dataset, workspace, lambda m: log(f"composer epoch {m['epoch']:.0f}: loss {m['loss']:.4f}")
@@ -100,11 +100,13 @@ def status_of(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Status:
         if begun is None:
             return Status(spec.name, str(error), "", {}, found)
         rows = {name: table.rows for name, table in begun.tables.items()}
-        return Status(spec.name, f"begun, not finished: run `extract {spec.asked}`", str(begun.path), rows, found)
+        return Status(spec.name, f"begun, not finished: run `{spec.command('extract')}`", str(begun.path), rows, found)
     fit, validation = stage.found
     left_out = len(fit.reasons) + (len(validation.reasons) if validation is not None else 0)
     if left_out:
-        first = f"done, but {left_out} train sessions lack features: run `extract {spec.asked}`, or see the failures"
+        first = (
+            f"done, but {left_out} train sessions lack features: run `{spec.command('extract')}`, or see the failures"
+        )
     for run in stage.current_runs():
         found[run.model][run.seed] = str(stage.state(run))
     rows = {name: table.rows for name, table in stage.store.tables.items()}

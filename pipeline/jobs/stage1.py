@@ -127,12 +127,12 @@ def extract_spec(
     workspace.write_note(spec, note)
     if "query" in extractor.tables:  # a joint model computes query features itself
         workspace.write_composed(spec, dataset, report.path)
-        return StageOne(report, None, f"train {spec.asked}")
+        return StageOne(report, None, spec.command("train"))
     assert request is not None
     composer = _ready_composer(request, spec, dataset, workspace.backbone(spec, dataset))
     if composer is None:
-        return StageOne(report, None, f"fit-composer {spec.asked}")
-    return StageOne(report, compose_spec(spec, dataset, workspace, *composer), f"train {spec.asked}")
+        return StageOne(report, None, spec.command("fit-composer"))
+    return StageOne(report, compose_spec(spec, dataset, workspace, *composer), spec.command("train"))
 
 
 def _in_precision(
@@ -265,7 +265,9 @@ def fit_composer_spec(
     if "query" in backbone.tables:
         raise IncompleteError(f"extractor '{spec.extractor.name}' answers queries itself: it has no composer to fit")
     if not request.kind.trainable:
-        raise IncompleteError(f"composer '{request.name}' has nothing to fit: `extract {spec.asked}` composes with it")
+        raise IncompleteError(
+            f"composer '{request.name}' has nothing to fit: `{spec.command('extract')}` composes with it"
+        )
     folder = request.weights or composer_folder(request, spec, dataset, backbone)
     reused = fitted(folder, request.folds)
     if not reused and request.weights is None:
@@ -273,7 +275,7 @@ def fit_composer_spec(
     composer, about = load_composer(folder)
     crossed = _folds(request, folder, spec, dataset, backbone)
     composed = compose_spec(spec, dataset, workspace, composer, about["weights"], crossed)
-    return Fitted(about, composed, reused, f"train {spec.asked}")
+    return Fitted(about, composed, reused, spec.command("train"))
 
 
 def _fit(

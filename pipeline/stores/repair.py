@@ -8,7 +8,9 @@ from typing import Any
 
 from cache import Manifest, Store, StoreError
 from cache.repair import Repaired, check_identity, repair
+from manifests.commandline import command_line, folder_options
 from manifests.identity import digest
+from manifests.load import shipped
 from manifests.schema import Dataset, RunSpec
 from pipeline.composition.checkpoint import fitted
 from pipeline.composition.request import composer_request
@@ -91,10 +93,11 @@ def _identity(wanted: ExpectedStore, dataset: Dataset) -> Manifest:
     return Manifest(dataset.name, wanted.extractor, digest(wanted.fields), wanted.fields, {})
 
 
-def filling_command(workspace: Workspace, path: Path) -> str:
+def filling_command(workspace: Workspace, path: Path, data: Path) -> str:
     """Return the command that extracts the missing rows of the store at ``path``, from the workspace's records."""
     specs = specs_using(workspace, path)
-    out = [] if workspace.out == Path("out") else ["--out", str(workspace.out)]
-    if specs:
-        return " ".join(["extract", specs[0], *out]) + "  (or the spec file of that name, with its options)"
-    return " ".join(["extract SPEC", *out]) + "  (SPEC: the one that this store was made for)"
+    options = folder_options(data, workspace.out)
+    if specs and specs[0] in shipped("runs"):
+        return command_line("extract", specs[0], *options)
+    spec, about = (f"{specs[0]}.toml", "the spec file of that name") if specs else ("SPEC", "the store's own spec")
+    return f"{command_line('extract', spec, *options)}  ({spec}: {about}, with its options)"

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from manifests.commandline import command_line
 from manifests.errors import FashionNTMError, IncompleteError, ManifestError, Problem, nearest
 from manifests.folds import pair_clean_folds, train_only
 from manifests.identity import digest, session_key
@@ -233,8 +234,6 @@ def _write(
     options: Sequence[str],
 ) -> SearchResult:
     """Write the best trial as a run spec next to the log. Stage 1 results of the old spec are valid for the new one."""
-    import shlex
-
     best = trials.best
     assert best is not None and best.value is not None
     own, training = nested(best.params)
@@ -261,5 +260,5 @@ def _write(
     note = workspace.note(spec)
     if note is not None:
         workspace.write_note(tuned, replace(note, spec=name))
-    command = shlex.join(["python", "cli.py", "run", str(path), "--model", model, *options])
+    command = command_line("run", str(path), "--model", model, *options)
     return SearchResult(best, tuple(trials.trials), path, trials.path, folds, name, command)

@@ -69,5 +69,5 @@ def _same(
     if changed:
         raise OtherModelError(
             f"{what} of spec '{spec.name}' changed since it made {store.path.name} ({'; '.join(changed)}): "
-            f"run `{command} {spec.asked}`"
+            f"run `{spec.command(command)}`"
         )

@@ -52,7 +52,7 @@ def open_engine(
 def _all(stage: Experiment) -> list[Trained]:
     found, _ = trained_runs(stage)
     if not found:
-        raise IncompleteError(f"no run of spec '{stage.spec.name}' is trained: run `train {stage.spec.asked}`")
+        raise IncompleteError(f"no run of spec '{stage.spec.name}' is trained: run `{stage.spec.command('train')}`")
     return found[::-1]  # the spec's last model is its main one, so it is shown first
 
 
