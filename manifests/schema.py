@@ -26,6 +26,7 @@ Split = Literal["train", "test"]
 TurnTargets = Literal["next", "final"]  # target of a turn's text: the next turn's reference, or the session's target
 CAPTION_JOIN = " and "  # joins the two annotators' captions of a FashionIQ turn
 OVERALL = "overall"  # the average of all categories in results; reserved, so no category may have this name
+NO_IMAGE = "no image"  # reference of a text-only turn; no image of a catalogue has this id
 TURN_JOIN = ". "  # ST + cat(all captions): joins the texts of the turns
 
 
@@ -44,9 +45,12 @@ class Image(Frozen):
 
 
 class Turn(Frozen):
-    """Turn n of a session: reference image I_n and feedback text U_n (one or more caption strings)."""
+    """Turn n of a session: reference image I_n and feedback text U_n (one or more caption strings).
 
-    reference: str = Field(min_length=1)
+    A turn without ``reference`` is text-only: its query is that of an image whose embedding is zero.
+    """
+
+    reference: str = Field(NO_IMAGE, min_length=1)
     captions: tuple[str, ...] = Field(min_length=1)
 
     @field_validator("captions")
@@ -136,6 +140,11 @@ class Dataset(BaseModel):
     def _galleries(self) -> dict[tuple[str, str], Gallery]:
         return {(g.category, g.split): g for g in self.galleries}
 
+    @cached_property
+    def text_only(self) -> bool:
+        """Whether a turn has no reference image."""
+        return any(turn.reference == NO_IMAGE for session in self.sessions for turn in session.turns)
+
     @property
     def turn_targets(self) -> tuple[TurnTargets, ...]:
         """Kinds of turn target among the sessions, "next" before "final"."""
@@ -165,6 +174,8 @@ class Dataset(BaseModel):
 
     def check(self, problems: Problems) -> None:
         """Report problems across records: unknown images, duplicate ids, a gallery without its target."""
+        if NO_IMAGE in self.images:
+            problems.add(f"image {NO_IMAGE!r}", "this id is taken: it stands for a turn without an image", "rename it")
         repeated = [i for i, n in Counter(s.id for s in self.sessions).items() if n > 1]
         for session_id in repeated:
             problems.add(f"session {session_id!r}", "this id appears more than once", "session ids must be unique")
@@ -174,7 +185,7 @@ class Dataset(BaseModel):
         members = {key: set(g.images) for key, g in self._galleries.items()}
         for session in self.sessions:
             for number, image in enumerate((*(t.reference for t in session.turns), session.target), start=1):
-                if image not in self.images:
+                if image not in self.images and (image != NO_IMAGE or number > len(session.turns)):
                     place = f"session {session.id!r} " + (
                         f"turn {number}" if number <= len(session.turns) else "target"
                     )

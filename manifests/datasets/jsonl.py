@@ -12,7 +12,7 @@
 
 A turn's target is the next turn's reference; the last turn's is the session's target. With ``"turn_targets": "final"``
 in a session, in dataset.json or as an option, every turn's target is the session's. The option takes precedence over
-the session's key, and the session's key over dataset.json. A gallery that is not listed contains all images that the
+the session's key, and the session's key over dataset.json. A turn without "reference" is text-only. A gallery that is not listed contains all images that the
 category's sessions name, train and test. Blank lines are skipped; unknown keys are errors.
 """
 
@@ -32,7 +32,7 @@ from manifests.datasets.base import DatasetSource
 from manifests.errors import Problems
 from manifests.options import problems_of
 from manifests.protocols import Protocol
-from manifests.schema import Dataset, Frozen, Gallery, Image, Session, Split, TurnTargets
+from manifests.schema import NO_IMAGE, Dataset, Frozen, Gallery, Image, Session, Split, TurnTargets
 
 __all__ = ["JsonLines", "Options", "export"]
 
@@ -194,7 +194,7 @@ def _galleries(path: Path, sessions: list[Session], problems: Problems) -> list[
     used: dict[tuple[str, Split], None] = {}
     for session in sessions:
         used[session.category, session.split] = None
-        images = (*(turn.reference for turn in session.turns), session.target)
+        images = (*(t.reference for t in session.turns if t.reference != NO_IMAGE), session.target)
         named.setdefault(session.category, {}).update(dict.fromkeys(images))
     for category, split in used:
         if (category, split) not in galleries:
