@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from cache import Store, StoreWriter, store_path
+from cache import Failure, Store, StoreWriter, store_path
 from manifests.errors import FashionNTMError
 from manifests.schema import Dataset
 from pipeline.core.device import describe
@@ -170,7 +171,7 @@ class _Extraction:
             stage: seconds / meter.hands(stage) for stage, seconds in meter.seconds.items() if stage != "hash"
         }
         report.seconds = {**meter.seconds, "work": worked, "wall": time.perf_counter() - began}
-        _refuse_empty(report, plan)
+        _refuse_empty(report, writer)
         return report
 
     def _batch_size(
@@ -311,13 +312,26 @@ def _settle_failures(writer: StoreWriter, plan: Plan) -> None:
             writer.fail(failure.table, failure.item, failure.stage, failure.reason)
 
 
-def _refuse_empty(report: Report, plan: Plan) -> None:
+def _refuse_empty(report: Report, writer: StoreWriter) -> None:
     """Raise ExtractionError for a table without rows: the path or the model is wrong, not single items."""
     for name, table in report.tables.items():
         if table.requests and not table.extracted and not table.reused:
-            bad: list[Any] = [*plan.tables[name].unusable]
-            first = f"{bad[0].item}: {bad[0].reason}" if bad else f"the reasons are in {report.path / 'ledger.jsonl'}"
-            raise ExtractionError(
-                f"none of the {table.requests:,} items of table '{name}' could be extracted ({first}): check the images "
-                "folder and the model"
+            kinds: dict[str, list[Failure]] = {}
+            for failure in writer.failures():
+                if failure.table == name:
+                    kinds.setdefault(_kind(failure.reason), []).append(failure)
+            most = max(kinds.values(), key=len, default=[])
+            why = (
+                f"{len(most):,} of them, such as {most[0].item}: {most[0].reason}"
+                if most
+                else f"see {report.path / 'ledger.jsonl'}"
             )
+            raise ExtractionError(
+                f"none of the {table.requests:,} items of table '{name}' could be extracted ({why}): check the images "
+                "folder and the model, then run the same command with --retry-failed"
+            )
+
+
+def _kind(reason: str) -> str:
+    """Return a failure's reason without the names and numbers of its item."""
+    return re.sub(r"'[^']*'|\d+", "", reason)

@@ -256,9 +256,18 @@ def train_spec(
             what = "finished before, kept" if done.reused else f"trained in {done.summary['seconds']:.1f} s"
             chosen = done.summary.get("chosen") or {}
             detail = f", alpha {chosen['alpha']}" if "alpha" in chosen else ""
+            if how.diagnostics and done.reused and _has_memory(run.model) and not done.folder.diagnoses():
+                detail += ", without diagnostics: --force trains it again with them"
             yield f"{run.model} seed {run.seed}: {what}{detail}; run {done.folder.id}"
     if failed:
         raise failed[0]
+
+
+def _has_memory(model: str) -> bool:
+    from pipeline.training.models import models as registry
+    from pipeline.training.models.cm_ntm import CMNTM
+
+    return issubclass(registry.get(model), CMNTM)
 
 
 def evaluate_spec(

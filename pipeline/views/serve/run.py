@@ -65,6 +65,12 @@ def _extractor(spec: RunSpec, dataset: Dataset, workspace: Workspace, device: st
         return None, f"It cannot be loaded: {error}"
 
 
+class StoppedError(FashionNTMError):
+    """The user stopped the server with Ctrl-C."""
+
+    exit_code = 130
+
+
 def need_web() -> None:
     """Raise IncompleteError, with the install command, if the web packages are missing."""
     missing = [name for name in ("starlette", "uvicorn", "jinja2") if importlib.util.find_spec(name) is None]
@@ -103,7 +109,10 @@ def listen(make: Callable[[str | None, tuple[str, ...]], Any], host: str, port: 
             server_header=False,
             h11_max_incomplete_event_size=65536,
         )
-        uvicorn.Server(config).run(sockets=[server])
+        try:
+            uvicorn.Server(config).run(sockets=[server])
+        except KeyboardInterrupt:
+            raise StoppedError("stopped") from None
 
 
 def saved_folder(folder: Path | None, engine: Engine, log: Log) -> Any:

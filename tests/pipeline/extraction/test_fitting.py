@@ -382,7 +382,9 @@ def test_the_commands_fit_extract_and_show_the_cards(tmp_path: Path) -> None:
     fitted = run("fit-extractor", *where, "--device", "cpu")
     assert fitted.exit_code == 0, fitted.output
     assert "step 1 of" in fitted.stderr and "triplets/s" in fitted.stderr
-    assert "single-turn on" in fitted.stdout and "R@10" in fitted.stdout and "next: fashion-ntm extract" in fitted.stdout
+    assert (
+        "single-turn on" in fitted.stdout and "R@10" in fitted.stdout and "next: fashion-ntm extract" in fitted.stdout
+    )
     again = json.loads(run("fit-extractor", *where, "--json").stdout)
     assert again["reused"] is True and again["validation"]["triplets"] > 0
     assert run("extract", *where, "--device", "cpu").exit_code == 0
