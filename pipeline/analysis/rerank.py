@@ -18,14 +18,12 @@ from torch.nn import functional as F
 from cache import Store
 from manifests.errors import FashionNTMError, IncompleteError
 from manifests.identity import stack_keys, text_key
-from manifests.schema import Dataset, Gallery, RunSpec, Session
-from pipeline.core.workspace import Workspace
+from manifests.schema import Gallery, Session
 from pipeline.evaluation.evaluate import ALL, Candidates, load_candidates
 from pipeline.evaluation.metrics import metrics_of, summarise
 from pipeline.evaluation.ranking import score_ranks
-from pipeline.jobs.identities import Run, asked_runs
-from pipeline.jobs.stage2 import Experiment, Log, silent
-from pipeline.training.checkpoint import load_model
+from pipeline.jobs.experiment import Experiment
+from pipeline.jobs.identities import Run
 from pipeline.training.models import MemoryModel
 from pipeline.training.validate import embed, score
 
@@ -286,10 +284,7 @@ class Reranker:
 
         Raises IncompleteError for a run that is not trained.
         """
-        folder = self.stage.folder(run)
-        if folder.state != "finished":
-            raise IncompleteError(f"run {folder.id} is {folder.state}: run `{self.stage.train_command(run)}`")
-        model = load_model(folder.path, self.stage.device)
+        model = self.stage.model(run)
         validation, test = self.scores(model, "validation"), self.scores(model, "test")
         grid = product(
             HAVE_GRID if weights.have is None else (weights.have,),
@@ -305,7 +300,7 @@ class Reranker:
         return {
             "model": run.model,
             "seed": run.seed,
-            "run": folder.id,
+            "run": self.stage.folder(run).id,
             "top": weights.top,
             "have": have,
             "avoid": avoid,
@@ -337,23 +332,13 @@ class Reranker:
         return {key: sum(r[key] * n for r, n in totals) / sessions for key in totals[0][0]}
 
 
-def rerank_spec(
-    spec: RunSpec,
-    dataset: Dataset,
-    workspace: Workspace,
-    models: Sequence[str] = (),
-    seeds: Sequence[int] | None = None,
-    weights: Weights | None = None,
-    device: str = "auto",
-    log: Log = silent,
-) -> list[dict[str, Any]]:
-    """Return ``Reranker.report`` of every finished requested run; log those not trained yet.
+def rerank_runs(experiment: Experiment, runs: Sequence[Run], weights: Weights = Weights()) -> list[dict[str, Any]]:
+    """Return ``Reranker.report`` of every finished run of ``runs``; log those not trained yet.
 
     Raises IncompleteError if none is trained, or if there are no validation sessions or towers.
     """
-    stage = Experiment(spec, dataset, workspace, device, log)
-    reranker = Reranker(stage, workspace.backbone(spec, dataset))
-    return [reranker.report(run, weights or Weights()) for run in stage.finished(asked_runs(spec, models, seeds))]
+    reranker = Reranker(experiment, experiment.workspace.backbone(experiment.spec, experiment.dataset))
+    return [reranker.report(run, weights) for run in experiment.finished(runs)]
 
 
 def reports_text(reports: Sequence[dict[str, Any]]) -> str:

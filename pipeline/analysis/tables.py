@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,67 +13,80 @@ from manifests.ablation_spec import AblationSpec, load_ablation_spec
 from manifests.commandline import command_line
 from manifests.errors import IncompleteError
 from manifests.load import load_dataset, load_spec
-from manifests.schema import RunSpec
+from manifests.schema import Component, Dataset, RunSpec
 from manifests.table_spec import DatasetTable, ResultsTable, RowSpec, load_table_spec
 from manifests.views import View
 from pipeline.analysis.cells import Table, seed_text
 from pipeline.analysis.dataset_table import build_dataset_table
-from pipeline.analysis.render import render
-from pipeline.analysis.results_table import FILL, build_results_table
+from pipeline.analysis.ranked_rows import with_ranked_rows, with_ranked_runs
+from pipeline.analysis.results_table import FILL, FindRuns, build_results_table
 from pipeline.analysis.tuning.sealed import read_spec
 from pipeline.core.binding import StaleError
 from pipeline.core.workspace import Workspace
+from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.identities import make_run
-from pipeline.jobs.stage2 import Experiment
 from pipeline.training.models import models as registry
 
-
-def paper_table(
-    name: str,
-    spec_name: str | None,
-    form: str,
-    overrides: Sequence[str],
-    data: Path,
-    out: Path,
-    options: Sequence[str] = (),
-    seeds: Sequence[int] = (),
-) -> str:
-    """Return table ``name`` of the paper as text in ``form``. Datasets missing from ``data`` leave empty cells."""
-    return render(build_table(name, spec_name, overrides, data, out, options, seeds), form)
+NO_EXTRACTOR = Component(name="none")  # a table of datasets reads no feature
 
 
-def build_table(
-    name: str,
-    spec_name: str | None,
-    overrides: Sequence[str],
-    data: Path,
-    out: Path,
-    options: Sequence[str] = (),
-    seeds: Sequence[int] = (),
-) -> Table:
-    """Return the table as data. ``options``: words repeated in printed commands (``--data DIR``, ...)."""
-    table = load_table_spec(name)
+@dataclass(frozen=True)
+class TableRequest:
+    """A table by name, and what fills it. ``spec``: a run spec; "": the table's own. ``seeds``; empty: all there are.
+
+    ``options``: words repeated in printed commands (``--data DIR``, ...). ``ranked``: names of scored ranked lists.
+    """
+
+    name: str
+    data: Path
+    out: Path
+    spec: str = ""
+    overrides: Sequence[str] = ()
+    seeds: Sequence[int] = ()
+    options: Sequence[str] = ()
+    ranked: Sequence[str] = ()
+
+
+def build_table(request: TableRequest) -> Table:
+    """Return the table as data: filled with the runs that match its rows, or counted, if it is a table of datasets.
+
+    Datasets missing from the data folder leave empty cells.
+    """
+    table = load_table_spec(request.name)
     if isinstance(table, DatasetTable):
-        found = {}
-        for entry in table.datasets:
-            wanted = RunSpec(name=f"table-{name}", dataset=entry.dataset, extractor={"name": "none"})  # type: ignore
-            if (data / str(entry.dataset.options.get("folder", entry.dataset.name))).is_dir():
-                found[entry.key] = load_dataset(wanted, data)
-        return build_dataset_table(table, found)
+        return build_dataset_table(table, present_datasets(table, request.data))
     assert isinstance(table, ResultsTable)
-    spec = read_spec(spec_name or table.run, overrides, shlex.join([spec_name or table.run, *options]))
-    table = filled_from(table, spec, spec_name or "")
-    filler = Filler(table, spec, spec_name or "", options) if table.ablation else None
-    finder = RunFinder(spec, data, Workspace(out), table, seeds)
+    asked = request.spec or table.run
+    spec = read_spec(asked, request.overrides, shlex.join([asked, *request.options]))
+    table = with_ranked_rows(filled_from(table, spec, request.spec), request.ranked)
+    return fill(table, RunFinder(spec, request.data, Workspace(request.out), table, request.seeds), request)
+
+
+def fill(table: ResultsTable, finder: RunFinder, request: TableRequest) -> Table:
+    """Fill the table with the runs that ``finder`` finds; empty cells get the commands that fill them."""
+    own_seeds = table.ablation or not request.spec
+    lookup: FindRuns = finder
+    if request.ranked:
+        dataset = load_dataset(finder.spec, request.data)
+        lookup = with_ranked_runs(finder, request.ranked, dataset, finder.workspace, table)
     built = build_results_table(
         table,
-        finder,
+        lookup,
         known=registry.names(),
-        run=spec.asked,
-        seeds=seeds or (() if table.ablation or not spec_name else spec.seeds),
-        command=filler or FILL,
+        run=finder.spec.asked,
+        seeds=request.seeds or (() if own_seeds else finder.spec.seeds),
+        command=Filler(table, finder.spec, request.spec, request.options) if table.ablation else FILL,
     )
-    return built.model_copy(update={"footnotes": (*built.footnotes, *dict.fromkeys([*finder.shown, *finder.stale]))})
+    return built.model_copy(update={"footnotes": (*built.footnotes, *finder.footnotes)})
+
+
+def present_datasets(table: DatasetTable, data: Path) -> dict[str, Dataset]:
+    """Return key -> dataset for the datasets of the table whose folder is in ``data``."""
+    return {
+        entry.key: load_dataset(RunSpec(name=entry.key, dataset=entry.dataset, extractor=NO_EXTRACTOR), data)
+        for entry in table.datasets
+        if (data / str(entry.dataset.options.get("folder", entry.dataset.name))).is_dir()
+    }
 
 
 def filled_from(table: ResultsTable, spec: RunSpec, given: str) -> ResultsTable:
@@ -123,6 +137,11 @@ class RunFinder:
         self.spec, self.data, self.workspace, self.table, self.seeds = spec, data, workspace, table, tuple(seeds)
         self.shown: list[str] = []  # one line per row with other seeds than requested
         self.stale: list[str] = []  # one line per run or step of other data than the spec's present data
+
+    @property
+    def footnotes(self) -> tuple[str, ...]:
+        """Lines on other seeds that are shown, and on runs left out, without repetitions."""
+        return tuple(dict.fromkeys([*self.shown, *self.stale]))
 
     @cached_property
     def stage(self) -> Experiment | None:

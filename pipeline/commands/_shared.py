@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -84,6 +85,21 @@ def spec_command(f: F) -> F:
     """Add SPEC, --set, --data and --out, the parameters of every command on a spec."""
     argument = click.argument("spec", metavar="SPEC")
     return argument(option_set(option_data(option_out(f))))
+
+
+def stage2_command(f: F) -> F:
+    """Add SPEC and its options, --model, --seeds and --device; call ``f`` with experiment, models and seeds."""
+
+    @wraps(f)
+    def call(spec: str, overrides: tuple[str, ...], data: Path, out: Path, device: str, **words: Any) -> Any:
+        from pipeline.jobs.experiment import Experiment
+        from pipeline.jobs.identities import asked_runs
+
+        job, workspace = open_job(spec, overrides, data, out)
+        asked_runs(job, words["models"])  # an unknown model is named before anything is read
+        return f(Experiment(job, load(job, data), workspace, device, log), **words)
+
+    return spec_command(option_models(option_device(call)))
 
 
 def open_job(spec: str, overrides: tuple[str, ...], data: Path, out: Path) -> tuple[RunSpec, Workspace]:

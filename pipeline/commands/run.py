@@ -25,7 +25,7 @@ def command(
     device: str,
 ) -> None:
     """Run both stages of SPEC in order: extract, fit-composer, train, evaluate. Finished work is kept."""
-    from pipeline.jobs.run import run_spec
+    from pipeline.jobs.run import Job, run_spec
 
-    job, workspace = open_job(spec, overrides, data, out)
-    show(run_spec(job, load(job, data), workspace, models, seeds, device, log))
+    opened, workspace = open_job(spec, overrides, data, out)
+    show(run_spec(Job(opened, load(opened, data), workspace, device, log), models, seeds))

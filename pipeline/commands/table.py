@@ -18,6 +18,9 @@ SECTION = "results"
 @click.option(
     "--seeds", callback=parse_numbers, help="0..4 or 0,2,5. Default: all that are trained on the current data."
 )
+@click.option(
+    "--ranked", multiple=True, metavar="NAME", help="Add a row for a ranked list scored by evaluate; repeatable."
+)
 @option_set
 @option_data
 @option_out
@@ -27,6 +30,7 @@ def command(
     spec: str | None,
     form: str,
     seeds: tuple[int, ...] | None,
+    ranked: tuple[str, ...],
     overrides: tuple[str, ...],
     data: Path,
     out: Path,
@@ -36,7 +40,10 @@ def command(
 
     --json is short for --format json.
     """
-    from pipeline.analysis.tables import paper_table
+    from pipeline.analysis.render import render
+    from pipeline.analysis.tables import TableRequest, build_table
 
     form = "json" if as_json else form
-    show(paper_table(name, spec, form, overrides, data, out, options(overrides, data, out), seeds or ()), nl=False)
+    words = options(overrides, data, out)
+    request = TableRequest(name, data, out, spec or "", overrides, seeds or (), words, ranked)
+    show(render(build_table(request), form), nl=False)

@@ -59,6 +59,7 @@ class FastTrainer(Trainer):
         return [tensor[run] for tensor in tensors]
 
     def step(self, index: Tensor, random: RunRandom, running: Sequence[bool], progress: float = 1.0) -> Tensor:
+        self.set_rates(progress)
         losses = self._losses(index, random, progress)
         self._backward(losses)
         values = losses.detach()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from manifests.schema import RunSpec
-from pipeline.jobs.stage2 import Experiment
+from pipeline.jobs.experiment import Experiment
 from pipeline.training.runs import RunFolder, list_runs
 from pipeline.views.report.charts import lines, scatter
 from pipeline.views.retrieval.trained import Trained

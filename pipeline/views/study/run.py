@@ -8,7 +8,7 @@ from typing import Any
 
 from manifests.schema import Dataset, RunSpec
 from pipeline.core.workspace import Workspace
-from pipeline.jobs.stage2 import Experiment
+from pipeline.jobs.experiment import Experiment
 from pipeline.views.retrieval.identity import changes, data_of, models_of
 from pipeline.views.retrieval.testbed import TestBed
 from pipeline.views.retrieval.trained import Trained, trained_runs
