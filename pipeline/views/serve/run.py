@@ -98,18 +98,18 @@ def listen(make: Callable[[str | None, tuple[str, ...]], Any], host: str, port: 
         port = server.getsockname()[1]
         name = f"[{host}]" if ":" in host else host
         announce(f"http://{name}:{port}/" + (f"?token={token}" if token else ""))
-        log(
-            "stop with Ctrl-C"
-            + ("; the address carries the token that lets a visitor in: share it with care" if token else "")
-        )
-        config = uvicorn.Config(
-            make(token, hosts),
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            h11_max_incomplete_event_size=65536,
-        )
         try:
+            log(
+                "stop with Ctrl-C"
+                + ("; the address carries the token that lets a visitor in: share it with care" if token else "")
+            )
+            config = uvicorn.Config(
+                make(token, hosts),
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                h11_max_incomplete_event_size=65536,
+            )
             uvicorn.Server(config).run(sockets=[server])
         except KeyboardInterrupt:
             raise StoppedError("stopped") from None
