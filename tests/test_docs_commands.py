@@ -20,7 +20,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 SPECS = sorted((ROOT / "manifests" / "specs").glob("*/*.toml"))
 # Options of other programs: Dask, Slurm and its jobs
 FOREIGN = {"--nworkers", "--nthreads", "--gres", "--cpus-per-task", "--name"}
-NAMES = {"ablate": ablation_names(), "table": table_names(), "figure": (*figure_names(), "diagnostics")}
+NAMES = {"ablate": ablation_names(), "table": table_names(), "figure": (*figure_names(), "diagnostics", "leakage")}
 RUNS = (
     "run",
     "train",

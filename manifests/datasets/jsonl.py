@@ -12,8 +12,9 @@
 
 A turn's target is the next turn's reference; the last turn's is the session's target. With ``"turn_targets": "final"``
 in a session, in dataset.json or as an option, every turn's target is the session's. The option takes precedence over
-the session's key, and the session's key over dataset.json. A turn without "reference" is text-only. A gallery that is not listed contains all images that the
-category's sessions name, train and test. Blank lines are skipped; unknown keys are errors.
+the session's key, and the session's key over dataset.json. A turn without "reference" is text-only. A session's
+``"also": [ids]`` are further correct images. A gallery that is not listed contains all images that the category's
+sessions name, train and test. Blank lines are skipped; unknown keys are errors.
 """
 
 from __future__ import annotations
@@ -196,7 +197,7 @@ def _galleries(path: Path, sessions: list[Session], problems: Problems) -> list[
     used: dict[tuple[str, Split], None] = {}
     for session in sessions:
         used[session.category, session.split] = None
-        images = (*(t.reference for t in session.turns if t.reference != NO_IMAGE), session.target)
+        images = (*(t.reference for t in session.turns if t.reference != NO_IMAGE), *session.correct)
         named.setdefault(session.category, {}).update(dict.fromkeys(images))
     for category, split in used:
         if (category, split) not in galleries:

@@ -54,14 +54,18 @@ def command(
     command again to continue.
     """
     from pipeline.analysis.ablation.plan import plan_ablation
-    from pipeline.analysis.ablation.run import ablate, open_ablation
+    from pipeline.analysis.ablation.run import ablate, open_ablation, variants_of
 
     if scheduler and workers:
         raise click.UsageError("--scheduler and --local-cluster exclude each other: give one of them")
     place = open_ablation(spec, run, overrides, data, out, device, options(overrides, data, out))
     chosen = (only or (), seeds or ())
-    if dry_run:
-        plan = plan_ablation(place.ablation, place.spec, place.dataset(), place.workspace, device, *chosen)
-    else:
-        plan = ablate(place, *chosen, scheduler, workers or 0, log)
-    emit(plan.as_dict(), plan.text(), as_json)
+    plans = []
+    for part in variants_of(place):
+        if dry_run:
+            plans.append(plan_ablation(part.ablation, part.spec, part.dataset(), part.workspace, device, *chosen))
+        else:
+            plans.append(ablate(part, *chosen, scheduler, workers or 0, log))
+    found = [plan.as_dict() for plan in plans]
+    text = [f"{plan.spec.name}\n{plan.text()}" if len(plans) > 1 else plan.text() for plan in plans]
+    emit(found if len(plans) > 1 else found[0], "\n\n".join(text), as_json)

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import option_data, option_json, option_out, option_set, options, parse_numbers, show
+from pipeline.commands._shared import (
+    log,
+    option_data,
+    option_json,
+    option_out,
+    option_set,
+    options,
+    parse_numbers,
+    show,
+)
 
 SECTION = "results"
 
@@ -21,6 +30,14 @@ SECTION = "results"
 @click.option(
     "--ranked", multiple=True, metavar="NAME", help="Add a row for a ranked list scored by evaluate; repeatable."
 )
+@click.option(
+    "--run",
+    "runs",
+    multiple=True,
+    metavar="RUN",
+    help="Of leaderboard: add a row for a run by id or folder; repeatable.",
+)
+@click.option("--to", type=click.Path(path_type=Path), help="Of leaderboard: folder for leaderboard.md and .json.")
 @option_set
 @option_data
 @option_out
@@ -31,19 +48,32 @@ def command(
     form: str,
     seeds: tuple[int, ...] | None,
     ranked: tuple[str, ...],
+    runs: tuple[str, ...],
+    to: Path | None,
     overrides: tuple[str, ...],
     data: Path,
     out: Path,
     as_json: bool,
 ) -> None:
-    """Print table N of the paper: measured values, the paper's values, and the commands that fill empty cells.
+    """Print table N of the paper, or `leaderboard`: measured values, the paper's values, and the commands that fill empty cells.
 
     --json is short for --format json.
     """
+    from manifests.table_spec import Leaderboard, load_table_spec
+    from pipeline.analysis.leaderboard import build_leaderboard, leaderboard_text, write_leaderboard
     from pipeline.analysis.render import render
     from pipeline.analysis.tables import TableRequest, build_table
 
     form = "json" if as_json else form
     words = options(overrides, data, out)
     request = TableRequest(name, data, out, spec or "", overrides, seeds or (), words, ranked)
+    table = load_table_spec(name)
+    if isinstance(table, Leaderboard):
+        found = build_leaderboard(table, request, runs)
+        for path in write_leaderboard(found, to) if to else ():
+            log(f"wrote {path}")
+        show(leaderboard_text(found, form), nl=False)
+        return
+    if runs or to:
+        raise click.UsageError("--run and --to belong to `table leaderboard`")
     show(render(build_table(request), form), nl=False)

@@ -9,6 +9,7 @@ from pathlib import Path
 from manifests.commandline import command_line
 from manifests.load import load_dataset, load_spec
 from manifests.schema import RunSpec
+from pipeline.analysis.cells import Table
 from pipeline.analysis.tables import TableRequest, build_table
 from pipeline.analysis.terminal import to_text
 from pipeline.core.workspace import Workspace
@@ -22,6 +23,8 @@ NEXT = (
     ("serve", "demo"),
     ("status", "demo"),
 )
+MEMORY = "FashionNTM (CM-NTM)"  # rows of the demo's table
+TRAINED = ("ST + LSTM", "ST + v-NTM", MEMORY)
 
 
 def demo_spec(out: Path) -> tuple[RunSpec, list[str]]:
@@ -54,6 +57,8 @@ def demo(out: Path, device: str, log: Log) -> str:
             "",
             "Stage 2",
             _indent(to_text(table, width=100)),
+            _indent(leader_sentence(table, len(dataset.split("train")))),
+            "",
             f"done in {time.perf_counter() - began:.0f} s; a second `demo` computes nothing that is here already",
             "",
             "Next:",
@@ -62,6 +67,23 @@ def demo(out: Path, device: str, log: Log) -> str:
             f"  {command_line('download', 'mt_fashioniq')}      (real dialogues: see the README)",
         ]
     )
+
+
+def leader_sentence(table: Table, sessions: int) -> str:
+    """Return one sentence: the leading method, why it leads on ``sessions`` train sessions, and where a memory does."""
+    place = next(n for n, column in enumerate(table.columns) if column.label == "R@5")
+    values = {row.label: row.cells[place].value for row in table.blocks[0].rows}
+    known = {label: value for label, value in values.items() if value is not None}
+    if not known:
+        return ""
+    leader = max(known, key=lambda label: known[label])
+    others = f" (the CM-NTM: {known[MEMORY]:.1f})" if MEMORY in known and leader != MEMORY else ""
+    if leader in TRAINED:
+        why = f"{sessions:,} train sessions are enough for it to learn which turns to remember"
+    else:
+        why = f"it has nothing to learn, and {sessions:,} short train sessions are few for a trained memory"
+    where = "; on ChatIR's dialogues of ten facts the CM-NTM leads (docs/dialogues.md)" if leader != MEMORY else ""
+    return f"{leader} leads here with R@5 {known[leader]:.1f}{others}: {why}{where}."
 
 
 def _indent(text: str) -> str:

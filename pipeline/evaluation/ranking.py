@@ -22,6 +22,7 @@ def ranks(
     target_index: np.ndarray,
     block: int = SCORES_HELD,
     names: Sequence[str] | None = None,
+    without: Sequence[Sequence[int]] | None = None,
 ) -> np.ndarray:
     """Return the rank of each query's target among the candidates by cosine similarity; 1 is best.
 
@@ -35,6 +36,7 @@ def ranks(
         target_index: [S] int64, the row of each query's target in ``candidates``.
         block: number of scores in memory at once; it affects results only through the rounding of the product.
         names: [S] session ids, for messages.
+        without: for each query, rows of ``candidates`` that are not ranked; its target is ranked in any case.
 
     Returns:
         int64 [S], each between 1 and G.
@@ -50,19 +52,39 @@ def ranks(
     _check_targets(targets, len(candidates), names)
 
     unique, inverse, repeats = _distinct(_unit(candidates))
-    targets = inverse[targets]
+    given, targets = targets, inverse[targets]
     out = np.empty(len(queries), dtype=np.int64)
     step = max(1, block // max(1, len(unique)))
     for start in range(0, len(queries), step):
         rows = slice(start, start + step)
         scores = _unit(queries[rows]) @ unique.T
         own = np.take_along_axis(scores, targets[rows, None], axis=1)
-        out[rows] = (scores >= own) @ repeats
+        better = scores >= own
+        out[rows] = better @ repeats
+        if without is not None:
+            out[rows] -= _removed(better, inverse, without[rows], given[rows])
     return out
 
 
+def _removed(
+    better: np.ndarray, inverse: np.ndarray, without: Sequence[Sequence[int]], targets: np.ndarray
+) -> np.ndarray:
+    """Count the candidates of ``without`` that rank at or before the target; better: bool [S, U], inverse: [G]."""
+    return np.array(
+        [
+            sum(bool(row[inverse[c]]) for c in set(left_out) - {int(target)})
+            for row, left_out, target in zip(better, without, targets, strict=True)
+        ],
+        dtype=np.int64,
+    )
+
+
 def score_ranks(
-    scores: np.ndarray, target_index: np.ndarray, candidates: np.ndarray, names: Sequence[str] | None = None
+    scores: np.ndarray,
+    target_index: np.ndarray,
+    candidates: np.ndarray,
+    names: Sequence[str] | None = None,
+    without: Sequence[Sequence[int]] | None = None,
 ) -> np.ndarray:
     """Return ranks as ``ranks`` does, from given scores [S, G] (higher is better) instead of cosines; int64 [S].
 
@@ -81,7 +103,9 @@ def score_ranks(
     first = np.unique(inverse, return_index=True)[1]
     unique = scores[:, first]
     own = np.take_along_axis(unique, inverse[targets][:, None], axis=1)
-    return ((unique >= own) @ repeats).astype(np.int64)
+    better = unique >= own
+    found = (better @ repeats).astype(np.int64)
+    return found if without is None else found - _removed(better, inverse, without, targets)
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

@@ -26,13 +26,21 @@ def prepare(extractor: Extractor, items: Sequence[Item], root: Path | None, mete
     """Return for each item its prepared parts (image, text, or both) or an ItemFailure. Runs in worker threads."""
     parts: list[list[Any] | ItemFailure] = [[] for _ in items]
     for n, item in enumerate(items):
-        if item.file is not None:
+        if item.turns:
+            assert root is not None
+            with meter.time("decode"):
+                parts[n] = _dialog(extractor, item, root)
+        elif item.file is not None:
             assert root is not None
             with meter.time("decode"):
                 parts[n] = _pixels(extractor, item, root)
     with meter.time("tokenise"):
         for texts in ([item.caption for item in items], [item.text for item in items]):
-            have = [n for n, t in enumerate(texts) if t is not None and not isinstance(parts[n], ItemFailure)]
+            have = [
+                n
+                for n, t in enumerate(texts)
+                if t is not None and not items[n].turns and not isinstance(parts[n], ItemFailure)
+            ]
             ready = _texts(extractor, [texts[n] for n in have], [items[n] for n in have])
             for n, found in zip(have, ready, strict=True):
                 parts[n] = found if isinstance(found, ItemFailure) else [*parts[n], found]  # type: ignore[misc]
@@ -47,6 +55,20 @@ def _pixels(extractor: Extractor, item: Item, root: Path) -> list[Any] | ItemFai
         return ItemFailure(item, error.stage, error.reason)
     except Exception as error:  # an image shape that the model's preprocessing does not support
         return ItemFailure(item, "decode", f"preprocessing failed: {one_line(error)}")
+
+
+def _dialog(extractor: Extractor, item: Item, root: Path) -> list[Any] | ItemFailure:
+    """Return [prepared images of all turns, prepared chat of all texts]."""
+    images: list[Any] = []
+    for turn in item.turns:
+        found = _pixels(extractor, turn, root)
+        if isinstance(found, ItemFailure):
+            return ItemFailure(item, found.stage, found.reason)
+        images += found
+    try:
+        return [images, extractor.prepare_dialog([turn.text or "" for turn in item.turns])]
+    except Exception as error:
+        return ItemFailure(item, "tokenise", one_line(error))
 
 
 def _texts(extractor: Extractor, texts: Sequence[Any], items: Sequence[Item]) -> list[Any]:

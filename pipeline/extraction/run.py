@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -12,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from cache import Failure, Store, StoreWriter, store_path
-from manifests.errors import FashionNTMError
+from cache import Store, StoreWriter, store_path
+from manifests.errors import FashionNTMError, most_frequent
 from manifests.schema import Dataset
 from pipeline.core.device import describe
 from pipeline.core.digests import NAME as DIGESTS
@@ -171,7 +170,7 @@ class _Extraction:
             stage: seconds / meter.hands(stage) for stage, seconds in meter.seconds.items() if stage != "hash"
         }
         report.seconds = {**meter.seconds, "work": worked, "wall": time.perf_counter() - began}
-        _refuse_empty(report, writer)
+        _refuse_empty(report, plan)
         return report
 
     def _batch_size(
@@ -299,6 +298,7 @@ class _Extraction:
         for failure in failures:
             report.tables[table].failed += 1
             report.new_failures += 1
+            report.count_failure(table, failure.stage, failure.reason)
             if failure.stage == "read" and failure.item.file:
                 self.changed.add(failure.item.file)
 
@@ -312,26 +312,14 @@ def _settle_failures(writer: StoreWriter, plan: Plan) -> None:
             writer.fail(failure.table, failure.item, failure.stage, failure.reason)
 
 
-def _refuse_empty(report: Report, writer: StoreWriter) -> None:
+def _refuse_empty(report: Report, plan: Plan) -> None:
     """Raise ExtractionError for a table without rows: the path or the model is wrong, not single items."""
     for name, table in report.tables.items():
         if table.requests and not table.extracted and not table.reused:
-            kinds: dict[str, list[Failure]] = {}
-            for failure in writer.failures():
-                if failure.table == name:
-                    kinds.setdefault(_kind(failure.reason), []).append(failure)
-            most = max(kinds.values(), key=len, default=[])
-            why = (
-                f"{len(most):,} of them, such as {most[0].item}: {most[0].reason}"
-                if most
-                else f"see {report.path / 'ledger.jsonl'}"
-            )
+            record = f"the reasons are in {report.path / 'ledger.jsonl'}"
+            known = f"known failures, {record}: --retry-failed tries them again" if plan.tables[name].failed else record
+            why = most_frequent(report.why.get(name, ())) or known
             raise ExtractionError(
                 f"none of the {table.requests:,} items of table '{name}' could be extracted ({why}): check the images "
-                "folder and the model, then run the same command with --retry-failed"
+                "folder and the model"
             )
-
-
-def _kind(reason: str) -> str:
-    """Return a failure's reason without the names and numbers of its item."""
-    return re.sub(r"'[^']*'|\d+", "", reason)

@@ -15,7 +15,7 @@ from cache.files import replace_atomically
 from manifests.errors import IncompleteError, ManifestError, Problem, nearest
 from manifests.identity import digest, file_digest
 from manifests.schema import Dataset
-from manifests.views import View
+from manifests.views import WHOLE, View
 from pipeline.core.binding import StaleError
 from pipeline.core.workspace import Workspace
 from pipeline.evaluation.evaluate import Evaluation
@@ -26,6 +26,7 @@ from pipeline.evaluation.ranked_files import FILES, Ranked, coded, write_ranked
 from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.identities import Run
 from pipeline.training.validate import embed, scorer
+from pipeline.training.views import view_features
 
 SERVER_TOP = 50  # candidates per query that the servers of CIRR and CIRCO accept
 
@@ -51,7 +52,8 @@ def write_results(experiment: Experiment, run: Run, form: str, folder: Path, top
 
 def _lists(experiment: Experiment, run: Run, top: int) -> Iterator[tuple[Ranked, str]]:
     """Yield (ranked list, target) of each test session with features, in order of categories."""
-    model, features = experiment.model(run), experiment.test
+    model = experiment.model(run)
+    features = view_features(experiment.test, experiment.store, WHOLE, model.reads == "concatenated", model.dialogs)
     queries = None if model.scores else embed(model, features).cpu().numpy()
     for category, gallery in experiment.candidates.items():
         mine = [n for n, s in enumerate(features.sessions) if s.category == category and s.target in gallery.index]
@@ -69,7 +71,8 @@ def _lists(experiment: Experiment, run: Run, top: int) -> Iterator[tuple[Ranked,
 def _beir(
     experiment: Experiment, run: Run, category: str, lists: list[tuple[Ranked, str]], folder: Path, tag: str
 ) -> list[Path]:
-    place, gallery, features = folder / category, experiment.candidates[category], experiment.test
+    place, gallery, model = folder / category, experiment.candidates[category], experiment.model(run)
+    features = view_features(experiment.test, experiment.store, WHOLE, model.reads == "concatenated", model.dialogs)
     (place / "qrels").mkdir(parents=True, exist_ok=True)
     texts = {s.id: s.text for s in features.sessions if s.category == category}
     captions = {i: experiment.dataset.images[i].caption or "" for i in gallery.images}
@@ -83,7 +86,6 @@ def _beir(
     replace_atomically(place / "qrels" / "test.tsv", f"query-id\tcorpus-id\tscore\n{qrels}".encode())
     write_ranked(place / "run.trec", "beir", [r for r, _ in mine], tag)
     np.save(place / "corpus.npy", gallery.features)
-    model = experiment.model(run)
     made = ["corpus.jsonl", "queries.jsonl", "qrels/test.tsv", "run.trec", "corpus.npy"]
     if not model.scores:
         rows = {s.id: n for n, s in enumerate(features.sessions)}
@@ -94,7 +96,10 @@ def _beir(
 
 @dataclass(frozen=True)
 class RankedFolder:
-    """Evaluation of another system's ranked list: OUT/ranked/<dataset>/<name>/{results.h5, summary.json}."""
+    """Evaluation of another system's ranked list: OUT/ranked/<dataset>/<name>/{results.h5, summary.json}.
+
+    With a clean split, <dataset>-<protocol>.
+    """
 
     folder: Path
 
@@ -103,7 +108,8 @@ class RankedFolder:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             fix = "use letters, digits, '.', '_' and '-'"
             raise ManifestError([Problem("--name", name, "a list's name becomes a folder name", fix)])
-        return cls(workspace.out / "ranked" / dataset.name / name)
+        place = "-".join(filter(None, (dataset.name, dataset.protocol)))
+        return cls(workspace.out / "ranked" / place / name)
 
     @property
     def results(self) -> Path:

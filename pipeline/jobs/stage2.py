@@ -130,7 +130,7 @@ def evaluate(experiment: Experiment, runs: Sequence[Run] | None = None) -> list[
 def evaluate_run(experiment: Experiment, run: Run, view: View = WHOLE) -> dict[str, Any]:
     """Rank the test sessions with a finished run, write results.h5 and summary.json, and return the summary."""
     model = experiment.model(run)
-    features = view_features(experiment.test, experiment.store, view, model.reads == "concatenated")
+    features = view_features(experiment.test, experiment.store, view, model.reads == "concatenated", model.dialogs)
     result = rank_sessions(
         embed(model, features).cpu().numpy(),
         features.sessions,
@@ -139,6 +139,7 @@ def evaluate_run(experiment: Experiment, run: Run, view: View = WHOLE) -> dict[s
         experiment.dataset.averaging,
         skipped=_skipped(experiment, features, view),
         score=scorer(model, features) if model.scores else None,
+        references=experiment.spec.references,
     )
     files = experiment.result_files(run, view)
     summary = result.summary(

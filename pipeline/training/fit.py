@@ -271,7 +271,7 @@ def _fit_closed_form(model: MemoryModel, features: SessionFeatures, validation: 
     started = time.perf_counter()
     chosen = model.fit_parameters(features if validation is None else validation)
     metrics: Metrics = {"epoch": 0, "chosen": chosen, "seconds": time.perf_counter() - started}
-    if validation is not None:
+    if validation is not None and not model.dialogs:  # only test sessions are encoded as whole dialogs
         metrics["validation"] = recalls(model, validation)
     model.eval()
     return metrics

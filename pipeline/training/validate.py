@@ -12,6 +12,7 @@ from torch import Tensor
 from pipeline.evaluation.metrics import metrics_of
 from pipeline.evaluation.ranking import ranks, score_ranks
 from pipeline.training.data import SessionBatch, SessionFeatures
+from pipeline.training.errors import FeatureError
 from pipeline.training.models.base import MemoryModel
 
 CUTOFFS = (5, 8)
@@ -19,6 +20,12 @@ CUTOFFS = (5, 8)
 
 def inputs_of(model: MemoryModel, features: SessionFeatures) -> Callable[[Tensor], SessionBatch]:
     """Return the function that loads the model's inputs for sessions given by index."""
+    if model.dialogs != features.dialogs:
+        raise FeatureError(
+            f"{model.name} reads whole dialogs as one chat, which are loaded only where test sessions are evaluated"
+            if model.dialogs
+            else f"{model.name} does not read whole dialogs as one chat"
+        )
     if model.reads == "concatenated":
         return features.concatenated
     return partial(features.batch, texts=model.texts > 0)
@@ -96,3 +103,22 @@ def recalls(model: MemoryModel, features: SessionFeatures) -> dict[str, float]:
         found[members] = score_ranks(scores.cpu().numpy(), final, targets[gallery], names=names)
     metrics = metrics_of(found, CUTOFFS)
     return {key: metrics[key] for key in (*(f"R@{k}" for k in CUTOFFS), "mean")}
+
+
+@torch.no_grad()
+def embed_turns(model: MemoryModel, features: SessionFeatures, batch: int = 1024) -> Tensor:
+    """Compute f'_qry(1..T) of every session, in eval mode: float32 [S, T, D]; turns after a session's end are padding.
+
+    For a model that reads all captions as one query, T is 1: the query after the last turn.
+    """
+    take = inputs_of(model, features)
+    training = model.training
+    model.eval()
+    try:
+        parts = []
+        for index in torch.arange(len(features), device=features.device).split(batch):
+            queries, _, lengths = take(index)
+            parts.append(model(queries, lengths))
+        return torch.cat(parts)
+    finally:
+        model.train(training)

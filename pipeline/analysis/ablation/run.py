@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +58,17 @@ def open_ablation(
     return Place(ablation, spec, data, out, device)
 
 
+def variants_of(place: Place) -> list[Place]:
+    """Return one place per composer of the ablation; the place itself if it has none."""
+    specs = place.ablation.variants(place.spec).values()
+    return [replace(place, spec=spec) for spec in specs]
+
+
 def run_spec_of(ablation: AblationSpec, run: str, overrides: Sequence[str], given: str = "") -> RunSpec:
     """Return the run spec whose features the ablation uses, with the ablation's windows for stage 1 added."""
     spec = read_spec(run or ablation.run, overrides, given)
     windows = tuple(dict.fromkeys((*spec.windows, *ablation.windows)))
-    return spec.model_copy(update={"windows": windows})
+    return spec.model_copy(update={"windows": windows, "dialogs": spec.dialogs or ablation.dialogs})
 
 
 def ablate(
@@ -79,7 +85,7 @@ def ablate(
     for note in dataset.notes:
         log(f"note: {note}")
     plan = plan_ablation(ablation, spec, dataset, workspace, place.device, only, seeds, measure=False)
-    if sum(plan.extractions.values()):
+    if sum(plan.extractions.values()) or ablation.composers:  # each composer has a store of its own
         log(plan.headline)
         make_features(spec, dataset, workspace, place.device, log)
     stage = Experiment(spec, dataset, workspace, place.device, log)

@@ -65,6 +65,7 @@ class MllmExtractor(Extractor):
         "max_tokens",
     )
     execution_only: ClassVar[tuple[str, ...]] = ("batch_tokens",)
+    reads_dialogs: ClassVar[bool] = True
     cards: ClassVar[tuple[Card, ...]] = _cards.MLLM
     options: MllmOptions
 
@@ -166,6 +167,9 @@ class MllmExtractor(Extractor):
 
     def prepare_texts(self, texts: Sequence[str]) -> list[np.ndarray]:
         return self.tokens.encode(texts)
+
+    def prepare_dialog(self, texts: Sequence[str]) -> np.ndarray:
+        return self.tokens.encode_turns([texts])[0]
 
     def _image_features(self, images: list[dict[str, np.ndarray]]) -> Tensor:
         return self._embed(images, [self.tokens.target] * len(images))

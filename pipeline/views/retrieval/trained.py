@@ -89,7 +89,9 @@ def runs_by_id(stage: Experiment, ids: Sequence[str]) -> list[Trained]:
 
 
 def _load(folders: Sequence[RunFolder], device: torch.device) -> list[Trained]:
+    """Load the runs, without those of whole dialogs as one chat: such queries exist for test sessions only."""
     found = [(folder, folder.record()["identity"]["seed"], load_model(folder.path, device)) for folder in folders]
+    found = [(folder, seed, model) for folder, seed, model in found if not model.dialogs]
     names = [folder.model for folder, _, _ in found]
     out: list[Trained] = []
     for folder, seed, model in found:
