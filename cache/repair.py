@@ -91,8 +91,8 @@ def repair(path: str | Path, identity: Manifest | None = None) -> Repaired:
         done.actions += [f"put {name} back: its bytes were under the name {old}" for name, old in back.items()]
         for name in sorted(bad - back.keys()):
             table = shard_number(name)[0]
-            rows = next(s.rows for s in writer.manifest.tables[table].shards if s.file == name)
-            done.lost[table] = done.lost.get(table, 0) + rows
+            lost = next(s.rows for s in writer.manifest.tables[table].shards if s.file == name)
+            done.lost[table] = done.lost.get(table, 0) + lost
         moved = writer.set_aside(sorted(bad - back.keys()))
         done.actions += [f"set aside as {name}" for name in moved]
         done.actions += [f"took {n} out of the manifest" for n in sorted(bad - back.keys()) if not _is_moved(n, moved)]

@@ -208,13 +208,13 @@ class Dataset(BaseModel):
                     )
                     problems.add(place, f"image {image!r} is not in the catalogue", "add it, or drop the session")
             if session.split == "test":
-                gallery = members.get((session.category, "test"))
-                if gallery is None:
+                members_of = members.get((session.category, "test"))
+                if members_of is None:
                     problems.add(f"session {session.id!r}", f"category {session.category!r} has no test gallery")
-                elif missing := [image for image in session.also if image not in gallery]:
+                elif missing := [image for image in session.also if image not in members_of]:
                     what = f"correct image {missing[0]!r} is not in the test gallery of {session.category!r}"
                     problems.add(f"session {session.id!r} key also", what, "add it, or leave it out of 'also'")
-                elif session.target not in gallery:
+                elif session.target not in members_of:
                     problems.add(
                         f"session {session.id!r}",
                         f"target {session.target!r} is not in the test gallery of {session.category!r}",

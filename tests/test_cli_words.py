@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,26 @@ def test_train_with_diagnostics_on_a_finished_run_names_force(tmp_path: Path) ->
         assert "kept" in line and ("--force" in line) == line.startswith("cm_ntm")
     assert call(project, "train", spec, "--diagnostics", "--force").exit_code == 0
     assert "--force" not in call(project, "train", spec, "--diagnostics").stdout
+
+
+def test_doctor_knows_the_demo_and_jsonl_folders_and_the_extras(tmp_path: Path) -> None:
+    from manifests.datasets.demo.files import STAMP
+    from pipeline.core.doctor import DEMO_STAMP, EXTRAS
+
+    assert DEMO_STAMP == STAMP
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "demo").mkdir()
+    for name in ("mine/sessions.jsonl", "mine/images.jsonl", f"demo/{STAMP}"):
+        (tmp_path / name).write_text("{}\n")
+    found = {f["check"]: f for f in json.loads(CliRunner().invoke(main, doctor(tmp_path)).stdout)["findings"]}
+    assert found["data"]["state"] == "ok"
+    assert "demo (rendered garments of the demo), mine (JSONL)" in found["data"]["found"]
+    assert "mine (JSONL)" in str(CliRunner().invoke(main, doctor(tmp_path / "mine")).stdout)
+    assert "holds no dataset" in CliRunner().invoke(main, doctor(tmp_path / "none")).stdout
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = set(project["optional-dependencies"]) - {"test", "dev"}
+    assert set(EXTRAS) == extras and all(found[f"[{extra}]"]["found"] for extra in extras)
+
+
+def doctor(data: Path) -> list[str]:
+    return ["doctor", "--json", "--data", str(data)]

@@ -64,7 +64,9 @@ def _previous(trace: SavedActivations, n: int, head: int) -> Tensor:
     if n == 0:
         return trace.starts[:, :, head].unsqueeze(2).expand(-1, -1, trace.batch, -1)
     turn = trace.turns[n - 1]
-    return turn.write.weights if head == WRITE else turn.read_weights
+    weights = turn.write.weights if head == WRITE else turn.read_weights
+    assert weights is not None
+    return weights
 
 
 def _first_turn(trace: SavedActivations, weights: Weights) -> None:
