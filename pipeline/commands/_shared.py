@@ -180,4 +180,8 @@ def parse_numbers(_: click.Context, __: click.Parameter, value: str | None) -> t
 
 def option_models(f: F) -> F:
     f = click.option("--model", "models", multiple=True, help="Memory model; repeatable. Default: all of the spec.")(f)
-    return click.option("--seeds", callback=parse_numbers, help="0..4 or 0,2,5. Default: the spec's seeds.")(f)
+    return click.option(
+        "--seeds",
+        callback=parse_numbers,
+        help="0..4 or 0,2,5. Default: the spec's seeds; `evaluate` and `results` take all that are trained.",
+    )(f)

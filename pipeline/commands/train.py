@@ -18,7 +18,7 @@ SECTION = "stage 2"
     "train", epilog="Example: fashion-ntm train demo --model cm_ntm --seeds 0..4 --out out/demo --data out/demo"
 )
 @stage2_command
-@click.option("--force", is_flag=True, help="Train again what is already trained.")
+@click.option("--force", is_flag=True, help="Train finished runs again.")
 @option_backend
 @click.option(
     "--threads",
@@ -33,7 +33,7 @@ SECTION = "stage 2"
 @click.option(
     "--diagnostics",
     is_flag=True,
-    help="Write row spread, entropies and gradients of the memories each epoch; see `diagnostics`.",
+    help="Write row spread, entropies and gradients of the memories per epoch, for `figure diagnostics`.",
 )
 def command(experiment: Experiment, models: tuple[str, ...], seeds: tuple[int, ...] | None, **options: Any) -> None:
     """Fit memory models on the cached features. Finished runs are kept."""
