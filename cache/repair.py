@@ -181,7 +181,7 @@ def _rebuild_manifest(path: Path, identity: Manifest | None, done: Repaired) -> 
     if known is None:
         raise StoreCorruptError(
             f"{path / MANIFEST} is missing or unreadable, and what it said of the extractor with it: name the spec "
-            "that the store was made for (`cache repair SPEC`), which says it anew"
+            "that the store was made for (`cache repair SPEC`), which writes it again"
         )
     other = sorted(name for name, h in headers.items() if h.get("fingerprint") != known.fingerprint)
     if other and len(other) == len(headers):

@@ -27,7 +27,7 @@ Level = Literal["error", "warning", "note"]
 UNIT_TOLERANCE = {"float16": 2e-3, "float32": 1e-4}  # of a norm; rounding of the values changes it by less
 _BLOCK = 1024  # rows per block; fits in the processor's cache
 _SHOWN = 5
-_REDO = "run `cache repair` on the store, which does only these rows anew"
+_REDO = "run `cache repair` on the store, which computes only these rows again"
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _verify(path: Path, progress: Callable[[str], None], workers: int) -> Iterat
     except StoreVersionError:
         raise
     except (StoreCorruptError, StoreNotFoundError) as error:
-        yield Finding("error", "manifest", MANIFEST, str(error), "or run `cache repair SPEC`, which makes it anew")
+        yield Finding("error", "manifest", MANIFEST, str(error), "or run `cache repair SPEC`, which rebuilds it")
     yield from _strays(path, manifest)
     yield from _ledger(path)
     if manifest is None:

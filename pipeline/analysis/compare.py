@@ -180,7 +180,7 @@ def _current(folders: Sequence[RunFolder], record: Mapping[str, Any], data: Path
     try:
         found = currency.identities(record)
     except NotCheckedError as error:
-        return [f"Whether the runs are of the present data is {error}."]
+        return [f"Whether the runs match the current data: {error}."]
     for folder in folders:
         run = found.run_of(folder.record()["identity"])
         if run is None:

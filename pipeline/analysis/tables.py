@@ -175,6 +175,6 @@ class RunFinder:
         have = [s["seed"] for s in found if s["seed"] is not None]
         if set(have) - set(seeds):
             self.shown.append(
-                f"{row.label}: all seeds that are trained on the present data, {seed_text(sorted(have))}."
+                f"{row.label}: all seeds that are trained on the current data, {seed_text(sorted(have))}."
             )
         return found

@@ -22,7 +22,7 @@ class NotCheckedError(IncompleteError):
 
 
 class Currency:
-    """Loads each spec that runs were recorded with once, from the data sets in ``data`` and the stores in ``out``."""
+    """Loads each spec that runs were recorded with once, from the datasets in ``data`` and the stores in ``out``."""
 
     def __init__(self, data: Path, out: Path):
         self.data, self.out, self.workspace = data, out, Workspace(out)

@@ -85,8 +85,8 @@ def memory_figure(stage: Experiment) -> Figure:
             f"`{stage.spec.command('ablate figure8 --spec')}`"
         )
         return Figure(title, why_not=why)
-    chart = scatter(dict(sorted(found.items())), "ms a session", "mean of R@5 and R@8, %", title)
-    return Figure(title, chart, "One point a run; colours are the number of memories C.")
+    chart = scatter(dict(sorted(found.items())), "ms per session", "mean of R@5 and R@8, %", title)
+    return Figure(title, chart, "One point per run; colors are the number of memories C.")
 
 
 def _times(out: Path) -> dict[str, float]:
