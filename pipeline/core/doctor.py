@@ -20,6 +20,13 @@ EXTRAS = {  # extra -> (packages, what it brings)
     "serve": (("starlette", "uvicorn"), "the pages of `serve` and `study`"),
     "tune": (("optuna",), "`tune --sampler tpe`"),
     "parquet": (("pyarrow",), "`cache export --format parquet`"),
+    "faiss": (("faiss-cpu",), "`cache export --format faiss`"),
+    "onnx": (("onnx", "onnxruntime", "onnxscript"), "`export --format onnx`"),
+    "pandas": (("pandas",), "results as a frame in Python"),
+    "tensorboard": (("tensorboard",), "`train --log tensorboard`"),
+    "wandb": (("wandb",), "`train --log wandb`"),
+    "trackio": (("trackio",), "`train --log trackio`"),
+    "mlflow": (("mlflow",), "`train --log mlflow`"),
     "adapters": (("peft",), "LoRA adapters of extractors"),
     "peers": (("lmdb", "zarr"), "storage libraries that `bench cache` compares with"),
 }

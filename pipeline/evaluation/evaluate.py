@@ -13,7 +13,7 @@ import numpy as np
 from manifests.errors import FashionNTMError
 from manifests.identity import stack_keys
 from manifests.schema import NO_IMAGE, Gallery, References, Session
-from pipeline.evaluation.metrics import PRECISION_CUTOFFS, Averaging, average_precision, summarise
+from pipeline.evaluation.metrics import PRECISION_CUTOFFS, Averaging, average_precision, summarize
 from pipeline.evaluation.ranking import SCORES_HELD, ranks, score_ranks
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Evaluation:
         """Return subset -> category or "overall" -> R@K, MRR and mean in percent, and ``n`` sessions."""
         labels = np.array(self.categories, dtype=object)
         return {
-            name: summarise(
+            name: summarize(
                 self.ranks[member],
                 labels[member].tolist(),
                 self.averaging,

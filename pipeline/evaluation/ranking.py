@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from manifests.errors import FashionNTMError
+from pipeline.evaluation.rows import unit_rows
 
 SCORES_HELD = 1 << 24  # scores in memory at once: 64 MiB of float32
-_NORM_ROWS = 4096  # rows normalized at once; bounds the double-precision copy
 
 
 class RankingError(FashionNTMError, ValueError):
@@ -51,13 +51,13 @@ def ranks(
     _check_finite(candidates, None, "candidate", "the gallery's features are damaged: verify the store")
     _check_targets(targets, len(candidates), names)
 
-    unique, inverse, repeats = _distinct(_unit(candidates))
+    unique, inverse, repeats = distinct(unit_rows(candidates))
     given, targets = targets, inverse[targets]
     out = np.empty(len(queries), dtype=np.int64)
     step = max(1, block // max(1, len(unique)))
     for start in range(0, len(queries), step):
         rows = slice(start, start + step)
-        scores = _unit(queries[rows]) @ unique.T
+        scores = unit_rows(queries[rows]) @ unique.T
         own = np.take_along_axis(scores, targets[rows, None], axis=1)
         better = scores >= own
         out[rows] = better @ repeats
@@ -99,7 +99,7 @@ def score_ranks(
         )
     _check_finite(scores, names, "session", "the model has diverged: lower its learning rate and train again")
     _check_targets(targets, len(candidates), names)
-    _, inverse, repeats = _distinct(np.asarray(candidates, dtype=np.float32))
+    _, inverse, repeats = distinct(np.asarray(candidates, dtype=np.float32))
     first = np.unique(inverse, return_index=True)[1]
     unique = scores[:, first]
     own = np.take_along_axis(unique, inverse[targets][:, None], axis=1)
@@ -108,18 +108,7 @@ def score_ranks(
     return found if without is None else found - _removed(better, inverse, without, targets)
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
-    """Normalize rows [n, D] to unit length, float32; zero rows stay zero. Norms in double avoid over- and underflow."""
-    out = np.empty(rows.shape, dtype=np.float32)
-    for start in range(0, len(rows), _NORM_ROWS):
-        part = rows[start : start + _NORM_ROWS].astype(np.float64)
-        norms = np.sqrt(np.einsum("nd,nd->n", part, part))[:, None]
-        np.divide(part, norms, out=part, where=norms > 0)
-        out[start : start + _NORM_ROWS] = part
-    return out
-
-
-def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return distinct rows [U, D], the index of each row among them [n], and their counts [U].
 
     A matrix product may round equal columns differently at tile edges, so equal candidates are scored once.

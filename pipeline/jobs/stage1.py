@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from pipeline.composition.compose import Composed, compose
 from pipeline.composition.composers.base import Composer
 from pipeline.composition.crossfit import CrossFitted, fit_folds, load_folds, new_composer
 from pipeline.composition.fit import fit_composer, single_turn_recall
-from pipeline.composition.request import ComposerRequest, composer_request
+from pipeline.composition.request import ComposerRequest, composer_request, is_joint, row_dims
 from pipeline.core.binding import SourceRecord, StaleError, declared_digest, load_binding, save_binding
 from pipeline.core.workspace import FeatureRecord, Workspace, extraction_request
 
@@ -47,9 +48,11 @@ class Fitted:
     composed: Composed
     reused: bool
     next_command: str
+    folder: Path
 
     def as_dict(self) -> dict[str, Any]:
-        return {"composer": self.about, "reused": self.reused, "composed": self.composed.as_dict()}
+        about = {"composer": self.about, "reused": self.reused, "folder": str(self.folder)}
+        return about | {"composed": self.composed.as_dict()}
 
     def text(self) -> str:
         scores = ", ".join(f"{k} {v:.1f}" for k, v in self.about.get("validation", {}).items() if k != "triplets")
@@ -62,7 +65,8 @@ class Fitted:
             )
             head += f"\ncross-fitted, {folds['count']} folds; single-turn on the train sessions: {unseen} "
             head += f"by heads that have not seen them, {seen} by the head that has"
-        return "\n".join([head, self.composed.text(), f"next: {self.next_command}"])
+        weights = f"weights {self.folder} (composer.weights of other specs on these features)"
+        return "\n".join([head, weights, self.composed.text(), f"next: {self.next_command}"])
 
 
 def extract_spec(
@@ -116,6 +120,8 @@ def extract_spec(
         declared=declared_digest(dataset),
         sources=SourceRecord.of(spec).files,
         contaminated_on=tuple(extractor.card.contaminated_on),
+        given=_given(spec),
+        card={"licence": extractor.card.licence, "source": extractor.card.source},
         gallery="imported"
         if spec.extractor.name == "imported"
         else "caption"
@@ -125,14 +131,22 @@ def extract_spec(
     if old is not None and old.backbone == note.backbone:
         note = replace(note, composer=old.composer, store=old.store)
     workspace.write_note(spec, note)
+    following = "train" if dataset.split("train") else "serve"
     if "query" in extractor.tables:  # a joint model computes query features itself
         workspace.write_composed(spec, dataset, report.path)
-        return StageOne(report, None, spec.command("train"))
+        return StageOne(report, None, spec.command(following))
     assert request is not None
     composer = _ready_composer(request, spec, dataset, workspace.backbone(spec, dataset))
     if composer is None:
         return StageOne(report, None, spec.command("fit-composer"))
-    return StageOne(report, compose_spec(spec, dataset, workspace, *composer), spec.command("train"))
+    return StageOne(report, compose_spec(spec, dataset, workspace, *composer), spec.command(following))
+
+
+def _given(spec: RunSpec) -> str:
+    """Return the spec's file as an absolute path, or its shipped name."""
+    words = shlex.split(spec.asked)
+    path = Path(words[0]) if words else Path()
+    return str(path.resolve()) if path.is_file() else spec.name
 
 
 def _in_precision(
@@ -225,11 +239,7 @@ def _ready_composer(
 ) -> tuple[Composer, str | None, CrossFitted | None] | None:
     """Return the composer, the SHA-256 of its weights and its heads by fold, or None if it must be fitted first."""
     if not request.kind.trainable:
-        return (
-            request.kind(request.options, backbone.tables["image"].dim, backbone.tables["text"].dim).eval(),
-            None,
-            None,
-        )
+        return request.kind(request.options, *row_dims(backbone)).eval(), None, None
     folder = request.weights or composer_folder(request, spec, dataset, backbone)
     if request.weights is None and not fitted(folder, request.folds):
         return None
@@ -262,7 +272,7 @@ def fit_composer_spec(
     """
     backbone, request = workspace.backbone(spec, dataset), composer_request(spec)
     assert request is not None
-    if "query" in backbone.tables:
+    if is_joint(backbone):
         raise IncompleteError(f"extractor '{spec.extractor.name}' answers queries itself: it has no composer to fit")
     if not request.kind.trainable:
         raise IncompleteError(
@@ -275,7 +285,7 @@ def fit_composer_spec(
     composer, about = load_composer(folder)
     crossed = _folds(request, folder, spec, dataset, backbone)
     composed = compose_spec(spec, dataset, workspace, composer, about["weights"], crossed)
-    return Fitted(about, composed, reused, spec.command("train"))
+    return Fitted(about, composed, reused, spec.command("train"), folder)
 
 
 def _fit(

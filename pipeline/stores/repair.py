@@ -10,7 +10,6 @@ from cache import Manifest, Store, StoreError
 from cache.repair import Repaired, check_identity, repair
 from manifests.commandline import command_line, folder_options
 from manifests.identity import digest
-from manifests.load import shipped
 from manifests.schema import Dataset, RunSpec
 from pipeline.composition.checkpoint import fitted
 from pipeline.composition.request import composer_request
@@ -97,7 +96,6 @@ def filling_command(workspace: Workspace, path: Path, data: Path) -> str:
     """Return the command that extracts the missing rows of the store at ``path``, from the workspace's records."""
     specs = specs_using(workspace, path)
     options = folder_options(data, workspace.out)
-    if specs and specs[0] in shipped("runs"):
-        return command_line("extract", specs[0], *options)
-    spec, about = (f"{specs[0]}.toml", "the spec file of that name") if specs else ("SPEC", "the store's own spec")
-    return f"{command_line('extract', spec, *options)}  ({spec}: {about}, with its options)"
+    if specs:
+        return f"{command_line('extract', next(iter(specs.values())), *options)}  (with the options of the spec's extraction)"
+    return f"{command_line('extract', 'SPEC', *options)}  (SPEC: the one that this store was made for)"

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic import ValidationError
 
 from cache import Store
@@ -18,9 +19,15 @@ from manifests.identity import pair_key, stack_keys, text_key
 from manifests.options import problems_of
 from manifests.schema import Dataset, RunSpec, Training
 from manifests.views import View
+from pipeline.core.threads import cpu_threads, training_threads
 from pipeline.core.workspace import Workspace
 from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.identities import Run, make_run
+from pipeline.training.backends.choice import choose_backend, measured_step
+from pipeline.training.fit import epoch_batches
+from pipeline.training.models import model_options
+from pipeline.training.models import models as registry
+from pipeline.training.validate import recalls
 
 REPEATS = 3  # timed steps per shape after one warm-up step; the fastest counts
 
@@ -67,9 +74,6 @@ def tasks_of(
     seeds: Sequence[int] = (),
 ) -> list[tuple[Point, Run, bool]]:
     """Return (point, run, whether gradient-trained) in order. Raises ManifestError with all invalid options."""
-    from pipeline.training.models import model_options
-    from pipeline.training.models import models as registry
-
     problems, made = Problems(ablation.name), []
     for point in chosen_points(ablation.points(registry.names()), only):
         place = f"point {point.number} ({point.label})"
@@ -197,7 +201,7 @@ def plan_ablation(
     only: Sequence[int] = (),
     seeds: Sequence[int] = (),
     measure: bool = True,
-    stage: Callable[[], Experiment] | None = None,
+    experiment: Callable[[], Experiment] | None = None,
 ) -> AblationPlan:
     """Compare the grid with the existing runs; ``measure``: time one training step of each point to train.
 
@@ -205,7 +209,7 @@ def plan_ablation(
     """
     made = tasks_of(ablation, spec, only, seeds)
     try:
-        loaded = stage() if stage is not None else Experiment(spec, dataset, workspace, device)
+        loaded = experiment() if experiment is not None else Experiment(spec, dataset, workspace, device)
         rows, why = _missing_rows(loaded.store, dataset), ""
         tasks = [PlannedRun(p, run, kind, *_state(loaded, run, ablation.views)) for p, run, kind in made]
     except IncompleteError as error:
@@ -218,10 +222,10 @@ def plan_ablation(
     return plan
 
 
-def _state(stage: Experiment, run: Run, views: Sequence[View]) -> tuple[bool, tuple[View, ...]]:
-    if stage.folder(run).state != "finished":
+def _state(experiment: Experiment, run: Run, views: Sequence[View]) -> tuple[bool, tuple[View, ...]]:
+    if experiment.folder(run).state != "finished":
         return False, tuple(views)
-    return True, tuple(view for view in views if stage.evaluation(run, view) is None)
+    return True, tuple(view for view in views if experiment.evaluation(run, view) is None)
 
 
 def _all_rows(dataset: Dataset) -> dict[str, int]:
@@ -249,20 +253,15 @@ def _missing_rows(store: Store, dataset: Dataset) -> dict[str, int]:
     return found
 
 
-def _measure(stage: Experiment, groups: Sequence[Group]) -> tuple[float, dict[int, float]]:
+def _measure(experiment: Experiment, groups: Sequence[Group]) -> tuple[float, dict[int, float]]:
     """Return (upper bound in seconds for all trainings of ``groups``, milliseconds per step by point number)."""
-    from pipeline.core.threads import cpu_threads, training_threads
-    from pipeline.training.backends.choice import choose_backend, measured_step
-    from pipeline.training.fit import epoch_batches
-    from pipeline.training.validate import recalls
-
     total, steps_ms = 0.0, {}
     for group in groups:
         todo = [task for task in group.tasks if task.trainable and not task.trained]
         if not todo:
             continue
         run = todo[0].run
-        request = stage.request(run)
+        request = experiment.request(run)
         model, fit, validation = request.build(), request.features, request.validation_features
         with cpu_threads(training_threads()):
             choice = choose_backend("auto", [model], fit, [run.training])
@@ -279,8 +278,6 @@ def _measure(stage: Experiment, groups: Sequence[Group]) -> tuple[float, dict[in
 
 
 def _seconds(call: Callable[[], object]) -> float:
-    import torch
-
     began = time.perf_counter()
     call()
     if torch.cuda.is_available():

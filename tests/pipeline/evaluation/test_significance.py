@@ -51,17 +51,6 @@ def test_columns_see_the_same_draws_in_blocks_too() -> None:
     np.testing.assert_allclose(draws[:, 1] - draws[:, 0], 1.0)
 
 
-def test_clusters_are_drawn_together() -> None:
-    """Ten copies of each of 40 sessions say no more than the 40 sessions."""
-    values = np.random.default_rng(2).normal(size=40)
-    copies, labels = np.repeat(values, 10), np.repeat(np.arange(40), 10)
-    apart = bootstrap(copies[:, None], [np.arange(400)], resamples=3000).std()
-    together = bootstrap(copies[:, None], [np.arange(400)], labels, resamples=3000).std()
-    single = bootstrap(values[:, None], [np.arange(40)], resamples=3000).std()
-    assert together == pytest.approx(single, rel=0.06)
-    assert apart < 0.45 * together
-
-
 def simulate(rng: np.random.Generator, gain: float) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """Hits in percent of two methods on 300 sessions of three categories that differ in difficulty; b is harder to beat."""
     hard = rng.beta(1.0, 2.0, 300)

@@ -127,8 +127,8 @@ def test_caption_reads_the_folder_s_own_pooling_and_length(load: Load, bert_fold
         rows = torch.nn.functional.normalize(model(**tokens).last_hidden_state[:, 0], dim=-1)
     np.testing.assert_allclose(extractor.encode_texts(TEXTS), rows.numpy(), atol=2e-6)
     assert extractor.semantic()["pooling"] == "cls" and extractor.semantic()["tokenizer"]["max_length"] == 5
-    (folder / "1_Pooling/config.json").write_text('{"pooling_mode_max_tokens": true}')
-    with pytest.raises(ModelError, match="pools by max_tokens"):
+    (folder / "1_Pooling/config.json").write_text('{"pooling_mode_weightedmean_tokens": true}')
+    with pytest.raises(ModelError, match="pools by weightedmean_tokens"):
         load("caption", folder)
 
 

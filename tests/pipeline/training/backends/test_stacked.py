@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from manifests.schema import Training
-from pipeline.training.backends import choice, choose_backend, stacked
+from pipeline.training.backends import choice, stacked
+from pipeline.training.backends.choice import choose_backend
 from pipeline.training.cascade import graph
 from pipeline.training.fit import fit, fit_group
 from pipeline.training.randomness import RunRandom

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from manifests.schema import Training
-from pipeline.training.backends import build_trainer, choice, choose_backend
+from pipeline.training.backends import choice
+from pipeline.training.backends.choice import build_trainer, choose_backend
 from pipeline.training.cascade import graph
 from pipeline.training.data import SessionFeatures
 from pipeline.training.errors import DivergenceError, TrainingError
