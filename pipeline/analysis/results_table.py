@@ -52,7 +52,9 @@ def build_results_table(
     groups = spec.columns or _groups(runs, spec)
     shown = [row for row in spec.rows if not row.optional or row.model in known or found[row.name]]
     omitted = [row for row in spec.rows if row not in shown]
-    drawn = Resampled({row.name: found[row.name] for row in shown}, {row.name for row in shown if row.deterministic})
+    metrics = [metric for group in groups for metric in group.metrics if not group.relative_to]
+    fixed = {row.name for row in shown if row.deterministic}
+    drawn = Resampled({row.name: found[row.name] for row in shown}, [*metrics, spec.tested_metric], fixed)
 
     def fill(row: RowSpec) -> str:
         asked = wanted[:1] if row.deterministic else wanted

@@ -180,7 +180,7 @@ class RunFinder:
         return tuple(dict.fromkeys([*self.shown, *self.stale]))
 
     @cached_property
-    def stage(self) -> Experiment | None:
+    def experiment(self) -> Experiment | None:
         """Return the experiment, or None without a current store, in which case no current run can exist."""
         if self.workspace.note(self.spec) is None:
             return None
@@ -194,20 +194,20 @@ class RunFinder:
 
     def __call__(self, row: RowSpec, seeds: Sequence[int]) -> list[dict[str, Any]]:
         listed = row.model in self.spec.models or self.table.ablation
-        if not listed or row.model not in registry.names() or self.stage is None:
+        if not listed or row.model not in registry.names() or self.experiment is None:
             return []
         trainable, view, found = registry.get(row.model).trainable, View(turns=self.table.turns, last=row.last), []
         more: Sequence[int] = ()
         if trainable and not self.seeds:
-            more = self.stage.other_seeds(make_run(self.spec, row.model, seeds[0], row.options, row.training))
+            more = self.experiment.other_seeds(make_run(self.spec, row.model, seeds[0], row.options, row.training))
         for seed in [*seeds, *(s for s in more if s not in seeds)] if trainable else seeds[:1]:
             run = make_run(self.spec, row.model, seed, row.options, row.training)
-            state = self.stage.state(run, view)
+            state = self.experiment.state(run, view)
             if state.name != "evaluated":
                 self.stale += [f"{row.label} (seed {seed}) is left out: {state}"] if state.changed else []
                 continue
-            files = self.stage.result_files(run, view)
-            found.append({**files.load(self.stage.evaluation_identity(run, view)), "results": str(files.results)})
+            files = self.experiment.result_files(run, view)
+            found.append({**files.load(self.experiment.evaluation_identity(run, view)), "results": str(files.results)})
         have = [s["seed"] for s in found if s["seed"] is not None]
         if set(have) - set(seeds):
             self.shown.append(

@@ -57,7 +57,7 @@ def chance(candidates: int, metric: str) -> float:
     return 100.0 * min(int(k), candidates) / candidates
 
 
-def summarise(
+def summarize(
     ranks: np.ndarray,
     categories: Sequence[str],
     averaging: Averaging = "categories",

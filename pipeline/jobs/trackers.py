@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -67,8 +68,6 @@ class MLflow:
     """MLflow, at ``MLFLOW_TRACKING_URI`` or in ``<out>/mlflow.db``."""
 
     def __init__(self, run: Followed, out: Path):
-        import os
-
         from mlflow import MlflowClient
 
         place = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(out / 'mlflow.db').resolve()}"

@@ -31,41 +31,36 @@ def inputs_of(model: MemoryModel, features: SessionFeatures) -> Callable[[Tensor
     return partial(features.batch, texts=model.texts > 0)
 
 
-@torch.no_grad()
 def embed(model: MemoryModel, features: SessionFeatures, batch: int = 1024) -> Tensor:
     """Compute f'_qry(N) of every session, in eval mode: float32 [S, D], on the device of the features.
 
     ``batch``: sessions per forward pass; limits memory and does not affect the result.
     """
-    take = inputs_of(model, features)
-    training = model.training
-    model.eval()
-    try:
-        parts = []
-        for index in torch.arange(len(features), device=features.device).split(batch):
-            queries, _, lengths = take(index)
-            outputs = model(queries, lengths)
-            parts.append(outputs[torch.arange(len(index), device=features.device), lengths - 1])
-        return torch.cat(parts)
-    finally:
-        model.train(training)
+
+    def last(queries: Tensor, lengths: Tensor) -> Tensor:
+        return model(queries, lengths)[torch.arange(len(lengths), device=lengths.device), lengths - 1]
+
+    return _in_batches(model, features, batch, last)
 
 
-@torch.no_grad()
 def score(model: MemoryModel, features: SessionFeatures, candidates: Tensor, batch: int = 64) -> Tensor:
     """Score every candidate [G, D] for every session (``MemoryModel.score``), in eval mode: float32 [S, G].
 
-    ``batch``: sessions per forward pass; limits memory and does not affect the result.
+    ``batch``: as in ``embed``.
     """
-    take = inputs_of(model, features)
-    training = model.training
+    return _in_batches(model, features, batch, lambda queries, lengths: model.score(queries, lengths, candidates))
+
+
+@torch.no_grad()
+def _in_batches(
+    model: MemoryModel, features: SessionFeatures, batch: int, compute: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Return ``compute(queries, lengths)`` of all sessions, concatenated, with the model in eval mode."""
+    take, training = inputs_of(model, features), model.training
     model.eval()
     try:
-        parts = []
-        for index in torch.arange(len(features), device=features.device).split(batch):
-            queries, _, lengths = take(index)
-            parts.append(model.score(queries, lengths, candidates))
-        return torch.cat(parts)
+        batches = map(take, torch.arange(len(features), device=features.device).split(batch))
+        return torch.cat([compute(queries, lengths) for queries, _, lengths in batches])
     finally:
         model.train(training)
 

@@ -23,7 +23,7 @@ def report_tables(stage: Experiment, data: Path) -> list[Table]:
 
 def _filled(table: ResultsTable, stage: Experiment, data: Path) -> Table:
     finder = RunFinder(stage.spec, data, stage.workspace, table)
-    finder.__dict__["stage"] = stage  # the report's own stage, so that it is loaded once
+    finder.__dict__["experiment"] = stage  # the report's own, so that it is loaded once
     seeds = () if table.ablation else stage.spec.seeds
     built = build_results_table(table, finder, known=registry.names(), run=stage.spec.asked, seeds=seeds)
     return built.model_copy(update={"footnotes": (*built.footnotes, *finder.footnotes)})

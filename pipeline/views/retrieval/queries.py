@@ -15,6 +15,7 @@ from manifests.errors import FashionNTMError, IncompleteError
 from manifests.identity import pair_key, stack_keys, text_key
 from manifests.schema import Dataset, RunSpec
 from pipeline.core.workspace import Workspace
+from pipeline.extraction.images import decode, read
 from pipeline.views.retrieval.live import store_composer
 
 
@@ -118,8 +119,6 @@ class Queries:
 
     def _source(self, image: str) -> Any:
         """Return a catalog image as the joint model reads it."""
-        from pipeline.extraction.images import decode, read
-
         record = self.dataset.images[image]
         if self.extractor is not None and self.extractor.reads == "caption":
             return self.extractor.standin(record, self.dataset)

@@ -20,6 +20,7 @@ from pipeline.views.retrieval.trained import Trained, runs_by_id, trained_runs
 from pipeline.views.serve.engine import Engine
 from pipeline.views.serve.guard import is_loopback, new_token
 from pipeline.views.serve.limits import Limits
+from pipeline.views.serve.saved import SavedDialogues
 
 Log = Callable[[str], None]
 
@@ -116,8 +117,6 @@ def listen(make: Callable[[str | None, tuple[str, ...]], Any], host: str, port: 
 
 def saved_folder(folder: Path | None, engine: Engine, log: Log) -> Any:
     """Return the ``SavedDialogues`` of --save, or None; log the dialogues in it that other runs answered."""
-    from pipeline.views.serve.saved import SavedDialogues
-
     if folder is None:
         return None
     saved = SavedDialogues(folder, engine.dataset, engine.made_with)
