@@ -9,6 +9,7 @@ from typing import Any
 
 from manifests.leaks import SUBSETS
 from manifests.views import WHOLE, View
+from pipeline.evaluation.evaluate import Evaluation
 from pipeline.evaluation.evaluate import evaluate as rank_sessions
 from pipeline.jobs.cards import CARD, write_card
 from pipeline.jobs.experiment import Experiment
@@ -18,6 +19,7 @@ from pipeline.training.backends.choice import BackendChoice
 from pipeline.training.data import SessionFeatures
 from pipeline.training.errors import DivergenceError
 from pipeline.training.job import Trained, TrainRequest, train_runs
+from pipeline.training.models import MemoryModel
 from pipeline.training.models import models as registry
 from pipeline.training.models.cm_ntm import CMNTM
 from pipeline.training.runs import RunFolder
@@ -158,9 +160,21 @@ def evaluate(experiment: Experiment, runs: Sequence[Run] | None = None) -> list[
 
 def evaluate_run(experiment: Experiment, run: Run, view: View = WHOLE) -> dict[str, Any]:
     """Rank the test sessions with a finished run, write results.h5 and summary.json, and return the summary."""
-    model = experiment.model(run)
+    result = ranking_of(experiment, experiment.model(run), view)
+    files = experiment.result_files(run, view)
+    summary = result.summary(
+        **_facts(experiment, run, view), weights=files.weights(), identity=experiment.evaluation_identity(run, view)
+    )
+    files.save(result, summary)
+    if view == WHOLE:
+        card(experiment, experiment.folder(run))
+    return summary
+
+
+def ranking_of(experiment: Experiment, model: MemoryModel, view: View = WHOLE) -> Evaluation:
+    """Rank the test sessions with ``model``."""
     features = view_features(experiment.test, experiment.store, view, model.reads == "concatenated", model.dialogs)
-    result = rank_sessions(
+    return rank_sessions(
         embed(model, features).cpu().numpy(),
         features.sessions,
         experiment.candidates,
@@ -170,14 +184,6 @@ def evaluate_run(experiment: Experiment, run: Run, view: View = WHOLE) -> dict[s
         score=scorer(model, features) if model.scores else None,
         references=experiment.spec.references,
     )
-    files = experiment.result_files(run, view)
-    summary = result.summary(
-        **_facts(experiment, run, view), weights=files.weights(), identity=experiment.evaluation_identity(run, view)
-    )
-    files.save(result, summary)
-    if view == WHOLE:
-        card(experiment, experiment.folder(run))
-    return summary
 
 
 def _skipped(experiment: Experiment, features: SessionFeatures, view: View) -> dict[str, str]:

@@ -72,7 +72,7 @@ def test_the_files_answer_as_the_model(form: Any, run: RunFolder, tmp_path: Path
         pytest.importorskip("onnxscript", reason="no onnxscript: pip install 'fashion-ntm[onnx]'")
         onnxruntime = pytest.importorskip("onnxruntime", reason="no onnxruntime: pip install 'fashion-ntm[onnx]'")
     composer = Gated(GatedOptions(hidden=5), D, D).eval()
-    done = export_run(run, composer, tmp_path / "to", form, turns=3)
+    done = export_run(run, composer, tmp_path / "to", form, turns=2)
     about = json.loads((tmp_path / "to" / "export.json").read_text())
     assert [graph["name"] for graph in about["graphs"]] == ["session", "step", "query", "target"]
     assert about == done.about and all(graph["difference"] < 1e-4 for graph in about["graphs"])
