@@ -24,13 +24,13 @@ from pipeline.commands._stage1 import BatchSize, option_precision
 @option_precision
 @click.option(
     "--form",
-    type=click.Choice(["plain", "channels-last", "compiled", "auto"]),
+    type=click.Choice(["plain", "channels-last", "compiled"]),
     default="plain",
     show_default=True,
-    help="How the image tower runs; the features agree up to rounding. auto measures.",
+    help="How the image tower runs; the features agree up to rounding. Compiling takes about a minute.",
 )
 @click.option(
-    "--workers", type=click.IntRange(0), help="Decoding threads. Default: the CPUs that the model leaves free."
+    "--workers", type=click.IntRange(0), help="Decoding processes. Default: the CPUs that the model leaves free."
 )
 @click.option("--shard-rows", type=click.IntRange(1), default=4096, show_default=True, help="Rows a commit.")
 @click.option(
@@ -55,8 +55,6 @@ def command(
     """
     if how["scheduler"] and how["local_cluster"]:
         raise click.UsageError("--scheduler and --local-cluster exclude each other")
-    if how["form"] == "auto" and (how["scheduler"] or how["local_cluster"]):
-        raise click.UsageError("--form auto measures this machine, not a cluster's: name a form")
     from pipeline.jobs.stage1 import extract_spec
 
     how["local_cluster"] = how["local_cluster"] or 0

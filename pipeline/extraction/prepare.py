@@ -1,4 +1,4 @@
-"""Preparation of items in worker threads: read, decode, resize and tokenize."""
+"""Preparation of items: read, decode and resize images (in worker processes), tokenize texts (in the caller)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.extraction.extractors.base import Extractor
-from pipeline.extraction.images import ItemError, decode, read
+from pipeline.extraction.images import MAX_PIXELS, DecodeError, ItemError, decode, read
 from pipeline.extraction.meter import Meter
 from pipeline.extraction.work import Item
 
@@ -23,26 +23,40 @@ class ItemFailure:
 
 
 def prepare(extractor: Extractor, items: Sequence[Item], root: Path | None, meter: Meter) -> list[Any]:
-    """Return for each item its prepared parts (image, text, or both) or an ItemFailure. Runs in worker threads."""
-    parts: list[list[Any] | ItemFailure] = [[] for _ in items]
-    for n, item in enumerate(items):
-        if item.file is not None:
-            assert root is not None
-            with meter.time("decode"):
-                parts[n] = _pixels(extractor, item, root)
+    """Return for each item its prepared parts (image, text, or both) or an ItemFailure."""
+    with meter.time("decode"):
+        pixels = prepare_pixels(extractor, items, root)
+    return add_texts(extractor, items, pixels, meter)
+
+
+def prepare_pixels(extractor: Extractor, items: Sequence[Item], root: Path | None) -> list[Any]:
+    """Return for each item its prepared image, an ItemFailure, or None for an item without a file."""
+    return [None if item.file is None else _pixels(extractor, item, root) for item in items]
+
+
+def add_texts(extractor: Extractor, items: Sequence[Item], pixels: Sequence[Any], meter: Meter) -> list[Any]:
+    """Return for each item the list of its parts: the image of ``pixels``, the caption and the text, as it has them."""
+    parts: list[Any] = [p if isinstance(p, ItemFailure) else [] if p is None else [p] for p in pixels]
     with meter.time("tokenise"):
         for texts in ([item.caption for item in items], [item.text for item in items]):
             have = [n for n, t in enumerate(texts) if t is not None and not isinstance(parts[n], ItemFailure)]
             ready = _texts(extractor, [texts[n] for n in have], [items[n] for n in have])
             for n, found in zip(have, ready, strict=True):
-                parts[n] = found if isinstance(found, ItemFailure) else [*parts[n], found]  # type: ignore[misc]
+                parts[n] = found if isinstance(found, ItemFailure) else [*parts[n], found]
     return parts
 
 
-def _pixels(extractor: Extractor, item: Item, root: Path) -> list[Any] | ItemFailure:
-    assert item.file is not None
+def _pixels(extractor: Extractor, item: Item, root: Path | None) -> Any:
+    assert item.file is not None and root is not None
     try:
-        return [extractor.prepare(decode(read(root, item.file, item.image)))]
+        image = decode(read(root, item.file, item.image))
+        needed = extractor.prepared_pixels(*image.size)
+        if needed > MAX_PIXELS:
+            size = f"{image.size[0]}x{image.size[1]}"
+            raise DecodeError(
+                f"the image of {size} would be resized to {needed:,} pixels, limit {MAX_PIXELS:,}: crop it"
+            )
+        return extractor.prepare(image)
     except ItemError as error:
         return ItemFailure(item, error.stage, error.reason)
     except Exception as error:  # an image shape that the model's preprocessing does not support
