@@ -3,16 +3,27 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import click
 
+from manifests.errors import advice, disk_problem
 from manifests.text import printable
-from pipeline.commands import commands_of
+from pipeline.commands import sections_of
+from pipeline.commands._moved import refuse_old_spelling
 
 INTERRUPTED = 130
+KEPT = "what was finished is kept"
+SECTIONS = sections_of("pipeline.commands")
 
 
 class Commands(click.Group):
@@ -23,27 +34,67 @@ class Commands(click.Group):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
         warnings.formatwarning = _one_line
-        return super().main(*args, **extra)
+        with terminable():
+            return super().main(*args, **extra)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         for word in args:
             if not _utf8(word):
                 # HDF5 and run files store paths as UTF-8 text.
                 raise click.UsageError(f"{word!a} is not UTF-8: rename the file or folder that it names")
+        refuse_old_spelling(args)
         return super().parse_args(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands under the headings of their sections."""
+        width = max(map(len, self.commands))
+        for section, commands in SECTIONS.items():
+            limit = formatter.width - 6 - width
+            rows = [(f"{c.name:{width}}", c.get_short_help_str(limit)) for c in commands]
+            with formatter.section(section.capitalize()):
+                formatter.write_dl(rows)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            click.echo("interrupted: what was finished is kept; run the same command to resume", err=True)
+            click.echo(f"interrupted: {KEPT}; run the same command to resume", err=True)
             ctx.exit(INTERRUPTED)
         except Exception as error:
             code = getattr(error, "exit_code", None)
-            if isinstance(error, click.ClickException | click.exceptions.Exit) or code is None:
+            if isinstance(error, click.ClickException | click.exceptions.Exit):
+                raise
+            if code is None and isinstance(error, OSError) and error.errno != errno.EPIPE:
+                click.echo(printable(f"error: {disk_problem(error)}; {KEPT}; {advice(error)}"), err=True)
+                ctx.exit(1)
+            if code is None:
                 raise
             click.echo(printable(str(error) if code == INTERRUPTED else f"error: {error}"), err=True)
             ctx.exit(code)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Treat SIGTERM as Ctrl-C inside the context, in this process and its main thread alone."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    process = os.getpid()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != process:  # a forked child ends as if there were no handler
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif callable(signal.getsignal(signal.SIGINT)):
+            signal.raise_signal(signal.SIGINT)
+        else:  # SIGINT is ignored, as in a script's background job
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _utf8(word: str) -> bool:
@@ -58,7 +109,7 @@ def _one_line(message: Warning | str, category: type[Warning], file: str, line: 
 
 @click.group(
     cls=Commands,
-    commands=commands_of("pipeline.commands"),
+    commands=[command for commands in SECTIONS.values() for command in commands],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="SPEC is the name of a shipped spec (see `ls specs`) or a path to a .toml file. "
     "Exit codes: 0 ok, 1 failure, 2 usage, 3 stale or incomplete, 4 invalid manifest, 130 interrupted.",

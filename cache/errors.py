@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from manifests.errors import FashionNTMError, IncompleteError
+from manifests.errors import FashionNTMError, IncompleteError, disk_problem
 
 
 class StoreError(FashionNTMError):
@@ -58,4 +58,4 @@ def naming(path: Path, action: str, survives: str = "") -> Iterator[None]:
         raise
     except OSError as error:
         kept = f"; {survives}" if survives else ""
-        raise StoreError(f"cannot {action} {path}: {error.strerror or error}{kept}") from error
+        raise StoreError(f"cannot {action} {disk_problem(error, path)}{kept}") from error

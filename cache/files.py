@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,8 @@ def replace_atomically(
 
     ``after``: tasks (syncs of other files) that must finish before ``data`` becomes visible at ``path``.
     ``last``: called after these tasks; if it raises, the file is not replaced.
+
+    An OSError names ``path`` and has the number of bytes to write as ``needed``.
     """
     temporary = temporary_for(path)
     try:
@@ -99,8 +102,11 @@ def replace_atomically(
             together(lambda: sync_file(temporary), *after)
         last()
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):  # the first error counts
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            error.filename, error.needed = str(path), len(data)  # type: ignore[attr-defined]
         raise
     if durable:
         sync_directory(path.parent)

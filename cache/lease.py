@@ -116,7 +116,8 @@ class Lease:
         if not self._handle.closed:
             self._stop.set()
             if _read(self.path).get("token") == self.token:
-                self.path.unlink(missing_ok=True)
+                with suppress(OSError):  # a disk that is read-only now: the closed lock frees the store
+                    self.path.unlink(missing_ok=True)
             self._handle.close()
 
 

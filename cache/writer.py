@@ -7,7 +7,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -161,7 +161,8 @@ class StoreWriter:
             yield temporary
         finally:
             for name in names:
-                name.unlink(missing_ok=True)
+                with suppress(OSError):  # the first error counts
+                    name.unlink(missing_ok=True)
         self._unsure = False
 
     def _index(self, table: str) -> KeyIndex:

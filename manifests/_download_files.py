@@ -27,6 +27,7 @@ _HOST = "https://raw.githubusercontent.com"
 _YUAN = "yfyuan01/MultiturnFashionRetrieval"
 _WEN = "haokunwen/DQU-CIR"
 _GUO = "XiaoxiaoGuo/fashion-retrieval"
+_LEVY = "levymsn/ChatIR"
 
 
 @dataclass(frozen=True)
@@ -297,8 +298,20 @@ SHOES = (
     ),
 )
 
+CHATIR = (
+    _file(
+        "chatir/VisDial_v1.0_queries_val.json",
+        _LEVY,
+        "f5a4b908643d5fcd946187da8f20c0667afbe2e5",
+        "dialogues/VisDial_v1.0_queries_val.json",
+        "6db15734e21df441c932b84cf538ba660350e82dcb18e5d3ab8d0f99691cd210",
+        COMPARED,
+    ),
+)
+
 FILES: dict[str, tuple[RemoteFile, ...]] = {
     "mt_fashioniq": MT_FASHIONIQ,
     "blip2_captions": BLIP2_CAPTIONS,
     "shoes": SHOES,
+    "chatir": CHATIR,
 }

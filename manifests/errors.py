@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import re
+import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -38,6 +40,37 @@ class Problem:
     def __str__(self) -> str:
         where = f"{self.file}: {self.place}" if self.place else self.file
         return f"{where}: {self.what}" + (f" ({self.fix})" if self.fix else "")
+
+
+def disk_problem(error: OSError, path: Path | None = None) -> str:
+    """Return ``PATH: reason``, with needed and free space on a full disk. ``path``: instead of the error's own.
+
+    ``error.needed`` (bytes) is set by ``cache.files.replace_atomically``.
+    """
+    place = path or error.filename
+    text = f"{place}: {error.strerror or error}" if place else str(error.strerror or error)
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return text
+    needed = f"{error.needed:,} bytes are needed, " if hasattr(error, "needed") else ""
+    free = next((shutil.disk_usage(p).free for p in _folders(place) if p.is_dir()), None) if place else None
+    return text + ("" if free is None else f" ({needed}{free:,} are free)")
+
+
+def _folders(place: str | Path) -> Sequence[Path]:
+    path = Path(str(place)).absolute()
+    return (path, *path.parents)
+
+
+def advice(error: OSError) -> str:
+    """Return the next step after a failed read or write: free space, another folder, or the same command again."""
+    again = "run the same command again"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"free space on that disk, and {again}"
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return f"make it accessible, or name another folder, and {again}"
+    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+        return f"check the path, and {again}"
+    return again
 
 
 class ManifestError(FashionNTMError, ValueError):

@@ -53,6 +53,9 @@ def caption_key(caption: str) -> bytes:
     return _key(b"caption", _bytes(caption))
 
 
+NO_IMAGE_KEY = _key(b"no image")  # of the reference of a text-only turn
+
+
 def text_key(text: str) -> bytes:
     """Return the content key of a feedback text."""
     return _key(b"text", _bytes(text))

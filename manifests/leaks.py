@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Literal
 
-from manifests.schema import Dataset, Session
+from manifests.schema import NO_IMAGE, Dataset, Session
 
 Exposure = Literal["clean", "seen", "last_seen"]
 Subset = Literal["all", "last pair unseen", "no pair seen"]
@@ -91,7 +91,7 @@ def overlaps(dataset: Dataset, scope: Scope = "category") -> dict[str, frozenset
     for session in dataset.split("train"):
         place = session.category if scope == "category" else ""
         pairs[place].update(session.pairs)
-        images[place].update(image for pair in session.pairs for image in pair)
+        images[place].update(image for pair in session.pairs for image in pair if image != NO_IMAGE)
         queries[place].update((turn.reference, _words(turn.text)) for turn in session.turns)
         texts[place].update(_words(turn.text) for turn in session.turns)
     found = {}

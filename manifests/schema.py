@@ -24,6 +24,7 @@ Split = Literal["train", "test"]
 TurnTargets = Literal["next", "final"]  # target of a turn's text: the next turn's reference, or the session's target
 CAPTION_JOIN = " and "  # joins the two annotators' captions of a FashionIQ turn
 OVERALL = "overall"  # the average of all categories in results; reserved, so no category may have this name
+NO_IMAGE = "no image"  # reference of a text-only turn; no image of a catalogue has this id
 TURN_JOIN = ". "  # ST + cat(all captions): joins the texts of the turns
 
 
@@ -42,9 +43,12 @@ class Image(Frozen):
 
 
 class Turn(Frozen):
-    """Turn n of a session: reference image I_n and feedback text U_n (one or more caption strings)."""
+    """Turn n of a session: reference image I_n and feedback text U_n (one or more caption strings).
 
-    reference: str = Field(min_length=1)
+    A turn without ``reference`` is text-only: its query is that of an image whose embedding is zero.
+    """
+
+    reference: str = Field(NO_IMAGE, min_length=1)
     captions: tuple[str, ...] = Field(min_length=1)
 
     @field_validator("captions")
@@ -122,6 +126,7 @@ class Dataset(BaseModel):
     attributes: dict[str, dict[str, tuple[str, ...]]] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()  # changes made while loading, e.g. a dropped one-turn session
     windows: tuple[int, ...] = ()  # see ``RunSpec.windows``
+    protocol: str = ""  # clean split (``manifests.protocols``) whose sessions these are; "": all sessions
 
     def split(self, split: Split) -> tuple[Session, ...]:
         return tuple(s for s in self.sessions if s.split == split)
@@ -132,6 +137,11 @@ class Dataset(BaseModel):
     @cached_property
     def _galleries(self) -> dict[tuple[str, str], Gallery]:
         return {(g.category, g.split): g for g in self.galleries}
+
+    @cached_property
+    def text_only(self) -> bool:
+        """Whether a turn has no reference image."""
+        return any(turn.reference == NO_IMAGE for session in self.sessions for turn in session.turns)
 
     @property
     def turn_targets(self) -> tuple[TurnTargets, ...]:
@@ -162,6 +172,8 @@ class Dataset(BaseModel):
 
     def check(self, problems: Problems) -> None:
         """Report problems across records: unknown images, duplicate ids, a gallery without its target."""
+        if NO_IMAGE in self.images:
+            problems.add(f"image {NO_IMAGE!r}", "this id is taken: it stands for a turn without an image", "rename it")
         repeated = [i for i, n in Counter(s.id for s in self.sessions).items() if n > 1]
         for session_id in repeated:
             problems.add(f"session {session_id!r}", "this id appears more than once", "session ids must be unique")
@@ -171,7 +183,7 @@ class Dataset(BaseModel):
         members = {key: set(g.images) for key, g in self._galleries.items()}
         for session in self.sessions:
             for number, image in enumerate((*(t.reference for t in session.turns), session.target), start=1):
-                if image not in self.images:
+                if image not in self.images and (image != NO_IMAGE or number > len(session.turns)):
                     place = f"session {session.id!r} " + (
                         f"turn {number}" if number <= len(session.turns) else "target"
                     )

@@ -243,7 +243,7 @@ def test_the_command_runs_as_a_program_and_keeps_logs_off_stdout(project: Path) 
 
 def test_bench_writes_every_figure_that_it_prints(tmp_path: Path) -> None:
     file = tmp_path / "startup.json"
-    result = CliRunner().invoke(main, ["bench", "startup", "--json", str(file), "--set", "repeats=1"])
+    result = CliRunner().invoke(main, ["bench", "startup", "--file", str(file), "--set", "repeats=1"])
     assert result.exit_code == 0, result.output
     figures = json.loads(file.read_text())["figures"]
     assert all(f"{value['cpu_s']:.3f}" in result.stdout for value in figures.values())

@@ -45,12 +45,10 @@ def project(made: Path, tmp_path: Path) -> Path:
 def cache(made: Path, project: Path) -> Run:
     """``cache("gc", "SPEC", "--dry-run")`` on this test's folders; the word SPEC is small.toml."""
 
-    def run(
-        command: str, *words: str, data: bool = True, out: str = "--out", group: tuple[str, ...] = ("cache",)
-    ) -> Result:
+    def run(command: str, *words: str, data: bool = True, group: tuple[str, ...] = ("cache",)) -> Result:
         words = tuple(str(made / "small.toml") if w == "SPEC" else w for w in words)
         where = ["--data", str(project / "data")] if data else []
-        return CliRunner().invoke(main, [*group, command, *words, *where, out, str(project / "out")])
+        return CliRunner().invoke(main, [*group, command, *words, *where, "--out", str(project / "out")])
 
     return run
 
@@ -299,7 +297,7 @@ def test_diff(cache: Run, project: Path) -> None:
 @pytest.mark.parametrize("form", ["npy", "safetensors"])
 def test_what_is_exported_and_imported_again_trains(cache: Run, project: Path, form: str) -> None:
     arrays = project / "arrays"
-    out = cache("export", "SPEC", "--out", str(arrays), "--format", form, out="--workspace")
+    out = cache("export", "SPEC", "--to", str(arrays), "--format", form)
     assert out.exit_code == 0, out.output
     result = cache("import", str(arrays), "SPEC", "--json")
     assert result.exit_code == 0, result.output
@@ -324,7 +322,7 @@ def test_what_is_exported_and_imported_again_trains(cache: Run, project: Path, f
 
 def test_an_import_takes_the_overrides_that_apply_and_refuses_the_rest(cache: Run, project: Path) -> None:
     arrays = str(project / "arrays")
-    assert cache("export", "SPEC", "--out", arrays, out="--workspace").exit_code == 0
+    assert cache("export", "SPEC", "--to", arrays).exit_code == 0
     declared = ("--set", 'extractor.contaminated_on=["mt_fashioniq"]', "--set", "extractor.store_dtype=float32")
     done = cache("import", arrays, "SPEC", *declared, "--set", "training.epochs=1", "--json")
     assert done.exit_code == 0, done.output

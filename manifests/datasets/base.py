@@ -9,6 +9,7 @@ from typing import ClassVar
 from pydantic import BaseModel
 
 from manifests.errors import Problems
+from manifests.protocols import apply_protocol
 from manifests.schema import Dataset, Frozen
 
 
@@ -16,6 +17,7 @@ class DatasetSource(ABC):
     """Dataset format. ``Options``: the keys allowed in ``[dataset]`` of a run spec besides ``name``.
 
     Paths in the options are relative to the data folder (``--data``) and must stay inside it, or are absolute.
+    An option ``protocol`` names a clean split (``manifests.protocols``), which ``load`` applies.
     """
 
     title: ClassVar[str]
@@ -30,7 +32,8 @@ class DatasetSource(ABC):
         assert dataset is not None
         dataset.check(problems)
         problems.raise_if_any()
-        return dataset
+        protocol = getattr(options, "protocol", None)
+        return apply_protocol(dataset, protocol) if protocol else dataset
 
     @classmethod
     @abstractmethod

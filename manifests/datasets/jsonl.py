@@ -4,7 +4,7 @@
         {"id": "i1", "file": "tops/i1.jpg"}                     a file below <images> (default: <folder>)
         {"id": "i2", "caption": "a red dress"}                  a caption in place of the image
         {"id": "i3", "file": "i3.jpg", "caption": "...", "attributes": {"color": ["red"]}}      all keys
-    <folder>/sessions.jsonl    one session per line, two turns or more, train or test
+    <folder>/sessions.jsonl    one session per line, two turns or more (see ``one_turn``), train or test
         {"id": "s1", "category": "dress", "split": "train", "target": "i3",
          "turns": [{"reference": "i1", "captions": ["is longer"]}, {"reference": "i2", "captions": ["has sleeves"]}]}
     <folder>/galleries.jsonl   optional: {"category": "dress", "split": "test", "images": ["i1", "i2", "i3"]}
@@ -12,7 +12,7 @@
 
 A turn's target is the next turn's reference; the last turn's is the session's target. With ``"turn_targets": "final"``
 in a session, in dataset.json or as an option, every turn's target is the session's. The option takes precedence over
-the session's key, and the session's key over dataset.json. A gallery that is not listed contains all images that the
+the session's key, and the session's key over dataset.json. A turn without "reference" is text-only. A gallery that is not listed contains all images that the
 category's sessions name, train and test. Blank lines are skipped; unknown keys are errors.
 """
 
@@ -31,7 +31,8 @@ from manifests.datasets._images import ImageFolder, inside
 from manifests.datasets.base import DatasetSource
 from manifests.errors import Problems
 from manifests.options import problems_of
-from manifests.schema import Dataset, Frozen, Gallery, Image, Session, Split, TurnTargets
+from manifests.protocols import Protocol
+from manifests.schema import NO_IMAGE, Dataset, Frozen, Gallery, Image, Session, Split, TurnTargets
 
 __all__ = ["JsonLines", "Options", "export"]
 
@@ -47,6 +48,8 @@ class Options(Frozen):
     label: str | None = Field(None, pattern=NAME)  # dataset name in stores and tables; default: that of dataset.json
     averaging: Literal["categories", "sessions"] | None = None
     turn_targets: TurnTargets | None = None  # "final": every turn has the session's target
+    one_turn: bool = False  # accept sessions of one turn
+    protocol: Protocol | None = None  # a clean split
 
 
 class ImageRecord(Image):
@@ -79,7 +82,7 @@ class JsonLines(DatasetSource):
         records = _images(folder / IMAGES, problems)
         notes = list(about.notes)
         images_root, files = _files(folder / IMAGES, images_root, records, options.links, problems, notes)
-        sessions = _sessions(folder / SESSIONS, problems)
+        sessions = _sessions(folder / SESSIONS, problems, 1 if options.one_turn else 2)
         sessions = [_with_targets(s, options.turn_targets, about.turn_targets) for s in sessions]
         galleries = _galleries(folder / GALLERIES, sessions, problems)
         if problems.found:
@@ -166,14 +169,15 @@ def _files(
     return inside(root, files, links, problems)
 
 
-def _sessions(path: Path, problems: Problems) -> list[Session]:
+def _sessions(path: Path, problems: Problems, fewest: int) -> list[Session]:
     sessions, lines = [], {}
     for line, session in read_records(path, Session, problems):
         if session.id in lines:
             what = f"session {session.id!r} is also on line {lines[session.id]}"
             problems.add(f"line {line}", what, "session ids must be unique", file=path)
-        elif len(session.turns) < 2:
-            problems.add(f"line {line}", f"session {session.id!r} has one turn", "expected two or more", file=path)
+        elif len(session.turns) < fewest:
+            fix = "expected two or more; dataset.one_turn = true accepts it"
+            problems.add(f"line {line}", f"session {session.id!r} has one turn", fix, file=path)
         else:
             sessions.append(session)
         lines.setdefault(session.id, line)
@@ -193,7 +197,7 @@ def _galleries(path: Path, sessions: list[Session], problems: Problems) -> list[
     used: dict[tuple[str, Split], None] = {}
     for session in sessions:
         used[session.category, session.split] = None
-        images = (*(turn.reference for turn in session.turns), session.target)
+        images = (*(t.reference for t in session.turns if t.reference != NO_IMAGE), session.target)
         named.setdefault(session.category, {}).update(dict.fromkeys(images))
     for category, split in used:
         if (category, split) not in galleries:

@@ -11,8 +11,8 @@
     <images>/**/<id>.jpg|.png
 
 Categories dress, shirt, toptee; splits train and val. The upstream val split is this project's test split. "Overall"
-is the mean of the three categories. Sessions of one turn and blank captions next to others are dropped;
-``Dataset.notes`` reports it.
+is the mean of the three categories. Sessions of one turn (unless ``one_turn``) and blank captions next to others
+are dropped; ``Dataset.notes`` reports it.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from manifests.datasets._files import (
 from manifests.datasets._images import catalogue, missing_note
 from manifests.datasets.base import DatasetSource
 from manifests.errors import Problems
+from manifests.protocols import Protocol
 from manifests.schema import Dataset, Frozen, Gallery, Session, Split, Turn
 
 CATEGORIES = ("dress", "shirt", "toptee")
@@ -49,6 +50,8 @@ class Options(Frozen):
     images: str | None = None
     links: bool = False  # follow links that lead out of the images folder
     attributes: bool = False
+    one_turn: bool = False  # keep sessions of one turn
+    protocol: Protocol | None = None  # a clean split
 
 
 class _Parsed(NamedTuple):
@@ -75,7 +78,9 @@ class MultiTurnFashionIQ(DatasetSource):
         blank = 0
         for category in CATEGORIES:
             for split, name in UPSTREAM.items():
-                parsed = _sessions(root / "data" / f"{category}.{name}.json", category, split, problems)
+                parsed = _sessions(
+                    root / "data" / f"{category}.{name}.json", category, split, problems, options.one_turn
+                )
                 sessions += parsed.sessions
                 blank += parsed.blank
                 notes += [f"dropped session {i}: it has one turn" for i in parsed.dropped]
@@ -89,7 +94,7 @@ class MultiTurnFashionIQ(DatasetSource):
         ids |= dict.fromkeys(i for s in sessions for i in (*(t.reference for t in s.turns), s.target))
         if len(ids) > listed:
             notes.append(f"session images in no image_splits list, added to the catalogue: {len(ids) - listed}")
-        captions = _captions(captions_root, galleries, ids, problems, notes) if captions_root else None
+        captions = image_captions(captions_root, galleries, ids, problems, notes) if captions_root else None
         images_root, images = catalogue(ids, images_root, captions, problems, notes, options.links)
         if problems.found:
             return None
@@ -105,7 +110,7 @@ class MultiTurnFashionIQ(DatasetSource):
         )
 
 
-def _sessions(path: Path, category: str, split: Split, problems: Problems) -> _Parsed:
+def _sessions(path: Path, category: str, split: Split, problems: Problems, one_turn: bool = False) -> _Parsed:
     parsed, dropped, blank = [], [], 0
     for index, record in enumerate(read_json(path, problems, list) or []):
         place = f"session {index}"
@@ -130,7 +135,7 @@ def _sessions(path: Path, category: str, split: Split, problems: Problems) -> _P
             blank += len(reference[1]) - len(kept)
             turns.append(Turn(reference=reference[2], captions=kept))
         session_id = f"{category}/{split}/{index:05d}"
-        if len(turns) >= 2:
+        if len(turns) >= 2 or (one_turn and len(turns) == len(references) == 1):
             parsed.append(Session(id=session_id, category=category, split=split, turns=tuple(turns), target=target[1]))
         elif isinstance(references, list) and len(references) == 1:
             dropped.append(session_id)
@@ -147,7 +152,7 @@ def _is_strings(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(v, str) for v in value)
 
 
-def _captions(
+def image_captions(
     root: Path, galleries: list[Gallery], ids: dict[str, None], problems: Problems, notes: list[str]
 ) -> dict[str, str]:
     """Return one caption per image. The caption files overlap and differ in a few captions: an image has the caption of

@@ -29,6 +29,7 @@ from manifests.datasets._files import (
 from manifests.datasets._images import catalogue, missing_note
 from manifests.datasets.base import DatasetSource
 from manifests.errors import Problems
+from manifests.protocols import Protocol
 from manifests.schema import Dataset, Frozen, Gallery, Session
 from manifests.validation import split_validation
 
@@ -48,6 +49,8 @@ class Options(Frozen):
     chains: str | None = None  # a published chain list (JSONL) in place of the rule
     holdout: float = Field(0, ge=0)  # fraction (below 1) or number of train sessions held out as test; 0: none
     holdout_seed: int = 0
+    one_turn: bool = False  # every relative caption is a session of one turn, without chains
+    protocol: Protocol | None = None  # a clean split
 
     @field_validator("holdout")
     @classmethod
@@ -83,8 +86,8 @@ class Shoes(DatasetSource):
             sessions = read_chains(chains_path, edges, CATEGORY, problems)
             notes.append(f"sessions from the chain list {chains_path.name}")
         else:
-            sessions = to_sessions(build_chains(by_split["train"]), CATEGORY, "train")
-            sessions += to_sessions(build_chains(by_split["test"]), CATEGORY, "test")
+            made = {s: [(e,) for e in e_s] if options.one_turn else build_chains(e_s) for s, e_s in by_split.items()}
+            sessions = [*to_sessions(made["train"], CATEGORY, "train"), *to_sessions(made["test"], CATEGORY, "test")]
         if not sessions and not problems.found:
             problems.add("", *_nothing_joined(edges, [*train, *test]), file=root)
             return None

@@ -8,6 +8,8 @@ from typing import Literal
 from manifests.schema import Frozen
 from pipeline.analysis.protocol import SHORT
 
+PAPER_LINES = "Lines 'paper' give the paper's value and the difference (ours - paper)."
+
 
 class Cell(Frozen):
     """One value. ``command`` fills an empty cell or adds missing seeds; ``note``: why no command can fill it."""
@@ -146,3 +148,19 @@ class Table(Frozen):
 
 def _named(word: str, values: Sequence[int] | Sequence[str]) -> str:
     return f"{word}{'s' if len(values) > 1 else ''} {', '.join(map(str, values))}; " if values else ""
+
+
+def seed_text(seeds: Sequence[int]) -> str:
+    """Format seeds for the command line: ``0..4`` for consecutive numbers, else ``0,2,5``."""
+    if len(seeds) > 1 and list(seeds) == list(range(seeds[0], seeds[-1] + 1)):
+        return f"{seeds[0]}..{seeds[-1]}"
+    return ",".join(map(str, seeds))
+
+
+def paper_notes(printed: bool, omitted: Sequence[str] = ()) -> list[str]:
+    """Return footnotes for a table that prints the paper's values; ``omitted``: labels of rows without a model."""
+    notes = [PAPER_LINES] if printed else []
+    if omitted:
+        names = ", ".join(omitted)
+        notes.append(f"No model here yet: {names}; the paper's values are in --format json.")
+    return notes

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from manifests.errors import FashionNTMError
-from manifests.schema import Session
+from manifests.errors import FashionNTMError, IncompleteError
+from manifests.load import load_dataset
+from manifests.schema import RunSpec, Session
 from pipeline.analysis.cells import p_text
+from pipeline.core.binding import StaleError
+from pipeline.core.text_table import markdown
 from pipeline.evaluation.evaluate import Evaluation
+from pipeline.evaluation.files import load_results
 from pipeline.evaluation.significance import (
     RESAMPLES,
     bootstrap,
@@ -22,6 +28,10 @@ from pipeline.evaluation.significance import (
     sign_flip,
     strata_of,
 )
+from pipeline.jobs.currency import Currency, NotCheckedError
+from pipeline.jobs.named_runs import results_of, runs_named, seed_of
+from pipeline.training.errors import RunError
+from pipeline.training.runs import RunFolder, list_runs
 
 METRICS = ("R@5", "R@8", "mean", "MRR")
 
@@ -114,6 +124,76 @@ class Comparison:
             "sessions_nearer_same_further": self.counts,
             "notes": self.notes,
         }
+
+
+def compare_runs(a: str, b: str, data: Path, out: Path, top: int = 10, view: str = "") -> Comparison:
+    """Compare ``b`` with ``a``: each a run id (or its first digits), comma-separated ids, or a memory model's name.
+
+    Raises ManifestError for an unknown run, CompareError for incompatible runs, IncompleteError for a run without an
+    evaluation.
+    """
+    runs = list_runs(out / "runs")
+    found = [_evaluated(name, runs_named(name, runs, view), view) for name in (a, b)]
+    records = [folders[0].record() for _, folders in found]
+    stores = [record["identity"]["store"] for record in records]
+    notes = [] if stores[0] == stores[1] else ["The runs read different stores: not the memory models alone differ."]
+    datasets = [record["dataset"] for record in records]
+    if datasets[0] != datasets[1]:
+        raise CompareError(f"runs on {datasets[0]} and on {datasets[1]}: compare runs of one dataset")
+    sessions, note = _sessions(records[0].get("spec"), data)
+    for (_, folders), record in zip(found, records, strict=True):
+        note += _current(folders, record, data, out, view)
+    return compare(found[0][0], found[1][0], sessions, top, [*notes, *note])
+
+
+def _evaluated(name: str, folders: Sequence[RunFolder], view: str) -> tuple[Method, list[RunFolder]]:
+    evaluations = []
+    for run in folders:
+        files = results_of(run, view)
+        if run.damage:
+            raise RunError(run.damage)
+        if not files.results.is_file():
+            what = f" in view {view}" if view else ""
+            raise IncompleteError(f"run {run.id} ({run.model}) is not evaluated{what}: run `evaluate` or `ablate`")
+        evaluations.append(load_results(files.results))
+    if len({e.session_ids for e in evaluations}) > 1:
+        raise CompareError(f"{name}: its runs were tested on different sessions: name runs of one spec")
+    options = folders[0].record()["identity"]["model"]["options"]
+    shown = json.dumps(options, ensure_ascii=False) if options else ""
+    label = f"{folders[0].model} {shown}".strip()
+    ids, seeds = tuple(run.id for run in folders), tuple(seed_of(run) for run in folders)
+    return Method(label, ids, seeds, tuple(evaluations)), list(folders)
+
+
+def _current(folders: Sequence[RunFolder], record: Mapping[str, Any], data: Path, out: Path, view: str) -> list[str]:
+    """Return a note if the data is unavailable. Raises StaleError if a run or its evaluation is not of ``data``."""
+    currency = Currency(data, out)
+    try:
+        found = currency.identities(record)
+    except NotCheckedError as error:
+        return [f"Whether the runs are of the present data is {error}."]
+    name = found.spec.name
+    for folder in folders:
+        run = found.run_of(folder.record()["identity"])
+        if run is None:
+            raise StaleError(
+                f"run {folder.id} ({folder.model}) is of other data than {data} holds now: run `{currency.command('run', name)}`"
+            )
+        files = results_of(folder, view)
+        if changed := files.stale(found.evaluation_identity(run, files.view())):
+            raise StaleError(
+                f"the evaluation of run {folder.id} ({folder.model}) is of other data ({'; '.join(changed)}): "
+                f"run `{currency.command('evaluate', name, '--model', folder.model)}`"
+            )
+    return []
+
+
+def _sessions(spec: object, data: Path) -> tuple[tuple[Session, ...], list[str]]:
+    """Return the test sessions of the run's recorded spec; none, with a note, if its data is unavailable."""
+    try:
+        return load_dataset(RunSpec.model_validate(spec), data).split("test"), []
+    except (FashionNTMError, ValueError):
+        return (), [f"The dialogues are not in {data}: give --data to see the feedback texts."]
 
 
 def compare(
@@ -219,7 +299,7 @@ def _seeds(a: Method, b: Method, values: Sequence[np.ndarray], strata: Sequence[
 def to_text(comparison: Comparison) -> str:
     """Format the comparison as Markdown."""
     c = comparison
-    out = [f"A  {_method(c.a)}", f"B  {_method(c.b)}", ""]
+    out = [f"A  {_label(c.a)}", f"B  {_label(c.b)}", ""]
     header = ("sessions", "metric", "A", "B", "B - A", "95% interval", "p sessions", "Holm", "p seeds")
     body = []
     for line in c.lines:
@@ -236,14 +316,7 @@ def to_text(comparison: Comparison) -> str:
                 "-" if line.p_seeds is None else f"{line.p_seeds:.3f}",
             )
         )
-    widths = [max(len(row[i]) for row in [header, *body]) for i in range(len(header))]
-    for n, row in enumerate([header, *body]):
-        padded = [t.ljust(w) if i < 2 else t.rjust(w) for i, (t, w) in enumerate(zip(row, widths, strict=True))]
-        out.append("| " + " | ".join(padded) + " |")
-        if n == 0:
-            out.append(
-                "|" + "|".join("-" * (w + 2) if i < 2 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
-            )
+    out += markdown([header, *body], left=2)
     least = {line.least_p_seeds for line in c.lines if line.least_p_seeds is not None}
     out += [
         "",
@@ -267,6 +340,6 @@ def to_text(comparison: Comparison) -> str:
     return "\n".join(out)
 
 
-def _method(method: Method) -> str:
+def _label(method: Method) -> str:
     seeds = [str(seed) for seed in method.seeds if seed is not None]
     return f"{method.name}{f', seeds {chr(44).join(seeds)}' if seeds else ''}; runs {', '.join(method.runs)}"

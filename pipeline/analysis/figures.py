@@ -11,10 +11,10 @@ from manifests.errors import IncompleteError
 from manifests.figure_spec import FigureSpec, load_figure_spec
 from manifests.table_spec import ResultsTable, RowSpec
 from pipeline.analysis.ablation.timing import read_timing, timing_file
+from pipeline.analysis.cells import seed_text
 from pipeline.analysis.plots import Scatter, draw, figure_csv, figure_json, scatter, scatter_point
 from pipeline.analysis.protocol import read_runs
-from pipeline.analysis.tables import seed_text
-from pipeline.analysis.tabulate import RunFinder
+from pipeline.analysis.tables import RunFinder
 from pipeline.analysis.tuning.sealed import read_spec
 from pipeline.core.workspace import Workspace
 
@@ -45,7 +45,7 @@ def build_figure(
         times = next((timing["runs"][r.run] for r in runs if r.run in timing.get("runs", {})), {})
         missing = [seed for seed in seeds if seed not in {r.seed for r in runs}]
         words = ["python", "cli.py", "ablate", figure.ablation, "--only", str(point.number)]
-        words += ["--run", run] if run else []
+        words += ["--spec", run] if run else []
         words += ["--seeds", seed_text(missing)] if missing and tuple(missing) != seeds else []
         command = shlex.join([*words, *options]) if missing or not times else ""
         made.append(scatter_point(figure, point.label, point.options, runs, times, command))
@@ -82,4 +82,4 @@ def paper_figure(
 
 def _ablate(figure: FigureSpec, run: str, options: Sequence[str]) -> str:
     """Return the command that makes only the missing parts of the figure."""
-    return shlex.join(["python", "cli.py", "ablate", figure.ablation, *(["--run", run] if run else []), *options])
+    return shlex.join(["python", "cli.py", "ablate", figure.ablation, *(["--spec", run] if run else []), *options])

@@ -29,7 +29,7 @@ from pipeline.training.models.ewma import EWMA
 from pipeline.training.recombine import Histories
 
 if TYPE_CHECKING:
-    from pipeline.jobs.stage2 import Experiment
+    from pipeline.jobs.experiment import Experiment
 
 STEPS, RATE, SCALE = 150, 0.02, 25.0  # fit of the weights: Adam on the cross-entropy over the gallery
 TRIES = 8  # drawn histories per kept history

@@ -11,6 +11,7 @@ from typing import Literal
 
 from manifests.errors import ManifestError, Problem, nearest
 from pipeline.analysis.cells import Block, Cell, Column, Row, Table
+from pipeline.core.text_table import markdown
 
 Format = Literal["md", "latex", "csv", "json"]
 EMPTY = "–"
@@ -67,14 +68,7 @@ def to_markdown(table: Table) -> str:
         body.append([f"**{_md(block.title)}**", *[""] * len(table.columns)])
         for row, paper, texts in lines_of(block, table.columns):
             body.append([f"*{PAPER}*" if paper else _md(row.label), *map(_md, texts)])
-    widths = [max(len(line[i]) for line in [header, *body, ["---"] * len(header)]) for i in range(len(header))]
-
-    def line(cells: list[str]) -> str:
-        padded = (t.rjust(w) if n else t.ljust(w) for n, (t, w) in enumerate(zip(cells, widths, strict=True)))
-        return "| " + " | ".join(padded) + " |"
-
-    rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:])]) + "|"
-    parts = [f"**{_md(table.title)}**", "\n".join([line(header), rule, *map(line, body)])]
+    parts = [f"**{_md(table.title)}**", "\n".join(markdown([header, *body]))]
     parts += _listed([*table.footnotes, *table.notes], "- {}", _md)
     parts += _listed(table.significance, "- {}", _md, "Significance:")
     parts += _listed(table.traces, "- {}", _md, "Runs:")

@@ -1,235 +1,173 @@
-"""Tables filled from table specs and measured results."""
+"""The paper's tables from the existing runs, which are matched by configuration."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from statistics import fmean, stdev
-from typing import Any, Literal
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
-from manifests.schema import Dataset
-from manifests.table_spec import ColumnGroup, DatasetTable, ResultsTable, RowSpec
-from pipeline.analysis.cells import Block, Cell, Column, Row, Statement, Table
-from pipeline.analysis.protocol import RunSummary, protocol_notes, read_runs
-from pipeline.analysis.statements import Resampled
-from pipeline.evaluation.metrics import OVERALL
+from manifests.ablation_spec import AblationSpec, load_ablation_spec
+from manifests.errors import IncompleteError
+from manifests.load import load_dataset, load_spec
+from manifests.schema import Component, Dataset, RunSpec
+from manifests.table_spec import DatasetTable, ResultsTable, RowSpec, load_table_spec
+from manifests.views import View
+from pipeline.analysis.cells import Table, seed_text
+from pipeline.analysis.dataset_table import build_dataset_table
+from pipeline.analysis.results_table import FILL, build_results_table
+from pipeline.analysis.tuning.sealed import read_spec
+from pipeline.core.binding import StaleError
+from pipeline.core.workspace import Workspace
+from pipeline.jobs.experiment import Experiment
+from pipeline.jobs.identities import make_run
+from pipeline.training.models import models as registry
 
-__all__ = ["Block", "Cell", "Column", "Row", "Statement", "Table", "build_dataset_table", "build_results_table"]
-
-FindRuns = Callable[[RowSpec, Sequence[int]], Iterable[Mapping[str, Any]]]
-Fill = Callable[[RowSpec, Sequence[int]], str]
-FILL = "python cli.py run {run} --model {model} --seeds {seeds}"
-PAPER_LINES = "Lines 'paper' give the paper's value and the difference (ours - paper)."
-EQUAL = "✓: equal to the paper."
-READ = "python cli.py table 1 --data DIR"
+NO_EXTRACTOR = Component(name="none")  # a table of datasets reads no feature
 
 
-def build_results_table(
-    spec: ResultsTable,
-    find_runs: FindRuns,
-    *,
-    known: Collection[str] = (),
-    run: str = "",
-    seeds: Sequence[int] = (),
-    command: str | Fill = FILL,
-) -> Table:
-    """Fill ``spec`` with the existing runs.
+@dataclass(frozen=True)
+class TableRequest:
+    """A table by name, and what fills it. ``spec``: a run spec; "": the table's own. ``seeds``; empty: all there are.
 
-    Args:
-        find_runs: (row, seeds) -> existing summaries (``Evaluation.summary`` with the run's facts). If summaries name
-            their ``results`` files, cells get intervals and the tested row gets statements.
-        known: names of the registered memory models; optional rows of other models are omitted.
-        run: name of the run spec on the command line, if it is not the table's own.
-        seeds: requested seeds, if they are not the table's own.
-        command: fills a cell: a template with {run}, {model} and {seeds}, or (row, missing seeds) -> command.
-
-    Raises:
-        TableError: runs that cannot share a cell, or an incomplete summary.
+    ``options``: words repeated in printed commands (``--data DIR``, ...).
     """
-    wanted = tuple(seeds) or spec.seeds
-    found: dict[str, list[RunSummary]] = {}
-    for row in spec.rows:
-        found[row.name] = read_runs(row.name, find_runs(row, wanted[:1] if row.deterministic else wanted))
-    runs = [summary for row in spec.rows for summary in found[row.name]]
-    groups = spec.columns or _groups(runs, spec)
-    shown = [row for row in spec.rows if not row.optional or row.model in known or found[row.name]]
-    omitted = [row for row in spec.rows if row not in shown]
-    drawn = Resampled({row.name: found[row.name] for row in shown}, {row.name for row in shown if row.deterministic})
 
-    def fill(row: RowSpec) -> str:
-        asked = wanted[:1] if row.deterministic else wanted
-        done = asked if row.deterministic and found[row.name] else {r.seed for r in found[row.name]}
-        missing = [seed for seed in asked if seed not in done]
-        if not missing:
-            return ""
-        if callable(command):
-            return command(row, missing)
-        return command.format(run=run or spec.run, model=row.model, seeds=seed_text(missing))
+    name: str
+    data: Path
+    out: Path
+    spec: str = ""
+    overrides: Sequence[str] = ()
+    seeds: Sequence[int] = ()
+    options: Sequence[str] = ()
 
-    def cells(row: RowSpec, subset: str) -> tuple[Cell, ...]:
-        made = []
-        for group in groups:
-            paper = _paper(row, group, subset == spec.paper_subset)
-            for metric, printed in zip(group.metrics, paper, strict=True):
-                cell = _cell(found[row.name], subset, group.source, metric, printed, fill(row))
-                if group.relative_to:
-                    base = next(other for other in spec.rows if other.name == group.relative_to)
-                    reference = _cell(found[base.name], subset, group.source, metric, None, fill(base))
-                    cell = _change(cell, reference, base is row)
-                elif bounds := drawn.interval(row.name, subset, group.source, metric):
-                    cell = cell.model_copy(update={"low": bounds[0], "high": bounds[1]})
-                made.append(cell)
-        return tuple(made)
 
-    labels = {
-        row.name: row.label if sum(r.label == row.label for r in shown) == 1 else f"{row.group}, {row.label}"
-        for row in shown
+def build_table(request: TableRequest) -> Table:
+    """Return the table as data: filled with the runs that match its rows, or counted, if it is a table of datasets.
+
+    Datasets missing from the data folder leave empty cells.
+    """
+    table = load_table_spec(request.name)
+    if isinstance(table, DatasetTable):
+        return build_dataset_table(table, present_datasets(table, request.data))
+    assert isinstance(table, ResultsTable)
+    asked = request.spec or table.run
+    spec = read_spec(asked, request.overrides, shlex.join([asked, *request.options]))
+    table = filled_from(table, spec, request.spec)
+    return fill(table, RunFinder(spec, request.data, Workspace(request.out), table, request.seeds), request)
+
+
+def fill(table: ResultsTable, finder: RunFinder, request: TableRequest) -> Table:
+    """Fill the table with the runs that ``finder`` finds; empty cells get the commands that fill them."""
+    own_seeds = table.ablation or not request.spec
+    built = build_results_table(
+        table,
+        finder,
+        known=registry.names(),
+        run=finder.spec.asked,
+        seeds=request.seeds or (() if own_seeds else finder.spec.seeds),
+        command=Filler(table, finder.spec, request.spec, request.options) if table.ablation else FILL,
+    )
+    return built.model_copy(update={"footnotes": (*built.footnotes, *finder.footnotes)})
+
+
+def present_datasets(table: DatasetTable, data: Path) -> dict[str, Dataset]:
+    """Return key -> dataset for the datasets of the table whose folder is in ``data``."""
+    return {
+        entry.key: load_dataset(RunSpec(name=entry.key, dataset=entry.dataset, extractor=NO_EXTRACTOR), data)
+        for entry in table.datasets
+        if (data / str(entry.dataset.options.get("folder", entry.dataset.name))).is_dir()
     }
-    tested = drawn.statements(spec, labels) if spec.tested in labels else ("", ())
-    return Table(
-        title=spec.title,
-        columns=tuple(
-            Column(group=g.label, label="", kind="change")
-            if g.relative_to
-            else Column(group=g.label, label=_metric_label(m))
-            for g in groups
-            for m in g.metrics
-        ),
-        blocks=tuple(
-            Block(
-                title=block.label + _sessions(runs, block.subset),
-                rows=tuple(Row(label=row.label, group=row.group, cells=cells(row, block.subset)) for row in shown),
-            )
-            for block in spec.blocks
-        ),
-        footnotes=(*protocol_notes(runs), *_paper_notes(any(row.paper for row in shown), omitted), *spec.notes),
-        omitted=tuple(
-            Row(
-                label=row.label,
-                group=row.group,
-                cells=tuple(Cell(paper=p) for g in groups for p in _paper(row, g, True)),
-            )
-            for row in omitted
-        ),
-        tests=tested[0],
-        statements=tested[1],
-    )
 
 
-def _change(cell: Cell, base: Cell, itself: bool) -> Cell:
-    """Return the change of ``cell`` relative to ``base`` in percent, as a cell; empty for the base row itself."""
-    empty = {"value": None, "std": None, "difference": None, "low": None, "high": None}
-    if itself or cell.value is None or not base.value:
-        note = ""
-        if not itself and cell.value is not None:
-            note = "its reference row has no runs" if base.value is None else "its reference row is zero"
-        return cell.model_copy(
-            update={
-                **empty,
-                "note": note,
-                "command": cell.command or base.command if not itself or cell.value is None else "",
-            }
+def filled_from(table: ResultsTable, spec: RunSpec, given: str) -> ResultsTable:
+    """Return the table for another run spec: its title names it; for another dataset the paper's values are removed."""
+    if not given or given == table.run:
+        return table
+    changes: dict[str, Any] = {"title": f"{table.title} (filled from run spec {spec.name})"}
+    if spec.dataset.name != load_spec(table.run).dataset.name:
+        changes["rows"] = tuple(row.model_copy(update={"paper": {}}) for row in table.rows)
+        changes["notes"] = (
+            f"The paper's table is of another dataset than {spec.dataset.name}: its values are left out.",
         )
-    change = 100.0 * (cell.value / base.value - 1.0)
-    gap = None if cell.paper is None else change - cell.paper
-    return cell.model_copy(update={**empty, "value": change, "difference": gap, "runs": (*cell.runs, *base.runs)})
+    return table.model_copy(update=changes)
 
 
-def build_dataset_table(spec: DatasetTable, dataset_by_name: Mapping[str, Dataset], *, command: str = READ) -> Table:
-    """Count sessions and images of the given datasets (paper Table 1); other datasets keep empty cells."""
-    blocks, notes, printed = [], [], any(entry.paper for entry in spec.datasets)
-    for entry in spec.datasets:
-        dataset = dataset_by_name.get(entry.key)
-        rows = []
-        for split in ("train", "test"):
-            paper = entry.paper.get(split, {})
-            counts = _counts(dataset, split, spec.turns) if dataset else {}
-            absent = Cell(note=f"the files given hold no {split} part") if dataset else Cell(command=command)
-            cells = (_count_cell(counts.get(name), paper.get(name), absent) for name in spec.columns)
-            rows.append(Row(label=split.capitalize(), cells=tuple(cells)))
-            for turns, count in (dataset.turn_counts(split) if dataset else {}).items():
-                if turns not in spec.turns:
-                    notes.append(f"{entry.label}, {split}: {count:,} sessions of {turns} turns are not shown.")
-        blocks.append(Block(title=entry.label, rows=tuple(rows)))
-        notes += [f"{entry.label}: {note.rstrip('.')}." for note in (dataset.notes if dataset else ())]
-    return Table(
-        title=spec.title,
-        columns=(
-            *(Column(group="Sessions", label=f"{n} turns", kind="count") for n in spec.turns),
-            Column(group="Images", label="total", kind="count"),
-        ),
-        blocks=tuple(blocks),
-        footnotes=(*_paper_notes(printed), *([EQUAL] if printed else []), *notes, *spec.notes),
-    )
+class Filler:
+    """Commands that fill table rows: each runs the matching point of the table's ablation."""
+
+    def __init__(self, table: ResultsTable, spec: RunSpec, run: str, options: Sequence[str] = ()):
+        self.table, self.spec, self.run, self.options = table, spec, run, list(options)
+
+    @cached_property
+    def ablation(self) -> AblationSpec:
+        return load_ablation_spec(self.table.ablation)
+
+    def __call__(self, row: RowSpec, seeds: Sequence[int]) -> str:
+        number = point_of(self.ablation, self.spec, row)
+        words = ["python", "cli.py", "ablate", self.table.ablation]
+        words += ["--only", str(number)] if number else []
+        words += ["--spec", self.run] if self.run else []
+        words += ["--seeds", seed_text(seeds)] if tuple(seeds) != self.ablation.seeds else []
+        return shlex.join([*words, *self.options])
 
 
-def seed_text(seeds: Sequence[int]) -> str:
-    """Format seeds for the command line: ``0..4`` for consecutive numbers, else ``0,2,5``."""
-    if len(seeds) > 1 and list(seeds) == list(range(seeds[0], seeds[-1] + 1)):
-        return f"{seeds[0]}..{seeds[-1]}"
-    return ",".join(map(str, seeds))
+def point_of(ablation: AblationSpec, spec: RunSpec, row: RowSpec) -> int | None:
+    """Return the number of the point with the row's run and the views that the row needs, or None."""
+    wanted = make_run(spec, row.model, 0, row.options, row.training)
+    for point in ablation.points():
+        if make_run(spec, point.model, 0, point.options, point.training) == wanted:
+            return point.number
+    return None
 
 
-def _cell(
-    runs: Sequence[RunSummary], subset: str, category: str, metric: str, paper: float | None, command: str
-) -> Cell:
-    values = [run.value(subset, category, metric) for run in runs]
-    if not runs:
-        return Cell(paper=paper, command=command)
-    if any(value is None for value in values):
-        where = f"{category}, {subset}" if category != OVERALL else subset
-        return Cell(paper=paper, command=command, note=f"the runs have no {metric} of these sessions ({where})")
-    numbers = [value for value in values if value is not None]
-    mean = fmean(numbers)
-    return Cell(
-        value=mean,
-        std=stdev(numbers) if len(numbers) > 1 else None,
-        seeds=tuple(run.seed for run in runs if run.seed is not None),
-        paper=paper,
-        difference=None if paper is None else mean - paper,
-        runs=tuple(run.run for run in runs),
-        store=runs[0].store,
-        command=command,
-    )
+class RunFinder:
+    """Lookup of evaluated runs of a spec, exactly those identified by its present options."""
 
+    def __init__(self, spec: RunSpec, data: Path, workspace: Workspace, table: ResultsTable, seeds: Sequence[int] = ()):
+        self.spec, self.data, self.workspace, self.table, self.seeds = spec, data, workspace, table, tuple(seeds)
+        self.shown: list[str] = []  # one line per row with other seeds than requested
+        self.stale: list[str] = []  # one line per run or step of other data than the spec's present data
 
-def _paper(row: RowSpec, group: ColumnGroup, printed: bool) -> tuple[float | None, ...]:
-    values = row.paper.get(group.category) if printed else None
-    return values if values is not None else (None,) * len(group.metrics)
+    @property
+    def footnotes(self) -> tuple[str, ...]:
+        """Lines on other seeds that are shown, and on runs left out, without repetitions."""
+        return tuple(dict.fromkeys([*self.shown, *self.stale]))
 
+    @cached_property
+    def stage(self) -> Experiment | None:
+        """Return the experiment, or None without a current store, in which case no current run can exist."""
+        if self.workspace.note(self.spec) is None:
+            return None
+        try:
+            return Experiment(self.spec, load_dataset(self.spec, self.data), self.workspace, "cpu")
+        except StaleError as error:
+            self.stale.append(f"All rows are left out: {error}")
+            return None
+        except IncompleteError:
+            return None
 
-def _paper_notes(printed: bool, omitted: Sequence[RowSpec] = ()) -> list[str]:
-    notes = [PAPER_LINES] if printed else []
-    if omitted:
-        names = ", ".join(row.label for row in omitted)
-        notes.append(f"No model here yet: {names}; the paper's values are in --format json.")
-    return notes
-
-
-def _groups(runs: Sequence[RunSummary], spec: ResultsTable) -> tuple[ColumnGroup, ...]:
-    """Return one column group per category of the runs, and the overall one."""
-    names = dict.fromkeys(name for run in runs for name in run.metrics.get("all", {}) if name != OVERALL)
-    groups = [ColumnGroup(category=name, label=name.capitalize(), metrics=spec.metrics) for name in names]
-    last = ColumnGroup(category=OVERALL, label="Overall", metrics=tuple(dict.fromkeys((*spec.metrics, "mean"))))
-    return (*groups, last) if len(groups) > 1 else (last,)
-
-
-def _metric_label(metric: str) -> str:
-    return "Mean" if metric == "mean" else metric
-
-
-def _sessions(runs: Sequence[RunSummary], subset: str) -> str:
-    counts = sorted({run.count(subset) for run in runs if subset in run.metrics})
-    return f" (n = {'-'.join(f'{n:,}' for n in dict.fromkeys([counts[0], counts[-1]]))})" if counts else ""
-
-
-def _counts(dataset: Dataset, split: Literal["train", "test"], turns: Sequence[int]) -> dict[str, int]:
-    """Return counts by column; empty if the split has no sessions or no galleries, because it was not counted."""
-    sessions, images = dataset.turn_counts(split), dataset.gallery_images(split)
-    found = {str(n): sessions.get(n, 0) for n in turns} if sessions else {}
-    return found | ({"images": images} if images else {})
-
-
-def _count_cell(value: int | None, paper: int | None, absent: Cell) -> Cell:
-    if value is None:
-        return absent.model_copy(update={"paper": paper})
-    return Cell(value=value, paper=paper, difference=None if paper is None else value - paper)
+    def __call__(self, row: RowSpec, seeds: Sequence[int]) -> list[dict[str, Any]]:
+        listed = row.model in self.spec.models or self.table.ablation
+        if not listed or row.model not in registry.names() or self.stage is None:
+            return []
+        trainable, view, found = registry.get(row.model).trainable, View(turns=self.table.turns, last=row.last), []
+        more: Sequence[int] = ()
+        if trainable and not self.seeds:
+            more = self.stage.other_seeds(make_run(self.spec, row.model, seeds[0], row.options, row.training))
+        for seed in [*seeds, *(s for s in more if s not in seeds)] if trainable else seeds[:1]:
+            run = make_run(self.spec, row.model, seed, row.options, row.training)
+            state = self.stage.state(run, view)
+            if state.name != "evaluated":
+                self.stale += [f"{row.label} (seed {seed}) is left out: {state}"] if state.changed else []
+                continue
+            files = self.stage.result_files(run, view)
+            found.append({**files.load(self.stage.evaluation_identity(run, view)), "results": str(files.results)})
+        have = [s["seed"] for s in found if s["seed"] is not None]
+        if set(have) - set(seeds):
+            self.shown.append(
+                f"{row.label}: all seeds that are trained on the present data, {seed_text(sorted(have))}."
+            )
+        return found

@@ -11,28 +11,30 @@ import inspect
 import json
 import pkgutil
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from manifests.errors import ManifestError, Problem, nearest
 from pipeline.bench._machine import machine
 
+_TOOLS = ("save", "progress")  # parameters of a benchmark's ``run`` that are functions, not sizes
+
 
 def names() -> tuple[str, ...]:
     return tuple(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
 
 
-def run_bench(name: str, file: Path | None = None, overrides: Sequence[str] = ()) -> str:
-    """Run benchmark ``name`` (or list all), write its figures to ``file`` as JSON, and return its text.
+def measure(
+    name: str, file: Path | None = None, overrides: Sequence[str] = (), progress: Callable[[str], None] = str
+) -> tuple[dict[str, Any], str]:
+    """Run benchmark ``name``; return its record (benchmark, machine, sizes, figures) and its text.
 
-    ``overrides``: ``size=value`` for the keyword arguments of the benchmark's ``run``. A ``run`` with a parameter ``save``
-    receives a function that writes the figures so far. Raises ManifestError for an unknown benchmark or size.
+    ``file``: where the record is written as JSON. ``overrides``: ``size=value`` for the keyword arguments of the
+    benchmark's ``run``. A ``run`` with a parameter ``save`` receives a function that writes the figures so far, one
+    with a parameter ``progress`` a function that shows a line. Raises ManifestError for an unknown benchmark or size.
     """
-    if name == "list":
-        return "\n".join(f"{n:10} {_first_line(n)}" for n in names())
-    if name not in names():
-        raise ManifestError([Problem("bench", "", f"unknown benchmark {name!r}", nearest(name, names()))])
+    _check(name)
     module = importlib.import_module(f"{__name__}.{name}")
     sizes = _sizes(module.run, overrides)
     result: dict[str, Any] = {"benchmark": name, "machine": machine(), "sizes": sizes}
@@ -43,14 +45,25 @@ def run_bench(name: str, file: Path | None = None, overrides: Sequence[str] = ()
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
-    keeps = {"save": save} if "save" in inspect.signature(module.run).parameters else {}
-    save(module.run(**sizes, **keeps))
+    taken = inspect.signature(module.run).parameters
+    tools = {key: tool for key, tool in (("save", save), ("progress", progress)) if key in taken}
+    save(module.run(**sizes, **tools))
     about = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
-    return f"{module.render(result['figures'])}\n\nmachine: {about}"
+    return result, f"{module.render(result['figures'])}\n\nmachine: {about}"
+
+
+def run_bench(name: str, file: Path | None = None, overrides: Sequence[str] = ()) -> str:
+    """Run benchmark ``name`` and return its text; see ``measure``."""
+    return measure(name, file, overrides)[1]
+
+
+def _check(name: str) -> None:
+    if name not in names():
+        raise ManifestError([Problem("bench", "", f"unknown benchmark {name!r}", nearest(name, names()))])
 
 
 def _sizes(function: Any, overrides: Sequence[str]) -> dict[str, Any]:
-    known = [name for name in inspect.signature(function).parameters if name != "save"]
+    known = [name for name in inspect.signature(function).parameters if name not in _TOOLS]
     sizes: dict[str, Any] = {}
     for override in overrides:
         key, separator, text = override.partition("=")
@@ -63,6 +76,23 @@ def _sizes(function: Any, overrides: Sequence[str]) -> dict[str, Any]:
     return sizes
 
 
-def _first_line(name: str) -> str:
-    source = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")  # not imported, so that listing is fast
-    return (ast.get_docstring(ast.parse(source)) or "").split("\n")[0]
+def summaries() -> dict[str, str]:
+    """Return the first line of each benchmark's docstring, without importing it."""
+    return {name: (ast.get_docstring(_source(name)) or "").split("\n")[0] for name in names()}
+
+
+def sizes_of(name: str) -> dict[str, str]:
+    """Return the sizes of benchmark ``name``, for ``--set``, with their defaults as source text; imports nothing.
+
+    Raises ManifestError for an unknown benchmark.
+    """
+    _check(name)
+    run = next(n for n in _source(name).body if isinstance(n, ast.FunctionDef) and n.name == "run")
+    positional, keyword = [*run.args.posonlyargs, *run.args.args], run.args.kwonlyargs
+    given = [None] * (len(positional) - len(run.args.defaults)) + [*run.args.defaults, *run.args.kw_defaults]
+    pairs = zip([*positional, *keyword], given, strict=True)
+    return {a.arg: "" if default is None else ast.unparse(default) for a, default in pairs if a.arg not in _TOOLS}
+
+
+def _source(name: str) -> ast.Module:
+    return ast.parse(Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8"))

@@ -120,7 +120,7 @@ def kill_writers(n: int, seed: int = 0, folder: Path | None = None, progress: Ca
     Raises KillError if processes cannot be forked (Windows), or when kills do not arrive.
     """
     if not hasattr(os, "fork"):
-        raise KillError("this system cannot fork processes: run `cache kill` on Linux or macOS")
+        raise KillError("this system cannot fork processes: run `bench kill` on Linux or macOS")
     score, rng, began = Score(), random.Random(seed), time.perf_counter()
     with tempfile.TemporaryDirectory(dir=folder) as name:
         whole, path, tries = Path(name) / "whole", Path(name) / "store", 0

@@ -16,7 +16,8 @@ from manifests.identity import caption_key, pair_key, stack_keys, text_key
 from manifests.schema import Gallery, Session, Training, Turn
 from manifests.table_spec import BlockSpec, ResultsTable, RowSpec
 
-MODELS = ("avg", "ewma", "lstm", "gru", "transformer", "no_memory", "turn_weights", "cfir", "v_ntm", "cm_ntm")
+TRAINED = ("lstm", "gru", "transformer", "no_memory", "turn_weights", "cfir", "dialog_manager", "v_ntm", "cm_ntm")
+MODELS = ("avg", "ewma", *TRAINED)
 SUBSET = "every second session"
 
 
@@ -36,7 +37,7 @@ def run(
     ``gallery``: candidates of the single category. ``seeds``: runs of a trained model, side by side on CUDA.
     """
     from pipeline.analysis.render import render as text_of
-    from pipeline.analysis.tables import build_results_table
+    from pipeline.analysis.results_table import build_results_table
     from pipeline.core.device import resolve_device
 
     target, seconds = resolve_device(device), {}

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -37,7 +40,7 @@ def option_data(f: F) -> F:
         default=Path("data"),
         show_default=True,
         envvar="FASHION_NTM_DATA",
-        help="Folder that holds the data sets (mt_fashioniq/, shoes/, blip2_captions/, ...).",
+        help="Folder of the datasets (mt_fashioniq/, shoes/, blip2_captions/, ...).",
     )(f)
 
 
@@ -78,6 +81,21 @@ def spec_command(f: F) -> F:
     return argument(option_set(option_data(option_out(f))))
 
 
+def stage2_command(f: F) -> F:
+    """Add SPEC and its options, --model, --seeds and --device; call ``f`` with experiment, models and seeds."""
+
+    @wraps(f)
+    def call(spec: str, overrides: tuple[str, ...], data: Path, out: Path, device: str, **words: Any) -> Any:
+        from pipeline.jobs.experiment import Experiment
+        from pipeline.jobs.identities import asked_runs
+
+        job, workspace = open_job(spec, overrides, data, out)
+        asked_runs(job, words["models"])  # an unknown model is named before anything is read
+        return f(Experiment(job, load(job, data), workspace, device, log), **words)
+
+    return spec_command(option_models(option_device(call)))
+
+
 def open_job(spec: str, overrides: tuple[str, ...], data: Path, out: Path) -> tuple[RunSpec, Workspace]:
     """Return the checked spec and its workspace; printed commands repeat the options of this call."""
     from pipeline.analysis.tuning.sealed import read_spec
@@ -112,6 +130,23 @@ def log(text: str) -> None:
 def show(text: str, nl: bool = True) -> None:
     """Print text to stdout, with terminal control characters (in a name, a note or a caption) escaped."""
     click.echo(printable(text), nl=nl)
+
+
+@contextmanager
+def progress_line() -> Iterator[Callable[[str], None]]:
+    """Yield a function that shows progress on stderr: one line that is overwritten on a terminal, a line each elsewhere."""
+    live, shown = sys.stderr.isatty(), False
+
+    def say(text: str) -> None:
+        nonlocal shown
+        shown = True
+        click.echo(f"\r\x1b[K{printable(text)}" if live else printable(text), err=True, nl=not live)
+
+    try:
+        yield say
+    finally:
+        if live and shown:
+            click.echo(err=True)
 
 
 def emit(value: Any, text: str, as_json: bool) -> None:

@@ -18,13 +18,15 @@ from pipeline.commands._shared import (
     parse_numbers,
 )
 
+SECTION = "stage 2"
 
-@click.command("ablate", epilog="Example: fashion-ntm ablate table5 --plan --data DIR")
+
+@click.command("ablate", epilog="Example: fashion-ntm ablate table5 --dry-run --data DIR")
 @click.argument("spec", metavar="SPEC")
-@click.option("--run", default="", help="Run spec whose features are used. Default: the one that SPEC names.")
+@click.option("--spec", "run", default="", help="Run spec whose features are used. Default: the one that SPEC names.")
 @click.option("--only", callback=parse_numbers, help="Points of the grid by number: 3 or 1,4 or 2..5. Default: all.")
 @click.option("--seeds", callback=parse_numbers, help="0..4 or 0,2,5. Default: those of SPEC.")
-@click.option("--plan", "plan_only", is_flag=True, help="Say what would be done and how long it takes; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done and how long it takes; write nothing.")
 @click.option("--scheduler", default="", metavar="ADDRESS", help="Dask scheduler that trains, e.g. tcp://host:8786.")
 @click.option("--local-cluster", "workers", type=click.IntRange(1), metavar="N", help="Train in N local processes.")
 @option_set
@@ -37,7 +39,7 @@ def command(
     run: str,
     only: tuple[int, ...] | None,
     seeds: tuple[int, ...] | None,
-    plan_only: bool,
+    dry_run: bool,
     scheduler: str,
     workers: int | None,
     overrides: tuple[str, ...],
@@ -58,7 +60,7 @@ def command(
         raise click.UsageError("--scheduler and --local-cluster exclude each other: give one of them")
     place = open_ablation(spec, run, overrides, data, out, device, options(overrides, data, out))
     chosen = (only or (), seeds or ())
-    if plan_only:
+    if dry_run:
         plan = plan_ablation(place.ablation, place.spec, place.dataset(), place.workspace, device, *chosen)
     else:
         plan = ablate(place, *chosen, scheduler, workers or 0, log)

@@ -8,6 +8,8 @@ import click
 
 from pipeline.commands._shared import emit, option_data, option_json, option_out
 
+SECTION = "results"
+
 
 @click.command("compare", epilog="Example: fashion-ntm compare ewma cm_ntm --data DIR")
 @click.argument("run_a", metavar="RUN_A")
@@ -23,8 +25,7 @@ def command(run_a: str, run_b: str, top: int, view: str, data: Path, out: Path, 
     A run is named by its id or its first digits. To compare over several seeds, give comma-separated ids or the name
     of a memory model. `ls runs` lists the runs.
     """
-    from pipeline.analysis.compare import to_text
-    from pipeline.analysis.compare_runs import compare_runs
+    from pipeline.analysis.compare import compare_runs, to_text
 
     found = compare_runs(run_a, run_b, data, out, top, view)
     emit(found.as_dict(), to_text(found), as_json)

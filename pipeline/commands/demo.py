@@ -8,6 +8,8 @@ import click
 
 from pipeline.commands._shared import log, option_device
 
+SECTION = "look"
+
 
 @click.command("demo", epilog="Example: fashion-ntm demo --out out/demo")
 @click.option(

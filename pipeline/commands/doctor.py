@@ -9,6 +9,8 @@ import click
 
 from pipeline.commands._shared import emit, option_data, option_json, option_out
 
+SECTION = "bench"
+
 
 @click.command("doctor", epilog="Example: fashion-ntm doctor --json")
 @option_out

@@ -8,13 +8,15 @@ import click
 
 from pipeline.commands._shared import log, option_data
 
+SECTION = "data"
+
 
 @click.command("download", epilog="Example: fashion-ntm download mt_fashioniq --data data")
 @click.argument("name", metavar="DATASET")
 @option_data
 @click.option("--from", "source", help="Local folder or base URL to copy from instead of the public address.")
 def command(name: str, data: Path, source: str | None) -> None:
-    """Fetch the public annotation files of DATASET (mt_fashioniq, shoes, blip2_captions) and check their SHA-256."""
+    """Fetch the public annotation files of DATASET (mt_fashioniq, shoes, blip2_captions, chatir) and check their SHA-256."""
     from manifests.downloads import download as fetch
 
     done = fetch(name, data, source, progress=log)

@@ -10,6 +10,8 @@ import click
 from pipeline.commands._shared import emit, load, open_job, option_device, option_json, spec_command
 from pipeline.commands._stage1 import BatchSize, option_precision
 
+SECTION = "stage 1"
+
 
 @click.command("extract", epilog="Example: fashion-ntm extract mt_fashioniq-caption --set extractor.model=DIR")
 @spec_command
@@ -49,7 +51,7 @@ from pipeline.commands._stage1 import BatchSize, option_precision
 def command(
     spec: str, overrides: tuple[str, ...], data: Path, out: Path, device: str, as_json: bool, **how: Any
 ) -> None:
-    """Stage 1: cache the features of every image, feedback text and query of SPEC.
+    """Cache the features of every image, feedback text and query of SPEC.
 
     Resumable: run the same command again, and only missing rows are computed.
     """

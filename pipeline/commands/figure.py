@@ -6,29 +6,70 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import option_data, option_out, option_set, options, show
+from pipeline.commands._shared import option_data, option_json, option_out, option_set, options, show
+
+SECTION = "results"
+DIAGNOSTICS = "diagnostics"
 
 
-@click.command("figure", epilog="Example: fashion-ntm figure 8 --data DIR")
-@click.argument("name", metavar="N")
-@click.option("--run", default="", help="Run spec whose runs are shown. Default: the one that the figure names.")
+@click.command(
+    "figure",
+    epilog="Example: fashion-ntm figure 8 --data DIR, or fashion-ntm figure diagnostics --run 1f3a --file rows.png",
+)
+@click.argument("name", metavar="N|diagnostics")
+@click.option("--spec", default="", help="Of N: run spec whose runs are shown. Default: the one that the figure names.")
 @click.option(
     "--format",
     "form",
     type=click.Choice(["files", "csv", "json"]),
     default="files",
     show_default=True,
-    help="Draw PNG, SVG and PDF files, or print the data.",
+    help="Of N: draw PNG, SVG and PDF files, or print the data.",
 )
-@click.option("--to", "folder", type=click.Path(path_type=Path), help="Folder for the files. Default: OUT/figures.")
+@click.option("--to", type=click.Path(path_type=Path), help="Of N: folder for the files. Default: OUT/figures.")
+@click.option("--run", "runs", multiple=True, metavar="RUN", help="Of diagnostics: id or folder of a run. Repeatable.")
+@click.option(
+    "--file",
+    "files",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Of diagnostics: file to draw into (.png, .svg or .pdf); repeatable. Default: diagnostics.png and .svg in the "
+    "folder of the first run.",
+)
 @option_set
 @option_data
 @option_out
+@option_json
 def command(
-    name: str, run: str, form: str, folder: Path | None, overrides: tuple[str, ...], data: Path, out: Path
+    name: str,
+    spec: str,
+    form: str,
+    to: Path | None,
+    runs: tuple[str, ...],
+    files: tuple[Path, ...],
+    overrides: tuple[str, ...],
+    data: Path,
+    out: Path,
+    as_json: bool,
 ) -> None:
-    """Plot figure N of the paper from measured runs, or print its data; points without a run are listed."""
+    """Plot figure N of the paper from measured runs, or print its data; points without a run are listed.
+
+    `figure diagnostics` plots how the memory rows of runs that were trained with --diagnostics diverge. --json prints
+    the data of figure N, as --format json does.
+    """
+    if name == DIAGNOSTICS:
+        if not runs:
+            raise click.UsageError("figure diagnostics needs a run: --run ID; `fashion-ntm ls runs` lists them")
+        if as_json or form != "files":
+            raise click.UsageError("figure diagnostics draws files; diagnostics.jsonl in a run's folder is the data")
+        from pipeline.analysis.diagnostics_figure import diagnostics_figure
+        from pipeline.core.workspace import Workspace
+
+        show(diagnostics_figure(runs, Workspace(out).runs, files))
+        return
+    if files:
+        raise click.UsageError("--file belongs to `figure diagnostics`; figure N takes a folder: --to DIR")
     from pipeline.analysis.figures import paper_figure
 
-    text = paper_figure(name, form, run, overrides, data, out, folder, options(overrides, data, out))
-    show(text, nl=False)
+    form = "json" if as_json else form
+    show(paper_figure(name, form, spec, overrides, data, out, to, options(overrides, data, out)), nl=False)

@@ -8,12 +8,14 @@ import click
 
 from pipeline.commands._shared import emit, load, log, open_job, option_json, spec_command
 
+SECTION = "stage 1"
+
 
 @click.command("fit-composer", epilog="Example: fashion-ntm fit-composer mt_fashioniq-caption")
 @spec_command
 @option_json
 def command(spec: str, overrides: tuple[str, ...], data: Path, out: Path, as_json: bool) -> None:
-    """Stage 1: train the composer of SPEC on cached embeddings and write its query and target features.
+    """Train the composer of SPEC on cached embeddings and write its query and target features.
 
     With --set composer.folds=K the features of each train session come from a head fitted without that session
     (cross-fitting).

@@ -13,6 +13,7 @@ from pipeline.commands._shared import emit, load, log, open_job, option_device, 
 if TYPE_CHECKING:
     from pipeline.extraction.fitting.state import Progress
 
+SECTION = "stage 1"
 HEARTBEAT = 15.0  # seconds between lines; the first steps are reported immediately
 
 
@@ -39,7 +40,7 @@ def command(
     save_every: float,
     as_json: bool,
 ) -> None:
-    """Stage 1: train the single-turn model of SPEC on the train triplets of its dataset.
+    """Train the single-turn model of SPEC on the train triplets of its dataset.
 
     Resumable: run the same command again to continue from the last checkpoint. `extract` then uses the result.
     """

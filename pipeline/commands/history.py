@@ -8,6 +8,8 @@ import click
 
 from pipeline.commands._shared import emit, load, log, open_job, option_device, option_json, spec_command
 
+SECTION = "stage 2"
+
 
 @click.command("history", epilog="Example: fashion-ntm history demo")
 @spec_command
@@ -30,7 +32,7 @@ def command(
     (control), and by the best fixed weights of the turns; one of these is fitted on the loss of the test sessions.
     """
     from pipeline.analysis.history import history_contribution
-    from pipeline.jobs.stage2 import Experiment
+    from pipeline.jobs.experiment import Experiment
 
     job, workspace = open_job(spec, overrides, data, out)
     found = history_contribution(Experiment(job, load(job, data), workspace, device, log), part, draws)

@@ -8,6 +8,8 @@ import click
 
 from pipeline.commands._shared import emit, load, open_job, option_json, spec_command
 
+SECTION = "data"
+
 
 @click.command("leaks", epilog="Example: fashion-ntm leaks mt_fashioniq-caption --data DIR")
 @spec_command
@@ -33,7 +35,7 @@ def command(
 
     Near-duplicates are found by feature similarity, once `extract` has made a store for SPEC.
     """
-    from pipeline.analysis.leaks import leak_report
+    from pipeline.analysis.leak_report import leak_report
 
     job, workspace = open_job(spec, overrides, data, out)
     report = leak_report(job, load(job, data), workspace, scope, threshold)

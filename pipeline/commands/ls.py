@@ -8,6 +8,7 @@ import click
 
 from pipeline.commands._shared import emit, option_data, option_json, option_out
 
+SECTION = "look"
 KINDS = ["specs", "ablations", "tables", "figures", "datasets", "extractors", "composers", "models", "stores", "runs"]
 
 

@@ -10,6 +10,8 @@ import click
 from pipeline.commands._shared import emit, load, open_job, option_device, option_json, spec_command
 from pipeline.commands._stage1 import BatchSize, Count, option_precision
 
+SECTION = "stage 1"
+
 
 @click.command("plan", epilog="Example: fashion-ntm plan mt_fashioniq-caption --probe --items 10000000")
 @spec_command

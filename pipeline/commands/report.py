@@ -6,23 +6,15 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import load, log, open_job, option_data, option_device, option_set, parse_numbers
+from pipeline.commands._shared import emit, load, log, open_job, option_device, option_json, parse_numbers, spec_command
+
+SECTION = "results"
 
 
-@click.command("report", epilog="Example: fashion-ntm report demo --data out/demo --runs out/demo --out report.html")
-@click.argument("spec", metavar="SPEC")
-@option_set
-@option_data
+@click.command("report", epilog="Example: fashion-ntm report demo --data out/demo --out out/demo --file report.html")
+@spec_command
 @click.option(
-    "--runs",
-    type=click.Path(path_type=Path),
-    default=Path("out"),
-    show_default=True,
-    envvar="FASHION_NTM_OUT",
-    help="Folder with stores and runs.",
-)
-@click.option(
-    "--out",
+    "--file",
     type=click.Path(path_type=Path, dir_okay=False),
     default=Path("report.html"),
     show_default=True,
@@ -32,22 +24,23 @@ from pipeline.commands._shared import load, log, open_job, option_data, option_d
 @click.option("--against", help="Model that it is compared with. Default: the strongest other one.")
 @click.option("--seeds", callback=parse_numbers, help="0..4 or 0,2,5. Default: the spec's seeds.")
 @click.option("--sessions", type=click.IntRange(0), default=150, show_default=True, help="Sessions shown one by one.")
-@click.option("--top", "k", type=click.IntRange(1, 50), default=5, show_default=True, help="Results shown a turn.")
+@click.option("--top", "k", type=click.IntRange(1, 50), default=5, show_default=True, help="Results per turn.")
 @click.option(
     "--max-mb",
     "megabytes",
     type=click.FloatRange(0.2),
     default=20.0,
     show_default=True,
-    help="Size of the file; pictures give way to words first.",
+    help="Largest size of the file; pictures are left out first.",
 )
 @option_device
+@option_json
 def command(
     spec: str,
     overrides: tuple[str, ...],
     data: Path,
-    runs: Path,
     out: Path,
+    file: Path,
     model: str | None,
     against: str | None,
     seeds: tuple[int, ...] | None,
@@ -55,13 +48,14 @@ def command(
     k: int,
     megabytes: float,
     device: str,
+    as_json: bool,
 ) -> None:
     """Write SPEC's results to one self-contained HTML file: tables, curves, retention, turn order and sessions."""
     from pipeline.views.report.build import Options, gather
     from pipeline.views.report.page import write_report
 
-    job, workspace = open_job(spec, overrides, data, runs)
+    job, workspace = open_job(spec, overrides, data, out)
     asked = Options(model, against, seeds, sessions, k, megabytes)
-    done = write_report(out, gather(job, load(job, data), workspace, data, asked, device, log))
+    done = write_report(file, gather(job, load(job, data), workspace, data, asked, device, log))
     log(f"{done['bytes'] / 1e6:.1f} MB, {done['sessions']} sessions, {done['pictures']} pictures")
-    click.echo(done["path"])
+    emit(done, str(done["path"]), as_json)

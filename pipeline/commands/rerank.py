@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands._shared import emit, load, log, open_job, option_device, option_json, option_models, spec_command
+from pipeline.commands._shared import emit, option_json, stage2_command
+
+if TYPE_CHECKING:
+    from pipeline.jobs.experiment import Experiment
+
+SECTION = "stage 2"
 
 
 @click.command("rerank", epilog="Example: fashion-ntm rerank mt_fashioniq-caption --model ewma --top 50")
-@spec_command
-@option_models
-@option_device
+@stage2_command
 @option_json
 @click.option("--top", type=click.IntRange(1), default=50, show_default=True, help="Candidates to re-rank.")
 @click.option("--have", type=float, help="Weight of what the feedback asks for. Default: chosen on validation.")
@@ -25,23 +28,11 @@ from pipeline.commands._shared import emit, load, log, open_job, option_device, 
     help="Share of the validation targets that the relevance cut-off keeps.",
 )
 def command(
-    spec: str,
-    overrides: tuple[str, ...],
-    data: Path,
-    out: Path,
-    models: tuple[str, ...],
-    seeds: tuple[int, ...] | None,
-    device: str,
-    as_json: bool,
-    top: int,
-    have: float | None,
-    avoid: float | None,
-    keep: float,
+    experiment: Experiment, models: tuple[str, ...], seeds: tuple[int, ...] | None, as_json: bool, **weights: Any
 ) -> None:
-    """Stage 2: measure must-have / must-avoid re-ranking and a relevance cut-off on trained runs; changes no run."""
-    from pipeline.analysis.rerank import Weights, reports_text, rerank_spec
+    """Measure must-have / must-avoid re-ranking and a relevance cut-off on trained runs; changes no run."""
+    from pipeline.analysis.rerank import Weights, reports_text, rerank_runs
+    from pipeline.jobs.identities import asked_runs
 
-    job, workspace = open_job(spec, overrides, data, out)
-    weights = Weights(top, have, avoid, keep)
-    reports = rerank_spec(job, load(job, data), workspace, models, seeds, weights, device, log)
+    reports = rerank_runs(experiment, asked_runs(experiment.spec, models, seeds), Weights(**weights))
     emit(reports, reports_text(reports), as_json)

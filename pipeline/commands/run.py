@@ -8,6 +8,8 @@ import click
 
 from pipeline.commands._shared import load, log, open_job, option_device, option_models, show, spec_command
 
+SECTION = "stage 2"
+
 
 @click.command("run", epilog="Example: fashion-ntm run mt_fashioniq-caption --data DIR")
 @spec_command
@@ -23,7 +25,7 @@ def command(
     device: str,
 ) -> None:
     """Run both stages of SPEC in order: extract, fit-composer, train, evaluate. Finished work is kept."""
-    from pipeline.jobs.run import run_spec
+    from pipeline.jobs.run import Job, run_spec
 
-    job, workspace = open_job(spec, overrides, data, out)
-    show(run_spec(job, load(job, data), workspace, models, seeds, device, log))
+    opened, workspace = open_job(spec, overrides, data, out)
+    show(run_spec(Job(opened, load(opened, data), workspace, device, log), models, seeds))

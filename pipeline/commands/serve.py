@@ -8,6 +8,8 @@ import click
 
 from pipeline.commands._shared import load, log, open_job, option_device, spec_command
 
+SECTION = "look"
+
 
 @click.command("serve", epilog="Example: fashion-ntm serve demo --data out/demo --out out/demo")
 @spec_command

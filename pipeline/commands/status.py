@@ -9,6 +9,8 @@ import click
 
 from pipeline.commands._shared import emit, load, open_job, option_json, spec_command
 
+SECTION = "results"
+
 
 @click.command("status", epilog="Example: fashion-ntm status demo --data out/demo --out out/demo")
 @spec_command

@@ -9,6 +9,8 @@ import click
 
 from pipeline.commands._shared import emit, load, log, open_job, option_device, option_json, spec_command
 
+SECTION = "look"
+
 
 class StudyGroup(click.Group):
     """Command group that reads a first word that names no subcommand as a SPEC."""
@@ -54,7 +56,10 @@ def command() -> None:
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the draw and of every order.")
 @click.option("--code", "codes", multiple=True, help="Let in these names alone; repeatable.")
 @click.option(
-    "--db", type=click.Path(path_type=Path, dir_okay=False), help="SQLite file. Default: OUT/studies/SPEC.sqlite"
+    "--file",
+    "db",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="SQLite file. Keeps the answers. Default: OUT/studies/SPEC.sqlite.",
 )
 @click.option(
     "--host",

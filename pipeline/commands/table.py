@@ -6,7 +6,9 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import option_data, option_out, option_set, options, parse_numbers, show
+from pipeline.commands._shared import option_data, option_json, option_out, option_set, options, parse_numbers, show
+
+SECTION = "results"
 
 
 @click.command("table", epilog="Example: fashion-ntm table 1 --data DIR --format latex")
@@ -14,11 +16,12 @@ from pipeline.commands._shared import option_data, option_out, option_set, optio
 @click.option("--spec", help="Run spec that fills the table. Default: the one that the table names.")
 @click.option("--format", "form", type=click.Choice(["md", "latex", "csv", "json"]), default="md", show_default=True)
 @click.option(
-    "--seeds", callback=parse_numbers, help="0..4 or 0,2,5. Default: all that are trained on the present data."
+    "--seeds", callback=parse_numbers, help="0..4 or 0,2,5. Default: all that are trained on the current data."
 )
 @option_set
 @option_data
 @option_out
+@option_json
 def command(
     name: str,
     spec: str | None,
@@ -27,8 +30,15 @@ def command(
     overrides: tuple[str, ...],
     data: Path,
     out: Path,
+    as_json: bool,
 ) -> None:
-    """Print table N of the paper: measured values, the paper's values, and the commands that fill empty cells."""
-    from pipeline.analysis.tabulate import paper_table
+    """Print table N of the paper: measured values, the paper's values, and the commands that fill empty cells.
 
-    show(paper_table(name, spec, form, overrides, data, out, options(overrides, data, out), seeds or ()), nl=False)
+    --json is short for --format json.
+    """
+    from pipeline.analysis.render import render
+    from pipeline.analysis.tables import TableRequest, build_table
+
+    form = "json" if as_json else form
+    words = options(overrides, data, out)
+    show(render(build_table(TableRequest(name, data, out, spec or "", overrides, seeds or (), words)), form), nl=False)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands._shared import load, log, open_job, option_backend, option_device, option_models, spec_command
+from pipeline.commands._shared import option_backend, stage2_command
+
+if TYPE_CHECKING:
+    from pipeline.jobs.experiment import Experiment
+
+SECTION = "stage 2"
 
 
 @click.command(
     "train", epilog="Example: fashion-ntm train demo --model cm_ntm --seeds 0..4 --out out/demo --data out/demo"
 )
-@spec_command
-@option_models
-@option_device
+@stage2_command
 @click.option("--force", is_flag=True, help="Train again what is already trained.")
 @option_backend
 @click.option(
@@ -33,20 +35,10 @@ from pipeline.commands._shared import load, log, open_job, option_backend, optio
     is_flag=True,
     help="Write row spread, entropies and gradients of the memories each epoch; see `diagnostics`.",
 )
-def command(
-    spec: str,
-    overrides: tuple[str, ...],
-    data: Path,
-    out: Path,
-    models: tuple[str, ...],
-    seeds: tuple[int, ...] | None,
-    device: str,
-    force: bool,
-    **how: Any,
-) -> None:
-    """Stage 2: fit memory models on the cached features. Finished runs are kept."""
-    from pipeline.jobs.stage2 import TrainOptions, train_spec
+def command(experiment: Experiment, models: tuple[str, ...], seeds: tuple[int, ...] | None, **options: Any) -> None:
+    """Fit memory models on the cached features. Finished runs are kept."""
+    from pipeline.jobs.identities import asked_runs
+    from pipeline.jobs.stage2 import TrainOptions, outcome_text, train
 
-    job, workspace = open_job(spec, overrides, data, out)
-    for run in train_spec(job, load(job, data), workspace, models, seeds, device, force, log, TrainOptions(**how)):
-        click.echo(run)
+    for run, outcome in train(experiment, asked_runs(experiment.spec, models, seeds), TrainOptions(**options)):
+        click.echo(outcome_text(run, outcome))

@@ -8,6 +8,8 @@ import click
 
 from pipeline.commands._shared import emit, load, open_job, option_json, spec_command
 
+SECTION = "data"
+
 
 @click.command("validate", epilog="Example: fashion-ntm validate my-run.toml")
 @spec_command

@@ -13,7 +13,7 @@ import torch
 
 from cache import Store, StoreWriter, store_path
 from manifests.errors import FashionNTMError
-from manifests.identity import pair_key, stack_keys, text_key
+from manifests.identity import NO_IMAGE_KEY, pair_key, stack_keys, text_key
 from manifests.schema import Dataset
 from pipeline.composition.composers.base import Composer
 from pipeline.composition.crossfit import CrossFitted
@@ -95,9 +95,10 @@ def compose(
         names = {key: i for i, key in catalogue.items()}
         for table, work in (("target", images), ("query", list(dict.fromkeys(texts)))):
             todo, image_rows, text_rows = _missing(writer, backbone, table, work)
-            absent = (image_rows < 0) | (text_rows < 0)
+            alone = np.array([work[n][1] == NO_IMAGE_KEY for n in todo], dtype=bool)
+            absent = ((image_rows < 0) & ~alone) | (text_rows < 0)
             for n in np.flatnonzero(absent):
-                what = "image" if image_rows[n] < 0 else "text"
+                what = "text" if text_rows[n] < 0 else "image"
                 row_key, image_key, _ = work[todo[n]]
                 fail(table, names[image_key], f"its {what} row is not in {backbone.path.name}", row_key)
             todo, image_rows, text_rows = todo[~absent], image_rows[~absent], text_rows[~absent]
@@ -151,7 +152,8 @@ def _queries(
 
 @torch.no_grad()
 def _features(composer: Composer, backbone: Store, image_rows: np.ndarray, text_rows: np.ndarray | None) -> np.ndarray:
-    image = torch.from_numpy(backbone.gather("image", image_rows).astype(np.float32))
+    image = torch.from_numpy(backbone.gather("image", np.maximum(image_rows, 0)).astype(np.float32))
+    image[torch.from_numpy(image_rows < 0)] = 0  # text-only turns
     if text_rows is None:
         features = composer.target(image)
     else:

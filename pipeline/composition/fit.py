@@ -33,7 +33,10 @@ class FitOptions(Frozen):
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Rows of a backbone store as float32 tensors: ``image`` [images, Di], ``text`` [texts, Dt]."""
+    """Rows of a backbone store as float32 tensors: ``image`` [images, Di], ``text`` [texts, Dt].
+
+    When loaded, the last row of ``image`` is zero: the reference of text-only turns, number -1.
+    """
 
     image: Tensor
     text: Tensor
@@ -43,7 +46,8 @@ class Embeddings:
         def table(name: str) -> Tensor:
             return torch.from_numpy(np.asarray(store.load(name), dtype=np.float32))
 
-        return cls(table("image"), table("text"))
+        image = table("image")
+        return cls(torch.cat([image, image.new_zeros(1, image.shape[1])]), table("text"))
 
 
 def contrastive_loss(queries: Tensor, targets: Tensor, target_rows: Tensor, scale: float) -> Tensor:

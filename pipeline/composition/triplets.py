@@ -9,12 +9,15 @@ import numpy as np
 
 from cache import Store
 from manifests.identity import digest, stack_keys, text_key
-from manifests.schema import Session
+from manifests.schema import NO_IMAGE, Session
 
 
 @dataclass(frozen=True)
 class Triplets:
-    """Row numbers into the ``image`` and ``text`` tables, each int64 [n], and the category of each triplet."""
+    """Row numbers into the ``image`` and ``text`` tables, each int64 [n], and the category of each triplet.
+
+    Reference -1: a text-only turn; ``Embeddings.image`` has a zero row at its end for it.
+    """
 
     reference: np.ndarray
     text: np.ndarray
@@ -42,7 +45,8 @@ def triplets(store: Store, sessions: Iterable[Session]) -> Triplets:
             store.find("image", stack_keys(catalogue[t[2]] for t in known)),
         ]
     )
-    present = (rows >= 0).all(axis=0)
+    no_image = np.array([t[0] == NO_IMAGE for t in known], dtype=bool)
+    present = ((rows >= 0) | (no_image & (np.arange(3)[:, None] == 0))).all(axis=0)
     category = np.array([unique[t] for t in known], dtype=object)[present]
     reference, text, target = rows[:, present]
     used = [t for t, there in zip(known, present, strict=True) if there]

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from manifests.load import load_dataset, load_spec
 from manifests.schema import RunSpec
-from pipeline.analysis.tabulate import build_table
+from pipeline.analysis.tables import TableRequest, build_table
+from pipeline.analysis.terminal import to_text
 from pipeline.core.workspace import Workspace
+from pipeline.jobs.experiment import Experiment, Log
 from pipeline.jobs.stage1 import extract_spec
-from pipeline.jobs.stage2 import Log, evaluate_spec, train_spec
+from pipeline.jobs.stage2 import evaluate, outcome_text, train
 
 
 def demo_spec(out: Path) -> tuple[RunSpec, str]:
@@ -22,8 +24,6 @@ def demo_spec(out: Path) -> tuple[RunSpec, str]:
 
 def demo(out: Path, device: str, log: Log) -> str:
     """Render, extract, train and evaluate as far as missing; return the last screen as text."""
-    from pipeline.analysis.terminal import to_text
-
     began = time.perf_counter()
     spec, options = demo_spec(out)
     workspace = Workspace(out)
@@ -32,10 +32,11 @@ def demo(out: Path, device: str, log: Log) -> str:
     log(f"stage 1: {len(dataset.images):,} images, {len(dataset.sessions):,} sessions")
     first = extract_spec(spec, dataset, workspace, device)
     log("stage 2: training on the cached features alone")
-    for line in train_spec(spec, dataset, workspace, device=device):
-        log(f"  {line}")
-    evaluate_spec(spec, dataset, workspace, device=device)
-    table = build_table("demo", "demo", (), out, out, shlex.split(options))
+    experiment = Experiment(spec, dataset, workspace, device)
+    for run, outcome in train(experiment):
+        log(f"  {outcome_text(run, outcome)}")
+    evaluate(experiment)
+    table = build_table(TableRequest("demo", out, out, "demo", options=shlex.split(options)))
     store = first.composed.path if first.composed else first.extraction.path
     return "\n".join(
         [

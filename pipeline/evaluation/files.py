@@ -31,14 +31,15 @@ _TEXTS = ("session_id", "category", "target_id")
 
 @dataclass(frozen=True)
 class ResultFiles:
-    """Files of one evaluation of a run, in the run's folder; in ``views/`` for views other than whole sessions."""
+    """Files of one evaluation of a run, in the run's folder; in ``views/`` for other views and for clean splits."""
 
     run: Path
     folder: Path
 
     @classmethod
-    def of(cls, run: Path, view: View = WHOLE) -> ResultFiles:
-        return cls(run, run / "views" / view.name if view.name else run)
+    def of(cls, run: Path, view: View = WHOLE, protocol: str = "") -> ResultFiles:
+        name = "-".join(filter(None, (protocol, view.name)))
+        return cls(run, run / "views" / name if name else run)
 
     @property
     def results(self) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pipeline.extraction.hub import Checkpoint, ModelError
+from pipeline.extraction.checkpoint_files import Checkpoint, ModelError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # Initializations that change the base's weights: the adapter fits only the changed weights.

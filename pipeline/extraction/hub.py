@@ -1,21 +1,19 @@
-"""Loading of models from hub ids and local folders, and digests of their content. safetensors only; no pickles."""
+"""Loading of models from hub ids and local folders, and digests of their content."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from manifests.errors import FashionNTMError
 from manifests.identity import digest, file_digest
-from manifests.kinds import SAFETENSORS, kind_of
+from pipeline.extraction.adapters import CONFIG, adapter_weights, merge_adapter, only_adapter, without_adapter
+from pipeline.extraction.checkpoint_files import Checkpoint, ModelError, shards, side_files
 
 _FILES = [
     "*.json",
@@ -26,7 +24,6 @@ _FILES = [
     "model-*.safetensors",
     "adapter_model.safetensors",
 ]
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # Config fields that describe how it was saved and do not affect the features.
 _VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "_attn_implementation", "use_cache")
 _ADAPTER_VOLATILE = ("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version")
@@ -34,87 +31,11 @@ _OWN_CODE = "It comes with its own code: read it, and if you trust it set trust_
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-class ModelError(FashionNTMError):
-    """A model is not found, cannot be loaded, or is not trusted."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Local files of a model. ``name``: as given by the user."""
-
-    name: str
-    path: Path
-    own_code: bool = False  # the user allows the model's own Python code
-
-    def json(self, file: str) -> dict[str, Any]:
-        """Return a JSON file of the checkpoint; {} if absent. Raises ModelError if it is malformed."""
-        try:
-            value = json.loads((self.path / file).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            raise ModelError(f"model {self.name!r}: {file} cannot be read: {error}") from None
-        return value if isinstance(value, dict) else {"": value}
-
-    @property
-    def weights(self) -> list[Path]:
-        """Safetensors files. Raises ModelError when there are none (pickles are refused) or one is incomplete."""
-        if named := self.json("config.json").get("transformers_weights"):  # transformers would load that file instead
-            raise ModelError(
-                f"model {self.name!r}: config.json sets transformers_weights = {named!r}: give that file its usual name, "
-                f"{_SINGLE} or {_INDEX}, and remove the key"
-            )
-        files = self._listed()
-        for file in files:
-            kind = kind_of(file)
-            if kind.name != SAFETENSORS:
-                hint = f": {kind.advice}" if kind.advice else ""
-                raise ModelError(f"model {self.name!r}: {file.name} is {kind.name}, not {SAFETENSORS}{hint}")
-            if (found := file.stat().st_size) < (wanted := _declared_size(file)):
-                raise ModelError(
-                    f"model {self.name!r}: {file.name} is truncated, {found:,} of {wanted:,} bytes: fetch it again"
-                )
-        return files
-
-    def _listed(self) -> list[Path]:
-        if (self.path / _SINGLE).is_file():
-            return [self.path / _SINGLE]
-        names = sorted(set(self.json(_INDEX).get("weight_map", {}).values()))
-        missing = [name for name in names if not (self.path / name).is_file()]
-        if names and not missing:
-            return [self.path / name for name in names]
-        if missing:
-            raise ModelError(
-                f"model {self.name!r}: {_INDEX} names {missing[0]!r}, which is not in {self.path}: "
-                "the download is incomplete, fetch it again"
-            )
-        pickled = sorted(p.name for p in self.path.glob("*.bin")) or ["none of another kind either"]
-        raise ModelError(
-            f"model {self.name!r} has no {_SINGLE} ({', '.join(pickled)}). Pickled weights can run code when they are "
-            "loaded, so they are refused: convert them once with `save_pretrained(folder)` and give that folder, or name "
-            'a revision of the hub that holds safetensors (often revision = "refs/pr/N")'
-        )
-
-
-def _declared_size(file: Path) -> int:
-    """Return the size in bytes by a safetensors file's header; 0 if damaged, which its reader reports."""
-    with open(file, "rb") as handle:
-        header = int.from_bytes(handle.read(8), "little")
-        try:
-            tensors = json.loads(handle.read(header))
-            ends = [about["data_offsets"][1] for name, about in tensors.items() if name != "__metadata__"]
-            return 8 + header + max(ends, default=0)
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
-            return 8 + header
-
-
 def locate(name: str, revision: str | None = None, own_code: bool = False) -> Checkpoint:
     """Return the checkpoint of a local folder, or of a hub id after download (without network: from the hub cache).
 
     Raises ModelError with the id and the next step.
     """
-    from pipeline.extraction.adapters import only_adapter
-
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -132,8 +53,6 @@ def _from_hub(name: str, revision: str | None, own_code: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    from pipeline.extraction.adapters import only_adapter
-
     patterns = [*_FILES, "*.py"] if own_code else _FILES
     try:
         path = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
@@ -147,6 +66,10 @@ def _from_hub(name: str, revision: str | None, own_code: bool) -> Path:
         raise ModelError(f"there is no model {name!r} on the hub (or it is private): check the spelling") from None
     except Exception as error:  # the HTTP library's types differ between versions; all mean "unavailable"
         raise ModelError(_unreachable(name, revision, error)) from error
+    other = [n for n in shards(Checkpoint(name, path)) if not (path / n).is_file()]
+    if other:  # shards under other names than save_pretrained gives them
+        with contextlib.suppress(Exception):  # missing files are reported when the weights are listed
+            path = Path(snapshot_download(name, revision=revision, allow_patterns=[*patterns, *other]))
     if not (path / "config.json").is_file():
         raise ModelError(
             only_adapter(name, path)
@@ -174,20 +97,22 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device,
     """
     from transformers import AutoModel
 
-    from pipeline.extraction.adapters import adapter_weights, merge_adapter, without_adapter
-
     _ = checkpoint.weights  # refuse pickles before transformers looks for them
     adapted = adapter_weights(checkpoint) is not None
+    _require_class(checkpoint)
     with quiet(), _explained(checkpoint), without_adapter(checkpoint) as path:
-        model, found = AutoModel.from_pretrained(
-            path,
-            dtype=torch.float32 if adapted else dtype,
-            use_safetensors=True,
-            trust_remote_code=checkpoint.own_code,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    missing = sorted(k for k in found["missing_keys"] if not k.startswith(unused))
+        computed = torch.float32 if adapted else dtype
+        own, local = checkpoint.own_code, {"local_files_only": True}
+        try:
+            model, found = AutoModel.from_pretrained(
+                path, dtype=computed, use_safetensors=True, trust_remote_code=own, output_loading_info=True, **local
+            )
+            absent = found["missing_keys"]
+        except (NotImplementedError, RuntimeError) as error:
+            if not own or "meta" not in str(error):
+                raise
+            model, absent = _built_on_cpu(checkpoint, computed)
+    missing = sorted(k for k in absent if not k.startswith(unused))
     if missing:
         own = "AutoModel" in checkpoint.json("config.json").get("auto_map", {})
         hint = f". {_OWN_CODE}" if own and not checkpoint.own_code else ""
@@ -200,6 +125,41 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device,
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype)
     return model.eval().requires_grad_(False).to(device)
+
+
+def _built_on_cpu(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, list[str]]:
+    """Return (model, missing weights) of a model whose own code computes with tensors while it is initialized.
+
+    transformers initializes models without data (meta tensors), which such code refuses; here the weights are
+    created on the CPU first.
+    """
+    from safetensors.torch import load_file
+    from transformers import AutoConfig, AutoModel
+
+    config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=checkpoint.own_code, local_files_only=True)
+    with torch.random.fork_rng(devices=[]):
+        model = AutoModel.from_config(config, trust_remote_code=checkpoint.own_code)
+    state = {name: value for file in checkpoint.weights for name, value in load_file(file).items()}
+    found = model.load_state_dict(state, strict=False)
+    return model.to(dtype), list(found.missing_keys)
+
+
+def _require_class(checkpoint: Checkpoint) -> None:
+    """Raise ModelError if the installed transformers has no class for the checkpoint's model type."""
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    config = checkpoint.json("config.json")
+    kind, classes = config.get("model_type"), config.get("architectures") or ["unknown class"]
+    if not isinstance(kind, str) or kind in CONFIG_MAPPING or config.get("auto_map"):
+        return
+    saved = config.get("transformers_version")
+    newer = f"pip install -U 'transformers>={str(saved).split('.dev')[0]}'" if saved else "pip install -U transformers"
+    by = f", but was saved by version {saved}: {newer}" if saved else f": {newer}"
+    raise ModelError(
+        f"model {checkpoint.name!r} is of type {kind!r} ({classes[0]}), which the installed transformers "
+        f"{transformers.__version__} does not have{by}"
+    )
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
@@ -227,21 +187,12 @@ def load_image_processor(checkpoint: Checkpoint) -> Any:
     return processor
 
 
-def side_files(checkpoint: Checkpoint) -> list[Path]:
-    """Return the files of a checkpoint except its weights: configuration, tokenizer, preprocessing."""
-    kinds = ("*.json", "*.txt", "*.model", "*.jinja") + (("*.py",) if checkpoint.own_code else ())
-    found = {p for kind in kinds for p in checkpoint.path.glob(kind) if p.name not in (_INDEX, "adapter_config.json")}
-    return sorted(p for p in found if p.is_file())
-
-
 def weights_digest(checkpoint: Checkpoint) -> str:
     """Return the SHA-256 of all stored tensors (name, dtype, shape, bytes), sorted by name.
 
     Independent of path, file names, number of files and file metadata. Includes an adapter's configuration (without
     the fields about saving) and tensors.
     """
-    from pipeline.extraction.adapters import CONFIG, adapter_weights
-
     total = hashlib.sha256()
     _add_tensors(total, checkpoint.weights)
     if adapter := adapter_weights(checkpoint):
@@ -316,3 +267,14 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bar:
             logging.enable_progress_bar()
+
+
+def plain(value: Any) -> Any:
+    """Return a processor's settings as plain JSON values."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items() if not str(k).startswith("_")}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, bool | str) or value is None:
+        return value
+    return float(value) if isinstance(value, float) else int(value) if hasattr(value, "__int__") else str(value)

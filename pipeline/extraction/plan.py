@@ -18,7 +18,7 @@ from pipeline.extraction.batches import ShardTask
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.images import MAX_PIXELS
 from pipeline.extraction.probe import Probe
-from pipeline.extraction.work import Item, catalogue_of, requests_of
+from pipeline.extraction.work import Item, bound_keys, catalogue_of, requests_of
 
 BYTES_A_PIXEL = 15  # of an image with alpha in decoding: RGBA, white, both blended, RGB; other steps take less
 UP_TO_DATE = "up to date: fingerprint matches"
@@ -159,7 +159,7 @@ def plan_extraction(
         path = store_path(stores, dataset.name, extractor.name, fields)
     digests = path.parent / DIGESTS if path is not None else None
     sources, unusable = catalogue_of(dataset, extractor, digests, workers, remember)
-    catalogue = {image_id: source.key for image_id, source in sources.items()}
+    catalogue = bound_keys(dataset, sources)
     known = store.failures() if store is not None else []
     other, reason = _another(path, fields) if store is None else (None, "")
     tables = {}

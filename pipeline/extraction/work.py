@@ -8,8 +8,8 @@ from pathlib import Path
 
 from cache import Failure
 from manifests.errors import ManifestError, Problem
-from manifests.identity import caption_key, pair_key, text_key
-from manifests.schema import Dataset, Image
+from manifests.identity import NO_IMAGE_KEY, caption_key, pair_key, text_key
+from manifests.schema import NO_IMAGE, Dataset, Image
 from pipeline.core.digests import DigestCache
 from pipeline.core.image_files import ItemError
 from pipeline.extraction.extractors.base import Extractor
@@ -36,8 +36,11 @@ def catalogue_of(
     """Return (image id -> item, image id -> failure of an image without content).
 
     ``digests``: the cache file of image digests, updated only if ``remember``. Raises ManifestError when the dataset
-    has nothing that ``extractor`` reads.
+    has nothing that ``extractor`` reads, or text-only turns with a joint model, which needs an image for a query.
     """
+    if dataset.text_only and "query" in extractor.tables:
+        what = f"extractor '{extractor.name}' is a joint model and {dataset.name} has turns without an image"
+        raise ManifestError([Problem(dataset.name, "", what, "use a dual encoder, such as clip or caption")])
     if extractor.reads == "caption":
         return _captions(dataset, extractor)
     if dataset.images_root is None or not any(image.file for image in dataset.images.values()):
@@ -90,6 +93,12 @@ def _captions(dataset: Dataset, extractor: Extractor) -> tuple[dict[str, Item], 
     keys = {i: caption_key(text) for i, text in texts.items() if text}
     found = {i: Item(key, (i,), key, caption=texts[i]) for i, key in keys.items()}
     return found, {i: "it has no caption to stand in for it" for i, text in texts.items() if not text}
+
+
+def bound_keys(dataset: Dataset, sources: Mapping[str, Item]) -> dict[str, bytes]:
+    """Return image id -> content key of the images with content; with text-only turns, also that of no image."""
+    keys = {image_id: source.key for image_id, source in sources.items()}
+    return keys | ({NO_IMAGE: NO_IMAGE_KEY} if dataset.text_only else {})
 
 
 def requests_of(

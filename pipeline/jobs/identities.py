@@ -189,7 +189,7 @@ class RunIdentities:
 
     def result_files(self, run: Run, view: View = WHOLE) -> ResultFiles:
         """Return the files of the evaluation of ``run`` under ``view``, which may not exist yet."""
-        return ResultFiles.of(self.folder(run).path, view)
+        return ResultFiles.of(self.folder(run).path, view, self.dataset.protocol)
 
     def evaluation(self, run: Run, view: View = WHOLE) -> dict[str, Any] | None:
         """Return the evaluation summary of ``run`` if one exists for exactly these sessions, galleries and protocol."""

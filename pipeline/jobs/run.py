@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from cache import Store, StoreError
 from manifests.errors import IncompleteError
@@ -13,25 +13,30 @@ from manifests.schema import Dataset, RunSpec
 from pipeline.composition.request import composer_request
 from pipeline.core.binding import StaleError
 from pipeline.core.workspace import Workspace
+from pipeline.extraction.fitting.job import fit_extractor_spec, needs_fitting
+from pipeline.jobs.experiment import Experiment, Log, silent
 from pipeline.jobs.identities import asked_runs
 from pipeline.jobs.stage1 import extract_spec, fit_composer_spec
-from pipeline.jobs.stage2 import Experiment, Log, evaluate_spec, silent, summary_text, train_spec
+from pipeline.jobs.stage2 import evaluate, outcome_text, summary_text, train
 
 
-def run_spec(
-    spec: RunSpec,
-    dataset: Dataset,
-    workspace: Workspace,
-    models: Sequence[str] = (),
-    seeds: Sequence[int] | None = None,
-    device: str = "auto",
-    log: Log = silent,
-) -> str:
+class Job(NamedTuple):
+    """A run spec with its dataset, the output folder, the device to compute on, and the receiver of messages."""
+
+    spec: RunSpec
+    dataset: Dataset
+    workspace: Workspace
+    device: str = "auto"
+    log: Log = silent
+
+
+def run_spec(job: Job, models: Sequence[str] = (), seeds: Sequence[int] | None = None) -> str:
     """Extract, fit the composer, train and evaluate; finished work is reused. Return the metrics as text."""
-    make_features(spec, dataset, workspace, device, log)
-    for line in train_spec(spec, dataset, workspace, models, seeds, device, log=log):
-        log(line)
-    return summary_text(evaluate_spec(spec, dataset, workspace, models, seeds, device, log))
+    make_features(*job)
+    experiment = Experiment(*job)
+    for run, outcome in train(experiment, asked_runs(job.spec, models, seeds)):
+        job.log(outcome_text(run, outcome))
+    return summary_text(evaluate(experiment, experiment.current_runs(models, seeds)))
 
 
 def make_features(
@@ -41,8 +46,6 @@ def make_features(
 
     If the spec asks for a fitted single-turn model, it is fitted first.
     """
-    from pipeline.extraction.fitting.job import fit_extractor_spec, needs_fitting
-
     if needs_fitting(spec):
         log(fit_extractor_spec(spec, dataset, workspace, device, tell=log).text())
     first = extract_spec(spec, dataset, workspace, device)

@@ -15,7 +15,7 @@ from pipeline.core.workspace import Workspace
 
 
 def find_store(word: str, out: Path) -> Path | None:
-    """Return the folder of store ``word``: a path, a name from ``cache ls``, its last part, or its fingerprint.
+    """Return the folder of store ``word``: a path, a name from ``ls stores``, its last part, or its fingerprint.
 
     None if there is no such store. Raises StoreNotFoundError naming all matches if there are several.
     """

@@ -119,13 +119,13 @@ def request_of(
     from pipeline.core.digests import NAME as DIGESTS
     from pipeline.extraction.extractors import load_extractor
     from pipeline.extraction.fitting.job import fitted_spec
-    from pipeline.extraction.work import catalogue_of, requests_of
+    from pipeline.extraction.work import bound_keys, catalogue_of, requests_of
 
     extractor = load_extractor(fitted_spec(spec, dataset, workspace), device)
     fields = canonical(extractor.semantic())
     path = store_path(workspace.stores, dataset.name, extractor.name, fields)
     sources, unreadable = catalogue_of(dataset, extractor, path.parent / DIGESTS, workers, remember=False)
-    catalogue = {image: item.key for image, item in sources.items()}
+    catalogue = bound_keys(dataset, sources)
 
     def wanted(where: Path, name: str, about: dict[str, Any], tables: tuple[str, ...]) -> ExpectedStore:
         rows = {table: requests_of(table, dataset, sources, unreadable)[1] for table in tables}

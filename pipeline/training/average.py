@@ -20,13 +20,24 @@ class WeightAverage:
         self._decay = decay
         self._average: list[Tensor] = []
 
+    @property
+    def values(self) -> list[Tensor]:
+        """The averages, in the order of the tensors; empty before the first step, or without averaging."""
+        return self._average
+
+    def started(self) -> list[Tensor]:
+        """Return the averages, which start with the current values; empty without averaging."""
+        if not self._average:
+            self._average = [t.clone() for t in self._tensors]
+        return self._average
+
     @torch.no_grad()
     def update(self) -> None:
         """Add the current values to the average, after a step."""
         if self._average:
             torch._foreach_lerp_(self._average, self._tensors, 1 - self._decay)
         else:
-            self._average = [t.clone() for t in self._tensors]
+            self.started()
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from pipeline.training.errors import DivergenceError, TrainingError
 from pipeline.training.hard_groups import HardGroups
 from pipeline.training.models.base import MemoryModel
 from pipeline.training.randomness import RunRandom
+from pipeline.training.resume import RunState
 from pipeline.training.validate import recalls
 
 Metrics = dict[str, Any]
@@ -71,6 +73,8 @@ def fit_group(
     seeds: Sequence[int],
     validation: SessionFeatures | None = None,
     backend: str = "reference",
+    states: Sequence[RunState] = (),
+    keep: Callable[[Callable[[int], RunState | None]], None] | None = None,
 ) -> Iterator[list[Metrics | DivergenceError | None]]:
     """Train K models of one shape side by side (see ``fit``); run k uses ``trainings[k]`` and ``seeds[k]``.
 
@@ -78,7 +82,11 @@ def fit_group(
     equal for all runs. Each epoch yields a list with one entry per run: its metrics, the error if it diverged in this
     epoch (the other runs continue), or None if it has ended.
 
-    Raises TrainingError as ``fit`` does, and for runs with different ``COMMON`` settings.
+    ``states``: one state per run, all of one epoch, to go on from. ``keep`` is called after each epoch but the last,
+    once the caller has taken its outcomes, with a function that returns run k's state, None if the run has ended.
+
+    Raises TrainingError as ``fit`` does, for runs with different ``COMMON`` settings, and for a state that does not
+    fit its model.
     """
     _check(features, trainings, validation)
     if not all(model.trainable for model in models):
@@ -90,7 +98,9 @@ def fit_group(
     average = WeightAverage(trainer.averaged(), first.ema)
     runs = [_Run(model, first.early_stopping) for model in models]
     groups = HardGroups(features, first.hard_groups) if first.hard_groups else None
-    for epoch in range(1, first.epochs + 1):
+    for run, state in enumerate(states):
+        _restore(trainer, average, runs[run], run, state)
+    for epoch in range(1 + (states[0].epoch if states else 0), first.epochs + 1):
         started = time.perf_counter()
         random = RunRandom([derive_seed(seed, "epoch", epoch) for seed in seeds], features.device)
         with flushed_denormals(), matmul_precision(first.matmul):
@@ -106,6 +116,8 @@ def fit_group(
         yield outcomes
         if not any(run.going for run in runs):
             break
+        if keep is not None and epoch < first.epochs:
+            keep(partial(_state, trainer, average, runs, epoch))
     average.keep()
     trainer.write_back()
     for run in runs:
@@ -118,7 +130,7 @@ class _Run:
     def __init__(self, model: MemoryModel, patience: int | None):
         self.model, self.patience = model, patience
         self.going, self.error = True, None
-        self._best, self._best_epoch, self._kept = -math.inf, 0, None
+        self.best, self.best_epoch, self.best_weights = -math.inf, 0, None
 
     def epoch(
         self, epoch: int, loss: float | DivergenceError, seconds: float, chosen: Metrics, validation: Any
@@ -135,17 +147,66 @@ class _Run:
         if validation is not None:
             metrics["validation"] = recalls(self.model, validation)
         if self.patience:
-            if metrics["validation"]["mean"] > self._best:
-                self._best, self._best_epoch = metrics["validation"]["mean"], epoch
-                self._kept = copy.deepcopy(self.model.state_dict())
-            metrics["best"] = self._best_epoch
-            self.going = epoch - self._best_epoch < self.patience
+            if metrics["validation"]["mean"] > self.best:
+                self.best, self.best_epoch = metrics["validation"]["mean"], epoch
+                self.best_weights = copy.deepcopy(self.model.state_dict())
+            metrics["best"] = self.best_epoch
+            self.going = epoch - self.best_epoch < self.patience
         return metrics
 
     def end(self) -> None:
-        if self._kept is not None:
-            self.model.load_state_dict(self._kept)
+        if self.best_weights is not None:
+            self.model.load_state_dict(self.best_weights)
         self.model.eval()
+
+
+def _state(trainer: Trainer, average: WeightAverage, runs: Sequence[_Run], epoch: int, run: int) -> RunState | None:
+    """Return copies of everything in which run ``run`` after ``epoch`` differs from a new one; None if it has ended."""
+    kept, tensors = runs[run], {}
+    if not kept.going:
+        return None
+    for place, tensor in enumerate(trainer.part(_floats(trainer.averaged()), run)):
+        tensors[f"weights.{place}"] = tensor
+    for place, moments in trainer.optimizers[run].state_dict()["state"].items():
+        tensors |= {f"adam.{place}.{name}": value for name, value in moments.items()}
+    for place, tensor in enumerate(trainer.part(average.values, run) if average.values else ()):
+        tensors[f"average.{place}"] = tensor
+    tensors |= {f"best.{name}": value for name, value in (kept.best_weights or {}).items()}
+    copies = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
+    return RunState(epoch, kept.best, kept.best_epoch, tensors=copies)
+
+
+@torch.no_grad()
+def _restore(trainer: Trainer, average: WeightAverage, kept: _Run, run: int, state: RunState) -> None:
+    """Set run ``run`` to ``state``."""
+    parts: dict[str, dict[str, Tensor]] = {"weights": {}, "adam": {}, "average": {}, "best": {}}
+    for name, value in state.tensors.items():
+        kind, _, rest = name.partition(".")
+        parts[kind][rest] = value
+    _copy(trainer.part(_floats(trainer.averaged()), run), parts["weights"])
+    if parts["average"]:
+        _copy(trainer.part(average.started(), run), parts["average"])
+    optimizer = trainer.optimizers[run]
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in parts["adam"].items():
+        place, _, moment = name.partition(".")
+        moments.setdefault(int(place), {})[moment] = value
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    kept.best, kept.best_epoch = state.best, state.best_epoch
+    kept.best_weights = {n: v.to(trainer.features.device) for n, v in parts["best"].items()} or None
+
+
+def _floats(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [t.detach() for t in tensors if t.is_floating_point()]
+
+
+def _copy(tensors: Sequence[Tensor], values: dict[str, Tensor]) -> None:
+    shapes = [tuple(t.shape) for t in tensors]
+    saved = [tuple(values[str(place)].shape) for place in range(len(values))]
+    if shapes != saved:
+        raise TrainingError(f"the saved state has tensors of shapes {saved}, the model {shapes}")
+    for place, tensor in enumerate(tensors):
+        tensor.copy_(values[str(place)])
 
 
 def _epoch(

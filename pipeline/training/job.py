@@ -16,10 +16,11 @@ from pipeline.core.threads import cpu_threads, training_threads
 from pipeline.training.backends import BackendChoice, choose_backend
 from pipeline.training.data import SessionFeatures
 from pipeline.training.diagnostics import diagnose
-from pipeline.training.errors import DivergenceError
+from pipeline.training.errors import DivergenceError, RunError
 from pipeline.training.fit import fit_group
 from pipeline.training.models import MemoryModel, build_model
 from pipeline.training.models.cm_ntm import CMNTM
+from pipeline.training.resume import Pace, RunState
 from pipeline.training.runs import RunFolder, RunIdentity, run_identity, sessions_digest
 
 NO_VALIDATION = Validation()
@@ -93,8 +94,11 @@ def train_runs(
     diagnostics: bool = False,
     progress: Callable[[TrainRequest, dict[str, Any]], None] | None = None,
     chosen: Callable[[BackendChoice], None] | None = None,
+    resumed: Callable[[TrainRequest, int], None] | None = None,
 ) -> list[Trained | DivergenceError]:
     """Train all requests that have not finished, side by side; ``again`` trains every request.
+
+    An interrupted run goes on after its last saved epoch (see ``pipeline.training.resume``).
 
     All requests have the same features, and all models the same shape.
 
@@ -106,6 +110,7 @@ def train_runs(
         diagnostics: also write diagnostics.jsonl, one line per epoch, for models with an addressed memory.
         progress: called with each epoch's metrics.
         chosen: called with the backend once it is chosen.
+        resumed: called with the epoch after which a run goes on.
 
     Returns:
         One entry per request: the finished run, or the error if it diverged (the other runs continue).
@@ -122,7 +127,7 @@ def train_runs(
     if todo:
         pending = [requests[place] for place in todo]
         with cpu_threads(training_threads(threads)):
-            done = _train(pending, spec, backend, diagnostics, progress, chosen)
+            done = _train(pending, spec, backend, diagnostics, progress, chosen, resumed)
         found |= dict(zip(todo, done, strict=True))
     return [found[place] for place in range(len(requests))]
 
@@ -134,57 +139,116 @@ def _train(
     diagnostics: bool,
     progress: Any,
     chosen: Any,
+    resumed: Any,
 ) -> list[Trained | DivergenceError]:
     first, models = requests[0], [request.build() for request in requests]
-    trainings = [request.training for request in requests]
     choice = BackendChoice("reference")
     if models[0].trainable:
-        choice = choose_backend(backend, models, first.features, trainings)
+        choice = choose_backend(backend, models, first.features, [request.training for request in requests])
         if chosen is not None:
             chosen(choice)
-    started = time.perf_counter()
-    runs = [_Open(request, model, spec, choice, len(requests)) for request, model in zip(requests, models, strict=True)]
+    pairs = zip(requests, models, strict=True)
+    runs = [_Open(request, model, spec, choice, len(requests), diagnostics) for request, model in pairs]
+    done: dict[int, Trained | DivergenceError] = {}
+    for epoch in dict.fromkeys(run.after for run in runs):  # side by side: runs that start after the same epoch
+        alike = [place for place, run in enumerate(runs) if run.after == epoch]
+        found = _train_alike([runs[place] for place in alike], choice.backend, diagnostics, progress, resumed)
+        done |= dict(zip(alike, found, strict=True))
+    return [done[place] for place in range(len(runs))]
+
+
+def _train_alike(
+    runs: Sequence[_Open], backend: str, diagnostics: bool, progress: Any, resumed: Any
+) -> list[Trained | DivergenceError]:
+    requests, started, pace = [run.request for run in runs], time.perf_counter(), Pace()
+    first = requests[0]
+
+    def seconds() -> float:
+        return (time.perf_counter() - started) / len(runs)
+
+    def keep(state_of: Callable[[int], RunState | None]) -> None:
+        if pace.due():
+            begun = time.perf_counter()
+            for place, run in enumerate(runs):
+                if (state := state_of(place)) is not None:
+                    run.save_state(state, backend, seconds())
+            pace.saved(begun)
+
     with ExitStack() as folders:
         for run in runs:
-            run.folder = folders.enter_context(run.opened)
-            if diagnostics:
+            run.open(folders)
+            if resumed is not None and run.after:
+                resumed(run.request, run.after)
+        states = [run.state for run in runs if run.state is not None]  # of all runs, or of none
+        if diagnostics and not states:
+            for run in runs:
                 run.diagnose(0)
-        seeds = [request.seed for request in requests]
-        held = first.validation_features
-        for outcomes in fit_group(models, first.features, trainings, seeds, held, choice.backend):
+        for outcomes in fit_group(
+            [run.model for run in runs],
+            first.features,
+            [request.training for request in requests],
+            [request.seed for request in requests],
+            first.validation_features,
+            backend,
+            states,
+            keep,
+        ):
             for run, outcome in zip(runs, outcomes, strict=True):
                 if outcome is None:
                     continue
                 run.take(outcome, diagnostics)
                 if progress is not None and not isinstance(outcome, DivergenceError):
                     progress(run.request, outcome)
-        seconds = (time.perf_counter() - started) / len(runs)
-        return [run.finish(seconds) for run in runs]
+        return [run.finish(seconds()) for run in runs]
 
 
 class _Open:
-    """A run in training: its folder and the metrics of its last epoch."""
+    """A run in training: its folder, the epoch after which it starts, and the metrics of its last epoch."""
 
-    def __init__(self, request: TrainRequest, model: MemoryModel, spec: Any, choice: BackendChoice, together: int):
+    def __init__(
+        self,
+        request: TrainRequest,
+        model: MemoryModel,
+        spec: Any,
+        choice: BackendChoice,
+        together: int,
+        diagnostics: bool,
+    ):
         self.request, self.model, self.folder = request, model, request.folder
+        self.state = self.folder.load_state(choice.backend, diagnostics and isinstance(model, CMNTM))
+        self.after = 0 if self.state is None else self.state.epoch
+        self.before = 0.0 if self.state is None else self.state.seconds  # seconds of an interrupted training
         self.last: dict[str, Any] = {}
         self.error: DivergenceError | None = None
         identity = request.identity
-        self.opened = self.folder.training(
-            {
-                "id": identity.id,
-                "dataset": request.dataset,
-                "identity": identity.fields,
-                "spec": spec,
-                "execution": {
-                    "device": str(request.features.device),
-                    "backend": choice.backend,
-                    "runs_side_by_side": together,
-                    "threads": torch.get_num_threads(),
-                    "torch": str(torch.__version__),
-                },
-            }
-        )
+        execution = {
+            "device": str(request.features.device),
+            "backend": choice.backend,
+            "runs_side_by_side": together,
+            "threads": torch.get_num_threads(),
+            "torch": str(torch.__version__),
+        }
+        if self.after:
+            execution["resumed_after_epoch"] = self.after
+        self.record = {
+            "id": identity.id,
+            "dataset": request.dataset,
+            "identity": identity.fields,
+            "spec": spec,
+            "execution": execution,
+        }
+
+    def open(self, folders: ExitStack) -> None:
+        """Take the folder, as one of ``folders``."""
+        self.folder = folders.enter_context(self.folder.training(self.record, self.after))
+        if len(lines := self.folder.metrics()) != self.after:
+            raise RunError(f"{self.folder.path}: another process has trained this run; run the same command again")
+        self.last = lines[-1] if lines else {}
+
+    def save_state(self, state: RunState, backend: str, seconds: float) -> None:
+        """Save the state of an epoch; ``seconds``: spent since this process began with the run."""
+        state.seconds = self.before + seconds
+        self.folder.save_state(state, backend)
 
     def take(self, outcome: dict[str, Any] | DivergenceError, diagnostics: bool) -> None:
         """Record an epoch's metrics, or the error that ended the run."""
@@ -214,7 +278,7 @@ class _Open:
         summary = {
             **{key: last[key] for key in ("loss", "chosen", "best") if key in last},
             "epochs": last["epoch"],
-            "seconds": seconds,
+            "seconds": self.before + seconds,
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "sessions": len(features),
             "skipped": len(features.skipped),

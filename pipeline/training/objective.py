@@ -26,7 +26,8 @@ class Step:
     """Input of a model's own loss (``MemoryModel.objective``).
 
     batch: sessions of the step; rows: int64 [B, T], their targets as rows of ``features.targets``; progress: in (0, 1],
-    the fraction of epochs completed at the end of the current one.
+    the fraction of epochs completed at the end of the current one; drawn: random numbers of the loss that were drawn
+    before (``MemoryModel.draws``), None to draw them in the loss.
     """
 
     features: SessionFeatures
@@ -34,6 +35,7 @@ class Step:
     rows: Tensor
     training: Training
     progress: float
+    drawn: tuple[Tensor, ...] | None = None
 
 
 class Objective:

@@ -3,9 +3,9 @@
 ``<runs>/<dataset>/<model>/<run id>/`` contains run.json (spec, identity, execution; rewritten with the summary when
 training has finished), metrics.jsonl and, on request, diagnostics.jsonl (one line per epoch), model.safetensors and
 model.json, the seal of these files (seal.json, written last), and the files of the evaluation: results.h5, summary.json
-and their own seal. A folder without ``finished`` in its run.json was interrupted, and a folder that does not match its
-seal is damaged; both are trained again from the start. Every write needs the folder's lease, so a trainer that has
-lost it changes nothing.
+and their own seal. A folder without ``finished`` in its run.json was interrupted: training goes on from its saved state
+(``pipeline.training.resume``). A folder that does not match its seal is damaged, and is trained again from the start.
+Every write needs the folder's lease, so a trainer that has lost it changes nothing.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from cache.seal import RESULTS_SEAL, SEAL, SealError, check_seal, write_seal
 from manifests.identity import digest
 from manifests.schema import Session, Training, Validation
 from pipeline.training.checkpoint import RUN, SIDECAR, TRAIN_AGAIN, WEIGHTS, save_model
-from pipeline.training.errors import RunError
+from pipeline.training.errors import DivergenceError, RunError
 from pipeline.training.models import MemoryModel, model_options
+from pipeline.training.resume import RunState, load_state, remove_state, save_state
 
 RUN_ID_DIGITS = 12
 IDENTITY_VERSION = 2  # version 1, not recorded, used session ids, and missed changed images with unchanged ids
@@ -198,9 +199,29 @@ class RunFolder:
         """Write the model's weights and their description."""
         save_model(self.path, model, last=self._check)
 
+    def load_state(self, backend: str, diagnostics: bool = False) -> RunState | None:
+        """Return the saved state of an interrupted training, or None if it must start again.
+
+        ``diagnostics``: whether the run also needs the diagnostics of all epochs.
+        """
+        if self.state not in ("incomplete", "failed"):
+            return None
+        try:
+            done = {line["epoch"] for line in self.metrics()}
+            seen = {line["epoch"] for line in self.diagnoses()} if diagnostics else None
+            state = load_state(self.path, backend)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        epochs = set(range(1, state.epoch + 1)) if state else set()
+        return state if epochs <= done and (seen is None or epochs | {0} <= seen) else None
+
+    def save_state(self, state: RunState, backend: str) -> None:
+        """Save the state of an epoch whose metrics are written."""
+        save_state(self.path, state, backend, last=self._check)
+
     @contextmanager
-    def training(self, record: dict[str, Any]) -> Iterator[RunFolder]:
-        """Lock the folder for training from the start, and remove the files of an earlier attempt.
+    def training(self, record: dict[str, Any], after: int = 0) -> Iterator[RunFolder]:
+        """Lock the folder for training after epoch ``after``, and remove the later files of an earlier attempt.
 
         Yields the folder with its lease. ``record`` is written to run.json, marked as not finished. The message of an
         exception is recorded there under "failed".
@@ -212,26 +233,44 @@ class RunFolder:
             held = RunFolder(self.path, lease)
             remove_temporaries(self.path)  # of a trainer that lost its lease and can no longer publish them
             held._write({**record, "finished": None})
-            of_training = (self.metrics_file, self.diagnostics_file, self.path / SIDECAR, self.path / WEIGHTS)
             of_results = (self.results_file, self.summary_file, self.path / RESULTS_SEAL)
-            for file in (*of_training, self.path / SEAL, *of_results):
+            for file in (self.path / SIDECAR, self.path / WEIGHTS, self.path / SEAL, *of_results):
                 file.unlink(missing_ok=True)
+            held._start_after(after)
             try:
                 yield held
             except Exception as error:
-                with suppress(RunError):  # the lease is lost and another process trains the run
-                    held._write({**record, "finished": None, "failed": f"{type(error).__name__}: {error}"})
+                with suppress(RunError, OSError):  # another process trains the run; or the disk is full
+                    held.fail(error, record)
                 raise
+
+    def _start_after(self, epoch: int) -> None:
+        """Remove the metrics and diagnostics of later epochs; for epoch 0 all of them, and the saved state."""
+        if not epoch:
+            remove_state(self.path)
+        for file in (self.metrics_file, self.diagnostics_file):
+            kept = [line for line in _read_lines(file) if line["epoch"] <= epoch] if epoch else []
+            if kept:
+                text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept)
+                replace_atomically(file, text.encode(), last=self._check)
+            else:
+                file.unlink(missing_ok=True)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Mark the run as finished and seal it, after the model and the metrics were written."""
         self._write({**self.record(), "finished": summary})
         files = (self.run_file, self.path / SIDECAR, self.path / WEIGHTS, self.metrics_file, self.diagnostics_file)
         write_seal(self.path, RUN, self.id, [file.name for file in files if file.is_file()], last=self._check)
+        remove_state(self.path)
 
-    def fail(self, error: Exception) -> None:
-        """Mark the run as failed, with the error's message."""
-        self._write({**self.record(), "finished": None, "failed": f"{type(error).__name__}: {error}"})
+    def fail(self, error: Exception, record: dict[str, Any] | None = None) -> None:
+        """Mark the run as failed, with the error's message; the state of a diverged run is removed.
+
+        ``record``: of run.json, instead of the file's.
+        """
+        self._write({**(record or self.record()), "finished": None, "failed": f"{type(error).__name__}: {error}"})
+        if isinstance(error, DivergenceError):
+            remove_state(self.path)
 
     def _write(self, record: dict[str, Any]) -> None:
         text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

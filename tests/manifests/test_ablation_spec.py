@@ -19,7 +19,7 @@ from manifests.load import load_spec, shipped
 from manifests.table_spec import ResultsTable, load_table_spec, table_names
 from manifests.views import View
 from pipeline.analysis.ablation.plan import tasks_of
-from pipeline.analysis.tabulate import point_of
+from pipeline.analysis.tables import point_of
 
 GRID = [
     {"models": ["avg", "ewma"]},

@@ -194,7 +194,7 @@ def test_a_remark_on_a_known_copy(tmp_path: Path) -> None:
 
 def test_the_table_is_well_formed() -> None:
     files = [file for group in FILES.values() for file in group]
-    assert len({file.path for file in files}) == len(files) == 28
+    assert len({file.path for file in files}) == len(files) == 29
     for name, group in FILES.items():
         assert all(file.path.startswith(f"{name}/") and ".." not in file.path for file in group)
     for file in files:
@@ -205,7 +205,7 @@ def test_the_table_is_well_formed() -> None:
 
 def test_the_real_files_are_what_the_table_says(shared_data: Path, tmp_path: Path) -> None:
     done = download("all", tmp_path, shared_data)
-    assert len(done.fetched) == 28 and len(done.notes) == 2
+    assert len(done.fetched) == 29 and len(done.notes) == 2
     assert all(not verify(file, tmp_path / file.path) for group in FILES.values() for file in group)
     source = datasets.get("mt_fashioniq")
     dataset = source.load(source.Options(captions="blip2_captions", attributes=True), tmp_path)

@@ -20,8 +20,9 @@ from manifests.datasets.jsonl import export
 from manifests.load import load_dataset, load_spec
 from manifests.schema import Dataset, Image, RunSpec, Turn
 from pipeline.core.workspace import Workspace
+from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.stage1 import extract_spec, fit_composer_spec
-from pipeline.jobs.stage2 import Experiment, evaluate_spec, train_spec
+from pipeline.jobs.stage2 import evaluate, train
 from tests.caption_project import CAPTIONS
 from tests.pipeline.extraction.conftest import save_bert
 from tests.worlds import world
@@ -116,8 +117,8 @@ def _made(folder: Path, text: str) -> Project:
     dataset = load_dataset(spec, folder)
     if extract_spec(spec, dataset, workspace, "cpu").composed is None:
         fit_composer_spec(spec, dataset, workspace)
-    list(train_spec(spec, dataset, workspace, device="cpu"))
-    evaluate_spec(spec, dataset, workspace, device="cpu")
+    list(train(Experiment(spec, dataset, workspace, "cpu")))
+    evaluate(Experiment(spec, dataset, workspace, "cpu"))
     return Project(spec, file, folder, dataset, workspace)
 
 

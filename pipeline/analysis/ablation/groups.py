@@ -14,10 +14,9 @@ from manifests.views import View
 from pipeline.analysis.ablation.plan import Group
 from pipeline.core.cluster import ClusterError, connect
 from pipeline.core.workspace import Workspace
-from pipeline.jobs.identities import Run
-from pipeline.jobs.stage2 import Experiment, Log, TrainOptions, silent
-
-HERE = TrainOptions()
+from pipeline.jobs.experiment import Experiment, Log, silent
+from pipeline.jobs.stage2 import PLAIN, TrainOptions, evaluate_run, train
+from pipeline.training.errors import DivergenceError
 
 
 @dataclass(frozen=True)
@@ -37,28 +36,17 @@ class Job:
         return cls(spec.model_dump_json(), str(data.resolve()), str(out.resolve()), device, training_threads())
 
 
-def do_group(stage: Experiment, group: Group, how: TrainOptions = HERE) -> Iterator[str]:
+def do_group(stage: Experiment, group: Group, options: TrainOptions = PLAIN) -> Iterator[str]:
     """Train and evaluate the missing runs and views of ``group``; yield one line per run."""
     missing = {id(task.run): task.missing for task in group.tasks}
-    for run, done in _trained(stage, group, how):
+    for run, done in train(stage, group.runs, options):
+        if isinstance(done, DivergenceError):
+            continue
         views = missing[id(run)] if done.reused else _all_views(group)
         for view in views:
-            stage.evaluate(run, view)
+            evaluate_run(stage, run, view)
         told = "trained before" if done.reused else f"trained in {done.summary['seconds']:.1f} s"
         yield f"{group.label} seed {run.seed}: {told}, evaluated; run {done.folder.id}"
-
-
-def _trained(stage: Experiment, group: Group, how: TrainOptions) -> Iterator[tuple[Run, Any]]:
-    """Train the group's runs, side by side where it is faster. Raises the error of a diverged run after the others."""
-    failed: list[Exception] = []
-    for runs in stage.together(group.runs, how):
-        for run, done in zip(runs, stage.train_group(runs, how=how), strict=True):
-            if isinstance(done, Exception):
-                failed.append(done)
-            else:
-                yield run, done
-    if failed:
-        raise failed[0]
 
 
 def _all_views(group: Group) -> tuple[View, ...]:

@@ -19,8 +19,8 @@ from manifests.options import problems_of
 from manifests.schema import Dataset, RunSpec, Training
 from manifests.views import View
 from pipeline.core.workspace import Workspace
+from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.identities import Run, make_run
-from pipeline.jobs.stage2 import Experiment
 
 REPEATS = 3  # timed steps per shape after one warm-up step; the fastest counts
 

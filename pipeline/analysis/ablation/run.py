@@ -16,9 +16,9 @@ from pipeline.analysis.ablation.plan import AblationPlan, plan_ablation
 from pipeline.analysis.ablation.timing import measure_timing, read_timing, timing_file
 from pipeline.analysis.tuning.sealed import read_spec
 from pipeline.core.workspace import Workspace
+from pipeline.jobs.experiment import Experiment, Log, silent
 from pipeline.jobs.run import make_features
 from pipeline.jobs.specs import check_components
-from pipeline.jobs.stage2 import Experiment, Log, silent
 
 
 @dataclass(frozen=True)

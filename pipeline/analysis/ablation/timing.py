@@ -15,7 +15,7 @@ import torch
 from cache.files import replace_atomically
 from pipeline.analysis.ablation.plan import PlannedRun
 from pipeline.core.device import describe
-from pipeline.jobs.stage2 import Experiment
+from pipeline.jobs.experiment import Experiment
 
 ROUNDS = 30  # each round times every point once, so that other load on the machine affects all points equally
 WARM_UP = 3

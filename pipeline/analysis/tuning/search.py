@@ -20,9 +20,9 @@ from pipeline.analysis.tuning.space import Axis, nested, space_for
 from pipeline.analysis.tuning.trials import LOG, Trial, TrialLog
 from pipeline.composition.request import composer_request
 from pipeline.core.workspace import Workspace
+from pipeline.jobs.experiment import Experiment, Log, silent
 from pipeline.jobs.identities import Run, make_run
 from pipeline.jobs.stage1 import fitting_sessions
-from pipeline.jobs.stage2 import Experiment, Log, silent
 
 
 class TuneError(FashionNTMError, ValueError):
@@ -167,7 +167,7 @@ def _notes(spec: RunSpec, dataset: Dataset, sessions: Sequence[Session], cuts: S
 
 def _parts(stage: Experiment, sessions: Sequence[Session], cuts: Sequence[Sequence[int]]) -> list[tuple[Any, Any]]:
     """Return (features to fit on, held-out features) of each fold."""
-    features = stage._features(sessions)
+    features = stage.features(sessions)
     place = {session.id: n for n, session in enumerate(features.sessions)}
     parts = []
     for cut in cuts:

@@ -6,6 +6,8 @@ import click
 
 from pipeline.commands import commands_of
 
+SECTION = "cache"
+
 
 @click.group(
     "cache",

@@ -19,7 +19,7 @@ from pipeline.commands._shared import emit, option_json, option_out
 def command(a: str, b: str, out: Path, largest: int, as_json: bool) -> None:
     """Compare stores A and B: fingerprint fields, rows in only one of them, and rows whose bytes differ.
 
-    Rows are matched by content key, so order and shards do not matter. A and B are paths, or names as `cache ls`
+    Rows are matched by content key, so order and shards do not matter. A and B are paths, or names as `ls stores`
     prints them. Exit code 1 when they differ (as `diff`), else 0.
     """
     from cache import Store

@@ -28,7 +28,7 @@ def command(
 
     Lists the fingerprint fields that differ, stored -> requested; differences in provenance, which is not part of the
     key; and, by content, the rows that are new, changed or no longer referenced by the dataset. STORE is a path or a
-    name as `cache ls` prints it. Default: the store of SPEC's last extraction. Loads the model for its fingerprint and
+    name as `ls stores` prints it. Default: the store of SPEC's last extraction. Loads the model for its fingerprint and
     runs no inference. Exit code 3 when a fingerprint field differs, else 0.
     """
     from cache import Store

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import emit, load, open_job, option_data, option_json, option_set
+from pipeline.commands._shared import emit, load, open_job, option_data, option_json, option_out, option_set
 
 
 @click.command(
     "export",
-    epilog="Example: fashion-ntm cache export demo --format npy --out arrays --workspace out/demo --data out/demo",
+    epilog="Example: fashion-ntm cache export demo --format npy --to arrays --data out/demo --out out/demo",
 )
 @click.argument("target", metavar="STORE|SPEC")
-@click.option("--out", "folder", type=click.Path(path_type=Path), required=True, help="Folder to write; new or empty.")
+@click.option("--to", "folder", type=click.Path(path_type=Path), required=True, help="Folder to write; new or empty.")
 @click.option(
     "--format",
     "form",
@@ -23,16 +23,8 @@ from pipeline.commands._shared import emit, load, open_job, option_data, option_
     show_default=True,
     help="parquet needs the extra fashion-ntm[parquet].",
 )
-@click.option(
-    "--workspace",
-    "out",
-    type=click.Path(path_type=Path),
-    default=Path("out"),
-    show_default=True,
-    envvar="FASHION_NTM_OUT",
-    help="Folder for stores and runs: --out of the other commands.",
-)
 @option_data
+@option_out
 @option_set
 @option_json
 def command(

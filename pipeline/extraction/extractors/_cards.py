@@ -1,8 +1,8 @@
 """Cards of published checkpoints by short name; ``ls extractors --long`` prints them.
 
 Sources: public model pages, license files, configuration files, and loading code.
-``contaminated_on`` refers to test pairs: of these checkpoints only SPRC's and SPN4CIR's were fitted on FashionIQ's
-triplets. The content of general web crawls is unknown.
+``contaminated_on`` refers to test pairs: SPRC's and SPN4CIR's checkpoints were fitted on FashionIQ's triplets, and GME's
+training data contains them. The content of general web crawls is unknown.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ _OWN = (
     "texts are lower-cased and stripped of punctuation, as its own processor does. Its code builds the weights while the "
     "model is initialised, which newer transformers may refuse: a folder in SiglipModel's format needs neither"
 )
+
+
+_BGE_VL = "trained on MegaPairs; composer fusion with alpha 0.5 and raw, extractor.normalise = false: the sum of both"
+_M_BEIR = "its training data includes M-BEIR, and with it FashionIQ's train triplets"
 
 
 def _dual(name: str, licence: str, hub: str, dim: int, notes: str, **more: str) -> Card:
@@ -59,6 +63,8 @@ CLIP = (
         768,
         f"ViT-B/16, loads as Siglip2Model; {_NAFLEX}; {_SIGLIP}; texts lower-cased, 64 tokens",
     ),
+    _dual("bge-vl-base", "MIT", "BAAI/BGE-VL-base", 512, f"BGE-VL-base, CLIP ViT-B/16; {_BGE_VL}"),
+    _dual("bge-vl-large", "MIT", "BAAI/BGE-VL-large", 768, f"BGE-VL-large, CLIP ViT-L/14; {_BGE_VL}"),
     _dual(
         "marqo-fashionsiglip",
         "Apache-2.0",
@@ -76,6 +82,53 @@ CAPTION = (
         name="minilm",
         dims={"image": 384, "text": 384},
         notes="6 layers, texts of up to 256 word pieces; the captions' own licence comes on top",
+    ),
+)
+
+
+def _mllm(name: str, licence: str, hub: str, dim: int, notes: str, seen: tuple[str, ...] = ()) -> Card:
+    return Card(licence, hub, seen, notes, name, {"query": dim, "target": dim})
+
+
+MLLM = (
+    _mllm(
+        "qwen3-vl-embedding-2b",
+        "Apache-2.0",
+        "Qwen/Qwen3-VL-Embedding-2B",
+        2048,
+        "2B, 28 layers; Matryoshka: extractor.dim from 64; the content of its training data is not published in full",
+    ),
+    _mllm(
+        "qwen3-vl-embedding-8b",
+        "Apache-2.0",
+        "Qwen/Qwen3-VL-Embedding-8B",
+        4096,
+        "8B, 36 layers; Matryoshka: extractor.dim from 64; the content of its training data is not published in full",
+    ),
+    _mllm(
+        "gme-2b",
+        "Apache-2.0",
+        "Alibaba-NLP/gme-Qwen2-VL-2B-Instruct",
+        1536,
+        f"2B, without its own code; {_M_BEIR}",
+        ("mt_fashioniq",),
+    ),
+    _mllm(
+        "gme-7b",
+        "Apache-2.0",
+        "Alibaba-NLP/gme-Qwen2-VL-7B-Instruct",
+        3584,
+        f"7B, without its own code; {_M_BEIR}",
+        ("mt_fashioniq",),
+    ),
+    _mllm(
+        "procir",
+        "see the model's page",
+        "a folder of the checkpoint that the ProCIR authors link (arXiv 2604.10297)",
+        1024,
+        "0.8B, Qwen3.5; trained on FashionMV (DeepFashion, Fashion200K, FashionGen); whether its images overlap with "
+        "FashionIQ's is not published, so it is marked as contaminated",
+        ("mt_fashioniq",),
     ),
 )
 

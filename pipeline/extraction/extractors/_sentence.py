@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
+from torch import nn
+
 from manifests.errors import nearest
 from pipeline.extraction.hub import Checkpoint, ModelError
 
-_CHAIN = (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"])
-_MODES = {"mean_tokens": "mean", "cls_token": "cls"}
+_MODES = {"mean_tokens": "mean", "cls_token": "cls", "lasttoken": "last", "max_tokens": "max"}
+_KNOWN = ("mean", "cls", "last", "max")
+_ACTIVATIONS = {"Identity": nn.Identity, "Tanh": nn.Tanh, "ReLU": nn.ReLU, "GELU": nn.GELU}
 # File names of all versions, in the order in which the library searches.
 _SETTINGS = tuple(
     f"sentence_{kind}_config.json"
@@ -24,11 +28,13 @@ _DEFAULTS = {"transformer_task": "feature-extraction", "module_output_name": "to
 class SentenceConfig:
     """Settings of a sentence encoder besides its transformer.
 
-    ``pooling``: "mean" or "cls". ``normalize``: the output has unit L2 norm. ``prompt``: prepended to every text.
+    ``pooling``: "mean", "cls" (first token), "last" (last token) or "max". ``dense``: folders of the dense layers after
+    the pooling, in order. ``normalize``: the output has unit L2 norm. ``prompt``: prepended to every text.
     ``max_length``: in tokens; None: that of the model and its tokenizer.
     """
 
     pooling: str = "mean"
+    dense: tuple[str, ...] = ()
     normalize: bool = False
     prompt: str = ""
     max_length: int | None = None
@@ -40,7 +46,7 @@ def sentence_config(checkpoint: Checkpoint) -> SentenceConfig:
 
     Raises ModelError with the first setting that the caption extractor does not support.
     """
-    pooling, normalize = _modules(checkpoint)
+    pooling, dense, normalize = _modules(checkpoint)
     mode, with_prompt = _pooling(checkpoint, pooling)
     prompt = _prompt(checkpoint)
     if prompt and not with_prompt:
@@ -51,50 +57,89 @@ def sentence_config(checkpoint: Checkpoint) -> SentenceConfig:
     length = settings.get("max_seq_length")
     if length is not None and (isinstance(length, bool) or not isinstance(length, int) or length < 1):
         raise _refused(checkpoint, f"has max_seq_length = {length!r}, which is no number of tokens")
-    return SentenceConfig(mode, normalize, prompt, length, bool(settings.get("do_lower_case", False)))
+    return SentenceConfig(mode, dense, normalize, prompt, length, bool(settings.get("do_lower_case", False)))
 
 
-def _modules(checkpoint: Checkpoint) -> tuple[str, bool]:
-    """Return (folder of the pooling module, whether a normalization module follows) from modules.json."""
+def _modules(checkpoint: Checkpoint) -> tuple[str, tuple[str, ...], bool]:
+    """Return (folder of the pooling, folders of the dense layers, whether the output is normalized) of modules.json.
+
+    The chain is Transformer, Pooling, any number of Dense, and at most one Normalize.
+    """
     found = checkpoint.json("modules.json")
     if not found:
-        return "1_Pooling", False
+        return "1_Pooling", (), False
     modules = found.get("")
     if not isinstance(modules, list) or not all(isinstance(m, dict) for m in modules):
         raise _refused(checkpoint, "has a modules.json that is no list of modules")
     kinds = [str(m.get("type", "")).rsplit(".", 1)[-1] for m in modules]
-    if kinds not in _CHAIN:
-        known = {kind for chain in _CHAIN for kind in chain}
-        extra = next((k for k in kinds if k not in known), None)
+    middle = kinds[2:-1] if kinds[-1:] == ["Normalize"] else kinds[2:]
+    if kinds[:2] != ["Transformer", "Pooling"] or set(middle) - {"Dense"}:
+        extra = next((k for k in kinds if k not in ("Transformer", "Pooling", "Dense", "Normalize")), None)
         what = f"a {extra} layer" if extra else f"the modules {', '.join(kinds)}"
         raise _refused(
-            checkpoint, f"has {what} in modules.json, where {' or '.join(', '.join(c) for c in _CHAIN)} is known"
+            checkpoint, f"has {what} in modules.json, where Transformer, Pooling, Dense ... and Normalize are known"
         )
     paths = [str(m.get("path", "")) for m in modules]
     if paths[0]:
         raise _refused(checkpoint, f"keeps its transformer in the folder {paths[0]!r} (modules.json); move it one up")
     if outside := next((p for p in paths if Path(p).is_absolute() or ".." in Path(p).parts), None):
         raise _refused(checkpoint, f"has a module outside of its folder, {outside!r} (modules.json)")
-    if not (checkpoint.path / paths[1] / "config.json").is_file():
-        raise _refused(checkpoint, f"lacks {paths[1]}/config.json, which modules.json names: fetch it again")
+    for path in paths[1 : 2 + len(middle)]:
+        if not (checkpoint.path / path / "config.json").is_file():
+            raise _refused(checkpoint, f"lacks {path}/config.json, which modules.json names: fetch it again")
     for path in paths[2:]:
         about = checkpoint.json(f"{path}/config.json")
         if about.get("module_input_name", "sentence_embedding") != "sentence_embedding" or about.get(
             "module_output_name"
         ) not in (None, "sentence_embedding"):
-            raise _refused(checkpoint, f"normalizes something else than its sentence embedding ({path}/config.json)")
-    return paths[1], len(paths) > 2
+            verb = "maps" if path in paths[2 : 2 + len(middle)] else "normalizes"
+            raise _refused(checkpoint, f"{verb} something else than its sentence embedding ({path}/config.json)")
+    return paths[1], tuple(paths[2 : 2 + len(middle)]), kinds[-1] == "Normalize"
+
+
+def dense_layers(checkpoint: Checkpoint, folders: tuple[str, ...], width: int) -> nn.Sequential:
+    """Return the dense layers in ``folders``, float32, for inputs of ``width`` values.
+
+    Raises ModelError for an unsupported activation, or weights that are missing, pickled, or of other sizes.
+    """
+    layers: list[nn.Module] = []
+    for folder in folders:
+        about = checkpoint.json(f"{folder}/config.json")
+        kind = str(about.get("activation_function") or "Tanh").rsplit(".", 1)[-1]
+        if kind not in _ACTIVATIONS:
+            raise _refused(
+                checkpoint, f"has the activation {kind} ({folder}/config.json); {nearest(kind, _ACTIVATIONS)}"
+            )
+        file = checkpoint.path / folder / "model.safetensors"
+        if not file.is_file():
+            raise _refused(
+                checkpoint,
+                f"has no {folder}/model.safetensors (pickled weights are refused: save the model once with the current "
+                "sentence-transformers)",
+            )
+        try:
+            sizes = int(about["in_features"]), int(about["out_features"])
+            layer = nn.Linear(*sizes, bias=bool(about.get("bias", True)))
+            layer.load_state_dict({n.removeprefix("linear."): v for n, v in load_file(file).items()})
+        except Exception as error:  # KeyError, RuntimeError, SafetensorError, depending on the file
+            raise _refused(checkpoint, f"has a damaged layer {folder}: {' '.join(str(error).split())[:150]}") from error
+        if sizes[0] != width:
+            raise _refused(checkpoint, f"has a layer {folder} for {sizes[0]} values after one of {width}")
+        layers += [layer, _ACTIVATIONS[kind]()]
+        width = sizes[1]
+    return nn.Sequential(*layers).float().eval().requires_grad_(False)
 
 
 def _pooling(checkpoint: Checkpoint, folder: str) -> tuple[str, bool]:
-    """Return ("mean" or "cls", whether the prompt's tokens are pooled too)."""
+    """Return (pooling mode, whether the prompt's tokens are pooled too)."""
     config = checkpoint.json(f"{folder}/config.json")
     chosen = [k.removeprefix("pooling_mode_") for k, v in config.items() if k.startswith("pooling_mode_") and v]
     found = config.get("pooling_mode") or chosen or "mean"
     modes = [_MODES.get(m, m) for m in ([found] if isinstance(found, str) else found)]
-    if modes not in (["mean"], ["cls"]):
+    if len(modes) != 1 or modes[0] not in _KNOWN:
         raise _refused(
-            checkpoint, f"pools by {' + '.join(map(str, modes))} ({folder}/config.json), where mean or cls is known"
+            checkpoint,
+            f"pools by {' + '.join(map(str, modes))} ({folder}/config.json), where one of {', '.join(_KNOWN)} is known",
         )
     return modes[0], bool(config.get("include_prompt", True))
 

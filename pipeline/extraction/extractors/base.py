@@ -28,7 +28,8 @@ class Card:
     """Provenance of a model. ``contaminated_on``: datasets whose test pairs may be in its training data.
 
     ``source``: hub id, folder, or command that creates it. ``name``: short name of a published checkpoint. ``dims``:
-    published D by table. ``clean``: text cleaning before tokenization, "" for none.
+    published D by table. ``clean``: text cleaning before tokenization, "" for none. ``published``: protocol of
+    ``check-extractor`` (such as "fashioniq, original protocol") -> metric -> published overall value in percent.
     """
 
     licence: str
@@ -38,6 +39,7 @@ class Card:
     name: str = ""
     dims: Mapping[str, int] = field(default_factory=dict)
     clean: str = ""
+    published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields that ``ls extractors --long`` prints."""

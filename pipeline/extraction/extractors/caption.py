@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from manifests.identity import file_digest
 from manifests.schema import Dataset, Image
 from pipeline.extraction import hub
 from pipeline.extraction.extractors import _cards
-from pipeline.extraction.extractors._sentence import sentence_config
+from pipeline.extraction.extractors._sentence import dense_layers, sentence_config
 from pipeline.extraction.extractors.base import Card, Extractor, ExtractorOptions
 from pipeline.extraction.tokens import Tokens
 
@@ -31,7 +32,7 @@ class CaptionOptions(ExtractorOptions):
 class CaptionExtractor(Extractor):
     """One encoder for both tables: image rows embed the images' captions, text rows the feedback.
 
-    A sentence-transformers folder sets pooling (mean or first token), normalization, prompt and maximum length.
+    A sentence-transformers folder sets pooling, dense layers, normalization, prompt and maximum length.
     """
 
     title: ClassVar[str] = "sentence encoder over captions that stand in for images"
@@ -51,6 +52,7 @@ class CaptionExtractor(Extractor):
         self.sentence = sentence_config(checkpoint)
         self.pooling = self.sentence.pooling
         self.model = hub.load_model(checkpoint, self.compute, device, unused=("pooler.",))
+        self.dense = dense_layers(checkpoint, self.sentence.dense, self.model.config.hidden_size).to(device)
         tokenizer = hub.load_tokenizer(checkpoint)
         length = self.sentence.max_length or min(
             tokenizer.model_max_length, getattr(self.model.config, "max_position_embeddings", 512)
@@ -69,7 +71,7 @@ class CaptionExtractor(Extractor):
         return self.tokens.cut
 
     def dim(self, table: str) -> int:
-        return int(self.model.config.hidden_size)
+        return int(self.dense[-2].out_features if len(self.dense) else self.model.config.hidden_size)
 
     @cached_property
     def _weights(self) -> str:
@@ -80,9 +82,12 @@ class CaptionExtractor(Extractor):
 
         # unit-norm rows do not depend on the model's normalization
         normalized = {"model_normalizes": True} if self._normalizes else {}
+        layers = [self.checkpoint.path / folder for folder in self.sentence.dense]
+        dense = {"dense": [{f.name: file_digest(f) for f in sorted(p.iterdir()) if f.is_file()} for p in layers]}
         return (
             super().semantic()
             | normalized
+            | (dense if layers else {})
             | {
                 "weights": self._weights,
                 "config": hub.config_digest(self.checkpoint),
@@ -108,22 +113,23 @@ class CaptionExtractor(Extractor):
         return self.sentence.normalize and not self.options.normalise
 
     def _text_features(self, texts: list[np.ndarray]) -> torch.Tensor:
-        rows = self._pooled(texts)
+        rows = self.dense(self._pooled(texts))
         return torch.nn.functional.normalize(rows, dim=-1) if self._normalizes else rows
 
     _image_features = _text_features
 
     def _pooled(self, texts: list[np.ndarray]) -> torch.Tensor:
+        """Return pooled token states [n, hidden size], float32; padding is excluded."""
         inputs = self.tokens.pad(texts, self.device)
         states = self.model(**inputs).last_hidden_state.float()  # [n, tokens, D]
-        if self.pooling == "cls":
-            first = states.new_zeros(len(states), dtype=torch.long)
-            if self.tokens.tokenizer.padding_side == "left":
-                first = states.shape[1] - torch.tensor([len(ids) for ids in texts], device=states.device)
-            return states[torch.arange(len(states), device=states.device), first]
+        width, left = states.shape[1], self.tokens.tokenizer.padding_side == "left"
         lengths = torch.tensor([len(ids) for ids in texts], device=states.device)
-        position = torch.arange(states.shape[1], device=states.device)
-        if self.tokens.tokenizer.padding_side == "left":
-            position = position.flip(0)
-        kept = (position < lengths[:, None]).unsqueeze(-1)  # [n, tokens, 1]; excludes padding
+        if self.pooling in ("cls", "last"):
+            first = width - lengths if left else torch.zeros_like(lengths)
+            place = first if self.pooling == "cls" else first + lengths - 1
+            return states[torch.arange(len(states), device=states.device), place]
+        position = torch.arange(width, device=states.device)
+        kept = ((position.flip(0) if left else position) < lengths[:, None]).unsqueeze(-1)  # [n, tokens, 1]
+        if self.pooling == "max":
+            return states.masked_fill(~kept, -torch.inf).amax(1)
         return (states * kept).sum(1) / lengths.clamp(min=1)[:, None]

@@ -162,7 +162,7 @@ class ClipExtractor(Fittable):
                 "weights": self._weights,
                 "config": hub.config_digest(self.checkpoint),
                 "tokenizer": self.tokens.semantic(),
-                "preprocessing": _plain(self.processor.to_dict()) | {"class": type(self.processor).__name__},
+                "preprocessing": hub.plain(self.processor.to_dict()) | {"class": type(self.processor).__name__},
                 "pooling": "the model's own",
                 "decode": decoder(),
                 "transformers": transformers.__version__.split(".")[0],
@@ -224,14 +224,3 @@ def clean_text(text: str, how: str) -> str:
 def _pooled(output: Any) -> torch.Tensor:
     """Return the features: transformers 4 returns them directly, transformers 5 in an output object."""
     return output if isinstance(output, torch.Tensor) else output.pooler_output
-
-
-def _plain(value: Any) -> Any:
-    """Return the processor's settings as plain JSON values."""
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items() if not str(k).startswith("_")}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, bool | str) or value is None:
-        return value
-    return float(value) if isinstance(value, float) else int(value) if hasattr(value, "__int__") else str(value)

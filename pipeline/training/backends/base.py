@@ -38,20 +38,24 @@ class Trainer:
         """Return the tensors to average: trained tensors and statistics of all runs."""
         return [t for model in self.models for t in (*model.parameters(), *model.buffers())]
 
+    def part(self, tensors: Sequence[Tensor], run: int) -> list[Tensor]:
+        """Return the part of run ``run`` in tensors that are laid out as ``averaged()``, or as a choice of its kinds."""
+        count = len(tensors) // len(self.models)
+        return list(tensors[run * count : (run + 1) * count])
+
     def step(self, index: Tensor, random: RunRandom, running: Sequence[bool], progress: float = 1.0) -> Tensor:
         """Take one step of each run on the sessions ``index`` (int64 [K, B]); return the losses [K] on the device.
 
         A run with a non-finite loss keeps its weights. A run that is not ``running`` is not changed, and its loss is
         NaN.
         """
+        self.set_rates(progress)
         losses = []
         for run, (model, objective) in enumerate(zip(self.models, self.objectives, strict=True)):
             if not running[run]:
                 losses.append(torch.full((), torch.nan, device=index.device))
                 continue
             model.train()
-            for group in self.optimizers[run].param_groups:
-                group["lr"] = self.trainings[run].learning_rate * model.rate(progress)
             with random.of(run):
                 loss = objective(model, index[run], progress)
             if torch.isfinite(loss):
@@ -60,6 +64,12 @@ class Trainer:
                 self._descend(run)
             losses.append(loss.detach())
         return torch.stack(losses)
+
+    def set_rates(self, progress: float) -> None:
+        """Set each run's learning rate for the epoch that ends at ``progress``."""
+        for model, training, optimizer in zip(self.models, self.trainings, self.optimizers, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = training.learning_rate * model.rate(progress)
 
     def _descend(self, run: int) -> None:
         """Take one step of Adam with the gradients of run ``run``."""

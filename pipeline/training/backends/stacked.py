@@ -16,6 +16,7 @@ from pipeline.training.backends._plain import plain
 from pipeline.training.cascade.graph import GraphTrainer
 from pipeline.training.cascade.trainer import FastTrainer
 from pipeline.training.data import SessionBatch
+from pipeline.training.determinism import seeded
 from pipeline.training.models._dropout import dropped_by
 from pipeline.training.models.base import MemoryModel
 from pipeline.training.objective import Step
@@ -60,23 +61,30 @@ class StackedModels(nn.Module):
         """Whether the model has its own loss."""
         return type(self._call[0].model).objective is not MemoryModel.objective
 
-    def draw(self, step: Step) -> Tensor:
-        """Draw the factors of all dropouts in one run's step as one row [n], from torch's current random state."""
-        batch = len(step.batch.lengths)
+    def draw(self, step: Step) -> tuple[Tensor, ...]:
+        """Draw the random numbers of one run's step, from torch's current random state.
+
+        First the factors of all dropouts as one row [n], then those of the model's own loss.
+        """
+        batch, model, like = len(step.batch.lengths), self._call[0].model, step.batch.queries
         if batch not in self._draws:
             self._draws[batch] = found = []
-            with torch.no_grad(), dropped_by(lambda values, rate: found.append((values.shape, rate)) or values):
-                _outcome(self._call[0].model, step)
-        like = step.batch.queries
-        drawn = [F.dropout(like.new_ones(shape), rate, True).flatten() for shape, rate in self._draws[batch]]
-        return torch.cat(drawn) if drawn else like.new_empty(0)
+            with seeded(0, like.device):  # finds the dropouts; restores the random state
+                step = replace(step, drawn=model.draws(step))
+                with torch.no_grad(), dropped_by(lambda values, rate: found.append((values.shape, rate)) or values):
+                    _outcome(model, step)
+        kept = [F.dropout(like.new_ones(shape), rate, True).flatten() for shape, rate in self._draws[batch]]
+        return torch.cat(kept) if kept else like.new_empty(0), *model.draws(step)
 
-    def forward(self, steps: Sequence[Step], kept: Tensor) -> Tensor:
-        """Return f' [K, B, T, D], or losses [K] for a model with its own loss. kept: [K, n], rows of ``draw``."""
+    def forward(self, steps: Sequence[Step], drawn: Sequence[Tensor]) -> Tensor:
+        """Return f' [K, B, T, D], or losses [K] for a model with its own loss. drawn: rows of ``draw``, each [K, ...]."""
         call, first = self._call[0], steps[0]
 
-        def of(model: MemoryModel, queries: Tensor, targets: Tensor, lengths: Tensor, rows: Tensor) -> Tensor:
-            return _outcome(model, replace(first, batch=SessionBatch(queries, targets, lengths), rows=rows))
+        def of(
+            model: MemoryModel, queries: Tensor, targets: Tensor, lengths: Tensor, rows: Tensor, *own: Tensor
+        ) -> Any:
+            batch = SessionBatch(queries, targets, lengths)
+            return _outcome(model, replace(first, batch=batch, rows=rows, drawn=own))
 
         def one(values: dict[str, Tensor], kept: Tensor, *inputs: Tensor) -> Tensor:
             with dropped_by(_given(kept)):
@@ -86,7 +94,8 @@ class StackedModels(nn.Module):
         names = [f"model.{name}" for name in (*self._names, *self._kept)]
         values = dict(zip(names, (*self.values, *self.buffers()), strict=True))
         inputs = [torch.stack(parts) for parts in zip(*((*s.batch, s.rows) for s in steps), strict=True)]
-        return vmap(one)(values, kept, *inputs)
+        kept, *own = drawn
+        return vmap(one)(values, kept, *inputs, *own)
 
     @torch.no_grad()
     def write_to(self, models: Sequence[MemoryModel]) -> None:
@@ -123,12 +132,12 @@ class StackedTrainer(FastTrainer):
         return StackedModels(models)
 
     def _losses(self, index: Tensor, random: RunRandom, progress: float) -> Tensor:
-        steps, kept = [], []
+        steps, drawn = [], []
         for run, (model, objective) in enumerate(zip(self.models, self.objectives, strict=True)):
             with random.of(run):
                 steps.append(objective.step(model, index[run], progress))
-                kept.append(self.cascade.draw(steps[-1]))
-        return _losses_of(self, steps, torch.stack(kept), random)
+                drawn.append(self.cascade.draw(steps[-1]))
+        return _losses_of(self, steps, _stacked(drawn), random)
 
 
 class StackedGraphTrainer(GraphTrainer):
@@ -139,23 +148,28 @@ class StackedGraphTrainer(GraphTrainer):
     def _stack(self, models: Sequence[MemoryModel], chain: Any) -> StackedModels:
         return StackedModels(models)
 
-    def _dropout(self, index: Tensor, random: RunRandom) -> Tensor:
-        step = self.objectives[0].step(self.models[0], index[0], 1.0)
-        kept = []
-        for run in range(len(index)):
+    def _draw(self, index: Tensor, random: RunRandom, progress: float) -> tuple[Tensor, ...]:
+        drawn = []
+        for run, (model, objective) in enumerate(zip(self.models, self.objectives, strict=True)):
+            step = objective.step(model, index[run], progress)
             with random.of(run):
-                kept.append(self.cascade.draw(step))
-        return torch.stack(kept)
+                drawn.append(self.cascade.draw(step))
+        return _stacked(drawn)
 
-    def _step_losses(self, steps: Sequence[Step], kept: Tensor | None) -> Tensor:
-        assert kept is not None
-        return _losses_of(self, steps, kept, None)
+    def _step_losses(self, steps: Sequence[Step], drawn: tuple[Tensor, ...]) -> Tensor:
+        return _losses_of(self, steps, drawn, None)
 
 
-def _losses_of(trainer: FastTrainer, steps: Sequence[Step], kept: Tensor, random: RunRandom | None) -> Tensor:
+def _stacked(drawn: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:
+    return tuple(torch.stack(parts) for parts in zip(*drawn, strict=True))
+
+
+def _losses_of(
+    trainer: FastTrainer, steps: Sequence[Step], drawn: Sequence[Tensor], random: RunRandom | None
+) -> Tensor:
     """Return the losses [K]. With ``random``, each loss draws from the random state of its run."""
     trainer.forget_gradients()
-    found = trainer.cascade(steps, kept)
+    found = trainer.cascade(steps, drawn)
     if trainer.cascade.own_loss:
         return found
     losses = []

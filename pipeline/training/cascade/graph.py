@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,14 +55,14 @@ def record(step: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
 
 
 class Captured(NamedTuple):
-    """A captured step. ``replay`` reads index [K, B] and kept in place, and writes the losses [K].
+    """A captured step. ``replay`` reads index [K, B] and drawn in place, and writes the losses [K].
 
-    kept: the dropout factors, e.g. [K, B, T, D]; None without dropout.
+    drawn: random numbers of the step, e.g. dropout factors [K, B, T, D].
     """
 
     replay: Callable[[], object]
     index: Tensor
-    kept: Tensor | None
+    drawn: tuple[Tensor, ...]
     losses: Tensor
 
 
@@ -82,56 +82,59 @@ class GraphTrainer(FastTrainer):
         reason = why_not(features, trainings, all(o.plain for o in self.objectives))
         if reason:
             raise TrainingError(f"no graph: {reason}; use the backend fast")
-        self._graphs: dict[tuple[int, tuple[bool, ...]], Captured] = {}
+        self._graphs: dict[tuple[Any, ...], Captured] = {}
 
     def step(self, index: Tensor, random: RunRandom, running: Sequence[bool], progress: float = 1.0) -> Tensor:
-        key = (index.shape[1], tuple(running))
-        kept = self._dropout(index, random)
+        first = self.models[0]
+        key = (index.shape[1], tuple(running), first.phase(progress), first.rate(progress))
+        drawn = self._draw(index, random, progress)
         if key not in self._graphs:
-            self._graphs[key] = self._captured(index.clone(), kept, running)
+            self.set_rates(progress)  # a captured step keeps them
+            self._graphs[key] = self._captured(index.clone(), drawn, running, progress)
         step = self._graphs[key]
-        step.index.copy_(index)
-        if kept is not None:
-            step.kept.copy_(kept)
+        for held, value in zip((step.index, *step.drawn), (index, *drawn), strict=True):
+            held.copy_(value)
         step.replay()
         return step.losses.clone()
 
-    def _dropout(self, index: Tensor, random: RunRandom) -> Tensor | None:
-        """Draw the dropout factors for the sessions ``index``, from each run's random state; None without dropout."""
+    def _draw(self, index: Tensor, random: RunRandom, progress: float) -> tuple[Tensor, ...]:
+        """Draw the random numbers of a step on the sessions ``index``, from each run's state: its dropout factors."""
         rate = self.cascade.options.dropout
         if not rate:
-            return None
+            return ()
         kept = self.features.queries.new_ones(*index.shape, self.features.turns, self.features.dim)
         for run in range(len(index)):
             with random.of(run):
                 kept[run] = F.dropout(kept[run], rate, True)
-        return kept
+        return (kept,)
 
-    def _whole_step(self, index: Tensor, kept: Tensor | None, running: Sequence[bool]) -> Tensor:
-        steps = [o.step(m, i, 1.0) for o, m, i in zip(self.objectives, self.models, index, strict=True)]
-        losses = self._step_losses(steps, kept)
+    def _whole_step(
+        self, index: Tensor, drawn: tuple[Tensor, ...], running: Sequence[bool], progress: float = 1.0
+    ) -> Tensor:
+        steps = [o.step(m, i, progress) for o, m, i in zip(self.objectives, self.models, index, strict=True)]
+        losses = self._step_losses(steps, drawn)
         self._backward(losses)
         for run, going in enumerate(running):
             if going:
                 self._descend(run)
         return losses.detach()
 
-    def _step_losses(self, steps: Sequence[Step], kept: Tensor | None) -> Tensor:
+    def _step_losses(self, steps: Sequence[Step], drawn: tuple[Tensor, ...]) -> Tensor:
         """Return the differentiable losses [K]."""
         queries = torch.stack([step.batch.queries for step in steps])
-        predicted = self._predicted(queries, queries if kept is None else queries * kept)
+        predicted = self._predicted(queries, queries * drawn[0] if drawn else queries)
         return torch.stack([o.loss_of(s, p) for o, s, p in zip(self.objectives, steps, predicted, strict=True)])
 
-    def _captured(self, index: Tensor, kept: Tensor | None, running: Sequence[bool]) -> Captured:
+    def _captured(self, index: Tensor, drawn: tuple[Tensor, ...], running: Sequence[bool], progress: float) -> Captured:
         state = self._state()
         held = [t.detach().clone() for t in state]
         started = [bool(optimizer.state) for optimizer in self.optimizers]
         with beside(index.device):
             for _ in range(WARM_UP):
-                self._whole_step(index, kept, running)
+                self._whole_step(index, drawn, running, progress)
         self._restore(state, held, started)
-        replay, losses = record(lambda: self._whole_step(index, kept, running))
-        return Captured(replay, index, kept, losses)
+        replay, losses = record(lambda: self._whole_step(index, drawn, running, progress))
+        return Captured(replay, index, drawn, losses)
 
     def _state(self) -> list[Tensor]:
         """Return all tensors that a step changes: weights, statistics and optimizer states."""

@@ -55,7 +55,11 @@ class FastTrainer(Trainer):
     def averaged(self) -> list[Tensor]:
         return [*self._stacked, *self.cascade.buffers()]
 
+    def part(self, tensors: Sequence[Tensor], run: int) -> list[Tensor]:
+        return [tensor[run] for tensor in tensors]
+
     def step(self, index: Tensor, random: RunRandom, running: Sequence[bool], progress: float = 1.0) -> Tensor:
+        self.set_rates(progress)
         losses = self._losses(index, random, progress)
         self._backward(losses)
         values = losses.detach()

@@ -103,8 +103,19 @@ class MemoryModel(nn.Module, ABC):
         return F.normalize(last, dim=-1) @ F.normalize(candidates, dim=-1).T
 
     def objective(self, step: Step) -> Tensor | None:
-        """Return the model's own loss (a scalar), which replaces ``training.loss`` and its negatives, or None."""
+        """Return the model's own loss (a scalar), which replaces ``training.loss`` and its negatives, or None.
+
+        Random numbers of the loss are ``step.drawn``, or ``draws(step)`` after the forward pass where that is None.
+        """
         return None
+
+    def draws(self, step: Step) -> tuple[Tensor, ...]:
+        """Draw the random numbers of ``objective``; their shapes depend only on those of the batch and on the phase."""
+        return ()
+
+    def phase(self, progress: float) -> int:
+        """Return which of its losses the model trains with in the epoch that ends at ``progress``; default 0."""
+        return 0
 
     def rate(self, progress: float) -> float:
         """Return the factor of the learning rate in the epoch that ends at ``progress`` (see ``Step``); default 1."""

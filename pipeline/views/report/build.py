@@ -12,7 +12,7 @@ import numpy as np
 from manifests.errors import IncompleteError, ManifestError, Problem, nearest
 from manifests.schema import Dataset, RunSpec
 from pipeline.core.workspace import Workspace
-from pipeline.jobs.stage2 import Experiment
+from pipeline.jobs.experiment import Experiment
 from pipeline.views.report.curves import diagnostics, learning_curves, memory_figure
 from pipeline.views.report.order import interactive_order, logged_order
 from pipeline.views.report.requests import known_requests

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.jobs.stage2 import Experiment
+from pipeline.jobs.experiment import Experiment
 from pipeline.training.runs import RunFolder, list_runs
 from pipeline.views.report.charts import lines, scatter
 from pipeline.views.retrieval.trained import Trained

@@ -7,9 +7,10 @@ from pathlib import Path
 from manifests.load import shipped
 from manifests.schema import Dataset, RunSpec
 from manifests.table_spec import BlockSpec, ResultsTable, RowSpec, load_table_spec
-from pipeline.analysis.tables import Table, build_results_table
-from pipeline.analysis.tabulate import RunFinder
-from pipeline.jobs.stage2 import Experiment
+from pipeline.analysis.cells import Table
+from pipeline.analysis.results_table import build_results_table
+from pipeline.analysis.tables import RunFinder
+from pipeline.jobs.experiment import Experiment
 from pipeline.training.models import models as registry
 
 
@@ -25,7 +26,7 @@ def _filled(table: ResultsTable, stage: Experiment, data: Path) -> Table:
     finder.__dict__["stage"] = stage  # the report's own stage, so that it is loaded once
     seeds = () if table.ablation else stage.spec.seeds
     built = build_results_table(table, finder, known=registry.names(), run=stage.spec.asked, seeds=seeds)
-    return built.model_copy(update={"footnotes": (*built.footnotes, *dict.fromkeys([*finder.shown, *finder.stale]))})
+    return built.model_copy(update={"footnotes": (*built.footnotes, *finder.footnotes)})
 
 
 def own_table(spec: RunSpec, dataset: Dataset, subsets: dict[str, set[str]]) -> ResultsTable:

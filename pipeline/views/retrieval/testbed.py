@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.evaluation.evaluate import Candidates
 from pipeline.evaluation.ranking import ranks
-from pipeline.jobs.stage2 import Experiment
+from pipeline.jobs.experiment import Experiment
 from pipeline.training.data import SessionFeatures
 from pipeline.views.retrieval.index import ExactIndex
 from pipeline.views.retrieval.trained import Trained, turn_outputs

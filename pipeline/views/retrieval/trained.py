@@ -10,7 +10,7 @@ from torch import Tensor
 
 from manifests.errors import IncompleteError, ManifestError, Problem
 from pipeline.evaluation.files import ResultFiles
-from pipeline.jobs.stage2 import Experiment
+from pipeline.jobs.experiment import Experiment
 from pipeline.training.checkpoint import load_model
 from pipeline.training.data import SessionFeatures
 from pipeline.training.models.base import MemoryModel

@@ -15,7 +15,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from manifests.errors import FashionNTMError
+from manifests.errors import FashionNTMError, advice, disk_problem
 from pipeline.views.retrieval.queries import known_texts
 from pipeline.views.serve.engine import UPLOAD, Engine, Talk, described_row, upload_row
 from pipeline.views.serve.guard import Guard
@@ -53,7 +53,7 @@ def make_app(
         *(Route(f"/api/dialogues/{{id}}/{name}", page.act(name), methods=["POST"]) for name in page.ACTIONS),
         Mount("/static", StaticFiles(directory=str(FILES / "static"))),
     ]
-    handlers = {FashionNTMError: _refused}
+    handlers = {FashionNTMError: _refused, OSError: _unsaved}
     app = Starlette(
         routes=routes, middleware=[Middleware(Guard, token=token, hosts=hosts)], exception_handlers=handlers
     )
@@ -63,6 +63,11 @@ def make_app(
 
 def _refused(_: Request, error: Exception) -> Response:
     return JSONResponse({"error": str(error)}, status_code=getattr(error, "status", 409))
+
+
+def _unsaved(_: Request, error: Exception) -> Response:
+    assert isinstance(error, OSError)
+    return JSONResponse({"error": f"{disk_problem(error)}; {advice(error)}"}, status_code=507)
 
 
 async def body(request: Request, most: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 from manifests.errors import FashionNTMError, IncompleteError
 from manifests.schema import Dataset, RunSpec
 from pipeline.core.workspace import Workspace
-from pipeline.jobs.stage2 import Experiment
+from pipeline.jobs.experiment import Experiment
 from pipeline.views.retrieval.live import store_extractor
 from pipeline.views.retrieval.queries import Queries
 from pipeline.views.retrieval.trained import Trained, runs_by_id, trained_runs

@@ -8,6 +8,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from cache.files import replace_atomically
 from manifests.datasets._export import SESSIONS
 from manifests.datasets.jsonl import export
@@ -17,6 +19,25 @@ from pipeline.views.retrieval.identity import changes, models_of
 from pipeline.views.retrieval.trained import Trained
 
 ABOUT = "dialogues.json"
+
+
+class _Answering(BaseModel):
+    """A model that answered a dialogue."""
+
+    model_config = ConfigDict(extra="allow")
+
+    label: str = ""
+    run: str = ""
+    weights: str = ""
+
+
+class _About(BaseModel):
+    """Content of ``dialogues.json``."""
+
+    of: str = ""
+    options: dict[str, str] = {}
+    made_with: dict[str, Any] = {}
+    dialogues: dict[str, list[_Answering]] = {}
 
 
 class OtherDataError(FashionNTMError):
@@ -55,10 +76,13 @@ class SavedDialogues:
     def about(self) -> dict[str, Any]:
         """Return the content of ``dialogues.json``. Raises FashionNTMError when it cannot be read."""
         try:
-            found = json.loads(self._marker.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise FashionNTMError(f"{self._marker}: not valid JSON ({error}); name a new folder with --save") from None
-        return found if isinstance(found, dict) else {}
+            return _About.model_validate_json(self._marker.read_bytes()).model_dump()
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "the whole file"
+            raise FashionNTMError(
+                f"{self._marker}: not the record of saved dialogues ({place}: {first['msg']}); name a new folder with --save"
+            ) from None
 
     @property
     def options(self) -> dict[str, str]:
@@ -83,12 +107,23 @@ class SavedDialogues:
             about = self.about
             about["dialogues"][session.id] = models_of(trained)
             self._write(about)
-            kept = path.read_text(encoding="utf-8").split(
-                "\n"
-            )  # not splitlines(): texts may contain U+2028 and similar
-            lines = [line for line in kept if line and json.loads(line)["id"] != session.id]
+            lines = [line for line in self._lines(path) if _id_of(line) != session.id]
             lines.append(json.dumps(session.model_dump(), ensure_ascii=False))
             replace_atomically(path, ("\n".join(lines) + "\n").encode())
 
+    def _lines(self, path: Path) -> list[str]:
+        try:
+            return list(filter(None, path.read_text(encoding="utf-8").split("\n")))  # not splitlines(): U+2028 in texts
+        except (FileNotFoundError, UnicodeDecodeError) as error:
+            raise FashionNTMError(f"{path}: cannot be read ({error}); name a new folder with --save") from None
+
     def _write(self, about: dict[str, Any]) -> None:
         replace_atomically(self._marker, (json.dumps(about, indent=2) + "\n").encode())
+
+
+def _id_of(line: str) -> Any:
+    """Return the id of a saved session; None for a damaged line, which is kept as it is."""
+    try:
+        return json.loads(line)["id"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None

@@ -8,7 +8,7 @@ from typing import Any
 
 from manifests.schema import Dataset, RunSpec
 from pipeline.core.workspace import Workspace
-from pipeline.jobs.stage2 import Experiment
+from pipeline.jobs.experiment import Experiment
 from pipeline.views.retrieval.identity import changes, data_of, models_of
 from pipeline.views.retrieval.testbed import TestBed
 from pipeline.views.retrieval.trained import Trained, trained_runs
@@ -58,7 +58,7 @@ def open_study(
         ]
         if changed:
             raise StudyError(
-                f"{path}: holds a study of other settings ({'; '.join(changed)}): name a new file with --db"
+                f"{path}: holds a study of other settings ({'; '.join(changed)}): name a new file with --file"
             )
         _check_identity(study, Experiment(spec, dataset, workspace, device, log))
         log(f"going on with {path}: {len(study.questions)} questions, {len(study.answers())} answers so far")
@@ -89,7 +89,7 @@ def _check_identity(study: StudyFile, stage: Experiment) -> None:
     if changed:
         raise StudyError(
             f"{study.path}: its questions were drawn with other models or data ({changed}): answers to both would be "
-            "counted as one; name a new file with --db"
+            "counted as one; name a new file with --file"
         )
 
 

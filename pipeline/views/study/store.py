@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from manifests.errors import IncompleteError
+from manifests.errors import IncompleteError, advice, disk_problem
 from pipeline.views.study.questions import Question, StudyError
 
 FORMAT = 1
@@ -26,6 +27,29 @@ CREATE TABLE answer (
   option INTEGER,  -- place among the question's options; NULL: no preference
   shown TEXT NOT NULL, seconds REAL, at TEXT NOT NULL, PRIMARY KEY (participant, question));
 """
+
+
+class StudyDiskError(StudyError):
+    """The study's file cannot be read or written: full or read-only disk, damage."""
+
+    status = 507
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Convert an error of SQLite to a StudyDiskError with path, reason and next step."""
+    try:
+        yield
+    except sqlite3.IntegrityError:
+        raise
+    except (sqlite3.DatabaseError, sqlite3.OperationalError) as error:
+        name = getattr(error, "sqlite_errorname", "")
+        number = (
+            errno.ENOSPC if name == "SQLITE_FULL" else errno.EROFS if name.startswith("SQLITE_READONLY") else errno.EIO
+        )
+        cause = OSError(number, str(error), str(path))
+        kept = "answers that were acknowledged are kept"
+        raise StudyDiskError(f"cannot use the study {disk_problem(cause)}; {kept}; {advice(cause)}") from error
 
 
 @dataclass(frozen=True)
@@ -46,11 +70,18 @@ class StudyFile:
             with self._open() as db:
                 self.about: dict[str, Any] = {k: json.loads(v) for k, v in db.execute("SELECT key, value FROM about")}
                 rows = db.execute("SELECT number, session, options FROM question ORDER BY number").fetchall()
-        except sqlite3.DatabaseError as error:
-            raise StudyError(f"{path}: not a study ({error}); name another file with --db") from None
+            questions = [Question(n, s, tuple((tuple(a), tuple(b)) for a, b in json.loads(o))) for n, s, o in rows]
+        except StudyDiskError as error:
+            if isinstance(error.__cause__, sqlite3.OperationalError) and "no such table" not in str(error):
+                raise
+            raise StudyError(f"{path}: not a study ({error.__cause__}); name another file with --file") from None
+        except (ValueError, TypeError, RecursionError) as error:
+            raise StudyError(f"{path}: damaged, not a study ({error}); name another file with --file") from None
         if self.about.get("format") != FORMAT:
             raise StudyError(f"{path}: study format {self.about.get('format')!r}, this program reads {FORMAT}")
-        self.questions = [Question(n, s, tuple((tuple(a), tuple(b)) for a, b in json.loads(o))) for n, s, o in rows]
+        if missing := sorted({"models", "seed"} - self.about.keys()):
+            raise StudyError(f"{path}: damaged, it lacks {', '.join(missing)}; name another file with --file")
+        self.questions = questions
 
     @classmethod
     def create(cls, path: Path, about: dict[str, Any], questions: Sequence[Question]) -> StudyFile:
@@ -58,8 +89,7 @@ class StudyFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + ".part")
         part.unlink(missing_ok=True)
-        db = sqlite3.connect(part)
-        try:
+        with _naming(path), closing(sqlite3.connect(part)) as db:
             db.executescript(SCHEMA)
             values = {"format": FORMAT, **about}
             db.executemany("INSERT INTO about VALUES (?, ?)", [(k, json.dumps(v)) for k, v in values.items()])
@@ -68,21 +98,16 @@ class StudyFile:
                 [(q.number, q.session, json.dumps(q.options)) for q in questions],
             )
             db.commit()
-        finally:
-            db.close()
         part.replace(path)
         return cls(path)
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
-        try:
+        with _naming(self.path), closing(sqlite3.connect(self.path, timeout=30, isolation_level=None)) as db:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=FULL")  # an acknowledged answer survives a power failure
             db.execute("PRAGMA foreign_keys=ON")
             yield db
-        finally:
-            db.close()
 
     @property
     def models(self) -> list[str]:

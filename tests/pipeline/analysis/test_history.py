@@ -22,6 +22,7 @@ from pipeline.analysis.history import (
     turns_back,
 )
 from pipeline.jobs.identities import make_run
+from pipeline.jobs.stage2 import evaluate_run
 from pipeline.training.data import SessionFeatures
 from tests.pipeline.small_demo import Project
 from tests.pipeline.training.sessions import cumulative
@@ -101,7 +102,7 @@ def test_the_command_on_the_demo(part: str, demo: Project) -> None:
     if part == "test":
         stage = demo.stage()
         for name, line in (("last", "last turn alone"), ("ewma", "EWMA, the session's own history")):
-            evaluated = stage.evaluate(make_run(demo.spec, name, 0))["metrics"]["all"]["overall"]
+            evaluated = evaluate_run(stage, make_run(demo.spec, name, 0))["metrics"]["all"]["overall"]
             assert lines[line] == pytest.approx({key: evaluated[key] for key in lines[line]})
     assert ("fixed weights, fitted on the test sessions' loss" in lines) == (part == "test")
     assert not any("bound" in name for name in lines)

@@ -1,78 +1,98 @@
-"""Models that score candidates or read texts, training parts and re-ranking, as a user's spec asks for them."""
+"""Re-ranking moves the head and nothing else; the cut-off keeps what it was asked to keep."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
+import numpy as np
 import pytest
-from click.testing import Result
 
-from tests.caption_project import CAPTIONS, caption_project
-from tests.caption_project import call as call_in
+from pipeline.analysis.rerank import RerankingError, constraint_scores, cutoff_report, fit_cutoff, rerank
+from pipeline.evaluation.ranking import RankingError, ranks, score_ranks
 
-SPEC = (
-    """
-name = "parts"
-"""
-    + CAPTIONS
-    + """[composer.fit]
-epochs = 2
-[training]
-epochs = 2
-batch_size = 16
-loss = {{ name = "multi_similarity", beta = 20.0 }}
-ema = 0.5
-[validation]
-fraction = 0.2
-[models.ewma]
-[models.cfir]
-width = 8
-[models.dialog_manager]
-width = 8
-gallery = 20
-[models.turn_weights]
-texts = 16
-[models.gru]
-hidden = 4
-texts = 16
-residual = "ewma"
-training = {{ loss = "triplet", negatives = "static", hard_groups = 3 }}
-"""
-)
+rng = np.random.default_rng(0)
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return caption_project(tmp_path_factory.mktemp("project"), "parts", SPEC)
+def test_constraints_are_the_mean_cosine_of_the_texts_there_are() -> None:
+    texts, images = rng.standard_normal((3, 2, 5)), rng.standard_normal((4, 5))
+    found = constraint_scores(texts, np.array([2, 1, 0]), images)
+    for s, length in enumerate((2, 1, 0)):
+        for g in range(4):
+            cosines = [
+                texts[s, n] @ images[g] / np.linalg.norm(texts[s, n]) / np.linalg.norm(images[g]) for n in range(length)
+            ]
+            assert found[s, g] == pytest.approx(np.mean(cosines) if cosines else 0.0, abs=1e-6)
 
 
-def call(project: Path, command: str, *words: str) -> Result:
-    return call_in(project, command, str(project / "parts.toml"), *words)
+def test_only_the_head_is_reordered() -> None:
+    scores = rng.standard_normal((6, 30)).astype(np.float32)
+    have = rng.standard_normal((6, 30)).astype(np.float32) * 10
+    new = rerank(scores, must_have=have, top=8)
+    for s in range(6):
+        before, after = np.argsort(-scores[s]), np.argsort(-new[s])
+        assert set(after[:8]) == set(before[:8]) and list(after[8:]) == list(before[8:])
+        expected = sorted(before[:8], key=lambda g: -(scores[s, g] + 0.2 * have[s, g]))
+        assert list(after[:8]) == expected
 
 
-def test_every_baseline_goes_from_a_spec_to_metrics_and_through_reranking(project: Path) -> None:
-    for command in ("extract", "fit-composer", "train", "evaluate"):
-        done = call(project, command)
-        assert done.exit_code == 0, done.output
-    summaries = {s["model"]: s["metrics"] for s in json.loads(call(project, "evaluate", "--json").stdout)}
-    assert set(summaries) == {"ewma", "cfir", "dialog_manager", "turn_weights", "gru"}
-
-    reranked = call(project, "rerank", "--json", "--top", "10")
-    assert reranked.exit_code == 0, reranked.output
-    for report in json.loads(reranked.stdout):
-        before = report["test"]["before"]
-        assert before["all"] == pytest.approx(summaries[report["model"]]["all"]["overall"])
-        assert report["validation"]["after"] >= report["validation"]["before"]  # (0, 0) is on the grid
-        assert 0 <= report["cutoff"]["target kept"] <= 100
-    fixed = json.loads(call(project, "rerank", "--json", "--have", "0", "--avoid", "0", "--model", "cfir").stdout)
-    assert fixed[0]["test"]["after"] == fixed[0]["test"]["before"]
-    shown = call(project, "rerank", "--model", "ewma").stdout
-    assert "ewma seed 0: top 50" in shown and "cut-off: target kept" in shown
+def test_must_avoid_pushes_down_and_must_have_up() -> None:
+    scores = np.array([[0.9, 0.8, 0.7]], dtype=np.float32)
+    wanted = np.array([[0.0, 0.0, 1.0]], dtype=np.float32)
+    assert np.argmax(rerank(scores, must_have=wanted, have_weight=0.5)) == 2
+    assert np.argmax(rerank(scores, must_avoid=1 - wanted, avoid_weight=0.5)) == 2
+    np.testing.assert_array_equal(rerank(scores), scores)
 
 
-def test_what_cannot_be_asked_for_is_said_before_anything_runs(project: Path) -> None:
-    wrong = call(project, "validate", "--set", "training.loss=multi_similarty")
-    assert wrong.exit_code == 4 and "multi_similarity" in wrong.output
-    wrong = call(project, "validate", "--set", "training.loss.bta=3")
-    assert wrong.exit_code == 4 and "bta" in wrong.output
+def test_ties_at_the_border_of_the_head_are_treated_alike() -> None:
+    scores = np.array([[0.9, 0.5, 0.5, 0.1]], dtype=np.float32)
+    new = rerank(scores, must_have=np.array([[0.0, 0.0, 9.0, 0.0]], dtype=np.float32), top=2)
+    assert np.argmax(new) == 2 and new[0, 3] == new.min()
+
+
+def test_score_ranks_equal_ranks_for_cosines_and_tie_pessimistically() -> None:
+    queries, candidates = rng.standard_normal((5, 4)), rng.standard_normal((9, 4))
+    candidates[3] = candidates[7]
+    candidates /= np.linalg.norm(candidates, axis=1, keepdims=True)
+    targets = np.array([3, 7, 0, 1, 8])
+    cosines = (queries / np.linalg.norm(queries, axis=1, keepdims=True)) @ candidates.T
+    np.testing.assert_array_equal(score_ranks(cosines, targets, candidates), ranks(queries, candidates, targets))
+    assert score_ranks(np.zeros((1, 9)), np.array([2]), candidates).tolist() == [9]
+    with pytest.raises(RankingError, match="one score for each"):
+        score_ranks(cosines[:, :3], targets, candidates)
+    with pytest.raises(RankingError, match="session 's1'"):
+        score_ranks(
+            np.where(np.arange(9) == 2, np.nan, [[0.0], [1.0]]) * [[0], [1]] + 0,
+            targets[:2],
+            candidates,
+            names=("s0", "s1"),
+        )
+
+
+def test_the_cutoff_learns_what_a_cosine_means_for_each_kind_of_query() -> None:
+    """Two kinds of queries whose relevant candidates score 0.9 and 0.4: no one threshold on the cosine fits both."""
+    kind = np.arange(80) % 2
+    queries = np.eye(4)[kind] + 0.01 * rng.standard_normal((80, 4))
+    base = np.where(kind == 0, 0.6, 0.1)[:, None]
+    scores = base + 0.05 * rng.standard_normal((80, 20))
+    targets = rng.integers(0, 20, 80)
+    np.put_along_axis(scores, targets[:, None], base + 0.3, axis=1)
+    half = slice(0, 40)
+    cutoff = fit_cutoff(queries[half], scores[half], targets[half], recall=1.0)
+    report = cutoff_report(cutoff.keeps(queries[half], scores[half]), targets[half])
+    assert report["target kept"] == 100.0
+    unseen = cutoff_report(cutoff.keeps(queries[40:], scores[40:]), targets[40:])
+    assert unseen["target kept"] >= 90 and unseen["candidates"] < 3
+    nothing = np.repeat(base[40:], 20, axis=1) - 0.2
+    assert cutoff_report(cutoff.keeps(queries[40:], nothing), targets[40:])["nothing relevant"] == 100.0
+    probabilities = cutoff.probabilities(queries, scores)
+    np.testing.assert_array_equal(np.argsort(probabilities, 1, "stable"), np.argsort(scores, 1, "stable"))
+
+
+def test_requests_without_a_meaning_are_refused() -> None:
+    scores = np.zeros((2, 3), dtype=np.float32)
+    with pytest.raises(RerankingError, match="top = 0"):
+        rerank(scores, top=0)
+    with pytest.raises(RerankingError, match=r"must_have \[2, 2\] for scores \[2, 3\]"):
+        rerank(scores, must_have=np.zeros((2, 2)))
+    with pytest.raises(RerankingError, match=r"recall = 0"):
+        fit_cutoff(np.zeros((2, 4)), scores, np.zeros(2), recall=0)
+    with pytest.raises(RerankingError, match="share a space"):
+        constraint_scores(np.zeros((2, 1, 4)), np.ones(2), np.zeros((3, 5)))

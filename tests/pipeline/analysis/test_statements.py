@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from manifests.table_spec import ResultsTable, parse_table_spec
+from pipeline.analysis.cells import Table
 from pipeline.analysis.render import render
-from pipeline.analysis.tables import Table, build_results_table
+from pipeline.analysis.results_table import build_results_table
 from pipeline.evaluation.evaluate import Evaluation
 from pipeline.evaluation.files import save_results
 

@@ -22,7 +22,7 @@ SMALL: dict[str, Any] = {"batch": 4, "turns": 2, "dim": 8, "hidden": 3, "repeats
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_without_a_gpu_it_says_so_in_one_line_and_exits_1(tmp_path: Path) -> None:
-    command = [sys.executable, "cli.py", "bench", "gpu", "--json", str(tmp_path / "gpu.json")]
+    command = [sys.executable, "cli.py", "bench", "gpu", "--file", str(tmp_path / "gpu.json")]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=os.environ | {"CI": ""})
     assert done.returncode == 1 and not done.stdout
     assert done.stderr == "error: bench gpu measures a CUDA device, and torch sees none on this machine\n"

@@ -35,9 +35,9 @@ def test_six_kills_lose_nothing(tmp_path: Path) -> None:
 def test_the_command_prints_the_score(tmp_path: Path) -> None:
     from cli import main
 
-    done = CliRunner().invoke(main, ["cache", "kill", "--n", "1", "--folder", str(tmp_path), "--json"])
+    done = CliRunner().invoke(main, ["bench", "kill", "--set", "kills=1", "--set", f"folder={tmp_path}", "--json"])
     assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["kills"] == 1 and json.loads(done.stdout)["passed"] is True
+    assert json.loads(done.stdout)["figures"]["kills"] == 1 and json.loads(done.stdout)["figures"]["passed"] is True
 
 
 def test_a_whole_store_scores_nothing(whole: Path) -> None:

@@ -7,9 +7,17 @@ import json
 import pytest
 import torch
 
-from pipeline.jobs.identities import make_run
-from pipeline.jobs.stage2 import TrainOptions
+from pipeline.jobs.experiment import Experiment
+from pipeline.jobs.identities import Run, make_run
+from pipeline.jobs.stage2 import PLAIN, TrainOptions, train
+from pipeline.training.job import Trained
 from tests.pipeline.small_demo import Project
+
+
+def trained(stage: Experiment, run: Run, options: TrainOptions = PLAIN) -> Trained:
+    ((_, done),) = train(stage, [run], options)
+    assert isinstance(done, Trained)
+    return done
 
 
 def test_the_same_run_is_trained_the_same_way(demo: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,7 +26,7 @@ def test_the_same_run_is_trained_the_same_way(demo: Project, monkeypatch: pytest
     stage, before, found = demo.stage(), torch.get_num_threads(), {}
     for hidden, how in ((5, TrainOptions()), (6, TrainOptions(backend="reference", threads=2))):
         run = make_run(demo.spec, "cm_ntm", 0, {"hidden": hidden}, {"epochs": 1})
-        record = json.loads((stage.train(run, how=how).folder.path / "run.json").read_text())
+        record = json.loads((trained(stage, run, how).folder.path / "run.json").read_text())
         found[hidden] = (record["execution"]["threads"], record["execution"]["backend"])
     first = "numba" if stage.device.type == "cpu" else "triton"
     assert found == {5: (1, first), 6: (2, "reference")}
@@ -27,8 +35,8 @@ def test_the_same_run_is_trained_the_same_way(demo: Project, monkeypatch: pytest
 
 def test_another_backend_does_not_train_a_finished_run_again(demo: Project) -> None:
     stage, run = demo.stage(), make_run(demo.spec, "cm_ntm", 0, {"hidden": 7}, {"epochs": 1})
-    first = stage.train(run)
+    first = trained(stage, run)
     weights = (first.folder.path / "model.safetensors").read_bytes()
-    again = stage.train(run, how=TrainOptions(backend="reference", threads=2))
+    again = trained(stage, run, TrainOptions(backend="reference", threads=2))
     assert again.reused and again.folder.id == first.folder.id
     assert (first.folder.path / "model.safetensors").read_bytes() == weights

@@ -20,6 +20,7 @@ from pipeline.extraction.extractors import extractors, load_extractor
 from pipeline.extraction.extractors.base import Extractor
 
 from .conftest import save_bert, save_clip, save_siglip, spec_of, towers
+from .small_mllm import save_gme, save_procir, save_qwen3vl
 
 TEXTS = ["red dress", "a long sleeve with a floral collar and more plain", "blue", "less plain . more red", "top"]
 TINY: dict[str, Any] = {
@@ -177,12 +178,22 @@ def save_sprc(folder: Path, second: bool = False) -> Extractor:
     return load_extractor(spec_of("sprc", **options, store_dtype="float32"), "cpu")
 
 
+SMALL = {"dim": 8, "min_pixels": 1024, "max_pixels": 4096, "max_tokens": 128, "instruction": "Find the garment"}
+
+
+def _mllm(save: Callable[[Path], Path], folder: Path) -> Extractor:
+    return load_extractor(spec_of("mllm", model=str(save(folder)), store_dtype="float32", **SMALL), "cpu")
+
+
 # case -> how to build it; a case's name starts with its extractor's
 CASES: dict[str, Callable[[Path], Extractor]] = {
     "caption": lambda folder: _loaded("caption", save_bert, folder),
     "clip": lambda folder: _loaded("clip", save_clip, folder),
     "clip-siglip": lambda folder: _loaded("clip", save_siglip, folder),
     "clip-naflex": lambda folder: _loaded("clip", save_naflex, folder),
+    "mllm-qwen3vl": lambda folder: _mllm(save_qwen3vl, folder),
+    "mllm-gme": lambda folder: _mllm(save_gme, folder),
+    "mllm-procir": lambda folder: _mllm(save_procir, folder),
     "sprc": save_sprc,
     "sprc-spn4cir": lambda folder: save_sprc(folder, second=True),
     "fashionbert": lambda folder: saved("fashionbert", folder, **BERT),

@@ -20,8 +20,10 @@ from pipeline.analysis.protocol import protocol_notes, read_runs
 from pipeline.core.workspace import Workspace
 from pipeline.extraction.array_lookup import fit
 from pipeline.extraction.arrays import FeatureFolder
+from pipeline.jobs.experiment import Experiment
+from pipeline.jobs.identities import asked_runs
 from pipeline.jobs.stage1 import fit_composer_spec
-from pipeline.jobs.stage2 import Experiment, evaluate_spec, train_spec
+from pipeline.jobs.stage2 import evaluate, train
 from pipeline.stores.imports import import_features
 from pipeline.training.errors import FeatureError
 from tests.worlds import features, world
@@ -85,8 +87,8 @@ def test_stage_two_runs_on_imported_features(tmp_path: Path, data: Dataset, form
     session = data.sessions[0]
     first = stage.parts[0].batch(np.array([0]))
     assert np.array_equal(first.queries[0, 1].numpy(), vector(session.turns[1].reference, session.turns[1].text))
-    assert len(list(train_spec(spec, data, workspace, ["avg", "lstm", "cat"], device="cpu"))) == 3
-    summaries = evaluate_spec(spec, data, workspace, device="cpu")
+    assert len(list(train(stage, asked_runs(spec, ["avg", "lstm", "cat"])))) == 3
+    summaries = evaluate(stage)
     assert len(summaries) == 3 and {summary["gallery"] for summary in summaries} == {"imported"}
     assert any("Imported features" in note for note in protocol_notes(read_runs("avg", summaries[:1])))
 
@@ -112,11 +114,11 @@ def test_without_concatenated_queries_every_model_but_cat_runs(tmp_path: Path, d
         import_features(spec_of(folder), data, workspace)
     spec = spec_of(folder, concatenated=False)
     import_features(spec, data, workspace)
-    assert len(list(train_spec(spec, data, workspace, ["avg", "lstm"], device="cpu"))) == 2
-    assert len(evaluate_spec(spec, data, workspace, ["avg", "lstm"], device="cpu")) == 2
+    assert len(list(train(Experiment(spec, data, workspace, "cpu"), asked_runs(spec, ["avg", "lstm"])))) == 2
+    assert len(evaluate(Experiment(spec, data, workspace, "cpu"), asked_runs(spec, ["avg", "lstm"]))) == 2
     with pytest.raises(FeatureError, match="leave model 'cat' out"):
-        list(train_spec(spec, data, workspace, ["cat"], device="cpu"))
-        evaluate_spec(spec, data, workspace, ["cat"], device="cpu")
+        list(train(Experiment(spec, data, workspace, "cpu"), asked_runs(spec, ["cat"])))
+        evaluate(Experiment(spec, data, workspace, "cpu"), asked_runs(spec, ["cat"]))
 
 
 def test_partial_takes_what_there_is_and_says_what_is_left_out(tmp_path: Path, data: Dataset) -> None:
@@ -145,7 +147,7 @@ def test_a_dual_encoder_s_rows_go_through_a_composer(tmp_path: Path, data: Datas
     workspace = Workspace(tmp_path / "out")
     assert import_features(spec, data, workspace).stage.next_command.startswith("fit-composer")
     fit_composer_spec(spec, data, workspace)
-    assert len(list(train_spec(spec, data, workspace, ["avg"], device="cpu"))) == 1
+    assert len(list(train(Experiment(spec, data, workspace, "cpu"), asked_runs(spec, ["avg"])))) == 1
 
 
 def test_odd_ids_are_kept_apart(tmp_path: Path) -> None:

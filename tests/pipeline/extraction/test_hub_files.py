@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CTRLTokenizer
 
 from pipeline.extraction.extractors.base import Extractor
-from pipeline.extraction.hub import Checkpoint, ModelError, config_digest
+from pipeline.extraction.hub import Checkpoint, ModelError, config_digest, load_model, locate
 from pipeline.extraction.tokens import Tokens
 
 from .conftest import picture
@@ -131,3 +132,77 @@ def test_a_model_s_own_code_counts_in_folders_too(clip_folder: Path, tmp_path: P
         (folder / "parts/layer.py").write_text(text)
         prints.add(config_digest(Checkpoint("own", folder, own_code=True)))
     assert len(prints) == 3
+
+
+def sharded(clip_folder: Path, folder: Path) -> Path:
+    shutil.copytree(clip_folder, folder)
+    (folder / "model.safetensors").unlink()
+    CLIPModel.from_pretrained(clip_folder).save_pretrained(folder, max_shard_size="10KB")
+    return folder
+
+
+def test_layouts_of_the_hub_give_the_same_features(load: Load, clip_folder: Path, tmp_path: Path) -> None:
+    """Shards under other names, and links into a store of blobs as in the hub's cache."""
+    wanted = load("clip", clip_folder)
+    folder = sharded(clip_folder, tmp_path / "sharded")
+    index = json.loads((folder / INDEX).read_text())
+    renamed = {name: f"part.{n}.safetensors" for n, name in enumerate(sorted(set(index["weight_map"].values())))}
+    for old, new in renamed.items():
+        (folder / old).rename(folder / new)
+    index["weight_map"] = {tensor: renamed[name] for tensor, name in index["weight_map"].items()}
+    (folder / INDEX).write_text(json.dumps(index))
+    links = tmp_path / "snapshots" / "main"
+    links.mkdir(parents=True)
+    for file in folder.iterdir():
+        (links / file.name).symlink_to(file)
+    for layout in (folder, links):
+        found = load("clip", layout)
+        assert found.semantic() == wanted.semantic()
+        np.testing.assert_array_equal(found.encode_texts(TEXTS), wanted.encode_texts(TEXTS))
+
+
+def test_weights_that_are_not_there_are_named(load: Load, clip_folder: Path, tmp_path: Path) -> None:
+    folder = sharded(clip_folder, tmp_path / "sharded")
+    first = sorted(folder.glob("model-*.safetensors"))[0]
+    first.rename(tmp_path / "elsewhere")
+    with pytest.raises(ModelError, match=rf"names '{first.name}', which is not there in .*fetch it again"):
+        load("clip", folder)
+    first.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ModelError, match=rf"names '{first.name}', which is a link to a missing file"):
+        load("clip", folder)
+    edit(folder / INDEX, weight_map={"x": "../model.safetensors"})
+    with pytest.raises(
+        ModelError, match=r"names '\.\./model\.safetensors', which is no safetensors file of its folder"
+    ):
+        load("clip", folder)
+    (folder / INDEX).unlink()
+    with pytest.raises(ModelError, match=r"has 'model-.*no model\.safetensors\.index\.json.*fetch the index"):
+        load("clip", folder)
+    for shard in folder.glob("model-*"):
+        shard.unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(
+        ModelError, match=r"\(pytorch_model\.bin\).*refused: convert them once.*save_pretrained\('DIR'\)"
+    ):
+        load("clip", folder)
+
+
+def test_code_that_computes_while_it_is_initialized_is_loaded_with_data(clip_folder: Path, tmp_path: Path) -> None:
+    """transformers initializes models on the meta device, where a value cannot be read (Marqo's model does)."""
+    folder = shutil.copytree(clip_folder, tmp_path / "own")
+    (folder / "own_clip.py").write_text(
+        "import torch\nfrom transformers import CLIPConfig, CLIPModel\n\n"
+        "class OwnConfig(CLIPConfig):\n    model_type = 'own_clip'\n\n"
+        "class OwnClip(CLIPModel):\n    config_class = OwnConfig\n    def __init__(self, config):\n"
+        "        super().__init__(config)\n        self.width = int(torch.linspace(0, 1, 3).sum().item())\n"
+    )
+    edit(
+        folder / "config.json",
+        model_type="own_clip",
+        auto_map={"AutoConfig": "own_clip.OwnConfig", "AutoModel": "own_clip.OwnClip"},
+    )
+    checkpoint = locate(str(folder), own_code=True)
+    found = load_model(checkpoint, torch.float32, torch.device("cpu"))
+    plain = load_model(locate(str(clip_folder)), torch.float32, torch.device("cpu"))
+    for (name, a), (_, b) in zip(found.named_parameters(), plain.named_parameters(), strict=True):
+        assert torch.equal(a, b), name

@@ -60,6 +60,8 @@ PUBLISHED: dict[str, tuple[type, PretrainedConfig]] = {
         ),
     ),
     "siglip2-base-naflex": (Siglip2Model, Siglip2Config(text_config={"vocab_size": 256000})),
+    "bge-vl-base": (CLIPModel, clip(512, 16, CLIP_B, text(512, 8))),
+    "bge-vl-large": (CLIPModel, clip(768, 14, CLIP_L, text(768, 12))),
     "marqo-fashionsiglip": (SiglipModel, SiglipConfig()),  # its base, ViT-B-16-SigLIP; its own class wraps it
 }
 

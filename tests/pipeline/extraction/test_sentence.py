@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModel, AutoTokenizer
 
 from manifests.identity import digest
@@ -114,8 +115,16 @@ def test_the_maximum_length_is_read_under_its_older_names(load: Load, encoder: C
 
 
 SETTINGS = "sentence_bert_config.json"
+DENSE = {"in_features": 16, "out_features": 6, "bias": True, "activation_function": "torch.nn.modules.activation.Tanh"}
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
-    "Dense": ({}, {**CHAIN, "3_Dense": "Dense"}, "has a Dense layer in modules.json"),
+    "LSTM": ({}, {**CHAIN, "3_LSTM": "LSTM"}, "has a LSTM layer in modules.json"),
+    "Dense before pooling": ({}, {"": "Transformer", "3_Dense": "Dense"}, "has the modules Transformer, Dense"),
+    "Dense pickled": ({"3_Dense/config.json": DENSE}, {**CHAIN, "3_Dense": "Dense"}, "no 3_Dense/model.safetensors"),
+    "activation": (
+        {"3_Dense/config.json": {**DENSE, "activation_function": "torch.nn.modules.activation.Tahn"}},
+        {**CHAIN, "3_Dense": "Dense"},
+        "activation Tahn .*did you mean 'Tanh'",
+    ),
     "another model": ({}, {"": "CLIPModel"}, "has a CLIPModel layer"),
     "no pooling": ({}, {"": "Transformer"}, "has the modules Transformer in modules.json"),
     "transformer elsewhere": (
@@ -126,7 +135,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
     "outside": ({}, {"": "Transformer", "../2_Pool": "Pooling"}, "outside of its folder, '../2_Pool'"),
     "pooling config gone": ({}, {"": "Transformer", "5_Pool": "Pooling"}, "lacks 5_Pool/config.json"),
     "no list": ({"modules.json": {"a": 1}}, CHAIN, "no list of modules"),
-    "last token": ({"2_Pool/config.json": {"pooling_mode_lasttoken": True}}, CHAIN, "pools by lasttoken"),
+    "weighted": ({"2_Pool/config.json": {"pooling_mode_weightedmean_tokens": True}}, CHAIN, "pools by weightedmean"),
     "two modes": ({"2_Pool/config.json": {"pooling_mode": ["mean", "max"]}}, CHAIN, r"pools by mean \+ max"),
     "token norm": (
         {"3_Normalize/config.json": {"module_input_name": "token_embeddings"}},
@@ -158,6 +167,50 @@ def test_what_is_not_applied_is_refused_by_name(load: Load, encoder: Callable[..
     files, chain, message = REFUSED[what]
     with pytest.raises(ModelError, match=message):
         load("caption", encoder(files, chain))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("mode", ["lasttoken", "max_tokens"])
+def test_the_last_token_and_the_maximum_leave_the_padding_out(
+    load: Load, encoder: Callable[..., Path], mode: str, side: str
+) -> None:
+    folder = encoder({"2_Pool/config.json": {f"pooling_mode_{mode}": True}})
+    about = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**about, "padding_side": side}))
+    rows = load("caption", folder, normalise=False).encode_texts(TEXTS)
+    for text, row in zip(TEXTS, rows, strict=True):
+        found = states(folder, [text])[0][0]
+        wanted = found[-1] if mode == "lasttoken" else found.amax(0)
+        if side == "right":  # BERT's absolute positions move with padding on the left
+            np.testing.assert_allclose(row, wanted.numpy(), atol=2e-6)
+        assert np.isfinite(row).all()
+
+
+def test_dense_layers_follow_the_pooling(load: Load, encoder: Callable[..., Path]) -> None:
+    torch.manual_seed(3)
+    first, second = torch.nn.Linear(16, 6), torch.nn.Linear(6, 4, bias=False)
+    plain = {
+        "in_features": 6,
+        "out_features": 4,
+        "bias": False,
+        "activation_function": "torch.nn.modules.linear.Identity",
+    }
+    files = {"3_Dense/config.json": DENSE, "4_Dense/config.json": plain}
+    folder = encoder(files, {**CHAIN, "3_Dense": "Dense", "4_Dense": "Dense", "5_Normalize": "Normalize"})
+    for layer, name in ((first, "3_Dense"), (second, "4_Dense")):
+        save_file({f"linear.{n}": v for n, v in layer.state_dict().items()}, folder / name / "model.safetensors")
+    extractor = load("caption", folder, normalise=False)
+    with torch.inference_mode():
+        wanted = second(torch.tanh(first(torch.from_numpy(mean(folder, TEXTS)))))
+    wanted = torch.nn.functional.normalize(wanted, dim=-1)
+    np.testing.assert_allclose(extractor.encode_texts(TEXTS), wanted.numpy(), atol=2e-6)
+    assert extractor.dim("text") == 4
+    before = digest(extractor.semantic())
+    save_file({"linear.weight": 2 * second.weight.detach()}, folder / "4_Dense" / "model.safetensors")
+    assert digest(load("caption", folder, normalise=False).semantic()) != before
+    save_file({"linear.weight": torch.zeros(5, 6)}, folder / "4_Dense" / "model.safetensors")
+    with pytest.raises(ModelError, match="damaged layer 4_Dense"):
+        load("caption", folder)
 
 
 def test_the_files_of_the_current_library_are_read(load: Load, encoder: Callable[..., Path]) -> None:

@@ -236,7 +236,7 @@ def test_status_table_and_figure_read_no_feature(home: Home, monkeypatch: pytest
     spec = home.spec("s", "a")
     done = home.call("status", spec)
     assert done.exit_code == 0, done.output
-    for words in (("table", "2", "--spec", spec), ("figure", "8", "--format", "csv", "--run", spec)):
+    for words in (("table", "2", "--spec", spec), ("figure", "8", "--format", "csv", "--spec", spec)):
         assert home.call(*words).exit_code == 0
     shown = home.call("table", "2", "--spec", spec, "--format", "csv").stdout
     assert shown and any(

@@ -16,7 +16,7 @@ from pipeline.training.errors import FeatureError, TrainingError
 from pipeline.training.fit import fit
 from pipeline.training.models import _stage, build_model
 from pipeline.training.models.cfir import CFIR
-from pipeline.training.models.dialog_manager import DialogManager
+from pipeline.training.models.dialog_manager import _summed_ranks
 from pipeline.training.objective import Step
 from pipeline.training.texts import add_texts
 from pipeline.training.validate import embed, recalls, score
@@ -115,7 +115,7 @@ def test_the_surrogate_prefers_the_action_near_all_targets_still_to_come() -> No
     places = torch.tensor([[3, 4, 4]])  # targets of turns 1 and 2; turn 3 is padding
     present = torch.tensor([[True, True, False]])
     actions = torch.tensor([[[0, 3], [0, 4], [0, 4]]])
-    found = DialogManager._summed_ranks(gallery, actions, places, present)
+    found = _summed_ranks(torch.cdist(gallery, gallery), actions, places, present)
     # Around row 0 the gallery stands in its own order; row 3 is 10.0, whose next is row 4.
     assert found[0, 0].tolist() == [3 + 4, 0 + 1] and found[0, 1].tolist() == [4, 0]
     assert found[0, 2].tolist() == [0, 0]

@@ -129,7 +129,7 @@ def done(project: Path) -> Path:
 
 
 def test_a_plan_writes_nothing_and_says_what_stage_1_would_do(cli: Run, project: Path) -> None:
-    result = cli("ablate", str(project / "grid.toml"), "--plan", "--json", out="untouched")
+    result = cli("ablate", str(project / "grid.toml"), "--dry-run", "--json", out="untouched")
     assert result.exit_code == 0, result.output
     plan = json.loads(result.stdout)
     assert plan["trainings"] == 6 and plan["evaluations"] == 16
@@ -142,7 +142,7 @@ def test_everything_is_run_and_a_second_call_does_nothing(cli: Run, project: Pat
     again = cli("ablate", str(project / "grid.toml"))
     assert again.exit_code == 0, again.output
     assert "0 extractions, 0 trainings, 0 evaluations" in again.stdout
-    states = json.loads(cli("ablate", str(project / "grid.toml"), "--plan", "--json").stdout)["points"]
+    states = json.loads(cli("ablate", str(project / "grid.toml"), "--dry-run", "--json").stdout)["points"]
     assert [(p["number"], p["seed"], p["state"]) for p in states] == [
         (1, 0, "evaluated"),
         (2, 0, "evaluated"),
@@ -154,11 +154,11 @@ def test_everything_is_run_and_a_second_call_does_nothing(cli: Run, project: Pat
 
 
 def test_a_plan_measures_a_step_of_what_is_missing(cli: Run, project: Path, done: Path) -> None:
-    result = cli("ablate", str(project / "grid.toml"), "--plan", "--json", "--only", "3", "--seeds", "0..4")
+    result = cli("ablate", str(project / "grid.toml"), "--dry-run", "--json", "--only", "3", "--seeds", "0..4")
     plan = json.loads(result.stdout)
     assert plan["trainings"] == 2 and plan["seconds"] > 0
     assert [p["state"] for p in plan["points"]] == ["evaluated"] * 3 + ["to do"] * 2
-    text = cli("ablate", str(project / "grid.toml"), "--plan", "--only", "3", "--seeds", "0..4").stdout
+    text = cli("ablate", str(project / "grid.toml"), "--dry-run", "--only", "3", "--seeds", "0..4").stdout
     assert "2 trainings" in text and "ms a step" in text
 
 
@@ -169,7 +169,7 @@ def test_a_run_that_was_trained_again_is_evaluated_again(cli: Run, project: Path
     summary = load_summary(file)
     files = ResultFiles(file.parent.parent.parent, file.parent)
     files.save(load_results(files.results), {**summary, "weights": "0" * 64})  # as other weights left it
-    plan = json.loads(cli("ablate", str(project / "grid.toml"), "--plan", "--json").stdout)
+    plan = json.loads(cli("ablate", str(project / "grid.toml"), "--dry-run", "--json").stdout)
     assert plan["evaluations"] == 1
     cli("ablate", str(project / "grid.toml"))
     assert load_summary(file) == summary
@@ -191,7 +191,7 @@ def test_views_see_what_they_should(done: Path) -> None:
 
 def test_the_table_carries_traces_intervals_and_statements(cli: Run, project: Path, done: Path) -> None:
     # rows 3 and 4 ask for the view turns2, which the ablation does not make: they name their command
-    early = json.loads(cli("table", str(project / "table.toml"), "--format", "json").stdout)
+    early = json.loads(cli("table", str(project / "table.toml"), "--json").stdout)
     rows = {row["label"]: row["cells"] for row in early["blocks"][0]["rows"]}
     assert rows["LSTM of 3"][0]["value"] is None
     assert "ablate" in rows["LSTM of 3"][0]["command"] and "--only 3" in rows["LSTM of 3"][0]["command"]
@@ -200,7 +200,7 @@ def test_the_table_carries_traces_intervals_and_statements(cli: Run, project: Pa
     text = (project / "grid.toml").read_text().replace("views = [", "views = [{ turns = 2 }, ")
     (project / "grid.toml").write_text(text)
     assert cli("ablate", str(project / "grid.toml")).exit_code == 0
-    table = json.loads(cli("table", str(project / "table.toml"), "--format", "json").stdout)
+    table = json.loads(cli("table", str(project / "table.toml"), "--json").stdout)
     rows = {row["label"]: row["cells"] for row in table["blocks"][0]["rows"]}
     cell = rows["LSTM of 3"][1]
     assert cell["low"] <= cell["value"] <= cell["high"] and cell["std"] is not None
@@ -223,7 +223,7 @@ def test_the_table_carries_traces_intervals_and_statements(cli: Run, project: Pa
 
 def test_a_figure_is_drawn_from_measured_points(cli: Run, project: Path, done: Path) -> None:
     pytest.importorskip("matplotlib")
-    data = json.loads(cli("figure", str(project / "figure.toml"), "--format", "json").stdout)
+    data = json.loads(cli("figure", str(project / "figure.toml"), "--json").stdout)
     points = [p for p in data["points"] if p["label"].startswith("lstm")]
     assert [p["series"] for p in points] == [3, 4]
     assert all(p["recall"] > 0 and p["milliseconds"] > 0 and len(p["runs"]) == 3 and not p["command"] for p in points)
@@ -238,16 +238,16 @@ def test_a_figure_is_drawn_from_measured_points(cli: Run, project: Path, done: P
 
 def test_another_run_spec_is_named_and_takes_no_value_of_the_paper(cli: Run, project: Path, done: Path) -> None:
     spec = str(project / "small.toml")
-    table = json.loads(cli("table", "5", "--spec", spec, "--format", "json").stdout)
+    table = json.loads(cli("table", "5", "--spec", spec, "--json").stdout)
     assert table["title"].endswith("(filled from run spec small)")
     assert all(cell["paper"] is None for row in table["blocks"][0]["rows"] for cell in row["cells"])
     assert any("another dataset than jsonl" in note for note in table["footnotes"])
-    assert f"--run {spec}" in table["blocks"][0]["rows"][0]["cells"][0]["command"]
-    figure = json.loads(cli("figure", "8", "--run", spec, "--format", "json").stdout)
+    assert f"--spec {spec}" in table["blocks"][0]["rows"][0]["cells"][0]["command"]
+    figure = json.loads(cli("figure", "8", "--spec", spec, "--json").stdout)
     assert figure["title"].endswith("(run spec small instead)")
     assert all(point["recall"] is None and point["command"] for point in figure["points"])
-    empty = cli("figure", "8", "--run", spec)
-    assert empty.exit_code == 3 and f"run `python cli.py ablate figure8 --run {spec}" in " ".join(empty.output.split())
+    empty = cli("figure", "8", "--spec", spec)
+    assert empty.exit_code == 3 and f"run `python cli.py ablate figure8 --spec {spec}" in " ".join(empty.output.split())
 
 
 def test_compare_lists_the_sessions_that_changed(cli: Run, project: Path, done: Path) -> None:

@@ -25,8 +25,11 @@ MODELS = [
     ("no_memory", {"hidden": 5, "dropout": 0.3}),
     ("turn_weights", {"hidden": 6, "dropout": 0.3}),
     ("cfir", {"width": 6, "fields": 3, "dropout": 0.2}),
+    ("dialog_manager", {"width": 6, "gallery": 128, "dropout": 0.2}),  # two epochs: pre-training, then improvement
+    ("dialog_manager", {"width": 6, "gallery": 12, "pretraining": 0.0}),  # fewer slots than targets in a batch
     ("v_ntm", {"hidden": 5, "dropout": 0.2}),
 ]
+NAMES = [f"{name}{'-' + str(o['gallery']) if 'gallery' in o else ''}" for name, o in MODELS]
 FEATURES = in_double(cumulative(41, seed=1))  # 41 sessions: two batches of 16 and one of 9
 
 
@@ -39,7 +42,7 @@ def alone(name: str, options: dict[str, Any], training: Training, seed: int) -> 
     return model, [line["loss"] for line in fit(model, FEATURES, training, seed)]
 
 
-@pytest.mark.parametrize(("name", "options"), MODELS, ids=[name for name, _ in MODELS])
+@pytest.mark.parametrize(("name", "options"), MODELS, ids=NAMES)
 @pytest.mark.parametrize("changed", [{}, {"clip_norm": 0.1, "ema": 0.5, "drop_turns": 0.3, "padding": "mask"}])
 def test_stacked_runs_are_the_runs_alone(name: str, options: dict[str, Any], changed: dict[str, Any]) -> None:
     training = QUICK.model_copy(update=changed)
@@ -52,7 +55,7 @@ def test_stacked_runs_are_the_runs_alone(name: str, options: dict[str, Any], cha
         assert apart(model, expected) < 1e-9
 
 
-@pytest.mark.parametrize(("name", "options"), MODELS[:-1], ids=[name for name, _ in MODELS[:-1]])
+@pytest.mark.parametrize(("name", "options"), MODELS[:-1], ids=NAMES[:-1])
 def test_replayed_steps_are_those_of_each_run_alone(name: str, options: dict[str, Any], monkeypatch: Any) -> None:
     """All of the graph's trainer but CUDA: the operators of a step are recorded, and done again for every other step."""
 
@@ -75,14 +78,14 @@ def test_replayed_steps_are_those_of_each_run_alone(name: str, options: dict[str
         assert apart(model, alone(name, options, QUICK, seed)[0]) < 1e-9
 
 
-@pytest.mark.parametrize(("name", "options"), MODELS[:-1], ids=[name for name, _ in MODELS[:-1]])
+@pytest.mark.parametrize(("name", "options"), MODELS[:-1], ids=NAMES[:-1])
 def test_nothing_in_a_replayed_step_waits_for_the_device(name: str, options: dict[str, Any], monkeypatch: Any) -> None:
     """The whole step on the meta device, which has no values that a host could wait for: an ``item`` raises there."""
     monkeypatch.setattr(graph, "why_not", lambda *_: "")
     monkeypatch.setattr(graph.GraphTrainer, "capturable", False)
     trainer = stacked.StackedGraphTrainer([of(name, seed, options) for seed in SEEDS], FEATURES, [QUICK] * 3)
     index = torch.arange(16).expand(3, -1)
-    kept = trainer._dropout(index, RunRandom(SEEDS, FEATURES.device)).to("meta")
+    phases = {p: trainer._draw(index, RunRandom(SEEDS, FEATURES.device), p) for p in (0.5, 1.0)}
     for part in (*trainer.models, trainer.cascade, *trainer.cascade._call):
         part.to("meta")
     for run, objective in enumerate(trainer.objectives):
@@ -90,11 +93,13 @@ def test_nothing_in_a_replayed_step_waits_for_the_device(name: str, options: dic
         trainer._parts[run] = [p.detach()[run] for p in trainer.cascade.parameters()]
         trainer.optimizers[run] = torch.optim.AdamW(trainer._parts[run], foreach=True)
     trainer._stacked = list(trainer.cascade.parameters())
-    assert trainer._whole_step(index.to("meta"), kept, [True] * 3).is_meta
+    for progress, drawn in phases.items():
+        drawn = tuple(numbers.to("meta") for numbers in drawn)
+        assert trainer._whole_step(index.to("meta"), drawn, [True] * 3, progress).is_meta
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs CUDA")
-@pytest.mark.parametrize(("name", "options"), MODELS[:-1], ids=[name for name, _ in MODELS[:-1]])
+@pytest.mark.parametrize(("name", "options"), MODELS[:-1], ids=NAMES[:-1])
 def test_captured_runs_are_the_runs_alone(name: str, options: dict[str, Any]) -> None:
     features, found = FEATURES.to("cuda"), {}
     for backend in ("graph", "reference"):
@@ -110,7 +115,6 @@ def test_what_is_stacked_is_chosen_where_it_pays(monkeypatch: Any) -> None:
     assert choice.able_backends(models, FEATURES, [QUICK]) == ["fast", "reference"]
     assert choose_backend("auto", models, FEATURES, [QUICK]).backend == "reference"
     assert choose_backend("fast", models, FEATURES, [QUICK]).backend == "fast"
-    assert "no fast path" in choose_backend("fast", [of("dialog_manager", 0, {})], FEATURES, [QUICK]).fallback
     child = of("lstm", 0, {})
     child.__class__ = type("Child", (type(child),), {})
     assert stacked.why_not([child])

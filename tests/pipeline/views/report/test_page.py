@@ -18,6 +18,7 @@ from cli import main
 from manifests.errors import ManifestError
 from pipeline.evaluation.files import load_results, load_summary
 from pipeline.jobs.identities import make_run
+from pipeline.jobs.stage2 import evaluate_run, train
 from pipeline.views.report.build import Options, gather
 from pipeline.views.report.charts import heat, lines, scatter
 from pipeline.views.report.curves import diagnostics, memory_figure
@@ -122,8 +123,8 @@ def test_logged_diagnostics_and_timed_ablations_become_figures(demo: Project) ->
         timing.write_text(json.dumps({"runs": {trained[0].run: {"milliseconds": 0.25}}}), encoding="utf-8")
         assert "fewer than two" in memory_figure(stage).why_not
         run = make_run(stage.spec, "cm_ntm", 1)
-        stage.train(run)
-        stage.evaluate(run)
+        list(train(stage, [run]))
+        evaluate_run(stage, run)
         runs = {run: {"milliseconds": 0.25} for run in (trained[0].run, other.name)}
         timing.write_text(json.dumps({"runs": runs}), encoding="utf-8")
         assert memory_figure(stage).svg.count("C = 2: 4 slots of D, seed") == 2
@@ -166,7 +167,7 @@ def test_charts_are_whole_pictures_for_any_numbers(points: list[tuple[float, flo
 
 def test_the_command_writes_the_file(demo: Project, tmp_path: Path) -> None:
     out = tmp_path / "new" / "report.html"
-    words = ["report", str(demo.file), "--data", str(demo.folder), "--runs", str(demo.folder), "--out", str(out)]
+    words = ["report", str(demo.file), "--data", str(demo.folder), "--out", str(demo.folder), "--file", str(out)]
     done = CliRunner().invoke(
         main, [*words, "--sessions", "3", "--model", "ewma", "--against", "last", "--device", "cpu"]
     )

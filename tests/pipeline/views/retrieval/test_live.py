@@ -18,8 +18,9 @@ from pipeline.core.binding import StaleError
 from pipeline.core.workspace import Workspace
 from pipeline.extraction.extractors import load_extractor
 from pipeline.extraction.fitting.job import fit_extractor_spec
+from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.stage1 import extract_spec
-from pipeline.jobs.stage2 import train_spec
+from pipeline.jobs.stage2 import train
 from pipeline.views.retrieval.live import store_extractor
 from pipeline.views.retrieval.queries import Queries
 from pipeline.views.serve.run import open_engine
@@ -39,7 +40,7 @@ def spec_with(demo: Project, model: Path, composer: Component | None = None, **o
 def made(spec: RunSpec, demo: Project, folder: Path, **options: Any) -> Workspace:
     workspace = Workspace(folder)
     extract_spec(spec, demo.dataset, workspace, "cpu", progress="silent", **options)
-    list(train_spec(spec, demo.dataset, workspace, device="cpu"))
+    list(train(Experiment(spec, demo.dataset, workspace, "cpu")))
     return workspace
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.jobs.stage2 import train_spec
+from pipeline.jobs.experiment import Experiment
+from pipeline.jobs.stage2 import train
 from pipeline.views.report.order import interactive_order, logged_order
 from pipeline.views.retrieval.queries import Queries
 from pipeline.views.retrieval.testbed import TestBed
@@ -22,7 +23,7 @@ def told(demo: Project) -> Project:
     """The small demo with one more model."""
     width = demo.workspace.backbone(demo.spec, demo.dataset).tables["text"].dim
     spec = demo.spec.model_copy(update={"models": {"gru": {"hidden": 4, "texts": width}}})
-    list(train_spec(spec, demo.dataset, demo.workspace, device="cpu"))
+    list(train(Experiment(spec, demo.dataset, demo.workspace, "cpu")))
     return replace(demo, spec=spec)
 
 

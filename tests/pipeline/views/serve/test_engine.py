@@ -13,8 +13,9 @@ import torch
 from manifests.load import load_dataset, load_spec
 from manifests.schema import Component, Session
 from pipeline.core.workspace import Workspace
+from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.stage1 import extract_spec
-from pipeline.jobs.stage2 import evaluate_spec, train_spec
+from pipeline.jobs.stage2 import evaluate, train
 from pipeline.views.retrieval.testbed import TestBed
 from pipeline.views.retrieval.trained import trained_runs
 from pipeline.views.serve.engine import Engine
@@ -204,8 +205,8 @@ def test_saved_dialogues_are_a_dataset_that_evaluate_reads(demo: Project, engine
     assert len(found.split("test")[0].turns) == len(session.turns) + 1
     workspace = Workspace(tmp_path / "out")
     extract_spec(spec, found, workspace, "cpu")
-    list(train_spec(spec, found, workspace, device="cpu"))
-    for summary in evaluate_spec(spec, found, workspace, device="cpu"):
+    list(train(Experiment(spec, found, workspace, "cpu")))
+    for summary in evaluate(Experiment(spec, found, workspace, "cpu")):
         assert summary["sessions"] == 2 and summary["dataset"] == "demo-dialogues"
 
 

@@ -167,7 +167,7 @@ def test_a_study_is_gone_on_with_and_never_mixed_with_another(demo: Project, stu
     study.answer("ann", 0, 1, 2.5)
     again = opened(demo, study.path)
     assert again.questions == study.questions and len(again.answers()) == 1
-    with pytest.raises(StudyError, match=r"sessions 5 -> 6.*--db"):
+    with pytest.raises(StudyError, match=r"sessions 5 -> 6.*--file"):
         opened(demo, study.path, sessions=6)
     with pytest.raises(ManifestError, match="no model 'lstm'"):
         opened(demo, study.path.with_name("b.sqlite"), models=("cm_ntm", "lstm"))
@@ -193,7 +193,7 @@ def test_a_study_of_other_weights_or_data_is_not_gone_on_with(demo: Project, tmp
     test, *others = sorted(demo.dataset.galleries, key=lambda g: g.split)
     fewer = test.model_copy(update={"images": test.images[1:]})
     dataset = demo.dataset.model_copy(update={"galleries": (fewer, *others)})
-    with pytest.raises(StudyError, match=rf"\(galleries\.{test.category}: .* -> .*name a new file with --db"):
+    with pytest.raises(StudyError, match=rf"\(galleries\.{test.category}: .* -> .*name a new file with --file"):
         open_study(path, demo.spec, dataset, workspace, **asked)
 
     model = load_model(folder)
@@ -234,7 +234,7 @@ def test_a_killed_server_loses_no_acknowledged_answer(demo: Project, tmp_path: P
         "study",
         str(demo.file),
         *demo.options,
-        "--db",
+        "--file",
         str(path),
         "--sessions",
         "6",

@@ -1,0 +1,217 @@
+"""``leaks``: overlaps of a spec's test sessions with its train sessions, and their share in each table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cache import Store
+from manifests.errors import IncompleteError
+from manifests.identity import stack_keys
+from manifests.leaks import OVERLAPS, Scope, in_subset, overlaps, pair_exposure
+from manifests.load import load_spec
+from manifests.schema import Dataset, RunSpec
+from manifests.table_spec import ResultsTable, load_table_spec, table_names
+from pipeline.analysis.duplicates import near_overlaps, near_pairs, train_twins
+from pipeline.core.text_table import aligned
+from pipeline.core.workspace import Workspace
+
+CURVE = (0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
+NEAR = ("near last pair", "near target")
+
+
+@dataclass(frozen=True)
+class TableLeak:
+    """Share of a table's sessions that a model may have memorized."""
+
+    table: str
+    title: str
+    sessions: int
+    last_pair: int
+    any_pair: int
+    near_last_pair: int | None
+    separates: bool  # the table has blocks without these sessions
+
+
+@dataclass(frozen=True)
+class LeakReport:
+    """``counts``: category or "all" -> overlap -> number of test sessions with it; ``n``: all test sessions.
+
+    ``curve``: cosine -> test images with a train image of another id at least as similar; None without a store.
+    """
+
+    dataset: str
+    scope: str
+    counts: dict[str, dict[str, int]]
+    images: dict[str, int]
+    tables: tuple[TableLeak, ...]
+    threshold: float | None = None
+    curve: dict[float, int] | None = None
+    examples: tuple[tuple[str, str, float], ...] = ()
+    features: str = ""
+    contaminated_on: tuple[str, ...] = ()
+    note: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        curve = None if self.curve is None else {str(k): v for k, v in self.curve.items()}
+        return {**vars(self), "curve": curve, "tables": [vars(t) for t in self.tables]}
+
+    def text(self) -> str:
+        names = [name for name in (*OVERLAPS, *NEAR) if any(name in row for row in self.counts.values())]
+        head = ["test sessions", "n", *names]
+        where = "its own category" if self.scope == "category" else "the whole dataset"
+        out = [f"{self.dataset}: what test sessions share with train sessions of {where}", ""]
+        rows = [
+            [c, f"{row['n']:,}", *(_share(row[name], row["n"]) for name in names)] for c, row in self.counts.items()
+        ]
+        out += aligned([head, *rows])
+        out += [
+            "",
+            "last pair: (reference, target) of the last turn, the answer itself; last query: (reference, feedback);",
+            "captions: feedback texts, case ignored.",
+        ]
+        shared = f"{self.images['shared']:,} of {self.images['test']:,} images of test sessions are in train sessions"
+        out += ["", f"images: {shared}"]
+        if self.curve is not None:
+            steps = ", ".join(f"{n:,} at cosine >= {t:g}" for t, n in self.curve.items())
+            out += [
+                f"near-duplicates (a train image of another id): of {self.images['test']:,} test images {steps}",
+                f"'near' columns use cosine >= {self.threshold:g} on {self.features}; exact overlaps count as near",
+            ]
+            out += [f"    {a} ~ {b}  {cosine:.4f}" for a, b, cosine in self.examples]
+        if self.note:
+            out += [self.note]
+        if self.dataset in self.contaminated_on:
+            out += [f"extractor: CONTAMINATED, it was trained on pairs of {self.dataset}"]
+        if self.tables:
+            head = ["tables", "sessions", "last pair seen", "any pair seen", "near last pair", "clean blocks"]
+            rows = [
+                [
+                    t.table,
+                    f"{t.sessions:,}",
+                    _share(t.last_pair, t.sessions),
+                    _share(t.any_pair, t.sessions),
+                    "-" if t.near_last_pair is None else _share(t.near_last_pair, t.sessions),
+                    "yes" if t.separates else "no",
+                ]
+                for t in self.tables
+            ]
+            out += ["", *aligned([head, *rows])]
+        return "\n".join(out)
+
+
+def leak_report(
+    spec: RunSpec,
+    dataset: Dataset,
+    workspace: Workspace,
+    scope: Scope = "category",
+    threshold: float = 0.98,
+    examples: int = 5,
+) -> LeakReport:
+    """Count overlaps of pairs, images and captions and, if the spec has a store, of near-duplicate images.
+
+    Raises IncompleteError if the dataset has no test sessions.
+    """
+    test = dataset.split("test")
+    if not test:
+        raise IncompleteError(
+            f"dataset '{dataset.name}' has no test sessions: there is nothing that could leak into them"
+        )
+    found: dict[str, set[str]] = {name: set(has) for name, has in overlaps(dataset, scope).items()}
+    curve, shown, features, note = None, (), "", ""
+    contaminated: tuple[str, ...] = ()
+    try:
+        store = workspace.store(spec, dataset)
+        contaminated = workspace.extracted(spec).contaminated_on
+    except IncompleteError as error:
+        note = f"near-duplicates are not searched: {error}"
+    else:
+        vectors = _features(store, dataset)
+        twins = train_twins(dataset, vectors, threshold)
+        curve = _curve(dataset, vectors)
+        for name, has in near_overlaps(dataset, twins).items():
+            found[name] |= has
+        nearest = sorted(((a, b, c) for a, near in twins.items() for b, c in near.items()), key=lambda t: (-t[2], t))
+        shown, features = tuple(nearest[:examples]), f"f_tar of {store.path.name}"
+    names = [*OVERLAPS, *(NEAR if curve is not None else ())]
+    counts: dict[str, dict[str, int]] = {}
+    for session in test:
+        for row in (counts.setdefault(session.category, {}), counts.setdefault("all", {})):
+            row["n"] = row.get("n", 0) + 1
+            for name in names:
+                row[name] = row.get(name, 0) + (name in found[session.id])
+    counts["all"] = counts.pop("all")  # move to the end
+    if len(counts) == 2:
+        counts = {"all": counts["all"]}
+    train_images = {i for s in dataset.split("train") for pair in s.pairs for i in pair}
+    test_images = {i for s in test for pair in s.pairs for i in pair}
+    return LeakReport(
+        dataset.name,
+        scope,
+        counts,
+        {"test": len(test_images), "shared": len(test_images & train_images)},
+        tables_touched(dataset, found, scope, curve is not None),
+        threshold if curve is not None else None,
+        curve,
+        shown,
+        features,
+        contaminated,
+        note,
+    )
+
+
+def tables_touched(
+    dataset: Dataset, found: Mapping[str, set[str]], scope: Scope = "category", near: bool = False
+) -> tuple[TableLeak, ...]:
+    """Return the shipped tables of this dataset with their numbers of sessions with a seen pair."""
+    exposure, touched = pair_exposure(dataset, scope), []
+    for name in table_names():
+        table = load_table_spec(name)
+        if not isinstance(table, ResultsTable) or load_spec(table.run).dataset.name != dataset.name:
+            continue
+        sessions = [s for s in dataset.split("test") if table.turns in (None, len(s.turns))]
+        touched.append(
+            TableLeak(
+                table=name,
+                title=table.title,
+                sessions=len(sessions),
+                last_pair=sum(not in_subset(exposure[s.id], "last pair unseen") for s in sessions),
+                any_pair=sum(not in_subset(exposure[s.id], "no pair seen") for s in sessions),
+                near_last_pair=sum("near last pair" in found[s.id] for s in sessions) if near else None,
+                separates=len(table.blocks) > 1,
+            )
+        )
+    return tuple(touched)
+
+
+def _features(store: Store, dataset: Dataset) -> dict[str, np.ndarray]:
+    """Return image id -> f_tar for the sessions' images that have one."""
+    bound = store.catalogue()
+    wanted = [i for i in dict.fromkeys(i for s in dataset.sessions for pair in s.pairs for i in pair) if i in bound]
+    rows = store.find("target", stack_keys(bound[i] for i in wanted))
+    kept = [i for i, row in zip(wanted, rows, strict=True) if row >= 0]
+    values = store.gather("target", rows[rows >= 0]).astype(np.float32)
+    return dict(zip(kept, values, strict=True))
+
+
+def _curve(dataset: Dataset, vectors: Mapping[str, np.ndarray]) -> dict[float, int]:
+    """Return cosine -> number of test images with a train image of another id at least as similar."""
+    sides = [
+        [i for i in dict.fromkeys(i for s in dataset.split(split) for pair in s.pairs for i in pair) if i in vectors]
+        for split in ("test", "train")
+    ]
+    if not all(sides):
+        return dict.fromkeys(CURVE, 0)
+    rows, columns, cosines = near_pairs(*(np.stack([vectors[i] for i in side]) for side in sides), min(CURVE))
+    best = np.zeros(len(sides[0]))
+    for row, column, cosine in zip(rows, columns, cosines, strict=True):
+        if sides[0][row] != sides[1][column]:
+            best[row] = max(best[row], cosine)
+    return {t: int((best >= t - 1e-6).sum()) for t in CURVE}
+
+
+def _share(count: int, n: int) -> str:
+    return f"{count:,} ({100 * count / n:.0f}%)" if n else "0"

@@ -1,0 +1,82 @@
+"""The `check-extractor` command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pipeline.commands._shared import emit, load, log, open_job, option_device, option_json, spec_command
+
+SECTION = "stage 1"
+METRIC_NAMES = ("R@10", "R@50", "mean")
+
+
+def _values(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, float]:
+    found = {}
+    for word in given:
+        metric, _equal, value = word.partition("=")
+        try:
+            found[metric] = float(value)
+        except ValueError:
+            metric = ""
+        if metric not in METRIC_NAMES:
+            raise click.BadParameter(f"{word!r} is not METRIC=PERCENT with one of {', '.join(METRIC_NAMES)}")
+    return found
+
+
+@click.command("check-extractor", epilog="Example: fashion-ntm check-extractor fashioniq-clip --data DIR")
+@spec_command
+@click.option(
+    "--published",
+    multiple=True,
+    metavar="METRIC=PERCENT",
+    callback=_values,
+    help="Published overall value of R@10, R@50 or mean; repeatable. Default: that of the model's card.",
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0),
+    default=1.0,
+    show_default=True,
+    metavar="POINTS",
+    help="Warn about a larger difference from the published value.",
+)
+@option_device
+@option_json
+def command(
+    spec: str,
+    overrides: tuple[str, ...],
+    data: Path,
+    out: Path,
+    published: dict[str, float],
+    tolerance: float,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Rank single-turn queries with SPEC's features and compare R@10 and R@50 with published values.
+
+    FashionIQ is ranked in both gallery protocols (original and VAL). In any other dataset each turn of the test sessions
+    is a query. Missing features are extracted first.
+    """
+    from pipeline.jobs.check_extractor import protocols, published_values, score
+    from pipeline.jobs.experiment import Experiment
+    from pipeline.jobs.run import make_features
+
+    job, workspace = open_job(spec, overrides, data, out)
+    made = protocols(job)
+    first = load(next(iter(made.values())), data)
+    job = next(iter(made.values()))
+    make_features(job, first, workspace, device, log)
+    experiment = Experiment(job, first, workspace, device, log)
+    scores = [
+        score(
+            experiment,
+            first if other is job else load(other, data),
+            protocol,
+            published or published_values(job, protocol),
+            tolerance,
+        )
+        for protocol, other in made.items()
+    ]
+    emit([s.as_dict() for s in scores], "\n\n".join(s.text() for s in scores), as_json)

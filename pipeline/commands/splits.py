@@ -1,0 +1,28 @@
+"""The `splits` command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pipeline.commands._shared import emit, load, log, open_job, option_json, spec_command
+
+SECTION = "data"
+
+
+@click.command("splits", epilog="Example: fashion-ntm splits mt_fashioniq-caption --data DIR --to lists")
+@spec_command
+@click.option("--to", type=click.Path(path_type=Path), help="Folder for one list of session ids per split.")
+@option_json
+def command(spec: str, overrides: tuple[str, ...], data: Path, out: Path, to: Path | None, as_json: bool) -> None:
+    """Check the clean splits of SPEC's dataset (dataset.protocol), and write their lists of session ids with --to."""
+    from pipeline.analysis.splits import clean_splits, splits_text, write_splits
+
+    job, _ = open_job(spec, overrides, data, out)
+    whole = {key: value for key, value in job.dataset.model_dump().items() if key != "protocol"}
+    job = job.model_copy(update={"dataset": type(job.dataset)(**whole)})
+    splits = clean_splits(load(job, data))
+    for path in write_splits(splits, to) if to else ():
+        log(f"wrote {path}")
+    emit([s.as_dict() for s in splits], splits_text(splits), as_json)

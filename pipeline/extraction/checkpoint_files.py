@@ -1,0 +1,130 @@
+"""Files of a model's folder: its weights (safetensors only; no pickles), their layouts, and the digest of their content."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from manifests.errors import FashionNTMError
+from manifests.kinds import SAFETENSORS, kind_of
+
+_SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+class ModelError(FashionNTMError):
+    """A model is not found, cannot be loaded, or is not trusted."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Local files of a model. ``name``: as given by the user."""
+
+    name: str
+    path: Path
+    own_code: bool = False  # the user allows the model's own Python code
+
+    def json(self, file: str) -> dict[str, Any]:
+        """Return a JSON file of the checkpoint; {} if absent. Raises ModelError if it is malformed."""
+        try:
+            value = json.loads((self.path / file).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise ModelError(f"model {self.name!r}: {file} cannot be read: {error}") from None
+        return value if isinstance(value, dict) else {"": value}
+
+    @property
+    def weights(self) -> list[Path]:
+        """Safetensors files. Raises ModelError when there are none (pickles are refused) or one is incomplete."""
+        if named := self.json("config.json").get("transformers_weights"):  # transformers would load that file instead
+            raise ModelError(
+                f"model {self.name!r}: config.json sets transformers_weights = {named!r}: give that file its usual name, "
+                f"{_SINGLE} or {INDEX}, and remove the key"
+            )
+        files = self._listed()
+        for file in files:
+            kind = kind_of(file)
+            if kind.name != SAFETENSORS:
+                hint = f": {kind.advice}" if kind.advice else ""
+                raise ModelError(f"model {self.name!r}: {file.name} is {kind.name}, not {SAFETENSORS}{hint}")
+            if (found := file.stat().st_size) < (wanted := _declared_size(file)):
+                raise ModelError(
+                    f"model {self.name!r}: {file.name} is truncated, {found:,} of {wanted:,} bytes: fetch it again"
+                )
+        return files
+
+    def _listed(self) -> list[Path]:
+        if (single := self.path / _SINGLE).is_file():
+            return [single]
+        names = shards(self)
+        missing = [name for name in names if not (self.path / name).is_file()]
+        if names and not missing:
+            return [self.path / name for name in names]
+        if missing:
+            broken = "is a link to a missing file" if (self.path / missing[0]).is_symlink() else "is not there"
+            raise ModelError(
+                f"model {self.name!r}: {INDEX} names {missing[0]!r}, which {broken} in {self.path}: "
+                "the download is incomplete, fetch it again"
+            )
+        if single.is_symlink():
+            raise ModelError(
+                f"model {self.name!r}: {_SINGLE} is a link to a missing file: copy the folder with its files (cp -rL), or "
+                "fetch it again"
+            )
+        raise ModelError(_no_weights(self))
+
+
+def shards(checkpoint: Checkpoint) -> list[str]:
+    """Return the file names in the index of a sharded checkpoint, sorted; [] without one.
+
+    Raises ModelError for a malformed index or a file outside of the folder.
+    """
+    found = checkpoint.json(INDEX)
+    weights = found.get("weight_map", {})
+    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights.values()):
+        raise ModelError(f"model {checkpoint.name!r}: {INDEX} has no map of tensors to files: fetch it again")
+    names = sorted(set(weights.values()))
+    if bad := next((n for n in names if Path(n).name != n or not n.endswith(".safetensors")), None):
+        raise ModelError(
+            f"model {checkpoint.name!r}: {INDEX} names {bad!r}, which is no safetensors file of its folder"
+        )
+    return names
+
+
+def _no_weights(checkpoint: Checkpoint) -> str:
+    """Return the error text for a folder without weights that can be read, with the way to convert what it has."""
+    folder, name = checkpoint.path, checkpoint.name
+    if loose := sorted(p.name for p in folder.glob("*.safetensors") if p.name != "adapter_model.safetensors"):
+        return (
+            f"model {name!r} has {loose[0]!r} ({len(loose)} safetensors in all) but no {_SINGLE} and no {INDEX}: name a "
+            f"single file {_SINGLE}, or fetch the index of the shards"
+        )
+    pickled = sorted(p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")))
+    kinds = ", ".join(pickled[:3]) or "none of another kind either"
+    return (
+        f"model {name!r} has no {_SINGLE} ({kinds}). Pickled weights can run code when they are loaded, so they are "
+        'refused: convert them once where you trust them, with `python -c "from transformers import AutoModel; '
+        f"AutoModel.from_pretrained('{name}').save_pretrained('DIR')\"`, copy the tokenizer and processor files to DIR and "
+        'give DIR, or name a revision of the hub that holds safetensors (often revision = "refs/pr/N")'
+    )
+
+
+def _declared_size(file: Path) -> int:
+    """Return the size in bytes by a safetensors file's header; 0 if damaged, which its reader reports."""
+    with open(file, "rb") as handle:
+        header = int.from_bytes(handle.read(8), "little")
+        try:
+            tensors = json.loads(handle.read(header))
+            ends = [about["data_offsets"][1] for name, about in tensors.items() if name != "__metadata__"]
+            return 8 + header + max(ends, default=0)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+            return 8 + header
+
+
+def side_files(checkpoint: Checkpoint) -> list[Path]:
+    """Return the files of a checkpoint except its weights: configuration, tokenizer, preprocessing."""
+    kinds = ("*.json", "*.txt", "*.model", "*.jinja") + (("*.py",) if checkpoint.own_code else ())
+    found = {p for kind in kinds for p in checkpoint.path.glob(kind) if p.name not in (INDEX, "adapter_config.json")}
+    return sorted(p for p in found if p.is_file())

@@ -1,0 +1,239 @@
+"""Multimodal LLM embedding models: image and text as one chat, the query is a hidden state of its last position.
+
+Qwen3-VL-Embedding, GME-Qwen2-VL and ProCIR, in transformers' own classes; ``_chat.py`` has their prompts. A target is
+the image alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from PIL import Image as Pillow
+from pydantic import Field
+from torch import Tensor
+
+from pipeline.extraction import hub
+from pipeline.extraction.extractors import _cards
+from pipeline.extraction.extractors._chat import FORMATS, Chat, chat_template, format_of
+from pipeline.extraction.extractors.base import Card, Extractor, ExtractorError, ExtractorOptions
+from pipeline.extraction.images import decoder
+
+IMAGE_TOKEN = "<|image_pad|>"
+
+
+class MllmOptions(ExtractorOptions):
+    """``model``: hub id, local folder, or short name (see ``ls extractors --long``).
+
+    ``convention``: the model's prompt; "auto": by its tokenizer and type. ``instruction``: task of the queries in one
+    sentence; None: the convention's. ``dim``: the first values of the embedding, for Matryoshka models; None: all.
+    ``min_pixels``, ``max_pixels``: an image is resized to a size between them; None: the convention's. ``max_tokens``:
+    of a prompt with its images. ``batch_tokens``: padded tokens computed at once.
+    """
+
+    model: str = Field(min_length=1)
+    revision: str | None = None
+    convention: Literal["auto", "qwen3vl", "gme", "procir"] = "auto"
+    instruction: str | None = None
+    dim: int | None = Field(None, ge=1)
+    min_pixels: int | None = Field(None, ge=1)
+    max_pixels: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=16)
+    batch_tokens: int = Field(16_384, ge=1)
+
+
+class MllmExtractor(Extractor):
+    """Joint model without a composer: f_qry of (image, text), f_tar of an image."""
+
+    title: ClassVar[str] = "multimodal LLM embeddings: Qwen3-VL-Embedding, GME-Qwen2-VL, ProCIR"
+    version: ClassVar[int] = 1
+    Options = MllmOptions
+    tables: ClassVar[tuple[str, ...]] = ("query", "target")
+    stated: ClassVar[tuple[str, ...]] = (
+        "model",
+        "revision",
+        "convention",
+        "instruction",
+        "dim",
+        "min_pixels",
+        "max_pixels",
+        "max_tokens",
+    )
+    execution_only: ClassVar[tuple[str, ...]] = ("batch_tokens",)
+    cards: ClassVar[tuple[Card, ...]] = _cards.MLLM
+    options: MllmOptions
+
+    def __init__(self, options: MllmOptions, device: torch.device):
+        super().__init__(options, device)
+        known = _cards.preset(_cards.MLLM, options.model)
+        self.checkpoint = checkpoint = hub.locate(known.source if known else options.model, options.revision)
+        self.tokenizer = hub.load_tokenizer(checkpoint)
+        template = chat_template(checkpoint, self.tokenizer)
+        if IMAGE_TOKEN not in self.tokenizer.get_vocab():
+            raise hub.ModelError(f"model {options.model!r}: its tokenizer has no image token {IMAGE_TOKEN}")
+        kind = str(checkpoint.json("config.json").get("model_type", ""))
+        self.convention = format_of(options.convention, kind, self.tokenizer.get_vocab(), options.model)
+        self.form = form = FORMATS[self.convention]
+        self.model = hub.load_model(checkpoint, self.compute, device)
+        self.width = int(getattr(self.model.config, "text_config", self.model.config).hidden_size)
+        if (options.dim or 0) > self.width:
+            raise hub.ModelError(f"extractor.dim = {options.dim}, but model {options.model!r} has {self.width} values")
+        self.processor = self._processor()
+        self.tokens = Chat(
+            self.tokenizer,
+            template,
+            form,
+            options.instruction,
+            IMAGE_TOKEN,
+            options.max_tokens or form.max_tokens,
+            options.model,
+        )
+        self.tokens.leave_room(self._cells(self.processor.size.longest_edge))
+        named = inspect.signature(self.model.forward).parameters
+        self._typed = "mm_token_type_ids" in named
+        dims = {table: self.dim(table) for table in self.tables}
+        self.card = (
+            replace(
+                known,
+                dims=dims,
+                contaminated_on=tuple(dict.fromkeys((*known.contaminated_on, *options.contaminated_on))),
+            )
+            if known
+            else Card("see the model's page", options.model, options.contaminated_on, dims=dims)
+        )
+
+    def _processor(self) -> Any:
+        """Return the image processor with the pixel bounds of the options, the convention or its own configuration."""
+        processor = hub.load_image_processor(self.checkpoint)
+        if not hasattr(processor, "merge_size"):
+            raise hub.ModelError(
+                f"model {self.options.model!r}: its image processor {type(processor).__name__} does not make the patches "
+                "of a Qwen-VL model"
+            )
+        low, high = self.form.pixels or (processor.size.shortest_edge, processor.size.longest_edge)
+        low, high = self.options.min_pixels or low, self.options.max_pixels or high
+        if low > high:
+            raise hub.ModelError(
+                f"min_pixels {low:,} above max_pixels {high:,}: set extractor.min_pixels and extractor.max_pixels together"
+            )
+        return type(processor)(**{**_settings(processor), "size": {"shortest_edge": low, "longest_edge": high}})
+
+    def _cells(self, pixels: int) -> int:
+        """Return the largest number of image tokens of an image of ``pixels`` after the resize."""
+        return pixels // (self.processor.patch_size * self.processor.merge_size) ** 2
+
+    @property
+    def cut(self) -> int:
+        return self.tokens.cut
+
+    def dim(self, table: str) -> int:
+        return self.options.dim or self.width
+
+    @cached_property
+    def _weights(self) -> str:
+        return hub.weights_digest(self.checkpoint)
+
+    def semantic(self) -> dict[str, Any]:
+        import transformers
+
+        return super().semantic() | {
+            "weights": self._weights,
+            "config": hub.config_digest(self.checkpoint),
+            "tokenizer": self.tokens.semantic(),
+            "instruction": self.tokens.instruction,
+            "preprocessing": hub.plain(self.processor.to_dict()) | {"class": type(self.processor).__name__},
+            "pooling": f"last {self.form.pool}" if self.form.pool else "last token",
+            "dim": self.dim("query"),
+            "decode": decoder(),
+            "transformers": transformers.__version__.split(".")[0],
+        }
+
+    def prepare(self, image: Pillow.Image) -> dict[str, np.ndarray]:
+        """Return ``pixel_values`` [patches, P] and ``image_grid_thw`` [3]; the number of patches depends on the size."""
+        found = self.processor(images=[image], return_tensors="np")
+        return {
+            "pixel_values": np.asarray(found["pixel_values"]),
+            "image_grid_thw": np.asarray(found["image_grid_thw"])[0],
+        }
+
+    def prepared_pixels(self, width: int, height: int) -> int:
+        return max(width * height, self.processor.size.longest_edge)
+
+    def prepare_texts(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return self.tokens.encode(texts)
+
+    def _image_features(self, images: list[dict[str, np.ndarray]]) -> Tensor:
+        return self._embed(images, [self.tokens.target] * len(images))
+
+    def _pair_features(self, images: list[Any], texts: list[np.ndarray]) -> Tensor:
+        return self._embed(images, texts)
+
+    def _embed(self, images: Sequence[Any], prompts: Sequence[np.ndarray]) -> Tensor:
+        """Return embeddings [n, D] of prompts with their images (one, or a list of one per turn)."""
+        shown = [image if isinstance(image, list | tuple) else [image] for image in images]
+        ids = [self._expanded(p, i) for p, i in zip(prompts, shown, strict=True)]
+        rows: list[Tensor | None] = [None] * len(ids)
+        for part in _parts([len(i) for i in ids], self.options.batch_tokens):
+            for n, row in zip(part, self._run_model([ids[n] for n in part], [shown[n] for n in part]), strict=True):
+                rows[n] = row
+        found = torch.stack([row for row in rows if row is not None])[:, : self.options.dim]
+        if self.compute != torch.float32 and self.device.type == "cpu" and not torch.isfinite(found).all():
+            raise ExtractorError(
+                f"model {self.options.model!r} gives NaN or Inf in {self.options.dtype} on a CPU: use --precision fp32, or "
+                "a GPU"
+            )
+        return found
+
+    def _expanded(self, prompt: np.ndarray, images: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
+        """Repeat each image token of ``prompt`` to the number of its image's cells."""
+        counts = np.ones(len(prompt), dtype=np.int64)
+        cells = [int(np.prod(i["image_grid_thw"])) // self.processor.merge_size**2 for i in images]
+        counts[prompt == self.tokens.image_id] = cells
+        return np.repeat(prompt, counts)
+
+    def _run_model(self, ids: list[np.ndarray], images: list[Sequence[dict[str, np.ndarray]]]) -> Tensor:
+        width, left = max(map(len, ids)), self.form.padding == "left"
+        padded = np.full((len(ids), width), self.tokenizer.pad_token_id, dtype=np.int64)
+        mask = np.zeros_like(padded)
+        for n, row in enumerate(ids):
+            part = slice(width - len(row), width) if left else slice(0, len(row))
+            padded[n, part], mask[n, part] = row, 1
+        flat = [image for turns in images for image in turns]
+        inputs = {
+            "input_ids": torch.from_numpy(padded),
+            "attention_mask": torch.from_numpy(mask),
+            "pixel_values": torch.from_numpy(np.concatenate([i["pixel_values"] for i in flat])).to(self.compute),
+            "image_grid_thw": torch.from_numpy(np.stack([i["image_grid_thw"] for i in flat])),
+        }
+        if self._typed:
+            inputs["mm_token_type_ids"] = (inputs["input_ids"] == self.tokens.image_id).int()
+        if hasattr(self.model, "rope_deltas"):
+            self.model.rope_deltas = None  # left by the previous batch
+        inputs = {name: value.to(self.device, non_blocking=True) for name, value in inputs.items()}
+        states = self.model(**inputs, use_cache=False).last_hidden_state.float()
+        wanted = mask if self.tokens.pool_id is None else (padded == self.tokens.pool_id) & (mask == 1)
+        last = width - 1 - np.flip(wanted, 1).argmax(1)
+        return states[torch.arange(len(ids), device=states.device), torch.from_numpy(last.copy()).to(states.device)]
+
+
+def _parts(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Yield the items, longest first, in groups of at most ``budget`` padded tokens (one item at least)."""
+    order = sorted(range(len(lengths)), key=lambda n: (-lengths[n], n))
+    while order:
+        count = max(1, budget // max(1, lengths[order[0]]))
+        yield order[:count]
+        order = order[count:]
+
+
+def _settings(processor: Any) -> dict[str, Any]:
+    """Return the processor's arguments without those that say which class it is."""
+    return {
+        k: v
+        for k, v in processor.to_dict().items()
+        if k not in ("image_processor_type", "processor_class", "min_pixels", "max_pixels")
+    }

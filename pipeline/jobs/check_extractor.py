@@ -1,0 +1,149 @@
+"""Known-score check: single-turn retrieval with a spec's extractor and composer, beside published values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from manifests.errors import IncompleteError
+from manifests.leaks import subset_sessions
+from manifests.one_turn import one_turn_sessions
+from manifests.schema import OVERALL, Component, Dataset, RunSpec
+from pipeline.evaluation.evaluate import evaluate, load_candidates
+from pipeline.evaluation.metrics import summarise
+from pipeline.extraction.extractors import extractors
+from pipeline.extraction.extractors._cards import preset
+from pipeline.jobs.experiment import Experiment
+
+CUTOFFS = (10, 50)
+METRICS = ("R@10", "R@50", "mean")  # mean of the two
+
+
+@dataclass(frozen=True)
+class Score:
+    """Single-turn score under one protocol. ``values``: category or "overall" -> R@10, R@50, mean and n, in percent.
+
+    ``published``: metric -> published overall value. ``unseen``: overall values without pairs of the train sessions.
+    """
+
+    protocol: str
+    values: Mapping[str, Mapping[str, float]]
+    galleries: Mapping[str, int]
+    outside: int
+    skipped: int
+    tolerance: float
+    published: Mapping[str, float] = field(default_factory=dict)
+    unseen: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def differences(self) -> dict[str, float]:
+        """Return metric -> ours - published, in points."""
+        return {m: self.values[OVERALL][m] - value for m, value in self.published.items()}
+
+    @property
+    def warnings(self) -> list[str]:
+        return [
+            f"warning: {self.protocol}: {metric} differs from the published value by {gap:+.1f}, more than {self.tolerance:g}"
+            for metric, gap in self.differences.items()
+            if abs(gap) > self.tolerance
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**vars(self), "differences": self.differences, "warnings": self.warnings}
+
+    def text(self) -> str:
+        rows = [("", *METRICS, "queries", "gallery")]
+        for name, found in self.values.items():
+            size = sum(self.galleries.values()) if name == OVERALL else self.galleries.get(name, 0)
+            rows.append((name, *(_shown(found.get(m)) for m in METRICS), f"{found['n']:,.0f}", f"{size:,}"))
+        if self.unseen:
+            rows.append(
+                (
+                    "overall, pairs unseen",
+                    *(_shown(self.unseen.get(m)) for m in METRICS),
+                    f"{self.unseen['n']:,.0f}",
+                    "",
+                )
+            )
+        if self.published:
+            gaps = self.differences
+            rows.append(("published", *(_shown(self.published.get(m)) for m in METRICS), "", ""))
+            rows.append(("ours - published", *(f"{gaps[m]:+.1f}" if m in gaps else "" for m in METRICS), "", ""))
+        widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
+        lines = [self.protocol, *("  ".join(_aligned(row, widths)).rstrip() for row in rows)]
+        if not self.published:
+            lines.append("no published value: give one with --published R@10=VALUE")
+        if self.outside:
+            lines.append(f"{self.outside:,} turns are left out: no reference image, or a target outside of the gallery")
+        if self.skipped:
+            lines.append(f"{self.skipped:,} queries are left out: a feature is missing")
+        return "\n".join([*lines, *self.warnings])
+
+
+def _aligned(row: tuple[str, ...], widths: list[int]) -> list[str]:
+    return [cell.ljust(w) if n == 0 else cell.rjust(w) for n, (cell, w) in enumerate(zip(row, widths, strict=True))]
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def protocols(spec: RunSpec) -> dict[str, RunSpec]:
+    """Return protocol name -> spec: both galleries of FashionIQ, else the dataset as it is with one-turn queries."""
+    if spec.dataset.name != "fashioniq":
+        return {f"{spec.dataset.name}, one-turn queries of the test sessions": spec}
+    made = {}
+    for gallery in ("original", "val"):
+        dataset = Component(**{**spec.dataset.options, "name": "fashioniq", "gallery": gallery})
+        made[f"fashioniq, {gallery} protocol"] = spec.model_copy(update={"dataset": dataset})
+    return made
+
+
+def published_values(spec: RunSpec, protocol: str) -> Mapping[str, float]:
+    """Return the published overall values of the model's card under ``protocol``; {} if there are none."""
+    family = extractors.get(spec.extractor.name)
+    card = preset(family.cards, str(spec.extractor.options.get("model", "")))
+    return card.published.get(protocol, {}) if card else {}
+
+
+def score(
+    experiment: Experiment, dataset: Dataset, protocol: str, published: Mapping[str, float], tolerance: float
+) -> Score:
+    """Rank the one-turn queries of ``dataset``'s test sessions with the features of ``experiment``.
+
+    ``dataset``: that of the experiment, or the same with other galleries. Raises IncompleteError without any query.
+    """
+    sessions, outside = one_turn_sessions(dataset)
+    if not sessions:
+        raise IncompleteError(f"dataset '{dataset.name}' has no test query whose target is in its gallery")
+    features = experiment.features(sessions)
+    queries = features.queries[features.query_rows[:, 0]].cpu().numpy()
+    single = dataset.model_copy(update={"sessions": (*dataset.split("train"), *sessions)})
+    clean = {"unseen": {s.id for s in subset_sessions(single, "no pair seen")}}
+    candidates = load_candidates(experiment.store, [g for g in dataset.galleries if g.split == "test"])
+    found = evaluate(queries, features.sessions, candidates, clean, dataset.averaging)
+    kept = found.subsets["unseen"]
+    unseen: dict[str, float] = {}
+    if 0 < int(kept.sum()) < len(kept):
+        labels = [c for c, keep in zip(found.categories, kept, strict=True) if keep]
+        unseen = _means(summarise(found.ranks[kept], labels, dataset.averaging, cutoffs=CUTOFFS))[OVERALL]
+    return Score(
+        protocol=protocol,
+        values=_means(summarise(found.ranks, found.categories, dataset.averaging, found.galleries, CUTOFFS)),
+        galleries={name: facts["images"] for name, facts in found.galleries.items()},
+        outside=outside,
+        skipped=len(features.skipped) + len(found.skipped),
+        tolerance=tolerance,
+        published=published,
+        unseen=unseen,
+    )
+
+
+def _means(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Return R@10, R@50, their mean and n of each category with sessions."""
+    return {
+        name: {**{f"R@{k}": m[f"R@{k}"] for k in CUTOFFS}, "mean": (m["R@10"] + m["R@50"]) / 2, "n": m["n"]}
+        for name, m in metrics.items()
+        if m["n"]
+    }
