@@ -46,11 +46,12 @@ def run(
 ) -> dict[str, Any]:
     """Return rates in images per second.
 
-    ``subjects``: "engine" (the upper bounds, and one thread), "scaling" (decoding by 1, 2, 4, ... processes), "bad" (1% of the images corrupted), "naive" (a plain
-    loop), "dask" (one worker of a local cluster), "variants" (channels-last, torch.compile); the whole extraction is
-    always measured too. ``model``: a CLIP-like folder or hub id; otherwise a ViT-/32 of ``width`` and ``layers`` with
-    random weights. ``folder``: real images, of which the first ``images`` are used; otherwise they are drawn.
-    ``workers``: decoding processes, 0 for the CPUs that the model leaves free. ``threads``: model threads on a CPU.
+    ``subjects``: "engine" (the upper bounds, and one thread), "scaling" (decoding by 1, 2, 4, ... processes), "bad" (1%
+    of the images corrupted), "naive" (a plain loop), "dask" (one worker of a local cluster), "variants" (channels-last,
+    torch.compile); the whole extraction is always measured too. ``model``: a CLIP-like folder or hub id; otherwise a
+    ViT-/32 of ``width`` and ``layers`` with random weights. ``folder``: real images, of which the first ``images`` are
+    used; otherwise they are drawn. ``workers``: decoding processes, 0 for the CPUs that the model leaves free.
+    ``threads``: model threads on a CPU.
     ``pairs``: (image, text) requests per image for the naive loop, which encodes the image of each.
 
     Raises ManifestError for an unknown subject.

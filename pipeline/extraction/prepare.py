@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image as Pillow
+
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.images import MAX_PIXELS, DecodeError, ItemError, decode, read
 from pipeline.extraction.meter import Meter
@@ -49,18 +51,20 @@ def add_texts(extractor: Extractor, items: Sequence[Item], pixels: Sequence[Any]
 def _pixels(extractor: Extractor, item: Item, root: Path | None) -> Any:
     assert item.file is not None and root is not None
     try:
-        image = decode(read(root, item.file, item.image))
-        needed = extractor.prepared_pixels(*image.size)
-        if needed > MAX_PIXELS:
-            size = f"{image.size[0]}x{image.size[1]}"
-            raise DecodeError(
-                f"the image of {size} would be resized to {needed:,} pixels, limit {MAX_PIXELS:,}: crop it"
-            )
-        return extractor.prepare(image)
+        return extractor.prepare(bounded(extractor, decode(read(root, item.file, item.image))))
     except ItemError as error:
         return ItemFailure(item, error.stage, error.reason)
     except Exception as error:  # an image shape that the model's preprocessing does not support
         return ItemFailure(item, "decode", f"preprocessing failed: {one_line(error)}")
+
+
+def bounded(extractor: Extractor, image: Pillow.Image) -> Pillow.Image:
+    """Return ``image``. Raises DecodeError if its resize would need more pixels than any image may have (20,000 x 1)."""
+    needed = extractor.prepared_pixels(*image.size)
+    if needed > MAX_PIXELS:
+        size = f"{image.size[0]}x{image.size[1]}"
+        raise DecodeError(f"the image of {size} would be resized to {needed:,} pixels, limit {MAX_PIXELS:,}: crop it")
+    return image
 
 
 def _texts(extractor: Extractor, texts: Sequence[Any], items: Sequence[Item]) -> list[Any]:

@@ -102,13 +102,15 @@ class Queries:
     def _source(self, image: str) -> Any:
         """Return a catalog image as the joint model reads it."""
         from pipeline.extraction.images import decode, read
+        from pipeline.extraction.prepare import bounded
 
         record = self.dataset.images[image]
         if self.extractor is not None and self.extractor.reads == "caption":
             return self.extractor.standin(record, self.dataset)
         if record.file is None or self.dataset.images_root is None:
             raise QueryError(f"image {image!r} has no file: a joint model needs its pixels for a new text")
-        return decode(read(self.dataset.images_root.resolve(), record.file))
+        picture = decode(read(self.dataset.images_root.resolve(), record.file))
+        return picture if self.extractor is None else bounded(self.extractor, picture)
 
     def _row(self, table: str, key: bytes) -> np.ndarray | None:
         if table not in self.backbone.tables:
