@@ -15,6 +15,7 @@ import gc
 import multiprocessing
 import signal
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -141,7 +142,7 @@ class Decoder:
                 multiprocessing_context=_START,
                 generator=torch.Generator(),  # the global one decides the user's random numbers
             )
-        with _sigint_blocked():  # Ctrl-C goes to the whole group of a terminal; the parent ends the workers
+        with _signals_kept():
             return iter(self._loader)
 
     def _lost(self, error: RuntimeError, losses: int) -> None:
@@ -237,12 +238,20 @@ def _begin(worker: int) -> None:
 
 
 @contextmanager
-def _sigint_blocked() -> Iterator[None]:
+def _signals_kept() -> Iterator[None]:
+    """Start processes that are deaf to Ctrl-C, which goes to the whole group of a terminal: this process ends them.
+
+    Also undo DataLoader's handler of SIGCHLD, which raises the loss of a process anywhere in the main thread; ``run``
+    reports it where the result is awaited.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    handler = signal.getsignal(signal.SIGCHLD)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, handler)
