@@ -220,7 +220,8 @@ def catalogue(
         folder = ImageFolder(images, links)
         files = {image: file for image in ids if (file := folder.by_id(image)) is not None}
         missing = [image for image in ids if image not in files]
-        folder.report(problems)
+        if missing:
+            folder.report(problems)
         notes += folder.notes(bool(missing))
         if note := missing_note(missing, len(ids), f"have no file in {images.name}/"):
             notes.append(note)

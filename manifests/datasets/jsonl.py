@@ -149,7 +149,8 @@ def _files(
     files = {i: file for i, file in found.items() if file is not None}
     missing = [named[i] for i, file in found.items() if file is None]
     outside = [(line, file) for line, file in missing if folder.below(file) is None]
-    folder.report(problems)
+    if missing:
+        folder.report(problems)
     notes += folder.notes(bool(missing))
     if outside:
         line, file = outside[0]
