@@ -13,7 +13,7 @@ from pydantic import Field
 from manifests.errors import ManifestError, Problem, Problems, nearest
 from manifests.load import read_toml, shipped, spec_path
 from manifests.options import parse_file
-from manifests.schema import Frozen
+from manifests.schema import Component, Frozen, RunSpec
 from manifests.views import WHOLE, View
 
 # With n seeds the exact paired test cannot give a two-sided p below 2 / 2^n: 0.0625 for 5 and 0.031 for 6 seeds.
@@ -39,6 +39,11 @@ class AblationSpec(Frozen):
     grid: tuple[Grid, ...]
     views: tuple[View, ...] = (WHOLE,)  # each finished run is evaluated in every view
     windows: tuple[Annotated[int, Field(ge=1)], ...] = ()  # see ``RunSpec.windows``
+    # Composers by label: options that replace those of the run spec's [composer]; the grid is run on each. Empty: its own.
+    composers: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], dict[str, Any]] = Field(
+        default_factory=dict
+    )
+    dialogs: bool = False  # see ``RunSpec.dialogs``
     timing: bool = False  # measure the inference time of every point (paper Figure 8)
 
     def points(self, known: Sequence[str] | None = None) -> tuple[Point, ...]:
@@ -61,6 +66,10 @@ class AblationSpec(Frozen):
                         picked[where][key] = value
                     made.append(Point(number, model, **picked))
         return tuple(made)
+
+    def variants(self, spec: RunSpec) -> dict[str, RunSpec]:
+        """Return label -> run spec with that composer, named ``<spec>-<label>``; {"": spec} without ``composers``."""
+        return {label: _with_composer(spec, label, changes) for label, changes in self.composers.items()} or {"": spec}
 
     def check(self, problems: Problems) -> None:
         """Report an empty grid, and repeated seeds or points."""
@@ -90,6 +99,18 @@ class Point:
         words = [f"{key}={value}" for key, value in self.options.items()]
         words += [f"training.{key}={value}" for key, value in self.training.items()]
         return " ".join([self.model, *words])
+
+
+def _with_composer(spec: RunSpec, label: str, changes: Mapping[str, Any]) -> RunSpec:
+    """Return ``spec`` with composer options changed; its command line repeats them, so that it can be pasted."""
+    name = f"{spec.name}-{label}"
+    words = [f"--set name={name}"]
+    for key, value in changes.items():
+        parts = value.items() if isinstance(value, Mapping) else [("", value)]
+        words += [f"--set composer.{'.'.join(filter(None, (key, part)))}={v}" for part, v in parts]
+    old = spec.composer.model_dump() if spec.composer else {}
+    composer = Component(**{**old, **changes})
+    return spec.model_copy(update={"name": name, "composer": composer, "given": " ".join([spec.asked, *words])})
 
 
 def _values(value: Any) -> list[Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +64,11 @@ def text_key(text: str) -> bytes:
 def pair_key(image: bytes, text: bytes) -> bytes:
     """Return the content key of a query from its (image or caption key, text key)."""
     return _key(b"pair", image, text)
+
+
+def dialog_key(pairs: Sequence[bytes]) -> bytes:
+    """Return the content key of a whole dialog as one query, from the pair keys of its turns; one turn is its pair."""
+    return pairs[0] if len(pairs) == 1 else _key(b"dialog", *pairs)
 
 
 def session_key(session: Session, catalogue: Mapping[str, bytes]) -> bytes:

@@ -21,6 +21,7 @@ from pydantic import (
 from manifests.errors import Problems
 
 Split = Literal["train", "test"]
+References = Literal["kept", "removed"]  # whether a session's reference images stay in its gallery
 TurnTargets = Literal["next", "final"]  # target of a turn's text: the next turn's reference, or the session's target
 CAPTION_JOIN = " and "  # joins the two annotators' captions of a FashionIQ turn
 OVERALL = "overall"  # the average of all categories in results; reserved, so no category may have this name
@@ -73,11 +74,18 @@ class Session(Frozen):
     turns: tuple[Turn, ...] = Field(min_length=1)
     target: str = Field(min_length=1)
     turn_targets: TurnTargets = "next"
+    also: tuple[str, ...] = ()  # further correct images of the last turn; metrics mAP@K count them
 
     @model_serializer(mode="wrap")
-    def _without_the_default(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out ``turn_targets`` when it is "next", which keeps the identities of such sessions unchanged."""
-        return {k: v for k, v in write(self).items() if k != "turn_targets" or v != "next"}
+    def _without_the_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out ``turn_targets`` and ``also`` at their defaults: identities of such sessions stay unchanged."""
+        defaults = {"turn_targets": "next", "also": ()}
+        return {k: v for k, v in write(self).items() if k not in defaults or getattr(self, k) != defaults[k]}
+
+    @property
+    def correct(self) -> tuple[str, ...]:
+        """All correct images: the target, then the others, without repeats."""
+        return tuple(dict.fromkeys((self.target, *self.also)))
 
     @property
     def text(self) -> str:
@@ -126,6 +134,7 @@ class Dataset(BaseModel):
     attributes: dict[str, dict[str, tuple[str, ...]]] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()  # changes made while loading, e.g. a dropped one-turn session
     windows: tuple[int, ...] = ()  # see ``RunSpec.windows``
+    dialogs: bool = False  # see ``RunSpec.dialogs``
     protocol: str = ""  # clean split (``manifests.protocols``) whose sessions these are; "": all sessions
 
     def split(self, split: Split) -> tuple[Session, ...]:
@@ -170,6 +179,14 @@ class Dataset(BaseModel):
                 window = session.last(turns)
                 yield window.turns[0].reference, window.text
 
+    def whole_dialogs(self) -> Iterator[Session]:
+        """Yield what is encoded as one chat with ``dialogs``: the test sessions, whole and in the windows, of two turns or
+        more, with repeats."""
+        for session in self.split("test") if self.dialogs else ():
+            for turns in (len(session.turns), *self.windows):
+                if len((window := session.last(turns)).turns) > 1:
+                    yield window
+
     def check(self, problems: Problems) -> None:
         """Report problems across records: unknown images, duplicate ids, a gallery without its target."""
         if NO_IMAGE in self.images:
@@ -192,6 +209,9 @@ class Dataset(BaseModel):
                 gallery = members.get((session.category, "test"))
                 if gallery is None:
                     problems.add(f"session {session.id!r}", f"category {session.category!r} has no test gallery")
+                elif missing := [image for image in session.also if image not in gallery]:
+                    what = f"correct image {missing[0]!r} is not in the test gallery of {session.category!r}"
+                    problems.add(f"session {session.id!r} key also", what, "add it, or leave it out of 'also'")
                 elif session.target not in gallery:
                     problems.add(
                         f"session {session.id!r}",
@@ -282,6 +302,10 @@ class RunSpec(Frozen):
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     # Stage 1 also extracts the ST + cat query of the last 2, 3, ... turns of the test sessions (paper Table 4).
     windows: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    references: References = "kept"  # in the galleries of an evaluation; the paper keeps them
+    # Stage 1 also encodes each test session, whole and in its windows, as one chat of all its images and texts: rows of
+    # model st_history. The extractor must be a multimodal LLM.
+    dialogs: bool = False
     given: str = Field("", exclude=True)  # name of the spec as typed on the command line, for hints
 
     @field_validator("name")

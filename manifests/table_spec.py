@@ -10,6 +10,7 @@ from pydantic import Field
 from manifests.errors import ManifestError, Problem, Problems, nearest
 from manifests.load import read_toml, shipped, spec_path
 from manifests.options import parse_file
+from manifests.protocols import Protocol
 from manifests.schema import Component, Frozen, Split
 
 Metric = Annotated[str, Field(pattern=r"^(R@[1-9][0-9]*|MRR|mean)$")]
@@ -153,8 +154,41 @@ class ResultsTable(Frozen):
                     problems.add(place, f"{len(values)} values", f"one for each of its {widths[category]} metrics")
 
 
-TableSpec = DatasetTable | ResultsTable
-_KINDS: dict[str, type[DatasetTable] | type[ResultsTable]] = {"dataset": DatasetTable, "results": ResultsTable}
+class Section(Frozen):
+    """Section of a leaderboard: the models of a run spec, on a clean split of its dataset ("": all sessions)."""
+
+    label: str
+    run: str
+    protocol: Protocol | Literal[""] = ""
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """Override of the run spec that selects the split."""
+        return (f"dataset.protocol={self.protocol}",) if self.protocol else ()
+
+
+class Leaderboard(Frozen):
+    """Methods ranked on several splits, the best first, each tested against the first."""
+
+    kind: Literal["leaderboard"]
+    title: str
+    metrics: tuple[Metric, ...] = Field(min_length=1)  # of "overall"
+    ranked_by: Metric = "mean"
+    seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4, 5), min_length=1)
+    sections: tuple[Section, ...] = Field(min_length=1)
+
+    def check(self, problems: Problems) -> None:
+        """Report an order by a metric that has no column."""
+        if self.ranked_by not in self.metrics:
+            problems.add("key ranked_by", f"no metric {self.ranked_by!r}", nearest(self.ranked_by, self.metrics))
+
+
+TableSpec = DatasetTable | ResultsTable | Leaderboard
+_KINDS: dict[str, type[DatasetTable] | type[ResultsTable] | type[Leaderboard]] = {
+    "dataset": DatasetTable,
+    "results": ResultsTable,
+    "leaderboard": Leaderboard,
+}
 
 
 def table_names() -> tuple[str, ...]:

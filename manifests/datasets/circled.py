@@ -13,7 +13,7 @@ mti-lab/circled). It has been tested on files made in that layout, not on a down
 
 CIRCLED defines no galleries. With ``image_splits`` they are FashionIQ's own lists for the split. Otherwise a gallery
 contains all images that the subset's sessions name, which is smaller and easier; ``Dataset.notes`` says which one it
-is. A session with several ground truths (CIRCO) keeps the first as its target. Each turn's text describes the change
+is. A session with several ground truths (CIRCO) has the first as its target and all of them as correct images (mAP@K). Each turn's text describes the change
 from the selected image to the final target, not to the next reference: ``turn_targets`` is "final".
 """
 
@@ -104,7 +104,7 @@ class Circled(DatasetSource):
             found, more = _sessions(root, subset, category, split, problems)
             sessions += found
             several += more
-            named = dict.fromkeys(i for s in found for i in (*(t.reference for t in s.turns), s.target))
+            named = dict.fromkeys(i for s in found for i in (*(t.reference for t in s.turns), *s.correct))
             if splits_root:
                 listed = read_strings(splits_root / f"split.{category}.{name}.json", problems) or []
                 galleries.append(Gallery(category=category, split=split, images=tuple(listed)))
@@ -116,9 +116,9 @@ class Circled(DatasetSource):
                 path = captions_root / f"image_captions_{category}_{name}.json"
                 captions = (read_captions(path, problems) or {}) | captions  # the first of two captions is used
         if several:
-            notes.append(f"sessions with several ground truths (the first is the target): {several}")
+            notes.append(f"sessions with several ground truths (the first is the target, mAP@K counts all): {several}")
         ids = dict.fromkeys(i for g in galleries for i in g.images)
-        ids |= dict.fromkeys(i for s in sessions for i in (*(t.reference for t in s.turns), s.target))
+        ids |= dict.fromkeys(i for s in sessions for i in (*(t.reference for t in s.turns), *s.correct))
         images_root, images = catalogue(
             ids, images_root, captions if captions_root else None, problems, notes, options.links
         )
@@ -162,7 +162,7 @@ def _sessions(root: Path, subset: str, category: str, split: Split, problems: Pr
         else:
             several += len(record.ground_truth_ids) > 1
             turns = tuple(Turn(reference=t.reference_image_id, captions=(t.relative_caption,)) for t in record.turns)
-            target = record.ground_truth_ids[0]
+            target, *also = record.ground_truth_ids
             about = {"id": record.session_id, "category": category, "split": split, "turns": turns, "target": target}
-            sessions.append(Session(**about, turn_targets="final"))
+            sessions.append(Session(**about, turn_targets="final", also=also))
     return sessions, several

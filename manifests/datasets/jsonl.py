@@ -12,14 +12,16 @@
 
 A turn's target is the next turn's reference; the last turn's is the session's target. With ``"turn_targets": "final"``
 in a session, in dataset.json or as an option, every turn's target is the session's. The option takes precedence over
-the session's key, and the session's key over dataset.json. A turn without "reference" is text-only. A gallery that is not listed contains all images that the
-category's sessions name, train and test. Blank lines are skipped; unknown keys are errors.
+the session's key, and the session's key over dataset.json. A turn without "reference" is text-only. A session's
+``"also": [ids]`` are further correct images. A gallery that is not listed contains all images that the category's
+sessions name, train and test. Blank lines are skipped; unknown keys are errors.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -85,6 +87,7 @@ class JsonLines(DatasetSource):
         sessions = _sessions(folder / SESSIONS, problems, 1 if options.one_turn else 2)
         sessions = [_with_targets(s, options.turn_targets, about.turn_targets) for s in sessions]
         galleries = _galleries(folder / GALLERIES, sessions, problems)
+        notes += _unlisted(records, galleries)
         if problems.found:
             return None
         return Dataset(
@@ -187,6 +190,17 @@ def _sessions(path: Path, problems: Problems, fewest: int) -> list[Session]:
     return sessions
 
 
+def _unlisted(images: Iterable[str], galleries: list[Gallery]) -> list[str]:
+    """Return a note on images that no gallery contains, which therefore cannot be found."""
+    listed = {image for gallery in galleries for image in gallery.images}
+    every = list(images)
+    missing = [image for image in every if image not in listed]
+    if not missing:
+        return []
+    count = f"{len(missing):,} of {len(every):,} images are in no gallery and cannot be found (first: {missing[0]})"
+    return [f"{count}: list the candidates in {GALLERIES}"]
+
+
 def _galleries(path: Path, sessions: list[Session], problems: Problems) -> list[Gallery]:
     """Return the listed galleries; for any other (category, split), all images that the category's sessions name."""
     listed = list(read_records(path, Gallery, problems)) if path.exists() else []
@@ -198,7 +212,7 @@ def _galleries(path: Path, sessions: list[Session], problems: Problems) -> list[
     used: dict[tuple[str, Split], None] = {}
     for session in sessions:
         used[session.category, session.split] = None
-        images = (*(t.reference for t in session.turns if t.reference != NO_IMAGE), session.target)
+        images = (*(t.reference for t in session.turns if t.reference != NO_IMAGE), *session.correct)
         named.setdefault(session.category, {}).update(dict.fromkeys(images))
     for category, split in used:
         if (category, split) not in galleries:

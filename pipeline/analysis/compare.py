@@ -146,6 +146,15 @@ def compare_runs(a: str, b: str, data: Path, out: Path, top: int = 10, view: str
     return compare(found[0][0], found[1][0], sessions, top, [*notes, *note])
 
 
+def compare_list(name: str, evaluation: Evaluation, run: str, data: Path, out: Path) -> Comparison:
+    """Compare the evaluation of another system's ranked lists with a run. Raises as ``compare_runs``."""
+    method, folders = _evaluated(run, runs_named(run, list_runs(out / "runs")), "")
+    record = folders[0].record()
+    sessions, notes = _sessions(record.get("spec"), data)
+    notes += _current(folders, record, data, out, "")
+    return compare(method, Method(name, ("ranked lists",), (None,), (evaluation,)), sessions, notes=notes)
+
+
 def _evaluated(name: str, folders: Sequence[RunFolder], view: str) -> tuple[Method, list[RunFolder]]:
     evaluations = []
     for run in folders:

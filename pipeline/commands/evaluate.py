@@ -2,24 +2,90 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import emit, option_json, stage2_command
-
-if TYPE_CHECKING:
-    from pipeline.jobs.experiment import Experiment
+from pipeline.commands._shared import (
+    emit,
+    load,
+    log,
+    open_job,
+    option_device,
+    option_json,
+    option_models,
+    spec_command,
+)
 
 SECTION = "stage 2"
 
 
 @click.command("evaluate", epilog="Example: fashion-ntm evaluate mt_fashioniq-caption --model lstm --json")
-@stage2_command
+@spec_command
+@option_models
+@option_device
+@click.option(
+    "--ranked",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Score ranked lists of another system instead: TREC run, JSON lines, CIRR or CIRCO server file.",
+)
+@click.option("--name", help="Of the ranked lists, for `table N --ranked NAME`. Default: the file's name.")
+@click.option(
+    "--against", metavar="RUN", help="Test the ranked lists against a run (id, first digits, or memory model)."
+)
+@click.option("--partial", is_flag=True, help="Leave out test sessions that have no ranked list.")
+@click.option(
+    "--trained-on",
+    multiple=True,
+    metavar="DATASET",
+    help="Data set that the other system was trained on; tables mark its row. Repeatable.",
+)
 @option_json
-def command(experiment: Experiment, models: tuple[str, ...], seeds: tuple[int, ...] | None, as_json: bool) -> None:
-    """Rank every test session with the trained runs; R@1/5/8/10/50 and MRR by category and leak subset."""
+def command(
+    spec: str,
+    overrides: tuple[str, ...],
+    data: Path,
+    out: Path,
+    models: tuple[str, ...],
+    seeds: tuple[int, ...] | None,
+    device: str,
+    ranked: Path | None,
+    name: str | None,
+    against: str | None,
+    partial: bool,
+    trained_on: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Rank every test session with the trained runs; R@1/5/8/10/50 and MRR by category and leak subset.
+
+    With --ranked, score the ranked lists of another system on the same sessions, galleries and leak subsets. A target that
+    its list does not name has the last rank.
+    """
+    from pipeline.analysis.compare import compare_list, to_text
+    from pipeline.jobs.experiment import Experiment
+    from pipeline.jobs.identities import asked_runs
+    from pipeline.jobs.ranked import score_list
     from pipeline.jobs.stage2 import evaluate, summary_text
 
-    summaries = evaluate(experiment, experiment.current_runs(models, seeds))
-    emit(summaries, summary_text(summaries), as_json)
+    alone = {"--name": name, "--against": against, "--partial": partial, "--trained-on": trained_on}
+    if ranked is None and any(alone.values()):
+        raise click.UsageError(f"{next(k for k, v in alone.items() if v)} is an option of --ranked FILE")
+    if ranked is not None and (models or seeds):
+        raise click.UsageError("--ranked FILE scores a file: --model and --seeds name trained runs")
+    job, workspace = open_job(spec, overrides, data, out)
+    if ranked is None:
+        asked_runs(job, models)  # an unknown model is named before anything is read
+        experiment = Experiment(job, load(job, data), workspace, device, log)
+        summaries = evaluate(experiment, experiment.current_runs(models, seeds))
+        emit(summaries, summary_text(summaries), as_json)
+        return
+    dataset, called = load(job, data), name or ranked.name.split(".")[0]
+    evaluation, summary, unnamed = score_list(ranked, called, dataset, workspace, partial, trained_on)
+    if unnamed:
+        log(f"note: {unnamed:,} lists do not name their target: it has the last rank, so MRR is a lower bound")
+    text = summary_text([summary])
+    if against:
+        found = compare_list(called, evaluation, against, data, out)
+        summary, text = {**summary, "against": found.as_dict()}, f"{text}\n\n{to_text(found)}"
+    emit(summary, text, as_json)

@@ -53,7 +53,7 @@ def command(
 ) -> None:
     """Cache the features of every image, feedback text and query of SPEC.
 
-    Resumable: run the same command again, and only missing rows are computed.
+    Resumable: run the same command again, and only missing rows are computed. Exits with 3 if files could not be read.
     """
     if how["scheduler"] and how["local_cluster"]:
         raise click.UsageError("--scheduler and --local-cluster exclude each other")
@@ -63,3 +63,5 @@ def command(
     job, workspace = open_job(spec, overrides, data, out)
     result = extract_spec(job, load(job, data), workspace, device, **how)
     emit(result.as_dict(), result.text(), as_json)
+    if result.extraction.unread:
+        raise click.exceptions.Exit(3)

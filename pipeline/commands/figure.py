@@ -6,17 +6,17 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import option_data, option_json, option_out, option_set, options, show
+from pipeline.commands._shared import emit, log, option_data, option_json, option_out, option_set, options, show
 
 SECTION = "results"
-DIAGNOSTICS = "diagnostics"
+DIAGNOSTICS, LEAKAGE = "diagnostics", "leakage"
 
 
 @click.command(
     "figure",
     epilog="Example: fashion-ntm figure 8 --data DIR, or fashion-ntm figure diagnostics --run 1f3a --file rows.png",
 )
-@click.argument("name", metavar="N|diagnostics")
+@click.argument("name", metavar="N|diagnostics|leakage")
 @click.option("--spec", default="", help="Of N: run spec whose runs are shown. Default: the one that the figure names.")
 @click.option(
     "--format",
@@ -54,6 +54,7 @@ def command(
 ) -> None:
     """Plot figure N of the paper from measured runs, or print its data; points without a run are listed.
 
+    `figure leakage` plots recall on all, leaked and clean sessions against train recall, from `ablate memorisation`.
     `figure diagnostics` plots how the memory rows of runs that were trained with --diagnostics diverge. --json prints
     the data of figure N, as --format json does.
     """
@@ -66,6 +67,17 @@ def command(
         from pipeline.core.workspace import Workspace
 
         show(diagnostics_figure(runs, Workspace(out).runs, files))
+        return
+    if name == LEAKAGE and not files:
+        from pipeline.analysis.ablation.run import open_ablation
+        from pipeline.analysis.memorisation import draw_memorisation, memorisation
+
+        place = open_ablation("memorisation", spec, overrides, data, out, "cpu", options(overrides, data, out))
+        study = memorisation(place)
+        if not as_json and form == "files":
+            for path in draw_memorisation(study, to or out / "figures"):
+                log(f"wrote {path}")
+        emit(study.as_dict(), study.text(), as_json or form == "json")
         return
     if files:
         raise click.UsageError("--file belongs to `figure diagnostics`; figure N takes a folder: --to DIR")

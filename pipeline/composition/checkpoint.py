@@ -16,6 +16,7 @@ from cache.seal import check_seal, write_seal
 from manifests.errors import FashionNTMError, IncompleteError, Problems
 from manifests.identity import file_digest
 from manifests.options import parse_options
+from manifests.shapes import misfit
 from pipeline.composition.composers import composers
 from pipeline.composition.composers.base import Composer
 from pipeline.composition.composers.combiner import Combiner
@@ -90,10 +91,15 @@ def load_composer(folder: Path) -> tuple[Composer, dict[str, Any]]:
             raise FashionNTMError(
                 f"{folder / WEIGHTS}: sha256 {found[:12]} is not the recorded {about['weights'][:12]}: {FIT_AGAIN}"
             )
-        composer.load_state_dict(load_file(folder / WEIGHTS))
+        weights = load_file(folder / WEIGHTS)
+        if why := misfit(composer.state_dict(), weights):
+            raise FashionNTMError(f"{folder / WEIGHTS}: {why}; {FIT_AGAIN}")
+        composer.load_state_dict(weights)
     except FileNotFoundError as error:
         raise IncompleteError(f"no fitted composer in {folder}: run fit-composer") from error
-    except (KeyError, json.JSONDecodeError, SafetensorError, RuntimeError) as error:
+    except FashionNTMError:
+        raise
+    except (KeyError, ValueError, TypeError, RecursionError, SafetensorError, RuntimeError) as error:
         raise FashionNTMError(
             f"{folder} does not hold a composer this version can read: {error!r}; {FIT_AGAIN}"
         ) from error

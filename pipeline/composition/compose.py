@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ class Composed:
     reused: dict[str, int] = field(default_factory=dict)
     requested: dict[str, int] = field(default_factory=dict)  # before deduplication
     failed: int = 0
+    why: dict[str, int] = field(default_factory=dict)  # reason -> failed rows
     crossed: int = 0  # query rows computed by the head of their fold
     seconds: float = 0.0
 
@@ -43,7 +44,9 @@ class Composed:
             )
         if self.crossed:
             lines.append(f"{self.crossed:,} query rows of train sessions come from heads that have not seen them")
-        return "\n".join(lines + ([f"{self.failed:,} failed: their images have no features"] if self.failed else []))
+        if self.failed:
+            lines.append(f"{self.failed:,} failed: {', '.join(f'{n:,} {why}' for why, n in self.why.items())}")
+        return "\n".join(lines)
 
 
 def composed_fields(
@@ -63,7 +66,6 @@ def compose(
     stores: Path,
     weights: str | None = None,
     shard_rows: int = 16384,
-    progress: Callable[[str, int], None] = lambda table, rows: None,
     crossed: CrossFitted | None = None,
 ) -> Composed:
     """Compute the rows of all queries of ``dataset`` (ST + cat's included) and all catalog images; resumable.
@@ -85,8 +87,10 @@ def compose(
     with StoreWriter(path, dataset=backbone.dataset, extractor=extractor, fields=fields, execution=execution) as writer:
         writer.bind(catalogue)
 
-        def fail(table: str, item: str, reason: str, key: bytes | None = None) -> None:
+        def fail(table: str, item: str, reason: str, key: bytes | None = None, what: str = "image") -> None:
             report.failed += 1
+            why = f"{'queries' if table == 'query' else 'targets'} without the features of their {what}"
+            report.why[why] = report.why.get(why, 0) + 1
             writer.fail(table, item, "compose", reason, key=key)
 
         targets = dict.fromkeys(catalogue[i] for i in dataset.images if i in catalogue)
@@ -100,7 +104,7 @@ def compose(
             for n in np.flatnonzero(absent):
                 what = "text" if text_rows[n] < 0 else "image"
                 row_key, image_key, _ = work[todo[n]]
-                fail(table, names[image_key], f"its {what} row is not in {backbone.path.name}", row_key)
+                fail(table, names[image_key], f"its {what} row is not in {backbone.path.name}", row_key, what)
             todo, image_rows, text_rows = todo[~absent], image_rows[~absent], text_rows[~absent]
             report.reused[table], report.written[table] = len(work) - len(todo) - int(absent.sum()), len(todo)
             for part in _split(np.arange(len(todo)), shard_rows):
@@ -112,7 +116,6 @@ def compose(
                 else:
                     features = _features(composer, backbone, image_rows[part], None)
                 writer.commit(table, stack_keys(work[n][0] for n in todo[part]), features, time.perf_counter() - began)
-                progress(table, len(part))
         for image in sorted({i for i in dataset.images if i not in catalogue}):
             fail("target", image, "the image has no features: see the backbone store's failures")
     report.seconds = time.perf_counter() - start

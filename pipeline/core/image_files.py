@@ -23,6 +23,11 @@ class ReadError(ItemError):
     """The file is missing, unreadable or outside the images folder."""
 
 
+def is_transient(stage: str, reason: str) -> bool:
+    """Return whether a recorded failure is an I/O error, which a later run may not meet again."""
+    return stage == ReadError.stage and reason.startswith("cannot be ")
+
+
 def locate(root: Path, file: str) -> Path:
     """Return the regular file ``root / file``, whose real path must be inside ``root`` (already resolved).
 

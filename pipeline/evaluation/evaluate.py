@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,9 @@ import numpy as np
 
 from manifests.errors import FashionNTMError
 from manifests.identity import stack_keys
-from manifests.schema import Gallery, Session
-from pipeline.evaluation.metrics import Averaging, summarise
-from pipeline.evaluation.ranking import SCORES_HELD, ranks, score_ranks
+from manifests.schema import NO_IMAGE, Gallery, References, Session
+from pipeline.evaluation.metrics import PRECISION_CUTOFFS, Averaging, average_precision, summarize
+from pipeline.evaluation.ranking import SCORES_HELD, DistinctRows, distinct_units, ranks, score_ranks
 
 if TYPE_CHECKING:
     from cache import Store
@@ -26,7 +26,6 @@ PROTOCOL = {
     "ties": "count against the model",
     "references": "kept",
 }  # values of the identity field
-REFERENCES = "kept"  # reference images of a session remain in its gallery
 
 
 class EvaluationError(FashionNTMError, ValueError):
@@ -45,6 +44,11 @@ class Candidates:
     def index(self) -> dict[str, int]:
         """Return image id -> row of ``features``."""
         return {image: row for row, image in enumerate(self.images)}
+
+    @cached_property
+    def distinct(self) -> DistinctRows:
+        """Return the distinct unit rows of ``features``, computed once for all runs."""
+        return distinct_units(self.features)
 
 
 def load_candidates(store: Store, galleries: Iterable[Gallery]) -> dict[str, Candidates]:
@@ -80,12 +84,20 @@ class Evaluation:
     subsets: dict[str, np.ndarray]  # name -> bool [S]; always includes "all"
     galleries: dict[str, dict[str, Any]]  # category -> {"images": ranked candidates, "dropped": [ids]}
     skipped: dict[str, str]  # session id -> reason
+    references: References = "kept"
+    extra: dict[str, np.ndarray] = field(default_factory=dict)  # mAP@K: AP@K of each session in percent [S]; not saved
 
     def metrics(self) -> dict[str, dict[str, dict[str, float]]]:
         """Return subset -> category or "overall" -> R@K, MRR and mean in percent, and ``n`` sessions."""
         labels = np.array(self.categories, dtype=object)
         return {
-            name: summarise(self.ranks[member], labels[member].tolist(), self.averaging, order=self.galleries)
+            name: summarize(
+                self.ranks[member],
+                labels[member].tolist(),
+                self.averaging,
+                order=self.galleries,
+                extra={key: values[member] for key, values in self.extra.items()},
+            )
             for name, member in self.subsets.items()
         }
 
@@ -101,7 +113,7 @@ class Evaluation:
             "unit": "percent",
             "averaging": self.averaging,
             "ties": TIES,
-            "references": REFERENCES,
+            "references": self.references,
             "sessions": len(self.session_ids),
             "skipped": dict(self.skipped),
             "galleries": {name: dict(facts) for name, facts in self.galleries.items()},
@@ -117,8 +129,9 @@ def evaluate(
     skipped: Mapping[str, str] | Iterable[str] = (),
     block: int = SCORES_HELD,
     score: Callable[[Sequence[int], np.ndarray], np.ndarray] | None = None,
+    references: References = "kept",
 ) -> Evaluation:
-    """Rank each session's final target in its category's gallery by cosine similarity; references stay in the gallery.
+    """Rank each session's final target in its category's gallery by cosine similarity.
 
     Args:
         queries: [S, D] float32, f'_qry(N); row s belongs to ``sessions[s]``.
@@ -126,6 +139,7 @@ def evaluate(
         subsets: subset name -> session ids; ids that are not evaluated are ignored.
         score: (rows of ``sessions`` [n], candidates [G, D]) -> scores [n, G], higher is better, for models that do not
             rank by the cosine alone; ``queries`` is then unused.
+        references: "removed" leaves a session's reference images out of its gallery, unless they are correct.
         skipped: sessions already skipped because features are missing, with reasons if known; they are reported.
 
     Raises:
@@ -147,17 +161,23 @@ def evaluate(
         shown = "; ".join(f"{name}: {why}" for name, why in list(left_out.items())[:3]) or "no session was given"
         raise EvaluationError(f"no session can be evaluated ({shown}): extract the missing rows, then evaluate again")
     chosen = [sessions[row] for row in kept]
-    result = np.empty(len(chosen), dtype=np.int64)
+    correct: list[list[int]] = [[] for _ in chosen]  # ranks of each session's correct images, its target first
     for category in dict.fromkeys(s.category for s in chosen):
         mine = np.array([n for n, s in enumerate(chosen) if s.category == category])
         gallery = galleries[category]
-        targets = np.array([gallery.index[chosen[n].target] for n in mine])
-        names = [chosen[n].id for n in mine]
-        rows = np.array(kept)[mine]
+        asked = [(n, image) for n in mine for image in chosen[n].correct if image in gallery.index]
+        targets = np.array([gallery.index[image] for _, image in asked])
+        names = [chosen[n].id for n, _ in asked]
+        rows = np.array([kept[n] for n, _ in asked])
+        without = [_references(chosen[n], gallery) for n, _ in asked] if references == "removed" else None
         if score is not None:
-            result[mine] = score_ranks(score(rows.tolist(), gallery.features), targets, gallery.features, names)
+            found = score_ranks(score(rows.tolist(), gallery.features), targets, gallery.features, names, without)
         else:
-            result[mine] = ranks(queries[rows], gallery.features, targets, block, names)
+            found = ranks(queries[rows], gallery.features, targets, block, names, without, gallery.distinct)
+        for (n, _), rank in zip(asked, found.tolist(), strict=True):
+            correct[n].append(rank)
+    result = np.array([found[0] for found in correct], dtype=np.int64)  # of the target
+    several = any(session.also for session in chosen)
     ids = tuple(s.id for s in chosen)
     return Evaluation(
         session_ids=ids,
@@ -171,7 +191,17 @@ def evaluate(
         },
         galleries={name: {"images": len(g.images), "dropped": list(g.dropped)} for name, g in galleries.items()},
         skipped=left_out,
+        references=references,
+        extra={f"mAP@{k}": np.array([average_precision(found, k) for found in correct]) for k in PRECISION_CUTOFFS}
+        if several
+        else {},
     )
+
+
+def _references(session: Session, gallery: Candidates) -> list[int]:
+    """Return the gallery rows of the session's reference images that are not correct themselves."""
+    images = dict.fromkeys(turn.reference for turn in session.turns if turn.reference != NO_IMAGE)
+    return [gallery.index[i] for i in images if i in gallery.index and i not in session.correct]
 
 
 def _reasons(skipped: Mapping[str, str] | Iterable[str]) -> dict[str, str]:

@@ -38,6 +38,7 @@ class ResultFiles:
 
     @classmethod
     def of(cls, run: Path, view: View = WHOLE, protocol: str = "") -> ResultFiles:
+        """``protocol``: folder name of a clean split, or of a gallery without references; "" for the default."""
         name = "-".join(filter(None, (protocol, view.name)))
         return cls(run, run / "views" / name if name else run)
 

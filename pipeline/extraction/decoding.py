@@ -209,9 +209,19 @@ def _packed(found: list[Any], began: float) -> tuple[float, list[Any], dict[str,
     bare = all(isinstance(f, np.ndarray) for f in good)
     stacked = stack([{"": f} for f in good] if bare else good, _CPU)
     if not isinstance(stacked, Stacked):
+        _share(good)
         return time.perf_counter() - began, found, None, False
     tensors = {name: tensor.share_memory_() for name, tensor in stacked.tensors.items()}
     return time.perf_counter() - began, [f if isinstance(f, ItemFailure) else None for f in found], tensors, bare
+
+
+def _share(value: Any) -> None:
+    """Move the tensors of nested lists and dicts to shared memory. Raises RuntimeError without space for them."""
+    if isinstance(value, torch.Tensor):
+        value.share_memory_()
+    elif isinstance(value, list | tuple | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            _share(part)
 
 
 def _unpacked(answer: tuple[float, list[Any], dict[str, torch.Tensor] | None, bool]) -> tuple[float, list[Any]]:

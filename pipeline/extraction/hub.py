@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from manifests.identity import digest, file_digest
+from manifests.shapes import misfits
 from pipeline.extraction.adapters import CONFIG, adapter_weights, merge_adapter, only_adapter, without_adapter
-from pipeline.extraction.checkpoint_files import Checkpoint, ModelError, shards, side_files
+from pipeline.extraction.checkpoint_files import Checkpoint, ModelError, clip_module, shards, side_files
 
 _FILES = [
     "*.json",
@@ -22,6 +23,7 @@ _FILES = [
     "*.jinja",
     "model.safetensors",
     "model-*.safetensors",
+    "0_CLIPModel/model.safetensors",
     "adapter_model.safetensors",
 ]
 # Config fields that describe how it was saved and do not affect the features.
@@ -38,6 +40,7 @@ def locate(name: str, revision: str | None = None, own_code: bool = False) -> Ch
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
+        folder = clip_module(name, folder)
         if not (folder / "config.json").is_file():
             raise ModelError(
                 only_adapter(name, folder)
@@ -70,6 +73,7 @@ def _from_hub(name: str, revision: str | None, own_code: bool) -> Path:
     if other:  # shards under other names than save_pretrained gives them
         with contextlib.suppress(Exception):  # missing files are reported when the weights are listed
             path = Path(snapshot_download(name, revision=revision, allow_patterns=[*patterns, *other]))
+    path = clip_module(name, path)
     if not (path / "config.json").is_file():
         raise ModelError(
             only_adapter(name, path)
@@ -90,7 +94,7 @@ def _unreachable(name: str, revision: str | None, why: object) -> str:
 def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, unused: tuple[str, ...] = ()) -> Any:
     """Load the model with transformers' AutoModel: evaluation mode, no gradients, SDPA if supported.
 
-    An adapter in the folder is merged, in float32.
+    An adapter in the folder is merged, in float32. Raises ModelError for weights of another shape than config.json's.
 
     ``unused``: prefixes of weights that may be absent because no feature depends on them. Raises ModelError for any
     other missing weight: transformers would only warn and initialize it randomly.
@@ -105,9 +109,16 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device,
         own, local = checkpoint.own_code, {"local_files_only": True}
         try:
             model, found = AutoModel.from_pretrained(
-                path, dtype=computed, use_safetensors=True, trust_remote_code=own, output_loading_info=True, **local
+                path,
+                dtype=computed,
+                use_safetensors=True,
+                trust_remote_code=own,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, by name and shape
+                **local,
             )
             absent = found["missing_keys"]
+            _refuse_other_shapes(checkpoint, found.get("mismatched_keys"))
         except (NotImplementedError, RuntimeError) as error:
             if not own or "meta" not in str(error):
                 raise
@@ -125,6 +136,14 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device,
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype)
     return model.eval().requires_grad_(False).to(device)
+
+
+def _refuse_other_shapes(checkpoint: Checkpoint, shapes: Any) -> None:
+    """Raise ModelError for tensors (name, shape in the file, shape by config.json) that do not fit."""
+    if shapes:
+        raise ModelError(
+            f"model {checkpoint.name!r}: its weights are not of its config.json: {misfits(shapes)}; take both from one download"
+        )
 
 
 def _built_on_cpu(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, list[str]]:

@@ -14,6 +14,7 @@ from cache import Failure, Store, StoreError, StoreNotFoundError, StoreWriter, s
 from manifests.identity import KEY_BYTES, changed_fields, digest, stack_keys
 from manifests.schema import Dataset
 from pipeline.core.digests import NAME as DIGESTS
+from pipeline.core.image_files import is_transient
 from pipeline.extraction.batches import ShardTask
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.images import MAX_PIXELS
@@ -149,7 +150,7 @@ def plan_extraction(
     """Return the unique items of ``dataset`` that have no row in ``store`` (a Store or its writer).
 
     ``stores``: the folder of all stores; its cache of image digests is updated only if ``remember``. ``retry_failed``:
-    include known failures. Raises ManifestError when the dataset has nothing that ``extractor`` reads, and
+    include known failures; those of I/O are always included. Raises ManifestError when the dataset has nothing that ``extractor`` reads, and
     StoreCorruptError when a shard of the store is incomplete.
     """
     began = time.perf_counter()
@@ -166,7 +167,7 @@ def plan_extraction(
     for table in extractor.tables:
         requests, items, bad = requests_of(table, dataset, sources, unusable)
         width = extractor.dim(table) * extractor.dtype.itemsize + KEY_BYTES
-        on_record = {f.item: f.key for f in known if f.table == table}
+        on_record = {f.item: f for f in known if f.table == table}
         tables[table] = _table(table, requests, items, bad, store, other, on_record, retry_failed, width, reason)
     widths = {table: extractor.dim(table) * extractor.dtype.itemsize for table in extractor.tables}
     return Plan(dataset.name, extractor.name, fields, tables, catalogue, time.perf_counter() - began, path, widths)
@@ -187,19 +188,19 @@ def _table(
     bad: Sequence[Failure],
     store: Store | StoreWriter | None,
     other: Store | None,
-    on_record: Mapping[str, str | None],
+    on_record: Mapping[str, Failure],
     retry_failed: bool,
     width: int,
     reason: str,
 ) -> TablePlan:
     present = _present(store, table, list(items))
     missing = [(n, item) for n, (item, there) in enumerate(zip(items.values(), present, strict=True)) if not there]
-    failed = set() if retry_failed else set(on_record.values())
+    failed = {f.key for f in on_record.values() if not retry_failed and not is_transient(f.stage, f.reason)}
     wanted = [(n, item) for n, item in missing if item.key.hex() not in failed]
     todo, places = tuple(item for _, item in wanted), np.array([n for n, _ in wanted], dtype=np.int64)
     stale = _elsewhere(other, table, todo)
     names = ((name, item.key.hex()) for item in items.values() for name in item.names if name in on_record)
-    outdated = tuple(name for name, key in names if on_record[name] != key)
+    outdated = tuple(name for name, key in names if on_record[name].key != key)
     known, done = len(missing) - len(todo), len(items) - len(missing)
     if not reason:
         reason = _why(len(items), done, len(todo))

@@ -32,16 +32,26 @@ def prepare(extractor: Extractor, items: Sequence[Item], root: Path | None, mete
 
 
 def prepare_pixels(extractor: Extractor, items: Sequence[Item], root: Path | None) -> list[Any]:
-    """Return for each item its prepared image, an ItemFailure, or None for an item without a file."""
-    return [None if item.file is None else _pixels(extractor, item, root) for item in items]
+    """Return for each item its prepared image (a list for a dialog), an ItemFailure, or None for one without a file."""
+    return [
+        _dialog(extractor, item, root) if item.turns else None if item.file is None else _pixels(extractor, item, root)
+        for item in items
+    ]
 
 
 def add_texts(extractor: Extractor, items: Sequence[Item], pixels: Sequence[Any], meter: Meter) -> list[Any]:
     """Return for each item the list of its parts: the image of ``pixels``, the caption and the text, as it has them."""
     parts: list[Any] = [p if isinstance(p, ItemFailure) else [] if p is None else [p] for p in pixels]
     with meter.time("tokenise"):
+        for n, item in enumerate(items):
+            if item.turns and not isinstance(parts[n], ItemFailure):
+                parts[n] = _chat(extractor, item, parts[n])
         for texts in ([item.caption for item in items], [item.text for item in items]):
-            have = [n for n, t in enumerate(texts) if t is not None and not isinstance(parts[n], ItemFailure)]
+            have = [
+                n
+                for n, t in enumerate(texts)
+                if t is not None and not items[n].turns and not isinstance(parts[n], ItemFailure)
+            ]
             ready = _texts(extractor, [texts[n] for n in have], [items[n] for n in have])
             for n, found in zip(have, ready, strict=True):
                 parts[n] = found if isinstance(found, ItemFailure) else [*parts[n], found]
@@ -56,6 +66,21 @@ def _pixels(extractor: Extractor, item: Item, root: Path | None) -> Any:
         return ItemFailure(item, error.stage, error.reason)
     except Exception as error:  # an image shape that the model's preprocessing does not support
         return ItemFailure(item, "decode", f"preprocessing failed: {one_line(error)}")
+
+
+def _dialog(extractor: Extractor, item: Item, root: Path | None) -> Any:
+    """Return the prepared images of all turns, or the first failure."""
+    images = [_pixels(extractor, turn, root) for turn in item.turns]
+    failed = next((found for found in images if isinstance(found, ItemFailure)), None)
+    return images if failed is None else ItemFailure(item, failed.stage, failed.reason)
+
+
+def _chat(extractor: Extractor, item: Item, images: list[Any]) -> Any:
+    """Return ``images`` with the prepared chat of all texts, or an ItemFailure."""
+    try:
+        return [*images, extractor.prepare_dialog([turn.text or "" for turn in item.turns])]
+    except Exception as error:
+        return ItemFailure(item, "tokenise", one_line(error))
 
 
 def bounded(extractor: Extractor, image: Pillow.Image) -> Pillow.Image:

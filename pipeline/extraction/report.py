@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from cache import Failure
+from manifests.errors import most_frequent
 from manifests.schema import Dataset
+from pipeline.core.image_files import is_transient
 from pipeline.extraction.plan import Plan
 from pipeline.extraction.work import pair_name
 
@@ -41,6 +43,8 @@ class Report:
     bytes: int = 0
     cut: int = 0  # truncated texts
     new_failures: int = 0
+    why: dict[str, list[str]] = field(default_factory=dict)  # table -> "stage: reason" of each failure of this run
+    unread: int = 0  # of these, I/O errors, which the next run tries again
     left_out: dict[str, tuple[int, int]] = field(default_factory=dict)
     workers: dict[str, int] = field(default_factory=dict)  # shards by cluster worker
     busy: dict[str, float] = field(default_factory=dict)  # seconds by stage, divided by its threads
@@ -59,6 +63,11 @@ class Report:
     @property
     def failed(self) -> int:
         return sum(t.failed + t.unusable for t in self.tables.values())
+
+    def count_failure(self, table: str, stage: str, reason: str) -> None:
+        """Count an item that failed in this run."""
+        self.why.setdefault(table, []).append(f"{stage}: {reason}")
+        self.unread += is_transient(stage, reason)
 
     @property
     def rates(self) -> dict[str, float]:
@@ -79,6 +88,7 @@ class Report:
             "extracted": self.extracted,
             "reused": self.reused,
             "failed": self.failed,
+            "unread": self.unread,
             "cut": self.cut,
             "sessions_left_out": {split: {"sessions": n, "of": of} for split, (n, of) in self.left_out.items()},
             "workers": self.workers,
@@ -115,7 +125,16 @@ class Report:
         if self.cut:
             lines.append(f"note   {self.cut:,} texts were longer than the model reads, and lost their end")
         if self.failed:
-            lines.append(f"note   {self.failed:,} items have no row; the reasons are in {self.path / 'ledger.jsonl'}")
+            reasons = [reason for found in self.why.values() for reason in found]
+            why = f" (most frequent, {most_frequent(reasons)})" if reasons else ""
+            lines.append(
+                f"note   {self.failed:,} items have no row{why}; the reasons are in {self.path / 'ledger.jsonl'}"
+            )
+        if self.unread:
+            lines.append(
+                f"note   {self.unread:,} of them could not be read from the disk: run the same command again, which "
+                "reads them again"
+            )
         short = [f"{n:,} of {of:,} {split} sessions" for split, (n, of) in self.left_out.items() if n]
         if short:
             lines.append(
@@ -130,7 +149,11 @@ def report_of(path: Path, plan: Plan) -> Report:
         name: TableReport(t.requests, t.unique, t.done, failed=t.failed, unusable=len(t.unusable))
         for name, t in plan.tables.items()
     }
-    return Report(path, plan.fingerprint, tables, {name: t.reason for name, t in plan.tables.items()})
+    report = Report(path, plan.fingerprint, tables, {name: t.reason for name, t in plan.tables.items()})
+    for table in plan.tables.values():
+        for failure in table.unusable:
+            report.count_failure(table.table, failure.stage, failure.reason)
+    return report
 
 
 def left_out(dataset: Dataset, failures: Sequence[Failure]) -> dict[str, tuple[int, int]]:

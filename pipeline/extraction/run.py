@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from cache import Store, StoreWriter, store_path
-from manifests.errors import FashionNTMError
+from manifests.errors import FashionNTMError, most_frequent
 from manifests.schema import Dataset
 from pipeline.core.device import describe
 from pipeline.core.digests import NAME as DIGESTS
@@ -290,6 +290,7 @@ class _Job:
         for failure in outcome.failures:
             self.result.tables[table].failed += 1
             self.result.new_failures += 1
+            self.result.count_failure(table, failure.stage, failure.reason)
             if failure.stage == "read" and failure.item.file:
                 self.changed.add(failure.item.file)
 
@@ -307,9 +308,10 @@ def _refuse_empty(report: Report, plan: Plan) -> None:
     """Raise ExtractionError for a table without rows: the path or the model is wrong, not single items."""
     for name, table in report.tables.items():
         if table.requests and not table.extracted and not table.reused:
-            bad: list[Any] = [*plan.tables[name].unusable]
-            first = f"{bad[0].item}: {bad[0].reason}" if bad else f"the reasons are in {report.path / 'ledger.jsonl'}"
+            record = f"the reasons are in {report.path / 'ledger.jsonl'}"
+            known = f"known failures, {record}: --retry-failed tries them again" if plan.tables[name].failed else record
+            why = most_frequent(report.why.get(name, ())) or known
             raise ExtractionError(
-                f"none of the {table.requests:,} items of table '{name}' could be extracted ({first}): check the images "
+                f"none of the {table.requests:,} items of table '{name}' could be extracted ({why}): check the images "
                 "folder and the model"
             )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from manifests.errors import most_frequent
 from manifests.identity import stack_keys
 from pipeline.core.device import free_memory, is_out_of_memory
 from pipeline.extraction.batches import ForwardBatch
@@ -98,8 +99,9 @@ class Runner:
         tokens = getattr(self.extractor, "tokens", None)
         if not isinstance(tokens, Tokens):
             return []
-        found = tokens.take_long([text for i in batch.items for text in (i.text, i.caption) if text is not None])
-        return [item for item in batch.items if found and (item.text in found or item.caption in found)]
+        texts = [{i.text, i.caption, *(turn.text for turn in i.turns)} - {None} for i in batch.items]
+        found = tokens.take_long([text for of_item in texts for text in of_item if text is not None])
+        return [item for item, of_item in zip(batch.items, texts, strict=True) if found & of_item]
 
     def _take(self, depth: int) -> None:
         """Collect the oldest batches until at most ``depth`` are in flight."""
@@ -137,8 +139,9 @@ class Runner:
                 assert own is not None
                 self._fail(one, own, alone)
         if len(alone.failures) == len(piece):
+            why = most_frequent(failure.reason for failure in alone.failures)
             raise ExtractorError(
-                f"extractor {self.extractor.name!r} failed on every item of a batch: {one_line(error)}"
+                f"extractor {self.extractor.name!r} failed on every item of a batch ({why}){_several_sizes(piece)}"
             ) from error
         outcome.pieces.extend(alone.pieces)
         outcome.failures.extend(alone.failures)
@@ -166,3 +169,16 @@ class Runner:
             outcome.pieces.append((positions, keys, rows if good.all() else rows[good]))
         self.meter.done += int(good.sum())
         self.meter.failed += int((~good).sum())
+
+
+def _several_sizes(batch: ForwardBatch) -> str:
+    """Return a hint if the processor made images of several sizes, which many models refuse; "" otherwise."""
+    shapes = sorted(
+        {"x".join(map(str, a.shape)) for part in batch.parts for p in part if isinstance(p, dict) for a in p.values()}
+    )
+    if len(shapes) < 2:
+        return ""
+    return (
+        f"; the model's processor makes images of several sizes ({', '.join(shapes[:2])}): let it crop them "
+        "(do_center_crop and crop_size in preprocessor_config.json)"
+    )

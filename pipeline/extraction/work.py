@@ -8,8 +8,8 @@ from pathlib import Path
 
 from cache import Failure
 from manifests.errors import ManifestError, Problem
-from manifests.identity import NO_IMAGE_KEY, caption_key, pair_key, text_key
-from manifests.schema import NO_IMAGE, Dataset, Image
+from manifests.identity import NO_IMAGE_KEY, caption_key, dialog_key, pair_key, text_key
+from manifests.schema import NO_IMAGE, Dataset, Image, Session
 from pipeline.core.digests import DigestCache
 from pipeline.core.image_files import ItemError
 from pipeline.extraction.extractors.base import Extractor
@@ -19,7 +19,8 @@ from pipeline.extraction.extractors.base import Extractor
 class Item:
     """Input of one row. ``names``: its names in the ledger (image ids, the text, or both).
 
-    ``image``: content key of the image; ``file`` or ``caption``: its content; ``text``: the text.
+    ``image``: content key of the image; ``file`` or ``caption``: its content; ``text``: the text. ``turns``: for a whole
+    dialog, the items of its turns; ``image``, ``file`` and ``text`` are then those of its first turn.
     """
 
     key: bytes
@@ -28,6 +29,7 @@ class Item:
     file: str | None = None
     caption: str | None = None
     text: str | None = None
+    turns: tuple[Item, ...] = ()
 
 
 def catalogue_of(
@@ -41,6 +43,9 @@ def catalogue_of(
     if dataset.text_only and "query" in extractor.tables:
         what = f"extractor '{extractor.name}' is a joint model and {dataset.name} has turns without an image"
         raise ManifestError([Problem(dataset.name, "", what, "use a dual encoder, such as clip or caption")])
+    if dataset.dialogs and not extractor.reads_dialogs:
+        what = f"extractor '{extractor.name}' does not encode a dialog as one query, as dialogs = true asks"
+        raise ManifestError([Problem(dataset.name, "", what, "use mllm, or leave out dialogs and model st_history")])
     if extractor.reads == "caption":
         return _captions(dataset, extractor)
     if dataset.images_root is None or not any(image.file for image in dataset.images.values()):
@@ -113,9 +118,18 @@ def requests_of(
     if table == "text":
         texts = dict.fromkeys(text for _, text in queries)
         return len(queries), {key: Item(key, (t,), text=t) for t in texts for key in [text_key(t)]}, []
+    chats = list(dataset.whole_dialogs())
     pairs = dict.fromkeys(queries)
     bad = [Failure(table, pair_name(i, t), "read", f"reference {i}: {unusable[i]}") for i, t in pairs if i in unusable]
-    return len(queries), _unique(_query(sources[i], i, t) for i, t in pairs if i in sources), bad
+    items = [_query(sources[i], i, t) for i, t in pairs if i in sources]
+    items += [_dialog(c, sources) for c in chats if all(turn.reference in sources for turn in c.turns)]
+    return len(queries) + len(chats), _unique(items), bad
+
+
+def _dialog(session: Session, sources: Mapping[str, Item]) -> Item:
+    turns = tuple(_query(sources[turn.reference], turn.reference, turn.text) for turn in session.turns)
+    first, name = turns[0], f"{session.id}, last {len(turns)} turns as one dialog"
+    return Item(dialog_key([t.key for t in turns]), (name,), first.image, first.file, None, first.text, turns)
 
 
 def _query(source: Item, image_id: str, text: str) -> Item:
@@ -139,5 +153,5 @@ def _unique(items: Iterable[Item]) -> dict[bytes, Item]:
             first[item.key] = item
     for key, names in others.items():
         item = first[key]
-        first[key] = Item(key, (*item.names, *names), item.image, item.file, item.caption, item.text)
+        first[key] = Item(key, (*item.names, *names), item.image, item.file, item.caption, item.text, item.turns)
     return first

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from manifests.errors import IncompleteError, ManifestError, Problem, nearest
-from manifests.identity import changed_fields, digest, pair_key, session_key, stack_keys, text_key
+from manifests.identity import changed_fields, dialog_key, digest, pair_key, session_key, stack_keys, text_key
 from manifests.leaks import SUBSETS, subset_sessions
 from manifests.schema import Dataset, RunSpec, Training
 from manifests.validation import split_validation
@@ -189,7 +189,8 @@ class RunIdentities:
 
     def result_files(self, run: Run, view: View = WHOLE) -> ResultFiles:
         """Return the files of the evaluation of ``run`` under ``view``, which may not exist yet."""
-        return ResultFiles.of(self.folder(run).path, view, self.dataset.protocol)
+        other = "no-references" if self.spec.references == "removed" else ""
+        return ResultFiles.of(self.folder(run).path, view, "-".join(filter(None, (self.dataset.protocol, other))))
 
     def evaluation(self, run: Run, view: View = WHOLE) -> dict[str, Any] | None:
         """Return the evaluation summary of ``run`` if one exists for exactly these sessions, galleries and protocol."""
@@ -218,14 +219,23 @@ class RunIdentities:
         """Return all fields besides the run that determine an evaluation's results, by content; reads no features."""
         catalogue = self.store.catalogue()
         sessions = [s for s in self.found_test.sessions if view.turns in (None, len(s.turns))]
+        about = {"references": self.spec.references, "averaging": self.dataset.averaging, "view": view.model_dump()}
         identity = {
-            "protocol": PROTOCOL | {"averaging": self.dataset.averaging, "view": view.model_dump()},
+            "protocol": PROTOCOL | about,
             "sessions": digest([session_key(session, catalogue).hex() for session in sessions]),
             "left_out": sum(view.turns in (None, len(s.turns)) for s in self.dataset.split("test")) - len(sessions),
             "subsets": digest([[name for name in SUBSETS if s.id in self.subsets[name]] for s in sessions]),
             "galleries": self._gallery_digests,
         }
-        if view.last is not None and registry.get(run.model).reads == "concatenated":
+        if any(session.also for session in sessions):
+            keys = [[catalogue[i].hex() for i in s.also if i in catalogue] for s in sessions]
+            identity["correct"] = digest(keys)
+        family = registry.get(run.model)
+        if family.dialogs:
+            chats = [session.last(view.last or len(session.turns)) for session in sessions]
+            keys = [dialog_key([pair_key(catalogue[t.reference], text_key(t.text)) for t in c.turns]) for c in chats]
+            identity["dialogs"] = digest((self.store.find("query", stack_keys(keys)) >= 0).tolist())
+        elif view.last is not None and family.reads == "concatenated":
             windows = [session.last(view.last) for session in sessions]
             keys = [pair_key(catalogue[w.turns[0].reference], text_key(w.text)) for w in windows]
             identity["windows"] = digest((self.store.find("query", stack_keys(keys)) >= 0).tolist())

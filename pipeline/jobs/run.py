@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from cache import Store, StoreError
-from manifests.errors import IncompleteError
+from manifests.errors import IncompleteError, most_frequent
 from manifests.leaks import subset_counts
 from manifests.schema import Dataset, RunSpec
 from pipeline.composition.request import composer_request
 from pipeline.core.binding import StaleError
+from pipeline.core.image_files import is_transient
 from pipeline.core.workspace import Workspace
 from pipeline.extraction.fitting.job import fit_extractor_spec, needs_fitting
 from pipeline.jobs.experiment import Experiment, Log, silent
@@ -90,7 +91,7 @@ def status_of(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Status:
     runs = asked_runs(spec)
     found: dict[str, dict[int, str]] = {run.model: {} for run in runs}
     try:
-        stage = Experiment(spec, dataset, workspace, "cpu")
+        experiment = Experiment(spec, dataset, workspace, "cpu")
         first = "done"
     except StaleError as error:
         for run in runs:
@@ -104,14 +105,27 @@ def status_of(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Status:
             return Status(spec.name, str(error), "", {}, found)
         rows = {name: table.rows for name, table in begun.tables.items()}
         return Status(spec.name, f"begun, not finished: run `extract {spec.asked}`", str(begun.path), rows, found)
-    fit, validation = stage.found
+    fit, validation = experiment.found
     left_out = len(fit.reasons) + (len(validation.reasons) if validation is not None else 0)
     if left_out:
-        first = f"done, but {left_out} train sessions lack features: run `extract {spec.asked}`, or see the failures"
-    for run in stage.current_runs():
-        found[run.model][run.seed] = str(stage.state(run))
-    rows = {name: table.rows for name, table in stage.store.tables.items()}
-    return Status(spec.name, first, str(stage.store.path), rows, found)
+        first = (
+            f"done, but {left_out} train sessions lack features: {_what_helps(workspace.backbone(spec, dataset), spec)}"
+        )
+    for run in experiment.current_runs():
+        found[run.model][run.seed] = str(experiment.state(run))
+    rows = {name: table.rows for name, table in experiment.store.tables.items()}
+    return Status(spec.name, first, str(experiment.store.path), rows, found)
+
+
+def _what_helps(backbone: Store, spec: RunSpec) -> str:
+    """Return the command that gets missing features, by the failures on record in the store of the extractor."""
+    failures = backbone.failures()
+    if not failures:
+        return f"run `extract {spec.asked}`"
+    if unread := sum(is_transient(f.stage, f.reason) for f in failures):
+        return f"run `extract {spec.asked}`, which reads {unread:,} unreadable files again"
+    why = most_frequent(f"{f.stage}: {f.reason}" for f in failures)
+    return f"mend what failed ({why}), then run `extract {spec.asked} --retry-failed`"
 
 
 def _begun(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Store | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from pipeline.composition.compose import Composed, compose
 from pipeline.composition.composers.base import Composer
 from pipeline.composition.crossfit import CrossFitted, fit_folds, load_folds, new_composer
 from pipeline.composition.fit import fit_composer, single_turn_recall
-from pipeline.composition.request import ComposerRequest, composer_request
+from pipeline.composition.request import ComposerRequest, composer_request, is_joint, row_dims
 from pipeline.core.binding import SourceRecord, StaleError, declared_digest, load_binding, save_binding
 from pipeline.core.workspace import FeatureRecord, Workspace, extraction_request
 
@@ -47,9 +48,11 @@ class Fitted:
     composed: Composed
     reused: bool
     next_command: str
+    folder: Path
 
     def as_dict(self) -> dict[str, Any]:
-        return {"composer": self.about, "reused": self.reused, "composed": self.composed.as_dict()}
+        about = {"composer": self.about, "reused": self.reused, "folder": str(self.folder)}
+        return about | {"composed": self.composed.as_dict()}
 
     def text(self) -> str:
         scores = ", ".join(f"{k} {v:.1f}" for k, v in self.about.get("validation", {}).items() if k != "triplets")
@@ -62,7 +65,8 @@ class Fitted:
             )
             head += f"\ncross-fitted, {folds['count']} folds; single-turn on the train sessions: {unseen} "
             head += f"by heads that have not seen them, {seen} by the head that has"
-        return "\n".join([head, self.composed.text(), f"next: {self.next_command}"])
+        weights = f"weights {self.folder} (composer.weights of other specs on these features)"
+        return "\n".join([head, weights, self.composed.text(), f"next: {self.next_command}"])
 
 
 def extract_spec(
@@ -93,7 +97,6 @@ def extract_spec(
     chosen, extractor, why = extractor_in(
         fitted_spec(spec, dataset, workspace), dataset, workspace, "cpu" if clustered else device, precision
     )
-
     use_threads(extractor)
 
     def check(plan: Any) -> dict[str, Any]:
@@ -139,6 +142,8 @@ def _record(spec: RunSpec, dataset: Dataset, workspace: Workspace, extractor: An
         declared=declared_digest(dataset),
         sources=SourceRecord.of(spec).files,
         contaminated_on=tuple(extractor.card.contaminated_on),
+        given=_given(spec),
+        card={"licence": extractor.card.licence, "source": extractor.card.source},
         gallery=gallery,
     )
     if old is not None and old.backbone == note.backbone:
@@ -150,13 +155,21 @@ def _composed(spec: RunSpec, dataset: Dataset, workspace: Workspace, extractor: 
     """Compose the queries, if a composer is ready; a joint model has computed them itself."""
     if "query" in extractor.tables:
         workspace.write_composed(spec, dataset, report.path)
-        return StageOne(report, None, f"train {spec.asked}")
+        return StageOne(report, None, f"{'train' if dataset.split('train') else 'serve'} {spec.asked}")
     request = composer_request(spec)
     assert request is not None
     composer = _ready_composer(request, spec, dataset, workspace.backbone(spec, dataset))
     if composer is None:
         return StageOne(report, None, f"fit-composer {spec.asked}")
-    return StageOne(report, compose_spec(spec, dataset, workspace, *composer), f"train {spec.asked}")
+    following = "train" if dataset.split("train") else "serve"
+    return StageOne(report, compose_spec(spec, dataset, workspace, *composer), f"{following} {spec.asked}")
+
+
+def _given(spec: RunSpec) -> str:
+    """Return the spec's file as an absolute path, or its shipped name."""
+    words = shlex.split(spec.asked)
+    path = Path(words[0]) if words else Path()
+    return str(path.resolve()) if path.is_file() else spec.name
 
 
 def plan_spec(
@@ -193,11 +206,7 @@ def _ready_composer(
 ) -> tuple[Composer, str | None, CrossFitted | None] | None:
     """Return the composer, the SHA-256 of its weights and its heads by fold, or None if it must be fitted first."""
     if not request.kind.trainable:
-        return (
-            request.kind(request.options, backbone.tables["image"].dim, backbone.tables["text"].dim).eval(),
-            None,
-            None,
-        )
+        return request.kind(request.options, *row_dims(backbone)).eval(), None, None
     folder = request.weights or composer_folder(request, spec, dataset, backbone)
     if request.weights is None and not fitted(folder, request.folds):
         return None
@@ -230,7 +239,7 @@ def fit_composer_spec(
     """
     backbone, request = workspace.backbone(spec, dataset), composer_request(spec)
     assert request is not None
-    if "query" in backbone.tables:
+    if is_joint(backbone):
         raise IncompleteError(f"extractor '{spec.extractor.name}' answers queries itself: it has no composer to fit")
     if not request.kind.trainable:
         raise IncompleteError(f"composer '{request.name}' has nothing to fit: `extract {spec.asked}` composes with it")
@@ -241,7 +250,7 @@ def fit_composer_spec(
     composer, about = load_composer(folder)
     crossed = _folds(request, folder, spec, dataset, backbone)
     composed = compose_spec(spec, dataset, workspace, composer, about["weights"], crossed)
-    return Fitted(about, composed, reused, f"train {spec.asked}")
+    return Fitted(about, composed, reused, f"train {spec.asked}", folder)
 
 
 def _fit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,5 +97,8 @@ def filling_command(workspace: Workspace, path: Path) -> str:
     specs = specs_using(workspace, path)
     out = [] if workspace.out == Path("out") else ["--out", str(workspace.out)]
     if specs:
-        return " ".join(["extract", specs[0], *out]) + "  (or the spec file of that name, with its options)"
+        return (
+            shlex.join(["extract", next(iter(specs.values())), *out])
+            + "  (or the spec file of that name, with its options)"
+        )
     return " ".join(["extract SPEC", *out]) + "  (SPEC: the one that this store was made for)"

@@ -17,6 +17,7 @@ from cache.seal import SealError, check_seal
 from manifests.errors import IncompleteError, Problems
 from manifests.identity import file_digest
 from manifests.options import parse_options
+from manifests.shapes import misfit
 from pipeline.training.errors import CheckpointError
 from pipeline.training.models import MemoryModel, models
 
@@ -90,7 +91,10 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> MemoryModel:
     assert parsed is not None
     model = cls(parsed, dim).to(getattr(torch, dtype))
     try:
-        model.load_state_dict(load_file(weights_path))
-    except (RuntimeError, SafetensorError) as error:
+        weights = load_file(weights_path)
+        if why := misfit(model.state_dict(), weights):
+            raise ValueError(why)
+        model.load_state_dict(weights)
+    except (ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{weights_path}: {error}; train this run again") from error
     return model.to(device).eval()

@@ -72,6 +72,7 @@ class SessionFeatures:
     reasons: tuple[str, ...] = ()
     texts: Tensor | None = None
     text_rows: Tensor | None = None
+    dialogs: bool = False  # ``cat_rows`` are the queries of whole dialogs as one chat (``views.view_features``)
     content: str = ""  # SHA-256 of the sessions' content; "" for features without a store
 
     def __len__(self) -> int:

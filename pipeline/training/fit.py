@@ -14,7 +14,8 @@ from torch import Tensor
 
 from manifests.schema import Training
 from pipeline.training.average import WeightAverage
-from pipeline.training.backends import Trainer, build_trainer
+from pipeline.training.backends.base import Trainer
+from pipeline.training.backends.choice import build_trainer
 from pipeline.training.data import SessionFeatures
 from pipeline.training.determinism import derive_seed, flushed_denormals, matmul_precision
 from pipeline.training.errors import DivergenceError, TrainingError
@@ -271,7 +272,7 @@ def _fit_closed_form(model: MemoryModel, features: SessionFeatures, validation: 
     started = time.perf_counter()
     chosen = model.fit_parameters(features if validation is None else validation)
     metrics: Metrics = {"epoch": 0, "chosen": chosen, "seconds": time.perf_counter() - started}
-    if validation is not None:
+    if validation is not None and not model.dialogs:  # only test sessions are encoded as whole dialogs
         metrics["validation"] = recalls(model, validation)
     model.eval()
     return metrics

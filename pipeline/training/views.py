@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import torch
 
 from cache import Store
-from manifests.identity import pair_key, stack_keys, text_key
+from manifests.identity import dialog_key, pair_key, stack_keys, text_key
 from manifests.schema import Session
 from manifests.views import View
 from pipeline.training.data import SessionFeatures
 from pipeline.training.errors import MissingFeaturesError
 
+_ASK = "dialogs = true in the spec (--set dialogs=true), and windows for the last turns alone"
 
-def view_features(features: SessionFeatures, store: Store, view: View, concatenated: bool = False) -> SessionFeatures:
+
+def view_features(
+    features: SessionFeatures, store: Store, view: View, concatenated: bool = False, dialogs: bool = False
+) -> SessionFeatures:
     """Apply ``view`` to ``features``: fewer sessions, or only the last turns of each session (with the same targets).
 
     ``concatenated``: for a model that reads all captions as one query. Its query of the last turns alone is a separate
-    row in the store; a session without this row is skipped and listed in ``skipped`` and ``reasons``.
+    row in the store; a session without this row is skipped and listed in ``skipped`` and ``reasons``. ``dialogs``: for a
+    model whose one query is the chat of all images and texts, which is a separate row too.
 
     Raises:
         MissingFeaturesError: no session is left.
@@ -28,10 +34,13 @@ def view_features(features: SessionFeatures, store: Store, view: View, concatena
         features = features.subset(np.flatnonzero(features.lengths.cpu().numpy() == view.turns).tolist())
         if not len(features):
             raise MissingFeaturesError(f"no session with features has {view.turns} turns: choose another view")
+    if dialogs:
+        features = replace(_with_rows(features, store, view.last, _dialog_key, "turns as one chat", _ASK), dialogs=True)
     if view.last is None or int(features.lengths.max()) <= view.last:
         return features
-    if concatenated:
-        features = _concatenated(features, store, view.last)
+    if concatenated and not dialogs:
+        ask = f"windows = [{view.last}] in the spec (--set windows=[{view.last}])"
+        features = _with_rows(features, store, view.last, _key, "turns' captions as one text", ask)
     return _last_turns(features, view.last)
 
 
@@ -46,18 +55,26 @@ def _last_turns(features: SessionFeatures, turns: int) -> SessionFeatures:
     return replace(features, lengths=lengths, **moved)
 
 
-def _concatenated(features: SessionFeatures, store: Store, turns: int) -> SessionFeatures:
-    """Set ``cat_rows`` to the queries of the last ``turns`` turns, and skip sessions without such a row."""
+def _with_rows(
+    features: SessionFeatures,
+    store: Store,
+    turns: int | None,
+    key: Callable[[Session, dict[str, bytes]], bytes],
+    what: str,
+    ask: str,
+) -> SessionFeatures:
+    """Set ``cat_rows`` to the rows of ``key`` for the last ``turns`` turns; skip sessions without such a row.
+
+    ``what``: the row in messages. ``ask``: what the spec needs so that `extract` makes these rows.
+    """
     catalogue = store.catalogue()
-    windows = [session.last(turns) for session in features.sessions]
-    rows = store.find("query", stack_keys(_key(window, catalogue) for window in windows))
+    windows = [session.last(turns or len(session.turns)) for session in features.sessions]
+    rows = store.find("query", stack_keys(key(window, catalogue) for window in windows))
     there = np.flatnonzero(rows >= 0)
     missing = [features.sessions[i] for i in np.flatnonzero(rows < 0)]
+    last = f"last {turns} {what}" if turns else f"{what}"
     if not len(there):
-        raise MissingFeaturesError(
-            f"{store.path}: no query row for the captions of the last {turns} turns as one text; run `extract` with "
-            f"windows = [{turns}] in the spec (--set windows=[{turns}])"
-        )
+        raise MissingFeaturesError(f"{store.path}: no query row for the {last}; run `extract` with {ask}")
     used, places = np.unique(rows[there], return_inverse=True)
     kept = features.subset(there.tolist())
     added = torch.from_numpy(store.gather("query", used).astype(np.float32)).to(features.device)
@@ -66,13 +83,18 @@ def _concatenated(features: SessionFeatures, store: Store, turns: int) -> Sessio
         kept,
         queries=torch.cat([features.queries, added]),
         cat_rows=len(features.queries) + places,
+        has_concatenated=True,
         skipped=(*features.skipped, *(session.id for session in missing)),
         reasons=(
             *features.reasons,
-            *(f"session {s.id!r}: no query row for its last {turns} turns' captions as one text" for s in missing),
+            *(f"session {s.id!r}: no query row for its {last}" for s in missing),
         ),
     )
 
 
 def _key(session: Session, catalogue: dict[str, bytes]) -> bytes:
     return pair_key(catalogue[session.turns[0].reference], text_key(session.text))
+
+
+def _dialog_key(session: Session, catalogue: dict[str, bytes]) -> bytes:
+    return dialog_key([pair_key(catalogue[turn.reference], text_key(turn.text)) for turn in session.turns])

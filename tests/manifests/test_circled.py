@@ -54,7 +54,8 @@ def test_sessions_of_two_to_six_turns(data: Path) -> None:
     assert first.target == "fashioniq_dress_train-truth-0-0"
     assert dataset.turn_targets == ("final",)
     assert first.pairs == tuple((t.reference, first.target) for t in first.turns)
-    assert any("several ground truths (the first is the target): 5" in note for note in dataset.notes)
+    assert any(s.also for s in dataset.sessions) and len(first.correct) == 1 + len(first.also)
+    assert any("several ground truths (the first is the target, mAP@K counts all): 5" in note for note in dataset.notes)
     assert any(note.startswith("gallery of dress/test: the 25 images of its sessions") for note in dataset.notes)
 
 

@@ -12,20 +12,27 @@ from pydantic import BaseModel, Field
 
 from manifests.datasets._files import option_path
 from manifests.datasets.base import DatasetSource
-from manifests.datasets.demo.catalogue import TEST, TRAIN, Size, build_catalogue
+from manifests.datasets.demo.catalogue import TEST, TRAIN, Size, build_catalogue, describe
 from manifests.datasets.demo.files import FolderError, file_of, write_images
+from manifests.datasets.demo.sessions import LONGEST, Kind
 from manifests.errors import Problems
 from manifests.schema import Dataset, Frozen, Image
 
 
 class DemoOptions(Frozen):
-    """``folder``: folder of the images, below the data folder. Fewer families make a smaller demo of the same kind."""
+    """``folder``: folder of the images, below the data folder.
+
+    Fewer families make a smaller demo of the same kind; more families, longer sessions and retractions other datasets.
+    """
 
     folder: str = Field("demo", min_length=1)
     seed: int = 0
     size: int = Field(96, ge=32, le=512)  # pixels, square
     train_families: int = Field(TRAIN.families, ge=1)  # per category
     test_families: int = Field(TEST.families, ge=1)  # per category
+    longest: int = Field(LONGEST, ge=2, le=10)  # turns of the longest sessions
+    retract: float = Field(0.0, ge=0, lt=1)  # probability that a turn replaces an earlier request
+    captions: bool = False  # garments described in words instead of rendered images
 
 
 class Demo(DatasetSource):
@@ -45,17 +52,22 @@ class Demo(DatasetSource):
             o.seed,
             Size(o.train_families, TRAIN.sessions, TRAIN.garments),
             Size(o.test_families, TEST.sessions, TEST.garments),
+            Kind(o.longest, o.retract),
         )
-        try:
-            write_images(catalogue.items, folder, o.seed, o.size)
-        except (FolderError, OSError) as error:
-            problems.add("key dataset.folder", str(error), "the demo must be able to write its images there")
-            return None
+        if o.captions:
+            images = {i.id: Image(id=i.id, caption=describe(i)) for i in catalogue.items}
+        else:
+            images = {i.id: Image(id=i.id, file=file_of(i)) for i in catalogue.items}
+            try:
+                write_images(catalogue.items, folder, o.seed, o.size)
+            except (FolderError, OSError) as error:
+                problems.add("key dataset.folder", str(error), "the demo must be able to write its images there")
+                return None
         return Dataset(
             name="demo",
-            images={item.id: Image(id=item.id, file=file_of(item)) for item in catalogue.items},
+            images=images,
             sessions=catalogue.sessions,
             galleries=catalogue.galleries,
-            images_root=folder,
+            images_root=None if o.captions else folder,
             attributes={item.id: item.words for item in catalogue.items},
         )

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from manifests.datasets.demo.attributes import CATEGORIES, NONE, Garment
-from manifests.datasets.demo.sessions import Story, fill_family
+from manifests.datasets.demo.phrases import NOUNS
+from manifests.datasets.demo.sessions import DEMO, Kind, Story, fill_family
 from manifests.datasets.demo.wording import feedback
 from manifests.schema import Gallery, Session, Split, Turn
 
@@ -20,6 +21,10 @@ class Size:
     families: int
     sessions: int
     garments: int
+
+    def beyond(self, shipped: Size) -> bool:
+        """Return whether the split has more families than the shipped demo; these are drawn in another way."""
+        return self.families > shipped.families
 
 
 TRAIN = Size(families=36, sessions=30, garments=20)
@@ -50,8 +55,13 @@ class Catalogue:
 
 
 @lru_cache(maxsize=1)  # a report needs the catalogue again after the dataset is loaded
-def build_catalogue(seed: int, train: Size = TRAIN, test: Size = TEST) -> Catalogue:
-    """Build the catalogue. Train and test share no family, hence no image, session or (reference, target) pair."""
+def build_catalogue(seed: int, train: Size = TRAIN, test: Size = TEST, kind: Kind = DEMO) -> Catalogue:
+    """Build the catalogue. Train and test share no family, hence no image, session or (reference, target) pair.
+
+    In a catalogue with more families than the demo's, or of another kind, families avoid each other's garments while
+    they are drawn; in the demo's, a family that meets another one is drawn again, which takes quadratic time.
+    """
+    avoid = kind != DEMO or train.beyond(TRAIN) or test.beyond(TEST)
     items: list[Item] = []
     stories: dict[str, Story] = {}
     sessions: list[Session] = []
@@ -59,7 +69,7 @@ def build_catalogue(seed: int, train: Size = TRAIN, test: Size = TEST) -> Catalo
     for split, size in (("train", train), ("test", test)):
         for category in CATEGORIES:
             rng = random.Random(f"demo sessions {seed} {split} {category}")
-            found = _part(split, category, size, rng, taken=_taken(items, category))
+            found = _part(split, category, size, rng, _taken(items, category), kind, avoid)
             mine = [Item(f"{category}-{split}-{n:04d}", category, split, g) for n, g in enumerate(found.garments, 1)]
             items += mine
             galleries.append(Gallery(category=category, split=split, images=tuple(i.id for i in mine)))
@@ -81,13 +91,22 @@ class _Part:
     stories: list[Story]
 
 
-def _part(split: Split, category: str, size: Size, rng: random.Random, taken: set[tuple[str, ...]]) -> _Part:
-    """Return the families of one gallery, shuffled; a family that shares a garment with another one is redrawn."""
+def _part(
+    split: Split,
+    category: str,
+    size: Size,
+    rng: random.Random,
+    taken: set[tuple[str, ...]],
+    kind: Kind,
+    avoid: bool,
+) -> _Part:
+    """Return the families of one gallery, shuffled; a family that shares a garment with another one is redrawn, or,
+    with ``avoid``, is drawn without such garments."""
     garments: list[Garment] = []
     stories: list[Story] = []
     used = set(taken)
     while len(stories) < size.families * size.sessions:
-        family, told = fill_family(category, size.sessions, size.garments, rng)
+        family, told = fill_family(category, size.sessions, size.garments, rng, kind, used if avoid else frozenset())
         if used & family.known:
             continue
         used |= family.known
@@ -109,3 +128,9 @@ def _turns(story: Story, images: list[str], rng: random.Random) -> Iterator[Turn
     for reference, image, asked in zip(story.garments, images, story.requests, strict=False):
         answer = {**reference, **asked}
         yield Turn(reference=image, captions=feedback(story.category, asked, answer, reference, rng))
+
+
+def describe(item: Item) -> str:
+    """Return a caption that names every value of a garment: "a dress, colour red, sleeve long sleeves, ..."."""
+    noun = NOUNS[item.category]
+    return ", ".join([f"a {noun}", *(f"{field} {value}" for field, value in item.garment.items() if value != NONE)])

@@ -11,7 +11,7 @@ retrieve instead (paper Figure 5 shows the same failure on real images).
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 
 from manifests.datasets.demo.attributes import ACCENTS, FIELDS, NONE, Garment, needs_accent, problem, random_garment
@@ -27,7 +27,34 @@ DRIFT = {1: 0.6, 2: 0.4}  # unrequested changes of fields per turn: share
 FORGETFUL = 0.9  # share of sessions whose last reference misses an earlier request
 TRIES = 16  # drafts of the next image; one that the family already has is preferred
 
+LONGEST = max(LENGTHS)
 Requests = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Kind of sessions; the default is the demo's.
+
+    ``longest``: turns of the longest sessions, up to 10. Above 4, lengths are uniform from 2 to it, more fields vary and
+    a turn asks for one field. ``retract``: probability that a turn from the third on replaces an earlier request.
+    """
+
+    longest: int = LONGEST
+    retract: float = 0.0
+
+    @property
+    def long(self) -> bool:
+        return self.longest > LONGEST
+
+    @property
+    def lengths(self) -> dict[int, float]:
+        """Turns of a session: share."""
+        if self.long:
+            return dict.fromkeys(range(2, self.longest + 1), 1.0)
+        return {n: share for n, share in LENGTHS.items() if n <= self.longest}
+
+
+DEMO = Kind()
 
 
 @dataclass(frozen=True)
@@ -46,19 +73,27 @@ class Story:
     @property
     def lost(self) -> tuple[str, ...]:
         """Fields requested before the last turn whose requested value the last reference image lacks."""
-        early = {f: v for turn in self.requests[:-1] for f, v in turn.items()}
+        last = self.requests[-1]
+        early = {f: v for turn in self.requests[:-1] for f, v in turn.items() if f not in last}
         return tuple(f for f, v in early.items() if self.garments[-2][f] != v)
 
 
 @dataclass
 class Family:
-    """Base garment and its varying fields; ``garments``: members in the catalogue."""
+    """Base garment and its varying fields; ``garments``: members in the catalogue; ``taken``: those of other families,
+    which sessions avoid."""
 
     category: str
     base: Garment
     values: dict[str, tuple[str, ...]]
     garments: list[Garment] = field(default_factory=list)
     known: set[tuple[str, ...]] = field(default_factory=set)
+    taken: Set[tuple[str, ...]] = frozenset()
+    kind: Kind = DEMO
+
+    def free(self, garment: Garment) -> bool:
+        """Return whether no other family has the garment."""
+        return tuple(garment.values()) not in self.taken
 
     def has(self, garment: Garment) -> bool:
         return tuple(garment.values()) in self.known
@@ -72,25 +107,32 @@ class Family:
         """Return a random member of the family that can be drawn."""
         while True:
             garment = {**self.base, **{f: rng.choice(v) for f, v in self.values.items()}}
-            if problem(garment) is None:
+            if problem(garment) is None and self.free(garment):
                 return garment
 
 
-def make_family(category: str, rng: random.Random) -> Family:
-    """Return a family of a random base garment; color and five more fields vary, accents only if always visible."""
+def make_family(
+    category: str, rng: random.Random, kind: Kind = DEMO, taken: Set[tuple[str, ...]] = frozenset()
+) -> Family:
+    """Return a family of a random base garment; color and five more fields vary, accents only if always visible.
+
+    For long sessions every field varies.
+    """
+    counts = (*VALUES, *(2,) * len(FIELDS[category])) if kind.long else VALUES
     while True:
         base = random_garment(category, rng)
         names = [f for f in base if f not in ("colour", "accent")]
-        free = ["colour", *rng.sample(names, len(VALUES) - 1)]
+        free = ["colour", *rng.sample(names, min(len(names), len(counts) - 1))]
         if base["accent"] != NONE and rng.random() < 0.6:
             free[-1] = "accent"
         values = {}
-        for name, count in zip(free, VALUES, strict=True):
+        for name, count in zip(free, counts, strict=False):
             choices = [v for v in FIELDS[category][name] if v != base[name] and v != (NONE if name == "accent" else "")]
             values[name] = (base[name], *rng.sample(choices, min(count - 1, len(choices))))
-        family = Family(category, base, {f: values[f] for f in FIELDS[category] if f in values})
+        family = Family(category, base, {f: values[f] for f in FIELDS[category] if f in values}, taken=taken, kind=kind)
         members = [{**base, **{f: rng.choice(v) for f, v in family.values.items()}} for _ in range(100)]
-        if sum(problem(m) is None for m in members) >= 60:  # enough combinations that can be drawn
+        least = 20 if kind.long else 60  # enough combinations that can be drawn
+        if sum(problem(m) is None and family.free(m) for m in members) >= least:
             return family
 
 
@@ -106,7 +148,7 @@ def write_story(family: Family, turns: int, rng: random.Random) -> Story | None:
         earlier, wanted = wanted, {**wanted, **asked}
         if turn == turns:
             garment = {**garment, **wanted}
-            if problem(garment):
+            if problem(garment) or not family.free(garment):
                 return None
         else:
             retrieved = _retrieve(family, garment, asked, earlier, rng)
@@ -121,9 +163,11 @@ def write_story(family: Family, turns: int, rng: random.Random) -> Story | None:
 def _ask(family: Family, garment: Garment, wanted: Requests, turns: int, rng: random.Random) -> Requests | None:
     """Draw new values for one or two fields not requested yet; a new pattern comes with its accent color."""
     open_fields = [f for f in family.values if f not in wanted]
-    count = 2 if rng.random() < TWO_REQUESTS[turns] else 1
+    count = 2 if rng.random() < TWO_REQUESTS.get(turns, 0.0) else 1
+    if family.kind.retract and len(wanted) > 1 and rng.random() < family.kind.retract:
+        return _retraction(family, garment, wanted, rng)
     if len(open_fields) <= count:
-        return None
+        return _retraction(family, garment, wanted, rng) if family.kind.long else None
     for _ in range(20):
         asked = {f: rng.choice(family.values[f]) for f in rng.sample(open_fields, count)}
         after = {**garment, **asked}
@@ -136,6 +180,19 @@ def _ask(family: Family, garment: Garment, wanted: Requests, turns: int, rng: ra
                 continue
             after["accent"] = asked["accent"] = rng.choice(ACCENTS) if needs_accent(after) else NONE
         if problem(after) is None:
+            return asked
+    return None
+
+
+def _retraction(family: Family, garment: Garment, wanted: Requests, rng: random.Random) -> Requests | None:
+    """Draw another value for a field that was requested earlier; None if no draw is valid."""
+    names = [f for f in wanted if f in family.values and f != "accent"]
+    for _ in range(20 if names else 0):
+        name = rng.choice(names)
+        asked = {name: rng.choice(family.values[name])}
+        after = {**garment, **asked}
+        new = asked[name] not in (wanted[name], garment[name])
+        if new and problem(after) is None and needs_accent(after) == needs_accent(garment):
             return asked
     return None
 
@@ -160,6 +217,8 @@ def _answer(family: Family, garment: Garment, asked: Requests, earlier: Requests
         missed = rng.choice(list(asked))
         after[missed] = garment[missed]
     for name, value in earlier.items():
+        if name in asked:
+            continue
         if after[name] == value and name in family.values and rng.random() < LOSS:
             after[name] = rng.choice([v for v in family.values[name] if v != value])
     quiet = [f for f in family.values if f not in earlier and f not in asked]
@@ -167,7 +226,8 @@ def _answer(family: Family, garment: Garment, asked: Requests, earlier: Requests
     for name in rng.sample(quiet, min(count, len(quiet))):
         after[name] = rng.choice([v for v in family.values[name] if v != garment[name]])
     plain = {**garment, **asked}
-    return after if problem(after) is None and needs_accent(after) == needs_accent(plain) else None
+    fits = problem(after) is None and needs_accent(after) == needs_accent(plain) and family.free(after)
+    return after if fits else None
 
 
 def rivals(story: Story, family: Family) -> Iterator[Garment]:
@@ -188,15 +248,25 @@ def rivals(story: Story, family: Family) -> Iterator[Garment]:
             yield {**target, name: value}
 
 
-def fill_family(category: str, sessions: int, images: int, rng: random.Random) -> tuple[Family, list[Story]]:
-    """Return a family and its sessions, with rivals up to ``images`` garments (more if the sessions need them)."""
-    family = make_family(category, rng)
+def fill_family(
+    category: str,
+    sessions: int,
+    images: int,
+    rng: random.Random,
+    kind: Kind = DEMO,
+    taken: Set[tuple[str, ...]] = frozenset(),
+) -> tuple[Family, list[Story]]:
+    """Return a family and its sessions, with rivals up to ``images`` garments (more if the sessions need them).
+
+    ``taken``: garments that the family must not have.
+    """
+    family = make_family(category, rng, kind, taken)
     for _ in range(images // 5):
         family.add(family.draw(rng))
     stories: list[Story] = []
     seen: set[tuple] = set()
     while len(stories) < sessions:
-        turns = rng.choices(list(LENGTHS), list(LENGTHS.values()))[0]
+        turns = rng.choices(list(kind.lengths), list(kind.lengths.values()))[0]
         forgetful = rng.random() < FORGETFUL
         story = None
         while story is None or (forgetful and not story.lost):
@@ -211,7 +281,7 @@ def fill_family(category: str, sessions: int, images: int, rng: random.Random) -
     queues = [rivals(s, family) for s in stories]
     while queues and len(family.garments) < images:
         for queue in list(queues):
-            rival = next((g for g in queue if problem(g) is None and not family.has(g)), None)
+            rival = next((g for g in queue if problem(g) is None and not family.has(g) and family.free(g)), None)
             if rival is None:
                 queues.remove(queue)
             elif len(family.garments) < images:

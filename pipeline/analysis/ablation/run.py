@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +58,17 @@ def open_ablation(
     return Place(ablation, spec, data, out, device)
 
 
+def variants_of(place: Place) -> list[Place]:
+    """Return one place per composer of the ablation; the place itself if it has none."""
+    specs = place.ablation.variants(place.spec).values()
+    return [replace(place, spec=spec) for spec in specs]
+
+
 def run_spec_of(ablation: AblationSpec, run: str, overrides: Sequence[str], given: str = "") -> RunSpec:
     """Return the run spec whose features the ablation uses, with the ablation's windows for stage 1 added."""
     spec = read_spec(run or ablation.run, overrides, given)
     windows = tuple(dict.fromkeys((*spec.windows, *ablation.windows)))
-    return spec.model_copy(update={"windows": windows})
+    return spec.model_copy(update={"windows": windows, "dialogs": spec.dialogs or ablation.dialogs})
 
 
 def ablate(
@@ -79,26 +85,26 @@ def ablate(
     for note in dataset.notes:
         log(f"note: {note}")
     plan = plan_ablation(ablation, spec, dataset, workspace, place.device, only, seeds, measure=False)
-    if sum(plan.extractions.values()):
+    if sum(plan.extractions.values()) or ablation.composers:  # each composer has a store of its own
         log(plan.headline)
         make_features(spec, dataset, workspace, place.device, log)
-    stage = Experiment(spec, dataset, workspace, place.device, log)
-    plan = plan_ablation(ablation, spec, dataset, workspace, place.device, only, seeds, stage=lambda: stage)
+    experiment = Experiment(spec, dataset, workspace, place.device, log)
+    plan = plan_ablation(ablation, spec, dataset, workspace, place.device, only, seeds, experiment=lambda: experiment)
     log(plan.headline)
     if scheduler or workers:
         run_on_cluster(Job.of(spec, place.data, place.out, place.device), plan.groups, scheduler, workers, log)
     else:
-        run_here(stage, plan.groups, log)
+        run_here(experiment, plan.groups, log)
     after = plan_ablation(
-        ablation, spec, dataset, workspace, place.device, only, seeds, measure=False, stage=lambda: stage
+        ablation, spec, dataset, workspace, place.device, only, seeds, measure=False, experiment=lambda: experiment
     )
     if ablation.timing:
-        time_points(place, stage, dataset, seeds, log)
+        time_points(place, experiment, dataset, seeds, log)
     return after
 
 
 def time_points(
-    place: Place, stage: Experiment, dataset: Dataset, seeds: Sequence[int] = (), log: Log = silent
+    place: Place, experiment: Experiment, dataset: Dataset, seeds: Sequence[int] = (), log: Log = silent
 ) -> None:
     """Measure the inference time of every point with a finished run, unless all of them are measured already.
 
@@ -114,12 +120,12 @@ def time_points(
         (),
         every,
         measure=False,
-        stage=lambda: stage,
+        experiment=lambda: experiment,
     )
     path = timing_file(place.out, place.ablation.name)
     known = read_timing(path).get("runs", {})
     first = {task.point.number: task for task in reversed(plan.tasks) if task.trained}
-    if any(stage.folder(task.run).id not in known for task in first.values()):
+    if any(experiment.folder(task.run).id not in known for task in first.values()):
         log(f"measuring the inference time of {len(first)} points, side by side")
-        record: dict[str, Any] = measure_timing(stage, list(first.values()), path)
+        record: dict[str, Any] = measure_timing(experiment, list(first.values()), path)
         log(f"written to {path} ({record['device']}, {record['threads']} threads)")

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from manifests.shapes import misfit
 from pipeline.extraction import hub
 from pipeline.extraction.adapters import adapter_weights
 from pipeline.extraction.extractors._fittable import FitOptions, Fittable
@@ -154,8 +155,11 @@ class JointExtractor(Fittable):
         tokenizer = hub.load_tokenizer(checkpoint)
         self._set(self.Network(self.settings), tokenizer)
         try:
-            self.network.load_state_dict(load_file(checkpoint.weights[0]))
-        except (RuntimeError, SafetensorError) as error:
+            weights = load_file(checkpoint.weights[0])
+            if why := misfit(self.network.state_dict(), weights):
+                raise ValueError(why)
+            self.network.load_state_dict(weights)
+        except (ValueError, RuntimeError, SafetensorError) as error:
             text = " ".join(str(error).split())[:300]
             raise hub.ModelError(f"model {options.model!r} cannot be loaded: {text}; fit it again") from error
         self.network.to(device, self.compute).eval().requires_grad_(False)

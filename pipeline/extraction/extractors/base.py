@@ -78,6 +78,7 @@ class Extractor(ABC):
     tables: ClassVar[tuple[str, ...]] = ("image", "text")
     reads: ClassVar[Literal["pixels", "caption"]] = "pixels"
     stacks: ClassVar[bool] = False  # image features accept stacked batches (transfer.to_device)
+    reads_dialogs: ClassVar[bool] = False  # table "query" also takes a list of images with ``prepare_dialog``
     cards: ClassVar[tuple[Card, ...]] = ()  # known published checkpoints
     fittable: ClassVar[bool] = False  # can be trained by ``fit-extractor``; see ``_fittable.Fittable``
     execution_only: ClassVar[tuple[str, ...]] = ()  # options that do not change features
@@ -146,6 +147,10 @@ class Extractor(ABC):
     def prepare_texts(self, texts: Sequence[str]) -> list[Prepared]:
         """Preprocess texts, e.g. to token ids; ``len()`` of each result is its cost. Thread-safe."""
         return list(texts)
+
+    def prepare_dialog(self, texts: Sequence[str]) -> Prepared:
+        """Preprocess the texts of a whole dialog, one per image, as one query (``reads_dialogs``). Thread-safe."""
+        raise ExtractorError(f"extractor {self.name!r} does not encode a dialog as one query")
 
     # ---- the model
 

@@ -38,6 +38,8 @@ class MemoryModel(nn.Module, ABC):
     stacks: ClassVar[bool] = False  # True: vmap can train several runs of it at once (see backends/stacked.py)
     reads: ClassVar[Literal["turns", "concatenated"]] = "turns"  # "concatenated": T = 1, all captions as one query
 
+    dialogs: ClassVar[bool] = False  # True: the one query is the chat of all images and texts (with "concatenated")
+
     def __init__(self, options: Frozen, dim: int):
         super().__init__()
         self.options, self.dim = options, dim

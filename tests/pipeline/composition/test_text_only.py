@@ -17,8 +17,9 @@ from manifests.schema import NO_IMAGE
 from pipeline.composition.fit import Embeddings
 from pipeline.composition.triplets import triplets
 from pipeline.core.workspace import Workspace
+from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.stage1 import extract_spec, fit_composer_spec
-from pipeline.jobs.stage2 import evaluate_spec, train_spec
+from pipeline.jobs.stage2 import evaluate, train
 from tests.caption_project import CAPTIONS, caption_project
 
 SPEC = f"""
@@ -55,8 +56,9 @@ def test_from_sessions_to_ranks(project: Path) -> None:
     assert dataset.text_only and NO_IMAGE not in {i for g in dataset.galleries for i in g.images}
     assert extract_spec(spec, dataset, workspace, "cpu").composed is None
     fit_composer_spec(spec, dataset, workspace)
-    list(train_spec(spec, dataset, workspace, device="cpu"))
-    summaries = evaluate_spec(spec, dataset, workspace, device="cpu")
+    experiment = Experiment(spec, dataset, workspace, "cpu")
+    list(train(experiment))
+    summaries = evaluate(experiment)
     assert [s["metrics"]["all"]["overall"]["n"] for s in summaries] == [30, 30, 30]
     assert not any(s["skipped"] for s in summaries)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import struct
 import zlib
@@ -15,13 +16,15 @@ from PIL import Image as Pillow
 
 from cache import Store
 from manifests.identity import stack_keys, text_key
-from manifests.schema import Image
+from manifests.schema import Image, RunSpec
 from pipeline.bench._world import corrupted
-from pipeline.extraction.extractors.base import Extractor
+from pipeline.extraction.extractors.base import Extractor, ExtractorError
+from pipeline.extraction.extractors.clip import ClipExtractor
 from pipeline.extraction.run import ExtractionError, TooManyFailures
+from pipeline.jobs.run import _what_helps
 
 from .conftest import build_dataset, picture
-from .helpers import run, store_in, texts_of
+from .helpers import run, store_in, texts_of, tiny
 
 Load = Callable[..., Extractor]
 
@@ -113,7 +116,8 @@ def test_no_row_at_all_is_an_error(load: Load, clip_folder: Path, tmp_path: Path
     for path in (tmp_path / "images").iterdir():
         path.rename(path.with_suffix(".jpeg"))
     with pytest.raises(
-        ExtractionError, match=r"none of the 12 items of table 'image'.*i000: no such file.*check the images"
+        ExtractionError,
+        match=r"none of the 12 items of table 'image'.*12 of 12: read: no such file: 'i000.jpg'.*check the images",
     ):
         run(data, load("clip", clip_folder), tmp_path / "stores")
 
@@ -219,3 +223,54 @@ def test_thin_images_that_a_resize_would_blow_up_are_failures(load: Load, clip_f
     (failure,) = Store.open(report.path).failures()
     assert failure.item == "i001" and failure.stage == "decode"
     assert failure.reason == "the image of 100000x1 would be resized to 102,400,000 pixels, limit 89,478,485: crop it"
+
+
+def test_an_io_error_is_tried_again_and_a_content_error_is_not(
+    load: Load, clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, root, stores = build_dataset(tmp_path / "images", images=12), tmp_path / "images", tmp_path / "stores"
+    (root / "i000.jpg").write_text("not an image")
+    sick, whole = {"i001.jpg", "i002.jpg"}, Path.read_bytes
+    reads: dict[str, int] = {}
+
+    def read_bytes(path: Path) -> bytes:
+        reads[path.name] = reads.get(path.name, 0) + 1
+        if path.name in sick and (reads[path.name] > 1 or path.name == "i002.jpg"):  # i001 is whole when it is hashed
+            raise OSError(errno.EIO, "Input/output error")
+        return whole(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    extractor = load("clip", clip_folder)
+    report = run(data, extractor, stores, workers=0)
+    assert report.unread == 2 and report.as_dict()["unread"] == 2
+    assert "2 of them could not be read from the disk: run the same command again" in report.text()
+    assert "(most frequent, 2 of 3: read: cannot be read: Input/output error)" in report.text()
+    helps = _what_helps(Store.open(report.path), RunSpec.model_construct(name="mine"))
+    assert helps == "run `extract mine`, which reads 2 unreadable files again"
+
+    sick.clear()
+    again = run(data, extractor, stores, workers=0)
+    assert (again.extracted, again.unread, again.failed) == (2, 0, 1)
+    assert [f.item for f in Store.open(again.path).failures()] == ["i000"]
+    helps = _what_helps(Store.open(report.path), RunSpec.model_construct(name="mine"))
+    assert helps.startswith("mend what failed (decode: not an image") and helps.endswith("--retry-failed`")
+
+
+def test_a_batch_that_failed_whole_names_the_most_frequent_reason(clip_folder: Path, tmp_path: Path) -> None:
+    class Uncropped(ClipExtractor):
+        def prepare(self, image: Pillow.Image) -> Any:
+            pixels = super().prepare(image)["pixel_values"]
+            return {"pixel_values": pixels[:, : pixels.shape[1] - image.size[0] % 2]}
+
+        def _image_features(self, images: Any) -> Any:
+            if len({image["pixel_values"].shape for image in images}) > 1:
+                raise ValueError("all input arrays must have the same shape")
+            raise ValueError("the image has another size than the model reads")
+
+    data = build_dataset(tmp_path / "images", images=6)
+    for n in range(6):
+        Pillow.new("RGB", (40 + n, 40), (40 * n, 0, 0)).save(tmp_path / f"images/i{n:03}.jpg")
+    with pytest.raises(ExtractorError) as error:
+        run(data, tiny(Uncropped, clip_folder), tmp_path / "stores", batch_size=6)
+    assert "(6 of 6: ValueError: the image has another size than the model reads)" in str(error.value)
+    assert "makes images of several sizes" in str(error.value) and "do_center_crop" in str(error.value)

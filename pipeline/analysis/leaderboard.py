@@ -1,0 +1,185 @@
+"""``table leaderboard``: every method on clean splits, best first, each tested against the first; to publish."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from manifests.errors import IncompleteError, ManifestError, Problem
+from manifests.load import load_dataset
+from manifests.protocols import RULES, sessions_digest
+from manifests.schema import Dataset, RunSpec
+from manifests.table_spec import ColumnGroup, Leaderboard, ResultsTable, RowSpec, Section
+from manifests.views import WHOLE
+from pipeline.analysis.cells import Table
+from pipeline.analysis.ranked_rows import with_ranked_rows, with_ranked_runs
+from pipeline.analysis.render import render
+from pipeline.analysis.results_table import FILL, build_results_table
+from pipeline.analysis.tables import RunFinder, TableRequest
+from pipeline.analysis.tuning.sealed import read_spec
+from pipeline.core.workspace import Workspace
+from pipeline.jobs.named_runs import run_named
+from pipeline.jobs.ranked import RankedFolder
+from pipeline.training.models import models as registry
+from pipeline.training.runs import RunFolder
+
+FORMS = ("md", "json")
+
+
+@dataclass(frozen=True)
+class FilledSection:
+    """A section with its table. ``digest``: of the split's sessions; "" for a dataset that is not in the data folder."""
+
+    section: Section
+    digest: str
+    table: Table
+
+
+@dataclass(frozen=True)
+class FilledLeaderboard:
+    title: str
+    sections: tuple[FilledSection, ...]
+
+
+def build_leaderboard(board: Leaderboard, request: TableRequest, runs: Sequence[str] = ()) -> FilledLeaderboard:
+    """Fill the leaderboard with the evaluated runs of each section's spec.
+
+    ``request.ranked``: names of ranked lists, and ``runs``: ids or folders of runs; each adds a row to the sections whose
+    split it was evaluated on. Raises ManifestError for a run or list that no section has.
+    """
+    folders = {name: run_named(name, request.out / "runs") for name in runs}
+    used: set[str] = set()
+    sections = tuple(_section(board, section, request, folders, used) for section in board.sections)
+    for name in (*folders, *request.ranked):
+        if name not in used:
+            what = "is evaluated on none of the leaderboard's splits"
+            fix = "evaluate it with --set dataset.protocol=... (docs/leakage.md)"
+            raise ManifestError([Problem("leaderboard", name, what, fix)])
+    return FilledLeaderboard(board.title, sections)
+
+
+def _section(
+    board: Leaderboard,
+    section: Section,
+    request: TableRequest,
+    folders: Mapping[str, RunFolder],
+    used: set[str],
+) -> FilledSection:
+    words = [word for override in section.overrides for word in ("--set", override)]
+    given = " ".join([section.run, *words, *request.options])
+    spec = read_spec(section.run, (*section.overrides, *request.overrides), given)
+    workspace = Workspace(request.out)
+    try:
+        dataset = load_dataset(spec, request.data)
+    except ManifestError:
+        dataset = None  # not downloaded: the section stays empty
+    table = _table(board, section, spec)
+    finder = RunFinder(spec, request.data, workspace, table, request.seeds)
+    ranked = [] if dataset is None else [n for n in request.ranked if _is_scored(n, dataset, workspace, table)]
+    own = {name: found for name, folder in folders.items() if (found := _summary(finder, folder)) is not None}
+    used |= {*ranked, *own}
+    more = tuple(RowSpec(model=name, label=_label(folders[name]), group="Runs", deterministic=True) for name in own)
+    table = with_ranked_rows(table.model_copy(update={"rows": (*table.rows, *more)}), ranked)
+
+    def find(row: RowSpec, seeds: Sequence[int]) -> Any:
+        return [own[row.model]] if row.model in own else finder(row, seeds)
+
+    lookup = with_ranked_runs(find, ranked, dataset, workspace, table) if ranked and dataset is not None else find
+    seeds = request.seeds or board.seeds
+    whole = {"known": registry.names(), "run": spec.asked, "seeds": seeds, "command": FILL}
+    first = build_results_table(table, lookup, **whole)
+    order = _order(first, board)
+    best = table.rows[order[0]].name if first.blocks[0].rows[order[0]].cells[0].value is not None else ""
+    made = first
+    if best:
+        rows = tuple(table.rows[n] for n in order)
+        sorted_table = table.model_copy(update={"rows": rows, "tested": best, "tested_metric": board.ranked_by})
+        made = build_results_table(sorted_table, lookup, **whole)
+    made = made.model_copy(update={"footnotes": (*made.footnotes, *finder.footnotes)})
+    return FilledSection(section, "" if dataset is None else sessions_digest(dataset.sessions), made)
+
+
+def _table(board: Leaderboard, section: Section, spec: RunSpec) -> ResultsTable:
+    """Return an unfilled table with one row per model of the spec; its ``tested`` row is not known yet."""
+    rows = tuple(
+        RowSpec(model=name, label=registry.get(name).title, deterministic=not registry.get(name).trainable)
+        for name in spec.models
+    )
+    notes = (f"Split {section.protocol}: {RULES[section.protocol]}",) if section.protocol else ()
+    column = ColumnGroup(category="overall", label="", metrics=board.metrics)
+    return ResultsTable(
+        kind="results",
+        title=section.label,
+        run=section.run,
+        columns=(column,),
+        seeds=board.seeds,
+        rows=rows,
+        notes=notes,
+    )
+
+
+def _order(table: Table, board: Leaderboard) -> list[int]:
+    """Return the row numbers, best first; rows without a value last, in the order of the spec."""
+    place = board.metrics.index(board.ranked_by)
+    values = [row.cells[place].value for row in table.blocks[0].rows]
+    return sorted(range(len(values)), key=lambda n: (values[n] is None, -(values[n] or 0), n))
+
+
+def _is_scored(name: str, dataset: Dataset, workspace: Workspace, table: ResultsTable) -> bool:
+    try:
+        return bool(RankedFolder.of(workspace, dataset, name).load(dataset, WHOLE))
+    except IncompleteError:
+        return False
+
+
+def _summary(finder: RunFinder, folder: RunFolder) -> dict[str, Any] | None:
+    """Return the run's current evaluation on the section's split, or None."""
+    if finder.experiment is None:
+        return None
+    run = finder.experiment.run_of(folder.record().get("identity", {}))
+    found = None if run is None else finder.experiment.evaluation(run)
+    if run is None or found is None:
+        return None
+    return {**found, "results": str(finder.experiment.result_files(run).results)}
+
+
+def _label(folder: RunFolder) -> str:
+    """Return e.g. ``cm_ntm (stages 2, hidden 256), run 1f3a5b7c``."""
+    options = folder.record()["identity"]["model"]["options"]
+    shown = ", ".join(f"{key} {value}" for key, value in options.items())
+    return f"{folder.model} ({shown}), run {folder.id[:8]}" if shown else f"{folder.model}, run {folder.id[:8]}"
+
+
+def leaderboard_text(board: FilledLeaderboard, form: str) -> str:
+    """Return the leaderboard as Markdown or JSON. Raises ManifestError for another format."""
+    if form == "json":
+        sections = [
+            {
+                "label": s.section.label,
+                "run": s.section.run,
+                "protocol": s.section.protocol,
+                "sessions_digest": s.digest,
+                "table": json.loads(render(s.table, "json")),
+            }
+            for s in board.sections
+        ]
+        return json.dumps({"title": board.title, "sections": sections}, indent=2, ensure_ascii=False) + "\n"
+    if form != "md":
+        raise ManifestError([Problem("--format", form, "a leaderboard has no such format", f"use {', '.join(FORMS)}")])
+    parts = [f"# {board.title}\n"]
+    for s in board.sections:
+        split = f"\nSessions of the split: SHA-256 {s.digest[:16]}.\n" if s.digest else "\nThe dataset is not here.\n"
+        parts.append(f"## {s.section.label}\n{split}\n{render(s.table, 'md')}")
+    return "\n".join(parts)
+
+
+def write_leaderboard(board: FilledLeaderboard, folder: Path) -> list[Path]:
+    """Write leaderboard.md and leaderboard.json; return the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"leaderboard.{form}" for form in FORMS]
+    for path in paths:
+        path.write_text(leaderboard_text(board, path.suffix[1:]), encoding="utf-8")
+    return paths

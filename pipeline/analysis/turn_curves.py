@@ -1,0 +1,109 @@
+"""``turns``: recall after every turn, hits so far and best rank so far of a spec's trained models, mean over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from manifests.errors import IncompleteError
+from pipeline.analysis.drawing import check_suffixes, new_figure, save_figure
+from pipeline.core.text_table import aligned
+from pipeline.evaluation.turns import TurnRanks, rank_turns
+from pipeline.training.validate import embed_turns
+
+if TYPE_CHECKING:
+    from pipeline.jobs.experiment import Experiment
+    from pipeline.jobs.identities import Run
+
+
+@dataclass(frozen=True)
+class ModelCurves:
+    """Curves of one model. ``first``: turn of the first value. ``curves``: metric -> mean over seeds per turn."""
+
+    model: str
+    seeds: tuple[int, ...]
+    first: int
+    curves: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class TurnCurves:
+    """Curves of a spec's models over the turns of its test sessions."""
+
+    dataset: str
+    sessions: int
+    turns: int
+    references: str
+    models: tuple[ModelCurves, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**vars(self), "models": [vars(m) for m in self.models]}
+
+    def text(self, k: int = 10) -> str:
+        """Return three tables of one row per model and one column per turn."""
+        out = [f"{self.dataset}: {self.sessions:,} test sessions, final target, references {self.references}"]
+        labels = {f"R@{k}": "after the turn, %", f"Hits@{k}": "after the turn or an earlier one, %"}
+        for metric, what in (labels | {"best": "mean log2 of the best rank so far"}).items():
+            rows = [[f"{metric}, {what}", "seeds", *(f"turn {t}" for t in range(1, self.turns + 1))]]
+            for m in self.models:
+                values = ["-"] * (m.first - 1) + [f"{v:.1f}" for v in m.curves[metric]]
+                rows.append([m.model, str(len(m.seeds)), *values])
+            out += ["", *aligned(rows)]
+        return "\n".join(out)
+
+
+def turn_curves(
+    stage: Experiment, models: Sequence[str] = (), seeds: Sequence[int] | None = None, k: int = 10
+) -> TurnCurves:
+    """Rank the final target after every turn with the finished runs of a spec.
+
+    Raises IncompleteError if no run is trained, or a model ranks by scores of its own, which have no value per turn.
+    """
+    by_model: dict[str, list[Run]] = {}
+    for run in stage.finished(stage.current_runs(models, seeds)):
+        by_model.setdefault(run.model, []).append(run)
+    found, sessions = [], 0
+    for model, runs in by_model.items():
+        ranked = [_ranked(stage, run) for run in runs]
+        sessions = len(ranked[0].sessions)
+        curves = [r.curves(tuple(dict.fromkeys((1, 5, 10, k)))) for r in ranked]
+        mean = {name: np.mean([c[name] for c in curves], axis=0).tolist() for name in curves[0]}
+        found.append(ModelCurves(model, tuple(run.seed for run in runs), ranked[0].first, mean))
+    turns = max(m.first + len(m.curves["n"]) - 1 for m in found)
+    return TurnCurves(stage.dataset.name, sessions, turns, stage.spec.references, tuple(found))
+
+
+def _ranked(stage: Experiment, run: Run) -> TurnRanks:
+    model = stage.model(run)
+    if model.scores:
+        raise IncompleteError(f"{run.model} ranks by scores after the last turn: leave it out with --model")
+    stage.need(run.options)
+    outputs = embed_turns(model, stage.test).cpu().numpy()
+    lengths = stage.test.lengths.tolist()
+    return rank_turns(outputs, lengths, stage.test.sessions, stage.candidates, stage.spec.references)
+
+
+def draw_turn_curves(found: TurnCurves, paths: Sequence[Path], k: int = 10) -> None:
+    """Draw R@K and Hits@K over the turns, one line per model, to ``paths``."""
+    check_suffixes(paths)
+    figure = new_figure(9, 3.8)
+    axes = figure.subplots(1, 2, sharey=True)
+    markers = "osD^v<>Pph*X"
+    for panel, (metric, title) in zip(
+        axes, ((f"R@{k}", f"R@{k} after the turn"), (f"Hits@{k}", f"Hits@{k} up to the turn")), strict=True
+    ):
+        for n, m in enumerate(found.models):
+            turns = range(m.first, m.first + len(m.curves[metric]))
+            panel.plot(turns, m.curves[metric], marker=markers[n % len(markers)], ms=4, lw=1.3, label=m.model)
+        panel.set_title(title, fontsize=10)
+        panel.set_xlabel("turn")
+        panel.set_xticks(range(1, found.turns + 1))
+        panel.grid(alpha=0.3)
+    axes[0].set_ylabel("percent of test sessions")
+    axes[1].legend(fontsize=8, ncols=2)
+    figure.suptitle(f"{found.dataset}: {found.sessions:,} test sessions", fontsize=11)
+    save_figure(figure, paths)

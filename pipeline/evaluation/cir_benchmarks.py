@@ -1,0 +1,161 @@
+"""Scores of ranked lists on CIRR and CIRCO, from the benchmarks' own annotation files.
+
+    CIRR    cap.rc2.val.json    [{"pairid", "reference", "target_hard", "img_set": {"members": [names]}, ...}]
+    CIRCO   val.json            [{"id", "reference_img_id", "target_img_id", "gt_img_ids": [ids], ...}]
+
+As the benchmarks do, the reference image is taken out of a list. CIRR: R@K of the hard target in the whole list, and
+R_subset@K among the other members of its image set. CIRCO: mAP@K over all ground truths, each divided by min(number of
+ground truths, K), and R@K of the target; mAP@10 also by semantic aspect. All values are in percent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from manifests.errors import Problems, nearest
+from manifests.text import JsonError, brief, decode_text, parse_json
+from pipeline.evaluation.ranked_files import Ranked, read_ranked
+
+CIRR_CUTOFFS, SUBSET_CUTOFFS = (1, 5, 10, 50), (1, 2, 3)
+CIRCO_CUTOFFS, ASPECT_CUTOFF = (5, 10, 25, 50), 10
+
+
+@dataclass(frozen=True)
+class Query:
+    """One annotated query. ``truths``: all images that count as found; ``members``: of its image set (CIRR)."""
+
+    reference: str
+    target: str
+    truths: tuple[str, ...]
+    members: frozenset[str] = frozenset()
+    aspects: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BenchmarkScore:
+    """``metrics``: name -> percent. ``aspects``: CIRCO's semantic aspect -> mAP@10. ``short``: lists without their target."""
+
+    benchmark: str
+    queries: int
+    metrics: Mapping[str, float]
+    aspects: Mapping[str, float]
+    short: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def text(self) -> str:
+        lines = [f"{self.benchmark}, {self.queries:,} queries"]
+        lines += [f"{name:16} {value:6.2f}" for name, value in self.metrics.items()]
+        lines += [f"mAP@{ASPECT_CUTOFF} {name:35} {value:6.2f}" for name, value in self.aspects.items()]
+        if self.short:
+            lines.append(f"note: {self.short:,} lists do not name their target, which counts as not found")
+        return "\n".join(lines)
+
+
+def score_benchmark(ranked: Path, annotations: Path) -> BenchmarkScore:
+    """Return the scores of the lists in ``ranked``. Raises ManifestError with every problem of both files."""
+    problems = Problems(annotations)
+    queries = read_annotations(annotations, problems)
+    problems.raise_if_any()
+    problems = Problems(ranked)
+    lists = read_ranked(ranked, problems)
+    for one in lists:
+        if one.session not in queries:
+            problems.add(one.place, f"no query {one.session!r}", nearest(one.session, queries))
+        if len(set(one.images)) < len(one.images):
+            problems.add(one.place, f"query {one.session!r}: an image is listed twice", "keep its best rank")
+    found = {one.session: one for one in lists}
+    if missing := [name for name in queries if name not in found]:
+        what = f"{len(missing):,} of {len(queries):,} queries have no list, such as {missing[0]!r}"
+        problems.add("", what, "the benchmark counts every query")
+    problems.raise_if_any()
+    orders = {name: _order(found[name], query) for name, query in queries.items()}
+    short = sum(query.target not in orders[name] for name, query in queries.items())
+    if any(query.members for query in queries.values()):
+        return BenchmarkScore("CIRR", len(queries), _cirr(queries, orders), {}, short)
+    precision = {n: {k: average_precision(orders[n], q.truths, k) for k in CIRCO_CUTOFFS} for n, q in queries.items()}
+    metrics = {f"mAP@{k}": _mean([p[k] for p in precision.values()]) for k in CIRCO_CUTOFFS}
+    metrics |= {f"R@{k}": _mean([_hit(orders[n], q.target, k) for n, q in queries.items()]) for k in CIRCO_CUTOFFS}
+    named = dict.fromkeys(a for q in queries.values() for a in q.aspects)
+    aspects = {
+        a: _mean([precision[n][ASPECT_CUTOFF] for n, q in queries.items() if a in q.aspects]) for a in sorted(named)
+    }
+    return BenchmarkScore("CIRCO", len(queries), metrics, aspects, short)
+
+
+def average_precision(order: Sequence[str], truths: Sequence[str], k: int) -> float:
+    """Return AP@K in percent: the mean over min(truths, K) of the precision at each truth among the first K."""
+    hits, total, wanted = 0, 0.0, set(truths)
+    for place, image in enumerate(order[:k], start=1):
+        if image in wanted:
+            hits += 1
+            total += hits / place
+    return 100.0 * total / min(len(wanted), k)
+
+
+def _cirr(queries: Mapping[str, Query], orders: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    inside = {n: [i for i in orders[n] if i in q.members] for n, q in queries.items()}
+    metrics = {f"R@{k}": _mean([_hit(orders[n], q.target, k) for n, q in queries.items()]) for k in CIRR_CUTOFFS}
+    metrics |= {
+        f"R_subset@{k}": _mean([_hit(inside[n], q.target, k) for n, q in queries.items()]) for k in SUBSET_CUTOFFS
+    }
+    return metrics | {"mean": (metrics["R@5"] + metrics["R_subset@1"]) / 2}
+
+
+def _order(ranked: Ranked, query: Query) -> list[str]:
+    """Return the images, best first, without the reference; a target follows the images that tie with it."""
+    places = range(len(ranked.images))
+    if ranked.scores is not None:
+        scores = ranked.scores
+        places = sorted(places, key=lambda n: (-scores[n], ranked.images[n] in query.truths, n))  # type: ignore[assignment]
+    return [ranked.images[n] for n in places if ranked.images[n] != query.reference]
+
+
+def _hit(order: Sequence[str], target: str, k: int) -> float:
+    return 100.0 * (target in order[:k])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def read_annotations(path: Path, problems: Problems) -> dict[str, Query]:
+    """Return query id -> query of an annotation file of CIRR or CIRCO, recognized by its keys."""
+    try:
+        records = parse_json(decode_text(path.read_bytes()))
+    except (OSError, UnicodeDecodeError, JsonError) as error:
+        problems.add("", f"cannot be read: {error}", "give cap.rc2.val.json of CIRR or val.json of CIRCO", file=path)
+        return {}
+    if not isinstance(records, list) or not records:
+        problems.add("", f"found {brief(records)}", "expected a list of annotated queries", file=path)
+        return {}
+    found: dict[str, Query] = {}
+    for index, record in enumerate(records):
+        query = _query(record) if isinstance(record, dict) else None
+        if query is None:
+            fix = "expected pairid, reference, target_hard, img_set (CIRR), or id, reference_img_id, gt_img_ids (CIRCO)"
+            problems.add(f"entry {index}", f"found {brief(record)}", f"{fix}; test files have no targets", file=path)
+        elif query[0] in found:
+            problems.add(f"entry {index}", f"query {query[0]!r} appears before", "ids must be unique", file=path)
+        else:
+            found[query[0]] = query[1]
+    return found
+
+
+def _query(record: Mapping[str, Any]) -> tuple[str, Query] | None:
+    try:
+        if "pairid" in record:
+            target, members = str(record["target_hard"]), record["img_set"]["members"]
+            reference = str(record["reference"])
+            kept = frozenset(map(str, members)) - {reference}
+            return (str(record["pairid"]), Query(reference, target, (target,), kept)) if target in kept else None
+        truths = tuple(dict.fromkeys(str(i) for i in record["gt_img_ids"]))
+        reference, target = str(record["reference_img_id"]), str(record["target_img_id"])
+        aspects = tuple(map(str, record.get("semantic_aspects", ())))
+        return (str(record["id"]), Query(reference, target, truths, frozenset(), aspects)) if truths else None
+    except (KeyError, TypeError):
+        return None

@@ -1,0 +1,95 @@
+"""Evaluation of a ranked list that another system made, with the sessions, galleries and leak subsets of a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from manifests.errors import ManifestError, Problem, Problems, nearest
+from manifests.leaks import SUBSETS, subset_sessions
+from manifests.schema import Dataset
+from pipeline.evaluation.evaluate import ALL, Evaluation
+from pipeline.evaluation.ranked_files import Ranked, read_ranked
+
+_SHOWN = 20  # problems listed; the rest is counted
+
+
+def evaluate_ranked(path: Path, dataset: Dataset, partial: bool = False) -> Evaluation:
+    """Return the evaluation of the ranked lists in ``path`` over the test sessions of ``dataset``.
+
+    A target that its list does not name has the last rank of its gallery. Ties by score count against the target.
+
+    ``partial``: sessions without a list are skipped. Raises ManifestError with every problem: unknown or repeated ids,
+    images outside of the session's gallery, missing sessions.
+    """
+    problems = Problems(path)
+    lists = read_ranked(path, problems)
+    _check(lists, dataset, partial, problems)
+    if len(problems.found) > _SHOWN:
+        more = Problem(str(path), "", f"{len(problems.found) - _SHOWN:,} more problems", "correct these first")
+        raise ManifestError([*problems.found[:_SHOWN], more])
+    problems.raise_if_any()
+    by_session = {ranked.session: ranked for ranked in lists}
+    sessions = [s for s in dataset.split("test") if s.id in by_session]
+    if not sessions:
+        raise ManifestError([Problem(str(path), "", "no list of a test session", "give one list per session")])
+    sizes = {g.category: len(g.images) for g in dataset.galleries if g.split == "test"}
+    ranks = [_rank(by_session[s.id], s.target, sizes[s.category]) for s in sessions]
+    ids = tuple(s.id for s in sessions)
+    members = {name: {s.id for s in subset_sessions(dataset, name)} for name in SUBSETS}
+    missing = [s.id for s in dataset.split("test") if s.id not in by_session]
+    return Evaluation(
+        session_ids=ids,
+        categories=tuple(s.category for s in sessions),
+        target_ids=tuple(s.target for s in sessions),
+        ranks=np.array(ranks, dtype=np.int64),
+        averaging=dataset.averaging,
+        subsets={name: np.array([name == ALL or i in found for i in ids]) for name, found in members.items()},
+        galleries={name: {"images": size, "dropped": []} for name, size in sizes.items()},
+        skipped=dict.fromkeys(missing, "the ranked list does not have it"),
+    )
+
+
+def unlisted(path: Path, dataset: Dataset) -> int:
+    """Return the number of test sessions whose list does not name their target."""
+    targets = {s.id: s.target for s in dataset.split("test")}
+    return sum(targets.get(r.session) not in r.images for r in read_ranked(path, Problems(path)))
+
+
+def _rank(ranked: Ranked, target: str, size: int) -> int:
+    if target not in ranked.images:
+        return size
+    place = ranked.images.index(target)
+    if ranked.scores is None:
+        return place + 1
+    return sum(score >= ranked.scores[place] for score in ranked.scores)
+
+
+def _check(lists: Sequence[Ranked], dataset: Dataset, partial: bool, problems: Problems) -> None:
+    sessions = {s.id: s for s in dataset.split("test")}
+    galleries = {g.category: frozenset(g.images) for g in dataset.galleries if g.split == "test"}
+    seen: dict[str, str] = {}
+    for ranked in lists:
+        session = sessions.get(ranked.session)
+        if session is None:
+            problems.add(ranked.place, f"no test session {ranked.session!r}", nearest(ranked.session, sessions))
+            continue
+        if ranked.session in seen:
+            problems.add(ranked.place, f"session {ranked.session!r} is listed before", f"at {seen[ranked.session]}")
+        seen.setdefault(ranked.session, ranked.place)
+        gallery = galleries[session.category]
+        unknown = [image for image in ranked.images if image not in gallery]
+        if unknown:
+            what = f"session {ranked.session!r}: {len(unknown)} images are not in the gallery of {session.category!r}"
+            problems.add(ranked.place, f"{what}, such as {unknown[0]!r}", nearest(unknown[0], gallery))
+        if len(set(ranked.images)) < len(ranked.images):
+            twice = next(i for n, i in enumerate(ranked.images) if i in ranked.images[:n])
+            problems.add(
+                ranked.place, f"session {ranked.session!r}: image {twice!r} is listed twice", "keep its best rank"
+            )
+    missing = [name for name in sessions if name not in seen]
+    if missing and not partial and not problems.found:
+        what = f"{len(missing):,} of {len(sessions):,} test sessions have no list, such as {missing[0]!r}"
+        problems.add("", what, "add them, or score the others with --partial")

@@ -1,0 +1,169 @@
+"""Ranked lists as files: TREC run, JSON lines, and the server formats of CIRR and CIRCO.
+
+    TREC    session Q0 image rank score tag       one line per candidate; ids with blanks are percent-encoded
+    JSONL   {"session": id, "images": [ids], "scores": [...]}     scores are optional
+    CIRR    {"version": "rc2", "metric": "recall", session: [ids], ...}
+    CIRCO   {session: [ids], ...}
+
+A list is ranked by its scores if it has any (as trec_eval does; the rank column is not read), else by position.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+from cache.files import replace_atomically
+from manifests.errors import Problems
+from manifests.text import JsonError, brief, decode_text, parse_json
+
+FORMATS = ("trec", "jsonl", "cirr", "circo", "beir")
+FILES = {"trec": "run.trec", "jsonl": "run.jsonl", "cirr": "cirr.json", "circo": "circo.json", "beir": "run.trec"}
+_CIRR = {"version": "rc2", "metric": "recall"}
+_KEPT = "!\"#$&'()*+,/:;<=>?@[\\]^`{|}~"  # all printable ASCII but % and the blank
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Candidates of one session, best first. ``scores``: higher is better; None: the position decides.
+
+    ``place``: where the list stands in its file.
+    """
+
+    session: str
+    images: tuple[str, ...]
+    scores: tuple[float, ...] | None = None
+    place: str = ""
+
+
+def write_ranked(path: Path, form: str, lists: Iterable[Ranked], tag: str) -> None:
+    """Write ranked lists in ``form`` to ``path``. The server formats keep no scores."""
+    if form in ("trec", "beir"):
+        text = "".join(_trec(ranked, tag) for ranked in lists)
+    elif form == "jsonl":
+        text = "".join(json.dumps(_record(ranked), ensure_ascii=False) + "\n" for ranked in lists)
+    else:
+        made: dict[str, Any] = dict(_CIRR) if form == "cirr" else {}
+        number = int if form == "circo" else str
+        for r in lists:
+            made[r.session] = [number(i) if i.isdecimal() and str(int(i)) == i else i for i in r.images]
+        text = json.dumps(made, ensure_ascii=False) + "\n"
+    replace_atomically(path, text.encode())
+
+
+def _trec(ranked: Ranked, tag: str) -> str:
+    scores = ranked.scores or tuple(-float(n) for n in range(len(ranked.images)))
+    name = coded(ranked.session)
+    return "".join(
+        f"{name} Q0 {coded(image)} {n} {score:.9g} {tag}\n"
+        for n, (image, score) in enumerate(zip(ranked.images, scores, strict=True), start=1)
+    )
+
+
+def _record(ranked: Ranked) -> dict[str, Any]:
+    scores = {} if ranked.scores is None else {"scores": [float(f"{s:.9g}") for s in ranked.scores]}
+    return {"session": ranked.session, "images": list(ranked.images), **scores}
+
+
+def coded(name: str) -> str:
+    """Return an id without blanks, as a word of a TREC line."""
+    return quote(name, safe=_KEPT)
+
+
+def read_ranked(path: Path, problems: Problems) -> list[Ranked]:
+    """Read ranked lists of any of the formats, recognized by their content; malformed parts go to ``problems``."""
+    try:
+        text = decode_text(path.read_bytes())
+    except (OSError, UnicodeDecodeError) as error:
+        problems.add("", f"cannot be read: {error}", "give a TREC run, JSON lines, or a server file", file=path)
+        return []
+    first = text.lstrip()[:1]
+    if not first:
+        problems.add("", "an empty file", "it has no ranked list", file=path)
+        return []
+    if first != "{":
+        return _read_trec(text, path, problems)
+    line = text.lstrip().partition("\n")[0]
+    try:
+        one = parse_json(line)
+    except JsonError:
+        one = None
+    return (
+        _read_jsonl(text, path, problems)
+        if isinstance(one, dict) and "session" in one
+        else _read_json(text, path, problems)
+    )
+
+
+def _read_trec(text: str, path: Path, problems: Problems) -> list[Ranked]:
+    images: dict[str, list[str]] = {}
+    scores: dict[str, list[float]] = {}
+    begins: dict[str, int] = {}
+    for number, line in enumerate(text.split("\n"), start=1):
+        words = line.split()
+        if not words:
+            continue
+        score = _number(words[4]) if len(words) == 6 else None
+        if score is None:
+            problems.add(
+                f"line {number}", f"found {brief(line)}", "expected session Q0 image rank score tag", file=path
+            )
+            continue
+        session = unquote(words[0])
+        begins.setdefault(session, number)
+        images.setdefault(session, []).append(unquote(words[2]))
+        scores.setdefault(session, []).append(score)
+    return [Ranked(s, tuple(found), tuple(scores[s]), f"line {begins[s]}") for s, found in images.items()]
+
+
+def _number(text: Any) -> float | None:
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        return None
+    return value if value == value and not isinstance(text, bool) else None  # NaN has no order
+
+
+def _read_jsonl(text: str, path: Path, problems: Problems) -> list[Ranked]:
+    made = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        place = f"line {number}"
+        try:
+            record = parse_json(line)
+        except JsonError as error:
+            problems.add(place, error.reason, file=path)
+            continue
+        images = record.get("images") if isinstance(record, dict) else None
+        scores = record.get("scores") if isinstance(record, dict) else None
+        numbers = [_number(s) for s in scores] if isinstance(scores, list) else None
+        good = isinstance(images, list) and isinstance(record.get("session"), str)
+        if not good or (scores is not None and (numbers is None or None in numbers or len(numbers) != len(images))):
+            what = f"found {brief(line)}"
+            problems.add(place, what, "expected session, images, and as many finite scores or none", file=path)
+            continue
+        kept = None if numbers is None else tuple(n for n in numbers if n is not None)
+        made.append(Ranked(record["session"], tuple(map(str, images)), kept, place))
+    return made
+
+
+def _read_json(text: str, path: Path, problems: Problems) -> list[Ranked]:
+    try:
+        values = parse_json(text)
+    except JsonError as error:
+        problems.add(error.place, error.reason, "give a TREC run, JSON lines, or a server file", file=path)
+        return []
+    made = []
+    for session, images in values.items():
+        if session in _CIRR and isinstance(images, str):
+            continue
+        if isinstance(images, list) and all(isinstance(i, str | int) and not isinstance(i, bool) for i in images):
+            made.append(Ranked(session, tuple(map(str, images)), None, f"key {session!r}"))
+        else:
+            problems.add(f"key {session!r}", f"found {brief(images)}", "expected a list of image ids", file=path)
+    return made

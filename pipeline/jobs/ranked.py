@@ -1,0 +1,210 @@
+"""Ranked lists of runs for other tools, and ranked lists of other systems beside the runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cache.files import replace_atomically
+from manifests.errors import IncompleteError, ManifestError, Problem, nearest
+from manifests.identity import digest, file_digest
+from manifests.schema import Dataset
+from manifests.views import WHOLE, View
+from pipeline.core.binding import StaleError
+from pipeline.core.workspace import Workspace
+from pipeline.evaluation.evaluate import Evaluation
+from pipeline.evaluation.files import load_results, load_summary, save_results, save_summary
+from pipeline.evaluation.orders import cosine_orders, score_orders
+from pipeline.evaluation.ranked import evaluate_ranked, unlisted
+from pipeline.evaluation.ranked_files import FILES, Ranked, coded, write_ranked
+from pipeline.jobs.experiment import Experiment
+from pipeline.jobs.identities import Run
+from pipeline.training.validate import embed, scorer
+from pipeline.training.views import view_features
+
+SERVER_TOP = 50  # candidates per query that the servers of CIRR and CIRCO accept
+
+
+def write_results(experiment: Experiment, run: Run, form: str, folder: Path, top: int) -> list[Path]:
+    """Write the ranked test sessions of a trained run in ``form`` to ``folder``; return the files.
+
+    BEIR: one folder per category with corpus, queries, qrels, their features as .npy and the run.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lists = list(_lists(experiment, run, min(top, SERVER_TOP) if form in ("cirr", "circo") else top))
+    tag = f"{run.model}-{experiment.folder(run).id}"
+    about = {
+        "dataset": f"{experiment.dataset.name}/test",
+        "galleries": {c: f"{experiment.dataset.name}/test/{c}" for c in experiment.candidates},
+        "queries": "session ids",
+        "documents": "image ids",
+        "run": experiment.folder(run).id,
+        "model": run.model,
+        "seed": run.seed,
+        "top": top,
+    }
+    replace_atomically(folder / "about.json", (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
+    if form == "beir":
+        return [f for category in experiment.candidates for f in _beir(experiment, run, category, lists, folder, tag)]
+    path = folder / FILES[form]
+    write_ranked(path, form, [ranked for ranked, _ in lists], tag)
+    if form != "trec":
+        return [path]
+    qrels = folder / "qrels.trec"
+    replace_atomically(qrels, "".join(f"{coded(r.session)} 0 {coded(target)} 1\n" for r, target in lists).encode())
+    return [path, qrels]
+
+
+def _lists(experiment: Experiment, run: Run, top: int) -> Iterator[tuple[Ranked, str]]:
+    """Yield (ranked list, target) of each test session with features, in order of categories."""
+    model = experiment.model(run)
+    features = view_features(experiment.test, experiment.store, WHOLE, model.reads == "concatenated", model.dialogs)
+    queries = None if model.scores else embed(model, features).cpu().numpy()
+    for category, gallery in experiment.candidates.items():
+        mine = [n for n, s in enumerate(features.sessions) if s.category == category and s.target in gallery.index]
+        targets = np.array([gallery.index[features.sessions[n].target] for n in mine], dtype=np.int64)
+        if queries is not None:
+            found = cosine_orders(queries[mine], gallery.features, targets, top)
+        else:
+            found = score_orders(scorer(model, features)(mine, gallery.features), gallery.features, targets, top)
+        for n, (rows, scores) in zip(mine, found, strict=True):
+            session = features.sessions[n]
+            images = tuple(gallery.images[row] for row in rows)
+            yield Ranked(session.id, images, tuple(float(s) for s in scores)), session.target
+
+
+def _beir(
+    experiment: Experiment, run: Run, category: str, lists: list[tuple[Ranked, str]], folder: Path, tag: str
+) -> list[Path]:
+    place, gallery, model = folder / category, experiment.candidates[category], experiment.model(run)
+    features = view_features(experiment.test, experiment.store, WHOLE, model.reads == "concatenated", model.dialogs)
+    (place / "qrels").mkdir(parents=True, exist_ok=True)
+    texts = {s.id: s.text for s in features.sessions if s.category == category}
+    captions = {i: experiment.dataset.images[i].caption or "" for i in gallery.images}
+    mine = [(r, t) for r, t in lists if r.session in texts]
+    corpus = [{"_id": i, "title": "", "text": captions[i]} for i in gallery.images]
+    queries = [{"_id": r.session, "text": texts[r.session]} for r, _ in mine]
+    for name, rows in (("corpus.jsonl", corpus), ("queries.jsonl", queries)):
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        replace_atomically(place / name, text.encode())
+    qrels = "".join(f"{r.session}\t{t}\t1\n" for r, t in mine)
+    replace_atomically(place / "qrels" / "test.tsv", f"query-id\tcorpus-id\tscore\n{qrels}".encode())
+    write_ranked(place / "run.trec", "beir", [r for r, _ in mine], tag)
+    np.save(place / "corpus.npy", gallery.features)
+    made = ["corpus.jsonl", "queries.jsonl", "qrels/test.tsv", "run.trec", "corpus.npy"]
+    if not model.scores:
+        rows = {s.id: n for n, s in enumerate(features.sessions)}
+        np.save(place / "queries.npy", embed(model, features).cpu().numpy()[[rows[r.session] for r, _ in mine]])
+        made.append("queries.npy")
+    return [place / name for name in made]
+
+
+@dataclass(frozen=True)
+class RankedFolder:
+    """Evaluation of another system's ranked list: OUT/ranked/<dataset>/<name>/{results.h5, summary.json}.
+
+    With a clean split, <dataset>-<protocol>.
+    """
+
+    folder: Path
+
+    @classmethod
+    def of(cls, workspace: Workspace, dataset: Dataset, name: str) -> RankedFolder:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            fix = "use letters, digits, '.', '_' and '-'"
+            raise ManifestError([Problem("--name", name, "a list's name becomes a folder name", fix)])
+        place = "-".join(filter(None, (dataset.name, dataset.protocol)))
+        return cls(workspace.out / "ranked" / place / name)
+
+    @property
+    def results(self) -> Path:
+        return self.folder / "results.h5"
+
+    def save(self, evaluation: Evaluation, summary: dict[str, Any]) -> None:
+        save_results(self.results, evaluation, self.folder.name)
+        save_summary(self.folder / "summary.json", summary)
+
+    def load(self, dataset: Dataset, view: View) -> dict[str, Any]:
+        """Return the summary of ``view`` (sessions of some length). Raises IncompleteError if there is none, StaleError
+        if its sessions, galleries or train pairs are not those of ``dataset``."""
+        name = self.folder.name
+        if not self.results.is_file():
+            known = sorted(p.name for p in self.folder.parent.glob("*") if (p / "results.h5").is_file())
+            raise IncompleteError(
+                f"no ranked list {name!r} is scored on {dataset.name}; {nearest(name, known)}: run `evaluate SPEC "
+                f"--ranked FILE --name {name}`"
+            )
+        summary = load_summary(self.folder / "summary.json")
+        if summary.get("identity") != _identity(dataset):
+            raise StaleError(
+                f"ranked list {name!r} was scored on other sessions, galleries or train pairs than {dataset.name} has now: "
+                f"run `evaluate SPEC --ranked FILE --name {name}` again"
+            )
+        if view.turns is None:
+            return summary | {"results": str(self.results)}
+        lengths = {s.id: len(s.turns) for s in dataset.split("test")}
+        part = _part(load_results(self.results), lengths, view.turns)
+        there = RankedFolder(self.folder / view.name)
+        there.save(part, summary | part.summary(skipped={}))
+        return load_summary(there.folder / "summary.json") | {"results": str(there.results)}
+
+
+def _part(evaluation: Evaluation, lengths: dict[str, int], turns: int) -> Evaluation:
+    """Return the sessions of exactly ``turns`` turns."""
+    kept = np.array([lengths.get(i) == turns for i in evaluation.session_ids])
+    if not kept.any():
+        raise IncompleteError(f"the ranked list has no session of {turns} turns")
+
+    def some(values: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(v for v, keep in zip(values, kept, strict=True) if keep)
+
+    return Evaluation(
+        some(evaluation.session_ids),
+        some(evaluation.categories),
+        some(evaluation.target_ids),
+        evaluation.ranks[kept],
+        evaluation.averaging,
+        {name: members[kept] for name, members in evaluation.subsets.items()},
+        evaluation.galleries,
+        evaluation.skipped,
+    )
+
+
+def score_list(
+    path: Path, name: str, dataset: Dataset, workspace: Workspace, partial: bool, trained_on: tuple[str, ...]
+) -> tuple[Evaluation, dict[str, Any], int]:
+    """Evaluate the ranked lists in ``path`` and keep the result under ``name``.
+
+    Returns (evaluation, summary, sessions whose list does not name their target).
+    """
+    folder = RankedFolder.of(workspace, dataset, name)
+    evaluation = evaluate_ranked(path, dataset, partial)
+    content = file_digest(path)
+    summary = evaluation.summary(
+        run=f"ranked-{content[:12]}",
+        model=name,
+        seed=None,
+        store=content,
+        dataset=dataset.name,
+        extractor=f"of ranked list {name}",
+        gallery="imported",
+        contaminated_on=list(trained_on),
+        identity=_identity(dataset),
+        list=path.name,
+    )
+    folder.save(evaluation, summary)
+    return evaluation, summary, unlisted(path, dataset)
+
+
+def _identity(dataset: Dataset) -> dict[str, str]:
+    """Return digests of what a score depends on besides the list: test sessions, galleries, and train pairs."""
+    sessions = [s.model_dump(mode="json") for s in dataset.split("test")]
+    galleries = [[g.category, sorted(g.images)] for g in dataset.galleries if g.split == "test"]
+    pairs = sorted({(s.category, *pair) for s in dataset.split("train") for pair in s.pairs})
+    return {"sessions": digest(sessions), "galleries": digest(galleries), "train_pairs": digest(pairs)}
