@@ -14,7 +14,7 @@ from cache import Store
 from manifests.errors import IncompleteError
 from manifests.identity import changed_fields, digest
 from manifests.schema import Dataset, RunSpec
-from manifests.validation import split_validation
+from pipeline.composition.ready import fitting_sessions
 from pipeline.composition.request import composer_request, is_joint
 from pipeline.core.binding import SourceRecord, StaleError, declared_digest, image_changes, load_binding, write_json
 
@@ -160,5 +160,4 @@ def composer_identity(spec: RunSpec, dataset: Dataset, backbone: Store) -> dict[
         return None
     request = composer_request(spec)
     assert request is not None
-    fit, validation = split_validation(dataset.split("train"), spec.validation.fraction, spec.validation.seed)
-    return json.loads(json.dumps(request.fields(backbone, dataset, fit, validation)))
+    return json.loads(json.dumps(request.fields(backbone, dataset, *fitting_sessions(spec, dataset))))

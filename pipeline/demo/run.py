@@ -80,7 +80,7 @@ def leader_sentence(table: Table, sessions: int) -> str:
         why = f"{sessions:,} train sessions are enough for it to learn which turns to remember"
     else:
         why = f"it has nothing to learn, and {sessions:,} short train sessions are few for a trained memory"
-    where = "; on ChatIR's dialogues of ten facts the CM-NTM leads (docs/dialogues.md)" if leader != MEMORY else ""
+    where = "; on ChatIR's dialogues of ten facts memories lead (docs/dialogues.md)" if leader != MEMORY else ""
     return f"{leader} leads here with R@5 {known[leader]:.1f}{others}: {why}{where}."
 
 

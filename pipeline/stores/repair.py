@@ -12,9 +12,10 @@ from cache.repair import Repaired, check_identity, repair
 from manifests.identity import digest
 from manifests.schema import Dataset, RunSpec
 from pipeline.composition.checkpoint import fitted
+from pipeline.composition.ready import composer_folder
 from pipeline.composition.request import composer_request
 from pipeline.core.workspace import Workspace
-from pipeline.jobs.stage1 import composer_folder, extract_spec, fit_composer_spec
+from pipeline.jobs.stage1 import extract_spec, fit_composer_spec
 from pipeline.stores.collect import specs_using
 from pipeline.stores.wanted import ExpectedStore, StoreRequest, request_of
 

@@ -21,12 +21,12 @@ from pipeline.analysis.tuning.samplers import propose
 from pipeline.analysis.tuning.sealed import MARK, save_tuned
 from pipeline.analysis.tuning.space import Axis, nested, space_for
 from pipeline.analysis.tuning.trials import LOG, Trial, TrialLog
+from pipeline.composition.ready import fitting_sessions
 from pipeline.composition.request import composer_request
 from pipeline.core.threads import cpu_threads, training_threads
 from pipeline.core.workspace import Workspace
 from pipeline.jobs.experiment import Experiment, Log, silent
 from pipeline.jobs.identities import Run, make_run
-from pipeline.jobs.stage1 import fitting_sessions
 from pipeline.training.backends.choice import choose_backend
 from pipeline.training.errors import DivergenceError
 from pipeline.training.fit import fit
