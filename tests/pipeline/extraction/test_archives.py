@@ -119,8 +119,8 @@ def test_a_bad_archive_is_a_problem_of_the_dataset(tmp_path: Path, name: str, ho
 
 
 def test_members_by_name(tmp_path: Path) -> None:
-    build_dataset(tmp_path / "plain", images=3)
-    files = files_of(tmp_path / "plain")
+    build_dataset(tmp_path / "plain", images=4)
+    files = files_of(tmp_path / "plain")[:3]
     write_tar(tmp_path / "a.tar", files)
     write_parquet(tmp_path / "a.parquet", files)
     assert members(tmp_path / "a.parquet") == [file.name for file in files]
