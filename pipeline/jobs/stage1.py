@@ -152,16 +152,16 @@ def _record(spec: RunSpec, dataset: Dataset, workspace: Workspace, extractor: An
 
 def _composed(spec: RunSpec, dataset: Dataset, workspace: Workspace, extractor: Any, report: Any) -> StageOne:
     """Compose the queries, if a composer is ready; a joint model has computed them itself."""
+    following = "train" if dataset.split("train") else "serve"
     if "query" in extractor.tables:
         workspace.write_composed(spec, dataset, report.path)
-        return StageOne(report, None, f"{'train' if dataset.split('train') else 'serve'} {spec.asked}")
+        return StageOne(report, None, spec.command(following))
     request = composer_request(spec)
     assert request is not None
     composer = ready_composer(request, spec, dataset, workspace.backbone(spec, dataset))
     if composer is None:
-        return StageOne(report, None, f"fit-composer {spec.asked}")
-    following = "train" if dataset.split("train") else "serve"
-    return StageOne(report, compose_spec(spec, dataset, workspace, composer), f"{following} {spec.asked}")
+        return StageOne(report, None, spec.command("fit-composer"))
+    return StageOne(report, compose_spec(spec, dataset, workspace, composer), spec.command(following))
 
 
 def _given(spec: RunSpec) -> str:
@@ -212,7 +212,9 @@ def fit_composer_spec(
     if is_joint(backbone):
         raise IncompleteError(f"extractor '{spec.extractor.name}' answers queries itself: it has no composer to fit")
     if not request.kind.trainable:
-        raise IncompleteError(f"composer '{request.name}' has nothing to fit: `extract {spec.asked}` composes with it")
+        raise IncompleteError(
+            f"composer '{request.name}' has nothing to fit: `{spec.command('extract')}` composes with it"
+        )
     folder = composer_folder(request, spec, dataset, backbone)
     reused = fitted(folder, request.folds)
     if not reused and request.weights is None:
@@ -220,7 +222,7 @@ def fit_composer_spec(
     ready = ready_composer(request, spec, dataset, backbone)
     assert ready is not None
     composed = compose_spec(spec, dataset, workspace, ready)
-    return Fitted(ready.about, composed, reused, f"train {spec.asked}", folder)
+    return Fitted(ready.about, composed, reused, spec.command("train"), folder)
 
 
 def _fit(
