@@ -19,7 +19,7 @@ from pipeline.training.data import SessionBatch
 from pipeline.training.determinism import seeded
 from pipeline.training.models._dropout import dropped_by
 from pipeline.training.models.base import MemoryModel
-from pipeline.training.objective import Step
+from pipeline.training.objective import Step, losses_of
 from pipeline.training.randomness import RunRandom
 
 
@@ -180,13 +180,4 @@ def _losses_of(
     """Return the losses [K]. With ``random``, each loss draws from the random state of its run."""
     trainer.forget_gradients()
     found = trainer.cascade(steps, drawn)
-    if trainer.cascade.own_loss:
-        return found
-    losses = []
-    for run, (objective, step) in enumerate(zip(trainer.objectives, steps, strict=True)):
-        if random is None:
-            losses.append(objective.loss_of(step, found[run]))
-            continue
-        with random.of(run):
-            losses.append(objective.loss_of(step, found[run]))
-    return torch.stack(losses)
+    return found if trainer.cascade.own_loss else losses_of(trainer.objectives, steps, found, random)
