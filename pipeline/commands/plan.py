@@ -20,7 +20,9 @@ SECTION = "stage 1"
 @click.option("--probe", is_flag=True, help="Run a few batches to measure the rate and the time left.")
 @click.option("--batch-size", type=BatchSize(), default="auto", show_default=True, help="Of --probe.")
 @click.option("--workers", type=click.IntRange(0), help="Of --probe: decoding processes.")
-@click.option("--items", type=Count(), metavar="N", help="Also: devices, hours and GB for a catalog of N images (1e8).")
+@click.option(
+    "--items", type=Count(), metavar="N", help="Also estimate devices, hours and GB for a catalog of N images."
+)
 @click.option(
     "--rate",
     type=click.FloatRange(0, min_open=True),
