@@ -100,7 +100,9 @@ def test_each_command_after_stage_1(tmp_path: Path, disk: Path) -> None:
 
 def test_a_study_on_a_full_disk_keeps_its_answers(disk: Path) -> None:
     questions = [Question(0, "s", (((0,), ("a",)), ((1,), ("b",))))]
-    study = StudyFile.create(disk / "study.sqlite", {"seed": 0, "models": [{"label": "a"}, {"label": "b"}]}, questions)
+    study = StudyFile.create(
+        disk / "study.sqlite", {"seed": 0, "models": [{"label": n, "title": n} for n in "ab"]}, questions
+    )
     study.join("ann")
     study.answer("ann", 0, 0, 1.0)
     filler = fill(disk)

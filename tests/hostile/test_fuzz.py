@@ -86,7 +86,7 @@ def build(folder: Path) -> Path:
         assert done.exit_code == 0, (command, done.output, done.exception)
     questions = [Question(0, "s", (((0,), ("a",)), ((1,), ("b",))))]
     study = StudyFile.create(
-        project / "study.sqlite", {"seed": 0, "models": [{"label": "a"}, {"label": "b"}]}, questions
+        project / "study.sqlite", {"seed": 0, "models": [{"label": n, "title": n} for n in "ab"]}, questions
     )
     study.join("ann")
     study.answer("ann", 0, 0, 1.0)

@@ -79,8 +79,12 @@ class StudyFile:
             raise StudyError(f"{path}: damaged, not a study ({error}); name another file with --file") from None
         if self.about.get("format") != FORMAT:
             raise StudyError(f"{path}: study format {self.about.get('format')!r}, this program reads {FORMAT}")
-        if missing := sorted({"models", "seed"} - self.about.keys()):
-            raise StudyError(f"{path}: damaged, it lacks {', '.join(missing)}; name another file with --file")
+        models = self.about.get("models")
+        labelled = isinstance(models, list) and all(
+            isinstance(m, dict) and {"label", "title"} <= m.keys() for m in models
+        )
+        if not labelled or "seed" not in self.about:
+            raise StudyError(f"{path}: damaged, it lacks its models or its seed; name another file with --file")
         self.questions = questions
 
     @classmethod
