@@ -6,9 +6,9 @@ import errno
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,14 +90,36 @@ def replace_atomically(
 ) -> None:
     """Replace ``path`` by ``data`` atomically: it has either its old bytes or all of ``data`` at any time.
 
-    ``after``: tasks (syncs of other files) that must finish before ``data`` becomes visible at ``path``.
-    ``last``: called after these tasks; if it raises, the file is not replaced.
+    For the other arguments, see ``replacing``. An OSError has the number of bytes to write as ``needed``.
+    """
+    try:
+        with replacing(path, durable, after, last) as temporary:
+            temporary.write_bytes(data)
+    except OSError as error:
+        if error.filename == str(path):
+            error.needed = len(data)  # type: ignore[attr-defined]
+        raise
 
-    An OSError names ``path`` and has the number of bytes to write as ``needed``.
+
+@contextmanager
+def replacing(
+    path: Path,
+    durable: bool = True,
+    after: Sequence[Callable[[], Any]] = (),
+    last: Callable[[], Any] = lambda: None,
+) -> Iterator[Path]:
+    """Yield a temporary name next to ``path``; the file written there replaces ``path`` atomically at the end.
+
+    If the block raises, ``path`` is unchanged and no temporary file remains; an OSError names ``path``.
+
+    Args:
+        durable: sync the file and its rename to the disk.
+        after: tasks (syncs of other files) that must finish before the new file becomes visible at ``path``.
+        last: called after these tasks; if it raises, the file is not replaced.
     """
     temporary = temporary_for(path)
     try:
-        temporary.write_bytes(data)
+        yield temporary
         if durable:
             together(lambda: sync_file(temporary), *after)
         last()
@@ -106,7 +128,7 @@ def replace_atomically(
         with suppress(OSError):  # the first error counts
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename in (None, str(temporary)):
-            error.filename, error.needed = str(path), len(data)  # type: ignore[attr-defined]
+            error.filename = str(path)
         raise
     if durable:
         sync_directory(path.parent)

@@ -33,11 +33,11 @@ _in_process: dict[Path, tuple[list[int], str]] = {}
 
 def remembered_digest(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, computed once per process while its stamp is unchanged. Raise OSError."""
-    before = _stamp(os.stat(path))
+    before = stamp_of(os.stat(path))
     stamp, found = _in_process.get(path, ([], ""))
     if stamp != before:
         found = sha256_of(path)
-        if time.time() - max(before[1], before[2]) / 1e9 > _REST and _stamp(os.stat(path)) == before:
+        if time.time() - max(before[1], before[2]) / 1e9 > _REST and stamp_of(os.stat(path)) == before:
             _in_process[path] = (before, found)
     return found
 
@@ -52,12 +52,12 @@ class StatCache:
 
     def digest(self, path: Path, expected: str, remembered: bool = True) -> str:
         """Return the file's digest: ``expected`` if ``remembered`` and stamped, else computed. Raise OSError."""
-        before = _stamp(os.stat(path))
+        before = stamp_of(os.stat(path))
         if remembered and self._load().get(path.name) == [expected, *before]:
             return expected
         found = sha256_of(path)
         at_rest = time.time() - max(before[1], before[2]) / 1e9 > _REST
-        if found == expected and at_rest and _stamp(os.stat(path)) == before:
+        if found == expected and at_rest and stamp_of(os.stat(path)) == before:
             self._fresh[path.name] = [found, *before]
         return found
 
@@ -83,5 +83,6 @@ class StatCache:
         return known if isinstance(known, dict) else {}
 
 
-def _stamp(status: os.stat_result) -> list[int]:
+def stamp_of(status: os.stat_result) -> list[int]:
+    """Return size, modification time, change time (ns) and inode, which identify an unchanged file."""
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]

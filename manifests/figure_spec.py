@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from manifests.load import read_toml, shipped, spec_path
+from manifests.load import read_toml, spec_path
 from manifests.options import parse_file
 from manifests.schema import Frozen
 from manifests.table_spec import Metric
@@ -22,11 +22,6 @@ class FigureSpec(Frozen):
     size: str = "slots"
     size_label: str = "N (slots)"
     notes: tuple[str, ...] = ()
-
-
-def figure_names() -> tuple[str, ...]:
-    """Return the names of the figures shipped with the project."""
-    return tuple(shipped("figures"))
 
 
 def load_figure_spec(name: str) -> FigureSpec:

@@ -10,7 +10,7 @@ from pydantic import Field
 from manifests.errors import ManifestError, Problem, Problems, nearest
 from manifests.load import read_toml, shipped, spec_path
 from manifests.options import parse_file
-from manifests.protocols import PROTOCOLS
+from manifests.protocols import Protocol
 from manifests.schema import Component, Frozen, Split
 
 Metric = Annotated[str, Field(pattern=r"^(R@[1-9][0-9]*|MRR|mean)$")]
@@ -159,7 +159,7 @@ class Section(Frozen):
 
     label: str
     run: str
-    protocol: Literal["", *PROTOCOLS] = ""  # type: ignore[valid-type]
+    protocol: Protocol | Literal[""] = ""
 
     @property
     def overrides(self) -> tuple[str, ...]:

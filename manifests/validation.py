@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from manifests.errors import ManifestError, Problem
 from manifests.schema import Session
@@ -16,22 +20,20 @@ from manifests.schema import Session
 
 def pair_groups(sessions: Sequence[Session]) -> list[list[int]]:
     """Return the connected components of sessions over shared pairs, as session indices, in order of appearance."""
-    parent = list(range(len(sessions)))
+    return connected([session.pairs for session in sessions])
 
-    def root(node: int) -> int:
-        while parent[node] != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
 
-    first: dict[tuple[str, str], int] = {}
-    for number, session in enumerate(sessions):
-        for pair in session.pairs:
-            a, b = sorted((root(number), root(first.setdefault(pair, number))))
-            parent[b] = a
+def connected(keys: Sequence[Iterable[Hashable]]) -> list[list[int]]:
+    """Group the items n with ``keys[n]`` that share a key, directly or through others; in order of appearance."""
+    numbers: dict[Hashable, int] = {}
+    edges = [(item, numbers.setdefault(key, len(numbers))) for item, own in enumerate(keys) for key in own]
+    items, shared = np.array(edges, dtype=np.int64).reshape(-1, 2).T
+    size = len(keys) + len(numbers)  # nodes: the items, then the keys
+    graph = coo_array((np.ones(len(items), dtype=bool), (items, len(keys) + shared)), shape=(size, size))
+    _, labels = connected_components(graph, directed=False)
     groups: dict[int, list[int]] = defaultdict(list)
-    for number in range(len(sessions)):
-        groups[root(number)].append(number)
+    for item, label in enumerate(labels[: len(keys)].tolist()):
+        groups[label].append(item)
     return list(groups.values())
 
 

@@ -141,3 +141,44 @@ def test_folders_of_the_pipeline_form_no_cycle() -> None:
         for here in free:
             del left[here]
     assert left == {}
+
+
+# Packages that functions import: optional extras, slow to import, or absent on some systems.
+LATE = {"matplotlib", "optuna", "distributed", "peft", "pyarrow", "jinja2", "markupsafe", "uvicorn", "huggingface_hub"}
+LATE |= {
+    "transformers",
+    "rich",
+    "fcntl",
+    "resource",
+    "torch.utils.tensorboard",
+    "mlflow",
+    "onnxruntime",
+    "faiss",
+    "pandas",
+}
+# Folders and files whose functions import more, and why.
+LATE_IN = {
+    "pipeline/commands/": "`--help` stays fast",
+    "pipeline/bench/": "subjects of measurements, and other projects",
+    "pipeline/jobs/listing.py": "`ls` loads the parts of the listed kinds only",
+    "pipeline/core/doctor.py": "reports a missing package",
+    "pipeline/training/backends/choice.py": "numba and triton are optional",
+    "pipeline/extraction/": "models load what they need",
+    "pipeline/jobs/stage1.py": "loads no model for a plan that computes nothing",
+}
+
+
+def test_functions_import_nothing() -> None:
+    """Modules import at the top, so that a reader sees what they need and a missing name fails at once."""
+    found = []
+    for path in SOURCES[:-1]:
+        name = path.relative_to(ROOT).as_posix()
+        if name.startswith(tuple(LATE_IN)):
+            continue
+        functions = (n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.FunctionDef))
+        for node in (inner for function in functions for inner in ast.walk(function)):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                imported = node.names[0].name if isinstance(node, ast.Import) else node.module or ""
+                if not any(f"{imported}.".startswith(f"{package}.") for package in LATE):
+                    found.append(f"{name}:{node.lineno} {ast.unparse(node)}")
+    assert found == []

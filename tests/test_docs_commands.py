@@ -10,8 +10,6 @@ import click
 import pytest
 
 from cli import main
-from manifests.ablation_spec import ablation_names
-from manifests.figure_spec import figure_names
 from manifests.load import shipped
 from manifests.table_spec import table_names
 
@@ -20,7 +18,11 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 SPECS = sorted((ROOT / "manifests" / "specs").glob("*/*.toml"))
 # Options of other programs: Dask, Slurm and its jobs
 FOREIGN = {"--nworkers", "--nthreads", "--gres", "--cpus-per-task", "--name"}
-NAMES = {"ablate": ablation_names(), "table": table_names(), "figure": (*figure_names(), "diagnostics", "leakage")}
+NAMES = {
+    "ablate": shipped("ablations"),
+    "table": table_names(),
+    "figure": (*shipped("figures"), "diagnostics", "leakage"),
+}
 RUNS = (
     "run",
     "train",

@@ -129,6 +129,10 @@ class ImageFolder:
             found.setdefault(fold(file), file)
         return found
 
+    def files(self) -> list[str]:
+        """Return the paths of all image files below ``root``, sorted by folder and name."""
+        return list(self._walk())
+
     def _walk(self) -> Iterable[str]:
         self._linked, self._unnamed = [], []
         seen: set[str] = set()  # linked folders may form a cycle

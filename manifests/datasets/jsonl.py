@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -86,6 +87,7 @@ class JsonLines(DatasetSource):
         sessions = _sessions(folder / SESSIONS, problems, 1 if options.one_turn else 2)
         sessions = [_with_targets(s, options.turn_targets, about.turn_targets) for s in sessions]
         galleries = _galleries(folder / GALLERIES, sessions, problems)
+        notes += _unlisted(records, galleries)
         if problems.found:
             return None
         return Dataset(
@@ -184,6 +186,17 @@ def _sessions(path: Path, problems: Problems, fewest: int) -> list[Session]:
     if not lines and not problems.found:
         problems.add("", "holds no session", "expected one JSON object a line", file=path)
     return sessions
+
+
+def _unlisted(images: Iterable[str], galleries: list[Gallery]) -> list[str]:
+    """Return a note on images that no gallery contains, which therefore cannot be found."""
+    listed = {image for gallery in galleries for image in gallery.images}
+    every = list(images)
+    missing = [image for image in every if image not in listed]
+    if not missing:
+        return []
+    count = f"{len(missing):,} of {len(every):,} images are in no gallery and cannot be found (first: {missing[0]})"
+    return [f"{count}: list the candidates in {GALLERIES}"]
 
 
 def _galleries(path: Path, sessions: list[Session], problems: Problems) -> list[Gallery]:

@@ -13,7 +13,7 @@ EQUAL = "✓: equal to the paper."
 READ = "python cli.py table 1 --data DIR"
 
 
-def build_dataset_table(spec: DatasetTable, dataset_by_name: Mapping[str, Dataset], *, command: str = READ) -> Table:
+def build_dataset_table(spec: DatasetTable, dataset_by_name: Mapping[str, Dataset]) -> Table:
     """Count sessions and images of the given datasets (paper Table 1); other datasets keep empty cells."""
     blocks, notes, printed = [], [], any(entry.paper for entry in spec.datasets)
     for entry in spec.datasets:
@@ -22,7 +22,7 @@ def build_dataset_table(spec: DatasetTable, dataset_by_name: Mapping[str, Datase
         for split in ("train", "test"):
             paper = entry.paper.get(split, {})
             counts = _counts(dataset, split, spec.turns) if dataset else {}
-            absent = Cell(note=f"the files given hold no {split} part") if dataset else Cell(command=command)
+            absent = Cell(note=f"the files given hold no {split} part") if dataset else Cell(command=READ)
             cells = (_count_cell(counts.get(name), paper.get(name), absent) for name in spec.columns)
             rows.append(Row(label=split.capitalize(), cells=tuple(cells)))
             for turns, count in (dataset.turn_counts(split) if dataset else {}).items():

@@ -92,15 +92,15 @@ def _column(axes: Sequence[Any], run: Diagnosed) -> None:
     spreads, broken = spread_by_epoch(records), broken_at(records)
     style = {"lw": 1.4, "marker": "o" if len(epochs) < 25 else "", "ms": 3}
     for stage, values in enumerate(spreads):
-        colour = _colour(stage, len(spreads))
+        color = _color(stage, len(spreads))
         when = "rows stay equal" if broken[stage] is None else f"from epoch {broken[stage]}"
         axes[0].plot(
-            epochs, [max(v, SMALLEST) for v in values], color=colour, label=f"stage {stage + 1}: {when}", **style
+            epochs, [max(v, SMALLEST) for v in values], color=color, label=f"stage {stage + 1}: {when}", **style
         )
         for head, dashes in (("read_entropy", "-"), ("write_entropy", "--")):
-            axes[1].plot(epochs, [fmean(r[head][stage]) for r in records], color=colour, ls=dashes, **style)
+            axes[1].plot(epochs, [fmean(r[head][stage]) for r in records], color=color, ls=dashes, **style)
         gradient = [max(r["gradient"]["addressing"][stage], SMALLEST) for r in records]
-        axes[2].plot(epochs, gradient, color=colour, **style)
+        axes[2].plot(epochs, gradient, color=color, **style)
     axes[0].axhline(BROKEN, color="0.5", lw=0.8, ls=":")
     axes[0].set(yscale="log", title=run.title)
     axes[2].legend(  # below the column: 16 stages leave no free corner
@@ -128,7 +128,7 @@ def _column(axes: Sequence[Any], run: Diagnosed) -> None:
         axis.xaxis.get_major_locator().set_params(integer=True)
 
 
-def _colour(stage: int, stages: int) -> tuple[float, ...]:
+def _color(stage: int, stages: int) -> tuple[float, ...]:
     """Return the color of a stage, from light to dark along the cascade; distinguishable in gray."""
     import matplotlib
 

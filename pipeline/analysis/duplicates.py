@@ -9,6 +9,7 @@ import numpy as np
 
 from manifests.errors import FashionNTMError
 from manifests.schema import Dataset, Session
+from pipeline.evaluation.rows import unit_rows
 
 _HELD = 1 << 24  # scores in memory at once: 64 MiB of float32
 
@@ -28,7 +29,9 @@ def near_pairs(
     """
     if not 0 < threshold <= 1:
         raise DuplicateError(f"threshold {threshold}: give a cosine above 0 and at most 1, e.g. 0.98")
-    units = [_unit(rows) for rows in (queries, candidates)]
+    if not (np.isfinite(queries).all() and np.isfinite(candidates).all()):
+        raise DuplicateError("features with NaN or infinite values: verify the store and extract these rows again")
+    units = unit_rows(queries), unit_rows(candidates)
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     step = max(1, held // max(1, len(candidates)))
     for start in range(0, len(queries), step):
@@ -39,14 +42,6 @@ def near_pairs(
         return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
     first, second, third = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return first, second, third
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    rows = np.asarray(rows, dtype=np.float32)
-    if not np.isfinite(rows).all():
-        raise DuplicateError("features with NaN or infinite values: verify the store and extract these rows again")
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
 
 
 def train_twins(dataset: Dataset, features: dict[str, np.ndarray], threshold: float) -> dict[str, dict[str, float]]:

@@ -17,14 +17,13 @@ from pipeline.analysis.protocol import read_runs
 from pipeline.analysis.tables import RunFinder
 from pipeline.analysis.tuning.sealed import read_spec
 from pipeline.core.workspace import Workspace
+from pipeline.training.models import models as registry
 
 
 def build_figure(
     name: str, run: str, overrides: Sequence[str], data: Path, out: Path, options: Sequence[str] = ()
 ) -> tuple[FigureSpec, Scatter]:
     """Return figure ``name`` as data. ``options``: command-line words repeated in printed commands."""
-    from pipeline.training.models import models as registry
-
     figure = load_figure_spec(name)
     ablation = load_ablation_spec(figure.ablation)
     spec = read_spec(run or figure.run, overrides)

@@ -24,8 +24,7 @@ from torch.nn import functional as F
 from pipeline.evaluation.evaluate import Candidates, evaluate
 from pipeline.training.data import SessionFeatures
 from pipeline.training.determinism import seeded
-from pipeline.training.models._residual import running_average
-from pipeline.training.models.ewma import EWMA
+from pipeline.training.models.ewma import EWMA, running_average
 from pipeline.training.recombine import Histories
 
 if TYPE_CHECKING:
@@ -96,17 +95,17 @@ def _table(lines: tuple[Line, ...]) -> list[str]:
 
 
 def history_contribution(
-    stage: Experiment, part: Literal["test", "train"] = "test", draws: int = 5, seed: int = 0
+    experiment: Experiment, part: Literal["test", "train"] = "test", draws: int = 5, seed: int = 0
 ) -> HistoryContribution:
-    """Measure on the test sessions of ``stage``, or on the fitted train sessions ranked among their own targets.
+    """Measure on the test sessions of ``experiment``, or on the fitted train sessions ranked among their own targets.
 
     ``draws``: number of random draws of histories. Propagates errors from loading the features (nothing extracted, no
     test sessions).
     """
-    fit, validation = stage.parts
+    fit, validation = experiment.parts
     shown, galleries, subsets = fit, _own_targets(fit), {}
     if part == "test":
-        shown, galleries, subsets = stage.test, stage.candidates, stage.subsets
+        shown, galleries, subsets = experiment.test, experiment.candidates, experiment.subsets
     average = EWMA(EWMA.Options(), shown.dim).to(shown.device)
     average.fit_parameters(fit if validation is None else validation)
     alpha = float(average.alpha)
@@ -121,7 +120,7 @@ def history_contribution(
         if rows is not None:
             sessions, queries = tuple(sessions[r] for r in rows.tolist()), [q[rows] for q in queries]
         for f in queries:
-            ranked = evaluate(f.cpu().numpy(), sessions, galleries, subsets, stage.dataset.averaging)
+            ranked = evaluate(f.cpu().numpy(), sessions, galleries, subsets, experiment.dataset.averaging)
             results.append({name: found["overall"] for name, found in ranked.summary()["metrics"].items()})
         filled = [name for name, metrics in results[0].items() if metrics["n"]]
         return Line(name, {n: {k: float(np.mean([m[n][k] for m in results])) for k in METRICS} for n in filled})
@@ -140,9 +139,9 @@ def history_contribution(
         chain, control_name = "EWMA, another chain to the reference", "EWMA, another session's history (control)"
         kinds = ((LAST, [last_turn(shown)]), (OWN, [own]), (chain, others), (control_name, control))
         same = tuple(line(name, queries, found) for name, queries in kinds)
-    features = f"{stage.store.extractor}-{stage.store.fingerprint[:12]}"
+    features = f"{experiment.store.extractor}-{experiment.store.fingerprint[:12]}"
     weights = [row[: n + 1] for n, row in enumerate(trained.tolist())]
-    return HistoryContribution(stage.dataset.name, part, features, alpha, tuple(lines), same, weights)
+    return HistoryContribution(experiment.dataset.name, part, features, alpha, tuple(lines), same, weights)
 
 
 def last_turn(features: SessionFeatures) -> Tensor:
@@ -240,12 +239,12 @@ def fitted_weights(features: SessionFeatures, galleries: dict[str, Candidates], 
     weights[:, 0] = 1
     weights.requires_grad_()
     parts = [_inner_products(features, category, of, seed) for category, of in galleries.items()]
-    optimiser = torch.optim.Adam([weights], RATE)
+    optimizer = torch.optim.Adam([weights], RATE)
     for _ in range(STEPS):
         loss = _loss(weights, parts)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     fitted = weights.detach()
     return (fitted / fitted.abs().sum(1, keepdim=True)).to(features.device)
 

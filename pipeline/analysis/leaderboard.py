@@ -13,6 +13,7 @@ from manifests.load import load_dataset
 from manifests.protocols import RULES, sessions_digest
 from manifests.schema import Dataset, RunSpec
 from manifests.table_spec import ColumnGroup, Leaderboard, ResultsTable, RowSpec, Section
+from manifests.views import WHOLE
 from pipeline.analysis.cells import Table
 from pipeline.analysis.ranked_rows import with_ranked_rows, with_ranked_runs
 from pipeline.analysis.render import render
@@ -90,7 +91,7 @@ def _section(
     seeds = request.seeds or board.seeds
     whole = {"known": registry.names(), "run": spec.asked, "seeds": seeds, "command": FILL}
     first = build_results_table(table, lookup, **whole)
-    order = _order(first, board)
+    order = _order(first, board, len(table.rows))
     best = table.rows[order[0]].name if first.blocks[0].rows[order[0]].cells[0].value is not None else ""
     made = first
     if best:
@@ -120,16 +121,14 @@ def _table(board: Leaderboard, section: Section, spec: RunSpec) -> ResultsTable:
     )
 
 
-def _order(table: Table, board: Leaderboard) -> list[int]:
-    """Return the row numbers, best first; rows without a value last, in the order of the spec."""
+def _order(table: Table, board: Leaderboard, rows: int) -> list[int]:
+    """Return the numbers of the first ``rows`` rows, best first; those without a value last, in the spec's order."""
     place = board.metrics.index(board.ranked_by)
-    values = [row.cells[place].value for row in table.blocks[0].rows]
+    values = [row.cells[place].value for row in table.blocks[0].rows[:rows]]
     return sorted(range(len(values)), key=lambda n: (values[n] is None, -(values[n] or 0), n))
 
 
 def _is_scored(name: str, dataset: Dataset, workspace: Workspace, table: ResultsTable) -> bool:
-    from manifests.views import WHOLE
-
     try:
         return bool(RankedFolder.of(workspace, dataset, name).load(dataset, WHOLE))
     except IncompleteError:
@@ -138,13 +137,13 @@ def _is_scored(name: str, dataset: Dataset, workspace: Workspace, table: Results
 
 def _summary(finder: RunFinder, folder: RunFolder) -> dict[str, Any] | None:
     """Return the run's current evaluation on the section's split, or None."""
-    if finder.stage is None:
+    if finder.experiment is None:
         return None
-    run = finder.stage.run_of(folder.record().get("identity", {}))
-    found = None if run is None else finder.stage.evaluation(run)
+    run = finder.experiment.run_of(folder.record().get("identity", {}))
+    found = None if run is None else finder.experiment.evaluation(run)
     if run is None or found is None:
         return None
-    return {**found, "results": str(finder.stage.result_files(run).results)}
+    return {**found, "results": str(finder.experiment.result_files(run).results)}
 
 
 def _label(folder: RunFolder) -> str:

@@ -68,18 +68,22 @@ class Memorisation:
         ]
         lines = [f"{self.title}: mean of R@5 and R@8, %", "", *aligned([head, *rows], left=2)]
         lines += [f"paper, all sessions: {', '.join(f'{k} {v:.1f}' for k, v in self.paper.items())}"]
-        return "\n".join(lines + ([f"no run: {', '.join(self.absent)}"] if self.absent else []))
+        if self.absent:
+            shown = ", ".join(self.absent[:4]) + (", ..." if len(self.absent) > 4 else "")
+            lines.append(f"without a run: {len(self.absent)} points ({shown})")
+        return "\n".join(lines)
 
 
 def memorisation(place: Place) -> Memorisation:
     """Collect the study from the evaluated runs of an ablation. Raises IncompleteError if there is none."""
     points, absent = [], []
     labels = list(place.ablation.composers) or [""]
+    dataset = place.dataset()  # variants differ in the composer alone
     for composer, part in zip(labels, variants_of(place), strict=True):
         tasks = tasks_of(part.ablation, part.spec)
         grid: dict[int, Point] = {point.number: point for point, _, _ in tasks}
         try:
-            stage = Experiment(part.spec, part.dataset(), part.workspace, "cpu")
+            stage = Experiment(part.spec, dataset, part.workspace, "cpu")
             stage.store  # noqa: B018 - raises if nothing is composed
         except IncompleteError:
             absent += [f"{composer} {point.label}" for point in grid.values()]

@@ -16,7 +16,7 @@ from pipeline.analysis.protocol import RunSummary, protocol_notes
 
 SUFFIXES = (".png", ".svg", ".pdf")
 # A ramp from light to dark, because C is ordered; distinguishable in gray.
-COLOURS = ("#9ecae1", "#56a0d3", "#2b7bba", "#135293", "#08244f", "#000000")
+COLORS = ("#9ecae1", "#56a0d3", "#2b7bba", "#135293", "#08244f", "#000000")
 
 
 class PlotError(FashionNTMError):
@@ -132,23 +132,23 @@ def draw(figure: Scatter, folder: Path, name: str) -> list[Path]:
         raise PlotError("no point has both a recall and a time: there is nothing to draw")
     series = sorted({point.series for point in whole}, key=_order)
     sizes = sorted({point.size for point in whole}, key=_order)
-    colour = {value: _ramp(n, len(series)) for n, value in enumerate(series)}
+    color = {value: _ramp(n, len(series)) for n, value in enumerate(series)}
     area = {value: 28 + 42 * n for n, value in enumerate(sizes)}
     drawing = Figure(figsize=(7.2, 4.6), layout="constrained")
     FigureCanvasAgg(drawing)
     axes = drawing.add_subplot()
     for value in series:
         line = sorted((p for p in whole if p.series == value), key=lambda p: _order(p.size))
-        axes.plot([p.milliseconds for p in line], [p.recall for p in line], color=colour[value], lw=0.8, alpha=0.5)
+        axes.plot([p.milliseconds for p in line], [p.recall for p in line], color=color[value], lw=0.8, alpha=0.5)
     for p in whole:
         assert p.milliseconds is not None and p.recall is not None
         spread = [[p.milliseconds - (p.low or p.milliseconds)], [(p.high or p.milliseconds) - p.milliseconds]]
-        axes.errorbar(p.milliseconds, p.recall, xerr=spread, yerr=p.std, color=colour[p.series], lw=0.8, alpha=0.6)
+        axes.errorbar(p.milliseconds, p.recall, xerr=spread, yerr=p.std, color=color[p.series], lw=0.8, alpha=0.6)
         axes.scatter(
             p.milliseconds,
             p.recall,
             s=area[p.size],
-            color=colour[p.series],
+            color=color[p.series],
             edgecolors="white",
             linewidths=0.7,
             zorder=3,
@@ -168,7 +168,7 @@ def draw(figure: Scatter, folder: Path, name: str) -> list[Path]:
     blank = Line2D([], [], ls="")
     handles = [
         blank,
-        *(_dot(Line2D, colour[v], 60) for v in series),
+        *(_dot(Line2D, color[v], 60) for v in series),
         blank,
         *(_dot(Line2D, "0.45", area[v]) for v in sizes),
     ]
@@ -186,11 +186,11 @@ def draw(figure: Scatter, folder: Path, name: str) -> list[Path]:
 
 
 def _ramp(number: int, count: int) -> str:
-    return COLOURS[round(number * (len(COLOURS) - 2) / max(1, count - 1))] if count <= 5 else COLOURS[number % 6]
+    return COLORS[round(number * (len(COLORS) - 2) / max(1, count - 1))] if count <= 5 else COLORS[number % 6]
 
 
-def _dot(line: Any, colour: str, area: float) -> Any:
-    return line([], [], ls="", marker="o", color=colour, markersize=area**0.5, markeredgecolor="white")
+def _dot(line: Any, color: str, area: float) -> Any:
+    return line([], [], ls="", marker="o", color=color, markersize=area**0.5, markeredgecolor="white")
 
 
 def _order(value: int | float | str) -> tuple[int, float, str]:

@@ -6,9 +6,12 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from manifests.errors import FashionNTMError
+from manifests.schema import OVERALL
+from pipeline.evaluation.metrics import chance
 
 SHORT = 12  # displayed digits of a fingerprint or run id
 _NAMED = 5  # skipped sessions named in a footnote; the run's summary has all
@@ -49,6 +52,17 @@ class RunSummary(BaseModel):
     def value(self, subset: str, category: str, metric: str) -> float | None:
         """Return the metric in percent; None if the run has no session."""
         return self.metrics.get(subset, {}).get(category, {}).get(metric)
+
+    def chance(self, subset: str, category: str, metric: str) -> float | None:
+        """Return the expected metric of a random order of the galleries, in percent; None if there is no session."""
+        counts = {
+            name: int(found.get("n", 0)) for name, found in self.metrics.get(subset, {}).items() if name != OVERALL
+        }
+        used = {name: n for name, n in counts.items() if n and name in self.galleries and category in (name, OVERALL)}
+        if not used:
+            return None
+        values = [chance(self.galleries[name].images, metric) for name in used]
+        return float(np.average(values, weights=list(used.values()) if self.averaging == "sessions" else None))
 
     def count(self, subset: str) -> int:
         return int(self.metrics.get(subset, {}).get("overall", {}).get("n", 0))

@@ -20,8 +20,9 @@ from manifests.errors import FashionNTMError, IncompleteError
 from manifests.identity import stack_keys, text_key
 from manifests.schema import Gallery, Session
 from pipeline.evaluation.evaluate import ALL, Candidates, load_candidates
-from pipeline.evaluation.metrics import metrics_of, summarise
+from pipeline.evaluation.metrics import metrics_of, summarize
 from pipeline.evaluation.ranking import score_ranks
+from pipeline.evaluation.rows import unit_rows
 from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.identities import Run
 from pipeline.training.models import MemoryModel
@@ -50,8 +51,8 @@ def constraint_scores(texts: np.ndarray, lengths: np.ndarray, candidates: np.nda
             "use an extractor whose text and image towers share a space"
         )
     present = np.arange(texts.shape[1]) < np.asarray(lengths)[:, None]
-    sums = (_unit(texts) * present[..., None]).sum(1) / np.maximum(1, present.sum(1))[:, None]
-    return (sums @ _unit(candidates).T).astype(np.float32)
+    sums = (unit_rows(texts) * present[..., None]).sum(1) / np.maximum(1, present.sum(1))[:, None]
+    return (sums @ unit_rows(candidates).T).astype(np.float32)
 
 
 def rerank(
@@ -174,12 +175,6 @@ def _logits(weight: Tensor, bias: Tensor, unit: Tensor, cosines: Tensor) -> Tens
     return F.softplus(slope)[:, None] * cosines + offset[:, None]
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
-    rows = np.asarray(rows, dtype=np.float32)
-    norms = np.linalg.norm(rows, axis=-1, keepdims=True)
-    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
-
-
 @dataclass(frozen=True)
 class Weights:
     """Re-ranking options: ``top`` candidates are re-ranked; a weight of None is chosen on validation sessions."""
@@ -209,7 +204,7 @@ class Reranker:
     to change. Both are compared with the candidates' image rows; all rows are from the extractor's towers.
     """
 
-    stage: Experiment
+    experiment: Experiment
     backbone: Store
     _groups: dict[str, list[_Group]] = field(default_factory=dict)
 
@@ -219,14 +214,14 @@ class Reranker:
                 f"{self.backbone.path} has no text and image rows (tables: {', '.join(self.backbone.tables)}): "
                 "re-ranking needs an extractor with two towers"
             )
-        if self.stage.parts[1] is None:
+        if self.experiment.parts[1] is None:
             raise IncompleteError("re-ranking is fitted on validation sessions: set validation.fraction, e.g. 0.1")
 
     def groups(self, part: str) -> list[_Group]:
         """Return the groups of ``part``: "validation" (gallery: that split's targets of the category) or "test"."""
         if part not in self._groups:
-            features = self.stage.test if part == "test" else self.stage.parts[1]
-            galleries = self.stage.candidates if part == "test" else self._own_targets(features.sessions)
+            features = self.experiment.test if part == "test" else self.experiment.parts[1]
+            galleries = self.experiment.candidates if part == "test" else self._own_targets(features.sessions)
             self._groups[part] = [self._group(features.sessions, name, galleries[name]) for name in galleries]
         return [group for group in self._groups[part] if len(group.rows)]
 
@@ -235,7 +230,7 @@ class Reranker:
         for session in sessions:
             images.setdefault(session.category, {}).update(dict.fromkeys(session.targets))
         return load_candidates(
-            self.stage.store, [Gallery(category=c, split="train", images=tuple(i)) for c, i in images.items()]
+            self.experiment.store, [Gallery(category=c, split="train", images=tuple(i)) for c, i in images.items()]
         )
 
     def _group(self, sessions: Sequence[Session], category: str, gallery: Candidates) -> _Group:
@@ -263,7 +258,7 @@ class Reranker:
 
     def scores(self, model: MemoryModel, part: str) -> list[np.ndarray]:
         """Return the model's scores [n, G] of each group."""
-        features = self.stage.test if part == "test" else self.stage.parts[1]
+        features = self.experiment.test if part == "test" else self.experiment.parts[1]
         return [
             score(model, features.subset(g.rows.tolist()), torch.from_numpy(g.gallery.features).to(features.device))
             .cpu()
@@ -284,7 +279,7 @@ class Reranker:
 
         Raises IncompleteError for a run that is not trained.
         """
-        model = self.stage.model(run)
+        model = self.experiment.model(run)
         validation, test = self.scores(model, "validation"), self.scores(model, "test")
         grid = product(
             HAVE_GRID if weights.have is None else (weights.have,),
@@ -300,7 +295,7 @@ class Reranker:
         return {
             "model": run.model,
             "seed": run.seed,
-            "run": self.stage.folder(run).id,
+            "run": self.experiment.folder(run).id,
             "top": weights.top,
             "have": have,
             "avoid": avoid,
@@ -310,22 +305,22 @@ class Reranker:
         }
 
     def _metrics(self, ranks: np.ndarray) -> dict[str, dict[str, float]]:
-        sessions = [self.stage.test.sessions[n] for g in self.groups("test") for n in g.rows]
+        sessions = [self.experiment.test.sessions[n] for g in self.groups("test") for n in g.rows]
         found = {}
-        for name, members in self.stage.subsets.items():
+        for name, members in self.experiment.subsets.items():
             keep = np.array([s.id in members for s in sessions])
             if keep.any():
                 labels = [s.category for s, k in zip(sessions, keep, strict=True) if k]
-                found[name] = summarise(ranks[keep], labels, self.stage.dataset.averaging)["overall"]
+                found[name] = summarize(ranks[keep], labels, self.experiment.dataset.averaging)["overall"]
         return found
 
     def _cutoff(self, model: MemoryModel, keep: float) -> dict[str, float]:
-        features = self.stage.parts[1]
+        features = self.experiment.parts[1]
         own = features.target_rows[torch.arange(len(features)), features.lengths - 1]
         used, target = torch.unique(own, return_inverse=True)
         scores = score(model, features, features.targets[used]).cpu().numpy()
         cutoff = fit_cutoff(embed(model, features).cpu().numpy(), scores, target.cpu().numpy(), keep)
-        queries, totals = embed(model, self.stage.test).cpu().numpy(), []
+        queries, totals = embed(model, self.experiment.test).cpu().numpy(), []
         for group, given in zip(self.groups("test"), self.scores(model, "test"), strict=True):
             totals.append((cutoff_report(cutoff.keeps(queries[group.rows], given), group.target), len(group.rows)))
         sessions = sum(n for _, n in totals)

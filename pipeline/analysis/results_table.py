@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from manifests.table_spec import ColumnGroup, ResultsTable, RowSpec
+from manifests.table_spec import BlockSpec, ColumnGroup, ResultsTable, RowSpec
 from pipeline.analysis.cells import Block, Cell, Column, Row, Table, paper_notes, seed_text
 from pipeline.analysis.protocol import RunSummary, protocol_notes, read_runs
 from pipeline.analysis.statements import Resampled
@@ -14,6 +14,7 @@ from pipeline.evaluation.metrics import OVERALL
 
 FindRuns = Callable[[RowSpec, Sequence[int]], Iterable[Mapping[str, Any]]]
 Fill = Callable[[RowSpec, Sequence[int]], str]
+CHANCE = "chance (random order)"
 FILL = "python cli.py run {run} --model {model} --seeds {seeds}"
 
 
@@ -44,10 +45,16 @@ def build_results_table(
     for row in spec.rows:
         found[row.name] = read_runs(row.name, find_runs(row, wanted[:1] if row.deterministic else wanted))
     runs = [summary for row in spec.rows for summary in found[row.name]]
+    repeated = [
+        block for n, block in enumerate(spec.blocks) if any(_same_sessions(runs, block, b) for b in spec.blocks[:n])
+    ]
+    spec = spec.model_copy(update={"blocks": tuple(block for block in spec.blocks if block not in repeated)})
     groups = spec.columns or _groups(runs, spec)
     shown = [row for row in spec.rows if not row.optional or row.model in known or found[row.name]]
     omitted = [row for row in spec.rows if row not in shown]
-    drawn = Resampled({row.name: found[row.name] for row in shown}, {row.name for row in shown if row.deterministic})
+    metrics = [metric for group in groups for metric in group.metrics if not group.relative_to]
+    fixed = {row.name for row in shown if row.deterministic}
+    drawn = Resampled({row.name: found[row.name] for row in shown}, [*metrics, spec.tested_metric], fixed)
 
     def fill(row: RowSpec) -> str:
         asked = wanted[:1] if row.deterministic else wanted
@@ -74,6 +81,22 @@ def build_results_table(
                 made.append(cell)
         return tuple(made)
 
+    def chances(subset: str) -> tuple[Row, ...]:
+        run = next((r for r in runs if r.chance(subset, OVERALL, "mean") is not None), None)
+        if run is None:
+            return ()
+        values = [
+            None if g.relative_to else run.chance(subset, g.source, metric) for g in groups for metric in g.metrics
+        ]
+        cells = tuple(Cell(value=value) for value in values)
+        return (Row(label=CHANCE, group=CHANCE, cells=cells),)
+
+    blocks = []
+    for block in spec.blocks:
+        rows = tuple(Row(label=row.label, group=row.group, cells=cells(row, block.subset)) for row in shown)
+        title = block.label + _sessions(runs, block.subset)
+        blocks.append(Block(title=title, rows=(*rows, *chances(block.subset))))
+
     labels = {
         row.name: row.label if sum(r.label == row.label for r in shown) == 1 else f"{row.group}, {row.label}"
         for row in shown
@@ -88,17 +111,16 @@ def build_results_table(
             for g in groups
             for m in g.metrics
         ),
-        blocks=tuple(
-            Block(
-                title=block.label + _sessions(runs, block.subset),
-                rows=tuple(Row(label=row.label, group=row.group, cells=cells(row, block.subset)) for row in shown),
-            )
-            for block in spec.blocks
-        ),
+        blocks=tuple(blocks),
         footnotes=(
             *protocol_notes(runs),
             *paper_notes(any(row.paper for row in shown), [row.label for row in omitted]),
             *spec.notes,
+            *(
+                [f"The same sessions as in a block above, so left out: {', '.join(b.label for b in repeated)}."]
+                if repeated
+                else []
+            ),
         ),
         omitted=tuple(
             Row(
@@ -110,6 +132,16 @@ def build_results_table(
         ),
         tests=tested[0],
         statements=tested[1],
+    )
+
+
+def _same_sessions(runs: Sequence[RunSummary], block: BlockSpec, other: BlockSpec) -> bool:
+    """Return whether two blocks are of the same sessions; subsets are nested, so their counts decide."""
+    return bool(runs) and all(
+        block.subset in run.metrics
+        and other.subset in run.metrics
+        and run.count(block.subset) == run.count(other.subset)
+        for run in runs
     )
 
 

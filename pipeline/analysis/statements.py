@@ -44,10 +44,10 @@ class _Method(NamedTuple):
 class Resampled:
     """Bootstrap of the rows of one table. Rows whose runs name no results file get no interval and no statement."""
 
-    def __init__(self, runs: Mapping[str, Sequence[RunSummary]], fixed: Collection[str] = ()):
+    def __init__(self, runs: Mapping[str, Sequence[RunSummary]], metrics: Collection[str], fixed: Collection[str] = ()):
         """Set up from ``runs`` by row; ``fixed``: rows of deterministic methods, with one run for all seeds."""
-        self.runs, self.fixed = runs, fixed
-        self._draws: dict[tuple[str, str], dict[tuple[str, str], np.ndarray]] = {}
+        self.runs, self.metrics, self.fixed = runs, tuple(dict.fromkeys(metrics)), fixed
+        self._draws: dict[str, dict[tuple[str, str, str], np.ndarray]] = {}
 
     @cached_property
     def methods(self) -> dict[str, _Method]:
@@ -61,37 +61,37 @@ class Resampled:
 
     def interval(self, row: str, subset: str, category: str, metric: str) -> tuple[float, float] | None:
         """Return the 95% interval of a cell's mean over seeds, or None."""
-        drawn = self._drawn(subset, metric).get((row, category))
+        drawn = self._drawn(subset).get((row, category, metric))
         return None if drawn is None else interval(drawn)
 
-    def _drawn(self, subset: str, metric: str) -> dict[tuple[str, str], np.ndarray]:
-        """Return resampled values [resamples] by (row, category or "overall").
+    def _drawn(self, subset: str) -> dict[tuple[str, str, str], np.ndarray]:
+        """Return resampled values [resamples] by (row, category or "overall", metric).
 
-        Rows over the same sessions share their draws, so their differences are paired.
+        Rows over the same sessions and all metrics share their draws, so their differences are paired.
         """
-        key = (subset, metric)
-        if key not in self._draws:
+        if subset not in self._draws:
             together: dict[tuple[str, ...], list[str]] = {}
             for name, method in self.methods.items():
                 if subset in method.about.subsets and method.about.subsets[subset].any():
                     together.setdefault(method.about.session_ids, []).append(name)
-            self._draws[key] = {}
+            self._draws[subset] = {}
             for names in together.values():
-                self._draws[key] |= self._draw(names, subset, metric)
-        return self._draws[key]
+                self._draws[subset] |= self._draw(names, subset)
+        return self._draws[subset]
 
-    def _draw(self, names: Sequence[str], subset: str, metric: str) -> dict[tuple[str, str], np.ndarray]:
+    def _draw(self, names: Sequence[str], subset: str) -> dict[tuple[str, str, str], np.ndarray]:
         about = self.methods[names[0]].about
         member = about.subsets[subset]
         labels = np.array(about.categories, dtype=object)[member]
-        values = np.stack([self.methods[name].values(metric)[member] for name in names], axis=1)
+        columns = [(name, metric) for name in names for metric in self.metrics]
+        values = np.stack([self.methods[name].values(metric)[member] for name, metric in columns], axis=1)
         names_of = dict.fromkeys(labels.tolist())
         parts = {c: bootstrap(values, [np.flatnonzero(labels == c)], seed=n) for n, c in enumerate(names_of)}
         if about.averaging == "categories":
             parts[OVERALL] = np.mean(list(parts.values()), axis=0)
         else:
             parts[OVERALL] = bootstrap(values, [np.arange(len(values))])
-        return {(name, c): drawn[:, n] for c, drawn in parts.items() for n, name in enumerate(names)}
+        return {(name, c, m): drawn[:, n] for c, drawn in parts.items() for n, (name, m) in enumerate(columns)}
 
     def statements(self, spec: ResultsTable, labels: Mapping[str, str]) -> tuple[str, tuple[Statement, ...]]:
         """Return (test description, tests of the tested row against all others per block, Holm-corrected per block)."""
@@ -132,10 +132,10 @@ class Resampled:
         if min(int(m.about.subsets[subset].sum()) for m in (first, second)) < FEWEST:
             return None
         if one == other:
-            drawn = self._drawn(subset, metric)
+            drawn = self._drawn(subset)
             member = first.about.subsets[subset]
             gap = first.values(metric)[member] - second.values(metric)[member]
-            resampled = drawn[a, OVERALL] - drawn[b, OVERALL]
+            resampled = drawn[a, OVERALL, metric] - drawn[b, OVERALL, metric]
         else:  # compare only sessions that both ranked
             common = set(other)
             mine = [n for n, i in enumerate(one) if i in common and first.about.subsets[subset][n]]

@@ -11,12 +11,14 @@ from typing import Any
 
 from manifests.ablation_spec import AblationSpec, load_ablation_spec
 from manifests.errors import IncompleteError
+from manifests.leaks import SUBSETS, subset_sessions
 from manifests.load import load_dataset, load_spec
 from manifests.schema import Component, Dataset, RunSpec
 from manifests.table_spec import DatasetTable, ResultsTable, RowSpec, load_table_spec
 from manifests.views import View
 from pipeline.analysis.cells import Table, seed_text
 from pipeline.analysis.dataset_table import build_dataset_table
+from pipeline.analysis.own_tables import ablation_table, kind_of_table, own_table
 from pipeline.analysis.ranked_rows import with_ranked_rows, with_ranked_runs
 from pipeline.analysis.results_table import FILL, FindRuns, build_results_table
 from pipeline.analysis.tuning.sealed import read_spec
@@ -31,7 +33,9 @@ NO_EXTRACTOR = Component(name="none")  # a table of datasets reads no feature
 
 @dataclass(frozen=True)
 class TableRequest:
-    """A table by name, and what fills it. ``spec``: a run spec; "": the table's own. ``seeds``; empty: all there are.
+    """A table by name, and what fills it. ``name``: a shipped table, or a table, ablation or run spec.
+
+    ``spec``: a run spec; "": the table's own. ``seeds``; empty: all there are.
 
     ``options``: words repeated in printed commands (``--data DIR``, ...). ``ranked``: names of scored ranked lists.
     """
@@ -51,6 +55,8 @@ def build_table(request: TableRequest) -> Table:
 
     Datasets missing from the data folder leave empty cells.
     """
+    if (kind := kind_of_table(request.name)) != "table":
+        return _own(request, kind)
     table = load_table_spec(request.name)
     if isinstance(table, DatasetTable):
         return build_dataset_table(table, present_datasets(table, request.data))
@@ -59,6 +65,36 @@ def build_table(request: TableRequest) -> Table:
     spec = read_spec(asked, request.overrides, shlex.join([asked, *request.options]))
     table = with_ranked_rows(filled_from(table, spec, request.spec), request.ranked)
     return fill(table, RunFinder(spec, request.data, Workspace(request.out), table, request.seeds), request)
+
+
+def _own(request: TableRequest, kind: str) -> Table:
+    """Return the table of a run spec's own models, or of an ablation's own grid."""
+    if kind == "run":
+        words = [request.name, *request.options]
+        spec = read_spec(request.name, request.overrides, shlex.join(words))
+        dataset = load_dataset(spec, request.data)
+        return fill_own(own_table(spec, dataset, leak_subsets(dataset)), spec, request)
+    ablation = load_ablation_spec(request.name)
+    asked = request.spec or ablation.run
+    spec = read_spec(asked, request.overrides, shlex.join([asked, *request.options]))
+    return table_of_ablation(ablation, spec, request)
+
+
+def table_of_ablation(ablation: AblationSpec, spec: RunSpec, request: TableRequest) -> Table:
+    """Return the table of an ablation's own grid, filled with the runs of ``spec``."""
+    dataset = load_dataset(spec, request.data)
+    return fill_own(ablation_table(ablation, dataset, leak_subsets(dataset)), spec, request)
+
+
+def fill_own(table: ResultsTable, spec: RunSpec, request: TableRequest) -> Table:
+    """Fill a table made for a spec with the runs in the request's folders."""
+    table = with_ranked_rows(table, request.ranked)
+    return fill(table, RunFinder(spec, request.data, Workspace(request.out), table, request.seeds), request)
+
+
+def leak_subsets(dataset: Dataset) -> dict[str, set[str]]:
+    """Return the ids of the test sessions of each leak subset."""
+    return {name: {s.id for s in subset_sessions(dataset, name)} for name in SUBSETS}
 
 
 def fill(table: ResultsTable, finder: RunFinder, request: TableRequest) -> Table:
@@ -74,7 +110,7 @@ def fill(table: ResultsTable, finder: RunFinder, request: TableRequest) -> Table
         known=registry.names(),
         run=finder.spec.asked,
         seeds=request.seeds or (() if own_seeds else finder.spec.seeds),
-        command=Filler(table, finder.spec, request.spec, request.options) if table.ablation else FILL,
+        command=Filler(table, finder.spec, request) if table.ablation else FILL,
     )
     return built.model_copy(update={"footnotes": (*built.footnotes, *finder.footnotes)})
 
@@ -104,16 +140,17 @@ def filled_from(table: ResultsTable, spec: RunSpec, given: str) -> ResultsTable:
 class Filler:
     """Commands that fill table rows: each runs the matching point of the table's ablation."""
 
-    def __init__(self, table: ResultsTable, spec: RunSpec, run: str, options: Sequence[str] = ()):
-        self.table, self.spec, self.run, self.options = table, spec, run, list(options)
+    def __init__(self, table: ResultsTable, spec: RunSpec, request: TableRequest):
+        self.table, self.spec, self.run, self.options = table, spec, request.spec, list(request.options)
+        self.name = table.ablation if kind_of_table(request.name) == "table" else request.name
 
     @cached_property
     def ablation(self) -> AblationSpec:
-        return load_ablation_spec(self.table.ablation)
+        return load_ablation_spec(self.name)
 
     def __call__(self, row: RowSpec, seeds: Sequence[int]) -> str:
         number = point_of(self.ablation, self.spec, row)
-        words = ["python", "cli.py", "ablate", self.table.ablation]
+        words = ["python", "cli.py", "ablate", self.name]
         words += ["--only", str(number)] if number else []
         words += ["--spec", self.run] if self.run else []
         words += ["--seeds", seed_text(seeds)] if tuple(seeds) != self.ablation.seeds else []
@@ -143,7 +180,7 @@ class RunFinder:
         return tuple(dict.fromkeys([*self.shown, *self.stale]))
 
     @cached_property
-    def stage(self) -> Experiment | None:
+    def experiment(self) -> Experiment | None:
         """Return the experiment, or None without a current store, in which case no current run can exist."""
         if self.workspace.note(self.spec) is None:
             return None
@@ -157,20 +194,20 @@ class RunFinder:
 
     def __call__(self, row: RowSpec, seeds: Sequence[int]) -> list[dict[str, Any]]:
         listed = row.model in self.spec.models or self.table.ablation
-        if not listed or row.model not in registry.names() or self.stage is None:
+        if not listed or row.model not in registry.names() or self.experiment is None:
             return []
         trainable, view, found = registry.get(row.model).trainable, View(turns=self.table.turns, last=row.last), []
         more: Sequence[int] = ()
         if trainable and not self.seeds:
-            more = self.stage.other_seeds(make_run(self.spec, row.model, seeds[0], row.options, row.training))
+            more = self.experiment.other_seeds(make_run(self.spec, row.model, seeds[0], row.options, row.training))
         for seed in [*seeds, *(s for s in more if s not in seeds)] if trainable else seeds[:1]:
             run = make_run(self.spec, row.model, seed, row.options, row.training)
-            state = self.stage.state(run, view)
+            state = self.experiment.state(run, view)
             if state.name != "evaluated":
                 self.stale += [f"{row.label} (seed {seed}) is left out: {state}"] if state.changed else []
                 continue
-            files = self.stage.result_files(run, view)
-            found.append({**files.load(self.stage.evaluation_identity(run, view)), "results": str(files.results)})
+            files = self.experiment.result_files(run, view)
+            found.append({**files.load(self.experiment.evaluation_identity(run, view)), "results": str(files.results)})
         have = [s["seed"] for s in found if s["seed"] is not None]
         if set(have) - set(seeds):
             self.shown.append(

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from manifests.schema import Session, Training, Turn
+from pipeline.core.text_table import aligned
 from pipeline.evaluation.metrics import recall
 from pipeline.evaluation.ranking import ranks
 from pipeline.training.data import SessionFeatures
@@ -207,13 +208,7 @@ def render(result: dict[str, Any]) -> str:
     rows += [[f"({name})", *(f"{value:.1f}" for value in bound.values())] for name, bound in result["bounds"].items()]
     for name, seeds in result["scores"].items():
         rows.append([name, *(_spread([s[f"R@{k}"] for s in seeds]) for k in CUTOFFS)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        cells = [
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    return "\n".join([*lines, *aligned(rows)])
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -15,6 +15,7 @@ from manifests.schema import Training
 from pipeline.bench._machine import machine
 from pipeline.bench._steps import flops_of_step, gemm_step, rounding
 from pipeline.bench._subjects import Apart, Here, Sizes, Subject
+from pipeline.core.text_table import aligned
 from pipeline.core.threads import candidates
 from pipeline.training.backends.choice import able_backends, measured_step
 from pipeline.training.data import SessionFeatures
@@ -192,13 +193,7 @@ def render(result: dict[str, Any]) -> str:
                 f"C = {row['stages']}: {result['matmul']} products change f' by {outputs:.2%} and the gradient by "
                 f"{gradient:.2%} of their norms"
             )
-    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i == 1 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in table
-    ]
+    lines = aligned(table, left=2)
     about = f"{result['machine'].get('device', result['machine']['processor'])}, torch {result['machine']['torch']}"
     many = f"K={result['runs']}: milliseconds of one step of all {result['runs']} runs" if result["runs"] else ""
     return "\n".join([about, shape, *([many] if many else []), "", *lines, "", *notes])

@@ -60,12 +60,21 @@ def command(
         raise click.UsageError("--scheduler and --local-cluster exclude each other: give one of them")
     place = open_ablation(spec, run, overrides, data, out, device, options(overrides, data, out))
     chosen = (only or (), seeds or ())
-    plans = []
+    from pipeline.analysis.tables import TableRequest, table_of_ablation
+    from pipeline.analysis.terminal import to_text
+
+    words = options(overrides, data, out)
+    plans, tables = [], []
     for part in variants_of(place):
         if dry_run:
             plans.append(plan_ablation(part.ablation, part.spec, part.dataset(), part.workspace, device, *chosen))
         else:
             plans.append(ablate(part, *chosen, scheduler, workers or 0, log))
+            request = TableRequest(spec, data, out, run, overrides, options=words)
+            tables.append(table_of_ablation(part.ablation, part.spec, request))
     found = [plan.as_dict() for plan in plans]
+    for about, table in zip(found, tables, strict=False):
+        about["table"] = table.model_dump()
     text = [f"{plan.spec.name}\n{plan.text()}" if len(plans) > 1 else plan.text() for plan in plans]
+    text += [to_text(table) for table in tables]
     emit(found if len(plans) > 1 else found[0], "\n\n".join(text), as_json)

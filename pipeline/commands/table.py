@@ -21,7 +21,7 @@ SECTION = "results"
 
 
 @click.command("table", epilog="Example: fashion-ntm table 1 --data DIR --format latex")
-@click.argument("name", metavar="N")
+@click.argument("name", metavar="SPEC")
 @click.option("--spec", help="Run spec that fills the table. Default: the one that the table names.")
 @click.option("--format", "form", type=click.Choice(["md", "latex", "csv", "json"]), default="md", show_default=True)
 @click.option(
@@ -55,19 +55,21 @@ def command(
     out: Path,
     as_json: bool,
 ) -> None:
-    """Print table N of the paper, or `leaderboard`: measured values, the paper's values, and the commands that fill empty cells.
+    """Print a table: measured values, the paper's values, chance, and the commands that fill empty cells.
 
+    SPEC is a table of the paper (1 to 5), `leaderboard`, a run spec (one row per model) or an ablation (one row per point).
     --json is short for --format json.
     """
     from manifests.table_spec import Leaderboard, load_table_spec
     from pipeline.analysis.leaderboard import build_leaderboard, leaderboard_text, write_leaderboard
+    from pipeline.analysis.own_tables import kind_of_table
     from pipeline.analysis.render import render
     from pipeline.analysis.tables import TableRequest, build_table
 
     form = "json" if as_json else form
     words = options(overrides, data, out)
     request = TableRequest(name, data, out, spec or "", overrides, seeds or (), words, ranked)
-    table = load_table_spec(name)
+    table = load_table_spec(name) if kind_of_table(name) == "table" else None
     if isinstance(table, Leaderboard):
         found = build_leaderboard(table, request, runs)
         for path in write_leaderboard(found, to) if to else ():

@@ -35,6 +35,12 @@ SECTION = "stage 2"
     is_flag=True,
     help="Write row spread, entropies and gradients of the memories each epoch; see `diagnostics`.",
 )
+@click.option(
+    "--log",
+    multiple=True,
+    type=click.Choice(["tensorboard", "wandb", "trackio", "mlflow"]),
+    help="Send the metrics of each epoch there too; needs the extra of that name. Repeatable.",
+)
 def command(experiment: Experiment, models: tuple[str, ...], seeds: tuple[int, ...] | None, **options: Any) -> None:
     """Fit memory models on the cached features. Finished runs are kept."""
     from pipeline.jobs.identities import asked_runs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,6 @@ def compose(
     stores: Path,
     weights: str | None = None,
     shard_rows: int = 16384,
-    progress: Callable[[str, int], None] = lambda table, rows: None,
     crossed: CrossFitted | None = None,
 ) -> Composed:
     """Compute the rows of all queries of ``dataset`` (ST + cat's included) and all catalog images; resumable.
@@ -117,7 +116,6 @@ def compose(
                 else:
                     features = _features(composer, backbone, image_rows[part], None)
                 writer.commit(table, stack_keys(work[n][0] for n in todo[part]), features, time.perf_counter() - began)
-                progress(table, len(part))
         for image in sorted({i for i in dataset.images if i not in catalogue}):
             fail("target", image, "the image has no features: see the backbone store's failures")
     report.seconds = time.perf_counter() - start

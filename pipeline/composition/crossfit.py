@@ -16,7 +16,7 @@ from pipeline.composition.checkpoint import fitted, load_composer, save_composer
 from pipeline.composition.composers.base import Composer
 from pipeline.composition.fit import fit_composer, single_turn_recall
 from pipeline.composition.folds import Folds, assign_folds
-from pipeline.composition.request import ComposerRequest
+from pipeline.composition.request import ComposerRequest, row_dims
 
 MOST_SCORED = 4000  # sessions per score: accurate to a tenth of a percent, and fast
 
@@ -96,7 +96,7 @@ def new_composer(request: ComposerRequest, backbone: Store) -> Composer:
     """Return a composer of the backbone's sizes, initialized from the fit's seed; the global RNG state is preserved."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(request.fit.seed)
-        return request.kind(request.options, backbone.tables["image"].dim, backbone.tables["text"].dim)
+        return request.kind(request.options, *row_dims(backbone))
 
 
 def share_target(head: Composer, whole: Composer) -> None:

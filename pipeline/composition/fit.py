@@ -92,9 +92,9 @@ def fit_on_rows(
     Raises FashionNTMError when the loss is not finite.
     """
     order = torch.Generator().manual_seed(options.seed)
-    optimiser = torch.optim.AdamW(composer.parameters(), options.learning_rate, weight_decay=options.weight_decay)
+    optimizer = torch.optim.AdamW(composer.parameters(), options.learning_rate, weight_decay=options.weight_decay)
     steps = options.epochs * -(-len(reference) // options.batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, options.learning_rate, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.learning_rate, total_steps=steps)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         for epoch in range(1, options.epochs + 1):
@@ -109,9 +109,9 @@ def fit_on_rows(
                 )
                 if not torch.isfinite(loss):
                     raise FashionNTMError(f"composer loss is {loss.item()} in epoch {epoch}: lower fit.learning_rate")
-                optimiser.zero_grad()
+                optimizer.zero_grad()
                 loss.backward()
-                optimiser.step()
+                optimizer.step()
                 schedule.step()
                 losses.append(loss.detach())
             yield {"epoch": epoch, "loss": torch.stack(losses).mean().item()}

@@ -6,14 +6,13 @@ pairs overfits to that quality. Cross-fitting computes each train row with a hea
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from manifests.errors import ManifestError, Problem
 from manifests.identity import digest, pair_key, text_key
 from manifests.schema import Session
-from manifests.validation import group_draw
+from manifests.validation import connected, group_draw
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def assign_folds(sessions: Sequence[Session], catalogue: Mapping[str, bytes], co
     ``sessions``. Raises ManifestError when there are fewer groups than folds.
     """
     keys = [set(_keys(session, catalogue)) for session in sessions]
-    groups = _connected(keys)
+    groups = connected(keys)
     if len(groups) < count:
         what = f"{len(sessions)} train sessions make {len(groups)} groups without a shared pair, for {count} folds"
         raise ManifestError([Problem("composer", "key composer.folds", what, f"use at most {len(groups)} folds")])
@@ -80,24 +79,3 @@ def _keys(session: Session, catalogue: Mapping[str, bytes]) -> Iterator[tuple[st
         yield "row", catalogue.get(image, image.encode()), text_key(text)
     for reference, target in session.pairs:
         yield "pair", catalogue.get(reference, reference.encode()), catalogue.get(target, target.encode())
-
-
-def _connected(keys: Sequence[set[tuple[str, bytes, bytes]]]) -> list[list[int]]:
-    """Return groups of session numbers connected by shared keys, directly or through others."""
-    parent = list(range(len(keys)))
-
-    def root(node: int) -> int:
-        while parent[node] != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
-
-    first: dict[tuple[str, bytes, bytes], int] = {}
-    for number, mine in enumerate(keys):
-        for key in mine:
-            a, b = sorted((root(number), root(first.setdefault(key, number))))
-            parent[b] = a
-    groups: dict[int, list[int]] = defaultdict(list)
-    for number in range(len(keys)):
-        groups[root(number)].append(number)
-    return list(groups.values())

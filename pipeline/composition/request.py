@@ -79,6 +79,20 @@ class ComposerRequest:
         return about
 
 
+def is_joint(backbone: Store) -> bool:
+    """Return whether the store is of a joint model, which computes f_qry itself and needs no composer.
+
+    A catalogue without sessions has no query rows, so targets count too.
+    """
+    return "query" in backbone.tables or "target" in backbone.tables
+
+
+def row_dims(backbone: Store) -> tuple[int, int]:
+    """Return the widths of image and text rows; without any text row, of one space, the images' for both."""
+    image = backbone.tables["image"].dim
+    return image, backbone.tables["text"].dim if "text" in backbone.tables else image
+
+
 def composer_request(spec: RunSpec, problems: Problems | None = None) -> ComposerRequest | None:
     """Parse ``spec.composer`` (weighted fusion if absent).
 

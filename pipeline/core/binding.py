@@ -16,9 +16,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from cache.files import replace_atomically
+from cache.files import replace_atomically, replacing
 from cache.hdf5 import write_hdf5
-from cache.stat_cache import sha256_of
+from cache.stat_cache import sha256_of, stamp_of
 from manifests.errors import IncompleteError
 from manifests.identity import KEY_BYTES, digest, stack_keys
 from manifests.schema import Dataset, RunSpec
@@ -57,9 +57,8 @@ def save_binding(folder: Path, keys: Mapping[str, bytes]) -> str:
             "id_bytes": np.frombuffer(b"".join(image for image, _ in entries), dtype=np.uint8),
             "id_ends": np.cumsum([len(image) for image, _ in entries], dtype=np.int64),
         }
-        temporary = path.with_suffix(".tmp")
-        write_hdf5(temporary, arrays, {"format": "fashion-ntm binding 1"})
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            write_hdf5(temporary, arrays, {"format": "fashion-ntm binding 1"})
     return name
 
 
@@ -183,10 +182,7 @@ def _path_of(spec: RunSpec, name: str) -> Path | None:
 
 
 def _stat(path: Path | None) -> list[int]:
-    if path is None:
-        return []
-    found = path.stat()
-    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+    return [] if path is None else stamp_of(path.stat())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
+from cache.files import replace_atomically
+from cache.stat_cache import stamp_of
 from manifests.identity import KEY_BYTES, image_key
 from pipeline.core.image_files import ReadError, locate
 
@@ -65,7 +67,7 @@ class DigestCache:
         try:
             path = locate(self.root, file)
             before = path.stat()
-            stamp = before.st_size, before.st_mtime_ns, before.st_ctime_ns, before.st_ino
+            stamp = tuple(stamp_of(before))
             known = self._known.get(file)
             if known is not None and known[0] == stamp:
                 return known[1]
@@ -88,14 +90,9 @@ class DigestCache:
         """Replace the file atomically if entries changed. An unwritable folder is not an error."""
         if self.path is None or not self._changed:
             return
-        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
-        try:
+        lines = [f"{_HEAD}{self.root}"]
+        lines += ["\t".join([*map(str, stamp), key.hex(), file]) for file, (stamp, key) in sorted(self._known.items())]
+        with suppress(OSError, ValueError):  # ValueError: file name that is not valid text
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "w", encoding="utf-8", newline="\n") as handle:
-                handle.write(f"{_HEAD}{self.root}\n")
-                for file, (stamp, key) in sorted(self._known.items()):
-                    handle.write("\t".join([*map(str, stamp), key.hex(), file]) + "\n")
-            temporary.replace(self.path)
+            replace_atomically(self.path, "".join(f"{line}\n" for line in lines).encode(), durable=False)
             self._changed = False
-        except (OSError, ValueError):  # ValueError: file name that is not valid text
-            temporary.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ The record lets stage 2 find its store without loading the single-turn model, wh
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from cache import Store
 from manifests.errors import IncompleteError
 from manifests.identity import changed_fields, digest
 from manifests.schema import Dataset, RunSpec
-from manifests.validation import split_validation
-from pipeline.composition.request import composer_request
+from pipeline.composition.ready import fitting_sessions
+from pipeline.composition.request import composer_request, is_joint
 from pipeline.core.binding import SourceRecord, StaleError, declared_digest, image_changes, load_binding, write_json
 
 DIGESTS = "image-digests.tsv"
@@ -37,6 +37,8 @@ class FeatureRecord:
     composer: dict[str, Any] | None = None  # identity fields of the composer, after composing
     store: str = ""
     contaminated_on: tuple[str, ...] = ()
+    given: str = ""  # spec file or shipped name that was extracted, to name it again; "" in earlier records
+    card: dict[str, str] = field(default_factory=dict)  # license and source of the single-turn model
     gallery: str = ""  # source of candidates: "image", "caption" (replaces the image) or "imported" (external arrays)
 
 
@@ -154,9 +156,8 @@ def extraction_request(spec: RunSpec) -> str:
 
 def composer_identity(spec: RunSpec, dataset: Dataset, backbone: Store) -> dict[str, Any] | None:
     """Return the identity fields of the composer of ``spec`` on this data; None for a joint model, which has none."""
-    if "query" in backbone.tables:
+    if is_joint(backbone):
         return None
     request = composer_request(spec)
     assert request is not None
-    fit, validation = split_validation(dataset.split("train"), spec.validation.fraction, spec.validation.seed)
-    return json.loads(json.dumps(request.fields(backbone, dataset, fit, validation)))
+    return json.loads(json.dumps(request.fields(backbone, dataset, *fitting_sessions(spec, dataset))))

@@ -12,6 +12,7 @@ from pipeline.analysis.cells import Table
 from pipeline.analysis.tables import TableRequest, build_table
 from pipeline.analysis.terminal import to_text
 from pipeline.core.workspace import Workspace
+from pipeline.demo.build import build, shipped_score
 from pipeline.jobs.experiment import Experiment, Log
 from pipeline.jobs.stage1 import extract_spec
 from pipeline.jobs.stage2 import evaluate, outcome_text, train
@@ -79,7 +80,7 @@ def leader_sentence(table: Table, sessions: int) -> str:
         why = f"{sessions:,} train sessions are enough for it to learn which turns to remember"
     else:
         why = f"it has nothing to learn, and {sessions:,} short train sessions are few for a trained memory"
-    where = "; on ChatIR's dialogues of ten facts the CM-NTM leads (docs/dialogues.md)" if leader != MEMORY else ""
+    where = "; on ChatIR's dialogues of ten facts memories lead (docs/dialogues.md)" if leader != MEMORY else ""
     return f"{leader} leads here with R@5 {known[leader]:.1f}{others}: {why}{where}."
 
 
@@ -89,8 +90,6 @@ def _indent(text: str) -> str:
 
 def rebuild(out: Path, log: Log) -> str:
     """Train the demo's single-turn model from scratch into ``out/model``; return its score and the shipped one's."""
-    from pipeline.demo.build import build, shipped_score
-
     began = time.perf_counter()
     found, shipped = build(out / "model", log), shipped_score()
     width = max(map(len, found))

@@ -40,7 +40,24 @@ def metrics_of(ranks: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict[str,
     return {**values, "MRR": mrr(ranks), "mean": (recall(ranks, 5) + recall(ranks, 8)) / 2}
 
 
-def summarise(
+def chance(candidates: int, metric: str) -> float:
+    """Return the expected value, in percent, of a metric of ``metrics_of`` for a random order of the gallery.
+
+    The target is one of ``candidates`` images. Raises ValueError for another metric or an empty gallery.
+    """
+    if candidates < 1:
+        raise ValueError("no candidates: a random order of none does not exist")
+    if metric == "MRR":
+        return 100.0 * float(np.mean(1.0 / np.arange(1, candidates + 1)))
+    if metric == "mean":
+        return (chance(candidates, "R@5") + chance(candidates, "R@8")) / 2
+    name, at, k = metric.partition("@")
+    if name != "R" or not at or not k.isdecimal():
+        raise ValueError(f"no metric {metric!r}: R@K, MRR or mean")
+    return 100.0 * min(int(k), candidates) / candidates
+
+
+def summarize(
     ranks: np.ndarray,
     categories: Sequence[str],
     averaging: Averaging = "categories",

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pipeline.evaluation.ranking import SCORES_HELD, _distinct, _unit
+from pipeline.evaluation.ranking import SCORES_HELD, distinct
+from pipeline.evaluation.rows import unit_rows
 
 
 def cosine_orders(
@@ -16,11 +17,11 @@ def cosine_orders(
 
     Args and rounding are those of ``ranking.ranks``: the same blocks give the same cosines, and so the same ties.
     """
-    unique, inverse, _ = _distinct(_unit(np.asarray(candidates)))
+    unique, inverse, _ = distinct(unit_rows(np.asarray(candidates)))
     targets = np.asarray(target_index, dtype=np.int64)
     step = max(1, block // max(1, len(unique)))
     for start in range(0, len(queries), step):
-        scores = _unit(np.asarray(queries)[start : start + step]) @ unique.T
+        scores = unit_rows(np.asarray(queries)[start : start + step]) @ unique.T
         for row, target in zip(scores, targets[start : start + step], strict=True):
             yield _best(row[inverse], int(target), top)
 
@@ -29,7 +30,7 @@ def score_orders(
     scores: np.ndarray, candidates: np.ndarray, target_index: np.ndarray, top: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield as ``cosine_orders``, for given scores [S, G]; equal candidates share the score of the first of them."""
-    _, inverse, _ = _distinct(np.asarray(candidates, dtype=np.float32))
+    _, inverse, _ = distinct(np.asarray(candidates, dtype=np.float32))
     first = np.unique(inverse, return_index=True)[1]
     for row, target in zip(np.asarray(scores)[:, first], target_index, strict=True):
         yield _best(row[inverse], int(target), top)

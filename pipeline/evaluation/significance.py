@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import permutation_test
 
 from pipeline.evaluation.metrics import Averaging
 
@@ -59,7 +60,6 @@ def strata_of(categories: Sequence[str], averaging: Averaging) -> list[np.ndarra
 def bootstrap(
     values: np.ndarray,
     strata: Sequence[np.ndarray],
-    clusters: np.ndarray | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> np.ndarray:
@@ -67,41 +67,32 @@ def bootstrap(
 
     Every stratum is resampled from its own sessions, and the means of the strata are averaged. All columns share the
     draws, so the difference of two columns is a paired bootstrap of their difference.
-
-    Args:
-        clusters: [S] labels; sessions with one label are drawn together. None: each session separately.
     """
     rng = np.random.default_rng(seed)
     out = np.zeros((resamples, values.shape[1]))
     for members in strata:
         part = np.asarray(values, dtype=np.float64)[members]
-        counts = np.ones(len(members))
-        if clusters is not None:
-            _, place = np.unique(np.asarray(clusters)[members], return_inverse=True)
-            sums = np.zeros((place.max() + 1, part.shape[1]))
-            np.add.at(sums, place, part)
-            part, counts = sums, np.bincount(place).astype(np.float64)
         size = len(part)
         step = max(1, _HELD // size)
         for start in range(0, resamples, step):
             rows = min(step, resamples - start)
             drawn = rng.integers(0, size, (rows, size)) + size * np.arange(rows)[:, None]
             times = np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size).astype(np.float64)
-            out[start : start + rows] += (times @ part) / (times @ counts)[:, None]
+            out[start : start + rows] += times @ part / size
     return out / len(strata)
 
 
-def interval(draws: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+def interval(draws: np.ndarray) -> tuple[float, float]:
     """Return the percentile interval of the resampled values [resamples]."""
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
-def difference(value: float, draws: np.ndarray, level: float = LEVEL) -> Difference:
+def difference(value: float, draws: np.ndarray) -> Difference:
     """Return ``value`` (a - b as measured) with the interval and p value of its resampled values [resamples]."""
     n = len(draws)
     tails = (np.sum(draws <= 0) + 1) / (n + 1), (np.sum(draws >= 0) + 1) / (n + 1)
-    return Difference(value, *interval(draws, level), p=float(min(1.0, 2 * min(tails))))
+    return Difference(value, *interval(draws), p=float(min(1.0, 2 * min(tails))))
 
 
 def sign_flip(a: Sequence[float], b: Sequence[float]) -> SeedTest:
@@ -109,8 +100,6 @@ def sign_flip(a: Sequence[float], b: Sequence[float]) -> SeedTest:
 
     For a deterministic method, repeat its value n times. Above 16 pairs, 9,999 random permutations are sampled.
     """
-    from scipy.stats import permutation_test
-
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.shape != second.shape or first.ndim != 1 or not len(first):
         raise ValueError(f"{first.shape} and {second.shape} values: give one pair for each seed")
@@ -119,12 +108,19 @@ def sign_flip(a: Sequence[float], b: Sequence[float]) -> SeedTest:
     least = min(1.0, 2 / 2**n) if exact else 2 / 10_000
     if n == 1:
         return SeedTest(1.0, 1, 1.0)
+    if exact:
+        signs = 1.0 - 2.0 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
+        means = signs @ (first - second) / n
+        slack = 100 * np.finfo(np.float64).eps * abs(means[0])  # the first pattern swaps nothing
+        tails = np.mean(means >= means[0] - slack), np.mean(means <= means[0] + slack)
+        return SeedTest(float(min(1.0, 2 * min(tails))), n, least)
+
     found = permutation_test(
         (first, second),
         lambda x, y, axis: np.mean(x - y, axis=axis),
         permutation_type="samples",
         vectorized=True,
-        n_resamples=np.inf if exact else 9_999,
+        n_resamples=9_999,
         alternative="two-sided",
         rng=np.random.default_rng(0),
     )

@@ -93,6 +93,22 @@ def shards(checkpoint: Checkpoint) -> list[str]:
     return names
 
 
+def clip_module(name: str, folder: Path) -> Path:
+    """Return the subfolder of the CLIP in a sentence-transformers folder of a dual encoder; any other folder unchanged.
+
+    Its modules.json has the one module CLIPModel. Raises ModelError if the subfolder is missing or outside.
+    """
+    modules = Checkpoint(name, folder).json("modules.json").get("")
+    if not isinstance(modules, list) or len(modules) != 1 or not isinstance(modules[0], dict):
+        return folder
+    path = str(modules[0].get("path", ""))
+    if str(modules[0].get("type", "")).rsplit(".", 1)[-1] != "CLIPModel" or not path:
+        return folder
+    if Path(path).name != path or not (folder / path / "config.json").is_file():
+        raise ModelError(f"model {name!r}: modules.json names the folder {path!r}, which is not in it: fetch it again")
+    return folder / path
+
+
 def _no_weights(checkpoint: Checkpoint) -> str:
     """Return the error text for a folder without weights that can be read, with the way to convert what it has."""
     folder, name = checkpoint.path, checkpoint.name

@@ -14,7 +14,7 @@ import torch
 from manifests.identity import digest, file_digest
 from manifests.shapes import misfits
 from pipeline.extraction.adapters import CONFIG, adapter_weights, merge_adapter, only_adapter, without_adapter
-from pipeline.extraction.checkpoint_files import Checkpoint, ModelError, shards, side_files
+from pipeline.extraction.checkpoint_files import Checkpoint, ModelError, clip_module, shards, side_files
 
 _FILES = [
     "*.json",
@@ -23,6 +23,7 @@ _FILES = [
     "*.jinja",
     "model.safetensors",
     "model-*.safetensors",
+    "0_CLIPModel/model.safetensors",
     "adapter_model.safetensors",
 ]
 # Config fields that describe how it was saved and do not affect the features.
@@ -39,6 +40,7 @@ def locate(name: str, revision: str | None = None, own_code: bool = False) -> Ch
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
+        folder = clip_module(name, folder)
         if not (folder / "config.json").is_file():
             raise ModelError(
                 only_adapter(name, folder)
@@ -71,6 +73,7 @@ def _from_hub(name: str, revision: str | None, own_code: bool) -> Path:
     if other:  # shards under other names than save_pretrained gives them
         with contextlib.suppress(Exception):  # missing files are reported when the weights are listed
             path = Path(snapshot_download(name, revision=revision, allow_patterns=[*patterns, *other]))
+    path = clip_module(name, path)
     if not (path / "config.json").is_file():
         raise ModelError(
             only_adapter(name, path)

@@ -17,6 +17,7 @@ from manifests.errors import FashionNTMError
 from manifests.schema import Component, Dataset, RunSpec
 from pipeline.core.device import resolve_device
 from pipeline.core.workspace import Workspace
+from pipeline.evaluation.rows import unit_rows
 from pipeline.extraction.extractors import load_extractor
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.images import ItemError, decode, read
@@ -95,11 +96,10 @@ def agreement(reference: Extractor, extractor: Extractor, sample: Mapping[str, S
     """
     least, most = 1.0, 0.0
     for table, parts in _requests(extractor, sample):
-        wanted = _unit(
-            np.concatenate([_rows(reference, table, tuple([p[n]] for p in parts)) for n in range(len(parts[0]))])
-        )
+        alone_32 = [_rows(reference, table, tuple([p[n]] for p in parts)) for n in range(len(parts[0]))]
+        wanted = unit_rows(np.concatenate(alone_32), np.float64)
         alone = np.concatenate([_rows(extractor, table, tuple([p[n]] for p in parts)) for n in range(len(parts[0]))])
-        for found in (_unit(alone), _unit(_rows(extractor, table, parts))):
+        for found in (unit_rows(alone, np.float64), unit_rows(_rows(extractor, table, parts), np.float64)):
             least = min(least, float((found * wanted).sum(axis=1).min()))
             most = max(most, float(np.abs(found - wanted).max()))
     return {"least_cosine": least, "most_difference": most}
@@ -133,10 +133,6 @@ def _rows(extractor: Extractor, table: str, parts: tuple[list[Any], ...]) -> np.
     rows = extractor.begin(table, *parts).numpy().astype(np.float64)
     extractor.calls = calls  # measurements are not counted
     return rows
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
 def _seconds(extractor: Extractor, sample: Mapping[str, Sequence[Any]]) -> float:

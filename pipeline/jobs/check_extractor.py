@@ -11,7 +11,7 @@ from manifests.leaks import subset_sessions
 from manifests.one_turn import one_turn_sessions
 from manifests.schema import OVERALL, Component, Dataset, RunSpec
 from pipeline.evaluation.evaluate import evaluate, load_candidates
-from pipeline.evaluation.metrics import summarise
+from pipeline.evaluation.metrics import summarize
 from pipeline.extraction.extractors import extractors
 from pipeline.extraction.extractors._cards import preset
 from pipeline.jobs.experiment import Experiment
@@ -127,10 +127,10 @@ def score(
     unseen: dict[str, float] = {}
     if 0 < int(kept.sum()) < len(kept):
         labels = [c for c, keep in zip(found.categories, kept, strict=True) if keep]
-        unseen = _means(summarise(found.ranks[kept], labels, dataset.averaging, cutoffs=CUTOFFS))[OVERALL]
+        unseen = _means(summarize(found.ranks[kept], labels, dataset.averaging, cutoffs=CUTOFFS))[OVERALL]
     return Score(
         protocol=protocol,
-        values=_means(summarise(found.ranks, found.categories, dataset.averaging, found.galleries, CUTOFFS)),
+        values=_means(summarize(found.ranks, found.categories, dataset.averaging, found.galleries, CUTOFFS)),
         galleries={name: facts["images"] for name, facts in found.galleries.items()},
         outside=outside,
         skipped=len(features.skipped) + len(found.skipped),

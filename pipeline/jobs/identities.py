@@ -11,8 +11,8 @@ from manifests.errors import IncompleteError, ManifestError, Problem, nearest
 from manifests.identity import changed_fields, dialog_key, digest, pair_key, session_key, stack_keys, text_key
 from manifests.leaks import SUBSETS, subset_sessions
 from manifests.schema import Dataset, RunSpec, Training
-from manifests.validation import split_validation
 from manifests.views import WHOLE, View
+from pipeline.composition.ready import fitting_sessions
 from pipeline.core.workspace import Workspace
 from pipeline.evaluation.evaluate import PROTOCOL
 from pipeline.evaluation.files import ResultFiles, ResultsError
@@ -94,9 +94,7 @@ class RunIdentities:
 
         No features are read, so a run's identity costs only key look-ups.
         """
-        fit, validation = split_validation(
-            self.dataset.split("train"), self.spec.validation.fraction, self.spec.validation.seed
-        )
+        fit, validation = fitting_sessions(self.spec, self.dataset)
         return find_rows(self.store, fit), find_rows(self.store, validation) if validation else None
 
     @cached_property

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from manifests.load import read_toml, shipped
+from pipeline.core.text_table import aligned
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,10 @@ class Listing:
     def text(self) -> str:
         blocks = []
         for kind, rows in self.kinds.items():
+            if kind == "runs" and rows:
+                head = [f"{kind}:"] if len(self.kinds) > 1 else []
+                blocks.append("\n".join([*head, runs_text(rows)]))
+                continue
             lines = [f"{kind}:"] if len(self.kinds) > 1 else []
             indent = "  " if lines else ""
             width = max((len(row["name"]) for row in rows), default=0)
@@ -35,6 +40,23 @@ class Listing:
                 lines += [line for card in row.get("cards", ()) for line in _card(card, f"{indent}    ")]
             blocks.append("\n".join(lines if rows else [*lines, f"{indent}none"]))
         return "\n\n".join(blocks) if len(blocks) > 1 else blocks[0]
+
+
+def runs_text(rows: Sequence[dict[str, Any]]) -> str:
+    """Return a table of runs: scores are the means of R@5 and R@8 in percent."""
+    head = ["run", "state", "options", "spec", "date", "seed", "epochs", "validation", "test", "MB"]
+
+    def line(row: dict[str, Any]) -> list[str]:
+        state = row["state"] if row["state"] != "finished" else row["current"] + (", not sealed" * (not row["sealed"]))
+        options = " ".join(f"{key}={value}" for key, value in row["differs"].items())
+        scores = [row["validation"].get("mean"), row["test"].get("all", {}).get("mean")]
+        numbers = [row["seed"], row["epochs"], *(None if v is None else f"{v:.1f}" for v in scores)]
+        shown = ["-" if v is None else str(v) for v in numbers]
+        about = [row["name"], state, options or "-", row["spec"] or "-", row["date"][:16].replace("T", " ") or "-"]
+        return [*about, *shown, f"{row['bytes'] / 1e6:.1f}"]
+
+    damaged = [f"{row['name']}: {row['damage']}" for row in rows if row["damage"]]
+    return "\n".join([*aligned([head, *map(line, rows)], left=5), *damaged])
 
 
 def _card(card: dict[str, Any], indent: str) -> list[str]:
@@ -54,9 +76,14 @@ def _plain(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def listing(kinds: Sequence[str], out: Path, detail: bool, data: Path = Path()) -> Listing:
-    """Return the rows of each kind; heavy modules are imported only for the kinds that need them."""
-    makers = {"stores": _stores, "runs": partial(_runs, data=data)}
+def listing(
+    kinds: Sequence[str], out: Path, detail: bool, data: Path = Path(), where: Sequence[str] = (), sort: str = ""
+) -> Listing:
+    """Return the rows of each kind; heavy modules are imported only for the kinds that need them.
+
+    ``where``, ``sort``: of runs, see ``run_rows.chosen``.
+    """
+    makers = {"stores": _stores, "runs": partial(_runs, data=data, where=where, sort=sort)}
     found = {}
     for kind in kinds:
         if kind in ("specs", "ablations", "tables", "figures"):
@@ -137,29 +164,9 @@ def _stores(out: Path, detail: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def _runs(out: Path, detail: bool, data: Path) -> list[dict[str, Any]]:
+def _runs(out: Path, detail: bool, data: Path, where: Sequence[str], sort: str) -> list[dict[str, Any]]:
     from pipeline.jobs.currency import Currency
-    from pipeline.training.runs import UNSEALED, list_runs
+    from pipeline.jobs.run_rows import chosen, differing, listed_runs
 
-    rows, currency = [], Currency(data, out)
-    for run in list_runs(out / "runs"):
-        state = run.state
-        why = f": {run.damage}" if state == "damaged" and run.damage else ""
-        row: dict[str, Any] = {"name": str(run.path.relative_to(out / "runs")), "about": state + why}
-        if state == "finished":
-            record = run.record()
-            done, seed = record["finished"], record["identity"]["seed"]
-            row["about"] += f", {done['epochs']} epochs in {done['seconds']:.1f} s" + (
-                "" if seed is None else f", seed {seed}"
-            )
-            row["about"] += f", {currency.of(record)}"
-            row["about"] += "" if run.sealed else f", {UNSEALED}"
-            if detail:
-                row |= {
-                    "store": record["identity"]["store"],
-                    "sealed": run.sealed,
-                    "evaluated": run.summary_file.is_file(),
-                    **done,
-                }
-        rows.append(row)
-    return rows
+    rows = chosen(listed_runs(out / "runs", Currency(data, out)), where, sort)
+    return [row | {"differs": own} for row, own in zip(rows, differing(rows), strict=True)]

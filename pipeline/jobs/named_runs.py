@@ -18,8 +18,7 @@ def run_named(given: str, runs: Path) -> RunFolder:
     if (Path(given) / "run.json").is_file():
         return RunFolder(Path(given))
     known = list_runs(runs)
-    found = [run for run in known if given in (run.id, f"{run.dataset}/{run.model}/{run.id}")]
-    found = found or [run for run in known if run.id.startswith(given)]
+    found = _by_id(given, known)
     if len(found) != 1:
         what = f"{len(found)} runs begin with {given!r}" if found else f"no run {given!r} in {runs}"
         hint = ", ".join(run.id for run in found) if found else nearest(given, [run.id for run in known])
@@ -27,14 +26,18 @@ def run_named(given: str, runs: Path) -> RunFolder:
     return found[0]
 
 
+def _by_id(word: str, runs: Sequence[RunFolder]) -> list[RunFolder]:
+    """Return the runs with this id or path below ``runs``, else those whose id begins with it."""
+    exact = [run for run in runs if word in (run.id, f"{run.dataset}/{run.model}/{run.id}")]
+    return exact or [run for run in runs if run.id.startswith(word)]
+
+
 def runs_named(name: str, runs: Sequence[RunFolder], view: str = "") -> list[RunFolder]:
     """Return the run folders matching ``name``, ordered by seed; for a model's name, only evaluated runs."""
     chosen = []
     for word in name.split(","):
         word = word.strip().strip("/")
-        hits = [
-            run for run in runs if word and (run.id.startswith(word) or f"{run.dataset}/{run.model}/{run.id}" == word)
-        ]
+        hits = _by_id(word, runs) if word else []
         if not hits:
             hits = [
                 run for run in runs if word in (run.model, f"{run.dataset}/{run.model}") and run.state == "finished"

@@ -39,6 +39,17 @@ def write_results(experiment: Experiment, run: Run, form: str, folder: Path, top
     folder.mkdir(parents=True, exist_ok=True)
     lists = list(_lists(experiment, run, min(top, SERVER_TOP) if form in ("cirr", "circo") else top))
     tag = f"{run.model}-{experiment.folder(run).id}"
+    about = {
+        "dataset": f"{experiment.dataset.name}/test",
+        "galleries": {c: f"{experiment.dataset.name}/test/{c}" for c in experiment.candidates},
+        "queries": "session ids",
+        "documents": "image ids",
+        "run": experiment.folder(run).id,
+        "model": run.model,
+        "seed": run.seed,
+        "top": top,
+    }
+    replace_atomically(folder / "about.json", (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
     if form == "beir":
         return [f for category in experiment.candidates for f in _beir(experiment, run, category, lists, folder, tag)]
     path = folder / FILES[form]

@@ -91,7 +91,7 @@ def status_of(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Status:
     runs = asked_runs(spec)
     found: dict[str, dict[int, str]] = {run.model: {} for run in runs}
     try:
-        stage = Experiment(spec, dataset, workspace, "cpu")
+        experiment = Experiment(spec, dataset, workspace, "cpu")
         first = "done"
     except StaleError as error:
         for run in runs:
@@ -105,16 +105,16 @@ def status_of(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Status:
             return Status(spec.name, str(error), "", {}, found)
         rows = {name: table.rows for name, table in begun.tables.items()}
         return Status(spec.name, f"begun, not finished: run `extract {spec.asked}`", str(begun.path), rows, found)
-    fit, validation = stage.found
+    fit, validation = experiment.found
     left_out = len(fit.reasons) + (len(validation.reasons) if validation is not None else 0)
     if left_out:
         first = (
             f"done, but {left_out} train sessions lack features: {_what_helps(workspace.backbone(spec, dataset), spec)}"
         )
-    for run in stage.current_runs():
-        found[run.model][run.seed] = str(stage.state(run))
-    rows = {name: table.rows for name, table in stage.store.tables.items()}
-    return Status(spec.name, first, str(stage.store.path), rows, found)
+    for run in experiment.current_runs():
+        found[run.model][run.seed] = str(experiment.state(run))
+    rows = {name: table.rows for name, table in experiment.store.tables.items()}
+    return Status(spec.name, first, str(experiment.store.path), rows, found)
 
 
 def _what_helps(backbone: Store, spec: RunSpec) -> str:

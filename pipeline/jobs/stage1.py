@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -10,14 +11,13 @@ from typing import Any, Literal
 
 from cache import Store
 from manifests.errors import IncompleteError
-from manifests.schema import Dataset, RunSpec, Session
-from manifests.validation import split_validation
-from pipeline.composition.checkpoint import fitted, load_composer, save_composer
+from manifests.schema import Dataset, RunSpec
+from pipeline.composition.checkpoint import fitted, save_composer
 from pipeline.composition.compose import Composed, compose
-from pipeline.composition.composers.base import Composer
-from pipeline.composition.crossfit import CrossFitted, fit_folds, load_folds, new_composer
+from pipeline.composition.crossfit import fit_folds, new_composer
 from pipeline.composition.fit import fit_composer, single_turn_recall
-from pipeline.composition.request import ComposerRequest, composer_request
+from pipeline.composition.ready import ReadyComposer, composer_folder, fitting_sessions, ready_composer
+from pipeline.composition.request import ComposerRequest, composer_request, is_joint
 from pipeline.core.binding import SourceRecord, StaleError, declared_digest, load_binding, save_binding
 from pipeline.core.workspace import FeatureRecord, Workspace, extraction_request
 
@@ -47,9 +47,11 @@ class Fitted:
     composed: Composed
     reused: bool
     next_command: str
+    folder: Path
 
     def as_dict(self) -> dict[str, Any]:
-        return {"composer": self.about, "reused": self.reused, "composed": self.composed.as_dict()}
+        about = {"composer": self.about, "reused": self.reused, "folder": str(self.folder)}
+        return about | {"composed": self.composed.as_dict()}
 
     def text(self) -> str:
         scores = ", ".join(f"{k} {v:.1f}" for k, v in self.about.get("validation", {}).items() if k != "triplets")
@@ -62,7 +64,8 @@ class Fitted:
             )
             head += f"\ncross-fitted, {folds['count']} folds; single-turn on the train sessions: {unseen} "
             head += f"by heads that have not seen them, {seen} by the head that has"
-        return "\n".join([head, self.composed.text(), f"next: {self.next_command}"])
+        weights = f"weights {self.folder} (composer.weights of other specs on these features)"
+        return "\n".join([head, weights, self.composed.text(), f"next: {self.next_command}"])
 
 
 def extract_spec(
@@ -116,6 +119,8 @@ def extract_spec(
         declared=declared_digest(dataset),
         sources=SourceRecord.of(spec).files,
         contaminated_on=tuple(extractor.card.contaminated_on),
+        given=_given(spec),
+        card={"licence": extractor.card.licence, "source": extractor.card.source},
         gallery="imported"
         if spec.extractor.name == "imported"
         else "caption"
@@ -127,12 +132,20 @@ def extract_spec(
     workspace.write_note(spec, note)
     if "query" in extractor.tables:  # a joint model computes query features itself
         workspace.write_composed(spec, dataset, report.path)
-        return StageOne(report, None, f"train {spec.asked}")
+        return StageOne(report, None, f"{'train' if dataset.split('train') else 'serve'} {spec.asked}")
     assert request is not None
-    composer = _ready_composer(request, spec, dataset, workspace.backbone(spec, dataset))
+    composer = ready_composer(request, spec, dataset, workspace.backbone(spec, dataset))
     if composer is None:
         return StageOne(report, None, f"fit-composer {spec.asked}")
-    return StageOne(report, compose_spec(spec, dataset, workspace, *composer), f"train {spec.asked}")
+    following = "train" if dataset.split("train") else "serve"
+    return StageOne(report, compose_spec(spec, dataset, workspace, composer), f"{following} {spec.asked}")
+
+
+def _given(spec: RunSpec) -> str:
+    """Return the spec's file as an absolute path, or its shipped name."""
+    words = shlex.split(spec.asked)
+    path = Path(words[0]) if words else Path()
+    return str(path.resolve()) if path.is_file() else spec.name
 
 
 def _in_precision(
@@ -220,39 +233,6 @@ def plan_spec(
     return replace(plan, probe=measure(extractor, plan, dataset.images_root, workers, batch_size))
 
 
-def _ready_composer(
-    request: ComposerRequest, spec: RunSpec, dataset: Dataset, backbone: Store
-) -> tuple[Composer, str | None, CrossFitted | None] | None:
-    """Return the composer, the SHA-256 of its weights and its heads by fold, or None if it must be fitted first."""
-    if not request.kind.trainable:
-        return (
-            request.kind(request.options, backbone.tables["image"].dim, backbone.tables["text"].dim).eval(),
-            None,
-            None,
-        )
-    folder = request.weights or composer_folder(request, spec, dataset, backbone)
-    if request.weights is None and not fitted(folder, request.folds):
-        return None
-    composer, about = load_composer(folder)
-    return composer, about["weights"], _folds(request, folder, spec, dataset, backbone)
-
-
-def _folds(
-    request: ComposerRequest, folder: Path, spec: RunSpec, dataset: Dataset, backbone: Store
-) -> CrossFitted | None:
-    return load_folds(folder, request, fitting_sessions(spec, dataset)[0], backbone) if request.folds else None
-
-
-def fitting_sessions(spec: RunSpec, dataset: Dataset) -> tuple[tuple[Session, ...], tuple[Session, ...]]:
-    """Return (sessions to fit on, validation sessions): the pair-disjoint split of the train sessions in ``spec``."""
-    return split_validation(dataset.split("train"), spec.validation.fraction, spec.validation.seed)
-
-
-def composer_folder(request: ComposerRequest, spec: RunSpec, dataset: Dataset, backbone: Store) -> Path:
-    """Return the folder of the composer fitted for exactly this request, these triplets and this backbone."""
-    return backbone.path / "composers" / request.key(backbone, dataset, *fitting_sessions(spec, dataset))
-
-
 def fit_composer_spec(
     spec: RunSpec, dataset: Dataset, workspace: Workspace, on_epoch: Callable[[dict[str, float]], None] = lambda _: None
 ) -> Fitted:
@@ -262,18 +242,18 @@ def fit_composer_spec(
     """
     backbone, request = workspace.backbone(spec, dataset), composer_request(spec)
     assert request is not None
-    if "query" in backbone.tables:
+    if is_joint(backbone):
         raise IncompleteError(f"extractor '{spec.extractor.name}' answers queries itself: it has no composer to fit")
     if not request.kind.trainable:
         raise IncompleteError(f"composer '{request.name}' has nothing to fit: `extract {spec.asked}` composes with it")
-    folder = request.weights or composer_folder(request, spec, dataset, backbone)
+    folder = composer_folder(request, spec, dataset, backbone)
     reused = fitted(folder, request.folds)
     if not reused and request.weights is None:
         _fit(request, folder, spec, dataset, backbone, on_epoch)
-    composer, about = load_composer(folder)
-    crossed = _folds(request, folder, spec, dataset, backbone)
-    composed = compose_spec(spec, dataset, workspace, composer, about["weights"], crossed)
-    return Fitted(about, composed, reused, f"train {spec.asked}")
+    ready = ready_composer(request, spec, dataset, backbone)
+    assert ready is not None
+    composed = compose_spec(spec, dataset, workspace, ready)
+    return Fitted(ready.about, composed, reused, f"train {spec.asked}", folder)
 
 
 def _fit(
@@ -298,15 +278,9 @@ def _fit(
     save_composer(folder, composer, record)
 
 
-def compose_spec(
-    spec: RunSpec,
-    dataset: Dataset,
-    workspace: Workspace,
-    composer: Composer,
-    weights: str | None,
-    crossed: CrossFitted | None = None,
-) -> Composed:
+def compose_spec(spec: RunSpec, dataset: Dataset, workspace: Workspace, ready: ReadyComposer) -> Composed:
     """Write the composed store of ``spec`` and record it for stage 2."""
-    composed = compose(workspace.backbone(spec, dataset), dataset, composer, workspace.stores, weights, crossed=crossed)
+    backbone = workspace.backbone(spec, dataset)
+    composed = compose(backbone, dataset, ready.composer, workspace.stores, ready.weights, crossed=ready.crossed)
     workspace.write_composed(spec, dataset, composed.path)
     return composed

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from manifests.leaks import SUBSETS
 from manifests.views import WHOLE, View
+from pipeline.evaluation.evaluate import Evaluation
 from pipeline.evaluation.evaluate import evaluate as rank_sessions
+from pipeline.jobs.cards import CARD, write_card
 from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.identities import Run, asked_runs
-from pipeline.training.backends import BackendChoice
+from pipeline.jobs.trackers import Followed, Trackers
+from pipeline.training.backends.choice import BackendChoice
 from pipeline.training.data import SessionFeatures
 from pipeline.training.errors import DivergenceError
 from pipeline.training.job import Trained, TrainRequest, train_runs
-from pipeline.training.validate import embed, scorer
+from pipeline.training.models import MemoryModel
+from pipeline.training.models import models as registry
+from pipeline.training.runs import RunFolder
+from pipeline.training.validate import chance_recall, embed, scorer
 from pipeline.training.views import view_features
 
 
@@ -23,7 +30,7 @@ from pipeline.training.views import view_features
 class TrainOptions:
     """Training options outside a run's identity. side_by_side: train runs of one shape together; None: only on CUDA.
 
-    force: train finished runs again. threads: number of CPU threads; None: OMP_NUM_THREADS, or one.
+    force: train finished runs again. log: names of trackers that receive the metrics. threads: number of CPU threads; None: OMP_NUM_THREADS, or one.
     """
 
     backend: str = "auto"
@@ -31,6 +38,7 @@ class TrainOptions:
     side_by_side: bool | None = None
     diagnostics: bool = False
     force: bool = False
+    log: tuple[str, ...] = ()
 
 
 PLAIN = TrainOptions()
@@ -73,12 +81,23 @@ def train_group(
     Returns one ``Trained`` per run, or the error of a run that diverged.
     """
 
+    trackers = Trackers(options.log, experiment.workspace.out)
+
+    @cache
+    def random() -> str:
+        held = experiment.parts[1]
+        return "" if held is None else f" (chance {chance_recall(held):.1f})"
+
     def epoch(request: TrainRequest, metrics: dict[str, Any]) -> None:
         if "loss" in metrics:
             found = metrics.get("validation", {}).get("mean")
-            shown = "" if found is None else f", validation mean of R@5 and R@8 {found:.1f}"
+            shown = "" if found is None else f", validation mean of R@5 and R@8 {found:.1f}{random()}"
             line = f"{request.name} seed {request.seed} epoch {metrics['epoch']}: loss {metrics['loss']:.4f}{shown}"
             experiment.log(line)
+        if options.log:
+            identity = request.identity
+            name = f"{request.dataset} {request.name} seed {request.seed} {identity.id}"
+            trackers.log(Followed(id=identity.id, name=name, config=identity.fields), metrics)
 
     def chosen(choice: BackendChoice) -> None:
         if choice.fallback:
@@ -88,17 +107,30 @@ def train_group(
         epochs = request.training.epochs
         experiment.log(f"{request.name} seed {request.seed}: goes on after epoch {after} of {epochs}")
 
-    return train_runs(
-        [experiment.request(run) for run in runs],
-        spec=experiment.spec.model_dump(mode="json"),
-        backend=options.backend,
-        threads=options.threads,
-        again=options.force,
-        diagnostics=options.diagnostics,
-        progress=epoch,
-        chosen=chosen,
-        resumed=resumed,
-    )
+    try:
+        done = train_runs(
+            [experiment.request(run) for run in runs],
+            spec=experiment.spec.model_dump(mode="json"),
+            backend=options.backend,
+            threads=options.threads,
+            again=options.force,
+            diagnostics=options.diagnostics,
+            progress=epoch,
+            chosen=chosen,
+            resumed=resumed,
+        )
+    finally:
+        trackers.close()
+    for outcome in done:
+        if isinstance(outcome, Trained) and not (outcome.reused and (outcome.folder.path / CARD).is_file()):
+            card(experiment, outcome.folder)
+    return done
+
+
+def card(experiment: Experiment, folder: RunFolder) -> None:
+    """Write the model card of a run."""
+    record = experiment.workspace.note(experiment.spec)
+    write_card(folder, registry.get(folder.model).title, record)
 
 
 def outcome_text(run: Run, done: Trained | DivergenceError) -> str:
@@ -122,9 +154,21 @@ def evaluate(experiment: Experiment, runs: Sequence[Run] | None = None) -> list[
 
 def evaluate_run(experiment: Experiment, run: Run, view: View = WHOLE) -> dict[str, Any]:
     """Rank the test sessions with a finished run, write results.h5 and summary.json, and return the summary."""
-    model = experiment.model(run)
+    result = ranking_of(experiment, experiment.model(run), view)
+    files = experiment.result_files(run, view)
+    summary = result.summary(
+        **_facts(experiment, run, view), weights=files.weights(), identity=experiment.evaluation_identity(run, view)
+    )
+    files.save(result, summary)
+    if view == WHOLE:
+        card(experiment, experiment.folder(run))
+    return summary
+
+
+def ranking_of(experiment: Experiment, model: MemoryModel, view: View = WHOLE) -> Evaluation:
+    """Rank the test sessions with ``model``."""
     features = view_features(experiment.test, experiment.store, view, model.reads == "concatenated", model.dialogs)
-    result = rank_sessions(
+    return rank_sessions(
         embed(model, features).cpu().numpy(),
         features.sessions,
         experiment.candidates,
@@ -134,12 +178,6 @@ def evaluate_run(experiment: Experiment, run: Run, view: View = WHOLE) -> dict[s
         score=scorer(model, features) if model.scores else None,
         references=experiment.spec.references,
     )
-    files = experiment.result_files(run, view)
-    summary = result.summary(
-        **_facts(experiment, run, view), weights=files.weights(), identity=experiment.evaluation_identity(run, view)
-    )
-    files.save(result, summary)
-    return summary
 
 
 def _skipped(experiment: Experiment, features: SessionFeatures, view: View) -> dict[str, str]:

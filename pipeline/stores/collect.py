@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from cache import Store, StoreNotFoundError
+from cache import Store, StoreNotFoundError, list_stores
 from cache.gc import Collected, collect
+from cache.lease import Lease
 from manifests.errors import FashionNTMError
 from pipeline.core.workspace import Workspace
 from pipeline.stores.wanted import StoreRequest
+from pipeline.training.runs import list_runs
 
 
 class SharedStoreError(FashionNTMError):
@@ -67,23 +73,83 @@ def _same(a: Path, b: Path) -> bool:
 
 def _refuse_shared(path: Path, requests: Sequence[StoreRequest]) -> None:
     named = {request.spec.name for request in requests}
-    others = [spec for spec in specs_using(requests[0].workspace, path) if spec not in named]
-    if others:
+    users = {name: given for name, given in specs_using(requests[0].workspace, path).items() if name not in named}
+    if users:
+        shown = [f"'{name}'" + (f" ({given})" if given != name else "") for name, given in users.items()]
+        keep = shlex.join(word for given in users.values() for word in ("--keep-for", given))
+        gone = [given for given in users.values() if given.endswith(".toml") and not Path(given).is_file()]
+        lost = f"; {', '.join(gone)} is no longer there, so its rows can only be given up" if gone else ""
         raise SharedStoreError(
-            f"{path} was also extracted for spec {', '.join(map(repr, others))}, which may need rows that "
-            f"{', '.join(sorted(named))} does not: name it too (--keep-for {others[0]}), or give --alone to go ahead"
+            f"{path} was also extracted for spec {', '.join(shown)}, which may need rows that "
+            f"{', '.join(sorted(named))} does not: name it too ({keep}), or give --alone to go ahead{lost}"
         )
 
 
-def specs_using(workspace: Workspace, path: Path) -> list[str]:
-    """Return the names of the specs whose last extraction wrote to the store at ``path``."""
+def specs_using(workspace: Workspace, path: Path) -> dict[str, str]:
+    """Return name -> spec file or shipped name, of the specs whose last extraction wrote to the store at ``path``."""
+    found = {}
+    for note, about in _records(workspace):
+        if any(name and _same(workspace.stores / name, path) for name in (about["backbone"], about["store"])):
+            name = str(about.get("spec", note.stem))
+            found[name] = str(about.get("given") or name)
+    return found
+
+
+def superseded(workspace: Workspace, dataset: str) -> list[Path]:
+    """Return the stores of a dataset that no extraction record names: of earlier models, options or weights."""
+    used = {
+        (workspace.stores / name).resolve()
+        for _, about in _records(workspace)
+        for name in (about["backbone"], about["store"])
+        if name
+    }
+    stores = [store.path for store in list_stores(workspace.stores) if store.path.parent.name == dataset]
+    return [path for path in stores if path.resolve() not in used]
+
+
+def remove_superseded(workspace: Workspace, dataset: str, *, dry_run: bool) -> list[dict[str, Any]]:
+    """Remove the superseded stores of a dataset; return their paths, bytes, and ids of the runs trained on them.
+
+    Raises StoreBusyError, before anything is removed, while one of them is being written.
+    """
+    runs: dict[str, list[str]] = {}
+    for folder in list_runs(workspace.runs):
+        with suppress(FashionNTMError, OSError, KeyError, TypeError):
+            runs.setdefault(str(folder.record()["identity"]["store"]), []).append(folder.id)
+    paths, found = superseded(workspace, dataset), []
+    for path in paths:
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        trained = next((ids for store, ids in runs.items() if store.startswith(path.name.rpartition("-")[2])), [])
+        found.append({"path": str(path), "bytes": size, "runs": trained})
+    leases = [] if dry_run else [Lease(path) for path in paths]
+    for path, lease in zip(paths, leases, strict=False):
+        aside = workspace.out / f".removed-{path.name}"
+        path.rename(aside)
+        lease.release()
+        shutil.rmtree(aside)
+    return found
+
+
+def superseded_text(found: Sequence[dict[str, Any]], dry_run: bool) -> str:
+    """Return one line per superseded store, and the total."""
+    would = "would be " if dry_run else ""
+    lines = []
+    for store in found:
+        runs = (
+            f"; {len(store['runs']):,} runs were trained on it ({', '.join(store['runs'][:3])})"
+            if store["runs"]
+            else ""
+        )
+        lines.append(f"{store['path']}  {store['bytes']:,} bytes{runs}")
+    total = sum(store["bytes"] for store in found)
+    return "\n".join([*lines, f"{len(found):,} superseded stores {would}removed, {total:,} bytes"])
+
+
+def _records(workspace: Workspace) -> list[tuple[Path, dict[str, Any]]]:
+    """Return (file, content) of the extraction records that can be read."""
     found = []
     for note in sorted((workspace.out / "extracted").glob("*.json")):
-        try:
+        with suppress(OSError, ValueError, KeyError, TypeError):
             about = json.loads(note.read_text(encoding="utf-8"))
-            stores = [about["backbone"], about["store"]]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        if any(name and _same(workspace.stores / name, path) for name in stores):
-            found.append(about.get("spec", note.stem))
-    return list(dict.fromkeys(found))
+            found.append((note, {**about, "backbone": about["backbone"], "store": about["store"]}))
+    return found

@@ -14,6 +14,7 @@ from cache.diff import FieldChange, field_changes
 from cache.manifest import versions
 from manifests.identity import stack_keys
 from pipeline.core.device import describe
+from pipeline.extraction.run import extract
 from pipeline.extraction.tolerance import recorded
 from pipeline.stores.wanted import ExpectedStore, StoreRequest
 
@@ -99,8 +100,6 @@ def _rows(store: Store, wanted: ExpectedStore, table: str) -> RowChanges:
 
 def _execution(store: Store, request: StoreRequest) -> tuple[FieldChange, ...]:
     """Return the recorded fields of the store's last writer that would differ now."""
-    from pipeline.extraction.run import extract
-
     if not store.execution:
         return ()
     last = store.execution[-1]

@@ -1,7 +1,8 @@
-"""Export of a store's rows to files for other tools: npy, safetensors or Parquet, with ids and metadata in JSON.
+"""Export of a store's rows to files for other tools: npy, safetensors, Parquet or FAISS, with ids and metadata in JSON.
 
     DIR/features.json       dataset, extractor, fingerprint and its fields; per table rows, dim, dtype, SHA-256
-    DIR/<table>.npy         [rows, D]; or <table>.safetensors ("features", "keys") or <table>.parquet
+    DIR/<table>.npy         [rows, D]; or <table>.safetensors ("features", "keys") <table>.parquet
+                            ("key", "id", "features"); or <table>.faiss (inner product over the rows as float32)
     DIR/<table>.ids.jsonl   one line per row, in the same order: {"key": ..., "ids": [image ids]}; with a dataset also
                             {"text": ...} and {"reference": ..., "text": ..., "turns": [[session, turn], ...]}
 
@@ -24,8 +25,8 @@ from manifests.errors import FashionNTMError
 from manifests.identity import pair_key, text_key
 from manifests.schema import Dataset
 
-Format = Literal["npy", "safetensors", "parquet"]
-FORMATS: tuple[Format, ...] = ("npy", "safetensors", "parquet")
+Format = Literal["npy", "safetensors", "parquet", "faiss"]
+FORMATS: tuple[Format, ...] = ("npy", "safetensors", "parquet", "faiss")
 ABOUT, VERSION = "features.json", 1
 BLOCK_BYTES = 32 << 20
 
@@ -57,6 +58,8 @@ def export(store: Store, folder: Path, form: Format, dataset: Dataset | None = N
     """
     if form == "parquet":
         _pyarrow()
+    if form == "faiss":
+        _faiss()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ExportError(f"{folder} is not an empty folder: give another --out, or delete it first")
     done = Exported(folder)
@@ -64,7 +67,7 @@ def export(store: Store, folder: Path, form: Format, dataset: Dataset | None = N
         folder.mkdir(parents=True, exist_ok=True)
         for table in store.tables:
             file = folder / f"{table}.{form}"
-            sha256 = _WRITERS[form](store, table, file)
+            sha256 = _WRITERS[form](store, table, file, dataset)
             _write_ids(store, table, folder / f"{table}.ids.jsonl", dataset)
             info = store.tables[table]
             done.tables[table] = {
@@ -102,7 +105,7 @@ def blocks(store: Store, table: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield keys[rows], store.gather(table, rows, block[: len(rows)])
 
 
-def _write_npy(store: Store, table: str, file: Path) -> str:
+def _write_npy(store: Store, table: str, file: Path, _: Dataset | None) -> str:
     info, digest = store.tables[table], hashlib.sha256()
     head = {"descr": np.dtype(info.dtype).newbyteorder("<").str, "fortran_order": False, "shape": (info.rows, info.dim)}
     with open(file, "xb") as handle:
@@ -112,7 +115,7 @@ def _write_npy(store: Store, table: str, file: Path) -> str:
     return digest.hexdigest()
 
 
-def _write_safetensors(store: Store, table: str, file: Path) -> str:
+def _write_safetensors(store: Store, table: str, file: Path, _: Dataset | None) -> str:
     """Write the safetensors format block by block; the library needs the whole table in memory. Return the SHA-256."""
     info, digest = store.tables[table], hashlib.sha256()
     size = info.rows * info.dim * np.dtype(info.dtype).itemsize
@@ -132,21 +135,44 @@ def _write_safetensors(store: Store, table: str, file: Path) -> str:
     return digest.hexdigest()
 
 
-def _write_parquet(store: Store, table: str, file: Path) -> str:
+def _write_parquet(store: Store, table: str, file: Path, dataset: Dataset | None) -> str:
+    """Write the columns key, id (see ``_row_id``) and features. Return the SHA-256 of the features."""
     arrow, parquet = _pyarrow()
+    names = _names(store, table, dataset)
     info, digest = store.tables[table], hashlib.sha256()
     kind = arrow.float16() if info.dtype == "float16" else arrow.float32()
     schema = arrow.schema(
-        [("key", arrow.binary(16)), ("features", arrow.list_(kind, info.dim))],
+        [("key", arrow.binary(16)), ("id", arrow.string()), ("features", arrow.list_(kind, info.dim))],
         metadata={"fingerprint": store.fingerprint, "dataset": store.dataset, "extractor": store.extractor},
     )
     with parquet.ParquetWriter(file, schema) as writer:
         for keys, features in blocks(store, table):
             values = arrow.FixedSizeListArray.from_arrays(arrow.array(features.reshape(-1), kind), info.dim)
             column = arrow.array([key.tobytes() for key in keys], arrow.binary(16))
-            writer.write_table(arrow.Table.from_arrays([column, values], schema=schema))
+            ids = arrow.array([_row_id(key.tobytes(), names) for key in keys], arrow.string())
+            writer.write_table(arrow.Table.from_arrays([column, ids, values], schema=schema))
             digest.update(memoryview(np.ascontiguousarray(features)).cast("B"))
     return digest.hexdigest()
+
+
+def _write_faiss(store: Store, table: str, file: Path, _: Dataset | None) -> str:
+    """Write an exact inner-product index; row n of the index is line n of the ids. Return the SHA-256 of the features."""
+    faiss, info, digest = _faiss(), store.tables[table], hashlib.sha256()
+    index = faiss.IndexFlatIP(info.dim)
+    for _, features in blocks(store, table):
+        rows = np.ascontiguousarray(features, dtype=np.float32)
+        index.add(rows)
+        digest.update(memoryview(rows).cast("B"))
+    faiss.write_index(index, str(file))
+    return digest.hexdigest()
+
+
+def _row_id(key: bytes, names: dict[bytes, dict[str, Any]]) -> str:
+    """Return the image id, the text, or "reference: text" of a row; the hex key of a row without a name."""
+    about = names.get(key, {})
+    if "ids" in about:
+        return about["ids"][0]
+    return f"{about['reference']}: {about['text']}" if "reference" in about else about.get("text", key.hex())
 
 
 def _put(write: Callable[[memoryview], Any], update: Callable[[memoryview], Any], features: np.ndarray) -> None:
@@ -167,10 +193,22 @@ def _pyarrow() -> tuple[Any, Any]:
     return pyarrow, pyarrow.parquet
 
 
-_WRITERS: dict[str, Callable[[Store, str, Path], str]] = {
+def _faiss() -> Any:
+    try:
+        import faiss
+    except ImportError:
+        raise ExportError(
+            "--format faiss needs faiss, which is not installed: `pip install 'fashion-ntm[faiss]'`, "
+            "or choose --format npy, safetensors or parquet"
+        ) from None
+    return faiss
+
+
+_WRITERS: dict[str, Callable[[Store, str, Path, Dataset | None], str]] = {
     "npy": _write_npy,
     "safetensors": _write_safetensors,
     "parquet": _write_parquet,
+    "faiss": _write_faiss,
 }
 
 

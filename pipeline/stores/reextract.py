@@ -12,6 +12,7 @@ import torch
 
 from cache import Store
 from manifests.identity import stack_keys, text_key
+from pipeline.evaluation.rows import unit_rows
 from pipeline.extraction.engine import ShardTask, process
 from pipeline.extraction.meter import Meter
 from pipeline.extraction.tolerance import tolerance_of
@@ -183,7 +184,7 @@ def _check(store: Store, table: str, items: Sequence[Item], live: _Live) -> Tabl
         fresh = np.stack([rows[item.key] for item in good]).astype(np.float64)
         stored = store.gather(table, store.find(table, stack_keys(i.key for i in good))).astype(np.float64)
         error = np.abs(fresh - stored).max(axis=1)
-        cosine = (_unit(fresh) * _unit(stored)).sum(axis=1)
+        cosine = (unit_rows(fresh, np.float64) * unit_rows(stored, np.float64)).sum(axis=1)
         agree = _agreement(store, "target" if table == "query" and "target" in store.tables else table, fresh, stored)
         for n, item in enumerate(good):
             row = Recomputed(table, item.key.hex(), item.names[0], float(error[n]), float(cosine[n]), float(agree[n]))
@@ -204,27 +205,23 @@ def _check(store: Store, table: str, items: Sequence[Item], live: _Live) -> Tabl
     )
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-30)
-
-
 def _agreement(store: Store, table: str, fresh: np.ndarray, stored: np.ndarray) -> np.ndarray:
     """Return the share of the top-10 rows of ``table`` for ``fresh`` [K, D] that are also top-10 for ``stored`` [K, D].
 
     Rows that tie with the tenth count as top-10, because the order of ties is arbitrary.
     """
     count = store.tables[table].rows
-    k, fresh, stored = min(TOP, count), _unit(fresh), _unit(stored)
+    k, fresh, stored = min(TOP, count), unit_rows(fresh, np.float64), unit_rows(stored, np.float64)
     best = np.full((2, len(fresh), k), -np.inf)  # top-10 scores so far, for the fresh and the stored rows
     near = np.zeros((len(fresh), k), dtype=np.int64)  # their indices, for the fresh rows
     for start in range(0, count, _BLOCK):
         rows = np.arange(start, min(start + _BLOCK, count))
-        block = _unit(store.gather(table, rows).astype(np.float64)).T
+        block = unit_rows(store.gather(table, rows), np.float64).T
         mine = np.concatenate([best[0], fresh @ block], axis=1)
         which = np.concatenate([near, np.broadcast_to(rows, (len(fresh), len(rows)))], axis=1)
         top = np.argpartition(-mine, k - 1, axis=1)[:, :k]
         best[0], near = np.take_along_axis(mine, top, axis=1), np.take_along_axis(which, top, axis=1)
         best[1] = -np.partition(-np.concatenate([best[1], stored @ block], axis=1), k - 1, axis=1)[:, :k]
-    neighbours = _unit(store.gather(table, near.ravel()).astype(np.float64)).reshape(len(fresh), k, -1)
-    theirs = np.einsum("nkd,nd->nk", neighbours, stored)
+    neighbors = unit_rows(store.gather(table, near.ravel()), np.float64).reshape(len(fresh), k, -1)
+    theirs = np.einsum("nkd,nd->nk", neighbors, stored)
     return (theirs >= best[1].min(axis=1, keepdims=True) - 1e-9).mean(axis=1)

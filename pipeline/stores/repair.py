@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from cache.repair import Repaired, check_identity, repair
 from manifests.identity import digest
 from manifests.schema import Dataset, RunSpec
 from pipeline.composition.checkpoint import fitted
+from pipeline.composition.ready import composer_folder
 from pipeline.composition.request import composer_request
 from pipeline.core.workspace import Workspace
-from pipeline.jobs.stage1 import composer_folder, extract_spec, fit_composer_spec
+from pipeline.jobs.stage1 import extract_spec, fit_composer_spec
 from pipeline.stores.collect import specs_using
 from pipeline.stores.wanted import ExpectedStore, StoreRequest, request_of
 
@@ -96,5 +98,8 @@ def filling_command(workspace: Workspace, path: Path) -> str:
     specs = specs_using(workspace, path)
     out = [] if workspace.out == Path("out") else ["--out", str(workspace.out)]
     if specs:
-        return " ".join(["extract", specs[0], *out]) + "  (or the spec file of that name, with its options)"
+        return (
+            shlex.join(["extract", next(iter(specs.values())), *out])
+            + "  (or the spec file of that name, with its options)"
+        )
     return " ".join(["extract SPEC", *out]) + "  (SPEC: the one that this store was made for)"

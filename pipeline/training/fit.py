@@ -14,7 +14,8 @@ from torch import Tensor
 
 from manifests.schema import Training
 from pipeline.training.average import WeightAverage
-from pipeline.training.backends import Trainer, build_trainer
+from pipeline.training.backends.base import Trainer
+from pipeline.training.backends.choice import build_trainer
 from pipeline.training.data import SessionFeatures
 from pipeline.training.determinism import derive_seed, flushed_denormals, matmul_precision
 from pipeline.training.errors import DivergenceError, TrainingError

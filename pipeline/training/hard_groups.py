@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from pipeline.training.data import SessionFeatures
 
-NEIGHBOURS = 32  # group candidates per session; more give closer matches late in an epoch, but need more memory
+NEIGHBORS = 32  # group candidates per session; more give closer matches late in an epoch, but need more memory
 _ROWS = 1024  # sessions compared at once
 
 
@@ -29,7 +29,7 @@ class HardGroups:
         for part in torch.arange(len(rows)).split(_ROWS):
             alike = targets[part] @ targets.T
             no_mate = (labels[part, None] != labels) | (rows[part, None] == rows)
-            score, mates = alike.masked_fill(no_mate, -torch.inf).topk(min(NEIGHBOURS, len(rows)), dim=1)
+            score, mates = alike.masked_fill(no_mate, -torch.inf).topk(min(NEIGHBORS, len(rows)), dim=1)
             found.append(mates.masked_fill(score == -torch.inf, -1))
         self.mates: list[list[int]] = torch.cat(found).tolist()
 

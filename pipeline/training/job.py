@@ -13,7 +13,7 @@ import torch
 
 from manifests.schema import Training, Validation
 from pipeline.core.threads import cpu_threads, training_threads
-from pipeline.training.backends import BackendChoice, choose_backend
+from pipeline.training.backends.choice import BackendChoice, choose_backend
 from pipeline.training.data import SessionFeatures
 from pipeline.training.diagnostics import diagnose
 from pipeline.training.errors import DivergenceError, RunError

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.evaluation.metrics import metrics_of
+from pipeline.evaluation.metrics import chance, metrics_of
 from pipeline.evaluation.ranking import ranks, score_ranks
 from pipeline.training.data import SessionBatch, SessionFeatures
 from pipeline.training.errors import FeatureError
@@ -31,41 +31,36 @@ def inputs_of(model: MemoryModel, features: SessionFeatures) -> Callable[[Tensor
     return partial(features.batch, texts=model.texts > 0)
 
 
-@torch.no_grad()
 def embed(model: MemoryModel, features: SessionFeatures, batch: int = 1024) -> Tensor:
     """Compute f'_qry(N) of every session, in eval mode: float32 [S, D], on the device of the features.
 
     ``batch``: sessions per forward pass; limits memory and does not affect the result.
     """
-    take = inputs_of(model, features)
-    training = model.training
-    model.eval()
-    try:
-        parts = []
-        for index in torch.arange(len(features), device=features.device).split(batch):
-            queries, _, lengths = take(index)
-            outputs = model(queries, lengths)
-            parts.append(outputs[torch.arange(len(index), device=features.device), lengths - 1])
-        return torch.cat(parts)
-    finally:
-        model.train(training)
+
+    def last(queries: Tensor, lengths: Tensor) -> Tensor:
+        return model(queries, lengths)[torch.arange(len(lengths), device=lengths.device), lengths - 1]
+
+    return _in_batches(model, features, batch, last)
 
 
-@torch.no_grad()
 def score(model: MemoryModel, features: SessionFeatures, candidates: Tensor, batch: int = 64) -> Tensor:
     """Score every candidate [G, D] for every session (``MemoryModel.score``), in eval mode: float32 [S, G].
 
-    ``batch``: sessions per forward pass; limits memory and does not affect the result.
+    ``batch``: as in ``embed``.
     """
-    take = inputs_of(model, features)
-    training = model.training
+    return _in_batches(model, features, batch, lambda queries, lengths: model.score(queries, lengths, candidates))
+
+
+@torch.no_grad()
+def _in_batches(
+    model: MemoryModel, features: SessionFeatures, batch: int, compute: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Return ``compute(queries, lengths)`` of all sessions, concatenated, with the model in eval mode."""
+    take, training = inputs_of(model, features), model.training
     model.eval()
     try:
-        parts = []
-        for index in torch.arange(len(features), device=features.device).split(batch):
-            queries, _, lengths = take(index)
-            parts.append(model.score(queries, lengths, candidates))
-        return torch.cat(parts)
+        batches = map(take, torch.arange(len(features), device=features.device).split(batch))
+        return torch.cat([compute(queries, lengths) for queries, _, lengths in batches])
     finally:
         model.train(training)
 
@@ -103,6 +98,13 @@ def recalls(model: MemoryModel, features: SessionFeatures) -> dict[str, float]:
         found[members] = score_ranks(scores.cpu().numpy(), final, targets[gallery], names=names)
     metrics = metrics_of(found, CUTOFFS)
     return {key: metrics[key] for key in (*(f"R@{k}" for k in CUTOFFS), "mean")}
+
+
+def chance_recall(features: SessionFeatures) -> float:
+    """Return the expected mean of R@5 and R@8, in percent, of a random order of the galleries of ``recalls``."""
+    rows, categories = features.target_rows.cpu().numpy(), np.array([s.category for s in features.sessions])
+    sizes = {name: len(np.unique(rows[categories == name])) for name in np.unique(categories)}
+    return float(np.mean([chance(sizes[name], "mean") for name in categories]))
 
 
 @torch.no_grad()

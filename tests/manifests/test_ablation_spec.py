@@ -8,13 +8,12 @@ import pytest
 
 from manifests.ablation_spec import (
     AblationSpec,
-    ablation_names,
     chosen_points,
     load_ablation_spec,
     parse_ablation_spec,
 )
 from manifests.errors import ManifestError
-from manifests.figure_spec import figure_names, load_figure_spec
+from manifests.figure_spec import load_figure_spec
 from manifests.load import load_spec, shipped
 from manifests.table_spec import ResultsTable, load_table_spec, table_names
 from manifests.views import View
@@ -96,7 +95,7 @@ def test_view_names() -> None:
     assert View(turns=4, last=4).name == View(turns=4).name
 
 
-@pytest.mark.parametrize("name", ablation_names())
+@pytest.mark.parametrize("name", shipped("ablations"))
 def test_shipped_ablations_name_a_run_spec_and_real_options(name: str) -> None:
     ablation = load_ablation_spec(name)
     assert ablation.name == name and ablation.title
@@ -118,7 +117,7 @@ def test_every_row_of_a_shipped_table_is_a_point_of_its_ablation(name: str) -> N
         assert View(turns=table.turns, last=row.last).name in views, row.name
 
 
-@pytest.mark.parametrize("name", figure_names())
+@pytest.mark.parametrize("name", shipped("figures"))
 def test_shipped_figures_name_an_ablation_that_measures_time(name: str) -> None:
     figure = load_figure_spec(name)
     ablation = load_ablation_spec(figure.ablation)

@@ -14,6 +14,7 @@ from manifests.load import load_dataset
 from manifests.schema import RunSpec
 from manifests.views import View
 from pipeline.analysis.ablation.plan import Group
+from pipeline.core.threads import training_threads
 from pipeline.core.workspace import Workspace
 from pipeline.jobs.experiment import Experiment, Log, silent
 from pipeline.jobs.stage2 import PLAIN, TrainOptions, evaluate_run, train
@@ -36,20 +37,18 @@ class Job:
 
     @classmethod
     def of(cls, spec: RunSpec, data: Path, out: Path, device: str) -> Job:
-        from pipeline.core.threads import training_threads
-
         return cls(spec.model_dump_json(), str(data.resolve()), str(out.resolve()), device, training_threads())
 
 
-def do_group(stage: Experiment, group: Group, options: TrainOptions = PLAIN) -> Iterator[str]:
+def do_group(experiment: Experiment, group: Group, options: TrainOptions = PLAIN) -> Iterator[str]:
     """Train and evaluate the missing runs and views of ``group``; yield one line per run."""
     missing = {id(task.run): task.missing for task in group.tasks}
-    for run, done in train(stage, group.runs, options):
+    for run, done in train(experiment, group.runs, options):
         if isinstance(done, DivergenceError):
             continue
         views = missing[id(run)] if done.reused else _all_views(group)
         for view in views:
-            evaluate_run(stage, run, view)
+            evaluate_run(experiment, run, view)
         told = "trained before" if done.reused else f"trained in {done.summary['seconds']:.1f} s"
         yield f"{group.label} seed {run.seed}: {told}, evaluated; run {done.folder.id}"
 
@@ -58,10 +57,10 @@ def _all_views(group: Group) -> tuple[View, ...]:
     return tuple(dict.fromkeys(view for task in group.tasks for view in task.missing))
 
 
-def run_here(stage: Experiment, groups: Sequence[Group], log: Log = silent) -> None:
+def run_here(experiment: Experiment, groups: Sequence[Group], log: Log = silent) -> None:
     """Run all groups one after another."""
     for group in groups:
-        for line in do_group(stage, group):
+        for line in do_group(experiment, group):
             log(line)
 
 
@@ -113,11 +112,11 @@ def _client(scheduler: str, workers: int) -> Iterator[Any]:
 
 
 def _work(job: Job, group: Group) -> list[str]:
-    return list(do_group(_stage(job), group, TrainOptions(threads=job.threads)))
+    return list(do_group(_experiment(job), group, TrainOptions(threads=job.threads)))
 
 
 @lru_cache(maxsize=2)
-def _stage(job: Job) -> Experiment:
+def _experiment(job: Job) -> Experiment:
     """Return the experiment of ``job``; its features stay loaded between the tasks of a worker."""
     spec = RunSpec.model_validate_json(job.spec)
     return Experiment(spec, load_dataset(spec, Path(job.data)), Workspace(Path(job.out)), job.device)

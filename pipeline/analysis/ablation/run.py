@@ -88,23 +88,23 @@ def ablate(
     if sum(plan.extractions.values()) or ablation.composers:  # each composer has a store of its own
         log(plan.headline)
         make_features(spec, dataset, workspace, place.device, log)
-    stage = Experiment(spec, dataset, workspace, place.device, log)
-    plan = plan_ablation(ablation, spec, dataset, workspace, place.device, only, seeds, stage=lambda: stage)
+    experiment = Experiment(spec, dataset, workspace, place.device, log)
+    plan = plan_ablation(ablation, spec, dataset, workspace, place.device, only, seeds, experiment=lambda: experiment)
     log(plan.headline)
     if scheduler or workers:
         run_on_cluster(Job.of(spec, place.data, place.out, place.device), plan.groups, scheduler, workers, log)
     else:
-        run_here(stage, plan.groups, log)
+        run_here(experiment, plan.groups, log)
     after = plan_ablation(
-        ablation, spec, dataset, workspace, place.device, only, seeds, measure=False, stage=lambda: stage
+        ablation, spec, dataset, workspace, place.device, only, seeds, measure=False, experiment=lambda: experiment
     )
     if ablation.timing:
-        time_points(place, stage, dataset, seeds, log)
+        time_points(place, experiment, dataset, seeds, log)
     return after
 
 
 def time_points(
-    place: Place, stage: Experiment, dataset: Dataset, seeds: Sequence[int] = (), log: Log = silent
+    place: Place, experiment: Experiment, dataset: Dataset, seeds: Sequence[int] = (), log: Log = silent
 ) -> None:
     """Measure the inference time of every point with a finished run, unless all of them are measured already.
 
@@ -120,12 +120,12 @@ def time_points(
         (),
         every,
         measure=False,
-        stage=lambda: stage,
+        experiment=lambda: experiment,
     )
     path = timing_file(place.out, place.ablation.name)
     known = read_timing(path).get("runs", {})
     first = {task.point.number: task for task in reversed(plan.tasks) if task.trained}
-    if any(stage.folder(task.run).id not in known for task in first.values()):
+    if any(experiment.folder(task.run).id not in known for task in first.values()):
         log(f"measuring the inference time of {len(first)} points, side by side")
-        record: dict[str, Any] = measure_timing(stage, list(first.values()), path)
+        record: dict[str, Any] = measure_timing(experiment, list(first.values()), path)
         log(f"written to {path} ({record['device']}, {record['threads']} threads)")

@@ -16,6 +16,8 @@ from cache.files import replace_atomically
 from pipeline.analysis.ablation.plan import PlannedRun
 from pipeline.core.device import describe
 from pipeline.jobs.experiment import Experiment
+from pipeline.training.checkpoint import load_model
+from pipeline.training.validate import inputs_of
 
 ROUNDS = 30  # each round times every point once, so that other load on the machine affects all points equally
 WARM_UP = 3
@@ -34,34 +36,33 @@ def read_timing(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) and isinstance(found.get("runs"), dict) else {}
 
 
-def measure_timing(stage: Experiment, tasks: Sequence[PlannedRun], path: Path, rounds: int = ROUNDS) -> dict[str, Any]:
+def measure_timing(
+    experiment: Experiment, tasks: Sequence[PlannedRun], path: Path, rounds: int = ROUNDS
+) -> dict[str, Any]:
     """Time f_qry(1..T) -> f'_qry(1..T) of one session with the most turns, with one finished run per point.
 
     Writes median and quartiles in milliseconds by run id to ``path``. Encoding a turn and ranking the gallery are equal
     for all points and not included.
     """
-    from pipeline.training.checkpoint import load_model
-    from pipeline.training.validate import inputs_of
-
-    folders = {task.point.number: stage.folder(task.run) for task in tasks}
-    models = {number: load_model(folder.path, stage.device) for number, folder in folders.items()}
-    session = stage.test.lengths.argmax().reshape(1)
-    given = {number: inputs_of(model, stage.test)(session) for number, model in models.items()}
+    folders = {task.point.number: experiment.folder(task.run) for task in tasks}
+    models = {number: load_model(folder.path, experiment.device) for number, folder in folders.items()}
+    session = experiment.test.lengths.argmax().reshape(1)
+    given = {number: inputs_of(model, experiment.test)(session) for number, model in models.items()}
     found: dict[int, list[float]] = {number: [] for number in models}
     with torch.no_grad():
         for turn in range(WARM_UP + rounds):
             for number, model in models.items():
                 queries, _, lengths = given[number]
-                began = _now(stage.device)
+                began = _now(experiment.device)
                 model(queries, lengths)
                 if turn >= WARM_UP:
-                    found[number].append(1e3 * (_now(stage.device) - began))
+                    found[number].append(1e3 * (_now(experiment.device) - began))
     record = {
-        "device": describe(stage.device),
+        "device": describe(experiment.device),
         "machine": f"{platform.machine()} {platform.system()}",
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
-        "turns": int(stage.test.lengths.max()),
+        "turns": int(experiment.test.lengths.max()),
         "rounds": rounds,
         "runs": {folders[n].id: _spread(values) for n, values in found.items()},
     }

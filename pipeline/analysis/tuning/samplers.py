@@ -12,8 +12,6 @@ from pipeline.analysis.tuning.space import Axis
 from pipeline.analysis.tuning.trials import Trial
 from pipeline.training.determinism import derive_seed
 
-SAMPLERS = ("random", "tpe")
-
 
 class SamplerError(FashionNTMError):
     """The library of a sampler is not installed."""

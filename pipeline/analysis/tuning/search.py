@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+from pydantic import ValidationError
 
 from manifests.errors import FashionNTMError, IncompleteError, ManifestError, Problem, nearest
 from manifests.folds import pair_clean_folds, train_only
@@ -18,11 +21,17 @@ from pipeline.analysis.tuning.samplers import propose
 from pipeline.analysis.tuning.sealed import MARK, save_tuned
 from pipeline.analysis.tuning.space import Axis, nested, space_for
 from pipeline.analysis.tuning.trials import LOG, Trial, TrialLog
+from pipeline.composition.ready import fitting_sessions
 from pipeline.composition.request import composer_request
+from pipeline.core.threads import cpu_threads, training_threads
 from pipeline.core.workspace import Workspace
 from pipeline.jobs.experiment import Experiment, Log, silent
 from pipeline.jobs.identities import Run, make_run
-from pipeline.jobs.stage1 import fitting_sessions
+from pipeline.training.backends.choice import choose_backend
+from pipeline.training.errors import DivergenceError
+from pipeline.training.fit import fit
+from pipeline.training.models import build_model
+from pipeline.training.validate import recalls
 
 
 class TuneError(FashionNTMError, ValueError):
@@ -99,16 +108,16 @@ def tune(
             [Problem(spec.name, "--model", f"the spec has no model {model!r}", nearest(model, spec.models))]
         )
     axes = space_for(model, search)
-    stage = Experiment(spec, dataset, workspace, device, log)
+    experiment = Experiment(spec, dataset, workspace, device, log)
     sessions = dataset.split("train")
     cuts = _cuts(spec, dataset, sessions, folds)
     for note in _notes(spec, dataset, sessions, cuts):
         log(note)
-    catalogue = stage.store.catalogue()
+    catalogue = experiment.store.catalogue()
     keys = [session_key(session, catalogue).hex() for session in sessions]
     about = {
         "model": model,
-        "store": stage.store.fingerprint,
+        "store": experiment.store.fingerprint,
         "space": [axis.text for axis in axes],
         "sampler": sampler,
         "folds": folds,
@@ -120,14 +129,16 @@ def tune(
     trials = TrialLog(folder / LOG, about)
     if trials.trials:
         log(f"{len(trials.trials)} trials are in {trials.path}")
-    stage.need({axis.key: axis.high or any(axis.choices) for axis in axes})  # options that any trial may use
-    parts = _parts(stage, sessions, cuts)
+    experiment.need({axis.key: axis.high or any(axis.choices) for axis in axes})  # options that any trial may use
+    parts = _parts(experiment, sessions, cuts)
     began = time.monotonic()
     while len(trials.trials) < budget.trials:
         if budget.minutes is not None and time.monotonic() - began > 60 * budget.minutes:
             log(f"{budget.minutes:g} minutes are over: {len(trials.trials)} of {budget.trials} trials done")
             break
-        trial = _trial(stage, spec, model, propose(sampler, axes, trials.trials, seed), parts, len(trials.trials), seed)
+        trial = _trial(
+            experiment, spec, model, propose(sampler, axes, trials.trials, seed), parts, len(trials.trials), seed
+        )
         trials.add(trial)
         score = f"failed: {trial.failed}" if trial.value is None else f"{trial.value:.2f}"
         log(f"trial {trial.number}: {score} in {trial.seconds:.0f} s  {trial.params}")
@@ -165,9 +176,9 @@ def _notes(spec: RunSpec, dataset: Dataset, sessions: Sequence[Session], cuts: S
     ]
 
 
-def _parts(stage: Experiment, sessions: Sequence[Session], cuts: Sequence[Sequence[int]]) -> list[tuple[Any, Any]]:
+def _parts(experiment: Experiment, sessions: Sequence[Session], cuts: Sequence[Sequence[int]]) -> list[tuple[Any, Any]]:
     """Return (features to fit on, held-out features) of each fold."""
-    features = stage.features(sessions)
+    features = experiment.features(sessions)
     place = {session.id: n for n, session in enumerate(features.sessions)}
     parts = []
     for cut in cuts:
@@ -181,7 +192,7 @@ def _parts(stage: Experiment, sessions: Sequence[Session], cuts: Sequence[Sequen
 
 
 def _trial(
-    stage: Experiment,
+    experiment: Experiment,
     spec: RunSpec,
     model: str,
     params: dict[str, Any],
@@ -189,31 +200,21 @@ def _trial(
     number: int,
     seed: int,
 ) -> Trial:
-    from pydantic import ValidationError
-
-    from pipeline.training.errors import DivergenceError
-
     began = time.perf_counter()
     options, training = nested(params)
     scores: list[float] = []
     try:
         run = make_run(spec, model, seed, options, training)
-        scores = [_score(stage, run, fit, held) for fit, held in parts]
+        scores = [_score(experiment, run, fit, held) for fit, held in parts]
     except (DivergenceError, ManifestError, ValidationError) as error:
         reason = " ".join(str(error).split())[:300]
         return Trial(number, params, tuple(scores), None, time.perf_counter() - began, reason)
     return Trial(number, params, tuple(scores), fmean(scores), time.perf_counter() - began)
 
 
-def _score(stage: Experiment, run: Run, fit_features: Any, held: Any) -> float:
+def _score(experiment: Experiment, run: Run, fit_features: Any, held: Any) -> float:
     """Return the mean of R@5 and R@8 of held-out sessions among their own targets, at the epoch that training keeps."""
-    from pipeline.core.threads import cpu_threads, training_threads
-    from pipeline.training.backends import choose_backend
-    from pipeline.training.fit import fit
-    from pipeline.training.models import build_model
-    from pipeline.training.validate import recalls
-
-    model = build_model(run.model, run.options, fit_features.dim, run.seed).to(stage.device)
+    model = build_model(run.model, run.options, fit_features.dim, run.seed).to(experiment.device)
     validation = held if run.training.early_stopping else None
     with cpu_threads(training_threads()):
         backend = choose_backend("auto", [model], fit_features, [run.training]).backend
@@ -233,8 +234,6 @@ def _write(
     options: Sequence[str],
 ) -> SearchResult:
     """Write the best trial as a run spec next to the log. Stage 1 results of the old spec are valid for the new one."""
-    import shlex
-
     best = trials.best
     assert best is not None and best.value is not None
     own, training = nested(best.params)

@@ -12,6 +12,7 @@ import numpy as np
 
 from manifests.errors import ManifestError, Problem, nearest
 from manifests.schema import Training
+from pipeline.training.models import models as registry
 
 # Searched by default if the model has the option.
 DEFAULTS: Mapping[str, str] = {
@@ -88,8 +89,6 @@ def parse_axis(text: str) -> Axis:
 
 def space_for(model: str, asked: Sequence[str] = ()) -> tuple[Axis, ...]:
     """Return the requested axes, or the default ones of ``model``. Raises ManifestError for an option it lacks."""
-    from pipeline.training.models import models as registry
-
     kind = registry.get(model, "--model")
     own = list(kind.Options.model_fields)
     known = [*own, *(f"training.{name}" for name in Training.model_fields)] if kind.trainable else own

@@ -18,10 +18,10 @@ from pipeline.commands._shared import emit, load, open_job, option_data, option_
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["npy", "safetensors", "parquet"]),
+    type=click.Choice(["npy", "safetensors", "parquet", "faiss"]),
     default="npy",
     show_default=True,
-    help="parquet needs the extra fashion-ntm[parquet].",
+    help="parquet and faiss need the extra of that name, such as fashion-ntm[parquet].",
 )
 @option_data
 @option_out
@@ -34,7 +34,7 @@ def command(
 
     Writes one file of features and one of ids per table, in the same order, and features.json with the fingerprint.
     With a SPEC, queries and texts are identified by words, sessions and turns; with a STORE, by image ids and content
-    keys. Reads the store in blocks. `cache import` reads npy and safetensors folders back.
+    keys. Parquet has an id column. Reads the store in blocks. `cache import` reads npy and safetensors folders back.
     """
     from cache import Store
     from pipeline.stores.exports import export

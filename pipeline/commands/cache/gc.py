@@ -18,6 +18,11 @@ from pipeline.commands.cache._stores import open_request, target_command
     "--keep-for", "others", multiple=True, metavar="SPEC", help="Rows that this spec needs stay too. Repeatable."
 )
 @click.option("--alone", is_flag=True, help="Go ahead although another spec was extracted into the same store.")
+@click.option(
+    "--superseded",
+    is_flag=True,
+    help="Also remove the stores of SPEC's dataset that no spec's last extraction names: of earlier models or options.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would go, and how many bytes; write nothing, take no lock.")
 def command(
     target: str,
@@ -28,6 +33,7 @@ def command(
     as_json: bool,
     others: tuple[str, ...],
     alone: bool,
+    superseded: bool,
     dry_run: bool,
 ) -> None:
     """Drop rows that SPEC's dataset no longer references, and leftover files.
@@ -38,7 +44,7 @@ def command(
     are kept. Stop all readers of the store first: reading a deleted shard raises an error. --set applies to SPEC, not
     to --keep-for.
     """
-    from pipeline.stores.collect import collect_specs, collect_store
+    from pipeline.stores.collect import collect_specs, collect_store, remove_superseded, superseded_text
     from pipeline.stores.targets import is_spec, require_store
 
     if is_spec(target, out):
@@ -48,4 +54,12 @@ def command(
     else:
         requests = [open_request(spec, (), data, out, device) for spec in others]
         results = [collect_store(require_store(target, out), requests, dry_run=dry_run, alone=alone)]
-    emit([result.as_dict() for result in results], "\n".join(result.text() for result in results), as_json)
+    found, lines = [result.as_dict() for result in results], [result.text() for result in results]
+    if superseded:
+        if not is_spec(target, out):
+            raise click.UsageError("--superseded needs a SPEC, whose dataset is meant")
+        request = requests[0]
+        removed = remove_superseded(request.workspace, request.dataset.name, dry_run=dry_run)
+        found += [{"superseded": store, "dry_run": dry_run} for store in removed]
+        lines.append(superseded_text(removed, dry_run))
+    emit(found, "\n".join(lines), as_json)

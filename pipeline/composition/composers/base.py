@@ -41,3 +41,10 @@ class Composer(nn.Module, ABC):
     @abstractmethod
     def target(self, image: Tensor) -> Tensor:
         """Return f_tar of catalog images. image [B, image_dim] -> [B, dim]."""
+
+    def words(self, text: Tensor) -> Tensor | None:
+        """Return a text alone as a query, without a reference image. text [B, text_dim] -> [B, dim].
+
+        None (the default) for a composer whose texts share no space with its targets.
+        """
+        return None

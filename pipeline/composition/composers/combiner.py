@@ -58,6 +58,10 @@ class Combiner(Composer):
         made = self.output_layer(self.dropout(self.combiner_layer(both).relu()))
         return normalize(made + share * text + (1 - share) * image, dim=-1)
 
+    def words(self, text: Tensor) -> Tensor:
+        """[B, D] -> [B, D]."""
+        return normalize(text, dim=-1)
+
     def target(self, image: Tensor) -> Tensor:
         """[B, D] -> [B, D]."""
         return normalize(image, dim=-1)

@@ -49,6 +49,10 @@ class Fusion(Composer):
             image, text = normalize(image, dim=-1), normalize(text, dim=-1)
         return normalize((1 - self.alpha) * image + self.alpha * text, dim=-1)
 
+    def words(self, text: Tensor) -> Tensor:
+        """[B, D] -> [B, D]."""
+        return normalize(text, dim=-1)
+
     def target(self, image: Tensor) -> Tensor:
         """[B, D] -> [B, D]."""
         return normalize(image, dim=-1)

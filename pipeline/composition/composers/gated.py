@@ -76,6 +76,10 @@ class Gated(Composer):
         gate = torch.sigmoid(self.gate(joint))
         return normalize(gate * reference + (1 - gate) * words + self.residual(joint) / size, dim=-1)
 
+    def words(self, text: Tensor) -> Tensor:
+        """[B, text_dim] -> [B, dim]."""
+        return normalize(self.project_text(text), dim=-1)
+
     def target(self, image: Tensor) -> Tensor:
         """[B, image_dim] -> [B, dim]."""
         return normalize(self.project_image(image), dim=-1)

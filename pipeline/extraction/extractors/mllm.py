@@ -154,13 +154,22 @@ class MllmExtractor(Extractor):
             "transformers": transformers.__version__.split(".")[0],
         }
 
-    def prepare(self, image: Pillow.Image) -> dict[str, np.ndarray]:
-        """Return ``pixel_values`` [patches, P] and ``image_grid_thw`` [3]; the number of patches depends on the size."""
+    def prepare(self, image: Pillow.Image) -> dict[str, Any]:
+        """Return ``pixel_values`` [patches, 3 * P * P] in the computation's dtype, and ``image_grid_thw`` int64 [3].
+
+        The processor repeats each patch for every frame of a video; the repetition is left to ``_patches``.
+        """
         found = self.processor(images=[image], return_tensors="np")
-        return {
-            "pixel_values": np.asarray(found["pixel_values"]),
-            "image_grid_thw": np.asarray(found["image_grid_thw"])[0],
-        }
+        patches = np.asarray(found["pixel_values"])
+        frames = patches.reshape(len(patches), 3, self.processor.temporal_patch_size, -1)
+        values = torch.from_numpy(np.ascontiguousarray(frames[:, :, 0]).reshape(len(patches), -1)).to(self.compute)
+        return {"pixel_values": values, "image_grid_thw": np.asarray(found["image_grid_thw"])[0]}
+
+    def _patches(self, images: Sequence[dict[str, Any]]) -> Tensor:
+        """Return the patches of all images as the model reads them, [patches, 3 * frames * P * P], on the device."""
+        values = torch.cat([i["pixel_values"] for i in images]).to(self.device, non_blocking=True)
+        one = values.reshape(len(values), 3, 1, -1)
+        return one.expand(-1, -1, self.processor.temporal_patch_size, -1).reshape(len(values), -1)
 
     def prepared_pixels(self, width: int, height: int) -> int:
         return max(width * height, self.processor.size.longest_edge)
@@ -171,7 +180,7 @@ class MllmExtractor(Extractor):
     def prepare_dialog(self, texts: Sequence[str]) -> np.ndarray:
         return self.tokens.encode_turns([texts])[0]
 
-    def _image_features(self, images: list[dict[str, np.ndarray]]) -> Tensor:
+    def _image_features(self, images: list[dict[str, Any]]) -> Tensor:
         return self._embed(images, [self.tokens.target] * len(images))
 
     def _pair_features(self, images: list[Any], texts: list[np.ndarray]) -> Tensor:
@@ -193,14 +202,14 @@ class MllmExtractor(Extractor):
             )
         return found
 
-    def _expanded(self, prompt: np.ndarray, images: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
+    def _expanded(self, prompt: np.ndarray, images: Sequence[dict[str, Any]]) -> np.ndarray:
         """Repeat each image token of ``prompt`` to the number of its image's cells."""
         counts = np.ones(len(prompt), dtype=np.int64)
         cells = [int(np.prod(i["image_grid_thw"])) // self.processor.merge_size**2 for i in images]
         counts[prompt == self.tokens.image_id] = cells
         return np.repeat(prompt, counts)
 
-    def _run_model(self, ids: list[np.ndarray], images: list[Sequence[dict[str, np.ndarray]]]) -> Tensor:
+    def _run_model(self, ids: list[np.ndarray], images: list[Sequence[dict[str, Any]]]) -> Tensor:
         width, left = max(map(len, ids)), self.form.padding == "left"
         padded = np.full((len(ids), width), self.tokenizer.pad_token_id, dtype=np.int64)
         mask = np.zeros_like(padded)
@@ -211,7 +220,7 @@ class MllmExtractor(Extractor):
         inputs = {
             "input_ids": torch.from_numpy(padded),
             "attention_mask": torch.from_numpy(mask),
-            "pixel_values": torch.from_numpy(np.concatenate([i["pixel_values"] for i in flat])).to(self.compute),
+            "pixel_values": self._patches(flat),
             "image_grid_thw": torch.from_numpy(np.stack([i["image_grid_thw"] for i in flat])),
         }
         if self._typed:

@@ -1,4 +1,4 @@
-"""Choice of the backend: the first in a fixed order that can train the model."""
+"""Choice of the backend: the first in a fixed order that can train the model; and its trainer."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ from importlib.util import find_spec
 import torch
 
 from manifests.schema import Training
+from pipeline.training.backends import stacked
+from pipeline.training.backends.base import Trainer
+from pipeline.training.cascade import graph
+from pipeline.training.cascade import trainer as cascade
 from pipeline.training.data import SessionFeatures
 from pipeline.training.determinism import flushed_denormals, matmul_precision
 from pipeline.training.errors import TrainingError
 from pipeline.training.models.base import MemoryModel
+from pipeline.training.objective import Objective
 from pipeline.training.randomness import RunRandom
 
 BACKENDS = ("auto", "reference", "fast", "numba", "graph", "triton")
@@ -62,9 +67,7 @@ def _stacked_on_cpu(models: Sequence[MemoryModel], features: SessionFeatures) ->
 
     Stacking saves kernel launches, which matter on a GPU only.
     """
-    from pipeline.training.cascade import trainer as fast
-
-    return features.device.type == "cpu" and bool(fast.why_not(models))
+    return features.device.type == "cpu" and bool(cascade.why_not(models))
 
 
 def able_backends(models: Sequence[MemoryModel], features: SessionFeatures, trainings: Sequence[Training]) -> list[str]:
@@ -76,12 +79,7 @@ def _why_not(name: str, models: Sequence[MemoryModel], features: SessionFeatures
     """Return why backend ``name`` cannot train these models on this machine, or ""."""
     if name == "reference":
         return ""
-    from pipeline.training.backends import stacked
-    from pipeline.training.cascade import graph
-    from pipeline.training.cascade import trainer as fast
-    from pipeline.training.objective import Objective
-
-    reason = fast.why_not(models)
+    reason = cascade.why_not(models)
     if reason and name in ("fast", "graph"):
         reason = stacked.why_not(models)
     if not reason and name in ("graph", "triton"):
@@ -106,22 +104,45 @@ def _no_loops(features: SessionFeatures) -> str:
     return ""
 
 
+def build_trainer(
+    backend: str, models: Sequence[MemoryModel], features: SessionFeatures, trainings: Sequence[Training]
+) -> Trainer:
+    """Build a trainer of K models of one shape, with one training each. ``backend``: any of ``BACKENDS`` but "auto".
+
+    Raises TrainingError if the backend cannot train these models on this machine.
+    """
+    if backend == "reference":
+        return Trainer(models, features, trainings)
+    if cascade.why_not(models) and backend in ("fast", "graph"):
+        return (stacked.StackedTrainer if backend == "fast" else stacked.StackedGraphTrainer)(
+            models, features, trainings
+        )
+    if backend == "numba":
+        from pipeline.training.cascade.turn_numba import NumbaTurn
+
+        return cascade.FastTrainer(models, features, trainings, NumbaTurn())
+    if backend == "triton":
+        from pipeline.training.cascade.turn_triton import TritonTurn
+
+        return graph.GraphTrainer(models, features, trainings, TritonTurn())
+    kind = cascade.FastTrainer if backend == "fast" else graph.GraphTrainer
+    return kind(models, features, trainings)
+
+
 def measured_step(
     models: Sequence[MemoryModel], features: SessionFeatures, trainings: Sequence[Training], backend: str = "reference"
 ) -> Callable[[], None]:
     """Return a function that takes one full training step on copies of the models, for timing."""
-    from pipeline.training.backends import build_trainer
-
     if not all(model.trainable for model in models):
         return lambda: None
     trainer = build_trainer(backend, copy.deepcopy(list(models)), features, trainings)
     size = min(trainings[0].batch_size, len(features))
     index = torch.arange(size, device=features.device).expand(len(models), -1)
-    running = [True] * len(models)
+    running, random = [True] * len(models), RunRandom([0] * len(models), features.device)
 
     def step() -> None:
         with flushed_denormals(), matmul_precision(trainings[0].matmul):
-            trainer.step(index, RunRandom([0] * len(models), features.device), running)
+            trainer.step(index, random, running)
         if features.device.type == "cuda":
             torch.cuda.synchronize(features.device)
 

@@ -128,7 +128,7 @@ class StackedTrainer(FastTrainer):
 
     cascade: Any
 
-    def _stack(self, models: Sequence[MemoryModel], chain: Any) -> StackedModels:
+    def _stack(self, models: Sequence[MemoryModel], ops: Any) -> StackedModels:
         return StackedModels(models)
 
     def _losses(self, index: Tensor, random: RunRandom, progress: float) -> Tensor:
@@ -145,7 +145,7 @@ class StackedGraphTrainer(GraphTrainer):
 
     cascade: Any
 
-    def _stack(self, models: Sequence[MemoryModel], chain: Any) -> StackedModels:
+    def _stack(self, models: Sequence[MemoryModel], ops: Any) -> StackedModels:
         return StackedModels(models)
 
     def _draw(self, index: Tensor, random: RunRandom, progress: float) -> tuple[Tensor, ...]:

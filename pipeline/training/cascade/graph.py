@@ -76,9 +76,9 @@ class GraphTrainer(FastTrainer):
         models: Sequence[MemoryModel],
         features: SessionFeatures,
         trainings: Sequence[Training],
-        chain: TurnOps | None = None,
+        ops: TurnOps | None = None,
     ):
-        super().__init__(models, features, trainings, chain)
+        super().__init__(models, features, trainings, ops)
         reason = why_not(features, trainings, all(o.plain for o in self.objectives))
         if reason:
             raise TrainingError(f"no graph: {reason}; use the backend fast")

@@ -37,17 +37,17 @@ class FastTrainer(Trainer):
         models: Sequence[MemoryModel],
         features: SessionFeatures,
         trainings: Sequence[Training],
-        chain: TurnOps | None = None,
+        ops: TurnOps | None = None,
     ):
-        self.cascade = self._stack(models, chain).train()
+        self.cascade = self._stack(models, ops).train()
         self._stacked = [p for p in self.cascade.parameters() if p.requires_grad]
         # Views of each run's part, one optimizer per run: settings and ends of other runs must not affect it.
         self._parts = [[p.detach()[run] for p in self._stacked] for run in range(len(models))]
         super().__init__(models, features, trainings)
 
-    def _stack(self, models: Sequence[MemoryModel], chain: TurnOps | None) -> Any:
+    def _stack(self, models: Sequence[MemoryModel], ops: TurnOps | None) -> Any:
         """Return all runs as one module with parameters [K, ...]."""
-        return FastCascade(models, chain)
+        return FastCascade(models, ops)
 
     def tensors_of(self, run: int) -> list[Tensor]:
         return self._parts[run]

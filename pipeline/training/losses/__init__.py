@@ -15,13 +15,13 @@ from pipeline.training.losses.base import Loss
 losses: Registry[Loss] = Registry("pipeline.training.losses", Loss, "loss")
 
 
-def build_loss(component: Component, file: str = "") -> Loss:
+def build_loss(component: Component) -> Loss:
     """Build the loss of ``[training.loss]``.
 
     Raises ManifestError, with the nearest name, for an unknown loss or option.
     """
-    kind = losses.get(component.name, file, "key training.loss")
-    problems = Problems(file or "loss")
+    kind = losses.get(component.name, "", "key training.loss")
+    problems = Problems("loss")
     options = parse_options(kind.Options, component.options, problems.file, "training.loss", problems)
     problems.raise_if_any()
     assert options is not None

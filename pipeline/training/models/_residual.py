@@ -7,15 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pipeline.training.models.ewma import EWMA, running_average
+
 ResidualKind = bool | Literal["ewma"]
-
-
-def running_average(queries: Tensor, alpha: float | Tensor) -> Tensor:
-    """EWMA(1) = f_qry(1); EWMA(n) = alpha * f_qry(n) + (1 - alpha) * EWMA(n-1). [B, T, D] -> [B, T, D]."""
-    averages = [queries[:, 0]]
-    for turn in queries.unbind(1)[1:]:
-        averages.append(alpha * turn + (1 - alpha) * averages[-1])
-    return torch.stack(averages, 1)
 
 
 class Residual(nn.Module):
@@ -58,8 +52,6 @@ class Residual(nn.Module):
         """Choose alpha as ``EWMA.fit_parameters`` does; return {} for other kinds. features: ``SessionFeatures``."""
         if self.kind != "ewma":
             return {}
-        from pipeline.training.models.ewma import EWMA
-
         average = EWMA(EWMA.Options(), features.dim).to(features.queries)
         chosen = average.fit_parameters(features)
         self.alpha.copy_(average.alpha)

@@ -67,7 +67,7 @@ class CMNTM(MemoryModel):
 
     def _forward(self, queries: Tensor, lengths: Tensor) -> Tensor:
         inputs = F.dropout(queries, self.options.dropout, self.training)
-        state, outputs = self.initial_state(len(queries)).stages, []
+        state, outputs = self.initial_state(queries.shape[0]).stages, []
         for features in self._features(inputs):
             output, state = self._turn(features, state)
             outputs.append(output)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from manifests.schema import Frozen
 from pipeline.training.errors import TrainingError
-from pipeline.training.models._residual import running_average
 from pipeline.training.models.base import MemoryModel
+from pipeline.training.validate import recalls
 
 if TYPE_CHECKING:
     from pipeline.training.data import SessionFeatures
@@ -24,6 +24,14 @@ class Moving(NamedTuple):
 
     turn: int
     average: Tensor
+
+
+def running_average(queries: Tensor, alpha: float | Tensor) -> Tensor:
+    """EWMA(1) = f_qry(1); EWMA(n) = alpha * f_qry(n) + (1 - alpha) * EWMA(n-1). [B, T, D] -> [B, T, D]."""
+    averages = [queries[:, 0]]
+    for turn in queries.unbind(1)[1:]:
+        averages.append(alpha * turn + (1 - alpha) * averages[-1])
+    return torch.stack(averages, 1)
 
 
 class EWMA(MemoryModel):
@@ -61,8 +69,6 @@ class EWMA(MemoryModel):
 
     def fit_parameters(self, features: SessionFeatures) -> dict[str, Any]:
         """Choose alpha on the grid unless the options set it; a tie goes to the larger alpha."""
-        from pipeline.training.validate import recalls
-
         if self.options.alpha is not None:
             return {"alpha": self.options.alpha}
         scores: dict[float, float] = {}

@@ -52,7 +52,7 @@ class NoMemory(MemoryModel):
         self.residual.start(self.output)
 
     def _forward(self, queries: Tensor, lengths: Tensor) -> Tensor:
-        state = (self.hidden.expand(len(queries), -1), self.cell.expand(len(queries), -1))
+        state = (self.hidden.expand(queries.shape[0], -1), self.cell.expand(queries.shape[0], -1))
         outputs = []
         for turn in dropout(queries, self.options.dropout, self.training).unbind(1):
             state = self.controller(turn, state)

@@ -73,7 +73,7 @@ class TurnWeights(MemoryModel):
         unit = F.normalize(window.flatten(2, 3), dim=-1)
         cosines = (unit @ unit.mT)[..., self.pairs[0], self.pairs[1]]
         place = torch.arange(turns, device=queries.device).clamp_max(seen - 1)
-        number = torch.eye(seen, dtype=queries.dtype, device=queries.device)[place].expand(len(queries), -1, -1)
+        number = torch.eye(seen, dtype=queries.dtype, device=queries.device)[place].expand(queries.shape[0], -1, -1)
         inner = F.gelu(self.hidden(dropout(torch.cat([cosines, number], -1), self.options.dropout, self.training)))
         weights = self.table[place] + self.output(dropout(inner, self.options.dropout, self.training)).unflatten(
             -1, (seen, self.kinds)

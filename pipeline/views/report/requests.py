@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from manifests.datasets.demo import DemoOptions
+from manifests.datasets.demo.catalogue import TEST, TRAIN, Size, build_catalogue
 from manifests.schema import Dataset, RunSpec
 
 Request = dict[str, str]  # field -> requested value; "none" requests its absence
@@ -14,9 +16,6 @@ def known_requests(spec: RunSpec) -> dict[str, tuple[Request, ...]] | None:
     """
     if spec.dataset.name != "demo":
         return None
-    from manifests.datasets.demo import DemoOptions
-    from manifests.datasets.demo.catalogue import TEST, TRAIN, Size, build_catalogue
-
     options = DemoOptions.model_validate(spec.dataset.options)
     catalogue = build_catalogue(
         options.seed,

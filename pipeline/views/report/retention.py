@@ -15,6 +15,7 @@ import numpy as np
 
 from cache import Store
 from manifests.identity import stack_keys, text_key
+from pipeline.evaluation.rows import unit_rows
 from pipeline.views.report.requests import Request, meets
 from pipeline.views.retrieval.testbed import TestBed
 from pipeline.views.retrieval.trained import Trained
@@ -173,8 +174,7 @@ class _Judge:
             rows = backbone.find("image", stack_keys(bound.get(i, bytes(16)) for i in bed.candidates[category].images))
             features = np.zeros((len(rows), backbone.tables["image"].dim), dtype=np.float32)
             features[rows >= 0] = backbone.gather("image", rows[rows >= 0])
-            norms = np.linalg.norm(features, axis=1, keepdims=True)
-            self._galleries[category] = features / np.maximum(norms, 1e-12)
+            self._galleries[category] = unit_rows(features)
 
     def percentiles(self, category: str, text: str) -> np.ndarray | None:
         row = self._backbone.find("text", stack_keys([text_key(text)]))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from manifests.load import shipped
-from manifests.schema import Dataset, RunSpec
-from manifests.table_spec import BlockSpec, ResultsTable, RowSpec, load_table_spec
+from manifests.table_spec import ResultsTable, load_table_spec
 from pipeline.analysis.cells import Table
+from pipeline.analysis.own_tables import own_table
 from pipeline.analysis.results_table import build_results_table
 from pipeline.analysis.tables import RunFinder
 from pipeline.jobs.experiment import Experiment
@@ -23,30 +23,7 @@ def report_tables(stage: Experiment, data: Path) -> list[Table]:
 
 def _filled(table: ResultsTable, stage: Experiment, data: Path) -> Table:
     finder = RunFinder(stage.spec, data, stage.workspace, table)
-    finder.__dict__["stage"] = stage  # the report's own stage, so that it is loaded once
+    finder.__dict__["experiment"] = stage  # the report's own, so that it is loaded once
     seeds = () if table.ablation else stage.spec.seeds
     built = build_results_table(table, finder, known=registry.names(), run=stage.spec.asked, seeds=seeds)
     return built.model_copy(update={"footnotes": (*built.footnotes, *finder.footnotes)})
-
-
-def own_table(spec: RunSpec, dataset: Dataset, subsets: dict[str, set[str]]) -> ResultsTable:
-    """Return a table with a row per model of the spec, and a block per leak subset smaller than the whole."""
-    tests = {s.id for s in dataset.split("test")}
-    blocks = [
-        BlockSpec(subset=name, label=name.capitalize())
-        for name, ids in subsets.items()
-        if name == "all" or ids != tests
-    ]
-    rows = [
-        RowSpec(model=name, label=registry.get(name).title, deterministic=not registry.get(name).trainable)
-        for name in spec.models
-    ]
-    first = [BlockSpec(subset="all", label="All sessions")]
-    return ResultsTable(
-        kind="results",
-        title=f"{spec.title or spec.name}: final-turn retrieval",
-        run=spec.name,
-        seeds=spec.seeds,
-        blocks=tuple(first + [b for b in blocks if b.subset != "all"]),
-        rows=tuple(rows),
-    )

@@ -9,11 +9,13 @@ from cache.layout import canonical
 from manifests.errors import IncompleteError
 from manifests.identity import changed_fields
 from manifests.schema import Component, Dataset, RunSpec
-from pipeline.composition.checkpoint import load_composer
 from pipeline.composition.compose import composed_fields
 from pipeline.composition.composers.base import Composer
-from pipeline.composition.request import composer_request
+from pipeline.composition.ready import ready_composer
+from pipeline.composition.request import composer_request, is_joint
 from pipeline.core.workspace import Workspace
+from pipeline.extraction.extractors import load_extractor
+from pipeline.extraction.fitting.job import fitted_spec
 
 
 class OtherModelError(IncompleteError):
@@ -26,9 +28,6 @@ def store_extractor(spec: RunSpec, dataset: Dataset, workspace: Workspace, devic
     Raises OtherModelError if its semantic fields differ from the store's, naming them old -> new and the command to
     run; IncompleteError if it is not fitted yet; and the errors of ``load_extractor``.
     """
-    from pipeline.extraction.extractors import load_extractor
-    from pipeline.extraction.fitting.job import fitted_spec
-
     backbone, chosen = workspace.backbone(spec, dataset), fitted_spec(spec, dataset, workspace)
     if "compute_dtype" in backbone.fields:  # set by ``extract --precision``, not by a spec
         options = {**chosen.extractor.options, "dtype": backbone.fields["compute_dtype"]}
@@ -44,22 +43,21 @@ def store_composer(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Com
     For a cross-fitted store this is the head fitted on all train sessions. Raises OtherModelError if weights, options
     or backbone differ from the store's fields.
     """
-    from pipeline.jobs.stage1 import composer_folder
-
     backbone, store, request = workspace.backbone(spec, dataset), workspace.store(spec, dataset), composer_request(spec)
-    if "query" in backbone.tables:
+    if is_joint(backbone):
         return None
     assert request is not None
+    ready, command = ready_composer(request, spec, dataset, backbone, folds=False), "extract"
     if request.kind.trainable:
-        composer, about = load_composer(request.weights or composer_folder(request, spec, dataset, backbone))
-        weights, command = about["weights"], "fit-composer"
-    else:
-        composer = request.kind(request.options, backbone.tables["image"].dim, backbone.tables["text"].dim).eval()
-        weights, command = None, "extract"
+        command = "fit-composer"
+    if ready is None:
+        raise IncompleteError(
+            f"the fitted composer of spec '{spec.name}' is missing or damaged: run `fit-composer {spec.asked}`"
+        )
     stored = {k: v for k, v in store.fields["composer"].items() if k != "folds"}
-    found = canonical(composed_fields(backbone, composer, weights))
+    found = canonical(composed_fields(backbone, ready.composer, ready.weights))
     _same(store.fields | {"composer": stored}, found, f"composer '{request.name}'", store, spec, command)
-    return composer
+    return ready.composer
 
 
 def _same(

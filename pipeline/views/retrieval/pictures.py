@@ -7,6 +7,7 @@ from collections import OrderedDict
 from threading import Lock
 
 from manifests.schema import Dataset
+from pipeline.extraction.images import ItemError, decode, read
 
 QUALITY = 78
 KEPT = 4096  # thumbnails kept in memory: about 16 MB at 128 pixels
@@ -48,8 +49,6 @@ class Pictures:
         return data
 
     def _make(self, image: str, size: int) -> bytes | None:
-        from pipeline.extraction.images import ItemError, decode, read
-
         if not self.has_pixels(image):
             return None
         try:

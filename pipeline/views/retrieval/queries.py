@@ -15,6 +15,7 @@ from manifests.errors import FashionNTMError, IncompleteError
 from manifests.identity import pair_key, stack_keys, text_key
 from manifests.schema import Dataset, RunSpec
 from pipeline.core.workspace import Workspace
+from pipeline.extraction.images import decode, read
 from pipeline.views.retrieval.live import store_composer
 
 
@@ -90,6 +91,23 @@ class Queries:
             return picture if self.extractor.reads == "caption" else self.extractor.prepare(picture)
         return self._encode("the uploaded image", lambda: self.extractor.encode_images([picture])[0])
 
+    def words(self, text: str) -> Tensor:
+        """Return the query [D] of a text alone. Raises QueryError where texts and images share no space."""
+        if self.composer is not None:
+            with torch.inference_mode():
+                found = self.composer.words(torch.from_numpy(self.text_row(text)[None]))
+            if found is not None:
+                return found[0].clone()
+        raise QueryError("this model has no query of a text alone: give an image to start from too")
+
+    def target(self, image: str | np.ndarray) -> Tensor:
+        """Return f_tar [D] of an image, given as in ``query``: the query for similar images."""
+        if self.composer is None:
+            raise QueryError("a joint model has no query of an image alone: give a text too")
+        row = self.image_row(image) if isinstance(image, str) else image
+        with torch.inference_mode():
+            return self.composer.target(torch.from_numpy(row.astype(np.float32)[None]))[0].clone()
+
     def _joint(self, image: Any, text: str) -> Tensor:
         text = " ".join(text.split())
         key = self._bound.get(image) if isinstance(image, str) else None
@@ -101,8 +119,6 @@ class Queries:
 
     def _source(self, image: str) -> Any:
         """Return a catalog image as the joint model reads it."""
-        from pipeline.extraction.images import decode, read
-
         record = self.dataset.images[image]
         if self.extractor is not None and self.extractor.reads == "caption":
             return self.extractor.standin(record, self.dataset)

@@ -60,7 +60,7 @@ def trained_runs(
             folders.append(folder)
         else:
             missing.append(f"python cli.py {stage.train_command(run)}")
-    return _load(folders, stage.device), missing
+    return load_trained(folders, stage.device), missing
 
 
 def runs_by_id(stage: Experiment, ids: Sequence[str]) -> list[Trained]:
@@ -85,11 +85,11 @@ def runs_by_id(stage: Experiment, ids: Sequence[str]) -> list[Trained]:
             there = ", ".join(f"{folder.model} {folder.id}" for folder in known)
             raise ManifestError([Problem("--run", wanted, what, f"there are: {there}")])
         chosen += found
-    return _load(chosen, stage.device)
+    return load_trained(chosen, stage.device)
 
 
-def _load(folders: Sequence[RunFolder], device: torch.device) -> list[Trained]:
-    """Load the runs, without those of whole dialogs as one chat: such queries exist for test sessions only."""
+def load_trained(folders: Sequence[RunFolder], device: torch.device) -> list[Trained]:
+    """Load runs with labels unique among them; not those of whole dialogs as one chat, whose queries are cached alone."""
     found = [(folder, folder.record()["identity"]["seed"], load_model(folder.path, device)) for folder in folders]
     found = [(folder, seed, model) for folder, seed, model in found if not model.dialogs]
     names = [folder.model for folder, _, _ in found]

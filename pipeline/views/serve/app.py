@@ -16,6 +16,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from manifests.errors import FashionNTMError, advice, disk_problem
+from pipeline.views.retrieval.pages import render
 from pipeline.views.retrieval.queries import known_texts
 from pipeline.views.serve.engine import UPLOAD, Engine, Talk, described_row, upload_row
 from pipeline.views.serve.guard import Guard
@@ -23,6 +24,7 @@ from pipeline.views.serve.limits import RequestError, clean_text, number_of
 from pipeline.views.serve.saved import SavedDialogues
 from pipeline.views.serve.uploads import Uploads
 
+API = 1  # version of the JSON interface (docs/serve-api.json); a change that breaks a client increments it
 PAGE = 48  # catalog images per page of the chooser
 DEPTH = 4  # largest nesting depth of a request's JSON
 SIZES = (96, 192, 384)
@@ -105,6 +107,7 @@ class _Page:
         e = self.engine
         return JSONResponse(
             {
+                "api": API,
                 "title": self.title,
                 "categories": {name: len(found.images) for name, found in e.galleries.items()},
                 "models": [
@@ -240,16 +243,3 @@ class _Page:
             "words": pictures.words(image),
             "src": f"image/{number}" if pictures.has_pixels(image) else None,
         }
-
-
-def render(name: str, package: str = "pipeline.views.serve", **values: Any) -> str:
-    """Render a template of a package's ``templates`` folder, with values escaped."""
-    import jinja2
-
-    folder = str(resources.files(package) / "templates")
-    loader = jinja2.FileSystemLoader(folder)
-    return (
-        jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-        .get_template(name)
-        .render(**values)
-    )

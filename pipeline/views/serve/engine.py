@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import secrets
 from collections import OrderedDict
@@ -14,6 +15,7 @@ import numpy as np
 
 from manifests.schema import TURN_JOIN, Dataset, Session, Turn
 from pipeline.evaluation.evaluate import Candidates, load_candidates
+from pipeline.extraction.images import ItemError, decode
 from pipeline.training.dialogue import Dialogue
 from pipeline.views.retrieval.identity import data_of
 from pipeline.views.retrieval.index import ExactIndex
@@ -238,10 +240,6 @@ def _kind(dialogue: Dialogue) -> tuple[str, bool]:
 
 def upload_row(queries: Queries, data: bytes, limits: Limits) -> tuple[np.ndarray | Any, bytes]:
     """Return an uploaded file as (feature row, JPEG for the page). Raises RequestError, naming the exceeded limit."""
-    import io
-
-    from pipeline.extraction.images import ItemError, decode
-
     if not queries.live:
         raise RequestError("no extractor is loaded, so a new image has no feature: choose a catalogue image")
     if queries.extractor.reads == "caption":

@@ -13,12 +13,14 @@ from manifests.errors import FashionNTMError, IncompleteError
 from manifests.schema import Dataset, RunSpec
 from pipeline.core.workspace import Workspace
 from pipeline.jobs.experiment import Experiment
+from pipeline.views.retrieval.catalogue import UNTRAINED, catalogue_models
 from pipeline.views.retrieval.live import store_extractor
 from pipeline.views.retrieval.queries import Queries
 from pipeline.views.retrieval.trained import Trained, runs_by_id, trained_runs
 from pipeline.views.serve.engine import Engine
 from pipeline.views.serve.guard import is_loopback, new_token
 from pipeline.views.serve.limits import Limits
+from pipeline.views.serve.saved import SavedDialogues
 
 Log = Callable[[str], None]
 
@@ -35,11 +37,18 @@ def open_engine(
 ) -> Engine:
     """Open the gallery, the trained runs (all of the spec's, or ``runs`` by id) and, if loadable, the extractor.
 
+    A catalogue without train sessions takes the runs of any dataset on the same features, else EWMA and the last turn.
+
     Raises IncompleteError when no run is trained, or the extractor differs from the one that made the store's rows.
     An extractor that cannot be loaded is no error: the page gives the reason, and cached texts still work.
     """
     stage = Experiment(spec, dataset, workspace, device, log)
-    trained = runs_by_id(stage, runs) if runs else _all(stage)
+    if dataset.split("train"):
+        trained = runs_by_id(stage, runs) if runs else _all(stage)
+    else:
+        trained = catalogue_models(stage, runs)
+        if trained[0].run == UNTRAINED:
+            log("no run is trained on these features: EWMA and the last turn answer, untrained")
     extractor, why = None, "It was switched off by --cached-only."
     if not cached_only:
         extractor, why = _extractor(spec, dataset, workspace, device)
@@ -108,8 +117,6 @@ def listen(make: Callable[[str | None, tuple[str, ...]], Any], host: str, port: 
 
 def saved_folder(folder: Path | None, engine: Engine, log: Log) -> Any:
     """Return the ``SavedDialogues`` of --save, or None; log the dialogues in it that other runs answered."""
-    from pipeline.views.serve.saved import SavedDialogues
-
     if folder is None:
         return None
     saved = SavedDialogues(folder, engine.dataset, engine.made_with)

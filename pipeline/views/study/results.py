@@ -7,7 +7,10 @@ from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from scipy.stats import binomtest
+
 from manifests.errors import IncompleteError
+from pipeline.evaluation.significance import holm
 from pipeline.views.study.store import StudyFile
 
 
@@ -104,11 +107,7 @@ class StudyResults:
 
 
 def study_results(study: StudyFile) -> StudyResults:
-    """Compute the results of a study. Raises IncompleteError without answers, or if scipy is not installed."""
-    try:
-        from scipy.stats import binomtest
-    except ImportError:
-        raise IncompleteError("study results need scipy: python -m pip install 'fashion-ntm[serve]'") from None
+    """Compute the results of a study. Raises IncompleteError without answers."""
     answers, options = study.answers(), {q.number: q.options for q in study.questions}
     if not answers:
         raise IncompleteError(f"{study.path}: no question is answered yet: open the study's page and answer some")
@@ -150,8 +149,6 @@ def study_results(study: StudyFile) -> StudyResults:
 
 
 def _tests(labels: list[str], votes: dict[int, list[tuple[str, ...]]]) -> list[SignTest]:
-    from scipy.stats import binomtest
-
     found: list[SignTest] = []
     for unit in ("session", "answer"):
         rows = []
@@ -161,15 +158,6 @@ def _tests(labels: list[str], votes: dict[int, list[tuple[str, ...]]]) -> list[S
             ahead, behind = sum(s > 0 for s in signs), sum(s < 0 for s in signs)
             p = float(binomtest(ahead, ahead + behind).pvalue) if ahead + behind else 1.0
             rows.append((one, other, ahead, behind, p))
-        corrected = _holm([row[-1] for row in rows])
+        corrected = holm([row[-1] for row in rows])
         found += [SignTest(a, b, unit, x, y, p, h) for (a, b, x, y, p), h in zip(rows, corrected, strict=True)]
     return found
-
-
-def _holm(values: list[float]) -> list[float]:
-    """Return p-values with Holm's step-down correction, in the order of ``values``."""
-    out, reached = [0.0] * len(values), 0.0
-    for place, number in enumerate(sorted(range(len(values)), key=values.__getitem__)):
-        reached = max(reached, min(1.0, values[number] * (len(values) - place)))
-        out[number] = reached
-    return out

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cache.files import replacing
 from manifests.errors import IncompleteError, advice, disk_problem
 from pipeline.views.study.questions import Question, StudyError
 
@@ -91,18 +92,19 @@ class StudyFile:
     def create(cls, path: Path, about: dict[str, Any], questions: Sequence[Question]) -> StudyFile:
         """Create a study; it is written under a temporary name first, so that an interrupted call leaves no file."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        part.unlink(missing_ok=True)
-        with _naming(path), closing(sqlite3.connect(part)) as db:
-            db.executescript(SCHEMA)
-            values = {"format": FORMAT, **about}
-            db.executemany("INSERT INTO about VALUES (?, ?)", [(k, json.dumps(v)) for k, v in values.items()])
-            db.executemany(
-                "INSERT INTO question VALUES (?, ?, ?)",
-                [(q.number, q.session, json.dumps(q.options)) for q in questions],
-            )
-            db.commit()
-        part.replace(path)
+        with replacing(path) as part:
+            db = sqlite3.connect(part)
+            try:
+                db.executescript(SCHEMA)
+                values = {"format": FORMAT, **about}
+                db.executemany("INSERT INTO about VALUES (?, ?)", [(k, json.dumps(v)) for k, v in values.items()])
+                db.executemany(
+                    "INSERT INTO question VALUES (?, ?, ?)",
+                    [(q.number, q.session, json.dumps(q.options)) for q in questions],
+                )
+                db.commit()
+            finally:
+                db.close()
         return cls(path)
 
     @contextmanager

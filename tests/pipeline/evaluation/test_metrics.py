@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import pytrec_eval
 
-from pipeline.evaluation.metrics import CUTOFFS, metrics_of, mrr, recall, summarise
+from pipeline.evaluation.metrics import CUTOFFS, metrics_of, mrr, recall, summarize
 from pipeline.evaluation.ranking import ranks
 
 
@@ -50,23 +50,23 @@ def test_by_hand() -> None:
 def test_overall_is_the_mean_of_the_categories_or_over_all_sessions() -> None:
     found, categories = np.array([1, 1, 1, 9, 9, 9, 9, 9]), ["dress"] * 4 + ["shirt"] * 4
     found, categories = found[:6], categories[:6]  # 3 of 4, and 0 of 2
-    assert summarise(found, categories)["overall"]["R@5"] == pytest.approx(37.5)
-    assert summarise(found, categories, "sessions")["overall"]["R@5"] == pytest.approx(50)
-    assert [m["n"] for m in summarise(found, categories).values()] == [4, 2, 6]
+    assert summarize(found, categories)["overall"]["R@5"] == pytest.approx(37.5)
+    assert summarize(found, categories, "sessions")["overall"]["R@5"] == pytest.approx(50)
+    assert [m["n"] for m in summarize(found, categories).values()] == [4, 2, 6]
 
 
 def test_an_empty_category_is_shown_and_takes_no_part_in_the_mean() -> None:
-    found = summarise(np.array([1, 9]), ["dress", "dress"], order=["shirt", "dress"])
+    found = summarize(np.array([1, 9]), ["dress", "dress"], order=["shirt", "dress"])
     assert list(found) == ["shirt", "dress", "overall"]
     assert found["shirt"] == {"n": 0}
     assert found["overall"]["R@5"] == 50
-    assert summarise(np.array([]), [], order=["dress"]) == {"dress": {"n": 0}, "overall": {"n": 0}}
+    assert summarize(np.array([]), [], order=["dress"]) == {"dress": {"n": 0}, "overall": {"n": 0}}
 
 
 def test_nothing_has_no_recall() -> None:
     with pytest.raises(ValueError, match="no ranks"):
         recall(np.array([]), 5)
     with pytest.raises(ValueError, match="may not be called 'overall'"):
-        summarise(np.array([1]), ["overall"])
+        summarize(np.array([1]), ["overall"])
     with pytest.raises(ValueError, match="one category for each rank"):
-        summarise(np.array([1, 2]), ["dress"])
+        summarize(np.array([1, 2]), ["dress"])

@@ -51,17 +51,6 @@ def test_columns_see_the_same_draws_in_blocks_too() -> None:
     np.testing.assert_allclose(draws[:, 1] - draws[:, 0], 1.0)
 
 
-def test_clusters_are_drawn_together() -> None:
-    """Ten copies of each of 40 sessions say no more than the 40 sessions."""
-    values = np.random.default_rng(2).normal(size=40)
-    copies, labels = np.repeat(values, 10), np.repeat(np.arange(40), 10)
-    apart = bootstrap(copies[:, None], [np.arange(400)], resamples=3000).std()
-    together = bootstrap(copies[:, None], [np.arange(400)], labels, resamples=3000).std()
-    single = bootstrap(values[:, None], [np.arange(40)], resamples=3000).std()
-    assert together == pytest.approx(single, rel=0.06)
-    assert apart < 0.45 * together
-
-
 def simulate(rng: np.random.Generator, gain: float) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """Hits in percent of two methods on 300 sessions of three categories that differ in difficulty; b is harder to beat."""
     hard = rng.beta(1.0, 2.0, 300)
@@ -104,6 +93,18 @@ def test_the_sign_flip_test_equals_all_patterns_by_hand() -> None:
     found = sign_flip(a, b)
     assert found.p == pytest.approx(by_hand)
     assert (found.n, found.least) == (6, 2 / 64)
+
+
+@pytest.mark.parametrize("decimals", [0, 1, 12])
+def test_the_sign_flip_test_equals_scipys(decimals: int) -> None:
+    """Rounded values tie, and differ by zero."""
+    from scipy.stats import permutation_test
+
+    rng = np.random.default_rng(decimals)
+    for n in (2, 3, 5, 8):
+        a, b = rng.normal(0.5, 1, n).round(decimals), rng.normal(size=n).round(decimals)
+        found = permutation_test((a, b), lambda x, y: np.mean(x - y), permutation_type="samples", n_resamples=np.inf)
+        assert sign_flip(a, b).p == pytest.approx(min(1.0, found.pvalue), abs=1e-12)
 
 
 def test_five_seeds_cannot_be_significant_on_two_sides_and_six_can() -> None:

@@ -206,3 +206,15 @@ def test_code_that_computes_while_it_is_initialized_is_loaded_with_data(clip_fol
     plain = load_model(locate(str(clip_folder)), torch.float32, torch.device("cpu"))
     for (name, a), (_, b) in zip(found.named_parameters(), plain.named_parameters(), strict=True):
         assert torch.equal(a, b), name
+
+
+def test_a_clip_of_sentence_transformers_is_found_in_its_folder(load: Load, clip_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(clip_folder, tmp_path / "st" / "0_CLIPModel")
+    module = {"idx": 0, "name": "0", "path": "0_CLIPModel", "type": "sentence_transformers.models.CLIPModel"}
+    (tmp_path / "st" / "modules.json").write_text(json.dumps([module]))
+    found, wanted = load("clip", tmp_path / "st"), load("clip", clip_folder)
+    assert found.semantic() == wanted.semantic()
+    np.testing.assert_array_equal(found.encode_images([picture(0)]), wanted.encode_images([picture(0)]))
+    (tmp_path / "st" / "modules.json").write_text(json.dumps([module | {"path": "../own"}]))
+    with pytest.raises(ModelError, match=r"names the folder '\.\./own', which is not in it"):
+        load("clip", tmp_path / "st")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,8 +93,12 @@ def test_a_resumed_job_keeps_its_batch_size(load: Load, clip_folder: Path, tmp_p
     assert recorded_batch_size([{"settings": {"device": "cpu", "batch_size": 9}, "rows": {}}], "cpu") is None
 
 
-def test_decoding_threads_leave_the_model_its_own() -> None:
-    assert 1 <= default_workers(CPU) <= 16
+def test_decoding_threads_leave_the_model_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    assert default_workers(CPU) == 7 and default_workers(torch.device("cuda")) == 12
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 12)
+    assert default_workers(CPU) == 1
 
 
 # ---- precision

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from cli import main
 from pipeline.evaluation.files import load_results, load_summary
 from pipeline.evaluation.orders import cosine_orders
+from pipeline.evaluation.ranked_files import FILES
 from pipeline.evaluation.ranking import ranks
 from tests.caption_project import CAPTIONS, call, caption_project
 from tests.worlds import world
@@ -50,7 +51,8 @@ def test_what_is_written_is_read_back_exactly(project: Path, tmp_path: Path, for
     spec = str(project / "ranked.toml")
     words = ("--model", "ewma", "--format", form, "--to", str(tmp_path))
     assert call(project, "results", spec, *words).exit_code == 0
-    file = next(p for p in sorted(tmp_path.iterdir()) if not p.name.startswith("qrels"))
+    file = tmp_path / FILES[form]
+    assert json.loads((tmp_path / "about.json").read_text())["dataset"] == "world/test"
     done = call(project, "evaluate", spec, "--ranked", str(file), "--name", f"again-{form}", "--json")
     assert done.exit_code == 0, done.output
     there = load_results(project / "out" / "ranked" / "world" / f"again-{form}" / "results.h5")
@@ -63,7 +65,7 @@ def test_beir_folders_hold_features_that_give_the_run(project: Path, tmp_path: P
     spec = str(project / "ranked.toml")
     assert call(project, "results", spec, "--model", "ewma", "--format", "beir", "--to", str(tmp_path)).exit_code == 0
     run = load_results(results_file(project, "ewma"))
-    for folder in tmp_path.iterdir():
+    for folder in (p for p in tmp_path.iterdir() if p.is_dir()):
         corpus = [json.loads(line)["_id"] for line in (folder / "corpus.jsonl").read_text().splitlines()]
         asked = [json.loads(line)["_id"] for line in (folder / "queries.jsonl").read_text().splitlines()]
         qrels = [line.split("\t") for line in (folder / "qrels" / "test.tsv").read_text().splitlines()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from pipeline.core.workspace import Workspace
 from pipeline.extraction.extractors.base import ExtractorOptions
 from pipeline.extraction.tolerance import COMPUTED, STORED, tolerance, tolerance_of
 from pipeline.jobs.stage1 import extract_spec
-from pipeline.stores.collect import SharedStoreError, collect_specs, collect_store
+from pipeline.stores.collect import SharedStoreError, collect_specs, collect_store, remove_superseded, superseded
 from pipeline.stores.explain import explain
 from pipeline.stores.reextract import reextract
 from pipeline.stores.wanted import OtherStoreError, request_of
@@ -109,6 +110,34 @@ def test_a_store_of_another_spec_is_refused(place: Path) -> None:
     with pytest.raises(SharedStoreError, match="'first'"):
         collect_store(store, [request(place, name="second")], dry_run=True)
     assert collect_store(store, [request(place, name="second")], dry_run=True, alone=True).rows_dropped == 0
+
+
+def test_the_refusal_names_the_spec_file_and_a_superseded_store_goes(place: Path) -> None:
+    data, workspace = build_dataset(place / "images"), Workspace(place / "out")
+    file = place / "tuned.toml"
+    file.write_text("")
+    tuned = spec_of(place, "tuned").model_copy(update={"given": f"{file} --data x"})
+    extract_spec(tuned, data, workspace, "cpu", progress="silent")
+    with pytest.raises(SharedStoreError, match=re.escape(f"--keep-for {file}")):
+        collect_specs([request(place)], dry_run=True)
+    file.unlink()
+    with pytest.raises(SharedStoreError, match=r"tuned.toml is no longer there"):
+        collect_specs([request(place)], dry_run=True)
+    assert superseded(workspace, data.name) == []
+    old = {request(place).backbone.path, request(place).composed.path}
+    for name in ("first", "tuned"):
+        extract_spec(spec_of(place, name, normalise=False), data, workspace, "cpu", progress="silent")
+        (path,) = (p for p in (place / "out/extracted").glob(f"{name}-*.json") if _names(p, old))
+        path.unlink()  # as if the spec had been changed in place
+    planned = remove_superseded(workspace, data.name, dry_run=True)
+    assert {Path(found["path"]) for found in planned} == old and all(path.is_dir() for path in old)
+    assert remove_superseded(workspace, data.name, dry_run=False) == planned
+    assert not any(path.exists() for path in old) and not list(workspace.out.glob(".removed*"))
+    assert request(place, normalise=False).backbone.path.is_dir()
+
+
+def _names(record: Path, stores: set[Path]) -> bool:
+    return any(path.name in record.read_text() for path in stores)
 
 
 # ---- computing again

@@ -41,8 +41,12 @@ def read(folder: Path, table: str, form: str) -> tuple[np.ndarray, np.ndarray | 
     if form == "safetensors":
         with safe_open(str(file), framework="np") as held:
             return held.get_tensor("features"), held.get_tensor("keys")
+    if form == "faiss":
+        index = pytest.importorskip("faiss", reason="no faiss: pip install 'fashion-ntm[faiss]'").read_index(str(file))
+        return index.reconstruct_n(0, index.ntotal), None
     parquet = pytest.importorskip("pyarrow.parquet")
     found = parquet.read_table(file)
+    assert len(set(found.column("id").to_pylist())) == len(found)
     rows = np.stack([np.asarray(row.values) for row in found.column("features")])
     return rows, np.stack([np.frombuffer(k.as_py(), np.uint8) for k in found.column("key")])
 

@@ -1,0 +1,90 @@
+"""Tables of a run spec's own models, or of an ablation's own grid, as table specs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+
+from manifests.ablation_spec import AblationSpec, ablation_names
+from manifests.errors import ManifestError, Problem, nearest
+from manifests.load import read_toml, shipped, spec_path
+from manifests.schema import Dataset, RunSpec
+from manifests.table_spec import BlockSpec, ResultsTable, RowSpec, table_names
+from pipeline.training.models import models as registry
+
+SUBSET_LABELS = {
+    "last pair unseen": "Last pair unseen in training",
+    "no pair seen": "No pair seen in training",
+}
+
+
+def kind_of_table(name: str) -> str:
+    """Return "table", "ablation" or "run": the kind of spec that ``table NAME`` prints a table of.
+
+    A shipped name is looked up among tables, ablations and run specs, in this order; a file is known by its keys.
+    Raises ManifestError, with the nearest name, if there is none.
+    """
+    for kind, names in (("table", table_names()), ("ablation", ablation_names()), ("run", tuple(shipped("runs")))):
+        if name in names:
+            return kind
+    if Path(name).suffix != ".toml" and not Path(name).exists():
+        known = (*table_names(), *ablation_names(), *shipped("runs"))
+        raise ManifestError([Problem(name, "", "no table, ablation or run spec of this name", nearest(name, known))])
+    values = read_toml(spec_path(name))
+    return "table" if "kind" in values else "ablation" if "grid" in values else "run"
+
+
+def own_table(spec: RunSpec, dataset: Dataset, subsets: Mapping[str, AbstractSet[str]]) -> ResultsTable:
+    """Return a table with a row per model of the spec, and a block per leak subset smaller than the whole."""
+    rows = [
+        RowSpec(model=name, label=registry.get(name).title, deterministic=not registry.get(name).trainable)
+        for name in spec.models
+    ]
+    return ResultsTable(
+        kind="results",
+        title=f"{spec.title or spec.name}: final-turn retrieval",
+        run=spec.name,
+        seeds=spec.seeds,
+        blocks=_blocks(dataset, subsets),
+        rows=tuple(rows),
+    )
+
+
+def ablation_table(ablation: AblationSpec, dataset: Dataset, subsets: Mapping[str, AbstractSet[str]]) -> ResultsTable:
+    """Return a table with a row per point of the grid and view. Views of another number of turns are left out."""
+    views = [view for view in ablation.views if view.turns == ablation.views[0].turns]
+    rows = [
+        RowSpec(
+            model=point.model,
+            label=f"{point.number}. {point.label}" + (f", last {view.last}" if view.last else ""),
+            key=f"{point.number}" + (f"-{view.last}" if view.last else ""),
+            options=dict(point.options),
+            training=dict(point.training),
+            last=view.last,
+            deterministic=not registry.get(point.model).trainable,
+        )
+        for point in ablation.points(registry.names())
+        for view in views
+    ]
+    return ResultsTable(
+        kind="results",
+        title=f"{ablation.title or ablation.name}: final-turn retrieval",
+        run=ablation.run,
+        ablation=ablation.name,
+        turns=ablation.views[0].turns,
+        seeds=ablation.seeds,
+        blocks=_blocks(dataset, subsets),
+        rows=tuple(rows),
+    )
+
+
+def _blocks(dataset: Dataset, subsets: Mapping[str, AbstractSet[str]]) -> tuple[BlockSpec, ...]:
+    """Return a block for all sessions, and one for each subset that lacks some of them."""
+    tests = {s.id for s in dataset.split("test")}
+    smaller = [name for name, ids in subsets.items() if name != "all" and ids and ids != tests]
+    labels = [(name, SUBSET_LABELS.get(name, name.capitalize())) for name in smaller]
+    return (
+        BlockSpec(subset="all", label="All sessions"),
+        *(BlockSpec(subset=name, label=label) for name, label in labels),
+    )

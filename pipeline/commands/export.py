@@ -1,0 +1,40 @@
+"""The `export` command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pipeline.commands._shared import emit, log, option_data, option_json, option_out
+
+SECTION = "results"
+
+
+@click.command(
+    "export", epilog="Example: fashion-ntm export 3f2a --format onnx --to model --data out/demo --out out/demo"
+)
+@click.argument("run", metavar="RUN")
+@click.option("--to", "folder", type=click.Path(path_type=Path), required=True, help="Folder to write; new or empty.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["torch", "onnx"]),
+    default="torch",
+    show_default=True,
+    help="torch: torch.export files (.pt2); onnx needs the extra fashion-ntm[onnx].",
+)
+@click.option("--turns", type=click.IntRange(1, 64), default=8, show_default=True, help="Longest session of the graph.")
+@option_data
+@option_out
+@option_json
+def command(run: str, folder: Path, form: str, turns: int, data: Path, out: Path, as_json: bool) -> None:
+    """Export RUN's memory model and composer as graphs with a dynamic batch, checked against PyTorch.
+
+    RUN is an id, its first digits or a run's folder. export.json describes the inputs and outputs. `cache export`
+    writes the features.
+    """
+    from pipeline.export.job import export_named
+
+    result = export_named(run, folder, form, turns, data, out, log)  # type: ignore[arg-type]
+    emit(result.as_dict(), result.text(), as_json)

@@ -1,0 +1,70 @@
+"""The `search` command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pipeline.commands._shared import emit, load, log, open_job, option_device, option_json, show, spec_command
+
+SECTION = "look"
+
+
+@click.command("search", epilog='Example: fashion-ntm search shop.toml --image photo.jpg --text "in navy" --html')
+@spec_command
+@click.option("--image", metavar="FILE|ID", help="Image to start from: a file, or an id of the catalogue.")
+@click.option("--text", "texts", multiple=True, help="What should be different; repeat it for further turns.")
+@click.option("-k", "--top", type=click.IntRange(1, 1000), default=10, show_default=True, help="Number of results.")
+@click.option("--gallery", help="Gallery, such as a category. Default: the first.")
+@click.option("--run", metavar="ID", help="Run id, its first digits or its folder. Default: as `serve`.")
+@click.option("--cached-only", is_flag=True, help="Load no extractor: only images and texts that are cached.")
+@click.option("--html", is_flag=True, help="Write a page with thumbnails.")
+@click.option(
+    "--file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File of --html. Default: search.html.",
+    default=None,
+)
+@option_json
+@option_device
+def command(
+    spec: str,
+    overrides: tuple[str, ...],
+    data: Path,
+    out: Path,
+    image: str | None,
+    texts: tuple[str, ...],
+    top: int,
+    gallery: str | None,
+    run: str | None,
+    cached_only: bool,
+    html: bool,
+    file: Path | None,
+    as_json: bool,
+    device: str,
+) -> None:
+    """Search SPEC's gallery by an image, by texts, or by an image and what should be different.
+
+    Several --text are the turns of a dialogue: each refers to the best result of the one before.
+    """
+    if image is None and not texts:
+        raise click.UsageError("give --image, --text or both")
+    if file is not None and not html:
+        raise click.UsageError("--file names the page of --html: add --html")
+    from cache.files import replace_atomically
+    from pipeline.api.search import search
+
+    job, workspace = open_job(spec, overrides, data, out)
+    found, start = search(
+        job, load(job, data), workspace, image, texts, top, gallery, [run] if run else [], device, cached_only, log
+    )
+    if html:
+        path = file or Path("search.html")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_atomically(path, found.html(start).encode())
+        log(f"written to {path}")
+    if as_json or not html:
+        emit(found.as_dict(), found.text(), as_json)
+    else:
+        show(found.text())

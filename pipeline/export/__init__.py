@@ -1,0 +1,1 @@
+"""Export of a run for other programs: the memory model and the composer as PyTorch or ONNX graphs."""

@@ -1,0 +1,126 @@
+"""Show, compare and remove run folders."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cache.errors import StoreBusyError
+from cache.lease import Lease
+from manifests.errors import IncompleteError
+from pipeline.core.text_table import aligned
+from pipeline.jobs.currency import Currency
+from pipeline.jobs.named_runs import run_named
+from pipeline.jobs.run_rows import chosen, flat, listed_runs, run_row
+from pipeline.training.runs import RunFolder
+
+METRICS = ("R@1", "R@5", "R@8", "R@10", "R@50", "MRR", "mean", "n")
+
+
+def show_run(given: str, data: Path, out: Path) -> dict[str, Any]:
+    """Return what a run records: its row, identity, execution, spec and files. Raises ManifestError for no such run."""
+    folder = run_named(given, out / "runs")
+    row = run_row(folder)
+    record = {} if row["state"] in ("damaged", "incomplete") else folder.record()
+    current = Currency(data, out).of(record) if row["state"] == "finished" else ""
+    files = {str(f.relative_to(folder.path)): f.stat().st_size for f in sorted(folder.path.rglob("*")) if f.is_file()}
+    kept = ("identity", "execution", "finished", "failed")
+    return row | {"current": current, "files": files} | {key: record.get(key) for key in kept}
+
+
+def show_text(found: Mapping[str, Any]) -> str:
+    """Return the run as lines of name and value, with a table of its scores."""
+    pairs = [
+        ("run", found["id"]),
+        ("state", ", ".join(filter(None, [found["state"], found["current"], found["damage"]]))),
+    ]
+    pairs += [
+        (key, found[key]) for key in ("dataset", "model", "spec", "seed", "date", "epochs", "seconds", "parameters")
+    ]
+    pairs += [(f"option {key}", value) for key, value in found["options"].items()]
+    pairs += [(f"training {key}", value) for key, value in found["training"].items()]
+    pairs += [("store", found["store"]), ("path", found["path"]), ("size", f"{found['bytes']:,} bytes")]
+    lines = aligned([[str(key), _text(value)] for key, value in pairs if value not in (None, "")], left=2)
+    scores = {"validation": found["validation"], **{f"test, {name}": m for name, m in found["test"].items()}}
+    columns = [m for m in METRICS if any(m in values for values in scores.values())]
+    rows = [[name, *(_score(values.get(m), m) for m in columns)] for name, values in scores.items() if values]
+    return "\n".join([*lines, *(["", *aligned([["", *columns], *rows])] if rows else [])])
+
+
+def side_by_side(names: Sequence[str], out: Path) -> dict[str, Any]:
+    """Return {"runs": ids, "settings": key -> values that differ, "scores": key -> values}, in the order of ``names``."""
+    rows = [run_row(run_named(name, out / "runs")) for name in names]
+    settings = [
+        flat({k: row[k] for k in ("dataset", "model", "spec", "seed", "options", "training", "store", "state")})
+        for row in rows
+    ]
+    costs = [{key: row[key] for key in ("epochs", "seconds", "parameters")} for row in rows]
+    scores = [flat({"validation": row["validation"], "test": row["test"]}) for row in rows]
+
+    def columns(values: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+        return {key: [v.get(key) for v in values] for key in dict.fromkeys(k for v in values for k in v)}
+
+    differ = {key: v for key, v in columns(settings).items() if any(value != v[0] for value in v)}
+    return {"runs": [row["id"] for row in rows], "settings": differ, "scores": columns(costs) | columns(scores)}
+
+
+def compare_text(found: Mapping[str, Any]) -> str:
+    """Return a table with a column per run."""
+    head = ["", *found["runs"]]
+    settings = [[key, *map(_text, values)] for key, values in found["settings"].items()]
+    scores = [[key, *(_score(v, key) for v in values)] for key, values in found["scores"].items()]
+    return "\n".join(aligned([head, *settings, *scores]))
+
+
+def remove_runs(names: Sequence[str], where: Sequence[str], data: Path, out: Path, dry_run: bool) -> dict[str, Any]:
+    """Remove runs by name, or all that fit ``where`` (``run_rows.chosen``); return their names and bytes.
+
+    Raises IncompleteError, before anything is removed, if one of them is being trained.
+    """
+    runs = out / "runs"
+    if where:
+        folders = [RunFolder(runs / row["name"]) for row in chosen(listed_runs(runs, Currency(data, out)), where)]
+    else:
+        folders = list(dict.fromkeys(run_named(name, runs) for name in names))
+    rows = [run_row(folder) for folder in folders]
+    if not dry_run:
+        leases = [_lease(folder) for folder in folders]
+        for folder, lease in zip(folders, leases, strict=True):
+            _remove(folder.path, lease)
+    found = [{"run": row["id"], "model": row["model"], "path": row["path"], "bytes": row["bytes"]} for row in rows]
+    return {"dry_run": dry_run, "removed": found, "bytes": sum(row["bytes"] for row in rows)}
+
+
+def removed_text(found: Mapping[str, Any]) -> str:
+    """Return one line per run, and the total size."""
+    would = "would be " if found["dry_run"] else ""
+    lines = [f"{run['model']} {run['run']}  {run['bytes']:,} bytes  {run['path']}" for run in found["removed"]]
+    return "\n".join([*lines, f"{len(lines):,} runs {would}removed, {found['bytes']:,} bytes"])
+
+
+def _lease(folder: RunFolder) -> Lease:
+    try:
+        return Lease(folder.path)
+    except StoreBusyError as error:
+        raise IncompleteError(f"run {folder.id} is being trained, so nothing was removed: {error}") from None
+
+
+def _remove(path: Path, lease: Lease) -> None:
+    """Move the folder out of the listing at once, then delete it, so that a kill leaves no half run."""
+    aside = path.resolve().parents[3] / f".removed-{path.name}-{secrets.token_hex(4)}"
+    path.rename(aside)
+    lease.release()
+    shutil.rmtree(aside)
+
+
+def _text(value: Any) -> str:
+    return "-" if value is None else value[:12] + "..." if isinstance(value, str) and len(value) == 64 else str(value)
+
+
+def _score(value: Any, name: str) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) or (name.endswith("n") and value == int(value)) else f"{value:.1f}"

@@ -1,0 +1,129 @@
+"""One row per run folder: configuration, state, scores and size, for listings, data frames and model cards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from manifests.errors import FashionNTMError, ManifestError, Problem, nearest
+from manifests.schema import Training
+from pipeline.evaluation.files import ResultsError, load_summary
+from pipeline.jobs.currency import Currency
+from pipeline.training.runs import UNSEALED, RunFolder, list_runs
+
+
+def run_row(folder: RunFolder) -> dict[str, Any]:
+    """Return the row of a run: everything that its folder records, without loading any data.
+
+    Keys: id, dataset, model, spec, state, damage, date (ISO, UTC), seed, options, training (keys that differ from the
+    defaults), epochs, seconds, parameters, validation and test (metrics by subset, or {}), bytes, path.
+    """
+    row: dict[str, Any] = {"id": folder.id, "dataset": folder.dataset, "model": folder.model, "state": folder.state}
+    row["damage"] = folder.damage if row["state"] == "damaged" else ""
+    record: dict[str, Any] = {}
+    with suppress(FashionNTMError, OSError):
+        record = folder.record()
+    identity, done = record.get("identity") or {}, record.get("finished") or {}
+    files = [file for file in folder.path.rglob("*") if file.is_file()]
+    changed = max((file.stat().st_mtime for file in files if file.name in ("seal.json", "run.json")), default=0.0)
+    return row | {
+        "spec": (record.get("spec") or {}).get("name", ""),
+        "seed": identity.get("seed"),
+        "date": datetime.fromtimestamp(changed, UTC).isoformat(timespec="seconds") if changed else "",
+        "options": (identity.get("model") or {}).get("options") or {},
+        "training": _changed(identity.get("training") or {}),
+        **{key: done.get(key) for key in ("epochs", "seconds", "parameters")},
+        "validation": done.get("validation") or {},
+        "test": metrics_by_subset(folder),
+        "store": identity.get("store", ""),
+        "sealed": folder.sealed,
+        "bytes": sum(file.stat().st_size for file in files),
+        "path": str(folder.path),
+    }
+
+
+def listed_runs(runs: Path, currency: Currency) -> list[dict[str, Any]]:
+    """Return ``run_row`` of every run below ``runs``, with its name, "current" (or why not) and a line "about" it."""
+    rows = []
+    for folder in list_runs(runs):
+        row = run_row(folder)
+        current = currency.of(folder.record()) if row["state"] == "finished" else ""
+        rows.append(row | {"name": str(folder.path.relative_to(runs)), "current": current})
+        rows[-1]["about"] = _about(rows[-1])
+    return rows
+
+
+def _about(row: Mapping[str, Any]) -> str:
+    if row["state"] != "finished":
+        return row["state"] + (f": {row['damage']}" if row["damage"] else "")
+    seed = "" if row["seed"] is None else f", seed {row['seed']}"
+    about = f"finished, {row['epochs']} epochs in {row['seconds']:.1f} s{seed}, {row['current']}"
+    return about + ("" if row["sealed"] else f", {UNSEALED}")
+
+
+def chosen(rows: Sequence[dict[str, Any]], where: Sequence[str] = (), sort: str = "") -> list[dict[str, Any]]:
+    """Return the rows that fit every ``key=value`` of ``where``, sorted by the key ``sort`` ("-key": descending).
+
+    Keys are those of the rows; nested ones are dotted (``options.stages``, ``test.all.R@5``), and ``validation`` and
+    ``test`` stand for their mean. Rows without a value come last. Raises ManifestError for a key that no row has.
+    """
+    values = [flat(row) for row in rows]
+    known = dict.fromkeys(key for row in values for key in row)
+
+    def key_of(name: str, option: str) -> str:
+        name = {"validation": "validation.mean", "test": "test.all.mean"}.get(name, name)
+        if rows and name not in known:
+            raise ManifestError([Problem(option, name, "no run has this key", nearest(name, known))])
+        return name
+
+    kept = list(zip(rows, values, strict=True))
+    for word in where:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise ManifestError([Problem("--where", word, "not of the form KEY=VALUE", "e.g. model=cm_ntm")])
+        name = key_of(name, "--where")
+        kept = [(row, own) for row, own in kept if str(own.get(name)) == value]
+    if sort:
+        name = key_of(sort.removeprefix("-"), "--sort")
+        have = [pair for pair in kept if pair[1].get(name) is not None]
+        numbers = all(isinstance(own[name], int | float) for _, own in have)
+        have.sort(key=lambda pair: pair[1][name] if numbers else str(pair[1][name]), reverse=sort.startswith("-"))
+        kept = have + [pair for pair in kept if pair[1].get(name) is None]
+    return [row for row, _ in kept]
+
+
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested mappings to dotted keys."""
+    found: dict[str, Any] = {}
+    for key, part in value.items():
+        found |= flat(part, f"{prefix}{key}.") if isinstance(part, Mapping) else {f"{prefix}{key}": part}
+    return found
+
+
+def metrics_by_subset(folder: RunFolder) -> dict[str, dict[str, float]]:
+    """Return subset -> overall metrics of the last evaluation of all test sessions; {} without an intact one."""
+    try:
+        summary = load_summary(folder.summary_file)
+    except ResultsError:
+        return {}
+    return {name: found["overall"] for name, found in summary["metrics"].items()}
+
+
+def differing(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return for each run its options and training keys that differ among the listed runs of its model."""
+    flat = [{**row["options"], **{f"training.{k}": v for k, v in row["training"].items()}} for row in rows]
+    out = []
+    for row, own in zip(rows, flat, strict=True):
+        same = [other for other, listed in zip(flat, rows, strict=True) if listed["model"] == row["model"]]
+        keys = dict.fromkeys(key for other in same for key in other)
+        out.append({k: own.get(k) for k in keys if any(other.get(k) != own.get(k) for other in same)})
+    return out
+
+
+def _changed(training: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the training keys that differ from the defaults."""
+    default = Training().model_dump(mode="json")
+    return {key: value for key, value in training.items() if default.get(key) != value}

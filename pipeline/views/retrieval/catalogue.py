@@ -1,0 +1,66 @@
+"""Memory models for a catalogue without sessions: runs of other datasets on the same features, or untrained averages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from manifests.errors import FashionNTMError, ManifestError, Problem
+from pipeline.jobs.experiment import Experiment
+from pipeline.training.dialogue import weights_digest
+from pipeline.training.models import build_model
+from pipeline.training.runs import RunFolder, list_runs
+from pipeline.views.retrieval.trained import DIGITS, Trained, load_trained
+
+UNTRAINED = "untrained"
+ALPHA = 0.7  # of EWMA, unless the spec sets it
+
+
+def catalogue_models(stage: Experiment, ids: Sequence[str] = ()) -> list[Trained]:
+    """Return finished runs, of any dataset, on features with the fingerprint of the stage's store; else EWMA and last.
+
+    ``ids``: only these runs, by id, first digits or folder. Raises ManifestError for an id that matches none or
+    several runs, and for a run on other features.
+    """
+    known = [f for f in list_runs(stage.workspace.runs) if f.state == "finished"]
+    fitting = [f for f in known if _store_of(f) == stage.store.fingerprint]
+    if not ids:
+        return load_trained(fitting, stage.device) or untrained(stage)
+    chosen = []
+    for wanted in dict.fromkeys(ids):
+        folder = RunFolder(Path(wanted).resolve())
+        found = [folder] if folder.state == "finished" else [f for f in known if _named(f, wanted)]
+        if len(found) != 1:
+            what = f"{len(found)} runs begin so" if found else f"no finished run has this id ({DIGITS} digits or more)"
+            there = ", ".join(f"{f.model} {f.id}" for f in fitting) or "none"
+            raise ManifestError([Problem("--run", wanted, what, f"on these features there are: {there}")])
+        if _store_of(found[0]) != stage.store.fingerprint:
+            what = (
+                f"the run reads features {_store_of(found[0])[:12]}, the catalogue has {stage.store.fingerprint[:12]}"
+            )
+            fix = "use the run's extractor, precision and composer (with weights = its folder) in the catalogue's spec"
+            raise ManifestError([Problem("--run", wanted, what, fix)])
+        chosen += found
+    return load_trained(chosen, stage.device)
+
+
+def untrained(stage: Experiment) -> list[Trained]:
+    """Return EWMA, with alpha of the spec or 0.7, and the last turn alone: models that need no training."""
+    dim, found = stage.store.tables["target"].dim, []
+    for name, options in (("ewma", {"alpha": ALPHA}), ("last", {})):
+        given = {k: v for k, v in stage.spec.models.get(name, {}).items() if k != "training"}
+        model = build_model(name, options | given, dim).to(stage.device).eval()
+        folder = RunFolder(stage.workspace.runs / stage.dataset.name / name / UNTRAINED)
+        found.append(Trained(name, model.title, None, folder, model, weights_digest(model)))
+    return found
+
+
+def _store_of(folder: RunFolder) -> str:
+    try:
+        return str(folder.record()["identity"]["store"])
+    except (FashionNTMError, KeyError, OSError):
+        return ""
+
+
+def _named(folder: RunFolder, wanted: str) -> bool:
+    return len(wanted) >= DIGITS and folder.id.startswith(wanted)

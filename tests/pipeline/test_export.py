@@ -1,0 +1,99 @@
+"""Exported graphs against the models: every memory model, any batch, turn by turn, as torch and as ONNX."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from cli import main
+from pipeline.composition.composers.gated import Gated, GatedOptions
+from pipeline.export.graphs import as_tuple, graphs_of, step_of
+from pipeline.export.run import ExportError, export_run
+from pipeline.training.models import build_model, models
+from pipeline.training.runs import RunFolder
+from tests.pipeline.training.test_models import OPTIONS, settle
+
+D = 6
+
+
+def built(name: str, **options: Any) -> Any:
+    return settle(build_model(name, OPTIONS.get(name, {}) | options, D)).float().eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("cm_ntm", {}), ("cm_ntm", {"stages": 1, "residual": True}), ("cm_ntm", {"residual": "ewma"}), ("v_ntm", {})]
+    + [(name, {}) for name in ("avg", "ewma", "last")],
+)
+@torch.no_grad()
+def test_steps_equal_the_models_turn_by_turn(name: str, options: dict[str, Any]) -> None:
+    model = built(name, **options)
+    if options.get("residual") == "ewma":
+        model.residual.alpha.fill_(0.6)
+    graph = step_of(model)
+    assert graph is not None
+    queries, state, expected = torch.randn(4, 20, D), model.initial_state(4), []
+    given = [
+        value[:1].expand(4, *value.shape[1:])
+        for value in list(graph.inputs.values())[2 if len(graph.inputs) > 1 else 1 :]
+    ]
+    for turn in range(20):  # beyond the turns with statistics of their own
+        output, state = model.step(queries[:, turn], state)
+        expected.append(output)
+        inputs = [queries[:, turn], torch.tensor(turn), *given] if len(graph.inputs) > 1 else [queries[:, turn]]
+        found, *given = as_tuple(graph.module(*inputs))
+        torch.testing.assert_close(found, output, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_whose_state_grows_has_a_session_graph_alone() -> None:
+    for name in models.names():
+        graphs = [graph.name for graph in graphs_of(built(name), None, 4)]
+        assert graphs[0] == "session" and (("step" in graphs) == (name in ("avg", "cm_ntm", "ewma", "last", "v_ntm")))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    folder = RunFolder(tmp_path_factory.mktemp("runs") / "data" / "cm_ntm" / "0123456789ab")
+    with folder.training({"id": folder.id, "identity": {"store": "s"}}) as held:
+        held.save_model(built("cm_ntm"))
+        held.finish({"epochs": 1})
+    return folder
+
+
+@pytest.mark.parametrize("form", ["torch", "onnx"])
+def test_the_files_answer_as_the_model(form: Any, run: RunFolder, tmp_path: Path) -> None:
+    if form == "onnx":
+        pytest.importorskip("onnxscript", reason="no onnxscript: pip install 'fashion-ntm[onnx]'")
+        onnxruntime = pytest.importorskip("onnxruntime", reason="no onnxruntime: pip install 'fashion-ntm[onnx]'")
+    composer = Gated(GatedOptions(hidden=5), D, D).eval()
+    done = export_run(run, composer, tmp_path / "to", form, turns=2)
+    about = json.loads((tmp_path / "to" / "export.json").read_text())
+    assert [graph["name"] for graph in about["graphs"]] == ["session", "step", "query", "target"]
+    assert about == done.about and all(graph["difference"] < 1e-4 for graph in about["graphs"])
+    state = np.load(tmp_path / "to" / "state.npz")
+    assert np.array_equal(state["stage1.memory"], built("cm_ntm").initial_state(1).stages[0].memory.detach().numpy())
+    image, text = torch.randn(5, D), torch.randn(5, D)
+    with torch.no_grad():
+        wanted = composer.query(image, text).numpy()
+    if form == "onnx":
+        session = onnxruntime.InferenceSession(str(tmp_path / "to" / "query.onnx"))
+        (found,) = session.run(None, {"image": image.numpy(), "text": text.numpy()})
+    else:
+        found = torch.export.load(tmp_path / "to" / "query.pt2").module()(image, text).detach().numpy()
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ExportError, match="not an empty folder"):
+        export_run(run, None, tmp_path / "to", form)
+
+
+def test_the_command_names_what_is_missing(run: RunFolder, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = CliRunner().invoke(main, ["export", "ffff", "--to", str(tmp_path / "to"), "--out", str(out)])
+    assert done.exit_code == 4 and "no run 'ffff'" in done.output
+    done = CliRunner().invoke(main, ["export", str(run.path), "--to", str(tmp_path / "to"), "--turns", "2"])
+    assert done.exit_code == 0 and "the composer is left out" in done.output and "session.pt2" in done.output
