@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import random
+import shutil
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -18,6 +19,7 @@ from manifests.errors import IncompleteError, advice, disk_problem
 from pipeline.views.study.questions import Question, StudyError
 
 FORMAT = 1
+SMALL = 1 << 16  # free bytes below which an I/O error of SQLite is one of a full disk
 NAME = 60  # longest participant name in characters
 SCHEMA = """
 CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -45,9 +47,8 @@ def _naming(path: Path) -> Iterator[None]:
         raise
     except (sqlite3.DatabaseError, sqlite3.OperationalError) as error:
         name = getattr(error, "sqlite_errorname", "")
-        number = (
-            errno.ENOSPC if name == "SQLITE_FULL" else errno.EROFS if name.startswith("SQLITE_READONLY") else errno.EIO
-        )
+        full = name == "SQLITE_FULL" or shutil.disk_usage(path.parent).free < SMALL
+        number = errno.ENOSPC if full else errno.EROFS if name.startswith("SQLITE_READONLY") else errno.EIO
         cause = OSError(number, str(error), str(path))
         kept = "answers that were acknowledged are kept"
         raise StudyDiskError(f"cannot use the study {disk_problem(cause)}; {kept}; {advice(cause)}") from error
