@@ -31,6 +31,7 @@ batch_size = 16
 [models.lstm]
 hidden = 4
 """
+MODELS = [{"label": n, "title": n, "run": n, "weights": n} for n in "ab"]
 # command, words after it, what it writes: each fails on the full disk, then on the read-only one, then ends well
 STEPS = (
     ("extract", ()),
@@ -99,10 +100,8 @@ def test_each_command_after_stage_1(tmp_path: Path, disk: Path) -> None:
 
 
 def test_a_study_on_a_full_disk_keeps_its_answers(disk: Path) -> None:
-    questions = [Question(0, "s", (((0,), ("a",)), ((1,), ("b",))))]
-    study = StudyFile.create(
-        disk / "study.sqlite", {"seed": 0, "models": [{"label": n, "title": n} for n in "ab"]}, questions
-    )
+    questions = [Question(0, "s", ((("a",), ("x",)), (("b",), ("y",))))]
+    study = StudyFile.create(disk / "study.sqlite", {"seed": 0, "models": MODELS}, questions)
     study.join("ann")
     study.answer("ann", 0, 0, 1.0)
     filler = fill(disk)
@@ -116,5 +115,5 @@ def test_a_study_on_a_full_disk_keeps_its_answers(disk: Path) -> None:
     assert len(StudyFile(disk / "study.sqlite").answers()) == 1
     filler = fill(disk)
     with pytest.raises(StudyDiskError, match="cannot use the study"):
-        StudyFile.create(disk / "other.sqlite", {"seed": 0, "models": []}, questions)
+        StudyFile.create(disk / "other.sqlite", {"seed": 0, "models": MODELS}, questions)
     filler.unlink()

@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 
 from cli import main
 from tests.caption_project import caption_project
-from tests.hostile.test_disk import SPEC
+from tests.hostile.test_disk import MODELS, SPEC
 
 SECONDS, MEGABYTES = 60, 1500  # bounds of one command: alarm, growth of the process's largest memory
 EXITS = {0, 1, 2, 3, 4}
@@ -84,10 +84,8 @@ def build(folder: Path) -> Path:
     for command in ("extract", "fit-composer", "train", "evaluate"):
         done = call(project, command)
         assert done.exit_code == 0, (command, done.output, done.exception)
-    questions = [Question(0, "s", (((0,), ("a",)), ((1,), ("b",))))]
-    study = StudyFile.create(
-        project / "study.sqlite", {"seed": 0, "models": [{"label": n, "title": n} for n in "ab"]}, questions
-    )
+    questions = [Question(0, "s", ((("a",), ("x",)), (("b",), ("y",))))]
+    study = StudyFile.create(project / "study.sqlite", {"seed": 0, "models": MODELS}, questions)
     study.join("ann")
     study.answer("ann", 0, 0, 1.0)
     options = export(world(), project / "saved")

@@ -93,7 +93,7 @@ class StudyFile:
     def create(cls, path: Path, about: dict[str, Any], questions: Sequence[Question]) -> StudyFile:
         """Create a study; it is written under a temporary name first, so that an interrupted call leaves no file."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as part:
+        with _naming(path), replacing(path) as part:
             db = sqlite3.connect(part)
             try:
                 db.executescript(SCHEMA)
