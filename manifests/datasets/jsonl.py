@@ -172,7 +172,8 @@ def _files(
 
 
 def _sessions(path: Path, problems: Problems, fewest: int) -> list[Session]:
-    sessions, lines = [], {}
+    sessions: list[Session] = []
+    lines: dict[str, int] = {}
     for line, session in read_records(path, Session, problems):
         if session.id in lines:
             what = f"session {session.id!r} is also on line {lines[session.id]}"

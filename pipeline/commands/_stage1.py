@@ -27,6 +27,6 @@ def option_precision(f: F) -> F:
     return click.option(
         "--precision",
         type=click.Choice(["fp32", "bf16", "fp16", "auto"]),
-        help="What the model computes in, part of the store's fingerprint; auto measures. Default: the spec's "
+        help="Number format of the model's computation, part of the store's fingerprint; auto measures. Default: the spec's "
         "extractor.dtype.",
     )(f)

@@ -21,7 +21,7 @@ SECTION = "stage 1"
     type=BatchSize(),
     default="auto",
     show_default=True,
-    help="Items per forward pass; auto measures, and a resumed job keeps what it had.",
+    help="Items per forward pass; auto measures; a resumed job keeps its size.",
 )
 @option_precision
 @click.option(
@@ -34,7 +34,7 @@ SECTION = "stage 1"
 @click.option(
     "--workers", type=click.IntRange(0), help="Decoding threads. Default: the CPUs that the model leaves free."
 )
-@click.option("--shard-rows", type=click.IntRange(1), default=4096, show_default=True, help="Rows a commit.")
+@click.option("--shard-rows", type=click.IntRange(1), default=4096, show_default=True, help="Rows per commit.")
 @click.option(
     "--scheduler", metavar="ADDRESS", help="Compute on the Dask cluster at tcp://host:port (docs/cluster.md)."
 )
@@ -43,10 +43,10 @@ SECTION = "stage 1"
     type=click.IntRange(1),
     default=None,
     metavar="N",
-    help="Compute in N processes of this machine, one a GPU where it has GPUs.",
+    help="Compute in N processes of this machine, one per GPU if it has GPUs.",
 )
 @click.option("--max-failures", type=click.IntRange(0), help="Stop once more items than this have failed.")
-@click.option("--retry-failed", is_flag=True, help="Try again what is recorded as failed.")
+@click.option("--retry-failed", is_flag=True, help="Try the items again that are recorded as failed.")
 @option_json
 def command(
     spec: str, overrides: tuple[str, ...], data: Path, out: Path, device: str, as_json: bool, **how: Any

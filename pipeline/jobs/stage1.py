@@ -130,15 +130,15 @@ def extract_spec(
     if old is not None and old.backbone == note.backbone:
         note = replace(note, composer=old.composer, store=old.store)
     workspace.write_note(spec, note)
+    following = "train" if dataset.split("train") else "serve"
     if "query" in extractor.tables:  # a joint model computes query features itself
         workspace.write_composed(spec, dataset, report.path)
-        return StageOne(report, None, f"{'train' if dataset.split('train') else 'serve'} {spec.asked}")
+        return StageOne(report, None, spec.command(following))
     assert request is not None
     composer = ready_composer(request, spec, dataset, workspace.backbone(spec, dataset))
     if composer is None:
-        return StageOne(report, None, f"fit-composer {spec.asked}")
-    following = "train" if dataset.split("train") else "serve"
-    return StageOne(report, compose_spec(spec, dataset, workspace, composer), f"{following} {spec.asked}")
+        return StageOne(report, None, spec.command("fit-composer"))
+    return StageOne(report, compose_spec(spec, dataset, workspace, composer), spec.command(following))
 
 
 def _given(spec: RunSpec) -> str:
@@ -245,7 +245,9 @@ def fit_composer_spec(
     if is_joint(backbone):
         raise IncompleteError(f"extractor '{spec.extractor.name}' answers queries itself: it has no composer to fit")
     if not request.kind.trainable:
-        raise IncompleteError(f"composer '{request.name}' has nothing to fit: `extract {spec.asked}` composes with it")
+        raise IncompleteError(
+            f"composer '{request.name}' has nothing to fit: `{spec.command('extract')}` composes with it"
+        )
     folder = composer_folder(request, spec, dataset, backbone)
     reused = fitted(folder, request.folds)
     if not reused and request.weights is None:
@@ -253,7 +255,7 @@ def fit_composer_spec(
     ready = ready_composer(request, spec, dataset, backbone)
     assert ready is not None
     composed = compose_spec(spec, dataset, workspace, ready)
-    return Fitted(ready.about, composed, reused, f"train {spec.asked}", folder)
+    return Fitted(ready.about, composed, reused, spec.command("train"), folder)
 
 
 def _fit(

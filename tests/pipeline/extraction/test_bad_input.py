@@ -235,7 +235,7 @@ def test_an_io_error_is_tried_again_and_a_content_error_is_not(
     assert "2 of them could not be read from the disk: run the same command again" in report.text()
     assert "(most frequent, 2 of 3: read: cannot be read: Input/output error)" in report.text()
     helps = _what_helps(Store.open(report.path), RunSpec.model_construct(name="mine"))
-    assert helps == "run `extract mine`, which reads 2 unreadable files again"
+    assert helps == "run `fashion-ntm extract mine`, which reads 2 unreadable files again"
 
     sick.clear()
     again = run(data, extractor, stores, workers=0)
