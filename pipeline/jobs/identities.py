@@ -204,7 +204,7 @@ class RunIdentities:
             changed = self.earlier(run) if folder.state == "absent" else []
             return RunState(folder.state, tuple(changed), self.train_command(run))
         files, identity = self.result_files(run, view), self.evaluation_identity(run, view)
-        evaluate = f"evaluate {self.spec.asked} --model {run.model} --seeds {run.seed}"
+        evaluate = self.spec.command("evaluate", "--model", run.model, "--seeds", str(run.seed))
         try:
             changed = files.stale(identity)
         except ResultsError as error:
@@ -252,4 +252,4 @@ class RunIdentities:
         return dict(sorted(found.items()))
 
     def train_command(self, run: Run) -> str:
-        return f"train {self.spec.asked} --model {run.model} --seeds {run.seed}"
+        return self.spec.command("train", "--model", run.model, "--seeds", str(run.seed))

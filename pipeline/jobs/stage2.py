@@ -21,6 +21,7 @@ from pipeline.training.errors import DivergenceError
 from pipeline.training.job import Trained, TrainRequest, train_runs
 from pipeline.training.models import MemoryModel
 from pipeline.training.models import models as registry
+from pipeline.training.models.cm_ntm import CMNTM
 from pipeline.training.runs import RunFolder
 from pipeline.training.validate import chance_recall, embed, scorer
 from pipeline.training.views import view_features
@@ -133,13 +134,18 @@ def card(experiment: Experiment, folder: RunFolder) -> None:
     write_card(folder, registry.get(folder.model).title, record)
 
 
-def outcome_text(run: Run, done: Trained | DivergenceError) -> str:
-    """Return one line on a run: how long it was trained, or that it was finished before, or failed; its id."""
+def outcome_text(run: Run, done: Trained | DivergenceError, diagnostics: bool = False) -> str:
+    """Return one line on a run: how long it was trained, or that it was finished before, or failed; its id.
+
+    diagnostics: whether they were asked for; a kept run without them gets a hint.
+    """
     if isinstance(done, DivergenceError):
         return f"{run.model} seed {run.seed}: failed ({done})"
     what = "finished before, kept" if done.reused else f"trained in {done.summary['seconds']:.1f} s"
     chosen = done.summary.get("chosen") or {}
     detail = f", alpha {chosen['alpha']}" if "alpha" in chosen else ""
+    if diagnostics and done.reused and issubclass(registry.get(run.model), CMNTM) and not done.folder.diagnoses():
+        detail += ", without diagnostics: --force trains it again with them"
     return f"{run.model} seed {run.seed}: {what}{detail}; run {done.folder.id}"
 
 

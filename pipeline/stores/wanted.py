@@ -108,7 +108,7 @@ class StoreRequest:
         if digest(wanted.fields) != store.fingerprint or self.dataset.name != store.dataset:
             raise OtherStoreError(
                 f"{store.path} is not a store of spec '{self.spec.name}' as it is now: "
-                f"run `cache explain {store.path} {self.spec.asked}` to see what differs"
+                f"run `{self.spec.command(f'cache explain {store.path}')}` to see what differs"
             )
         return wanted
 

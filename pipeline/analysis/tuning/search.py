@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from manifests.commandline import command_line
 from manifests.errors import FashionNTMError, IncompleteError, ManifestError, Problem, nearest
 from manifests.folds import pair_clean_folds, train_only
 from manifests.identity import digest, session_key
@@ -260,5 +260,5 @@ def _write(
     note = workspace.note(spec)
     if note is not None:
         workspace.write_note(tuned, replace(note, spec=name))
-    command = shlex.join(["python", "cli.py", "run", str(path), "--model", model, *options])
+    command = command_line("run", str(path), "--model", model, *options)
     return SearchResult(best, tuple(trials.trials), path, trials.path, folds, name, command)

@@ -118,7 +118,9 @@ def fitted_spec(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> RunSpe
         return spec
     folder = request.folder(workspace, fitting_sessions(spec, dataset)[0], dataset)
     if request.record(folder) is None:
-        raise IncompleteError(f"extractor '{spec.extractor.name}' is not fitted yet: run `fit-extractor {spec.asked}`")
+        raise IncompleteError(
+            f"extractor '{spec.extractor.name}' is not fitted yet: run `{spec.command('fit-extractor')}`"
+        )
     options = {key: value for key, value in spec.extractor.options.items() if key != "fit"}
     component = Component(**{"name": spec.extractor.name, **options, "model": str(folder.resolve())})
     return spec.model_copy(update={"extractor": component})
@@ -147,7 +149,7 @@ def fit_extractor_spec(
         )
     sessions, validation = fitting_sessions(spec, dataset)
     folder = request.folder(workspace, sessions, dataset)
-    done = f"extract {spec.asked}"
+    done = spec.command("extract")
     if (found := request.record(folder)) is not None:
         return FittedExtractor(folder, found, True, done)
     triplets = triplets_of(sessions)

@@ -62,7 +62,9 @@ def _previous(saved: SavedActivations, n: int, head: int) -> Tensor:
     if n == 0:
         return saved.starts[:, :, head].unsqueeze(2).expand(-1, -1, saved.batch, -1)
     turn = saved.turns[n - 1]
-    return turn.write.weights if head == WRITE else turn.read_weights
+    weights = turn.write.weights if head == WRITE else turn.read_weights
+    assert weights is not None
+    return weights
 
 
 def _first_turn(saved: SavedActivations, weights: Weights) -> None:

@@ -16,6 +16,7 @@ from pipeline.training.cascade.turn_ops import TurnOps
 from pipeline.training.data import SessionFeatures
 from pipeline.training.models.base import MemoryModel
 from pipeline.training.models.cm_ntm import CMNTM
+from pipeline.training.objective import losses_of
 from pipeline.training.randomness import RunRandom
 
 
@@ -78,11 +79,7 @@ class FastTrainer(Trainer):
                 steps.append(objective.step(model, index[run], progress))
                 inputs.append(F.dropout(steps[-1].batch.queries, self.cascade.options.dropout, True))
         predicted = self._predicted(torch.stack([step.batch.queries for step in steps]), torch.stack(inputs))
-        losses = []
-        for run, objective in enumerate(self.objectives):
-            with random.of(run):
-                losses.append(objective.loss_of(steps[run], predicted[run]))
-        return torch.stack(losses)
+        return losses_of(self.objectives, steps, predicted, random)
 
     def _predicted(self, queries: Tensor, inputs: Tensor) -> Tensor:
         """Return f' of all runs from the queries, before and after dropout; all [K, B, T, D]."""

@@ -52,7 +52,7 @@ def store_composer(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Com
         command = "fit-composer"
     if ready is None:
         raise IncompleteError(
-            f"the fitted composer of spec '{spec.name}' is missing or damaged: run `fit-composer {spec.asked}`"
+            f"the fitted composer of spec '{spec.name}' is missing or damaged: run `{spec.command('fit-composer')}`"
         )
     stored = {k: v for k, v in store.fields["composer"].items() if k != "folds"}
     found = canonical(composed_fields(backbone, ready.composer, ready.weights))
@@ -67,5 +67,5 @@ def _same(
     if changed:
         raise OtherModelError(
             f"{what} of spec '{spec.name}' changed since it made {store.path.name} ({'; '.join(changed)}): "
-            f"run `{command} {spec.asked}`"
+            f"run `{spec.command(command)}`"
         )

@@ -226,7 +226,7 @@ def test_another_run_spec_is_named_and_takes_no_value_of_the_paper(cli: Run, pro
     assert figure["title"].endswith("(run spec small instead)")
     assert all(point["recall"] is None and point["command"] for point in figure["points"])
     empty = cli("figure", "8", "--spec", spec)
-    assert empty.exit_code == 3 and f"run `python cli.py ablate figure8 --spec {spec}" in " ".join(empty.output.split())
+    assert empty.exit_code == 3 and f"run `fashion-ntm ablate figure8 --spec {spec}" in " ".join(empty.output.split())
 
 
 def test_compare_lists_the_sessions_that_changed(cli: Run, project: Path, done: Path) -> None:
