@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from typing import Any, Literal, TextIO
 
 from pipeline.extraction.meter import Meter
@@ -48,6 +49,9 @@ def line(meter: Meter) -> str:
     failed = f"  {meter.failed + meter.unusable:,} failed" if meter.failed + meter.unusable else ""
     if not meter.total:
         return f"{meter.now}{failed}"
+    if not meter.done + meter.failed:  # no rate yet; on a cluster each worker first loads the model
+        waited = clock(time.perf_counter() - meter.started)
+        return f"{meter.now:6}  0/{meter.total:,} rows{failed}  no rows yet after {waited}"
     return (
         f"{meter.now:6}  {meter.done + meter.failed:,}/{meter.total:,} rows{failed}  {meter.rate:,.1f} rows/s"
         f"  {clock(meter.eta)} left  slowest: {meter.slowest}"
