@@ -313,8 +313,8 @@ class RunSpec(Frozen):
     @field_validator("name")
     @classmethod
     def _file_name(cls, name: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise ValueError("a spec's name becomes a folder name: use letters, digits, '.', '_' and '-'")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+            raise ValueError("a spec's name becomes a folder name: use at most 100 letters, digits, '.', '_' and '-'")
         return name
 
     @property
