@@ -47,7 +47,7 @@ class CheckedShards:
             return
         items, todo = region.locate(rows)
         for n in todo:
-            self.read(info.shards[n], info, lambda path, shard, info, n=n: region.place(n, path, shard))
+            self.read(info.shards[n], info, _placing(region, n))
         region.take(items, out)
 
     def copy(self, table: str, start: int, out: np.ndarray) -> None:
@@ -56,12 +56,7 @@ class CheckedShards:
         for shard in info.shards:
             first, last = max(start, at), min(start + len(out), at + shard.rows)
             if first < last:
-                part, inside = out[first - start : last - start], first - at
-                self.read(
-                    shard,
-                    info,
-                    lambda path, shard, info, part=part, inside=inside: read_features(path, shard, part, inside),
-                )
+                self.read(shard, info, _reading(out[first - start : last - start], first - at))
             at += shard.rows
 
     def _gather_apart(self, info: TableInfo, rows: np.ndarray, out: np.ndarray) -> None:
@@ -117,7 +112,7 @@ class CheckedShards:
     def _corrupt(self, path: Path, what: str) -> StoreCorruptError:
         return StoreCorruptError(
             f"{path} {what}. None of its rows are used. Restore it from a copy; or delete it and {MANIFEST} beside it "
-            "and run the extraction again, which takes back every other shard and does only these rows anew"
+            "and run the extraction again, which keeps every other shard and computes only these rows again"
         )
 
 
@@ -130,3 +125,13 @@ def _most_maps() -> int:
     except ImportError:
         soft = 512
     return max(64, soft // 4) if soft > 0 else 1 << 14
+
+
+def _placing(region: Region, n: int) -> Callable[[Path, ShardInfo, TableInfo], None]:
+    """Return a reader that maps a shard as part ``n`` of ``region``."""
+    return lambda path, shard, info: region.place(n, path, shard)
+
+
+def _reading(out: np.ndarray, first: int) -> Callable[[Path, ShardInfo, TableInfo], None]:
+    """Return a reader that copies the rows of a shard from ``first`` on into ``out`` [n, D]."""
+    return lambda path, shard, info: read_features(path, shard, out, first)

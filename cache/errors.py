@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from manifests.errors import FashionNTMError, IncompleteError, disk_problem
+from manifests.errors import FashionNTMError, IncompleteError, advice, disk_problem
 
 
 class StoreError(FashionNTMError):
@@ -57,5 +57,5 @@ def naming(path: Path, action: str, survives: str = "") -> Iterator[None]:
     except FashionNTMError:
         raise
     except OSError as error:
-        kept = f"; {survives}" if survives else ""
-        raise StoreError(f"cannot {action} {disk_problem(error, path)}{kept}") from error
+        kept = survives or advice(error)
+        raise StoreError(f"cannot {action} {disk_problem(error, path)}; {kept}") from error

@@ -49,8 +49,9 @@ class FileImage:
                 _create_dataset(file, name, array)
             for name, value in attributes.items():
                 file.attrs[name] = np.bytes_(value.encode()) if isinstance(value, str) else value
-            self.offsets = {name: contiguous_offset(file[name]) for name in arrays}
-        scattered = [name for name, offset in self.offsets.items() if offset is None]
+            offsets = {name: contiguous_offset(file[name]) for name in arrays}
+        self.offsets = {name: offset for name, offset in offsets.items() if offset is not None}
+        scattered = [name for name in arrays if name not in self.offsets]
         if scattered:
             raise OSError(f"HDF5 {h5py.version.hdf5_version} does not lay out {', '.join(scattered)} in one piece")
         self.size = draft.size

@@ -10,7 +10,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -149,4 +149,4 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 def _known(kind: type, record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of the record that this version knows; later versions may write more."""
-    return {name: record[name] for name in kind.__dataclass_fields__ if name in record}
+    return {name: record[name] for name in (f.name for f in fields(kind)) if name in record}

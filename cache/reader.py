@@ -118,7 +118,9 @@ class Store:
             info = self.manifest.tables.get(table)
             shards = info.shards if info else ()
             parts = [
-                self._shards.read(shard, info, lambda path, shard, info: read_keys(path, shard)) for shard in shards
+                self._shards.read(shard, info, lambda path, shard, info: read_keys(path, shard))
+                for shard in shards
+                if info
             ]
             self._shards.remember()
             keys = np.concatenate(parts) if parts else np.empty((0, KEY_BYTES), dtype=np.uint8)

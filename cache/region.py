@@ -89,6 +89,7 @@ class _Room:
 
     def __init__(self, size: int, width: int):
         self.address = _map(None, size, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+        assert _libc is not None
         weakref.finalize(self, _libc.munmap, self.address, size).atexit = False  # a thread may still be reading
         place = {"data": (self.address, True), "shape": (size // width,), "typestr": f"|V{width}"}
         self.__array_interface__ = {"version": 3, **place}
@@ -108,6 +109,7 @@ _libc = _load_libc()
 
 
 def _map(address: int | None, size: int, access: int, kind: int, descriptor: int, offset: int | None) -> int:
+    assert _libc is not None
     found = _libc.mmap(address, size, access, kind, descriptor, offset)
     if found is None or found == ctypes.c_void_p(-1).value:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

@@ -91,8 +91,8 @@ def repair(path: str | Path, identity: Manifest | None = None) -> Repaired:
         done.actions += [f"put {name} back: its bytes were under the name {old}" for name, old in back.items()]
         for name in sorted(bad - back.keys()):
             table = shard_number(name)[0]
-            rows = next(s.rows for s in writer.manifest.tables[table].shards if s.file == name)
-            done.lost[table] = done.lost.get(table, 0) + rows
+            lost = next(s.rows for s in writer.manifest.tables[table].shards if s.file == name)
+            done.lost[table] = done.lost.get(table, 0) + lost
         moved = writer.set_aside(sorted(bad - back.keys()))
         done.actions += [f"set aside as {name}" for name in moved]
         done.actions += [f"took {n} out of the manifest" for n in sorted(bad - back.keys()) if not _is_moved(n, moved)]
@@ -181,7 +181,7 @@ def _rebuild_manifest(path: Path, identity: Manifest | None, done: Repaired) -> 
     if known is None:
         raise StoreCorruptError(
             f"{path / MANIFEST} is missing or unreadable, and what it said of the extractor with it: name the spec "
-            "that the store was made for (`cache repair SPEC`), which says it anew"
+            "that the store was made for (`cache repair SPEC`), which writes it again"
         )
     other = sorted(name for name, h in headers.items() if h.get("fingerprint") != known.fingerprint)
     if other and len(other) == len(headers):

@@ -27,7 +27,7 @@ Level = Literal["error", "warning", "note"]
 UNIT_TOLERANCE = {"float16": 2e-3, "float32": 1e-4}  # of a norm; rounding of the values changes it by less
 _BLOCK = 1024  # rows per block; fits in the processor's cache
 _SHOWN = 5
-_REDO = "run `cache repair` on the store, which does only these rows anew"
+_REDO = "run `cache repair` on the store, which computes only these rows again"
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _verify(path: Path, progress: Callable[[str], None], workers: int) -> Iterat
     except StoreVersionError:
         raise
     except (StoreCorruptError, StoreNotFoundError) as error:
-        yield Finding("error", "manifest", MANIFEST, str(error), "or run `cache repair SPEC`, which makes it anew")
+        yield Finding("error", "manifest", MANIFEST, str(error), "or run `cache repair SPEC`, which rebuilds it")
     yield from _strays(path, manifest)
     yield from _ledger(path)
     if manifest is None:
@@ -149,11 +149,13 @@ def _shard(
         what = f"{what} {len(rows)} rows, first row {some[0]} (key {named[0]})"
         found.append(
             Finding(level, code, shard.file, what, _REDO if level == "error" else "look at its item", some, named)
-        )  # type: ignore[arg-type]
+        )
     return found, keys
 
 
-def bad_rows(file: Path, shard: ShardInfo, info: TableInfo, normalised: bool) -> list[tuple[str, str, str, np.ndarray]]:
+def bad_rows(
+    file: Path, shard: ShardInfo, info: TableInfo, normalised: bool
+) -> list[tuple[Level, str, str, np.ndarray]]:
     """Return (level, code, words, row numbers within the shard) of rows that no extraction should produce."""
     features = map_features(file, shard, info)
     tolerance = UNIT_TOLERANCE[info.dtype]
@@ -169,7 +171,7 @@ def bad_rows(file: Path, shard: ShardInfo, info: TableInfo, normalised: bool) ->
         nonfinite.append(start + broken)
         zero.append(start + np.flatnonzero(empty))
         uneven.append(start + np.flatnonzero(~empty & (np.abs(norms - 1.0) > tolerance)))
-    found = [
+    found: list[tuple[Level, str, str, np.ndarray]] = [
         ("error", "nonfinite", "NaN or Inf in", np.concatenate(nonfinite)),
         ("error" if normalised else "warning", "zero", "only zeros in", np.concatenate(zero)),
     ]

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -55,7 +55,7 @@ class StoreWriter:
     ):
         check_component(dataset, "dataset")
         check_component(extractor, "extractor")
-        fields = canonical(dict(fields))
+        fields = dict(canonical(dict(fields)))
         self.path, self._pid, self._mutex, self._closed = Path(path), os.getpid(), threading.RLock(), False
         self._session = {
             "session": secrets.token_hex(8),
@@ -81,7 +81,7 @@ class StoreWriter:
             self._lease.release()
             raise
 
-    def __enter__(self) -> StoreWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -206,7 +206,8 @@ class StoreWriter:
     def adopt_many(self, receipts: Sequence[Receipt]) -> list[Receipt]:
         """Adopt several shards in the given order with one publication: all of them or, if one is refused, none."""
         with self._working():
-            found, keys = [], {}
+            found: list[Any] = []
+            keys: dict[str, Any] = {}
             for receipt in receipts:
                 one = check_written(self.path, self.manifest, receipt)
                 self._refuse_known(receipt.table, one.keys)
@@ -282,7 +283,7 @@ class StoreWriter:
         with self._working():
             lasts = {(f.table, f.item): f for f in fresh}  # the last failure of an item overrides
             known = {place: self._failed.get(place) for place in lasts}
-            new = [f for place, f in lasts.items() if known[place] is None or replace(known[place], when=f.when) != f]
+            new = [f for place, f in lasts.items() if (old := known[place]) is None or replace(old, when=f.when) != f]
             if new:
                 self._ledger.add_failure(*new)
                 self._failed.update({(f.table, f.item): f for f in new})

@@ -66,7 +66,7 @@ def download(
     checksum, or exists with other content (it is not changed), and if there is no connection.
     """
     if name != "all" and name not in files:
-        raise ManifestError([Problem("download", "name", f"unknown data set {name!r}", nearest(name, [*files, "all"]))])
+        raise ManifestError([Problem("download", "name", f"unknown dataset {name!r}", nearest(name, [*files, "all"]))])
     wanted = [file for key in files for file in files[key] if name in ("all", key)]
     folder, base = _source(source)
     fetched: list[Path] = []

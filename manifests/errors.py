@@ -51,9 +51,9 @@ def disk_problem(error: OSError, path: Path | None = None) -> str:
     text = f"{place}: {error.strerror or error}" if place else str(error.strerror or error)
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return text
-    needed = f"{error.needed:,} bytes are needed, " if hasattr(error, "needed") else ""
+    needed = f"{error.needed:,} bytes needed, " if hasattr(error, "needed") else ""
     free = next((shutil.disk_usage(p).free for p in _folders(place) if p.is_dir()), None) if place else None
-    return text + ("" if free is None else f" ({needed}{free:,} are free)")
+    return text + ("" if free is None else f" ({needed}{free:,} bytes free)")
 
 
 def _folders(place: str | Path) -> Sequence[Path]:

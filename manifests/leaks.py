@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from manifests.schema import NO_IMAGE, Dataset, Session
 
@@ -87,7 +87,11 @@ def overlaps(dataset: Dataset, scope: Scope = "category") -> dict[str, frozenset
     "last pair": (reference, target) of the last turn, the expected answer. "last query": (reference, feedback) of the
     last turn. "target image": the session's target is an image of a train session. "any ...": in any turn.
     """
-    pairs, queries, images, texts = (defaultdict(set) for _ in range(4))
+    pairs: dict[str, set[Any]]
+    queries: dict[str, set[Any]]
+    images: dict[str, set[Any]]
+    texts: dict[str, set[Any]]
+    pairs, queries, images, texts = defaultdict(set), defaultdict(set), defaultdict(set), defaultdict(set)
     for session in dataset.split("train"):
         place = session.category if scope == "category" else ""
         pairs[place].update(session.pairs)

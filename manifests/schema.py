@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
@@ -18,6 +19,7 @@ from pydantic import (
     model_serializer,
 )
 
+from manifests.commandline import PROGRAM
 from manifests.errors import Problems
 
 Split = Literal["train", "test"]
@@ -206,13 +208,13 @@ class Dataset(BaseModel):
                     )
                     problems.add(place, f"image {image!r} is not in the catalogue", "add it, or drop the session")
             if session.split == "test":
-                gallery = members.get((session.category, "test"))
-                if gallery is None:
+                members_of = members.get((session.category, "test"))
+                if members_of is None:
                     problems.add(f"session {session.id!r}", f"category {session.category!r} has no test gallery")
-                elif missing := [image for image in session.also if image not in gallery]:
+                elif missing := [image for image in session.also if image not in members_of]:
                     what = f"correct image {missing[0]!r} is not in the test gallery of {session.category!r}"
                     problems.add(f"session {session.id!r} key also", what, "add it, or leave it out of 'also'")
-                elif session.target not in gallery:
+                elif session.target not in members_of:
                     problems.add(
                         f"session {session.id!r}",
                         f"target {session.target!r} is not in the test gallery of {session.category!r}",
@@ -311,11 +313,15 @@ class RunSpec(Frozen):
     @field_validator("name")
     @classmethod
     def _file_name(cls, name: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise ValueError("a spec's name becomes a folder name: use letters, digits, '.', '_' and '-'")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+            raise ValueError("a spec's name becomes a folder name: use at most 100 letters, digits, '.', '_' and '-'")
         return name
 
     @property
     def asked(self) -> str:
         """The spec as an argument of the command line, so that a printed command can be pasted."""
         return self.given or self.name
+
+    def command(self, name: str, *more: str) -> str:
+        """Return command ``name`` on this spec with the options that it was loaded with, and ``more``, to be pasted."""
+        return " ".join([PROGRAM, name, self.asked, *map(shlex.quote, more)])

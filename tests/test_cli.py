@@ -96,7 +96,7 @@ def test_the_whole_path_from_validate_to_table(cli: Run, project: Path) -> None:
     assert extracted.exit_code == 0, extracted.output
     report = json.loads(extracted.stdout)
     assert report["extraction"]["extracted"] == planned["todo"]
-    assert report["composed"] is None and report["next"].startswith("fit-composer")
+    assert report["composed"] is None and report["next"].startswith("fashion-ntm fit-composer")
     assert cli("train").exit_code == 3
 
     fitted = cli("fit-composer", "--json")
@@ -140,7 +140,9 @@ def test_status_knows_an_extraction_that_was_stopped(cli: Run, project: Path) ->
     for note in (project / "stopped" / "extracted").glob("*.json"):  # written when an extraction has come to its end
         note.unlink()
     found = cli("status", "--json", out="stopped")
-    assert found.exit_code == 3 and "begun, not finished: run `extract" in json.loads(found.stdout)["stage1"]
+    assert (
+        found.exit_code == 3 and "begun, not finished: run `fashion-ntm extract" in json.loads(found.stdout)["stage1"]
+    )
     assert all(rows > 0 for rows in json.loads(found.stdout)["rows"].values())
 
 

@@ -268,7 +268,7 @@ def test_repair_of_a_store_alone_says_what_fills_it(cache: Run, project: Path) -
     store = store_of(project, "caption")
     (store.path / "text-00000.h5").unlink()
     result = cache("repair", name_of(store), data=True)
-    assert result.exit_code == 3 and "extract small" in result.output
+    assert result.exit_code == 3 and "fashion-ntm extract " in result.output and "small.toml" in result.output
     assert cache("repair", name_of(store)).exit_code == 0
     (store.path / "manifest.json").write_text("{}")
     lost = cache("repair", name_of(store))

@@ -61,7 +61,9 @@ def test_options_mean_the_same_everywhere(name: str) -> None:
         assert option not in params or params[option].is_flag, f"{name}: {option} takes a value"
     out = params.get("--out")
     if out is not None and name != "demo":
-        assert out.name == "out" and out.help == "Folder for stores and runs.", f"{name}: --out is not the workspace"
+        assert out.name == "out" and out.help.startswith("Folder for stores and runs."), (
+            f"{name}: --out is not the workspace"
+        )
     assert "--data" not in params or params["--data"].help.startswith("Folder of the datasets"), name
     run = params.get("--run")
     assert run is None or "spec" not in (run.help or "").lower().split()[:2], f"{name}: --run is a run, not a spec"

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SPECS = sorted((ROOT / "manifests" / "specs").glob("*/*.toml"))
 # Options of other programs: Dask, Slurm and its jobs
-FOREIGN = {"--nworkers", "--nthreads", "--gres", "--cpus-per-task", "--name"}
+FOREIGN = {"--check", "--nworkers", "--nthreads", "--gres", "--cpus-per-task", "--name"}
 NAMES = {
     "ablate": shipped("ablations"),
     "table": table_names(),

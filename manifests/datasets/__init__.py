@@ -3,4 +3,4 @@
 from manifests.datasets.base import DatasetSource
 from manifests.registry import Registry
 
-datasets: Registry[DatasetSource] = Registry("manifests.datasets", DatasetSource, "dataset")
+datasets: Registry[DatasetSource] = Registry("manifests.datasets", DatasetSource, "dataset")  # type: ignore[type-abstract]

@@ -58,8 +58,8 @@ def build_chains(edges: Sequence[Edge], longest: int = LONGEST) -> list[Chain]:
                 continue
             used = {edges[row].reference for row in chain}
             nexts = (row for row in leaving[edges[chain[-1]].target] if edges[row].target not in used)
-            if (row := next(nexts, None)) is not None:
-                longer[start] = (*chain, row)
+            if (following := next(nexts, None)) is not None:
+                longer[start] = (*chain, following)
         kept.append(list(longer.values()))
     chains: list[Chain] = []
     for index in range(1, len(kept)):

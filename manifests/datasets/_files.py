@@ -77,7 +77,7 @@ def read_json(path: Path, problems: Problems, kind: type) -> Any | None:
         problems.add(error.place, error.reason, file=path)
         return None
     if not isinstance(value, kind):
-        expected = {list: "a JSON list", dict: "a JSON object"}[kind]
+        expected = "a JSON list" if kind is list else "a JSON object"
         problems.add("", f"found {type(value).__name__}", f"expected {expected}", file=path)
         return None
     return value

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
@@ -106,7 +106,12 @@ def split_dialogues(records: list[DialogRecord], train: int, with_caption: bool)
     for number, record in enumerate(records):
         split: Split = "train" if number in chosen else "test"
         turns = tuple(Turn(captions=(text,)) for text in record.dialog[0 if with_caption else 1 :])
-        about = {"id": f"chatir/{number:05d}", "category": CATEGORY, "split": split, "target": record.img}
+        about: dict[str, Any] = {
+            "id": f"chatir/{number:05d}",
+            "category": CATEGORY,
+            "split": split,
+            "target": record.img,
+        }
         sessions.append(Session(**about, turns=turns, turn_targets="final"))
     return sessions
 

@@ -20,6 +20,7 @@ from the selected image to the final target, not to the next reference: ``turn_t
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
@@ -163,6 +164,12 @@ def _sessions(root: Path, subset: str, category: str, split: Split, problems: Pr
             several += len(record.ground_truth_ids) > 1
             turns = tuple(Turn(reference=t.reference_image_id, captions=(t.relative_caption,)) for t in record.turns)
             target, *also = record.ground_truth_ids
-            about = {"id": record.session_id, "category": category, "split": split, "turns": turns, "target": target}
+            about: dict[str, Any] = {
+                "id": record.session_id,
+                "category": category,
+                "split": split,
+                "turns": turns,
+                "target": target,
+            }
             sessions.append(Session(**about, turn_targets="final", also=also))
     return sessions, several

@@ -152,6 +152,8 @@ def _files(
     files = {i: file for i, file in found.items() if file is not None}
     missing = [named[i] for i, file in found.items() if file is None]
     outside = [(line, file) for line, file in missing if folder.below(file) is None]
+    if missing:
+        folder.report(problems)
     notes += folder.notes(bool(missing))
     if outside:
         line, file = outside[0]
@@ -172,7 +174,8 @@ def _files(
 
 
 def _sessions(path: Path, problems: Problems, fewest: int) -> list[Session]:
-    sessions, lines = [], {}
+    sessions: list[Session] = []
+    lines: dict[str, int] = {}
     for line, session in read_records(path, Session, problems):
         if session.id in lines:
             what = f"session {session.id!r} is also on line {lines[session.id]}"

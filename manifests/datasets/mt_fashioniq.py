@@ -84,8 +84,8 @@ class MultiTurnFashionIQ(DatasetSource):
                 sessions += parsed.sessions
                 blank += parsed.blank
                 notes += [f"dropped session {i}: it has one turn" for i in parsed.dropped]
-                ids = read_strings(root / "image_splits" / f"split.{category}.{name}.json", problems)
-                galleries.append(Gallery(category=category, split=split, images=tuple(ids or ())))
+                listed_ids = read_strings(root / "image_splits" / f"split.{category}.{name}.json", problems)
+                galleries.append(Gallery(category=category, split=split, images=tuple(listed_ids or ())))
         if blank:
             notes.append(f"blank caption strings left out of turns that have other captions: {blank}")
         # A dict keeps the order: gallery by gallery, then images that only sessions name.
@@ -198,4 +198,4 @@ def _attributes(root: Path, ids: dict[str, None], problems: Problems) -> dict[st
                     for index, values in enumerate(lists):
                         kept = (word for word in values if word)
                         fields.setdefault(FIELDS[index % len(FIELDS)], {}).update(dict.fromkeys(kept))
-    return {i: kept for i in ids if (kept := {f: tuple(v) for f, v in words.get(i, {}).items() if v})}
+    return {i: lists for i in ids if (lists := {f: tuple(v) for f, v in words.get(i, {}).items() if v})}

@@ -110,7 +110,9 @@ class Shoes(DatasetSource):
             missing = [i for i in ids if i not in captions]
             if len(missing) == len(ids):
                 problems.add("key dataset.captions", "holds no caption of any image", file=captions_path)
-            if note := missing_note(missing, len(ids), f"have no caption in {captions_path.name}"):
+            if note := missing_note(
+                missing, len(ids), f"have no caption in {captions_path.name if captions_path else captions_path}"
+            ):
                 notes.append(note)
         if problems.found:
             return None

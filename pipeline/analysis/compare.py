@@ -180,19 +180,18 @@ def _current(folders: Sequence[RunFolder], record: Mapping[str, Any], data: Path
     try:
         found = currency.identities(record)
     except NotCheckedError as error:
-        return [f"Whether the runs are of the present data is {error}."]
-    name = found.spec.name
+        return [f"Whether the runs match the current data: {error}."]
     for folder in folders:
         run = found.run_of(folder.record()["identity"])
         if run is None:
             raise StaleError(
-                f"run {folder.id} ({folder.model}) is of other data than {data} holds now: run `{currency.command('run', name)}`"
+                f"run {folder.id} ({folder.model}) is of other data than {data} holds now: run `{found.spec.command('run')}`"
             )
         files = results_of(folder, view)
         if changed := files.stale(found.evaluation_identity(run, files.view())):
             raise StaleError(
                 f"the evaluation of run {folder.id} ({folder.model}) is of other data ({'; '.join(changed)}): "
-                f"run `{currency.command('evaluate', name, '--model', folder.model)}`"
+                f"run `{found.spec.command('evaluate', '--model', folder.model)}`"
             )
     return []
 

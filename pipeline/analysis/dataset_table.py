@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from manifests.commandline import command_line
 from manifests.schema import Dataset
 from manifests.table_spec import DatasetTable
 from pipeline.analysis.cells import Block, Cell, Column, Row, Table, paper_notes
 
 EQUAL = "✓: equal to the paper."
-READ = "python cli.py table 1 --data DIR"
+READ = command_line("table", "1", "--data", "DIR")
 
 
 def build_dataset_table(spec: DatasetTable, dataset_by_name: Mapping[str, Dataset]) -> Table:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from manifests.ablation_spec import load_ablation_spec
+from manifests.commandline import command_line
 from manifests.errors import IncompleteError
 from manifests.figure_spec import FigureSpec, load_figure_spec
 from manifests.table_spec import ResultsTable, RowSpec
@@ -43,10 +43,10 @@ def build_figure(
         runs = read_runs(point.label, finder(row, seeds))
         times = next((timing["runs"][r.run] for r in runs if r.run in timing.get("runs", {})), {})
         missing = [seed for seed in seeds if seed not in {r.seed for r in runs}]
-        words = ["python", "cli.py", "ablate", figure.ablation, "--only", str(point.number)]
+        words = ["ablate", figure.ablation, "--only", str(point.number)]
         words += ["--spec", run] if run else []
         words += ["--seeds", seed_text(missing)] if missing and tuple(missing) != seeds else []
-        command = shlex.join([*words, *options]) if missing or not times else ""
+        command = command_line(*words, *options) if missing or not times else ""
         made.append(scatter_point(figure, point.label, point.options, runs, times, command))
         all_runs += runs
     drawn = scatter(figure, made, all_runs, timing)
@@ -81,4 +81,4 @@ def paper_figure(
 
 def _ablate(figure: FigureSpec, run: str, options: Sequence[str]) -> str:
     """Return the command that makes only the missing parts of the figure."""
-    return shlex.join(["python", "cli.py", "ablate", figure.ablation, *(["--spec", run] if run else []), *options])
+    return command_line("ablate", figure.ablation, *(["--spec", run] if run else []), *options)

@@ -91,7 +91,7 @@ def _section(
     seeds = request.seeds or board.seeds
     whole = {"known": registry.names(), "run": spec.asked, "seeds": seeds, "command": FILL}
     first = build_results_table(table, lookup, **whole)
-    order = _order(first, board)
+    order = _order(first, board, len(table.rows))
     best = table.rows[order[0]].name if first.blocks[0].rows[order[0]].cells[0].value is not None else ""
     made = first
     if best:
@@ -121,10 +121,10 @@ def _table(board: Leaderboard, section: Section, spec: RunSpec) -> ResultsTable:
     )
 
 
-def _order(table: Table, board: Leaderboard) -> list[int]:
-    """Return the row numbers, best first; rows without a value last, in the order of the spec."""
+def _order(table: Table, board: Leaderboard, rows: int) -> list[int]:
+    """Return the numbers of the first ``rows`` rows, best first; those without a value last, in the spec's order."""
     place = board.metrics.index(board.ranked_by)
-    values = [row.cells[place].value for row in table.blocks[0].rows]
+    values = [row.cells[place].value for row in table.blocks[0].rows[:rows]]
     return sorted(range(len(values)), key=lambda n: (values[n] is None, -(values[n] or 0), n))
 
 

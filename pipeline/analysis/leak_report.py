@@ -21,6 +21,8 @@ from pipeline.core.workspace import Workspace
 
 CURVE = (0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
 NEAR = ("near last pair", "near target")
+# clean split -> overlaps that it rules out
+PROMISED = {"clean-test": ("any pair",), "clean-train": ("any pair",), "clean-target": ("any pair", "target image")}
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class LeakReport:
     features: str = ""
     contaminated_on: tuple[str, ...] = ()
     note: str = ""
+    protocol: str = ""  # clean split of the dataset
 
     def as_dict(self) -> dict[str, Any]:
         curve = None if self.curve is None else {str(k): v for k, v in self.curve.items()}
@@ -63,7 +66,8 @@ class LeakReport:
         names = [name for name in (*OVERLAPS, *NEAR) if any(name in row for row in self.counts.values())]
         head = ["test sessions", "n", *names]
         where = "its own category" if self.scope == "category" else "the whole dataset"
-        out = [f"{self.dataset}: what test sessions share with train sessions of {where}", ""]
+        split = f", clean split {self.protocol}" if self.protocol else ""
+        out = [f"{self.dataset}{split}: what test sessions share with train sessions of {where}", ""]
         rows = [
             [c, f"{row['n']:,}", *(_share(row[name], row["n"]) for name in names)] for c, row in self.counts.items()
         ]
@@ -73,6 +77,10 @@ class LeakReport:
             "last pair: (reference, target) of the last turn, the answer itself; last query: (reference, feedback);",
             "captions: feedback texts, case ignored.",
         ]
+        if self.protocol:
+            found = {name: self.counts["all"][name] for name in PROMISED[self.protocol]}
+            shown = ", ".join(f"{name} {n:,}" for name, n in found.items() if n)
+            out += ["", f"NOT CLEAN: {shown}" if shown else f"clean: no test session shares {' or '.join(found)}"]
         shared = f"{self.images['shared']:,} of {self.images['test']:,} images of test sessions are in train sessions"
         out += ["", f"images: {shared}"]
         if self.curve is not None:
@@ -160,6 +168,7 @@ def leak_report(
         features,
         contaminated,
         note,
+        dataset.protocol,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
+from manifests.commandline import PROGRAM
 from manifests.table_spec import BlockSpec, ColumnGroup, ResultsTable, RowSpec
 from pipeline.analysis.cells import Block, Cell, Column, Row, Table, paper_notes, seed_text
 from pipeline.analysis.protocol import RunSummary, protocol_notes, read_runs
@@ -15,7 +16,7 @@ from pipeline.evaluation.metrics import OVERALL
 FindRuns = Callable[[RowSpec, Sequence[int]], Iterable[Mapping[str, Any]]]
 Fill = Callable[[RowSpec, Sequence[int]], str]
 CHANCE = "chance (random order)"
-FILL = "python cli.py run {run} --model {model} --seeds {seeds}"
+FILL = PROGRAM + " run {run} --model {model} --seeds {seeds}"
 
 
 def build_results_table(

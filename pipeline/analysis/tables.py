@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from manifests.ablation_spec import AblationSpec, load_ablation_spec
+from manifests.commandline import command_line
 from manifests.errors import IncompleteError
 from manifests.leaks import SUBSETS, subset_sessions
 from manifests.load import load_dataset, load_spec
@@ -150,11 +151,11 @@ class Filler:
 
     def __call__(self, row: RowSpec, seeds: Sequence[int]) -> str:
         number = point_of(self.ablation, self.spec, row)
-        words = ["python", "cli.py", "ablate", self.name]
+        words = ["ablate", self.name]
         words += ["--only", str(number)] if number else []
         words += ["--spec", self.run] if self.run else []
         words += ["--seeds", seed_text(seeds)] if tuple(seeds) != self.ablation.seeds else []
-        return shlex.join([*words, *self.options])
+        return command_line(*words, *self.options)
 
 
 def point_of(ablation: AblationSpec, spec: RunSpec, row: RowSpec) -> int | None:
@@ -211,6 +212,6 @@ class RunFinder:
         have = [s["seed"] for s in found if s["seed"] is not None]
         if set(have) - set(seeds):
             self.shown.append(
-                f"{row.label}: all seeds that are trained on the present data, {seed_text(sorted(have))}."
+                f"{row.label}: all seeds that are trained on the current data, {seed_text(sorted(have))}."
             )
         return found

@@ -1,6 +1,6 @@
-"""GPU check in at most five minutes: the kernels' tests, the step table, a short extraction.
+"""GPU check in at most five minutes: the step table, a table's stages, a short extraction, the kernels' tests.
 
-    fashion-ntm bench gpu --json gpu.json
+    fashion-ntm bench gpu --file gpu.json
 
 Each part is a separate process with its own time limit. A part that fails or is stopped does not end the others, and its
 measurements so far are kept. FILE is rewritten after each part.
@@ -26,7 +26,7 @@ from manifests.errors import FashionNTMError, ManifestError, Problem, nearest
 
 ROOT = Path(__file__).resolve().parents[2]
 SUBJECTS = ("triton", "triton K=5", "triton K=25", "triton high", "graph")
-SECONDS = {"steps": 110, "extract": 60, "tests": 120}  # time limit of each part, in running order
+SECONDS = {"steps": 70, "table": 50, "extract": 60, "tests": 120}  # time limit of each part, in running order
 
 
 def run(
@@ -41,6 +41,9 @@ def run(
     repeats: int = 20,
     images: int = 768,
     layers: int = 8,
+    seeds: int = 6,
+    train: int = 3680,
+    test: int = 1000,
     workers: int = 4,
     tests: str = "tests/pipeline/training/cascade",
     device: str = "cuda",
@@ -50,7 +53,7 @@ def run(
     """Return the figures of each part, with its seconds and, if it failed, its "error".
 
     ``subjects``: of the step table, as named by ``bench._subjects``; each of ``repeats`` steps is timed alone.
-    ``images``, ``layers``: of the extraction. ``tests``, ``workers``: tests and number of processes of pytest.
+    ``seeds``, ``train``, ``test``: of ``bench table``. ``images``, ``layers``: of the extraction. ``tests``, ``workers``: tests and number of processes of pytest.
     ``seconds``: a limit for every part, 0 for the part's own. ``save`` receives the figures after each part. A
     ``device`` other than CUDA serves to try the benchmark itself.
 
@@ -63,14 +66,16 @@ def run(
     _require(device)
     sizes = {"batch": batch, "turns": turns, "dim": dim, "slots": slots, "hidden": hidden, "runs": 0, "device": device}
     given = {"sizes": sizes, "stages": list(stages), "subjects": list(subjects), "repeats": repeats}
-    cli = [sys.executable, str(ROOT / "cli.py"), "bench", "extract", "--set", "subjects=engine", "--set", "rounds=2"]
+    bench = [sys.executable, str(ROOT / "cli.py"), "bench"]
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "found"
-        extract = {"images": images, "layers": layers, "device": device}
+        extract = {"subjects": "engine", "rounds": 2, "images": images, "layers": layers, "device": device}
+        table = {"seeds": seeds, "train": train, "test": test, "dim": dim, "device": device}
         commands = {
             "steps": [sys.executable, "-m", __name__, json.dumps(given), str(file)],
-            "extract": [*cli, *(w for k, v in extract.items() for w in ("--set", f"{k}={v}")), "--json", str(file)],
+            "table": [*bench, "table", *_settings(table), "--file", str(file)],
+            "extract": [*bench, "extract", *_settings(extract), "--file", str(file)],
             "tests": [sys.executable, "-m", "pytest", *tests.split(), "-q", "-n", str(workers), f"--junitxml={file}"],
         }
         for part in asked:
@@ -84,6 +89,10 @@ def run(
             if save is not None:
                 save(figures)
     return figures
+
+
+def _settings(values: dict[str, Any]) -> list[str]:
+    return [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
 
 
 def _require(device: str) -> None:
@@ -116,7 +125,7 @@ def _steps(text: str) -> dict[str, Any]:
     return {"steps": [json.loads(line) for line in text.splitlines()]}
 
 
-def _extract(text: str) -> dict[str, Any]:
+def _figures(text: str) -> dict[str, Any]:
     return {"figures": json.loads(text)["figures"]}
 
 
@@ -128,7 +137,12 @@ def _tests(text: str) -> dict[str, Any]:
     return {**found, "failed": failed}
 
 
-_READERS: dict[str, Callable[[str], dict[str, Any]]] = {"steps": _steps, "extract": _extract, "tests": _tests}
+_READERS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "steps": _steps,
+    "table": _figures,
+    "extract": _figures,
+    "tests": _tests,
+}
 
 
 def time_steps(given: dict[str, Any], file: Path) -> None:
@@ -178,6 +192,10 @@ def render(figures: dict[str, Any]) -> str:
         lines += ["", "ms a step".ljust(14) + "".join(f"{f'C = {c}':>10}" for c in stages)]
         for name in dict.fromkeys(row["subject"] for row in rows):
             lines.append(name.ljust(14) + "".join(f"{ms.get((name, c), ''):>10}" for c in stages))
+    if "figures" in figures.get("table", {}):
+        from pipeline.bench.table import render as stages
+
+        lines += ["", stages(figures["table"]["figures"])]
     if "figures" in figures.get("extract", {}):
         from pipeline.bench.extract import render as extraction
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,10 @@ from cache import Store, StoreWriter
 from manifests.identity import caption_key, pair_key, stack_keys, text_key
 from manifests.schema import Gallery, Session, Training, Turn
 from manifests.table_spec import BlockSpec, ResultsTable, RowSpec
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.evaluate import Evaluation
+    from pipeline.training.job import TrainRequest
 
 TRAINED = ("lstm", "gru", "transformer", "no_memory", "turn_weights", "cfir", "dialog_manager", "v_ntm", "cm_ntm")
 MODELS = ("avg", "ewma", *TRAINED)
@@ -34,11 +38,15 @@ def run(
 ) -> dict[str, Any]:
     """Time each stage of one table on random features [dim] of ``train`` and ``test`` sessions of ``turns`` turns.
 
+    Training and ranking are also predicted before they run, as ``ablate --dry-run`` predicts them.
+
     ``gallery``: candidates of the single category. ``seeds``: runs of a trained model, side by side on CUDA.
     """
+    from pipeline.analysis.ablation.predict import seconds_of, training_seconds, untrained
     from pipeline.analysis.render import render as text_of
     from pipeline.analysis.results_table import build_results_table
     from pipeline.core.device import resolve_device
+    from pipeline.training.job import train_runs
 
     target, seconds = resolve_device(device), {}
     with tempfile.TemporaryDirectory() as folder:
@@ -46,10 +54,17 @@ def run(
         store = _store(Path(folder) / "store", sessions, images, dim)
         with _timed(seconds, "reading"):
             parts, candidates = _read(store, sessions[:train], sessions[train:], images, target)
-        by_model, summaries = {}, {}
+        by_model, summaries, predicted = {}, {}, {"training": 0.0, "ranking": 0.0}
+        together = target.type == "cuda"
         for model in models:
+            requests = _requests(Path(folder) / "runs", store, parts[0], model, seeds, epochs)
+            predicted["training"] += training_seconds(requests, together)[0]
+            blank = untrained(requests[0])
+            predicted["ranking"] += len(requests) * seconds_of(lambda blank=blank: _rank(blank, parts[1], candidates))
             with _timed(seconds, "training"):
-                done = _train(Path(folder) / "runs", store, parts[0], model, seeds, epochs)
+                done = [
+                    one for group in ([requests] if together else [[r] for r in requests]) for one in train_runs(group)
+                ]
             by_model[model] = sum(one.summary["seconds"] for one in done)
             with _timed(seconds, "ranking"):
                 summaries[model] = [_evaluate(one.folder, parts[1], candidates, target) for one in done]
@@ -70,6 +85,7 @@ def run(
         "device": str(target),
         "sizes": sizes,
         "seconds": seconds,
+        "predicted": predicted,
         "training_s": by_model,
         "runs": sum(map(len, summaries.values())),
         "lines": len(markdown.splitlines()),
@@ -121,31 +137,33 @@ def _read(store: Store, fit: Sequence[Session], test: Sequence[Session], images:
     return parts, load_candidates(store, [Gallery(category="all", split="test", images=images)])
 
 
-def _train(runs: Path, store: Store, features: Any, model: str, seeds: int, epochs: int) -> list[Any]:
-    from pipeline.training.job import TrainRequest, train_runs
+def _requests(runs: Path, store: Store, features: Any, model: str, seeds: int, epochs: int) -> list[TrainRequest]:
+    from pipeline.training.job import TrainRequest
     from pipeline.training.models import models as registry
 
     training, count = Training(epochs=epochs), seeds if registry.get(model).trainable else 1
-    made = [
+    return [
         TrainRequest(runs, "bench", store.fingerprint, model, {}, features, training, seed) for seed in range(count)
     ]
-    groups = [made] if features.device.type == "cuda" else [[one] for one in made]
-    return [done for group in groups for done in train_runs(group)]
+
+
+def _rank(model: Any, test: Any, candidates: Any) -> Evaluation:
+    """Rank the test sessions with ``model``, as ``evaluate`` does."""
+    from pipeline.evaluation.evaluate import evaluate
+    from pipeline.training.validate import embed, scorer
+
+    subsets = {SUBSET: {s.id for s in test.sessions[::2]}}
+    score = scorer(model, test) if model.scores else None
+    return evaluate(embed(model, test).cpu().numpy(), test.sessions, candidates, subsets, score=score)
 
 
 def _evaluate(folder: Any, test: Any, candidates: Any, device: Any) -> dict[str, Any]:
     """Write one run's ranks and summary as ``evaluate`` does; return the summary with the path of the results."""
-    from pipeline.evaluation.evaluate import evaluate
     from pipeline.evaluation.files import ResultFiles, save_results, save_summary
     from pipeline.training.checkpoint import load_model
-    from pipeline.training.validate import embed, scorer
 
-    model, files = load_model(folder.path, device), ResultFiles.of(folder.path)
-    queries = embed(model, test).cpu().numpy()
-    subsets = {SUBSET: {s.id for s in test.sessions[::2]}}
-    score = scorer(model, test) if model.scores else None
-    result = evaluate(queries, test.sessions, candidates, subsets, score=score)
-    record = folder.record()["identity"]
+    files, record = ResultFiles.of(folder.path), folder.record()["identity"]
+    result = _rank(load_model(folder.path, device), test, candidates)
     about = {"dataset": "bench", "extractor": "random", "gallery": "image", "store": record["store"]}
     about |= {"run": folder.id, "model": folder.model, "seed": record["seed"], "weights": files.weights()}
     summary = result.summary(**about)
@@ -155,9 +173,12 @@ def _evaluate(folder: Any, test: Any, candidates: Any, device: Any) -> dict[str,
 
 
 def render(figures: dict[str, Any]) -> str:
-    """Return the seconds of each stage and of each model's training, as text."""
-    total = sum(figures["seconds"].values())
-    lines = [", ".join(f"{key} {value}" for key, value in figures["sizes"].items()) + f", on {figures['device']}", ""]
-    lines += [f"{name:12} {value:8.2f} s  {value / total:4.0%}" for name, value in figures["seconds"].items()]
+    """Return the seconds of each stage, predicted where it can be, and of each model's training, as text."""
+    total, sizes = sum(figures["seconds"].values()), figures["sizes"].items()
+    lines = [", ".join(f"{key} {value}" for key, value in sizes) + f", on {figures['device']}", ""]
+    for name, value in figures["seconds"].items():
+        found = figures["predicted"].get(name)
+        told = "" if found is None else f"   predicted {found:.2f} s ({found / value - 1:+.0%})"
+        lines.append(f"{name:12} {value:8.2f} s  {value / total:4.0%}{told}")
     lines += [f"{'in all':12} {total:8.2f} s  {figures['runs']} runs", "", "training, all seeds:"]
     return "\n".join([*lines, *(f"  {name:14} {value:8.2f} s" for name, value in figures["training_s"].items())])

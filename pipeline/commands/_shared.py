@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from manifests.commandline import BUILT_IN, default_folder, folder_options, variable
 from manifests.text import printable
 
 if TYPE_CHECKING:
@@ -23,25 +24,30 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def option_out(f: F) -> F:
-    return click.option(
-        "--out",
-        type=click.Path(path_type=Path),
-        default=Path("out"),
-        show_default=True,
-        envvar="FASHION_NTM_OUT",
-        help="Folder for stores and runs.",
-    )(f)
+    return folder_option("out", "Folder for stores and runs.")(f)
 
 
 def option_data(f: F) -> F:
+    return folder_option("data", "Folder of the datasets (mt_fashioniq/, shoes/, blip2_captions/, ...).")(f)
+
+
+def folder_option(name: str, about: str, inside: str = "") -> Callable[[F], F]:
+    """Return option ``--name``, a folder with a default of ``manifests.commandline``, and ``inside`` it if given."""
+
+    def settle(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path:
+        if value is not None:
+            return value
+        folder, source = default_folder(name)
+        if source:
+            log(f"note: --{name} {folder / inside}, from {source}")
+        return folder / inside
+
     return click.option(
-        "--data",
+        f"--{name}",
         type=click.Path(path_type=Path),
-        default=Path("data"),
-        show_default=True,
-        envvar="FASHION_NTM_DATA",
-        help="Folder of the datasets (mt_fashioniq/, shoes/, blip2_captions/, ...).",
-    )(f)
+        callback=settle,
+        help=f"{about}  [{variable(name)}; default: {BUILT_IN[name] / inside}]",
+    )
 
 
 def option_json(f: F) -> F:
@@ -108,10 +114,9 @@ def open_job(spec: str, overrides: tuple[str, ...], data: Path, out: Path) -> tu
 
 
 def options(overrides: tuple[str, ...], data: Path, out: Path) -> list[str]:
-    """Return the options of this call that differ from the defaults, for a command that can be pasted."""
+    """Return the options of this call that differ from the built-in defaults, for a command that can be pasted."""
     words = [word for override in overrides for word in ("--set", override)]
-    words += ["--data", str(data)] if data != Path("data") else []
-    return words + (["--out", str(out)] if out != Path("out") else [])
+    return words + folder_options(data, out)
 
 
 def load(spec: RunSpec, data: Path) -> Dataset:
@@ -175,4 +180,8 @@ def parse_numbers(_: click.Context, __: click.Parameter, value: str | None) -> t
 
 def option_models(f: F) -> F:
     f = click.option("--model", "models", multiple=True, help="Memory model; repeatable. Default: all of the spec.")(f)
-    return click.option("--seeds", callback=parse_numbers, help="0..4 or 0,2,5. Default: the spec's seeds.")(f)
+    return click.option(
+        "--seeds",
+        callback=parse_numbers,
+        help="0..4 or 0,2,5. Default: the spec's seeds; `evaluate` and `results` take all that are trained.",
+    )(f)

@@ -42,6 +42,11 @@ def _values(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> di
     metavar="POINTS",
     help="Warn about a larger difference from the published value.",
 )
+@click.option(
+    "--to",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Output folder for the ranked lists, for `score` and `evaluate --ranked`.",
+)
 @option_device
 @option_json
 def command(
@@ -51,6 +56,7 @@ def command(
     out: Path,
     published: dict[str, float],
     tolerance: float,
+    to: Path | None,
     device: str,
     as_json: bool,
 ) -> None:
@@ -76,6 +82,7 @@ def command(
             protocol,
             published or published_values(job, protocol),
             tolerance,
+            to,
         )
         for protocol, other in made.items()
     ]

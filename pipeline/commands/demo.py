@@ -6,19 +6,13 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import log, option_device
+from pipeline.commands._shared import folder_option, log, option_device
 
 SECTION = "look"
 
 
 @click.command("demo", epilog="Example: fashion-ntm demo --out out/demo")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("out/demo"),
-    show_default=True,
-    help="Folder for images, store and runs.",
-)
+@folder_option("out", "Folder for images, store and runs.", "demo")
 @click.option(
     "--rebuild-model",
     is_flag=True,

@@ -39,7 +39,7 @@ SECTION = "stage 2"
     "--trained-on",
     multiple=True,
     metavar="DATASET",
-    help="Data set that the other system was trained on; tables mark its row. Repeatable.",
+    help="Dataset that the other system was trained on; tables mark its row. Repeatable.",
 )
 @option_json
 def command(

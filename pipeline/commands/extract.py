@@ -21,20 +21,20 @@ SECTION = "stage 1"
     type=BatchSize(),
     default="auto",
     show_default=True,
-    help="Items per forward pass; auto measures, and a resumed job keeps what it had.",
+    help="Items per forward pass; auto measures; a resumed job keeps its size.",
 )
 @option_precision
 @click.option(
     "--form",
-    type=click.Choice(["plain", "channels-last", "compiled", "auto"]),
+    type=click.Choice(["plain", "channels-last", "compiled"]),
     default="plain",
     show_default=True,
-    help="How the image tower runs; the features agree up to rounding. auto measures.",
+    help="How the image tower runs; the features agree up to rounding. Compiling takes about a minute.",
 )
 @click.option(
-    "--workers", type=click.IntRange(0), help="Decoding threads. Default: the CPUs that the model leaves free."
+    "--workers", type=click.IntRange(0), help="Decoding processes. Default: the CPUs that the model leaves free."
 )
-@click.option("--shard-rows", type=click.IntRange(1), default=4096, show_default=True, help="Rows a commit.")
+@click.option("--shard-rows", type=click.IntRange(1), default=4096, show_default=True, help="Rows per commit.")
 @click.option(
     "--scheduler", metavar="ADDRESS", help="Compute on the Dask cluster at tcp://host:port (docs/cluster.md)."
 )
@@ -43,10 +43,10 @@ SECTION = "stage 1"
     type=click.IntRange(1),
     default=None,
     metavar="N",
-    help="Compute in N processes of this machine, one a GPU where it has GPUs.",
+    help="Compute in N processes of this machine, one per GPU if it has GPUs.",
 )
 @click.option("--max-failures", type=click.IntRange(0), help="Stop once more items than this have failed.")
-@click.option("--retry-failed", is_flag=True, help="Try again what is recorded as failed.")
+@click.option("--retry-failed", is_flag=True, help="Try the items again that are recorded as failed.")
 @option_json
 def command(
     spec: str, overrides: tuple[str, ...], data: Path, out: Path, device: str, as_json: bool, **how: Any
@@ -57,8 +57,6 @@ def command(
     """
     if how["scheduler"] and how["local_cluster"]:
         raise click.UsageError("--scheduler and --local-cluster exclude each other")
-    if how["form"] == "auto" and (how["scheduler"] or how["local_cluster"]):
-        raise click.UsageError("--form auto measures this machine, not a cluster's: name a form")
     from pipeline.jobs.stage1 import extract_spec
 
     how["local_cluster"] = how["local_cluster"] or 0

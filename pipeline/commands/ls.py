@@ -14,7 +14,7 @@ KINDS = ["specs", "ablations", "tables", "figures", "datasets", "extractors", "c
 
 @click.command("ls", epilog="Example: fashion-ntm ls models --long")
 @click.argument("kind", type=click.Choice(KINDS), required=False)
-@click.option("--long", "-l", "detail", is_flag=True, help="Options, licences and sizes too.")
+@click.option("--long", "-l", "detail", is_flag=True, help="Also list options, licenses and sizes.")
 @click.option(
     "--where", multiple=True, metavar="KEY=VALUE", help="Only runs with this value, e.g. model=cm_ntm. Repeatable."
 )

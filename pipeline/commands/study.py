@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from manifests.commandline import command_line
 from pipeline.commands._shared import emit, load, log, open_job, option_device, option_json, spec_command
 
 SECTION = "look"
@@ -95,7 +96,7 @@ def ask(
     dataset = load(job, data)
     path = db or default_path(workspace, job)
     study = open_study(path, job, dataset, workspace, models, sessions, k, seed, codes, device, log)
-    log(f"answers go to {path}; see them with `python cli.py study results {path}`")
+    log(f"answers go to {path}; see them with `{command_line('study', 'results', str(path))}`")
     title = job.title or job.name
     listen(lambda token, hosts: make_study_app(study, dataset, title, token, hosts), host, port, log, click.echo)
 

@@ -18,7 +18,7 @@ SECTION = "stage 2"
     "train", epilog="Example: fashion-ntm train demo --model cm_ntm --seeds 0..4 --out out/demo --data out/demo"
 )
 @stage2_command
-@click.option("--force", is_flag=True, help="Train again what is already trained.")
+@click.option("--force", is_flag=True, help="Train finished runs again.")
 @option_backend
 @click.option(
     "--threads",
@@ -33,7 +33,7 @@ SECTION = "stage 2"
 @click.option(
     "--diagnostics",
     is_flag=True,
-    help="Write row spread, entropies and gradients of the memories each epoch; see `diagnostics`.",
+    help="Write row spread, entropies and gradients of the memories per epoch, for `figure diagnostics`.",
 )
 @click.option(
     "--log",
@@ -47,4 +47,4 @@ def command(experiment: Experiment, models: tuple[str, ...], seeds: tuple[int, .
     from pipeline.jobs.stage2 import TrainOptions, outcome_text, train
 
     for run, outcome in train(experiment, asked_runs(experiment.spec, models, seeds), TrainOptions(**options)):
-        click.echo(outcome_text(run, outcome))
+        click.echo(outcome_text(run, outcome, options["diagnostics"]))

@@ -116,7 +116,8 @@ def image_changes(dataset: Dataset, keys: Mapping[str, bytes], digests: Path) ->
     files = dict.fromkeys(image.file for image in dataset.images.values() if image.file)
     found = dict(cache.keys(files, workers=2))
     cache.save()
-    changed, new = [], []
+    changed: list[str] = []
+    new: list[str] = []
     for image in dataset.images.values():
         key = found.get(image.file) if image.file else None
         if isinstance(key, bytes) and keys.get(image.id) != key:

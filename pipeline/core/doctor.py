@@ -13,6 +13,23 @@ from typing import Any
 
 PACKAGES = ("torch", "transformers", "safetensors", "h5py", "numpy", "dask", "click", "pydantic", "pillow", "rich")
 DATASET_FOLDERS = ("mt_fashioniq", "shoes", "blip2_captions")
+DEMO_STAMP = "demo.json"  # of a folder of demo images
+EXTRAS = {  # extra -> (packages, what it brings)
+    "cpu": (("numba",), "compiled steps of the CM-NTM on the CPU"),
+    "plots": (("matplotlib",), "figures as files"),
+    "serve": (("starlette", "uvicorn"), "the pages of `serve` and `study`"),
+    "tune": (("optuna",), "`tune --sampler tpe`"),
+    "parquet": (("pyarrow",), "`cache export --format parquet`"),
+    "faiss": (("faiss-cpu",), "`cache export --format faiss`"),
+    "onnx": (("onnx", "onnxruntime", "onnxscript"), "`export --format onnx`"),
+    "pandas": (("pandas",), "results as a frame in Python"),
+    "tensorboard": (("tensorboard",), "`train --log tensorboard`"),
+    "wandb": (("wandb",), "`train --log wandb`"),
+    "trackio": (("trackio",), "`train --log trackio`"),
+    "mlflow": (("mlflow",), "`train --log mlflow`"),
+    "adapters": (("peft",), "LoRA adapters of extractors"),
+    "peers": (("lmdb", "zarr"), "storage libraries that `bench cache` compares with"),
+}
 FREE_BYTES = 2 << 30
 
 
@@ -47,7 +64,9 @@ class Examination:
 
 def examine(out: Path, data: Path) -> Examination:
     """Check interpreter, packages, devices, folders and disk space. Leave no files behind."""
-    return Examination((_python(), *_packages(), *_devices(), _hub(), _writable(out), _disk(out), _datasets(data)))
+    return Examination(
+        (_python(), *_packages(), *_extras(), *_devices(), _hub(), _writable(out), _disk(out), _datasets(data))
+    )
 
 
 def _python() -> Finding:
@@ -57,13 +76,32 @@ def _python() -> Finding:
 
 
 def _packages() -> list[Finding]:
+    return [
+        Finding(name, "ok", version)
+        if (version := _version(name))
+        else Finding(name, "broken", "not installed", "python -m pip install -e .")
+        for name in PACKAGES
+    ]
+
+
+def _extras() -> list[Finding]:
     findings = []
-    for name in PACKAGES:
-        try:
-            findings.append(Finding(name, "ok", importlib.metadata.version(name)))
-        except importlib.metadata.PackageNotFoundError:
-            findings.append(Finding(name, "broken", "not installed", "python -m pip install -e ."))
+    for extra, (packages, brings) in EXTRAS.items():
+        absent = [name for name in packages if not _version(name)]
+        if absent:
+            fix = f"python -m pip install 'fashion-ntm[{extra}]'"
+            findings.append(Finding(f"[{extra}]", "note", f"{brings}: {', '.join(absent)} not installed", fix))
+        else:
+            there = ", ".join(f"{name} {_version(name)}" for name in packages)
+            findings.append(Finding(f"[{extra}]", "ok", f"{brings}: {there}"))
     return findings
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def _devices() -> list[Finding]:
@@ -106,9 +144,16 @@ def _disk(out: Path) -> Finding:
 
 def _datasets(data: Path) -> Finding:
     present = [name for name in DATASET_FOLDERS if (data / name).is_dir()]
+    folders = [data, *sorted(f for f in data.iterdir() if f.is_dir())] if data.is_dir() else []
+    for folder in folders:
+        if (folder / "sessions.jsonl").is_file() and (folder / "images.jsonl").is_file():
+            present.append(f"{folder.name} (JSONL)")
+        elif (folder / DEMO_STAMP).is_file():
+            present.append(f"{folder.name} (rendered garments of the demo)")
     if present:
         return Finding("data", "ok", f"{data} holds {', '.join(present)}")
-    return Finding("data", "note", f"{data} holds no data set", "only `demo` works without: see `download --help`")
+    fix = "`fashion-ntm demo` works without; `fashion-ntm download --help` fetches annotations"
+    return Finding("data", "note", f"{data} holds no dataset", fix)
 
 
 def _existing(folder: Path) -> Path:

@@ -14,7 +14,7 @@ from cache import Store
 from manifests.errors import IncompleteError
 from manifests.identity import changed_fields, digest
 from manifests.schema import Dataset, RunSpec
-from manifests.validation import split_validation
+from pipeline.composition.ready import fitting_sessions
 from pipeline.composition.request import composer_request, is_joint
 from pipeline.core.binding import SourceRecord, StaleError, declared_digest, image_changes, load_binding, write_json
 
@@ -90,7 +90,7 @@ class Workspace:
         why = f"nothing is extracted for spec '{spec.name}' in {self.out}"
         if self.earlier_records(spec):
             why = f"the dataset or extractor of spec '{spec.name}' changed since it was extracted, or an earlier version did it"
-        raise IncompleteError(f"{why}: run `extract {spec.asked}`")
+        raise IncompleteError(f"{why}: run `{spec.command('extract')}`")
 
     def binding(self, spec: RunSpec, dataset: Dataset) -> dict[str, bytes]:
         """Return image id -> content key as recorded for ``spec``, checked against the present dataset.
@@ -101,7 +101,7 @@ class Workspace:
         key = (self.note_path(spec), str(spec.composer), note.binding, note.declared, id(dataset))
         if key in self._checked:
             return self._checked[key][1]
-        again = f"run `extract {spec.asked}`"
+        again = f"run `{spec.command('extract')}`"
         keys = load_binding(self.bindings, note.binding)
         if declared_digest(dataset) != note.declared:
             raise StaleError(
@@ -132,13 +132,13 @@ class Workspace:
         now = composer_identity(spec, dataset, backbone)
         if not note.store:
             raise IncompleteError(
-                f"the composer of spec '{spec.name}' is not fitted yet: run `fit-composer {spec.asked}`"
+                f"the composer of spec '{spec.name}' is not fitted yet: run `{spec.command('fit-composer')}`"
             )
         if note.composer != now:
             changed = "; ".join(changed_fields(note.composer or {}, now or {}))
             raise StaleError(
                 f"the composer of spec '{spec.name}' changed since its features were composed ({changed}): "
-                f"run `fit-composer {spec.asked}`"
+                f"run `{spec.command('fit-composer')}`"
             )
         return Store.open(self.stores / note.store).bound_to(backbone.catalogue())
 
@@ -160,5 +160,4 @@ def composer_identity(spec: RunSpec, dataset: Dataset, backbone: Store) -> dict[
         return None
     request = composer_request(spec)
     assert request is not None
-    fit, validation = split_validation(dataset.split("train"), spec.validation.fraction, spec.validation.seed)
-    return json.loads(json.dumps(request.fields(backbone, dataset, fit, validation)))
+    return json.loads(json.dumps(request.fields(backbone, dataset, *fitting_sessions(spec, dataset))))

@@ -6,6 +6,7 @@ import shlex
 import time
 from pathlib import Path
 
+from manifests.commandline import command_line
 from manifests.load import load_dataset, load_spec
 from manifests.schema import RunSpec
 from pipeline.analysis.cells import Table
@@ -17,14 +18,20 @@ from pipeline.jobs.experiment import Experiment, Log
 from pipeline.jobs.stage1 import extract_spec
 from pipeline.jobs.stage2 import evaluate, outcome_text, train
 
+NEXT = (
+    ("table", "demo", "--format", "latex"),
+    ("train", "demo", "--model", "cm_ntm", "--seeds", "0..4"),
+    ("serve", "demo"),
+    ("status", "demo"),
+)
 MEMORY = "FashionNTM (CM-NTM)"  # rows of the demo's table
 TRAINED = ("ST + LSTM", "ST + v-NTM", MEMORY)
 
 
-def demo_spec(out: Path) -> tuple[RunSpec, str]:
+def demo_spec(out: Path) -> tuple[RunSpec, list[str]]:
     """Return the demo's spec, and its command-line options."""
-    options = shlex.join(["--data", str(out), "--out", str(out)])
-    return load_spec("demo", given=f"demo {options}"), options
+    options = ["--data", str(out), "--out", str(out)]
+    return load_spec("demo", given=shlex.join(["demo", *options])), options
 
 
 def demo(out: Path, device: str, log: Log) -> str:
@@ -41,8 +48,7 @@ def demo(out: Path, device: str, log: Log) -> str:
     for run, outcome in train(experiment):
         log(f"  {outcome_text(run, outcome)}")
     evaluate(experiment)
-    table = build_table(TableRequest("demo", out, out, "demo", options=shlex.split(options)))
-    store = first.composed.path if first.composed else first.extraction.path
+    table = build_table(TableRequest("demo", out, out, "demo", options=options))
     return "\n".join(
         [
             "",
@@ -57,12 +63,9 @@ def demo(out: Path, device: str, log: Log) -> str:
             f"done in {time.perf_counter() - began:.0f} s; a second `demo` computes nothing that is here already",
             "",
             "Next:",
-            f"  python cli.py table demo --format latex {options}",
-            f"  python cli.py train demo --model cm_ntm --seeds 0..4 {options}",
-            f"  python cli.py status demo {options}",
-            "  python cli.py ls --long",
-            f"  h5ls -r {shlex.quote(str(store))}/query-00000.h5",
-            "  python cli.py run mt_fashioniq-caption --data DIR      (real dialogues: see the README)",
+            *(f"  {command_line(*words, *options)}" for words in NEXT),
+            f"  {command_line('ls', 'stores', '--long', '--out', str(out))}",
+            f"  {command_line('download', 'mt_fashioniq')}      (real dialogues: see the README)",
         ]
     )
 
@@ -80,7 +83,7 @@ def leader_sentence(table: Table, sessions: int) -> str:
         why = f"{sessions:,} train sessions are enough for it to learn which turns to remember"
     else:
         why = f"it has nothing to learn, and {sessions:,} short train sessions are few for a trained memory"
-    where = "; on ChatIR's dialogues of ten facts the CM-NTM leads (docs/dialogues.md)" if leader != MEMORY else ""
+    where = "; on ChatIR's dialogues of ten facts memories lead (docs/dialogues.md)" if leader != MEMORY else ""
     return f"{leader} leads here with R@5 {known[leader]:.1f}{others}: {why}{where}."
 
 

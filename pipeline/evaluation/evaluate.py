@@ -14,7 +14,7 @@ from manifests.errors import FashionNTMError
 from manifests.identity import stack_keys
 from manifests.schema import NO_IMAGE, Gallery, References, Session
 from pipeline.evaluation.metrics import PRECISION_CUTOFFS, Averaging, average_precision, summarize
-from pipeline.evaluation.ranking import SCORES_HELD, ranks, score_ranks
+from pipeline.evaluation.ranking import SCORES_HELD, DistinctRows, distinct_units, ranks, score_ranks
 
 if TYPE_CHECKING:
     from cache import Store
@@ -44,6 +44,11 @@ class Candidates:
     def index(self) -> dict[str, int]:
         """Return image id -> row of ``features``."""
         return {image: row for row, image in enumerate(self.images)}
+
+    @cached_property
+    def distinct(self) -> DistinctRows:
+        """Return the distinct unit rows of ``features``, computed once for all runs."""
+        return distinct_units(self.features)
 
 
 def load_candidates(store: Store, galleries: Iterable[Gallery]) -> dict[str, Candidates]:
@@ -168,7 +173,7 @@ def evaluate(
         if score is not None:
             found = score_ranks(score(rows.tolist(), gallery.features), targets, gallery.features, names, without)
         else:
-            found = ranks(queries[rows], gallery.features, targets, block, names, without)
+            found = ranks(queries[rows], gallery.features, targets, block, names, without, gallery.distinct)
         for (n, _), rank in zip(asked, found.tolist(), strict=True):
             correct[n].append(rank)
     result = np.array([found[0] for found in correct], dtype=np.int64)  # of the target

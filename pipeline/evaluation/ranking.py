@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,14 @@ class RankingError(FashionNTMError, ValueError):
     """Features cannot be ranked: not finite, mismatched width, or a target outside the gallery."""
 
 
+class DistinctRows(NamedTuple):
+    """Distinct rows [U, D], the index among them of each of the n rows [n], and their counts [U]."""
+
+    rows: np.ndarray
+    inverse: np.ndarray
+    repeats: np.ndarray
+
+
 def ranks(
     queries: np.ndarray,
     candidates: np.ndarray,
@@ -23,6 +32,7 @@ def ranks(
     block: int = SCORES_HELD,
     names: Sequence[str] | None = None,
     without: Sequence[Sequence[int]] | None = None,
+    gallery: DistinctRows | None = None,
 ) -> np.ndarray:
     """Return the rank of each query's target among the candidates by cosine similarity; 1 is best.
 
@@ -37,6 +47,7 @@ def ranks(
         block: number of scores in memory at once; it affects results only through the rounding of the product.
         names: [S] session ids, for messages.
         without: for each query, rows of ``candidates`` that are not ranked; its target is ranked in any case.
+        gallery: ``distinct_units`` of the candidates, for a gallery that is ranked often.
 
     Returns:
         int64 [S], each between 1 and G.
@@ -48,10 +59,9 @@ def ranks(
     targets = np.asarray(target_index, dtype=np.int64)
     _check_shapes(queries, candidates, targets, names)
     _check_finite(queries, names, "session", "the model has diverged: lower its learning rate and train again")
-    _check_finite(candidates, None, "candidate", "the gallery's features are damaged: verify the store")
     _check_targets(targets, len(candidates), names)
 
-    unique, inverse, repeats = distinct(unit_rows(candidates))
+    unique, inverse, repeats = distinct_units(candidates) if gallery is None else gallery
     given, targets = targets, inverse[targets]
     out = np.empty(len(queries), dtype=np.int64)
     step = max(1, block // max(1, len(unique)))
@@ -108,8 +118,14 @@ def score_ranks(
     return found if without is None else found - _removed(better, inverse, without, targets)
 
 
-def distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return distinct rows [U, D], the index of each row among them [n], and their counts [U].
+def distinct_units(candidates: np.ndarray) -> DistinctRows:
+    """Return the distinct unit rows of the candidates [G, D]. Raises RankingError for non-finite features."""
+    _check_finite(candidates, None, "candidate", "the gallery's features are damaged: verify the store")
+    return distinct(unit_rows(candidates))
+
+
+def distinct(rows: np.ndarray) -> DistinctRows:
+    """Return the distinct ones of the rows [n, D].
 
     A matrix product may round equal columns differently at tile edges, so equal candidates are scored once.
     """
@@ -121,7 +137,7 @@ def distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if place == len(first):
             first.append(number)
         inverse[number] = place
-    return rows[first], inverse, np.bincount(inverse, minlength=len(first))
+    return DistinctRows(rows[first], inverse, np.bincount(inverse, minlength=len(first)))
 
 
 def _name(names: Sequence[str] | None, kind: str, number: int) -> str:

@@ -16,6 +16,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -131,6 +132,8 @@ def _map_npy(file: Path) -> np.ndarray:
         if "mmap length" in str(error):
             raise ValueError(f"truncated: its {file.stat().st_size:,} bytes are fewer than its header says") from None
         raise
+    except (TokenError, SyntaxError, TypeError, OverflowError, MemoryError) as error:  # numpy parses the header's text
+        raise ValueError(f"its header is damaged ({error}): copy or export it again") from None
 
 
 def _map_safetensors(file: Path) -> np.ndarray:

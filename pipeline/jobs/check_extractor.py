@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from manifests.errors import IncompleteError
 from manifests.leaks import subset_sessions
 from manifests.one_turn import one_turn_sessions
-from manifests.schema import OVERALL, Component, Dataset, RunSpec
-from pipeline.evaluation.evaluate import evaluate, load_candidates
+from manifests.schema import OVERALL, Component, Dataset, RunSpec, Session
+from pipeline.evaluation.evaluate import Candidates, evaluate, load_candidates
 from pipeline.evaluation.metrics import summarize
+from pipeline.evaluation.orders import cosine_orders
+from pipeline.evaluation.ranked_files import Ranked, write_ranked
 from pipeline.extraction.extractors import extractors
 from pipeline.extraction.extractors._cards import preset
 from pipeline.jobs.experiment import Experiment
 
 CUTOFFS = (10, 50)
 METRICS = ("R@10", "R@50", "mean")  # mean of the two
+LISTED = 5000  # candidates of a ranked list
 
 
 @dataclass(frozen=True)
@@ -108,11 +114,17 @@ def published_values(spec: RunSpec, protocol: str) -> Mapping[str, float]:
 
 
 def score(
-    experiment: Experiment, dataset: Dataset, protocol: str, published: Mapping[str, float], tolerance: float
+    experiment: Experiment,
+    dataset: Dataset,
+    protocol: str,
+    published: Mapping[str, float],
+    tolerance: float,
+    to: Path | None = None,
 ) -> Score:
     """Rank the one-turn queries of ``dataset``'s test sessions with the features of ``experiment``.
 
-    ``dataset``: that of the experiment, or the same with other galleries. Raises IncompleteError without any query.
+    ``dataset``: that of the experiment, or the same with other galleries. ``to``: folder for the ranked lists, as JSON lines
+    of up to ``LISTED`` candidates. Raises IncompleteError without any query.
     """
     sessions, outside = one_turn_sessions(dataset)
     if not sessions:
@@ -123,6 +135,12 @@ def score(
     clean = {"unseen": {s.id for s in subset_sessions(single, "no pair seen")}}
     candidates = load_candidates(experiment.store, [g for g in dataset.galleries if g.split == "test"])
     found = evaluate(queries, features.sessions, candidates, clean, dataset.averaging)
+    if to is not None:
+        to.mkdir(parents=True, exist_ok=True)
+        lists = _lists(queries, features.sessions, candidates)
+        write_ranked(
+            to / f"{protocol.split(' protocol')[0].replace(', ', '-').replace(' ', '-')}.jsonl", "jsonl", lists, ""
+        )
     kept = found.subsets["unseen"]
     unseen: dict[str, float] = {}
     if 0 < int(kept.sum()) < len(kept):
@@ -138,6 +156,17 @@ def score(
         published=published,
         unseen=unseen,
     )
+
+
+def _lists(queries: np.ndarray, sessions: Sequence[Session], candidates: Mapping[str, Candidates]) -> Iterator[Ranked]:
+    """Yield the ranked candidates of each query, by category."""
+    for category, gallery in candidates.items():
+        mine = [n for n, s in enumerate(sessions) if s.category == category and s.target in gallery.index]
+        targets = np.array([gallery.index[sessions[n].target] for n in mine], dtype=np.int64)
+        orders = cosine_orders(queries[mine], gallery.features, targets, LISTED)
+        for n, (rows, scores) in zip(mine, orders, strict=True):
+            images = tuple(gallery.images[row] for row in rows)
+            yield Ranked(sessions[n].id, images, tuple(float(s) for s in scores))
 
 
 def _means(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:

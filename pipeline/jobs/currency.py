@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from manifests.commandline import folder_options
 from manifests.errors import FashionNTMError, IncompleteError
-from manifests.load import load_dataset
+from manifests.load import load_dataset, shipped
 from manifests.schema import RunSpec
 from pipeline.core.workspace import Workspace
 from pipeline.jobs.identities import RunIdentities
@@ -21,7 +22,7 @@ class NotCheckedError(IncompleteError):
 
 
 class Currency:
-    """Loads each spec that runs were recorded with once, from the data sets in ``data`` and the stores in ``out``."""
+    """Loads each spec that runs were recorded with once, from the datasets in ``data`` and the stores in ``out``."""
 
     def __init__(self, data: Path, out: Path):
         self.data, self.out, self.workspace = data, out, Workspace(out)
@@ -43,7 +44,8 @@ class Currency:
     def _load(self, recorded: Any) -> RunIdentities | IncompleteError:
         try:
             spec = RunSpec.model_validate(recorded)
-            spec = spec.model_copy(update={"given": self.command(spec.name)})
+            word = spec.name if spec.name in shipped("runs") else f"{spec.name}.toml"
+            spec = spec.model_copy(update={"given": shlex.join([word, *folder_options(self.data, self.workspace.out)])})
             dataset = load_dataset(spec, self.data)
         except (FashionNTMError, ValueError):
             return NotCheckedError(f"not checked: its data is not in {self.data}")
@@ -51,10 +53,6 @@ class Currency:
             return RunIdentities(spec, dataset, self.workspace)
         except IncompleteError as error:
             return error
-
-    def command(self, *words: str) -> str:
-        """Return ``words`` with the options that name the folders, to paste after a command."""
-        return shlex.join([*words, "--data", str(self.data), "--out", str(self.out)])
 
     def of(self, record: Mapping[str, Any]) -> str:
         """Return "current", "of other data", "of an earlier version", or why the run cannot be compared."""

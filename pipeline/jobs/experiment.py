@@ -113,5 +113,5 @@ class Experiment(RunIdentities):
                 other = f" on this data ({'; '.join(changed)})" if changed else ""
                 self.log(f"{run.model} seed {run.seed} is not trained{other}: run `{self.train_command(run)}`")
         if not found:
-            raise IncompleteError(f"no run of spec '{self.spec.name}' is trained: run `train {self.spec.asked}`")
+            raise IncompleteError(f"no run of spec '{self.spec.name}' is trained: run `{self.spec.command('train')}`")
         return found

@@ -11,8 +11,8 @@ from manifests.errors import IncompleteError, ManifestError, Problem, nearest
 from manifests.identity import changed_fields, dialog_key, digest, pair_key, session_key, stack_keys, text_key
 from manifests.leaks import SUBSETS, subset_sessions
 from manifests.schema import Dataset, RunSpec, Training
-from manifests.validation import split_validation
 from manifests.views import WHOLE, View
+from pipeline.composition.ready import fitting_sessions
 from pipeline.core.workspace import Workspace
 from pipeline.evaluation.evaluate import PROTOCOL
 from pipeline.evaluation.files import ResultFiles, ResultsError
@@ -94,9 +94,7 @@ class RunIdentities:
 
         No features are read, so a run's identity costs only key look-ups.
         """
-        fit, validation = split_validation(
-            self.dataset.split("train"), self.spec.validation.fraction, self.spec.validation.seed
-        )
+        fit, validation = fitting_sessions(self.spec, self.dataset)
         return find_rows(self.store, fit), find_rows(self.store, validation) if validation else None
 
     @cached_property
@@ -206,7 +204,7 @@ class RunIdentities:
             changed = self.earlier(run) if folder.state == "absent" else []
             return RunState(folder.state, tuple(changed), self.train_command(run))
         files, identity = self.result_files(run, view), self.evaluation_identity(run, view)
-        evaluate = f"evaluate {self.spec.asked} --model {run.model} --seeds {run.seed}"
+        evaluate = self.spec.command("evaluate", "--model", run.model, "--seeds", str(run.seed))
         try:
             changed = files.stale(identity)
         except ResultsError as error:
@@ -254,4 +252,4 @@ class RunIdentities:
         return dict(sorted(found.items()))
 
     def train_command(self, run: Run) -> str:
-        return f"train {self.spec.asked} --model {run.model} --seeds {run.seed}"
+        return self.spec.command("train", "--model", run.model, "--seeds", str(run.seed))

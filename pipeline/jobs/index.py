@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +37,7 @@ def index_spec(spec: RunSpec, dataset: Dataset, workspace: Workspace, device: st
     Raises IncompleteError for a composer that must be fitted first, naming the ways to have one.
     """
     stage = extract_spec(spec, dataset, workspace, device, **options)
-    if stage.next_command.startswith("fit-composer"):
+    if stage.next_command == spec.command("fit-composer"):
         name = spec.composer.name if spec.composer else "fusion"
         if dataset.split("train"):
             raise IncompleteError(
@@ -51,4 +50,4 @@ def index_spec(spec: RunSpec, dataset: Dataset, workspace: Workspace, device: st
     galleries = [g for g in dataset.galleries if g.split == "test"] or list(dataset.galleries)
     found = load_candidates(workspace.store(spec, dataset), galleries)
     counts = {name: (len(one.images), len(one.dropped)) for name, one in found.items()}
-    return Indexed(stage, counts, f"search {spec.asked} --text {shlex.quote('in navy')}")
+    return Indexed(stage, counts, spec.command("search", "--text", "in navy"))

@@ -51,7 +51,7 @@ def make_features(
         log(fit_extractor_spec(spec, dataset, workspace, device, tell=log).text())
     first = extract_spec(spec, dataset, workspace, device)
     log(first.text())
-    if first.composed is None and first.next_command.startswith("fit-composer"):
+    if first.composed is None and first.next_command == spec.command("fit-composer"):
         log(
             fit_composer_spec(
                 spec, dataset, workspace, lambda m: log(f"composer epoch {m['epoch']:.0f}: loss {m['loss']:.4f}")
@@ -104,7 +104,7 @@ def status_of(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Status:
         if begun is None:
             return Status(spec.name, str(error), "", {}, found)
         rows = {name: table.rows for name, table in begun.tables.items()}
-        return Status(spec.name, f"begun, not finished: run `extract {spec.asked}`", str(begun.path), rows, found)
+        return Status(spec.name, f"begun, not finished: run `{spec.command('extract')}`", str(begun.path), rows, found)
     fit, validation = experiment.found
     left_out = len(fit.reasons) + (len(validation.reasons) if validation is not None else 0)
     if left_out:
@@ -121,11 +121,11 @@ def _what_helps(backbone: Store, spec: RunSpec) -> str:
     """Return the command that gets missing features, by the failures on record in the store of the extractor."""
     failures = backbone.failures()
     if not failures:
-        return f"run `extract {spec.asked}`"
+        return f"run `{spec.command('extract')}`"
     if unread := sum(is_transient(f.stage, f.reason) for f in failures):
-        return f"run `extract {spec.asked}`, which reads {unread:,} unreadable files again"
+        return f"run `{spec.command('extract')}`, which reads {unread:,} unreadable files again"
     why = most_frequent(f"{f.stage}: {f.reason}" for f in failures)
-    return f"mend what failed ({why}), then run `extract {spec.asked} --retry-failed`"
+    return f"mend what failed ({why}), then run `{spec.command('extract', '--retry-failed')}`"
 
 
 def _begun(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Store | None:

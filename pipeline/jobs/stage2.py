@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cached_property
 from typing import Any
 
 from manifests.leaks import SUBSETS
 from manifests.views import WHOLE, View
+from pipeline.evaluation.evaluate import Evaluation
 from pipeline.evaluation.evaluate import evaluate as rank_sessions
 from pipeline.jobs.cards import CARD, write_card
 from pipeline.jobs.experiment import Experiment
@@ -18,7 +19,9 @@ from pipeline.training.backends.choice import BackendChoice
 from pipeline.training.data import SessionFeatures
 from pipeline.training.errors import DivergenceError
 from pipeline.training.job import Trained, TrainRequest, train_runs
+from pipeline.training.models import MemoryModel
 from pipeline.training.models import models as registry
+from pipeline.training.models.cm_ntm import CMNTM
 from pipeline.training.runs import RunFolder
 from pipeline.training.validate import chance_recall, embed, scorer
 from pipeline.training.views import view_features
@@ -78,33 +81,7 @@ def train_group(
 
     Returns one ``Trained`` per run, or the error of a run that diverged.
     """
-
-    trackers = Trackers(options.log, experiment.workspace.out)
-
-    @cache
-    def random() -> str:
-        held = experiment.parts[1]
-        return "" if held is None else f" (chance {chance_recall(held):.1f})"
-
-    def epoch(request: TrainRequest, metrics: dict[str, Any]) -> None:
-        if "loss" in metrics:
-            found = metrics.get("validation", {}).get("mean")
-            shown = "" if found is None else f", validation mean of R@5 and R@8 {found:.1f}{random()}"
-            line = f"{request.name} seed {request.seed} epoch {metrics['epoch']}: loss {metrics['loss']:.4f}{shown}"
-            experiment.log(line)
-        if options.log:
-            identity = request.identity
-            name = f"{request.dataset} {request.name} seed {request.seed} {identity.id}"
-            trackers.log(Followed(id=identity.id, name=name, config=identity.fields), metrics)
-
-    def chosen(choice: BackendChoice) -> None:
-        if choice.fallback:
-            experiment.log(f"{runs[0].model}: {choice.fallback}")
-
-    def resumed(request: TrainRequest, after: int) -> None:
-        epochs = request.training.epochs
-        experiment.log(f"{request.name} seed {request.seed}: goes on after epoch {after} of {epochs}")
-
+    messages = _Messages(experiment, runs[0].model, options)
     try:
         done = train_runs(
             [experiment.request(run) for run in runs],
@@ -113,16 +90,48 @@ def train_group(
             threads=options.threads,
             again=options.force,
             diagnostics=options.diagnostics,
-            progress=epoch,
-            chosen=chosen,
-            resumed=resumed,
+            progress=messages.epoch,
+            chosen=messages.chosen,
+            resumed=messages.resumed,
         )
     finally:
-        trackers.close()
+        messages.trackers.close()
     for outcome in done:
         if isinstance(outcome, Trained) and not (outcome.reused and (outcome.folder.path / CARD).is_file()):
             card(experiment, outcome.folder)
     return done
+
+
+class _Messages:
+    """Log lines of runs in training, and their metrics for the trackers of ``options.log``."""
+
+    def __init__(self, experiment: Experiment, model: str, options: TrainOptions):
+        self.experiment, self.model = experiment, model
+        self.trackers, self.tracked = Trackers(options.log, experiment.workspace.out), bool(options.log)
+
+    @cached_property
+    def chance(self) -> str:
+        held = self.experiment.parts[1]
+        return "" if held is None else f" (chance {chance_recall(held):.1f})"
+
+    def epoch(self, request: TrainRequest, metrics: dict[str, Any]) -> None:
+        if "loss" in metrics:
+            found = metrics.get("validation", {}).get("mean")
+            shown = "" if found is None else f", validation mean of R@5 and R@8 {found:.1f}{self.chance}"
+            line = f"{request.name} seed {request.seed} epoch {metrics['epoch']}: loss {metrics['loss']:.4f}{shown}"
+            self.experiment.log(line)
+        if self.tracked:
+            identity = request.identity
+            name = f"{request.dataset} {request.name} seed {request.seed} {identity.id}"
+            self.trackers.log(Followed(id=identity.id, name=name, config=identity.fields), metrics)
+
+    def chosen(self, choice: BackendChoice) -> None:
+        if choice.fallback:
+            self.experiment.log(f"{self.model}: {choice.fallback}")
+
+    def resumed(self, request: TrainRequest, after: int) -> None:
+        epochs = request.training.epochs
+        self.experiment.log(f"{request.name} seed {request.seed}: goes on after epoch {after} of {epochs}")
 
 
 def card(experiment: Experiment, folder: RunFolder) -> None:
@@ -131,13 +140,18 @@ def card(experiment: Experiment, folder: RunFolder) -> None:
     write_card(folder, registry.get(folder.model).title, record)
 
 
-def outcome_text(run: Run, done: Trained | DivergenceError) -> str:
-    """Return one line on a run: how long it was trained, or that it was finished before, or failed; its id."""
+def outcome_text(run: Run, done: Trained | DivergenceError, diagnostics: bool = False) -> str:
+    """Return one line on a run: how long it was trained, or that it was finished before, or failed; its id.
+
+    diagnostics: whether they were asked for; a kept run without them gets a hint.
+    """
     if isinstance(done, DivergenceError):
         return f"{run.model} seed {run.seed}: failed ({done})"
     what = "finished before, kept" if done.reused else f"trained in {done.summary['seconds']:.1f} s"
     chosen = done.summary.get("chosen") or {}
     detail = f", alpha {chosen['alpha']}" if "alpha" in chosen else ""
+    if diagnostics and done.reused and issubclass(registry.get(run.model), CMNTM) and not done.folder.diagnoses():
+        detail += ", without diagnostics: --force trains it again with them"
     return f"{run.model} seed {run.seed}: {what}{detail}; run {done.folder.id}"
 
 
@@ -152,9 +166,21 @@ def evaluate(experiment: Experiment, runs: Sequence[Run] | None = None) -> list[
 
 def evaluate_run(experiment: Experiment, run: Run, view: View = WHOLE) -> dict[str, Any]:
     """Rank the test sessions with a finished run, write results.h5 and summary.json, and return the summary."""
-    model = experiment.model(run)
+    result = ranking_of(experiment, experiment.model(run), view)
+    files = experiment.result_files(run, view)
+    summary = result.summary(
+        **_facts(experiment, run, view), weights=files.weights(), identity=experiment.evaluation_identity(run, view)
+    )
+    files.save(result, summary)
+    if view == WHOLE:
+        card(experiment, experiment.folder(run))
+    return summary
+
+
+def ranking_of(experiment: Experiment, model: MemoryModel, view: View = WHOLE) -> Evaluation:
+    """Rank the test sessions with ``model``."""
     features = view_features(experiment.test, experiment.store, view, model.reads == "concatenated", model.dialogs)
-    result = rank_sessions(
+    return rank_sessions(
         embed(model, features).cpu().numpy(),
         features.sessions,
         experiment.candidates,
@@ -164,14 +190,6 @@ def evaluate_run(experiment: Experiment, run: Run, view: View = WHOLE) -> dict[s
         score=scorer(model, features) if model.scores else None,
         references=experiment.spec.references,
     )
-    files = experiment.result_files(run, view)
-    summary = result.summary(
-        **_facts(experiment, run, view), weights=files.weights(), identity=experiment.evaluation_identity(run, view)
-    )
-    files.save(result, summary)
-    if view == WHOLE:
-        card(experiment, experiment.folder(run))
-    return summary
 
 
 def _skipped(experiment: Experiment, features: SessionFeatures, view: View) -> dict[str, str]:

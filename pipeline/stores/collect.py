@@ -40,7 +40,7 @@ def collect_specs(requests: Sequence[StoreRequest], *, dry_run: bool, alone: boo
 def nothing_extracted(request: StoreRequest) -> StoreNotFoundError:
     return StoreNotFoundError(
         f"nothing is extracted for spec '{request.spec.name}' as it is now in {request.workspace.out}: "
-        f"run `extract {request.spec.asked}`"
+        f"run `{request.spec.command('extract')}`"
     )
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cache import Manifest, Store, StoreError
 from cache.repair import Repaired, check_identity, repair
+from manifests.commandline import command_line, folder_options
 from manifests.identity import digest
 from manifests.schema import Dataset, RunSpec
 from pipeline.composition.checkpoint import fitted
+from pipeline.composition.ready import composer_folder
 from pipeline.composition.request import composer_request
 from pipeline.core.workspace import Workspace
-from pipeline.jobs.stage1 import composer_folder, extract_spec, fit_composer_spec
+from pipeline.jobs.stage1 import extract_spec, fit_composer_spec
 from pipeline.stores.collect import specs_using
 from pipeline.stores.wanted import ExpectedStore, StoreRequest, request_of
 
@@ -92,13 +93,10 @@ def _identity(wanted: ExpectedStore, dataset: Dataset) -> Manifest:
     return Manifest(dataset.name, wanted.extractor, digest(wanted.fields), wanted.fields, {})
 
 
-def filling_command(workspace: Workspace, path: Path) -> str:
+def filling_command(workspace: Workspace, path: Path, data: Path) -> str:
     """Return the command that extracts the missing rows of the store at ``path``, from the workspace's records."""
     specs = specs_using(workspace, path)
-    out = [] if workspace.out == Path("out") else ["--out", str(workspace.out)]
+    options = folder_options(data, workspace.out)
     if specs:
-        return (
-            shlex.join(["extract", next(iter(specs.values())), *out])
-            + "  (or the spec file of that name, with its options)"
-        )
-    return " ".join(["extract SPEC", *out]) + "  (SPEC: the one that this store was made for)"
+        return f"{command_line('extract', next(iter(specs.values())), *options)}  (with the options of the spec's extraction)"
+    return f"{command_line('extract', 'SPEC', *options)}  (SPEC: the one that this store was made for)"

@@ -17,13 +17,13 @@ from manifests.schema import Dataset, RunSpec
 from pipeline.composition.checkpoint import load_composer
 from pipeline.composition.compose import composed_fields
 from pipeline.composition.composers.base import Composer
+from pipeline.composition.ready import ready_composer
 from pipeline.composition.request import composer_request
 from pipeline.core.digests import NAME as DIGESTS
 from pipeline.core.workspace import Workspace
 from pipeline.extraction.extractors import load_extractor
 from pipeline.extraction.fitting.job import fitted_spec
 from pipeline.extraction.work import bound_keys, catalogue_of, requests_of
-from pipeline.jobs.stage1 import _ready_composer
 
 if TYPE_CHECKING:
     from pipeline.extraction.extractors.base import Extractor
@@ -108,7 +108,7 @@ class StoreRequest:
         if digest(wanted.fields) != store.fingerprint or self.dataset.name != store.dataset:
             raise OtherStoreError(
                 f"{store.path} is not a store of spec '{self.spec.name}' as it is now: "
-                f"run `cache explain {store.path} {self.spec.asked}` to see what differs"
+                f"run `{self.spec.command(f'cache explain {store.path}')}` to see what differs"
             )
         return wanted
 
@@ -163,10 +163,10 @@ def _composer(
     assert request is not None
     with suppress(StoreError):  # no backbone yet, or a damaged one: there is nothing to compose from
         store = Store.open(backbone).bound_to(catalogue)
-        ready = _ready_composer(request, spec, dataset, store) if "image" in store.tables else None
+        ready = ready_composer(request, spec, dataset, store) if "image" in store.tables else None
         if ready is not None:
-            composer, weights, *crossed = ready
-            return _Made(composed_fields(store, composer, weights, *crossed), composer, *crossed)
+            fields = composed_fields(store, ready.composer, ready.weights, ready.crossed)
+            return _Made(fields, ready.composer, ready.crossed)
     about = {"name": request.name, "version": request.kind.version, "options": request.options.model_dump()}
     composer, weights = None, NOT_FITTED
     if not request.kind.trainable:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -131,7 +131,8 @@ class SessionFeatures:
 
     def to(self, device: torch.device | str) -> SessionFeatures:
         """Return the same features on ``device``."""
-        return replace(self, **{k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)})
+        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
 
     def subset(self, index: Sequence[int]) -> SessionFeatures:
         """Return the sessions ``index``, in that order; the feature rows are shared."""

@@ -99,8 +99,8 @@ def fit_group(
     average = WeightAverage(trainer.averaged(), first.ema)
     runs = [_Run(model, first.early_stopping) for model in models]
     groups = HardGroups(features, first.hard_groups) if first.hard_groups else None
-    for run, state in enumerate(states):
-        _restore(trainer, average, runs[run], run, state)
+    for place, state in enumerate(states):
+        _restore(trainer, average, runs[place], place, state)
     for epoch in range(1 + (states[0].epoch if states else 0), first.epochs + 1):
         started = time.perf_counter()
         random = RunRandom([derive_seed(seed, "epoch", epoch) for seed in seeds], features.device)
@@ -131,7 +131,8 @@ class _Run:
     def __init__(self, model: MemoryModel, patience: int | None):
         self.model, self.patience = model, patience
         self.going, self.error = True, None
-        self.best, self.best_epoch, self.best_weights = -math.inf, 0, None
+        self.best, self.best_epoch = -math.inf, 0
+        self.best_weights: dict[str, Any] | None = None
 
     def epoch(
         self, epoch: int, loss: float | DivergenceError, seconds: float, chosen: Metrics, validation: Any
@@ -163,7 +164,8 @@ class _Run:
 
 def _state(trainer: Trainer, average: WeightAverage, runs: Sequence[_Run], epoch: int, run: int) -> RunState | None:
     """Return copies of everything in which run ``run`` after ``epoch`` differs from a new one; None if it has ended."""
-    kept, tensors = runs[run], {}
+    kept = runs[run]
+    tensors: dict[str, Tensor] = {}
     if not kept.going:
         return None
     for place, tensor in enumerate(trainer.part(_floats(trainer.averaged()), run)):

@@ -275,7 +275,7 @@ class _Open:
             return self.error
         self.folder.save_model(self.model)
         features, last = self.request.features, self.last
-        summary = {
+        summary: dict[str, Any] = {
             **{key: last[key] for key in ("loss", "chosen", "best") if key in last},
             "epochs": last["epoch"],
             "seconds": self.before + seconds,

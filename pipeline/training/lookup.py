@@ -43,9 +43,9 @@ def find_rows(store: Store, sessions: Sequence[Session]) -> FoundRows:
             found.reasons[session.id] = f"session {session.id!r}: no {missing} in the store"
             continue
         kept.append(session)
-        found.turns.append([queries[k] for k in needed.turns])
+        found.turns.append([queries[k] for k in needed.turns if k is not None])
         found.concatenated.append(queries.get(needed.concatenated, -1) if needed.concatenated else -1)
-        found.targets.append([targets[k] for k in needed.targets])
+        found.targets.append([targets[k] for k in needed.targets if k is not None])
     content = digest([session_key(session, catalogue).hex() for session in kept])
     return replace(found, sessions=tuple(kept), content=content)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -16,6 +19,7 @@ from pipeline.training.augment import jittered, kept_turns
 from pipeline.training.data import SessionBatch, SessionFeatures
 from pipeline.training.losses import build_loss, turnwise_cross_entropy
 from pipeline.training.models.base import MemoryModel
+from pipeline.training.randomness import RunRandom
 from pipeline.training.recombine import Histories
 
 SCORES_HELD = 1 << 24  # maximum number of scores in memory: 64 MiB of float32, and as much for their gradient
@@ -149,3 +153,26 @@ class Objective:
         members = torch.zeros(len(self.features.targets), len(names), device=self.features.device)
         members[self.features.target_rows, labels[:, None]] = 1
         return members
+
+
+def losses_of(
+    objectives: Sequence[Objective], steps: Sequence[Step], predicted: Tensor, random: RunRandom | None = None
+) -> Tensor:
+    """Return the losses [K] of f'_qry [K, B, T, D] of K runs without a loss of their own.
+
+    Plain objectives with equal settings are computed in one pass: 25 runs would otherwise launch some 900 operations.
+    Others are computed one by one, each with the random state of its run.
+    """
+    settings = {(o.plain, o.training.padding, o.training.scale) for o in objectives}
+    if len(objectives) > 1 and len(settings) == 1 and objectives[0].plain:
+        ((_, padding, scale),) = settings
+        loss = partial(turnwise_cross_entropy, scale=scale)
+        targets = torch.stack([step.batch.targets for step in steps])
+        if padding != "mask":
+            return vmap(loss)(predicted, targets)
+        return vmap(loss)(predicted, targets, torch.stack([step.batch.lengths for step in steps]))
+    losses = []
+    for run, (objective, step) in enumerate(zip(objectives, steps, strict=True)):
+        with random.of(run) if random is not None else nullcontext():
+            losses.append(objective.loss_of(step, predicted[run]))
+    return torch.stack(losses)

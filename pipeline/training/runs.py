@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from cache.errors import StoreBusyError
+from cache.errors import StoreBusyError, naming
 from cache.files import replace_atomically
 from cache.lease import Lease
 from cache.recovery import remove_temporaries
@@ -279,7 +279,7 @@ class RunFolder:
     def _append_line(self, path: Path, values: dict[str, Any]) -> None:
         self._check()
         # Opened before the second check: a later owner removes this file, so a late line is not in the folder.
-        with open(path, "a", encoding="utf-8") as handle:
+        with naming(path, "write"), open(path, "a", encoding="utf-8") as handle:
             self._check()
             handle.write(json.dumps(values, allow_nan=False) + "\n")
 
@@ -309,7 +309,8 @@ def list_runs(runs: Path) -> list[RunFolder]:
 def _lock(folder: Path) -> Iterator[Lease]:
     """Take the lock of a run, for one trainer per run. The system releases it when the process dies."""
     try:
-        lock = Lease(folder)
+        with naming(folder, "write"):
+            lock = Lease(folder)
     except StoreBusyError as error:
         raise RunError(f"this run is being trained by another process: {error}") from None
     try:

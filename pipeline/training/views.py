@@ -75,10 +75,10 @@ def _with_rows(
     last = f"last {turns} {what}" if turns else f"{what}"
     if not len(there):
         raise MissingFeaturesError(f"{store.path}: no query row for the {last}; run `extract` with {ask}")
-    used, places = np.unique(rows[there], return_inverse=True)
+    used, found = np.unique(rows[there], return_inverse=True)
     kept = features.subset(there.tolist())
     added = torch.from_numpy(store.gather("query", used).astype(np.float32)).to(features.device)
-    places = torch.from_numpy(places.reshape(-1).astype(np.int64)).to(features.device)
+    places = torch.from_numpy(found.reshape(-1).astype(np.int64)).to(features.device)
     return replace(
         kept,
         queries=torch.cat([features.queries, added]),

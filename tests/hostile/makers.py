@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from PIL import Image as Pillow
 
 SPEC = """
 name = "mine"
@@ -45,3 +50,76 @@ def write(folder: Path, sessions: list[dict[str, Any]]) -> Path:
 
 def lines(path: Path, records: list[Any]) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+def spec_file(folder: Path, text: str = SPEC, encoding: str = "utf-8") -> None:
+    """``mine.toml`` in ``folder``."""
+    (folder / "mine.toml").write_bytes(text.encode(encoding))
+
+
+def images_folder(folder: Path, names: Sequence[str], files: dict[str, bytes]) -> Path:
+    """A JSONL dataset of image files: ``names`` of images.jsonl, for every image a PNG but those in ``files``."""
+    write(folder, [session(n, split=split) for split in ("train", "test") for n in range(3)])
+    ids = [json.loads(line)["id"] for line in (folder / "images.jsonl").read_text().splitlines()]
+    named = dict(zip(ids, [*names, *(f"{i}.png" for i in ids[len(names) :])], strict=True))
+    lines(folder / "images.jsonl", [{"id": i, "file": file} for i, file in named.items()])
+    for n, file in enumerate(named.values()):
+        if file not in files and "/" not in file and "\\" not in file:
+            (folder / file).write_bytes(png(4 + n))
+    for file, data in files.items():
+        (folder / file).write_bytes(data)
+    return folder
+
+
+def png(width: int) -> bytes:
+    """A small picture."""
+    buffer = io.BytesIO()
+    Pillow.new("RGB", (width, 8), (width * 7 % 256, 40, 90)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def shoes_folder(folder: Path) -> Path:
+    """Shoes files of two downloads: no edge joins two images of one list."""
+    folder.mkdir(parents=True)
+    edges = [
+        {"ReferenceImageName": f"img/{n}.jpg", "ImageName": f"img/{n + 1}.jpg", "RelativeCaption": "red"}
+        for n in range(9)
+    ]
+    (folder / "relative_captions_shoes.json").write_text(json.dumps(edges))
+    for name in ("train", "eval"):
+        (folder / f"{name}_im_names.txt").write_text("".join(f"{name}{n}.jpg\n" for n in range(9)))
+    return folder
+
+
+def chained_folder(folder: Path) -> Path:
+    """Train sessions that all share one (reference, target) pair: no part can be cut off."""
+    first = session(0)["turns"]
+    return write(folder, [session(n, turns=first, target=f"t{n}") for n in range(6)] + [session(0, split="test")])
+
+
+def arrays_folder(folder: Path, query: bytes) -> Path:
+    """Arrays to import, whose query.npy has these bytes."""
+    folder.mkdir(parents=True)
+    for table in ("query", "target"):
+        np.save(folder / f"{table}.npy", np.eye(2, dtype=np.float32))
+        (folder / f"{table}.ids.txt").write_text("a\nb\n")
+    (folder / "query.npy").write_bytes(query)
+    return folder
+
+
+def model_folder(folder: Path, weights: bytes | None = None, **config: Any) -> Path:
+    """A model folder with only a configuration, and ``weights`` as model.safetensors."""
+    folder.mkdir(parents=True)
+    about = {"model_type": "bert", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 9}
+    (folder / "config.json").write_text(json.dumps({**about, **config}))
+    if weights is not None:
+        (folder / "model.safetensors").write_bytes(weights)
+    return folder
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 90868376\n"
+
+
+def safetensors(header: bytes, size: int = 0, declared: int | None = None) -> bytes:
+    """A safetensors file with this header and ``size`` bytes of data; ``declared``: instead of the header's length."""
+    return (len(header) if declared is None else declared).to_bytes(8, "little") + header + b"\0" * size

@@ -93,3 +93,13 @@ def test_command(shared_data: Path, tmp_path: Path) -> None:
     line = next(line for line in done.stdout.splitlines() if line.startswith("clean-target"))
     assert line.split()[1:5] == ["3,123", "354", "0", "0"] and line.endswith("published")
     assert json.loads((tmp_path / "shoes-clean-target.json").read_text()) == published("shoes", "clean-target")
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_leaks_proves_a_split_clean(shared_data: Path, tmp_path: Path, protocol: Protocol) -> None:
+    words = ["leaks", "shoes-caption", "--data", str(shared_data), "--out", str(tmp_path), "--scope", "dataset"]
+    done = CliRunner().invoke(main, [*words, "--set", f"dataset.protocol={protocol}"])
+    assert done.exit_code == 0, done.output
+    shared = "any pair or target image" if protocol == "clean-target" else "any pair"
+    assert f"shoes, clean split {protocol}: " in done.stdout
+    assert f"clean: no test session shares {shared}\n" in done.stdout

@@ -66,7 +66,8 @@ def build_catalogue(seed: int, train: Size = TRAIN, test: Size = TEST, kind: Kin
     stories: dict[str, Story] = {}
     sessions: list[Session] = []
     galleries: list[Gallery] = []
-    for split, size in (("train", train), ("test", test)):
+    sizes: dict[Split, Size] = {"train": train, "test": test}
+    for split, size in sizes.items():
         for category in CATEGORIES:
             rng = random.Random(f"demo sessions {seed} {split} {category}")
             found = _part(split, category, size, rng, _taken(items, category), kind, avoid)

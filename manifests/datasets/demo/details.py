@@ -112,8 +112,8 @@ def draw_trimmings(
             patch([(side * x, y) for x, y in collar], mix(base, edge, 0.16), edge)
     elif garment["sleeve"] != "spaghetti straps":
         rim = canvas.points([p for p in outline.hole if p[1] > -0.03])
-        for target, tone in ((mask, 255), (draw, edge)):
-            target.line(rim, fill=tone, width=thin + 1, joint="curve")
+        mask.line(rim, fill=255, width=thin + 1, joint="curve")
+        draw.line(rim, fill=edge, width=thin + 1, joint="curve")
     if "bow" in (garment.get("waist"), garment.get("trim")):
         y = WAIST if "waist" in garment else BOW
         tone = mix(base, edge, 0.75)

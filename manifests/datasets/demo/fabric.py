@@ -106,12 +106,14 @@ def draw_graphic(draw: ImageDraw.ImageDraw, graphic: str, accent: RGB, base: RGB
         stroke = max(1, round(r * 0.30))
         for k, glyph in enumerate(("A", "N", "E")):
             left, top, wide, tall = x + (k - 1.5) * r * 0.86, y - r * 0.62, r * 0.62, r * 1.24
-            corners = {
+            letters: dict[str, list[tuple[float, float]]] = {
                 "A": [(0, 1), (0.5, 0), (1, 1)],
                 "N": [(0, 1), (0, 0), (1, 1), (1, 0)],
                 "E": [(1, 0), (0, 0), (0, 1), (1, 1)],
-            }[glyph]
-            draw.line([(left + a * wide, top + b * tall) for a, b in corners], fill=accent, width=stroke, joint="curve")
+            }
+            draw.line(
+                [(left + a * wide, top + b * tall) for a, b in letters[glyph]], fill=accent, width=stroke, joint="curve"
+            )
             if glyph != "N":
                 draw.line([(left + wide * 0.15, y + r * 0.12), (left + wide * 0.85, y + r * 0.12)], accent, stroke)
     elif graphic == "lightning bolt":

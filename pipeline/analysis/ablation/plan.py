@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from pydantic import ValidationError
 
 from cache import Store
@@ -19,17 +17,13 @@ from manifests.identity import pair_key, stack_keys, text_key
 from manifests.options import problems_of
 from manifests.schema import Dataset, RunSpec, Training
 from manifests.views import View
-from pipeline.core.threads import cpu_threads, training_threads
+from pipeline.analysis.ablation.predict import seconds_of, training_seconds, untrained
 from pipeline.core.workspace import Workspace
 from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.identities import Run, make_run
-from pipeline.training.backends.choice import choose_backend, measured_step
-from pipeline.training.fit import epoch_batches
+from pipeline.jobs.stage2 import groups_of, ranking_of
 from pipeline.training.models import model_options
 from pipeline.training.models import models as registry
-from pipeline.training.validate import recalls
-
-REPEATS = 3  # timed steps per shape after one warm-up step; the fastest counts
 
 
 @dataclass(frozen=True)
@@ -111,7 +105,7 @@ class AblationPlan:
     tasks: list[PlannedRun]
     extractions: dict[str, int]
     why: str = ""
-    seconds: float | None = None  # upper bound for all trainings; None if nothing can be measured yet
+    seconds: float | None = None  # for all trainings and evaluations; None if nothing can be measured yet
     step_ms: dict[int, float] = field(default_factory=dict)  # point number -> milliseconds of one training step
 
     @cached_property
@@ -142,7 +136,7 @@ class AblationPlan:
         words = [f"{rows:,} extractions", f"{self.trainings:,} trainings", f"{self.evaluations:,} evaluations"]
         if self.fits:
             words.insert(2, f"{self.fits:,} models without training")
-        if not self.trainings:
+        if not self.groups or (self.seconds is None and not self.trainings):
             return ", ".join(words)
         shown = "time unknown until the features are there" if self.seconds is None else f"about {_span(self.seconds)}"
         return ", ".join([*words, shown])
@@ -172,7 +166,7 @@ class AblationPlan:
     def text(self) -> str:
         lines = [self.headline, *([self.why] if self.why else [])]
         if self.seconds is not None and self.trainings:
-            lines.append("time: a measured step of each shape x steps x epochs; early stopping may end sooner")
+            lines.append("time: measured steps and evaluations of each point; early stopping may end sooner")
         rows: dict[int, list[PlannedRun]] = {}
         for task in self.tasks:
             rows.setdefault(task.point.number, []).append(task)
@@ -203,7 +197,7 @@ def plan_ablation(
     measure: bool = True,
     experiment: Callable[[], Experiment] | None = None,
 ) -> AblationPlan:
-    """Compare the grid with the existing runs; ``measure``: time one training step of each point to train.
+    """Compare the grid with the existing runs; ``measure``: time a training step and an evaluation of each point.
 
     Write nothing. Raises ManifestError for an invalid option or point.
     """
@@ -217,7 +211,7 @@ def plan_ablation(
         tasks = [PlannedRun(p, run, kind, False, ablation.views) for p, run, kind in made]
         return AblationPlan(ablation.name, spec, tasks, rows, why)
     plan = AblationPlan(ablation.name, spec, tasks, rows, why)
-    if measure and plan.trainings:
+    if measure and plan.groups:
         plan.seconds, plan.step_ms = _measure(loaded, plan.groups)
     return plan
 
@@ -254,32 +248,24 @@ def _missing_rows(store: Store, dataset: Dataset) -> dict[str, int]:
 
 
 def _measure(experiment: Experiment, groups: Sequence[Group]) -> tuple[float, dict[int, float]]:
-    """Return (upper bound in seconds for all trainings of ``groups``, milliseconds per step by point number)."""
+    """Return (seconds for all trainings and evaluations of ``groups``, milliseconds per step by point number).
+
+    Early stopping may end sooner. One evaluation of each point is made with its initial weights.
+    """
     total, steps_ms = 0.0, {}
     for group in groups:
-        todo = [task for task in group.tasks if task.trainable and not task.trained]
-        if not todo:
-            continue
-        run = todo[0].run
-        request = experiment.request(run)
-        model, fit, validation = request.build(), request.features, request.validation_features
-        with cpu_threads(training_threads()):
-            choice = choose_backend("auto", [model], fit, [run.training])
-            step = measured_step([model], fit, [run.training], choice.backend)
-            step()
-            seconds = min(_seconds(step) for _ in range(REPEATS))
-        checking = (
-            _seconds(lambda model=model, held=validation: recalls(model, held)) if validation is not None else 0.0
-        )
-        steps = len(epoch_batches(len(fit), run.training.batch_size))
-        total += len(todo) * run.training.epochs * (steps * seconds + checking)
-        steps_ms[group.point.number] = 1e3 * seconds
+        waiting = [task.run for task in group.tasks if not task.trained]
+        for runs in (
+            groups_of(waiting, experiment) if experiment.device.type == "cuda" else [waiting] if waiting else []
+        ):
+            requests = [experiment.request(run) for run in runs]
+            seconds, step = training_seconds(requests, together=experiment.device.type == "cuda")
+            total += seconds
+            if step:
+                steps_ms[group.point.number] = 1e3 * step
+        missing = [(task, view) for task in group.tasks for view in task.missing]
+        if missing:
+            (task, view), *_ = missing
+            model = untrained(experiment.request(task.run))
+            total += len(missing) * seconds_of(lambda model=model, view=view: ranking_of(experiment, model, view))
     return total, steps_ms
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - began

@@ -12,7 +12,7 @@ from manifests.schema import RunSpec
 
 KIND = "tuned options"
 MARK = "-tuned-"  # <spec>-tuned-<model>.toml
-AGAIN = "run `tune` again, which writes it anew from its trials; to change it by hand, copy it to another folder"
+AGAIN = "run `tune` again, which writes it again from its trials; to change it by hand, copy it to another folder"
 
 
 def save_tuned(path: Path, text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from manifests.commandline import command_line
 from manifests.errors import FashionNTMError, IncompleteError, ManifestError, Problem, nearest
 from manifests.folds import pair_clean_folds, train_only
 from manifests.identity import digest, session_key
@@ -21,12 +21,12 @@ from pipeline.analysis.tuning.samplers import propose
 from pipeline.analysis.tuning.sealed import MARK, save_tuned
 from pipeline.analysis.tuning.space import Axis, nested, space_for
 from pipeline.analysis.tuning.trials import LOG, Trial, TrialLog
+from pipeline.composition.ready import fitting_sessions
 from pipeline.composition.request import composer_request
 from pipeline.core.threads import cpu_threads, training_threads
 from pipeline.core.workspace import Workspace
 from pipeline.jobs.experiment import Experiment, Log, silent
 from pipeline.jobs.identities import Run, make_run
-from pipeline.jobs.stage1 import fitting_sessions
 from pipeline.training.backends.choice import choose_backend
 from pipeline.training.errors import DivergenceError
 from pipeline.training.fit import fit
@@ -260,5 +260,5 @@ def _write(
     note = workspace.note(spec)
     if note is not None:
         workspace.write_note(tuned, replace(note, spec=name))
-    command = shlex.join(["python", "cli.py", "run", str(path), "--model", model, *options])
+    command = command_line("run", str(path), "--model", model, *options)
     return SearchResult(best, tuple(trials.trials), path, trials.path, folds, name, command)

@@ -49,7 +49,7 @@ class TrialLog:
             found = first["search"]
             self.trials = [Trial(**{**line, "folds": tuple(line["folds"])}) for line in lines]
         except (ValueError, KeyError, TypeError) as error:
-            raise LogError(f"{path}: damaged ({error}): move it away to begin the search anew") from None
+            raise LogError(f"{path}: damaged ({error}): move it away to start a new search") from None
         if found != about:
             changed = ", ".join(key for key in about.keys() | found.keys() if about.get(key) != found.get(key))
             raise LogError(f"{path}: a log of another search ({changed} differ): move it away, or choose another --out")

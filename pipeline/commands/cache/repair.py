@@ -38,7 +38,7 @@ def command(target: str, overrides: tuple[str, ...], data: Path, out: Path, devi
     one = repair(path)
     text, values = one.text(), one.as_dict()
     if one.rows_lost or one.actions:
-        values["next"] = filling_command(Workspace(out), path)
+        values["next"] = filling_command(Workspace(out), path, data)
         text += f"\nnext: {values['next']}"
     emit(values, text, as_json)
     sys.exit(1 if one.left else 3 if one.rows_lost else 0)

@@ -15,7 +15,7 @@ from manifests.errors import FashionNTMError, IncompleteError, Problems
 from manifests.identity import changed_fields, digest
 from manifests.options import parse_options
 from manifests.schema import Component, Dataset, RunSpec, Session
-from manifests.validation import split_validation
+from pipeline.composition.ready import fitting_sessions
 from pipeline.composition.request import composer_request
 from pipeline.core.device import resolve_device
 from pipeline.core.workspace import DIGESTS, Workspace
@@ -116,9 +116,11 @@ def fitted_spec(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> RunSpe
     request = _request(spec)
     if request is None:
         return spec
-    folder = request.folder(workspace, _sessions(spec, dataset)[0], dataset)
+    folder = request.folder(workspace, fitting_sessions(spec, dataset)[0], dataset)
     if request.record(folder) is None:
-        raise IncompleteError(f"extractor '{spec.extractor.name}' is not fitted yet: run `fit-extractor {spec.asked}`")
+        raise IncompleteError(
+            f"extractor '{spec.extractor.name}' is not fitted yet: run `{spec.command('fit-extractor')}`"
+        )
     options = {key: value for key, value in spec.extractor.options.items() if key != "fit"}
     component = Component(**{"name": spec.extractor.name, **options, "model": str(folder.resolve())})
     return spec.model_copy(update={"extractor": component})
@@ -145,9 +147,9 @@ def fit_extractor_spec(
             f"spec '{spec.name}' asks for no fitting: set extractor.fit.epochs, or leave extractor.model out for a model "
             "without published weights"
         )
-    sessions, validation = _sessions(spec, dataset)
+    sessions, validation = fitting_sessions(spec, dataset)
     folder = request.folder(workspace, sessions, dataset)
-    done = f"extract {spec.asked}"
+    done = spec.command("extract")
     if (found := request.record(folder)) is not None:
         return FittedExtractor(folder, found, True, done)
     triplets = triplets_of(sessions)
@@ -210,7 +212,3 @@ def _request(spec: RunSpec) -> _Request | None:
         return _Request(family, options, chosen, chosen.alpha)
     composer = composer_request(spec)
     return _Request(family, options, chosen, float(getattr(composer.options, "alpha", 0.5)) if composer else 0.5)
-
-
-def _sessions(spec: RunSpec, dataset: Dataset) -> tuple[tuple[Session, ...], tuple[Session, ...]]:
-    return split_validation(dataset.split("train"), spec.validation.fraction, spec.validation.seed)

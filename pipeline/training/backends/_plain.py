@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +74,8 @@ class PlainEncoder(nn.Module):
 
     def __init__(self, encoder: nn.TransformerEncoder):
         super().__init__()
-        self.layers, self.norm = encoder.layers, encoder.norm
+        self.layers = encoder.layers
+        self.norm: Any = encoder.norm
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         for layer in self.layers:

@@ -73,8 +73,8 @@ class Trainer:
 
     def _descend(self, run: int) -> None:
         """Take one step of Adam with the gradients of run ``run``."""
-        if self.trainings[run].clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.tensors_of(run), self.trainings[run].clip_norm)
+        if (limit := self.trainings[run].clip_norm) is not None:
+            torch.nn.utils.clip_grad_norm_(self.tensors_of(run), limit)
         self.optimizers[run].step()
 
     def write_back(self) -> None:

@@ -138,11 +138,11 @@ def measured_step(
     trainer = build_trainer(backend, copy.deepcopy(list(models)), features, trainings)
     size = min(trainings[0].batch_size, len(features))
     index = torch.arange(size, device=features.device).expand(len(models), -1)
-    running = [True] * len(models)
+    running, random = [True] * len(models), RunRandom([0] * len(models), features.device)
 
     def step() -> None:
         with flushed_denormals(), matmul_precision(trainings[0].matmul):
-            trainer.step(index, RunRandom([0] * len(models), features.device), running)
+            trainer.step(index, random, running)
         if features.device.type == "cuda":
             torch.cuda.synchronize(features.device)
 

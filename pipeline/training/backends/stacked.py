@@ -19,7 +19,7 @@ from pipeline.training.data import SessionBatch
 from pipeline.training.determinism import seeded
 from pipeline.training.models._dropout import dropped_by
 from pipeline.training.models.base import MemoryModel
-from pipeline.training.objective import Step
+from pipeline.training.objective import Step, losses_of
 from pipeline.training.randomness import RunRandom
 
 
@@ -31,12 +31,17 @@ def why_not(models: Sequence[MemoryModel]) -> str:
     return ""
 
 
+def _unset(*_: Any) -> Tensor:
+    raise NotImplementedError("a call has no function yet")
+
+
 class _Call(nn.Module):
     """Module that calls ``of(model, *inputs)``, so that ``functional_call`` can run any method of the model."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        self.model, self.of = model, None
+        self.model: Any = model
+        self.of: Callable[..., Tensor] = _unset
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return self.of(self.model, *inputs)
@@ -70,8 +75,13 @@ class StackedModels(nn.Module):
         if batch not in self._draws:
             self._draws[batch] = found = []
             with seeded(0, like.device):  # finds the dropouts; restores the random state
+
+                def note(values: Tensor, rate: float) -> Tensor:
+                    found.append((values.shape, rate))
+                    return values
+
                 step = replace(step, drawn=model.draws(step))
-                with torch.no_grad(), dropped_by(lambda values, rate: found.append((values.shape, rate)) or values):
+                with torch.no_grad(), dropped_by(note):
                     _outcome(model, step)
         kept = [F.dropout(like.new_ones(shape), rate, True).flatten() for shape, rate in self._draws[batch]]
         return torch.cat(kept) if kept else like.new_empty(0), *model.draws(step)
@@ -128,7 +138,7 @@ class StackedTrainer(FastTrainer):
 
     cascade: Any
 
-    def _stack(self, models: Sequence[MemoryModel], chain: Any) -> StackedModels:
+    def _stack(self, models: Sequence[MemoryModel], ops: Any) -> StackedModels:
         return StackedModels(models)
 
     def _losses(self, index: Tensor, random: RunRandom, progress: float) -> Tensor:
@@ -145,7 +155,7 @@ class StackedGraphTrainer(GraphTrainer):
 
     cascade: Any
 
-    def _stack(self, models: Sequence[MemoryModel], chain: Any) -> StackedModels:
+    def _stack(self, models: Sequence[MemoryModel], ops: Any) -> StackedModels:
         return StackedModels(models)
 
     def _draw(self, index: Tensor, random: RunRandom, progress: float) -> tuple[Tensor, ...]:
@@ -170,13 +180,4 @@ def _losses_of(
     """Return the losses [K]. With ``random``, each loss draws from the random state of its run."""
     trainer.forget_gradients()
     found = trainer.cascade(steps, drawn)
-    if trainer.cascade.own_loss:
-        return found
-    losses = []
-    for run, (objective, step) in enumerate(zip(trainer.objectives, steps, strict=True)):
-        if random is None:
-            losses.append(objective.loss_of(step, found[run]))
-            continue
-        with random.of(run):
-            losses.append(objective.loss_of(step, found[run]))
-    return torch.stack(losses)
+    return found if trainer.cascade.own_loss else losses_of(trainer.objectives, steps, found, random)

@@ -27,11 +27,11 @@ class Gradients(NamedTuple):
 
 
 def backward(
-    d_outputs: Tensor, weights: Weights, trace: SavedActivations, chain: TurnOps, learned_memory: bool
+    d_outputs: Tensor, weights: Weights, saved: SavedActivations, ops: TurnOps, learned_memory: bool
 ) -> Gradients:
     """Return the gradients of ``forward``, given the gradient of its result [K, T, B, M + H]."""
-    passing = _Backward(weights, trace, chain, learned_memory)
-    for n in reversed(range(trace.length)):
+    passing = _Backward(weights, saved, ops, learned_memory)
+    for n in reversed(range(saved.length)):
         passing.turn(n, d_outputs[:, n])
     return passing.gradients()
 
@@ -40,21 +40,21 @@ class _Backward:
     """Gradients passed from turn n + 1 to turn n, zero at first, and gradients before the nonlinearities.
 
     state: [K, C, B, M + H], of [r^c(n); h^c(n)], with the views read and hidden; cell: [K, C, B, H]; at: [K, C, B, N]
-    each, of the read and write heads' weights; trace.d_memory: of the memories that turn n + 1 read.
+    each, of the read and write heads' weights; saved.d_memory: of the memories that turn n + 1 read.
     For the weights: d_gates: [K, C, T, B, 4 H]; d_reading: [K, C, T, B, M + 6], of read key and scalars; d_writing:
     [K, C, T - 1, B, 3 M + 6], of the write head's scalars, erase, add and key.
     """
 
-    def __init__(self, weights: Weights, trace: SavedActivations, chain: TurnOps, learned_memory: bool):
-        self.weights, self.trace, self.chain, self.learned_memory = weights, trace, chain, learned_memory
-        self.shape = trace.shape
-        like, lead = trace.states, (*trace.states.shape[:2], trace.batch)
+    def __init__(self, weights: Weights, saved: SavedActivations, ops: TurnOps, learned_memory: bool):
+        self.weights, self.saved, self.ops, self.learned_memory = weights, saved, ops, learned_memory
+        self.shape = saved.shape
+        like, lead = saved.states, (*saved.states.shape[:2], saved.batch)
         width, hidden, slots = self.shape.width, self.shape.hidden, self.shape.slots
         self._hand_on(like.new_zeros(*lead, width + hidden), like.new_zeros(*lead, hidden))
         self.at = [like.new_zeros(*lead, slots) for _ in (READ, WRITE)]
-        self.d_gates = torch.empty_like(trace.gates)
-        self.d_reading = aligned(like, *trace.read_raw.shape)
-        self.d_writing = aligned(like, *lead[:2], trace.length - 1, trace.batch, 3 * width + SCALARS)
+        self.d_gates = torch.empty_like(saved.gates)
+        self.d_reading = aligned(like, *saved.read_raw.shape)
+        self.d_writing = aligned(like, *lead[:2], saved.length - 1, saved.batch, 3 * width + SCALARS)
 
     def _hand_on(self, state: Tensor, cell: Tensor) -> None:
         self.state, self.cell = state, cell
@@ -62,20 +62,20 @@ class _Backward:
 
     def turn(self, n: int, d_output: Tensor) -> None:
         """Process turn n, given the gradient of its part of the result [K, B, M + H]."""
-        turn = self.trace.turns[n]
+        turn = self.saved.turns[n]
         self.state[:, -1] += d_output
         writing = None
-        if n + 1 < self.trace.length:
-            writing = self.chain.write_backward(self.trace, n, self.at[WRITE], self.d_writing)
-            self.at[WRITE], part = writing.previous, self.trace.writing(n)
+        if n + 1 < self.saved.length:
+            writing = self.ops.write_backward(self.saved, n, self.at[WRITE], self.d_writing)
+            self.at[WRITE], part = writing.previous, self.saved.writing(n)
             d_raw = self.d_writing[:, :, n, :, : part.stop - part.start]
             self.hidden += product(d_raw, self.weights.heads[:, :, :-1, part].mT)
         if turn.side_by_side:
             cell, first = self._first_turn(turn)
         else:
-            reaching = GradIn(self.state, self.read, self.hidden, self.cell, self.at[READ])
-            self.at[READ], cell, first = self.chain.backward(
-                self.weights, self.trace, n, reaching, writing, self.d_gates[:, :, n], self.d_reading
+            grad_in = GradIn(self.state, self.read, self.hidden, self.cell, self.at[READ])
+            self.at[READ], cell, first = self.ops.backward(
+                self.weights, self.saved, n, grad_in, writing, self.d_gates[:, :, n], self.d_reading
             )
         self._own(n, cell, first)
 
@@ -84,15 +84,15 @@ class _Backward:
 
         Returns the gradients of the initial cells and of r^0(1).
         """
-        width, hidden, trace = self.shape.width, self.shape.hidden, self.trace
+        width, hidden, saved = self.shape.width, self.shape.hidden, self.saved
         if turn.read is None:
             self.d_reading[:, :, 0] = 0
         else:
             raw = self.d_reading[:, :, 0, :, width:]
             self.at[READ] = address_backward(self.at[READ], turn.read, raw).previous
             self.hidden += raw @ self.weights.heads[:, :, :-1, width : width + SCALARS].mT
-        gates, slopes = trace.gates[:, :, 0], self.d_gates[:, :, 0]
-        to_cell = lstm_slopes(gates, trace.cells[:, :, 0], trace.squashed[:, :, 0], slopes)
+        gates, slopes = saved.gates[:, :, 0], self.d_gates[:, :, 0]
+        to_cell = lstm_slopes(gates, saved.cells[:, :, 0], saved.squashed[:, :, 0], slopes)
         cell = lstm_backward(self.hidden, self.cell, gates[..., hidden : 2 * hidden], to_cell, slopes)
         return cell, slopes[:, 0].sum(1, keepdim=True) @ self.weights.from_previous[:, 0]
 
@@ -106,13 +106,13 @@ class _Backward:
 
     def gradients(self) -> Gradients:
         """Return the gradients of all learned tensors, after all turns. Overwrites ``d_gates``."""
-        trace, weights = self.trace, self.weights
+        saved, weights = self.saved, self.weights
         d_gates = self.d_gates.flatten(2, 3)  # [K, C, T B, 4 H]
         derived = None
         if self.shape.stages > 1:
             before = product(d_gates[:, :-1], weights.from_feature[:, :-1])
-            derived = before.unflatten(2, (trace.length, trace.batch)).permute(0, 2, 3, 1, 4)
-        from_feature, gate_bias = product(d_gates.mT, trace.features.flatten(2, 3)), d_gates.sum(2)
+            derived = before.unflatten(2, (saved.length, saved.batch)).permute(0, 2, 3, 1, 4)
+        from_feature, gate_bias = product(d_gates.mT, saved.features.flatten(2, 3)), d_gates.sum(2)
         from_previous, from_own = self._of_states()
         d_start = torch.stack([at.sum(2) for at in self.at], 2)
         return Gradients(
@@ -125,8 +125,8 @@ class _Backward:
                 heads=self._of_heads(),
                 state=self.state.squeeze(2),
                 cell=self.cell.sum(2),
-                start=of_softmax(d_start, trace.starts),
-                memory=trace.d_memory.sum(2) if self.learned_memory else None,
+                start=of_softmax(d_start, saved.starts),
+                memory=saved.d_memory.sum(2) if self.learned_memory else None,
             ),
         )
 
@@ -136,25 +136,25 @@ class _Backward:
         Inputs of turn 1 that are equal for all sessions are taken from the last session's row only, with the sum of
         the gradients over sessions.
         """
-        trace, last, shared = self.trace, self.trace.batch - 1, self.d_gates[:, :, 0].sum(2)
-        alike = trace.turns[0].side_by_side
+        saved, last, shared = self.saved, self.saved.batch - 1, self.d_gates[:, :, 0].sum(2)
+        alike = saved.turns[0].side_by_side
         from_previous = None if alike else self._of_previous(0)
         self.d_gates[:, :, 0, last] = shared
-        from_own = _product(self.d_gates, trace.states[:, :, :-1, :, :-1], last)
+        from_own = _product(self.d_gates, saved.states[:, :, :-1, :, :-1], last)
         return self._of_previous(last) if from_previous is None else from_previous, from_own
 
     def _of_previous(self, start: int) -> Tensor:
         """Return the gradient of ``from_previous``; the first stage reads the last stage's r^C(n-1)."""
-        found, reads = torch.empty_like(self.weights.from_previous), self.trace.states[..., : self.shape.width]
+        found, reads = torch.empty_like(self.weights.from_previous), self.saved.states[..., : self.shape.width]
         _product(self.d_gates[:, :1], reads[:, -1:, :-1], start, found[:, :1])
         _product(self.d_gates[:, 1:], reads[:, :-1, 1:], start, found[:, 1:])
         return found
 
     def _of_heads(self) -> Tensor:
         """Return the gradient of ``heads``; keys of turn 1 are skipped if it uses no content addressing."""
-        width, trace = self.shape.width, self.trace
-        found, given = torch.empty_like(self.weights.heads), trace.states[:, :, 1:, :, width:]
-        keyed = trace.batch if trace.turns[0].side_by_side else 0
+        width, saved = self.shape.width, self.saved
+        found, given = torch.empty_like(self.weights.heads), saved.states[:, :, 1:, :, width:]
+        keyed = saved.batch if saved.turns[0].side_by_side else 0
         _product(given, self.d_reading[..., :width], keyed, found[..., :width])
         _product(given, self.d_reading[..., width:], 0, found[..., width : width + SCALARS])
         written = found[..., width + SCALARS :].tensor_split([SCALARS + 2 * width], -1)

@@ -170,27 +170,27 @@ class HeadGradients(NamedTuple):
     key_pull: Tensor | None = None
 
 
-def address_backward(d_weights: Tensor, stand: HeadWeights, d_raw: Tensor) -> HeadGradients:
+def address_backward(d_weights: Tensor, head: HeadWeights, d_raw: Tensor) -> HeadGradients:
     """Return the gradients of ``address``, given that of its weights [L, B, N]; write the raw scalars' to ``d_raw``."""
-    d_logits = of_softmax(d_weights, stand.weights)
-    d_sharpening = (d_logits * stand.log).sum(-1, keepdim=True)
+    d_logits = of_softmax(d_weights, head.weights)
+    d_sharpening = (d_logits * head.log).sum(-1, keepdim=True)
     tiny = torch.finfo(d_logits.dtype).tiny
-    d_shifted = d_logits.mul_(stand.sharpening).div_(stand.shifted).masked_fill_(stand.shifted < tiny, 0)
-    d_shift = (stand.taps * d_shifted.unsqueeze(-1)).sum(-2)
-    d_mixed = (taps(d_shifted) * stand.shift.flip(-1).unsqueeze(-2)).sum(-1)
-    d_gate = (d_mixed * (stand.content - stand.previous)).sum(-1, keepdim=True)
-    d_content = d_mixed * stand.gate
-    _of_sigmoid(d_gate, stand.gate, grad_input=d_raw[..., 1:2])
-    d_raw[..., 2:5] = of_softmax(d_shift, stand.shift)
-    _of_softplus(d_sharpening, stand.raw[..., 5:], *SOFTPLUS, grad_input=d_raw[..., 5:])
-    d_previous, found = d_mixed.sub_(d_content), stand.found
+    d_shifted = d_logits.mul_(head.sharpening).div_(head.shifted).masked_fill_(head.shifted < tiny, 0)
+    d_shift = (head.taps * d_shifted.unsqueeze(-1)).sum(-2)
+    d_mixed = (taps(d_shifted) * head.shift.flip(-1).unsqueeze(-2)).sum(-1)
+    d_gate = (d_mixed * (head.content - head.previous)).sum(-1, keepdim=True)
+    d_content = d_mixed * head.gate
+    _of_sigmoid(d_gate, head.gate, grad_input=d_raw[..., 1:2])
+    d_raw[..., 2:5] = of_softmax(d_shift, head.shift)
+    _of_softplus(d_sharpening, head.raw[..., 5:], *SOFTPLUS, grad_input=d_raw[..., 5:])
+    d_previous, found = d_mixed.sub_(d_content), head.found
     if found is None:
         d_raw[..., :1] = 0
         return HeadGradients(d_previous)
-    d_scaled = of_softmax(d_content, stand.content)
+    d_scaled = of_softmax(d_content, head.content)
     d_strength = (d_scaled * found.cosine).sum(-1, keepdim=True)
-    _of_softplus(d_strength, stand.raw[..., :1], *SOFTPLUS, grad_input=d_raw[..., :1])
-    d_cosine = d_scaled.mul_(stand.strength)
+    _of_softplus(d_strength, head.raw[..., :1], *SOFTPLUS, grad_input=d_raw[..., :1])
+    d_cosine = d_scaled.mul_(head.strength)
     pull = d_cosine * found.cosine
     key_pull = pull.sum(-1, keepdim=True).mul_(norm_slopes(found.key_norm))
     return HeadGradients(d_previous, d_cosine.div_(found.scale), pull, key_pull)

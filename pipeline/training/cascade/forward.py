@@ -20,62 +20,62 @@ from pipeline.training.cascade.turn_ops import TurnOps
 from pipeline.training.models._ntm import READ, WRITE
 
 
-def forward(
-    queries: Tensor, derived: Tensor | None, weights: Weights, trace: SavedActivations, chain: TurnOps
-) -> Tensor:
+def forward(queries: Tensor, derived: Tensor | None, weights: Weights, saved: SavedActivations, ops: TurnOps) -> Tensor:
     """Compute [r^C; h^C], [K, T, B, M + H].
 
     queries: [K, T, B, D]; derived: [K, T, B, C-1, D], None for C = 1.
     """
-    trace.features[:, -1] = queries
+    saved.features[:, -1] = queries
     if derived is not None:
-        trace.features[:, :-1] = derived.permute(0, 3, 1, 2, 4)
-    gates = trace.gates.flatten(2, 3)
+        saved.features[:, :-1] = derived.permute(0, 3, 1, 2, 4)
+    gates = saved.gates.flatten(2, 3)
     gates[:] = weights.gate_bias.unsqueeze(2)
-    add_product(gates, trace.features.flatten(2, 3), weights.from_feature.mT)
-    _start(trace, weights)
-    for n in range(trace.length):
+    add_product(gates, saved.features.flatten(2, 3), weights.from_feature.mT)
+    _start(saved, weights)
+    for n in range(saved.length):
         if n:
-            add_product(trace.gates[:, :, n], trace.states[:, :, n, :, :-1], weights.from_own.mT)
-        if trace.turns[n].side_by_side:
-            _first_turn(trace, weights)
+            add_product(saved.gates[:, :, n], saved.states[:, :, n, :, :-1], weights.from_own.mT)
+        if saved.turns[n].side_by_side:
+            _first_turn(saved, weights)
         else:
-            chain.forward(trace, weights, n, _previous(trace, n, READ))
-        if n + 1 < trace.length:
-            chain.write(trace, n, trace.heads(weights, n, trace.writing(n)), _previous(trace, n, WRITE))
-    return trace.states[:, -1, 1:, :, :-1].contiguous()
+            ops.forward(saved, weights, n, _previous(saved, n, READ))
+        if n + 1 < saved.length:
+            ops.write(saved, n, saved.heads(weights, n, saved.writing(n)), _previous(saved, n, WRITE))
+    return saved.states[:, -1, 1:, :, :-1].contiguous()
 
 
-def _start(trace: SavedActivations, weights: Weights) -> None:
+def _start(saved: SavedActivations, weights: Weights) -> None:
     """Set the initial state, and add its part to the gates of turn 1."""
-    trace.states[:, :, 0, :, :-1] = weights.state.unsqueeze(2)
-    trace.cells[:, :, 0] = weights.cell.unsqueeze(2)
-    trace.gates[:, :, 0] += (weights.from_own @ weights.state.unsqueeze(-1)).mT
-    torch.softmax(weights.start, -1, out=trace.starts)
-    if trace.constant is None:
-        memory = weights.memory.unsqueeze(2).expand(-1, -1, trace.batch, -1, -1)
-        trace.turns[:] = [Turn(memory, MemoryRows.of(memory))]
+    saved.states[:, :, 0, :, :-1] = weights.state.unsqueeze(2)
+    saved.cells[:, :, 0] = weights.cell.unsqueeze(2)
+    saved.gates[:, :, 0] += (weights.from_own @ weights.state.unsqueeze(-1)).mT
+    torch.softmax(weights.start, -1, out=saved.starts)
+    if saved.constant is None:
+        memory = weights.memory.unsqueeze(2).expand(-1, -1, saved.batch, -1, -1)
+        saved.turns[:] = [Turn(memory, MemoryRows.of(memory))]
     else:
-        trace.turns[:] = [Turn(weights.memory[:, :, None, :1], None)]
+        saved.turns[:] = [Turn(weights.memory[:, :, None, :1], None)]
 
 
-def _previous(trace: SavedActivations, n: int, head: int) -> Tensor:
+def _previous(saved: SavedActivations, n: int, head: int) -> Tensor:
     """Return the addressing weights of a head of every stage after turn n - 1, [K, C, B, N]."""
     if n == 0:
-        return trace.starts[:, :, head].unsqueeze(2).expand(-1, -1, trace.batch, -1)
-    turn = trace.turns[n - 1]
-    return turn.write.weights if head == WRITE else turn.read_weights
+        return saved.starts[:, :, head].unsqueeze(2).expand(-1, -1, saved.batch, -1)
+    turn = saved.turns[n - 1]
+    weights = turn.write.weights if head == WRITE else turn.read_weights
+    assert weights is not None
+    return weights
 
 
-def _first_turn(trace: SavedActivations, weights: Weights) -> None:
+def _first_turn(saved: SavedActivations, weights: Weights) -> None:
     """Compute turn 1 of all stages at once: all memories, and so all read vectors, equal one constant."""
-    width, hidden = trace.shape.width, trace.hidden(0)
-    arriving = torch.full_like(weights.state[..., :width, None], trace.constant)
+    width, hidden = saved.shape.width, saved.hidden(0)
+    arriving = torch.full_like(weights.state[..., :width, None], saved.constant)
     arriving[:, 0, :, 0] = weights.state[:, -1, :width]  # r^0(1) = r^C(0)
-    trace.gates[:, :, 0] += (weights.from_previous @ arriving).mT
-    lstm(trace.gates[:, :, 0], trace.cells[:, :, 0], trace.cells[:, :, 1], trace.squashed[:, :, 0], hidden)
-    trace.states[:, :, 1, :, :width] = trace.constant
-    if trace.length > 1:
-        raw = trace.heads(weights, 0, slice(width, width + SCALARS))
-        trace.turns[0].read = address(None, None, raw, _previous(trace, 0, READ))
-        trace.turns[0].read_weights = trace.turns[0].read.weights
+    saved.gates[:, :, 0] += (weights.from_previous @ arriving).mT
+    lstm(saved.gates[:, :, 0], saved.cells[:, :, 0], saved.cells[:, :, 1], saved.squashed[:, :, 0], hidden)
+    saved.states[:, :, 1, :, :width] = saved.constant
+    if saved.length > 1:
+        raw = saved.heads(weights, 0, slice(width, width + SCALARS))
+        saved.turns[0].read = address(None, None, raw, _previous(saved, 0, READ))
+        saved.turns[0].read_weights = saved.turns[0].read.weights

@@ -21,7 +21,7 @@ from pipeline.training.cascade.turn_ops import TurnOps
 from pipeline.training.data import SessionFeatures
 from pipeline.training.errors import TrainingError
 from pipeline.training.models.base import MemoryModel
-from pipeline.training.objective import Step
+from pipeline.training.objective import Step, losses_of
 from pipeline.training.randomness import RunRandom
 
 WARM_UP = 3  # steps before a capture, required by CUDA graphs; their changes are undone
@@ -76,9 +76,9 @@ class GraphTrainer(FastTrainer):
         models: Sequence[MemoryModel],
         features: SessionFeatures,
         trainings: Sequence[Training],
-        chain: TurnOps | None = None,
+        ops: TurnOps | None = None,
     ):
-        super().__init__(models, features, trainings, chain)
+        super().__init__(models, features, trainings, ops)
         reason = why_not(features, trainings, all(o.plain for o in self.objectives))
         if reason:
             raise TrainingError(f"no graph: {reason}; use the backend fast")
@@ -123,7 +123,7 @@ class GraphTrainer(FastTrainer):
         """Return the differentiable losses [K]."""
         queries = torch.stack([step.batch.queries for step in steps])
         predicted = self._predicted(queries, queries * drawn[0] if drawn else queries)
-        return torch.stack([o.loss_of(s, p) for o, s, p in zip(self.objectives, steps, predicted, strict=True)])
+        return losses_of(self.objectives, steps, predicted)
 
     def _captured(self, index: Tensor, drawn: tuple[Tensor, ...], running: Sequence[bool], progress: float) -> Captured:
         state = self._state()

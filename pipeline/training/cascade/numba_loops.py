@@ -90,7 +90,7 @@ def _norm_slope(norm: float) -> float:
 
 
 @compiled
-def _stand(raw: Any, cosines: Any, alike: bool, previous: Any, room: Any) -> None:
+def _address(raw: Any, cosines: Any, alike: bool, previous: Any, room: Any) -> None:
     """Compute the addressing weights of a head from its raw scalars.
 
     Writes to the rows of ``room``: content weights, interpolated, shifted and final weights, and the three shifts.
@@ -116,7 +116,7 @@ def _stand(raw: Any, cosines: Any, alike: bool, previous: Any, room: Any) -> Non
 
 
 @compiled
-def _stand_backward(
+def _address_backward(
     d_weights: Any,
     raw: Any,
     cosines: Any,
@@ -127,7 +127,7 @@ def _stand_backward(
     d_previous: Any,
     d_cosines: Any,
 ) -> None:
-    """Backward of ``_stand``, with its ``room``. Overwrites ``d_weights``, and writes the other three gradients."""
+    """Backward of ``_address``, with its ``room``. Overwrites ``d_weights``, and writes the other three gradients."""
     slots = len(previous)
     content, mixed, shifted, weights = room[0, :slots], room[1, :slots], room[2, :slots], room[3, :slots]
     strength, gate, sharpening = _softplus(raw[0]), _sigmoid(raw[1]), 1 + _softplus(raw[5])
@@ -203,7 +203,7 @@ def read(
         for b in range(batch):
             raw, rows, out = raws[k, c, n, b], memory[k, c, b], states[k, c, n + 1, b]
             _cosines(rows, norms[k, c, b], raw[:width], cosines[k, c, b])
-            _stand(raw[width:], cosines[k, c, b], False, previous[k, c, b], room)
+            _address(raw[width:], cosines[k, c, b], False, previous[k, c, b], room)
             weights[k, c, b] = room[3, :slots]
             for m in range(width):
                 out[m] = 0
@@ -239,13 +239,13 @@ def read_backward(
         for b in range(batch):
             raw, d_raw, rows, gradient = raws[k, c, n, b], d_raws[k, c, n, b], memory[k, c, b], d_read[k, c, b]
             found = cosines[k, c, b]
-            _stand(raw[width:], found, False, previous[k, c, b], room)
+            _address(raw[width:], found, False, previous[k, c, b], room)
             for i in range(slots):
                 total, row = gradient.dtype.type(0), rows[i]
                 for m in range(width):
                     total += gradient[m] * row[m]
                 d_weights[k, c, b, i] += total
-            _stand_backward(
+            _address_backward(
                 d_weights[k, c, b],
                 raw[width:],
                 found,
@@ -279,7 +279,7 @@ def write(
                 erase, add = raw[SCALARS : SCALARS + width], raw[SCALARS + width : SCALARS + 2 * width]
                 if not alike:
                     _cosines(rows, norms[k, c, b], raw[SCALARS + 2 * width :], cosines[k, c, b])
-                _stand(raw, cosines[k, c, b], alike, previous[k, c, b], room)
+                _address(raw, cosines[k, c, b], alike, previous[k, c, b], room)
                 weights[k, c, b] = room[3, :slots]
                 for i in range(slots):
                     weight, row, out = room[3, i], rows[0 if alike else i], new[k, c, b, i]
@@ -321,7 +321,7 @@ def write_backward(
                 )
                 erase, add = raw[SCALARS : SCALARS + width], raw[SCALARS + width : SCALARS + 2 * width]
                 d_erase, d_add = d_raw[SCALARS : SCALARS + width], d_raw[SCALARS + width : SCALARS + 2 * width]
-                _stand(raw, found, alike, previous[k, c, b], room)
+                _address(raw, found, alike, previous[k, c, b], room)
                 for m in range(width):
                     d_erase[m], d_add[m] = 0, 0
                 for i in range(slots):
@@ -336,7 +336,7 @@ def write_backward(
                     d_weights[k, c, b, i] += total
                 for m in range(width):
                     d_erase[m] *= erase[m] - erase[m] * erase[m]
-                _stand_backward(
+                _address_backward(
                     d_weights[k, c, b],
                     raw,
                     found,

@@ -24,7 +24,7 @@ from pipeline.training.models.cm_ntm import CMNTM
 class CascadeFunction(torch.autograd.Function):
     """The cascade with its hand-written backward pass.
 
-    (trace, chain, learned_memory, queries, derived, *Weights) -> outputs. queries: [K, T, B, D]; derived:
+    (saved, ops, learned_memory, queries, derived, *Weights) -> outputs. queries: [K, T, B, D]; derived:
     [K, T, B, C-1, D] or None; outputs: [r^C; h^C], [K, T, B, M + H]. The queries have no gradient, because they are
     cached features.
     """
@@ -32,24 +32,24 @@ class CascadeFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        trace: SavedActivations,
-        chain: TurnOps,
+        saved: SavedActivations,
+        ops: TurnOps,
         learned_memory: bool,
         queries: Tensor,
         derived: Tensor | None,
         *weights: Tensor,
     ) -> Tensor:
-        ctx.trace, ctx.chain, ctx.weights, ctx.learned_memory = trace, chain, Weights(*weights), learned_memory
-        trace.uses += 1
-        ctx.use = trace.uses
-        return forward(queries, derived, ctx.weights, trace, chain)
+        ctx.saved, ctx.ops, ctx.weights, ctx.learned_memory = saved, ops, Weights(*weights), learned_memory
+        saved.uses += 1
+        ctx.use = saved.uses
+        return forward(queries, derived, ctx.weights, saved, ops)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.use != ctx.trace.uses:
+        if ctx.use != ctx.saved.uses:
             raise RuntimeError("another forward of the same shape came before this backward; call backward first")
-        found = backward(d_outputs, ctx.weights, ctx.trace, ctx.chain, ctx.learned_memory)
+        found = backward(d_outputs, ctx.weights, ctx.saved, ctx.ops, ctx.learned_memory)
         return None, None, None, None, found.derived, *found.weights
 
 
@@ -71,10 +71,10 @@ class LinearFunction(torch.autograd.Function):
 class FastCascade(StackedCascade):
     """Stacked cascade whose outputs and gradients equal those of each of the K reference models on its own batch."""
 
-    def __init__(self, models: Sequence[CMNTM], chain: TurnOps | None = None):
-        """Stack the models. ``chain``: operations of a turn; ``TorchTurn`` when None."""
+    def __init__(self, models: Sequence[CMNTM], ops: TurnOps | None = None):
+        """Stack the models. ``ops``: operations of a turn; ``TorchTurn`` when None."""
         super().__init__(models)
-        self._chain = chain or TorchTurn()
+        self._ops = ops or TorchTurn()
         self._constant = self.constant
         self._residuals = [model.residual for model in models]  # nothing in them is trained
         self._traces: dict[tuple[Any, ...], SavedActivations] = {}
@@ -101,7 +101,7 @@ class FastCascade(StackedCascade):
             self.memory,
         )
         outputs = CascadeFunction.apply(
-            self._trace(by_turn), self._chain, self.learned_memory, by_turn, derived, *weights
+            self._trace(by_turn), self._ops, self.learned_memory, by_turn, derived, *weights
         )
         flat = LinearFunction.apply(outputs.flatten(1, 2), self.output) + self.output_bias.unsqueeze(1)
         predicted = flat.unflatten(1, by_turn.shape[1:3]).transpose(1, 2)

@@ -16,6 +16,7 @@ from pipeline.training.cascade.turn_ops import TurnOps
 from pipeline.training.data import SessionFeatures
 from pipeline.training.models.base import MemoryModel
 from pipeline.training.models.cm_ntm import CMNTM
+from pipeline.training.objective import losses_of
 from pipeline.training.randomness import RunRandom
 
 
@@ -37,17 +38,17 @@ class FastTrainer(Trainer):
         models: Sequence[MemoryModel],
         features: SessionFeatures,
         trainings: Sequence[Training],
-        chain: TurnOps | None = None,
+        ops: TurnOps | None = None,
     ):
-        self.cascade = self._stack(models, chain).train()
+        self.cascade = self._stack(models, ops).train()
         self._stacked = [p for p in self.cascade.parameters() if p.requires_grad]
         # Views of each run's part, one optimizer per run: settings and ends of other runs must not affect it.
         self._parts = [[p.detach()[run] for p in self._stacked] for run in range(len(models))]
         super().__init__(models, features, trainings)
 
-    def _stack(self, models: Sequence[MemoryModel], chain: TurnOps | None) -> Any:
+    def _stack(self, models: Sequence[MemoryModel], ops: TurnOps | None) -> Any:
         """Return all runs as one module with parameters [K, ...]."""
-        return FastCascade(models, chain)
+        return FastCascade(models, ops)
 
     def tensors_of(self, run: int) -> list[Tensor]:
         return self._parts[run]
@@ -78,11 +79,7 @@ class FastTrainer(Trainer):
                 steps.append(objective.step(model, index[run], progress))
                 inputs.append(F.dropout(steps[-1].batch.queries, self.cascade.options.dropout, True))
         predicted = self._predicted(torch.stack([step.batch.queries for step in steps]), torch.stack(inputs))
-        losses = []
-        for run, objective in enumerate(self.objectives):
-            with random.of(run):
-                losses.append(objective.loss_of(steps[run], predicted[run]))
-        return torch.stack(losses)
+        return losses_of(self.objectives, steps, predicted, random)
 
     def _predicted(self, queries: Tensor, inputs: Tensor) -> Tensor:
         """Return f' of all runs from the queries, before and after dropout; all [K, B, T, D]."""

@@ -6,84 +6,82 @@ import numpy as np
 from torch import Tensor
 
 from pipeline.training.cascade import numba_loops
-from pipeline.training.cascade.cell import HeadGradients, MemoryRows
-from pipeline.training.cascade.head_weights import CompiledHeadWeights, rows_of
+from pipeline.training.cascade.cell import HeadGradients
+from pipeline.training.cascade.head_weights import CompiledHeadWeights, CompiledWrites, own_memory, rows_of
 from pipeline.training.cascade.parameters import SCALARS
 from pipeline.training.cascade.saved_activations import SavedActivations, Turn, Weights
 from pipeline.training.cascade.turn_ops import GradIn, GradOut
-from pipeline.training.cascade.turn_torch import ControlBackward, TorchTurn, control
+from pipeline.training.cascade.turn_torch import ControlBackward, control
 
 
-class NumbaTurn(TorchTurn):
+class NumbaTurn(CompiledWrites):
     """Turn operations as matrix products and one compiled loop over each session's memory."""
 
-    def forward(self, trace: SavedActivations, weights: Weights, n: int, previous: Tensor) -> None:
-        turn = trace.turns[n]
-        turn.memory = turn.memory.contiguous()  # in turn 1, sessions may share one memory
-        turn.rows = MemoryRows(turn.memory, turn.rows.norms.contiguous())
-        stood = CompiledHeadWeights.room(previous)
-        arrays = _arrays(turn.memory, turn.rows.norms, trace.states, trace.read_raw, *stood[:3])
-        for c in range(trace.shape.stages):
-            control(trace, weights, n, c)
+    def forward(self, saved: SavedActivations, weights: Weights, n: int, previous: Tensor) -> None:
+        turn = saved.turns[n]
+        own_memory(turn)
+        head = CompiledHeadWeights.empty(previous)
+        arrays = _arrays(turn.memory, turn.rows.norms, saved.states, saved.read_raw, *head[:3])
+        for c in range(saved.shape.stages):
+            control(saved, weights, n, c)
             numba_loops.read(*arrays, c, n)
-        turn.read, turn.read_weights = stood, stood.weights
+        turn.read, turn.read_weights = head, head.weights
 
-    def write(self, trace: SavedActivations, n: int, raw: Tensor, previous: Tensor) -> None:
-        turn, width, new = trace.turns[n], trace.shape.width, trace.memories[n]
-        raw[..., SCALARS : SCALARS + width].sigmoid_()
-        stood, norms = CompiledHeadWeights.room(previous, raw.contiguous()), new.new_empty(new.shape[:-1])
-        numba_loops.write(*_arrays(*rows_of(turn, stood), stood.raw, *stood[:3], new, norms), turn.side_by_side)
-        turn.write = stood
-        trace.turns.append(Turn(new, MemoryRows(new, norms)))
+    def _write(
+        self, saved: SavedActivations, turn: Turn, head: CompiledHeadWeights, new: Tensor, norms: Tensor
+    ) -> None:
+        width = saved.shape.width
+        head.raw[..., SCALARS : SCALARS + width].sigmoid_()
+        numba_loops.write(*_arrays(*rows_of(turn, head), head.raw, *head[:3], new, norms), turn.side_by_side)
 
-    def write_backward(self, trace: SavedActivations, n: int, at: Tensor, d_raws: Tensor) -> HeadGradients:
-        turn = trace.turns[n]
-        stood: CompiledHeadWeights = turn.write
-        found = stood.gradients()
-        numba_loops.write_backward(
-            *_arrays(
-                *rows_of(turn, stood), stood.raw, stood.previous, stood.cosines, trace.d_memory, at, d_raws, *found[:3]
-            ),
-            n,
-            turn.side_by_side,
-        )
-        return found
+    def _write_backward(
+        self,
+        saved: SavedActivations,
+        n: int,
+        head: CompiledHeadWeights,
+        at: Tensor,
+        d_raws: Tensor,
+        found: HeadGradients,
+    ) -> None:
+        turn = saved.turns[n]
+        given = (*rows_of(turn, head), head.raw, head.previous, head.cosines, saved.d_memory, at, d_raws, *found[:3])
+        numba_loops.write_backward(*_arrays(*given), n, turn.side_by_side)
 
     def backward(
         self,
         weights: Weights,
-        trace: SavedActivations,
+        saved: SavedActivations,
         n: int,
-        reaching: GradIn,
+        grad_in: GradIn,
         writing: HeadGradients | None,
         d_gates: Tensor,
         d_raws: Tensor,
     ) -> GradOut:
-        turn, controllers = trace.turns[n], ControlBackward(weights, trace, n, reaching, d_gates)
-        stood: CompiledHeadWeights = turn.read
-        reading = stood.gradients()
+        turn, controllers = saved.turns[n], ControlBackward(weights, saved, n, grad_in, d_gates)
+        head: CompiledHeadWeights = turn.read
+        reading = head.gradients()
         arrays = _arrays(
             turn.memory,
             turn.rows.norms,
-            trace.read_raw,
-            stood.previous,
-            stood.cosines,
-            reaching.state,
-            reaching.read_at,
+            saved.read_raw,
+            head.previous,
+            head.cosines,
+            grad_in.state,
+            grad_in.read_at,
             d_raws,
             *reading[:3],
         )
-        for c in reversed(range(trace.shape.stages)):
+        for c in reversed(range(saved.shape.stages)):
             numba_loops.read_backward(*arrays, c, n)
             controllers.stage(c, d_raws[:, c, n])
         wrote = (
             (turn.write.raw, turn.write.weights, writing.dots, writing.pull)
             if writing
-            else (trace.read_raw[0], *stood[:3])
+            else (saved.read_raw[0], *head[:3])
         )
         numba_loops.gather(
-            *_arrays(turn.memory, turn.rows.norms, trace.read_raw, stood.weights, reading.dots, reading.pull),
-            *_arrays(reaching.state, trace.d_memory, *wrote),
+            *_arrays(turn.memory, turn.rows.norms, saved.read_raw, head.weights, reading.dots, reading.pull),
+            *_arrays(grad_in.state, saved.d_memory, *wrote),
             n,
             writing is not None,
         )

@@ -44,39 +44,39 @@ class TurnOps(Protocol):
     last.
     """
 
-    def forward(self, trace: SavedActivations, weights: Weights, n: int, previous: Tensor) -> None:
+    def forward(self, saved: SavedActivations, weights: Weights, n: int, previous: Tensor) -> None:
         """Compute gates, squashed and read_raw of turn n, and cells and states at index n + 1.
 
         The turn's memory and the parts of the gates that do not depend on the chain are already computed. ``previous``:
         [K, C, B, N], addressing weights of the read heads after turn n - 1.
         """
 
-    def write(self, trace: SavedActivations, n: int, raw: Tensor, previous: Tensor) -> None:
-        """Erase and add; append the memories after turn n to ``trace.turns`` as the next turn.
+    def write(self, saved: SavedActivations, n: int, raw: Tensor, previous: Tensor) -> None:
+        """Erase and add; append the memories after turn n to ``saved.turns`` as the next turn.
 
         ``raw``: [K, C, B, 3 M + 6], the write head's scalars, erase, add and key (no key if the stages run side by
         side); may be overwritten. ``previous``: as above, of the write heads.
         """
 
-    def write_backward(self, trace: SavedActivations, n: int, at: Tensor, d_raws: Tensor) -> HeadGradients:
+    def write_backward(self, saved: SavedActivations, n: int, at: Tensor, d_raws: Tensor) -> HeadGradients:
         """Compute turn n of ``d_raws`` [K, C, T - 1, B, 3 M + 6].
 
-        ``trace.d_memory``: gradient of the memories after turn n. ``at``: [K, C, B, N], gradient of the write heads'
+        ``saved.d_memory``: gradient of the memories after turn n. ``at``: [K, C, B, N], gradient of the write heads'
         weights; may be overwritten.
         """
 
     def backward(
         self,
         weights: Weights,
-        trace: SavedActivations,
+        saved: SavedActivations,
         n: int,
-        reaching: GradIn,
+        grad_in: GradIn,
         writing: HeadGradients | None,
         d_gates: Tensor,
         d_raws: Tensor,
     ) -> GradOut:
         """Compute ``d_gates`` [K, C, B, 4 H] and turn n of ``d_raws`` [K, C, T, B, M + 6].
 
-        ``d_raws``: gradients of the read heads' raw outputs. Replaces ``trace.d_memory`` by the gradient of the
+        ``d_raws``: gradients of the read heads' raw outputs. Replaces ``saved.d_memory`` by the gradient of the
         memories before turn n. ``writing``: gradients of turn n's write, or None for the last turn.
         """

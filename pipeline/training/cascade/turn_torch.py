@@ -30,29 +30,29 @@ from pipeline.training.cascade.turn_ops import GradIn, GradOut
 class TorchTurn:
     """Turn operations stage by stage."""
 
-    def forward(self, trace: SavedActivations, weights: Weights, n: int, previous: Tensor) -> None:
-        turn, width = trace.turns[n], trace.shape.width
-        stands: list[HeadWeights] = []
-        for c in range(trace.shape.stages):
-            raw = control(trace, weights, n, c)
-            stands.append(address(turn.rows.stage(c), raw[..., :width], raw[..., width:], previous[:, c]))
-            trace.states[:, c, n + 1, :, :width] = over_rows(stands[-1].weights, turn.memory[:, c])
-        turn.read, turn.read_weights = stands, torch.stack([stand.weights for stand in stands], 1)
+    def forward(self, saved: SavedActivations, weights: Weights, n: int, previous: Tensor) -> None:
+        turn, width = saved.turns[n], saved.shape.width
+        heads: list[HeadWeights] = []
+        for c in range(saved.shape.stages):
+            raw = control(saved, weights, n, c)
+            heads.append(address(turn.rows.stage(c), raw[..., :width], raw[..., width:], previous[:, c]))
+            saved.states[:, c, n + 1, :, :width] = over_rows(heads[-1].weights, turn.memory[:, c])
+        turn.read, turn.read_weights = heads, torch.stack([head.weights for head in heads], 1)
 
-    def write(self, trace: SavedActivations, n: int, raw: Tensor, previous: Tensor) -> None:
-        width, turn = trace.shape.width, trace.turns[n]
+    def write(self, saved: SavedActivations, n: int, raw: Tensor, previous: Tensor) -> None:
+        width, turn = saved.shape.width, saved.turns[n]
         scalars, erase, add, key = raw.tensor_split([SCALARS, SCALARS + width, SCALARS + 2 * width], -1)
         turn.erase, turn.add, turn.write_key = erase.sigmoid(), add, key
         turn.write = address(turn.rows, key, scalars, previous)
-        memory = write(turn.memory, turn.write.weights, turn.erase, turn.add, trace.memories[n])
-        trace.turns.append(Turn(memory, MemoryRows.of(memory)))
+        memory = write(turn.memory, turn.write.weights, turn.erase, turn.add, saved.memories[n])
+        saved.turns.append(Turn(memory, MemoryRows.of(memory)))
 
-    def write_backward(self, trace: SavedActivations, n: int, at: Tensor, d_raws: Tensor) -> HeadGradients:
-        width, turn = trace.shape.width, trace.turns[n]
+    def write_backward(self, saved: SavedActivations, n: int, at: Tensor, d_raws: Tensor) -> HeadGradients:
+        width, turn = saved.shape.width, saved.turns[n]
         scalars, d_erase, d_add, d_key = d_raws[:, :, n].tensor_split(
             [SCALARS, SCALARS + width, SCALARS + 2 * width], -1
         )
-        found = write_backward(trace.d_memory, turn.memory, turn.write.weights, turn.erase, turn.add, trace.scratch)
+        found = write_backward(saved.d_memory, turn.memory, turn.write.weights, turn.erase, turn.add, saved.scratch)
         torch.ops.aten.sigmoid_backward.grad_input(found.erase, turn.erase, grad_input=d_erase)
         d_add.copy_(found.add)
         head = address_backward(found.weights.add_(at), turn.write, scalars)
@@ -63,80 +63,80 @@ class TorchTurn:
     def backward(
         self,
         weights: Weights,
-        trace: SavedActivations,
+        saved: SavedActivations,
         n: int,
-        reaching: GradIn,
+        grad_in: GradIn,
         writing: HeadGradients | None,
         d_gates: Tensor,
         d_raws: Tensor,
     ) -> GradOut:
-        turn, width, heads = trace.turns[n], trace.shape.width, []
-        controllers = ControlBackward(weights, trace, n, reaching, d_gates)
-        for c in reversed(range(trace.shape.stages)):
+        turn, width, heads = saved.turns[n], saved.shape.width, []
+        controllers = ControlBackward(weights, saved, n, grad_in, d_gates)
+        for c in reversed(range(saved.shape.stages)):
             memory, raw = turn.memory[:, c], d_raws[:, c, n]
-            d_weights = along_rows(reaching.read[:, c], memory).add_(reaching.read_at[:, c])
+            d_weights = along_rows(grad_in.read[:, c], memory).add_(grad_in.read_at[:, c])
             head = address_backward(d_weights, turn.read[c], raw[..., width:])
-            key = trace.read_raw[:, c, n, :, :width]
+            key = saved.read_raw[:, c, n, :, :width]
             torch.addcmul(over_rows(head.dots, memory), head.key_pull, key, out=raw[..., :width])
             heads.append(head)
             controllers.stage(c, raw)
         stacked = HeadGradients(*(torch.stack(parts[::-1], 1) for parts in zip(*heads, strict=True)))
-        gather(trace, n, reaching.read, stacked, writing)
+        gather(saved, n, grad_in.read, stacked, writing)
         return GradOut(stacked.previous, controllers.cell, controllers.first)
 
 
-def control(trace: SavedActivations, weights: Weights, n: int, c: int) -> Tensor:
+def control(saved: SavedActivations, weights: Weights, n: int, c: int) -> Tensor:
     """Compute r^{c-1}(n) -> gates -> hidden state -> raw outputs of the read head [K, B, M + 6], of stage ``c``."""
-    width, gates, hidden = trace.shape.width, trace.gates[:, c, n], trace.hidden(n)[:, c]
-    add_product(gates, trace.arriving(c, n), weights.from_previous[:, c].mT)
-    lstm(gates, trace.cells[:, c, n], trace.cells[:, c, n + 1], trace.squashed[:, c, n], hidden)
-    given, heads = trace.states[:, c, n + 1, :, width:], weights.heads[:, c, :, : width + SCALARS]  # [h; 1]
-    return product(given, heads, out=trace.read_raw[:, c, n])
+    width, gates, hidden = saved.shape.width, saved.gates[:, c, n], saved.hidden(n)[:, c]
+    add_product(gates, saved.arriving(c, n), weights.from_previous[:, c].mT)
+    lstm(gates, saved.cells[:, c, n], saved.cells[:, c, n + 1], saved.squashed[:, c, n], hidden)
+    given, heads = saved.states[:, c, n + 1, :, width:], weights.heads[:, c, :, : width + SCALARS]  # [h; 1]
+    return product(given, heads, out=saved.read_raw[:, c, n])
 
 
 class ControlBackward:
     """Backward of ``control``, from the last stage to the first. Results: cell [K, C, B, H] and first [K, B, M]."""
 
-    def __init__(self, weights: Weights, trace: SavedActivations, n: int, reaching: GradIn, d_gates: Tensor):
-        hidden, gates = trace.shape.hidden, trace.gates[:, :, n]
-        self.weights, self.reaching, self.d_gates, self.forget = (
+    def __init__(self, weights: Weights, saved: SavedActivations, n: int, grad_in: GradIn, d_gates: Tensor):
+        hidden, gates = saved.shape.hidden, saved.gates[:, :, n]
+        self.weights, self.grad_in, self.d_gates, self.forget = (
             weights,
-            reaching,
+            grad_in,
             d_gates,
             gates[..., hidden : 2 * hidden],
         )
-        self.reading = weights.heads[:, :, :-1, : trace.shape.width + SCALARS].mT
-        self.to_cell = lstm_slopes(gates, trace.cells[:, :, n], trace.squashed[:, :, n], d_gates)
-        self.cell = torch.empty_like(reaching.cell)
+        self.reading = weights.heads[:, :, :-1, : saved.shape.width + SCALARS].mT
+        self.to_cell = lstm_slopes(gates, saved.cells[:, :, n], saved.squashed[:, :, n], d_gates)
+        self.cell = torch.empty_like(grad_in.cell)
 
     def stage(self, c: int, d_raw: Tensor) -> None:
         """Process stage ``c``: from the gradient of its read head's raw outputs, add that of r^{c-1}(n) in place."""
         d_gates, from_previous = self.d_gates[:, c], self.weights.from_previous[:, c]
-        d_hidden = add_product(self.reaching.hidden[:, c], d_raw, self.reading[:, c])
+        d_hidden = add_product(self.grad_in.hidden[:, c], d_raw, self.reading[:, c])
         self.cell[:, c] = lstm_backward(
-            d_hidden, self.reaching.cell[:, c], self.forget[:, c], self.to_cell[:, c], d_gates
+            d_hidden, self.grad_in.cell[:, c], self.forget[:, c], self.to_cell[:, c], d_gates
         )
         if c:
-            add_product(self.reaching.read[:, c - 1], d_gates, from_previous)
+            add_product(self.grad_in.read[:, c - 1], d_gates, from_previous)
         else:
             self.first = product(d_gates, from_previous)
 
 
 def gather(
-    trace: SavedActivations, n: int, d_read: Tensor, reading: HeadGradients, writing: HeadGradients | None
+    saved: SavedActivations, n: int, d_read: Tensor, reading: HeadGradients, writing: HeadGradients | None
 ) -> None:
-    """Replace ``trace.d_memory``, the gradient of the memories after turn n, by that of the memories before it.
+    """Replace ``saved.d_memory``, the gradient of the memories after turn n, by that of the memories before it.
 
     It is the gradient through the write, plus a product of rank three: with the read vector's gradient and both keys.
     """
-    turn, width, total = trace.turns[n], trace.shape.width, trace.d_memory
-    left, right = [turn.read_weights, reading.dots], [d_read, trace.read_raw[:, :, n, :, :width]]
+    turn, width, total = saved.turns[n], saved.shape.width, saved.d_memory
+    left, right = [turn.read_weights, reading.dots], [d_read, saved.read_raw[:, :, n, :, :width]]
     pull = reading.pull
     if writing is not None:
         left.append(writing.dots)
         right.append(turn.write_key)
         pull = pull + writing.pull
-        let_through(total, turn.write.weights, turn.erase, trace.scratch)
+        let_through(total, turn.write.weights, turn.erase, saved.scratch)
     kept = 0 if writing is None else 1
     product = torch.stack(left, -1).flatten(0, 2), torch.stack(right, -2).flatten(0, 2)
     total.flatten(0, 2).baddbmm_(*product, beta=kept)

@@ -12,8 +12,8 @@ import torch
 import triton
 from torch import Tensor
 
-from pipeline.training.cascade.cell import HeadGradients, MemoryRows, along_rows, over_rows
-from pipeline.training.cascade.head_weights import CompiledHeadWeights, rows_of
+from pipeline.training.cascade.cell import HeadGradients, along_rows, over_rows
+from pipeline.training.cascade.head_weights import CompiledHeadWeights, CompiledWrites, own_memory, rows_of
 from pipeline.training.cascade.kernels.memory import gather_memory, write_memory, write_memory_backward
 from pipeline.training.cascade.kernels.stages import backward_turn, forward_turn
 from pipeline.training.cascade.parameters import SCALARS, Shape
@@ -47,18 +47,17 @@ class _Kept(NamedTuple):
     key_norms: Tensor
 
 
-class TritonTurn:
+class TritonTurn(CompiledWrites):
     """Turn operations with a chain of stages without products of size D (P_i = M_i W_r, Q_i = M_i W_k)."""
 
-    def forward(self, trace: SavedActivations, weights: Weights, n: int, previous: Tensor) -> None:
-        shape, turn = trace.shape, trace.turns[n]
-        turn.memory = turn.memory.contiguous()  # in turn 1, sessions may share one memory
-        turn.rows = MemoryRows(turn.memory, turn.rows.norms.contiguous())
-        runs, stages, _, batch, _ = trace.gates.shape
+    def forward(self, saved: SavedActivations, weights: Weights, n: int, previous: Tensor) -> None:
+        shape, turn = saved.shape, saved.turns[n]
+        own_memory(turn)
+        runs, stages, _, batch, _ = saved.gates.shape
         width, slots = shape.width, shape.slots
         memory = turn.memory.view(runs, stages, batch * slots, width)
         # r^0(n) is known; the kernel adds the other stages' r^{c-1}(n).
-        trace.gates[:, 0, n].baddbmm_(trace.arriving(0, n), weights.from_previous[:, 0].mT)
+        saved.gates[:, 0, n].baddbmm_(saved.arriving(0, n), weights.from_previous[:, 0].mT)
 
         def out(*sizes: int) -> Tensor:
             return memory.new_empty(runs, stages, batch, *sizes)
@@ -66,29 +65,16 @@ class TritonTurn:
         kept = _Kept(
             products=product(memory[:, :-1], weights.from_previous[:, 1:].mT),
             answers=memory @ weights.heads[..., :width].mT,
-            of_weights=_of_weights(trace, weights, n),
+            of_weights=_of_weights(saved, weights, n),
             previous=previous.contiguous(),
             weights=out(slots),
             cosines=out(slots),
             key_norms=out(),
         )
-        gates, cells, squashed, hidden = (
-            trace.gates[:, :, n],
-            trace.cells[:, :, n],
-            trace.squashed[:, :, n],
-            trace.hidden(n),
-        )
-        raw = trace.read_raw[:, :, n, :, width:]
+        raw = saved.read_raw[:, :, n, :, width:]
         forward_turn[(runs * batch,)](
-            gates,
-            *gates.stride()[:2],
-            cells,
-            *cells.stride()[:2],
-            trace.cells[:, :, n + 1],
-            squashed,
-            *squashed.stride()[:2],
-            hidden,
-            *hidden.stride()[:3],
+            *_controller(saved, n),
+            saved.cells[:, :, n + 1],
             kept.products,
             kept.answers,
             *kept.of_weights,
@@ -103,49 +89,36 @@ class TritonTurn:
             **sizes(shape),
         )
         turn.read, turn.read_weights = kept, kept.weights
-        trace.states[:, :, n + 1, :, :width] = over_rows(kept.weights, turn.memory)
-        trace.read_raw[:, :, n, :, :width] = trace.heads(weights, n, slice(width))
+        saved.states[:, :, n + 1, :, :width] = over_rows(kept.weights, turn.memory)
+        saved.read_raw[:, :, n, :, :width] = saved.heads(weights, n, slice(width))
 
     def backward(
         self,
         weights: Weights,
-        trace: SavedActivations,
+        saved: SavedActivations,
         n: int,
-        reaching: GradIn,
+        grad_in: GradIn,
         writing: HeadGradients | None,
         d_gates: Tensor,
         d_raws: Tensor,
     ) -> GradOut:
-        turn, width = trace.turns[n], trace.shape.width
+        turn, width = saved.turns[n], saved.shape.width
         kept: _Kept = turn.read
         d_weights, d_hidden, d_cells = (
-            along_rows(reaching.read, turn.memory),
-            reaching.hidden,
-            reaching.cell.contiguous(),
+            along_rows(grad_in.read, turn.memory),
+            grad_in.hidden,
+            grad_in.cell.contiguous(),
         )
-        d_weights += reaching.read_at
+        d_weights += grad_in.read_at
         d_old_cells, d_previous = torch.empty_like(d_cells), torch.empty_like(kept.weights)
         (dots, pulls), key_pulls = (torch.empty_like(kept.weights) for _ in range(2)), torch.empty_like(kept.key_norms)
-        gates, cells, squashed, hidden = (
-            trace.gates[:, :, n],
-            trace.cells[:, :, n],
-            trace.squashed[:, :, n],
-            trace.hidden(n),
-        )
-        raw, d_raw = trace.read_raw[:, :, n, :, width:], d_raws[:, :, n, :, width:]
-        backward_turn[(len(d_weights) * trace.batch,)](
+        raw, d_raw = saved.read_raw[:, :, n, :, width:], d_raws[:, :, n, :, width:]
+        backward_turn[(len(d_weights) * saved.batch,)](
             d_weights,
             d_hidden,
             d_hidden.stride(2),
             d_cells,
-            gates,
-            *gates.stride()[:2],
-            cells,
-            *cells.stride()[:2],
-            squashed,
-            *squashed.stride()[:2],
-            hidden,
-            *hidden.stride()[:3],
+            *_controller(saved, n),
             kept.products,
             kept.answers,
             *kept.of_weights,
@@ -164,71 +137,74 @@ class TritonTurn:
             key_pulls,
             d_raw,
             *d_raw.stride()[1:3],
-            trace.batch,
-            **sizes(trace.shape),
+            saved.batch,
+            **sizes(saved.shape),
         )
-        key_pull, keys = key_pulls.unsqueeze(-1), trace.read_raw[:, :, n, :, :width]
+        key_pull, keys = key_pulls.unsqueeze(-1), saved.read_raw[:, :, n, :, :width]
         torch.addcmul(over_rows(dots, turn.memory), key_pull, keys, out=d_raws[:, :, n, :, :width])
         passed = d_gates @ weights.from_previous
-        reaching.read[:, :-1] += passed[:, 1:]
-        self._gather(trace, n, reaching.read, HeadGradients(d_previous, dots, pulls), writing)
+        grad_in.read[:, :-1] += passed[:, 1:]
+        self._gather(saved, n, grad_in.read, HeadGradients(d_previous, dots, pulls), writing)
         return GradOut(d_previous, d_old_cells, passed[:, 0])
 
-    def write(self, trace: SavedActivations, n: int, raw: Tensor, previous: Tensor) -> None:
-        turn, new = trace.turns[n], trace.memories[n]
-        wrote, norms = CompiledHeadWeights.room(previous, raw.contiguous()), torch.empty_like(new[..., 0])
+    def _write(
+        self, saved: SavedActivations, turn: Turn, head: CompiledHeadWeights, new: Tensor, norms: Tensor
+    ) -> None:
         write_memory[_programs(norms)](
-            *rows_of(turn, wrote),
-            wrote.raw,
-            wrote.raw.shape[-1],
-            wrote.previous,
+            *rows_of(turn, head),
+            head.raw,
+            head.raw.shape[-1],
+            head.previous,
             new,
             norms,
-            wrote.weights,
-            wrote.cosines,
-            trace.batch,
+            head.weights,
+            head.cosines,
+            saved.batch,
             ALIKE=turn.side_by_side,
-            **memory_sizes(trace.shape),
+            **memory_sizes(saved.shape),
         )
-        turn.write = wrote
-        trace.turns.append(Turn(new, MemoryRows(new, norms)))
 
-    def write_backward(self, trace: SavedActivations, n: int, at: Tensor, d_raws: Tensor) -> HeadGradients:
-        turn, d_raw = trace.turns[n], d_raws[:, :, n]
-        wrote: CompiledHeadWeights = turn.write
-        found = wrote.gradients()
-        write_memory_backward[_programs(wrote.weights)](
-            *rows_of(turn, wrote),
-            wrote.raw,
-            wrote.raw.shape[-1],
-            wrote.previous,
-            wrote.cosines,
-            trace.d_memory,
+    def _write_backward(
+        self,
+        saved: SavedActivations,
+        n: int,
+        head: CompiledHeadWeights,
+        at: Tensor,
+        d_raws: Tensor,
+        found: HeadGradients,
+    ) -> None:
+        turn, d_raw = saved.turns[n], d_raws[:, :, n]
+        write_memory_backward[_programs(head.weights)](
+            *rows_of(turn, head),
+            head.raw,
+            head.raw.shape[-1],
+            head.previous,
+            head.cosines,
+            saved.d_memory,
             at.contiguous(),
             d_raw,
             *d_raw.stride()[1:3],
             found.previous,
             found.dots,
             found.pull,
-            trace.batch,
+            saved.batch,
             ALIKE=turn.side_by_side,
-            **memory_sizes(trace.shape),
+            **memory_sizes(saved.shape),
         )
-        return found
 
     @staticmethod
     def _gather(
-        trace: SavedActivations, n: int, d_read: Tensor, reading: HeadGradients, writing: HeadGradients | None
+        saved: SavedActivations, n: int, d_read: Tensor, reading: HeadGradients, writing: HeadGradients | None
     ) -> None:
-        """Replace ``trace.d_memory``, the gradient of the memories after turn n, by that of the memories before it."""
-        turn, keys = trace.turns[n], trace.read_raw[:, :, n]
+        """Replace ``saved.d_memory``, the gradient of the memories after turn n, by that of the memories before it."""
+        turn, keys = saved.turns[n], saved.read_raw[:, :, n]
         wrote = (keys, 0, *[turn.read_weights] * 3)  # placeholders, not read
         if writing is not None:
             wrote = (turn.write.raw, turn.write.raw.shape[-1], turn.write.weights, writing.dots, writing.pull)
         gather_memory[_programs(turn.read_weights)](
             turn.memory,
             turn.rows.norms,
-            trace.d_memory,
+            saved.d_memory,
             turn.read_weights,
             reading.dots,
             reading.pull,
@@ -237,18 +213,33 @@ class TritonTurn:
             keys,
             *keys.stride()[1:3],
             *wrote,
-            trace.batch,
+            saved.batch,
             WROTE=writing is not None,
-            **memory_sizes(trace.shape),
+            **memory_sizes(saved.shape),
         )
 
 
-def _of_weights(trace: SavedActivations, weights: Weights, n: int) -> _OfWeights:
+def _controller(saved: SavedActivations, n: int) -> tuple[Tensor | int, ...]:
+    """Return gates, cells, squashed and hidden of turn n, [K, C, B, ..] each, with the strides that the kernels need."""
+    gates, cells, squashed, hidden = (
+        saved.gates[:, :, n],
+        saved.cells[:, :, n],
+        saved.squashed[:, :, n],
+        saved.hidden(n),
+    )
+    given = ((gates, 2), (cells, 2), (squashed, 2), (hidden, 3))
+    values: list[Tensor | int] = []
+    for tensor, strides in given:
+        values += [tensor, *tensor.stride()[:strides]]
+    return tuple(values)
+
+
+def _of_weights(saved: SavedActivations, weights: Weights, n: int) -> _OfWeights:
     """Return the values that depend on weights only, computed once per forward pass."""
-    before = trace.turns[n - 1].read if n else None
+    before = saved.turns[n - 1].read if n else None
     if isinstance(before, _Kept):
         return before.of_weights
-    width = trace.shape.width
+    width = saved.shape.width
     keys, scalars = weights.heads[..., :width], weights.heads[..., width : width + SCALARS]
     return _OfWeights(keys @ keys.mT, scalars.mT.contiguous())
 

@@ -12,7 +12,7 @@ from manifests.schema import Component
 from pipeline.training.losses._turnwise import turnwise_cross_entropy
 from pipeline.training.losses.base import Loss
 
-losses: Registry[Loss] = Registry("pipeline.training.losses", Loss, "loss")
+losses: Registry[Loss] = Registry("pipeline.training.losses", Loss, "loss")  # type: ignore[type-abstract]
 
 
 def build_loss(component: Component) -> Loss:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ class Loss(ABC):
     Options: ClassVar[type[Frozen]] = Frozen
 
     def __init__(self, options: Frozen):
-        self.options = options
+        self.options: Any = options  # of the subclass's ``Options``
 
     @abstractmethod
     def __call__(self, scores: Tensor, own: Tensor, allowed: Tensor | None, scale: float) -> Tensor:

@@ -11,7 +11,7 @@ from manifests.schema import Frozen
 from pipeline.training.determinism import derive_seed, seeded
 from pipeline.training.models.base import MemoryModel
 
-models: Registry[MemoryModel] = Registry("pipeline.training.models", MemoryModel, "memory model")
+models: Registry[MemoryModel] = Registry("pipeline.training.models", MemoryModel, "memory model")  # type: ignore[type-abstract]
 
 
 def model_options(name: str, options: dict[str, Any], file: str = "") -> tuple[type[MemoryModel], Frozen]:

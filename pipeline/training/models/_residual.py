@@ -23,6 +23,7 @@ class Residual(nn.Module):
     def __init__(self, kind: ResidualKind):
         super().__init__()
         self.kind = kind
+        self.alpha: Tensor
         if kind == "ewma":
             self.register_buffer("alpha", torch.tensor(1.0))
 

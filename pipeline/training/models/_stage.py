@@ -28,6 +28,8 @@ class DerivedFeatures(nn.Module):
 
     def __init__(self, count: int, dim: int):
         super().__init__()
+        self.running_mean: Tensor
+        self.running_var: Tensor
         self.count, self.dim = count, dim
         self.weight = nn.Parameter(torch.empty(count * dim, dim))
         self.gain = nn.Parameter(torch.ones(count * dim))

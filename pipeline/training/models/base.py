@@ -40,9 +40,14 @@ class MemoryModel(nn.Module, ABC):
 
     dialogs: ClassVar[bool] = False  # True: the one query is the chat of all images and texts (with "concatenated")
 
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...  # parameters, buffers and submodules, registered by name
+
     def __init__(self, options: Frozen, dim: int):
         super().__init__()
-        self.options, self.dim = options, dim
+        self.options: Any = options  # of the subclass's ``Options``
+        self.dim = dim
 
     @property
     def name(self) -> str:

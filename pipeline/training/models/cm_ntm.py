@@ -79,7 +79,8 @@ class CMNTM(MemoryModel):
     def initial_state(self, batch: int) -> CascadeState:
         """Return the state of ``batch`` sessions before their first turn."""
         average = self.output.weight.new_zeros(batch, self.dim)
-        return CascadeState(0, tuple(stage.initial_state(batch) for stage in self.stages), average)
+        stages: Any = self.stages
+        return CascadeState(0, tuple(stage.initial_state(batch) for stage in stages), average)
 
     def step(self, query: Tensor, state: CascadeState) -> tuple[Tensor, CascadeState]:
         """Process one turn of B dialogues, in eval mode: f_qry(n) [B, D] -> f'_qry(n) [B, D] and the next state.

@@ -64,7 +64,7 @@ def gather(
     stage = Experiment(spec, dataset, workspace, device, log)
     found, missing = trained_runs(stage, seeds=options.seeds)
     if not found:
-        raise IncompleteError(f"no run of spec '{spec.name}' is trained: run `train {spec.asked}`")
+        raise IncompleteError(f"no run of spec '{spec.name}' is trained: run `{spec.command('train')}`")
     bed = TestBed(stage)
     models = _first_seeds(found)
     log(f"{len(models)} models over {len(bed.sessions):,} test sessions")
@@ -105,7 +105,7 @@ def gather(
         "notes": notes,
         "tables": report_tables(stage, data),
         "curves": learning_curves(found),
-        "diagnostics": diagnostics(found, spec.asked),
+        "diagnostics": diagnostics(found, spec),
         "memory": memory_figure(stage),
         "retention": retention,
         "orders": orders,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from manifests.schema import RunSpec
 from pipeline.jobs.experiment import Experiment
 from pipeline.training.runs import RunFolder, list_runs
 from pipeline.views.report.charts import lines, scatter
@@ -52,7 +53,7 @@ def learning_curves(models: Sequence[Trained]) -> list[Figure]:
     return figures
 
 
-def diagnostics(models: Sequence[Trained], asked: str) -> list[Figure]:
+def diagnostics(models: Sequence[Trained], spec: RunSpec) -> list[Figure]:
     """Return one chart per memory diagnostic that training logged, with one line per model and stage."""
     series: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for trained in models:
@@ -62,7 +63,7 @@ def diagnostics(models: Sequence[Trained], asked: str) -> list[Figure]:
                 line = f"{trained.label}, stage {stage}"
                 series.setdefault(quantity, {}).setdefault(line, []).append((record["epoch"], value))
     if not series:
-        why = f"no run has logged any: `python cli.py train {asked} --model cm_ntm --diagnostics --force`"
+        why = f"no run has logged any: `{spec.command('train', '--model', 'cm_ntm', '--diagnostics', '--force')}`"
         return [Figure("Memory diagnostics", why_not=why)]
     return [
         Figure(QUANTITIES[name], lines(found, "epoch", QUANTITIES[name], _ends(name, found)), _ends("Last", found))
@@ -79,10 +80,13 @@ def memory_figure(stage: Experiment) -> Figure:
         if folder.id in times and (point := _point(folder, stage, times[folder.id])):
             found.setdefault(point[0], []).append(point[1:])
     if sum(map(len, found.values())) < 2:
-        why = "fewer than two evaluated CM-NTM runs on these features are timed: `python cli.py ablate figure8`"
+        why = (
+            "fewer than two evaluated CM-NTM runs on these features are timed: "
+            f"`{stage.spec.command('ablate figure8 --spec')}`"
+        )
         return Figure(title, why_not=why)
-    chart = scatter(dict(sorted(found.items())), "ms a session", "mean of R@5 and R@8, %", title)
-    return Figure(title, chart, "One point a run; colours are the number of memories C.")
+    chart = scatter(dict(sorted(found.items())), "ms per session", "mean of R@5 and R@8, %", title)
+    return Figure(title, chart, "One point per run; colors are the number of memories C.")
 
 
 def _times(out: Path) -> dict[str, float]:

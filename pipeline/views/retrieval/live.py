@@ -9,14 +9,13 @@ from cache.layout import canonical
 from manifests.errors import IncompleteError
 from manifests.identity import changed_fields
 from manifests.schema import Component, Dataset, RunSpec
-from pipeline.composition.checkpoint import load_composer
 from pipeline.composition.compose import composed_fields
 from pipeline.composition.composers.base import Composer
-from pipeline.composition.request import composer_request, is_joint, row_dims
+from pipeline.composition.ready import ready_composer
+from pipeline.composition.request import composer_request, is_joint
 from pipeline.core.workspace import Workspace
 from pipeline.extraction.extractors import load_extractor
 from pipeline.extraction.fitting.job import fitted_spec
-from pipeline.jobs.stage1 import composer_folder
 
 
 class OtherModelError(IncompleteError):
@@ -48,16 +47,17 @@ def store_composer(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Com
     if is_joint(backbone):
         return None
     assert request is not None
+    ready, command = ready_composer(request, spec, dataset, backbone, folds=False), "extract"
     if request.kind.trainable:
-        composer, about = load_composer(request.weights or composer_folder(request, spec, dataset, backbone))
-        weights, command = about["weights"], "fit-composer"
-    else:
-        composer = request.kind(request.options, *row_dims(backbone)).eval()
-        weights, command = None, "extract"
+        command = "fit-composer"
+    if ready is None:
+        raise IncompleteError(
+            f"the fitted composer of spec '{spec.name}' is missing or damaged: run `{spec.command('fit-composer')}`"
+        )
     stored = {k: v for k, v in store.fields["composer"].items() if k != "folds"}
-    found = canonical(composed_fields(backbone, composer, weights))
+    found = canonical(composed_fields(backbone, ready.composer, ready.weights))
     _same(store.fields | {"composer": stored}, found, f"composer '{request.name}'", store, spec, command)
-    return composer
+    return ready.composer
 
 
 def _same(
@@ -67,5 +67,5 @@ def _same(
     if changed:
         raise OtherModelError(
             f"{what} of spec '{spec.name}' changed since it made {store.path.name} ({'; '.join(changed)}): "
-            f"run `{command} {spec.asked}`"
+            f"run `{spec.command(command)}`"
         )

@@ -59,7 +59,7 @@ def trained_runs(
         if folder.state == "finished":
             folders.append(folder)
         else:
-            missing.append(f"python cli.py {stage.train_command(run)}")
+            missing.append(stage.train_command(run))
     return load_trained(folders, stage.device), missing
 
 
@@ -75,7 +75,7 @@ def runs_by_id(stage: Experiment, ids: Sequence[str]) -> list[Trained]:
     ]
     if not known:
         raise IncompleteError(
-            f"no run on the features of '{stage.spec.name}' is trained: run `train {stage.spec.asked}`"
+            f"no run on the features of '{stage.spec.name}' is trained: run `{stage.spec.command('train')}`"
         )
     chosen = []
     for wanted in dict.fromkeys(ids):

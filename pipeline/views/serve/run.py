@@ -61,7 +61,7 @@ def open_engine(
 def _all(stage: Experiment) -> list[Trained]:
     found, _ = trained_runs(stage)
     if not found:
-        raise IncompleteError(f"no run of spec '{stage.spec.name}' is trained: run `train {stage.spec.asked}`")
+        raise IncompleteError(f"no run of spec '{stage.spec.name}' is trained: run `{stage.spec.command('train')}`")
     return found[::-1]  # the spec's last model is its main one, so it is shown first
 
 
@@ -72,6 +72,12 @@ def _extractor(spec: RunSpec, dataset: Dataset, workspace: Workspace, device: st
         raise IncompleteError(f"{error}; `--cached-only` serves the cached texts without it") from error
     except (FashionNTMError, OSError, ImportError) as error:
         return None, f"It cannot be loaded: {error}"
+
+
+class StoppedError(FashionNTMError):
+    """The user stopped the server with Ctrl-C."""
+
+    exit_code = 130
 
 
 def need_web() -> None:
@@ -101,18 +107,21 @@ def listen(make: Callable[[str | None, tuple[str, ...]], Any], host: str, port: 
         port = server.getsockname()[1]
         name = f"[{host}]" if ":" in host else host
         announce(f"http://{name}:{port}/" + (f"?token={token}" if token else ""))
-        log(
-            "stop with Ctrl-C"
-            + ("; the address carries the token that lets a visitor in: share it with care" if token else "")
-        )
-        config = uvicorn.Config(
-            make(token, hosts),
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            h11_max_incomplete_event_size=65536,
-        )
-        uvicorn.Server(config).run(sockets=[server])
+        try:
+            log(
+                "stop with Ctrl-C"
+                + ("; the address carries the token that lets a visitor in: share it with care" if token else "")
+            )
+            config = uvicorn.Config(
+                make(token, hosts),
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                h11_max_incomplete_event_size=65536,
+            )
+            uvicorn.Server(config).run(sockets=[server])
+        except KeyboardInterrupt:
+            raise StoppedError("stopped") from None
 
 
 def saved_folder(folder: Path | None, engine: Engine, log: Log) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import random
+import shutil
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -18,6 +19,7 @@ from manifests.errors import IncompleteError, advice, disk_problem
 from pipeline.views.study.questions import Question, StudyError
 
 FORMAT = 1
+SMALL = 1 << 16  # free bytes below which an I/O error of SQLite is one of a full disk
 NAME = 60  # longest participant name in characters
 SCHEMA = """
 CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -45,9 +47,8 @@ def _naming(path: Path) -> Iterator[None]:
         raise
     except (sqlite3.DatabaseError, sqlite3.OperationalError) as error:
         name = getattr(error, "sqlite_errorname", "")
-        number = (
-            errno.ENOSPC if name == "SQLITE_FULL" else errno.EROFS if name.startswith("SQLITE_READONLY") else errno.EIO
-        )
+        full = name == "SQLITE_FULL" or shutil.disk_usage(path.parent).free < SMALL
+        number = errno.ENOSPC if full else errno.EROFS if name.startswith("SQLITE_READONLY") else errno.EIO
         cause = OSError(number, str(error), str(path))
         kept = "answers that were acknowledged are kept"
         raise StudyDiskError(f"cannot use the study {disk_problem(cause)}; {kept}; {advice(cause)}") from error
@@ -80,15 +81,19 @@ class StudyFile:
             raise StudyError(f"{path}: damaged, not a study ({error}); name another file with --file") from None
         if self.about.get("format") != FORMAT:
             raise StudyError(f"{path}: study format {self.about.get('format')!r}, this program reads {FORMAT}")
-        if missing := sorted({"models", "seed"} - self.about.keys()):
-            raise StudyError(f"{path}: damaged, it lacks {', '.join(missing)}; name another file with --file")
+        models = self.about.get("models")
+        labelled = isinstance(models, list) and all(
+            isinstance(m, dict) and {"label", "title"} <= m.keys() for m in models
+        )
+        if not labelled or "seed" not in self.about:
+            raise StudyError(f"{path}: damaged, it lacks its models or its seed; name another file with --file")
         self.questions = questions
 
     @classmethod
     def create(cls, path: Path, about: dict[str, Any], questions: Sequence[Question]) -> StudyFile:
         """Create a study; it is written under a temporary name first, so that an interrupted call leaves no file."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as part:
+        with _naming(path), replacing(path) as part:
             db = sqlite3.connect(part)
             try:
                 db.executescript(SCHEMA)

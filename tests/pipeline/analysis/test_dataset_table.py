@@ -53,8 +53,8 @@ def test_a_dataset_is_counted_beside_the_papers_numbers() -> None:
     assert test.cells[0].paper == 7
     assert "Shoes, train: 1 sessions of 5 turns are not shown." in table.footnotes
     assert "Shoes: dropped session 9: it has one turn." in table.footnotes
-    assert {c.command for c in table.blocks[1].rows[0].cells} == {"python cli.py table 1 --data DIR"}
-    assert table.commands == {"python cli.py table 1 --data DIR": "Train, Test"}
+    assert {c.command for c in table.blocks[1].rows[0].cells} == {"fashion-ntm table 1 --data DIR"}
+    assert table.commands == {"fashion-ntm table 1 --data DIR": "Train, Test"}
 
 
 def test_multi_turn_fashioniq_equals_the_paper(shared_data: Path) -> None:

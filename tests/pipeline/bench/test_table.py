@@ -11,4 +11,8 @@ def test_every_stage_of_a_table_is_timed() -> None:
     assert list(found["seconds"]) == ["reading", "training", "ranking", "statistics", "printing"]
     assert all(value > 0 for value in found["seconds"].values())
     assert found["runs"] == 5 and set(found["training_s"]) == set(models) and found["lines"] > 2 * len(models)
+    assert set(found["predicted"]) == {"training", "ranking"} and all(
+        value > 0 for value in found["predicted"].values()
+    )
+    assert table.render(found).count("predicted") == 2
     assert "statistics" in table.render(found) and "lstm" in table.render(found)

@@ -93,7 +93,7 @@ def test_a_damaged_composer_is_fitted_again(
     whole = file.read_bytes()
     file.write_bytes(whole[:-20] + bytes(20))
     found = extract_spec(spec, dataset, workspace, "cpu", progress="silent")
-    assert found.composed is None and found.next_command == "fit-composer s"
+    assert found.composed is None and found.next_command == "fashion-ntm fit-composer s"
     if how == "repair":
         done = repair_spec(spec, dataset, workspace, "cpu", progress="silent")
         assert done.whole and not done.refitted.reused and "composer gated (fitted)" in done.text()

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from cli import main
 from manifests.errors import ManifestError
 from pipeline.evaluation.cir_benchmarks import average_precision, score_benchmark
+from tests.pipeline.extraction.conftest import picture, save_clip
 
 
 def written(path: Path, value: Any) -> Path:
@@ -94,3 +95,29 @@ def test_the_published_annotations_of_circo_are_read(tmp_path: Path) -> None:
     wanted = sum(100 / min(len(set(r["gt_img_ids"])), 5) for r in records) / len(records)
     assert found["queries"] == len(records) and found["metrics"]["mAP@5"] == pytest.approx(wanted)
     assert found["metrics"]["R@5"] == 100 and len(found["aspects"]) > 5
+
+
+def test_a_spec_s_own_lists_are_scored_on_circo(tmp_path: Path) -> None:
+    """From the annotations and images to mAP@K: one-turn sessions, a training-free query, lists."""
+    truths = [{"id": n, "reference_img_id": n, "target_img_id": 3, "gt_img_ids": [3, 4]} for n in (1, 2)]
+    (tmp_path / "circo").mkdir()
+    written(tmp_path / "circo" / "val.json", [{**q, "relative_caption": "is more red"} for q in truths])
+    for n in range(1, 5):
+        picture(n).save(tmp_path / f"{n:012d}.jpg")
+    (tmp_path / "own.toml").write_text(
+        f'name = "own"\n[dataset]\nname = "circo"\nimages = "{tmp_path}"\n[extractor]\nname = "clip"\n'
+        f'model = "{save_clip(tmp_path / "clip")}"\n[composer]\nname = "fusion"\n[models.last]\n'
+    )
+    words = ("--data", str(tmp_path), "--out", str(tmp_path / "out"))
+
+    def call(*arguments: str) -> str:
+        done = CliRunner().invoke(main, list(arguments))
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    spec = str(tmp_path / "own.toml")
+    assert "circo, one-turn queries" in call("check-extractor", spec, "--to", str(tmp_path / "lists"), *words)
+    (file,) = (tmp_path / "lists").iterdir()
+    assert sorted(json.loads(file.read_text().splitlines()[0])["images"]) == ["1", "2", "3", "4"]
+    text = call("score", str(file), "--annotations", str(tmp_path / "circo" / "val.json"))
+    assert "CIRCO, 2 queries" in text and "R@5              100.00" in text

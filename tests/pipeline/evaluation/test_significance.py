@@ -95,6 +95,18 @@ def test_the_sign_flip_test_equals_all_patterns_by_hand() -> None:
     assert (found.n, found.least) == (6, 2 / 64)
 
 
+@pytest.mark.parametrize("decimals", [0, 1, 12])
+def test_the_sign_flip_test_equals_scipys(decimals: int) -> None:
+    """Rounded values tie, and differ by zero."""
+    from scipy.stats import permutation_test
+
+    rng = np.random.default_rng(decimals)
+    for n in (2, 3, 5, 8):
+        a, b = rng.normal(0.5, 1, n).round(decimals), rng.normal(size=n).round(decimals)
+        found = permutation_test((a, b), lambda x, y: np.mean(x - y), permutation_type="samples", n_resamples=np.inf)
+        assert sign_flip(a, b).p == pytest.approx(min(1.0, found.pvalue), abs=1e-12)
+
+
 def test_five_seeds_cannot_be_significant_on_two_sides_and_six_can() -> None:
     assert sign_flip([5.0] * 5, [1.0, 1.1, 1.2, 1.3, 1.4]).p == pytest.approx(0.0625)
     assert sign_flip([5.0] * 6, [1.0, 1.1, 1.2, 1.3, 1.4, 1.5]).p == pytest.approx(0.03125)

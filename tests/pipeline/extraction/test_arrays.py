@@ -76,7 +76,7 @@ def data() -> Dataset:
 def test_stage_two_runs_on_imported_features(tmp_path: Path, data: Dataset, form: str) -> None:
     spec, workspace = spec_of(write(tmp_path / "mine", data, form=form)), Workspace(tmp_path / "out")
     done = import_features(spec, data, workspace)
-    assert done.fit.complete and done.stage.next_command.startswith("train")
+    assert done.fit.complete and done.stage.next_command.startswith("fashion-ntm train")
     store = workspace.store(spec, data)
     keys = store.catalogue()
     rows = store.gather(
@@ -145,7 +145,7 @@ def test_a_dual_encoder_s_rows_go_through_a_composer(tmp_path: Path, data: Datas
         lines(folder / f"{table}.ids.jsonl", *(json.dumps({kind: name}) for name in rows))
     spec = spec_of(folder).model_copy(update={"composer": Component(name="gated", hidden=8, fit={"epochs": 1})})
     workspace = Workspace(tmp_path / "out")
-    assert import_features(spec, data, workspace).stage.next_command.startswith("fit-composer")
+    assert import_features(spec, data, workspace).stage.next_command.startswith("fashion-ntm fit-composer")
     fit_composer_spec(spec, data, workspace)
     assert len(list(train(Experiment(spec, data, workspace, "cpu"), asked_runs(spec, ["avg"])))) == 1
 

@@ -64,7 +64,7 @@ def world(tmp_path: Path) -> Dataset:
 def test_a_fitted_model_is_what_extract_uses(name: str, world: Dataset, tmp_path: Path) -> None:
     sizes = VLP if name == "fashionvlp" else BERT
     spec, workspace = spec_for(name, **sizes, fit=FIT), Workspace(tmp_path / "out")
-    with pytest.raises(IncompleteError, match="is not fitted yet: run `fit-extractor s`"):
+    with pytest.raises(IncompleteError, match="is not fitted yet: run `fashion-ntm fit-extractor s`"):
         extract_spec(spec, world, workspace, "cpu", progress="silent")
     made = fit_extractor_spec(spec, world, workspace, "cpu")
     assert not made.reused and made.record["steps"] == 2 * -(-len(triplets_of(world.split("train"))) // 8)
@@ -208,7 +208,7 @@ def test_a_fit_belongs_to_the_content_of_the_weights_it_starts_from(world: Datas
     assert fit_extractor_spec(moved, world, workspace, "cpu").reused
 
     save_clip(base, seed=1)
-    with pytest.raises(IncompleteError, match="is not fitted yet: run `fit-extractor s`"):
+    with pytest.raises(IncompleteError, match="is not fitted yet: run `fashion-ntm fit-extractor s`"):
         fitted_spec(spec, world, workspace)
     second = fit_extractor_spec(spec, world, workspace, "cpu")
     assert not second.reused and second.folder != first.folder and not same(first.folder, second.folder)
@@ -378,11 +378,13 @@ def test_the_commands_fit_extract_and_show_the_cards(tmp_path: Path) -> None:
         return CliRunner().invoke(main, [*words])
 
     early = run("extract", *where, "--device", "cpu")
-    assert early.exit_code == 3 and "run `fit-extractor" in early.output and "tiny.toml" in early.output
+    assert early.exit_code == 3 and "run `fashion-ntm fit-extractor" in early.output and "tiny.toml" in early.output
     fitted = run("fit-extractor", *where, "--device", "cpu")
     assert fitted.exit_code == 0, fitted.output
     assert "step 1 of" in fitted.stderr and "triplets/s" in fitted.stderr
-    assert "single-turn on" in fitted.stdout and "R@10" in fitted.stdout and "next: extract" in fitted.stdout
+    assert (
+        "single-turn on" in fitted.stdout and "R@10" in fitted.stdout and "next: fashion-ntm extract" in fitted.stdout
+    )
     again = json.loads(run("fit-extractor", *where, "--json").stdout)
     assert again["reused"] is True and again["validation"]["triplets"] > 0
     assert run("extract", *where, "--device", "cpu").exit_code == 0

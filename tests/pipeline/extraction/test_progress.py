@@ -42,7 +42,7 @@ def test_a_line_says_rows_failures_rate_time_left_and_the_slowest_stage() -> Non
     text = line(meter)
     for part in ("image", "1,200/3,000 rows", "2 failed", "12.0 rows/s", "2:30 left", "slowest: model"):
         assert part in text
-    assert "? left" in line(Meter(total=5)) and line(Meter()) == "starting"
+    assert "no rows yet after 0:00" in line(Meter(total=5)) and line(Meter()) == "starting"
     assert "1:23:20 left" in line(Meter(total=6000, done=1000, started=time.perf_counter() - 1000))
 
 

@@ -131,7 +131,7 @@ def test_other_pictures_under_the_same_names(home: Home) -> None:
     before, ids = home.numbers(spec), home.ids(spec)
     assert home.call("compare", *ids).exit_code == 0
     paint(home.folder / "data" / "a" / "pictures", home.names, seed=5)
-    stale(home, spec, "have another content", "run `extract")
+    stale(home, spec, "have another content", "run `fashion-ntm extract")
     assert home.call("evaluate", spec).exit_code == 3
     assert home.call("compare", *ids).exit_code == 3
     explained = home.call("cache", "explain", spec)
@@ -155,7 +155,7 @@ def test_corrected_captions(home: Home) -> None:
     spec = home.spec("words", "a", "caption")
     path = home.folder / "data" / "a" / "images.jsonl"
     path.write_text(path.read_text("utf-8").replace("a red dress", "a black collar"), "utf-8")
-    stale(home, spec, "captions", "run `extract")
+    stale(home, spec, "captions", "run `fashion-ntm extract")
     assert home.run(spec) == home.fresh(spec)
 
 
@@ -192,7 +192,7 @@ def test_the_test_side(home: Home, change: str) -> None:
             row["images"] = [i for i in row["images"] if i in kept] if row["split"] == "test" else row["images"]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     (folder / "sessions.jsonl").write_text("".join(json.dumps(s) + "\n" for s in sessions), "utf-8")
-    stale(home, spec, "its evaluation is not current", "run `evaluate")
+    stale(home, spec, "its evaluation is not current", "run `fashion-ntm evaluate")
     assert home.call("compare", *ids).exit_code == 3
     after = home.numbers(spec)  # `evaluate` ranks again; no run is trained again
     assert after == home.fresh(spec) and after != before
@@ -259,7 +259,7 @@ def test_a_workspace_of_an_earlier_version_is_listed_and_never_mixed_in(home: Ho
             del record["identity"]["version"]
             file.write_text(json.dumps(record), "utf-8")
             (file.parent / "seal.json").unlink()
-    stale(home, spec, "an earlier version did it", "run `extract")
+    stale(home, spec, "an earlier version did it", "run `fashion-ntm extract")
     listed = [r["about"] for r in json.loads(home.call("ls", "runs", "--json").stdout)["runs"]]
     assert sum("of an earlier version" in about for about in listed) == 2
     assert home.run(spec) == home.fresh(spec)
@@ -285,5 +285,5 @@ def test_a_changed_digit_in_a_summary_is_not_shown(home: Home) -> None:
     at = text.index('"MRR": ') + len('"MRR": ')
     file.write_text(text[:at] + ("1" if text[at] != "1" else "2") + text[at + 1 :], "utf-8")
     status = home.call("status", spec)
-    assert status.exit_code == 3 and "damaged" in status.output and "run `evaluate" in status.output
+    assert status.exit_code == 3 and "damaged" in status.output and "run `fashion-ntm evaluate" in status.output
     assert home.numbers(spec) == home.fresh(spec)

@@ -1,6 +1,6 @@
 """Addressing of a head, forward and backward, as functions of Triton kernels on vectors over the slots of one session.
 
-The formulas are those of ``cell.py``. SLOTS is N rounded up to a power of two; ``stands`` is the mask of valid slots.
+The formulas are those of ``cell.py``. SLOTS is N rounded up to a power of two; ``valid`` is the mask of valid slots.
 """
 
 from __future__ import annotations
@@ -69,50 +69,32 @@ def store_scalars(at, r0, r1, r2, r3, r4, r5):
 
 
 @triton.jit
-def stand(r0, r1, r2, r3, r4, r5, cosine, previous, stands, N: tl.constexpr, SLOTS: tl.constexpr):
+def address(r0, r1, r2, r3, r4, r5, cosine, previous, valid, N: tl.constexpr, SLOTS: tl.constexpr):
     """Compute the addressing weights from raw scalars and the cosines of key and rows.
 
     Returns the weights, content weights, interpolated and shifted weights, the logarithm of the latter, and the three
     shifts. For a memory of equal rows, pass zero cosines.
     """
-    content = _softmax(_softplus(r0) * cosine, stands)
+    content = _softmax(_softplus(r0) * cosine, valid)
     mixed = previous + sigmoid(r1) * (content - previous)
     top = tl.maximum(tl.maximum(r2, r3), r4)
     e0, e1, e2 = tl.exp(r2 - top), tl.exp(r3 - top), tl.exp(r4 - top)
     whole = e0 + e1 + e2
     s0, s1, s2 = e0 / whole, e1 / whole, e2 / whole
     shifted = tl.sum(_shifts(s0, s1, s2, N, SLOTS) * mixed[None, :], 1)
-    log = tl.where(stands, tl.log(tl.maximum(shifted, TINY)), 0.0)
-    return _softmax((1 + _softplus(r5)) * log, stands), content, mixed, shifted, log, s0, s1, s2
+    log = tl.where(valid, tl.log(tl.maximum(shifted, TINY)), 0.0)
+    return _softmax((1 + _softplus(r5)) * log, valid), content, mixed, shifted, log, s0, s1, s2
 
 
 @triton.jit
-def stand_backward(
-    d_weights,
-    r0,
-    r1,
-    r2,
-    r3,
-    r4,
-    r5,
-    cosine,
-    previous,
-    weights,
-    content,
-    mixed,
-    shifted,
-    log,
-    s0,
-    s1,
-    s2,
-    stands,
-    N: tl.constexpr,
-    SLOTS: tl.constexpr,
-):
+def address_backward(d_weights, r0, r1, r2, r3, r4, r5, cosine, previous, valid, N: tl.constexpr, SLOTS: tl.constexpr):
     """Return the gradients of the cosines, of the previous weights and of the six raw scalars."""
+    weights, content, mixed, shifted, log, s0, s1, s2 = address(
+        r0, r1, r2, r3, r4, r5, cosine, previous, valid, N, SLOTS
+    )
     d_logits = weights * (d_weights - tl.sum(d_weights * weights, 0))
     d_sharpening = tl.sum(d_logits * log, 0)
-    d_shifted = tl.where(stands & (shifted >= TINY), d_logits * (1 + _softplus(r5)) / tl.maximum(shifted, TINY), 0.0)
+    d_shifted = tl.where(valid & (shifted >= TINY), d_logits * (1 + _softplus(r5)) / tl.maximum(shifted, TINY), 0.0)
     d_s0 = tl.sum(d_shifted * tl.sum(_shifts(1.0, 0.0, 0.0, N, SLOTS) * mixed[None, :], 1), 0)
     d_s1 = tl.sum(d_shifted * mixed, 0)
     d_s2 = tl.sum(d_shifted * tl.sum(_shifts(0.0, 0.0, 1.0, N, SLOTS) * mixed[None, :], 1), 0)
@@ -132,3 +114,11 @@ def stand_backward(
         s2 * (d_s2 - mean),
         d_sharpening * _slope(r5),
     )
+
+
+@triton.jit
+def cosine_backward(d_cosine, cosine, key_norm, norm):
+    """Return the gradients of key and rows through their cosines, as ``HeadGradients``: dots, pull and key_pull."""
+    pull = d_cosine * cosine
+    key_pull = tl.where(key_norm <= FLOOR, 0.0, -tl.sum(pull, 0) / (key_norm * key_norm))
+    return d_cosine / (key_norm * norm), pull, key_pull

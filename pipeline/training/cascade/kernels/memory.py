@@ -13,10 +13,11 @@ import triton.language as tl
 from pipeline.training.cascade.kernels.addressing import (
     FLOOR,
     SCALARS,
+    address,
+    address_backward,
+    cosine_backward,
     load_scalars,
     sigmoid,
-    stand,
-    stand_backward,
     store_scalars,
 )
 
@@ -54,28 +55,28 @@ def write_memory(
     stage = row // B
     raw = raws + row * length
     slot = tl.arange(0, SLOTS)
-    stands = slot < N
+    valid = slot < N
     at = row * N + slot
     cosine = tl.zeros([SLOTS], dtype=weights.dtype.element_ty)
     if not ALIKE:
         square = tl.sum(tl.zeros([SLOTS], dtype=weights.dtype.element_ty), 0)
         for start in range(0, M, COLS):
             col = start + tl.arange(0, COLS)
-            part = _rows(memory, row, stage, slot, col, stands[:, None] & (col < M)[None, :], M, N, ALIKE)
+            part = _rows(memory, row, stage, slot, col, valid[:, None] & (col < M)[None, :], M, N, ALIKE)
             key = tl.load(raw + SCALARS + 2 * M + col, mask=col < M, other=0.0)
             cosine += tl.sum(part * key[None, :], 1)
             square += tl.sum(key * key, 0)
-        norm = tl.load(norms + at, mask=stands, other=1.0)
+        norm = tl.load(norms + at, mask=valid, other=1.0)
         cosine = cosine / (tl.maximum(tl.sqrt(square), FLOOR) * norm)
-    before = tl.load(previous + at, mask=stands, other=0.0)
+    before = tl.load(previous + at, mask=valid, other=0.0)
     r0, r1, r2, r3, r4, r5 = load_scalars(raw)
-    weight, _, _, _, _, _, _, _ = stand(r0, r1, r2, r3, r4, r5, cosine, before, stands, N, SLOTS)
-    tl.store(weights + at, weight, mask=stands)
-    tl.store(cosines + at, cosine, mask=stands)
+    weight, _, _, _, _, _, _, _ = address(r0, r1, r2, r3, r4, r5, cosine, before, valid, N, SLOTS)
+    tl.store(weights + at, weight, mask=valid)
+    tl.store(cosines + at, cosine, mask=valid)
     total = tl.zeros([SLOTS], dtype=weights.dtype.element_ty)
     for start in range(0, M, COLS):
         col = start + tl.arange(0, COLS)
-        inside = stands[:, None] & (col < M)[None, :]
+        inside = valid[:, None] & (col < M)[None, :]
         erase = sigmoid(tl.load(raw + SCALARS + col, mask=col < M, other=0.0))
         add = tl.load(raw + SCALARS + M + col, mask=col < M, other=0.0)
         part = _rows(memory, row, stage, slot, col, inside, M, N, ALIKE)
@@ -83,7 +84,7 @@ def write_memory(
         tl.store(raw + SCALARS + col, erase, mask=col < M)
         tl.store(new + row * N * M + slot[:, None] * M + col[None, :], after, mask=inside)
         total += tl.sum(tl.where(inside, after * after, 0.0), 1)
-    tl.store(new_norms + at, tl.maximum(tl.sqrt(total), FLOOR), mask=stands)
+    tl.store(new_norms + at, tl.maximum(tl.sqrt(total), FLOOR), mask=valid)
 
 
 @triton.jit
@@ -115,17 +116,17 @@ def write_memory_backward(
     raw = raws + row * length
     d_raw = d_raws + stage * d_raws_c + (row % B) * d_raws_b
     slot = tl.arange(0, SLOTS)
-    stands = slot < N
+    valid = slot < N
     at = row * N + slot
-    cosine = tl.load(cosines + at, mask=stands, other=0.0)
-    before = tl.load(previous + at, mask=stands, other=0.0)
+    cosine = tl.load(cosines + at, mask=valid, other=0.0)
+    before = tl.load(previous + at, mask=valid, other=0.0)
     r0, r1, r2, r3, r4, r5 = load_scalars(raw)
-    weight, content, mixed, shifted, log, s0, s1, s2 = stand(r0, r1, r2, r3, r4, r5, cosine, before, stands, N, SLOTS)
-    d_weight = tl.load(d_weights + at, mask=stands, other=0.0)
+    weight, _, _, _, _, _, _, _ = address(r0, r1, r2, r3, r4, r5, cosine, before, valid, N, SLOTS)
+    d_weight = tl.load(d_weights + at, mask=valid, other=0.0)
     square = tl.sum(tl.zeros([SLOTS], dtype=cosines.dtype.element_ty), 0)
     for start in range(0, M, COLS):
         col = start + tl.arange(0, COLS)
-        inside = stands[:, None] & (col < M)[None, :]
+        inside = valid[:, None] & (col < M)[None, :]
         erase = tl.load(raw + SCALARS + col, mask=col < M, other=0.0)
         add = tl.load(raw + SCALARS + M + col, mask=col < M, other=0.0)
         part = _rows(memory, row, stage, slot, col, inside, M, N, ALIKE)
@@ -138,40 +139,20 @@ def write_memory_backward(
         if not ALIKE:
             key = tl.load(raw + SCALARS + 2 * M + col, mask=col < M, other=0.0)
             square += tl.sum(key * key, 0)
-    d_cosine, d_before, d0, d1, d2, d3, d4, d5 = stand_backward(
-        d_weight,
-        r0,
-        r1,
-        r2,
-        r3,
-        r4,
-        r5,
-        cosine,
-        before,
-        weight,
-        content,
-        mixed,
-        shifted,
-        log,
-        s0,
-        s1,
-        s2,
-        stands,
-        N,
-        SLOTS,
+    d_cosine, d_before, d0, d1, d2, d3, d4, d5 = address_backward(
+        d_weight, r0, r1, r2, r3, r4, r5, cosine, before, valid, N, SLOTS
     )
     store_scalars(d_raw, d0, d1, d2, d3, d4, d5)
-    tl.store(d_previous + at, d_before, mask=stands)
+    tl.store(d_previous + at, d_before, mask=valid)
     if not ALIKE:
         key_norm = tl.maximum(tl.sqrt(square), FLOOR)
-        dot = d_cosine / (key_norm * tl.load(norms + at, mask=stands, other=1.0))
-        pull = d_cosine * cosine
-        tl.store(dots + at, dot, mask=stands)
-        tl.store(pulls + at, pull, mask=stands)
-        key_pull = tl.where(key_norm <= FLOOR, 0.0, -tl.sum(pull, 0) / (key_norm * key_norm))
+        norm = tl.load(norms + at, mask=valid, other=1.0)
+        dot, pull, key_pull = cosine_backward(d_cosine, cosine, key_norm, norm)
+        tl.store(dots + at, dot, mask=valid)
+        tl.store(pulls + at, pull, mask=valid)
         for start in range(0, M, COLS):
             col = start + tl.arange(0, COLS)
-            part = _rows(memory, row, stage, slot, col, stands[:, None] & (col < M)[None, :], M, N, ALIKE)
+            part = _rows(memory, row, stage, slot, col, valid[:, None] & (col < M)[None, :], M, N, ALIKE)
             key = tl.load(raw + SCALARS + 2 * M + col, mask=col < M, other=0.0)
             tl.store(d_raw + SCALARS + 2 * M + col, key_pull * key + tl.sum(part * dot[:, None], 0), mask=col < M)
 
@@ -206,20 +187,20 @@ def gather_memory(
     raw = raws + row * length
     d_read, key_at = d_reads + row * d_reads_b, keys + (row // B) * keys_c + (row % B) * keys_b
     slot = tl.arange(0, SLOTS)
-    stands = slot < N
+    valid = slot < N
     at = row * N + slot
-    weight = tl.load(weights + at, mask=stands, other=0.0)
-    dot, pull = tl.load(dots + at, mask=stands, other=0.0), tl.load(pulls + at, mask=stands, other=0.0)
-    norm = tl.load(norms + at, mask=stands, other=1.0)
+    weight = tl.load(weights + at, mask=valid, other=0.0)
+    dot, pull = tl.load(dots + at, mask=valid, other=0.0), tl.load(pulls + at, mask=valid, other=0.0)
+    norm = tl.load(norms + at, mask=valid, other=1.0)
     if WROTE:
-        written = tl.load(write_weights + at, mask=stands, other=0.0)
-        write_dot = tl.load(write_dots + at, mask=stands, other=0.0)
-        pull += tl.load(write_pulls + at, mask=stands, other=0.0)
+        written = tl.load(write_weights + at, mask=valid, other=0.0)
+        write_dot = tl.load(write_dots + at, mask=valid, other=0.0)
+        pull += tl.load(write_pulls + at, mask=valid, other=0.0)
     slope = tl.where(norm <= FLOOR, 0.0, -pull / (norm * norm))
     for start in range(0, M, COLS):
         col = start + tl.arange(0, COLS)
         wide = col < M
-        inside = stands[:, None] & wide[None, :]
+        inside = valid[:, None] & wide[None, :]
         place = row * N * M + slot[:, None] * M + col[None, :]
         found = weight[:, None] * tl.load(d_read + col, mask=wide, other=0.0)[None, :]
         found += dot[:, None] * tl.load(key_at + col, mask=wide, other=0.0)[None, :]

@@ -14,10 +14,11 @@ import triton.language as tl
 from pipeline.training.cascade.kernels.addressing import (
     FLOOR,
     SCALARS,
+    address,
+    address_backward,
+    cosine_backward,
     load_scalars,
     sigmoid,
-    stand,
-    stand_backward,
     store_scalars,
     tanh,
 )
@@ -52,7 +53,6 @@ def forward_turn(
     cells,
     cells_k,
     cells_c,  # [K, C, B, H] before the turn
-    new_cells,  # as cells, after the turn
     squashed,
     squashed_k,
     squashed_c,  # [K, C, B, H] out
@@ -60,6 +60,7 @@ def forward_turn(
     hidden_k,
     hidden_c,
     hidden_b,  # [K, C, B, H] with strides of K, C and B: out
+    new_cells,  # as cells, after the turn
     products,  # P [K, C - 1, B, N, 4 H]
     answers,
     gram,  # Q [K, C, B, N, H + 1]; W_k' W_k [K, C, H + 1, H + 1]
@@ -86,8 +87,8 @@ def forward_turn(
     """
     k, b = tl.program_id(0) // B, tl.program_id(0) % B
     unit, slot = tl.arange(0, UNITS), tl.arange(0, SLOTS)
-    has, stands = unit < H, slot < N
-    tile = stands[:, None] & has[None, :]
+    has, valid = unit < H, slot < N
+    tile = valid[:, None] & has[None, :]
     at = tl.zeros([SLOTS], dtype=weights.dtype.element_ty)
     for c in range(C):
         kc = k * C + c
@@ -118,24 +119,24 @@ def forward_turn(
 
         answer_at = answers + row * N * (H + 1) + slot * (H + 1)
         answer = tl.load(answer_at[:, None] + unit[None, :], mask=tile, other=0.0)
-        dots = tl.sum(answer * state[None, :], 1) + tl.load(answer_at + H, mask=stands, other=0.0)
+        dots = tl.sum(answer * state[None, :], 1) + tl.load(answer_at + H, mask=valid, other=0.0)
         gram_at = gram + kc * (H + 1) * (H + 1)
         square = _gram_product(gram_at, state, unit, has, H, UNITS, ROWS)
         linear = tl.load(gram_at + H * (H + 1) + unit, mask=has, other=0.0)
         norm2 = tl.sum(state * (square + 2 * linear), 0) + tl.load(gram_at + H * (H + 2))
         key_norm = tl.maximum(tl.sqrt(tl.maximum(norm2, 0.0)), FLOOR)
-        cosine = dots / (key_norm * tl.load(norms + row * N + slot, mask=stands, other=1.0))
+        cosine = dots / (key_norm * tl.load(norms + row * N + slot, mask=valid, other=1.0))
         scalars_at = scalars + kc * SCALARS * (H + 1)
         r0, r1 = _scalar(scalars_at, 0, state, unit, has, H), _scalar(scalars_at, 1, state, unit, has, H)
         r2, r3 = _scalar(scalars_at, 2, state, unit, has, H), _scalar(scalars_at, 3, state, unit, has, H)
         r4, r5 = _scalar(scalars_at, 4, state, unit, has, H), _scalar(scalars_at, 5, state, unit, has, H)
         store_scalars(raw + kc * raw_c + b * raw_b, r0, r1, r2, r3, r4, r5)
-        tl.store(cosines + row * N + slot, cosine, mask=stands)
+        tl.store(cosines + row * N + slot, cosine, mask=valid)
         tl.store(key_norms + row, key_norm)
 
-        before = tl.load(previous + row * N + slot, mask=stands, other=0.0)
-        at, _, _, _, _, _, _, _ = stand(r0, r1, r2, r3, r4, r5, cosine, before, stands, N, SLOTS)
-        tl.store(weights + row * N + slot, at, mask=stands)
+        before = tl.load(previous + row * N + slot, mask=valid, other=0.0)
+        at, _, _, _, _, _, _, _ = address(r0, r1, r2, r3, r4, r5, cosine, before, valid, N, SLOTS)
+        tl.store(weights + row * N + slot, at, mask=valid)
 
 
 @triton.jit
@@ -190,30 +191,27 @@ def backward_turn(
     """Backward of ``forward_turn``: the same stages in reverse."""
     k, b = tl.program_id(0) // B, tl.program_id(0) % B
     unit, slot = tl.arange(0, UNITS), tl.arange(0, SLOTS)
-    has, stands = unit < H, slot < N
-    tile = stands[:, None] & has[None, :]
+    has, valid = unit < H, slot < N
+    tile = valid[:, None] & has[None, :]
     passed = tl.zeros([SLOTS], dtype=cosines.dtype.element_ty)
     for back in range(C):
         c = C - 1 - back
         kc = k * C + c
         row = kc * B + b
         r0, r1, r2, r3, r4, r5 = load_scalars(raw + kc * raw_c + b * raw_b)
-        cosine = tl.load(cosines + row * N + slot, mask=stands, other=0.0)
-        before = tl.load(previous + row * N + slot, mask=stands, other=0.0)
-        at, content, mixed, shifted, log, s0, s1, s2 = stand(r0, r1, r2, r3, r4, r5, cosine, before, stands, N, SLOTS)
-        d_at = tl.load(d_weights + row * N + slot, mask=stands, other=0.0) + passed
-        d_cosine, d_before, d0, d1, d2, d3, d4, d5 = stand_backward(
-            d_at, r0, r1, r2, r3, r4, r5, cosine, before, at, content, mixed, shifted, log, s0, s1, s2, stands, N, SLOTS
+        cosine = tl.load(cosines + row * N + slot, mask=valid, other=0.0)
+        before = tl.load(previous + row * N + slot, mask=valid, other=0.0)
+        d_at = tl.load(d_weights + row * N + slot, mask=valid, other=0.0) + passed
+        d_cosine, d_before, d0, d1, d2, d3, d4, d5 = address_backward(
+            d_at, r0, r1, r2, r3, r4, r5, cosine, before, valid, N, SLOTS
         )
-        tl.store(d_previous + row * N + slot, d_before, mask=stands)
+        tl.store(d_previous + row * N + slot, d_before, mask=valid)
         store_scalars(d_raw + kc * d_raw_c + b * d_raw_b, d0, d1, d2, d3, d4, d5)
-        norm = tl.load(norms + row * N + slot, mask=stands, other=1.0)
+        norm = tl.load(norms + row * N + slot, mask=valid, other=1.0)
         key_norm = tl.load(key_norms + row)
-        dot = d_cosine / (key_norm * norm)
-        pull = d_cosine * cosine
-        tl.store(dots + row * N + slot, dot, mask=stands)
-        tl.store(pulls + row * N + slot, pull, mask=stands)
-        key_pull = tl.where(key_norm <= FLOOR, 0.0, -tl.sum(pull, 0) / (key_norm * key_norm))
+        dot, pull, key_pull = cosine_backward(d_cosine, cosine, key_norm, norm)
+        tl.store(dots + row * N + slot, dot, mask=valid)
+        tl.store(pulls + row * N + slot, pull, mask=valid)
         tl.store(key_pulls + row, key_pull)
 
         state = tl.load(hidden + k * hidden_k + c * hidden_c + b * hidden_b + unit, mask=has, other=0.0)

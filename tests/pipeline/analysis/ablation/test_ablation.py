@@ -15,37 +15,16 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from manifests.errors import FashionNTMError
 from manifests.load import load_dataset, load_spec
 from pipeline.analysis.ablation.plan import plan_ablation
 from pipeline.analysis.ablation.run import ablate, open_ablation
 from pipeline.analysis.ablation.timing import read_timing, timing_file
 from pipeline.analysis.tuning.search import Budget, tune
 from pipeline.core.workspace import Workspace
-from tests.caption_project import CAPTIONS, call, caption_project
+from tests.caption_project import call, caption_project
+from tests.pipeline.analysis.small_spec import SPEC
 
 ROOT = Path(__file__).resolve().parents[4]
-SPEC = (
-    """
-name = "small"
-seeds = [0]
-"""
-    + CAPTIONS
-    + """dim = 8
-[composer.fit]
-epochs = 2
-[training]
-epochs = 2
-batch_size = 16
-learning_rate = 1e-2
-[validation]
-fraction = 0.2
-[models.avg]
-[models.cat]
-[models.lstm]
-hidden = 4
-"""
-)
 ABLATION = """
 name = "grid"
 run = "{spec}"
@@ -247,7 +226,7 @@ def test_another_run_spec_is_named_and_takes_no_value_of_the_paper(cli: Run, pro
     assert figure["title"].endswith("(run spec small instead)")
     assert all(point["recall"] is None and point["command"] for point in figure["points"])
     empty = cli("figure", "8", "--spec", spec)
-    assert empty.exit_code == 3 and f"run `python cli.py ablate figure8 --spec {spec}" in " ".join(empty.output.split())
+    assert empty.exit_code == 3 and f"run `fashion-ntm ablate figure8 --spec {spec}" in " ".join(empty.output.split())
 
 
 def test_compare_lists_the_sessions_that_changed(cli: Run, project: Path, done: Path) -> None:
@@ -283,63 +262,6 @@ def test_leaks_on_a_spec_with_a_store(cli: Run, project: Path, done: Path) -> No
     assert "near-duplicates" in text
     before = cli("leaks", str(project / "small.toml"), out="nowhere").stdout
     assert "near-duplicates are not searched: nothing is extracted" in before
-
-
-def test_tune_resumes_never_sees_a_test_session_and_writes_a_spec(cli: Run, project: Path, done: Path) -> None:
-    words = [
-        str(project / "small.toml"),
-        "--model",
-        "lstm",
-        "--search",
-        "hidden=2..5",
-        "--search",
-        "training.learning_rate=1e-3..1e-1:log",
-        "--folds",
-        "2",
-        "--json",
-    ]
-    first = cli("tune", *words, "--trials", "2")
-    assert first.exit_code == 0, first.output
-    found = json.loads(first.stdout)
-    log = Path(found["log"])
-    log.write_bytes(log.read_bytes() + b'{"number": 2, "par')  # an interruption cut a line off
-    resumed = json.loads(cli("tune", *words, "--trials", "3").stdout)
-    assert [t["number"] for t in resumed["trials"]] == [0, 1, 2]
-    assert resumed["trials"][:2] == found["trials"]
-    whole = json.loads(cli("tune", *words, "--trials", "3").stdout)
-    assert whole["trials"] == resumed["trials"]
-    assert sum(whole["fold_sessions"]) == 90
-    best = max(whole["trials"], key=lambda t: t["value"])
-    spec = load_spec(whole["spec"])
-    assert spec.models["lstm"]["hidden"] == best["params"]["hidden"]
-    assert spec.models["lstm"]["training"]["learning_rate"] == best["params"]["training.learning_rate"]
-    ran = cli("run", whole["spec"], "--model", "lstm")
-    assert ran.exit_code == 0, ran.output
-
-
-def test_tune_reads_no_test_session(project: Path, done: Path) -> None:
-    """The same search on a dataset whose test sessions are other ones gives the same trials to the last digit."""
-    spec = load_spec(str(project / "small.toml"))
-    dataset = load_dataset(spec, project / "data")
-    changed = tuple(
-        s if s.split == "train" else s.model_copy(update={"target": s.turns[0].reference}) for s in dataset.sessions
-    )
-    found = []
-    for given in (dataset, dataset.model_copy(update={"sessions": changed})):
-        result = tune(spec, given, Workspace(done), "lstm", ["hidden=2,3"], folds=2, budget=Budget(2), device="cpu")
-        found.append([(t.params, t.folds) for t in result.trials])
-        result.log.unlink()
-    assert found[0] == found[1]
-
-
-def test_tpe_learns_from_the_log(project: Path, done: Path) -> None:
-    pytest.importorskip("optuna")
-    spec = load_spec(str(project / "small.toml"))
-    dataset = load_dataset(spec, project / "data")
-    result = tune(spec, dataset, Workspace(done), "lstm", ["hidden=2,3"], "tpe", 1, Budget(3), device="cpu")
-    assert len(result.trials) == 3 and result.best.value is not None
-    with pytest.raises(FashionNTMError, match="lstm has no such option"):
-        tune(spec, dataset, Workspace(done), "lstm", ["hiden=2,3"], device="cpu")
 
 
 def test_only_the_grid_or_the_search_asks_for_texts(project: Path, done: Path) -> None:

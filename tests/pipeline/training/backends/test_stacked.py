@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -14,7 +13,8 @@ from pipeline.training.backends.choice import choose_backend
 from pipeline.training.cascade import graph
 from pipeline.training.fit import fit, fit_group
 from pipeline.training.randomness import RunRandom
-from tests.pipeline.training.backends.test_trainers import apart, built, in_double, recorded
+from tests.pipeline.training.backends.recorder import replayed
+from tests.pipeline.training.backends.test_trainers import apart, built, in_double
 from tests.pipeline.training.sessions import cumulative
 
 QUICK = Training(epochs=2, batch_size=16, learning_rate=1e-2)
@@ -60,19 +60,8 @@ def test_stacked_runs_are_the_runs_alone(name: str, options: dict[str, Any], cha
 def test_replayed_steps_are_those_of_each_run_alone(name: str, options: dict[str, Any], monkeypatch: Any) -> None:
     """All of the graph's trainer but CUDA: the operators of a step are recorded, and done again for every other step."""
 
-    class Recorded(stacked.StackedGraphTrainer):
-        capturable = False
-
-        def _captured(self, *arguments: Any) -> graph.Captured:
-            before = [t.clone() for t in self._state()]
-            captured = super()._captured(*arguments)  # which, unlike a capture, has done the step
-            self._restore(self._state()[: len(before)], before, [len(before) == len(self._state())] * 3)
-            return captured
-
-    monkeypatch.setattr(graph, "why_not", lambda *_: "")
-    monkeypatch.setattr(stacked, "StackedGraphTrainer", Recorded)
-    monkeypatch.setattr(graph, "beside", lambda device: nullcontext())
-    monkeypatch.setattr(graph, "record", recorded)
+    trainer = replayed(stacked.StackedGraphTrainer, monkeypatch)
+    monkeypatch.setattr(stacked, "StackedGraphTrainer", trainer)
     together = [of(name, seed, options) for seed in SEEDS]
     list(fit_group(together, FEATURES, [QUICK] * 3, SEEDS, backend="graph"))
     for seed, model in enumerate(together):

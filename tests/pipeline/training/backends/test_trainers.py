@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from manifests.schema import Training
 from pipeline.training.backends import choice
@@ -20,6 +17,7 @@ from pipeline.training.data import SessionFeatures
 from pipeline.training.errors import DivergenceError, TrainingError
 from pipeline.training.fit import fit, fit_group
 from pipeline.training.models import MemoryModel, build_model
+from tests.pipeline.training.backends.recorder import replayed
 from tests.pipeline.training.sessions import cumulative
 
 OPTIONS = {"stages": 3, "slots": 4, "hidden": 8, "dropout": 0.2}
@@ -81,12 +79,6 @@ def test_runs_side_by_side_are_the_runs_alone(features: SessionFeatures, backend
         assert apart(together[k], alone) < 1e-9
 
 
-def recorded(step: Any) -> tuple[Any, Tensor]:
-    """As a CUDA graph: the operators of one step, done again on the tensors where they lie, and no Python of the step's."""
-    operators, result = make_fx(step)(), torch.zeros(3, dtype=torch.float64)
-    return torch.no_grad()(lambda: result.copy_(operators())), result
-
-
 @pytest.mark.parametrize("options", [{"dropout": 0.3}, {"residual": "ewma"}])
 def test_steps_that_are_replayed_are_those_of_each_run_alone(
     features: SessionFeatures, options: dict[str, Any], monkeypatch: Any
@@ -94,19 +86,7 @@ def test_steps_that_are_replayed_are_those_of_each_run_alone(
     """All of the graph's trainer but CUDA: what would be captured is recorded, and replayed for every other step. Dropout
     is drawn before each, and two batch sizes are two recordings."""
 
-    class Recorded(graph.GraphTrainer):
-        capturable = False
-
-        def _captured(self, *arguments: Any) -> graph.Captured:
-            before = [t.clone() for t in self._state()]
-            captured = super()._captured(*arguments)  # which, unlike a capture, has done the step
-            self._restore(self._state()[: len(before)], before, [len(before) == len(self._state())] * 3)
-            return captured
-
-    monkeypatch.setattr(graph, "why_not", lambda *_: "")
-    monkeypatch.setattr(graph, "GraphTrainer", Recorded)
-    monkeypatch.setattr(graph, "beside", lambda device: nullcontext())
-    monkeypatch.setattr(graph, "record", recorded)
+    monkeypatch.setattr(graph, "GraphTrainer", replayed(graph.GraphTrainer, monkeypatch))
     together = [built(seed, dim=features.dim, **options) for seed in (0, 1, 2)]
     list(fit_group(together, features, [QUICK] * 3, [0, 1, 2], backend="graph"))
     for seed, model in enumerate(together):

@@ -78,13 +78,13 @@ def _size(norm: Tensor) -> float:
 def differences(
     models: list[CMNTM],
     batches: list[tuple[Tensor, Tensor, Tensor]],
-    chain: TurnOps | None = None,
+    ops: TurnOps | None = None,
     device: torch.device | str = "cpu",
 ) -> Differences:
     """One forward and backward of each reference model on its own batch, and of all of them at once."""
     models = [model.to(device) for model in models]
     batches = [tuple(part.to(device) for part in one) for one in batches]
-    fast = FastCascade(models, chain)
+    fast = FastCascade(models, ops)
     outputs = fast(torch.stack([queries for queries, _, _ in batches]))
     (outputs * torch.stack([weights for _, _, weights in batches])).sum().backward()
     found = gradients_of(fast, models)

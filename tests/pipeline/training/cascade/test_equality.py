@@ -19,7 +19,7 @@ from tests.pipeline.training.cascade.cascades import GRADIENTS, OUTPUTS, batch, 
 
 
 @pytest.fixture(params=["torch", "numba"])
-def chain(request: pytest.FixtureRequest) -> TurnOps:
+def ops(request: pytest.FixtureRequest) -> TurnOps:
     if request.param == "torch":
         return TorchTurn()
     pytest.importorskip("numba", reason="numba is not installed: the extras `cpu` and `test` bring it")
@@ -42,9 +42,9 @@ def test_every_two_values_meet_in_a_case() -> None:
 
 @pytest.mark.parametrize(("stages", "slots", "turns", "memory"), PAIRWISE)
 def test_outputs_and_gradients_equal_the_reference(
-    chain: TurnOps, stages: int, slots: int, turns: int, memory: str
+    ops: TurnOps, stages: int, slots: int, turns: int, memory: str
 ) -> None:
-    found = differences([cascade(stages, memory, stages=stages, slots=slots)], [batch(turns)], chain)
+    found = differences([cascade(stages, memory, stages=stages, slots=slots)], [batch(turns)], ops)
     assert found.outputs <= OUTPUTS and found.statistics <= OUTPUTS
     assert found.gradient <= GRADIENTS, found.parameter
 
@@ -52,30 +52,30 @@ def test_outputs_and_gradients_equal_the_reference(
 @pytest.mark.parametrize(
     "options", [{"init": "symmetry-breaking"}, {"width": 5}, {"width": 20}, {"residual": True}, {"residual": "ewma"}]
 )
-def test_every_option_of_the_reference_is_there(chain: TurnOps, options: dict[str, Any]) -> None:
+def test_every_option_of_the_reference_is_there(ops: TurnOps, options: dict[str, Any]) -> None:
     memory = "constant" if "init" not in options else "random"
-    found = differences([cascade(3, memory, stages=3, **options)], [batch(4)], chain)
+    found = differences([cascade(3, memory, stages=3, **options)], [batch(4)], ops)
     assert found.outputs <= OUTPUTS and found.statistics <= OUTPUTS
     assert found.gradient <= GRADIENTS, found.parameter
 
 
 @pytest.mark.parametrize("memory", ["random", "constant"])
-def test_several_runs_at_once_equal_each_run_alone(chain: TurnOps, memory: str) -> None:
+def test_several_runs_at_once_equal_each_run_alone(ops: TurnOps, memory: str) -> None:
     models = [cascade(seed, memory, stages=3) for seed in range(3)]
-    found = differences(models, [batch(4, seed) for seed in range(3)], chain)
+    found = differences(models, [batch(4, seed) for seed in range(3)], ops)
     assert found.outputs <= OUTPUTS and found.statistics <= OUTPUTS
     assert found.gradient <= GRADIENTS, found.parameter
 
 
 @pytest.mark.parametrize("memory", ["random", "constant"])
 def test_a_product_of_each_matrix_is_that_of_the_stack(
-    chain: TurnOps, memory: str, monkeypatch: pytest.MonkeyPatch
+    ops: TurnOps, memory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """How reduced precision is computed on a CPU; double precision is never reduced, so all must be equal still."""
     monkeypatch.setattr(products, "_LONG", 1)
     models = [cascade(seed, memory, stages=3) for seed in range(2)]
     with matmul_precision("medium"):
-        found = differences(models, [batch(4, seed) for seed in range(2)], chain)
+        found = differences(models, [batch(4, seed) for seed in range(2)], ops)
     assert found.outputs <= OUTPUTS and found.statistics <= OUTPUTS
     assert found.gradient <= GRADIENTS, found.parameter
 
@@ -111,10 +111,10 @@ def test_a_backward_after_another_forward_is_refused() -> None:
         first.sum().backward()
 
 
-def test_a_second_batch_does_not_see_the_first(chain: TurnOps) -> None:
+def test_a_second_batch_does_not_see_the_first(ops: TurnOps) -> None:
     """The room of a forward is used again: what it held must not shine through."""
     model = cascade(0, "constant", stages=3)
-    fast = FastCascade([model], chain)
+    fast = FastCascade([model], ops)
     for seed in (1, 2):
         queries, lengths, _ = batch(4, seed)
         assert torch.allclose(fast(queries[None])[0], model(queries, lengths), rtol=0, atol=OUTPUTS)
@@ -148,10 +148,10 @@ def test_written_back_parameters_are_those_that_were_taken() -> None:
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-def test_single_precision_stays_finite_and_near(chain: TurnOps, scale: float) -> None:
+def test_single_precision_stays_finite_and_near(ops: TurnOps, scale: float) -> None:
     model = cascade(0, "constant", torch.float32, stages=3)
     queries, lengths, weights = (v.float() if v.is_floating_point() else v for v in batch(4))
-    fast = FastCascade([model], chain)
+    fast = FastCascade([model], ops)
     found, expected = fast(scale * queries[None])[0], model(scale * queries, lengths)
     (found * weights).sum().backward()
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)

@@ -36,8 +36,9 @@ def test_linear() -> None:
 
 
 @pytest.mark.parametrize("constant", [None, 1e-6])
-@pytest.mark.parametrize("turns", [1, 3])
-def test_cascade(turns: int, constant: float | None) -> None:
+@pytest.mark.parametrize(("turns", "fast"), [(1, False), (3, True), pytest.param(3, False, marks=pytest.mark.slow)])
+def test_cascade(turns: int, fast: bool, constant: float | None) -> None:
+    """``fast``: along random directions and not for each element."""
     runs, sessions, dim, stages = 2, 2, 3, 2
     models = [
         build_model("cm_ntm", {"stages": stages, "slots": 3, "hidden": 2, "width": 4}, dim, s) for s in range(runs)
@@ -59,10 +60,11 @@ def test_cascade(turns: int, constant: float | None) -> None:
     ]
 
     def run(derived: Tensor, *weights: Tensor) -> Tensor:
-        trace = SavedActivations.empty(shape, runs, turns, sessions, queries, constant)
-        return CascadeFunction.apply(trace, TorchTurn(), constant is None, queries, derived, *Weights(*weights))
+        saved = SavedActivations.empty(shape, runs, turns, sessions, queries, constant)
+        return CascadeFunction.apply(saved, TorchTurn(), constant is None, queries, derived, *Weights(*weights))
 
-    assert torch.autograd.gradcheck(run, (random(runs, turns, sessions, stages - 1, dim), *weights))
+    inputs = (random(runs, turns, sessions, stages - 1, dim), *weights)
+    assert torch.autograd.gradcheck(run, inputs, fast_mode=fast)
 
 
 def test_controller() -> None:
@@ -90,13 +92,13 @@ def test_addressing_by_content() -> None:
         @staticmethod
         def forward(ctx, memory, key, raw, previous):  # type: ignore[no-untyped-def]
             ctx.rows, ctx.key = MemoryRows.of(memory), key
-            ctx.stand = address(ctx.rows, key, raw, previous)
-            return ctx.stand.weights
+            ctx.head = address(ctx.rows, key, raw, previous)
+            return ctx.head.weights
 
         @staticmethod
         def backward(ctx, d_weights):  # type: ignore[no-untyped-def]
-            raw = torch.empty_like(ctx.stand.raw)
-            found, rows = address_backward(d_weights, ctx.stand, raw), ctx.rows
+            raw = torch.empty_like(ctx.head.raw)
+            found, rows = address_backward(d_weights, ctx.head, raw), ctx.rows
             pull = found.pull * norm_slopes(rows.norms)
             memory = found.dots.unsqueeze(-1) * ctx.key.unsqueeze(-2) + pull.unsqueeze(-1) * rows.memory
             return memory, over_rows(found.dots, rows.memory) + found.key_pull * ctx.key, raw, found.previous
@@ -114,10 +116,10 @@ def test_addressing_has_a_finite_gradient_at_a_zero(zero: str) -> None:
     (memory if zero == "memory" else key).zero_()
     previous = torch.full((1, 2, 3), 1 / 3, dtype=torch.float64)
     rows = MemoryRows.of(memory)
-    stand, raw = address(rows, key, random(1, 2, 6).detach(), previous), torch.full((1, 2, 6), torch.nan).double()
-    found = address_backward(random(1, 2, 3).detach(), stand, raw)
+    head, raw = address(rows, key, random(1, 2, 6).detach(), previous), torch.full((1, 2, 6), torch.nan).double()
+    found = address_backward(random(1, 2, 3).detach(), head, raw)
     assert all(bool(part.isfinite().all()) for part in (*found, raw, norm_slopes(rows.norms)))
-    assert bool(((stand.weights.sum(-1) - 1).abs() < 1e-12).all())
+    assert bool(((head.weights.sum(-1) - 1).abs() < 1e-12).all())
 
 
 @pytest.mark.parametrize("rows", [4, 1])

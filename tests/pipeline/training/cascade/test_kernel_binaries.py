@@ -30,10 +30,10 @@ def compiled(folder: Path, *arguments: object) -> list[dict[str, Any]]:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("hidden", [100, pytest.param(768, marks=pytest.mark.slow)])
-def test_they_compile_and_nothing_is_spilled(hidden: int, tmp_path: Path) -> None:
-    for needed in compiled(tmp_path, 90, "fp32", 4, hidden, 4):
-        assert needed["REG"] > 0 and needed["STACK"] <= SPILLED, needed
+@pytest.mark.slow
+def test_a_wide_controller_spills_nothing(tmp_path: Path) -> None:
+    for needed in compiled(tmp_path, 90, "fp32", 4, 768, 4):
+        assert needed["STACK"] <= SPILLED, needed
 
 
 @pytest.mark.slow
@@ -47,10 +47,11 @@ def test_they_compile_for_other_generations(
         assert needed["STACK"] <= SPILLED, needed
 
 
-@pytest.mark.parametrize("numbers", ["fp32", "fp64"])
-def test_padded_slots_compile_in_both_precisions(numbers: str, tmp_path: Path) -> None:
-    """Five slots take eight lanes: what the equality tests run on a GPU in float64."""
-    assert len(compiled(tmp_path, 90, numbers, 2, 7, 5)) == KERNELS
+def test_they_compile_and_nothing_is_spilled(tmp_path: Path) -> None:
+    """Five slots take eight lanes."""
+    found = compiled(tmp_path, 90, "fp32", 2, 7, 5)
+    assert len(found) == KERNELS
+    assert all(needed["REG"] > 0 and needed["STACK"] <= SPILLED for needed in found)
 
 
 @pytest.mark.slow

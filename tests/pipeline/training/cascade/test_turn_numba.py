@@ -22,7 +22,7 @@ from tests.pipeline.training.cascade.cascades import batch, cascade
 
 @pytest.mark.parametrize("zero", ["memory", "key"])
 def test_addressing_has_a_finite_gradient_at_a_zero(zero: str) -> None:
-    """Memory, norms, states, raw outputs and where the head stood, of one run, stage and turn, two sessions, three slots."""
+    """Memory, norms, states, raw outputs and the head's weights before the turn, of one run, stage and turn, two sessions, three slots."""
     random = np.random.default_rng(0).normal
     memory, raws = random(size=(1, 1, 2, 3, 4)), random(size=(1, 1, 1, 2, 10))
     if zero == "memory":
@@ -62,7 +62,7 @@ def test_what_is_no_number_stays_none() -> None:
 
 
 def test_compiling_is_announced_once_and_a_cached_loop_is_not_compiled(tmp_path: Path) -> None:
-    script = "import numpy; from pipeline.training.cascade import numba_loops as loops; loops._norm(numpy.ones(3)); loops._norm_slope(1.0)"
+    script = "from pipeline.training.cascade import numba_loops as loops; loops._norm_slope(1.0)"
     command, environment = [sys.executable, "-c", script], os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
     said = [
         subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True).stderr

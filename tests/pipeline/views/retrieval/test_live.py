@@ -59,7 +59,7 @@ def test_serve_encodes_with_the_fitted_weights(demo: Project, tmp_path: Path) ->
     assert float(unfitted @ engine.queries.text_row(NEW)) < 0.999
 
     save_clip(base, seed=1)  # the fit's base is another model now
-    with pytest.raises(IncompleteError, match=r"not fitted yet: run `fit-extractor .*--cached-only"):
+    with pytest.raises(IncompleteError, match=r"not fitted yet: run `fashion-ntm fit-extractor .*--cached-only"):
         open_engine(spec, demo.dataset, workspace, device="cpu")
 
 
@@ -81,7 +81,9 @@ def test_a_model_that_changed_since_is_refused_with_what_changed(demo: Project, 
     workspace = made(spec, demo, tmp_path / "out")
     assert open_engine(spec, demo.dataset, workspace, device="cpu").queries.live
     save_clip(model, seed=1)
-    with pytest.raises(IncompleteError, match=r"\(weights: \"\w+\.* -> \"\w+\.*\): run `extract .*`; `--cached-only`"):
+    with pytest.raises(
+        IncompleteError, match=r"\(weights: \"\w+\.* -> \"\w+\.*\): run `fashion-ntm extract .*`; `--cached-only`"
+    ):
         open_engine(spec, demo.dataset, workspace, device="cpu")
     assert not open_engine(spec, demo.dataset, workspace, device="cpu", cached_only=True).queries.live
     shutil.rmtree(model)  # not there at all: the page says why
@@ -107,6 +109,6 @@ def test_live_queries_use_the_composer_of_the_store(demo: Project, tmp_path: Pat
             parameter.add_(0.1)
     save_composer(folder, other, {})
     with pytest.raises(
-        StaleError, match=r"model files changed .*composer\.weights:composer\.safetensors.*run `extract "
+        StaleError, match=r"model files changed .*composer\.weights:composer\.safetensors.*run `fashion-ntm extract "
     ):
         Queries(spec, demo.dataset, Workspace(workspace.out))

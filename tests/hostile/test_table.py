@@ -1,0 +1,237 @@
+"""One table of bad inputs: input, command, exit code, and the line that a user gets; docs/bad-input.md shows it.
+
+``python -m tests.hostile.test_table`` writes the table into the page.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from cli import main
+from tests.hostile import makers as make
+from tests.hostile.makers import SPEC, captions_folder
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs/bad-input.md"
+UNTRAINED = SPEC.replace("[models.lstm]", "[models.last]\n[models.cat]\n[models.ewma]\nalpha = 0.5")
+FRACTION = "[validation]\nfraction = 0.1\n"
+IMAGES = SPEC.replace('name = "caption"', 'name = "clip"').replace(
+    'model = "none"', 'model = "package:pipeline/demo/model"'
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """``make`` writes the data folder ``mine``. ``line``: a part of one line of the output; FOLDER is the test's folder."""
+
+    kind: str
+    what: str
+    make: Callable[[Path], object]
+    line: str
+    exit: int = 4
+    spec: str = SPEC
+    encoding: str = "utf-8"
+    command: str = "validate mine.toml"
+
+
+def text(name: str, content: str | bytes, encoding: str = "utf-8") -> Callable[[Path], None]:
+    """A sound dataset with one file replaced."""
+
+    def write(folder: Path) -> None:
+        captions_folder(folder)
+        (folder / name).write_bytes(content.encode(encoding) if isinstance(content, str) else content)
+
+    return write
+
+
+def sessions(**changes: object) -> Callable[[Path], object]:
+    return lambda folder: captions_folder(folder, **changes)  # type: ignore[arg-type]
+
+
+def files(names: list[str], content: dict[str, bytes]) -> Callable[[Path], object]:
+    return lambda folder: make.images_folder(folder, names, content)
+
+
+def arrays(query: bytes) -> Callable[[Path], object]:
+    return lambda folder: (captions_folder(folder), make.arrays_folder(folder.parent / "arrays", query))
+
+
+def model(weights: bytes | None, **config: object) -> Callable[[Path], object]:
+    return lambda folder: (captions_folder(folder), make.model_folder(folder.parent / "model", weights, **config))
+
+
+def list_of_sessions(folder: Path) -> None:
+    captions_folder(folder)
+    path = folder / "sessions.jsonl"
+    path.write_text(json.dumps([json.loads(line) for line in path.read_text().splitlines()]))
+
+
+IMPORT, PLAN = "cache import FOLDER/arrays mine.toml", "plan mine.toml --set extractor.model=FOLDER/model"
+CASES = (
+    Case("specs", "a BOM in front", captions_folder, "valid: spec mine", 0, encoding="utf-8-sig"),
+    Case("specs", "UTF-16", captions_folder, "valid: spec mine", 0, encoding="utf-16"),
+    Case("specs", "an unknown key", captions_folder, "did you mean 'training'?", spec=SPEC + "[trainig]\nepochs = 3\n"),
+    Case("specs", "no seed", captions_folder, "key seeds: found []", spec="seeds = []\n" + SPEC),
+    Case(
+        "specs",
+        "a batch of one",
+        captions_folder,
+        "key training.batch_size",
+        spec=SPEC + "[training]\nbatch_size = 1\n",
+    ),
+    Case(
+        "specs",
+        "a name of 300 characters",
+        captions_folder,
+        "key name",
+        spec=SPEC.replace('"mine"', f'"{"n" * 300}"', 1),
+    ),
+    Case("specs", "bytes that are no text", captions_folder, "mine.toml", spec="\x00\x01\x02", encoding="latin-1"),
+    Case("JSONL", "a JSON list in sessions.jsonl", list_of_sessions, "one object per line is expected"),
+    Case(
+        "JSONL",
+        "an integer of 5,000 digits",
+        text("images.jsonl", '{"id": ' + "9" * 5000 + "}\n"),
+        "images.jsonl: line 1",
+    ),
+    Case(
+        "JSONL",
+        "a lone surrogate in an id",
+        text("images.jsonl", '{"id": "a\\ud800", "caption": "x"}\n'),
+        "images.jsonl: line 1",
+    ),
+    Case(
+        "JSONL",
+        "100,000 nested lists",
+        text("images.jsonl", "[" * 100_000 + "\n"),
+        "a JSON list; one object per line is expected",
+    ),
+    Case(
+        "JSONL", "an unknown key on 2,000 lines", text("images.jsonl", '{"id": "a", "size": 3}\n' * 2000), "more times"
+    ),
+    Case("JSONL", "a file of NUL bytes", text("sessions.jsonl", b"\0" * 4096), "sessions.jsonl"),
+    Case("sessions", "no train sessions", sessions(train=0), "dataset mine: no train sessions to fit model lstm on"),
+    Case("sessions", "no train sessions, none needed", sessions(train=0), "train  no sessions", 0, UNTRAINED),
+    Case(
+        "sessions",
+        "no train sessions, ewma without alpha",
+        sessions(train=0),
+        "no train sessions to fit model ewma on",
+        spec=UNTRAINED.replace("alpha = 0.5", ""),
+    ),
+    Case(
+        "sessions",
+        "one train session",
+        sessions(train=1),
+        "1 of 1 train sessions left to fit model lstm on (in-batch negatives need at least 2)",
+    ),
+    Case(
+        "sessions",
+        "no session for validation",
+        make.chained_folder,
+        "key validation.fraction: fraction 0.1 of 6 sessions leaves no validation session",
+        spec=SPEC + FRACTION,
+    ),
+    Case(
+        "sessions",
+        "Shoes without a matching edge",
+        make.shoes_folder,
+        "no session: no two of the 9 edges join within one image-name list",
+        spec=SPEC.replace('"jsonl"', '"shoes"'),
+    ),
+    Case("names", "a category called overall", sessions(category="overall"), "category 'overall': this name is taken"),
+    Case("images", "JPEG by a suffix in capitals", files(["B1.PNG"], {}), "valid: spec mine", 0, IMAGES),
+    Case(
+        "images",
+        "backslashes in a path",
+        files(["pictures\\a.png"], {}),
+        "1 of 18 image files are missing (first: pictures\\a.png, line 1)",
+        0,
+        IMAGES,
+    ),
+    Case("images", "a path that leads out", files(["../../etc/passwd"], {}), "leaves the images folder", spec=IMAGES),
+    Case("arrays", "a file of no bytes", arrays(b""), "query.npy: is an empty file, not a NumPy array", command=IMPORT),
+    Case("arrays", "a pointer file of Git LFS", arrays(make.POINTER), "git lfs pull", command=IMPORT),
+    Case("arrays", "a ZIP archive", arrays(b"PK\x03\x04" + b"\0" * 60), "query.npy", command=IMPORT),
+    Case("arrays", "a pickle", arrays(b"\x80\x04\x95\x01.."), "query.npy", command=IMPORT),
+    Case("models", "no weights", model(None), "has no model.safetensors", 1, command=PLAN),
+    Case("models", "a pointer file of Git LFS", model(make.POINTER), "git lfs pull", 1, command=PLAN),
+    Case(
+        "models",
+        "truncated weights",
+        model(make.safetensors(b'{"x":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}', 5)),
+        "is truncated",
+        1,
+        command=PLAN,
+    ),
+    Case(
+        "models", "a header of 4 EB", model(make.safetensors(b"{}", 0, 1 << 62)), "model.safetensors", 1, command=PLAN
+    ),
+    Case(
+        "models",
+        "sizes beyond memory",
+        model(make.safetensors(b"{}"), hidden_size=10**9),
+        "FOLDER/model",
+        1,
+        command=PLAN,
+    ),
+)
+
+
+def run(case: Case, folder: Path) -> tuple[int, str]:
+    """The exit code, and the output with the folder's path replaced by FOLDER."""
+    case.make(folder / "data/mine")
+    make.spec_file(folder, case.spec, case.encoding)
+    with contextlib.suppress(FileNotFoundError):
+        (folder / "data/arrays").rename(folder / "arrays")
+    with contextlib.suppress(FileNotFoundError):
+        (folder / "data/model").rename(folder / "model")
+    words = case.command.replace("FOLDER", str(folder)).replace("mine.toml", str(folder / "mine.toml")).split()
+    done = CliRunner().invoke(
+        main,
+        [*words, "--data", str(folder / "data"), "--out", str(folder / "out")][
+            : len(words) + (2 if words[0] == "validate" else 4)
+        ],
+    )
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.exit_code, done.output.replace(str(folder), "FOLDER")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.kind}: {case.what}")
+def test_a_bad_input_gets_its_line(tmp_path: Path, case: Case) -> None:
+    code, output = run(case, tmp_path)
+    assert code == case.exit, output
+    assert any(case.line in line for line in output.splitlines()), output
+    assert len(output.splitlines()) <= 40 and "Traceback" not in output
+
+
+START, END = "<!-- table: python -m tests.hostile.test_table -->\n", "<!-- end of table -->\n"
+
+
+def table() -> str:
+    """The cases as a Markdown table."""
+    rows = ["| kind | input | command | exit | line |", "|---|---|---|---|---|"]
+    for case in CASES:
+        cells = (case.kind, case.what, f"`{case.command}`", str(case.exit), f"`{case.line}`")
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def test_the_page_shows_the_table() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    shown = page[page.index(START) + len(START) : page.index(END)]
+    assert shown == table(), "write it with: python -m tests.hostile.test_table"
+
+
+if __name__ == "__main__":
+    text_now = PAGE.read_text(encoding="utf-8")
+    first, last = text_now.index(START) + len(START), text_now.index(END)
+    PAGE.write_text(text_now[:first] + table() + text_now[last:], encoding="utf-8")
