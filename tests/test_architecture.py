@@ -144,7 +144,18 @@ def test_folders_of_the_pipeline_form_no_cycle() -> None:
 
 
 # Packages that functions import: optional extras, slow to import, or absent on some systems.
-LATE = {"matplotlib", "optuna", "distributed", "peft", "pyarrow", "jinja2", "markupsafe", "uvicorn", "huggingface_hub"}
+LATE = {
+    "matplotlib",
+    "optuna",
+    "dask",
+    "distributed",
+    "peft",
+    "pyarrow",
+    "jinja2",
+    "markupsafe",
+    "uvicorn",
+    "huggingface_hub",
+}
 LATE |= {
     "transformers",
     "rich",

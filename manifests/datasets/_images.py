@@ -1,4 +1,4 @@
-"""Find the image files of a dataset below its images folder, by id or by path.
+"""Find the image files of a dataset below its images folder, by id or by path; archives in it count as folders.
 
 NFC and NFD names are equal, suffixes ignore case, and of several files for one id the first with an image signature
 is used. Links that lead out of the images folder are followed only with the option ``links``.
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 
+from manifests.archives import SUFFIXES, ArchiveError, compressed, members
 from manifests.datasets._files import climbs
 from manifests.errors import Problems
 from manifests.schema import Image
@@ -51,6 +52,7 @@ class ImageFolder:
         self._unnamed: list[str] = []  # names that are not UTF-8
         self._several: list[tuple[str, str]] = []  # id, file used
         self._respelled: list[tuple[str, str]] = []  # path requested, file used
+        self._broken: list[tuple[str, str]] = []  # archive, reason
 
     def by_id(self, image: str) -> str | None:
         """Return the path below ``root`` (with ``/``) of an image id, a file name with or without its suffix."""
@@ -134,7 +136,7 @@ class ImageFolder:
         return list(self._walk())
 
     def _walk(self) -> Iterable[str]:
-        self._linked, self._unnamed = [], []
+        self._linked, self._unnamed, self._broken = [], [], []
         seen: set[str] = set()  # linked folders may form a cycle
         for folder, subfolders, names in os.walk(self.root, followlinks=self.links):
             below = os.path.relpath(folder, self.root).replace(os.sep, "/").removeprefix(".").lstrip("/")
@@ -150,8 +152,29 @@ class ImageFolder:
             self._unnamed += [name for name in (*subfolders, *names) if not _utf8(name)]
             subfolders[:] = sorted(filter(_utf8, subfolders))
             for name in sorted(filter(_utf8, names)):
+                file = f"{below}/{name}" if below else name
                 if name.lower().endswith(IMAGE_SUFFIXES):
-                    yield f"{below}/{name}" if below else name
+                    yield file
+                elif name.lower().endswith(SUFFIXES) or compressed(name):
+                    yield from self._members(file)
+
+    def _members(self, archive: str) -> Iterable[str]:
+        """Yield the images of an archive; a row of a Parquet file needs no suffix in its name."""
+        if compressed(archive):
+            self._broken.append((archive, "is compressed, so its images cannot be read at random: decompress it"))
+            return
+        try:
+            names = members(self.root / archive)
+        except (ArchiveError, OSError) as error:
+            self._broken.append((archive, str(error)))
+            return
+        rows = archive.lower().endswith(".parquet")
+        yield from (f"{archive}/{name}" for name in names if rows or name.lower().endswith(IMAGE_SUFFIXES))
+
+    def report(self, problems: Problems) -> None:
+        """Add a problem for every archive that cannot be used."""
+        for archive, reason in dict.fromkeys(self._broken):
+            problems.add("", reason, file=self.root / archive)
 
 
 def _utf8(name: str) -> bool:
@@ -201,6 +224,8 @@ def catalogue(
         folder = ImageFolder(images, links)
         files = {image: file for image in ids if (file := folder.by_id(image)) is not None}
         missing = [image for image in ids if image not in files]
+        if missing:
+            folder.report(problems)
         notes += folder.notes(bool(missing))
         if note := missing_note(missing, len(ids), f"have no file in {images.name}/"):
             notes.append(note)

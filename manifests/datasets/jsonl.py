@@ -152,6 +152,8 @@ def _files(
     files = {i: file for i, file in found.items() if file is not None}
     missing = [named[i] for i, file in found.items() if file is None]
     outside = [(line, file) for line, file in missing if folder.below(file) is None]
+    if missing:
+        folder.report(problems)
     notes += folder.notes(bool(missing))
     if outside:
         line, file = outside[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -44,22 +45,41 @@ class Parts:
             rows.numpy()
         return rate(max(1, len(self.items) // len(batch)) * len(batch), began)
 
-    def decode_ceiling(self) -> dict[str, float]:
-        """Read, decode, resize and stack only, with as many threads as the engine has."""
-        from pipeline.extraction.batches import batches_of, jobs_of
-        from pipeline.extraction.meter import Meter
-        from pipeline.extraction.prefetch import in_order
-        from pipeline.extraction.prepare import prepare
+    def decode_ceiling(self, workers: int = 0) -> dict[str, float]:
+        """Read, decode, resize and stack only, with as many processes as the engine has, or ``workers``.
 
-        began, meter = time.perf_counter(), Meter()
-        jobs = in_order(
-            lambda job: prepare(self.extractor, self.items[job.start : job.stop], self.images, meter),
-            jobs_of([self.task]),
-            self.workers,
-            2 * self.workers,
-        )
-        rows = sum(len(batch) for batch in batches_of([self.task], jobs, self.batch_size, self.collate))
-        return rate(rows, began)
+        The rate is of the images after each process's first job, so that it leaves out the start of the processes.
+        """
+        from pipeline.extraction.batches import batches_of, jobs_of
+        from pipeline.extraction.decoding import IMAGES_A_WORKER, Decoder
+        from pipeline.extraction.meter import Meter
+        from pipeline.extraction.prepare import ItemFailure
+
+        workers = workers or self.workers
+        jobs = list(jobs_of([self.task]))
+        items = (self.items[job.start : job.stop] for job in jobs)
+        with Decoder(self.extractor, self.images, workers) as decoder:
+            decoded = decoder.run(items, workers * IMAGES_A_WORKER, Meter())
+            first = list(islice(decoded, min(workers, len(jobs) - 1)))
+            began = time.perf_counter()
+            parts = ([p if isinstance(p, ItemFailure) else [p] for p in found] for found in chain(first, decoded))
+            batches = batches_of([self.task], zip(jobs, parts, strict=True), self.batch_size, self.collate)
+            rows = sum(len(batch) for batch in batches)
+        return rate(rows - sum(map(len, first)), began)
+
+    def gemm_floor(self) -> dict[str, float]:
+        """Images per second if the image tower's operations ran at the speed of one large product (same threads, dtype)."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        from pipeline.bench._steps import gemm_step
+
+        batch = self.synthetic()
+        with FlopCounterMode(display=False) as counter:
+            self.extractor.begin("image", batch).numpy()
+        product = gemm_step(2048, 1024, self.extractor.device, self.extractor.compute)
+        seconds = measured(product.step, self.extractor.device)
+        flops = counter.get_total_flops() / len(batch)
+        return {"rate": product.flops / seconds / flops, "gflop": flops / 1e9, "gflops": product.flops / seconds / 1e9}
 
     def side_by_side(self) -> dict[str, float]:
         """Run model and decoding concurrently but unconnected: the limit of overlap when they share cores."""
@@ -70,7 +90,7 @@ class Parts:
         return rate(len(self.items), began)
 
     def engine(
-        self, dataset: Any = None, workers: int | None = None, batch_size: int = 0, crew: Any = None
+        self, dataset: Any = None, workers: int | None = None, batch_size: int = 0, cluster: Any = None
     ) -> dict[str, Any]:
         """Run a whole extraction into a new store; the rate excludes the preceding hashing of the files."""
         from pipeline.extraction.run import extract
@@ -82,7 +102,7 @@ class Parts:
             self.extractor,
             self.root / f"stores{self.runs}",
             progress="silent",
-            crew=crew,
+            cluster=cluster,
             batch_size=batch_size or self.batch_size,
             workers=self.workers if workers is None else workers,
             shard_rows=self.shard_rows,
@@ -141,3 +161,12 @@ class Parts:
 def rate(rows: int, began: float) -> dict[str, float]:
     """Return images per second since ``began``."""
     return {"rate": rows / (time.perf_counter() - began)}
+
+
+def measured(step: Any, device: Any) -> float:
+    """Return the median seconds of a call, measured by torch's benchmark timer."""
+    import torch
+    from torch.utils.benchmark import Timer
+
+    timer = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
+    return float(timer.blocked_autorange(min_run_time=0.5).median)

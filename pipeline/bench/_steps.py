@@ -79,9 +79,9 @@ class Product(NamedTuple):
     flops: float
 
 
-def gemm_step(rows: int, dim: int, device: torch.device) -> Product:
+def gemm_step(rows: int, dim: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Product:
     """Return the product [rows, dim] x [dim, 3 dim], about the largest of a step."""
-    left, right = torch.ones(rows, dim, device=device), torch.ones(dim, 3 * dim, device=device)
+    left, right = (torch.ones(*shape, device=device, dtype=dtype) for shape in ((rows, dim), (dim, 3 * dim)))
     return Product(lambda: left @ right, 2 * rows * dim * 3 * dim)
 
 

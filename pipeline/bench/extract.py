@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from pipeline.bench._load import Load
 from pipeline.bench._stage1_parts import Parts
 from pipeline.bench._world import corrupted, dataset_of, draw_images, save_small_clip
 
-SUBJECTS = ("engine", "bad", "naive", "dask", "variants")
+SUBJECTS = ("engine", "scaling", "bad", "naive", "dask", "variants")
 _ELSEWHERE = ("dask",)  # parts that work in long-lived processes, which this process's CPU time does not include
 
 
@@ -45,11 +46,12 @@ def run(
 ) -> dict[str, Any]:
     """Return rates in images per second.
 
-    ``subjects``: "engine" (the upper bounds, and one thread), "bad" (1% of the images corrupted), "naive" (a plain
-    loop), "dask" (one worker of a local cluster), "variants" (channels-last, torch.compile); the whole extraction is
-    always measured too. ``model``: a CLIP-like folder or hub id; otherwise a ViT-/32 of ``width`` and ``layers`` with
-    random weights. ``folder``: real images, of which the first ``images`` are used; otherwise they are drawn.
-    ``workers``: decoding threads, 0 for the CPUs that the model leaves free. ``threads``: model threads on a CPU.
+    ``subjects``: "engine" (the upper bounds, and one thread), "scaling" (decoding by 1, 2, 4, ... processes), "bad" (1%
+    of the images corrupted), "naive" (a plain loop), "dask" (one worker of a local cluster), "variants" (channels-last,
+    torch.compile); the whole extraction is always measured too. ``model``: a CLIP-like folder or hub id; otherwise a
+    ViT-/32 of ``width`` and ``layers`` with random weights. ``folder``: real images, of which the first ``images`` are
+    used; otherwise they are drawn. ``workers``: decoding processes, 0 for the CPUs that the model leaves free.
+    ``threads``: model threads on a CPU.
     ``pairs``: (image, text) requests per image for the naive loop, which encodes the image of each.
 
     Raises ManifestError for an unknown subject.
@@ -57,6 +59,7 @@ def run(
     import torch
 
     from manifests.schema import Component, RunSpec
+    from pipeline.core.threads import candidates
     from pipeline.extraction.extractors import load_extractor
     from pipeline.extraction.precision import PRECISIONS
     from pipeline.extraction.probe import default_workers
@@ -79,10 +82,13 @@ def run(
         if "engine" in asked:
             parts |= {
                 "model": made.model_ceiling,
+                "gemm": made.gemm_floor,
                 "decode": made.decode_ceiling,
                 "both": made.side_by_side,
                 "one thread": made.sequential,
             }
+        if "scaling" in asked:
+            parts |= {f"decode {n}": partial(made.decode_ceiling, n) for n in candidates()}
         if "bad" in asked:
             bad = stack.enter_context(corrupted(source, root / "bad", images, 0.01))
             parts["1% bad"] = lambda: made.bad_images(root / "bad", bad)
@@ -104,7 +110,7 @@ def run(
     setup = {
         "device": extractor.device.type,
         "images": len(made.items),
-        "decoding_threads": count,
+        "decoding_processes": count,
         "model_threads": threads,
         "cores": _cores(),
         "pairs": pairs,
@@ -125,14 +131,14 @@ def _cluster(
     stack: ExitStack, spec: Any, device: str, made: Parts, started: dict[str, float]
 ) -> Callable[[], dict[str, float]]:
     """Start one worker process; ``started``: seconds until it runs, and until it loaded the model and did one job."""
-    from pipeline.extraction.distributed import crew_for
+    from pipeline.extraction.distributed import cluster_for
 
     began = time.perf_counter()
-    crew = stack.enter_context(crew_for(spec, device, local=1))
+    cluster = stack.enter_context(cluster_for(spec, device, local=1))
     started["cluster"] = time.perf_counter() - began
-    made.engine(crew=crew)
+    made.engine(cluster=cluster)
     started["first job"] = time.perf_counter() - began - started["cluster"]
-    return lambda: made.engine(crew=crew)
+    return lambda: made.engine(cluster=cluster)
 
 
 def _about(load: Load, images: int) -> dict[str, float]:
@@ -175,6 +181,18 @@ def _figures(found: dict[str, list[dict[str, Any]]], setup: dict[str, Any]) -> d
             "gain_of_overlap": ratio("engine", "one thread"),
             "cpu_ms": {"alone": 1e3 * alone, "engine": 1e3 * median("engine", "cpu")},
             "limit_of_the_cores": setup["cores"] / alone,
+            "verdict": "decode-bound" if median("decode") < median("model") else "model-bound",
+        }
+    if "gemm" in found:
+        figures["gemm"] = {
+            "gflop": median("gemm", "gflop"),
+            "gflops": median("gemm", "gflops"),
+            "model_of_floor": ratio("model", "gemm"),
+        }
+    if "decode 1" in found:
+        names = [name for name in found if name.startswith("decode ")]
+        figures["scaling"] = {
+            name.removeprefix("decode "): ratio(name, "decode 1") / int(name.removeprefix("decode ")) for name in names
         }
     if "1% bad" in found:
         figures["bad"] = {
@@ -216,10 +234,17 @@ def render(figures: dict[str, Any]) -> str:
     if "of_lower_ceiling" in f:
         lines += [
             row("model alone, synthetic input", "model", f" on {f['device']}, {f['model_threads']} thread(s)"),
-            row("decoding alone", "decode", f" by {f['decoding_threads']} thread(s)"),
+            row("decoding alone", "decode", f" by {f['decoding_processes']} process(es)"),
             row("both at once, not connected", "both", ": what these cores give to two independent jobs"),
             f"{'all cores at all times':31}{f['limit_of_the_cores']:9,.1f} images/s: {f['cores']} over the CPU time of both",
         ]
+    if gemm := f.get("gemm"):
+        share = f": {gemm['gflop']:.2f} GFLOP an image at the {gemm['gflops']:,.0f} GFLOP/s of one large product; the model "
+        lines.insert(
+            1, row("GEMM floor of the image tower", "gemm", f"{share}reaches {gemm['model_of_floor']:.2f} of it")
+        )
+    for name, share in f.get("scaling", {}).items():
+        lines.append(row(f"decoding by {name} process(es)", f"decode {name}", f": {share:.2f} of {name} x one"))
     lines.append(row("extraction, overlapped", "engine", _against(f)))
     lines.append(f"busy  {', '.join(f'{stage} {100 * share:.1f}%' for stage, share in f['busy'].items())}")
     lines.append(f"verdict: {f['verdict']}; writer and integrity {100 * f['writer_share']:.1f}% of the wall time")

@@ -23,10 +23,24 @@ class BatchSize(click.ParamType):
         self.fail(f"{value!r} is neither a number of items from 1 up nor 'auto'", param, ctx)
 
 
+class Count(click.ParamType):
+    """A positive number, also as 1e8."""
+
+    name = "N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            if (count := float(value)) >= 1 and count.is_integer():
+                return int(value) if str(value).isdigit() else int(count)
+        except (ValueError, OverflowError):
+            pass
+        self.fail(f"{value!r} is no number of items such as 10000000 or 1e7", param, ctx)
+
+
 def option_precision(f: F) -> F:
     return click.option(
         "--precision",
         type=click.Choice(["fp32", "bf16", "fp16", "auto"]),
-        help="Number format of the model's computation, part of the store's fingerprint; auto measures. Default: the spec's "
-        "extractor.dtype.",
+        help="Number format of the model's computation, part of the store's fingerprint; auto is bf16 where the device has "
+        "units for it. Default: the spec's extractor.dtype.",
     )(f)

@@ -26,13 +26,13 @@ SECTION = "stage 1"
 @option_precision
 @click.option(
     "--form",
-    type=click.Choice(["plain", "channels-last", "compiled", "auto"]),
+    type=click.Choice(["plain", "channels-last", "compiled"]),
     default="plain",
     show_default=True,
-    help="How the image tower runs; the features agree up to rounding. auto measures.",
+    help="How the image tower runs; the features agree up to rounding. Compiling takes about a minute.",
 )
 @click.option(
-    "--workers", type=click.IntRange(0), help="Decoding threads. Default: the CPUs that the model leaves free."
+    "--workers", type=click.IntRange(0), help="Decoding processes. Default: the CPUs that the model leaves free."
 )
 @click.option("--shard-rows", type=click.IntRange(1), default=4096, show_default=True, help="Rows per commit.")
 @click.option(
@@ -57,8 +57,6 @@ def command(
     """
     if how["scheduler"] and how["local_cluster"]:
         raise click.UsageError("--scheduler and --local-cluster exclude each other")
-    if how["form"] == "auto" and (how["scheduler"] or how["local_cluster"]):
-        raise click.UsageError("--form auto measures this machine, not a cluster's: name a form")
     from pipeline.jobs.stage1 import extract_spec
 
     how["local_cluster"] = how["local_cluster"] or 0

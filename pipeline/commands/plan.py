@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from pipeline.commands._shared import emit, load, open_job, option_device, option_json, spec_command
-from pipeline.commands._stage1 import BatchSize, option_precision
+from pipeline.commands._stage1 import BatchSize, Count, option_precision
 
 SECTION = "stage 1"
 
@@ -19,8 +19,10 @@ SECTION = "stage 1"
 @option_precision
 @click.option("--probe", is_flag=True, help="Run a few batches to measure the rate and the time left.")
 @click.option("--batch-size", type=BatchSize(), default="auto", show_default=True, help="Of --probe.")
-@click.option("--workers", type=click.IntRange(0), help="Of --probe: decoding threads.")
-@click.option("--items", type=click.IntRange(1), metavar="N", help="Also estimate the cost of a catalog of N images.")
+@click.option("--workers", type=click.IntRange(0), help="Of --probe: decoding processes.")
+@click.option(
+    "--items", type=Count(), metavar="N", help="Also estimate devices, hours and GB for a catalog of N images."
+)
 @click.option(
     "--rate",
     type=click.FloatRange(0, min_open=True),

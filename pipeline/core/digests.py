@@ -11,7 +11,7 @@ from pathlib import Path
 from cache.files import replace_atomically
 from cache.stat_cache import stamp_of
 from manifests.identity import KEY_BYTES, image_key
-from pipeline.core.image_files import ReadError, locate
+from pipeline.core.image_files import ReadError, locate, read_bytes
 
 NAME = "image-digests.tsv"
 _HEAD = "# fashion-ntm image digests 2 of "
@@ -71,7 +71,7 @@ class DigestCache:
             known = self._known.get(file)
             if known is not None and known[0] == stamp:
                 return known[1]
-            key = image_key(path.read_bytes())
+            key = image_key(read_bytes(self.root, file))
         except ReadError as error:
             return error
         except OSError as error:

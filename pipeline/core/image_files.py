@@ -1,10 +1,11 @@
-"""Paths of image files, and errors of unreadable items."""
+"""Paths and bytes of image files and of images in archives, and errors of unreadable items."""
 
 from __future__ import annotations
 
 import stat
 from pathlib import Path
 
+from manifests.archives import SUFFIXES, ArchiveError, read_member, split
 from manifests.errors import FashionNTMError
 
 
@@ -30,10 +31,11 @@ def is_transient(stage: str, reason: str) -> bool:
 def locate(root: Path, file: str) -> Path:
     """Return the regular file ``root / file``, whose real path must be inside ``root`` (already resolved).
 
-    Raises ReadError if the file is outside ``root`` (by ``..``, an absolute path or a link), missing or unreadable.
+    For an image in an archive it is the archive. Raises ReadError if the file is outside ``root`` (by ``..``, an absolute path or a link), missing or unreadable.
     """
+    inside = split(file)
     try:
-        path = (root / file).resolve(strict=True)
+        path = (root / file).resolve(strict=True) if inside is None else _container(root, file, inside[0])
         mode = path.stat().st_mode
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a loop of links; ValueError: a NUL byte
         what = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be opened: {error}"
@@ -43,3 +45,22 @@ def locate(root: Path, file: str) -> Path:
     if not stat.S_ISREG(mode):
         raise ReadError(f"not a regular file: {file!r} below {root}")
     return path
+
+
+def read_bytes(root: Path, file: str) -> bytes:
+    """Return the bytes of the image ``root / file``, a file or a member of an archive. Raises ReadError."""
+    path, inside = locate(root, file), split(file)
+    try:
+        return (
+            path.read_bytes() if inside is None or path.suffix.lower() not in SUFFIXES else read_member(path, inside[1])
+        )
+    except OSError as error:
+        raise ReadError(f"cannot be read: {error.strerror or error}") from None
+    except ArchiveError as error:
+        raise ReadError(str(error)) from None
+
+
+def _container(root: Path, file: str, archive: str) -> Path:
+    """Return the archive's path; a folder may have a name like an archive's."""
+    path = (root / archive).resolve(strict=True)
+    return path if path.is_file() else (root / file).resolve(strict=True)

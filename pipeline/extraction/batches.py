@@ -16,7 +16,7 @@ from pipeline.extraction.prepare import ItemFailure
 from pipeline.extraction.transfer import stack
 from pipeline.extraction.work import Item
 
-IMAGES_A_JOB = 4  # images per job of a worker thread: small, to keep the prefetch window small
+IMAGES_A_JOB = 8  # images per job of a decoding worker: small, to keep the prefetch window small
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class Job:
-    """Unit of work of one worker thread: items ``start`` to ``stop`` of a task."""
+    """Unit of preparation: items ``start`` to ``stop`` of a task."""
 
     task: int
     start: int

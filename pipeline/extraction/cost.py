@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from pipeline.extraction.plan import Plan
 
 BYTES_A_SHARD_RECORD = 460  # manifest.json and ledger.jsonl together; measured, and checked by a test
 DEVICES = (1, 8, 64)
+SPANS = ((1, "an hour"), (24, "a day"), (168, "a week"))  # hours, name
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,10 @@ class Cost:
         """Hours of a single device; None if the rate is unknown."""
         return self.rows / self.rate / 3600 if self.rate else None
 
+    def devices_for(self, hours: float) -> int | None:
+        """Return the number of devices that finish within ``hours``; None if the rate is unknown."""
+        return max(1, math.ceil(self.hours / hours)) if self.hours is not None else None
+
     def as_dict(self) -> dict[str, Any]:
         return {
             **asdict(self),
@@ -51,6 +57,7 @@ class Cost:
             "bytes": self.bytes,
             "record_bytes": self.record_bytes,
             "device_hours": self.hours,
+            "devices_for_hours": {str(hours): self.devices_for(hours) for hours, _ in SPANS},
         }
 
     def text(self) -> str:
@@ -64,6 +71,8 @@ class Cost:
             return "\n".join([*lines, "device hours  unknown: measure the rate with --probe, or give one with --rate"])
         each = ", ".join(f"{n:,} device{'s' if n > 1 else ''} {_span(self.hours / n)}" for n in DEVICES)
         lines.append(f"device hours  {self.hours:,.1f} at {self.rate:,.1f} images/s a device ({each})")
+        needed = ", ".join(f"{self.devices_for(hours):,} for {name}" for hours, name in SPANS)
+        lines.append(f"devices       {needed}; machines: these divided by the devices of a machine")
         return "\n".join(lines)
 
 

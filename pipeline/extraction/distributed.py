@@ -6,32 +6,33 @@ for any number of workers, also after some were lost: Dask reassigns the shards 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from cache import Receipt
 from manifests.errors import FashionNTMError
 from manifests.schema import RunSpec
+from pipeline.core.cluster import ClusterError, connect, wait_for_workers
+from pipeline.core.device import resolve_device
 from pipeline.extraction import worker
 from pipeline.extraction.batches import ShardTask
 from pipeline.extraction.prepare import ItemFailure
+from pipeline.extraction.probe import default_workers
 from pipeline.extraction.work import Item
 from pipeline.extraction.worker import Setting
 
 if TYPE_CHECKING:
     from distributed import Client, Future
 
+_SHARDS_AT_ONCE = 2  # per local process: one in the model, the other being prepared or written
 _SAMPLE = 2048  # items sent to the worker that measures the batch size
 _A_WORKER = 4  # uncommitted shards submitted per worker: running, queued, or waiting for their turn to be committed
 _LOOK = 0.5  # seconds between checks for Ctrl-C
-
-
-class ClusterError(FashionNTMError):
-    """The cluster is unreachable, has no worker, or a worker failed."""
 
 
 @dataclass
@@ -44,9 +45,9 @@ class Shard:
     long: list[Item]  # items with a truncated text
     seconds: dict[str, float]
     process: str
+    notes: Sequence[str] = ()
 
-    @property
-    def rows(self) -> int:
+    def __len__(self) -> int:
         return self.receipt.rows if self.receipt is not None else 0
 
 
@@ -74,10 +75,10 @@ class Cluster:
         return sum(self._cut.values())
 
     def setting(self, fields: Mapping[str, Any], store: Path, root: Path | None, workers: int | None) -> Setting:
-        """Return the settings of every task. Local CPU workers divide the machine's threads among them."""
-        import torch
-
+        """Return the settings of every task. Local workers share the machine's threads and decoding processes."""
         threads = max(1, torch.get_num_threads() // self.local) if self.local else None
+        if workers is None and self.local:
+            workers = max(1, default_workers(resolve_device(self.device)) // self.local)
         where = str(root) if root else None
         return Setting(
             self.spec, self.device, dict(fields), str(store.resolve()), where, 0, workers, threads, self.form
@@ -128,22 +129,13 @@ class Cluster:
         if waiting[wanted].done():
             return True
         if self.size == 0:
-            self._wait_for_workers()
+            wait_for_workers(self.client)
         try:
             with self.client.as_current():
                 wait([waiting[wanted]], timeout=_LOOK)
         except TimeoutError:
             return False
         return True
-
-    def _wait_for_workers(self) -> None:
-        try:
-            self.client.wait_for_workers(1, timeout=60)
-        except TimeoutError:
-            raise ClusterError(
-                f"the cluster at {self.client.scheduler.address} has had no worker for a minute: start some, and run the "
-                "same command again"
-            ) from None
 
     def _shard(self, number: int, task: ShardTask, future: Future) -> Shard:
         answer = self._result(future)
@@ -153,7 +145,7 @@ class Cluster:
         failures = [ItemFailure(task.items[place], stage, reason) for place, stage, reason in answer["failures"]]
         receipt = Receipt(**answer["receipt"]) if answer["receipt"] else None
         long = [task.items[place] for place in answer["long"]]
-        return Shard(number, receipt, failures, long, answer["seconds"], name)
+        return Shard(number, receipt, failures, long, answer["seconds"], name, answer["notes"])
 
     def _result(self, future: Future) -> dict[str, Any]:
         from distributed import KilledWorker
@@ -181,46 +173,12 @@ def _numbers(tasks: Sequence[ShardTask], first: Callable[[str], int]) -> list[in
 
 
 @contextmanager
-def crew_for(
+def cluster_for(
     spec: RunSpec, device: str, scheduler: str | None = None, local: int = 0, form: str = "plain"
 ) -> Iterator[Cluster]:
-    """Return the workers for ``spec``: the Dask cluster at ``scheduler`` (tcp://host:port), or ``local`` new processes.
-
-    Raises ClusterError when the cluster is unreachable or has no worker.
-    """
-    from distributed import Client, LocalCluster
-
-    values = portable(spec)
-    if local:
-        with (
-            LocalCluster(
-                n_workers=local,
-                threads_per_worker=2,
-                processes=True,
-                host="127.0.0.1",
-                dashboard_address=None,
-                preload=["pipeline.extraction.preload"],
-                silence_logs=50,
-                memory_limit=0,
-            ) as cluster,
-            Client(cluster, set_as_default=False) as client,
-        ):
-            yield Cluster(client, values, device, local, form)
-        return
-    assert scheduler is not None
-    began = time.monotonic()
-    try:
-        client = Client(scheduler, timeout=20, set_as_default=False)
-    except (OSError, TimeoutError, ValueError) as error:
-        raise ClusterError(
-            f"no Dask scheduler answers at {scheduler!r} ({' '.join(str(error).split())[:200]}; tried for "
-            f"{time.monotonic() - began:.0f} s): start `dask scheduler` and give the address that it prints"
-        ) from None
-    with client:
-        crew = Cluster(client, values, device, form=form)
-        if not crew.size:
-            crew._wait_for_workers()
-        yield crew
+    """Yield the workers for ``spec``: the Dask cluster at ``scheduler``, or ``local`` new processes (``core.cluster``)."""
+    with connect(scheduler, local, _SHARDS_AT_ONCE) as client:
+        yield Cluster(client, portable(spec), device, local, form)
 
 
 def portable(spec: RunSpec) -> dict[str, Any]:

@@ -1,8 +1,7 @@
-"""Extraction engine: worker threads decode and tokenize, one thread stacks batches and copies them to the device, and
+"""Extraction engine: worker processes decode, one thread tokenizes, stacks batches and copies them to the device, and
 the calling thread runs the model. Bounded queues connect them.
 
 The engine does not use the store: the caller commits the outcome (rows and failures) of each task.
-``process_plainly`` does the same without threads and is the reference in the tests.
 """
 
 from __future__ import annotations
@@ -13,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from manifests.errors import FashionNTMError
-from pipeline.extraction.batches import IMAGES_A_JOB, ForwardBatch, Job, ShardTask, batches_of, collate_for, jobs_of
+from pipeline.extraction.batches import ForwardBatch, Job, ShardTask, batches_of, collate_for, jobs_of
+from pipeline.extraction.decoding import Decoder
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.meter import Meter
-from pipeline.extraction.prefetch import InThread, in_order
-from pipeline.extraction.prepare import prepare
+from pipeline.extraction.prefetch import InThread
+from pipeline.extraction.prepare import add_texts
 from pipeline.extraction.runner import Outcome, Runner
+from pipeline.extraction.work import Item
 
 BATCHES_AHEAD = 2  # stacked batches queued for the model: one being copied, one ready
 
@@ -44,52 +45,55 @@ def process(
     max_failures: int | None = None,
     on_batch: Callable[[], None] = lambda: None,
     gate: AbstractContextManager[Any] = nullcontext(),  # noqa: B008 - stateless
+    decoder: Decoder | None = None,
 ) -> Iterator[Outcome]:
-    """Yield the outcomes of ``tasks`` in order, preparing the next tasks while the model runs.
+    """Yield the outcomes of ``tasks`` in order, preparing the next batches while the model runs.
 
-    ``root``: the images folder, resolved. ``workers``: threads that prepare items (0: none, see ``process_plainly``).
-    Texts are batched by length within a task, images in order. Memory: about four batches of prepared images and the
-    rows of two tasks. ``gate``: held while the model runs, but not while the first batches are prepared, so two calls
-    that share a gate alternate on one model without a pause. On KeyboardInterrupt or TooManyFailures, the finished
-    rows are yielded before the error is raised.
+    ``root``: the images folder, resolved. ``workers``: processes that decode images (0: everything in sequence in the
+    calling thread; the rows have the same bits). ``decoder``: existing ones to use instead. Texts are batched by length
+    within a task, images in order. Memory: about four batches of prepared images, the decoders' results and the rows of
+    two tasks. ``gate``: held while the model runs, but not while the first batches are prepared, so two calls that share
+    a gate alternate on one model without a pause. On KeyboardInterrupt or TooManyFailures, the finished rows are yielded
+    before the error is raised.
     """
-    if workers == 0:
-        yield from process_plainly(extractor, tasks, root, batch_size, meter, max_failures, on_batch)
-        return
-    images = any(not task.by_length for task in tasks)
-    # prefetch window: one batch of images beyond the one being stacked, or one more task of texts
-    ahead = max(1, batch_size // IMAGES_A_JOB) + workers if images else 1
+    runner = Runner(extractor, batch_size, meter)
+    # also in sequence: stacked arrays are aligned alike, on which the rounding of a matrix product depends
     put_together = collate_for(extractor.device) if extractor.stacks else list
 
     def collate(parts: Sequence[Any]) -> Sequence[Any]:
         with meter.time("stack"):
             return put_together(parts)
 
-    def work(job: Job) -> list[Any]:
-        return prepare(extractor, tasks[job.task].items[job.start : job.stop], root, meter)
+    if workers == 0:
+        prepared = _prepared(extractor, tasks, Decoder(extractor, root, 0), meter)
+        yield from _model(
+            runner, tasks, batches_of(tasks, prepared, batch_size, collate), meter, max_failures, on_batch
+        )
+        return
 
     def batches() -> Generator[ForwardBatch, None, None]:
-        yield from batches_of(tasks, in_order(work, jobs_of(tasks), workers, ahead), batch_size, collate)
+        with nullcontext(decoder) if decoder is not None else Decoder(extractor, root, workers) as decoding:
+            yield from batches_of(tasks, _prepared(extractor, tasks, decoding, meter), batch_size, collate)
 
     with InThread(batches(), BATCHES_AHEAD) as ready, gate:
-        yield from _model(Runner(extractor, batch_size, meter), tasks, ready, meter, max_failures, on_batch)
+        yield from _model(runner, tasks, ready, meter, max_failures, on_batch)
 
 
-def process_plainly(
-    extractor: Extractor,
-    tasks: Sequence[ShardTask],
-    root: Path | None,
-    batch_size: int,
-    meter: Meter,
-    max_failures: int | None = None,
-    on_batch: Callable[[], None] = lambda: None,
-) -> Iterator[Outcome]:
-    """Run ``process`` sequentially in one thread, with the same batches and therefore bit-identical rows."""
-    prepared = (
-        (job, prepare(extractor, tasks[job.task].items[job.start : job.stop], root, meter)) for job in jobs_of(tasks)
-    )
-    ready = batches_of(tasks, prepared, batch_size)
-    yield from _model(Runner(extractor, batch_size, meter), tasks, ready, meter, max_failures, on_batch)
+def _prepared(
+    extractor: Extractor, tasks: Sequence[ShardTask], decoder: Decoder, meter: Meter
+) -> Iterator[tuple[Job, list[Any]]]:
+    """Yield the jobs in order with their prepared parts or failures: images from the decoder, texts tokenized here."""
+
+    def items(job: Job) -> Sequence[Item]:
+        return tasks[job.task].items[job.start : job.stop]
+
+    images = sum(len(task.items) for task in tasks if not task.by_length)
+    pixels = decoder.run((items(job) for job in jobs_of(tasks) if not tasks[job.task].by_length), images, meter)
+    for job in jobs_of(tasks):
+        some = items(job)
+        found = [None] * len(some) if tasks[job.task].by_length else next(pixels)
+        yield job, add_texts(extractor, some, found, meter)
+    next(pixels, None)  # to its end: the decoder is free again
 
 
 def _model(

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from PIL import __version__ as pillow_version
 
 from manifests.identity import image_key
-from pipeline.core.image_files import ItemError, ReadError, locate
+from pipeline.core.image_files import ItemError, ReadError, read_bytes
 
 Image.init()  # here rather than lazily in a worker thread
 # Raster formats only: Pillow's EPS and WMF readers run external programs.
@@ -33,12 +33,8 @@ class DecodeError(ItemError):
 
 
 def read(root: Path, file: str, expected: bytes | None = None) -> bytes:
-    """Return the bytes of ``root / file``. ``expected``: content key. Raises ReadError, DecodeError (empty file)."""
-    path = locate(root, file)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ReadError(f"cannot be read: {error.strerror or error}") from None
+    """Return the bytes of the image ``root / file``. ``expected``: content key. Raises ReadError, DecodeError (empty file)."""
+    data = read_bytes(root, file)
     if expected is not None and image_key(data) != expected:
         raise ReadError("the file changed while the job was running; run the same command again")
     if not data:

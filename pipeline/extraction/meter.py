@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 STAGES = ("hash", "decode", "tokenise", "stack", "model", "write")
-_IN_WORKERS = ("decode", "tokenise")  # seconds are summed over the worker threads
+_IN_WORKERS = ("decode",)  # seconds are summed over the decoding workers
 _ALONE = ("hash", "write")  # done by the coordinator of a cluster
 
 
@@ -17,7 +17,7 @@ _ALONE = ("hash", "write")  # done by the coordinator of a cluster
 class Meter:
     """Thread-safe progress counters. ``seconds``: by stage."""
 
-    workers: int = 1  # threads that prepare items, per machine
+    workers: int = 1  # processes that decode images, per machine
     machines: int = 1  # worker processes; they run all stages except hashing and writing
     total: int = 0  # rows to compute
     done: int = 0
@@ -26,6 +26,7 @@ class Meter:
     now: str = "starting"  # current activity
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     started: float = field(default_factory=time.perf_counter)
+    notes: list[str] = field(default_factory=list)  # events that the user should know
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @contextmanager
@@ -39,6 +40,12 @@ class Meter:
     def add(self, stage: str, seconds: float) -> None:
         with self._lock:
             self.seconds[stage] += seconds
+
+    def note(self, text: str) -> None:
+        """Add a note, once."""
+        with self._lock:
+            if text not in self.notes:
+                self.notes.append(text)
 
     def restart(self) -> None:
         """Start the clock of the rates, after hashing and loading."""
@@ -57,10 +64,10 @@ class Meter:
 
     @property
     def slowest(self) -> str:
-        """Stage with the most time; time of worker threads is divided by their number."""
+        """Stage with the most time; time of decoding workers is divided by their number."""
         share = {s: t / self.hands(s) for s, t in self.seconds.items() if s != "hash"}
         return max(share, key=lambda s: share[s]) if any(share.values()) else "none"
 
     def hands(self, stage: str) -> int:
-        """Return the number of threads that work on a stage concurrently."""
+        """Return the number of workers of a stage that run concurrently."""
         return max(1, self.workers if stage in _IN_WORKERS else 1) * (self.machines if stage not in _ALONE else 1)

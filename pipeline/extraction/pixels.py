@@ -1,15 +1,18 @@
-"""Faster image preprocessing: rescaling and normalizing by table lookup, with bit-identical results.
+"""Faster image preprocessing with bit-identical results: 8-bit pixels travel to the device, which normalizes by table.
 
-A channel of an 8-bit image has 256 values, so the two last steps are a table, computed by the image processor. The
-processor itself only does the 8-bit steps, resizing and cropping.
+A channel of an 8-bit image has 256 values, so rescaling and normalizing are a table, computed by the image processor.
+Resizing and cropping are calls of Pillow, without the processor's conversions. Both are compared with the processor on
+images of several shapes, and not used where one bit differs.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 _CHECKED = (
@@ -23,33 +26,64 @@ _BY_LEVEL = {"do_rescale": False, "do_normalize": False}
 _AS_IT_IS = {"do_resize": False, "do_center_crop": False}
 
 
-def levels_of(processor: Any) -> np.ndarray | None:
-    """Return the output of ``processor`` for the levels 0..255 of each channel, [3, 256]; None if a table is not exact.
+@dataclass(frozen=True)
+class Pixels:
+    """The 8-bit steps of ``processor``, and the output of its other steps for the levels 0..255 of each channel.
 
-    The table is compared with the processor on images of several shapes. Processors with other steps than resize, crop,
-    rescale and normalize (patches, masks, padding after normalizing) have none.
+    ``levels``: [3, 256]. ``direct``: the 8-bit steps are calls of Pillow.
     """
-    if not (getattr(processor, "do_rescale", False) and getattr(processor, "do_normalize", False)):
-        return None
-    ramp = Image.fromarray(np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3))
-    try:
-        found = processor(images=[ramp], return_tensors="np", **_AS_IT_IS)
-        if list(found) != ["pixel_values"] or found["pixel_values"].shape != (1, 3, 16, 16):
+
+    processor: Any
+    levels: np.ndarray
+    direct: bool
+
+    @classmethod
+    def of(cls, processor: Any) -> Pixels | None:
+        """Return None for a processor with other steps than resize, crop, rescale and normalize (patches, masks)."""
+        if not (getattr(processor, "do_rescale", False) and getattr(processor, "do_normalize", False)):
             return None
-        levels = np.ascontiguousarray(found["pixel_values"].reshape(3, 256))
-        return levels if all(_same(processor, levels, size) for size in _CHECKED) else None
-    except (TypeError, ValueError, AttributeError):  # a processor with other steps or arguments
-        return None
+        ramp = Image.fromarray(np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3))
+        try:
+            found = processor(images=[ramp], return_tensors="np", **_AS_IT_IS)
+            if list(found) != ["pixel_values"] or found["pixel_values"].shape != (1, 3, 16, 16):
+                return None
+            levels = np.ascontiguousarray(found["pixel_values"].reshape(3, 256))
+            return next((p for d in (True, False) if (p := cls(processor, levels, d))._is_exact()), None)
+        except (TypeError, ValueError, AttributeError):  # a processor with other steps or arguments
+            return None
+
+    def eight_bit(self, image: Image.Image) -> np.ndarray | None:
+        """Return the resized and cropped pixels of one RGB image, uint8 [3, h, w]; None if there are none."""
+        if self.direct and (found := _resized(self.processor, image)) is not None:
+            return found
+        pixels = self.processor(images=[image], return_tensors="np", **_BY_LEVEL)["pixel_values"][0]
+        return pixels if pixels.dtype == np.uint8 and pixels.ndim == 3 and len(pixels) == 3 else None
+
+    def table(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        """Return ``levels`` as a tensor for ``normalised``."""
+        return torch.from_numpy(self.levels).to(device, dtype)
+
+    def _is_exact(self) -> bool:
+        table = self.table(torch.device("cpu"), torch.from_numpy(self.levels).dtype)
+        for width, height in _CHECKED:
+            pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+            image = Image.fromarray(pixels)
+            wanted = self.processor(images=[image], return_tensors="np")["pixel_values"][0]
+            found = self.eight_bit(image)
+            if found is None or not np.array_equal(normalised(torch.from_numpy(found[None]), table)[0].numpy(), wanted):
+                return False
+        return True
 
 
-def normalised(processor: Any, levels: np.ndarray, image: Image.Image) -> np.ndarray | None:
-    """Return the pixel values [3, h, w] of one RGB image; None if the 8-bit steps of ``processor`` do not give one."""
-    pixels = processor(images=[image], return_tensors="np", **_BY_LEVEL)["pixel_values"][0]
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or len(pixels) != 3:
-        return None
-    values = np.empty(pixels.shape, levels.dtype)
-    for row, plane, out in zip(levels, pixels, values, strict=True):
-        row.take(plane, out=out, mode="wrap")  # no copy, unlike mode "raise"; uint8 is always in range
+def normalised(pixels: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Return the pixel values [n, 3, h, w] of ``pixels``, uint8 [n, 3, h, w], by ``table`` [3, 256].
+
+    A table has the same values on every device, so the result has the same bits.
+    """
+    values = torch.empty(pixels.shape, dtype=table.dtype, device=pixels.device)
+    for channel, row in enumerate(table):
+        plane = pixels[:, channel]
+        values[:, channel] = row.index_select(0, plane.reshape(-1).int()).view(plane.shape)
     return values
 
 
@@ -68,9 +102,24 @@ def resized_pixels(processor: Any, width: int, height: int) -> int:
     return math.ceil(width * scale) * math.ceil(height * scale)
 
 
-def _same(processor: Any, levels: np.ndarray, size: tuple[int, int]) -> bool:
-    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    image = Image.fromarray(pixels)
-    wanted = processor(images=[image], return_tensors="np")["pixel_values"][0]
-    found = normalised(processor, levels, image)
-    return found is not None and found.dtype == wanted.dtype and np.array_equal(found, wanted)
+def _resized(processor: Any, image: Image.Image) -> np.ndarray | None:
+    """Resize and crop as ``processor`` does; None for a step or a shape that is left to it."""
+    if getattr(processor, "do_pad", False):
+        return None
+    if processor.do_resize:
+        size = processor.size
+        if size.longest_edge or size.max_height or size.max_width:
+            return None
+        if size.shortest_edge:
+            short, long = size.shortest_edge, int(size.shortest_edge * max(image.size) / min(image.size))
+            wanted = (short, long) if image.width <= image.height else (long, short)
+        else:
+            wanted = (size.width, size.height)
+        image = image.resize(wanted, resample=processor.resample)
+    if getattr(processor, "do_center_crop", False):
+        crop = processor.crop_size
+        left, top = (image.width - crop.width) // 2, (image.height - crop.height) // 2
+        if left < 0 or top < 0:  # bars around it
+            return None
+        image = image.crop((left, top, left + crop.width, top + crop.height))
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))

@@ -1,18 +1,18 @@
-"""Computation precision, by name or by measurement, and the agreement of its features with float32.
+"""Computation precision, by name or by the device, and the agreement of its features with float32.
 
 Precision changes features, so it is a field of the fingerprint (``compute_dtype``): each precision has its own store.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from cache import StoreNotFoundError
+from cache import Store, StoreNotFoundError, store_path
 from manifests.errors import FashionNTMError
 from manifests.schema import Component, Dataset, RunSpec
 from pipeline.core.device import resolve_device
@@ -24,8 +24,7 @@ from pipeline.extraction.images import ItemError, decode, read
 
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 LEAST_COSINE = 0.995  # minimum cosine between a feature and its float32 counterpart
-_FASTER = 1.1  # minimum speed-up of a lower precision
-_ITEMS, _TIMED = 12, 8
+_ITEMS = 12
 
 
 class PrecisionError(FashionNTMError):
@@ -38,35 +37,51 @@ def with_precision(spec: RunSpec, precision: str) -> RunSpec:
     return spec.model_copy(update={"extractor": Component(name=spec.extractor.name, **options)})
 
 
-def choose_precision(spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str) -> tuple[RunSpec, str]:
-    """Return (spec in the fastest precision close enough to float32, reason), measured on items of the dataset.
+def extractor_in(
+    spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str, precision: str | None
+) -> tuple[RunSpec, Extractor, str]:
+    """Return (spec in ``precision``, its extractor, the reason of an automatic choice).
 
-    A precision that already has rows is kept, so that no store stays incomplete.
+    ``precision``: fp32, bf16, fp16, None for the spec's own, or "auto": bf16 where ``device`` has units for it, unless
+    another precision already has rows, so that no store stays incomplete.
     """
-    from pipeline.extraction.plan import open_store
-
-    kind = resolve_device(device).type
-    names = ("fp32", "bf16", "fp16") if kind == "cuda" else ("fp32", "bf16")
-    reference = load_extractor(with_precision(spec, "fp32"), device)
-    sample = sample_of(reference, dataset)
-    seconds, far = {}, {}
-    for name in names:
+    if precision is None:
+        return spec, load_extractor(spec, device), ""
+    if precision != "auto":
+        asked = with_precision(spec, precision)
+        return asked, load_extractor(asked, device), ""
+    name, why = native_precision(resolve_device(device))
+    asked = with_precision(spec, name)
+    extractor = load_extractor(asked, device)
+    for other, dtype in PRECISIONS.items():
+        path = store_path(
+            workspace.stores, dataset.name, extractor.name, extractor.semantic() | {"compute_dtype": dtype}
+        )
+        if has_rows(path):
+            name, why = other, f"{path.name} has rows in it already"
+            break
+    if name != native_precision(resolve_device(device))[0]:
         asked = with_precision(spec, name)
-        extractor = reference if name == "fp32" else load_extractor(asked, device)
-        try:
-            store = open_store(workspace.stores, dataset, extractor)
-        except StoreNotFoundError:
-            store = None
-        if store is not None and any(t.rows for t in store.tables.values()):
-            return asked, f"{name}: {store.path.name} has rows in it already"
-        seconds[name] = _seconds(extractor, sample)
-        far[name] = 1.0 if extractor is reference else agreement(reference, extractor, sample)["least_cosine"]
-    best = "fp32"
-    for name in names[1:]:
-        if far[name] >= LEAST_COSINE and seconds[name] * _FASTER < seconds[best]:
-            best = name
-    times = ", ".join(f"{n} {1e3 * s:.1f} ms and cosine {far[n]:.5f}" for n, s in seconds.items())
-    return with_precision(spec, best), f"{best}: a few items took {times}"
+        extractor = load_extractor(asked, device)
+    return asked, extractor, f"{name}: {why}"
+
+
+def native_precision(device: torch.device) -> tuple[str, str]:
+    """Return (the fastest precision that ``device`` has units for, the reason)."""
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16", f"{device} computes in it"
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    if device.type == "cpu" and amx():
+        return "bf16", "this CPU has AMX"
+    return "fp32", f"{device} has no units for bf16"
+
+
+def has_rows(path: Path) -> bool:
+    """Return whether there is a store at ``path`` with any row."""
+    try:
+        return any(table.rows for table in Store.open(path, verify="header").tables.values())
+    except StoreNotFoundError:
+        return False
 
 
 def sample_of(extractor: Extractor, dataset: Dataset) -> dict[str, list[Any]]:
@@ -133,16 +148,3 @@ def _rows(extractor: Extractor, table: str, parts: tuple[list[Any], ...]) -> np.
     rows = extractor.begin(table, *parts).numpy().astype(np.float64)
     extractor.calls = calls  # measurements are not counted
     return rows
-
-
-def _seconds(extractor: Extractor, sample: Mapping[str, Sequence[Any]]) -> float:
-    """Return the minimum seconds of several passes over the sample."""
-    found = []
-    for _ in range(_TIMED + 1):
-        began = time.perf_counter()
-        for table, parts in _requests(extractor, sample):
-            _rows(extractor, table, parts)
-        found.append(time.perf_counter() - began)
-        if sum(found) > 3 and len(found) > 2:
-            break
-    return min(found[1:])

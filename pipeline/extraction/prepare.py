@@ -1,4 +1,4 @@
-"""Preparation of items in worker threads: read, decode, resize and tokenize."""
+"""Preparation of items: read, decode and resize images (in worker processes), tokenize texts (in the caller)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image as Pillow
+
 from pipeline.extraction.extractors.base import Extractor
-from pipeline.extraction.images import ItemError, decode, read
+from pipeline.extraction.images import MAX_PIXELS, DecodeError, ItemError, decode, read
 from pipeline.extraction.meter import Meter
 from pipeline.extraction.work import Item
 
@@ -23,18 +25,27 @@ class ItemFailure:
 
 
 def prepare(extractor: Extractor, items: Sequence[Item], root: Path | None, meter: Meter) -> list[Any]:
-    """Return for each item its prepared parts (image, text, or both) or an ItemFailure. Runs in worker threads."""
-    parts: list[list[Any] | ItemFailure] = [[] for _ in items]
-    for n, item in enumerate(items):
-        if item.turns:
-            assert root is not None
-            with meter.time("decode"):
-                parts[n] = _dialog(extractor, item, root)
-        elif item.file is not None:
-            assert root is not None
-            with meter.time("decode"):
-                parts[n] = _pixels(extractor, item, root)
+    """Return for each item its prepared parts (image, text, or both) or an ItemFailure."""
+    with meter.time("decode"):
+        pixels = prepare_pixels(extractor, items, root)
+    return add_texts(extractor, items, pixels, meter)
+
+
+def prepare_pixels(extractor: Extractor, items: Sequence[Item], root: Path | None) -> list[Any]:
+    """Return for each item its prepared image (a list for a dialog), an ItemFailure, or None for one without a file."""
+    return [
+        _dialog(extractor, item, root) if item.turns else None if item.file is None else _pixels(extractor, item, root)
+        for item in items
+    ]
+
+
+def add_texts(extractor: Extractor, items: Sequence[Item], pixels: Sequence[Any], meter: Meter) -> list[Any]:
+    """Return for each item the list of its parts: the image of ``pixels``, the caption and the text, as it has them."""
+    parts: list[Any] = [p if isinstance(p, ItemFailure) else [] if p is None else [p] for p in pixels]
     with meter.time("tokenise"):
+        for n, item in enumerate(items):
+            if item.turns and not isinstance(parts[n], ItemFailure):
+                parts[n] = _chat(extractor, item, parts[n])
         for texts in ([item.caption for item in items], [item.text for item in items]):
             have = [
                 n
@@ -43,32 +54,42 @@ def prepare(extractor: Extractor, items: Sequence[Item], root: Path | None, mete
             ]
             ready = _texts(extractor, [texts[n] for n in have], [items[n] for n in have])
             for n, found in zip(have, ready, strict=True):
-                parts[n] = found if isinstance(found, ItemFailure) else [*parts[n], found]  # type: ignore[misc]
+                parts[n] = found if isinstance(found, ItemFailure) else [*parts[n], found]
     return parts
 
 
-def _pixels(extractor: Extractor, item: Item, root: Path) -> list[Any] | ItemFailure:
-    assert item.file is not None
+def _pixels(extractor: Extractor, item: Item, root: Path | None) -> Any:
+    assert item.file is not None and root is not None
     try:
-        return [extractor.prepare(decode(read(root, item.file, item.image)))]
+        return extractor.prepare(bounded(extractor, decode(read(root, item.file, item.image))))
     except ItemError as error:
         return ItemFailure(item, error.stage, error.reason)
     except Exception as error:  # an image shape that the model's preprocessing does not support
         return ItemFailure(item, "decode", f"preprocessing failed: {one_line(error)}")
 
 
-def _dialog(extractor: Extractor, item: Item, root: Path) -> list[Any] | ItemFailure:
-    """Return [prepared images of all turns, prepared chat of all texts]."""
-    images: list[Any] = []
-    for turn in item.turns:
-        found = _pixels(extractor, turn, root)
-        if isinstance(found, ItemFailure):
-            return ItemFailure(item, found.stage, found.reason)
-        images += found
+def _dialog(extractor: Extractor, item: Item, root: Path | None) -> Any:
+    """Return the prepared images of all turns, or the first failure."""
+    images = [_pixels(extractor, turn, root) for turn in item.turns]
+    failed = next((found for found in images if isinstance(found, ItemFailure)), None)
+    return images if failed is None else ItemFailure(item, failed.stage, failed.reason)
+
+
+def _chat(extractor: Extractor, item: Item, images: list[Any]) -> Any:
+    """Return ``images`` with the prepared chat of all texts, or an ItemFailure."""
     try:
-        return [images, extractor.prepare_dialog([turn.text or "" for turn in item.turns])]
+        return [*images, extractor.prepare_dialog([turn.text or "" for turn in item.turns])]
     except Exception as error:
         return ItemFailure(item, "tokenise", one_line(error))
+
+
+def bounded(extractor: Extractor, image: Pillow.Image) -> Pillow.Image:
+    """Return ``image``. Raises DecodeError if its resize would need more pixels than any image may have (20,000 x 1)."""
+    needed = extractor.prepared_pixels(*image.size)
+    if needed > MAX_PIXELS:
+        size = f"{image.size[0]}x{image.size[1]}"
+        raise DecodeError(f"the image of {size} would be resized to {needed:,} pixels, limit {MAX_PIXELS:,}: crop it")
+    return image
 
 
 def _texts(extractor: Extractor, texts: Sequence[Any], items: Sequence[Item]) -> list[Any]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pipeline.extraction.plan import Plan
 
 DEFAULT_BATCH = 64
+_SMALL = 10_000_000  # parameters of a model that computes in one thread
 _FEW_ROWS = 1024  # smaller jobs are not worth a probe
 _SIZES = {"cpu": (8, 16, 32, 64, 128), "other": (32, 64, 128, 256, 512, 1024)}
 _ENOUGH = 0.97  # choose the smallest batch size with this fraction of the best rate
@@ -31,9 +32,20 @@ _PROBE_SECONDS = 4.0  # per table
 
 
 def default_workers(device: torch.device) -> int:
-    """Return the number of decoding threads: the CPUs that the model leaves free."""
+    """Return the number of decoding processes: the CPUs that the model leaves free, at least one and at most 16."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(16, cpus - torch.get_num_threads() if device.type == "cpu" else cpus))
+
+
+def use_threads(extractor: Extractor) -> None:
+    """On a CPU, compute a small model in one thread: sharing its operations costs more than it gains.
+
+    The other CPUs decode then. A larger model uses torch's own number (OMP_NUM_THREADS).
+    """
+    networks = [value for value in vars(extractor).values() if isinstance(value, torch.nn.Module)]
+    size = max((sum(p.numel() for p in network.parameters()) for network in networks), default=0)
+    if extractor.device.type == "cpu" and size < _SMALL:
+        torch.set_num_threads(1)
 
 
 def recorded_batch_size(execution: Sequence[Mapping[str, Any]], device: str) -> int | None:
@@ -43,6 +55,26 @@ def recorded_batch_size(execution: Sequence[Mapping[str, Any]], device: str) -> 
         if settings.get("device") == device and record.get("rows") and isinstance(settings.get("batch_size"), int):
             return int(settings["batch_size"])
     return None
+
+
+def autotune(
+    asked: int | Literal["auto"],
+    todo: Mapping[str, Sequence[Item]],
+    execution: Sequence[Mapping[str, Any]],
+    measure: Callable[[Mapping[str, Sequence[Item]]], tuple[str, dict[int, float]]],
+) -> dict[str, Any]:
+    """Return the session's batch size and device, and the rates if they were measured.
+
+    The only measured setting: ``asked``, or the size of the store's last session on this device, or the measured one.
+    ``measure``: return (device, rates) of ``todo``, no rates for an empty one.
+    """
+    device, rates = measure({})
+    size = asked if asked != "auto" else recorded_batch_size(execution, device)
+    if size is None:
+        device, rates = measure(todo)
+        size = best_size(rates) if rates else DEFAULT_BATCH
+    probed = {"batch_probe": {str(n): round(rate, 1) for n, rate in rates.items()}} if rates else {}
+    return {"batch_size": size, "device": device, **probed}
 
 
 def choose_batch_size(extractor: Extractor, todo: Mapping[str, Sequence[Item]], root: Path | None) -> dict[int, float]:
@@ -121,7 +153,7 @@ class Probe:
 
         rates = ", ".join(f"{name} {rate:,.1f} rows/s ({self.slowest[name]})" for name, rate in self.rates.items())
         return (
-            f"measured with batches of {self.batch_size} and {self.workers} decoding threads: {rates or 'nothing to do'}\n"
+            f"measured with batches of {self.batch_size} and {self.workers} decoding processes: {rates or 'nothing to do'}\n"
             f"time left at these rates: {clock(self.seconds(plan))}"
         )
 

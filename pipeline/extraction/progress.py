@@ -17,7 +17,13 @@ class Progress:
     """Base class, shows nothing. Call ``start`` once, ``update`` after each batch, and ``stop`` in any case."""
 
     def start(self, meter: Meter) -> None:
-        self.meter = meter
+        self.meter, self._told = meter, 0
+
+    def news(self) -> list[str]:
+        """Return the notes of the meter that were not returned before."""
+        found = self.meter.notes[self._told :]
+        self._told += len(found)
+        return found
 
     def update(self) -> None:
         """Show the current meter."""
@@ -68,12 +74,18 @@ class Lines(Progress):
 
     def _beat(self) -> None:
         while not self._over.wait(self.interval):
+            self._tell()
             print(f"extract: {line(self.meter)}", file=self.stream, flush=True)
+
+    def _tell(self) -> None:
+        for note in self.news():
+            print(f"extract: {note}", file=self.stream, flush=True)
 
     def stop(self) -> None:
         self._over.set()
         if self._thread is not None:
             self._thread.join()
+            self._tell()
 
 
 class Live(Progress):
@@ -96,6 +108,8 @@ class Live(Progress):
         self._bar.start()
 
     def update(self) -> None:
+        for note in self.news():
+            self._bar.console.print(f"extract: {note}")
         done = self.meter.done + self.meter.failed
         self._bar.update(self._task, completed=done, total=self.meter.total or None, line=line(self.meter))
 

@@ -50,6 +50,7 @@ class Report:
     busy: dict[str, float] = field(default_factory=dict)  # seconds by stage, divided by its threads
     catalogue: dict[str, bytes] = field(default_factory=dict, repr=False)  # image id -> content key, as read
     checked: dict[str, Any] = field(default_factory=dict)  # measurements of precision and tower format
+    notes: list[str] = field(default_factory=list)  # events of the job, such as a lost process
 
     @property
     def extracted(self) -> int:
@@ -92,6 +93,7 @@ class Report:
             "sessions_left_out": {split: {"sessions": n, "of": of} for split, (n, of) in self.left_out.items()},
             "workers": self.workers,
             "checked": self.checked,
+            "notes": self.notes,
             "tables": {name: asdict(table) | {"reason": self.reasons[name]} for name, table in self.tables.items()},
             "seconds": self.seconds,
             "rates": self.rates,
@@ -115,13 +117,11 @@ class Report:
             lines.append(f"time   {wall:.1f} s, {rate} ({stages}); slowest: {self.slowest}")
         else:
             lines.append("nothing was extracted: every row is there already, or is known to fail")
+        lines += [f"note   {note}" for note in self.notes]
         if "precision" in self.checked:
             lines.append(f"note   precision {self.checked['precision']}")
         if "form" in self.checked:
-            expected = ", ".join(f"{form} {s:,.0f} s" for form, s in self.checked.get("form_seconds", {}).items())
-            lines.append(
-                f"note   form {self.checked['form']}" + (f"; expected for all images: {expected}" if expected else "")
-            )
+            lines.append(f"note   form {self.checked['form']}")
         if self.cut:
             lines.append(f"note   {self.cut:,} texts were longer than the model reads, and lost their end")
         if self.failed:

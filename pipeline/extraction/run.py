@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
-from dataclasses import replace
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
@@ -19,22 +19,18 @@ from pipeline.core.digests import NAME as DIGESTS
 from pipeline.core.digests import DigestCache
 from pipeline.extraction.batches import ShardTask
 from pipeline.extraction.commits import Commits
+from pipeline.extraction.distributed import Cluster, Shard
 from pipeline.extraction.engine import TooManyFailures, process
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.interrupts import gentle_interrupt
 from pipeline.extraction.meter import Meter
 from pipeline.extraction.plan import Plan, plan_extraction
-from pipeline.extraction.prepare import ItemFailure
-from pipeline.extraction.probe import DEFAULT_BATCH, best_size, choose_batch_size, default_workers, recorded_batch_size
+from pipeline.extraction.probe import DEFAULT_BATCH, autotune, choose_batch_size, default_workers
 from pipeline.extraction.progress import Mode, Progress, make_progress
 from pipeline.extraction.report import Report, left_out, report_of
 from pipeline.extraction.runner import Outcome
 from pipeline.extraction.tolerance import recorded
 from pipeline.extraction.work import Item
-
-if TYPE_CHECKING:
-    from pipeline.extraction.distributed import Cluster
-    from pipeline.extraction.worker import Setting
 
 __all__ = ["ExtractionError", "Interrupted", "Report", "TooManyFailures", "extract"]
 
@@ -61,244 +57,240 @@ def extract(
     max_failures: int | None = None,
     retry_failed: bool = False,
     check: Callable[[Plan], Mapping[str, Any]] = lambda plan: {},
-    crew: Cluster | None = None,
+    cluster: Cluster | None = None,
 ) -> Report:
     """Compute every missing row of ``dataset`` for ``extractor`` and commit it to the store below ``stores``.
 
     ``batch_size``: items per batch (halved when memory runs out); "auto" keeps the size of the store's last session on
-    this device, or measures. ``shard_rows``: rows per commit. ``workers``: threads that read, decode and tokenize
-    (0: no extra thread; None: the CPUs that the model leaves free). ``max_failures``: raise TooManyFailures beyond this
-    number. ``check``: called before the first batch if there is work; its result is recorded with the session.
-    ``crew``: cluster workers that compute the shards instead of this process.
-    A failed item is recorded in the ledger with stage and reason, and the job continues.
+    this device, or measures. ``shard_rows``: rows per commit. ``workers``: processes that read and decode images (0:
+    none, and no other thread; None: one per CPU that the model leaves free). ``max_failures``: raise TooManyFailures
+    beyond this number. ``check``: called before the first batch if there is work; its result is recorded with the
+    session. ``cluster``: workers that compute the shards instead of this process. A failed item is recorded in the
+    ledger with stage and reason, and the job continues.
 
-    Raises ManifestError (nothing to read), Interrupted (Ctrl-C), ExtractionError (a table without a single row) and
-    the errors of the store.
+    Raises ManifestError (nothing to read), Interrupted (Ctrl-C), ExtractionError (a table without a single row),
+    DecodingError (worker processes are lost again and again) and the errors of the store.
     """
-    began = time.perf_counter()
-    workers = default_workers(extractor.device) if workers is None else workers
-    display, meter = make_progress(progress), Meter(workers=max(1, workers), now="reading the catalogue")
-    display.start(meter)
-    job = _Extraction(dataset, extractor, stores, meter, display)
-    try:
-        return job.run(began, batch_size, shard_rows, workers, max_failures, retry_failed, check, crew)
-    except KeyboardInterrupt as error:
-        rows = f"{job.kept:,} new rows are kept" if job.kept else "nothing was lost"
-        raise Interrupted(f"interrupted: {rows}; run the same command again to resume") from error
-    finally:
-        display.stop()
+    options = Options(batch_size, shard_rows, workers, max_failures, retry_failed)
+    job = _Job(dataset, extractor, stores, options, make_progress(progress), cluster)
+    with job.shown():
+        plan = None if job.path.exists() else job.plan(None)  # raises before a store is created
+        with job.store() as writer:
+            plan = plan or job.plan(writer)
+            size = job.check(plan, writer, check)
+            tasks = job.begin(plan, writer)
+            with (
+                gentle_interrupt() as stop_if_asked,
+                job.commits(writer, tasks) as commits,
+                closing(job.compute(tasks, size, writer, stop_if_asked)) as outcomes,  # ends the worker processes
+            ):
+                for outcome in outcomes:
+                    commits.put(outcome)
+        return job.report(plan)
 
 
-class _Extraction:
-    """State of one ``extract`` call."""
+@dataclass(frozen=True)
+class Options:
+    """Arguments of ``extract``."""
 
-    def __init__(self, dataset: Dataset, extractor: Extractor, stores: Path, meter: Meter, display: Progress):
-        self.dataset, self.extractor, self.stores = dataset, extractor, stores
+    batch_size: int | Literal["auto"]
+    shard_rows: int
+    workers: int | None
+    max_failures: int | None
+    retry_failed: bool
+
+
+class _Job:
+    """Steps of one ``extract`` call, in order, and what they share."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        extractor: Extractor,
+        stores: Path,
+        options: Options,
+        display: Progress,
+        cluster: Cluster | None,
+    ):
+        self.dataset, self.extractor, self.stores, self.options = dataset, extractor, stores, options
+        self.workers = default_workers(extractor.device) if options.workers is None else options.workers
+        self.meter, self.display, self.cluster = Meter(now="reading the catalogue"), display, cluster
         self.root = dataset.images_root.resolve() if dataset.images_root else None
-        self.meter, self.display = meter, display
+        self.fields = extractor.semantic()
+        self.path = store_path(stores, dataset.name, extractor.name, self.fields)
+        self.setting = None
+        if cluster is not None:
+            self.setting = cluster.setting(self.fields, self.path, self.root, options.workers)
+        self.began, self.cut = time.perf_counter(), extractor.cut
         self.kept = 0  # rows committed so far
         self.changed: set[str] = set()  # files that could not be read as planned
 
-    def run(
-        self,
-        began: float,
-        batch_size: int | Literal["auto"],
-        shard_rows: int,
-        workers: int,
-        max_failures: int | None,
-        retry_failed: bool,
-        check: Callable[[Plan], Mapping[str, Any]],
-        crew: Cluster | None,
-    ) -> Report:
-        dataset, extractor, meter = self.dataset, self.extractor, self.meter
-        fields = extractor.semantic()
-        path = store_path(self.stores, dataset.name, extractor.name, fields)
-        setting = crew.setting(fields, path, self.root, workers) if crew is not None else None
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Show the progress; report Ctrl-C as Interrupted; let the next run hash the files that have changed."""
+        self.display.start(self.meter)
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            rows = f"{self.kept:,} new rows are kept" if self.kept else "nothing was lost"
+            raise Interrupted(f"interrupted: {rows}; run the same command again to resume") from error
+        finally:
+            self.display.stop()
+            if self.changed and self.root is not None:
+                digests = DigestCache(self.path.parent / DIGESTS, self.root)
+                digests.forget(self.changed)
+                digests.save()
+
+    def plan(self, writer: StoreWriter | None) -> Plan:
+        with self.meter.time("hash"):
+            return plan_extraction(
+                self.dataset,
+                self.extractor,
+                writer,
+                stores=self.stores,
+                workers=self.workers,
+                retry_failed=self.options.retry_failed,
+                remember=True,
+            )
+
+    def store(self) -> StoreWriter:
         execution = {
-            "batch_size": batch_size,
-            "shard_rows": shard_rows,
-            "workers": workers,
-            "device": describe(extractor.device),
+            "batch_size": self.options.batch_size,
+            "shard_rows": self.options.shard_rows,
+            "workers": self.workers,
+            "device": describe(self.extractor.device),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         }
-        execution |= recorded(extractor, dataset)
+        execution |= recorded(self.extractor, self.dataset)
+        return StoreWriter(
+            self.path,
+            dataset=self.dataset.name,
+            extractor=self.extractor.name,
+            fields=self.fields,
+            execution=execution,
+        )
 
-        def plan_with(writer: StoreWriter | None) -> Plan:
-            with meter.time("hash"):
-                return plan_extraction(
-                    dataset,
-                    extractor,
-                    writer,
-                    stores=self.stores,
-                    workers=workers,
-                    retry_failed=retry_failed,
-                    remember=True,
-                )
-
-        plan, cut = None if path.exists() else plan_with(None), extractor.cut  # raises before a store is created
-        with StoreWriter(
-            path, dataset=dataset.name, extractor=extractor.name, fields=fields, execution=execution
-        ) as writer:
-            plan = plan or plan_with(writer)
-            report = report_of(path, plan)
-            report.catalogue = plan.catalogue
-            meter.total, meter.unusable = plan.todo, sum(len(t.unusable) for t in plan.tables.values())
-            if plan.todo:
-                size = self._batch_size(batch_size, plan, writer, crew, setting)
-                report.checked = dict(check(plan))
-                writer.note(report.checked)
-            writer.bind(plan.catalogue)
-            _settle_failures(writer, plan)
-            if max_failures is not None and meter.unusable > max_failures:
-                raise TooManyFailures(meter.unusable, max_failures, "cannot be read")
-            tasks = [task for table in plan.tables.values() for task in table.tasks(shard_rows)]
-            meter.restart()
-            try:
-                if tasks and crew is not None and setting is not None:
-                    self._by_crew(crew, replace(setting, batch_size=size), writer, report, tasks, max_failures)
-                    cut -= crew.cut
-                elif tasks:
-                    self._work(writer, report, tasks, size, workers, max_failures)
-            finally:
-                self._read_again(path)
-            worked = time.perf_counter() - meter.started
-            report.left_out = left_out(dataset, writer.failures()) if report.failed else {}
-        report.cut = extractor.cut - cut
-        report.bytes = Store.open(path).nbytes
-        report.busy = {
-            stage: seconds / meter.hands(stage) for stage, seconds in meter.seconds.items() if stage != "hash"
-        }
-        report.seconds = {**meter.seconds, "work": worked, "wall": time.perf_counter() - began}
-        _refuse_empty(report, plan)
-        return report
-
-    def _batch_size(
-        self,
-        asked: int | Literal["auto"],
-        plan: Plan,
-        writer: StoreWriter,
-        crew: Cluster | None,
-        setting: Setting | None,
-    ) -> int:
-        """Return the batch size; record it with the device and the measured rates."""
+    def check(self, plan: Plan, writer: StoreWriter, check: Callable[[Plan], Mapping[str, Any]]) -> int:
+        """Return the batch size; record it and the result of ``check``. Nothing is done without work."""
+        self.result = report_of(self.path, plan)
+        if not plan.todo:
+            return DEFAULT_BATCH
         self.meter.now = "preparing the model"
         todo = {name: table.todo for name, table in plan.tables.items()}
-        device, rates = describe(self.extractor.device), {}
-        if crew is not None and setting is not None:
-            device, _ = crew.batch_sizes(setting, {})
-        size = asked if asked != "auto" else recorded_batch_size(writer.manifest.execution, device)
-        if size is None:
-            self.meter.now = "measuring the batch size"
-            if crew is not None and setting is not None:
-                _, rates = crew.batch_sizes(setting, todo)
-            else:
-                rates = choose_batch_size(self.extractor, todo, self.root)
-            size = best_size(rates) if rates else DEFAULT_BATCH
-        probed = {"batch_probe": {str(n): round(rate, 1) for n, rate in rates.items()}} if rates else {}
-        writer.note({"batch_size": size, "device": device, **probed})
-        return size
+        found = autotune(self.options.batch_size, todo, writer.manifest.execution, self._measured)
+        self.result.checked = dict(check(plan))
+        writer.note({**found, **self.result.checked})
+        return int(found["batch_size"])
 
-    def _read_again(self, path: Path) -> None:
-        """Drop the cached digests of files whose bytes had changed, so that the next run hashes them again."""
-        if self.changed and self.root is not None:
-            digests = DigestCache(path.parent / DIGESTS, self.root)
-            digests.forget(self.changed)
-            digests.save()
+    def _measured(self, todo: Mapping[str, Sequence[Item]]) -> tuple[str, dict[int, float]]:
+        """Return (device, rows per second by batch size), measured by one worker or here."""
+        if self.cluster is not None and self.setting is not None:
+            return self.cluster.batch_sizes(self.setting, todo)
+        return describe(self.extractor.device), choose_batch_size(self.extractor, todo, self.root) if todo else {}
 
-    def _work(
-        self,
-        writer: StoreWriter,
-        report: Report,
-        tasks: list[ShardTask],
-        batch_size: int,
-        workers: int,
-        max_failures: int | None,
-    ) -> None:
-        """Run the tasks in this process and commit the shards in a separate thread."""
+    def begin(self, plan: Plan, writer: StoreWriter) -> list[ShardTask]:
+        """Record the catalog and the items without content; return the shards to compute."""
+        meter, limit = self.meter, self.options.max_failures
+        meter.total, meter.unusable = plan.todo, sum(len(t.unusable) for t in plan.tables.values())
+        writer.bind(plan.catalogue)
+        _settle_failures(writer, plan)
+        if limit is not None and meter.unusable > limit:
+            raise TooManyFailures(meter.unusable, limit, "cannot be read")
+        meter.restart()
+        return [task for table in plan.tables.values() for task in table.tasks(self.options.shard_rows)]
 
-        def commit(outcome: Outcome) -> None:
-            with self.meter.time("write"):
-                if len(outcome):
-                    keys, features = outcome.rows()
-                    writer.commit(outcome.table, keys, features, outcome.seconds)
-                self._count(writer, report, outcome.table, len(outcome), outcome.failures, outcome.long)
+    def compute(
+        self, tasks: list[ShardTask], size: int, writer: StoreWriter, stop_if_asked: Callable[[], None]
+    ) -> Generator[Outcome | Shard, None, None]:
+        """Yield the outcome of every task, in order: from the cluster's workers, or computed in this process."""
+        limit = self.options.max_failures
 
-        with gentle_interrupt() as stop_if_asked, Commits(commit, threaded=workers > 0) as commits:
+        def after_batch() -> None:
+            self.display.update()
+            stop_if_asked()
 
-            def after_batch() -> None:
-                self.display.update()
-                stop_if_asked()
+        def look() -> None:
+            stop_if_asked()
+            failed = self.meter.failed + self.meter.unusable
+            if limit is not None and failed > limit:
+                raise TooManyFailures(failed, limit)
 
-            outcomes = process(
+        if not tasks:
+            return
+        if self.cluster is not None and self.setting is not None:
+            self.meter.now, self.meter.machines = f"{self.cluster.size} workers", max(1, self.cluster.size)
+            yield from self.cluster.shards(replace(self.setting, batch_size=size), tasks, writer.next_number, look)
+        else:
+            yield from process(
                 self.extractor,
                 tasks,
                 root=self.root,
-                batch_size=batch_size,
-                workers=workers,
+                batch_size=size,
+                workers=self.workers,
                 meter=self.meter,
-                max_failures=max_failures,
+                max_failures=limit,
                 on_batch=after_batch,
             )
-            with closing(outcomes):  # stops the worker threads if a commit fails
-                for outcome in outcomes:
-                    commits.put(outcome)
-        self.display.update()
 
-    def _by_crew(
-        self,
-        crew: Cluster,
-        setting: Setting,
-        writer: StoreWriter,
-        report: Report,
-        tasks: list[ShardTask],
-        max_failures: int | None,
-    ) -> None:
-        """Run the tasks on the workers of a cluster; commit their shards here, in order."""
-        meter = self.meter
-        meter.now, meter.machines = f"{crew.size} workers", max(1, crew.size)
+    def commits(self, writer: StoreWriter, tasks: list[ShardTask]) -> Commits[Outcome | Shard]:
+        """Return the queue that commits outcomes; in a thread of its own if the rows are computed here."""
 
-        with gentle_interrupt() as stop_if_asked:
-
-            def look() -> None:
-                stop_if_asked()
-                if max_failures is not None and meter.failed + meter.unusable > max_failures:
-                    raise TooManyFailures(meter.failed + meter.unusable, max_failures)
-
-            for shard in crew.shards(setting, tasks, writer.next_number, look):
-                table = tasks[shard.task].table
-                for stage, seconds in shard.seconds.items():
-                    meter.add(stage, seconds if stage != "write" else 0.0)  # workers write in parallel
-                with meter.time("write"):
-                    if shard.receipt is not None:
-                        writer.adopt(shard.receipt)
-                    self._count(writer, report, table, shard.rows, shard.failures, shard.long)
-                report.workers[shard.process] = report.workers.get(shard.process, 0) + 1
-                meter.done, meter.failed = meter.done + shard.rows, meter.failed + len(shard.failures)
-                meter.machines = max(1, crew.size)
+        def commit(outcome: Outcome | Shard) -> None:
+            table = tasks[outcome.task].table
+            if isinstance(outcome, Shard):
+                self._count_worker(outcome)
                 self.display.update()
+            with self.meter.time("write"):
+                if isinstance(outcome, Outcome) and len(outcome):
+                    keys, features = outcome.rows()
+                    writer.commit(table, keys, features, outcome.seconds)
+                elif isinstance(outcome, Shard) and outcome.receipt is not None:
+                    writer.adopt(outcome.receipt)
+                self._count(writer, table, outcome)
 
-    def _count(
-        self,
-        writer: StoreWriter,
-        report: Report,
-        table: str,
-        rows: int,
-        failures: Sequence[ItemFailure],
-        long: Sequence[Item],
-    ) -> None:
+        return Commits(commit, threaded=self.workers > 0 and self.cluster is None)
+
+    def report(self, plan: Plan) -> Report:
+        """Return the report. Raises ExtractionError for a table without rows."""
+        report, meter, store = self.result, self.meter, Store.open(self.path)
+        worked = time.perf_counter() - meter.started
+        self.display.update()
+        report.catalogue, report.notes = plan.catalogue, meter.notes
+        report.left_out = left_out(self.dataset, store.failures()) if report.failed else {}
+        report.cut = self.extractor.cut - self.cut + (self.cluster.cut if self.cluster is not None else 0)
+        report.bytes = store.nbytes
+        report.busy = {
+            stage: seconds / meter.hands(stage) for stage, seconds in meter.seconds.items() if stage != "hash"
+        }
+        report.seconds = {**meter.seconds, "work": worked, "wall": time.perf_counter() - self.began}
+        _refuse_empty(report, plan)
+        return report
+
+    def _count_worker(self, shard: Shard) -> None:
+        """Add the counters of a shard that a cluster's worker has made."""
+        meter, report = self.meter, self.result
+        for stage, seconds in shard.seconds.items():
+            meter.add(stage, seconds if stage != "write" else 0.0)  # workers write in parallel
+        for note in shard.notes:
+            meter.note(note)
+        report.workers[shard.process] = report.workers.get(shard.process, 0) + 1
+        meter.done, meter.failed = meter.done + len(shard), meter.failed + len(shard.failures)
+        meter.machines = max(1, self.cluster.size if self.cluster is not None else 1)
+
+    def _count(self, writer: StoreWriter, table: str, outcome: Outcome | Shard) -> None:
         """Record the failures and truncated texts of a committed task in the ledger, and update the report."""
-        report.tables[table].extracted += rows
-        self.kept += rows
+        self.result.tables[table].extracted += len(outcome)
+        self.kept += len(outcome)
         cut = "longer than the model reads: truncated to the maximum length"  # noted in the ledger; the row exists
-        found = [(name, "tokenise", cut, item.key) for item in long for name in item.names]
-        found += [(name, f.stage, f.reason, f.item.key) for f in failures for name in f.item.names]
+        found = [(name, "tokenise", cut, item.key) for item in outcome.long for name in item.names]
+        found += [(name, f.stage, f.reason, f.item.key) for f in outcome.failures for name in f.item.names]
         if found:
             writer.fail_many(table, found)
-        for failure in failures:
-            report.tables[table].failed += 1
-            report.new_failures += 1
-            report.count_failure(table, failure.stage, failure.reason)
+        for failure in outcome.failures:
+            self.result.tables[table].failed += 1
+            self.result.new_failures += 1
+            self.result.count_failure(table, failure.stage, failure.reason)
             if failure.stage == "read" and failure.item.file:
                 self.changed.add(failure.item.file)
 

@@ -4,7 +4,6 @@ not part of a store's fingerprint; the measured difference to the default format
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +17,6 @@ from pipeline.extraction.prepare import one_line
 from pipeline.extraction.tolerance import tolerance
 
 FORMS = ("plain", "channels-last", "compiled")
-_TIMED = 3  # batches
 
 
 class FormError(FashionNTMError):
@@ -56,31 +54,6 @@ def held_form(extractor: Extractor, images: Sequence[Any], form: str, batch_size
         return {}
     _tower(extractor, form)
     return _held(extractor, _batch(extractor, images, batch_size), form)[0]
-
-
-def fastest_form(extractor: Extractor, images: Sequence[Any], count: int, batch_size: int = 32) -> dict[str, Any]:
-    """Call ``held_form`` with the format that is fastest for ``count`` images, including compilation.
-
-    Field "form_seconds": time of each format that runs on this machine. {} for an extractor with a single format.
-    """
-    if extractor.image_tower() is None:
-        return {}
-    batch = _batch(extractor, images, batch_size)
-    _rows(extractor, batch)
-    records: dict[str, dict[str, Any]] = {"plain": {"form": "plain"}}
-    seconds = {"plain": _seconds(extractor, batch) * count / len(batch)}
-    for form in FORMS[1:]:
-        began = time.perf_counter()
-        try:
-            records[form], undo = _held(extractor, batch, form)
-        except FormError:
-            continue
-        ready = time.perf_counter() - began
-        seconds[form] = ready + _seconds(extractor, batch) * count / len(batch)
-        undo()
-    best = min(seconds, key=lambda form: seconds[form])
-    take_form(extractor, best)
-    return records[best] | {"form_seconds": {form: round(s, 1) for form, s in seconds.items()}}
 
 
 def _held(extractor: Extractor, batch: Any, form: str) -> tuple[dict[str, Any], Callable[[], None]]:
@@ -124,13 +97,3 @@ def _rows(extractor: Extractor, batch: Any) -> np.ndarray:
     rows = extractor.begin("image", batch).numpy().astype(np.float64)
     extractor.calls = calls  # trials are not counted
     return rows
-
-
-def _seconds(extractor: Extractor, batch: Any) -> float:
-    """Return the minimum seconds per batch of several runs."""
-    found = []
-    for _ in range(_TIMED):
-        began = time.perf_counter()
-        _rows(extractor, batch)
-        found.append(time.perf_counter() - began)
-    return min(found)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import secrets
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from manifests.schema import RunSpec
 from pipeline.core.device import describe, resolve_device
 from pipeline.core.malloc import keep_freed_memory
 from pipeline.extraction.batches import ShardTask
+from pipeline.extraction.decoding import Decoder
 from pipeline.extraction.engine import process
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.gpus import WorkerError, claim_gpu
@@ -34,6 +37,7 @@ from pipeline.extraction.work import Item
 PROCESS = secrets.token_hex(8)  # name of this process in its results
 _AT_ONCE = 2  # concurrent shards: one in the model, the other being prepared or written
 _slots, _model_gate, _loading = threading.BoundedSemaphore(_AT_ONCE), threading.Lock(), threading.Lock()
+_decoders: dict[Extractor, list[Decoder]] = {}  # idle ones, with their processes
 _models: dict[str, Extractor] = {}
 _formed: set[Extractor] = set()  # extractors whose image tower already runs in the requested format
 _TRIED = 12  # images on which a format is compared with the default
@@ -73,15 +77,17 @@ def _make_shard(setting: Setting, table: str, number: int, items: list[Item]) ->
     meter, root = Meter(), Path(setting.root) if setting.root else None
     if table == "image":
         _take_form(setting.form, extractor, items, root)
-    (outcome,) = process(
-        extractor,
-        [ShardTask(table, items)],
-        root=root,
-        batch_size=setting.batch_size,
-        workers=workers,
-        meter=meter,
-        gate=_model_gate,
-    )
+    with _decoder(extractor, root, workers) as decoder:
+        (outcome,) = process(
+            extractor,
+            [ShardTask(table, items)],
+            root=root,
+            batch_size=setting.batch_size,
+            workers=workers,
+            meter=meter,
+            gate=_model_gate,
+            decoder=decoder,
+        )
     receipt = None
     if len(outcome):
         keys, rows = outcome.rows()
@@ -98,7 +104,24 @@ def _make_shard(setting: Setting, table: str, number: int, items: list[Item]) ->
         "calls": extractor.calls,
         "cut": extractor.cut,
         "loads": len(_models),
+        "notes": meter.notes,
     }
+
+
+@contextmanager
+def _decoder(extractor: Extractor, root: Path | None, workers: int) -> Iterator[Decoder]:
+    """Yield an idle decoder of the model, or a new one; it is kept for the next shard unless there is an error."""
+    idle = _decoders.setdefault(extractor, [])
+    decoder = idle.pop() if idle else Decoder(extractor, root, workers)
+    if (decoder.root, decoder.workers) != (root, workers):  # another job
+        decoder.close()
+        decoder = Decoder(extractor, root, workers)
+    try:
+        yield decoder
+    except BaseException:
+        decoder.close()
+        raise
+    idle.append(decoder)
 
 
 def _take_form(form: str, extractor: Extractor, items: list[Item], root: Path | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -81,36 +81,58 @@ def extract_spec(
 ) -> StageOne:
     """Compute the missing rows of ``spec``; existing rows are kept. ``options``: of ``extraction.run.extract``.
 
-    ``precision``: fp32, bf16, fp16 or auto (measured), overrides the spec's ``extractor.dtype``. ``scheduler``,
+    ``precision``: see ``extraction.precision.extractor_in``; overrides the spec's ``extractor.dtype``. ``scheduler``,
     ``local_cluster``: compute the shards on a Dask cluster, or on this number of local processes. ``form``: format of
-    the image tower, see ``extraction.tower_format``; "auto" chooses by measurement, except on a cluster.
+    the image tower, see ``extraction.tower_format``.
     """
+    from pipeline.extraction.distributed import cluster_for
     from pipeline.extraction.fitting.job import fitted_spec
-    from pipeline.extraction.precision import checked_agreement
+    from pipeline.extraction.precision import extractor_in
+    from pipeline.extraction.probe import use_threads
     from pipeline.extraction.run import extract
 
-    request = composer_request(spec)
-    chosen, why = _in_precision(fitted_spec(spec, dataset, workspace), dataset, workspace, device, precision)
     clustered = scheduler is not None or local_cluster > 0
     # a coordinator needs only the model's identity: the workers have the devices
-    extractor = _load(chosen, "cpu" if clustered else device, dataset)
+    chosen, extractor, why = extractor_in(
+        fitted_spec(spec, dataset, workspace), dataset, workspace, "cpu" if clustered else device, precision
+    )
+    use_threads(extractor)
 
     def check(plan: Any) -> dict[str, Any]:
-        agreement = checked_agreement(chosen, extractor, dataset) | ({"precision": why} if why else {})
-        # on a cluster each worker checks its format against the plain one
-        taken = ({} if form == "plain" else {"form": form}) if clustered else _in_form(extractor, dataset, form, plan)
-        return agreement | taken
+        return _checked(chosen, extractor, dataset, plan, form, why, clustered)
 
-    with _crew(chosen, device, scheduler, local_cluster, form) as crew:
-        report = extract(dataset, extractor, workspace.stores, crew=crew, check=check, **options)
-    old = workspace.note(spec)
-    keys = report.catalogue
+    with cluster_for(chosen, device, scheduler, local_cluster, form) if clustered else nullcontext() as cluster:
+        report = extract(dataset, extractor, workspace.stores, cluster=cluster, check=check, **options)
+    _record(spec, dataset, workspace, extractor, report)
+    return _composed(spec, dataset, workspace, extractor, report)
+
+
+def _checked(
+    spec: RunSpec, extractor: Any, dataset: Dataset, plan: Any, form: str, why: str, clustered: bool
+) -> dict[str, Any]:
+    """Check precision and format against float32 and the plain format; return the session's record.
+
+    On a cluster each worker checks its format itself.
+    """
+    from pipeline.extraction.precision import checked_agreement, sample_of
+    from pipeline.extraction.tower_format import held_form
+
+    record = checked_agreement(spec, extractor, dataset) | ({"precision": why} if why else {})
+    if form == "plain" or clustered or "image" not in plan.tables:
+        return record | ({"form": form} if form != "plain" else {})
+    return record | held_form(extractor, sample_of(extractor, dataset)["images"], form)
+
+
+def _record(spec: RunSpec, dataset: Dataset, workspace: Workspace, extractor: Any, report: Any) -> None:
+    """Write the extraction record: the store, the content keys of the images, and the sources of the dataset."""
+    old, keys = workspace.note(spec), report.catalogue
     if (
         old is not None and not dataset.images.keys() <= keys.keys()
     ):  # an image that is unreadable now keeps its recorded content
         with suppress(StaleError):
             before = load_binding(workspace.bindings, old.binding)
             keys = {i: k for i, k in before.items() if i in dataset.images} | keys
+    gallery = "imported" if spec.extractor.name == "imported" else extractor.reads.replace("pixels", "image")
     note = FeatureRecord(
         spec=spec.name,
         request=extraction_request(spec),
@@ -121,19 +143,20 @@ def extract_spec(
         contaminated_on=tuple(extractor.card.contaminated_on),
         given=_given(spec),
         card={"licence": extractor.card.licence, "source": extractor.card.source},
-        gallery="imported"
-        if spec.extractor.name == "imported"
-        else "caption"
-        if extractor.reads == "caption"
-        else "image",
+        gallery=gallery,
     )
     if old is not None and old.backbone == note.backbone:
         note = replace(note, composer=old.composer, store=old.store)
     workspace.write_note(spec, note)
+
+
+def _composed(spec: RunSpec, dataset: Dataset, workspace: Workspace, extractor: Any, report: Any) -> StageOne:
+    """Compose the queries, if a composer is ready; a joint model has computed them itself."""
     following = "train" if dataset.split("train") else "serve"
-    if "query" in extractor.tables:  # a joint model computes query features itself
+    if "query" in extractor.tables:
         workspace.write_composed(spec, dataset, report.path)
         return StageOne(report, None, spec.command(following))
+    request = composer_request(spec)
     assert request is not None
     composer = ready_composer(request, spec, dataset, workspace.backbone(spec, dataset))
     if composer is None:
@@ -146,63 +169,6 @@ def _given(spec: RunSpec) -> str:
     words = shlex.split(spec.asked)
     path = Path(words[0]) if words else Path()
     return str(path.resolve()) if path.is_file() else spec.name
-
-
-def _in_precision(
-    spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str, precision: str | None
-) -> tuple[RunSpec, str]:
-    """Return (the spec with its precision resolved, the reason if it was measured)."""
-    from pipeline.extraction.precision import choose_precision, with_precision
-
-    if precision is None:
-        return spec, ""
-    if precision == "auto":
-        return choose_precision(spec, dataset, workspace, device)
-    return with_precision(spec, precision), ""
-
-
-def _in_form(extractor: Any, dataset: Dataset, form: str, plan: Any) -> dict[str, Any]:
-    """Convert the extractor's image tower to ``form`` in place, and return the fields to record."""
-    from pipeline.extraction.precision import sample_of
-    from pipeline.extraction.tower_format import fastest_form, held_form
-
-    todo = len(plan.tables["image"].todo) if "image" in plan.tables else 0
-    if form == "plain" or (form == "auto" and not todo):
-        return {}
-    images = sample_of(extractor, dataset)["images"]
-    return fastest_form(extractor, images, todo) if form == "auto" else held_form(extractor, images, form)
-
-
-def _load(spec: RunSpec, device: str, dataset: Dataset) -> Any:
-    from pipeline.extraction.extractors import load_extractor
-
-    extractor = load_extractor(spec, device)
-    _choose_threads(extractor, dataset)
-    return extractor
-
-
-def _crew(spec: RunSpec, device: str, scheduler: str | None, local: int, form: str) -> AbstractContextManager[Any]:
-    if scheduler is None and not local:
-        return nullcontext()
-    try:
-        from pipeline.extraction.distributed import crew_for
-    except ImportError as error:
-        raise IncompleteError(
-            f"extraction on a cluster needs Dask's distributed ({error}): pip install 'dask[distributed]'"
-        ) from error
-    return crew_for(spec, device, scheduler, local, form)
-
-
-def _choose_threads(extractor: Any, dataset: Dataset) -> None:
-    """On a CPU, set torch to the thread count that encodes a few texts fastest (one on a busy machine)."""
-    from pipeline.core.threads import choose_threads
-
-    texts = list(dict.fromkeys(text for _, text in dataset.queries()))[:16]
-    if extractor.device.type != "cpu" or "text" not in extractor.tables or not texts:
-        return
-    calls = extractor.calls
-    choose_threads(lambda: extractor.encode_texts(texts), repeats=3)
-    extractor.calls = calls  # calls of the measurement do not count
 
 
 def plan_spec(
@@ -218,18 +184,19 @@ def plan_spec(
     """Return the ``Plan`` of an extraction: steps and reasons. Write nothing; run the model only to ``probe`` it."""
     from pipeline.extraction.fitting.job import fitted_spec
     from pipeline.extraction.plan import open_store, plan_extraction
-    from pipeline.extraction.probe import best_size, choose_batch_size, default_workers, measure
+    from pipeline.extraction.precision import extractor_in
+    from pipeline.extraction.probe import best_size, choose_batch_size, default_workers, measure, use_threads
 
-    chosen, _ = _in_precision(fitted_spec(spec, dataset, workspace), dataset, workspace, device, precision)
-    extractor = _load(chosen, device, dataset)
+    _, extractor, _ = extractor_in(fitted_spec(spec, dataset, workspace), dataset, workspace, device, precision)
+    use_threads(extractor)
     store = open_store(workspace.stores, dataset, extractor)
-    plan = plan_extraction(dataset, extractor, store, stores=workspace.stores)
+    workers = default_workers(extractor.device) if workers is None else workers
+    plan = replace(plan_extraction(dataset, extractor, store, stores=workspace.stores), decoders=max(1, workers))
     if not probe:
         return plan
     if batch_size == "auto":
         rates = choose_batch_size(extractor, {n: t.todo for n, t in plan.tables.items()}, dataset.images_root)
         batch_size = best_size(rates) if rates else 64
-    workers = default_workers(extractor.device) if workers is None else workers
     return replace(plan, probe=measure(extractor, plan, dataset.images_root, workers, batch_size))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cached_property
 from typing import Any
 
 from manifests.leaks import SUBSETS
@@ -81,33 +81,7 @@ def train_group(
 
     Returns one ``Trained`` per run, or the error of a run that diverged.
     """
-
-    trackers = Trackers(options.log, experiment.workspace.out)
-
-    @cache
-    def random() -> str:
-        held = experiment.parts[1]
-        return "" if held is None else f" (chance {chance_recall(held):.1f})"
-
-    def epoch(request: TrainRequest, metrics: dict[str, Any]) -> None:
-        if "loss" in metrics:
-            found = metrics.get("validation", {}).get("mean")
-            shown = "" if found is None else f", validation mean of R@5 and R@8 {found:.1f}{random()}"
-            line = f"{request.name} seed {request.seed} epoch {metrics['epoch']}: loss {metrics['loss']:.4f}{shown}"
-            experiment.log(line)
-        if options.log:
-            identity = request.identity
-            name = f"{request.dataset} {request.name} seed {request.seed} {identity.id}"
-            trackers.log(Followed(id=identity.id, name=name, config=identity.fields), metrics)
-
-    def chosen(choice: BackendChoice) -> None:
-        if choice.fallback:
-            experiment.log(f"{runs[0].model}: {choice.fallback}")
-
-    def resumed(request: TrainRequest, after: int) -> None:
-        epochs = request.training.epochs
-        experiment.log(f"{request.name} seed {request.seed}: goes on after epoch {after} of {epochs}")
-
+    messages = _Messages(experiment, runs[0].model, options)
     try:
         done = train_runs(
             [experiment.request(run) for run in runs],
@@ -116,16 +90,48 @@ def train_group(
             threads=options.threads,
             again=options.force,
             diagnostics=options.diagnostics,
-            progress=epoch,
-            chosen=chosen,
-            resumed=resumed,
+            progress=messages.epoch,
+            chosen=messages.chosen,
+            resumed=messages.resumed,
         )
     finally:
-        trackers.close()
+        messages.trackers.close()
     for outcome in done:
         if isinstance(outcome, Trained) and not (outcome.reused and (outcome.folder.path / CARD).is_file()):
             card(experiment, outcome.folder)
     return done
+
+
+class _Messages:
+    """Log lines of runs in training, and their metrics for the trackers of ``options.log``."""
+
+    def __init__(self, experiment: Experiment, model: str, options: TrainOptions):
+        self.experiment, self.model = experiment, model
+        self.trackers, self.tracked = Trackers(options.log, experiment.workspace.out), bool(options.log)
+
+    @cached_property
+    def chance(self) -> str:
+        held = self.experiment.parts[1]
+        return "" if held is None else f" (chance {chance_recall(held):.1f})"
+
+    def epoch(self, request: TrainRequest, metrics: dict[str, Any]) -> None:
+        if "loss" in metrics:
+            found = metrics.get("validation", {}).get("mean")
+            shown = "" if found is None else f", validation mean of R@5 and R@8 {found:.1f}{self.chance}"
+            line = f"{request.name} seed {request.seed} epoch {metrics['epoch']}: loss {metrics['loss']:.4f}{shown}"
+            self.experiment.log(line)
+        if self.tracked:
+            identity = request.identity
+            name = f"{request.dataset} {request.name} seed {request.seed} {identity.id}"
+            self.trackers.log(Followed(id=identity.id, name=name, config=identity.fields), metrics)
+
+    def chosen(self, choice: BackendChoice) -> None:
+        if choice.fallback:
+            self.experiment.log(f"{self.model}: {choice.fallback}")
+
+    def resumed(self, request: TrainRequest, after: int) -> None:
+        epochs = request.training.epochs
+        self.experiment.log(f"{request.name} seed {request.seed}: goes on after epoch {after} of {epochs}")
 
 
 def card(experiment: Experiment, folder: RunFolder) -> None:

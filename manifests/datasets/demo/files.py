@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
+import sys
 import tempfile
+from collections import deque
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from manifests.datasets.demo.catalogue import Item
@@ -16,6 +20,7 @@ from manifests.identity import digest
 
 RENDERER = 1  # version of the code that determines the images; part of the stamp
 QUALITY = 90
+IMAGES_A_PROCESS = 100  # fewer are rendered sooner than a process starts
 STAMP = "demo.json"
 IMAGES = "images"
 
@@ -56,15 +61,32 @@ def write_images(items: tuple[Item, ...], folder: Path, seed: int, size: int) ->
     made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         (made / IMAGES).mkdir()
-        for item in items:
-            picture = render(item.category, item.garment, size, random.Random(f"demo image {seed} {item.id}"))
-            picture.save(made / file_of(item), quality=QUALITY)
+        _render_all([(item, made / file_of(item), seed, size) for item in items])
         (made / STAMP).write_text(json.dumps(stamp, indent=2) + "\n")
         made.chmod(0o755)
         _replace(made, folder, stamp)
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return True
+
+
+def _render_all(tasks: list[tuple[Item, Path, int, int]]) -> None:
+    """Render in a process per CPU, or in this one for few images; an image depends on its item and the seed alone."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(cpus, len(tasks) // IMAGES_A_PROCESS)
+    if workers < 2 or multiprocessing.current_process().daemon:
+        for task in tasks:
+            _render(task)
+        return
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
+    with ProcessPoolExecutor(workers, context) as pool:
+        deque(pool.map(_render, tasks, chunksize=16), maxlen=0)  # raises the first error
+
+
+def _render(task: tuple[Item, Path, int, int]) -> None:
+    item, path, seed, size = task
+    picture = render(item.category, item.garment, size, random.Random(f"demo image {seed} {item.id}"))
+    picture.save(path, quality=QUALITY)
 
 
 def _stamp(folder: Path) -> dict | None:

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-from manifests.errors import FashionNTMError
 from manifests.load import load_dataset
 from manifests.schema import RunSpec
 from manifests.views import View
 from pipeline.analysis.ablation.plan import Group
+from pipeline.core.cluster import ClusterError, connect
 from pipeline.core.threads import training_threads
 from pipeline.core.workspace import Workspace
 from pipeline.jobs.experiment import Experiment, Log, silent
 from pipeline.jobs.stage2 import PLAIN, TrainOptions, evaluate_run, train
 from pipeline.training.errors import DivergenceError
-
-
-class ClusterError(FashionNTMError):
-    """A cluster cannot be connected to or started, or groups failed on it."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +64,10 @@ def run_on_cluster(job: Job, groups: Sequence[Group], scheduler: str = "", worke
     Workers read features from and write runs to the same folders, which must be shared. Finished runs are kept if the
     cluster or this process ends. Raises ClusterError naming the failed groups after the others have ended.
     """
-    from distributed import as_completed
-
-    with _client(scheduler, workers) as client:
+    with connect(scheduler, workers) as client:
         futures = {client.submit(_work, job, group, pure=False, retries=0): group for group in groups}
+        from distributed import as_completed
+
         failed: list[str] = []
         for future in as_completed(futures):
             group = futures[future]
@@ -88,27 +82,6 @@ def run_on_cluster(job: Job, groups: Sequence[Group], scheduler: str = "", worke
         raise ClusterError(
             "\n".join([f"{len(failed)} of {len(groups)} groups failed:", *failed, "run the same command to resume"])
         )
-
-
-@contextmanager
-def _client(scheduler: str, workers: int) -> Iterator[Any]:
-    try:
-        from distributed import Client, LocalCluster
-    except ImportError as error:
-        raise ClusterError(f"a cluster needs the package 'distributed' ({error}): install dask[distributed]") from None
-    if not scheduler:
-        with (
-            LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
-            Client(cluster) as client,
-        ):
-            yield client
-        return
-    try:
-        client = Client(scheduler, timeout=20)
-    except (OSError, ValueError) as error:
-        raise ClusterError(f"--scheduler {scheduler}: not reachable ({error}): start `dask scheduler`") from None
-    with client:
-        yield client
 
 
 def _work(job: Job, group: Group) -> list[str]:

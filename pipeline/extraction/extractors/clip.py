@@ -21,7 +21,7 @@ from pipeline.extraction.extractors import _cards
 from pipeline.extraction.extractors._fittable import FitOptions, Fittable
 from pipeline.extraction.extractors.base import Card, ExtractorOptions
 from pipeline.extraction.images import decoder
-from pipeline.extraction.pixels import levels_of, normalised, resized_pixels
+from pipeline.extraction.pixels import Pixels, normalised, resized_pixels
 from pipeline.extraction.tokens import Tokens
 from pipeline.extraction.transfer import to_device
 
@@ -71,7 +71,7 @@ class ClipExtractor(Fittable):
                     "dual encoder such as CLIP or SigLIP (for a sentence encoder use the caption extractor)"
                 )
         self.processor = hub.load_image_processor(checkpoint)
-        self.levels = levels_of(self.processor)
+        self.pixels = Pixels.of(self.processor)
         tokenizer = hub.load_tokenizer(checkpoint)
         full = str(getattr(self.model.config, "model_type", "")).startswith("siglip")
         # SigLIP's text tower pools the last position and was trained on texts padded to the full length
@@ -173,14 +173,16 @@ class ClipExtractor(Fittable):
     def _weights(self) -> str:
         return hub.weights_digest(self.checkpoint)
 
+    @cached_property
+    def _table(self) -> torch.Tensor | None:
+        return self.pixels.table(self.device, self.compute) if self.pixels is not None else None
+
     def image_tower(self) -> torch.nn.Module | None:
         return getattr(self.model, "vision_model", None)
 
     def prepare(self, image: Pillow.Image) -> dict[str, np.ndarray]:
-        if self.levels is not None:
-            values = normalised(self.processor, self.levels, image)
-            if values is not None:
-                return {"pixel_values": values}
+        if self.pixels is not None and (pixels := self.pixels.eight_bit(image)) is not None:
+            return {"pixel_values": pixels}
         arrays = self.processor(images=[image], return_tensors="np")
         return {name: np.asarray(value)[0] for name, value in arrays.items()}
 
@@ -191,7 +193,10 @@ class ClipExtractor(Fittable):
         return self.tokens.encode([clean_text(text, self.clean) for text in texts])
 
     def _image_features(self, images: list[dict[str, np.ndarray]]) -> torch.Tensor:
-        return _pooled(self.model.get_image_features(**to_device(images, self.device, self.compute)))
+        inputs = to_device(images, self.device, self.compute)
+        if self._table is not None and inputs["pixel_values"].dtype == torch.uint8:
+            inputs["pixel_values"] = normalised(inputs["pixel_values"], self._table)
+        return _pooled(self.model.get_image_features(**inputs))
 
     def _text_features(self, texts: list[np.ndarray]) -> torch.Tensor:
         return _pooled(self.model.get_text_features(**self.tokens.pad(texts, self.device)))

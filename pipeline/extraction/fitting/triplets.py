@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from manifests.schema import Dataset, Session
 from pipeline.core.digests import DigestCache
 from pipeline.extraction.extractors._fittable import Fittable
 from pipeline.extraction.images import ItemError, decode, read
+from pipeline.extraction.prefetch import in_order
 
 CACHE_BYTES = 1 << 30  # cache of prepared images in memory; others are decoded again in each epoch
 
@@ -120,7 +119,7 @@ class Loader:
 
     def images(self, ids: Sequence[str], size: int) -> Iterator[tuple[list[str], list[Any]]]:
         """Yield (ids, prepared images) for the readable images in order, ``size`` per batch."""
-        for part, made in self._ahead(lambda part: [self.image(i) for i in part], _split(ids, size)):
+        for part, made in in_order(lambda part: [self.image(i) for i in part], _split(ids, size), self.workers, 2):
             kept = [(i, m) for i, m in zip(part, made, strict=True) if m is not None]
             if kept:
                 yield [i for i, _ in kept], [m for _, m in kept]
@@ -134,7 +133,7 @@ class Loader:
             some = [triplets[i] for i in part]
             return [(t, self.image(t.reference), self.image(t.target)) for t in some]
 
-        for _, made in self._ahead(prepared, parts):
+        for _, made in in_order(prepared, parts, self.workers, 2):
             good = [(t, a, b) for t, a, b in made if a is not None and b is not None]
             yield TripletBatch(
                 [a for _, a, _ in good],
@@ -142,25 +141,6 @@ class Loader:
                 [b for _, _, b in good],
                 np.array([self._number[t.target] for t, _, _ in good], dtype=np.int64),
             )
-
-    def _ahead(self, function: Any, jobs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-        """Yield (job, function(job)) in order, with two jobs started in advance."""
-        if self.workers == 0:
-            yield from ((job, function(job)) for job in jobs)
-            return
-        pool = ThreadPoolExecutor(self.workers, "prepare")
-        waiting: deque[tuple[Any, Future[Any]]] = deque()
-        try:
-            for job in jobs:
-                waiting.append((job, pool.submit(function, job)))
-                if len(waiting) > 2:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            while waiting:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _split(ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:

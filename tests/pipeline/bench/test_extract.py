@@ -17,7 +17,15 @@ from pipeline.bench._world import SPOILT, corrupted, draw_images
 from pipeline.bench.extract import _figures, render, run, verdict
 from pipeline.extraction.images import DecodeError, decode
 
-SETUP = {"device": "cpu", "images": 8, "decoding_threads": 1, "model_threads": 1, "cores": 2, "pairs": 3, "started": {}}
+SETUP = {
+    "device": "cpu",
+    "images": 8,
+    "decoding_processes": 1,
+    "model_threads": 1,
+    "cores": 2,
+    "pairs": 3,
+    "started": {},
+}
 
 
 def test_the_verdict_is_the_busiest_stage() -> None:

@@ -214,6 +214,17 @@ def test_one_in_a_hundred_images_corrupted_is_found_exactly(load: Load, clip_fol
     assert report.tables["image"].extracted == 97 and not (tmp_path / "copy").exists()
 
 
+def test_thin_images_that_a_resize_would_blow_up_are_failures(load: Load, clip_folder: Path, tmp_path: Path) -> None:
+    """100,000 x 1 pixels in some hundred bytes: the shorter side to 32 pixels would be 3.2 million x 32."""
+    data = build_dataset(tmp_path / "images", images=4)
+    Pillow.new("L", (100_000, 1)).save(tmp_path / "images/i001.jpg", "PNG")
+    Pillow.new("L", (1000, 1)).save(tmp_path / "images/i002.jpg", "PNG")  # 32,000 x 32 is within the limit
+    report = run(data, load("clip", clip_folder), tmp_path / "stores")
+    (failure,) = Store.open(report.path).failures()
+    assert failure.item == "i001" and failure.stage == "decode"
+    assert failure.reason == "the image of 100000x1 would be resized to 102,400,000 pixels, limit 89,478,485: crop it"
+
+
 def test_an_io_error_is_tried_again_and_a_content_error_is_not(
     load: Load, clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

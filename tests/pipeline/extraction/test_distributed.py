@@ -16,7 +16,7 @@ import pytest
 from cache import Store
 from manifests.schema import Component, Dataset
 from pipeline.extraction.batches import ShardTask
-from pipeline.extraction.distributed import Cluster, ClusterError, _numbers, crew_for, portable
+from pipeline.extraction.distributed import Cluster, ClusterError, _numbers, cluster_for, portable
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.gpus import WorkerError, claim_gpu
 from pipeline.extraction.run import TooManyFailures
@@ -29,7 +29,7 @@ Load = Callable[..., Extractor]
 
 
 @pytest.fixture(scope="module")
-def crew(clip_folder: Path) -> Iterator[Cluster]:
+def cluster(clip_folder: Path) -> Iterator[Cluster]:
     """Two workers that answer over TCP and share this process: they start at once."""
     from distributed import LocalCluster
 
@@ -43,7 +43,7 @@ def crew(clip_folder: Path) -> Iterator[Cluster]:
             protocol="tcp://",
             dashboard_address=None,
         ) as cluster,
-        crew_for(spec, "cpu", scheduler=cluster.scheduler_address) as found,
+        cluster_for(spec, "cpu", scheduler=cluster.scheduler_address) as found,
     ):
         yield found
 
@@ -53,7 +53,7 @@ def processes(clip_folder: Path) -> Iterator[Cluster]:
     """Two worker processes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])))
-        with crew_for(spec_of("clip", model=str(clip_folder), store_dtype="float32"), "cpu", local=2) as found:
+        with cluster_for(spec_of("clip", model=str(clip_folder), store_dtype="float32"), "cpu", local=2) as found:
             yield found
 
 
@@ -101,28 +101,28 @@ def assert_same_rows(path: Path, other: Path) -> None:
 
 
 def test_the_store_is_the_local_one_and_every_item_is_encoded_once(
-    crew: Cluster, load: Load, clip_folder: Path, world: Dataset, local_store: Path, tmp_path: Path
+    cluster: Cluster, load: Load, clip_folder: Path, world: Dataset, local_store: Path, tmp_path: Path
 ) -> None:
     coordinator = load("clip", clip_folder)
-    report = run(world, coordinator, tmp_path, crew=crew)
+    report = run(world, coordinator, tmp_path, cluster=cluster)
     assert shards_of(report.path) == shards_of(local_store)
     assert outcomes(report.path) == outcomes(local_store) and len(outcomes(report.path)) == 2
-    assert coordinator.calls == 0 and sum(crew.calls.values()) == report.extracted == 46 + len(texts_of(world))
+    assert coordinator.calls == 0 and sum(cluster.calls.values()) == report.extracted == 46 + len(texts_of(world))
     ledgers = [
         (path / "ledger.jsonl").read_text().count("truncated to the maximum length")
         for path in (report.path, local_store)
     ]
     assert report.cut == ledgers[0] == ledgers[1] > 0
-    again = run(world, coordinator, tmp_path, crew=crew)
+    again = run(world, coordinator, tmp_path, cluster=cluster)
     assert again.extracted == 0 and shards_of(report.path) == shards_of(local_store)
 
 
 @pytest.mark.parametrize("begins", ["cluster", "one process"])
 def test_resume_by_another_number_of_workers(
-    crew: Cluster, load: Load, clip_folder: Path, world: Dataset, local_store: Path, tmp_path: Path, begins: str
+    cluster: Cluster, load: Load, clip_folder: Path, world: Dataset, local_store: Path, tmp_path: Path, begins: str
 ) -> None:
     """What stops at the second failure is ended the other way: the bytes do not tell."""
-    first, second = ({"crew": crew}, {}) if begins == "cluster" else ({"workers": 0}, {"crew": crew})
+    first, second = ({"cluster": cluster}, {}) if begins == "cluster" else ({"workers": 0}, {"cluster": cluster})
     extractor = load("clip", clip_folder)
     with pytest.raises(TooManyFailures):
         run(world, extractor, tmp_path, max_failures=1, **first)
@@ -150,7 +150,7 @@ def test_a_worker_killed_in_the_middle_of_a_shard(
 
     killer = threading.Thread(target=kill_one)
     killer.start()
-    report = run(large_world, load("clip", clip_folder), tmp_path, crew=processes)
+    report = run(large_world, load("clip", clip_folder), tmp_path, cluster=processes)
     killer.join()
     assert killed and shards_of(report.path) == shards_of(large_store)
     assert outcomes(report.path) == outcomes(large_store)
@@ -159,37 +159,47 @@ def test_a_worker_killed_in_the_middle_of_a_shard(
     assert killed[0] not in client.run(os.getpid).values()
 
 
+@pytest.mark.slow
+def test_local_workers_may_have_decoding_processes(
+    processes: Cluster, load: Load, clip_folder: Path, tmp_path: Path
+) -> None:
+    data, how = build_dataset(tmp_path / "images", images=200), {"shard_rows": 200, "workers": 2}
+    report = run(data, load("clip", clip_folder), tmp_path / "cluster", cluster=processes, **how)
+    assert report.notes == []  # no worker had to decode in threads
+    assert shards_of(report.path) == shards_of(run(data, load("clip", clip_folder), tmp_path / "here", **how).path)
+
+
 def test_failures_stop_a_cluster_s_job_early(
-    crew: Cluster, load: Load, clip_folder: Path, world: Dataset, tmp_path: Path
+    cluster: Cluster, load: Load, clip_folder: Path, world: Dataset, tmp_path: Path
 ) -> None:
     with pytest.raises(TooManyFailures, match="1 items failed, more than --max-failures 0"):
-        run(world, load("clip", clip_folder), tmp_path, crew=crew, max_failures=0)
+        run(world, load("clip", clip_folder), tmp_path, cluster=cluster, max_failures=0)
     assert Store.open(store_in(tmp_path)).tables["image"].rows >= 15
-    report = run(world, load("clip", clip_folder), tmp_path, crew=crew)
+    report = run(world, load("clip", clip_folder), tmp_path, cluster=cluster)
     assert report.tables["image"].extracted + report.tables["image"].reused == 46
 
 
 def test_a_cluster_by_its_address_and_its_own_batch_size(
-    crew: Cluster, load: Load, clip_folder: Path, world: Dataset, local_store: Path, tmp_path: Path
+    cluster: Cluster, load: Load, clip_folder: Path, world: Dataset, local_store: Path, tmp_path: Path
 ) -> None:
-    address = crew.client.scheduler.address
+    address = cluster.client.scheduler.address
     assert address.startswith("tcp://127.0.0.1:")
     spec = spec_of("clip", model=str(clip_folder), store_dtype="float32")
-    with crew_for(spec, "cpu", scheduler=address) as found:
-        report = run(world, load("clip", clip_folder), tmp_path, crew=found, batch_size="auto")
+    with cluster_for(spec, "cpu", scheduler=address) as found:
+        report = run(world, load("clip", clip_folder), tmp_path, cluster=found, batch_size="auto")
     settings = Store.open(report.path).execution[-1]["settings"]
     assert settings["batch_size"] == 64 and settings["device"] == "cpu"  # too small a job to measure
     assert set(shards_of(report.path)) == set(shards_of(local_store))
 
 
 def test_a_worker_with_another_model_or_no_store_is_refused(
-    crew: Cluster, load: Load, clip_folder: Path, tmp_path: Path
+    cluster: Cluster, load: Load, clip_folder: Path, tmp_path: Path
 ) -> None:
     data = build_dataset(tmp_path / "images")
     other = save_clip(tmp_path / "clip", seed=5)
-    mixed = Cluster(crew.client, portable(spec_of("clip", model=str(other), store_dtype="float32")), "cpu")
+    mixed = Cluster(cluster.client, portable(spec_of("clip", model=str(other), store_dtype="float32")), "cpu")
     with pytest.raises(ClusterError, match=r"differs from the coordinator's .*weights"):
-        run(data, load("clip", clip_folder), tmp_path / "stores", crew=mixed)
+        run(data, load("clip", clip_folder), tmp_path / "stores", cluster=mixed)
     extractor = load("clip", other)
     setting = mixed.setting(extractor.semantic(), tmp_path / "nowhere", data.images_root, 1)
     with pytest.raises(ClusterError, match=r"nowhere is not there for the worker .*shared by all machines"):
@@ -200,7 +210,7 @@ def test_no_scheduler_at_the_address() -> None:
     spec = spec_of("clip", model="x")
     with (
         pytest.raises(ClusterError, match="no Dask scheduler answers at 'nonsense://1'"),
-        crew_for(spec, "cpu", "nonsense://1"),
+        cluster_for(spec, "cpu", "nonsense://1"),
     ):
         pass
 
@@ -246,7 +256,7 @@ import signal, sys
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
 if __name__ == "__main__":
-    from pipeline.extraction.distributed import crew_for
+    from pipeline.extraction.distributed import cluster_for
     from pipeline.extraction.extractors import load_extractor
     from pipeline.extraction.run import extract
     from tests.pipeline.extraction.conftest import build_dataset, spec_of
@@ -254,9 +264,9 @@ if __name__ == "__main__":
     images, model, stores = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
     spec = spec_of("clip", model=model, store_dtype="float32")
     try:
-        with crew_for(spec, "cpu", local=2) as crew:
+        with cluster_for(spec, "cpu", local=2) as cluster:
             extract(build_dataset(images, images=48, sessions=20), load_extractor(spec, "cpu"), stores, batch_size=4,
-                    shard_rows=8, progress="silent", crew=crew)
+                    shard_rows=8, progress="silent", cluster=cluster)
     except BaseException as error:
         print(error)
         sys.exit(getattr(error, "exit_code", 1))

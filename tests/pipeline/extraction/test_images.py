@@ -12,8 +12,9 @@ from PIL import Image as Pillow
 from PIL.PngImagePlugin import PngInfo
 
 from manifests.identity import image_key
+from pipeline.core.image_files import locate
 from pipeline.extraction import images
-from pipeline.extraction.images import DecodeError, ReadError, decode, locate, read
+from pipeline.extraction.images import DecodeError, ReadError, decode, read
 
 
 def encoded(image: Pillow.Image, kind: str, **how: object) -> bytes:

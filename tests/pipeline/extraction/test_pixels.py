@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image as Pillow
 from transformers import (
     BlipImageProcessorPil,
@@ -15,7 +16,7 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from pipeline.extraction.pixels import levels_of, normalised
+from pipeline.extraction.pixels import Pixels, normalised
 
 SIZES = [(224, 224), (300, 400), (17, 60), (61, 16), (1, 40), (40, 1), (3, 50), (50, 3), (3, 3), (1, 1), (500, 9)]
 CLIP = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
@@ -39,17 +40,19 @@ def result(function: Any) -> Any:
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_the_same_bits_for_every_shape(name: str) -> None:
     processor = PROCESSORS[name]()
-    levels = levels_of(processor)
-    assert levels is not None and levels.shape == (3, 256)
+    pixels_of = Pixels.of(processor)
+    assert pixels_of is not None and pixels_of.levels.shape == (3, 256) and pixels_of.direct
+    table = pixels_of.table(torch.device("cpu"), torch.float32)
     for n, (width, height) in enumerate(SIZES):
         pixels = np.random.default_rng(n).integers(0, 256, (height, width, 3), dtype=np.uint8)
         image = Pillow.fromarray(pixels)
         wanted = result(lambda image=image: processor(images=[image], return_tensors="np")["pixel_values"][0])
-        found = result(lambda image=image: normalised(processor, levels, image))
+        found = result(lambda image=image: pixels_of.eight_bit(image))
         if isinstance(wanted, type):
             assert found is wanted
         else:
-            assert found.dtype == wanted.dtype and found.tobytes() == wanted.tobytes()
+            values = normalised(torch.from_numpy(found[None]), table)[0].numpy()
+            assert values.dtype == wanted.dtype and values.tobytes() == wanted.tobytes()
 
 
 class Padded(CLIPImageProcessorPil):
@@ -73,4 +76,4 @@ class Padded(CLIPImageProcessorPil):
     ids=["no normalising", "no rescaling", "patches and masks", "a frame of its own", "no image processor"],
 )
 def test_no_table_where_it_would_not_say_the_same(processor: Any) -> None:
-    assert levels_of(processor) is None
+    assert Pixels.of(processor) is None

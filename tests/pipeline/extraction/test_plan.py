@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -169,3 +170,9 @@ def test_a_wrong_digest_makes_no_wrong_row(load: Load, clip_folder: Path, tmp_pa
     store = Store.open(report.path)
     assert report.extracted == 1 and store.failures() == [] and store.catalogue()["i004"] == was
     assert Pillow.open(victim).size == picture(0).size
+
+
+def test_a_plan_bounds_the_memory_of_decoding(load: Load, clip_folder: Path, dataset: Dataset) -> None:
+    plan = replace(plan_extraction(dataset, load("clip", clip_folder), None), decoders=4)
+    assert plan.memory == 4 * 89_478_485 * 15 == plan.as_dict()["decode_memory_bytes"]
+    assert "memory of decoding: at most 5.4 GB in 4 process(es)" in plan.text()

@@ -27,7 +27,8 @@ from pipeline.extraction.precision import (
     PrecisionError,
     agreement,
     checked_agreement,
-    choose_precision,
+    extractor_in,
+    native_precision,
     sample_of,
     with_precision,
 )
@@ -93,7 +94,7 @@ def test_a_resumed_job_keeps_its_batch_size(load: Load, clip_folder: Path, tmp_p
     assert recorded_batch_size([{"settings": {"device": "cpu", "batch_size": 9}, "rows": {}}], "cpu") is None
 
 
-def test_decoding_threads_leave_the_model_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_processes_leave_the_model_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
     assert default_workers(CPU) == 7 and default_workers(torch.device("cuda")) == 12
@@ -147,14 +148,15 @@ def test_a_precision_too_far_from_float32_is_refused(
 
 
 def test_auto_keeps_the_precision_that_has_rows(clip_folder: Path, dataset: Dataset, tmp_path: Path) -> None:
-    from pipeline.extraction.extractors import load_extractor
-
-    spec = spec_of("clip", model=str(clip_folder), store_dtype="float32")
-    chosen, why = choose_precision(spec, dataset, Workspace(tmp_path), "cpu")
-    assert chosen.extractor.options["dtype"] in PRECISIONS.values() and "cosine" in why
-    run(dataset, load_extractor(with_precision(spec, "bf16"), "cpu"), tmp_path / "stores")
-    chosen, why = choose_precision(spec, dataset, Workspace(tmp_path), "cpu")
-    assert chosen.extractor.options["dtype"] == "bfloat16" and "has rows in it already" in why
+    spec, workspace = spec_of("clip", model=str(clip_folder), store_dtype="float32"), Workspace(tmp_path)
+    native, _ = native_precision(CPU)
+    chosen, extractor, why = extractor_in(spec, dataset, workspace, "cpu", "auto")
+    assert chosen.extractor.options["dtype"] == extractor.options.dtype == PRECISIONS[native] and native in why
+    other = "fp32" if native == "bf16" else "bf16"
+    run(dataset, extractor_in(spec, dataset, workspace, "cpu", other)[1], tmp_path / "stores")
+    chosen, extractor, why = extractor_in(spec, dataset, workspace, "cpu", "auto")
+    assert chosen.extractor.options["dtype"] == extractor.options.dtype == PRECISIONS[other]
+    assert "has rows in it already" in why
 
 
 # ---- rates and cost
@@ -178,6 +180,7 @@ def test_cost_is_by_formula(load: Load, clip_folder: Path, dataset: Dataset) -> 
     assert (cost.shards, cost.width, cost.bytes) == (2442, 12 * 4 + 16, 640_000_000)
     assert cost.hours is not None and math.isclose(cost.hours, 10_000_000 / 1000 / 3600)
     assert "2,442 of 4,096 rows" in cost.text() and "2.8 at 1,000.0 images/s" in cost.text() and "21 min" in cost.text()
+    assert cost.devices_for(1) == 3 and "3 for an hour, 1 for a day, 1 for a week" in cost.text()
     unknown = Cost("image", 10**9, 1040, 4096, None)
     assert unknown.shards == 244_141 and unknown.as_dict()["device_hours"] is None and "--probe" in unknown.text()
 
@@ -224,5 +227,5 @@ def test_plan_prints_stale_rows_the_measured_time_and_the_cost(bert_folder: Path
     assert {n: (t["todo"], t["stale"]) for n, t in half["tables"].items()} == {"image": (6, 6), "text": (3, 3)}
     assert all('compute_dtype: "float32" -> "bfloat16"' in t["reason"] for t in half["tables"].values())
     assert half["probe"]["rates"]["image"] > 0 and half["cost"]["device_hours"] > 0
-    text = cli("plan", "--precision", "bf16", "--items", "1000000", "--rate", "100")
+    text = cli("plan", "--precision", "bf16", "--items", "1e6", "--rate", "100")
     assert "stale" in text and "device hours  2.8 at 100.0 images/s" in text

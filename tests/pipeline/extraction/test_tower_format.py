@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,10 +18,10 @@ from pipeline.extraction import tower_format
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.precision import sample_of
 from pipeline.extraction.tolerance import tolerance
-from pipeline.extraction.tower_format import FormError, fastest_form, held_form, take_form
+from pipeline.extraction.tower_format import FormError, held_form, take_form
 
 from .conftest import spec_of
-from .helpers import ROOT, rows_by_key, run
+from .helpers import rows_by_key, run
 
 Load = Callable[..., Extractor]
 
@@ -59,16 +57,6 @@ def test_what_undoes_a_form_leaves_nothing(load: Load, clip_folder: Path, datase
     assert np.array_equal(tower_format._rows(extractor, batch), before) and extractor.calls == 0
 
 
-@pytest.mark.slow
-def test_auto_takes_what_is_done_first(load: Load, clip_folder: Path, dataset: Dataset) -> None:
-    extractor = load("clip", clip_folder)
-    few = fastest_form(extractor, sample_of(extractor, dataset)["images"], 1)
-    assert set(few["form_seconds"]) >= {"plain", "channels-last"} and few["form"] != "compiled", (
-        "it would still compile"
-    )
-    assert few["form"] == min(few["form_seconds"], key=lambda form: few["form_seconds"][form])
-
-
 def test_a_form_that_cannot_be_is_refused_and_undone(
     load: Load, clip_folder: Path, bert_folder: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,7 +64,6 @@ def test_a_form_that_cannot_be_is_refused_and_undone(
     images, tower = sample_of(extractor, dataset)["images"], extractor.image_tower()
     with pytest.raises(FormError, match="runs in one form only: leave out --form compiled"):
         held_form(captions, images, "compiled")
-    assert fastest_form(captions, images, 1) == {}
     with pytest.raises(FormError, match="no image could be read"):
         held_form(extractor, [], "compiled")
     with monkeypatch.context() as patch:
@@ -91,7 +78,6 @@ def test_a_form_that_cannot_be_is_refused_and_undone(
     with pytest.raises(FormError, match="--form compiled does not work here: RuntimeError: no C"):
         held_form(extractor, images, "compiled")
     assert tower is not None and not tower._forward_pre_hooks and tower._compiled_call_impl is None
-    assert fastest_form(extractor, images, 1)["form_seconds"].keys() == {"plain", "channels-last"}
 
 
 def test_the_workers_of_a_cluster_take_the_form(
@@ -99,7 +85,7 @@ def test_the_workers_of_a_cluster_take_the_form(
 ) -> None:
     distributed = pytest.importorskip("distributed")
     from pipeline.extraction import worker
-    from pipeline.extraction.distributed import crew_for
+    from pipeline.extraction.distributed import cluster_for
 
     monkeypatch.setattr(worker, "_models", {})
     spec = spec_of("clip", model=str(clip_folder), store_dtype="float32")
@@ -112,9 +98,9 @@ def test_the_workers_of_a_cluster_take_the_form(
             protocol="tcp://",
             dashboard_address=None,
         ) as cluster,
-        crew_for(spec, "cpu", scheduler=cluster.scheduler_address, form="channels-last") as crew,
+        cluster_for(spec, "cpu", scheduler=cluster.scheduler_address, form="channels-last") as workers,
     ):
-        report = run(dataset, load("clip", clip_folder, store_dtype="float32"), tmp_path, crew=crew)
+        report = run(dataset, load("clip", clip_folder, store_dtype="float32"), tmp_path, cluster=workers)
     (made,) = worker._models.values()
     assert report.extracted and made.image_tower()._forward_pre_hooks and made in worker._formed
 
@@ -140,9 +126,3 @@ def test_the_command_takes_the_form_and_keeps_it_on_record(clip_folder: Path, da
     (path,) = (tmp_path / "out" / "stores").glob("*/clip-*")
     assert Store.open(path).execution[-1]["settings"]["form"] == "channels-last"
     assert "note   form channels-last" in done.stdout
-
-
-def test_a_cluster_is_not_measured() -> None:
-    asked = [sys.executable, "cli.py", "extract", "demo", "--form", "auto", "--local-cluster", "2"]
-    found = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True)
-    assert found.returncode == 2 and "name a form" in found.stderr

@@ -1,0 +1,267 @@
+"""Reading, decoding and preprocessing of images in worker processes (torch's DataLoader), in order.
+
+Processes, because the decoders and the image processor share one interpreter lock in threads. Their results come back
+as tensors in shared memory. Threads of this process do the work instead, and a note says so, where processes cannot:
+
+- in a daemonic process, which may have no children: a Dask worker under a nanny. This project starts its local Dask
+  workers non-daemonic; docs/cluster.md has the setting for others;
+- when the shared-memory folder (/dev/shm) is full.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import multiprocessing
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from manifests.errors import FashionNTMError
+from pipeline.extraction.extractors.base import Extractor
+from pipeline.extraction.meter import Meter
+from pipeline.extraction.prefetch import in_order
+from pipeline.extraction.prepare import ItemFailure, prepare_pixels
+from pipeline.extraction.tokens import Tokens
+from pipeline.extraction.transfer import Stacked, stack
+from pipeline.extraction.work import Item
+
+IMAGES_A_WORKER = 64  # a process for fewer images costs more than it saves
+JOBS_AHEAD = 2  # jobs per worker that are queued or finished and not yet taken
+LOSSES = 3  # consecutive losses of a worker without a finished job in between, before the job stops
+_START = "fork" if sys.platform == "linux" else None  # a forked process has the libraries loaded already
+_CPU = torch.device("cpu")
+
+Job = Sequence[Item]
+
+
+class DecodingError(FashionNTMError):
+    """Worker processes were killed again and again."""
+
+
+class Decoder:
+    """Decodes jobs (lists of items) in at most ``workers`` processes, which are kept until ``close``.
+
+    ``workers`` 0 decodes in the calling thread, as do few images.
+    """
+
+    def __init__(self, extractor: Extractor, root: Path | None, workers: int):
+        self.extractor, self.root, self.workers = extractor, root, workers
+        self.meter = Meter()
+        self._jobs: _Jobs = _Jobs()
+        self._loader: Any = None
+        self._in_threads = workers > 0 and bool(multiprocessing.current_process().daemon)
+
+    def __enter__(self) -> Decoder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def run(self, jobs: Iterable[Job], images: int, meter: Meter) -> Iterator[list[Any]]:
+        """Yield for each job, in order, the result of ``prepare_pixels``.
+
+        ``images``: their number in all jobs. ``meter`` gets the seconds and the notes. Raises DecodingError when worker
+        processes are lost again and again; then, and if it is left early, the decoder is not used again.
+        """
+        self.meter = meter
+        workers = min(self.workers, images // IMAGES_A_WORKER)
+        meter.workers = max(1, workers)
+        if workers == 0 and self._loader is None:
+            yield from self._here(jobs, 0)
+        elif self._in_threads:
+            self.meter.note("decoding in threads, as this process may have no children: see docs/cluster.md")
+            yield from self._here(jobs, workers)
+        else:
+            yield from self._in_processes(jobs, workers)
+
+    def close(self) -> None:
+        """End the worker processes."""
+        self._loader = None  # DataLoader's iterator ends its workers when it is dropped
+
+    def _here(self, jobs: Iterable[Job], threads: int) -> Iterator[list[Any]]:
+        def work(job: Job) -> list[Any]:
+            with self.meter.time("decode"):
+                return prepare_pixels(self.extractor, job, self.root)
+
+        for _, found in in_order(work, jobs, threads, JOBS_AHEAD * threads):
+            yield found
+
+    def _in_processes(self, jobs: Iterable[Job], workers: int) -> Iterator[list[Any]]:
+        rest, losses = iter(jobs), 0
+        while True:
+            self._jobs.begin(rest)
+            try:
+                for answer in self._iterator(workers):
+                    if answer is None:
+                        break
+                    seconds, found = _unpacked(answer)
+                    self.meter.add("decode", seconds)
+                    self._jobs.waiting.popleft()
+                    losses = 0
+                    yield found
+                else:
+                    return
+                full = "the shared-memory folder /dev/shm is full"
+            except OSError as error:  # no semaphore, no process
+                full = " ".join(str(error).split())
+            except RuntimeError as error:  # raised by DataLoader
+                losses += 1
+                self._lost(error, losses)
+                full = ""
+            rest = chain(list(self._jobs.waiting), rest)  # not yet done: once more
+            self.close()
+            if full:
+                self.meter.note(f"decoding in threads, which is slower: {full} (docker run --shm-size=1g)")
+                self._in_threads = True
+                yield from self._here(rest, workers)
+                return
+
+    def _iterator(self, workers: int) -> Iterator[Any]:
+        if self._loader is None:
+            self._loader = DataLoader(
+                _Images(without_model(self.extractor), self.root),
+                batch_size=None,
+                sampler=self._jobs,
+                num_workers=workers,
+                prefetch_factor=JOBS_AHEAD,
+                persistent_workers=True,
+                collate_fn=_unchanged,
+                worker_init_fn=_begin,
+                multiprocessing_context=_START,
+                generator=torch.Generator(),  # the global one decides the user's random numbers
+            )
+        with _signals_kept():
+            return iter(self._loader)
+
+    def _lost(self, error: RuntimeError, losses: int) -> None:
+        if "DataLoader worker" not in str(error):
+            raise error
+        found = getattr(self._loader._iterator, "_workers", ())
+        codes = {worker.exitcode for worker in found if not worker.is_alive()} - {None, 0}
+        how = ", ".join(f"signal {-code}" if code < 0 else f"exit code {code}" for code in sorted(codes)) or "unknown"
+        if losses >= LOSSES:
+            item = self._jobs.waiting[0][0]
+            raise DecodingError(
+                f"a decoding process was lost {losses} times in a row ({how}), at image {item.names[0]!r} ({item.file}) or "
+                "after it: signal 9 is mostly a lack of memory; try fewer with --workers, or --workers 0 for none"
+            ) from None
+        self.meter.note(f"a decoding process was lost ({how}): its images are decoded again")
+
+
+class _Jobs(Iterable[Job]):
+    """Sampler of the jobs: DataLoader takes them ahead of their results. ``waiting``: taken, without a result."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[Job] = deque()
+        self._source: Iterator[Job] = iter(())
+
+    def begin(self, source: Iterator[Job]) -> None:
+        self.waiting, self._source = deque(), source
+
+    def __iter__(self) -> Iterator[Job]:
+        for job in self._source:
+            self.waiting.append(job)
+            yield job
+
+
+class _Images(Dataset[Any]):
+    """What a worker process has: an "index" is a job, an "element" its result in shared memory, None if that is full."""
+
+    def __init__(self, extractor: Extractor, root: Path | None):
+        self.extractor, self.root = extractor, root
+
+    def __getitem__(self, job: Job) -> Any:
+        began = time.perf_counter()
+        found = prepare_pixels(self.extractor, job, self.root)
+        try:
+            return _packed(found, began)
+        except RuntimeError:  # no space left in /dev/shm
+            return None
+
+
+def without_model(extractor: Extractor) -> Extractor:
+    """Return a copy that can only ``prepare``: without networks and tokenizer, small enough to send to a process."""
+    light = copy.copy(extractor)
+    for name, value in vars(extractor).items():
+        if isinstance(value, torch.nn.Module | Tokens):
+            setattr(light, name, None)
+    return light
+
+
+def _packed(found: list[Any], began: float) -> tuple[float, list[Any], dict[str, torch.Tensor] | None, bool]:
+    """Return (seconds, results, arrays of the good ones stacked in shared memory, whether these are bare arrays).
+
+    Arrays that cannot be stacked stay in the results. Raises RuntimeError without space for shared memory.
+    """
+    good = [f for f in found if not isinstance(f, ItemFailure)]
+    bare = all(isinstance(f, np.ndarray) for f in good)
+    stacked = stack([{"": f} for f in good] if bare else good, _CPU)
+    if not isinstance(stacked, Stacked):
+        _share(good)
+        return time.perf_counter() - began, found, None, False
+    tensors = {name: tensor.share_memory_() for name, tensor in stacked.tensors.items()}
+    return time.perf_counter() - began, [f if isinstance(f, ItemFailure) else None for f in found], tensors, bare
+
+
+def _share(value: Any) -> None:
+    """Move the tensors of nested lists and dicts to shared memory. Raises RuntimeError without space for them."""
+    if isinstance(value, torch.Tensor):
+        value.share_memory_()
+    elif isinstance(value, list | tuple | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            _share(part)
+
+
+def _unpacked(answer: tuple[float, list[Any], dict[str, torch.Tensor] | None, bool]) -> tuple[float, list[Any]]:
+    seconds, found, tensors, bare = answer
+    if tensors is None:
+        return seconds, found
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    good = iter(range(len(found)))
+
+    def one() -> Any:
+        at = next(good)
+        return arrays[""][at] if bare else {name: array[at] for name, array in arrays.items()}
+
+    return seconds, [f if f is not None else one() for f in found]
+
+
+def _unchanged(answer: Any) -> Any:
+    return answer
+
+
+def _begin(worker: int) -> None:
+    """Start of a worker: nothing inherited is collected, above all no tensor of a device."""
+    gc.freeze()
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Start processes that are deaf to Ctrl-C, which goes to the whole group of a terminal: this process ends them.
+
+    Also undo DataLoader's handler of SIGCHLD, which raises the loss of a process anywhere in the main thread; ``run``
+    reports it where the result is awaited.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    handler = signal.getsignal(signal.SIGCHLD)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, handler)

@@ -1,0 +1,139 @@
+"""Images in tar shards and Parquet files: the rows of a folder of the same bytes, and every bad archive has its reason."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cache import Store
+from manifests.archives import ArchiveError, members, read_member, split
+from manifests.datasets._images import catalogue
+from manifests.errors import ManifestError, Problems
+from manifests.schema import Dataset
+from pipeline.extraction.extractors.base import Extractor
+
+from .conftest import build_dataset
+from .helpers import rows_by_key, run
+
+parquet = pytest.importorskip("pyarrow.parquet")
+arrow = pytest.importorskip("pyarrow")
+Load = Callable[..., Extractor]
+
+
+def files_of(root: Path) -> list[Path]:
+    return sorted(root.glob("*.jpg"))
+
+
+def write_tar(path: Path, files: list[Path], twice: bool = False) -> None:
+    """A WebDataset shard: the key of an image and of its other parts is the name before the first dot."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for file in files + files[:1] * twice:
+            tar.add(file, file.name)
+            label = tarfile.TarInfo(file.with_suffix(".txt").name)
+            label.size = 3
+            tar.addfile(label, io.BytesIO(b"red"))
+
+
+def write_parquet(path: Path, files: list[Path], how: str = "struct") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = [file.read_bytes() for file in files]
+    columns = {
+        "struct": {"image": [{"bytes": d, "path": f.name} for f, d in zip(files, data, strict=True)]},
+        "binary": {"id": [file.stem for file in files], "jpg": data, "label": list(range(len(files)))},
+        "none": {"id": [file.stem for file in files], "label": list(range(len(files)))},
+        "twice": {"id": [file.stem for file in files[:-1]] + [files[0].stem], "image": data},
+    }[how]
+    parquet.write_table(arrow.table(columns), path, row_group_size=5)
+
+
+def dataset_in(root: Path, like: Dataset) -> Dataset:
+    """``like`` with its images found by their ids below ``root``. Raises ManifestError."""
+    problems, notes = Problems("spec"), list[str]()
+    folder, images = catalogue(like.images, root, None, problems, notes)
+    problems.raise_if_any()
+    return like.model_copy(update={"images": images, "images_root": folder})
+
+
+@pytest.mark.parametrize("kind", ["tar", "struct", "binary"])
+def test_rows_are_the_folder_s(load: Load, clip_folder: Path, tmp_path: Path, kind: str) -> None:
+    plain = build_dataset(tmp_path / "plain", images=70)
+    files = files_of(tmp_path / "plain")
+    for n, part in enumerate((files[:40], files[40:])):
+        if kind == "tar":
+            write_tar(tmp_path / f"packed/shards/{n:03}.tar", part)
+        else:
+            write_parquet(tmp_path / f"packed/{n:03}.parquet", part, kind)
+    packed = dataset_in(tmp_path / "packed", plain)
+    assert all("tar/" in str(i.file) or "parquet/" in str(i.file) for i in packed.images.values())
+    extractor = load("clip", clip_folder)
+    one = run(plain, extractor, tmp_path / "one")
+    two = run(packed, extractor, tmp_path / "two", workers=1)  # a process: the archive is opened there
+    assert two.failed == 0
+    first, second = (rows_by_key(Store.open(report.path), "image") for report in (one, two))
+    assert first.keys() == second.keys() and all((first[key] == second[key]).all() for key in first)
+    again = run(packed, extractor, tmp_path / "one")  # the same store: every row is there
+    assert again.path == one.path and again.extracted == 0
+
+
+def test_a_truncated_tar_costs_the_images_beyond_its_end(load: Load, clip_folder: Path, tmp_path: Path) -> None:
+    plain = build_dataset(tmp_path / "plain", images=12)
+    shard = tmp_path / "packed/000.tar"
+    write_tar(shard, files_of(tmp_path / "plain"))
+    with tarfile.open(shard) as tar:
+        cut = tar.getmember("i008.jpg").offset_data + 100
+    shard.write_bytes(shard.read_bytes()[:cut])
+    report = run(dataset_in(tmp_path / "packed", plain), load("clip", clip_folder), tmp_path / "stores")
+    failures = {f.item: f.reason for f in Store.open(report.path).failures() if f.table == "image"}
+    assert sorted(failures) == ["i008", "i009", "i010", "i011"] and report.tables["image"].extracted == 8
+    assert "000.tar is truncated: 100 of" in failures["i008"] and "names no file" in failures["i009"]
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "reason"),
+    [
+        ("0.parquet", "none", r"0\.parquet: has no image column; .*columns: id, label"),
+        ("0.parquet", "twice", r"0\.parquet: holds 'i000' twice"),
+        ("0.parquet", "text", r"0\.parquet: is no Parquet file that can be read"),
+        ("0.tar", "twice", r"0\.tar: holds 'i000.jpg' twice: names must be unique"),
+        ("0.tar", "text", r"0\.tar: is no tar that can be read"),
+        ("0.tar.gz", "text", r"0\.tar\.gz: is compressed, so its images cannot be read at random: decompress it"),
+    ],
+)
+def test_a_bad_archive_is_a_problem_of_the_dataset(tmp_path: Path, name: str, how: str, reason: str) -> None:
+    plain = build_dataset(tmp_path / "plain")
+    path = tmp_path / "packed" / name
+    if how == "text":
+        path.parent.mkdir()
+        path.write_text("no archive")
+    elif name.endswith("tar"):
+        write_tar(path, files_of(tmp_path / "plain"), twice=True)
+    else:
+        write_parquet(path, files_of(tmp_path / "plain"), how)
+    with pytest.raises(ManifestError, match=reason):
+        dataset_in(tmp_path / "packed", plain)
+
+
+def test_members_by_name(tmp_path: Path) -> None:
+    build_dataset(tmp_path / "plain", images=4)
+    files = files_of(tmp_path / "plain")[:3]
+    write_tar(tmp_path / "a.tar", files)
+    write_parquet(tmp_path / "a.parquet", files)
+    assert members(tmp_path / "a.parquet") == [file.name for file in files]
+    assert read_member(tmp_path / "a.tar", "i001.jpg") == read_member(tmp_path / "a.parquet", "i001.jpg")
+    with pytest.raises(FileNotFoundError, match=r"no image 'x' in a\.tar"):
+        read_member(tmp_path / "a.tar", "x")
+    write_parquet(tmp_path / "a.parquet", files[:2], "none")  # replaced: read again
+    with pytest.raises(ArchiveError, match="no image column"):
+        members(tmp_path / "a.parquet")
+    assert split("a/b.tar/c/d.jpg") == ("a/b.tar", "c/d.jpg") and split("b.tar") is None is split("a/b.jpg")
+
+
+def test_a_folder_named_like_an_archive_is_a_folder(load: Load, clip_folder: Path, tmp_path: Path) -> None:
+    plain = build_dataset(tmp_path / "set.tar")
+    packed = dataset_in(tmp_path, plain)
+    assert run(packed, load("clip", clip_folder), tmp_path / "stores").tables["image"].extracted == 12
