@@ -65,7 +65,8 @@ class Catalogue(DatasetSource):
         if root is None:
             return None
         categories: dict[str, str] = {}
-        records, notes = _records(path, options, problems, categories), []
+        notes: list[str] = []
+        records = _records(path, options, problems, categories)
         if not records and not problems.found:
             problems.add("", "holds no image", "expected .jpg, .jpeg, .png or .webp files, or rows", file=path)
         root, files = _files(path, root, records, options.links, problems, notes)

@@ -93,6 +93,9 @@ def _queries(path: Path, problems: Problems) -> tuple[list[Session], dict[str, N
 def _query(record: Any) -> tuple[str, int, int, list[int], str] | None:
     if not isinstance(record, dict):
         return None
+    reference: Any
+    target: Any
+    truths: Any
     reference, target, truths = (record.get(k) for k in ("reference_img_id", "target_img_id", "gt_img_ids"))
     text = record.get("relative_caption")
     numbers = [reference, target, record.get("id"), *(truths if isinstance(truths, list) else [None])]

@@ -228,7 +228,10 @@ def _controller(saved: SavedActivations, n: int) -> tuple[Tensor | int, ...]:
         saved.hidden(n),
     )
     given = ((gates, 2), (cells, 2), (squashed, 2), (hidden, 3))
-    return tuple(value for tensor, strides in given for value in (tensor, *tensor.stride()[:strides]))
+    values: list[Tensor | int] = []
+    for tensor, strides in given:
+        values += [tensor, *tensor.stride()[:strides]]
+    return tuple(values)
 
 
 def _of_weights(saved: SavedActivations, weights: Weights, n: int) -> _OfWeights:
