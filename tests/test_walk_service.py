@@ -18,6 +18,7 @@ from tests.pipeline.small_demo import small_demo
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "export.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_exported_model_and_index_answer_as_the_engine(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,7 +59,6 @@ def run(
     import torch
 
     from manifests.schema import Component, RunSpec
-    from pipeline.core.threads import candidates
     from pipeline.extraction.extractors import load_extractor
     from pipeline.extraction.precision import PRECISIONS
     from pipeline.extraction.probe import default_workers
@@ -88,7 +87,7 @@ def run(
                 "one thread": made.sequential,
             }
         if "scaling" in asked:
-            parts |= {f"decode {n}": partial(made.decode_ceiling, n) for n in candidates()}
+            parts |= {f"decode {n}": partial(made.decode_ceiling, n) for n in _counts()}
         if "bad" in asked:
             bad = stack.enter_context(corrupted(source, root / "bad", images, 0.01))
             parts["1% bad"] = lambda: made.bad_images(root / "bad", bad)
@@ -149,6 +148,11 @@ def _about(load: Load, images: int) -> dict[str, float]:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _counts() -> list[int]:
+    """Return 1, 2, 4, ... and the number of cores."""
+    return sorted({*(2**n for n in range(_cores().bit_length()) if 2**n <= _cores()), _cores()})
 
 
 def _figures(found: dict[str, list[dict[str, Any]]], setup: dict[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,8 @@ class Session(nn.Module):
         self.model, self.turns = model, turns
 
     def forward(self, queries: Tensor) -> Tensor:
-        return self.model(queries, queries.new_full((queries.shape[0],), self.turns, dtype=torch.int64))
+        lengths = queries.new_full((queries.shape[0],), self.turns, dtype=torch.int64)
+        return self.model(queries, lengths).clone()  # the last turn's model returns its input
 
 
 class CascadeStep(nn.Module):

@@ -157,7 +157,8 @@ class Description:
             turns = ", ".join(f"{count:,} of {n} turns" for n, count in v["sessions"][split].items())
             lines.append(f"{split:5}  {turns or 'no sessions'}")
         kinds = {"next": "the next turn's reference", "final": "the session's final target"}
-        lines.append("each turn leads to " + ", or by session to ".join(kinds[k] for k in v["turn_targets"]))
+        if v["turn_targets"]:
+            lines.append("each turn leads to " + ", or by session to ".join(kinds[k] for k in v["turn_targets"]))
         lines += [f"gallery {name}: {size:,} images" for name, size in v["galleries"].items()]
         lines.append(f"extractor {v['extractor']}, composer {v['composer']}, models {', '.join(v['models']) or 'none'}")
         for category, counts in v["test_sessions_by_leak"].items():

@@ -118,7 +118,7 @@ CASES = (
     ),
     Case("JSONL", "a file of NUL bytes", text("sessions.jsonl", b"\0" * 4096), "sessions.jsonl"),
     Case("sessions", "no train sessions", sessions(train=0), "dataset mine: no train sessions to fit model lstm on"),
-    Case("sessions", "no train sessions, none needed", sessions(train=0), "train  no sessions", 0, UNTRAINED),
+    Case("sessions", "no train sessions, none needed", sessions(train=0), "no sessions", 0, UNTRAINED),
     Case(
         "sessions",
         "no train sessions, ewma without alpha",

@@ -57,27 +57,31 @@ def test_a_model_whose_state_grows_has_a_session_graph_alone() -> None:
         assert graphs[0] == "session" and (("step" in graphs) == (name in ("avg", "cm_ntm", "ewma", "last", "v_ntm")))
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    folder = RunFolder(tmp_path_factory.mktemp("runs") / "data" / "cm_ntm" / "0123456789ab")
-    with folder.training({"id": folder.id, "identity": {"store": "s"}}) as held:
-        held.save_model(built("cm_ntm"))
+def finished(folder: Path, name: str, **options: Any) -> RunFolder:
+    run = RunFolder(folder / "data" / name / "0123456789ab")
+    with run.training({"id": run.id, "identity": {"store": "s"}}) as held:
+        held.save_model(built(name, **options))
         held.finish({"epochs": 1})
-    return folder
+    return run
 
 
-@pytest.mark.parametrize("form", ["torch", "onnx"])
-def test_the_files_answer_as_the_model(form: Any, run: RunFolder, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("form", "stages"), [("torch", 1), *(pytest.param(form, 3, marks=pytest.mark.slow) for form in ("torch", "onnx"))]
+)
+def test_the_files_answer_as_the_model(form: Any, stages: int, tmp_path: Path) -> None:
+    run = finished(tmp_path, "cm_ntm", stages=stages)
     if form == "onnx":
         pytest.importorskip("onnxscript", reason="no onnxscript: pip install 'fashion-ntm[onnx]'")
         onnxruntime = pytest.importorskip("onnxruntime", reason="no onnxruntime: pip install 'fashion-ntm[onnx]'")
     composer = Gated(GatedOptions(hidden=5), D, D).eval()
-    done = export_run(run, composer, tmp_path / "to", form, turns=2)
+    done = export_run(run, composer, tmp_path / "to", form, turns=1 if stages == 1 else 3)
     about = json.loads((tmp_path / "to" / "export.json").read_text())
     assert [graph["name"] for graph in about["graphs"]] == ["session", "step", "query", "target"]
     assert about == done.about and all(graph["difference"] < 1e-4 for graph in about["graphs"])
     state = np.load(tmp_path / "to" / "state.npz")
-    assert np.array_equal(state["stage1.memory"], built("cm_ntm").initial_state(1).stages[0].memory.detach().numpy())
+    assert np.array_equal(
+        state["stage1.memory"], built("cm_ntm", stages=stages).initial_state(1).stages[0].memory.detach().numpy()
+    )
     image, text = torch.randn(5, D), torch.randn(5, D)
     with torch.no_grad():
         wanted = composer.query(image, text).numpy()
@@ -91,7 +95,8 @@ def test_the_files_answer_as_the_model(form: Any, run: RunFolder, tmp_path: Path
         export_run(run, None, tmp_path / "to", form)
 
 
-def test_the_command_names_what_is_missing(run: RunFolder, tmp_path: Path) -> None:
+def test_the_command_names_what_is_missing(tmp_path: Path) -> None:
+    run = finished(tmp_path, "last")
     out = tmp_path / "out"
     done = CliRunner().invoke(main, ["export", "ffff", "--to", str(tmp_path / "to"), "--out", str(out)])
     assert done.exit_code == 4 and "no run 'ffff'" in done.output

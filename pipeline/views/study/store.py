@@ -85,7 +85,9 @@ class StudyFile:
         labelled = isinstance(models, list) and all(
             isinstance(m, dict) and {"label", "title"} <= m.keys() for m in models
         )
-        if not labelled or "seed" not in self.about:
+        asked = [label for question in questions for labels, _ in question.options for label in labels]
+        known = labelled and all(label in [m["label"] for m in models] for label in asked)
+        if not known or "seed" not in self.about:
             raise StudyError(f"{path}: damaged, it lacks its models or its seed; name another file with --file")
         self.questions = questions
 
