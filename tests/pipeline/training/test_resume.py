@@ -16,7 +16,7 @@ import torch
 from manifests.schema import Training, Validation
 from pipeline.training import resume
 from pipeline.training.data import SessionFeatures
-from pipeline.training.job import Trained, TrainRequest, train_runs
+from pipeline.training.job import Execution, Trained, TrainRequest, train_runs
 from pipeline.training.runs import RunFolder
 from tests.pipeline.training.sessions import cumulative
 
@@ -51,7 +51,7 @@ def train(requests: list[TrainRequest], **more: Any) -> tuple[list[Trained], lis
     found: list[tuple[int, int]] = []
     backend = MODELS[requests[0].name][1]
     done = train_runs(
-        requests, threads=1, backend=backend, resumed=lambda r, epoch: found.append((r.seed, epoch)), **more
+        requests, Execution(threads=1, backend=backend, resumed=lambda r, epoch: found.append((r.seed, epoch)), **more)
     )
     return done, found  # type: ignore[return-value]
 
@@ -99,7 +99,7 @@ def test_runs_side_by_side_go_on_from_their_own_epochs(tmp_path: Path, features:
 PROGRAM = """
 import sys, time
 from pathlib import Path
-from pipeline.training.job import train_runs
+from pipeline.training.job import Execution, train_runs
 from tests.pipeline.training import test_resume as of
 from tests.pipeline.training.sessions import cumulative
 def wait(request, metrics):
@@ -107,7 +107,8 @@ def wait(request, metrics):
         print("epoch 4", flush=True)
         time.sleep(60)
 of.resume.Pace.due = lambda self: True
-train_runs([of.request(Path(sys.argv[1]), cumulative(40, seed=1), "cm_ntm")], threads=1, backend="fast", progress=wait)
+train_runs([of.request(Path(sys.argv[1]), cumulative(40, seed=1), "cm_ntm")],
+           Execution(threads=1, backend="fast", progress=wait))
 """
 
 
@@ -152,7 +153,7 @@ def test_a_damaged_state_is_not_used(tmp_path: Path, features: SessionFeatures, 
 def test_another_back_end_starts_again(tmp_path: Path, features: SessionFeatures) -> None:
     given = request(tmp_path, features, "cm_ntm")
     interrupt([given], 3)
-    (done,) = train_runs([given], threads=1, backend="reference", resumed=lambda *_: pytest.fail("resumed"))
+    (done,) = train_runs([given], Execution(threads=1, backend="reference", resumed=lambda *_: pytest.fail("resumed")))
     assert done.folder.state == "finished"  # type: ignore[union-attr]
 
 
