@@ -93,7 +93,11 @@ def test_runs_side_by_side_go_on_from_their_own_epochs(tmp_path: Path, features:
     (requests("cut")[1].folder.path / "resume.json").unlink()
     done, resumed = train(requests("cut"))
     assert resumed == [(0, 2), (2, 2)]
-    assert [contents(d.folder)[1] for d in done] == [contents(w.folder)[1] for w in whole]
+    for one, other in zip(done, whole, strict=True):
+        lines, expected = contents(one.folder)[1], contents(other.folder)[1]
+        losses = [line.pop("loss") for line in expected]  # products of one and of three runs round differently
+        assert [line.pop("loss") for line in lines] == pytest.approx(losses, rel=1e-5)
+        assert lines == expected
 
 
 PROGRAM = """
