@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,8 @@ def connect(scheduler: str | None, local: int = 0, threads: int = 1) -> Iterator
     """Yield a client of the cluster at ``scheduler`` (tcp://host:port), or of ``local`` new processes.
 
     ``threads``: concurrent tasks per local process. A local process may start processes of its own (decoding), so it is
-    not daemonic; it still ends with this one. Raises ClusterError when Dask is missing or the scheduler is unreachable.
+    not daemonic; it still ends with this one. Raises ClusterError when Dask is missing, or the scheduler is unreachable
+    or ends during the job.
     """
     try:
         import dask
@@ -60,9 +62,22 @@ def connect(scheduler: str | None, local: int = 0, threads: int = 1) -> Iterator
             f"{time.monotonic() - began:.0f} s): start `dask scheduler` and give the address that it prints"
         ) from None
     with client:
-        if not client.nthreads():
-            wait_for_workers(client)
-        yield client
+        try:
+            if not client.nthreads():
+                wait_for_workers(client)
+            yield client
+        except (CancelledError, OSError, RuntimeError) as error:  # Dask cancels all tasks of a lost scheduler
+            if client.status == "running":
+                raise
+            raise lost(scheduler) from error
+
+
+def lost(scheduler: str) -> ClusterError:
+    """Return the error of a scheduler that ended or became unreachable during a job."""
+    return ClusterError(
+        f"the Dask scheduler at {scheduler} ended during the job, or its connection broke: start it and its workers "
+        "again, and run the same command with its address to resume"
+    )
 
 
 def wait_for_workers(client: Client) -> None:

@@ -17,7 +17,7 @@ import torch
 from cache import Receipt
 from manifests.errors import FashionNTMError
 from manifests.schema import RunSpec
-from pipeline.core.cluster import ClusterError, connect, wait_for_workers
+from pipeline.core.cluster import ClusterError, connect, lost, wait_for_workers
 from pipeline.core.device import resolve_device
 from pipeline.extraction import worker
 from pipeline.extraction.batches import ShardTask
@@ -103,6 +103,8 @@ class Cluster:
         try:
             while given < len(tasks):
                 check()
+                if self.client.status != "running":  # a question to a lost scheduler would wait for a minute
+                    raise lost(self.client.scheduler.address)
                 while submitted < len(tasks) and submitted < given + _A_WORKER * max(1, self.size):
                     waiting[submitted] = self._submit(setting, tasks[submitted], numbers[submitted])
                     submitted += 1

@@ -32,6 +32,7 @@ batch_size = 16
 hidden = 4
 """
 MODELS = [{"label": n, "title": n, "run": n, "weights": n} for n in "ab"]
+STUDY = {"seed": 0, "spec": "small", "k": 1, "models": MODELS}
 # command, words after it, what it writes: each fails on the full disk, then on the read-only one, then ends well
 STEPS = (
     ("extract", ()),
@@ -101,7 +102,7 @@ def test_each_command_after_stage_1(tmp_path: Path, disk: Path) -> None:
 
 def test_a_study_on_a_full_disk_keeps_its_answers(disk: Path) -> None:
     questions = [Question(0, "s", ((("a",), ("x",)), (("b",), ("y",))))]
-    study = StudyFile.create(disk / "study.sqlite", {"seed": 0, "models": MODELS}, questions)
+    study = StudyFile.create(disk / "study.sqlite", STUDY, questions)
     study.join("ann")
     study.answer("ann", 0, 0, 1.0)
     filler = fill(disk)
@@ -115,5 +116,5 @@ def test_a_study_on_a_full_disk_keeps_its_answers(disk: Path) -> None:
     assert len(StudyFile(disk / "study.sqlite").answers()) == 1
     filler = fill(disk)
     with pytest.raises(StudyDiskError, match="cannot use the study"):
-        StudyFile.create(disk / "other.sqlite", {"seed": 0, "models": MODELS}, questions)
+        StudyFile.create(disk / "other.sqlite", STUDY, questions)
     filler.unlink()

@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 
 from cli import main
 from tests.caption_project import caption_project
-from tests.hostile.test_disk import MODELS, SPEC
+from tests.hostile.test_disk import SPEC, STUDY
 
 SECONDS, MEGABYTES = 60, 1500  # bounds of one command: alarm, growth of the process's largest memory
 EXITS = {0, 1, 2, 3, 4}
@@ -85,7 +85,7 @@ def build(folder: Path) -> Path:
         done = call(project, command)
         assert done.exit_code == 0, (command, done.output, done.exception)
     questions = [Question(0, "s", ((("a",), ("x",)), (("b",), ("y",))))]
-    study = StudyFile.create(project / "study.sqlite", {"seed": 0, "models": MODELS}, questions)
+    study = StudyFile.create(project / "study.sqlite", STUDY, questions)
     study.join("ann")
     study.answer("ann", 0, 0, 1.0)
     options = export(world(), project / "saved")
@@ -217,7 +217,7 @@ HERE = settings(deadline=None, derandomize=True, database=None, suppress_health_
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGALRM")
-@settings(HERE, max_examples=40)
+@settings(HERE, max_examples=25)
 @given(kind=st.sampled_from(SHORT), seed=st.integers(0, 2**32))
 def test_damaged_files_give_our_errors(project: Path, kind: str, seed: int) -> None:
     attempt(project, kind, random.Random(seed))

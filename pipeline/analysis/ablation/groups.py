@@ -69,7 +69,7 @@ def run_on_cluster(job: Job, groups: Sequence[Group], scheduler: str = "", worke
         from distributed import as_completed
 
         failed: list[str] = []
-        for future in as_completed(futures):
+        for future in as_completed(futures, loop=client.loop):  # the client is not the default one
             group = futures[future]
             error = future.exception()
             if error is not None:

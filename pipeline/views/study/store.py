@@ -87,8 +87,9 @@ class StudyFile:
         )
         asked = [label for question in questions for labels, _ in question.options for label in labels]
         known = labelled and all(label in [m["label"] for m in models] for label in asked)
-        if not known or "seed" not in self.about:
-            raise StudyError(f"{path}: damaged, it lacks its models or its seed; name another file with --file")
+        if not known or not {"seed", "spec", "k"} <= self.about.keys():
+            what = "damaged, it lacks its models, seed, spec or list length"
+            raise StudyError(f"{path}: {what}; name another file with --file")
         self.questions = questions
 
     @classmethod
