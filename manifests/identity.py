@@ -77,9 +77,9 @@ def session_key(session: Session, catalogue: Mapping[str, bytes]) -> bytes:
     ``catalogue``: image id -> content key. The id replaces a missing key.
     """
     parts = [_bytes(session.category)]
-    for turn, target in zip(session.turns, session.targets, strict=True):
-        images = (catalogue.get(i) or b"?" + _bytes(i) for i in (turn.reference, target))
-        parts += [*images, text_key(turn.text)]
+    for reference, text, target in session.triplets:
+        images = (catalogue.get(i) or b"?" + _bytes(i) for i in (reference, target))
+        parts += [*images, text_key(text)]
     hasher = hashlib.sha256(b"session\0")
     for part in parts:
         hasher.update(len(part).to_bytes(4, "little") + part)

@@ -15,8 +15,8 @@ def one_turn_sessions(dataset: Dataset, split: Split = "test") -> tuple[tuple[Se
     found: dict[tuple[str, str, str, str], Session] = {}
     outside = 0
     for session in dataset.split(split):
-        for number, (turn, target) in enumerate(zip(session.turns, session.targets, strict=True), start=1):
-            key = (session.category, turn.reference, turn.text, target)
+        for number, (turn, triplet) in enumerate(zip(session.turns, session.triplets, strict=True), start=1):
+            key, target = (session.category, *triplet), triplet[2]
             if turn.reference == NO_IMAGE or target not in members.get(session.category, ()):
                 outside += 1
             elif key not in found:

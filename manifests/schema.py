@@ -107,7 +107,12 @@ class Session(Frozen):
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
         """(reference, target) pair of each turn: the single-turn triplets without their text."""
-        return tuple(zip((turn.reference for turn in self.turns), self.targets, strict=True))
+        return tuple((reference, target) for reference, _, target in self.triplets)
+
+    @property
+    def triplets(self) -> tuple[tuple[str, str, str], ...]:
+        """(reference, text, target) of each turn."""
+        return tuple((turn.reference, turn.text, target) for turn, target in zip(self.turns, self.targets, strict=True))
 
     def last(self, turns: int) -> Session:
         """Return the session reduced to its last ``turns`` turns; earlier turns count as answered (paper Table 4)."""

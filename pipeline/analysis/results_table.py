@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from statistics import fmean, stdev
 from typing import Any
 
 from manifests.commandline import PROGRAM
 from manifests.table_spec import BlockSpec, ColumnGroup, ResultsTable, RowSpec
-from pipeline.analysis.cells import Block, Cell, Column, Row, Table, paper_notes, seed_text
+from pipeline.analysis.cells import Block, Cell, Column, Row, Statement, Table, paper_notes, seed_text
 from pipeline.analysis.protocol import RunSummary, protocol_notes, read_runs
 from pipeline.analysis.statements import Resampled
 from pipeline.evaluation.metrics import OVERALL
@@ -41,99 +42,126 @@ def build_results_table(
     Raises:
         TableError: runs that cannot share a cell, or an incomplete summary.
     """
-    wanted = tuple(seeds) or spec.seeds
-    found: dict[str, list[RunSummary]] = {}
-    for row in spec.rows:
-        found[row.name] = read_runs(row.name, find_runs(row, wanted[:1] if row.deterministic else wanted))
-    runs = [summary for row in spec.rows for summary in found[row.name]]
-    repeated = [
-        block for n, block in enumerate(spec.blocks) if any(_same_sessions(runs, block, b) for b in spec.blocks[:n])
-    ]
-    spec = spec.model_copy(update={"blocks": tuple(block for block in spec.blocks if block not in repeated)})
-    groups = spec.columns or _groups(runs, spec)
-    shown = [row for row in spec.rows if not row.optional or row.model in known or found[row.name]]
-    omitted = [row for row in spec.rows if row not in shown]
-    metrics = [metric for group in groups for metric in group.metrics if not group.relative_to]
-    fixed = {row.name for row in shown if row.deterministic}
-    drawn = Resampled({row.name: found[row.name] for row in shown}, [*metrics, spec.tested_metric], fixed)
-
-    def fill(row: RowSpec) -> str:
-        asked = wanted[:1] if row.deterministic else wanted
-        done = asked if row.deterministic and found[row.name] else {r.seed for r in found[row.name]}
-        missing = [seed for seed in asked if seed not in done]
-        if not missing:
-            return ""
-        if callable(command):
-            return command(row, missing)
-        return command.format(run=run or spec.run, model=row.model, seeds=seed_text(missing))
-
-    def cells(row: RowSpec, subset: str) -> tuple[Cell, ...]:
-        made = []
-        for group in groups:
-            paper = _paper(row, group, subset == spec.paper_subset)
-            for metric, printed in zip(group.metrics, paper, strict=True):
-                cell = _cell(found[row.name], subset, group.source, metric, printed, fill(row))
-                if group.relative_to:
-                    base = next(other for other in spec.rows if other.name == group.relative_to)
-                    reference = _cell(found[base.name], subset, group.source, metric, None, fill(base))
-                    cell = _change(cell, reference, base is row)
-                elif bounds := drawn.interval(row.name, subset, group.source, metric):
-                    cell = cell.model_copy(update={"low": bounds[0], "high": bounds[1]})
-                made.append(cell)
-        return tuple(made)
-
-    def chances(subset: str) -> tuple[Row, ...]:
-        run = next((r for r in runs if r.chance(subset, OVERALL, "mean") is not None), None)
-        if run is None:
-            return ()
-        values = [
-            None if g.relative_to else run.chance(subset, g.source, metric) for g in groups for metric in g.metrics
-        ]
-        cells = tuple(Cell(value=value) for value in values)
-        return (Row(label=CHANCE, group=CHANCE, cells=cells),)
-
-    blocks = []
-    for block in spec.blocks:
-        rows = tuple(Row(label=row.label, group=row.group, cells=cells(row, block.subset)) for row in shown)
-        title = block.label + _sessions(runs, block.subset)
-        blocks.append(Block(title=title, rows=(*rows, *chances(block.subset))))
-
-    labels = {
-        row.name: row.label if sum(r.label == row.label for r in shown) == 1 else f"{row.group}, {row.label}"
-        for row in shown
-    }
-    tested = drawn.statements(spec, labels) if spec.tested in labels else ("", ())
+    fill = command if callable(command) else partial(_from_template, command, run or spec.run)
+    filled = _Filled(spec, find_runs, known, tuple(seeds) or spec.seeds, fill)
+    tests, statements = filled.statements()
     return Table(
         title=spec.title,
-        columns=tuple(
-            Column(group=g.label, label="", kind="change")
-            if g.relative_to
-            else Column(group=g.label, label=_metric_label(m))
-            for g in groups
-            for m in g.metrics
-        ),
-        blocks=tuple(blocks),
-        footnotes=(
-            *protocol_notes(runs),
-            *paper_notes(any(row.paper for row in shown), [row.label for row in omitted]),
-            *spec.notes,
-            *(
-                [f"The same sessions as in a block above, so left out: {', '.join(b.label for b in repeated)}."]
-                if repeated
-                else []
-            ),
-        ),
-        omitted=tuple(
+        columns=filled.columns(),
+        blocks=tuple(filled.block(block) for block in filled.spec.blocks),
+        footnotes=filled.footnotes(),
+        omitted=filled.paper_rows(),
+        tests=tests,
+        statements=statements,
+    )
+
+
+def _from_template(template: str, run: str, row: RowSpec, seeds: Sequence[int]) -> str:
+    """Return the command that fills a row, from a template with {run}, {model} and {seeds}."""
+    return template.format(run=run, model=row.model, seeds=seed_text(seeds))
+
+
+class _Filled:
+    """Parts of a table, from the runs of its rows."""
+
+    def __init__(
+        self, spec: ResultsTable, find_runs: FindRuns, known: Collection[str], seeds: Sequence[int], fill: Fill
+    ):
+        """Set up for the requested ``seeds``; ``fill`` and ``known`` as for ``build_results_table``."""
+        self.seeds, self.fill = seeds, fill
+        self.found: dict[str, list[RunSummary]] = {}
+        for row in spec.rows:
+            self.found[row.name] = read_runs(row.name, find_runs(row, self._asked(row)))
+        self.runs = [summary for row in spec.rows for summary in self.found[row.name]]
+        repeats = [
+            any(_same_sessions(self.runs, b, other) for other in spec.blocks[:n]) for n, b in enumerate(spec.blocks)
+        ]
+        self.repeated = [block for block, repeat in zip(spec.blocks, repeats, strict=True) if repeat]
+        blocks = tuple(block for block in spec.blocks if block not in self.repeated)
+        self.spec = spec.model_copy(update={"blocks": blocks})
+        self.groups = spec.columns or _groups(self.runs, spec)
+        self.shown = [row for row in spec.rows if not row.optional or row.model in known or self.found[row.name]]
+        self.omitted = [row for row in spec.rows if row not in self.shown]
+        metrics = [metric for group in self.groups for metric in group.metrics if not group.relative_to]
+        fixed = {row.name for row in self.shown if row.deterministic}
+        runs = {row.name: self.found[row.name] for row in self.shown}
+        self.drawn = Resampled(runs, [*metrics, spec.tested_metric], fixed)
+
+    def _asked(self, row: RowSpec) -> Sequence[int]:
+        """Return the seeds of a row: the first one for a deterministic method."""
+        return self.seeds[:1] if row.deterministic else self.seeds
+
+    def _command(self, row: RowSpec) -> str:
+        """Return the command that adds the row's missing seeds; "" if none is missing."""
+        found = self.found[row.name]
+        if row.deterministic and found:
+            return ""
+        done = {run.seed for run in found}
+        missing = [seed for seed in self._asked(row) if seed not in done]
+        return self.fill(row, missing) if missing else ""
+
+    def columns(self) -> tuple[Column, ...]:
+        return tuple(
+            Column(group=group.label, label="", kind="change")
+            if group.relative_to
+            else Column(group=group.label, label=_metric_label(metric))
+            for group in self.groups
+            for metric in group.metrics
+        )
+
+    def block(self, block: BlockSpec) -> Block:
+        rows = [Row(label=row.label, group=row.group, cells=self._cells(row, block.subset)) for row in self.shown]
+        return Block(title=block.label + _sessions(self.runs, block.subset), rows=(*rows, *self._chance(block.subset)))
+
+    def _cells(self, row: RowSpec, subset: str) -> tuple[Cell, ...]:
+        made = []
+        for group in self.groups:
+            paper = _paper(row, group, subset == self.spec.paper_subset)
+            for metric, printed in zip(group.metrics, paper, strict=True):
+                made.append(self._cell(row, subset, group, metric, printed))
+        return tuple(made)
+
+    def _cell(self, row: RowSpec, subset: str, group: ColumnGroup, metric: str, printed: float | None) -> Cell:
+        """Return a cell with its interval, or with its change relative to the group's reference row."""
+        cell = _cell(self.found[row.name], subset, group.source, metric, printed, self._command(row))
+        if group.relative_to:
+            base = next(other for other in self.spec.rows if other.name == group.relative_to)
+            reference = _cell(self.found[base.name], subset, group.source, metric, None, self._command(base))
+            return _change(cell, reference, base is row)
+        bounds = self.drawn.interval(row.name, subset, group.source, metric)
+        return cell.model_copy(update={"low": bounds[0], "high": bounds[1]}) if bounds else cell
+
+    def _chance(self, subset: str) -> tuple[Row, ...]:
+        """Return the row of a random order, or none without a run of these sessions."""
+        run = next((r for r in self.runs if r.chance(subset, OVERALL, "mean") is not None), None)
+        if run is None:
+            return ()
+        columns = [(group, metric) for group in self.groups for metric in group.metrics]
+        values = [None if group.relative_to else run.chance(subset, group.source, metric) for group, metric in columns]
+        return (Row(label=CHANCE, group=CHANCE, cells=tuple(Cell(value=value) for value in values)),)
+
+    def statements(self) -> tuple[str, tuple[Statement, ...]]:
+        """Return the description of the tests, and the statements on the tested row; none if it is not shown."""
+        names = [row.label for row in self.shown]
+        labels = {r.name: r.label if names.count(r.label) == 1 else f"{r.group}, {r.label}" for r in self.shown}
+        return self.drawn.statements(self.spec, labels) if self.spec.tested in labels else ("", ())
+
+    def footnotes(self) -> tuple[str, ...]:
+        paper = paper_notes(any(row.paper for row in self.shown), [row.label for row in self.omitted])
+        repeated = ", ".join(block.label for block in self.repeated)
+        left_out = [f"The same sessions as in a block above, so left out: {repeated}."] if repeated else []
+        return (*protocol_notes(self.runs), *paper, *self.spec.notes, *left_out)
+
+    def paper_rows(self) -> tuple[Row, ...]:
+        """Return the omitted rows with the paper's values alone."""
+        return tuple(
             Row(
                 label=row.label,
                 group=row.group,
-                cells=tuple(Cell(paper=p) for g in groups for p in _paper(row, g, True)),
+                cells=tuple(Cell(paper=p) for group in self.groups for p in _paper(row, group, True)),
             )
-            for row in omitted
-        ),
-        tests=tested[0],
-        statements=tested[1],
-    )
+            for row in self.omitted
+        )
 
 
 def _same_sessions(runs: Sequence[RunSummary], block: BlockSpec, other: BlockSpec) -> bool:

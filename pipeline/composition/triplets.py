@@ -34,8 +34,8 @@ def triplets(store: Store, sessions: Iterable[Session]) -> Triplets:
     """Return the unique triplets (reference, text, turn's target) of ``sessions``, in order of first appearance."""
     unique: dict[tuple[str, str, str], str] = {}
     for session in sessions:
-        for turn, target in zip(session.turns, session.targets, strict=True):
-            unique.setdefault((turn.reference, turn.text, target), session.category)
+        for triplet in session.triplets:
+            unique.setdefault(triplet, session.category)
     catalogue = store.catalogue()
     known = [t for t in unique if t[0] in catalogue and t[2] in catalogue]
     rows = np.stack(

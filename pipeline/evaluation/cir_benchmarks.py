@@ -10,6 +10,7 @@ ground truths, K), and R@K of the target; mAP@10 also by semantic aspect. All va
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,12 @@ from typing import Any
 
 from manifests.errors import Problems, nearest
 from manifests.text import JsonError, brief, decode_text, parse_json
+from pipeline.evaluation.metrics import PRECISION_CUTOFFS, average_precision
 from pipeline.evaluation.ranked_files import Ranked, read_ranked
 
 CIRR_CUTOFFS, SUBSET_CUTOFFS = (1, 5, 10, 50), (1, 2, 3)
-CIRCO_CUTOFFS, ASPECT_CUTOFF = (5, 10, 25, 50), 10
+ASPECT_CUTOFF = 10  # of CIRCO, beside PRECISION_CUTOFFS
+NOT_LISTED = sys.maxsize
 
 
 @dataclass(frozen=True)
@@ -77,24 +80,15 @@ def score_benchmark(ranked: Path, annotations: Path) -> BenchmarkScore:
     short = sum(query.target not in orders[name] for name, query in queries.items())
     if any(query.members for query in queries.values()):
         return BenchmarkScore("CIRR", len(queries), _cirr(queries, orders), {}, short)
-    precision = {n: {k: average_precision(orders[n], q.truths, k) for k in CIRCO_CUTOFFS} for n, q in queries.items()}
-    metrics = {f"mAP@{k}": _mean([p[k] for p in precision.values()]) for k in CIRCO_CUTOFFS}
-    metrics |= {f"R@{k}": _mean([_hit(orders[n], q.target, k) for n, q in queries.items()]) for k in CIRCO_CUTOFFS}
+    ranks = {n: _ranks(orders[n], q.truths) for n, q in queries.items()}
+    precision = {n: {k: average_precision(ranks[n], k) for k in PRECISION_CUTOFFS} for n, q in queries.items()}
+    metrics = {f"mAP@{k}": _mean([p[k] for p in precision.values()]) for k in PRECISION_CUTOFFS}
+    metrics |= {f"R@{k}": _mean([_hit(orders[n], q.target, k) for n, q in queries.items()]) for k in PRECISION_CUTOFFS}
     named = dict.fromkeys(a for q in queries.values() for a in q.aspects)
     aspects = {
         a: _mean([precision[n][ASPECT_CUTOFF] for n, q in queries.items() if a in q.aspects]) for a in sorted(named)
     }
     return BenchmarkScore("CIRCO", len(queries), metrics, aspects, short)
-
-
-def average_precision(order: Sequence[str], truths: Sequence[str], k: int) -> float:
-    """Return AP@K in percent: the mean over min(truths, K) of the precision at each truth among the first K."""
-    hits, total, wanted = 0, 0.0, set(truths)
-    for place, image in enumerate(order[:k], start=1):
-        if image in wanted:
-            hits += 1
-            total += hits / place
-    return 100.0 * total / min(len(wanted), k)
 
 
 def _cirr(queries: Mapping[str, Query], orders: Mapping[str, Sequence[str]]) -> dict[str, float]:
@@ -113,6 +107,12 @@ def _order(ranked: Ranked, query: Query) -> list[str]:
         scores = ranked.scores
         places = sorted(places, key=lambda n: (-scores[n], ranked.images[n] in query.truths, n))  # type: ignore[assignment]
     return [ranked.images[n] for n in places if ranked.images[n] != query.reference]
+
+
+def _ranks(order: Sequence[str], truths: Sequence[str]) -> list[int]:
+    """Return the rank of each truth, best first 1; beyond every cutoff if the list does not name it."""
+    places = {image: rank for rank, image in enumerate(order, start=1)}
+    return [places.get(image, NOT_LISTED) for image in truths]
 
 
 def _hit(order: Sequence[str], target: str, k: int) -> float:

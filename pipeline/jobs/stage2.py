@@ -18,7 +18,7 @@ from pipeline.jobs.trackers import Followed, Trackers
 from pipeline.training.backends.choice import BackendChoice
 from pipeline.training.data import SessionFeatures
 from pipeline.training.errors import DivergenceError
-from pipeline.training.job import Trained, TrainRequest, train_runs
+from pipeline.training.job import Execution, Trained, TrainRequest, train_runs
 from pipeline.training.models import MemoryModel
 from pipeline.training.models import models as registry
 from pipeline.training.models.cm_ntm import CMNTM
@@ -83,8 +83,7 @@ def train_group(
     """
     messages = _Messages(experiment, runs[0].model, options)
     try:
-        done = train_runs(
-            [experiment.request(run) for run in runs],
+        execution = Execution(
             spec=experiment.spec.model_dump(mode="json"),
             backend=options.backend,
             threads=options.threads,
@@ -94,6 +93,7 @@ def train_group(
             chosen=messages.chosen,
             resumed=messages.resumed,
         )
+        done = train_runs([experiment.request(run) for run in runs], execution)
     finally:
         messages.trackers.close()
     for outcome in done:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,158 +84,158 @@ class Trained:
     reused: bool
 
 
-def train_runs(
-    requests: Sequence[TrainRequest],
-    *,
-    spec: dict[str, Any] | None = None,
-    backend: str = "auto",
-    threads: int | None = None,
-    again: bool = False,
-    diagnostics: bool = False,
-    progress: Callable[[TrainRequest, dict[str, Any]], None] | None = None,
-    chosen: Callable[[BackendChoice], None] | None = None,
-    resumed: Callable[[TrainRequest, int], None] | None = None,
-) -> list[Trained | DivergenceError]:
-    """Train all requests that have not finished, side by side; ``again`` trains every request.
+def _ignore(*_: Any) -> None:
+    pass
 
-    An interrupted run goes on after its last saved epoch (see ``pipeline.training.resume``).
 
-    All requests have the same features, and all models the same shape.
+@dataclass(frozen=True)
+class Execution:
+    """How runs are trained; no part of their identity.
 
-    Args:
-        spec: recorded in run.json.
-        backend: see ``choose_backend``.
-        threads: number of CPU threads, see ``training_threads``.
-        again: also train finished runs again.
-        diagnostics: also write diagnostics.jsonl, one line per epoch, for models with an addressed memory.
-        progress: called with each epoch's metrics.
-        chosen: called with the backend once it is chosen.
-        resumed: called with the epoch after which a run goes on.
+    spec: recorded in run.json. backend: see ``choose_backend``. threads: number of CPU threads, see
+    ``training_threads``. again: also train finished runs again. diagnostics: also write diagnostics.jsonl, one line per
+    epoch, for models with an addressed memory. progress: called with each epoch's metrics. chosen: called with the
+    backend once it is chosen. resumed: called with the epoch after which a run goes on.
+    """
 
-    Returns:
-        One entry per request: the finished run, or the error if it diverged (the other runs continue).
+    spec: dict[str, Any] | None = None
+    backend: str = "auto"
+    threads: int | None = None
+    again: bool = False
+    diagnostics: bool = False
+    progress: Callable[[TrainRequest, dict[str, Any]], None] = _ignore
+    chosen: Callable[[BackendChoice], None] = _ignore
+    resumed: Callable[[TrainRequest, int], None] = _ignore
 
-    Raises:
-        The errors of ``build_model``, ``fit_group`` and ``RunFolder.training``. Metrics of earlier epochs then remain
-        in metrics.jsonl, and the run counts as not finished.
+
+PLAIN = Execution()
+
+
+def train_runs(requests: Sequence[TrainRequest], execution: Execution = PLAIN) -> list[Trained | DivergenceError]:
+    """Train all requests that have not finished, side by side; an interrupted run goes on after its last saved epoch.
+
+    All requests have the same features, and all models the same shape. Returns one entry per request: the finished
+    run, or the error if it diverged (the other runs continue).
+
+    Raises the errors of ``build_model``, ``fit_group`` and ``RunFolder.training``. Metrics of earlier epochs then
+    remain in metrics.jsonl, and the run counts as not finished.
     """
     found: dict[int, Trained | DivergenceError] = {}
     for place, request in enumerate(requests):
-        if request.folder.state == "finished" and not again:
+        if request.folder.state == "finished" and not execution.again:
             found[place] = Trained(request.folder, request.folder.record()["finished"], reused=True)
     todo = [place for place in range(len(requests)) if place not in found]
     if todo:
-        pending = [requests[place] for place in todo]
-        with cpu_threads(training_threads(threads)):
-            done = _train(pending, spec, backend, diagnostics, progress, chosen, resumed)
+        with cpu_threads(training_threads(execution.threads)):
+            done = _train([requests[place] for place in todo], execution)
         found |= dict(zip(todo, done, strict=True))
     return [found[place] for place in range(len(requests))]
 
 
-def _train(
-    requests: Sequence[TrainRequest],
-    spec: Any,
-    backend: str,
-    diagnostics: bool,
-    progress: Any,
-    chosen: Any,
-    resumed: Any,
-) -> list[Trained | DivergenceError]:
-    first, models = requests[0], [request.build() for request in requests]
+def _train(requests: Sequence[TrainRequest], execution: Execution) -> list[Trained | DivergenceError]:
+    models = [request.build() for request in requests]
     choice = BackendChoice("reference")
     if models[0].trainable:
-        choice = choose_backend(backend, models, first.features, [request.training for request in requests])
-        if chosen is not None:
-            chosen(choice)
+        trainings = [request.training for request in requests]
+        choice = choose_backend(execution.backend, models, requests[0].features, trainings)
+        execution.chosen(choice)
     pairs = zip(requests, models, strict=True)
-    runs = [_Open(request, model, spec, choice, len(requests), diagnostics) for request, model in pairs]
+    runs = [_Open(request, model, execution, choice.backend, len(requests)) for request, model in pairs]
     done: dict[int, Trained | DivergenceError] = {}
     for epoch in dict.fromkeys(run.after for run in runs):  # side by side: runs that start after the same epoch
         alike = [place for place, run in enumerate(runs) if run.after == epoch]
-        found = _train_alike([runs[place] for place in alike], choice.backend, diagnostics, progress, resumed)
+        found = _train_alike([runs[place] for place in alike], execution, choice.backend)
         done |= dict(zip(alike, found, strict=True))
     return [done[place] for place in range(len(runs))]
 
 
-def _train_alike(
-    runs: Sequence[_Open], backend: str, diagnostics: bool, progress: Any, resumed: Any
-) -> list[Trained | DivergenceError]:
-    requests, started, pace = [run.request for run in runs], time.perf_counter(), Pace()
-    first = requests[0]
-
-    def seconds() -> float:
-        return (time.perf_counter() - started) / len(runs)
-
-    def keep(state_of: Callable[[int], RunState | None]) -> None:
-        if pace.due():
-            begun = time.perf_counter()
-            for place, run in enumerate(runs):
-                if (state := state_of(place)) is not None:
-                    run.save_state(state, backend, seconds())
-            pace.saved(begun)
-
+def _train_alike(runs: Sequence[_Open], execution: Execution, backend: str) -> list[Trained | DivergenceError]:
+    """Train runs that start after the same epoch side by side."""
+    saving = _Saving(runs, backend)
     with ExitStack() as folders:
         for run in runs:
             run.open(folders)
-            if resumed is not None and run.after:
-                resumed(run.request, run.after)
-        states = [run.state for run in runs if run.state is not None]  # of all runs, or of none
-        if diagnostics and not states:
-            for run in runs:
-                run.diagnose(0)
-        for outcomes in fit_group(
-            [run.model for run in runs],
-            first.features,
-            [request.training for request in requests],
-            [request.seed for request in requests],
-            first.validation_features,
-            backend,
-            states,
-            keep,
-        ):
+            if run.after:
+                execution.resumed(run.request, run.after)
+        for outcomes in _epochs(runs, backend, saving):
             for run, outcome in zip(runs, outcomes, strict=True):
-                if outcome is None:
-                    continue
-                run.take(outcome, diagnostics)
-                if progress is not None and not isinstance(outcome, DivergenceError):
-                    progress(run.request, outcome)
-        return [run.finish(seconds()) for run in runs]
+                if outcome is not None:
+                    run.take(outcome)
+                if isinstance(outcome, dict):
+                    execution.progress(run.request, outcome)
+        return [run.finish(saving.seconds) for run in runs]
+
+
+def _epochs(
+    runs: Sequence[_Open], backend: str, saving: _Saving
+) -> Iterator[Sequence[dict[str, Any] | DivergenceError | None]]:
+    """Train the runs; yield the outcome of each after every epoch, None for a run that has ended."""
+    states = [run.state for run in runs if run.state is not None]  # of all runs, or of none
+    if not states:
+        for run in runs:
+            run.diagnose(0)
+    requests = [run.request for run in runs]
+    return fit_group(
+        [run.model for run in runs],
+        requests[0].features,
+        [request.training for request in requests],
+        [request.seed for request in requests],
+        requests[0].validation_features,
+        backend,
+        states,
+        saving,
+    )
+
+
+class _Saving:
+    """Saves the states of runs trained side by side, whenever it is due."""
+
+    def __init__(self, runs: Sequence[_Open], backend: str):
+        self.runs, self.backend, self.pace, self.started = runs, backend, Pace(), time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start, per run."""
+        return (time.perf_counter() - self.started) / len(self.runs)
+
+    def __call__(self, state_of: Callable[[int], RunState | None]) -> None:
+        """Save the states; ``state_of``: place of a run -> its state, None for a run that has ended."""
+        if self.pace.due():
+            begun = time.perf_counter()
+            for place, run in enumerate(self.runs):
+                if (state := state_of(place)) is not None:
+                    run.save_state(state, self.backend, self.seconds)
+            self.pace.saved(begun)
 
 
 class _Open:
     """A run in training: its folder, the epoch after which it starts, and the metrics of its last epoch."""
 
-    def __init__(
-        self,
-        request: TrainRequest,
-        model: MemoryModel,
-        spec: Any,
-        choice: BackendChoice,
-        together: int,
-        diagnostics: bool,
-    ):
+    def __init__(self, request: TrainRequest, model: MemoryModel, execution: Execution, backend: str, together: int):
+        """Set up a run that is trained on ``backend`` with ``together`` runs side by side, itself included."""
         self.request, self.model, self.folder = request, model, request.folder
-        self.state = self.folder.load_state(choice.backend, diagnostics and isinstance(model, CMNTM))
+        self.diagnostics = execution.diagnostics and isinstance(model, CMNTM)
+        self.state = self.folder.load_state(backend, self.diagnostics)
         self.after = 0 if self.state is None else self.state.epoch
         self.before = 0.0 if self.state is None else self.state.seconds  # seconds of an interrupted training
         self.last: dict[str, Any] = {}
         self.error: DivergenceError | None = None
         identity = request.identity
-        execution = {
+        details = {
             "device": str(request.features.device),
-            "backend": choice.backend,
+            "backend": backend,
             "runs_side_by_side": together,
             "threads": torch.get_num_threads(),
             "torch": str(torch.__version__),
         }
         if self.after:
-            execution["resumed_after_epoch"] = self.after
+            details["resumed_after_epoch"] = self.after
         self.record = {
             "id": identity.id,
             "dataset": request.dataset,
             "identity": identity.fields,
-            "spec": spec,
-            "execution": execution,
+            "spec": execution.spec,
+            "execution": details,
         }
 
     def open(self, folders: ExitStack) -> None:
@@ -250,19 +250,19 @@ class _Open:
         state.seconds = self.before + seconds
         self.folder.save_state(state, backend)
 
-    def take(self, outcome: dict[str, Any] | DivergenceError, diagnostics: bool) -> None:
+    def take(self, outcome: dict[str, Any] | DivergenceError) -> None:
         """Record an epoch's metrics, or the error that ended the run."""
         if isinstance(outcome, DivergenceError):
             self.error = outcome
             return
         self.last = outcome
         self.folder.append(outcome)
-        if diagnostics:
-            self.diagnose(outcome["epoch"])
+        self.diagnose(outcome["epoch"])
 
     def diagnose(self, epoch: int) -> None:
-        """Append the memory diagnostics after ``epoch`` (0: before training); does nothing for other models."""
-        if isinstance(self.model, CMNTM):
+        """Append the memory diagnostics after ``epoch`` (0: before training), if they are asked for."""
+        if self.diagnostics:
+            assert isinstance(self.model, CMNTM)
             features = self.request.features
             index = torch.arange(min(DIAGNOSED_SESSIONS, len(features)), device=features.device)
             found = diagnose(self.model, features, index, self.request.training)

@@ -31,11 +31,8 @@ class Triplet:
 
 def triplets_of(sessions: Iterable[Session]) -> list[Triplet]:
     """Return the distinct (reference, text, turn's target) of ``sessions``, in order of first appearance."""
-    found = {
-        (turn.reference, turn.text, target): Triplet(turn.reference, turn.text, target, session.category)
-        for session in sessions
-        for turn, target in zip(session.turns, session.targets, strict=True)
-    }
+    # the category of a triplet is that of its last session: digests of fitted models depend on it
+    found = {triplet: Triplet(*triplet, session.category) for session in sessions for triplet in session.triplets}
     return list(found.values())
 
 

@@ -12,7 +12,8 @@ from click.testing import CliRunner
 
 from cli import main
 from manifests.errors import ManifestError
-from pipeline.evaluation.cir_benchmarks import average_precision, score_benchmark
+from pipeline.evaluation.cir_benchmarks import NOT_LISTED, score_benchmark
+from pipeline.evaluation.metrics import average_precision
 from tests.pipeline.extraction.conftest import picture, save_clip
 
 
@@ -56,9 +57,10 @@ def test_cirr_ranks_without_the_reference_and_within_the_image_set(tmp_path: Pat
 
 
 def test_average_precision_is_divided_by_what_can_be_found() -> None:
-    assert average_precision(["a", "x", "b", "c"], ["a", "b", "c"], 5) == pytest.approx(100 * (1 + 2 / 3 + 3 / 4) / 3)
-    assert average_precision(["a", "x", "b", "c"], ["a", "b", "c"], 2) == pytest.approx(100 * 1 / 2)
-    assert average_precision(["x"], ["a"], 5) == 0
+    assert average_precision([1, 3, 4], 5) == pytest.approx(100 * (1 + 2 / 3 + 3 / 4) / 3)
+    assert average_precision([1, 3, 4], 2) == pytest.approx(100 * 1 / 2)
+    assert average_precision([1, NOT_LISTED], 5) == pytest.approx(100 * 1 / 2)
+    assert average_precision([NOT_LISTED], 5) == 0
 
 
 def test_circo_counts_all_ground_truths(tmp_path: Path) -> None:

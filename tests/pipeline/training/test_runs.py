@@ -20,7 +20,7 @@ from manifests.schema import Training, Validation
 from pipeline.training.checkpoint import MissingCheckpointError, load_model, save_model
 from pipeline.training.data import SessionFeatures
 from pipeline.training.errors import CheckpointError, DivergenceError, RunError
-from pipeline.training.job import TrainRequest, train_runs
+from pipeline.training.job import Execution, TrainRequest, train_runs
 from pipeline.training.models import build_model
 from pipeline.training.runs import RunFolder, list_runs, run_identity, sessions_digest
 from pipeline.training.validate import embed
@@ -39,7 +39,7 @@ def train(runs: Path, features: SessionFeatures, name: str = "lstm", seed: int =
     fields = {key: more.pop(key) for key in ("validation", "validation_features") if key in more}
     training = more.pop("training", QUICK)
     request = TrainRequest(runs, "toy", "f" * 64, name, options, features, training, seed, **fields)
-    (outcome,) = train_runs([request], threads=1, **more)
+    (outcome,) = train_runs([request], Execution(threads=1, **more))
     if isinstance(outcome, DivergenceError):
         raise outcome
     return outcome
@@ -154,13 +154,13 @@ KILLED = """
 import os, sys, time
 from pathlib import Path
 from manifests.schema import Training
-from pipeline.training.job import TrainRequest, train_runs
+from pipeline.training.job import Execution, TrainRequest, train_runs
 from tests.pipeline.training.sessions import cumulative
 def report(request, metrics):
     print(metrics["epoch"], flush=True)
     time.sleep(60)
 train_runs([TrainRequest(Path(sys.argv[1]), "toy", "f" * 64, "lstm", {"hidden": 8}, cumulative(20, seed=1),
-          Training(epochs=3, batch_size=16, learning_rate=1e-3))], threads=1, progress=report)
+          Training(epochs=3, batch_size=16, learning_rate=1e-3))], Execution(threads=1, progress=report))
 """
 
 
