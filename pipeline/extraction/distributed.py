@@ -135,8 +135,8 @@ class Cluster:
     def _watch(self, note: Callable[[str], None]) -> int:
         """Return the number of workers; note those that were lost since the last call."""
         present = set(self.client.nthreads())
-        for worker in sorted(self._present - present):
-            note(f"worker {worker} ended or lost its connection: its shards are computed by the others")
+        for address in sorted(self._present - present):
+            note(f"worker {address} ended or lost its connection: its shards are computed by the others")
         self._present = present
         return len(present)
 
