@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -49,8 +50,13 @@ class Experiment(RunIdentities):
 
     @cached_property
     def parts(self) -> tuple[SessionFeatures, SessionFeatures | None]:
-        """Features to fit on, and validation features or None: the spec's pair-disjoint split."""
+        """Features to fit on, and validation features or None: the spec's pair-disjoint split.
+
+        Without train sessions, no sessions of the test features' width: enough for models that are not fitted.
+        """
         fit, validation = self.found
+        if not self.dataset.split("train"):
+            return replace(self.test.subset(()), content=fit.content), None
         return self.features(fit), self.features(validation) if validation else None
 
     @cached_property
@@ -81,6 +87,7 @@ class Experiment(RunIdentities):
     def request(self, run: Run) -> TrainRequest:
         """Return the training request of a run, including its features."""
         self.need(run.options)
+        self.identity(run)  # raises for a fitted model without train sessions
         fit, validation = self.parts
         return TrainRequest(
             self.workspace.runs,

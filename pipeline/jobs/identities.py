@@ -16,6 +16,7 @@ from pipeline.composition.ready import fitting_sessions
 from pipeline.core.workspace import Workspace
 from pipeline.evaluation.evaluate import PROTOCOL
 from pipeline.evaluation.files import ResultFiles, ResultsError
+from pipeline.jobs.specs import is_fitted
 from pipeline.training.lookup import FoundRows, find_rows
 from pipeline.training.models import models as registry
 from pipeline.training.runs import RunFolder, RunIdentity, list_runs, run_identity
@@ -105,7 +106,7 @@ class RunIdentities:
     def identity(self, run: Run) -> RunIdentity:
         """Return all fields that can change the results of ``run``, computed from content keys alone."""
         fit, validation = self.found
-        if not fit.sessions:
+        if not fit.sessions and (self.dataset.split("train") or is_fitted(run.model, run.options)):
             raise IncompleteError(f"no train session of dataset '{self.dataset.name}' has all of its features")
         return run_identity(
             store_fingerprint=self.store.fingerprint,

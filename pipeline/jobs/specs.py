@@ -41,7 +41,7 @@ def check_sessions(spec: RunSpec, dataset: Dataset) -> None:
     """Raise ManifestError if ``dataset`` has no sessions for a fitted component of the checked ``spec``."""
     request = composer_request(spec)
     fitted = [f"composer {request.name}"] if request is not None and request.needs_fitting else []
-    fitted += [f"model {name}" for name, options in spec.models.items() if _is_fitted(name, options)]
+    fitted += [f"model {name}" for name, options in spec.models.items() if is_fitted(name, options)]
     if not fitted:
         return
     problems = Problems(spec.name)
@@ -61,7 +61,7 @@ def check_sessions(spec: RunSpec, dataset: Dataset) -> None:
     problems.raise_if_any()
 
 
-def _is_fitted(name: str, options: dict[str, Any]) -> bool:
+def is_fitted(name: str, options: dict[str, Any]) -> bool:
     """Return whether a model needs train sessions, for training or to choose an unset alpha."""
     own = {key: value for key, value in options.items() if key != "training"}
     kind, parsed = model_options(name, own)

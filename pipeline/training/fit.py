@@ -89,10 +89,10 @@ def fit_group(
     Raises TrainingError as ``fit`` does, for runs with different ``COMMON`` settings, and for a state that does not
     fit its model.
     """
-    _check(features, trainings, validation)
     if not all(model.trainable for model in models):
         yield [_fit_closed_form(model, features, validation) for model in models]
         return
+    _check(features, trainings, validation)
     first = trainings[0]
     chosen = [model.fit_parameters(features if validation is None else validation) for model in models]
     trainer = build_trainer(backend, models, features, trainings)
