@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SPECS = sorted((ROOT / "manifests" / "specs").glob("*/*.toml"))
 # Options of other programs: Dask, Slurm and its jobs
-FOREIGN = {"--check", "--nworkers", "--nthreads", "--gres", "--cpus-per-task", "--name"}
+FOREIGN = {"--check", "--name", "--shm-size", "--nworkers", "--nthreads", "--no-nanny", "--scheduler-file"}
+FOREIGN |= {"--nodes", "--gpus-per-node", "--ntasks-per-node", "--cpus-per-task", "--gres", "--partition", "--time"}
 NAMES = {
     "ablate": shipped("ablations"),
     "table": table_names(),

@@ -63,6 +63,7 @@ class Cluster:
     form: str = "plain"
     calls: dict[str, int] = field(default_factory=dict)  # encoder calls so far by worker process
     _cut: dict[str, int] = field(default_factory=dict)
+    _present: set[str] = field(default_factory=set)  # addresses of the workers
 
     @property
     def size(self) -> int:
@@ -91,24 +92,31 @@ class Cluster:
         return answer["device"], answer["rates"]
 
     def shards(
-        self, setting: Setting, tasks: Sequence[ShardTask], first: Callable[[str], int], check: Callable[[], None]
+        self,
+        setting: Setting,
+        tasks: Sequence[ShardTask],
+        first: Callable[[str], int],
+        check: Callable[[], None],
+        note: Callable[[str], None],
     ) -> Iterator[Shard]:
-        """Yield the finished tasks in order. ``first``: number of a table's next shard; ``check`` may raise to stop.
+        """Yield the finished tasks in order. ``first``: number of a table's next shard; ``check`` may raise to stop;
+        ``note`` gets a line for each worker that was lost.
 
         When stopped, yield the finished tasks, in order but with gaps, before raising the error.
         """
         numbers = _numbers(tasks, first)
         waiting: dict[int, Future] = {}
         submitted = given = 0
+        self._present = set(self.client.nthreads())
         try:
             while given < len(tasks):
                 check()
                 if self.client.status != "running":  # a question to a lost scheduler would wait for a minute
                     raise lost(self.client.scheduler.address)
-                while submitted < len(tasks) and submitted < given + _A_WORKER * max(1, self.size):
+                while submitted < len(tasks) and submitted < given + _A_WORKER * max(1, self._watch(note)):
                     waiting[submitted] = self._submit(setting, tasks[submitted], numbers[submitted])
                     submitted += 1
-                if not self._look(waiting, given):
+                if not self._look(waiting, given, note):
                     continue
                 yield self._shard(given, tasks[given], waiting.pop(given))
                 given += 1
@@ -124,13 +132,21 @@ class Cluster:
         items = [astuple(item) for item in task.items]
         return self.client.submit(worker.make_shard, vars(setting), task.table, number, items, pure=False)
 
-    def _look(self, waiting: Mapping[int, Future], wanted: int) -> bool:
+    def _watch(self, note: Callable[[str], None]) -> int:
+        """Return the number of workers; note those that were lost since the last call."""
+        present = set(self.client.nthreads())
+        for address in sorted(self._present - present):
+            note(f"worker {address} ended or lost its connection: its shards are computed by the others")
+        self._present = present
+        return len(present)
+
+    def _look(self, waiting: Mapping[int, Future], wanted: int, note: Callable[[str], None]) -> bool:
         """Wait briefly for any task; return whether the next one in order has ended."""
         from distributed import wait
 
         if waiting[wanted].done():
             return True
-        if self.size == 0:
+        if self._watch(note) == 0:
             wait_for_workers(self.client)
         try:
             with self.client.as_current():

@@ -220,7 +220,8 @@ class _Job:
             return
         if self.cluster is not None and self.setting is not None:
             self.meter.now, self.meter.machines = f"{self.cluster.size} workers", max(1, self.cluster.size)
-            yield from self.cluster.shards(replace(self.setting, batch_size=size), tasks, writer.next_number, look)
+            setting = replace(self.setting, batch_size=size)
+            yield from self.cluster.shards(setting, tasks, writer.next_number, look, self.meter.note)
         else:
             yield from process(
                 self.extractor,

@@ -23,9 +23,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from cache.files import replace_atomically
+from manifests.identity import digest
 
 ABOUT, TENSORS = "resume.json", "resume-*.safetensors"
-FORMAT = 1
+FORMAT = 2
 SHARE = 0.1  # largest share of the training time that saving may take
 
 
@@ -59,6 +60,7 @@ def save_state(folder: Path, state: RunState, backend: str, last: Callable[[], A
         "tensors": name,
         "sha256": hashlib.sha256(data).hexdigest(),
     }
+    about["check"] = digest(about)
     replace_atomically(folder / ABOUT, (json.dumps(about, indent=1) + "\n").encode(), last=last)
     remove_state(folder, name)
 
@@ -67,6 +69,8 @@ def load_state(folder: Path, backend: str) -> RunState | None:
     """Return the state in ``folder``, or None: absent, damaged, or of another back end or version of torch."""
     try:
         about = json.loads((folder / ABOUT).read_bytes())
+        if about.pop("check") != digest(about):
+            return None
         if (about["format"], about["backend"], about["torch"]) != (FORMAT, backend, str(torch.__version__)):
             return None
         data = (folder / Path(about["tensors"]).name).read_bytes()
@@ -74,7 +78,7 @@ def load_state(folder: Path, backend: str) -> RunState | None:
             return None
         best = -math.inf if about["best"] is None else float(about["best"])
         return RunState(int(about["epoch"]), best, int(about["best_epoch"]), float(about["seconds"]), load(data))
-    except (OSError, KeyError, TypeError, ValueError, RecursionError, SafetensorError):
+    except (OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError, SafetensorError):
         return None
 
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -43,17 +44,24 @@ STEPS = (
 )
 
 
-@pytest.fixture(scope="module")
-def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A file system of 12 MB."""
-    place = tmp_path_factory.mktemp("disk")
+@contextmanager
+def small_disk(place: Path) -> Iterator[Path]:
+    """A file system of 12 MB, mounted at ``place``; skip the test where it cannot be."""
     if shutil.which("mount") is None or os.name != "posix" or os.geteuid() != 0:
         pytest.skip("only root can mount a small file system")
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", place], capture_output=True, text=True)
     if made.returncode:
         pytest.skip(f"no small file system can be mounted here: {made.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with small_disk(tmp_path_factory.mktemp("disk")) as place:
+        yield place
 
 
 def fill(disk: Path) -> Path:

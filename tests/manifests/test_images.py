@@ -92,7 +92,7 @@ def test_backslashes_upper_case_and_absolute_paths_inside_are_read_with_one_note
     inside = str(tmp_path / "mine/tops/2.PNG")
     dataset = jsonl(tmp_path, ["tops\\0.PNG", "tops/1.png", inside, "tops/3.PNG"])
     assert [image.file for image in dataset.images.values()] == [f"tops/{n}.PNG" for n in range(4)]
-    assert dataset.notes == ("2 image files were found under another spelling (tops\\0.PNG: tops/0.PNG)",)
+    assert dataset.notes[0] == "2 image files were found under another spelling (tops\\0.PNG: tops/0.PNG)"
 
 
 def test_absolute_paths_elsewhere_are_one_line_with_the_option(tmp_path: Path) -> None:

@@ -106,6 +106,7 @@ def listen(make: Callable[[str | None, tuple[str, ...]], Any], host: str, port: 
         except OSError as error:
             what = error.strerror or error
             raise FashionNTMError(f"cannot listen on {host} port {port}: {what}; choose another with --port") from None
+        server.listen(128)  # who reads the address may call at once, and waits until the server has started
         port = server.getsockname()[1]
         name = f"[{host}]" if ":" in host else host
         announce(f"http://{name}:{port}/" + (f"?token={token}" if token else ""))

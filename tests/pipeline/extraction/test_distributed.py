@@ -155,6 +155,7 @@ def test_a_worker_killed_in_the_middle_of_a_shard(
     assert killed and shards_of(report.path) == shards_of(large_store)
     assert outcomes(report.path) == outcomes(large_store)
     assert report.workers
+    assert [n for n in report.notes if "ended or lost its connection: its shards are computed by the others" in n]
     client.wait_for_workers(2, timeout=240)
     assert killed[0] not in client.run(os.getpid).values()
 

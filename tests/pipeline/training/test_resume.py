@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -13,11 +14,13 @@ from typing import Any
 import pytest
 import torch
 
+from manifests.identity import digest
 from manifests.schema import Training, Validation
 from pipeline.training import resume
 from pipeline.training.data import SessionFeatures
 from pipeline.training.job import Execution, Trained, TrainRequest, train_runs
 from pipeline.training.runs import RunFolder
+from tests.hostile.test_fuzz import damage
 from tests.pipeline.training.sessions import cumulative
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -149,7 +152,9 @@ def test_a_damaged_state_is_not_used(tmp_path: Path, features: SessionFeatures, 
     elif damage == "metrics":
         given.folder.metrics_file.write_text("{}\n")
     else:
-        about.write_text(json.dumps(json.loads(about.read_text()) | {"torch": "0.1"}))
+        values = json.loads(about.read_text()) | {"torch": "0.1"}
+        del values["check"]
+        about.write_text(json.dumps(values | {"check": digest(values)}))
     done, resumed = train([given])
     assert resumed == [] and done[0].folder.state == "finished"
 
@@ -182,3 +187,28 @@ def test_a_state_has_no_more_than_its_run(tmp_path: Path, features: SessionFeatu
     assert state is not None and state.epoch == 2 and state.best_epoch in (1, 2)
     assert all(torch.isfinite(value).all() for value in state.tensors.values())
     assert {name.partition(".")[0] for name in state.tensors} == {"weights", "adam", "average", "best"}
+
+
+def test_a_state_damaged_at_random_is_whole_or_not_used(tmp_path: Path, features: SessionFeatures) -> None:
+    """A state that is still read has the values that were saved (an insertion of blanks, an equal value)."""
+    given = request(tmp_path, features, "lstm")
+    interrupt([given], 3)
+    folder, rng = given.folder.path, random.Random(0)
+    whole = resume.load_state(folder, "reference")
+    assert whole is not None
+    used = 0
+    for file in (folder / "resume.json", *folder.glob("resume-*.safetensors")):
+        kept = file.read_bytes()
+        for _ in range(150):
+            file.write_bytes(damage(kept, rng, file.suffix == ".json"))
+            found = resume.load_state(folder, "reference")
+            if found is not None:
+                used += 1
+                assert (found.epoch, found.best, found.best_epoch) == (whole.epoch, whole.best, whole.best_epoch)
+                assert found.tensors.keys() == whole.tensors.keys()
+                assert all(torch.equal(value, whole.tensors[name]) for name, value in found.tensors.items())
+        file.write_bytes(kept)
+    assert used < 150
+    file.write_bytes(damage(kept, random.Random(1), False))
+    done, resumed = train([given])
+    assert resumed == [] and done[0].folder.state == "finished"

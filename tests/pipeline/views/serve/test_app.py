@@ -30,6 +30,8 @@ from pipeline.views.serve.app import make_app
 from pipeline.views.serve.guard import is_loopback
 from pipeline.views.serve.limits import Limits
 from pipeline.views.serve.run import open_engine
+from pipeline.views.serve.saved import SavedDialogues
+from tests.hostile.test_disk import fill, small_disk
 from tests.pipeline.small_demo import Project, served
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -370,3 +372,27 @@ def test_the_command_serves_until_it_is_interrupted(demo: Project) -> None:
             os.killpg(server.pid, signal.SIGINT)
             server.wait(60)
     assert server.returncode in (0, 130)
+
+
+def test_saving_a_dialogue_on_a_full_disk(demo: Project, engine: Any, tmp_path: Path) -> None:
+    """Status 507 and one line; the dialogue is kept, and is saved when there is space."""
+    session = demo.dataset.split("test")[0]
+    with small_disk(tmp_path) as disk:
+        sessions = disk / "saved/sessions.jsonl"
+        app = make_app(engine, "Small", saved=SavedDialogues(disk / "saved", demo.dataset, engine.made_with))
+        before = sessions.read_bytes()
+        with served(app) as address, httpx.Client(base_url=address, timeout=60) as client:
+            start = {"category": session.category, "image": engine.numbers[session.turns[0].reference]}
+            path = f"/api/dialogues/{client.post('/api/dialogues', json=start).json()['id']}"
+            for turn in session.turns:
+                assert client.post(f"{path}/say", json={"text": turn.text}).status_code == 200
+            filler = fill(disk)
+            answer = client.post(f"{path}/save", json={})
+            text = answer.json()["error"]
+            assert answer.status_code == 507 and f"{disk}/saved/" in text and "\n" not in text
+            assert "No space left on device" in text and "free space on that disk" in text
+            assert sessions.read_bytes() == before and client.get(path).status_code == 200
+            filler.unlink()
+            assert client.post(f"{path}/save", json={}).status_code == 200
+        after = sessions.read_bytes()
+    assert after.startswith(before) and after.count(b"\n") == before.count(b"\n") + 1
