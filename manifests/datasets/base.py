@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -32,6 +33,7 @@ class DatasetSource(ABC):
         assert dataset is not None
         dataset.check(problems)
         problems.raise_if_any()
+        dataset = dataset.model_copy(update={"notes": tuple(dict.fromkeys((*dataset.notes, *_one_name(dataset))))})
         protocol = getattr(options, "protocol", None)
         return apply_protocol(dataset, protocol) if protocol else dataset
 
@@ -39,3 +41,15 @@ class DatasetSource(ABC):
     @abstractmethod
     def read(cls, options: BaseModel, data: Path, problems: Problems) -> Dataset | None:
         """Parse the files. Add missing and malformed parts to ``problems``; return None if no dataset can be built."""
+
+
+def _one_name(dataset: Dataset) -> Iterator[str]:
+    """Yield a note on categories, and one on image files, that are one name on a disk that ignores case."""
+    files = [image.file for image in dataset.images.values() if image.file is not None]
+    categories = dict.fromkeys((*dataset.categories, *(g.category for g in dataset.galleries)))
+    for what, names in (("categories", categories), ("image files", dict.fromkeys(files))):
+        first: dict[str, str] = {}
+        same = [(first[key], name) for name in names if first.setdefault(key := name.casefold(), name) != name]
+        if same:
+            one, two = same[0]
+            yield f"{what} differ only by case ({len(same):,}; first: {one!r} and {two!r}): they are one name on some disks"

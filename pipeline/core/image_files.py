@@ -8,6 +8,8 @@ from pathlib import Path
 from manifests.archives import SUFFIXES, ArchiveError, read_member, split
 from manifests.errors import FashionNTMError
 
+MAX_BYTES = 1 << 30  # of an image file; the largest accepted image has 512 MiB at 16 bits per channel
+
 
 class ItemError(FashionNTMError):
     """One item cannot be processed. It is recorded as failed with this stage and reason, and the job continues."""
@@ -51,9 +53,11 @@ def read_bytes(root: Path, file: str) -> bytes:
     """Return the bytes of the image ``root / file``, a file or a member of an archive. Raises ReadError."""
     path, inside = locate(root, file), split(file)
     try:
-        return (
-            path.read_bytes() if inside is None or path.suffix.lower() not in SUFFIXES else read_member(path, inside[1])
-        )
+        if inside is not None and path.suffix.lower() in SUFFIXES:
+            return read_member(path, inside[1])
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise ReadError(f"the file has {size:,} bytes, limit {MAX_BYTES:,}: not an image?")
+        return path.read_bytes()
     except OSError as error:
         raise ReadError(f"cannot be read: {error.strerror or error}") from None
     except ArchiveError as error:

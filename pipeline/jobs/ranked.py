@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cache.files import replace_atomically
-from manifests.errors import IncompleteError, ManifestError, Problem, nearest
+from manifests.errors import IncompleteError, ManifestError, Problem, Problems, nearest
 from manifests.identity import digest, file_digest
 from manifests.schema import Dataset
 from manifests.views import WHOLE, View
@@ -34,8 +34,11 @@ SERVER_TOP = 50  # candidates per query that the servers of CIRR and CIRCO accep
 def write_results(experiment: Experiment, run: Run, form: str, folder: Path, top: int) -> list[Path]:
     """Write the ranked test sessions of a trained run in ``form`` to ``folder``; return the files.
 
-    BEIR: one folder per category with corpus, queries, qrels, their features as .npy and the run.
+    BEIR: one folder per category with corpus, queries, qrels, their features as .npy and the run. Raises ManifestError
+    for categories that are no folder names, or one folder on a disk that ignores case.
     """
+    if form == "beir":
+        _refuse_folders(experiment.candidates)
     folder.mkdir(parents=True, exist_ok=True)
     lists = list(_lists(experiment, run, min(top, SERVER_TOP) if form in ("cirr", "circo") else top))
     tag = f"{run.model}-{experiment.folder(run).id}"
@@ -77,6 +80,19 @@ def _lists(experiment: Experiment, run: Run, top: int) -> Iterator[tuple[Ranked,
             session = features.sessions[n]
             images = tuple(gallery.images[row] for row in rows)
             yield Ranked(session.id, images, tuple(float(s) for s in scores)), session.target
+
+
+def _refuse_folders(categories: Iterable[str]) -> None:
+    """Raise ManifestError for categories that are no names of separate folders."""
+    problems, first = Problems("--format beir"), {}
+    for name in categories:
+        place, other = f"category {name!r}", first.setdefault(name.casefold(), name)
+        if name in (".", "..") or set(name) & set("/\\:\0"):
+            problems.add(place, "a category becomes a folder name", "rename it, or use --format trec")
+        elif other != name:
+            fix = "rename one, or use --format trec"
+            problems.add(place, f"the folder of category {other!r} is the same one on a disk that ignores case", fix)
+    problems.raise_if_any()
 
 
 def _beir(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image as Pillow
+from PIL.PngImagePlugin import PngInfo
 
 SPEC = """
 name = "mine"
@@ -71,11 +72,21 @@ def images_folder(folder: Path, names: Sequence[str], files: dict[str, bytes]) -
     return folder
 
 
-def png(width: int) -> bytes:
-    """A small picture."""
-    buffer = io.BytesIO()
-    Pillow.new("RGB", (width, 8), (width * 7 % 256, 40, 90)).save(buffer, "PNG")
+def png(width: int, text: int = 0) -> bytes:
+    """A picture of 8 rows. ``text``: bytes of a text chunk."""
+    buffer, about = io.BytesIO(), PngInfo()
+    if text:
+        about.add_text("about", "x" * text)
+    Pillow.new("RGB", (width, 8), (width * 7 % 256, 40, 90)).save(buffer, "PNG", pnginfo=about)
     return buffer.getvalue()
+
+
+def huge_file(folder: Path) -> Path:
+    """A dataset of images with a sparse file of 20 GB."""
+    images_folder(folder, ["huge.png"], {"huge.png": b"\x89PNG"})
+    with open(folder / "huge.png", "r+b") as handle:
+        handle.truncate(20 * 10**9)
+    return folder
 
 
 def shoes_folder(folder: Path) -> Path:

@@ -73,6 +73,14 @@ def list_of_sessions(folder: Path) -> None:
     path.write_text(json.dumps([json.loads(line) for line in path.read_text().splitlines()]))
 
 
+def two_cases(folder: Path) -> None:
+    make.write(
+        folder, [make.session(n, c, split) for n in range(9) for c in ("Dress", "dress") for split in ("train", "test")]
+    )
+
+
+SEPARATED = [{"reference": f"dress-test-0-{n}", "captions": ["in\u2028red\u0085and blue"]} for n in range(2)]
+EXTRACT = "extract mine.toml"
 IMPORT, PLAN = "cache import FOLDER/arrays mine.toml", "plan mine.toml --set extractor.model=FOLDER/model"
 CASES = (
     Case("specs", "a BOM in front", captions_folder, "valid: spec mine", 0, encoding="utf-8-sig"),
@@ -147,6 +155,13 @@ CASES = (
         spec=SPEC.replace('"jsonl"', '"shoes"'),
     ),
     Case("names", "a category called overall", sessions(category="overall"), "category 'overall': this name is taken"),
+    Case(
+        "names",
+        "categories that differ only by case",
+        two_cases,
+        "categories differ only by case (1; first: 'Dress' and 'dress')",
+        0,
+    ),
     Case("images", "JPEG by a suffix in capitals", files(["B1.PNG"], {}), "valid: spec mine", 0, IMAGES),
     Case(
         "images",
@@ -157,6 +172,48 @@ CASES = (
         IMAGES,
     ),
     Case("images", "a path that leads out", files(["../../etc/passwd"], {}), "leaves the images folder", spec=IMAGES),
+    Case(
+        "images",
+        "names that differ only by case",
+        files(["B1.png", "b1.png"], {}),
+        "image files differ only by case (1; first: 'B1.png' and 'b1.png')",
+        0,
+        IMAGES,
+    ),
+    Case(
+        "images",
+        "a PNG with a text of 2 MB",
+        files(["a.png"], {"a.png": make.png(9, 2**21)}),
+        "image  18 requested, 18 unique: 18 extracted, 0 reused",
+        0,
+        IMAGES,
+        command=EXTRACT,
+    ),
+    Case(
+        "images",
+        "a PNG of 100,000 x 8",
+        files(["a.png"], {"a.png": make.png(100_000)}),
+        "image  18 requested, 18 unique: 18 extracted, 0 reused",
+        0,
+        IMAGES,
+        command=EXTRACT,
+    ),
+    Case(
+        "images",
+        "a sparse file of 20 GB",
+        make.huge_file,
+        "the file has 20,000,000,000 bytes, limit 1,073,741,824: not an image?",
+        0,
+        IMAGES,
+        command=EXTRACT,
+    ),
+    Case("texts", "line separators in a caption", sessions(turns=SEPARATED), "valid: spec mine", 0),
+    Case(
+        "texts",
+        "terminal escapes in a key",
+        text("images.jsonl", '{"id": "a", "\\u001b[2J": 1}\n'),
+        "\\x1b[2J: unknown key",
+    ),
     Case("arrays", "a file of no bytes", arrays(b""), "query.npy: is an empty file, not a NumPy array", command=IMPORT),
     Case("arrays", "a pointer file of Git LFS", arrays(make.POINTER), "git lfs pull", command=IMPORT),
     Case("arrays", "a ZIP archive", arrays(b"PK\x03\x04" + b"\0" * 60), "query.npy", command=IMPORT),

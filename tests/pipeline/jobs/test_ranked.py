@@ -10,10 +10,12 @@ import pytest
 from click.testing import CliRunner
 
 from cli import main
+from manifests.errors import ManifestError
 from pipeline.evaluation.files import load_results, load_summary
 from pipeline.evaluation.orders import cosine_orders
 from pipeline.evaluation.ranked_files import FILES
 from pipeline.evaluation.ranking import ranks
+from pipeline.jobs.ranked import _refuse_folders
 from tests.caption_project import CAPTIONS, call, caption_project
 from tests.worlds import world
 
@@ -74,6 +76,15 @@ def test_beir_folders_hold_features_that_give_the_run(project: Path, tmp_path: P
         found = ranks(np.load(folder / "queries.npy"), np.load(folder / "corpus.npy"), np.array(targets))
         wanted = dict(zip(run.session_ids, run.ranks, strict=True))
         assert found.tolist() == [wanted[i] for i in asked]
+
+
+def test_beir_folders_are_separate_names_on_any_disk() -> None:
+    _refuse_folders(["dress", "shirt"])
+    with pytest.raises(ManifestError) as error:
+        _refuse_folders(["Dress", "dress", "../out"])
+    text = str(error.value)
+    assert "category 'dress': the folder of category 'Dress' is the same one on a disk that ignores case" in text
+    assert "category '../out': a category becomes a folder name" in text
 
 
 def test_a_short_list_keeps_the_recalls_up_to_its_length(project: Path, tmp_path: Path) -> None:
