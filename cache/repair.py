@@ -26,7 +26,7 @@ from cache.reader import Store
 from cache.recovery import unlisted_shards
 from cache.rewrite import Rewriter
 from cache.stat_cache import sha256_of
-from cache.verify import Finding, bad_rows, says_normalised, verify
+from cache.verify import Finding, bad_rows, says_normalized, verify
 from cache.writer import StoreWriter
 from manifests.identity import changed_fields, digest
 
@@ -164,7 +164,7 @@ def _keep_good(store: Store) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     for table, info in store.tables.items():
         keep, start = np.ones(info.rows, dtype=bool), 0
         for shard in info.shards:
-            for level, *_, rows in bad_rows(store.path / shard.file, shard, info, says_normalised(store.fields)):
+            for level, *_, rows in bad_rows(store.path / shard.file, shard, info, says_normalized(store.fields)):
                 if level == "error":
                     keep[start + rows] = False
             start += shard.rows

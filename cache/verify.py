@@ -68,7 +68,7 @@ def verify(
         return list(_verify(path, progress, workers or min(8, os.cpu_count() or 1)))
 
 
-def says_normalised(fields: Mapping[str, Any]) -> bool:
+def says_normalized(fields: Mapping[str, Any]) -> bool:
     """Return whether the fields imply rows of unit norm: field ``normalise`` or, without it, a composer."""
     return bool(fields.get("normalise", "composer" in fields))
 
@@ -143,7 +143,7 @@ def _shard(
         what, fix = "its rows do not lie in one piece", "it reads slowly, and right"
         found.append(Finding("note", "contiguity", shard.file, what, fix))
     keys = read_keys(file, shard)
-    for level, code, what, rows in bad_rows(file, shard, info, says_normalised(manifest.fields)):
+    for level, code, what, rows in bad_rows(file, shard, info, says_normalized(manifest.fields)):
         some = tuple(int(n) for n in rows[:_SHOWN])
         named = tuple(keys[n].tobytes().hex() for n in some)
         what = f"{what} {len(rows)} rows, first row {some[0]} (key {named[0]})"
@@ -154,7 +154,7 @@ def _shard(
 
 
 def bad_rows(
-    file: Path, shard: ShardInfo, info: TableInfo, normalised: bool
+    file: Path, shard: ShardInfo, info: TableInfo, normalized: bool
 ) -> list[tuple[Level, str, str, np.ndarray]]:
     """Return (level, code, words, row numbers within the shard) of rows that no extraction should produce."""
     features = map_features(file, shard, info)
@@ -173,9 +173,9 @@ def bad_rows(
         uneven.append(start + np.flatnonzero(~empty & (np.abs(norms - 1.0) > tolerance)))
     found: list[tuple[Level, str, str, np.ndarray]] = [
         ("error", "nonfinite", "NaN or Inf in", np.concatenate(nonfinite)),
-        ("error" if normalised else "warning", "zero", "only zeros in", np.concatenate(zero)),
+        ("error" if normalized else "warning", "zero", "only zeros in", np.concatenate(zero)),
     ]
-    if normalised:
+    if normalized:
         what = f"not of unit norm (within {tolerance:g}), as the fingerprint says:"
         found.append(("error", "norm", what, np.concatenate(uneven)))
     return [case for case in found if len(case[3])]

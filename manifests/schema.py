@@ -197,7 +197,7 @@ class Dataset(BaseModel):
     def check(self, problems: Problems) -> None:
         """Report problems across records: unknown images, duplicate ids, a gallery without its target."""
         if NO_IMAGE in self.images:
-            problems.add(f"image {NO_IMAGE!r}", "this id is taken: it stands for a turn without an image", "rename it")
+            problems.add(f"image {NO_IMAGE!r}", "this id is reserved for a turn without an image", "rename it")
         repeated = [i for i, n in Counter(s.id for s in self.sessions).items() if n > 1]
         for session_id in repeated:
             problems.add(f"session {session_id!r}", "this id appears more than once", "session ids must be unique")

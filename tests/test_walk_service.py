@@ -28,8 +28,8 @@ def test_the_exported_model_and_index_answer_as_the_engine(
     import pyarrow.parquet
 
     demo = small_demo(tmp_path_factory.getbasetemp())
-    stage = demo.stage()
-    run = stage.folder(next(r for r in stage.current_runs() if r.model == "cm_ntm"))
+    experiment = demo.experiment()
+    run = experiment.folder(next(r for r in experiment.current_runs() if r.model == "cm_ntm"))
     monkeypatch.chdir(tmp_path)
     for line in (line for line in PAGE.splitlines() if re.match("python cli.py (cache export|ls|export)", line)):
         words = shlex.split(line.replace("out/demo", str(demo.folder)).replace("RUN", run.id), comments=True)[2:]

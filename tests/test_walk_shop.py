@@ -94,9 +94,19 @@ def test_a_run_trained_on_sessions_answers_on_the_catalogue(
     own = ["shop.toml", "--data", ".", "--out", str(demo.folder), "--set", "composer.name=gated"]
     own += ["--set", f"composer.weights={Path(__file__).resolve().parent.parent / 'pipeline/demo/model/composer'}"]
     call(["index", *own])
-    run = next(r for r in demo.stage().current_runs() if r.model == "cm_ntm")
+    run = next(r for r in demo.experiment().current_runs() if r.model == "cm_ntm")
     found = call(
-        ["search", *own, "--image", "photo.jpg", "--text", "in red", "--run", demo.stage().folder(run).id, "--json"]
+        [
+            "search",
+            *own,
+            "--image",
+            "photo.jpg",
+            "--text",
+            "in red",
+            "--run",
+            demo.experiment().folder(run).id,
+            "--json",
+        ]
     )
     assert json.loads(found.stdout)["model"] == "cm_ntm"
     done = CliRunner().invoke(main, ["index", "shop.toml", "--data", ".", "--set", "composer.name=gated"])

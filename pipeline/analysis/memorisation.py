@@ -83,15 +83,15 @@ def memorisation(place: Place) -> Memorisation:
         tasks = tasks_of(part.ablation, part.spec)
         grid: dict[int, Point] = {point.number: point for point, _, _ in tasks}
         try:
-            stage = Experiment(part.spec, dataset, part.workspace, "cpu")
-            stage.store  # noqa: B018 - raises if nothing is composed
+            experiment = Experiment(part.spec, dataset, part.workspace, "cpu")
+            experiment.store  # noqa: B018 - raises if nothing is composed
         except IncompleteError:
             absent += [f"{composer} {point.label}" for point in grid.values()]
             continue
         for number, point in grid.items():
-            runs = [run for p, run, _ in tasks if p.number == number and stage.evaluation(run) is not None]
+            runs = [run for p, run, _ in tasks if p.number == number and experiment.evaluation(run) is not None]
             if runs:
-                points.append(_point(stage, composer, point, runs))
+                points.append(_point(experiment, composer, point, runs))
             else:
                 absent.append(f"{composer} {point.label}")
     if not points:
@@ -101,11 +101,11 @@ def memorisation(place: Place) -> Memorisation:
     return Memorisation(place.ablation.title, tuple(points), tuple(absent), _paper_values())
 
 
-def _point(stage: Experiment, composer: str, point: Point, runs: Sequence[Run]) -> MemorisedPoint:
+def _point(experiment: Experiment, composer: str, point: Point, runs: Sequence[Run]) -> MemorisedPoint:
     train, found = [], {part: [] for part in PARTS}
     for run in runs:
-        train.append(recalls(stage.model(run), stage.parts[0])["mean"])
-        for part, value in part_values(stage, run).items():
+        train.append(recalls(experiment.model(run), experiment.parts[0])["mean"])
+        for part, value in part_values(experiment, run).items():
             found[part].append(value)
     return MemorisedPoint(
         composer,
@@ -114,13 +114,13 @@ def _point(stage: Experiment, composer: str, point: Point, runs: Sequence[Run]) 
         tuple(run.seed for run in runs),
         fmean(train),
         {part: (fmean(values), stdev(values) if len(values) > 1 else 0.0) for part, values in found.items()},
-        tuple(stage.folder(run).id for run in runs),
+        tuple(experiment.folder(run).id for run in runs),
     )
 
 
-def part_values(stage: Experiment, run: Run) -> dict[str, float]:
+def part_values(experiment: Experiment, run: Run) -> dict[str, float]:
     """Return part -> mean over categories of the mean of R@5 and R@8, from the run's ranks."""
-    result = load_results(stage.result_files(run).results)
+    result = load_results(experiment.result_files(run).results)
     clean = result.subsets["last pair unseen"]
     categories = np.array(result.categories, dtype=object)
     members = {"all": np.ones(len(clean), dtype=bool), "leaked": ~clean, "clean": clean}

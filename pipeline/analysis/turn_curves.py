@@ -57,34 +57,34 @@ class TurnCurves:
 
 
 def turn_curves(
-    stage: Experiment, models: Sequence[str] = (), seeds: Sequence[int] | None = None, k: int = 10
+    experiment: Experiment, models: Sequence[str] = (), seeds: Sequence[int] | None = None, k: int = 10
 ) -> TurnCurves:
     """Rank the final target after every turn with the finished runs of a spec.
 
     Raises IncompleteError if no run is trained, or a model ranks by scores of its own, which have no value per turn.
     """
     by_model: dict[str, list[Run]] = {}
-    for run in stage.finished(stage.current_runs(models, seeds)):
+    for run in experiment.finished(experiment.current_runs(models, seeds)):
         by_model.setdefault(run.model, []).append(run)
     found, sessions = [], 0
     for model, runs in by_model.items():
-        ranked = [_ranked(stage, run) for run in runs]
+        ranked = [_ranked(experiment, run) for run in runs]
         sessions = len(ranked[0].sessions)
         curves = [r.curves(tuple(dict.fromkeys((1, 5, 10, k)))) for r in ranked]
         mean = {name: np.mean([c[name] for c in curves], axis=0).tolist() for name in curves[0]}
         found.append(ModelCurves(model, tuple(run.seed for run in runs), ranked[0].first, mean))
     turns = max(m.first + len(m.curves["n"]) - 1 for m in found)
-    return TurnCurves(stage.dataset.name, sessions, turns, stage.spec.references, tuple(found))
+    return TurnCurves(experiment.dataset.name, sessions, turns, experiment.spec.references, tuple(found))
 
 
-def _ranked(stage: Experiment, run: Run) -> TurnRanks:
-    model = stage.model(run)
+def _ranked(experiment: Experiment, run: Run) -> TurnRanks:
+    model = experiment.model(run)
     if model.scores:
         raise IncompleteError(f"{run.model} ranks by scores after the last turn: leave it out with --model")
-    stage.need(run.options)
-    outputs = embed_turns(model, stage.test).cpu().numpy()
-    lengths = stage.test.lengths.tolist()
-    return rank_turns(outputs, lengths, stage.test.sessions, stage.candidates, stage.spec.references)
+    experiment.need(run.options)
+    outputs = embed_turns(model, experiment.test).cpu().numpy()
+    lengths = experiment.test.lengths.tolist()
+    return rank_turns(outputs, lengths, experiment.test.sessions, experiment.candidates, experiment.spec.references)
 
 
 def draw_turn_curves(found: TurnCurves, paths: Sequence[Path], k: int = 10) -> None:

@@ -52,11 +52,6 @@ def measure(
     return result, f"{module.render(result['figures'])}\n\nmachine: {about}"
 
 
-def run_bench(name: str, file: Path | None = None, overrides: Sequence[str] = ()) -> str:
-    """Run benchmark ``name`` and return its text; see ``measure``."""
-    return measure(name, file, overrides)[1]
-
-
 def _check(name: str) -> None:
     if name not in names():
         raise ManifestError([Problem("bench", "", f"unknown benchmark {name!r}", nearest(name, names()))])

@@ -65,8 +65,8 @@ class SideBySide(nn.Module):
         head_weight, head_bias = self.part("heads.weight").transpose(1, 2), self.part("heads.bias")[:, None]
         parts = (self.part(n) for n in ("memory", "read", "hidden", "cell"))
         starts = [p[:, None].expand(-1, batch, *p.shape[1:]).flatten(0, 1) for p in parts]
-        stand = self.part("start").softmax(-1)[:, None].expand(-1, batch, -1, -1).flatten(0, 1)
-        state, seen = MemoryState(*starts, stand), []
+        weights = self.part("start").softmax(-1)[:, None].expand(-1, batch, -1, -1).flatten(0, 1)
+        state, seen = MemoryState(*starts, weights), []
         for gates in driven.view(models, batch, -1, weight.shape[1]).unbind(2):
             last = torch.cat([state.read, state.hidden], 1).view(models, batch, -1)
             i, f, g, o = torch.baddbmm(gates, last, recurrent).flatten(0, 1).chunk(4, 1)

@@ -31,7 +31,7 @@ _KEPT = "!\"#$&'()*+,/:;<=>?@[\\]^`{|}~"  # all printable ASCII but % and the bl
 class Ranked:
     """Candidates of one session, best first. ``scores``: higher is better; None: the position decides.
 
-    ``place``: where the list stands in its file.
+    ``place``: position of the list in its file.
     """
 
     session: str

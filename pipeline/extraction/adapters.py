@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from pipeline.extraction.checkpoint_files import Checkpoint, ModelError
 
@@ -74,8 +75,6 @@ def merge_adapter(model: Any, checkpoint: Checkpoint) -> Any:
         from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
     except ImportError as error:
         raise _refused(checkpoint, f"is applied by the package peft ({error}): pip install peft") from error
-    from safetensors.torch import load_file
-
     try:
         config, state = PeftConfig.from_pretrained(str(checkpoint.path)), load_file(file)
         if config.is_prompt_learning:

@@ -20,6 +20,7 @@ from tokenize import TokenError
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from cache.layout import DTYPES, TABLES
 from cache.shards import nonfinite_rows
@@ -138,8 +139,6 @@ def _map_npy(file: Path) -> np.ndarray:
 
 def _map_safetensors(file: Path) -> np.ndarray:
     """Map the tensor "features", or the only two-dimensional one, with numpy; safetensors validates the file."""
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(str(file), framework="np") as held:
             shapes = {name: tuple(held.get_slice(name).get_shape()) for name in held.keys()}  # noqa: SIM118

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from manifests.identity import digest, file_digest
 from manifests.shapes import misfits
@@ -152,7 +154,6 @@ def _built_on_cpu(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, list
     transformers initializes models without data (meta tensors), which such code refuses; here the weights are
     created on the CPU first.
     """
-    from safetensors.torch import load_file
     from transformers import AutoConfig, AutoModel
 
     config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=checkpoint.own_code, local_files_only=True)
@@ -222,8 +223,6 @@ def weights_digest(checkpoint: Checkpoint) -> str:
 
 
 def _add_tensors(total: Any, paths: list[Path]) -> None:
-    from safetensors import safe_open
-
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(safe_open(str(path), framework="pt")) for path in paths]
         owner = {name: file for file in files for name in file.keys()}  # noqa: SIM118  (not a dict)

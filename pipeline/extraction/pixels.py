@@ -60,7 +60,7 @@ class Pixels:
         return pixels if pixels.dtype == np.uint8 and pixels.ndim == 3 and len(pixels) == 3 else None
 
     def table(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-        """Return ``levels`` as a tensor for ``normalised``."""
+        """Return ``levels`` as a tensor for ``normalized``."""
         return torch.from_numpy(self.levels).to(device, dtype)
 
     def _is_exact(self) -> bool:
@@ -70,12 +70,12 @@ class Pixels:
             image = Image.fromarray(pixels)
             wanted = self.processor(images=[image], return_tensors="np")["pixel_values"][0]
             found = self.eight_bit(image)
-            if found is None or not np.array_equal(normalised(torch.from_numpy(found[None]), table)[0].numpy(), wanted):
+            if found is None or not np.array_equal(normalized(torch.from_numpy(found[None]), table)[0].numpy(), wanted):
                 return False
         return True
 
 
-def normalised(pixels: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+def normalized(pixels: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """Return the pixel values [n, 3, h, w] of ``pixels``, uint8 [n, 3, h, w], by ``table`` [3, 256].
 
     A table has the same values on every device, so the result has the same bits.

@@ -246,10 +246,10 @@ def fit(
         torch.manual_seed(options.seed)
         reader = torch.nn.Linear(options.projection, len(tokenizer))  # predicts words from embeddings; not saved
     both = torch.nn.ModuleList([model, reader])
-    optimiser = torch.optim.AdamW(_decay_groups(both, options), lr=options.learning_rate, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(_decay_groups(both, options), lr=options.learning_rate, betas=(0.9, 0.98))
     per_epoch = -(-len(pairs) // options.batch_size)
     total = options.epochs * per_epoch + 1
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, options.learning_rate, total_steps=total, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.learning_rate, total_steps=total, pct_start=0.1)
     model.train()
     for epoch in range(1, options.epochs + 1):
         losses = []
@@ -268,10 +268,10 @@ def fit(
                 loss = loss + options.words * cross_entropy(read, targets[batch].repeat(2, 1))
             if not torch.isfinite(loss):
                 raise FashionNTMError(f"loss is {loss.item()} in epoch {epoch}: lower learning_rate")
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
+            optimizer.step()
             schedule.step()
             with torch.no_grad():
                 model.logit_scale.clamp_(0, math.log(100))

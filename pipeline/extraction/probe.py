@@ -17,6 +17,7 @@ from pipeline.extraction.engine import process
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.meter import Meter
 from pipeline.extraction.prepare import ItemFailure, prepare
+from pipeline.extraction.progress import clock
 from pipeline.extraction.work import Item
 
 if TYPE_CHECKING:
@@ -149,8 +150,6 @@ class Probe:
         return {**vars(self), "rates": dict(self.rates), "slowest": dict(self.slowest), "seconds": self.seconds(plan)}
 
     def text(self, plan: Plan) -> str:
-        from pipeline.extraction.progress import clock
-
         rates = ", ".join(f"{name} {rate:,.1f} rows/s ({self.slowest[name]})" for name, rate in self.rates.items())
         return (
             f"measured with batches of {self.batch_size} and {self.workers} decoding processes: {rates or 'nothing to do'}\n"

@@ -26,6 +26,7 @@ from pipeline.core.malloc import keep_freed_memory
 from pipeline.extraction.batches import ShardTask
 from pipeline.extraction.decoding import Decoder
 from pipeline.extraction.engine import process
+from pipeline.extraction.extractors import load_extractor
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.gpus import WorkerError, claim_gpu
 from pipeline.extraction.meter import Meter
@@ -150,8 +151,6 @@ def measure_batch(setting: dict[str, Any], todo: dict[str, list[tuple[Any, ...]]
 
 def _extractor(setting: Setting) -> Extractor:
     """Return the model, loaded on the first call and cached."""
-    from pipeline.extraction.extractors import load_extractor
-
     key = digest([setting.spec, setting.device, setting.form])
     with _loading:
         if key not in _models:

@@ -46,7 +46,7 @@ def runs_named(name: str, runs: Sequence[RunFolder], view: str = "") -> list[Run
             _one_configuration(word, hits)
         elif len(hits) > 1:
             ids = ", ".join(run.id for run in hits)
-            raise ManifestError([Problem("run", word, f"stands for {len(hits)} runs: {ids}", "give more digits")])
+            raise ManifestError([Problem("run", word, f"matches {len(hits)} runs: {ids}", "give more digits")])
         if not hits:
             known = dict.fromkeys([*(run.model for run in runs), *(run.id for run in runs)])
             raise ManifestError(

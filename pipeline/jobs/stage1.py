@@ -20,13 +20,22 @@ from pipeline.composition.ready import ReadyComposer, composer_folder, fitting_s
 from pipeline.composition.request import ComposerRequest, composer_request, is_joint
 from pipeline.core.binding import SourceRecord, StaleError, declared_digest, load_binding, save_binding
 from pipeline.core.workspace import FeatureRecord, Workspace, extraction_request
+from pipeline.extraction.distributed import cluster_for
+from pipeline.extraction.extractors.base import Extractor
+from pipeline.extraction.fitting.job import fitted_spec
+from pipeline.extraction.plan import Plan, open_store, plan_extraction
+from pipeline.extraction.precision import checked_agreement, extractor_in, sample_of
+from pipeline.extraction.probe import best_size, choose_batch_size, default_workers, measure, use_threads
+from pipeline.extraction.report import Report
+from pipeline.extraction.run import extract
+from pipeline.extraction.tower_format import held_form
 
 
 @dataclass
 class StageOne:
     """Result of ``extract_spec``. ``composed`` is None if the composer must be fitted first."""
 
-    extraction: Any  # pipeline.extraction.report.Report
+    extraction: Report
     composed: Composed | None
     next_command: str
 
@@ -85,12 +94,6 @@ def extract_spec(
     ``local_cluster``: compute the shards on a Dask cluster, or on this number of local processes. ``form``: format of
     the image tower, see ``extraction.tower_format``.
     """
-    from pipeline.extraction.distributed import cluster_for
-    from pipeline.extraction.fitting.job import fitted_spec
-    from pipeline.extraction.precision import extractor_in
-    from pipeline.extraction.probe import use_threads
-    from pipeline.extraction.run import extract
-
     clustered = scheduler is not None or local_cluster > 0
     # a coordinator needs only the model's identity: the workers have the devices
     chosen, extractor, why = extractor_in(
@@ -98,7 +101,7 @@ def extract_spec(
     )
     use_threads(extractor)
 
-    def check(plan: Any) -> dict[str, Any]:
+    def check(plan: Plan) -> dict[str, Any]:
         return _checked(chosen, extractor, dataset, plan, form, why, clustered)
 
     with cluster_for(chosen, device, scheduler, local_cluster, form) if clustered else nullcontext() as cluster:
@@ -108,22 +111,19 @@ def extract_spec(
 
 
 def _checked(
-    spec: RunSpec, extractor: Any, dataset: Dataset, plan: Any, form: str, why: str, clustered: bool
+    spec: RunSpec, extractor: Extractor, dataset: Dataset, plan: Plan, form: str, why: str, clustered: bool
 ) -> dict[str, Any]:
     """Check precision and format against float32 and the plain format; return the session's record.
 
     On a cluster each worker checks its format itself.
     """
-    from pipeline.extraction.precision import checked_agreement, sample_of
-    from pipeline.extraction.tower_format import held_form
-
     record = checked_agreement(spec, extractor, dataset) | ({"precision": why} if why else {})
     if form == "plain" or clustered or "image" not in plan.tables:
         return record | ({"form": form} if form != "plain" else {})
     return record | held_form(extractor, sample_of(extractor, dataset)["images"], form)
 
 
-def _record(spec: RunSpec, dataset: Dataset, workspace: Workspace, extractor: Any, report: Any) -> None:
+def _record(spec: RunSpec, dataset: Dataset, workspace: Workspace, extractor: Extractor, report: Report) -> None:
     """Write the extraction record: the store, the content keys of the images, and the sources of the dataset."""
     old, keys = workspace.note(spec), report.catalogue
     if (
@@ -150,7 +150,7 @@ def _record(spec: RunSpec, dataset: Dataset, workspace: Workspace, extractor: An
     workspace.write_note(spec, note)
 
 
-def _composed(spec: RunSpec, dataset: Dataset, workspace: Workspace, extractor: Any, report: Any) -> StageOne:
+def _composed(spec: RunSpec, dataset: Dataset, workspace: Workspace, extractor: Extractor, report: Report) -> StageOne:
     """Compose the queries, if a composer is ready; a joint model has computed them itself."""
     following = "train" if dataset.split("train") else "serve"
     if "query" in extractor.tables:
@@ -180,13 +180,8 @@ def plan_spec(
     probe: bool = False,
     batch_size: int | Literal["auto"] = "auto",
     workers: int | None = None,
-) -> Any:
-    """Return the ``Plan`` of an extraction: steps and reasons. Write nothing; run the model only to ``probe`` it."""
-    from pipeline.extraction.fitting.job import fitted_spec
-    from pipeline.extraction.plan import open_store, plan_extraction
-    from pipeline.extraction.precision import extractor_in
-    from pipeline.extraction.probe import best_size, choose_batch_size, default_workers, measure, use_threads
-
+) -> Plan:
+    """Return the plan of an extraction: steps and reasons. Write nothing; run the model only to ``probe`` it."""
     _, extractor, _ = extractor_in(fitted_spec(spec, dataset, workspace), dataset, workspace, device, precision)
     use_threads(extractor)
     store = open_store(workspace.stores, dataset, extractor)

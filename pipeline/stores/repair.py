@@ -15,7 +15,7 @@ from pipeline.composition.checkpoint import fitted
 from pipeline.composition.ready import composer_folder
 from pipeline.composition.request import composer_request
 from pipeline.core.workspace import Workspace
-from pipeline.jobs.stage1 import extract_spec, fit_composer_spec
+from pipeline.jobs.stage1 import Fitted, StageOne, extract_spec, fit_composer_spec
 from pipeline.stores.collect import specs_using
 from pipeline.stores.wanted import ExpectedStore, StoreRequest, request_of
 
@@ -25,8 +25,8 @@ class SpecRepair:
     """Result of a repair: repaired stores, the following extraction, and the refitted composer (None: not damaged)."""
 
     stores: tuple[Repaired, ...]
-    filled: Any  # pipeline.jobs.stage1.StageOne
-    refitted: Any = None  # pipeline.jobs.stage1.Fitted
+    filled: StageOne
+    refitted: Fitted | None = None
 
     @property
     def whole(self) -> bool:

@@ -80,7 +80,7 @@ class Project:
     dataset: Dataset
     workspace: Workspace
 
-    def stage(self) -> Experiment:
+    def experiment(self) -> Experiment:
         return Experiment(self.spec, self.dataset, self.workspace, "cpu")
 
     @property

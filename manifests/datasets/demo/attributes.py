@@ -11,7 +11,7 @@ import random
 Garment = dict[str, str]
 
 # name -> (family, shade 0 light .. 2 dark, RGB). "darker" and "lighter" stay within a family.
-COLOURS: dict[str, tuple[str, int, tuple[int, int, int]]] = {
+COLORS: dict[str, tuple[str, int, tuple[int, int, int]]] = {
     "white": ("neutral", 0, (244, 243, 239)),
     "gray": ("neutral", 1, (150, 152, 156)),
     "black": ("neutral", 2, (42, 42, 47)),
@@ -41,7 +41,7 @@ NONE = "none"  # the value of a field that does not apply, or of an absent detai
 
 FIELDS: dict[str, dict[str, tuple[str, ...]]] = {
     "dress": {
-        "colour": tuple(COLOURS),
+        "colour": tuple(COLORS),
         "sleeve": SLEEVES,
         "length": ("mini", "knee length", "midi", "maxi"),
         "neckline": ("round neck", "v neck", "square neck", "boat neck"),
@@ -52,7 +52,7 @@ FIELDS: dict[str, dict[str, tuple[str, ...]]] = {
         "accent": (NONE, *ACCENTS),
     },
     "shirt": {
-        "colour": tuple(COLOURS),
+        "colour": tuple(COLORS),
         "sleeve": SLEEVES[1:],
         "style": ("crew neck tee", "v neck tee", "henley", "polo", "button up"),
         "fit": ("fitted", "regular", "loose"),
@@ -62,7 +62,7 @@ FIELDS: dict[str, dict[str, tuple[str, ...]]] = {
         "accent": (NONE, *ACCENTS),
     },
     "toptee": {
-        "colour": tuple(COLOURS),
+        "colour": tuple(COLORS),
         "sleeve": SLEEVES,
         "length": ("cropped", "hip length", "tunic length"),
         "neckline": ("round neck", "v neck", "square neck", "boat neck"),
@@ -81,20 +81,20 @@ def needs_accent(garment: Garment) -> bool:
     return garment["pattern"] != "solid" or garment.get("graphic", NONE) != NONE
 
 
-def _contrast(colour: str, accent: str) -> bool:
-    (family, _, a), (other, _, b) = COLOURS[colour], COLOURS[accent]
+def _contrast(color: str, accent: str) -> bool:
+    (family, _, a), (other, _, b) = COLORS[color], COLORS[accent]
     return family != other and sum(abs(x - y) for x, y in zip(a, b, strict=True)) >= 115
 
 
-SEEN_ON = {colour: frozenset(a for a in ACCENTS if _contrast(colour, a)) for colour in COLOURS}  # visible accents
+SEEN_ON = {colour: frozenset(a for a in ACCENTS if _contrast(colour, a)) for colour in COLORS}  # visible accents
 
 
 def problem(garment: Garment) -> str | None:
     """Return the reason that the combination of values is invalid, or None for a garment that can be drawn."""
     if needs_accent(garment) != (garment["accent"] != NONE):
-        return "an accent colour needs a pattern or a graphic, and the other way round"
+        return "an accent color needs a pattern or a graphic, and the other way round"
     if garment["accent"] != NONE and garment["accent"] not in SEEN_ON[garment["colour"]]:
-        return "the accent would vanish on the garment's own colour"
+        return "the accent would vanish on the garment's own color"
     if garment.get("graphic", NONE) != NONE and garment["pattern"] not in ("solid", "color block"):
         return "a graphic needs a plain chest"
     if garment.get("pocket", NONE) != NONE and garment.get("graphic", NONE) != NONE:
@@ -124,7 +124,7 @@ def step(category: str, field: str, old: str, new: str) -> int:
     Colors compare within a family (darker is higher), sleeves only if both garments have sleeves.
     """
     if field == "colour":
-        (family, low, _), (other, high, _) = COLOURS[old], COLOURS[new]
+        (family, low, _), (other, high, _) = COLORS[old], COLORS[new]
         return high - low if family == other else 0
     if field not in ORDERED or (field == "sleeve" and not (old.endswith("sleeves") and new.endswith("sleeves"))):
         return 0

@@ -138,10 +138,10 @@ def light(size: int, variant: int) -> Image.Image:
     flank = 1.0 - 0.75 * (x - 0.5 + rng.uniform(-0.05, 0.05)) ** 2
     folds = np.zeros_like(x)
     for _ in range(5):
-        centre, lean, wide = rng.uniform(0.3, 0.7), rng.uniform(-0.08, 0.08), rng.uniform(0.008, 0.02)
+        center, lean, wide = rng.uniform(0.3, 0.7), rng.uniform(-0.08, 0.08), rng.uniform(0.008, 0.02)
         start = rng.uniform(0.3, 0.6)
         ramp = np.clip((y - start) / 0.3, 0, 1)
-        folds += 0.10 * ramp * np.exp(-(((x - centre - lean * (y - 0.5)) / wide) ** 2))
+        folds += 0.10 * ramp * np.exp(-(((x - center - lean * (y - 0.5)) / wide) ** 2))
     shade = np.clip(flank - folds, 0.55, 1.0) * (1.02 - 0.10 * y)
     image = Image.fromarray((np.clip(shade, 0, 1) * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(size / 160))
     return Image.merge("RGB", (image, image, image))

@@ -6,7 +6,7 @@ import random
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from manifests.datasets.demo.attributes import COLOURS, NONE, Garment
+from manifests.datasets.demo.attributes import COLORS, NONE, Garment
 from manifests.datasets.demo.details import draw_details, draw_trimmings
 from manifests.datasets.demo.fabric import RGB, backdrop, draw_pattern, light
 from manifests.datasets.demo.shapes import ARM, HEMS, Outline, Shape, ellipse, flip, limb, mirrored, shape, smooth
@@ -58,8 +58,8 @@ def render(category: str, garment: Garment, size: int, rng: random.Random) -> Im
     """Render an RGB image of ``size`` x ``size`` pixels. The same generator state gives the same image."""
     canvas = Canvas(category, size, rng)
     outline = garment_shape(category, garment)
-    base = _shade(COLOURS[garment["colour"]][2], rng)
-    accent = _shade(COLOURS[garment["accent"]][2], rng) if garment["accent"] != NONE else base
+    base = _shade(COLORS[garment["colour"]][2], rng)
+    accent = _shade(COLORS[garment["accent"]][2], rng) if garment["accent"] != NONE else base
     whole = (canvas.size, canvas.size)
 
     mask = Image.new("L", whole, 0)
@@ -95,8 +95,8 @@ def render(category: str, garment: Garment, size: int, rng: random.Random) -> Im
 _SHADOW = [round(v * 0.25) for v in range(256)]
 
 
-def _shade(colour: RGB, rng: random.Random) -> RGB:
+def _shade(color: RGB, rng: random.Random) -> RGB:
     """Return the color with the variation of a photograph: slightly lighter, darker or tinted."""
     gain = 1 + rng.uniform(-0.05, 0.05)
-    r, g, b = (max(0, min(255, round(c * gain + rng.uniform(-5, 5)))) for c in colour)
+    r, g, b = (max(0, min(255, round(c * gain + rng.uniform(-5, 5)))) for c in color)
     return r, g, b

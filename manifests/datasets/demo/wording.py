@@ -109,10 +109,10 @@ def _words(field: str, value: str, wanted: Mapping[str, str], garment: Garment) 
         article = "" if noun.endswith("s") else f"{_article(value)} "
         return (), (f"{article}{value} {noun}", f"{value} as the second color")
     accent = wanted.get("accent", NONE)
-    colour = "" if accent == NONE else f"{accent} "
+    color = "" if accent == NONE else f"{accent} "
     is_words, has_words = PHRASES[field][value]
-    if colour and any("{c}" in w for w in has_words):
-        return (), tuple(w.format(c=colour) for w in has_words if "{c}" in w)
+    if color and any("{c}" in w for w in has_words):
+        return (), tuple(w.format(c=color) for w in has_words if "{c}" in w)
     return is_words, tuple(w.format(c="") for w in has_words)
 
 

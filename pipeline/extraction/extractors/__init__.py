@@ -6,6 +6,7 @@ from manifests.errors import Problems
 from manifests.options import parse_options
 from manifests.registry import Registry
 from manifests.schema import RunSpec
+from pipeline.core.device import resolve_device
 from pipeline.extraction.extractors.base import Extractor
 
 extractors: Registry[Extractor] = Registry("pipeline.extraction.extractors", Extractor, "extractor")
@@ -17,8 +18,6 @@ def load_extractor(spec: RunSpec, device: str = "auto") -> Extractor:
     Raises ManifestError for an unknown extractor or option (with the nearest name), DeviceError, and ModelError when
     the model cannot be found or loaded.
     """
-    from pipeline.core.device import resolve_device
-
     family = extractors.get(spec.extractor.name, spec.name, "key extractor.name")
     problems = Problems(spec.name)
     options = parse_options(family.Options, spec.extractor.options, spec.name, "extractor", problems)

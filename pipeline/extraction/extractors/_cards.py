@@ -16,7 +16,7 @@ _NAFLEX = "keeps the aspect ratio: patches up to max_num_patches of its image pr
 _OWN = (
     "comes with its own code, which is run only with trust_remote_code = true and needs the package open_clip_torch; "
     "texts are lower-cased and stripped of punctuation, as its own processor does. Its code builds the weights while the "
-    "model is initialised, which newer transformers may refuse: a folder in SiglipModel's format needs neither"
+    "model is initialized, which newer transformers may refuse: a folder in SiglipModel's format needs neither"
 )
 
 

@@ -21,7 +21,7 @@ from pipeline.extraction.extractors import _cards
 from pipeline.extraction.extractors._fittable import FitOptions, Fittable
 from pipeline.extraction.extractors.base import Card, ExtractorOptions
 from pipeline.extraction.images import decoder
-from pipeline.extraction.pixels import Pixels, normalised, resized_pixels
+from pipeline.extraction.pixels import Pixels, normalized, resized_pixels
 from pipeline.extraction.tokens import Tokens
 from pipeline.extraction.transfer import to_device
 
@@ -195,7 +195,7 @@ class ClipExtractor(Fittable):
     def _image_features(self, images: list[dict[str, np.ndarray]]) -> torch.Tensor:
         inputs = to_device(images, self.device, self.compute)
         if self._table is not None and inputs["pixel_values"].dtype == torch.uint8:
-            inputs["pixel_values"] = normalised(inputs["pixel_values"], self._table)
+            inputs["pixel_values"] = normalized(inputs["pixel_values"], self._table)
         return _pooled(self.model.get_image_features(**inputs))
 
     def _text_features(self, texts: list[np.ndarray]) -> torch.Tensor:

@@ -41,14 +41,14 @@ def fit(
     if len(triplets) < 2:
         raise FashionNTMError(f"{len(triplets)} train triplets: an extractor needs at least two to be fitted on")
     network, device = extractor.network, extractor.device
-    optimiser = torch.optim.AdamW(_groups(network, options.weight_decay), lr=options.learning_rate)
-    progress = load_state(folder, network, optimiser, extractor.starts)
+    optimizer = torch.optim.AdamW(_groups(network, options.weight_decay), lr=options.learning_rate)
+    progress = load_state(folder, network, optimizer, extractor.starts)
     per_epoch = math.ceil(len(triplets) / options.batch_size)
     total, saved, began, done = options.epochs * per_epoch, time.monotonic(), time.monotonic(), 0
     network.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for batch in loader.batches(triplets, _parts(len(triplets), per_epoch, options, progress.step)):
-            loss = _step(extractor, batch, optimiser, options, alpha, progress.step, total)
+            loss = _step(extractor, batch, optimizer, options, alpha, progress.step, total)
             progress.step += 1
             done += len(batch.targets)
             if loss is not None:
@@ -61,9 +61,9 @@ def fit(
                 progress.losses = []
             report(progress, total, done / (time.monotonic() - began))
             if time.monotonic() - saved >= save_seconds and progress.step < total:
-                save_state(folder, network, optimiser, progress, extractor.starts)
+                save_state(folder, network, optimizer, progress, extractor.starts)
                 saved = time.monotonic()
-    save_state(folder, network, optimiser, progress, extractor.starts)
+    save_state(folder, network, optimizer, progress, extractor.starts)
     network.eval()
     return progress
 
@@ -71,7 +71,7 @@ def fit(
 def _step(
     extractor: Fittable,
     batch: TripletBatch,
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     options: FitOptions,
     alpha: float,
     step: int,
@@ -81,7 +81,7 @@ def _step(
     if len(batch.targets) < 2:
         return None
     torch.manual_seed(_seed(options.seed, step))
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         group["lr"] = options.learning_rate * cycle(step, total, options.warmup)
     device = extractor.device
     with torch.autocast(device.type, torch.bfloat16, enabled=options.autocast):
@@ -91,10 +91,10 @@ def _step(
     value = loss.item()
     if not math.isfinite(value):
         raise FashionNTMError(f"loss is {value} at step {step + 1}: lower extractor.fit.learning_rate")
-    optimiser.zero_grad()
+    optimizer.zero_grad()
     loss.backward()
-    nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], options.clip_norm)
-    optimiser.step()
+    nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], options.clip_norm)
+    optimizer.step()
     return value
 
 

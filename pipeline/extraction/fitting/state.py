@@ -32,7 +32,7 @@ class Progress:
 def save_state(
     folder: Path,
     network: nn.Module,
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     progress: Progress,
     starts: Mapping[str, Any] = NOTHING,
 ) -> None:
@@ -45,7 +45,7 @@ def save_state(
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
     for i, (_, parameter) in enumerate(_trained(network)):
-        for key, value in optimiser.state[parameter].items():
+        for key, value in optimizer.state[parameter].items():
             tensors[f"optimiser.{i}.{key}"] = torch.as_tensor(value)
     file = folder / f"state-{progress.step}.safetensors"
     temporary = file.with_suffix(".tmp")
@@ -63,9 +63,9 @@ def save_state(
 
 
 def load_state(
-    folder: Path, network: nn.Module, optimiser: torch.optim.Optimizer, starts: Mapping[str, Any] = NOTHING
+    folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, starts: Mapping[str, Any] = NOTHING
 ) -> Progress:
-    """Load the state in ``folder`` into ``network`` and ``optimiser``; return a new Progress if there is none.
+    """Load the state in ``folder`` into ``network`` and ``optimizer``; return a new Progress if there is none.
 
     Raises FashionNTMError with the folder to remove when the files do not match each other, or the initial weights were
     others than ``starts``.
@@ -84,7 +84,7 @@ def load_state(
         network.load_state_dict(_part(tensors, "network."))
         for i, (_, parameter) in enumerate(_trained(network)):
             moments = _part(tensors, f"optimiser.{i}.")
-            optimiser.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in moments.items()}
+            optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in moments.items()}
         return Progress(**about)
     except Exception as error:  # JSON, safetensors and torch raise different types for invalid files
         raise FashionNTMError(

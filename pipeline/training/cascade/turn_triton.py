@@ -142,10 +142,10 @@ class TritonTurn(CompiledWrites):
         )
         key_pull, keys = key_pulls.unsqueeze(-1), saved.read_raw[:, :, n, :, :width]
         torch.addcmul(over_rows(dots, turn.memory), key_pull, keys, out=d_raws[:, :, n, :, :width])
-        passed = d_gates @ weights.from_previous
-        grad_in.read[:, :-1] += passed[:, 1:]
+        d_inputs = d_gates @ weights.from_previous
+        grad_in.read[:, :-1] += d_inputs[:, 1:]
         self._gather(saved, n, grad_in.read, HeadGradients(d_previous, dots, pulls), writing)
-        return GradOut(d_previous, d_old_cells, passed[:, 0])
+        return GradOut(d_previous, d_old_cells, d_inputs[:, 0])
 
     def _write(
         self, saved: SavedActivations, turn: Turn, head: CompiledHeadWeights, new: Tensor, norms: Tensor

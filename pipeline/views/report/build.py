@@ -61,11 +61,11 @@ def gather(
 
     Raises IncompleteError when no run is trained, ManifestError for an unknown model.
     """
-    stage = Experiment(spec, dataset, workspace, device, log)
-    found, missing = trained_runs(stage, seeds=options.seeds)
+    experiment = Experiment(spec, dataset, workspace, device, log)
+    found, missing = trained_runs(experiment, seeds=options.seeds)
     if not found:
         raise IncompleteError(f"no run of spec '{spec.name}' is trained: run `{spec.command('train')}`")
-    bed = TestBed(stage)
+    bed = TestBed(experiment)
     models = _first_seeds(found)
     log(f"{len(models)} models over {len(bed.sessions):,} test sessions")
     ranks = {m.label: bed.ranks(bed.finals(m)) for m in models}
@@ -99,14 +99,14 @@ def gather(
     return {
         "spec": spec,
         "dataset": dataset,
-        "stage": stage,
+        "experiment": experiment,
         "options": options,
         "models": models,
         "notes": notes,
-        "tables": report_tables(stage, data),
+        "tables": report_tables(experiment, data),
         "curves": learning_curves(found),
         "diagnostics": diagnostics(found, spec),
-        "memory": memory_figure(stage),
+        "memory": memory_figure(experiment),
         "retention": retention,
         "orders": orders,
         "one": one,

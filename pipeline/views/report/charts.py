@@ -10,7 +10,7 @@ import numpy as np
 
 WIDTH, HEIGHT = 520, 260
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 40
-COLOURS = 8  # --c0 .. --c7 of the page
+COLORS = 8  # --c0 .. --c7 of the page
 Points = Sequence[tuple[float, float]]
 
 
@@ -21,10 +21,10 @@ def lines(series: Mapping[str, Points], x: str, y: str, about: str) -> str:
     body = []
     for number, (name, points) in enumerate(kept.items()):
         path = " ".join(f"{plane.x(a):.1f},{plane.y(b):.1f}" for a, b in points)
-        colour = f"var(--c{number % COLOURS})"
-        mark = _mark(*_last(plane, points), colour) if points else ""
+        color = f"var(--c{number % COLORS})"
+        mark = _mark(*_last(plane, points), color) if points else ""
         body.append(
-            f'<g><title>{escape(name)}</title><polyline points="{path}" fill="none" stroke="{colour}" '
+            f'<g><title>{escape(name)}</title><polyline points="{path}" fill="none" stroke="{color}" '
             f'stroke-width="2"/>{mark}</g>'
         )
     return _frame(plane, x, y, about, "".join(body)) + legend(list(kept))
@@ -34,7 +34,7 @@ def scatter(series: Mapping[str, Sequence[tuple[float, float, str]]], x: str, y:
     """Return a scatter chart of named groups of (x, y, label)."""
     plane = _Plane([(a, b) for points in series.values() for a, b, _ in points])
     body = [
-        f"<g><title>{escape(name)}: {escape(label)}</title>{_mark(plane.x(a), plane.y(b), f'var(--c{n % COLOURS})', 4)}</g>"
+        f"<g><title>{escape(name)}: {escape(label)}</title>{_mark(plane.x(a), plane.y(b), f'var(--c{n % COLORS})', 4)}</g>"
         for n, (name, points) in enumerate(series.items())
         for a, b, label in points
     ]
@@ -43,7 +43,7 @@ def scatter(series: Mapping[str, Sequence[tuple[float, float, str]]], x: str, y:
 
 def legend(names: Sequence[str]) -> str:
     items = "".join(
-        f'<li><span class="key" style="background:var(--c{n % COLOURS})"></span>{escape(name)}</li>'
+        f'<li><span class="key" style="background:var(--c{n % COLORS})"></span>{escape(name)}</li>'
         for n, name in enumerate(names)
     )
     return f'<ul class="legend">{items}</ul>'
@@ -105,8 +105,8 @@ def _last(plane: _Plane, points: Points) -> tuple[float, float]:
     return plane.x(points[-1][0]), plane.y(points[-1][1])
 
 
-def _mark(x: float, y: float, colour: str, size: float = 3) -> str:
-    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size}" fill="{colour}"/>'
+def _mark(x: float, y: float, color: str, size: float = 3) -> str:
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size}" fill="{color}"/>'
 
 
 def _frame(plane: _Plane, x: str, y: str, about: str, body: str) -> str:

@@ -71,18 +71,18 @@ def diagnostics(models: Sequence[Trained], spec: RunSpec) -> list[Figure]:
     ]
 
 
-def memory_figure(stage: Experiment) -> Figure:
+def memory_figure(experiment: Experiment) -> Figure:
     """Plot recall against inference time of the CM-NTM runs on these features that an ablation timed (Figure 8)."""
     title = "Recall against inference time (Figure 8)"
     found: dict[str, list[tuple[float, float, str]]] = {}
-    times = _times(stage.workspace.out)
-    for folder in list_runs(stage.workspace.runs):
-        if folder.id in times and (point := _point(folder, stage, times[folder.id])):
+    times = _times(experiment.workspace.out)
+    for folder in list_runs(experiment.workspace.runs):
+        if folder.id in times and (point := _point(folder, experiment, times[folder.id])):
             found.setdefault(point[0], []).append(point[1:])
     if sum(map(len, found.values())) < 2:
         why = (
             "fewer than two evaluated CM-NTM runs on these features are timed: "
-            f"`{stage.spec.command('ablate figure8 --spec')}`"
+            f"`{experiment.spec.command('ablate figure8 --spec')}`"
         )
         return Figure(title, why_not=why)
     chart = scatter(dict(sorted(found.items())), "ms per session", "mean of R@5 and R@8, %", title)
@@ -101,13 +101,13 @@ def _times(out: Path) -> dict[str, float]:
     return found
 
 
-def _point(folder: RunFolder, stage: Experiment, time: float) -> tuple[str, float, float, str] | None:
+def _point(folder: RunFolder, experiment: Experiment, time: float) -> tuple[str, float, float, str] | None:
     """Return (C, milliseconds, recall, label) of an evaluated CM-NTM run on these features; None for any other."""
     if folder.model not in ("cm_ntm", "v_ntm") or folder.state != "finished":
         return None
     identity = folder.record()["identity"]
-    run = stage.run_of(identity)
-    if run is None or (summary := stage.evaluation(run)) is None:
+    run = experiment.run_of(identity)
+    if run is None or (summary := experiment.evaluation(run)) is None:
         return None
     options = identity["model"]["options"]
     recall = summary["metrics"]["all"]["overall"]["mean"]

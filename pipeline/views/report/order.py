@@ -148,7 +148,7 @@ class _Player:
     def __init__(self, bed: TestBed, queries: Queries, mine: Sequence[int]):
         self.bed, self.mine, store = bed, list(mine), queries.backbone
         assert queries.composer is not None
-        self.composer, self.device = queries.composer, bed.stage.device
+        self.composer, self.device = queries.composer, bed.experiment.device
         bound = store.catalogue()
         images = dict.fromkeys(i for c in bed.members for i in bed.candidates[c].images)
         images |= dict.fromkeys(bed.sessions[n].turns[0].reference for n in self.mine)

@@ -59,7 +59,7 @@ def exact_retention(
     bed: TestBed, models: Sequence[Trained], requests: Mapping[str, Sequence[Request]], k: int
 ) -> Retention:
     """Return the share of the final top k with the requested values, averaged over sessions of two turns or more."""
-    dataset = bed.stage.dataset
+    dataset = bed.experiment.dataset
 
     @cache
     def having(category: str, item: tuple[str, str]) -> np.ndarray:
@@ -153,7 +153,7 @@ def telling_session(
     bed: TestBed, one: Trained, other: Trained, requests: Mapping[str, Sequence[Request]], k: int
 ) -> int | None:
     """Return the session where ``one`` leads ``other`` most in the share of the final top k that meets early requests."""
-    dataset, best = bed.stage.dataset, (0, None)
+    dataset, best = bed.experiment.dataset, (0, None)
     tops = [bed.top(bed.finals(m), k) for m in (one, other)]
     for n, session in enumerate(bed.sessions):
         early = requests.get(session.id, ())[:-1]

@@ -14,16 +14,18 @@ from pipeline.jobs.experiment import Experiment
 from pipeline.training.models import models as registry
 
 
-def report_tables(stage: Experiment, data: Path) -> list[Table]:
+def report_tables(experiment: Experiment, data: Path) -> list[Table]:
     """Return every shipped results table with this run spec; if there is none, a table of the spec's own models."""
     wanted = [t for t in map(load_table_spec, shipped("tables")) if isinstance(t, ResultsTable)]
-    mine = [t for t in wanted if t.run == stage.spec.name] or [own_table(stage.spec, stage.dataset, stage.subsets)]
-    return [_filled(table, stage, data) for table in mine]
+    mine = [t for t in wanted if t.run == experiment.spec.name] or [
+        own_table(experiment.spec, experiment.dataset, experiment.subsets)
+    ]
+    return [_filled(table, experiment, data) for table in mine]
 
 
-def _filled(table: ResultsTable, stage: Experiment, data: Path) -> Table:
-    finder = RunFinder(stage.spec, data, stage.workspace, table)
-    finder.__dict__["experiment"] = stage  # the report's own, so that it is loaded once
-    seeds = () if table.ablation else stage.spec.seeds
-    built = build_results_table(table, finder, known=registry.names(), run=stage.spec.asked, seeds=seeds)
+def _filled(table: ResultsTable, experiment: Experiment, data: Path) -> Table:
+    finder = RunFinder(experiment.spec, data, experiment.workspace, table)
+    finder.__dict__["experiment"] = experiment  # the report's own, so that it is loaded once
+    seeds = () if table.ablation else experiment.spec.seeds
+    built = build_results_table(table, finder, known=registry.names(), run=experiment.spec.asked, seeds=seeds)
     return built.model_copy(update={"footnotes": (*built.footnotes, *finder.footnotes)})

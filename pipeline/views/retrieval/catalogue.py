@@ -16,16 +16,16 @@ UNTRAINED = "untrained"
 ALPHA = 0.7  # of EWMA, unless the spec sets it
 
 
-def catalogue_models(stage: Experiment, ids: Sequence[str] = ()) -> list[Trained]:
-    """Return finished runs, of any dataset, on features with the fingerprint of the stage's store; else EWMA and last.
+def catalogue_models(experiment: Experiment, ids: Sequence[str] = ()) -> list[Trained]:
+    """Return finished runs, of any dataset, on features with the fingerprint of the experiment's store; else EWMA and last.
 
     ``ids``: only these runs, by id, first digits or folder. Raises ManifestError for an id that matches none or
     several runs, and for a run on other features.
     """
-    known = [f for f in list_runs(stage.workspace.runs) if f.state == "finished"]
-    fitting = [f for f in known if _store_of(f) == stage.store.fingerprint]
+    known = [f for f in list_runs(experiment.workspace.runs) if f.state == "finished"]
+    fitting = [f for f in known if _store_of(f) == experiment.store.fingerprint]
     if not ids:
-        return load_trained(fitting, stage.device) or untrained(stage)
+        return load_trained(fitting, experiment.device) or untrained(experiment)
     chosen = []
     for wanted in dict.fromkeys(ids):
         folder = RunFolder(Path(wanted).resolve())
@@ -34,23 +34,21 @@ def catalogue_models(stage: Experiment, ids: Sequence[str] = ()) -> list[Trained
             what = f"{len(found)} runs begin so" if found else f"no finished run has this id ({DIGITS} digits or more)"
             there = ", ".join(f"{f.model} {f.id}" for f in fitting) or "none"
             raise ManifestError([Problem("--run", wanted, what, f"on these features there are: {there}")])
-        if _store_of(found[0]) != stage.store.fingerprint:
-            what = (
-                f"the run reads features {_store_of(found[0])[:12]}, the catalogue has {stage.store.fingerprint[:12]}"
-            )
+        if _store_of(found[0]) != experiment.store.fingerprint:
+            what = f"the run reads features {_store_of(found[0])[:12]}, the catalogue has {experiment.store.fingerprint[:12]}"
             fix = "use the run's extractor, precision and composer (with weights = its folder) in the catalogue's spec"
             raise ManifestError([Problem("--run", wanted, what, fix)])
         chosen += found
-    return load_trained(chosen, stage.device)
+    return load_trained(chosen, experiment.device)
 
 
-def untrained(stage: Experiment) -> list[Trained]:
+def untrained(experiment: Experiment) -> list[Trained]:
     """Return EWMA, with alpha of the spec or 0.7, and the last turn alone: models that need no training."""
-    dim, found = stage.store.tables["target"].dim, []
+    dim, found = experiment.store.tables["target"].dim, []
     for name, options in (("ewma", {"alpha": ALPHA}), ("last", {})):
-        given = {k: v for k, v in stage.spec.models.get(name, {}).items() if k != "training"}
-        model = build_model(name, options | given, dim).to(stage.device).eval()
-        folder = RunFolder(stage.workspace.runs / stage.dataset.name / name / UNTRAINED)
+        given = {k: v for k, v in experiment.spec.models.get(name, {}).items() if k != "training"}
+        model = build_model(name, options | given, dim).to(experiment.device).eval()
+        folder = RunFolder(experiment.workspace.runs / experiment.dataset.name / name / UNTRAINED)
         found.append(Trained(name, model.title, None, folder, model, weights_digest(model)))
     return found
 

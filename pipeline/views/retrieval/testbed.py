@@ -25,10 +25,10 @@ class TestBed:
 
     __test__ = False  # not a test case, despite its name
 
-    def __init__(self, stage: Experiment):
-        self.stage = stage
-        found = stage.test
-        self.candidates: dict[str, Candidates] = stage.candidates
+    def __init__(self, experiment: Experiment):
+        self.experiment = experiment
+        found = experiment.test
+        self.candidates: dict[str, Candidates] = experiment.candidates
         kept = [n for n, s in enumerate(found.sessions) if s.target in self.candidates[s.category].index]
         self.features: SessionFeatures = found.subset(kept) if len(kept) < len(found) else found
         self.sessions = self.features.sessions
@@ -39,7 +39,7 @@ class TestBed:
     def indexes(self) -> dict[str, ExactIndex]:
         """Category -> its gallery on the device."""
         used = dict.fromkeys(s.category for s in self.sessions)
-        return {name: ExactIndex(self.candidates[name].features, self.stage.device) for name in used}
+        return {name: ExactIndex(self.candidates[name].features, self.experiment.device) for name in used}
 
     @cached_property
     def members(self) -> dict[str, np.ndarray]:

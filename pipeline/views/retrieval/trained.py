@@ -50,32 +50,32 @@ class Trained:
 
 
 def trained_runs(
-    stage: Experiment, models: Sequence[str] = (), seeds: Sequence[int] | None = None
+    experiment: Experiment, models: Sequence[str] = (), seeds: Sequence[int] | None = None
 ) -> tuple[list[Trained], list[str]]:
-    """Return the finished runs of the stage's spec, in its order, and the commands that train the others."""
+    """Return the finished runs of the experiment's spec, in its order, and the commands that train the others."""
     folders, missing = [], []
-    for run in stage.current_runs(models, seeds):
-        folder = stage.folder(run)
+    for run in experiment.current_runs(models, seeds):
+        folder = experiment.folder(run)
         if folder.state == "finished":
             folders.append(folder)
         else:
-            missing.append(stage.train_command(run))
-    return load_trained(folders, stage.device), missing
+            missing.append(experiment.train_command(run))
+    return load_trained(folders, experiment.device), missing
 
 
-def runs_by_id(stage: Experiment, ids: Sequence[str]) -> list[Trained]:
-    """Return finished runs on the stage's data by id or its first digits, in the given order.
+def runs_by_id(experiment: Experiment, ids: Sequence[str]) -> list[Trained]:
+    """Return finished runs on the experiment's data by id or its first digits, in the given order.
 
     Raises ManifestError for an id that matches none or several runs, listing the available ones.
     """
     known = [
         folder
-        for folder in list_runs(stage.workspace.runs)
-        if folder.state == "finished" and stage.run_of(folder.record()["identity"]) is not None
+        for folder in list_runs(experiment.workspace.runs)
+        if folder.state == "finished" and experiment.run_of(folder.record()["identity"]) is not None
     ]
     if not known:
         raise IncompleteError(
-            f"no run on the features of '{stage.spec.name}' is trained: run `{stage.spec.command('train')}`"
+            f"no run on the features of '{experiment.spec.name}' is trained: run `{experiment.spec.command('train')}`"
         )
     chosen = []
     for wanted in dict.fromkeys(ids):
@@ -85,7 +85,7 @@ def runs_by_id(stage: Experiment, ids: Sequence[str]) -> list[Trained]:
             there = ", ".join(f"{folder.model} {folder.id}" for folder in known)
             raise ManifestError([Problem("--run", wanted, what, f"there are: {there}")])
         chosen += found
-    return load_trained(chosen, stage.device)
+    return load_trained(chosen, experiment.device)
 
 
 def load_trained(folders: Sequence[RunFolder], device: torch.device) -> list[Trained]:

@@ -42,11 +42,11 @@ def open_engine(
     Raises IncompleteError when no run is trained, or the extractor differs from the one that made the store's rows.
     An extractor that cannot be loaded is no error: the page gives the reason, and cached texts still work.
     """
-    stage = Experiment(spec, dataset, workspace, device, log)
+    experiment = Experiment(spec, dataset, workspace, device, log)
     if dataset.split("train"):
-        trained = runs_by_id(stage, runs) if runs else _all(stage)
+        trained = runs_by_id(experiment, runs) if runs else _all(experiment)
     else:
-        trained = catalogue_models(stage, runs)
+        trained = catalogue_models(experiment, runs)
         if trained[0].run == UNTRAINED:
             log("no run is trained on these features: EWMA and the last turn answer, untrained")
     extractor, why = None, "It was switched off by --cached-only."
@@ -55,13 +55,15 @@ def open_engine(
     if extractor is None and not cached_only:
         log(f"no live queries: {why}")
     queries = Queries(spec, dataset, workspace, extractor)
-    return Engine(dataset, queries, trained, stage.store, stage.device, limits, why)
+    return Engine(dataset, queries, trained, experiment.store, experiment.device, limits, why)
 
 
-def _all(stage: Experiment) -> list[Trained]:
-    found, _ = trained_runs(stage)
+def _all(experiment: Experiment) -> list[Trained]:
+    found, _ = trained_runs(experiment)
     if not found:
-        raise IncompleteError(f"no run of spec '{stage.spec.name}' is trained: run `{stage.spec.command('train')}`")
+        raise IncompleteError(
+            f"no run of spec '{experiment.spec.name}' is trained: run `{experiment.spec.command('train')}`"
+        )
     return found[::-1]  # the spec's last model is its main one, so it is shown first
 
 

@@ -63,28 +63,31 @@ def open_study(
         _check_identity(study, Experiment(spec, dataset, workspace, device, log))
         log(f"going on with {path}: {len(study.questions)} questions, {len(study.answers())} answers so far")
         return study
-    stage = Experiment(spec, dataset, workspace, device, log)
-    chosen = _choose(stage, models)
-    bed = TestBed(stage)
+    experiment = Experiment(spec, dataset, workspace, device, log)
+    chosen = _choose(experiment, models)
+    bed = TestBed(experiment)
     questions, differ = draw_questions(bed, chosen, sessions, k, seed)
     log(f"{len(questions)} questions; the models differ on {differ:,} of {len(bed.sessions):,} test sessions")
     runs = [{**about, "title": m.title} for about, m in zip(models_of(chosen), chosen, strict=True)]
-    facts = {"models": runs, "differ": differ, "test_sessions": len(bed.sessions), "made_with": _data_of(stage)}
+    facts = {"models": runs, "differ": differ, "test_sessions": len(bed.sessions), "made_with": _data_of(experiment)}
     return StudyFile.create(path, {**asked, **facts}, questions)
 
 
-def _data_of(stage: Experiment) -> dict[str, Any]:
-    return data_of(stage.store, stage.candidates, stage.dataset.split("test"))
+def _data_of(experiment: Experiment) -> dict[str, Any]:
+    return data_of(experiment.store, experiment.candidates, experiment.dataset.split("test"))
 
 
-def _check_identity(study: StudyFile, stage: Experiment) -> None:
+def _check_identity(study: StudyFile, experiment: Experiment) -> None:
     """Raise StudyError if the questions were drawn from other models or data than the current ones."""
     known = {m["label"]: {"run": m["run"], "weights": m.get("weights")} for m in study.about["models"]}
-    models = models_of(trained_runs(stage)[0])
+    models = models_of(trained_runs(experiment)[0])
     present = {m[name]: {"run": m["run"], "weights": m["weights"]} for name in ("label", "run") for m in models}
     changed = changes(
         {**study.about.get("made_with", {}), "models": known},
-        {**_data_of(stage), "models": {label: present.get(m["run"], present.get(label)) for label, m in known.items()}},
+        {
+            **_data_of(experiment),
+            "models": {label: present.get(m["run"], present.get(label)) for label, m in known.items()},
+        },
     )
     if changed:
         raise StudyError(
@@ -93,8 +96,8 @@ def _check_identity(study: StudyFile, stage: Experiment) -> None:
         )
 
 
-def _choose(stage: Experiment, models: Sequence[str]) -> list[Trained]:
-    found, missing = trained_runs(stage, models)
+def _choose(experiment: Experiment, models: Sequence[str]) -> list[Trained]:
+    found, missing = trained_runs(experiment, models)
     first: dict[str, Trained] = {}
     for trained in found:
         first.setdefault(trained.name, trained)

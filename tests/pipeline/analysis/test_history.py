@@ -100,9 +100,9 @@ def test_the_command_on_the_demo(part: str, demo: Project) -> None:
     assert found["part"] == part
     lines = {line["name"]: line["found"]["all"] for line in found["lines"]}
     if part == "test":
-        stage = demo.stage()
+        experiment = demo.experiment()
         for name, line in (("last", "last turn alone"), ("ewma", "EWMA, the session's own history")):
-            evaluated = evaluate_run(stage, make_run(demo.spec, name, 0))["metrics"]["all"]["overall"]
+            evaluated = evaluate_run(experiment, make_run(demo.spec, name, 0))["metrics"]["all"]["overall"]
             assert lines[line] == pytest.approx({key: evaluated[key] for key in lines[line]})
     assert ("fixed weights, fitted on the test sessions' loss" in lines) == (part == "test")
     assert not any("bound" in name for name in lines)

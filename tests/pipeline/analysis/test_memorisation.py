@@ -65,8 +65,8 @@ def test_study(project: Path) -> None:
     last = {p.composer: p for p in study.points if p.model == "last"}
     assert last["long"].train > last["short"].train
 
-    stage = Experiment(variants_of(place)[1].spec, place.dataset(), place.workspace, "cpu")
-    result = load_results(stage.result_files(make_run(stage.spec, "last", 0)).results)
+    experiment = Experiment(variants_of(place)[1].spec, place.dataset(), place.workspace, "cpu")
+    result = load_results(experiment.result_files(make_run(experiment.spec, "last", 0)).results)
     seen = ~result.subsets["last pair unseen"]
     by_hand = [
         metrics_of(result.ranks[[s and c == name for s, c in zip(seen, result.categories, strict=True)]])["mean"]

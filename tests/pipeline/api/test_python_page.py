@@ -42,7 +42,7 @@ def test_the_code_of_the_page_runs(
 
 
 def test_a_run_opens_by_folder_and_by_id(demo: Project, engine: Engine) -> None:
-    run = demo.stage().folder(next(r for r in demo.stage().current_runs() if r.model == "ewma"))
+    run = demo.experiment().folder(next(r for r in demo.experiment().current_runs() if r.model == "ewma"))
     for given, out in ((run.path, "elsewhere"), (run.id, demo.folder)):
         opened = Engine.open(given, demo.folder, out, device="cpu", cached_only=True)
         assert opened.models == ["ewma"]

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from cli import main
 from manifests.errors import FashionNTMError, ManifestError
-from pipeline.bench import gpu, run_bench
+from pipeline.bench import gpu, measure
 
 SMALL: dict[str, Any] = {"batch": 4, "turns": 2, "dim": 8, "hidden": 3, "repeats": 1, "stages": [2], "device": "cpu"}
 
@@ -51,7 +51,7 @@ def test_what_failed_is_named_and_ends_no_part_and_no_subject(tmp_path: Path, mo
     monkeypatch.setattr(gpu, "_line", lambda part, found: saved.append(part) or save(part, found))
     settings = SMALL | {"parts": "tests,steps", "tests": f"{tmp_path} -p no:cacheprovider", "workers": 0}
     sizes = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
-    text = run_bench("gpu", file, [*sizes, 'subjects=["graph","fast","fast K=2"]'])
+    _, text = measure("gpu", file, [*sizes, 'subjects=["graph","fast","fast K=2"]'])
     figures = json.loads(file.read_text())["figures"]
     assert figures["tests"]["tests"] == 2 and figures["tests"]["failed"] == ["test_bad"]
     assert "1 failed; test_bad; ended with code 1" in text

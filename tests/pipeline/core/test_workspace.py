@@ -14,8 +14,8 @@ from pipeline.training.job import Trained
 from tests.pipeline.small_demo import Project
 
 
-def trained(stage: Experiment, run: Run, options: TrainOptions = PLAIN) -> Trained:
-    ((_, done),) = train(stage, [run], options)
+def trained(experiment: Experiment, run: Run, options: TrainOptions = PLAIN) -> Trained:
+    ((_, done),) = train(experiment, [run], options)
     assert isinstance(done, Trained)
     return done
 
@@ -23,20 +23,20 @@ def trained(stage: Experiment, run: Run, options: TrainOptions = PLAIN) -> Train
 def test_the_same_run_is_trained_the_same_way(demo: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """Backend and threads follow from the machine and the options, not from a measurement; they are in run.json."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    stage, before, found = demo.stage(), torch.get_num_threads(), {}
+    experiment, before, found = demo.experiment(), torch.get_num_threads(), {}
     for hidden, how in ((5, TrainOptions()), (6, TrainOptions(backend="reference", threads=2))):
         run = make_run(demo.spec, "cm_ntm", 0, {"hidden": hidden}, {"epochs": 1})
-        record = json.loads((trained(stage, run, how).folder.path / "run.json").read_text())
+        record = json.loads((trained(experiment, run, how).folder.path / "run.json").read_text())
         found[hidden] = (record["execution"]["threads"], record["execution"]["backend"])
-    first = "numba" if stage.device.type == "cpu" else "triton"
+    first = "numba" if experiment.device.type == "cpu" else "triton"
     assert found == {5: (1, first), 6: (2, "reference")}
     assert torch.get_num_threads() == before and not (demo.workspace.out / "steps").exists()
 
 
 def test_another_backend_does_not_train_a_finished_run_again(demo: Project) -> None:
-    stage, run = demo.stage(), make_run(demo.spec, "cm_ntm", 0, {"hidden": 7}, {"epochs": 1})
-    first = trained(stage, run)
+    experiment, run = demo.experiment(), make_run(demo.spec, "cm_ntm", 0, {"hidden": 7}, {"epochs": 1})
+    first = trained(experiment, run)
     weights = (first.folder.path / "model.safetensors").read_bytes()
-    again = trained(stage, run, TrainOptions(backend="reference", threads=2))
+    again = trained(experiment, run, TrainOptions(backend="reference", threads=2))
     assert again.reused and again.folder.id == first.folder.id
     assert (first.folder.path / "model.safetensors").read_bytes() == weights

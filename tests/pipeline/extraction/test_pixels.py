@@ -1,4 +1,4 @@
-"""Looking up normalised values gives the bits of the image processor itself, or is not done."""
+"""Looking up normalized values gives the bits of the image processor itself, or is not done."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from pipeline.extraction.pixels import Pixels, normalised
+from pipeline.extraction.pixels import Pixels, normalized
 
 SIZES = [(224, 224), (300, 400), (17, 60), (61, 16), (1, 40), (40, 1), (3, 50), (50, 3), (3, 3), (1, 1), (500, 9)]
 CLIP = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
@@ -51,12 +51,12 @@ def test_the_same_bits_for_every_shape(name: str) -> None:
         if isinstance(wanted, type):
             assert found is wanted
         else:
-            values = normalised(torch.from_numpy(found[None]), table)[0].numpy()
+            values = normalized(torch.from_numpy(found[None]), table)[0].numpy()
             assert values.dtype == wanted.dtype and values.tobytes() == wanted.tobytes()
 
 
 class Padded(CLIPImageProcessorPil):
-    """Writes a frame of zeros after normalising."""
+    """Writes a frame of zeros after normalizing."""
 
     def preprocess(self, *args: Any, **how: Any) -> Any:
         found = super().preprocess(*args, **how)
@@ -73,7 +73,7 @@ class Padded(CLIPImageProcessorPil):
         Padded(**CLIP),
         object(),
     ],
-    ids=["no normalising", "no rescaling", "patches and masks", "a frame of its own", "no image processor"],
+    ids=["no normalizing", "no rescaling", "patches and masks", "a frame of its own", "no image processor"],
 )
 def test_no_table_where_it_would_not_say_the_same(processor: Any) -> None:
     assert Pixels.of(processor) is None

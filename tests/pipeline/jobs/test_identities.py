@@ -79,16 +79,16 @@ def outputs(place: Path, spec: RunSpec, dataset: Dataset) -> Outputs:
     workspace = Workspace(place / "out")
     if extract_spec(spec, dataset, workspace, "cpu", progress="silent").composed is None:
         fit_composer_spec(spec, dataset, workspace)
-    stage = RunIdentities(spec, dataset, workspace)
+    identities = RunIdentities(spec, dataset, workspace)
     run, untrained = make_run(spec, "lstm", spec.seeds[0]), make_run(spec, "avg", spec.seeds[0])
 
     def evaluation(view: View = WHOLE) -> str:
-        return digest([stage.identity(run).id, stage.evaluation_identity(run, view)])[:12]
+        return digest([identities.identity(run).id, identities.evaluation_identity(run, view)])[:12]
 
     return Outputs(
         digest(composer_identity(spec, dataset, workspace.backbone(spec, dataset)))[:12],
-        stage.identity(run).id,
-        stage.identity(untrained).id,
+        identities.identity(run).id,
+        identities.identity(untrained).id,
         evaluation(),
         evaluation(View(turns=2, last=1)),
     )
@@ -272,8 +272,8 @@ def test_how_features_are_extracted_changes_no_number(place: Path, tmp_path: Pat
     workspace = Workspace(tmp_path / "out")
     extract_spec(spec, data, workspace, "cpu", progress="silent", **options)
     fit_composer_spec(spec, data, workspace)
-    stage = RunIdentities(spec, data, workspace)
-    assert stage.identity(make_run(spec, "lstm", 0)).id == outputs(place, spec, data).run
+    identities = RunIdentities(spec, data, workspace)
+    assert identities.identity(make_run(spec, "lstm", 0)).id == outputs(place, spec, data).run
 
 
 @pytest.mark.parametrize("name", HITS)

@@ -59,7 +59,7 @@ def spelled_out(model: CMNTM, queries: np.ndarray) -> np.ndarray:
         memory = [part(c, "memory").copy() for c in range(stages)]
         read = [part(c, "read") for c in range(stages)]
         hidden, cell = [part(c, "hidden") for c in range(stages)], [part(c, "cell") for c in range(stages)]
-        stands = [[softmax(part(c, "start")[h]) for h in range(2)] for c in range(stages)]
+        addressing = [[softmax(part(c, "start")[h]) for h in range(2)] for c in range(stages)]
         for n in range(queries.shape[1]):
             before = read[-1]  # r^0(n) = r^C(n-1)
             for c in range(stages):
@@ -77,16 +77,16 @@ def spelled_out(model: CMNTM, queries: np.ndarray) -> np.ndarray:
                     gate, shift = sigmoid(own[width + 1]), softmax(own[width + 2 : width + 5])
                     gamma = 1 + math.log1p(math.exp(own[width + 5]))
                     cosine = memory[c] @ key / np.linalg.norm(key) / np.linalg.norm(memory[c], axis=1)
-                    mixed = gate * softmax(beta * cosine) + (1 - gate) * stands[c][h]
+                    mixed = gate * softmax(beta * cosine) + (1 - gate) * addressing[c][h]
                     slots = len(mixed)
                     turned = [
                         shift[0] * mixed[(s - 1) % slots] + shift[1] * mixed[s] + shift[2] * mixed[(s + 1) % slots]
                         for s in range(slots)
                     ]
-                    stands[c][h] = np.array(turned) ** gamma / (np.array(turned) ** gamma).sum()
-                read[c] = stands[c][0] @ memory[c]
+                    addressing[c][h] = np.array(turned) ** gamma / (np.array(turned) ** gamma).sum()
+                read[c] = addressing[c][0] @ memory[c]
                 erase, add = sigmoid(raw[2 * (width + 6) : -width]), raw[-width:]
-                memory[c] = memory[c] * (1 - np.outer(stands[c][1], erase)) + np.outer(stands[c][1], add)
+                memory[c] = memory[c] * (1 - np.outer(addressing[c][1], erase)) + np.outer(addressing[c][1], add)
                 before = read[c]
             out[b, n] = weights["output.weight"] @ np.concatenate([hidden[-1], read[-1]]) + weights["output.bias"]
     return out

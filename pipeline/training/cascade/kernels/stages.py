@@ -193,7 +193,7 @@ def backward_turn(
     unit, slot = tl.arange(0, UNITS), tl.arange(0, SLOTS)
     has, valid = unit < H, slot < N
     tile = valid[:, None] & has[None, :]
-    passed = tl.zeros([SLOTS], dtype=cosines.dtype.element_ty)
+    propagated = tl.zeros([SLOTS], dtype=cosines.dtype.element_ty)
     for back in range(C):
         c = C - 1 - back
         kc = k * C + c
@@ -201,7 +201,7 @@ def backward_turn(
         r0, r1, r2, r3, r4, r5 = load_scalars(raw + kc * raw_c + b * raw_b)
         cosine = tl.load(cosines + row * N + slot, mask=valid, other=0.0)
         before = tl.load(previous + row * N + slot, mask=valid, other=0.0)
-        d_at = tl.load(d_weights + row * N + slot, mask=valid, other=0.0) + passed
+        d_at = tl.load(d_weights + row * N + slot, mask=valid, other=0.0) + propagated
         d_cosine, d_before, d0, d1, d2, d3, d4, d5 = address_backward(
             d_at, r0, r1, r2, r3, r4, r5, cosine, before, valid, N, SLOTS
         )
@@ -246,7 +246,7 @@ def backward_turn(
         tl.store(d_old_cells + row * H + unit, d_cell * f, mask=has)
         if c > 0:
             part = products + ((k * (C - 1) + c - 1) * B + b) * N * 4 * H + slot[:, None] * 4 * H + unit[None, :]
-            passed = tl.sum(tl.load(part, mask=tile, other=0.0) * d_i[None, :], 1)
-            passed += tl.sum(tl.load(part + H, mask=tile, other=0.0) * d_f[None, :], 1)
-            passed += tl.sum(tl.load(part + 2 * H, mask=tile, other=0.0) * d_g[None, :], 1)
-            passed += tl.sum(tl.load(part + 3 * H, mask=tile, other=0.0) * d_o[None, :], 1)
+            propagated = tl.sum(tl.load(part, mask=tile, other=0.0) * d_i[None, :], 1)
+            propagated += tl.sum(tl.load(part + H, mask=tile, other=0.0) * d_f[None, :], 1)
+            propagated += tl.sum(tl.load(part + 2 * H, mask=tile, other=0.0) * d_g[None, :], 1)
+            propagated += tl.sum(tl.load(part + 3 * H, mask=tile, other=0.0) * d_o[None, :], 1)

@@ -20,7 +20,7 @@ K = 3
 
 @pytest.fixture(scope="module")
 def bed(demo: Project) -> TestBed:
-    return TestBed(demo.stage())
+    return TestBed(demo.experiment())
 
 
 def test_the_target_has_all_that_the_demos_users_asked_for(demo: Project) -> None:
@@ -45,7 +45,7 @@ def test_absence_can_be_asked_for(demo: Project) -> None:
 
 
 def test_exact_retention_is_the_share_of_results_that_keep_every_earlier_wish(demo: Project, bed: TestBed) -> None:
-    models, _ = trained_runs(bed.stage)
+    models, _ = trained_runs(bed.experiment)
     requests = known_requests(demo.spec)
     found = exact_retention(bed, models, requests, K)
     assert set(found.rows) == {m.label for m in models} | {CHANCE} and found.sessions == len(bed.sessions)
@@ -68,7 +68,7 @@ def test_exact_retention_is_the_share_of_results_that_keep_every_earlier_wish(de
 
 
 def test_scored_retention_ranks_the_gallery_by_the_earlier_text(demo: Project, bed: TestBed) -> None:
-    models, _ = trained_runs(bed.stage)
+    models, _ = trained_runs(bed.experiment)
     backbone = demo.workspace.backbone(demo.spec, demo.dataset)
     found = scored_retention(bed, models[:1], backbone, K)
     queries = Queries(demo.spec, demo.dataset, demo.workspace)
@@ -89,7 +89,7 @@ def test_scored_retention_ranks_the_gallery_by_the_earlier_text(demo: Project, b
 
 
 def test_logged_order_an_average_has_none_and_the_last_turn_has_only_order(bed: TestBed) -> None:
-    models, _ = trained_runs(bed.stage)
+    models, _ = trained_runs(bed.experiment)
     found = logged_order(bed, models, K)
     assert "cat" not in found.rows  # all captions in one text: no turns to permute
     average = found.rows["avg"]
@@ -103,7 +103,7 @@ def test_logged_order_an_average_has_none_and_the_last_turn_has_only_order(bed: 
 
 
 def test_interactive_order_plays_each_dialogue_as_a_user_would(demo: Project, bed: TestBed) -> None:
-    models, _ = trained_runs(bed.stage)
+    models, _ = trained_runs(bed.experiment)
     queries = Queries(demo.spec, demo.dataset, demo.workspace)
     found = interactive_order(bed, models, queries, K)
     assert found.sessions == len(bed.sessions) and not found.why_not

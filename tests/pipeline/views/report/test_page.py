@@ -65,7 +65,7 @@ def test_the_file_loads_nothing(report: Path) -> None:
 
 def test_the_tables_hold_the_runs_numbers(demo: Project, report: Path) -> None:
     text = report.read_text(encoding="utf-8")
-    for trained in trained_runs(demo.stage())[0]:
+    for trained in trained_runs(demo.experiment())[0]:
         summary = load_summary(trained.folder.summary_file)
         overall = summary["metrics"]["all"]["overall"]
         row = re.search(rf'<th scope="row">{re.escape(trained.title)}</th>(.*?)</tr>', text, re.S)
@@ -74,7 +74,7 @@ def test_the_tables_hold_the_runs_numbers(demo: Project, report: Path) -> None:
 
 
 def test_the_strips_hold_the_ranks_of_the_evaluation(demo: Project, report: Path) -> None:
-    wanted = load_results(trained_runs(demo.stage())[0][-1].folder.results_file)
+    wanted = load_results(trained_runs(demo.experiment())[0][-1].folder.results_file)
     ranks = dict(zip(wanted.session_ids, wanted.ranks.tolist(), strict=True))
     found = re.findall(
         r'<summary><span class="name">(.*?)</span>.*?target at <b>(\d+)</b>', report.read_text(encoding="utf-8")
@@ -107,12 +107,12 @@ def test_sections_without_data_say_what_makes_them(demo: Project, report: Path) 
 
 
 def test_logged_diagnostics_and_timed_ablations_become_figures(demo: Project) -> None:
-    stage = demo.stage()
-    trained = trained_runs(stage, ["cm_ntm"])[0]
+    experiment = demo.experiment()
+    trained = trained_runs(experiment, ["cm_ntm"])[0]
     log, timing = trained[0].folder.path / "diagnostics.jsonl", demo.folder / "ablations" / "figure8" / "timing.json"
     entry = {"row_spread": [[0.0, 0.25, 0.9], [0.0, 0.5, 0.9]], "read_entropy": [[1.0, 1.2], [0.4, 0.4]]}
     entry |= {"gradient": {"addressing": [1e-3, 2e-3], "key": [0.0, 0.0]}, "slots": 4}
-    other = stage.folder(make_run(stage.spec, "cm_ntm", 1)).path
+    other = experiment.folder(make_run(experiment.spec, "cm_ntm", 1)).path
     try:
         log.write_text("".join(json.dumps({"epoch": n, **entry}) + "\n" for n in (1, 2)) + '{"epo', encoding="utf-8")
         found = {figure.title: figure for figure in diagnostics(trained, "mini")}
@@ -121,15 +121,15 @@ def test_logged_diagnostics_and_timed_ablations_become_figures(demo: Project) ->
         assert len(found) == 3 and all("<svg" in figure.svg for figure in found.values())
         timing.parent.mkdir(parents=True)
         timing.write_text(json.dumps({"runs": {trained[0].run: {"milliseconds": 0.25}}}), encoding="utf-8")
-        assert "fewer than two" in memory_figure(stage).why_not
-        run = make_run(stage.spec, "cm_ntm", 1)
-        list(train(stage, [run]))
-        evaluate_run(stage, run)
+        assert "fewer than two" in memory_figure(experiment).why_not
+        run = make_run(experiment.spec, "cm_ntm", 1)
+        list(train(experiment, [run]))
+        evaluate_run(experiment, run)
         runs = {run: {"milliseconds": 0.25} for run in (trained[0].run, other.name)}
         timing.write_text(json.dumps({"runs": runs}), encoding="utf-8")
-        assert memory_figure(stage).svg.count("C = 2: 4 slots of D, seed") == 2
+        assert memory_figure(experiment).svg.count("C = 2: 4 slots of D, seed") == 2
         timing.write_text("{", encoding="utf-8")
-        assert "fewer than two" in memory_figure(stage).why_not
+        assert "fewer than two" in memory_figure(experiment).why_not
     finally:
         log.unlink()
         shutil.rmtree(other, ignore_errors=True)
@@ -142,15 +142,15 @@ def test_an_unknown_model_is_named_with_the_nearest(demo: Project) -> None:
 
 
 def test_memory_weights_are_weights_and_only_memories_have_them(demo: Project) -> None:
-    bed = TestBed(demo.stage())
-    models, _ = trained_runs(bed.stage)
+    bed = TestBed(demo.experiment())
+    models, _ = trained_runs(bed.experiment)
     found = memory_weights(bed, models[-1], [0, 5])
     assert found is not None and found.shape == (2, bed.features.turns, 2, 2, 4)
     assert np.allclose(found.sum(-1), 1, atol=1e-5) and memory_weights(bed, models[0], [0, 5]) is None
 
 
 def test_a_sample_keeps_the_first_and_repeats(demo: Project) -> None:
-    bed = TestBed(demo.stage())
+    bed = TestBed(demo.experiment())
     assert choose(bed, [7, 3], 6) == choose(bed, [7, 3], 6) and choose(bed, [7, 3], 6)[:2] == [7, 3]
     assert len(set(choose(bed, [7, 3], 27))) == 27
 

@@ -22,9 +22,9 @@ from tests.pipeline.small_demo import Project
 
 
 def test_the_ranks_are_those_of_the_evaluation(demo: Project) -> None:
-    stage = demo.stage()
-    bed = TestBed(stage)
-    models, missing = trained_runs(stage)
+    experiment = demo.experiment()
+    bed = TestBed(experiment)
+    models, missing = trained_runs(experiment)
     assert missing == [] and [m.label for m in models] == ["last", "avg", "cat", "ewma", "cm_ntm"]
     for trained in models:
         wanted = load_results(trained.folder.results_file)
@@ -37,8 +37,8 @@ def test_the_ranks_are_those_of_the_evaluation(demo: Project) -> None:
 
 
 def test_the_rank_correlation_is_spearmans(demo: Project) -> None:
-    bed = TestBed(demo.stage())
-    models, _ = trained_runs(bed.stage)
+    bed = TestBed(demo.experiment())
+    models, _ = trained_runs(bed.experiment)
     one, other = bed.finals(models[0]), bed.finals(models[-1])
     found = bed.spearman(one, other)
     for number in (0, 11, 26):
@@ -55,14 +55,14 @@ def test_overlap_counts_what_two_lists_share() -> None:
 
 
 def test_a_run_is_found_by_its_first_digits_and_a_wrong_id_names_those_there_are(demo: Project) -> None:
-    stage = demo.stage()
-    known = trained_runs(stage)[0]
-    (found,) = runs_by_id(stage, [known[-1].run[:6]])
+    experiment = demo.experiment()
+    known = trained_runs(experiment)[0]
+    (found,) = runs_by_id(experiment, [known[-1].run[:6]])
     assert (found.run, found.name) == (known[-1].run, "cm_ntm")
     with pytest.raises(ManifestError, match=known[0].run):
-        runs_by_id(stage, ["ffffffff"])
+        runs_by_id(experiment, ["ffffffff"])
     with pytest.raises(ManifestError, match="4 digits or more"):
-        runs_by_id(stage, [known[0].run[:2]])
+        runs_by_id(experiment, [known[0].run[:2]])
 
 
 def test_a_live_query_is_the_stored_one(demo: Project) -> None:

@@ -28,8 +28,8 @@ def told(demo: Project) -> Project:
 
 
 def test_a_dialogue_gets_the_results_of_the_evaluation(told: Project) -> None:
-    engine, bed = open_engine(told.spec, told.dataset, told.workspace, device="cpu"), TestBed(told.stage())
-    (trained,) = trained_runs(bed.stage)[0]
+    engine, bed = open_engine(told.spec, told.dataset, told.workspace, device="cpu"), TestBed(told.experiment())
+    (trained,) = trained_runs(bed.experiment)[0]
     top = bed.top(bed.finals(trained), 10)
     for number, session in list(enumerate(bed.sessions))[::7]:
         talk = engine.start(session.category, engine.numbers[session.turns[0].reference], ["gru"])
@@ -42,8 +42,8 @@ def test_a_dialogue_gets_the_results_of_the_evaluation(told: Project) -> None:
 
 def test_turns_are_permuted_with_their_texts(told: Project) -> None:
     """One session in reverse is a session whose queries and texts are those of the turns from last to first."""
-    bed = TestBed(told.stage())
-    (trained,) = trained_runs(bed.stage)[0]
+    bed = TestBed(told.experiment())
+    (trained,) = trained_runs(bed.experiment)[0]
     row = logged_order(bed, [trained], 5).rows["gru"]
     turned = []
     for number, length in enumerate(bed.lengths.tolist()):
@@ -56,8 +56,8 @@ def test_turns_are_permuted_with_their_texts(told: Project) -> None:
 
 
 def test_the_outputs_of_all_turns_are_the_models_own(told: Project) -> None:
-    bed = TestBed(told.stage())
-    (trained,) = trained_runs(bed.stage)[0]
+    bed = TestBed(told.experiment())
+    (trained,) = trained_runs(bed.experiment)[0]
     queries, _, lengths = bed.features.batch(torch.arange(4), texts=True)
     given = turn_outputs(trained, bed.features.subset(range(4)))
     whole = trained.model(queries, lengths)

@@ -41,8 +41,8 @@ def play(engine: Engine, session: Any, models: list[str]) -> Any:
 
 def test_a_logged_session_gets_the_results_of_the_evaluation(demo: Project, engine: Engine) -> None:
     """Turn by turn with carried state, live queries and its own index: the same top 10 as the whole session at once."""
-    bed = TestBed(demo.stage())
-    for trained in trained_runs(bed.stage)[0]:
+    bed = TestBed(demo.experiment())
+    for trained in trained_runs(bed.experiment)[0]:
         top = bed.top(bed.finals(trained), 10)
         for number, session in list(enumerate(bed.sessions))[::5]:
             talk = play(engine, session, [trained.label])
@@ -277,7 +277,7 @@ def test_a_session_needs_two_turns_and_catalogue_images(demo: Project, engine: E
 
 
 def test_a_run_given_by_id_is_the_only_one_offered(demo: Project) -> None:
-    run = trained_runs(demo.stage())[0][-1].run
+    run = trained_runs(demo.experiment())[0][-1].run
     engine = open_engine(demo.spec, demo.dataset, demo.workspace, [run[:8]], "cpu", cached_only=True)
     assert list(engine.trained) == ["cm_ntm"] and engine.trained["cm_ntm"].run == run
     assert load_spec(str(demo.file)).name == "mini"

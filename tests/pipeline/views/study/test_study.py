@@ -69,8 +69,8 @@ def choose(study: StudyFile, name: str, number: int, option: int | None) -> None
 
 
 def test_the_options_are_what_the_models_retrieve_and_they_differ(demo: Project, study: StudyFile) -> None:
-    bed = TestBed(demo.stage())
-    models = {m.label: m for m in trained_runs(bed.stage)[0]}
+    bed = TestBed(demo.experiment())
+    models = {m.label: m for m in trained_runs(bed.experiment)[0]}
     places = {s.id: n for n, s in enumerate(bed.sessions)}
     assert len(study.questions) == 5 and study.models == list(MODELS)
     for question in study.questions:
@@ -82,8 +82,8 @@ def test_the_options_are_what_the_models_retrieve_and_they_differ(demo: Project,
 
 
 def test_a_draw_repeats_and_another_seed_draws_others(demo: Project) -> None:
-    bed = TestBed(demo.stage())
-    models = trained_runs(bed.stage, MODELS)[0]
+    bed = TestBed(demo.experiment())
+    models = trained_runs(bed.experiment, MODELS)[0]
     first, differ = draw_questions(bed, models, 4, 2, 0)
     assert draw_questions(bed, models, 4, 2, 0) == (first, differ) and differ <= len(bed.sessions)
     assert [q.session for q in first] != [q.session for q in draw_questions(bed, models, 4, 2, 1)[0]]
@@ -183,7 +183,7 @@ def test_a_study_of_other_weights_or_data_is_not_gone_on_with(demo: Project, tmp
     study = open_study(path, demo.spec, demo.dataset, workspace, **asked)
     study.join("ann")
     study.answer("ann", 0, 1, 2.5)
-    (cm_ntm, *_) = trained_runs(demo.stage(), ["cm_ntm"])[0]
+    (cm_ntm, *_) = trained_runs(demo.experiment(), ["cm_ntm"])[0]
     folder = tmp_path / cm_ntm.folder.path.relative_to(demo.folder)
     weights = json.loads((folder / "model.json").read_text())["sha256"]
     assert study.about["models"][0] == {"label": "cm_ntm", "title": cm_ntm.title, "run": cm_ntm.run, "weights": weights}
