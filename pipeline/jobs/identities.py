@@ -16,8 +16,8 @@ from pipeline.composition.ready import fitting_sessions
 from pipeline.core.workspace import Workspace
 from pipeline.evaluation.evaluate import PROTOCOL
 from pipeline.evaluation.files import ResultFiles, ResultsError
-from pipeline.jobs.specs import is_fitted
 from pipeline.training.lookup import FoundRows, find_rows
+from pipeline.training.models import is_fitted
 from pipeline.training.models import models as registry
 from pipeline.training.runs import RunFolder, RunIdentity, list_runs, run_identity
 

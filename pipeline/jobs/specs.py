@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from manifests.datasets import datasets
 from manifests.errors import ManifestError, Problems, nearest
 from manifests.options import parse_options
@@ -13,7 +11,7 @@ from manifests.validation import split_validation
 from pipeline.composition.request import composer_request
 from pipeline.extraction.extractors import extractors
 from pipeline.training.losses import losses
-from pipeline.training.models import model_options, models
+from pipeline.training.models import is_fitted, models
 
 
 def check_components(spec: RunSpec) -> None:
@@ -59,13 +57,6 @@ def check_sessions(spec: RunSpec, dataset: Dataset) -> None:
             what = f"{len(left)} of {len(train)} train sessions left to fit {', '.join(fitted)} on"
             problems.add("", what, "in-batch negatives need at least 2", file=f"dataset {dataset.name}")
     problems.raise_if_any()
-
-
-def is_fitted(name: str, options: dict[str, Any]) -> bool:
-    """Return whether a model needs train sessions, for training or to choose an unset alpha."""
-    own = {key: value for key, value in options.items() if key != "training"}
-    kind, parsed = model_options(name, own)
-    return kind.trainable or getattr(parsed, "alpha", 0) is None
 
 
 def _check(registry: Registry, component: Component, place: str, problems: Problems) -> None:

@@ -35,3 +35,10 @@ def build_model(name: str, options: dict[str, Any], dim: int, seed: int = 0, fil
 
 
 __all__ = ["MemoryModel", "build_model", "model_options", "models"]
+
+
+def is_fitted(name: str, options: dict[str, Any]) -> bool:
+    """Return whether a model needs train sessions, for training or to choose an unset alpha."""
+    own = {key: value for key, value in options.items() if key != "training"}
+    kind, parsed = model_options(name, own)
+    return kind.trainable or getattr(parsed, "alpha", 0) is None
