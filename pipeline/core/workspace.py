@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from cache import Store
 from manifests.errors import IncompleteError
 from manifests.identity import changed_fields, digest
@@ -33,13 +35,16 @@ class FeatureRecord:
     backbone: str
     binding: str  # name of the binding: image id -> content key
     declared: str  # digest of the dataset's image entries
-    sources: dict[str, Any]  # model files: name -> [SHA-256, stat]
+    sources: dict[str, tuple[str, list[int]]]  # model files: name -> (SHA-256, stat)
     composer: dict[str, Any] | None = None  # identity fields of the composer, after composing
     store: str = ""
     contaminated_on: tuple[str, ...] = ()
     given: str = ""  # spec file or shipped name that was extracted, to name it again; "" in earlier records
     card: dict[str, str] = field(default_factory=dict)  # license and source of the single-turn model
     gallery: str = ""  # source of candidates: "image", "caption" (replaces the image) or "imported" (external arrays)
+
+
+_RECORD = TypeAdapter(FeatureRecord)
 
 
 class Workspace:
@@ -59,14 +64,11 @@ class Workspace:
         """Return the record of this spec's extraction, or None if there is none yet."""
         try:
             values = json.loads(self.note_path(spec).read_text(encoding="utf-8"))
-            return FeatureRecord(**values | {"contaminated_on": tuple(values["contaminated_on"])})
+            FeatureRecord(**values)  # refuses the fields of another version
+            return _RECORD.validate_python(values)
         except FileNotFoundError:
             return None
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-        ):  # incomplete, or of another version: extraction rewrites it, rows are kept
+        except (ValueError, TypeError):  # damaged, or of another version: extraction rewrites it, rows are kept
             return None
 
     def write_note(self, spec: RunSpec, note: FeatureRecord) -> None:
