@@ -53,6 +53,14 @@ def optional_folder(data: Path, given: str | None, problems: Problems, key: str)
     return option_folder(data, given, problems, key) if given else None
 
 
+def option_folders(
+    data: Path, options: BaseModel, problems: Problems, required: str, *optional: str
+) -> list[Path | None]:
+    """Return the folders of a dataset's options: ``option_folder`` of ``required``, then those that may be unset."""
+    first = option_folder(data, getattr(options, required), problems, required)
+    return [first, *(optional_folder(data, getattr(options, key), problems, key) for key in optional)]
+
+
 def read_text(path: Path, problems: Problems) -> str | None:
     """Read a text file (UTF-8, or as its byte order mark says) with line endings converted to newlines."""
     try:

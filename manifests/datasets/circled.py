@@ -26,8 +26,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from manifests.datasets._files import (
     add_invalid,
-    option_folder,
-    optional_folder,
+    option_folders,
     read_captions,
     read_json,
     read_strings,
@@ -88,10 +87,8 @@ class Circled(DatasetSource):
     @classmethod
     def read(cls, options: BaseModel, data: Path, problems: Problems) -> Dataset | None:
         assert isinstance(options, Options)
-        root = option_folder(data, options.folder, problems, "folder")
-        splits_root = optional_folder(data, options.image_splits, problems, "image_splits")
-        captions_root = optional_folder(data, options.captions, problems, "captions")
-        images_root = optional_folder(data, options.images, problems, "images")
+        folders = option_folders(data, options, problems, "folder", "image_splits", "captions", "images")
+        root, splits_root, captions_root, images_root = folders
         if root is None:
             return None
         sessions: list[Session] = []

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from manifests.datasets._files import option_folder, optional_folder, read_json
+from manifests.datasets._files import option_folders, read_json
 from manifests.datasets._images import catalogue
 from manifests.datasets.base import DatasetSource
 from manifests.errors import Problems
@@ -44,8 +44,7 @@ class Cirr(DatasetSource):
     @classmethod
     def read(cls, options: BaseModel, data: Path, problems: Problems) -> Dataset | None:
         assert isinstance(options, Options)
-        root = option_folder(data, options.annotations, problems, "annotations")
-        images_root = optional_folder(data, options.images, problems, "images")
+        root, images_root = option_folders(data, options, problems, "annotations", "images")
         if root is None:
             return None
         sessions: list[Session] = []

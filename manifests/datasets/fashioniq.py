@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from manifests.datasets._files import option_folder, optional_folder, read_json, read_strings
+from manifests.datasets._files import option_folders, read_json, read_strings
 from manifests.datasets._images import catalogue
 from manifests.datasets.base import DatasetSource
 from manifests.datasets.mt_fashioniq import CATEGORIES, UPSTREAM, image_captions
@@ -48,9 +48,8 @@ class FashionIQ(DatasetSource):
     @classmethod
     def read(cls, options: BaseModel, data: Path, problems: Problems) -> Dataset | None:
         assert isinstance(options, Options)
-        root = option_folder(data, options.annotations, problems, "annotations")
-        captions_root = optional_folder(data, options.captions, problems, "captions")
-        images_root = optional_folder(data, options.images, problems, "images")
+        folders = option_folders(data, options, problems, "annotations", "captions", "images")
+        root, captions_root, images_root = folders
         if root is None:
             return None
         sessions: list[Session] = []

@@ -24,8 +24,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from manifests.datasets._files import (
-    option_folder,
-    optional_folder,
+    option_folders,
     read_captions,
     read_json,
     read_strings,
@@ -67,9 +66,8 @@ class MultiTurnFashionIQ(DatasetSource):
     @classmethod
     def read(cls, options: BaseModel, data: Path, problems: Problems) -> Dataset | None:
         assert isinstance(options, Options)
-        root = option_folder(data, options.annotations, problems, "annotations")
-        captions_root = optional_folder(data, options.captions, problems, "captions")
-        images_root = optional_folder(data, options.images, problems, "images")
+        folders = option_folders(data, options, problems, "annotations", "captions", "images")
+        root, captions_root, images_root = folders
         if root is None:
             return None
         sessions: list[Session] = []

@@ -24,7 +24,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from manifests.datasets._files import option_folder, option_path, optional_folder, read_captions, read_records
+from manifests.datasets._files import option_folders, option_path, read_captions, read_records
 from manifests.datasets._images import catalogue, missing_note
 from manifests.datasets.base import DatasetSource
 from manifests.errors import Problems
@@ -88,9 +88,8 @@ class Revisions(DatasetSource):
     @classmethod
     def read(cls, options: BaseModel, data: Path, problems: Problems) -> Dataset | None:
         assert isinstance(options, Options)
-        root = option_folder(data, options.folder, problems, "folder")
+        root, images_root = option_folders(data, options, problems, "folder", "images")
         captions_path = options.captions and option_path(data, options.captions, problems, "captions")
-        images_root = optional_folder(data, options.images, problems, "images")
         if root is None:
             return None
         captions = (read_captions(captions_path, problems) or {}) if captions_path else None

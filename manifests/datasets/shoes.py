@@ -19,9 +19,8 @@ from pydantic import BaseModel, Field, field_validator
 
 from manifests.datasets._chains import Edge, build_chains, read_chains, to_sessions, write_chains
 from manifests.datasets._files import (
-    option_folder,
+    option_folders,
     option_path,
-    optional_folder,
     read_captions,
     read_json,
     read_names,
@@ -67,9 +66,8 @@ class Shoes(DatasetSource):
     @classmethod
     def read(cls, options: BaseModel, data: Path, problems: Problems) -> Dataset | None:
         assert isinstance(options, Options)
-        root = option_folder(data, options.folder, problems, "folder")
+        root, images_root = option_folders(data, options, problems, "folder", "images")
         captions_path = options.captions and option_path(data, options.captions, problems, "captions")
-        images_root = optional_folder(data, options.images, problems, "images")
         chains_path = options.chains and option_path(data, options.chains, problems, "chains")
         if root is None:
             return None

@@ -9,16 +9,11 @@ import pytest
 
 from manifests.table_spec import Leaderboard, load_table_spec
 from pipeline.analysis.results_table import CHANCE
-from tests.caption_project import CAPTIONS, call, caption_project
+from tests.caption_project import CAPTIONS, FAST, call, caption_project
 
 SPEC = f"""
 name = "words"
-{CAPTIONS}
-[composer.fit]
-epochs = 1
-[training]
-epochs = 1
-batch_size = 20
+{CAPTIONS}{FAST}
 [models.last]
 [models.avg]
 [models.lstm]

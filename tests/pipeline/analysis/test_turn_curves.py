@@ -7,16 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.caption_project import CAPTIONS, call, caption_project
+from tests.caption_project import CAPTIONS, FAST, call, caption_project
 
 SPEC = f"""
 name = "words"
-{CAPTIONS}
-[composer.fit]
-epochs = 1
-[training]
-epochs = 1
-batch_size = 20
+{CAPTIONS}{FAST}
 [models.avg]
 [models.cat]
 [models.lstm]

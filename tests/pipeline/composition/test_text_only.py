@@ -20,16 +20,11 @@ from pipeline.core.workspace import Workspace
 from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.stage1 import extract_spec, fit_composer_spec
 from pipeline.jobs.stage2 import evaluate, train
-from tests.caption_project import CAPTIONS, caption_project
+from tests.caption_project import CAPTIONS, FAST, caption_project
 
 SPEC = f"""
 name = "facts"
-{CAPTIONS}
-[composer.fit]
-epochs = 1
-[training]
-epochs = 1
-batch_size = 20
+{CAPTIONS}{FAST}
 [models.avg]
 [models.cat]
 [models.lstm]
