@@ -69,9 +69,10 @@ class _Tar:
                 for member in _members(tar):
                     if not member.isfile():
                         continue
-                    if member.name in self.index:
-                        raise ArchiveError(f"holds {member.name!r} twice: names must be unique")
-                    self.index[member.name.removeprefix("./")] = member.offset_data, member.size
+                    name = member.name.removeprefix("./")
+                    if name in self.index:
+                        raise ArchiveError(f"holds {name!r} twice: names must be unique")
+                    self.index[name] = member.offset_data, member.size
         except (tarfile.TarError, OSError) as error:
             raise ArchiveError(f"is no tar that can be read: {error}") from None
 
@@ -174,6 +175,8 @@ def _pyarrow(path: Path) -> tuple[Any, Any]:
 
 _open: dict[tuple[int, str], tuple[tuple[int, int], _Tar | _Parquet]] = {}
 _opening = Lock()
+if hasattr(os, "register_at_fork"):  # a decoding process may be forked while a thread holds the lock
+    os.register_at_fork(before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_opening.release)
 
 
 def _archive(path: Path) -> _Tar | _Parquet:

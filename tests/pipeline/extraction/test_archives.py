@@ -32,8 +32,8 @@ def write_tar(path: Path, files: list[Path], twice: bool = False) -> None:
     """A WebDataset shard: the key of an image and of its other parts is the name before the first dot."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
-        for file in files + files[:1] * twice:
-            tar.add(file, file.name)
+        for n, file in enumerate(files + files[:1] * twice):
+            tar.add(file, file.name if n < len(files) else f"./{file.name}")
             label = tarfile.TarInfo(file.with_suffix(".txt").name)
             label.size = 3
             tar.addfile(label, io.BytesIO(b"red"))
