@@ -13,6 +13,7 @@ from manifests.errors import IncompleteError
 from manifests.leaks import subset_sessions
 from manifests.one_turn import one_turn_sessions
 from manifests.schema import OVERALL, Component, Dataset, RunSpec, Session
+from pipeline.core.text_table import aligned
 from pipeline.evaluation.evaluate import Candidates, evaluate, load_candidates
 from pipeline.evaluation.metrics import summarize
 from pipeline.evaluation.orders import cosine_orders
@@ -76,8 +77,7 @@ class Score:
             gaps = self.differences
             rows.append(("published", *(_shown(self.published.get(m)) for m in METRICS), "", ""))
             rows.append(("ours - published", *(f"{gaps[m]:+.1f}" if m in gaps else "" for m in METRICS), "", ""))
-        widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
-        lines = [self.protocol, *("  ".join(_aligned(row, widths)).rstrip() for row in rows)]
+        lines = [self.protocol, *aligned(rows)]
         if not self.published:
             lines.append("no published value: give one with --published R@10=VALUE")
         if self.outside:
@@ -85,10 +85,6 @@ class Score:
         if self.skipped:
             lines.append(f"{self.skipped:,} queries are left out: a feature is missing")
         return "\n".join([*lines, *self.warnings])
-
-
-def _aligned(row: tuple[str, ...], widths: list[int]) -> list[str]:
-    return [cell.ljust(w) if n == 0 else cell.rjust(w) for n, (cell, w) in enumerate(zip(row, widths, strict=True))]
 
 
 def _shown(value: float | None) -> str:

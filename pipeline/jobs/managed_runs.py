@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,12 @@ def remove_runs(names: Sequence[str], where: Sequence[str], data: Path, out: Pat
         folders = list(dict.fromkeys(run_named(name, runs) for name in names))
     rows = [run_row(folder) for folder in folders]
     if not dry_run:
-        leases = [_lease(folder) for folder in folders]
-        for folder, lease in zip(folders, leases, strict=True):
-            _remove(folder.path, lease)
+        with ExitStack() as leases:
+            for folder in folders:
+                leases.enter_context(_lease(folder))
+            removed = [_put_aside(folder.path) for folder in folders]
+        for aside in removed:
+            shutil.rmtree(aside)
     found = [{"run": row["id"], "model": row["model"], "path": row["path"], "bytes": row["bytes"]} for row in rows]
     return {"dry_run": dry_run, "removed": found, "bytes": sum(row["bytes"] for row in rows)}
 
@@ -101,19 +105,23 @@ def removed_text(found: Mapping[str, Any]) -> str:
     return "\n".join([*lines, f"{len(lines):,} runs {would}removed, {found['bytes']:,} bytes"])
 
 
-def _lease(folder: RunFolder) -> Lease:
+@contextmanager
+def _lease(folder: RunFolder) -> Iterator[None]:
     try:
-        return Lease(folder.path)
+        lease = Lease(folder.path)
     except StoreBusyError as error:
         raise IncompleteError(f"run {folder.id} is being trained, so nothing was removed: {error}") from None
+    try:
+        yield
+    finally:
+        lease.release()
 
 
-def _remove(path: Path, lease: Lease) -> None:
-    """Move the folder out of the listing at once, then delete it, so that a kill leaves no half run."""
+def _put_aside(path: Path) -> Path:
+    """Move the folder out of the listing at once, before it is deleted, so that a kill leaves no half run."""
     aside = path.resolve().parents[3] / f".removed-{path.name}-{secrets.token_hex(4)}"
     path.rename(aside)
-    lease.release()
-    shutil.rmtree(aside)
+    return aside
 
 
 def _text(value: Any) -> str:
@@ -123,4 +131,4 @@ def _text(value: Any) -> str:
 def _score(value: Any, name: str) -> str:
     if value is None:
         return "-"
-    return f"{value:,}" if isinstance(value, int) or (name.endswith("n") and value == int(value)) else f"{value:.1f}"
+    return f"{value:,.0f}" if isinstance(value, int) or name.rpartition(".")[2] == "n" else f"{value:.1f}"

@@ -90,7 +90,8 @@ def test_a_run_that_is_being_trained_is_not_removed(kept: Path) -> None:
     )
     try:
         assert child.stdout is not None and child.stdout.readline() == "held\n"
-        assert "is being trained" in call("runs", "rm", CM_NTM, LAST, code=3).output
+        assert "is being trained" in call("runs", "rm", LAST, CM_NTM, code=3).output
         assert folder.is_dir() and len(listed()) == 2
+        assert not list((kept / "out" / "runs" / "world" / "last" / LAST).glob(".writer.lease-*"))  # is not held either
     finally:
         child.communicate("", timeout=30)
