@@ -64,7 +64,12 @@ def test_each_progress_line_off_a_terminal_ends_in_a_newline(tmp_path: Path) -> 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
 def test_a_server_that_is_interrupted_says_stopped() -> None:
     server = subprocess.Popen(
-        [sys.executable, "-c", SERVER], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", SERVER],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored in background jobs
     )
     assert server.stdout is not None and server.stdout.readline().startswith("http://127.0.0.1:")
     assert server.stderr is not None and server.stderr.readline() == "stop with Ctrl-C\n"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import gc
 import multiprocessing
+import multiprocessing.connection
 import signal
 import sys
 import threading
@@ -114,12 +115,12 @@ class Decoder:
                 else:
                     return
                 full = "the shared-memory folder /dev/shm is full"
-            except OSError as error:  # no semaphore, no process
-                full = " ".join(str(error).split())
-            except RuntimeError as error:  # raised by DataLoader
+            except (EOFError, ConnectionError, RuntimeError) as error:  # the images' memory is gone with the process
                 losses += 1
                 self._lost(error, losses)
                 full = ""
+            except OSError as error:  # no semaphore, no process
+                full = " ".join(str(error).split())
             rest = chain(list(self._jobs.waiting), rest)  # not yet done: once more
             self.close()
             if full:
@@ -145,10 +146,11 @@ class Decoder:
         with _signals_kept():
             return iter(self._loader)
 
-    def _lost(self, error: RuntimeError, losses: int) -> None:
-        if "DataLoader worker" not in str(error):
+    def _lost(self, error: Exception, losses: int) -> None:
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise error
         found = getattr(self._loader._iterator, "_workers", ())
+        multiprocessing.connection.wait([worker.sentinel for worker in found], timeout=1)  # till its exit code is known
         codes = {worker.exitcode for worker in found if not worker.is_alive()} - {None, 0}
         how = ", ".join(f"signal {-code}" if code < 0 else f"exit code {code}" for code in sorted(codes)) or "unknown"
         if losses >= LOSSES:
