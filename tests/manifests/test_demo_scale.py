@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from manifests.datasets import datasets
+from manifests.datasets.demo import catalogue_of
 from manifests.datasets.demo.attributes import CATEGORIES, problem
 from manifests.datasets.demo.catalogue import TRAIN, Size, build_catalogue
 from manifests.datasets.demo.files import write_images
@@ -53,6 +54,23 @@ def test_sessions_of_ten_turns_are_drawn_for_every_category() -> None:
     for story in made.stories.values():
         assert all(problem(g) is None for g in story.garments)
         assert all(story.garments[-1][field] == value for field, value in story.wanted.items())
+
+
+def test_a_reminded_session_asks_for_what_was_lost(tmp_path: Path) -> None:
+    source = datasets.get("demo")
+    plain, told = (
+        source.load(
+            source.Options(train_families=1, test_families=1, nested=True, captions=True, reminded=on), tmp_path
+        )
+        for on in (False, True)
+    )
+    assert plain.split("train") == told.split("train") and plain.images == told.images
+    stories = catalogue_of(source.Options(train_families=1, test_families=1, nested=True)).stories
+    longer = 0
+    for before, after in zip(plain.split("test"), told.split("test"), strict=True):
+        assert before.turns[:-1] == after.turns[:-1] and before.target == after.target
+        longer += bool(stories[before.id].lost) and len(after.turns[-1].text) > len(before.turns[-1].text)
+    assert longer > len(plain.split("test")) / 2
 
 
 @pytest.mark.parametrize("kind", [Kind(), Kind(longest=6, retract=0.2)])

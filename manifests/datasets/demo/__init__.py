@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 
 from manifests.datasets._files import option_path
 from manifests.datasets.base import DatasetSource
-from manifests.datasets.demo.catalogue import TEST, TRAIN, Catalogue, Size, build_catalogue, describe
+from manifests.datasets.demo.catalogue import TEST, TRAIN, Catalogue, Size, build_catalogue, describe, reminded
 from manifests.datasets.demo.files import FolderError, file_of, write_images
 from manifests.datasets.demo.sessions import LONGEST, Kind
 from manifests.errors import Problems
@@ -33,6 +33,7 @@ class DemoOptions(Frozen):
     longest: int = Field(LONGEST, ge=2, le=10)  # turns of the longest sessions
     retract: float = Field(0.0, ge=0, lt=1)  # probability that a turn replaces an earlier request
     nested: bool = False  # as for every other size: a larger catalogue contains the smaller ones (``build_catalogue``)
+    reminded: bool = False  # the last turn of test sessions repeats every lost request: an upper bound for a memory
     captions: bool = False  # garments described in words instead of rendered images
 
 
@@ -67,10 +68,14 @@ class Demo(DatasetSource):
             except (FolderError, OSError) as error:
                 problems.add("key dataset.folder", str(error), "the demo must be able to write its images there")
                 return None
+        sessions = [
+            reminded(s, catalogue.stories[s.id], o.seed) if o.reminded and s.split == "test" else s
+            for s in catalogue.sessions
+        ]
         return Dataset(
             name="demo",
             images=images,
-            sessions=catalogue.sessions,
+            sessions=tuple(sessions),
             galleries=catalogue.galleries,
             images_root=None if o.captions else folder,
             attributes={item.id: item.words for item in catalogue.items},

@@ -147,6 +147,15 @@ def _turns(story: Story, images: list[str], rng: random.Random) -> Iterator[Turn
         yield Turn(reference=image, captions=feedback(story.category, asked, answer, reference, rng))
 
 
+def reminded(session: Session, story: Story, seed: int) -> Session:
+    """Return the session with a last turn that also asks for every earlier request that its image lacks."""
+    reference, target = story.garments[-2:]
+    asked = {**{field: story.wanted[field] for field in story.lost}, **story.requests[-1]}
+    words = feedback(story.category, asked, target, reference, random.Random(f"demo reminder {seed} {session.id}"))
+    last = session.turns[-1].model_copy(update={"captions": words})
+    return session.model_copy(update={"turns": (*session.turns[:-1], last)})
+
+
 def describe(item: Item) -> str:
     """Return a caption that names every value of a garment: "a dress, colour red, sleeve long sleeves, ..."."""
     noun = NOUNS[item.category]
