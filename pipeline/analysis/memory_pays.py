@@ -131,10 +131,10 @@ def memory_pays(place: Place) -> MemoryPays:
     measured: list[Measured] = []
     differences: list[Difference] = []
     absent = []
-    for label, part in zip(place.ablation.variants(place.spec), variants_of(place), strict=True):
-        found = _variant(label, part) if part.workspace.note(part.spec) else None
+    for part in variants_of(place):
+        found = _variant(part) if part.workspace.note(part.spec) else None
         if found is None or not found[0]:
-            absent.append(label or part.spec.name)
+            absent.append(part.variant or part.spec.name)
             continue
         measured += found[0]
         differences += found[1]
@@ -147,7 +147,7 @@ def memory_pays(place: Place) -> MemoryPays:
     return MemoryPays(place.ablation.title, tuple(measured), tuple(differences), tuple(absent))
 
 
-def _variant(label: str, place: Place) -> tuple[list[Measured], list[Difference]]:
+def _variant(place: Place) -> tuple[list[Measured], list[Difference]]:
     dataset = place.dataset()
     experiment = Experiment(place.spec, dataset, place.workspace, "cpu")
     train = dataset.split("train")
@@ -175,7 +175,7 @@ def _variant(label: str, place: Place) -> tuple[list[Measured], list[Difference]
             Measured(
                 turns,
                 len(train),
-                label,
+                place.variant,
                 model,
                 title,
                 words,

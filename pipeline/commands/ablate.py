@@ -68,7 +68,7 @@ def command(
             plans.append(plan_ablation(part.ablation, part.spec, part.dataset(), part.workspace, device, *chosen))
         else:
             plans.append(ablate(part, *chosen, scheduler, workers or 0, log))
-            request = TableRequest(spec, data, out, run, overrides)
+            request = TableRequest(spec, data, out, run, overrides, variant=part.variant)
             tables.append(table_of_ablation(part.ablation, part.spec, request))
     found = [plan.as_dict() for plan in plans]
     for about, table in zip(found, tables, strict=False):

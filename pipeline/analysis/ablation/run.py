@@ -24,13 +24,14 @@ from pipeline.jobs.specs import check_components
 
 @dataclass(frozen=True)
 class Place:
-    """Context of an ablation: its spec and run spec, the data, the output folder and the device."""
+    """Context of an ablation: its spec and run spec, the data, the output folder and the device. ``variant``: its label."""
 
     ablation: AblationSpec
     spec: RunSpec
     data: Path
     out: Path
     device: str = "auto"
+    variant: str = ""
 
     @property
     def workspace(self) -> Workspace:
@@ -66,8 +67,8 @@ def variants_of(place: Place, labels: Sequence[str] = ()) -> list[Place]:
 
     ``labels``: of the wanted variants. Raises ManifestError for an unknown one.
     """
-    specs = chosen_variants(place.ablation.variants(place.spec), labels).values()
-    return [replace(place, spec=spec) for spec in specs]
+    specs = chosen_variants(place.ablation.variants(place.spec), labels)
+    return [replace(place, spec=spec, variant=label) for label, spec in specs.items()]
 
 
 def ablate(

@@ -52,7 +52,7 @@ models = ["lstm"]
 options = {{ hidden = [2, 8] }}
 [[grid]]
 models = ["cm_ntm"]
-options = {{ stages = [1, 2], hidden = 4 }}
+options = {{ stages = 1, hidden = 4 }}
 [datasets.turns3]
 longest = 3
 [datasets.turns5]
@@ -75,12 +75,13 @@ def test_study(project: Path) -> None:
     ablation = str(project / "small.toml")
     done = call(project, "ablate", ablation, "--variant", "turns3", "--variant", "turns5")
     assert done.exit_code == 0 and "tiny-turns5" in done.stdout, done.output
+    assert not [line for line in done.stdout.split("\n") if "ablate" in line and "--variant turns" not in line]
     place = open_ablation(ablation, "", (), project / "data", project / "out", "cpu")
     study = memory_pays(place)
     assert study.absent == ("turns3-reminded",) and "without a run: turns3-reminded" in study.text()
     assert {(m.turns, m.sessions) for m in study.measured} == {(3, 90), (5, 180)}
     found = {(m.turns, m.label): m for m in study.measured}
-    assert len(found) == len(study.measured) == 2 * 5
+    assert len(found) == len(study.measured) == 2 * 4
     lstm = found[5, "LSTM"]
     assert lstm.tried == 2 and lstm.seeds == (0, 1) and lstm.options in ("hidden=2", "hidden=8")
     _agrees_with_the_ranks(place, lstm)
