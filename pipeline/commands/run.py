@@ -26,6 +26,9 @@ def command(
 ) -> None:
     """Run both stages of SPEC in order: extract, fit-composer, train, evaluate. Finished work is kept."""
     from pipeline.jobs.run import Job, run_spec
+    from pipeline.jobs.specs import check_sessions
 
     opened, workspace = open_job(spec, overrides, data, out)
-    show(run_spec(Job(opened, load(opened, data), workspace, device, log), models, seeds))
+    dataset = load(opened, data)
+    check_sessions(opened, dataset, models)
+    show(run_spec(Job(opened, dataset, workspace, device, log), models, seeds))
