@@ -169,6 +169,7 @@ LATE |= {
     "onnxruntime",
     "faiss",
     "pandas",
+    "torchvision",
 }
 # Folders and files whose functions import more, and why.
 LATE_IN = {
