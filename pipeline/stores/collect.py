@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from manifests.errors import FashionNTMError
 from pipeline.core.workspace import Workspace
 from pipeline.stores.wanted import StoreRequest
 from pipeline.training.runs import list_runs
+
+ASIDE = ".removed-"  # prefix of folders in <out> that are being deleted
 
 
 class SharedStoreError(FashionNTMError):
@@ -118,16 +120,40 @@ def remove_superseded(workspace: Workspace, dataset: str, *, dry_run: bool) -> l
             runs.setdefault(str(folder.record()["identity"]["store"]), []).append(folder.id)
     paths, found = superseded(workspace, dataset), []
     for path in paths:
-        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         trained = next((ids for store, ids in runs.items() if store.startswith(path.name.rpartition("-")[2])), [])
-        found.append({"path": str(path), "bytes": size, "runs": trained})
+        found.append({"path": str(path), "bytes": _size(path), "runs": trained})
     leases = [] if dry_run else [Lease(path) for path in paths]
     for path, lease in zip(paths, leases, strict=False):
-        aside = workspace.out / f".removed-{path.name}"
+        aside = workspace.out / f"{ASIDE}{path.name}"
         path.rename(aside)
         lease.release()
         shutil.rmtree(aside)
     return found
+
+
+def removal_leftovers(workspace: Workspace) -> dict[str, int]:
+    """Return the folders of removals that were killed, with their bytes: ``runs rm`` and ``cache gc`` set them aside."""
+    return {str(path): _size(path) for path in sorted(workspace.out.glob(f"{ASIDE}*")) if path.is_dir()}
+
+
+def remove_leftovers(workspace: Workspace, *, dry_run: bool) -> dict[str, int]:
+    """Remove the ``removal_leftovers``; return them."""
+    found = removal_leftovers(workspace)
+    for path in () if dry_run else found:
+        shutil.rmtree(path, ignore_errors=True)  # the removal that set it aside may still be running
+    return found
+
+
+def leftovers_text(found: Mapping[str, int], dry_run: bool) -> str:
+    """Return one line per folder."""
+    would = "would be " if dry_run else ""
+    return "\n".join(
+        f"debris {path} ({size:,} bytes) of an interrupted removal {would}removed" for path, size in found.items()
+    )
+
+
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def superseded_text(found: Sequence[dict[str, Any]], dry_run: bool) -> str:
