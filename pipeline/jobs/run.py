@@ -18,7 +18,6 @@ from pipeline.jobs.experiment import Experiment, Log, silent
 from pipeline.jobs.identities import asked_runs, what_helps
 from pipeline.jobs.stage1 import extract_spec, fit_composer_spec
 from pipeline.jobs.stage2 import evaluate, outcome_text, summary_text, train
-from pipeline.stores.collect import removal_leftovers
 
 
 def run_spec(
@@ -93,7 +92,7 @@ class Status:
 
 def status_of(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Status:
     """Read the progress of ``spec`` from its store and run folders, without loading the single-turn model."""
-    return replace(_status_of(spec, dataset, workspace), leftovers=removal_leftovers(workspace))
+    return replace(_status_of(spec, dataset, workspace), leftovers=removal_leftovers(workspace.out))
 
 
 def _status_of(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Status:

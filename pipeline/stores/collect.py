@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,10 @@ from cache import Store, StoreNotFoundError, list_stores
 from cache.gc import Collected, collect
 from cache.lease import Lease
 from manifests.errors import FashionNTMError
+from pipeline.core.leftovers import ASIDE, size_of
 from pipeline.core.workspace import Workspace
 from pipeline.stores.wanted import StoreRequest
 from pipeline.training.runs import list_runs
-
-ASIDE = ".removed-"  # prefix of folders in <out> that are being deleted
 
 
 class SharedStoreError(FashionNTMError):
@@ -121,7 +120,7 @@ def remove_superseded(workspace: Workspace, dataset: str, *, dry_run: bool) -> l
     paths, found = superseded(workspace, dataset), []
     for path in paths:
         trained = next((ids for store, ids in runs.items() if store.startswith(path.name.rpartition("-")[2])), [])
-        found.append({"path": str(path), "bytes": _size(path), "runs": trained})
+        found.append({"path": str(path), "bytes": size_of(path), "runs": trained})
     leases = [] if dry_run else [Lease(path) for path in paths]
     for path, lease in zip(paths, leases, strict=False):
         aside = workspace.out / f"{ASIDE}{path.name}"
@@ -129,31 +128,6 @@ def remove_superseded(workspace: Workspace, dataset: str, *, dry_run: bool) -> l
         lease.release()
         shutil.rmtree(aside)
     return found
-
-
-def removal_leftovers(workspace: Workspace) -> dict[str, int]:
-    """Return the folders of removals that were killed, with their bytes: ``runs rm`` and ``cache gc`` set them aside."""
-    return {str(path): _size(path) for path in sorted(workspace.out.glob(f"{ASIDE}*")) if path.is_dir()}
-
-
-def remove_leftovers(workspace: Workspace, *, dry_run: bool) -> dict[str, int]:
-    """Remove the ``removal_leftovers``; return them."""
-    found = removal_leftovers(workspace)
-    for path in () if dry_run else found:
-        shutil.rmtree(path, ignore_errors=True)  # the removal that set it aside may still be running
-    return found
-
-
-def leftovers_text(found: Mapping[str, int], dry_run: bool) -> str:
-    """Return one line per folder."""
-    would = "would be " if dry_run else ""
-    return "\n".join(
-        f"debris {path} ({size:,} bytes) of an interrupted removal {would}removed" for path, size in found.items()
-    )
-
-
-def _size(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def superseded_text(found: Sequence[dict[str, Any]], dry_run: bool) -> str:
