@@ -65,7 +65,7 @@ def turn_curves(
     """
     by_model: dict[str, list[Run]] = {}
     for run in experiment.finished(experiment.current_runs(models, seeds)):
-        by_model.setdefault(run.model, []).append(run)
+        by_model.setdefault(run.asked, []).append(run)
     found, sessions = [], 0
     for model, runs in by_model.items():
         ranked = [_ranked(experiment, run) for run in runs]
@@ -80,7 +80,7 @@ def turn_curves(
 def _ranked(experiment: Experiment, run: Run) -> TurnRanks:
     model = experiment.model(run)
     if model.scores:
-        raise IncompleteError(f"{run.model} ranks by scores after the last turn: leave it out with --model")
+        raise IncompleteError(f"{run.asked} ranks by scores after the last turn: leave it out with --model")
     experiment.need(run.options)
     outputs = embed_turns(model, experiment.test).cpu().numpy()
     lengths = experiment.test.lengths.tolist()
