@@ -9,7 +9,19 @@ import click
 from pipeline.commands._shared import emit, option_data, option_json, option_out
 
 SECTION = "look"
-KINDS = ["specs", "ablations", "tables", "figures", "datasets", "extractors", "composers", "models", "presets", "stores", "runs"]
+KINDS = [
+    "specs",
+    "ablations",
+    "tables",
+    "figures",
+    "datasets",
+    "extractors",
+    "composers",
+    "models",
+    "presets",
+    "stores",
+    "runs",
+]
 
 
 @click.command("ls", epilog="Example: fashion-ntm ls models --long")

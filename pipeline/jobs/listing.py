@@ -88,7 +88,9 @@ def listing(
     found = {}
     for kind in kinds:
         if kind == "presets":
-            found[kind] = [{"name": n, "about": p.title} | (p.model_dump() if detail else {}) for n, p in presets().items()]
+            found[kind] = [
+                {"name": n, "about": p.title} | (p.model_dump() if detail else {}) for n, p in presets().items()
+            ]
         elif kind in ("specs", "ablations", "tables", "figures"):
             found[kind] = _specs("runs" if kind == "specs" else kind, detail)
         elif kind in makers:
