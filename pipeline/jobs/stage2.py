@@ -81,7 +81,7 @@ def train_group(
 
     Returns one ``Trained`` per run, or the error of a run that diverged.
     """
-    messages = _Messages(experiment, runs[0].model, options)
+    messages = _Messages(experiment, runs[0].asked, options)
     try:
         execution = Execution(
             spec=experiment.spec.model_dump(mode="json"),
@@ -118,7 +118,7 @@ class _Messages:
         if "loss" in metrics:
             found = metrics.get("validation", {}).get("mean")
             shown = "" if found is None else f", validation mean of R@5 and R@8 {found:.1f}{self.chance}"
-            line = f"{request.name} seed {request.seed} epoch {metrics['epoch']}: loss {metrics['loss']:.4f}{shown}"
+            line = f"{self.model} seed {request.seed} epoch {metrics['epoch']}: loss {metrics['loss']:.4f}{shown}"
             self.experiment.log(line)
         if self.tracked:
             identity = request.identity
@@ -131,7 +131,7 @@ class _Messages:
 
     def resumed(self, request: TrainRequest, after: int) -> None:
         epochs = request.training.epochs
-        self.experiment.log(f"{request.name} seed {request.seed}: goes on after epoch {after} of {epochs}")
+        self.experiment.log(f"{self.model} seed {request.seed}: goes on after epoch {after} of {epochs}")
 
 
 def card(experiment: Experiment, folder: RunFolder) -> None:
