@@ -164,6 +164,8 @@ LATE |= {
     "resource",
     "torch.utils.tensorboard",
     "mlflow",
+    "wandb",
+    "trackio",
     "onnxruntime",
     "faiss",
     "pandas",
