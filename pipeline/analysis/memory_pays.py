@@ -39,7 +39,7 @@ from pipeline.training.models import models as registry
 METRICS = ("mean", "MRR")
 SHOWN = {"mean": "mean of R@5 and R@8", "MRR": "MRR"}
 ORACLE = "all requests known"  # last turn alone, of the demo's sessions with ``reminded``
-BASELINES = ("ewma", "lstm")  # every cell's best CM-NTM is compared with these
+BASELINES = ("ewma", "turn_weights", "lstm")  # every cell's best CM-NTM is compared with these
 
 
 @dataclass(frozen=True)
