@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from manifests.datasets._files import add_invalid, option_path, optional_folder, read_json, read_strings
-from manifests.datasets._images import ImageFolder, inside, missing_note
+from manifests.datasets._images import ImageFolder, inside, note_missing
 from manifests.datasets.base import DatasetSource
 from manifests.errors import Problems
 from manifests.schema import Dataset, Frozen, Gallery, Image, Session, Split, Turn
@@ -106,13 +106,10 @@ def split_dialogues(records: list[DialogRecord], train: int, with_caption: bool)
     for number, record in enumerate(records):
         split: Split = "train" if number in chosen else "test"
         turns = tuple(Turn(captions=(text,)) for text in record.dialog[0 if with_caption else 1 :])
-        about: dict[str, Any] = {
-            "id": f"chatir/{number:05d}",
-            "category": CATEGORY,
-            "split": split,
-            "target": record.img,
-        }
-        sessions.append(Session(**about, turns=turns, turn_targets="final"))
+        name = f"chatir/{number:05d}"
+        sessions.append(
+            Session(id=name, category=CATEGORY, split=split, turns=turns, target=record.img, turn_targets="final")
+        )
     return sessions
 
 
@@ -143,6 +140,6 @@ def _files(
     notes += folder.notes(bool(missing))
     if not files:
         problems.add("key dataset.images", f"holds no image such as {ids[0]}", "check the folder", file=root)
-    elif note := missing_note(missing, len(ids), f"have no file in {root.name}/"):
-        notes.append(note)
+    else:
+        note_missing(notes, missing, ids, f"have no file in {root.name}/")
     return inside(root, files, links, problems)

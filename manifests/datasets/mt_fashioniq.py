@@ -23,13 +23,8 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from manifests.datasets._files import (
-    option_folders,
-    read_captions,
-    read_json,
-    read_strings,
-)
-from manifests.datasets._images import catalogue, missing_note
+from manifests.datasets._files import option_folders, read_captions, read_json, read_strings
+from manifests.datasets._images import catalogue
 from manifests.datasets.base import DatasetSource
 from manifests.errors import Problems
 from manifests.protocols import Protocol
@@ -93,7 +88,8 @@ class MultiTurnFashionIQ(DatasetSource):
         if len(ids) > listed:
             notes.append(f"session images in no image_splits list, added to the catalogue: {len(ids) - listed}")
         captions = image_captions(captions_root, galleries, ids, problems, notes) if captions_root else None
-        images_root, images = catalogue(ids, images_root, captions, problems, notes, options.links)
+        source = f"{captions_root.name}/" if captions_root else ""
+        images_root, images = catalogue(ids, images_root, captions, problems, notes, options.links, source)
         if problems.found:
             return None
         return Dataset(
@@ -173,8 +169,6 @@ def image_captions(
             captions[image] = candidates[0]
     if differ:
         notes.append(f"images with another caption in another category's file (their own category's is used): {differ}")
-    if note := missing_note([i for i in ids if i not in captions], len(ids), f"have no caption in {root.name}/"):
-        notes.append(note)
     if ids and not captions:
         problems.add("key dataset.captions", "holds no caption of any image", "expected image ids as keys", file=root)
     return captions

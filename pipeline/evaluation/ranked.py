@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from manifests.errors import ManifestError, Problem, Problems, nearest
-from manifests.leaks import SUBSETS, subset_sessions
+from manifests.leaks import subset_ids
 from manifests.schema import Dataset
 from pipeline.evaluation.evaluate import ALL, Evaluation
 from pipeline.evaluation.ranked_files import Ranked, read_ranked
@@ -38,7 +38,6 @@ def evaluate_ranked(path: Path, dataset: Dataset, partial: bool = False) -> Eval
     sizes = {g.category: len(g.images) for g in dataset.galleries if g.split == "test"}
     ranks = [_rank(by_session[s.id], s.target, sizes[s.category]) for s in sessions]
     ids = tuple(s.id for s in sessions)
-    members = {name: {s.id for s in subset_sessions(dataset, name)} for name in SUBSETS}
     missing = [s.id for s in dataset.split("test") if s.id not in by_session]
     return Evaluation(
         session_ids=ids,
@@ -46,7 +45,9 @@ def evaluate_ranked(path: Path, dataset: Dataset, partial: bool = False) -> Eval
         target_ids=tuple(s.target for s in sessions),
         ranks=np.array(ranks, dtype=np.int64),
         averaging=dataset.averaging,
-        subsets={name: np.array([name == ALL or i in found for i in ids]) for name, found in members.items()},
+        subsets={
+            name: np.array([name == ALL or i in found for i in ids]) for name, found in subset_ids(dataset).items()
+        },
         galleries={name: {"images": size, "dropped": []} for name, size in sizes.items()},
         skipped=dict.fromkeys(missing, "the ranked list does not have it"),
     )

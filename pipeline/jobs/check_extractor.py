@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from manifests.errors import IncompleteError
-from manifests.leaks import subset_sessions
+from manifests.leaks import subset_ids
 from manifests.one_turn import one_turn_sessions
 from manifests.schema import OVERALL, Component, Dataset, RunSpec, Session
 from pipeline.core.text_table import aligned
@@ -128,7 +128,7 @@ def score(
     features = experiment.features(sessions)
     queries = features.queries[features.query_rows[:, 0]].cpu().numpy()
     single = dataset.model_copy(update={"sessions": (*dataset.split("train"), *sessions)})
-    clean = {"unseen": {s.id for s in subset_sessions(single, "no pair seen")}}
+    clean = {"unseen": subset_ids(single)["no pair seen"]}
     candidates = load_candidates(experiment.store, [g for g in dataset.galleries if g.split == "test"])
     found = evaluate(queries, features.sessions, candidates, clean, dataset.averaging)
     if to is not None:

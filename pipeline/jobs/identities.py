@@ -9,7 +9,7 @@ from typing import Any
 
 from manifests.errors import IncompleteError, ManifestError, Problem, nearest
 from manifests.identity import changed_fields, dialog_key, digest, pair_key, session_key, stack_keys, text_key
-from manifests.leaks import SUBSETS, subset_sessions
+from manifests.leaks import SUBSETS, Subset, subset_ids
 from manifests.schema import Dataset, RunSpec, Training
 from manifests.views import WHOLE, View
 from pipeline.composition.ready import fitting_sessions
@@ -183,8 +183,8 @@ class RunIdentities:
         return min((found for found in lines if found), key=len, default=[])
 
     @cached_property
-    def subsets(self) -> dict[str, set[str]]:
-        return {name: {s.id for s in subset_sessions(self.dataset, name)} for name in SUBSETS}
+    def subsets(self) -> dict[Subset, set[str]]:
+        return subset_ids(self.dataset)
 
     def result_files(self, run: Run, view: View = WHOLE) -> ResultFiles:
         """Return the files of the evaluation of ``run`` under ``view``, which may not exist yet."""
