@@ -15,6 +15,7 @@ from manifests.errors import FashionNTMError, ManifestError, Problem, nearest
 from manifests.load import load_dataset, load_spec
 from manifests.schema import TURN_JOIN, Dataset, RunSpec
 from pipeline.core.workspace import Workspace
+from pipeline.jobs.named_runs import run_named
 from pipeline.jobs.specs import check_components
 from pipeline.training.runs import RunFolder, list_runs
 from pipeline.views.retrieval.identity import changes, models_of
@@ -265,12 +266,6 @@ class Dialogue:
 
 def _run_folder(given: str, out: Path) -> RunFolder | None:
     """Return the run that ``given`` names by folder or id, or None if it is no run."""
-    if (Path(given) / "run.json").is_file():
-        return RunFolder(Path(given))
-    if len(given) < DIGITS or set(given) - set("0123456789abcdef"):
-        return None
-    found = [folder for folder in list_runs(out / "runs") if folder.id.startswith(given)]
-    if len(found) > 1:
-        what = f"{len(found)} runs begin so"
-        raise ManifestError([Problem("run", given, what, "there are: " + ", ".join(f.id for f in found))])
-    return found[0] if found else None
+    digits = len(given) >= DIGITS and not set(given) - set("0123456789abcdef")
+    known = digits and any(folder.id.startswith(given) for folder in list_runs(out / "runs"))
+    return run_named(given, out / "runs") if known or (Path(given) / "run.json").is_file() else None

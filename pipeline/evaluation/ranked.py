@@ -16,12 +16,11 @@ from pipeline.evaluation.ranked_files import Ranked, read_ranked
 _SHOWN = 20  # problems listed; the rest is counted
 
 
-def evaluate_ranked(path: Path, dataset: Dataset, partial: bool = False) -> Evaluation:
-    """Return the evaluation of the ranked lists in ``path`` over the test sessions of ``dataset``.
+def evaluate_ranked(path: Path, dataset: Dataset, partial: bool = False) -> tuple[Evaluation, int]:
+    """Return the evaluation of the ranked lists in ``path`` over the test sessions of ``dataset``, and the number of
+    lists that do not name their target.
 
-    A target that its list does not name has the last rank of its gallery. Ties by score count against the target.
-
-    ``partial``: sessions without a list are skipped. Raises ManifestError with every problem: unknown or repeated ids,
+    Such a target has the last rank of its gallery. Ties by score count against the target. ``partial``: sessions without a list are skipped. Raises ManifestError with every problem: unknown or repeated ids,
     images outside of the session's gallery, missing sessions.
     """
     problems = Problems(path)
@@ -39,7 +38,7 @@ def evaluate_ranked(path: Path, dataset: Dataset, partial: bool = False) -> Eval
     ranks = [_rank(by_session[s.id], s.target, sizes[s.category]) for s in sessions]
     ids = tuple(s.id for s in sessions)
     missing = [s.id for s in dataset.split("test") if s.id not in by_session]
-    return Evaluation(
+    evaluation = Evaluation(
         session_ids=ids,
         categories=tuple(s.category for s in sessions),
         target_ids=tuple(s.target for s in sessions),
@@ -51,12 +50,7 @@ def evaluate_ranked(path: Path, dataset: Dataset, partial: bool = False) -> Eval
         galleries={name: {"images": size, "dropped": []} for name, size in sizes.items()},
         skipped=dict.fromkeys(missing, "the ranked list does not have it"),
     )
-
-
-def unlisted(path: Path, dataset: Dataset) -> int:
-    """Return the number of test sessions whose list does not name their target."""
-    targets = {s.id: s.target for s in dataset.split("test")}
-    return sum(targets.get(r.session) not in r.images for r in read_ranked(path, Problems(path)))
+    return evaluation, sum(s.target not in by_session[s.id].images for s in sessions)
 
 
 def _rank(ranked: Ranked, target: str, size: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 from manifests.errors import IncompleteError, ManifestError, Problem, nearest
@@ -149,17 +150,12 @@ class RunIdentities:
         runs = asked_runs(self.spec, models, seeds)
         if seeds is not None:
             return runs
-        asked: dict[str, list[Run]] = {}
-        for run in runs:
-            asked.setdefault(run.model, []).append(run)
-        return [
-            run
-            for own in asked.values()
-            for run in (
-                *own,
-                *(replace(own[0], seed=s) for s in self.other_seeds(own[0]) if s not in {r.seed for r in own}),
-            )
-        ]
+        found: list[Run] = []
+        for _, same in groupby(runs, key=lambda run: run.model):
+            own = list(same)
+            asked = {run.seed for run in own}
+            found += [*own, *(replace(own[0], seed=s) for s in self.other_seeds(own[0]) if s not in asked)]
+        return found
 
     def run_of(self, fields: Mapping[str, Any]) -> Run | None:
         """Return the run described by a record's identity fields if it was trained on the present data, else None."""
