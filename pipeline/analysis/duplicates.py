@@ -49,8 +49,7 @@ def train_twins(dataset: Dataset, features: dict[str, np.ndarray], threshold: fl
 
     ``features``: image id -> [D]; images without a feature have no near-duplicates.
     """
-    train = [i for i in dict.fromkeys(_images(dataset.split("train"))) if i in features]
-    test = [i for i in dict.fromkeys(_images(dataset.split("test"))) if i in features]
+    test, train = ([i for i in pair_images(dataset.split(part)) if i in features] for part in ("test", "train"))
     twins: dict[str, dict[str, float]] = defaultdict(dict)
     if train and test:
         stacked = (np.stack([features[i] for i in names]) for names in (test, train))
@@ -80,5 +79,6 @@ def near_overlaps(dataset: Dataset, twins: dict[str, dict[str, float]]) -> dict[
     return found
 
 
-def _images(sessions: Sequence[Session]) -> list[str]:
-    return [image for session in sessions for pair in session.pairs for image in pair]
+def pair_images(sessions: Sequence[Session]) -> dict[str, None]:
+    """Return the images of the sessions' pairs, in order."""
+    return dict.fromkeys(image for session in sessions for pair in session.pairs for image in pair)

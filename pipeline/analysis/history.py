@@ -95,7 +95,7 @@ def _table(lines: tuple[Line, ...]) -> list[str]:
 
 
 def history_contribution(
-    experiment: Experiment, part: Literal["test", "train"] = "test", draws: int = 5, seed: int = 0
+    experiment: Experiment, part: Literal["test", "train"] = "test", draws: int = 5
 ) -> HistoryContribution:
     """Measure on the test sessions of ``experiment``, or on the fitted train sessions ranked among their own targets.
 
@@ -103,14 +103,14 @@ def history_contribution(
     test sessions).
     """
     fit, validation = experiment.parts
-    shown, galleries, subsets = fit, _own_targets(fit), {}
+    shown, galleries, subsets = fit, own_targets(fit), {}
     if part == "test":
         shown, galleries, subsets = experiment.test, experiment.candidates, experiment.subsets
     average = EWMA(EWMA.Options(), shown.dim).to(shown.device)
     average.fit_parameters(fit if validation is None else validation)
     alpha = float(average.alpha)
     own = _ewma(shown, shown.queries[shown.query_rows], shown.lengths, alpha)
-    with seeded(seed, shown.device):
+    with seeded(0, shown.device):
         control = [_ewma(shown, *_other_histories(shown), alpha) for _ in range(draws)]
         others, found = _other_chains(shown, alpha, draws)
 
@@ -125,7 +125,7 @@ def history_contribution(
         filled = [name for name, metrics in results[0].items() if metrics["n"]]
         return Line(name, {n: {k: float(np.mean([m[n][k] for m in results])) for k in METRICS} for n in filled})
 
-    trained = fitted_weights(fit, _own_targets(fit))
+    trained = fitted_weights(fit, own_targets(fit))
     lines = [
         line(LAST, [last_turn(shown)]),
         line(OWN, [own]),
@@ -206,7 +206,7 @@ def _other_chains(features: SessionFeatures, alpha: float, draws: int) -> tuple[
     return others, torch.tensor(sessions, dtype=torch.int64)
 
 
-def _own_targets(features: SessionFeatures) -> dict[str, Candidates]:
+def own_targets(features: SessionFeatures) -> dict[str, Candidates]:
     """Return the targets of each category's turns as its gallery."""
     rows: dict[str, dict[str, int]] = {}
     for session, targets in zip(features.sessions, features.target_rows.tolist(), strict=True):

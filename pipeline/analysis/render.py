@@ -69,10 +69,10 @@ def to_markdown(table: Table) -> str:
         for row, paper, texts in lines_of(block, table.columns):
             body.append([f"*{PAPER}*" if paper else _md(row.label), *map(_md, texts)])
     parts = [f"**{_md(table.title)}**", "\n".join(markdown([header, *body]))]
-    parts += _listed([*table.footnotes, *table.notes], "- {}", _md)
-    parts += _listed(table.significance, "- {}", _md, "Significance:")
-    parts += _listed(table.traces, "- {}", _md, "Runs:")
-    parts += _listed([f"{label}: `{command}`" for command, label in table.commands.items()], "- {}", str, "To fill:")
+    parts += _listed([*table.footnotes, *table.notes], _md)
+    parts += _listed(table.significance, _md, "Significance:")
+    parts += _listed(table.traces, _md, "Runs:")
+    parts += _listed([f"{label}: `{command}`" for command, label in table.commands.items()], str, "To fill:")
     return "\n\n".join(parts) + "\n"
 
 
@@ -80,10 +80,10 @@ def _md(text: str) -> str:
     return re.sub(r"([|*_`<>\\])", r"\\\1", text)
 
 
-def _listed(items: list[str], form: str, escape: Callable[[str], str], heading: str = "") -> list[str]:
+def _listed(items: list[str], escape: Callable[[str], str], heading: str = "") -> list[str]:
     if not items:
         return []
-    return [heading] * bool(heading) + ["\n".join(form.format(escape(item)) for item in items)]
+    return [heading] * bool(heading) + ["\n".join(f"- {escape(item)}" for item in items)]
 
 
 _LATEX = {

@@ -18,8 +18,9 @@ from torch.nn import functional as F
 from cache import Store
 from manifests.errors import FashionNTMError, IncompleteError
 from manifests.identity import stack_keys, text_key
-from manifests.schema import Gallery, Session
-from pipeline.evaluation.evaluate import ALL, Candidates, load_candidates
+from manifests.schema import Session
+from pipeline.analysis.history import own_targets
+from pipeline.evaluation.evaluate import ALL, Candidates
 from pipeline.evaluation.metrics import metrics_of, summarize
 from pipeline.evaluation.ranking import score_ranks
 from pipeline.evaluation.rows import unit_rows
@@ -119,7 +120,7 @@ class RelevanceCutoff:
 
 
 def fit_cutoff(
-    queries: np.ndarray, scores: np.ndarray, target_index: np.ndarray, recall: float = 0.9, steps: int = 300
+    queries: np.ndarray, scores: np.ndarray, target_index: np.ndarray, recall: float = 0.9
 ) -> RelevanceCutoff:
     """Fit the map on sessions with known targets, and set the threshold that keeps ``recall`` of the targets.
 
@@ -147,7 +148,7 @@ def fit_cutoff(
     weight = torch.zeros(2, unit.shape[1], requires_grad=True)
     bias = torch.tensor([10.0, -5.0], requires_grad=True)
     optimizer = torch.optim.AdamW([weight, bias], lr=0.05, weight_decay=0.01)
-    for _ in range(steps):
+    for _ in range(300):
         loss = F.binary_cross_entropy_with_logits(
             _logits(weight, bias, unit, cosines), truth, weights, reduction="sum"
         ) / len(cosines)
@@ -221,17 +222,9 @@ class Reranker:
         """Return the groups of ``part``: "validation" (gallery: that split's targets of the category) or "test"."""
         if part not in self._groups:
             features = self.experiment.test if part == "test" else self.experiment.parts[1]
-            galleries = self.experiment.candidates if part == "test" else self._own_targets(features.sessions)
+            galleries = self.experiment.candidates if part == "test" else own_targets(features)
             self._groups[part] = [self._group(features.sessions, name, galleries[name]) for name in galleries]
         return [group for group in self._groups[part] if len(group.rows)]
-
-    def _own_targets(self, sessions: Sequence[Session]) -> dict[str, Candidates]:
-        images: dict[str, dict[str, None]] = {}
-        for session in sessions:
-            images.setdefault(session.category, {}).update(dict.fromkeys(session.targets))
-        return load_candidates(
-            self.experiment.store, [Gallery(category=c, split="train", images=tuple(i)) for c, i in images.items()]
-        )
 
     def _group(self, sessions: Sequence[Session], category: str, gallery: Candidates) -> _Group:
         rows = [n for n, s in enumerate(sessions) if s.category == category and s.target in gallery.index]
@@ -259,12 +252,11 @@ class Reranker:
     def scores(self, model: MemoryModel, part: str) -> list[np.ndarray]:
         """Return the model's scores [n, G] of each group."""
         features = self.experiment.test if part == "test" else self.experiment.parts[1]
-        return [
-            score(model, features.subset(g.rows.tolist()), torch.from_numpy(g.gallery.features).to(features.device))
-            .cpu()
-            .numpy()
-            for g in self.groups(part)
-        ]
+        found = []
+        for group in self.groups(part):
+            candidates = torch.from_numpy(group.gallery.features).to(features.device)
+            found.append(score(model, features.subset(group.rows.tolist()), candidates).cpu().numpy())
+        return found
 
     def ranks(self, scores: Sequence[np.ndarray], part: str, top: int, have: float, avoid: float) -> np.ndarray:
         """Return the target rank of every session after re-ranking, int64, in group order."""

@@ -63,7 +63,7 @@ def command(
     plans, tables = [], []
     for part in variants_of(place):
         if dry_run:
-            plans.append(plan_ablation(part.ablation, part.spec, part.dataset(), part.workspace, device, *chosen))
+            plans.append(plan_ablation(part, *chosen))
         else:
             plans.append(ablate(part, *chosen, scheduler, workers or 0, log))
             request = TableRequest(spec, data, out, run, overrides)
