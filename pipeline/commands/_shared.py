@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from pipeline.jobs.experiment import Experiment
 
 F = TypeVar("F", bound=Callable[..., Any])
+PATH = click.Path(path_type=Path)
+FILE, EXISTING_FILE = (click.Path(path_type=Path, dir_okay=False, exists=exists) for exists in (False, True))
+FOLDER, EXISTING_FOLDER = (click.Path(path_type=Path, file_okay=False, exists=exists) for exists in (False, True))
 
 
 def option_out(f: F) -> F:
@@ -67,12 +70,12 @@ def option_set(f: F) -> F:
 
 
 def option_device(f: F) -> F:
-    return click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")(f)
+    return click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps.")(f)
 
 
 def option_host(f: F) -> F:
     text = "Address to listen on. Any other than this machine's own gets a token."
-    return click.option("--host", default="127.0.0.1", show_default=True, help=text)(f)
+    return click.option("--host", default="127.0.0.1", help=text)(f)
 
 
 BACKENDS = ["auto", "reference", "fast", "numba", "graph", "triton"]
@@ -83,7 +86,6 @@ def option_backend(f: F) -> F:
         "--backend",
         type=click.Choice(BACKENDS),
         default="auto",
-        show_default=True,
         help="How the CM-NTM's steps are computed; auto takes the first that can of triton, graph, numba, fast, reference.",
     )(f)
 

@@ -41,6 +41,6 @@ def option_precision(f: F) -> F:
     return click.option(
         "--precision",
         type=click.Choice(["fp32", "bf16", "fp16", "auto"]),
-        help="Number format of the model's computation, part of the store's fingerprint; auto is bf16 where the device has "
-        "units for it. Default: the spec's extractor.dtype.",
+        help="Number format of the model's computation, part of the store's fingerprint; auto is bf16 where the "
+        "device has units for it. Default: the spec's extractor.dtype.",
     )(f)
