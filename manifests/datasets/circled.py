@@ -111,8 +111,6 @@ class Circled(DatasetSource):
         ids = dict.fromkeys(i for g in galleries for i in g.images) | _named(sessions)
         given, source = (captions, f"{captions_root.name}/") if captions_root else (None, "")
         images_root, images = catalogue(ids, images_root, given, problems, notes, options.links, source)
-        if problems.found:
-            return None
         return Dataset(
             name="circled",
             images=images,

@@ -59,8 +59,6 @@ class Circo(DatasetSource):
             notes.append(f"gallery: the {len(named):,} images that {path.name} names, not COCO's 123,403")
         files = {f"{int(i):012d}": i for i in ids if i.isdecimal()}
         images_root, stored = catalogue(dict.fromkeys(files), images_root, None, problems, notes, options.links)
-        if problems.found:
-            return None
         images = {files[name]: Image(id=files[name], file=image.file) for name, image in stored.items()}
         return Dataset(
             name="circo",
@@ -94,7 +92,8 @@ def _query(record: Any) -> tuple[str, int, int, list[int], str] | None:
     if not isinstance(record, dict):
         return None
     keys = ("reference_img_id", "target_img_id", "gt_img_ids", "relative_caption")
-    reference, target, truths, text = map(record.get, keys)
+    found: list[Any] = [record.get(key) for key in keys]
+    reference, target, truths, text = found
     numbers = [reference, target, record.get("id"), *(truths if isinstance(truths, list) else [None])]
     if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
         return None

@@ -69,8 +69,6 @@ class FashionIQ(DatasetSource):
         captions = image_captions(captions_root, lists, every, problems, notes) if captions_root else None
         source = f"{captions_root.name}/" if captions_root else ""
         images_root, images = catalogue(every, images_root, captions, problems, notes, options.links, source)
-        if problems.found:
-            return None
         galleries = lists if options.gallery == "original" else [_named(g, sessions) for g in lists]
         notes.append(f"gallery protocol: {options.gallery}")
         return Dataset(

@@ -90,8 +90,6 @@ class MultiTurnFashionIQ(DatasetSource):
         captions = image_captions(captions_root, galleries, ids, problems, notes) if captions_root else None
         source = f"{captions_root.name}/" if captions_root else ""
         images_root, images = catalogue(ids, images_root, captions, problems, notes, options.links, source)
-        if problems.found:
-            return None
         return Dataset(
             name="mt_fashioniq",
             images=images,

@@ -110,8 +110,6 @@ class Revisions(DatasetSource):
         galleries = _galleries(sessions)
         ids = dict.fromkeys(image for gallery in galleries for image in gallery.images)
         images_root, images = catalogue(ids, images_root, captions, problems, notes, options.links)
-        if problems.found:
-            return None
         return Dataset(
             name="revisions",
             images=images,

@@ -99,8 +99,6 @@ class Shoes(DatasetSource):
         images_root, images = catalogue(ids, images_root, captions, problems, notes, options.links, source)
         if captions is not None and captions.keys().isdisjoint(ids):
             problems.add("key dataset.captions", "holds no caption of any image", file=captions_path)
-        if problems.found:
-            return None
         return Dataset(
             name="shoes",
             images=images,
