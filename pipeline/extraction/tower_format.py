@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from manifests.errors import FashionNTMError
-from pipeline.extraction.batches import collate_for
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.prepare import one_line
 from pipeline.extraction.tolerance import tolerance
@@ -89,7 +88,7 @@ def _batch(extractor: Extractor, images: Sequence[Any], size: int) -> Any:
     if not images:
         raise FormError("no image could be read to try the form on: use --form plain")
     parts = [images[n % len(images)] for n in range(size)]
-    return collate_for(extractor.device)(parts) if extractor.stacks else parts
+    return extractor.stack(parts)
 
 
 def _rows(extractor: Extractor, batch: Any) -> np.ndarray:
