@@ -16,7 +16,6 @@ from typing import Any, Protocol
 from manifests.errors import IncompleteError
 from manifests.identity import flat
 from manifests.schema import Frozen
-from pipeline.jobs.run_rows import flat
 
 PROJECT = "fashion-ntm"
 RUN_TAG = "fashion_ntm.run"  # MLflow's tag with the run id
