@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -13,6 +11,7 @@ from manifests.figure_spec import FigureSpec
 from manifests.schema import Frozen
 from pipeline.analysis.drawing import SUFFIXES, new_figure, save_figure
 from pipeline.analysis.protocol import RunSummary, protocol_notes
+from pipeline.core.text_table import csv_text
 
 # A ramp from light to dark, because C is ordered; distinguishable in gray.
 COLORS = ("#9ecae1", "#56a0d3", "#2b7bba", "#135293", "#08244f", "#000000")
@@ -101,13 +100,7 @@ def scatter(
 
 def figure_csv(figure: Scatter) -> str:
     """Return CSV with one line per point and all of its fields; list items are separated by spaces."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, tuple(ScatterPoint.model_fields), lineterminator="\n")
-    writer.writeheader()
-    for point in figure.points:
-        lists = {"seeds": " ".join(map(str, point.seeds)), "runs": " ".join(point.runs)}
-        writer.writerow(point.model_dump() | lists)
-    return text.getvalue()
+    return csv_text(tuple(ScatterPoint.model_fields), (point.model_dump() for point in figure.points))
 
 
 def figure_json(figure: Scatter) -> str:

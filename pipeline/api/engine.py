@@ -13,7 +13,7 @@ import numpy as np
 from cache.files import replace_atomically
 from manifests.errors import FashionNTMError, ManifestError, Problem, nearest
 from manifests.load import load_dataset, load_spec
-from manifests.schema import TURN_JOIN, Dataset, RunSpec
+from manifests.schema import TURN_JOIN, RunSpec
 from pipeline.core.workspace import Workspace
 from pipeline.jobs.named_runs import run_named
 from pipeline.jobs.specs import check_components
@@ -66,21 +66,8 @@ class Engine:
         else:
             job = spec if isinstance(spec, RunSpec) else load_spec(str(spec), overrides)
         check_components(job)
-        return cls.of(job, load_dataset(job, Path(data)), Workspace(Path(out)), runs, device, cached_only, log)
-
-    @classmethod
-    def of(
-        cls,
-        spec: RunSpec,
-        dataset: Dataset,
-        workspace: Workspace,
-        runs: Sequence[str] = (),
-        device: str = "auto",
-        cached_only: bool = False,
-        log: Callable[[str], None] = lambda _: None,
-    ) -> Engine:
-        """Open a loaded spec, as the commands do."""
-        return cls(open_engine(spec, dataset, workspace, runs, device, cached_only, log=log))
+        dataset, workspace = load_dataset(job, Path(data)), Workspace(Path(out))
+        return cls(open_engine(job, dataset, workspace, runs, device, cached_only, log=log))
 
     @property
     def models(self) -> list[str]:

@@ -44,10 +44,12 @@ def command(
     if file is not None and not html:
         raise click.UsageError("--file names the page of --html: add --html")
     from cache.files import replace_atomically
+    from pipeline.api.engine import Engine
     from pipeline.api.search import search
+    from pipeline.views.serve.run import open_engine
 
-    runs = [run] if run else []
-    found, start = search(*job.parts, image, texts, top, gallery, runs, job.device, cached_only, log)
+    engine = Engine(open_engine(*job.parts, [run] if run else [], job.device, cached_only, log=log))
+    found, start = search(engine, job.spec.title or job.spec.name, image, texts, top, gallery)
     if html:
         path = file or Path("search.html")
         path.parent.mkdir(parents=True, exist_ok=True)
