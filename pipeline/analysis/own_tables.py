@@ -37,18 +37,20 @@ def kind_of_table(name: str) -> str:
 
 def own_table(spec: RunSpec, dataset: Dataset, subsets: Mapping[str, AbstractSet[str]]) -> ResultsTable:
     """Return a table with a row per model of the spec, and a block per leak subset smaller than the whole."""
-    rows = [
-        RowSpec(model=name, label=registry.get(name).title, deterministic=not registry.get(name).trainable)
-        for name in spec.models
-    ]
     return ResultsTable(
         kind="results",
         title=f"{spec.title or spec.name}: final-turn retrieval",
         run=spec.name,
         seeds=spec.seeds,
         blocks=_blocks(dataset, subsets),
-        rows=tuple(rows),
+        rows=model_rows(spec),
     )
+
+
+def model_rows(spec: RunSpec) -> tuple[RowSpec, ...]:
+    """Return a row per model of the spec."""
+    kinds = {name: registry.get(name) for name in spec.models}
+    return tuple(RowSpec(model=n, label=kind.title, deterministic=not kind.trainable) for n, kind in kinds.items())
 
 
 def ablation_table(ablation: AblationSpec, dataset: Dataset, subsets: Mapping[str, AbstractSet[str]]) -> ResultsTable:

@@ -15,7 +15,7 @@ from cache.files import replace_atomically
 from manifests.errors import IncompleteError, ManifestError, Problem, Problems, nearest
 from manifests.identity import digest, file_digest
 from manifests.schema import Dataset
-from manifests.views import WHOLE, View
+from manifests.views import View
 from pipeline.core.binding import StaleError
 from pipeline.core.workspace import Workspace
 from pipeline.evaluation.evaluate import Evaluation
@@ -26,7 +26,6 @@ from pipeline.evaluation.ranked_files import FILES, Ranked, coded, write_ranked
 from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.identities import Run
 from pipeline.training.validate import embed, scorer
-from pipeline.training.views import view_features
 
 SERVER_TOP = 50  # candidates per query that the servers of CIRR and CIRCO accept
 
@@ -67,7 +66,7 @@ def write_results(experiment: Experiment, run: Run, form: str, folder: Path, top
 def _lists(experiment: Experiment, run: Run, top: int) -> Iterator[tuple[Ranked, str]]:
     """Return (ranked list, target) of each test session with features, in order of categories."""
     model = experiment.model(run)
-    features = view_features(experiment.test, experiment.store, WHOLE, model.reads == "concatenated", model.dialogs)
+    features = experiment.viewed(model)
     queries = embed(model, features).cpu().numpy()
     score = scorer(model, features) if model.scores else None
     return ranked_lists(queries, features.sessions, experiment.candidates, top, score)
@@ -90,7 +89,7 @@ def _beir(
     experiment: Experiment, run: Run, category: str, lists: list[tuple[Ranked, str]], folder: Path, tag: str
 ) -> list[Path]:
     place, gallery, model = folder / category, experiment.candidates[category], experiment.model(run)
-    features = view_features(experiment.test, experiment.store, WHOLE, model.reads == "concatenated", model.dialogs)
+    features = experiment.viewed(model)
     (place / "qrels").mkdir(parents=True, exist_ok=True)
     texts = {s.id: s.text for s in features.sessions if s.category == category}
     captions = {i: experiment.dataset.images[i].caption or "" for i in gallery.images}
