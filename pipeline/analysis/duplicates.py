@@ -15,7 +15,7 @@ _HELD = 1 << 24  # scores in memory at once: 64 MiB of float32
 
 
 class DuplicateError(FashionNTMError, ValueError):
-    """A threshold is outside (0, 1], or features are not finite."""
+    """Features are not finite."""
 
 
 def near_pairs(
@@ -27,8 +27,6 @@ def near_pairs(
         queries: [Q, D], candidates: [G, D], of any norm; a zero row has no near pairs.
         held: number of scores in memory at once.
     """
-    if not 0 < threshold <= 1:
-        raise DuplicateError(f"threshold {threshold}: give a cosine above 0 and at most 1, e.g. 0.98")
     if not (np.isfinite(queries).all() and np.isfinite(candidates).all()):
         raise DuplicateError("features with NaN or infinite values: verify the store and extract these rows again")
     units = unit_rows(queries), unit_rows(candidates)

@@ -33,7 +33,7 @@ HAVE_GRID, AVOID_GRID = (0.0, 0.05, 0.1, 0.2, 0.3), (0.0, 0.05, 0.1, 0.2)
 
 
 class RerankingError(FashionNTMError, ValueError):
-    """Array shapes do not match, or an option is out of range."""
+    """The towers of the extractor share no space."""
 
 
 def constraint_scores(texts: np.ndarray, lengths: np.ndarray, candidates: np.ndarray) -> np.ndarray:
@@ -75,11 +75,6 @@ def rerank(
         float32 [S, G]: scores for ``score_ranks``. All candidates that tie with the last re-ranked one are re-ranked,
         so that the order of ties has no effect.
     """
-    if top < 1:
-        raise RerankingError(f"top = {top}: re-rank at least one candidate")
-    for name, given in (("must_have", must_have), ("must_avoid", must_avoid)):
-        if given is not None and given.shape != scores.shape:
-            raise RerankingError(f"{name} {list(given.shape)} for scores {list(scores.shape)}: give one for each")
     scores = np.asarray(scores, dtype=np.float32)
     border = -np.partition(-scores, min(top, scores.shape[1]) - 1, axis=1)[:, min(top, scores.shape[1]) - 1]
     head = scores >= border[:, None]
@@ -129,17 +124,8 @@ def fit_cutoff(
 
     Args:
         queries: [S, D], f'_qry(N). scores: [S, G], their cosines. target_index: int [S].
-        recall: share of the targets that the threshold keeps, 0 to 1.
-
-    Raises:
-        RerankingError: mismatched shapes, no session, or ``recall`` outside (0, 1].
+        recall: share of the targets that the threshold keeps, in (0, 1].
     """
-    if not 0 < recall <= 1:
-        raise RerankingError(f"recall = {recall}: give the share of targets to keep, above 0 and at most 1")
-    if len(queries) != len(scores) or len(scores) != len(target_index) or not len(scores):
-        raise RerankingError(
-            f"{len(queries)} queries, {len(scores)} rows of scores, {len(target_index)} targets: one each, one at least"
-        )
     unit = F.normalize(torch.from_numpy(np.asarray(queries, dtype=np.float32)), dim=-1)
     cosines = torch.from_numpy(np.asarray(scores, dtype=np.float32))
     own = torch.from_numpy(np.asarray(target_index, dtype=np.int64))[:, None]

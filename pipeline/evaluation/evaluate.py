@@ -142,8 +142,6 @@ def evaluate(
         RankingError: NaN or infinite features, naming the session.
     """
     queries = np.asarray(queries)
-    if len(queries) != len(sessions):
-        raise EvaluationError(f"{len(queries)} query features for {len(sessions)} sessions: give one row for each")
     left_out = dict(skipped or {})
     kept = []
     for row, session in enumerate(sessions):

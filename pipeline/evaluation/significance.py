@@ -101,8 +101,6 @@ def sign_flip(a: Sequence[float], b: Sequence[float]) -> SeedTest:
     For a deterministic method, repeat its value n times. Above 16 pairs, 9,999 random permutations are sampled.
     """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if first.shape != second.shape or first.ndim != 1 or not len(first):
-        raise ValueError(f"{first.shape} and {second.shape} values: give one pair for each seed")
     n = len(first)
     exact = n <= _EXACT_UP_TO
     least = min(1.0, 2 / 2**n) if exact else 2 / 10_000
