@@ -230,16 +230,16 @@ def mixed(features: SessionFeatures, weights: Tensor) -> Tensor:
     return torch.einsum("std,st->sd", turns_back(features), weights[features.lengths - 1])
 
 
-def fitted_weights(features: SessionFeatures, galleries: dict[str, Candidates], seed: int = 0) -> Tensor:
+def fitted_weights(features: SessionFeatures, galleries: dict[str, Candidates]) -> Tensor:
     """Fit weights [T, T] of the turns (session length, turns back) that minimize ``_loss`` on ``features``.
 
     Adam on the cross-entropy of the cosines with the category's gallery, initialized to the last turn alone; at most
-    ``FITTED`` sessions per category, drawn with ``seed``.
+    ``FITTED`` sessions per category, drawn at random.
     """
     weights = torch.zeros(features.turns, features.turns)
     weights[:, 0] = 1
     weights.requires_grad_()
-    parts = [_inner_products(features, category, of, seed) for category, of in galleries.items()]
+    parts = [_inner_products(features, category, of) for category, of in galleries.items()]
     optimizer = torch.optim.Adam([weights], RATE)
     for _ in range(STEPS):
         loss = _loss(weights, parts)
@@ -262,12 +262,12 @@ def _loss(weights: Tensor, parts: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -
 
 
 def _inner_products(
-    features: SessionFeatures, category: str, gallery: Candidates, seed: int
+    features: SessionFeatures, category: str, gallery: Candidates
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return, for one category: turns x candidates [S, T, G], turns x turns [S, T, T], lengths, target indices."""
     members = [i for i, s in enumerate(features.sessions) if s.category == category and s.target in gallery.index]
     if len(members) > FITTED:
-        members = sorted(np.random.default_rng(seed).choice(members, FITTED, replace=False).tolist())
+        members = sorted(np.random.default_rng(0).choice(members, FITTED, replace=False).tolist())
     part = features.subset(members)
     turns = turns_back(part).cpu()
     candidates = F.normalize(torch.from_numpy(gallery.features), dim=-1)

@@ -138,21 +138,21 @@ class Engine:
             saved = json.loads(Path(path).read_text(encoding="utf-8"))
             if saved["format"] != FORMAT:
                 raise ValueError(f"format {saved['format']!r}")
-            if found := changes(saved["made_with"], self._identity([m["label"] for m in saved["made_with"]["models"]])):
+            labels = [m["label"] for m in saved["made_with"]["models"]]
+            if found := changes(saved["made_with"], self._identity(labels)):
                 raise FashionNTMError(f"{path}: the dialogue is of other features or runs ({found}): start a new one")
             row = saved["upload"]
-            upload = (
-                None if row is None else (np.asarray(row, dtype=np.float32) if isinstance(row, list) else row, None)
-            )
-            start = None if upload is not None else self._number(saved["start"])
-            talk = self.talks.start(saved["gallery"], start, [m["label"] for m in saved["made_with"]["models"]], upload)
+            if isinstance(row, list):
+                row = np.asarray(row, dtype=np.float32)
+            start, upload = (self._number(saved["start"]), None) if row is None else (None, (row, None))
+            talk = self.talks.start(saved["gallery"], start, labels, upload)
             for reference, text in saved["steps"]:
                 talk.chosen = str(reference)
                 self.talks.say(talk, text)
             talk.chosen = str(saved["chosen"])
+        except FashionNTMError:
+            raise
         except (OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, FashionNTMError):
-                raise
             raise FashionNTMError(f"{path}: not a saved dialogue ({error}): start a new one") from error
         return Dialogue(self, talk)
 

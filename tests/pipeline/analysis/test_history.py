@@ -77,7 +77,7 @@ def test_weights_fitted_on_the_ranked_sessions_have_the_lowest_loss_there() -> N
     """The loss is what the line's name promises; recall may go either way."""
     ranked, others = cumulative(200, turns=3, kinds=12, seed=5), cumulative(200, turns=3, kinds=12, seed=6)
     galleries = own_targets(ranked)
-    parts = [_inner_products(ranked, category, of, 0) for category, of in galleries.items()]
+    parts = [_inner_products(ranked, category, of) for category, of in galleries.items()]
     last_alone = torch.zeros(3, 3)
     last_alone[:, 0] = 1
     own = _loss(fitted_weights(ranked, galleries), parts)
