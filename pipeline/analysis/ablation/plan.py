@@ -30,13 +30,14 @@ from pipeline.training.models import models as registry
 
 @dataclass(frozen=True)
 class Place:
-    """Context of an ablation: its spec and run spec, the data, the output folder and the device."""
+    """Context of an ablation: its spec and run spec, the data, the output folder and the device. ``variant``: its label."""
 
     ablation: AblationSpec
     spec: RunSpec
     data: Path
     out: Path
     device: str = "auto"
+    variant: str = ""
 
     @property
     def workspace(self) -> Workspace:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from manifests.ablation_spec import load_ablation_spec
+from manifests.ablation_spec import chosen_variants, load_ablation_spec
 from manifests.commandline import repeated_options
 from pipeline.analysis.ablation.groups import Job, run_here, run_on_cluster
 from pipeline.analysis.ablation.plan import AblationPlan, Place, plan_ablation
@@ -40,10 +40,13 @@ def open_ablation(
     return Place(ablation, spec, data, out, device)
 
 
-def variants_of(place: Place) -> list[Place]:
-    """Return one place per composer of the ablation; the place itself if it has none."""
-    specs = place.ablation.variants(place.spec).values()
-    return [replace(place, spec=spec) for spec in specs]
+def variants_of(place: Place, labels: Sequence[str] = ()) -> list[Place]:
+    """Return one place per dataset and composer of the ablation; the place itself if it has none.
+
+    ``labels``: of the wanted variants. Raises ManifestError for an unknown one.
+    """
+    specs = chosen_variants(place.ablation.variants(place.spec), labels)
+    return [replace(place, spec=spec, variant=label) for label, spec in specs.items()]
 
 
 def ablate(
@@ -59,7 +62,8 @@ def ablate(
         log(f"note: {note}")
     about = place.spec, place.dataset, place.workspace, place.device, log
     plan = plan_ablation(place, only, seeds, measure=False)
-    if sum(plan.extractions.values()) or place.ablation.composers:  # each composer has a store of its own
+    own_store = place.ablation.composers or place.ablation.datasets  # each has a store of its own
+    if own_store or sum(plan.extractions.values()):
         log(plan.headline)
         make_features(*about)
     experiment = Experiment(*about)

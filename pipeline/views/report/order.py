@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from manifests.identity import stack_keys, text_key
-from pipeline.views.report.retention import Measured, mean_of
+from pipeline.views.report.retention import MeasureTable, mean_of
 from pipeline.views.retrieval.queries import Queries
 from pipeline.views.retrieval.testbed import TestBed, overlap, rows_or_zeros
 from pipeline.views.retrieval.trained import Trained, turn_outputs
@@ -32,12 +32,12 @@ class Example:
     turned: tuple[str, ...]
 
 
-def logged_order(bed: TestBed, models: Sequence[Trained], k: int) -> Measured:
+def logged_order(bed: TestBed, models: Sequence[Trained], k: int) -> MeasureTable:
     """Compare the final results of the logged turns with those of the same turns in reverse."""
     columns = (f"overlap@{k}", "rank correlation", f"R@{k} as logged", f"R@{k} reversed")
     kept_column = f"last turn kept: overlap@{k}"
     many, longer = bed.lengths > 1, bed.lengths > 2
-    out = Measured(
+    out = MeasureTable(
         f"Each session's (reference, feedback) turns are given in reverse. Overlap of the final top {k}, Spearman's "
         "correlation over the whole gallery, and recall of the target. The last column reverses the earlier turns alone, "
         "in sessions of three turns or more.",
@@ -76,10 +76,10 @@ def _permuted(bed: TestBed, trained: Trained, keep_last: bool) -> Tensor:
     return turn_outputs(trained, replace(features, **turned))[:, -1]
 
 
-def interactive_order(bed: TestBed, models: Sequence[Trained], queries: Queries | None, k: int) -> Measured:
+def interactive_order(bed: TestBed, models: Sequence[Trained], queries: Queries | None, k: int) -> MeasureTable:
     """Compare simulated dialogues with each model, with the feedback in both orders."""
     columns = (f"final overlap@{k}", "final rank correlation", f"first-turn overlap@{k}")
-    out = Measured(
+    out = MeasureTable(
         "From the session's first image, the model gets each feedback in turn, and its own best result is the next "
         f"reference; once in the logged order, once in reverse. The first-turn column compares the top {k} after one "
         "feedback: how different the ways to the same end are.",

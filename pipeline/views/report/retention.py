@@ -35,7 +35,7 @@ class Mean:
 
 
 @dataclass
-class Measured:
+class MeasureTable:
     """Table of a measure. ``how``: one sentence on it; ``rows``: label -> column -> mean; ``why_not``: reason for none."""
 
     how: str
@@ -58,7 +58,7 @@ def mean_of(values: Sequence[float] | np.ndarray) -> Mean:
 
 def exact_retention(
     bed: TestBed, models: Sequence[Trained], requests: Mapping[str, Sequence[Request]], k: int
-) -> Measured:
+) -> MeasureTable:
     """Return the share of the final top k with the requested values, averaged over sessions of two turns or more."""
     dataset = bed.experiment.dataset
 
@@ -70,7 +70,7 @@ def exact_retention(
     mine = [n for n, s in enumerate(bed.sessions) if len(s.turns) > 1 and s.id in requests]
     turns = max((len(bed.sessions[n].turns) for n in mine), default=0)
     columns = ("top-1: all earlier", f"top-{k}: all earlier", *(_ago(n) for n in range(1, turns)), "newest feedback")
-    out = Measured(
+    out = MeasureTable(
         f'Share of the final results that have every value that earlier turns asked for; columns "... ago" look at one '
         f"earlier turn, in the top {k}. Exact: the dataset knows what each turn asked for.",
         columns,
@@ -107,12 +107,12 @@ def exact_retention(
     return out
 
 
-def scored_retention(bed: TestBed, models: Sequence[Trained], backbone: Store, k: int) -> Measured:
+def scored_retention(bed: TestBed, models: Sequence[Trained], backbone: Store, k: int) -> MeasureTable:
     """Return retention by text-tower score: mean percentile of the final top k in the ranking by one feedback."""
     mine = [n for n, s in enumerate(bed.sessions) if len(s.turns) > 1]
     turns = max((len(bed.sessions[n].turns) for n in mine), default=0)
     columns = ("all earlier", *(_ago(n) for n in range(1, turns)), "newest feedback")
-    out = Measured(
+    out = MeasureTable(
         f"Mean percentile of the final top {k} when the gallery is ranked by one earlier feedback alone, by the cosine of "
         "its text embedding with the images' (50 is chance, 100 the best match). An estimate: the text tower judges.",
         columns,
