@@ -25,16 +25,16 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from manifests.datasets._files import add_invalid, option_folders, read_captions, read_json, read_strings
-from manifests.datasets._images import catalogue
+from manifests.datasets._images import ImageOptions, catalogue
 from manifests.datasets.base import DatasetSource
 from manifests.errors import Problems
-from manifests.schema import Dataset, Frozen, Gallery, Session, Split, Turn
+from manifests.schema import Dataset, Gallery, Session, Split, Turn
 
 SPLITS: dict[str, Split] = {"train": "train", "val": "test"}
 FASHIONIQ = tuple(f"fashioniq_{c}_{s}" for c in ("dress", "shirt", "toptee") for s in SPLITS)
 
 
-class Options(Frozen):
+class Options(ImageOptions):
     """Folders are relative to the data folder, or absolute."""
 
     folder: str = "circled"
@@ -42,7 +42,6 @@ class Options(Frozen):
     image_splits: str | None = None
     captions: str | None = None
     images: str | None = None
-    links: bool = False  # follow links that lead out of the images folder
 
     @field_validator("subsets")
     @classmethod
@@ -110,7 +109,7 @@ class Circled(DatasetSource):
             notes.append(f"sessions with several ground truths (the first is the target, mAP@K counts all): {several}")
         ids = dict.fromkeys(i for g in galleries for i in g.images) | _named(sessions)
         given, source = (captions, f"{captions_root.name}/") if captions_root else (None, "")
-        images_root, images = catalogue(ids, images_root, given, problems, notes, options.links, source)
+        images_root, images = catalogue(ids, images_root, given, problems, notes, options, source)
         return Dataset(
             name="circled",
             images=images,

@@ -19,24 +19,23 @@ from pydantic import BaseModel, Field, field_validator
 
 from manifests.datasets._chains import Edge, build_chains, read_chains, to_sessions
 from manifests.datasets._files import option_folders, option_path, read_captions, read_json, read_names
-from manifests.datasets._images import catalogue
+from manifests.datasets._images import ImageOptions, catalogue
 from manifests.datasets.base import DatasetSource
 from manifests.errors import Problems
 from manifests.protocols import Protocol
-from manifests.schema import Dataset, Frozen, Gallery, Session
+from manifests.schema import Dataset, Gallery, Session
 from manifests.validation import split_validation
 
 CATEGORY = "shoes"
 KEYS = ("ReferenceImageName", "ImageName", "RelativeCaption")
 
 
-class Options(Frozen):
+class Options(ImageOptions):
     """Paths are relative to the data folder, or absolute."""
 
     folder: str = "shoes"
     captions: str | None = None  # file of BLIP-2 captions in place of the images
     images: str | None = None
-    links: bool = False  # follow links that lead out of the images folder
     chains: str | None = None  # a published chain list (JSONL) in place of the rule
     holdout: float = Field(0, ge=0)  # fraction (below 1) or number of train sessions held out as test; 0: none
     holdout_seed: int = 0
@@ -96,7 +95,7 @@ class Shoes(DatasetSource):
 
         ids = dict.fromkeys([*train, *test])
         source = captions_path.name if captions_path else ""
-        images_root, images = catalogue(ids, images_root, captions, problems, notes, options.links, source)
+        images_root, images = catalogue(ids, images_root, captions, problems, notes, options, source)
         if captions is not None and captions.keys().isdisjoint(ids):
             problems.add("key dataset.captions", "holds no caption of any image", file=captions_path)
         return Dataset(

@@ -23,7 +23,7 @@ from pipeline.analysis.tables import RunFinder, TableRequest
 from pipeline.core.workspace import Workspace
 from pipeline.jobs.named_runs import run_named
 from pipeline.jobs.ranked import RankedFolder
-from pipeline.training.models import models as registry
+from pipeline.training.models import model_names
 from pipeline.training.runs import RunFolder
 
 FORMS = ("md", "json")
@@ -88,7 +88,7 @@ def _section(
 
     lookup = with_ranked_runs(find, ranked, dataset, workspace, table) if ranked and dataset is not None else find
     seeds = request.seeds or board.seeds
-    whole = {"known": registry.names(), "run": spec.asked, "seeds": seeds, "command": FILL}
+    whole = {"known": model_names(), "run": spec.asked, "seeds": seeds, "command": FILL}
     first = build_results_table(table, lookup, **whole)
     order = _order(first, board, len(table.rows))
     best = table.rows[order[0]].name if first.blocks[0].rows[order[0]].cells[0].value is not None else ""
@@ -111,7 +111,7 @@ def _table(board: Leaderboard, section: Section, spec: RunSpec) -> ResultsTable:
         run=section.run,
         columns=(column,),
         seeds=board.seeds,
-        rows=model_rows(spec),
+        rows=model_rows(dict.fromkeys((*spec.models, *board.presets))),
         notes=notes,
     )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from manifests.load import read_toml, shipped
+from manifests.presets import presets
 from pipeline.core.text_table import aligned
 
 REGISTRIES = {
@@ -91,7 +92,10 @@ def listing(
     """
     found = {}
     for kind in kinds:
-        if kind in REGISTRIES:
+        if kind == "presets":
+            about = {n: p.model_dump() if detail else {} for n, p in presets().items()}
+            found[kind] = [{"name": n, "about": p.title, **about[n]} for n, p in presets().items()]
+        elif kind in REGISTRIES:
             found[kind] = _parts(kind, detail)
         elif kind == "stores":
             found[kind] = _stores(out, detail)

@@ -87,17 +87,17 @@ class Status:
 def status_of(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Status:
     """Read the progress of ``spec`` from its store and run folders, without loading the single-turn model."""
     runs = asked_runs(spec)
-    found: dict[str, dict[int, str]] = {run.model: {} for run in runs}
+    found: dict[str, dict[int, str]] = {run.asked: {} for run in runs}
     try:
         experiment = Experiment(spec, dataset, workspace, "cpu")
         first = "done"
     except StaleError as error:
         for run in runs:
-            found[run.model][run.seed] = "stale"
+            found[run.asked][run.seed] = "stale"
         return Status(spec.name, f"stale: {error}", "", {}, found)
     except IncompleteError as error:
         for run in runs:
-            found[run.model][run.seed] = "absent"
+            found[run.asked][run.seed] = "absent"
         begun = _begun(spec, dataset, workspace)
         if begun is None:
             return Status(spec.name, str(error), "", {}, found)
@@ -111,7 +111,7 @@ def status_of(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Status:
     if dataset.split("test") and not experiment.found_test.sessions:
         first = f"done, but no test session has all of its features: {experiment.what_helps}"
     for run in experiment.current_runs():
-        found[run.model][run.seed] = str(experiment.state(run))
+        found[run.asked][run.seed] = str(experiment.state(run))
     rows = {name: table.rows for name, table in experiment.store.tables.items()}
     return Status(spec.name, first, str(experiment.store.path), rows, found)
 
