@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import FILE, Job, emit, job_command, log, option_device, option_json, parse_numbers
+from pipeline.commands._shared import FILE, Job, emit, log, option_device, option_json, parse_numbers, sessions_command
 
 SECTION = "results"
 
 
 @click.command("report", epilog="Example: fashion-ntm report demo --data out/demo --out out/demo --file report.html")
-@job_command
+@sessions_command
 @click.option("--file", type=FILE, default=Path("report.html"), help="The file to write.")
 @click.option("--model", help="Memory model that is shown session by session. Default: the spec's last one.")
 @click.option("--against", help="Model that it is compared with. Default: the strongest other one.")
