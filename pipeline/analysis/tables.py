@@ -28,6 +28,7 @@ from pipeline.core.binding import StaleError
 from pipeline.core.workspace import Workspace
 from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.identities import make_run
+from pipeline.jobs.specs import require_sessions
 from pipeline.training.models import model_class, model_names
 
 NO_EXTRACTOR = Component(name="none")  # a table of datasets reads no feature
@@ -82,6 +83,7 @@ def _own(request: TableRequest, kind: str) -> Table:
     if kind == "run":
         spec = replace(request, spec="").run_spec(request.name)
         dataset = load_dataset(spec, request.data)
+        require_sessions(spec, dataset)
         return fill_own(own_table(spec, dataset, leak_subsets(dataset)), spec, request)
     ablation = load_ablation_spec(request.name)
     return table_of_ablation(ablation, request.run_spec(ablation.run), request)
