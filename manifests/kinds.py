@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 NUMPY, SAFETENSORS, EMPTY, UNKNOWN = "a NumPy array", "a safetensors file", "an empty file", "a file of unknown kind"
 
+LONGEST_HEADER = 100_000_000  # bytes of the header of a safetensors file, by its format
+
 
 class Kind(NamedTuple):
     """Kind of file. ``name``: phrase that follows "is"; ``advice``: the next step, or ""."""
@@ -56,10 +58,10 @@ def kind_of(file: Path) -> Kind:
             return kind
     if start[257:262] == b"ustar":
         return Kind("a tar archive", _UNPACK)
-    if start[:1] == b"\x80" and start[1] in range(2, 6):
+    if start[:1] == b"\x80" and start[1:2] in (b"\2", b"\3", b"\4", b"\5"):
         return _PICKLE
     if start.lstrip()[:9].lower().startswith((b"<html", b"<!doctype")):
         return Kind("a web page", "the download gave a page of the server: fetch it again")
-    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 100_000_000:
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < LONGEST_HEADER:
         return Kind(SAFETENSORS, "name it .safetensors")
     return Kind(UNKNOWN, f"it begins with {start[:8]!r}")

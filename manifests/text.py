@@ -42,15 +42,19 @@ def decode_text(data: bytes) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, unique: bool = False) -> Any:
     """Parse ``text`` as JSON. Raise JsonError with a short reason for any invalid text.
+
+    ``unique``: also for a key that an object has twice, of which Python would keep the last value.
 
     Lone surrogates are refused: they have no encoding in files, stores and terminals.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_each_once if unique else None)
     except json.JSONDecodeError as error:
         raise JsonError(f"not valid JSON: {error.msg}", f"line {error.lineno} column {error.colno}") from None
+    except JsonError:
+        raise
     except RecursionError:
         raise JsonError("not valid JSON: nested too deeply") from None
     except ValueError:  # Python refuses to convert integers with thousands of digits
@@ -62,6 +66,14 @@ def parse_json(text: str) -> Any:
             around = ascii(error.object[max(0, error.start - 20) : error.start + 20])
             raise JsonError(f"half of a surrogate pair, which is no character, in {around}") from None
     return value
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        twice = next(key for n, (key, _) in enumerate(pairs) if any(key == other for other, _ in pairs[:n]))
+        raise JsonError(f"key {brief(twice)} is there twice")
+    return made
 
 
 def printable(text: str) -> str:

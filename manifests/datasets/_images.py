@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 
-from manifests.archives import SUFFIXES, ArchiveError, compressed, members
+from manifests.archives import SUFFIXES, ArchiveError, compressed, members, start_of
 from manifests.datasets._files import climbs
 from manifests.errors import Problems
 from manifests.schema import Image
@@ -32,11 +32,7 @@ def fold(name: str) -> str:
 
 def looks_usable(path: str) -> bool:
     """Return whether the file has an image signature: it is not empty, a large-file pointer or an error page."""
-    try:
-        with open(path, "rb") as handle:
-            start = handle.read(8)
-    except OSError:
-        return False
+    start = start_of(Path(path))
     return start.startswith(_STARTS) or start[4:] in _BOXES
 
 

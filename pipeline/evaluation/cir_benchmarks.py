@@ -66,7 +66,10 @@ def score_benchmark(ranked: Path, annotations: Path) -> BenchmarkScore:
     problems.raise_if_any()
     problems = Problems(ranked)
     lists = read_ranked(ranked, problems)
+    seen: dict[str, str] = {}
     for one in lists:
+        if seen.setdefault(one.session, one.place) != one.place:
+            problems.add(one.place, f"query {one.session!r} is listed before", f"at {seen[one.session]}")
         if one.session not in queries:
             problems.add(one.place, f"no query {one.session!r}", nearest(one.session, queries))
         if len(set(one.images)) < len(one.images):

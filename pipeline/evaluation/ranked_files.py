@@ -154,7 +154,7 @@ def _read_jsonl(text: str, path: Path, problems: Problems) -> list[Ranked]:
 
 def _read_json(text: str, path: Path, problems: Problems) -> list[Ranked]:
     try:
-        values = parse_json(text)
+        values = parse_json(text, unique=True)
     except JsonError as error:
         problems.add(error.place, error.reason, "give a TREC run, JSON lines, or a server file", file=path)
         return []

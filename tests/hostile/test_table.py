@@ -67,6 +67,11 @@ def model(weights: bytes | None, **config: object) -> Callable[[Path], object]:
     return lambda folder: (captions_folder(folder), make.model_folder(folder.parent / "model", weights, **config))
 
 
+def nested_config(folder: Path) -> None:
+    captions_folder(folder)
+    (make.model_folder(folder.parent / "model", b"") / "config.json").write_text("[" * 100_000)
+
+
 def list_of_sessions(folder: Path) -> None:
     captions_folder(folder)
     path = folder / "sessions.jsonl"
@@ -226,6 +231,15 @@ CASES = (
     Case("arrays", "a pointer file of Git LFS", arrays(make.POINTER), "git lfs pull", command=IMPORT),
     Case("arrays", "a ZIP archive", arrays(b"PK\x03\x04" + b"\0" * 60), "query.npy", command=IMPORT),
     Case("arrays", "a pickle", arrays(b"\x80\x04\x95\x01.."), "query.npy", command=IMPORT),
+    Case("arrays", "the first byte of a pickle", arrays(b"\x80"), "query.npy", command=IMPORT),
+    Case(
+        "models",
+        "a configuration of 100,000 nested lists",
+        nested_config,
+        "config.json cannot be read",
+        1,
+        command=PLAN,
+    ),
     Case("models", "no weights", model(None), "has no model.safetensors", 1, command=PLAN),
     Case("models", "a pointer file of Git LFS", model(make.POINTER), "git lfs pull", 1, command=PLAN),
     Case(

@@ -7,7 +7,7 @@ import shutil
 import string
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -83,11 +83,12 @@ class ClipExtractor(Fittable):
             self.images_per_job = self.jpegs.images_per_job or self.images_per_job
         tokenizer = hub.load_tokenizer(checkpoint)
         full = str(getattr(self.model.config, "model_type", "")).startswith("siglip")
-        # SigLIP's text tower pools the last position and was trained on texts padded to the full length
-        self.tokens = Tokens(tokenizer, self._text_length(tokenizer), full, name=options.model)
         self.clean = (
             options.clean if options.clean != "auto" else (known and known.clean) or ("lower" if full else "none")
         )
+        # SigLIP's text tower pools the last position and was trained on texts padded to the full length
+        clean = None if self.clean == "none" else partial(clean_text, how=self.clean)
+        self.tokens = Tokens(tokenizer, self._text_length(tokenizer), full, name=options.model, clean=clean)
         self.card = (
             replace(known, contaminated_on=options.contaminated_on)
             if known
@@ -232,7 +233,7 @@ class ClipExtractor(Fittable):
         return max(width * height, resized_pixels(self.processor, width, height))
 
     def prepare_texts(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return self.tokens.encode([clean_text(text, self.clean) for text in texts])
+        return self.tokens.encode(texts)
 
     def _image_features(self, images: list[dict[str, np.ndarray]]) -> torch.Tensor:
         inputs = to_device(images, self.device, self.compute)

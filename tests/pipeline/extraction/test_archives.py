@@ -11,10 +11,11 @@ import pytest
 
 from cache import Store
 from manifests.archives import ArchiveError, members, read_member, split
-from manifests.datasets._images import catalogue
+from manifests.datasets._images import ImageFolder, catalogue
 from manifests.errors import ManifestError, Problems
 from manifests.schema import Dataset
 from pipeline.extraction.extractors.base import Extractor
+from tests.hostile.makers import png
 
 from .conftest import build_dataset
 from .helpers import rows_by_key, run
@@ -137,3 +138,30 @@ def test_a_folder_named_like_an_archive_is_a_folder(load: Load, clip_folder: Pat
     plain = build_dataset(tmp_path / "set.tar")
     packed = dataset_in(tmp_path, plain)
     assert run(packed, load("clip", clip_folder), tmp_path / "stores").tables["image"].extracted == 12
+    write_parquet(tmp_path / "packed/set.parquet/0.parquet", files_of(tmp_path / "set.tar"))
+    nested = dataset_in(tmp_path / "packed", plain)
+    assert run(nested, load("clip", clip_folder), tmp_path / "nested").tables["image"].extracted == 12
+
+
+def test_odd_members_of_a_tar(tmp_path: Path) -> None:
+    """A hard link is its first file; a member of 20 GB, of which the archive has a part, is not read into memory."""
+    (tmp_path / "a.png").write_bytes(png(9))
+    (tmp_path / "b.png").hardlink_to(tmp_path / "a.png")
+    huge = tarfile.TarInfo("c.png")
+    huge.size = 20 * 10**9
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(tmp_path / "a.png", "./a.png")
+        tar.add(tmp_path / "b.png", "./b.png")
+        tar.addfile(huge)
+    assert members(tmp_path / "a.tar") == ["a.png", "b.png", "c.png"]
+    assert read_member(tmp_path / "a.tar", "b.png") == png(9)
+    with pytest.raises(ArchiveError, match="20,000,000,000 bytes, limit"):
+        read_member(tmp_path / "a.tar", "c.png")
+
+
+def test_of_several_members_the_first_with_an_image_is_used(tmp_path: Path) -> None:
+    for number, data in enumerate((b"<html>", png(9), png(8))):
+        table = arrow.table({"id": ["x"], "image": [data]})
+        parquet.write_table(table, tmp_path / f"{number}.parquet")
+    folder = ImageFolder(tmp_path)
+    assert folder.by_id("x") == "1.parquet/x" and len(folder.notes(missing=False)) == 1
