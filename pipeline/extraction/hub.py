@@ -32,6 +32,10 @@ _FILES = [
 _VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "_attn_implementation", "use_cache")
 _ADAPTER_VOLATILE = ("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version")
 _OWN_CODE = "It comes with its own code: read it, and if you trust it set trust_remote_code = true"
+_LAYERS, _MOST_LAYERS = (
+    ("num_hidden_layers", "num_layers", "n_layer", "depth", "encoder_layers", "decoder_layers"),
+    1000,
+)
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -170,6 +174,7 @@ def _require_class(checkpoint: Checkpoint) -> None:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     config = checkpoint.json("config.json")
+    _refuse_layers(checkpoint, config)
     kind, classes = config.get("model_type"), config.get("architectures") or ["unknown class"]
     if not isinstance(kind, str) or kind in CONFIG_MAPPING or config.get("auto_map"):
         return
@@ -180,6 +185,16 @@ def _require_class(checkpoint: Checkpoint) -> None:
         f"model {checkpoint.name!r} is of type {kind!r} ({classes[0]}), which the installed transformers "
         f"{transformers.__version__} does not have{by}"
     )
+
+
+def _refuse_layers(checkpoint: Checkpoint, config: Any, place: str = "") -> None:
+    """Raise ModelError for a number of layers that no model has: each would be created before its weights are missed."""
+    for key, value in config.items() if isinstance(config, dict) else ():
+        if key in _LAYERS and isinstance(value, int) and value > _MOST_LAYERS:
+            raise ModelError(
+                f"model {checkpoint.name!r}: config.json sets {place}{key} = {value:,}, more than {_MOST_LAYERS:,}: fetch it again"
+            )
+        _refuse_layers(checkpoint, value, f"{place}{key}.")
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:

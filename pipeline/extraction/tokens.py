@@ -37,10 +37,28 @@ class Tokens:
         if tokenizer.pad_token_id is None:
             raise ModelError(f"model {name!r}: its tokenizer has no padding token: set one in tokenizer_config.json")
         self.tokenizer, self.length, self.full, self.lower = tokenizer, length, full, lower
+        self.name = name
         self.prompt, self.clean = prompt, clean
         self.cut = 0
         self._long: set[str] = set()
         self._lock = threading.Lock()  # tokenizers does not allow state changes while another thread encodes
+
+    def require_place(self, model: Any) -> None:
+        """Raise ModelError unless ``model`` has an embedding for the ids of a text and of the padding."""
+        try:
+            found = self.encode(["a red dress"])[0].tolist()
+        except ModelError:
+            raise
+        except Exception as error:  # of the tokenizers library: no unknown token, other kinds of ids
+            raise ModelError(f"model {self.name!r}: its tokenizer fails on a text: {error}") from error
+        self.cut, self._long = 0, set()
+        size = getattr(getattr(model.config, "text_config", model.config), "vocab_size", None)
+        highest = max(*found, self.tokenizer.pad_token_id)
+        if isinstance(size, int) and highest >= size:
+            raise ModelError(
+                f"model {self.name!r}: its tokenizer gives id {highest:,}, the model has {size:,} embeddings: take both from "
+                "one download"
+            )
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return the ids of each text, int64 [tokens], with special tokens, truncated to ``length``."""

@@ -137,6 +137,9 @@ CASES = (
     Case(
         "JSONL", "an unknown key on 2,000 lines", text("images.jsonl", '{"id": "a", "size": 3}\n' * 2000), "more times"
     ),
+    Case("JSONL", "a pointer file of Git LFS", text("sessions.jsonl", make.POINTER), "git lfs pull"),
+    Case("JSONL", "a web page", text("sessions.jsonl", "<html>\n" * 500), "sessions.jsonl: is a web page"),
+    Case("JSONL", "a gzip archive", text("sessions.jsonl", b"\x1f\x8b\x08\xff"), "is a gzip archive, not text"),
     Case("JSONL", "a file of NUL bytes", text("sessions.jsonl", b"\0" * 4096), "sessions.jsonl"),
     Case("sessions", "no train sessions", sessions(train=0), "dataset mine: no train sessions to fit model lstm on"),
     Case("sessions", "no train sessions, none needed", sessions(train=0), "no sessions", 0, UNTRAINED),
@@ -252,6 +255,14 @@ CASES = (
     ),
     Case(
         "models", "a header of 4 EB", model(make.safetensors(b"{}", 0, 1 << 62)), "model.safetensors", 1, command=PLAN
+    ),
+    Case(
+        "models",
+        "layers beyond number",
+        model(make.safetensors(b"{}"), num_hidden_layers=10**12),
+        "config.json sets num_hidden_layers = 1,000,000,000,000, more than 1,000",
+        1,
+        command=PLAN,
     ),
     Case(
         "models",

@@ -60,6 +60,7 @@ class CaptionExtractor(Extractor):
         self.tokens = Tokens(
             tokenizer, int(length), lower=self.sentence.lower, name=options.model, prompt=self.sentence.prompt
         )
+        self.tokens.require_place(self.model)
         self.card = (
             replace(known, contaminated_on=options.contaminated_on)
             if known

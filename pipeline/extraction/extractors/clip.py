@@ -89,6 +89,7 @@ class ClipExtractor(Fittable):
         # SigLIP's text tower pools the last position and was trained on texts padded to the full length
         clean = None if self.clean == "none" else partial(clean_text, how=self.clean)
         self.tokens = Tokens(tokenizer, self._text_length(tokenizer), full, name=options.model, clean=clean)
+        self.tokens.require_place(self.model)
         self.card = (
             replace(known, contaminated_on=options.contaminated_on)
             if known

@@ -94,6 +94,7 @@ class MllmExtractor(Extractor):
             options.max_tokens or form.max_tokens,
             options.model,
         )
+        self.tokens.require_place(self.model)
         self.tokens.leave_room(self._cells(self.processor.size.longest_edge))
         named = inspect.signature(self.model.forward).parameters
         self._typed = "mm_token_type_ids" in named
