@@ -17,6 +17,7 @@ from manifests.identity import digest, file_digest
 from manifests.shapes import misfits
 from pipeline.extraction.adapters import CONFIG, adapter_weights, merge_adapter, only_adapter, without_adapter
 from pipeline.extraction.checkpoint_files import Checkpoint, ModelError, clip_module, shards, side_files
+from pipeline.extraction.model_sizes import refuse_layers, try_processor
 
 _FILES = [
     "*.json",
@@ -32,10 +33,6 @@ _FILES = [
 _VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "_attn_implementation", "use_cache")
 _ADAPTER_VOLATILE = ("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version")
 _OWN_CODE = "It comes with its own code: read it, and if you trust it set trust_remote_code = true"
-_LAYERS, _MOST_LAYERS = (
-    ("num_hidden_layers", "num_layers", "n_layer", "depth", "encoder_layers", "decoder_layers"),
-    1000,
-)
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -174,7 +171,7 @@ def _require_class(checkpoint: Checkpoint) -> None:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     config = checkpoint.json("config.json")
-    _refuse_layers(checkpoint, config)
+    refuse_layers(checkpoint, config)
     kind, classes = config.get("model_type"), config.get("architectures") or ["unknown class"]
     if not isinstance(kind, str) or kind in CONFIG_MAPPING or config.get("auto_map"):
         return
@@ -185,16 +182,6 @@ def _require_class(checkpoint: Checkpoint) -> None:
         f"model {checkpoint.name!r} is of type {kind!r} ({classes[0]}), which the installed transformers "
         f"{transformers.__version__} does not have{by}"
     )
-
-
-def _refuse_layers(checkpoint: Checkpoint, config: Any, place: str = "") -> None:
-    """Raise ModelError for a number of layers that no model has: each would be created before its weights are missed."""
-    for key, value in config.items() if isinstance(config, dict) else ():
-        if key in _LAYERS and isinstance(value, int) and value > _MOST_LAYERS:
-            raise ModelError(
-                f"model {checkpoint.name!r}: config.json sets {place}{key} = {value:,}, more than {_MOST_LAYERS:,}: fetch it again"
-            )
-        _refuse_layers(checkpoint, value, f"{place}{key}.")
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
@@ -219,6 +206,7 @@ def load_image_processor(checkpoint: Checkpoint) -> Any:
             f"model {checkpoint.name!r}: its image processor {type(processor).__name__} has no Pillow back end, so its "
             "features would depend on the torchvision that happens to be installed"
         )
+    try_processor(checkpoint, processor)
     return processor
 
 

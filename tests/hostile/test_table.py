@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,18 @@ def arrays(query: bytes) -> Callable[[Path], object]:
 
 def model(weights: bytes | None, **config: object) -> Callable[[Path], object]:
     return lambda folder: (captions_folder(folder), make.model_folder(folder.parent / "model", weights, **config))
+
+
+def processor(**changes: object) -> Callable[[Path], None]:
+    """The demo's model with another image processor."""
+
+    def write(folder: Path) -> None:
+        make.images_folder(folder, [], {})
+        copy = shutil.copytree(ROOT / "pipeline/demo/model", folder.parent / "model")
+        about = json.loads((copy / "preprocessor_config.json").read_text())
+        (copy / "preprocessor_config.json").write_text(json.dumps({**about, **changes}))
+
+    return write
 
 
 def nested_config(folder: Path) -> None:
@@ -255,6 +268,24 @@ CASES = (
     ),
     Case(
         "models", "a header of 4 EB", model(make.safetensors(b"{}", 0, 1 << 62)), "model.safetensors", 1, command=PLAN
+    ),
+    Case(
+        "models",
+        "an image processor of 1,000,000 x 1,000,000",
+        processor(size={"height": 10**6, "width": 10**6}),
+        "its image processor sets size = {'height': 1000000, 'width': 1000000}, above the limit",
+        1,
+        IMAGES,
+        command=PLAN,
+    ),
+    Case(
+        "models",
+        "an image processor with a word for a number",
+        processor(image_mean="half"),
+        "its image processor fails on an image",
+        1,
+        IMAGES,
+        command=PLAN,
     ),
     Case(
         "models",
