@@ -184,6 +184,7 @@ CASES = (
         spec=SPEC.replace('"jsonl"', '"shoes"'),
     ),
     Case("names", "a category called overall", sessions(category="overall"), "category 'overall': this name is taken"),
+    Case("names", "a zero byte in a category", sessions(category="a\0b"), "category 'a\\x00b': holds a zero byte"),
     Case(
         "names",
         "categories that differ only by case",

@@ -15,7 +15,7 @@ from pipeline.evaluation.files import load_results, load_summary
 from pipeline.evaluation.orders import cosine_orders
 from pipeline.evaluation.ranked_files import FILES
 from pipeline.evaluation.ranking import ranks
-from pipeline.jobs.ranked import _refuse_folders
+from pipeline.jobs.ranked import _refuse_names
 from tests.caption_project import CAPTIONS, call, caption_project
 from tests.worlds import world
 
@@ -79,12 +79,15 @@ def test_beir_folders_hold_features_that_give_the_run(project: Path, tmp_path: P
 
 
 def test_beir_folders_are_separate_names_on_any_disk() -> None:
-    _refuse_folders(["dress", "shirt"])
+    data = world()
+    _refuse_names(data, ["dress", "shirt"])
+    tabbed = data.sessions[-1].model_copy(update={"id": "a\tb"})
     with pytest.raises(ManifestError) as error:
-        _refuse_folders(["Dress", "dress", "../out"])
+        _refuse_names(data.model_copy(update={"sessions": (tabbed,)}), ["Dress", "dress", "../out"])
     text = str(error.value)
     assert "category 'dress': the folder of category 'Dress' is the same one on a disk that ignores case" in text
     assert "category '../out': a category becomes a folder name" in text
+    assert "session 'a\\tb': qrels are lines with tabs" in text
 
 
 def test_a_short_list_keeps_the_recalls_up_to_its_length(project: Path, tmp_path: Path) -> None:
