@@ -123,7 +123,7 @@ def _read_trec(text: str, path: Path, problems: Problems) -> list[Ranked]:
 def _number(text: Any) -> float | None:
     try:
         value = float(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return value if value == value and not isinstance(text, bool) else None  # NaN has no order
 
