@@ -76,7 +76,8 @@ def load_dataset(spec: RunSpec, data: Path, file: str = "") -> Dataset:
     options = parse_options(source.Options, spec.dataset.options, file or spec.name, "dataset", problems)
     problems.raise_if_any()
     assert options is not None
-    dataset = source.load(options, data).model_copy(update={"windows": spec.windows, "dialogs": spec.dialogs})
+    inputs = {"windows": spec.windows, "prefixes": spec.prefixes, "dialogs": spec.dialogs}
+    dataset = source.load(options, data).model_copy(update=inputs)
     if "final" in dataset.turn_targets:
         _refuse_recombine(spec, problems)
     return dataset

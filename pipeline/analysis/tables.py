@@ -14,6 +14,7 @@ from manifests.commandline import command_line, repeated_options
 from manifests.errors import IncompleteError
 from manifests.leaks import SUBSETS, subset_sessions
 from manifests.load import load_dataset, load_spec
+from manifests.presets import presets
 from manifests.schema import Component, Dataset, RunSpec
 from manifests.table_spec import DatasetTable, ResultsTable, RowSpec, load_table_spec
 from manifests.views import View
@@ -27,7 +28,7 @@ from pipeline.core.binding import StaleError
 from pipeline.core.workspace import Workspace
 from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.identities import make_run
-from pipeline.training.models import models as registry
+from pipeline.training.models import model_class, model_names
 
 NO_EXTRACTOR = Component(name="none")  # a table of datasets reads no feature
 
@@ -37,6 +38,7 @@ class TableRequest:
     """A table by name, and what fills it. ``name``: a shipped table, or a table, ablation or run spec.
 
     ``spec``: a run spec; "": the table's own. ``seeds``; empty: all there are. ``ranked``: names of scored ranked lists.
+    ``variant``: label of the ablation's variant, for printed commands.
     """
 
     name: str
@@ -46,6 +48,7 @@ class TableRequest:
     overrides: Sequence[str] = ()
     seeds: Sequence[int] = ()
     ranked: Sequence[str] = ()
+    variant: str = ""
 
     @property
     def options(self) -> list[str]:
@@ -111,7 +114,7 @@ def fill(table: ResultsTable, finder: RunFinder, request: TableRequest) -> Table
     built = build_results_table(
         table,
         lookup,
-        known=registry.names(),
+        known=model_names(),
         run=finder.spec.asked,
         seeds=request.seeds or (() if own_seeds else finder.spec.seeds),
         command=Filler(table, finder.spec, request) if table.ablation else FILL,
@@ -146,6 +149,7 @@ class Filler:
 
     def __init__(self, table: ResultsTable, spec: RunSpec, request: TableRequest):
         self.table, self.spec, self.run, self.options = table, spec, request.spec, request.options
+        self.variant = request.variant
         self.name = table.ablation if kind_of_table(request.name) == "table" else request.name
 
     @cached_property
@@ -156,6 +160,7 @@ class Filler:
         number = point_of(self.ablation, self.spec, row)
         words = ["ablate", self.name]
         words += ["--only", str(number)] if number else []
+        words += ["--variant", self.variant] if self.variant else []
         words += ["--spec", self.run] if self.run else []
         words += ["--seeds", seed_text(seeds)] if tuple(seeds) != self.ablation.seeds else []
         return command_line(*words, *self.options)
@@ -197,10 +202,10 @@ class RunFinder:
             return None
 
     def __call__(self, row: RowSpec, seeds: Sequence[int]) -> list[dict[str, Any]]:
-        listed = row.model in self.spec.models or self.table.ablation
-        if not listed or row.model not in registry.names() or self.experiment is None:
+        listed = row.model in self.spec.models or row.model in presets() or self.table.ablation
+        if not listed or row.model not in model_names() or self.experiment is None:
             return []
-        trainable, view, found = registry.get(row.model).trainable, View(turns=self.table.turns, last=row.last), []
+        trainable, view, found = model_class(row.model).trainable, View(turns=self.table.turns, last=row.last), []
         more: Sequence[int] = ()
         if trainable and not self.seeds:
             more = self.experiment.other_seeds(make_run(self.spec, row.model, seeds[0], row.options, row.training))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from manifests.datasets import datasets
 from manifests.errors import ManifestError, Problems, nearest
 from manifests.options import parse_options
+from manifests.presets import model_named
 from manifests.registry import Registry
 from manifests.schema import Component, Dataset, RunSpec, Training
 from manifests.validation import split_validation
@@ -24,7 +25,7 @@ def check_components(spec: RunSpec) -> None:
     composer_request(spec, problems)
     for name, options in spec.models.items():
         own = {key: value for key, value in options.items() if key != "training"}
-        _check(models, Component(name=name, **own), f"models.{name}", problems)
+        _check(models, Component(name=model_named(name), **own), f"models.{name}", problems)
         if "training" in options:
             own_training = parse_options(Training, options["training"], spec.name, f"models.{name}.training", problems)
             if own_training is not None:
