@@ -203,13 +203,16 @@ def inside(root: Path, files: Mapping[str, str], links: bool, problems: Problems
     nearest folder that contains all files.
     """
     top = os.path.realpath(root)
+    placed = {image: split(file, root) or (file, "") for image, file in files.items()}
     folders = {
-        folder: os.path.realpath(os.path.join(root, folder)) for folder in set(map(os.path.dirname, files.values()))
+        folder: os.path.realpath(os.path.join(root, folder))
+        for folder in {os.path.dirname(file) for file, _ in placed.values()}
     }
-    reals = {}
-    for image, file in files.items():
+    reals, kept = {}, {}  # image -> real path of its file or archive; image -> path to keep
+    for image, (file, member) in placed.items():
         path = os.path.join(folders[os.path.dirname(file)], os.path.basename(file))
         reals[image] = os.path.realpath(path) if os.path.islink(path) else path
+        kept[image] = f"{path}/{member}" if member else reals[image]  # an archive's name says which kind it is
     out = [image for image, real in reals.items() if not real.startswith(os.path.join(top, ""))]
     if not out:
         return root, dict(files)
@@ -218,8 +221,8 @@ def inside(root: Path, files: Mapping[str, str], links: bool, problems: Problems
         where = f"first: {files[out[0]]!r}, to {reals[out[0]]}"
         problems.add("", f"{what} ({where})", f"{LINKS}, or dataset.images = the folder they are in", file=root)
         return root, dict(files)
-    common = os.path.commonpath([top, *(os.path.dirname(reals[image]) for image in out)])
-    return Path(common), {i: os.path.relpath(real, common).replace(os.sep, "/") for i, real in reals.items()}
+    common = os.path.commonpath([top, *(os.path.dirname(p) for i in out for p in (reals[i], kept[i]))])
+    return Path(common), {i: os.path.relpath(path, common).replace(os.sep, "/") for i, path in kept.items()}
 
 
 def catalogue(

@@ -52,7 +52,7 @@ def read_bytes(root: Path, file: str) -> bytes:
     path, inside = locate(root, file), split(file, root)
     try:
         if inside is not None:
-            return read_member(path, inside[1])
+            return read_member(root / inside[0], inside[1])  # a link's own name says which archive it is
         if (size := path.stat().st_size) > MAX_BYTES:
             raise ReadError(f"the file has {size:,} bytes, limit {MAX_BYTES:,}: not an image?")
         return path.read_bytes()

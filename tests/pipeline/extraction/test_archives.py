@@ -226,3 +226,19 @@ def test_a_folder_of_archives_reports_the_broken_one(dataset: Dataset, tmp_path:
     shop(tmp_path / "shards" / "part-0.parquet", files_of(dataset.images_root))
     with pytest.raises(ManifestError, match=r"set dataset\.image_column"):
         source(tmp_path, path="shards", label="shop")
+
+
+def test_a_snapshot_of_the_hub_s_cache_is_read(load: Load, clip_folder: Path, tmp_path: Path) -> None:
+    """Its archives are links to files whose names are digests."""
+    plain = build_dataset(tmp_path / "plain")
+    write_parquet(tmp_path / "hub/blobs/0123abcd", files_of(tmp_path / "plain"))
+    data = tmp_path / "hub/snapshots/main/data"
+    data.mkdir(parents=True)
+    (data / "0.parquet").symlink_to("../../../blobs/0123abcd")
+    with pytest.raises(ManifestError, match=r"12 of 12 image files are links out .*set dataset\.links = true"):
+        dataset_in(data, plain)
+    for root, links in ((data, True), (tmp_path / "hub", False)):
+        folder, images = catalogue(plain.images, root, None, Problems("spec"), [], ImageOptions(links=links))
+        snapshot = plain.model_copy(update={"images": images, "images_root": folder})
+        report = run(snapshot, load("clip", clip_folder), tmp_path / f"stores{links}")
+        assert report.tables["image"].extracted == 12, report.why
