@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 _MARKS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
@@ -18,6 +20,17 @@ _UNSHOWN = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]|\r(?!\n)"
 )
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+MAX_TEXT = 2 << 30  # bytes of a text file; it is read as a whole
+
+
+def read_bounded(path: Path, limit: int = MAX_TEXT) -> bytes:
+    """Return the bytes of a file. Raise OSError (EFBIG) for one larger than ``limit``, such as a sparse file."""
+    size = path.stat().st_size
+    if size > limit:
+        raise OSError(errno.EFBIG, f"the file has {size:,} bytes, limit {limit:,}", str(path))
+    return path.read_bytes()
 
 
 class JsonError(ValueError):

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from manifests.errors import Problems
 from manifests.kinds import UNKNOWN, UNPACK, kind_of_bytes
 from manifests.options import problems_of
-from manifests.text import JsonError, brief, decode_text, parse_json
+from manifests.text import JsonError, brief, decode_text, parse_json, read_bounded
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -68,7 +68,7 @@ def read_text(path: Path, problems: Problems) -> str | None:
     A pointer file of a large-file store and a web page are refused as such, and so is a known kind of binary file.
     """
     try:
-        data = path.read_bytes()
+        data = read_bounded(path)
         if (kind := kind_of_bytes(data)).is_stand_in:
             problems.add("", f"is {kind.name}", kind.advice, file=path)
             return None

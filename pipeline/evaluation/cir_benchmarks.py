@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from manifests.errors import Problems, nearest
-from manifests.text import JsonError, brief, decode_text, parse_json
+from manifests.text import JsonError, brief, decode_text, parse_json, read_bounded
 from pipeline.evaluation.metrics import PRECISION_CUTOFFS, average_precision
 from pipeline.evaluation.ranked_files import Ranked, read_ranked
 
@@ -129,7 +129,7 @@ def _mean(values: Sequence[float]) -> float:
 def read_annotations(path: Path, problems: Problems) -> dict[str, Query]:
     """Return query id -> query of an annotation file of CIRR or CIRCO, recognized by its keys."""
     try:
-        records = parse_json(decode_text(path.read_bytes()))
+        records = parse_json(decode_text(read_bounded(path)))
     except (OSError, UnicodeDecodeError, JsonError) as error:
         problems.add("", f"cannot be read: {error}", "give cap.rc2.val.json of CIRR or val.json of CIRCO", file=path)
         return {}

@@ -9,6 +9,7 @@ from typing import Any
 
 from manifests.errors import FashionNTMError
 from manifests.kinds import LONGEST_HEADER, SAFETENSORS, kind_of
+from manifests.text import read_bounded
 
 _SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -28,7 +29,7 @@ class Checkpoint:
     def json(self, file: str) -> dict[str, Any]:
         """Return a JSON file of the checkpoint; {} if absent. Raises ModelError if it is malformed."""
         try:
-            value = json.loads((self.path / file).read_text(encoding="utf-8"))
+            value = json.loads(read_bounded(self.path / file).decode())
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, RecursionError) as error:

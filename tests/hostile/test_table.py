@@ -80,6 +80,12 @@ def processor(**changes: object) -> Callable[[Path], None]:
     return write
 
 
+def sparse_sessions(folder: Path) -> None:
+    captions_folder(folder)
+    with open(folder / "sessions.jsonl", "r+b") as handle:
+        handle.truncate(20 * 10**9)
+
+
 def nested_config(folder: Path) -> None:
     captions_folder(folder)
     (make.model_folder(folder.parent / "model", b"") / "config.json").write_text("[" * 100_000)
@@ -151,6 +157,7 @@ CASES = (
         "JSONL", "an unknown key on 2,000 lines", text("images.jsonl", '{"id": "a", "size": 3}\n' * 2000), "more times"
     ),
     Case("JSONL", "a pointer file of Git LFS", text("sessions.jsonl", make.POINTER), "git lfs pull"),
+    Case("JSONL", "a sparse file of 20 GB", sparse_sessions, "the file has 20,000,000,000 bytes, limit 2,147,483,648"),
     Case("JSONL", "a web page", text("sessions.jsonl", "<html>\n" * 500), "sessions.jsonl: is a web page"),
     Case("JSONL", "a gzip archive", text("sessions.jsonl", b"\x1f\x8b\x08\xff"), "is a gzip archive, not text"),
     Case("JSONL", "a file of NUL bytes", text("sessions.jsonl", b"\0" * 4096), "sessions.jsonl"),
