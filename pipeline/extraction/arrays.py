@@ -27,7 +27,7 @@ from cache.shards import nonfinite_rows
 from manifests.datasets._files import whole_json
 from manifests.errors import FashionNTMError, Problems
 from manifests.kinds import NUMPY, SAFETENSORS, kind_of
-from manifests.text import brief, decode_text, parse_json
+from manifests.text import brief, decode_text, parse_json, read_bounded
 
 SETS = ({"query", "target"}, {"image", "text"})
 _KIND = {"F16": "<f2", "F32": "<f4"}
