@@ -24,7 +24,8 @@ def refuse_layers(checkpoint: Checkpoint, config: Any, place: str = "") -> None:
 
 
 def try_processor(checkpoint: Checkpoint, processor: Any) -> None:
-    """Raise ModelError for a size beyond that of any accepted image, and for settings that fail on every image."""
+    """Raise ModelError for a size beyond that of any accepted image or other than the model's, and for settings that
+    fail on every image."""
     by_area = hasattr(processor, "merge_size")  # edges are numbers of pixels in Qwen-VL's
     for name in ("size", "crop_size", "pad_size"):
         size = dict(getattr(processor, name, None) or {})
@@ -37,7 +38,16 @@ def try_processor(checkpoint: Checkpoint, processor: Any) -> None:
                 "pixels: fetch preprocessor_config.json again"
             )
     try:
-        processor(images=[Image.new("RGB", (64, 64))], return_tensors="np")
+        found = processor(images=[Image.new("RGB", (64, 64))], return_tensors="np")
     except Exception as error:  # of any kind: the settings are of the wrong type, or contradict each other
         text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ModelError(f"model {checkpoint.name!r}: its image processor fails on an image ({text})") from error
+    wanted = checkpoint.json("config.json").get("vision_config")
+    side = wanted.get("image_size") if isinstance(wanted, dict) else None
+    pixels = getattr(found.get("pixel_values"), "shape", ())
+    sized = any(getattr(processor, step, False) for step in ("do_resize", "do_center_crop", "do_pad"))
+    if sized and isinstance(side, int) and len(pixels) == 4 and pixels[2:] != (side, side) and not checkpoint.own_code:
+        raise ModelError(
+            f"model {checkpoint.name!r}: its image processor gives {pixels[3]}x{pixels[2]} pixels, the model reads "
+            f"{side}x{side}: take both from one download"
+        )

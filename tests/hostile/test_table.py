@@ -288,6 +288,15 @@ CASES = (
     ),
     Case(
         "models",
+        "an image processor of another model",
+        processor(size={"height": 48, "width": 48}, crop_size={"height": 48, "width": 48}),
+        "its image processor gives 48x48 pixels, the model reads 64x64",
+        1,
+        IMAGES,
+        command=PLAN,
+    ),
+    Case(
+        "models",
         "an image processor with a word for a number",
         processor(image_mean="half"),
         "its image processor fails on an image",
