@@ -69,11 +69,11 @@ def load_spec(name: str, overrides: Sequence[str] = (), given: str = "") -> RunS
     return spec.model_copy(update={"given": given or name})
 
 
-def load_dataset(spec: RunSpec, data: Path, file: str = "") -> Dataset:
+def load_dataset(spec: RunSpec, data: Path) -> Dataset:
     """Load the spec's dataset from the data folder. Raise ManifestError with every problem in every file."""
-    source = datasets.get(spec.dataset.name, file, "key dataset.name")
-    problems = Problems(file or spec.name)
-    options = parse_options(source.Options, spec.dataset.options, file or spec.name, "dataset", problems)
+    source = datasets.get(spec.dataset.name, "", "key dataset.name")
+    problems = Problems(spec.name)
+    options = parse_options(source.Options, spec.dataset.options, spec.name, "dataset", problems)
     problems.raise_if_any()
     assert options is not None
     inputs = {"windows": spec.windows, "prefixes": spec.prefixes, "dialogs": spec.dialogs}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from manifests.datasets import datasets
-from manifests.errors import ManifestError, Problems, nearest
+from manifests.errors import IncompleteError, ManifestError, Problems, nearest
 from manifests.options import parse_options
 from manifests.presets import model_named
 from manifests.registry import Registry
@@ -38,6 +38,15 @@ def check_components(spec: RunSpec) -> None:
     problems.raise_if_any()
 
 
+def require_sessions(spec: RunSpec, dataset: Dataset) -> None:
+    """Raise IncompleteError, naming what a catalogue is for, if ``dataset`` has no sessions."""
+    if not dataset.sessions:
+        raise IncompleteError(
+            f"dataset '{dataset.name}' has no sessions, so there is nothing to train, evaluate or compare: search it "
+            f"with `{spec.command('search', '--text', 'in navy')}`, or in the browser with `{spec.command('serve')}`"
+        )
+
+
 def check_sessions(spec: RunSpec, dataset: Dataset, only: Sequence[str] = ()) -> None:
     """Raise ManifestError if ``dataset`` has no sessions for a fitted component of the checked ``spec``.
 
@@ -59,7 +68,7 @@ def check_sessions(spec: RunSpec, dataset: Dataset, only: Sequence[str] = ()) ->
         problems.add("", f"no train sessions to fit {', '.join(fitted)} on", fix, file=f"dataset {dataset.name}")
         problems.raise_if_any()
     try:
-        left, _ = split_validation(train, spec.validation.fraction, spec.validation.seed)
+        left, _ = split_validation(train, **dict(spec.validation))
     except ManifestError as error:
         problems.found += error.problems
     else:
