@@ -56,6 +56,7 @@ def figures_of(found: dict[str, list[dict[str, Any]]], setup: dict[str, Any]) ->
         if counts:
             rows = {n: ratio(f"{before}decode {n}", f"{before}decode 1") / n for n in counts}
             figures[key] = {str(n): share for n, share in rows.items()}
+            figures["cpu_ms_" + key] = {str(n): 1e3 * median(f"{before}decode {n}", "cpu") for n in counts}
     if TORCHVISION + "engine" in found:
         whole, decode = TORCHVISION + "engine", TORCHVISION + "decode"
         figures["torchvision"] = {"of_engine": ratio(whole, "engine"), "writer_share": median(whole, "busy write")}
@@ -135,8 +136,9 @@ def render(figures: dict[str, Any]) -> str:
         )
     for before, key in (("", "scaling"), (TORCHVISION, "torchvision_scaling")):
         for name, share in f.get(key, {}).items():
-            part = f"{before}decode {name}"
-            lines.append(row(f"{before}decoding by {name} process(es)", part, f": {share:.2f} of {name} x one"))
+            cpu = f"{f['cpu_ms_' + key][name]:.2f} ms of CPU an image"
+            what = f"decoding by {name} process(es)" if not before else f"torchvision, {name} process(es)"
+            lines.append(row(what, f"{before}decode {name}", f": {share:.2f} of {name} x one, {cpu}"))
     lines.append(row("extraction, overlapped", "engine", _against(f)))
     lines.append(f"busy  {', '.join(f'{stage} {100 * share:.1f}%' for stage, share in f['busy'].items())}")
     lines.append(f"verdict: {f['verdict']}; writer and integrity {100 * f['writer_share']:.1f}% of the wall time")
@@ -197,7 +199,7 @@ def _against(f: dict[str, Any]) -> str:
 
 def _torchvision_lines(other: dict[str, Any], row: Callable[..., str]) -> list[str]:
     share = f": {other['of_engine']:.2f}x with Pillow's decode; writer and integrity {100 * other['writer_share']:.1f}%"
-    lines = [row("extraction, torchvision's decode", TORCHVISION + "engine", share)]
+    lines = [row("extraction by torchvision", TORCHVISION + "engine", share)]
     if "of_lower_ceiling" in other:
         lines[0] += (
             f"; {other['of_lower_ceiling']:.2f}x the lower ceiling, {other['of_all_ceilings']:.2f}x the lowest with that of "

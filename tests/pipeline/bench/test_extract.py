@@ -72,7 +72,7 @@ def test_the_ceiling_of_the_cores_counts_those_that_others_left() -> None:
     assert figures["torchvision"]["decode_of_pillow"] == 1.5 and figures["torchvision"]["of_lower_ceiling"] == 0.6
     assert figures["torchvision_scaling"] == {"1": 1.0, "2": 0.9} and "scaling" not in figures
     text = render(figures)
-    assert "torchvision decoding by 2 process(es)" in text and "not measured: clip-retrieval: not installed" in text
+    assert "torchvision, 2 process(es)" in text and "not measured: clip-retrieval: not installed" in text
 
 
 def test_an_unknown_subject_gets_the_nearest() -> None:
