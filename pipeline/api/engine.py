@@ -12,7 +12,7 @@ import numpy as np
 
 from cache.files import replace_atomically
 from manifests.errors import FashionNTMError, ManifestError, Problem, nearest
-from manifests.load import load_dataset, load_spec
+from manifests.load import load_dataset, load_spec, recorded_spec
 from manifests.schema import TURN_JOIN, RunSpec
 from pipeline.core.workspace import Workspace
 from pipeline.jobs.named_runs import run_named
@@ -62,7 +62,7 @@ class Engine:
         folder = None if isinstance(spec, RunSpec) else _run_folder(str(spec), Path(out))
         if folder is not None:
             recorded, runs, out = folder.record().get("spec"), [folder.id], folder.path.resolve().parents[3]
-            job = RunSpec.model_validate(recorded)
+            job = recorded_spec(recorded)
         else:
             job = spec if isinstance(spec, RunSpec) else load_spec(str(spec), overrides)
         check_components(job)
