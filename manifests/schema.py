@@ -24,6 +24,7 @@ from manifests.errors import Problems
 
 Split = Literal["train", "test"]
 References = Literal["kept", "removed"]  # whether a session's reference images stay in its gallery
+Disjoint = Literal["pairs", "images"]  # what validation sessions do not share with the other train sessions
 TurnTargets = Literal["next", "final"]  # target of a turn's text: the next turn's reference, or the session's target
 CAPTION_JOIN = " and "  # joins the two annotators' captions of a FashionIQ turn
 OVERALL = "overall"  # the average of all categories in results; reserved, so no category may have this name
@@ -118,6 +119,10 @@ class Session(Frozen):
         """Return the session reduced to its last ``turns`` turns; earlier turns count as answered (paper Table 4)."""
         return self if turns >= len(self.turns) else self.model_copy(update={"turns": self.turns[-turns:]})
 
+    def first(self, turns: int) -> Session:
+        """Return the session reduced to its first ``turns`` turns, with the same final target."""
+        return self if turns >= len(self.turns) else self.model_copy(update={"turns": self.turns[:turns]})
+
 
 class Gallery(Frozen):
     """The candidate images of one retrieval."""
@@ -141,6 +146,7 @@ class Dataset(BaseModel):
     attributes: dict[str, dict[str, tuple[str, ...]]] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()  # changes made while loading, e.g. a dropped one-turn session
     windows: tuple[int, ...] = ()  # see ``RunSpec.windows``
+    prefixes: bool = False  # see ``RunSpec.prefixes``
     dialogs: bool = False  # see ``RunSpec.dialogs``
     protocol: str = ""  # clean split (``manifests.protocols``) whose sessions these are; "": all sessions
 
@@ -185,6 +191,8 @@ class Dataset(BaseModel):
             for turns in self.windows if session.split == "test" else ():
                 window = session.last(turns)
                 yield window.turns[0].reference, window.text
+            for turns in range(2, len(session.turns)) if self.prefixes and session.split == "test" else ():
+                yield session.turns[0].reference, session.first(turns).text
 
     def whole_dialogs(self) -> Iterator[Session]:
         """Yield what is encoded as one chat with ``dialogs``: the test sessions, whole and in the windows, of two turns or
@@ -206,33 +214,30 @@ class Dataset(BaseModel):
             problems.add(f"category {OVERALL!r}", "this name is taken: it is the average of all categories", fix)
         members = {key: set(g.images) for key, g in self._galleries.items()}
         for session in self.sessions:
+            place, turns = f"session {session.id!r}", len(session.turns)
             for number, image in enumerate((*(t.reference for t in session.turns), session.target), start=1):
-                if image not in self.images and (image != NO_IMAGE or number > len(session.turns)):
-                    place = f"session {session.id!r} " + (
-                        f"turn {number}" if number <= len(session.turns) else "target"
-                    )
-                    problems.add(place, f"image {image!r} is not in the catalogue", "add it, or drop the session")
-            if session.split == "test":
-                members_of = members.get((session.category, "test"))
-                if members_of is None:
-                    problems.add(f"session {session.id!r}", f"category {session.category!r} has no test gallery")
-                elif missing := [image for image in session.also if image not in members_of]:
-                    what = f"correct image {missing[0]!r} is not in the test gallery of {session.category!r}"
-                    problems.add(f"session {session.id!r} key also", what, "add it, or leave it out of 'also'")
-                elif session.target not in members_of:
-                    problems.add(
-                        f"session {session.id!r}",
-                        f"target {session.target!r} is not in the test gallery of {session.category!r}",
-                        "a gallery must hold the target of each of its sessions",
-                    )
+                if image not in self.images and (image != NO_IMAGE or number > turns):
+                    where = f"{place} turn {number}" if number <= turns else f"{place} target"
+                    problems.add(where, f"image {image!r} is not in the catalogue", "add it, or drop the session")
+            if session.split != "test":
+                continue
+            candidates = members.get((session.category, "test"))
+            named = f"the test gallery of {session.category!r}"
+            if candidates is None:
+                problems.add(place, f"category {session.category!r} has no test gallery")
+            elif missing := [image for image in session.also if image not in candidates]:
+                what = f"correct image {missing[0]!r} is not in {named}"
+                problems.add(f"{place} key also", what, "add it, or leave it out of 'also'")
+            elif session.target not in candidates:
+                fix = "a gallery must hold the target of each of its sessions"
+                problems.add(place, f"target {session.target!r} is not in {named}", fix)
         for gallery in self.galleries:
+            place = f"gallery {gallery.category}/{gallery.split}"
             for image, n in Counter(gallery.images).items():
                 if n > 1:
-                    problems.add(f"gallery {gallery.category}/{gallery.split}", f"image {image!r} is listed {n} times")
+                    problems.add(place, f"image {image!r} is listed {n} times")
                 elif image not in self.images:
-                    problems.add(
-                        f"gallery {gallery.category}/{gallery.split}", f"image {image!r} is not in the catalogue"
-                    )
+                    problems.add(place, f"image {image!r} is not in the catalogue")
 
 
 class Component(BaseModel):
@@ -289,10 +294,18 @@ PARTS = ("loss", "negatives", "same_target", "hard_groups", "uncertainty", "reco
 
 
 class Validation(Frozen):
-    """Pair-clean validation part of the train sessions: it shares no (reference, target) pair with the rest."""
+    """Validation part of the train sessions: it shares no (reference, target) pair, or no image, with the rest.
+
+    A dump leaves ``disjoint`` out at its default, so that the identity of earlier runs does not change.
+    """
 
     fraction: float = Field(0.0, ge=0, lt=0.5)
     seed: int = 0
+    disjoint: Disjoint = "pairs"
+
+    @model_serializer(mode="wrap")
+    def _without_the_default(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {k: v for k, v in write(self).items() if k != "disjoint" or v != "pairs"}
 
 
 class RunSpec(Frozen):
@@ -309,6 +322,7 @@ class RunSpec(Frozen):
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     # Stage 1 also extracts the ST + cat query of the last 2, 3, ... turns of the test sessions (paper Table 4).
     windows: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    prefixes: bool = False  # the same of the first 2, 3, ... turns, for the curve of ST + cat over turns
     references: References = "kept"  # in the galleries of an evaluation; the paper keeps them
     # Stage 1 also encodes each test session, whole and in its windows, as one chat of all its images and texts: rows of
     # model st_history. The extractor must be a multimodal LLM.

@@ -17,9 +17,10 @@ import numpy as np
 from manifests.ablation_spec import Point
 from manifests.errors import IncompleteError
 from manifests.table_spec import ResultsTable, load_table_spec
-from pipeline.analysis.ablation.plan import tasks_of
-from pipeline.analysis.ablation.run import Place, variants_of
-from pipeline.analysis.drawing import new_figure, save_figure
+from pipeline.analysis.ablation.plan import Place, tasks_of
+from pipeline.analysis.ablation.run import variants_of
+from pipeline.analysis.cells import spread_text
+from pipeline.analysis.drawing import MARKERS, new_figure, save_figure
 from pipeline.core.text_table import aligned
 from pipeline.evaluation.files import load_results
 from pipeline.evaluation.metrics import metrics_of
@@ -63,7 +64,7 @@ class Memorisation:
     def text(self) -> str:
         head = ["composer", "model", "seeds", "train", *PARTS]
         rows = [
-            [p.composer, p.label, str(len(p.seeds)), f"{p.train:.1f}", *(_cell(p.test[part]) for part in PARTS)]
+            [p.composer, p.label, str(len(p.seeds)), f"{p.train:.1f}", *(spread_text(*p.test[part]) for part in PARTS)]
             for p in self.points
         ]
         lines = [f"{self.title}: mean of R@5 and R@8, %", "", *aligned([head, *rows], left=2)]
@@ -78,12 +79,13 @@ def memorisation(place: Place) -> Memorisation:
     """Collect the study from the evaluated runs of an ablation. Raises IncompleteError if there is none."""
     points, absent = [], []
     labels = list(place.ablation.composers) or [""]
-    dataset = place.dataset()  # variants differ in the composer alone
     for composer, part in zip(labels, variants_of(place), strict=True):
         tasks = tasks_of(part.ablation, part.spec)
         grid: dict[int, Point] = {point.number: point for point, _, _ in tasks}
         try:
-            experiment = Experiment(part.spec, dataset, part.workspace, "cpu")
+            experiment = Experiment(
+                part.spec, place.dataset, part.workspace, "cpu"
+            )  # variants differ in the composer alone
             experiment.store  # noqa: B018 - raises if nothing is composed
         except IncompleteError:
             absent += [f"{composer} {point.label}" for point in grid.values()]
@@ -139,10 +141,6 @@ def _paper_values() -> dict[str, float]:
     return {label: rows[name] for name, label in PAPER.items() if name in rows}
 
 
-def _cell(value: tuple[float, float]) -> str:
-    return f"{value[0]:.1f}" + (f" ± {value[1]:.1f}" if value[1] else "")
-
-
 def draw_memorisation(study: Memorisation, folder: Path) -> list[Path]:
     """Draw leakage-curves and leakage-table (PNG and SVG) and write leakage.json; return the paths."""
     curves = [folder / f"leakage-curves{suffix}" for suffix in (".png", ".svg")]
@@ -155,7 +153,6 @@ def draw_memorisation(study: Memorisation, folder: Path) -> list[Path]:
 
 
 COLORS = {"all": "#222222", "leaked": "#c0392b", "clean": "#1f77b4"}
-MARKERS = "osD^v<>Pph*X"
 
 
 def _curves(study: Memorisation, paths: list[Path]) -> None:

@@ -54,7 +54,9 @@ class RunSummary(BaseModel):
         return self.metrics.get(subset, {}).get(category, {}).get(metric)
 
     def chance(self, subset: str, category: str, metric: str) -> float | None:
-        """Return the expected metric of a random order of the galleries, in percent; None if there is no session."""
+        """Return the expected metric of a random order of the galleries, in percent; None for mAP or without a session."""
+        if metric.startswith("mAP"):
+            return None
         counts = {
             name: int(found.get("n", 0)) for name, found in self.metrics.get(subset, {}).items() if name != OVERALL
         }
@@ -98,7 +100,9 @@ def protocol_notes(runs: Sequence[RunSummary]) -> list[str]:
     """Return the sentences on the protocol of ``runs`` that a reader must know; none without runs."""
     if not runs:
         return []
-    return [*_gallery_notes(runs), *_averaging(runs), *_extractors(runs), SPREAD, *_skipped(runs)]
+    rules = {"categories": "is the mean of the categories", "sessions": "counts all sessions together"}
+    averaging = [f"Overall {rules[name]}." for name in sorted({run.averaging for run in runs})]
+    return [*_gallery_notes(runs), *averaging, *_extractors(runs), SPREAD, *_skipped(runs)]
 
 
 def _gallery_notes(runs: Sequence[RunSummary]) -> list[str]:
@@ -116,11 +120,6 @@ def _gallery_notes(runs: Sequence[RunSummary]) -> list[str]:
         left_out = f"; {dropped:,} without a feature left out" if dropped else ""
         notes.append(f"Gallery images: {shown}{left_out}.")
     return notes
-
-
-def _averaging(runs: Sequence[RunSummary]) -> list[str]:
-    rules = {"categories": "is the mean of the categories", "sessions": "counts all sessions together"}
-    return [f"Overall {rules[name]}." for name in sorted({run.averaging for run in runs})]
 
 
 def _extractors(runs: Sequence[RunSummary]) -> list[str]:

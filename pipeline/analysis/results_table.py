@@ -82,7 +82,7 @@ class _Filled:
         self.groups = spec.columns or _groups(self.runs, spec)
         self.shown = [row for row in spec.rows if not row.optional or row.model in known or self.found[row.name]]
         self.omitted = [row for row in spec.rows if row not in self.shown]
-        metrics = [metric for group in self.groups for metric in group.metrics if not group.relative_to]
+        metrics = [m for g in self.groups for m in g.metrics if not (g.relative_to or m.startswith("mAP"))]
         fixed = {row.name for row in self.shown if row.deterministic}
         runs = {row.name: self.found[row.name] for row in self.shown}
         self.drawn = Resampled(runs, [*metrics, spec.tested_metric], fixed)
@@ -104,7 +104,7 @@ class _Filled:
         return tuple(
             Column(group=group.label, label="", kind="change")
             if group.relative_to
-            else Column(group=group.label, label=_metric_label(metric))
+            else Column(group=group.label, label="Mean" if metric == "mean" else metric)
             for group in self.groups
             for metric in group.metrics
         )
@@ -141,10 +141,11 @@ class _Filled:
         return (Row(label=CHANCE, group=CHANCE, cells=tuple(Cell(value=value) for value in values)),)
 
     def statements(self) -> tuple[str, tuple[Statement, ...]]:
-        """Return the description of the tests, and the statements on the tested row; none if it is not shown."""
+        """Return the description of the tests, and the statements on the tested rows; none if they are not shown."""
         names = [row.label for row in self.shown]
         labels = {r.name: r.label if names.count(r.label) == 1 else f"{r.group}, {r.label}" for r in self.shown}
-        return self.drawn.statements(self.spec, labels) if self.spec.tested in labels else ("", ())
+        tested = {self.spec.tested, *(one.tested for one in self.spec.comparisons)}
+        return self.drawn.statements(self.spec, labels) if tested & set(labels) else ("", ())
 
     def footnotes(self) -> tuple[str, ...]:
         paper = paper_notes(any(row.paper for row in self.shown), [row.label for row in self.omitted])
@@ -181,13 +182,8 @@ def _change(cell: Cell, base: Cell, itself: bool) -> Cell:
         note = ""
         if not itself and cell.value is not None:
             note = "its reference row has no runs" if base.value is None else "its reference row is zero"
-        return cell.model_copy(
-            update={
-                **empty,
-                "note": note,
-                "command": cell.command or base.command if not itself or cell.value is None else "",
-            }
-        )
+        command = cell.command or base.command if not itself or cell.value is None else ""
+        return cell.model_copy(update={**empty, "note": note, "command": command})
     change = 100.0 * (cell.value / base.value - 1.0)
     gap = None if cell.paper is None else change - cell.paper
     return cell.model_copy(update={**empty, "value": change, "difference": gap, "runs": (*cell.runs, *base.runs)})
@@ -227,10 +223,6 @@ def _groups(runs: Sequence[RunSummary], spec: ResultsTable) -> tuple[ColumnGroup
     groups = [ColumnGroup(category=name, label=name.capitalize(), metrics=spec.metrics) for name in names]
     last = ColumnGroup(category=OVERALL, label="Overall", metrics=tuple(dict.fromkeys((*spec.metrics, "mean"))))
     return (*groups, last) if len(groups) > 1 else (last,)
-
-
-def _metric_label(metric: str) -> str:
-    return "Mean" if metric == "mean" else metric
 
 
 def _sessions(runs: Sequence[RunSummary], subset: str) -> str:

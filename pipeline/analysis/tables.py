@@ -12,8 +12,9 @@ from typing import Any
 from manifests.ablation_spec import AblationSpec, load_ablation_spec
 from manifests.commandline import command_line, repeated_options
 from manifests.errors import IncompleteError
-from manifests.leaks import SUBSETS, subset_sessions
+from manifests.leaks import subset_ids
 from manifests.load import load_dataset, load_spec
+from manifests.presets import presets
 from manifests.schema import Component, Dataset, RunSpec
 from manifests.table_spec import DatasetTable, ResultsTable, RowSpec, load_table_spec
 from manifests.views import View
@@ -27,7 +28,8 @@ from pipeline.core.binding import StaleError
 from pipeline.core.workspace import Workspace
 from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.identities import make_run
-from pipeline.training.models import models as registry
+from pipeline.jobs.specs import require_sessions
+from pipeline.training.models import model_class, model_names
 
 NO_EXTRACTOR = Component(name="none")  # a table of datasets reads no feature
 
@@ -81,7 +83,8 @@ def _own(request: TableRequest, kind: str) -> Table:
     if kind == "run":
         spec = replace(request, spec="").run_spec(request.name)
         dataset = load_dataset(spec, request.data)
-        return fill_own(own_table(spec, dataset, leak_subsets(dataset)), spec, request)
+        require_sessions(spec, dataset)
+        return fill_own(own_table(spec, dataset, subset_ids(dataset)), spec, request)
     ablation = load_ablation_spec(request.name)
     return table_of_ablation(ablation, request.run_spec(ablation.run), request)
 
@@ -89,18 +92,13 @@ def _own(request: TableRequest, kind: str) -> Table:
 def table_of_ablation(ablation: AblationSpec, spec: RunSpec, request: TableRequest) -> Table:
     """Return the table of an ablation's own grid, filled with the runs of ``spec``."""
     dataset = load_dataset(spec, request.data)
-    return fill_own(ablation_table(ablation, dataset, leak_subsets(dataset)), spec, request)
+    return fill_own(ablation_table(ablation, dataset, subset_ids(dataset)), spec, request)
 
 
 def fill_own(table: ResultsTable, spec: RunSpec, request: TableRequest) -> Table:
     """Fill a table made for a spec with the runs in the request's folders."""
     table = with_ranked_rows(table, request.ranked)
     return fill(table, RunFinder(spec, request.data, Workspace(request.out), table, request.seeds), request)
-
-
-def leak_subsets(dataset: Dataset) -> dict[str, set[str]]:
-    """Return the ids of the test sessions of each leak subset."""
-    return {name: {s.id for s in subset_sessions(dataset, name)} for name in SUBSETS}
 
 
 def fill(table: ResultsTable, finder: RunFinder, request: TableRequest) -> Table:
@@ -113,7 +111,7 @@ def fill(table: ResultsTable, finder: RunFinder, request: TableRequest) -> Table
     built = build_results_table(
         table,
         lookup,
-        known=registry.names(),
+        known=model_names(),
         run=finder.spec.asked,
         seeds=request.seeds or (() if own_seeds else finder.spec.seeds),
         command=Filler(table, finder.spec, request) if table.ablation else FILL,
@@ -201,10 +199,10 @@ class RunFinder:
             return None
 
     def __call__(self, row: RowSpec, seeds: Sequence[int]) -> list[dict[str, Any]]:
-        listed = row.model in self.spec.models or self.table.ablation
-        if not listed or row.model not in registry.names() or self.experiment is None:
+        listed = row.model in self.spec.models or row.model in presets() or self.table.ablation
+        if not listed or row.model not in model_names() or self.experiment is None:
             return []
-        trainable, view, found = registry.get(row.model).trainable, View(turns=self.table.turns, last=row.last), []
+        trainable, view, found = model_class(row.model).trainable, View(turns=self.table.turns, last=row.last), []
         more: Sequence[int] = ()
         if trainable and not self.seeds:
             more = self.experiment.other_seeds(make_run(self.spec, row.model, seeds[0], row.options, row.training))

@@ -6,18 +6,27 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import Job, emit, job_command, log, option_device, option_json, option_models
+from pipeline.commands._shared import (
+    EXISTING_FILE,
+    Job,
+    emit,
+    log,
+    option_device,
+    option_json,
+    option_models,
+    sessions_command,
+)
 
 SECTION = "stage 2"
 
 
 @click.command("evaluate", epilog="Example: fashion-ntm evaluate mt_fashioniq-caption --model lstm --json")
-@job_command
+@sessions_command
 @option_models
 @option_device
 @click.option(
     "--ranked",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=EXISTING_FILE,
     metavar="FILE",
     help="Score ranked lists of another system instead: TREC run, JSON lines, CIRR or CIRCO server file.",
 )

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import click
 
-from pipeline.commands._shared import Job, emit, job_command, option_device, option_json
+from pipeline.commands._shared import Job, emit, option_device, option_json, sessions_command
 
 SECTION = "stage 2"
 
 
 @click.command("history", epilog="Example: fashion-ntm history demo")
-@job_command
-@click.option("--draws", type=click.IntRange(1), default=5, show_default=True, help="Draws of each random history.")
+@sessions_command
+@click.option("--draws", type=click.IntRange(1), default=5, help="Draws of each random history.")
 @click.option(
     "--part",
     type=click.Choice(["test", "train"]),
     default="test",
-    show_default=True,
     help="Sessions to rank; train: those that models are fitted on, among their own targets.",
 )
 @option_device

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import click
 
-from pipeline.commands._shared import Job, emit, job_command, option_json
+from pipeline.commands._shared import Job, emit, option_json, sessions_command
 
 SECTION = "data"
 
 
 @click.command("leaks", epilog="Example: fashion-ntm leaks mt_fashioniq-caption --data DIR")
-@job_command
+@sessions_command
 @click.option(
     "--scope",
     type=click.Choice(["category", "dataset"]),
     default="category",
-    show_default=True,
     help="Look for overlaps with the train sessions of the own category, or of the whole dataset.",
 )
 @click.option(
     "--threshold",
     type=click.FloatRange(0, 1, min_open=True),
     default=0.98,
-    show_default=True,
     help="Cosine from which two images count as near-duplicates.",
 )
 @option_json

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.commands._shared import emit, option_json, stage2_command
+from pipeline.commands._shared import FOLDER, emit, option_json, stage2_command
 
 if TYPE_CHECKING:
     from pipeline.jobs.experiment import Experiment
@@ -17,17 +17,10 @@ SECTION = "results"
 
 @click.command("results", epilog="Example: fashion-ntm results demo --model lstm --format trec --to lists")
 @stage2_command
+@click.option("--format", "form", type=click.Choice(["trec", "jsonl", "cirr", "circo", "beir"]), default="trec")
+@click.option("--to", type=FOLDER, required=True, help="Output folder.")
 @click.option(
-    "--format", "form", type=click.Choice(["trec", "jsonl", "cirr", "circo", "beir"]), default="trec", show_default=True
-)
-@click.option("--to", type=click.Path(path_type=Path, file_okay=False), required=True, help="Output folder.")
-@click.option(
-    "--top",
-    type=click.IntRange(1),
-    default=1000,
-    show_default=True,
-    metavar="K",
-    help="Candidates per session; server formats take 50.",
+    "--top", type=click.IntRange(1), default=1000, metavar="K", help="Candidates per session; server formats take 50."
 )
 @option_json
 def command(
@@ -50,6 +43,6 @@ def command(
     runs = experiment.finished(experiment.current_runs(models, seeds))
     made = {}
     for run in runs:
-        name = f"{run.model}-{run.seed}"
+        name = f"{run.asked}-{run.seed}"
         made[name] = [str(f) for f in write_results(experiment, run, form, to if len(runs) == 1 else to / name, top)]
     emit(made, "\n".join(f"{name}  {file}" for name, files in made.items() for file in files), as_json)

@@ -5,38 +5,36 @@ from __future__ import annotations
 import click
 
 from manifests.commandline import folder_options
-from pipeline.commands._shared import Job, emit, job_command, log, option_device, option_json
+from pipeline.commands._shared import Job, emit, log, option_device, option_json, sessions_command
 
 SECTION = "stage 2"
 
 
 @click.command("tune", epilog="Example: fashion-ntm tune mt_fashioniq-caption --model lstm --trials 30 --data DIR")
-@job_command
+@sessions_command
 @click.option("--model", required=True, help="Memory model whose options are searched.")
 @click.option(
     "--search",
     multiple=True,
     metavar="KEY=VALUES",
-    help="hidden=50,100 or dropout=0..0.5 or training.learning_rate=1e-4..1e-2:log. Repeatable. "
-    "Default: the options of the model that usually matter.",
+    help="hidden=50,100 or dropout=0..0.5 or training.learning_rate=1e-4..1e-2:log. Repeatable. Default: the options "
+    "of the model that usually matter.",
 )
 @click.option(
     "--sampler",
     type=click.Choice(["random", "tpe"]),
     default="random",
-    show_default=True,
     help="tpe learns from the trials so far; it needs the extra [tune].",
 )
 @click.option(
     "--folds",
     type=click.IntRange(1),
     default=3,
-    show_default=True,
     help="Pair-clean folds of the train sessions; 1: the spec's validation part.",
 )
-@click.option("--trials", type=click.IntRange(1), default=20, show_default=True, help="Trials in all.")
+@click.option("--trials", type=click.IntRange(1), default=20, help="Trials in all.")
 @click.option("--minutes", type=click.FloatRange(0), help="Begin no trial after this time.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the search and its trainings.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Of the search and its trainings.")
 @option_device
 @option_json
 def command(

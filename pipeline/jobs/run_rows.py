@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from manifests.errors import FashionNTMError, ManifestError, Problem, nearest
+from manifests.identity import flat
 from manifests.schema import Training
 from pipeline.evaluation.files import ResultsError, load_summary
 from pipeline.jobs.currency import Currency
@@ -45,13 +46,17 @@ def run_row(folder: RunFolder) -> dict[str, Any]:
     }
 
 
+def listed_run(folder: RunFolder, currency: Currency) -> dict[str, Any]:
+    """Return ``run_row`` with "current", or why not; "" for a run that is not finished."""
+    row = run_row(folder)
+    return row | {"current": currency.of(folder.record()) if row["state"] == "finished" else ""}
+
+
 def listed_runs(runs: Path, currency: Currency) -> list[dict[str, Any]]:
     """Return ``run_row`` of every run below ``runs``, with its name, "current" (or why not) and a line "about" it."""
     rows = []
     for folder in list_runs(runs):
-        row = run_row(folder)
-        current = currency.of(folder.record()) if row["state"] == "finished" else ""
-        rows.append(row | {"name": str(folder.path.relative_to(runs)), "current": current})
+        rows.append(listed_run(folder, currency) | {"name": str(folder.path.relative_to(runs))})
         rows[-1]["about"] = _about(rows[-1])
     return rows
 
@@ -95,14 +100,6 @@ def chosen(rows: Sequence[dict[str, Any]], where: Sequence[str] = (), sort: str 
     return [row for row, _ in kept]
 
 
-def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested mappings to dotted keys."""
-    found: dict[str, Any] = {}
-    for key, part in value.items():
-        found |= flat(part, f"{prefix}{key}.") if isinstance(part, Mapping) else {f"{prefix}{key}": part}
-    return found
-
-
 def metrics_by_subset(folder: RunFolder) -> dict[str, dict[str, float]]:
     """Return subset -> overall metrics of the last evaluation of all test sessions; {} without an intact one."""
     try:
@@ -114,10 +111,10 @@ def metrics_by_subset(folder: RunFolder) -> dict[str, dict[str, float]]:
 
 def differing(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return for each run its options and training keys that differ among the listed runs of its model."""
-    flat = [{**row["options"], **{f"training.{k}": v for k, v in row["training"].items()}} for row in rows]
+    options = [{**row["options"], **{f"training.{k}": v for k, v in row["training"].items()}} for row in rows]
     out = []
-    for row, own in zip(rows, flat, strict=True):
-        same = [other for other, listed in zip(flat, rows, strict=True) if listed["model"] == row["model"]]
+    for row, own in zip(rows, options, strict=True):
+        same = [other for other, listed in zip(options, rows, strict=True) if listed["model"] == row["model"]]
         keys = dict.fromkeys(key for other in same for key in other)
         out.append({k: own.get(k) for k in keys if any(other.get(k) != own.get(k) for other in same)})
     return out
