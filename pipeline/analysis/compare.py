@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from manifests.errors import FashionNTMError, IncompleteError
-from manifests.load import load_dataset
-from manifests.schema import RunSpec, Session
+from manifests.load import load_dataset, recorded_spec
+from manifests.schema import Session
 from pipeline.analysis.cells import p_text
 from pipeline.core.binding import StaleError
 from pipeline.core.text_table import markdown
@@ -199,7 +199,7 @@ def _current(folders: Sequence[RunFolder], record: Mapping[str, Any], data: Path
 def _sessions(spec: object, data: Path) -> tuple[tuple[Session, ...], list[str]]:
     """Return the test sessions of the run's recorded spec; none, with a note, if its data is unavailable."""
     try:
-        return load_dataset(RunSpec.model_validate(spec), data).split("test"), []
+        return load_dataset(recorded_spec(spec), data).split("test"), []
     except (FashionNTMError, ValueError):
         return (), [f"The dialogues are not in {data}: give --data to see the feedback texts."]
 

@@ -13,7 +13,7 @@ import numpy as np
 from cache.files import replace_atomically
 from manifests.archives import MAX_BYTES
 from manifests.errors import FashionNTMError, ManifestError, Problem, nearest
-from manifests.load import load_dataset, load_spec
+from manifests.load import load_dataset, load_spec, recorded_spec
 from manifests.schema import TURN_JOIN, RunSpec
 from manifests.text import read_bounded
 from pipeline.core.workspace import Workspace
@@ -64,7 +64,7 @@ class Engine:
         folder = None if isinstance(spec, RunSpec) else _run_folder(str(spec), Path(out))
         if folder is not None:
             recorded, runs, out = folder.record().get("spec"), [folder.id], folder.path.resolve().parents[3]
-            job = RunSpec.model_validate(recorded)
+            job = recorded_spec(recorded)
         else:
             job = spec if isinstance(spec, RunSpec) else load_spec(str(spec), overrides)
         check_components(job)
