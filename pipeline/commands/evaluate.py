@@ -69,9 +69,9 @@ def command(
         raise click.UsageError(f"{next(k for k, v in alone.items() if v)} is an option of --ranked FILE")
     if ranked is not None and (models or seeds):
         raise click.UsageError("--ranked FILE scores a file: --model and --seeds name trained runs")
+    asked_runs(job.spec, models)  # an unknown model is named before anything is read
     require_sessions(job.spec, job.dataset)
     if ranked is None:
-        asked_runs(job.spec, models)  # an unknown model is named before anything is read
         experiment = job.experiment
         summaries = evaluate(experiment, experiment.current_runs(models, seeds))
         emit(summaries, summary_text(summaries), as_json)
