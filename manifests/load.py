@@ -10,7 +10,7 @@ from typing import Any
 
 from manifests.datasets import datasets
 from manifests.errors import ManifestError, Problem, Problems, nearest
-from manifests.options import parse_options
+from manifests.options import parse_options, valid_options
 from manifests.schema import Dataset, RunSpec
 from manifests.text import decode_text
 
@@ -72,13 +72,10 @@ def load_spec(name: str, overrides: Sequence[str] = (), given: str = "") -> RunS
 def load_dataset(spec: RunSpec, data: Path, file: str = "") -> Dataset:
     """Load the spec's dataset from the data folder. Raise ManifestError with every problem in every file."""
     source = datasets.get(spec.dataset.name, file, "key dataset.name")
-    problems = Problems(file or spec.name)
-    options = parse_options(source.Options, spec.dataset.options, file or spec.name, "dataset", problems)
-    problems.raise_if_any()
-    assert options is not None
+    options = valid_options(source.Options, spec.dataset.options, file or spec.name, "dataset")
     dataset = source.load(options, data).model_copy(update={"windows": spec.windows, "dialogs": spec.dialogs})
     if "final" in dataset.turn_targets:
-        _refuse_recombine(spec, problems)
+        _refuse_recombine(spec, Problems(file or spec.name))
     return dataset
 
 

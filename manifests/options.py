@@ -27,6 +27,15 @@ def parse_file(model: type[M], values: dict[str, Any], file: str) -> M:
     return spec
 
 
+def valid_options(model: type[M], options: dict[str, Any], file: str, prefix: str) -> M:
+    """Return ``model(**options)``. Raise ManifestError with every problem found."""
+    problems = Problems(file)
+    parsed = parse_options(model, options, file, prefix, problems)
+    problems.raise_if_any()
+    assert parsed is not None
+    return parsed
+
+
 def problems_of(error: ValidationError, model: type[BaseModel], file: str, prefix: str = "") -> list[Problem]:
     """Convert a pydantic error to problems: dotted key, value found, value expected."""
     found = []

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save
 
 from cache.files import replace_atomically
 from cache.seal import check_seal, write_seal
-from manifests.errors import FashionNTMError, IncompleteError, Problems
+from manifests.errors import FashionNTMError, IncompleteError
 from manifests.identity import file_digest
-from manifests.options import parse_options
+from manifests.options import valid_options
 from manifests.shapes import misfit
 from pipeline.composition.composers import composers
 from pipeline.composition.composers.base import Composer
@@ -82,9 +82,7 @@ def load_composer(folder: Path) -> tuple[Composer, dict[str, Any]]:
     try:
         about = json.loads((folder / SIDECAR).read_text(encoding="utf-8"))
         kind = composers.get(about["name"], str(folder / SIDECAR), "key name")
-        problems = Problems(folder / SIDECAR)
-        options = parse_options(kind.Options, about["options"], str(folder / SIDECAR), "options", problems)
-        problems.raise_if_any()
+        options = valid_options(kind.Options, about["options"], str(folder / SIDECAR), "options")
         composer = kind(options, about["image_dim"], about["text_dim"])
         found = file_digest(folder / WEIGHTS)
         if found != about["weights"]:

@@ -90,6 +90,12 @@ class SessionFeatures:
     def device(self) -> torch.device:
         return self.queries.device
 
+    @property
+    def labels(self) -> Tensor:
+        """The category of each session, int64 [S], as its place among the sorted names."""
+        _, labels = np.unique([s.category for s in self.sessions], return_inverse=True)
+        return torch.from_numpy(labels).to(self.device)
+
     def batch(self, index: Tensor, texts: bool = False) -> SessionBatch:
         """Return the sessions ``index`` (int64 [B]). ``texts``: append the text features, queries are [B, T, D + E]."""
         return self.read(self.rows(index), texts)

@@ -148,9 +148,8 @@ class Objective:
     @cached_property
     def _membership(self) -> Tensor:
         """Category membership of the train targets, float [G, C] of 0 and 1; an image can be in several categories."""
-        names = sorted({s.category for s in self.features.sessions})
-        labels = torch.tensor([names.index(s.category) for s in self.features.sessions], device=self.features.device)
-        members = torch.zeros(len(self.features.targets), len(names), device=self.features.device)
+        labels = self.features.labels
+        members = torch.zeros(len(self.features.targets), int(labels.max()) + 1, device=labels.device)
         members[self.features.target_rows, labels[:, None]] = 1
         return members
 

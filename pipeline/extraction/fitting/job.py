@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from manifests.errors import FashionNTMError, IncompleteError, Problems
+from manifests.errors import FashionNTMError, IncompleteError
 from manifests.identity import changed_fields, digest
-from manifests.options import parse_options
+from manifests.options import valid_options
 from manifests.schema import Component, Dataset, RunSpec, Session
 from pipeline.composition.ready import fitting_sessions
 from pipeline.composition.request import composer_request
@@ -201,10 +201,7 @@ def _request(spec: RunSpec) -> _Request | None:
     family = extractors.get(spec.extractor.name, spec.name, "key extractor.name")
     if not issubclass(family, Fittable):
         return None
-    problems = Problems(spec.name)
-    options = parse_options(family.Options, spec.extractor.options, spec.name, "extractor", problems)
-    problems.raise_if_any()
-    assert options is not None
+    options = valid_options(family.Options, spec.extractor.options, spec.name, "extractor")
     if not family.starts_from(options):
         return None
     chosen: FitOptions = options.fit  # type: ignore[attr-defined]

@@ -73,10 +73,9 @@ class _Backward:
         if turn.side_by_side:
             cell, first = self._first_turn(turn)
         else:
-            grad_in = GradIn(self.state, self.read, self.hidden, self.cell, self.at[READ])
-            self.at[READ], cell, first = self.ops.backward(
-                self.weights, self.saved, n, grad_in, writing, self.d_gates[:, :, n], self.d_reading
-            )
+            gates = self.d_gates[:, :, n]
+            given = GradIn(self.state, self.read, self.hidden, self.cell, self.at[READ], writing, gates, self.d_reading)
+            self.at[READ], cell, first = self.ops.backward(self.saved, self.weights, n, given)
         self._own(n, cell, first)
 
     def _first_turn(self, turn: Turn) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from pipeline.training.models._ntm import NORM_FLOOR
 _of_sigmoid = torch.ops.aten.sigmoid_backward.grad_input
 _of_tanh = torch.ops.aten.tanh_backward.grad_input
 _of_softplus = torch.ops.aten.softplus_backward.grad_input
+NONE = torch.empty(0)
 SOFTPLUS = (1.0, 20.0)  # beta, and the threshold above which softplus(x) = x: torch's defaults
 
 
@@ -160,14 +161,14 @@ class HeadGradients(NamedTuple):
     """Gradients of a head's addressing.
 
     previous: [L, B, N], of the previous weights. With content addressing also dots and pull: [L, B, N], and key_pull:
-    [L, B, 1]. The gradient of row M_i is dots_i key + pull_i norm_slopes_i M_i, that of the key is
+    [L, B, 1]; without it, they are empty. The gradient of row M_i is dots_i key + pull_i norm_slopes_i M_i, that of the key is
     sum_i dots_i M_i + key_pull key.
     """
 
     previous: Tensor
-    dots: Tensor | None = None
-    pull: Tensor | None = None
-    key_pull: Tensor | None = None
+    dots: Tensor = NONE
+    pull: Tensor = NONE
+    key_pull: Tensor = NONE
 
 
 def address_backward(d_weights: Tensor, head: HeadWeights, d_raw: Tensor) -> HeadGradients:

@@ -55,13 +55,13 @@ def record(step: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
 
 
 class Captured(NamedTuple):
-    """A captured step. ``replay`` reads index [K, B] and drawn in place, and writes the losses [K].
+    """A captured step. ``replay`` reads sessions [K, B] and drawn in place, and writes the losses [K].
 
     drawn: random numbers of the step, e.g. dropout factors [K, B, T, D].
     """
 
     replay: Callable[[], object]
-    index: Tensor
+    sessions: Tensor
     drawn: tuple[Tensor, ...]
     losses: Tensor
 
@@ -92,7 +92,7 @@ class GraphTrainer(FastTrainer):
             self.set_rates(progress)  # a captured step keeps them
             self._graphs[key] = self._captured(index.clone(), drawn, running, progress)
         step = self._graphs[key]
-        for held, value in zip((step.index, *step.drawn), (index, *drawn), strict=True):
+        for held, value in zip((step.sessions, *step.drawn), (index, *drawn), strict=True):
             held.copy_(value)
         step.replay()
         return step.losses.clone()

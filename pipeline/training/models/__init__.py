@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from manifests.errors import Problems
-from manifests.options import parse_options
+from manifests.options import valid_options
 from manifests.registry import Registry
 from manifests.schema import Frozen
 from pipeline.training.determinism import derive_seed, seeded
@@ -20,11 +19,7 @@ def model_options(name: str, options: dict[str, Any], file: str = "") -> tuple[t
     Raises ManifestError, with the nearest name, for an unknown model or option.
     """
     model = models.get(name, file, f"key models.{name}")
-    problems = Problems(file or "memory model")
-    parsed = parse_options(model.Options, options, problems.file, f"models.{name}", problems)
-    problems.raise_if_any()
-    assert parsed is not None
-    return model, parsed
+    return model, valid_options(model.Options, options, file or "memory model", f"models.{name}")
 
 
 def build_model(name: str, options: dict[str, Any], dim: int, seed: int = 0, file: str = "") -> MemoryModel:
@@ -34,11 +29,11 @@ def build_model(name: str, options: dict[str, Any], dim: int, seed: int = 0, fil
         return model(parsed, dim)
 
 
-__all__ = ["MemoryModel", "build_model", "model_options", "models"]
-
-
 def is_fitted(name: str, options: dict[str, Any]) -> bool:
     """Return whether a model needs train sessions, for training or to choose an unset alpha."""
     own = {key: value for key, value in options.items() if key != "training"}
     kind, parsed = model_options(name, own)
     return kind.trainable or getattr(parsed, "alpha", 0) is None
+
+
+__all__ = ["MemoryModel", "build_model", "is_fitted", "model_options", "models"]
