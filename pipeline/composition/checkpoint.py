@@ -33,7 +33,7 @@ def save_composer(folder: Path, composer: Composer, record: dict[str, Any]) -> N
     weights = save({name: value.contiguous() for name, value in composer.state_dict().items()})
     replace_atomically(folder / WEIGHTS, weights)
     about = {
-        "name": type(composer).__module__.rsplit(".", 1)[-1],
+        "name": composer.name,
         "version": composer.version,
         "options": composer.options.model_dump(),
         "image_dim": composer.image_dim,
@@ -52,10 +52,14 @@ def _name(folder: Path) -> str | None:
     return f"{folder.parent.name}/{folder.name}" if folder.parent.parent.name == COMPOSERS else None
 
 
+def fold_folder(folder: Path, fold: int) -> Path:
+    return folder / f"fold-{fold}"
+
+
 def fitted(folder: Path, folds: int = 0) -> bool:
     """Return whether a composer and the heads of ``folds`` folds can be loaded from ``folder``; False if damaged."""
     try:
-        for place in (folder, *(folder / f"fold-{fold}" for fold in range(folds))):
+        for place in (folder, *(fold_folder(folder, fold) for fold in range(folds))):
             load_composer(place)
     except FashionNTMError:
         return False

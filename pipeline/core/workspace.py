@@ -19,8 +19,7 @@ from manifests.schema import Dataset, RunSpec
 from pipeline.composition.ready import fitting_sessions
 from pipeline.composition.request import composer_request, is_joint
 from pipeline.core.binding import SourceRecord, StaleError, declared_digest, image_changes, load_binding, write_json
-
-DIGESTS = "image-digests.tsv"
+from pipeline.core.digests import DIGESTS
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 from cache import Failure, Store, StoreError, StoreNotFoundError, StoreWriter, store_path
 from manifests.identity import KEY_BYTES, changed_fields, digest, stack_keys
 from manifests.schema import Dataset
-from pipeline.core.digests import NAME as DIGESTS
+from pipeline.core.digests import DIGESTS
 from pipeline.core.image_files import is_transient
 from pipeline.extraction.batches import ShardTask
 from pipeline.extraction.extractors.base import Extractor

@@ -15,8 +15,7 @@ from cache import Store, StoreWriter, store_path
 from manifests.errors import FashionNTMError, most_frequent
 from manifests.schema import Dataset
 from pipeline.core.device import describe
-from pipeline.core.digests import NAME as DIGESTS
-from pipeline.core.digests import DigestCache
+from pipeline.core.digests import DIGESTS, DigestCache
 from pipeline.extraction.batches import ShardTask
 from pipeline.extraction.commits import Commits
 from pipeline.extraction.distributed import Cluster, Shard

@@ -19,7 +19,7 @@ from pipeline.composition.compose import composed_fields
 from pipeline.composition.composers.base import Composer
 from pipeline.composition.ready import ready_composer
 from pipeline.composition.request import composer_request
-from pipeline.core.digests import NAME as DIGESTS
+from pipeline.core.digests import DIGESTS
 from pipeline.core.workspace import Workspace
 from pipeline.extraction.extractors import load_extractor
 from pipeline.extraction.fitting.job import fitted_spec

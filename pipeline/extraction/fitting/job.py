@@ -18,7 +18,8 @@ from manifests.schema import Component, Dataset, RunSpec, Session
 from pipeline.composition.ready import fitting_sessions
 from pipeline.composition.request import composer_request
 from pipeline.core.device import resolve_device
-from pipeline.core.workspace import DIGESTS, Workspace
+from pipeline.core.digests import DIGESTS
+from pipeline.core.workspace import Workspace
 from pipeline.extraction.extractors import extractors
 from pipeline.extraction.extractors._fittable import STARTS, FitOptions, Fittable
 from pipeline.extraction.fitting.loop import SAVE_SECONDS, fit
@@ -76,9 +77,8 @@ class _Request:
         options |= {name: None for name in STARTS if name in options}
         about = [self.family.version, options, self.fit.model_dump(), self.alpha]
         about += [self.origin] if self.origin else []
-        key = digest([*about, content_of(triplets_of(sessions), dataset, workspace.stores / dataset.name / DIGESTS)])[
-            :12
-        ]
+        about.append(content_of(triplets_of(sessions), dataset, workspace.stores / dataset.name / DIGESTS))
+        key = digest(about)[:12]
         return workspace.out / "extractors" / dataset.name / f"{self.family.__module__.rsplit('.', 1)[-1]}-{key}"
 
     def record(self, folder: Path) -> dict[str, Any] | None:
