@@ -47,7 +47,7 @@ class CheckedShards:
             return
         items, todo = region.locate(rows)
         for n in todo:
-            self.read(info.shards[n], info, _placing(region, n))
+            self.read(info.shards[n], info, lambda path, shard, _, n=n: region.place(n, path, shard))
         region.take(items, out)
 
     def copy(self, table: str, start: int, out: np.ndarray) -> None:
@@ -56,7 +56,8 @@ class CheckedShards:
         for shard in info.shards:
             first, last = max(start, at), min(start + len(out), at + shard.rows)
             if first < last:
-                self.read(shard, info, _reading(out[first - start : last - start], first - at))
+                part, skip = out[first - start : last - start], first - at
+                self.read(shard, info, lambda path, shard, _, p=part, n=skip: read_features(path, shard, p, n))
             at += shard.rows
 
     def _gather_apart(self, info: TableInfo, rows: np.ndarray, out: np.ndarray) -> None:
@@ -125,13 +126,3 @@ def _most_maps() -> int:
     except ImportError:
         soft = 512
     return max(64, soft // 4) if soft > 0 else 1 << 14
-
-
-def _placing(region: Region, n: int) -> Callable[[Path, ShardInfo, TableInfo], None]:
-    """Return a reader that maps a shard as part ``n`` of ``region``."""
-    return lambda path, shard, info: region.place(n, path, shard)
-
-
-def _reading(out: np.ndarray, first: int) -> Callable[[Path, ShardInfo, TableInfo], None]:
-    """Return a reader that copies the rows of a shard from ``first`` on into ``out`` [n, D]."""
-    return lambda path, shard, info: read_features(path, shard, out, first)

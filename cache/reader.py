@@ -115,15 +115,11 @@ class Store:
         """Return the content keys in row order, uint8 [rows, 16], read-only; [0, 16] for a table without rows."""
         check_table(table)
         if table not in self._keys:
-            info = self.manifest.tables.get(table)
-            shards = info.shards if info else ()
-            parts = [
-                self._shards.read(shard, info, lambda path, shard, info: read_keys(path, shard))
-                for shard in shards
-                if info
-            ]
-            self._shards.remember()
-            keys = np.concatenate(parts) if parts else np.empty((0, KEY_BYTES), dtype=np.uint8)
+            keys = np.empty((0, KEY_BYTES), dtype=np.uint8)
+            if info := self.manifest.tables.get(table):
+                read = [self._shards.read(s, info, lambda path, shard, _: read_keys(path, shard)) for s in info.shards]
+                keys = np.concatenate(read)
+                self._shards.remember()
             keys.flags.writeable = False
             self._keys[table] = keys
         return self._keys[table]
@@ -175,8 +171,9 @@ class Store:
             rows = self._rows(table, info, rows)
         if out is not None:
             out = self._output(info, block, out)
-        for start in range(0, info.rows if rows is None else len(rows), block):
-            count = min(block, (info.rows if rows is None else len(rows)) - start)
+        total = info.rows if rows is None else len(rows)
+        for start in range(0, total, block):
+            count = min(block, total - start)
             part = np.empty((count, info.dim), dtype=info.dtype) if out is None else out[:count]
             if rows is None:
                 self._shards.copy(table, start, part)
@@ -236,7 +233,7 @@ class Store:
 
     def receipts(self) -> list[Receipt]:
         """Return the receipts of committed shards, in ledger order; shards without a receipt are skipped."""
-        whole = {(s.file, s.sha256) for info in self.manifest.tables.values() for s in info.shards}
+        whole = {(s.file, s.sha256) for s in self.manifest.shards}
         with naming(Ledger(self.path).path, "read"):
             found = {r.shard: r for r in Ledger(self.path).receipts() if (r.shard, r.sha256) in whole}
         return list(found.values())

@@ -33,7 +33,7 @@ def remove_temporaries(directory: Path) -> list[str]:
 
 def unlisted_shards(directory: Path, manifest: Manifest) -> list[str]:
     """Return the files with names of shards that the manifest does not list, by table and number."""
-    listed = {s.file for info in manifest.tables.values() for s in info.shards}
+    listed = {s.file for s in manifest.shards}
     found = []
     for name in os.listdir(directory):
         try:
@@ -43,6 +43,13 @@ def unlisted_shards(directory: Path, manifest: Manifest) -> list[str]:
         if name not in listed:
             found.append((TABLES.index(table), number, name))
     return [name for *_, name in sorted(found)]
+
+
+def set_aside(directory: Path, name: str) -> str:
+    """Rename a file to ``<name>.<digest8>.rejected``; return the new name. Raise FileNotFoundError."""
+    aside = f"{name}.{sha256_of(directory / name)[:8]}{REJECTED}"
+    os.replace(directory / name, directory / aside)
+    return aside
 
 
 def take_back(directory: Path, manifest: Manifest, mine: Callable[[], Any] = lambda: None) -> Manifest:

@@ -12,6 +12,7 @@ Turn 0 is all captions of a session as one text. features.json is written last: 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from manifests.schema import Dataset
 
 Format = Literal["npy", "safetensors", "parquet", "faiss"]
 FORMATS: tuple[Format, ...] = ("npy", "safetensors", "parquet", "faiss")
+_LIBRARIES: dict[Format, str] = {"parquet": "pyarrow", "faiss": "faiss"}
 ABOUT, VERSION = "features.json", 1
 BLOCK_BYTES = 32 << 20
 
@@ -56,10 +58,8 @@ def export(store: Store, folder: Path, form: Format, dataset: Dataset | None = N
     ``dataset``: adds the words, sessions and turns of texts and queries. Raises ExportError for a non-empty folder,
     a format whose library is missing, or a full disk; StoreCorruptError for a damaged shard.
     """
-    if form == "parquet":
-        _pyarrow()
-    if form == "faiss":
-        _faiss()
+    if form in _LIBRARIES:
+        _library(form)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ExportError(f"{folder} is not an empty folder: give another --out, or delete it first")
     done = Exported(folder)
@@ -137,9 +137,8 @@ def _write_safetensors(store: Store, table: str, file: Path, _: Dataset | None) 
 
 def _write_parquet(store: Store, table: str, file: Path, dataset: Dataset | None) -> str:
     """Write the columns key, id (see ``_row_id``) and features. Return the SHA-256 of the features."""
-    arrow, parquet = _pyarrow()
-    names = _names(store, table, dataset)
-    info, digest = store.tables[table], hashlib.sha256()
+    arrow, names = _library("parquet"), _names(store, table, dataset)
+    parquet, info, digest = importlib.import_module("pyarrow.parquet"), store.tables[table], hashlib.sha256()
     kind = arrow.float16() if info.dtype == "float16" else arrow.float32()
     schema = arrow.schema(
         [("key", arrow.binary(16)), ("id", arrow.string()), ("features", arrow.list_(kind, info.dim))],
@@ -157,7 +156,7 @@ def _write_parquet(store: Store, table: str, file: Path, dataset: Dataset | None
 
 def _write_faiss(store: Store, table: str, file: Path, _: Dataset | None) -> str:
     """Write an exact inner-product index; row n of the index is line n of the ids. Return the SHA-256 of the features."""
-    faiss, info, digest = _faiss(), store.tables[table], hashlib.sha256()
+    faiss, info, digest = _library("faiss"), store.tables[table], hashlib.sha256()
     index = faiss.IndexFlatIP(info.dim)
     for _, features in blocks(store, table):
         rows = np.ascontiguousarray(features, dtype=np.float32)
@@ -181,27 +180,17 @@ def _put(write: Callable[[memoryview], Any], update: Callable[[memoryview], Any]
     update(data)
 
 
-def _pyarrow() -> tuple[Any, Any]:
+def _library(form: Format) -> Any:
+    """Import the library of a format. Raises ExportError without it."""
+    name = _LIBRARIES[form]
     try:
-        import pyarrow
-        import pyarrow.parquet
+        return importlib.import_module(name)
     except ImportError:
+        *others, last = FORMATS[: FORMATS.index(form)]
         raise ExportError(
-            "--format parquet needs pyarrow, which is not installed: `pip install 'fashion-ntm[parquet]'`, "
-            "or choose --format npy or safetensors"
+            f"--format {form} needs {name}, which is not installed: `pip install 'fashion-ntm[{form}]'`, "
+            f"or choose --format {', '.join(others)} or {last}"
         ) from None
-    return pyarrow, pyarrow.parquet
-
-
-def _faiss() -> Any:
-    try:
-        import faiss
-    except ImportError:
-        raise ExportError(
-            "--format faiss needs faiss, which is not installed: `pip install 'fashion-ntm[faiss]'`, "
-            "or choose --format npy, safetensors or parquet"
-        ) from None
-    return faiss
 
 
 _WRITERS: dict[str, Callable[[Store, str, Path, Dataset | None], str]] = {
