@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.core.threads import cpu_threads
 from pipeline.training.determinism import derive_seed, flushed_denormals
 from pipeline.training.models import build_model
 from pipeline.training.models._ntm import MemoryState, access, heads
@@ -156,11 +157,11 @@ class Trainer:
     @torch.no_grad()
     def test(self, lengths: Sequence[int], batch: int) -> list[list[float]]:
         """Return wrong bits per sequence on new sequences: [S][lengths]."""
-        return torch.stack([self._tested(length, batch) for length in lengths], 1).tolist()
-
-    def _tested(self, length: int, batch: int) -> Tensor:
-        inputs, bits = self.sequences(length, batch)
-        return wrong_bits(answers(self.models, inputs), bits)
+        found = []
+        for length in lengths:
+            inputs, bits = self.sequences(length, batch)
+            found.append(wrong_bits(answers(self.models, inputs), bits))
+        return torch.stack(found, 1).tolist()
 
 
 def run(
@@ -193,24 +194,20 @@ def run(
     curve: list[dict[str, Any]] = []
     solved: dict[int, dict[str, Any]] = {}
     window: list[tuple[Tensor, Tensor]] = []
-    began, threads = time.perf_counter(), torch.get_num_threads()
-    torch.set_num_threads(1)  # hundreds of small operations per step
-    try:
-        with flushed_denormals():
-            for iteration in range(1, iterations + 1):
-                trainer.rate(0.5 ** (iteration / half_life))
-                window.append(trainer.step(int(torch.randint(shortest, longest + 1, (), generator=lengths))))
-                if len(window) == WINDOW or iteration == iterations:
-                    wrong, loss = (torch.stack(values).mean(0).tolist() for values in zip(*window, strict=True))
-                    window.clear()
-                    seconds = time.perf_counter() - began
-                    curve.append({"iteration": iteration, "wrong_bits": wrong, "loss_bits": loss, "seconds": seconds})
-                    _judge(trainer, wrong, iteration, range(shortest, longest + 1), solved)
-                    _heartbeat(curve[-1], solved)
-                    if len(solved) == len(trainer.seeds):
-                        break
-    finally:
-        torch.set_num_threads(threads)
+    began = time.perf_counter()
+    with cpu_threads(1), flushed_denormals():  # hundreds of small operations per step
+        for iteration in range(1, iterations + 1):
+            trainer.rate(0.5 ** (iteration / half_life))
+            window.append(trainer.step(int(torch.randint(shortest, longest + 1, (), generator=lengths))))
+            if len(window) == WINDOW or iteration == iterations:
+                wrong, loss = (torch.stack(values).mean(0).tolist() for values in zip(*window, strict=True))
+                window.clear()
+                seconds = time.perf_counter() - began
+                curve.append({"iteration": iteration, "wrong_bits": wrong, "loss_bits": loss, "seconds": seconds})
+                _judge(trainer, wrong, iteration, range(shortest, longest + 1), solved)
+                _heartbeat(curve[-1], solved)
+                if len(solved) == len(trainer.seeds):
+                    break
     result = {
         "task": {"bits": BITS, "lengths": [shortest, longest], "iterations": iterations, "batch": batch},
         "model": {"name": "v_ntm", **options},
