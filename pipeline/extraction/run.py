@@ -19,7 +19,7 @@ from pipeline.core.digests import DIGESTS, DigestCache
 from pipeline.extraction.batches import ShardTask
 from pipeline.extraction.commits import Commits
 from pipeline.extraction.distributed import Cluster, Shard
-from pipeline.extraction.engine import TooManyFailures, process
+from pipeline.extraction.engine import TooManyFailures, process, stop_at
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.interrupts import gentle_interrupt
 from pipeline.extraction.meter import Meter
@@ -211,9 +211,7 @@ class _Job:
 
         def look() -> None:
             stop_if_asked()
-            failed = self.meter.failed + self.meter.unusable
-            if limit is not None and failed > limit:
-                raise TooManyFailures(failed, limit)
+            stop_at(limit, self.meter)
 
         if not tasks:
             return

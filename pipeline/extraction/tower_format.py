@@ -58,9 +58,9 @@ def held_form(extractor: Extractor, images: Sequence[Any], form: str, batch_size
 
 def _held(extractor: Extractor, batch: Any, form: str) -> tuple[dict[str, Any], Callable[[], None]]:
     """Return (session record, function that undoes the format)."""
-    plain, undo = _rows(extractor, batch), take_form(extractor, form)
+    plain, undo = trial_rows(extractor, "image", batch), take_form(extractor, form)
     try:
-        apart = float(np.abs(_rows(extractor, batch) - plain).max())
+        apart = float(np.abs(trial_rows(extractor, "image", batch) - plain).max())
         allowed = tolerance(extractor.options.dtype, extractor.options.store_dtype)
         if not apart <= allowed:
             raise FormError(f"a value of its rows is {apart:.1e} from the plain form's, more than {allowed:.0e}")
@@ -92,8 +92,9 @@ def _batch(extractor: Extractor, images: Sequence[Any], size: int) -> Any:
     return collate_for(extractor.device)(parts) if extractor.stacks else parts
 
 
-def _rows(extractor: Extractor, batch: Any) -> np.ndarray:
+def trial_rows(extractor: Extractor, table: str, *parts: Any) -> np.ndarray:
+    """Return rows of prepared items, float64 [n, D]; they do not count as calls of the extractor."""
     calls = extractor.calls
-    rows = extractor.begin("image", batch).numpy().astype(np.float64)
-    extractor.calls = calls  # trials are not counted
+    rows = extractor.begin(table, *parts).numpy().astype(np.float64)
+    extractor.calls = calls
     return rows

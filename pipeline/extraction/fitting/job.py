@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from cache.files import replace_atomically
 from manifests.errors import FashionNTMError, IncompleteError
 from manifests.identity import changed_fields, digest
 from manifests.options import valid_options
@@ -189,9 +190,7 @@ def fit_extractor_spec(
 
 def _finish(folder: Path, record: dict[str, Any]) -> None:
     """Write the record last, so that a folder with a record is complete, and then delete the training state."""
-    temporary = folder / (RECORD + ".tmp")
-    temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(folder / RECORD)
+    replace_atomically(folder / RECORD, json.dumps(record, indent=2).encode() + b"\n")
     for file in (folder / UNFINISHED).iterdir():
         file.unlink()
     (folder / UNFINISHED).rmdir()
