@@ -16,6 +16,7 @@ from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.prepare import one_line
 from pipeline.extraction.tolerance import tolerance
 
+_BATCH = 32  # images on which a format is tried
 FORMS = ("plain", "channels-last", "compiled")
 
 
@@ -44,7 +45,7 @@ def take_form(extractor: Extractor, form: str) -> Callable[[], None]:
     return undo
 
 
-def held_form(extractor: Extractor, images: Sequence[Any], form: str, batch_size: int = 32) -> dict[str, Any]:
+def held_form(extractor: Extractor, images: Sequence[Any], form: str) -> dict[str, Any]:
     """Call ``take_form`` and compare with the default on prepared ``images``; return the session record.
 
     Raises FormError when the format does not run on this machine, or its rows differ from the default by more than the
@@ -53,7 +54,7 @@ def held_form(extractor: Extractor, images: Sequence[Any], form: str, batch_size
     if form == "plain":
         return {}
     _tower(extractor, form)
-    return _held(extractor, _batch(extractor, images, batch_size), form)[0]
+    return _held(extractor, _batch(extractor, images), form)[0]
 
 
 def _held(extractor: Extractor, batch: Any, form: str) -> tuple[dict[str, Any], Callable[[], None]]:
@@ -84,11 +85,11 @@ def _reordered(module: Any, given: tuple[Any, ...], named: dict[str, Any]) -> tu
     return given, {**named, "pixel_values": pixels.contiguous(memory_format=torch.channels_last)}
 
 
-def _batch(extractor: Extractor, images: Sequence[Any], size: int) -> Any:
-    """Return a batch of ``size`` images, repeated if necessary. Raises FormError without any image."""
+def _batch(extractor: Extractor, images: Sequence[Any]) -> Any:
+    """Return a batch of the images, repeated if necessary. Raises FormError without any image."""
     if not images:
         raise FormError("no image could be read to try the form on: use --form plain")
-    parts = [images[n % len(images)] for n in range(size)]
+    parts = [images[n % len(images)] for n in range(_BATCH)]
     return collate_for(extractor.device)(parts) if extractor.stacks else parts
 
 

@@ -113,9 +113,7 @@ class StoreRequest:
         return wanted
 
 
-def request_of(
-    spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str = "cpu", workers: int = 2
-) -> StoreRequest:
+def request_of(spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str = "cpu") -> StoreRequest:
     """Load the extractor (only for its fingerprint) and list the stores that the spec expects.
 
     Propagates errors from loading the model and reading the images folder.
@@ -123,7 +121,7 @@ def request_of(
     extractor = load_extractor(fitted_spec(spec, dataset, workspace), device)
     fields = canonical(extractor.semantic())
     path = store_path(workspace.stores, dataset.name, extractor.name, fields)
-    sources, unreadable = catalogue_of(dataset, extractor, path.parent / DIGESTS, workers, remember=False)
+    sources, unreadable = catalogue_of(dataset, extractor, path.parent / DIGESTS, workers=2, remember=False)
     catalogue = bound_keys(dataset, sources)
 
     def wanted(where: Path, name: str, about: dict[str, Any], tables: tuple[str, ...]) -> ExpectedStore:

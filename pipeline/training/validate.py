@@ -103,9 +103,9 @@ def chance_recall(features: SessionFeatures) -> float:
     return float(np.mean([chance(sizes[name], "mean") for name in categories]))
 
 
-def embed_turns(model: MemoryModel, features: SessionFeatures, batch: int = 1024) -> Tensor:
+def embed_turns(model: MemoryModel, features: SessionFeatures) -> Tensor:
     """Compute f'_qry(1..T) of every session, in eval mode: float32 [S, T, D]; turns after a session's end are padding.
 
     For a model that reads all captions as one query, T is 1: the query after the last turn.
     """
-    return _in_batches(model, features, batch, model)
+    return _in_batches(model, features, 1024, model)

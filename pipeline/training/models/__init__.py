@@ -22,9 +22,9 @@ def model_options(name: str, options: dict[str, Any], file: str = "") -> tuple[t
     return model, valid_options(model.Options, options, file or "memory model", f"models.{name}")
 
 
-def build_model(name: str, options: dict[str, Any], dim: int, seed: int = 0, file: str = "") -> MemoryModel:
+def build_model(name: str, options: dict[str, Any], dim: int, seed: int = 0) -> MemoryModel:
     """Build model ``name`` for features of width ``dim``, initialized from ``seed``. Raises as ``model_options``."""
-    model, parsed = model_options(name, options, file)
+    model, parsed = model_options(name, options)
     with seeded(derive_seed(seed, "init")):
         return model(parsed, dim)
 
