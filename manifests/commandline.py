@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,6 +68,11 @@ def _table(file: Path, path: tuple[str, ...]) -> dict[str, str]:
 def command_line(*words: str) -> str:
     """Return the program's name and ``words``, quoted for a shell."""
     return shlex.join([PROGRAM, *words])
+
+
+def repeated_options(overrides: Sequence[str], data: Path, out: Path) -> list[str]:
+    """Return --set, --data and --out of a call as words for the commands that it prints."""
+    return [word for override in overrides for word in ("--set", override)] + folder_options(data, out)
 
 
 def folder_options(data: Path, out: Path) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from manifests.ablation_spec import load_ablation_spec
-from manifests.commandline import command_line
+from manifests.commandline import command_line, repeated_options
 from manifests.errors import IncompleteError
 from manifests.figure_spec import FigureSpec, load_figure_spec
 from manifests.table_spec import ResultsTable, RowSpec
@@ -20,10 +20,9 @@ from pipeline.core.workspace import Workspace
 from pipeline.training.models import models as registry
 
 
-def build_figure(
-    name: str, run: str, overrides: Sequence[str], data: Path, out: Path, options: Sequence[str] = ()
-) -> tuple[FigureSpec, Scatter]:
-    """Return figure ``name`` as data. ``options``: command-line words repeated in printed commands."""
+def build_figure(name: str, run: str, overrides: Sequence[str], data: Path, out: Path) -> tuple[FigureSpec, Scatter]:
+    """Return figure ``name`` as data."""
+    options = repeated_options(overrides, data, out)
     figure = load_figure_spec(name)
     ablation = load_ablation_spec(figure.ablation)
     spec = read_spec(run or figure.run, overrides)
@@ -54,31 +53,21 @@ def build_figure(
 
 
 def paper_figure(
-    name: str,
-    form: str,
-    run: str,
-    overrides: Sequence[str],
-    data: Path,
-    out: Path,
-    folder: Path | None,
-    options: Sequence[str] = (),
+    name: str, form: str, run: str, overrides: Sequence[str], data: Path, out: Path, folder: Path | None
 ) -> str:
     """Return figure ``name`` as CSV or JSON, or (with ``files``) the drawn paths and the missing points."""
-    spec, figure = build_figure(name, run, overrides, data, out, options)
+    spec, figure = build_figure(name, run, overrides, data, out)
     if form != "files":
         return {"json": figure_json, "csv": figure_csv}[form](figure)
+    words = ["ablate", spec.ablation, *(["--spec", run] if run else []), *repeated_options(overrides, data, out)]
+    missing_parts = command_line(*words)
     if not any(point.whole for point in figure.points):
-        raise IncompleteError(f"no point has both a recall and a time: run `{_ablate(spec, run, options)}`")
+        raise IncompleteError(f"no point has both a recall and a time: run `{missing_parts}`")
     written = draw(figure, folder or out / "figures", f"figure-{Path(name).stem}")
     lines = [str(path) for path in written] + list(figure.notes)
     absent = [point.label for point in figure.points if not point.whole]
     fewer = [point.label for point in figure.points if point.whole and point.command]
     lines += [f"not drawn (missing: a run, a timing): {', '.join(absent)}"] if absent else []
     lines += [f"of fewer seeds than the ablation has: {', '.join(fewer)}"] if fewer else []
-    lines += [f"to fill: {_ablate(spec, run, options)}"] if absent or fewer else []
+    lines += [f"to fill: {missing_parts}"] if absent or fewer else []
     return "\n".join(lines) + "\n"
-
-
-def _ablate(figure: FigureSpec, run: str, options: Sequence[str]) -> str:
-    """Return the command that makes only the missing parts of the figure."""
-    return command_line("ablate", figure.ablation, *(["--spec", run] if run else []), *options)

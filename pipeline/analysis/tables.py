@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from manifests.ablation_spec import AblationSpec, load_ablation_spec
-from manifests.commandline import command_line
+from manifests.commandline import command_line, repeated_options
 from manifests.errors import IncompleteError
 from manifests.leaks import SUBSETS, subset_sessions
 from manifests.load import load_dataset, load_spec
@@ -36,9 +36,7 @@ NO_EXTRACTOR = Component(name="none")  # a table of datasets reads no feature
 class TableRequest:
     """A table by name, and what fills it. ``name``: a shipped table, or a table, ablation or run spec.
 
-    ``spec``: a run spec; "": the table's own. ``seeds``; empty: all there are.
-
-    ``options``: words repeated in printed commands (``--data DIR``, ...). ``ranked``: names of scored ranked lists.
+    ``spec``: a run spec; "": the table's own. ``seeds``; empty: all there are. ``ranked``: names of scored ranked lists.
     """
 
     name: str
@@ -47,8 +45,17 @@ class TableRequest:
     spec: str = ""
     overrides: Sequence[str] = ()
     seeds: Sequence[int] = ()
-    options: Sequence[str] = ()
     ranked: Sequence[str] = ()
+
+    @property
+    def options(self) -> list[str]:
+        """Return the options that printed commands repeat."""
+        return repeated_options(self.overrides, self.data, self.out)
+
+    def run_spec(self, default: str) -> RunSpec:
+        """Return the run spec asked for, or ``default``."""
+        name = self.spec or default
+        return read_spec(name, self.overrides, shlex.join([name, *self.options]))
 
 
 def build_table(request: TableRequest) -> Table:
@@ -62,8 +69,7 @@ def build_table(request: TableRequest) -> Table:
     if isinstance(table, DatasetTable):
         return build_dataset_table(table, present_datasets(table, request.data))
     assert isinstance(table, ResultsTable)
-    asked = request.spec or table.run
-    spec = read_spec(asked, request.overrides, shlex.join([asked, *request.options]))
+    spec = request.run_spec(table.run)
     table = with_ranked_rows(filled_from(table, spec, request.spec), request.ranked)
     return fill(table, RunFinder(spec, request.data, Workspace(request.out), table, request.seeds), request)
 
@@ -71,14 +77,11 @@ def build_table(request: TableRequest) -> Table:
 def _own(request: TableRequest, kind: str) -> Table:
     """Return the table of a run spec's own models, or of an ablation's own grid."""
     if kind == "run":
-        words = [request.name, *request.options]
-        spec = read_spec(request.name, request.overrides, shlex.join(words))
+        spec = replace(request, spec="").run_spec(request.name)
         dataset = load_dataset(spec, request.data)
         return fill_own(own_table(spec, dataset, leak_subsets(dataset)), spec, request)
     ablation = load_ablation_spec(request.name)
-    asked = request.spec or ablation.run
-    spec = read_spec(asked, request.overrides, shlex.join([asked, *request.options]))
-    return table_of_ablation(ablation, spec, request)
+    return table_of_ablation(ablation, request.run_spec(ablation.run), request)
 
 
 def table_of_ablation(ablation: AblationSpec, spec: RunSpec, request: TableRequest) -> Table:
@@ -142,7 +145,7 @@ class Filler:
     """Commands that fill table rows: each runs the matching point of the table's ablation."""
 
     def __init__(self, table: ResultsTable, spec: RunSpec, request: TableRequest):
-        self.table, self.spec, self.run, self.options = table, spec, request.spec, list(request.options)
+        self.table, self.spec, self.run, self.options = table, spec, request.spec, request.options
         self.name = table.ablation if kind_of_table(request.name) == "table" else request.name
 
     @cached_property

@@ -7,18 +7,20 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
+from dataclasses import dataclass
+from functools import cached_property, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from manifests.commandline import BUILT_IN, default_folder, folder_options, variable
+from manifests.commandline import BUILT_IN, default_folder, repeated_options, variable
 from manifests.text import printable
 
 if TYPE_CHECKING:
     from manifests.schema import Dataset, RunSpec
     from pipeline.core.workspace import Workspace
+    from pipeline.jobs.experiment import Experiment
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -68,6 +70,11 @@ def option_device(f: F) -> F:
     return click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")(f)
 
 
+def option_host(f: F) -> F:
+    text = "Address to listen on. Any other than this machine's own gets a token."
+    return click.option("--host", default="127.0.0.1", show_default=True, help=text)(f)
+
+
 BACKENDS = ["auto", "reference", "fast", "numba", "graph", "triton"]
 
 
@@ -81,42 +88,70 @@ def option_backend(f: F) -> F:
     )(f)
 
 
-def spec_command(f: F) -> F:
-    """Add SPEC, --set, --data and --out, the parameters of every command on a spec."""
+@dataclass(frozen=True)
+class Job:
+    """SPEC of a command with its options. Spec and dataset are loaded at first use."""
+
+    given: str
+    overrides: tuple[str, ...]
+    data: Path
+    out: Path
+    device: str = "auto"
+
+    @cached_property
+    def spec(self) -> RunSpec:
+        """Return the checked spec; commands that it prints repeat the options of this call."""
+        from pipeline.analysis.tuning.sealed import read_spec
+        from pipeline.jobs.specs import check_components
+
+        words = repeated_options(self.overrides, self.data, self.out)
+        spec = read_spec(self.given, self.overrides, shlex.join([self.given, *words]))
+        check_components(spec)
+        return spec
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        return load(self.spec, self.data)
+
+    @property
+    def workspace(self) -> Workspace:
+        from pipeline.core.workspace import Workspace
+
+        return Workspace(self.out)
+
+    @property
+    def parts(self) -> tuple[RunSpec, Dataset, Workspace]:
+        return self.spec, self.dataset, self.workspace
+
+    @property
+    def experiment(self) -> Experiment:
+        from pipeline.jobs.experiment import Experiment
+
+        return Experiment(*self.parts, self.device, log)
+
+
+def job_command(f: F) -> F:
+    """Add SPEC, --set, --data and --out; call ``f`` with the ``Job`` that they and --device, if it has one, give."""
+
+    @wraps(f)
+    def call(spec: str, overrides: tuple[str, ...], data: Path, out: Path, device: str = "auto", **words: Any) -> Any:
+        return f(Job(spec, overrides, data, out, device), **words)
+
     argument = click.argument("spec", metavar="SPEC")
-    return argument(option_set(option_data(option_out(f))))
+    return argument(option_set(option_data(option_out(call))))
 
 
 def stage2_command(f: F) -> F:
     """Add SPEC and its options, --model, --seeds and --device; call ``f`` with experiment, models and seeds."""
 
     @wraps(f)
-    def call(spec: str, overrides: tuple[str, ...], data: Path, out: Path, device: str, **words: Any) -> Any:
-        from pipeline.jobs.experiment import Experiment
+    def call(job: Job, **words: Any) -> Any:
         from pipeline.jobs.identities import asked_runs
 
-        job, workspace = open_job(spec, overrides, data, out)
-        asked_runs(job, words["models"])  # an unknown model is named before anything is read
-        return f(Experiment(job, load(job, data), workspace, device, log), **words)
+        asked_runs(job.spec, words["models"])  # an unknown model is named before anything is read
+        return f(job.experiment, **words)
 
-    return spec_command(option_models(option_device(call)))
-
-
-def open_job(spec: str, overrides: tuple[str, ...], data: Path, out: Path) -> tuple[RunSpec, Workspace]:
-    """Return the checked spec and its workspace; printed commands repeat the options of this call."""
-    from pipeline.analysis.tuning.sealed import read_spec
-    from pipeline.core.workspace import Workspace
-    from pipeline.jobs.specs import check_components
-
-    loaded = read_spec(spec, overrides, shlex.join([spec, *options(overrides, data, out)]))
-    check_components(loaded)
-    return loaded, Workspace(out)
-
-
-def options(overrides: tuple[str, ...], data: Path, out: Path) -> list[str]:
-    """Return the options of this call that differ from the built-in defaults, for a command that can be pasted."""
-    words = [word for override in overrides for word in ("--set", override)]
-    return words + folder_options(data, out)
+    return job_command(option_models(option_device(call)))
 
 
 def load(spec: RunSpec, data: Path) -> Dataset:

@@ -14,7 +14,6 @@ from pipeline.commands._shared import (
     option_json,
     option_out,
     option_set,
-    options,
     parse_numbers,
 )
 
@@ -55,22 +54,19 @@ def command(
     """
     from pipeline.analysis.ablation.plan import plan_ablation
     from pipeline.analysis.ablation.run import ablate, open_ablation, variants_of
-
-    if scheduler and workers:
-        raise click.UsageError("--scheduler and --local-cluster exclude each other: give one of them")
-    place = open_ablation(spec, run, overrides, data, out, device, options(overrides, data, out))
-    chosen = (only or (), seeds or ())
     from pipeline.analysis.tables import TableRequest, table_of_ablation
     from pipeline.analysis.terminal import to_text
 
-    words = options(overrides, data, out)
+    if scheduler and workers:
+        raise click.UsageError("--scheduler and --local-cluster exclude each other: give one of them")
+    place, chosen = open_ablation(spec, run, overrides, data, out, device), (only or (), seeds or ())
     plans, tables = [], []
     for part in variants_of(place):
         if dry_run:
             plans.append(plan_ablation(part.ablation, part.spec, part.dataset(), part.workspace, device, *chosen))
         else:
             plans.append(ablate(part, *chosen, scheduler, workers or 0, log))
-            request = TableRequest(spec, data, out, run, overrides, options=words)
+            request = TableRequest(spec, data, out, run, overrides)
             tables.append(table_of_ablation(part.ablation, part.spec, request))
     found = [plan.as_dict() for plan in plans]
     for about, table in zip(found, tables, strict=False):

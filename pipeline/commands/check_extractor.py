@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import emit, load, log, open_job, option_device, option_json, spec_command
+from pipeline.commands._shared import Job, emit, job_command, load, log, option_device, option_json
 
 SECTION = "stage 1"
 METRIC_NAMES = ("R@10", "R@50", "mean")
@@ -26,7 +26,7 @@ def _values(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> di
 
 
 @click.command("check-extractor", epilog="Example: fashion-ntm check-extractor fashioniq-clip --data DIR")
-@spec_command
+@job_command
 @click.option(
     "--published",
     multiple=True,
@@ -49,17 +49,7 @@ def _values(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> di
 )
 @option_device
 @option_json
-def command(
-    spec: str,
-    overrides: tuple[str, ...],
-    data: Path,
-    out: Path,
-    published: dict[str, float],
-    tolerance: float,
-    to: Path | None,
-    device: str,
-    as_json: bool,
-) -> None:
+def command(job: Job, published: dict[str, float], tolerance: float, to: Path | None, as_json: bool) -> None:
     """Rank single-turn queries with SPEC's features and compare R@10 and R@50 with published values.
 
     FashionIQ is ranked in both gallery protocols (original and VAL). In any other dataset each turn of the test sessions
@@ -69,21 +59,13 @@ def command(
     from pipeline.jobs.experiment import Experiment
     from pipeline.jobs.run import make_features
 
-    job, workspace = open_job(spec, overrides, data, out)
-    made = protocols(job)
-    first = load(next(iter(made.values())), data)
-    job = next(iter(made.values()))
-    make_features(job, first, workspace, device, log)
-    experiment = Experiment(job, first, workspace, device, log)
+    made = protocols(job.spec)
+    datasets = {protocol: load(spec, job.data) for protocol, spec in made.items()}
+    spec, dataset = next(iter(made.values())), next(iter(datasets.values()))
+    make_features(spec, dataset, job.workspace, job.device, log)
+    experiment = Experiment(spec, dataset, job.workspace, job.device, log)
     scores = [
-        score(
-            experiment,
-            first if other is job else load(other, data),
-            protocol,
-            published or published_values(job, protocol),
-            tolerance,
-            to,
-        )
-        for protocol, other in made.items()
+        score(experiment, data, protocol, published or published_values(spec, protocol), tolerance, to)
+        for protocol, data in datasets.items()
     ]
     emit([s.as_dict() for s in scores], "\n\n".join(s.text() for s in scores), as_json)

@@ -6,22 +6,13 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import (
-    emit,
-    load,
-    log,
-    open_job,
-    option_device,
-    option_json,
-    option_models,
-    spec_command,
-)
+from pipeline.commands._shared import Job, emit, job_command, log, option_device, option_json, option_models
 
 SECTION = "stage 2"
 
 
 @click.command("evaluate", epilog="Example: fashion-ntm evaluate mt_fashioniq-caption --model lstm --json")
-@spec_command
+@job_command
 @option_models
 @option_device
 @click.option(
@@ -43,13 +34,9 @@ SECTION = "stage 2"
 )
 @option_json
 def command(
-    spec: str,
-    overrides: tuple[str, ...],
-    data: Path,
-    out: Path,
+    job: Job,
     models: tuple[str, ...],
     seeds: tuple[int, ...] | None,
-    device: str,
     ranked: Path | None,
     name: str | None,
     against: str | None,
@@ -63,7 +50,6 @@ def command(
     its list does not name has the last rank.
     """
     from pipeline.analysis.compare import compare_list, to_text
-    from pipeline.jobs.experiment import Experiment
     from pipeline.jobs.identities import asked_runs
     from pipeline.jobs.ranked import score_list
     from pipeline.jobs.stage2 import evaluate, summary_text
@@ -73,19 +59,18 @@ def command(
         raise click.UsageError(f"{next(k for k, v in alone.items() if v)} is an option of --ranked FILE")
     if ranked is not None and (models or seeds):
         raise click.UsageError("--ranked FILE scores a file: --model and --seeds name trained runs")
-    job, workspace = open_job(spec, overrides, data, out)
     if ranked is None:
-        asked_runs(job, models)  # an unknown model is named before anything is read
-        experiment = Experiment(job, load(job, data), workspace, device, log)
+        asked_runs(job.spec, models)  # an unknown model is named before anything is read
+        experiment = job.experiment
         summaries = evaluate(experiment, experiment.current_runs(models, seeds))
         emit(summaries, summary_text(summaries), as_json)
         return
-    dataset, called = load(job, data), name or ranked.name.split(".")[0]
-    evaluation, summary, unnamed = score_list(ranked, called, dataset, workspace, partial, trained_on)
+    called = name or ranked.name.split(".")[0]
+    evaluation, summary, unnamed = score_list(ranked, called, job.dataset, job.workspace, partial, trained_on)
     if unnamed:
         log(f"note: {unnamed:,} lists do not name their target: it has the last rank, so MRR is a lower bound")
     text = summary_text([summary])
     if against:
-        found = compare_list(called, evaluation, against, data, out)
+        found = compare_list(called, evaluation, against, job.data, job.out)
         summary, text = {**summary, "against": found.as_dict()}, f"{text}\n\n{to_text(found)}"
     emit(summary, text, as_json)

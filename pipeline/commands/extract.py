@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
-from pipeline.commands._shared import emit, load, open_job, option_device, option_json, spec_command
+from pipeline.commands._shared import Job, emit, job_command, option_device, option_json
 from pipeline.commands._stage1 import BatchSize, option_precision
 
 SECTION = "stage 1"
 
 
 @click.command("extract", epilog="Example: fashion-ntm extract mt_fashioniq-caption --set extractor.model=DIR")
-@spec_command
+@job_command
 @option_device
 @click.option(
     "--batch-size",
@@ -48,9 +47,7 @@ SECTION = "stage 1"
 @click.option("--max-failures", type=click.IntRange(0), help="Stop once more items than this have failed.")
 @click.option("--retry-failed", is_flag=True, help="Try the items again that are recorded as failed.")
 @option_json
-def command(
-    spec: str, overrides: tuple[str, ...], data: Path, out: Path, device: str, as_json: bool, **how: Any
-) -> None:
+def command(job: Job, as_json: bool, **how: Any) -> None:
     """Cache the features of every image, feedback text and query of SPEC.
 
     Resumable: run the same command again, and only missing rows are computed. Exits with 3 if files could not be read.
@@ -60,8 +57,7 @@ def command(
     from pipeline.jobs.stage1 import extract_spec
 
     how["local_cluster"] = how["local_cluster"] or 0
-    job, workspace = open_job(spec, overrides, data, out)
-    result = extract_spec(job, load(job, data), workspace, device, **how)
+    result = extract_spec(*job.parts, job.device, **how)
     emit(result.as_dict(), result.text(), as_json)
     if result.extraction.unread:
         raise click.exceptions.Exit(3)

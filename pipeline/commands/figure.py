@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import emit, log, option_data, option_json, option_out, option_set, options, show
+from pipeline.commands._shared import emit, log, option_data, option_json, option_out, option_set, show
 
 SECTION = "results"
 DIAGNOSTICS, LEAKAGE = "diagnostics", "leakage"
@@ -72,7 +72,7 @@ def command(
         from pipeline.analysis.ablation.run import open_ablation
         from pipeline.analysis.memorisation import draw_memorisation, memorisation
 
-        place = open_ablation("memorisation", spec, overrides, data, out, "cpu", options(overrides, data, out))
+        place = open_ablation("memorisation", spec, overrides, data, out, "cpu")
         study = memorisation(place)
         if not as_json and form == "files":
             for path in draw_memorisation(study, to or out / "figures"):
@@ -84,4 +84,4 @@ def command(
     from pipeline.analysis.figures import paper_figure
 
     form = "json" if as_json else form
-    show(paper_figure(name, form, spec, overrides, data, out, to, options(overrides, data, out)), nl=False)
+    show(paper_figure(name, form, spec, overrides, data, out, to), nl=False)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.commands._shared import emit, load, log, open_job, option_device, option_json, spec_command
+from pipeline.commands._shared import Job, emit, job_command, log, option_device, option_json
 
 if TYPE_CHECKING:
     from pipeline.extraction.fitting.state import Progress
@@ -18,7 +17,7 @@ HEARTBEAT = 15.0  # seconds between lines; the first steps are reported immediat
 
 
 @click.command("fit-extractor", epilog="Example: fashion-ntm fit-extractor mt_fashioniq-fashionvlp --device cuda")
-@spec_command
+@job_command
 @option_device
 @click.option("--workers", type=click.IntRange(0), default=2, show_default=True, help="Decoding threads.")
 @click.option(
@@ -30,23 +29,13 @@ HEARTBEAT = 15.0  # seconds between lines; the first steps are reported immediat
     help="Time between checkpoints.",
 )
 @option_json
-def command(
-    spec: str,
-    overrides: tuple[str, ...],
-    data: Path,
-    out: Path,
-    device: str,
-    workers: int,
-    save_every: float,
-    as_json: bool,
-) -> None:
+def command(job: Job, workers: int, save_every: float, as_json: bool) -> None:
     """Train the single-turn model of SPEC on the train triplets of its dataset.
 
     Resumable: run the same command again to continue from the last checkpoint. `extract` then uses the result.
     """
     from pipeline.extraction.fitting.job import fit_extractor_spec
 
-    job, workspace = open_job(spec, overrides, data, out)
     said = 0.0
     first: int | None = None
 
@@ -59,5 +48,5 @@ def command(
             log(f"step {progress.step:,} of {total:,}: loss {loss:.4f}, {rate:.1f} triplets/s")
             said = now
 
-    result = fit_extractor_spec(job, load(job, data), workspace, device, workers, log, on_step, save_every)
+    result = fit_extractor_spec(*job.parts, job.device, workers, log, on_step, save_every)
     emit(result.as_dict(), result.text(), as_json)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
-from pipeline.commands._shared import emit, load, log, open_job, option_device, option_json, spec_command
+from pipeline.commands._shared import Job, emit, job_command, option_device, option_json
 
 SECTION = "stage 2"
 
 
 @click.command("history", epilog="Example: fashion-ntm history demo")
-@spec_command
+@job_command
 @click.option("--draws", type=click.IntRange(1), default=5, show_default=True, help="Draws of each random history.")
 @click.option(
     "--part",
@@ -23,17 +21,13 @@ SECTION = "stage 2"
 )
 @option_device
 @option_json
-def command(
-    spec: str, overrides: tuple[str, ...], data: Path, out: Path, draws: int, part: str, device: str, as_json: bool
-) -> None:
+def command(job: Job, draws: int, part: str, as_json: bool) -> None:
     """Measure how much earlier turns tell about the target: the possible gain of any memory on SPEC's features.
 
     Ranks sessions by the last turn, by moving averages over their own history and over another session's history
     (control), and by the best fixed weights of the turns; one of these is fitted on the loss of the test sessions.
     """
     from pipeline.analysis.history import history_contribution
-    from pipeline.jobs.experiment import Experiment
 
-    job, workspace = open_job(spec, overrides, data, out)
-    found = history_contribution(Experiment(job, load(job, data), workspace, device, log), part, draws)
+    found = history_contribution(job.experiment, part, draws)
     emit(found.as_dict(), found.text(), as_json)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
-from pipeline.commands._shared import emit, load, open_job, option_json, spec_command
+from pipeline.commands._shared import Job, emit, job_command, option_json
 
 SECTION = "data"
 
 
 @click.command("leaks", epilog="Example: fashion-ntm leaks mt_fashioniq-caption --data DIR")
-@spec_command
+@job_command
 @click.option(
     "--scope",
     type=click.Choice(["category", "dataset"]),
@@ -28,15 +26,12 @@ SECTION = "data"
     help="Cosine from which two images count as near-duplicates.",
 )
 @option_json
-def command(
-    spec: str, overrides: tuple[str, ...], data: Path, out: Path, scope: str, threshold: float, as_json: bool
-) -> None:
+def command(job: Job, scope: str, threshold: float, as_json: bool) -> None:
     """Report overlap of test and train sessions: pairs, images, captions, near-duplicates; and the affected tables.
 
     Near-duplicates are found by feature similarity, once `extract` has made a store for SPEC.
     """
     from pipeline.analysis.leak_report import leak_report
 
-    job, workspace = open_job(spec, overrides, data, out)
-    report = leak_report(job, load(job, data), workspace, scope, threshold)
+    report = leak_report(*job.parts, scope, threshold)
     emit(report.as_dict(), report.text(), as_json)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
-from pipeline.commands._shared import emit, load, open_job, option_device, option_json, spec_command
+from pipeline.commands._shared import Job, emit, job_command, option_device, option_json
 from pipeline.commands._stage1 import BatchSize, Count, option_precision
 
 SECTION = "stage 1"
 
 
 @click.command("plan", epilog="Example: fashion-ntm plan mt_fashioniq-caption --probe --items 10000000")
-@spec_command
+@job_command
 @option_device
 @option_precision
 @click.option("--probe", is_flag=True, help="Run a few batches to measure the rate and the time left.")
@@ -33,24 +32,12 @@ SECTION = "stage 1"
     "--shard-rows", type=click.IntRange(1), default=4096, show_default=True, help="Rows per commit, for --items."
 )
 @option_json
-def command(
-    spec: str,
-    overrides: tuple[str, ...],
-    data: Path,
-    out: Path,
-    device: str,
-    as_json: bool,
-    items: int | None,
-    rate: float | None,
-    shard_rows: int,
-    **how: Any,
-) -> None:
+def command(job: Job, as_json: bool, items: int | None, rate: float | None, shard_rows: int, **how: Any) -> None:
     """Show the work of `extract` with reasons: rows to do, done, stale and failed by table, GB to write. Writes nothing."""
     from pipeline.extraction.cost import cost_of
     from pipeline.jobs.stage1 import plan_spec
 
-    job, workspace = open_job(spec, overrides, data, out)
-    result = plan_spec(job, load(job, data), workspace, device, **how)
+    result = plan_spec(*job.parts, job.device, **how)
     values, text = result.as_dict(), result.text()
     if items is not None:
         cost = cost_of(result, items, shard_rows, rate)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import emit, load, log, open_job, option_device, option_json, parse_numbers, spec_command
+from pipeline.commands._shared import Job, emit, job_command, log, option_device, option_json, parse_numbers
 
 SECTION = "results"
 
 
 @click.command("report", epilog="Example: fashion-ntm report demo --data out/demo --out out/demo --file report.html")
-@spec_command
+@job_command
 @click.option(
     "--file",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -36,10 +36,7 @@ SECTION = "results"
 @option_device
 @option_json
 def command(
-    spec: str,
-    overrides: tuple[str, ...],
-    data: Path,
-    out: Path,
+    job: Job,
     file: Path,
     model: str | None,
     against: str | None,
@@ -47,15 +44,13 @@ def command(
     sessions: int,
     k: int,
     megabytes: float,
-    device: str,
     as_json: bool,
 ) -> None:
     """Write SPEC's results to one self-contained HTML file: tables, curves, retention, turn order and sessions."""
     from pipeline.views.report.build import Options, gather
     from pipeline.views.report.page import write_report
 
-    job, workspace = open_job(spec, overrides, data, out)
     asked = Options(model, against, seeds, sessions, k, megabytes)
-    done = write_report(file, gather(job, load(job, data), workspace, data, asked, device, log))
+    done = write_report(file, gather(*job.parts, job.data, asked, job.device, log))
     log(f"{done['bytes'] / 1e6:.1f} MB, {done['sessions']} sessions, {done['pictures']} pictures")
     emit(done, str(done["path"]), as_json)

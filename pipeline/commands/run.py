@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
-from pipeline.commands._shared import load, log, open_job, option_device, option_models, show, spec_command
+from pipeline.commands._shared import Job, job_command, log, option_device, option_models, show
 
 SECTION = "stage 2"
 
 
 @click.command("run", epilog="Example: fashion-ntm run mt_fashioniq-caption --data DIR")
-@spec_command
+@job_command
 @option_models
 @option_device
-def command(
-    spec: str,
-    overrides: tuple[str, ...],
-    data: Path,
-    out: Path,
-    models: tuple[str, ...],
-    seeds: tuple[int, ...] | None,
-    device: str,
-) -> None:
+def command(job: Job, models: tuple[str, ...], seeds: tuple[int, ...] | None) -> None:
     """Run both stages of SPEC in order: extract, fit-composer, train, evaluate. Finished work is kept."""
-    from pipeline.jobs.run import Job, run_spec
+    from pipeline.jobs.run import run_spec
 
-    opened, workspace = open_job(spec, overrides, data, out)
-    show(run_spec(Job(opened, load(opened, data), workspace, device, log), models, seeds))
+    show(run_spec(*job.parts, job.device, log, models, seeds))

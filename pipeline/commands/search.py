@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import emit, load, log, open_job, option_device, option_json, show, spec_command
+from pipeline.commands._shared import Job, emit, job_command, log, option_device, option_json, show
 
 SECTION = "look"
 
 
 @click.command("search", epilog='Example: fashion-ntm search shop.toml --image photo.jpg --text "in navy" --html')
-@spec_command
+@job_command
 @click.option("--image", metavar="FILE|ID", help="Image to start from: a file, or an id of the catalogue.")
 @click.option("--text", "texts", multiple=True, help="What should be different; repeat it for further turns.")
 @click.option("-k", "--top", type=click.IntRange(1, 1000), default=10, show_default=True, help="Number of results.")
@@ -29,10 +29,7 @@ SECTION = "look"
 @option_json
 @option_device
 def command(
-    spec: str,
-    overrides: tuple[str, ...],
-    data: Path,
-    out: Path,
+    job: Job,
     image: str | None,
     texts: tuple[str, ...],
     top: int,
@@ -42,7 +39,6 @@ def command(
     html: bool,
     file: Path | None,
     as_json: bool,
-    device: str,
 ) -> None:
     """Search SPEC's gallery by an image, by texts, or by an image and what should be different.
 
@@ -55,10 +51,8 @@ def command(
     from cache.files import replace_atomically
     from pipeline.api.search import search
 
-    job, workspace = open_job(spec, overrides, data, out)
-    found, start = search(
-        job, load(job, data), workspace, image, texts, top, gallery, [run] if run else [], device, cached_only, log
-    )
+    runs = [run] if run else []
+    found, start = search(*job.parts, image, texts, top, gallery, runs, job.device, cached_only, log)
     if html:
         path = file or Path("search.html")
         path.parent.mkdir(parents=True, exist_ok=True)

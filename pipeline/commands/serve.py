@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import load, log, open_job, option_device, spec_command
+from pipeline.commands._shared import Job, job_command, log, option_device, option_host
 
 SECTION = "look"
 
 
 @click.command("serve", epilog="Example: fashion-ntm serve demo --data out/demo --out out/demo")
-@spec_command
+@job_command
 @click.option(
     "--run",
     "runs",
@@ -20,12 +20,7 @@ SECTION = "look"
     metavar="ID",
     help="Run id, or its first digits; repeatable. Default: all finished runs of the spec.",
 )
-@click.option(
-    "--host",
-    default="127.0.0.1",
-    show_default=True,
-    help="Address to listen on. Any other than this machine's own gets a token.",
-)
+@option_host
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: a free one.")
 @click.option("--cached-only", is_flag=True, help="Load no extractor: only texts that are cached can be said.")
 @click.option(
@@ -36,17 +31,13 @@ SECTION = "look"
 @click.option("--max-upload-mb", type=click.FloatRange(0.1, 100), default=8.0, show_default=True)
 @option_device
 def command(
-    spec: str,
-    overrides: tuple[str, ...],
-    data: Path,
-    out: Path,
+    job: Job,
     runs: tuple[str, ...],
     host: str,
     port: int,
     cached_only: bool,
     save: Path | None,
     max_upload_mb: float,
-    device: str,
 ) -> None:
     """Serve a local page for multi-turn search over SPEC's gallery: describe changes, and compare two models."""
     from pipeline.views.serve.run import listen, need_web, open_engine, saved_folder
@@ -55,11 +46,8 @@ def command(
     from pipeline.views.serve.app import make_app
     from pipeline.views.serve.limits import Limits
 
-    job, workspace = open_job(spec, overrides, data, out)
-    dataset = load(job, data)
     limits = Limits(upload_bytes=int(max_upload_mb * 1e6))
-    engine = open_engine(job, dataset, workspace, runs, device, cached_only, limits, log)
+    engine = open_engine(*job.parts, runs, job.device, cached_only, limits, log)
     saved = saved_folder(save, engine, log)
-    listen(
-        lambda token, hosts: make_app(engine, job.title or job.name, token, hosts, saved), host, port, log, click.echo
-    )
+    title = job.spec.title or job.spec.name
+    listen(lambda token, hosts: make_app(engine, title, token, hosts, saved), host, port, log, click.echo)

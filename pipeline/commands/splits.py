@@ -6,23 +6,22 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import emit, load, log, open_job, option_json, spec_command
+from pipeline.commands._shared import Job, emit, job_command, load, log, option_json
 
 SECTION = "data"
 
 
 @click.command("splits", epilog="Example: fashion-ntm splits mt_fashioniq-caption --data DIR --to lists")
-@spec_command
+@job_command
 @click.option("--to", type=click.Path(path_type=Path), help="Folder for one list of session ids per split.")
 @option_json
-def command(spec: str, overrides: tuple[str, ...], data: Path, out: Path, to: Path | None, as_json: bool) -> None:
+def command(job: Job, to: Path | None, as_json: bool) -> None:
     """Check the clean splits of SPEC's dataset (dataset.protocol), and write their lists of session ids with --to."""
     from pipeline.analysis.splits import clean_splits, splits_text, write_splits
 
-    job, _ = open_job(spec, overrides, data, out)
-    whole = {key: value for key, value in job.dataset.model_dump().items() if key != "protocol"}
-    job = job.model_copy(update={"dataset": type(job.dataset)(**whole)})
-    splits = clean_splits(load(job, data))
+    whole = {key: value for key, value in job.spec.dataset.model_dump().items() if key != "protocol"}
+    spec = job.spec.model_copy(update={"dataset": type(job.spec.dataset)(**whole)})
+    splits = clean_splits(load(spec, job.data))
     for path in write_splits(splits, to) if to else ():
         log(f"wrote {path}")
     emit([s.as_dict() for s in splits], splits_text(splits), as_json)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from manifests.commandline import command_line
-from pipeline.commands._shared import emit, load, log, open_job, option_device, option_json, spec_command
+from pipeline.commands._shared import Job, emit, job_command, log, option_device, option_host, option_json
 
 SECTION = "look"
 
@@ -36,7 +36,7 @@ def command() -> None:
 
 
 @command.command("ask", epilog="Example: fashion-ntm study demo --model cm_ntm --model ewma --sessions 45")
-@spec_command
+@job_command
 @click.option(
     "--model",
     "models",
@@ -62,19 +62,11 @@ def command() -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="SQLite file. Keeps the answers. Default: OUT/studies/SPEC.sqlite.",
 )
-@click.option(
-    "--host",
-    default="127.0.0.1",
-    show_default=True,
-    help="Address to listen on. Any other than this machine's own gets a token.",
-)
+@option_host
 @click.option("--port", type=click.IntRange(0, 65535), default=8001, show_default=True, help="0: a free one.")
 @option_device
 def ask(
-    spec: str,
-    overrides: tuple[str, ...],
-    data: Path,
-    out: Path,
+    job: Job,
     models: tuple[str, ...],
     sessions: int,
     k: int,
@@ -83,7 +75,6 @@ def ask(
     db: Path | None,
     host: str,
     port: int,
-    device: str,
 ) -> None:
     """Serve the study of SPEC. Every answer is saved immediately; participants can resume under the same name."""
     from pipeline.views.serve.run import listen, need_web
@@ -92,13 +83,11 @@ def ask(
     from pipeline.views.study.app import make_study_app
     from pipeline.views.study.run import default_path, open_study
 
-    job, workspace = open_job(spec, overrides, data, out)
-    dataset = load(job, data)
-    path = db or default_path(workspace, job)
-    study = open_study(path, job, dataset, workspace, models, sessions, k, seed, codes, device, log)
+    path = db or default_path(job.workspace, job.spec)
+    study = open_study(path, *job.parts, models, sessions, k, seed, codes, job.device, log)
     log(f"answers go to {path}; see them with `{command_line('study', 'results', str(path))}`")
-    title = job.title or job.name
-    listen(lambda token, hosts: make_study_app(study, dataset, title, token, hosts), host, port, log, click.echo)
+    title = job.spec.title or job.spec.name
+    listen(lambda token, hosts: make_study_app(study, job.dataset, title, token, hosts), host, port, log, click.echo)
 
 
 @command.command(

@@ -6,16 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import (
-    log,
-    option_data,
-    option_json,
-    option_out,
-    option_set,
-    options,
-    parse_numbers,
-    show,
-)
+from pipeline.commands._shared import log, option_data, option_json, option_out, option_set, parse_numbers, show
 
 SECTION = "results"
 
@@ -67,8 +58,7 @@ def command(
     from pipeline.analysis.tables import TableRequest, build_table
 
     form = "json" if as_json else form
-    words = options(overrides, data, out)
-    request = TableRequest(name, data, out, spec or "", overrides, seeds or (), words, ranked)
+    request = TableRequest(name, data, out, spec or "", overrides, seeds or (), ranked)
     table = load_table_spec(name) if kind_of_table(name) == "table" else None
     if isinstance(table, Leaderboard):
         found = build_leaderboard(table, request, runs)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
-from pipeline.commands._shared import emit, load, log, open_job, option_device, option_json, options, spec_command
+from manifests.commandline import folder_options
+from pipeline.commands._shared import Job, emit, job_command, log, option_device, option_json
 
 SECTION = "stage 2"
 
 
 @click.command("tune", epilog="Example: fashion-ntm tune mt_fashioniq-caption --model lstm --trials 30 --data DIR")
-@spec_command
+@job_command
 @click.option("--model", required=True, help="Memory model whose options are searched.")
 @click.option(
     "--search",
@@ -41,10 +40,7 @@ SECTION = "stage 2"
 @option_device
 @option_json
 def command(
-    spec: str,
-    overrides: tuple[str, ...],
-    data: Path,
-    out: Path,
+    job: Job,
     model: str,
     search: tuple[str, ...],
     sampler: str,
@@ -52,7 +48,6 @@ def command(
     trials: int,
     minutes: float | None,
     seed: int,
-    device: str,
     as_json: bool,
 ) -> None:
     """Search the options of a memory model of SPEC by cross-validation; write the best as a spec for `run`.
@@ -61,19 +56,6 @@ def command(
     """
     from pipeline.analysis.tuning.search import Budget, tune
 
-    job, workspace = open_job(spec, overrides, data, out)
-    found = tune(
-        job,
-        load(job, data),
-        workspace,
-        model,
-        search,
-        sampler,
-        folds,
-        Budget(trials, minutes),
-        seed,
-        device,
-        log,
-        options((), data, out),
-    )
+    budget, words = Budget(trials, minutes), folder_options(job.data, job.out)
+    found = tune(*job.parts, model, search, sampler, folds, budget, seed, job.device, log, words)
     emit(found.as_dict(), found.text(), as_json)

@@ -48,7 +48,7 @@ def demo(out: Path, device: str, log: Log) -> str:
     for run, outcome in train(experiment):
         log(f"  {outcome_text(run, outcome)}")
     evaluate(experiment)
-    table = build_table(TableRequest("demo", out, out, "demo", options=options))
+    table = build_table(TableRequest("demo", out, out, "demo"))
     return "\n".join(
         [
             "",

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from manifests.errors import FashionNTMError, IncompleteError
 from pipeline.composition.composers.base import Composer
-from pipeline.export.graphs import Graph, as_tuple, graphs_of, random_inputs
+from pipeline.export.graphs import as_tuple, graphs_of, random_inputs
+from pipeline.export.steps import Graph, step_of
 from pipeline.training.checkpoint import load_model
+from pipeline.training.models.dialog_manager import DialogManager
 from pipeline.training.runs import RunFolder
 
 Format = Literal["torch", "onnx"]
@@ -49,19 +51,25 @@ class ExportedRun:
             lines.append(
                 f"{graph['file']:16} {inputs}{more}; differs from PyTorch by {graph['difference']:.1e} at most"
             )
-        return "\n".join(lines)
+        return "\n".join([*lines, *([f"no step graph: {self.about['no_step']}"] if self.about["no_step"] else [])])
 
 
 def export_run(folder: RunFolder, composer: Composer | None, to: Path, form: Format, turns: int = 8) -> ExportedRun:
     """Write the graphs of a finished run, the state before the first turn and ``export.json`` to ``to``, a new folder.
 
-    Each graph is checked for batches of 1, 2 and 7 random inputs. Raises ExportError for a difference, IncompleteError
-    for a missing package or an unfinished run.
+    Each graph is checked for batches of 1, 2 and 7 random inputs. Raises ExportError for a difference and for a model
+    whose score is no function of f'_qry(N) and f_tar alone, IncompleteError for a missing package or an unfinished run.
     """
     _need(form)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ExportError(f"{to} is not an empty folder: name another with --to, or delete it first")
     model = load_model(folder.path)
+    if model.scores and not isinstance(model, DialogManager):
+        raise ExportError(
+            f"{model.name} scores each candidate against all turns, which no f'_qry and index can: export another model "
+            "(`ls runs`), or rank with `serve` and the Python interface"
+        )
+    step = step_of(model.eval())
     to.mkdir(parents=True, exist_ok=True)
     graphs = []
     for graph in graphs_of(model, composer, turns):
@@ -92,7 +100,9 @@ def export_run(folder: RunFolder, composer: Composer | None, to: Path, form: For
         "store": folder.record().get("identity", {}).get("store", ""),
         "dim": model.dim,
         "file_format": form,
+        "ranking": "minus the squared distance" if model.scores else "cosine",
         "graphs": graphs,
+        "no_step": step if isinstance(step, str) else "",
         "torch": str(torch.__version__),
     }
     (to / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")

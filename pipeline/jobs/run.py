@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from cache import Store, StoreError
 from manifests.errors import IncompleteError, most_frequent
@@ -21,22 +21,20 @@ from pipeline.jobs.stage1 import extract_spec, fit_composer_spec
 from pipeline.jobs.stage2 import evaluate, outcome_text, summary_text, train
 
 
-class Job(NamedTuple):
-    """A run spec with its dataset, the output folder, the device to compute on, and the receiver of messages."""
-
-    spec: RunSpec
-    dataset: Dataset
-    workspace: Workspace
-    device: str = "auto"
-    log: Log = silent
-
-
-def run_spec(job: Job, models: Sequence[str] = (), seeds: Sequence[int] | None = None) -> str:
+def run_spec(
+    spec: RunSpec,
+    dataset: Dataset,
+    workspace: Workspace,
+    device: str,
+    log: Log,
+    models: Sequence[str],
+    seeds: Sequence[int] | None,
+) -> str:
     """Extract, fit the composer, train and evaluate; finished work is reused. Return the metrics as text."""
-    make_features(*job)
-    experiment = Experiment(*job)
-    for run, outcome in train(experiment, asked_runs(job.spec, models, seeds)):
-        job.log(outcome_text(run, outcome))
+    make_features(spec, dataset, workspace, device, log)
+    experiment = Experiment(spec, dataset, workspace, device, log)
+    for run, outcome in train(experiment, asked_runs(spec, models, seeds)):
+        log(outcome_text(run, outcome))
     return summary_text(evaluate(experiment, experiment.current_runs(models, seeds)))
 
 

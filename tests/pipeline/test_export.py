@@ -13,8 +13,9 @@ from click.testing import CliRunner
 
 from cli import main
 from pipeline.composition.composers.gated import Gated, GatedOptions
-from pipeline.export.graphs import as_tuple, graphs_of, step_of
+from pipeline.export.graphs import as_tuple, graphs_of
 from pipeline.export.run import ExportError, export_run
+from pipeline.export.steps import Graph, step_of
 from pipeline.training.models import build_model, models
 from pipeline.training.runs import RunFolder
 from tests.pipeline.training.test_models import OPTIONS, settle
@@ -26,19 +27,23 @@ def built(name: str, **options: Any) -> Any:
     return settle(build_model(name, OPTIONS.get(name, {}) | options, D)).float().eval()
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [("cm_ntm", {}), ("cm_ntm", {"stages": 1, "residual": True}), ("cm_ntm", {"residual": "ewma"}), ("v_ntm", {})]
-    + [(name, {}) for name in ("avg", "ewma", "last")],
-)
+STEPS = ("avg", "cm_ntm", "dialog_manager", "ewma", "gru", "last", "lstm", "no_memory", "turn_weights", "v_ntm")
+RESIDUAL: list[tuple[str, dict[str, Any]]] = [
+    *[(name, {"residual": kind}) for name in ("lstm", "gru", "no_memory") for kind in (True, "ewma")],
+    *[(name, {"texts": D}) for name in ("lstm", "gru", "turn_weights")],
+    *[("cm_ntm", {"stages": 1, "residual": True}), ("cm_ntm", {"residual": "ewma"})],
+]
+
+
+@pytest.mark.parametrize(("name", "options"), [(name, {}) for name in STEPS] + RESIDUAL)
 @torch.no_grad()
 def test_steps_equal_the_models_turn_by_turn(name: str, options: dict[str, Any]) -> None:
     model = built(name, **options)
     if options.get("residual") == "ewma":
         model.residual.alpha.fill_(0.6)
     graph = step_of(model)
-    assert graph is not None
-    queries, state, expected = torch.randn(4, 20, D), model.initial_state(4), []
+    assert isinstance(graph, Graph)
+    queries, state, expected = torch.randn(4, 20, D + model.texts), model.initial_state(4), []
     given = [
         value[:1].expand(4, *value.shape[1:])
         for value in list(graph.inputs.values())[2 if len(graph.inputs) > 1 else 1 :]
@@ -51,10 +56,11 @@ def test_steps_equal_the_models_turn_by_turn(name: str, options: dict[str, Any])
         torch.testing.assert_close(found, output, rtol=1e-4, atol=1e-5)
 
 
-def test_a_model_whose_state_grows_has_a_session_graph_alone() -> None:
+def test_every_model_has_a_step_or_the_reason_why_not() -> None:
     for name in models.names():
-        graphs = [graph.name for graph in graphs_of(built(name), None, 4)]
-        assert graphs[0] == "session" and (("step" in graphs) == (name in ("avg", "cm_ntm", "ewma", "last", "v_ntm")))
+        graphs, step = [graph.name for graph in graphs_of(built(name), None, 4)], step_of(built(name))
+        assert graphs[0] == "session" and ("step" in graphs) == (name in STEPS) == isinstance(step, Graph)
+        assert name in STEPS or name in str(step)
 
 
 def finished(folder: Path, name: str, **options: Any) -> RunFolder:
@@ -63,6 +69,37 @@ def finished(folder: Path, name: str, **options: Any) -> RunFolder:
         held.save_model(built(name, **options))
         held.finish({"epochs": 1})
     return run
+
+
+QUICK = ("cfir", "ewma", "lstm", "transformer")  # the others are traced in the same way, which takes seconds each
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *QUICK,
+        *(pytest.param(n, marks=pytest.mark.slow) for n in models.names() if n not in (*QUICK, "cm_ntm", "v_ntm")),
+    ],
+)
+def test_other_models_are_exported_or_refused_by_name(name: str, tmp_path: Path) -> None:
+    run = finished(tmp_path, name)
+    if name == "cfir":
+        with pytest.raises(ExportError, match="cfir scores each candidate"):
+            export_run(run, None, tmp_path / "to", "torch")
+        assert not (tmp_path / "to").exists()
+        return
+    done = export_run(run, None, tmp_path / "to", "torch", turns=3)
+    assert (tmp_path / "to" / "step.pt2").is_file() == (name in STEPS) == ("no step graph" not in done.text())
+    assert done.about["ranking"] == ("minus the squared distance" if name == "dialog_manager" else "cosine")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lstm", "gru", "turn_weights", "no_memory", "dialog_manager", "transformer"])
+def test_other_models_as_onnx(name: str, tmp_path: Path) -> None:
+    for package in ("onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"no {package}: pip install 'fashion-ntm[onnx]'")
+    done = export_run(finished(tmp_path, name), None, tmp_path / "to", "onnx", turns=3)
+    assert all(graph["difference"] < 1e-4 for graph in done.about["graphs"])
 
 
 @pytest.mark.parametrize(

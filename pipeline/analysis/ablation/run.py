@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from manifests.ablation_spec import AblationSpec, load_ablation_spec
+from manifests.commandline import repeated_options
 from manifests.load import load_dataset
 from manifests.schema import Dataset, RunSpec
 from pipeline.analysis.ablation.groups import Job, run_here, run_on_cluster
@@ -46,14 +47,16 @@ def open_ablation(
     data: Path,
     out: Path,
     device: str = "auto",
-    words: Sequence[str] = (),
 ) -> Place:
-    """Open ablation ``name`` on run spec ``run`` ("": its own); ``words``: options repeated in printed commands.
+    """Open ablation ``name`` on run spec ``run`` ("": its own), with the ablation's windows for stage 1 added.
 
     Raises ManifestError with every problem.
     """
     ablation = load_ablation_spec(name)
-    spec = run_spec_of(ablation, run, overrides, shlex.join([run or ablation.run, *words]))
+    run = run or ablation.run
+    spec = read_spec(run, overrides, shlex.join([run, *repeated_options(overrides, data, out)]))
+    windows = tuple(dict.fromkeys((*spec.windows, *ablation.windows)))
+    spec = spec.model_copy(update={"windows": windows, "dialogs": spec.dialogs or ablation.dialogs})
     check_components(spec)
     return Place(ablation, spec, data, out, device)
 
@@ -62,13 +65,6 @@ def variants_of(place: Place) -> list[Place]:
     """Return one place per composer of the ablation; the place itself if it has none."""
     specs = place.ablation.variants(place.spec).values()
     return [replace(place, spec=spec) for spec in specs]
-
-
-def run_spec_of(ablation: AblationSpec, run: str, overrides: Sequence[str], given: str = "") -> RunSpec:
-    """Return the run spec whose features the ablation uses, with the ablation's windows for stage 1 added."""
-    spec = read_spec(run or ablation.run, overrides, given)
-    windows = tuple(dict.fromkeys((*spec.windows, *ablation.windows)))
-    return spec.model_copy(update={"windows": windows, "dialogs": spec.dialogs or ablation.dialogs})
 
 
 def ablate(

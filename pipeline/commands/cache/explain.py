@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import emit, option_data, option_device, option_json, option_out, option_set
+from pipeline.commands._shared import Job, emit, option_data, option_device, option_json, option_out, option_set
 from pipeline.commands.cache._stores import open_request
 
 
@@ -37,7 +37,7 @@ def command(
 
     if len(words) > 2:
         raise click.UsageError(f"expected STORE and SPEC, got {len(words)} words: {' '.join(words)}")
-    request = open_request(words[-1], overrides, data, out, device)
+    request = open_request(Job(words[-1], overrides, data, out, device))
     path = require_store(words[0], out) if len(words) == 2 else last_store(request.workspace, request.spec)
     result = explain(Store.open(path), request)
     emit(result.as_dict(), result.text(), as_json)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import emit, load, open_job, option_data, option_json, option_out, option_set
+from pipeline.commands._shared import Job, emit, option_data, option_json, option_out, option_set
 
 
 @click.command(
@@ -41,9 +41,8 @@ def command(
     from pipeline.stores.targets import is_spec, require_store
 
     if is_spec(target, out):
-        job, workspace = open_job(target, overrides, data, out)
-        dataset = load(job, data)
-        done = export(workspace.store(job, dataset), folder, form, dataset)  # type: ignore[arg-type]
+        job = Job(target, overrides, data, out)
+        done = export(job.workspace.store(job.spec, job.dataset), folder, form, job.dataset)  # type: ignore[arg-type]
     else:
         done = export(Store.open(require_store(target, out)), folder, form)  # type: ignore[arg-type]
     emit(done.as_dict(), done.text(), as_json)

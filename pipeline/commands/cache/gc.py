@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import replace
 
 import click
 
-from pipeline.commands._shared import emit
+from pipeline.commands._shared import Job, emit
 from pipeline.commands.cache._stores import open_request, target_command
 
 
@@ -24,18 +24,7 @@ from pipeline.commands.cache._stores import open_request, target_command
     help="Also remove the stores of SPEC's dataset that no spec's last extraction names: of earlier models or options.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would go, and how many bytes; write nothing, take no lock.")
-def command(
-    target: str,
-    overrides: tuple[str, ...],
-    data: Path,
-    out: Path,
-    device: str,
-    as_json: bool,
-    others: tuple[str, ...],
-    alone: bool,
-    superseded: bool,
-    dry_run: bool,
-) -> None:
+def command(job: Job, as_json: bool, others: tuple[str, ...], alone: bool, superseded: bool, dry_run: bool) -> None:
     """Drop rows that SPEC's dataset no longer references, and leftover files.
 
     With a SPEC: from all of its stores. With a STORE: the rows that no --keep-for spec needs; without --keep-for, only
@@ -47,16 +36,16 @@ def command(
     from pipeline.stores.collect import collect_specs, collect_store, remove_superseded, superseded_text
     from pipeline.stores.targets import is_spec, require_store
 
-    if is_spec(target, out):
-        requests = [open_request(target, overrides, data, out, device)]
-        requests += [open_request(spec, (), data, out, device) for spec in others]
+    kept = [replace(job, given=spec, overrides=()) for spec in others]
+    if is_spec(job.given, job.out):
+        requests = [open_request(one) for one in (job, *kept)]
         results = collect_specs(requests, dry_run=dry_run, alone=alone)
     else:
-        requests = [open_request(spec, (), data, out, device) for spec in others]
-        results = [collect_store(require_store(target, out), requests, dry_run=dry_run, alone=alone)]
+        requests = [open_request(one) for one in kept]
+        results = [collect_store(require_store(job.given, job.out), requests, dry_run=dry_run, alone=alone)]
     found, lines = [result.as_dict() for result in results], [result.text() for result in results]
     if superseded:
-        if not is_spec(target, out):
+        if not is_spec(job.given, job.out):
             raise click.UsageError("--superseded needs a SPEC, whose dataset is meant")
         request = requests[0]
         removed = remove_superseded(request.workspace, request.dataset.name, dry_run=dry_run)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import emit, load, open_job, option_json, spec_command
+from pipeline.commands._shared import Job, emit, job_command, option_json
 
 
 @click.command("import", epilog="Example: fashion-ntm cache import arrays demo --data out/demo --out out/mine")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@spec_command
+@job_command
 @click.option("--normalise", is_flag=True, help="Scale the rows to unit L2 norm. Default: keep every bit.")
 @click.option(
     "--no-concatenated",
@@ -21,17 +22,7 @@ from pipeline.commands._shared import emit, load, open_job, option_json, spec_co
 )
 @click.option("--partial", is_flag=True, help="Take what there is: name rows that are missing or unknown, and go on.")
 @option_json
-def command(
-    folder: Path,
-    spec: str,
-    overrides: tuple[str, ...],
-    data: Path,
-    out: Path,
-    normalise: bool,
-    no_concatenated: bool,
-    partial: bool,
-    as_json: bool,
-) -> None:
+def command(job: Job, folder: Path, normalise: bool, no_concatenated: bool, partial: bool, as_json: bool) -> None:
     """Make a store from your own feature arrays in DIR for the dataset of SPEC, in place of its extractor.
 
     DIR holds query.npy and target.npy, float16 or float32 [rows, D] (or .safetensors; or image and text, for a
@@ -46,9 +37,9 @@ def command(
     words = {"extractor.name": "imported", "extractor.folder": json.dumps(str(folder))}
     words |= {"extractor.normalise": "true"} if normalise else {}
     words |= {"extractor.concatenated": "false"} if no_concatenated else {}
-    for override in overrides:
+    for override in job.overrides:
         if (key := override.partition("=")[0].strip()) in words:
             raise click.UsageError(f"--set {override}: DIR and the options of this command set {key} to {words[key]}")
-    job, workspace = open_job(spec, (*overrides, *(f"{key}={value}" for key, value in words.items())), data, out)
-    done = import_features(job, load(job, data), workspace, partial)
+    job = replace(job, overrides=(*job.overrides, *(f"{key}={value}" for key, value in words.items())))
+    done = import_features(*job.parts, partial)
     emit(done.as_dict(), done.text(), as_json)

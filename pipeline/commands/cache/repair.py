@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import emit, load, open_job
+from pipeline.commands._shared import Job, emit
 from pipeline.commands.cache._stores import target_command
 
 
 @click.command("repair", epilog="Example: fashion-ntm cache repair mt_fashioniq-clip --data data --out out")
 @target_command
-def command(target: str, overrides: tuple[str, ...], data: Path, out: Path, device: str, as_json: bool) -> None:
+def command(job: Job, as_json: bool) -> None:
     """Remove damaged parts of STORE, or of the stores of SPEC, and recompute only those.
 
     A damaged shard is set aside (never deleted), and the rows of a damaged or missing shard become missing. A renamed or
@@ -23,22 +22,20 @@ def command(target: str, overrides: tuple[str, ...], data: Path, out: Path, devi
     """
     from pipeline.stores.targets import is_spec, require_store
 
-    if is_spec(target, out):
+    if is_spec(job.given, job.out):
         from pipeline.stores.repair import repair_spec
 
-        job, workspace = open_job(target, overrides, data, out)
-        done = repair_spec(job, load(job, data), workspace, device)
+        done = repair_spec(*job.parts, job.device)
         emit(done.as_dict(), done.text(), as_json)
         sys.exit(0 if done.whole else 1)
     from cache.repair import repair
-    from pipeline.core.workspace import Workspace
     from pipeline.stores.repair import filling_command
 
-    path = require_store(target, out)
+    path = require_store(job.given, job.out)
     one = repair(path)
     text, values = one.text(), one.as_dict()
     if one.rows_lost or one.actions:
-        values["next"] = filling_command(Workspace(out), path, data)
+        values["next"] = filling_command(job.workspace, path, job.data)
         text += f"\nnext: {values['next']}"
     emit(values, text, as_json)
     sys.exit(1 if one.left else 3 if one.rows_lost else 0)

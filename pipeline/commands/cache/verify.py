@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import emit, log
+from pipeline.commands._shared import Job, emit, log
 from pipeline.commands.cache._stores import open_request, stores_of, target_command
 
 
@@ -22,17 +21,7 @@ from pipeline.commands.cache._stores import open_request, stores_of, target_comm
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Which rows --reextract draws.")
 @click.option("--workers", type=click.IntRange(1), help="Threads that hash shards. Default: one a processor, up to 8.")
-def command(
-    target: str,
-    overrides: tuple[str, ...],
-    data: Path,
-    out: Path,
-    device: str,
-    as_json: bool,
-    reextract: int | None,
-    seed: int,
-    workers: int | None,
-) -> None:
+def command(job: Job, as_json: bool, reextract: int | None, seed: int, workers: int | None) -> None:
     """Read every byte of STORE, or of the stores of SPEC, and report all damage: shard, row, next step.
 
     Checks digests, sizes, headers, counts, NaN and Inf, norms (where the fingerprint says unit rows), repeated keys,
@@ -44,16 +33,16 @@ def command(
     if reextract is not None:
         from pipeline.stores.targets import is_spec
 
-        if not is_spec(target, out):
+        if not is_spec(job.given, job.out):
             raise click.UsageError("--reextract needs a SPEC: a store alone does not know its model and its images")
-        request = open_request(target, overrides, data, out, device)
+        request = open_request(job)
         paths = [wanted.path for wanted in request.stores if (wanted.path / "manifest.json").exists()]
         if not paths:
             from pipeline.stores.collect import nothing_extracted
 
             raise nothing_extracted(request)
     else:
-        paths = stores_of(target, overrides, data, out)
+        paths = stores_of(job)
     reports, lines, broken = [], [], False
     for path in paths:
         findings = verify(path, lambda file: log(f"checking {file}"), workers)

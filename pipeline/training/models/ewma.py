@@ -64,7 +64,7 @@ class EWMA(MemoryModel):
         return average, Moving(state.turn + 1, average)
 
     def _check_chosen(self) -> None:
-        if torch.isnan(self.alpha):
+        if not torch.compiler.is_compiling() and torch.isnan(self.alpha):
             raise TrainingError("ewma: alpha is not chosen yet; train the model, or set the option alpha")
 
     def fit_parameters(self, features: SessionFeatures) -> dict[str, Any]:

@@ -55,4 +55,4 @@ class Transformer(ResidualModel):
             )
         tokens = self.input(dropout(queries, self.options.dropout, self.training)) + self.position[:turns]
         later = torch.ones(turns, turns, dtype=torch.bool, device=queries.device).triu(1)
-        return self.residual(queries[..., : self.dim], self.output(self.layers(tokens, mask=later)))
+        return self.residual(queries[..., : self.dim], self.output(self.layers(tokens, later, is_causal=True)))

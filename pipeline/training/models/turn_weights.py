@@ -70,10 +70,15 @@ class TurnWeights(MemoryModel):
         features = queries.unflatten(-1, (self.kinds, self.dim))  # [B, T, K, D]
         padded = F.pad(features, (0, 0, 0, 0, seen - 1, 0))
         window = padded.unfold(1, seen, 1).movedim(-1, 2).flip(2)  # [B, T, seen, K, D], the newest turn first
+        place = torch.arange(turns, device=queries.device).clamp_max(seen - 1)
+        return self.weighted(window, place)
+
+    def weighted(self, window: Tensor, place: Tensor) -> Tensor:
+        """Sum windows [B, T, turns, K, D], the newest turn first; place: int64 [T], earlier turns, at most turns - 1."""
+        seen = self.options.turns
         unit = F.normalize(window.flatten(2, 3), dim=-1)
         cosines = (unit @ unit.mT)[..., self.pairs[0], self.pairs[1]]
-        place = torch.arange(turns, device=queries.device).clamp_max(seen - 1)
-        number = torch.eye(seen, dtype=queries.dtype, device=queries.device)[place].expand(queries.shape[0], -1, -1)
+        number = torch.eye(seen, dtype=window.dtype, device=window.device)[place].expand(window.shape[0], -1, -1)
         inner = F.gelu(self.hidden(dropout(torch.cat([cosines, number], -1), self.options.dropout, self.training)))
         weights = self.table[place] + self.output(dropout(inner, self.options.dropout, self.training)).unflatten(
             -1, (seen, self.kinds)

@@ -1,0 +1,195 @@
+"""One turn of each memory model as a module with its state as tensors in and out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.training.models._residual import Residual
+from pipeline.training.models.avg import Average
+from pipeline.training.models.base import MemoryModel
+from pipeline.training.models.cm_ntm import CMNTM
+from pipeline.training.models.dialog_manager import DialogManager
+from pipeline.training.models.ewma import EWMA
+from pipeline.training.models.gru import GRU
+from pipeline.training.models.last import LastTurn
+from pipeline.training.models.lstm import LSTM
+from pipeline.training.models.no_memory import NoMemory
+from pipeline.training.models.turn_weights import TurnWeights
+
+EXAMPLES = 3  # batch size of the example inputs; 0 and 1 would become constants of the graph
+ABOUT = "one turn: f_qry(n), the number of earlier turns, the state -> f'_qry(n), the next state"
+
+
+class Graph(NamedTuple):
+    """A module to export. inputs: name -> example, whose first axis is the batch, except for a scalar; outputs: names."""
+
+    name: str
+    about: str
+    module: nn.Module
+    inputs: dict[str, Tensor]
+    outputs: tuple[str, ...]
+
+
+class CascadeStep(nn.Module):
+    """One turn of the CM-NTM with the number of earlier turns as a tensor. Equals ``CMNTM.step``."""
+
+    def __init__(self, model: CMNTM):
+        super().__init__()
+        self.model = model
+
+    def forward(self, query: Tensor, turn: Tensor, average: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """query [B, D], turn int64 [], average [B, D], and memory, read, hidden, cell, weights of each stage."""
+        model = self.model
+        stages = model.initial_state(1).stages
+        size = len(stages[0])
+        states = tuple(type(s)(*state[n * size : (n + 1) * size]) for n, s in enumerate(stages))
+        output, moved = model._turn((*self._derived(query, turn), query), states)
+        output, average = residual_step(model.residual, query, turn, average, output)
+        return output, average, *(part for stage in moved for part in stage)
+
+    def _derived(self, query: Tensor, turn: Tensor) -> tuple[Tensor, ...]:
+        derived = self.model.derived
+        if derived is None:
+            return ()
+        place = turn.clamp(max=len(derived.running_mean) - 1).reshape(1)
+        mean, var = derived.running_mean.index_select(0, place)[0], derived.running_var.index_select(0, place)[0]
+        made = (F.linear(query, derived.weight) - mean) * torch.rsqrt(var + derived.eps) * derived.gain + derived.bias
+        return made.view(-1, derived.count, derived.dim).unbind(1)
+
+
+class AverageStep(nn.Module):
+    """One turn of the mean of all turns: query [B, D], turn int64 [], total [B, D]."""
+
+    def forward(self, query: Tensor, turn: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+        total = total + query
+        return total / (turn + 1), total
+
+
+class MovingStep(nn.Module):
+    """One turn of EWMA: query [B, D], turn int64 [], average [B, D]."""
+
+    def __init__(self, model: EWMA):
+        super().__init__()
+        self.register_buffer("alpha", model.alpha.clone())
+
+    def forward(self, query: Tensor, turn: Tensor, average: Tensor) -> tuple[Tensor, Tensor]:
+        average = torch.where(turn == 0, query, self.alpha * query + (1 - self.alpha) * average)
+        return average, average.clone()
+
+
+class RecurrentStep(nn.Module):
+    """One turn of an LSTM or a GRU: query [B, D + E], turn int64 [], average [B, D], hidden [B, H] (and cell [B, H])."""
+
+    def __init__(
+        self, dim: int, cell: nn.Module, output: nn.Linear, residual: Residual, first: nn.Module | None = None
+    ):
+        super().__init__()
+        self.dim, self.first, self.output, self.residual = dim, first, output, residual
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        layer = "_l0" if isinstance(cell, nn.RNNBase) else ""
+        for name in names:
+            self.register_buffer(name, getattr(cell, name + layer).detach())
+
+    def forward(self, query: Tensor, turn: Tensor, average: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        read = query if self.first is None else self.first(query)
+        given = F.linear(read, self.weight_ih, self.bias_ih)
+        kept = F.linear(state[0], self.weight_hh, self.bias_hh)
+        state = self._lstm(given + kept, state[1]) if len(state) == 2 else self._gru(given, kept, state[0])
+        output, average = residual_step(self.residual, query[:, : self.dim], turn, average, self.output(state[0]))
+        return output, average, *state
+
+    @staticmethod
+    def _lstm(gates: Tensor, cell: Tensor) -> tuple[Tensor, ...]:
+        enter, forget, new, leave = gates.chunk(4, -1)
+        cell = forget.sigmoid() * cell + enter.sigmoid() * new.tanh()
+        return leave.sigmoid() * cell.tanh(), cell
+
+    @staticmethod
+    def _gru(given: Tensor, kept: Tensor, hidden: Tensor) -> tuple[Tensor, ...]:
+        (reset, update, new), (old_reset, old_update, old) = given.chunk(3, -1), kept.chunk(3, -1)
+        update = (update + old_update).sigmoid()
+        new = (new + (reset + old_reset).sigmoid() * old).tanh()
+        return ((1 - update) * new + update * hidden,)
+
+
+class WeightedStep(nn.Module):
+    """One turn of the turn weights: query [B, D + E], turn int64 [], window [B, turns, D + E], the newest turn first."""
+
+    def __init__(self, model: TurnWeights):
+        super().__init__()
+        self.model = model
+
+    def forward(self, query: Tensor, turn: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
+        model = self.model
+        window = torch.cat([query[:, None], window[:, :-1]], 1)
+        features = window[:, None].unflatten(-1, (model.kinds, model.dim))
+        place = turn.clamp(max=model.options.turns - 1).reshape(1)
+        return model.weighted(features, place)[:, 0], window
+
+
+class Same(nn.Module):
+    """The last turn alone: query [B, D] -> [B, D]."""
+
+    def forward(self, query: Tensor) -> Tensor:
+        return query.clone()
+
+
+def residual_step(
+    residual: Residual, query: Tensor, turn: Tensor, average: Tensor, output: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Compute ``Residual.step`` with the number of earlier turns as a tensor."""
+    if residual.kind == "ewma":
+        average = torch.where(turn == 0, query, residual.alpha * query + (1 - residual.alpha) * average)
+        return average + output, average
+    return query + output if residual.kind else output, average.clone()
+
+
+def step_of(model: MemoryModel) -> Graph | str:
+    """Return the graph of one turn, or the reason why this model has none."""
+    query, turn = torch.randn(EXAMPLES, model.dim + model.texts), torch.tensor(0)
+    average = query.new_zeros(EXAMPLES, model.dim)
+
+    def graph(module: nn.Module, **state: Tensor) -> Graph:
+        names = {name.replace("__", "."): value for name, value in state.items()}
+        given = {"query": query, "turn": turn, **names}
+        return Graph("step", ABOUT, module, given, ("output", *(f"next.{name}" for name in names)))
+
+    def recurrent(cell: nn.Module, residual: Residual, first: nn.Module | None = None, /, **state: Tensor) -> Graph:
+        return graph(RecurrentStep(model.dim, cell, model.output, residual, first), average=average, **state)
+
+    def zeros(size: int) -> Tensor:
+        return query.new_zeros(EXAMPLES, size)
+
+    if isinstance(model, CMNTM):
+        stages = model.initial_state(EXAMPLES).stages
+        parts = {
+            f"stage{n}__{part}": value.clone()
+            for n, stage in enumerate(stages, start=1)
+            for part, value in zip(stage._fields, stage, strict=True)
+        }
+        return graph(CascadeStep(model), average=average, **parts)
+    if isinstance(model, Average):
+        return graph(AverageStep(), total=average)
+    if isinstance(model, EWMA):
+        return graph(MovingStep(model), average=average)
+    if isinstance(model, LastTurn):
+        return Graph("step", "one turn: f_qry(n) -> f'_qry(n)", Same(), {"query": query}, ("output",))
+    if isinstance(model, LSTM):
+        size = model.options.hidden
+        return recurrent(model.lstm, model.residual, hidden=zeros(size), cell=zeros(size))
+    if isinstance(model, NoMemory):
+        first = {name: getattr(model, name).detach().expand(EXAMPLES, -1).clone() for name in ("hidden", "cell")}
+        return recurrent(model.controller, model.residual, **first)
+    if isinstance(model, GRU):
+        return recurrent(model.gru, model.residual, hidden=zeros(model.options.hidden))
+    if isinstance(model, DialogManager):
+        return recurrent(model.gru, Residual(False, model.output), model.turn, hidden=zeros(model.options.width))
+    if isinstance(model, TurnWeights):
+        return graph(WeightedStep(model), window=query.new_zeros(EXAMPLES, model.options.turns, query.shape[1]))
+    if model.reads == "concatenated":
+        return f"{model.name} reads one query of all turns so far, so it has no state: call session with one row"
+    return f"the state of {model.name} is all turns so far: call session with them"
