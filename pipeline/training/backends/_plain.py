@@ -70,14 +70,14 @@ class PlainGRU(nn.Module):
 
 
 class PlainEncoder(nn.Module):
-    """Pre-norm encoder layers with GELU, batch first; ``mask`` [T, T] is True for masked turns."""
+    """Pre-norm encoder layers with GELU, batch first; ``mask`` [T, T] is True for masked turns (``is_causal`` is a hint)."""
 
     def __init__(self, encoder: nn.TransformerEncoder):
         super().__init__()
         self.layers = encoder.layers
         self.norm: Any = encoder.norm
 
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, mask: Tensor, is_causal: bool) -> Tensor:
         for layer in self.layers:
             attended = _attention(layer.self_attn, layer.norm1(tokens), mask).transpose(0, 1)
             # torch's layer stores this output turn-major, so its dropout is drawn in that order.
