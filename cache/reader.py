@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -117,8 +118,7 @@ class Store:
         if table not in self._keys:
             keys = np.empty((0, KEY_BYTES), dtype=np.uint8)
             if info := self.manifest.tables.get(table):
-                read = [self._shards.read(s, info, lambda path, shard, _: read_keys(path, shard)) for s in info.shards]
-                keys = np.concatenate(read)
+                keys = np.concatenate([self._shards.read(s, info, partial(read_keys, info=s)) for s in info.shards])
                 self._shards.remember()
             keys.flags.writeable = False
             self._keys[table] = keys
@@ -138,7 +138,7 @@ class Store:
         """Load the whole table [rows, D] in its stored dtype, into ``out`` (e.g. a pinned tensor's array) if given."""
         info = self.table(table)
         for shard in info.shards:  # before memory is allocated for rows that may be missing
-            self._shards.read(shard, info, lambda path, shard, info: None)
+            self._shards.read(shard, info, lambda path: None)
         out = self._output(info, info.rows, out)
         self._shards.copy(table, 0, out)
         self._shards.remember()

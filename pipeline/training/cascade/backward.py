@@ -20,10 +20,10 @@ from pipeline.training.models._ntm import READ, WRITE
 
 
 class Gradients(NamedTuple):
-    """derived: [K, T, B, C-1, D] or None; weights: gradient of each of ``Weights``, None for a memory not learned."""
+    """derived: [K, T, B, C-1, D] or None; weights: those of ``Weights``, in its order, None for a memory not learned."""
 
     derived: Tensor | None
-    weights: Weights
+    weights: tuple[Tensor | None, ...]
 
 
 def backward(
@@ -116,16 +116,16 @@ class _Backward:
         d_start = torch.stack([at.sum(2) for at in self.at], 2)
         return Gradients(
             derived,
-            Weights(
-                from_previous=from_previous,
-                from_feature=from_feature,
-                from_own=from_own,
-                gate_bias=gate_bias,
-                heads=self._of_heads(),
-                state=self.state.squeeze(2),
-                cell=self.cell.sum(2),
-                start=of_softmax(d_start, saved.starts),
-                memory=saved.d_memory.sum(2) if self.learned_memory else None,
+            (
+                from_previous,
+                from_feature,
+                from_own,
+                gate_bias,
+                self._of_heads(),
+                self.state.squeeze(2),
+                self.cell.sum(2),
+                of_softmax(d_start, saved.starts),
+                saved.d_memory.sum(2) if self.learned_memory else None,
             ),
         )
 

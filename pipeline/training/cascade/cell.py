@@ -142,7 +142,7 @@ def address(rows: MemoryRows | None, key: Tensor | None, raw: Tensor, previous: 
     """
     strength, sharpening = softplus(raw[..., :1]), softplus(raw[..., 5:]) + 1
     gate, shift = raw[..., 1:2].sigmoid(), raw[..., 2:5].softmax(-1)
-    if rows is None:
+    if rows is None or key is None:
         content, found = torch.full_like(previous, 1 / previous.shape[-1]), None
     else:
         key_norm = torch.linalg.vector_norm(key, dim=-1, keepdim=True).clamp_min_(NORM_FLOOR)

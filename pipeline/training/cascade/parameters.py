@@ -60,6 +60,9 @@ class StackedCascade(nn.Module):
     """
 
     memory: Tensor
+    derived_weight: Tensor
+    derived_gain: Tensor
+    derived_bias: Tensor
     running_mean: Tensor
     running_var: Tensor
     _order: Tensor
