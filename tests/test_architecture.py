@@ -164,9 +164,12 @@ LATE |= {
     "resource",
     "torch.utils.tensorboard",
     "mlflow",
+    "wandb",
+    "trackio",
     "onnxruntime",
     "faiss",
     "pandas",
+    "torchvision",
 }
 # Folders and files whose functions import more, and why.
 LATE_IN = {

@@ -15,14 +15,14 @@ class Parts:
     """Each part returns at least {"rate": images per second}."""
 
     def __init__(self, root: Path, dataset: Any, extractor: Any, batch_size: int, workers: int, shard_rows: int):
-        from pipeline.extraction.batches import ShardTask, collate_for
+        from pipeline.extraction.batches import ShardTask
         from pipeline.extraction.plan import plan_extraction
 
         self.root, self.dataset, self.extractor = root, dataset, extractor
         self.batch_size, self.workers, self.shard_rows = batch_size, workers, shard_rows
         self.items = plan_extraction(dataset, extractor, None).tables["image"].todo
         self.images = dataset.images_root.resolve()
-        self.task, self.collate = ShardTask("image", self.items), collate_for(extractor.device)
+        self.task = ShardTask("image", self.items)
         self.runs = 0
 
     def synthetic(self) -> Any:
@@ -31,7 +31,7 @@ class Parts:
         from pipeline.extraction.prepare import prepare
 
         parts = prepare(self.extractor, self.items[: self.batch_size], self.images, Meter())
-        return self.collate([part[0] for part in parts])
+        return self.extractor.stack([part[0] for part in parts])
 
     def model_ceiling(self) -> dict[str, float]:
         """Run the model repeatedly on one synthetic batch, for as many rows as images; no copy waits."""
@@ -53,17 +53,21 @@ class Parts:
         from pipeline.extraction.batches import batches_of, jobs_of
         from pipeline.extraction.decoding import IMAGES_A_WORKER, Decoder
         from pipeline.extraction.meter import Meter
-        from pipeline.extraction.prepare import ItemFailure
+        from pipeline.extraction.prepare import ItemFailure, decode_ahead
 
         workers = workers or self.workers
-        jobs = list(jobs_of([self.task]))
+        jobs = list(jobs_of([self.task], self.extractor.images_per_job))
         items = (self.items[job.start : job.stop] for job in jobs)
         with Decoder(self.extractor, self.images, workers) as decoder:
             decoded = decoder.run(items, workers * IMAGES_A_WORKER, Meter())
             first = list(islice(decoded, min(workers, len(jobs) - 1)))
             began = time.perf_counter()
-            parts = ([p if isinstance(p, ItemFailure) else [p] for p in found] for found in chain(first, decoded))
-            batches = batches_of([self.task], zip(jobs, parts, strict=True), self.batch_size, self.collate)
+            ready = (
+                decode_ahead(self.extractor, self.items[job.start : job.stop], found)
+                for job, found in zip(jobs, chain(first, decoded), strict=True)
+            )
+            parts = ([p if isinstance(p, ItemFailure) else [p] for p in found] for found in ready)
+            batches = batches_of([self.task], zip(jobs, parts, strict=True), self.batch_size, self.extractor.stack)
             rows = sum(len(batch) for batch in batches)
         return rate(rows - sum(map(len, first)), began)
 

@@ -1,4 +1,4 @@
-"""Stage 1 throughput against its upper bounds; optionally bad images, a cluster, a naive loop, other tower formats.
+"""Stage 1 throughput against its upper bounds; optionally bad images, a cluster, other decoders, loops and formats.
 
     fashion-ntm bench extract --set subjects=engine,bad --set folder=DIR
 
@@ -23,7 +23,8 @@ from pipeline.bench._load import Load
 from pipeline.bench._stage1_parts import Parts
 from pipeline.bench._world import corrupted, dataset_of, draw_images, save_small_clip
 
-SUBJECTS = ("engine", "scaling", "bad", "naive", "dask", "variants")
+SUBJECTS = ("engine", "scaling", "torchvision", "bad", "naive", "clip-retrieval", "dask", "variants")
+TORCHVISION = "torchvision "  # before the names of the parts with ``extractor.decode = "torchvision"``
 _ELSEWHERE = ("dask",)  # parts that work in long-lived processes, which this process's CPU time does not include
 
 
@@ -47,8 +48,9 @@ def run(
     """Return rates in images per second.
 
     ``subjects``: "engine" (the upper bounds, and one thread), "scaling" (decoding by 1, 2, 4, ... processes), "bad" (1%
-    of the images corrupted), "naive" (a plain loop), "dask" (one worker of a local cluster), "variants" (channels-last,
-    torch.compile); the whole extraction is always measured too. ``model``: a CLIP-like folder or hub id; otherwise a
+    of the images corrupted), "torchvision" (decoding by it: alone, scaled, and in the extraction), "naive" (a plain
+    loop), "clip-retrieval" (its inference, where it is installed), "dask" (one worker of a local cluster), "variants"
+    (channels-last, torch.compile); the whole extraction is always measured too. ``model``: a CLIP-like folder or hub id; otherwise a
     ViT-/32 of ``width`` and ``layers`` with random weights. ``folder``: real images, of which the first ``images`` are
     used; otherwise they are drawn. ``workers``: decoding processes, 0 for the CPUs that the model leaves free.
     ``threads``: model threads on a CPU.
@@ -88,6 +90,11 @@ def run(
             }
         if "scaling" in asked:
             parts |= {f"decode {n}": partial(made.decode_ceiling, n) for n in _counts()}
+        missing: dict[str, str] = {}
+        if "torchvision" in asked:
+            parts |= _torchvision(made, spec, device, missing, "scaling" in asked)
+        if "clip-retrieval" in asked:
+            parts |= _clip_retrieval(made, chosen, source, missing)
         if "bad" in asked:
             bad = stack.enter_context(corrupted(source, root / "bad", images, 0.01))
             parts["1% bad"] = lambda: made.bad_images(root / "bad", bad)
@@ -114,6 +121,7 @@ def run(
         "cores": _cores(),
         "pairs": pairs,
         "started": started,
+        "missing": missing,
     }
     return _figures(found, setup)
 
@@ -124,6 +132,40 @@ def _asked(subjects: str | Sequence[str]) -> list[str]:
         if name not in SUBJECTS:
             raise ManifestError([Problem("--set", "subjects", f"unknown subject {name!r}", nearest(name, SUBJECTS))])
     return names
+
+
+def _torchvision(
+    made: Parts, spec: Any, device: str, missing: dict[str, str], scaling: bool
+) -> dict[str, Callable[[], dict[str, float]]]:
+    """Return the parts with torchvision's decode, none if it does not load; ``missing`` gets the reason."""
+    from manifests.schema import Component
+    from pipeline.extraction.extractors import load_extractor
+    from pipeline.extraction.extractors.base import ExtractorError
+
+    options = {**spec.extractor.options, "decode": "torchvision"}
+    extractor = load_extractor(spec.model_copy(update={"extractor": Component(name="clip", **options)}), device)
+    try:
+        extractor.require()
+    except ExtractorError as error:
+        missing["torchvision"] = str(error)
+        return {}
+    other = Parts(made.root / "torchvision", made.dataset, extractor, made.batch_size, made.workers, made.shard_rows)
+    counts = {f"{TORCHVISION}decode {n}": partial(other.decode_ceiling, n) for n in _counts()} if scaling else {}
+    return {f"{TORCHVISION}decode": other.decode_ceiling, f"{TORCHVISION}engine": other.engine, **counts}
+
+
+def _clip_retrieval(
+    made: Parts, model: str, folder: Path, missing: dict[str, str]
+) -> dict[str, Callable[[], dict[str, float]]]:
+    from pipeline.bench._clip_retrieval import ClipRetrieval, absent
+
+    if reason := absent():
+        missing["clip-retrieval"] = reason
+        return {}
+    device = str(made.extractor.device)
+    out = made.root / "clip-retrieval"
+    peer = ClipRetrieval(model, folder, len(made.items), out, made.batch_size, made.workers, device)
+    return {"clip-retrieval": peer.run}
 
 
 def _cluster(
@@ -185,6 +227,7 @@ def _figures(found: dict[str, list[dict[str, Any]]], setup: dict[str, Any]) -> d
             "gain_of_overlap": ratio("engine", "one thread"),
             "cpu_ms": {"alone": 1e3 * alone, "engine": 1e3 * median("engine", "cpu")},
             "limit_of_the_cores": setup["cores"] / alone,
+            "of_all_ceilings": of_all_ceilings(found, setup["cores"], "engine", "decode"),
             "verdict": "decode-bound" if median("decode") < median("model") else "model-bound",
         }
     if "gemm" in found:
@@ -193,11 +236,26 @@ def _figures(found: dict[str, list[dict[str, Any]]], setup: dict[str, Any]) -> d
             "gflops": median("gemm", "gflops"),
             "model_of_floor": ratio("model", "gemm"),
         }
-    if "decode 1" in found:
-        names = [name for name in found if name.startswith("decode ")]
-        figures["scaling"] = {
-            name.removeprefix("decode "): ratio(name, "decode 1") / int(name.removeprefix("decode ")) for name in names
-        }
+    for before, key in (("", "scaling"), (TORCHVISION, "torchvision_scaling")):
+        counts = [int(name.split()[-1]) for name in found if name.startswith(f"{before}decode ")]
+        if counts:
+            rows = {n: ratio(f"{before}decode {n}", f"{before}decode 1") / n for n in counts}
+            figures[key] = {str(n): share for n, share in rows.items()}
+    if TORCHVISION + "engine" in found:
+        whole, decode = TORCHVISION + "engine", TORCHVISION + "decode"
+        figures["torchvision"] = {"of_engine": ratio(whole, "engine"), "writer_share": median(whole, "busy write")}
+        if "model" in found:
+            figures["torchvision"] |= {
+                "decode_of_pillow": ratio(decode, "decode"),
+                "of_lower_ceiling": ratio(whole, "model", decode),
+                "of_all_ceilings": of_all_ceilings(found, setup["cores"], whole, decode),
+                "cpu_ms": {
+                    "alone": 1e3 * (median("model", "cpu") + median(decode, "cpu")),
+                    "engine": 1e3 * median(whole, "cpu"),
+                },
+            }
+    if "clip-retrieval" in found:
+        figures["of_clip_retrieval"] = ratio("engine", "clip-retrieval")
     if "1% bad" in found:
         figures["bad"] = {
             "images": median("1% bad", "bad"),
@@ -220,6 +278,19 @@ def _figures(found: dict[str, list[dict[str, Any]]], setup: dict[str, Any]) -> d
         if "least_cosine" in rounds[0]
     }
     return figures
+
+
+def of_all_ceilings(found: dict[str, list[dict[str, Any]]], cores: int, whole: str, decode: str) -> float:
+    """Return the median over the rounds of rate(whole) / the lowest of three ceilings.
+
+    These are the model alone, decoding alone, and, as both share the CPUs, the cores that other processes left during
+    ``whole`` divided by the CPU seconds per image of model and decoding alone.
+    """
+    shares = []
+    for one, model, decoding in zip(found[whole], found["model"], found[decode], strict=True):
+        left = cores * (1 - one.get("others", 0.0) - one.get("host", 0.0))
+        shares.append(one["rate"] / min(model["rate"], decoding["rate"], left / (model["cpu"] + decoding["cpu"])))
+    return statistics.median(shares)
 
 
 def verdict(busy: dict[str, float]) -> str:
@@ -247,8 +318,10 @@ def render(figures: dict[str, Any]) -> str:
         lines.insert(
             1, row("GEMM floor of the image tower", "gemm", f"{share}reaches {gemm['model_of_floor']:.2f} of it")
         )
-    for name, share in f.get("scaling", {}).items():
-        lines.append(row(f"decoding by {name} process(es)", f"decode {name}", f": {share:.2f} of {name} x one"))
+    for before, key in (("", "scaling"), (TORCHVISION, "torchvision_scaling")):
+        for name, share in f.get(key, {}).items():
+            part = f"{before}decode {name}"
+            lines.append(row(f"{before}decoding by {name} process(es)", part, f": {share:.2f} of {name} x one"))
     lines.append(row("extraction, overlapped", "engine", _against(f)))
     lines.append(f"busy  {', '.join(f'{stage} {100 * share:.1f}%' for stage, share in f['busy'].items())}")
     lines.append(f"verdict: {f['verdict']}; writer and integrity {100 * f['writer_share']:.1f}% of the wall time")
@@ -256,6 +329,11 @@ def render(figures: dict[str, Any]) -> str:
         lines.append(
             f"CPU an image: {cpu['engine']:.2f} ms in the extraction, {cpu['alone']:.2f} ms in model and decoding alone"
         )
+    if other := f.get("torchvision"):
+        lines += _torchvision_lines(other, row)
+    if "of_clip_retrieval" in f:
+        lines.append(row("clip-retrieval's inference", "clip-retrieval", f"; ours is {f['of_clip_retrieval']:.2f}x"))
+    lines += [f"not measured: {name}: {why}" for name, why in f.get("missing", {}).items()]
     if bad := f.get("bad"):
         exact = "exact" if bad["list_is_exact"] else "WRONG"
         share = f": {bad['rate_of_clean']:.3f}x the clean run; the list of failures is {exact}"
@@ -297,6 +375,20 @@ def _against(f: dict[str, Any]) -> str:
     if "of_lower_ceiling" not in f:
         return ""
     return (
-        f": {f['of_lower_ceiling']:.2f}x the lower ceiling, {f['of_side_by_side']:.2f}x both at once; "
-        f"{f['gain_of_overlap']:.2f}x one thread"
+        f": {f['of_lower_ceiling']:.2f}x the lower ceiling, {f['of_all_ceilings']:.2f}x the lowest with that of the cores left by "
+        f"others, {f['of_side_by_side']:.2f}x both at once; {f['gain_of_overlap']:.2f}x one thread"
     )
+
+
+def _torchvision_lines(other: dict[str, Any], row: Callable[..., str]) -> list[str]:
+    share = f": {other['of_engine']:.2f}x with Pillow's decode; writer and integrity {100 * other['writer_share']:.1f}%"
+    lines = [row("extraction, torchvision's decode", TORCHVISION + "engine", share)]
+    if "of_lower_ceiling" in other:
+        lines[0] += (
+            f"; {other['of_lower_ceiling']:.2f}x the lower ceiling, {other['of_all_ceilings']:.2f}x the lowest with that of "
+            "the cores"
+        )
+        cpu, times = other["cpu_ms"], f": {other['decode_of_pillow']:.2f}x Pillow's"
+        lines.append(row("decoding alone, torchvision", TORCHVISION + "decode", times))
+        lines.append(f"CPU an image with it: {cpu['engine']:.2f} ms, {cpu['alone']:.2f} ms in model and decoding alone")
+    return lines

@@ -21,6 +21,7 @@ EXTRAS = {  # extra -> (packages, what it brings)
     "tune": (("optuna",), "`tune --sampler tpe`"),
     "parquet": (("pyarrow",), "`cache export --format parquet`"),
     "faiss": (("faiss-cpu",), "`cache export --format faiss`"),
+    "gpu-decode": (("torchvision",), 'JPEG decoding on the GPU, `extractor.decode = "torchvision"`'),
     "onnx": (("onnx", "onnxruntime", "onnxscript"), "`export --format onnx`"),
     "pandas": (("pandas",), "results as a frame in Python"),
     "tensorboard": (("tensorboard",), "`train --log tensorboard`"),

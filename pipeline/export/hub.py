@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from cache.seal import SealError, check_seal
+from cache.seal import SEAL, SealError, check_seal, write_seal
 from manifests.errors import FashionNTMError, IncompleteError, ManifestError, Problem
 from pipeline.training.checkpoint import RUN, TRAIN_AGAIN, load_model
 from pipeline.training.runs import RunFolder
@@ -26,25 +27,72 @@ class HubError(IncompleteError):
     """The hub cannot be reached, or refuses."""
 
 
-def push_run(folder: RunFolder, to: str, private: bool = False) -> str:
+def push_run(folder: RunFolder, to: str, private: bool = False, say: Callable[[str], None] = lambda line: None) -> str:
     """Upload the files of a finished run to the hub as model ``to`` ("user/name"); return its address.
 
-    Raises ManifestError for another form of name, IncompleteError for an unfinished run, HubError.
+    Local paths in the run's spec are published as their last part, and named in ``say``. Raises ManifestError for
+    another form of name, IncompleteError for an unfinished run, HubError also for a public model with ``private``.
     """
     _check_name(to, "--to")
     if folder.state != "finished":
         raise IncompleteError(f"run {folder.id} is {folder.state}: finish it with `train` first")
 
-    def upload() -> str:
+    def upload(files: Path) -> str:
         from huggingface_hub import HfApi
 
         api = HfApi()
-        address = api.create_repo(to, private=private, exist_ok=True)
+        address = api.create_repo(to, private=private or None, exist_ok=True)
+        if private and not api.repo_info(to).private:
+            raise HubError(
+                f"push {to}: the model exists and is public, so nothing was uploaded: name another with --to"
+            )
         message = f"{folder.model} run {folder.id}"
-        api.upload_folder(repo_id=to, folder_path=folder.path, allow_patterns=list(FILES), commit_message=message)
+        api.upload_folder(repo_id=to, folder_path=files, allow_patterns=list(FILES), commit_message=message)
         return str(address)
 
-    return _reach(upload, f"push {to}")
+    with tempfile.TemporaryDirectory() as place:
+        for line in published(folder, Path(place)):
+            say(line)
+        return _reach(lambda: upload(Path(place)), f"push {to}")
+
+
+def published(folder: RunFolder, to: Path) -> list[str]:
+    """Copy the files of a run to ``to``, with each local path of its spec cut to its last part; return a line for each."""
+    for name in FILES:
+        if (folder.path / name).is_file():
+            shutil.copyfile(folder.path / name, to / name)
+    record = folder.record()
+    local: dict[str, str] = {}
+    record["spec"] = _cut(record.get("spec"), local, "spec")
+    if not local:
+        return []
+    names = {path: _last(path) for path in local.values()}
+    (to / "run.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    card = to / "README.md"
+    if card.is_file():
+        text = card.read_text(encoding="utf-8")
+        for path, last in names.items():
+            text = text.replace(path, last)
+        card.write_text(text, encoding="utf-8")
+    if (to / SEAL).is_file():
+        write_seal(to, RUN, folder.id, json.loads((to / SEAL).read_text(encoding="utf-8"))["files"])
+    return [f"{key}: the local path {path} is published as {names[path]}" for key, path in local.items()]
+
+
+def _cut(value: Any, local: dict[str, str], key: str) -> Any:
+    """Return ``value`` with its local paths cut, and enter them in ``local`` by their key."""
+    if isinstance(value, dict):
+        return {name: _cut(part, local, f"{key}.{name}") for name, part in value.items()}
+    if isinstance(value, list):
+        return [_cut(part, local, f"{key}.{place}") for place, part in enumerate(value)]
+    if isinstance(value, str) and (value.startswith(("/", "~", "../")) or PureWindowsPath(value).drive):
+        local[key] = value
+        return _last(value)
+    return value
+
+
+def _last(path: str) -> str:
+    return PureWindowsPath(path).name or "local"
 
 
 def pull_run(name: str, runs: Path, revision: str | None = None) -> RunFolder:
@@ -109,12 +157,20 @@ def _reach(call: Callable[[], Any], what: str) -> Any:
     except ImportError as error:
         raise HubError(f"{what}: needs huggingface_hub ({error}): python -m pip install huggingface_hub") from None
     except Exception as error:  # of huggingface_hub and its HTTP library, which have no common base
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
         first = str(error).strip().split("\n")[0][:200] or type(error).__name__
-        code = getattr(getattr(error, "response", None), "status_code", None)
-        if code in (401, 403):
+        kind, code = type(error).__name__, getattr(getattr(error, "response", None), "status_code", None)
+        if kind == "RevisionNotFoundError":
+            raise HubError(f"{what}: the model has no such revision: check --revision") from None
+        if kind == "RepositoryNotFoundError":
+            raise HubError(
+                f"{what}: no model of this name, or a private one: check the name, or log in with `hf auth login`"
+            ) from None
+        if code in (401, 403) or kind == "LocalTokenNotFoundError":
             step = "log in with `hf auth login`, with a token that may write"
         elif code is not None:
-            step = "check the name"
+            step = "try again later"
         else:
             step = "check the network, and that HF_HUB_OFFLINE is not set"
         raise HubError(f"{what}: the hub was not reached or refused ({first}): {step}") from None

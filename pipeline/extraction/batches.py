@@ -10,13 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from pipeline.extraction.prepare import ItemFailure
-from pipeline.extraction.transfer import stack
 from pipeline.extraction.work import Item
-
-IMAGES_A_JOB = 8  # images per job of a decoding worker: small, to keep the prefetch window small
 
 
 @dataclass(frozen=True)
@@ -65,10 +60,10 @@ class ForwardBatch:
         return ForwardBatch(self.task, self.positions[start:stop], self.items[start:stop], parts)
 
 
-def jobs_of(tasks: Sequence[ShardTask]) -> Iterator[Job]:
-    """Yield the jobs of all tasks in order; a task of texts is one job, because its batches need all lengths."""
+def jobs_of(tasks: Sequence[ShardTask], images: int) -> Iterator[Job]:
+    """Yield jobs of ``images`` of all tasks in order; a task of texts is one job, as its batches need all lengths."""
     for number, task in enumerate(tasks):
-        step = len(task.items) if task.by_length else IMAGES_A_JOB
+        step = len(task.items) if task.by_length else images
         for start in range(0, len(task.items), step):
             yield Job(number, start, min(start + step, len(task.items)))
 
@@ -103,8 +98,3 @@ def batches_of(
             failures = []
             if ends:
                 break
-
-
-def collate_for(device: torch.device) -> Callable[[Sequence[Any]], Sequence[Any]]:
-    """Return a function that stacks parts of equal shape and, for a GPU, starts copying them from pinned memory."""
-    return lambda parts: stack(parts, device)

@@ -107,8 +107,9 @@ class Decoder:
                 for answer in self._iterator(workers):
                     if answer is None:
                         break
-                    seconds, found = _unpacked(answer)
+                    seconds, found = _unpacked(answer[0])
                     self.meter.add("decode", seconds)
+                    self.extractor.noted.update(answer[1])
                     self._jobs.waiting.popleft()
                     losses = 0
                     yield found
@@ -188,9 +189,13 @@ class _Images(Dataset[Any]):
         began = time.perf_counter()
         found = prepare_pixels(self.extractor, job, self.root)
         try:
-            return _packed(found, began)
+            return _packed(found, began), self._notes()
         except RuntimeError:  # no space left in /dev/shm
             return None
+
+    def _notes(self) -> dict[bytes, str]:
+        notes, self.extractor.noted = self.extractor.noted, {}
+        return notes
 
 
 def without_model(extractor: Extractor) -> Extractor:
@@ -199,6 +204,7 @@ def without_model(extractor: Extractor) -> Extractor:
     for name, value in vars(extractor).items():
         if isinstance(value, torch.nn.Module | Tokens):
             setattr(light, name, None)
+    light.noted = {}
     return light
 
 

@@ -43,6 +43,7 @@ class Shard:
     receipt: Receipt | None
     failures: list[ItemFailure]
     long: list[Item]  # items with a truncated text
+    noted: list[tuple[Item, str]]  # items with a remark on their image's decoding
     seconds: dict[str, float]
     process: str
     notes: Sequence[str] = ()
@@ -61,6 +62,7 @@ class Cluster:
     device: str
     local: int = 0
     form: str = "plain"
+    jpeg_decoder: str = ""  # of the worker that was asked last, see ``Extractor.jpeg_decoder``
     calls: dict[str, int] = field(default_factory=dict)  # encoder calls so far by worker process
     _cut: dict[str, int] = field(default_factory=dict)
     _present: set[str] = field(default_factory=set)  # addresses of the workers
@@ -89,6 +91,7 @@ class Cluster:
         """Return (device, rows per second by batch size), measured by one worker; no rates if ``todo`` is empty."""
         sample = {name: [astuple(item) for item in items[:_SAMPLE]] for name, items in todo.items()}
         answer = self._result(self.client.submit(worker.measure_batch, vars(setting), sample, pure=False))
+        self.jpeg_decoder = answer["jpeg_decoder"]
         return answer["device"], answer["rates"]
 
     def shards(
@@ -163,7 +166,8 @@ class Cluster:
         failures = [ItemFailure(task.items[place], stage, reason) for place, stage, reason in answer["failures"]]
         receipt = Receipt(**answer["receipt"]) if answer["receipt"] else None
         long = [task.items[place] for place in answer["long"]]
-        return Shard(number, receipt, failures, long, answer["seconds"], name, answer["notes"])
+        noted = [(task.items[place], remark) for place, remark in answer["noted"]]
+        return Shard(number, receipt, failures, long, noted, answer["seconds"], name, answer["notes"])
 
     def _result(self, future: Future) -> dict[str, Any]:
         from distributed import KilledWorker

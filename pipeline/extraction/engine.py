@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from manifests.errors import FashionNTMError
-from pipeline.extraction.batches import ForwardBatch, Job, ShardTask, batches_of, collate_for, jobs_of
+from pipeline.extraction.batches import ForwardBatch, Job, ShardTask, batches_of, jobs_of
 from pipeline.extraction.decoding import Decoder
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.meter import Meter
 from pipeline.extraction.prefetch import InThread
-from pipeline.extraction.prepare import add_texts
+from pipeline.extraction.prepare import add_texts, decode_ahead
 from pipeline.extraction.runner import Outcome, Runner
 from pipeline.extraction.work import Item
 
@@ -56,13 +56,13 @@ def process(
     a gate alternate on one model without a pause. On KeyboardInterrupt or TooManyFailures, the finished rows are yielded
     before the error is raised.
     """
+    extractor.require()
     runner = Runner(extractor, batch_size, meter)
-    # also in sequence: stacked arrays are aligned alike, on which the rounding of a matrix product depends
-    put_together = collate_for(extractor.device) if extractor.stacks else list
 
     def collate(parts: Sequence[Any]) -> Sequence[Any]:
+        # also in sequence: stacked arrays are aligned alike, on which the rounding of a matrix product depends
         with meter.time("stack"):
-            return put_together(parts)
+            return extractor.stack(parts)
 
     if workers == 0:
         prepared = _prepared(extractor, tasks, Decoder(extractor, root, 0), meter)
@@ -88,10 +88,13 @@ def _prepared(
         return tasks[job.task].items[job.start : job.stop]
 
     images = sum(len(task.items) for task in tasks if not task.by_length)
-    pixels = decoder.run((items(job) for job in jobs_of(tasks) if not tasks[job.task].by_length), images, meter)
-    for job in jobs_of(tasks):
+    jobs = list(jobs_of(tasks, extractor.images_per_job))
+    pixels = decoder.run((items(job) for job in jobs if not tasks[job.task].by_length), images, meter)
+    for job in jobs:
         some = items(job)
         found = [None] * len(some) if tasks[job.task].by_length else next(pixels)
+        with meter.time("stack"):
+            found = decode_ahead(extractor, some, found)
         yield job, add_texts(extractor, some, found, meter)
     next(pixels, None)  # to its end: the decoder is free again
 

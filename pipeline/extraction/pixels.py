@@ -104,6 +104,22 @@ def resized_pixels(processor: Any, width: int, height: int) -> int:
 
 def _resized(processor: Any, image: Image.Image) -> np.ndarray | None:
     """Resize and crop as ``processor`` does; None for a step or a shape that is left to it."""
+    found = geometry(processor, *image.size)
+    if found is None:
+        return None
+    size, box = found
+    if size != image.size:
+        image = image.resize(size, resample=processor.resample)
+    if box != (0, 0, *size):
+        image = image.crop(box)
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def geometry(processor: Any, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int, int, int]] | None:
+    """Return ((width, height) after the resize, crop box in it) for an image; None for steps left to the processor.
+
+    The box is (left, top, right, bottom), as for Pillow; the whole image without a crop.
+    """
     if getattr(processor, "do_pad", False):
         return None
     if processor.do_resize:
@@ -111,15 +127,14 @@ def _resized(processor: Any, image: Image.Image) -> np.ndarray | None:
         if size.longest_edge or size.max_height or size.max_width:
             return None
         if size.shortest_edge:
-            short, long = size.shortest_edge, int(size.shortest_edge * max(image.size) / min(image.size))
-            wanted = (short, long) if image.width <= image.height else (long, short)
+            short, long = size.shortest_edge, int(size.shortest_edge * max(width, height) / min(width, height))
+            width, height = (short, long) if width <= height else (long, short)
         else:
-            wanted = (size.width, size.height)
-        image = image.resize(wanted, resample=processor.resample)
-    if getattr(processor, "do_center_crop", False):
-        crop = processor.crop_size
-        left, top = (image.width - crop.width) // 2, (image.height - crop.height) // 2
-        if left < 0 or top < 0:  # bars around it
-            return None
-        image = image.crop((left, top, left + crop.width, top + crop.height))
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+            width, height = size.width, size.height
+    if not getattr(processor, "do_center_crop", False):
+        return (width, height), (0, 0, width, height)
+    crop = processor.crop_size
+    left, top = (width - crop.width) // 2, (height - crop.height) // 2
+    if left < 0 or top < 0:  # bars around it
+        return None
+    return (width, height), (left, top, left + crop.width, top + crop.height)

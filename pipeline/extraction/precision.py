@@ -135,6 +135,35 @@ def checked_agreement(spec: RunSpec, extractor: Extractor, dataset: Dataset) -> 
     return {"agreement_with_float32": {**found, "tolerance": LEAST_COSINE, "items": _ITEMS}}
 
 
+def decode_agreement(extractor: Extractor, dataset: Dataset) -> dict[str, Any]:
+    """Return the session record of another decode than Pillow's, compared on a few images; {} for Pillow's."""
+    exact, root = extractor.exact(), dataset.images_root
+    if exact is None or root is None:
+        return {}
+    parts: tuple[list[Any], list[Any]] = ([], [])
+    for image in dataset.images.values():
+        if len(parts[0]) == _ITEMS:
+            break
+        try:
+            data = read(root.resolve(), image.file or "")
+            (found,) = extractor.decode_ahead([extractor.prepare_file(data)])
+            wanted = exact.prepare_file(data)
+        except ItemError:
+            continue
+        if not isinstance(found, ItemError):
+            parts[0].append(found)
+            parts[1].append(wanted)
+    extractor.noted.clear()
+    if not parts[0]:
+        return {}
+    rows = [
+        unit_rows(_rows(one, "image", (one.stack(some),)), np.float64)
+        for one, some in zip((extractor, exact), parts, strict=True)
+    ]
+    cosine = float((rows[0] * rows[1]).sum(axis=1).min())
+    return {"decode": {"decoder": extractor.jpeg_decoder, "images": len(parts[0]), "least_cosine_to_pillow": cosine}}
+
+
 def _requests(extractor: Extractor, sample: Mapping[str, Sequence[Any]]) -> list[tuple[str, tuple[list[Any], ...]]]:
     """Return (table, parts) for each table with items in the sample."""
     images, texts = list(sample["images"]), list(sample["texts"])

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image as Pillow
-
-from pipeline.extraction.extractors.base import Extractor
-from pipeline.extraction.images import MAX_PIXELS, DecodeError, ItemError, decode, read
+from pipeline.extraction.extractors.base import Extractor, ExtractorError
+from pipeline.extraction.images import ItemError, read
 from pipeline.extraction.meter import Meter
 from pipeline.extraction.work import Item
 
@@ -28,7 +26,7 @@ def prepare(extractor: Extractor, items: Sequence[Item], root: Path | None, mete
     """Return for each item its prepared parts (image, text, or both) or an ItemFailure."""
     with meter.time("decode"):
         pixels = prepare_pixels(extractor, items, root)
-    return add_texts(extractor, items, pixels, meter)
+    return add_texts(extractor, items, decode_ahead(extractor, items, pixels), meter)
 
 
 def prepare_pixels(extractor: Extractor, items: Sequence[Item], root: Path | None) -> list[Any]:
@@ -37,6 +35,15 @@ def prepare_pixels(extractor: Extractor, items: Sequence[Item], root: Path | Non
         _dialog(extractor, item, root) if item.turns else None if item.file is None else _pixels(extractor, item, root)
         for item in items
     ]
+
+
+def decode_ahead(extractor: Extractor, items: Sequence[Item], pixels: Sequence[Any]) -> list[Any]:
+    """Return ``pixels`` with what was left to the device done, in the batches' thread (``Extractor.decode_ahead``)."""
+    places = [n for n, found in enumerate(pixels) if found is not None and not isinstance(found, ItemFailure | list)]
+    ready = list(pixels)
+    for n, found in zip(places, extractor.decode_ahead([pixels[n] for n in places]), strict=True):
+        ready[n] = ItemFailure(items[n], found.stage, found.reason) if isinstance(found, ItemError) else found
+    return ready
 
 
 def add_texts(extractor: Extractor, items: Sequence[Item], pixels: Sequence[Any], meter: Meter) -> list[Any]:
@@ -61,9 +68,11 @@ def add_texts(extractor: Extractor, items: Sequence[Item], pixels: Sequence[Any]
 def _pixels(extractor: Extractor, item: Item, root: Path | None) -> Any:
     assert item.file is not None and root is not None
     try:
-        return extractor.prepare(bounded(extractor, decode(read(root, item.file, item.image))))
+        return extractor.prepare_file(read(root, item.file, item.image))
     except ItemError as error:
         return ItemFailure(item, error.stage, error.reason)
+    except ExtractorError:  # no image can be read
+        raise
     except Exception as error:  # an image shape that the model's preprocessing does not support
         return ItemFailure(item, "decode", f"preprocessing failed: {one_line(error)}")
 
@@ -81,15 +90,6 @@ def _chat(extractor: Extractor, item: Item, images: list[Any]) -> Any:
         return [*images, extractor.prepare_dialog([turn.text or "" for turn in item.turns])]
     except Exception as error:
         return ItemFailure(item, "tokenise", one_line(error))
-
-
-def bounded(extractor: Extractor, image: Pillow.Image) -> Pillow.Image:
-    """Return ``image``. Raises DecodeError if its resize would need more pixels than any image may have (20,000 x 1)."""
-    needed = extractor.prepared_pixels(*image.size)
-    if needed > MAX_PIXELS:
-        size = f"{image.size[0]}x{image.size[1]}"
-        raise DecodeError(f"the image of {size} would be resized to {needed:,} pixels, limit {MAX_PIXELS:,}: crop it")
-    return image
 
 
 def _texts(extractor: Extractor, texts: Sequence[Any], items: Sequence[Item]) -> list[Any]:

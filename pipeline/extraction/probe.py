@@ -12,7 +12,7 @@ import torch
 
 from pipeline.core.device import free_memory, is_out_of_memory
 from pipeline.core.threads import available_cpus
-from pipeline.extraction.batches import ShardTask, collate_for
+from pipeline.extraction.batches import ShardTask
 from pipeline.extraction.engine import process
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.meter import Meter
@@ -89,12 +89,11 @@ def choose_batch_size(extractor: Extractor, todo: Mapping[str, Sequence[Item]], 
     parts = _one(extractor, todo[table], root)
     if parts is None:
         return {}
-    collate = collate_for(extractor.device) if extractor.stacks else list
     rates: dict[int, float] = {}
     calls = extractor.calls
     for size in _SIZES.get(extractor.device.type, _SIZES["other"]):
         try:
-            rates[size] = _rate(extractor, table, tuple(collate([part] * size) for part in parts), size)
+            rates[size] = _rate(extractor, table, tuple(extractor.stack([part] * size) for part in parts), size)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

@@ -51,6 +51,7 @@ class Report:
     catalogue: dict[str, bytes] = field(default_factory=dict, repr=False)  # image id -> content key, as read
     checked: dict[str, Any] = field(default_factory=dict)  # measurements of precision and tower format
     notes: list[str] = field(default_factory=list)  # events of the job, such as a lost process
+    remarks: dict[str, int] = field(default_factory=dict)  # remark on an image's decoding -> number of images
 
     @property
     def extracted(self) -> int:
@@ -94,6 +95,7 @@ class Report:
             "workers": self.workers,
             "checked": self.checked,
             "notes": self.notes,
+            "remarks": self.remarks,
             "tables": {name: asdict(table) | {"reason": self.reasons[name]} for name, table in self.tables.items()},
             "seconds": self.seconds,
             "rates": self.rates,
@@ -120,6 +122,13 @@ class Report:
         lines += [f"note   {note}" for note in self.notes]
         if "precision" in self.checked:
             lines.append(f"note   precision {self.checked['precision']}")
+        lines += [f"note   {count:,} images {remark}" for remark, count in self.remarks.items()]
+        if "decode" in self.checked:
+            found = self.checked["decode"]
+            lines.append(
+                f"note   decoded by torchvision ({found['decoder']}): cosine to Pillow's decode >= "
+                f"{found['least_cosine_to_pillow']:.6f} on {found['images']} images (more: cache verify SPEC --reextract 100)"
+            )
         if "form" in self.checked:
             lines.append(f"note   form {self.checked['form']}")
         if self.cut:

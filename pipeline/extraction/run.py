@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from cache import Store, StoreWriter, store_path
+from cache import Manifest, Store, StoreWriter, store_path
 from manifests.errors import FashionNTMError, most_frequent
 from manifests.schema import Dataset
 from pipeline.core.device import describe
@@ -22,13 +22,14 @@ from pipeline.extraction.distributed import Cluster, Shard
 from pipeline.extraction.engine import TooManyFailures, process, stop_at
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.interrupts import gentle_interrupt
+from pipeline.extraction.jpeg import CUDA_DECODER
 from pipeline.extraction.meter import Meter
 from pipeline.extraction.plan import Plan, plan_extraction
 from pipeline.extraction.probe import DEFAULT_BATCH, autotune, choose_batch_size, default_workers
 from pipeline.extraction.progress import Mode, Progress, make_progress
 from pipeline.extraction.report import Report, left_out, report_of
 from pipeline.extraction.runner import Outcome
-from pipeline.extraction.tolerance import recorded
+from pipeline.extraction.tolerance import recorded, recorded_decoder
 from pipeline.extraction.work import Item
 
 __all__ = ["ExtractionError", "Interrupted", "Report", "TooManyFailures", "extract"]
@@ -176,8 +177,13 @@ class _Job:
         if not plan.todo:
             return DEFAULT_BATCH
         self.meter.now = "preparing the model"
+        if self.cluster is None:
+            self.extractor.require()
         todo = {name: table.todo for name, table in plan.tables.items()}
         found = autotune(self.options.batch_size, todo, writer.manifest.execution, self._measured)
+        if decoder := (self.cluster or self.extractor).jpeg_decoder:
+            same_decoder(writer.manifest, decoder)
+            found["jpeg_decoder"] = decoder
         self.result.checked = dict(check(plan))
         writer.note({**found, **self.result.checked})
         return int(found["batch_size"])
@@ -217,7 +223,7 @@ class _Job:
             return
         if self.cluster is not None and self.setting is not None:
             self.meter.now, self.meter.machines = f"{self.cluster.size} workers", max(1, self.cluster.size)
-            setting = replace(self.setting, batch_size=size)
+            setting = replace(self.setting, batch_size=size, jpeg_decoder=self.cluster.jpeg_decoder)
             yield from self.cluster.shards(setting, tasks, writer.next_number, look, self.meter.note)
         else:
             yield from process(
@@ -282,15 +288,29 @@ class _Job:
         self.kept += len(outcome)
         cut = "longer than the model reads: truncated to the maximum length"  # noted in the ledger; the row exists
         found = [(name, "tokenise", cut, item.key) for item in outcome.long for name in item.names]
+        found += [(name, "decode", remark, item.key) for item, remark in outcome.noted for name in item.names]
         found += [(name, f.stage, f.reason, f.item.key) for f in outcome.failures for name in f.item.names]
         if found:
             writer.fail_many(table, found)
+        for _, remark in outcome.noted:
+            self.result.remarks[remark] = self.result.remarks.get(remark, 0) + 1
         for failure in outcome.failures:
             self.result.tables[table].failed += 1
             self.result.new_failures += 1
             self.result.count_failure(table, failure.stage, failure.reason)
             if failure.stage == "read" and failure.item.file:
                 self.changed.add(failure.item.file)
+
+
+def same_decoder(manifest: Manifest, decoder: str) -> None:
+    """Raise ExtractionError if the store has rows of another JPEG decoder: they are not the rows of this one."""
+    before = recorded_decoder(manifest.execution)
+    if before and before != decoder:
+        fix = "--device cuda" if before == CUDA_DECODER else "--device cpu"
+        raise ExtractionError(
+            f"the rows of this store were decoded by {before}, this device decodes by {decoder}, and a store has rows of one "
+            f"decoder: continue with {fix}, or extract into another workspace with --out"
+        )
 
 
 def _settle_failures(writer: StoreWriter, plan: Plan) -> None:

@@ -33,6 +33,7 @@ class Outcome:
     pieces: list[tuple[list[int], list[bytes], np.ndarray]] = field(default_factory=list)
     failures: list[ItemFailure] = field(default_factory=list)
     long: list[Item] = field(default_factory=list)  # items with a truncated text
+    noted: list[tuple[Item, str]] = field(default_factory=list)  # items with a remark on their image's decoding
     seconds: float = 0.0
     whole: bool = False  # each item of the task has a row or a failure
 
@@ -63,6 +64,7 @@ class Runner:
         """Start a batch; its rows and failures are added to ``outcome`` now or when the device is done."""
         before = self.meter.seconds["model"]
         outcome.long.extend(self._long(batch))
+        outcome.noted.extend(self._noted(batch))
         start = 0
         while start < len(batch):
             piece = batch.part(start, start + self.limit)
@@ -102,6 +104,10 @@ class Runner:
         texts = [{i.text, i.caption, *(turn.text for turn in i.turns)} - {None} for i in batch.items]
         found = tokens.take_long([text for of_item in texts for text in of_item if text is not None])
         return [item for item, of_item in zip(batch.items, texts, strict=True) if found & of_item]
+
+    def _noted(self, batch: ForwardBatch) -> list[tuple[Item, str]]:
+        noted = self.extractor.noted
+        return [(i, noted.pop(i.image)) for i in batch.items if i.image in noted] if noted else []
 
     def _take(self, depth: int) -> None:
         """Collect the oldest batches until at most ``depth`` are in flight."""

@@ -7,6 +7,7 @@ the error growth in a network. The value is part of the store's execution record
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cache import Store
@@ -36,6 +37,12 @@ def recorded(extractor: Extractor, dataset: Dataset) -> dict[str, Any]:
         "images": str(dataset.images_root or ""),
         "tolerance": tolerance(options.dtype, str(options.store_dtype)),
     }
+
+
+def recorded_decoder(execution: Sequence[Mapping[str, Any]]) -> str:
+    """Return the JPEG decoder of the last session with rows that recorded one (see ``jpeg.py``), else ""."""
+    found = (record.get("settings", {}).get("jpeg_decoder") for record in reversed(execution) if record.get("rows"))
+    return next((decoder for decoder in found if isinstance(decoder, str)), "")
 
 
 def tolerance_of(store: Store) -> float:

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from manifests.errors import FashionNTMError
-from pipeline.extraction.batches import collate_for
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.prepare import one_line
 from pipeline.extraction.tolerance import tolerance
@@ -89,8 +88,7 @@ def _batch(extractor: Extractor, images: Sequence[Any]) -> Any:
     """Return a batch of the images, repeated if necessary. Raises FormError without any image."""
     if not images:
         raise FormError("no image could be read to try the form on: use --form plain")
-    parts = [images[n % len(images)] for n in range(_BATCH)]
-    return collate_for(extractor.device)(parts) if extractor.stacks else parts
+    return extractor.stack([images[n % len(images)] for n in range(_BATCH)])
 
 
 def trial_rows(extractor: Extractor, table: str, *parts: Any) -> np.ndarray:

@@ -6,7 +6,8 @@ device uses a separate stream, the computation waits for its event, and rows are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, overload
 
@@ -43,8 +44,10 @@ class Stacked(Sequence[dict[str, np.ndarray]]):
 def stack(parts: Sequence[Any], device: torch.device) -> Sequence[Any]:
     """Stack dicts of equal-shaped arrays (pixels) and start copying them to a CUDA ``device``; return ``Stacked``.
 
-    Other parts (token ids, images of several sizes) are returned unchanged.
+    Dicts of tensors made on the copy stream (see ``copying``) are stacked on it, with arrays among them copied. Other parts (token ids, images of several sizes) are returned unchanged.
     """
+    if any(_has_tensors(part) for part in parts):
+        return _stacked_there(parts, device)
     if not parts or not _alike(parts):
         return parts
     pin = device.type == "cuda"
@@ -81,6 +84,39 @@ def _sent(batch: Stacked, device: torch.device) -> Stacked:
     return Stacked(moved, event)
 
 
+def _has_tensors(part: Any) -> bool:
+    return isinstance(part, dict) and any(isinstance(value, torch.Tensor) for value in part.values())
+
+
+def _stacked_there(parts: Sequence[dict[str, Any]], device: torch.device) -> Sequence[Any]:
+    """Stack pixels of which some are on the device already; unchanged if they differ in size or memory is full."""
+    try:
+        with copying(device) as stream:
+            tensors = {name: torch.stack([_there(part[name], device) for part in parts]) for name in parts[0]}
+            event = None
+            if stream is not None:
+                event = torch.cuda.Event()
+                event.record(stream)
+    except RuntimeError:  # torch.OutOfMemoryError is one
+        return parts
+    return Stacked(tensors, event)
+
+
+def _there(value: Any, device: torch.device) -> torch.Tensor:
+    return (value if isinstance(value, torch.Tensor) else torch.from_numpy(value)).to(device)
+
+
+@contextmanager
+def copying(device: torch.device) -> Iterator[torch.cuda.Stream | None]:
+    """Queue the work on a CUDA ``device`` on the copy stream, beside the model's; elsewhere change nothing."""
+    if device.type != "cuda":
+        yield None
+        return
+    stream = _copy_stream(device)
+    with torch.cuda.stream(stream):
+        yield stream
+
+
 @cache
 def _copy_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
@@ -93,7 +129,7 @@ def to_device(images: Sequence[Any], device: torch.device, dtype: torch.dtype) -
     """
     batch = images if isinstance(images, Stacked) else None
     if batch is None:
-        batch = Stacked({name: torch.from_numpy(np.stack([i[name] for i in images])) for name in images[0]})
+        batch = Stacked({name: torch.stack([torch.as_tensor(image[name]) for image in images]) for name in images[0]})
     if batch.ready is not None:
         here = torch.cuda.current_stream(device)
         here.wait_event(batch.ready)

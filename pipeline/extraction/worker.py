@@ -57,6 +57,7 @@ class Setting:
     workers: int | None
     threads: int | None
     form: str = "plain"
+    jpeg_decoder: str = ""  # of the other workers, see ``Extractor.jpeg_decoder``
 
 
 def make_shard(setting: dict[str, Any], table: str, number: int, items: list[tuple[Any, ...]]) -> dict[str, Any]:
@@ -100,6 +101,7 @@ def _make_shard(setting: Setting, table: str, number: int, items: list[Item]) ->
         "receipt": receipt,
         "failures": [(place[f.item.key], f.stage, f.reason) for f in outcome.failures],
         "long": [place[item.key] for item in outcome.long],
+        "noted": [(place[item.key], remark) for item, remark in outcome.noted],
         "seconds": meter.seconds,
         "process": PROCESS,
         "calls": extractor.calls,
@@ -144,7 +146,7 @@ def measure_batch(setting: dict[str, Any], todo: dict[str, list[tuple[Any, ...]]
         items = {table: [Item(*item) for item in part] for table, part in todo.items()}
         with _model_gate:
             rates = choose_batch_size(extractor, items, Path(known.root) if known.root else None)
-        return {"device": describe(extractor.device), "rates": rates}
+        return {"device": describe(extractor.device), "rates": rates, "jpeg_decoder": extractor.jpeg_decoder}
     except FashionNTMError as error:
         return {"error": f"{type(error).__name__}: {error}", "host": socket.gethostname()}
 
@@ -172,5 +174,11 @@ def _extractor(setting: Setting) -> Extractor:
                     f"the model of the worker on {socket.gethostname()} differs from the coordinator's "
                     f"({'; '.join(changed[:3])}): install the same packages and use the same model files everywhere"
                 )
+            extractor.require()
             _models[key] = extractor
+        if setting.jpeg_decoder and setting.jpeg_decoder != _models[key].jpeg_decoder:
+            raise WorkerError(
+                f"the worker on {socket.gethostname()} decodes JPEG by {_models[key].jpeg_decoder}, others by "
+                f"{setting.jpeg_decoder}, and a store has rows of one decoder: use workers with the same kind of device"
+            )
         return _models[key]

@@ -6,6 +6,7 @@ The card is not sealed and not part of a run's identity: it can be edited, and i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from cache.files import replace_atomically
@@ -79,10 +80,12 @@ def _data(row: Mapping[str, Any], record: FeatureRecord | None) -> list[str]:
     card = record.card if record is not None else {}
     kind = {"caption": "captions in place of the images", "imported": "imported features"}
     gallery = kind.get(record.gallery, "images") if record is not None else "not recorded"
+    source = str(card.get("source") or "not recorded")
+    source = f"a local folder `{Path(source).name}`" if Path(source).is_absolute() else source
     leaked = ", ".join(record.contaminated_on) if record is not None else ""
     return [
         f"- dataset: {row['dataset']} (spec `{row['spec']}`); gallery: {gallery}",
         f"- features: store `{row['store'][:12]}`",
-        f"- single-turn model: {card.get('source') or 'not recorded'}; license: {card.get('licence') or 'not recorded'}",
+        f"- single-turn model: {source}; license: {card.get('licence') or 'not recorded'}",
         f"- the single-turn model was trained on pairs of: {leaked or 'none of the known datasets'}",
     ]

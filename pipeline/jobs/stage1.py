@@ -24,7 +24,7 @@ from pipeline.extraction.distributed import cluster_for
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.fitting.job import fitted_spec
 from pipeline.extraction.plan import Plan, open_store, plan_extraction
-from pipeline.extraction.precision import checked_agreement, extractor_in, sample_of
+from pipeline.extraction.precision import checked_agreement, decode_agreement, extractor_in, sample_of
 from pipeline.extraction.probe import best_size, choose_batch_size, default_workers, measure, use_threads
 from pipeline.extraction.report import Report
 from pipeline.extraction.run import extract
@@ -118,6 +118,8 @@ def _checked(
     On a cluster each worker checks its format itself.
     """
     record = checked_agreement(spec, extractor, dataset) | ({"precision": why} if why else {})
+    if not clustered and "image" in plan.tables:
+        record |= decode_agreement(extractor, dataset)
     if form == "plain" or clustered or "image" not in plan.tables:
         return record | ({"form": form} if form != "plain" else {})
     return record | held_form(extractor, sample_of(extractor, dataset)["images"], form)

@@ -81,7 +81,7 @@ def train_group(
 
     Returns one ``Trained`` per run, or the error of a run that diverged.
     """
-    messages = _Messages(experiment, runs[0].model, options)
+    messages, finished = _Messages(experiment, runs[0].model, options), False
     try:
         execution = Execution(
             spec=experiment.spec.model_dump(mode="json"),
@@ -94,8 +94,9 @@ def train_group(
             resumed=messages.resumed,
         )
         done = train_runs([experiment.request(run) for run in runs], execution)
+        finished = True
     finally:
-        messages.trackers.close()
+        messages.trackers.close(finished)
     for outcome in done:
         if isinstance(outcome, Trained) and not (outcome.reused and (outcome.folder.path / CARD).is_file()):
             card(experiment, outcome.folder)
@@ -107,7 +108,7 @@ class _Messages:
 
     def __init__(self, experiment: Experiment, model: str, options: TrainOptions):
         self.experiment, self.model = experiment, model
-        self.trackers, self.tracked = Trackers(options.log, experiment.workspace.out), bool(options.log)
+        self.trackers, self.tracked = Trackers(options.log, experiment.workspace.out, experiment.log), bool(options.log)
 
     @cached_property
     def chance(self) -> str:

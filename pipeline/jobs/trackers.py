@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextvars
+import importlib
 import importlib.util
 import os
+import sys
+import time
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Protocol
 
 from manifests.errors import IncompleteError
 from manifests.schema import Frozen
+from pipeline.jobs.run_rows import flat
 
 PROJECT = "fashion-ntm"
+RUN_TAG = "fashion_ntm.run"  # MLflow's tag with the run id
 
 
 class Followed(Frozen):
@@ -28,68 +35,107 @@ class Channel(Protocol):
     def log(self, values: Mapping[str, float], epoch: int) -> None:
         """Send the metrics of an epoch."""
 
-    def close(self) -> None:
-        """Mark the run as finished."""
+    def close(self, finished: bool) -> None:
+        """Mark the run as finished, or as interrupted."""
 
 
 class TensorBoard:
     """Event files below ``<out>/tensorboard``: ``tensorboard --logdir OUT/tensorboard``."""
 
-    def __init__(self, run: Followed, out: Path):
+    def __init__(self, run: Followed, out: Path, epoch: int):
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(out / "tensorboard" / run.name.replace(" ", "-")))
-        self.writer.add_text("config", str(run.config))
+        self.writer = SummaryWriter(str(out / "tensorboard" / run.name.replace(" ", "-")), purge_step=epoch)
+        self.writer.add_text("config", str(flat(run.config)))
 
     def log(self, values: Mapping[str, float], epoch: int) -> None:
         for key, value in values.items():
             self.writer.add_scalar(key, value, epoch)
 
-    def close(self) -> None:
+    def close(self, finished: bool) -> None:
         self.writer.close()
 
 
-class WandbLike:
-    """W&B, or Trackio, whose interface is the same. Their own variables and logins apply (``WANDB_MODE=offline``)."""
+class Wandb:
+    """Weights & Biases, whose own variables and login apply (``WANDB_MODE=offline``); its files are in ``<out>/wandb``."""
 
-    def __init__(self, run: Followed, out: Path, package: str):
-        module = importlib.import_module(package)
-        more = {"id": run.id, "resume": "allow", "reinit": "create_new", "dir": str(out)} if package == "wandb" else {}
-        self.run = module.init(project=PROJECT, name=run.name, config=run.config, **more)
+    def __init__(self, run: Followed, out: Path, epoch: int):
+        import wandb
+
+        resume = "allow" if epoch > 1 else None  # None: a run that is trained again replaces the earlier one
+        self.run = wandb.init(
+            project=PROJECT,
+            name=run.name,
+            config=run.config,
+            id=run.id,
+            resume=resume,
+            reinit="create_new",
+            dir=str(out),
+        )
+        self.run.define_metric("*", step_metric="epoch")
 
     def log(self, values: Mapping[str, float], epoch: int) -> None:
-        self.run.log(dict(values) | {"epoch": epoch})
+        self.run.log({**values, "epoch": epoch})
 
-    def close(self) -> None:
+    def close(self, finished: bool) -> None:
+        self.run.finish(exit_code=0 if finished else 1)
+
+
+class Trackio:
+    """Trackio, whose own variables apply (``TRACKIO_DIR``, ``TRACKIO_SPACE_ID``)."""
+
+    def __init__(self, run: Followed, out: Path, epoch: int):
+        import trackio
+
+        resume = "allow" if epoch > 1 else "never"
+        # In a context of its own: ``init`` ends the run that it finds in the current one.
+        self.run = contextvars.Context().run(
+            trackio.init, project=PROJECT, name=run.name, config=run.config, resume=resume
+        )
+
+    def log(self, values: Mapping[str, float], epoch: int) -> None:
+        self.run.log(dict(values), step=epoch)
+
+    def close(self, finished: bool) -> None:
         self.run.finish()
 
 
 class MLflow:
     """MLflow, at ``MLFLOW_TRACKING_URI`` or in ``<out>/mlflow.db``."""
 
-    def __init__(self, run: Followed, out: Path):
+    def __init__(self, run: Followed, out: Path, epoch: int):
         from mlflow import MlflowClient
+        from mlflow.entities import Param
 
-        place = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(out / 'mlflow.db').resolve()}"
-        self.client = MlflowClient(place)
+        place = os.environ.get("MLFLOW_TRACKING_URI")
+        self.client = MlflowClient(place or f"sqlite:///{(out / 'mlflow.db').resolve()}")
         found = self.client.get_experiment_by_name(PROJECT)
-        experiment = found.experiment_id if found else self.client.create_experiment(PROJECT)
-        self.run = self.client.create_run(experiment, run_name=run.name).info.run_id
-        for key, value in run.config.items():
-            self.client.log_param(self.run, key, str(value)[:500])
+        files = None if place else (out / "mlflow-artifacts").resolve().as_uri()
+        experiment = found.experiment_id if found else self.client.create_experiment(PROJECT, files)
+        earlier = self.client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{run.id}'") if epoch > 1 else []
+        if earlier:  # newest first
+            self.run = earlier[0].info.run_id
+            self.client.update_run(self.run, status="RUNNING")
+            return
+        self.run = self.client.create_run(experiment, run_name=run.name, tags={RUN_TAG: run.id}).info.run_id
+        params = [Param(key, str(value)[:500]) for key, value in flat(run.config).items()]
+        self.client.log_batch(self.run, params=params)
 
     def log(self, values: Mapping[str, float], epoch: int) -> None:
-        for key, value in values.items():
-            self.client.log_metric(self.run, key.replace("@", "_at_"), value, step=epoch)
+        from mlflow.entities import Metric
 
-    def close(self) -> None:
-        self.client.set_terminated(self.run)
+        now = int(time.time() * 1000)
+        metrics = [Metric(key.replace("@", "_at_"), value, now, epoch) for key, value in values.items()]
+        self.client.log_batch(self.run, metrics=metrics)
+
+    def close(self, finished: bool) -> None:
+        self.client.set_terminated(self.run, "FINISHED" if finished else "KILLED")
 
 
-TRACKERS: dict[str, Callable[[Followed, Path], Channel]] = {
+TRACKERS: dict[str, Callable[[Followed, Path, int], Channel]] = {
     "tensorboard": TensorBoard,
-    "wandb": lambda run, out: WandbLike(run, out, "wandb"),
-    "trackio": lambda run, out: WandbLike(run, out, "trackio"),
+    "wandb": Wandb,
+    "trackio": Trackio,
     "mlflow": MLflow,
 }
 
@@ -97,30 +143,50 @@ TRACKERS: dict[str, Callable[[Followed, Path], Channel]] = {
 class Trackers:
     """The chosen trackers of a training job. ``names``: keys of ``TRACKERS``.
 
+    A tracker that fails, such as a server that cannot be reached, is named in ``say`` and left out from then on:
+    training goes on, and metrics.jsonl has every number. What trackers print goes to stderr.
+
     Raises IncompleteError, with the install command, for a package that is not installed.
     """
 
-    def __init__(self, names: tuple[str, ...], out: Path):
+    def __init__(self, names: tuple[str, ...], out: Path, say: Callable[[str], None]):
         missing = [name for name in names if importlib.util.find_spec(name) is None]
         if missing:
             extras = ",".join(missing)
             raise IncompleteError(f"--log {missing[0]} needs a package: python -m pip install 'fashion-ntm[{extras}]'")
-        self.names, self.out = names, out
-        self._channels: dict[str, list[Channel]] = {}
+        for name in names:
+            importlib.import_module(name)  # takes seconds, which are no training time
+        self.names, self.out, self.say = list(dict.fromkeys(names)), out, say
+        self._channels: dict[tuple[str, str], Channel] = {}
 
     def log(self, run: Followed, metrics: Mapping[str, Any]) -> None:
-        """Send an epoch's metrics; a run is opened at its first epoch."""
-        if run.id not in self._channels:
-            self._channels[run.id] = [TRACKERS[name](run, self.out) for name in self.names]
-        for channel in self._channels[run.id]:
-            channel.log(scalars(metrics), int(metrics["epoch"]))
+        """Send an epoch's metrics; a run is opened at its first epoch in this process."""
+        epoch = int(metrics["epoch"])
 
-    def close(self) -> None:
-        """Close all open runs."""
-        for channels in self._channels.values():
-            for channel in channels:
-                channel.close()
-        self._channels = {}
+        def send(name: str) -> None:
+            if (name, run.id) not in self._channels:
+                self._channels[name, run.id] = TRACKERS[name](run, self.out, epoch)
+            self._channels[name, run.id].log(scalars(metrics), epoch)
+
+        for name in list(self.names):
+            self._guarded(name, lambda name=name: send(name))  # type: ignore[misc]
+
+    def close(self, finished: bool = True) -> None:
+        """Close all open runs. ``finished``: False after an interruption."""
+        channels, self._channels = self._channels, {}
+        for (name, _), channel in channels.items():
+            self._guarded(name, lambda channel=channel: channel.close(finished))  # type: ignore[misc]
+
+    def _guarded(self, name: str, call: Callable[[], None]) -> None:
+        if name not in self.names:
+            return
+        try:
+            with redirect_stdout(sys.stderr):
+                call()
+        except Exception as error:  # trackers have no common base of their errors
+            first = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
+            self.names.remove(name)
+            self.say(f"{name}: {first}; training goes on without it, and metrics.jsonl of the run has every number")
 
 
 def scalars(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,9 @@ from cache import Store
 from manifests.identity import stack_keys, text_key
 from pipeline.evaluation.rows import unit_rows
 from pipeline.extraction.engine import ShardTask, process
+from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.meter import Meter
-from pipeline.extraction.tolerance import tolerance_of
+from pipeline.extraction.tolerance import recorded_decoder, tolerance_of
 from pipeline.extraction.work import Item
 from pipeline.stores.wanted import StoreRequest
 
@@ -37,8 +38,25 @@ class Recomputed:
 
 
 @dataclass(frozen=True)
+class FromExact:
+    """Stored rows compared with those of the exact decode (Pillow's): cosines, and mean share of common neighbors."""
+
+    rows: int
+    least_cosine: float
+    mean_cosine: float
+    top10: float
+
+    def text(self) -> str:
+        return (
+            f"       {self.rows:,} rows against Pillow's decode: cosine >= {self.least_cosine:.6f}, mean {self.mean_cosine:.6f}, "
+            f"top-{TOP} agreement {self.top10:.3f}"
+        )
+
+
+@dataclass(frozen=True)
 class TableCheck:
-    """K rows of one table. ``worst``: rows beyond the tolerance or that could not be computed."""
+    """K rows of one table. ``worst``: rows beyond the tolerance or that could not be computed. ``exact``: see there,
+    None if the store has the exact decode or the table no images."""
 
     table: str
     rows: int
@@ -48,6 +66,7 @@ class TableCheck:
     cosine: float  # minimum
     top10: float  # mean
     worst: tuple[Recomputed, ...]
+    exact: FromExact | None = None
 
     @property
     def matches(self) -> bool:
@@ -58,6 +77,8 @@ class TableCheck:
             f"{self.table:6} {self.sampled:,} of {self.rows:,} rows computed again: max abs error {self.max_abs:.2e} "
             f"(tolerance {self.tolerance:.0e}), cosine >= {self.cosine:.6f}, top-{TOP} agreement {self.top10:.3f}"
         ]
+        if self.exact is not None:
+            lines.append(self.exact.text())
         for row in self.worst[:5]:
             what = row.problem or f"max abs error {row.max_abs:.2e}, cosine {row.cosine:.6f}, top-{TOP} {row.top10:.1f}"
             lines.append(f"  error: key {row.key} ({row.name[:60]}): {what}")
@@ -72,6 +93,7 @@ class Reextraction:
     seed: int
     tables: tuple[TableCheck, ...]
     left_out: int
+    decoders: tuple[str, ...] = ()  # of JPEG, of the store and of this device, if they differ
 
     @property
     def matches(self) -> bool:
@@ -84,6 +106,11 @@ class Reextraction:
         lines = [f"store  {self.store}", *(table.text() for table in self.tables)]
         if self.left_out:
             lines.append(f"note   {self.left_out:,} rows belong to nothing in the dataset and cannot be computed again")
+        if self.decoders:
+            lines.append(
+                f"note   the rows were decoded by {self.decoders[0]}, and here by {self.decoders[1]}: the differences include "
+                "those of the two decoders"
+            )
         if not self.matches:
             lines.append(
                 "these rows are not what the model gives now: `cache explain` names what differs, and a store "
@@ -100,7 +127,8 @@ def reextract(store: Store, request: StoreRequest, count: int, seed: int = 0, ba
     OtherStoreError if the store is not the spec's present one.
     """
     wanted = request.own_store(store)
-    live = _Live(request, batch_size)
+    live, exact = _Live(request, request.extractor, batch_size), request.extractor.exact()
+    unlike = _Live(request, exact, batch_size) if exact is not None else None
     tables, left_out = [], 0
     for table in store.tables:
         items = wanted.tables.get(table, {})
@@ -108,15 +136,21 @@ def reextract(store: Store, request: StoreRequest, count: int, seed: int = 0, ba
         left_out += store.tables[table].rows - len(known)
         chosen = random.Random(f"{seed} {table}").sample(known, min(count, len(known)))
         if chosen:
-            tables.append(_check(store, table, [items[key] for key in chosen], live))
-    return Reextraction(str(store.path), seed, tuple(tables), left_out)
+            some = [items[key] for key in chosen]
+            check = _check(store, table, some, live)
+            tables.append(
+                replace(check, exact=_from_exact(store, table, some, unlike)) if unlike is not None else check
+            )
+    decoders = (recorded_decoder(store.execution), request.extractor.jpeg_decoder)
+    differ = decoders if all(decoders) and decoders[0] != decoders[1] else ()
+    return Reextraction(str(store.path), seed, tuple(tables), left_out, differ)
 
 
 class _Live:
-    """Rows computed by the live model."""
+    """Rows computed by the live model ``extractor``."""
 
-    def __init__(self, request: StoreRequest, batch_size: int):
-        self.request, self.batch_size = request, batch_size
+    def __init__(self, request: StoreRequest, extractor: Extractor, batch_size: int):
+        self.request, self.extractor, self.batch_size = request, extractor, batch_size
 
     def rows(self, table: str, items: Sequence[Item]) -> tuple[dict[bytes, np.ndarray], dict[bytes, str]]:
         """Return (key -> row [D], key -> reason why it has none)."""
@@ -127,7 +161,7 @@ class _Live:
     def _extract(self, table: str, items: Sequence[Item]) -> tuple[dict[bytes, np.ndarray], dict[bytes, str]]:
         root = self.request.dataset.images_root
         outcomes = process(
-            self.request.extractor,
+            self.extractor,
             [ShardTask(table, tuple(items))],
             root=root.resolve() if root else None,
             batch_size=self.batch_size,
@@ -181,11 +215,7 @@ def _check(store: Store, table: str, items: Sequence[Item], live: _Live) -> Tabl
         if i.key in failed
     ]
     if good:
-        fresh = np.stack([rows[item.key] for item in good]).astype(np.float64)
-        stored = store.gather(table, store.find(table, stack_keys(i.key for i in good))).astype(np.float64)
-        error = np.abs(fresh - stored).max(axis=1)
-        cosine = (unit_rows(fresh, np.float64) * unit_rows(stored, np.float64)).sum(axis=1)
-        agree = _agreement(store, "target" if table == "query" and "target" in store.tables else table, fresh, stored)
+        error, cosine, agree = _compared(store, table, good, rows)
         for n, item in enumerate(good):
             row = Recomputed(table, item.key.hex(), item.names[0], float(error[n]), float(cosine[n]), float(agree[n]))
             checked.append(row)
@@ -203,6 +233,28 @@ def _check(store: Store, table: str, items: Sequence[Item], live: _Live) -> Tabl
         float(np.mean([r.top10 for r in done])) if done else 1.0,
         tuple(worst),
     )
+
+
+def _compared(
+    store: Store, table: str, items: Sequence[Item], rows: dict[bytes, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (maximum absolute error, cosine, share of common neighbors) of ``rows`` and the stored rows, each [K]."""
+    fresh = np.stack([rows[item.key] for item in items]).astype(np.float64)
+    stored = store.gather(table, store.find(table, stack_keys(i.key for i in items))).astype(np.float64)
+    cosine = (unit_rows(fresh, np.float64) * unit_rows(stored, np.float64)).sum(axis=1)
+    near = "target" if table == "query" and "target" in store.tables else table
+    return np.abs(fresh - stored).max(axis=1), cosine, _agreement(store, near, fresh, stored)
+
+
+def _from_exact(store: Store, table: str, items: Sequence[Item], exact: _Live) -> FromExact | None:
+    if items[0].file is None:
+        return None
+    rows, _ = exact.rows(table, items)
+    good = [item for item in items if item.key in rows]
+    if not good:
+        return None
+    _, cosine, agree = _compared(store, table, good, rows)
+    return FromExact(len(good), float(cosine.min()), float(cosine.mean()), float(agree.mean()))
 
 
 def _agreement(store: Store, table: str, fresh: np.ndarray, stored: np.ndarray) -> np.ndarray:

@@ -162,7 +162,9 @@ def _train_alike(runs: Sequence[_Open], execution: Execution, backend: str) -> l
                 if outcome is not None:
                     run.take(outcome)
                 if isinstance(outcome, dict):
+                    begun = time.perf_counter()
                     execution.progress(run.request, outcome)
+                    saving.started += time.perf_counter() - begun  # messages and trackers are no training time
         return [run.finish(saving.seconds) for run in runs]
 
 

@@ -13,7 +13,8 @@ from PIL import Image as Pillow
 
 from manifests.errors import FashionNTMError
 from manifests.schema import Dataset, Frozen, Image
-from pipeline.extraction.transfer import PendingRows
+from pipeline.extraction.images import MAX_PIXELS, DecodeError, decode
+from pipeline.extraction.transfer import PendingRows, stack
 
 Prepared: TypeAlias = Any  # result of ``prepare`` for one item: an array, or a dict of arrays
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -83,12 +84,17 @@ class Extractor(ABC):
     fittable: ClassVar[bool] = False  # can be trained by ``fit-extractor``; see ``_fittable.Fittable``
     execution_only: ClassVar[tuple[str, ...]] = ()  # options that do not change features
     stated: ClassVar[tuple[str, ...]] = ()  # options that ``semantic`` replaces, e.g. a path by a digest
+    images_per_job: int = 8  # of a decoding process: few, to keep the prefetch window small
+    jpeg_decoder: str = ""  # decoder that all sessions of a store must share, if there is a choice
     card: Card
 
     def __init__(self, options: ExtractorOptions, device: torch.device):
         self.options, self.device = options, device
         self.compute = _DTYPES[options.dtype]
         self.calls = 0  # items encoded so far
+        self.noted: dict[
+            bytes, str
+        ] = {}  # content key of an image -> remark on its decoding, until the runner takes it
 
     @property
     def name(self) -> str:
@@ -134,7 +140,37 @@ class Extractor(ABC):
         """Return the text encoded instead of the pixels (``reads = "caption"``); None or blank if there is none."""
         return image.caption
 
-    # ---- worker threads
+    def exact(self) -> Extractor | None:
+        """Return the same model with the exact decode (Pillow's), None if this has it."""
+        return None
+
+    def require(self) -> None:  # noqa: B027 - most extractors need nothing
+        """Raise ExtractorError, naming the extra, if this machine lacks what reading images needs."""
+
+    # ---- worker threads and processes
+
+    def prepare_file(self, data: bytes) -> Prepared:
+        """Decode and preprocess the bytes of an image file. Thread-safe. Raises DecodeError."""
+        image = decode(data)
+        self.check_size(*image.size)
+        return self.prepare(image)
+
+    def check_size(self, width: int, height: int) -> None:
+        """Raise DecodeError if the resize would need more pixels than any image may have (20,000 x 1)."""
+        needed = self.prepared_pixels(width, height)
+        if needed > MAX_PIXELS:
+            size = f"{width}x{height}"
+            raise DecodeError(
+                f"the image of {size} would be resized to {needed:,} pixels, limit {MAX_PIXELS:,}: crop it"
+            )
+
+    def decode_ahead(self, prepared: Sequence[Prepared]) -> list[Prepared]:
+        """Finish what ``prepare_file`` left to the device, in the batches' thread; an image may become a DecodeError."""
+        return list(prepared)
+
+    def stack(self, parts: Sequence[Prepared]) -> Sequence[Prepared]:
+        """Stack a batch's parts of equal shape and, for a GPU, start copying them; in the batches' thread."""
+        return stack(parts, self.device) if self.stacks else list(parts)
 
     def prepare(self, image: Pillow.Image) -> Prepared:
         """Preprocess one RGB image. Thread-safe."""

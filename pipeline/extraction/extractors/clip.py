@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import string
 from collections.abc import Sequence
@@ -16,11 +17,13 @@ from PIL import Image as Pillow
 from pydantic import Field
 from torch.nn.functional import normalize
 
+from manifests.identity import image_key
 from pipeline.extraction import hub
 from pipeline.extraction.extractors import _cards
 from pipeline.extraction.extractors._fittable import FitOptions, Fittable
 from pipeline.extraction.extractors.base import Card, ExtractorOptions
 from pipeline.extraction.images import decoder
+from pipeline.extraction.jpeg import TorchvisionDecode, by_pillow
 from pipeline.extraction.pixels import Pixels, normalized, resized_pixels
 from pipeline.extraction.tokens import Tokens
 from pipeline.extraction.transfer import to_device
@@ -34,13 +37,14 @@ class ClipOptions(ExtractorOptions):
     ``trust_remote_code``: run the Python code that comes with the model. ``clean``: text cleaning before tokenization;
     "auto" is the cleaning of the checkpoint's training: "lower" for SigLIP, "canonical" (also without punctuation) if
     its card says so, otherwise "none". ``fit``: fine-tune the towers (``fit-extractor``), starting from ``model``, and
-    use the fitted towers.
+    use the fitted towers. ``decode``: who decodes and resizes images, see ``extraction/jpeg.py``.
     """
 
     model: str = Field(min_length=1)
     revision: str | None = None
     trust_remote_code: bool = False
     clean: Literal["auto", "none", "lower", "canonical"] = "auto"
+    decode: Literal["pillow", "torchvision"] = "pillow"
     fit: FitOptions | None = None
 
 
@@ -52,7 +56,7 @@ class ClipExtractor(Fittable):
     Options = ClipOptions
     tables: ClassVar[tuple[str, ...]] = ("image", "text")
     stacks: ClassVar[bool] = True
-    stated: ClassVar[tuple[str, ...]] = ("model", "revision", "trust_remote_code", "clean")
+    stated: ClassVar[tuple[str, ...]] = ("model", "revision", "trust_remote_code", "clean", "decode")
     execution_only: ClassVar[tuple[str, ...]] = ("fit",)  # a fit gives another ``model``
     cards: ClassVar[tuple[Card, ...]] = _cards.CLIP
     options: ClipOptions
@@ -72,6 +76,11 @@ class ClipExtractor(Fittable):
                 )
         self.processor = hub.load_image_processor(checkpoint)
         self.pixels = Pixels.of(self.processor)
+        self.jpegs: TorchvisionDecode | None = None
+        if options.decode == "torchvision":
+            self.jpegs = TorchvisionDecode(options.model, self.processor, self.pixels, device)
+            self.jpeg_decoder = self.jpegs.decoder
+            self.images_per_job = self.jpegs.images_per_job or self.images_per_job
         tokenizer = hub.load_tokenizer(checkpoint)
         full = str(getattr(self.model.config, "model_type", "")).startswith("siglip")
         # SigLIP's text tower pools the last position and was trained on texts padded to the full length
@@ -167,6 +176,7 @@ class ClipExtractor(Fittable):
                 "decode": decoder(),
                 "transformers": transformers.__version__.split(".")[0],
             }
+            | (self.jpegs.semantic() if self.jpegs is not None else {})
         )
 
     @cached_property
@@ -180,7 +190,39 @@ class ClipExtractor(Fittable):
     def image_tower(self) -> torch.nn.Module | None:
         return getattr(self.model, "vision_model", None)
 
+    def exact(self) -> ClipExtractor | None:
+        if self.jpegs is None:
+            return None
+        same = copy.copy(self)
+        same.options = self.options.model_copy(update={"decode": "pillow"})
+        same.jpegs, same.jpeg_decoder, same.noted = None, "", {}
+        same.images_per_job = type(self).images_per_job
+        return same
+
+    def require(self) -> None:
+        if self.jpegs is not None:
+            self.jpegs.require()
+
+    def prepare_file(self, data: bytes) -> Any:
+        if self.jpegs is None:
+            return super().prepare_file(data)
+        prepared, remark = self.jpegs.prepare(data, self.check_size)
+        if remark:
+            self.noted[image_key(data)] = by_pillow(remark)
+        return prepared
+
+    def decode_ahead(self, prepared: Sequence[Any]) -> list[Any]:
+        if self.jpegs is None:
+            return list(prepared)
+        found = self.jpegs.decoded(prepared)
+        for one, (_, remark) in zip(prepared, found, strict=True):
+            if remark:
+                self.noted[image_key(one.data)] = by_pillow(remark)
+        return [one for one, _ in found]
+
     def prepare(self, image: Pillow.Image) -> dict[str, np.ndarray]:
+        if self.jpegs is not None:
+            return self.jpegs.resized(image)
         if self.pixels is not None and (pixels := self.pixels.eight_bit(image)) is not None:
             return {"pixel_values": pixels}
         arrays = self.processor(images=[image], return_tensors="np")

@@ -16,7 +16,6 @@ from manifests.identity import pair_key, stack_keys, text_key
 from manifests.schema import Dataset, RunSpec
 from pipeline.core.workspace import Workspace
 from pipeline.extraction.images import decode, read
-from pipeline.extraction.prepare import bounded
 from pipeline.views.retrieval.live import store_composer
 
 
@@ -125,8 +124,8 @@ class Queries:
             return self.extractor.standin(record, self.dataset)
         if record.file is None or self.dataset.images_root is None:
             raise QueryError(f"image {image!r} has no file: a joint model needs its pixels for a new text")
-        picture = decode(read(self.dataset.images_root.resolve(), record.file))
-        return picture if self.extractor is None else bounded(self.extractor, picture)
+        data = read(self.dataset.images_root.resolve(), record.file)
+        return decode(data) if self.extractor is None else self.extractor.prepare_file(data)
 
     def _row(self, table: str, key: bytes) -> np.ndarray | None:
         if table not in self.backbone.tables:
