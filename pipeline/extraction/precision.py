@@ -157,7 +157,7 @@ def decode_agreement(extractor: Extractor, dataset: Dataset) -> dict[str, Any]:
     if not parts[0]:
         return {}
     rows = [
-        unit_rows(_rows(one, "image", (one.stack(some),)), np.float64)
+        unit_rows(trial_rows(one, "image", one.stack(some)), np.float64)
         for one, some in zip((extractor, exact), parts, strict=True)
     ]
     cosine = float((rows[0] * rows[1]).sum(axis=1).min())
