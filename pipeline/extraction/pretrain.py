@@ -26,6 +26,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTraine
 from manifests.errors import FashionNTMError
 from manifests.schema import Frozen
 from pipeline.extraction import hub
+from pipeline.extraction.tokens import pad_ids
 
 # Ids 0..3; 2 is not the end token, because CLIPModel takes that id for "old CLIP".
 PAD, BOS, UNK, EOS = "<pad>", "<start>", "<unk>", "<end>"
@@ -180,10 +181,7 @@ def to_ids(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[np.
 
 def padded(rows: Sequence[np.ndarray], pad: int) -> Tensor:
     """Pad to int64 [n, longest]."""
-    out = np.full((len(rows), max(len(r) for r in rows)), pad, dtype=np.int64)
-    for i, row in enumerate(rows):
-        out[i, : len(row)] = row
-    return torch.from_numpy(out)
+    return torch.from_numpy(pad_ids(rows, pad)[0])
 
 
 def embed_images(model: CLIPModel, pixels: Tensor, options: PretrainOptions) -> Tensor:
