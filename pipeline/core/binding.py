@@ -105,16 +105,36 @@ def image_changes(dataset: Dataset, keys: Mapping[str, bytes], digests: Path) ->
     return ImageChanges(True, tuple(changed), tuple(new))
 
 
-def source_files(spec: RunSpec) -> dict[str, str]:
-    """Return the SHA-256 of every local file named by extractor and composer options, including files in named folders.
+def source_record(spec: RunSpec) -> dict[str, Any]:
+    """Return (SHA-256, stat) of every local file that extractor and composer options name, also in named folders.
 
     Keys are ``option:relative path``, so a moved model folder keeps its keys.
     """
-    found: dict[str, str] = {}
+    return {name: [sha256_of(file), stamp_of(file.stat())] for name, file in _source_files(spec).items()}
+
+
+def source_changes(record: Mapping[str, Any], spec: RunSpec) -> list[str]:
+    """Return the names of source files that changed, went or came since ``record``, a ``source_record``.
+
+    An option whose path does not exist is not compared.
+    """
+    files, options = _source_files(spec), {option for option, _ in _sources(spec)}
+    found = []
+    for name, (sha, stat) in record.items():
+        file = files.get(name)
+        if file is None:
+            found += [name] if name.partition(":")[0] in options else []
+        elif stamp_of(file.stat()) != stat and sha256_of(file) != sha:
+            found.append(name)
+    return found + sorted(name for name in files.keys() - record.keys() if not name.endswith(":"))
+
+
+def _source_files(spec: RunSpec) -> dict[str, Path]:
+    found: dict[str, Path] = {}
     for option, path in _sources(spec):
-        for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
-            name = "" if file == path else file.relative_to(path).as_posix()
-            found[f"{option}:{name}"] = sha256_of(file)
+        if path.is_file():
+            found[f"{option}:"] = path
+        found |= {f"{option}:{p.relative_to(path).as_posix()}": p for p in sorted(path.rglob("*")) if p.is_file()}
     return found
 
 
@@ -124,46 +144,6 @@ def _sources(spec: RunSpec) -> list[tuple[str, Path]]:
     named = [(f"{part}.{key}", value) for part, options in parts for key, value in options.items()]
     paths = [(option, Path(value).expanduser()) for option, value in named if isinstance(value, str) and value]
     return [(option, path) for option, path in paths if path.exists()]
-
-
-class SourceRecord:
-    """Source files of an extraction: digests, and the file stats that identify unchanged files."""
-
-    def __init__(self, files: Mapping[str, Any]):
-        self.files = dict(files)
-
-    @classmethod
-    def of(cls, spec: RunSpec) -> SourceRecord:
-        digests = source_files(spec)
-        return cls({name: [sha, _stat(_path_of(spec, name))] for name, sha in digests.items()})
-
-    def changes(self, spec: RunSpec) -> list[str]:
-        """Return the names of files that changed, went or came. An option whose path does not exist is not compared."""
-        found = []
-        for name, (sha, stat) in self.files.items():
-            path = _path_of(spec, name)
-            if path is None:
-                continue
-            if not path.is_file() or (_stat(path) != stat and sha256_of(path) != sha):
-                found.append(name)
-        present = {
-            f"{o}:{p.relative_to(r).as_posix()}"
-            for o, r in _sources(spec)
-            if r.is_dir()
-            for p in r.rglob("*")
-            if p.is_file()
-        }
-        return found + sorted(present - self.files.keys())
-
-
-def _path_of(spec: RunSpec, name: str) -> Path | None:
-    option, _, below = name.partition(":")
-    root = dict(_sources(spec)).get(option)
-    return None if root is None else root / below if below else root
-
-
-def _stat(path: Path | None) -> list[int]:
-    return [] if path is None else stamp_of(path.stat())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -18,7 +18,7 @@ from pipeline.composition.crossfit import fit_folds, new_composer
 from pipeline.composition.fit import fit_composer, single_turn_recall
 from pipeline.composition.ready import ReadyComposer, composer_folder, fitting_sessions, ready_composer
 from pipeline.composition.request import ComposerRequest, composer_request, is_joint
-from pipeline.core.binding import SourceRecord, StaleError, declared_digest, load_binding, save_binding
+from pipeline.core.binding import StaleError, declared_digest, load_binding, save_binding, source_record
 from pipeline.core.workspace import FeatureRecord, Workspace, extraction_request
 from pipeline.extraction.distributed import cluster_for
 from pipeline.extraction.extractors.base import Extractor
@@ -141,7 +141,7 @@ def _record(spec: RunSpec, dataset: Dataset, workspace: Workspace, extractor: Ex
         backbone=str(report.path.relative_to(workspace.stores)),
         binding=save_binding(workspace.bindings, keys),
         declared=declared_digest(dataset),
-        sources=SourceRecord.of(spec).files,
+        sources=source_record(spec),
         contaminated_on=tuple(extractor.card.contaminated_on),
         given=_given(spec),
         card={"licence": extractor.card.licence, "source": extractor.card.source},

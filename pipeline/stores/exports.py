@@ -17,7 +17,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -106,18 +106,16 @@ def blocks(store: Store, table: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def _write_npy(store: Store, table: str, file: Path, _: Dataset | None) -> str:
-    info, digest = store.tables[table], hashlib.sha256()
+    info = store.tables[table]
     head = {"descr": np.dtype(info.dtype).newbyteorder("<").str, "fortran_order": False, "shape": (info.rows, info.dim)}
     with open(file, "xb") as handle:
         np.lib.format.write_array_header_1_0(handle, head)
-        for _, features in blocks(store, table):
-            _put(handle.write, digest.update, features)
-    return digest.hexdigest()
+        return _write_rows(handle, store, table)
 
 
 def _write_safetensors(store: Store, table: str, file: Path, _: Dataset | None) -> str:
     """Write the safetensors format block by block; the library needs the whole table in memory. Return the SHA-256."""
-    info, digest = store.tables[table], hashlib.sha256()
+    info = store.tables[table]
     size = info.rows * info.dim * np.dtype(info.dtype).itemsize
     kind = {"float16": "F16", "float32": "F32"}[info.dtype]
     header: dict[str, Any] = {
@@ -129,10 +127,9 @@ def _write_safetensors(store: Store, table: str, file: Path, _: Dataset | None) 
     text += b" " * (-len(text) % 8)
     with open(file, "xb") as handle:
         handle.write(len(text).to_bytes(8, "little") + text)
-        for _, features in blocks(store, table):
-            _put(handle.write, digest.update, features)
+        digest = _write_rows(handle, store, table)
         handle.write(store.keys(table).tobytes())
-    return digest.hexdigest()
+    return digest
 
 
 def _write_parquet(store: Store, table: str, file: Path, dataset: Dataset | None) -> str:
@@ -174,10 +171,14 @@ def _row_id(key: bytes, names: dict[bytes, dict[str, Any]]) -> str:
     return f"{about['reference']}: {about['text']}" if "reference" in about else about.get("text", key.hex())
 
 
-def _put(write: Callable[[memoryview], Any], update: Callable[[memoryview], Any], features: np.ndarray) -> None:
-    data = memoryview(np.ascontiguousarray(features, features.dtype.newbyteorder("<")).reshape(-1).view(np.uint8))
-    write(data)
-    update(data)
+def _write_rows(handle: BinaryIO, store: Store, table: str) -> str:
+    """Write the features of a table, little-endian. Return their SHA-256."""
+    digest = hashlib.sha256()
+    for _, features in blocks(store, table):
+        data = memoryview(np.ascontiguousarray(features, features.dtype.newbyteorder("<")).reshape(-1).view(np.uint8))
+        handle.write(data)
+        digest.update(data)
+    return digest.hexdigest()
 
 
 def _library(form: Format) -> Any:
