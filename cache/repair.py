@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -90,7 +90,8 @@ def repair(path: str | Path, identity: Manifest | None = None) -> Repaired:
             done.lost[table] = done.lost.get(table, 0) + rows_of[name]
         moved = writer.set_aside(sorted(bad - back.keys()))
         done.actions += [f"set aside as {name}" for name in moved]
-        done.actions += [f"took {n} out of the manifest" for n in sorted(bad - back.keys()) if not _is_moved(n, moved)]
+        gone = (n for n in sorted(bad - back.keys()) if not any(m.startswith(f"{n}.") for m in moved))
+        done.actions += [f"took {name} out of the manifest" for name in gone]
         rows: dict[str, int] = {}
         if {f.code for f in found} & _BAD_ROWS:
             keep, rows = _keep_good(Store(path, writer.manifest, verify="always"))
@@ -107,10 +108,6 @@ def repair(path: str | Path, identity: Manifest | None = None) -> Repaired:
         done.actions += [f"table '{table}' has no row left" for table in before if table not in writer.manifest.tables]
     done.left = [f for f in verify(path) if f.level == "error"]
     return done
-
-
-def _is_moved(name: str, moved: Iterable[str]) -> bool:
-    return any(m.startswith(f"{name}.") for m in moved)
 
 
 def _catalogue_is_lost(path: Path, manifest: Manifest) -> bool:

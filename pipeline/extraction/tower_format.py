@@ -12,7 +12,7 @@ import torch
 
 from manifests.errors import FashionNTMError
 from pipeline.extraction.extractors.base import Extractor
-from pipeline.extraction.prepare import one_line
+from pipeline.extraction.images import one_line
 from pipeline.extraction.tolerance import tolerance
 
 _BATCH = 32  # images on which a format is tried

@@ -109,7 +109,8 @@ class Objective:
                 candidates = F.normalize(candidates, dim=-1)
             else:
                 candidates, own, kinds = static, rows, None
-            losses.append(self._rows(queries[members, n], candidates, own, kinds, self._categories(rows)).mean())
+            categories = self._membership[rows] > 0 if self.training.negatives == "category" else None
+            losses.append(self._rows(queries[members, n], candidates, own, kinds, categories).mean())
         # Without negatives (every turn has one session only) the loss is zero, with a zero gradient.
         return torch.stack(losses).mean() if losses else predicted.sum() * 0
 
@@ -141,9 +142,6 @@ class Objective:
             part = None if categories is None else categories[of]
             parts.append(checkpoint(block, queries[of], own[of], part, use_reentrant=False, preserve_rng_state=False))
         return torch.cat(parts)
-
-    def _categories(self, rows: Tensor) -> Tensor | None:
-        return self._membership[rows] > 0 if self.training.negatives == "category" else None
 
     @cached_property
     def _membership(self) -> Tensor:
