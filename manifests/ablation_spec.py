@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +45,10 @@ class AblationSpec(Frozen):
     composers: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], dict[str, Any]] = Field(
         default_factory=dict
     )
+    # Datasets by label: options that replace those of the run spec's [dataset]; the grid is run on each. Empty: its own.
+    datasets: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], dict[str, Any]] = Field(
+        default_factory=dict
+    )
     dialogs: bool = False  # see ``RunSpec.dialogs``
     timing: bool = False  # measure the inference time of every point (paper Figure 8)
 
@@ -68,8 +74,16 @@ class AblationSpec(Frozen):
         return tuple(made)
 
     def variants(self, spec: RunSpec) -> dict[str, RunSpec]:
-        """Return label -> run spec with that composer, named ``<spec>-<label>``; {"": spec} without ``composers``."""
-        return {label: _with_composer(spec, label, changes) for label, changes in self.composers.items()} or {"": spec}
+        """Return label -> run spec with that dataset and composer, named ``<spec>-<label>``; {"": spec} without any."""
+        made = {"": spec}
+        for part, changes in (("dataset", self.datasets), ("composer", self.composers)):
+            if changes:
+                made = {
+                    f"{before}-{label}".lstrip("-"): _with_part(one, part, label, options)
+                    for before, one in made.items()
+                    for label, options in changes.items()
+                }
+        return made
 
     def check(self, problems: Problems) -> None:
         """Report an empty grid, and repeated seeds or points."""
@@ -101,16 +115,18 @@ class Point:
         return " ".join([self.model, *words])
 
 
-def _with_composer(spec: RunSpec, label: str, changes: Mapping[str, Any]) -> RunSpec:
-    """Return ``spec`` with composer options changed; its command line repeats them, so that it can be pasted."""
+def _with_part(spec: RunSpec, part: str, label: str, changes: Mapping[str, Any]) -> RunSpec:
+    """Return ``spec`` with options of its dataset or composer changed; its command line repeats them, to be pasted."""
     name = f"{spec.name}-{label}"
     words = [f"--set name={name}"]
     for key, value in changes.items():
         parts = value.items() if isinstance(value, Mapping) else [("", value)]
-        words += [f"--set composer.{'.'.join(filter(None, (key, part)))}={v}" for part, v in parts]
-    old = spec.composer.model_dump() if spec.composer else {}
-    composer = Component(**{**old, **changes})
-    return spec.model_copy(update={"name": name, "composer": composer, "given": " ".join([spec.asked, *words])})
+        for inner, v in parts:
+            shown = v if isinstance(v, str) else json.dumps(v)
+            words.append(f"--set {shlex.quote(f'{part}.{key}.{inner}={shown}' if inner else f'{part}.{key}={shown}')}")
+    old = getattr(spec, part)
+    made = Component(**{**(old.model_dump() if old else {}), **changes})
+    return spec.model_copy(update={"name": name, part: made, "given": " ".join([spec.asked, *words])})
 
 
 def _values(value: Any) -> list[Any]:
@@ -131,6 +147,16 @@ def load_ablation_spec(name: str) -> AblationSpec:
 def parse_ablation_spec(values: dict[str, Any], file: str) -> AblationSpec:
     """Parse the TOML values of ``file`` as an ablation spec. Raise ManifestError with every problem found."""
     return parse_file(AblationSpec, values, file)
+
+
+def chosen_variants(variants: Mapping[str, RunSpec], labels: Sequence[str]) -> dict[str, RunSpec]:
+    """Return the variants with these labels, all of them if ``labels`` is empty. Raise ManifestError for others."""
+    wrong = [label for label in labels if label not in variants]
+    if wrong:
+        known = [label for label in variants if label]
+        fix = nearest(wrong[0], known) if known else "leave --variant out"
+        raise ManifestError([Problem("--variant", wrong[0], "the ablation has no variant of this label", fix)])
+    return {label: spec for label, spec in variants.items() if not labels or label in labels}
 
 
 def chosen_points(points: Sequence[Point], only: Sequence[int]) -> tuple[Point, ...]:

@@ -34,7 +34,7 @@ TURN_JOIN = ". "  # ST + cat(all captions): joins the texts of the turns
 class Frozen(BaseModel):
     """Base of immutable models that reject unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Image(Frozen):
@@ -321,6 +321,14 @@ class RunSpec(Frozen):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
             raise ValueError("a spec's name becomes a folder name: use at most 100 letters, digits, '.', '_' and '-'")
         return name
+
+    @field_validator("seeds")
+    @classmethod
+    def _each_once(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        twice = [seed for n, seed in enumerate(seeds) if seed in seeds[:n]]
+        if twice:
+            raise ValueError(f"seed {twice[0]} is listed twice: results would count one run as two")
+        return seeds
 
     @property
     def asked(self) -> str:

@@ -102,6 +102,7 @@ def history_contribution(
     ``draws``: number of random draws of histories. Propagates errors from loading the features (nothing extracted, no
     test sessions).
     """
+    experiment.require_train("on which `history` chooses the EWMA's weight")
     fit, validation = experiment.parts
     shown, galleries, subsets = fit, _own_targets(fit), {}
     if part == "test":

@@ -37,6 +37,7 @@ class TableRequest:
     """A table by name, and what fills it. ``name``: a shipped table, or a table, ablation or run spec.
 
     ``spec``: a run spec; "": the table's own. ``seeds``; empty: all there are. ``ranked``: names of scored ranked lists.
+    ``variant``: label of the ablation's variant, for printed commands.
     """
 
     name: str
@@ -46,6 +47,7 @@ class TableRequest:
     overrides: Sequence[str] = ()
     seeds: Sequence[int] = ()
     ranked: Sequence[str] = ()
+    variant: str = ""
 
     @property
     def options(self) -> list[str]:
@@ -146,6 +148,7 @@ class Filler:
 
     def __init__(self, table: ResultsTable, spec: RunSpec, request: TableRequest):
         self.table, self.spec, self.run, self.options = table, spec, request.spec, request.options
+        self.variant = request.variant
         self.name = table.ablation if kind_of_table(request.name) == "table" else request.name
 
     @cached_property
@@ -156,6 +159,7 @@ class Filler:
         number = point_of(self.ablation, self.spec, row)
         words = ["ablate", self.name]
         words += ["--only", str(number)] if number else []
+        words += ["--variant", self.variant] if self.variant else []
         words += ["--spec", self.run] if self.run else []
         words += ["--seeds", seed_text(seeds)] if tuple(seeds) != self.ablation.seeds else []
         return command_line(*words, *self.options)

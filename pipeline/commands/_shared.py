@@ -194,6 +194,9 @@ def emit(value: Any, text: str, as_json: bool) -> None:
     show(json.dumps(value, indent=2, default=str) if as_json else text)
 
 
+_MOST_NUMBERS = 100_000  # of one span
+
+
 def parse_numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, ...] | None:
     """Parse ``0..4``, ``0,2,5`` or ``0,2..4``; return None when not given."""
     if value is None:
@@ -203,10 +206,10 @@ def parse_numbers(_: click.Context, __: click.Parameter, value: str | None) -> t
         for part in value.split(","):
             first, dots, last = part.partition("..")
             span = range(int(first), int(last) + 1) if dots else (int(first),)
-            if not span:
+            if not 0 < len(span) <= _MOST_NUMBERS:
                 raise ValueError
             numbers += span
-    except ValueError:
+    except (ValueError, OverflowError):  # OverflowError: the length of a huge span
         numbers = []
     if not numbers or min(numbers) < 0:
         raise click.BadParameter(f"{value!r} is not a list of numbers: write 0..4, 0,2,5 or 0,2..4")

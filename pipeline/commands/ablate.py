@@ -25,6 +25,7 @@ SECTION = "stage 2"
 @click.option("--spec", "run", default="", help="Run spec whose features are used. Default: the one that SPEC names.")
 @click.option("--only", callback=parse_numbers, help="Points of the grid by number: 3 or 1,4 or 2..5. Default: all.")
 @click.option("--seeds", callback=parse_numbers, help="0..4 or 0,2,5. Default: those of SPEC.")
+@click.option("--variant", "variants", multiple=True, metavar="LABEL", help="Dataset or composer of SPEC. Repeatable.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done and how long it takes; write nothing.")
 @click.option("--scheduler", default="", metavar="ADDRESS", help="Dask scheduler that trains, e.g. tcp://host:8786.")
 @click.option("--local-cluster", "workers", type=click.IntRange(1), metavar="N", help="Train in N local processes.")
@@ -38,6 +39,7 @@ def command(
     run: str,
     only: tuple[int, ...] | None,
     seeds: tuple[int, ...] | None,
+    variants: tuple[str, ...],
     dry_run: bool,
     scheduler: str,
     workers: int | None,
@@ -61,12 +63,12 @@ def command(
         raise click.UsageError("--scheduler and --local-cluster exclude each other: give one of them")
     place, chosen = open_ablation(spec, run, overrides, data, out, device), (only or (), seeds or ())
     plans, tables = [], []
-    for part in variants_of(place):
+    for part in variants_of(place, variants):
         if dry_run:
             plans.append(plan_ablation(part.ablation, part.spec, part.dataset(), part.workspace, device, *chosen))
         else:
             plans.append(ablate(part, *chosen, scheduler, workers or 0, log))
-            request = TableRequest(spec, data, out, run, overrides)
+            request = TableRequest(spec, data, out, run, overrides, variant=part.variant)
             tables.append(table_of_ablation(part.ablation, part.spec, request))
     found = [plan.as_dict() for plan in plans]
     for about, table in zip(found, tables, strict=False):

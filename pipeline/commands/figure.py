@@ -9,14 +9,14 @@ import click
 from pipeline.commands._shared import emit, log, option_data, option_json, option_out, option_set, show
 
 SECTION = "results"
-DIAGNOSTICS, LEAKAGE = "diagnostics", "leakage"
+DIAGNOSTICS, LEAKAGE, PAYS = "diagnostics", "leakage", "memory-pays"
 
 
 @click.command(
     "figure",
     epilog="Example: fashion-ntm figure 8 --data DIR, or fashion-ntm figure diagnostics --run 1f3a --file rows.png",
 )
-@click.argument("name", metavar="N|diagnostics|leakage")
+@click.argument("name", metavar="N|diagnostics|leakage|memory-pays")
 @click.option("--spec", default="", help="Of N: run spec whose runs are shown. Default: the one that the figure names.")
 @click.option(
     "--format",
@@ -55,6 +55,7 @@ def command(
     """Plot figure N of the paper from measured runs, or print its data; points without a run are listed.
 
     `figure leakage` plots recall on all, leaked and clean sessions against train recall, from `ablate memorisation`.
+    `figure memory-pays` plots recall against train sessions and turns, from `ablate memory-pays`.
     `figure diagnostics` plots how the memory rows of runs that were trained with --diagnostics diverge. --json prints
     the data of figure N, as --format json does.
     """
@@ -68,14 +69,18 @@ def command(
 
         show(diagnostics_figure(runs, Workspace(out).runs, files))
         return
-    if name == LEAKAGE and not files:
+    if name in (LEAKAGE, PAYS) and not files:
         from pipeline.analysis.ablation.run import open_ablation
         from pipeline.analysis.memorisation import draw_memorisation, memorisation
+        from pipeline.analysis.memory_pays import draw_memory_pays, memory_pays
 
-        place = open_ablation("memorisation", spec, overrides, data, out, "cpu")
-        study = memorisation(place)
+        ablation, collect, draw = {
+            LEAKAGE: ("memorisation", memorisation, draw_memorisation),
+            PAYS: ("memory-pays", memory_pays, draw_memory_pays),
+        }[name]
+        study = collect(open_ablation(ablation, spec, overrides, data, out, "cpu"))
         if not as_json and form == "files":
-            for path in draw_memorisation(study, to or out / "figures"):
+            for path in draw(study, to or out / "figures"):
                 log(f"wrote {path}")
         emit(study.as_dict(), study.text(), as_json or form == "json")
         return

@@ -16,5 +16,7 @@ SECTION = "stage 2"
 def command(job: Job, models: tuple[str, ...], seeds: tuple[int, ...] | None) -> None:
     """Run both stages of SPEC in order: extract, fit-composer, train, evaluate. Finished work is kept."""
     from pipeline.jobs.run import run_spec
+    from pipeline.jobs.specs import check_sessions
 
+    check_sessions(job.spec, job.dataset, models)
     show(run_spec(*job.parts, job.device, log, models, seeds))

@@ -72,7 +72,9 @@ def fit_composer(
     """
     data = triplets(store, sessions)
     if len(data) < 2:
-        raise IncompleteError(f"{store.path} holds {len(data)} train triplets: run extract first")
+        raise IncompleteError(
+            f"{store.path} holds {len(data)} train triplets with all features, of {data.left_out + len(data)}"
+        )
     columns = [torch.from_numpy(c) for c in (data.reference, data.text, data.target)]
     yield from fit_on_rows(composer, Embeddings.load(store), *columns, options)
 

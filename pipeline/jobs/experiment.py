@@ -15,9 +15,10 @@ from pipeline.evaluation.evaluate import Candidates, load_candidates
 from pipeline.jobs.identities import Run, RunIdentities
 from pipeline.training.checkpoint import load_model
 from pipeline.training.data import SessionFeatures, session_features
+from pipeline.training.errors import MissingFeaturesError
 from pipeline.training.job import TrainRequest
 from pipeline.training.lookup import FoundRows, find_rows
-from pipeline.training.models import MemoryModel
+from pipeline.training.models import MemoryModel, is_fitted
 from pipeline.training.texts import add_texts
 
 Log = Callable[[str], None]
@@ -52,10 +53,10 @@ class Experiment(RunIdentities):
     def parts(self) -> tuple[SessionFeatures, SessionFeatures | None]:
         """Features to fit on, and validation features or None: the spec's pair-disjoint split.
 
-        Without train sessions, no sessions of the test features' width: enough for models that are not fitted.
+        Without train features, no sessions of the test features' width: enough for models that are not fitted.
         """
         fit, validation = self.found
-        if not self.dataset.split("train"):
+        if not fit.sessions:
             return replace(self.test.subset(()), content=fit.content), None
         return self.features(fit), self.features(validation) if validation else None
 
@@ -69,6 +70,8 @@ class Experiment(RunIdentities):
     def features(self, sessions: Sequence[Session] | FoundRows) -> SessionFeatures:
         """Load the features of ``sessions``, with text rows if a model needs them; log the sessions left out."""
         found = sessions if isinstance(sessions, FoundRows) else find_rows(self.store, sessions)
+        if found.reasons and not found.sessions:
+            raise self._without(f"none of {len(found.reasons):,} sessions has all of its features", found)
         features = session_features(self.store, found)
         if self.texts:
             features = add_texts(features, self.workspace.backbone(self.spec, self.dataset))
@@ -79,6 +82,19 @@ class Experiment(RunIdentities):
             self.log(f"left out: {len(features.skipped)} of {every} sessions in all")
         return features.to(self.device)
 
+    def _without(self, what: str, found: FoundRows) -> MissingFeaturesError:
+        """Return the error for sessions without features: the first reason, and the next step."""
+        first = next(iter(found.reasons.values()))
+        return MissingFeaturesError(f"dataset '{self.dataset.name}': {what} (first: {first}): {self.what_helps}")
+
+    def require_train(self, purpose: str) -> None:
+        """Raise IncompleteError if no train session has features."""
+        fit, _ = self.found
+        if fit.reasons and not fit.sessions:
+            raise self._without(f"none of {len(fit.reasons):,} train sessions has all of its features, {purpose}", fit)
+        if not fit.sessions:
+            raise IncompleteError(f"dataset '{self.dataset.name}' has no train sessions, {purpose}")
+
     @cached_property
     def candidates(self) -> dict[str, Candidates]:
         """Gallery features of the test sessions, by category."""
@@ -87,7 +103,8 @@ class Experiment(RunIdentities):
     def request(self, run: Run) -> TrainRequest:
         """Return the training request of a run, including its features."""
         self.need(run.options)
-        self.identity(run)  # raises for a fitted model without train sessions
+        if is_fitted(run.model, run.options):
+            self.require_train(f"and model {run.model} is fitted on them")
         fit, validation = self.parts
         return TrainRequest(
             self.workspace.runs,

@@ -7,17 +7,18 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from manifests.errors import IncompleteError, ManifestError, Problem, nearest
+from cache import Store
+from manifests.errors import ManifestError, Problem, most_frequent, nearest
 from manifests.identity import changed_fields, dialog_key, digest, pair_key, session_key, stack_keys, text_key
 from manifests.leaks import SUBSETS, subset_sessions
 from manifests.schema import Dataset, RunSpec, Training
 from manifests.views import WHOLE, View
 from pipeline.composition.ready import fitting_sessions
+from pipeline.core.image_files import is_transient
 from pipeline.core.workspace import Workspace
 from pipeline.evaluation.evaluate import PROTOCOL
 from pipeline.evaluation.files import ResultFiles, ResultsError
 from pipeline.training.lookup import FoundRows, find_rows
-from pipeline.training.models import is_fitted
 from pipeline.training.models import models as registry
 from pipeline.training.runs import RunFolder, RunIdentity, list_runs, run_identity
 
@@ -63,6 +64,17 @@ def make_run(
     return Run(model, own | dict(options or {}), Training.model_validate(merged), seed)
 
 
+def what_helps(backbone: Store, spec: RunSpec) -> str:
+    """Return the next step that gets missing features, by the failures on record in the store of the extractor."""
+    failures = backbone.failures()
+    if not failures:
+        return f"run `{spec.command('extract')}`"
+    if unread := sum(is_transient(f.stage, f.reason) for f in failures):
+        return f"run `{spec.command('extract')}`, which reads {unread:,} unreadable files again"
+    why = most_frequent(f"{f.stage}: {f.reason}" for f in failures)
+    return f"mend what failed ({why}), then run `{spec.command('extract', '--retry-failed')}`"
+
+
 @dataclass(frozen=True)
 class RunState:
     """State of a run on the present data: "evaluated", "finished" (trained), or the state of its folder.
@@ -103,11 +115,14 @@ class RunIdentities:
         """Return the row numbers of the test sessions."""
         return find_rows(self.store, self.dataset.split("test"))
 
+    @property
+    def what_helps(self) -> str:
+        """Return the next step that gets missing features."""
+        return what_helps(self.workspace.backbone(self.spec, self.dataset), self.spec)
+
     def identity(self, run: Run) -> RunIdentity:
         """Return all fields that can change the results of ``run``, computed from content keys alone."""
         fit, validation = self.found
-        if not fit.sessions and (self.dataset.split("train") or is_fitted(run.model, run.options)):
-            raise IncompleteError(f"no train session of dataset '{self.dataset.name}' has all of its features")
         return run_identity(
             store_fingerprint=self.store.fingerprint,
             sessions=fit.content,

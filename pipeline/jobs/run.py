@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from cache import Store, StoreError
-from manifests.errors import IncompleteError, most_frequent
+from manifests.errors import IncompleteError
 from manifests.leaks import subset_counts
 from manifests.schema import Dataset, RunSpec
 from pipeline.composition.request import composer_request
 from pipeline.core.binding import StaleError
-from pipeline.core.image_files import is_transient
 from pipeline.core.workspace import Workspace
 from pipeline.extraction.fitting.job import fit_extractor_spec, needs_fitting
 from pipeline.jobs.experiment import Experiment, Log, silent
-from pipeline.jobs.identities import asked_runs
+from pipeline.jobs.identities import asked_runs, what_helps
 from pipeline.jobs.stage1 import extract_spec, fit_composer_spec
 from pipeline.jobs.stage2 import evaluate, outcome_text, summary_text, train
 
@@ -33,6 +32,7 @@ def run_spec(
     """Extract, fit the composer, train and evaluate; finished work is reused. Return the metrics as text."""
     make_features(spec, dataset, workspace, device, log)
     experiment = Experiment(spec, dataset, workspace, device, log)
+    _ = experiment.test  # a test split without features is known before the training
     for run, outcome in train(experiment, asked_runs(spec, models, seeds)):
         log(outcome_text(run, outcome))
     return summary_text(evaluate(experiment, experiment.current_runs(models, seeds)))
@@ -102,28 +102,18 @@ def status_of(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Status:
         if begun is None:
             return Status(spec.name, str(error), "", {}, found)
         rows = {name: table.rows for name, table in begun.tables.items()}
-        return Status(spec.name, f"begun, not finished: run `{spec.command('extract')}`", str(begun.path), rows, found)
+        first = f"begun, not finished: {what_helps(begun, spec)}"
+        return Status(spec.name, first, str(begun.path), rows, found)
     fit, validation = experiment.found
     left_out = len(fit.reasons) + (len(validation.reasons) if validation is not None else 0)
     if left_out:
-        first = (
-            f"done, but {left_out} train sessions lack features: {_what_helps(workspace.backbone(spec, dataset), spec)}"
-        )
+        first = f"done, but {left_out} train sessions lack features: {experiment.what_helps}"
+    if dataset.split("test") and not experiment.found_test.sessions:
+        first = f"done, but no test session has all of its features: {experiment.what_helps}"
     for run in experiment.current_runs():
         found[run.model][run.seed] = str(experiment.state(run))
     rows = {name: table.rows for name, table in experiment.store.tables.items()}
     return Status(spec.name, first, str(experiment.store.path), rows, found)
-
-
-def _what_helps(backbone: Store, spec: RunSpec) -> str:
-    """Return the command that gets missing features, by the failures on record in the store of the extractor."""
-    failures = backbone.failures()
-    if not failures:
-        return f"run `{spec.command('extract')}`"
-    if unread := sum(is_transient(f.stage, f.reason) for f in failures):
-        return f"run `{spec.command('extract')}`, which reads {unread:,} unreadable files again"
-    why = most_frequent(f"{f.stage}: {f.reason}" for f in failures)
-    return f"mend what failed ({why}), then run `{spec.command('extract', '--retry-failed')}`"
 
 
 def _begun(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Store | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from manifests.datasets import datasets
 from manifests.errors import ManifestError, Problems, nearest
 from manifests.options import parse_options
@@ -35,11 +37,17 @@ def check_components(spec: RunSpec) -> None:
     problems.raise_if_any()
 
 
-def check_sessions(spec: RunSpec, dataset: Dataset) -> None:
-    """Raise ManifestError if ``dataset`` has no sessions for a fitted component of the checked ``spec``."""
+def check_sessions(spec: RunSpec, dataset: Dataset, only: Sequence[str] = ()) -> None:
+    """Raise ManifestError if ``dataset`` has no sessions for a fitted component of the checked ``spec``.
+
+    ``only``: the models that will run; empty: all of the spec."""
     request = composer_request(spec)
     fitted = [f"composer {request.name}"] if request is not None and request.needs_fitting else []
-    fitted += [f"model {name}" for name, options in spec.models.items() if is_fitted(name, options)]
+    fitted += [
+        f"model {name}"
+        for name, options in spec.models.items()
+        if name in (only or spec.models) and is_fitted(name, options)
+    ]
     if not fitted:
         return
     problems = Problems(spec.name)

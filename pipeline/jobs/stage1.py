@@ -29,6 +29,7 @@ from pipeline.extraction.probe import best_size, choose_batch_size, default_work
 from pipeline.extraction.report import Report
 from pipeline.extraction.run import extract
 from pipeline.extraction.tower_format import held_form
+from pipeline.jobs.identities import what_helps
 
 
 @dataclass
@@ -155,15 +156,17 @@ def _record(spec: RunSpec, dataset: Dataset, workspace: Workspace, extractor: Ex
 def _composed(spec: RunSpec, dataset: Dataset, workspace: Workspace, extractor: Extractor, report: Report) -> StageOne:
     """Compose the queries, if a composer is ready; a joint model has computed them itself."""
     following = "train" if dataset.split("train") else "serve"
+    if any(n == of for n, of in report.left_out.values() if of):
+        following = "extract" if report.unread else "extract --retry-failed"
     if "query" in extractor.tables:
         workspace.write_composed(spec, dataset, report.path)
-        return StageOne(report, None, spec.command(following))
+        return StageOne(report, None, spec.command(*following.split()))
     request = composer_request(spec)
     assert request is not None
     composer = ready_composer(request, spec, dataset, workspace.backbone(spec, dataset))
     if composer is None:
         return StageOne(report, None, spec.command("fit-composer"))
-    return StageOne(report, compose_spec(spec, dataset, workspace, composer), spec.command(following))
+    return StageOne(report, compose_spec(spec, dataset, workspace, composer), spec.command(*following.split()))
 
 
 def _given(spec: RunSpec) -> str:
@@ -231,11 +234,19 @@ def _fit(
     on_epoch: Callable[[dict[str, float]], None],
 ) -> None:
     fit, validation = fitting_sessions(spec, dataset)
+    if not fit:
+        fix = "add train sessions, or use composer fusion"
+        raise IncompleteError(
+            f"dataset '{dataset.name}' has no train sessions to fit composer {request.name} on: {fix}"
+        )
     composer = new_composer(request, backbone)
     curve = []
-    for metrics in fit_composer(composer, backbone, fit, request.fit):
-        curve.append(metrics["loss"])
-        on_epoch(metrics)
+    try:
+        for metrics in fit_composer(composer, backbone, fit, request.fit):
+            curve.append(metrics["loss"])
+            on_epoch(metrics)
+    except IncompleteError as error:
+        raise IncompleteError(f"{error}: {what_helps(backbone, spec)}") from error
     record: dict[str, Any] = {"fit": request.fit.model_dump(), "loss": curve, "backbone": backbone.fingerprint}
     if validation:
         record["validation"] = single_turn_recall(composer, backbone, dataset, validation)

@@ -87,6 +87,14 @@ CASES = (
     Case("specs", "UTF-16", captions_folder, "valid: spec mine", 0, encoding="utf-16"),
     Case("specs", "an unknown key", captions_folder, "did you mean 'training'?", spec=SPEC + "[trainig]\nepochs = 3\n"),
     Case("specs", "no seed", captions_folder, "key seeds: found []", spec="seeds = []\n" + SPEC),
+    Case("specs", "a seed twice", captions_folder, "seed 0 is listed twice", spec="seeds = [0, 0]\n" + SPEC),
+    Case(
+        "specs",
+        "a learning rate of inf",
+        captions_folder,
+        "key training.learning_rate: found inf",
+        spec=SPEC + "[training]\nlearning_rate = inf\n",
+    ),
     Case(
         "specs",
         "a batch of one",

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 
 from manifests.datasets._files import option_path
 from manifests.datasets.base import DatasetSource
-from manifests.datasets.demo.catalogue import TEST, TRAIN, Size, build_catalogue, describe
+from manifests.datasets.demo.catalogue import TEST, TRAIN, Catalogue, Size, build_catalogue, describe, reminded
 from manifests.datasets.demo.files import FolderError, file_of, write_images
 from manifests.datasets.demo.sessions import LONGEST, Kind
 from manifests.errors import Problems
@@ -32,7 +32,17 @@ class DemoOptions(Frozen):
     test_families: int = Field(TEST.families, ge=1)  # per category
     longest: int = Field(LONGEST, ge=2, le=10)  # turns of the longest sessions
     retract: float = Field(0.0, ge=0, lt=1)  # probability that a turn replaces an earlier request
+    nested: bool = False  # as for every other size: a larger catalogue contains the smaller ones (``build_catalogue``)
+    reminded: bool = False  # the last turn of test sessions repeats every lost request: an upper bound for a memory
     captions: bool = False  # garments described in words instead of rendered images
+
+
+def catalogue_of(options: DemoOptions) -> Catalogue:
+    """Return the catalogue that the options ask for."""
+    o = options
+    train = Size(o.train_families, TRAIN.sessions, TRAIN.garments)
+    test = Size(o.test_families, TEST.sessions, TEST.garments)
+    return build_catalogue(o.seed, train, test, Kind(o.longest, o.retract), o.nested)
 
 
 class Demo(DatasetSource):
@@ -48,25 +58,24 @@ class Demo(DatasetSource):
         folder = option_path(data, o.folder, problems, "folder")
         if folder is None:
             return None
-        catalogue = build_catalogue(
-            o.seed,
-            Size(o.train_families, TRAIN.sessions, TRAIN.garments),
-            Size(o.test_families, TEST.sessions, TEST.garments),
-            Kind(o.longest, o.retract),
-        )
+        catalogue = catalogue_of(o)
         if o.captions:
             images = {i.id: Image(id=i.id, caption=describe(i)) for i in catalogue.items}
         else:
             images = {i.id: Image(id=i.id, file=file_of(i)) for i in catalogue.items}
             try:
-                write_images(catalogue.items, folder, o.seed, o.size)
+                write_images(catalogue.items, folder, o.seed, o.size, catalogue.grows)
             except (FolderError, OSError) as error:
                 problems.add("key dataset.folder", str(error), "the demo must be able to write its images there")
                 return None
+        sessions = [
+            reminded(s, catalogue.stories[s.id], o.seed) if o.reminded and s.split == "test" else s
+            for s in catalogue.sessions
+        ]
         return Dataset(
             name="demo",
             images=images,
-            sessions=catalogue.sessions,
+            sessions=tuple(sessions),
             galleries=catalogue.galleries,
             images_root=None if o.captions else folder,
             attributes={item.id: item.words for item in catalogue.items},

@@ -34,34 +34,41 @@ def file_of(item: Item) -> str:
     return f"{IMAGES}/{item.id}.jpg"
 
 
-def stamp_of(items: tuple[Item, ...], seed: int, size: int) -> dict:
-    """Return the identity of the folder's images: equal stamps mean equal pixels (for one Pillow version)."""
-    garments = digest([[i.id, i.garment] for i in items])
-    return {
-        "renderer": RENDERER,
-        "seed": seed,
-        "size": size,
-        "quality": QUALITY,
-        "images": len(items),
-        "garments": garments,
-    }
+def stamp_of(items: tuple[Item, ...], seed: int, size: int, grows: str = "") -> dict:
+    """Return the identity of the folder's images: equal stamps mean equal pixels (for one Pillow version).
 
-
-def write_images(items: tuple[Item, ...], folder: Path, seed: int, size: int) -> bool:
-    """Render into ``folder`` unless its stamp matches; return whether images were rendered.
-
-    The folder is created or replaced as a whole. Raise FolderError if it contains files that are not the demo's.
+    ``grows``: identity of a nested catalogue, whose images are the same in every size (``Catalogue.grows``).
     """
-    stamp = stamp_of(items, seed, size)
-    if _stamp(folder) == stamp and len(list((folder / IMAGES).glob("*.jpg"))) == len(items):
+    content = (
+        {"catalogue": grows}
+        if grows
+        else {"images": len(items), "garments": digest([[i.id, i.garment] for i in items])}
+    )
+    return {"renderer": RENDERER, "seed": seed, "size": size, "quality": QUALITY, **content}
+
+
+def write_images(items: tuple[Item, ...], folder: Path, seed: int, size: int, grows: str = "") -> bool:
+    """Render the images that ``folder`` lacks; return whether images were rendered.
+
+    A folder with another stamp is replaced as a whole. Raise FolderError if it contains files that are not the demo's.
+    """
+    stamp = stamp_of(items, seed, size, grows)
+    old = _stamp(folder)
+    there = {p.name for p in (folder / IMAGES).glob("*.jpg")} if old == stamp else set()
+    missing = [item for item in items if Path(file_of(item)).name not in there]
+    if not missing:
         return False
-    if folder.exists() and _stamp(folder) is None and any(folder.iterdir()):
+    if folder.exists() and old is None and any(folder.iterdir()):
         raise FolderError(f"{folder} is no folder of demo images (it has no {STAMP}): name another with dataset.folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         (made / IMAGES).mkdir()
-        _render_all([(item, made / file_of(item), seed, size) for item in items])
+        _render_all([(item, made / file_of(item), seed, size) for item in missing])
+        if there:
+            for item in missing:
+                os.replace(made / file_of(item), folder / file_of(item))
+            return True
         (made / STAMP).write_text(json.dumps(stamp, indent=2) + "\n")
         made.chmod(0o755)
         _replace(made, folder, stamp)

@@ -44,6 +44,7 @@ class Kind:
 
     @property
     def long(self) -> bool:
+        """Whether sessions are longer than the demo's; their stories are drawn turn by turn (``_long_story``)."""
         return self.longest > LONGEST
 
     @property
@@ -118,7 +119,7 @@ def make_family(
 
     For long sessions every field varies.
     """
-    counts = (*VALUES, *(2,) * len(FIELDS[category])) if kind.long else VALUES
+    counts = (3,) * len(FIELDS[category]) if kind.long else VALUES
     while True:
         base = random_garment(category, rng)
         names = [f for f in base if f not in ("colour", "accent")]
@@ -160,6 +161,37 @@ def write_story(family: Family, turns: int, rng: random.Random) -> Story | None:
     return Story(family.category, tuple(garments), tuple(requests))
 
 
+def _long_story(family: Family, turns: int, rng: random.Random) -> Story | None:
+    """Draw a session like ``write_story``, with every turn drawn again until it fits; None if a turn never fits.
+
+    After every turn the image with all requests so far is a valid garment, so no later turn can fail for that reason.
+    To draw whole sessions until one fits takes time exponential in the number of turns.
+    """
+    garment = rng.choice(family.garments) if family.garments else family.draw(rng)
+    garments, requests = [garment], []
+    wanted: Requests = {}
+    for turn in range(1, turns + 1):
+        for _ in range(TRIES):
+            asked = _ask(family, garment, wanted, turns, rng)
+            every = {**wanted, **(asked or {})}
+            if asked is None or problem({**garment, **every}):
+                continue
+            if turn == turns:
+                found = {**garment, **every}
+                fits = family.free(found)
+            else:
+                found = _retrieve(family, garment, asked, wanted, rng)
+                fits = found is not None and found not in garments and problem({**found, **every}) is None
+            if fits:
+                break
+        else:
+            return None
+        garment, wanted = found, every
+        garments.append(garment)
+        requests.append(asked)
+    return Story(family.category, tuple(garments), tuple(requests))
+
+
 def _ask(family: Family, garment: Garment, wanted: Requests, turns: int, rng: random.Random) -> Requests | None:
     """Draw new values for one or two fields not requested yet; a new pattern comes with its accent color."""
     open_fields = [f for f in family.values if f not in wanted]
@@ -181,7 +213,7 @@ def _ask(family: Family, garment: Garment, wanted: Requests, turns: int, rng: ra
             after["accent"] = asked["accent"] = rng.choice(ACCENTS) if needs_accent(after) else NONE
         if problem(after) is None:
             return asked
-    return None
+    return _retraction(family, garment, wanted, rng) if family.kind.long else None
 
 
 def _retraction(family: Family, garment: Garment, wanted: Requests, rng: random.Random) -> Requests | None:
@@ -211,23 +243,34 @@ def _retrieve(
 
 
 def _answer(family: Family, garment: Garment, asked: Requests, earlier: Requests, rng: random.Random) -> Garment | None:
-    """Draw a candidate for the retrieved image: it meets the request, loses earlier ones, and drifts."""
-    after = {**garment, **asked}
+    """Draw a candidate for the retrieved image: it meets the request, loses earlier ones, and drifts.
+
+    In long sessions a change that does not fit is left out; in the demo's, one makes the candidate None.
+    """
+    plain = {**garment, **asked}
+    after = dict(plain)
+
+    def fits() -> bool:
+        return problem(after) is None and needs_accent(after) == needs_accent(plain)
+
+    def change(name: str, value: str) -> None:
+        before, after[name] = after[name], value
+        if family.kind.long and not (fits() and problem({**after, **earlier, **asked}) is None):
+            after[name] = before
+
     if len(asked) == 2 and "accent" not in asked and rng.random() < MISS:
         missed = rng.choice(list(asked))
-        after[missed] = garment[missed]
+        change(missed, garment[missed])
     for name, value in earlier.items():
         if name in asked:
             continue
         if after[name] == value and name in family.values and rng.random() < LOSS:
-            after[name] = rng.choice([v for v in family.values[name] if v != value])
+            change(name, rng.choice([v for v in family.values[name] if v != value]))
     quiet = [f for f in family.values if f not in earlier and f not in asked]
     count = rng.choices(list(DRIFT), list(DRIFT.values()))[0]
     for name in rng.sample(quiet, min(count, len(quiet))):
-        after[name] = rng.choice([v for v in family.values[name] if v != garment[name]])
-    plain = {**garment, **asked}
-    fits = problem(after) is None and needs_accent(after) == needs_accent(plain) and family.free(after)
-    return after if fits else None
+        change(name, rng.choice([v for v in family.values[name] if v != garment[name]]))
+    return after if fits() and family.free(after) else None
 
 
 def rivals(story: Story, family: Family) -> Iterator[Garment]:
@@ -261,6 +304,7 @@ def fill_family(
     ``taken``: garments that the family must not have.
     """
     family = make_family(category, rng, kind, taken)
+    write = _long_story if kind.long else write_story
     for _ in range(images // 5):
         family.add(family.draw(rng))
     stories: list[Story] = []
@@ -270,7 +314,7 @@ def fill_family(
         forgetful = rng.random() < FORGETFUL
         story = None
         while story is None or (forgetful and not story.lost):
-            story = write_story(family, turns, rng)
+            story = write(family, turns, rng)
         mark = tuple(tuple(g.values()) for g in story.garments)
         if mark in seen:
             continue

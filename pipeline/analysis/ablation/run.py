@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from manifests.ablation_spec import AblationSpec, load_ablation_spec
+from manifests.ablation_spec import AblationSpec, chosen_variants, load_ablation_spec
 from manifests.commandline import repeated_options
 from manifests.load import load_dataset
 from manifests.schema import Dataset, RunSpec
@@ -24,13 +24,14 @@ from pipeline.jobs.specs import check_components
 
 @dataclass(frozen=True)
 class Place:
-    """Context of an ablation: its spec and run spec, the data, the output folder and the device."""
+    """Context of an ablation: its spec and run spec, the data, the output folder and the device. ``variant``: its label."""
 
     ablation: AblationSpec
     spec: RunSpec
     data: Path
     out: Path
     device: str = "auto"
+    variant: str = ""
 
     @property
     def workspace(self) -> Workspace:
@@ -61,10 +62,13 @@ def open_ablation(
     return Place(ablation, spec, data, out, device)
 
 
-def variants_of(place: Place) -> list[Place]:
-    """Return one place per composer of the ablation; the place itself if it has none."""
-    specs = place.ablation.variants(place.spec).values()
-    return [replace(place, spec=spec) for spec in specs]
+def variants_of(place: Place, labels: Sequence[str] = ()) -> list[Place]:
+    """Return one place per dataset and composer of the ablation; the place itself if it has none.
+
+    ``labels``: of the wanted variants. Raises ManifestError for an unknown one.
+    """
+    specs = chosen_variants(place.ablation.variants(place.spec), labels)
+    return [replace(place, spec=spec, variant=label) for label, spec in specs.items()]
 
 
 def ablate(
@@ -81,7 +85,7 @@ def ablate(
     for note in dataset.notes:
         log(f"note: {note}")
     plan = plan_ablation(ablation, spec, dataset, workspace, place.device, only, seeds, measure=False)
-    if sum(plan.extractions.values()) or ablation.composers:  # each composer has a store of its own
+    if sum(plan.extractions.values()) or ablation.composers or ablation.datasets:  # each has a store of its own
         log(plan.headline)
         make_features(spec, dataset, workspace, place.device, log)
     experiment = Experiment(spec, dataset, workspace, place.device, log)

@@ -109,6 +109,7 @@ def tune(
         )
     axes = space_for(model, search)
     experiment = Experiment(spec, dataset, workspace, device, log)
+    experiment.require_train("and a search fits and validates on them")
     sessions = dataset.split("train")
     cuts = _cuts(spec, dataset, sessions, folds)
     for note in _notes(spec, dataset, sessions, cuts):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from manifests.datasets.demo import DemoOptions
-from manifests.datasets.demo.catalogue import TEST, TRAIN, Size, build_catalogue
+from manifests.datasets.demo import DemoOptions, catalogue_of
 from manifests.schema import Dataset, RunSpec
 
 Request = dict[str, str]  # field -> requested value; "none" requests its absence
@@ -12,16 +11,11 @@ Request = dict[str, str]  # field -> requested value; "none" requests its absenc
 def known_requests(spec: RunSpec) -> dict[str, tuple[Request, ...]] | None:
     """Return session id -> the requests of its turns; None when only the words are known.
 
-    The demo's users are generated, so their requests are known: the same seed and sizes give the same sessions.
+    The demo's users are generated, so their requests are known: the same options give the same sessions.
     """
     if spec.dataset.name != "demo":
         return None
-    options = DemoOptions.model_validate(spec.dataset.options)
-    catalogue = build_catalogue(
-        options.seed,
-        Size(options.train_families, TRAIN.sessions, TRAIN.garments),
-        Size(options.test_families, TEST.sessions, TEST.garments),
-    )
+    catalogue = catalogue_of(DemoOptions.model_validate(spec.dataset.options))
     return {name: story.requests for name, story in catalogue.stories.items()}
 
 

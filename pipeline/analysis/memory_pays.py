@@ -1,0 +1,299 @@
+"""The study "when does a memory pay?": recall over train sessions and turns, by memory model.
+
+``figure memory-pays`` draws it from the runs of an ablation with ``datasets`` (shipped: ``memory-pays``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+
+from manifests.ablation_spec import Point
+from manifests.errors import IncompleteError
+from pipeline.analysis.ablation.plan import tasks_of
+from pipeline.analysis.ablation.run import Place, variants_of
+from pipeline.analysis.cells import p_text
+from pipeline.analysis.compare import Method
+from pipeline.analysis.drawing import new_figure, save_figure
+from pipeline.core.text_table import aligned
+from pipeline.evaluation.files import load_results
+from pipeline.evaluation.significance import (
+    ALPHA,
+    bootstrap,
+    difference,
+    holm,
+    session_values,
+    sign_flip,
+    strata_of,
+)
+from pipeline.jobs.experiment import Experiment
+from pipeline.jobs.identities import Run
+from pipeline.training.models import models as registry
+
+METRICS = ("mean", "MRR")
+SHOWN = {"mean": "mean of R@5 and R@8", "MRR": "MRR"}
+ORACLE = "all requests known"  # last turn alone, of the demo's sessions with ``reminded``
+BASELINES = ("ewma", "lstm")  # every cell's best CM-NTM is compared with these
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A method on one dataset, with the options chosen on the validation part.
+
+    ``values``: metric -> (mean, std over ``seeds``), percent, test sessions. ``validation``: mean over the seeds.
+    ``options``: those chosen; ``tried``: number of options with runs.
+    """
+
+    turns: int
+    sessions: int
+    variant: str
+    model: str
+    label: str
+    options: str
+    tried: int
+    seeds: tuple[int, ...]
+    validation: float
+    values: dict[str, tuple[float, float]]
+    runs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Difference a - b of a metric on one dataset: points, 95% interval and p over sessions (Holm: over its dataset), and p
+    over seeds."""
+
+    turns: int
+    sessions: int
+    metric: str
+    a: str
+    b: str
+    value: float
+    low: float
+    high: float
+    p_sessions: float
+    p_holm: float
+    seeds: int
+    p_seeds: float
+
+    @property
+    def significant(self) -> bool:
+        return self.p_holm < ALPHA and self.p_seeds < ALPHA
+
+    @property
+    def text(self) -> str:
+        return (
+            f"{self.turns} turns, {self.sessions:,} sessions, {SHOWN[self.metric]}: {self.a} - {self.b} {self.value:+.1f} "
+            f"({self.low:+.1f} to {self.high:+.1f}); over sessions {p_text(self.p_holm)}, over {self.seeds} seeds "
+            f"{p_text(self.p_seeds)}: {'significant' if self.significant else 'not significant'}"
+        )
+
+
+@dataclass(frozen=True)
+class MemoryPays:
+    """The study. ``absent``: variants of the ablation without any run."""
+
+    title: str
+    measured: tuple[Measured, ...]
+    differences: tuple[Difference, ...]
+    absent: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def text(self) -> str:
+        head = ["turns", "sessions", "method", "options", "seeds", "validation", *(SHOWN[m] for m in METRICS)]
+        rows = [
+            [
+                str(m.turns),
+                f"{m.sessions:,}",
+                m.label,
+                m.options + (f" (of {m.tried})" if m.tried > 1 else ""),
+                str(len(m.seeds)) if registry.get(m.model).trainable else "",
+                f"{m.validation:.1f}",
+                *(_cell(m.values[metric]) for metric in METRICS),
+            ]
+            for m in self.measured
+        ]
+        lines = [f"{self.title}, %", "", *aligned([head, *rows], left=4), "", *(d.text for d in self.differences)]
+        if self.absent:
+            lines.append(f"without a run: {', '.join(self.absent)}")
+        return "\n".join(lines)
+
+
+def memory_pays(place: Place) -> MemoryPays:
+    """Collect the study from the evaluated runs of an ablation. Raises IncompleteError if there is none."""
+    measured: list[Measured] = []
+    differences: list[Difference] = []
+    absent = []
+    for part in variants_of(place):
+        found = _variant(part) if part.workspace.note(part.spec) else None
+        if found is None or not found[0]:
+            absent.append(part.variant or part.spec.name)
+            continue
+        measured += found[0]
+        differences += found[1]
+    if not measured:
+        raise IncompleteError(
+            f"no run of ablation '{place.ablation.name}' is evaluated: run `ablate {place.ablation.name}`"
+        )
+    measured.sort(key=lambda m: (m.turns, m.sessions))
+    differences.sort(key=lambda d: (d.turns, d.sessions))
+    return MemoryPays(place.ablation.title, tuple(measured), tuple(differences), tuple(absent))
+
+
+def _variant(place: Place) -> tuple[list[Measured], list[Difference]]:
+    dataset = place.dataset()
+    experiment = Experiment(place.spec, dataset, place.workspace, "cpu")
+    train = dataset.split("train")
+    turns = max(len(s.turns) for s in train)
+    found: dict[tuple[str, int], dict[int, tuple[Point, list[Run]]]] = {}
+    for point, run, _ in tasks_of(place.ablation, place.spec):
+        if experiment.evaluation(run) is not None:
+            stages = run.options.get("stages", 0)
+            options = found.setdefault((point.model, stages), {})
+            options.setdefault(point.number, (point, []))[1].append(run)
+    measured, methods = [], {}
+    for (model, stages), options in found.items():
+        point, runs = _chosen(experiment, list(options.values()))
+        title = registry.get(model).title.removeprefix("ST + ") + (f", C = {stages}" if stages else "")
+        title = ORACLE if place.spec.dataset.options.get("reminded") else title
+        method = Method(
+            title,
+            tuple(experiment.folder(run).id for run in runs),
+            tuple(run.seed for run in runs),
+            tuple(load_results(experiment.result_files(run).results) for run in runs),
+        )
+        values = {m: seed_values(method, m) for m in METRICS}
+        words = " ".join(f"{k}={v}" for k, v in point.options.items() if k != "stages")
+        measured.append(
+            Measured(
+                turns,
+                len(train),
+                place.variant,
+                model,
+                title,
+                words,
+                len(options),
+                tuple(run.seed for run in runs),
+                fmean(_validation(experiment, run) for run in runs),
+                {m: (fmean(v), stdev(v) if len(v) > 1 else 0.0) for m, v in values.items()},
+                method.runs,
+            )
+        )
+        methods[model, stages] = (measured[-1].validation, method)
+    return measured, _differences(turns, len(train), methods)
+
+
+def _chosen(experiment: Experiment, options: Sequence[tuple[Point, list[Run]]]) -> tuple[Point, list[Run]]:
+    """Return the option with the highest mean validation recall, over the seeds that all options have."""
+    common = set.intersection(*({run.seed for run in runs} for _, runs in options))
+
+    def recall(option: tuple[Point, list[Run]]) -> float:
+        values = [_validation(experiment, run) for run in option[1] if run.seed in common or not common]
+        return fmean(values)
+
+    return max(options, key=recall)
+
+
+def _validation(experiment: Experiment, run: Run) -> float:
+    """Return the recall of a run on the validation part (mean of R@5 and R@8), or 0 without one."""
+    return experiment.folder(run).record()["finished"].get("validation", {}).get("mean", 0.0)
+
+
+def seed_values(method: Method, metric: str) -> list[float]:
+    """Return the metric of each seed, averaged as the dataset asks."""
+    about = method.evaluations[0]
+    strata = strata_of(about.categories, about.averaging)
+    return [fmean(session_values(e.ranks, metric)[m].mean() for m in strata) for e in method.evaluations]
+
+
+def _differences(turns: int, sessions: int, methods: dict[tuple[str, int], tuple[float, Method]]) -> list[Difference]:
+    """Compare the CM-NTM of the highest validation recall with each baseline, in every metric."""
+    memories = {key: value for key, value in methods.items() if key[0] == "cm_ntm"}
+    if not memories:
+        return []
+    _, a = max(memories.values(), key=lambda pair: pair[0])
+    found = []
+    for key, (_, b) in methods.items():
+        for metric in METRICS if key[0] in BASELINES else ():
+            fixed = not registry.get(key[0]).trainable
+            about = a.evaluations[0]
+            strata = strata_of(about.categories, about.averaging)
+            one, other = (session_values(m.ranks(about.session_ids), metric).mean(axis=0) for m in (a, b))
+            gap = one - other
+            drawn = bootstrap(gap[:, None], strata)[:, 0]
+            over = difference(fmean(gap[m].mean() for m in strata), drawn)
+            mine, yours = dict(zip(a.seeds, seed_values(a, metric), strict=True)), seed_values(b, metric)
+            theirs = dict.fromkeys(a.seeds, yours[0]) if fixed else dict(zip(b.seeds, yours, strict=True))
+            seeds = [seed for seed in a.seeds if seed in theirs]
+            test = sign_flip([mine[s] for s in seeds], [theirs[s] for s in seeds]) if seeds else None
+            found.append((metric, b.name, over, test))
+    corrected = holm([over.p for _, _, over, _ in found]) if found else []
+    return [
+        Difference(
+            turns,
+            sessions,
+            metric,
+            a.name,
+            b,
+            over.value,
+            over.low,
+            over.high,
+            over.p,
+            p,
+            test.n if test else 0,
+            test.p if test else 1.0,
+        )
+        for (metric, b, over, test), p in zip(found, corrected, strict=True)
+    ]
+
+
+def _cell(value: tuple[float, float]) -> str:
+    return f"{value[0]:.1f}" + (f" ± {value[1]:.1f}" if value[1] else "")
+
+
+def draw_memory_pays(study: MemoryPays, folder: Path) -> list[Path]:
+    """Draw memory-pays (PNG and SVG) and write memory-pays.json; return the paths."""
+    paths = [folder / f"memory-pays{suffix}" for suffix in (".png", ".svg")]
+    turns = list(dict.fromkeys(m.turns for m in study.measured))
+    labels = list(dict.fromkeys(m.label for m in study.measured))
+    counts = {count: sorted({m.sessions for m in study.measured if m.turns == count}) for count in turns}
+    figure = new_figure(1.6 + 3.0 * len(turns), 3.9)
+    axes = np.atleast_1d(figure.subplots(1, len(turns), sharey=True))
+    for panel, count in zip(axes, turns, strict=True):
+        for n, label in enumerate(labels):
+            mine = [m for m in study.measured if m.turns == count and m.label == label]
+            if label == ORACLE:
+                for m in mine:
+                    panel.axhline(m.values["mean"][0], color="#555555", lw=1, ls="--", label=label)
+                continue
+            x, (y, spread) = [m.sessions for m in mine], _series(mine)
+            panel.errorbar(
+                x, y, spread, marker=MARKERS[n % len(MARKERS)], ms=4, lw=1.2, color=f"C{n}", label=label, capsize=2
+            )
+        panel.set_xscale("log")
+        panel.set_xticks(counts[count], [f"{t:,}" for t in counts[count]], fontsize=8)
+        panel.minorticks_off()
+        panel.set_title(f"up to {count} turns", fontsize=10)
+        panel.set_xlabel("train sessions")
+        panel.grid(alpha=0.3)
+    axes[0].set_ylabel(f"{SHOWN['mean']}, %")
+    handles = {name: h for panel in axes for h, name in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize=8)
+    save_figure(figure, paths)
+    data = folder / "memory-pays.json"
+    data.write_text(json.dumps(study.as_dict(), indent=2) + "\n", encoding="utf-8")
+    return [*paths, data]
+
+
+MARKERS = "osD^v<>Pph*X"
+
+
+def _series(measured: Sequence[Measured]) -> tuple[list[float], list[float]]:
+    return [m.values["mean"][0] for m in measured], [m.values["mean"][1] for m in measured]
