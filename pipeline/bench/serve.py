@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.functional import normalize
 
@@ -83,11 +84,8 @@ def _gallery(size: int, dim: int, k: int, repeats: int, stages: int, device: tor
     for query in [*queries[:3], *queries]:  # the first three warm up
         for name, work in subjects.items():
             times[name].append(1e3 * seconds_of(partial(work, query), device))
-    wanted = torch.tensor([p / 100 for p in PERCENTILES], dtype=torch.float64)
     found = {
-        name: dict(
-            zip(map(str, PERCENTILES), torch.tensor(ms[3:], dtype=torch.float64).quantile(wanted).tolist(), strict=True)
-        )
+        name: dict(zip(map(str, PERCENTILES), np.percentile(ms[3:], PERCENTILES).tolist(), strict=True))
         for name, ms in times.items()
     }
     return {"size": size, "megabytes": size * dim * 4 / 1e6, "ms": found, "same_top_k_as_faiss": agree}
