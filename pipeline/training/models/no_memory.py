@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from manifests.schema import Frozen
 from pipeline.training.models._dropout import dropout
 from pipeline.training.models._residual import Residual, ResidualKind, ResidualModel
+from pipeline.training.models._stage import initialize_controller
 
 
 class NoMemory(ResidualModel):
@@ -37,12 +38,7 @@ class NoMemory(ResidualModel):
         self.hidden = nn.Parameter(torch.randn(hidden) * 0.05)
         self.cell = nn.Parameter(torch.randn(hidden) * 0.05)
         self.output = nn.Linear(hidden, dim)
-        bound = 5 / math.sqrt(2 * width + dim + hidden)
-        for name, parameter in self.controller.named_parameters():
-            if name.startswith("bias"):
-                nn.init.zeros_(parameter)
-            else:
-                nn.init.uniform_(parameter, -bound, bound)
+        initialize_controller(self.controller, 2 * width + dim)
         reach = math.sqrt(6 / (hidden + width + dim))  # Xavier bound for [h; r], although r is omitted
         nn.init.uniform_(self.output.weight, -reach, reach)
         nn.init.normal_(self.output.bias, std=0.01)
