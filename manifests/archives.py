@@ -3,7 +3,8 @@
 A path names the member: ``train-000.tar/0001.jpg``, ``part-0.parquet/0001``. The content key of a member is the one of
 its bytes, so the same picture in a folder and in an archive is one row.
 
-Parquet: the image column is "image" or the only one of binary values or of structs with a field "bytes" (as copies of
+Parquet: options name the columns of names and images, which are then part of the path
+(``part-0.parquet/[sku,photo]/0001``). Otherwise the image column is "image" or the only one of binary values or of structs with a field "bytes" (as copies of
 data sets on the Hugging Face hub have); the name of a row is its value in the first of the columns of ``ID_COLUMNS``,
 else the struct's field "path", else the row's number. Images in the order of their files are read once each.
 """
@@ -11,16 +12,21 @@ else the struct's field "path", else the row's number. Images in the order of th
 from __future__ import annotations
 
 import os
+import re
 import tarfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Lock
 from typing import Any
+from urllib.parse import quote, unquote
+
+from manifests.errors import nearest
 
 SUFFIXES = (".tar", ".parquet")
 ID_COLUMNS = ("id", "image_id", "item_id", "key", "__key__", "filename", "file_name")
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")
+_COLUMNS = re.compile(r"\[([^\[\],/]*),([^\[\],/]*)\]/")
 _GROUPS_KEPT = 4  # row groups in memory; rows in the order of the file need one
 
 
@@ -46,14 +52,34 @@ def compressed(name: str) -> bool:
     return name.lower().endswith(_COMPRESSED)
 
 
-def members(path: Path) -> list[str]:
-    """Return the names of the images in an archive, in its order. Raises ArchiveError."""
-    return list(_archive(path).index)
+def members(path: Path, names: str | None = None, images: str | None = None) -> list[str]:
+    """Return the names of the images in an archive, in its order. Raises ArchiveError.
+
+    ``names``, ``images``: columns of a Parquet file, None for its usual ones.
+    """
+    if path.suffix.lower() != ".parquet" or not (names or images):
+        return list(_archive(path).index)
+    columns = names or "", images or ""
+    before = ",".join(quote(column, safe="") for column in columns)
+    return [f"[{before}]/{name}" for name in _archive(path, columns).index]
+
+
+def without_columns(file: str) -> str:
+    """Return the path of a member without the columns.
+
+    >>> without_columns("part-0.parquet/[sku,]/0001")
+    'part-0.parquet/0001'
+    """
+    inside = split(file)
+    return file if inside is None else f"{inside[0]}/{_COLUMNS.sub('', inside[1])}"
 
 
 def read_member(path: Path, name: str) -> bytes:
     """Return the bytes of one member. Thread-safe. Raises ArchiveError, FileNotFoundError."""
-    archive = _archive(path)
+    columns = ("", "")
+    if path.suffix.lower() == ".parquet" and (found := _COLUMNS.match(name)):
+        columns, name = (unquote(found[1]), unquote(found[2])), name[found.end() :]
+    archive = _archive(path, columns)
     if name not in archive.index:
         raise FileNotFoundError(f"no image {name!r} in {path.name}")
     return archive.read(name)
@@ -99,15 +125,22 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 class _Parquet:
-    """``index``: name -> row. The image column is read by row groups, of which the last few are kept."""
+    """``index``: name -> row. The image column is read by row groups, of which the last few are kept.
 
-    def __init__(self, path: Path):
+    ``columns``: those of names and images, "" for the usual ones.
+    """
+
+    def __init__(self, path: Path, columns: tuple[str, str]):
         arrow, parquet = _pyarrow(path)
         self.path, self._lock = path, Lock()
         try:
             self._file = parquet.ParquetFile(path)
-            self._column = _image_column(self._file.schema_arrow, arrow)
-            names = self._names(arrow)
+            for option, column in zip(("id_column", "image_column"), columns, strict=True):
+                if column and column not in self._file.schema_arrow.names:
+                    hint = nearest(column, self._file.schema_arrow.names)
+                    raise ArchiveError(f"has no column {column!r} (dataset.{option}): {hint}")
+            self._column = _image_column(self._file.schema_arrow, arrow, columns[1])
+            names = self._names(arrow, columns[0])
         except (arrow.ArrowException, OSError) as error:
             raise ArchiveError(f"is no Parquet file that can be read: {' '.join(str(error).split())[:200]}") from None
         self.index = {name: row for row, name in enumerate(names)}
@@ -118,9 +151,9 @@ class _Parquet:
         self._starts = [sum(counts[:n]) for n in range(len(counts) + 1)]
         self._kept: OrderedDict[int, Any] = OrderedDict()
 
-    def _names(self, arrow: Any) -> list[str]:
+    def _names(self, arrow: Any, chosen: str) -> list[str]:
         schema = self._file.schema_arrow
-        for column in ID_COLUMNS:
+        for column in [chosen] if chosen else ID_COLUMNS:
             if column in schema.names:
                 return [str(value) for value in self._file.read(columns=[column])[column].to_pylist()]
         kind = schema.field(self._column).type
@@ -149,16 +182,21 @@ class _Parquet:
         return bytes(data)
 
 
-def _image_column(schema: Any, arrow: Any) -> str:
+def _image_column(schema: Any, arrow: Any, chosen: str) -> str:
     def holds_bytes(kind: Any) -> bool:
         if arrow.types.is_struct(kind):
             return kind.get_field_index("bytes") >= 0
         return bool(arrow.types.is_binary(kind) or arrow.types.is_large_binary(kind))
 
     found = [field.name for field in schema if holds_bytes(field.type)]
+    if chosen:
+        if chosen not in found:
+            kind = schema.field(chosen).type
+            raise ArchiveError(f"has {kind} in column {chosen!r}, not images: binary values or structs with 'bytes'")
+        return chosen
     if "image" in found or len(found) == 1:
         return "image" if "image" in found else found[0]
-    what = f"several image columns ({', '.join(found)}): name one of them image" if found else "no image column"
+    what = f"several image columns ({', '.join(found)}): set dataset.image_column" if found else "no image column"
     raise ArchiveError(
         f"has {what}; expected binary values or structs with 'bytes'; columns: {', '.join(schema.names)}"
     )
@@ -173,19 +211,20 @@ def _pyarrow(path: Path) -> tuple[Any, Any]:
     return pyarrow, pyarrow.parquet
 
 
-_open: dict[tuple[int, str], tuple[tuple[int, int], _Tar | _Parquet]] = {}
+_open: dict[tuple[int, str, tuple[str, str]], tuple[tuple[int, int], _Tar | _Parquet]] = {}
 _opening = Lock()
 if hasattr(os, "register_at_fork"):  # a decoding process may be forked while a thread holds the lock
     os.register_at_fork(before=_opening.acquire, after_in_parent=_opening.release, after_in_child=_opening.release)
 
 
-def _archive(path: Path) -> _Tar | _Parquet:
+def _archive(path: Path, columns: tuple[str, str] = ("", "")) -> _Tar | _Parquet:
     """Return the archive with its index, opened once per process (a file handle is not shared with a forked one)."""
     stat = path.stat()
-    stamp, key = (stat.st_size, stat.st_mtime_ns), (os.getpid(), str(path))
+    stamp, key = (stat.st_size, stat.st_mtime_ns), (os.getpid(), str(path), columns)
     with _opening:
         known = _open.get(key)
         if known is None or known[0] != stamp:
-            made: _Tar | _Parquet = _Parquet(path) if path.suffix.lower() == ".parquet" else _Tar(path)
+            parquet = path.suffix.lower() == ".parquet"
+            made: _Tar | _Parquet = _Parquet(path, columns) if parquet else _Tar(path)
             _open[key] = known = stamp, made
         return known[1]

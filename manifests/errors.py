@@ -61,9 +61,8 @@ def _folders(place: str | Path) -> Sequence[Path]:
     return (path, *path.parents)
 
 
-def advice(error: OSError) -> str:
-    """Return the next step after a failed read or write: free space, another folder, or the same command again."""
-    again = "run the same command again"
+def advice(error: OSError, again: str = "run the same command again") -> str:
+    """Return the next step after a failed read or write: free space or another folder, then ``again``."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"free space on that disk, and {again}"
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):

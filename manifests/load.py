@@ -73,7 +73,8 @@ def load_dataset(spec: RunSpec, data: Path, file: str = "") -> Dataset:
     """Load the spec's dataset from the data folder. Raise ManifestError with every problem in every file."""
     source = datasets.get(spec.dataset.name, file, "key dataset.name")
     options = valid_options(source.Options, spec.dataset.options, file or spec.name, "dataset")
-    dataset = source.load(options, data).model_copy(update={"windows": spec.windows, "dialogs": spec.dialogs})
+    inputs = {"windows": spec.windows, "prefixes": spec.prefixes, "dialogs": spec.dialogs}
+    dataset = source.load(options, data).model_copy(update=inputs)
     if "final" in dataset.turn_targets:
         _refuse_recombine(spec, Problems(file or spec.name))
     return dataset

@@ -118,6 +118,10 @@ class Session(Frozen):
         """Return the session reduced to its last ``turns`` turns; earlier turns count as answered (paper Table 4)."""
         return self if turns >= len(self.turns) else self.model_copy(update={"turns": self.turns[-turns:]})
 
+    def first(self, turns: int) -> Session:
+        """Return the session reduced to its first ``turns`` turns, with the same final target."""
+        return self if turns >= len(self.turns) else self.model_copy(update={"turns": self.turns[:turns]})
+
 
 class Gallery(Frozen):
     """The candidate images of one retrieval."""
@@ -141,6 +145,7 @@ class Dataset(BaseModel):
     attributes: dict[str, dict[str, tuple[str, ...]]] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()  # changes made while loading, e.g. a dropped one-turn session
     windows: tuple[int, ...] = ()  # see ``RunSpec.windows``
+    prefixes: bool = False  # see ``RunSpec.prefixes``
     dialogs: bool = False  # see ``RunSpec.dialogs``
     protocol: str = ""  # clean split (``manifests.protocols``) whose sessions these are; "": all sessions
 
@@ -185,6 +190,8 @@ class Dataset(BaseModel):
             for turns in self.windows if session.split == "test" else ():
                 window = session.last(turns)
                 yield window.turns[0].reference, window.text
+            for turns in range(2, len(session.turns)) if self.prefixes and session.split == "test" else ():
+                yield session.turns[0].reference, session.first(turns).text
 
     def whole_dialogs(self) -> Iterator[Session]:
         """Yield what is encoded as one chat with ``dialogs``: the test sessions, whole and in the windows, of two turns or
@@ -309,6 +316,7 @@ class RunSpec(Frozen):
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     # Stage 1 also extracts the ST + cat query of the last 2, 3, ... turns of the test sessions (paper Table 4).
     windows: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    prefixes: bool = False  # the same of the first 2, 3, ... turns, for the curve of ST + cat over turns
     references: References = "kept"  # in the galleries of an evaluation; the paper keeps them
     # Stage 1 also encodes each test session, whole and in its windows, as one chat of all its images and texts: rows of
     # model st_history. The extractor must be a multimodal LLM.

@@ -14,6 +14,7 @@ from manifests.protocols import Protocol
 from manifests.schema import Component, Frozen, Split
 
 Metric = Annotated[str, Field(pattern=r"^(R@[1-9][0-9]*|MRR|mean)$")]
+ColumnMetric = Annotated[str, Field(pattern=r"^(R@[1-9][0-9]*|MRR|mean|mAP@(5|10|25|50))$")]  # mAP: without intervals
 
 
 class DatasetEntry(Frozen):
@@ -62,7 +63,7 @@ class ColumnGroup(Frozen):
 
     category: str
     label: str
-    metrics: tuple[Metric, ...] = Field(min_length=1)
+    metrics: tuple[ColumnMetric, ...] = Field(min_length=1)
     relative_to: str = ""
     of: str = "overall"
 
@@ -103,6 +104,13 @@ class RowSpec(Frozen):
         return self.key or self.model
 
 
+class Comparison(Frozen):
+    """Tests of one row against others, Holm-corrected by themselves."""
+
+    tested: str
+    against: tuple[str, ...] = Field(min_length=1)
+
+
 class ResultsTable(Frozen):
     """Recall of memory models (paper Tables 2 to 5). Default of ``columns``: the categories of the runs."""
 
@@ -113,9 +121,10 @@ class ResultsTable(Frozen):
     turns: int | None = Field(None, ge=1)  # only test sessions of exactly this many turns
     tested: str = ""  # row whose difference from the others is tested; empty: no test
     tested_metric: Metric = "mean"  # of "overall"
-    against: tuple[str, ...] = ()  # rows that ``tested`` is compared with; empty: all others
+    against: tuple[str, ...] = ()  # rows that ``tested`` is compared with; empty: all but those of ``comparisons``
+    comparisons: tuple[Comparison, ...] = ()  # further tests; they do not change those of ``tested``
     columns: tuple[ColumnGroup, ...] = ()
-    metrics: tuple[Metric, ...] = ("R@5", "R@8")  # of each category, without ``columns``
+    metrics: tuple[ColumnMetric, ...] = ("R@5", "R@8")  # of each category, without ``columns``
     blocks: tuple[BlockSpec, ...] = (BlockSpec(subset="all", label="All sessions"),)
     paper_subset: str = "all"  # block of the paper's values
     seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1)
@@ -136,7 +145,10 @@ class ResultsTable(Frozen):
                 if count > 1:
                     problems.add(f"key {kind}", f"{name!r} appears {count} times", "each may appear once")
         names = [row.name for row in self.rows]
-        for key, wanted in (("tested", filter(None, [self.tested])), ("against", self.against)):
+        places = [("tested", (*filter(None, [self.tested]),)), ("against", self.against)]
+        for n, one in enumerate(self.comparisons):
+            places += [(f"comparisons.{n}.tested", (one.tested,)), (f"comparisons.{n}.against", one.against)]
+        for key, wanted in places:
             for name in wanted:
                 if name not in names:
                     problems.add(f"key {key}", f"no row {name!r}", nearest(name, names))
@@ -172,9 +184,10 @@ class Leaderboard(Frozen):
 
     kind: Literal["leaderboard"]
     title: str
-    metrics: tuple[Metric, ...] = Field(min_length=1)  # of "overall"
+    metrics: tuple[ColumnMetric, ...] = Field(min_length=1)  # of "overall"
     ranked_by: Metric = "mean"
     seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4, 5), min_length=1)
+    presets: tuple[str, ...] = ()  # rows of every section, beside the models of its run spec
     sections: tuple[Section, ...] = Field(min_length=1)
 
     def check(self, problems: Problems) -> None:

@@ -8,6 +8,7 @@ from click.testing import CliRunner, Result
 
 from cli import main
 from manifests.datasets.jsonl import export
+from manifests.schema import Dataset
 from tests.pipeline.extraction.conftest import save_bert
 from tests.worlds import world
 
@@ -33,9 +34,9 @@ batch_size = 20
 """
 
 
-def caption_project(folder: Path, name: str, spec: str) -> Path:
+def caption_project(folder: Path, name: str, spec: str, dataset: Dataset | None = None) -> Path:
     """``folder`` with data/world, a model and NAME.toml, in whose text ``{model}`` is the model's folder."""
-    export(world(), folder / "data" / "world")
+    export(dataset or world(), folder / "data" / "world")
     save_bert(folder / "model")
     (folder / f"{name}.toml").write_text(spec.format(model=folder / "model"), encoding="utf-8")
     return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -29,10 +30,16 @@ FORBIDDEN = {
 }
 
 
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
 def imports_of(path: Path) -> set[str]:
     """Every imported name with all its prefixes: ``a.b`` gives {"a", "a.b"}."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             found = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -55,21 +62,25 @@ def test_imports_point_one_way(folder: str) -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize(
-    ("module", "unwanted"),
-    [
-        ("cli", "torch,transformers,h5py,numpy,pydantic,dask,PIL,rich"),
-        ("manifests.load", "torch,transformers,h5py"),
-        ("cache", "torch,transformers,PIL"),
-        ("pipeline.training.fit", "transformers,PIL"),
-        ("pipeline.jobs.stage1", "transformers,dask"),
-        ("pipeline.jobs.stage2", "transformers,PIL"),
-    ],
-)
-def test_importing_a_light_part_loads_nothing_heavy(module: str, unwanted: str) -> None:
-    program = f"import sys, {module}; print([m for m in {unwanted.split(',')!r} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+# module -> packages that are not loaded after it and those above it are imported, in one process
+LIGHT = {
+    "cli": "torch,transformers,h5py,numpy,pydantic,dask,PIL,rich",
+    "manifests.load": "torch,transformers,h5py",
+    "cache": "torch,transformers,PIL",
+    "pipeline.training.fit": "transformers,PIL",
+    "pipeline.jobs.stage2": "transformers,PIL",
+    "pipeline.jobs.stage1": "transformers,dask",
+}
+
+
+def test_importing_a_light_part_loads_nothing_heavy() -> None:
+    lines = ["import sys"]
+    for module, unwanted in LIGHT.items():
+        lines += [f"import {module}", f"print({module!r}, [m for m in {unwanted.split(',')!r} if m in sys.modules])"]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == [f"{module} []" for module in LIGHT]
 
 
 def test_modules_stay_short() -> None:
@@ -81,7 +92,7 @@ def test_nothing_unpickles_evaluates_or_trusts_remote_code() -> None:
     """torch.load only with weights_only=True; no pickle, no eval or exec."""
     wrong = []
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.Call):
                 name = ast.unparse(node.func)
                 if name in ("eval", "exec", "pickle.load", "pickle.loads", "torch.jit.load"):
@@ -122,7 +133,7 @@ def test_folders_of_the_pipeline_form_no_cycle() -> None:
     """Imports between folders have an order; those for type annotations alone are left out."""
     arrows: dict[str, set[str]] = {}
     for path in (ROOT / "pipeline").rglob("*.py"):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = tree_of(path)
         typing = {
             id(inner)
             for node in ast.walk(tree)
@@ -189,7 +200,7 @@ def test_functions_import_nothing() -> None:
         name = path.relative_to(ROOT).as_posix()
         if name.startswith(tuple(LATE_IN)):
             continue
-        functions = (n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.FunctionDef))
+        functions = (n for n in ast.walk(tree_of(path)) if isinstance(n, ast.FunctionDef))
         for node in (inner for function in functions for inner in ast.walk(function)):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 imported = node.names[0].name if isinstance(node, ast.Import) else node.module or ""

@@ -140,3 +140,49 @@ def test_the_pages_in_a_browser(shop: Path, browser: Any, monkeypatch: pytest.Mo
         page.press("#text", "Enter")
         page.locator("#turns li").first.wait_for()
         assert page.locator("#results .tile").count() == 12
+
+
+NEED_SESSIONS = {
+    **{
+        name: []
+        for name in ("train", "evaluate", "run", "table", "turns", "history", "rerank", "report", "splits", "leaks")
+    },
+    "results": ["--to", "x"],
+    "tune": ["--model", "cm_ntm"],
+    "study ask": [],
+}
+
+
+@pytest.mark.parametrize("name", NEED_SESSIONS)
+def test_a_command_that_needs_sessions_says_what_a_catalogue_is_for(
+    shop: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(shop)
+    done = CliRunner().invoke(main, [*name.split(), "shop.toml", "--data", ".", *NEED_SESSIONS[name]])
+    assert done.exit_code == 3 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert "dataset 'photos' has no sessions" in line
+    printed = re.findall(r"`fashion-ntm (.*?)`", line)
+    assert [shlex.split(command)[0] for command in printed] == ["search", "serve"]
+    if name == "train":
+        call(["index", "shop.toml", "--data", "."])
+        assert len(call(shlex.split(printed[0])).stdout.splitlines()) == 10
+
+
+def test_the_other_commands_work_on_a_catalogue(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(shop)
+    spec = ["shop.toml", "--data", "."]
+    for words in (
+        ["validate", *spec],
+        ["plan", *spec],
+        ["extract", *spec],
+        ["status", *spec],
+        ["doctor", "--data", "."],
+    ):
+        call(words)
+    for name in ("verify", "gc", "repair", "explain"):
+        more = ["--dry-run"] if name == "gc" else []
+        call(["cache", name, *more, *spec])
+    call(["cache", "export", *spec, "--to", "features"])
+    done = CliRunner().invoke(main, ["fit-composer", *spec])
+    assert done.exit_code == 3 and "has nothing to fit" in done.stderr

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 
-from manifests.archives import SUFFIXES, ArchiveError, compressed, members
+from manifests.archives import SUFFIXES, ArchiveError, compressed, members, split, without_columns
 from manifests.datasets._files import climbs
 from manifests.errors import Problems
-from manifests.schema import Image
+from manifests.schema import Frozen, Image
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
@@ -40,14 +40,24 @@ def looks_usable(path: str) -> bool:
     return start.startswith(_STARTS) or start[4:] in _BOXES
 
 
+class ImageOptions(Frozen):
+    """Options of datasets with image files."""
+
+    links: bool = False  # follow links that lead out of the images folder
+    image_column: str | None = None  # of Parquet files: the images; by default the only one of bytes, or "image"
+    id_column: str | None = None  # of Parquet files: the images' names; by default "id" and others like it
+
+
 class ImageFolder:
-    """Image files below ``root``, indexed at first use. ``links``: follow linked folders.
+    """Image files below ``root``, indexed at first use, as ``options`` say.
 
     ``notes()`` reports ambiguous, respelled and skipped names.
     """
 
-    def __init__(self, root: Path, links: bool = False):
-        self.root, self.links = root, links
+    def __init__(self, root: Path, options: ImageOptions | None = None):
+        options = options or ImageOptions()
+        self.root, self.links, self._columns = root, options.links, (options.id_column, options.image_column)
+        self._archives: dict[str, dict[str, str]] = {}
         self._linked: list[str] = []  # linked folders that were skipped
         self._unnamed: list[str] = []  # names that are not UTF-8
         self._several: list[tuple[str, str]] = []  # id, file used
@@ -77,6 +87,9 @@ class ImageFolder:
         file = below
         if os.path.isfile(os.path.join(self.root, file)):
             return file
+        inside = split(file)
+        if inside is not None and os.path.isfile(os.path.join(self.root, inside[0])):
+            return self._inside(inside[0]).get(file)
         wanted = fold(os.path.normpath(file.replace("\\", "/")).replace(os.sep, "/"))
         found = self._paths.get(wanted)
         if found is not None:
@@ -128,7 +141,7 @@ class ImageFolder:
         """Folded path -> path, both below ``root``."""
         found: dict[str, str] = {}
         for file in self._walk():
-            found.setdefault(fold(file), file)
+            found.setdefault(fold(without_columns(file)), file)
         return found
 
     def files(self) -> list[str]:
@@ -158,13 +171,19 @@ class ImageFolder:
                 elif name.lower().endswith(SUFFIXES) or compressed(name):
                     yield from self._members(file)
 
+    def _inside(self, archive: str) -> dict[str, str]:
+        """Path -> path with the columns, of an archive's images."""
+        if archive not in self._archives:
+            self._archives[archive] = {without_columns(file): file for file in self._members(archive)}
+        return self._archives[archive]
+
     def _members(self, archive: str) -> Iterable[str]:
         """Yield the images of an archive; a row of a Parquet file needs no suffix in its name."""
         if compressed(archive):
             self._broken.append((archive, "is compressed, so its images cannot be read at random: decompress it"))
             return
         try:
-            names = members(self.root / archive)
+            names = members(self.root / archive, *self._columns)
         except (ArchiveError, OSError) as error:
             self._broken.append((archive, str(error)))
             return
@@ -213,7 +232,7 @@ def catalogue(
     captions: Mapping[str, str] | None,
     problems: Problems,
     notes: list[str],
-    links: bool = False,
+    options: ImageOptions | None = None,
 ) -> tuple[Path | None, dict[str, Image]]:
     """Return the images folder, and the catalogue of ``ids`` in order, with files below the folder and captions.
 
@@ -221,7 +240,8 @@ def catalogue(
     """
     ids, files = list(ids), {}
     if images:
-        folder = ImageFolder(images, links)
+        options = options or ImageOptions()
+        folder = ImageFolder(images, options)
         files = {image: file for image in ids if (file := folder.by_id(image)) is not None}
         missing = [image for image in ids if image not in files]
         if missing:
@@ -233,7 +253,7 @@ def catalogue(
             example = f"{missing[0]}.jpg" if "." not in missing[0] else missing[0]
             fix = "; ".join([f"expected files such as {example}", *folder.left_out()])
             problems.add("key dataset.images", "holds no image of this dataset", fix, file=images)
-        images, files = inside(images, files, links, problems)
+        images, files = inside(images, files, options.links, problems)
     if images is None and captions is None:
         notes.append("no images and no captions given: sessions and galleries only")
     return images, {i: Image(id=i, file=files.get(i), caption=(captions or {}).get(i)) for i in ids}

@@ -5,7 +5,8 @@
     a folder of images          ids are the paths below it, such as "tops/1.jpg"
     images.jsonl                {"id": "i1", "file": "tops/i1.jpg"} per line (see ``jsonl.py``)
     a .csv or .parquet file     one image per row; the columns are named by ``id_column``, ``path_column``,
-                                ``caption_column`` and ``category_column``, and other columns are not read
+                                ``caption_column`` and ``category_column``, and other columns are not read;
+                                a Parquet file with the images themselves names them by ``image_column``
 
 Files are below ``images``, by default the folder of ``path``. The gallery "all" contains every image; each value of
 the category column is a further gallery.
@@ -21,27 +22,27 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from manifests.archives import without_columns
 from manifests.datasets._files import option_folder, option_path, read_text
-from manifests.datasets._images import ImageFolder
+from manifests.datasets._images import ImageFolder, ImageOptions
 from manifests.datasets.base import DatasetSource
 from manifests.datasets.jsonl import NAME, ImageRecord, _files, _folder_name, _images
 from manifests.errors import Problems, nearest
-from manifests.schema import Dataset, Frozen, Gallery, Image
+from manifests.schema import Dataset, Gallery, Image
 
 EVERY = "all"  # the gallery of all images
+ID = "id"  # default of ``id_column`` in a table
 TABLES = (".csv", ".parquet")
 Rows = list[tuple[int, dict[str, str]]]  # line or row number, values by column
 Records = dict[str, tuple[int, ImageRecord]]
 
 
-class Options(Frozen):
+class Options(ImageOptions):
     """Paths are relative to the data folder, or absolute."""
 
     path: str
     images: str | None = None  # folder of the image files; default: ``path``, or the folder of that file
-    links: bool = False  # follow links that lead out of the images folder
     label: str | None = Field(None, pattern=NAME)  # dataset name in stores; default: the name of ``path``
-    id_column: str = "id"
     path_column: str = "path"
     caption_column: str = "caption"
     category_column: str = "category"
@@ -69,7 +70,7 @@ class Catalogue(DatasetSource):
         records = _records(path, options, problems, categories)
         if not records and not problems.found:
             problems.add("", "holds no image", "expected .jpg, .jpeg, .png or .webp files, or rows", file=path)
-        root, files = _files(path, root, records, options.links, problems, notes)
+        root, files = _files(path, root, records, options, problems, notes)
         if problems.found:
             return None
         images = {i: Image(id=i, file=files.get(i, r.file), caption=r.caption) for i, (_, r) in records.items()}
@@ -87,7 +88,9 @@ class Catalogue(DatasetSource):
 def _records(path: Path, options: Options, problems: Problems, categories: dict[str, str]) -> Records:
     """Return image id -> (line, record), and fill ``categories`` (image id -> category)."""
     if path.is_dir():
-        files = ImageFolder(path, options.links).files()
+        folder = ImageFolder(path, options)
+        files = [without_columns(file) for file in folder.files()]
+        folder.report(problems)
         return {file: (n, ImageRecord(id=file, file=file)) for n, file in enumerate(files, start=1)}
     if path.suffix.lower() not in TABLES:
         return _images(path, problems)
@@ -95,21 +98,26 @@ def _records(path: Path, options: Options, problems: Problems, categories: dict[
     columns, rows = (_parquet if parquet else _csv)(path, options, problems)
     if problems.found:
         return {}
-    if options.id_column not in columns:
-        hint = f"set dataset.id_column; {nearest(options.id_column, columns)}"
-        problems.add("", f"no column {options.id_column!r}", hint, file=path)
-    if not {options.path_column, options.caption_column} & set(columns):
+    id_column = options.id_column or ID
+    if id_column not in columns:
+        hint = f"set dataset.id_column; {nearest(id_column, columns)}"
+        problems.add("", f"no column {id_column!r}", hint, file=path)
+    held = parquet and options.image_column is not None  # the file holds the images
+    if not held and not {options.path_column, options.caption_column} & set(columns):
         hint = f"set dataset.path_column; {nearest(options.path_column, columns)}"
+        if parquet:
+            hint += "; or set dataset.image_column, if a column holds the images"
         problems.add("", f"no column {options.path_column!r}", hint, file=path)
     found: Records = {}
     for number, row in rows if not problems.found else ():
-        image, place = row.get(options.id_column, ""), f"{'row' if parquet else 'line'} {number}"
+        image, place = row.get(id_column, ""), f"{'row' if parquet else 'line'} {number}"
         if not image:
-            problems.add(place, "no id", f"every row needs a value of {options.id_column!r}", file=path)
+            problems.add(place, "no id", f"every row needs a value of {id_column!r}", file=path)
         elif image in found:
             problems.add(place, f"image {image!r} is also on {found[image][0]}", "ids must be unique", file=path)
         else:
             file, caption = row.get(options.path_column) or None, row.get(options.caption_column) or None
+            file = f"{path.name}/{image}" if held else file
             found[image] = (number, ImageRecord(id=image, file=file, caption=caption))
             if category := row.get(options.category_column):
                 categories[image] = category
@@ -143,7 +151,7 @@ def _parquet(path: Path, options: Options, problems: Problems) -> tuple[list[str
         fix = "python -m pip install 'fashion-ntm[parquet]', or write a .csv file"
         problems.add("", "Parquet needs the package pyarrow", fix, file=path)
         return [], []
-    wanted = (options.id_column, options.path_column, options.caption_column, options.category_column)
+    wanted = (options.id_column or ID, options.path_column, options.caption_column, options.category_column)
     try:
         columns = list(parquet.read_schema(path).names)
         table = parquet.read_table(path, columns=[name for name in wanted if name in columns])

@@ -23,23 +23,22 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from manifests.datasets._files import add_invalid, option_path, optional_folder, read_json, read_strings
-from manifests.datasets._images import ImageFolder, inside, missing_note
+from manifests.datasets._images import ImageFolder, ImageOptions, inside, missing_note
 from manifests.datasets.base import DatasetSource
 from manifests.errors import Problems
-from manifests.schema import Dataset, Frozen, Gallery, Image, Session, Split, Turn
+from manifests.schema import Dataset, Gallery, Image, Session, Split, Turn
 
 CATEGORY = "coco"
 TRAIN = 1500  # dialogues of the published split
 Text = Annotated[str, StringConstraints(pattern=r"\S")]
 
 
-class Options(Frozen):
+class Options(ImageOptions):
     """Paths are relative to the data folder, or absolute."""
 
     file: str = "chatir/VisDial_v1.0_queries_val.json"
     images: str | None = None
     search_space: str | None = None  # with images: file of further gallery images
-    links: bool = False  # follow links that lead out of the images folder
     train: int = Field(TRAIN, ge=0)  # number of train dialogues
 
 
@@ -74,7 +73,7 @@ class ChatIR(DatasetSource):
         ids = list(dict.fromkeys([*(r.img for r in records), *more]))
         files: dict[str, str] = {}
         if images_root:
-            images_root, files = _files(images_root, ids, options.links, problems, notes)
+            images_root, files = _files(images_root, ids, options, problems, notes)
         sessions = split_dialogues(records, options.train, images_root is not None)
         train = [s.target for s in sessions if s.split == "train"]
         notes.append(
@@ -135,9 +134,9 @@ def _records(path: Path, problems: Problems) -> list[DialogRecord]:
 
 
 def _files(
-    root: Path, ids: list[str], links: bool, problems: Problems, notes: list[str]
+    root: Path, ids: list[str], options: ImageOptions, problems: Problems, notes: list[str]
 ) -> tuple[Path, dict[str, str]]:
-    folder = ImageFolder(root, links)
+    folder = ImageFolder(root, options)
     files = {i: file for i in ids if (file := folder.by_path(i)) is not None}
     missing = [i for i in ids if i not in files]
     notes += folder.notes(bool(missing))
@@ -145,4 +144,4 @@ def _files(
         problems.add("key dataset.images", f"holds no image such as {ids[0]}", "check the folder", file=root)
     elif note := missing_note(missing, len(ids), f"have no file in {root.name}/"):
         notes.append(note)
-    return inside(root, files, links, problems)
+    return inside(root, files, options.links, problems)

@@ -31,16 +31,16 @@ from manifests.datasets._files import (
     read_json,
     read_strings,
 )
-from manifests.datasets._images import catalogue, missing_note
+from manifests.datasets._images import ImageOptions, catalogue, missing_note
 from manifests.datasets.base import DatasetSource
 from manifests.errors import Problems
-from manifests.schema import Dataset, Frozen, Gallery, Session, Split, Turn
+from manifests.schema import Dataset, Gallery, Session, Split, Turn
 
 SPLITS: dict[str, Split] = {"train": "train", "val": "test"}
 FASHIONIQ = tuple(f"fashioniq_{c}_{s}" for c in ("dress", "shirt", "toptee") for s in SPLITS)
 
 
-class Options(Frozen):
+class Options(ImageOptions):
     """Folders are relative to the data folder, or absolute."""
 
     folder: str = "circled"
@@ -48,7 +48,6 @@ class Options(Frozen):
     image_splits: str | None = None
     captions: str | None = None
     images: str | None = None
-    links: bool = False  # follow links that lead out of the images folder
 
     @field_validator("subsets")
     @classmethod
@@ -117,9 +116,7 @@ class Circled(DatasetSource):
             notes.append(f"sessions with several ground truths (the first is the target, mAP@K counts all): {several}")
         ids = dict.fromkeys(i for g in galleries for i in g.images)
         ids |= dict.fromkeys(i for s in sessions for i in (*(t.reference for t in s.turns), *s.correct))
-        images_root, images = catalogue(
-            ids, images_root, captions if captions_root else None, problems, notes, options.links
-        )
+        images_root, images = catalogue(ids, images_root, captions if captions_root else None, problems, notes, options)
         if captions_root:
             missing = [i for i in ids if i not in captions]
             if note := missing_note(missing, len(ids), f"have no caption in {captions_root.name}/"):

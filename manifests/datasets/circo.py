@@ -18,22 +18,21 @@ from typing import Any
 from pydantic import BaseModel
 
 from manifests.datasets._files import option_path, optional_folder, read_json
-from manifests.datasets._images import catalogue
+from manifests.datasets._images import ImageOptions, catalogue
 from manifests.datasets.base import DatasetSource
 from manifests.errors import Problems
-from manifests.schema import Dataset, Frozen, Gallery, Image, Session, Turn
+from manifests.schema import Dataset, Gallery, Image, Session, Turn
 from manifests.text import brief
 
 CATEGORY = "circo"
 
 
-class Options(Frozen):
+class Options(ImageOptions):
     """Paths are relative to the data folder, or absolute."""
 
     annotations: str = "circo/val.json"
     gallery: str | None = None
     images: str | None = None
-    links: bool = False  # follow links that lead out of the images folder
 
 
 class Circo(DatasetSource):
@@ -58,7 +57,7 @@ class Circo(DatasetSource):
             ids = named
             notes.append(f"gallery: the {len(named):,} images that {path.name} names, not COCO's 123,403")
         files = {f"{int(i):012d}": i for i in ids if i.isdecimal()}
-        images_root, stored = catalogue(dict.fromkeys(files), images_root, None, problems, notes, options.links)
+        images_root, stored = catalogue(dict.fromkeys(files), images_root, None, problems, notes, options)
         if problems.found:
             return None
         images = {files[name]: Image(id=files[name], file=image.file) for name, image in stored.items()}

@@ -18,23 +18,22 @@ from typing import Any
 from pydantic import BaseModel
 
 from manifests.datasets._files import option_folders, read_json
-from manifests.datasets._images import catalogue
+from manifests.datasets._images import ImageOptions, catalogue
 from manifests.datasets.base import DatasetSource
 from manifests.errors import Problems
-from manifests.schema import Dataset, Frozen, Gallery, Session, Split, Turn
+from manifests.schema import Dataset, Gallery, Session, Split, Turn
 from manifests.text import brief
 
 CATEGORY = "cirr"
 UPSTREAM: dict[Split, str] = {"train": "train", "test": "val"}
 
 
-class Options(Frozen):
+class Options(ImageOptions):
     """Folders are relative to the data folder, or absolute."""
 
     annotations: str = "cirr"
     images: str | None = None
     train: bool = True  # read the train pairs too, to fit a composer or an extractor
-    links: bool = False  # follow links that lead out of the images folder
 
 
 class Cirr(DatasetSource):
@@ -57,7 +56,7 @@ class Cirr(DatasetSource):
                 galleries.append(Gallery(category=CATEGORY, split=split, images=tuple(names)))
         ids = dict.fromkeys(image for gallery in galleries for image in gallery.images)
         ids |= dict.fromkeys(i for s in sessions for i in (s.turns[0].reference, s.target))
-        images_root, images = catalogue(ids, images_root, None, problems, notes, options.links)
+        images_root, images = catalogue(ids, images_root, None, problems, notes, options)
         if problems.found:
             return None
         return Dataset(

@@ -22,23 +22,22 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from manifests.datasets._files import option_folders, read_json, read_strings
-from manifests.datasets._images import catalogue
+from manifests.datasets._images import ImageOptions, catalogue
 from manifests.datasets.base import DatasetSource
 from manifests.datasets.mt_fashioniq import CATEGORIES, UPSTREAM, image_captions
 from manifests.errors import Problems
-from manifests.schema import Dataset, Frozen, Gallery, Session, Split, Turn
+from manifests.schema import Dataset, Gallery, Session, Split, Turn
 
 Protocol = Literal["original", "val"]
 
 
-class Options(Frozen):
+class Options(ImageOptions):
     """Folders are relative to the data folder, or absolute."""
 
     annotations: str = "fashioniq"
     gallery: Protocol = "original"
     captions: str | None = None  # folder of captions in place of the images
     images: str | None = None
-    links: bool = False  # follow links that lead out of the images folder
 
 
 class FashionIQ(DatasetSource):
@@ -67,7 +66,7 @@ class FashionIQ(DatasetSource):
         if len(every) > listed:
             notes.append(f"pair images in no image_splits list, added to the catalogue: {len(every) - listed}")
         captions = image_captions(captions_root, lists, every, problems, notes) if captions_root else None
-        images_root, images = catalogue(every, images_root, captions, problems, notes, options.links)
+        images_root, images = catalogue(every, images_root, captions, problems, notes, options)
         if problems.found:
             return None
         galleries = lists if options.gallery == "original" else [_named(g, sessions) for g in lists]

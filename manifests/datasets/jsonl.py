@@ -29,7 +29,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from manifests.datasets._export import DATASET, GALLERIES, IMAGES, SESSIONS, export
 from manifests.datasets._files import option_folder, read_json, read_records
-from manifests.datasets._images import ImageFolder, inside
+from manifests.datasets._images import ImageFolder, ImageOptions, inside
 from manifests.datasets.base import DatasetSource
 from manifests.errors import Problems
 from manifests.options import problems_of
@@ -41,12 +41,11 @@ __all__ = ["JsonLines", "Options", "export"]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # a dataset's name becomes a folder name
 
 
-class Options(Frozen):
+class Options(ImageOptions):
     """Folders are relative to the data folder, or absolute."""
 
     folder: str
     images: str | None = None  # folder of the files in images.jsonl; default: ``folder``
-    links: bool = False  # follow links that lead out of the images folder
     label: str | None = Field(None, pattern=NAME)  # dataset name in stores and tables; default: that of dataset.json
     averaging: Literal["categories", "sessions"] | None = None
     turn_targets: TurnTargets | None = None  # "final": every turn has the session's target
@@ -83,7 +82,7 @@ class JsonLines(DatasetSource):
         about = _about(folder / DATASET, problems)
         records = _images(folder / IMAGES, problems)
         notes = list(about.notes)
-        images_root, files = _files(folder / IMAGES, images_root, records, options.links, problems, notes)
+        images_root, files = _files(folder / IMAGES, images_root, records, options, problems, notes)
         sessions = _sessions(folder / SESSIONS, problems, 1 if options.one_turn else 2)
         sessions = [_with_targets(s, options.turn_targets, about.turn_targets) for s in sessions]
         galleries = _galleries(folder / GALLERIES, sessions, problems)
@@ -137,7 +136,7 @@ def _files(
     path: Path,
     root: Path,
     records: dict[str, tuple[int, ImageRecord]],
-    links: bool,
+    options: ImageOptions,
     problems: Problems,
     notes: list[str],
 ) -> tuple[Path, dict[str, str]]:
@@ -147,7 +146,7 @@ def _files(
     are a note.
     """
     named = {i: (line, r.file) for i, (line, r) in records.items() if r.file is not None}
-    folder = ImageFolder(root, links)
+    folder = ImageFolder(root, options)
     found = {i: folder.by_path(file) for i, (_, file) in named.items()}
     files = {i: file for i, file in found.items() if file is not None}
     missing = [named[i] for i, file in found.items() if file is None]
@@ -170,7 +169,7 @@ def _files(
         count = f"{len(missing):,} of {len(named):,} image files are missing"
         first = f"first: {missing[0][1]}, line {missing[0][0]}"
         notes.append(f"{count} ({first}); extraction records them as failures")
-    return inside(root, files, links, problems)
+    return inside(root, files, options.links, problems)
 
 
 def _sessions(path: Path, problems: Problems, fewest: int) -> list[Session]:

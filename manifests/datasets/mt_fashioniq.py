@@ -29,11 +29,11 @@ from manifests.datasets._files import (
     read_json,
     read_strings,
 )
-from manifests.datasets._images import catalogue, missing_note
+from manifests.datasets._images import ImageOptions, catalogue, missing_note
 from manifests.datasets.base import DatasetSource
 from manifests.errors import Problems
 from manifests.protocols import Protocol
-from manifests.schema import Dataset, Frozen, Gallery, Session, Split, Turn
+from manifests.schema import Dataset, Gallery, Session, Split, Turn
 
 CATEGORIES = ("dress", "shirt", "toptee")
 UPSTREAM: dict[Split, str] = {"train": "train", "test": "val"}
@@ -41,13 +41,12 @@ UPSTREAM: dict[Split, str] = {"train": "train", "test": "val"}
 FIELDS = ("category", "texture", "fabric", "shape", "part", "style")
 
 
-class Options(Frozen):
+class Options(ImageOptions):
     """Folders are relative to the data folder, or absolute."""
 
     annotations: str = "mt_fashioniq"
     captions: str | None = None  # folder of BLIP-2 captions in place of the images
     images: str | None = None
-    links: bool = False  # follow links that lead out of the images folder
     attributes: bool = False
     one_turn: bool = False  # keep sessions of one turn
     protocol: Protocol | None = None  # a clean split
@@ -93,7 +92,7 @@ class MultiTurnFashionIQ(DatasetSource):
         if len(ids) > listed:
             notes.append(f"session images in no image_splits list, added to the catalogue: {len(ids) - listed}")
         captions = image_captions(captions_root, galleries, ids, problems, notes) if captions_root else None
-        images_root, images = catalogue(ids, images_root, captions, problems, notes, options.links)
+        images_root, images = catalogue(ids, images_root, captions, problems, notes, options)
         if problems.found:
             return None
         return Dataset(

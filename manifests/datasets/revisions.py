@@ -25,21 +25,20 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from manifests.datasets._files import option_folders, option_path, read_captions, read_records
-from manifests.datasets._images import catalogue, missing_note
+from manifests.datasets._images import ImageOptions, catalogue, missing_note
 from manifests.datasets.base import DatasetSource
 from manifests.errors import Problems
-from manifests.schema import NO_IMAGE, Dataset, Frozen, Gallery, Session, Split, Turn
+from manifests.schema import NO_IMAGE, Dataset, Gallery, Session, Split, Turn
 
 FILE = "dialogues.jsonl"
 
 
-class Options(Frozen):
+class Options(ImageOptions):
     """Paths are relative to the data folder, or absolute."""
 
     folder: str = "revisions"
     captions: str | None = None
     images: str | None = None
-    links: bool = False  # follow links that lead out of the images folder
     retracted: Literal["kept", "dropped"] = "kept"
 
 
@@ -109,7 +108,7 @@ class Revisions(DatasetSource):
         ]
         galleries = _galleries(sessions)
         ids = dict.fromkeys(image for gallery in galleries for image in gallery.images)
-        images_root, images = catalogue(ids, images_root, captions, problems, notes, options.links)
+        images_root, images = catalogue(ids, images_root, captions, problems, notes, options)
         if captions is not None:
             missing = [i for i in ids if i not in captions]
             if note := missing_note(missing, len(ids), "have no caption"):

@@ -25,11 +25,11 @@ from manifests.datasets._files import (
     read_json,
     read_names,
 )
-from manifests.datasets._images import catalogue, missing_note
+from manifests.datasets._images import ImageOptions, catalogue, missing_note
 from manifests.datasets.base import DatasetSource
 from manifests.errors import Problems
 from manifests.protocols import Protocol
-from manifests.schema import Dataset, Frozen, Gallery, Session
+from manifests.schema import Dataset, Gallery, Session
 from manifests.validation import split_validation
 
 __all__ = ["Options", "Shoes", "write_chains"]
@@ -38,13 +38,12 @@ CATEGORY = "shoes"
 KEYS = ("ReferenceImageName", "ImageName", "RelativeCaption")
 
 
-class Options(Frozen):
+class Options(ImageOptions):
     """Paths are relative to the data folder, or absolute."""
 
     folder: str = "shoes"
     captions: str | None = None  # file of BLIP-2 captions in place of the images
     images: str | None = None
-    links: bool = False  # follow links that lead out of the images folder
     chains: str | None = None  # a published chain list (JSONL) in place of the rule
     holdout: float = Field(0, ge=0)  # fraction (below 1) or number of train sessions held out as test; 0: none
     holdout_seed: int = 0
@@ -103,7 +102,7 @@ class Shoes(DatasetSource):
             problems.add("key dataset.holdout", "the file has test sessions of its own", "remove this key")
 
         ids = dict.fromkeys([*train, *test])
-        images_root, images = catalogue(ids, images_root, captions, problems, notes, options.links)
+        images_root, images = catalogue(ids, images_root, captions, problems, notes, options)
         if captions is not None:
             missing = [i for i in ids if i not in captions]
             if len(missing) == len(ids):

@@ -17,7 +17,7 @@ from pipeline.analysis.protocol import read_runs
 from pipeline.analysis.tables import RunFinder
 from pipeline.analysis.tuning.sealed import read_spec
 from pipeline.core.workspace import Workspace
-from pipeline.training.models import models as registry
+from pipeline.training.models import model_class, model_names
 
 
 def build_figure(name: str, run: str, overrides: Sequence[str], data: Path, out: Path) -> tuple[FigureSpec, Scatter]:
@@ -28,7 +28,7 @@ def build_figure(name: str, run: str, overrides: Sequence[str], data: Path, out:
     spec = read_spec(run or figure.run, overrides)
     if run and run != figure.run:
         figure = figure.model_copy(update={"title": f"{figure.title} (run spec {spec.name} instead)"})
-    points = ablation.points(registry.names())
+    points = ablation.points(model_names())
     rows = [
         RowSpec(model=p.model, label=p.label, key=str(p.number), options=dict(p.options), training=dict(p.training))
         for p in points
@@ -38,7 +38,7 @@ def build_figure(name: str, run: str, overrides: Sequence[str], data: Path, out:
     timing = read_timing(timing_file(out, ablation.name))
     made, all_runs = [], []
     for point, row in zip(points, rows, strict=True):
-        seeds = ablation.seeds if registry.get(point.model).trainable else ablation.seeds[:1]
+        seeds = ablation.seeds if model_class(point.model).trainable else ablation.seeds[:1]
         runs = read_runs(point.label, finder(row, seeds))
         times = next((timing["runs"][r.run] for r in runs if r.run in timing.get("runs", {})), {})
         missing = [seed for seed in seeds if seed not in {r.seed for r in runs}]

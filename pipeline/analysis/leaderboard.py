@@ -23,7 +23,7 @@ from pipeline.analysis.tuning.sealed import read_spec
 from pipeline.core.workspace import Workspace
 from pipeline.jobs.named_runs import run_named
 from pipeline.jobs.ranked import RankedFolder
-from pipeline.training.models import models as registry
+from pipeline.training.models import model_class, model_names, model_title
 from pipeline.training.runs import RunFolder
 
 FORMS = ("md", "json")
@@ -89,7 +89,7 @@ def _section(
 
     lookup = with_ranked_runs(find, ranked, dataset, workspace, table) if ranked and dataset is not None else find
     seeds = request.seeds or board.seeds
-    whole = {"known": registry.names(), "run": spec.asked, "seeds": seeds, "command": FILL}
+    whole = {"known": model_names(), "run": spec.asked, "seeds": seeds, "command": FILL}
     first = build_results_table(table, lookup, **whole)
     order = _order(first, board, len(table.rows))
     best = table.rows[order[0]].name if first.blocks[0].rows[order[0]].cells[0].value is not None else ""
@@ -105,8 +105,8 @@ def _section(
 def _table(board: Leaderboard, section: Section, spec: RunSpec) -> ResultsTable:
     """Return an unfilled table with one row per model of the spec; its ``tested`` row is not known yet."""
     rows = tuple(
-        RowSpec(model=name, label=registry.get(name).title, deterministic=not registry.get(name).trainable)
-        for name in spec.models
+        RowSpec(model=name, label=model_title(name), deterministic=not model_class(name).trainable)
+        for name in dict.fromkeys((*spec.models, *board.presets))
     )
     notes = (f"Split {section.protocol}: {RULES[section.protocol]}",) if section.protocol else ()
     column = ColumnGroup(category="overall", label="", metrics=board.metrics)

@@ -11,7 +11,7 @@ from manifests.errors import ManifestError, Problem, nearest
 from manifests.load import read_toml, shipped, spec_path
 from manifests.schema import Dataset, RunSpec
 from manifests.table_spec import BlockSpec, ResultsTable, RowSpec, table_names
-from pipeline.training.models import models as registry
+from pipeline.training.models import model_class, model_names, model_title
 
 SUBSET_LABELS = {
     "last pair unseen": "Last pair unseen in training",
@@ -38,7 +38,7 @@ def kind_of_table(name: str) -> str:
 def own_table(spec: RunSpec, dataset: Dataset, subsets: Mapping[str, AbstractSet[str]]) -> ResultsTable:
     """Return a table with a row per model of the spec, and a block per leak subset smaller than the whole."""
     rows = [
-        RowSpec(model=name, label=registry.get(name).title, deterministic=not registry.get(name).trainable)
+        RowSpec(model=name, label=model_title(name), deterministic=not model_class(name).trainable)
         for name in spec.models
     ]
     return ResultsTable(
@@ -62,9 +62,9 @@ def ablation_table(ablation: AblationSpec, dataset: Dataset, subsets: Mapping[st
             options=dict(point.options),
             training=dict(point.training),
             last=view.last,
-            deterministic=not registry.get(point.model).trainable,
+            deterministic=not model_class(point.model).trainable,
         )
-        for point in ablation.points(registry.names())
+        for point in ablation.points(model_names())
         for view in views
     ]
     return ResultsTable(

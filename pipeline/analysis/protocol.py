@@ -54,7 +54,9 @@ class RunSummary(BaseModel):
         return self.metrics.get(subset, {}).get(category, {}).get(metric)
 
     def chance(self, subset: str, category: str, metric: str) -> float | None:
-        """Return the expected metric of a random order of the galleries, in percent; None if there is no session."""
+        """Return the expected metric of a random order of the galleries, in percent; None for mAP or without a session."""
+        if metric.startswith("mAP"):
+            return None
         counts = {
             name: int(found.get("n", 0)) for name, found in self.metrics.get(subset, {}).items() if name != OVERALL
         }

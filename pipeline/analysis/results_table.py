@@ -82,7 +82,7 @@ class _Filled:
         self.groups = spec.columns or _groups(self.runs, spec)
         self.shown = [row for row in spec.rows if not row.optional or row.model in known or self.found[row.name]]
         self.omitted = [row for row in spec.rows if row not in self.shown]
-        metrics = [metric for group in self.groups for metric in group.metrics if not group.relative_to]
+        metrics = [m for g in self.groups for m in g.metrics if not (g.relative_to or m.startswith("mAP"))]
         fixed = {row.name for row in self.shown if row.deterministic}
         runs = {row.name: self.found[row.name] for row in self.shown}
         self.drawn = Resampled(runs, [*metrics, spec.tested_metric], fixed)
@@ -141,10 +141,11 @@ class _Filled:
         return (Row(label=CHANCE, group=CHANCE, cells=tuple(Cell(value=value) for value in values)),)
 
     def statements(self) -> tuple[str, tuple[Statement, ...]]:
-        """Return the description of the tests, and the statements on the tested row; none if it is not shown."""
+        """Return the description of the tests, and the statements on the tested rows; none if they are not shown."""
         names = [row.label for row in self.shown]
         labels = {r.name: r.label if names.count(r.label) == 1 else f"{r.group}, {r.label}" for r in self.shown}
-        return self.drawn.statements(self.spec, labels) if self.spec.tested in labels else ("", ())
+        tested = {self.spec.tested, *(one.tested for one in self.spec.comparisons)}
+        return self.drawn.statements(self.spec, labels) if tested & set(labels) else ("", ())
 
     def footnotes(self) -> tuple[str, ...]:
         paper = paper_notes(any(row.paper for row in self.shown), [row.label for row in self.omitted])

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from manifests.table_spec import ResultsTable
+from manifests.table_spec import BlockSpec, ResultsTable
 from pipeline.analysis.cells import Statement
 from pipeline.analysis.protocol import RunSummary
 from pipeline.evaluation.evaluate import Evaluation
@@ -94,27 +94,22 @@ class Resampled:
         return {(name, c, m): drawn[:, n] for c, drawn in parts.items() for n, (name, m) in enumerate(columns)}
 
     def statements(self, spec: ResultsTable, labels: Mapping[str, str]) -> tuple[str, tuple[Statement, ...]]:
-        """Return (test description, tests of the tested row against all others per block, Holm-corrected per block)."""
-        made: list[Statement] = []
-        others = [name for name in labels if name != spec.tested and (not spec.against or name in spec.against)]
-        for block in spec.blocks:
-            found = [self._compare(spec.tested, other, block.subset, spec.tested_metric) for other in others]
-            present = [(other, facts) for other, facts in zip(others, found, strict=True) if facts]
-            corrected = holm([f["p_sessions"] for _, f in present]) if present else []
-            for (other, facts), p in zip(present, corrected, strict=True):
-                p_seeds, least = facts["p_seeds"], facts["least_p_seeds"]
-                made.append(
-                    Statement(
-                        block=block.label,
-                        metric=spec.tested_metric,
-                        a=labels[spec.tested],
-                        b=labels[other],
-                        p_holm=p,
-                        significant=p < ALPHA and (p_seeds is None or p_seeds < ALPHA),
-                        seeds_allow=not (p < ALPHA and least is not None and least >= ALPHA),
-                        **facts,
-                    )
-                )
+        """Return (test description, statements): per block, the tested row against the others, then each comparison.
+
+        p values are Holm-corrected within the tests of one row on one block.
+        """
+        apart = {one.tested for one in spec.comparisons} - {spec.tested}
+        families = [(spec.tested, spec.against or tuple(name for name in labels if name not in apart))]
+        families += [(one.tested, one.against) for one in spec.comparisons]
+        made = [
+            statement
+            for tested, against in families
+            if tested in labels
+            for block in spec.blocks
+            for statement in self._family(
+                spec, block, tested, [n for n in labels if n in against and n != tested], labels
+            )
+        ]
         metric = "the mean of R@5 and R@8" if spec.tested_metric == "mean" else spec.tested_metric
         how = (
             f"Differences of {metric}, overall, in points with 95% intervals. Over sessions: paired bootstrap, "
@@ -124,7 +119,28 @@ class Resampled:
         )
         return how, tuple(made)
 
-    def _compare(self, a: str, b: str, subset: str, metric: str) -> dict[str, object] | None:
+    def _family(
+        self, spec: ResultsTable, block: BlockSpec, tested: str, others: Sequence[str], labels: Mapping[str, str]
+    ) -> list[Statement]:
+        """Return the tests of one row against others on one block, Holm-corrected together."""
+        found = [self._compare(tested, other, block.subset, spec.tested_metric) for other in others]
+        present = [(other, facts) for other, facts in zip(others, found, strict=True) if facts]
+        corrected = holm([f["p_sessions"] for _, f in present]) if present else []
+        return [
+            Statement(
+                block=block.label,
+                metric=spec.tested_metric,
+                a=labels[tested],
+                b=labels[other],
+                p_holm=p,
+                significant=p < ALPHA and (facts["p_seeds"] is None or facts["p_seeds"] < ALPHA),
+                seeds_allow=not (p < ALPHA and facts["least_p_seeds"] is not None and facts["least_p_seeds"] >= ALPHA),
+                **facts,
+            )
+            for (other, facts), p in zip(present, corrected, strict=True)
+        ]
+
+    def _compare(self, a: str, b: str, subset: str, metric: str) -> dict[str, Any] | None:
         first, second = self.methods.get(a), self.methods.get(b)
         if first is None or second is None or not {subset} <= first.about.subsets.keys() & second.about.subsets.keys():
             return None

@@ -14,6 +14,7 @@ from manifests.commandline import command_line, repeated_options
 from manifests.errors import IncompleteError
 from manifests.leaks import SUBSETS, subset_sessions
 from manifests.load import load_dataset, load_spec
+from manifests.presets import presets
 from manifests.schema import Component, Dataset, RunSpec
 from manifests.table_spec import DatasetTable, ResultsTable, RowSpec, load_table_spec
 from manifests.views import View
@@ -27,7 +28,8 @@ from pipeline.core.binding import StaleError
 from pipeline.core.workspace import Workspace
 from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.identities import make_run
-from pipeline.training.models import models as registry
+from pipeline.jobs.specs import require_sessions
+from pipeline.training.models import model_class, model_names
 
 NO_EXTRACTOR = Component(name="none")  # a table of datasets reads no feature
 
@@ -81,6 +83,7 @@ def _own(request: TableRequest, kind: str) -> Table:
     if kind == "run":
         spec = replace(request, spec="").run_spec(request.name)
         dataset = load_dataset(spec, request.data)
+        require_sessions(spec, dataset)
         return fill_own(own_table(spec, dataset, leak_subsets(dataset)), spec, request)
     ablation = load_ablation_spec(request.name)
     return table_of_ablation(ablation, request.run_spec(ablation.run), request)
@@ -113,7 +116,7 @@ def fill(table: ResultsTable, finder: RunFinder, request: TableRequest) -> Table
     built = build_results_table(
         table,
         lookup,
-        known=registry.names(),
+        known=model_names(),
         run=finder.spec.asked,
         seeds=request.seeds or (() if own_seeds else finder.spec.seeds),
         command=Filler(table, finder.spec, request) if table.ablation else FILL,
@@ -201,10 +204,10 @@ class RunFinder:
             return None
 
     def __call__(self, row: RowSpec, seeds: Sequence[int]) -> list[dict[str, Any]]:
-        listed = row.model in self.spec.models or self.table.ablation
-        if not listed or row.model not in registry.names() or self.experiment is None:
+        listed = row.model in self.spec.models or row.model in presets() or self.table.ablation
+        if not listed or row.model not in model_names() or self.experiment is None:
             return []
-        trainable, view, found = registry.get(row.model).trainable, View(turns=self.table.turns, last=row.last), []
+        trainable, view, found = model_class(row.model).trainable, View(turns=self.table.turns, last=row.last), []
         more: Sequence[int] = ()
         if trainable and not self.seeds:
             more = self.experiment.other_seeds(make_run(self.spec, row.model, seeds[0], row.options, row.training))

@@ -13,11 +13,14 @@ from manifests.errors import IncompleteError
 from pipeline.analysis.drawing import check_suffixes, new_figure, save_figure
 from pipeline.core.text_table import aligned
 from pipeline.evaluation.turns import TurnRanks, rank_turns
+from pipeline.training.errors import MissingFeaturesError
 from pipeline.training.validate import embed_turns
+from pipeline.training.views import first_turns
 
 if TYPE_CHECKING:
     from pipeline.jobs.experiment import Experiment
     from pipeline.jobs.identities import Run
+    from pipeline.training.models import MemoryModel
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def turn_curves(
     """
     by_model: dict[str, list[Run]] = {}
     for run in experiment.finished(experiment.current_runs(models, seeds)):
-        by_model.setdefault(run.model, []).append(run)
+        by_model.setdefault(run.asked, []).append(run)
     found, sessions = [], 0
     for model, runs in by_model.items():
         ranked = [_ranked(experiment, run) for run in runs]
@@ -80,11 +83,26 @@ def turn_curves(
 def _ranked(experiment: Experiment, run: Run) -> TurnRanks:
     model = experiment.model(run)
     if model.scores:
-        raise IncompleteError(f"{run.model} ranks by scores after the last turn: leave it out with --model")
+        raise IncompleteError(f"{run.asked} ranks by scores after the last turn: leave it out with --model")
     experiment.need(run.options)
-    outputs = embed_turns(model, experiment.test).cpu().numpy()
+    outputs = _outputs(experiment, model)
     lengths = experiment.test.lengths.tolist()
     return rank_turns(outputs, lengths, experiment.test.sessions, experiment.candidates, experiment.spec.references)
+
+
+def _outputs(experiment: Experiment, model: MemoryModel) -> np.ndarray:
+    """Return f'_qry of the test sessions, [S, T, D]; [S, 1, D] for a model of one query without rows for the prefixes."""
+    test = experiment.test
+    if model.reads == "concatenated" and not model.dialogs and test.has_concatenated:
+        try:
+            prefixes = [first_turns(test, experiment.store, turns) for turns in range(1, test.turns + 1)]
+            if all(len(part) == len(test) for part in prefixes):
+                return np.concatenate([embed_turns(model, part).cpu().numpy() for part in prefixes], axis=1)
+        except MissingFeaturesError:
+            pass
+        again = experiment.spec.command("extract", "--set", "prefixes=true")
+        experiment.log(f"note: {model.name} is shown after the last turn alone; for every turn run `{again}`")
+    return embed_turns(model, test).cpu().numpy()
 
 
 def draw_turn_curves(found: TurnCurves, paths: Sequence[Path], k: int = 10) -> None:

@@ -29,7 +29,7 @@ def records(
     identities, found = RunIdentities(job, load_dataset(job, Path(data)), Workspace(Path(out))), []
     for run in identities.current_runs():
         row, state = run_row(identities.folder(run)), identities.state(run)
-        base = {"run": row["id"], "model": run.model, "seed": run.seed, "state": state.name}
+        base = {"run": row["id"], "model": run.asked, "seed": run.seed, "state": state.name}
         base |= {f"option.{key}": value for key, value in row["options"].items()}
         base |= {f"training.{key}": value for key, value in row["training"].items()}
         base |= {key: row[key] for key in ("epochs", "seconds", "parameters")}

@@ -29,8 +29,8 @@ def draw_images(folder: Path, count: int, size: tuple[int, int] = (300, 400)) ->
         Pillow.fromarray(noisy).save(folder / f"{n:06}.jpg", quality=85)
 
 
-def save_small_clip(folder: Path, width: int, layers: int) -> Path:
-    """Save a random CLIP with a ViT-/32 of ``width`` and ``layers`` at 224 pixels: a scaled cost of a real one."""
+def save_small_clip(folder: Path, width: int, layers: int, patch: int = 32) -> Path:
+    """Save a random CLIP with a ViT of ``width``, ``layers`` and ``patch`` at 224 pixels: a scaled cost of a real one."""
     import torch
     from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
@@ -52,7 +52,7 @@ def save_small_clip(folder: Path, width: int, layers: int) -> Path:
             "vocab_size": len(tokenizer),
             "max_position_embeddings": 32,
         },
-        vision_config={**tower, "image_size": 224, "patch_size": 32},
+        vision_config={**tower, "image_size": 224, "patch_size": patch},
         projection_dim=width,
     )
     with torch.random.fork_rng(devices=[]):

@@ -37,6 +37,7 @@ def run(
     threads: int = 1,
     width: int = 320,
     layers: int = 8,
+    patch: int = 32,
     model: str = "",
     folder: str = "",
     device: str = "auto",
@@ -51,7 +52,7 @@ def run(
     of the images corrupted), "torchvision" (decoding by it: alone, scaled, and in the extraction), "naive" (a plain
     loop), "clip-retrieval" (its inference, where it is installed), "dask" (one worker of a local cluster), "variants"
     (channels-last, torch.compile); the whole extraction is always measured too. ``model``: a CLIP-like folder or hub id; otherwise a
-    ViT-/32 of ``width`` and ``layers`` with random weights. ``folder``: real images, of which the first ``images`` are
+    ViT of ``width``, ``layers`` and ``patch`` with random weights. ``folder``: real images, of which the first ``images`` are
     used; otherwise they are drawn. ``workers``: decoding processes, 0 for the CPUs that the model leaves free.
     ``threads``: model threads on a CPU.
     ``pairs``: (image, text) requests per image for the naive loop, which encodes the image of each.
@@ -69,7 +70,7 @@ def run(
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory(dir=scratch or None) as place, ExitStack() as stack:
         root = Path(place)
-        chosen = model or str(save_small_clip(root / "model", width, layers))
+        chosen = model or str(save_small_clip(root / "model", width, layers, patch))
         source = Path(folder) if folder else root / "images"
         if not folder:
             draw_images(source, images)

@@ -141,14 +141,29 @@ def job_command(f: F) -> F:
     return argument(option_set(option_data(option_out(call))))
 
 
+def sessions_command(f: F) -> F:
+    """As ``job_command``, for a command that needs sessions: a catalogue is refused before anything is read or computed."""
+
+    @wraps(f)
+    def call(job: Job, **words: Any) -> Any:
+        from pipeline.jobs.specs import require_sessions
+
+        require_sessions(job.spec, job.dataset)
+        return f(job, **words)
+
+    return job_command(call)
+
+
 def stage2_command(f: F) -> F:
     """Add SPEC and its options, --model, --seeds and --device; call ``f`` with experiment, models and seeds."""
 
     @wraps(f)
     def call(job: Job, **words: Any) -> Any:
         from pipeline.jobs.identities import asked_runs
+        from pipeline.jobs.specs import require_sessions
 
         asked_runs(job.spec, words["models"])  # an unknown model is named before anything is read
+        require_sessions(job.spec, job.dataset)
         return f(job.experiment, **words)
 
     return job_command(option_models(option_device(call)))

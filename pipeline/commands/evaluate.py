@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import Job, emit, job_command, log, option_device, option_json, option_models
+from pipeline.commands._shared import Job, emit, log, option_device, option_json, option_models, sessions_command
 
 SECTION = "stage 2"
 
 
 @click.command("evaluate", epilog="Example: fashion-ntm evaluate mt_fashioniq-caption --model lstm --json")
-@job_command
+@sessions_command
 @option_models
 @option_device
 @click.option(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from pipeline.commands._shared import Job, emit, job_command, option_device, option_json
+from pipeline.commands._shared import Job, emit, option_device, option_json, sessions_command
 
 SECTION = "stage 2"
 
 
 @click.command("history", epilog="Example: fashion-ntm history demo")
-@job_command
+@sessions_command
 @click.option("--draws", type=click.IntRange(1), default=5, show_default=True, help="Draws of each random history.")
 @click.option(
     "--part",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from pipeline.commands._shared import Job, emit, job_command, option_json
+from pipeline.commands._shared import Job, emit, option_json, sessions_command
 
 SECTION = "data"
 
 
 @click.command("leaks", epilog="Example: fashion-ntm leaks mt_fashioniq-caption --data DIR")
-@job_command
+@sessions_command
 @click.option(
     "--scope",
     type=click.Choice(["category", "dataset"]),

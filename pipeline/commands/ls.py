@@ -9,7 +9,19 @@ import click
 from pipeline.commands._shared import emit, option_data, option_json, option_out
 
 SECTION = "look"
-KINDS = ["specs", "ablations", "tables", "figures", "datasets", "extractors", "composers", "models", "stores", "runs"]
+KINDS = [
+    "specs",
+    "ablations",
+    "tables",
+    "figures",
+    "datasets",
+    "extractors",
+    "composers",
+    "models",
+    "presets",
+    "stores",
+    "runs",
+]
 
 
 @click.command("ls", epilog="Example: fashion-ntm ls models --long")
@@ -27,7 +39,7 @@ KINDS = ["specs", "ablations", "tables", "figures", "datasets", "extractors", "c
 def command(
     kind: str | None, detail: bool, where: tuple[str, ...], sort: str, data: Path, out: Path, as_json: bool
 ) -> None:
-    """List specs, ablations, tables, figures, datasets, extractors, composers, models, and the stores and runs in OUT.
+    """List specs, ablations, tables, figures, datasets, extractors, composers, models, presets, and the stores and runs in OUT.
 
     A run is current when its training data equals the data that its spec now names in DATA. Keys of runs are those
     of --json, nested ones dotted: `ls runs --where options.stages=2 --sort -test`.

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import Job, emit, job_command, log, option_device, option_json, parse_numbers
+from pipeline.commands._shared import Job, emit, log, option_device, option_json, parse_numbers, sessions_command
 
 SECTION = "results"
 
 
 @click.command("report", epilog="Example: fashion-ntm report demo --data out/demo --out out/demo --file report.html")
-@job_command
+@sessions_command
 @click.option(
     "--file",
     type=click.Path(path_type=Path, dir_okay=False),

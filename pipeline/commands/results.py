@@ -50,6 +50,6 @@ def command(
     runs = experiment.finished(experiment.current_runs(models, seeds))
     made = {}
     for run in runs:
-        name = f"{run.model}-{run.seed}"
+        name = f"{run.asked}-{run.seed}"
         made[name] = [str(f) for f in write_results(experiment, run, form, to if len(runs) == 1 else to / name, top)]
     emit(made, "\n".join(f"{name}  {file}" for name, files in made.items() for file in files), as_json)

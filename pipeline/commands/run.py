@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from pipeline.commands._shared import Job, job_command, log, option_device, option_models, show
+from pipeline.commands._shared import Job, log, option_device, option_models, sessions_command, show
 
 SECTION = "stage 2"
 
 
 @click.command("run", epilog="Example: fashion-ntm run mt_fashioniq-caption --data DIR")
-@job_command
+@sessions_command
 @option_models
 @option_device
 def command(job: Job, models: tuple[str, ...], seeds: tuple[int, ...] | None) -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import Job, emit, job_command, load, log, option_json
+from pipeline.commands._shared import Job, emit, load, log, option_json, sessions_command
 
 SECTION = "data"
 
 
 @click.command("splits", epilog="Example: fashion-ntm splits mt_fashioniq-caption --data DIR --to lists")
-@job_command
+@sessions_command
 @click.option("--to", type=click.Path(path_type=Path), help="Folder for one list of session ids per split.")
 @option_json
 def command(job: Job, to: Path | None, as_json: bool) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from manifests.commandline import command_line
-from pipeline.commands._shared import Job, emit, job_command, log, option_device, option_host, option_json
+from pipeline.commands._shared import Job, emit, log, option_device, option_host, option_json, sessions_command
 
 SECTION = "look"
 
@@ -36,7 +36,7 @@ def command() -> None:
 
 
 @command.command("ask", epilog="Example: fashion-ntm study demo --model cm_ntm --model ewma --sessions 45")
-@job_command
+@sessions_command
 @click.option(
     "--model",
     "models",

@@ -5,13 +5,13 @@ from __future__ import annotations
 import click
 
 from manifests.commandline import folder_options
-from pipeline.commands._shared import Job, emit, job_command, log, option_device, option_json
+from pipeline.commands._shared import Job, emit, log, option_device, option_json, sessions_command
 
 SECTION = "stage 2"
 
 
 @click.command("tune", epilog="Example: fashion-ntm tune mt_fashioniq-caption --model lstm --trials 30 --data DIR")
-@job_command
+@sessions_command
 @click.option("--model", required=True, help="Memory model whose options are searched.")
 @click.option(
     "--search",

@@ -167,6 +167,8 @@ class TorchvisionDecode:
         vision = _torchvision()
         data = [torch.frombuffer(bytearray(one.data), dtype=torch.uint8) for one in encoded]
         where = self.device if self.device.type == "cuda" else torch.device("cpu")
+        if where.type == "cuda":  # nvJPEG writes on a stream of its own into memory that this stream may still read
+            torch.cuda.current_stream(where).synchronize()
         found = vision.decode_jpeg(data, mode=vision.ImageReadMode.RGB, device=where)
         return [upright(pixels, one.orientation) for pixels, one in zip(found, encoded, strict=True)]
 

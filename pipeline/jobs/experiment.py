@@ -135,7 +135,7 @@ class Experiment(RunIdentities):
             else:
                 changed = self.earlier(run)
                 other = f" on this data ({'; '.join(changed)})" if changed else ""
-                self.log(f"{run.model} seed {run.seed} is not trained{other}: run `{self.train_command(run)}`")
+                self.log(f"{run.asked} seed {run.seed} is not trained{other}: run `{self.train_command(run)}`")
         if not found:
             raise IncompleteError(f"no run of spec '{self.spec.name}' is trained: run `{self.spec.command('train')}`")
         return found

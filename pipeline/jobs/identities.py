@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +11,7 @@ from cache import Store
 from manifests.errors import ManifestError, Problem, most_frequent, nearest
 from manifests.identity import changed_fields, dialog_key, digest, pair_key, session_key, stack_keys, text_key
 from manifests.leaks import SUBSETS, subset_sessions
+from manifests.presets import Preset, presets
 from manifests.schema import Dataset, RunSpec, Training
 from manifests.views import WHOLE, View
 from pipeline.composition.ready import fitting_sessions
@@ -19,33 +20,41 @@ from pipeline.core.workspace import Workspace
 from pipeline.evaluation.evaluate import PROTOCOL
 from pipeline.evaluation.files import ResultFiles, ResultsError
 from pipeline.training.lookup import FoundRows, find_rows
+from pipeline.training.models import model_class
 from pipeline.training.models import models as registry
 from pipeline.training.runs import RunFolder, RunIdentity, list_runs, run_identity
 
 
 @dataclass(frozen=True)
 class Run:
-    """One requested run: a model with its options, training options and a seed."""
+    """One requested run: a model with its options, training options and a seed. ``preset``: that named it, or ""."""
 
     model: str
     options: dict[str, Any]
     training: Training
     seed: int
+    preset: str = field(default="", compare=False)
+
+    @property
+    def asked(self) -> str:
+        """Name for --model and for displays: the preset's, or the model's."""
+        return self.preset or self.model
 
 
 def asked_runs(spec: RunSpec, models: Sequence[str] = (), seeds: Sequence[int] | None = None) -> list[Run]:
     """Return the runs of ``spec``: every model (or those named) times every seed; an untrained model runs once.
 
-    Raises ManifestError for a model that the spec does not list.
+    Raises ManifestError for a model that the spec does not list and that is no preset.
     """
+    known = (*spec.models, *presets())
     for name in models:
-        if name not in spec.models:
-            problem = Problem(spec.name, "--model", f"the spec has no model {name!r}", nearest(name, spec.models))
+        if name not in known:
+            problem = Problem(spec.name, "--model", f"the spec has no model {name!r}", nearest(name, known))
             raise ManifestError([problem])
     runs = []
     for name in models or spec.models:
         wanted = tuple(seeds if seeds is not None else spec.seeds)
-        for seed in wanted if registry.get(name).trainable else wanted[:1]:
+        for seed in wanted if model_class(name).trainable else wanted[:1]:
             runs.append(make_run(spec, name, seed))
     return runs
 
@@ -57,11 +66,13 @@ def make_run(
     options: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Return a run of ``model``: its settings in ``spec`` (none for an unlisted model), then the given changes."""
-    listed = spec.models.get(model, {})
-    own = {key: value for key, value in listed.items() if key != "training"}
-    merged = spec.training.model_dump() | listed.get("training", {}) | dict(training or {})
-    return Run(model, own | dict(options or {}), Training.model_validate(merged), seed)
+    """Return a run of a model or preset: the preset's settings, those of its name in ``spec``, then the given changes."""
+    preset, listed = presets().get(model), spec.models.get(model, {})
+    base = preset or Preset(model=model, title="")
+    own = base.options | {key: value for key, value in listed.items() if key != "training"}
+    merged = spec.training.model_dump() | base.training | listed.get("training", {}) | dict(training or {})
+    made = Training.model_validate(merged)
+    return Run(base.model, own | dict(options or {}), made, seed, model if preset else "")
 
 
 def what_helps(backbone: Store, spec: RunSpec) -> str:
@@ -166,7 +177,7 @@ class RunIdentities:
             return runs
         asked: dict[str, list[Run]] = {}
         for run in runs:
-            asked.setdefault(run.model, []).append(run)
+            asked.setdefault(run.asked, []).append(run)
         return [
             run
             for own in asked.values()
@@ -220,7 +231,7 @@ class RunIdentities:
             changed = self.earlier(run) if folder.state == "absent" else []
             return RunState(folder.state, tuple(changed), self.train_command(run))
         files, identity = self.result_files(run, view), self.evaluation_identity(run, view)
-        evaluate = self.spec.command("evaluate", "--model", run.model, "--seeds", str(run.seed))
+        evaluate = self.spec.command("evaluate", "--model", run.asked, "--seeds", str(run.seed))
         try:
             changed = files.stale(identity)
         except ResultsError as error:
@@ -268,4 +279,4 @@ class RunIdentities:
         return dict(sorted(found.items()))
 
     def train_command(self, run: Run) -> str:
-        return self.spec.command("train", "--model", run.model, "--seeds", str(run.seed))
+        return self.spec.command("train", "--model", run.asked, "--seeds", str(run.seed))

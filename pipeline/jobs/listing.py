@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from manifests.load import read_toml, shipped
+from manifests.presets import presets
 from pipeline.core.text_table import aligned
 
 
@@ -86,7 +87,11 @@ def listing(
     makers = {"stores": _stores, "runs": partial(_runs, data=data, where=where, sort=sort)}
     found = {}
     for kind in kinds:
-        if kind in ("specs", "ablations", "tables", "figures"):
+        if kind == "presets":
+            found[kind] = [
+                {"name": n, "about": p.title} | (p.model_dump() if detail else {}) for n, p in presets().items()
+            ]
+        elif kind in ("specs", "ablations", "tables", "figures"):
             found[kind] = _specs("runs" if kind == "specs" else kind, detail)
         elif kind in makers:
             found[kind] = makers[kind](out, detail)

@@ -12,10 +12,11 @@ from typing import Any
 from cache.errors import StoreBusyError
 from cache.lease import Lease
 from manifests.errors import IncompleteError
+from pipeline.core.leftovers import ASIDE
 from pipeline.core.text_table import aligned
 from pipeline.jobs.currency import Currency
 from pipeline.jobs.named_runs import run_named
-from pipeline.jobs.run_rows import chosen, flat, listed_runs, run_row
+from pipeline.jobs.run_rows import chosen, flat, listed_run, listed_runs, run_row
 from pipeline.training.runs import RunFolder
 
 METRICS = ("R@1", "R@5", "R@8", "R@10", "R@50", "MRR", "mean", "n")
@@ -24,12 +25,11 @@ METRICS = ("R@1", "R@5", "R@8", "R@10", "R@50", "MRR", "mean", "n")
 def show_run(given: str, data: Path, out: Path) -> dict[str, Any]:
     """Return what a run records: its row, identity, execution, spec and files. Raises ManifestError for no such run."""
     folder = run_named(given, out / "runs")
-    row = run_row(folder)
+    row = listed_run(folder, Currency(data, out))
     record = {} if row["state"] in ("damaged", "incomplete") else folder.record()
-    current = Currency(data, out).of(record) if row["state"] == "finished" else ""
     files = {str(f.relative_to(folder.path)): f.stat().st_size for f in sorted(folder.path.rglob("*")) if f.is_file()}
     kept = ("identity", "execution", "finished", "failed")
-    return row | {"current": current, "files": files} | {key: record.get(key) for key in kept}
+    return row | {"files": files} | {key: record.get(key) for key in kept}
 
 
 def show_text(found: Mapping[str, Any]) -> str:
@@ -51,13 +51,12 @@ def show_text(found: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *(["", *aligned([["", *columns], *rows])] if rows else [])])
 
 
-def side_by_side(names: Sequence[str], out: Path) -> dict[str, Any]:
+def side_by_side(names: Sequence[str], data: Path, out: Path) -> dict[str, Any]:
     """Return {"runs": ids, "settings": key -> values that differ, "scores": key -> values}, in the order of ``names``."""
-    rows = [run_row(run_named(name, out / "runs")) for name in names]
-    settings = [
-        flat({k: row[k] for k in ("dataset", "model", "spec", "seed", "options", "training", "store", "state")})
-        for row in rows
-    ]
+    currency = Currency(data, out)
+    rows = [listed_run(run_named(name, out / "runs"), currency) for name in names]
+    kept = ("dataset", "model", "spec", "seed", "options", "training", "store", "state", "current")
+    settings = [flat({key: row[key] for key in kept}) for row in rows]
     costs = [{key: row[key] for key in ("epochs", "seconds", "parameters")} for row in rows]
     scores = [flat({"validation": row["validation"], "test": row["test"]}) for row in rows]
 
@@ -119,7 +118,7 @@ def _lease(folder: RunFolder) -> Iterator[None]:
 
 def _put_aside(path: Path) -> Path:
     """Move the folder out of the listing at once, before it is deleted, so that a kill leaves no half run."""
-    aside = path.resolve().parents[3] / f".removed-{path.name}-{secrets.token_hex(4)}"
+    aside = path.resolve().parents[3] / f"{ASIDE}{path.name}-{secrets.token_hex(4)}"
     path.rename(aside)
     return aside
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cache import Store, StoreError
@@ -12,6 +12,7 @@ from manifests.leaks import subset_counts
 from manifests.schema import Dataset, RunSpec
 from pipeline.composition.request import composer_request
 from pipeline.core.binding import StaleError
+from pipeline.core.leftovers import removal_leftovers
 from pipeline.core.workspace import Workspace
 from pipeline.extraction.fitting.job import fit_extractor_spec, needs_fitting
 from pipeline.jobs.experiment import Experiment, Log, silent
@@ -66,6 +67,7 @@ class Status:
     store: str
     rows: dict[str, int]
     runs: dict[str, dict[int, str]]
+    leftovers: dict[str, int] = field(default_factory=dict)  # folders of interrupted removals -> bytes
 
     @property
     def complete(self) -> bool:
@@ -81,23 +83,32 @@ class Status:
             lines.append(f"store    {self.store}: " + ", ".join(f"{table} {n:,}" for table, n in self.rows.items()))
         for model, seeds in self.runs.items():
             lines.append(f"{model:8} " + ", ".join(f"seed {seed}: {state}" for seed, state in seeds.items()))
+        if self.leftovers:
+            size = sum(self.leftovers.values())
+            lines.append(
+                f"debris   {len(self.leftovers):,} folders of interrupted removals, {size:,} bytes: `cache gc` removes them"
+            )
         return "\n".join([*lines, "complete" if self.complete else "incomplete"])
 
 
 def status_of(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Status:
     """Read the progress of ``spec`` from its store and run folders, without loading the single-turn model."""
+    return replace(_status_of(spec, dataset, workspace), leftovers=removal_leftovers(workspace.out))
+
+
+def _status_of(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Status:
     runs = asked_runs(spec)
-    found: dict[str, dict[int, str]] = {run.model: {} for run in runs}
+    found: dict[str, dict[int, str]] = {run.asked: {} for run in runs}
     try:
         experiment = Experiment(spec, dataset, workspace, "cpu")
         first = "done"
     except StaleError as error:
         for run in runs:
-            found[run.model][run.seed] = "stale"
+            found[run.asked][run.seed] = "stale"
         return Status(spec.name, f"stale: {error}", "", {}, found)
     except IncompleteError as error:
         for run in runs:
-            found[run.model][run.seed] = "absent"
+            found[run.asked][run.seed] = "absent"
         begun = _begun(spec, dataset, workspace)
         if begun is None:
             return Status(spec.name, str(error), "", {}, found)
@@ -111,7 +122,7 @@ def status_of(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Status:
     if dataset.split("test") and not experiment.found_test.sessions:
         first = f"done, but no test session has all of its features: {experiment.what_helps}"
     for run in experiment.current_runs():
-        found[run.model][run.seed] = str(experiment.state(run))
+        found[run.asked][run.seed] = str(experiment.state(run))
     rows = {name: table.rows for name, table in experiment.store.tables.items()}
     return Status(spec.name, first, str(experiment.store.path), rows, found)
 

@@ -45,13 +45,17 @@ def run_row(folder: RunFolder) -> dict[str, Any]:
     }
 
 
+def listed_run(folder: RunFolder, currency: Currency) -> dict[str, Any]:
+    """Return ``run_row`` with "current", or why not; "" for a run that is not finished."""
+    row = run_row(folder)
+    return row | {"current": currency.of(folder.record()) if row["state"] == "finished" else ""}
+
+
 def listed_runs(runs: Path, currency: Currency) -> list[dict[str, Any]]:
     """Return ``run_row`` of every run below ``runs``, with its name, "current" (or why not) and a line "about" it."""
     rows = []
     for folder in list_runs(runs):
-        row = run_row(folder)
-        current = currency.of(folder.record()) if row["state"] == "finished" else ""
-        rows.append(row | {"name": str(folder.path.relative_to(runs)), "current": current})
+        rows.append(listed_run(folder, currency) | {"name": str(folder.path.relative_to(runs))})
         rows[-1]["about"] = _about(rows[-1])
     return rows
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from manifests.datasets import datasets
-from manifests.errors import ManifestError, Problems, nearest
+from manifests.errors import IncompleteError, ManifestError, Problems, nearest
 from manifests.options import parse_options
+from manifests.presets import model_named
 from manifests.registry import Registry
 from manifests.schema import Component, Dataset, RunSpec, Training
 from manifests.validation import split_validation
@@ -24,7 +25,7 @@ def check_components(spec: RunSpec) -> None:
     composer_request(spec, problems)
     for name, options in spec.models.items():
         own = {key: value for key, value in options.items() if key != "training"}
-        _check(models, Component(name=name, **own), f"models.{name}", problems)
+        _check(models, Component(name=model_named(name), **own), f"models.{name}", problems)
         if "training" in options:
             own_training = parse_options(Training, options["training"], spec.name, f"models.{name}.training", problems)
             if own_training is not None:
@@ -35,6 +36,15 @@ def check_components(spec: RunSpec) -> None:
             "key training.early_stopping", "needs sessions to validate on", "set validation.fraction, e.g. 0.1"
         )
     problems.raise_if_any()
+
+
+def require_sessions(spec: RunSpec, dataset: Dataset) -> None:
+    """Raise IncompleteError, naming what a catalogue is for, if ``dataset`` has no sessions."""
+    if not dataset.sessions:
+        raise IncompleteError(
+            f"dataset '{dataset.name}' has no sessions, so there is nothing to train, evaluate or compare: search it "
+            f"with `{spec.command('search', '--text', 'in navy')}`, or in the browser with `{spec.command('serve')}`"
+        )
 
 
 def check_sessions(spec: RunSpec, dataset: Dataset, only: Sequence[str] = ()) -> None:

@@ -81,7 +81,7 @@ def train_group(
 
     Returns one ``Trained`` per run, or the error of a run that diverged.
     """
-    messages, finished = _Messages(experiment, runs[0].model, options), False
+    messages, finished = _Messages(experiment, runs[0].asked, options), False
     try:
         execution = Execution(
             spec=experiment.spec.model_dump(mode="json"),
@@ -119,7 +119,7 @@ class _Messages:
         if "loss" in metrics:
             found = metrics.get("validation", {}).get("mean")
             shown = "" if found is None else f", validation mean of R@5 and R@8 {found:.1f}{self.chance}"
-            line = f"{request.name} seed {request.seed} epoch {metrics['epoch']}: loss {metrics['loss']:.4f}{shown}"
+            line = f"{self.model} seed {request.seed} epoch {metrics['epoch']}: loss {metrics['loss']:.4f}{shown}"
             self.experiment.log(line)
         if self.tracked:
             identity = request.identity
@@ -132,7 +132,7 @@ class _Messages:
 
     def resumed(self, request: TrainRequest, after: int) -> None:
         epochs = request.training.epochs
-        self.experiment.log(f"{request.name} seed {request.seed}: goes on after epoch {after} of {epochs}")
+        self.experiment.log(f"{self.model} seed {request.seed}: goes on after epoch {after} of {epochs}")
 
 
 def card(experiment: Experiment, folder: RunFolder) -> None:
@@ -147,22 +147,24 @@ def outcome_text(run: Run, done: Trained | DivergenceError, diagnostics: bool = 
     diagnostics: whether they were asked for; a kept run without them gets a hint.
     """
     if isinstance(done, DivergenceError):
-        return f"{run.model} seed {run.seed}: failed ({done})"
+        return f"{run.asked} seed {run.seed}: failed ({done})"
     what = "finished before, kept" if done.reused else f"trained in {done.summary['seconds']:.1f} s"
     chosen = done.summary.get("chosen") or {}
     detail = f", alpha {chosen['alpha']}" if "alpha" in chosen else ""
     if diagnostics and done.reused and issubclass(registry.get(run.model), CMNTM) and not done.folder.diagnoses():
         detail += ", without diagnostics: --force trains it again with them"
-    return f"{run.model} seed {run.seed}: {what}{detail}; run {done.folder.id}"
+    return f"{run.asked} seed {run.seed}: {what}{detail}; run {done.folder.id}"
 
 
 def evaluate(experiment: Experiment, runs: Sequence[Run] | None = None) -> list[dict[str, Any]]:
     """Evaluate the finished ones of ``runs`` (default: those of the spec, with every seed trained on its data).
 
+    Return their summaries; "model" is the preset's name for a run of a preset.
+
     Log those not trained yet. Raises IncompleteError if none of them is trained.
     """
     asked = experiment.current_runs() if runs is None else runs
-    return [evaluate_run(experiment, run) for run in experiment.finished(asked)]
+    return [evaluate_run(experiment, run) | {"model": run.asked} for run in experiment.finished(asked)]
 
 
 def evaluate_run(experiment: Experiment, run: Run, view: View = WHOLE) -> dict[str, Any]:

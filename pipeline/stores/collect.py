@@ -16,6 +16,7 @@ from cache import Store, StoreNotFoundError, list_stores
 from cache.gc import Collected, collect
 from cache.lease import Lease
 from manifests.errors import FashionNTMError
+from pipeline.core.leftovers import ASIDE, size_of
 from pipeline.core.workspace import Workspace
 from pipeline.stores.wanted import StoreRequest
 from pipeline.training.runs import list_runs
@@ -118,12 +119,11 @@ def remove_superseded(workspace: Workspace, dataset: str, *, dry_run: bool) -> l
             runs.setdefault(str(folder.record()["identity"]["store"]), []).append(folder.id)
     paths, found = superseded(workspace, dataset), []
     for path in paths:
-        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         trained = next((ids for store, ids in runs.items() if store.startswith(path.name.rpartition("-")[2])), [])
-        found.append({"path": str(path), "bytes": size, "runs": trained})
+        found.append({"path": str(path), "bytes": size_of(path), "runs": trained})
     leases = [] if dry_run else [Lease(path) for path in paths]
     for path, lease in zip(paths, leases, strict=False):
-        aside = workspace.out / f".removed-{path.name}"
+        aside = workspace.out / f"{ASIDE}{path.name}"
         path.rename(aside)
         lease.release()
         shutil.rmtree(aside)

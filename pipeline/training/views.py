@@ -34,14 +34,28 @@ def view_features(
         features = features.subset(np.flatnonzero(features.lengths.cpu().numpy() == view.turns).tolist())
         if not len(features):
             raise MissingFeaturesError(f"no session with features has {view.turns} turns: choose another view")
+    turns = view.last or features.turns
+    last = f"last {view.last} " if view.last else ""
     if dialogs:
-        features = replace(_with_rows(features, store, view.last, _dialog_key, "turns as one chat", _ASK), dialogs=True)
+        rows = _with_rows(features, store, lambda s: s.last(turns), _dialog_key, f"{last}turns as one chat", _ASK)
+        features = replace(rows, dialogs=True)
     if view.last is None or int(features.lengths.max()) <= view.last:
         return features
     if concatenated and not dialogs:
         ask = f"windows = [{view.last}] in the spec (--set windows=[{view.last}])"
-        features = _with_rows(features, store, view.last, _key, "turns' captions as one text", ask)
+        what = f"{last}turns' captions as one text"
+        features = _with_rows(features, store, lambda s: s.last(turns), _key, what, ask)
     return _last_turns(features, view.last)
+
+
+def first_turns(features: SessionFeatures, store: Store, turns: int) -> SessionFeatures:
+    """Return the features with the first ``turns`` turns of each session as its one query (``cat_rows``).
+
+    A session without this row is skipped. Raises MissingFeaturesError if no session has it.
+    """
+    what = f"first {turns} turns' captions as one text"
+    ask = "prefixes = true in the spec (--set prefixes=true)"
+    return _with_rows(features, store, lambda s: s.first(turns), _key, what, ask)
 
 
 def _last_turns(features: SessionFeatures, turns: int) -> SessionFeatures:
@@ -58,23 +72,21 @@ def _last_turns(features: SessionFeatures, turns: int) -> SessionFeatures:
 def _with_rows(
     features: SessionFeatures,
     store: Store,
-    turns: int | None,
+    cut: Callable[[Session], Session],
     key: Callable[[Session, dict[str, bytes]], bytes],
     what: str,
     ask: str,
 ) -> SessionFeatures:
-    """Set ``cat_rows`` to the rows of ``key`` for the last ``turns`` turns; skip sessions without such a row.
+    """Set ``cat_rows`` to the rows of ``key`` for the turns that ``cut`` keeps; skip sessions without such a row.
 
     ``what``: the row in messages. ``ask``: what the spec needs so that `extract` makes these rows.
     """
     catalogue = store.catalogue()
-    windows = [session.last(turns or len(session.turns)) for session in features.sessions]
-    rows = store.find("query", stack_keys(key(window, catalogue) for window in windows))
+    rows = store.find("query", stack_keys(key(cut(session), catalogue) for session in features.sessions))
     there = np.flatnonzero(rows >= 0)
     missing = [features.sessions[i] for i in np.flatnonzero(rows < 0)]
-    last = f"last {turns} {what}" if turns else f"{what}"
     if not len(there):
-        raise MissingFeaturesError(f"{store.path}: no query row for the {last}; run `extract` with {ask}")
+        raise MissingFeaturesError(f"{store.path}: no query row for the {what}; run `extract` with {ask}")
     used, found = np.unique(rows[there], return_inverse=True)
     kept = features.subset(there.tolist())
     added = torch.from_numpy(store.gather("query", used).astype(np.float32)).to(features.device)
@@ -87,7 +99,7 @@ def _with_rows(
         skipped=(*features.skipped, *(session.id for session in missing)),
         reasons=(
             *features.reasons,
-            *(f"session {s.id!r}: no query row for its {last}" for s in missing),
+            *(f"session {s.id!r}: no query row for its {what}" for s in missing),
         ),
     )
 

@@ -111,13 +111,13 @@ def split(table: tuple[bytes, bytes], name: str) -> tuple[list[bytes], list[byte
     )
 
 
-def test_forty_damages(three_shards: Path, tmp_path: Path, child: Callable) -> None:
-    assert child(lambda: fuzz(three_shards, tmp_path, 1, 40)) == 0
+def test_twenty_damages(three_shards: Path, tmp_path: Path, child: Callable) -> None:
+    assert child(lambda: fuzz(three_shards, tmp_path, 1, 20)) == 0
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("seed", range(2, 8))
+@pytest.mark.parametrize("seed", (2, 3))
 def test_thousands_of_damages(three_shards: Path, tmp_path: Path, child: Callable, seed: int) -> None:
     assert child(lambda: fuzz(three_shards, tmp_path, seed, 500)) == 0
 
@@ -151,13 +151,13 @@ def fuzz_headers(whole: Path, folder: Path, seed: int, rounds: int) -> None:
 
 
 def test_damaged_structure_under_a_right_digest(three_shards: Path, tmp_path: Path, child: Callable) -> None:
-    assert child(lambda: fuzz_headers(three_shards, tmp_path, 1, 60)) == 0
+    assert child(lambda: fuzz_headers(three_shards, tmp_path, 1, 30)) == 0
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("seed", range(2, 6))
+@pytest.mark.parametrize("seed", (2, 3))
 def test_much_damaged_structure_under_a_right_digest(
     three_shards: Path, tmp_path: Path, child: Callable, seed: int
 ) -> None:
-    assert child(lambda: fuzz_headers(three_shards, tmp_path, seed, 1000)) == 0
+    assert child(lambda: fuzz_headers(three_shards, tmp_path, seed, 700)) == 0

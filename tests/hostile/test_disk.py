@@ -119,7 +119,10 @@ def test_a_study_on_a_full_disk_keeps_its_answers(disk: Path) -> None:
             study.join(f"participant {n} {'x' * 40}")
     text = str(error.value)
     assert f"cannot use the study {disk / 'study.sqlite'}: " in text and "bytes free" in text and "\n" not in text
-    assert "answers that were acknowledged are kept" in text and error.value.status == 507
+    assert (
+        "answers that were acknowledged are kept; free space on that disk, and try again" in text
+        and error.value.status == 507
+    )
     filler.unlink()
     assert len(StudyFile(disk / "study.sqlite").answers()) == 1
     filler = fill(disk)

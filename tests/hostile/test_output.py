@@ -9,23 +9,26 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from cli import main
 from tests.hostile.makers import SPEC, captions_folder
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def run(*words: str | bytes, encoding: str = "utf-8", cwd: Path | None = None) -> subprocess.CompletedProcess[bytes]:
+def run(*words: str | bytes, encoding: str = "utf-8") -> subprocess.CompletedProcess[bytes]:
     """A command in a process of its own, as a user's console runs it."""
     environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, str(ROOT / "cli.py"), *words], capture_output=True, env=environment, cwd=cwd, check=False
+        [sys.executable, str(ROOT / "cli.py"), *words], capture_output=True, env=environment, check=False
     )
 
 
-@pytest.fixture
-def odd(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset whose category is Cyrillic, and whose notes would clear the screen of a terminal."""
+    tmp_path = tmp_path_factory.mktemp("odd")
     captions_folder(tmp_path / "data/mine", category="платье")
     about = {"name": "mine", "notes": ["\x1b[2J\x1b]0;owned\x07 and \u202egnp.exe"]}
     (tmp_path / "data/mine/dataset.json").write_text(json.dumps(about))
@@ -40,22 +43,24 @@ def validate(folder: Path, encoding: str) -> tuple[str, str]:
 
 
 def test_a_console_of_another_code_page_gets_escapes_and_no_traceback(odd: Path) -> None:
-    assert "gallery платье/test" in validate(odd, "utf-8")[0]
     assert "gallery \\u043f\\u043b\\u0430\\u0442\\u044c\\u0435/test" in validate(odd, "cp1252")[0]
 
 
 def test_terminal_escapes_are_shown_escaped(odd: Path) -> None:
     out, errors = validate(odd, "utf-8")
+    assert "gallery платье/test" in out
     assert "\x1b" not in out + errors and "\x07" not in out + errors and "\u202e" not in out + errors
     assert "note: \\x1b[2J\\x1b]0;owned\\x07 and \\u202egnp.exe" in errors
 
 
-def test_escapes_in_an_id_are_escaped_in_the_error(odd: Path) -> None:
-    path = odd / "data/mine/images.jsonl"
-    path.write_text(path.read_text() + '{"id": "\\u001b[31m", "fiel\\u001b[31m": "a"}\n')
-    done = run("validate", str(odd / "mine.toml"), "--data", str(odd / "data"))
-    assert done.returncode == 4
-    assert b"\x1b" not in done.stderr and rb"key fiel\x1b[31m: unknown key" in done.stderr
+def test_escapes_in_an_id_are_escaped_in_the_error(tmp_path: Path) -> None:
+    captions_folder(tmp_path / "mine")
+    with open(tmp_path / "mine/images.jsonl", "a") as file:
+        file.write('{"id": "\\u001b[31m", "fiel\\u001b[31m": "a"}\n')
+    (tmp_path / "mine.toml").write_text(SPEC)
+    done = CliRunner().invoke(main, ["validate", str(tmp_path / "mine.toml"), "--data", str(tmp_path)])
+    assert done.exit_code == 4
+    assert "\x1b" not in done.stderr and r"key fiel\x1b[31m: unknown key" in done.stderr
 
 
 @pytest.mark.skipif(os.name == "nt", reason="paths are Unicode there")

@@ -13,13 +13,6 @@ from manifests.datasets.demo.attributes import CATEGORIES, problem
 from manifests.datasets.demo.catalogue import TRAIN, Size, build_catalogue
 from manifests.datasets.demo.files import write_images
 from manifests.datasets.demo.sessions import Kind
-from manifests.identity import digest
-
-
-def test_the_shipped_demo_is_unchanged() -> None:
-    made = build_catalogue(0)
-    content = digest([[i.id, i.garment] for i in made.items] + [s.model_dump() for s in made.sessions])
-    assert content.startswith("8f041b0847949ccc")
 
 
 def test_more_families_avoid_each_other() -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 import pytest
 
-from manifests.datasets import datasets
 from manifests.errors import FashionNTMError
 from manifests.folds import FoldError, pair_clean_folds, train_only
-from manifests.schema import Session
+from manifests.schema import Dataset, Session
 from tests.worlds import world
 
 
@@ -57,8 +55,7 @@ def test_too_many_folds() -> None:
         pair_clean_folds(sessions, 1)
 
 
-def test_folds_of_the_real_sessions_are_balanced(shared_data: Path) -> None:
-    source = datasets.get("mt_fashioniq")
-    sessions = source.load(source.Options(), shared_data).split("train")
+def test_folds_of_the_real_sessions_are_balanced(mt_fashioniq: Dataset) -> None:
+    sessions = mt_fashioniq.split("train")
     folds = pair_clean_folds(sessions, 3)
     assert max(map(len, folds)) - min(map(len, folds)) < 0.02 * len(sessions)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image as Picture
 
 from manifests.datasets import datasets
-from manifests.datasets._images import ImageFolder, catalogue
+from manifests.datasets._images import ImageFolder, ImageOptions, catalogue
 from manifests.errors import ManifestError, Problems
 from manifests.schema import Dataset
 
@@ -130,7 +130,7 @@ def test_linked_folders_are_named_with_the_option(tmp_path: Path) -> None:
     assert "linked folders in images/ were left out (first: " in problems.found[0].fix
     assert "set dataset.links = true" in problems.found[0].fix
     problems = Problems()
-    root, images = catalogue(["a"], tmp_path / "images", None, problems, [], links=True)
+    root, images = catalogue(["a"], tmp_path / "images", None, problems, [], ImageOptions(links=True))
     assert not problems.found and root is not None
     assert (root / str(images["a"].file)).resolve() == (tmp_path / "store/a.png").resolve()
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from manifests.datasets import datasets
 from manifests.leaks import SUBSETS, in_subset, overlaps, pair_exposure, subset_counts, subset_sessions
 from manifests.schema import Dataset, Image, Session, Split, Turn
 
@@ -43,20 +40,18 @@ def test_subsets_are_nested(dataset: Dataset) -> None:
     assert [in_subset("seen", subset) for subset in SUBSETS] == [True, True, False]
 
 
-def test_counts_on_the_real_sessions(shared_data: Path) -> None:
-    source = datasets.get("mt_fashioniq")
-    dataset = source.load(source.Options(), shared_data)
-    assert subset_counts(dataset) == {
+def test_counts_on_the_real_sessions(mt_fashioniq: Dataset) -> None:
+    assert subset_counts(mt_fashioniq) == {
         "dress": {"all": 1000, "last pair unseen": 589, "no pair seen": 347},
         "shirt": {"all": 681, "last pair unseen": 504, "no pair seen": 343},
         "toptee": {"all": 719, "last pair unseen": 526, "no pair seen": 404},
     }
-    wide = subset_counts(dataset, "dataset")
+    wide = subset_counts(mt_fashioniq, "dataset")
     assert [wide[c]["last pair unseen"] for c in wide] == [589, 502, 525]
     assert [wide[c]["no pair seen"] for c in wide] == [347, 341, 402]
-    exposure = pair_exposure(dataset)
-    four = [s for s in dataset.split("test") if len(s.turns) == 4]
-    leaked = {c: sum(exposure[s.id] == "last_seen" for s in four if s.category == c) for c in dataset.categories}
+    exposure = pair_exposure(mt_fashioniq)
+    four = [s for s in mt_fashioniq.split("test") if len(s.turns) == 4]
+    leaked = {c: sum(exposure[s.id] == "last_seen" for s in four if s.category == c) for c in mt_fashioniq.categories}
     assert leaked == {"dress": 89, "shirt": 20, "toptee": 22}
 
 
@@ -79,9 +74,7 @@ def test_captions_are_compared_without_case_and_spaces() -> None:
     assert overlaps(dataset) == {"2": {"last caption", "any caption"}}
 
 
-def test_overlaps_agree_with_the_leak_columns(shared_data: Path) -> None:
-    source = datasets.get("mt_fashioniq")
-    dataset = source.load(source.Options(), shared_data)
-    found, exposure = overlaps(dataset), pair_exposure(dataset)
+def test_overlaps_agree_with_the_leak_columns(mt_fashioniq: Dataset) -> None:
+    found, exposure = overlaps(mt_fashioniq), pair_exposure(mt_fashioniq)
     assert {i for i, has in found.items() if "last pair" in has} == {i for i, e in exposure.items() if e == "last_seen"}
     assert {i for i, has in found.items() if "any pair" not in has} == {i for i, e in exposure.items() if e == "clean"}

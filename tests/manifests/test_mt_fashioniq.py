@@ -21,8 +21,8 @@ def load(data: Path, **options: Any) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def real(shared_data: Path) -> Dataset:
-    return load(shared_data, captions="blip2_captions", attributes=True)
+def real(mt_fashioniq: Dataset) -> Dataset:
+    return mt_fashioniq
 
 
 def test_table_1_of_the_paper(real: Dataset) -> None:

@@ -22,8 +22,7 @@ from pipeline.core.workspace import Workspace
 from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.identities import Run, make_run
 from pipeline.jobs.stage2 import groups_of, ranking_of
-from pipeline.training.models import model_options
-from pipeline.training.models import models as registry
+from pipeline.training.models import model_names, model_options
 
 
 @dataclass(frozen=True)
@@ -69,13 +68,13 @@ def tasks_of(
 ) -> list[tuple[Point, Run, bool]]:
     """Return (point, run, whether gradient-trained) in order. Raises ManifestError with all invalid options."""
     problems, made = Problems(ablation.name), []
-    for point in chosen_points(ablation.points(registry.names()), only):
+    for point in chosen_points(ablation.points(model_names()), only):
         place = f"point {point.number} ({point.label})"
         try:
             runs = [
                 make_run(spec, point.model, seed, point.options, point.training) for seed in seeds or ablation.seeds
             ]
-            kind, _ = model_options(point.model, runs[0].options, place)
+            kind, _ = model_options(runs[0].model, runs[0].options, place)
         except ManifestError as error:
             problems.found.extend(error.problems)
             continue

@@ -33,6 +33,7 @@ def command(job: Job, as_json: bool, others: tuple[str, ...], alone: bool, super
     are kept. Stop all readers of the store first: reading a deleted shard raises an error. --set applies to SPEC, not
     to --keep-for.
     """
+    from pipeline.core.leftovers import leftovers_text, remove_leftovers
     from pipeline.stores.collect import collect_specs, collect_store, remove_superseded, superseded_text
     from pipeline.stores.targets import is_spec, require_store
 
@@ -51,4 +52,7 @@ def command(job: Job, as_json: bool, others: tuple[str, ...], alone: bool, super
         removed = remove_superseded(request.workspace, request.dataset.name, dry_run=dry_run)
         found += [{"superseded": store, "dry_run": dry_run} for store in removed]
         lines.append(superseded_text(removed, dry_run))
+    if leftovers := remove_leftovers(job.out, dry_run=dry_run):
+        found.append({"leftovers": leftovers, "dry_run": dry_run})
+        lines.append(leftovers_text(leftovers, dry_run))
     emit(found, "\n".join(lines), as_json)

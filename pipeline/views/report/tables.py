@@ -11,7 +11,7 @@ from pipeline.analysis.own_tables import own_table
 from pipeline.analysis.results_table import build_results_table
 from pipeline.analysis.tables import RunFinder
 from pipeline.jobs.experiment import Experiment
-from pipeline.training.models import models as registry
+from pipeline.training.models import model_names
 
 
 def report_tables(experiment: Experiment, data: Path) -> list[Table]:
@@ -27,5 +27,5 @@ def _filled(table: ResultsTable, experiment: Experiment, data: Path) -> Table:
     finder = RunFinder(experiment.spec, data, experiment.workspace, table)
     finder.__dict__["experiment"] = experiment  # the report's own, so that it is loaded once
     seeds = () if table.ablation else experiment.spec.seeds
-    built = build_results_table(table, finder, known=registry.names(), run=experiment.spec.asked, seeds=seeds)
+    built = build_results_table(table, finder, known=model_names(), run=experiment.spec.asked, seeds=seeds)
     return built.model_copy(update={"footnotes": (*built.footnotes, *finder.footnotes)})

@@ -69,7 +69,7 @@ def _refused(_: Request, error: Exception) -> Response:
 
 def _unsaved(_: Request, error: Exception) -> Response:
     assert isinstance(error, OSError)
-    return JSONResponse({"error": f"{disk_problem(error)}; {advice(error)}"}, status_code=507)
+    return JSONResponse({"error": f"{disk_problem(error)}; {advice(error, 'try again')}"}, status_code=507)
 
 
 async def body(request: Request, most: int) -> dict[str, Any]:

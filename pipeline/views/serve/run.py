@@ -48,7 +48,7 @@ def open_engine(
     else:
         trained = catalogue_models(experiment, runs)
         if trained[0].run == UNTRAINED:
-            log("no run is trained on these features: EWMA and the last turn answer, untrained")
+            log("note: no run is trained on these features: EWMA and the last turn answer, untrained")
     extractor, why = None, "It was switched off by --cached-only."
     if not cached_only:
         extractor, why = _extractor(spec, dataset, workspace, device)

@@ -51,7 +51,9 @@ def _naming(path: Path) -> Iterator[None]:
         number = errno.ENOSPC if full else errno.EROFS if name.startswith("SQLITE_READONLY") else errno.EIO
         cause = OSError(number, str(error), str(path))
         kept = "answers that were acknowledged are kept"
-        raise StudyDiskError(f"cannot use the study {disk_problem(cause)}; {kept}; {advice(cause)}") from error
+        raise StudyDiskError(
+            f"cannot use the study {disk_problem(cause)}; {kept}; {advice(cause, 'try again')}"
+        ) from error
 
 
 @dataclass(frozen=True)

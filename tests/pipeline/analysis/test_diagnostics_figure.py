@@ -52,8 +52,8 @@ def test_the_symmetry_breaks_where_the_spread_reaches_the_threshold() -> None:
     assert broken_at(given) == [2, 0, None]
 
 
-def test_records_of_both_initialisations_draw(tmp_path: Path) -> None:
-    paper, broken = records("paper"), records("symmetry-breaking")
+def test_records_of_both_initialisations_draw(out: Path, tmp_path: Path) -> None:
+    paper, broken = (RunFolder.of(out / "runs", "toy", "cm_ntm", run * 6).diagnoses() for run in ("1a", "1b"))
     assert broken_at(broken)[0] == 0 and broken_at(paper)[0] != 0
     files = [tmp_path / "new" / f"rows{suffix}" for suffix in (".png", ".svg", ".pdf")]
     draw_diagnostics([Diagnosed("paper", paper), Diagnosed("broken", broken)], files)

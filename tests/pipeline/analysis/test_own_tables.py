@@ -87,3 +87,18 @@ def test_an_ablation_has_a_row_per_point_and_view() -> None:
     table = ablation_table(parse_ablation_spec(values, "a.toml"), world(), subsets)
     assert [row.label for row in table.rows[:2]] == ["1. lstm hidden=3, last 1", "1. lstm hidden=3"]
     assert len(table.rows) == 6 and table.rows[-1].deterministic and len(table.blocks) == 1
+
+
+def test_mean_average_precision_is_a_column_without_chance(summary: Callable[..., Any]) -> None:
+    run = summary("lstm", 0, 40.0)
+    for categories in run["metrics"].values():
+        for metrics in categories.values():
+            metrics["mAP@10"] = 12.5
+    spec = parse_table_spec({**TABLE, "metrics": ["R@5", "mAP@10"]}, "t.toml")
+    table = build_results_table(spec, lambda row, seeds: [run])
+    places = [n for n, column in enumerate(table.columns) if column.label == "mAP@10"]
+    first, *_, last = table.blocks[0].rows
+    assert places and {first.cells[n].value for n in places} == {12.5}
+    assert last.label == CHANCE and {last.cells[n].value for n in places} == {None}
+    with pytest.raises(ManifestError, match="mAP@7"):
+        parse_table_spec({**TABLE, "metrics": ["mAP@7"]}, "t.toml")

@@ -45,6 +45,7 @@ def _runs(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_what_failed_is_named_and_ends_no_part_and_no_subject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "test_two.py").write_text("def test_good(): pass\ndef test_bad(): assert False\n")
     file, saved, save = tmp_path / "gpu.json", [], gpu._line

@@ -75,6 +75,7 @@ def test_the_compiled_reference_is_one_that_this_torch_takes() -> None:
     assert callable(Sizes(4, 2, 8, 2, 3, 1, "cpu").step(1, "compiled"))
 
 
+@pytest.mark.slow
 def test_a_subject_apart_steps_when_told_and_ends() -> None:
     with Apart(Sizes(4, 2, 8, 2, 3, 2, "cpu"), 2, "fast K=2", 1) as subject:
         assert subject.seconds() > 0 and subject.seconds() > 0

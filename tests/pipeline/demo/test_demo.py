@@ -28,6 +28,7 @@ def test_the_shipped_model_has_the_score_on_its_card() -> None:
         assert found[name] == pytest.approx(value, abs=1.0)
 
 
+@pytest.mark.slow
 def test_a_build_from_nothing_learns_and_leaves_a_whole_model(tmp_path: Path) -> None:
     towers = build.TOWERS.model_copy(update={"epochs": 2})
     lines: list[str] = []

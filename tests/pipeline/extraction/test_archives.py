@@ -11,9 +11,10 @@ import pytest
 
 from cache import Store
 from manifests.archives import ArchiveError, members, read_member, split
-from manifests.datasets._images import catalogue
+from manifests.datasets._images import ImageOptions, catalogue
 from manifests.errors import ManifestError, Problems
-from manifests.schema import Dataset
+from manifests.load import load_dataset
+from manifests.schema import Component, Dataset, RunSpec
 from pipeline.extraction.extractors.base import Extractor
 
 from .conftest import build_dataset
@@ -137,3 +138,63 @@ def test_a_folder_named_like_an_archive_is_a_folder(load: Load, clip_folder: Pat
     plain = build_dataset(tmp_path / "set.tar")
     packed = dataset_in(tmp_path, plain)
     assert run(packed, load("clip", clip_folder), tmp_path / "stores").tables["image"].extracted == 12
+
+
+def shop(path: Path, files: list[Path], **more: list) -> None:
+    """A Parquet file whose columns have names of its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = [file.read_bytes() for file in files]
+    columns = {
+        "sku": [f.stem for f in files],
+        "photo": data,
+        "thumb": [d[:10] for d in data],
+        "n": list(range(len(files))),
+    }
+    parquet.write_table(arrow.table(columns | more), path, row_group_size=5)
+
+
+def source(data: Path, kind: str = "catalogue", **options: object) -> Dataset:
+    return load_dataset(
+        RunSpec(name="s", dataset=Component(name=kind, **options), extractor=Component(name="clip")), data
+    )
+
+
+def test_a_spec_names_the_columns(dataset: Dataset, tmp_path: Path, clip_folder: Path, load: Load) -> None:
+    files = files_of(dataset.images_root)
+    shop(tmp_path / "data" / "shop.parquet", files)
+    shop(tmp_path / "data" / "shards" / "part-0.parquet", files[:5])
+    shop(tmp_path / "data" / "shards" / "part-1.parquet", files[5:])
+    one = source(tmp_path / "data", path="shop.parquet", id_column="sku", image_column="photo", label="shop")
+    assert list(one.images) == [f.stem for f in files]
+    many = source(tmp_path / "data", path="shards", id_column="sku", image_column="photo", label="shop")
+    assert next(iter(many.images)) == f"part-0.parquet/{files[0].stem}" and len(many.images) == len(files)
+    extractor = load("clip", clip_folder)
+    wanted = rows_by_key(Store.open(run(dataset, extractor, tmp_path / "folder").path), "image")
+    for number, data in enumerate((one, many)):
+        data = data.model_copy(update={"sessions": dataset.sessions[:0]})
+        found = rows_by_key(Store.open(run(data, extractor, tmp_path / f"stores{number}", workers=2).path), "image")
+        assert found.keys() == wanted.keys() and all((found[key] == wanted[key]).all() for key in wanted)
+    problems = Problems("spec")
+    options = ImageOptions(id_column="sku", image_column="photo")
+    _, images = catalogue(dataset.images, tmp_path / "data" / "shards", None, problems, [], options)
+    assert not problems.found and images[files[0].stem].file == f"part-0.parquet/[sku,photo]/{files[0].stem}"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "no column 'id'.*set dataset.image_column"),
+        ({"id_column": "sku", "image_column": "foto"}, "no column 'foto' .dataset.image_column.*did you mean 'photo'"),
+        ({"id_column": "sku", "image_column": "n"}, "int64 in column 'n', not images"),
+    ],
+)
+def test_a_wrong_column_is_named(options: dict, message: str, dataset: Dataset, tmp_path: Path) -> None:
+    shop(tmp_path / "shop.parquet", files_of(dataset.images_root))
+    with pytest.raises(ManifestError, match=f"(?s){message}"):
+        source(tmp_path, path="shop.parquet", label="shop", **options)
+
+
+def test_a_folder_of_archives_reports_the_broken_one(dataset: Dataset, tmp_path: Path) -> None:
+    shop(tmp_path / "shards" / "part-0.parquet", files_of(dataset.images_root))
+    with pytest.raises(ManifestError, match=r"set dataset\.image_column"):
+        source(tmp_path, path="shards", label="shop")

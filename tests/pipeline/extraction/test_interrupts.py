@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from cache import Store
+from manifests.schema import Dataset
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.extractors.clip import ClipExtractor
 from pipeline.extraction.interrupts import gentle_interrupt
 from pipeline.extraction.run import Interrupted
 
 from .conftest import build_dataset
-from .helpers import ROOT, rows_by_key, run, store_in, texts_of, tiny
+from .helpers import rows_by_key, run, store_in, texts_of, tiny
 
 Load = Callable[..., Extractor]
 
@@ -53,60 +56,49 @@ def test_ctrl_c_keeps_what_is_finished(load: Load, clip_folder: Path, tmp_path: 
     )
 
 
-SCRIPT = """
-import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
-import sys, time
-from pathlib import Path
-from pipeline.extraction.extractors import load_extractor
-from pipeline.extraction.run import extract
-from tests.pipeline.extraction.conftest import build_dataset, spec_of
+class Slow(ClipExtractor):
+    """Leaves time to be killed."""
 
-images, model, stores = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
-data = build_dataset(images, images=40, sessions=30)
-extractor = load_extractor(spec_of("clip", model=model, store_dtype="float32"), "cpu")
-inner = extractor._image_features
-def slow(batch):
-    time.sleep(0.15)
-    return inner(batch)
-extractor._image_features = slow
-try:
-    extract(data, extractor, stores, batch_size=2, shard_rows=4, progress="silent")
-except BaseException as error:
-    print(error)
-    sys.exit(getattr(error, "exit_code", 1))
-"""
+    def _image_features(self, batch: Any) -> torch.Tensor:
+        time.sleep(0.15)
+        return super()._image_features(batch)
 
 
-def spawn(images: Path, model: Path, stores: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(images), str(model), str(stores)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+Slow.__module__ = ClipExtractor.__module__
 
 
-def wait_for_shards(stores: Path, count: int, process: subprocess.Popen[str]) -> None:
+def slow_job(data: Dataset, model: Path, stores: Path, said: Path) -> None:
+    """A job in a forked process: a new interpreter would take seconds to import the models' library."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
+    try:
+        run(data, tiny(Slow, model), stores, batch_size=2, shard_rows=4)
+    except BaseException as error:
+        said.write_text(str(error))
+        sys.exit(getattr(error, "exit_code", 1))
+
+
+def wait_for_shards(stores: Path, count: int, process: BaseProcess) -> None:
     deadline = time.monotonic() + 120
     while len(list(stores.glob("tiny/*/image-*.h5"))) < count:
-        assert process.poll() is None and time.monotonic() < deadline, "the job ended, or never began"
+        assert process.is_alive() and time.monotonic() < deadline, "the job ended, or never began"
         time.sleep(0.01)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGINT"])
 def test_a_killed_job_resumes_and_ends_in_the_same_store(
     load: Load, clip_folder: Path, tmp_path: Path, how: str
 ) -> None:
     data = build_dataset(tmp_path / "images", images=40, sessions=30)
     stores, unique = tmp_path / "stores", 40 + len(texts_of(data))
-    process = spawn(tmp_path / "images", clip_folder, stores)
+    said = tmp_path / "said"
+    process = multiprocessing.get_context("fork").Process(target=slow_job, args=(data, clip_folder, stores, said))
+    process.start()
     wait_for_shards(stores, 2, process)
-    process.send_signal(getattr(signal, how))
-    said = process.communicate(timeout=60)[0]
-    assert process.returncode == {"SIGKILL": -signal.SIGKILL, "SIGINT": 130}[how]
-    assert how == "SIGKILL" or "run the same command again to resume" in said
+    os.kill(process.pid, getattr(signal, how))
+    process.join(60)
+    assert process.exitcode == {"SIGKILL": -signal.SIGKILL, "SIGINT": 130}[how]
+    assert how == "SIGKILL" or "run the same command again to resume" in said.read_text()
     folder = store_in(stores)
     kept = Store.open(folder).tables["image"].rows
     assert 4 <= kept < 40

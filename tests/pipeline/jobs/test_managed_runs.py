@@ -66,6 +66,10 @@ def test_show_and_compare(kept: Path) -> None:
     assert both["runs"] == [CM_NTM, LAST] and both["settings"]["model"] == ["cm_ntm", "last"]
     assert both["scores"]["test.all.mean"][0] != both["scores"]["test.all.mean"][1]
     assert "test.all.R@5" in call("runs", "compare", CM_NTM, LAST).stdout
+    folders = ["--data", "data", "--out", "out"]
+    compared = json.loads(call("runs", "compare", CM_NTM, LAST, *folders, "--json").stdout)
+    assert compared == both and "current" not in both["settings"], "both are current"
+    assert json.loads(call("runs", "show", CM_NTM, *folders, "--json").stdout) == found
     assert "two runs or more" in call("runs", "compare", CM_NTM, code=2).output
     assert "no run 'ffff'" in call("runs", "show", "ffff", code=4).output
 
@@ -79,6 +83,21 @@ def test_rm_removes_what_its_dry_run_says(kept: Path) -> None:
     assert [row["id"] for row in listed()] == [LAST] and not list((kept / "out").rglob(".removed*"))
     assert "1 runs removed" in call("runs", "rm", "--where", "model=last").stdout and listed() == []
     assert "name the runs" in call("runs", "rm", code=2).output
+
+
+def test_a_killed_removal_is_told_and_collected(kept: Path) -> None:
+    aside = kept / "out" / f".removed-{LAST}-0123abcd"
+    (kept / "out" / "runs" / "world" / "last" / LAST).rename(aside)
+    size = sum(file.stat().st_size for file in aside.rglob("*") if file.is_file())
+    told = call("status", "kept.toml", code=3).stdout
+    assert f"1 folders of interrupted removals, {size:,} bytes: `cache gc`" in told
+    assert json.loads(call("status", "kept.toml", "--json", code=3).stdout)["leftovers"] == {
+        str(aside.relative_to(kept)): size
+    }
+    store = next((kept / "out" / "stores" / "world").glob("caption-*"))
+    assert "would be removed" in call("cache", "gc", str(store), "--dry-run").stdout and aside.is_dir()
+    assert f"({size:,} bytes) of an interrupted removal removed" in call("cache", "gc", str(store)).stdout
+    assert not aside.exists() and "interrupted removal" not in call("cache", "gc", str(store)).stdout
 
 
 def test_a_run_that_is_being_trained_is_not_removed(kept: Path) -> None:

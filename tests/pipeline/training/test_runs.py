@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -309,56 +310,56 @@ def test_a_run_is_written_only_under_its_lease(tmp_path: Path) -> None:
             write()
 
 
-STOPPED = """
-import os, signal, sys
-from pathlib import Path
-import cache.files, cache.lease
-from manifests.schema import Training
-from pipeline.training.errors import RunError
-from pipeline.training.models import build_model
-from pipeline.training.runs import RunFolder
-cache.lease._locked = lambda handle: None  # as on a shared folder without locks: the lease's age decides
-cache.lease._kernel = lambda: "another machine"
-folder, when = RunFolder(Path(sys.argv[1])), sys.argv[2]
-def stop():
-    os.kill(os.getpid(), signal.SIGSTOP)
-model = build_model("lstm", {"hidden": 8}, 4)
-try:
-    with folder.training({"who": "the first"}) as held:
-        held.append({"epoch": 1})
-        if when == "between writes":
-            stop()
-            for write in (lambda: held.append({"epoch": 2}), lambda: held.append_diagnosis({"epoch": 2}),
-                          lambda: held.save_model(model), lambda: held.finish({"epochs": 2}),
-                          lambda: held.fail(ValueError("late")), lambda: held._write({"who": "the first"})):
-                try:
-                    write()
-                except RunError as error:
-                    print("refused:", error, flush=True)
-        check = held.lease.check
-        def late():
-            check()
-            stop()  # it has seen its own lease, and is woken when another process has it
-        held.lease.check = late
-        held.append({"epoch": 2}) if when == "in a line" else held.save_model(model)
-except Exception as error:
-    print("ended:", type(error).__name__, flush=True)
-"""
+def stopped_trainer(place: Path, when: str, said: Path) -> None:
+    """A trainer that stops itself, in a forked process."""
+    cache.lease._kernel = lambda: "another machine"
+    model, lines = build_model("lstm", {"hidden": 8}, 4), []
+
+    def stop() -> None:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    try:
+        with RunFolder(place).training({"who": "the first"}) as held:
+            held.append({"epoch": 1})
+            if when == "between writes":
+                stop()
+                for write in (
+                    lambda: held.append({"epoch": 2}),
+                    lambda: held.append_diagnosis({"epoch": 2}),
+                    lambda: held.save_model(model),
+                    lambda: held.finish({"epochs": 2}),
+                    lambda: held.fail(ValueError("late")),
+                    lambda: held._write({"who": "the first"}),
+                ):
+                    try:
+                        write()
+                    except RunError as error:
+                        lines.append(f"refused: {error}")
+            check = held.lease.check
+
+            def late() -> None:
+                check()
+                stop()  # it has seen its own lease, and is woken when another process has it
+
+            held.lease.check = late  # type: ignore[method-assign]
+            held.append({"epoch": 2}) if when == "in a line" else held.save_model(model)
+    except Exception as error:
+        lines.append(f"ended: {type(error).__name__}")
+    said.write_text("\n".join(lines))
 
 
-@pytest.mark.skipif(os.name != "posix", reason="needs SIGSTOP")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @pytest.mark.parametrize("when", ["between writes", "in a line", "in a file"])
 def test_a_trainer_stopped_past_its_lease_changes_nothing_of_the_next(
     tmp_path: Path, features: SessionFeatures, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     """A real process, stopped, its lease expired and taken over, and woken while the other one trains."""
+    # as on a shared folder without locks: the lease's age decides
     monkeypatch.setattr(cache.lease, "_locked", lambda handle: None)
+    place, said = tmp_path / "toy" / "lstm" / ("0" * 12), tmp_path / "said"
+    process = multiprocessing.get_context("fork").Process(target=stopped_trainer, args=(place, when, said))
+    process.start()
     monkeypatch.setattr(cache.lease, "STALE", 0.5)
-    place = tmp_path / "toy" / "lstm" / ("0" * 12)
-    root = Path(__file__).resolve().parents[3]
-    process = subprocess.Popen(
-        [sys.executable, "-c", STOPPED, str(place), when], cwd=root, stdout=subprocess.PIPE, text=True
-    )
     try:
         assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
         time.sleep(1)
@@ -366,16 +367,17 @@ def test_a_trainer_stopped_past_its_lease_changes_nothing_of_the_next(
             held.append({"epoch": 1, "of": "the second"})
             held.save_model(build_model("lstm", {"hidden": 8}, 6))
             before = {f.name: f.read_bytes() for f in place.iterdir() if f.name in WRITTEN}
-            process.send_signal(signal.SIGCONT)
-            said, _ = process.communicate(timeout=60)
+            os.kill(process.pid, signal.SIGCONT)
+            process.join(60)
             after = {f.name: f.read_bytes() for f in place.iterdir() if f.name in WRITTEN}
             held.finish({"epochs": 1})
     finally:
         process.kill()
     assert before == after and sorted(after) == ["metrics.jsonl", "model.json", "model.safetensors", "run.json"]
     if when == "between writes":
-        assert said.count("refused: another process trains this run now") == 6
-        assert f"process {os.getpid()} on" in said and "ended: RunError" in said
+        lines = said.read_text()
+        assert lines.count("refused: another process trains this run now") == 6
+        assert f"process {os.getpid()} on" in lines and "ended: RunError" in lines
     folder = RunFolder(place)
     assert folder.state == "finished" and folder.record()["who"] == "the second" and len(folder.metrics()) == 1
 

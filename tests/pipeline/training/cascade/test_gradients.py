@@ -36,7 +36,9 @@ def test_linear() -> None:
 
 
 @pytest.mark.parametrize("constant", [None, 1e-6])
-@pytest.mark.parametrize(("turns", "fast"), [(1, False), (3, True), pytest.param(3, False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("turns", "fast"), [(3, True), *(pytest.param(n, False, marks=pytest.mark.slow) for n in (1, 3))]
+)
 def test_cascade(turns: int, fast: bool, constant: float | None) -> None:
     """``fast``: along random directions and not for each element."""
     runs, sessions, dim, stages = 2, 2, 3, 2

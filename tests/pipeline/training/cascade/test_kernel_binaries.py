@@ -37,9 +37,7 @@ def test_a_wide_controller_spills_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("capability", "stages", "hidden", "slots"), [(80, 1, 7, 1), (89, 8, 256, 16), (100, 16, 100, 4)]
-)
+@pytest.mark.parametrize(("capability", "stages", "hidden", "slots"), [(80, 1, 7, 1), (100, 8, 256, 16)])
 def test_they_compile_for_other_generations(
     capability: int, stages: int, hidden: int, slots: int, tmp_path: Path
 ) -> None:
@@ -47,6 +45,7 @@ def test_they_compile_for_other_generations(
         assert needed["STACK"] <= SPILLED, needed
 
 
+@pytest.mark.slow
 def test_they_compile_and_nothing_is_spilled(tmp_path: Path) -> None:
     """Five slots take eight lanes."""
     found = compiled(tmp_path, 90, "fp32", 2, 7, 5)

@@ -61,6 +61,7 @@ def test_what_is_no_number_stays_none() -> None:
     assert bool(found[2].isnan().any()) and bool(found[0].isfinite().all())
 
 
+@pytest.mark.slow
 def test_compiling_is_announced_once_and_a_cached_loop_is_not_compiled(tmp_path: Path) -> None:
     script = "from pipeline.training.cascade import numba_loops as loops; loops._norm_slope(1.0)"
     command, environment = [sys.executable, "-c", script], os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}

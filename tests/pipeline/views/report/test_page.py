@@ -176,7 +176,7 @@ def test_the_command_writes_the_file(demo: Project, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "look", [{"color_scheme": "light"}, {"color_scheme": "dark"}, {"viewport": {"width": 390, "height": 800}}]
+    "look", [{"color_scheme": "light"}, {"color_scheme": "dark", "viewport": {"width": 390, "height": 800}}]
 )
 def test_a_reader_without_a_network(browser: Any, report: Path, look: dict[str, Any]) -> None:
     with page_of(browser, offline=True, **look) as page:

@@ -390,7 +390,7 @@ def test_saving_a_dialogue_on_a_full_disk(demo: Project, engine: Any, tmp_path: 
             answer = client.post(f"{path}/save", json={})
             text = answer.json()["error"]
             assert answer.status_code == 507 and f"{disk}/saved/" in text and "\n" not in text
-            assert "No space left on device" in text and "free space on that disk" in text
+            assert "No space left on device" in text and text.endswith("free space on that disk, and try again")
             assert sessions.read_bytes() == before and client.get(path).status_code == 200
             filler.unlink()
             assert client.post(f"{path}/save", json={}).status_code == 200

@@ -129,7 +129,7 @@ def test_by_keyboard_alone(browser: Any, address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "look", [{"color_scheme": "light"}, {"color_scheme": "dark"}, {"viewport": {"width": 360, "height": 740}}]
+    "look", [{"color_scheme": "light"}, {"color_scheme": "dark", "viewport": {"width": 360, "height": 740}}]
 )
 def test_it_is_accessible_at_every_width_and_in_both_schemes(browser: Any, address: str, look: dict[str, Any]) -> None:
     with page_of(browser, **look) as page:

@@ -338,7 +338,7 @@ def address(demo: Project, study: StudyFile) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    "look", [{"color_scheme": "light"}, {"color_scheme": "dark"}, {"viewport": {"width": 360, "height": 740}}]
+    "look", [{"color_scheme": "light"}, {"color_scheme": "dark", "viewport": {"width": 360, "height": 740}}]
 )
 def test_five_questions_and_a_pause(browser: Any, study: StudyFile, address: str, look: dict[str, Any]) -> None:
     with page_of(browser, **look) as page:
