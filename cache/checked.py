@@ -109,7 +109,7 @@ class CheckedShards:
             return
         found = self._stamps.digest(path, shard.sha256, remembered=self.verify == "digest")
         if found != shard.sha256:  # without details from HDF5, which should not parse an unknown file
-            raise self._corrupt(path, self.manifest.whose(found))
+            raise self._corrupt(path, self.manifest.origin_of(found))
 
     def _corrupt(self, path: Path, what: str) -> StoreCorruptError:
         return StoreCorruptError(

@@ -125,7 +125,7 @@ class Manifest:
             lines = ["fields: a value is of another kind (1 and true, or null and absent)"]
         return lines
 
-    def whose(self, sha256: str) -> str:
+    def origin_of(self, sha256: str) -> str:
         """Describe a file with this digest where another one was expected."""
         shards = [s.file for s in self.shards if s.sha256 == sha256]
         return f"holds the bytes of {shards[0]}: files were swapped" if shards else "was changed: its digest differs"

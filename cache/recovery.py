@@ -52,7 +52,7 @@ def set_aside(directory: Path, name: str) -> str:
     return aside
 
 
-def take_back(directory: Path, manifest: Manifest, mine: Callable[[], Any] = lambda: None) -> Manifest:
+def adopt_unlisted(directory: Path, manifest: Manifest, mine: Callable[[], Any] = lambda: None) -> Manifest:
     """Return the manifest with every unlisted shard that verifies; set the others aside. ``mine`` raises if another
     writer has the store."""
     names = unlisted_shards(directory, manifest)
@@ -83,7 +83,7 @@ def _adopt(directory: Path, manifest: Manifest, name: str, sha256: str) -> Manif
     return manifest.with_shard(table, found.dim, found.dtype, found.shard)
 
 
-def settle_catalogue(directory: Path, manifest: Manifest) -> Manifest:
+def recover_catalogue(directory: Path, manifest: Manifest) -> Manifest:
     """Return the manifest with an interrupted replacement of the catalogue settled: the binding on disk is valid."""
     info = manifest.catalogue
     if info is None or info.replaces is None:

@@ -26,7 +26,7 @@ from cache.reader import Store
 from cache.recovery import set_aside, unlisted_shards
 from cache.rewrite import Rewriter
 from cache.stat_cache import sha256_of
-from cache.verify import Finding, bad_rows, says_normalized, verify
+from cache.verify import Finding, bad_rows, declares_unit_norm, verify
 from cache.writer import StoreWriter
 from manifests.identity import changed_fields, digest
 
@@ -104,7 +104,7 @@ def repair(path: str | Path, identity: Manifest | None = None) -> Repaired:
             writer.forget_catalogue()
             done.actions.append("took the unreadable catalogue out of the manifest")
         if "ledger" in codes:
-            done.actions.append(f"took {writer.mend_ledger()} damaged lines out of the ledger")
+            done.actions.append(f"took {writer.repair_ledger()} damaged lines out of the ledger")
         done.actions += [f"table '{table}' has no row left" for table in before if table not in writer.manifest.tables]
     done.left = [f for f in verify(path) if f.level == "error"]
     return done
@@ -156,7 +156,7 @@ def _keep_good(store: Store) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     for table, info in store.tables.items():
         keep, start = np.ones(info.rows, dtype=bool), 0
         for shard in info.shards:
-            for level, *_, rows in bad_rows(store.path / shard.file, shard, info, says_normalized(store.fields)):
+            for level, *_, rows in bad_rows(store.path / shard.file, shard, info, declares_unit_norm(store.fields)):
                 if level == "error":
                     keep[start + rows] = False
             start += shard.rows

@@ -128,7 +128,7 @@ class Rewriter(StoreWriter):
         with self._working():
             self._publish(replace(self.manifest, catalogue=None))
 
-    def mend_ledger(self) -> int:
+    def repair_ledger(self) -> int:
         """Remove damaged lines from the ledger and restore missing receipts; return the number of removed lines."""
         with self._working():
             records = [(number, record) for number, record in self._ledger.lines()]

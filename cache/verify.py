@@ -68,7 +68,7 @@ def verify(
         return list(_verify(path, progress, workers or min(8, os.cpu_count() or 1)))
 
 
-def says_normalized(fields: Mapping[str, Any]) -> bool:
+def declares_unit_norm(fields: Mapping[str, Any]) -> bool:
     """Return whether the fields imply rows of unit norm: field ``normalise`` or, without it, a composer."""
     return bool(fields.get("normalise", "composer" in fields))
 
@@ -130,7 +130,7 @@ def _shard(
         return [lost("size", f"has {size} bytes, not {shard.bytes}")], None
     digest = sha256_of(file)
     if digest != shard.sha256:
-        return [lost("digest", f"{manifest.whose(digest)}; {shard.rows} rows of table '{table}' are lost")], None
+        return [lost("digest", f"{manifest.origin_of(digest)}; {shard.rows} rows of table '{table}' are lost")], None
     problems = header_problems(file, manifest, table, shard_number(shard.file)[1], shard, info)
     if problems:
         return [lost("header", problem) for problem in problems], None
@@ -139,7 +139,7 @@ def _shard(
         what, fix = "its rows do not lie in one piece", "it reads slowly, and right"
         found.append(Finding("note", "contiguity", shard.file, what, fix))
     keys = read_keys(file, shard)
-    for level, code, what, rows in bad_rows(file, shard, info, says_normalized(manifest.fields)):
+    for level, code, what, rows in bad_rows(file, shard, info, declares_unit_norm(manifest.fields)):
         some = tuple(int(n) for n in rows[:_SHOWN])
         named = tuple(keys[n].tobytes().hex() for n in some)
         what = f"{what} {len(rows)} rows, first row {some[0]} (key {named[0]})"

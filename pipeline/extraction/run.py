@@ -265,7 +265,7 @@ class _Job:
         report.cut = self.extractor.cut - self.cut + (self.cluster.cut if self.cluster is not None else 0)
         report.bytes = store.nbytes
         report.busy = {
-            stage: seconds / meter.hands(stage) for stage, seconds in meter.seconds.items() if stage != "hash"
+            stage: seconds / meter.concurrent(stage) for stage, seconds in meter.seconds.items() if stage != "hash"
         }
         report.seconds = {**meter.seconds, "work": worked, "wall": time.perf_counter() - self.began}
         _refuse_empty(report, plan)

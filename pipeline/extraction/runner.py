@@ -103,7 +103,7 @@ class Runner:
         if not isinstance(tokens, Tokens):
             return []
         texts = [{i.text, i.caption, *(turn.text for turn in i.turns)} - {None} for i in batch.items]
-        found = tokens.take_long([text for of_item in texts for text in of_item if text is not None])
+        found = tokens.take_truncated([text for of_item in texts for text in of_item if text is not None])
         return [item for item, of_item in zip(batch.items, texts, strict=True) if found & of_item]
 
     def _noted(self, batch: ForwardBatch) -> list[tuple[Item, str]]:

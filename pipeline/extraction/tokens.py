@@ -32,7 +32,7 @@ class Tokens:
     """Tokenizer with a maximum length. ``full``: always pad to it, as in the training of SigLIP's text towers.
     ``prompt``: prepended to every text.
 
-    ``cut`` counts the truncated texts; ``take_long`` returns each of them once.
+    ``cut`` counts the truncated texts; ``take_truncated`` returns each of them once.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Tokens:
             self._long.update(long)
         return [np.asarray(ids, dtype=np.int64) for ids in found["input_ids"]]
 
-    def take_long(self, texts: Sequence[str]) -> set[str]:
+    def take_truncated(self, texts: Sequence[str]) -> set[str]:
         """Return those of ``texts`` that were truncated since the last call for them."""
         with self._lock:
             found = self._long.intersection(texts)

@@ -44,7 +44,7 @@ def take_form(extractor: Extractor, form: str) -> Callable[[], None]:
     return undo
 
 
-def held_form(extractor: Extractor, images: Sequence[Any], form: str) -> dict[str, Any]:
+def checked_form(extractor: Extractor, images: Sequence[Any], form: str) -> dict[str, Any]:
     """Call ``take_form`` and compare with the default on prepared ``images``; return the session record.
 
     Raises FormError when the format does not run on this machine, or its rows differ from the default by more than the

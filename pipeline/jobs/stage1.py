@@ -28,7 +28,7 @@ from pipeline.extraction.precision import checked_agreement, decode_agreement, e
 from pipeline.extraction.probe import best_size, choose_batch_size, default_workers, measure, use_threads
 from pipeline.extraction.report import Report
 from pipeline.extraction.run import extract
-from pipeline.extraction.tower_format import held_form
+from pipeline.extraction.tower_format import checked_form
 from pipeline.jobs.identities import what_helps
 
 
@@ -123,7 +123,7 @@ def _checked(
         record |= decode_agreement(extractor, dataset)
     if form == "plain" or clustered or "image" not in plan.tables:
         return record | ({"form": form} if form != "plain" else {})
-    return record | held_form(extractor, sample_of(extractor, dataset)["images"], form)
+    return record | checked_form(extractor, sample_of(extractor, dataset)["images"], form)
 
 
 def _record(spec: RunSpec, dataset: Dataset, workspace: Workspace, extractor: Extractor, report: Report) -> None:

@@ -93,7 +93,7 @@ class MllmExtractor(Extractor):
             options.max_tokens or form.max_tokens,
             options.model,
         )
-        self.tokens.leave_room(self._cells(self.processor.size.longest_edge))
+        self.tokens.reserve(self._cells(self.processor.size.longest_edge))
         named = inspect.signature(self.model.forward).parameters
         self._typed = "mm_token_type_ids" in named
         seen = tuple(dict.fromkeys((*(known.contaminated_on if known else ()), *options.contaminated_on)))

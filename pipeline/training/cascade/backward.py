@@ -50,13 +50,13 @@ class _Backward:
         self.shape = saved.shape
         like, lead = saved.states, (*saved.states.shape[:2], saved.batch)
         width, hidden, slots = self.shape.width, self.shape.hidden, self.shape.slots
-        self._hand_on(like.new_zeros(*lead, width + hidden), like.new_zeros(*lead, hidden))
+        self._set_gradients(like.new_zeros(*lead, width + hidden), like.new_zeros(*lead, hidden))
         self.at = [like.new_zeros(*lead, slots) for _ in (READ, WRITE)]
         self.d_gates = torch.empty_like(saved.gates)
         self.d_reading = aligned(like, *saved.read_raw.shape)
         self.d_writing = aligned(like, *lead[:2], saved.length - 1, saved.batch, 3 * width + SCALARS)
 
-    def _hand_on(self, state: Tensor, cell: Tensor) -> None:
+    def _set_gradients(self, state: Tensor, cell: Tensor) -> None:
         self.state, self.cell = state, cell
         self.read, self.hidden = state.tensor_split([self.shape.width], -1)
 
@@ -100,7 +100,7 @@ class _Backward:
         d_gates = self.d_gates[:, :, n]
         if n == 0:  # all sessions share the initial state, so its gradient is a sum over sessions
             d_gates, first = d_gates.sum(2, keepdim=True), first.sum(1, keepdim=True)
-        self._hand_on(product(d_gates, self.weights.from_own), cell)
+        self._set_gradients(product(d_gates, self.weights.from_own), cell)
         self.read[:, -1] += first
 
     def gradients(self) -> Gradients:

@@ -232,6 +232,6 @@ def write_backward(
     return WriteGradients(d_weights, over_rows(weights, overlap).neg_(), d_add)
 
 
-def let_through(d_new: Tensor, weights: Tensor, erase: Tensor, scratch: Tensor) -> Tensor:
+def old_memory_gradient(d_new: Tensor, weights: Tensor, erase: Tensor, scratch: Tensor) -> Tensor:
     """Replace the gradient of the new memory [L, B, N, M] by that of the old memory through ``write``, in place."""
     return d_new.addcmul_(torch.mul(d_new, erase.unsqueeze(-2), out=scratch), weights.unsqueeze(-1), value=-1)

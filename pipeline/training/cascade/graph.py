@@ -37,7 +37,7 @@ def why_not(features: SessionFeatures, trainings: Sequence[Training], objectives
 
 
 @contextmanager
-def beside(device: torch.device) -> Iterator[None]:
+def side_stream(device: torch.device) -> Iterator[None]:
     """Run the context on a separate stream, as required before a capture, synchronized with the current stream."""
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
@@ -129,7 +129,7 @@ class GraphTrainer(FastTrainer):
         state = self._state()
         held = [t.detach().clone() for t in state]
         started = [bool(optimizer.state) for optimizer in self.optimizers]
-        with beside(index.device):
+        with side_stream(index.device):
             for _ in range(WARM_UP):
                 self._whole_step(index, drawn, running, progress)
         self._restore(state, held, started)

@@ -86,7 +86,7 @@ class SavedActivations:
         """Number of sessions, B."""
         return self.features.shape[3]
 
-    def arriving(self, c: int, n: int) -> Tensor:
+    def stage_input(self, c: int, n: int) -> Tensor:
         """Return r^{c-1}(n), the input of stage c in turn n: [K, B, M]; r^C(n-1) for the first stage."""
         return (self.states[:, c - 1, n + 1] if c else self.states[:, -1, n])[..., : self.shape.width]
 

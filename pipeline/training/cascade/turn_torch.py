@@ -12,11 +12,11 @@ from pipeline.training.cascade.cell import (
     address,
     address_backward,
     along_rows,
-    let_through,
     lstm,
     lstm_backward,
     lstm_slopes,
     norm_slopes,
+    old_memory_gradient,
     over_rows,
     write,
     write_backward,
@@ -84,7 +84,7 @@ def _parts(raw: Tensor, width: int) -> tuple[Tensor, ...]:
 def control(saved: SavedActivations, weights: Weights, n: int, c: int) -> Tensor:
     """Compute r^{c-1}(n) -> gates -> hidden state -> raw outputs of the read head [K, B, M + 6], of stage ``c``."""
     width, gates, hidden = saved.shape.width, saved.gates[:, c, n], saved.hidden(n)[:, c]
-    add_product(gates, saved.arriving(c, n), weights.from_previous[:, c].mT)
+    add_product(gates, saved.stage_input(c, n), weights.from_previous[:, c].mT)
     lstm(gates, saved.cells[:, c, n], saved.cells[:, c, n + 1], saved.squashed[:, c, n], hidden)
     given, heads = saved.states[:, c, n + 1, :, width:], weights.heads[:, c, :, : width + SCALARS]  # [h; 1]
     return product(given, heads, out=saved.read_raw[:, c, n])
@@ -126,7 +126,7 @@ def gather(
         left.append(writing.dots)
         right.append(key)
         pull = pull + writing.pull
-        let_through(total, turn.write.weights, erase, saved.scratch)
+        old_memory_gradient(total, turn.write.weights, erase, saved.scratch)
     product = torch.stack(left, -1).flatten(0, 2), torch.stack(right, -2).flatten(0, 2)
     total.flatten(0, 2).baddbmm_(*product, beta=int(writing is not None))
     total.addcmul_((pull * norm_slopes(turn.rows.norms)).unsqueeze(-1), turn.rows.memory)

@@ -57,7 +57,7 @@ class TritonTurn:
         width, slots = shape.width, shape.slots
         memory = rows.memory.view(runs, stages, batch * slots, width)
         # r^0(n) is known; the kernel adds the other stages' r^{c-1}(n).
-        saved.gates[:, 0, n].baddbmm_(saved.arriving(0, n), weights.from_previous[:, 0].mT)
+        saved.gates[:, 0, n].baddbmm_(saved.stage_input(0, n), weights.from_previous[:, 0].mT)
 
         def out(*sizes: int) -> Tensor:
             return memory.new_empty(runs, stages, batch, *sizes)
