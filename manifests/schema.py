@@ -24,6 +24,7 @@ from manifests.errors import Problems
 
 Split = Literal["train", "test"]
 References = Literal["kept", "removed"]  # whether a session's reference images stay in its gallery
+Disjoint = Literal["pairs", "images"]  # what validation sessions do not share with the other train sessions
 TurnTargets = Literal["next", "final"]  # target of a turn's text: the next turn's reference, or the session's target
 CAPTION_JOIN = " and "  # joins the two annotators' captions of a FashionIQ turn
 OVERALL = "overall"  # the average of all categories in results; reserved, so no category may have this name
@@ -296,10 +297,18 @@ PARTS = ("loss", "negatives", "same_target", "hard_groups", "uncertainty", "reco
 
 
 class Validation(Frozen):
-    """Pair-clean validation part of the train sessions: it shares no (reference, target) pair with the rest."""
+    """Validation part of the train sessions: it shares no (reference, target) pair, or no image, with the rest.
+
+    A dump leaves ``disjoint`` out at its default, so that the identity of earlier runs does not change.
+    """
 
     fraction: float = Field(0.0, ge=0, lt=0.5)
     seed: int = 0
+    disjoint: Disjoint = "pairs"
+
+    @model_serializer(mode="wrap")
+    def _without_the_default(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {k: v for k, v in write(self).items() if k != "disjoint" or v != "pairs"}
 
 
 class RunSpec(Frozen):

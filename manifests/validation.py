@@ -1,7 +1,8 @@
 """Split a validation part from the train sessions that shares no (reference, target) pair with the rest.
 
 Sessions consist of single-turn pairs, and one pair occurs in many sessions. A random split would put the same pair
-on both sides and select for memorization, so sessions that share pairs, directly or indirectly, stay together.
+on both sides and select for memorization, so sessions that share pairs, directly or indirectly, stay together. With
+``disjoint`` "images", sessions that share an image do.
 """
 
 from __future__ import annotations
@@ -15,12 +16,20 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from manifests.errors import ManifestError, Problem
-from manifests.schema import Session
+from manifests.schema import NO_IMAGE, Disjoint, Session
 
 
 def pair_groups(sessions: Sequence[Session]) -> list[list[int]]:
     """Return the connected components of sessions over shared pairs, as session indices, in order of appearance."""
     return connected([session.pairs for session in sessions])
+
+
+def image_groups(sessions: Sequence[Session]) -> list[list[int]]:
+    """Return the connected components of sessions over shared images, as session indices, in order of appearance."""
+    return connected([{image for pair in session.pairs for image in pair} - {NO_IMAGE} for session in sessions])
+
+
+GROUPS = {"pairs": pair_groups, "images": image_groups}
 
 
 def connected(keys: Sequence[Iterable[Hashable]]) -> list[list[int]]:
@@ -38,11 +47,11 @@ def connected(keys: Sequence[Iterable[Hashable]]) -> list[list[int]]:
 
 
 def split_validation(
-    sessions: Sequence[Session], fraction: float, seed: int
+    sessions: Sequence[Session], fraction: float, seed: int, disjoint: Disjoint = "pairs"
 ) -> tuple[tuple[Session, ...], tuple[Session, ...]]:
     """Split into (fit, validation), about ``fraction`` of each category's sessions, both in the order of ``sessions``.
 
-    Groups of pair-connected sessions are drawn in an order that depends on ``seed`` and the sessions' texts only, so
+    Groups of sessions that share pairs (or images, as ``disjoint`` says) are drawn in an order that depends on ``seed`` and the sessions' texts only, so
     the split does not depend on the machine, the order of ``sessions`` or, unless texts are equal, the ids. A group
     that would exceed a category's rounded share is skipped; a category whose groups are all larger gets none.
 
@@ -51,7 +60,7 @@ def split_validation(
     if not 0 <= fraction < 1:
         raise ValueError(f"fraction must be in [0, 1), found {fraction}")
     share = {c: round(n * fraction) for c, n in Counter(s.category for s in sessions).items()}
-    groups = sorted(pair_groups(sessions), key=lambda g: group_draw(seed, (sessions[i] for i in g)))
+    groups = sorted(GROUPS[disjoint](sessions), key=lambda g: group_draw(seed, (sessions[i] for i in g)))
     taken: Counter[str] = Counter()
     chosen: set[int] = set()
     for group in groups:
@@ -62,7 +71,7 @@ def split_validation(
     if fraction > 0 and sessions and not chosen:
         smallest = min(map(len, groups))
         what = f"fraction {fraction} of {len(sessions)} sessions leaves no validation session"
-        fix = f"the smallest group of sessions that share no pair with others has {smallest}: use a larger fraction"
+        fix = f"the smallest group of sessions that share no {disjoint[:-1]} with others has {smallest}: use a larger fraction"
         raise ManifestError([Problem("validation", "key validation.fraction", what, fix)])
     fit = tuple(s for i, s in enumerate(sessions) if i not in chosen)
     return fit, tuple(s for i, s in enumerate(sessions) if i in chosen)

@@ -31,7 +31,7 @@ class ReadyComposer:
 
 def fitting_sessions(spec: RunSpec, dataset: Dataset) -> tuple[tuple[Session, ...], tuple[Session, ...]]:
     """Return (sessions to fit on, validation sessions): the pair-disjoint split of the train sessions in ``spec``."""
-    return split_validation(dataset.split("train"), spec.validation.fraction, spec.validation.seed)
+    return split_validation(dataset.split("train"), **dict(spec.validation))
 
 
 def composer_folder(request: ComposerRequest, spec: RunSpec, dataset: Dataset, backbone: Store) -> Path:

@@ -67,7 +67,7 @@ def check_sessions(spec: RunSpec, dataset: Dataset, only: Sequence[str] = ()) ->
         problems.add("", f"no train sessions to fit {', '.join(fitted)} on", fix, file=f"dataset {dataset.name}")
         problems.raise_if_any()
     try:
-        left, _ = split_validation(train, spec.validation.fraction, spec.validation.seed)
+        left, _ = split_validation(train, **dict(spec.validation))
     except ManifestError as error:
         problems.found += error.problems
     else:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manifests.errors import ManifestError
-from manifests.schema import Dataset, Session, Turn
+from manifests.schema import Dataset, Session, Turn, Validation
 from manifests.validation import pair_groups, split_validation
 
 
@@ -57,6 +57,20 @@ def test_the_order_of_the_sessions_does_not_matter(sessions: list[Session], rand
 def test_groups_follow_pairs_through_other_sessions() -> None:
     sessions = [session("a", [0, 1, 2]), session("b", [9, 0, 1]), session("c", [5, 9, 0]), session("d", [2, 1, 0])]
     assert pair_groups(sessions) == [[0, 1, 2], [3]]
+
+
+def test_a_validation_part_without_a_common_image() -> None:
+    chains = [session(f"s{n}", [n % 10, n + 1000, n + 2000]) for n in range(60)]  # ten groups of six
+    text_only = Session(
+        id="words", category="dress", split="train", turns=(Turn(captions=("a",)), Turn(captions=("b",))), target="5000"
+    )
+    images = lambda part: {i for s in part for pair in s.pairs for i in pair} - {"no image"}  # noqa: E731
+    fit, held = split_validation([*chains, text_only], 0.2, 0, disjoint="images")
+    assert len(held) in (7, 12) and not images(fit) & images(held)
+    fit, held = split_validation([*chains, text_only], 0.2, 0)
+    assert images(fit) & images(held)
+    assert Validation(fraction=0.1).model_dump() == {"fraction": 0.1, "seed": 0}  # identities of earlier runs
+    assert Validation(disjoint="images").model_dump()["disjoint"] == "images"
 
 
 def test_a_seed_changes_the_cut() -> None:
