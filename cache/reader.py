@@ -117,7 +117,7 @@ class Store:
         check_table(table)
         if table not in self._keys:
             keys = np.empty((0, KEY_BYTES), dtype=np.uint8)
-            if info := self.manifest.tables.get(table):
+            if (info := self.manifest.tables.get(table)) and info.shards:
                 keys = np.concatenate([self._shards.read(s, info, partial(read_keys, info=s)) for s in info.shards])
                 self._shards.remember()
             keys.flags.writeable = False
