@@ -110,7 +110,7 @@ def _one_line(message: Warning | str, category: type[Warning], file: str, line: 
 @click.group(
     cls=Commands,
     commands=[command for commands in SECTIONS.values() for command in commands],
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True},
     epilog="SPEC is the name of a shipped spec (see `ls specs`) or a path to a .toml file. "
     "Exit codes: 0 ok, 1 failure, 2 usage, 3 stale or incomplete, 4 invalid manifest, 130 interrupted.",
 )

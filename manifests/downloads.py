@@ -10,7 +10,6 @@ then moved into place atomically; valid existing files are skipped, so a second 
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import os
 import urllib.error
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from manifests._download_files import FILES, RemoteFile
 from manifests.errors import FashionNTMError, ManifestError, Problem, nearest
+from manifests.identity import file_digest
 
 TIMEOUT = 30.0  # seconds without a response
 LARGEST = 64 * 1024 * 1024  # bytes; the largest file is 4 MB, so a larger response is wrong
@@ -95,7 +95,7 @@ def download(
             fetched.append(target)
         if progress:
             progress(f"{'kept' if skipped and skipped[-1] == target else 'fetched'} {file.path}")
-        digest = _digest(target)
+        digest = file_digest(target)
         notes += [f"{file.path}: {note}" for known, note in file.notes if known == digest]
     if problems:
         raise DownloadError(problems)
@@ -105,7 +105,7 @@ def download(
 def verify(file: RemoteFile, path: Path) -> str:
     """Return "" if the file at ``path`` is valid, else the reason that it is not."""
     try:
-        digest = _digest(path)
+        digest = file_digest(path)
         if digest in file.sha256:
             return ""
         if file.characters is not None and len(path.read_text(encoding="utf-8")) == file.characters:
@@ -188,8 +188,3 @@ def _place(file: RemoteFile, data: bytes, target: Path, origin: str) -> Problem 
     finally:
         part.unlink(missing_ok=True)
     return None
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -92,6 +92,17 @@ def stack_keys(keys: Iterable[bytes]) -> np.ndarray:
     return np.frombuffer(joined, dtype=np.uint8).reshape(-1, KEY_BYTES).copy()
 
 
+def flat(value: Mapping[str, Any], separator: str = ".", prefix: str = "") -> dict[str, Any]:
+    """Flatten nested mappings to dotted keys, e.g. {"model.options.stages": 2}."""
+    found: dict[str, Any] = {}
+    for key, part in value.items():
+        if isinstance(part, Mapping):
+            found |= flat(part, separator, f"{prefix}{key}{separator}")
+        else:
+            found[f"{prefix}{key}"] = part
+    return found
+
+
 def changed_fields(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Return a line ``field: old -> new`` for each fingerprint field that differs, nested fields by dotted name."""
     lines: list[str] = []

@@ -34,11 +34,12 @@ def pair_exposure(dataset: Dataset, scope: Scope = "category") -> dict[str, Expo
     """
     seen: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for session in dataset.split("train"):
-        seen[session.category if scope == "category" else ""].update(session.pairs)
-    return {
-        session.id: _exposure(session, seen[session.category if scope == "category" else ""])
-        for session in dataset.split("test")
-    }
+        seen[_place(session, scope)].update(session.pairs)
+    return {session.id: _exposure(session, seen[_place(session, scope)]) for session in dataset.split("test")}
+
+
+def _place(session: Session, scope: Scope) -> str:
+    return session.category if scope == "category" else ""
 
 
 def _exposure(session: Session, seen: set[tuple[str, str]]) -> Exposure:
@@ -52,10 +53,10 @@ def in_subset(exposure: Exposure, subset: Subset) -> bool:
     return exposure in _WITHIN[subset]
 
 
-def subset_sessions(dataset: Dataset, subset: Subset, scope: Scope = "category") -> tuple[Session, ...]:
-    """Return the test sessions of a subset, in dataset order."""
-    exposure = pair_exposure(dataset, scope)
-    return tuple(s for s in dataset.split("test") if in_subset(exposure[s.id], subset))
+def subset_ids(dataset: Dataset) -> dict[Subset, set[str]]:
+    """Return the ids of the test sessions of each subset."""
+    exposure = pair_exposure(dataset)
+    return {subset: {i for i, found in exposure.items() if in_subset(found, subset)} for subset in SUBSETS}
 
 
 def subset_counts(dataset: Dataset, scope: Scope = "category") -> dict[str, dict[Subset, int]]:
@@ -87,20 +88,17 @@ def overlaps(dataset: Dataset, scope: Scope = "category") -> dict[str, frozenset
     "last pair": (reference, target) of the last turn, the expected answer. "last query": (reference, feedback) of the
     last turn. "target image": the session's target is an image of a train session. "any ...": in any turn.
     """
-    pairs: dict[str, set[Any]]
-    queries: dict[str, set[Any]]
-    images: dict[str, set[Any]]
-    texts: dict[str, set[Any]]
-    pairs, queries, images, texts = defaultdict(set), defaultdict(set), defaultdict(set), defaultdict(set)
+    seen: tuple[dict[str, set[Any]], ...] = tuple(defaultdict(set) for _ in range(4))
+    pairs, queries, images, texts = seen
     for session in dataset.split("train"):
-        place = session.category if scope == "category" else ""
+        place = _place(session, scope)
         pairs[place].update(session.pairs)
         images[place].update(image for pair in session.pairs for image in pair if image != NO_IMAGE)
         queries[place].update((turn.reference, _words(turn.text)) for turn in session.turns)
         texts[place].update(_words(turn.text) for turn in session.turns)
     found = {}
     for session in dataset.split("test"):
-        place = session.category if scope == "category" else ""
+        place = _place(session, scope)
         last = session.turns[-1]
         has = {
             "last pair": session.pairs[-1] in pairs[place],

@@ -14,6 +14,8 @@ from manifests.options import parse_options, valid_options
 from manifests.schema import Dataset, RunSpec
 from manifests.text import decode_text
 
+PACKAGE = "package:"  # begins a path below the project's own folder
+
 
 def shipped(kind: str) -> dict[str, Path]:
     """Return the specs shipped with the project, by name. ``kind``: "runs", "ablations" or "tables"."""
@@ -69,10 +71,21 @@ def load_spec(name: str, overrides: Sequence[str] = (), given: str = "") -> RunS
     return spec.model_copy(update={"given": given or name})
 
 
-def load_dataset(spec: RunSpec, data: Path, file: str = "") -> Dataset:
+def recorded_spec(values: Any) -> RunSpec:
+    """Return the spec that a run records. Raises ValueError for other content."""
+    return RunSpec.model_validate(_resolve(values))
+
+
+def packaged(path: str) -> str:
+    """Return a path of a file shipped with the project as ``package:a/b``, as specs name it; "" for another path."""
+    root = Path(__file__).resolve().parent.parent
+    return f"{PACKAGE}{Path(path).relative_to(root).as_posix()}" if Path(path).is_relative_to(root / "pipeline") else ""
+
+
+def load_dataset(spec: RunSpec, data: Path) -> Dataset:
     """Load the spec's dataset from the data folder. Raise ManifestError with every problem in every file."""
-    source = datasets.get(spec.dataset.name, file, "key dataset.name")
-    options = valid_options(source.Options, spec.dataset.options, file or spec.name, "dataset")
+    source = datasets.get(spec.dataset.name, "", "key dataset.name")
+    options = valid_options(source.Options, spec.dataset.options, spec.name, "dataset")
     inputs = {"windows": spec.windows, "prefixes": spec.prefixes, "dialogs": spec.dialogs}
     dataset = source.load(options, data).model_copy(update=inputs)
     if "final" in dataset.turn_targets:
@@ -98,8 +111,8 @@ def _resolve(value: Any) -> Any:
     """Resolve ``package:a/b`` to a file shipped with the project; return other values unchanged."""
     if isinstance(value, dict):
         return {key: _resolve(item) for key, item in value.items()}
-    if isinstance(value, str) and value.startswith("package:"):
-        return str(Path(__file__).resolve().parent.parent / value.removeprefix("package:"))
+    if isinstance(value, str) and value.startswith(PACKAGE):
+        return str(Path(__file__).resolve().parent.parent / value.removeprefix(PACKAGE))
     return value
 
 

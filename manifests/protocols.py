@@ -91,13 +91,9 @@ def apply_protocol(dataset: Dataset, protocol: Protocol) -> Dataset:
     made = split_list(dataset, protocol)
     gone = set(made.left_out)
     known = published(dataset.name, protocol)
-    same = (
-        ""
-        if known is None
-        else ", the published list"
-        if known["digest"] == made.digest
-        else ", not the published list"
-    )
+    same = ""
+    if known is not None:
+        same = ", the published list" if known["digest"] == made.digest else ", not the published list"
     (train, test), (all_train, all_test) = made.kept, made.of
     note = (
         f"protocol {protocol}: {train:,} of {all_train:,} train and {test:,} of {all_test:,} test sessions stay "

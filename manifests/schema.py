@@ -214,33 +214,30 @@ class Dataset(BaseModel):
             problems.add(f"category {OVERALL!r}", "this name is taken: it is the average of all categories", fix)
         members = {key: set(g.images) for key, g in self._galleries.items()}
         for session in self.sessions:
+            place, turns = f"session {session.id!r}", len(session.turns)
             for number, image in enumerate((*(t.reference for t in session.turns), session.target), start=1):
-                if image not in self.images and (image != NO_IMAGE or number > len(session.turns)):
-                    place = f"session {session.id!r} " + (
-                        f"turn {number}" if number <= len(session.turns) else "target"
-                    )
-                    problems.add(place, f"image {image!r} is not in the catalogue", "add it, or drop the session")
-            if session.split == "test":
-                members_of = members.get((session.category, "test"))
-                if members_of is None:
-                    problems.add(f"session {session.id!r}", f"category {session.category!r} has no test gallery")
-                elif missing := [image for image in session.also if image not in members_of]:
-                    what = f"correct image {missing[0]!r} is not in the test gallery of {session.category!r}"
-                    problems.add(f"session {session.id!r} key also", what, "add it, or leave it out of 'also'")
-                elif session.target not in members_of:
-                    problems.add(
-                        f"session {session.id!r}",
-                        f"target {session.target!r} is not in the test gallery of {session.category!r}",
-                        "a gallery must hold the target of each of its sessions",
-                    )
+                if image not in self.images and (image != NO_IMAGE or number > turns):
+                    where = f"{place} turn {number}" if number <= turns else f"{place} target"
+                    problems.add(where, f"image {image!r} is not in the catalogue", "add it, or drop the session")
+            if session.split != "test":
+                continue
+            candidates = members.get((session.category, "test"))
+            named = f"the test gallery of {session.category!r}"
+            if candidates is None:
+                problems.add(place, f"category {session.category!r} has no test gallery")
+            elif missing := [image for image in session.also if image not in candidates]:
+                what = f"correct image {missing[0]!r} is not in {named}"
+                problems.add(f"{place} key also", what, "add it, or leave it out of 'also'")
+            elif session.target not in candidates:
+                fix = "a gallery must hold the target of each of its sessions"
+                problems.add(place, f"target {session.target!r} is not in {named}", fix)
         for gallery in self.galleries:
+            place = f"gallery {gallery.category}/{gallery.split}"
             for image, n in Counter(gallery.images).items():
                 if n > 1:
-                    problems.add(f"gallery {gallery.category}/{gallery.split}", f"image {image!r} is listed {n} times")
+                    problems.add(place, f"image {image!r} is listed {n} times")
                 elif image not in self.images:
-                    problems.add(
-                        f"gallery {gallery.category}/{gallery.split}", f"image {image!r} is not in the catalogue"
-                    )
+                    problems.add(place, f"image {image!r} is not in the catalogue")
 
 
 class Component(BaseModel):

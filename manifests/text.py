@@ -72,10 +72,10 @@ def printable(text: str) -> str:
     return _UNSHOWN.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), text)
 
 
-def brief(value: Any, width: int = 100) -> str:
-    """Return the repr of a value from a user's file, truncated to ``width`` characters."""
+def brief(value: Any) -> str:
+    """Return the repr of a value from a user's file, truncated to 100 characters."""
     try:
-        text = repr(value[: 2 * width] if isinstance(value, str | bytes | list | tuple) else value)
+        text = repr(value[:200] if isinstance(value, str | bytes | list | tuple) else value)
     except ValueError:  # an integer with thousands of digits
         text = f"a very large {type(value).__name__}"
-    return text if len(text) <= width else text[: width - 4] + " ..."
+    return text if len(text) <= 100 else text[:96] + " ..."

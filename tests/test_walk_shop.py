@@ -177,9 +177,9 @@ def test_the_other_commands_work_on_a_catalogue(shop: Path, monkeypatch: pytest.
         ["plan", *spec],
         ["extract", *spec],
         ["status", *spec],
-        ["doctor", "--data", "."],
     ):
         call(words)
+    assert "photos (images: a catalogue for `index`)" in call(["doctor", "--data", "."]).stdout
     for name in ("verify", "gc", "repair", "explain"):
         more = ["--dry-run"] if name == "gc" else []
         call(["cache", name, *more, *spec])

@@ -1,8 +1,8 @@
-"""Build sessions from single-turn edges by a rule close to the paper's Multi-turn Shoes; read and write chain lists.
+"""Build sessions from single-turn edges by a rule close to the paper's Multi-turn Shoes; read chain lists.
 
 The paper joins single-turn transactions whose target is the next one's reference (section 4.1) and publishes neither
 its chains nor its rule. The rule here gives 1,684 / 917 / 942 train sessions of 2 / 3 / 4 turns; the paper's Table 1
-has 1,659 / 1,036 / 982. Other rules are as plausible, so chain lists can be written and read:
+has 1,659 / 1,036 / 982. Other rules are as plausible, so chain lists can be read:
 
     {"id": "shoes/train/00000", "split": "train", "images": ["I_1", ..., "I_N", "target"], "captions": ["U_1", ...]}
 
@@ -11,7 +11,6 @@ One line per session; "captions" is optional if the relative-captions file has e
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -22,7 +21,7 @@ from pydantic import Field, model_validator
 
 from manifests.datasets._files import read_records
 from manifests.errors import Problems
-from manifests.schema import CAPTION_JOIN, Frozen, Session, Split, Turn
+from manifests.schema import Frozen, Session, Split, Turn
 
 LONGEST = 4  # the paper's sessions have 2, 3 or 4 turns
 
@@ -38,8 +37,8 @@ class Edge(NamedTuple):
 Chain = tuple[Edge, ...]
 
 
-def build_chains(edges: Sequence[Edge], longest: int = LONGEST) -> list[Chain]:
-    """Return the chains of 2 to ``longest`` edges, shorter ones first, each length in the order of construction.
+def build_chains(edges: Sequence[Edge]) -> list[Chain]:
+    """Return the chains of 2 to ``LONGEST`` edges, shorter ones first, each length in the order of construction.
 
     Self-loops are dropped. From every edge in order, each chain of L-1 edges is extended by the edges that leave its
     end image, in order, except to an image that is already a reference of the chain. For each start image, only the
@@ -50,7 +49,7 @@ def build_chains(edges: Sequence[Edge], longest: int = LONGEST) -> list[Chain]:
     for row in rows:
         leaving[edges[row].reference].append(row)
     kept: list[list[tuple[int, ...]]] = [[(row,) for row in rows]]
-    for _ in range(2, longest + 1):
+    for _ in range(2, LONGEST + 1):
         longer: dict[str, tuple[int, ...]] = {}
         for chain in kept[-1]:
             start = edges[chain[0]].reference
@@ -80,19 +79,6 @@ def to_sessions(chains: Iterable[Chain], category: str, split: Split) -> list[Se
         )
         for number, chain in enumerate(chains)
     ]
-
-
-def write_chains(sessions: Iterable[Session], path: Path, captions: bool = False) -> int:
-    """Write the chain list as JSONL and return the number of lines. Without captions, lines have image names only."""
-    lines = []
-    for session in sessions:
-        images = [*(turn.reference for turn in session.turns), session.target]
-        record = {"id": session.id, "split": session.split, "images": images}
-        if captions:
-            record["captions"] = [CAPTION_JOIN.join(turn.captions) for turn in session.turns]
-        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
-    path.write_text("".join(lines), encoding="utf-8")
-    return len(lines)
 
 
 class ChainRecord(Frozen):

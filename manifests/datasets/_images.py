@@ -233,10 +233,12 @@ def catalogue(
     problems: Problems,
     notes: list[str],
     options: ImageOptions | None = None,
+    source: str = "",
 ) -> tuple[Path | None, dict[str, Image]]:
     """Return the images folder, and the catalogue of ``ids`` in order, with files below the folder and captions.
 
-    ``images``, ``captions``: None if the dataset has none. A folder without any image of the dataset is a problem.
+    ``images``, ``captions``: None if the dataset has none; ``source``: place of the captions. A folder without any image
+    of the dataset is a problem.
     """
     ids, files = list(ids), {}
     if images:
@@ -247,20 +249,22 @@ def catalogue(
         if missing:
             folder.report(problems)
         notes += folder.notes(bool(missing))
-        if note := missing_note(missing, len(ids), f"have no file in {images.name}/"):
-            notes.append(note)
+        note_missing(notes, missing, ids, f"have no file in {images.name}/")
         if ids and not files:
             example = f"{missing[0]}.jpg" if "." not in missing[0] else missing[0]
             fix = "; ".join([f"expected files such as {example}", *folder.left_out()])
             problems.add("key dataset.images", "holds no image of this dataset", fix, file=images)
         images, files = inside(images, files, options.links, problems)
-    if images is None and captions is None:
+    if captions is not None:
+        lacking = [i for i in ids if i not in captions]
+        note_missing(notes, lacking, ids, f"have no caption in {source}" if source else "have no caption")
+    elif images is None:
         notes.append("no images and no captions given: sessions and galleries only")
     return images, {i: Image(id=i, file=files.get(i), caption=(captions or {}).get(i)) for i in ids}
 
 
-def missing_note(missing: list[str], total: int, what: str) -> str:
-    """Return e.g. ``38 of 13,578 images have no caption (first: B000ABC)``; empty if none is missing."""
-    if not missing:
-        return ""
-    return f"{len(missing):,} of {total:,} images {what} (first: {missing[0]}); extraction records them as failures"
+def note_missing(notes: list[str], missing: list[str], ids: list[str], what: str) -> None:
+    """Add e.g. ``38 of 13,578 images have no caption (first: B000ABC)`` to ``notes``, if any is missing."""
+    if missing:
+        count = f"{len(missing):,} of {len(ids):,} images {what}"
+        notes.append(f"{count} (first: {missing[0]}); extraction records them as failures")

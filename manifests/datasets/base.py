@@ -40,7 +40,10 @@ class DatasetSource(ABC):
     @classmethod
     @abstractmethod
     def read(cls, options: BaseModel, data: Path, problems: Problems) -> Dataset | None:
-        """Parse the files. Add missing and malformed parts to ``problems``; return None if no dataset can be built."""
+        """Parse the files. Add missing and malformed parts to ``problems``; return None if no dataset can be built.
+
+        A dataset that is returned beside problems is not used.
+        """
 
 
 def _one_name(dataset: Dataset) -> Iterator[str]:

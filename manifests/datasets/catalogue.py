@@ -71,8 +71,6 @@ class Catalogue(DatasetSource):
         if not records and not problems.found:
             problems.add("", "holds no image", "expected .jpg, .jpeg, .png or .webp files, or rows", file=path)
         root, files = _files(path, root, records, options, problems, notes)
-        if problems.found:
-            return None
         images = {i: Image(id=i, file=files.get(i, r.file), caption=r.caption) for i, (_, r) in records.items()}
         return Dataset(
             name=options.label or _folder_name(path.with_suffix("") if path.is_file() else path),

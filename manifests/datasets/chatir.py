@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from manifests.datasets._files import add_invalid, option_path, optional_folder, read_json, read_strings
-from manifests.datasets._images import ImageFolder, ImageOptions, inside, missing_note
+from manifests.datasets._images import ImageFolder, ImageOptions, inside, note_missing
 from manifests.datasets.base import DatasetSource
 from manifests.errors import Problems
 from manifests.schema import Dataset, Gallery, Image, Session, Split, Turn
@@ -81,8 +81,6 @@ class ChatIR(DatasetSource):
             + ("gallery of images" if images_root else "facts to caption: gallery of the captions of all dialogues")
         )
         captions = {} if images_root else {r.img: r.dialog[0] for r in records}
-        if problems.found:
-            return None
         return Dataset(
             name="chatir",
             images={i: Image(id=i, file=files.get(i), caption=captions.get(i)) for i in ids},
@@ -105,13 +103,10 @@ def split_dialogues(records: list[DialogRecord], train: int, with_caption: bool)
     for number, record in enumerate(records):
         split: Split = "train" if number in chosen else "test"
         turns = tuple(Turn(captions=(text,)) for text in record.dialog[0 if with_caption else 1 :])
-        about: dict[str, Any] = {
-            "id": f"chatir/{number:05d}",
-            "category": CATEGORY,
-            "split": split,
-            "target": record.img,
-        }
-        sessions.append(Session(**about, turns=turns, turn_targets="final"))
+        name = f"chatir/{number:05d}"
+        sessions.append(
+            Session(id=name, category=CATEGORY, split=split, turns=turns, target=record.img, turn_targets="final")
+        )
     return sessions
 
 
@@ -142,6 +137,6 @@ def _files(
     notes += folder.notes(bool(missing))
     if not files:
         problems.add("key dataset.images", f"holds no image such as {ids[0]}", "check the folder", file=root)
-    elif note := missing_note(missing, len(ids), f"have no file in {root.name}/"):
-        notes.append(note)
+    else:
+        note_missing(notes, missing, ids, f"have no file in {root.name}/")
     return inside(root, files, options.links, problems)

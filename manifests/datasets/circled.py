@@ -24,14 +24,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from manifests.datasets._files import (
-    add_invalid,
-    option_folders,
-    read_captions,
-    read_json,
-    read_strings,
-)
-from manifests.datasets._images import ImageOptions, catalogue, missing_note
+from manifests.datasets._files import add_invalid, option_folders, read_captions, read_json, read_strings
+from manifests.datasets._images import ImageOptions, catalogue
 from manifests.datasets.base import DatasetSource
 from manifests.errors import Problems
 from manifests.schema import Dataset, Gallery, Session, Split, Turn
@@ -101,28 +95,21 @@ class Circled(DatasetSource):
             found, more = _sessions(root, subset, category, split, problems)
             sessions += found
             several += more
-            named = dict.fromkeys(i for s in found for i in (*(t.reference for t in s.turns), *s.correct))
             if splits_root:
                 listed = read_strings(splits_root / f"split.{category}.{name}.json", problems) or []
-                galleries.append(Gallery(category=category, split=split, images=tuple(listed)))
             else:
-                galleries.append(Gallery(category=category, split=split, images=tuple(named)))
-                size = f"the {len(named):,} images of its sessions"
+                listed = list(_named(found))
+                size = f"the {len(listed):,} images of its sessions"
                 notes.append(f"gallery of {category}/{split}: {size}, not the whole split")
+            galleries.append(Gallery(category=category, split=split, images=tuple(listed)))
             if captions_root:
                 path = captions_root / f"image_captions_{category}_{name}.json"
                 captions = (read_captions(path, problems) or {}) | captions  # the first of two captions is used
         if several:
             notes.append(f"sessions with several ground truths (the first is the target, mAP@K counts all): {several}")
-        ids = dict.fromkeys(i for g in galleries for i in g.images)
-        ids |= dict.fromkeys(i for s in sessions for i in (*(t.reference for t in s.turns), *s.correct))
-        images_root, images = catalogue(ids, images_root, captions if captions_root else None, problems, notes, options)
-        if captions_root:
-            missing = [i for i in ids if i not in captions]
-            if note := missing_note(missing, len(ids), f"have no caption in {captions_root.name}/"):
-                notes.append(note)
-        if problems.found:
-            return None
+        ids = dict.fromkeys(i for g in galleries for i in g.images) | _named(sessions)
+        given, source = (captions, f"{captions_root.name}/") if captions_root else (None, "")
+        images_root, images = catalogue(ids, images_root, given, problems, notes, options, source)
         return Dataset(
             name="circled",
             images=images,
@@ -132,6 +119,11 @@ class Circled(DatasetSource):
             averaging="categories",
             notes=tuple(notes),
         )
+
+
+def _named(sessions: list[Session]) -> dict[str, None]:
+    """Return the images that the sessions name, in order."""
+    return dict.fromkeys(i for s in sessions for i in (*(t.reference for t in s.turns), *s.correct))
 
 
 def _sessions(root: Path, subset: str, category: str, split: Split, problems: Problems) -> tuple[list[Session], int]:
@@ -158,12 +150,6 @@ def _sessions(root: Path, subset: str, category: str, split: Split, problems: Pr
             several += len(record.ground_truth_ids) > 1
             turns = tuple(Turn(reference=t.reference_image_id, captions=(t.relative_caption,)) for t in record.turns)
             target, *also = record.ground_truth_ids
-            about: dict[str, Any] = {
-                "id": record.session_id,
-                "category": category,
-                "split": split,
-                "turns": turns,
-                "target": target,
-            }
-            sessions.append(Session(**about, turn_targets="final", also=also))
+            about: dict[str, Any] = {"id": record.session_id, "category": category, "split": split, "target": target}
+            sessions.append(Session(**about, turns=turns, turn_targets="final", also=also))
     return sessions, several

@@ -49,17 +49,15 @@ class Circo(DatasetSource):
             return None
         sessions, named = _queries(path, problems)
         notes: list[str] = []
+        ids = named
         if listing is not None:
             listed = (read_json(listing, problems, dict) or {}).get("images", [])
             found = dict.fromkeys(str(i["id"]) for i in listed if isinstance(i, dict) and isinstance(i.get("id"), int))
             ids = found | named
         else:
-            ids = named
             notes.append(f"gallery: the {len(named):,} images that {path.name} names, not COCO's 123,403")
         files = {f"{int(i):012d}": i for i in ids if i.isdecimal()}
         images_root, stored = catalogue(dict.fromkeys(files), images_root, None, problems, notes, options)
-        if problems.found:
-            return None
         images = {files[name]: Image(id=files[name], file=image.file) for name, image in stored.items()}
         return Dataset(
             name="circo",
@@ -92,11 +90,9 @@ def _queries(path: Path, problems: Problems) -> tuple[list[Session], dict[str, N
 def _query(record: Any) -> tuple[str, int, int, list[int], str] | None:
     if not isinstance(record, dict):
         return None
-    reference: Any
-    target: Any
-    truths: Any
-    reference, target, truths = (record.get(k) for k in ("reference_img_id", "target_img_id", "gt_img_ids"))
-    text = record.get("relative_caption")
+    keys = ("reference_img_id", "target_img_id", "gt_img_ids", "relative_caption")
+    found: list[Any] = [record.get(key) for key in keys]
+    reference, target, truths, text = found
     numbers = [reference, target, record.get("id"), *(truths if isinstance(truths, list) else [None])]
     if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
         return None

@@ -57,8 +57,6 @@ class Cirr(DatasetSource):
         ids = dict.fromkeys(image for gallery in galleries for image in gallery.images)
         ids |= dict.fromkeys(i for s in sessions for i in (s.turns[0].reference, s.target))
         images_root, images = catalogue(ids, images_root, None, problems, notes, options)
-        if problems.found:
-            return None
         return Dataset(
             name="cirr",
             images=images,

@@ -66,9 +66,8 @@ class FashionIQ(DatasetSource):
         if len(every) > listed:
             notes.append(f"pair images in no image_splits list, added to the catalogue: {len(every) - listed}")
         captions = image_captions(captions_root, lists, every, problems, notes) if captions_root else None
-        images_root, images = catalogue(every, images_root, captions, problems, notes, options)
-        if problems.found:
-            return None
+        source = f"{captions_root.name}/" if captions_root else ""
+        images_root, images = catalogue(every, images_root, captions, problems, notes, options, source)
         galleries = lists if options.gallery == "original" else [_named(g, sessions) for g in lists]
         notes.append(f"gallery protocol: {options.gallery}")
         return Dataset(

@@ -87,8 +87,6 @@ class JsonLines(DatasetSource):
         sessions = [_with_targets(s, options.turn_targets, about.turn_targets) for s in sessions]
         galleries = _galleries(folder / GALLERIES, sessions, problems)
         notes += _unlisted(records, galleries)
-        if problems.found:
-            return None
         return Dataset(
             name=options.label or about.name or _folder_name(folder),
             images={i: Image(id=i, file=files.get(i, r.file), caption=r.caption) for i, (_, r) in records.items()},

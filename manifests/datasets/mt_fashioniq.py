@@ -23,13 +23,8 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from manifests.datasets._files import (
-    option_folders,
-    read_captions,
-    read_json,
-    read_strings,
-)
-from manifests.datasets._images import ImageOptions, catalogue, missing_note
+from manifests.datasets._files import option_folders, read_captions, read_json, read_strings
+from manifests.datasets._images import ImageOptions, catalogue
 from manifests.datasets.base import DatasetSource
 from manifests.errors import Problems
 from manifests.protocols import Protocol
@@ -92,9 +87,8 @@ class MultiTurnFashionIQ(DatasetSource):
         if len(ids) > listed:
             notes.append(f"session images in no image_splits list, added to the catalogue: {len(ids) - listed}")
         captions = image_captions(captions_root, galleries, ids, problems, notes) if captions_root else None
-        images_root, images = catalogue(ids, images_root, captions, problems, notes, options)
-        if problems.found:
-            return None
+        source = f"{captions_root.name}/" if captions_root else ""
+        images_root, images = catalogue(ids, images_root, captions, problems, notes, options, source)
         return Dataset(
             name="mt_fashioniq",
             images=images,
@@ -172,8 +166,6 @@ def image_captions(
             captions[image] = candidates[0]
     if differ:
         notes.append(f"images with another caption in another category's file (their own category's is used): {differ}")
-    if note := missing_note([i for i in ids if i not in captions], len(ids), f"have no caption in {root.name}/"):
-        notes.append(note)
     if ids and not captions:
         problems.add("key dataset.captions", "holds no caption of any image", "expected image ids as keys", file=root)
     return captions

@@ -25,7 +25,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from manifests.datasets._files import option_folders, option_path, read_captions, read_records
-from manifests.datasets._images import ImageOptions, catalogue, missing_note
+from manifests.datasets._images import ImageOptions, catalogue
 from manifests.datasets.base import DatasetSource
 from manifests.errors import Problems
 from manifests.schema import NO_IMAGE, Dataset, Gallery, Session, Split, Turn
@@ -109,12 +109,6 @@ class Revisions(DatasetSource):
         galleries = _galleries(sessions)
         ids = dict.fromkeys(image for gallery in galleries for image in gallery.images)
         images_root, images = catalogue(ids, images_root, captions, problems, notes, options)
-        if captions is not None:
-            missing = [i for i in ids if i not in captions]
-            if note := missing_note(missing, len(ids), "have no caption"):
-                notes.append(note)
-        if problems.found:
-            return None
         return Dataset(
             name="revisions",
             images=images,

@@ -17,22 +17,14 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field, field_validator
 
-from manifests.datasets._chains import Edge, build_chains, read_chains, to_sessions, write_chains
-from manifests.datasets._files import (
-    option_folders,
-    option_path,
-    read_captions,
-    read_json,
-    read_names,
-)
-from manifests.datasets._images import ImageOptions, catalogue, missing_note
+from manifests.datasets._chains import Edge, build_chains, read_chains, to_sessions
+from manifests.datasets._files import option_folders, option_path, read_captions, read_json, read_names
+from manifests.datasets._images import ImageOptions, catalogue
 from manifests.datasets.base import DatasetSource
 from manifests.errors import Problems
 from manifests.protocols import Protocol
 from manifests.schema import Dataset, Gallery, Session
 from manifests.validation import split_validation
-
-__all__ = ["Options", "Shoes", "write_chains"]
 
 CATEGORY = "shoes"
 KEYS = ("ReferenceImageName", "ImageName", "RelativeCaption")
@@ -102,17 +94,10 @@ class Shoes(DatasetSource):
             problems.add("key dataset.holdout", "the file has test sessions of its own", "remove this key")
 
         ids = dict.fromkeys([*train, *test])
-        images_root, images = catalogue(ids, images_root, captions, problems, notes, options)
-        if captions is not None:
-            missing = [i for i in ids if i not in captions]
-            if len(missing) == len(ids):
-                problems.add("key dataset.captions", "holds no caption of any image", file=captions_path)
-            if note := missing_note(
-                missing, len(ids), f"have no caption in {captions_path.name if captions_path else captions_path}"
-            ):
-                notes.append(note)
-        if problems.found:
-            return None
+        source = captions_path.name if captions_path else ""
+        images_root, images = catalogue(ids, images_root, captions, problems, notes, options, source)
+        if captions is not None and captions.keys().isdisjoint(ids):
+            problems.add("key dataset.captions", "holds no caption of any image", file=captions_path)
         return Dataset(
             name="shoes",
             images=images,

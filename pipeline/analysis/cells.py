@@ -92,10 +92,14 @@ class Table(Frozen):
     statements: tuple[Statement, ...] = ()
 
     @property
+    def labelled_cells(self) -> list[tuple[str, Cell]]:
+        """Return (label of its row, cell) of every cell."""
+        return [(row.label, cell) for block in self.blocks for row in block.rows for cell in row.cells]
+
+    @property
     def notes(self) -> list[str]:
         """Return the distinct reasons of empty cells that no command can fill."""
-        cells = (cell for block in self.blocks for row in block.rows for cell in row.cells)
-        return list(dict.fromkeys(f"Empty: {cell.note}." for cell in cells if cell.note))
+        return list(dict.fromkeys(f"Empty: {cell.note}." for _, cell in self.labelled_cells if cell.note))
 
     @property
     def significance(self) -> list[str]:
@@ -123,23 +127,19 @@ class Table(Frozen):
     @property
     def commands(self) -> dict[str, str]:
         """Return command -> labels of the rows that it completes, in row order."""
-        rows = [row for block in self.blocks for row in block.rows]
         found: dict[str, dict[str, None]] = {}
-        for row in rows:
-            for cell in row.cells:
-                if cell.command:
-                    found.setdefault(cell.command, {})[row.label] = None
+        for label, cell in self.labelled_cells:
+            if cell.command:
+                found.setdefault(cell.command, {})[label] = None
         return {command: ", ".join(labels) for command, labels in found.items()}
 
     @property
     def traces(self) -> list[str]:
         """Return one line per row with runs: its seeds, run ids and store."""
-        rows = [row for block in self.blocks for row in block.rows]
         found: dict[str, Cell] = {}
-        for row in rows:
-            for cell in row.cells:
-                if cell.runs:
-                    found.setdefault(row.label, cell)
+        for label, cell in self.labelled_cells:
+            if cell.runs:
+                found.setdefault(label, cell)
         return [
             f"{label}: {_named('seed', c.seeds)}{_named('run', c.runs)}store {c.store[:SHORT]}"
             for label, c in found.items()

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from manifests.errors import FashionNTMError, IncompleteError
-from manifests.load import load_dataset
-from manifests.schema import RunSpec, Session
+from manifests.load import load_dataset, recorded_spec
+from manifests.schema import Session
 from pipeline.analysis.cells import p_text
 from pipeline.core.binding import StaleError
 from pipeline.core.text_table import markdown
@@ -24,8 +24,8 @@ from pipeline.evaluation.significance import (
     difference,
     holm,
     interval,
+    seed_test,
     session_values,
-    sign_flip,
     strata_of,
 )
 from pipeline.jobs.currency import Currency, NotCheckedError
@@ -199,7 +199,7 @@ def _current(folders: Sequence[RunFolder], record: Mapping[str, Any], data: Path
 def _sessions(spec: object, data: Path) -> tuple[tuple[Session, ...], list[str]]:
     """Return the test sessions of the run's recorded spec; none, with a note, if its data is unavailable."""
     try:
-        return load_dataset(RunSpec.model_validate(spec), data).split("test"), []
+        return load_dataset(recorded_spec(spec), data).split("test"), []
     except (FashionNTMError, ValueError):
         return (), [f"The dialogues are not in {data}: give --data to see the feedback texts."]
 
@@ -291,17 +291,9 @@ def _lines(
 def _seeds(a: Method, b: Method, values: Sequence[np.ndarray], strata: Sequence[np.ndarray]) -> dict[str, float | None]:
     """Return the exact test over seeds: pairs of equal seeds, or every seed against a single deterministic run."""
     means = [np.mean([v[:, m].mean(axis=1) for m in strata], axis=0) for v in values]
-    one, other = (dict(zip(m.seeds, mean, strict=True)) for m, mean in zip((a, b), means, strict=True))
-    fixed = [m.seeds == (None,) for m in (a, b)]
-    if all(fixed):
-        return {"p_seeds": None, "least_p_seeds": None}
-    seeds = list(other) if fixed[0] else list(one) if fixed[1] else [seed for seed in one if seed in other]
-    if not seeds:
-        return {"p_seeds": None, "least_p_seeds": None}
-    first = [one[None] if fixed[0] else one[seed] for seed in seeds]
-    second = [other[None] if fixed[1] else other[seed] for seed in seeds]
-    test = sign_flip(first, second)
-    return {"p_seeds": test.p, "least_p_seeds": test.least}
+    one, other = (dict(zip(m.seeds, mean.tolist(), strict=True)) for m, mean in zip((a, b), means, strict=True))
+    test = seed_test(one, other, [m.seeds == (None,) for m in (a, b)])
+    return {"p_seeds": test.p if test else None, "least_p_seeds": test.least if test else None}
 
 
 def to_text(comparison: Comparison) -> str:

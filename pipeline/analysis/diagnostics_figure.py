@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from manifests.errors import IncompleteError
-from pipeline.analysis.drawing import DrawingError, check_suffixes, new_figure, save_figure
+from pipeline.analysis.drawing import check_suffixes, new_figure, save_figure
 from pipeline.jobs.named_runs import run_named
 from pipeline.training.runs import RunFolder
 
@@ -64,12 +64,8 @@ def diagnostics_figure(given: Sequence[str], runs: Path, files: Sequence[Path]) 
 def draw_diagnostics(runs: Sequence[Diagnosed], paths: Sequence[Path]) -> None:
     """Draw one column per run and one line per stage: row spread, entropy of the weights, gradient of the addressing.
 
-    Plots of a row share their axes, so that runs can be compared. Raises DrawingError for a run without records or if
-    matplotlib is missing.
+    Plots of a row share their axes, so that runs can be compared. Raises DrawingError if matplotlib is missing.
     """
-    for run in runs:
-        if not run.records:
-            raise DrawingError(f"{run.title}: no diagnosed epoch to draw")
     height = 7.6 + 0.1 * max(len(run.records[0]["row_spread"]) for run in runs)
     figure = new_figure(1.2 + 3.6 * len(runs), height)
     axes = figure.subplots(3, len(runs), sharey="row", sharex="col", squeeze=False)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SUFFIXES = (".png", ".svg", ".pdf")
+MARKERS = "osD^v<>Pph*X"  # of lines, in order
 
 
 class DrawingError(FashionNTMError):

@@ -15,7 +15,7 @@ _HELD = 1 << 24  # scores in memory at once: 64 MiB of float32
 
 
 class DuplicateError(FashionNTMError, ValueError):
-    """A threshold is outside (0, 1], or features are not finite."""
+    """Features are not finite."""
 
 
 def near_pairs(
@@ -27,8 +27,6 @@ def near_pairs(
         queries: [Q, D], candidates: [G, D], of any norm; a zero row has no near pairs.
         held: number of scores in memory at once.
     """
-    if not 0 < threshold <= 1:
-        raise DuplicateError(f"threshold {threshold}: give a cosine above 0 and at most 1, e.g. 0.98")
     if not (np.isfinite(queries).all() and np.isfinite(candidates).all()):
         raise DuplicateError("features with NaN or infinite values: verify the store and extract these rows again")
     units = unit_rows(queries), unit_rows(candidates)
@@ -49,8 +47,7 @@ def train_twins(dataset: Dataset, features: dict[str, np.ndarray], threshold: fl
 
     ``features``: image id -> [D]; images without a feature have no near-duplicates.
     """
-    train = [i for i in dict.fromkeys(_images(dataset.split("train"))) if i in features]
-    test = [i for i in dict.fromkeys(_images(dataset.split("test"))) if i in features]
+    test, train = ([i for i in pair_images(dataset.split(part)) if i in features] for part in ("test", "train"))
     twins: dict[str, dict[str, float]] = defaultdict(dict)
     if train and test:
         stacked = (np.stack([features[i] for i in names]) for names in (test, train))
@@ -80,5 +77,6 @@ def near_overlaps(dataset: Dataset, twins: dict[str, dict[str, float]]) -> dict[
     return found
 
 
-def _images(sessions: Sequence[Session]) -> list[str]:
-    return [image for session in sessions for pair in session.pairs for image in pair]
+def pair_images(sessions: Sequence[Session]) -> dict[str, None]:
+    """Return the images of the sessions' pairs, in order."""
+    return dict.fromkeys(image for session in sessions for pair in session.pairs for image in pair)

@@ -95,7 +95,7 @@ def _table(lines: tuple[Line, ...]) -> list[str]:
 
 
 def history_contribution(
-    experiment: Experiment, part: Literal["test", "train"] = "test", draws: int = 5, seed: int = 0
+    experiment: Experiment, part: Literal["test", "train"] = "test", draws: int = 5
 ) -> HistoryContribution:
     """Measure on the test sessions of ``experiment``, or on the fitted train sessions ranked among their own targets.
 
@@ -104,14 +104,14 @@ def history_contribution(
     """
     experiment.require_train("on which `history` chooses the EWMA's weight")
     fit, validation = experiment.parts
-    shown, galleries, subsets = fit, _own_targets(fit), {}
+    shown, galleries, subsets = fit, own_targets(fit), {}
     if part == "test":
         shown, galleries, subsets = experiment.test, experiment.candidates, experiment.subsets
     average = EWMA(EWMA.Options(), shown.dim).to(shown.device)
     average.fit_parameters(fit if validation is None else validation)
     alpha = float(average.alpha)
     own = _ewma(shown, shown.queries[shown.query_rows], shown.lengths, alpha)
-    with seeded(seed, shown.device):
+    with seeded(0, shown.device):
         control = [_ewma(shown, *_other_histories(shown), alpha) for _ in range(draws)]
         others, found = _other_chains(shown, alpha, draws)
 
@@ -126,7 +126,7 @@ def history_contribution(
         filled = [name for name, metrics in results[0].items() if metrics["n"]]
         return Line(name, {n: {k: float(np.mean([m[n][k] for m in results])) for k in METRICS} for n in filled})
 
-    trained = fitted_weights(fit, _own_targets(fit))
+    trained = fitted_weights(fit, own_targets(fit))
     lines = [
         line(LAST, [last_turn(shown)]),
         line(OWN, [own]),
@@ -207,7 +207,7 @@ def _other_chains(features: SessionFeatures, alpha: float, draws: int) -> tuple[
     return others, torch.tensor(sessions, dtype=torch.int64)
 
 
-def _own_targets(features: SessionFeatures) -> dict[str, Candidates]:
+def own_targets(features: SessionFeatures) -> dict[str, Candidates]:
     """Return the targets of each category's turns as its gallery."""
     rows: dict[str, dict[str, int]] = {}
     for session, targets in zip(features.sessions, features.target_rows.tolist(), strict=True):
@@ -230,16 +230,16 @@ def mixed(features: SessionFeatures, weights: Tensor) -> Tensor:
     return torch.einsum("std,st->sd", turns_back(features), weights[features.lengths - 1])
 
 
-def fitted_weights(features: SessionFeatures, galleries: dict[str, Candidates], seed: int = 0) -> Tensor:
+def fitted_weights(features: SessionFeatures, galleries: dict[str, Candidates]) -> Tensor:
     """Fit weights [T, T] of the turns (session length, turns back) that minimize ``_loss`` on ``features``.
 
     Adam on the cross-entropy of the cosines with the category's gallery, initialized to the last turn alone; at most
-    ``FITTED`` sessions per category, drawn with ``seed``.
+    ``FITTED`` sessions per category, drawn at random.
     """
     weights = torch.zeros(features.turns, features.turns)
     weights[:, 0] = 1
     weights.requires_grad_()
-    parts = [_inner_products(features, category, of, seed) for category, of in galleries.items()]
+    parts = [_inner_products(features, category, of) for category, of in galleries.items()]
     optimizer = torch.optim.Adam([weights], RATE)
     for _ in range(STEPS):
         loss = _loss(weights, parts)
@@ -262,12 +262,12 @@ def _loss(weights: Tensor, parts: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -
 
 
 def _inner_products(
-    features: SessionFeatures, category: str, gallery: Candidates, seed: int
+    features: SessionFeatures, category: str, gallery: Candidates
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return, for one category: turns x candidates [S, T, G], turns x turns [S, T, T], lengths, target indices."""
     members = [i for i, s in enumerate(features.sessions) if s.category == category and s.target in gallery.index]
     if len(members) > FITTED:
-        members = sorted(np.random.default_rng(seed).choice(members, FITTED, replace=False).tolist())
+        members = sorted(np.random.default_rng(0).choice(members, FITTED, replace=False).tolist())
     part = features.subset(members)
     turns = turns_back(part).cpu()
     candidates = F.normalize(torch.from_numpy(gallery.features), dim=-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,15 @@ from manifests.schema import Dataset, RunSpec
 from manifests.table_spec import ColumnGroup, Leaderboard, ResultsTable, RowSpec, Section
 from manifests.views import WHOLE
 from pipeline.analysis.cells import Table
+from pipeline.analysis.own_tables import model_rows
 from pipeline.analysis.ranked_rows import with_ranked_rows, with_ranked_runs
 from pipeline.analysis.render import render
 from pipeline.analysis.results_table import FILL, build_results_table
 from pipeline.analysis.tables import RunFinder, TableRequest
-from pipeline.analysis.tuning.sealed import read_spec
 from pipeline.core.workspace import Workspace
 from pipeline.jobs.named_runs import run_named
 from pipeline.jobs.ranked import RankedFolder
-from pipeline.training.models import model_class, model_names, model_title
+from pipeline.training.models import model_names
 from pipeline.training.runs import RunFolder
 
 FORMS = ("md", "json")
@@ -68,9 +68,8 @@ def _section(
     folders: Mapping[str, RunFolder],
     used: set[str],
 ) -> FilledSection:
-    words = [word for override in section.overrides for word in ("--set", override)]
-    given = " ".join([section.run, *words, *request.options])
-    spec = read_spec(section.run, (*section.overrides, *request.overrides), given)
+    overrides = (*section.overrides, *request.overrides)
+    spec = replace(request, spec="", overrides=overrides).run_spec(section.run)
     workspace = Workspace(request.out)
     try:
         dataset = load_dataset(spec, request.data)
@@ -104,10 +103,6 @@ def _section(
 
 def _table(board: Leaderboard, section: Section, spec: RunSpec) -> ResultsTable:
     """Return an unfilled table with one row per model of the spec; its ``tested`` row is not known yet."""
-    rows = tuple(
-        RowSpec(model=name, label=model_title(name), deterministic=not model_class(name).trainable)
-        for name in dict.fromkeys((*spec.models, *board.presets))
-    )
     notes = (f"Split {section.protocol}: {RULES[section.protocol]}",) if section.protocol else ()
     column = ColumnGroup(category="overall", label="", metrics=board.metrics)
     return ResultsTable(
@@ -116,7 +111,7 @@ def _table(board: Leaderboard, section: Section, spec: RunSpec) -> ResultsTable:
         run=section.run,
         columns=(column,),
         seeds=board.seeds,
-        rows=rows,
+        rows=model_rows(dict.fromkeys((*spec.models, *board.presets))),
         notes=notes,
     )
 

@@ -15,11 +15,12 @@ from manifests.leaks import OVERLAPS, Scope, in_subset, overlaps, pair_exposure
 from manifests.load import load_spec
 from manifests.schema import Dataset, RunSpec
 from manifests.table_spec import ResultsTable, load_table_spec, table_names
-from pipeline.analysis.duplicates import near_overlaps, near_pairs, train_twins
+from pipeline.analysis.duplicates import near_overlaps, near_pairs, pair_images, train_twins
 from pipeline.core.text_table import aligned
 from pipeline.core.workspace import Workspace
 
 CURVE = (0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
+EXAMPLES = 5
 NEAR = ("near last pair", "near target")
 # clean split -> overlaps that it rules out
 PROMISED = {"clean-test": ("any pair",), "clean-train": ("any pair",), "clean-target": ("any pair", "target image")}
@@ -112,12 +113,7 @@ class LeakReport:
 
 
 def leak_report(
-    spec: RunSpec,
-    dataset: Dataset,
-    workspace: Workspace,
-    scope: Scope = "category",
-    threshold: float = 0.98,
-    examples: int = 5,
+    spec: RunSpec, dataset: Dataset, workspace: Workspace, scope: Scope = "category", threshold: float = 0.98
 ) -> LeakReport:
     """Count overlaps of pairs, images and captions and, if the spec has a store, of near-duplicate images.
 
@@ -143,24 +139,20 @@ def leak_report(
         for name, has in near_overlaps(dataset, twins).items():
             found[name] |= has
         nearest = sorted(((a, b, c) for a, near in twins.items() for b, c in near.items()), key=lambda t: (-t[2], t))
-        shown, features = tuple(nearest[:examples]), f"f_tar of {store.path.name}"
+        shown, features = tuple(nearest[:EXAMPLES]), f"f_tar of {store.path.name}"
     names = [*OVERLAPS, *(NEAR if curve is not None else ())]
-    counts: dict[str, dict[str, int]] = {}
-    for session in test:
-        for row in (counts.setdefault(session.category, {}), counts.setdefault("all", {})):
-            row["n"] = row.get("n", 0) + 1
-            for name in names:
-                row[name] = row.get(name, 0) + (name in found[session.id])
-    counts["all"] = counts.pop("all")  # move to the end
-    if len(counts) == 2:
-        counts = {"all": counts["all"]}
-    train_images = {i for s in dataset.split("train") for pair in s.pairs for i in pair}
-    test_images = {i for s in test for pair in s.pairs for i in pair}
+    parts = {c: [s for s in test if s.category == c] for c in dict.fromkeys(s.category for s in test)}
+    parts = (parts if len(parts) > 1 else {}) | {"all": list(test)}
+    counts = {
+        part: {"n": len(mine), **{name: sum(name in found[s.id] for s in mine) for name in names}}
+        for part, mine in parts.items()
+    }
+    train_images, test_images = pair_images(dataset.split("train")), pair_images(test)
     return LeakReport(
         dataset.name,
         scope,
         counts,
-        {"test": len(test_images), "shared": len(test_images & train_images)},
+        {"test": len(test_images), "shared": len(test_images.keys() & train_images)},
         tables_touched(dataset, found, scope, curve is not None),
         threshold if curve is not None else None,
         curve,
@@ -199,7 +191,7 @@ def tables_touched(
 def _features(store: Store, dataset: Dataset) -> dict[str, np.ndarray]:
     """Return image id -> f_tar for the sessions' images that have one."""
     bound = store.catalogue()
-    wanted = [i for i in dict.fromkeys(i for s in dataset.sessions for pair in s.pairs for i in pair) if i in bound]
+    wanted = [i for i in pair_images(dataset.sessions) if i in bound]
     rows = store.find("target", stack_keys(bound[i] for i in wanted))
     kept = [i for i, row in zip(wanted, rows, strict=True) if row >= 0]
     values = store.gather("target", rows[rows >= 0]).astype(np.float32)
@@ -208,10 +200,7 @@ def _features(store: Store, dataset: Dataset) -> dict[str, np.ndarray]:
 
 def _curve(dataset: Dataset, vectors: Mapping[str, np.ndarray]) -> dict[float, int]:
     """Return cosine -> number of test images with a train image of another id at least as similar."""
-    sides = [
-        [i for i in dict.fromkeys(i for s in dataset.split(split) for pair in s.pairs for i in pair) if i in vectors]
-        for split in ("test", "train")
-    ]
+    sides = [[i for i in pair_images(dataset.split(part)) if i in vectors] for part in ("test", "train")]
     if not all(sides):
         return dict.fromkeys(CURVE, 0)
     rows, columns, cosines = near_pairs(*(np.stack([vectors[i] for i in side]) for side in sides), min(CURVE))

@@ -17,9 +17,9 @@ import numpy as np
 from manifests.ablation_spec import Point
 from manifests.errors import IncompleteError
 from manifests.table_spec import ResultsTable, load_table_spec
-from pipeline.analysis.ablation.plan import tasks_of
-from pipeline.analysis.ablation.run import Place, variants_of
-from pipeline.analysis.drawing import new_figure, save_figure
+from pipeline.analysis.ablation.plan import Place, tasks_of
+from pipeline.analysis.ablation.run import variants_of
+from pipeline.analysis.drawing import MARKERS, new_figure, save_figure
 from pipeline.core.text_table import aligned
 from pipeline.evaluation.files import load_results
 from pipeline.evaluation.metrics import metrics_of
@@ -78,12 +78,13 @@ def memorisation(place: Place) -> Memorisation:
     """Collect the study from the evaluated runs of an ablation. Raises IncompleteError if there is none."""
     points, absent = [], []
     labels = list(place.ablation.composers) or [""]
-    dataset = place.dataset()  # variants differ in the composer alone
     for composer, part in zip(labels, variants_of(place), strict=True):
         tasks = tasks_of(part.ablation, part.spec)
         grid: dict[int, Point] = {point.number: point for point, _, _ in tasks}
         try:
-            experiment = Experiment(part.spec, dataset, part.workspace, "cpu")
+            experiment = Experiment(
+                part.spec, place.dataset, part.workspace, "cpu"
+            )  # variants differ in the composer alone
             experiment.store  # noqa: B018 - raises if nothing is composed
         except IncompleteError:
             absent += [f"{composer} {point.label}" for point in grid.values()]
@@ -155,7 +156,6 @@ def draw_memorisation(study: Memorisation, folder: Path) -> list[Path]:
 
 
 COLORS = {"all": "#222222", "leaked": "#c0392b", "clean": "#1f77b4"}
-MARKERS = "osD^v<>Pph*X"
 
 
 def _curves(study: Memorisation, paths: list[Path]) -> None:

@@ -16,8 +16,8 @@ import numpy as np
 
 from manifests.ablation_spec import Point
 from manifests.errors import IncompleteError
-from pipeline.analysis.ablation.plan import tasks_of
-from pipeline.analysis.ablation.run import Place, variants_of
+from pipeline.analysis.ablation.plan import Place, tasks_of
+from pipeline.analysis.ablation.run import variants_of
 from pipeline.analysis.cells import p_text
 from pipeline.analysis.compare import Method
 from pipeline.analysis.drawing import new_figure, save_figure
@@ -148,7 +148,7 @@ def memory_pays(place: Place) -> MemoryPays:
 
 
 def _variant(place: Place) -> tuple[list[Measured], list[Difference]]:
-    dataset = place.dataset()
+    dataset = place.dataset
     experiment = Experiment(place.spec, dataset, place.workspace, "cpu")
     train = dataset.split("train")
     turns = max(len(s.turns) for s in train)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
@@ -37,18 +37,19 @@ def kind_of_table(name: str) -> str:
 
 def own_table(spec: RunSpec, dataset: Dataset, subsets: Mapping[str, AbstractSet[str]]) -> ResultsTable:
     """Return a table with a row per model of the spec, and a block per leak subset smaller than the whole."""
-    rows = [
-        RowSpec(model=name, label=model_title(name), deterministic=not model_class(name).trainable)
-        for name in spec.models
-    ]
     return ResultsTable(
         kind="results",
         title=f"{spec.title or spec.name}: final-turn retrieval",
         run=spec.name,
         seeds=spec.seeds,
         blocks=_blocks(dataset, subsets),
-        rows=tuple(rows),
+        rows=model_rows(spec.models),
     )
+
+
+def model_rows(names: Iterable[str]) -> tuple[RowSpec, ...]:
+    """Return a row per model or preset."""
+    return tuple(RowSpec(model=n, label=model_title(n), deterministic=not model_class(n).trainable) for n in names)
 
 
 def ablation_table(ablation: AblationSpec, dataset: Dataset, subsets: Mapping[str, AbstractSet[str]]) -> ResultsTable:

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from manifests.errors import FashionNTMError
 from manifests.figure_spec import FigureSpec
 from manifests.schema import Frozen
+from pipeline.analysis.drawing import SUFFIXES, new_figure, save_figure
 from pipeline.analysis.protocol import RunSummary, protocol_notes
+from pipeline.core.text_table import csv_text
 
-SUFFIXES = (".png", ".svg", ".pdf")
 # A ramp from light to dark, because C is ordered; distinguishable in gray.
 COLORS = ("#9ecae1", "#56a0d3", "#2b7bba", "#135293", "#08244f", "#000000")
-
-
-class PlotError(FashionNTMError):
-    """There is nothing to draw, or matplotlib is missing."""
 
 
 class ScatterPoint(Frozen):
@@ -106,13 +100,7 @@ def scatter(
 
 def figure_csv(figure: Scatter) -> str:
     """Return CSV with one line per point and all of its fields; list items are separated by spaces."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, tuple(ScatterPoint.model_fields), lineterminator="\n")
-    writer.writeheader()
-    for point in figure.points:
-        lists = {"seeds": " ".join(map(str, point.seeds)), "runs": " ".join(point.runs)}
-        writer.writerow(point.model_dump() | lists)
-    return text.getvalue()
+    return csv_text(tuple(ScatterPoint.model_fields), (point.model_dump() for point in figure.points))
 
 
 def figure_json(figure: Scatter) -> str:
@@ -120,22 +108,18 @@ def figure_json(figure: Scatter) -> str:
 
 
 def draw(figure: Scatter, folder: Path, name: str) -> list[Path]:
-    """Draw the complete points as PNG, SVG and PDF and return the files. Raises PlotError."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.lines import Line2D
-    except ImportError as error:
-        raise PlotError(f"drawing needs matplotlib ({error}): install fashion-ntm[plots]") from None
+    """Draw the complete points, of which there is one at least, as PNG, SVG and PDF and return the files.
+
+    Raises DrawingError.
+    """
+    drawing = new_figure(7.2, 4.6)
+    from matplotlib.lines import Line2D
+
     whole = [point for point in figure.points if point.whole]
-    if not whole:
-        raise PlotError("no point has both a recall and a time: there is nothing to draw")
     series = sorted({point.series for point in whole}, key=_order)
     sizes = sorted({point.size for point in whole}, key=_order)
     color = {value: _ramp(n, len(series)) for n, value in enumerate(series)}
     area = {value: 28 + 42 * n for n, value in enumerate(sizes)}
-    drawing = Figure(figsize=(7.2, 4.6), layout="constrained")
-    FigureCanvasAgg(drawing)
     axes = drawing.add_subplot()
     for value in series:
         line = sorted((p for p in whole if p.series == value), key=lambda p: _order(p.size))
@@ -144,15 +128,8 @@ def draw(figure: Scatter, folder: Path, name: str) -> list[Path]:
         assert p.milliseconds is not None and p.recall is not None
         spread = [[p.milliseconds - (p.low or p.milliseconds)], [(p.high or p.milliseconds) - p.milliseconds]]
         axes.errorbar(p.milliseconds, p.recall, xerr=spread, yerr=p.std, color=color[p.series], lw=0.8, alpha=0.6)
-        axes.scatter(
-            p.milliseconds,
-            p.recall,
-            s=area[p.size],
-            color=color[p.series],
-            edgecolors="white",
-            linewidths=0.7,
-            zorder=3,
-        )
+        look = {"s": area[p.size], "color": color[p.series], "edgecolors": "white", "linewidths": 0.7, "zorder": 3}
+        axes.scatter(p.milliseconds, p.recall, **look)
     axes.set_xscale("log")
     low, high = min(p.milliseconds for p in whole), max(p.milliseconds for p in whole)  # type: ignore[type-var]
     ticks = [t for e in range(-4, 6) for m in (1, 2, 5) if low / 1.6 <= (t := m * 10.0**e) <= high * 1.6]  # type: ignore
@@ -163,34 +140,22 @@ def draw(figure: Scatter, folder: Path, name: str) -> list[Path]:
     axes.set_title(figure.title, fontsize=10)
     axes.grid(True, color="0.9", lw=0.6)
     axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "right"]].set_visible(False)
+
+    def dot(color: str, area: float) -> Line2D:
+        return Line2D([], [], ls="", marker="o", color=color, markersize=area**0.5, markeredgecolor="white")
+
     blank = Line2D([], [], ls="")
-    handles = [
-        blank,
-        *(_dot(Line2D, color[v], 60) for v in series),
-        blank,
-        *(_dot(Line2D, "0.45", area[v]) for v in sizes),
-    ]
+    handles = [blank, *(dot(color[v], 60) for v in series), blank, *(dot("0.45", area[v]) for v in sizes)]
     labels = [f"{figure.series_label} =", *map(str, series), f"{figure.size_label} =", *map(str, sizes)]
     axes.legend(handles, labels, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for suffix in SUFFIXES:
-        path = folder / f"{name}{suffix}"
-        # no date in the file: equal data gives equal bytes
-        stamp = {"CreationDate": None} if suffix == ".pdf" else {"Date": None} if suffix == ".svg" else {}
-        drawing.savefig(path, dpi=160, metadata=stamp)
-        written.append(path)
-    return written
+    paths = [folder / f"{name}{suffix}" for suffix in SUFFIXES]
+    save_figure(drawing, paths)
+    return paths
 
 
 def _ramp(number: int, count: int) -> str:
     return COLORS[round(number * (len(COLORS) - 2) / max(1, count - 1))] if count <= 5 else COLORS[number % 6]
-
-
-def _dot(line: Any, color: str, area: float) -> Any:
-    return line([], [], ls="", marker="o", color=color, markersize=area**0.5, markeredgecolor="white")
 
 
 def _order(value: int | float | str) -> tuple[int, float, str]:

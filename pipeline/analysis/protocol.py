@@ -100,7 +100,9 @@ def protocol_notes(runs: Sequence[RunSummary]) -> list[str]:
     """Return the sentences on the protocol of ``runs`` that a reader must know; none without runs."""
     if not runs:
         return []
-    return [*_gallery_notes(runs), *_averaging(runs), *_extractors(runs), SPREAD, *_skipped(runs)]
+    rules = {"categories": "is the mean of the categories", "sessions": "counts all sessions together"}
+    averaging = [f"Overall {rules[name]}." for name in sorted({run.averaging for run in runs})]
+    return [*_gallery_notes(runs), *averaging, *_extractors(runs), SPREAD, *_skipped(runs)]
 
 
 def _gallery_notes(runs: Sequence[RunSummary]) -> list[str]:
@@ -118,11 +120,6 @@ def _gallery_notes(runs: Sequence[RunSummary]) -> list[str]:
         left_out = f"; {dropped:,} without a feature left out" if dropped else ""
         notes.append(f"Gallery images: {shown}{left_out}.")
     return notes
-
-
-def _averaging(runs: Sequence[RunSummary]) -> list[str]:
-    rules = {"categories": "is the mean of the categories", "sessions": "counts all sessions together"}
-    return [f"Overall {rules[name]}." for name in sorted({run.averaging for run in runs})]
 
 
 def _extractors(runs: Sequence[RunSummary]) -> list[str]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Callable, Iterator
 from itertools import groupby
-from typing import Literal
+from typing import Any, Literal
 
 from manifests.errors import ManifestError, Problem, nearest
 from pipeline.analysis.cells import Block, Cell, Column, Row, Table
-from pipeline.core.text_table import markdown
+from pipeline.core.text_table import csv_text, markdown
 
 Format = Literal["md", "latex", "csv", "json"]
 EMPTY = "–"
@@ -69,10 +67,10 @@ def to_markdown(table: Table) -> str:
         for row, paper, texts in lines_of(block, table.columns):
             body.append([f"*{PAPER}*" if paper else _md(row.label), *map(_md, texts)])
     parts = [f"**{_md(table.title)}**", "\n".join(markdown([header, *body]))]
-    parts += _listed([*table.footnotes, *table.notes], "- {}", _md)
-    parts += _listed(table.significance, "- {}", _md, "Significance:")
-    parts += _listed(table.traces, "- {}", _md, "Runs:")
-    parts += _listed([f"{label}: `{command}`" for command, label in table.commands.items()], "- {}", str, "To fill:")
+    parts += _listed([*table.footnotes, *table.notes], _md)
+    parts += _listed(table.significance, _md, "Significance:")
+    parts += _listed(table.traces, _md, "Runs:")
+    parts += _listed([f"{label}: `{command}`" for command, label in table.commands.items()], str, "To fill:")
     return "\n\n".join(parts) + "\n"
 
 
@@ -80,10 +78,10 @@ def _md(text: str) -> str:
     return re.sub(r"([|*_`<>\\])", r"\\\1", text)
 
 
-def _listed(items: list[str], form: str, escape: Callable[[str], str], heading: str = "") -> list[str]:
+def _listed(items: list[str], escape: Callable[[str], str], heading: str = "") -> list[str]:
     if not items:
         return []
-    return [heading] * bool(heading) + ["\n".join(form.format(escape(item)) for item in items)]
+    return [heading] * bool(heading) + ["\n".join(f"- {escape(item)}" for item in items)]
 
 
 _LATEX = {
@@ -157,18 +155,15 @@ def to_latex(table: Table) -> str:
 
 def to_csv(table: Table) -> str:
     """Return CSV with one line per cell and all of its fields at full precision; list items are separated by spaces."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, CSV_FIELDS, lineterminator="\n")
-    writer.writeheader()
-    for block in table.blocks:
-        for row in block.rows:
-            for cell, column in zip(row.cells, table.columns, strict=True):
-                lists = {"seeds": " ".join(map(str, cell.seeds)), "runs": " ".join(cell.runs)}
-                place = {"block": block.title, "row_group": row.group, "row": row.label, "unit": column.kind}
-                writer.writerow(
-                    {**cell.model_dump(), **place, **lists, "column_group": column.group, "column": column.label}
-                )
-    return text.getvalue()
+
+    def line(block: Block, row: Row, cell: Cell, column: Column) -> dict[str, Any]:
+        place = {"block": block.title, "row_group": row.group, "row": row.label, "column_group": column.group}
+        return {**cell.model_dump(), **place, "column": column.label, "unit": column.kind}
+
+    cells = (
+        (b, row, *pair) for b in table.blocks for row in b.rows for pair in zip(row.cells, table.columns, strict=True)
+    )
+    return csv_text(CSV_FIELDS, (line(*cell) for cell in cells))
 
 
 def to_json(table: Table) -> str:

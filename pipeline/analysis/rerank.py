@@ -18,8 +18,9 @@ from torch.nn import functional as F
 from cache import Store
 from manifests.errors import FashionNTMError, IncompleteError
 from manifests.identity import stack_keys, text_key
-from manifests.schema import Gallery, Session
-from pipeline.evaluation.evaluate import ALL, Candidates, load_candidates
+from manifests.schema import Session
+from pipeline.analysis.history import own_targets
+from pipeline.evaluation.evaluate import ALL, Candidates
 from pipeline.evaluation.metrics import metrics_of, summarize
 from pipeline.evaluation.ranking import score_ranks
 from pipeline.evaluation.rows import unit_rows
@@ -32,7 +33,7 @@ HAVE_GRID, AVOID_GRID = (0.0, 0.05, 0.1, 0.2, 0.3), (0.0, 0.05, 0.1, 0.2)
 
 
 class RerankingError(FashionNTMError, ValueError):
-    """Array shapes do not match, or an option is out of range."""
+    """The towers of the extractor share no space."""
 
 
 def constraint_scores(texts: np.ndarray, lengths: np.ndarray, candidates: np.ndarray) -> np.ndarray:
@@ -74,11 +75,6 @@ def rerank(
         float32 [S, G]: scores for ``score_ranks``. All candidates that tie with the last re-ranked one are re-ranked,
         so that the order of ties has no effect.
     """
-    if top < 1:
-        raise RerankingError(f"top = {top}: re-rank at least one candidate")
-    for name, given in (("must_have", must_have), ("must_avoid", must_avoid)):
-        if given is not None and given.shape != scores.shape:
-            raise RerankingError(f"{name} {list(given.shape)} for scores {list(scores.shape)}: give one for each")
     scores = np.asarray(scores, dtype=np.float32)
     border = -np.partition(-scores, min(top, scores.shape[1]) - 1, axis=1)[:, min(top, scores.shape[1]) - 1]
     head = scores >= border[:, None]
@@ -119,7 +115,7 @@ class RelevanceCutoff:
 
 
 def fit_cutoff(
-    queries: np.ndarray, scores: np.ndarray, target_index: np.ndarray, recall: float = 0.9, steps: int = 300
+    queries: np.ndarray, scores: np.ndarray, target_index: np.ndarray, recall: float = 0.9
 ) -> RelevanceCutoff:
     """Fit the map on sessions with known targets, and set the threshold that keeps ``recall`` of the targets.
 
@@ -128,17 +124,8 @@ def fit_cutoff(
 
     Args:
         queries: [S, D], f'_qry(N). scores: [S, G], their cosines. target_index: int [S].
-        recall: share of the targets that the threshold keeps, 0 to 1.
-
-    Raises:
-        RerankingError: mismatched shapes, no session, or ``recall`` outside (0, 1].
+        recall: share of the targets that the threshold keeps, in (0, 1].
     """
-    if not 0 < recall <= 1:
-        raise RerankingError(f"recall = {recall}: give the share of targets to keep, above 0 and at most 1")
-    if len(queries) != len(scores) or len(scores) != len(target_index) or not len(scores):
-        raise RerankingError(
-            f"{len(queries)} queries, {len(scores)} rows of scores, {len(target_index)} targets: one each, one at least"
-        )
     unit = F.normalize(torch.from_numpy(np.asarray(queries, dtype=np.float32)), dim=-1)
     cosines = torch.from_numpy(np.asarray(scores, dtype=np.float32))
     own = torch.from_numpy(np.asarray(target_index, dtype=np.int64))[:, None]
@@ -147,7 +134,7 @@ def fit_cutoff(
     weight = torch.zeros(2, unit.shape[1], requires_grad=True)
     bias = torch.tensor([10.0, -5.0], requires_grad=True)
     optimizer = torch.optim.AdamW([weight, bias], lr=0.05, weight_decay=0.01)
-    for _ in range(steps):
+    for _ in range(300):
         loss = F.binary_cross_entropy_with_logits(
             _logits(weight, bias, unit, cosines), truth, weights, reduction="sum"
         ) / len(cosines)
@@ -221,17 +208,9 @@ class Reranker:
         """Return the groups of ``part``: "validation" (gallery: that split's targets of the category) or "test"."""
         if part not in self._groups:
             features = self.experiment.test if part == "test" else self.experiment.parts[1]
-            galleries = self.experiment.candidates if part == "test" else self._own_targets(features.sessions)
+            galleries = self.experiment.candidates if part == "test" else own_targets(features)
             self._groups[part] = [self._group(features.sessions, name, galleries[name]) for name in galleries]
         return [group for group in self._groups[part] if len(group.rows)]
-
-    def _own_targets(self, sessions: Sequence[Session]) -> dict[str, Candidates]:
-        images: dict[str, dict[str, None]] = {}
-        for session in sessions:
-            images.setdefault(session.category, {}).update(dict.fromkeys(session.targets))
-        return load_candidates(
-            self.experiment.store, [Gallery(category=c, split="train", images=tuple(i)) for c, i in images.items()]
-        )
 
     def _group(self, sessions: Sequence[Session], category: str, gallery: Candidates) -> _Group:
         rows = [n for n, s in enumerate(sessions) if s.category == category and s.target in gallery.index]
@@ -259,12 +238,11 @@ class Reranker:
     def scores(self, model: MemoryModel, part: str) -> list[np.ndarray]:
         """Return the model's scores [n, G] of each group."""
         features = self.experiment.test if part == "test" else self.experiment.parts[1]
-        return [
-            score(model, features.subset(g.rows.tolist()), torch.from_numpy(g.gallery.features).to(features.device))
-            .cpu()
-            .numpy()
-            for g in self.groups(part)
-        ]
+        found = []
+        for group in self.groups(part):
+            candidates = torch.from_numpy(group.gallery.features).to(features.device)
+            found.append(score(model, features.subset(group.rows.tolist()), candidates).cpu().numpy())
+        return found
 
     def ranks(self, scores: Sequence[np.ndarray], part: str, top: int, have: float, avoid: float) -> np.ndarray:
         """Return the target rank of every session after re-ranking, int64, in group order."""

@@ -104,7 +104,7 @@ class _Filled:
         return tuple(
             Column(group=group.label, label="", kind="change")
             if group.relative_to
-            else Column(group=group.label, label=_metric_label(metric))
+            else Column(group=group.label, label="Mean" if metric == "mean" else metric)
             for group in self.groups
             for metric in group.metrics
         )
@@ -182,13 +182,8 @@ def _change(cell: Cell, base: Cell, itself: bool) -> Cell:
         note = ""
         if not itself and cell.value is not None:
             note = "its reference row has no runs" if base.value is None else "its reference row is zero"
-        return cell.model_copy(
-            update={
-                **empty,
-                "note": note,
-                "command": cell.command or base.command if not itself or cell.value is None else "",
-            }
-        )
+        command = cell.command or base.command if not itself or cell.value is None else ""
+        return cell.model_copy(update={**empty, "note": note, "command": command})
     change = 100.0 * (cell.value / base.value - 1.0)
     gap = None if cell.paper is None else change - cell.paper
     return cell.model_copy(update={**empty, "value": change, "difference": gap, "runs": (*cell.runs, *base.runs)})
@@ -228,10 +223,6 @@ def _groups(runs: Sequence[RunSummary], spec: ResultsTable) -> tuple[ColumnGroup
     groups = [ColumnGroup(category=name, label=name.capitalize(), metrics=spec.metrics) for name in names]
     last = ColumnGroup(category=OVERALL, label="Overall", metrics=tuple(dict.fromkeys((*spec.metrics, "mean"))))
     return (*groups, last) if len(groups) > 1 else (last,)
-
-
-def _metric_label(metric: str) -> str:
-    return "Mean" if metric == "mean" else metric
 
 
 def _sessions(runs: Sequence[RunSummary], subset: str) -> str:

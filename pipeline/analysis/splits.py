@@ -46,17 +46,10 @@ def _checked(dataset: Dataset, protocol: Protocol) -> CheckedSplit:
 def splits_text(splits: list[CheckedSplit]) -> str:
     """Format the splits: sessions kept, test sessions that share something with train, digest, rule."""
     head = ["protocol", "train", "test", "share a pair", "share the target", "digest", "list"]
-    rows = [
-        [
-            s.list.protocol,
-            *(f"{n:,}" for n in s.list.kept),
-            f"{s.any_pair:,}",
-            f"{s.target_image:,}",
-            s.list.digest[:12],
-            s.state,
-        ]
-        for s in splits
-    ]
+    rows = []
+    for s in splits:
+        counts = (*s.list.kept, s.any_pair, s.target_image)
+        rows.append([s.list.protocol, *(f"{n:,}" for n in counts), s.list.digest[:12], s.state])
     rules = [f"{s.list.protocol}: {RULES[s.list.protocol]}" for s in splits]
     return "\n".join([*aligned([head, *rows]), "", *rules])
 

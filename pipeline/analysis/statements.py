@@ -22,8 +22,8 @@ from pipeline.evaluation.significance import (
     difference,
     holm,
     interval,
+    seed_test,
     session_values,
-    sign_flip,
     strata_of,
 )
 
@@ -180,13 +180,6 @@ class Resampled:
         """Return the test over seeds; the run of a deterministic method is paired with every seed of the other."""
         one = {run.seed: run.value(subset, OVERALL, metric) for run in self.runs[a]}
         other = {run.seed: run.value(subset, OVERALL, metric) for run in self.runs[b]}
-        fixed_one, fixed_other = a in self.fixed, b in self.fixed
-        if fixed_one and fixed_other:
+        if (test := seed_test(one, other, (a in self.fixed, b in self.fixed))) is None:
             return {"seeds": 0, "p_seeds": None, "least_p_seeds": None}
-        seeds = sorted((set(one) if fixed_other else set(other) if fixed_one else set(one) & set(other)) - {None})
-        first = [next(iter(one.values())) if fixed_one else one[seed] for seed in seeds]
-        second = [next(iter(other.values())) if fixed_other else other[seed] for seed in seeds]
-        if not seeds or None in first or None in second:
-            return {"seeds": 0, "p_seeds": None, "least_p_seeds": None}
-        test = sign_flip(first, second)  # type: ignore[arg-type]
         return {"seeds": test.n, "p_seeds": test.p, "least_p_seeds": test.least}

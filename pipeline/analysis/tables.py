@@ -12,7 +12,7 @@ from typing import Any
 from manifests.ablation_spec import AblationSpec, load_ablation_spec
 from manifests.commandline import command_line, repeated_options
 from manifests.errors import IncompleteError
-from manifests.leaks import SUBSETS, subset_sessions
+from manifests.leaks import subset_ids
 from manifests.load import load_dataset, load_spec
 from manifests.presets import presets
 from manifests.schema import Component, Dataset, RunSpec
@@ -84,7 +84,7 @@ def _own(request: TableRequest, kind: str) -> Table:
         spec = replace(request, spec="").run_spec(request.name)
         dataset = load_dataset(spec, request.data)
         require_sessions(spec, dataset)
-        return fill_own(own_table(spec, dataset, leak_subsets(dataset)), spec, request)
+        return fill_own(own_table(spec, dataset, subset_ids(dataset)), spec, request)
     ablation = load_ablation_spec(request.name)
     return table_of_ablation(ablation, request.run_spec(ablation.run), request)
 
@@ -92,18 +92,13 @@ def _own(request: TableRequest, kind: str) -> Table:
 def table_of_ablation(ablation: AblationSpec, spec: RunSpec, request: TableRequest) -> Table:
     """Return the table of an ablation's own grid, filled with the runs of ``spec``."""
     dataset = load_dataset(spec, request.data)
-    return fill_own(ablation_table(ablation, dataset, leak_subsets(dataset)), spec, request)
+    return fill_own(ablation_table(ablation, dataset, subset_ids(dataset)), spec, request)
 
 
 def fill_own(table: ResultsTable, spec: RunSpec, request: TableRequest) -> Table:
     """Fill a table made for a spec with the runs in the request's folders."""
     table = with_ranked_rows(table, request.ranked)
     return fill(table, RunFinder(spec, request.data, Workspace(request.out), table, request.seeds), request)
-
-
-def leak_subsets(dataset: Dataset) -> dict[str, set[str]]:
-    """Return the ids of the test sessions of each leak subset."""
-    return {name: {s.id for s in subset_sessions(dataset, name)} for name in SUBSETS}
 
 
 def fill(table: ResultsTable, finder: RunFinder, request: TableRequest) -> Table:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from manifests.errors import IncompleteError
-from pipeline.analysis.drawing import check_suffixes, new_figure, save_figure
+from pipeline.analysis.drawing import MARKERS, check_suffixes, new_figure, save_figure
 from pipeline.core.text_table import aligned
 from pipeline.evaluation.turns import TurnRanks, rank_turns
 from pipeline.training.errors import MissingFeaturesError
@@ -110,13 +110,11 @@ def draw_turn_curves(found: TurnCurves, paths: Sequence[Path], k: int = 10) -> N
     check_suffixes(paths)
     figure = new_figure(9, 3.8)
     axes = figure.subplots(1, 2, sharey=True)
-    markers = "osD^v<>Pph*X"
-    for panel, (metric, title) in zip(
-        axes, ((f"R@{k}", f"R@{k} after the turn"), (f"Hits@{k}", f"Hits@{k} up to the turn")), strict=True
-    ):
+    titles = {f"R@{k}": f"R@{k} after the turn", f"Hits@{k}": f"Hits@{k} up to the turn"}
+    for panel, (metric, title) in zip(axes, titles.items(), strict=True):
         for n, m in enumerate(found.models):
             turns = range(m.first, m.first + len(m.curves[metric]))
-            panel.plot(turns, m.curves[metric], marker=markers[n % len(markers)], ms=4, lw=1.3, label=m.model)
+            panel.plot(turns, m.curves[metric], marker=MARKERS[n % len(MARKERS)], ms=4, lw=1.3, label=m.model)
         panel.set_title(title, fontsize=10)
         panel.set_xlabel("turn")
         panel.set_xticks(range(1, found.turns + 1))

@@ -12,9 +12,10 @@ import numpy as np
 
 from cache.files import replace_atomically
 from manifests.errors import FashionNTMError, ManifestError, Problem, nearest
-from manifests.load import load_dataset, load_spec
-from manifests.schema import TURN_JOIN, Dataset, RunSpec
+from manifests.load import load_dataset, load_spec, recorded_spec
+from manifests.schema import TURN_JOIN, RunSpec
 from pipeline.core.workspace import Workspace
+from pipeline.jobs.named_runs import run_named
 from pipeline.jobs.specs import check_components
 from pipeline.training.runs import RunFolder, list_runs
 from pipeline.views.retrieval.identity import changes, models_of
@@ -61,25 +62,12 @@ class Engine:
         folder = None if isinstance(spec, RunSpec) else _run_folder(str(spec), Path(out))
         if folder is not None:
             recorded, runs, out = folder.record().get("spec"), [folder.id], folder.path.resolve().parents[3]
-            job = RunSpec.model_validate(recorded)
+            job = recorded_spec(recorded)
         else:
             job = spec if isinstance(spec, RunSpec) else load_spec(str(spec), overrides)
         check_components(job)
-        return cls.of(job, load_dataset(job, Path(data)), Workspace(Path(out)), runs, device, cached_only, log)
-
-    @classmethod
-    def of(
-        cls,
-        spec: RunSpec,
-        dataset: Dataset,
-        workspace: Workspace,
-        runs: Sequence[str] = (),
-        device: str = "auto",
-        cached_only: bool = False,
-        log: Callable[[str], None] = lambda _: None,
-    ) -> Engine:
-        """Open a loaded spec, as the commands do."""
-        return cls(open_engine(spec, dataset, workspace, runs, device, cached_only, log=log))
+        dataset, workspace = load_dataset(job, Path(data)), Workspace(Path(out))
+        return cls(open_engine(job, dataset, workspace, runs, device, cached_only, log=log))
 
     @property
     def models(self) -> list[str]:
@@ -150,21 +138,21 @@ class Engine:
             saved = json.loads(Path(path).read_text(encoding="utf-8"))
             if saved["format"] != FORMAT:
                 raise ValueError(f"format {saved['format']!r}")
-            if found := changes(saved["made_with"], self._identity([m["label"] for m in saved["made_with"]["models"]])):
+            labels = [m["label"] for m in saved["made_with"]["models"]]
+            if found := changes(saved["made_with"], self._identity(labels)):
                 raise FashionNTMError(f"{path}: the dialogue is of other features or runs ({found}): start a new one")
             row = saved["upload"]
-            upload = (
-                None if row is None else (np.asarray(row, dtype=np.float32) if isinstance(row, list) else row, None)
-            )
-            start = None if upload is not None else self._number(saved["start"])
-            talk = self.talks.start(saved["gallery"], start, [m["label"] for m in saved["made_with"]["models"]], upload)
+            if isinstance(row, list):
+                row = np.asarray(row, dtype=np.float32)
+            start, upload = (self._number(saved["start"]), None) if row is None else (None, (row, None))
+            talk = self.talks.start(saved["gallery"], start, labels, upload)
             for reference, text in saved["steps"]:
                 talk.chosen = str(reference)
                 self.talks.say(talk, text)
             talk.chosen = str(saved["chosen"])
+        except FashionNTMError:
+            raise
         except (OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, FashionNTMError):
-                raise
             raise FashionNTMError(f"{path}: not a saved dialogue ({error}): start a new one") from error
         return Dialogue(self, talk)
 
@@ -265,12 +253,6 @@ class Dialogue:
 
 def _run_folder(given: str, out: Path) -> RunFolder | None:
     """Return the run that ``given`` names by folder or id, or None if it is no run."""
-    if (Path(given) / "run.json").is_file():
-        return RunFolder(Path(given))
-    if len(given) < DIGITS or set(given) - set("0123456789abcdef"):
-        return None
-    found = [folder for folder in list_runs(out / "runs") if folder.id.startswith(given)]
-    if len(found) > 1:
-        what = f"{len(found)} runs begin so"
-        raise ManifestError([Problem("run", given, what, "there are: " + ", ".join(f.id for f in found))])
-    return found[0] if found else None
+    digits = len(given) >= DIGITS and not set(given) - set("0123456789abcdef")
+    known = digits and any(folder.id.startswith(given) for folder in list_runs(out / "runs"))
+    return run_named(given, out / "runs") if known or (Path(given) / "run.json").is_file() else None

@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from manifests.schema import Dataset, RunSpec
 from pipeline.api.engine import Engine
-from pipeline.core.workspace import Workspace
 from pipeline.views.search.found import Found
 
 
 def search(
-    spec: RunSpec,
-    dataset: Dataset,
-    workspace: Workspace,
-    image: str | None,
-    texts: Sequence[str],
-    k: int,
-    gallery: str | None = None,
-    runs: Sequence[str] = (),
-    device: str = "auto",
-    cached_only: bool = False,
-    log: Callable[[str], None] = lambda _: None,
+    engine: Engine, title: str, image: str | None, texts: Sequence[str], k: int, gallery: str | None = None
 ) -> tuple[Found, bytes | None]:
     """Return the results, and the JPEG of a start image outside the catalog. ``image``: a catalog id, or a file.
 
     With ``image`` and ``texts`` the first run answers, turn by turn; each alone is searched without a memory model.
     """
-    engine = Engine.of(spec, dataset, workspace, runs, device, cached_only, log)
     name, start = engine.gallery(gallery), None
     if image is not None:
         dialogue = engine.start(image, name)
@@ -38,5 +25,4 @@ def search(
         hits, model = dialogue.results(k), engine.models[0]
     else:
         hits, model = engine.search(image, texts, k, name), ""
-    title = spec.title or spec.name
     return Found(title, image or "", tuple(texts), model, name, hits, engine.talks.pictures), start

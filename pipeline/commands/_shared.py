@@ -23,14 +23,9 @@ if TYPE_CHECKING:
     from pipeline.jobs.experiment import Experiment
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-def option_out(f: F) -> F:
-    return folder_option("out", "Folder for stores and runs.")(f)
-
-
-def option_data(f: F) -> F:
-    return folder_option("data", "Folder of the datasets (mt_fashioniq/, shoes/, blip2_captions/, ...).")(f)
+PATH = click.Path(path_type=Path)
+FILE, EXISTING_FILE = (click.Path(path_type=Path, dir_okay=False, exists=exists) for exists in (False, True))
+FOLDER, EXISTING_FOLDER = (click.Path(path_type=Path, file_okay=False, exists=exists) for exists in (False, True))
 
 
 def folder_option(name: str, about: str, inside: str = "") -> Callable[[F], F]:
@@ -52,40 +47,26 @@ def folder_option(name: str, about: str, inside: str = "") -> Callable[[F], F]:
     )
 
 
-def option_json(f: F) -> F:
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")(f)
-
-
-def option_set(f: F) -> F:
-    return click.option(
-        "--set",
-        "overrides",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Override a key of the spec, e.g. extractor.model=DIR or training.epochs=20. Repeatable.",
-    )(f)
-
-
-def option_device(f: F) -> F:
-    return click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")(f)
-
-
-def option_host(f: F) -> F:
-    text = "Address to listen on. Any other than this machine's own gets a token."
-    return click.option("--host", default="127.0.0.1", show_default=True, help=text)(f)
-
-
-BACKENDS = ["auto", "reference", "fast", "numba", "graph", "triton"]
-
-
-def option_backend(f: F) -> F:
-    return click.option(
-        "--backend",
-        type=click.Choice(BACKENDS),
-        default="auto",
-        show_default=True,
-        help="How the CM-NTM's steps are computed; auto takes the first that can of triton, graph, numba, fast, reference.",
-    )(f)
+option_out = folder_option("out", "Folder for stores and runs.")
+option_data = folder_option("data", "Folder of the datasets (mt_fashioniq/, shoes/, blip2_captions/, ...).")
+option_json = click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")
+option_set = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key of the spec, e.g. extractor.model=DIR or training.epochs=20. Repeatable.",
+)
+option_device = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps.")
+option_host = click.option(
+    "--host", default="127.0.0.1", help="Address to listen on. Any other than this machine's own gets a token."
+)
+option_backend = click.option(
+    "--backend",
+    type=click.Choice(["auto", "reference", "fast", "numba", "graph", "triton"]),
+    default="auto",
+    help="How the CM-NTM's steps are computed; auto takes the first that can of triton, graph, numba, fast, reference.",
+)
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 class BatchSize(click.ParamType):
@@ -37,10 +34,9 @@ class Count(click.ParamType):
         self.fail(f"{value!r} is no number of items such as 10000000 or 1e7", param, ctx)
 
 
-def option_precision(f: F) -> F:
-    return click.option(
-        "--precision",
-        type=click.Choice(["fp32", "bf16", "fp16", "auto"]),
-        help="Number format of the model's computation, part of the store's fingerprint; auto is bf16 where the device has "
-        "units for it. Default: the spec's extractor.dtype.",
-    )(f)
+option_precision = click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16", "auto"]),
+    help="Number format of the model's computation, part of the store's fingerprint; auto is bf16 where the "
+    "device has units for it. Default: the spec's extractor.dtype.",
+)

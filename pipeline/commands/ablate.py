@@ -22,12 +22,24 @@ SECTION = "stage 2"
 
 @click.command("ablate", epilog="Example: fashion-ntm ablate table5 --dry-run --data DIR")
 @click.argument("spec", metavar="SPEC")
-@click.option("--spec", "run", default="", help="Run spec whose features are used. Default: the one that SPEC names.")
+@click.option(
+    "--spec",
+    "run",
+    default="",
+    show_default=False,
+    help="Run spec whose features are used. Default: the one that SPEC names.",
+)
 @click.option("--only", callback=parse_numbers, help="Points of the grid by number: 3 or 1,4 or 2..5. Default: all.")
 @click.option("--seeds", callback=parse_numbers, help="0..4 or 0,2,5. Default: those of SPEC.")
 @click.option("--variant", "variants", multiple=True, metavar="LABEL", help="Dataset or composer of SPEC. Repeatable.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done and how long it takes; write nothing.")
-@click.option("--scheduler", default="", metavar="ADDRESS", help="Dask scheduler that trains, e.g. tcp://host:8786.")
+@click.option(
+    "--scheduler",
+    default="",
+    show_default=False,
+    metavar="ADDRESS",
+    help="Dask scheduler that trains, e.g. tcp://host:8786.",
+)
 @click.option("--local-cluster", "workers", type=click.IntRange(1), metavar="N", help="Train in N local processes.")
 @option_set
 @option_data
@@ -65,7 +77,7 @@ def command(
     plans, tables = [], []
     for part in variants_of(place, variants):
         if dry_run:
-            plans.append(plan_ablation(part.ablation, part.spec, part.dataset(), part.workspace, device, *chosen))
+            plans.append(plan_ablation(part, *chosen))
         else:
             plans.append(ablate(part, *chosen, scheduler, workers or 0, log))
             request = TableRequest(spec, data, out, run, overrides, variant=part.variant)

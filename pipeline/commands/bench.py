@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import emit, option_json, progress_line
+from pipeline.commands._shared import PATH, emit, option_json, progress_line
 
 SECTION = "bench"
 
@@ -29,7 +29,7 @@ class Bench(click.Command):
 
 @click.command("bench", cls=Bench, epilog="Example: fashion-ntm bench train --file bench.json")
 @click.argument("name", metavar="NAME")
-@click.option("--file", type=click.Path(path_type=Path), help="Also write every figure printed to this JSON file.")
+@click.option("--file", type=PATH, help="Also write every figure printed to this JSON file.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a size of the benchmark.")
 @option_json
 def command(name: str, file: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import Job, emit, job_command, load, log, option_device, option_json
+from pipeline.commands._shared import FOLDER, Job, emit, job_command, load, log, option_device, option_json
 
 SECTION = "stage 1"
 METRIC_NAMES = ("R@10", "R@50", "mean")
@@ -38,15 +38,10 @@ def _values(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> di
     "--tolerance",
     type=click.FloatRange(0),
     default=1.0,
-    show_default=True,
     metavar="POINTS",
     help="Warn about a larger difference from the published value.",
 )
-@click.option(
-    "--to",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Output folder for the ranked lists, for `score` and `evaluate --ranked`.",
-)
+@click.option("--to", type=FOLDER, help="Output folder for the ranked lists, for `score` and `evaluate --ranked`.")
 @option_device
 @option_json
 def command(job: Job, published: dict[str, float], tolerance: float, to: Path | None, as_json: bool) -> None:

@@ -14,8 +14,13 @@ SECTION = "results"
 @click.command("compare", epilog="Example: fashion-ntm compare ewma cm_ntm --data DIR")
 @click.argument("run_a", metavar="RUN_A")
 @click.argument("run_b", metavar="RUN_B")
-@click.option("--top", type=click.IntRange(0), default=10, show_default=True, help="Sessions shown at each end.")
-@click.option("--view", default="", help="A view of an ablation, such as turns4-last2. Default: all sessions, whole.")
+@click.option("--top", type=click.IntRange(0), default=10, help="Sessions shown at each end.")
+@click.option(
+    "--view",
+    default="",
+    show_default=False,
+    help="A view of an ablation, such as turns4-last2. Default: all sessions, whole.",
+)
 @option_data
 @option_out
 @option_json

@@ -16,8 +16,8 @@ SECTION = "look"
 @click.option(
     "--rebuild-model",
     is_flag=True,
-    help="Train the demo's single-turn model and composer from nothing "
-    "into OUT/model, and compare its score with the shipped one (minutes).",
+    help="Train the demo's single-turn model and composer from nothing into OUT/model, and compare its score with the "
+    "shipped one (minutes).",
 )
 @option_device
 def command(out: Path, rebuild_model: bool, device: str) -> None:

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import Job, emit, log, option_device, option_json, option_models, sessions_command
+from pipeline.commands._shared import (
+    EXISTING_FILE,
+    Job,
+    emit,
+    log,
+    option_device,
+    option_json,
+    option_models,
+    sessions_command,
+)
 
 SECTION = "stage 2"
 
@@ -17,7 +26,7 @@ SECTION = "stage 2"
 @option_device
 @click.option(
     "--ranked",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=EXISTING_FILE,
     metavar="FILE",
     help="Score ranked lists of another system instead: TREC run, JSON lines, CIRR or CIRCO server file.",
 )

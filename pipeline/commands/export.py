@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import emit, log, option_data, option_json, option_out
+from pipeline.commands._shared import PATH, emit, log, option_data, option_json, option_out
 
 SECTION = "results"
 
@@ -15,16 +15,15 @@ SECTION = "results"
     "export", epilog="Example: fashion-ntm export 3f2a --format onnx --to model --data out/demo --out out/demo"
 )
 @click.argument("run", metavar="RUN")
-@click.option("--to", "folder", type=click.Path(path_type=Path), required=True, help="Folder to write; new or empty.")
+@click.option("--to", "folder", type=PATH, required=True, help="Folder to write; new or empty.")
 @click.option(
     "--format",
     "form",
     type=click.Choice(["torch", "onnx"]),
     default="torch",
-    show_default=True,
     help="torch: torch.export files (.pt2); onnx needs the extra fashion-ntm[onnx].",
 )
-@click.option("--turns", type=click.IntRange(1, 64), default=8, show_default=True, help="Longest session of the graph.")
+@click.option("--turns", type=click.IntRange(1, 64), default=8, help="Longest session of the graph.")
 @option_data
 @option_out
 @option_json

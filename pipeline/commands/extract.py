@@ -19,7 +19,6 @@ SECTION = "stage 1"
     "--batch-size",
     type=BatchSize(),
     default="auto",
-    show_default=True,
     help="Items per forward pass; auto measures; a resumed job keeps its size.",
 )
 @option_precision
@@ -27,13 +26,12 @@ SECTION = "stage 1"
     "--form",
     type=click.Choice(["plain", "channels-last", "compiled"]),
     default="plain",
-    show_default=True,
     help="How the image tower runs; the features agree up to rounding. Compiling takes about a minute.",
 )
 @click.option(
     "--workers", type=click.IntRange(0), help="Decoding processes. Default: the CPUs that the model leaves free."
 )
-@click.option("--shard-rows", type=click.IntRange(1), default=4096, show_default=True, help="Rows per commit.")
+@click.option("--shard-rows", type=click.IntRange(1), default=4096, help="Rows per commit.")
 @click.option(
     "--scheduler", metavar="ADDRESS", help="Compute on the Dask cluster at tcp://host:port (docs/cluster.md)."
 )

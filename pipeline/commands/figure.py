@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import emit, log, option_data, option_json, option_out, option_set, show
+from pipeline.commands._shared import PATH, emit, log, option_data, option_json, option_out, option_set, show
 
 SECTION = "results"
 DIAGNOSTICS, LEAKAGE, PAYS = "diagnostics", "leakage", "memory-pays"
@@ -17,24 +17,28 @@ DIAGNOSTICS, LEAKAGE, PAYS = "diagnostics", "leakage", "memory-pays"
     epilog="Example: fashion-ntm figure 8 --data DIR, or fashion-ntm figure diagnostics --run 1f3a --file rows.png",
 )
 @click.argument("name", metavar="N|diagnostics|leakage|memory-pays")
-@click.option("--spec", default="", help="Of N: run spec whose runs are shown. Default: the one that the figure names.")
+@click.option(
+    "--spec",
+    default="",
+    show_default=False,
+    help="Of N: run spec whose runs are shown. Default: the one that the figure names.",
+)
 @click.option(
     "--format",
     "form",
     type=click.Choice(["files", "csv", "json"]),
     default="files",
-    show_default=True,
     help="Of N: draw PNG, SVG and PDF files, or print the data.",
 )
-@click.option("--to", type=click.Path(path_type=Path), help="Of N: folder for the files. Default: OUT/figures.")
+@click.option("--to", type=PATH, help="Of N: folder for the files. Default: OUT/figures.")
 @click.option("--run", "runs", multiple=True, metavar="RUN", help="Of diagnostics: id or folder of a run. Repeatable.")
 @click.option(
     "--file",
     "files",
-    type=click.Path(path_type=Path),
+    type=PATH,
     multiple=True,
-    help="Of diagnostics: file to draw into (.png, .svg or .pdf); repeatable. Default: diagnostics.png and .svg in the "
-    "folder of the first run.",
+    help="Of diagnostics: file to draw into (.png, .svg or .pdf); repeatable. Default: diagnostics.png and .svg in "
+    "the folder of the first run.",
 )
 @option_set
 @option_data

@@ -11,12 +11,11 @@ SECTION = "stage 2"
 
 @click.command("history", epilog="Example: fashion-ntm history demo")
 @sessions_command
-@click.option("--draws", type=click.IntRange(1), default=5, show_default=True, help="Draws of each random history.")
+@click.option("--draws", type=click.IntRange(1), default=5, help="Draws of each random history.")
 @click.option(
     "--part",
     type=click.Choice(["test", "train"]),
     default="test",
-    show_default=True,
     help="Sessions to rank; train: those that models are fitted on, among their own targets.",
 )
 @option_device

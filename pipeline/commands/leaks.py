@@ -15,14 +15,12 @@ SECTION = "data"
     "--scope",
     type=click.Choice(["category", "dataset"]),
     default="category",
-    show_default=True,
     help="Look for overlaps with the train sessions of the own category, or of the whole dataset.",
 )
 @click.option(
     "--threshold",
     type=click.FloatRange(0, 1, min_open=True),
     default=0.98,
-    show_default=True,
     help="Cosine from which two images count as near-duplicates.",
 )
 @option_json

@@ -31,7 +31,11 @@ KINDS = [
     "--where", multiple=True, metavar="KEY=VALUE", help="Only runs with this value, e.g. model=cm_ntm. Repeatable."
 )
 @click.option(
-    "--sort", default="", metavar="KEY", help="Sort runs by test, validation, date, seed, ...; -KEY: descending."
+    "--sort",
+    default="",
+    show_default=False,
+    metavar="KEY",
+    help="Sort runs by test, validation, date, seed, ...; -KEY: descending.",
 )
 @option_data
 @option_out

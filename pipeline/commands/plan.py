@@ -17,7 +17,7 @@ SECTION = "stage 1"
 @option_device
 @option_precision
 @click.option("--probe", is_flag=True, help="Run a few batches to measure the rate and the time left.")
-@click.option("--batch-size", type=BatchSize(), default="auto", show_default=True, help="Of --probe.")
+@click.option("--batch-size", type=BatchSize(), default="auto", help="Of --probe.")
 @click.option("--workers", type=click.IntRange(0), help="Of --probe: decoding processes.")
 @click.option(
     "--items", type=Count(), metavar="N", help="Also estimate devices, hours and GB for a catalog of N images."
@@ -28,9 +28,7 @@ SECTION = "stage 1"
     metavar="R",
     help="Images per second of one device, for --items. Default: measured by --probe.",
 )
-@click.option(
-    "--shard-rows", type=click.IntRange(1), default=4096, show_default=True, help="Rows per commit, for --items."
-)
+@click.option("--shard-rows", type=click.IntRange(1), default=4096, help="Rows per commit, for --items.")
 @option_json
 def command(job: Job, as_json: bool, items: int | None, rate: float | None, shard_rows: int, **how: Any) -> None:
     """Show the work of `extract` with reasons: rows to do, done, stale and failed by table, GB to write. Writes nothing."""

@@ -17,14 +17,13 @@ SECTION = "stage 2"
 @click.command("rerank", epilog="Example: fashion-ntm rerank mt_fashioniq-caption --model ewma --top 50")
 @stage2_command
 @option_json
-@click.option("--top", type=click.IntRange(1), default=50, show_default=True, help="Candidates to re-rank.")
+@click.option("--top", type=click.IntRange(1), default=50, help="Candidates to re-rank.")
 @click.option("--have", type=float, help="Weight of what the feedback asks for. Default: chosen on validation.")
 @click.option("--avoid", type=float, help="Weight against the reference images. Default: chosen on validation.")
 @click.option(
     "--keep",
     type=click.FloatRange(0, 1, min_open=True),
     default=0.9,
-    show_default=True,
     help="Share of the validation targets that the relevance cut-off keeps.",
 )
 def command(

@@ -6,19 +6,14 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import emit, option_json
+from pipeline.commands._shared import EXISTING_FILE, emit, option_json
 
 SECTION = "results"
 
 
 @click.command("score", epilog="Example: fashion-ntm score circo.json --annotations circo/val.json")
-@click.argument("ranked", metavar="RANKED", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option(
-    "--annotations",
-    required=True,
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="cap.rc2.val.json of CIRR or val.json of CIRCO.",
-)
+@click.argument("ranked", metavar="RANKED", type=EXISTING_FILE)
+@click.option("--annotations", required=True, type=EXISTING_FILE, help="cap.rc2.val.json of CIRR or val.json of CIRCO.")
 @option_json
 def command(ranked: Path, annotations: Path, as_json: bool) -> None:
     """Score ranked lists on CIRR (R@K, R_subset@K) or CIRCO (mAP@K) from the benchmark's annotation file.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import Job, emit, job_command, log, option_device, option_json, show
+from pipeline.commands._shared import FILE, Job, emit, job_command, log, option_device, option_json, show
 
 SECTION = "look"
 
@@ -15,17 +15,12 @@ SECTION = "look"
 @job_command
 @click.option("--image", metavar="FILE|ID", help="Image to start from: a file, or an id of the catalogue.")
 @click.option("--text", "texts", multiple=True, help="What should be different; repeat it for further turns.")
-@click.option("-k", "--top", type=click.IntRange(1, 1000), default=10, show_default=True, help="Number of results.")
+@click.option("-k", "--top", type=click.IntRange(1, 1000), default=10, help="Number of results.")
 @click.option("--gallery", help="Gallery, such as a category. Default: the first.")
 @click.option("--run", metavar="ID", help="Run id, its first digits or its folder. Default: as `serve`.")
 @click.option("--cached-only", is_flag=True, help="Load no extractor: only images and texts that are cached.")
 @click.option("--html", is_flag=True, help="Write a page with thumbnails.")
-@click.option(
-    "--file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="File of --html. Default: search.html.",
-    default=None,
-)
+@click.option("--file", type=FILE, help="File of --html. Default: search.html.", default=None)
 @option_json
 @option_device
 def command(
@@ -49,10 +44,12 @@ def command(
     if file is not None and not html:
         raise click.UsageError("--file names the page of --html: add --html")
     from cache.files import replace_atomically
+    from pipeline.api.engine import Engine
     from pipeline.api.search import search
+    from pipeline.views.serve.run import open_engine
 
-    runs = [run] if run else []
-    found, start = search(*job.parts, image, texts, top, gallery, runs, job.device, cached_only, log)
+    engine = Engine(open_engine(*job.parts, [run] if run else [], job.device, cached_only, log=log))
+    found, start = search(engine, job.spec.title or job.spec.name, image, texts, top, gallery)
     if html:
         path = file or Path("search.html")
         path.parent.mkdir(parents=True, exist_ok=True)

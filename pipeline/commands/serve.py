@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import Job, job_command, log, option_device, option_host
+from pipeline.commands._shared import FOLDER, Job, job_command, log, option_device, option_host
 
 SECTION = "look"
 
@@ -21,14 +21,10 @@ SECTION = "look"
     help="Run id, or its first digits; repeatable. Default: all finished runs of the spec.",
 )
 @option_host
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: a free one.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, help="0: a free one.")
 @click.option("--cached-only", is_flag=True, help="Load no extractor: only texts that are cached can be said.")
-@click.option(
-    "--save",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder that keeps saved dialogues, as a dataset that `evaluate` reads.",
-)
-@click.option("--max-upload-mb", type=click.FloatRange(0.1, 100), default=8.0, show_default=True)
+@click.option("--save", type=FOLDER, help="Folder that keeps saved dialogues, as a dataset that `evaluate` reads.")
+@click.option("--max-upload-mb", type=click.FloatRange(0.1, 100), default=8.0)
 @option_device
 def command(
     job: Job,

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import Job, emit, load, log, option_json, sessions_command
+from pipeline.commands._shared import PATH, Job, emit, load, log, option_json, sessions_command
 
 SECTION = "data"
 
 
 @click.command("splits", epilog="Example: fashion-ntm splits mt_fashioniq-caption --data DIR --to lists")
 @sessions_command
-@click.option("--to", type=click.Path(path_type=Path), help="Folder for one list of session ids per split.")
+@click.option("--to", type=PATH, help="Folder for one list of session ids per split.")
 @option_json
 def command(job: Job, to: Path | None, as_json: bool) -> None:
     """Check the clean splits of SPEC's dataset (dataset.protocol), and write their lists of session ids with --to."""

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from manifests.commandline import command_line
-from pipeline.commands._shared import Job, emit, log, option_device, option_host, option_json, sessions_command
+from pipeline.commands._shared import FILE, Job, emit, log, option_device, option_host, option_json, sessions_command
 
 SECTION = "look"
 
@@ -41,29 +41,21 @@ def command() -> None:
     "--model",
     "models",
     multiple=True,
-    help="Memory model to compare, 2 to 4 of them; repeatable. Default: the "
-    "paper's three, cm_ntm, lstm and ewma, where they are trained.",
+    help="Memory model to compare, 2 to 4 of them; repeatable. Default: the paper's three, cm_ntm, lstm and ewma, "
+    "where they are trained.",
 )
 @click.option(
     "--sessions",
     type=click.IntRange(1),
     default=45,
-    show_default=True,
     help="Questions: test sessions drawn at random among those where the models differ.",
 )
-@click.option(
-    "--top", "k", type=click.IntRange(1, 10), default=1, show_default=True, help="Results shown of each model."
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the draw and of every order.")
+@click.option("--top", "k", type=click.IntRange(1, 10), default=1, help="Results shown of each model.")
+@click.option("--seed", type=int, default=0, help="Of the draw and of every order.")
 @click.option("--code", "codes", multiple=True, help="Let in these names alone; repeatable.")
-@click.option(
-    "--file",
-    "db",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="SQLite file. Keeps the answers. Default: OUT/studies/SPEC.sqlite.",
-)
+@click.option("--file", "db", type=FILE, help="SQLite file. Keeps the answers. Default: OUT/studies/SPEC.sqlite.")
 @option_host
-@click.option("--port", type=click.IntRange(0, 65535), default=8001, show_default=True, help="0: a free one.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8001, help="0: a free one.")
 @option_device
 def ask(
     job: Job,
@@ -93,10 +85,8 @@ def ask(
 @command.command(
     "results", epilog="Example: fashion-ntm study results out/demo/studies/demo.sqlite --chart figure7.png"
 )
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.option(
-    "--chart", type=click.Path(path_type=Path, dir_okay=False), help="Also draw Figure 7 (.png, .pdf or .svg)."
-)
+@click.argument("file", type=FILE)
+@click.option("--chart", type=FILE, help="Also draw Figure 7 (.png, .pdf or .svg).")
 @option_json
 def results(file: Path, chart: Path | None, as_json: bool) -> None:
     """Print preference rates with confidence intervals, and sign tests, of the answers so far in FILE."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import log, option_data, option_json, option_out, option_set, parse_numbers, show
+from pipeline.commands._shared import PATH, log, option_data, option_json, option_out, option_set, parse_numbers, show
 
 SECTION = "results"
 
@@ -14,7 +14,7 @@ SECTION = "results"
 @click.command("table", epilog="Example: fashion-ntm table 1 --data DIR --format latex")
 @click.argument("name", metavar="SPEC")
 @click.option("--spec", help="Run spec that fills the table. Default: the one that the table names.")
-@click.option("--format", "form", type=click.Choice(["md", "latex", "csv", "json"]), default="md", show_default=True)
+@click.option("--format", "form", type=click.Choice(["md", "latex", "csv", "json"]), default="md")
 @click.option(
     "--seeds", callback=parse_numbers, help="0..4 or 0,2,5. Default: all that are trained on the current data."
 )
@@ -28,7 +28,7 @@ SECTION = "results"
     metavar="RUN",
     help="Of leaderboard: add a row for a run by id or folder; repeatable.",
 )
-@click.option("--to", type=click.Path(path_type=Path), help="Of leaderboard: folder for leaderboard.md and .json.")
+@click.option("--to", type=PATH, help="Of leaderboard: folder for leaderboard.md and .json.")
 @option_set
 @option_data
 @option_out

@@ -17,26 +17,24 @@ SECTION = "stage 2"
     "--search",
     multiple=True,
     metavar="KEY=VALUES",
-    help="hidden=50,100 or dropout=0..0.5 or training.learning_rate=1e-4..1e-2:log. Repeatable. "
-    "Default: the options of the model that usually matter.",
+    help="hidden=50,100 or dropout=0..0.5 or training.learning_rate=1e-4..1e-2:log. Repeatable. Default: the options "
+    "of the model that usually matter.",
 )
 @click.option(
     "--sampler",
     type=click.Choice(["random", "tpe"]),
     default="random",
-    show_default=True,
     help="tpe learns from the trials so far; it needs the extra [tune].",
 )
 @click.option(
     "--folds",
     type=click.IntRange(1),
     default=3,
-    show_default=True,
     help="Pair-clean folds of the train sessions; 1: the spec's validation part.",
 )
-@click.option("--trials", type=click.IntRange(1), default=20, show_default=True, help="Trials in all.")
+@click.option("--trials", type=click.IntRange(1), default=20, help="Trials in all.")
 @click.option("--minutes", type=click.FloatRange(0), help="Begin no trial after this time.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the search and its trainings.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Of the search and its trainings.")
 @option_device
 @option_json
 def command(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.commands._shared import emit, log, option_json, stage2_command
+from pipeline.commands._shared import PATH, emit, log, option_json, stage2_command
 
 if TYPE_CHECKING:
     from pipeline.jobs.experiment import Experiment
@@ -17,8 +17,8 @@ SECTION = "results"
 
 @click.command("turns", epilog="Example: fashion-ntm turns chatir --data DIR --file turns.png")
 @stage2_command
-@click.option("-k", type=click.IntRange(1), default=10, show_default=True, help="Cutoff K of recall and hits.")
-@click.option("--file", "files", type=click.Path(path_type=Path), multiple=True, help="Figure (.png, .svg, .pdf).")
+@click.option("-k", type=click.IntRange(1), default=10, help="Cutoff K of recall and hits.")
+@click.option("--file", "files", type=PATH, multiple=True, help="Figure (.png, .svg, .pdf).")
 @option_json
 def command(
     experiment: Experiment,

@@ -7,12 +7,15 @@ import os
 import platform
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 PACKAGES = ("torch", "transformers", "safetensors", "h5py", "numpy", "dask", "click", "pydantic", "pillow", "rich")
 DATASET_FOLDERS = ("mt_fashioniq", "shoes", "blip2_captions")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 DEMO_STAMP = "demo.json"  # of a folder of demo images
 EXTRAS = {  # extra -> (packages, what it brings)
     "cpu": (("numba",), "compiled steps of the CM-NTM on the CPU"),
@@ -151,10 +154,19 @@ def _datasets(data: Path) -> Finding:
             present.append(f"{folder.name} (JSONL)")
         elif (folder / DEMO_STAMP).is_file():
             present.append(f"{folder.name} (rendered garments of the demo)")
+        elif folder.name not in present and _has_images(folder):
+            present.append(f"{folder.name} (images: a catalogue for `index`)")
     if present:
         return Finding("data", "ok", f"{data} holds {', '.join(present)}")
     fix = "`fashion-ntm demo` works without; `fashion-ntm download --help` fetches annotations"
     return Finding("data", "note", f"{data} holds no dataset", fix)
+
+
+def _has_images(folder: Path) -> bool:
+    """Return whether an image is among the first entries of a folder."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        return any(Path(entry.name).suffix.lower() in IMAGE_SUFFIXES for entry in islice(entries, 200))
+    return False
 
 
 def _existing(folder: Path) -> Path:

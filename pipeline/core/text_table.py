@@ -1,8 +1,11 @@
-"""Tables of plain text and Markdown with aligned columns."""
+"""Tables of plain text and Markdown with aligned columns, and CSV."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 
 def padded(rows: Sequence[Sequence[str]], left: int = 1, least: int = 0) -> list[list[str]]:
@@ -28,3 +31,13 @@ def markdown(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
     rule = ["-" * (len(cell) + 2) if n < left else "-" * (len(cell) + 1) + ":" for n, cell in enumerate(cells[0])]
     lines = ["| " + " | ".join(row) + " |" for row in cells]
     return [lines[0], "|" + "|".join(rule) + "|", *lines[1:]]
+
+
+def csv_text(fields: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return CSV with a header line; the items of a list or tuple are separated by spaces."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fields, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: " ".join(map(str, v)) if isinstance(v, list | tuple) else v for k, v in row.items()})
+    return text.getvalue()

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from manifests.errors import Problems, nearest
@@ -81,22 +82,17 @@ def score_benchmark(ranked: Path, annotations: Path) -> BenchmarkScore:
     if any(query.members for query in queries.values()):
         return BenchmarkScore("CIRR", len(queries), _cirr(queries, orders), {}, short)
     ranks = {n: _ranks(orders[n], q.truths) for n, q in queries.items()}
-    precision = {n: {k: average_precision(ranks[n], k) for k in PRECISION_CUTOFFS} for n, q in queries.items()}
-    metrics = {f"mAP@{k}": _mean([p[k] for p in precision.values()]) for k in PRECISION_CUTOFFS}
-    metrics |= {f"R@{k}": _mean([_hit(orders[n], q.target, k) for n, q in queries.items()]) for k in PRECISION_CUTOFFS}
-    named = dict.fromkeys(a for q in queries.values() for a in q.aspects)
-    aspects = {
-        a: _mean([precision[n][ASPECT_CUTOFF] for n, q in queries.items() if a in q.aspects]) for a in sorted(named)
-    }
+    precision = {n: {k: average_precision(ranks[n], k) for k in PRECISION_CUTOFFS} for n in queries}
+    metrics = {f"mAP@{k}": fmean(p[k] for p in precision.values()) for k in PRECISION_CUTOFFS}
+    metrics |= _recalls("R", queries, orders, PRECISION_CUTOFFS)
+    named = sorted({a for q in queries.values() for a in q.aspects})
+    aspects = {a: fmean(precision[n][ASPECT_CUTOFF] for n, q in queries.items() if a in q.aspects) for a in named}
     return BenchmarkScore("CIRCO", len(queries), metrics, aspects, short)
 
 
 def _cirr(queries: Mapping[str, Query], orders: Mapping[str, Sequence[str]]) -> dict[str, float]:
     inside = {n: [i for i in orders[n] if i in q.members] for n, q in queries.items()}
-    metrics = {f"R@{k}": _mean([_hit(orders[n], q.target, k) for n, q in queries.items()]) for k in CIRR_CUTOFFS}
-    metrics |= {
-        f"R_subset@{k}": _mean([_hit(inside[n], q.target, k) for n, q in queries.items()]) for k in SUBSET_CUTOFFS
-    }
+    metrics = _recalls("R", queries, orders, CIRR_CUTOFFS) | _recalls("R_subset", queries, inside, SUBSET_CUTOFFS)
     return metrics | {"mean": (metrics["R@5"] + metrics["R_subset@1"]) / 2}
 
 
@@ -115,12 +111,10 @@ def _ranks(order: Sequence[str], truths: Sequence[str]) -> list[int]:
     return [places.get(image, NOT_LISTED) for image in truths]
 
 
-def _hit(order: Sequence[str], target: str, k: int) -> float:
-    return 100.0 * (target in order[:k])
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _recalls(
+    name: str, queries: Mapping[str, Query], orders: Mapping[str, Sequence[str]], cutoffs: Sequence[int]
+) -> dict[str, float]:
+    return {f"{name}@{k}": 100 * fmean(q.target in orders[n][:k] for n, q in queries.items()) for k in cutoffs}
 
 
 def read_annotations(path: Path, problems: Problems) -> dict[str, Query]:

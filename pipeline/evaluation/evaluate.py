@@ -21,11 +21,7 @@ if TYPE_CHECKING:
 
 ALL = "all"
 TIES = "count against the model"
-PROTOCOL = {
-    "version": 1,
-    "ties": "count against the model",
-    "references": "kept",
-}  # values of the identity field
+PROTOCOL = {"version": 1, "ties": TIES, "references": "kept"}  # values of the identity field
 
 
 class EvaluationError(FashionNTMError, ValueError):
@@ -126,8 +122,7 @@ def evaluate(
     galleries: Mapping[str, Candidates],
     subsets: Mapping[str, AbstractSet[str]] | None = None,
     averaging: Averaging = "categories",
-    skipped: Mapping[str, str] | Iterable[str] = (),
-    block: int = SCORES_HELD,
+    skipped: Mapping[str, str] | None = None,
     score: Callable[[Sequence[int], np.ndarray], np.ndarray] | None = None,
     references: References = "kept",
 ) -> Evaluation:
@@ -140,16 +135,14 @@ def evaluate(
         score: (rows of ``sessions`` [n], candidates [G, D]) -> scores [n, G], higher is better, for models that do not
             rank by the cosine alone; ``queries`` is then unused.
         references: "removed" leaves a session's reference images out of its gallery, unless they are correct.
-        skipped: sessions already skipped because features are missing, with reasons if known; they are reported.
+        skipped: reason by id of sessions already skipped because features are missing; they are reported.
 
     Raises:
         EvaluationError: a category has no gallery, or no session is left.
         RankingError: NaN or infinite features, naming the session.
     """
     queries = np.asarray(queries)
-    if len(queries) != len(sessions):
-        raise EvaluationError(f"{len(queries)} query features for {len(sessions)} sessions: give one row for each")
-    left_out = _reasons(skipped)
+    left_out = dict(skipped or {})
     kept = []
     for row, session in enumerate(sessions):
         reason = _no_target(session, galleries)
@@ -173,7 +166,7 @@ def evaluate(
         if score is not None:
             found = score_ranks(score(rows.tolist(), gallery.features), targets, gallery.features, names, without)
         else:
-            found = ranks(queries[rows], gallery.features, targets, block, names, without, gallery.distinct)
+            found = ranks(queries[rows], gallery.features, targets, SCORES_HELD, names, without, gallery.distinct)
         for (n, _), rank in zip(asked, found.tolist(), strict=True):
             correct[n].append(rank)
     result = np.array([found[0] for found in correct], dtype=np.int64)  # of the target
@@ -202,12 +195,6 @@ def _references(session: Session, gallery: Candidates) -> list[int]:
     """Return the gallery rows of the session's reference images that are not correct themselves."""
     images = dict.fromkeys(turn.reference for turn in session.turns if turn.reference != NO_IMAGE)
     return [gallery.index[i] for i in images if i in gallery.index and i not in session.correct]
-
-
-def _reasons(skipped: Mapping[str, str] | Iterable[str]) -> dict[str, str]:
-    if isinstance(skipped, Mapping):
-        return dict(skipped)
-    return dict.fromkeys(skipped, "a feature of one of its turns is missing from the store")
 
 
 def _no_target(session: Session, galleries: Mapping[str, Candidates]) -> str:

@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from manifests.schema import Session
+from pipeline.evaluation.evaluate import Candidates
+from pipeline.evaluation.ranked_files import Ranked
 from pipeline.evaluation.ranking import SCORES_HELD, distinct
 from pipeline.evaluation.rows import unit_rows
 
 
+def ranked_lists(
+    queries: np.ndarray,
+    sessions: Sequence[Session],
+    galleries: Mapping[str, Candidates],
+    top: int,
+    score: Callable[[Sequence[int], np.ndarray], np.ndarray] | None = None,
+) -> Iterator[tuple[Ranked, str]]:
+    """Yield (list of the ``top`` candidates, target) of each session with its target in its gallery, by category.
+
+    Args are those of ``evaluate``.
+    """
+    for category, gallery in galleries.items():
+        mine = [n for n, s in enumerate(sessions) if s.category == category and s.target in gallery.index]
+        targets = np.array([gallery.index[sessions[n].target] for n in mine], dtype=np.int64)
+        if score is None:
+            found = cosine_orders(queries[mine], gallery.features, targets, top)
+        else:
+            found = score_orders(score(mine, gallery.features), gallery.features, targets, top)
+        for n, (rows, scores) in zip(mine, found, strict=True):
+            images = tuple(gallery.images[row] for row in rows)
+            yield Ranked(sessions[n].id, images, tuple(scores.tolist())), sessions[n].target
+
+
 def cosine_orders(
-    queries: np.ndarray, candidates: np.ndarray, target_index: np.ndarray, top: int, block: int = SCORES_HELD
+    queries: np.ndarray, candidates: np.ndarray, target_index: np.ndarray, top: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield for each query (candidate rows int64 [K], cosines float32 [K]), best first, K = min(top, G).
 
@@ -19,7 +45,7 @@ def cosine_orders(
     """
     unique, inverse, _ = distinct(unit_rows(np.asarray(candidates)))
     targets = np.asarray(target_index, dtype=np.int64)
-    step = max(1, block // max(1, len(unique)))
+    step = max(1, SCORES_HELD // max(1, len(unique)))
     for start in range(0, len(queries), step):
         scores = unit_rows(np.asarray(queries)[start : start + step]) @ unique.T
         for row, target in zip(scores, targets[start : start + step], strict=True):

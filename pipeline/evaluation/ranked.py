@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from manifests.errors import ManifestError, Problem, Problems, nearest
-from manifests.leaks import SUBSETS, subset_sessions
+from manifests.leaks import subset_ids
 from manifests.schema import Dataset
 from pipeline.evaluation.evaluate import ALL, Evaluation
 from pipeline.evaluation.ranked_files import Ranked, read_ranked
@@ -16,12 +16,11 @@ from pipeline.evaluation.ranked_files import Ranked, read_ranked
 _SHOWN = 20  # problems listed; the rest is counted
 
 
-def evaluate_ranked(path: Path, dataset: Dataset, partial: bool = False) -> Evaluation:
-    """Return the evaluation of the ranked lists in ``path`` over the test sessions of ``dataset``.
+def evaluate_ranked(path: Path, dataset: Dataset, partial: bool = False) -> tuple[Evaluation, int]:
+    """Return the evaluation of the ranked lists in ``path`` over the test sessions of ``dataset``, and the number of
+    lists that do not name their target.
 
-    A target that its list does not name has the last rank of its gallery. Ties by score count against the target.
-
-    ``partial``: sessions without a list are skipped. Raises ManifestError with every problem: unknown or repeated ids,
+    Such a target has the last rank of its gallery. Ties by score count against the target. ``partial``: sessions without a list are skipped. Raises ManifestError with every problem: unknown or repeated ids,
     images outside of the session's gallery, missing sessions.
     """
     problems = Problems(path)
@@ -38,24 +37,20 @@ def evaluate_ranked(path: Path, dataset: Dataset, partial: bool = False) -> Eval
     sizes = {g.category: len(g.images) for g in dataset.galleries if g.split == "test"}
     ranks = [_rank(by_session[s.id], s.target, sizes[s.category]) for s in sessions]
     ids = tuple(s.id for s in sessions)
-    members = {name: {s.id for s in subset_sessions(dataset, name)} for name in SUBSETS}
     missing = [s.id for s in dataset.split("test") if s.id not in by_session]
-    return Evaluation(
+    evaluation = Evaluation(
         session_ids=ids,
         categories=tuple(s.category for s in sessions),
         target_ids=tuple(s.target for s in sessions),
         ranks=np.array(ranks, dtype=np.int64),
         averaging=dataset.averaging,
-        subsets={name: np.array([name == ALL or i in found for i in ids]) for name, found in members.items()},
+        subsets={
+            name: np.array([name == ALL or i in found for i in ids]) for name, found in subset_ids(dataset).items()
+        },
         galleries={name: {"images": size, "dropped": []} for name, size in sizes.items()},
         skipped=dict.fromkeys(missing, "the ranked list does not have it"),
     )
-
-
-def unlisted(path: Path, dataset: Dataset) -> int:
-    """Return the number of test sessions whose list does not name their target."""
-    targets = {s.id: s.target for s in dataset.split("test")}
-    return sum(targets.get(r.session) not in r.images for r in read_ranked(path, Problems(path)))
+    return evaluation, sum(s.target not in by_session[s.id].images for s in sessions)
 
 
 def _rank(ranked: Ranked, target: str, size: int) -> int:

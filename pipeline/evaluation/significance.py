@@ -6,7 +6,7 @@ sessions with all seeds of a session together. Initial weights: an exact sign-fl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,8 +101,6 @@ def sign_flip(a: Sequence[float], b: Sequence[float]) -> SeedTest:
     For a deterministic method, repeat its value n times. Above 16 pairs, 9,999 random permutations are sampled.
     """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if first.shape != second.shape or first.ndim != 1 or not len(first):
-        raise ValueError(f"{first.shape} and {second.shape} values: give one pair for each seed")
     n = len(first)
     exact = n <= _EXACT_UP_TO
     least = min(1.0, 2 / 2**n) if exact else 2 / 10_000
@@ -125,6 +123,23 @@ def sign_flip(a: Sequence[float], b: Sequence[float]) -> SeedTest:
         rng=np.random.default_rng(0),
     )
     return SeedTest(float(min(1.0, found.pvalue)), n, least)
+
+
+def seed_test(
+    a: Mapping[int | None, float | None], b: Mapping[int | None, float | None], fixed: Sequence[bool]
+) -> SeedTest | None:
+    """Test equal means of two methods from their values by seed, or return None if there is nothing to pair.
+
+    ``fixed``: whether each method is deterministic: its one value is paired with every seed of the other.
+    """
+    if all(fixed):
+        return None
+    seeds = sorted((set(b) if fixed[0] else set(a) if fixed[1] else set(a) & set(b)) - {None})
+    first, second = (
+        [next(iter(values.values())) if one else values[seed] for seed in seeds]
+        for values, one in zip((a, b), fixed, strict=True)
+    )
+    return sign_flip(first, second) if seeds and None not in (*first, *second) else None  # type: ignore[arg-type]
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from cache.seal import SEAL, SealError, check_seal, write_seal
 from manifests.errors import FashionNTMError, IncompleteError, ManifestError, Problem
+from manifests.load import packaged
 from pipeline.training.checkpoint import RUN, TRAIN_AGAIN, load_model
 from pipeline.training.runs import RunFolder
 
@@ -66,7 +67,7 @@ def published(folder: RunFolder, to: Path) -> list[str]:
     record["spec"] = _cut(record.get("spec"), local, "spec")
     if not local:
         return []
-    names = {path: _last(path) for path in local.values()}
+    names = {path: packaged(path) or _last(path) for path in local.values()}
     (to / "run.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     card = to / "README.md"
     if card.is_file():
@@ -76,7 +77,8 @@ def published(folder: RunFolder, to: Path) -> list[str]:
         card.write_text(text, encoding="utf-8")
     if (to / SEAL).is_file():
         write_seal(to, RUN, folder.id, json.loads((to / SEAL).read_text(encoding="utf-8"))["files"])
-    return [f"{key}: the local path {path} is published as {names[path]}" for key, path in local.items()]
+    told = {key: path for key, path in local.items() if not packaged(path)}
+    return [f"{key}: the local path {path} is published as {names[path]}" for key, path in told.items()]
 
 
 def _cut(value: Any, local: dict[str, str], key: str) -> Any:
@@ -87,7 +89,7 @@ def _cut(value: Any, local: dict[str, str], key: str) -> Any:
         return [_cut(part, local, f"{key}.{place}") for place, part in enumerate(value)]
     if isinstance(value, str) and (value.startswith(("/", "~", "../")) or PureWindowsPath(value).drive):
         local[key] = value
-        return _last(value)
+        return packaged(value) or _last(value)
     return value
 
 

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from manifests.errors import FashionNTMError, IncompleteError
-from manifests.load import load_dataset
-from manifests.schema import RunSpec
+from manifests.load import load_dataset, recorded_spec
 from pipeline.composition.composers.base import Composer
 from pipeline.core.workspace import Workspace
 from pipeline.export.run import ExportedRun, Format, export_run
@@ -31,7 +30,7 @@ def export_named(
 
 def _composer(folder: RunFolder, data: Path, log: Callable[[str], None]) -> Composer | None:
     try:
-        spec = RunSpec.model_validate(folder.record().get("spec"))
+        spec = recorded_spec(folder.record().get("spec"))
         return store_composer(spec, load_dataset(spec, data), Workspace(folder.path.resolve().parents[3]))
     except (FashionNTMError, ValueError) as error:
         log(f"the composer is left out: {str(error).splitlines()[0]}")

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from manifests.errors import IncompleteError
-from manifests.leaks import subset_sessions
+from manifests.leaks import subset_ids
 from manifests.one_turn import one_turn_sessions
-from manifests.schema import OVERALL, Component, Dataset, RunSpec, Session
+from manifests.schema import OVERALL, Component, Dataset, RunSpec
 from pipeline.core.text_table import aligned
-from pipeline.evaluation.evaluate import Candidates, evaluate, load_candidates
+from pipeline.evaluation.evaluate import evaluate, load_candidates
 from pipeline.evaluation.metrics import summarize
-from pipeline.evaluation.orders import cosine_orders
-from pipeline.evaluation.ranked_files import Ranked, write_ranked
+from pipeline.evaluation.orders import ranked_lists
+from pipeline.evaluation.ranked_files import write_ranked
 from pipeline.extraction.extractors import extractors
 from pipeline.extraction.extractors._cards import preset
 from pipeline.jobs.experiment import Experiment
@@ -65,14 +63,8 @@ class Score:
             size = sum(self.galleries.values()) if name == OVERALL else self.galleries.get(name, 0)
             rows.append((name, *(_shown(found.get(m)) for m in METRICS), f"{found['n']:,.0f}", f"{size:,}"))
         if self.unseen:
-            rows.append(
-                (
-                    "overall, pairs unseen",
-                    *(_shown(self.unseen.get(m)) for m in METRICS),
-                    f"{self.unseen['n']:,.0f}",
-                    "",
-                )
-            )
+            scores = (_shown(self.unseen.get(m)) for m in METRICS)
+            rows.append(("overall, pairs unseen", *scores, f"{self.unseen['n']:,.0f}", ""))
         if self.published:
             gaps = self.differences
             rows.append(("published", *(_shown(self.published.get(m)) for m in METRICS), "", ""))
@@ -128,15 +120,14 @@ def score(
     features = experiment.features(sessions)
     queries = features.queries[features.query_rows[:, 0]].cpu().numpy()
     single = dataset.model_copy(update={"sessions": (*dataset.split("train"), *sessions)})
-    clean = {"unseen": {s.id for s in subset_sessions(single, "no pair seen")}}
+    clean = {"unseen": subset_ids(single)["no pair seen"]}
     candidates = load_candidates(experiment.store, [g for g in dataset.galleries if g.split == "test"])
     found = evaluate(queries, features.sessions, candidates, clean, dataset.averaging)
     if to is not None:
         to.mkdir(parents=True, exist_ok=True)
-        lists = _lists(queries, features.sessions, candidates)
-        write_ranked(
-            to / f"{protocol.split(' protocol')[0].replace(', ', '-').replace(' ', '-')}.jsonl", "jsonl", lists, ""
-        )
+        name = protocol.split(" protocol")[0].replace(", ", "-").replace(" ", "-")
+        lists = ranked_lists(queries, features.sessions, candidates, LISTED)
+        write_ranked(to / f"{name}.jsonl", "jsonl", (ranked for ranked, _ in lists), "")
     kept = found.subsets["unseen"]
     unseen: dict[str, float] = {}
     if 0 < int(kept.sum()) < len(kept):
@@ -152,17 +143,6 @@ def score(
         published=published,
         unseen=unseen,
     )
-
-
-def _lists(queries: np.ndarray, sessions: Sequence[Session], candidates: Mapping[str, Candidates]) -> Iterator[Ranked]:
-    """Yield the ranked candidates of each query, by category."""
-    for category, gallery in candidates.items():
-        mine = [n for n, s in enumerate(sessions) if s.category == category and s.target in gallery.index]
-        targets = np.array([gallery.index[sessions[n].target] for n in mine], dtype=np.int64)
-        orders = cosine_orders(queries[mine], gallery.features, targets, LISTED)
-        for n, (rows, scores) in zip(mine, orders, strict=True):
-            images = tuple(gallery.images[row] for row in rows)
-            yield Ranked(sessions[n].id, images, tuple(float(s) for s in scores))
 
 
 def _means(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:

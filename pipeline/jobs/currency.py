@@ -10,11 +10,12 @@ from typing import Any
 
 from manifests.commandline import folder_options
 from manifests.errors import FashionNTMError, IncompleteError
-from manifests.load import load_dataset, shipped
-from manifests.schema import RunSpec
+from manifests.load import load_dataset, recorded_spec, shipped
 from pipeline.core.workspace import Workspace
 from pipeline.jobs.identities import RunIdentities
 from pipeline.training.runs import IDENTITY_VERSION
+
+RUN_KEYS = ("title", "training", "models", "seeds", "references")  # of a spec: what its data does not depend on
 
 
 class NotCheckedError(IncompleteError):
@@ -22,7 +23,7 @@ class NotCheckedError(IncompleteError):
 
 
 class Currency:
-    """Loads each spec that runs were recorded with once, from the datasets in ``data`` and the stores in ``out``."""
+    """Loads the data of each spec that runs were recorded with once, from the datasets in ``data`` and the stores in ``out``."""
 
     def __init__(self, data: Path, out: Path):
         self.data, self.out, self.workspace = data, out, Workspace(out)
@@ -33,9 +34,11 @@ class Currency:
 
         Raises NotCheckedError if its data is not at hand, and IncompleteError if its features are missing or stale.
         """
-        key = json.dumps(record.get("spec"), sort_keys=True)
+        spec = record.get("spec")
+        kept = {k: v for k, v in spec.items() if k not in RUN_KEYS} if isinstance(spec, dict) else spec
+        key = json.dumps(kept, sort_keys=True)
         if key not in self._known:
-            self._known[key] = self._load(record.get("spec"))
+            self._known[key] = self._load(spec)
         found = self._known[key]
         if isinstance(found, IncompleteError):
             raise found
@@ -43,7 +46,7 @@ class Currency:
 
     def _load(self, recorded: Any) -> RunIdentities | IncompleteError:
         try:
-            spec = RunSpec.model_validate(recorded)
+            spec = recorded_spec(recorded)
             word = spec.name if spec.name in shipped("runs") else f"{spec.name}.toml"
             spec = spec.model_copy(update={"given": shlex.join([word, *folder_options(self.data, self.workspace.out)])})
             dataset = load_dataset(spec, self.data)

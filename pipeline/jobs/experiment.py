@@ -9,6 +9,7 @@ from typing import Any
 
 from manifests.errors import IncompleteError
 from manifests.schema import Dataset, RunSpec, Session
+from manifests.views import WHOLE, View
 from pipeline.core.device import resolve_device
 from pipeline.core.workspace import Workspace
 from pipeline.evaluation.evaluate import Candidates, load_candidates
@@ -20,6 +21,7 @@ from pipeline.training.job import TrainRequest
 from pipeline.training.lookup import FoundRows, find_rows
 from pipeline.training.models import MemoryModel, is_fitted
 from pipeline.training.texts import add_texts
+from pipeline.training.views import view_features
 
 Log = Callable[[str], None]
 
@@ -99,6 +101,10 @@ class Experiment(RunIdentities):
     def candidates(self) -> dict[str, Candidates]:
         """Gallery features of the test sessions, by category."""
         return load_candidates(self.store, [g for g in self.dataset.galleries if g.split == "test"])
+
+    def viewed(self, model: MemoryModel, view: View = WHOLE) -> SessionFeatures:
+        """Return the features of the test sessions in ``view``, as the model reads them."""
+        return view_features(self.test, self.store, view, model.reads == "concatenated", model.dialogs)
 
     def request(self, run: Run) -> TrainRequest:
         """Return the training request of a run, including its features."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 from cache import Store
 from manifests.errors import ManifestError, Problem, most_frequent, nearest
 from manifests.identity import changed_fields, dialog_key, digest, pair_key, session_key, stack_keys, text_key
-from manifests.leaks import SUBSETS, subset_sessions
+from manifests.leaks import SUBSETS, Subset, subset_ids
 from manifests.presets import Preset, presets
 from manifests.schema import Dataset, RunSpec, Training
 from manifests.views import WHOLE, View
@@ -175,17 +176,12 @@ class RunIdentities:
         runs = asked_runs(self.spec, models, seeds)
         if seeds is not None:
             return runs
-        asked: dict[str, list[Run]] = {}
-        for run in runs:
-            asked.setdefault(run.asked, []).append(run)
-        return [
-            run
-            for own in asked.values()
-            for run in (
-                *own,
-                *(replace(own[0], seed=s) for s in self.other_seeds(own[0]) if s not in {r.seed for r in own}),
-            )
-        ]
+        found: list[Run] = []
+        for _, same in groupby(runs, key=lambda run: run.asked):
+            own = list(same)
+            asked = {run.seed for run in own}
+            found += [*own, *(replace(own[0], seed=s) for s in self.other_seeds(own[0]) if s not in asked)]
+        return found
 
     def run_of(self, fields: Mapping[str, Any]) -> Run | None:
         """Return the run described by a record's identity fields if it was trained on the present data, else None."""
@@ -209,8 +205,8 @@ class RunIdentities:
         return min((found for found in lines if found), key=len, default=[])
 
     @cached_property
-    def subsets(self) -> dict[str, set[str]]:
-        return {name: {s.id for s in subset_sessions(self.dataset, name)} for name in SUBSETS}
+    def subsets(self) -> dict[Subset, set[str]]:
+        return subset_ids(self.dataset)
 
     def result_files(self, run: Run, view: View = WHOLE) -> ResultFiles:
         """Return the files of the evaluation of ``run`` under ``view``, which may not exist yet."""

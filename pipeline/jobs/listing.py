@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from manifests.load import read_toml, shipped
 from manifests.presets import presets
 from pipeline.core.text_table import aligned
+
+REGISTRIES = {
+    "datasets": "manifests.datasets",
+    "extractors": "pipeline.extraction.extractors",
+    "composers": "pipeline.composition.composers",
+    "models": "pipeline.training.models",
+}
 
 
 @dataclass(frozen=True)
@@ -27,11 +34,10 @@ class Listing:
     def text(self) -> str:
         blocks = []
         for kind, rows in self.kinds.items():
-            if kind == "runs" and rows:
-                head = [f"{kind}:"] if len(self.kinds) > 1 else []
-                blocks.append("\n".join([*head, runs_text(rows)]))
-                continue
             lines = [f"{kind}:"] if len(self.kinds) > 1 else []
+            if kind == "runs" and rows:
+                blocks.append("\n".join([*lines, runs_text(rows)]))
+                continue
             indent = "  " if lines else ""
             width = max((len(row["name"]) for row in rows), default=0)
             for row in rows:
@@ -84,19 +90,19 @@ def listing(
 
     ``where``, ``sort``: of runs, see ``run_rows.chosen``.
     """
-    makers = {"stores": _stores, "runs": partial(_runs, data=data, where=where, sort=sort)}
     found = {}
     for kind in kinds:
         if kind == "presets":
-            found[kind] = [
-                {"name": n, "about": p.title} | (p.model_dump() if detail else {}) for n, p in presets().items()
-            ]
-        elif kind in ("specs", "ablations", "tables", "figures"):
-            found[kind] = _specs("runs" if kind == "specs" else kind, detail)
-        elif kind in makers:
-            found[kind] = makers[kind](out, detail)
-        else:
+            about = {n: p.model_dump() if detail else {} for n, p in presets().items()}
+            found[kind] = [{"name": n, "about": p.title, **about[n]} for n, p in presets().items()]
+        elif kind in REGISTRIES:
             found[kind] = _parts(kind, detail)
+        elif kind == "stores":
+            found[kind] = _stores(out, detail)
+        elif kind == "runs":
+            found[kind] = _runs(out, data, where, sort)
+        else:
+            found[kind] = _specs("runs" if kind == "specs" else kind, detail)
     return Listing(found)
 
 
@@ -113,7 +119,7 @@ def _specs(folder: str, detail: bool) -> list[dict[str, Any]]:
 
 
 def _parts(kind: str, detail: bool) -> list[dict[str, Any]]:
-    registry = _registry(kind)
+    registry = getattr(importlib.import_module(REGISTRIES[kind]), kind)
     rows = []
     for name in registry.names():
         part = registry.get(name)
@@ -143,18 +149,6 @@ def _default(field: Any) -> Any:
     return "(required)" if field.is_required() else field.get_default(call_default_factory=True)
 
 
-def _registry(kind: str) -> Any:
-    if kind == "datasets":
-        from manifests.datasets import datasets as registry
-    elif kind == "extractors":
-        from pipeline.extraction.extractors import extractors as registry  # type: ignore[assignment]
-    elif kind == "composers":
-        from pipeline.composition.composers import composers as registry  # type: ignore[assignment]
-    else:
-        from pipeline.training.models import models as registry  # type: ignore[assignment]
-    return registry
-
-
 def _stores(out: Path, detail: bool) -> list[dict[str, Any]]:
     from cache import list_stores
 
@@ -169,7 +163,7 @@ def _stores(out: Path, detail: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def _runs(out: Path, detail: bool, data: Path, where: Sequence[str], sort: str) -> list[dict[str, Any]]:
+def _runs(out: Path, data: Path, where: Sequence[str], sort: str) -> list[dict[str, Any]]:
     from pipeline.jobs.currency import Currency
     from pipeline.jobs.run_rows import chosen, differing, listed_runs
 

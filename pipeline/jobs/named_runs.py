@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from manifests.errors import ManifestError, Problem, nearest
-from manifests.identity import digest
+from manifests.identity import digest, flat
 from pipeline.evaluation.files import ResultFiles
 from pipeline.training.runs import RunFolder, list_runs
 
@@ -39,9 +39,8 @@ def runs_named(name: str, runs: Sequence[RunFolder], view: str = "") -> list[Run
         word = word.strip().strip("/")
         hits = _by_id(word, runs) if word else []
         if not hits:
-            hits = [
-                run for run in runs if word in (run.model, f"{run.dataset}/{run.model}") and run.state == "finished"
-            ]
+            mine = [run for run in runs if word in (run.model, f"{run.dataset}/{run.model}")]
+            hits = [run for run in mine if run.state == "finished"]
             hits = [run for run in hits if results_of(run, view).results.is_file()] or hits
             _one_configuration(word, hits)
         elif len(hits) > 1:
@@ -49,9 +48,8 @@ def runs_named(name: str, runs: Sequence[RunFolder], view: str = "") -> list[Run
             raise ManifestError([Problem("run", word, f"matches {len(hits)} runs: {ids}", "give more digits")])
         if not hits:
             known = dict.fromkeys([*(run.model for run in runs), *(run.id for run in runs)])
-            raise ManifestError(
-                [Problem("run", word, "no run or memory model of this name", nearest(word, list(known)[:40]))]
-            )
+            hint = nearest(word, list(known)[:40])
+            raise ManifestError([Problem("run", word, "no run or memory model of this name", hint)])
         chosen += hits
     return sorted(dict.fromkeys(chosen), key=lambda run: seed_of(run) if seed_of(run) is not None else -1)
 
@@ -64,7 +62,7 @@ def _one_configuration(name: str, runs: Sequence[RunFolder]) -> None:
         identity = {k: v for k, v in run.record()["identity"].items() if k != "seed"}
         kind = digest(identity)
         kinds.setdefault(kind, []).append(run.id)
-        values[kind] = _flat(identity)
+        values[kind] = flat(identity)
     if len(kinds) < 2:
         return
     keys = dict.fromkeys(key for found in values.values() for key in found)
@@ -73,21 +71,8 @@ def _one_configuration(name: str, runs: Sequence[RunFolder]) -> None:
     for kind, ids in kinds.items():
         told = ", ".join(f"{key.removeprefix('model.options.')} {_short(values[kind].get(key))}" for key in differ)
         groups.append(f"{','.join(ids)} ({told})")
-    raise ManifestError(
-        [
-            Problem(
-                "run", name, f"{len(kinds)} configurations of this model", f"give the ids of one: {'; '.join(groups)}"
-            )
-        ]
-    )
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested tables to dotted keys, e.g. {"model.options.stages": 2}."""
-    found: dict[str, Any] = {}
-    for key, part in value.items():
-        found |= _flat(part, f"{prefix}{key}.") if isinstance(part, Mapping) else {f"{prefix}{key}": part}
-    return found
+    what, fix = f"{len(kinds)} configurations of this model", f"give the ids of one: {'; '.join(groups)}"
+    raise ManifestError([Problem("run", name, what, fix)])
 
 
 def _short(value: Any) -> str:

@@ -15,18 +15,17 @@ from cache.files import replace_atomically
 from manifests.errors import IncompleteError, ManifestError, Problem, Problems, nearest
 from manifests.identity import digest, file_digest
 from manifests.schema import Dataset
-from manifests.views import WHOLE, View
+from manifests.views import View
 from pipeline.core.binding import StaleError
 from pipeline.core.workspace import Workspace
 from pipeline.evaluation.evaluate import Evaluation
 from pipeline.evaluation.files import load_results, load_summary, save_results, save_summary
-from pipeline.evaluation.orders import cosine_orders, score_orders
-from pipeline.evaluation.ranked import evaluate_ranked, unlisted
+from pipeline.evaluation.orders import ranked_lists
+from pipeline.evaluation.ranked import evaluate_ranked
 from pipeline.evaluation.ranked_files import FILES, Ranked, coded, write_ranked
 from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.identities import Run
 from pipeline.training.validate import embed, scorer
-from pipeline.training.views import view_features
 
 SERVER_TOP = 50  # candidates per query that the servers of CIRR and CIRCO accept
 
@@ -65,21 +64,12 @@ def write_results(experiment: Experiment, run: Run, form: str, folder: Path, top
 
 
 def _lists(experiment: Experiment, run: Run, top: int) -> Iterator[tuple[Ranked, str]]:
-    """Yield (ranked list, target) of each test session with features, in order of categories."""
+    """Return (ranked list, target) of each test session with features, in order of categories."""
     model = experiment.model(run)
-    features = view_features(experiment.test, experiment.store, WHOLE, model.reads == "concatenated", model.dialogs)
-    queries = None if model.scores else embed(model, features).cpu().numpy()
-    for category, gallery in experiment.candidates.items():
-        mine = [n for n, s in enumerate(features.sessions) if s.category == category and s.target in gallery.index]
-        targets = np.array([gallery.index[features.sessions[n].target] for n in mine], dtype=np.int64)
-        if queries is not None:
-            found = cosine_orders(queries[mine], gallery.features, targets, top)
-        else:
-            found = score_orders(scorer(model, features)(mine, gallery.features), gallery.features, targets, top)
-        for n, (rows, scores) in zip(mine, found, strict=True):
-            session = features.sessions[n]
-            images = tuple(gallery.images[row] for row in rows)
-            yield Ranked(session.id, images, tuple(float(s) for s in scores)), session.target
+    features = experiment.viewed(model)
+    queries = embed(model, features).cpu().numpy()
+    score = scorer(model, features) if model.scores else None
+    return ranked_lists(queries, features.sessions, experiment.candidates, top, score)
 
 
 def _refuse_folders(categories: Iterable[str]) -> None:
@@ -99,7 +89,7 @@ def _beir(
     experiment: Experiment, run: Run, category: str, lists: list[tuple[Ranked, str]], folder: Path, tag: str
 ) -> list[Path]:
     place, gallery, model = folder / category, experiment.candidates[category], experiment.model(run)
-    features = view_features(experiment.test, experiment.store, WHOLE, model.reads == "concatenated", model.dialogs)
+    features = experiment.viewed(model)
     (place / "qrels").mkdir(parents=True, exist_ok=True)
     texts = {s.id: s.text for s in features.sessions if s.category == category}
     captions = {i: experiment.dataset.images[i].caption or "" for i in gallery.images}
@@ -200,7 +190,7 @@ def score_list(
     Returns (evaluation, summary, sessions whose list does not name their target).
     """
     folder = RankedFolder.of(workspace, dataset, name)
-    evaluation = evaluate_ranked(path, dataset, partial)
+    evaluation, unlisted = evaluate_ranked(path, dataset, partial)
     content = file_digest(path)
     summary = evaluation.summary(
         run=f"ranked-{content[:12]}",
@@ -215,7 +205,7 @@ def score_list(
         list=path.name,
     )
     folder.save(evaluation, summary)
-    return evaluation, summary, unlisted(path, dataset)
+    return evaluation, summary, unlisted
 
 
 def _identity(dataset: Dataset) -> dict[str, str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from manifests.errors import FashionNTMError, ManifestError, Problem, nearest
+from manifests.identity import flat
 from manifests.schema import Training
 from pipeline.evaluation.files import ResultsError, load_summary
 from pipeline.jobs.currency import Currency
@@ -99,14 +100,6 @@ def chosen(rows: Sequence[dict[str, Any]], where: Sequence[str] = (), sort: str 
     return [row for row, _ in kept]
 
 
-def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested mappings to dotted keys."""
-    found: dict[str, Any] = {}
-    for key, part in value.items():
-        found |= flat(part, f"{prefix}{key}.") if isinstance(part, Mapping) else {f"{prefix}{key}": part}
-    return found
-
-
 def metrics_by_subset(folder: RunFolder) -> dict[str, dict[str, float]]:
     """Return subset -> overall metrics of the last evaluation of all test sessions; {} without an intact one."""
     try:
@@ -118,10 +111,10 @@ def metrics_by_subset(folder: RunFolder) -> dict[str, dict[str, float]]:
 
 def differing(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return for each run its options and training keys that differ among the listed runs of its model."""
-    flat = [{**row["options"], **{f"training.{k}": v for k, v in row["training"].items()}} for row in rows]
+    options = [{**row["options"], **{f"training.{k}": v for k, v in row["training"].items()}} for row in rows]
     out = []
-    for row, own in zip(rows, flat, strict=True):
-        same = [other for other, listed in zip(flat, rows, strict=True) if listed["model"] == row["model"]]
+    for row, own in zip(rows, options, strict=True):
+        same = [other for other, listed in zip(options, rows, strict=True) if listed["model"] == row["model"]]
         keys = dict.fromkeys(key for other in same for key in other)
         out.append({k: own.get(k) for k in keys if any(other.get(k) != own.get(k) for other in same)})
     return out

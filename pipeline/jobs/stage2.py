@@ -24,7 +24,6 @@ from pipeline.training.models import models as registry
 from pipeline.training.models.cm_ntm import CMNTM
 from pipeline.training.runs import RunFolder
 from pipeline.training.validate import chance_recall, embed, scorer
-from pipeline.training.views import view_features
 
 
 @dataclass(frozen=True)
@@ -182,7 +181,7 @@ def evaluate_run(experiment: Experiment, run: Run, view: View = WHOLE) -> dict[s
 
 def ranking_of(experiment: Experiment, model: MemoryModel, view: View = WHOLE) -> Evaluation:
     """Rank the test sessions with ``model``."""
-    features = view_features(experiment.test, experiment.store, view, model.reads == "concatenated", model.dialogs)
+    features = experiment.viewed(model, view)
     return rank_sessions(
         embed(model, features).cpu().numpy(),
         features.sessions,

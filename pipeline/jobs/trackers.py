@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from manifests.errors import IncompleteError
+from manifests.identity import flat
 from manifests.schema import Frozen
-from pipeline.jobs.run_rows import flat
 
 PROJECT = "fashion-ntm"
 RUN_TAG = "fashion_ntm.run"  # MLflow's tag with the run id
@@ -189,12 +189,7 @@ class Trackers:
             self.say(f"{name}: {first}; training goes on without it, and metrics.jsonl of the run has every number")
 
 
-def scalars(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Return the numbers of a line of metrics.jsonl by name, nested ones as ``validation/R@5``; without the epoch."""
-    found: dict[str, float] = {}
-    for key, value in metrics.items():
-        if isinstance(value, Mapping):
-            found |= scalars(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool) and key != "epoch":
-            found[prefix + key] = float(value)
-    return found
+    values = flat(metrics, "/").items()
+    return {k: float(v) for k, v in values if isinstance(v, int | float) and not isinstance(v, bool) and k != "epoch"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -134,3 +135,56 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64
 def safetensors(header: bytes, size: int = 0, declared: int | None = None) -> bytes:
     """A safetensors file with this header and ``size`` bytes of data; ``declared``: instead of the header's length."""
     return (len(header) if declared is None else declared).to_bytes(8, "little") + header + b"\0" * size
+
+
+ODD = (None, True, -1, 1e400, 10**400, "", "x" * 5000, "\ud800", "../../x", [], {}, [[[]]], {"a": {"a": 1}})
+
+
+def damage(data: bytes, rng: random.Random, is_json: bool) -> bytes:
+    """Return ``data`` changed at random."""
+    how = rng.choice(("flip", "flip", "flip", "cut", "insert", "blank", "empty", "value", "value"))
+    if how == "value" and is_json:
+        return _other_value(data, rng)
+    changed = bytearray(data)
+    if how == "empty" or not changed:
+        return b""
+    at = rng.randrange(len(changed))
+    if how == "cut":
+        del changed[at:]
+    elif how == "insert":
+        changed[at:at] = rng.randbytes(rng.randrange(1, 40))
+    elif how == "blank":
+        changed[at : at + 64] = bytes(len(changed[at : at + 64]))
+    else:
+        for _ in range(rng.choice((1, 1, 8))):
+            changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+    return bytes(changed)
+
+
+def _other_value(data: bytes, rng: random.Random) -> bytes:
+    """Replace one value somewhere in a JSON text, or in one of its lines, by an odd one."""
+    lines = data.split(b"\n") if data.count(b"\n}") == 0 else [data]
+    at = rng.randrange(len(lines))
+    try:
+        whole = json.loads(lines[at])
+    except ValueError:
+        return data[: len(data) // 2]
+    places: list[tuple[Any, Any]] = []
+
+    def walk(value: Any) -> None:
+        for key in list(value) if isinstance(value, dict) else range(len(value)):
+            places.append((value, key))
+            if isinstance(value[key], dict | list):
+                walk(value[key])
+
+    if isinstance(whole, dict | list):
+        walk(whole)
+    if not places:
+        return b"{}"
+    holder, key = rng.choice(places)
+    if rng.random() < 0.2 and isinstance(holder, dict):
+        del holder[key]
+    else:
+        holder[key] = rng.choice(ODD)
+    lines[at] = json.dumps(whole).encode()
+    return b"\n".join(lines)

@@ -30,11 +30,11 @@ from hypothesis import strategies as st
 
 from cli import main
 from tests.caption_project import caption_project
+from tests.hostile.makers import damage
 from tests.hostile.test_disk import SPEC, STUDY
 
 SECONDS, MEGABYTES = 60, 1500  # bounds of one command: alarm, growth of the process's largest memory
 EXITS = {0, 1, 2, 3, 4}
-SPECIAL = (None, True, -1, 1e400, 10**400, "", "x" * 5000, "\ud800", "../../x", [], {}, [[[]]], {"a": {"a": 1}})
 # kind of file -> (pattern below the project, commands that read it)
 TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
     "spec": ("small.toml", ("validate", "status")),
@@ -111,56 +111,6 @@ def _interrupted(project: Path) -> None:
     save_state(copy, RunState(2, tensors={}), "reference")
 
 
-def damage(data: bytes, rng: random.Random, is_json: bool) -> bytes:
-    """Return ``data`` changed at random."""
-    how = rng.choice(("flip", "flip", "flip", "cut", "insert", "blank", "empty", "value", "value"))
-    if how == "value" and is_json:
-        return _other_value(data, rng)
-    changed = bytearray(data)
-    if how == "empty" or not changed:
-        return b""
-    at = rng.randrange(len(changed))
-    if how == "cut":
-        del changed[at:]
-    elif how == "insert":
-        changed[at:at] = rng.randbytes(rng.randrange(1, 40))
-    elif how == "blank":
-        changed[at : at + 64] = bytes(len(changed[at : at + 64]))
-    else:
-        for _ in range(rng.choice((1, 1, 8))):
-            changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
-    return bytes(changed)
-
-
-def _other_value(data: bytes, rng: random.Random) -> bytes:
-    """Replace one value somewhere in a JSON text, or in one of its lines, by an odd one."""
-    lines = data.split(b"\n") if data.count(b"\n}") == 0 else [data]
-    at = rng.randrange(len(lines))
-    try:
-        whole = json.loads(lines[at])
-    except ValueError:
-        return data[: len(data) // 2]
-    places: list[tuple[Any, Any]] = []
-
-    def walk(value: Any) -> None:
-        for key in list(value) if isinstance(value, dict) else range(len(value)):
-            places.append((value, key))
-            if isinstance(value[key], dict | list):
-                walk(value[key])
-
-    if isinstance(whole, dict | list):
-        walk(whole)
-    if not places:
-        return b"{}"
-    holder, key = rng.choice(places)
-    if rng.random() < 0.2 and isinstance(holder, dict):
-        del holder[key]
-    else:
-        holder[key] = rng.choice(SPECIAL)
-    lines[at] = json.dumps(whole).encode()
-    return b"\n".join(lines)
-
-
 @contextmanager
 def bounded(what: str) -> Iterator[None]:
     """Raise AssertionError if the context takes more than SECONDS, or MEGABYTES more memory."""
@@ -226,7 +176,7 @@ def test_damaged_files_give_our_errors(project: Path, kind: str, seed: int) -> N
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGALRM")
-@settings(HERE, max_examples=1500)
+@settings(HERE, max_examples=600)
 @given(kind=st.sampled_from(sorted(TARGETS)), seed=st.integers(0, 2**32))
 def test_damaged_files_give_our_errors_at_length(project: Path, kind: str, seed: int) -> None:
     _, code = attempt(project, kind, random.Random(seed))

@@ -22,7 +22,7 @@ CONTENT = {"set/a.json": b"[1]", "set/deep/b c.txt": b"text\n" * 1000, "set/open
 
 def remote(path: str, base: str = "http://127.0.0.1:1", **changes: Any) -> RemoteFile:
     data = CONTENT[path]
-    values = {"sha256": (hashlib.sha256(data).hexdigest(),), "origin": "COMPARED"} | changes
+    values = {"sha256": (hashlib.sha256(data).hexdigest(),)} | changes
     return RemoteFile(path=path, url=f"{base}/up/{path.replace(' ', '%20')}", upstream=f"up/{path}", **values)
 
 

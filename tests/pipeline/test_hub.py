@@ -15,12 +15,14 @@ import pytest
 from click.testing import CliRunner
 
 from cli import main
+from manifests.load import recorded_spec
 from pipeline.jobs.run_rows import run_row
 from pipeline.training.runs import RunFolder
 from tests.pipeline.loopback_hub import TOKEN, Hub, loopback_hub
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = Path("world") / "cm_ntm" / "7b8b219502df"
+SHIPPED = ROOT / "pipeline" / "demo" / "model" / "composer"
 LOCAL = "/home/me/models/clip"
 CALLS: dict[str, tuple[list[str], dict[str, str]]] = {  # arguments, and other variables
     "push": (["push", "7b8b", "--to", "user/mine", "--private", "--out", "with-path"], {}),
@@ -74,6 +76,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(folder / "out" / "runs" / RUN, run)
     record = json.loads((run / "run.json").read_text())
     record["spec"]["extractor"]["model"] = LOCAL
+    record["spec"]["composer"]["weights"] = str(SHIPPED)
     (run / "run.json").write_text(json.dumps(record))
     (run / "README.md").write_text(f"trained with {LOCAL}\n")
     reseal(run)
@@ -116,7 +119,11 @@ def test_local_paths_stay_here_and_are_named(answers: dict[str, Answer], hub: Hu
     assert f"spec.extractor.model: the local path {LOCAL} is published as clip" in answers["push"].stderr
     files = hub.repositories["user/mine"].files
     assert not any(b"/home/me" in data for data in files.values())
-    assert json.loads(files["run.json"])["spec"]["extractor"]["model"] == "clip"
+    spec = json.loads(files["run.json"])["spec"]
+    assert spec["extractor"]["model"] == "clip"
+    assert spec["composer"]["weights"] == "package:pipeline/demo/model/composer", "shipped with the project"
+    assert recorded_spec(spec).composer.options["weights"] == str(SHIPPED)  # type: ignore[union-attr]
+    assert answers["push"].stderr.count("is published as") == 1
     assert LOCAL in (folder / "with-path" / "runs" / RUN / "run.json").read_text()
     assert "published as" not in answers["public"].stderr
 

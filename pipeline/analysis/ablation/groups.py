@@ -9,7 +9,6 @@ from pathlib import Path
 
 from manifests.load import load_dataset
 from manifests.schema import RunSpec
-from manifests.views import View
 from pipeline.analysis.ablation.plan import Group
 from pipeline.core.cluster import ClusterError, connect
 from pipeline.core.threads import training_threads
@@ -37,18 +36,15 @@ class Job:
 def do_group(experiment: Experiment, group: Group, options: TrainOptions = PLAIN) -> Iterator[str]:
     """Train and evaluate the missing runs and views of ``group``; yield one line per run."""
     missing = {id(task.run): task.missing for task in group.tasks}
+    every = tuple(dict.fromkeys(view for task in group.tasks for view in task.missing))
     for run, done in train(experiment, group.runs, options):
         if isinstance(done, DivergenceError):
             continue
-        views = missing[id(run)] if done.reused else _all_views(group)
+        views = missing[id(run)] if done.reused else every
         for view in views:
             evaluate_run(experiment, run, view)
         told = "trained before" if done.reused else f"trained in {done.summary['seconds']:.1f} s"
         yield f"{group.label} seed {run.seed}: {told}, evaluated; run {done.folder.id}"
-
-
-def _all_views(group: Group) -> tuple[View, ...]:
-    return tuple(dict.fromkeys(view for task in group.tasks for view in task.missing))
 
 
 def run_here(experiment: Experiment, groups: Sequence[Group], log: Log = silent) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ from pydantic import ValidationError
 
 from cache import Store
 from manifests.ablation_spec import AblationSpec, Point, chosen_points
-from manifests.errors import IncompleteError, ManifestError, Problem, Problems
+from manifests.errors import IncompleteError, ManifestError, Problems
 from manifests.identity import pair_key, stack_keys, text_key
+from manifests.load import load_dataset
 from manifests.options import problems_of
 from manifests.schema import Dataset, RunSpec, Training
 from manifests.views import View
@@ -23,6 +25,26 @@ from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.identities import Run, make_run
 from pipeline.jobs.stage2 import groups_of, ranking_of
 from pipeline.training.models import model_names, model_options
+
+
+@dataclass(frozen=True)
+class Place:
+    """Context of an ablation: its spec and run spec, the data, the output folder and the device. ``variant``: its label."""
+
+    ablation: AblationSpec
+    spec: RunSpec
+    data: Path
+    out: Path
+    device: str = "auto"
+    variant: str = ""
+
+    @property
+    def workspace(self) -> Workspace:
+        return Workspace(self.out)
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        return load_dataset(self.spec, self.data)
 
 
 @dataclass(frozen=True)
@@ -61,19 +83,15 @@ class Group:
 
 
 def tasks_of(
-    ablation: AblationSpec,
-    spec: RunSpec,
-    only: Sequence[int] = (),
-    seeds: Sequence[int] = (),
+    ablation: AblationSpec, spec: RunSpec, only: Sequence[int] = (), seeds: Sequence[int] = ()
 ) -> list[tuple[Point, Run, bool]]:
     """Return (point, run, whether gradient-trained) in order. Raises ManifestError with all invalid options."""
     problems, made = Problems(ablation.name), []
     for point in chosen_points(ablation.points(model_names()), only):
         place = f"point {point.number} ({point.label})"
+        own = point.options, point.training
         try:
-            runs = [
-                make_run(spec, point.model, seed, point.options, point.training) for seed in seeds or ablation.seeds
-            ]
+            runs = [make_run(spec, point.model, seed, *own) for seed in seeds or ablation.seeds]
             kind, _ = model_options(runs[0].model, runs[0].options, place)
         except ManifestError as error:
             problems.found.extend(error.problems)
@@ -82,14 +100,8 @@ def tasks_of(
             problems.found.extend(problems_of(error, Training, ablation.name, f"{place} training"))
             continue
         if runs[0].training.early_stopping and not spec.validation.fraction:
-            problems.found.append(
-                Problem(
-                    ablation.name,
-                    place,
-                    "early stopping needs sessions to validate on",
-                    "set validation.fraction in the run spec, e.g. 0.1",
-                )
-            )
+            fix = "set validation.fraction in the run spec, e.g. 0.1"
+            problems.add(place, "early stopping needs sessions to validate on", fix)
         made += [(point, run, kind.trainable) for run in (runs if kind.trainable else runs[:1])]
     problems.raise_if_any()
     return made
@@ -186,23 +198,20 @@ def _span(seconds: float) -> str:
 
 
 def plan_ablation(
-    ablation: AblationSpec,
-    spec: RunSpec,
-    dataset: Dataset,
-    workspace: Workspace,
-    device: str = "auto",
+    place: Place,
     only: Sequence[int] = (),
     seeds: Sequence[int] = (),
     measure: bool = True,
-    experiment: Callable[[], Experiment] | None = None,
+    experiment: Experiment | None = None,
 ) -> AblationPlan:
     """Compare the grid with the existing runs; ``measure``: time a training step and an evaluation of each point.
 
-    Write nothing. Raises ManifestError for an invalid option or point.
+    ``experiment``: that of ``place``, if it is loaded. Write nothing. Raises ManifestError for an invalid option or point.
     """
+    ablation, spec, dataset = place.ablation, place.spec, place.dataset
     made = tasks_of(ablation, spec, only, seeds)
     try:
-        loaded = experiment() if experiment is not None else Experiment(spec, dataset, workspace, device)
+        loaded = experiment or Experiment(spec, dataset, place.workspace, place.device)
         rows, why = _missing_rows(loaded.store, dataset), ""
         tasks = [PlannedRun(p, run, kind, *_state(loaded, run, ablation.views)) for p, run, kind in made]
     except IncompleteError as error:
@@ -229,14 +238,10 @@ def _missing_rows(store: Store, dataset: Dataset) -> dict[str, int]:
     """Return the number of rows by table that the dataset needs and the store neither has nor records as failed."""
     catalogue = store.catalogue()
     failed = {failure.key for failure in store.failures()}
+    pairs = [(catalogue[i], text_key(t)) for i, t in dict.fromkeys(dataset.queries()) if i in catalogue]
     wanted = {
         "images": ("target", dict.fromkeys(catalogue[i] for i in dataset.images if i in catalogue)),
-        "queries": (
-            "query",
-            dict.fromkeys(
-                pair_key(catalogue[i], text_key(t)) for i, t in dict.fromkeys(dataset.queries()) if i in catalogue
-            ),
-        ),
+        "queries": ("query", dict.fromkeys(pair_key(*pair) for pair in pairs)),
     }
     found = {}
     for name, (table, keys) in wanted.items():
@@ -254,11 +259,9 @@ def _measure(experiment: Experiment, groups: Sequence[Group]) -> tuple[float, di
     total, steps_ms = 0.0, {}
     for group in groups:
         waiting = [task.run for task in group.tasks if not task.trained]
-        for runs in (
-            groups_of(waiting, experiment) if experiment.device.type == "cuda" else [waiting] if waiting else []
-        ):
-            requests = [experiment.request(run) for run in runs]
-            seconds, step = training_seconds(requests, together=experiment.device.type == "cuda")
+        together = experiment.device.type == "cuda"
+        for runs in groups_of(waiting, experiment) if together else [waiting] if waiting else []:
+            seconds, step = training_seconds([experiment.request(run) for run in runs], together)
             total += seconds
             if step:
                 steps_ms[group.point.number] = 1e3 * step

@@ -36,9 +36,7 @@ def read_timing(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) and isinstance(found.get("runs"), dict) else {}
 
 
-def measure_timing(
-    experiment: Experiment, tasks: Sequence[PlannedRun], path: Path, rounds: int = ROUNDS
-) -> dict[str, Any]:
+def measure_timing(experiment: Experiment, tasks: Sequence[PlannedRun], path: Path) -> dict[str, Any]:
     """Time f_qry(1..T) -> f'_qry(1..T) of one session with the most turns, with one finished run per point.
 
     Writes median and quartiles in milliseconds by run id to ``path``. Encoding a turn and ranking the gallery are equal
@@ -50,7 +48,7 @@ def measure_timing(
     given = {number: inputs_of(model, experiment.test)(session) for number, model in models.items()}
     found: dict[int, list[float]] = {number: [] for number in models}
     with torch.no_grad():
-        for turn in range(WARM_UP + rounds):
+        for turn in range(WARM_UP + ROUNDS):
             for number, model in models.items():
                 queries, _, lengths = given[number]
                 began = _now(experiment.device)
@@ -63,7 +61,7 @@ def measure_timing(
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
         "turns": int(experiment.test.lengths.max()),
-        "rounds": rounds,
+        "rounds": ROUNDS,
         "runs": {folders[n].id: _spread(values) for n, values in found.items()},
     }
     path.parent.mkdir(parents=True, exist_ok=True)

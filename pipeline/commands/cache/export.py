@@ -6,21 +6,19 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import Job, emit, option_data, option_json, option_out, option_set
+from pipeline.commands._shared import PATH, Job, emit, option_data, option_json, option_out, option_set
 
 
 @click.command(
-    "export",
-    epilog="Example: fashion-ntm cache export demo --format npy --to arrays --data out/demo --out out/demo",
+    "export", epilog="Example: fashion-ntm cache export demo --format npy --to arrays --data out/demo --out out/demo"
 )
 @click.argument("target", metavar="STORE|SPEC")
-@click.option("--to", "folder", type=click.Path(path_type=Path), required=True, help="Folder to write; new or empty.")
+@click.option("--to", "folder", type=PATH, required=True, help="Folder to write; new or empty.")
 @click.option(
     "--format",
     "form",
     type=click.Choice(["npy", "safetensors", "parquet", "faiss"]),
     default="npy",
-    show_default=True,
     help="parquet and faiss need the extra of that name, such as fashion-ntm[parquet].",
 )
 @option_data

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import Job, emit, job_command, option_json
+from pipeline.commands._shared import EXISTING_FOLDER, Job, emit, job_command, option_json
 
 
 @click.command("import", epilog="Example: fashion-ntm cache import arrays demo --data out/demo --out out/mine")
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("folder", metavar="DIR", type=EXISTING_FOLDER)
 @job_command
 @click.option("--normalise", is_flag=True, help="Scale the rows to unit L2 norm. Default: keep every bit.")
 @click.option(

@@ -117,7 +117,7 @@ def gather(
         "losses": [Pair(strips[n], against[n]) for n in losses if n in strips],
         "strips": sorted(strips.values(), key=lambda s: (s.category, s.session)),
         "total": len(bed.sessions),
-        "spread": _spread(ranks, bed, models),
+        "spread": _spread(ranks, models),
         "pictures": Pictures(dataset),
     }
 
@@ -135,9 +135,8 @@ def _named(models: Sequence[Trained], name: str | None, option: str) -> Trained 
         return None
     chosen = next((m for m in models if name in (m.name, m.label, m.run)), None)
     if chosen is None:
-        raise ManifestError(
-            [Problem(option, name, "no trained model of this name", nearest(name, [m.name for m in models]))]
-        )
+        hint = nearest(name, [m.name for m in models])
+        raise ManifestError([Problem(option, name, "no trained model of this name", hint)])
     return chosen
 
 
@@ -146,10 +145,7 @@ def _strongest(models: Sequence[Trained], ranks: dict[str, np.ndarray]) -> Train
     return max(models, key=lambda m: float((ranks[m.label] <= 5).mean() + (ranks[m.label] <= 8).mean()), default=None)
 
 
-def _spread(ranks: dict[str, np.ndarray], bed: TestBed, models: Sequence[Trained]) -> list[tuple[str, list[str]]]:
+def _spread(ranks: dict[str, np.ndarray], models: Sequence[Trained]) -> list[tuple[str, list[str]]]:
     """Return quartiles of each model's final rank, for the heading of the sessions."""
-    rows = []
-    for trained in models:
-        found = ranks[trained.label]
-        rows.append((trained.label, [f"{q:.0f}" for q in np.percentile(found, (25, 50, 75, 90))]))
-    return rows
+    quartiles = {m.label: np.percentile(ranks[m.label], (25, 50, 75, 90)) for m in models}
+    return [(label, [f"{q:.0f}" for q in found]) for label, found in quartiles.items()]

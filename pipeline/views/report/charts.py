@@ -22,7 +22,7 @@ def lines(series: Mapping[str, Points], x: str, y: str, about: str) -> str:
     for number, (name, points) in enumerate(kept.items()):
         path = " ".join(f"{plane.x(a):.1f},{plane.y(b):.1f}" for a, b in points)
         color = f"var(--c{number % COLORS})"
-        mark = _mark(*_last(plane, points), color) if points else ""
+        mark = _mark(plane.x(points[-1][0]), plane.y(points[-1][1]), color) if points else ""
         body.append(
             f'<g><title>{escape(name)}</title><polyline points="{path}" fill="none" stroke="{color}" '
             f'stroke-width="2"/>{mark}</g>'
@@ -88,10 +88,9 @@ class _Plane:
         return HEIGHT - BOTTOM - (value - self.yticks[0]) / (self.yticks[-1] - self.yticks[0]) * (HEIGHT - TOP - BOTTOM)
 
 
-def _ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Return round values that span [low, high]."""
-    span = high - low or max(abs(high), 1.0)
-    raw = span / count
+def _ticks(low: float, high: float) -> list[float]:
+    """Return about five round values that span [low, high]."""
+    raw = (high - low or max(abs(high), 1.0)) / 5
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw)
     first = math.floor(low / step) * step
@@ -99,10 +98,6 @@ def _ticks(low: float, high: float, count: int = 5) -> list[float]:
     while ticks[-1] < high - step * 1e-9 or len(ticks) < 2:
         ticks.append(first + len(ticks) * step)
     return ticks
-
-
-def _last(plane: _Plane, points: Points) -> tuple[float, float]:
-    return plane.x(points[-1][0]), plane.y(points[-1][1])
 
 
 def _mark(x: float, y: float, color: str, size: float = 3) -> str:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from manifests.schema import RunSpec
+from pipeline.analysis.ablation.timing import read_timing
 from pipeline.jobs.experiment import Experiment
 from pipeline.training.runs import RunFolder, list_runs
 from pipeline.views.report.charts import lines, scatter
 from pipeline.views.retrieval.trained import Trained
 
-DIAGNOSES = "diagnostics.jsonl"  # of a run folder, where training logged them
 QUANTITIES = {
     "row_spread": "row spread of the memories",
     "read_entropy": "entropy of the read weights, nats",
@@ -57,7 +56,7 @@ def diagnostics(models: Sequence[Trained], spec: RunSpec) -> list[Figure]:
     """Return one chart per memory diagnostic that training logged, with one line per model and stage."""
     series: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for trained in models:
-        for record in _json_lines(trained.folder.path / DIAGNOSES):
+        for record in trained.folder.diagnoses():
             for name, value in _by_stage(record):
                 quantity, _, stage = name.rpartition(" ")
                 line = f"{trained.label}, stage {stage}"
@@ -93,11 +92,7 @@ def _times(out: Path) -> dict[str, float]:
     """Return run id -> median milliseconds per session, over all timed ablations."""
     found: dict[str, float] = {}
     for path in sorted(out.glob("ablations/*/timing.json")):
-        try:
-            runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
-            found |= {run: float(values["milliseconds"]) for run, values in runs.items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # an unfinished measurement: the ablation repeats it
+        found |= {run: values["milliseconds"] for run, values in read_timing(path).get("runs", {}).items()}
     return found
 
 
@@ -113,13 +108,6 @@ def _point(folder: RunFolder, experiment: Experiment, time: float) -> tuple[str,
     recall = summary["metrics"]["all"]["overall"]["mean"]
     label = f"{options['slots']} slots of {options['width'] or 'D'}, seed {identity['seed']}, run {folder.id}"
     return f"C = {options['stages']}", time, float(recall), label
-
-
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the complete lines of a log, without a last line truncated by an interruption."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1] if line]
 
 
 def _by_stage(record: dict[str, Any]) -> Iterator[tuple[str, float]]:

@@ -9,30 +9,17 @@ reverse; the model's own best result among unused images is the next reference, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from manifests.identity import stack_keys, text_key
-from pipeline.views.report.retention import Mean, mean_of
+from pipeline.views.report.retention import MeasureTable, mean_of
 from pipeline.views.retrieval.queries import Queries
-from pipeline.views.retrieval.testbed import TestBed, overlap
+from pipeline.views.retrieval.testbed import TestBed, overlap, rows_or_zeros
 from pipeline.views.retrieval.trained import Trained, turn_outputs
-
-
-@dataclass
-class OrderTest:
-    """``rows``: model label -> column -> mean. ``why_not``: the reason when there are none."""
-
-    how: str
-    k: int
-    columns: tuple[str, ...]
-    rows: dict[str, dict[str, Mean]] = field(default_factory=dict)
-    sessions: int = 0
-    why_not: str = ""
-    examples: dict[str, Example] = field(default_factory=dict)  # by model label
 
 
 @dataclass(frozen=True)
@@ -45,23 +32,17 @@ class Example:
     turned: tuple[str, ...]
 
 
-def logged_order(bed: TestBed, models: Sequence[Trained], k: int) -> OrderTest:
+def logged_order(bed: TestBed, models: Sequence[Trained], k: int) -> MeasureTable:
     """Compare the final results of the logged turns with those of the same turns in reverse."""
-    columns = (
-        f"overlap@{k}",
-        "rank correlation",
-        f"R@{k} as logged",
-        f"R@{k} reversed",
-        f"last turn kept: overlap@{k}",
-    )
+    columns = (f"overlap@{k}", "rank correlation", f"R@{k} as logged", f"R@{k} reversed")
+    kept_column = f"last turn kept: overlap@{k}"
     many, longer = bed.lengths > 1, bed.lengths > 2
-    out = OrderTest(
+    out = MeasureTable(
         f"Each session's (reference, feedback) turns are given in reverse. Overlap of the final top {k}, Spearman's "
         "correlation over the whole gallery, and recall of the target. The last column reverses the earlier turns alone, "
         "in sessions of three turns or more.",
-        k,
-        columns,
-        sessions=int(many.sum()),
+        (*columns, kept_column),
+        int(many.sum()),
     )
     if not many.any():
         out.why_not = "no test session has two turns or more"
@@ -72,15 +53,11 @@ def logged_order(bed: TestBed, models: Sequence[Trained], k: int) -> OrderTest:
         plain, turned = bed.finals(trained), _permuted(bed, trained, keep_last=False)
         one, other = bed.top(plain, k), bed.top(turned, k)
         before, after = bed.ranks(plain), bed.ranks(turned)
-        row = {
-            columns[0]: mean_of(100 * overlap(one, other)[many]),
-            columns[1]: mean_of(bed.spearman(plain, turned)[many]),
-            columns[2]: mean_of(100.0 * (before <= k)[many]),
-            columns[3]: mean_of(100.0 * (after <= k)[many]),
-        }
+        found = (100 * overlap(one, other), bed.spearman(plain, turned), 100.0 * (before <= k), 100.0 * (after <= k))
+        row = {name: mean_of(values[many]) for name, values in zip(columns, found, strict=True)}
         if longer.any():
             kept = bed.top(_permuted(bed, trained, keep_last=True), k)
-            row[columns[4]] = mean_of(100 * overlap(one, kept)[longer])
+            row[kept_column] = mean_of(100 * overlap(one, kept)[longer])
         out.rows[trained.label] = row
     return out
 
@@ -99,14 +76,13 @@ def _permuted(bed: TestBed, trained: Trained, keep_last: bool) -> Tensor:
     return turn_outputs(trained, replace(features, **turned))[:, -1]
 
 
-def interactive_order(bed: TestBed, models: Sequence[Trained], queries: Queries | None, k: int) -> OrderTest:
+def interactive_order(bed: TestBed, models: Sequence[Trained], queries: Queries | None, k: int) -> MeasureTable:
     """Compare simulated dialogues with each model, with the feedback in both orders."""
     columns = (f"final overlap@{k}", "final rank correlation", f"first-turn overlap@{k}")
-    out = OrderTest(
+    out = MeasureTable(
         "From the session's first image, the model gets each feedback in turn, and its own best result is the next "
         f"reference; once in the logged order, once in reverse. The first-turn column compares the top {k} after one "
         "feedback: how different the ways to the same end are.",
-        k,
         columns,
     )
     if queries is None or queries.composer is None:
@@ -153,11 +129,8 @@ class _Player:
         images = dict.fromkeys(i for c in bed.members for i in bed.candidates[c].images)
         images |= dict.fromkeys(bed.sessions[n].turns[0].reference for n in self.mine)
         known = [i for i in images if i in bound]
-        rows = store.find("image", stack_keys(bound[i] for i in known))
         self.place = {image: n for n, image in enumerate(known)}
-        features = np.zeros((len(known), store.tables["image"].dim), dtype=np.float32)
-        features[rows >= 0] = store.gather("image", rows[rows >= 0])
-        self.images = torch.from_numpy(features)
+        self.images = torch.from_numpy(rows_or_zeros(store, "image", [bound[i] for i in known]))
         texts = list(dict.fromkeys(t.text for n in self.mine for t in bed.sessions[n].turns))
         found = store.gather("text", store.find("text", stack_keys(text_key(t) for t in texts)))
         self.texts = torch.from_numpy(found.astype(np.float32))

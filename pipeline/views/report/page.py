@@ -12,6 +12,7 @@ from typing import Any
 from cache.files import replace_atomically
 from manifests.errors import FashionNTMError
 from pipeline.analysis.render import lines_of
+from pipeline.views.retrieval.pages import templates
 from pipeline.views.retrieval.pictures import Pictures
 
 MARKUP_SHARE = 0.85  # largest share of the size limit; the rest is for pictures
@@ -75,23 +76,14 @@ def _pictures(values: dict[str, Any], space: int) -> tuple[dict[str, str], int]:
 
 
 def _render(values: dict[str, Any], pictures: dict[str, str], wanted: int) -> bytes:
-    import jinja2
-
-    folder = resources.files("pipeline.views.report") / "templates"
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(str(folder)),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
+    folder, environment = resources.files("pipeline.views.report") / "templates", templates("pipeline.views.report")
     environment.globals["lines_of"] = lines_of
     environment.filters["code"] = _code
     numbers = {image: n for n, image in enumerate(pictures)}
     page = environment.get_template("report.html").render(
         **values,
         numbers=numbers,
-        left_out=max(0, wanted - len(pictures)) if wanted else 0,
+        left_out=max(0, wanted - len(pictures)),
         pixels=json.dumps(list(pictures.values())).replace("<", "\\u003c"),
         words=values["pictures"].words,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from cache import Store
 from manifests.identity import stack_keys, text_key
 from pipeline.evaluation.rows import unit_rows
 from pipeline.views.report.requests import Request, meets
-from pipeline.views.retrieval.testbed import TestBed
+from pipeline.views.retrieval.testbed import TestBed, rows_or_zeros
 from pipeline.views.retrieval.trained import Trained
 
 CHANCE = "any gallery image"
@@ -34,16 +35,16 @@ class Mean:
 
 
 @dataclass
-class Retention:
-    """``rows``: label -> column -> mean, in percent or percentile points; ``how``: one sentence on the measure."""
+class MeasureTable:
+    """Table of a measure. ``how``: one sentence on it; ``rows``: label -> column -> mean; ``why_not``: reason for none."""
 
     how: str
-    unit: str
-    k: int
     columns: tuple[str, ...]
-    rows: dict[str, dict[str, Mean]] = field(default_factory=dict)
     sessions: int = 0
+    unit: str = ""
+    rows: dict[str, dict[str, Mean]] = field(default_factory=dict)
     why_not: str = ""
+    examples: dict[str, Any] = field(default_factory=dict)  # by model label
 
 
 def mean_of(values: Sequence[float] | np.ndarray) -> Mean:
@@ -57,7 +58,7 @@ def mean_of(values: Sequence[float] | np.ndarray) -> Mean:
 
 def exact_retention(
     bed: TestBed, models: Sequence[Trained], requests: Mapping[str, Sequence[Request]], k: int
-) -> Retention:
+) -> MeasureTable:
     """Return the share of the final top k with the requested values, averaged over sessions of two turns or more."""
     dataset = bed.experiment.dataset
 
@@ -69,13 +70,12 @@ def exact_retention(
     mine = [n for n, s in enumerate(bed.sessions) if len(s.turns) > 1 and s.id in requests]
     turns = max((len(bed.sessions[n].turns) for n in mine), default=0)
     columns = ("top-1: all earlier", f"top-{k}: all earlier", *(_ago(n) for n in range(1, turns)), "newest feedback")
-    out = Retention(
+    out = MeasureTable(
         f'Share of the final results that have every value that earlier turns asked for; columns "... ago" look at one '
         f"earlier turn, in the top {k}. Exact: the dataset knows what each turn asked for.",
-        "%",
-        k,
         columns,
-        sessions=len(mine),
+        len(mine),
+        "%",
     )
     if not mine:
         out.why_not = "no test session of two turns or more has known requests"
@@ -107,18 +107,17 @@ def exact_retention(
     return out
 
 
-def scored_retention(bed: TestBed, models: Sequence[Trained], backbone: Store, k: int) -> Retention:
+def scored_retention(bed: TestBed, models: Sequence[Trained], backbone: Store, k: int) -> MeasureTable:
     """Return retention by text-tower score: mean percentile of the final top k in the ranking by one feedback."""
     mine = [n for n, s in enumerate(bed.sessions) if len(s.turns) > 1]
     turns = max((len(bed.sessions[n].turns) for n in mine), default=0)
     columns = ("all earlier", *(_ago(n) for n in range(1, turns)), "newest feedback")
-    out = Retention(
+    out = MeasureTable(
         f"Mean percentile of the final top {k} when the gallery is ranked by one earlier feedback alone, by the cosine of "
         "its text embedding with the images' (50 is chance, 100 the best match). An estimate: the text tower judges.",
-        "percentile",
-        k,
         columns,
-        sessions=len(mine),
+        len(mine),
+        "percentile",
     )
     tables = backbone.tables
     if not mine:
@@ -171,10 +170,8 @@ class _Judge:
         self._backbone, bound = backbone, backbone.catalogue()
         self._galleries = {}
         for category in bed.members:
-            rows = backbone.find("image", stack_keys(bound.get(i, bytes(16)) for i in bed.candidates[category].images))
-            features = np.zeros((len(rows), backbone.tables["image"].dim), dtype=np.float32)
-            features[rows >= 0] = backbone.gather("image", rows[rows >= 0])
-            self._galleries[category] = unit_rows(features)
+            keys = [bound.get(i, bytes(16)) for i in bed.candidates[category].images]
+            self._galleries[category] = unit_rows(rows_or_zeros(backbone, "image", keys))
 
     def percentiles(self, category: str, text: str) -> np.ndarray | None:
         row = self._backbone.find("text", stack_keys([text_key(text)]))

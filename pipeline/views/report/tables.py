@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
-from manifests.load import shipped
-from manifests.table_spec import ResultsTable, load_table_spec
+from manifests.table_spec import ResultsTable, load_table_spec, table_names
 from pipeline.analysis.cells import Table
 from pipeline.analysis.own_tables import own_table
-from pipeline.analysis.results_table import build_results_table
-from pipeline.analysis.tables import RunFinder
+from pipeline.analysis.tables import RunFinder, TableRequest, fill
 from pipeline.jobs.experiment import Experiment
-from pipeline.training.models import model_names
 
 
 def report_tables(experiment: Experiment, data: Path) -> list[Table]:
     """Return every shipped results table with this run spec; if there is none, a table of the spec's own models."""
-    wanted = [t for t in map(load_table_spec, shipped("tables")) if isinstance(t, ResultsTable)]
-    mine = [t for t in wanted if t.run == experiment.spec.name] or [
-        own_table(experiment.spec, experiment.dataset, experiment.subsets)
-    ]
-    return [_filled(table, experiment, data) for table in mine]
-
-
-def _filled(table: ResultsTable, experiment: Experiment, data: Path) -> Table:
-    finder = RunFinder(experiment.spec, data, experiment.workspace, table)
-    finder.__dict__["experiment"] = experiment  # the report's own, so that it is loaded once
-    seeds = () if table.ablation else experiment.spec.seeds
-    built = build_results_table(table, finder, known=model_names(), run=experiment.spec.asked, seeds=seeds)
-    return built.model_copy(update={"footnotes": (*built.footnotes, *finder.footnotes)})
+    spec, workspace = experiment.spec, experiment.workspace
+    shipped = {name: load_table_spec(name) for name in table_names()}
+    mine = {name: t for name, t in shipped.items() if isinstance(t, ResultsTable) and t.run == spec.name}
+    made = []
+    for name, table in (mine or {spec.name: own_table(spec, experiment.dataset, experiment.subsets)}).items():
+        finder = RunFinder(spec, data, workspace, table)
+        finder.experiment = experiment  # the report's own, so that it is loaded once
+        made.append(fill(table, finder, TableRequest(name, data, workspace.out, shlex.split(spec.asked)[0])))
+    return made

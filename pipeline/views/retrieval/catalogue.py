@@ -10,7 +10,7 @@ from pipeline.jobs.experiment import Experiment
 from pipeline.training.dialogue import weights_digest
 from pipeline.training.models import build_model
 from pipeline.training.runs import RunFolder, list_runs
-from pipeline.views.retrieval.trained import DIGITS, Trained, load_trained
+from pipeline.views.retrieval.trained import Trained, load_trained, run_by_id
 
 UNTRAINED = "untrained"
 ALPHA = 0.7  # of EWMA, unless the spec sets it
@@ -26,19 +26,17 @@ def catalogue_models(experiment: Experiment, ids: Sequence[str] = ()) -> list[Tr
     fitting = [f for f in known if _store_of(f) == experiment.store.fingerprint]
     if not ids:
         return load_trained(fitting, experiment.device) or untrained(experiment)
+    there = "on these features there are: " + (", ".join(f"{f.model} {f.id}" for f in fitting) or "none")
     chosen = []
     for wanted in dict.fromkeys(ids):
         folder = RunFolder(Path(wanted).resolve())
-        found = [folder] if folder.state == "finished" else [f for f in known if _named(f, wanted)]
-        if len(found) != 1:
-            what = f"{len(found)} runs begin so" if found else f"no finished run has this id ({DIGITS} digits or more)"
-            there = ", ".join(f"{f.model} {f.id}" for f in fitting) or "none"
-            raise ManifestError([Problem("--run", wanted, what, f"on these features there are: {there}")])
-        if _store_of(found[0]) != experiment.store.fingerprint:
-            what = f"the run reads features {_store_of(found[0])[:12]}, the catalogue has {experiment.store.fingerprint[:12]}"
+        if folder.state != "finished":
+            folder = run_by_id(wanted, known, there)
+        if _store_of(folder) != experiment.store.fingerprint:
+            what = f"the run reads features {_store_of(folder)[:12]}, the catalogue has {experiment.store.fingerprint[:12]}"
             fix = "use the run's extractor, precision and composer (with weights = its folder) in the catalogue's spec"
             raise ManifestError([Problem("--run", wanted, what, fix)])
-        chosen += found
+        chosen.append(folder)
     return load_trained(chosen, experiment.device)
 
 
@@ -58,7 +56,3 @@ def _store_of(folder: RunFolder) -> str:
         return str(folder.record()["identity"]["store"])
     except (FashionNTMError, KeyError, OSError):
         return ""
-
-
-def _named(folder: RunFolder, wanted: str) -> bool:
-    return len(wanted) >= DIGITS and folder.id.startswith(wanted)

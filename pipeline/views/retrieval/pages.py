@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import jinja2
+
+
+def templates(package: str) -> jinja2.Environment:
+    """Return the templates of a package's ``templates`` folder, which escape their values."""
+    import jinja2
+
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(str(resources.files(package) / "templates")),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
 
 
 def render(name: str, package: str = "pipeline.views.serve", **values: Any) -> str:
-    """Render a template of a package's ``templates`` folder, with values escaped."""
-    import jinja2
-
-    folder = str(resources.files(package) / "templates")
-    loader = jinja2.FileSystemLoader(folder)
-    return (
-        jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-        .get_template(name)
-        .render(**values)
-    )
+    """Render a template of a package."""
+    return templates(package).get_template(name).render(**values)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import io
 from collections import OrderedDict
 from threading import Lock
+from typing import TYPE_CHECKING
 
 from manifests.schema import Dataset
 from pipeline.extraction.images import ItemError, decode, read
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 QUALITY = 78
 KEPT = 4096  # thumbnails kept in memory: about 16 MB at 128 pixels
@@ -57,7 +61,12 @@ class Pictures:
             picture = decode(read(self._root, file))
         except ItemError:
             return None
-        picture.thumbnail((size, size))
-        out = io.BytesIO()
-        picture.save(out, "JPEG", quality=QUALITY, optimize=True)
-        return out.getvalue()
+        return small_jpeg(picture, size)
+
+
+def small_jpeg(picture: PIL.Image.Image, size: int) -> bytes:
+    """Return an RGB image as a JPEG of at most ``size`` pixels on its longer side; shrinks ``picture`` itself."""
+    picture.thumbnail((size, size))
+    out = io.BytesIO()
+    picture.save(out, "JPEG", quality=QUALITY, optimize=True)
+    return out.getvalue()

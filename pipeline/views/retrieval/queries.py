@@ -18,6 +18,8 @@ from pipeline.core.workspace import Workspace
 from pipeline.extraction.images import decode, read
 from pipeline.views.retrieval.live import store_composer
 
+TEXTS_KEPT = 10_000  # rows of encoded texts in memory
+
 
 class QueryError(IncompleteError, ValueError):
     """A query that cannot be computed: an uncached text without an extractor, or an image without features."""
@@ -81,7 +83,9 @@ class Queries:
             row = self._row("text", text_key(text))
         if row is None:
             row = self._encode(text, lambda: self.extractor.encode_texts([text])[0])
-            self._remember(text, row)
+            if len(self._texts) >= TEXTS_KEPT:
+                self._texts.pop(next(iter(self._texts)))
+            self._texts[text] = row
         return row
 
     def upload(self, picture: Any) -> np.ndarray:
@@ -145,16 +149,11 @@ class Queries:
             raise FashionNTMError(f"the extractor gave NaN or infinite values for {what!r}: check its weights")
         return row
 
-    def _remember(self, text: str, row: np.ndarray, most: int = 10_000) -> None:
-        if len(self._texts) >= most:
-            self._texts.pop(next(iter(self._texts)))
-        self._texts[text] = row
 
-
-def known_texts(queries: Queries, sessions: Sequence[Any], most: int = 200) -> list[str]:
-    """Return the distinct feedback texts of ``sessions`` that have a row and thus need no extractor."""
-    texts = list(dict.fromkeys(turn.text for session in sessions for turn in session.turns))[: most * 4]
+def known_texts(queries: Queries, sessions: Sequence[Any]) -> list[str]:
+    """Return up to 200 distinct feedback texts of ``sessions`` that have a row and thus need no extractor."""
+    texts = list(dict.fromkeys(turn.text for session in sessions for turn in session.turns))[:800]
     if not texts or "text" not in queries.backbone.tables:
-        return texts[:most] if "query" in queries.backbone.tables else []
+        return texts[:200] if "query" in queries.backbone.tables else []
     rows = queries.backbone.find("text", stack_keys(text_key(text) for text in texts))
-    return [text for text, row in zip(texts, rows, strict=True) if row >= 0][:most]
+    return [text for text, row in zip(texts, rows, strict=True) if row >= 0][:200]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cache import Store
+from manifests.identity import stack_keys
 from pipeline.evaluation.evaluate import Candidates
 from pipeline.evaluation.ranking import ranks
 from pipeline.jobs.experiment import Experiment
@@ -92,15 +94,20 @@ class TestBed:
 
     def spearman(self, one: Tensor, other: Tensor) -> np.ndarray:
         """Return the rank correlation of each session's whole gallery under two queries [S, D]: float64 [S]."""
-        return self._by_category(lambda index, a, b: _correlation(index.scores(a), index.scores(b)), one, other)
-
-    def _by_category(self, call: Callable[..., np.ndarray], *queries: Tensor, block: int = 256) -> np.ndarray:
         out = np.zeros(len(self.sessions))
         for category, numbers in self.members.items():
-            for start in range(0, len(numbers), block):
-                part = numbers[start : start + block]
-                out[part] = call(self.indexes[category], *(q[torch.as_tensor(part)] for q in queries))
+            for part in torch.as_tensor(numbers).split(256):
+                scores = (self.indexes[category].scores(queries[part]) for queries in (one, other))
+                out[part.numpy()] = _correlation(*scores)
         return out
+
+
+def rows_or_zeros(store: Store, table: str, keys: Sequence[bytes]) -> np.ndarray:
+    """Return the rows of ``keys``, float32 [n, D]; zeros for a key without a row."""
+    rows = store.find(table, stack_keys(keys))
+    out = np.zeros((len(rows), store.tables[table].dim), dtype=np.float32)
+    out[rows >= 0] = store.gather(table, rows[rows >= 0])
+    return out
 
 
 def overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -77,15 +77,17 @@ def runs_by_id(experiment: Experiment, ids: Sequence[str]) -> list[Trained]:
         raise IncompleteError(
             f"no run on the features of '{experiment.spec.name}' is trained: run `{experiment.spec.command('train')}`"
         )
-    chosen = []
-    for wanted in dict.fromkeys(ids):
-        found = [folder for folder in known if len(wanted) >= DIGITS and folder.id.startswith(wanted)]
-        if len(found) != 1:
-            what = f"{len(found)} runs begin so" if found else f"no finished run has this id ({DIGITS} digits or more)"
-            there = ", ".join(f"{folder.model} {folder.id}" for folder in known)
-            raise ManifestError([Problem("--run", wanted, what, f"there are: {there}")])
-        chosen += found
-    return load_trained(chosen, experiment.device)
+    there = "there are: " + ", ".join(f"{folder.model} {folder.id}" for folder in known)
+    return load_trained([run_by_id(wanted, known, there) for wanted in dict.fromkeys(ids)], experiment.device)
+
+
+def run_by_id(wanted: str, known: Sequence[RunFolder], there: str) -> RunFolder:
+    """Return the run with this id or these first digits. Raises ManifestError with ``there``, the runs to choose from."""
+    found = [folder for folder in known if len(wanted) >= DIGITS and folder.id.startswith(wanted)]
+    if len(found) != 1:
+        what = f"{len(found)} runs begin so" if found else f"no finished run has this id ({DIGITS} digits or more)"
+        raise ManifestError([Problem("--run", wanted, what, there)])
+    return found[0]
 
 
 def load_trained(folders: Sequence[RunFolder], device: torch.device) -> list[Trained]:
@@ -105,14 +107,14 @@ def load_trained(folders: Sequence[RunFolder], device: torch.device) -> list[Tra
 
 
 @torch.no_grad()
-def turn_outputs(trained: Trained, features: SessionFeatures, batch: int = 1024) -> Tensor:
+def turn_outputs(trained: Trained, features: SessionFeatures) -> Tensor:
     """Return f'_qry of every session: float32 [S, T, D], the last turn repeated after a session's end.
 
     A model of concatenated captions has T = 1, its answer to the whole session.
     """
     model = trained.model
     take, parts = inputs_of(model, features), []
-    for index in torch.arange(len(features), device=features.device).split(batch):
+    for index in torch.arange(len(features), device=features.device).split(1024):
         queries, _, lengths = take(index)
         outputs = model(queries, lengths)
         turns = torch.arange(outputs.shape[1], device=outputs.device).expand(len(index), -1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import secrets
 from collections import OrderedDict
@@ -19,7 +18,7 @@ from pipeline.extraction.images import ItemError, decode
 from pipeline.training.dialogue import Dialogue
 from pipeline.views.retrieval.identity import data_of
 from pipeline.views.retrieval.index import ExactIndex
-from pipeline.views.retrieval.pictures import Pictures
+from pipeline.views.retrieval.pictures import Pictures, small_jpeg
 from pipeline.views.retrieval.queries import Queries
 from pipeline.views.retrieval.trained import Trained
 from pipeline.views.serve.limits import Limits, RequestError, clean_text
@@ -80,13 +79,12 @@ class Engine:
 
     def start(self, category: object, image: object = None, models: object = None, upload: Any = None) -> Talk:
         """Start a dialogue from a catalog image, or from an upload (feature row, JPEG for the page)."""
-        if not isinstance(category, str) or category not in self.galleries:
-            raise RequestError(f"no category {category!r}: there are {', '.join(self.galleries)}")
+        gallery = self._gallery(category)
         start = UPLOAD if upload is not None else self.image_id(image)
         if upload is None and not self.queries.knows(start):
             raise RequestError(f"image {start!r} has no feature to start from: choose another")
         row, jpeg = upload if upload is not None else (None, None)
-        talk = Talk(secrets.token_urlsafe(12), str(category), start, row, jpeg, chosen=start)
+        talk = Talk(secrets.token_urlsafe(12), gallery, start, row, jpeg, chosen=start)
         talk.models = {t.label: Dialogue(t.model, t.run) for t in self._wanted(models)}
         with self._lock:
             self._talks[talk.id] = talk
@@ -195,14 +193,17 @@ class Engine:
 
     def browse(self, category: object, words: str, first: int, count: int) -> tuple[list[str], int]:
         """Return one page of the gallery images whose id or words contain all ``words``, and their total number."""
-        if not isinstance(category, str) or category not in self.galleries:
-            raise RequestError(f"no category {category!r}: there are {', '.join(self.galleries)}")
         wanted = words.lower().split()[:20]
-        images = self.galleries[str(category)].images
+        images = self.galleries[self._gallery(category)].images
         if wanted:
             images = tuple(i for i in images if all(w in f"{i} {self.pictures.words(i)}".lower() for w in wanted))
         first = max(0, first)
         return list(images[first : first + count]), len(images)
+
+    def _gallery(self, category: object) -> str:
+        if not isinstance(category, str) or category not in self.galleries:
+            raise RequestError(f"no category {category!r}: there are {', '.join(self.galleries)}")
+        return category
 
     def _wanted(self, models: object) -> list[Trained]:
         names = [next(iter(self.trained))] if models is None else models
@@ -258,10 +259,7 @@ def upload_row(queries: Queries, data: bytes, limits: Limits) -> tuple[np.ndarra
             413,
         )
     row = queries.upload(picture)
-    small, out = picture.copy(), io.BytesIO()
-    small.thumbnail((256, 256))
-    small.save(out, "JPEG", quality=82)
-    return row, out.getvalue()
+    return row, small_jpeg(picture.copy(), 256)
 
 
 def described_row(queries: Queries, text: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from importlib import resources
 from typing import Any
 
@@ -34,9 +35,9 @@ def make_study_app(
     ours, theirs = (str(resources.files(name) / "static") for name in ("pipeline.views.study", "pipeline.views.serve"))
     routes = [
         Route("/", page.index),
-        Route("/api/join", page.join, methods=["POST"]),
-        Route("/api/question", page.question, methods=["POST"]),
-        Route("/api/answer", page.answer, methods=["POST"]),
+        Route("/api/join", page.act(page.join), methods=["POST"]),
+        Route("/api/question", page.act(page.question), methods=["POST"]),
+        Route("/api/answer", page.act(page.answer), methods=["POST"]),
         Route("/image/{place}", page.image),
         Mount("/static/study", StaticFiles(directory=ours)),
         Mount("/static", StaticFiles(directory=theirs)),
@@ -75,29 +76,24 @@ class _Study:
             raise RequestError("there is no picture of this number", 404)
         return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
-    async def join(self, request: Request) -> Response:
-        asked = await body(request, MOST)
-        return JSONResponse(await run_in_threadpool(self._joined, asked))
+    def act(self, work: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Request], Awaitable[Response]]:
+        async def handle(request: Request) -> Response:
+            asked = await body(request, MOST)
+            return JSONResponse(await run_in_threadpool(work, asked))
 
-    async def question(self, request: Request) -> Response:
-        asked = await body(request, MOST)
-        return JSONResponse(await run_in_threadpool(self._question, asked))
+        return handle
 
-    async def answer(self, request: Request) -> Response:
-        asked = await body(request, MOST)
-        return JSONResponse(await run_in_threadpool(self._answered, asked))
-
-    def _joined(self, asked: dict[str, Any]) -> dict[str, Any]:
+    def join(self, asked: dict[str, Any]) -> dict[str, Any]:
         return self._next(self.study.join(asked.get("name")))
 
-    def _question(self, asked: dict[str, Any]) -> dict[str, Any]:
+    def question(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Return the question at a position of the participant's order, to review or change an answer."""
         name, place = self.study.join(asked.get("name")), asked.get("place")
         if isinstance(place, bool) or not isinstance(place, int) or not 0 <= place < len(self.study.questions):
             raise RequestError(f"there is no question {place!r}", 404)
         return self._view(name, place)
 
-    def _answered(self, asked: dict[str, Any]) -> dict[str, Any]:
+    def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
         name, seconds = self.study.join(asked.get("name")), asked.get("seconds")
         kept = float(seconds) if isinstance(seconds, int | float) and 0 <= seconds < 1e6 else None
         self.study.answer(name, asked.get("question"), asked.get("option"), kept)

@@ -15,10 +15,10 @@ from pipeline.analysis.history import (
     _inner_products,
     _loss,
     _other_histories,
-    _own_targets,
     fitted_weights,
     last_turn,
     mixed,
+    own_targets,
     turns_back,
 )
 from pipeline.jobs.identities import make_run
@@ -63,7 +63,7 @@ def test_a_control_takes_earlier_turns_of_another_session_and_its_own_last(featu
 def test_fitted_weights_find_what_the_target_is_made_of() -> None:
     """The target of a ``cumulative`` session is the sum of its turns: the last turn alone is a bad start, even weights right."""
     features = cumulative(300, turns=3, kinds=12, seed=5)
-    weights = fitted_weights(features, _own_targets(features))
+    weights = fitted_weights(features, own_targets(features))
     for length in (2, 3):
         torch.testing.assert_close(weights[length - 1, :length], torch.full((length,), 1 / length), atol=0.08, rtol=0)
     found, alone = (
@@ -76,18 +76,18 @@ def test_fitted_weights_find_what_the_target_is_made_of() -> None:
 def test_weights_fitted_on_the_ranked_sessions_have_the_lowest_loss_there() -> None:
     """The loss is what the line's name promises; recall may go either way."""
     ranked, others = cumulative(200, turns=3, kinds=12, seed=5), cumulative(200, turns=3, kinds=12, seed=6)
-    galleries = _own_targets(ranked)
-    parts = [_inner_products(ranked, category, of, 0) for category, of in galleries.items()]
+    galleries = own_targets(ranked)
+    parts = [_inner_products(ranked, category, of) for category, of in galleries.items()]
     last_alone = torch.zeros(3, 3)
     last_alone[:, 0] = 1
     own = _loss(fitted_weights(ranked, galleries), parts)
-    for weights in (fitted_weights(others, _own_targets(others)), last_alone):
+    for weights in (fitted_weights(others, own_targets(others)), last_alone):
         assert own < _loss(weights, parts)
 
 
 def test_the_category_of_a_session_is_its_gallery(features: SessionFeatures) -> None:
     shirts = tuple(s.model_copy(update={"category": "shirt"}) if n % 2 else s for n, s in enumerate(features.sessions))
-    galleries = _own_targets(replace(features, sessions=shirts))
+    galleries = own_targets(replace(features, sessions=shirts))
     assert len(galleries) == 2
     for session in shirts:
         assert session.target in galleries[session.category].index

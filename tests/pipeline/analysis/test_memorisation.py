@@ -65,7 +65,7 @@ def test_study(project: Path) -> None:
     last = {p.composer: p for p in study.points if p.model == "last"}
     assert last["long"].train > last["short"].train
 
-    experiment = Experiment(variants_of(place)[1].spec, place.dataset(), place.workspace, "cpu")
+    experiment = Experiment(variants_of(place)[1].spec, place.dataset, place.workspace, "cpu")
     result = load_results(experiment.result_files(make_run(experiment.spec, "last", 0)).results)
     seen = ~result.subsets["last pair unseen"]
     by_hand = [

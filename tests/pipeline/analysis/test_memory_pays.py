@@ -98,7 +98,7 @@ def test_study(project: Path) -> None:
 
 def _agrees_with_the_ranks(place: object, measured: Measured) -> None:
     part = next(p for p in variants_of(place) if p.spec.name.endswith(measured.variant))  # type: ignore[arg-type]
-    experiment = Experiment(part.spec, part.dataset(), part.workspace, "cpu")
+    experiment = Experiment(part.spec, part.dataset, part.workspace, "cpu")
     values = []
     for run in measured.runs:
         (file,) = experiment.workspace.runs.glob(f"*/{measured.model}/{run}/results.h5")

@@ -86,13 +86,6 @@ def test_the_cutoff_learns_what_a_cosine_means_for_each_kind_of_query() -> None:
     np.testing.assert_array_equal(np.argsort(probabilities, 1, "stable"), np.argsort(scores, 1, "stable"))
 
 
-def test_requests_without_a_meaning_are_refused() -> None:
-    scores = np.zeros((2, 3), dtype=np.float32)
-    with pytest.raises(RerankingError, match="top = 0"):
-        rerank(scores, top=0)
-    with pytest.raises(RerankingError, match=r"must_have \[2, 2\] for scores \[2, 3\]"):
-        rerank(scores, must_have=np.zeros((2, 2)))
-    with pytest.raises(RerankingError, match=r"recall = 0"):
-        fit_cutoff(np.zeros((2, 4)), scores, np.zeros(2), recall=0)
+def test_towers_without_a_common_space_are_refused() -> None:
     with pytest.raises(RerankingError, match="share a space"):
         constraint_scores(np.zeros((2, 1, 4)), np.ones(2), np.zeros((3, 5)))

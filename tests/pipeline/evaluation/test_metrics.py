@@ -61,12 +61,3 @@ def test_an_empty_category_is_shown_and_takes_no_part_in_the_mean() -> None:
     assert found["shirt"] == {"n": 0}
     assert found["overall"]["R@5"] == 50
     assert summarize(np.array([]), [], order=["dress"]) == {"dress": {"n": 0}, "overall": {"n": 0}}
-
-
-def test_nothing_has_no_recall() -> None:
-    with pytest.raises(ValueError, match="no ranks"):
-        recall(np.array([]), 5)
-    with pytest.raises(ValueError, match="may not be called 'overall'"):
-        summarize(np.array([1]), ["overall"])
-    with pytest.raises(ValueError, match="one category for each rank"):
-        summarize(np.array([1, 2]), ["dress"])

@@ -21,7 +21,7 @@ from pipeline.bench._world import corrupted
 from pipeline.extraction.extractors.base import Extractor, ExtractorError
 from pipeline.extraction.extractors.clip import ClipExtractor
 from pipeline.extraction.run import ExtractionError, TooManyFailures
-from pipeline.jobs.run import _what_helps
+from pipeline.jobs.identities import what_helps
 
 from .conftest import build_dataset, picture
 from .helpers import run, store_in, texts_of, tiny
@@ -245,14 +245,14 @@ def test_an_io_error_is_tried_again_and_a_content_error_is_not(
     assert report.unread == 2 and report.as_dict()["unread"] == 2
     assert "2 of them could not be read from the disk: run the same command again" in report.text()
     assert "(most frequent, 2 of 3: read: cannot be read: Input/output error)" in report.text()
-    helps = _what_helps(Store.open(report.path), RunSpec.model_construct(name="mine"))
+    helps = what_helps(Store.open(report.path), RunSpec.model_construct(name="mine"))
     assert helps == "run `fashion-ntm extract mine`, which reads 2 unreadable files again"
 
     sick.clear()
     again = run(data, extractor, stores, workers=0)
     assert (again.extracted, again.unread, again.failed) == (2, 0, 1)
     assert [f.item for f in Store.open(again.path).failures()] == ["i000"]
-    helps = _what_helps(Store.open(report.path), RunSpec.model_construct(name="mine"))
+    helps = what_helps(Store.open(report.path), RunSpec.model_construct(name="mine"))
     assert helps.startswith("mend what failed (decode: not an image") and helps.endswith("--retry-failed`")
 
 

@@ -20,7 +20,7 @@ from pipeline.training import resume
 from pipeline.training.data import SessionFeatures
 from pipeline.training.job import Execution, Trained, TrainRequest, train_runs
 from pipeline.training.runs import RunFolder
-from tests.hostile.test_fuzz import damage
+from tests.hostile.makers import damage
 from tests.pipeline.training.sessions import cumulative
 
 ROOT = Path(__file__).resolve().parents[3]

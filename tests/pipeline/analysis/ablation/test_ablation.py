@@ -279,13 +279,13 @@ options = {{ hidden = 5, texts = [0, {width}] }}
 """
     (project / "told.toml").write_text(grid, encoding="utf-8")
     place = open_ablation(str(project / "told.toml"), "", (), project / "data", done, "cpu")
-    planned = plan_ablation(place.ablation, spec, place.dataset(), place.workspace, "cpu")
+    planned = plan_ablation(place)
     assert set(planned.step_ms) == {1, 2}
     after = ablate(place)
     assert not after.groups and len({task.run.options["texts"] for task in after.tasks}) == 2
     assert len(read_timing(timing_file(done, "told"))["runs"]) == 2
     found = tune(
-        spec, place.dataset(), Workspace(done), "lstm", [f"texts=0,{width}"], folds=2, budget=Budget(4), device="cpu"
+        spec, place.dataset, Workspace(done), "lstm", [f"texts=0,{width}"], folds=2, budget=Budget(4), device="cpu"
     )
     assert {t.params["texts"] for t in found.trials} == {0, width} and not any(t.failed for t in found.trials)
 
