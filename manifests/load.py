@@ -89,7 +89,7 @@ def load_dataset(spec: RunSpec, data: Path) -> Dataset:
     inputs = {"windows": spec.windows, "prefixes": spec.prefixes, "dialogs": spec.dialogs}
     dataset = source.load(options, data).model_copy(update=inputs)
     if "final" in dataset.turn_targets:
-        _refuse_recombine(spec, Problems(file or spec.name))
+        _refuse_recombine(spec, Problems(spec.name))
     return dataset
 
 
