@@ -46,15 +46,15 @@ def test_a_form_gives_the_plain_rows_whatever_the_batch(
 
 def test_what_undoes_a_form_leaves_nothing(load: Load, clip_folder: Path, dataset: Dataset) -> None:
     extractor = load("clip", clip_folder)
-    batch = tower_format._batch(extractor, sample_of(extractor, dataset)["images"], 4)
-    before, tower = tower_format._rows(extractor, batch), extractor.image_tower()
+    batch = tower_format._batch(extractor, sample_of(extractor, dataset)["images"])
+    before, tower = tower_format.trial_rows(extractor, "image", batch), extractor.image_tower()
     assert tower is not None
     undo = take_form(extractor, "channels-last")
     weight = next(p for p in tower.parameters() if p.ndim == 4)
     assert weight.is_contiguous(memory_format=torch.channels_last)
     undo()
     assert weight.is_contiguous() and not tower._forward_pre_hooks and tower._compiled_call_impl is None
-    assert np.array_equal(tower_format._rows(extractor, batch), before) and extractor.calls == 0
+    assert np.array_equal(tower_format.trial_rows(extractor, "image", batch), before) and extractor.calls == 0
 
 
 def test_a_form_that_cannot_be_is_refused_and_undone(
