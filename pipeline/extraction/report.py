@@ -122,12 +122,12 @@ class Report:
         lines += [f"note   {note}" for note in self.notes]
         if "precision" in self.checked:
             lines.append(f"note   precision {self.checked['precision']}")
-        lines += [f"note   {count:,} images {remark}" for remark, count in self.remarks.items()]
+        lines += [f"note   {count:,} image(s) {remark}" for remark, count in self.remarks.items()]
         if "decode" in self.checked:
             found = self.checked["decode"]
             lines.append(
                 f"note   decoded by torchvision ({found['decoder']}): cosine to Pillow's decode >= "
-                f"{found['least_cosine_to_pillow']:.6f} on {found['images']} images (more: cache verify SPEC --reextract 100)"
+                f"{found['least_cosine_to_pillow']:.7f} on {found['images']} images (more: cache verify SPEC --reextract 100)"
             )
         if "form" in self.checked:
             lines.append(f"note   form {self.checked['form']}")

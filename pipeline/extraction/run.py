@@ -143,7 +143,7 @@ class _Job:
 
     def plan(self, writer: StoreWriter | None) -> Plan:
         with self.meter.time("hash"):
-            return plan_extraction(
+            plan = plan_extraction(
                 self.dataset,
                 self.extractor,
                 writer,
@@ -152,6 +152,9 @@ class _Job:
                 retry_failed=self.options.retry_failed,
                 remember=True,
             )
+        if plan.todo and self.cluster is None:
+            self.extractor.require()
+        return plan
 
     def store(self) -> StoreWriter:
         execution = {
@@ -177,8 +180,6 @@ class _Job:
         if not plan.todo:
             return DEFAULT_BATCH
         self.meter.now = "preparing the model"
-        if self.cluster is None:
-            self.extractor.require()
         todo = {name: table.todo for name, table in plan.tables.items()}
         found = autotune(self.options.batch_size, todo, writer.manifest.execution, self._measured)
         if decoder := (self.cluster or self.extractor).jpeg_decoder:
