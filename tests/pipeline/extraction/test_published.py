@@ -148,4 +148,4 @@ def test_a_truncated_text_is_named_as_it_was_given() -> None:
     )
     long = "RED red RED red"
     assert [ids.tolist() for ids in tokens.encode([long, "Red"])] == [[2, 2, 2], [2]]
-    assert tokens.take_long([long, "Red"]) == {long}
+    assert tokens.take_truncated([long, "Red"]) == {long}
