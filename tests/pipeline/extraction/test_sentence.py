@@ -160,6 +160,17 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
         CHAIN,
         "have a value of another type",
     ),
+    "padding beyond the embeddings": (
+        {
+            "tokenizer_config.json": {
+                "pad_token": "new",
+                "unk_token": "[UNK]",
+                "tokenizer_class": "PreTrainedTokenizerFast",
+            }
+        },
+        CHAIN,
+        "its tokenizer gives id .* embeddings: take both from one download",
+    ),
     "sparse": ({"config_sentence_transformers.json": {"model_type": "SparseEncoder"}}, CHAIN, "is a SparseEncoder"),
     "length": ({SETTINGS: {"max_seq_length": "long"}}, CHAIN, "max_seq_length = 'long'"),
     "model arguments": ({SETTINGS: {"config_args": {"num_labels": 3}}}, CHAIN, "sets config_args"),
