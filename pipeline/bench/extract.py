@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from manifests.errors import ManifestError, Problem, nearest
+from pipeline.bench import selected
 from pipeline.bench._extract_figures import TORCHVISION, figures_of, render, verdict
 from pipeline.bench._load import Load
 from pipeline.bench._stage1_parts import Parts
@@ -66,7 +66,7 @@ def run(
     from pipeline.extraction.precision import PRECISIONS
     from pipeline.extraction.probe import default_workers
 
-    asked = _asked(subjects)
+    asked = selected("subject", subjects, SUBJECTS)
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory(dir=scratch or None) as place, ExitStack() as stack:
         root = Path(place)
@@ -125,14 +125,6 @@ def run(
         "missing": missing,
     }
     return figures_of(found, setup)
-
-
-def _asked(subjects: str | Sequence[str]) -> list[str]:
-    names = [name.strip() for name in subjects.split(",")] if isinstance(subjects, str) else list(subjects)
-    for name in names:
-        if name not in SUBJECTS:
-            raise ManifestError([Problem("--set", "subjects", f"unknown subject {name!r}", nearest(name, SUBJECTS))])
-    return names
 
 
 def _torchvision(
