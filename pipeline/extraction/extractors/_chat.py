@@ -125,7 +125,7 @@ class Chat(Tokens):
             )
         return int(self.tokenizer.convert_tokens_to_ids(self.form.pool))
 
-    def leave_room(self, image_tokens: int) -> None:
+    def reserve(self, image_tokens: int) -> None:
         """Reserve ``image_tokens`` for the images. Raises ModelError if too few tokens are left for the text."""
         plain = len(self._ids([self._prompt(1).replace(_SLOT.format(0), "")])[0])
         left = self.length - plain - image_tokens

@@ -6,7 +6,6 @@ import copy
 import shutil
 import string
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -52,9 +51,7 @@ class ClipExtractor(Fittable):
     """Image and text towers, each with its feature space; a composer combines them into queries."""
 
     title: ClassVar[str] = "CLIP, SigLIP and other dual encoders (hub id or local folder)"
-    version: ClassVar[int] = 1
     Options = ClipOptions
-    tables: ClassVar[tuple[str, ...]] = ("image", "text")
     stacks: ClassVar[bool] = True
     stated: ClassVar[tuple[str, ...]] = ("model", "revision", "trust_remote_code", "clean", "decode")
     execution_only: ClassVar[tuple[str, ...]] = ("fit",)  # a fit gives another ``model``
@@ -88,11 +85,7 @@ class ClipExtractor(Fittable):
         self.clean = (
             options.clean if options.clean != "auto" else (known and known.clean) or ("lower" if full else "none")
         )
-        self.card = (
-            replace(known, contaminated_on=options.contaminated_on)
-            if known
-            else Card("see the model's page", options.model, options.contaminated_on)
-        )
+        self.card = _cards.card_of(known, options.model, options.contaminated_on)
         self._dims: dict[str, int] = {}
 
     @classmethod
@@ -146,10 +139,6 @@ class ClipExtractor(Fittable):
             )
         return min(known)
 
-    @property
-    def cut(self) -> int:
-        return self.tokens.cut
-
     def dim(self, table: str) -> int:
         declared = declared_dim(self.model, table)
         if declared is not None:
@@ -161,27 +150,14 @@ class ClipExtractor(Fittable):
         return self._dims[table]
 
     def semantic(self) -> dict[str, Any]:
-        import transformers
-
-        cleaned = {} if self.clean == "none" else {"clean": self.clean}
-        return (
-            super().semantic()
-            | cleaned
-            | {
-                "weights": self._weights,
-                "config": hub.config_digest(self.checkpoint),
-                "tokenizer": self.tokens.semantic(),
-                "preprocessing": hub.plain(self.processor.to_dict()) | {"class": type(self.processor).__name__},
-                "pooling": "the model's own",
-                "decode": decoder(),
-                "transformers": transformers.__version__.split(".")[0],
-            }
-            | (self.jpegs.semantic() if self.jpegs is not None else {})
-        )
-
-    @cached_property
-    def _weights(self) -> str:
-        return hub.weights_digest(self.checkpoint)
+        own = {
+            "preprocessing": hub.plain(self.processor.to_dict()) | {"class": type(self.processor).__name__},
+            "pooling": "the model's own",
+            "decode": decoder(),
+        }
+        own |= {} if self.clean == "none" else {"clean": self.clean}
+        own |= self.jpegs.semantic() if self.jpegs is not None else {}
+        return super().semantic() | self._of_checkpoint() | own
 
     @cached_property
     def _table(self) -> torch.Tensor | None:

@@ -110,7 +110,7 @@ def test_a_long_text_loses_its_own_end_and_is_counted(folders: dict[str, Path]) 
     (ids,) = extractor.prepare_texts([long])
     assert len(ids) + extractor.tokens.room - 1 <= 192 and extractor.cut == 1
     tail = extractor.tokenizer.decode(ids[-14:])
-    assert tail.endswith("<|im_start|>assistant\n<|endoftext|>") and extractor.tokens.take_long([long]) == {long}
+    assert tail.endswith("<|im_start|>assistant\n<|endoftext|>") and extractor.tokens.take_truncated([long]) == {long}
     extractor.prepare_texts(["red"])
     assert extractor.cut == 1
 

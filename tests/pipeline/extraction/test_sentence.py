@@ -93,7 +93,7 @@ def test_a_truncated_text_is_named_without_its_prompt(load: Load, encoder: Calla
     extractor = load("caption", folder, normalise=False)
     wanted = mean(folder, [f"red top {text}" for text in TEXTS], truncation=True, max_length=6)
     np.testing.assert_allclose(extractor.encode_texts(TEXTS), wanted, atol=2e-6)
-    assert extractor.tokens.take_long(TEXTS) == {TEXTS[1]}  # the prompt counts as part of the maximum length
+    assert extractor.tokens.take_truncated(TEXTS) == {TEXTS[1]}  # the prompt counts as part of the maximum length
 
 
 def test_a_normalization_module_is_applied(load: Load, encoder: Callable[..., Path]) -> None:
