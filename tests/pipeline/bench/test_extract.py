@@ -64,6 +64,7 @@ def test_the_ceiling_of_the_cores_counts_those_that_others_left() -> None:
         "one thread": [{"rate": 45, "cpu": 1 / 50, **busy}],
         "torchvision decode": [{"rate": 150, "cpu": 1 / 150, **busy}],
         "torchvision engine": [{"rate": 60, "cpu": 1 / 60, **busy}],
+        "clip-retrieval": [{"rate": 30, "cpu": 1 / 30, **busy}],
         "torchvision decode 1": [{"rate": 150, "cpu": 1 / 150, **busy}],
         "torchvision decode 2": [{"rate": 270, "cpu": 1 / 150, **busy}],
     }
@@ -71,6 +72,7 @@ def test_the_ceiling_of_the_cores_counts_those_that_others_left() -> None:
     assert figures["of_lower_ceiling"] == 0.45 and figures["of_all_ceilings"] == pytest.approx(0.9)  # 45 of 50
     assert figures["torchvision"]["decode_of_pillow"] == 1.5 and figures["torchvision"]["of_lower_ceiling"] == 0.6
     assert figures["torchvision_scaling"] == {"1": 1.0, "2": 0.9} and "scaling" not in figures
+    assert figures["of_clip_retrieval"] == 1.5 and figures["cpu_ms_clip_retrieval"] == pytest.approx([1e3 / 30, 20])
     text = render(figures)
     assert "torchvision, 2 process(es)" in text and "not measured: clip-retrieval: not installed" in text
 
