@@ -53,7 +53,9 @@ def test_the_commands_of_the_page(shop: Path, monkeypatch: pytest.MonkeyPatch) -
     assert [words[0] for words in commands] == ["index", "search", "search", "search", "serve"]
     index, text, both, html, _ = commands
     told = "gallery all, answered by ewma (--run: one of 2)"
-    assert "17 extracted" in call(index).stdout and "0 extracted, 17 reused" in call(index).stdout
+    first = call(index).stdout
+    assert "17 extracted" in first and re.search(r"rows/s; thread-seconds: .*model \d", first)
+    assert "0 extracted, 17 reused" in call(index).stdout
     assert len(call(text).stdout.splitlines()) == 10
     found, said = json.loads(call(both).stdout), call(both).stderr
     assert told in said and "answered by" not in call(text).stderr

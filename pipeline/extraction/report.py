@@ -112,11 +112,11 @@ class Report:
             )
         if self.extracted:
             stages = ", ".join(
-                f"{n} {s:.1f} s" for n, s in self.seconds.items() if s >= 0.05 and n not in ("wall", "work")
+                f"{n} {s:.1f}" for n, s in self.seconds.items() if s >= 0.05 and n not in ("wall", "work")
             )
             wall = self.seconds.get("wall", 0.0)
             rate = f"{self.extracted / max(wall, 1e-9):,.0f} rows/s"
-            lines.append(f"time   {wall:.1f} s, {rate} ({stages}); slowest: {self.slowest}")
+            lines.append(f"time   {wall:.1f} s, {rate}; thread-seconds: {stages}; slowest: {self.slowest}")
         else:
             lines.append("nothing was extracted: every row is there already, or is known to fail")
         lines += [f"note   {note}" for note in self.notes]
