@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,7 +48,7 @@ class CheckedShards:
             return
         items, todo = region.locate(rows)
         for n in todo:
-            self.read(info.shards[n], info, _placing(region, n))
+            self.read(info.shards[n], info, partial(region.place, n, shard=info.shards[n]))
         region.take(items, out)
 
     def copy(self, table: str, start: int, out: np.ndarray) -> None:
@@ -56,7 +57,8 @@ class CheckedShards:
         for shard in info.shards:
             first, last = max(start, at), min(start + len(out), at + shard.rows)
             if first < last:
-                self.read(shard, info, _reading(out[first - start : last - start], first - at))
+                part, skip = out[first - start : last - start], first - at
+                self.read(shard, info, partial(read_features, info=shard, out=part, first=skip))
             at += shard.rows
 
     def _gather_apart(self, info: TableInfo, rows: np.ndarray, out: np.ndarray) -> None:
@@ -75,20 +77,20 @@ class CheckedShards:
         if features is None:
             while len(self._maps) >= _most_maps():  # close the oldest
                 self._maps.pop(next(iter(list(self._maps)), ""), None)
-            self._maps[shard.file] = features = self.read(shard, info, map_features)
+            self._maps[shard.file] = features = self.read(shard, info, partial(map_features, info=shard, table=info))
         try:
             return features.take(local, axis=0)
         except OSError as error:
             raise self._corrupt(self.path / shard.file, f"cannot be read ({error})") from error
 
-    def read(self, shard: ShardInfo, info: TableInfo, how: Callable[[Path, ShardInfo, TableInfo], Any]) -> Any:
-        """Check the shard, then return ``how(path, shard, info)``."""
+    def read(self, shard: ShardInfo, info: TableInfo, how: Callable[[Path], Any]) -> Any:
+        """Check the shard, then return ``how(path)``."""
         path = self.path / shard.file
         try:
             if shard.file not in self._checked:
                 self._check(path, shard, info)
                 self._checked.add(shard.file)
-            return how(path, shard, info)
+            return how(path)
         except FileNotFoundError:
             raise self._corrupt(path, "is missing") from None
         except (OSError, ValueError) as error:
@@ -107,7 +109,7 @@ class CheckedShards:
             return
         found = self._stamps.digest(path, shard.sha256, remembered=self.verify == "digest")
         if found != shard.sha256:  # without details from HDF5, which should not parse an unknown file
-            raise self._corrupt(path, self.manifest.whose(found))
+            raise self._corrupt(path, self.manifest.origin_of(found))
 
     def _corrupt(self, path: Path, what: str) -> StoreCorruptError:
         return StoreCorruptError(
@@ -125,13 +127,3 @@ def _most_maps() -> int:
     except ImportError:
         soft = 512
     return max(64, soft // 4) if soft > 0 else 1 << 14
-
-
-def _placing(region: Region, n: int) -> Callable[[Path, ShardInfo, TableInfo], None]:
-    """Return a reader that maps a shard as part ``n`` of ``region``."""
-    return lambda path, shard, info: region.place(n, path, shard)
-
-
-def _reading(out: np.ndarray, first: int) -> Callable[[Path, ShardInfo, TableInfo], None]:
-    """Return a reader that copies the rows of a shard from ``first`` on into ``out`` [n, D]."""
-    return lambda path, shard, info: read_features(path, shard, out, first)

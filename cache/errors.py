@@ -16,8 +16,6 @@ class StoreError(FashionNTMError):
 class StoreNotFoundError(StoreError, IncompleteError, FileNotFoundError):
     """No store at the path: nothing has been extracted there yet."""
 
-    exit_code = 3
-
 
 class StoreCorruptError(StoreError):
     """A file of the store is missing, truncated, changed or inconsistent with the manifest. Its rows are not read."""

@@ -72,7 +72,7 @@ def read_into(path: Path, data: memoryview, offset: int) -> int:
     return done
 
 
-def together(*tasks: Callable[[], Any]) -> list[Any]:
+def run_concurrently(*tasks: Callable[[], Any]) -> list[Any]:
     """Run the tasks concurrently and return their results; raise the first error after all tasks have ended.
 
     Meant for disk waits: several concurrent syncs take little longer than one.
@@ -121,7 +121,7 @@ def replacing(
     try:
         yield temporary
         if durable:
-            together(lambda: sync_file(temporary), *after)
+            run_concurrently(lambda: sync_file(temporary), *after)
         last()
         os.replace(temporary, path)
     except BaseException as error:

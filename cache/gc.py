@@ -91,7 +91,7 @@ def _collect(
     catalogue = store.catalogue()
     bound = catalogue if images is None else {i: key for i, key in catalogue.items() if i in images}
     rewritten = [s for plan in plans.values() for s in plan.info.shards if s.file in plan.gone]
-    debris = _debris(store.path, store.manifest)
+    debris = _leftovers(store.path, store.manifest)
     if writer is not None:
         writer.keep(keep)
         if bound != catalogue:
@@ -114,7 +114,7 @@ def _collect(
     )
 
 
-def _debris(path: Path, manifest: Manifest) -> dict[str, int]:
+def _leftovers(path: Path, manifest: Manifest) -> dict[str, int]:
     names = {n for n in os.listdir(path) if is_temporary(n) or n.endswith(REJECTED)}
     return {n: (path / n).stat().st_size for n in sorted(names | set(unlisted_shards(path, manifest)))}
 

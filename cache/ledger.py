@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from cache.files import sync_file
+from cache.files import sync_file, write_all
 from cache.layout import LEDGER
 
 
@@ -72,7 +72,7 @@ class Ledger:
         with open(self.path, "ab", buffering=0) as handle:
             start = handle.tell()
             try:
-                _write(handle.fileno(), b"".join(lines))
+                write_all(handle.fileno(), memoryview(b"".join(lines)), start)
                 if durable:
                     os.fsync(handle.fileno())
             except OSError:
@@ -126,11 +126,6 @@ class Ledger:
 
     def clear(self, table: str, item: str, when: str) -> None:
         self.append("cleared", {"table": table, "item": item, "when": when})
-
-
-def _write(descriptor: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]
 
 
 def _checksum(record: Mapping[str, Any]) -> str:

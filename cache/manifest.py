@@ -86,6 +86,11 @@ class Manifest:
             del parts["retired"]
         return {"format": FORMAT, "version": VERSION, **parts}
 
+    @property
+    def shards(self) -> list[ShardInfo]:
+        """The shards of all tables."""
+        return [shard for info in self.tables.values() for shard in info.shards]
+
     def __getitem__(self, name: str) -> Any:
         return self.as_dict()[name]
 
@@ -120,9 +125,9 @@ class Manifest:
             lines = ["fields: a value is of another kind (1 and true, or null and absent)"]
         return lines
 
-    def whose(self, sha256: str) -> str:
+    def origin_of(self, sha256: str) -> str:
         """Describe a file with this digest where another one was expected."""
-        shards = [s.file for info in self.tables.values() for s in info.shards if s.sha256 == sha256]
+        shards = [s.file for s in self.shards if s.sha256 == sha256]
         return f"holds the bytes of {shards[0]}: files were swapped" if shards else "was changed: its digest differs"
 
     def save(

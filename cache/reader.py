@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -115,15 +116,10 @@ class Store:
         """Return the content keys in row order, uint8 [rows, 16], read-only; [0, 16] for a table without rows."""
         check_table(table)
         if table not in self._keys:
-            info = self.manifest.tables.get(table)
-            shards = info.shards if info else ()
-            parts = [
-                self._shards.read(shard, info, lambda path, shard, info: read_keys(path, shard))
-                for shard in shards
-                if info
-            ]
-            self._shards.remember()
-            keys = np.concatenate(parts) if parts else np.empty((0, KEY_BYTES), dtype=np.uint8)
+            keys = np.empty((0, KEY_BYTES), dtype=np.uint8)
+            if (info := self.manifest.tables.get(table)) and info.shards:
+                keys = np.concatenate([self._shards.read(s, info, partial(read_keys, info=s)) for s in info.shards])
+                self._shards.remember()
             keys.flags.writeable = False
             self._keys[table] = keys
         return self._keys[table]
@@ -142,7 +138,7 @@ class Store:
         """Load the whole table [rows, D] in its stored dtype, into ``out`` (e.g. a pinned tensor's array) if given."""
         info = self.table(table)
         for shard in info.shards:  # before memory is allocated for rows that may be missing
-            self._shards.read(shard, info, lambda path, shard, info: None)
+            self._shards.read(shard, info, lambda path: None)
         out = self._output(info, info.rows, out)
         self._shards.copy(table, 0, out)
         self._shards.remember()
@@ -175,8 +171,9 @@ class Store:
             rows = self._rows(table, info, rows)
         if out is not None:
             out = self._output(info, block, out)
-        for start in range(0, info.rows if rows is None else len(rows), block):
-            count = min(block, (info.rows if rows is None else len(rows)) - start)
+        total = info.rows if rows is None else len(rows)
+        for start in range(0, total, block):
+            count = min(block, total - start)
             part = np.empty((count, info.dim), dtype=info.dtype) if out is None else out[:count]
             if rows is None:
                 self._shards.copy(table, start, part)
@@ -236,7 +233,7 @@ class Store:
 
     def receipts(self) -> list[Receipt]:
         """Return the receipts of committed shards, in ledger order; shards without a receipt are skipped."""
-        whole = {(s.file, s.sha256) for info in self.manifest.tables.values() for s in info.shards}
+        whole = {(s.file, s.sha256) for s in self.manifest.shards}
         with naming(Ledger(self.path).path, "read"):
             found = {r.shard: r for r in Ledger(self.path).receipts() if (r.shard, r.sha256) in whole}
         return list(found.values())

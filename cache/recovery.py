@@ -33,7 +33,7 @@ def remove_temporaries(directory: Path) -> list[str]:
 
 def unlisted_shards(directory: Path, manifest: Manifest) -> list[str]:
     """Return the files with names of shards that the manifest does not list, by table and number."""
-    listed = {s.file for info in manifest.tables.values() for s in info.shards}
+    listed = {s.file for s in manifest.shards}
     found = []
     for name in os.listdir(directory):
         try:
@@ -45,7 +45,14 @@ def unlisted_shards(directory: Path, manifest: Manifest) -> list[str]:
     return [name for *_, name in sorted(found)]
 
 
-def take_back(directory: Path, manifest: Manifest, mine: Callable[[], Any] = lambda: None) -> Manifest:
+def set_aside(directory: Path, name: str) -> str:
+    """Rename a file to ``<name>.<digest8>.rejected``; return the new name. Raise FileNotFoundError."""
+    aside = f"{name}.{sha256_of(directory / name)[:8]}{REJECTED}"
+    os.replace(directory / name, directory / aside)
+    return aside
+
+
+def adopt_unlisted(directory: Path, manifest: Manifest, mine: Callable[[], Any] = lambda: None) -> Manifest:
     """Return the manifest with every unlisted shard that verifies; set the others aside. ``mine`` raises if another
     writer has the store."""
     names = unlisted_shards(directory, manifest)
@@ -76,7 +83,7 @@ def _adopt(directory: Path, manifest: Manifest, name: str, sha256: str) -> Manif
     return manifest.with_shard(table, found.dim, found.dtype, found.shard)
 
 
-def settle_catalogue(directory: Path, manifest: Manifest) -> Manifest:
+def recover_catalogue(directory: Path, manifest: Manifest) -> Manifest:
     """Return the manifest with an interrupted replacement of the catalogue settled: the binding on disk is valid."""
     info = manifest.catalogue
     if info is None or info.replaces is None:

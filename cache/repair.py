@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,10 +23,10 @@ from cache.index import duplicates
 from cache.layout import MANIFEST, REJECTED, shard_number
 from cache.manifest import Manifest, load_manifest
 from cache.reader import Store
-from cache.recovery import unlisted_shards
+from cache.recovery import set_aside, unlisted_shards
 from cache.rewrite import Rewriter
 from cache.stat_cache import sha256_of
-from cache.verify import Finding, bad_rows, says_normalized, verify
+from cache.verify import Finding, bad_rows, declares_unit_norm, verify
 from cache.writer import StoreWriter
 from manifests.identity import changed_fields, digest
 
@@ -58,12 +58,8 @@ class Repaired:
         }
 
     def text(self) -> str:
-        lines = [
-            f"store  {self.path}",
-            *(f"  found  {f}" for f in self.findings),
-            *(f"  done   {a}" for a in self.actions),
-        ]
-        lines += [f"  still  {f}" for f in self.left]
+        lines = [f"store  {self.path}", *(f"  found  {f}" for f in self.findings)]
+        lines += [*(f"  done   {a}" for a in self.actions), *(f"  still  {f}" for f in self.left)]
         if not self.actions:
             lines.append("nothing to repair: " + ("every byte is as it should be" if not self.findings else "no error"))
         if self.rows_lost:
@@ -90,12 +86,12 @@ def repair(path: str | Path, identity: Manifest | None = None) -> Repaired:
         back = _put_back(path, writer.manifest, bad)
         done.actions += [f"put {name} back: its bytes were under the name {old}" for name, old in back.items()]
         for name in sorted(bad - back.keys()):
-            table = shard_number(name)[0]
-            lost = next(s.rows for s in writer.manifest.tables[table].shards if s.file == name)
-            done.lost[table] = done.lost.get(table, 0) + lost
+            table, rows_of = shard_number(name)[0], {s.file: s.rows for s in writer.manifest.shards}
+            done.lost[table] = done.lost.get(table, 0) + rows_of[name]
         moved = writer.set_aside(sorted(bad - back.keys()))
         done.actions += [f"set aside as {name}" for name in moved]
-        done.actions += [f"took {n} out of the manifest" for n in sorted(bad - back.keys()) if not _is_moved(n, moved)]
+        gone = (n for n in sorted(bad - back.keys()) if not any(m.startswith(f"{n}.") for m in moved))
+        done.actions += [f"took {name} out of the manifest" for name in gone]
         rows: dict[str, int] = {}
         if {f.code for f in found} & _BAD_ROWS:
             keep, rows = _keep_good(Store(path, writer.manifest, verify="always"))
@@ -108,14 +104,10 @@ def repair(path: str | Path, identity: Manifest | None = None) -> Repaired:
             writer.forget_catalogue()
             done.actions.append("took the unreadable catalogue out of the manifest")
         if "ledger" in codes:
-            done.actions.append(f"took {writer.mend_ledger()} damaged lines out of the ledger")
+            done.actions.append(f"took {writer.repair_ledger()} damaged lines out of the ledger")
         done.actions += [f"table '{table}' has no row left" for table in before if table not in writer.manifest.tables]
     done.left = [f for f in verify(path) if f.level == "error"]
     return done
-
-
-def _is_moved(name: str, moved: Iterable[str]) -> bool:
-    return any(m.startswith(f"{name}.") for m in moved)
 
 
 def _catalogue_is_lost(path: Path, manifest: Manifest) -> bool:
@@ -128,9 +120,9 @@ def _catalogue_is_lost(path: Path, manifest: Manifest) -> bool:
 
 def _put_back(path: Path, manifest: Manifest, bad: set[str]) -> dict[str, str]:
     """Rename shards of ``bad`` whose exact bytes have another name in the folder; return shard -> that name."""
-    wanted = {s.sha256: s for info in manifest.tables.values() for s in info.shards if s.file in bad}
+    wanted = {s.sha256: s for s in manifest.shards if s.file in bad}
     sizes = {s.bytes for s in wanted.values()}
-    good = {s.file for info in manifest.tables.values() for s in info.shards} - bad
+    good = {s.file for s in manifest.shards} - bad
     held: dict[str, tuple[str, Path]] = {}
     for name in sorted(os.listdir(path)):
         file = path / name
@@ -142,7 +134,7 @@ def _put_back(path: Path, manifest: Manifest, bad: set[str]) -> dict[str, str]:
         os.replace(path / name, keep)
     for name, (_, keep) in held.items():
         with suppress(FileNotFoundError):
-            os.replace(path / name, path / f"{name}.{sha256_of(path / name)[:8]}{REJECTED}")
+            set_aside(path, name)
         os.replace(keep, path / name)
     sync_directory(path)
     return {name: old for name, (old, _) in held.items()}
@@ -154,7 +146,7 @@ def _open(path: Path) -> Rewriter:
         return Rewriter.of(path, "cache repair")
     except StoreCorruptError:
         for name in unlisted_shards(path, load_manifest(path)):
-            os.replace(path / name, path / f"{name}.{sha256_of(path / name)[:8]}{REJECTED}")
+            set_aside(path, name)
         return Rewriter.of(path, "cache repair")
 
 
@@ -164,7 +156,7 @@ def _keep_good(store: Store) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     for table, info in store.tables.items():
         keep, start = np.ones(info.rows, dtype=bool), 0
         for shard in info.shards:
-            for level, *_, rows in bad_rows(store.path / shard.file, shard, info, says_normalized(store.fields)):
+            for level, *_, rows in bad_rows(store.path / shard.file, shard, info, declares_unit_norm(store.fields)):
                 if level == "error":
                     keep[start + rows] = False
             start += shard.rows
@@ -189,9 +181,7 @@ def _rebuild_manifest(path: Path, identity: Manifest | None, done: Repaired) -> 
             path, [f"fingerprint of {other[0]}: {headers[other[0]].get('fingerprint')} -> {known.fingerprint}"]
         )
     if (path / MANIFEST).exists():
-        aside = f"{MANIFEST}.{sha256_of(path / MANIFEST)[:8]}{REJECTED}"
-        os.replace(path / MANIFEST, path / aside)
-        done.actions.append(f"set the damaged manifest aside as {aside}")
+        done.actions.append(f"set the damaged manifest aside as {set_aside(path, MANIFEST)}")
     about: Mapping[str, Any] = {"dataset": known.dataset, "extractor": known.extractor, "fields": known.fields}
     with StoreWriter(path, **about, execution={"command": "cache repair"}) as writer:
         rows = ", ".join(f"{info.rows} of '{name}'" for name, info in writer.manifest.tables.items()) or "none"

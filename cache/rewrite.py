@@ -18,12 +18,12 @@ import numpy as np
 
 from cache.errors import StoreError
 from cache.files import now, replace_atomically, sync_directory
-from cache.layout import LEDGER, REJECTED, shard_name, temporary_for
+from cache.layout import LEDGER, shard_name, temporary_for
 from cache.ledger import Receipt
 from cache.manifest import TableInfo, load_manifest
 from cache.reader import Store
+from cache.recovery import set_aside
 from cache.shards import write_shard
-from cache.stat_cache import sha256_of
 from cache.writer import StoreWriter
 
 
@@ -118,9 +118,7 @@ class Rewriter(StoreWriter):
             moved = []
             for name in shards:
                 with suppress(FileNotFoundError):
-                    aside = f"{name}.{sha256_of(self.path / name)[:8]}{REJECTED}"
-                    os.replace(self.path / name, self.path / aside)
-                    moved.append(aside)
+                    moved.append(set_aside(self.path, name))
             sync_directory(self.path)
             self._unsure = False
             return moved
@@ -130,7 +128,7 @@ class Rewriter(StoreWriter):
         with self._working():
             self._publish(replace(self.manifest, catalogue=None))
 
-    def mend_ledger(self) -> int:
+    def repair_ledger(self) -> int:
         """Remove damaged lines from the ledger and restore missing receipts; return the number of removed lines."""
         with self._working():
             records = [(number, record) for number, record in self._ledger.lines()]

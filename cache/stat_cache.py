@@ -37,9 +37,14 @@ def remembered_digest(path: Path) -> str:
     stamp, found = _in_process.get(path, ([], ""))
     if stamp != before:
         found = sha256_of(path)
-        if time.time() - max(before[1], before[2]) / 1e9 > _REST and stamp_of(os.stat(path)) == before:
+        if _at_rest(path, before):
             _in_process[path] = (before, found)
     return found
+
+
+def _at_rest(path: Path, before: list[int]) -> bool:
+    """Return whether the file still has the stamp ``before`` and had not changed for two seconds."""
+    return time.time() - max(before[1], before[2]) / 1e9 > _REST and stamp_of(os.stat(path)) == before
 
 
 class StatCache:
@@ -56,8 +61,7 @@ class StatCache:
         if remembered and self._load().get(path.name) == [expected, *before]:
             return expected
         found = sha256_of(path)
-        at_rest = time.time() - max(before[1], before[2]) / 1e9 > _REST
-        if found == expected and at_rest and stamp_of(os.stat(path)) == before:
+        if found == expected and _at_rest(path, before):
             self._fresh[path.name] = [found, *before]
         return found
 

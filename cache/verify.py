@@ -68,7 +68,7 @@ def verify(
         return list(_verify(path, progress, workers or min(8, os.cpu_count() or 1)))
 
 
-def says_normalized(fields: Mapping[str, Any]) -> bool:
+def declares_unit_norm(fields: Mapping[str, Any]) -> bool:
     """Return whether the fields imply rows of unit norm: field ``normalise`` or, without it, a composer."""
     return bool(fields.get("normalise", "composer" in fields))
 
@@ -86,13 +86,9 @@ def _verify(path: Path, progress: Callable[[str], None], workers: int) -> Iterat
     if manifest is None:
         return
     if not path.resolve().name.endswith(f"-{manifest.fingerprint[:12]}"):
-        yield Finding(
-            "note",
-            "place",
-            path.name,
-            f"the folder is not named after its fingerprint {manifest.fingerprint[:12]}",
-            "a renamed or copied store is found again only under its own name",
-        )
+        what = f"the folder is not named after its fingerprint {manifest.fingerprint[:12]}"
+        fix = "a renamed or copied store is found again only under its own name"
+        yield Finding("note", "place", path.name, what, fix)
     known: dict[str, KeyIndex] = {}
     whole = True
     with ThreadPoolExecutor(workers, "verify") as pool:
@@ -134,7 +130,7 @@ def _shard(
         return [lost("size", f"has {size} bytes, not {shard.bytes}")], None
     digest = sha256_of(file)
     if digest != shard.sha256:
-        return [lost("digest", f"{manifest.whose(digest)}; {shard.rows} rows of table '{table}' are lost")], None
+        return [lost("digest", f"{manifest.origin_of(digest)}; {shard.rows} rows of table '{table}' are lost")], None
     problems = header_problems(file, manifest, table, shard_number(shard.file)[1], shard, info)
     if problems:
         return [lost("header", problem) for problem in problems], None
@@ -143,7 +139,7 @@ def _shard(
         what, fix = "its rows do not lie in one piece", "it reads slowly, and right"
         found.append(Finding("note", "contiguity", shard.file, what, fix))
     keys = read_keys(file, shard)
-    for level, code, what, rows in bad_rows(file, shard, info, says_normalized(manifest.fields)):
+    for level, code, what, rows in bad_rows(file, shard, info, declares_unit_norm(manifest.fields)):
         some = tuple(int(n) for n in rows[:_SHOWN])
         named = tuple(keys[n].tobytes().hex() for n in some)
         what = f"{what} {len(rows)} rows, first row {some[0]} (key {named[0]})"
@@ -182,7 +178,7 @@ def bad_rows(
 
 
 def _strays(path: Path, manifest: Manifest | None) -> Iterator[Finding]:
-    listed = {s.file for info in manifest.tables.values() for s in info.shards} if manifest else set()
+    listed = {s.file for s in manifest.shards} if manifest else set()
     if manifest and manifest.catalogue:
         listed.add(CATALOGUE)
     for name in sorted(os.listdir(path)):
@@ -203,13 +199,8 @@ def _ledger(path: Path) -> Iterator[Finding]:
     if damaged:
         lines = ", ".join(map(str, damaged[:5])) + (" ..." if len(damaged) > 5 else "")
         what = f"{len(damaged)} damaged lines ({lines}), which are not read"
-        yield Finding(
-            "warning",
-            "ledger",
-            LEDGER,
-            what,
-            "receipts and failures in them are lost, no row is; `cache repair` takes the lines out",
-        )
+        fix = "receipts and failures in them are lost, no row is; `cache repair` takes the lines out"
+        yield Finding("warning", "ledger", LEDGER, what, fix)
     data = (path / LEDGER).read_bytes() if (path / LEDGER).exists() else b""
     if data and not data.endswith(b"\n"):
         yield Finding("note", "ledger", LEDGER, "the last line is torn", "the next writer cuts it off")
@@ -225,9 +216,8 @@ def _catalogue(path: Path, manifest: Manifest, known: dict[str, KeyIndex], whole
         yield Finding("error", "catalogue", CATALOGUE, str(error))
         return
     if catalogue is None:
-        yield Finding(
-            "error", "catalogue", CATALOGUE, "is missing or was changed", "run the extraction again, or `cache repair`"
-        )
+        fix = "run the extraction again, or `cache repair`"
+        yield Finding("error", "catalogue", CATALOGUE, "is missing or was changed", fix)
         return
     if info.replaces:
         yield Finding("note", "catalogue", CATALOGUE, "a replacement was interrupted", "the next writer settles it")

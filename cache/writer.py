@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -24,7 +23,7 @@ from cache.lease import Lease
 from cache.ledger import Failure, Ledger, Receipt
 from cache.manifest import Manifest, load_manifest, versions
 from cache.reader import Store
-from cache.recovery import remove_temporaries, settle_catalogue, take_back
+from cache.recovery import adopt_unlisted, recover_catalogue, remove_temporaries
 from cache.shards import FoundShard, check_rows, write_shard
 from cache.workers import check_written
 from manifests.identity import KEY_BYTES, changed_fields, digest
@@ -84,9 +83,7 @@ class StoreWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -115,7 +112,7 @@ class StoreWriter:
         self._failed = self._ledger.failures()
         manifest = found or self._asked
         self._before = tuple(r for r in manifest.execution if r.get("session") != self._session["session"])
-        whole = settle_catalogue(self.path, take_back(self.path, manifest, self._lease.check))
+        whole = recover_catalogue(self.path, adopt_unlisted(self.path, manifest, self._lease.check))
         self.manifest = manifest
         if found is None or whole != manifest:
             self._publish(whole)

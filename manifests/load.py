@@ -10,9 +10,9 @@ from typing import Any
 
 from manifests.datasets import datasets
 from manifests.errors import ManifestError, Problem, Problems, nearest
-from manifests.options import parse_options
+from manifests.options import parse_options, valid_options
 from manifests.schema import Dataset, RunSpec
-from manifests.text import decode_text
+from manifests.text import decode_text, read_bounded
 
 PACKAGE = "package:"  # begins a path below the project's own folder
 
@@ -26,7 +26,7 @@ def shipped(kind: str) -> dict[str, Path]:
 def read_toml(path: Path) -> dict[str, Any]:
     """Return the file as a dict. Raise ManifestError naming file and line."""
     try:
-        return tomllib.loads(decode_text(path.read_bytes()))
+        return tomllib.loads(decode_text(read_bounded(path)))
     except FileNotFoundError:
         raise ManifestError(
             [Problem(str(path), "", "no such file", "give a spec's name or a path to a .toml file")]
@@ -85,14 +85,11 @@ def packaged(path: str) -> str:
 def load_dataset(spec: RunSpec, data: Path) -> Dataset:
     """Load the spec's dataset from the data folder. Raise ManifestError with every problem in every file."""
     source = datasets.get(spec.dataset.name, "", "key dataset.name")
-    problems = Problems(spec.name)
-    options = parse_options(source.Options, spec.dataset.options, spec.name, "dataset", problems)
-    problems.raise_if_any()
-    assert options is not None
+    options = valid_options(source.Options, spec.dataset.options, spec.name, "dataset")
     inputs = {"windows": spec.windows, "prefixes": spec.prefixes, "dialogs": spec.dialogs}
     dataset = source.load(options, data).model_copy(update=inputs)
     if "final" in dataset.turn_targets:
-        _refuse_recombine(spec, problems)
+        _refuse_recombine(spec, Problems(spec.name))
     return dataset
 
 

@@ -17,14 +17,20 @@ def parse_file(model: type[M], values: dict[str, Any], file: str) -> M:
 
     Raise ManifestError with every problem found.
     """
-    problems = Problems(file)
-    spec = parse_options(model, values, file, "", problems)
-    check = getattr(spec, "check", None)
-    if check is not None:
-        check(problems)
-    problems.raise_if_any()
-    assert spec is not None
+    spec, problems = valid_options(model, values, file, ""), Problems(file)
+    if hasattr(spec, "check"):
+        spec.check(problems)
+        problems.raise_if_any()
     return spec
+
+
+def valid_options(model: type[M], options: dict[str, Any], file: str, prefix: str) -> M:
+    """Return ``model(**options)``. Raise ManifestError with every problem found."""
+    problems = Problems(file)
+    parsed = parse_options(model, options, file, prefix, problems)
+    problems.raise_if_any()
+    assert parsed is not None
+    return parsed
 
 
 def problems_of(error: ValidationError, model: type[BaseModel], file: str, prefix: str = "") -> list[Problem]:

@@ -16,8 +16,17 @@ from manifests.table_spec import table_names
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SPECS = sorted((ROOT / "manifests" / "specs").glob("*/*.toml"))
-# Options of other programs: Dask, Slurm and its jobs
-FOREIGN = {"--check", "--name", "--shm-size", "--nworkers", "--nthreads", "--no-nanny", "--scheduler-file"}
+# Options of other programs: Dask, Slurm and its jobs, MLflow
+FOREIGN = {
+    "--check",
+    "--name",
+    "--shm-size",
+    "--nworkers",
+    "--nthreads",
+    "--no-nanny",
+    "--scheduler-file",
+    "--backend-store-uri",
+}
 FOREIGN |= {"--nodes", "--gpus-per-node", "--ntasks-per-node", "--cpus-per-task", "--gres", "--partition", "--time"}
 NAMES = {
     "ablate": shipped("ablations"),

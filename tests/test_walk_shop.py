@@ -52,9 +52,13 @@ def test_the_commands_of_the_page(shop: Path, monkeypatch: pytest.MonkeyPatch) -
     commands = [shlex.split(line.replace("DIR", "."), comments=True)[2:] for line in lines]
     assert [words[0] for words in commands] == ["index", "search", "search", "search", "serve"]
     index, text, both, html, _ = commands
-    assert "17 extracted" in call(index).stdout and "0 extracted, 17 reused" in call(index).stdout
+    told = "gallery all, answered by ewma (--run: one of 2)"
+    first = call(index).stdout
+    assert "17 extracted" in first and re.search(r"rows/s; thread-seconds: .*model \d", first)
+    assert "0 extracted, 17 reused" in call(index).stdout
     assert len(call(text).stdout.splitlines()) == 10
-    found = json.loads(call(both).stdout)
+    found, said = json.loads(call(both).stdout), call(both).stderr
+    assert told in said and "answered by" not in call(text).stderr
     assert found["model"] == "ewma" and len(found["results"]) == 10
     scores = [row["score"] for row in found["results"]]
     assert scores == sorted(scores, reverse=True) and (shop / "photos" / found["results"][0]["file"]).is_file()

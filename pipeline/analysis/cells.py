@@ -82,6 +82,11 @@ def p_text(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
+def spread_text(mean: float, std: float | None) -> str:
+    """Format a mean over seeds: ``32.7 ± 0.4``, ``32.7`` without a deviation."""
+    return f"{mean:.1f} ± {std:.1f}" if std else f"{mean:.1f}"
+
+
 class Table(Frozen):
     title: str
     columns: tuple[Column, ...]

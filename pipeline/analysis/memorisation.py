@@ -19,6 +19,7 @@ from manifests.errors import IncompleteError
 from manifests.table_spec import ResultsTable, load_table_spec
 from pipeline.analysis.ablation.plan import Place, tasks_of
 from pipeline.analysis.ablation.run import variants_of
+from pipeline.analysis.cells import spread_text
 from pipeline.analysis.drawing import MARKERS, new_figure, save_figure
 from pipeline.core.text_table import aligned
 from pipeline.evaluation.files import load_results
@@ -63,7 +64,7 @@ class Memorisation:
     def text(self) -> str:
         head = ["composer", "model", "seeds", "train", *PARTS]
         rows = [
-            [p.composer, p.label, str(len(p.seeds)), f"{p.train:.1f}", *(_cell(p.test[part]) for part in PARTS)]
+            [p.composer, p.label, str(len(p.seeds)), f"{p.train:.1f}", *(spread_text(*p.test[part]) for part in PARTS)]
             for p in self.points
         ]
         lines = [f"{self.title}: mean of R@5 and R@8, %", "", *aligned([head, *rows], left=2)]
@@ -138,10 +139,6 @@ def _paper_values() -> dict[str, float]:
     assert isinstance(table, ResultsTable)
     rows = {row.name: row.paper["overall"][-1] for row in table.rows if "overall" in row.paper}
     return {label: rows[name] for name, label in PAPER.items() if name in rows}
-
-
-def _cell(value: tuple[float, float]) -> str:
-    return f"{value[0]:.1f}" + (f" ± {value[1]:.1f}" if value[1] else "")
 
 
 def draw_memorisation(study: Memorisation, folder: Path) -> list[Path]:

@@ -18,9 +18,9 @@ from manifests.ablation_spec import Point
 from manifests.errors import IncompleteError
 from pipeline.analysis.ablation.plan import Place, tasks_of
 from pipeline.analysis.ablation.run import variants_of
-from pipeline.analysis.cells import p_text
+from pipeline.analysis.cells import p_text, spread_text
 from pipeline.analysis.compare import Method
-from pipeline.analysis.drawing import new_figure, save_figure
+from pipeline.analysis.drawing import MARKERS, new_figure, save_figure
 from pipeline.core.text_table import aligned
 from pipeline.evaluation.files import load_results
 from pipeline.evaluation.significance import (
@@ -28,8 +28,8 @@ from pipeline.evaluation.significance import (
     bootstrap,
     difference,
     holm,
+    seed_test,
     session_values,
-    sign_flip,
     strata_of,
 )
 from pipeline.jobs.experiment import Experiment
@@ -116,7 +116,7 @@ class MemoryPays:
                 m.options + (f" (of {m.tried})" if m.tried > 1 else ""),
                 str(len(m.seeds)) if registry.get(m.model).trainable else "",
                 f"{m.validation:.1f}",
-                *(_cell(m.values[metric]) for metric in METRICS),
+                *(spread_text(*m.values[metric]) for metric in METRICS),
             ]
             for m in self.measured
         ]
@@ -229,11 +229,8 @@ def _differences(turns: int, sessions: int, methods: dict[tuple[str, int], tuple
             gap = one - other
             drawn = bootstrap(gap[:, None], strata)[:, 0]
             over = difference(fmean(gap[m].mean() for m in strata), drawn)
-            mine, yours = dict(zip(a.seeds, seed_values(a, metric), strict=True)), seed_values(b, metric)
-            theirs = dict.fromkeys(a.seeds, yours[0]) if fixed else dict(zip(b.seeds, yours, strict=True))
-            seeds = [seed for seed in a.seeds if seed in theirs]
-            test = sign_flip([mine[s] for s in seeds], [theirs[s] for s in seeds]) if seeds else None
-            found.append((metric, b.name, over, test))
+            by_seed = (dict(zip(m.seeds, seed_values(m, metric), strict=True)) for m in (a, b))
+            found.append((metric, b.name, over, seed_test(*by_seed, (False, fixed))))
     corrected = holm([over.p for _, _, over, _ in found]) if found else []
     return [
         Difference(
@@ -252,10 +249,6 @@ def _differences(turns: int, sessions: int, methods: dict[tuple[str, int], tuple
         )
         for (metric, b, over, test), p in zip(found, corrected, strict=True)
     ]
-
-
-def _cell(value: tuple[float, float]) -> str:
-    return f"{value[0]:.1f}" + (f" ± {value[1]:.1f}" if value[1] else "")
 
 
 def draw_memory_pays(study: MemoryPays, folder: Path) -> list[Path]:
@@ -290,9 +283,6 @@ def draw_memory_pays(study: MemoryPays, folder: Path) -> list[Path]:
     data = folder / "memory-pays.json"
     data.write_text(json.dumps(study.as_dict(), indent=2) + "\n", encoding="utf-8")
     return [*paths, data]
-
-
-MARKERS = "osD^v<>Pph*X"
 
 
 def _series(measured: Sequence[Measured]) -> tuple[list[float], list[float]]:

@@ -11,7 +11,7 @@ import inspect
 import json
 import pkgutil
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,15 @@ def measure(
 def _check(name: str) -> None:
     if name not in names():
         raise ManifestError([Problem("bench", "", f"unknown benchmark {name!r}", nearest(name, names()))])
+
+
+def selected(what: str, given: str | Sequence[str], known: Collection[str]) -> list[str]:
+    """Return the names of ``given``, a list or a text with commas. Raise ManifestError for one that is not ``known``."""
+    names = [name.strip() for name in given.split(",")] if isinstance(given, str) else list(given)
+    for name in names:
+        if name not in known:
+            raise ManifestError([Problem("--set", f"{what}s", f"unknown {what} {name!r}", nearest(name, known))])
+    return names
 
 
 def _sizes(function: Any, overrides: Sequence[str]) -> dict[str, Any]:

@@ -176,24 +176,16 @@ def _plan(rng: random.Random, calls: Counter[str], seconds: float) -> _Kill:
 
 def _run(path: Path, kill: _Kill | None) -> tuple[int, list[str]]:
     """Run one writer process on ``path``; return its exit code (-9: killed) and its messages."""
-    reading, writing = os.pipe()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            os.close(reading)
-            with open(os.open(os.devnull, os.O_WRONLY), "w") as quiet:
-                os.dup2(quiet.fileno(), 2)
-            if kill and kill.nth:
-                _watch(kill)
-            os.write(writing, b"ready\n")
-            work(path, lambda event: os.write(writing, f"{event}\n".encode()) and None)
-            code = 0
-        finally:
-            os._exit(code)
-    os.close(writing)
+
+    def write(pipe: int) -> None:
+        with open(os.open(os.devnull, os.O_WRONLY), "w") as quiet:
+            os.dup2(quiet.fileno(), 2)
+        if kill and kill.nth:
+            _watch(kill)
+        os.write(pipe, b"ready\n")
+        work(path, lambda event: os.write(pipe, f"{event}\n".encode()) and None)
+
+    pid, reading = _forked(write)
     with os.fdopen(reading, "rb") as pipe:
         said = pipe.readline()
         if kill and not kill.nth:
@@ -202,6 +194,24 @@ def _run(path: Path, kill: _Kill | None) -> tuple[int, list[str]]:
         said += pipe.read()
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return code, [line for line in said.decode().split("\n")[:-1] if line[:1] in "+="]
+
+
+def _forked(child: Callable[[int], None]) -> tuple[int, int]:
+    """Run ``child`` in a forked process, with one end of a pipe; return the process id and the other end."""
+    reading, writing = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            os.close(reading)
+            child(writing)
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(writing)
+    return pid, reading
 
 
 def _watch(kill: _Kill, calls: Counter[str] | None = None) -> None:
@@ -224,20 +234,15 @@ def _watch(kill: _Kill, calls: Counter[str] | None = None) -> None:
 
 def _uninterrupted(path: Path) -> tuple[Counter[str], float]:
     """Run the job without a kill in a separate process; return its number of calls by name, and its seconds."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            began, calls = time.perf_counter(), Counter()
-            _watch(_Kill("", -1), calls)
-            work(path)
-            sys.setprofile(None)
-            os.write(writing, json.dumps([{n: calls[n] for n in _CALLS}, time.perf_counter() - began]).encode())
-            code = 0
-        finally:
-            os._exit(code)
-    os.close(writing)
+
+    def write(pipe: int) -> None:
+        began, calls = time.perf_counter(), Counter[str]()
+        _watch(_Kill("", -1), calls)
+        work(path)
+        sys.setprofile(None)
+        os.write(pipe, json.dumps([{n: calls[n] for n in _CALLS}, time.perf_counter() - began]).encode())
+
+    pid, reading = _forked(write)
     with os.fdopen(reading, "rb") as pipe:
         said = pipe.read()
     if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
@@ -284,7 +289,7 @@ def _window(path: Path) -> str:
     if any(name.startswith(f".{MANIFEST}.") for name in left):
         return "replacing the manifest"
     try:
-        listed = {s.file for info in load_manifest(path).tables.values() for s in info.shards}
+        listed = {s.file for s in load_manifest(path).shards}
     except StoreNotFoundError:
         return "making the store"
     for name in names:

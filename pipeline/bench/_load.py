@@ -1,12 +1,15 @@
-"""Load of the machine during a measurement: other processes, and the host of a virtual machine."""
+"""Load of the machine during a measurement, and the seconds of a command in a new process."""
 
 from __future__ import annotations
 
 import os
 import resource
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+CLI = Path(__file__).resolve().parents[2] / "cli.py"
 _STAT = Path("/proc/stat")
 _USER, _NICE, _SYSTEM, _IRQ, _SOFTIRQ, _STEAL = 0, 1, 2, 5, 6, 7  # its columns
 
@@ -42,3 +45,11 @@ def _now() -> tuple[float, float, float, float]:
         busy = sum(ticks[n] for n in (_USER, _NICE, _SYSTEM, _IRQ, _SOFTIRQ)) / second
         stolen = ticks[_STEAL] / second
     return time.perf_counter(), own, busy, stolen
+
+
+def command_seconds(*arguments: str) -> tuple[float, float]:
+    """Run this Python with ``arguments``; return the wall and CPU seconds (user + system) of its process."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -13,7 +12,7 @@ import torch
 
 from manifests.schema import Training
 from pipeline.bench._memory import peak_bytes
-from pipeline.bench._operations import operations
+from pipeline.bench._operations import operations, seconds_of
 from pipeline.bench._steps import public_step, random_features, reference_step
 from pipeline.training.backends.choice import measured_step
 from pipeline.training.data import SessionFeatures
@@ -78,13 +77,7 @@ class Here:
         return cls(sizes.step(stages, name), torch.device(sizes.device))
 
     def seconds(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize()
-        started = time.perf_counter()
-        self._step()
-        if self._device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - started
+        return seconds_of(self._step, self._device)
 
     def peak(self) -> int | None:
         return peak_bytes(self._step, self._device)

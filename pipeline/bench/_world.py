@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as Pillow
 
-from manifests.schema import Dataset, Gallery, Image, Session, Turn
+from manifests.schema import Dataset, Gallery, Image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -63,24 +63,12 @@ def save_small_clip(folder: Path, width: int, layers: int, patch: int = 32) -> P
     return folder
 
 
-def dataset_of(root: Path, count: int, pairs: int = 0) -> Dataset:
-    """Return the images under ``root`` (up to ``count``), with ``pairs`` one-turn sessions per image, texts distinct."""
+def dataset_of(root: Path, count: int) -> Dataset:
+    """Return the images under ``root``, up to ``count``, as a dataset without sessions."""
     files = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES)[:count]
     images = {p.stem: Image(id=p.stem, file=p.relative_to(root).as_posix()) for p in files}
-    ids = list(images)
-    sessions = tuple(
-        Session(
-            id=f"{image}-{n}",
-            category="all",
-            split="train",
-            target=ids[(place + 1) % len(ids)],
-            turns=(Turn(reference=image, captions=(f"more red, image {place} text {n}",)),),
-        )
-        for place, image in enumerate(ids)
-        for n in range(pairs)
-    )
-    gallery = Gallery(category="all", split="train", images=tuple(ids))
-    return Dataset(name="bench", images=images, sessions=sessions, galleries=(gallery,), images_root=root)
+    gallery = Gallery(category="all", split="train", images=tuple(images))
+    return Dataset(name="bench", images=images, sessions=(), galleries=(gallery,), images_root=root)
 
 
 @contextmanager

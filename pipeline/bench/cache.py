@@ -120,7 +120,7 @@ def _gather(path: Path, others: list[Peer], rows: int, repeats: int, rng: np.ran
             contenders[name](pick)
             seconds[name].append(time.perf_counter() - began)
     each = {name: statistics.median(values) for name, values in seconds.items()}
-    return {**each, "shards": len(store.tables["query"].shards)} | _ratios(each, "store")
+    return {**each, "shards": len(store.tables["query"].shards)} | _ratios(each)
 
 
 def _memory(path: Path, rows: int, rng: np.random.Generator) -> dict[str, float]:
@@ -145,7 +145,7 @@ def _load(path: Path, others: list[Peer], repeats: int, size: int) -> dict[str, 
     slow = {peer.name for peer in others if peer.slow}
     seconds = interleaved(contenders | {peer.name: peer.load for peer in others}, repeats, slow)
     digests = {"digests/np.load": seconds[_PLAIN] / seconds["store, digests computed"]}
-    return seconds | _ratios(seconds, "store") | digests | {"bytes": size}
+    return seconds | _ratios(seconds) | digests | {"bytes": size}
 
 
 def _commit(root: Path, features: np.ndarray, keys: np.ndarray, repeats: int) -> dict[str, float]:
@@ -183,7 +183,7 @@ def _commit(root: Path, features: np.ndarray, keys: np.ndarray, repeats: int) ->
             },
             repeats,
         )
-    return {**seconds, "rows": len(features)} | _ratios(seconds, "store")
+    return {**seconds, "rows": len(features)} | _ratios(seconds)
 
 
 def _disk(path: Path, features: np.ndarray, keys: np.ndarray, others: list[Peer]) -> dict[str, float]:
@@ -217,8 +217,8 @@ def _open(root: Path, shards: int, repeats: int) -> dict[str, float]:
     return {**interleaved({"store": lambda: Store.open(path)}, repeats), "shards": shards}
 
 
-def _ratios(seconds: dict[str, float], ours: str) -> dict[str, float]:
-    return {f"{ours}/{name}": value / seconds[ours] for name, value in seconds.items() if name != ours}
+def _ratios(seconds: dict[str, float]) -> dict[str, float]:
+    return {f"store/{name}": value / seconds["store"] for name, value in seconds.items() if name != "store"}
 
 
 def _goals(result: dict[str, Any]) -> list[dict[str, Any]]:

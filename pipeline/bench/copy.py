@@ -1,7 +1,7 @@
 """Copy task: a C = 1 model learns to store and reproduce random bits (Graves et al. 2014, section 4.1).
 
-The model is ``v_ntm`` as the registry builds it. Several seeds train side by side: each has its own weights, bits and
-clipping, and the memory functions process their sequences as one batch. They share the lengths.
+The model is ``v_ntm`` as the registry builds it. Several seeds train side by side as one ``FastCascade``: each has its
+own weights, bits and clipping. They share the lengths.
 """
 
 from __future__ import annotations
@@ -15,68 +15,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from pipeline.core.threads import cpu_threads
+from pipeline.training.cascade.stacked import FastCascade
 from pipeline.training.determinism import derive_seed, flushed_denormals
 from pipeline.training.models import build_model
-from pipeline.training.models._ntm import MemoryState, access, heads
-from pipeline.training.models.cm_ntm import CMNTM
 
 BITS = 8
 WIDTH_IN = BITS + 1  # the last channel marks the end of the sequence
 SOLVED = 0.1  # wrong bits per sequence
 WINDOW = 50  # iterations averaged per point of the curve
 LONGER = (2, 3, 5)  # also tested: multiples of the longest trained length
-
-
-class SideBySide(nn.Module):
-    """S one-stage models of equal shape as one module, with a leading axis for the models.
-
-    Each computes the same as ``CMNTM.forward`` with C = 1 in training mode: ``heads`` and ``access`` are the same
-    functions, on S B sessions at once; each layer is one batched product.
-    """
-
-    def __init__(self, models: Sequence[CMNTM]):
-        super().__init__()
-        self.width = models[0].stages[0].width
-        named = [{**dict(m.named_parameters()), **dict(m.named_buffers())} for m in models]
-        learned = dict(models[0].named_parameters())
-        self.values = nn.ParameterDict(
-            {
-                name.replace(".", "/"): nn.Parameter(
-                    torch.stack([own[name].detach() for own in named]), name in learned
-                )
-                for name in named[0]
-            }
-        )
-
-    def part(self, name: str) -> Tensor:
-        """Return the values of one stage's parameter or buffer, [S, ...]."""
-        return self.values[f"stages/0/{name.replace('.', '/')}"]
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Map [S, B, T, D] to [S, B, T, D]."""
-        models, batch = inputs.shape[:2]
-        weight, width = self.part("controller.weight_ih"), self.width
-        before, own = weight[..., :width], weight[..., -width:]
-        recurrent = torch.cat([before + own, self.part("controller.weight_hh")], 2).transpose(1, 2)  # r^0(n) = r^1(n-1)
-        bias = self.part("controller.bias_ih") + self.part("controller.bias_hh")
-        driven = inputs.flatten(1, 2) @ weight[..., width:-width].transpose(1, 2) + bias[:, None]
-        head_weight, head_bias = self.part("heads.weight").transpose(1, 2), self.part("heads.bias")[:, None]
-        parts = (self.part(n) for n in ("memory", "read", "hidden", "cell"))
-        starts = [p[:, None].expand(-1, batch, *p.shape[1:]).flatten(0, 1) for p in parts]
-        weights = self.part("start").softmax(-1)[:, None].expand(-1, batch, -1, -1).flatten(0, 1)
-        state, seen = MemoryState(*starts, weights), []
-        for gates in driven.view(models, batch, -1, weight.shape[1]).unbind(2):
-            last = torch.cat([state.read, state.hidden], 1).view(models, batch, -1)
-            i, f, g, o = torch.baddbmm(gates, last, recurrent).flatten(0, 1).chunk(4, 1)
-            cell = f.sigmoid() * state.cell + i.sigmoid() * g.tanh()
-            hidden = o.sigmoid() * cell.tanh()
-            raw = hidden.view(models, batch, -1) @ head_weight + head_bias
-            state = access(state, hidden, cell, heads(raw.flatten(0, 1), width))
-            seen.append(torch.cat([hidden, state.read], 1).view(models, batch, -1))
-        out = torch.cat(seen, 1) @ self.values["output/weight"].transpose(1, 2) + self.values["output/bias"][:, None]
-        return out.view(models, len(seen), batch, -1).transpose(1, 2)
 
 
 def sequences(generator: torch.Generator, batch: int, length: int) -> tuple[Tensor, Tensor]:
@@ -87,12 +37,12 @@ def sequences(generator: torch.Generator, batch: int, length: int) -> tuple[Tens
     return inputs, bits
 
 
-def answers(models: SideBySide, inputs: Tensor) -> Tensor:
+def answers(models: FastCascade, inputs: Tensor) -> Tensor:
     """Return logits [S, B, L, 8] of the bits, from inputs [S, B, 2 L + 1, 9]."""
     return models(inputs)[:, :, inputs.shape[2] // 2 + 1 :, :BITS]
 
 
-def clip_each(models: SideBySide, norm: float) -> None:
+def clip_each(models: FastCascade, norm: float) -> None:
     """Clip each model's gradient to ``norm``, independently of the others."""
     gradients = [p.grad for p in models.parameters() if p.grad is not None]
     total = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0).sqrt()
@@ -119,14 +69,11 @@ class Trainer:
         clip: float,
     ):
         self.seeds, self.batch, self.clip = tuple(seeds), batch, clip
-        built = [build_model("v_ntm", options, WIDTH_IN, seed) for seed in seeds]
-        self.models = SideBySide(built)  # type: ignore[arg-type]
-        named = [(name, p) for name, p in self.models.named_parameters() if p.requires_grad]
+        built: list[Any] = [build_model("v_ntm", options, WIDTH_IN, seed) for seed in seeds]
+        self.models = FastCascade(built).train()
+        others = [p for name, p in self.models.named_parameters() if name != "start"]
         self.optimizer = torch.optim.Adam(
-            [
-                {"params": [p for name, p in named if not name.endswith("/start")], "lr": learning_rate},
-                {"params": [p for name, p in named if name.endswith("/start")], "lr": start_rate},
-            ],
+            [{"params": others, "lr": learning_rate}, {"params": [self.models.start], "lr": start_rate}],
             betas=(0.9, 0.98),
         )
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -156,11 +103,11 @@ class Trainer:
     @torch.no_grad()
     def test(self, lengths: Sequence[int], batch: int) -> list[list[float]]:
         """Return wrong bits per sequence on new sequences: [S][lengths]."""
-        return torch.stack([self._tested(length, batch) for length in lengths], 1).tolist()
-
-    def _tested(self, length: int, batch: int) -> Tensor:
-        inputs, bits = self.sequences(length, batch)
-        return wrong_bits(answers(self.models, inputs), bits)
+        found = []
+        for length in lengths:
+            inputs, bits = self.sequences(length, batch)
+            found.append(wrong_bits(answers(self.models, inputs), bits))
+        return torch.stack(found, 1).tolist()
 
 
 def run(
@@ -193,24 +140,20 @@ def run(
     curve: list[dict[str, Any]] = []
     solved: dict[int, dict[str, Any]] = {}
     window: list[tuple[Tensor, Tensor]] = []
-    began, threads = time.perf_counter(), torch.get_num_threads()
-    torch.set_num_threads(1)  # hundreds of small operations per step
-    try:
-        with flushed_denormals():
-            for iteration in range(1, iterations + 1):
-                trainer.rate(0.5 ** (iteration / half_life))
-                window.append(trainer.step(int(torch.randint(shortest, longest + 1, (), generator=lengths))))
-                if len(window) == WINDOW or iteration == iterations:
-                    wrong, loss = (torch.stack(values).mean(0).tolist() for values in zip(*window, strict=True))
-                    window.clear()
-                    seconds = time.perf_counter() - began
-                    curve.append({"iteration": iteration, "wrong_bits": wrong, "loss_bits": loss, "seconds": seconds})
-                    _judge(trainer, wrong, iteration, range(shortest, longest + 1), solved)
-                    _heartbeat(curve[-1], solved)
-                    if len(solved) == len(trainer.seeds):
-                        break
-    finally:
-        torch.set_num_threads(threads)
+    began = time.perf_counter()
+    with cpu_threads(1), flushed_denormals():  # hundreds of small operations per step
+        for iteration in range(1, iterations + 1):
+            trainer.rate(0.5 ** (iteration / half_life))
+            window.append(trainer.step(int(torch.randint(shortest, longest + 1, (), generator=lengths))))
+            if len(window) == WINDOW or iteration == iterations:
+                wrong, loss = (torch.stack(values).mean(0).tolist() for values in zip(*window, strict=True))
+                window.clear()
+                seconds = time.perf_counter() - began
+                curve.append({"iteration": iteration, "wrong_bits": wrong, "loss_bits": loss, "seconds": seconds})
+                _judge(trainer, wrong, iteration, range(shortest, longest + 1), solved)
+                _heartbeat(curve[-1], solved)
+                if len(solved) == len(trainer.seeds):
+                    break
     result = {
         "task": {"bits": BITS, "lengths": [shortest, longest], "iterations": iterations, "batch": batch},
         "model": {"name": "v_ntm", **options},

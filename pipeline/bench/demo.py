@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
-import time
-from pathlib import Path
 
-CLI = Path(__file__).resolve().parents[2] / "cli.py"
+from pipeline.bench._load import CLI, command_seconds
 
 
 def run(device: str = "auto") -> dict[str, float]:
     """Return wall and CPU seconds of two successive demos in new processes and a new folder."""
-    import resource
-
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in ("first", "second"):
-            before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-            command = [sys.executable, str(CLI), "demo", "--out", folder, "--device", device]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            figures[f"{name}_wall_s"] = time.perf_counter() - began
-            figures[f"{name}_cpu_s"] = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            wall, cpu = command_seconds(str(CLI), "demo", "--out", folder, "--device", device)
+            figures |= {f"{name}_wall_s": wall, f"{name}_cpu_s": cpu}
     return figures
 
 

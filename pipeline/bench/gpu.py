@@ -22,7 +22,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from manifests.errors import FashionNTMError, ManifestError, Problem, nearest
+from manifests.errors import FashionNTMError
+from pipeline.bench import selected
 
 ROOT = Path(__file__).resolve().parents[2]
 SUBJECTS = ("triton", "triton K=5", "triton K=25", "triton high", "graph")
@@ -59,10 +60,7 @@ def run(
 
     Raises ManifestError for an unknown part, FashionNTMError if the device does not exist.
     """
-    asked = [part.strip() for part in parts.split(",")] if isinstance(parts, str) else list(parts)
-    for part in asked:
-        if part not in SECONDS:
-            raise ManifestError([Problem("--set", "parts", f"unknown part {part!r}", nearest(part, SECONDS))])
+    asked = selected("part", parts, SECONDS)
     _require(device)
     sizes = {"batch": batch, "turns": turns, "dim": dim, "slots": slots, "hidden": hidden, "runs": 0, "device": device}
     given = {"sizes": sizes, "stages": list(stages), "subjects": list(subjects), "repeats": repeats}

@@ -11,11 +11,14 @@ import csv
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from manifests.errors import FashionNTMError
+
+if TYPE_CHECKING:
+    from pipeline.extraction import pretrain
 
 TITLE, ID = "productDisplayName", "id"
 
@@ -33,7 +36,8 @@ def run(
 
     Uses one thread, so that the same machine gives the same figures. Raises FashionNTMError if ``data`` has no products.
     """
-    import torch
+    from pipeline.core.threads import cpu_threads
+    from pipeline.extraction import pretrain
 
     found = _products(data)[:pairs]
     if len(found) < 2 * held_out:
@@ -42,24 +46,17 @@ def run(
         )
     order = np.random.default_rng(seed).permutation(len(found))
     test, train = ([found[i] for i in part] for part in (order[:held_out], order[held_out:]))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            return _run(Path(data), train, test, Path(folder), epochs, image_size, patch_size, seed)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _run(
-    data: Path, train: list, test: list, folder: Path, epochs: int, image_size: int, patch_size: int, seed: int
-) -> dict[str, Any]:
-    from pipeline.extraction import pretrain
-
-    began = time.perf_counter()
     size = pretrain.PretrainOptions(
         image_size=image_size, patch_size=patch_size, epochs=epochs, max_tokens=32, seed=seed
     )
+    with cpu_threads(1), tempfile.TemporaryDirectory() as folder:
+        return _run(Path(data), train, test, Path(folder), size)
+
+
+def _run(data: Path, train: list, test: list, folder: Path, size: pretrain.PretrainOptions) -> dict[str, Any]:
+    from pipeline.extraction import pretrain
+
+    began = time.perf_counter()
     pairs = [pretrain.Pair(data / "images" / f"{key}.jpg", (title,)) for key, title in train]
     statistics = pretrain.pixel_statistics(pretrain.to_pixels([p.image for p in pairs[:500]], size))
     size = size.model_copy(update=statistics)
@@ -72,7 +69,7 @@ def _run(
     return {
         "train_products": len(train),
         "held_out_products": len(test),
-        "epochs": epochs,
+        "epochs": size.epochs,
         "loss_first_epoch": losses[0],
         "loss_last_epoch": losses[-1],
         "train_s": trained - began,

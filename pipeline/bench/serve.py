@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.functional import normalize
 
 from pipeline.bench._machine import machine
+from pipeline.bench._operations import seconds_of
 from pipeline.core.device import describe, resolve_device
+from pipeline.core.threads import cpu_threads
 from pipeline.training.dialogue import Dialogue
 from pipeline.training.models import build_model
 from pipeline.views.retrieval.index import ExactIndex
@@ -36,10 +39,7 @@ def run(
     faiss-cpu is installed. ``threads`` 0 keeps torch's own number. The results of the subjects are compared too.
     """
     where = resolve_device(device)
-    before = torch.get_num_threads()
-    if threads:
-        torch.set_num_threads(threads)
-    try:
+    with cpu_threads(threads or torch.get_num_threads()):
         rows = [_gallery(size, dim, k, repeats, stages, where) for size in galleries]
         return {
             "machine": machine(),
@@ -51,8 +51,6 @@ def run(
             "threads": torch.get_num_threads(),
             "galleries": rows,
         }
-    finally:
-        torch.set_num_threads(before)
 
 
 @torch.inference_mode()
@@ -85,16 +83,9 @@ def _gallery(size: int, dim: int, k: int, repeats: int, stages: int, device: tor
     times: dict[str, list[float]] = {name: [] for name in subjects}
     for query in [*queries[:3], *queries]:  # the first three warm up
         for name, work in subjects.items():
-            _wait(device)
-            started = time.perf_counter()
-            work(query)
-            _wait(device)
-            times[name].append((time.perf_counter() - started) * 1e3)
-    wanted = torch.tensor([p / 100 for p in PERCENTILES], dtype=torch.float64)
+            times[name].append(1e3 * seconds_of(partial(work, query), device))
     found = {
-        name: dict(
-            zip(map(str, PERCENTILES), torch.tensor(ms[3:], dtype=torch.float64).quantile(wanted).tolist(), strict=True)
-        )
+        name: dict(zip(map(str, PERCENTILES), np.percentile(ms[3:], PERCENTILES).tolist(), strict=True))
         for name, ms in times.items()
     }
     return {"size": size, "megabytes": size * dim * 4 / 1e6, "ms": found, "same_top_k_as_faiss": agree}
@@ -106,11 +97,6 @@ def _faiss(features: torch.Tensor, threads: int) -> Any:
     flat = faiss.IndexFlatIP(features.shape[1])
     flat.add(features.numpy())
     return flat
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def render(result: dict[str, Any]) -> str:

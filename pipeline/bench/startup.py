@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
-import subprocess
-import sys
-from pathlib import Path
 
-CLI = Path(__file__).resolve().parents[2] / "cli.py"
+from pipeline.bench._load import CLI, command_seconds
+
 COMMANDS = (("--help",), ("train", "--help"), ("ls", "specs"), ("bench", "list"))
 
 
@@ -18,15 +15,8 @@ def run(repeats: int = 7) -> dict[str, dict[str, float]]:
     taken: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(repeats):
         for name, arguments in commands.items():
-            taken[name].append(_cpu_seconds(arguments))
+            taken[name].append(command_seconds(*arguments)[1])
     return {name: {"cpu_s": statistics.median(values)} for name, values in taken.items()}
-
-
-def _cpu_seconds(arguments: list[str]) -> float:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def render(figures: dict[str, dict[str, float]]) -> str:

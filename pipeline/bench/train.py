@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from statistics import median
@@ -13,10 +12,11 @@ import torch
 from manifests.errors import ManifestError, Problem
 from manifests.schema import Training
 from pipeline.bench._machine import machine
+from pipeline.bench._operations import seconds_of
 from pipeline.bench._steps import flops_of_step, gemm_step, rounding
 from pipeline.bench._subjects import Apart, Here, Sizes, Subject
 from pipeline.core.text_table import aligned
-from pipeline.core.threads import candidates
+from pipeline.core.threads import candidates, choose_threads, cpu_threads
 from pipeline.training.backends.choice import able_backends, measured_step
 from pipeline.training.data import SessionFeatures
 from pipeline.training.models import MemoryModel
@@ -58,8 +58,8 @@ def run(
         raise ManifestError([Problem("--set", f"matmul={matmul}", f"choose one of {', '.join(known)}")])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sizes = Sizes(batch, turns, dim, slots, hidden, runs, str(device))
-    before, rows = torch.get_num_threads(), []
-    try:
+    rows = []
+    with cpu_threads(torch.get_num_threads()):  # restored, as the choice of threads sets them
         for c in stages:
             model, features, training = sizes.build(c)
             chosen = _threads(model, features, training, threads) if device.type == "cpu" else 0
@@ -68,15 +68,14 @@ def run(
             with ExitStack() as stack:
                 subjects: dict[str, Subject] = {"gemm": Here(product.step, device)}
                 for name in names:
-                    subjects[name] = stack.enter_context(
-                        Apart(sizes, c, name, chosen) if apart else Here.of(sizes, c, name)
-                    )
+                    made = Apart(sizes, c, name, chosen) if apart else Here.of(sizes, c, name)
+                    subjects[name] = stack.enter_context(made)
                 first, timed = _rounds(subjects, repeats)
                 peaks = {name: subjects[name].peak() for name in names}
-                counts = {
-                    name: subjects[name].operations() for name in names if name != "compiled"
-                }  # it would recompile
-            floor = 1e3 * flops_of_step(model, features) / (product.flops / median(timed.pop("gemm")))
+                counted = [name for name in names if name != "compiled"]  # it would recompile
+                counts = {name: subjects[name].operations() for name in counted}
+            flops = flops_of_step(model, features)
+            floor = 1e3 * flops / (product.flops / median(timed.pop("gemm")))
             for name, times in timed.items():
                 rows.append(
                     {
@@ -86,7 +85,7 @@ def run(
                         "fastest_ms": 1e3 * min(times),
                         "first_s": first[name],
                         "floor_ms": floor,
-                        "gflop": flops_of_step(model, features) / 1e9,
+                        "gflop": flops / 1e9,
                         "threads": chosen,
                         "peak_mb": peaks[name],
                         "operations": counts.get(name),
@@ -96,8 +95,6 @@ def run(
             rows[-1]["turn_ms"] = _turn(model, features)
             if matmul != "highest":
                 rows[-1]["rounding"] = rounding(model, features, matmul)
-    finally:
-        torch.set_num_threads(before)
     shape = {"batch": batch, "turns": turns, "dim": dim, "width": dim, "slots": slots, "hidden": hidden}
     return {"machine": machine(), "device": str(device), "shape": shape, "runs": runs, "matmul": matmul, "steps": rows}
 
@@ -120,8 +117,6 @@ def _names(
 
 
 def _threads(model: MemoryModel, features: SessionFeatures, training: Training, asked: int) -> int:
-    from pipeline.core.threads import choose_threads
-
     step = measured_step([model], features, [training], "fast")
     return choose_threads(step, among=(asked,) if asked else candidates()).threads
 
@@ -145,14 +140,13 @@ def _rounds(subjects: dict[str, Subject], repeats: int) -> tuple[dict[str, float
 def _turn(model: MemoryModel, features: SessionFeatures, repeats: int = 50) -> float:
     """Return the median milliseconds of one turn of one running dialogue."""
     model.eval()
-    state, query, times = model.initial_state(1), features.queries[:1], []
-    for _ in range(repeats):
-        started = time.perf_counter()
+    state, query = model.initial_state(1), features.queries[:1]
+
+    def step() -> None:
+        nonlocal state
         _, state = model.step(query, state)
-        if query.device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return 1e3 * median(times)
+
+    return 1e3 * median(seconds_of(step, query.device) for _ in range(repeats))
 
 
 def render(result: dict[str, Any]) -> str:
@@ -200,10 +194,6 @@ def render(result: dict[str, Any]) -> str:
 
 
 def _span(seconds: float) -> str:
-    return (
-        f"{seconds:.1f} s"
-        if seconds < 120
-        else f"{seconds / 60:.1f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -50,6 +50,13 @@ def command(
 
     engine = Engine(open_engine(*job.parts, [run] if run else [], job.device, cached_only, log=log))
     found, start = search(engine, job.spec.title or job.spec.name, image, texts, top, gallery)
+    others = [name for name in engine.galleries if name != found.gallery]
+    log(
+        f"gallery {found.gallery}"
+        + (f" (--gallery: {', '.join(others[:5])})" if others else "")
+        + (f", answered by {found.model}" if found.model else "")
+        + (f" (--run: one of {len(engine.models):,})" if found.model and len(engine.models) > 1 else "")
+    )
     if html:
         path = file or Path("search.html")
         path.parent.mkdir(parents=True, exist_ok=True)

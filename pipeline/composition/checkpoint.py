@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save
 
 from cache.files import replace_atomically
 from cache.seal import check_seal, write_seal
-from manifests.errors import FashionNTMError, IncompleteError, Problems
+from manifests.errors import FashionNTMError, IncompleteError
 from manifests.identity import file_digest
-from manifests.options import parse_options
+from manifests.options import valid_options
 from manifests.shapes import misfit
 from pipeline.composition.composers import composers
 from pipeline.composition.composers.base import Composer
@@ -33,7 +33,7 @@ def save_composer(folder: Path, composer: Composer, record: dict[str, Any]) -> N
     weights = save({name: value.contiguous() for name, value in composer.state_dict().items()})
     replace_atomically(folder / WEIGHTS, weights)
     about = {
-        "name": type(composer).__module__.rsplit(".", 1)[-1],
+        "name": composer.name,
         "version": composer.version,
         "options": composer.options.model_dump(),
         "image_dim": composer.image_dim,
@@ -52,10 +52,14 @@ def _name(folder: Path) -> str | None:
     return f"{folder.parent.name}/{folder.name}" if folder.parent.parent.name == COMPOSERS else None
 
 
+def fold_folder(folder: Path, fold: int) -> Path:
+    return folder / f"fold-{fold}"
+
+
 def fitted(folder: Path, folds: int = 0) -> bool:
     """Return whether a composer and the heads of ``folds`` folds can be loaded from ``folder``; False if damaged."""
     try:
-        for place in (folder, *(folder / f"fold-{fold}" for fold in range(folds))):
+        for place in (folder, *(fold_folder(folder, fold) for fold in range(folds))):
             load_composer(place)
     except FashionNTMError:
         return False
@@ -82,9 +86,7 @@ def load_composer(folder: Path) -> tuple[Composer, dict[str, Any]]:
     try:
         about = json.loads((folder / SIDECAR).read_text(encoding="utf-8"))
         kind = composers.get(about["name"], str(folder / SIDECAR), "key name")
-        problems = Problems(folder / SIDECAR)
-        options = parse_options(kind.Options, about["options"], str(folder / SIDECAR), "options", problems)
-        problems.raise_if_any()
+        options = valid_options(kind.Options, about["options"], str(folder / SIDECAR), "options")
         composer = kind(options, about["image_dim"], about["text_dim"])
         found = file_digest(folder / WEIGHTS)
         if found != about["weights"]:

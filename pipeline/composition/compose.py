@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,8 +52,8 @@ def composed_fields(
     backbone: Store, composer: Composer, weights: str | None, crossed: CrossFitted | None = None
 ) -> dict[str, Any]:
     """Return the semantic fields of the composed store. ``weights``: SHA-256 of the checkpoint, None if untrained."""
-    name = type(composer).__module__.rsplit(".", 1)[-1]
-    about = {"name": name, "version": composer.version, "options": composer.options.model_dump(), "weights": weights}
+    options = composer.options.model_dump()
+    about = {"name": composer.name, "version": composer.version, "options": options, "weights": weights}
     about |= {"folds": crossed.fields()} if crossed else {}
     return {"backbone": backbone.fields, "composer": about, "dtype": "float32"}
 
@@ -76,8 +75,7 @@ def compose(
     A query or image without its backbone row is recorded as failed in the composed store's ledger.
     """
     start, catalogue = time.perf_counter(), backbone.catalogue()
-    fields, name = composed_fields(backbone, composer, weights, crossed), type(composer).__module__.rsplit(".", 1)[-1]
-    extractor = f"{backbone.extractor}+{name}"
+    fields, extractor = composed_fields(backbone, composer, weights, crossed), f"{backbone.extractor}+{composer.name}"
     path = store_path(stores, backbone.dataset, extractor, fields)
     execution = {"backbone": backbone.fingerprint, "shard_rows": shard_rows, "torch": torch.__version__}
     report = Composed(path)
@@ -107,8 +105,8 @@ def compose(
                 fail(table, names[image_key], f"its {what} row is not in {backbone.path.name}", row_key, what)
             todo, image_rows, text_rows = todo[~absent], image_rows[~absent], text_rows[~absent]
             report.reused[table], report.written[table] = len(work) - len(todo) - int(absent.sum()), len(todo)
-            for part in _split(np.arange(len(todo)), shard_rows):
-                began = time.perf_counter()
+            for first in range(0, len(todo), shard_rows):
+                part, began = slice(first, first + shard_rows), time.perf_counter()
                 if table == "query":
                     heads = np.array([crossed.head_of(work[n][0]) if crossed else -1 for n in todo[part]])
                     report.crossed += int((heads >= 0).sum())
@@ -164,8 +162,3 @@ def _features(composer: Composer, backbone: Store, image_rows: np.ndarray, text_
     if not torch.isfinite(features).all():
         raise FashionNTMError(f"composer {composer.title!r} gave NaN or Inf: check its checkpoint, or fit it again")
     return features.numpy()
-
-
-def _split(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]

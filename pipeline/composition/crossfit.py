@@ -12,7 +12,7 @@ import torch
 
 from cache import Store
 from manifests.schema import Dataset, Session
-from pipeline.composition.checkpoint import fitted, load_composer, save_composer
+from pipeline.composition.checkpoint import fitted, fold_folder, load_composer, save_composer
 from pipeline.composition.composers.base import Composer
 from pipeline.composition.fit import fit_composer, single_turn_recall
 from pipeline.composition.folds import Folds, assign_folds
@@ -36,10 +36,6 @@ class CrossFitted:
     def head_of(self, row: bytes) -> int:
         """Return the fold of a query row by its content key; -1 for rows that no train session has."""
         return self.folds.rows.get(row, -1)
-
-
-def fold_folder(folder: Path, fold: int) -> Path:
-    return folder / f"fold-{fold}"
 
 
 def load_folds(folder: Path, request: ComposerRequest, sessions: tuple[Session, ...], backbone: Store) -> CrossFitted:

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from cache import Store
 from manifests.errors import FashionNTMError, IncompleteError
+from manifests.identity import stack_keys
 from manifests.schema import Dataset, Frozen, Session
 from pipeline.composition.composers.base import Composer
 from pipeline.composition.triplets import Triplets, triplets
@@ -155,6 +156,6 @@ def single_turn_recall(
 
 def _rows(store: Store, keys: list[bytes], data: Triplets, category: str) -> np.ndarray:
     """Return the unique gallery rows; targets missing from the gallery (train lists are incomplete) are added."""
-    found = store.find("image", np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, 16))
+    found = store.find("image", stack_keys(keys))
     targets = data.target[data.category == category]
     return np.unique(np.concatenate([found[found >= 0], targets]))

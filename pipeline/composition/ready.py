@@ -9,7 +9,7 @@ from typing import Any
 from cache import Store
 from manifests.schema import Dataset, RunSpec, Session
 from manifests.validation import split_validation
-from pipeline.composition.checkpoint import fitted, load_composer
+from pipeline.composition.checkpoint import COMPOSERS, fitted, load_composer
 from pipeline.composition.composers.base import Composer
 from pipeline.composition.crossfit import CrossFitted, load_folds
 from pipeline.composition.request import ComposerRequest, row_dims
@@ -37,7 +37,7 @@ def fitting_sessions(spec: RunSpec, dataset: Dataset) -> tuple[tuple[Session, ..
 def composer_folder(request: ComposerRequest, spec: RunSpec, dataset: Dataset, backbone: Store) -> Path:
     """Return the folder of the given weights, or of the composer fitted on exactly these triplets and this backbone."""
     return request.weights or (
-        backbone.path / "composers" / request.key(backbone, dataset, *fitting_sessions(spec, dataset))
+        backbone.path / COMPOSERS / request.key(backbone, dataset, *fitting_sessions(spec, dataset))
     )
 
 

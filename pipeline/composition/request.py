@@ -50,8 +50,7 @@ class ComposerRequest:
         The key covers options, backbone, triplets in order, the sessions of the folds, and the validation triplets with
         their train galleries. ``backbone`` is bound to ``dataset`` (``Store.bound_to``).
         """
-        fields = self.fields(backbone, dataset, fit, validation)
-        return digest(fields)[:12]
+        return digest(self.fields(backbone, dataset, fit, validation))[:12]
 
     def fields(self, backbone: Store, dataset: Dataset, fit: Sessions, validation: Sessions) -> dict[str, Any]:
         """Return the identity of the composer as fields; composers without fitting have no triplet fields."""
@@ -113,7 +112,7 @@ def composer_request(spec: RunSpec, problems: Problems | None = None) -> Compose
         cross = parse_options(CrossFitting, crossed, gathered.file, "composer", gathered)
         options = parse_options(kind.Options, values, gathered.file, "composer", gathered)
         if cross is not None and cross.folds:
-            _check_folds(cross.folds, kind, weights, gathered)
+            _check_folds(cross.folds, component.name, kind.trainable, weights, gathered)
         if options is not None and fit is not None and cross is not None and not (cross.folds and gathered.found):
             return ComposerRequest(kind, component.name, options, fit, Path(weights) if weights else None, cross.folds)
     if problems is None:
@@ -121,12 +120,12 @@ def composer_request(spec: RunSpec, problems: Problems | None = None) -> Compose
     return None
 
 
-def _check_folds(folds: int, kind: type[Composer], weights: str | None, problems: Problems) -> None:
+def _check_folds(folds: int, name: str, trainable: bool, weights: str | None, problems: Problems) -> None:
     place = "key composer.folds"
     if folds == 1:
         problems.add(place, "found 1", "cross-fitting needs at least two folds; 0 turns it off")
-    if not kind.trainable:
-        problems.add(place, f"composer '{kind.__module__.rsplit('.', 1)[-1]}' is not fitted", "leave folds out")
+    if not trainable:
+        problems.add(place, f"composer '{name}' is not fitted", "leave folds out")
     if weights:
         problems.add(
             place, "fitted weights are given, so no head can be fitted without a fold", "leave one of them out"

@@ -14,17 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 
+from cache.catalogue import ENCODING, arrays_of, read_entries, sorted_entries
 from cache.files import replace_atomically, replacing
 from cache.hdf5 import write_hdf5
 from cache.stat_cache import sha256_of, stamp_of
 from manifests.errors import IncompleteError
-from manifests.identity import KEY_BYTES, digest, stack_keys
+from manifests.identity import digest
 from manifests.schema import Dataset, RunSpec
-from pipeline.core.digests import DigestCache
+from pipeline.core.digests import image_keys
 
-_ENCODING = ("utf-8", "surrogatepass")  # Python decodes invalid bytes of file names as lone surrogates
 _SHOWN = 3
 
 
@@ -43,22 +42,14 @@ def declared_digest(dataset: Dataset) -> str:
 
 
 def save_binding(folder: Path, keys: Mapping[str, bytes]) -> str:
-    """Write ``keys`` (image id -> content key) to ``folder`` unless they exist; return the binding's name, a digest.
-
-    Datasets: "keys" uint8 [n, 16]; "id_bytes" uint8, the concatenated ids; "id_ends" int64 [n].
-    """
-    entries = sorted((image.encode(*_ENCODING), key) for image, key in keys.items())
+    """Write ``keys`` (image id -> content key) to ``folder`` unless they exist; return the binding's name, a digest."""
+    entries = sorted_entries(keys)
     name = _name(entries)
     path = folder / f"{name}.h5"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        arrays = {
-            "keys": stack_keys(key for _, key in entries),
-            "id_bytes": np.frombuffer(b"".join(image for image, _ in entries), dtype=np.uint8),
-            "id_ends": np.cumsum([len(image) for image, _ in entries], dtype=np.int64),
-        }
         with replacing(path) as temporary:
-            write_hdf5(temporary, arrays, {"format": "fashion-ntm binding 1"})
+            write_hdf5(temporary, arrays_of(entries), {"format": "fashion-ntm binding 1"})
     return name
 
 
@@ -67,18 +58,12 @@ def load_binding(folder: Path, name: str) -> dict[str, bytes]:
     path = folder / f"{name}.h5"
     try:
         with h5py.File(path, "r") as file:
-            keys, text, ends = (file[n][()] for n in ("keys", "id_bytes", "id_ends"))
-        blob, joined, stops = keys.tobytes(), text.tobytes(), ends.tolist()
-        starts = [0, *stops][: len(stops)]
-        entries = [
-            (joined[a:b], blob[n * KEY_BYTES : (n + 1) * KEY_BYTES])
-            for n, (a, b) in enumerate(zip(starts, stops, strict=True))
-        ]
+            entries = read_entries(file)
     except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise StaleError(f"{path} is missing or damaged ({error}): run `extract` again, rows are kept") from None
     if _name(entries) != name:
         raise StaleError(f"{path} has another content than its name says: run `extract` again, rows are kept")
-    return {image.decode(*_ENCODING): key for image, key in entries}
+    return {image.decode(*ENCODING): key for image, key in entries}
 
 
 def _name(entries: list[tuple[bytes, bytes]]) -> str:
@@ -112,29 +97,44 @@ def image_changes(dataset: Dataset, keys: Mapping[str, bytes], digests: Path) ->
     """
     if dataset.images_root is None or not dataset.images_root.is_dir():
         return ImageChanges(False)
-    cache = DigestCache(digests, dataset.images_root.resolve())
-    files = dict.fromkeys(image.file for image in dataset.images.values() if image.file)
-    found = dict(cache.keys(files, workers=2))
-    cache.save()
     changed: list[str] = []
     new: list[str] = []
-    for image in dataset.images.values():
-        key = found.get(image.file) if image.file else None
-        if isinstance(key, bytes) and keys.get(image.id) != key:
-            (changed if image.id in keys else new).append(image.id)
+    for image, key in image_keys(dataset.images.values(), dataset.images_root, digests).items():
+        if isinstance(key, bytes) and keys.get(image) != key:
+            (changed if image in keys else new).append(image)
     return ImageChanges(True, tuple(changed), tuple(new))
 
 
-def source_files(spec: RunSpec) -> dict[str, str]:
-    """Return the SHA-256 of every local file named by extractor and composer options, including files in named folders.
+def source_record(spec: RunSpec) -> dict[str, Any]:
+    """Return (SHA-256, stat) of every local file that extractor and composer options name, also in named folders.
 
     Keys are ``option:relative path``, so a moved model folder keeps its keys.
     """
-    found: dict[str, str] = {}
+    return {name: [sha256_of(file), stamp_of(file.stat())] for name, file in _source_files(spec).items()}
+
+
+def source_changes(record: Mapping[str, Any], spec: RunSpec) -> list[str]:
+    """Return the names of source files that changed, went or came since ``record``, a ``source_record``.
+
+    An option whose path does not exist is not compared.
+    """
+    files, options = _source_files(spec), {option for option, _ in _sources(spec)}
+    found = []
+    for name, (sha, stat) in record.items():
+        file = files.get(name)
+        if file is None:
+            found += [name] if name.partition(":")[0] in options else []
+        elif stamp_of(file.stat()) != stat and sha256_of(file) != sha:
+            found.append(name)
+    return found + sorted(name for name in files.keys() - record.keys() if not name.endswith(":"))
+
+
+def _source_files(spec: RunSpec) -> dict[str, Path]:
+    found: dict[str, Path] = {}
     for option, path in _sources(spec):
-        for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
-            name = "" if file == path else file.relative_to(path).as_posix()
-            found[f"{option}:{name}"] = sha256_of(file)
+        if path.is_file():
+            found[f"{option}:"] = path
+        found |= {f"{option}:{p.relative_to(path).as_posix()}": p for p in sorted(path.rglob("*")) if p.is_file()}
     return found
 
 
@@ -146,47 +146,7 @@ def _sources(spec: RunSpec) -> list[tuple[str, Path]]:
     return [(option, path) for option, path in paths if path.exists()]
 
 
-class SourceRecord:
-    """Source files of an extraction: digests, and the file stats that identify unchanged files."""
-
-    def __init__(self, files: Mapping[str, Any]):
-        self.files = dict(files)
-
-    @classmethod
-    def of(cls, spec: RunSpec) -> SourceRecord:
-        digests = source_files(spec)
-        return cls({name: [sha, _stat(_path_of(spec, name))] for name, sha in digests.items()})
-
-    def changes(self, spec: RunSpec) -> list[str]:
-        """Return the names of files that changed, went or came. An option whose path does not exist is not compared."""
-        found = []
-        for name, (sha, stat) in self.files.items():
-            path = _path_of(spec, name)
-            if path is None:
-                continue
-            if not path.is_file() or (_stat(path) != stat and sha256_of(path) != sha):
-                found.append(name)
-        present = {
-            f"{o}:{p.relative_to(r).as_posix()}"
-            for o, r in _sources(spec)
-            if r.is_dir()
-            for p in r.rglob("*")
-            if p.is_file()
-        }
-        return found + sorted(present - self.files.keys())
-
-
-def _path_of(spec: RunSpec, name: str) -> Path | None:
-    option, _, below = name.partition(":")
-    root = dict(_sources(spec)).get(option)
-    return None if root is None else root / below if below else root
-
-
-def _stat(path: Path | None) -> list[int]:
-    return [] if path is None else stamp_of(path.stat())
-
-
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as JSON to ``path`` atomically; create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(*_ENCODING))
+    replace_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(*ENCODING))

@@ -11,12 +11,27 @@ from pathlib import Path
 from cache.files import replace_atomically
 from cache.stat_cache import stamp_of
 from manifests.identity import KEY_BYTES, image_key
+from manifests.schema import Image
 from pipeline.core.image_files import ReadError, locate, read_bytes
 
-NAME = "image-digests.tsv"
+DIGESTS = "image-digests.tsv"  # beside the stores of a dataset
 _HEAD = "# fashion-ntm image digests 2 of "
 _RACY_NS = 2_000_000_000  # not cached: a file this new may change again within the resolution of its timestamp
 _AT_ONCE = 64
+
+
+def image_keys(
+    images: Iterable[Image], root: Path, digests: Path | None, workers: int = 2, remember: bool = True
+) -> dict[str, bytes | ReadError]:
+    """Return image id -> content key, or read error, of the images that have a file in the folder ``root``.
+
+    ``digests``: the file of a ``DigestCache``, updated if ``remember``.
+    """
+    cache, files = DigestCache(digests, root.resolve()), {image.id: image.file for image in images if image.file}
+    found = dict(cache.keys(dict.fromkeys(files.values()), workers))
+    if remember:
+        cache.save()
+    return {image: found[file] for image, file in files.items()}
 
 
 class DigestCache:

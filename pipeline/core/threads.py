@@ -38,20 +38,26 @@ class ThreadChoice:
     milliseconds: dict[int, float]
 
     def __str__(self) -> str:
+        chosen = f"{self.threads} CPU thread{'s' if self.threads != 1 else ''}"
         if len(self.milliseconds) < 2:
-            return f"{self.threads} CPU thread{'s' if self.threads != 1 else ''}"
+            return chosen
         timings = ", ".join(f"{n}: {ms:.1f} ms" for n, ms in self.milliseconds.items())
-        return (
-            f"{self.threads} CPU thread{'s' if self.threads != 1 else ''} (fastest step by number of them: {timings})"
-        )
+        return f"{chosen} (fastest step by number of them: {timings})"
+
+
+def available_cpus() -> int:
+    """Return the number of CPUs available to this process."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def candidates() -> tuple[int, ...]:
     """Return 1, 2, 4, ... up to the CPUs available to this process, or OMP_NUM_THREADS if that is less."""
-    limit = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limit = min(limit, _from_environment() or limit)
-    powers = [2**n for n in range(limit.bit_length()) if 2**n <= limit]
-    return tuple(sorted({*powers, limit}))
+    return doublings(min(available_cpus(), _from_environment() or available_cpus()))
+
+
+def doublings(limit: int) -> tuple[int, ...]:
+    """Return 1, 2, 4, ... and ``limit``."""
+    return tuple(sorted({*(2**n for n in range(limit.bit_length())), limit}))
 
 
 def _from_environment() -> int | None:

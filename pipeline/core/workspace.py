@@ -18,9 +18,8 @@ from manifests.identity import changed_fields, digest
 from manifests.schema import Dataset, RunSpec
 from pipeline.composition.ready import fitting_sessions
 from pipeline.composition.request import composer_request, is_joint
-from pipeline.core.binding import SourceRecord, StaleError, declared_digest, image_changes, load_binding, write_json
-
-DIGESTS = "image-digests.tsv"
+from pipeline.core.binding import StaleError, declared_digest, image_changes, load_binding, source_changes, write_json
+from pipeline.core.digests import DIGESTS
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ class Workspace:
             changes = image_changes(dataset, keys, self.stores / dataset.name / DIGESTS)
             if changes.text():
                 raise StaleError(f"dataset '{dataset.name}': since the extraction {changes.text()}: {again}")
-        files = SourceRecord(note.sources).changes(spec)
+        files = source_changes(note.sources, spec)
         if files:
             shown = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
             raise StaleError(f"model files changed since the extraction of spec '{spec.name}' ({shown}): {again}")

@@ -15,6 +15,7 @@ from transformers import CLIPModel
 from pipeline.composition.checkpoint import load_composer, save_composer
 from pipeline.composition.composers.gated import Gated, GatedOptions
 from pipeline.composition.fit import Embeddings, FitOptions, fit_on_rows
+from pipeline.core.threads import cpu_threads
 from pipeline.demo.examples import Example, examples, full_description, triplets
 from pipeline.extraction import pretrain
 from pipeline.training.determinism import flushed_denormals
@@ -31,6 +32,8 @@ TRAIN_EXAMPLES, TEST_EXAMPLES = 12_000, 600
 Log = Callable[[str], None]
 
 
+@cpu_threads(1)
+@flushed_denormals()
 def build(
     out: Path, log: Log = lambda _: None, count: int = TRAIN_EXAMPLES, towers: pretrain.PretrainOptions = TOWERS
 ) -> dict[str, float]:
@@ -38,16 +41,6 @@ def build(
 
     Runs on one CPU thread, so that the same machine gives the same weights. ``count`` and ``towers`` are for tests.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with flushed_denormals():
-            return _build(out, log, count, towers)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _build(out: Path, log: Log, count: int, towers: pretrain.PretrainOptions) -> dict[str, float]:
     log(f"rendering {count:,} garments")
     found = examples(count, PIXELS, "train")
     pairs = [pretrain.Pair(e.image, e.texts, str(e.group)) for e in found]

@@ -27,6 +27,7 @@ from manifests.schema import Turn
 GROUP = 6  # look-alikes: each is made from another of its group by changing one to three fields; two may be equal
 TEXTS = 8  # descriptions per image
 CHANGES = 3  # most fields per feedback
+TARGETS = 3  # targets per reference
 
 
 @dataclass(frozen=True)
@@ -40,16 +41,16 @@ class Example:
     group: int
 
 
-def examples(count: int, size: int, seed: str, group: int = GROUP) -> list[Example]:
+def examples(count: int, size: int, seed: str) -> list[Example]:
     """Return ``count`` examples (rounded down to whole groups) with images of ``size`` pixels; fixed by the seed."""
     rng = random.Random(seed)
-    return [e for number in range(count // group) for e in _group(number, group, size, rng)]
+    return [example for number in range(count // GROUP) for example in _group(number, size, rng)]
 
 
-def _group(number: int, size: int, pixels: int, rng: random.Random) -> Iterator[Example]:
+def _group(number: int, pixels: int, rng: random.Random) -> Iterator[Example]:
     category = rng.choice(CATEGORIES)
     garments = [random_garment(category, rng)]
-    while len(garments) < size:
+    while len(garments) < GROUP:
         garments.append(_look_alike(category, rng.choice(garments), rng))
     for garment in garments:
         texts = tuple(_description(category, garment, rng) for _ in range(TEXTS))
@@ -92,7 +93,7 @@ def _description(category: str, garment: Garment, rng: random.Random) -> str:
     return ". ".join(said)
 
 
-def triplets(found: list[Example], seed: str, each: int = 3) -> list[tuple[int, str, int]]:
+def triplets(found: list[Example], seed: str) -> list[tuple[int, str, int]]:
     """Return (reference number, feedback text, target number) within groups; the feedback names all differences."""
     rng, members = random.Random(seed), {}
     for number, example in enumerate(found):
@@ -100,7 +101,7 @@ def triplets(found: list[Example], seed: str, each: int = 3) -> list[tuple[int, 
     made = []
     for numbers in members.values():
         for reference in numbers:
-            for target in rng.sample(numbers, min(each, len(numbers))):
+            for target in rng.sample(numbers, min(TARGETS, len(numbers))):
                 old, new = found[reference].garment, found[target].garment
                 wanted = {field: value for field, value in new.items() if old[field] != value}
                 if 0 < len(wanted) <= CHANGES:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -74,7 +77,7 @@ def export_run(folder: RunFolder, composer: Composer | None, to: Path, form: For
     graphs = []
     for graph in graphs_of(model, composer, turns):
         file = to / (graph.name + SUFFIX[form])
-        with torch.no_grad():
+        with torch.no_grad(), quiet():
             call = (_torch if form == "torch" else _onnx)(graph, file)
         if graph.name == "step":
             first = {
@@ -107,6 +110,22 @@ def export_run(folder: RunFolder, composer: Composer | None, to: Path, form: For
     }
     (to / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     return ExportedRun(to, about)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leave out what torch says about its own parts while it traces: deprecations, and packages that it looks for."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", UserWarning)
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _interface(graph: Graph) -> dict[str, Any]:

@@ -187,7 +187,7 @@ def step_of(model: MemoryModel) -> Graph | str:
     if isinstance(model, GRU):
         return recurrent(model.gru, model.residual, hidden=zeros(model.options.hidden))
     if isinstance(model, DialogManager):
-        return recurrent(model.gru, Residual(False), model.turn, hidden=zeros(model.options.width))
+        return recurrent(model.gru, Residual(False, model.output), model.turn, hidden=zeros(model.options.width))
     if isinstance(model, TurnWeights):
         return graph(WeightedStep(model), window=query.new_zeros(EXAMPLES, model.options.turns, query.shape[1]))
     if model.reads == "concatenated":

@@ -110,11 +110,7 @@ def fit(folder: FeatureFolder, dataset: Dataset, concatenated: bool) -> Fit:
         used = np.zeros(arrays.rows, dtype=bool)
         used[[row for row in asked.values() if row >= 0]] = True
         if table == "query":  # rows of turns with equal queries are all used
-            rows = [r for (session, _), r in arrays.turns.items() if session in _ids(dataset)]
-            used[rows] = True
+            known = {session.id for session in dataset.sessions}
+            used[[row for (session, _), row in arrays.turns.items() if session in known]] = True
         done.unknown[table] = [arrays.labels[n] for n in np.flatnonzero(~used)]
     return done
-
-
-def _ids(dataset: Dataset) -> set[str]:
-    return {session.id for session in dataset.sessions}

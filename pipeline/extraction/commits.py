@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from queue import Full, Queue
-from types import TracebackType
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -52,9 +51,7 @@ class Commits(Generic[T]):
             except Full:
                 continue
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         if not self._threaded:
             return
         self._queue.put(None)

@@ -118,7 +118,9 @@ def _model(
             meter.failed += len(batch.failures)
             runner.push(batch, outcome)
             on_batch()
-            _stop_at(max_failures, meter, outcome)
+            last = outcome.failures[-1] if outcome.failures else None
+            example = f", the last: {last.item.names[0]!r} ({last.stage}: {last.reason})" if last else ""
+            stop_at(max_failures, meter, example)
             yield from runner.finished()
         runner.flush()
         yield from runner.finished()
@@ -130,9 +132,8 @@ def _model(
         raise
 
 
-def _stop_at(limit: int | None, meter: Meter, outcome: Outcome) -> None:
+def stop_at(limit: int | None, meter: Meter, example: str = "") -> None:
+    """Raise TooManyFailures if more than ``limit`` items failed."""
     failed = meter.failed + meter.unusable
     if limit is not None and failed > limit:
-        last = outcome.failures[-1] if outcome.failures else None
-        example = f", the last: {last.item.names[0]!r} ({last.stage}: {last.reason})" if last else ""
         raise TooManyFailures(failed, limit, example=example)

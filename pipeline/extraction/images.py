@@ -64,7 +64,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except MemoryError:
         raise DecodeError("not enough memory to decode it") from None
     except Exception as error:  # Pillow's plugins raise struct.error, zlib.error, IndexError ...
-        raise DecodeError(f"cannot be decoded: {_one_line(error)}") from None
+        raise DecodeError(f"cannot be decoded: {one_line(error)}") from None
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -92,7 +92,8 @@ def _from_deep(image: Image.Image) -> Image.Image:
     return Image.fromarray((values.astype(np.uint32) // 257).astype(np.uint8)).convert("RGB")
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """Format an error as a one-line reason for the ledger."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 

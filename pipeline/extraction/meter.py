@@ -65,9 +65,9 @@ class Meter:
     @property
     def slowest(self) -> str:
         """Stage with the most time; time of decoding workers is divided by their number."""
-        share = {s: t / self.hands(s) for s, t in self.seconds.items() if s != "hash"}
+        share = {s: t / self.concurrent(s) for s, t in self.seconds.items() if s != "hash"}
         return max(share, key=lambda s: share[s]) if any(share.values()) else "none"
 
-    def hands(self, stage: str) -> int:
+    def concurrent(self, stage: str) -> int:
         """Return the number of workers of a stage that run concurrently."""
         return max(1, self.workers if stage in _IN_WORKERS else 1) * (self.machines if stage not in _ALONE else 1)

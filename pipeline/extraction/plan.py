@@ -13,7 +13,7 @@ import numpy as np
 from cache import Failure, Store, StoreError, StoreNotFoundError, StoreWriter, store_path
 from manifests.identity import KEY_BYTES, changed_fields, digest, stack_keys
 from manifests.schema import Dataset
-from pipeline.core.digests import NAME as DIGESTS
+from pipeline.core.digests import DIGESTS
 from pipeline.core.image_files import is_transient
 from pipeline.extraction.batches import ShardTask
 from pipeline.extraction.extractors.base import Extractor
@@ -203,7 +203,8 @@ def _table(
     outdated = tuple(name for name, key in names if on_record[name].key != key)
     known, done = len(missing) - len(todo), len(items) - len(missing)
     if not reason:
-        reason = _why(len(items), done, len(todo))
+        reason = f"output missing: {done:,} of {len(items):,} rows are there" if done else "output missing"
+        reason = reason if todo else UP_TO_DATE
     if known:
         reason += f"; {known} known failures are left alone (--retry-failed tries them again)"
     if bad:
@@ -239,12 +240,6 @@ def _elsewhere(other: Store | None, table: str, items: Sequence[Item]) -> int:
         return int(_present(other, table, [item.key for item in items]).sum())
     except StoreError:  # a damaged store of another fingerprint does not matter here
         return 0
-
-
-def _why(unique: int, done: int, todo: int) -> str:
-    if todo == 0:
-        return UP_TO_DATE
-    return f"output missing: {done:,} of {unique:,} rows are there" if done else "output missing"
 
 
 def _another(path: Path | None, fields: dict[str, Any]) -> tuple[Store | None, str]:

@@ -21,6 +21,7 @@ from pipeline.evaluation.rows import unit_rows
 from pipeline.extraction.extractors import load_extractor
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.images import ItemError, decode, read
+from pipeline.extraction.tower_format import trial_rows
 
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 LEAST_COSINE = 0.995  # minimum cosine between a feature and its float32 counterpart
@@ -111,10 +112,10 @@ def agreement(reference: Extractor, extractor: Extractor, sample: Mapping[str, S
     """
     least, most = 1.0, 0.0
     for table, parts in _requests(extractor, sample):
-        alone_32 = [_rows(reference, table, tuple([p[n]] for p in parts)) for n in range(len(parts[0]))]
-        wanted = unit_rows(np.concatenate(alone_32), np.float64)
-        alone = np.concatenate([_rows(extractor, table, tuple([p[n]] for p in parts)) for n in range(len(parts[0]))])
-        for found in (unit_rows(alone, np.float64), unit_rows(_rows(extractor, table, parts), np.float64)):
+        single = [tuple([p[n]] for p in parts) for n in range(len(parts[0]))]
+        wanted, alone = (np.concatenate([trial_rows(e, table, *one) for one in single]) for e in (reference, extractor))
+        wanted = unit_rows(wanted, np.float64)
+        for found in (unit_rows(rows, np.float64) for rows in (alone, trial_rows(extractor, table, *parts))):
             least = min(least, float((found * wanted).sum(axis=1).min()))
             most = max(most, float(np.abs(found - wanted).max()))
     return {"least_cosine": least, "most_difference": most}
@@ -156,7 +157,7 @@ def decode_agreement(extractor: Extractor, dataset: Dataset) -> dict[str, Any]:
     if not parts[0]:
         return {}
     rows = [
-        unit_rows(_rows(one, "image", (one.stack(some),)), np.float64)
+        unit_rows(trial_rows(one, "image", one.stack(some)), np.float64)
         for one, some in zip((extractor, exact), parts, strict=True)
     ]
     cosine = float((rows[0] * rows[1]).sum(axis=1).min())
@@ -170,10 +171,3 @@ def _requests(extractor: Extractor, sample: Mapping[str, Sequence[Any]]) -> list
     parts = {"query": (images[:both], texts[:both]), "text": (texts,)}
     asked = [(table, parts.get(table, (images,))) for table in extractor.tables]
     return [(table, found) for table, found in asked if found[0]]
-
-
-def _rows(extractor: Extractor, table: str, parts: tuple[list[Any], ...]) -> np.ndarray:
-    calls = extractor.calls
-    rows = extractor.begin(table, *parts).numpy().astype(np.float64)
-    extractor.calls = calls  # measurements are not counted
-    return rows

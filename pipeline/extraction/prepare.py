@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.extraction.extractors.base import Extractor, ExtractorError
-from pipeline.extraction.images import ItemError, read
+from pipeline.extraction.images import ItemError, one_line, read
 from pipeline.extraction.meter import Meter
 from pipeline.extraction.work import Item
 
@@ -99,8 +99,3 @@ def _texts(extractor: Extractor, texts: Sequence[Any], items: Sequence[Item]) ->
         if len(texts) == 1:
             return [ItemFailure(items[0], "tokenise", one_line(error))]
         return [_texts(extractor, [t], [i])[0] for t, i in zip(texts, items, strict=True)]
-
-
-def one_line(error: BaseException) -> str:
-    """Format an error as a one-line reason for the ledger."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

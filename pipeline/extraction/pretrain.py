@@ -21,18 +21,15 @@ from pydantic import Field
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
-from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
 
 from manifests.errors import FashionNTMError
 from manifests.schema import Frozen
 from pipeline.extraction import hub
+from pipeline.extraction.tokens import pad_ids
 
-PAD, BOS, UNK, EOS = (
-    "<pad>",
-    "<start>",
-    "<unk>",
-    "<end>",
-)  # ids 0..3; 2 is not the end token, because CLIPModel takes that id for "old CLIP"
+# Ids 0..3; 2 is not the end token, because CLIPModel takes that id for "old CLIP".
+PAD, BOS, UNK, EOS = "<pad>", "<start>", "<unk>", "<end>"
 READ_SCALE = 10.0  # scales the entries of unit-norm embeddings to about one for the word reader
 POSITION_STD = 0.3  # of the initial position embeddings; transformers' 0.02 is too small beside the patches
 
@@ -135,10 +132,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast, options: PretrainOptions) ->
         return model
 
 
-def build_processor(options: PretrainOptions):
+def build_processor(options: PretrainOptions) -> CLIPImageProcessorPil:
     """Return the image processor: shorter side to ``image_size``, center crop, values to (v - mean) / std."""
-    from transformers import CLIPImageProcessorPil
-
     return CLIPImageProcessorPil(
         size={"shortest_edge": options.image_size},
         crop_size={"height": options.image_size, "width": options.image_size},
@@ -186,10 +181,7 @@ def to_ids(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[np.
 
 def padded(rows: Sequence[np.ndarray], pad: int) -> Tensor:
     """Pad to int64 [n, longest]."""
-    out = np.full((len(rows), max(len(r) for r in rows)), pad, dtype=np.int64)
-    for i, row in enumerate(rows):
-        out[i, : len(row)] = row
-    return torch.from_numpy(out)
+    return torch.from_numpy(pad_ids(rows, pad)[0])
 
 
 def embed_images(model: CLIPModel, pixels: Tensor, options: PretrainOptions) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from pipeline.core.device import free_memory, is_out_of_memory
+from pipeline.core.threads import available_cpus
 from pipeline.extraction.batches import ShardTask
 from pipeline.extraction.engine import process
 from pipeline.extraction.extractors.base import Extractor
@@ -34,7 +34,7 @@ _PROBE_SECONDS = 4.0  # per table
 
 def default_workers(device: torch.device) -> int:
     """Return the number of decoding processes: the CPUs that the model leaves free, at least one and at most 16."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cpus = available_cpus()
     return max(1, min(16, cpus - torch.get_num_threads() if device.type == "cpu" else cpus))
 
 

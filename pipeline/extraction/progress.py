@@ -19,7 +19,7 @@ class Progress:
     def start(self, meter: Meter) -> None:
         self.meter, self._told = meter, 0
 
-    def news(self) -> list[str]:
+    def new_notes(self) -> list[str]:
         """Return the notes of the meter that were not returned before."""
         found = self.meter.notes[self._told :]
         self._told += len(found)
@@ -78,7 +78,7 @@ class Lines(Progress):
             print(f"extract: {line(self.meter)}", file=self.stream, flush=True)
 
     def _tell(self) -> None:
-        for note in self.news():
+        for note in self.new_notes():
             print(f"extract: {note}", file=self.stream, flush=True)
 
     def stop(self) -> None:
@@ -108,7 +108,7 @@ class Live(Progress):
         self._bar.start()
 
     def update(self) -> None:
-        for note in self.news():
+        for note in self.new_notes():
             self._bar.console.print(f"extract: {note}")
         done = self.meter.done + self.meter.failed
         self._bar.update(self._task, completed=done, total=self.meter.total or None, line=line(self.meter))

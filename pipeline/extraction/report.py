@@ -112,22 +112,22 @@ class Report:
             )
         if self.extracted:
             stages = ", ".join(
-                f"{n} {s:.1f} s" for n, s in self.seconds.items() if s >= 0.05 and n not in ("wall", "work")
+                f"{n} {s:.1f}" for n, s in self.seconds.items() if s >= 0.05 and n not in ("wall", "work")
             )
             wall = self.seconds.get("wall", 0.0)
             rate = f"{self.extracted / max(wall, 1e-9):,.0f} rows/s"
-            lines.append(f"time   {wall:.1f} s, {rate} ({stages}); slowest: {self.slowest}")
+            lines.append(f"time   {wall:.1f} s, {rate}; thread-seconds: {stages}; slowest: {self.slowest}")
         else:
             lines.append("nothing was extracted: every row is there already, or is known to fail")
         lines += [f"note   {note}" for note in self.notes]
         if "precision" in self.checked:
             lines.append(f"note   precision {self.checked['precision']}")
-        lines += [f"note   {count:,} images {remark}" for remark, count in self.remarks.items()]
+        lines += [f"note   {count:,} image(s) {remark}" for remark, count in self.remarks.items()]
         if "decode" in self.checked:
             found = self.checked["decode"]
             lines.append(
                 f"note   decoded by torchvision ({found['decoder']}): cosine to Pillow's decode >= "
-                f"{found['least_cosine_to_pillow']:.6f} on {found['images']} images (more: cache verify SPEC --reextract 100)"
+                f"{found['least_cosine_to_pillow']:.7f} on {found['images']} images (more: cache verify SPEC --reextract 100)"
             )
         if "form" in self.checked:
             lines.append(f"note   form {self.checked['form']}")

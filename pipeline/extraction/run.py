@@ -15,12 +15,11 @@ from cache import Manifest, Store, StoreWriter, store_path
 from manifests.errors import FashionNTMError, most_frequent
 from manifests.schema import Dataset
 from pipeline.core.device import describe
-from pipeline.core.digests import NAME as DIGESTS
-from pipeline.core.digests import DigestCache
+from pipeline.core.digests import DIGESTS, DigestCache
 from pipeline.extraction.batches import ShardTask
 from pipeline.extraction.commits import Commits
 from pipeline.extraction.distributed import Cluster, Shard
-from pipeline.extraction.engine import TooManyFailures, process
+from pipeline.extraction.engine import TooManyFailures, process, stop_at
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.interrupts import gentle_interrupt
 from pipeline.extraction.jpeg import CUDA_DECODER
@@ -144,7 +143,7 @@ class _Job:
 
     def plan(self, writer: StoreWriter | None) -> Plan:
         with self.meter.time("hash"):
-            return plan_extraction(
+            plan = plan_extraction(
                 self.dataset,
                 self.extractor,
                 writer,
@@ -153,6 +152,9 @@ class _Job:
                 retry_failed=self.options.retry_failed,
                 remember=True,
             )
+        if plan.todo and self.cluster is None:
+            self.extractor.require()
+        return plan
 
     def store(self) -> StoreWriter:
         execution = {
@@ -178,8 +180,6 @@ class _Job:
         if not plan.todo:
             return DEFAULT_BATCH
         self.meter.now = "preparing the model"
-        if self.cluster is None:
-            self.extractor.require()
         todo = {name: table.todo for name, table in plan.tables.items()}
         found = autotune(self.options.batch_size, todo, writer.manifest.execution, self._measured)
         if decoder := (self.cluster or self.extractor).jpeg_decoder:
@@ -218,9 +218,7 @@ class _Job:
 
         def look() -> None:
             stop_if_asked()
-            failed = self.meter.failed + self.meter.unusable
-            if limit is not None and failed > limit:
-                raise TooManyFailures(failed, limit)
+            stop_at(limit, self.meter)
 
         if not tasks:
             return
@@ -268,7 +266,7 @@ class _Job:
         report.cut = self.extractor.cut - self.cut + (self.cluster.cut if self.cluster is not None else 0)
         report.bytes = store.nbytes
         report.busy = {
-            stage: seconds / meter.hands(stage) for stage, seconds in meter.seconds.items() if stage != "hash"
+            stage: seconds / meter.concurrent(stage) for stage, seconds in meter.seconds.items() if stage != "hash"
         }
         report.seconds = {**meter.seconds, "work": worked, "wall": time.perf_counter() - self.began}
         _refuse_empty(report, plan)

@@ -14,8 +14,9 @@ from manifests.identity import stack_keys
 from pipeline.core.device import free_memory, is_out_of_memory
 from pipeline.extraction.batches import ForwardBatch
 from pipeline.extraction.extractors.base import Extractor, ExtractorError
+from pipeline.extraction.images import one_line
 from pipeline.extraction.meter import Meter
-from pipeline.extraction.prepare import ItemFailure, one_line
+from pipeline.extraction.prepare import ItemFailure
 from pipeline.extraction.tokens import Tokens
 from pipeline.extraction.transfer import PendingRows
 from pipeline.extraction.work import Item
@@ -102,7 +103,7 @@ class Runner:
         if not isinstance(tokens, Tokens):
             return []
         texts = [{i.text, i.caption, *(turn.text for turn in i.turns)} - {None} for i in batch.items]
-        found = tokens.take_long([text for of_item in texts for text in of_item if text is not None])
+        found = tokens.take_truncated([text for of_item in texts for text in of_item if text is not None])
         return [item for item, of_item in zip(batch.items, texts, strict=True) if found & of_item]
 
     def _noted(self, batch: ForwardBatch) -> list[tuple[Item, str]]:

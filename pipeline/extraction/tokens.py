@@ -6,7 +6,7 @@ import contextlib
 import json
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +17,63 @@ from manifests.identity import digest, file_digest
 from pipeline.extraction.hub import ModelError
 
 
+def pad_ids(rows: Sequence[np.ndarray], pad: int, left: bool = False, width: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Pad token ids to the longest row or ``width``; return ids and mask (1: a token), int64 [n, L] each."""
+    width = max(width, *(len(row) for row in rows))
+    ids = np.full((len(rows), width), pad, dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for n, row in enumerate(rows):
+        part = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[n, part], mask[n, part] = row, 1
+    return ids, mask
+
+
 class Tokens:
     """Tokenizer with a maximum length. ``full``: always pad to it, as in the training of SigLIP's text towers.
-    ``prompt``: prepended to every text.
+    ``prompt``: prepended to every text, after ``clean`` is applied to it.
 
-    ``cut`` counts the truncated texts; ``take_long`` returns each of them once.
+    ``cut`` counts the truncated texts; ``take_truncated`` returns each of them once.
     """
 
     def __init__(
-        self, tokenizer: Any, length: int, full: bool = False, lower: bool = False, name: str = "", prompt: str = ""
+        self,
+        tokenizer: Any,
+        length: int,
+        full: bool = False,
+        lower: bool = False,
+        name: str = "",
+        prompt: str = "",
+        clean: Callable[[str], str] | None = None,
     ):
         if tokenizer.pad_token_id is None:
             raise ModelError(f"model {name!r}: its tokenizer has no padding token: set one in tokenizer_config.json")
         self.tokenizer, self.length, self.full, self.lower = tokenizer, length, full, lower
-        self.prompt = prompt
+        self.name = name
+        self.prompt, self.clean = prompt, clean
         self.cut = 0
         self._long: set[str] = set()
         self._lock = threading.Lock()  # tokenizers does not allow state changes while another thread encodes
 
+    def require_place(self, model: Any) -> None:
+        """Raise ModelError unless ``model`` has an embedding for the ids of a text and of the padding."""
+        try:
+            found = self.encode(["a red dress"])[0].tolist()
+        except ModelError:
+            raise
+        except Exception as error:  # of the tokenizers library: no unknown token, other kinds of ids
+            raise ModelError(f"model {self.name!r}: its tokenizer fails on a text: {error}") from error
+        self.cut, self._long = 0, set()
+        size = getattr(getattr(model.config, "text_config", model.config), "vocab_size", None)
+        highest = max(*found, self.tokenizer.pad_token_id)
+        if isinstance(size, int) and highest >= size:
+            raise ModelError(
+                f"model {self.name!r}: its tokenizer gives id {highest:,}, the model has {size:,} embeddings: take both from "
+                "one download"
+            )
+
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return the ids of each text, int64 [tokens], with special tokens, truncated to ``length``."""
-        given = [self.prompt + text for text in texts]
+        given = [self.prompt + (self.clean(text) if self.clean else text) for text in texts]
         given = [text.lower() for text in given] if self.lower else given
         if not given:
             return []
@@ -55,7 +91,7 @@ class Tokens:
             self._long.update(long)
         return [np.asarray(ids, dtype=np.int64) for ids in found["input_ids"]]
 
-    def take_long(self, texts: Sequence[str]) -> set[str]:
+    def take_truncated(self, texts: Sequence[str]) -> set[str]:
         """Return those of ``texts`` that were truncated since the last call for them."""
         with self._lock:
             found = self._long.intersection(texts)
@@ -64,17 +100,17 @@ class Tokens:
 
     def pad(self, batch: Sequence[np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:
         """Return ``input_ids`` and, if the model has it as an input, ``attention_mask``: int64 [n, longest or full]."""
-        width = self.length if self.full else max(1, *(len(ids) for ids in batch))
-        ids = np.full((len(batch), width), self.tokenizer.pad_token_id, dtype=np.int64)
-        mask = np.zeros_like(ids)
-        left = self.tokenizer.padding_side == "left"
-        for row, tokens in enumerate(batch):
-            part = slice(width - len(tokens), width) if left else slice(0, len(tokens))
-            ids[row, part], mask[row, part] = tokens, 1
-        inputs = {"input_ids": ids}
+        ids, mask = self.padded(batch)
+        inputs = {"input_ids": ids.to(device)}
         if "attention_mask" in self.tokenizer.model_input_names:
-            inputs["attention_mask"] = mask
-        return {name: torch.from_numpy(value).to(device) for name, value in inputs.items()}
+            inputs["attention_mask"] = mask.to(device)
+        return inputs
+
+    def padded(self, batch: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the ids and the mask of a batch (1: a token), int64 [n, longest or full] each."""
+        left, width = self.tokenizer.padding_side == "left", self.length if self.full else 1
+        ids, mask = pad_ids(batch, self.tokenizer.pad_token_id, left, width)
+        return torch.from_numpy(ids), torch.from_numpy(mask)
 
     def semantic(self) -> dict[str, Any]:
         """Return the semantic fields: digest of the tokenizer, maximum length, padding and model inputs."""

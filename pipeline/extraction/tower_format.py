@@ -12,9 +12,10 @@ import torch
 
 from manifests.errors import FashionNTMError
 from pipeline.extraction.extractors.base import Extractor
-from pipeline.extraction.prepare import one_line
+from pipeline.extraction.images import one_line
 from pipeline.extraction.tolerance import tolerance
 
+_BATCH = 32  # images on which a format is tried
 FORMS = ("plain", "channels-last", "compiled")
 
 
@@ -43,7 +44,7 @@ def take_form(extractor: Extractor, form: str) -> Callable[[], None]:
     return undo
 
 
-def held_form(extractor: Extractor, images: Sequence[Any], form: str, batch_size: int = 32) -> dict[str, Any]:
+def checked_form(extractor: Extractor, images: Sequence[Any], form: str) -> dict[str, Any]:
     """Call ``take_form`` and compare with the default on prepared ``images``; return the session record.
 
     Raises FormError when the format does not run on this machine, or its rows differ from the default by more than the
@@ -52,14 +53,14 @@ def held_form(extractor: Extractor, images: Sequence[Any], form: str, batch_size
     if form == "plain":
         return {}
     _tower(extractor, form)
-    return _held(extractor, _batch(extractor, images, batch_size), form)[0]
+    return _held(extractor, _batch(extractor, images), form)[0]
 
 
 def _held(extractor: Extractor, batch: Any, form: str) -> tuple[dict[str, Any], Callable[[], None]]:
     """Return (session record, function that undoes the format)."""
-    plain, undo = _rows(extractor, batch), take_form(extractor, form)
+    plain, undo = trial_rows(extractor, "image", batch), take_form(extractor, form)
     try:
-        apart = float(np.abs(_rows(extractor, batch) - plain).max())
+        apart = float(np.abs(trial_rows(extractor, "image", batch) - plain).max())
         allowed = tolerance(extractor.options.dtype, extractor.options.store_dtype)
         if not apart <= allowed:
             raise FormError(f"a value of its rows is {apart:.1e} from the plain form's, more than {allowed:.0e}")
@@ -83,16 +84,16 @@ def _reordered(module: Any, given: tuple[Any, ...], named: dict[str, Any]) -> tu
     return given, {**named, "pixel_values": pixels.contiguous(memory_format=torch.channels_last)}
 
 
-def _batch(extractor: Extractor, images: Sequence[Any], size: int) -> Any:
-    """Return a batch of ``size`` images, repeated if necessary. Raises FormError without any image."""
+def _batch(extractor: Extractor, images: Sequence[Any]) -> Any:
+    """Return a batch of the images, repeated if necessary. Raises FormError without any image."""
     if not images:
         raise FormError("no image could be read to try the form on: use --form plain")
-    parts = [images[n % len(images)] for n in range(size)]
-    return extractor.stack(parts)
+    return extractor.stack([images[n % len(images)] for n in range(_BATCH)])
 
 
-def _rows(extractor: Extractor, batch: Any) -> np.ndarray:
+def trial_rows(extractor: Extractor, table: str, *parts: Any) -> np.ndarray:
+    """Return rows of prepared items, float64 [n, D]; they do not count as calls of the extractor."""
     calls = extractor.calls
-    rows = extractor.begin("image", batch).numpy().astype(np.float64)
-    extractor.calls = calls  # trials are not counted
+    rows = extractor.begin(table, *parts).numpy().astype(np.float64)
+    extractor.calls = calls
     return rows

@@ -47,7 +47,7 @@ def stack(parts: Sequence[Any], device: torch.device) -> Sequence[Any]:
     Dicts of tensors made on the copy stream (see ``copying``) are stacked on it, with arrays among them copied. Other parts (token ids, images of several sizes) are returned unchanged.
     """
     if any(_has_tensors(part) for part in parts):
-        return _stacked_there(parts, device)
+        return _stacked_on_device(parts, device)
     if not parts or not _alike(parts):
         return parts
     pin = device.type == "cuda"
@@ -88,11 +88,11 @@ def _has_tensors(part: Any) -> bool:
     return isinstance(part, dict) and any(isinstance(value, torch.Tensor) for value in part.values())
 
 
-def _stacked_there(parts: Sequence[dict[str, Any]], device: torch.device) -> Sequence[Any]:
+def _stacked_on_device(parts: Sequence[dict[str, Any]], device: torch.device) -> Sequence[Any]:
     """Stack pixels of which some are on the device already; unchanged if they differ in size or memory is full."""
     try:
         with copying(device) as stream:
-            tensors = {name: torch.stack([_there(part[name], device) for part in parts]) for name in parts[0]}
+            tensors = {name: torch.stack([_to_device(part[name], device) for part in parts]) for name in parts[0]}
             event = None
             if stream is not None:
                 event = torch.cuda.Event()
@@ -102,7 +102,7 @@ def _stacked_there(parts: Sequence[dict[str, Any]], device: torch.device) -> Seq
     return Stacked(tensors, event)
 
 
-def _there(value: Any, device: torch.device) -> torch.Tensor:
+def _to_device(value: Any, device: torch.device) -> torch.Tensor:
     return (value if isinstance(value, torch.Tensor) else torch.from_numpy(value)).to(device)
 
 

@@ -10,7 +10,7 @@ from cache import Failure
 from manifests.errors import ManifestError, Problem
 from manifests.identity import NO_IMAGE_KEY, caption_key, dialog_key, pair_key, text_key
 from manifests.schema import NO_IMAGE, Dataset, Image, Session
-from pipeline.core.digests import DigestCache
+from pipeline.core.digests import image_keys
 from pipeline.core.image_files import ItemError
 from pipeline.extraction.extractors.base import Extractor
 
@@ -49,33 +49,19 @@ def catalogue_of(
     if extractor.reads == "caption":
         return _captions(dataset, extractor)
     if dataset.images_root is None or not any(image.file for image in dataset.images.values()):
-        raise ManifestError(
-            [
-                Problem(
-                    dataset.name,
-                    "",
-                    f"extractor '{extractor.name}' reads image files and this dataset has none",
-                    "name the images folder in [dataset], or use the caption extractor",
-                )
-            ]
-        )
+        what = f"extractor '{extractor.name}' reads image files and this dataset has none"
+        fix = "name the images folder in [dataset], or use the caption extractor"
+        raise ManifestError([Problem(dataset.name, "", what, fix)])
     root = dataset.images_root.resolve()
     if not root.is_dir():
         raise ManifestError([Problem(dataset.name, "", f"the images folder {root} does not exist", "check the path")])
     found: dict[str, Item] = {}
     bad = {i.id: "the dataset names no file for it" for i in dataset.images.values() if not i.file}
-    cache = DigestCache(digests, root)
-    files = dict.fromkeys(i.file for i in dataset.images.values() if i.file)
-    keys = dict(cache.keys(files, workers))
-    if remember:
-        cache.save()
-    for image in dataset.images.values():
-        if image.file:
-            key = keys[image.file]
-            if isinstance(key, ItemError):
-                bad[image.id] = key.reason
-            else:
-                found[image.id] = Item(key, (image.id,), key, file=image.file)
+    for image, key in image_keys(dataset.images.values(), root, digests, workers, remember).items():
+        if isinstance(key, ItemError):
+            bad[image] = key.reason
+        else:
+            found[image] = Item(key, (image,), key, file=dataset.images[image].file)
     return found, bad
 
 
@@ -85,16 +71,9 @@ def _captions(dataset: Dataset, extractor: Extractor) -> tuple[dict[str, Item], 
 
     texts = {image.id: standin(image) for image in dataset.images.values()}
     if texts and not any(texts.values()):
-        raise ManifestError(
-            [
-                Problem(
-                    dataset.name,
-                    "",
-                    f"extractor '{extractor.name}' reads captions and no image of this dataset has one",
-                    "name the captions in [dataset], or use an extractor that reads pixels",
-                )
-            ]
-        )
+        what = f"extractor '{extractor.name}' reads captions and no image of this dataset has one"
+        fix = "name the captions in [dataset], or use an extractor that reads pixels"
+        raise ManifestError([Problem(dataset.name, "", what, fix)])
     keys = {i: caption_key(text) for i, text in texts.items() if text}
     found = {i: Item(key, (i,), key, caption=texts[i]) for i, key in keys.items()}
     return found, {i: "it has no caption to stand in for it" for i, text in texts.items() if not text}

@@ -32,7 +32,7 @@ from pipeline.extraction.gpus import WorkerError, claim_gpu
 from pipeline.extraction.meter import Meter
 from pipeline.extraction.prepare import ItemFailure, prepare
 from pipeline.extraction.probe import choose_batch_size, default_workers
-from pipeline.extraction.tower_format import held_form
+from pipeline.extraction.tower_format import checked_form
 from pipeline.extraction.work import Item
 
 PROCESS = secrets.token_hex(8)  # name of this process in its results
@@ -134,7 +134,7 @@ def _take_form(form: str, extractor: Extractor, items: list[Item], root: Path | 
             return
         parts = prepare(extractor, items[:_TRIED], root, Meter())
         if images := [part[0] for part in parts if not isinstance(part, ItemFailure)]:
-            held_form(extractor, images, form)
+            checked_form(extractor, images, form)
             _formed.add(extractor)
 
 

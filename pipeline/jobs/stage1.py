@@ -18,7 +18,7 @@ from pipeline.composition.crossfit import fit_folds, new_composer
 from pipeline.composition.fit import fit_composer, single_turn_recall
 from pipeline.composition.ready import ReadyComposer, composer_folder, fitting_sessions, ready_composer
 from pipeline.composition.request import ComposerRequest, composer_request, is_joint
-from pipeline.core.binding import SourceRecord, StaleError, declared_digest, load_binding, save_binding
+from pipeline.core.binding import StaleError, declared_digest, load_binding, save_binding, source_record
 from pipeline.core.workspace import FeatureRecord, Workspace, extraction_request
 from pipeline.extraction.distributed import cluster_for
 from pipeline.extraction.extractors.base import Extractor
@@ -28,7 +28,7 @@ from pipeline.extraction.precision import checked_agreement, decode_agreement, e
 from pipeline.extraction.probe import best_size, choose_batch_size, default_workers, measure, use_threads
 from pipeline.extraction.report import Report
 from pipeline.extraction.run import extract
-from pipeline.extraction.tower_format import held_form
+from pipeline.extraction.tower_format import checked_form
 from pipeline.jobs.identities import what_helps
 
 
@@ -123,7 +123,7 @@ def _checked(
         record |= decode_agreement(extractor, dataset)
     if form == "plain" or clustered or "image" not in plan.tables:
         return record | ({"form": form} if form != "plain" else {})
-    return record | held_form(extractor, sample_of(extractor, dataset)["images"], form)
+    return record | checked_form(extractor, sample_of(extractor, dataset)["images"], form)
 
 
 def _record(spec: RunSpec, dataset: Dataset, workspace: Workspace, extractor: Extractor, report: Report) -> None:
@@ -142,7 +142,7 @@ def _record(spec: RunSpec, dataset: Dataset, workspace: Workspace, extractor: Ex
         backbone=str(report.path.relative_to(workspace.stores)),
         binding=save_binding(workspace.bindings, keys),
         declared=declared_digest(dataset),
-        sources=SourceRecord.of(spec).files,
+        sources=source_record(spec),
         contaminated_on=tuple(extractor.card.contaminated_on),
         given=_given(spec),
         card={"licence": extractor.card.licence, "source": extractor.card.source},

@@ -12,11 +12,12 @@ Turn 0 is all captions of a session as one text. features.json is written last: 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from manifests.schema import Dataset
 
 Format = Literal["npy", "safetensors", "parquet", "faiss"]
 FORMATS: tuple[Format, ...] = ("npy", "safetensors", "parquet", "faiss")
+_LIBRARIES: dict[Format, str] = {"parquet": "pyarrow", "faiss": "faiss"}
 ABOUT, VERSION = "features.json", 1
 BLOCK_BYTES = 32 << 20
 
@@ -56,10 +58,8 @@ def export(store: Store, folder: Path, form: Format, dataset: Dataset | None = N
     ``dataset``: adds the words, sessions and turns of texts and queries. Raises ExportError for a non-empty folder,
     a format whose library is missing, or a full disk; StoreCorruptError for a damaged shard.
     """
-    if form == "parquet":
-        _pyarrow()
-    if form == "faiss":
-        _faiss()
+    if form in _LIBRARIES:
+        _library(form)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ExportError(f"{folder} is not an empty folder: give another --out, or delete it first")
     done = Exported(folder)
@@ -106,18 +106,16 @@ def blocks(store: Store, table: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def _write_npy(store: Store, table: str, file: Path, _: Dataset | None) -> str:
-    info, digest = store.tables[table], hashlib.sha256()
+    info = store.tables[table]
     head = {"descr": np.dtype(info.dtype).newbyteorder("<").str, "fortran_order": False, "shape": (info.rows, info.dim)}
     with open(file, "xb") as handle:
         np.lib.format.write_array_header_1_0(handle, head)
-        for _, features in blocks(store, table):
-            _put(handle.write, digest.update, features)
-    return digest.hexdigest()
+        return _write_rows(handle, store, table)
 
 
 def _write_safetensors(store: Store, table: str, file: Path, _: Dataset | None) -> str:
     """Write the safetensors format block by block; the library needs the whole table in memory. Return the SHA-256."""
-    info, digest = store.tables[table], hashlib.sha256()
+    info = store.tables[table]
     size = info.rows * info.dim * np.dtype(info.dtype).itemsize
     kind = {"float16": "F16", "float32": "F32"}[info.dtype]
     header: dict[str, Any] = {
@@ -129,17 +127,15 @@ def _write_safetensors(store: Store, table: str, file: Path, _: Dataset | None) 
     text += b" " * (-len(text) % 8)
     with open(file, "xb") as handle:
         handle.write(len(text).to_bytes(8, "little") + text)
-        for _, features in blocks(store, table):
-            _put(handle.write, digest.update, features)
+        digest = _write_rows(handle, store, table)
         handle.write(store.keys(table).tobytes())
-    return digest.hexdigest()
+    return digest
 
 
 def _write_parquet(store: Store, table: str, file: Path, dataset: Dataset | None) -> str:
     """Write the columns key, id (see ``_row_id``) and features. Return the SHA-256 of the features."""
-    arrow, parquet = _pyarrow()
-    names = _names(store, table, dataset)
-    info, digest = store.tables[table], hashlib.sha256()
+    arrow, names = _library("parquet"), _names(store, table, dataset)
+    parquet, info, digest = importlib.import_module("pyarrow.parquet"), store.tables[table], hashlib.sha256()
     kind = arrow.float16() if info.dtype == "float16" else arrow.float32()
     schema = arrow.schema(
         [("key", arrow.binary(16)), ("id", arrow.string()), ("features", arrow.list_(kind, info.dim))],
@@ -157,7 +153,7 @@ def _write_parquet(store: Store, table: str, file: Path, dataset: Dataset | None
 
 def _write_faiss(store: Store, table: str, file: Path, _: Dataset | None) -> str:
     """Write an exact inner-product index; row n of the index is line n of the ids. Return the SHA-256 of the features."""
-    faiss, info, digest = _faiss(), store.tables[table], hashlib.sha256()
+    faiss, info, digest = _library("faiss"), store.tables[table], hashlib.sha256()
     index = faiss.IndexFlatIP(info.dim)
     for _, features in blocks(store, table):
         rows = np.ascontiguousarray(features, dtype=np.float32)
@@ -175,33 +171,27 @@ def _row_id(key: bytes, names: dict[bytes, dict[str, Any]]) -> str:
     return f"{about['reference']}: {about['text']}" if "reference" in about else about.get("text", key.hex())
 
 
-def _put(write: Callable[[memoryview], Any], update: Callable[[memoryview], Any], features: np.ndarray) -> None:
-    data = memoryview(np.ascontiguousarray(features, features.dtype.newbyteorder("<")).reshape(-1).view(np.uint8))
-    write(data)
-    update(data)
+def _write_rows(handle: BinaryIO, store: Store, table: str) -> str:
+    """Write the features of a table, little-endian. Return their SHA-256."""
+    digest = hashlib.sha256()
+    for _, features in blocks(store, table):
+        data = memoryview(np.ascontiguousarray(features, features.dtype.newbyteorder("<")).reshape(-1).view(np.uint8))
+        handle.write(data)
+        digest.update(data)
+    return digest.hexdigest()
 
 
-def _pyarrow() -> tuple[Any, Any]:
+def _library(form: Format) -> Any:
+    """Import the library of a format. Raises ExportError without it."""
+    name = _LIBRARIES[form]
     try:
-        import pyarrow
-        import pyarrow.parquet
+        return importlib.import_module(name)
     except ImportError:
+        *others, last = FORMATS[: FORMATS.index(form)]
         raise ExportError(
-            "--format parquet needs pyarrow, which is not installed: `pip install 'fashion-ntm[parquet]'`, "
-            "or choose --format npy or safetensors"
+            f"--format {form} needs {name}, which is not installed: `pip install 'fashion-ntm[{form}]'`, "
+            f"or choose --format {', '.join(others)} or {last}"
         ) from None
-    return pyarrow, pyarrow.parquet
-
-
-def _faiss() -> Any:
-    try:
-        import faiss
-    except ImportError:
-        raise ExportError(
-            "--format faiss needs faiss, which is not installed: `pip install 'fashion-ntm[faiss]'`, "
-            "or choose --format npy, safetensors or parquet"
-        ) from None
-    return faiss
 
 
 _WRITERS: dict[str, Callable[[Store, str, Path, Dataset | None], str]] = {

@@ -48,7 +48,7 @@ class FromExact:
 
     def text(self) -> str:
         return (
-            f"       {self.rows:,} rows against Pillow's decode: cosine >= {self.least_cosine:.6f}, mean {self.mean_cosine:.6f}, "
+            f"       {self.rows:,} rows against Pillow's decode: cosine >= {self.least_cosine:.7f}, mean {self.mean_cosine:.7f}, "
             f"top-{TOP} agreement {self.top10:.3f}"
         )
 

@@ -84,13 +84,9 @@ def _composer_damaged(request: StoreRequest) -> bool:
 def _repair(wanted: ExpectedStore, dataset: Dataset) -> list[Repaired]:
     if not wanted.path.is_dir():
         return []
-    identity = _identity(wanted, dataset)
+    identity = Manifest(dataset.name, wanted.extractor, digest(wanted.fields), wanted.fields, {})
     check_identity(wanted.path, identity)
     return [repair(wanted.path, identity)]
-
-
-def _identity(wanted: ExpectedStore, dataset: Dataset) -> Manifest:
-    return Manifest(dataset.name, wanted.extractor, digest(wanted.fields), wanted.fields, {})
 
 
 def filling_command(workspace: Workspace, path: Path, data: Path) -> str:

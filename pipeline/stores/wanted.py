@@ -17,9 +17,10 @@ from manifests.schema import Dataset, RunSpec
 from pipeline.composition.checkpoint import load_composer
 from pipeline.composition.compose import composed_fields
 from pipeline.composition.composers.base import Composer
+from pipeline.composition.crossfit import CrossFitted
 from pipeline.composition.ready import ready_composer
 from pipeline.composition.request import composer_request
-from pipeline.core.digests import NAME as DIGESTS
+from pipeline.core.digests import DIGESTS
 from pipeline.core.workspace import Workspace
 from pipeline.extraction.extractors import load_extractor
 from pipeline.extraction.fitting.job import fitted_spec
@@ -80,12 +81,12 @@ class StoreRequest:
     backbone: ExpectedStore
     composed: ExpectedStore | None
     composer: Composer | None
-    crossed: Any = None  # heads by fold of a cross-fitted composer
+    crossed: CrossFitted | None = None  # heads by fold
 
     def head_for(self, key: bytes) -> Composer | None:
         """Return the composer of the query row ``key``; with folds, the one of its fold."""
         fold = self.crossed.head_of(key) if self.crossed else -1
-        return self.composer if fold < 0 else self.crossed.heads[fold]
+        return self.composer if self.crossed is None or fold < 0 else self.crossed.heads[fold]
 
     @property
     def stores(self) -> list[ExpectedStore]:
@@ -113,9 +114,7 @@ class StoreRequest:
         return wanted
 
 
-def request_of(
-    spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str = "cpu", workers: int = 2
-) -> StoreRequest:
+def request_of(spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str = "cpu") -> StoreRequest:
     """Load the extractor (only for its fingerprint) and list the stores that the spec expects.
 
     Propagates errors from loading the model and reading the images folder.
@@ -123,7 +122,7 @@ def request_of(
     extractor = load_extractor(fitted_spec(spec, dataset, workspace), device)
     fields = canonical(extractor.semantic())
     path = store_path(workspace.stores, dataset.name, extractor.name, fields)
-    sources, unreadable = catalogue_of(dataset, extractor, path.parent / DIGESTS, workers, remember=False)
+    sources, unreadable = catalogue_of(dataset, extractor, path.parent / DIGESTS, workers=2, remember=False)
     catalogue = bound_keys(dataset, sources)
 
     def wanted(where: Path, name: str, about: dict[str, Any], tables: tuple[str, ...]) -> ExpectedStore:
@@ -133,21 +132,12 @@ def request_of(
     backbone = wanted(path, extractor.name, fields, extractor.tables)
     if "query" in extractor.tables:
         return StoreRequest(spec, dataset, workspace, extractor, backbone, None, None)
-    made = _composer(spec, dataset, extractor, path, fields, catalogue)
-    composed = canonical(made.fields)
+    composed, composer, crossed = _composer(spec, dataset, extractor, path, fields, catalogue)
+    composed = canonical(composed)
     name = f"{extractor.name}+{composed['composer']['name']}"
     where = store_path(workspace.stores, dataset.name, name, composed)
     rows = wanted(where, name, composed, ("target", "query"))
-    return StoreRequest(spec, dataset, workspace, extractor, backbone, rows, made.composer, made.crossed)
-
-
-@dataclass(frozen=True)
-class _Made:
-    """A composer (None until it is fitted), its heads by fold, and the fields of its composed store."""
-
-    fields: dict[str, Any]
-    composer: Composer | None = None
-    crossed: Any = None
+    return StoreRequest(spec, dataset, workspace, extractor, backbone, rows, composer, crossed)
 
 
 def _composer(
@@ -157,8 +147,11 @@ def _composer(
     backbone: Path,
     fields: dict[str, Any],
     catalogue: dict[str, bytes],
-) -> _Made:
-    """Load the composer with the functions used for composing, if there is a backbone store."""
+) -> tuple[dict[str, Any], Composer | None, CrossFitted | None]:
+    """Return (fields of the composed store, composer, heads by fold), None for those that are not fitted.
+
+    The composer is loaded with the functions used for composing, if there is a backbone store.
+    """
     request = composer_request(spec)
     assert request is not None
     with suppress(StoreError):  # no backbone yet, or a damaged one: there is nothing to compose from
@@ -166,7 +159,7 @@ def _composer(
         ready = ready_composer(request, spec, dataset, store) if "image" in store.tables else None
         if ready is not None:
             fields = composed_fields(store, ready.composer, ready.weights, ready.crossed)
-            return _Made(fields, ready.composer, ready.crossed)
+            return fields, ready.composer, ready.crossed
     about = {"name": request.name, "version": request.kind.version, "options": request.options.model_dump()}
     composer, weights = None, NOT_FITTED
     if not request.kind.trainable:
@@ -174,4 +167,4 @@ def _composer(
     elif request.weights is not None:
         composer, sidecar = load_composer(request.weights)
         about["options"], weights = composer.options.model_dump(), sidecar["weights"]
-    return _Made({"backbone": fields, "composer": about | {"weights": weights}, "dtype": "float32"}, composer)
+    return {"backbone": fields, "composer": about | {"weights": weights}, "dtype": "float32"}, composer, None

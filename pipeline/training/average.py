@@ -12,39 +12,35 @@ from torch import Tensor
 class WeightAverage:
     """Average of weights and of statistics such as those of batch normalization, with ``decay`` per step.
 
-    It starts with the values of the first step. A decay of 0 turns averaging off.
+    It starts with the values of the first step. A decay of 0 turns averaging off. values: the averages, in the order of
+    the tensors; empty before the first step, or without averaging.
     """
 
     def __init__(self, tensors: Sequence[Tensor], decay: float):
         self._tensors = [t.detach() for t in tensors if t.is_floating_point()] if decay else []
         self._decay = decay
-        self._average: list[Tensor] = []
-
-    @property
-    def values(self) -> list[Tensor]:
-        """The averages, in the order of the tensors; empty before the first step, or without averaging."""
-        return self._average
+        self.values: list[Tensor] = []
 
     def started(self) -> list[Tensor]:
         """Return the averages, which start with the current values; empty without averaging."""
-        if not self._average:
-            self._average = [t.clone() for t in self._tensors]
-        return self._average
+        if not self.values:
+            self.values = [t.clone() for t in self._tensors]
+        return self.values
 
     @torch.no_grad()
     def update(self) -> None:
         """Add the current values to the average, after a step."""
-        if self._average:
-            torch._foreach_lerp_(self._average, self._tensors, 1 - self._decay)
+        if self.values:
+            torch._foreach_lerp_(self.values, self._tensors, 1 - self._decay)
         else:
             self.started()
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Set the tensors to their averages inside the context, and restore them afterwards."""
-        held = [t.clone() for t in self._tensors] if self._average else []
+        held = [t.clone() for t in self._tensors] if self.values else []
         if held:
-            torch._foreach_copy_(self._tensors, self._average)
+            torch._foreach_copy_(self._tensors, self.values)
         try:
             yield
         finally:
@@ -54,5 +50,5 @@ class WeightAverage:
     @torch.no_grad()
     def keep(self) -> None:
         """Set the tensors to their averages permanently."""
-        if self._average:
-            torch._foreach_copy_(self._tensors, self._average)
+        if self.values:
+            torch._foreach_copy_(self._tensors, self.values)

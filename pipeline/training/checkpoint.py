@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save
 
 from cache.files import replace_atomically
 from cache.seal import SealError, check_seal
-from manifests.errors import IncompleteError, Problems
+from manifests.errors import IncompleteError
 from manifests.identity import file_digest
-from manifests.options import parse_options
+from manifests.options import valid_options
 from manifests.shapes import misfit
 from pipeline.training.errors import CheckpointError
 from pipeline.training.models import MemoryModel, models
@@ -85,11 +85,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> MemoryModel:
     weights_path = folder / WEIGHTS
     if not weights_path.is_file() or file_digest(weights_path) != digest:
         raise CheckpointError(f"{weights_path}: absent, or not the file that {SIDECAR} describes; train this run again")
-    problems = Problems(path)
-    parsed = parse_options(cls.Options, options, str(path), "options", problems)
-    problems.raise_if_any()
-    assert parsed is not None
-    model = cls(parsed, dim).to(getattr(torch, dtype))
+    model = cls(valid_options(cls.Options, options, str(path), "options"), dim).to(getattr(torch, dtype))
     try:
         weights = load_file(weights_path)
         if why := misfit(model.state_dict(), weights):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,9 +12,15 @@ import torch
 from torch import Tensor
 
 from cache import Store
+from manifests.identity import digest
 from manifests.schema import Session
 from pipeline.training.errors import FeatureError, MissingFeaturesError
 from pipeline.training.lookup import FoundRows, find_rows
+
+
+def sessions_digest(sessions: Iterable[Session]) -> str:
+    """Return the SHA-256 (64 hex digits) of the sessions, in order: ids, categories, turns and targets."""
+    return digest([session.model_dump(mode="json") for session in sessions])
 
 
 class SessionBatch(NamedTuple):
@@ -89,6 +96,17 @@ class SessionFeatures:
     @property
     def device(self) -> torch.device:
         return self.queries.device
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the sessions: of their content, or of ids and texts for features without a store."""
+        return self.content or sessions_digest(self.sessions)
+
+    @property
+    def labels(self) -> Tensor:
+        """The category of each session, int64 [S], as its place among the sorted names."""
+        _, labels = np.unique([s.category for s in self.sessions], return_inverse=True)
+        return torch.from_numpy(labels).to(self.device)
 
     def batch(self, index: Tensor, texts: bool = False) -> SessionBatch:
         """Return the sessions ``index`` (int64 [B]). ``texts``: append the text features, queries are [B, T, D + E]."""

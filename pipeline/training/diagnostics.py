@@ -48,10 +48,9 @@ def diagnose(
     if not isinstance(model, CMNTM):
         raise TrainingError(f"{model.name} has no addressed memory to diagnose; ask for cm_ntm or v_ntm")
     batch = features.batch(index)
-    stages: Any = model.stages
     with seeded(0, features.device), flushed_denormals():
         return {
-            "slots": stages[0].start.shape[1],
+            "slots": model.stages[0].start.shape[1],
             **_memories(model, batch),
             "gradient": _gradients(model, batch, training),
         }
@@ -98,8 +97,7 @@ def _gradients(model: CMNTM, batch: SessionBatch, training: Training) -> dict[st
     """Return gradient norms in training mode, as in a step, on copies of the running statistics."""
     was = model.training
     buffers = {name: value.clone() for name, value in model.named_buffers()}
-    stages: Any = model.stages
-    weights = [stage.heads.weight for stage in stages]
+    weights = [stage.heads.weight for stage in model.stages]
     try:
         predicted = functional_call(model.train(), buffers, (batch.queries, batch.lengths))
     finally:
@@ -107,7 +105,7 @@ def _gradients(model: CMNTM, batch: SessionBatch, training: Training) -> dict[st
     lengths = batch.lengths if training.padding == "mask" else None
     loss = turnwise_cross_entropy(predicted, batch.targets, lengths, training.scale)
     found: dict[str, list[float]] = {name: [] for name in (*Addressing._fields, "addressing", "content")}
-    for stage, gradient in zip(stages, torch.autograd.grad(loss, weights), strict=True):
+    for stage, gradient in zip(model.stages, torch.autograd.grad(loss, weights), strict=True):
         own = HEADS * sum(head_sizes(stage.width))
         per_head = gradient[:own].double().unflatten(0, (HEADS, -1)).split(head_sizes(stage.width), dim=1)
         for name, part in zip(Addressing._fields, per_head, strict=True):

@@ -28,7 +28,7 @@ class MissingDialogueError(IncompleteError, FileNotFoundError):
     """The file does not exist."""
 
 
-class Said(NamedTuple):
+class PastTurn(NamedTuple):
     """One turn. output: [D], f'_qry(n); note: free text of the caller; state: the model's state after the turn."""
 
     output: Tensor
@@ -51,7 +51,7 @@ class Dialogue:
             raise DialogueError(f"{model.name}: a dialogue needs a model in eval mode; call model.eval() first")
         self.model, self.run = model, run
         self._start = model.initial_state(1)
-        self._said: list[Said] = []
+        self._said: list[PastTurn] = []
 
     @classmethod
     def open(cls, run_folder: Path, device: torch.device | str = "cpu") -> Dialogue:
@@ -94,7 +94,7 @@ class Dialogue:
         if not torch.isfinite(f_qry).all():
             raise DialogueError(f"turn {self.turn + 1}: f_qry holds NaN or infinite values; extract this query again")
         output, state = self.model.step(f_qry[None], self.state)
-        self._said.append(Said(output[0], note, state))
+        self._said.append(PastTurn(output[0], note, state))
         return output[0]
 
     def back(self, turns: int = 1) -> Tensor | None:
@@ -145,7 +145,7 @@ class Dialogue:
                 prefix = f"{number}.state."
                 found = {k.removeprefix(prefix): v.to(like.device) for k, v in tensors.items() if k.startswith(prefix)}
                 output = tensors[f"{number}.output"].to(like.device)
-                dialogue._said.append(Said(output, str(note), _unflatten(dialogue._start, found)))
+                dialogue._said.append(PastTurn(output, str(note), _unflatten(dialogue._start, found)))
         except (KeyError, ValueError, TypeError) as error:
             raise DialogueError(f"{path}: not a whole dialogue ({error!r}); start a new one") from error
         return dialogue

@@ -26,14 +26,8 @@ from pipeline.training.resume import RunState
 from pipeline.training.validate import recalls
 
 Metrics = dict[str, Any]
-COMMON = (
-    "epochs",
-    "batch_size",
-    "early_stopping",
-    "ema",
-    "hard_groups",
-    "matmul",
-)  # settings that must be equal for runs trained side by side
+# Settings that must be equal for runs trained side by side.
+COMMON = ("epochs", "batch_size", "early_stopping", "ema", "hard_groups", "matmul")
 
 
 def fit(
@@ -225,8 +219,8 @@ def _epoch(
     orders = []
     for run in range(len(runs)):
         with random.of(run):
-            size = training.batch_size
-            orders.append(groups.batches(size) if groups else epoch_batches(len(features), size))
+            order = groups.order() if groups else torch.randperm(len(features))
+            orders.append(epoch_batches(order, training.batch_size))
     sizes = [len(batch) for batch in orders[0]]  # the same for every run
     steps = torch.stack([torch.cat(order) for order in orders]).to(features.device).split(sizes, 1)  # moved once
     going = [run.going for run in runs]
@@ -260,13 +254,13 @@ def _diverged(trainer: Trainer, run: int, epoch: int, at: tuple[int, float] | No
     )
 
 
-def epoch_batches(sessions: int, batch_size: int) -> tuple[Tensor, ...]:
-    """Return a random order of the sessions, split into batches (int64 [B] each), from torch's current random state.
+def epoch_batches(order: Tensor, batch_size: int) -> tuple[Tensor, ...]:
+    """Split the sessions, int64 [S], into batches, int64 [B] each.
 
     The last batch is smaller when the sizes do not divide. A last batch of one session is skipped, because it has no
     negatives and no batch statistics; the next epoch is ordered differently.
     """
-    batches = torch.randperm(sessions).split(batch_size)
+    batches = order.split(batch_size)
     return batches[:-1] if len(batches[-1]) == 1 else batches
 
 

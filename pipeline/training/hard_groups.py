@@ -23,8 +23,7 @@ class HardGroups:
         self.size = size
         rows = features.target_rows[:, -1].cpu()  # padding repeats the last turn
         targets = F.normalize(features.targets[features.target_rows[:, -1]].cpu(), dim=-1)
-        names = sorted({s.category for s in features.sessions})
-        labels = torch.tensor([names.index(s.category) for s in features.sessions])
+        labels = features.labels.cpu()
         found = []
         for part in torch.arange(len(rows)).split(_ROWS):
             alike = targets[part] @ targets.T
@@ -33,8 +32,8 @@ class HardGroups:
             found.append(mates.masked_fill(score == -torch.inf, -1))
         self.mates: list[list[int]] = torch.cat(found).tolist()
 
-    def batches(self, batch_size: int) -> tuple[Tensor, ...]:
-        """Return all sessions, groups in random order, split into batches, int64 [B] each (see ``epoch_batches``)."""
+    def order(self) -> Tensor:
+        """Return all sessions, int64 [S], groups in random order."""
         used = [False] * len(self.mates)
         order: list[int] = []
         for seed in torch.randperm(len(self.mates)).tolist():
@@ -46,5 +45,4 @@ class HardGroups:
             for mate in mates:
                 used[mate] = True
             order.extend(mates)
-        batches = torch.tensor(order).split(batch_size)
-        return batches[:-1] if len(batches[-1]) == 1 else batches
+        return torch.tensor(order)

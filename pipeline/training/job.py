@@ -21,7 +21,7 @@ from pipeline.training.fit import fit_group
 from pipeline.training.models import MemoryModel, build_model
 from pipeline.training.models.cm_ntm import CMNTM
 from pipeline.training.resume import Pace, RunState
-from pipeline.training.runs import RunFolder, RunIdentity, run_identity, sessions_digest
+from pipeline.training.runs import RunFolder, RunIdentity, run_identity
 
 NO_VALIDATION = Validation()
 DIAGNOSED_SESSIONS = 80  # the paper's batch size
@@ -51,13 +51,13 @@ class TrainRequest:
         held = self.validation_features
         return run_identity(
             store_fingerprint=self.store_fingerprint,
-            sessions=_content(self.features),
+            sessions=self.features.digest,
             model=self.name,
             options=self.options,
             training=self.training,
             validation=self.validation,
             seed=self.seed,
-            validation_sessions=None if held is None else _content(held),
+            validation_sessions=None if held is None else held.digest,
         )
 
     @property
@@ -68,11 +68,6 @@ class TrainRequest:
     def build(self) -> MemoryModel:
         """Return the model with its initial weights, on the device of the features."""
         return build_model(self.name, self.options, self.features.dim, self.seed).to(self.features.device)
-
-
-def _content(features: SessionFeatures) -> str:
-    """Return the digest of the sessions: of their content, or of ids and texts for features without a store."""
-    return features.content or sessions_digest(features.sessions)
 
 
 @dataclass(frozen=True)

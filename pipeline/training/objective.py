@@ -109,7 +109,8 @@ class Objective:
                 candidates = F.normalize(candidates, dim=-1)
             else:
                 candidates, own, kinds = static, rows, None
-            losses.append(self._rows(queries[members, n], candidates, own, kinds, self._categories(rows)).mean())
+            categories = self._membership[rows] > 0 if self.training.negatives == "category" else None
+            losses.append(self._rows(queries[members, n], candidates, own, kinds, categories).mean())
         # Without negatives (every turn has one session only) the loss is zero, with a zero gradient.
         return torch.stack(losses).mean() if losses else predicted.sum() * 0
 
@@ -142,15 +143,11 @@ class Objective:
             parts.append(checkpoint(block, queries[of], own[of], part, use_reentrant=False, preserve_rng_state=False))
         return torch.cat(parts)
 
-    def _categories(self, rows: Tensor) -> Tensor | None:
-        return self._membership[rows] > 0 if self.training.negatives == "category" else None
-
     @cached_property
     def _membership(self) -> Tensor:
         """Category membership of the train targets, float [G, C] of 0 and 1; an image can be in several categories."""
-        names = sorted({s.category for s in self.features.sessions})
-        labels = torch.tensor([names.index(s.category) for s in self.features.sessions], device=self.features.device)
-        members = torch.zeros(len(self.features.targets), len(names), device=self.features.device)
+        labels = self.features.labels
+        members = torch.zeros(len(self.features.targets), int(labels.max()) + 1, device=labels.device)
         members[self.features.target_rows, labels[:, None]] = 1
         return members
 

@@ -11,10 +11,9 @@ Every write needs the folder's lease, so a trainer that has lost it changes noth
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -24,7 +23,7 @@ from cache.lease import Lease
 from cache.recovery import remove_temporaries
 from cache.seal import RESULTS_SEAL, SEAL, SealError, check_seal, write_seal
 from manifests.identity import digest
-from manifests.schema import Session, Training, Validation
+from manifests.schema import Training, Validation
 from pipeline.training.checkpoint import RUN, SIDECAR, TRAIN_AGAIN, WEIGHTS, save_model
 from pipeline.training.errors import DivergenceError, RunError
 from pipeline.training.models import MemoryModel, model_options
@@ -41,29 +40,6 @@ class RunIdentity(NamedTuple):
 
     fields: dict[str, Any]
     id: str
-
-
-def sessions_digest(sessions: Iterable[Session]) -> str:
-    """Return the SHA-256 (64 hex digits) of the sessions, in order: ids, categories, turns and targets."""
-    return _digest_of(_Same(tuple(sessions)))
-
-
-class _Same:
-    """A tuple of sessions compared by object identity, as a cheap cache key."""
-
-    def __init__(self, sessions: tuple[Session, ...]):
-        self.sessions = sessions
-
-    def __hash__(self) -> int:
-        return id(self.sessions)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.sessions is self.sessions
-
-
-@lru_cache(maxsize=8)  # digesting thousands of sessions takes half a second, and every run of a table needs it
-def _digest_of(same: _Same) -> str:
-    return digest([session.model_dump(mode="json") for session in same.sessions])
 
 
 def run_identity(

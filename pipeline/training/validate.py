@@ -13,7 +13,7 @@ from pipeline.evaluation.metrics import chance, metrics_of
 from pipeline.evaluation.ranking import ranks, score_ranks
 from pipeline.training.data import SessionBatch, SessionFeatures
 from pipeline.training.errors import FeatureError
-from pipeline.training.models.base import MemoryModel
+from pipeline.training.models.base import MemoryModel, last_turn
 
 CUTOFFS = (5, 8)
 
@@ -36,11 +36,7 @@ def embed(model: MemoryModel, features: SessionFeatures, batch: int = 1024) -> T
 
     ``batch``: sessions per forward pass; limits memory and does not affect the result.
     """
-
-    def last(queries: Tensor, lengths: Tensor) -> Tensor:
-        return model(queries, lengths)[torch.arange(len(lengths), device=lengths.device), lengths - 1]
-
-    return _in_batches(model, features, batch, last)
+    return _in_batches(model, features, batch, lambda queries, lengths: last_turn(model(queries, lengths), lengths))
 
 
 def score(model: MemoryModel, features: SessionFeatures, candidates: Tensor, batch: int = 64) -> Tensor:
@@ -107,20 +103,9 @@ def chance_recall(features: SessionFeatures) -> float:
     return float(np.mean([chance(sizes[name], "mean") for name in categories]))
 
 
-@torch.no_grad()
-def embed_turns(model: MemoryModel, features: SessionFeatures, batch: int = 1024) -> Tensor:
+def embed_turns(model: MemoryModel, features: SessionFeatures) -> Tensor:
     """Compute f'_qry(1..T) of every session, in eval mode: float32 [S, T, D]; turns after a session's end are padding.
 
     For a model that reads all captions as one query, T is 1: the query after the last turn.
     """
-    take = inputs_of(model, features)
-    training = model.training
-    model.eval()
-    try:
-        parts = []
-        for index in torch.arange(len(features), device=features.device).split(batch):
-            queries, _, lengths = take(index)
-            parts.append(model(queries, lengths))
-        return torch.cat(parts)
-    finally:
-        model.train(training)
+    return _in_batches(model, features, 1024, model)

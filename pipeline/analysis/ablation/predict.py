@@ -38,7 +38,7 @@ def training_seconds(requests: Sequence[TrainRequest], together: bool) -> tuple[
         choice = choose_backend("auto", models, fit, trainings)
         step = mean_seconds(measured_step(models, fit, trainings, choice.backend))
         checking = 0.0 if held is None else seconds_of(lambda: recalls(model, held))
-    steps = len(epoch_batches(len(fit), training.batch_size)) * (1 if together else number)
+    steps = len(epoch_batches(torch.arange(len(fit)), training.batch_size)) * (1 if together else number)
     return number * fitting + training.epochs * (steps * step + number * checking), step
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import BaseModel
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
+from manifests.errors import IncompleteError
 from manifests.schema import Frozen
 
 
@@ -28,7 +30,13 @@ class Composer(nn.Module, ABC):
 
     def __init__(self, options: BaseModel, image_dim: int, text_dim: int):
         super().__init__()
-        self.options, self.image_dim, self.text_dim = options, image_dim, text_dim
+        self.options: Any = options  # of the subclass's ``Options``
+        self.image_dim, self.text_dim = image_dim, text_dim
+
+    @property
+    def name(self) -> str:
+        """Name of the composer in the registry."""
+        return type(self).__module__.rsplit(".", 1)[-1]
 
     def target_modules(self) -> tuple[nn.Module, ...]:
         """Return the modules that ``target`` uses, in a fixed order; cross-fitting shares them among its heads."""
@@ -48,3 +56,26 @@ class Composer(nn.Module, ABC):
         None (the default) for a composer whose texts share no space with its targets.
         """
         return None
+
+
+class SharedSpace(Composer):
+    """Composer of embeddings of one space: targets and texts alone are the normalized embeddings. ``other``: advice."""
+
+    other: ClassVar[str]
+
+    def __init__(self, options: BaseModel, image_dim: int, text_dim: int):
+        super().__init__(options, image_dim, text_dim)
+        if image_dim != text_dim:
+            raise IncompleteError(
+                f"composer {self.name!r} adds embeddings of one space, but image rows have {image_dim} values and text "
+                f"rows {text_dim}: use {self.other}"
+            )
+        self.dim = image_dim
+
+    def words(self, text: Tensor) -> Tensor:
+        """[B, D] -> [B, D]."""
+        return normalize(text, dim=-1)
+
+    def target(self, image: Tensor) -> Tensor:
+        """[B, D] -> [B, D]."""
+        return normalize(image, dim=-1)

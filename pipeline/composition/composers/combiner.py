@@ -12,9 +12,8 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from manifests.errors import IncompleteError
 from manifests.schema import Frozen
-from pipeline.composition.composers.base import Composer
+from pipeline.composition.composers.base import SharedSpace
 
 
 class CombinerOptions(Frozen):
@@ -23,22 +22,17 @@ class CombinerOptions(Frozen):
     dropout: float = Field(0.5, ge=0, lt=1)
 
 
-class Combiner(Composer):
+class Combiner(SharedSpace):
     """q = normalize(head(x) + s * text + (1 - s) * image), x = [text; image], s = sigmoid(mlp(x)); target = image."""
 
     title = "CLIP4CIR's combiner, trained on the train triplets or from its published weights"
     trainable = True
     Options = CombinerOptions
+    other = 'composer "gated"'
 
     def __init__(self, options: BaseModel, image_dim: int, text_dim: int):
         super().__init__(options, image_dim, text_dim)
-        if image_dim != text_dim:
-            raise IncompleteError(
-                f"composer 'combiner' adds embeddings of one space, but image rows have {image_dim} values and text rows "
-                f'{text_dim}: use composer "gated"'
-            )
-        o: CombinerOptions = options  # type: ignore[assignment]
-        self.dim = image_dim
+        o = self.options
         projection, hidden = o.projection or 4 * image_dim, o.hidden or 8 * image_dim
         self.text_projection_layer = nn.Linear(text_dim, projection)
         self.image_projection_layer = nn.Linear(image_dim, projection)
@@ -57,14 +51,6 @@ class Combiner(Composer):
         share = self.dynamic_scalar(both)
         made = self.output_layer(self.dropout(self.combiner_layer(both).relu()))
         return normalize(made + share * text + (1 - share) * image, dim=-1)
-
-    def words(self, text: Tensor) -> Tensor:
-        """[B, D] -> [B, D]."""
-        return normalize(text, dim=-1)
-
-    def target(self, image: Tensor) -> Tensor:
-        """[B, D] -> [B, D]."""
-        return normalize(image, dim=-1)
 
     @classmethod
     def published(cls, weights: dict[str, Tensor]) -> Combiner:

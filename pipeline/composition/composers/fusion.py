@@ -11,13 +11,12 @@ text rows of a store are feedback texts, so those captions have no rows, and wit
 
 from __future__ import annotations
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from manifests.errors import IncompleteError
 from manifests.schema import Frozen
-from pipeline.composition.composers.base import Composer
+from pipeline.composition.composers.base import SharedSpace
 
 
 class FusionOptions(Frozen):
@@ -25,34 +24,17 @@ class FusionOptions(Frozen):
     raw: bool = False  # do not normalize the embeddings first
 
 
-class Fusion(Composer):
+class Fusion(SharedSpace):
     """q = normalize((1 - alpha) * image + alpha * text), target = normalize(image). ``raw``: inputs as they are."""
 
     title = "weighted fusion of image and text embeddings, nothing trained"
     trainable = False
     Options = FusionOptions
-
-    def __init__(self, options: BaseModel, image_dim: int, text_dim: int):
-        super().__init__(options, image_dim, text_dim)
-        if image_dim != text_dim:
-            raise IncompleteError(
-                f"composer 'fusion' adds embeddings of one space, but image rows have {image_dim} values and text rows "
-                f'{text_dim}: use a trained composer (name = "gated")'
-            )
-        self.dim = image_dim
-        self.alpha = float(options.alpha)  # type: ignore[attr-defined]
-        self.raw = bool(options.raw)  # type: ignore[attr-defined]
+    other = 'a trained composer (name = "gated")'
 
     def query(self, image: Tensor, text: Tensor) -> Tensor:
         """[B, D], [B, D] -> [B, D]."""
-        if not self.raw:
+        alpha = self.options.alpha
+        if not self.options.raw:
             image, text = normalize(image, dim=-1), normalize(text, dim=-1)
-        return normalize((1 - self.alpha) * image + self.alpha * text, dim=-1)
-
-    def words(self, text: Tensor) -> Tensor:
-        """[B, D] -> [B, D]."""
-        return normalize(text, dim=-1)
-
-    def target(self, image: Tensor) -> Tensor:
-        """[B, D] -> [B, D]."""
-        return normalize(image, dim=-1)
+        return normalize((1 - alpha) * image + alpha * text, dim=-1)

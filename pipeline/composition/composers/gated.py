@@ -32,7 +32,7 @@ class Gated(Composer):
 
     def __init__(self, options: BaseModel, image_dim: int, text_dim: int):
         super().__init__(options, image_dim, text_dim)
-        o: GatedOptions = options  # type: ignore[assignment]
+        o = self.options
         self.dim = o.dim or image_dim
         self.project_image = self._projection(image_dim)
         self.project_text = self._projection(text_dim)

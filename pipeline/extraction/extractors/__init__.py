@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from manifests.errors import Problems
-from manifests.options import parse_options
+from manifests.options import valid_options
 from manifests.registry import Registry
 from manifests.schema import RunSpec
 from pipeline.core.device import resolve_device
@@ -19,8 +18,5 @@ def load_extractor(spec: RunSpec, device: str = "auto") -> Extractor:
     the model cannot be found or loaded.
     """
     family = extractors.get(spec.extractor.name, spec.name, "key extractor.name")
-    problems = Problems(spec.name)
-    options = parse_options(family.Options, spec.extractor.options, spec.name, "extractor", problems)
-    problems.raise_if_any()
-    assert options is not None
+    options = valid_options(family.Options, spec.extractor.options, spec.name, "extractor")
     return family(options, resolve_device(device))

@@ -7,6 +7,8 @@ training data contains them. The content of general web crawls is unknown.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pipeline.extraction.extractors.base import Card
 
 _OPENAI = "Licence of github.com/openai/CLIP; its training images (400M from the web) are not published"
@@ -175,6 +177,12 @@ SPRC = (
         notes="SPRC with a second stage on scaled negatives: a Q-Former and a projection of its own for queries",
     ),
 )
+
+
+def card_of(known: Card | None, model: str, contaminated_on: tuple[str, ...]) -> Card:
+    """Return the card of ``model``: ``known``, or one that names its page, with the user's declaration."""
+    known = known or Card("see the model's page", model)
+    return replace(known, contaminated_on=contaminated_on)
 
 
 def preset(cards: tuple[Card, ...], model: str) -> Card | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -225,30 +224,11 @@ class JointExtractor(Fittable):
             json.dumps(self.settings, indent=2, sort_keys=True) + "\n", encoding="utf-8"
         )
 
-    @property
-    def cut(self) -> int:
-        return self.tokens.cut
-
     def dim(self, table: str) -> int:
         return self.network.width
 
-    @cached_property
-    def _weights(self) -> str:
-        return hub.weights_digest(self.checkpoint)
-
     def semantic(self) -> dict[str, Any]:
-        import transformers
-
-        return super().semantic() | {
-            "weights": self._weights,
-            "config": hub.config_digest(self.checkpoint),
-            "tokenizer": self.tokens.semantic(),
-            "decode": decoder(),
-            "transformers": transformers.__version__.split(".")[0],
-        }
-
-    def prepare_texts(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return self.tokens.encode(texts)
+        return super().semantic() | self._of_checkpoint() | {"decode": decoder()}
 
     def _pixels(self, images: list[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.stack(images)).to(self.device)
@@ -260,10 +240,8 @@ class JointExtractor(Fittable):
         return self.network.target(self._pixels(images), *self._words(self.empty))
 
     def _words(self, texts: list[np.ndarray]) -> tuple[Tensor, Tensor]:
-        found = self.tokens.pad(texts, self.device)
-        lengths = torch.tensor([len(ids) for ids in texts], device=self.device)
-        mask = (torch.arange(found["input_ids"].shape[1], device=self.device) < lengths[:, None]).long()
-        return found["input_ids"], mask
+        ids, mask = self.tokens.padded(texts)
+        return ids.to(self.device), mask.to(self.device)
 
     def queries(self, images: list[Any], texts: list[Any], alpha: float) -> Tensor:
         return normalize(self._pair_features(images, texts).float(), dim=-1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import version
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
@@ -13,7 +15,9 @@ from PIL import Image as Pillow
 
 from manifests.errors import FashionNTMError
 from manifests.schema import Dataset, Frozen, Image
+from pipeline.extraction import hub
 from pipeline.extraction.images import MAX_PIXELS, DecodeError, decode
+from pipeline.extraction.tokens import Tokens
 from pipeline.extraction.transfer import PendingRows, stack
 
 Prepared: TypeAlias = Any  # result of ``prepare`` for one item: an array, or a dict of arrays
@@ -87,14 +91,15 @@ class Extractor(ABC):
     images_per_job: int = 8  # of a decoding process: few, to keep the prefetch window small
     jpeg_decoder: str = ""  # decoder that all sessions of a store must share, if there is a choice
     card: Card
+    checkpoint: hub.Checkpoint  # of a model loaded from one
+    tokens: Tokens | None = None  # of a text tower
 
     def __init__(self, options: ExtractorOptions, device: torch.device):
         self.options, self.device = options, device
         self.compute = _DTYPES[options.dtype]
         self.calls = 0  # items encoded so far
-        self.noted: dict[
-            bytes, str
-        ] = {}  # content key of an image -> remark on its decoding, until the runner takes it
+        # Content key of an image -> remark on its decoding, until the runner takes it.
+        self.noted: dict[bytes, str] = {}
 
     @property
     def name(self) -> str:
@@ -109,7 +114,7 @@ class Extractor(ABC):
     @property
     def cut(self) -> int:
         """Number of texts truncated to the maximum length so far."""
-        return 0
+        return 0 if self.tokens is None else self.tokens.cut
 
     @abstractmethod
     def dim(self, table: str) -> int:
@@ -131,6 +136,20 @@ class Extractor(ABC):
             "normalise": self.options.normalise,
         }
         return fields | ({"options": self.options.model_dump(mode="json", include=own)} if own else {})
+
+    def _of_checkpoint(self) -> dict[str, Any]:
+        """Return the semantic fields of a model that was loaded from ``checkpoint`` and reads ``tokens``."""
+        assert self.tokens is not None
+        return {
+            "weights": self._weights,
+            "config": hub.config_digest(self.checkpoint),
+            "tokenizer": self.tokens.semantic(),
+            "transformers": version("transformers").split(".")[0],
+        }
+
+    @cached_property
+    def _weights(self) -> str:
+        return hub.weights_digest(self.checkpoint)
 
     def image_tower(self) -> torch.nn.Module | None:
         """Return the module that takes ``pixel_values`` if ``tower_format`` may change its format, else None."""
@@ -182,7 +201,7 @@ class Extractor(ABC):
 
     def prepare_texts(self, texts: Sequence[str]) -> list[Prepared]:
         """Preprocess texts, e.g. to token ids; ``len()`` of each result is its cost. Thread-safe."""
-        return list(texts)
+        return list(texts) if self.tokens is None else self.tokens.encode(texts)
 
     def prepare_dialog(self, texts: Sequence[str]) -> Prepared:
         """Preprocess the texts of a whole dialog, one per image, as one query (``reads_dialogs``). Thread-safe."""

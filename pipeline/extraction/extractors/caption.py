@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -36,9 +33,7 @@ class CaptionExtractor(Extractor):
     """
 
     title: ClassVar[str] = "sentence encoder over captions that stand in for images"
-    version: ClassVar[int] = 1
     Options = CaptionOptions
-    tables: ClassVar[tuple[str, ...]] = ("image", "text")
     reads: ClassVar[Literal["pixels", "caption"]] = "caption"
     stated: ClassVar[tuple[str, ...]] = ("model", "revision", "trust_remote_code", "attributes")
     cards: ClassVar[tuple[Card, ...]] = _cards.CAPTION
@@ -60,43 +55,19 @@ class CaptionExtractor(Extractor):
         self.tokens = Tokens(
             tokenizer, int(length), lower=self.sentence.lower, name=options.model, prompt=self.sentence.prompt
         )
-        self.card = (
-            replace(known, contaminated_on=options.contaminated_on)
-            if known
-            else Card("see the model's page", options.model, options.contaminated_on)
-        )
-
-    @property
-    def cut(self) -> int:
-        return self.tokens.cut
+        self.tokens.require_place(self.model)
+        self.card = _cards.card_of(known, options.model, options.contaminated_on)
 
     def dim(self, table: str) -> int:
         return int(self.dense[-2].out_features if len(self.dense) else self.model.config.hidden_size)
 
-    @cached_property
-    def _weights(self) -> str:
-        return hub.weights_digest(self.checkpoint)
-
     def semantic(self) -> dict[str, Any]:
-        import transformers
-
-        # unit-norm rows do not depend on the model's normalization
-        normalized = {"model_normalizes": True} if self._normalizes else {}
-        layers = [self.checkpoint.path / folder for folder in self.sentence.dense]
-        dense = {"dense": [{f.name: file_digest(f) for f in sorted(p.iterdir()) if f.is_file()} for p in layers]}
-        return (
-            super().semantic()
-            | normalized
-            | (dense if layers else {})
-            | {
-                "weights": self._weights,
-                "config": hub.config_digest(self.checkpoint),
-                "tokenizer": self.tokens.semantic(),
-                "pooling": self.pooling,
-                "attributes": self.options.attributes,
-                "transformers": transformers.__version__.split(".")[0],
-            }
-        )
+        own: dict[str, Any] = {"pooling": self.pooling, "attributes": self.options.attributes}
+        if self._normalizes:  # unit-norm rows do not depend on the model's normalization
+            own["model_normalizes"] = True
+        if layers := [self.checkpoint.path / folder for folder in self.sentence.dense]:
+            own["dense"] = [{f.name: file_digest(f) for f in sorted(p.iterdir()) if f.is_file()} for p in layers]
+        return super().semantic() | self._of_checkpoint() | own
 
     def standin(self, image: Image, dataset: Dataset) -> str | None:
         caption = " ".join((image.caption or "").split())
@@ -104,9 +75,6 @@ class CaptionExtractor(Extractor):
             return caption or None
         words = (w for field in dataset.attributes.get(image.id, {}).values() for w in field)
         return ", ".join([caption, *dict.fromkeys(words)])
-
-    def prepare_texts(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return self.tokens.encode(texts)
 
     @property
     def _normalizes(self) -> bool:

@@ -6,8 +6,7 @@ import copy
 import shutil
 import string
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -52,9 +51,7 @@ class ClipExtractor(Fittable):
     """Image and text towers, each with its feature space; a composer combines them into queries."""
 
     title: ClassVar[str] = "CLIP, SigLIP and other dual encoders (hub id or local folder)"
-    version: ClassVar[int] = 1
     Options = ClipOptions
-    tables: ClassVar[tuple[str, ...]] = ("image", "text")
     stacks: ClassVar[bool] = True
     stated: ClassVar[tuple[str, ...]] = ("model", "revision", "trust_remote_code", "clean", "decode")
     execution_only: ClassVar[tuple[str, ...]] = ("fit",)  # a fit gives another ``model``
@@ -83,16 +80,14 @@ class ClipExtractor(Fittable):
             self.images_per_job = self.jpegs.images_per_job or self.images_per_job
         tokenizer = hub.load_tokenizer(checkpoint)
         full = str(getattr(self.model.config, "model_type", "")).startswith("siglip")
-        # SigLIP's text tower pools the last position and was trained on texts padded to the full length
-        self.tokens = Tokens(tokenizer, self._text_length(tokenizer), full, name=options.model)
         self.clean = (
             options.clean if options.clean != "auto" else (known and known.clean) or ("lower" if full else "none")
         )
-        self.card = (
-            replace(known, contaminated_on=options.contaminated_on)
-            if known
-            else Card("see the model's page", options.model, options.contaminated_on)
-        )
+        # SigLIP's text tower pools the last position and was trained on texts padded to the full length
+        clean = None if self.clean == "none" else partial(clean_text, how=self.clean)
+        self.tokens = Tokens(tokenizer, self._text_length(tokenizer), full, name=options.model, clean=clean)
+        self.tokens.require_place(self.model)
+        self.card = _cards.card_of(known, options.model, options.contaminated_on)
         self._dims: dict[str, int] = {}
 
     @classmethod
@@ -146,10 +141,6 @@ class ClipExtractor(Fittable):
             )
         return min(known)
 
-    @property
-    def cut(self) -> int:
-        return self.tokens.cut
-
     def dim(self, table: str) -> int:
         declared = declared_dim(self.model, table)
         if declared is not None:
@@ -161,27 +152,14 @@ class ClipExtractor(Fittable):
         return self._dims[table]
 
     def semantic(self) -> dict[str, Any]:
-        import transformers
-
-        cleaned = {} if self.clean == "none" else {"clean": self.clean}
-        return (
-            super().semantic()
-            | cleaned
-            | {
-                "weights": self._weights,
-                "config": hub.config_digest(self.checkpoint),
-                "tokenizer": self.tokens.semantic(),
-                "preprocessing": hub.plain(self.processor.to_dict()) | {"class": type(self.processor).__name__},
-                "pooling": "the model's own",
-                "decode": decoder(),
-                "transformers": transformers.__version__.split(".")[0],
-            }
-            | (self.jpegs.semantic() if self.jpegs is not None else {})
-        )
-
-    @cached_property
-    def _weights(self) -> str:
-        return hub.weights_digest(self.checkpoint)
+        own = {
+            "preprocessing": hub.plain(self.processor.to_dict()) | {"class": type(self.processor).__name__},
+            "pooling": "the model's own",
+            "decode": decoder(),
+        }
+        own |= {} if self.clean == "none" else {"clean": self.clean}
+        own |= self.jpegs.semantic() if self.jpegs is not None else {}
+        return super().semantic() | self._of_checkpoint() | own
 
     @cached_property
     def _table(self) -> torch.Tensor | None:
@@ -230,9 +208,6 @@ class ClipExtractor(Fittable):
 
     def prepared_pixels(self, width: int, height: int) -> int:
         return max(width * height, resized_pixels(self.processor, width, height))
-
-    def prepare_texts(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return self.tokens.encode([clean_text(text, self.clean) for text in texts])
 
     def _image_features(self, images: list[dict[str, np.ndarray]]) -> torch.Tensor:
         inputs = to_device(images, self.device, self.compute)

@@ -47,7 +47,6 @@ class FashionBertExtractor(JointExtractor):
     """One BERT over words and image patches; fitted by ``fit-extractor``."""
 
     title: ClassVar[str] = "FashionBERT, re-implemented: a BERT over words and image patches"
-    version: ClassVar[int] = 1
     Options = FashionBertOptions
     Network = FashionBertNetwork
     built_with: ClassVar[tuple[str, ...]] = ("grid", "patch")

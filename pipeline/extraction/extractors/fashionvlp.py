@@ -69,7 +69,6 @@ class FashionVlpExtractor(JointExtractor):
     """One transformer over multi-level image tokens and words; contextual attention over a target's levels."""
 
     title: ClassVar[str] = "FashionVLP (the paper's), re-implemented; landmarks by learned attention"
-    version: ClassVar[int] = 1
     Options = FashionVlpOptions
     Network = FashionVlpNetwork
     built_with: ClassVar[tuple[str, ...]] = ("image_size", "landmarks")

@@ -37,7 +37,6 @@ class ImportedExtractor(Extractor):
     """
 
     title: ClassVar[str] = "your own feature arrays with ids (npy or safetensors)"
-    version: ClassVar[int] = 1
     Options = ImportedOptions
     tables: ClassVar[tuple[str, ...]] = ("query", "target")
     reads: ClassVar[Literal["pixels", "caption"]] = "caption"

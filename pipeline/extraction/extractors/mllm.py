@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -23,6 +22,7 @@ from pipeline.extraction.extractors import _cards
 from pipeline.extraction.extractors._chat import FORMATS, Chat, chat_template, format_of
 from pipeline.extraction.extractors.base import Card, Extractor, ExtractorError, ExtractorOptions
 from pipeline.extraction.images import decoder
+from pipeline.extraction.tokens import pad_ids
 
 IMAGE_TOKEN = "<|image_pad|>"
 
@@ -51,7 +51,6 @@ class MllmExtractor(Extractor):
     """Joint model without a composer: f_qry of (image, text), f_tar of an image."""
 
     title: ClassVar[str] = "multimodal LLM embeddings: Qwen3-VL-Embedding, GME-Qwen2-VL, ProCIR"
-    version: ClassVar[int] = 1
     Options = MllmOptions
     tables: ClassVar[tuple[str, ...]] = ("query", "target")
     stated: ClassVar[tuple[str, ...]] = (
@@ -94,19 +93,18 @@ class MllmExtractor(Extractor):
             options.max_tokens or form.max_tokens,
             options.model,
         )
-        self.tokens.leave_room(self._cells(self.processor.size.longest_edge))
+        self.tokens.require_place(self.model)
+        if (wanted := getattr(self.model.config, "image_token_id", None)) != self.tokens.image_id:
+            raise hub.ModelError(
+                f"model {options.model!r}: {IMAGE_TOKEN} is id {self.tokens.image_id} of its tokenizer and id {wanted} of "
+                "config.json: take both from one download"
+            )
+        self.tokens.reserve(self._cells(self.processor.size.longest_edge))
         named = inspect.signature(self.model.forward).parameters
         self._typed = "mm_token_type_ids" in named
+        seen = tuple(dict.fromkeys((*(known.contaminated_on if known else ()), *options.contaminated_on)))
         dims = {table: self.dim(table) for table in self.tables}
-        self.card = (
-            replace(
-                known,
-                dims=dims,
-                contaminated_on=tuple(dict.fromkeys((*known.contaminated_on, *options.contaminated_on))),
-            )
-            if known
-            else Card("see the model's page", options.model, options.contaminated_on, dims=dims)
-        )
+        self.card = replace(_cards.card_of(known, options.model, seen), dims=dims)
 
     def _processor(self) -> Any:
         """Return the image processor with the pixel bounds of the options, the convention or its own configuration."""
@@ -128,30 +126,17 @@ class MllmExtractor(Extractor):
         """Return the largest number of image tokens of an image of ``pixels`` after the resize."""
         return pixels // (self.processor.patch_size * self.processor.merge_size) ** 2
 
-    @property
-    def cut(self) -> int:
-        return self.tokens.cut
-
     def dim(self, table: str) -> int:
         return self.options.dim or self.width
 
-    @cached_property
-    def _weights(self) -> str:
-        return hub.weights_digest(self.checkpoint)
-
     def semantic(self) -> dict[str, Any]:
-        import transformers
-
         return super().semantic() | {
-            "weights": self._weights,
-            "config": hub.config_digest(self.checkpoint),
-            "tokenizer": self.tokens.semantic(),
+            **self._of_checkpoint(),
             "instruction": self.tokens.instruction,
             "preprocessing": hub.plain(self.processor.to_dict()) | {"class": type(self.processor).__name__},
             "pooling": f"last {self.form.pool}" if self.form.pool else "last token",
             "dim": self.dim("query"),
             "decode": decoder(),
-            "transformers": transformers.__version__.split(".")[0],
         }
 
     def prepare(self, image: Pillow.Image) -> dict[str, Any]:
@@ -173,9 +158,6 @@ class MllmExtractor(Extractor):
 
     def prepared_pixels(self, width: int, height: int) -> int:
         return max(width * height, self.processor.size.longest_edge)
-
-    def prepare_texts(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return self.tokens.encode(texts)
 
     def prepare_dialog(self, texts: Sequence[str]) -> np.ndarray:
         return self.tokens.encode_turns([texts])[0]
@@ -210,12 +192,7 @@ class MllmExtractor(Extractor):
         return np.repeat(prompt, counts)
 
     def _run_model(self, ids: list[np.ndarray], images: list[Sequence[dict[str, Any]]]) -> Tensor:
-        width, left = max(map(len, ids)), self.form.padding == "left"
-        padded = np.full((len(ids), width), self.tokenizer.pad_token_id, dtype=np.int64)
-        mask = np.zeros_like(padded)
-        for n, row in enumerate(ids):
-            part = slice(width - len(row), width) if left else slice(0, len(row))
-            padded[n, part], mask[n, part] = row, 1
+        padded, mask = pad_ids(ids, self.tokenizer.pad_token_id, left=self.form.padding == "left")
         flat = [image for turns in images for image in turns]
         inputs = {
             "input_ids": torch.from_numpy(padded),
@@ -230,7 +207,7 @@ class MllmExtractor(Extractor):
         inputs = {name: value.to(self.device, non_blocking=True) for name, value in inputs.items()}
         states = self.model(**inputs, use_cache=False).last_hidden_state.float()
         wanted = mask if self.tokens.pool_id is None else (padded == self.tokens.pool_id) & (mask == 1)
-        last = width - 1 - np.flip(wanted, 1).argmax(1)
+        last = padded.shape[1] - 1 - np.flip(wanted, 1).argmax(1)
         return states[torch.arange(len(ids), device=states.device), torch.from_numpy(last.copy()).to(states.device)]
 
 

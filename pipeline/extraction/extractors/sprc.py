@@ -8,8 +8,8 @@ ranks by one target row per image, so f_tar is the mean of the tokens, and recal
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -52,7 +52,6 @@ class SprcExtractor(Extractor):
     """The Q-Former encodes image and text, then its output with the text; the second [CLS] output is the query."""
 
     title: ClassVar[str] = "SPRC and SPN4CIR (BLIP-2 Q-Former), from their published files"
-    version: ClassVar[int] = 1
     Options = SprcOptions
     tables: ClassVar[tuple[str, ...]] = ("query", "target")
     stated: ClassVar[tuple[str, ...]] = ("model", "tokenizer", "vision_heads", "text_heads")
@@ -79,7 +78,8 @@ class SprcExtractor(Extractor):
         parts = [self.vision, self.first, self.second, self.to_text, self.to_image]
         self.network = nn.ModuleList(parts).to(device, self.compute).eval().requires_grad_(False)
         self.asked = nn.Parameter(self.asked.to(device, self.compute), requires_grad=False)
-        self.tokens = Tokens(hub.load_tokenizer(hub.locate(options.tokenizer)), MAX_TOKENS, name=options.tokenizer)
+        tokenizer = hub.load_tokenizer(hub.locate(options.tokenizer))
+        self.tokens = Tokens(tokenizer, MAX_TOKENS, name=options.tokenizer, clean=blip_caption)
         seen = ("mt_fashioniq",) if options.trained_on == "fashioniq" else ()
         self.card = Card(
             _cards.SPRC[0].licence,
@@ -87,10 +87,6 @@ class SprcExtractor(Extractor):
             tuple(dict.fromkeys((*seen, *options.contaminated_on))),
             dims={table: self.dim(table) for table in self.tables},
         )
-
-    @property
-    def cut(self) -> int:
-        return self.tokens.cut
 
     def dim(self, table: str) -> int:
         return self.to_text.out_features
@@ -100,8 +96,6 @@ class SprcExtractor(Extractor):
         return file_digest(self.file)
 
     def semantic(self) -> dict[str, Any]:
-        import transformers
-
         return super().semantic() | {
             "weights": self._digest,
             "heads": [self.options.vision_heads, self.options.text_heads],
@@ -109,7 +103,7 @@ class SprcExtractor(Extractor):
             "preprocessing": {"pad_ratio": RATIO, "size": self.size, "clean": "blip_caption"},
             "pooling": "target: mean of the query tokens",
             "decode": decoder(),
-            "transformers": transformers.__version__.split(".")[0],
+            "transformers": version("transformers").split(".")[0],
         }
 
     def prepare(self, image: Pillow.Image) -> np.ndarray:
@@ -120,9 +114,6 @@ class SprcExtractor(Extractor):
         longest = max(width, height)  # includes the bars of ``target_pad``
         return longest * max(int(longest / RATIO) + 1, min(width, height))
 
-    def prepare_texts(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return self.tokens.encode([blip_caption(text) for text in texts])
-
     def _look(self, images: list[np.ndarray]) -> Tensor:
         """Return the vision tower's patches [n, P, width]."""
         pixels = torch.from_numpy(np.stack(images)).to(self.device, self.compute) / 255
@@ -130,9 +121,7 @@ class SprcExtractor(Extractor):
         return self.vision(pixel_values=(pixels - mean) / std).last_hidden_state
 
     def _pair_features(self, images: list[np.ndarray], texts: list[np.ndarray]) -> Tensor:
-        ids = self.tokens.pad(texts, self.device)["input_ids"]
-        lengths = torch.tensor([len(t) for t in texts], device=self.device)
-        mask = (torch.arange(ids.shape[1], device=self.device) < lengths[:, None]).long()
+        ids, mask = (part.to(self.device) for part in self.tokens.padded(texts))
         asked = self.asked.expand(len(images), -1, -1)
         count = asked.shape[1]
         prompt = self.first(asked, self._look(images), ids, mask)[:, :count]
@@ -149,12 +138,12 @@ def blip_caption(text: str) -> str:
     return " ".join(text.split(" ")[:MAX_WORDS])
 
 
-def target_pad(image: Pillow.Image, size: int, ratio: float = RATIO) -> np.ndarray:
-    """Apply CLIP4CIR's "targetpad" (black bars up to ``ratio`` : 1); return uint8 [3, size, size]."""
+def target_pad(image: Pillow.Image, size: int) -> np.ndarray:
+    """Apply CLIP4CIR's "targetpad" (black bars up to ``RATIO`` : 1); return uint8 [3, size, size]."""
     width, height = image.size
     longest = max(width, height)
-    if longest / min(width, height) >= ratio:
-        bars = [max(int((longest / ratio - side) / 2), 0) for side in (width, height)]
+    if longest / min(width, height) >= RATIO:
+        bars = [max(int((longest / RATIO - side) / 2), 0) for side in (width, height)]
         image = ImageOps.expand(image, (bars[0], bars[1], bars[0], bars[1]), fill=0)
     width, height = image.size
     short = min(width, height)

@@ -11,14 +11,16 @@ from typing import Any
 
 import torch
 
-from manifests.errors import FashionNTMError, IncompleteError, Problems
+from cache.files import replace_atomically
+from manifests.errors import FashionNTMError, IncompleteError
 from manifests.identity import changed_fields, digest
-from manifests.options import parse_options
+from manifests.options import valid_options
 from manifests.schema import Component, Dataset, RunSpec, Session
 from pipeline.composition.ready import fitting_sessions
 from pipeline.composition.request import composer_request
 from pipeline.core.device import resolve_device
-from pipeline.core.workspace import DIGESTS, Workspace
+from pipeline.core.digests import DIGESTS
+from pipeline.core.workspace import Workspace
 from pipeline.extraction.extractors import extractors
 from pipeline.extraction.extractors._fittable import STARTS, FitOptions, Fittable
 from pipeline.extraction.fitting.loop import SAVE_SECONDS, fit
@@ -76,9 +78,8 @@ class _Request:
         options |= {name: None for name in STARTS if name in options}
         about = [self.family.version, options, self.fit.model_dump(), self.alpha]
         about += [self.origin] if self.origin else []
-        key = digest([*about, content_of(triplets_of(sessions), dataset, workspace.stores / dataset.name / DIGESTS)])[
-            :12
-        ]
+        about.append(content_of(triplets_of(sessions), dataset, workspace.stores / dataset.name / DIGESTS))
+        key = digest(about)[:12]
         return workspace.out / "extractors" / dataset.name / f"{self.family.__module__.rsplit('.', 1)[-1]}-{key}"
 
     def record(self, folder: Path) -> dict[str, Any] | None:
@@ -189,9 +190,7 @@ def fit_extractor_spec(
 
 def _finish(folder: Path, record: dict[str, Any]) -> None:
     """Write the record last, so that a folder with a record is complete, and then delete the training state."""
-    temporary = folder / (RECORD + ".tmp")
-    temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(folder / RECORD)
+    replace_atomically(folder / RECORD, json.dumps(record, indent=2).encode() + b"\n")
     for file in (folder / UNFINISHED).iterdir():
         file.unlink()
     (folder / UNFINISHED).rmdir()
@@ -201,10 +200,7 @@ def _request(spec: RunSpec) -> _Request | None:
     family = extractors.get(spec.extractor.name, spec.name, "key extractor.name")
     if not issubclass(family, Fittable):
         return None
-    problems = Problems(spec.name)
-    options = parse_options(family.Options, spec.extractor.options, spec.name, "extractor", problems)
-    problems.raise_if_any()
-    assert options is not None
+    options = valid_options(family.Options, spec.extractor.options, spec.name, "extractor")
     if not family.starts_from(options):
         return None
     chosen: FitOptions = options.fit  # type: ignore[attr-defined]

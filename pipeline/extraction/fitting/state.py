@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from cache.files import replace_atomically, replacing
+from cache.recovery import remove_temporaries
 from manifests.errors import FashionNTMError
 from manifests.identity import changed_fields, file_digest
 
@@ -48,15 +49,11 @@ def save_state(
         for key, value in optimizer.state[parameter].items():
             tensors[f"optimiser.{i}.{key}"] = torch.as_tensor(value)
     file = folder / f"state-{progress.step}.safetensors"
-    temporary = file.with_suffix(".tmp")
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary)
-    _sync(temporary)
-    temporary.replace(file)
+    remove_temporaries(folder)  # of a killed fit
+    with replacing(file) as temporary:
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary)
     about = {"file": file.name, "sha256": file_digest(file), "started_from": dict(starts), **vars(progress)}
-    temporary = folder / (STATE + ".tmp")
-    temporary.write_text(json.dumps(about) + "\n", encoding="utf-8")
-    _sync(temporary)
-    temporary.replace(folder / STATE)
+    replace_atomically(folder / STATE, json.dumps(about).encode() + b"\n")
     for old in folder.glob("state-*"):
         if old.name != file.name:
             old.unlink()
@@ -99,8 +96,3 @@ def _trained(network: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _sync(path: Path) -> None:
-    with open(path, "rb") as handle:
-        os.fsync(handle.fileno())

@@ -11,7 +11,7 @@ import numpy as np
 
 from manifests.identity import digest
 from manifests.schema import Dataset, Session
-from pipeline.core.digests import DigestCache
+from pipeline.core.digests import image_keys
 from pipeline.extraction.extractors._fittable import Fittable
 from pipeline.extraction.images import ItemError, decode, read
 from pipeline.extraction.prefetch import in_order
@@ -48,12 +48,9 @@ def content_of(triplets: Sequence[Triplet], dataset: Dataset, digests: Path) -> 
     """
     keys: dict[str, str] = {}
     if dataset.images_root is not None:
-        cache = DigestCache(digests, dataset.images_root.resolve())
         used = dict.fromkeys(image for t in triplets for image in (t.reference, t.target))
-        files = {image: dataset.images[image].file for image in used}
-        found = dict(cache.keys(dict.fromkeys(f for f in files.values() if f), workers=2))
-        cache.save()
-        keys = {i: key.hex() for i, f in files.items() if f and isinstance(key := found[f], bytes)}
+        found = image_keys((dataset.images[image] for image in used), dataset.images_root, digests)
+        keys = {image: key.hex() for image, key in found.items() if isinstance(key, bytes)}
     return digest(
         [[keys.get(t.reference, t.reference), t.text, keys.get(t.target, t.target), t.category] for t in triplets]
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,21 @@ def lstm_cell(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
     return leave.sigmoid() * cell.tanh(), cell
 
 
-class PlainLSTM(nn.Module):
-    """One layer, batch first: [B, T, D] -> [B, T, H] and None."""
+class _Plain(nn.Module):
+    """Module with the parameters of a torch layer, by their names."""
 
-    def __init__(self, layer: nn.LSTM):
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def __init__(self, layer: nn.Module):
         super().__init__()
-        _share(self, layer)
+        for name, parameter in layer.named_parameters():
+            setattr(self, name, parameter)
+
+
+class PlainLSTM(_Plain):
+    """One layer, batch first: [B, T, D] -> [B, T, H] and None."""
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, None]:
         given = F.linear(inputs, self.weight_ih_l0, self.bias_ih_l0)
@@ -36,24 +45,16 @@ class PlainLSTM(nn.Module):
         return torch.stack(states, 1), None
 
 
-class PlainLSTMCell(nn.Module):
+class PlainLSTMCell(_Plain):
     """[B, D] and (h, c) -> (h, c), each [B, H]."""
-
-    def __init__(self, layer: nn.LSTMCell):
-        super().__init__()
-        _share(self, layer)
 
     def forward(self, inputs: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         given = F.linear(inputs, self.weight_ih, self.bias_ih)
         return lstm_cell(given + F.linear(state[0], self.weight_hh, self.bias_hh), state[1])
 
 
-class PlainGRU(nn.Module):
+class PlainGRU(_Plain):
     """One layer, batch first: [B, T, D] -> [B, T, H] and None."""
-
-    def __init__(self, layer: nn.GRU):
-        super().__init__()
-        _share(self, layer)
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, None]:
         given = F.linear(inputs, self.weight_ih_l0, self.bias_ih_l0)
@@ -70,14 +71,14 @@ class PlainGRU(nn.Module):
 
 
 class PlainEncoder(nn.Module):
-    """Pre-norm encoder layers with GELU, batch first; ``mask`` [T, T] is True for masked turns."""
+    """Pre-norm encoder layers with GELU, batch first; ``mask`` [T, T] is True for masked turns (``is_causal`` is a hint)."""
 
     def __init__(self, encoder: nn.TransformerEncoder):
         super().__init__()
         self.layers = encoder.layers
         self.norm: Any = encoder.norm
 
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, mask: Tensor, is_causal: bool) -> Tensor:
         for layer in self.layers:
             attended = _attention(layer.self_attn, layer.norm1(tokens), mask).transpose(0, 1)
             # torch's layer stores this output turn-major, so its dropout is drawn in that order.
@@ -94,11 +95,6 @@ def _attention(layer: nn.MultiheadAttention, tokens: Tensor, mask: Tensor) -> Te
     scores = (query @ key.mT / math.sqrt(query.shape[-1])).masked_fill(mask, -torch.inf)
     seen = dropout(scores.softmax(-1), layer.dropout, layer.training)
     return layer.out_proj((seen @ value).transpose(1, 2).flatten(2))
-
-
-def _share(plain: nn.Module, layer: nn.Module) -> None:
-    for name, parameter in layer.named_parameters():
-        setattr(plain, name, parameter)
 
 
 PLAIN = {nn.LSTM: PlainLSTM, nn.LSTMCell: PlainLSTMCell, nn.GRU: PlainGRU, nn.TransformerEncoder: PlainEncoder}

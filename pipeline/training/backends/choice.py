@@ -58,7 +58,8 @@ def choose_backend(
             measured_step(models, features, trainings, name)()
             return BackendChoice(name, fallback + f"using {name}" if fallback else "")
         except Exception as error:  # any error of a compiler or driver; the reference needs neither
-            fallback += f"backend {name} failed its first step ({type(error).__name__}: {_first_line(error)}); "
+            why = next(iter(str(error).strip().splitlines()), "")
+            fallback += f"backend {name} failed its first step ({type(error).__name__}: {why}); "
     return BackendChoice("reference", fallback + "using reference" if fallback else "")
 
 
@@ -147,7 +148,3 @@ def measured_step(
             torch.cuda.synchronize(features.device)
 
     return step
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "")

@@ -20,10 +20,10 @@ from pipeline.training.models._ntm import READ, WRITE
 
 
 class Gradients(NamedTuple):
-    """derived: [K, T, B, C-1, D] or None; weights: gradient of each of ``Weights``, None for a memory not learned."""
+    """derived: [K, T, B, C-1, D] or None; weights: those of ``Weights``, in its order, None for a memory not learned."""
 
     derived: Tensor | None
-    weights: Weights
+    weights: tuple[Tensor | None, ...]
 
 
 def backward(
@@ -50,13 +50,13 @@ class _Backward:
         self.shape = saved.shape
         like, lead = saved.states, (*saved.states.shape[:2], saved.batch)
         width, hidden, slots = self.shape.width, self.shape.hidden, self.shape.slots
-        self._hand_on(like.new_zeros(*lead, width + hidden), like.new_zeros(*lead, hidden))
+        self._set_gradients(like.new_zeros(*lead, width + hidden), like.new_zeros(*lead, hidden))
         self.at = [like.new_zeros(*lead, slots) for _ in (READ, WRITE)]
         self.d_gates = torch.empty_like(saved.gates)
         self.d_reading = aligned(like, *saved.read_raw.shape)
         self.d_writing = aligned(like, *lead[:2], saved.length - 1, saved.batch, 3 * width + SCALARS)
 
-    def _hand_on(self, state: Tensor, cell: Tensor) -> None:
+    def _set_gradients(self, state: Tensor, cell: Tensor) -> None:
         self.state, self.cell = state, cell
         self.read, self.hidden = state.tensor_split([self.shape.width], -1)
 
@@ -73,10 +73,9 @@ class _Backward:
         if turn.side_by_side:
             cell, first = self._first_turn(turn)
         else:
-            grad_in = GradIn(self.state, self.read, self.hidden, self.cell, self.at[READ])
-            self.at[READ], cell, first = self.ops.backward(
-                self.weights, self.saved, n, grad_in, writing, self.d_gates[:, :, n], self.d_reading
-            )
+            gates = self.d_gates[:, :, n]
+            given = GradIn(self.state, self.read, self.hidden, self.cell, self.at[READ], writing, gates, self.d_reading)
+            self.at[READ], cell, first = self.ops.backward(self.saved, self.weights, n, given)
         self._own(n, cell, first)
 
     def _first_turn(self, turn: Turn) -> tuple[Tensor, Tensor]:
@@ -101,7 +100,7 @@ class _Backward:
         d_gates = self.d_gates[:, :, n]
         if n == 0:  # all sessions share the initial state, so its gradient is a sum over sessions
             d_gates, first = d_gates.sum(2, keepdim=True), first.sum(1, keepdim=True)
-        self._hand_on(product(d_gates, self.weights.from_own), cell)
+        self._set_gradients(product(d_gates, self.weights.from_own), cell)
         self.read[:, -1] += first
 
     def gradients(self) -> Gradients:
@@ -117,16 +116,16 @@ class _Backward:
         d_start = torch.stack([at.sum(2) for at in self.at], 2)
         return Gradients(
             derived,
-            Weights(
-                from_previous=from_previous,
-                from_feature=from_feature,
-                from_own=from_own,
-                gate_bias=gate_bias,
-                heads=self._of_heads(),
-                state=self.state.squeeze(2),
-                cell=self.cell.sum(2),
-                start=of_softmax(d_start, saved.starts),
-                memory=saved.d_memory.sum(2) if self.learned_memory else None,
+            (
+                from_previous,
+                from_feature,
+                from_own,
+                gate_bias,
+                self._of_heads(),
+                self.state.squeeze(2),
+                self.cell.sum(2),
+                of_softmax(d_start, saved.starts),
+                saved.d_memory.sum(2) if self.learned_memory else None,
             ),
         )
 

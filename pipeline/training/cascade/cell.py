@@ -18,6 +18,7 @@ from pipeline.training.models._ntm import NORM_FLOOR
 _of_sigmoid = torch.ops.aten.sigmoid_backward.grad_input
 _of_tanh = torch.ops.aten.tanh_backward.grad_input
 _of_softplus = torch.ops.aten.softplus_backward.grad_input
+NONE = torch.empty(0)
 SOFTPLUS = (1.0, 20.0)  # beta, and the threshold above which softplus(x) = x: torch's defaults
 
 
@@ -141,7 +142,7 @@ def address(rows: MemoryRows | None, key: Tensor | None, raw: Tensor, previous: 
     """
     strength, sharpening = softplus(raw[..., :1]), softplus(raw[..., 5:]) + 1
     gate, shift = raw[..., 1:2].sigmoid(), raw[..., 2:5].softmax(-1)
-    if rows is None:
+    if rows is None or key is None:
         content, found = torch.full_like(previous, 1 / previous.shape[-1]), None
     else:
         key_norm = torch.linalg.vector_norm(key, dim=-1, keepdim=True).clamp_min_(NORM_FLOOR)
@@ -160,14 +161,14 @@ class HeadGradients(NamedTuple):
     """Gradients of a head's addressing.
 
     previous: [L, B, N], of the previous weights. With content addressing also dots and pull: [L, B, N], and key_pull:
-    [L, B, 1]. The gradient of row M_i is dots_i key + pull_i norm_slopes_i M_i, that of the key is
+    [L, B, 1]; without it, they are empty. The gradient of row M_i is dots_i key + pull_i norm_slopes_i M_i, that of the key is
     sum_i dots_i M_i + key_pull key.
     """
 
     previous: Tensor
-    dots: Tensor | None = None
-    pull: Tensor | None = None
-    key_pull: Tensor | None = None
+    dots: Tensor = NONE
+    pull: Tensor = NONE
+    key_pull: Tensor = NONE
 
 
 def address_backward(d_weights: Tensor, head: HeadWeights, d_raw: Tensor) -> HeadGradients:
@@ -231,6 +232,6 @@ def write_backward(
     return WriteGradients(d_weights, over_rows(weights, overlap).neg_(), d_add)
 
 
-def let_through(d_new: Tensor, weights: Tensor, erase: Tensor, scratch: Tensor) -> Tensor:
+def old_memory_gradient(d_new: Tensor, weights: Tensor, erase: Tensor, scratch: Tensor) -> Tensor:
     """Replace the gradient of the new memory [L, B, N, M] by that of the old memory through ``write``, in place."""
     return d_new.addcmul_(torch.mul(d_new, erase.unsqueeze(-2), out=scratch), weights.unsqueeze(-1), value=-1)

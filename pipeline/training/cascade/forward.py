@@ -52,9 +52,10 @@ def _start(saved: SavedActivations, weights: Weights) -> None:
     torch.softmax(weights.start, -1, out=saved.starts)
     if saved.constant is None:
         memory = weights.memory.unsqueeze(2).expand(-1, -1, saved.batch, -1, -1)
-        saved.turns[:] = [Turn(memory, MemoryRows.of(memory))]
+        saved.turns[:] = [Turn(MemoryRows.of(memory))]
     else:
-        saved.turns[:] = [Turn(weights.memory[:, :, None, :1], None)]
+        row = weights.memory[:, :, None, :1]
+        saved.turns[:] = [Turn(MemoryRows(row, row[..., 0]), side_by_side=True)]
 
 
 def _previous(saved: SavedActivations, n: int, head: int) -> Tensor:
@@ -62,14 +63,13 @@ def _previous(saved: SavedActivations, n: int, head: int) -> Tensor:
     if n == 0:
         return saved.starts[:, :, head].unsqueeze(2).expand(-1, -1, saved.batch, -1)
     turn = saved.turns[n - 1]
-    weights = turn.write.weights if head == WRITE else turn.read_weights
-    assert weights is not None
-    return weights
+    return turn.write.weights if head == WRITE else turn.read_weights
 
 
 def _first_turn(saved: SavedActivations, weights: Weights) -> None:
     """Compute turn 1 of all stages at once: all memories, and so all read vectors, equal one constant."""
     width, hidden = saved.shape.width, saved.hidden(0)
+    assert saved.constant is not None
     arriving = torch.full_like(weights.state[..., :width, None], saved.constant)
     arriving[:, 0, :, 0] = weights.state[:, -1, :width]  # r^0(1) = r^C(0)
     saved.gates[:, :, 0] += (weights.from_previous @ arriving).mT

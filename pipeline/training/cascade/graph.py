@@ -37,7 +37,7 @@ def why_not(features: SessionFeatures, trainings: Sequence[Training], objectives
 
 
 @contextmanager
-def beside(device: torch.device) -> Iterator[None]:
+def side_stream(device: torch.device) -> Iterator[None]:
     """Run the context on a separate stream, as required before a capture, synchronized with the current stream."""
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
@@ -55,13 +55,13 @@ def record(step: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
 
 
 class Captured(NamedTuple):
-    """A captured step. ``replay`` reads index [K, B] and drawn in place, and writes the losses [K].
+    """A captured step. ``replay`` reads sessions [K, B] and drawn in place, and writes the losses [K].
 
     drawn: random numbers of the step, e.g. dropout factors [K, B, T, D].
     """
 
     replay: Callable[[], object]
-    index: Tensor
+    sessions: Tensor
     drawn: tuple[Tensor, ...]
     losses: Tensor
 
@@ -92,7 +92,7 @@ class GraphTrainer(FastTrainer):
             self.set_rates(progress)  # a captured step keeps them
             self._graphs[key] = self._captured(index.clone(), drawn, running, progress)
         step = self._graphs[key]
-        for held, value in zip((step.index, *step.drawn), (index, *drawn), strict=True):
+        for held, value in zip((step.sessions, *step.drawn), (index, *drawn), strict=True):
             held.copy_(value)
         step.replay()
         return step.losses.clone()
@@ -129,7 +129,7 @@ class GraphTrainer(FastTrainer):
         state = self._state()
         held = [t.detach().clone() for t in state]
         started = [bool(optimizer.state) for optimizer in self.optimizers]
-        with beside(index.device):
+        with side_stream(index.device):
             for _ in range(WARM_UP):
                 self._whole_step(index, drawn, running, progress)
         self._restore(state, held, started)

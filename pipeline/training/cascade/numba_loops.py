@@ -20,7 +20,7 @@ from pipeline.training.cascade.parameters import SCALARS
 from pipeline.training.models._ntm import NORM_FLOOR
 
 LINEAR_FROM = SOFTPLUS[1]
-compiled = njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
+compiled: Any = njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
 
 
 class _Announced(event.Listener):

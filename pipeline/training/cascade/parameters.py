@@ -8,8 +8,9 @@ which a turn needs them (``head_order``), with their biases as a last row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,14 @@ class StackedCascade(nn.Module):
     derived_weight: [K, (C-1) D, D], with derived_gain and derived_bias. Running statistics: [K, turns, (C-1) D].
     """
 
+    memory: Tensor
+    derived_weight: Tensor
+    derived_gain: Tensor
+    derived_bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    _order: Tensor
+
     def __init__(self, models: Sequence[CMNTM]):
         super().__init__()
         first = models[0]
@@ -66,7 +75,7 @@ class StackedCascade(nn.Module):
         self.register_buffer("_order", order)
         stages = [list(model.stages) for model in models]
 
-        def stacked(pick) -> nn.Parameter:
+        def stacked(pick: Callable[[Any], Tensor]) -> nn.Parameter:
             return nn.Parameter(torch.stack([torch.stack([pick(s).detach() for s in run]) for run in stages]))
 
         width, before = self.shape.width, self.shape.width + self.shape.dim  # weight_ih columns: [r^{c-1}; f_drv; r^c]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from pipeline.training.cascade.cell import HeadWeights, MemoryRows
+from pipeline.training.cascade.cell import MemoryRows
 from pipeline.training.cascade.parameters import SCALARS, Shape
 from pipeline.training.cascade.products import product
 
@@ -32,25 +32,18 @@ class Weights(NamedTuple):
 class Turn:
     """One turn of all stages.
 
-    memory: [K, C, B, N, M], before the turn's write, or [K, C, 1, 1, M] if all rows are equal. rows: the memory's rows
-    with norms, None if all rows are equal. read: values saved by the chain of stages for the read heads; read_weights:
-    [K, C, B, N]. write: addressing of the write heads, [K, C, B, ..]; erase, add, write_key: [K, C, B, M]. The last
-    turn has no write, erase, add and write_key.
+    rows: the memory before the turn's write. side_by_side: all rows are equal and given as one, [K, C, 1, 1, M], with
+    placeholders for their norms; the stages run at once, without content addressing. read, write: values that the
+    implementation saves of its heads; write.weights and read_weights: [K, C, B, N]. write_raw: [K, C, B, 3 M + 6], raw
+    outputs of the write heads, with erase after its sigmoid. The last turn has no write.
     """
 
-    memory: Tensor
-    rows: MemoryRows | None
+    rows: MemoryRows
+    side_by_side: bool = False
     read: Any = None
-    read_weights: Tensor | None = None
-    write: HeadWeights | None = None
-    erase: Tensor | None = None
-    add: Tensor | None = None
-    write_key: Tensor | None = None
-
-    @property
-    def side_by_side(self) -> bool:
-        """Whether the stages ran at once: all rows are equal, and there is no content addressing."""
-        return self.rows is None
+    read_weights: Tensor = field(init=False)
+    write: Any = None
+    write_raw: Tensor = field(init=False)
 
 
 @dataclass
@@ -93,7 +86,7 @@ class SavedActivations:
         """Number of sessions, B."""
         return self.features.shape[3]
 
-    def arriving(self, c: int, n: int) -> Tensor:
+    def stage_input(self, c: int, n: int) -> Tensor:
         """Return r^{c-1}(n), the input of stage c in turn n: [K, B, M]; r^C(n-1) for the first stage."""
         return (self.states[:, c - 1, n + 1] if c else self.states[:, -1, n])[..., : self.shape.width]
 

@@ -46,7 +46,7 @@ class FastTrainer(Trainer):
         self._parts = [[p.detach()[run] for p in self._stacked] for run in range(len(models))]
         super().__init__(models, features, trainings)
 
-    def _stack(self, models: Sequence[MemoryModel], ops: TurnOps | None) -> Any:
+    def _stack(self, models: Sequence[Any], ops: TurnOps | None) -> Any:
         """Return all runs as one module with parameters [K, ...]."""
         return FastCascade(models, ops)
 

@@ -11,10 +11,12 @@ from pipeline.training.cascade.saved_activations import SavedActivations, Weight
 
 
 class GradIn(NamedTuple):
-    """Gradients at the output of a turn, without those of its own chain of stages.
+    """Gradients at the output of a turn, without those of its own chain of stages, and buffers to fill.
 
     state: [K, C, B, M + H], with the views read and hidden; cell: [K, C, B, H]; read_at: [K, C, B, N], of the read
-    heads' weights. The chain may add its own gradients in place; to ``read`` it must add them.
+    heads' weights. The chain may add its own gradients in place; to ``read`` it must add them. writing: of the turn's
+    write, None for the last turn. Buffers: d_gates, [K, C, B, 4 H]; d_raws, [K, C, T, B, M + 6], of the read heads' raw
+    outputs.
     """
 
     state: Tensor
@@ -22,6 +24,9 @@ class GradIn(NamedTuple):
     hidden: Tensor
     cell: Tensor
     read_at: Tensor
+    writing: HeadGradients | None
+    d_gates: Tensor
+    d_raws: Tensor
 
 
 class GradOut(NamedTuple):
@@ -65,18 +70,8 @@ class TurnOps(Protocol):
         weights; may be overwritten.
         """
 
-    def backward(
-        self,
-        weights: Weights,
-        saved: SavedActivations,
-        n: int,
-        grad_in: GradIn,
-        writing: HeadGradients | None,
-        d_gates: Tensor,
-        d_raws: Tensor,
-    ) -> GradOut:
-        """Compute ``d_gates`` [K, C, B, 4 H] and turn n of ``d_raws`` [K, C, T, B, M + 6].
+    def backward(self, saved: SavedActivations, weights: Weights, n: int, grad_in: GradIn) -> GradOut:
+        """Compute ``grad_in.d_gates`` and turn n of ``grad_in.d_raws``.
 
-        ``d_raws``: gradients of the read heads' raw outputs. Replaces ``saved.d_memory`` by the gradient of the
-        memories before turn n. ``writing``: gradients of turn n's write, or None for the last turn.
+        Replaces ``saved.d_memory`` by the gradient of the memories before turn n.
         """

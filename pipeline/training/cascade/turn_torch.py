@@ -12,11 +12,11 @@ from pipeline.training.cascade.cell import (
     address,
     address_backward,
     along_rows,
-    let_through,
     lstm,
     lstm_backward,
     lstm_slopes,
     norm_slopes,
+    old_memory_gradient,
     over_rows,
     write,
     write_backward,
@@ -35,45 +35,36 @@ class TorchTurn:
         heads: list[HeadWeights] = []
         for c in range(saved.shape.stages):
             raw = control(saved, weights, n, c)
-            heads.append(address(turn.rows.stage(c), raw[..., :width], raw[..., width:], previous[:, c]))
-            saved.states[:, c, n + 1, :, :width] = over_rows(heads[-1].weights, turn.memory[:, c])
+            rows = turn.rows.stage(c)
+            heads.append(address(rows, raw[..., :width], raw[..., width:], previous[:, c]))
+            saved.states[:, c, n + 1, :, :width] = over_rows(heads[-1].weights, rows.memory)
         turn.read, turn.read_weights = heads, torch.stack([head.weights for head in heads], 1)
 
     def write(self, saved: SavedActivations, n: int, raw: Tensor, previous: Tensor) -> None:
-        width, turn = saved.shape.width, saved.turns[n]
-        scalars, erase, add, key = raw.tensor_split([SCALARS, SCALARS + width, SCALARS + 2 * width], -1)
-        turn.erase, turn.add, turn.write_key = erase.sigmoid(), add, key
-        turn.write = address(turn.rows, key, scalars, previous)
-        memory = write(turn.memory, turn.write.weights, turn.erase, turn.add, saved.memories[n])
-        saved.turns.append(Turn(memory, MemoryRows.of(memory)))
+        turn = saved.turns[n]
+        scalars, erase, add, key = _parts(raw, saved.shape.width)
+        erase.sigmoid_()
+        turn.write_raw, turn.write = raw, address(None if turn.side_by_side else turn.rows, key, scalars, previous)
+        memory = write(turn.rows.memory, turn.write.weights, erase, add, saved.memories[n])
+        saved.turns.append(Turn(MemoryRows.of(memory)))
 
     def write_backward(self, saved: SavedActivations, n: int, at: Tensor, d_raws: Tensor) -> HeadGradients:
-        width, turn = saved.shape.width, saved.turns[n]
-        scalars, d_erase, d_add, d_key = d_raws[:, :, n].tensor_split(
-            [SCALARS, SCALARS + width, SCALARS + 2 * width], -1
-        )
-        found = write_backward(saved.d_memory, turn.memory, turn.write.weights, turn.erase, turn.add, saved.scratch)
-        torch.ops.aten.sigmoid_backward.grad_input(found.erase, turn.erase, grad_input=d_erase)
+        turn, width = saved.turns[n], saved.shape.width
+        _, erase, add, key = _parts(turn.write_raw, width)
+        scalars, d_erase, d_add, d_key = _parts(d_raws[:, :, n], width)
+        found = write_backward(saved.d_memory, turn.rows.memory, turn.write.weights, erase, add, saved.scratch)
+        torch.ops.aten.sigmoid_backward.grad_input(found.erase, erase, grad_input=d_erase)
         d_add.copy_(found.add)
         head = address_backward(found.weights.add_(at), turn.write, scalars)
         if not turn.side_by_side:
-            torch.addcmul(over_rows(head.dots, turn.memory), head.key_pull, turn.write_key, out=d_key)
+            torch.addcmul(over_rows(head.dots, turn.rows.memory), head.key_pull, key, out=d_key)
         return head
 
-    def backward(
-        self,
-        weights: Weights,
-        saved: SavedActivations,
-        n: int,
-        grad_in: GradIn,
-        writing: HeadGradients | None,
-        d_gates: Tensor,
-        d_raws: Tensor,
-    ) -> GradOut:
+    def backward(self, saved: SavedActivations, weights: Weights, n: int, grad_in: GradIn) -> GradOut:
         turn, width, heads = saved.turns[n], saved.shape.width, []
-        controllers = ControlBackward(weights, saved, n, grad_in, d_gates)
+        controllers = ControlBackward(saved, weights, n, grad_in)
         for c in reversed(range(saved.shape.stages)):
-            memory, raw = turn.memory[:, c], d_raws[:, c, n]
+            memory, raw = turn.rows.memory[:, c], grad_in.d_raws[:, c, n]
             d_weights = along_rows(grad_in.read[:, c], memory).add_(grad_in.read_at[:, c])
             head = address_backward(d_weights, turn.read[c], raw[..., width:])
             key = saved.read_raw[:, c, n, :, :width]
@@ -81,14 +72,19 @@ class TorchTurn:
             heads.append(head)
             controllers.stage(c, raw)
         stacked = HeadGradients(*(torch.stack(parts[::-1], 1) for parts in zip(*heads, strict=True)))
-        gather(saved, n, grad_in.read, stacked, writing)
+        gather(saved, n, grad_in.read, stacked, grad_in.writing)
         return GradOut(stacked.previous, controllers.cell, controllers.first)
+
+
+def _parts(raw: Tensor, width: int) -> tuple[Tensor, ...]:
+    """Split a write head's raw outputs, or their gradients, into scalars, erase, add and key."""
+    return raw.tensor_split([SCALARS, SCALARS + width, SCALARS + 2 * width], -1)
 
 
 def control(saved: SavedActivations, weights: Weights, n: int, c: int) -> Tensor:
     """Compute r^{c-1}(n) -> gates -> hidden state -> raw outputs of the read head [K, B, M + 6], of stage ``c``."""
     width, gates, hidden = saved.shape.width, saved.gates[:, c, n], saved.hidden(n)[:, c]
-    add_product(gates, saved.arriving(c, n), weights.from_previous[:, c].mT)
+    add_product(gates, saved.stage_input(c, n), weights.from_previous[:, c].mT)
     lstm(gates, saved.cells[:, c, n], saved.cells[:, c, n + 1], saved.squashed[:, c, n], hidden)
     given, heads = saved.states[:, c, n + 1, :, width:], weights.heads[:, c, :, : width + SCALARS]  # [h; 1]
     return product(given, heads, out=saved.read_raw[:, c, n])
@@ -97,27 +93,20 @@ def control(saved: SavedActivations, weights: Weights, n: int, c: int) -> Tensor
 class ControlBackward:
     """Backward of ``control``, from the last stage to the first. Results: cell [K, C, B, H] and first [K, B, M]."""
 
-    def __init__(self, weights: Weights, saved: SavedActivations, n: int, grad_in: GradIn, d_gates: Tensor):
+    def __init__(self, saved: SavedActivations, weights: Weights, n: int, grad_in: GradIn):
         hidden, gates = saved.shape.hidden, saved.gates[:, :, n]
-        self.weights, self.grad_in, self.d_gates, self.forget = (
-            weights,
-            grad_in,
-            d_gates,
-            gates[..., hidden : 2 * hidden],
-        )
+        self.weights, self.grad_in, self.forget = weights, grad_in, gates[..., hidden : 2 * hidden]
         self.reading = weights.heads[:, :, :-1, : saved.shape.width + SCALARS].mT
-        self.to_cell = lstm_slopes(gates, saved.cells[:, :, n], saved.squashed[:, :, n], d_gates)
+        self.to_cell = lstm_slopes(gates, saved.cells[:, :, n], saved.squashed[:, :, n], grad_in.d_gates)
         self.cell = torch.empty_like(grad_in.cell)
 
     def stage(self, c: int, d_raw: Tensor) -> None:
         """Process stage ``c``: from the gradient of its read head's raw outputs, add that of r^{c-1}(n) in place."""
-        d_gates, from_previous = self.d_gates[:, c], self.weights.from_previous[:, c]
-        d_hidden = add_product(self.grad_in.hidden[:, c], d_raw, self.reading[:, c])
-        self.cell[:, c] = lstm_backward(
-            d_hidden, self.grad_in.cell[:, c], self.forget[:, c], self.to_cell[:, c], d_gates
-        )
+        given, from_previous = self.grad_in, self.weights.from_previous[:, c]
+        d_gates, d_hidden = given.d_gates[:, c], add_product(given.hidden[:, c], d_raw, self.reading[:, c])
+        self.cell[:, c] = lstm_backward(d_hidden, given.cell[:, c], self.forget[:, c], self.to_cell[:, c], d_gates)
         if c:
-            add_product(self.grad_in.read[:, c - 1], d_gates, from_previous)
+            add_product(given.read[:, c - 1], d_gates, from_previous)
         else:
             self.first = product(d_gates, from_previous)
 
@@ -133,11 +122,11 @@ def gather(
     left, right = [turn.read_weights, reading.dots], [d_read, saved.read_raw[:, :, n, :, :width]]
     pull = reading.pull
     if writing is not None:
+        _, erase, _, key = _parts(turn.write_raw, width)
         left.append(writing.dots)
-        right.append(turn.write_key)
+        right.append(key)
         pull = pull + writing.pull
-        let_through(total, turn.write.weights, turn.erase, saved.scratch)
-    kept = 0 if writing is None else 1
+        old_memory_gradient(total, turn.write.weights, erase, saved.scratch)
     product = torch.stack(left, -1).flatten(0, 2), torch.stack(right, -2).flatten(0, 2)
-    total.flatten(0, 2).baddbmm_(*product, beta=kept)
-    total.addcmul_((pull * norm_slopes(turn.rows.norms)).unsqueeze(-1), turn.memory)
+    total.flatten(0, 2).baddbmm_(*product, beta=int(writing is not None))
+    total.addcmul_((pull * norm_slopes(turn.rows.norms)).unsqueeze(-1), turn.rows.memory)

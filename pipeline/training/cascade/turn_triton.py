@@ -6,19 +6,19 @@ memories.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
 from pipeline.training.cascade.cell import HeadGradients, along_rows, over_rows
-from pipeline.training.cascade.head_weights import CompiledHeadWeights, CompiledWrites, own_memory, rows_of
+from pipeline.training.cascade.head_weights import begin_write, own_memory
 from pipeline.training.cascade.kernels.memory import gather_memory, write_memory, write_memory_backward
 from pipeline.training.cascade.kernels.stages import backward_turn, forward_turn
 from pipeline.training.cascade.parameters import SCALARS, Shape
 from pipeline.training.cascade.products import product
-from pipeline.training.cascade.saved_activations import SavedActivations, Turn, Weights
+from pipeline.training.cascade.saved_activations import SavedActivations, Weights
 from pipeline.training.cascade.turn_ops import GradIn, GradOut
 
 TILE = 4096  # maximum elements of a tile whose size is chosen here: 32 registers in each of 128 threads
@@ -47,17 +47,17 @@ class _Kept(NamedTuple):
     key_norms: Tensor
 
 
-class TritonTurn(CompiledWrites):
+class TritonTurn:
     """Turn operations with a chain of stages without products of size D (P_i = M_i W_r, Q_i = M_i W_k)."""
 
     def forward(self, saved: SavedActivations, weights: Weights, n: int, previous: Tensor) -> None:
         shape, turn = saved.shape, saved.turns[n]
-        own_memory(turn)
+        rows = own_memory(turn)
         runs, stages, _, batch, _ = saved.gates.shape
         width, slots = shape.width, shape.slots
-        memory = turn.memory.view(runs, stages, batch * slots, width)
+        memory = rows.memory.view(runs, stages, batch * slots, width)
         # r^0(n) is known; the kernel adds the other stages' r^{c-1}(n).
-        saved.gates[:, 0, n].baddbmm_(saved.arriving(0, n), weights.from_previous[:, 0].mT)
+        saved.gates[:, 0, n].baddbmm_(saved.stage_input(0, n), weights.from_previous[:, 0].mT)
 
         def out(*sizes: int) -> Tensor:
             return memory.new_empty(runs, stages, batch, *sizes)
@@ -71,167 +71,77 @@ class TritonTurn(CompiledWrites):
             cosines=out(slots),
             key_norms=out(),
         )
-        raw = saved.read_raw[:, :, n, :, width:]
-        forward_turn[(runs * batch,)](
-            *_controller(saved, n),
-            saved.cells[:, :, n + 1],
-            kept.products,
-            kept.answers,
-            *kept.of_weights,
-            kept.previous,
-            turn.rows.norms,
-            raw,
-            *raw.stride()[1:3],
-            kept.weights,
-            kept.cosines,
-            kept.key_norms,
-            batch,
-            **sizes(shape),
-        )
+        given = (kept.products, kept.answers, *kept.of_weights, kept.previous, rows.norms)
+        found = (kept.weights, kept.cosines, kept.key_norms)
+        raw, cells = _strided(saved.read_raw[:, :, n, :, width:], 1, 3), saved.cells[:, :, n + 1]
+        forward_turn[(runs * batch,)](*_controller(saved, n), cells, *given, *raw, *found, batch, **sizes(shape))
         turn.read, turn.read_weights = kept, kept.weights
-        saved.states[:, :, n + 1, :, :width] = over_rows(kept.weights, turn.memory)
+        saved.states[:, :, n + 1, :, :width] = over_rows(kept.weights, rows.memory)
         saved.read_raw[:, :, n, :, :width] = saved.heads(weights, n, slice(width))
 
-    def backward(
-        self,
-        weights: Weights,
-        saved: SavedActivations,
-        n: int,
-        grad_in: GradIn,
-        writing: HeadGradients | None,
-        d_gates: Tensor,
-        d_raws: Tensor,
-    ) -> GradOut:
-        turn, width = saved.turns[n], saved.shape.width
+    def backward(self, saved: SavedActivations, weights: Weights, n: int, grad_in: GradIn) -> GradOut:
+        turn, width, d_gates, d_raws = saved.turns[n], saved.shape.width, grad_in.d_gates, grad_in.d_raws[:, :, n]
         kept: _Kept = turn.read
-        d_weights, d_hidden, d_cells = (
-            along_rows(grad_in.read, turn.memory),
-            grad_in.hidden,
-            grad_in.cell.contiguous(),
-        )
+        d_weights, d_cells = along_rows(grad_in.read, turn.rows.memory), grad_in.cell.contiguous()
         d_weights += grad_in.read_at
         d_old_cells, d_previous = torch.empty_like(d_cells), torch.empty_like(kept.weights)
         (dots, pulls), key_pulls = (torch.empty_like(kept.weights) for _ in range(2)), torch.empty_like(kept.key_norms)
-        raw, d_raw = saved.read_raw[:, :, n, :, width:], d_raws[:, :, n, :, width:]
+        upstream = (d_weights, *_strided(grad_in.hidden, 2, 3), d_cells)
+        given = (kept.products, kept.answers, *kept.of_weights, kept.previous, turn.rows.norms)
+        raw, d_raw = (_strided(part[..., width:], 1, 3) for part in (saved.read_raw[:, :, n], d_raws))
+        addressed = (*raw, kept.cosines, kept.key_norms)
+        found = (*_strided(d_gates, 0, 2), d_old_cells, d_previous, dots, pulls, key_pulls, *d_raw)
         backward_turn[(len(d_weights) * saved.batch,)](
-            d_weights,
-            d_hidden,
-            d_hidden.stride(2),
-            d_cells,
-            *_controller(saved, n),
-            kept.products,
-            kept.answers,
-            *kept.of_weights,
-            kept.previous,
-            turn.rows.norms,
-            raw,
-            *raw.stride()[1:3],
-            kept.cosines,
-            kept.key_norms,
-            d_gates,
-            *d_gates.stride()[:2],
-            d_old_cells,
-            d_previous,
-            dots,
-            pulls,
-            key_pulls,
-            d_raw,
-            *d_raw.stride()[1:3],
-            saved.batch,
-            **sizes(saved.shape),
+            *upstream, *_controller(saved, n), *given, *addressed, *found, saved.batch, **sizes(saved.shape)
         )
         key_pull, keys = key_pulls.unsqueeze(-1), saved.read_raw[:, :, n, :, :width]
-        torch.addcmul(over_rows(dots, turn.memory), key_pull, keys, out=d_raws[:, :, n, :, :width])
+        torch.addcmul(over_rows(dots, turn.rows.memory), key_pull, keys, out=d_raws[..., :width])
         d_inputs = d_gates @ weights.from_previous
         grad_in.read[:, :-1] += d_inputs[:, 1:]
-        self._gather(saved, n, grad_in.read, HeadGradients(d_previous, dots, pulls), writing)
+        _gather(saved, n, grad_in.read, HeadGradients(d_previous, dots, pulls), grad_in.writing)
         return GradOut(d_previous, d_old_cells, d_inputs[:, 0])
 
-    def _write(
-        self, saved: SavedActivations, turn: Turn, head: CompiledHeadWeights, new: Tensor, norms: Tensor
-    ) -> None:
-        write_memory[_programs(norms)](
-            *rows_of(turn, head),
-            head.raw,
-            head.raw.shape[-1],
-            head.previous,
-            new,
-            norms,
-            head.weights,
-            head.cosines,
-            saved.batch,
-            ALIKE=turn.side_by_side,
-            **memory_sizes(saved.shape),
-        )
+    def write(self, saved: SavedActivations, n: int, raw: Tensor, previous: Tensor) -> None:
+        turn, new = saved.turns[n], begin_write(saved, n, raw, previous)
+        raws, head = turn.write_raw, turn.write
+        given = (*turn.rows, raws, raws.shape[-1], head.previous, *new, head.weights, head.cosines, saved.batch)
+        write_memory[_programs(new.norms)](*given, ALIKE=turn.side_by_side, **memory_sizes(saved.shape))
 
-    def _write_backward(
-        self,
-        saved: SavedActivations,
-        n: int,
-        head: CompiledHeadWeights,
-        at: Tensor,
-        d_raws: Tensor,
-        found: HeadGradients,
-    ) -> None:
-        turn, d_raw = saved.turns[n], d_raws[:, :, n]
+    def write_backward(self, saved: SavedActivations, n: int, at: Tensor, d_raws: Tensor) -> HeadGradients:
+        turn, head = saved.turns[n], saved.turns[n].write
+        raws, found = turn.write_raw, head.gradients()
+        given = (*turn.rows, raws, raws.shape[-1], head.previous, head.cosines, saved.d_memory, at.contiguous())
+        gradients = (*_strided(d_raws[:, :, n], 1, 3), *found[:3])
         write_memory_backward[_programs(head.weights)](
-            *rows_of(turn, head),
-            head.raw,
-            head.raw.shape[-1],
-            head.previous,
-            head.cosines,
-            saved.d_memory,
-            at.contiguous(),
-            d_raw,
-            *d_raw.stride()[1:3],
-            found.previous,
-            found.dots,
-            found.pull,
-            saved.batch,
-            ALIKE=turn.side_by_side,
-            **memory_sizes(saved.shape),
+            *given, *gradients, saved.batch, ALIKE=turn.side_by_side, **memory_sizes(saved.shape)
         )
-
-    @staticmethod
-    def _gather(
-        saved: SavedActivations, n: int, d_read: Tensor, reading: HeadGradients, writing: HeadGradients | None
-    ) -> None:
-        """Replace ``saved.d_memory``, the gradient of the memories after turn n, by that of the memories before it."""
-        turn, keys = saved.turns[n], saved.read_raw[:, :, n]
-        wrote = (keys, 0, *[turn.read_weights] * 3)  # placeholders, not read
-        if writing is not None:
-            wrote = (turn.write.raw, turn.write.raw.shape[-1], turn.write.weights, writing.dots, writing.pull)
-        gather_memory[_programs(turn.read_weights)](
-            turn.memory,
-            turn.rows.norms,
-            saved.d_memory,
-            turn.read_weights,
-            reading.dots,
-            reading.pull,
-            d_read,
-            d_read.stride(2),
-            keys,
-            *keys.stride()[1:3],
-            *wrote,
-            saved.batch,
-            WROTE=writing is not None,
-            **memory_sizes(saved.shape),
-        )
+        return found
 
 
-def _controller(saved: SavedActivations, n: int) -> tuple[Tensor | int, ...]:
-    """Return gates, cells, squashed and hidden of turn n, [K, C, B, ..] each, with the strides that the kernels need."""
-    gates, cells, squashed, hidden = (
-        saved.gates[:, :, n],
-        saved.cells[:, :, n],
-        saved.squashed[:, :, n],
-        saved.hidden(n),
+def _gather(
+    saved: SavedActivations, n: int, d_read: Tensor, reading: HeadGradients, writing: HeadGradients | None
+) -> None:
+    """Replace ``saved.d_memory``, the gradient of the memories after turn n, by that of the memories before it."""
+    turn, keys, weights = saved.turns[n], saved.read_raw[:, :, n], saved.turns[n].read_weights
+    wrote: tuple[Any, ...] = (keys, 0, weights, weights, weights)  # placeholders, not read
+    if writing is not None:
+        wrote = (turn.write_raw, turn.write_raw.shape[-1], turn.write.weights, writing.dots, writing.pull)
+    given = (*turn.rows, saved.d_memory, weights, reading.dots, reading.pull)
+    read = (*_strided(d_read, 2, 3), *_strided(keys, 1, 3))
+    gather_memory[_programs(weights)](
+        *given, *read, *wrote, saved.batch, WROTE=writing is not None, **memory_sizes(saved.shape)
     )
-    given = ((gates, 2), (cells, 2), (squashed, 2), (hidden, 3))
-    values: list[Tensor | int] = []
-    for tensor, strides in given:
-        values += [tensor, *tensor.stride()[:strides]]
-    return tuple(values)
+
+
+def _strided(tensor: Tensor, first: int, last: int) -> tuple[Any, ...]:
+    """Return the tensor with its strides of the dimensions ``first`` to ``last`` - 1, for a kernel."""
+    return tensor, *tensor.stride()[first:last]
+
+
+def _controller(saved: SavedActivations, n: int) -> tuple[Any, ...]:
+    """Return gates, cells, squashed and hidden of turn n, [K, C, B, ..] each, with the strides that the kernels need."""
+    gates, cells, squashed = (part[:, :, n] for part in (saved.gates, saved.cells, saved.squashed))
+    return *_strided(gates, 0, 2), *_strided(cells, 0, 2), *_strided(squashed, 0, 2), *_strided(saved.hidden(n), 0, 3)
 
 
 def _of_weights(saved: SavedActivations, weights: Weights, n: int) -> _OfWeights:

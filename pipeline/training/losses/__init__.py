@@ -5,8 +5,7 @@ To add a loss, add a file with one class. ``turnwise_cross_entropy`` is the pape
 
 from __future__ import annotations
 
-from manifests.errors import Problems
-from manifests.options import parse_options
+from manifests.options import valid_options
 from manifests.registry import Registry
 from manifests.schema import Component
 from pipeline.training.losses._turnwise import turnwise_cross_entropy
@@ -21,11 +20,7 @@ def build_loss(component: Component) -> Loss:
     Raises ManifestError, with the nearest name, for an unknown loss or option.
     """
     kind = losses.get(component.name, "", "key training.loss")
-    problems = Problems("loss")
-    options = parse_options(kind.Options, component.options, problems.file, "training.loss", problems)
-    problems.raise_if_any()
-    assert options is not None
-    return kind(options)
+    return kind(valid_options(kind.Options, component.options, "loss", "training.loss"))
 
 
 __all__ = ["Loss", "build_loss", "losses", "turnwise_cross_entropy"]

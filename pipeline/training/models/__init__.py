@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from manifests.errors import Problems
-from manifests.options import parse_options
+from manifests.options import valid_options
 from manifests.presets import model_named, presets
 from manifests.registry import Registry
 from manifests.schema import Frozen
@@ -21,11 +20,7 @@ def model_options(name: str, options: dict[str, Any], file: str = "") -> tuple[t
     Raises ManifestError, with the nearest name, for an unknown model or option.
     """
     model = models.get(name, file, f"key models.{name}")
-    problems = Problems(file or "memory model")
-    parsed = parse_options(model.Options, options, problems.file, f"models.{name}", problems)
-    problems.raise_if_any()
-    assert parsed is not None
-    return model, parsed
+    return model, valid_options(model.Options, options, file or "memory model", f"models.{name}")
 
 
 def model_names() -> tuple[str, ...]:
@@ -44,14 +39,11 @@ def model_title(name: str) -> str:
     return preset.title if preset else models.get(name).title
 
 
-def build_model(name: str, options: dict[str, Any], dim: int, seed: int = 0, file: str = "") -> MemoryModel:
+def build_model(name: str, options: dict[str, Any], dim: int, seed: int = 0) -> MemoryModel:
     """Build model ``name`` for features of width ``dim``, initialized from ``seed``. Raises as ``model_options``."""
-    model, parsed = model_options(name, options, file)
+    model, parsed = model_options(name, options)
     with seeded(derive_seed(seed, "init")):
         return model(parsed, dim)
-
-
-__all__ = ["MemoryModel", "build_model", "model_class", "model_names", "model_options", "model_title", "models"]
 
 
 def is_fitted(name: str, options: dict[str, Any]) -> bool:
@@ -59,3 +51,15 @@ def is_fitted(name: str, options: dict[str, Any]) -> bool:
     own = {key: value for key, value in options.items() if key != "training"}
     kind, parsed = model_options(model_named(name), own)
     return kind.trainable or getattr(parsed, "alpha", 0) is None
+
+
+__all__ = [
+    "MemoryModel",
+    "build_model",
+    "is_fitted",
+    "model_class",
+    "model_names",
+    "model_options",
+    "model_title",
+    "models",
+]

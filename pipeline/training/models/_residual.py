@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.training.models.base import MemoryModel
 from pipeline.training.models.ewma import EWMA, running_average
+
+if TYPE_CHECKING:
+    from pipeline.training.data import SessionFeatures
 
 ResidualKind = bool | Literal["ewma"]
 
@@ -15,21 +19,18 @@ ResidualKind = bool | Literal["ewma"]
 class Residual(nn.Module):
     """f' = base + output. False: no base. True: f_qry(n). "ewma": the exponential moving average of f_qry(1..n).
 
-    With "ewma" the initial model equals ST + EWMA: its output layer is initialized to zero (``start``), and alpha is
+    With "ewma" the initial model equals ST + EWMA: its ``output`` layer is initialized to zero, and alpha is
     chosen before training as for the model ``ewma``, on the validation sessions if there are any. Alpha is not trained,
     because f_qry of sessions that the composer was trained on overstates the last turn.
     """
 
-    def __init__(self, kind: ResidualKind):
+    alpha: Tensor
+
+    def __init__(self, kind: ResidualKind, output: nn.Linear):
         super().__init__()
         self.kind = kind
-        self.alpha: Tensor
         if kind == "ewma":
             self.register_buffer("alpha", torch.tensor(1.0))
-
-    def start(self, output: nn.Linear) -> None:
-        """Zero the output layer for "ewma", so that the initial model equals its base."""
-        if self.kind == "ewma":
             nn.init.zeros_(output.weight)
             nn.init.zeros_(output.bias)
 
@@ -49,11 +50,20 @@ class Residual(nn.Module):
         average = query if first else self.alpha * query + (1 - self.alpha) * average
         return average + output, average
 
-    def choose(self, features: Any) -> dict[str, Any]:
-        """Choose alpha as ``EWMA.fit_parameters`` does; return {} for other kinds. features: ``SessionFeatures``."""
+    def choose(self, features: SessionFeatures) -> dict[str, Any]:
+        """Choose alpha as ``EWMA.fit_parameters`` does; return {} for other kinds."""
         if self.kind != "ewma":
             return {}
         average = EWMA(EWMA.Options(), features.dim).to(features.queries)
         chosen = average.fit_parameters(features)
         self.alpha.copy_(average.alpha)
         return chosen
+
+
+class ResidualModel(MemoryModel):
+    """Model with a ``residual`` connection, chosen by its option of this name."""
+
+    residual: Residual
+
+    def fit_parameters(self, features: SessionFeatures) -> dict[str, Any]:
+        return self.residual.choose(features)

@@ -100,12 +100,7 @@ class Stage(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        bound = 5 / math.sqrt(self.controller.input_size + self.controller.hidden_size)
-        for name, parameter in self.controller.named_parameters():
-            if name.startswith("bias"):
-                nn.init.zeros_(parameter)
-            else:
-                nn.init.uniform_(parameter, -bound, bound)
+        initialize_controller(self.controller, self.controller.input_size)
         # The public NTM has one layer per output, and Xavier's bound depends on a layer's number of outputs.
         for part in self.heads.weight.data.split([*head_sizes(self.width) * HEADS, self.width, self.width]):
             nn.init.xavier_uniform_(part, gain=1.4)
@@ -121,3 +116,13 @@ class Stage(nn.Module):
         inputs = torch.cat([read, feature, state.read], dim=-1)
         hidden, cell = self.controller(inputs, (state.hidden, state.cell))
         return access(state, hidden, cell, heads(self.heads(hidden), self.width))
+
+
+def initialize_controller(controller: nn.LSTMCell, inputs: int) -> None:
+    """Draw the weights as for ``inputs`` input features, within 5 / sqrt(inputs + hidden), and zero the biases."""
+    bound = 5 / math.sqrt(inputs + controller.hidden_size)
+    for name, parameter in controller.named_parameters():
+        if name.startswith("bias"):
+            nn.init.zeros_(parameter)
+        else:
+            nn.init.uniform_(parameter, -bound, bound)

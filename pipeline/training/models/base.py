@@ -23,6 +23,11 @@ class TurnsSoFar(NamedTuple):
     queries: Tensor
 
 
+def last_turn(values: Tensor, lengths: Tensor) -> Tensor:
+    """Return the values of each session's last turn: [B, T, ...], int64 [B] -> [B, ...]."""
+    return values[torch.arange(len(lengths), device=lengths.device), lengths - 1]
+
+
 class MemoryModel(nn.Module, ABC):
     """Map the query features of a session's turns to features that retrieve each turn's target.
 
@@ -37,7 +42,6 @@ class MemoryModel(nn.Module, ABC):
     scores: ClassVar[bool] = False  # True: candidates are ranked by ``score``, not by cosine with f'_qry(N)
     stacks: ClassVar[bool] = False  # True: vmap can train several runs of it at once (see backends/stacked.py)
     reads: ClassVar[Literal["turns", "concatenated"]] = "turns"  # "concatenated": T = 1, all captions as one query
-
     dialogs: ClassVar[bool] = False  # True: the one query is the chat of all images and texts (with "concatenated")
 
     if TYPE_CHECKING:
@@ -105,8 +109,7 @@ class MemoryModel(nn.Module, ABC):
         Returns:
             [B, G].
         """
-        outputs = self(queries, lengths)
-        last = outputs[torch.arange(len(lengths), device=lengths.device), lengths - 1]
+        last = last_turn(self(queries, lengths), lengths)
         return F.normalize(last, dim=-1) @ F.normalize(candidates, dim=-1).T
 
     def objective(self, step: Step) -> Tensor | None:

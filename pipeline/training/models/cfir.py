@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from manifests.schema import Frozen
 from pipeline.training.models._dropout import dropout
-from pipeline.training.models.base import MemoryModel
+from pipeline.training.models.base import MemoryModel, last_turn
 
 if TYPE_CHECKING:
     from pipeline.training.objective import Step
@@ -69,7 +69,7 @@ class CFIR(MemoryModel):
     def score(self, queries: Tensor, lengths: Tensor, candidates: Tensor) -> Tensor:
         turns, sessions = self._read(queries)
         place = torch.arange(queries.shape[1], device=lengths.device)
-        session = sessions[torch.arange(len(lengths), device=lengths.device), lengths - 1]
+        session = last_turn(sessions, lengths)
         absent = place >= lengths[:, None]
         held = ATTENTION_HELD * (MORE_ON_GPU if queries.is_cuda else 1)
         size = max(1, held // (turns.shape[0] * turns.shape[1] * self.options.fields))
@@ -104,8 +104,7 @@ class CFIR(MemoryModel):
     def objective(self, step: Step) -> Tensor:
         """Return the mean of max(0, margin + d(own target) - d(nearest other target)) over the sessions' last turns."""
         queries, targets, lengths = step.batch
-        rows = torch.arange(len(lengths), device=lengths.device)
-        final, image = targets[rows, lengths - 1], step.rows[rows, lengths - 1]
+        final, image = last_turn(targets, lengths), last_turn(step.rows, lengths)
         distances = -self.score(queries, lengths, final)
         nearest = distances.masked_fill(image[:, None] == image, torch.inf).amin(1)
         losses = (self.options.margin + distances.diagonal() - nearest).clamp_min(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -13,12 +13,8 @@ from torch.nn import functional as F
 from manifests.schema import Frozen
 from pipeline.training.errors import TrainingError
 from pipeline.training.models._ntm import MemoryState
-from pipeline.training.models._residual import Residual, ResidualKind
+from pipeline.training.models._residual import Residual, ResidualKind, ResidualModel
 from pipeline.training.models._stage import DerivedFeatures, Stage
-from pipeline.training.models.base import MemoryModel
-
-if TYPE_CHECKING:
-    from pipeline.training.data import SessionFeatures
 
 
 class CascadeState(NamedTuple):
@@ -33,7 +29,7 @@ class CascadeState(NamedTuple):
     average: Tensor
 
 
-class CMNTM(MemoryModel):
+class CMNTM(ResidualModel):
     """C controllers in a chain, each with its own memory [N, M].
 
     Stage c at turn n: the input of an LSTM controller is [r^{c-1}(n); f_drv^c(n); r^c(n-1)], r^0(n) = r^C(n-1); its
@@ -42,6 +38,7 @@ class CMNTM(MemoryModel):
     """
 
     title = "FashionNTM (CM-NTM)"
+    stages: Any  # of C ``Stage``
 
     class Options(Frozen):
         stages: int = Field(4, ge=1)  # C: 4 for Shoes and 8 for FashionIQ in the paper (section 4.2)
@@ -62,8 +59,7 @@ class CMNTM(MemoryModel):
         self.output = nn.Linear(options.hidden + width, dim)
         nn.init.xavier_uniform_(self.output.weight)
         nn.init.normal_(self.output.bias, std=0.01)
-        self.residual = Residual(options.residual)
-        self.residual.start(self.output)
+        self.residual = Residual(options.residual, self.output)
 
     def _forward(self, queries: Tensor, lengths: Tensor) -> Tensor:
         inputs = F.dropout(queries, self.options.dropout, self.training)
@@ -73,14 +69,10 @@ class CMNTM(MemoryModel):
             outputs.append(output)
         return self.residual(queries, torch.stack(outputs, 1))
 
-    def fit_parameters(self, features: SessionFeatures) -> dict[str, Any]:
-        return self.residual.choose(features)
-
     def initial_state(self, batch: int) -> CascadeState:
         """Return the state of ``batch`` sessions before their first turn."""
         average = self.output.weight.new_zeros(batch, self.dim)
-        stages: Any = self.stages
-        return CascadeState(0, tuple(stage.initial_state(batch) for stage in stages), average)
+        return CascadeState(0, tuple(stage.initial_state(batch) for stage in self.stages), average)
 
     def step(self, query: Tensor, state: CascadeState) -> tuple[Tensor, CascadeState]:
         """Process one turn of B dialogues, in eval mode: f_qry(n) [B, D] -> f'_qry(n) [B, D] and the next state.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from manifests.schema import Frozen
 from pipeline.training.models._dropout import dropout
-from pipeline.training.models.base import MemoryModel
+from pipeline.training.models.base import MemoryModel, last_turn
 
 if TYPE_CHECKING:
     from pipeline.training.objective import Step
@@ -52,8 +52,7 @@ class DialogManager(MemoryModel):
         return self.output(hidden)
 
     def score(self, queries: Tensor, lengths: Tensor, candidates: Tensor) -> Tensor:
-        outputs = self(queries, lengths)
-        last = outputs[torch.arange(len(lengths), device=lengths.device), lengths - 1]
+        last = last_turn(self(queries, lengths), lengths)
         # Not as a difference of vectors, which would need [B, G, D]. The clamp removes negative rounding errors.
         squares = last.square().sum(1)[:, None] + candidates.square().sum(1) - 2 * last @ candidates.T
         return -squares.clamp_min(0)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 GRID = tuple(step / 20 for step in range(20, 0, -1))  # 1.00 (last turn only) down to 0.05
 
 
-class Moving(NamedTuple):
+class AverageState(NamedTuple):
     """turn: number of turns so far; average: [B, D], f'_qry of the last turn."""
 
     turn: int
@@ -55,13 +55,13 @@ class EWMA(MemoryModel):
         self._check_chosen()
         return running_average(queries, self.alpha)
 
-    def initial_state(self, batch: int) -> Moving:
-        return Moving(0, self.alpha.new_zeros(batch, self.dim))
+    def initial_state(self, batch: int) -> AverageState:
+        return AverageState(0, self.alpha.new_zeros(batch, self.dim))
 
-    def step(self, query: Tensor, state: Moving) -> tuple[Tensor, Moving]:
+    def step(self, query: Tensor, state: AverageState) -> tuple[Tensor, AverageState]:
         self._check_chosen()
         average = self.alpha * query + (1 - self.alpha) * state.average if state.turn else query
-        return average, Moving(state.turn + 1, average)
+        return average, AverageState(state.turn + 1, average)
 
     def _check_chosen(self) -> None:
         if not torch.compiler.is_compiling() and torch.isnan(self.alpha):

@@ -1,40 +1,15 @@
-"""ST + GRU: one layer over the turns."""
+"""ST + GRU: one layer over the turns. Not in the paper."""
 
 from __future__ import annotations
 
-from typing import Any
+from torch import nn
 
-from pydantic import Field
-from torch import Tensor, nn
-
-from manifests.schema import Frozen
-from pipeline.training.models._dropout import dropout
-from pipeline.training.models._residual import Residual, ResidualKind
-from pipeline.training.models.base import MemoryModel
+from pipeline.training.models._recurrent import Recurrent
 
 
-class GRU(MemoryModel):
-    """f'_qry(n) = W h(n) + b, with h(1..n) the states of one GRU layer over f_qry(1..n). Not in the paper."""
+class GRU(Recurrent):
+    """f'_qry(n) = W h(n) + b, with h(1..n) the states of one GRU layer over f_qry(1..n)."""
 
     title = "ST + GRU"
     stacks = True
-
-    class Options(Frozen):
-        hidden: int = Field(100, ge=1)
-        dropout: float = Field(0.0, ge=0, lt=1)  # on the input
-        residual: ResidualKind = False  # True: f' = f_qry + output; "ewma": moving average + output
-        texts: int = Field(0, ge=0)  # width of the text features to read in addition to f_qry; 0: f_qry alone
-
-    def __init__(self, options: Options, dim: int):
-        super().__init__(options, dim)
-        self.gru = nn.GRU(dim + options.texts, options.hidden, batch_first=True)
-        self.output = nn.Linear(options.hidden, dim)
-        self.residual = Residual(options.residual)
-        self.residual.start(self.output)
-
-    def _forward(self, queries: Tensor, lengths: Tensor) -> Tensor:
-        hidden, _ = self.gru(dropout(queries, self.options.dropout, self.training))
-        return self.residual(queries[..., : self.dim], self.output(hidden))
-
-    def fit_parameters(self, features: Any) -> dict[str, Any]:
-        return self.residual.choose(features)
+    layer = nn.GRU

@@ -9,7 +9,7 @@ from torch import Tensor
 from pipeline.training.models.base import MemoryModel
 
 
-class Nothing(NamedTuple):
+class EmptyState(NamedTuple):
     """Empty state."""
 
 
@@ -22,8 +22,8 @@ class LastTurn(MemoryModel):
     def _forward(self, queries: Tensor, lengths: Tensor) -> Tensor:
         return queries
 
-    def initial_state(self, batch: int) -> Nothing:
-        return Nothing()
+    def initial_state(self, batch: int) -> EmptyState:
+        return EmptyState()
 
-    def step(self, query: Tensor, state: Nothing) -> tuple[Tensor, Nothing]:
+    def step(self, query: Tensor, state: EmptyState) -> tuple[Tensor, EmptyState]:
         return query, state

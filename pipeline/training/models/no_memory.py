@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from pydantic import Field
@@ -11,11 +10,11 @@ from torch import Tensor, nn
 
 from manifests.schema import Frozen
 from pipeline.training.models._dropout import dropout
-from pipeline.training.models._residual import Residual, ResidualKind
-from pipeline.training.models.base import MemoryModel
+from pipeline.training.models._residual import Residual, ResidualKind, ResidualModel
+from pipeline.training.models._stage import initialize_controller
 
 
-class NoMemory(MemoryModel):
+class NoMemory(ResidualModel):
     """f'_qry(n) = FC([h(n); 0]), h(n) the LSTM controller of stage C on [0; f_qry(n); 0].
 
     Stages of the CM-NTM are connected by read vectors only. With every read vector zero, the stages before the last
@@ -39,17 +38,11 @@ class NoMemory(MemoryModel):
         self.hidden = nn.Parameter(torch.randn(hidden) * 0.05)
         self.cell = nn.Parameter(torch.randn(hidden) * 0.05)
         self.output = nn.Linear(hidden, dim)
-        bound = 5 / math.sqrt(2 * width + dim + hidden)
-        for name, parameter in self.controller.named_parameters():
-            if name.startswith("bias"):
-                nn.init.zeros_(parameter)
-            else:
-                nn.init.uniform_(parameter, -bound, bound)
+        initialize_controller(self.controller, 2 * width + dim)
         reach = math.sqrt(6 / (hidden + width + dim))  # Xavier bound for [h; r], although r is omitted
         nn.init.uniform_(self.output.weight, -reach, reach)
         nn.init.normal_(self.output.bias, std=0.01)
-        self.residual = Residual(options.residual)
-        self.residual.start(self.output)
+        self.residual = Residual(options.residual, self.output)
 
     def _forward(self, queries: Tensor, lengths: Tensor) -> Tensor:
         state = (self.hidden.expand(queries.shape[0], -1), self.cell.expand(queries.shape[0], -1))
@@ -58,6 +51,3 @@ class NoMemory(MemoryModel):
             state = self.controller(turn, state)
             outputs.append(state[0])
         return self.residual(queries, self.output(torch.stack(outputs, 1)))
-
-    def fit_parameters(self, features: Any) -> dict[str, Any]:
-        return self.residual.choose(features)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -11,11 +9,10 @@ from torch import Tensor, nn
 from manifests.schema import Frozen
 from pipeline.training.errors import TrainingError
 from pipeline.training.models._dropout import dropout
-from pipeline.training.models._residual import Residual, ResidualKind
-from pipeline.training.models.base import MemoryModel
+from pipeline.training.models._residual import Residual, ResidualKind, ResidualModel
 
 
-class Transformer(MemoryModel):
+class Transformer(ResidualModel):
     """f'_qry(n) = W t(n) + b, t(1..n) from pre-norm encoder layers in which turn n attends to turns 1..n.
 
     f_qry is projected to ``width``, plus a learned embedding of the turn number. Not in the paper.
@@ -48,8 +45,7 @@ class Transformer(MemoryModel):
             layer, options.layers, norm=nn.LayerNorm(options.width), enable_nested_tensor=False
         )
         self.output = nn.Linear(options.width, dim)
-        self.residual = Residual(options.residual)
-        self.residual.start(self.output)
+        self.residual = Residual(options.residual, self.output)
 
     def _forward(self, queries: Tensor, lengths: Tensor) -> Tensor:
         turns = queries.shape[1]
@@ -60,6 +56,3 @@ class Transformer(MemoryModel):
         tokens = self.input(dropout(queries, self.options.dropout, self.training)) + self.position[:turns]
         later = torch.ones(turns, turns, dtype=torch.bool, device=queries.device).triu(1)
         return self.residual(queries[..., : self.dim], self.output(self.layers(tokens, later, is_causal=True)))
-
-    def fit_parameters(self, features: Any) -> dict[str, Any]:
-        return self.residual.choose(features)

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from manifests.schema import Frozen
 from pipeline.training.errors import TrainingError
 from pipeline.training.models._dropout import dropout
-from pipeline.training.models._residual import Residual
 from pipeline.training.models.base import MemoryModel
+from pipeline.training.models.ewma import EWMA
 
 
 class TurnWeights(MemoryModel):
@@ -60,8 +60,8 @@ class TurnWeights(MemoryModel):
                     self.table[n, back, 0] = (1 - alpha) ** back * (alpha if back < n else 1)
 
     def fit_parameters(self, features: Any) -> dict[str, Any]:
-        average = Residual("ewma")
-        chosen = average.choose(features)
+        average = EWMA(EWMA.Options(), features.dim).to(features.queries)
+        chosen = average.fit_parameters(features)
         self._start(float(average.alpha))
         return chosen
 

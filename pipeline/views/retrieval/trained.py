@@ -13,6 +13,7 @@ from pipeline.evaluation.files import ResultFiles
 from pipeline.jobs.experiment import Experiment
 from pipeline.training.checkpoint import load_model
 from pipeline.training.data import SessionFeatures
+from pipeline.training.models import model_title
 from pipeline.training.models.base import MemoryModel
 from pipeline.training.runs import RunFolder, list_runs
 from pipeline.training.validate import inputs_of
@@ -33,6 +34,7 @@ class Trained:
     folder: RunFolder
     model: MemoryModel
     weights: str
+    preset: str = ""
 
     @property
     def run(self) -> str:
@@ -40,8 +42,8 @@ class Trained:
 
     @property
     def name(self) -> str:
-        """The memory model's name in the registry and in specs."""
-        return self.folder.model
+        """Name in specs: that of the preset that asked for the run, or of the memory model."""
+        return self.preset or self.folder.model
 
     @property
     def by_turn(self) -> bool:
@@ -53,14 +55,15 @@ def trained_runs(
     experiment: Experiment, models: Sequence[str] = (), seeds: Sequence[int] | None = None
 ) -> tuple[list[Trained], list[str]]:
     """Return the finished runs of the experiment's spec, in its order, and the commands that train the others."""
-    folders, missing = [], []
+    folders, asked, missing = [], [], []
     for run in experiment.current_runs(models, seeds):
         folder = experiment.folder(run)
         if folder.state == "finished":
             folders.append(folder)
+            asked.append(run.preset)
         else:
             missing.append(experiment.train_command(run))
-    return load_trained(folders, experiment.device), missing
+    return load_trained(folders, experiment.device, asked), missing
 
 
 def runs_by_id(experiment: Experiment, ids: Sequence[str]) -> list[Trained]:
@@ -90,19 +93,23 @@ def run_by_id(wanted: str, known: Sequence[RunFolder], there: str) -> RunFolder:
     return found[0]
 
 
-def load_trained(folders: Sequence[RunFolder], device: torch.device) -> list[Trained]:
-    """Load runs with labels unique among them; not those of whole dialogs as one chat, whose queries are cached alone."""
-    found = [(folder, folder.record()["identity"]["seed"], load_model(folder.path, device)) for folder in folders]
-    found = [(folder, seed, model) for folder, seed, model in found if not model.dialogs]
-    names = [folder.model for folder, _, _ in found]
+def load_trained(folders: Sequence[RunFolder], device: torch.device, asked: Sequence[str] = ()) -> list[Trained]:
+    """Load runs with labels unique among them; not those of whole dialogs as one chat, whose queries are cached alone.
+
+    ``asked``: the preset that asked for each run, or "".
+    """
+    loaded = [(f, load_model(f.path, device), p) for f, p in zip(folders, asked or [""] * len(folders), strict=True)]
+    found = [(f, f.record()["identity"]["seed"], model, preset) for f, model, preset in loaded if not model.dialogs]
+    names = [preset or folder.model for folder, _, _, preset in found]
     out: list[Trained] = []
-    for folder, seed, model in found:
-        label = folder.model
-        if names.count(folder.model) > 1:
+    for (folder, seed, model, preset), name in zip(found, names, strict=True):
+        label = name
+        if names.count(name) > 1:
             label += f" seed {seed}" if seed is not None else f" {folder.id[:6]}"
         if any(other.label == label for other in out):
             label += f" {folder.id[:6]}"
-        out.append(Trained(label, model.title, seed, folder, model, ResultFiles.of(folder.path).weights()))
+        title = model_title(name)
+        out.append(Trained(label, title, seed, folder, model, ResultFiles.of(folder.path).weights(), preset))
     return out
 
 

@@ -14,7 +14,7 @@ from PIL import Image as Pillow
 from manifests.errors import ManifestError
 from pipeline.bench._load import Load
 from pipeline.bench._world import SPOILT, corrupted, draw_images
-from pipeline.bench.extract import _figures, render, run, verdict
+from pipeline.bench.extract import figures_of, render, run, verdict
 from pipeline.extraction.images import DecodeError, decode
 
 SETUP = {
@@ -46,11 +46,35 @@ def test_ratios_are_medians_of_the_rounds_ratios() -> None:
         "engine": rounds(95, 40, 76),
         "one thread": rounds(50, 20, 38),
     }
-    figures = _figures(found, SETUP)
+    figures = figures_of(found, SETUP)
+    assert figures["of_all_ceilings"] == pytest.approx(0.95)
     assert figures["of_lower_ceiling"] == 0.95 and figures["gain_of_overlap"] == 2.0
     assert figures["images_per_s"]["engine"] == 76 and figures["verdict"] == "model-bound"
     assert figures["limit_of_the_cores"] == pytest.approx(2 / (1 / 80 + 1 / 90))
     assert "0.95x the lower ceiling" in render(figures) and "verdict: model-bound" in render(figures)
+
+
+def test_the_ceiling_of_the_cores_counts_those_that_others_left() -> None:
+    busy = {"busy model": 0.9, "busy decode": 0.3, "busy write": 0.01}
+    found = {
+        "model": [{"rate": 100, "cpu": 1 / 100, **busy}],
+        "decode": [{"rate": 100, "cpu": 1 / 100, **busy}],
+        "both": [{"rate": 100, "cpu": 1 / 50, **busy}],
+        "engine": [{"rate": 45, "cpu": 1 / 50, "others": 0.5, "host": 0.0, **busy}],  # one of two cores
+        "one thread": [{"rate": 45, "cpu": 1 / 50, **busy}],
+        "torchvision decode": [{"rate": 150, "cpu": 1 / 150, **busy}],
+        "torchvision engine": [{"rate": 60, "cpu": 1 / 60, **busy}],
+        "clip-retrieval": [{"rate": 30, "cpu": 1 / 30, **busy}],
+        "torchvision decode 1": [{"rate": 150, "cpu": 1 / 150, **busy}],
+        "torchvision decode 2": [{"rate": 270, "cpu": 1 / 150, **busy}],
+    }
+    figures = figures_of(found, SETUP | {"missing": {"clip-retrieval": "not installed"}})
+    assert figures["of_lower_ceiling"] == 0.45 and figures["of_all_ceilings"] == pytest.approx(0.9)  # 45 of 50
+    assert figures["torchvision"]["decode_of_pillow"] == 1.5 and figures["torchvision"]["of_lower_ceiling"] == 0.6
+    assert figures["torchvision_scaling"] == {"1": 1.0, "2": 0.9} and "scaling" not in figures
+    assert figures["of_clip_retrieval"] == 1.5 and figures["cpu_ms_clip_retrieval"] == pytest.approx([1e3 / 30, 20])
+    text = render(figures)
+    assert "torchvision, 2 process(es)" in text and "not measured: clip-retrieval: not installed" in text
 
 
 def test_an_unknown_subject_gets_the_nearest() -> None:

@@ -128,7 +128,8 @@ def another(extractor: Extractor, name: str) -> Any:
 def test_every_option_changes_the_fingerprint_or_no_row(extractor: Extractor) -> None:
     """An option is in the fingerprint, or the class declares that it changes no feature, and it changes none."""
     options, before = extractor.options.model_dump(mode="json"), digest(extractor.semantic())
-    for name in type(extractor.options).model_fields.keys() - ELSEWHERE:
+    refused = {"decode"} if getattr(extractor, "pixels", 0) is None else set()  # NaFlex's processor, see test_jpeg.py
+    for name in type(extractor.options).model_fields.keys() - ELSEWHERE - refused:
         changed = load_extractor(spec_of(extractor.name, **{**options, name: another(extractor, name)}), "cpu")
         if name in {"contaminated_on", *extractor.execution_only}:
             assert digest(changed.semantic()) == before, name

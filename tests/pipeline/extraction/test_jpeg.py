@@ -126,7 +126,7 @@ def test_without_torchvision_the_extra_is_named(
     extractor = load("clip", clip_folder, decode="torchvision")
     with pytest.raises(ExtractorError, match=r"fashion-ntm\[gpu-decode\]"):
         run(dataset, extractor, tmp_path / "stores")
-    assert not list((tmp_path / "stores").rglob("*.h5"))
+    assert not list((tmp_path / "stores").rglob("manifest.json"))
     with pytest.raises(ExtractorError, match="gpu-decode"):
         extractor.prepare_file(jpeg())
     assert extractor.prepare(picture(0))["pixel_values"].dtype == np.uint8  # resized by torch alone
@@ -197,7 +197,7 @@ def test_every_route_gives_the_same_store(
     lines = [json.loads(line) for line in (report.path / "ledger.jsonl").read_text().splitlines()]
     remarks = {line["item"]: line["reason"] for line in lines if "decoded by Pillow" in line.get("reason", "")}
     assert set(remarks) == set(BY_PILLOW) and "no JPEG" in remarks["a.png"] and "CMYK" in remarks["cmyk.jpg"]
-    assert "1 images decoded by Pillow: no JPEG" in report.text()
+    assert "1 image(s) decoded by Pillow: no JPEG" in report.text()
     assert store.execution[-1]["settings"]["jpeg_decoder"] == "libjpeg-turbo"
 
 

@@ -16,7 +16,7 @@ from cache import Store
 from manifests.errors import ManifestError
 from manifests.identity import caption_key, image_key, text_key
 from manifests.schema import Dataset, Image
-from pipeline.core.digests import NAME, DigestCache
+from pipeline.core.digests import DIGESTS, DigestCache
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.images import ReadError
 from pipeline.extraction.plan import UP_TO_DATE, open_store, plan_extraction
@@ -115,7 +115,7 @@ def old(path: Path) -> None:
 
 
 def test_digests_are_remembered_and_a_change_is_seen(tmp_path: Path) -> None:
-    root, memory = tmp_path.resolve(), tmp_path / "store" / NAME
+    root, memory = tmp_path.resolve(), tmp_path / "store" / DIGESTS
     for name in ("a", "b"):
         (root / name).write_bytes(name.encode() * 100)
         old(root / name)
@@ -140,8 +140,8 @@ def test_digests_are_remembered_and_a_change_is_seen(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "other\n1\t2\t00\ta\n", "{}", "\x00\x01"])
 def test_a_foreign_or_torn_memory_is_the_same_as_none(tmp_path: Path, content: str) -> None:
     (tmp_path / "a").write_bytes(b"x")
-    (tmp_path / NAME).write_text(content)
-    assert dict(DigestCache(tmp_path / NAME, tmp_path.resolve()).keys(["a"], 2)) == {"a": image_key(b"x")}
+    (tmp_path / DIGESTS).write_text(content)
+    assert dict(DigestCache(tmp_path / DIGESTS, tmp_path.resolve()).keys(["a"], 2)) == {"a": image_key(b"x")}
 
 
 def test_a_fresh_file_is_not_remembered_and_a_missing_one_has_a_reason(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_wrong_digest_makes_no_wrong_row(load: Load, clip_folder: Path, tmp_pa
     for path in (tmp_path / "images").iterdir():
         old(path)
     plan_extraction(data, extractor, None, stores=stores, remember=True)
-    memory = stores / "tiny" / NAME
+    memory = stores / "tiny" / DIGESTS
     was = image_key(victim.read_bytes())
     memory.write_text(memory.read_text().replace(was.hex(), "ab" * 16))
     report = extract(data, extractor, stores, progress="silent")

@@ -93,7 +93,7 @@ def test_a_truncated_text_is_named_without_its_prompt(load: Load, encoder: Calla
     extractor = load("caption", folder, normalise=False)
     wanted = mean(folder, [f"red top {text}" for text in TEXTS], truncation=True, max_length=6)
     np.testing.assert_allclose(extractor.encode_texts(TEXTS), wanted, atol=2e-6)
-    assert extractor.tokens.take_long(TEXTS) == {TEXTS[1]}  # the prompt counts as part of the maximum length
+    assert extractor.tokens.take_truncated(TEXTS) == {TEXTS[1]}  # the prompt counts as part of the maximum length
 
 
 def test_a_normalization_module_is_applied(load: Load, encoder: Callable[..., Path]) -> None:
@@ -154,6 +154,22 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
         {"config_sentence_transformers.json": {"prompts": {"retrieval": "a "}, "default_prompt_name": "retrival"}},
         CHAIN,
         "no prompt 'retrival'.*did you mean 'retrieval'",
+    ),
+    "prompts no object": (
+        {"config_sentence_transformers.json": {"prompts": "a", "default_prompt_name": "query"}},
+        CHAIN,
+        "have a value of another type",
+    ),
+    "padding beyond the embeddings": (
+        {
+            "tokenizer_config.json": {
+                "pad_token": "new",
+                "unk_token": "[UNK]",
+                "tokenizer_class": "PreTrainedTokenizerFast",
+            }
+        },
+        CHAIN,
+        "its tokenizer gives id .* embeddings: take both from one download",
     ),
     "sparse": ({"config_sentence_transformers.json": {"model_type": "SparseEncoder"}}, CHAIN, "is a SparseEncoder"),
     "length": ({SETTINGS: {"max_seq_length": "long"}}, CHAIN, "max_seq_length = 'long'"),

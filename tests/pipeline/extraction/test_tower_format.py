@@ -18,7 +18,7 @@ from pipeline.extraction import tower_format
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.precision import sample_of
 from pipeline.extraction.tolerance import tolerance
-from pipeline.extraction.tower_format import FormError, held_form, take_form
+from pipeline.extraction.tower_format import FormError, checked_form, take_form
 
 from .conftest import spec_of
 from .helpers import rows_by_key, run
@@ -34,7 +34,7 @@ def test_a_form_gives_the_plain_rows_whatever_the_batch(
     extractor = load("clip", clip_folder, store_dtype="float32")
     images = sample_of(extractor, dataset)["images"]
     report = run(
-        dataset, extractor, tmp_path / "form", batch_size=3, check=lambda _: held_form(extractor, images, form)
+        dataset, extractor, tmp_path / "form", batch_size=3, check=lambda _: checked_form(extractor, images, form)
     )
     settings = Store.open(report.path).execution[-1]["settings"]
     assert settings["form"] == form and 0 <= settings["from_plain"] <= settings["tolerance"]
@@ -46,15 +46,15 @@ def test_a_form_gives_the_plain_rows_whatever_the_batch(
 
 def test_what_undoes_a_form_leaves_nothing(load: Load, clip_folder: Path, dataset: Dataset) -> None:
     extractor = load("clip", clip_folder)
-    batch = tower_format._batch(extractor, sample_of(extractor, dataset)["images"], 4)
-    before, tower = tower_format._rows(extractor, batch), extractor.image_tower()
+    batch = tower_format._batch(extractor, sample_of(extractor, dataset)["images"])
+    before, tower = tower_format.trial_rows(extractor, "image", batch), extractor.image_tower()
     assert tower is not None
     undo = take_form(extractor, "channels-last")
     weight = next(p for p in tower.parameters() if p.ndim == 4)
     assert weight.is_contiguous(memory_format=torch.channels_last)
     undo()
     assert weight.is_contiguous() and not tower._forward_pre_hooks and tower._compiled_call_impl is None
-    assert np.array_equal(tower_format._rows(extractor, batch), before) and extractor.calls == 0
+    assert np.array_equal(tower_format.trial_rows(extractor, "image", batch), before) and extractor.calls == 0
 
 
 def test_a_form_that_cannot_be_is_refused_and_undone(
@@ -63,20 +63,20 @@ def test_a_form_that_cannot_be_is_refused_and_undone(
     captions, extractor = load("caption", bert_folder), load("clip", clip_folder)
     images, tower = sample_of(extractor, dataset)["images"], extractor.image_tower()
     with pytest.raises(FormError, match="runs in one form only: leave out --form compiled"):
-        held_form(captions, images, "compiled")
+        checked_form(captions, images, "compiled")
     with pytest.raises(FormError, match="no image could be read"):
-        held_form(extractor, [], "compiled")
+        checked_form(extractor, [], "compiled")
     with monkeypatch.context() as patch:
         patch.setattr(tower_format, "tolerance", lambda *_: -1.0)
         with pytest.raises(FormError, match=r"--form channels-last does not work here: .*more than"):
-            held_form(extractor, images, "channels-last")
+            checked_form(extractor, images, "channels-last")
 
     def without_compiler(*given: object, **named: object) -> None:
         raise RuntimeError("no C++ compiler")
 
     monkeypatch.setattr(torch, "compile", lambda *_, **__: without_compiler)
     with pytest.raises(FormError, match="--form compiled does not work here: RuntimeError: no C"):
-        held_form(extractor, images, "compiled")
+        checked_form(extractor, images, "compiled")
     assert tower is not None and not tower._forward_pre_hooks and tower._compiled_call_impl is None
 
 

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from manifests.load import load_spec
+from manifests.load import load_dataset, load_spec
 from manifests.presets import presets
 from manifests.schema import Training
 from manifests.write import spec_toml
+from pipeline.core.workspace import Workspace
+from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.identities import make_run
 from pipeline.training.models import model_options, models
+from pipeline.views.retrieval.trained import trained_runs
 from tests.caption_project import CAPTIONS, FAST, call, caption_project
 
 SPEC = f"""
@@ -67,6 +70,9 @@ def test_a_preset_is_trained_evaluated_and_tabulated_beside_the_papers_form(proj
     assert summary["model"] == "cm_ntm+"
     both = json.loads(call(project, "evaluate", spec, *small, "--json").stdout)
     assert [s["model"] for s in both] == ["cm_ntm", "cm_ntm+"]  # --set lists the preset in the spec
+    listed = load_spec(spec, [change for change in small if change != "--set"])
+    experiment = Experiment(listed, load_dataset(listed, project / "data"), Workspace(project / "out"), "cpu")
+    assert [(t.label, t.name) for t in trained_runs(experiment)[0]] == [("cm_ntm", "cm_ntm"), ("cm_ntm+", "cm_ntm+")]
     table = json.loads(call(project, "table", str(project / "t.toml"), "--json", *small).stdout)
     cells = {row["label"]: row["cells"][0] for row in table["blocks"][0]["rows"]}
     assert cells["preset"]["runs"] == [summary["run"]] and cells["paper's form"]["runs"] != [summary["run"]]

@@ -190,8 +190,8 @@ def test_hard_groups_put_look_alike_targets_side_by_side(features: SessionFeatur
     many = cumulative(300, seed=4)
     groups = HardGroups(many, 4)
     torch.manual_seed(0)
-    batches = groups.batches(4)
-    order = torch.cat(batches).tolist()
+    found = groups.order()
+    order, batches = found.tolist(), found.split(4)
     assert sorted(order) == list(range(300))
     final = F.normalize(many.targets[many.target_rows[:, -1]], dim=-1)
 

@@ -19,11 +19,11 @@ import torch
 import cache.lease
 from manifests.schema import Training, Validation
 from pipeline.training.checkpoint import MissingCheckpointError, load_model, save_model
-from pipeline.training.data import SessionFeatures
+from pipeline.training.data import SessionFeatures, sessions_digest
 from pipeline.training.errors import CheckpointError, DivergenceError, RunError
 from pipeline.training.job import Execution, TrainRequest, train_runs
 from pipeline.training.models import build_model
-from pipeline.training.runs import RunFolder, list_runs, run_identity, sessions_digest
+from pipeline.training.runs import RunFolder, list_runs, run_identity
 from pipeline.training.validate import embed
 from tests.pipeline.training.sessions import cumulative, sessions
 

@@ -13,9 +13,8 @@ from manifests.schema import Dataset, Session
 from pipeline.analysis.history import _other_chains
 from pipeline.composition.triplets import triplets
 from pipeline.extraction.fitting.triplets import triplets_of
-from pipeline.training.data import session_features
+from pipeline.training.data import session_features, sessions_digest
 from pipeline.training.recombine import Histories
-from pipeline.training.runs import sessions_digest
 from tests.pipeline.training.sessions import sessions, write_store
 from tests.worlds import world, write_backbone
 

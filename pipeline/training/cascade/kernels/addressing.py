@@ -53,6 +53,12 @@ def _shifts(s0, s1, s2, N: tl.constexpr, SLOTS: tl.constexpr):
 
 
 @triton.jit
+def load(at, mask):
+    """Load the elements in ``mask``, and zero for the others."""
+    return tl.load(at, mask=mask, other=0.0)
+
+
+@triton.jit
 def load_scalars(at):
     """Load the six raw scalars of a head: strength, gate, three shifts, sharpening."""
     return tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3), tl.load(at + 4), tl.load(at + 5)

@@ -16,6 +16,7 @@ from pipeline.training.cascade.kernels.addressing import (
     address,
     address_backward,
     cosine_backward,
+    load,
     load_scalars,
     sigmoid,
     store_scalars,
@@ -26,9 +27,9 @@ from pipeline.training.cascade.kernels.addressing import (
 def _rows(memory, row, stage, slot, col, inside, M: tl.constexpr, N: tl.constexpr, ALIKE: tl.constexpr):
     """Load columns of a session's memory: [SLOTS, COLS], or [1, COLS] if ALIKE."""
     if ALIKE:
-        found = tl.load(memory + stage * M + col, mask=col < M, other=0.0)[None, :]
+        found = load(memory + stage * M + col, col < M)[None, :]
     else:
-        found = tl.load(memory + row * N * M + slot[:, None] * M + col[None, :], mask=inside, other=0.0)
+        found = load(memory + row * N * M + slot[:, None] * M + col[None, :], inside)
     return found
 
 
@@ -63,12 +64,12 @@ def write_memory(
         for start in range(0, M, COLS):
             col = start + tl.arange(0, COLS)
             part = _rows(memory, row, stage, slot, col, valid[:, None] & (col < M)[None, :], M, N, ALIKE)
-            key = tl.load(raw + SCALARS + 2 * M + col, mask=col < M, other=0.0)
+            key = load(raw + SCALARS + 2 * M + col, col < M)
             cosine += tl.sum(part * key[None, :], 1)
             square += tl.sum(key * key, 0)
         norm = tl.load(norms + at, mask=valid, other=1.0)
         cosine = cosine / (tl.maximum(tl.sqrt(square), FLOOR) * norm)
-    before = tl.load(previous + at, mask=valid, other=0.0)
+    before = load(previous + at, valid)
     r0, r1, r2, r3, r4, r5 = load_scalars(raw)
     weight, _, _, _, _, _, _, _ = address(r0, r1, r2, r3, r4, r5, cosine, before, valid, N, SLOTS)
     tl.store(weights + at, weight, mask=valid)
@@ -77,8 +78,8 @@ def write_memory(
     for start in range(0, M, COLS):
         col = start + tl.arange(0, COLS)
         inside = valid[:, None] & (col < M)[None, :]
-        erase = sigmoid(tl.load(raw + SCALARS + col, mask=col < M, other=0.0))
-        add = tl.load(raw + SCALARS + M + col, mask=col < M, other=0.0)
+        erase = sigmoid(load(raw + SCALARS + col, col < M))
+        add = load(raw + SCALARS + M + col, col < M)
         part = _rows(memory, row, stage, slot, col, inside, M, N, ALIKE)
         after = part + weight[:, None] * (add[None, :] - erase[None, :] * part)
         tl.store(raw + SCALARS + col, erase, mask=col < M)
@@ -118,26 +119,26 @@ def write_memory_backward(
     slot = tl.arange(0, SLOTS)
     valid = slot < N
     at = row * N + slot
-    cosine = tl.load(cosines + at, mask=valid, other=0.0)
-    before = tl.load(previous + at, mask=valid, other=0.0)
+    cosine = load(cosines + at, valid)
+    before = load(previous + at, valid)
     r0, r1, r2, r3, r4, r5 = load_scalars(raw)
     weight, _, _, _, _, _, _, _ = address(r0, r1, r2, r3, r4, r5, cosine, before, valid, N, SLOTS)
-    d_weight = tl.load(d_weights + at, mask=valid, other=0.0)
+    d_weight = load(d_weights + at, valid)
     square = tl.sum(tl.zeros([SLOTS], dtype=cosines.dtype.element_ty), 0)
     for start in range(0, M, COLS):
         col = start + tl.arange(0, COLS)
         inside = valid[:, None] & (col < M)[None, :]
-        erase = tl.load(raw + SCALARS + col, mask=col < M, other=0.0)
-        add = tl.load(raw + SCALARS + M + col, mask=col < M, other=0.0)
+        erase = load(raw + SCALARS + col, col < M)
+        add = load(raw + SCALARS + M + col, col < M)
         part = _rows(memory, row, stage, slot, col, inside, M, N, ALIKE)
-        gradient = tl.load(d_new + row * N * M + slot[:, None] * M + col[None, :], mask=inside, other=0.0)
+        gradient = load(d_new + row * N * M + slot[:, None] * M + col[None, :], inside)
         d_weight += tl.sum(gradient * (add[None, :] - erase[None, :] * part), 1)
         pushed = gradient * weight[:, None]
         d_erase = -tl.sum(pushed * part, 0) * erase * (1 - erase)
         tl.store(d_raw + SCALARS + col, d_erase, mask=col < M)
         tl.store(d_raw + SCALARS + M + col, tl.sum(pushed, 0), mask=col < M)
         if not ALIKE:
-            key = tl.load(raw + SCALARS + 2 * M + col, mask=col < M, other=0.0)
+            key = load(raw + SCALARS + 2 * M + col, col < M)
             square += tl.sum(key * key, 0)
     d_cosine, d_before, d0, d1, d2, d3, d4, d5 = address_backward(
         d_weight, r0, r1, r2, r3, r4, r5, cosine, before, valid, N, SLOTS
@@ -153,7 +154,7 @@ def write_memory_backward(
         for start in range(0, M, COLS):
             col = start + tl.arange(0, COLS)
             part = _rows(memory, row, stage, slot, col, valid[:, None] & (col < M)[None, :], M, N, ALIKE)
-            key = tl.load(raw + SCALARS + 2 * M + col, mask=col < M, other=0.0)
+            key = load(raw + SCALARS + 2 * M + col, col < M)
             tl.store(d_raw + SCALARS + 2 * M + col, key_pull * key + tl.sum(part * dot[:, None], 0), mask=col < M)
 
 
@@ -189,25 +190,25 @@ def gather_memory(
     slot = tl.arange(0, SLOTS)
     valid = slot < N
     at = row * N + slot
-    weight = tl.load(weights + at, mask=valid, other=0.0)
-    dot, pull = tl.load(dots + at, mask=valid, other=0.0), tl.load(pulls + at, mask=valid, other=0.0)
+    weight = load(weights + at, valid)
+    dot, pull = load(dots + at, valid), load(pulls + at, valid)
     norm = tl.load(norms + at, mask=valid, other=1.0)
     if WROTE:
-        written = tl.load(write_weights + at, mask=valid, other=0.0)
-        write_dot = tl.load(write_dots + at, mask=valid, other=0.0)
-        pull += tl.load(write_pulls + at, mask=valid, other=0.0)
+        written = load(write_weights + at, valid)
+        write_dot = load(write_dots + at, valid)
+        pull += load(write_pulls + at, valid)
     slope = tl.where(norm <= FLOOR, 0.0, -pull / (norm * norm))
     for start in range(0, M, COLS):
         col = start + tl.arange(0, COLS)
         wide = col < M
         inside = valid[:, None] & wide[None, :]
         place = row * N * M + slot[:, None] * M + col[None, :]
-        found = weight[:, None] * tl.load(d_read + col, mask=wide, other=0.0)[None, :]
-        found += dot[:, None] * tl.load(key_at + col, mask=wide, other=0.0)[None, :]
-        found += slope[:, None] * tl.load(memory + place, mask=inside, other=0.0)
+        found = weight[:, None] * load(d_read + col, wide)[None, :]
+        found += dot[:, None] * load(key_at + col, wide)[None, :]
+        found += slope[:, None] * load(memory + place, inside)
         if WROTE:
-            erase = tl.load(raw + SCALARS + col, mask=wide, other=0.0)
-            kept = tl.load(d_memory + place, mask=inside, other=0.0)
+            erase = load(raw + SCALARS + col, wide)
+            kept = load(d_memory + place, inside)
             found += kept * (1 - written[:, None] * erase[None, :])
-            found += write_dot[:, None] * tl.load(raw + SCALARS + 2 * M + col, mask=wide, other=0.0)[None, :]
+            found += write_dot[:, None] * load(raw + SCALARS + 2 * M + col, wide)[None, :]
         tl.store(d_memory + place, found, mask=inside)

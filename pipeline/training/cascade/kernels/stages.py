@@ -17,6 +17,7 @@ from pipeline.training.cascade.kernels.addressing import (
     address,
     address_backward,
     cosine_backward,
+    load,
     load_scalars,
     sigmoid,
     store_scalars,
@@ -27,7 +28,20 @@ from pipeline.training.cascade.kernels.addressing import (
 @triton.jit
 def _scalar(scalars, at, state, unit, has, H: tl.constexpr):
     own = scalars + at * (H + 1)
-    return tl.sum(tl.load(own + unit, mask=has, other=0.0) * state, 0) + tl.load(own + H)
+    return tl.sum(load(own + unit, has) * state, 0) + tl.load(own + H)
+
+
+@triton.jit
+def _load_gates(at, has, H: tl.constexpr):
+    return load(at, has), load(at + H, has), load(at + 2 * H, has), load(at + 3 * H, has)
+
+
+@triton.jit
+def _store_gates(at, i, f, g, o, has, H: tl.constexpr):
+    tl.store(at, i, mask=has)
+    tl.store(at + H, f, mask=has)
+    tl.store(at + 2 * H, g, mask=has)
+    tl.store(at + 3 * H, o, mask=has)
 
 
 @triton.jit
@@ -39,7 +53,7 @@ def _gram_product(gram, state, unit, has, H: tl.constexpr, UNITS: tl.constexpr, 
     found = tl.zeros([UNITS], dtype=state.dtype)
     for start in range(0, H, ROWS):
         row = start + tl.arange(0, ROWS)
-        tile = tl.load(gram + row[:, None] * (H + 1) + unit[None, :], mask=(row < H)[:, None] & has[None, :], other=0.0)
+        tile = load(gram + row[:, None] * (H + 1) + unit[None, :], (row < H)[:, None] & has[None, :])
         own = tl.sum(tl.where(row[:, None] == unit[None, :], state[None, :], 0.0), 1)
         found += tl.sum(tile * own[:, None], 0)
     return found
@@ -93,24 +107,18 @@ def forward_turn(
     for c in range(C):
         kc = k * C + c
         row = kc * B + b
-        gate = gates + k * gates_k + c * gates_c + b * 4 * H
-        i = tl.load(gate + unit, mask=has, other=0.0)
-        f = tl.load(gate + H + unit, mask=has, other=0.0)
-        g = tl.load(gate + 2 * H + unit, mask=has, other=0.0)
-        o = tl.load(gate + 3 * H + unit, mask=has, other=0.0)
+        gate_at = gates + k * gates_k + c * gates_c + b * 4 * H + unit
+        i, f, g, o = _load_gates(gate_at, has, H)
         # No branch for c = 0, whose products and weights are zero: some versions of Triton cannot compile it.
         part = products + ((k * (C - 1) + c - 1) * B + b) * N * 4 * H + slot[:, None] * 4 * H + unit[None, :]
         follows = tile & (c > 0)
-        i += tl.sum(tl.load(part, mask=follows, other=0.0) * at[:, None], 0)
-        f += tl.sum(tl.load(part + H, mask=follows, other=0.0) * at[:, None], 0)
-        g += tl.sum(tl.load(part + 2 * H, mask=follows, other=0.0) * at[:, None], 0)
-        o += tl.sum(tl.load(part + 3 * H, mask=follows, other=0.0) * at[:, None], 0)
+        i += tl.sum(load(part, follows) * at[:, None], 0)
+        f += tl.sum(load(part + H, follows) * at[:, None], 0)
+        g += tl.sum(load(part + 2 * H, follows) * at[:, None], 0)
+        o += tl.sum(load(part + 3 * H, follows) * at[:, None], 0)
         i, f, g, o = sigmoid(i), sigmoid(f), tanh(g), sigmoid(o)
-        tl.store(gate + unit, i, mask=has)
-        tl.store(gate + H + unit, f, mask=has)
-        tl.store(gate + 2 * H + unit, g, mask=has)
-        tl.store(gate + 3 * H + unit, o, mask=has)
-        cell = f * tl.load(cells + k * cells_k + c * cells_c + b * H + unit, mask=has, other=0.0) + i * g
+        _store_gates(gate_at, i, f, g, o, has, H)
+        cell = f * load(cells + k * cells_k + c * cells_c + b * H + unit, has) + i * g
         cell_tanh = tanh(cell)
         state = tl.where(has, o * cell_tanh, 0.0)
         tl.store(new_cells + k * cells_k + c * cells_c + b * H + unit, cell, mask=has)
@@ -118,11 +126,11 @@ def forward_turn(
         tl.store(hidden + k * hidden_k + c * hidden_c + b * hidden_b + unit, state, mask=has)
 
         answer_at = answers + row * N * (H + 1) + slot * (H + 1)
-        answer = tl.load(answer_at[:, None] + unit[None, :], mask=tile, other=0.0)
-        dots = tl.sum(answer * state[None, :], 1) + tl.load(answer_at + H, mask=valid, other=0.0)
+        answer = load(answer_at[:, None] + unit[None, :], tile)
+        dots = tl.sum(answer * state[None, :], 1) + load(answer_at + H, valid)
         gram_at = gram + kc * (H + 1) * (H + 1)
         square = _gram_product(gram_at, state, unit, has, H, UNITS, ROWS)
-        linear = tl.load(gram_at + H * (H + 1) + unit, mask=has, other=0.0)
+        linear = load(gram_at + H * (H + 1) + unit, has)
         norm2 = tl.sum(state * (square + 2 * linear), 0) + tl.load(gram_at + H * (H + 2))
         key_norm = tl.maximum(tl.sqrt(tl.maximum(norm2, 0.0)), FLOOR)
         cosine = dots / (key_norm * tl.load(norms + row * N + slot, mask=valid, other=1.0))
@@ -134,7 +142,7 @@ def forward_turn(
         tl.store(cosines + row * N + slot, cosine, mask=valid)
         tl.store(key_norms + row, key_norm)
 
-        before = tl.load(previous + row * N + slot, mask=valid, other=0.0)
+        before = load(previous + row * N + slot, valid)
         at, _, _, _, _, _, _, _ = address(r0, r1, r2, r3, r4, r5, cosine, before, valid, N, SLOTS)
         tl.store(weights + row * N + slot, at, mask=valid)
 
@@ -199,9 +207,9 @@ def backward_turn(
         kc = k * C + c
         row = kc * B + b
         r0, r1, r2, r3, r4, r5 = load_scalars(raw + kc * raw_c + b * raw_b)
-        cosine = tl.load(cosines + row * N + slot, mask=valid, other=0.0)
-        before = tl.load(previous + row * N + slot, mask=valid, other=0.0)
-        d_at = tl.load(d_weights + row * N + slot, mask=valid, other=0.0) + propagated
+        cosine = load(cosines + row * N + slot, valid)
+        before = load(previous + row * N + slot, valid)
+        d_at = load(d_weights + row * N + slot, valid) + propagated
         d_cosine, d_before, d0, d1, d2, d3, d4, d5 = address_backward(
             d_at, r0, r1, r2, r3, r4, r5, cosine, before, valid, N, SLOTS
         )
@@ -214,39 +222,30 @@ def backward_turn(
         tl.store(pulls + row * N + slot, pull, mask=valid)
         tl.store(key_pulls + row, key_pull)
 
-        state = tl.load(hidden + k * hidden_k + c * hidden_c + b * hidden_b + unit, mask=has, other=0.0)
-        cell_tanh = tl.load(squashed + k * squashed_k + c * squashed_c + b * H + unit, mask=has, other=0.0)
+        state = load(hidden + k * hidden_k + c * hidden_c + b * hidden_b + unit, has)
+        cell_tanh = load(squashed + k * squashed_k + c * squashed_c + b * H + unit, has)
         answer_at = answers + row * N * (H + 1) + slot[:, None] * (H + 1) + unit[None, :]
         gram_at = gram + kc * (H + 1) * (H + 1)
         square = _gram_product(gram_at, state, unit, has, H, UNITS, ROWS)
-        linear = tl.load(gram_at + H * (H + 1) + unit, mask=has, other=0.0)
-        d_state = tl.load(d_hidden + row * d_hidden_b + unit, mask=has, other=0.0)
-        d_state += tl.sum(tl.load(answer_at, mask=tile, other=0.0) * dot[:, None], 0) + key_pull * (square + linear)
+        linear = load(gram_at + H * (H + 1) + unit, has)
+        d_state = load(d_hidden + row * d_hidden_b + unit, has)
+        d_state += tl.sum(load(answer_at, tile) * dot[:, None], 0) + key_pull * (square + linear)
         own = scalars + kc * SCALARS * (H + 1) + unit
-        d_state += d0 * tl.load(own, mask=has, other=0.0) + d1 * tl.load(own + H + 1, mask=has, other=0.0)
-        d_state += d2 * tl.load(own + 2 * H + 2, mask=has, other=0.0) + d3 * tl.load(
-            own + 3 * H + 3, mask=has, other=0.0
-        )
-        d_state += d4 * tl.load(own + 4 * H + 4, mask=has, other=0.0) + d5 * tl.load(
-            own + 5 * H + 5, mask=has, other=0.0
-        )
+        d_state += d0 * load(own, has) + d1 * load(own + H + 1, has)
+        d_state += d2 * load(own + 2 * H + 2, has) + d3 * load(own + 3 * H + 3, has)
+        d_state += d4 * load(own + 4 * H + 4, has) + d5 * load(own + 5 * H + 5, has)
 
         gate_at = gates + k * gates_k + c * gates_c + b * 4 * H + unit
-        i, f = tl.load(gate_at, mask=has, other=0.0), tl.load(gate_at + H, mask=has, other=0.0)
-        g, o = tl.load(gate_at + 2 * H, mask=has, other=0.0), tl.load(gate_at + 3 * H, mask=has, other=0.0)
-        cell = tl.load(cells + k * cells_k + c * cells_c + b * H + unit, mask=has, other=0.0)
-        d_cell = tl.load(d_cells + row * H + unit, mask=has, other=0.0) + d_state * o * (1 - cell_tanh * cell_tanh)
+        i, f, g, o = _load_gates(gate_at, has, H)
+        cell = load(cells + k * cells_k + c * cells_c + b * H + unit, has)
+        d_cell = load(d_cells + row * H + unit, has) + d_state * o * (1 - cell_tanh * cell_tanh)
         d_i, d_f = d_cell * g * i * (1 - i), d_cell * cell * f * (1 - f)
         d_g, d_o = d_cell * i * (1 - g * g), d_state * cell_tanh * o * (1 - o)
-        d_at_gate = d_gates + k * d_gates_k + c * d_gates_c + b * 4 * H + unit
-        tl.store(d_at_gate, d_i, mask=has)
-        tl.store(d_at_gate + H, d_f, mask=has)
-        tl.store(d_at_gate + 2 * H, d_g, mask=has)
-        tl.store(d_at_gate + 3 * H, d_o, mask=has)
+        _store_gates(d_gates + k * d_gates_k + c * d_gates_c + b * 4 * H + unit, d_i, d_f, d_g, d_o, has, H)
         tl.store(d_old_cells + row * H + unit, d_cell * f, mask=has)
         if c > 0:
             part = products + ((k * (C - 1) + c - 1) * B + b) * N * 4 * H + slot[:, None] * 4 * H + unit[None, :]
-            propagated = tl.sum(tl.load(part, mask=tile, other=0.0) * d_i[None, :], 1)
-            propagated += tl.sum(tl.load(part + H, mask=tile, other=0.0) * d_f[None, :], 1)
-            propagated += tl.sum(tl.load(part + 2 * H, mask=tile, other=0.0) * d_g[None, :], 1)
-            propagated += tl.sum(tl.load(part + 3 * H, mask=tile, other=0.0) * d_o[None, :], 1)
+            propagated = tl.sum(load(part, tile) * d_i[None, :], 1)
+            propagated += tl.sum(load(part + H, tile) * d_f[None, :], 1)
+            propagated += tl.sum(load(part + 2 * H, tile) * d_g[None, :], 1)
+            propagated += tl.sum(load(part + 3 * H, tile) * d_o[None, :], 1)

@@ -60,7 +60,7 @@ def replayed(kind: type[graph.GraphTrainer], monkeypatch: pytest.MonkeyPatch) ->
             return captured
 
     monkeypatch.setattr(graph, "why_not", lambda *_: "")
-    monkeypatch.setattr(graph, "beside", lambda device: nullcontext())
+    monkeypatch.setattr(graph, "side_stream", lambda device: nullcontext())
     monkeypatch.setattr(graph, "record", record)
     monkeypatch.setattr(graph, "WARM_UP", 1)
     return Recorded

@@ -10,11 +10,11 @@ from pipeline.training.cascade.cell import (
     MemoryRows,
     address,
     address_backward,
-    let_through,
     lstm,
     lstm_backward,
     lstm_slopes,
     norm_slopes,
+    old_memory_gradient,
     over_rows,
     write,
     write_backward,
@@ -140,7 +140,7 @@ def test_write(rows: int) -> None:
             scratch = torch.empty_like(d_new)
             found = write_backward(d_new, memory, weights, erase, add, scratch)
             wanted = ctx.needs_input_grad[0]
-            return let_through(d_new.clone(), weights, erase, scratch) if wanted else None, *found
+            return old_memory_gradient(d_new.clone(), weights, erase, scratch) if wanted else None, *found
 
     memory = random(2, 3, rows, 5).requires_grad_(rows == 4)
     assert torch.autograd.gradcheck(Write.apply, (memory, random(2, 3, 4), random(2, 3, 5), random(2, 3, 5, seed=1)))
