@@ -180,8 +180,11 @@ def _long_story(family: Family, turns: int, rng: random.Random) -> Story | None:
                 found = {**garment, **every}
                 fits = family.free(found)
             else:
-                found = _retrieve(family, garment, asked, wanted, rng)
-                fits = found is not None and found not in garments and problem({**found, **every}) is None
+                retrieved = _retrieve(family, garment, asked, wanted, rng)
+                if retrieved is None:
+                    continue
+                found = retrieved
+                fits = found not in garments and problem({**found, **every}) is None
             if fits:
                 break
         else:
