@@ -21,6 +21,17 @@ def figures_of(found: dict[str, list[dict[str, Any]]], setup: dict[str, Any]) ->
         rounds: Iterable[tuple[dict[str, Any], ...]] = zip(found[one], *(found[o] for o in others), strict=True)
         return statistics.median(first["rate"] / min(other["rate"] for other in rest) for first, *rest in rounds)
 
+    def against_ceilings(whole: str, decode: str) -> dict[str, Any]:
+        """Return a whole extraction relative to the ceilings, and CPU milliseconds per image."""
+        return {
+            "of_lower_ceiling": ratio(whole, "model", decode),
+            "of_all_ceilings": of_all_ceilings(found, setup["cores"], whole, decode),
+            "cpu_ms": {
+                "alone": 1e3 * (median("model", "cpu") + median(decode, "cpu")),
+                "engine": 1e3 * median(whole, "cpu"),
+            },
+        }
+
     stages = [key for key in found["engine"][0] if key.startswith("busy ")]
     busy = {stage.removeprefix("busy "): median("engine", stage) for stage in stages}
     here = [part for name, rounds in found.items() if name not in _ELSEWHERE for part in rounds if "others" in part]
@@ -34,15 +45,12 @@ def figures_of(found: dict[str, list[dict[str, Any]]], setup: dict[str, Any]) ->
         "disturbed": {k: statistics.median(part[k] for part in here) for k in ("others", "host")} if here else {},
     }
     if "decode" in found:
-        alone = median("model", "cpu") + median("decode", "cpu")
+        figures |= against_ceilings("engine", "decode")
         figures |= {
-            "of_lower_ceiling": ratio("engine", "model", "decode"),
             "of_model_ceiling": ratio("engine", "model"),
             "of_side_by_side": ratio("engine", "both"),
             "gain_of_overlap": ratio("engine", "one thread"),
-            "cpu_ms": {"alone": 1e3 * alone, "engine": 1e3 * median("engine", "cpu")},
-            "limit_of_the_cores": setup["cores"] / alone,
-            "of_all_ceilings": of_all_ceilings(found, setup["cores"], "engine", "decode"),
+            "limit_of_the_cores": 1e3 * setup["cores"] / figures["cpu_ms"]["alone"],
             "verdict": "decode-bound" if median("decode") < median("model") else "model-bound",
         }
     if "gemm" in found:
@@ -61,15 +69,8 @@ def figures_of(found: dict[str, list[dict[str, Any]]], setup: dict[str, Any]) ->
         whole, decode = TORCHVISION + "engine", TORCHVISION + "decode"
         figures["torchvision"] = {"of_engine": ratio(whole, "engine"), "writer_share": median(whole, "busy write")}
         if "model" in found:
-            figures["torchvision"] |= {
-                "decode_of_pillow": ratio(decode, "decode"),
-                "of_lower_ceiling": ratio(whole, "model", decode),
-                "of_all_ceilings": of_all_ceilings(found, setup["cores"], whole, decode),
-                "cpu_ms": {
-                    "alone": 1e3 * (median("model", "cpu") + median(decode, "cpu")),
-                    "engine": 1e3 * median(whole, "cpu"),
-                },
-            }
+            figures["torchvision"] |= against_ceilings(whole, decode)
+            figures["torchvision"]["decode_of_pillow"] = ratio(decode, "decode")
     if "clip-retrieval" in found:
         figures["of_clip_retrieval"] = ratio("engine", "clip-retrieval")
         figures["cpu_ms_clip_retrieval"] = [1e3 * median(name, "cpu") for name in ("clip-retrieval", "engine")]

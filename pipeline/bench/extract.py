@@ -8,7 +8,6 @@ ratios: of the ratios per round), so that a busy machine slows all parts equally
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from pipeline.bench._extract_figures import TORCHVISION, figures_of, render, ver
 from pipeline.bench._load import Load
 from pipeline.bench._stage1_parts import Parts
 from pipeline.bench._world import corrupted, dataset_of, draw_images, save_small_clip
+from pipeline.core.threads import available_cpus, doublings
 
 __all__ = ["figures_of", "render", "run", "verdict"]
 
@@ -90,7 +90,7 @@ def run(
                 "one thread": made.sequential,
             }
         if "scaling" in asked:
-            parts |= {f"decode {n}": partial(made.decode_ceiling, n) for n in _counts()}
+            parts |= {f"decode {n}": partial(made.decode_ceiling, n) for n in doublings(available_cpus())}
         missing: dict[str, str] = {}
         if "torchvision" in asked:
             parts |= _torchvision(made, spec, device, missing, "scaling" in asked)
@@ -119,7 +119,7 @@ def run(
         "images": len(made.items),
         "decoding_processes": count,
         "model_threads": threads,
-        "cores": _cores(),
+        "cores": available_cpus(),
         "pairs": pairs,
         "started": started,
         "missing": missing,
@@ -143,8 +143,10 @@ def _torchvision(
         missing["torchvision"] = str(error)
         return {}
     other = Parts(made.root / "torchvision", made.dataset, extractor, made.batch_size, made.workers, made.shard_rows)
-    counts = {f"{TORCHVISION}decode {n}": partial(other.decode_ceiling, n) for n in _counts()} if scaling else {}
-    return {f"{TORCHVISION}decode": other.decode_ceiling, f"{TORCHVISION}engine": other.engine, **counts}
+    parts = {f"{TORCHVISION}decode": other.decode_ceiling, f"{TORCHVISION}engine": other.engine}
+    for n in doublings(available_cpus()) if scaling else ():
+        parts[f"{TORCHVISION}decode {n}"] = partial(other.decode_ceiling, n)
+    return parts
 
 
 def _clip_retrieval(
@@ -179,12 +181,3 @@ def _about(load: Load, images: int) -> dict[str, float]:
     """Return the machine load for a part's record; ``cpu``: CPU seconds per image."""
     known = {"others": load.others, "host": load.host}
     return {"cpu": load.cpu / images, **{name: share for name, share in known.items() if share is not None}}
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _counts() -> list[int]:
-    """Return 1, 2, 4, ... and the number of cores."""
-    return sorted({*(2**n for n in range(_cores().bit_length()) if 2**n <= _cores()), _cores()})

@@ -52,9 +52,12 @@ def available_cpus() -> int:
 
 def candidates() -> tuple[int, ...]:
     """Return 1, 2, 4, ... up to the CPUs available to this process, or OMP_NUM_THREADS if that is less."""
-    limit = min(available_cpus(), _from_environment() or available_cpus())
-    powers = [2**n for n in range(limit.bit_length()) if 2**n <= limit]
-    return tuple(sorted({*powers, limit}))
+    return doublings(min(available_cpus(), _from_environment() or available_cpus()))
+
+
+def doublings(limit: int) -> tuple[int, ...]:
+    """Return 1, 2, 4, ... and ``limit``."""
+    return tuple(sorted({*(2**n for n in range(limit.bit_length())), limit}))
 
 
 def _from_environment() -> int | None:

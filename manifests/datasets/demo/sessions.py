@@ -170,6 +170,7 @@ def _long_story(family: Family, turns: int, rng: random.Random) -> Story | None:
     garment = rng.choice(family.garments) if family.garments else family.draw(rng)
     garments, requests = [garment], []
     wanted: Requests = {}
+    found: Garment | None
     for turn in range(1, turns + 1):
         for _ in range(TRIES):
             asked = _ask(family, garment, wanted, turns, rng)
@@ -180,12 +181,9 @@ def _long_story(family: Family, turns: int, rng: random.Random) -> Story | None:
                 found = {**garment, **every}
                 fits = family.free(found)
             else:
-                retrieved = _retrieve(family, garment, asked, wanted, rng)
-                if retrieved is None:
-                    continue
-                found = retrieved
-                fits = found not in garments and problem({**found, **every}) is None
-            if fits:
+                found = _retrieve(family, garment, asked, wanted, rng)
+                fits = found is not None and found not in garments and problem({**found, **every}) is None
+            if found is not None and fits:
                 break
         else:
             return None
