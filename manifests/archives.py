@@ -26,6 +26,7 @@ from manifests.errors import nearest
 SUFFIXES = (".tar", ".parquet")
 ID_COLUMNS = ("id", "image_id", "item_id", "key", "__key__", "filename", "file_name")
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")
+MAX_BYTES = 1 << 30  # of an image file; the largest accepted image has 512 MiB at 16 bits per channel
 _COLUMNS = re.compile(r"\[([^\[\],/]*),([^\[\],/]*)\]/")
 _GROUPS_KEPT = 4  # row groups in memory; rows in the order of the file need one
 
@@ -34,15 +35,29 @@ class ArchiveError(ValueError):
     """An archive cannot be read: truncated, without an image column, or with a name twice."""
 
 
-def split(file: str) -> tuple[str, str] | None:
+def start_of(path: Path) -> bytes:
+    """Return the first bytes of an image, a file or in an archive; b"" if it cannot be read."""
+    try:
+        for n, parent in enumerate(reversed(path.parents)):
+            if n and parent.name.lower().endswith(SUFFIXES) and parent.is_file():
+                return read_member(parent, path.relative_to(parent).as_posix())[:8]
+        with open(path, "rb") as handle:
+            return handle.read(8)
+    except (OSError, ArchiveError):
+        return b""
+
+
+def split(file: str, root: Path | None = None) -> tuple[str, str] | None:
     """Return (path of the archive, name of the member), None for a path of a plain file.
+
+    ``root``: the images folder; folders in it may have a name like an archive's.
 
     >>> split("shards/train-000.tar/a/0001.jpg")
     ('shards/train-000.tar', 'a/0001.jpg')
     """
     parts = file.split("/")
     for n, part in enumerate(parts[:-1]):
-        if part.lower().endswith(SUFFIXES):
+        if part.lower().endswith(SUFFIXES) and not (root and (root / "/".join(parts[: n + 1])).is_dir()):
             return "/".join(parts[: n + 1]), "/".join(parts[n + 1 :])
     return None
 
@@ -93,17 +108,22 @@ class _Tar:
         try:
             with tarfile.open(path, "r:") as tar:
                 for member in _members(tar):
-                    if not member.isfile():
+                    name, first = (n.removeprefix("./") for n in (member.name, member.linkname))
+                    linked = self.index.get(first) if member.islnk() else None  # tar stores a second link so
+                    if not member.isfile() and linked is None:
                         continue
-                    name = member.name.removeprefix("./")
                     if name in self.index:
                         raise ArchiveError(f"holds {name!r} twice: names must be unique")
-                    self.index[name] = member.offset_data, member.size
+                    if member.issparse():
+                        raise ArchiveError(f"holds the sparse file {name!r}: write it without tar's option --sparse")
+                    self.index[name] = linked or (member.offset_data, member.size)
         except (tarfile.TarError, OSError) as error:
             raise ArchiveError(f"is no tar that can be read: {error}") from None
 
     def read(self, name: str) -> bytes:
         position, size = self.index[name]
+        if size > MAX_BYTES:
+            raise ArchiveError(f"{name!r} in {self.path.name} has {size:,} bytes, limit {MAX_BYTES:,}: not an image?")
         with open(self.path, "rb") as handle:
             handle.seek(position)
             data = handle.read(size)

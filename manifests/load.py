@@ -12,7 +12,7 @@ from manifests.datasets import datasets
 from manifests.errors import ManifestError, Problem, Problems, nearest
 from manifests.options import parse_options, valid_options
 from manifests.schema import Dataset, RunSpec
-from manifests.text import decode_text
+from manifests.text import decode_text, read_bounded
 
 PACKAGE = "package:"  # begins a path below the project's own folder
 
@@ -26,7 +26,7 @@ def shipped(kind: str) -> dict[str, Path]:
 def read_toml(path: Path) -> dict[str, Any]:
     """Return the file as a dict. Raise ManifestError naming file and line."""
     try:
-        return tomllib.loads(decode_text(path.read_bytes()))
+        return tomllib.loads(decode_text(read_bounded(path)))
     except FileNotFoundError:
         raise ManifestError(
             [Problem(str(path), "", "no such file", "give a spec's name or a path to a .toml file")]

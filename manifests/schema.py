@@ -209,6 +209,11 @@ class Dataset(BaseModel):
         repeated = [i for i, n in Counter(s.id for s in self.sessions).items() if n > 1]
         for session_id in repeated:
             problems.add(f"session {session_id!r}", "this id appears more than once", "session ids must be unique")
+        names = {"image": self.images, "session": (s.id for s in self.sessions), "category": self.categories}
+        for kind, values in names.items():
+            for name in values:
+                if "\0" in name:
+                    problems.add(f"{kind} {name!r}", "holds a zero byte, which result files cannot store", "rename it")
         if OVERALL in {*self.categories, *(g.category for g in self.galleries)}:
             fix = "rename it in the sessions and galleries"
             problems.add(f"category {OVERALL!r}", "this name is taken: it is the average of all categories", fix)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 _MARKS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
@@ -18,6 +20,17 @@ _UNSHOWN = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]|\r(?!\n)"
 )
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+MAX_TEXT = 2 << 30  # bytes of a text file; it is read as a whole
+
+
+def read_bounded(path: Path, limit: int = MAX_TEXT) -> bytes:
+    """Return the bytes of a file. Raise OSError (EFBIG) for one larger than ``limit``, such as a sparse file."""
+    size = path.stat().st_size
+    if size > limit:
+        raise OSError(errno.EFBIG, f"the file has {size:,} bytes, limit {limit:,}", str(path))
+    return path.read_bytes()
 
 
 class JsonError(ValueError):
@@ -42,15 +55,19 @@ def decode_text(data: bytes) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, unique: bool = False) -> Any:
     """Parse ``text`` as JSON. Raise JsonError with a short reason for any invalid text.
+
+    ``unique``: also for a key that an object has twice, of which Python would keep the last value.
 
     Lone surrogates are refused: they have no encoding in files, stores and terminals.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_each_once if unique else None)
     except json.JSONDecodeError as error:
         raise JsonError(f"not valid JSON: {error.msg}", f"line {error.lineno} column {error.colno}") from None
+    except JsonError:
+        raise
     except RecursionError:
         raise JsonError("not valid JSON: nested too deeply") from None
     except ValueError:  # Python refuses to convert integers with thousands of digits
@@ -62,6 +79,14 @@ def parse_json(text: str) -> Any:
             around = ascii(error.object[max(0, error.start - 20) : error.start + 20])
             raise JsonError(f"half of a surrogate pair, which is no character, in {around}") from None
     return value
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        twice = next(key for n, (key, _) in enumerate(pairs) if any(key == other for other, _ in pairs[:n]))
+        raise JsonError(f"key {brief(twice)} is there twice")
+    return made
 
 
 def printable(text: str) -> str:

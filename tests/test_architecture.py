@@ -189,6 +189,7 @@ LATE_IN = {
     "pipeline/jobs/listing.py": "`ls` loads the parts of the listed kinds only",
     "pipeline/core/doctor.py": "reports a missing package",
     "pipeline/training/backends/choice.py": "numba and triton are optional",
+    "pipeline/views/serve/run.py": "uvicorn, on which the connections are built, is optional",
     "pipeline/extraction/extractors/_joint.py": "`ls extractors` does not import transformers, which `pretrain` needs",
 }
 

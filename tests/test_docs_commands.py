@@ -31,7 +31,7 @@ FOREIGN |= {"--nodes", "--gpus-per-node", "--ntasks-per-node", "--cpus-per-task"
 NAMES = {
     "ablate": shipped("ablations"),
     "table": table_names(),
-    "figure": (*shipped("figures"), "diagnostics", "leakage"),
+    "figure": (*shipped("figures"), "diagnostics", "leakage", "memory-pays"),
 }
 RUNS = (
     "run",

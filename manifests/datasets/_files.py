@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from manifests.errors import Problems
+from manifests.kinds import UNKNOWN, UNPACK, kind_of_bytes
 from manifests.options import problems_of
-from manifests.text import JsonError, brief, decode_text, parse_json
+from manifests.text import JsonError, brief, decode_text, parse_json, read_bounded
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -62,13 +63,23 @@ def option_folders(
 
 
 def read_text(path: Path, problems: Problems) -> str | None:
-    """Read a text file (UTF-8, or as its byte order mark says) with line endings converted to newlines."""
+    """Read a text file (UTF-8, or as its byte order mark says) with line endings converted to newlines.
+
+    A pointer file of a large-file store and a web page are refused as such, and so is a known kind of binary file.
+    """
     try:
-        return decode_text(path.read_bytes())
+        data = read_bounded(path)
+        if (kind := kind_of_bytes(data)).is_stand_in:
+            problems.add("", f"is {kind.name}", kind.advice, file=path)
+            return None
+        return decode_text(data)
     except FileNotFoundError:
         problems.add("", "no such file", "this dataset needs it", file=path)
     except UnicodeDecodeError as error:
-        problems.add(f"byte {error.start}", "not UTF-8 text", f"{error.reason}; save the file as UTF-8", file=path)
+        what, fix = f"is {kind.name}, not text", UNPACK if kind.advice == UNPACK else "expected a text file"
+        if kind.name == UNKNOWN:
+            what, fix = "not UTF-8 text", f"{error.reason}; save the file as UTF-8"
+        problems.add(f"byte {error.start}", what, fix, file=path)
     except OSError as error:
         problems.add("", f"cannot be read: {error.strerror or error}", file=path)
     return None

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 
-from manifests.archives import SUFFIXES, ArchiveError, compressed, members, split, without_columns
+from manifests.archives import SUFFIXES, ArchiveError, compressed, members, split, start_of, without_columns
 from manifests.datasets._files import climbs
 from manifests.errors import Problems
 from manifests.schema import Frozen, Image
@@ -32,11 +32,7 @@ def fold(name: str) -> str:
 
 def looks_usable(path: str) -> bool:
     """Return whether the file has an image signature: it is not empty, a large-file pointer or an error page."""
-    try:
-        with open(path, "rb") as handle:
-            start = handle.read(8)
-    except OSError:
-        return False
+    start = start_of(Path(path))
     return start.startswith(_STARTS) or start[4:] in _BOXES
 
 
@@ -87,7 +83,7 @@ class ImageFolder:
         file = below
         if os.path.isfile(os.path.join(self.root, file)):
             return file
-        inside = split(file)
+        inside = split(file, self.root)
         if inside is not None and os.path.isfile(os.path.join(self.root, inside[0])):
             return self._inside(inside[0]).get(file)
         wanted = fold(os.path.normpath(file.replace("\\", "/")).replace(os.sep, "/"))
@@ -207,13 +203,16 @@ def inside(root: Path, files: Mapping[str, str], links: bool, problems: Problems
     nearest folder that contains all files.
     """
     top = os.path.realpath(root)
+    placed = {image: split(file, root) or (file, "") for image, file in files.items()}
     folders = {
-        folder: os.path.realpath(os.path.join(root, folder)) for folder in set(map(os.path.dirname, files.values()))
+        folder: os.path.realpath(os.path.join(root, folder))
+        for folder in {os.path.dirname(file) for file, _ in placed.values()}
     }
-    reals = {}
-    for image, file in files.items():
+    reals, kept = {}, {}  # image -> real path of its file or archive; image -> path to keep
+    for image, (file, member) in placed.items():
         path = os.path.join(folders[os.path.dirname(file)], os.path.basename(file))
         reals[image] = os.path.realpath(path) if os.path.islink(path) else path
+        kept[image] = f"{path}/{member}" if member else reals[image]  # an archive's name says which kind it is
     out = [image for image, real in reals.items() if not real.startswith(os.path.join(top, ""))]
     if not out:
         return root, dict(files)
@@ -222,8 +221,8 @@ def inside(root: Path, files: Mapping[str, str], links: bool, problems: Problems
         where = f"first: {files[out[0]]!r}, to {reals[out[0]]}"
         problems.add("", f"{what} ({where})", f"{LINKS}, or dataset.images = the folder they are in", file=root)
         return root, dict(files)
-    common = os.path.commonpath([top, *(os.path.dirname(reals[image]) for image in out)])
-    return Path(common), {i: os.path.relpath(real, common).replace(os.sep, "/") for i, real in reals.items()}
+    common = os.path.commonpath([top, *(os.path.dirname(p) for i in out for p in (reals[i], kept[i]))])
+    return Path(common), {i: os.path.relpath(path, common).replace(os.sep, "/") for i, path in kept.items()}
 
 
 def catalogue(

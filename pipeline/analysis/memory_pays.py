@@ -39,7 +39,7 @@ from pipeline.training.models import models as registry
 METRICS = ("mean", "MRR")
 SHOWN = {"mean": "mean of R@5 and R@8", "MRR": "MRR"}
 ORACLE = "all requests known"  # last turn alone, of the demo's sessions with ``reminded``
-BASELINES = ("ewma", "lstm")  # every cell's best CM-NTM is compared with these
+BASELINES = ("ewma", "turn_weights", "lstm")  # every cell's best CM-NTM is compared with these
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _variant(place: Place) -> tuple[list[Measured], list[Difference]]:
     turns = max(len(s.turns) for s in train)
     found: dict[tuple[str, int], dict[int, tuple[Point, list[Run]]]] = {}
     for point, run, _ in tasks_of(place.ablation, place.spec):
-        if experiment.evaluation(run) is not None:
+        if experiment.folder(run).state == "finished" and experiment.evaluation(run) is not None:
             stages = run.options.get("stages", 0)
             options = found.setdefault((point.model, stages), {})
             options.setdefault(point.number, (point, []))[1].append(run)

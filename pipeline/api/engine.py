@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cache.files import replace_atomically
+from manifests.archives import MAX_BYTES
 from manifests.errors import FashionNTMError, ManifestError, Problem, nearest
 from manifests.load import load_dataset, load_spec, recorded_spec
 from manifests.schema import TURN_JOIN, RunSpec
+from manifests.text import read_bounded
 from pipeline.core.workspace import Workspace
 from pipeline.jobs.named_runs import run_named
 from pipeline.jobs.specs import check_components
@@ -168,7 +170,7 @@ class Engine:
         if isinstance(image, str | Path) and (str(image) in talks.numbers or not Path(image).is_file()):
             return None
         if isinstance(image, str | Path):
-            return upload_row(talks.queries, Path(image).read_bytes(), talks.limits)
+            return upload_row(talks.queries, read_bounded(Path(image), MAX_BYTES), talks.limits)
         if image is None:
             raise FashionNTMError("give an image to start from: a catalog id, a file or a Pillow image")
         out = io.BytesIO()

@@ -20,7 +20,7 @@ def _values(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> di
             found[metric] = float(value)
         except ValueError:
             metric = ""
-        if metric not in METRIC_NAMES:
+        if metric not in METRIC_NAMES or not 0 <= found[metric] <= 100:
             raise click.BadParameter(f"{word!r} is not METRIC=PERCENT with one of {', '.join(METRIC_NAMES)}")
     return found
 

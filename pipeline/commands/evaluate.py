@@ -10,18 +10,18 @@ from pipeline.commands._shared import (
     EXISTING_FILE,
     Job,
     emit,
+    job_command,
     log,
     option_device,
     option_json,
     option_models,
-    sessions_command,
 )
 
 SECTION = "stage 2"
 
 
 @click.command("evaluate", epilog="Example: fashion-ntm evaluate mt_fashioniq-caption --model lstm --json")
-@sessions_command
+@job_command
 @option_models
 @option_device
 @click.option(
@@ -61,6 +61,7 @@ def command(
     from pipeline.analysis.compare import compare_list, to_text
     from pipeline.jobs.identities import asked_runs
     from pipeline.jobs.ranked import score_list
+    from pipeline.jobs.specs import require_sessions
     from pipeline.jobs.stage2 import evaluate, summary_text
 
     alone = {"--name": name, "--against": against, "--partial": partial, "--trained-on": trained_on}
@@ -68,8 +69,9 @@ def command(
         raise click.UsageError(f"{next(k for k, v in alone.items() if v)} is an option of --ranked FILE")
     if ranked is not None and (models or seeds):
         raise click.UsageError("--ranked FILE scores a file: --model and --seeds name trained runs")
+    asked_runs(job.spec, models)  # an unknown model is named before anything is read
+    require_sessions(job.spec, job.dataset)
     if ranked is None:
-        asked_runs(job.spec, models)  # an unknown model is named before anything is read
         experiment = job.experiment
         summaries = evaluate(experiment, experiment.current_runs(models, seeds))
         emit(summaries, summary_text(summaries), as_json)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
-from manifests.archives import SUFFIXES, ArchiveError, read_member, split
+from manifests.archives import MAX_BYTES, ArchiveError, read_member, split
 from manifests.errors import FashionNTMError
-
-MAX_BYTES = 1 << 30  # of an image file; the largest accepted image has 512 MiB at 16 bits per channel
 
 
 class ItemError(FashionNTMError):
@@ -35,9 +33,9 @@ def locate(root: Path, file: str) -> Path:
 
     For an image in an archive it is the archive. Raises ReadError if the file is outside ``root`` (by ``..``, an absolute path or a link), missing or unreadable.
     """
-    inside = split(file)
     try:
-        path = (root / file).resolve(strict=True) if inside is None else _container(root, file, inside[0])
+        inside = split(file, root)
+        path = (root / (inside[0] if inside else file)).resolve(strict=True)
         mode = path.stat().st_mode
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a loop of links; ValueError: a NUL byte
         what = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be opened: {error}"
@@ -51,10 +49,10 @@ def locate(root: Path, file: str) -> Path:
 
 def read_bytes(root: Path, file: str) -> bytes:
     """Return the bytes of the image ``root / file``, a file or a member of an archive. Raises ReadError."""
-    path, inside = locate(root, file), split(file)
+    path, inside = locate(root, file), split(file, root)
     try:
-        if inside is not None and path.suffix.lower() in SUFFIXES:
-            return read_member(path, inside[1])
+        if inside is not None:
+            return read_member(root / inside[0], inside[1])  # a link's own name says which archive it is
         if (size := path.stat().st_size) > MAX_BYTES:
             raise ReadError(f"the file has {size:,} bytes, limit {MAX_BYTES:,}: not an image?")
         return path.read_bytes()
@@ -62,9 +60,3 @@ def read_bytes(root: Path, file: str) -> bytes:
         raise ReadError(f"cannot be read: {error.strerror or error}") from None
     except ArchiveError as error:
         raise ReadError(str(error)) from None
-
-
-def _container(root: Path, file: str, archive: str) -> Path:
-    """Return the archive's path; a folder may have a name like an archive's."""
-    path = (root / archive).resolve(strict=True)
-    return path if path.is_file() else (root / file).resolve(strict=True)

@@ -18,7 +18,7 @@ from statistics import fmean
 from typing import Any
 
 from manifests.errors import Problems, nearest
-from manifests.text import JsonError, brief, decode_text, parse_json
+from manifests.text import JsonError, brief, decode_text, parse_json, read_bounded
 from pipeline.evaluation.metrics import PRECISION_CUTOFFS, average_precision
 from pipeline.evaluation.ranked_files import Ranked, read_ranked
 
@@ -67,7 +67,10 @@ def score_benchmark(ranked: Path, annotations: Path) -> BenchmarkScore:
     problems.raise_if_any()
     problems = Problems(ranked)
     lists = read_ranked(ranked, problems)
+    seen: dict[str, str] = {}
     for one in lists:
+        if seen.setdefault(one.session, one.place) != one.place:
+            problems.add(one.place, f"query {one.session!r} is listed before", f"at {seen[one.session]}")
         if one.session not in queries:
             problems.add(one.place, f"no query {one.session!r}", nearest(one.session, queries))
         if len(set(one.images)) < len(one.images):
@@ -120,7 +123,7 @@ def _recalls(
 def read_annotations(path: Path, problems: Problems) -> dict[str, Query]:
     """Return query id -> query of an annotation file of CIRR or CIRCO, recognized by its keys."""
     try:
-        records = parse_json(decode_text(path.read_bytes()))
+        records = parse_json(decode_text(read_bounded(path)))
     except (OSError, UnicodeDecodeError, JsonError) as error:
         problems.add("", f"cannot be read: {error}", "give cap.rc2.val.json of CIRR or val.json of CIRCO", file=path)
         return {}

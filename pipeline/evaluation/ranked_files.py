@@ -19,7 +19,7 @@ from urllib.parse import quote, unquote
 
 from cache.files import replace_atomically
 from manifests.errors import Problems
-from manifests.text import JsonError, brief, decode_text, parse_json
+from manifests.text import JsonError, brief, decode_text, parse_json, read_bounded
 
 FORMATS = ("trec", "jsonl", "cirr", "circo", "beir")
 FILES = {"trec": "run.trec", "jsonl": "run.jsonl", "cirr": "cirr.json", "circo": "circo.json", "beir": "run.trec"}
@@ -77,7 +77,7 @@ def coded(name: str) -> str:
 def read_ranked(path: Path, problems: Problems) -> list[Ranked]:
     """Read ranked lists of any of the formats, recognized by their content; malformed parts go to ``problems``."""
     try:
-        text = decode_text(path.read_bytes())
+        text = decode_text(read_bounded(path))
     except (OSError, UnicodeDecodeError) as error:
         problems.add("", f"cannot be read: {error}", "give a TREC run, JSON lines, or a server file", file=path)
         return []
@@ -123,7 +123,7 @@ def _read_trec(text: str, path: Path, problems: Problems) -> list[Ranked]:
 def _number(text: Any) -> float | None:
     try:
         value = float(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return value if value == value and not isinstance(text, bool) else None  # NaN has no order
 
@@ -154,7 +154,7 @@ def _read_jsonl(text: str, path: Path, problems: Problems) -> list[Ranked]:
 
 def _read_json(text: str, path: Path, problems: Problems) -> list[Ranked]:
     try:
-        values = parse_json(text)
+        values = parse_json(text, unique=True)
     except JsonError as error:
         problems.add(error.place, error.reason, "give a TREC run, JSON lines, or a server file", file=path)
         return []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,18 +81,38 @@ def merge_adapter(model: Any, checkpoint: Checkpoint) -> Any:
             raise _refused(checkpoint, f"is of type {config.peft_type.value}, which cannot be merged into the weights")
         with torch.random.fork_rng(devices=[]):  # the random initial values are all replaced
             config.base_model_name_or_path = None  # this model is the base, regardless of its name
-            wrapped = get_peft_model(model, config)
+            config.task_type = None  # its heads and methods are not used
+            place = _place(model, state)
+            wrapped = get_peft_model(_Holder(place, model) if place else model, config)
         unknown = set_peft_model_state_dict(wrapped, state).unexpected_keys
         missing = get_peft_model_state_dict(wrapped, save_embedding_layers=False).keys() - state.keys()
         if unknown or missing:
             first = f"no place for {sorted(unknown)[0]!r}" if unknown else f"no tensor for {sorted(missing)[0]!r}"
             raise _refused(checkpoint, f"does not fit {type(model).__name__}: {first}")
-        return wrapped.merge_and_unload(safe_merge=True)
+        merged = wrapped.merge_and_unload(safe_merge=True)
+        return getattr(merged, place) if place else merged
     except ModelError:
         raise
     except Exception as error:  # wrong shapes or module names, or an adapter that PEFT cannot merge
         text = " ".join(str(error).split())[:300]
         raise _refused(checkpoint, f"cannot be applied to {type(model).__name__}: {text}") from error
+
+
+class _Holder(torch.nn.Module):
+    """A model under the name that it has in its class with a head, as the adapter's tensors and patterns name it."""
+
+    def __init__(self, place: str, model: Any):
+        super().__init__()
+        self.add_module(place, model)
+        self.config = model.config
+
+
+def _place(model: Any, state: Iterable[str]) -> str:
+    """Return the name of ``model`` in the class that the adapter was trained on, such as ``model`` in
+    Qwen3VLForConditionalGeneration; "" if it was trained on ``model`` itself."""
+    first = {name.removeprefix("base_model.model.").partition(".")[0] for name in state}
+    known = (getattr(model, "base_model_prefix", ""), "model")
+    return next((name for name in known if name and first == {name} and not hasattr(model, name)), "")
 
 
 def _refused(checkpoint: Checkpoint, what: str) -> ModelError:

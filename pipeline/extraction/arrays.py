@@ -27,7 +27,7 @@ from cache.shards import nonfinite_rows
 from manifests.datasets._files import whole_json
 from manifests.errors import FashionNTMError, Problems
 from manifests.kinds import NUMPY, SAFETENSORS, kind_of
-from manifests.text import brief, decode_text, parse_json
+from manifests.text import brief, decode_text, parse_json, read_bounded
 
 SETS = ({"query", "target"}, {"image", "text"})
 _KIND = {"F16": "<f2", "F32": "<f4"}
@@ -194,7 +194,7 @@ def _read_names(arrays: TableArrays, problems: Problems) -> bool:
 def _records(file: Path, table: str, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line, record) for each line; both file types give the same records."""
     try:
-        content = decode_text(file.read_bytes())
+        content = decode_text(read_bounded(file))
     except (OSError, UnicodeDecodeError) as error:
         what = error.reason if isinstance(error, UnicodeDecodeError) else error
         problems.add("", f"cannot be read as UTF-8 text: {what}", "", file)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from manifests.errors import FashionNTMError
-from manifests.kinds import SAFETENSORS, kind_of
+from manifests.kinds import LONGEST_HEADER, SAFETENSORS, kind_of
+from manifests.text import read_bounded
 
 _SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -28,10 +29,10 @@ class Checkpoint:
     def json(self, file: str) -> dict[str, Any]:
         """Return a JSON file of the checkpoint; {} if absent. Raises ModelError if it is malformed."""
         try:
-            value = json.loads((self.path / file).read_text(encoding="utf-8"))
+            value = json.loads(read_bounded(self.path / file).decode())
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ModelError(f"model {self.name!r}: {file} cannot be read: {error}") from None
         return value if isinstance(value, dict) else {"": value}
 
@@ -130,12 +131,12 @@ def _no_weights(checkpoint: Checkpoint) -> str:
 def _declared_size(file: Path) -> int:
     """Return the size in bytes by a safetensors file's header; 0 if damaged, which its reader reports."""
     with open(file, "rb") as handle:
-        header = int.from_bytes(handle.read(8), "little")
+        header = min(int.from_bytes(handle.read(8), "little"), LONGEST_HEADER)
         try:
             tensors = json.loads(handle.read(header))
             ends = [about["data_offsets"][1] for name, about in tensors.items() if name != "__metadata__"]
             return 8 + header + max(ends, default=0)
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
             return 8 + header
 
 

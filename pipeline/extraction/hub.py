@@ -17,6 +17,7 @@ from manifests.identity import digest, file_digest
 from manifests.shapes import misfits
 from pipeline.extraction.adapters import CONFIG, adapter_weights, merge_adapter, only_adapter, without_adapter
 from pipeline.extraction.checkpoint_files import Checkpoint, ModelError, clip_module, shards, side_files
+from pipeline.extraction.model_sizes import refuse_layers, try_processor
 
 _FILES = [
     "*.json",
@@ -170,6 +171,7 @@ def _require_class(checkpoint: Checkpoint) -> None:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     config = checkpoint.json("config.json")
+    refuse_layers(checkpoint, config)
     kind, classes = config.get("model_type"), config.get("architectures") or ["unknown class"]
     if not isinstance(kind, str) or kind in CONFIG_MAPPING or config.get("auto_map"):
         return
@@ -204,6 +206,7 @@ def load_image_processor(checkpoint: Checkpoint) -> Any:
             f"model {checkpoint.name!r}: its image processor {type(processor).__name__} has no Pillow back end, so its "
             "features would depend on the torchvision that happens to be installed"
         )
+    try_processor(checkpoint, processor)
     return processor
 
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,25 +30,50 @@ def pad_ids(rows: Sequence[np.ndarray], pad: int, left: bool = False, width: int
 
 class Tokens:
     """Tokenizer with a maximum length. ``full``: always pad to it, as in the training of SigLIP's text towers.
-    ``prompt``: prepended to every text.
+    ``prompt``: prepended to every text, after ``clean`` is applied to it.
 
     ``cut`` counts the truncated texts; ``take_truncated`` returns each of them once.
     """
 
     def __init__(
-        self, tokenizer: Any, length: int, full: bool = False, lower: bool = False, name: str = "", prompt: str = ""
+        self,
+        tokenizer: Any,
+        length: int,
+        full: bool = False,
+        lower: bool = False,
+        name: str = "",
+        prompt: str = "",
+        clean: Callable[[str], str] | None = None,
     ):
         if tokenizer.pad_token_id is None:
             raise ModelError(f"model {name!r}: its tokenizer has no padding token: set one in tokenizer_config.json")
         self.tokenizer, self.length, self.full, self.lower = tokenizer, length, full, lower
-        self.prompt = prompt
+        self.name = name
+        self.prompt, self.clean = prompt, clean
         self.cut = 0
         self._long: set[str] = set()
         self._lock = threading.Lock()  # tokenizers does not allow state changes while another thread encodes
 
+    def require_place(self, model: Any) -> None:
+        """Raise ModelError unless ``model`` has an embedding for the ids of a text and of the padding."""
+        try:
+            found = self.encode(["a red dress"])[0].tolist()
+        except ModelError:
+            raise
+        except Exception as error:  # of the tokenizers library: no unknown token, other kinds of ids
+            raise ModelError(f"model {self.name!r}: its tokenizer fails on a text: {error}") from error
+        self.cut, self._long = 0, set()
+        size = getattr(getattr(model.config, "text_config", model.config), "vocab_size", None)
+        highest = max(*found, self.tokenizer.pad_token_id)
+        if isinstance(size, int) and highest >= size:
+            raise ModelError(
+                f"model {self.name!r}: its tokenizer gives id {highest:,}, the model has {size:,} embeddings: take both from "
+                "one download"
+            )
+
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return the ids of each text, int64 [tokens], with special tokens, truncated to ``length``."""
-        given = [self.prompt + text for text in texts]
+        given = [self.prompt + (self.clean(text) if self.clean else text) for text in texts]
         given = [text.lower() for text in given] if self.lower else given
         if not given:
             return []

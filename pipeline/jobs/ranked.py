@@ -34,10 +34,10 @@ def write_results(experiment: Experiment, run: Run, form: str, folder: Path, top
     """Write the ranked test sessions of a trained run in ``form`` to ``folder``; return the files.
 
     BEIR: one folder per category with corpus, queries, qrels, their features as .npy and the run. Raises ManifestError
-    for categories that are no folder names, or one folder on a disk that ignores case.
+    for categories that are no folder names, or one folder on a disk that ignores case, and for ids with a tab or newline.
     """
     if form == "beir":
-        _refuse_folders(experiment.candidates)
+        _refuse_names(experiment.dataset, experiment.candidates)
     folder.mkdir(parents=True, exist_ok=True)
     lists = list(_lists(experiment, run, min(top, SERVER_TOP) if form in ("cirr", "circo") else top))
     tag = f"{run.model}-{experiment.folder(run).id}"
@@ -72,8 +72,8 @@ def _lists(experiment: Experiment, run: Run, top: int) -> Iterator[tuple[Ranked,
     return ranked_lists(queries, features.sessions, experiment.candidates, top, score)
 
 
-def _refuse_folders(categories: Iterable[str]) -> None:
-    """Raise ManifestError for categories that are no names of separate folders."""
+def _refuse_names(dataset: Dataset, categories: Iterable[str]) -> None:
+    """Raise ManifestError for categories that are no names of separate folders, and ids that break a line of qrels."""
     problems, first = Problems("--format beir"), {}
     for name in categories:
         place, other = f"category {name!r}", first.setdefault(name.casefold(), name)
@@ -82,6 +82,10 @@ def _refuse_folders(categories: Iterable[str]) -> None:
         elif other != name:
             fix = "rename one, or use --format trec"
             problems.add(place, f"the folder of category {other!r} is the same one on a disk that ignores case", fix)
+    for kind, ids in (("image", dataset.images), ("session", (s.id for s in dataset.split("test")))):
+        for name in ids:
+            if set(name) & set("\t\n\r"):
+                problems.add(f"{kind} {name!r}", "qrels are lines with tabs", "rename it, or use --format trec")
     problems.raise_if_any()
 
 

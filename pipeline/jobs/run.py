@@ -31,10 +31,11 @@ def run_spec(
     seeds: Sequence[int] | None,
 ) -> str:
     """Extract, fit the composer, train and evaluate; finished work is reused. Return the metrics as text."""
+    runs = asked_runs(spec, models, seeds)  # an unknown model is known before the extraction
     make_features(spec, dataset, workspace, device, log)
     experiment = Experiment(spec, dataset, workspace, device, log)
     _ = experiment.test  # a test split without features is known before the training
-    for run, outcome in train(experiment, asked_runs(spec, models, seeds)):
+    for run, outcome in train(experiment, runs):
         log(outcome_text(run, outcome))
     return summary_text(evaluate(experiment, experiment.current_runs(models, seeds)))
 

@@ -51,6 +51,7 @@ def check_sessions(spec: RunSpec, dataset: Dataset, only: Sequence[str] = ()) ->
     """Raise ManifestError if ``dataset`` has no sessions for a fitted component of the checked ``spec``.
 
     ``only``: the models that will run; empty: all of the spec."""
+    _check_dialogs(spec, only)
     request = composer_request(spec)
     fitted = [f"composer {request.name}"] if request is not None and request.needs_fitting else []
     fitted += [
@@ -74,6 +75,19 @@ def check_sessions(spec: RunSpec, dataset: Dataset, only: Sequence[str] = ()) ->
         if len(left) < 2:
             what = f"{len(left)} of {len(train)} train sessions left to fit {', '.join(fitted)} on"
             problems.add("", what, "in-batch negatives need at least 2", file=f"dataset {dataset.name}")
+    problems.raise_if_any()
+
+
+def _check_dialogs(spec: RunSpec, only: Sequence[str]) -> None:
+    """Raise ManifestError for whole dialogs as queries that are not extracted, or that the extractor cannot encode."""
+    problems = Problems(spec.name)
+    readers = [n for n in spec.models if n in (only or spec.models) and models.get(n).dialogs]
+    if readers and not spec.dialogs:
+        what = "reads whole dialogs as one chat, which this spec does not extract"
+        problems.add(f"key models.{readers[0]}", what, "--set dialogs=true, with extractor mllm, or leave it out")
+    if spec.dialogs and not extractors.get(spec.extractor.name).reads_dialogs:
+        what = f"extractor '{spec.extractor.name}' does not encode a dialog as one query"
+        problems.add("key dialogs", what, "use mllm, or leave out dialogs and model st_history")
     problems.raise_if_any()
 
 

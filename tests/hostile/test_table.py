@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,29 @@ def arrays(query: bytes) -> Callable[[Path], object]:
 
 def model(weights: bytes | None, **config: object) -> Callable[[Path], object]:
     return lambda folder: (captions_folder(folder), make.model_folder(folder.parent / "model", weights, **config))
+
+
+def processor(**changes: object) -> Callable[[Path], None]:
+    """The demo's model with another image processor."""
+
+    def write(folder: Path) -> None:
+        make.images_folder(folder, [], {})
+        copy = shutil.copytree(ROOT / "pipeline/demo/model", folder.parent / "model")
+        about = json.loads((copy / "preprocessor_config.json").read_text())
+        (copy / "preprocessor_config.json").write_text(json.dumps({**about, **changes}))
+
+    return write
+
+
+def sparse_sessions(folder: Path) -> None:
+    captions_folder(folder)
+    with open(folder / "sessions.jsonl", "r+b") as handle:
+        handle.truncate(20 * 10**9)
+
+
+def nested_config(folder: Path) -> None:
+    captions_folder(folder)
+    (make.model_folder(folder.parent / "model", b"") / "config.json").write_text("[" * 100_000)
 
 
 def list_of_sessions(folder: Path) -> None:
@@ -132,6 +156,10 @@ CASES = (
     Case(
         "JSONL", "an unknown key on 2,000 lines", text("images.jsonl", '{"id": "a", "size": 3}\n' * 2000), "more times"
     ),
+    Case("JSONL", "a pointer file of Git LFS", text("sessions.jsonl", make.POINTER), "git lfs pull"),
+    Case("JSONL", "a sparse file of 20 GB", sparse_sessions, "the file has 20,000,000,000 bytes, limit 2,147,483,648"),
+    Case("JSONL", "a web page", text("sessions.jsonl", "<html>\n" * 500), "sessions.jsonl: is a web page"),
+    Case("JSONL", "a gzip archive", text("sessions.jsonl", b"\x1f\x8b\x08\xff"), "is a gzip archive, not text"),
     Case("JSONL", "a file of NUL bytes", text("sessions.jsonl", b"\0" * 4096), "sessions.jsonl"),
     Case("sessions", "no train sessions", sessions(train=0), "dataset mine: no train sessions to fit model lstm on"),
     Case("sessions", "no train sessions, none needed", sessions(train=0), "no sessions", 0, UNTRAINED),
@@ -163,6 +191,7 @@ CASES = (
         spec=SPEC.replace('"jsonl"', '"shoes"'),
     ),
     Case("names", "a category called overall", sessions(category="overall"), "category 'overall': this name is taken"),
+    Case("names", "a zero byte in a category", sessions(category="a\0b"), "category 'a\\x00b': holds a zero byte"),
     Case(
         "names",
         "categories that differ only by case",
@@ -226,6 +255,15 @@ CASES = (
     Case("arrays", "a pointer file of Git LFS", arrays(make.POINTER), "git lfs pull", command=IMPORT),
     Case("arrays", "a ZIP archive", arrays(b"PK\x03\x04" + b"\0" * 60), "query.npy", command=IMPORT),
     Case("arrays", "a pickle", arrays(b"\x80\x04\x95\x01.."), "query.npy", command=IMPORT),
+    Case("arrays", "the first byte of a pickle", arrays(b"\x80"), "query.npy", command=IMPORT),
+    Case(
+        "models",
+        "a configuration of 100,000 nested lists",
+        nested_config,
+        "config.json cannot be read",
+        1,
+        command=PLAN,
+    ),
     Case("models", "no weights", model(None), "has no model.safetensors", 1, command=PLAN),
     Case("models", "a pointer file of Git LFS", model(make.POINTER), "git lfs pull", 1, command=PLAN),
     Case(
@@ -238,6 +276,41 @@ CASES = (
     ),
     Case(
         "models", "a header of 4 EB", model(make.safetensors(b"{}", 0, 1 << 62)), "model.safetensors", 1, command=PLAN
+    ),
+    Case(
+        "models",
+        "an image processor of 1,000,000 x 1,000,000",
+        processor(size={"height": 10**6, "width": 10**6}),
+        "its image processor sets size = {'height': 1000000, 'width': 1000000}, above the limit",
+        1,
+        IMAGES,
+        command=PLAN,
+    ),
+    Case(
+        "models",
+        "an image processor of another model",
+        processor(size={"height": 48, "width": 48}, crop_size={"height": 48, "width": 48}),
+        "its image processor gives 48x48 pixels, the model reads 64x64",
+        1,
+        IMAGES,
+        command=PLAN,
+    ),
+    Case(
+        "models",
+        "an image processor with a word for a number",
+        processor(image_mean="half"),
+        "its image processor fails on an image",
+        1,
+        IMAGES,
+        command=PLAN,
+    ),
+    Case(
+        "models",
+        "layers beyond number",
+        model(make.safetensors(b"{}"), num_hidden_layers=10**12),
+        "config.json sets num_hidden_layers = 1,000,000,000,000, more than 1,000",
+        1,
+        command=PLAN,
     ),
     Case(
         "models",

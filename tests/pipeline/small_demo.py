@@ -23,6 +23,7 @@ from pipeline.core.workspace import Workspace
 from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.stage1 import extract_spec, fit_composer_spec
 from pipeline.jobs.stage2 import evaluate, train
+from pipeline.views.serve.run import server_config
 from tests.caption_project import CAPTIONS
 from tests.pipeline.extraction.conftest import save_bert
 from tests.worlds import world
@@ -128,7 +129,7 @@ def served(app: Any) -> Iterator[str]:
     uvicorn = pytest.importorskip("uvicorn")
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+        server = uvicorn.Server(server_config(app))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         while not server.started:

@@ -166,8 +166,11 @@ class Chat(Tokens):
         return [self.tokenizer.decode(kept).rstrip("\ufffd") for kept in ids]
 
     def _ids(self, prompts: Sequence[str]) -> list[np.ndarray]:
-        with self._lock:
-            found = self.tokenizer(list(prompts), padding=False, return_attention_mask=False)
+        try:
+            with self._lock:
+                found = self.tokenizer(list(prompts), padding=False, return_attention_mask=False)
+        except Exception as error:  # of the tokenizers library, or settings of a wrong type
+            raise ModelError(f"model {self.name!r}: its tokenizer fails on its prompt: {error}") from error
         return [np.asarray(ids, dtype=np.int64) for ids in found["input_ids"]]
 
     def _fill(self, texts: Sequence[str]) -> str:

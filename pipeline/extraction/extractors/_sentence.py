@@ -46,6 +46,16 @@ def sentence_config(checkpoint: Checkpoint) -> SentenceConfig:
 
     Raises ModelError with the first setting that the caption extractor does not support.
     """
+    try:
+        return _read(checkpoint)
+    except (AttributeError, TypeError, ValueError) as error:  # a list where an object belongs, and the like
+        raise ModelError(
+            f"model {checkpoint.name!r}: its sentence-transformers files have a value of another type ({error}): fetch "
+            "them again"
+        ) from error
+
+
+def _read(checkpoint: Checkpoint) -> SentenceConfig:
     pooling, dense, normalize = _modules(checkpoint)
     mode, with_prompt = _pooling(checkpoint, pooling)
     prompt = _prompt(checkpoint)

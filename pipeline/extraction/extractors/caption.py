@@ -55,6 +55,7 @@ class CaptionExtractor(Extractor):
         self.tokens = Tokens(
             tokenizer, int(length), lower=self.sentence.lower, name=options.model, prompt=self.sentence.prompt
         )
+        self.tokens.require_place(self.model)
         self.card = _cards.card_of(known, options.model, options.contaminated_on)
 
     def dim(self, table: str) -> int:

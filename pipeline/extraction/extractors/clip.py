@@ -6,7 +6,7 @@ import copy
 import shutil
 import string
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -80,11 +80,13 @@ class ClipExtractor(Fittable):
             self.images_per_job = self.jpegs.images_per_job or self.images_per_job
         tokenizer = hub.load_tokenizer(checkpoint)
         full = str(getattr(self.model.config, "model_type", "")).startswith("siglip")
-        # SigLIP's text tower pools the last position and was trained on texts padded to the full length
-        self.tokens = Tokens(tokenizer, self._text_length(tokenizer), full, name=options.model)
         self.clean = (
             options.clean if options.clean != "auto" else (known and known.clean) or ("lower" if full else "none")
         )
+        # SigLIP's text tower pools the last position and was trained on texts padded to the full length
+        clean = None if self.clean == "none" else partial(clean_text, how=self.clean)
+        self.tokens = Tokens(tokenizer, self._text_length(tokenizer), full, name=options.model, clean=clean)
+        self.tokens.require_place(self.model)
         self.card = _cards.card_of(known, options.model, options.contaminated_on)
         self._dims: dict[str, int] = {}
 
@@ -206,9 +208,6 @@ class ClipExtractor(Fittable):
 
     def prepared_pixels(self, width: int, height: int) -> int:
         return max(width * height, resized_pixels(self.processor, width, height))
-
-    def prepare_texts(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return self.tokens.encode([clean_text(text, self.clean) for text in texts])
 
     def _image_features(self, images: list[dict[str, np.ndarray]]) -> torch.Tensor:
         inputs = to_device(images, self.device, self.compute)

@@ -93,6 +93,12 @@ class MllmExtractor(Extractor):
             options.max_tokens or form.max_tokens,
             options.model,
         )
+        self.tokens.require_place(self.model)
+        if (wanted := getattr(self.model.config, "image_token_id", None)) != self.tokens.image_id:
+            raise hub.ModelError(
+                f"model {options.model!r}: {IMAGE_TOKEN} is id {self.tokens.image_id} of its tokenizer and id {wanted} of "
+                "config.json: take both from one download"
+            )
         self.tokens.reserve(self._cells(self.processor.size.longest_edge))
         named = inspect.signature(self.model.forward).parameters
         self._typed = "mm_token_type_ids" in named

@@ -8,7 +8,6 @@ ranks by one target row per image, so f_tar is the mean of the tokens, and recal
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -79,7 +78,8 @@ class SprcExtractor(Extractor):
         parts = [self.vision, self.first, self.second, self.to_text, self.to_image]
         self.network = nn.ModuleList(parts).to(device, self.compute).eval().requires_grad_(False)
         self.asked = nn.Parameter(self.asked.to(device, self.compute), requires_grad=False)
-        self.tokens = Tokens(hub.load_tokenizer(hub.locate(options.tokenizer)), MAX_TOKENS, name=options.tokenizer)
+        tokenizer = hub.load_tokenizer(hub.locate(options.tokenizer))
+        self.tokens = Tokens(tokenizer, MAX_TOKENS, name=options.tokenizer, clean=blip_caption)
         seen = ("mt_fashioniq",) if options.trained_on == "fashioniq" else ()
         self.card = Card(
             _cards.SPRC[0].licence,
@@ -113,9 +113,6 @@ class SprcExtractor(Extractor):
     def prepared_pixels(self, width: int, height: int) -> int:
         longest = max(width, height)  # includes the bars of ``target_pad``
         return longest * max(int(longest / RATIO) + 1, min(width, height))
-
-    def prepare_texts(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return self.tokens.encode([blip_caption(text) for text in texts])
 
     def _look(self, images: list[np.ndarray]) -> Tensor:
         """Return the vision tower's patches [n, P, width]."""

@@ -7,10 +7,11 @@ from collections.abc import Awaitable, Callable
 from importlib import resources
 from typing import Any
 
+import anyio
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
@@ -55,9 +56,8 @@ def make_app(
         *(Route(f"/api/dialogues/{{id}}/{name}", page.act(name), methods=["POST"]) for name in page.ACTIONS),
         Mount("/static", StaticFiles(directory=str(FILES / "static"))),
     ]
-    handlers = {FashionNTMError: _refused, OSError: _unsaved}
     app = Starlette(
-        routes=routes, middleware=[Middleware(Guard, token=token, hosts=hosts)], exception_handlers=handlers
+        routes=routes, middleware=[Middleware(Guard, token=token, hosts=hosts)], exception_handlers=HANDLERS
     )
     app.state.uploads = page.uploads
     return app
@@ -72,13 +72,23 @@ def _unsaved(_: Request, error: Exception) -> Response:
     return JSONResponse({"error": f"{disk_problem(error)}; {advice(error, 'try again')}"}, status_code=507)
 
 
-async def body(request: Request, most: int) -> dict[str, Any]:
-    """Read a JSON object of at most ``most`` bytes. Raises RequestError."""
+def _left(_: Request, __: Exception) -> Response:
+    return Response(status_code=400)  # the visitor has closed the connection and does not see it
+
+
+HANDLERS = {FashionNTMError: _refused, OSError: _unsaved, ClientDisconnect: _left}
+
+
+async def body(request: Request, most: int, seconds: float = 60) -> dict[str, Any]:
+    """Read a JSON object of at most ``most`` bytes that arrives in ``seconds``. Raises RequestError."""
     data = b""
-    async for part in request.stream():
-        data += part
-        if len(data) > most:
-            raise RequestError(f"a request has at most {most:,} bytes", 413)
+    with anyio.move_on_after(seconds) as waiting:
+        async for part in request.stream():
+            data += part
+            if len(data) > most:
+                raise RequestError(f"a request has at most {most:,} bytes", 413)
+    if waiting.cancelled_caught:
+        raise RequestError(f"the request did not arrive in {seconds:g} seconds: try again", 408)
     try:
         values = json.loads(data or b"{}")
     except (ValueError, RecursionError):  # an integer of thousands of digits also raises ValueError
@@ -146,7 +156,7 @@ class _Page:
         return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
     async def start(self, request: Request) -> Response:
-        asked = await body(request, self.engine.limits.body_bytes)
+        asked = await body(request, self.engine.limits.body_bytes, self.engine.limits.upload_seconds)
 
         def work() -> dict[str, Any]:
             upload = None
@@ -186,7 +196,7 @@ class _Page:
 
     def act(self, name: str) -> Callable[[Request], Awaitable[Response]]:
         async def handle(request: Request) -> Response:
-            asked = await body(request, self.engine.limits.body_bytes)
+            asked = await body(request, self.engine.limits.body_bytes, self.engine.limits.upload_seconds)
             return JSONResponse(await run_in_threadpool(self._do, request.path_params["id"], name, asked))
 
         return handle

@@ -22,7 +22,7 @@ class Limits(Frozen):
         40_000_000, ge=1
     )  # of an uploaded image, and of its largest intermediate image before the model
     upload_buffer: int = Field(64_000_000, ge=1)  # bytes of all files in memory at once
-    upload_seconds: float = Field(60, gt=0)  # longest transfer of one file
+    upload_seconds: float = Field(60, gt=0)  # longest transfer of one file, or of one JSON request
     decodes: int = Field(2, ge=1)  # uploads decoded and encoded at once
     body_bytes: int = Field(16_384, ge=1)  # largest JSON request
     text: int = Field(500, ge=1)  # characters per feedback

@@ -89,6 +89,23 @@ def need_web() -> None:
         raise IncompleteError(f"the page needs {', '.join(missing)}: python -m pip install 'fashion-ntm[serve]'")
 
 
+def server_config(app: Any) -> Any:
+    """Return the uvicorn configuration of ``app``: HTTP/1.1 alone, headers of at most 64 kB that arrive in time."""
+    import uvicorn
+
+    from pipeline.views.serve.connections import TimedConnection
+
+    return uvicorn.Config(
+        app,
+        http=TimedConnection,
+        ws="none",
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        h11_max_incomplete_event_size=65536,
+    )
+
+
 def listen(make: Callable[[str | None, tuple[str, ...]], Any], host: str, port: int, log: Log, announce: Log) -> None:
     """Bind, print the address, serve ``make(token, hosts)`` until interrupted. Off loopback a token is always set.
 
@@ -115,14 +132,7 @@ def listen(make: Callable[[str | None, tuple[str, ...]], Any], host: str, port: 
                 "stop with Ctrl-C"
                 + ("; the address carries the token that lets a visitor in: share it with care" if token else "")
             )
-            config = uvicorn.Config(
-                make(token, hosts),
-                log_level="warning",
-                access_log=False,
-                server_header=False,
-                h11_max_incomplete_event_size=65536,
-            )
-            uvicorn.Server(config).run(sockets=[server])
+            uvicorn.Server(server_config(make(token, hosts))).run(sockets=[server])
         except KeyboardInterrupt:
             raise StoppedError("stopped") from None
 

@@ -17,7 +17,7 @@ from starlette.staticfiles import StaticFiles
 from manifests.errors import FashionNTMError
 from manifests.schema import Dataset
 from pipeline.views.retrieval.pictures import Pictures
-from pipeline.views.serve.app import body, render
+from pipeline.views.serve.app import HANDLERS, body, render
 from pipeline.views.serve.guard import Guard
 from pipeline.views.serve.limits import RequestError, number_of
 from pipeline.views.study.questions import StudyError
@@ -42,11 +42,14 @@ def make_study_app(
         Mount("/static/study", StaticFiles(directory=ours)),
         Mount("/static", StaticFiles(directory=theirs)),
     ]
+    handlers = {**HANDLERS, FashionNTMError: _refused}
     return Starlette(
-        routes=routes,
-        middleware=[Middleware(Guard, token=token, hosts=hosts)],
-        exception_handlers={FashionNTMError: lambda _, e: JSONResponse({"error": str(e)}, getattr(e, "status", 400))},
+        routes=routes, middleware=[Middleware(Guard, token=token, hosts=hosts)], exception_handlers=handlers
     )
+
+
+def _refused(_: Request, error: Exception) -> Response:
+    return JSONResponse({"error": str(error)}, getattr(error, "status", 400))
 
 
 class _Study:

@@ -85,6 +85,20 @@ def test_every_query_is_needed_and_unknown_ones_are_named(tmp_path: Path) -> Non
         score_benchmark(tmp_path / "a.json", test)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"0": ["2"], "1": ["6"], "0": ["3"]}',
+        '{"session": "0", "images": ["2"]}\n{"session": "1", "images": ["6"]}\n{"session": "0", "images": ["3"]}\n',
+    ],
+)
+def test_a_query_with_two_lists_is_refused(tmp_path: Path, text: str) -> None:
+    lists = tmp_path / "lists"
+    lists.write_text(text)
+    with pytest.raises(ManifestError, match=r"'0' is (there twice|listed before)"):
+        score_benchmark(lists, written(tmp_path / "val.json", CIRCO))
+
+
 def test_the_published_annotations_of_circo_are_read(tmp_path: Path) -> None:
     file = Path(os.environ.get("FASHION_NTM_TEST_DATA", "")) / "circo" / "val.json"
     if not file.is_file():

@@ -21,7 +21,9 @@ from pipeline.extraction.extractors import extractors
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.hub import ModelError
 
+from .conftest import picture
 from .small import BERT, TEXTS, fresh
+from .small_mllm import save_qwen3vl
 
 Load = Callable[..., Extractor]
 RANK, ALPHA = 2, 8
@@ -198,3 +200,17 @@ def test_a_joint_model_starts_from_adapted_weights(bert_folder: Path, tmp_path: 
     assert any(
         not torch.equal(a, b) for a, b in zip(*(e.network.text.parameters() for e in (plain, adapted)), strict=True)
     )
+
+
+@pytest.mark.parametrize("places", [["q_proj"], r"^(model\.language_model(?=\.).*\.(q_proj))$"])
+def test_an_adapter_of_the_class_with_a_head_is_merged(load: Load, tmp_path: Path, places: Any) -> None:
+    """Qwen3VLForConditionalGeneration holds the model as ``model``; names and patterns of its adapters begin with that."""
+    pytest.importorskip("peft")
+    base = save_qwen3vl(tmp_path / "base")
+    adapted = add_adapter(shutil.copytree(base, tmp_path / "adapted"), ".q_proj", task_type="CAUSAL_LM")
+    about = json.loads((adapted / CONFIG).read_text())
+    (adapted / CONFIG).write_text(json.dumps({**about, "target_modules": places}))
+    rows = load("mllm", adapted).encode_pairs([picture(1)], ["in red"])
+    by_hand = load("mllm", merged_by_hand(adapted, tmp_path / "merged")).encode_pairs([picture(1)], ["in red"])
+    np.testing.assert_allclose(rows, by_hand, atol=2e-6)
+    assert (rows * load("mllm", base).encode_pairs([picture(1)], ["in red"])).sum() < 0.999

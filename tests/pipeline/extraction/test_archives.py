@@ -11,11 +11,12 @@ import pytest
 
 from cache import Store
 from manifests.archives import ArchiveError, members, read_member, split
-from manifests.datasets._images import ImageOptions, catalogue
+from manifests.datasets._images import ImageFolder, ImageOptions, catalogue
 from manifests.errors import ManifestError, Problems
 from manifests.load import load_dataset
 from manifests.schema import Component, Dataset, RunSpec
 from pipeline.extraction.extractors.base import Extractor
+from tests.hostile.makers import png
 
 from .conftest import build_dataset
 from .helpers import rows_by_key, run
@@ -138,6 +139,33 @@ def test_a_folder_named_like_an_archive_is_a_folder(load: Load, clip_folder: Pat
     plain = build_dataset(tmp_path / "set.tar")
     packed = dataset_in(tmp_path, plain)
     assert run(packed, load("clip", clip_folder), tmp_path / "stores").tables["image"].extracted == 12
+    write_parquet(tmp_path / "packed/set.parquet/0.parquet", files_of(tmp_path / "set.tar"))
+    nested = dataset_in(tmp_path / "packed", plain)
+    assert run(nested, load("clip", clip_folder), tmp_path / "nested").tables["image"].extracted == 12
+
+
+def test_odd_members_of_a_tar(tmp_path: Path) -> None:
+    """A hard link is its first file; a member of 20 GB, of which the archive has a part, is not read into memory."""
+    (tmp_path / "a.png").write_bytes(png(9))
+    (tmp_path / "b.png").hardlink_to(tmp_path / "a.png")
+    huge = tarfile.TarInfo("c.png")
+    huge.size = 20 * 10**9
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(tmp_path / "a.png", "./a.png")
+        tar.add(tmp_path / "b.png", "./b.png")
+        tar.addfile(huge)
+    assert members(tmp_path / "a.tar") == ["a.png", "b.png", "c.png"]
+    assert read_member(tmp_path / "a.tar", "b.png") == png(9)
+    with pytest.raises(ArchiveError, match="20,000,000,000 bytes, limit"):
+        read_member(tmp_path / "a.tar", "c.png")
+
+
+def test_of_several_members_the_first_with_an_image_is_used(tmp_path: Path) -> None:
+    for number, data in enumerate((b"<html>", png(9), png(8))):
+        table = arrow.table({"id": ["x"], "image": [data]})
+        parquet.write_table(table, tmp_path / f"{number}.parquet")
+    folder = ImageFolder(tmp_path)
+    assert folder.by_id("x") == "1.parquet/x" and len(folder.notes(missing=False)) == 1
 
 
 def shop(path: Path, files: list[Path], **more: list) -> None:
@@ -198,3 +226,19 @@ def test_a_folder_of_archives_reports_the_broken_one(dataset: Dataset, tmp_path:
     shop(tmp_path / "shards" / "part-0.parquet", files_of(dataset.images_root))
     with pytest.raises(ManifestError, match=r"set dataset\.image_column"):
         source(tmp_path, path="shards", label="shop")
+
+
+def test_a_snapshot_of_the_hub_s_cache_is_read(load: Load, clip_folder: Path, tmp_path: Path) -> None:
+    """Its archives are links to files whose names are digests."""
+    plain = build_dataset(tmp_path / "plain")
+    write_parquet(tmp_path / "hub/blobs/0123abcd", files_of(tmp_path / "plain"))
+    data = tmp_path / "hub/snapshots/main/data"
+    data.mkdir(parents=True)
+    (data / "0.parquet").symlink_to("../../../blobs/0123abcd")
+    with pytest.raises(ManifestError, match=r"12 of 12 image files are links out .*set dataset\.links = true"):
+        dataset_in(data, plain)
+    for root, links in ((data, True), (tmp_path / "hub", False)):
+        folder, images = catalogue(plain.images, root, None, Problems("spec"), [], ImageOptions(links=links))
+        snapshot = plain.model_copy(update={"images": images, "images_root": folder})
+        report = run(snapshot, load("clip", clip_folder), tmp_path / f"stores{links}")
+        assert report.tables["image"].extracted == 12, report.why

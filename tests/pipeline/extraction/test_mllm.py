@@ -129,6 +129,11 @@ def test_models_that_cannot_be_right_are_refused(folders: dict[str, Path], tmp_p
         loaded(folders["gme"], convention="procir")
     with pytest.raises(ModelError, match=r"min_pixels 8,192 above max_pixels 4,096"):
         loaded(folders["gme"], min_pixels=8192)
+    other = save_qwen3vl(tmp_path / "other")
+    about = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**about, "image_token_id": 3}))
+    with pytest.raises(ModelError, match=r"<\|image_pad\|> is id \d+ of its tokenizer and id 3 of config\.json"):
+        loaded(other)
 
 
 def test_another_type_needs_its_convention_named(folders: dict[str, Path], tmp_path: Path) -> None:

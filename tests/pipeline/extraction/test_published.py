@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
     BertConfig,
     CLIPConfig,
     CLIPModel,
     PretrainedConfig,
+    PreTrainedTokenizerFast,
     ResNetConfig,
     Siglip2Config,
     Siglip2Model,
@@ -21,6 +27,7 @@ from pipeline.extraction.extractors import _cards, extractors, load_extractor
 from pipeline.extraction.extractors.clip import clean_text, declared_dim
 from pipeline.extraction.extractors.fashionbert import FashionBertNetwork, FashionBertOptions
 from pipeline.extraction.extractors.fashionvlp import FashionVlpNetwork, FashionVlpOptions
+from pipeline.extraction.tokens import Tokens
 
 from .conftest import spec_of
 
@@ -128,3 +135,17 @@ def test_texts_are_cleaned_as_the_checkpoint_was_trained() -> None:
     assert clean_text("Is Longer, and  RED_ish!", "none") == "Is Longer, and  RED_ish!"
     assert clean_text("Is Longer, and  RED_ish!", "lower") == "is longer, and  red_ish!"
     assert clean_text("Is Longer, and  RED_ish!", "canonical") == "is longer and red ish"
+
+
+def test_a_truncated_text_is_named_as_it_was_given() -> None:
+    """Also if it is cleaned first: the ledger names the item of the text."""
+    backend = Tokenizer(WordLevel({"[PAD]": 0, "[UNK]": 1, "red": 2}, unk_token="[UNK]"))
+    backend.pre_tokenizer = Whitespace()
+    tokens = Tokens(
+        PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]"),
+        3,
+        clean=partial(clean_text, how="lower"),
+    )
+    long = "RED red RED red"
+    assert [ids.tolist() for ids in tokens.encode([long, "Red"])] == [[2, 2, 2], [2]]
+    assert tokens.take_truncated([long, "Red"]) == {long}

@@ -155,6 +155,22 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
         CHAIN,
         "no prompt 'retrival'.*did you mean 'retrieval'",
     ),
+    "prompts no object": (
+        {"config_sentence_transformers.json": {"prompts": "a", "default_prompt_name": "query"}},
+        CHAIN,
+        "have a value of another type",
+    ),
+    "padding beyond the embeddings": (
+        {
+            "tokenizer_config.json": {
+                "pad_token": "new",
+                "unk_token": "[UNK]",
+                "tokenizer_class": "PreTrainedTokenizerFast",
+            }
+        },
+        CHAIN,
+        "its tokenizer gives id .* embeddings: take both from one download",
+    ),
     "sparse": ({"config_sentence_transformers.json": {"model_type": "SparseEncoder"}}, CHAIN, "is a SparseEncoder"),
     "length": ({SETTINGS: {"max_seq_length": "long"}}, CHAIN, "max_seq_length = 'long'"),
     "model arguments": ({SETTINGS: {"config_args": {"num_labels": 3}}}, CHAIN, "sets config_args"),

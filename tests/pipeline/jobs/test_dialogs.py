@@ -138,7 +138,7 @@ def test_without_the_rows_the_spec_s_key_is_named(project: Path, tmp_path: Path)
     spec = (project / "chats.toml").read_text().replace("dialogs = true", "dialogs = false")
     (tmp_path / "chats.toml").write_text(spec)
     done = call(project, "run", str(tmp_path / "chats.toml"), "--model", "st_history", out="plain")
-    assert done.exit_code == 3 and "--set dialogs=true" in done.stderr, done.output
+    assert done.exit_code == 4 and "--set dialogs=true" in done.stderr, done.output
 
 
 def test_an_extractor_without_chats_refuses_dialogs(project: Path, tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ import pytest
 from click.testing import CliRunner
 
 from cli import main
-from manifests.errors import ManifestError
+from manifests.errors import ManifestError, Problems
 from pipeline.evaluation.files import load_results, load_summary
 from pipeline.evaluation.orders import cosine_orders
-from pipeline.evaluation.ranked_files import FILES
+from pipeline.evaluation.ranked_files import FILES, read_ranked
 from pipeline.evaluation.ranking import ranks
-from pipeline.jobs.ranked import _refuse_folders
+from pipeline.jobs.ranked import _refuse_names
 from tests.caption_project import CAPTIONS, call, caption_project
 from tests.worlds import world
 
@@ -79,12 +79,21 @@ def test_beir_folders_hold_features_that_give_the_run(project: Path, tmp_path: P
 
 
 def test_beir_folders_are_separate_names_on_any_disk() -> None:
-    _refuse_folders(["dress", "shirt"])
+    data = world()
+    _refuse_names(data, ["dress", "shirt"])
+    tabbed = data.sessions[-1].model_copy(update={"id": "a\tb"})
     with pytest.raises(ManifestError) as error:
-        _refuse_folders(["Dress", "dress", "../out"])
+        _refuse_names(data.model_copy(update={"sessions": (tabbed,)}), ["Dress", "dress", "../out"])
     text = str(error.value)
     assert "category 'dress': the folder of category 'Dress' is the same one on a disk that ignores case" in text
     assert "category '../out': a category becomes a folder name" in text
+    assert "session 'a\\tb': qrels are lines with tabs" in text
+
+
+def test_a_number_beyond_floats_is_no_score(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"session": "s", "images": ["i"], "scores": [' + "9" * 400 + "]}\n")
+    problems = Problems(tmp_path)
+    assert read_ranked(tmp_path / "a.jsonl", problems) == [] and "finite scores" in str(problems.found[0])
 
 
 def test_a_short_list_keeps_the_recalls_up_to_its_length(project: Path, tmp_path: Path) -> None:
