@@ -97,7 +97,12 @@ def _attention(layer: nn.MultiheadAttention, tokens: Tensor, mask: Tensor) -> Te
     return layer.out_proj((seen @ value).transpose(1, 2).flatten(2))
 
 
-PLAIN = {nn.LSTM: PlainLSTM, nn.LSTMCell: PlainLSTMCell, nn.GRU: PlainGRU, nn.TransformerEncoder: PlainEncoder}
+PLAIN: dict[type[nn.Module], Any] = {
+    nn.LSTM: PlainLSTM,
+    nn.LSTMCell: PlainLSTMCell,
+    nn.GRU: PlainGRU,
+    nn.TransformerEncoder: PlainEncoder,
+}
 
 
 def plain(module: nn.Module) -> nn.Module:
