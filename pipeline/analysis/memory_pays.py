@@ -256,7 +256,9 @@ def draw_memory_pays(study: MemoryPays, folder: Path) -> list[Path]:
     paths = [folder / f"memory-pays{suffix}" for suffix in (".png", ".svg")]
     turns = list(dict.fromkeys(m.turns for m in study.measured))
     labels = list(dict.fromkeys(m.label for m in study.measured))
-    counts = {count: sorted({m.sessions for m in study.measured if m.turns == count}) for count in turns}
+    counts = {
+        count: sorted({m.sessions for m in study.measured if m.turns == count and m.label != ORACLE}) for count in turns
+    }
     figure = new_figure(1.6 + 3.0 * len(turns), 3.9)
     axes = np.atleast_1d(figure.subplots(1, len(turns), sharey=True))
     for panel, count in zip(axes, turns, strict=True):
