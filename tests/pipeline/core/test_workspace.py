@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
+from manifests.load import load_spec
+from pipeline.core.workspace import extraction_request
 from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.identities import Run, make_run
 from pipeline.jobs.stage2 import PLAIN, TrainOptions, train
 from pipeline.training.job import Trained
 from tests.pipeline.small_demo import Project
+
+
+def test_a_checkout_elsewhere_asks_for_the_same_extraction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = load_spec("demo")
+    monkeypatch.setattr("manifests.load.__file__", str(tmp_path / "manifests" / "load.py"))
+    there = load_spec("demo")
+    assert there.extractor != here.extractor and there.extractor.options["model"].startswith(str(tmp_path))
+    monkeypatch.undo()
+    before = extraction_request(here)
+    monkeypatch.setattr("manifests.load.__file__", str(tmp_path / "manifests" / "load.py"))
+    assert extraction_request(there) == before
 
 
 def trained(experiment: Experiment, run: Run, options: TrainOptions = PLAIN) -> Trained:
