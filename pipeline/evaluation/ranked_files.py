@@ -11,6 +11,7 @@ A list is ranked by its scores if it has any (as trec_eval does; the rank column
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +126,7 @@ def _number(text: Any) -> float | None:
         value = float(text)
     except (TypeError, ValueError, OverflowError):
         return None
-    return value if value == value and not isinstance(text, bool) else None  # NaN has no order
+    return value if math.isfinite(value) and not isinstance(text, bool) else None
 
 
 def _read_jsonl(text: str, path: Path, problems: Problems) -> list[Ranked]:

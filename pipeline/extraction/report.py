@@ -136,9 +136,8 @@ class Report:
         if self.failed:
             reasons = [reason for found in self.why.values() for reason in found]
             why = f" (most frequent, {most_frequent(reasons)})" if reasons else ""
-            lines.append(
-                f"note   {self.failed:,} items have no row{why}; the reasons are in {self.path / 'ledger.jsonl'}"
-            )
+            count = "1 item has" if self.failed == 1 else f"{self.failed:,} items have"
+            lines.append(f"note   {count} no row{why}; the reasons are in {self.path / 'ledger.jsonl'}")
         if self.unread:
             lines.append(
                 f"note   {self.unread:,} of them could not be read from the disk: run the same command again, which "

@@ -51,7 +51,7 @@ class Score:
         return [
             f"warning: {self.protocol}: {metric} differs from the published value by {gap:+.1f}, more than {self.tolerance:g}"
             for metric, gap in self.differences.items()
-            if abs(gap) > self.tolerance
+            if not abs(gap) <= self.tolerance  # nan accepts nothing
         ]
 
     def as_dict(self) -> dict[str, Any]:

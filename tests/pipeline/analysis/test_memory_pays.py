@@ -71,6 +71,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@pytest.mark.slow
 def test_study(project: Path) -> None:
     ablation = str(project / "small.toml")
     done = call(project, "ablate", ablation, "--variant", "turns3", "--variant", "turns5")
