@@ -54,7 +54,7 @@ def test_the_commands_of_the_page(shop: Path, monkeypatch: pytest.MonkeyPatch) -
     index, text, both, html, _ = commands
     told = "gallery all, answered by ewma (--run: one of 2)"
     first = call(index).stdout
-    assert "17 extracted" in first and re.search(r"rows/s; thread-seconds: .*model \d", first)
+    assert "17 extracted" in first and re.search(r"rows/s; thread-seconds: \w+ \d", first)
     assert "0 extracted, 17 reused" in call(index).stdout
     assert len(call(text).stdout.splitlines()) == 10
     found, said = json.loads(call(both).stdout), call(both).stderr

@@ -111,9 +111,8 @@ class Report:
                 f"{t.extracted:,} extracted, {t.reused:,} reused{failed}{why}"
             )
         if self.extracted:
-            stages = ", ".join(
-                f"{n} {s:.1f}" for n, s in self.seconds.items() if s >= 0.05 and n not in ("wall", "work")
-            )
+            shown = {n: s for n, s in self.seconds.items() if n not in ("wall", "work")}
+            stages = ", ".join(f"{n} {s:.1f}" for n, s in shown.items() if s >= 0.05 or n == self.slowest)
             wall = self.seconds.get("wall", 0.0)
             rate = f"{self.extracted / max(wall, 1e-9):,.0f} rows/s"
             lines.append(f"time   {wall:.1f} s, {rate}; thread-seconds: {stages}; slowest: {self.slowest}")
