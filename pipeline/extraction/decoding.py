@@ -151,7 +151,10 @@ class Decoder:
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise error
         found = getattr(self._loader._iterator, "_workers", ())
-        multiprocessing.connection.wait([worker.sentinel for worker in found], timeout=1)  # till its exit code is known
+        ended = multiprocessing.connection.wait([worker.sentinel for worker in found], timeout=1)
+        for worker in found:
+            if worker.sentinel in ended:
+                worker.join(1)  # its files are closed a moment before its exit code is known
         codes = {worker.exitcode for worker in found if not worker.is_alive()} - {None, 0}
         how = ", ".join(f"signal {-code}" if code < 0 else f"exit code {code}" for code in sorted(codes)) or "unknown"
         if losses >= LOSSES:
