@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from manifests.errors import Problems
 from manifests.load import read_toml, spec_path
 from manifests.options import parse_file
 from manifests.schema import Frozen
@@ -27,4 +28,9 @@ class FigureSpec(Frozen):
 def load_figure_spec(name: str) -> FigureSpec:
     """Load a figure spec by shipped name ("8") or path. Raise ManifestError with every problem of the file."""
     path = spec_path(name, "figures")
-    return parse_file(FigureSpec, read_toml(path), str(path))
+    values = read_toml(path)
+    if "dataset" in values:
+        problems = Problems(path)
+        problems.add("key dataset", "a run spec, not a figure's", "name the figure, and give this file with --spec")
+        problems.raise_if_any()
+    return parse_file(FigureSpec, values, str(path))

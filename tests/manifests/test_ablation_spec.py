@@ -19,6 +19,7 @@ from manifests.table_spec import ResultsTable, load_table_spec, table_names
 from manifests.views import View
 from pipeline.analysis.ablation.plan import tasks_of
 from pipeline.analysis.tables import point_of
+from tests.conftest import REPOSITORY
 
 GRID = [
     {"models": ["avg", "ewma"]},
@@ -124,3 +125,9 @@ def test_shipped_figures_name_an_ablation_that_measures_time(name: str) -> None:
     assert ablation.timing and ablation.run == figure.run
     for point in ablation.points():
         assert {figure.series, figure.size} <= set(point.options)
+
+
+def test_a_run_spec_is_no_figure() -> None:
+    with pytest.raises(ManifestError, match=r"key dataset: a run spec, not a figure's .*--spec") as caught:
+        load_figure_spec(str(REPOSITORY / "manifests" / "specs" / "runs" / "demo.toml"))
+    assert len(caught.value.problems) == 1
