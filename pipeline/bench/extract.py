@@ -45,6 +45,7 @@ def run(
     pairs: int = 3,
     shard_rows: int = 128,
     scratch: str = "",
+    progress: Callable[[str], None] = str,
 ) -> dict[str, Any]:
     """Return rates in images per second.
 
@@ -109,8 +110,9 @@ def run(
             parts |= {"model": made.model_ceiling, **variants(made)}
         made.engine()  # starts threads, fills the page cache
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in parts}
-        for _ in range(rounds):
+        for number in range(1, rounds + 1):
             for name, part in parts.items():
+                progress(f"round {number} of {rounds}: {name}")
                 with Load() as load:
                     measured = part()
                 found[name].append({**measured, **_about(load, len(made.items))})

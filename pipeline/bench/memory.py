@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -154,6 +154,7 @@ def run(
     scale: float = 10.0,
     init: str = "symmetry-breaking",
     models: Sequence[str] = (),
+    progress: Callable[[str], None] = str,
 ) -> dict[str, Any]:
     """Return R@1 and R@5 of each model on unseen items, mean and standard deviation over ``seeds`` (weights and sessions).
 
@@ -172,6 +173,7 @@ def run(
         }
         for name, model in subjects.items():
             if not models or name in models:
+                progress(f"seed {seed}: {name}")
                 for _ in fit(model, train, training, seed):
                     pass
                 found = ranks(embed(model, test).numpy(), task.gallery.numpy(), wanted.numpy())

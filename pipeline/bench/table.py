@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ def run(
     dim: int = 256,
     epochs: int = 2,
     device: str = "auto",
+    progress: Callable[[str], None] = str,
 ) -> dict[str, Any]:
     """Time each stage of one table on random features [dim] of ``train`` and ``test`` sessions of ``turns`` turns.
 
@@ -57,6 +58,7 @@ def run(
         by_model, summaries, predicted = {}, {}, {"training": 0.0, "ranking": 0.0}
         together = target.type == "cuda"
         for model in models:
+            progress(f"training and ranking {model}")
             requests = _requests(Path(folder) / "runs", store, parts[0], model, seeds, epochs)
             predicted["training"] += training_seconds(requests, together)[0]
             blank = untrained(requests[0])

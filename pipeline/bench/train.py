@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from statistics import median
 from typing import Any, get_args
@@ -40,6 +40,7 @@ def run(
     threads: int = 0,
     matmul: str = "highest",
     apart: bool = True,
+    progress: Callable[[str], None] = str,
 ) -> dict[str, Any]:
     """Return the median of ``repeats`` full steps (forward, backward, Adam) of each subject, interleaved by round.
 
@@ -61,6 +62,7 @@ def run(
     rows = []
     with cpu_threads(torch.get_num_threads()):  # restored, as the choice of threads sets them
         for c in stages:
+            progress(f"C = {c}")
             model, features, training = sizes.build(c)
             chosen = _threads(model, features, training, threads) if device.type == "cpu" else 0
             names = _names(model, features, training, runs, public, compiled, matmul)

@@ -81,7 +81,9 @@ def test_nothing_cut_is_the_registered_model() -> None:
 
 
 def test_figures_and_table() -> None:
-    result = memory.run(seeds=(0, 1), epochs=1, sessions=70, values=2, dim=6, hidden=3)
+    told: list[str] = []
+    result = memory.run(seeds=(0, 1), epochs=1, sessions=70, values=2, dim=6, hidden=3, progress=told.append)
+    assert told[0] == "seed 0: CM-NTM" and len(told) == 2 * len(result["scores"])
     json.dumps(result, allow_nan=False)
     assert set(result["scores"]) == {*memory.ABLATIONS, *memory.BASELINES}
     assert all(
