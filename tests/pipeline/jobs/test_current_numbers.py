@@ -116,7 +116,7 @@ def home(made: Path, tmp_path: Path) -> Iterator[Home]:
     shutil.copytree(kept, made)
 
 
-def stale(home: Home, spec: str, *words: str) -> None:
+def assert_stale(home: Home, spec: str, *words: str) -> None:
     """`status` says stale or missing with its reason and exit code 3, and no other command shows a number."""
     status = home.call("status", spec)
     assert status.exit_code == 3, status.output
@@ -131,7 +131,7 @@ def test_other_pictures_under_the_same_names(home: Home) -> None:
     before, ids = home.numbers(spec), home.ids(spec)
     assert home.call("compare", *ids).exit_code == 0
     paint(home.folder / "data" / "a" / "pictures", home.names, seed=5)
-    stale(home, spec, "have another content", "run `fashion-ntm extract")
+    assert_stale(home, spec, "have another content", "run `fashion-ntm extract")
     assert home.call("evaluate", spec).exit_code == 3
     assert home.call("compare", *ids).exit_code == 3
     explained = home.call("cache", "explain", spec)
@@ -155,7 +155,7 @@ def test_corrected_captions(home: Home) -> None:
     spec = home.spec("words", "a", "caption")
     path = home.folder / "data" / "a" / "images.jsonl"
     path.write_text(path.read_text("utf-8").replace("a red dress", "a black collar"), "utf-8")
-    stale(home, spec, "captions", "run `fashion-ntm extract")
+    assert_stale(home, spec, "captions", "run `fashion-ntm extract")
     assert home.run(spec) == home.fresh(spec)
 
 
@@ -192,7 +192,7 @@ def test_the_test_side(home: Home, change: str) -> None:
             row["images"] = [i for i in row["images"] if i in kept] if row["split"] == "test" else row["images"]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     (folder / "sessions.jsonl").write_text("".join(json.dumps(s) + "\n" for s in sessions), "utf-8")
-    stale(home, spec, "its evaluation is not current", "run `fashion-ntm evaluate")
+    assert_stale(home, spec, "its evaluation is not current", "run `fashion-ntm evaluate")
     assert home.call("compare", *ids).exit_code == 3
     after = home.numbers(spec)  # `evaluate` ranks again; no run is trained again
     assert after == home.fresh(spec) and after != before
@@ -202,7 +202,7 @@ def test_a_new_model_under_the_old_path(home: Home) -> None:
     spec = home.spec("s", "a")
     shutil.rmtree(home.folder / "clip")
     save_clip(home.folder / "clip", seed=9)
-    stale(home, spec, "model files changed", "extractor.model:model.safetensors")
+    assert_stale(home, spec, "model files changed", "extractor.model:model.safetensors")
     assert home.run(spec) == home.fresh(spec)
 
 
@@ -213,7 +213,7 @@ def test_a_file_less_or_more_in_the_model_folder(home: Home, change: str) -> Non
         (home.folder / "clip" / "tokenizer_config.json").unlink()
     else:
         (home.folder / "clip" / "adapter_config.json").write_text("{}", "utf-8")
-    stale(home, spec, "model files changed", "_config.json")
+    assert_stale(home, spec, "model files changed", "_config.json")
 
 
 def test_every_trained_seed_is_shown(home: Home) -> None:
@@ -259,7 +259,7 @@ def test_a_workspace_of_an_earlier_version_is_listed_and_never_mixed_in(home: Ho
             del record["identity"]["version"]
             file.write_text(json.dumps(record), "utf-8")
             (file.parent / "seal.json").unlink()
-    stale(home, spec, "an earlier version did it", "run `fashion-ntm extract")
+    assert_stale(home, spec, "an earlier version did it", "run `fashion-ntm extract")
     listed = [r["about"] for r in json.loads(home.call("ls", "runs", "--json").stdout)["runs"]]
     assert sum("of an earlier version" in about for about in listed) == 2
     assert home.run(spec) == home.fresh(spec)

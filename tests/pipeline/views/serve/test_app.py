@@ -182,54 +182,6 @@ def test_uploads_hold_a_bounded_number_of_bytes(engine: Any, monkeypatch: pytest
         until(lambda: uploads.held == 0)
 
 
-def test_an_upload_that_does_not_arrive_is_given_up(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "limits", engine.limits.model_copy(update={"upload_seconds": 0.2}))
-    app = make_app(engine, "Small")
-    with served(app) as address, socket.create_connection(("127.0.0.1", int(address.rsplit(":", 1)[1]))) as one:
-        one.settimeout(30)
-        one.sendall(b"POST /api/uploads?category=shirt HTTP/1.1\r\nHost: localhost\r\nContent-Length: 60000\r\n\r\nabc")
-        assert one.recv(100).startswith(b"HTTP/1.1 408")
-    assert app.state.uploads.held == 0
-
-
-WHOLE = b"GET /static/none HTTP/1.1\r\nHost: localhost\r\n\r\n"
-
-
-@pytest.mark.parametrize(("before", "sent"), [(b"", b""), (b"", WHOLE[:-9]), (WHOLE, WHOLE[:-9])])
-def test_headers_that_do_not_arrive_close_the_connection(
-    engine: Any, monkeypatch: pytest.MonkeyPatch, before: bytes, sent: bytes
-) -> None:
-    """Of a first request, and of one on a connection in use."""
-    monkeypatch.setattr("pipeline.views.serve.connections.HEADER_SECONDS", 0.2)
-    app = make_app(engine, "Small")
-    with served(app) as address, socket.create_connection(("127.0.0.1", int(address.rsplit(":", 1)[1]))) as one:
-        one.settimeout(30)
-        if before:
-            one.sendall(before)
-            assert one.recv(4096).startswith(b"HTTP/1.1 404")
-        one.sendall(sent)
-        answer = b"".join(iter(lambda: one.recv(4096), b""))
-        assert answer.endswith(b"Connection: close\r\n\r\n") == bool(sent)
-
-
-def test_a_visitor_who_leaves_in_the_middle_leaves_no_traceback(engine: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    with served(make_app(engine, "Small")) as address:
-        for path in (b"/api/dialogues", b"/api/uploads?category=shirt"):
-            with socket.create_connection(("127.0.0.1", int(address.rsplit(":", 1)[1]))) as one:
-                one.sendall(b"POST " + path + b" HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
-        assert httpx.get(address + "/api/about", timeout=60).status_code == 200
-    assert not capfd.readouterr().err
-
-
-def test_a_json_request_that_does_not_arrive_is_given_up(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "limits", engine.limits.model_copy(update={"upload_seconds": 0.2}))
-    app = make_app(engine, "Small")
-    with served(app) as address, socket.create_connection(("127.0.0.1", int(address.rsplit(":", 1)[1]))) as one:
-        one.settimeout(30)
-        one.sendall(b"POST /api/dialogues HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
-        assert one.recv(100).startswith(b"HTTP/1.1 408")
-
-
 def test_an_endless_upload_is_cut(client: Any) -> None:
     def endless() -> Iterator[bytes]:
         for _ in range(40):
