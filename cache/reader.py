@@ -160,7 +160,7 @@ class Store:
     def bound_to(self, binding: Mapping[str, bytes]) -> Store:
         """Return the store with ``binding`` (image id -> key) of one dataset as its ``catalogue``.
 
-        A store may contain rows of several datasets; its own catalogue has the latest content of each id.
+        A store may contain rows of several datasets; its own catalog has the latest content of each id.
         """
         return Store(self.path, self.manifest, self.verify, binding)
 

@@ -3,7 +3,7 @@
 The order of a commit is: temporary file, checked and synced; receipt in the ledger; rename; manifest. So a shard
 under its final name that the manifest does not list was either renamed just before a crash (its receipt has its
 digest, and it is recovered), or is foreign (it is set aside as ``<name>.<digest8>.rejected``, never read, never
-deleted). Temporary files are deleted. The catalogue is either the old or the new one, complete.
+deleted). Temporary files are deleted. The catalog is either the old or the new one, complete.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _adopt(directory: Path, manifest: Manifest, name: str, sha256: str) -> Manif
 
 
 def recover_catalogue(directory: Path, manifest: Manifest) -> Manifest:
-    """Return the manifest with an interrupted replacement of the catalogue settled: the binding on disk is valid."""
+    """Return the manifest with an interrupted replacement of the catalog settled: the binding on disk is valid."""
     info = manifest.catalogue
     if info is None or info.replaces is None:
         return manifest

@@ -1,4 +1,4 @@
-"""Shards and catalogues whose data lie elsewhere, with a right digest and manifest: refused, and nothing of it is read."""
+"""Shards and catalogs whose data lie elsewhere, with a right digest and manifest: refused, and nothing of it is read."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def open_engine(
 ) -> Engine:
     """Open the gallery, the trained runs (all of the spec's, or ``runs`` by id) and, if loadable, the extractor.
 
-    A catalogue without train sessions takes the runs of any dataset on the same features, else EWMA and the last turn.
+    A catalog without train sessions takes the runs of any dataset on the same features, else EWMA and the last turn.
 
     Raises IncompleteError when no run is trained, or the extractor differs from the one that made the store's rows.
     An extractor that cannot be loaded is no error: the page gives the reason, and cached texts still work.
