@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from cache.files import sync_directory
 from cache.layout import CATALOGUE, REJECTED, TABLES, is_temporary, shard_number
@@ -52,7 +51,7 @@ def set_aside(directory: Path, name: str) -> str:
     return aside
 
 
-def adopt_unlisted(directory: Path, manifest: Manifest, mine: Callable[[], Any] = lambda: None) -> Manifest:
+def adopt_unlisted(directory: Path, manifest: Manifest, mine: Callable[[], object] = lambda: None) -> Manifest:
     """Return the manifest with every unlisted shard that verifies; set the others aside. ``mine`` raises if another
     writer has the store."""
     names = unlisted_shards(directory, manifest)

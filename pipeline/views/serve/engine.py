@@ -11,7 +11,10 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from cache import Store
 from manifests.schema import TURN_JOIN, Dataset, Session, Turn
 from pipeline.evaluation.evaluate import Candidates, load_candidates
 from pipeline.extraction.images import ItemError, decode
@@ -57,8 +60,8 @@ class Engine:
         dataset: Dataset,
         queries: Queries,
         trained: Sequence[Trained],
-        store: Any,
-        device: Any = "cpu",
+        store: Store,
+        device: torch.device | str = "cpu",
         limits: Limits | None = None,
         why_not_live: str = "",
     ):
@@ -152,7 +155,7 @@ class Engine:
 
     def _queries(
         self, talk: Talk, steps: Sequence[Step], dialogues: dict[str, Dialogue] | None = None
-    ) -> dict[tuple[str, bool], Any]:
+    ) -> dict[tuple[str, bool], Tensor]:
         """Return the input of each kind of model at the last of ``steps``: its own query, or all captions as one."""
         found = {}
         for kind in {_kind(d) for d in (dialogues or talk.models).values()}:
