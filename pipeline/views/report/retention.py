@@ -90,7 +90,7 @@ def exact_retention(
         found: dict[str, list[float]] = defaultdict(list)
         for n in mine:
             by_turn = met[n][:, rows_of[n]]
-            early = by_turn[:-1].all(0)
+            early = np.asarray(by_turn[:-1].all(0))
             found[columns[0]].append(float(early[0]))
             found[columns[1]].append(float(early.mean()))
             found[columns[-1]].append(float(by_turn[-1].mean()))
