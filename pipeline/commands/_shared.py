@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130  # exit code
 F: TypeAlias = Callable[..., Any]  # of a command
+
+
+class Number(click.IntRange):
+    """A whole number between bounds, N in --help."""
+
+    name = "N"
+
+
 PATH = click.Path(path_type=Path)
 FILE, EXISTING_FILE = (click.Path(path_type=Path, dir_okay=False, exists=exists) for exists in (False, True))
 FOLDER, EXISTING_FOLDER = (click.Path(path_type=Path, file_okay=False, exists=exists) for exists in (False, True))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.commands._shared import PATH, emit, log, option_data, option_json, option_out
+from pipeline.commands._shared import PATH, Number, emit, log, option_data, option_json, option_out
 
 if TYPE_CHECKING:
     from pipeline.export.run import Format
@@ -27,7 +27,7 @@ SECTION = "results"
     default="torch",
     help="torch: torch.export files (.pt2); onnx needs the extra fashion-ntm[onnx].",
 )
-@click.option("--turns", type=click.IntRange(1, 64), metavar="N", default=8, help="Longest session of the graph.")
+@click.option("--turns", type=Number(1, 64), default=8, help="Longest session of the graph.")
 @option_data
 @option_out
 @option_json
