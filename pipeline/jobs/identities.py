@@ -84,7 +84,7 @@ def what_helps(backbone: Store, spec: RunSpec) -> str:
     if unread := sum(is_transient(f.stage, f.reason) for f in failures):
         return f"run `{spec.command('extract')}`, which reads {unread:,} unreadable files again"
     why = most_frequent(f"{f.stage}: {f.reason}" for f in failures)
-    return f"mend what failed ({why}), then run `{spec.command('extract', '--retry-failed')}`"
+    return f"fix what failed ({why}), then run `{spec.command('extract', '--retry-failed')}`"
 
 
 @dataclass(frozen=True)
