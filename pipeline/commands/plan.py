@@ -18,9 +18,12 @@ SECTION = "stage 1"
 @option_precision
 @click.option("--probe", is_flag=True, help="Run a few batches to measure the rate and the time left.")
 @click.option("--batch-size", type=BatchSize(), default="auto", help="Of --probe.")
-@click.option("--workers", type=click.IntRange(0), help="Of --probe: decoding processes.")
+@click.option("--workers", type=click.IntRange(0), help="Decoding processes, of --probe and of the bound of memory.")
 @click.option(
-    "--items", type=Count(), metavar="N", help="Also estimate devices, hours and GB for a catalog of N images."
+    "--items",
+    type=Count(),
+    metavar="N",
+    help="Also estimate machines, devices, hours and GB for a catalog of N images.",
 )
 @click.option(
     "--rate",
@@ -29,8 +32,13 @@ SECTION = "stage 1"
     help="Images per second of one device, for --items. Default: measured by --probe.",
 )
 @click.option("--shard-rows", type=click.IntRange(1), default=4096, help="Rows per commit, for --items.")
+@click.option(
+    "--devices-per-machine", "per_machine", type=click.IntRange(1), default=1, help="Such as 8 GPUs, for --items."
+)
 @option_json
-def command(job: Job, as_json: bool, items: int | None, rate: float | None, shard_rows: int, **how: Any) -> None:
+def command(
+    job: Job, as_json: bool, items: int | None, rate: float | None, shard_rows: int, per_machine: int, **how: Any
+) -> None:
     """Show the work of `extract` with reasons: rows to do, done, stale and failed by table, GB to write. Writes nothing."""
     from pipeline.extraction.cost import cost_of
     from pipeline.jobs.stage1 import plan_spec
@@ -38,6 +46,6 @@ def command(job: Job, as_json: bool, items: int | None, rate: float | None, shar
     result = plan_spec(*job.parts, job.device, **how)
     values, text = result.as_dict(), result.text()
     if items is not None:
-        cost = cost_of(result, items, shard_rows, rate)
+        cost = cost_of(result, items, shard_rows, rate, per_machine)
         values, text = {**values, "cost": cost.as_dict()}, f"{text}\n\n{cost.text()}"
     emit(values, text, as_json)
