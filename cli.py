@@ -20,8 +20,8 @@ from manifests.errors import advice, disk_problem
 from manifests.text import printable
 from pipeline.commands import sections_of
 from pipeline.commands._moved import refuse_old_spelling
+from pipeline.commands._shared import INTERRUPTED
 
-INTERRUPTED = 130
 KEPT = "what was finished is kept"
 SECTIONS = sections_of("pipeline.commands")
 
@@ -49,10 +49,8 @@ class Commands(click.Group):
         """Write the commands under the headings of their sections."""
         width = max(map(len, self.commands))
         for section, commands in SECTIONS.items():
-            limit = formatter.width - 6 - width
-            rows = [(f"{c.name:{width}}", c.get_short_help_str(limit)) for c in commands]
             with formatter.section(section.capitalize()):
-                formatter.write_dl(rows)
+                formatter.write_dl([(f"{c.name:{width}}", c.get_short_help_str(formatter.width * 2)) for c in commands])
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -58,7 +58,7 @@ def read_catalogue(directory: Path, info: CatalogueInfo | None) -> dict[str, byt
             require_own_data(file)
             return {image.decode(*ENCODING): key for image, key in read_entries(file)}
     except (OSError, KeyError, ValueError, TypeError) as error:
-        raise StoreCorruptError(f"{path} has the right digest but is no catalogue: {error}") from error
+        raise StoreCorruptError(f"{path} has the right digest but is no catalog: {error}") from error
 
 
 def sorted_entries(keys: Mapping[str, bytes]) -> list[tuple[bytes, bytes]]:

@@ -51,15 +51,13 @@ class CheckedShards:
             self.read(info.shards[n], info, partial(region.place, n, shard=info.shards[n]))
         region.take(items, out)
 
-    def copy(self, table: str, start: int, out: np.ndarray) -> None:
-        """Read rows ``start`` to ``start + n``, all within the table, into ``out`` [n, D] by plain reads."""
-        info, at = self.manifest.tables[table], 0
+    def copy(self, table: str, out: np.ndarray) -> None:
+        """Read the whole table into ``out`` [rows, D] by plain reads."""
+        info, first = self.manifest.tables[table], 0
         for shard in info.shards:
-            first, last = max(start, at), min(start + len(out), at + shard.rows)
-            if first < last:
-                part, skip = out[first - start : last - start], first - at
-                self.read(shard, info, partial(read_features, info=shard, out=part, first=skip))
-            at += shard.rows
+            part = out[first : first + shard.rows]
+            self.read(shard, info, partial(read_features, info=shard, out=part))
+            first += shard.rows
 
     def _gather_apart(self, info: TableInfo, rows: np.ndarray, out: np.ndarray) -> None:
         """Gather shard by shard. Besides the result, memory holds the rows of at most one shard."""

@@ -52,7 +52,7 @@ class RowDifference:
     """Key whose rows differ: largest absolute difference of a value, and cosine similarity."""
 
     key: str
-    images: tuple[str, ...]  # ids bound to the key in the catalogue of A; empty for texts and queries
+    images: tuple[str, ...]  # ids bound to the key in the catalog of A; empty for texts and queries
     max_abs: float
     cosine: float
 

@@ -85,8 +85,8 @@ def replace_atomically(
     path: Path,
     data: bytes,
     durable: bool = True,
-    after: Sequence[Callable[[], Any]] = (),
-    last: Callable[[], Any] = lambda: None,
+    after: Sequence[Callable[[], object]] = (),
+    last: Callable[[], object] = lambda: None,
 ) -> None:
     """Replace ``path`` by ``data`` atomically: it has either its old bytes or all of ``data`` at any time.
 
@@ -105,8 +105,8 @@ def replace_atomically(
 def replacing(
     path: Path,
     durable: bool = True,
-    after: Sequence[Callable[[], Any]] = (),
-    last: Callable[[], Any] = lambda: None,
+    after: Sequence[Callable[[], object]] = (),
+    last: Callable[[], object] = lambda: None,
 ) -> Iterator[Path]:
     """Yield a temporary name next to ``path``; the file written there replaces ``path`` atomically at the end.
 

@@ -46,7 +46,7 @@ class Collected:
         for table in self.kept:
             lines.append(f"{table:6} {self.dropped.get(table, 0):,} rows {would}dropped, {self.kept[table]:,} kept")
         if self.ids_dropped:
-            lines.append(f"ids    {self.ids_dropped:,} image ids of no dataset {would}dropped from the catalogue")
+            lines.append(f"ids    {self.ids_dropped:,} image ids of no dataset {would}dropped from the catalog")
         for name, size in self.debris.items():
             lines.append(f"debris {name} ({size:,} bytes) {would}removed")
         lines.append(f"freed  {about}{self.bytes_freed:,} bytes")
@@ -62,7 +62,7 @@ def collect(
 ) -> Collected:
     """Keep the rows whose keys are in ``needed``: table -> uint8 [n, 16]; tables not in ``needed`` are kept whole.
 
-    ``images``: ids kept in the catalogue (None: all). Without ``needed``, only leftover files are removed: temporary
+    ``images``: ids kept in the catalog (None: all). Without ``needed``, only leftover files are removed: temporary
     files, rejected shards, and files not in the manifest. ``dry_run`` takes no lock, writes nothing, checks no digest.
 
     The same store and keys give the same shards, byte for byte. Raise StoreBusyError while a writer has the store,

@@ -20,7 +20,7 @@ class StoreSummary:
     fingerprint: str
     rows: dict[str, int] = field(default_factory=dict)  # by table
     shards: int = 0
-    images: int = 0  # ids bound in the catalogue
+    images: int = 0  # ids bound in the catalog
     nbytes: int = 0
     problem: str = ""
 

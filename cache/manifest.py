@@ -131,7 +131,7 @@ class Manifest:
         return f"holds the bytes of {shards[0]}: files were swapped" if shards else "was changed: its digest differs"
 
     def save(
-        self, directory: Path, after: Sequence[Callable[[], Any]] = (), last: Callable[[], Any] = lambda: None
+        self, directory: Path, after: Sequence[Callable[[], object]] = (), last: Callable[[], object] = lambda: None
     ) -> None:
         """Replace manifest.json after the tasks of ``after`` (syncs of its files) and ``last``. Raise OSError."""
         about = self.as_dict()

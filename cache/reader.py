@@ -8,7 +8,7 @@ it, which is harmless.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -140,47 +140,9 @@ class Store:
         for shard in info.shards:  # before memory is allocated for rows that may be missing
             self._shards.read(shard, info, lambda path: None)
         out = self._output(info, info.rows, out)
-        self._shards.copy(table, 0, out)
+        self._shards.copy(table, out)
         self._shards.remember()
         return out
-
-    def read(self, table: str, start: int, out: np.ndarray) -> np.ndarray:
-        """Read rows ``start`` to ``start + n`` of a table into ``out`` [n, D] by plain reads; return ``out``."""
-        info = self.table(table)
-        out = self._output(info, len(out), out)
-        if type(start) is not int or not 0 <= start <= info.rows - len(out):
-            raise StoreLookupError(
-                f"{self.path}: table '{table}' has rows 0 to {info.rows - 1}, asked for {len(out)} from row {start!r}"
-            )
-        self._shards.copy(table, start, out)
-        return out
-
-    def stream(
-        self, table: str, block: int = 8192, rows: np.ndarray | None = None, out: np.ndarray | None = None
-    ) -> Iterator[np.ndarray]:
-        """Yield a table, or its ``rows`` int [n], in order as arrays [m, D] of up to ``block`` rows, one at a time.
-
-        ``out`` [block, D] (e.g. a pinned tensor's array) is reused for every block, and its first m rows are yielded:
-        copy data needed after the step. Errors as for ``load`` and ``gather``; shards are checked one by one, so the
-        rows before a damaged shard are yielded.
-        """
-        info = self.table(table)
-        if type(block) is not int or block < 1:
-            raise StoreError(f"block must be a number of rows, at least 1, not {block!r}")
-        if rows is not None:
-            rows = self._rows(table, info, rows)
-        if out is not None:
-            out = self._output(info, block, out)
-        total = info.rows if rows is None else len(rows)
-        for start in range(0, total, block):
-            count = min(block, total - start)
-            part = np.empty((count, info.dim), dtype=info.dtype) if out is None else out[:count]
-            if rows is None:
-                self._shards.copy(table, start, part)
-            else:
-                self._shards.gather(table, rows[start : start + count], part)
-            yield part
-        self._shards.remember()
 
     def gather(self, table: str, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Gather the features of row numbers int [n] (any order, repeats allowed) -> [n, D], in that order.
@@ -198,7 +160,7 @@ class Store:
     def bound_to(self, binding: Mapping[str, bytes]) -> Store:
         """Return the store with ``binding`` (image id -> key) of one dataset as its ``catalogue``.
 
-        A store may contain rows of several datasets; its own catalogue has the latest content of each id.
+        A store may contain rows of several datasets; its own catalog has the latest content of each id.
         """
         return Store(self.path, self.manifest, self.verify, binding)
 

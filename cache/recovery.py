@@ -3,7 +3,7 @@
 The order of a commit is: temporary file, checked and synced; receipt in the ledger; rename; manifest. So a shard
 under its final name that the manifest does not list was either renamed just before a crash (its receipt has its
 digest, and it is recovered), or is foreign (it is set aside as ``<name>.<digest8>.rejected``, never read, never
-deleted). Temporary files are deleted. The catalogue is either the old or the new one, complete.
+deleted). Temporary files are deleted. The catalog is either the old or the new one, complete.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from cache.files import sync_directory
 from cache.layout import CATALOGUE, REJECTED, TABLES, is_temporary, shard_number
@@ -52,7 +51,7 @@ def set_aside(directory: Path, name: str) -> str:
     return aside
 
 
-def adopt_unlisted(directory: Path, manifest: Manifest, mine: Callable[[], Any] = lambda: None) -> Manifest:
+def adopt_unlisted(directory: Path, manifest: Manifest, mine: Callable[[], object] = lambda: None) -> Manifest:
     """Return the manifest with every unlisted shard that verifies; set the others aside. ``mine`` raises if another
     writer has the store."""
     names = unlisted_shards(directory, manifest)
@@ -84,7 +83,7 @@ def _adopt(directory: Path, manifest: Manifest, name: str, sha256: str) -> Manif
 
 
 def recover_catalogue(directory: Path, manifest: Manifest) -> Manifest:
-    """Return the manifest with an interrupted replacement of the catalogue settled: the binding on disk is valid."""
+    """Return the manifest with an interrupted replacement of the catalog settled: the binding on disk is valid."""
     info = manifest.catalogue
     if info is None or info.replaces is None:
         return manifest

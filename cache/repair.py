@@ -102,7 +102,7 @@ def repair(path: str | Path, identity: Manifest | None = None) -> Repaired:
         codes = {f.code for f in done.findings}
         if "catalogue" in codes and _catalogue_is_lost(path, writer.manifest):
             writer.forget_catalogue()
-            done.actions.append("took the unreadable catalogue out of the manifest")
+            done.actions.append("took the unreadable catalog out of the manifest")
         if "ledger" in codes:
             done.actions.append(f"took {writer.repair_ledger()} damaged lines out of the ledger")
         done.actions += [f"table '{table}' has no row left" for table in before if table not in writer.manifest.tables]

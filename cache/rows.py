@@ -39,14 +39,12 @@ def map_features(path: Path, info: ShardInfo, table: TableInfo) -> np.ndarray | 
     return np.asarray(np.memmap(path, kind, "r", offset=info.features_at, shape=(info.rows, table.dim)))
 
 
-def read_features(path: Path, info: ShardInfo, out: np.ndarray, first: int = 0) -> None:
-    """Read rows ``first`` to ``first + n`` of a shard into ``out`` [n, D], without a second copy. Raise OSError."""
+def read_features(path: Path, info: ShardInfo, out: np.ndarray) -> None:
+    """Read the features of a shard into ``out`` [rows, D], without a second copy. Raise OSError."""
     if info.features_at is None:
         with open_hdf5(path) as file:
-            file["features"].read_direct(out, np.s_[first : first + len(out)])
-        return
-    offset = info.features_at + first * out.strides[0]
-    if read_into(path, memoryview(out.reshape(-1).view(np.uint8)), offset) != out.nbytes:
+            file["features"].read_direct(out)
+    elif read_into(path, memoryview(out.reshape(-1).view(np.uint8)), info.features_at) != out.nbytes:
         raise OSError("it ends before its rows do")
 
 

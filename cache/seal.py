@@ -31,7 +31,7 @@ def write_seal(
     name: str,
     files: Iterable[str],
     seal: str = SEAL,
-    last: Callable[[], Any] = lambda: None,
+    last: Callable[[], object] = lambda: None,
 ) -> None:
     """Seal ``files`` of ``folder`` with identity ``kind`` and ``name``. Raise OSError if one of them cannot be read.
 

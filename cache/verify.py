@@ -55,7 +55,7 @@ class Finding:
 def verify(
     path: str | Path, progress: Callable[[str], None] = lambda file: None, workers: int | None = None
 ) -> list[Finding]:
-    """Check digests, headers, counts, NaN and Inf, norms, repeated keys, layout, catalogue, ledger and stray files.
+    """Check digests, headers, counts, NaN and Inf, norms, repeated keys, layout, catalog, ledger and stray files.
 
     Return the findings; empty if there are none. ``progress`` is called with each file. ``workers``: threads that hash
     and check shards in parallel (default: one per processor, at most 8). Changes nothing.

@@ -8,7 +8,7 @@ the next writer removes; the rows of a lost receipt are computed again, never wr
     with StoreWriter(path, ...) as writer:                  # the coordinator first creates the store
         first = writer.next_number("image")
         ...                                                 # a worker, as task n of the table:
-            receipt = write_shard(path, "image", keys, features, number=first + n, fields=extractor.semantic())
+            receipt = write_shard(path, "image", keys, features, number=first + n)
         ...                                                 # the coordinator, in order of n:
         writer.adopt(receipt)
 
@@ -18,15 +18,13 @@ number of workers, and identical to that of ``StoreWriter.commit`` for the same 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from cache.errors import StoreCorruptError, StoreError, StoreMismatchError, naming
+from cache.errors import StoreCorruptError, StoreError, naming
 from cache.files import now
-from cache.layout import canonical, check_table, is_temporary, shard_name, shard_number, temporary_for
+from cache.layout import check_table, is_temporary, shard_name, shard_number, temporary_for
 from cache.ledger import Receipt
 from cache.manifest import Manifest, load_manifest
 from cache.shards import FoundShard, check_rows, examine
@@ -42,25 +40,19 @@ def write_shard(
     *,
     number: int = 0,
     seconds: float = 0.0,
-    fields: Mapping[str, Any] | None = None,
 ) -> Receipt:
     """Write rows as one uncommitted shard into the store at ``path``. Needs no lease; safe in any process.
 
     keys uint8 [n, 16], features float16 or float32 [n, D], n > 0. ``number``: expected number of the
     shard when it is adopted (``adopt`` rewrites a shard whose number differs). ``seconds``: the model's time.
-    ``fields``: semantic fields of this worker's model, compared with the store's to refuse other weights.
 
     The receipt describes a durable file: it may be sent, stored and adopted later by the same coordinator.
-    Raise StoreNotFoundError before the coordinator has created the store, StoreMismatchError for other fields,
-    StoreError for invalid rows (see ``StoreWriter.commit``) and for a full disk; then no file is left.
+    Raise StoreNotFoundError before the coordinator has created the store, StoreError for invalid rows (see
+    ``StoreWriter.commit``) and for a full disk; then no file is left.
     """
     path = Path(path)
     check_table(table)
     manifest = load_manifest(path)
-    if fields is not None:
-        changed = manifest.changes(canonical(dict(fields)))
-        if changed:
-            raise StoreMismatchError(path, changed)
     keys, features = check_rows(table, manifest.tables.get(table), keys, features)
     try:
         shard_number(shard_name(table, number))

@@ -123,7 +123,7 @@ class StoreWriter:
         names = [{"dataset": m.dataset, "extractor": m.extractor} for m in (found, self._asked)]
         return changed_fields(*names) + found.changes(self._asked.fields)
 
-    def _publish(self, manifest: Manifest, *also: Callable[[], Any]) -> None:
+    def _publish(self, manifest: Manifest, *also: Callable[[], object]) -> None:
         """Publish ``manifest`` with this session's record appended, once all files it lists are durable."""
         manifest = replace(manifest, execution=(*self._before, self._session))
         manifest.save(self.path, after=(lambda: sync_directory(self.path), *also), last=self._lease.check)

@@ -28,7 +28,7 @@ Disjoint = Literal["pairs", "images"]  # what validation sessions do not share w
 TurnTargets = Literal["next", "final"]  # target of a turn's text: the next turn's reference, or the session's target
 CAPTION_JOIN = " and "  # joins the two annotators' captions of a FashionIQ turn
 OVERALL = "overall"  # the average of all categories in results; reserved, so no category may have this name
-NO_IMAGE = "no image"  # reference of a text-only turn; no image of a catalogue has this id
+NO_IMAGE = "no image"  # reference of a text-only turn; no image of a catalog has this id
 TURN_JOIN = ". "  # ST + cat(all captions): joins the texts of the turns
 
 
@@ -39,7 +39,7 @@ class Frozen(BaseModel):
 
 
 class Image(Frozen):
-    """A catalogue image: its id, with a file below ``Dataset.images_root`` or a caption in place of it."""
+    """A catalog image: its id, with a file below ``Dataset.images_root`` or a caption in place of it."""
 
     id: str = Field(min_length=1)
     file: str | None = None
@@ -223,7 +223,7 @@ class Dataset(BaseModel):
             for number, image in enumerate((*(t.reference for t in session.turns), session.target), start=1):
                 if image not in self.images and (image != NO_IMAGE or number > turns):
                     where = f"{place} turn {number}" if number <= turns else f"{place} target"
-                    problems.add(where, f"image {image!r} is not in the catalogue", "add it, or drop the session")
+                    problems.add(where, f"image {image!r} is not in the catalog", "add it, or drop the session")
             if session.split != "test":
                 continue
             candidates = members.get((session.category, "test"))
@@ -242,7 +242,7 @@ class Dataset(BaseModel):
                 if n > 1:
                     problems.add(place, f"image {image!r} is listed {n} times")
                 elif image not in self.images:
-                    problems.add(place, f"image {image!r} is not in the catalogue")
+                    problems.add(place, f"image {image!r} is not in the catalog")
 
 
 class Component(BaseModel):

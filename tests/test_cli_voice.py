@@ -28,6 +28,7 @@ def all_commands(group: click.Group = main, name: str = "") -> Iterator[tuple[st
             yield f"{name}{inner.name}", inner
 
 
+LONGEST = 88  # characters of a first sentence, which the list of commands shows whole
 COMMANDS = dict(all_commands())
 
 
@@ -65,6 +66,11 @@ def test_options_mean_the_same_everywhere(name: str) -> None:
             f"{name}: --out is not the workspace"
         )
     assert "--data" not in params or params["--data"].help.startswith("Folder of the datasets"), name
+    for option, param in params.items():
+        shown = (
+            param.make_metavar(click.Context(COMMANDS[name])) if option.startswith("-") and not param.is_flag else ""
+        )
+        assert not set(shown.split()) & {"PATH", "DIRECTORY", "INTEGER", "FLOAT"}, f"{name}: {option} {shown}"
     run = params.get("--run")
     assert run is None or "spec" not in (run.help or "").lower().split()[:2], f"{name}: --run is a run, not a spec"
 
@@ -74,6 +80,9 @@ def test_help_begins_with_a_verb_and_has_an_example(name: str) -> None:
     command = COMMANDS[name]
     verb = (command.help or "").split()[0]
     assert re.fullmatch(r"[A-Z][a-z]+", verb) and not verb.endswith("s"), f"{name}: {verb}"
+    assert not command.get_short_help_str(LONGEST).endswith("..."), (
+        f"{name}: the first sentence is longer than {LONGEST}"
+    )
     assert f"fashion-ntm {name.replace('study ask', 'study')}" in (command.epilog or ""), command.epilog
 
 

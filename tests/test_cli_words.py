@@ -61,6 +61,17 @@ def test_each_progress_line_off_a_terminal_ends_in_a_newline(tmp_path: Path) -> 
     assert done.stderr.endswith("2 of 2 kills\n") and "1 of 2 kills\n" in done.stderr and "\r" not in done.stderr
 
 
+def test_an_interrupted_benchmark_does_not_promise_to_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.bench.startup.run", run)
+    done = CliRunner().invoke(main, ["bench", "startup"])
+    assert (
+        done.exit_code == 130 and "the same command starts it again" in done.stderr and "to resume" not in done.stderr
+    )
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
 def test_a_server_that_is_interrupted_says_stopped() -> None:
     server = subprocess.Popen(

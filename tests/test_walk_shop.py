@@ -1,4 +1,4 @@
-"""A shop's walk: the commands of "A catalogue alone" in the documentation, and the page in a real browser."""
+"""A shop's walk: the commands of "A catalog alone" in the documentation, and the page in a real browser."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.views.serve.run import open_engine
 from tests.pipeline.small_demo import Project, accessible, chromium, page_of, served, small_demo
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "bring-your-own-dataset.md"
-SECTION = PAGE.read_text(encoding="utf-8").partition("## A catalogue alone")[2].partition("\n## ")[0]
+SECTION = PAGE.read_text(encoding="utf-8").partition("## A catalog alone")[2].partition("\n## ")[0]
 MODEL = "package:pipeline/demo/model"
 
 
@@ -92,7 +92,7 @@ def test_what_cannot_be_searched_is_explained(
 def test_a_run_trained_on_sessions_answers_on_the_catalogue(
     shop: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The small demo's runs have the same extractor and composer as a catalogue with its composer's weights."""
+    """The small demo's runs have the same extractor and composer as a catalog with its composer's weights."""
     demo: Project = small_demo(tmp_path_factory.getbasetemp())
     monkeypatch.chdir(shop)
     own = ["shop.toml", "--data", ".", "--out", str(demo.folder), "--set", "composer.name=gated"]
@@ -183,7 +183,7 @@ def test_the_other_commands_work_on_a_catalogue(shop: Path, monkeypatch: pytest.
         ["status", *spec],
     ):
         call(words)
-    assert "photos (images: a catalogue for `index`)" in call(["doctor", "--data", "."]).stdout
+    assert "photos (images: a catalog for `index`)" in call(["doctor", "--data", "."]).stdout
     for name in ("verify", "gc", "repair", "explain"):
         more = ["--dry-run"] if name == "gc" else []
         call(["cache", name, *more, *spec])

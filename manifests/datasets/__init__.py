@@ -1,4 +1,4 @@
-"""Datasets, one module each: convert the user's files to sessions, a catalogue and galleries."""
+"""Datasets, one module each: convert the user's files to sessions, a catalog and galleries."""
 
 from manifests.datasets.base import DatasetSource
 from manifests.registry import Registry

@@ -234,7 +234,7 @@ def catalogue(
     options: ImageOptions | None = None,
     source: str = "",
 ) -> tuple[Path | None, dict[str, Image]]:
-    """Return the images folder, and the catalogue of ``ids`` in order, with files below the folder and captions.
+    """Return the images folder, and the catalog of ``ids`` in order, with files below the folder and captions.
 
     ``images``, ``captions``: None if the dataset has none; ``source``: place of the captions. A folder without any image
     of the dataset is a problem.

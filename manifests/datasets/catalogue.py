@@ -1,4 +1,4 @@
-"""A catalogue alone: images without sessions, to index, search and serve.
+"""A catalog alone: images without sessions, to index, search and serve.
 
 ``path`` is one of
 
@@ -49,7 +49,7 @@ class Options(ImageOptions):
 
 
 class Catalogue(DatasetSource):
-    title = "Catalogue without sessions: a folder of images, images.jsonl, CSV or Parquet"
+    title = "Catalog without sessions: a folder of images, images.jsonl, CSV or Parquet"
     Options = Options
 
     @classmethod

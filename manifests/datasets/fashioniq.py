@@ -59,12 +59,12 @@ class FashionIQ(DatasetSource):
                 sessions += _pairs(root / "captions" / f"cap.{category}.{name}.json", category, split, problems)
                 ids = read_strings(root / "image_splits" / f"split.{category}.{name}.json", problems)
                 lists.append(Gallery(category=category, split=split, images=tuple(ids or ())))
-        # The catalogue is the same for both protocols, so that one store serves both.
+        # The catalog is the same for both protocols, so that one store serves both.
         every = dict.fromkeys(chain.from_iterable(g.images for g in lists))
         listed = len(every)
         every |= dict.fromkeys(i for s in sessions for i in (s.turns[0].reference, s.target))
         if len(every) > listed:
-            notes.append(f"pair images in no image_splits list, added to the catalogue: {len(every) - listed}")
+            notes.append(f"pair images in no image_splits list, added to the catalog: {len(every) - listed}")
         captions = image_captions(captions_root, lists, every, problems, notes) if captions_root else None
         source = f"{captions_root.name}/" if captions_root else ""
         images_root, images = catalogue(every, images_root, captions, problems, notes, options, source)

@@ -1,6 +1,6 @@
 """JSONL sessions: the format of custom datasets and of ``export``.
 
-    <folder>/images.jsonl      one catalogue image per line
+    <folder>/images.jsonl      one catalog image per line
         {"id": "i1", "file": "tops/i1.jpg"}                     a file below <images> (default: <folder>)
         {"id": "i2", "caption": "a red dress"}                  a caption in place of the image
         {"id": "i3", "file": "i3.jpg", "caption": "...", "attributes": {"color": ["red"]}}      all keys

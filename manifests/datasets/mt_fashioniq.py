@@ -85,7 +85,7 @@ class MultiTurnFashionIQ(DatasetSource):
         listed = len(ids)
         ids |= dict.fromkeys(i for s in sessions for i in (*(t.reference for t in s.turns), s.target))
         if len(ids) > listed:
-            notes.append(f"session images in no image_splits list, added to the catalogue: {len(ids) - listed}")
+            notes.append(f"session images in no image_splits list, added to the catalog: {len(ids) - listed}")
         captions = image_captions(captions_root, galleries, ids, problems, notes) if captions_root else None
         source = f"{captions_root.name}/" if captions_root else ""
         images_root, images = catalogue(ids, images_root, captions, problems, notes, options, source)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from manifests.errors import IncompleteError, ManifestError, Problem
@@ -17,16 +15,14 @@ from manifests.views import WHOLE
 from pipeline.analysis.cells import Table
 from pipeline.analysis.own_tables import model_rows
 from pipeline.analysis.ranked_rows import with_ranked_rows, with_ranked_runs
-from pipeline.analysis.render import render
 from pipeline.analysis.results_table import FILL, build_results_table
 from pipeline.analysis.tables import RunFinder, TableRequest
 from pipeline.core.workspace import Workspace
+from pipeline.evaluation.files import ResultFiles
 from pipeline.jobs.named_runs import run_named
 from pipeline.jobs.ranked import RankedFolder
 from pipeline.training.models import model_names
 from pipeline.training.runs import RunFolder
-
-FORMS = ("md", "json")
 
 
 @dataclass(frozen=True)
@@ -40,7 +36,7 @@ class FilledSection:
 
 @dataclass(frozen=True)
 class FilledLeaderboard:
-    title: str
+    spec: Leaderboard
     sections: tuple[FilledSection, ...]
 
 
@@ -55,10 +51,10 @@ def build_leaderboard(board: Leaderboard, request: TableRequest, runs: Sequence[
     sections = tuple(_section(board, section, request, folders, used) for section in board.sections)
     for name in (*folders, *request.ranked):
         if name not in used:
-            what = "is evaluated on none of the leaderboard's splits"
-            fix = "evaluate it with --set dataset.protocol=... (docs/leakage.md)"
+            what = "is evaluated on none of the leaderboard's splits, or on other features than their run specs'"
+            fix = "evaluate it with --set dataset.protocol=..., or add its ranked lists (docs/leakage.md)"
             raise ManifestError([Problem("leaderboard", name, what, fix)])
-    return FilledLeaderboard(board.title, sections)
+    return FilledLeaderboard(board, sections)
 
 
 def _section(
@@ -131,50 +127,20 @@ def _is_scored(name: str, dataset: Dataset, workspace: Workspace, table: Results
 
 
 def _summary(finder: RunFinder, folder: RunFolder) -> dict[str, Any] | None:
-    """Return the run's current evaluation on the section's split, or None."""
+    """Return the current evaluation in a run's folder, which may be outside of OUT, on the section's split, or None."""
     if finder.experiment is None:
         return None
     run = finder.experiment.run_of(folder.record().get("identity", {}))
-    found = None if run is None else finder.experiment.evaluation(run)
-    if run is None or found is None:
+    if run is None:
         return None
-    return {**found, "results": str(finder.experiment.result_files(run).results)}
+    own = finder.experiment.result_files(run)
+    files = ResultFiles(folder.path, folder.path / own.folder.relative_to(own.run))
+    found = files.load(finder.experiment.evaluation_identity(run))
+    return None if found is None else {**found, "results": str(files.results)}
 
 
 def _label(folder: RunFolder) -> str:
     """Return e.g. ``cm_ntm (stages 2, hidden 256), run 1f3a5b7c``."""
-    options = folder.record()["identity"]["model"]["options"]
-    shown = ", ".join(f"{key} {value}" for key, value in options.items())
-    return f"{folder.model} ({shown}), run {folder.id[:8]}" if shown else f"{folder.model}, run {folder.id[:8]}"
-
-
-def leaderboard_text(board: FilledLeaderboard, form: str) -> str:
-    """Return the leaderboard as Markdown or JSON. Raises ManifestError for another format."""
-    if form == "json":
-        sections = [
-            {
-                "label": s.section.label,
-                "run": s.section.run,
-                "protocol": s.section.protocol,
-                "sessions_digest": s.digest,
-                "table": json.loads(render(s.table, "json")),
-            }
-            for s in board.sections
-        ]
-        return json.dumps({"title": board.title, "sections": sections}, indent=2, ensure_ascii=False) + "\n"
-    if form != "md":
-        raise ManifestError([Problem("--format", form, "a leaderboard has no such format", f"use {', '.join(FORMS)}")])
-    parts = [f"# {board.title}\n"]
-    for s in board.sections:
-        split = f"\nSessions of the split: SHA-256 {s.digest[:16]}.\n" if s.digest else "\nThe dataset is not here.\n"
-        parts.append(f"## {s.section.label}\n{split}\n{render(s.table, 'md')}")
-    return "\n".join(parts)
-
-
-def write_leaderboard(board: FilledLeaderboard, folder: Path) -> list[Path]:
-    """Write leaderboard.md and leaderboard.json; return the paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"leaderboard.{form}" for form in FORMS]
-    for path in paths:
-        path.write_text(leaderboard_text(board, path.suffix[1:]), encoding="utf-8")
-    return paths
+    model = folder.record()["identity"]["model"]
+    shown = ", ".join(f"{key} {value}" for key, value in model["options"].items())
+    return f"{model['name']} ({shown}), run {folder.id[:8]}" if shown else f"{model['name']}, run {folder.id[:8]}"

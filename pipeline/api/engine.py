@@ -6,9 +6,11 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import PIL.Image
+from torch import Tensor
 
 from cache.files import replace_atomically
 from manifests.archives import MAX_BYTES
@@ -28,6 +30,7 @@ from pipeline.views.serve.limits import clean_text
 from pipeline.views.serve.run import open_engine
 
 FORMAT = 1
+StartImage: TypeAlias = str | Path | PIL.Image.Image | None  # an id of the catalog, a file or a picture
 
 
 class Hit(NamedTuple):
@@ -94,7 +97,7 @@ class Engine:
         return next(iter(self.talks.galleries)) if name is None else name
 
     def start(
-        self, image: Any = None, gallery: str | None = None, model: str | None = None, description: str = ""
+        self, image: StartImage = None, gallery: str | None = None, model: str | None = None, description: str = ""
     ) -> Dialogue:
         """Start a dialogue from an image: a catalog id, a file, or a Pillow image.
 
@@ -106,7 +109,7 @@ class Engine:
         chosen = self.gallery(gallery)
         return Dialogue(self, self.talks.start(chosen, number, None if model is None else [model], upload))
 
-    def similar(self, image: Any, k: int = 10, gallery: str | None = None) -> list[Hit]:
+    def similar(self, image: StartImage, k: int = 10, gallery: str | None = None) -> list[Hit]:
         """Return the ``k`` images nearest to an image, given as in ``start``."""
         upload = self._upload(image, "")
         source = upload[0] if upload is not None else self.talks.image_id(self._number(image))
@@ -118,7 +121,7 @@ class Engine:
 
     def search(
         self,
-        image: Any = None,
+        image: StartImage = None,
         texts: Sequence[str] = (),
         k: int = 10,
         gallery: str | None = None,
@@ -162,7 +165,7 @@ class Engine:
         known = [self.talks.trained[label] for label in labels if label in self.talks.trained]
         return {**self.talks.made_with, "models": models_of(known)}
 
-    def _upload(self, image: Any, description: str) -> tuple[Any, Any] | None:
+    def _upload(self, image: StartImage, description: str) -> tuple[Any, Any] | None:
         """Return (feature row, JPEG) of an image outside the catalog, or None for a catalog id."""
         talks = self.talks
         if description:
@@ -177,13 +180,13 @@ class Engine:
         image.convert("RGB").save(out, "PNG")
         return upload_row(talks.queries, out.getvalue(), talks.limits)
 
-    def _number(self, image: Any) -> int:
+    def _number(self, image: StartImage) -> int:
         if str(image) not in self.talks.numbers:
             hint = nearest(str(image), list(self.talks.numbers)[:20])
             raise ManifestError([Problem("image", str(image), "neither a catalog id nor a file", hint)])
         return self.talks.numbers[str(image)]
 
-    def _search(self, query: Any, k: int, gallery: str | None) -> list[Hit]:
+    def _search(self, query: Tensor, k: int, gallery: str | None) -> list[Hit]:
         name = self.gallery(gallery)
         index, images = self.talks.indexes[name], self.talks.galleries[name].images
         hits = index.search(query.to(index.features.device), k)

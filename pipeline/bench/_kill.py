@@ -303,7 +303,7 @@ def _window(path: Path) -> str:
     if sizes:
         whole = ROWS * (2 * DIM + 16)
         return "closed, not renamed" if min(sizes) > whole else "writing a shard"
-    return "replacing the catalogue" if left else "between two commits"
+    return "replacing the catalog" if left else "between two commits"
 
 
 def _identity(path: Path) -> dict[str, str]:

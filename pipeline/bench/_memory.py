@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
 
-def peak_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
+def peak_bytes(call: Callable[[], object], device: torch.device) -> int | None:
     """Return bytes at the peak of ``call`` above the previous usage; None if the system does not report it."""
     if device.type == "cuda":
         torch.cuda.synchronize()

@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-def seconds_of(call: Callable[[], Any], device: torch.device) -> float:
+def seconds_of(call: Callable[[], object], device: torch.device) -> float:
     """Return the seconds of ``call`` until ``device`` has finished its work."""
     cuda = device.type == "cuda"
     if cuda:
@@ -32,7 +32,7 @@ class _Counted(TorchDispatchMode):
         return operator(*args, **(kwargs or {}))
 
 
-def operations(call: Callable[[], Any]) -> int:
+def operations(call: Callable[[], object]) -> int:
     """Return the number of operators dispatched by ``call``, with its backward; kernels outside torch do not count."""
     with _Counted() as counted:
         call()

@@ -37,7 +37,7 @@ class Sizes:
         features = random_features(self.batch, self.turns, self.dim).to(self.device)
         return build_model("cm_ntm", options, self.dim).to(self.device), features, Training(batch_size=self.batch)
 
-    def step(self, stages: int, name: str) -> Callable[[], Any]:
+    def step(self, stages: int, name: str) -> Callable[[], object]:
         """Return one training step of the subject ``name``: "public style", "reference", "compiled", a backend,
         "fast K=5", or a backend with the rounding of its products, such as "fast medium"."""
         model, features, training = self.build(stages)
@@ -69,7 +69,7 @@ class Subject(Protocol):
 class Here:
     """A subject in this process. A context manager only for the same interface as ``Apart``."""
 
-    def __init__(self, step: Callable[[], Any], device: torch.device):
+    def __init__(self, step: Callable[[], object], device: torch.device):
         self._step, self._device = step, device
 
     @classmethod

@@ -77,7 +77,9 @@ def run(
         return result | {"goals": _goals(result)}
 
 
-def interleaved(contenders: dict[str, Callable[[], Any]], repeats: int, slow: Collection[str] = ()) -> dict[str, float]:
+def interleaved(
+    contenders: dict[str, Callable[[], object]], repeats: int, slow: Collection[str] = ()
+) -> dict[str, float]:
     """Return median seconds of each contender over ``repeats`` rounds, after one warm-up round.
 
     A round is one call of each ``slow`` contender and four of each other one, in rotating order.

@@ -1,4 +1,4 @@
-"""Seconds to draw the demo's catalogue, without rendering, by families and turns of the longest session."""
+"""Seconds to draw the demo's catalog, without rendering, by families and turns of the longest session."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from manifests.datasets.demo.catalogue import build_catalogue
 
 
 def run(families: Sequence[int] = (36, 144, 288), turns: Sequence[int] = (4, 10)) -> list[dict[str, Any]]:
-    """Return CPU seconds, sessions and garments of nested catalogues with so many train families per category."""
+    """Return CPU seconds, sessions and garments of nested catalogs with so many train families per category."""
     figures = []
     for longest in turns:
         for count in families:

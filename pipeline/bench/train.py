@@ -16,8 +16,8 @@ from pipeline.bench._operations import seconds_of
 from pipeline.bench._steps import flops_of_step, gemm_step, rounding
 from pipeline.bench._subjects import Apart, Here, Sizes, Subject
 from pipeline.core.text_table import aligned
-from pipeline.core.threads import candidates, choose_threads, cpu_threads
-from pipeline.training.backends.choice import able_backends, measured_step
+from pipeline.core.threads import cpu_threads, training_threads
+from pipeline.training.backends.choice import able_backends
 from pipeline.training.data import SessionFeatures
 from pipeline.training.models import MemoryModel
 
@@ -45,8 +45,8 @@ def run(
     """Return the median of ``repeats`` full steps (forward, backward, Adam) of each subject, interleaved by round.
 
     Random unit features, float32. ``runs``: seeds side by side in the row "fast K=...", 0 for none. ``public``: the
-    public-style cascade; ``compiled``: the reference under torch.compile. ``threads``: CPU threads; 0 measures the fast
-    path on each candidate and takes the best. The lower bound is the time for the matrix products of the reference's
+    public-style cascade; ``compiled``: the reference under torch.compile. ``threads``: CPU threads; 0:
+    as `train`. The lower bound is the time for the matrix products of the reference's
     step at the speed of one large product, measured in the same rounds. ``matmul``: "high" or "medium"
     (``training.matmul``) also times the last backend with its products rounded this way, and reports the deviation.
     ``apart``: run each subject in a separate process, like a training, so that subjects do not share memory and caches.
@@ -60,11 +60,11 @@ def run(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sizes = Sizes(batch, turns, dim, slots, hidden, runs, str(device))
     rows = []
-    with cpu_threads(torch.get_num_threads()):  # restored, as the choice of threads sets them
+    chosen = training_threads(threads or None)
+    with cpu_threads(chosen):
         for c in stages:
             progress(f"C = {c}")
             model, features, training = sizes.build(c)
-            chosen = _threads(model, features, training, threads) if device.type == "cpu" else 0
             names = _names(model, features, training, runs, public, compiled, matmul)
             product = gemm_step(batch * turns, dim, device)
             with ExitStack() as stack:
@@ -88,7 +88,7 @@ def run(
                         "first_s": first[name],
                         "floor_ms": floor,
                         "gflop": flops / 1e9,
-                        "threads": chosen,
+                        "threads": chosen if device.type == "cpu" else 0,
                         "peak_mb": peaks[name],
                         "operations": counts.get(name),
                         "parameters": sum(p.numel() for p in model.parameters()),
@@ -116,11 +116,6 @@ def _names(
     found += [name for name in able if name != "reference"]
     found += [f"{found[-1]} {matmul}"] if matmul != "highest" else []
     return found + ([f"{'graph' if 'graph' in able else 'fast'} K={runs}"] if runs else [])
-
-
-def _threads(model: MemoryModel, features: SessionFeatures, training: Training, asked: int) -> int:
-    step = measured_step([model], features, [training], "fast")
-    return choose_threads(step, among=(asked,) if asked else candidates()).threads
 
 
 def _rounds(subjects: dict[str, Subject], repeats: int) -> tuple[dict[str, float], dict[str, list[float]]]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.core.workspace import Workspace
     from pipeline.jobs.experiment import Experiment
 
+INTERRUPTED = 130  # exit code
 F = TypeVar("F", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
 FILE, EXISTING_FILE = (click.Path(path_type=Path, dir_okay=False, exists=exists) for exists in (False, True))
@@ -42,6 +43,7 @@ def folder_option(name: str, about: str, inside: str = "") -> Callable[[F], F]:
     return click.option(
         f"--{name}",
         type=click.Path(path_type=Path),
+        metavar="DIR",
         callback=settle,
         help=f"{about}  [{variable(name)}; default: {BUILT_IN[name] / inside}]",
     )
@@ -57,9 +59,12 @@ option_set = click.option(
     metavar="KEY=VALUE",
     help="Override a key of the spec, e.g. extractor.model=DIR or training.epochs=20. Repeatable.",
 )
-option_device = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps.")
+option_device = click.option("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")
 option_host = click.option(
-    "--host", default="127.0.0.1", help="Address to listen on. Any other than this machine's own gets a token."
+    "--host",
+    default="127.0.0.1",
+    metavar="ADDRESS",
+    help="Address to listen on. Any other than this machine's own gets a token.",
 )
 option_backend = click.option(
     "--backend",
@@ -123,7 +128,7 @@ def job_command(f: F) -> F:
 
 
 def sessions_command(f: F) -> F:
-    """As ``job_command``, for a command that needs sessions: a catalogue is refused before anything is read or computed."""
+    """As ``job_command``, for a command that needs sessions: a catalog is refused before anything is read or computed."""
 
     @wraps(f)
     def call(job: Job, **words: Any) -> Any:
@@ -213,9 +218,12 @@ def parse_numbers(_: click.Context, __: click.Parameter, value: str | None) -> t
 
 
 def option_models(f: F) -> F:
-    f = click.option("--model", "models", multiple=True, help="Memory model; repeatable. Default: all of the spec.")(f)
+    f = click.option(
+        "--model", "models", multiple=True, metavar="MODEL", help="Memory model; repeatable. Default: all of the spec."
+    )(f)
     return click.option(
         "--seeds",
         callback=parse_numbers,
+        metavar="SEEDS",
         help="0..4 or 0,2,5. Default: the spec's seeds; `evaluate` and `results` take all that are trained.",
     )(f)

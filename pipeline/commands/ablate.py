@@ -27,12 +27,18 @@ SECTION = "stage 2"
     "run",
     default="",
     show_default=False,
+    metavar="SPEC",
     help="Run spec whose features are used. Default: the one that SPEC names.",
 )
-@click.option("--only", callback=parse_numbers, help="Points of the grid by number: 3 or 1,4 or 2..5. Default: all.")
-@click.option("--seeds", callback=parse_numbers, help="0..4 or 0,2,5. Default: those of SPEC.")
+@click.option(
+    "--only",
+    callback=parse_numbers,
+    metavar="NUMBERS",
+    help="Points of the grid by number: 3 or 1,4 or 2..5. Default: all.",
+)
+@click.option("--seeds", callback=parse_numbers, metavar="SEEDS", help="0..4 or 0,2,5. Default: those of SPEC.")
 @click.option("--variant", "variants", multiple=True, metavar="LABEL", help="Dataset or composer of SPEC. Repeatable.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done and how long it takes; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done and how long it takes; write nothing.")
 @click.option(
     "--scheduler",
     default="",
@@ -61,7 +67,7 @@ def command(
     device: str,
     as_json: bool,
 ) -> None:
-    """Run the missing runs of ablation SPEC: a numbered grid of model and training options, times the seeds.
+    """Train what is missing of ablation SPEC: a grid of options, times the seeds.
 
     Runs are matched by configuration, including those of `train` or of another ablation. Resumable: run the same
     command again to continue.

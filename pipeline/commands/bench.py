@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
-from pipeline.commands._shared import PATH, emit, option_json, progress_line
+from pipeline.commands._shared import FILE, INTERRUPTED, emit, option_json, progress_line
 
 SECTION = "bench"
 
 
 class Bench(click.Command):
-    """Command whose ``--help`` after a benchmark's name lists the sizes of this benchmark."""
+    """Command whose ``--help`` after a benchmark's name lists the sizes of this benchmark. It is not resumable."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         asked = [word for word in args if word in ctx.help_option_names]
@@ -26,10 +27,17 @@ class Bench(click.Command):
             ctx.exit()
         return super().parse_args(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("interrupted: a benchmark is not resumed; the same command starts it again", err=True)
+            ctx.exit(INTERRUPTED)
+
 
 @click.command("bench", cls=Bench, epilog="Example: fashion-ntm bench train --file bench.json")
 @click.argument("name", metavar="NAME")
-@click.option("--file", type=PATH, help="Also write every figure printed to this JSON file.")
+@click.option("--file", type=FILE, help="Also write every figure printed to this JSON file.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a size of the benchmark.")
 @option_json
 def command(name: str, file: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:

@@ -41,14 +41,16 @@ def _values(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> di
     metavar="POINTS",
     help="Warn about a larger difference from the published value.",
 )
-@click.option("--to", type=FOLDER, help="Output folder for the ranked lists, for `score` and `evaluate --ranked`.")
+@click.option(
+    "--to", type=FOLDER, metavar="DIR", help="Output folder for the ranked lists, for `score` and `evaluate --ranked`."
+)
 @option_device
 @option_json
 def command(job: Job, published: dict[str, float], tolerance: float, to: Path | None, as_json: bool) -> None:
-    """Rank single-turn queries with SPEC's features and compare R@10 and R@50 with published values.
+    """Rank single-turn queries with SPEC's features; compare recall with published values.
 
-    FashionIQ is ranked in both gallery protocols (original and VAL). In any other dataset each turn of the test sessions
-    is a query. Missing features are extracted first.
+    Recall is R@10 and R@50. FashionIQ is ranked in both gallery protocols (original and VAL). In any other dataset each
+    turn of the test sessions is a query. Missing features are extracted first.
     """
     from pipeline.jobs.check_extractor import protocols, published_values, score
     from pipeline.jobs.experiment import Experiment

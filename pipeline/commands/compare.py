@@ -14,21 +14,22 @@ SECTION = "results"
 @click.command("compare", epilog="Example: fashion-ntm compare ewma cm_ntm --data DIR")
 @click.argument("run_a", metavar="RUN_A")
 @click.argument("run_b", metavar="RUN_B")
-@click.option("--top", type=click.IntRange(0), default=10, help="Sessions shown at each end.")
+@click.option("--top", type=click.IntRange(0), metavar="N", default=10, help="Sessions shown at each end.")
 @click.option(
     "--view",
     default="",
     show_default=False,
+    metavar="VIEW",
     help="A view of an ablation, such as turns4-last2. Default: all sessions, whole.",
 )
 @option_data
 @option_out
 @option_json
 def command(run_a: str, run_b: str, top: int, view: str, data: Path, out: Path, as_json: bool) -> None:
-    """List the test sessions where the rankings of RUN_A and RUN_B differ, and test the difference for significance.
+    """Compare the rankings of RUN_A and RUN_B, with significance tests.
 
-    A run is named by its id or its first digits. To compare over several seeds, give comma-separated ids or the name
-    of a memory model. `ls runs` lists the runs.
+    Lists the test sessions that differ most. A run is named by its id or its first digits. To compare over several
+    seeds, give comma-separated ids or the name of a memory model. `ls runs` lists the runs.
     """
     from pipeline.analysis.compare import compare_runs, to_text
 

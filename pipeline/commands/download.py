@@ -14,9 +14,14 @@ SECTION = "data"
 @click.command("download", epilog="Example: fashion-ntm download mt_fashioniq --data data")
 @click.argument("name", metavar="DATASET")
 @option_data
-@click.option("--from", "source", help="Local folder or base URL to copy from instead of the public address.")
+@click.option(
+    "--from", "source", metavar="DIR|URL", help="Local folder or base URL to copy from instead of the public address."
+)
 def command(name: str, data: Path, source: str | None) -> None:
-    """Fetch the public annotation files of DATASET (mt_fashioniq, shoes, blip2_captions, chatir) and check their SHA-256."""
+    """Fetch the public annotation files of DATASET and check their SHA-256.
+
+    DATASET is mt_fashioniq, shoes, blip2_captions or chatir.
+    """
     from manifests.downloads import download as fetch
 
     done = fetch(name, data, source, progress=log)

@@ -30,7 +30,9 @@ SECTION = "stage 2"
     metavar="FILE",
     help="Score ranked lists of another system instead: TREC run, JSON lines, CIRR or CIRCO server file.",
 )
-@click.option("--name", help="Of the ranked lists, for `table N --ranked NAME`. Default: the file's name.")
+@click.option(
+    "--name", metavar="NAME", help="Name of the ranked lists, for `table N --ranked NAME`. Default: the file's name."
+)
 @click.option(
     "--against", metavar="RUN", help="Test the ranked lists against a run (id, first digits, or memory model)."
 )
@@ -53,10 +55,10 @@ def command(
     trained_on: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Rank every test session with the trained runs; R@1/5/8/10/50 and MRR by category and leak subset.
+    """Rank the test sessions with the trained runs: recall and MRR by category and subset.
 
-    With --ranked, score the ranked lists of another system on the same sessions, galleries and leak subsets. A target that
-    its list does not name has the last rank.
+    With --ranked, score the ranked lists of another system on the same sessions, galleries and leak subsets. A target
+    that its list does not name has the last rank.
     """
     from pipeline.analysis.compare import compare_list, to_text
     from pipeline.jobs.identities import asked_runs

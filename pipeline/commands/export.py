@@ -15,7 +15,7 @@ SECTION = "results"
     "export", epilog="Example: fashion-ntm export 3f2a --format onnx --to model --data out/demo --out out/demo"
 )
 @click.argument("run", metavar="RUN")
-@click.option("--to", "folder", type=PATH, required=True, help="Folder to write; new or empty.")
+@click.option("--to", "folder", type=PATH, required=True, metavar="DIR", help="Folder to write; new or empty.")
 @click.option(
     "--format",
     "form",
@@ -23,15 +23,15 @@ SECTION = "results"
     default="torch",
     help="torch: torch.export files (.pt2); onnx needs the extra fashion-ntm[onnx].",
 )
-@click.option("--turns", type=click.IntRange(1, 64), default=8, help="Longest session of the graph.")
+@click.option("--turns", type=click.IntRange(1, 64), metavar="N", default=8, help="Longest session of the graph.")
 @option_data
 @option_out
 @option_json
 def command(run: str, folder: Path, form: str, turns: int, data: Path, out: Path, as_json: bool) -> None:
-    """Export RUN's memory model and composer as graphs with a dynamic batch, checked against PyTorch.
+    """Export RUN's memory model and composer as torch or ONNX graphs.
 
-    RUN is an id, its first digits or a run's folder. export.json describes the inputs and outputs. `cache export`
-    writes the features.
+    The graphs have a dynamic batch and are checked against PyTorch. RUN is an id, its first digits or a run's folder.
+    export.json describes the inputs and outputs. `cache export` writes the features.
     """
     from pipeline.export.job import export_named
 

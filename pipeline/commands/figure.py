@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import PATH, emit, log, option_data, option_json, option_out, option_set, show
+from pipeline.commands._shared import FILE, PATH, emit, log, option_data, option_json, option_out, option_set, show
 
 SECTION = "results"
 DIAGNOSTICS, LEAKAGE, PAYS = "diagnostics", "leakage", "memory-pays"
@@ -21,23 +21,24 @@ DIAGNOSTICS, LEAKAGE, PAYS = "diagnostics", "leakage", "memory-pays"
     "--spec",
     default="",
     show_default=False,
-    help="Of N: run spec whose runs are shown. Default: the one that the figure names.",
+    metavar="SPEC",
+    help="For N: run spec whose runs are shown. Default: the one that the figure names.",
 )
 @click.option(
     "--format",
     "form",
     type=click.Choice(["files", "csv", "json"]),
     default="files",
-    help="Of N: draw PNG, SVG and PDF files, or print the data.",
+    help="For N: draw PNG, SVG and PDF files, or print the data.",
 )
-@click.option("--to", type=PATH, help="Of N: folder for the files. Default: OUT/figures.")
-@click.option("--run", "runs", multiple=True, metavar="RUN", help="Of diagnostics: id or folder of a run. Repeatable.")
+@click.option("--to", type=PATH, metavar="DIR", help="For N: folder for the files. Default: OUT/figures.")
+@click.option("--run", "runs", multiple=True, metavar="RUN", help="For diagnostics: id or folder of a run. Repeatable.")
 @click.option(
     "--file",
     "files",
-    type=PATH,
+    type=FILE,
     multiple=True,
-    help="Of diagnostics: file to draw into (.png, .svg or .pdf); repeatable. Default: diagnostics.png and .svg in "
+    help="For diagnostics: file to draw into (.png, .svg or .pdf); repeatable. Default: diagnostics.png and .svg in "
     "the folder of the first run.",
 )
 @option_set
@@ -56,12 +57,12 @@ def command(
     out: Path,
     as_json: bool,
 ) -> None:
-    """Plot figure N of the paper from measured runs, or print its data; points without a run are listed.
+    """Plot figure N of the paper from measured runs, or print its data.
 
-    `figure leakage` plots recall on all, leaked and clean sessions against train recall, from `ablate memorisation`.
-    `figure memory-pays` plots recall against train sessions and turns, from `ablate memory-pays`.
-    `figure diagnostics` plots how the memory rows of runs that were trained with --diagnostics diverge. --json prints
-    the data of figure N, as --format json does.
+    Points without a run are listed. `figure leakage` plots recall on all, leaked and clean sessions against train
+    recall, from `ablate memorisation`. `figure memory-pays` plots recall against train sessions and turns, from `ablate
+    memory-pays`. `figure diagnostics` plots how the memory rows of runs that were trained with --diagnostics diverge.
+    --json prints the data of figure N, as --format json does.
     """
     if name == DIAGNOSTICS:
         if not runs:

@@ -11,7 +11,7 @@ SECTION = "stage 2"
 
 @click.command("history", epilog="Example: fashion-ntm history demo")
 @sessions_command
-@click.option("--draws", type=click.IntRange(1), default=5, help="Draws of each random history.")
+@click.option("--draws", type=click.IntRange(1), metavar="N", default=5, help="Draws of each random history.")
 @click.option(
     "--part",
     type=click.Choice(["test", "train"]),
@@ -21,10 +21,11 @@ SECTION = "stage 2"
 @option_device
 @option_json
 def command(job: Job, draws: int, part: str, as_json: bool) -> None:
-    """Measure how much earlier turns tell about the target: the possible gain of any memory on SPEC's features.
+    """Measure how much earlier turns tell about the target: the possible gain of a memory.
 
-    Ranks sessions by the last turn, by moving averages over their own history and over another session's history
-    (control), and by the best fixed weights of the turns; one of these is fitted on the loss of the test sessions.
+    On SPEC's features, ranks sessions by the last turn, by moving averages over their own history and over another
+    session's history (control), and by the best fixed weights of the turns; one of these is fitted on the loss of the
+    test sessions.
     """
     from pipeline.analysis.history import history_contribution
 

@@ -12,12 +12,12 @@ SECTION = "stage 1"
 @click.command("index", epilog="Example: fashion-ntm index shop.toml --data DIR")
 @job_command
 @option_device
-@click.option("--retry-failed", is_flag=True, help="Try again what is recorded as failed.")
+@click.option("--retry-failed", is_flag=True, help="Try the items again that are recorded as failed.")
 @option_json
 def command(job: Job, retry_failed: bool, as_json: bool) -> None:
-    """Index SPEC's catalogue for `search` and `serve`: compute the features of its images; needs no sessions.
+    """Compute the features of SPEC's images for `search` and `serve`; needs no sessions.
 
-    Resumable: run the same command again after the catalogue has changed, and only new images are computed.
+    Resumable: run the same command again after the catalog has changed, and only new images are computed.
     """
     from pipeline.jobs.index import index_spec
 

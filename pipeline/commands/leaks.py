@@ -21,13 +21,15 @@ SECTION = "data"
     "--threshold",
     type=click.FloatRange(0, 1, min_open=True),
     default=0.98,
+    metavar="COSINE",
     help="Cosine from which two images count as near-duplicates.",
 )
 @option_json
 def command(job: Job, scope: str, threshold: float, as_json: bool) -> None:
-    """Report overlap of test and train sessions: pairs, images, captions, near-duplicates; and the affected tables.
+    """Report overlap of test and train sessions, and the tables that it affects.
 
-    Near-duplicates are found by feature similarity, once `extract` has made a store for SPEC.
+    Lists shared pairs, images and captions; and near-duplicates by feature similarity, once `extract` has made a store
+    for SPEC.
     """
     from pipeline.analysis.leak_report import leak_report
 

@@ -43,7 +43,7 @@ KINDS = [
 def command(
     kind: str | None, detail: bool, where: tuple[str, ...], sort: str, data: Path, out: Path, as_json: bool
 ) -> None:
-    """List specs, ablations, tables, figures, datasets, extractors, composers, models, presets, and the stores and runs in OUT.
+    """List specs, datasets, parts, tables and figures, and the stores and runs in OUT.
 
     A run is current when its training data equals the data that its spec now names in DATA. Keys of runs are those
     of --json, nested ones dotted: `ls runs --where options.stages=2 --sort -test`.

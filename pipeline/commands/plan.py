@@ -17,8 +17,12 @@ SECTION = "stage 1"
 @option_device
 @option_precision
 @click.option("--probe", is_flag=True, help="Run a few batches to measure the rate and the time left.")
-@click.option("--batch-size", type=BatchSize(), default="auto", help="Of --probe.")
-@click.option("--workers", type=click.IntRange(0), help="Decoding processes, of --probe and of the bound of memory.")
+@click.option(
+    "--batch-size", type=BatchSize(), default="auto", help="Items per forward pass of --probe; auto measures."
+)
+@click.option(
+    "--workers", type=click.IntRange(0), metavar="N", help="Decoding processes, of --probe and of the bound of memory."
+)
 @click.option(
     "--items",
     type=Count(),
@@ -31,15 +35,23 @@ SECTION = "stage 1"
     metavar="R",
     help="Images per second of one device, for --items. Default: measured by --probe.",
 )
-@click.option("--shard-rows", type=click.IntRange(1), default=4096, help="Rows per commit, for --items.")
+@click.option("--shard-rows", type=click.IntRange(1), metavar="N", default=4096, help="Rows per commit, for --items.")
 @click.option(
-    "--devices-per-machine", "per_machine", type=click.IntRange(1), default=1, help="Such as 8 GPUs, for --items."
+    "--devices-per-machine",
+    "per_machine",
+    type=click.IntRange(1),
+    metavar="N",
+    default=1,
+    help="Such as 8 GPUs, for --items.",
 )
 @option_json
 def command(
     job: Job, as_json: bool, items: int | None, rate: float | None, shard_rows: int, per_machine: int, **how: Any
 ) -> None:
-    """Show the work of `extract` with reasons: rows to do, done, stale and failed by table, GB to write. Writes nothing."""
+    """Show the work of `extract` with reasons; write nothing.
+
+    Counts the rows to do, done, stale and failed by table, the GB to write and the most memory that it takes.
+    """
     from pipeline.extraction.cost import cost_of
     from pipeline.jobs.stage1 import plan_spec
 

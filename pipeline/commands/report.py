@@ -14,16 +14,19 @@ SECTION = "results"
 @click.command("report", epilog="Example: fashion-ntm report demo --data out/demo --out out/demo --file report.html")
 @sessions_command
 @click.option("--file", type=FILE, default=Path("report.html"), help="The file to write.")
-@click.option("--model", help="Memory model that is shown session by session. Default: the spec's last one.")
-@click.option("--against", help="Model that it is compared with. Default: the strongest other one.")
-@click.option("--seeds", callback=parse_numbers, help="0..4 or 0,2,5. Default: the spec's seeds.")
-@click.option("--sessions", type=click.IntRange(0), default=150, help="Sessions shown one by one.")
-@click.option("--top", "k", type=click.IntRange(1, 50), default=5, help="Results per turn.")
+@click.option(
+    "--model", metavar="MODEL", help="Memory model that is shown session by session. Default: the spec's last one."
+)
+@click.option("--against", metavar="MODEL", help="Model that it is compared with. Default: the strongest other one.")
+@click.option("--seeds", callback=parse_numbers, metavar="SEEDS", help="0..4 or 0,2,5. Default: the spec's seeds.")
+@click.option("--sessions", type=click.IntRange(0), metavar="N", default=150, help="Sessions shown one by one.")
+@click.option("--top", "k", type=click.IntRange(1, 50), metavar="N", default=5, help="Results per turn.")
 @click.option(
     "--max-mb",
     "megabytes",
     type=click.FloatRange(0.2),
     default=20.0,
+    metavar="MB",
     help="Largest size of the file; pictures are left out first.",
 )
 @option_device
@@ -39,7 +42,10 @@ def command(
     megabytes: float,
     as_json: bool,
 ) -> None:
-    """Write SPEC's results to one self-contained HTML file: tables, curves, retention, turn order and sessions."""
+    """Write SPEC's results to one self-contained HTML file.
+
+    It has tables, training curves, retention, turn order and single sessions.
+    """
     from pipeline.views.report.build import Options, gather
     from pipeline.views.report.page import write_report
 

@@ -16,20 +16,25 @@ SECTION = "stage 2"
 
 @click.command("rerank", epilog="Example: fashion-ntm rerank mt_fashioniq-caption --model ewma --top 50")
 @stage2_command
-@option_json
-@click.option("--top", type=click.IntRange(1), default=50, help="Candidates to re-rank.")
-@click.option("--have", type=float, help="Weight of what the feedback asks for. Default: chosen on validation.")
-@click.option("--avoid", type=float, help="Weight against the reference images. Default: chosen on validation.")
+@click.option("--top", type=click.IntRange(1), metavar="N", default=50, help="Candidates to re-rank.")
+@click.option(
+    "--have", type=float, metavar="WEIGHT", help="Weight of what the feedback asks for. Default: chosen on validation."
+)
+@click.option(
+    "--avoid", type=float, metavar="WEIGHT", help="Weight against the reference images. Default: chosen on validation."
+)
 @click.option(
     "--keep",
     type=click.FloatRange(0, 1, min_open=True),
     default=0.9,
+    metavar="SHARE",
     help="Share of the validation targets that the relevance cut-off keeps.",
 )
+@option_json
 def command(
     experiment: Experiment, models: tuple[str, ...], seeds: tuple[int, ...] | None, as_json: bool, **weights: Any
 ) -> None:
-    """Measure must-have / must-avoid re-ranking and a relevance cut-off on trained runs; changes no run."""
+    """Measure must-have / must-avoid re-ranking and a relevance cut-off; change no run."""
     from pipeline.analysis.rerank import Weights, reports_text, rerank_runs
     from pipeline.jobs.identities import asked_runs
 

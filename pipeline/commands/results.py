@@ -18,7 +18,7 @@ SECTION = "results"
 @click.command("results", epilog="Example: fashion-ntm results demo --model lstm --format trec --to lists")
 @stage2_command
 @click.option("--format", "form", type=click.Choice(["trec", "jsonl", "cirr", "circo", "beir"]), default="trec")
-@click.option("--to", type=FOLDER, required=True, help="Output folder.")
+@click.option("--to", type=FOLDER, required=True, metavar="DIR", help="Output folder.")
 @click.option(
     "--top", type=click.IntRange(1), default=1000, metavar="K", help="Candidates per session; server formats take 50."
 )
@@ -34,9 +34,9 @@ def command(
 ) -> None:
     """Write the ranked test sessions of trained runs for other tools.
 
-    trec: a run and its qrels. jsonl: one session per line. cirr, circo: the files of their servers. beir: corpus, queries,
-    qrels, their features and the run, by category. `evaluate --ranked` reads all of them back. Several runs get a folder
-    each.
+    trec: a run and its qrels. jsonl: one session per line. cirr, circo: the files of their servers. beir: corpus,
+    queries, qrels, their features and the run, by category. `evaluate --ranked` reads all of them back. Several runs
+    get a folder each.
     """
     from pipeline.jobs.ranked import write_results
 

@@ -16,9 +16,10 @@ SECTION = "results"
 @click.option("--annotations", required=True, type=EXISTING_FILE, help="cap.rc2.val.json of CIRR or val.json of CIRCO.")
 @option_json
 def command(ranked: Path, annotations: Path, as_json: bool) -> None:
-    """Score ranked lists on CIRR (R@K, R_subset@K) or CIRCO (mAP@K) from the benchmark's annotation file.
+    """Score ranked lists on CIRR or CIRCO with the benchmark's annotation file.
 
-    RANKED: a server file, TREC run or JSON lines, whose session ids are the benchmark's query ids.
+    Prints R@K and R_subset@K for CIRR, mAP@K for CIRCO. RANKED: a server file, TREC run or JSON lines, whose session
+    ids are the benchmark's query ids.
     """
     from pipeline.evaluation.cir_benchmarks import score_benchmark
 

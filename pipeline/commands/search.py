@@ -13,14 +13,16 @@ SECTION = "look"
 
 @click.command("search", epilog='Example: fashion-ntm search shop.toml --image photo.jpg --text "in navy" --html')
 @job_command
-@click.option("--image", metavar="FILE|ID", help="Image to start from: a file, or an id of the catalogue.")
-@click.option("--text", "texts", multiple=True, help="What should be different; repeat it for further turns.")
-@click.option("-k", "--top", type=click.IntRange(1, 1000), default=10, help="Number of results.")
-@click.option("--gallery", help="Gallery, such as a category. Default: the first.")
+@click.option("--image", metavar="FILE|ID", help="Image to start from: a file, or an id of the catalog.")
+@click.option(
+    "--text", "texts", multiple=True, metavar="TEXT", help="What should be different; repeat it for further turns."
+)
+@click.option("-k", "--top", type=click.IntRange(1, 1000), metavar="N", default=10, help="Number of results.")
+@click.option("--gallery", metavar="NAME", help="Gallery, such as a category. Default: the first.")
 @click.option("--run", metavar="ID", help="Run id, its first digits or its folder. Default: as `serve`.")
 @click.option("--cached-only", is_flag=True, help="Load no extractor: only images and texts that are cached.")
 @click.option("--html", is_flag=True, help="Write a page with thumbnails.")
-@click.option("--file", type=FILE, help="File of --html. Default: search.html.", default=None)
+@click.option("--file", type=FILE, help="File for --html. Default: search.html.", default=None)
 @option_json
 @option_device
 def command(
@@ -35,7 +37,7 @@ def command(
     file: Path | None,
     as_json: bool,
 ) -> None:
-    """Search SPEC's gallery by an image, by texts, or by an image and what should be different.
+    """Search SPEC's gallery by an image, by texts, or by an image and a requested change.
 
     Several --text are the turns of a dialogue: each refers to the best result of the one before.
     """

@@ -13,10 +13,10 @@ SECTION = "data"
 
 @click.command("splits", epilog="Example: fashion-ntm splits mt_fashioniq-caption --data DIR --to lists")
 @sessions_command
-@click.option("--to", type=PATH, help="Folder for one list of session ids per split.")
+@click.option("--to", type=PATH, metavar="DIR", help="Folder for one list of session ids per split.")
 @option_json
 def command(job: Job, to: Path | None, as_json: bool) -> None:
-    """Check the clean splits of SPEC's dataset (dataset.protocol), and write their lists of session ids with --to."""
+    """Check the clean splits of SPEC's dataset (dataset.protocol); write their ids with --to."""
     from pipeline.analysis.splits import clean_splits, splits_text, write_splits
 
     whole = {key: value for key, value in job.spec.dataset.model_dump().items() if key != "protocol"}

@@ -29,7 +29,7 @@ class StudyGroup(click.Group):
 
 @click.group("study", cls=StudyGroup, epilog="Example: fashion-ntm study demo --data out/demo --out out/demo")
 def command() -> None:
-    """Run a blind preference study in random order: participants choose between the results of two or more models.
+    """Run a blind preference study: participants choose between the results of models.
 
     `study SPEC` creates the study (or resumes it) and serves its page; `study ask --help` lists its options.
     """
@@ -41,21 +41,25 @@ def command() -> None:
     "--model",
     "models",
     multiple=True,
+    metavar="MODEL",
     help="Memory model to compare, 2 to 4 of them; repeatable. Default: the paper's three, cm_ntm, lstm and ewma, "
     "where they are trained.",
 )
 @click.option(
     "--sessions",
     type=click.IntRange(1),
+    metavar="N",
     default=45,
     help="Questions: test sessions drawn at random among those where the models differ.",
 )
-@click.option("--top", "k", type=click.IntRange(1, 10), default=1, help="Results shown of each model.")
-@click.option("--seed", type=int, default=0, help="Of the draw and of every order.")
-@click.option("--code", "codes", multiple=True, help="Let in these names alone; repeatable.")
-@click.option("--file", "db", type=FILE, help="SQLite file. Keeps the answers. Default: OUT/studies/SPEC.sqlite.")
+@click.option("--top", "k", type=click.IntRange(1, 10), metavar="N", default=1, help="Results shown of each model.")
+@click.option("--seed", type=int, metavar="N", default=0, help="Seed of the draw and of every order.")
+@click.option(
+    "--code", "codes", multiple=True, metavar="NAME", help="Admit only participants of these names; repeatable."
+)
+@click.option("--file", "db", type=FILE, help="SQLite file for the answers. Default: OUT/studies/SPEC.sqlite.")
 @option_host
-@click.option("--port", type=click.IntRange(0, 65535), default=8001, help="0: a free one.")
+@click.option("--port", type=click.IntRange(0, 65535), metavar="N", default=8001, help="0: a free one.")
 @option_device
 def ask(
     job: Job,
@@ -89,7 +93,7 @@ def ask(
 @click.option("--chart", type=FILE, help="Also draw Figure 7 (.png, .pdf or .svg).")
 @option_json
 def results(file: Path, chart: Path | None, as_json: bool) -> None:
-    """Print preference rates with confidence intervals, and sign tests, of the answers so far in FILE."""
+    """Print preference rates, their intervals and sign tests, of the answers in FILE."""
     from pipeline.views.study.results import study_results
     from pipeline.views.study.store import StudyFile
 

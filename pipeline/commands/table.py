@@ -13,10 +13,13 @@ SECTION = "results"
 
 @click.command("table", epilog="Example: fashion-ntm table 1 --data DIR --format latex")
 @click.argument("name", metavar="SPEC")
-@click.option("--spec", help="Run spec that fills the table. Default: the one that the table names.")
+@click.option("--spec", metavar="SPEC", help="Run spec that fills the table. Default: the one that the table names.")
 @click.option("--format", "form", type=click.Choice(["md", "latex", "csv", "json"]), default="md")
 @click.option(
-    "--seeds", callback=parse_numbers, help="0..4 or 0,2,5. Default: all that are trained on the current data."
+    "--seeds",
+    callback=parse_numbers,
+    metavar="SEEDS",
+    help="0..4 or 0,2,5. Default: all that are trained on the current data.",
 )
 @click.option(
     "--ranked", multiple=True, metavar="NAME", help="Add a row for a ranked list scored by evaluate; repeatable."
@@ -26,9 +29,9 @@ SECTION = "results"
     "runs",
     multiple=True,
     metavar="RUN",
-    help="Of leaderboard: add a row for a run by id or folder; repeatable.",
+    help="For leaderboard: add a row for a run by id or folder; repeatable.",
 )
-@click.option("--to", type=PATH, help="Of leaderboard: folder for leaderboard.md and .json.")
+@click.option("--to", type=PATH, metavar="DIR", help="For leaderboard: folder for leaderboard.md and .json.")
 @option_set
 @option_data
 @option_out
@@ -46,13 +49,14 @@ def command(
     out: Path,
     as_json: bool,
 ) -> None:
-    """Print a table: measured values, the paper's values, chance, and the commands that fill empty cells.
+    """Print a table: measured values, the paper's, chance, and commands that fill empty cells.
 
-    SPEC is a table of the paper (1 to 5), `leaderboard`, a run spec (one row per model) or an ablation (one row per point).
-    --json is short for --format json.
+    SPEC is a table of the paper (1 to 5), `leaderboard`, a run spec (one row per model) or an ablation (one row per
+    point). --json is short for --format json.
     """
     from manifests.table_spec import Leaderboard, load_table_spec
-    from pipeline.analysis.leaderboard import build_leaderboard, leaderboard_text, write_leaderboard
+    from pipeline.analysis.leaderboard import build_leaderboard
+    from pipeline.analysis.leaderboard_files import leaderboard_text, write_leaderboard
     from pipeline.analysis.own_tables import kind_of_table
     from pipeline.analysis.render import render
     from pipeline.analysis.tables import TableRequest, build_table

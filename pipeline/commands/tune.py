@@ -12,7 +12,7 @@ SECTION = "stage 2"
 
 @click.command("tune", epilog="Example: fashion-ntm tune mt_fashioniq-caption --model lstm --trials 30 --data DIR")
 @sessions_command
-@click.option("--model", required=True, help="Memory model whose options are searched.")
+@click.option("--model", required=True, metavar="MODEL", help="Memory model whose options are searched.")
 @click.option(
     "--search",
     multiple=True,
@@ -29,12 +29,15 @@ SECTION = "stage 2"
 @click.option(
     "--folds",
     type=click.IntRange(1),
+    metavar="N",
     default=3,
     help="Pair-clean folds of the train sessions; 1: the spec's validation part.",
 )
-@click.option("--trials", type=click.IntRange(1), default=20, help="Trials in all.")
-@click.option("--minutes", type=click.FloatRange(0), help="Begin no trial after this time.")
-@click.option("--seed", type=click.IntRange(0), default=0, help="Of the search and its trainings.")
+@click.option("--trials", type=click.IntRange(1), metavar="N", default=20, help="Trials in all.")
+@click.option("--minutes", type=click.FloatRange(0), metavar="MINUTES", help="Begin no trial after this time.")
+@click.option(
+    "--seed", type=click.IntRange(0), metavar="N", default=0, help="Seed of the search and of its training runs."
+)
 @option_device
 @option_json
 def command(
@@ -48,7 +51,7 @@ def command(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Search the options of a memory model of SPEC by cross-validation; write the best as a spec for `run`.
+    """Search the options of a memory model by cross-validation; write the best as a spec.
 
     Only train sessions are used. Resumable: trials are logged as they end, and the same command continues the search.
     """

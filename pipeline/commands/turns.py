@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.commands._shared import PATH, emit, log, option_json, stage2_command
+from pipeline.commands._shared import FILE, emit, log, option_json, stage2_command
 
 if TYPE_CHECKING:
     from pipeline.jobs.experiment import Experiment
@@ -17,8 +17,8 @@ SECTION = "results"
 
 @click.command("turns", epilog="Example: fashion-ntm turns chatir --data DIR --file turns.png")
 @stage2_command
-@click.option("-k", type=click.IntRange(1), default=10, help="Cutoff K of recall and hits.")
-@click.option("--file", "files", type=PATH, multiple=True, help="Figure (.png, .svg, .pdf).")
+@click.option("-k", type=click.IntRange(1), metavar="N", default=10, help="Cutoff K of recall and hits.")
+@click.option("--file", "files", type=FILE, multiple=True, help="Figure (.png, .svg, .pdf).")
 @option_json
 def command(
     experiment: Experiment,
@@ -28,7 +28,10 @@ def command(
     files: tuple[Path, ...],
     as_json: bool,
 ) -> None:
-    """Rank the final target after every turn with the trained runs of SPEC: recall, hits so far, best rank so far."""
+    """Rank the final target after every turn with the trained runs of SPEC.
+
+    Prints recall, hits so far and the best rank so far, by turn.
+    """
     from pipeline.analysis.turn_curves import draw_turn_curves, turn_curves
 
     found = turn_curves(experiment, models, seeds, k)

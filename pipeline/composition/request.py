@@ -81,7 +81,7 @@ class ComposerRequest:
 def is_joint(backbone: Store) -> bool:
     """Return whether the store is of a joint model, which computes f_qry itself and needs no composer.
 
-    A catalogue without sessions has no query rows, so targets count too.
+    A catalog without sessions has no query rows, so targets count too.
     """
     return "query" in backbone.tables or "target" in backbone.tables
 

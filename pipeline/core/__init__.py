@@ -1,1 +1,1 @@
-"""Shared by all stages: the output folder, devices, threads. Imports of stages are for type annotations only."""
+"""Shared by all stages: the output folder, content keys, devices, threads."""

@@ -155,7 +155,7 @@ def _datasets(data: Path) -> Finding:
         elif (folder / DEMO_STAMP).is_file():
             present.append(f"{folder.name} (rendered garments of the demo)")
         elif folder.name not in present and _has_images(folder):
-            present.append(f"{folder.name} (images: a catalogue for `index`)")
+            present.append(f"{folder.name} (images: a catalog for `index`)")
     if present:
         return Finding("data", "ok", f"{data} holds {', '.join(present)}")
     fix = "`fashion-ntm demo` works without; `fashion-ntm download --help` fetches annotations"

@@ -44,7 +44,7 @@ def demo(out: Path, device: str, log: Log) -> str:
     began = time.perf_counter()
     spec, options = demo_spec(out)
     workspace = Workspace(out)
-    log("rendering the catalogue (kept from an earlier demo where it is the same) ...")
+    log("rendering the catalog (kept from an earlier demo where it is the same) ...")
     dataset = load_dataset(spec, out)
     log(f"stage 1: {len(dataset.images):,} images, {len(dataset.sessions):,} sessions")
     first = extract_spec(spec, dataset, workspace, device)

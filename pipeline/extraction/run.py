@@ -114,7 +114,7 @@ class _Job:
     ):
         self.dataset, self.extractor, self.stores, self.options = dataset, extractor, stores, options
         self.workers = default_workers(extractor.device) if options.workers is None else options.workers
-        self.meter, self.display, self.cluster = Meter(now="reading the catalogue"), display, cluster
+        self.meter, self.display, self.cluster = Meter(now="reading the catalog"), display, cluster
         self.root = dataset.images_root.resolve() if dataset.images_root else None
         self.fields = extractor.semantic()
         self.path = store_path(stores, dataset.name, extractor.name, self.fields)

@@ -53,11 +53,7 @@ def checked_form(extractor: Extractor, images: Sequence[Any], form: str) -> dict
     if form == "plain":
         return {}
     _tower(extractor, form)
-    return _held(extractor, _batch(extractor, images), form)[0]
-
-
-def _held(extractor: Extractor, batch: Any, form: str) -> tuple[dict[str, Any], Callable[[], None]]:
-    """Return (session record, function that undoes the format)."""
+    batch = _batch(extractor, images)
     plain, undo = trial_rows(extractor, "image", batch), take_form(extractor, form)
     try:
         apart = float(np.abs(trial_rows(extractor, "image", batch) - plain).max())
@@ -67,7 +63,7 @@ def _held(extractor: Extractor, batch: Any, form: str) -> tuple[dict[str, Any], 
     except Exception as error:  # no compiler, an unsupported operation, too large a difference
         undo()
         raise FormError(f"--form {form} does not work here: {one_line(error)}") from error
-    return {"form": form, "from_plain": apart}, undo
+    return {"form": form, "from_plain": apart}
 
 
 def _tower(extractor: Extractor, form: str) -> torch.nn.Module:

@@ -1,4 +1,4 @@
-"""Index a catalogue: its image features, composed targets and galleries, without any session."""
+"""Index a catalog: its image features, composed targets and galleries, without any session."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def index_spec(spec: RunSpec, dataset: Dataset, workspace: Workspace, device: st
                 f"composer '{name}' is not fitted yet: run `{stage.next_command}`, then `index` again"
             )
         raise IncompleteError(
-            f"composer '{name}' is not fitted, and a catalogue has no sessions to fit it on: set composer.weights to "
+            f"composer '{name}' is not fitted, and a catalog has no sessions to fit it on: set composer.weights to "
             'the folder of a fitted one (`fit-composer` prints it), or composer.name = "fusion", which needs none'
         )
     galleries = [g for g in dataset.galleries if g.split == "test"] or list(dataset.galleries)

@@ -39,7 +39,7 @@ def check_components(spec: RunSpec) -> None:
 
 
 def require_sessions(spec: RunSpec, dataset: Dataset) -> None:
-    """Raise IncompleteError, naming what a catalogue is for, if ``dataset`` has no sessions."""
+    """Raise IncompleteError, naming what a catalog is for, if ``dataset`` has no sessions."""
     if not dataset.sessions:
         raise IncompleteError(
             f"dataset '{dataset.name}' has no sessions, so there is nothing to train, evaluate or compare: search it "

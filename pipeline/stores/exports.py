@@ -61,7 +61,7 @@ def export(store: Store, folder: Path, form: Format, dataset: Dataset | None = N
     if form in _LIBRARIES:
         _library(form)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ExportError(f"{folder} is not an empty folder: give another --out, or delete it first")
+        raise ExportError(f"{folder} is not an empty folder: give another --to, or delete it first")
     done = Exported(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -31,7 +30,7 @@ class MissingCheckpointError(IncompleteError, FileNotFoundError):
     """The folder contains no trained model."""
 
 
-def save_model(folder: Path, model: MemoryModel, last: Callable[[], Any] = lambda: None) -> None:
+def save_model(folder: Path, model: MemoryModel, last: Callable[[], object] = lambda: None) -> None:
     """Write the model to ``folder``, weights first, so that a sidecar always describes existing weights.
 
     ``last`` is called just before each file is published; the file is not published if ``last`` raises.

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -41,7 +40,7 @@ class RunState:
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
-def save_state(folder: Path, state: RunState, backend: str, last: Callable[[], Any] = lambda: None) -> None:
+def save_state(folder: Path, state: RunState, backend: str, last: Callable[[], object] = lambda: None) -> None:
     """Write ``state`` to ``folder``: the tensors first, then ``resume.json``, then remove the earlier tensors.
 
     ``last`` is called just before each file is published; the file is not published if ``last`` raises.

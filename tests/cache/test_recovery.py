@@ -70,7 +70,7 @@ def committed(path: Path) -> int:
 
 
 def identity(path: Path) -> tuple[dict[str, bytes], dict]:
-    """All that must not depend on interruptions: shards and catalogue byte for byte, and the manifest but its log."""
+    """All that must not depend on interruptions: shards and catalog byte for byte, and the manifest but its log."""
     manifest = json.loads((path / "manifest.json").read_text())
     del manifest["execution"], manifest["digest"]
     return {file.name: file.read_bytes() for file in path.glob("*.h5")}, manifest

@@ -104,7 +104,7 @@ def test_what_no_single_line_shows(mine: Path) -> None:
     with pytest.raises(ManifestError) as caught:
         load(mine)
     text = str(caught.value)
-    assert "session 's0' target: image 'gone' is not in the catalogue" in text
+    assert "session 's0' target: image 'gone' is not in the catalog" in text
     assert "target 'i4' is not in the test gallery of 'dress'" in text
     assert "image 'i3' is listed 2 times" in text
 

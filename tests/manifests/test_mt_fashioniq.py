@@ -123,7 +123,7 @@ def test_session_images_outside_the_lists_join_the_catalogue(small: Path) -> Non
     path.write_text(json.dumps(["dress-train-0"]))
     dataset = load(small)
     assert {"dress-train-1", "dress-train-2"} <= dataset.images.keys()
-    assert any("in no image_splits list, added to the catalogue: 2" in note for note in dataset.notes)
+    assert any("in no image_splits list, added to the catalog: 2" in note for note in dataset.notes)
 
 
 def test_the_caption_of_an_images_own_category_is_used(small: Path) -> None:

@@ -58,12 +58,12 @@ def test_a_sound_dataset_has_no_problems() -> None:
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        (dataset((session(images="axc"),)), "session 's' turn 2: image 'x' is not in the catalogue"),
-        (dataset((session(target="x"),)), "session 's' target: image 'x' is not in the catalogue"),
+        (dataset((session(images="axc"),)), "session 's' turn 2: image 'x' is not in the catalog"),
+        (dataset((session(target="x"),)), "session 's' target: image 'x' is not in the catalog"),
         (dataset((session(), session())), "session 's': this id appears more than once"),
         (dataset((session(),), gallery="ab"), "target 'c' is not in the test gallery of 'dress'"),
         (dataset((session(),), gallery="abccd"), "gallery dress/test: image 'c' is listed 2 times"),
-        (dataset((session(),), gallery="abcx"), "gallery dress/test: image 'x' is not in the catalogue"),
+        (dataset((session(),), gallery="abcx"), "gallery dress/test: image 'x' is not in the catalog"),
     ],
 )
 def test_every_inconsistency_is_named_with_its_place(data: Dataset, expected: str) -> None:

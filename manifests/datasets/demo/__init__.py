@@ -1,4 +1,4 @@
-"""Embedded demo: a rendered catalogue of garments, and sessions whose target depends on early feedback.
+"""Embedded demo: a rendered catalog of garments, and sessions whose target depends on early feedback.
 
 It ships no files: attributes, images, sessions and wording are generated from one seed (rules in ``sessions``).
 """
@@ -32,13 +32,13 @@ class DemoOptions(Frozen):
     test_families: int = Field(TEST.families, ge=1)  # per category
     longest: int = Field(LONGEST, ge=2, le=10)  # turns of the longest sessions
     retract: float = Field(0.0, ge=0, lt=1)  # probability that a turn replaces an earlier request
-    nested: bool = False  # as for every other size: a larger catalogue contains the smaller ones (``build_catalogue``)
+    nested: bool = False  # as for every other size: a larger catalog contains the smaller ones (``build_catalogue``)
     reminded: bool = False  # the last turn of test sessions repeats every lost request: an upper bound for a memory
     captions: bool = False  # garments described in words instead of rendered images
 
 
 def catalogue_of(options: DemoOptions) -> Catalogue:
-    """Return the catalogue that the options ask for."""
+    """Return the catalog that the options ask for."""
     o = options
     train = Size(o.train_families, TRAIN.sessions, TRAIN.garments)
     test = Size(o.test_families, TEST.sessions, TEST.garments)

@@ -1,4 +1,4 @@
-"""Generate the demo's catalogue and sessions from one seed: the same seed gives the same ids, images and words."""
+"""Generate the demo's catalog and sessions from one seed: the same seed gives the same ids, images and words."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TEST = Size(families=18, sessions=9, garments=28)
 
 @dataclass(frozen=True)
 class Item:
-    """Catalogue image that is not rendered yet."""
+    """Catalog image that is not rendered yet."""
 
     id: str
     category: str
@@ -49,7 +49,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """``grows``: identity of the catalogues that contain each other; "" for the demo's own."""
+    """``grows``: identity of the catalogs that contain each other; "" for the demo's own."""
 
     items: tuple[Item, ...]
     stories: dict[str, Story]  # session id -> its story
@@ -58,14 +58,14 @@ class Catalogue:
     grows: str = ""
 
 
-@lru_cache(maxsize=1)  # a report needs the catalogue again after the dataset is loaded
+@lru_cache(maxsize=1)  # a report needs the catalog again after the dataset is loaded
 def build_catalogue(
     seed: int, train: Size = TRAIN, test: Size = TEST, kind: Kind = DEMO, nested: bool = False
 ) -> Catalogue:
-    """Build the catalogue. Train and test share no family, hence no image, session or (reference, target) pair.
+    """Build the catalog. Train and test share no family, hence no image, session or (reference, target) pair.
 
-    ``nested`` (and every catalogue with more families than the demo's, or of another kind): the test part is drawn first,
-    each family from a seed of its own, and families avoid each other's garments. So a catalogue of fewer train families
+    ``nested`` (and every catalog with more families than the demo's, or of another kind): the test part is drawn first,
+    each family from a seed of its own, and families avoid each other's garments. So a catalog of fewer train families
     has the same test part and the same first train families, and the time is linear in the families.
     """
     nested = nested or kind != DEMO or train.beyond(TRAIN) or test.beyond(TEST)

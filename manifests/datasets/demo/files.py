@@ -1,4 +1,4 @@
-"""Render the catalogue to a folder once: all images or none, with a stamp that identifies them."""
+"""Render the catalog to a folder once: all images or none, with a stamp that identifies them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def file_of(item: Item) -> str:
 def stamp_of(items: tuple[Item, ...], seed: int, size: int, grows: str = "") -> dict:
     """Return the identity of the folder's images: equal stamps mean equal pixels (for one Pillow version).
 
-    ``grows``: identity of a nested catalogue, whose images are the same in every size (``Catalogue.grows``).
+    ``grows``: identity of a nested catalog, whose images are the same in every size (``Catalogue.grows``).
     """
     content = (
         {"catalogue": grows}

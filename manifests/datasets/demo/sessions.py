@@ -81,7 +81,7 @@ class Story:
 
 @dataclass
 class Family:
-    """Base garment and its varying fields; ``garments``: members in the catalogue; ``taken``: those of other families,
+    """Base garment and its varying fields; ``garments``: members in the catalog; ``taken``: those of other families,
     which sessions avoid."""
 
     category: str

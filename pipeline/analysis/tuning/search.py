@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 
@@ -28,10 +28,13 @@ from pipeline.core.workspace import Workspace
 from pipeline.jobs.experiment import Experiment, Log, silent
 from pipeline.jobs.identities import Run, make_run
 from pipeline.training.backends.choice import choose_backend
+from pipeline.training.data import SessionFeatures
 from pipeline.training.errors import DivergenceError
 from pipeline.training.fit import fit
 from pipeline.training.models import build_model
 from pipeline.training.validate import recalls
+
+Fold: TypeAlias = tuple[SessionFeatures, SessionFeatures]  # to fit on, held out
 
 
 class TuneError(FashionNTMError, ValueError):
@@ -177,7 +180,7 @@ def _notes(spec: RunSpec, dataset: Dataset, sessions: Sequence[Session], cuts: S
     ]
 
 
-def _parts(experiment: Experiment, sessions: Sequence[Session], cuts: Sequence[Sequence[int]]) -> list[tuple[Any, Any]]:
+def _parts(experiment: Experiment, sessions: Sequence[Session], cuts: Sequence[Sequence[int]]) -> list[Fold]:
     """Return (features to fit on, held-out features) of each fold."""
     features = experiment.features(sessions)
     place = {session.id: n for n, session in enumerate(features.sessions)}
@@ -197,7 +200,7 @@ def _trial(
     spec: RunSpec,
     model: str,
     params: dict[str, Any],
-    parts: Sequence[tuple[Any, Any]],
+    parts: Sequence[Fold],
     number: int,
     seed: int,
 ) -> Trial:
@@ -213,7 +216,7 @@ def _trial(
     return Trial(number, params, tuple(scores), fmean(scores), time.perf_counter() - began)
 
 
-def _score(experiment: Experiment, run: Run, fit_features: Any, held: Any) -> float:
+def _score(experiment: Experiment, run: Run, fit_features: SessionFeatures, held: SessionFeatures) -> float:
     """Return the mean of R@5 and R@8 of held-out sessions among their own targets, at the epoch that training keeps."""
     model = build_model(run.model, run.options, fit_features.dim, run.seed).to(experiment.device)
     validation = held if run.training.early_stopping else None

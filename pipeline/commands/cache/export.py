@@ -13,7 +13,7 @@ from pipeline.commands._shared import PATH, Job, emit, option_data, option_json,
     "export", epilog="Example: fashion-ntm cache export demo --format npy --to arrays --data out/demo --out out/demo"
 )
 @click.argument("target", metavar="STORE|SPEC")
-@click.option("--to", "folder", type=PATH, required=True, help="Folder to write; new or empty.")
+@click.option("--to", "folder", type=PATH, required=True, metavar="DIR", help="Folder to write; new or empty.")
 @click.option(
     "--format",
     "form",
@@ -28,7 +28,7 @@ from pipeline.commands._shared import PATH, Job, emit, option_data, option_json,
 def command(
     target: str, folder: Path, form: str, out: Path, data: Path, overrides: tuple[str, ...], as_json: bool
 ) -> None:
-    """Write the features of STORE, or of the store that SPEC trains on, as arrays for other tools.
+    """Write the features of STORE, or of SPEC's store, as arrays for other tools.
 
     Writes one file of features and one of ids per table, in the same order, and features.json with the fingerprint.
     With a SPEC, queries and texts are identified by words, sessions and turns; with a STORE, by image ids and content

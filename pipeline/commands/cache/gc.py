@@ -15,7 +15,7 @@ from pipeline.commands.cache._stores import open_request, target_command
 )
 @target_command
 @click.option(
-    "--keep-for", "others", multiple=True, metavar="SPEC", help="Rows that this spec needs stay too. Repeatable."
+    "--keep-for", "others", multiple=True, metavar="SPEC", help="Also keep the rows that this spec needs. Repeatable."
 )
 @click.option("--alone", is_flag=True, help="Go ahead although another spec was extracted into the same store.")
 @click.option(
@@ -23,7 +23,9 @@ from pipeline.commands.cache._stores import open_request, target_command
     is_flag=True,
     help="Also remove the stores of SPEC's dataset that no spec's last extraction names: of earlier models or options.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would go, and how many bytes; write nothing, take no lock.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print what would be removed, and how many bytes; remove nothing, take no lock."
+)
 def command(job: Job, as_json: bool, others: tuple[str, ...], alone: bool, superseded: bool, dry_run: bool) -> None:
     """Drop rows that SPEC's dataset no longer references, and leftover files.
 

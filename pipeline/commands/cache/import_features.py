@@ -23,7 +23,7 @@ from pipeline.commands._shared import EXISTING_FOLDER, Job, emit, job_command, o
 @click.option("--partial", is_flag=True, help="Take what there is: name rows that are missing or unknown, and go on.")
 @option_json
 def command(job: Job, folder: Path, normalise: bool, no_concatenated: bool, partial: bool, as_json: bool) -> None:
-    """Make a store from your own feature arrays in DIR for the dataset of SPEC, in place of its extractor.
+    """Make a store for SPEC from your own feature arrays in DIR, in place of its extractor.
 
     DIR holds query.npy and target.npy, float16 or float32 [rows, D] (or .safetensors; or image and text, for a
     composer), each with <table>.ids.txt or .ids.jsonl, one line per row: image ids for target, session<TAB>turn for

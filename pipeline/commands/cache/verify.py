@@ -19,14 +19,20 @@ from pipeline.commands.cache._stores import open_request, stores_of, target_comm
     help="Also compute K random rows of every table again with the live model (needs SPEC), and compare them with the "
     "stored ones.",
 )
-@click.option("--seed", type=int, default=0, help="Which rows --reextract draws.")
-@click.option("--workers", type=click.IntRange(1), help="Threads that hash shards. Default: one a processor, up to 8.")
+@click.option("--seed", type=int, metavar="N", default=0, help="Which rows --reextract draws.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Threads that hash shards. Default: one per processor, up to 8.",
+)
 def command(job: Job, as_json: bool, reextract: int | None, seed: int, workers: int | None) -> None:
-    """Read every byte of STORE, or of the stores of SPEC, and report all damage: shard, row, next step.
+    """Read every byte of STORE, or of the stores of SPEC, and report all damage.
 
-    Checks digests, sizes, headers, counts, NaN and Inf, norms (where the fingerprint says unit rows), repeated keys,
-    layout, catalogue.h5, ledger and unreferenced files. With --reextract, rows must match within the tolerance that the
-    extraction recorded (1e-3 for float16 stores of float32 models). Changes nothing. Exit code 1 on damage or mismatch.
+    Names shard, row and next step of each finding. Checks digests, sizes, headers, counts, NaN and Inf, norms (where
+    the fingerprint says unit rows), repeated keys, layout, catalogue.h5, ledger and unreferenced files. With
+    --reextract, rows must match within the tolerance that the extraction recorded (1e-3 for float16 stores of float32
+    models). Changes nothing. Exit code 1 on damage or mismatch.
     """
     from cache import Store, verify
 

@@ -14,7 +14,7 @@ from pipeline.commands._shared import emit, option_data, option_json, option_out
 @click.option(
     "--where", multiple=True, metavar="KEY=VALUE", help="All runs with this value, as in `ls runs`. Repeatable."
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be removed, and how many bytes; remove nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what would be removed, and how many bytes; remove nothing.")
 @option_data
 @option_out
 @option_json

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from pipeline.extraction.extractors.base import Card
 
-_OPENAI = "Licence of github.com/openai/CLIP; its training images (400M from the web) are not published"
-_LAION = "trained on LAION-2B; licence of the model page"
+_OPENAI = "License of github.com/openai/CLIP; its training images (400M from the web) are not published"
+_LAION = "trained on LAION-2B; license of the model page"
 _SIGLIP = "trained on WebLI"
 _NAFLEX = "keeps the aspect ratio: patches up to max_num_patches of its image processor, the rest masked"
 _OWN = (
@@ -83,7 +83,7 @@ CAPTION = (
         "sentence-transformers/all-MiniLM-L6-v2",
         name="minilm",
         dims={"image": 384, "text": 384},
-        notes="6 layers, texts of up to 256 word pieces; the captions' own licence comes on top",
+        notes="6 layers, texts of up to 256 word pieces; the captions' own license comes on top",
     ),
 )
 

@@ -1,4 +1,4 @@
-"""Memory models for a catalogue without sessions: runs of other datasets on the same features, or untrained averages."""
+"""Memory models for a catalog without sessions: runs of other datasets on the same features, or untrained averages."""
 
 from __future__ import annotations
 
@@ -33,8 +33,10 @@ def catalogue_models(experiment: Experiment, ids: Sequence[str] = ()) -> list[Tr
         if folder.state != "finished":
             folder = run_by_id(wanted, known, there)
         if _store_of(folder) != experiment.store.fingerprint:
-            what = f"the run reads features {_store_of(folder)[:12]}, the catalogue has {experiment.store.fingerprint[:12]}"
-            fix = "use the run's extractor, precision and composer (with weights = its folder) in the catalogue's spec"
+            what = (
+                f"the run reads features {_store_of(folder)[:12]}, the catalog has {experiment.store.fingerprint[:12]}"
+            )
+            fix = "use the run's extractor, precision and composer (with weights = its folder) in the catalog's spec"
             raise ManifestError([Problem("--run", wanted, what, fix)])
         chosen.append(folder)
     return load_trained(chosen, experiment.device)

@@ -15,6 +15,7 @@ from pipeline.composition.ready import ready_composer
 from pipeline.composition.request import composer_request, is_joint
 from pipeline.core.workspace import Workspace
 from pipeline.extraction.extractors import load_extractor
+from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.fitting.job import fitted_spec
 
 
@@ -22,7 +23,7 @@ class OtherModelError(IncompleteError):
     """The current model differs from the one that made the store's rows, so its queries do not fit the gallery."""
 
 
-def store_extractor(spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str) -> Any:
+def store_extractor(spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str) -> Extractor:
     """Load the extractor of the spec's backbone rows, with its fitted weights if any, in the rows' precision.
 
     Raises OtherModelError if its semantic fields differ from the store's, naming them old -> new and the command to

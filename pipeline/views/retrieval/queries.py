@@ -13,8 +13,9 @@ from torch import Tensor
 from cache import Store
 from manifests.errors import FashionNTMError, IncompleteError
 from manifests.identity import pair_key, stack_keys, text_key
-from manifests.schema import Dataset, RunSpec
+from manifests.schema import Dataset, RunSpec, Session
 from pipeline.core.workspace import Workspace
+from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.images import decode, read
 from pipeline.views.retrieval.live import store_composer
 
@@ -32,7 +33,7 @@ class Queries:
     runs in one thread at a time.
     """
 
-    def __init__(self, spec: RunSpec, dataset: Dataset, workspace: Workspace, extractor: Any = None):
+    def __init__(self, spec: RunSpec, dataset: Dataset, workspace: Workspace, extractor: Extractor | None = None):
         self.dataset, self.extractor = dataset, extractor
         self.backbone: Store = workspace.backbone(spec, dataset)
         self.composer = store_composer(spec, dataset, workspace)
@@ -150,7 +151,7 @@ class Queries:
         return row
 
 
-def known_texts(queries: Queries, sessions: Sequence[Any]) -> list[str]:
+def known_texts(queries: Queries, sessions: Sequence[Session]) -> list[str]:
     """Return up to 200 distinct feedback texts of ``sessions`` that have a row and thus need no extractor."""
     texts = list(dict.fromkeys(turn.text for session in sessions for turn in session.turns))[:800]
     if not texts or "text" not in queries.backbone.tables:

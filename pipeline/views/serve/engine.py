@@ -11,7 +11,10 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from cache import Store
 from manifests.schema import TURN_JOIN, Dataset, Session, Turn
 from pipeline.evaluation.evaluate import Candidates, load_candidates
 from pipeline.extraction.images import ItemError, decode
@@ -57,8 +60,8 @@ class Engine:
         dataset: Dataset,
         queries: Queries,
         trained: Sequence[Trained],
-        store: Any,
-        device: Any = "cpu",
+        store: Store,
+        device: torch.device | str = "cpu",
         limits: Limits | None = None,
         why_not_live: str = "",
     ):
@@ -152,7 +155,7 @@ class Engine:
 
     def _queries(
         self, talk: Talk, steps: Sequence[Step], dialogues: dict[str, Dialogue] | None = None
-    ) -> dict[tuple[str, bool], Any]:
+    ) -> dict[tuple[str, bool], Tensor]:
         """Return the input of each kind of model at the last of ``steps``: its own query, or all captions as one."""
         found = {}
         for kind in {_kind(d) for d in (dialogues or talk.models).values()}:
@@ -188,7 +191,7 @@ class Engine:
     def image_id(self, number: object) -> str:
         """Return the image id of a catalog number. Requests name images by number only, so paths cannot be traversed."""
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(self.ids):
-            raise RequestError(f"no catalogue image has number {number!r}", 404)
+            raise RequestError(f"no catalog image has number {number!r}", 404)
         return self.ids[number]
 
     def browse(self, category: object, words: str, first: int, count: int) -> tuple[list[str], int]:
@@ -220,9 +223,7 @@ class Engine:
     def session(self, talk: Talk) -> Session:
         """Return the dialogue as a test session; its target is the currently chosen image."""
         if any(step.reference == UPLOAD for step in talk.steps):
-            raise RequestError(
-                "a dialogue from an uploaded image has no catalogue image to name: it cannot be exported"
-            )
+            raise RequestError("a dialogue from an uploaded image has no catalog image to name: it cannot be exported")
         if len(talk.steps) < 2:
             raise RequestError("a session has two turns or more: say one more thing before you export it")
         turns = tuple(Turn(reference=step.reference, captions=(step.text,)) for step in talk.steps)
@@ -242,7 +243,7 @@ def _kind(dialogue: Dialogue) -> tuple[str, bool]:
 def upload_row(queries: Queries, data: bytes, limits: Limits) -> tuple[np.ndarray | Any, bytes]:
     """Return an uploaded file as (feature row, JPEG for the page). Raises RequestError, naming the exceeded limit."""
     if not queries.live:
-        raise RequestError("no extractor is loaded, so a new image has no feature: choose a catalogue image")
+        raise RequestError("no extractor is loaded, so a new image has no feature: choose a catalog image")
     if queries.extractor.reads == "caption":
         raise RequestError("captions stand for the images here: describe the image instead of uploading it")
     if len(data) > limits.upload_bytes:

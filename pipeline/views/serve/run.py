@@ -12,6 +12,7 @@ from typing import Any
 from manifests.errors import FashionNTMError, IncompleteError
 from manifests.schema import Dataset, RunSpec
 from pipeline.core.workspace import Workspace
+from pipeline.extraction.extractors.base import Extractor
 from pipeline.jobs.experiment import Experiment
 from pipeline.views.retrieval.catalogue import UNTRAINED, catalogue_models
 from pipeline.views.retrieval.live import store_extractor
@@ -37,7 +38,7 @@ def open_engine(
 ) -> Engine:
     """Open the gallery, the trained runs (all of the spec's, or ``runs`` by id) and, if loadable, the extractor.
 
-    A catalogue without train sessions takes the runs of any dataset on the same features, else EWMA and the last turn.
+    A catalog without train sessions takes the runs of any dataset on the same features, else EWMA and the last turn.
 
     Raises IncompleteError when no run is trained, or the extractor differs from the one that made the store's rows.
     An extractor that cannot be loaded is no error: the page gives the reason, and cached texts still work.
@@ -67,7 +68,7 @@ def _all(experiment: Experiment) -> list[Trained]:
     return found[::-1]  # the spec's last model is its main one, so it is shown first
 
 
-def _extractor(spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str) -> tuple[Any, str]:
+def _extractor(spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str) -> tuple[Extractor | None, str]:
     try:
         return store_extractor(spec, dataset, workspace, device), ""
     except IncompleteError as error:
@@ -137,7 +138,7 @@ def listen(make: Callable[[str | None, tuple[str, ...]], Any], host: str, port: 
             raise StoppedError("stopped") from None
 
 
-def saved_folder(folder: Path | None, engine: Engine, log: Log) -> Any:
+def saved_folder(folder: Path | None, engine: Engine, log: Log) -> SavedDialogues | None:
     """Return the ``SavedDialogues`` of --save, or None; log the dialogues in it that other runs answered."""
     if folder is None:
         return None

@@ -84,11 +84,11 @@ class StudyFile:
         if self.about.get("format") != FORMAT:
             raise StudyError(f"{path}: study format {self.about.get('format')!r}, this program reads {FORMAT}")
         models = self.about.get("models")
-        labelled = isinstance(models, list) and all(
+        labeled = isinstance(models, list) and all(
             isinstance(m, dict) and {"label", "title"} <= m.keys() for m in models
         )
         asked = [label for question in questions for labels, _ in question.options for label in labels]
-        known = labelled and all(label in [m["label"] for m in models] for label in asked)
+        known = labeled and all(label in [m["label"] for m in models] for label in asked)
         if not known or not {"seed", "spec", "k"} <= self.about.keys():
             what = "damaged, it lacks its models, seed, spec or list length"
             raise StudyError(f"{path}: {what}; name another file with --file")

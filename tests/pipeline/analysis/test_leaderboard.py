@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from manifests.table_spec import Leaderboard, load_table_spec
-from pipeline.analysis.results_table import CHANCE
+from pipeline.analysis.leaderboard_files import public_command
 from tests.caption_project import CAPTIONS, FAST, call, caption_project
 
 SPEC = f"""
@@ -22,6 +23,7 @@ hidden = 8
 BOARD = """
 kind = "leaderboard"
 title = "Small"
+notes = ["A note."]
 metrics = ["R@1", "mean"]
 seeds = [0, 1]
 [[sections]]
@@ -46,22 +48,24 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def board(project: Path, *words: str) -> dict[str, dict]:
     done = call(project, "table", str(project / "board.toml"), "--json", *words)
     assert done.exit_code == 0, done.output
-    sections = json.loads(done.stdout)["sections"]
-    for section in sections:
-        (block,) = section["table"]["blocks"]
-        block["rows"] = [row for row in block["rows"] if row["label"] != CHANCE]
-    return {section["label"]: section for section in sections}
+    return {section["label"]: section for section in json.loads(done.stdout)["sections"]}
+
+
+def means(section: dict) -> dict[str, float | None]:
+    return {row["method"]: row["values"]["Mean"].get("value") for row in section["rows"]}
 
 
 def test_rows_are_sorted_and_empty_ones_name_their_command(project: Path) -> None:
     found = board(project)
-    rows = found["All"]["table"]["blocks"][0]["rows"]
-    means = [row["cells"][1]["value"] for row in rows]
-    assert len(rows) == 3 and None not in means and means == sorted(means, reverse=True)
-    assert {s["a"] for s in found["All"]["table"]["statements"]} == {rows[0]["label"]}
+    rows = means(found["All"])
+    values = list(rows.values())
+    assert len(rows) == 3 and None not in values and values == sorted(values, reverse=True)
+    assert {s["a"] for s in found["All"]["statements"]} == {next(iter(rows))}
+    assert 0 < found["All"]["chance"]["Mean"]["value"] < 100
     assert found["All"]["sessions_digest"] != found["Clean test"]["sessions_digest"]
-    empty = found["Clean test"]["table"]["blocks"][0]["rows"][0]["cells"][0]
-    assert empty["value"] is None and "--set dataset.protocol=clean-test" in empty["command"]
+    empty = found["Clean test"]["rows"][0]
+    assert empty["values"]["Mean"] == {} and "--set dataset.protocol=clean-test" in empty["command"]
+    assert str(project) in empty["command"]  # as typed here
 
 
 def test_a_run_and_a_ranked_list_are_rows_of_their_splits(project: Path) -> None:
@@ -74,11 +78,17 @@ def test_a_run_and_a_ranked_list_are_rows_of_their_splits(project: Path) -> None
     done = call(project, "evaluate", spec, "--ranked", str(file), "--name", "theirs")
     assert done.exit_code == 0, done.output
     found = board(project, "--run", run.name, "--ranked", "theirs")
-    rows = {row["label"]: row["cells"][1]["value"] for row in found["All"]["table"]["blocks"][0]["rows"]}
+    rows = means(found["All"])
     assert len(rows) == 5
     assert rows["theirs"] == rows["ST + avg(all turns)"]
     assert any(label.startswith("lstm (") and label.endswith(run.name[:8]) for label in rows)
-    assert len(found["Clean test"]["table"]["blocks"][0]["rows"]) == 3
+    assert len(found["Clean test"]["rows"]) == 3
+    given = project / "received" / run.name  # a folder outside of OUT
+    given.parent.mkdir()
+    shutil.move(run, given)
+    received = means(board(project, "--run", str(given))["All"])
+    shutil.move(given, run)
+    assert {k: v for k, v in rows.items() if k.startswith("lstm (")}.items() <= received.items()
     refused = call(project, "table", str(project / "board.toml"), "--ranked", "nobody")
     assert refused.exit_code == 4 and "evaluated on none of the leaderboard's splits" in refused.output
 
@@ -87,9 +97,21 @@ def test_files_to_publish(project: Path) -> None:
     done = call(project, "table", str(project / "board.toml"), "--to", str(project / "published"))
     assert done.exit_code == 0, done.output
     text = (project / "published" / "leaderboard.md").read_text()
-    assert text.startswith("# Small") and "## Clean test" in text and "Significance:" in text
-    assert json.loads((project / "published" / "leaderboard.json").read_text())["title"] == "Small"
+    assert text.startswith("# Small\n\nA note.\n\n## All\n\nSessions of the split: SHA-256 ")
+    assert "## Clean test" in text and "Significance:" in text and "**Clean test**" not in text
+    data = (project / "published" / "leaderboard.json").read_text()
+    assert json.loads(data)["title"] == "Small" and json.loads(data)["sections"][1]["rule"].startswith("A test session")
+    for file in (text, data):  # no folder of this machine
+        assert str(project) not in file and "--set dataset.protocol=clean-test --data DIR" in file
     assert call(project, "table", "1", "--to", "x").exit_code == 2
+
+
+def test_a_public_command_names_no_local_folder() -> None:
+    given = "fashion-ntm run /my/s.toml --set extractor.model=/models/x --set a.b=1e-4 --data '/my data' --out /o --model lstm"
+    assert public_command(given) == (
+        "fashion-ntm run s.toml --set extractor.model=DIR --set a.b=1e-4 --data DIR --model lstm"
+    )
+    assert public_command("") == ""
 
 
 def test_the_shipped_one() -> None:

@@ -16,7 +16,7 @@ import torch
 
 from cache import Store
 from manifests.schema import Component, Dataset
-from pipeline.extraction import worker
+from pipeline.extraction import worker as workers
 from pipeline.extraction.batches import ShardTask
 from pipeline.extraction.distributed import Cluster, ClusterError, _numbers, cluster_for, portable
 from pipeline.extraction.extractors.base import Extractor
@@ -178,9 +178,9 @@ def test_workers_of_one_machine_share_its_cpus(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 48)
     setting = cluster.setting({}, tmp_path, None, None)
-    assert setting.sharing == 2 and worker._share(setting, torch.device("cpu")) == 8
+    assert setting.sharing == 2 and workers._share(setting, torch.device("cpu")) == 8
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)  # two workers so far, six to come
-    assert worker._share(setting, torch.device("cuda")) == 8
+    assert workers._share(setting, torch.device("cuda")) == 8
 
 
 def test_failures_stop_a_cluster_s_job_early(

@@ -84,7 +84,7 @@ def test_clip_agrees_with_transformers(load: Load, clip_folder: Path) -> None:
     tokens = AutoTokenizer.from_pretrained(clip_folder)(TEXTS, padding=True, return_tensors="pt")
     pixels = CLIPImageProcessorPil.from_pretrained(clip_folder)(images=images_for(extractor), return_tensors="pt")
     with torch.inference_mode():
-        both = model(**tokens, **pixels)  # its own embeddings are normalised
+        both = model(**tokens, **pixels)  # its own embeddings are normalized
     np.testing.assert_allclose(extractor.encode_texts(TEXTS), both.text_embeds.numpy(), atol=2e-6)
     np.testing.assert_allclose(extractor.encode_images(images_for(extractor)), both.image_embeds.numpy(), atol=2e-6)
     assert extractor.model.config._attn_implementation == "sdpa"

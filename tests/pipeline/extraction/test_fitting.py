@@ -89,7 +89,7 @@ def test_the_same_seed_gives_the_same_weights_whatever_the_workers(world: Datase
 
 
 def test_a_stopped_fit_goes_on_to_the_same_weights(world: Dataset, tmp_path: Path) -> None:
-    """Stopped in the middle of an epoch, twice; dropout and batch normalisation are part of the state."""
+    """Stopped in the middle of an epoch, twice; dropout and batch normalization are part of the state."""
     whole = fit_extractor_spec(vlp(epochs=3), world, Workspace(tmp_path / "whole"), "cpu")
     workspace, seen = Workspace(tmp_path / "parts"), []
 

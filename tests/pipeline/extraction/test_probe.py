@@ -1,4 +1,4 @@
-"""What is measured before a job: batch size, precision, rates; and what a large catalogue would cost by formula."""
+"""What is measured before a job: batch size, precision, rates; and what a large catalog would cost by formula."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ def test_initial_values_are_the_public_ones() -> None:
 
 
 def test_all_rows_start_equal_unless_the_symmetry_is_broken() -> None:
-    """With equal rows the address hardly moves a gradient; the labelled variant lets it learn from the first step."""
+    """With equal rows the address hardly moves a gradient; the labeled variant lets it learn from the first step."""
     queries, lengths = a_batch()
     gradients = {}
     for init in ("paper", "symmetry-breaking"):

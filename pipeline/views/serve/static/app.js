@@ -190,7 +190,7 @@ act(async () => {
   $("text").maxLength = $("description").maxLength = about.limits.text;
   if (!about.live) {
     $("catalogue-only").hidden = $("cached-only").hidden = false;
-    $("catalogue-only").textContent = "No extractor is loaded, so a dialogue starts from a catalogue image. " + about.why_not_live;
+    $("catalogue-only").textContent = "No extractor is loaded, so a dialogue starts from a catalog image. " + about.why_not_live;
     $("cached-only").textContent = "No extractor is loaded: only texts that are already cached can be said. Suggestions appear as you type.";
     $("known").append(...about.texts.map((text) => element("option", { value: text })));
   }

@@ -19,9 +19,9 @@ OUTPUTS, GRADIENTS = 1e-12, 1e-9  # what ``Differences`` may be in float64
 
 
 def cascade(seed: int = 0, memory: str = "random", dtype: torch.dtype = torch.float64, **options: Any) -> CMNTM:
-    """A reference model away from every symmetric point: at the public initialisation all heads see equal rows.
+    """A reference model away from every symmetric point: at the public initialization all heads see equal rows.
 
-    ``memory``: "random" rows that differ, or "constant" ones as the public initialisation has them.
+    ``memory``: "random" rows that differ, or "constant" ones as the public initialization has them.
     """
     model = build_model("cm_ntm", {"hidden": HIDDEN, **options}, DIM, seed)
     assert isinstance(model, CMNTM)

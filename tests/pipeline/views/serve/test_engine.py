@@ -125,7 +125,7 @@ def test_a_refused_turn_changes_nothing(demo: Project, engine: Engine) -> None:
         with pytest.raises(RequestError, match=why):
             engine.say(talk, wrong)
     for wrong in (-1, len(engine.ids), 10**30, "0", True, None, "../../etc/passwd"):
-        with pytest.raises(RequestError, match="no catalogue image has number"):
+        with pytest.raises(RequestError, match="no catalog image has number"):
             engine.choose(talk, wrong)
     assert engine.results(talk, 5) == before and talk.steps == turns
 
