@@ -229,8 +229,8 @@ def _differences(turns: int, sessions: int, methods: dict[tuple[str, int], tuple
             gap = one - other
             drawn = bootstrap(gap[:, None], strata)[:, 0]
             over = difference(fmean(gap[m].mean() for m in strata), drawn)
-            by_seed = (dict(zip(m.seeds, seed_values(m, metric), strict=True)) for m in (a, b))
-            found.append((metric, b.name, over, seed_test(*by_seed, (False, fixed))))
+            first, second = (dict(zip(m.seeds, seed_values(m, metric), strict=True)) for m in (a, b))
+            found.append((metric, b.name, over, seed_test(first, second, (False, fixed))))
     corrected = holm([over.p for _, _, over, _ in found]) if found else []
     return [
         Difference(

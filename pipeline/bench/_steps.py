@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from manifests.schema import Session, Training, Turn
 from pipeline.bench._public_style import PublicStyleCascade
-from pipeline.training.backends.base import adam
+from pipeline.training.backends.base import adam, adam_settings
 from pipeline.training.cascade.stacked import FastCascade
 from pipeline.training.data import SessionFeatures
 from pipeline.training.determinism import flushed_denormals, matmul_precision
@@ -55,7 +55,7 @@ def _step(
     training: Training,
     flush: bool = True,
 ) -> Callable[[], None]:
-    optimizer = adam(parameters, training)
+    optimizer = adam([{**adam_settings(training), "params": parameters}])
     index = torch.arange(len(features), device=features.device)
 
     def step() -> None:

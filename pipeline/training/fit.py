@@ -164,7 +164,7 @@ def _state(trainer: Trainer, average: WeightAverage, runs: Sequence[_Run], epoch
         return None
     for place, tensor in enumerate(trainer.part(_floats(trainer.averaged()), run)):
         tensors[f"weights.{place}"] = tensor
-    for place, moments in trainer.optimizers[run].state_dict()["state"].items():
+    for place, moments in enumerate(trainer.moments(run)):
         tensors |= {f"adam.{place}.{name}": value for name, value in moments.items()}
     for place, tensor in enumerate(trainer.part(average.values, run) if average.values else ()):
         tensors[f"average.{place}"] = tensor
@@ -183,12 +183,11 @@ def _restore(trainer: Trainer, average: WeightAverage, kept: _Run, run: int, sta
     _copy(trainer.part(_floats(trainer.averaged()), run), parts["weights"])
     if parts["average"]:
         _copy(trainer.part(average.started(), run), parts["average"])
-    optimizer = trainer.optimizers[run]
-    moments: dict[int, dict[str, Tensor]] = {}
+    moments: list[dict[str, Tensor]] = [{} for _ in trainer.tensors_of(run)]
     for name, value in parts["adam"].items():
         place, _, moment = name.partition(".")
-        moments.setdefault(int(place), {})[moment] = value
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+        moments[int(place)][moment] = value
+    trainer.set_moments(run, moments)
     kept.best, kept.best_epoch = state.best, state.best_epoch
     kept.best_weights = {n: v.to(trainer.features.device) for n, v in parts["best"].items()} or None
 

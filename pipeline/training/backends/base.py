@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,9 +27,12 @@ class Trainer:
     def __init__(self, models: Sequence[MemoryModel], features: SessionFeatures, trainings: Sequence[Training]):
         self.models, self.features, self.trainings = models, features, trainings
         self.objectives = [Objective(features, training) for training in trainings]
-        self.optimizers = [
-            adam(self.tensors_of(run), training, self.capturable) for run, training in enumerate(trainings)
-        ]
+        groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for run, (model, training) in enumerate(zip(models, trainings, strict=True)):
+            key = training.learning_rate, training.weight_decay, repr(model.options)
+            group = groups.setdefault(key, {**adam_settings(training), "params": [], "model": model})
+            group["params"] += self.tensors_of(run)
+        self.optimizer = adam(list(groups.values()), self.capturable)
 
     def tensors_of(self, run: int) -> list[Tensor]:
         """Return the trained tensors of run ``run``."""
@@ -50,6 +54,7 @@ class Trainer:
         NaN.
         """
         self.set_rates(progress)
+        self.optimizer.zero_grad()
         losses = []
         for run, (model, objective) in enumerate(zip(self.models, self.objectives, strict=True)):
             if not running[run]:
@@ -59,34 +64,47 @@ class Trainer:
             with random.of(run):
                 loss = objective(model, index[run], progress)
             if torch.isfinite(loss):
-                self.optimizers[run].zero_grad()
                 loss.backward()
-                self._descend(run)
+                self._clip(run)
             losses.append(loss.detach())
+        self.optimizer.step()
         return torch.stack(losses)
 
     def set_rates(self, progress: float) -> None:
         """Set each run's learning rate for the epoch that ends at ``progress``."""
-        for model, training, optimizer in zip(self.models, self.trainings, self.optimizers, strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = training.learning_rate * model.rate(progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * group["model"].rate(progress)
 
-    def _descend(self, run: int) -> None:
-        """Take one step of Adam with the gradients of run ``run``."""
+    def _clip(self, run: int) -> None:
+        """Clip the gradients of run ``run`` as its settings ask."""
         if (limit := self.trainings[run].clip_norm) is not None:
             torch.nn.utils.clip_grad_norm_(self.tensors_of(run), limit)
-        self.optimizers[run].step()
+
+    def moments(self, run: int) -> list[dict[str, Tensor]]:
+        """Return Adam's state of each trained tensor of run ``run``, {} before its first step."""
+        return [self.optimizer.state.get(tensor, {}) for tensor in self.tensors_of(run)]
+
+    def set_moments(self, run: int, moments: Sequence[dict[str, Tensor]]) -> None:
+        """Set Adam's state of run ``run`` to copies of ``moments``."""
+        for tensor, values in zip(self.tensors_of(run), moments, strict=True):
+            fused = self.optimizer.defaults["fused"]  # else Adam counts its steps on the CPU
+            state = {n: v.to(tensor.device if fused or n != "step" else "cpu", copy=True) for n, v in values.items()}
+            self.optimizer.state[tensor] = state
 
     def write_back(self) -> None:
         """Copy the weights to ``models``. Does nothing here: the reference trains them in place."""
 
 
-def adam(tensors: Sequence[Tensor], training: Training, capturable: bool = False) -> torch.optim.Optimizer:
-    """Build Adam (paper section 4.2). Weight decay, not in the paper, is decoupled from the gradient."""
-    return torch.optim.AdamW(
-        tensors,
-        lr=training.learning_rate,
-        weight_decay=training.weight_decay,
-        fused=tensors[0].device.type in ("cpu", "cuda"),
-        capturable=capturable,
-    )
+def adam_settings(training: Training) -> dict[str, float]:
+    """Return the settings of a parameter group of ``adam``."""
+    rate = training.learning_rate
+    return {"lr": rate, "initial_lr": rate, "weight_decay": training.weight_decay}
+
+
+def adam(groups: list[dict[str, Any]], capturable: bool = False) -> torch.optim.Optimizer:
+    """Build Adam (paper section 4.2). Weight decay, not in the paper, is decoupled from the gradient.
+
+    A tensor without a gradient keeps its value and its moments. On a GPU, a group is updated in a few launches.
+    """
+    fused = groups[0]["params"][0].device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(groups, fused=fused, capturable=capturable)

@@ -133,51 +133,39 @@ def _given(kept: Tensor) -> Callable[[Tensor, float], Tensor]:
     return source
 
 
-class StackedTrainer(FastTrainer):
-    """Trainer of stacked models, equal to the reference on each run's own batches, including random numbers."""
+class _Stacking(FastTrainer):
+    """Parts common to the trainers of stacked models."""
 
     cascade: Any
 
     def _stack(self, models: Sequence[MemoryModel], ops: Any) -> StackedModels:
         return StackedModels(models)
 
-    def _losses(self, index: Tensor, random: RunRandom, progress: float) -> Tensor:
+    def _load(self, index: Tensor, random: RunRandom, progress: float) -> tuple[list[Step], tuple[Tensor, ...]]:
+        """Load each run's sessions of ``index`` [K, B], and draw the random numbers of its step: rows of [K, ...]."""
         steps, drawn = [], []
         for run, (model, objective) in enumerate(zip(self.models, self.objectives, strict=True)):
             with random.of(run):
                 steps.append(objective.step(model, index[run], progress))
                 drawn.append(self.cascade.draw(steps[-1]))
-        return _losses_of(self, steps, _stacked(drawn), random)
+        return steps, tuple(torch.stack(parts) for parts in zip(*drawn, strict=True))
+
+    def _step_losses(self, steps: Sequence[Step], drawn: tuple[Tensor, ...], random: RunRandom | None = None) -> Tensor:
+        """Return the differentiable losses [K]. With ``random``, each loss draws from the random state of its run."""
+        self.forget_gradients()
+        found = self.cascade(steps, drawn)
+        return found if self.cascade.own_loss else losses_of(self.objectives, steps, found, random)
 
 
-class StackedGraphTrainer(GraphTrainer):
+class StackedTrainer(_Stacking):
+    """Trainer of stacked models, equal to the reference on each run's own batches, including random numbers."""
+
+    def _losses(self, index: Tensor, random: RunRandom, progress: float) -> Tensor:
+        return self._step_losses(*self._load(index, random, progress), random)
+
+
+class StackedGraphTrainer(_Stacking, GraphTrainer):
     """Trainer of stacked models that replays each step as one CUDA graph."""
 
-    cascade: Any
-
-    def _stack(self, models: Sequence[MemoryModel], ops: Any) -> StackedModels:
-        return StackedModels(models)
-
     def _draw(self, index: Tensor, random: RunRandom, progress: float) -> tuple[Tensor, ...]:
-        drawn = []
-        for run, (model, objective) in enumerate(zip(self.models, self.objectives, strict=True)):
-            step = objective.step(model, index[run], progress)
-            with random.of(run):
-                drawn.append(self.cascade.draw(step))
-        return _stacked(drawn)
-
-    def _step_losses(self, steps: Sequence[Step], drawn: tuple[Tensor, ...]) -> Tensor:
-        return _losses_of(self, steps, drawn, None)
-
-
-def _stacked(drawn: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:
-    return tuple(torch.stack(parts) for parts in zip(*drawn, strict=True))
-
-
-def _losses_of(
-    trainer: FastTrainer, steps: Sequence[Step], drawn: Sequence[Tensor], random: RunRandom | None
-) -> Tensor:
-    """Return the losses [K]. With ``random``, each loss draws from the random state of its run."""
-    trainer.forget_gradients()
-    found = trainer.cascade(steps, drawn)
-    return found if trainer.cascade.own_loss else losses_of(trainer.objectives, steps, found, random)
+        return self._load(index, random, progress)[1]

@@ -114,9 +114,7 @@ class GraphTrainer(FastTrainer):
         steps = [o.step(m, i, progress) for o, m, i in zip(self.objectives, self.models, index, strict=True)]
         losses = self._step_losses(steps, drawn)
         self._backward(losses)
-        for run, going in enumerate(running):
-            if going:
-                self._descend(run)
+        self._descend(running)
         return losses.detach()
 
     def _step_losses(self, steps: Sequence[Step], drawn: tuple[Tensor, ...]) -> Tensor:
@@ -128,7 +126,7 @@ class GraphTrainer(FastTrainer):
     def _captured(self, index: Tensor, drawn: tuple[Tensor, ...], running: Sequence[bool], progress: float) -> Captured:
         state = self._state()
         held = [t.detach().clone() for t in state]
-        started = [bool(optimizer.state) for optimizer in self.optimizers]
+        started = bool(self.optimizer.state)
         with side_stream(index.device):
             for _ in range(WARM_UP):
                 self._whole_step(index, drawn, running, progress)
@@ -138,15 +136,14 @@ class GraphTrainer(FastTrainer):
 
     def _state(self) -> list[Tensor]:
         """Return all tensors that a step changes: weights, statistics and optimizer states."""
-        kept = [v for o in self.optimizers for s in o.state.values() for v in s.values() if isinstance(v, Tensor)]
+        kept = [value for moments in self.optimizer.state.values() for value in moments.values()]
         return [*(p.detach() for p in self._stacked), *self.cascade.buffers(), *kept]
 
-    def _restore(self, state: list[Tensor], held: list[Tensor], started: list[bool]) -> None:
+    def _restore(self, state: list[Tensor], held: list[Tensor], started: bool) -> None:
         with torch.no_grad():
             for tensor, value in zip(state, held, strict=True):
                 tensor.copy_(value)
-            for optimizer, there in zip(self.optimizers, started, strict=True):
-                if not there:  # its state was created by the warm-up; Adam starts with zeros
-                    for kept in optimizer.state.values():
-                        for value in kept.values():
-                            value.zero_()
+            if not started:  # the moments were created by the warm-up; Adam starts with zeros
+                for moments in self.optimizer.state.values():
+                    for value in moments.values():
+                        value.zero_()

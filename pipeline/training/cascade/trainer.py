@@ -42,7 +42,7 @@ class FastTrainer(Trainer):
     ):
         self.cascade = self._stack(models, ops).train()
         self._stacked = [p for p in self.cascade.parameters() if p.requires_grad]
-        # Views of each run's part, one optimizer per run: settings and ends of other runs must not affect it.
+        # Views of each run's part: settings and ends of other runs must not affect it.
         self._parts = [[p.detach()[run] for p in self._stacked] for run in range(len(models))]
         super().__init__(models, features, trainings)
 
@@ -64,10 +64,10 @@ class FastTrainer(Trainer):
         losses = self._losses(index, random, progress)
         self._backward(losses)
         values = losses.detach()
-        for run, finite in enumerate(values.isfinite().tolist()):
-            if running[run] and finite:
-                self._descend(run)
-            elif not running[run]:
+        finite = values.isfinite().tolist()
+        self._descend([going and good for going, good in zip(running, finite, strict=True)])
+        for run, going in enumerate(running):
+            if not going:
                 values[run] = torch.nan
         return values
 
@@ -97,6 +97,16 @@ class FastTrainer(Trainer):
         for parameter, *parts in zip(self._stacked, *self._parts, strict=True):
             for run, part in enumerate(parts):
                 part.grad = None if parameter.grad is None else parameter.grad[run]
+
+    def _descend(self, running: Sequence[bool]) -> None:
+        """Take one step of Adam with the gradients of the runs that are ``running``."""
+        for run, going in enumerate(running):
+            if going:
+                self._clip(run)
+                continue
+            for part in self._parts[run]:
+                part.grad = None
+        self.optimizer.step()
 
     def write_back(self) -> None:
         self.cascade.write_to(self.models)

@@ -56,7 +56,7 @@ def replayed(kind: type[graph.GraphTrainer], monkeypatch: pytest.MonkeyPatch) ->
         def _captured(self, *arguments: Any) -> graph.Captured:
             before = [t.clone() for t in self._state()]
             captured = super()._captured(*arguments)
-            self._restore(self._state()[: len(before)], before, [len(before) == len(self._state())] * len(self.models))
+            self._restore(self._state()[: len(before)], before, len(before) == len(self._state()))
             return captured
 
     monkeypatch.setattr(graph, "why_not", lambda *_: "")

@@ -81,7 +81,7 @@ def test_nothing_in_a_replayed_step_waits_for_the_device(name: str, options: dic
     for run, objective in enumerate(trainer.objectives):
         objective.features = FEATURES.to("meta")
         trainer._parts[run] = [p.detach()[run] for p in trainer.cascade.parameters()]
-        trainer.optimizers[run] = torch.optim.AdamW(trainer._parts[run], foreach=True)
+    trainer.optimizer = torch.optim.AdamW([part for parts in trainer._parts for part in parts], foreach=True)
     trainer._stacked = list(trainer.cascade.parameters())
     for progress, drawn in phases.items():
         drawn = tuple(numbers.to("meta") for numbers in drawn)

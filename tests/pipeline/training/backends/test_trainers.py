@@ -17,6 +17,7 @@ from pipeline.training.data import SessionFeatures
 from pipeline.training.errors import DivergenceError, TrainingError
 from pipeline.training.fit import fit, fit_group
 from pipeline.training.models import MemoryModel, build_model
+from pipeline.training.randomness import RunRandom
 from tests.pipeline.training.backends.recorder import replayed
 from tests.pipeline.training.sessions import cumulative
 
@@ -110,7 +111,7 @@ def test_nothing_that_a_graph_captures_waits_for_the_device(
     for run, objective in enumerate(trainer.objectives):
         objective.features = features.to("meta")
         trainer._parts[run] = [p.detach()[run] for p in trainer.cascade.parameters() if p.requires_grad]
-        trainer.optimizers[run] = torch.optim.AdamW(trainer._parts[run], foreach=True)
+    trainer.optimizer = torch.optim.AdamW([part for parts in trainer._parts for part in parts], foreach=True)
     trainer._stacked = [p for p in trainer.cascade.parameters() if p.requires_grad]
     index = torch.zeros(2, 16, dtype=torch.int64, device="meta")
     kept = torch.ones(2, 16, features.turns, features.dim, dtype=torch.float64, device="meta")
@@ -158,6 +159,22 @@ def test_a_run_that_diverges_does_not_touch_the_others(features: SessionFeatures
     alone = built(1, dim=features.dim)
     list(fit(alone, features, QUICK, 1))
     assert apart(models[1], alone) < 1e-9
+
+
+@pytest.mark.parametrize("backend", ["reference", "fast"])
+def test_runs_with_the_same_settings_share_one_call_of_adam(features: SessionFeatures, backend: str) -> None:
+    """On a GPU a call is a few launches. A run that has ended keeps its weights and its moments."""
+    trainings = [QUICK, QUICK, QUICK.model_copy(update={"learning_rate": 1e-2}), QUICK]
+    trainer = build_trainer(backend, [built(k, dim=features.dim) for k in range(4)], features, trainings)
+    index, random = torch.arange(16).expand(4, -1), RunRandom([0] * 4, features.device)
+    trainer.step(index, random, [True] * 4)
+    before = [[t.clone() for t in (*trainer.tensors_of(k), *trainer.moments(k)[0].values())] for k in range(4)]
+    with torch.profiler.profile() as profile:
+        trainer.step(index, random, [True, False, True, True])
+    assert [event.count for event in profile.key_averages() if event.key == "aten::_fused_adamw_"] == [2]
+    for k, kept in enumerate(before):
+        now = [*trainer.tensors_of(k), *trainer.moments(k)[0].values()]
+        assert all(torch.equal(one, other) for one, other in zip(now, kept, strict=True)) == (k == 1)
 
 
 def test_settings_that_must_be_common_are_checked(features: SessionFeatures) -> None:
