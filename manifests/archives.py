@@ -151,7 +151,7 @@ class _Parquet:
     """
 
     def __init__(self, path: Path, columns: tuple[str, str]):
-        arrow, parquet = _pyarrow(path)
+        arrow, parquet = _pyarrow()
         self.path, self._lock = path, Lock()
         try:
             self._file = parquet.ParquetFile(path)
@@ -222,7 +222,7 @@ def _image_column(schema: Any, arrow: Any, chosen: str) -> str:
     )
 
 
-def _pyarrow(path: Path) -> tuple[Any, Any]:
+def _pyarrow() -> tuple[Any, Any]:
     try:
         import pyarrow
         import pyarrow.parquet

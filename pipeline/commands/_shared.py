@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
@@ -23,7 +23,15 @@ if TYPE_CHECKING:
     from pipeline.jobs.experiment import Experiment
 
 INTERRUPTED = 130  # exit code
-F = TypeVar("F", bound=Callable[..., Any])
+F: TypeAlias = Callable[..., Any]  # of a command
+
+
+class Number(click.IntRange):
+    """A whole number between bounds, N in --help."""
+
+    name = "N"
+
+
 PATH = click.Path(path_type=Path)
 FILE, EXISTING_FILE = (click.Path(path_type=Path, dir_okay=False, exists=exists) for exists in (False, True))
 FOLDER, EXISTING_FOLDER = (click.Path(path_type=Path, file_okay=False, exists=exists) for exists in (False, True))

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from pipeline.commands._shared import (
+    Number,
     emit,
     log,
     option_data,
@@ -46,7 +47,7 @@ SECTION = "stage 2"
     metavar="ADDRESS",
     help="Dask scheduler that trains, e.g. tcp://host:8786.",
 )
-@click.option("--local-cluster", "workers", type=click.IntRange(1), metavar="N", help="Train in N local processes.")
+@click.option("--local-cluster", "workers", type=Number(1), help="Train in N local processes.")
 @option_set
 @option_data
 @option_out

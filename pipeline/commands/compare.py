@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import emit, option_data, option_json, option_out
+from pipeline.commands._shared import Number, emit, option_data, option_json, option_out
 
 SECTION = "results"
 
@@ -14,7 +14,7 @@ SECTION = "results"
 @click.command("compare", epilog="Example: fashion-ntm compare ewma cm_ntm --data DIR")
 @click.argument("run_a", metavar="RUN_A")
 @click.argument("run_b", metavar="RUN_B")
-@click.option("--top", type=click.IntRange(0), metavar="N", default=10, help="Sessions shown at each end.")
+@click.option("--top", type=Number(0), default=10, help="Sessions shown at each end.")
 @click.option(
     "--view",
     default="",

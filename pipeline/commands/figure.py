@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -79,10 +80,11 @@ def command(
         from pipeline.analysis.memorisation import draw_memorisation, memorisation
         from pipeline.analysis.memory_pays import draw_memory_pays, memory_pays
 
-        ablation, collect, draw = {
+        studies: dict[str, tuple[str, Any, Any]] = {
             LEAKAGE: ("memorisation", memorisation, draw_memorisation),
             PAYS: ("memory-pays", memory_pays, draw_memory_pays),
-        }[name]
+        }
+        ablation, collect, draw = studies[name]
         study = collect(open_ablation(ablation, spec, overrides, data, out, "cpu"))
         if not as_json and form == "files":
             for path in draw(study, to or out / "figures"):

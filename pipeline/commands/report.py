@@ -6,7 +6,17 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import FILE, Job, emit, log, option_device, option_json, parse_numbers, sessions_command
+from pipeline.commands._shared import (
+    FILE,
+    Job,
+    Number,
+    emit,
+    log,
+    option_device,
+    option_json,
+    parse_numbers,
+    sessions_command,
+)
 
 SECTION = "results"
 
@@ -19,8 +29,8 @@ SECTION = "results"
 )
 @click.option("--against", metavar="MODEL", help="Model that it is compared with. Default: the strongest other one.")
 @click.option("--seeds", callback=parse_numbers, metavar="SEEDS", help="0..4 or 0,2,5. Default: the spec's seeds.")
-@click.option("--sessions", type=click.IntRange(0), metavar="N", default=150, help="Sessions shown one by one.")
-@click.option("--top", "k", type=click.IntRange(1, 50), metavar="N", default=5, help="Results per turn.")
+@click.option("--sessions", type=Number(0), default=150, help="Sessions shown one by one.")
+@click.option("--top", "k", type=Number(1, 50), default=5, help="Results per turn.")
 @click.option(
     "--max-mb",
     "megabytes",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import FOLDER, Job, job_command, log, option_device, option_host
+from pipeline.commands._shared import FOLDER, Job, Number, job_command, log, option_device, option_host
 
 SECTION = "look"
 
@@ -21,7 +21,7 @@ SECTION = "look"
     help="Run id, or its first digits; repeatable. Default: all finished runs of the spec.",
 )
 @option_host
-@click.option("--port", type=click.IntRange(0, 65535), metavar="N", default=8000, help="0: a free one.")
+@click.option("--port", type=Number(0, 65535), default=8000, help="0: a free one.")
 @click.option("--cached-only", is_flag=True, help="Load no extractor: only cached texts can be used.")
 @click.option(
     "--save", type=FOLDER, metavar="DIR", help="Folder that keeps saved dialogues, as a dataset that `evaluate` reads."

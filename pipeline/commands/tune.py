@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from manifests.commandline import folder_options
-from pipeline.commands._shared import Job, emit, log, option_device, option_json, sessions_command
+from pipeline.commands._shared import Job, Number, emit, log, option_device, option_json, sessions_command
 
 SECTION = "stage 2"
 
@@ -28,16 +28,13 @@ SECTION = "stage 2"
 )
 @click.option(
     "--folds",
-    type=click.IntRange(1),
-    metavar="N",
+    type=Number(1),
     default=3,
     help="Pair-clean folds of the train sessions; 1: the spec's validation part.",
 )
-@click.option("--trials", type=click.IntRange(1), metavar="N", default=20, help="Trials in all.")
+@click.option("--trials", type=Number(1), default=20, help="Trials in all.")
 @click.option("--minutes", type=click.FloatRange(0), metavar="MINUTES", help="Begin no trial after this time.")
-@click.option(
-    "--seed", type=click.IntRange(0), metavar="N", default=0, help="Seed of the search and of its training runs."
-)
+@click.option("--seed", type=Number(0), default=0, help="Seed of the search and of its training runs.")
 @option_device
 @option_json
 def command(

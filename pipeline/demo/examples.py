@@ -95,7 +95,8 @@ def _description(category: str, garment: Garment, rng: random.Random) -> str:
 
 def triplets(found: list[Example], seed: str) -> list[tuple[int, str, int]]:
     """Return (reference number, feedback text, target number) within groups; the feedback names all differences."""
-    rng, members = random.Random(seed), {}
+    rng = random.Random(seed)
+    members: dict[int, list[int]] = {}
     for number, example in enumerate(found):
         members.setdefault(example.group, []).append(number)
     made = []

@@ -124,7 +124,8 @@ def seed_test(
     """
     if all(fixed):
         return None
-    seeds = sorted((set(b) if fixed[0] else set(a) if fixed[1] else set(a) & set(b)) - {None})
+    known = set(b) if fixed[0] else set(a) if fixed[1] else set(a) & set(b)
+    seeds = sorted(seed for seed in known if seed is not None)
     first, second = (
         [next(iter(values.values())) if one else values[seed] for seed in seeds]
         for values, one in zip((a, b), fixed, strict=True)

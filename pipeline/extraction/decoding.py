@@ -14,6 +14,7 @@ import copy
 import gc
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.util
 import signal
 import sys
 import threading
@@ -132,6 +133,7 @@ class Decoder:
 
     def _iterator(self, workers: int) -> Iterator[Any]:
         if self._loader is None:
+            multiprocessing.util.get_temp_dir()  # here: a folder of a worker's own would outlive a worker that is killed
             self._loader = DataLoader(
                 _Images(without_model(self.extractor), self.root),
                 batch_size=None,

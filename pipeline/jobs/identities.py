@@ -11,7 +11,7 @@ from typing import Any
 from cache import Store
 from manifests.errors import ManifestError, Problem, most_frequent, nearest
 from manifests.identity import changed_fields, dialog_key, digest, pair_key, session_key, stack_keys, text_key
-from manifests.leaks import SUBSETS, Subset, subset_ids
+from manifests.leaks import SUBSETS, subset_ids
 from manifests.presets import Preset, presets
 from manifests.schema import Dataset, RunSpec, Session, Training
 from manifests.views import WHOLE, View
@@ -84,7 +84,7 @@ def what_helps(backbone: Store, spec: RunSpec) -> str:
     if unread := sum(is_transient(f.stage, f.reason) for f in failures):
         return f"run `{spec.command('extract')}`, which reads {unread:,} unreadable files again"
     why = most_frequent(f"{f.stage}: {f.reason}" for f in failures)
-    return f"mend what failed ({why}), then run `{spec.command('extract', '--retry-failed')}`"
+    return f"fix what failed ({why}), then run `{spec.command('extract', '--retry-failed')}`"
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ class RunIdentities:
         return min((found for found in lines if found), key=len, default=[])
 
     @cached_property
-    def subsets(self) -> dict[Subset, set[str]]:
+    def subsets(self) -> dict[str, set[str]]:
         return subset_ids(self.dataset)
 
     def result_files(self, run: Run, view: View = WHOLE) -> ResultFiles:
@@ -245,12 +245,12 @@ class RunIdentities:
         family = registry.get(run.model)
         if family.dialogs:
             chats = [session.last(view.last or len(session.turns)) for session in sessions]
-            keys = [dialog_key([pair_key(catalogue[t.reference], text_key(t.text)) for t in c.turns]) for c in chats]
-            identity["dialogs"] = digest((self.store.find("query", stack_keys(keys)) >= 0).tolist())
+            rows = [dialog_key([pair_key(catalogue[t.reference], text_key(t.text)) for t in c.turns]) for c in chats]
+            identity["dialogs"] = digest((self.store.find("query", stack_keys(rows)) >= 0).tolist())
         elif view.last is not None and family.reads == "concatenated":
             windows = [session.last(view.last) for session in sessions]
-            keys = [pair_key(catalogue[w.turns[0].reference], text_key(w.text)) for w in windows]
-            identity["windows"] = digest((self.store.find("query", stack_keys(keys)) >= 0).tolist())
+            rows = [pair_key(catalogue[w.turns[0].reference], text_key(w.text)) for w in windows]
+            identity["windows"] = digest((self.store.find("query", stack_keys(rows)) >= 0).tolist())
         return identity
 
     def _test_sessions(self, turns: int | None) -> list[Session]:

@@ -7,6 +7,7 @@ import os
 import pickle
 import resource
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,24 @@ def test_the_items_of_a_killed_process_are_decoded_again(clip_folder: Path, fold
     np.testing.assert_array_equal(one.keys("image"), two.keys("image"))
     np.testing.assert_array_equal(one.load("image"), two.load("image"))
     assert shards_of(report.path) == shards_of(clean.path)
+
+
+def _killed_once(model: Path, folder: Path, place: Path) -> None:
+    torch.set_num_threads(1)
+    tempfile.tempdir, multiprocessing.current_process()._config["tempdir"] = str(place), None
+    extractor = tiny(Killed, model)
+    extractor.marks = place
+    items = items_of(folder, extractor)
+    with Decoder(extractor, folder, 2) as decoder:
+        assert sum(map(len, decoder.run(jobs_of(items), len(items), Meter()))) == IMAGES
+
+
+def test_a_killed_process_leaves_no_temporary_folder(clip_folder: Path, folder: Path, tmp_path: Path) -> None:
+    process = multiprocessing.get_context("fork").Process(target=_killed_once, args=(clip_folder, folder, tmp_path))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0 and len(list(tmp_path.glob("killed*"))) == 1
+    assert list(tmp_path.glob("pymp-*")) == []
 
 
 class AlwaysKilled(ClipExtractor):
