@@ -74,7 +74,7 @@ def _section(
         dataset = None  # not downloaded: the section stays empty
     table = _table(board, section, spec)
     finder = RunFinder(spec, request.data, workspace, table, request.seeds)
-    ranked = [] if dataset is None else [n for n in request.ranked if _is_scored(n, dataset, workspace, table)]
+    ranked = [] if dataset is None else [n for n in request.ranked if _is_scored(n, dataset, workspace)]
     own = {name: found for name, folder in folders.items() if (found := _summary(finder, folder)) is not None}
     used |= {*ranked, *own}
     more = tuple(RowSpec(model=name, label=_label(folders[name]), group="Runs", deterministic=True) for name in own)
@@ -120,7 +120,7 @@ def _order(table: Table, board: Leaderboard, rows: int) -> list[int]:
     return sorted(range(len(values)), key=lambda n: (values[n] is None, -(values[n] or 0), n))
 
 
-def _is_scored(name: str, dataset: Dataset, workspace: Workspace, table: ResultsTable) -> bool:
+def _is_scored(name: str, dataset: Dataset, workspace: Workspace) -> bool:
     try:
         return bool(RankedFolder.of(workspace, dataset, name).load(dataset, WHOLE))
     except IncompleteError:

@@ -1,4 +1,4 @@
-"""Known-score check: single-turn retrieval with a spec's extractor and composer, beside published values."""
+"""Known-score check: single-turn retrieval with a spec's extractor and composer, compared with published values."""
 
 from __future__ import annotations
 

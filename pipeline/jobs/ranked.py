@@ -1,4 +1,4 @@
-"""Ranked lists of runs for other tools, and ranked lists of other systems beside the runs."""
+"""Ranked lists of runs for other tools, and evaluation of ranked lists of other systems."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ class Engine:
         """Set the reference of the next turn."""
         chosen = self.image_id(image)
         if not self.queries.knows(chosen):
-            raise RequestError(f"image {chosen!r} has no feature to go on from: choose another")
+            raise RequestError(f"image {chosen!r} has no feature to continue from: choose another")
         talk.chosen = chosen
 
     def back(self, talk: Talk) -> None:
