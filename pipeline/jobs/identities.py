@@ -13,7 +13,7 @@ from manifests.errors import ManifestError, Problem, most_frequent, nearest
 from manifests.identity import changed_fields, dialog_key, digest, pair_key, session_key, stack_keys, text_key
 from manifests.leaks import SUBSETS, subset_ids
 from manifests.presets import Preset, presets
-from manifests.schema import Dataset, RunSpec, Training
+from manifests.schema import Dataset, RunSpec, Session, Training
 from manifests.views import WHOLE, View
 from pipeline.composition.ready import fitting_sessions
 from pipeline.core.image_files import is_transient
@@ -112,6 +112,7 @@ class RunIdentities:
         """Raise IncompleteError if the features do not exist yet, StaleError if they were made from other data."""
         self.spec, self.dataset, self.workspace = spec, dataset, workspace
         self.store = workspace.store(spec, dataset)
+        self._of_turns: dict[int | None, dict[str, Any]] = {}  # see ``_test_identity``
 
     @cached_property
     def found(self) -> tuple[FoundRows, FoundRows | None]:
@@ -238,19 +239,9 @@ class RunIdentities:
 
     def evaluation_identity(self, run: Run, view: View = WHOLE) -> dict[str, Any]:
         """Return all fields besides the run that determine an evaluation's results, by content; reads no features."""
-        catalogue = self.store.catalogue()
-        sessions = [s for s in self.found_test.sessions if view.turns in (None, len(s.turns))]
+        catalogue, sessions = self.store.catalogue(), self._test_sessions(view.turns)
         about = {"references": self.spec.references, "averaging": self.dataset.averaging, "view": view.model_dump()}
-        identity = {
-            "protocol": PROTOCOL | about,
-            "sessions": digest([session_key(session, catalogue).hex() for session in sessions]),
-            "left_out": sum(view.turns in (None, len(s.turns)) for s in self.dataset.split("test")) - len(sessions),
-            "subsets": digest([[name for name in SUBSETS if s.id in self.subsets[name]] for s in sessions]),
-            "galleries": self._gallery_digests,
-        }
-        if any(session.also for session in sessions):
-            keys = [[catalogue[i].hex() for i in s.also if i in catalogue] for s in sessions]
-            identity["correct"] = digest(keys)
+        identity = {"protocol": PROTOCOL | about, **self._test_identity(view.turns)}
         family = registry.get(run.model)
         if family.dialogs:
             chats = [session.last(view.last or len(session.turns)) for session in sessions]
@@ -261,6 +252,26 @@ class RunIdentities:
             rows = [pair_key(catalogue[w.turns[0].reference], text_key(w.text)) for w in windows]
             identity["windows"] = digest((self.store.find("query", stack_keys(rows)) >= 0).tolist())
         return identity
+
+    def _test_sessions(self, turns: int | None) -> list[Session]:
+        """Return the test sessions that have their features, of ``turns`` turns unless it is None."""
+        return [s for s in self.found_test.sessions if turns in (None, len(s.turns))]
+
+    def _test_identity(self, turns: int | None) -> dict[str, Any]:
+        """Return the fields of ``evaluation_identity`` that do not depend on the run, computed once."""
+        if turns not in self._of_turns:
+            catalogue, sessions = self.store.catalogue(), self._test_sessions(turns)
+            every = sum(turns in (None, len(s.turns)) for s in self.dataset.split("test"))
+            self._of_turns[turns] = identity = {
+                "sessions": digest([session_key(session, catalogue).hex() for session in sessions]),
+                "left_out": every - len(sessions),
+                "subsets": digest([[name for name in SUBSETS if s.id in self.subsets[name]] for s in sessions]),
+                "galleries": self._gallery_digests,
+            }
+            if any(session.also for session in sessions):
+                keys = [[catalogue[i].hex() for i in s.also if i in catalogue] for s in sessions]
+                identity["correct"] = digest(keys)
+        return self._of_turns[turns]
 
     @cached_property
     def _gallery_digests(self) -> dict[str, list[Any]]:
