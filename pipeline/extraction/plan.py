@@ -197,7 +197,9 @@ def _table(
     names = ((name, item.key.hex()) for item in items.values() for name in item.names if name in on_record)
     outdated = tuple(name for name, key in names if on_record[name].key != key)
     known, done = len(missing) - len(todo), len(items) - len(missing)
-    if not reason:
+    if not items and not bad:
+        reason = "nothing is asked of it"
+    elif not reason:
         reason = f"output missing: {done:,} of {len(items):,} rows are there" if done else "output missing"
         reason = reason if todo else UP_TO_DATE
     if known:
