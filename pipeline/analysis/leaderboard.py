@@ -59,11 +59,7 @@ def build_leaderboard(board: Leaderboard, request: TableRequest, runs: Sequence[
 
 
 def _section(
-    board: Leaderboard,
-    section: Section,
-    request: TableRequest,
-    folders: Mapping[str, RunFolder],
-    used: set[str],
+    board: Leaderboard, section: Section, request: TableRequest, folders: Mapping[str, RunFolder], used: set[str]
 ) -> FilledSection:
     overrides = (*section.overrides, *request.overrides)
     spec = replace(request, spec="", overrides=overrides).run_spec(section.run)

@@ -23,15 +23,7 @@ from pipeline.analysis.compare import Method
 from pipeline.analysis.drawing import MARKERS, new_figure, save_figure
 from pipeline.core.text_table import aligned
 from pipeline.evaluation.files import load_results
-from pipeline.evaluation.significance import (
-    ALPHA,
-    bootstrap,
-    difference,
-    holm,
-    seed_test,
-    session_values,
-    strata_of,
-)
+from pipeline.evaluation.significance import ALPHA, bootstrap, difference, holm, seed_test, session_values, strata_of
 from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.identities import Run
 from pipeline.training.models import models as registry

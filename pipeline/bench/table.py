@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,8 @@ from manifests.table_spec import BlockSpec, ResultsTable, RowSpec
 
 if TYPE_CHECKING:
     from pipeline.evaluation.evaluate import Evaluation
-    from pipeline.training.job import TrainRequest
+    from pipeline.training.errors import DivergenceError
+    from pipeline.training.job import Trained, TrainRequest
 
 TRAINED = ("lstm", "gru", "transformer", "no_memory", "turn_weights", "cfir", "dialog_manager", "v_ntm", "cm_ntm")
 MODELS = ("avg", "ewma", *TRAINED)
@@ -35,7 +37,7 @@ def run(
     dim: int = 256,
     epochs: int = 2,
     device: str = "auto",
-    progress: Callable[[str], None] = str,
+    progress: Callable[[str], object] = str,
 ) -> dict[str, Any]:
     """Time each stage of one table on random features [dim] of ``train`` and ``test`` sessions of ``turns`` turns.
 
@@ -49,7 +51,7 @@ def run(
     from pipeline.core.device import resolve_device
     from pipeline.training.job import train_runs
 
-    target, seconds = resolve_device(device), {}
+    target, seconds = resolve_device(device), dict[str, float]()
     with tempfile.TemporaryDirectory() as folder:
         sessions, images = _sessions(train + test, gallery, turns)
         store = _store(Path(folder) / "store", sessions, images, dim)
@@ -61,12 +63,10 @@ def run(
             progress(f"training and ranking {model}")
             requests = _requests(Path(folder) / "runs", store, parts[0], model, seeds, epochs)
             predicted["training"] += training_seconds(requests, together)[0]
-            blank = untrained(requests[0])
-            predicted["ranking"] += len(requests) * seconds_of(lambda blank=blank: _rank(blank, parts[1], candidates))
+            blank, groups = untrained(requests[0]), [requests] if together else [[r] for r in requests]
+            predicted["ranking"] += len(requests) * seconds_of(partial(_rank, blank, parts[1], candidates))
             with _timed(seconds, "training"):
-                done = [
-                    one for group in ([requests] if together else [[r] for r in requests]) for one in train_runs(group)
-                ]
+                done = [_trained(one) for group in groups for one in train_runs(group)]
             by_model[model] = sum(one.summary["seconds"] for one in done)
             with _timed(seconds, "ranking"):
                 summaries[model] = [_evaluate(one.folder, parts[1], candidates, target) for one in done]
@@ -92,6 +92,12 @@ def run(
         "runs": sum(map(len, summaries.values())),
         "lines": len(markdown.splitlines()),
     }
+
+
+def _trained(outcome: Trained | DivergenceError) -> Trained:
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import Number, emit, option_data, option_json, option_out
+from pipeline.commands._shared import emit, option_data, option_json, option_out
 
 SECTION = "results"
 
@@ -14,12 +14,11 @@ SECTION = "results"
 @click.command("compare", epilog="Example: fashion-ntm compare ewma cm_ntm --data DIR")
 @click.argument("run_a", metavar="RUN_A")
 @click.argument("run_b", metavar="RUN_B")
-@click.option("--top", type=Number(0), default=10, help="Sessions shown at each end.")
+@click.option("--top", type=click.IntRange(0), default=10, help="Sessions shown at each end.")
 @click.option(
     "--view",
     default="",
     show_default=False,
-    metavar="VIEW",
     help="A view of an ablation, such as turns4-last2. Default: all sessions, whole.",
 )
 @option_data

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.commands._shared import PATH, Number, emit, log, option_data, option_json, option_out
+from pipeline.commands._shared import PATH, emit, log, option_data, option_json, option_out
 
 if TYPE_CHECKING:
     from pipeline.export.run import Format
@@ -19,7 +19,7 @@ SECTION = "results"
     "export", epilog="Example: fashion-ntm export 3f2a --format onnx --to model --data out/demo --out out/demo"
 )
 @click.argument("run", metavar="RUN")
-@click.option("--to", "folder", type=PATH, required=True, metavar="DIR", help="Folder to write; new or empty.")
+@click.option("--to", "folder", type=PATH, required=True, help="Folder to write; new or empty.")
 @click.option(
     "--format",
     "form",
@@ -27,7 +27,7 @@ SECTION = "results"
     default="torch",
     help="torch: torch.export files (.pt2); onnx needs the extra fashion-ntm[onnx].",
 )
-@click.option("--turns", type=Number(1, 64), default=8, help="Longest session of the graph.")
+@click.option("--turns", type=click.IntRange(1, 64), default=8, help="Longest session of the graph.")
 @option_data
 @option_out
 @option_json

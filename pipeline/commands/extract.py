@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pipeline.commands._shared import Job, Number, emit, job_command, option_device, option_json
+from pipeline.commands._shared import Job, emit, job_command, option_device, option_json
 from pipeline.commands._stage1 import BatchSize, option_precision
 
 SECTION = "stage 1"
@@ -28,18 +28,20 @@ SECTION = "stage 1"
     default="plain",
     help="How the image tower runs; the features agree up to rounding. Compiling takes about a minute.",
 )
-@click.option("--workers", type=Number(0), help="Decoding processes. Default: the CPUs that the model leaves free.")
-@click.option("--shard-rows", type=Number(1), default=4096, help="Rows per commit.")
+@click.option(
+    "--workers", type=click.IntRange(0), help="Decoding processes. Default: the CPUs that the model leaves free."
+)
+@click.option("--shard-rows", type=click.IntRange(1), default=4096, help="Rows per commit.")
 @click.option(
     "--scheduler", metavar="ADDRESS", help="Compute on the Dask cluster at tcp://host:port (docs/cluster.md)."
 )
 @click.option(
     "--local-cluster",
-    type=Number(1),
+    type=click.IntRange(1),
     default=None,
     help="Compute in N processes of this machine, one per GPU if it has GPUs.",
 )
-@click.option("--max-failures", type=Number(0), help="Stop once more items than this have failed.")
+@click.option("--max-failures", type=click.IntRange(0), help="Stop once more items than this have failed.")
 @click.option("--retry-failed", is_flag=True, help="Try the items again that are recorded as failed.")
 @option_json
 def command(job: Job, as_json: bool, **how: Any) -> None:

@@ -22,7 +22,6 @@ DIAGNOSTICS, LEAKAGE, PAYS = "diagnostics", "leakage", "memory-pays"
     "--spec",
     default="",
     show_default=False,
-    metavar="SPEC",
     help="For N: run spec whose runs are shown. Default: the one that the figure names.",
 )
 @click.option(
@@ -32,8 +31,8 @@ DIAGNOSTICS, LEAKAGE, PAYS = "diagnostics", "leakage", "memory-pays"
     default="files",
     help="For N: draw PNG, SVG and PDF files, or print the data.",
 )
-@click.option("--to", type=PATH, metavar="DIR", help="For N: folder for the files. Default: OUT/figures.")
-@click.option("--run", "runs", multiple=True, metavar="RUN", help="For diagnostics: id or folder of a run. Repeatable.")
+@click.option("--to", type=PATH, help="For N: folder for the files. Default: OUT/figures.")
+@click.option("--run", "runs", multiple=True, help="For diagnostics: id or folder of a run. Repeatable.")
 @click.option(
     "--file",
     "files",

@@ -6,14 +6,14 @@ from typing import Literal
 
 import click
 
-from pipeline.commands._shared import Job, Number, emit, option_device, option_json, sessions_command
+from pipeline.commands._shared import Job, emit, option_device, option_json, sessions_command
 
 SECTION = "stage 2"
 
 
 @click.command("history", epilog="Example: fashion-ntm history demo")
 @sessions_command
-@click.option("--draws", type=Number(1), default=5, help="Draws of each random history.")
+@click.option("--draws", type=click.IntRange(1), default=5, help="Draws of each random history.")
 @click.option(
     "--part",
     type=click.Choice(["test", "train"]),

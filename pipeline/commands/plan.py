@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pipeline.commands._shared import Job, Number, emit, job_command, option_device, option_json
+from pipeline.commands._shared import Job, emit, job_command, option_device, option_json
 from pipeline.commands._stage1 import BatchSize, Count, option_precision
 
 SECTION = "stage 1"
@@ -20,21 +20,18 @@ SECTION = "stage 1"
 @click.option(
     "--batch-size", type=BatchSize(), default="auto", help="Items per forward pass of --probe; auto measures."
 )
-@click.option("--workers", type=Number(0), help="Decoding processes, of --probe and of the bound of memory.")
-@click.option(
-    "--items",
-    type=Count(),
-    metavar="N",
-    help="Also estimate machines, devices, hours and GB for a catalog of N images.",
-)
+@click.option("--workers", type=click.IntRange(0), help="Decoding processes, of --probe and of the bound of memory.")
+@click.option("--items", type=Count(), help="Also estimate machines, devices, hours and GB for a catalog of N images.")
 @click.option(
     "--rate",
     type=click.FloatRange(0, min_open=True),
     metavar="R",
     help="Images per second of one device, for --items. Default: measured by --probe.",
 )
-@click.option("--shard-rows", type=Number(1), default=4096, help="Rows per commit, for --items.")
-@click.option("--devices-per-machine", "per_machine", type=Number(1), default=1, help="Such as 8 GPUs, for --items.")
+@click.option("--shard-rows", type=click.IntRange(1), default=4096, help="Rows per commit, for --items.")
+@click.option(
+    "--devices-per-machine", "per_machine", type=click.IntRange(1), default=1, help="Such as 8 GPUs, for --items."
+)
 @option_json
 def command(
     job: Job, as_json: bool, items: int | None, rate: float | None, shard_rows: int, per_machine: int, **how: Any

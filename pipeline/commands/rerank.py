@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands._shared import Number, emit, option_json, stage2_command
+from pipeline.commands._shared import emit, option_json, stage2_command
 
 if TYPE_CHECKING:
     from pipeline.jobs.experiment import Experiment
@@ -16,7 +16,7 @@ SECTION = "stage 2"
 
 @click.command("rerank", epilog="Example: fashion-ntm rerank mt_fashioniq-caption --model ewma --top 50")
 @stage2_command
-@click.option("--top", type=Number(1), default=50, help="Candidates to re-rank.")
+@click.option("--top", type=click.IntRange(1), default=50, help="Candidates to re-rank.")
 @click.option(
     "--have", type=float, metavar="WEIGHT", help="Weight of what the feedback asks for. Default: chosen on validation."
 )

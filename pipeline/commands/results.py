@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.commands._shared import FOLDER, Number, emit, option_json, stage2_command
+from pipeline.commands._shared import FOLDER, emit, option_json, stage2_command
 
 if TYPE_CHECKING:
     from pipeline.jobs.experiment import Experiment
@@ -18,9 +18,9 @@ SECTION = "results"
 @click.command("results", epilog="Example: fashion-ntm results demo --model lstm --format trec --to lists")
 @stage2_command
 @click.option("--format", "form", type=click.Choice(["trec", "jsonl", "cirr", "circo", "beir"]), default="trec")
-@click.option("--to", type=FOLDER, required=True, metavar="DIR", help="Output folder.")
+@click.option("--to", type=FOLDER, required=True, help="Output folder.")
 @click.option(
-    "--top", type=Number(1), default=1000, metavar="K", help="Candidates per session; server formats take 50."
+    "--top", type=click.IntRange(1), default=1000, metavar="K", help="Candidates per session; server formats take 50."
 )
 @option_json
 def command(

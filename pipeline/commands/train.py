@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands._shared import Number, option_backend, stage2_command
+from pipeline.commands._shared import option_backend, stage2_command
 
 if TYPE_CHECKING:
     from pipeline.jobs.experiment import Experiment
@@ -20,7 +20,9 @@ SECTION = "stage 2"
 @stage2_command
 @click.option("--force", is_flag=True, help="Train finished runs again.")
 @option_backend
-@click.option("--threads", type=Number(min=1), help="CPU threads of a training step.  [default: OMP_NUM_THREADS, or 1]")
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="CPU threads of a training step.  [default: OMP_NUM_THREADS, or 1]"
+)
 @click.option(
     "--side-by-side/--one-by-one",
     default=None,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import click
 
 from manifests.commandline import folder_options
-from pipeline.commands._shared import Job, Number, emit, log, option_device, option_json, sessions_command
+from pipeline.commands._shared import Job, emit, log, option_device, option_json, sessions_command
 
 SECTION = "stage 2"
 
 
 @click.command("tune", epilog="Example: fashion-ntm tune mt_fashioniq-caption --model lstm --trials 30 --data DIR")
 @sessions_command
-@click.option("--model", required=True, metavar="MODEL", help="Memory model whose options are searched.")
+@click.option("--model", required=True, help="Memory model whose options are searched.")
 @click.option(
     "--search",
     multiple=True,
@@ -28,13 +28,13 @@ SECTION = "stage 2"
 )
 @click.option(
     "--folds",
-    type=Number(1),
+    type=click.IntRange(1),
     default=3,
     help="Pair-clean folds of the train sessions; 1: the spec's validation part.",
 )
-@click.option("--trials", type=Number(1), default=20, help="Trials in all.")
-@click.option("--minutes", type=click.FloatRange(0), metavar="MINUTES", help="Begin no trial after this time.")
-@click.option("--seed", type=Number(0), default=0, help="Seed of the search and of its training runs.")
+@click.option("--trials", type=click.IntRange(1), default=20, help="Trials in all.")
+@click.option("--minutes", type=click.FloatRange(0), help="Begin no trial after this time.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the search and of its training runs.")
 @option_device
 @option_json
 def command(

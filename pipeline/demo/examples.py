@@ -11,15 +11,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from manifests.datasets.demo.attributes import (
-    ACCENTS,
-    CATEGORIES,
-    NONE,
-    Garment,
-    needs_accent,
-    problem,
-    random_garment,
-)
+from manifests.datasets.demo.attributes import ACCENTS, CATEGORIES, NONE, Garment, needs_accent, problem, random_garment
 from manifests.datasets.demo.render import render
 from manifests.datasets.demo.wording import feedback, sentence
 from manifests.schema import Turn

@@ -57,10 +57,7 @@ def strata_of(categories: Sequence[str], averaging: Averaging) -> list[np.ndarra
 
 
 def bootstrap(
-    values: np.ndarray,
-    strata: Sequence[np.ndarray],
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    values: np.ndarray, strata: Sequence[np.ndarray], resamples: int = RESAMPLES, seed: int = 0
 ) -> np.ndarray:
     """Return resampled means of the columns: values [S, K] -> float64 [resamples, K].
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import click
 
-from pipeline.commands._shared import Number, emit, option_json, option_out
+from pipeline.commands._shared import emit, option_json, option_out
 
 
 @click.command("diff", epilog="Example: fashion-ntm cache diff world/clip-0123456789ab world/clip-ba9876543210 --json")
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
 @option_out
-@click.option("--largest", type=Number(0), default=5, help="Rows to list of each table.")
+@click.option("--largest", type=click.IntRange(0), default=5, help="Rows to list of each table.")
 @option_json
 def command(a: str, b: str, out: Path, largest: int, as_json: bool) -> None:
     """Compare stores A and B: fingerprint fields, missing rows, and rows that differ.

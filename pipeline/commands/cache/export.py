@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     "export", epilog="Example: fashion-ntm cache export demo --format npy --to arrays --data out/demo --out out/demo"
 )
 @click.argument("target", metavar="STORE|SPEC")
-@click.option("--to", "folder", type=PATH, required=True, metavar="DIR", help="Folder to write; new or empty.")
+@click.option("--to", "folder", type=PATH, required=True, help="Folder to write; new or empty.")
 @click.option(
     "--format",
     "form",

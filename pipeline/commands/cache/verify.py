@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from pipeline.commands._shared import Job, Number, emit, log
+from pipeline.commands._shared import Job, emit, log
 from pipeline.commands.cache._stores import open_request, stores_of, target_command
 
 
@@ -14,13 +14,15 @@ from pipeline.commands.cache._stores import open_request, stores_of, target_comm
 @target_command
 @click.option(
     "--reextract",
-    type=Number(1),
+    type=click.IntRange(1),
     metavar="K",
     help="Also compute K random rows of every table again with the live model (needs SPEC), and compare them with the "
     "stored ones.",
 )
-@click.option("--seed", type=int, metavar="N", default=0, help="Which rows --reextract draws.")
-@click.option("--workers", type=Number(1), help="Threads that hash shards. Default: one per processor, up to 8.")
+@click.option("--seed", type=int, default=0, help="Which rows --reextract draws.")
+@click.option(
+    "--workers", type=click.IntRange(1), help="Threads that hash shards. Default: one per processor, up to 8."
+)
 def command(job: Job, as_json: bool, reextract: int | None, seed: int, workers: int | None) -> None:
     """Read every byte of STORE, or of the stores of SPEC, and report all damage.
 
