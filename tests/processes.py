@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import multiprocessing
 import os
 import signal
@@ -46,7 +47,7 @@ def forked(program: Callable[..., Any], *args: Any, encoding: str = "utf-8") -> 
             os.close(reading)
             os.dup2(writing, number)
             os.close(writing)
-        sys.stdout, sys.stderr = (open(n, "w", encoding=encoding, closefd=False) for n in (1, 2))
+        sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(n, "w", closefd=False), encoding) for n in (1, 2))
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
         program(*args)
 
