@@ -99,10 +99,12 @@ def _utf8(word: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in word)
 
 
-def _one_line(message: Warning | str, category: type[Warning], file: str, line: int, source: str | None = None) -> str:
+def _one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
     """Format the project's own warnings as a note, and others with file and line."""
     own = category.__module__.split(".")[0] in ("manifests", "cache", "pipeline")
-    return f"note: {printable(str(message))}\n" if own else f"{file}:{line}: {category.__name__}: {message}\n"
+    return f"note: {printable(str(message))}\n" if own else f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 @click.group(

@@ -111,7 +111,7 @@ class CheckedShards:
 
     def _corrupt(self, path: Path, what: str) -> StoreCorruptError:
         return StoreCorruptError(
-            f"{path} {what}. None of its rows are used. Restore it from a copy; or delete it and {MANIFEST} beside it "
+            f"{path} {what}. None of its rows are used. Restore it from a copy; or delete it and {MANIFEST} next to it "
             "and run the extraction again, which keeps every other shard and computes only these rows again"
         )
 

@@ -42,7 +42,7 @@ def sync_directory(path: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_FSYNC:
             raise
-        what = f"{path}: this file system cannot fsync a folder ({error.strerror}); the job goes on"
+        what = f"{path}: this file system cannot fsync a folder ({error.strerror}); the job continues"
         cost = "after a power cut the newest files may be missing: run the same command again then"
         warnings.warn(DurabilityWarning(f"{what}, but {cost}"), stacklevel=1)  # once per folder
     finally:

@@ -44,12 +44,7 @@ def write_seal(
 
 
 def check_seal(
-    folder: Path,
-    kind: str,
-    name: str | None,
-    again: str,
-    seal: str = SEAL,
-    only: Sequence[str] | None = None,
+    folder: Path, kind: str, name: str | None, again: str, seal: str = SEAL, only: Sequence[str] | None = None
 ) -> bool:
     """Check every sealed file of ``folder`` (or those in ``only``); return whether the folder is sealed.
 

@@ -33,13 +33,7 @@ from cache.stat_cache import sha256_of
 
 
 def write_shard(
-    path: str | Path,
-    table: str,
-    keys: np.ndarray,
-    features: np.ndarray,
-    *,
-    number: int = 0,
-    seconds: float = 0.0,
+    path: str | Path, table: str, keys: np.ndarray, features: np.ndarray, *, number: int = 0, seconds: float = 0.0
 ) -> Receipt:
     """Write rows as one uncommitted shard into the store at ``path``. Needs no lease; safe in any process.
 

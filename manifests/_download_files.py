@@ -105,7 +105,7 @@ BLIP2_CAPTIONS = _files(
             "image_captions_shirt_val.json": "82219bf0797cf95bfd9cd6246bf4352a69c019f7da9bcba59ebf2d577c75201c",
             "image_captions_toptee_train.json": "87e5eccb8e7ff4763f9901ef58ef39150c82baf5a8dca9df7a4bfc0a9c501637",
             "image_captions_toptee_val.json": "5175de1ff4a25b3600b1b0db73d3bf3756c26313d7477e88495ba0536d6ef537",
-        },
+        }
     },
     "data/FashionIQ/captions",
 )
@@ -150,7 +150,7 @@ CHATIR = _files(
     {
         "f5a4b908643d5fcd946187da8f20c0667afbe2e5": {
             "VisDial_v1.0_queries_val.json": "6db15734e21df441c932b84cf538ba660350e82dcb18e5d3ab8d0f99691cd210"
-        },
+        }
     },
     "dialogues",
 )

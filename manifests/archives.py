@@ -100,11 +100,17 @@ def read_member(path: Path, name: str) -> bytes:
     return archive.read(name)
 
 
+def truncated(path: Path) -> bool:
+    """Return whether a tar lacks its end, and so perhaps members of which nothing is known. Raises ArchiveError."""
+    archive = _archive(path) if path.suffix.lower() == ".tar" else None
+    return isinstance(archive, _Tar) and archive.truncated
+
+
 class _Tar:
     """``index``: name -> (position, size). A truncated tar has the members before its end."""
 
     def __init__(self, path: Path):
-        self.path, self.index = path, dict[str, tuple[int, int]]()
+        self.path, self.index, self.truncated = path, dict[str, tuple[int, int]](), False
         try:
             with tarfile.open(path, "r:") as tar:
                 for member in _members(tar):
@@ -117,6 +123,7 @@ class _Tar:
                     if member.issparse():
                         raise ArchiveError(f"holds the sparse file {name!r}: write it without tar's option --sparse")
                     self.index[name] = linked or (member.offset_data, member.size)
+                self.truncated = path.stat().st_size < tar.offset + tarfile.BLOCKSIZE  # two blocks of zeros end a tar
         except (tarfile.TarError, OSError) as error:
             raise ArchiveError(f"is no tar that can be read: {error}") from None
 
@@ -151,7 +158,7 @@ class _Parquet:
     """
 
     def __init__(self, path: Path, columns: tuple[str, str]):
-        arrow, parquet = _pyarrow(path)
+        arrow, parquet = _pyarrow()
         self.path, self._lock = path, Lock()
         try:
             self._file = parquet.ParquetFile(path)
@@ -222,7 +229,7 @@ def _image_column(schema: Any, arrow: Any, chosen: str) -> str:
     )
 
 
-def _pyarrow(path: Path) -> tuple[Any, Any]:
+def _pyarrow() -> tuple[Any, Any]:
     try:
         import pyarrow
         import pyarrow.parquet

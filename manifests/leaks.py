@@ -53,7 +53,7 @@ def in_subset(exposure: Exposure, subset: Subset) -> bool:
     return exposure in _WITHIN[subset]
 
 
-def subset_ids(dataset: Dataset) -> dict[Subset, set[str]]:
+def subset_ids(dataset: Dataset) -> dict[str, set[str]]:
     """Return the ids of the test sessions of each subset."""
     exposure = pair_exposure(dataset)
     return {subset: {i for i, found in exposure.items() if in_subset(found, subset)} for subset in SUBSETS}

@@ -2,7 +2,7 @@
 
 The public split of Multi-turn FashionIQ was made by session, so 55% of its test sessions have a (reference, target)
 pair that is also a train pair (``manifests.leaks``). A protocol removes sessions by a fixed rule. Pairs and images are
-compared over the whole dataset, whatever the category, which is stricter than the blocks of the tables.
+compared over the whole dataset, regardless of category, which is stricter than the blocks of the tables.
 
 ``manifests/splits/<dataset>-<protocol>.json`` are the published lists, written by the command ``splits``.
 """

@@ -187,7 +187,7 @@ class Leaderboard(Frozen):
     metrics: tuple[ColumnMetric, ...] = Field(min_length=1)  # of "overall"
     ranked_by: Metric = "mean"
     seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4, 5), min_length=1)
-    presets: tuple[str, ...] = ()  # rows of every section, beside the models of its run spec
+    presets: tuple[str, ...] = ()  # rows of every section, besides the models of its run spec
     notes: tuple[str, ...] = ()  # paragraphs below the title
     sections: tuple[Section, ...] = Field(min_length=1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -12,13 +13,18 @@ import pytest
 from cli import main
 from manifests.load import shipped
 from manifests.table_spec import table_names
+from pipeline.bench import names, sizes_of
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "BENCHMARKS")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 SPECS = sorted((ROOT / "manifests" / "specs").glob("*/*.toml"))
-# Options of other programs: Dask, Slurm and its jobs, MLflow
+# Options of other programs: Dask, Slurm and its jobs, MLflow, pip
 FOREIGN = {
     "--check",
+    "--no-deps",
     "--name",
     "--shm-size",
     "--nworkers",
@@ -91,6 +97,9 @@ def test_commands_have_the_options_that_are_shown(page: Path) -> None:
         command, rest = command_of(words)
         unknown = {word.partition("=")[0] for word in rest if word.startswith("--")} - options_of(command)
         assert not unknown, f"{page.name}: {' '.join(words)}: no option {', '.join(sorted(unknown))}"
+        if words[0] == "bench" and rest and rest[0] in names():
+            given = [word.strip("'").partition("=")[0] for option, word in pairwise(rest) if option == "--set"]
+            assert set(given) <= set(sizes_of(rest[0])), f"{page.name}: {' '.join(words)}"
         target = rest[0] if rest and not rest[0].startswith("-") else ""
         known = NAMES.get(words[0], tuple(shipped("runs")) if words[0] in RUNS else ())
         if known and re.fullmatch(r"[a-z0-9_-]+", target):

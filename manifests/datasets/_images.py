@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 
-from manifests.archives import SUFFIXES, ArchiveError, compressed, members, split, start_of, without_columns
+from manifests.archives import SUFFIXES, ArchiveError, compressed, members, split, start_of, truncated, without_columns
 from manifests.datasets._files import climbs
 from manifests.errors import Problems
 from manifests.schema import Frozen, Image
@@ -59,6 +59,7 @@ class ImageFolder:
         self._several: list[tuple[str, str]] = []  # id, file used
         self._respelled: list[tuple[str, str]] = []  # path requested, file used
         self._broken: list[tuple[str, str]] = []  # archive, reason
+        self._truncated: list[str] = []  # archives without their end
 
     def by_id(self, image: str) -> str | None:
         """Return the path below ``root`` (with ``/``) of an image id, a file name with or without its suffix."""
@@ -111,6 +112,11 @@ class ImageFolder:
         if self._respelled:
             asked, file = self._respelled[0]
             notes.append(f"{len(self._respelled):,} image files were found under another spelling ({asked}: {file})")
+        if self._truncated:
+            count, first = len(self._truncated), self._truncated[0]
+            notes.append(
+                f"{count:,} tar files are truncated (first: {first}): what they held beyond their end is not known"
+            )
         return notes + (self.left_out() if missing else [])
 
     def left_out(self) -> list[str]:
@@ -145,7 +151,7 @@ class ImageFolder:
         return list(self._walk())
 
     def _walk(self) -> Iterable[str]:
-        self._linked, self._unnamed, self._broken = [], [], []
+        self._linked, self._unnamed, self._broken, self._truncated = [], [], [], []
         seen: set[str] = set()  # linked folders may form a cycle
         for folder, subfolders, names in os.walk(self.root, followlinks=self.links):
             below = os.path.relpath(folder, self.root).replace(os.sep, "/").removeprefix(".").lstrip("/")
@@ -167,6 +173,10 @@ class ImageFolder:
                 elif name.lower().endswith(SUFFIXES) or compressed(name):
                     yield from self._members(file)
 
+    def files_in(self, archive: str) -> list[str]:
+        """Return the paths of all images in one archive, in its order."""
+        return list(self._members(archive))
+
     def _inside(self, archive: str) -> dict[str, str]:
         """Path -> path with the columns, of an archive's images."""
         if archive not in self._archives:
@@ -180,16 +190,19 @@ class ImageFolder:
             return
         try:
             names = members(self.root / archive, *self._columns)
+            if truncated(self.root / archive) and archive not in self._truncated:
+                self._truncated.append(archive)
         except (ArchiveError, OSError) as error:
             self._broken.append((archive, str(error)))
             return
         rows = archive.lower().endswith(".parquet")
         yield from (f"{archive}/{name}" for name in names if rows or name.lower().endswith(IMAGE_SUFFIXES))
 
-    def report(self, problems: Problems) -> None:
-        """Add a problem for every archive that cannot be used."""
+    def report(self, problems: Problems) -> bool:
+        """Add a problem for every archive that cannot be used; return whether there is one."""
         for archive, reason in dict.fromkeys(self._broken):
             problems.add("", reason, file=self.root / archive)
+        return bool(self._broken)
 
 
 def _utf8(name: str) -> bool:

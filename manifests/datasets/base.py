@@ -42,7 +42,7 @@ class DatasetSource(ABC):
     def read(cls, options: BaseModel, data: Path, problems: Problems) -> Dataset | None:
         """Parse the files. Add missing and malformed parts to ``problems``; return None if no dataset can be built.
 
-        A dataset that is returned beside problems is not used.
+        A dataset that is returned along with problems is not used.
         """
 
 

@@ -3,6 +3,7 @@
 ``path`` is one of
 
     a folder of images          ids are the paths below it, such as "tops/1.jpg"
+    a .tar file of images       the same; several are a folder, with ids such as "000.tar/1.jpg"
     images.jsonl                {"id": "i1", "file": "tops/i1.jpg"} per line (see ``jsonl.py``)
     a .csv or .parquet file     one image per row; the columns are named by ``id_column``, ``path_column``,
                                 ``caption_column`` and ``category_column``, and other columns are not read;
@@ -22,7 +23,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from manifests.archives import without_columns
+from manifests.archives import compressed, without_columns
 from manifests.datasets._files import option_folder, option_path, read_text
 from manifests.datasets._images import ImageFolder, ImageOptions
 from manifests.datasets.base import DatasetSource
@@ -85,11 +86,15 @@ class Catalogue(DatasetSource):
 
 def _records(path: Path, options: Options, problems: Problems, categories: dict[str, str]) -> Records:
     """Return image id -> (line, record), and fill ``categories`` (image id -> category)."""
-    if path.is_dir():
-        folder = ImageFolder(path, options)
-        files = [without_columns(file) for file in folder.files()]
+    tar = path.is_file() and (path.suffix.lower() == ".tar" or compressed(path.name))
+    if path.is_dir() or tar:
+        folder = ImageFolder(path.parent if tar else path, options)
+        files = [without_columns(file) for file in (folder.files_in(path.name) if tar else folder.files())]
         folder.report(problems)
-        return {file: (n, ImageRecord(id=file, file=file)) for n, file in enumerate(files, start=1)}
+        before = f"{path.name}/" if tar else ""
+        return {
+            f.removeprefix(before): (n, ImageRecord(id=f.removeprefix(before), file=f)) for n, f in enumerate(files, 1)
+        }
     if path.suffix.lower() not in TABLES:
         return _images(path, problems)
     parquet = path.suffix.lower() == ".parquet"

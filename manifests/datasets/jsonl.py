@@ -149,8 +149,7 @@ def _files(
     files = {i: file for i, file in found.items() if file is not None}
     missing = [named[i] for i, file in found.items() if file is None]
     outside = [(line, file) for line, file in missing if folder.below(file) is None]
-    if missing:
-        folder.report(problems)
+    broken = bool(missing) and folder.report(problems)
     notes += folder.notes(bool(missing))
     if outside:
         line, file = outside[0]
@@ -159,7 +158,7 @@ def _files(
         count = f"; {len(outside):,} of {len(named):,} files do" if len(outside) > 1 else ""
         what = f"file {file!r} leaves the images folder {root}{count}"
         problems.add(f"line {line}, key file", what, fix, file=path)
-    elif missing and not files:
+    elif missing and not files and not broken:
         line, file = missing[0]
         fix = "; ".join(["check the option images", *folder.left_out()])
         problems.add(f"line {line}, key file", f"{file!r} is not in {root}, nor is any other", fix, file=path)

@@ -11,7 +11,7 @@
 ``operation``: "add" (default), "negate" (a wish for something absent) or "retract" (an earlier turn, by its number in
 ``retracts``, no longer holds). Every turn leads to the final target; a turn without ``reference_image_id`` is text-only;
 several ``target_ids`` are all correct. The layout is this project's: TraceCIR and RevCIR describe such dialogues, and no
-published file was at hand, so it has been tested on made files only.
+published file was available, so it is tested on made files only.
 
 ``retracted = "dropped"`` leaves out the turns that a later one retracts, and the retractions: dialogues as a perfect
 bookkeeper would pass them on, an upper bound for a memory on the same sessions.

@@ -70,7 +70,7 @@ def draw_diagnostics(runs: Sequence[Diagnosed], paths: Sequence[Path]) -> None:
     figure = new_figure(1.2 + 3.6 * len(runs), height)
     axes = figure.subplots(3, len(runs), sharey="row", sharex="col", squeeze=False)
     for column, run in enumerate(runs):
-        _column(axes[:, column], run)
+        _column(list(axes[:, column]), run)
         axes[-1, column].set_xlabel("epoch")
     labels = (
         "row spread of the memory\nthat the last turn reads",

@@ -50,8 +50,8 @@ def train_twins(dataset: Dataset, features: dict[str, np.ndarray], threshold: fl
     test, train = ([i for i in pair_images(dataset.split(part)) if i in features] for part in ("test", "train"))
     twins: dict[str, dict[str, float]] = defaultdict(dict)
     if train and test:
-        stacked = (np.stack([features[i] for i in names]) for names in (test, train))
-        for row, column, cosine in zip(*near_pairs(*stacked, threshold), strict=True):
+        first, second = (np.stack([features[i] for i in names]) for names in (test, train))
+        for row, column, cosine in zip(*near_pairs(first, second, threshold), strict=True):
             if test[row] != train[column]:
                 twins[test[row]][train[column]] = float(min(cosine, 1.0))
     return dict(twins)

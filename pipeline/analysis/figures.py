@@ -40,7 +40,7 @@ def build_figure(name: str, run: str, overrides: Sequence[str], data: Path, out:
     for point, row in zip(points, rows, strict=True):
         seeds = ablation.seeds if model_class(point.model).trainable else ablation.seeds[:1]
         runs = read_runs(point.label, finder(row, seeds))
-        times = next((timing["runs"][r.run] for r in runs if r.run in timing.get("runs", {})), {})
+        times: dict[str, float] = next((timing["runs"][r.run] for r in runs if r.run in timing.get("runs", {})), {})
         missing = [seed for seed in seeds if seed not in {r.seed for r in runs}]
         words = ["ablate", figure.ablation, "--only", str(point.number)]
         words += ["--spec", run] if run else []

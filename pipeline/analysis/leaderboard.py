@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from manifests.errors import IncompleteError, ManifestError, Problem
@@ -15,7 +16,7 @@ from manifests.views import WHOLE
 from pipeline.analysis.cells import Table
 from pipeline.analysis.own_tables import model_rows
 from pipeline.analysis.ranked_rows import with_ranked_rows, with_ranked_runs
-from pipeline.analysis.results_table import FILL, build_results_table
+from pipeline.analysis.results_table import build_results_table
 from pipeline.analysis.tables import RunFinder, TableRequest
 from pipeline.core.workspace import Workspace
 from pipeline.evaluation.files import ResultFiles
@@ -58,11 +59,7 @@ def build_leaderboard(board: Leaderboard, request: TableRequest, runs: Sequence[
 
 
 def _section(
-    board: Leaderboard,
-    section: Section,
-    request: TableRequest,
-    folders: Mapping[str, RunFolder],
-    used: set[str],
+    board: Leaderboard, section: Section, request: TableRequest, folders: Mapping[str, RunFolder], used: set[str]
 ) -> FilledSection:
     overrides = (*section.overrides, *request.overrides)
     spec = replace(request, spec="", overrides=overrides).run_spec(section.run)
@@ -73,26 +70,26 @@ def _section(
         dataset = None  # not downloaded: the section stays empty
     table = _table(board, section, spec)
     finder = RunFinder(spec, request.data, workspace, table, request.seeds)
-    ranked = [] if dataset is None else [n for n in request.ranked if _is_scored(n, dataset, workspace, table)]
+    ranked = [] if dataset is None else [n for n in request.ranked if _is_scored(n, dataset, workspace)]
     own = {name: found for name, folder in folders.items() if (found := _summary(finder, folder)) is not None}
     used |= {*ranked, *own}
     more = tuple(RowSpec(model=name, label=_label(folders[name]), group="Runs", deterministic=True) for name in own)
     table = with_ranked_rows(table.model_copy(update={"rows": (*table.rows, *more)}), ranked)
 
-    def find(row: RowSpec, seeds: Sequence[int]) -> Any:
+    def find(row: RowSpec, seeds: Sequence[int]) -> Sequence[dict[str, Any]]:
         return [own[row.model]] if row.model in own else finder(row, seeds)
 
     lookup = with_ranked_runs(find, ranked, dataset, workspace, table) if ranked and dataset is not None else find
     seeds = request.seeds or board.seeds
-    whole = {"known": model_names(), "run": spec.asked, "seeds": seeds, "command": FILL}
-    first = build_results_table(table, lookup, **whole)
+    filled = partial(build_results_table, find_runs=lookup, known=model_names(), run=spec.asked, seeds=seeds)
+    first = filled(table)
     order = _order(first, board, len(table.rows))
     best = table.rows[order[0]].name if first.blocks[0].rows[order[0]].cells[0].value is not None else ""
     made = first
     if best:
         rows = tuple(table.rows[n] for n in order)
         sorted_table = table.model_copy(update={"rows": rows, "tested": best, "tested_metric": board.ranked_by})
-        made = build_results_table(sorted_table, lookup, **whole)
+        made = filled(sorted_table)
     made = made.model_copy(update={"footnotes": (*made.footnotes, *finder.footnotes)})
     return FilledSection(section, "" if dataset is None else sessions_digest(dataset.sessions), made)
 
@@ -119,7 +116,7 @@ def _order(table: Table, board: Leaderboard, rows: int) -> list[int]:
     return sorted(range(len(values)), key=lambda n: (values[n] is None, -(values[n] or 0), n))
 
 
-def _is_scored(name: str, dataset: Dataset, workspace: Workspace, table: ResultsTable) -> bool:
+def _is_scored(name: str, dataset: Dataset, workspace: Workspace) -> bool:
     try:
         return bool(RankedFolder.of(workspace, dataset, name).load(dataset, WHOLE))
     except IncompleteError:

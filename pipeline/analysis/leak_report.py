@@ -125,7 +125,8 @@ def leak_report(
             f"dataset '{dataset.name}' has no test sessions: there is nothing that could leak into them"
         )
     found: dict[str, set[str]] = {name: set(has) for name, has in overlaps(dataset, scope).items()}
-    curve, shown, features, note = None, (), "", ""
+    shown: tuple[tuple[str, str, float], ...] = ()
+    curve, features, note = None, "", ""
     contaminated: tuple[str, ...] = ()
     try:
         store = workspace.store(spec, dataset)
@@ -203,7 +204,8 @@ def _curve(dataset: Dataset, vectors: Mapping[str, np.ndarray]) -> dict[float, i
     sides = [[i for i in pair_images(dataset.split(part)) if i in vectors] for part in ("test", "train")]
     if not all(sides):
         return dict.fromkeys(CURVE, 0)
-    rows, columns, cosines = near_pairs(*(np.stack([vectors[i] for i in side]) for side in sides), min(CURVE))
+    first, second = (np.stack([vectors[i] for i in side]) for side in sides)
+    rows, columns, cosines = near_pairs(first, second, min(CURVE))
     best = np.zeros(len(sides[0]))
     for row, column, cosine in zip(rows, columns, cosines, strict=True):
         if sides[0][row] != sides[1][column]:

@@ -105,7 +105,8 @@ def memorisation(place: Place) -> Memorisation:
 
 
 def _point(experiment: Experiment, composer: str, point: Point, runs: Sequence[Run]) -> MemorisedPoint:
-    train, found = [], {part: [] for part in PARTS}
+    train: list[float] = []
+    found: dict[str, list[float]] = {part: [] for part in PARTS}
     experiment.require_train("and their recall is half of the figure")
     for run in runs:
         train.append(recalls(experiment.model(run), experiment.parts[0])["mean"])

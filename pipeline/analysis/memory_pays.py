@@ -23,15 +23,7 @@ from pipeline.analysis.compare import Method
 from pipeline.analysis.drawing import MARKERS, new_figure, save_figure
 from pipeline.core.text_table import aligned
 from pipeline.evaluation.files import load_results
-from pipeline.evaluation.significance import (
-    ALPHA,
-    bootstrap,
-    difference,
-    holm,
-    seed_test,
-    session_values,
-    strata_of,
-)
+from pipeline.evaluation.significance import ALPHA, bootstrap, difference, holm, seed_test, session_values, strata_of
 from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.identities import Run
 from pipeline.training.models import models as registry
@@ -64,7 +56,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Difference:
+class Gap:
     """Difference a - b of a metric on one dataset: points, 95% interval and p over sessions (Holm: over its dataset), and p
     over seeds."""
 
@@ -100,7 +92,7 @@ class MemoryPays:
 
     title: str
     measured: tuple[Measured, ...]
-    differences: tuple[Difference, ...]
+    differences: tuple[Gap, ...]
     absent: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -129,7 +121,7 @@ class MemoryPays:
 def memory_pays(place: Place) -> MemoryPays:
     """Collect the study from the evaluated runs of an ablation. Raises IncompleteError if there is none."""
     measured: list[Measured] = []
-    differences: list[Difference] = []
+    differences: list[Gap] = []
     absent = []
     for part in variants_of(place):
         found = _variant(part) if part.workspace.note(part.spec) else None
@@ -147,7 +139,7 @@ def memory_pays(place: Place) -> MemoryPays:
     return MemoryPays(place.ablation.title, tuple(measured), tuple(differences), tuple(absent))
 
 
-def _variant(place: Place) -> tuple[list[Measured], list[Difference]]:
+def _variant(place: Place) -> tuple[list[Measured], list[Gap]]:
     dataset = place.dataset
     experiment = Experiment(place.spec, dataset, place.workspace, "cpu")
     train = dataset.split("train")
@@ -213,7 +205,7 @@ def seed_values(method: Method, metric: str) -> list[float]:
     return [fmean(session_values(e.ranks, metric)[m].mean() for m in strata) for e in method.evaluations]
 
 
-def _differences(turns: int, sessions: int, methods: dict[tuple[str, int], tuple[float, Method]]) -> list[Difference]:
+def _differences(turns: int, sessions: int, methods: dict[tuple[str, int], tuple[float, Method]]) -> list[Gap]:
     """Compare the CM-NTM of the highest validation recall with each baseline, in every metric."""
     memories = {key: value for key, value in methods.items() if key[0] == "cm_ntm"}
     if not memories:
@@ -229,11 +221,11 @@ def _differences(turns: int, sessions: int, methods: dict[tuple[str, int], tuple
             gap = one - other
             drawn = bootstrap(gap[:, None], strata)[:, 0]
             over = difference(fmean(gap[m].mean() for m in strata), drawn)
-            by_seed = (dict(zip(m.seeds, seed_values(m, metric), strict=True)) for m in (a, b))
-            found.append((metric, b.name, over, seed_test(*by_seed, (False, fixed))))
+            first, second = (dict(zip(m.seeds, seed_values(m, metric), strict=True)) for m in (a, b))
+            found.append((metric, b.name, over, seed_test(first, second, (False, fixed))))
     corrected = holm([over.p for _, _, over, _ in found]) if found else []
     return [
-        Difference(
+        Gap(
             turns,
             sessions,
             metric,
@@ -268,10 +260,10 @@ def draw_memory_pays(study: MemoryPays, folder: Path) -> list[Path]:
                 for m in mine:
                     panel.axhline(m.values["mean"][0], color="#555555", lw=1, ls="--", label=label)
                 continue
-            x, (y, spread) = [m.sessions for m in mine], _series(mine)
-            panel.errorbar(
-                x, y, spread, marker=MARKERS[n % len(MARKERS)], ms=4, lw=1.2, color=f"C{n}", label=label, capsize=2
-            )
+            x = [m.sessions for m in mine]
+            y, spread = ([m.values["mean"][k] for m in mine] for k in (0, 1))
+            look = {"marker": MARKERS[n % len(MARKERS)], "ms": 4, "lw": 1.2, "color": f"C{n}", "capsize": 2}
+            panel.errorbar(x, y, spread, label=label, **look)
         panel.set_xscale("log")
         panel.set_xticks(counts[count], [f"{t:,}" for t in counts[count]], fontsize=8)
         panel.minorticks_off()
@@ -285,7 +277,3 @@ def draw_memory_pays(study: MemoryPays, folder: Path) -> list[Path]:
     data = folder / "memory-pays.json"
     data.write_text(json.dumps(study.as_dict(), indent=2) + "\n", encoding="utf-8")
     return [*paths, data]
-
-
-def _series(measured: Sequence[Measured]) -> tuple[list[float], list[float]]:
-    return [m.values["mean"][0] for m in measured], [m.values["mean"][1] for m in measured]

@@ -13,10 +13,7 @@ from manifests.schema import Dataset, RunSpec
 from manifests.table_spec import BlockSpec, ResultsTable, RowSpec, table_names
 from pipeline.training.models import model_class, model_names, model_title
 
-SUBSET_LABELS = {
-    "last pair unseen": "Last pair unseen in training",
-    "no pair seen": "No pair seen in training",
-}
+SUBSET_LABELS = {"last pair unseen": "Last pair unseen in training", "no pair seen": "No pair seen in training"}
 
 
 def kind_of_table(name: str) -> str:

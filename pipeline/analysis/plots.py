@@ -115,24 +115,24 @@ def draw(figure: Scatter, folder: Path, name: str) -> list[Path]:
     drawing = new_figure(7.2, 4.6)
     from matplotlib.lines import Line2D
 
-    whole = [point for point in figure.points if point.whole]
-    series = sorted({point.series for point in whole}, key=_order)
-    sizes = sorted({point.size for point in whole}, key=_order)
+    whole = [
+        (p, p.milliseconds, p.recall) for p in figure.points if p.milliseconds is not None and p.recall is not None
+    ]
+    series = sorted({point.series for point, _, _ in whole}, key=_order)
+    sizes = sorted({point.size for point, _, _ in whole}, key=_order)
     color = {value: _ramp(n, len(series)) for n, value in enumerate(series)}
     area = {value: 28 + 42 * n for n, value in enumerate(sizes)}
     axes = drawing.add_subplot()
     for value in series:
-        line = sorted((p for p in whole if p.series == value), key=lambda p: _order(p.size))
-        axes.plot([p.milliseconds for p in line], [p.recall for p in line], color=color[value], lw=0.8, alpha=0.5)
-    for p in whole:
-        assert p.milliseconds is not None and p.recall is not None
-        spread = [[p.milliseconds - (p.low or p.milliseconds)], [(p.high or p.milliseconds) - p.milliseconds]]
-        axes.errorbar(p.milliseconds, p.recall, xerr=spread, yerr=p.std, color=color[p.series], lw=0.8, alpha=0.6)
-        look = {"s": area[p.size], "color": color[p.series], "edgecolors": "white", "linewidths": 0.7, "zorder": 3}
-        axes.scatter(p.milliseconds, p.recall, **look)
+        line = sorted((w for w in whole if w[0].series == value), key=lambda w: _order(w[0].size))
+        axes.plot([ms for _, ms, _ in line], [recall for _, _, recall in line], color=color[value], lw=0.8, alpha=0.5)
+    for p, ms, recall in whole:
+        spread, own = [[ms - (p.low or ms)], [(p.high or ms) - ms]], color[p.series]
+        axes.errorbar(ms, recall, xerr=spread, yerr=p.std, color=own, lw=0.8, alpha=0.6)
+        axes.scatter(ms, recall, s=area[p.size], color=own, edgecolors="white", linewidths=0.7, zorder=3)
     axes.set_xscale("log")
-    low, high = min(p.milliseconds for p in whole), max(p.milliseconds for p in whole)  # type: ignore[type-var]
-    ticks = [t for e in range(-4, 6) for m in (1, 2, 5) if low / 1.6 <= (t := m * 10.0**e) <= high * 1.6]  # type: ignore
+    low, high = min(ms for _, ms, _ in whole), max(ms for _, ms, _ in whole)
+    ticks = [t for e in range(-4, 6) for m in (1, 2, 5) if low / 1.6 <= (t := m * 10.0**e) <= high * 1.6]
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axes.minorticks_off()
     axes.set_xlabel(figure.x)

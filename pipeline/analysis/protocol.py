@@ -109,7 +109,7 @@ def _gallery_notes(runs: Sequence[RunSummary]) -> list[str]:
     kinds = {
         "image": "Image gallery.",
         "caption": "Caption gallery: captions stand in for the images, another task than the paper's.",
-        "imported": "Imported features: what they were made from is not known here.",
+        "imported": "Imported features: their source is not known here.",
     }
     notes = [kinds[kind] for kind in sorted({run.gallery for run in runs})]
     for rule in sorted({(run.references, run.ties) for run in runs}):

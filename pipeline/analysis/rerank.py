@@ -26,6 +26,7 @@ from pipeline.evaluation.ranking import score_ranks
 from pipeline.evaluation.rows import unit_rows
 from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.identities import Run
+from pipeline.training.data import SessionFeatures
 from pipeline.training.models import MemoryModel
 from pipeline.training.validate import embed, score
 
@@ -201,13 +202,19 @@ class Reranker:
                 f"{self.backbone.path} has no text and image rows (tables: {', '.join(self.backbone.tables)}): "
                 "re-ranking needs an extractor with two towers"
             )
-        if self.experiment.parts[1] is None:
+        self.features("validation")
+
+    def features(self, part: str) -> SessionFeatures:
+        """Return the features of ``part``: "validation" or "test". Raises IncompleteError without validation sessions."""
+        found = self.experiment.test if part == "test" else self.experiment.parts[1]
+        if found is None:
             raise IncompleteError("re-ranking is fitted on validation sessions: set validation.fraction, e.g. 0.1")
+        return found
 
     def groups(self, part: str) -> list[_Group]:
         """Return the groups of ``part``: "validation" (gallery: that split's targets of the category) or "test"."""
         if part not in self._groups:
-            features = self.experiment.test if part == "test" else self.experiment.parts[1]
+            features = self.features(part)
             galleries = self.experiment.candidates if part == "test" else own_targets(features)
             self._groups[part] = [self._group(features.sessions, name, galleries[name]) for name in galleries]
         return [group for group in self._groups[part] if len(group.rows)]
@@ -237,7 +244,7 @@ class Reranker:
 
     def scores(self, model: MemoryModel, part: str) -> list[np.ndarray]:
         """Return the model's scores [n, G] of each group."""
-        features = self.experiment.test if part == "test" else self.experiment.parts[1]
+        features = self.features(part)
         found = []
         for group in self.groups(part):
             candidates = torch.from_numpy(group.gallery.features).to(features.device)
@@ -284,7 +291,7 @@ class Reranker:
 
     def _metrics(self, ranks: np.ndarray) -> dict[str, dict[str, float]]:
         sessions = [self.experiment.test.sessions[n] for g in self.groups("test") for n in g.rows]
-        found = {}
+        found: dict[str, dict[str, float]] = {}
         for name, members in self.experiment.subsets.items():
             keep = np.array([s.id in members for s in sessions])
             if keep.any():
@@ -293,7 +300,7 @@ class Reranker:
         return found
 
     def _cutoff(self, model: MemoryModel, keep: float) -> dict[str, float]:
-        features = self.experiment.parts[1]
+        features = self.features("validation")
         own = features.target_rows[torch.arange(len(features)), features.lengths - 1]
         used, target = torch.unique(own, return_inverse=True)
         scores = score(model, features, features.targets[used]).cpu().numpy()

@@ -36,11 +36,11 @@ def clean_splits(dataset: Dataset) -> list[CheckedSplit]:
 def _checked(dataset: Dataset, protocol: Protocol) -> CheckedSplit:
     made, known = split_list(dataset, protocol), published(dataset.name, protocol)
     has = overlaps(apply_protocol(dataset, protocol), "dataset").values()
-    shared = [sum(name in found for found in has) for name in ("any pair", "target image")]
+    any_pair, target = (sum(name in found for found in has) for name in ("any pair", "target image"))
     state = "not published"
     if known is not None:
         state = "published" if known["digest"] == made.digest else "differs from the published list"
-    return CheckedSplit(made, *shared, state)
+    return CheckedSplit(made, any_pair, target, state)
 
 
 def splits_text(splits: list[CheckedSplit]) -> str:

@@ -213,7 +213,8 @@ class RunFinder:
                 self.stale += [f"{row.label} (seed {seed}) is left out: {state}"] if state.changed else []
                 continue
             files = self.experiment.result_files(run, view)
-            found.append({**files.load(self.experiment.evaluation_identity(run, view)), "results": str(files.results)})
+            summary = files.load(self.experiment.evaluation_identity(run, view)) or {}
+            found.append({**summary, "results": str(files.results)})
         have = [s["seed"] for s in found if s["seed"] is not None]
         if set(have) - set(seeds):
             self.shown.append(

@@ -26,7 +26,7 @@ def names() -> tuple[str, ...]:
 
 
 def measure(
-    name: str, file: Path | None = None, overrides: Sequence[str] = (), progress: Callable[[str], None] = str
+    name: str, file: Path | None = None, overrides: Sequence[str] = (), progress: Callable[[str], object] = str
 ) -> tuple[dict[str, Any], str]:
     """Run benchmark ``name``; return its record (benchmark, machine, sizes, figures) and its text.
 

@@ -22,8 +22,8 @@ class Peer:
     """
 
     name: str
-    gather: Callable[[np.ndarray], np.ndarray] | None
-    load: Callable[[], np.ndarray] | None
+    gather: Callable[[np.ndarray], np.ndarray]
+    load: Callable[[], np.ndarray]
     slow: bool
     bytes: int
 
@@ -84,7 +84,7 @@ def _lmdb(path: Path, features: np.ndarray) -> Peer:
 
     def gather(pick: np.ndarray) -> np.ndarray:
         with environment.begin(buffers=True) as transaction:
-            found = [np.frombuffer(transaction.get(n.to_bytes(8, "big")), features.dtype) for n in pick.tolist()]
+            found = [np.frombuffer(transaction.get(n.to_bytes(8, "big")) or b"", features.dtype) for n in pick.tolist()]
             return np.stack(found)
 
     def load() -> np.ndarray:
@@ -103,4 +103,4 @@ def _zarr(path: Path, features: np.ndarray) -> Peer:
     chunks = (min(256, len(features)), features.shape[1])
     rows = zarr.create_array(str(path), data=features, chunks=chunks, compressors=None)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return Peer("zarr", lambda pick: rows.oindex[pick], lambda: rows[:], True, size)
+    return Peer("zarr", lambda pick: np.asarray(rows.oindex[pick]), lambda: np.asarray(rows[:]), True, size)

@@ -144,9 +144,9 @@ def render(figures: dict[str, Any]) -> str:
     lines.append(row("extraction, overlapped", "engine", _against(f)))
     lines.append(f"busy  {', '.join(f'{stage} {100 * share:.1f}%' for stage, share in f['busy'].items())}")
     lines.append(f"verdict: {f['verdict']}; writer and integrity {100 * f['writer_share']:.1f}% of the wall time")
-    if cpu := f.get("cpu_ms"):
+    if used := f.get("cpu_ms"):
         lines.append(
-            f"CPU an image: {cpu['engine']:.2f} ms in the extraction, {cpu['alone']:.2f} ms in model and decoding alone"
+            f"CPU an image: {used['engine']:.2f} ms in the extraction, {used['alone']:.2f} ms in model and decoding alone"
         )
     if other := f.get("torchvision"):
         lines += _torchvision_lines(other, row)

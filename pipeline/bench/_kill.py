@@ -94,7 +94,7 @@ def features_of(keys: np.ndarray) -> np.ndarray:
     return np.sin(keys.view(np.uint64)[:, :1] % np.uint64(9973) + np.arange(DIM)).astype(np.float16)
 
 
-def work(path: Path, say: Callable[[str], None] = lambda event: None) -> None:
+def work(path: Path, say: Callable[[str], object] = str) -> None:
     """Write the missing shards in one session. ``say`` receives "+ <table> <n>" before shard n and "= ..." after it."""
     with StoreWriter(path, **_ABOUT, execution={"pid": os.getpid()}) as writer:
         keys = {table: keys_of(table) for table in TABLES}
@@ -114,7 +114,7 @@ def work(path: Path, say: Callable[[str], None] = lambda event: None) -> None:
         writer.bind({f"image {n}": key.tobytes() for n, key in enumerate(keys["image"])})
 
 
-def kill_writers(n: int, seed: int = 0, folder: Path | None = None, progress: Callable[[str], None] = str) -> Score:
+def kill_writers(n: int, seed: int = 0, folder: Path | None = None, progress: Callable[[str], object] = str) -> Score:
     """Kill ``n`` writers and return the score. ``folder``: location of the temporary stores.
 
     Raises KillError if processes cannot be forked (Windows), or when kills do not arrive.
@@ -126,7 +126,7 @@ def kill_writers(n: int, seed: int = 0, folder: Path | None = None, progress: Ca
         whole, path, tries = Path(name) / "whole", Path(name) / "store", 0
         calls, seconds = _uninterrupted(whole)
         expected = _identity(whole)
-        rows, started = 0, Counter()
+        rows, started = 0, Counter[str]()
         while score.kills < n:
             tries += 1
             if tries > 5 * n + 100:
@@ -148,7 +148,7 @@ def kill_writers(n: int, seed: int = 0, folder: Path | None = None, progress: Ca
             rows = _check(path, acknowledged, score)
             if code == 0:
                 _finish(path, expected, score)
-                rows, started = 0, Counter()
+                rows, started = 0, Counter[str]()
             progress(f"{score.kills} of {n} kills")
         if path.exists() and _run(path, None)[0] == 0:  # the last one is finished too
             _finish(path, expected, score)
@@ -183,7 +183,7 @@ def _run(path: Path, kill: _Kill | None) -> tuple[int, list[str]]:
         if kill and kill.nth:
             _watch(kill)
         os.write(pipe, b"ready\n")
-        work(path, lambda event: os.write(pipe, f"{event}\n".encode()) and None)
+        work(path, lambda event: os.write(pipe, f"{event}\n".encode()))
 
     pid, reading = _forked(write)
     with os.fdopen(reading, "rb") as pipe:

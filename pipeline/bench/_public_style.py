@@ -8,6 +8,7 @@ circular shift that loops over the batch in Python.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +27,8 @@ class Head(nn.Module):
 
     def __init__(self, hidden: int, width: int):
         super().__init__()
-        for name, size in zip(HEAD_PARTS, head_sizes(width), strict=True):
-            self.add_module(name, nn.Linear(hidden, size))
+        layers = [nn.Linear(hidden, size) for size in head_sizes(width)]
+        self.key, self.strength, self.gate, self.shift, self.sharpening = layers
 
     def forward(self, hidden: Tensor, memory: Tensor, previous: Tensor) -> Tensor:
         """Map hidden [B, K], memory [B, N, M] and previous weights [B, N] to weights [B, N]."""
@@ -87,6 +88,9 @@ class Cell(nn.Module):
 
 class PublicStyleCascade(nn.Module):
     """C cells in a chain, in training mode; the same function of the same weights as ``CMNTM``."""
+
+    cells: Any  # of ``Cell``
+    norm: Any  # of layers
 
     def __init__(self, options: CMNTM.Options, dim: int):
         """Raise TrainingError for options that the public model lacks: dropout and residual."""

@@ -81,7 +81,7 @@ class Parts:
         with FlopCounterMode(display=False) as counter:
             self.extractor.begin("image", batch).numpy()
         product = gemm_step(2048, 1024, self.extractor.device, self.extractor.compute)
-        seconds = measured(product.step, self.extractor.device)
+        seconds = measured(product.step)
         flops = counter.get_total_flops() / len(batch)
         return {"rate": product.flops / seconds / flops, "gflop": flops / 1e9, "gflops": product.flops / seconds / 1e9}
 
@@ -167,7 +167,7 @@ def rate(rows: int, began: float) -> dict[str, float]:
     return {"rate": rows / (time.perf_counter() - began)}
 
 
-def measured(step: Any, device: Any) -> float:
+def measured(step: Any) -> float:
     """Return the median seconds of a call, measured by torch's benchmark timer."""
     import torch
     from torch.utils.benchmark import Timer

@@ -18,6 +18,7 @@ from pipeline.training.data import SessionFeatures
 from pipeline.training.determinism import flushed_denormals, matmul_precision
 from pipeline.training.losses import turnwise_cross_entropy
 from pipeline.training.models import MemoryModel
+from pipeline.training.models.cm_ntm import CMNTM
 
 
 def random_features(batch: int, turns: int, dim: int) -> SessionFeatures:
@@ -44,6 +45,7 @@ def reference_step(
 
 def public_step(model: MemoryModel, features: SessionFeatures, training: Training) -> Callable[[], None]:
     """Return a step of the public-style cascade with the same weights."""
+    assert isinstance(model, CMNTM)
     cascade = PublicStyleCascade.from_reference(model)
     return _step(cascade, [p for p in cascade.parameters() if p.requires_grad], features, training, flush=False)
 
@@ -88,6 +90,8 @@ def gemm_step(rows: int, dim: int, device: torch.device, dtype: torch.dtype = to
 def rounding(model: MemoryModel, features: SessionFeatures, matmul: str) -> tuple[float, float]:
     """Return the change due to ``matmul`` in f' and in the gradient of all parameters, relative to their norms."""
     queries, targets, _ = features.batch(torch.arange(len(features), device=features.device))
+
+    assert isinstance(model, CMNTM)
 
     def of(precision: str) -> tuple[Tensor, Tensor]:
         cascade = FastCascade([model])

@@ -54,7 +54,11 @@ class Sizes:
 
 
 class Subject(Protocol):
-    """Interface of a timed training step."""
+    """Interface of a timed training step, a context manager."""
+
+    def __enter__(self) -> Subject: ...
+
+    def __exit__(self, *error: object) -> None: ...
 
     def seconds(self) -> float:
         """Return the seconds of one step."""

@@ -84,7 +84,8 @@ def interleaved(
 
     A round is one call of each ``slow`` contender and four of each other one, in rotating order.
     """
-    names, seconds = list(contenders), {name: [] for name in contenders}
+    names = list(contenders)
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(4 * (repeats + 1)):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             if turn % 4 and name in slow:

@@ -45,7 +45,7 @@ def run(
     pairs: int = 3,
     shard_rows: int = 128,
     scratch: str = "",
-    progress: Callable[[str], None] = str,
+    progress: Callable[[str], object] = str,
 ) -> dict[str, Any]:
     """Return rates in images per second.
 
@@ -145,7 +145,10 @@ def _torchvision(
         missing["torchvision"] = str(error)
         return {}
     other = Parts(made.root / "torchvision", made.dataset, extractor, made.batch_size, made.workers, made.shard_rows)
-    parts = {f"{TORCHVISION}decode": other.decode_ceiling, f"{TORCHVISION}engine": other.engine}
+    parts: dict[str, Callable[[], dict[str, float]]] = {
+        f"{TORCHVISION}decode": other.decode_ceiling,
+        f"{TORCHVISION}engine": other.engine,
+    }
     for n in doublings(available_cpus()) if scaling else ():
         parts[f"{TORCHVISION}decode {n}"] = partial(other.decode_ceiling, n)
     return parts

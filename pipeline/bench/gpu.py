@@ -129,9 +129,11 @@ def _figures(text: str) -> dict[str, Any]:
 
 def _tests(text: str) -> dict[str, Any]:
     """Return the counts of pytest's report, and the failed tests."""
-    found = {name: int(re.search(rf'\b{name}="(\d+)"', text)[1]) for name in ("tests", "failures", "errors", "skipped")}
+    found = {
+        name: int(re.findall(rf'\b{name}="(\d+)"', text)[0]) for name in ("tests", "failures", "errors", "skipped")
+    }
     cases = re.split(r"<testcase ", text)[1:]
-    failed = [re.search(r'\bname="([^"]*)"', case)[1] for case in cases if re.search("<(failure|error)", case)]
+    failed = [re.findall(r'\bname="([^"]*)"', case)[0] for case in cases if re.search("<(failure|error)", case)]
     return {**found, "failed": failed}
 
 
@@ -153,6 +155,7 @@ def time_steps(given: dict[str, Any], file: Path) -> None:
     for c in given["stages"]:
         for name in given["subjects"]:
             row: dict[str, Any] = {"stages": c, "subject": name}
+            subject: Here | None = None
             try:
                 subject = Here.of(sizes, c, name)
                 row["first_s"] = subject.seconds()  # includes compilation and capture
@@ -191,9 +194,9 @@ def render(figures: dict[str, Any]) -> str:
         for name in dict.fromkeys(row["subject"] for row in rows):
             lines.append(name.ljust(14) + "".join(f"{ms.get((name, c), ''):>10}" for c in stages))
     if "figures" in figures.get("table", {}):
-        from pipeline.bench.table import render as stages
+        from pipeline.bench.table import render as stages_text
 
-        lines += ["", stages(figures["table"]["figures"])]
+        lines += ["", stages_text(figures["table"]["figures"])]
     if "figures" in figures.get("extract", {}):
         from pipeline.bench.extract import render as extraction
 

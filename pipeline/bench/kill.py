@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.bench._kill import Score, kill_writers
 
 
-def run(kills: int = 50, seed: int = 0, folder: str = "", *, progress: Callable[[str], None] = str) -> dict[str, Any]:
+def run(kills: int = 50, seed: int = 0, folder: str = "", *, progress: Callable[[str], object] = str) -> dict[str, Any]:
     """Kill ``kills`` writers at chosen steps and random moments, and return the score.
 
     folder: location of the temporary stores; default: the system's. ``passed`` is False if a row was lost or wrong, or

@@ -154,7 +154,7 @@ def run(
     scale: float = 10.0,
     init: str = "symmetry-breaking",
     models: Sequence[str] = (),
-    progress: Callable[[str], None] = str,
+    progress: Callable[[str], object] = str,
 ) -> dict[str, Any]:
     """Return R@1 and R@5 of each model on unseen items, mean and standard deviation over ``seeds`` (weights and sessions).
 

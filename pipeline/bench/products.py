@@ -108,7 +108,7 @@ def _retrieve(data: Path, test: list, folder: Path) -> tuple[dict[str, float], A
     image = store.gather("image", store.find("image", stack_keys(catalogue[key] for key, _ in test)))
     text = store.gather("text", store.find("text", stack_keys(text_key(s.turns[0].text) for s in sessions)))
     right = np.arange(len(test))
-    figures = {}
+    figures: dict[str, float] = {}
     for name, queries, candidates in (("image_to_title", image, text), ("title_to_image", text, image)):
         rank = ranks(queries.astype(np.float32), candidates.astype(np.float32), right)
         figures |= {f"{name}_R@{k}": recall(rank, k) for k in (1, 10)}

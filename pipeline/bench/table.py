@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,8 @@ from manifests.table_spec import BlockSpec, ResultsTable, RowSpec
 
 if TYPE_CHECKING:
     from pipeline.evaluation.evaluate import Evaluation
-    from pipeline.training.job import TrainRequest
+    from pipeline.training.errors import DivergenceError
+    from pipeline.training.job import Trained, TrainRequest
 
 TRAINED = ("lstm", "gru", "transformer", "no_memory", "turn_weights", "cfir", "dialog_manager", "v_ntm", "cm_ntm")
 MODELS = ("avg", "ewma", *TRAINED)
@@ -35,7 +37,7 @@ def run(
     dim: int = 256,
     epochs: int = 2,
     device: str = "auto",
-    progress: Callable[[str], None] = str,
+    progress: Callable[[str], object] = str,
 ) -> dict[str, Any]:
     """Time each stage of one table on random features [dim] of ``train`` and ``test`` sessions of ``turns`` turns.
 
@@ -49,24 +51,23 @@ def run(
     from pipeline.core.device import resolve_device
     from pipeline.training.job import train_runs
 
-    target, seconds = resolve_device(device), {}
+    target, seconds = resolve_device(device), dict[str, float]()
     with tempfile.TemporaryDirectory() as folder:
         sessions, images = _sessions(train + test, gallery, turns)
         store = _store(Path(folder) / "store", sessions, images, dim)
         with _timed(seconds, "reading"):
             parts, candidates = _read(store, sessions[:train], sessions[train:], images, target)
-        by_model, summaries, predicted = {}, {}, {"training": 0.0, "ranking": 0.0}
+        by_model, told, summaries, predicted = {}, {}, {}, {"training": 0.0, "ranking": 0.0}
         together = target.type == "cuda"
         for model in models:
             progress(f"training and ranking {model}")
             requests = _requests(Path(folder) / "runs", store, parts[0], model, seeds, epochs)
-            predicted["training"] += training_seconds(requests, together)[0]
-            blank = untrained(requests[0])
-            predicted["ranking"] += len(requests) * seconds_of(lambda blank=blank: _rank(blank, parts[1], candidates))
+            told[model] = training_seconds(requests, together)[0]
+            predicted["training"] += told[model]
+            blank, groups = untrained(requests[0]), [requests] if together else [[r] for r in requests]
+            predicted["ranking"] += len(requests) * seconds_of(partial(_rank, blank, parts[1], candidates))
             with _timed(seconds, "training"):
-                done = [
-                    one for group in ([requests] if together else [[r] for r in requests]) for one in train_runs(group)
-                ]
+                done = [_trained(one) for group in groups for one in train_runs(group)]
             by_model[model] = sum(one.summary["seconds"] for one in done)
             with _timed(seconds, "ranking"):
                 summaries[model] = [_evaluate(one.folder, parts[1], candidates, target) for one in done]
@@ -89,9 +90,16 @@ def run(
         "seconds": seconds,
         "predicted": predicted,
         "training_s": by_model,
+        "predicted_training_s": told,
         "runs": sum(map(len, summaries.values())),
         "lines": len(markdown.splitlines()),
     }
+
+
+def _trained(outcome: Trained | DivergenceError) -> Trained:
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 @contextmanager
@@ -179,8 +187,13 @@ def render(figures: dict[str, Any]) -> str:
     total, sizes = sum(figures["seconds"].values()), figures["sizes"].items()
     lines = [", ".join(f"{key} {value}" for key, value in sizes) + f", on {figures['device']}", ""]
     for name, value in figures["seconds"].items():
-        found = figures["predicted"].get(name)
-        told = "" if found is None else f"   predicted {found:.2f} s ({found / value - 1:+.0%})"
-        lines.append(f"{name:12} {value:8.2f} s  {value / total:4.0%}{told}")
+        lines.append(f"{name:12} {value:8.2f} s  {value / total:4.0%}{_told(figures['predicted'].get(name), value)}")
     lines += [f"{'in all':12} {total:8.2f} s  {figures['runs']} runs", "", "training, all seeds:"]
-    return "\n".join([*lines, *(f"  {name:14} {value:8.2f} s" for name, value in figures["training_s"].items())])
+    told = figures["predicted_training_s"]
+    lines += [f"  {name:14} {value:8.2f} s{_told(told[name], value)}" for name, value in figures["training_s"].items()]
+    return "\n".join(lines)
+
+
+def _told(predicted: float | None, seconds: float) -> str:
+    """Return the prediction and its difference from the measured ``seconds``; "" if there is none."""
+    return f"   predicted {predicted:.2f} s ({predicted / seconds - 1:+.0%})" if predicted and seconds else ""

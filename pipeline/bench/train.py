@@ -40,7 +40,7 @@ def run(
     threads: int = 0,
     matmul: str = "highest",
     apart: bool = True,
-    progress: Callable[[str], None] = str,
+    progress: Callable[[str], object] = str,
 ) -> dict[str, Any]:
     """Return the median of ``repeats`` full steps (forward, backward, Adam) of each subject, interleaved by round.
 
@@ -70,7 +70,7 @@ def run(
             with ExitStack() as stack:
                 subjects: dict[str, Subject] = {"gemm": Here(product.step, device)}
                 for name in names:
-                    made = Apart(sizes, c, name, chosen) if apart else Here.of(sizes, c, name)
+                    made: Subject = Apart(sizes, c, name, chosen) if apart else Here.of(sizes, c, name)
                     subjects[name] = stack.enter_context(made)
                 first, timed = _rounds(subjects, repeats)
                 peaks = {name: subjects[name].peak() for name in names}

@@ -12,6 +12,7 @@ from types import ModuleType
 
 import click
 
+VALUES = {"integer": "N", "integer range": "N", "path": "DIR", "directory": "DIR", "file": "FILE"}  # by type
 SECTIONS = ("data", "stage 1", "stage 2", "results", "look", "cache", "bench")
 
 
@@ -37,4 +38,17 @@ def sections_of(package: str) -> dict[str, list[click.Command]]:
 def _modules(package: str) -> list[ModuleType]:
     path = importlib.import_module(package).__path__
     names = sorted(m.name for m in pkgutil.iter_modules(path) if not m.name.startswith("_"))
-    return [importlib.import_module(f"{package}.{name}") for name in names]
+    modules = [importlib.import_module(f"{package}.{name}") for name in names]
+    for module in modules:
+        _name_values(module.command)
+    return modules
+
+
+def _name_values(command: click.Command) -> None:
+    """Name the values of the options in --help: N, DIR, FILE, or a text by its option (--model MODEL)."""
+    for inner in command.commands.values() if isinstance(command, click.Group) else ():
+        _name_values(inner)
+    for option in command.params:
+        if isinstance(option, click.Option) and option.metavar is None and not option.is_flag:
+            text = option.opts[-1].strip("-").upper() if option.type.name == "text" else None
+            option.metavar = VALUES.get(option.type.name, text)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pipeline.jobs.experiment import Experiment
 
 INTERRUPTED = 130  # exit code
-F = TypeVar("F", bound=Callable[..., Any])
+F: TypeAlias = Callable[..., Any]  # of a command
 PATH = click.Path(path_type=Path)
 FILE, EXISTING_FILE = (click.Path(path_type=Path, dir_okay=False, exists=exists) for exists in (False, True))
 FOLDER, EXISTING_FOLDER = (click.Path(path_type=Path, file_okay=False, exists=exists) for exists in (False, True))
@@ -59,7 +59,7 @@ option_set = click.option(
     metavar="KEY=VALUE",
     help="Override a key of the spec, e.g. extractor.model=DIR or training.epochs=20. Repeatable.",
 )
-option_device = click.option("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")
+option_device = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps.")
 option_host = click.option(
     "--host",
     default="127.0.0.1",
@@ -218,12 +218,9 @@ def parse_numbers(_: click.Context, __: click.Parameter, value: str | None) -> t
 
 
 def option_models(f: F) -> F:
-    f = click.option(
-        "--model", "models", multiple=True, metavar="MODEL", help="Memory model; repeatable. Default: all of the spec."
-    )(f)
+    f = click.option("--model", "models", multiple=True, help="Memory model; repeatable. Default: all of the spec.")(f)
     return click.option(
         "--seeds",
         callback=parse_numbers,
-        metavar="SEEDS",
         help="0..4 or 0,2,5. Default: the spec's seeds; `evaluate` and `results` take all that are trained.",
     )(f)

@@ -27,7 +27,6 @@ SECTION = "stage 2"
     "run",
     default="",
     show_default=False,
-    metavar="SPEC",
     help="Run spec whose features are used. Default: the one that SPEC names.",
 )
 @click.option(
@@ -36,7 +35,7 @@ SECTION = "stage 2"
     metavar="NUMBERS",
     help="Points of the grid by number: 3 or 1,4 or 2..5. Default: all.",
 )
-@click.option("--seeds", callback=parse_numbers, metavar="SEEDS", help="0..4 or 0,2,5. Default: those of SPEC.")
+@click.option("--seeds", callback=parse_numbers, help="0..4 or 0,2,5. Default: those of SPEC.")
 @click.option("--variant", "variants", multiple=True, metavar="LABEL", help="Dataset or composer of SPEC. Repeatable.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done and how long it takes; write nothing.")
 @click.option(
@@ -46,7 +45,7 @@ SECTION = "stage 2"
     metavar="ADDRESS",
     help="Dask scheduler that trains, e.g. tcp://host:8786.",
 )
-@click.option("--local-cluster", "workers", type=click.IntRange(1), metavar="N", help="Train in N local processes.")
+@click.option("--local-cluster", "workers", type=click.IntRange(1), help="Train in N local processes.")
 @option_set
 @option_data
 @option_out

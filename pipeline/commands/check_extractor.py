@@ -41,9 +41,7 @@ def _values(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> di
     metavar="POINTS",
     help="Warn about a larger difference from the published value.",
 )
-@click.option(
-    "--to", type=FOLDER, metavar="DIR", help="Output folder for the ranked lists, for `score` and `evaluate --ranked`."
-)
+@click.option("--to", type=FOLDER, help="Output folder for the ranked lists, for `score` and `evaluate --ranked`.")
 @option_device
 @option_json
 def command(job: Job, published: dict[str, float], tolerance: float, to: Path | None, as_json: bool) -> None:

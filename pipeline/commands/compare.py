@@ -14,12 +14,11 @@ SECTION = "results"
 @click.command("compare", epilog="Example: fashion-ntm compare ewma cm_ntm --data DIR")
 @click.argument("run_a", metavar="RUN_A")
 @click.argument("run_b", metavar="RUN_B")
-@click.option("--top", type=click.IntRange(0), metavar="N", default=10, help="Sessions shown at each end.")
+@click.option("--top", type=click.IntRange(0), default=10, help="Sessions shown at each end.")
 @click.option(
     "--view",
     default="",
     show_default=False,
-    metavar="VIEW",
     help="A view of an ablation, such as turns4-last2. Default: all sessions, whole.",
 )
 @option_data

@@ -30,9 +30,7 @@ SECTION = "stage 2"
     metavar="FILE",
     help="Score ranked lists of another system instead: TREC run, JSON lines, CIRR or CIRCO server file.",
 )
-@click.option(
-    "--name", metavar="NAME", help="Name of the ranked lists, for `table N --ranked NAME`. Default: the file's name."
-)
+@click.option("--name", help="Name of the ranked lists, for `table N --ranked NAME`. Default: the file's name.")
 @click.option(
     "--against", metavar="RUN", help="Test the ranked lists against a run (id, first digits, or memory model)."
 )

@@ -29,12 +29,9 @@ SECTION = "stage 1"
     help="How the image tower runs; the features agree up to rounding. Compiling takes about a minute.",
 )
 @click.option(
-    "--workers",
-    type=click.IntRange(0),
-    metavar="N",
-    help="Decoding processes. Default: the CPUs that the model leaves free.",
+    "--workers", type=click.IntRange(0), help="Decoding processes. Default: the CPUs that the model leaves free."
 )
-@click.option("--shard-rows", type=click.IntRange(1), metavar="N", default=4096, help="Rows per commit.")
+@click.option("--shard-rows", type=click.IntRange(1), default=4096, help="Rows per commit.")
 @click.option(
     "--scheduler", metavar="ADDRESS", help="Compute on the Dask cluster at tcp://host:port (docs/cluster.md)."
 )
@@ -42,10 +39,9 @@ SECTION = "stage 1"
     "--local-cluster",
     type=click.IntRange(1),
     default=None,
-    metavar="N",
     help="Compute in N processes of this machine, one per GPU if it has GPUs.",
 )
-@click.option("--max-failures", type=click.IntRange(0), metavar="N", help="Stop once more items than this have failed.")
+@click.option("--max-failures", type=click.IntRange(0), help="Stop once more items than this have failed.")
 @click.option("--retry-failed", is_flag=True, help="Try the items again that are recorded as failed.")
 @option_json
 def command(job: Job, as_json: bool, **how: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -21,7 +22,6 @@ DIAGNOSTICS, LEAKAGE, PAYS = "diagnostics", "leakage", "memory-pays"
     "--spec",
     default="",
     show_default=False,
-    metavar="SPEC",
     help="For N: run spec whose runs are shown. Default: the one that the figure names.",
 )
 @click.option(
@@ -31,8 +31,8 @@ DIAGNOSTICS, LEAKAGE, PAYS = "diagnostics", "leakage", "memory-pays"
     default="files",
     help="For N: draw PNG, SVG and PDF files, or print the data.",
 )
-@click.option("--to", type=PATH, metavar="DIR", help="For N: folder for the files. Default: OUT/figures.")
-@click.option("--run", "runs", multiple=True, metavar="RUN", help="For diagnostics: id or folder of a run. Repeatable.")
+@click.option("--to", type=PATH, help="For N: folder for the files. Default: OUT/figures.")
+@click.option("--run", "runs", multiple=True, help="For diagnostics: id or folder of a run. Repeatable.")
 @click.option(
     "--file",
     "files",
@@ -79,10 +79,11 @@ def command(
         from pipeline.analysis.memorisation import draw_memorisation, memorisation
         from pipeline.analysis.memory_pays import draw_memory_pays, memory_pays
 
-        ablation, collect, draw = {
+        studies: dict[str, tuple[str, Any, Any]] = {
             LEAKAGE: ("memorisation", memorisation, draw_memorisation),
             PAYS: ("memory-pays", memory_pays, draw_memory_pays),
-        }[name]
+        }
+        ablation, collect, draw = studies[name]
         study = collect(open_ablation(ablation, spec, overrides, data, out, "cpu"))
         if not as_json and form == "files":
             for path in draw(study, to or out / "figures"):

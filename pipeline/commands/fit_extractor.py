@@ -19,7 +19,7 @@ HEARTBEAT = 15.0  # seconds between lines; the first steps are reported immediat
 @click.command("fit-extractor", epilog="Example: fashion-ntm fit-extractor mt_fashioniq-fashionvlp --device cuda")
 @job_command
 @option_device
-@click.option("--workers", type=click.IntRange(0), metavar="N", default=2, help="Decoding threads.")
+@click.option("--workers", type=click.IntRange(0), default=2, help="Decoding threads.")
 @click.option(
     "--save-every", type=click.FloatRange(0), default=120, metavar="SECONDS", help="Time between checkpoints."
 )

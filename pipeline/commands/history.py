@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import click
 
 from pipeline.commands._shared import Job, emit, option_device, option_json, sessions_command
@@ -11,7 +13,7 @@ SECTION = "stage 2"
 
 @click.command("history", epilog="Example: fashion-ntm history demo")
 @sessions_command
-@click.option("--draws", type=click.IntRange(1), metavar="N", default=5, help="Draws of each random history.")
+@click.option("--draws", type=click.IntRange(1), default=5, help="Draws of each random history.")
 @click.option(
     "--part",
     type=click.Choice(["test", "train"]),
@@ -20,7 +22,7 @@ SECTION = "stage 2"
 )
 @option_device
 @option_json
-def command(job: Job, draws: int, part: str, as_json: bool) -> None:
+def command(job: Job, draws: int, part: Literal["test", "train"], as_json: bool) -> None:
     """Measure how much earlier turns tell about the target: the possible gain of a memory.
 
     On SPEC's features, ranks sessions by the last turn, by moving averages over their own history and over another

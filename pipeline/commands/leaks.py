@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from pipeline.commands._shared import Job, emit, option_json, sessions_command
+
+if TYPE_CHECKING:
+    from manifests.leaks import Scope
 
 SECTION = "data"
 
@@ -25,7 +30,7 @@ SECTION = "data"
     help="Cosine from which two images count as near-duplicates.",
 )
 @option_json
-def command(job: Job, scope: str, threshold: float, as_json: bool) -> None:
+def command(job: Job, scope: Scope, threshold: float, as_json: bool) -> None:
     """Report overlap of test and train sessions, and the tables that it affects.
 
     Lists shared pairs, images and captions; and near-duplicates by feature similarity, once `extract` has made a store

@@ -13,7 +13,7 @@ SECTION = "results"
 
 @click.command("pull", epilog="Example: fashion-ntm pull user/name --out out/demo")
 @click.argument("name", metavar="USER/NAME")
-@click.option("--revision", metavar="REVISION", help="Branch, tag or commit. Default: the newest.")
+@click.option("--revision", help="Branch, tag or commit. Default: the newest.")
 @option_out
 def command(name: str, revision: str | None, out: Path) -> None:
     """Download a run that `push` uploaded, and check its seal."""

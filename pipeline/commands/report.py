@@ -14,13 +14,11 @@ SECTION = "results"
 @click.command("report", epilog="Example: fashion-ntm report demo --data out/demo --out out/demo --file report.html")
 @sessions_command
 @click.option("--file", type=FILE, default=Path("report.html"), help="The file to write.")
-@click.option(
-    "--model", metavar="MODEL", help="Memory model that is shown session by session. Default: the spec's last one."
-)
+@click.option("--model", help="Memory model that is shown session by session. Default: the spec's last one.")
 @click.option("--against", metavar="MODEL", help="Model that it is compared with. Default: the strongest other one.")
-@click.option("--seeds", callback=parse_numbers, metavar="SEEDS", help="0..4 or 0,2,5. Default: the spec's seeds.")
-@click.option("--sessions", type=click.IntRange(0), metavar="N", default=150, help="Sessions shown one by one.")
-@click.option("--top", "k", type=click.IntRange(1, 50), metavar="N", default=5, help="Results per turn.")
+@click.option("--seeds", callback=parse_numbers, help="0..4 or 0,2,5. Default: the spec's seeds.")
+@click.option("--sessions", type=click.IntRange(0), default=150, help="Sessions shown one by one.")
+@click.option("--top", "k", type=click.IntRange(1, 50), default=5, help="Results per turn.")
 @click.option(
     "--max-mb",
     "megabytes",

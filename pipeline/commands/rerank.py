@@ -16,7 +16,7 @@ SECTION = "stage 2"
 
 @click.command("rerank", epilog="Example: fashion-ntm rerank mt_fashioniq-caption --model ewma --top 50")
 @stage2_command
-@click.option("--top", type=click.IntRange(1), metavar="N", default=50, help="Candidates to re-rank.")
+@click.option("--top", type=click.IntRange(1), default=50, help="Candidates to re-rank.")
 @click.option(
     "--have", type=float, metavar="WEIGHT", help="Weight of what the feedback asks for. Default: chosen on validation."
 )

@@ -18,7 +18,7 @@ SECTION = "results"
 @click.command("results", epilog="Example: fashion-ntm results demo --model lstm --format trec --to lists")
 @stage2_command
 @click.option("--format", "form", type=click.Choice(["trec", "jsonl", "cirr", "circo", "beir"]), default="trec")
-@click.option("--to", type=FOLDER, required=True, metavar="DIR", help="Output folder.")
+@click.option("--to", type=FOLDER, required=True, help="Output folder.")
 @click.option(
     "--top", type=click.IntRange(1), default=1000, metavar="K", help="Candidates per session; server formats take 50."
 )

@@ -14,10 +14,8 @@ SECTION = "look"
 @click.command("search", epilog='Example: fashion-ntm search shop.toml --image photo.jpg --text "in navy" --html')
 @job_command
 @click.option("--image", metavar="FILE|ID", help="Image to start from: a file, or an id of the catalog.")
-@click.option(
-    "--text", "texts", multiple=True, metavar="TEXT", help="What should be different; repeat it for further turns."
-)
-@click.option("-k", "--top", type=click.IntRange(1, 1000), metavar="N", default=10, help="Number of results.")
+@click.option("--text", "texts", multiple=True, help="What should be different; repeat it for further turns.")
+@click.option("-k", "--top", type=click.IntRange(1, 1000), default=10, help="Number of results.")
 @click.option("--gallery", metavar="NAME", help="Gallery, such as a category. Default: the first.")
 @click.option("--run", metavar="ID", help="Run id, its first digits or its folder. Default: as `serve`.")
 @click.option("--cached-only", is_flag=True, help="Load no extractor: only images and texts that are cached.")

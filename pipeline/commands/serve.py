@@ -21,21 +21,13 @@ SECTION = "look"
     help="Run id, or its first digits; repeatable. Default: all finished runs of the spec.",
 )
 @option_host
-@click.option("--port", type=click.IntRange(0, 65535), metavar="N", default=8000, help="0: a free one.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, help="0: a free one.")
 @click.option("--cached-only", is_flag=True, help="Load no extractor: only cached texts can be used.")
-@click.option(
-    "--save", type=FOLDER, metavar="DIR", help="Folder that keeps saved dialogues, as a dataset that `evaluate` reads."
-)
+@click.option("--save", type=FOLDER, help="Folder that keeps saved dialogues, as a dataset that `evaluate` reads.")
 @click.option("--max-upload-mb", type=click.FloatRange(0.1, 100), default=8.0, metavar="MB", help="Largest upload.")
 @option_device
 def command(
-    job: Job,
-    runs: tuple[str, ...],
-    host: str,
-    port: int,
-    cached_only: bool,
-    save: Path | None,
-    max_upload_mb: float,
+    job: Job, runs: tuple[str, ...], host: str, port: int, cached_only: bool, save: Path | None, max_upload_mb: float
 ) -> None:
     """Serve a local page for multi-turn search over SPEC's gallery, to compare models."""
     from pipeline.views.serve.run import listen, need_web, open_engine, saved_folder

@@ -13,7 +13,7 @@ SECTION = "data"
 
 @click.command("splits", epilog="Example: fashion-ntm splits mt_fashioniq-caption --data DIR --to lists")
 @sessions_command
-@click.option("--to", type=PATH, metavar="DIR", help="Folder for one list of session ids per split.")
+@click.option("--to", type=PATH, help="Folder for one list of session ids per split.")
 @option_json
 def command(job: Job, to: Path | None, as_json: bool) -> None:
     """Check the clean splits of SPEC's dataset (dataset.protocol); write their ids with --to."""

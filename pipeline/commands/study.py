@@ -41,25 +41,23 @@ def command() -> None:
     "--model",
     "models",
     multiple=True,
-    metavar="MODEL",
     help="Memory model to compare, 2 to 4 of them; repeatable. Default: the paper's three, cm_ntm, lstm and ewma, "
     "where they are trained.",
 )
 @click.option(
     "--sessions",
     type=click.IntRange(1),
-    metavar="N",
     default=45,
     help="Questions: test sessions drawn at random among those where the models differ.",
 )
-@click.option("--top", "k", type=click.IntRange(1, 10), metavar="N", default=1, help="Results shown of each model.")
-@click.option("--seed", type=int, metavar="N", default=0, help="Seed of the draw and of every order.")
+@click.option("--top", "k", type=click.IntRange(1, 10), default=1, help="Results shown of each model.")
+@click.option("--seed", type=int, default=0, help="Seed of the draw and of every order.")
 @click.option(
     "--code", "codes", multiple=True, metavar="NAME", help="Admit only participants of these names; repeatable."
 )
 @click.option("--file", "db", type=FILE, help="SQLite file for the answers. Default: OUT/studies/SPEC.sqlite.")
 @option_host
-@click.option("--port", type=click.IntRange(0, 65535), metavar="N", default=8001, help="0: a free one.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8001, help="0: a free one.")
 @option_device
 def ask(
     job: Job,

@@ -13,25 +13,16 @@ SECTION = "results"
 
 @click.command("table", epilog="Example: fashion-ntm table 1 --data DIR --format latex")
 @click.argument("name", metavar="SPEC")
-@click.option("--spec", metavar="SPEC", help="Run spec that fills the table. Default: the one that the table names.")
+@click.option("--spec", help="Run spec that fills the table. Default: the one that the table names.")
 @click.option("--format", "form", type=click.Choice(["md", "latex", "csv", "json"]), default="md")
 @click.option(
-    "--seeds",
-    callback=parse_numbers,
-    metavar="SEEDS",
-    help="0..4 or 0,2,5. Default: all that are trained on the current data.",
+    "--seeds", callback=parse_numbers, help="0..4 or 0,2,5. Default: all that are trained on the current data."
 )
 @click.option(
     "--ranked", multiple=True, metavar="NAME", help="Add a row for a ranked list scored by evaluate; repeatable."
 )
-@click.option(
-    "--run",
-    "runs",
-    multiple=True,
-    metavar="RUN",
-    help="For leaderboard: add a row for a run by id or folder; repeatable.",
-)
-@click.option("--to", type=PATH, metavar="DIR", help="For leaderboard: folder for leaderboard.md and .json.")
+@click.option("--run", "runs", multiple=True, help="For leaderboard: add a row for a run by id or folder; repeatable.")
+@click.option("--to", type=PATH, help="For leaderboard: folder for leaderboard.md and .json.")
 @option_set
 @option_data
 @option_out

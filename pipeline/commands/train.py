@@ -21,10 +21,7 @@ SECTION = "stage 2"
 @click.option("--force", is_flag=True, help="Train finished runs again.")
 @option_backend
 @click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="CPU threads of a training step.  [default: OMP_NUM_THREADS, or 1]",
+    "--threads", type=click.IntRange(min=1), help="CPU threads of a training step.  [default: OMP_NUM_THREADS, or 1]"
 )
 @click.option(
     "--side-by-side/--one-by-one",

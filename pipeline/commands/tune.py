@@ -12,7 +12,7 @@ SECTION = "stage 2"
 
 @click.command("tune", epilog="Example: fashion-ntm tune mt_fashioniq-caption --model lstm --trials 30 --data DIR")
 @sessions_command
-@click.option("--model", required=True, metavar="MODEL", help="Memory model whose options are searched.")
+@click.option("--model", required=True, help="Memory model whose options are searched.")
 @click.option(
     "--search",
     multiple=True,
@@ -29,15 +29,12 @@ SECTION = "stage 2"
 @click.option(
     "--folds",
     type=click.IntRange(1),
-    metavar="N",
     default=3,
     help="Pair-clean folds of the train sessions; 1: the spec's validation part.",
 )
-@click.option("--trials", type=click.IntRange(1), metavar="N", default=20, help="Trials in all.")
-@click.option("--minutes", type=click.FloatRange(0), metavar="MINUTES", help="Begin no trial after this time.")
-@click.option(
-    "--seed", type=click.IntRange(0), metavar="N", default=0, help="Seed of the search and of its training runs."
-)
+@click.option("--trials", type=click.IntRange(1), default=20, help="Trials in all.")
+@click.option("--minutes", type=click.FloatRange(0), help="Begin no trial after this time.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the search and of its training runs.")
 @option_device
 @option_json
 def command(

@@ -17,7 +17,7 @@ SECTION = "results"
 
 @click.command("turns", epilog="Example: fashion-ntm turns chatir --data DIR --file turns.png")
 @stage2_command
-@click.option("-k", type=click.IntRange(1), metavar="N", default=10, help="Cutoff K of recall and hits.")
+@click.option("-k", type=click.IntRange(1), default=10, help="Cutoff K of recall and hits.")
 @click.option("--file", "files", type=FILE, multiple=True, help="Figure (.png, .svg, .pdf).")
 @option_json
 def command(

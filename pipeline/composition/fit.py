@@ -75,8 +75,8 @@ def fit_composer(
         raise IncompleteError(
             f"{store.path} holds {len(data)} train triplets with all features, of {data.left_out + len(data)}"
         )
-    columns = [torch.from_numpy(c) for c in (data.reference, data.text, data.target)]
-    yield from fit_on_rows(composer, Embeddings.load(store), *columns, options)
+    reference, text, target = (torch.from_numpy(c) for c in (data.reference, data.text, data.target))
+    yield from fit_on_rows(composer, Embeddings.load(store), reference, text, target, options)
 
 
 def fit_on_rows(

@@ -14,7 +14,7 @@ from manifests.identity import KEY_BYTES, image_key
 from manifests.schema import Image
 from pipeline.core.image_files import ReadError, locate, read_bytes
 
-DIGESTS = "image-digests.tsv"  # beside the stores of a dataset
+DIGESTS = "image-digests.tsv"  # next to the stores of a dataset
 _HEAD = "# fashion-ntm image digests 2 of "
 _RACY_NS = 2_000_000_000  # not cached: a file this new may change again within the resolution of its timestamp
 _AT_ONCE = 64

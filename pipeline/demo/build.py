@@ -69,9 +69,9 @@ def score(folder: Path, count: int = TEST_EXAMPLES) -> dict[str, float]:
 
     The 600 candidates are groups of six look-alikes. Ties count against the model.
     """
-    from transformers import AutoTokenizer
+    from transformers import PreTrainedTokenizerFast
 
-    model, tokenizer = _load(folder), AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = _load(folder), PreTrainedTokenizerFast.from_pretrained(folder)
     towers = pretrain.options_of(folder)
     found, rng = examples(count, PIXELS, "score"), random.Random("score")
     pairs = [pretrain.Pair(e.image, (full_description(e.category, e.garment, rng),)) for e in found]

@@ -11,15 +11,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from manifests.datasets.demo.attributes import (
-    ACCENTS,
-    CATEGORIES,
-    NONE,
-    Garment,
-    needs_accent,
-    problem,
-    random_garment,
-)
+from manifests.datasets.demo.attributes import ACCENTS, CATEGORIES, NONE, Garment, needs_accent, problem, random_garment
 from manifests.datasets.demo.render import render
 from manifests.datasets.demo.wording import feedback, sentence
 from manifests.schema import Turn
@@ -95,7 +87,8 @@ def _description(category: str, garment: Garment, rng: random.Random) -> str:
 
 def triplets(found: list[Example], seed: str) -> list[tuple[int, str, int]]:
     """Return (reference number, feedback text, target number) within groups; the feedback names all differences."""
-    rng, members = random.Random(seed), {}
+    rng = random.Random(seed)
+    members: dict[int, list[int]] = {}
     for number, example in enumerate(found):
         members.setdefault(example.group, []).append(number)
     made = []

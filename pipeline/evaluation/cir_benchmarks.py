@@ -23,7 +23,7 @@ from pipeline.evaluation.metrics import PRECISION_CUTOFFS, average_precision
 from pipeline.evaluation.ranked_files import Ranked, read_ranked
 
 CIRR_CUTOFFS, SUBSET_CUTOFFS = (1, 5, 10, 50), (1, 2, 3)
-ASPECT_CUTOFF = 10  # of CIRCO, beside PRECISION_CUTOFFS
+ASPECT_CUTOFF = 10  # of CIRCO, besides PRECISION_CUTOFFS
 NOT_LISTED = sys.maxsize
 
 

@@ -140,16 +140,17 @@ def _read_jsonl(text: str, path: Path, problems: Problems) -> list[Ranked]:
         except JsonError as error:
             problems.add(place, error.reason, file=path)
             continue
-        images = record.get("images") if isinstance(record, dict) else None
-        scores = record.get("scores") if isinstance(record, dict) else None
+        values: dict[str, Any] = record if isinstance(record, dict) else {}
+        images, scores, session = values.get("images"), values.get("scores"), values.get("session")
         numbers = [_number(s) for s in scores] if isinstance(scores, list) else None
-        good = isinstance(images, list) and isinstance(record.get("session"), str)
-        if not good or (scores is not None and (numbers is None or None in numbers or len(numbers) != len(images))):
+        if not (isinstance(images, list) and isinstance(session, str)) or (
+            scores is not None and (numbers is None or None in numbers or len(numbers) != len(images))
+        ):
             what = f"found {brief(line)}"
             problems.add(place, what, "expected session, images, and as many finite scores or none", file=path)
             continue
         kept = None if numbers is None else tuple(n for n in numbers if n is not None)
-        made.append(Ranked(record["session"], tuple(map(str, images)), kept, place))
+        made.append(Ranked(session, tuple(map(str, images)), kept, place))
     return made
 
 

@@ -72,6 +72,8 @@ class AverageStep(nn.Module):
 class MovingStep(nn.Module):
     """One turn of EWMA: query [B, D], turn int64 [], average [B, D]."""
 
+    alpha: Tensor
+
     def __init__(self, model: EWMA):
         super().__init__()
         self.register_buffer("alpha", model.alpha.clone())
@@ -83,6 +85,11 @@ class MovingStep(nn.Module):
 
 class RecurrentStep(nn.Module):
     """One turn of an LSTM or a GRU: query [B, D + E], turn int64 [], average [B, D], hidden [B, H] (and cell [B, H])."""
+
+    weight_ih: Tensor
+    weight_hh: Tensor
+    bias_ih: Tensor
+    bias_hh: Tensor
 
     def __init__(
         self, dim: int, cell: nn.Module, output: nn.Linear, residual: Residual, first: nn.Module | None = None

@@ -17,7 +17,7 @@ SPANS = ((1, "an hour"), (24, "a day"), (168, "a week"))  # hours, name
 @dataclass(frozen=True)
 class Cost:
     """Cost of one image table: ``rows`` of ``width`` bytes in shards of ``shard_rows``; ``rate``: rows per second of
-    one device, None if unknown.
+    one device, None if unknown; ``per_machine``: devices of a machine.
 
     shards = ceil(rows / shard_rows); bytes = rows * width; device hours = rows / rate / 3600.
     """
@@ -27,6 +27,7 @@ class Cost:
     width: int
     shard_rows: int
     rate: float | None
+    per_machine: int = 1
 
     @property
     def shards(self) -> int:
@@ -50,6 +51,11 @@ class Cost:
         """Return the number of devices that finish within ``hours``; None if the rate is unknown."""
         return max(1, math.ceil(self.hours / hours)) if self.hours is not None else None
 
+    def machines_for(self, hours: float) -> int | None:
+        """Return the number of machines that finish within ``hours``; None if the rate is unknown."""
+        devices = self.devices_for(hours)
+        return -(-devices // self.per_machine) if devices is not None else None
+
     def as_dict(self) -> dict[str, Any]:
         return {
             **asdict(self),
@@ -58,6 +64,7 @@ class Cost:
             "record_bytes": self.record_bytes,
             "device_hours": self.hours,
             "devices_for_hours": {str(hours): self.devices_for(hours) for hours, _ in SPANS},
+            "machines_for_hours": {str(hours): self.machines_for(hours) for hours, _ in SPANS},
         }
 
     def text(self) -> str:
@@ -71,17 +78,18 @@ class Cost:
             return "\n".join([*lines, "device hours  unknown: measure the rate with --probe, or give one with --rate"])
         each = ", ".join(f"{n:,} device{'s' if n > 1 else ''} {_span(self.hours / n)}" for n in DEVICES)
         lines.append(f"device hours  {self.hours:,.1f} at {self.rate:,.1f} images/s a device ({each})")
-        needed = ", ".join(f"{self.devices_for(hours):,} for {name}" for hours, name in SPANS)
-        lines.append(f"devices       {needed}; machines: these divided by the devices of a machine")
+        for what, needed in ((f"{'devices':14}", self.devices_for), (f"{'machines':14}", self.machines_for)):
+            lines.append(what + ", ".join(f"{needed(hours):,} for {name}" for hours, name in SPANS))
+        lines[-1] += f", of {self.per_machine} device{'s' if self.per_machine > 1 else ''} each"
         return "\n".join(lines)
 
 
-def cost_of(plan: Plan, images: int, shard_rows: int, rate: float | None = None) -> Cost:
+def cost_of(plan: Plan, images: int, shard_rows: int, rate: float | None = None, per_machine: int = 1) -> Cost:
     """Return the cost of ``images`` images with the plan's extractor; ``rate`` defaults to that of the plan's probe."""
     table = next(name for name in ("image", "target") if name in plan.tables)
     if rate is None and plan.probe is not None:
         rate = plan.probe.rates.get(table)
-    return Cost(table, images, plan.widths[table] + KEY_BYTES, shard_rows, rate)
+    return Cost(table, images, plan.widths[table] + KEY_BYTES, shard_rows, rate, per_machine)
 
 
 def _span(hours: float) -> str:

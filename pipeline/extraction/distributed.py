@@ -6,11 +6,13 @@ for any number of workers, also after some were lost: Dask reassigns the shards 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import torch
 
@@ -18,11 +20,9 @@ from cache import Receipt
 from manifests.errors import FashionNTMError
 from manifests.schema import RunSpec
 from pipeline.core.cluster import ClusterError, connect, lost, wait_for_workers
-from pipeline.core.device import resolve_device
 from pipeline.extraction import worker
 from pipeline.extraction.batches import ShardTask
 from pipeline.extraction.prepare import ItemFailure
-from pipeline.extraction.probe import default_workers
 from pipeline.extraction.work import Item
 from pipeline.extraction.worker import Setting
 
@@ -78,13 +78,12 @@ class Cluster:
         return sum(self._cut.values())
 
     def setting(self, fields: Mapping[str, Any], store: Path, root: Path | None, workers: int | None) -> Setting:
-        """Return the settings of every task. Local workers share the machine's threads and decoding processes."""
+        """Return the settings of every task. Workers of one machine share its CPUs."""
         threads = max(1, torch.get_num_threads() // self.local) if self.local else None
-        if workers is None and self.local:
-            workers = max(1, default_workers(resolve_device(self.device)) // self.local)
-        where = str(root) if root else None
+        hosts = Counter(urlsplit(address).hostname for address in self.client.nthreads())
+        where, sharing = str(root) if root else None, self.local or max(hosts.values(), default=1)
         return Setting(
-            self.spec, self.device, dict(fields), str(store.resolve()), where, 0, workers, threads, self.form
+            self.spec, self.device, dict(fields), str(store.resolve()), where, 0, workers, threads, sharing, self.form
         )
 
     def batch_sizes(self, setting: Setting, todo: Mapping[str, Sequence[Item]]) -> tuple[str, dict[int, float]]:

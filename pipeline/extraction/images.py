@@ -19,6 +19,7 @@ _RASTER = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA", "JP
 FORMATS = tuple(kind for kind in _RASTER if kind in Image.OPEN)  # Pillow may be built without some
 MAX_PIXELS = 89_478_485  # Pillow's limit against decompression bombs (256 MiB of RGB), here an error
 MAX_CHUNK = 16 << 20  # unpacked bytes of a text or color profile in a PNG; Pillow's 1 MiB refuses valid images
+ORIENTATION = 0x0112  # tag of EXIF
 _BROKEN_EXIF = (SyntaxError, ValueError, KeyError, TypeError, OSError, IndexError, ArithmeticError, AttributeError)
 
 # Above its limit Pillow only warns, which does not prevent decompression bombs.
@@ -68,8 +69,8 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
+    try:  # exif_transpose would copy an image that is upright
+        return ImageOps.exif_transpose(image) if image.getexif().get(ORIENTATION, 1) != 1 else image
     except _BROKEN_EXIF:  # without a readable orientation; the pixels are valid
         return image
 
@@ -78,9 +79,8 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("F", "I") or image.mode.startswith("I;"):
         return _from_deep(image)
     if image.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

@@ -23,7 +23,7 @@ from PIL import Image as Pillow
 from pipeline.core.device import is_out_of_memory
 from pipeline.extraction import hub
 from pipeline.extraction.extractors.base import ExtractorError
-from pipeline.extraction.images import MAX_PIXELS, DecodeError, decode
+from pipeline.extraction.images import MAX_PIXELS, ORIENTATION, DecodeError, decode
 from pipeline.extraction.pixels import Pixels, geometry
 from pipeline.extraction.transfer import copying
 
@@ -31,7 +31,6 @@ VERSION = 1  # increment when a change of this module, or of torchvision, alters
 REMARK = "decoded by Pillow"
 CPU_DECODER, CUDA_DECODER = "libjpeg-turbo", "nvjpeg"
 _MODES = {Pillow.Resampling.BILINEAR: "bilinear", Pillow.Resampling.BICUBIC: "bicubic"}
-_ORIENTATION = 0x0112  # of EXIF
 _START, _SCAN, _END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"  # markers: of the file, of the last scan, of its end
 _CHECKED = (400, 300)  # (width, height)
 _BATCH = 32  # JPEGs that are decoded together on a device
@@ -209,7 +208,7 @@ def header(data: bytes) -> Encoded | str:
 
 def _orientation(image: Pillow.Image) -> int:
     try:
-        found = image.getexif().get(_ORIENTATION, 1)
+        found = image.getexif().get(ORIENTATION, 1)
         return found if found in range(1, 9) else 1
     except Exception:  # broken EXIF: without a readable orientation, as ``images.decode`` has it
         return 1

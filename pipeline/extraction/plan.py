@@ -17,11 +17,10 @@ from pipeline.core.digests import DIGESTS
 from pipeline.core.image_files import is_transient
 from pipeline.extraction.batches import ShardTask
 from pipeline.extraction.extractors.base import Extractor
-from pipeline.extraction.images import MAX_PIXELS
+from pipeline.extraction.memory import MemoryBound
 from pipeline.extraction.probe import Probe
 from pipeline.extraction.work import Item, bound_keys, catalogue_of, requests_of
 
-BYTES_A_PIXEL = 15  # of an image with alpha in decoding: RGBA, white, both blended, RGB; other steps take less
 UP_TO_DATE = "up to date: fingerprint matches"
 
 
@@ -85,13 +84,7 @@ class Plan:
     path: Path | None = None
     widths: Mapping[str, int] = field(default_factory=dict)
     probe: Probe | None = None
-    decoders: int = 0  # processes that decode images, 0 if unknown
-
-    @property
-    def memory(self) -> int:
-        """Most bytes that decoding takes: every process holds one image of the largest accepted size."""
-        images = any(t.todo and t.todo[0].file is not None for t in self.tables.values())
-        return self.decoders * MAX_PIXELS * BYTES_A_PIXEL if images else 0
+    memory: MemoryBound | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -100,6 +93,11 @@ class Plan:
     @property
     def todo(self) -> int:
         return sum(len(t.todo) for t in self.tables.values())
+
+    @property
+    def images(self) -> int:
+        """Number of image files to read."""
+        return sum(len(t.todo) for t in self.tables.values() if t.todo and t.todo[0].file is not None)
 
     @property
     def bytes(self) -> int:
@@ -115,7 +113,7 @@ class Plan:
             "todo": self.todo,
             "bytes": self.bytes,
             "hash_seconds": self.seconds,
-            "decode_memory_bytes": self.memory,
+            "memory": self.memory.as_dict() if self.memory is not None else None,
             "tables": {name: table.as_dict() for name, table in self.tables.items()},
             "probe": self.probe.as_dict(self) if self.probe is not None else None,
         }
@@ -127,11 +125,8 @@ class Plan:
             counts = (t.unique, t.done, t.failed + len(t.unusable), len(t.todo), t.stale)
             row = "{:8}{:>10,}{:>10,}{:>8,}{:>10,}{:>10,}".format(t.table, *counts)
             lines.append(f"{row}{t.bytes / 1e9:>10.4f}  {t.reason}")
-        if self.memory:
-            lines.append(
-                f"memory of decoding: at most {self.memory / 1e9:,.1f} GB in {self.decoders} process(es), if each has an image "
-                f"of the limit of {MAX_PIXELS:,} pixels at once"
-            )
+        if self.memory is not None and self.todo:
+            lines.append(self.memory.text())
         if self.probe is not None:
             lines.append(self.probe.text(self))
         return "\n".join([head, *lines])
@@ -202,7 +197,9 @@ def _table(
     names = ((name, item.key.hex()) for item in items.values() for name in item.names if name in on_record)
     outdated = tuple(name for name, key in names if on_record[name].key != key)
     known, done = len(missing) - len(todo), len(items) - len(missing)
-    if not reason:
+    if not items and not bad:
+        reason = "nothing is asked of it"
+    elif not reason:
         reason = f"output missing: {done:,} of {len(items):,} rows are there" if done else "output missing"
         reason = reason if todo else UP_TO_DATE
     if known:

@@ -6,6 +6,7 @@ Precision changes features, so it is a field of the fingerprint (``compute_dtype
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from pipeline.core.workspace import Workspace
 from pipeline.evaluation.rows import unit_rows
 from pipeline.extraction.extractors import load_extractor
 from pipeline.extraction.extractors.base import Extractor
-from pipeline.extraction.images import ItemError, decode, read
+from pipeline.extraction.prepare import ItemFailure, decode_ahead, prepare_pixels
 from pipeline.extraction.tower_format import trial_rows
+from pipeline.extraction.work import Item
 
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 LEAST_COSINE = 0.995  # minimum cosine between a feature and its float32 counterpart
@@ -89,20 +91,28 @@ def sample_of(extractor: Extractor, dataset: Dataset) -> dict[str, list[Any]]:
     """Return a few prepared items each of "images" (pixels or captions) and "texts"."""
     texts = list(dict.fromkeys(text for _, text in dataset.queries()))
     step = max(1, len(texts) // _ITEMS)
-    sample = {"texts": extractor.prepare_texts(texts[::step][:_ITEMS]), "images": []}
+    if extractor.reads == "caption":
+        standins = (extractor.standin(image, dataset) for image in dataset.images.values())
+        images = extractor.prepare_texts(list(islice(filter(None, standins), _ITEMS)))
+    else:
+        images = [found for (found,) in _readable(dataset, extractor)]
+    return {"texts": extractor.prepare_texts(texts[::step][:_ITEMS]), "images": images}
+
+
+def _readable(dataset: Dataset, *extractors: Extractor) -> list[tuple[Any, ...]]:
+    """Return the first images that all ``extractors`` can prepare, each as prepared by every one of them."""
+    found: list[tuple[Any, ...]] = []
     root = dataset.images_root.resolve() if dataset.images_root else None
-    for image in dataset.images.values():
-        if len(sample["images"]) == _ITEMS:
+    for image in dataset.images.values() if root else ():
+        if len(found) == _ITEMS:
             break
-        try:
-            if extractor.reads == "caption":
-                standin = extractor.standin(image, dataset)
-                sample["images"] += extractor.prepare_texts([standin]) if standin else []
-            elif image.file and root is not None:
-                sample["images"].append(extractor.prepare(decode(read(root, image.file))))
-        except ItemError:
-            continue
-    return sample
+        items = [Item(b"", (image.id,), file=image.file)]
+        made = [decode_ahead(e, items, prepare_pixels(e, items, root))[0] for e in extractors if image.file]
+        if made and not any(isinstance(one, ItemFailure) for one in made):
+            found.append(tuple(made))
+    for extractor in extractors:
+        extractor.noted.clear()
+    return found
 
 
 def agreement(reference: Extractor, extractor: Extractor, sample: Mapping[str, Sequence[Any]]) -> dict[str, float]:
@@ -137,31 +147,16 @@ def checked_agreement(spec: RunSpec, extractor: Extractor, dataset: Dataset) -> 
 
 def decode_agreement(extractor: Extractor, dataset: Dataset) -> dict[str, Any]:
     """Return the session record of another decode than Pillow's, compared on a few images; {} for Pillow's."""
-    exact, root = extractor.exact(), dataset.images_root
-    if exact is None or root is None:
-        return {}
-    parts: tuple[list[Any], list[Any]] = ([], [])
-    for image in dataset.images.values():
-        if len(parts[0]) == _ITEMS:
-            break
-        try:
-            data = read(root.resolve(), image.file or "")
-            (found,) = extractor.decode_ahead([extractor.prepare_file(data)])
-            wanted = exact.prepare_file(data)
-        except ItemError:
-            continue
-        if not isinstance(found, ItemError):
-            parts[0].append(found)
-            parts[1].append(wanted)
-    extractor.noted.clear()
-    if not parts[0]:
+    exact = extractor.exact()
+    parts = _readable(dataset, extractor, exact) if exact is not None else []
+    if not parts or exact is None:
         return {}
     rows = [
         unit_rows(trial_rows(one, "image", one.stack(some)), np.float64)
-        for one, some in zip((extractor, exact), parts, strict=True)
+        for one, some in zip((extractor, exact), zip(*parts, strict=True), strict=True)
     ]
     cosine = float((rows[0] * rows[1]).sum(axis=1).min())
-    return {"decode": {"decoder": extractor.jpeg_decoder, "images": len(parts[0]), "least_cosine_to_pillow": cosine}}
+    return {"decode": {"decoder": extractor.jpeg_decoder, "images": len(parts), "least_cosine_to_pillow": cosine}}
 
 
 def _requests(extractor: Extractor, sample: Mapping[str, Sequence[Any]]) -> list[tuple[str, tuple[list[Any], ...]]]:

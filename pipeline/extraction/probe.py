@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pipeline.extraction.plan import Plan
 
 DEFAULT_BATCH = 64
+_MOST_WORKERS = 16  # decoding processes per model
 _SMALL = 10_000_000  # parameters of a model that computes in one thread
 _FEW_ROWS = 1024  # smaller jobs are not worth a probe
 _SIZES = {"cpu": (8, 16, 32, 64, 128), "other": (32, 64, 128, 256, 512, 1024)}
@@ -32,10 +33,13 @@ _SECONDS_A_SIZE = 0.4
 _PROBE_SECONDS = 4.0  # per table
 
 
-def default_workers(device: torch.device) -> int:
-    """Return the number of decoding processes: the CPUs that the model leaves free, at least one and at most 16."""
-    cpus = available_cpus()
-    return max(1, min(16, cpus - torch.get_num_threads() if device.type == "cpu" else cpus))
+def default_workers(device: torch.device, sharing: int = 1) -> int:
+    """Return the number of decoding processes: the CPUs that the model leaves free, at least one and at most 16.
+
+    ``sharing``: worker processes of this machine that share its CPUs, each with a model of its own.
+    """
+    free = available_cpus() - (torch.get_num_threads() if device.type == "cpu" else 0)
+    return max(1, min(_MOST_WORKERS, free // sharing))
 
 
 def use_threads(extractor: Extractor) -> None:
@@ -78,6 +82,11 @@ def autotune(
     return {"batch_size": size, "device": device, **probed}
 
 
+def sizes(device: torch.device) -> tuple[int, ...]:
+    """Return the batch sizes that are tried on a device, ascending."""
+    return _SIZES.get(device.type, _SIZES["other"])
+
+
 def choose_batch_size(extractor: Extractor, todo: Mapping[str, Sequence[Item]], root: Path | None) -> dict[int, float]:
     """Return rows per second by batch size, on copies of one item of the most expensive table; {} for a small job.
 
@@ -91,7 +100,7 @@ def choose_batch_size(extractor: Extractor, todo: Mapping[str, Sequence[Item]], 
         return {}
     rates: dict[int, float] = {}
     calls = extractor.calls
-    for size in _SIZES.get(extractor.device.type, _SIZES["other"]):
+    for size in sizes(extractor.device):
         try:
             rates[size] = _rate(extractor, table, tuple(extractor.stack([part] * size) for part in parts), size)
         except Exception as error:

@@ -62,14 +62,12 @@ def extract(
     """Compute every missing row of ``dataset`` for ``extractor`` and commit it to the store below ``stores``.
 
     ``batch_size``: items per batch (halved when memory runs out); "auto" keeps the size of the store's last session on
-    this device, or measures. ``shard_rows``: rows per commit. ``workers``: processes that read and decode images (0:
-    none, and no other thread; None: one per CPU that the model leaves free). ``max_failures``: raise TooManyFailures
-    beyond this number. ``check``: called before the first batch if there is work; its result is recorded with the
-    session. ``cluster``: workers that compute the shards instead of this process. A failed item is recorded in the
-    ledger with stage and reason, and the job continues.
+    this device, or measures. ``shard_rows``: rows per commit. ``workers``: processes that read and decode images (0: this
+    process alone; None: one per CPU that the model leaves free). ``max_failures``: raise TooManyFailures beyond it.
+    ``check``: called before the first batch if there is work; its result is recorded with the session. ``cluster``:
+    workers that compute the shards instead. A failed item is recorded in the ledger, and the job continues.
 
-    Raises ManifestError (nothing to read), Interrupted (Ctrl-C), ExtractionError (a table without a single row),
-    DecodingError (worker processes are lost again and again) and the errors of the store.
+    Raises Interrupted (Ctrl-C), ExtractionError (a table without rows), ManifestError, DecodingError, errors of the store.
     """
     options = Options(batch_size, shard_rows, workers, max_failures, retry_failed)
     job = _Job(dataset, extractor, stores, options, make_progress(progress), cluster)

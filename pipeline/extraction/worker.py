@@ -46,7 +46,10 @@ _TRIED = 12  # images on which a format is compared with the default
 
 @dataclass(frozen=True)
 class Setting:
-    """Settings of a job. ``spec``: run spec as JSON values; ``fields``: expected semantic fields of the model."""
+    """Settings of a job. ``spec``: run spec as JSON values; ``fields``: expected semantic fields of the model.
+
+    ``workers``: decoding processes, None for this worker's share of the CPUs that the models leave free.
+    """
 
     spec: dict[str, Any]
     device: str
@@ -56,6 +59,7 @@ class Setting:
     batch_size: int
     workers: int | None
     threads: int | None
+    sharing: int = 1  # worker processes of one machine
     form: str = "plain"
     jpeg_decoder: str = ""  # of the other workers, see ``Extractor.jpeg_decoder``
 
@@ -75,7 +79,7 @@ def make_shard(setting: dict[str, Any], table: str, number: int, items: list[tup
 
 def _make_shard(setting: Setting, table: str, number: int, items: list[Item]) -> dict[str, Any]:
     extractor = _extractor(setting)
-    workers = default_workers(extractor.device) if setting.workers is None else setting.workers
+    workers = _share(setting, extractor.device) if setting.workers is None else setting.workers
     meter, root = Meter(), Path(setting.root) if setting.root else None
     if table == "image":
         _take_form(setting.form, extractor, items, root)
@@ -109,6 +113,12 @@ def _make_shard(setting: Setting, table: str, number: int, items: list[Item]) ->
         "loads": len(_models),
         "notes": meter.notes,
     }
+
+
+def _share(setting: Setting, device: torch.device) -> int:
+    """Return the decoding processes of this worker: every GPU of the machine has a worker, or will have one."""
+    gpus = torch.cuda.device_count() if device.type == "cuda" else 0
+    return default_workers(device, max(setting.sharing, gpus))
 
 
 @contextmanager

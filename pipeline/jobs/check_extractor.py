@@ -1,4 +1,4 @@
-"""Known-score check: single-turn retrieval with a spec's extractor and composer, beside published values."""
+"""Known-score check: single-turn retrieval with a spec's extractor and composer, compared with published values."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Score:
         return {**vars(self), "differences": self.differences, "warnings": self.warnings}
 
     def text(self) -> str:
-        rows = [("", *METRICS, "queries", "gallery")]
+        rows: list[tuple[str, ...]] = [("", *METRICS, "queries", "gallery")]
         for name, found in self.values.items():
             size = sum(self.galleries.values()) if name == OVERALL else self.galleries.get(name, 0)
             rows.append((name, *(_shown(found.get(m)) for m in METRICS), f"{found['n']:,.0f}", f"{size:,}"))

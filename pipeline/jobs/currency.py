@@ -19,7 +19,7 @@ RUN_KEYS = ("title", "training", "models", "seeds", "references")  # of a spec: 
 
 
 class NotCheckedError(IncompleteError):
-    """The data of a recorded spec is not at hand, so nothing can be said of its runs."""
+    """The data of a recorded spec is not available, so its runs cannot be checked."""
 
 
 class Currency:
@@ -32,7 +32,7 @@ class Currency:
     def identities(self, record: Mapping[str, Any]) -> RunIdentities:
         """Return the identities of the recorded spec on the present data.
 
-        Raises NotCheckedError if its data is not at hand, and IncompleteError if its features are missing or stale.
+        Raises NotCheckedError if its data is not available, and IncompleteError if its features are missing or stale.
         """
         spec = record.get("spec")
         kept = {k: v for k, v in spec.items() if k not in RUN_KEYS} if isinstance(spec, dict) else spec

@@ -11,9 +11,9 @@ from typing import Any
 from cache import Store
 from manifests.errors import ManifestError, Problem, most_frequent, nearest
 from manifests.identity import changed_fields, dialog_key, digest, pair_key, session_key, stack_keys, text_key
-from manifests.leaks import SUBSETS, Subset, subset_ids
+from manifests.leaks import SUBSETS, subset_ids
 from manifests.presets import Preset, presets
-from manifests.schema import Dataset, RunSpec, Training
+from manifests.schema import Dataset, RunSpec, Session, Training
 from manifests.views import WHOLE, View
 from pipeline.composition.ready import fitting_sessions
 from pipeline.core.image_files import is_transient
@@ -84,7 +84,7 @@ def what_helps(backbone: Store, spec: RunSpec) -> str:
     if unread := sum(is_transient(f.stage, f.reason) for f in failures):
         return f"run `{spec.command('extract')}`, which reads {unread:,} unreadable files again"
     why = most_frequent(f"{f.stage}: {f.reason}" for f in failures)
-    return f"mend what failed ({why}), then run `{spec.command('extract', '--retry-failed')}`"
+    return f"fix what failed ({why}), then run `{spec.command('extract', '--retry-failed')}`"
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,7 @@ class RunIdentities:
         """Raise IncompleteError if the features do not exist yet, StaleError if they were made from other data."""
         self.spec, self.dataset, self.workspace = spec, dataset, workspace
         self.store = workspace.store(spec, dataset)
+        self._of_turns: dict[int | None, dict[str, Any]] = {}  # see ``_test_identity``
 
     @cached_property
     def found(self) -> tuple[FoundRows, FoundRows | None]:
@@ -205,7 +206,7 @@ class RunIdentities:
         return min((found for found in lines if found), key=len, default=[])
 
     @cached_property
-    def subsets(self) -> dict[Subset, set[str]]:
+    def subsets(self) -> dict[str, set[str]]:
         return subset_ids(self.dataset)
 
     def result_files(self, run: Run, view: View = WHOLE) -> ResultFiles:
@@ -238,29 +239,39 @@ class RunIdentities:
 
     def evaluation_identity(self, run: Run, view: View = WHOLE) -> dict[str, Any]:
         """Return all fields besides the run that determine an evaluation's results, by content; reads no features."""
-        catalogue = self.store.catalogue()
-        sessions = [s for s in self.found_test.sessions if view.turns in (None, len(s.turns))]
+        catalogue, sessions = self.store.catalogue(), self._test_sessions(view.turns)
         about = {"references": self.spec.references, "averaging": self.dataset.averaging, "view": view.model_dump()}
-        identity = {
-            "protocol": PROTOCOL | about,
-            "sessions": digest([session_key(session, catalogue).hex() for session in sessions]),
-            "left_out": sum(view.turns in (None, len(s.turns)) for s in self.dataset.split("test")) - len(sessions),
-            "subsets": digest([[name for name in SUBSETS if s.id in self.subsets[name]] for s in sessions]),
-            "galleries": self._gallery_digests,
-        }
-        if any(session.also for session in sessions):
-            keys = [[catalogue[i].hex() for i in s.also if i in catalogue] for s in sessions]
-            identity["correct"] = digest(keys)
+        identity = {"protocol": PROTOCOL | about, **self._test_identity(view.turns)}
         family = registry.get(run.model)
         if family.dialogs:
             chats = [session.last(view.last or len(session.turns)) for session in sessions]
-            keys = [dialog_key([pair_key(catalogue[t.reference], text_key(t.text)) for t in c.turns]) for c in chats]
-            identity["dialogs"] = digest((self.store.find("query", stack_keys(keys)) >= 0).tolist())
+            rows = [dialog_key([pair_key(catalogue[t.reference], text_key(t.text)) for t in c.turns]) for c in chats]
+            identity["dialogs"] = digest((self.store.find("query", stack_keys(rows)) >= 0).tolist())
         elif view.last is not None and family.reads == "concatenated":
             windows = [session.last(view.last) for session in sessions]
-            keys = [pair_key(catalogue[w.turns[0].reference], text_key(w.text)) for w in windows]
-            identity["windows"] = digest((self.store.find("query", stack_keys(keys)) >= 0).tolist())
+            rows = [pair_key(catalogue[w.turns[0].reference], text_key(w.text)) for w in windows]
+            identity["windows"] = digest((self.store.find("query", stack_keys(rows)) >= 0).tolist())
         return identity
+
+    def _test_sessions(self, turns: int | None) -> list[Session]:
+        """Return the test sessions that have their features, of ``turns`` turns unless it is None."""
+        return [s for s in self.found_test.sessions if turns in (None, len(s.turns))]
+
+    def _test_identity(self, turns: int | None) -> dict[str, Any]:
+        """Return the fields of ``evaluation_identity`` that do not depend on the run, computed once."""
+        if turns not in self._of_turns:
+            catalogue, sessions = self.store.catalogue(), self._test_sessions(turns)
+            every = sum(turns in (None, len(s.turns)) for s in self.dataset.split("test"))
+            self._of_turns[turns] = identity = {
+                "sessions": digest([session_key(session, catalogue).hex() for session in sessions]),
+                "left_out": every - len(sessions),
+                "subsets": digest([[name for name in SUBSETS if s.id in self.subsets[name]] for s in sessions]),
+                "galleries": self._gallery_digests,
+            }
+            if any(session.also for session in sessions):
+                keys = [[catalogue[i].hex() for i in s.also if i in catalogue] for s in sessions]
+                identity["correct"] = digest(keys)
+        return self._of_turns[turns]
 
     @cached_property
     def _gallery_digests(self) -> dict[str, list[Any]]:

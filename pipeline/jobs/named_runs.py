@@ -51,7 +51,7 @@ def runs_named(name: str, runs: Sequence[RunFolder], view: str = "") -> list[Run
             hint = nearest(word, list(known)[:40])
             raise ManifestError([Problem("run", word, "no run or memory model of this name", hint)])
         chosen += hits
-    return sorted(dict.fromkeys(chosen), key=lambda run: seed_of(run) if seed_of(run) is not None else -1)
+    return sorted(dict.fromkeys(chosen), key=lambda run: -1 if (seed := seed_of(run)) is None else seed)
 
 
 def _one_configuration(name: str, runs: Sequence[RunFolder]) -> None:

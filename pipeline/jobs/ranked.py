@@ -1,4 +1,4 @@
-"""Ranked lists of runs for other tools, and ranked lists of other systems beside the runs."""
+"""Ranked lists of runs for other tools, and evaluation of ranked lists of other systems."""
 
 from __future__ import annotations
 
@@ -74,7 +74,8 @@ def _lists(experiment: Experiment, run: Run, top: int) -> Iterator[tuple[Ranked,
 
 def _refuse_names(dataset: Dataset, categories: Iterable[str]) -> None:
     """Raise ManifestError for categories that are no names of separate folders, and ids that break a line of qrels."""
-    problems, first = Problems("--format beir"), {}
+    problems = Problems("--format beir")
+    first: dict[str, str] = {}
     for name in categories:
         place, other = f"category {name!r}", first.setdefault(name.casefold(), name)
         if name in (".", "..") or set(name) & set("/\\:\0"):
@@ -109,8 +110,8 @@ def _beir(
     np.save(place / "corpus.npy", gallery.features)
     made = ["corpus.jsonl", "queries.jsonl", "qrels/test.tsv", "run.trec", "corpus.npy"]
     if not model.scores:
-        rows = {s.id: n for n, s in enumerate(features.sessions)}
-        np.save(place / "queries.npy", embed(model, features).cpu().numpy()[[rows[r.session] for r, _ in mine]])
+        number = {s.id: n for n, s in enumerate(features.sessions)}
+        np.save(place / "queries.npy", embed(model, features).cpu().numpy()[[number[r.session] for r, _ in mine]])
         made.append("queries.npy")
     return [place / name for name in made]
 

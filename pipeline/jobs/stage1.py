@@ -23,9 +23,18 @@ from pipeline.core.workspace import FeatureRecord, Workspace, extraction_request
 from pipeline.extraction.distributed import cluster_for
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.fitting.job import fitted_spec
+from pipeline.extraction.memory import memory_of
 from pipeline.extraction.plan import Plan, open_store, plan_extraction
 from pipeline.extraction.precision import checked_agreement, decode_agreement, extractor_in, sample_of
-from pipeline.extraction.probe import best_size, choose_batch_size, default_workers, measure, use_threads
+from pipeline.extraction.probe import (
+    DEFAULT_BATCH,
+    best_size,
+    choose_batch_size,
+    default_workers,
+    measure,
+    sizes,
+    use_threads,
+)
 from pipeline.extraction.report import Report
 from pipeline.extraction.run import extract
 from pipeline.extraction.tower_format import checked_form
@@ -191,12 +200,14 @@ def plan_spec(
     use_threads(extractor)
     store = open_store(workspace.stores, dataset, extractor)
     workers = default_workers(extractor.device) if workers is None else workers
-    plan = replace(plan_extraction(dataset, extractor, store, stores=workspace.stores), decoders=max(1, workers))
+    plan = plan_extraction(dataset, extractor, store, stores=workspace.stores)
+    largest = sizes(extractor.device)[-1] if batch_size == "auto" else batch_size
+    plan = replace(plan, memory=memory_of(extractor, plan.images, len(plan.catalogue), workers, largest))
     if not probe:
         return plan
     if batch_size == "auto":
         rates = choose_batch_size(extractor, {n: t.todo for n, t in plan.tables.items()}, dataset.images_root)
-        batch_size = best_size(rates) if rates else 64
+        batch_size = best_size(rates) if rates else DEFAULT_BATCH
     return replace(plan, probe=measure(extractor, plan, dataset.images_root, workers, batch_size))
 
 

@@ -131,7 +131,7 @@ class _Messages:
 
     def resumed(self, request: TrainRequest, after: int) -> None:
         epochs = request.training.epochs
-        self.experiment.log(f"{self.model} seed {request.seed}: goes on after epoch {after} of {epochs}")
+        self.experiment.log(f"{self.model} seed {request.seed}: continues after epoch {after} of {epochs}")
 
 
 def card(experiment: Experiment, folder: RunFolder) -> None:

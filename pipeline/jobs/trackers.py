@@ -144,7 +144,7 @@ class Trackers:
     """The chosen trackers of a training job. ``names``: keys of ``TRACKERS``.
 
     A tracker that fails, such as a server that cannot be reached, is named in ``say`` and left out from then on:
-    training goes on, and metrics.jsonl has every number. What trackers print goes to stderr.
+    training continues, and metrics.jsonl has every number. What trackers print goes to stderr.
 
     Raises IncompleteError, with the install command, for a package that is not installed.
     """
@@ -186,7 +186,7 @@ class Trackers:
         except Exception as error:  # trackers have no common base of their errors
             first = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
             self.names.remove(name)
-            self.say(f"{name}: {first}; training goes on without it, and metrics.jsonl of the run has every number")
+            self.say(f"{name}: {first}; training continues without it, and metrics.jsonl of the run has every number")
 
 
 def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -89,7 +89,7 @@ def _rows(store: Store, wanted: ExpectedStore, table: str) -> RowChanges:
     before = store.catalogue()
     other = {key for image, key in wanted.catalogue.items() if before.get(image, key) != key}
     items = list(wanted.tables.get(table, {}).values())
-    present = store.find(table, stack_keys(i.key for i in items)) >= 0 if items else []
+    present = (store.find(table, stack_keys(i.key for i in items)) >= 0).tolist() if items else []
     missing = [item for item, there in zip(items, present, strict=True) if not there]
     changed = [item for item in missing if item.image in other]
     there = len(items) - len(missing)

@@ -155,7 +155,7 @@ def _write_faiss(store: Store, table: str, file: Path, _: Dataset | None) -> str
     """Write an exact inner-product index; row n of the index is line n of the ids. Return the SHA-256 of the features."""
     faiss, info, digest = _library("faiss"), store.tables[table], hashlib.sha256()
     index = faiss.IndexFlatIP(info.dim)
-    for _, features in blocks(store, table):
+    for _keys, features in blocks(store, table):
         rows = np.ascontiguousarray(features, dtype=np.float32)
         index.add(rows)
         digest.update(memoryview(rows).cast("B"))

@@ -39,6 +39,6 @@ def import_features(spec: RunSpec, dataset: Dataset, workspace: Workspace, parti
     found = fit(FeatureFolder.open(Path(options["folder"])), dataset, options.get("concatenated", True))
     wrong = found.conflicts if partial else found.lines()
     if wrong:
-        fix = "mend the arrays" + ("" if partial else ", or give --partial to leave out what lacks features")
+        fix = "fix the arrays" + ("" if partial else ", or give --partial to leave out what lacks features")
         raise ManifestError([Problem(options["folder"], "", line, fix) for line in wrong])
     return Imported(found, extract_spec(spec, dataset, workspace, "cpu"))

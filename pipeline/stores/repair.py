@@ -22,10 +22,10 @@ from pipeline.stores.wanted import ExpectedStore, StoreRequest, request_of
 
 @dataclass(frozen=True)
 class SpecRepair:
-    """Result of a repair: repaired stores, the following extraction, and the refitted composer (None: not damaged)."""
+    """Result of a repair: repaired stores, the following extraction and the refitted composer, if they were needed."""
 
     stores: tuple[Repaired, ...]
-    filled: StageOne
+    filled: StageOne | None
     refitted: Fitted | None = None
 
     @property

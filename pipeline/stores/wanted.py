@@ -161,7 +161,8 @@ def _composer(
             fields = composed_fields(store, ready.composer, ready.weights, ready.crossed)
             return fields, ready.composer, ready.crossed
     about = {"name": request.name, "version": request.kind.version, "options": request.options.model_dump()}
-    composer, weights = None, NOT_FITTED
+    composer: Composer | None = None
+    weights: str | None = NOT_FITTED
     if not request.kind.trainable:
         composer, weights = request.kind(request.options, extractor.dim("image"), extractor.dim("text")).eval(), None
     elif request.weights is not None:

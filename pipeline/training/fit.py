@@ -77,7 +77,7 @@ def fit_group(
     equal for all runs. Each epoch yields a list with one entry per run: its metrics, the error if it diverged in this
     epoch (the other runs continue), or None if it has ended.
 
-    ``states``: one state per run, all of one epoch, to go on from. ``keep`` is called after each epoch but the last,
+    ``states``: one state per run, all of one epoch, to continue from. ``keep`` is called after each epoch but the last,
     once the caller has taken its outcomes, with a function that returns run k's state, None if the run has ended.
 
     Raises TrainingError as ``fit`` does, for runs with different ``COMMON`` settings, and for a state that does not

@@ -90,7 +90,7 @@ class Execution:
     spec: recorded in run.json. backend: see ``choose_backend``. threads: number of CPU threads, see
     ``training_threads``. again: also train finished runs again. diagnostics: also write diagnostics.jsonl, one line per
     epoch, for models with an addressed memory. progress: called with each epoch's metrics. chosen: called with the
-    backend once it is chosen. resumed: called with the epoch after which a run goes on.
+    backend once it is chosen. resumed: called with the epoch after which a run continues.
     """
 
     spec: dict[str, Any] | None = None
@@ -107,7 +107,7 @@ PLAIN = Execution()
 
 
 def train_runs(requests: Sequence[TrainRequest], execution: Execution = PLAIN) -> list[Trained | DivergenceError]:
-    """Train all requests that have not finished, side by side; an interrupted run goes on after its last saved epoch.
+    """Train all requests that have not finished, side by side; an interrupted run continues after its last saved epoch.
 
     All requests have the same features, and all models the same shape. Returns one entry per request: the finished
     run, or the error if it diverged (the other runs continue).

@@ -3,7 +3,7 @@
 ``<runs>/<dataset>/<model>/<run id>/`` contains run.json (spec, identity, execution; rewritten with the summary when
 training has finished), metrics.jsonl and, on request, diagnostics.jsonl (one line per epoch), model.safetensors and
 model.json, the seal of these files (seal.json, written last), and the files of the evaluation: results.h5, summary.json
-and their own seal. A folder without ``finished`` in its run.json was interrupted: training goes on from its saved state
+and their own seal. A folder without ``finished`` in its run.json was interrupted: training continues from its saved state
 (``pipeline.training.resume``). A folder that does not match its seal is damaged, and is trained again from the start.
 Every write needs the folder's lease, so a trainer that has lost it changes nothing.
 """

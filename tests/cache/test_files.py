@@ -31,7 +31,7 @@ def test_a_file_system_that_cannot_fsync_a_folder_goes_on_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     refuse(monkeypatch, number)
-    with pytest.warns(DurabilityWarning, match="cannot fsync a folder .*; the job goes on, but after a power cut"):
+    with pytest.warns(DurabilityWarning, match="cannot fsync a folder .*; the job continues, but after a power cut"):
         replace_atomically(tmp_path / "a", b"new")
     assert (tmp_path / "a").read_bytes() == b"new"
 

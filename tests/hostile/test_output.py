@@ -79,5 +79,7 @@ def test_a_warning_of_the_project_is_one_note(odd: Path) -> None:
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, cwd=odd)
-    assert done.stderr.startswith("note: .: this file system cannot fsync a folder (Invalid argument); the job goes on")
+    assert done.stderr.startswith(
+        "note: .: this file system cannot fsync a folder (Invalid argument); the job continues"
+    )
     assert done.stderr.count("\n") == 1

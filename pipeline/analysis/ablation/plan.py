@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -269,5 +269,5 @@ def _measure(experiment: Experiment, groups: Sequence[Group]) -> tuple[float, di
         if missing:
             (task, view), *_ = missing
             model = untrained(experiment.request(task.run))
-            total += len(missing) * seconds_of(lambda model=model, view=view: ranking_of(experiment, model, view))
+            total += len(missing) * seconds_of(partial(ranking_of, experiment, model, view))
     return total, steps_ms

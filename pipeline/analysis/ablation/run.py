@@ -19,14 +19,7 @@ from pipeline.jobs.run import make_features
 from pipeline.jobs.specs import check_components
 
 
-def open_ablation(
-    name: str,
-    run: str,
-    overrides: Sequence[str],
-    data: Path,
-    out: Path,
-    device: str = "auto",
-) -> Place:
+def open_ablation(name: str, run: str, overrides: Sequence[str], data: Path, out: Path, device: str = "auto") -> Place:
     """Open ablation ``name`` on run spec ``run`` ("": its own), with the ablation's windows for stage 1 added.
 
     Raises ManifestError with every problem.

@@ -14,7 +14,7 @@ from pipeline.commands._shared import emit, option_json, option_out
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
 @option_out
-@click.option("--largest", type=click.IntRange(0), metavar="N", default=5, help="Rows to list of each table.")
+@click.option("--largest", type=click.IntRange(0), default=5, help="Rows to list of each table.")
 @option_json
 def command(a: str, b: str, out: Path, largest: int, as_json: bool) -> None:
     """Compare stores A and B: fingerprint fields, missing rows, and rows that differ.

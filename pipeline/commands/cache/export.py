@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pipeline.commands._shared import PATH, Job, emit, option_data, option_json, option_out, option_set
+
+if TYPE_CHECKING:
+    from pipeline.stores.exports import Format
 
 
 @click.command(
     "export", epilog="Example: fashion-ntm cache export demo --format npy --to arrays --data out/demo --out out/demo"
 )
 @click.argument("target", metavar="STORE|SPEC")
-@click.option("--to", "folder", type=PATH, required=True, metavar="DIR", help="Folder to write; new or empty.")
+@click.option("--to", "folder", type=PATH, required=True, help="Folder to write; new or empty.")
 @click.option(
     "--format",
     "form",
@@ -26,7 +30,7 @@ from pipeline.commands._shared import PATH, Job, emit, option_data, option_json,
 @option_set
 @option_json
 def command(
-    target: str, folder: Path, form: str, out: Path, data: Path, overrides: tuple[str, ...], as_json: bool
+    target: str, folder: Path, form: Format, out: Path, data: Path, overrides: tuple[str, ...], as_json: bool
 ) -> None:
     """Write the features of STORE, or of SPEC's store, as arrays for other tools.
 
@@ -40,7 +44,7 @@ def command(
 
     if is_spec(target, out):
         job = Job(target, overrides, data, out)
-        done = export(job.workspace.store(job.spec, job.dataset), folder, form, job.dataset)  # type: ignore[arg-type]
+        done = export(job.workspace.store(job.spec, job.dataset), folder, form, job.dataset)
     else:
-        done = export(Store.open(require_store(target, out)), folder, form)  # type: ignore[arg-type]
+        done = export(Store.open(require_store(target, out)), folder, form)
     emit(done.as_dict(), done.text(), as_json)

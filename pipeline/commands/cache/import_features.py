@@ -20,7 +20,7 @@ from pipeline.commands._shared import EXISTING_FOLDER, Job, emit, job_command, o
     is_flag=True,
     help="The arrays have no query of all captions as one text (turn 0); every model but `cat` works without.",
 )
-@click.option("--partial", is_flag=True, help="Take what there is: name rows that are missing or unknown, and go on.")
+@click.option("--partial", is_flag=True, help="Import what is there; name the rows that are missing or unknown.")
 @option_json
 def command(job: Job, folder: Path, normalise: bool, no_concatenated: bool, partial: bool, as_json: bool) -> None:
     """Make a store for SPEC from your own feature arrays in DIR, in place of its extractor.

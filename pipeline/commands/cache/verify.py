@@ -19,12 +19,9 @@ from pipeline.commands.cache._stores import open_request, stores_of, target_comm
     help="Also compute K random rows of every table again with the live model (needs SPEC), and compare them with the "
     "stored ones.",
 )
-@click.option("--seed", type=int, metavar="N", default=0, help="Which rows --reextract draws.")
+@click.option("--seed", type=int, default=0, help="Which rows --reextract draws.")
 @click.option(
-    "--workers",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Threads that hash shards. Default: one per processor, up to 8.",
+    "--workers", type=click.IntRange(1), help="Threads that hash shards. Default: one per processor, up to 8."
 )
 def command(job: Job, as_json: bool, reextract: int | None, seed: int, workers: int | None) -> None:
     """Read every byte of STORE, or of the stores of SPEC, and report all damage.

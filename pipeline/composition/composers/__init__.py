@@ -3,4 +3,4 @@
 from manifests.registry import Registry
 from pipeline.composition.composers.base import Composer
 
-composers: Registry[Composer] = Registry("pipeline.composition.composers", Composer, "composer")
+composers: Registry[Composer] = Registry("pipeline.composition.composers", Composer, "composer")  # type: ignore[type-abstract]

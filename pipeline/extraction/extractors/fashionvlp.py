@@ -83,9 +83,11 @@ class FashionVlpExtractor(JointExtractor):
 
 def garment_box(image: Pillow.Image) -> tuple[int, int, int, int]:
     """Return (left, top, right, bottom) of what differs from the border's color; the whole image if that is small."""
-    pixels = np.asarray(image, dtype=np.int16)
+    pixels = np.asarray(image)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    differs = np.abs(pixels - np.median(border, axis=0)).max(-1) > BORDER_DIFFERENCE
+    differs = np.zeros(pixels.shape[:2], dtype=bool)
+    for n, color in enumerate(np.median(border, axis=0).astype(np.float32)):  # by channel: a third of the memory
+        differs |= np.abs(pixels[..., n] - color) > BORDER_DIFFERENCE
     rows, columns = np.flatnonzero(differs.any(1)), np.flatnonzero(differs.any(0))
     if len(rows):
         box = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

@@ -96,7 +96,9 @@ class Loader:
             self.unreadable[image_id] = "the image has no file"
             return None
         try:
-            made = self.extractor.prepare(decode(read(self._root, image.file)))
+            pixels = decode(read(self._root, image.file))
+            self.extractor.check_size(*pixels.size)
+            made = self.extractor.prepare(pixels)
         except ItemError as error:
             self.unreadable[image_id] = error.reason
             return None

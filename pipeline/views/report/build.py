@@ -85,9 +85,8 @@ def gather(
     wins, losses = changes(bed, one, other, CHANGED) if other else ([], [])
     chosen = choose(bed, [*wins, *losses], min(options.sessions, len(bed.sessions)))
     strips = dict(zip(chosen, strips_of(bed, one, chosen, options.k), strict=True))
-    against = (
-        dict(zip([*wins, *losses], strips_of(bed, other, [*wins, *losses], options.k), strict=True)) if other else {}
-    )
+    changed = [*wins, *losses]
+    against = dict(zip(changed, strips_of(bed, other, changed, options.k), strict=True)) if other else {}
     last = next((m for m in models if m.name == "last"), None)
     kept = telling_session(bed, one, last, requests, options.k) if last and requests and one.by_turn else None
     example = orders[1].examples.get(one.label)
@@ -112,7 +111,9 @@ def gather(
         "one": one,
         "other": other,
         "wins": [Pair(strips[n], against[n]) for n in wins if n in strips],
-        "kept": None if kept is None else (last, Pair(*(strips_of(bed, m, [kept], options.k)[0] for m in (one, last)))),
+        "kept": None
+        if kept is None or last is None
+        else (last, Pair(*(strips_of(bed, m, [kept], options.k)[0] for m in (one, last)))),
         "turned": None if example is None else (bed.sessions[example.session], example),
         "losses": [Pair(strips[n], against[n]) for n in losses if n in strips],
         "strips": sorted(strips.values(), key=lambda s: (s.category, s.session)),

@@ -88,7 +88,7 @@ def interactive_order(bed: TestBed, models: Sequence[Trained], queries: Queries 
     if queries is None or queries.composer is None:
         out.why_not = "the extractor is a joint model: a new (reference, feedback) pair has no cached query"
         return out
-    mine = [n for n in np.flatnonzero(bed.lengths > 1) if _playable(bed, queries, int(n))]
+    mine = [n for n in np.flatnonzero(bed.lengths > 1).tolist() if _playable(bed, queries, n)]
     out.sessions = len(mine)
     if not mine:
         out.why_not = "no session of two turns or more has all of its image and text rows"
@@ -107,8 +107,8 @@ def interactive_order(bed: TestBed, models: Sequence[Trained], queries: Queries 
         }
         found = overlap(tops[2], tops[3])
         place = int(np.abs(found - found.mean()).argmin())
-        lists = [tuple(bed.image(mine[place], row) for row in top[place] if row >= 0) for top in tops[2:]]
-        out.examples[trained.label] = Example(int(mine[place]), float(found[place]), *lists)
+        lists = [tuple(bed.image(mine[place], int(row)) for row in top[place] if row >= 0) for top in tops[2:]]
+        out.examples[trained.label] = Example(mine[place], float(found[place]), *lists)
     return out
 
 

@@ -60,8 +60,8 @@ def _pictures(values: dict[str, Any], space: int) -> tuple[dict[str, str], int]:
     if values["turned"]:
         session, example = values["turned"]
         first = [session.turns[0].reference, *example.plain, *example.turned]
-    wanted = dict.fromkeys([*first, *(i for strip in (*pairs, *values["strips"]) for i in strip.images)])
-    wanted = [i for i in wanted if pictures.has_pixels(i)]
+    shown = dict.fromkeys([*first, *(i for strip in (*pairs, *values["strips"]) for i in strip.images)])
+    wanted = [i for i in shown if pictures.has_pixels(i)]
     chosen: dict[str, str] = {}
     for image in wanted:
         data = pictures.thumbnail(image, values["options"].thumbnail)

@@ -80,17 +80,17 @@ def exact_retention(
     if not mine:
         out.why_not = "no test session of two turns or more has known requests"
         return out
-    met = {}  # session -> [turns, G]: mask of the gallery images that satisfy a turn's request
+    met: dict[int, np.ndarray] = {}  # session -> [turns, G]: mask of the gallery images that satisfy a turn's request
     for n in mine:
         session = bed.sessions[n]
         wishes = [[having(session.category, item) for item in r.items()] for r in requests[session.id]]
-        met[n] = np.array([np.logical_and.reduce(wish) for wish in wishes])
+        met[n] = np.stack([np.all(wish, axis=0) for wish in wishes])
 
     def measure(rows_of: Mapping[int, np.ndarray]) -> dict[str, Mean]:
         found: dict[str, list[float]] = defaultdict(list)
         for n in mine:
             by_turn = met[n][:, rows_of[n]]
-            early = by_turn[:-1].all(0)
+            early = np.asarray(by_turn[:-1].all(0))
             found[columns[0]].append(float(early[0]))
             found[columns[1]].append(float(early.mean()))
             found[columns[-1]].append(float(by_turn[-1].mean()))
@@ -152,7 +152,8 @@ def telling_session(
     bed: TestBed, one: Trained, other: Trained, requests: Mapping[str, Sequence[Request]], k: int
 ) -> int | None:
     """Return the session where ``one`` leads ``other`` most in the share of the final top k that meets early requests."""
-    dataset, best = bed.experiment.dataset, (0, None)
+    dataset = bed.experiment.dataset
+    best: tuple[int, int | None] = (0, None)
     tops = [bed.top(bed.finals(m), k) for m in (one, other)]
     for n, session in enumerate(bed.sessions):
         early = requests.get(session.id, ())[:-1]

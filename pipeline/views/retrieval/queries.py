@@ -83,7 +83,7 @@ class Queries:
         if row is None:
             row = self._row("text", text_key(text))
         if row is None:
-            row = self._encode(text, lambda: self.extractor.encode_texts([text])[0])
+            row = self._encode(text, lambda extractor: extractor.encode_texts([text])[0])
             if len(self._texts) >= TEXTS_KEPT:
                 self._texts.pop(next(iter(self._texts)))
             self._texts[text] = row
@@ -91,10 +91,10 @@ class Queries:
 
     def upload(self, picture: Any) -> np.ndarray:
         """Return the row of an image outside the catalog: an RGB Pillow image, or a caption for a caption gallery."""
-        if self.composer is None:
+        if self.composer is None and self.extractor is not None:
             # a joint model reads it together with the text; the prepared image is small and kept for the dialogue
             return picture if self.extractor.reads == "caption" else self.extractor.prepare(picture)
-        return self._encode("the uploaded image", lambda: self.extractor.encode_images([picture])[0])
+        return self._encode("the uploaded image", lambda extractor: extractor.encode_images([picture])[0])
 
     def words(self, text: str) -> Tensor:
         """Return the query [D] of a text alone. Raises QueryError where texts and images share no space."""
@@ -119,7 +119,7 @@ class Queries:
         row = None if key is None else self._row("query", pair_key(key, text_key(text)))
         if row is None:
             source = self._source(image) if isinstance(image, str) else image
-            row = self._encode(text, lambda: self.extractor.encode_pairs([source], [text])[0])
+            row = self._encode(text, lambda extractor: extractor.encode_pairs([source], [text])[0])
         return torch.from_numpy(row)
 
     def _source(self, image: str) -> Any:
@@ -138,14 +138,14 @@ class Queries:
         found = self.backbone.find(table, stack_keys([key]))
         return None if found[0] < 0 else self.backbone.gather(table, found)[0].astype(np.float32)
 
-    def _encode(self, what: str, call: Callable[[], np.ndarray]) -> np.ndarray:
+    def _encode(self, what: str, call: Callable[[Extractor], np.ndarray]) -> np.ndarray:
         if self.extractor is None:
             raise QueryError(
                 f"{what!r} is not cached and no extractor is loaded: type a text that the dataset knows, or start "
                 "without --cached-only where the extractor's model can be loaded"
             )
         with self._lock:
-            row = call().astype(np.float32)
+            row = call(self.extractor).astype(np.float32)
         if not np.isfinite(row).all():
             raise FashionNTMError(f"the extractor gave NaN or infinite values for {what!r}: check its weights")
         return row

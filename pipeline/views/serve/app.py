@@ -133,7 +133,8 @@ class _Page:
         )
 
     def _pixels(self) -> bool:
-        return self.engine.queries.live and self.engine.queries.extractor.reads != "caption"
+        extractor = self.engine.queries.extractor
+        return extractor is not None and extractor.reads != "caption"
 
     async def images(self, request: Request) -> Response:
         asked = request.query_params

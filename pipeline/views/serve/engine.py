@@ -120,7 +120,7 @@ class Engine:
         """Set the reference of the next turn."""
         chosen = self.image_id(image)
         if not self.queries.knows(chosen):
-            raise RequestError(f"image {chosen!r} has no feature to go on from: choose another")
+            raise RequestError(f"image {chosen!r} has no feature to continue from: choose another")
         talk.chosen = chosen
 
     def back(self, talk: Talk) -> None:
@@ -209,9 +209,9 @@ class Engine:
         return category
 
     def _wanted(self, models: object) -> list[Trained]:
-        names = [next(iter(self.trained))] if models is None else models
-        named = isinstance(names, list) and all(isinstance(name, str) for name in names)
-        if not named or not 1 <= len(names) <= self.limits.models:
+        listed = [next(iter(self.trained))] if models is None else models if isinstance(models, list) else []
+        names = [name for name in listed if isinstance(name, str)]
+        if len(names) != len(listed) or not 1 <= len(names) <= self.limits.models:
             raise RequestError(f"name one model, or {self.limits.models} to compare")
         unknown = [name for name in names if name not in self.trained]
         if unknown or len(set(names)) < len(names):
@@ -242,9 +242,9 @@ def _kind(dialogue: Dialogue) -> tuple[str, bool]:
 
 def upload_row(queries: Queries, data: bytes, limits: Limits) -> tuple[np.ndarray | Any, bytes]:
     """Return an uploaded file as (feature row, JPEG for the page). Raises RequestError, naming the exceeded limit."""
-    if not queries.live:
+    if (extractor := queries.extractor) is None:
         raise RequestError("no extractor is loaded, so a new image has no feature: choose a catalog image")
-    if queries.extractor.reads == "caption":
+    if extractor.reads == "caption":
         raise RequestError("captions stand for the images here: describe the image instead of uploading it")
     if len(data) > limits.upload_bytes:
         raise RequestError(f"the file is larger than {limits.upload_bytes / 1e6:.0f} MB: make it smaller", 413)
@@ -252,7 +252,7 @@ def upload_row(queries: Queries, data: bytes, limits: Limits) -> tuple[np.ndarra
         picture = decode(data, limits.upload_pixels)
     except ItemError as error:
         raise RequestError(f"the file is no image that can be used: {error}") from None
-    needed = queries.extractor.prepared_pixels(*picture.size)
+    needed = extractor.prepared_pixels(*picture.size)
     if needed > limits.upload_pixels:
         width, height = picture.size
         raise RequestError(
@@ -265,6 +265,6 @@ def upload_row(queries: Queries, data: bytes, limits: Limits) -> tuple[np.ndarra
 
 def described_row(queries: Queries, text: str) -> Any:
     """Return the row of a description, the start of a caption gallery. Raises RequestError if images have pixels."""
-    if not queries.live or queries.extractor.reads != "caption":
+    if queries.extractor is None or queries.extractor.reads != "caption":
         raise RequestError("a description can stand for the first image only in a caption gallery with its encoder")
     return queries.upload(text)

@@ -30,7 +30,7 @@ def write_chart(path: Path, results: StudyResults) -> None:
         axes.bar_label(bars, fontsize=7, padding=1)
     axes.set_xticks(range(len(people)), people)
     axes.set_ylabel("preferred retrievals")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="y", integer=True)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=len(models), frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -84,12 +84,14 @@ class StudyFile:
         if self.about.get("format") != FORMAT:
             raise StudyError(f"{path}: study format {self.about.get('format')!r}, this program reads {FORMAT}")
         models = self.about.get("models")
-        labeled = isinstance(models, list) and all(
-            isinstance(m, dict) and {"label", "title"} <= m.keys() for m in models
-        )
+        models = models if isinstance(models, list) else [None]
+        labeled = all(isinstance(m, dict) and {"label", "title"} <= m.keys() for m in models)
         asked = [label for question in questions for labels, _ in question.options for label in labels]
-        known = labeled and all(label in [m["label"] for m in models] for label in asked)
-        if not known or not {"seed", "spec", "k"} <= self.about.keys():
+        if (
+            not labeled
+            or not all(label in [m["label"] for m in models] for label in asked)
+            or not {"seed", "spec", "k"} <= self.about.keys()
+        ):
             what = "damaged, it lacks its models, seed, spec or list length"
             raise StudyError(f"{path}: {what}; name another file with --file")
         self.questions = questions
@@ -152,7 +154,7 @@ class StudyFile:
                 db.execute("SELECT question, option FROM answer WHERE participant = ?", (participant,)).fetchall()
             )
 
-    def answer(self, participant: str, number: int, shown: int | None, seconds: float | None) -> None:
+    def answer(self, participant: str, number: object, shown: object, seconds: float | None) -> None:
         """Store an answer: the displayed position of the chosen option, or None for no preference. A second answer to
         the same question replaces the first. Raises StudyError for an unknown question, position or participant.
         """

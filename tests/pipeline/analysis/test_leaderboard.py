@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from manifests.protocols import published
 from manifests.table_spec import Leaderboard, load_table_spec
 from pipeline.analysis.leaderboard_files import public_command
 from tests.caption_project import CAPTIONS, FAST, call, caption_project
@@ -122,3 +123,23 @@ def test_the_shipped_one() -> None:
         "clean-train",
         "clean-target",
     ]
+
+
+def test_the_published_files_are_of_the_published_splits_and_agree() -> None:
+    docs = Path(__file__).resolve().parents[3] / "docs"
+    text, found = (docs / "leaderboard.md").read_text(), json.loads((docs / "leaderboard.json").read_text())
+    shipped = load_table_spec("leaderboard")
+    assert isinstance(shipped, Leaderboard)
+    assert [s["label"] for s in found["sections"]] == [s.label for s in shipped.sections]
+    for section, part in zip(found["sections"], text.split("\n## ")[1:], strict=True):
+        assert part.startswith(section["label"])
+        if section["protocol"]:
+            split = published(section["run"].split("-")[0], section["protocol"])
+            assert split is not None and section["sessions_digest"] == split["digest"]
+        for row in section["rows"]:
+            (line,) = [row_text for row_text in part.split("\n") if row_text.startswith(f"| {row['method']} ")]
+            value = row["values"]["Mean"].get("value")
+            assert (" – |" in line) if value is None else (f" {value:.1f}" in line)
+        means = [row["values"]["Mean"].get("value", -1.0) for row in section["rows"]]
+        assert means == sorted(means, reverse=True)
+    assert "--out" not in text and "/tmp" not in text

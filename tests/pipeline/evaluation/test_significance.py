@@ -10,6 +10,7 @@ import pytest
 from pipeline.evaluation.metrics import metrics_of
 from pipeline.evaluation.significance import (
     Difference,
+    SeedTest,
     bootstrap,
     difference,
     holm,
@@ -105,6 +106,16 @@ def test_the_sign_flip_test_equals_scipys(decimals: int) -> None:
         a, b = rng.normal(0.5, 1, n).round(decimals), rng.normal(size=n).round(decimals)
         found = permutation_test((a, b), lambda x, y: np.mean(x - y), permutation_type="samples", n_resamples=np.inf)
         assert sign_flip(a, b).p == pytest.approx(min(1.0, found.pvalue), abs=1e-12)
+
+
+def test_for_many_seeds_the_sign_flip_test_samples_patterns() -> None:
+    rng = np.random.default_rng(4)
+    gap = rng.normal(0.3, 1, 18)
+    means = (1 - 2 * ((np.arange(2**18)[:, None] >> np.arange(18)) & 1)) @ gap / 18
+    every = 2 * min(np.mean(means >= gap.mean() - 1e-12), np.mean(means <= gap.mean() + 1e-12))
+    found = sign_flip(gap, np.zeros(18))
+    assert found.p == pytest.approx(every, abs=0.02) and found == sign_flip(gap, np.zeros(18))
+    assert sign_flip(np.ones(18), np.zeros(18)) == SeedTest(2 / 10_000, 18, 2 / 10_000)
 
 
 def test_five_seeds_cannot_be_significant_on_two_sides_and_six_can() -> None:

@@ -218,8 +218,26 @@ def test_a_spec_names_the_columns(dataset: Dataset, tmp_path: Path, clip_folder:
 )
 def test_a_wrong_column_is_named(options: dict, message: str, dataset: Dataset, tmp_path: Path) -> None:
     shop(tmp_path / "shop.parquet", files_of(dataset.images_root))
-    with pytest.raises(ManifestError, match=f"(?s){message}"):
+    with pytest.raises(ManifestError, match=f"(?s){message}") as caught:
         source(tmp_path, path="shop.parquet", label="shop", **options)
+    assert "1 problem found" in str(caught.value) or not options
+
+
+def test_a_tar_alone_is_a_catalogue(dataset: Dataset, tmp_path: Path) -> None:
+    files = files_of(dataset.images_root)
+    write_tar(tmp_path / "shop.tar", files)
+    found = source(tmp_path, path="shop.tar")
+    assert list(found.images) == [f.name for f in files] and found.name == "shop" and found.notes == ()
+    assert {i.file for i in found.images.values()} == {f"shop.tar/{f.name}" for f in files}
+    whole = (tmp_path / "shop.tar").read_bytes()
+    with tarfile.open(tmp_path / "shop.tar") as tar:
+        between = tar.getmember(files[5].name).offset
+    (tmp_path / "shop.tar").write_bytes(whole[:between])  # every member that is left is whole
+    found = source(tmp_path, path="shop.tar")
+    assert len(found.images) == 5 and "1 tar files are truncated (first: shop.tar)" in found.notes[0]
+    (tmp_path / "shop.tar.gz").write_bytes(b"")
+    with pytest.raises(ManifestError, match="is compressed, so its images cannot be read at random"):
+        source(tmp_path, path="shop.tar.gz")
 
 
 def test_a_folder_of_archives_reports_the_broken_one(dataset: Dataset, tmp_path: Path) -> None:

@@ -253,7 +253,7 @@ def test_an_io_error_is_tried_again_and_a_content_error_is_not(
     assert (again.extracted, again.unread, again.failed) == (2, 0, 1)
     assert [f.item for f in Store.open(again.path).failures()] == ["i000"]
     helps = what_helps(Store.open(report.path), RunSpec.model_construct(name="mine"))
-    assert helps.startswith("mend what failed (decode: not an image") and helps.endswith("--retry-failed`")
+    assert helps.startswith("fix what failed (decode: not an image") and helps.endswith("--retry-failed`")
 
 
 def test_a_batch_that_failed_whole_names_the_most_frequent_reason(clip_folder: Path, tmp_path: Path) -> None:

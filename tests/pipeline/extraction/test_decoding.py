@@ -7,6 +7,7 @@ import os
 import pickle
 import resource
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,24 @@ def test_the_items_of_a_killed_process_are_decoded_again(clip_folder: Path, fold
     assert shards_of(report.path) == shards_of(clean.path)
 
 
+def _killed_once(model: Path, folder: Path, place: Path) -> None:
+    torch.set_num_threads(1)
+    tempfile.tempdir, multiprocessing.current_process()._config["tempdir"] = str(place), None
+    extractor = tiny(Killed, model)
+    extractor.marks = place
+    items = items_of(folder, extractor)
+    with Decoder(extractor, folder, 2) as decoder:
+        assert sum(map(len, decoder.run(jobs_of(items), len(items), Meter()))) == IMAGES
+
+
+def test_a_killed_process_leaves_no_temporary_folder(clip_folder: Path, folder: Path, tmp_path: Path) -> None:
+    process = multiprocessing.get_context("fork").Process(target=_killed_once, args=(clip_folder, folder, tmp_path))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0 and len(list(tmp_path.glob("killed*"))) == 1
+    assert list(tmp_path.glob("pymp-*")) == []
+
+
 class AlwaysKilled(ClipExtractor):
     def prepare(self, image: Any) -> Any:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -156,7 +175,7 @@ def test_full_shared_memory_is_said_and_threads_go_on(load: Load, clip_folder: P
     items = items_of(folder, extractor)
     with Decoder(extractor, folder, 0) as plain:
         wanted = [part for found in plain.run(jobs_of(items), len(items), Meter()) for part in found]
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before, shared = resource.getrlimit(resource.RLIMIT_FSIZE), names_in_shared_memory()
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
     try:
         with Decoder(extractor, folder, 2) as decoder:
@@ -165,6 +184,13 @@ def test_full_shared_memory_is_said_and_threads_go_on(load: Load, clip_folder: P
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "decoding in threads, which is slower: the shared-memory folder /dev/shm is full" in meter.notes[0]
     assert len(found) == IMAGES and same(found, wanted)
+    assert names_in_shared_memory() <= shared
+
+
+def names_in_shared_memory() -> set[str]:
+    """Names of torch's files whose process has ended."""
+    files = {file.name for file in Path("/dev/shm").glob("torch_*")}
+    return {name for name in files if not Path("/proc", name.split("_")[1]).exists()}
 
 
 def same(found: list[Any], wanted: list[Any]) -> bool:

@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from cache import Store
 from manifests.schema import Component, Dataset
+from pipeline.extraction import worker as workers
 from pipeline.extraction.batches import ShardTask
 from pipeline.extraction.distributed import Cluster, ClusterError, _numbers, cluster_for, portable
 from pipeline.extraction.extractors.base import Extractor
@@ -168,6 +170,17 @@ def test_local_workers_may_have_decoding_processes(
     report = run(data, load("clip", clip_folder), tmp_path / "cluster", cluster=processes, **how)
     assert report.notes == []  # no worker had to decode in threads
     assert shards_of(report.path) == shards_of(run(data, load("clip", clip_folder), tmp_path / "here", **how).path)
+
+
+def test_workers_of_one_machine_share_its_cpus(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 48)
+    setting = cluster.setting({}, tmp_path, None, None)
+    assert setting.sharing == 2 and workers._share(setting, torch.device("cpu")) == 8
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)  # two workers so far, six to come
+    assert workers._share(setting, torch.device("cuda")) == 8
 
 
 def test_failures_stop_a_cluster_s_job_early(

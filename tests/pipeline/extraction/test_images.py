@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,9 @@ from manifests.identity import image_key
 from pipeline.core.image_files import locate
 from pipeline.extraction import images
 from pipeline.extraction.images import DecodeError, ReadError, decode, read
+from pipeline.extraction.memory import BYTES_A_PIXEL
+
+from .helpers import ROOT
 
 
 def encoded(image: Pillow.Image, kind: str, **how: object) -> bytes:
@@ -174,3 +179,36 @@ def test_a_named_pipe_does_not_hang_the_job(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(ReadError, match="not a regular file"):
         read(tmp_path.resolve(), "pipe.jpg")
+
+
+MEASURE = """
+import ctypes, sys
+from pathlib import Path
+from pipeline.extraction.images import decode
+
+def status(name):
+    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(name))
+
+for file in sys.argv[1:]:
+    data = Path(file).read_bytes()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS")
+    size = decode(data).size
+    print((status("VmHWM") - before) / (size[0] * size[1]))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak is read from /proc")
+def test_a_pixel_takes_no_more_memory_than_a_plan_says(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (50, 50, 4), dtype=np.uint8)
+    image, turned = Pillow.fromarray(noise).resize((1000, 1000)), Pillow.Exif()
+    turned[images.ORIENTATION] = 6
+    deep = Pillow.fromarray(np.asarray(image.convert("L")).astype(np.int32) * 257)
+    for name, kind, what in (("a", "JPEG2000", image), ("b", "WEBP", image), ("c", "TIFF", deep)):
+        (tmp_path / name).write_bytes(encoded(what, kind, exif=turned))
+    code = [sys.executable, "-c", MEASURE, *map(str, sorted(tmp_path.iterdir()))]
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(code, capture_output=True, text=True, env=environment, cwd=ROOT, check=True)
+    found = [float(line) for line in done.stdout.splitlines()]
+    assert len(found) == 3 and BYTES_A_PIXEL / 2 < max(found) < BYTES_A_PIXEL, found

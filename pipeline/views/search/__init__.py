@@ -1,1 +1,0 @@
-"""Results of a search: text, JSON and a self-contained HTML page with thumbnails."""
