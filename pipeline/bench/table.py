@@ -57,12 +57,13 @@ def run(
         store = _store(Path(folder) / "store", sessions, images, dim)
         with _timed(seconds, "reading"):
             parts, candidates = _read(store, sessions[:train], sessions[train:], images, target)
-        by_model, summaries, predicted = {}, {}, {"training": 0.0, "ranking": 0.0}
+        by_model, told, summaries, predicted = {}, {}, {}, {"training": 0.0, "ranking": 0.0}
         together = target.type == "cuda"
         for model in models:
             progress(f"training and ranking {model}")
             requests = _requests(Path(folder) / "runs", store, parts[0], model, seeds, epochs)
-            predicted["training"] += training_seconds(requests, together)[0]
+            told[model] = training_seconds(requests, together)[0]
+            predicted["training"] += told[model]
             blank, groups = untrained(requests[0]), [requests] if together else [[r] for r in requests]
             predicted["ranking"] += len(requests) * seconds_of(partial(_rank, blank, parts[1], candidates), target)
             with _timed(seconds, "training"):
@@ -89,6 +90,7 @@ def run(
         "seconds": seconds,
         "predicted": predicted,
         "training_s": by_model,
+        "predicted_training_s": told,
         "runs": sum(map(len, summaries.values())),
         "lines": len(markdown.splitlines()),
     }
@@ -185,8 +187,13 @@ def render(figures: dict[str, Any]) -> str:
     total, sizes = sum(figures["seconds"].values()), figures["sizes"].items()
     lines = [", ".join(f"{key} {value}" for key, value in sizes) + f", on {figures['device']}", ""]
     for name, value in figures["seconds"].items():
-        found = figures["predicted"].get(name)
-        told = "" if found is None else f"   predicted {found:.2f} s ({found / value - 1:+.0%})"
-        lines.append(f"{name:12} {value:8.2f} s  {value / total:4.0%}{told}")
+        lines.append(f"{name:12} {value:8.2f} s  {value / total:4.0%}{_told(figures['predicted'].get(name), value)}")
     lines += [f"{'in all':12} {total:8.2f} s  {figures['runs']} runs", "", "training, all seeds:"]
-    return "\n".join([*lines, *(f"  {name:14} {value:8.2f} s" for name, value in figures["training_s"].items())])
+    told = figures["predicted_training_s"]
+    lines += [f"  {name:14} {value:8.2f} s{_told(told[name], value)}" for name, value in figures["training_s"].items()]
+    return "\n".join(lines)
+
+
+def _told(predicted: float | None, seconds: float) -> str:
+    """Return the prediction and its difference from the measured ``seconds``; "" if there is none."""
+    return f"   predicted {predicted:.2f} s ({predicted / seconds - 1:+.0%})" if predicted and seconds else ""

@@ -15,10 +15,12 @@ import gc
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.util
+import os
 import signal
 import sys
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -44,6 +46,7 @@ JOBS_AHEAD = 2  # jobs per worker that are queued or finished and not yet taken
 LOSSES = 3  # consecutive losses of a worker without a finished job in between, before the job stops
 _START = "fork" if sys.platform == "linux" else None  # a forked process has the libraries loaded already
 _CPU = torch.device("cpu")
+warnings.filterwarnings("ignore", "This DataLoader will create")  # the number of processes is the user's
 
 Job = Sequence[Item]
 
@@ -196,6 +199,7 @@ class _Images(Dataset[Any]):
         try:
             return _packed(found, began), self._notes()
         except RuntimeError:  # no space left in /dev/shm
+            _remove_unshared()
             return None
 
     def _notes(self) -> dict[bytes, str]:
@@ -226,6 +230,13 @@ def _packed(found: list[Any], began: float) -> tuple[float, list[Any], dict[str,
         return time.perf_counter() - began, found, None, False
     tensors = {name: tensor.share_memory_() for name, tensor in stacked.tensors.items()}
     return time.perf_counter() - began, [f if isinstance(f, ItemFailure) else None for f in found], tensors, bare
+
+
+def _remove_unshared() -> None:
+    """Remove the files of this process that torch made in vain; it removes the names of others once they are mapped."""
+    if torch.multiprocessing.get_sharing_strategy() == "file_descriptor":
+        for file in Path("/dev/shm").glob(f"torch_{os.getpid()}_*"):
+            file.unlink(missing_ok=True)
 
 
 def _share(value: Any) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from cache import Store
 from pipeline.extraction.decoding import JOBS_AHEAD, Decoder, DecodingError, without_model
@@ -46,6 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quick_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """DataLoader looks every five seconds whether a worker is alive."""
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.3)
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.3,))
 
 
 @pytest.fixture(autouse=True)
@@ -173,7 +175,7 @@ def test_full_shared_memory_is_said_and_threads_go_on(load: Load, clip_folder: P
     items = items_of(folder, extractor)
     with Decoder(extractor, folder, 0) as plain:
         wanted = [part for found in plain.run(jobs_of(items), len(items), Meter()) for part in found]
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before, shared = resource.getrlimit(resource.RLIMIT_FSIZE), names_in_shared_memory()
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
     try:
         with Decoder(extractor, folder, 2) as decoder:
@@ -182,6 +184,13 @@ def test_full_shared_memory_is_said_and_threads_go_on(load: Load, clip_folder: P
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "decoding in threads, which is slower: the shared-memory folder /dev/shm is full" in meter.notes[0]
     assert len(found) == IMAGES and same(found, wanted)
+    assert names_in_shared_memory() <= shared
+
+
+def names_in_shared_memory() -> set[str]:
+    """Names of torch's files whose process has ended."""
+    files = {file.name for file in Path("/dev/shm").glob("torch_*")}
+    return {name for name in files if not Path("/proc", name.split("_")[1]).exists()}
 
 
 def same(found: list[Any], wanted: list[Any]) -> bool:
