@@ -70,6 +70,8 @@ LIGHT = {
     "pipeline.training.fit": "transformers,PIL",
     "pipeline.jobs.stage2": "transformers,PIL",
     "pipeline.jobs.stage1": "transformers,dask",
+    "pipeline.views.retrieval.testbed": "starlette,uvicorn,playwright,matplotlib",
+    "pipeline.views.study.results": "starlette,uvicorn,playwright,matplotlib",
 }
 
 

@@ -193,11 +193,11 @@ def test_table_1_without_any_data_is_empty_and_says_how_to_fill_it(tmp_path: Pat
     assert result.exit_code == 0 and "6,897" in result.output and "--data" in result.output
 
 
-@pytest.mark.parametrize("form", ["md", "latex", "csv", "json"])
+@pytest.mark.parametrize("form", ["md", "json"])  # the others: test_render.py
 def test_table_1_equals_the_papers_counts_on_the_real_annotations(shared_data: Path, form: str) -> None:
     result = CliRunner().invoke(main, ["table", "1", "--data", str(shared_data), "--format", form])
     assert result.exit_code == 0, result.output
-    assert "toptee/train/01339" in result.stdout or form == "csv"  # the dropped session is reported
+    assert "toptee/train/01339" in result.stdout  # the dropped session is reported
     if form == "json":
         block = json.loads(result.stdout)["blocks"][0]
         for row in block["rows"]:

@@ -3,38 +3,37 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 
-from cli import main
+from cli import Commands, main
 from pipeline.bench import names, sizes_of
+from pipeline.views.serve.run import listen
 from tests.caption_project import CAPTIONS, call, caption_project
+from tests.processes import forked
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEC = 'name = "small"\n' + CAPTIONS + "dim = 8\n[composer.fit]\nepochs = 1\n[training]\nepochs = 1\nbatch_size = 32\n"
 SPEC += "[models.last]\n[models.cm_ntm]\nstages = 2\nhidden = 4\n"
-SERVER = """
-from cli import Commands
-from pipeline.views.serve.run import listen
-import click
+
 
 @click.group(cls=Commands)
-def main(): ...
+def server() -> None: ...
 
-async def app(scope, receive, send): ...
 
-@main.command()
-def serve():
+@server.command()
+def serve() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None: ...
+
     listen(lambda token, hosts: app, "127.0.0.1", 0, lambda text: click.echo(text, err=True), click.echo)
-
-main(["serve"])
-"""
 
 
 @pytest.mark.parametrize("name", names())
@@ -74,19 +73,12 @@ def test_an_interrupted_benchmark_does_not_promise_to_resume(monkeypatch: pytest
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
 def test_a_server_that_is_interrupted_says_stopped() -> None:
-    server = subprocess.Popen(
-        [sys.executable, "-c", SERVER],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored in background jobs
-    )
-    assert server.stdout is not None and server.stdout.readline().startswith("http://127.0.0.1:")
-    assert server.stderr is not None and server.stderr.readline() == "stop with Ctrl-C\n"
-    server.send_signal(signal.SIGINT)
-    _, told = server.communicate(timeout=60)
-    assert server.returncode == 130 and told.endswith("stopped\n") and "resume" not in told
+    with forked(server, ["serve"]) as running:
+        assert running.stdout.readline().startswith("http://127.0.0.1:")
+        assert running.stderr.readline() == "stop with Ctrl-C\n"
+        os.kill(running.pid, signal.SIGINT)
+        code, _, told = running.finish()
+    assert code == 130 and told.endswith("stopped\n") and "resume" not in told
 
 
 def test_train_with_diagnostics_on_a_finished_run_names_force(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +43,9 @@ def test_the_commands_and_the_code_of_the_page(
     assert r"\toprule" in latex and "4. cm" in latex and "To fill" not in ran
     assert "ST + EWMA" in own and own.count("chance (random order)") == 1
 
-    real = subprocess.run
-
-    def program(command: list[str], **options: Any) -> Any:
-        return real([sys.executable, str(ROOT / "cli.py"), *command[1:]], **options)
+    def program(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        done = CliRunner().invoke(main, command[1:])
+        return subprocess.CompletedProcess(command, done.exit_code, done.stdout, done.stderr)
 
     monkeypatch.setattr(subprocess, "run", program)
     code = re.search(r"```python\n(.*?)```", SECTION, re.S)

@@ -13,16 +13,15 @@ from click.testing import CliRunner
 
 from cli import main
 from tests.hostile.makers import SPEC, captions_folder
+from tests.processes import forked
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def run(*words: str | bytes, encoding: str = "utf-8") -> subprocess.CompletedProcess[bytes]:
-    """A command in a process of its own, as a user's console runs it."""
-    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, str(ROOT / "cli.py"), *words], capture_output=True, env=environment, check=False
-    )
+def run(*words: str | bytes, encoding: str = "utf-8") -> tuple[int | None, str, str]:
+    """A command in a process of its own, as a user's console of that code page runs it: exit code, stdout, stderr."""
+    with forked(main, [os.fsdecode(word) for word in words], encoding=encoding) as program:
+        return program.finish()
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +36,9 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def validate(folder: Path, encoding: str) -> tuple[str, str]:
-    done = run("validate", str(folder / "mine.toml"), "--data", str(folder / "data"), encoding=encoding)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.decode(encoding), done.stderr.decode(encoding)
+    code, out, errors = run("validate", str(folder / "mine.toml"), "--data", str(folder / "data"), encoding=encoding)
+    assert code == 0, errors
+    return out, errors
 
 
 def test_a_console_of_another_code_page_gets_escapes_and_no_traceback(odd: Path) -> None:
@@ -66,9 +65,8 @@ def test_escapes_in_an_id_are_escaped_in_the_error(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="paths are Unicode there")
 def test_a_workspace_path_that_is_no_utf8_is_refused_at_once(odd: Path) -> None:
     for command in ("validate", "train", "evaluate"):
-        done = run(command, str(odd / "mine.toml"), "--data", str(odd / "data"), "--out", b"gr\xfcn")
-        assert done.returncode == 2
-        assert rb"Error: 'gr\udcfcn' is not UTF-8: rename the file or folder that it names" in done.stderr
+        code, _, errors = run(command, str(odd / "mine.toml"), "--data", str(odd / "data"), "--out", b"gr\xfcn")
+        assert code == 2 and r"Error: 'gr\udcfcn' is not UTF-8: rename the file or folder that it names" in errors
 
 
 def test_a_warning_of_the_project_is_one_note(odd: Path) -> None:

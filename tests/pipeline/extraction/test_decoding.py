@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from cache import Store
 from pipeline.extraction.decoding import JOBS_AHEAD, Decoder, DecodingError, without_model
@@ -46,6 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quick_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """DataLoader looks every five seconds whether a worker is alive."""
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.3)
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.3,))
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,7 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from pipeline.training.job import Execution, Trained, TrainRequest, train_runs
 from pipeline.training.runs import RunFolder
 from tests.hostile.makers import damage
 from tests.pipeline.training.sessions import cumulative
+from tests.processes import forked
 
-ROOT = Path(__file__).resolve().parents[3]
 STOPS = Training(epochs=6, batch_size=16, learning_rate=1e-2, early_stopping=2, ema=0.9, hard_groups=2)
 MODELS: dict[str, tuple[dict[str, Any], str, Training]] = {
     "lstm": ({"hidden": 8, "dropout": 0.2}, "reference", STOPS),
@@ -103,33 +102,19 @@ def test_runs_side_by_side_go_on_from_their_own_epochs(tmp_path: Path, features:
         assert lines == expected
 
 
-PROGRAM = """
-import sys, time
-from pathlib import Path
-from pipeline.training.job import Execution, train_runs
-from tests.pipeline.training import test_resume as of
-from tests.pipeline.training.sessions import cumulative
-def wait(request, metrics):
+def wait_in_epoch_4(_: TrainRequest, metrics: dict[str, Any]) -> None:
     if metrics["epoch"] == 4:
         print("epoch 4", flush=True)
         time.sleep(60)
-of.resume.Pace.due = lambda self: True
-train_runs([of.request(Path(sys.argv[1]), cumulative(40, seed=1), "cm_ntm")],
-           Execution(threads=1, backend="fast", progress=wait))
-"""
 
 
-@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 def test_a_killed_training_goes_on_with_the_same_bits(tmp_path: Path, features: SessionFeatures) -> None:
     whole, _ = train([request(tmp_path / "whole", features, "cm_ntm")])
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "cut")]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None and process.stdout.readline() == "epoch 4\n"
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
     given = request(tmp_path / "cut", features, "cm_ntm")
+    execution = Execution(threads=1, backend="fast", progress=wait_in_epoch_4)
+    with forked(train_runs, [given], execution) as program:
+        assert program.stdout.readline() == "epoch 4\n"
+        os.kill(program.pid, signal.SIGKILL)
     assert given.folder.state == "incomplete" and len(given.folder.metrics()) == 4
     done, resumed = train([given])
     assert resumed == [(0, 3)] and contents(done[0].folder) == contents(whole[0].folder)

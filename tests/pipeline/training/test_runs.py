@@ -7,8 +7,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from pipeline.training.models import build_model
 from pipeline.training.runs import RunFolder, list_runs, run_identity
 from pipeline.training.validate import embed
 from tests.pipeline.training.sessions import cumulative, sessions
+from tests.processes import forked
 
 QUICK = Training(epochs=3, batch_size=16, learning_rate=1e-3)
 
@@ -151,33 +150,18 @@ def test_an_interrupted_run_is_incomplete_and_goes_on(tmp_path: Path, features: 
     assert done.folder == folder and folder.state == "finished" and [m["epoch"] for m in folder.metrics()] == [1, 2, 3]
 
 
-KILLED = """
-import os, sys, time
-from pathlib import Path
-from manifests.schema import Training
-from pipeline.training.job import Execution, TrainRequest, train_runs
-from tests.pipeline.training.sessions import cumulative
-def report(request, metrics):
+def wait_after_an_epoch(_: TrainRequest, metrics: dict[str, Any]) -> None:
     print(metrics["epoch"], flush=True)
     time.sleep(60)
-train_runs([TrainRequest(Path(sys.argv[1]), "toy", "f" * 64, "lstm", {"hidden": 8}, cumulative(20, seed=1),
-          Training(epochs=3, batch_size=16, learning_rate=1e-3))], Execution(threads=1, progress=report))
-"""
 
 
-@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 def test_a_killed_run_holds_nobody_up_and_is_trained_again(tmp_path: Path, features: SessionFeatures) -> None:
-    root = Path(__file__).resolve().parents[3]
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(tmp_path)], cwd=root, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout is not None and process.stdout.readline().strip() == "1"
+    request = TrainRequest(tmp_path, "toy", "f" * 64, "lstm", {"hidden": 8}, features, QUICK)
+    with forked(train_runs, [request], Execution(threads=1, progress=wait_after_an_epoch)) as program:
+        assert program.stdout.readline().strip() == "1"
         with pytest.raises(RunError, match="trained by another process"):
             train(tmp_path, features)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        os.kill(program.pid, signal.SIGKILL)
     (folder,) = list_runs(tmp_path)
     assert folder.state == "incomplete"
     deadline = time.monotonic() + 10

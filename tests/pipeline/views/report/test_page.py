@@ -188,6 +188,7 @@ def test_a_reader_without_a_network(browser: Any, report: Path, look: dict[str, 
         name = closed.locator(".name").text_content()  # off screen: no layout, no inner text
         closed.locator("summary").click()
         opened = page.locator(".session", has_text=name)
+        opened.locator("img[src]").first.wait_for(state="attached")  # the browser tells of the opening after the click
         opened.locator("img[src]").first.wait_for(state="attached")  # the page fills them in after the click
         assert opened.locator("img[src]").count() == opened.locator("img").count() > 0
         page.fill("#filter", name)

@@ -7,8 +7,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +24,7 @@ pytest.importorskip("httpx", reason="no httpx: pip install 'fashion-ntm[test]'")
 
 import httpx
 
+from cli import main
 from pipeline.views.serve.app import make_app
 from pipeline.views.serve.guard import is_loopback
 from pipeline.views.serve.limits import Limits
@@ -33,8 +32,7 @@ from pipeline.views.serve.run import open_engine
 from pipeline.views.serve.saved import SavedDialogues
 from tests.hostile.test_disk import fill, small_disk
 from tests.pipeline.small_demo import Project, served
-
-ROOT = Path(__file__).resolve().parents[4]
+from tests.processes import forked
 
 
 @pytest.fixture(scope="module")
@@ -329,39 +327,16 @@ def test_markup_in_a_caption_stays_data(words: Project) -> None:
 
 
 def test_the_command_serves_until_it_is_interrupted(demo: Project) -> None:
-    words = [
-        sys.executable,
-        "cli.py",
-        "serve",
-        str(demo.file),
-        *demo.options,
-        "--port",
-        "0",
-        "--cached-only",
-        "--device",
-        "cpu",
-    ]
-    with subprocess.Popen(
-        words,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    ) as server:
-        try:
-            assert server.stdout is not None
-            address = server.stdout.readline().strip()
-            assert address.startswith("http://127.0.0.1:") and "token" not in address
-            assert httpx.get(address + "api/about", timeout=60).json()["live"] is False
-            port = address.rstrip("/").rsplit(":", 1)[1]
-            second = subprocess.run([*words[:-4], port, *words[-3:]], cwd=ROOT, capture_output=True, text=True)
-            assert second.returncode == 1 and "--port" in second.stderr
-        finally:
-            os.killpg(server.pid, signal.SIGINT)
-            server.wait(60)
-    assert server.returncode in (0, 130)
+    words = ["serve", str(demo.file), *demo.options, "--cached-only", "--device", "cpu", "--port"]
+    with forked(main, [*words, "0"]) as server:
+        address = server.stdout.readline().strip()
+        assert address.startswith("http://127.0.0.1:") and "token" not in address
+        assert httpx.get(address + "api/about", timeout=60).json()["live"] is False
+        with forked(main, [*words, address.rstrip("/").rsplit(":", 1)[1]]) as second:
+            code, _, errors = second.finish()
+            assert code == 1 and "--port" in errors
+        os.killpg(server.pid, signal.SIGINT)
+        assert server.finish()[0] in (0, 130)
 
 
 def test_saving_a_dialogue_on_a_full_disk(demo: Project, engine: Any, tmp_path: Path) -> None:

@@ -7,8 +7,6 @@ import os
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,8 +34,8 @@ from pipeline.views.study.results import study_results
 from pipeline.views.study.run import open_study
 from pipeline.views.study.store import StudyFile
 from tests.pipeline.small_demo import Project, accessible, no_sideways_scroll, page_of, served
+from tests.processes import forked
 
-ROOT = Path(__file__).resolve().parents[4]
 MODELS = ("cm_ntm", "ewma", "last")
 
 
@@ -244,33 +242,17 @@ def test_a_killed_server_loses_no_acknowledged_answer(demo: Project, tmp_path: P
         "cpu",
     ]
     words += [w for name in MODELS for w in ("--model", name)]
-
-    def start() -> tuple[Any, str]:
-        server = subprocess.Popen(
-            [sys.executable, "cli.py", *words],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            start_new_session=True,
-        )
-        assert server.stdout is not None
-        return server, server.stdout.readline().strip()
-
     given = 0
     for _ in range(2):
-        server, address = start()
-        try:
+        with forked(main, words) as server:
+            address = server.stdout.readline().strip()
             view = httpx.post(address + "api/join", json={"name": "ann"}, timeout=60).json()
             assert view["answered"] == given
             for _ in range(2):
                 values = {"name": "ann", "question": view["question"]["number"], "option": 0}
                 view = httpx.post(address + "api/answer", json=values, timeout=60).json()
                 given += 1
-        finally:
             os.killpg(server.pid, signal.SIGKILL)
-            server.wait(30)
-            server.stdout.close()
         assert len(StudyFile(path).answers()) == given
 
 
