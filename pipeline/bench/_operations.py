@@ -1,25 +1,11 @@
-"""Seconds of a call, and the number of operations that it dispatches (of a replayed graph, those of the host)."""
+"""The number of operations that a call dispatches (of a replayed graph, those of the host)."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-
-
-def seconds_of(call: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds of ``call`` until ``device`` has finished its work."""
-    cuda = device.type == "cuda"
-    if cuda:
-        torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    call()
-    if cuda:
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
 
 
 class _Counted(TorchDispatchMode):

@@ -12,8 +12,9 @@ import torch
 
 from manifests.schema import Training
 from pipeline.bench._memory import peak_bytes
-from pipeline.bench._operations import operations, seconds_of
+from pipeline.bench._operations import operations
 from pipeline.bench._steps import public_step, random_features, reference_step
+from pipeline.core.device import seconds_of
 from pipeline.training.backends.choice import measured_step
 from pipeline.training.data import SessionFeatures
 from pipeline.training.models import MemoryModel, build_model

@@ -45,10 +45,10 @@ def run(
 
     ``gallery``: candidates of the single category. ``seeds``: runs of a trained model, side by side on CUDA.
     """
-    from pipeline.analysis.ablation.predict import seconds_of, training_seconds, untrained
+    from pipeline.analysis.ablation.predict import training_seconds, untrained
     from pipeline.analysis.render import render as text_of
     from pipeline.analysis.results_table import build_results_table
-    from pipeline.core.device import resolve_device
+    from pipeline.core.device import resolve_device, seconds_of
     from pipeline.training.job import train_runs
 
     target, seconds = resolve_device(device), dict[str, float]()
@@ -65,7 +65,7 @@ def run(
             told[model] = training_seconds(requests, together)[0]
             predicted["training"] += told[model]
             blank, groups = untrained(requests[0]), [requests] if together else [[r] for r in requests]
-            predicted["ranking"] += len(requests) * seconds_of(partial(_rank, blank, parts[1], candidates))
+            predicted["ranking"] += len(requests) * seconds_of(partial(_rank, blank, parts[1], candidates), target)
             with _timed(seconds, "training"):
                 done = [_trained(one) for group in groups for one in train_runs(group)]
             by_model[model] = sum(one.summary["seconds"] for one in done)

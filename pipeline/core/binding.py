@@ -75,9 +75,8 @@ def _name(entries: list[tuple[bytes, bytes]]) -> str:
 
 @dataclass(frozen=True)
 class ImageChanges:
-    """Images whose content differs from the recorded key; ``checked`` is False without an images folder."""
+    """Images whose content differs from the recorded key."""
 
-    checked: bool
     changed: tuple[str, ...] = ()
     new: tuple[str, ...] = ()  # readable now, but not during the extraction
 
@@ -96,13 +95,13 @@ def image_changes(dataset: Dataset, keys: Mapping[str, bytes], digests: Path) ->
     A file that is unreadable now keeps its recorded key. Without an images folder, nothing is compared.
     """
     if dataset.images_root is None or not dataset.images_root.is_dir():
-        return ImageChanges(False)
+        return ImageChanges()
     changed: list[str] = []
     new: list[str] = []
     for image, key in image_keys(dataset.images.values(), dataset.images_root, digests).items():
         if isinstance(key, bytes) and keys.get(image) != key:
             (changed if image in keys else new).append(image)
-    return ImageChanges(True, tuple(changed), tuple(new))
+    return ImageChanges(tuple(changed), tuple(new))
 
 
 def source_record(spec: RunSpec) -> dict[str, Any]:

@@ -1,6 +1,9 @@
-"""Choice of the compute device, and detection of out-of-memory errors."""
+"""Choice of the compute device, the time of a call on it, and detection of out-of-memory errors."""
 
 from __future__ import annotations
+
+import time
+from collections.abc import Callable
 
 import torch
 
@@ -43,6 +46,18 @@ def resolve_device(name: str = "auto") -> torch.device:
 def describe(device: torch.device) -> str:
     """Return a name for records, such as ``cuda:0 (NVIDIA H100 80GB HBM3)``."""
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
+def seconds_of(call: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds of ``call`` until ``device`` has finished its work."""
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    call()
+    if cuda:
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -84,7 +84,7 @@ def merge_adapter(model: Any, checkpoint: Checkpoint) -> Any:
             config.task_type = None  # its heads and methods are not used
             place = _place(model, state)
             wrapped = get_peft_model(_Holder(place, model) if place else model, config)
-        unknown = set_peft_model_state_dict(wrapped, state).unexpected_keys
+        unknown = set_peft_model_state_dict(wrapped, state).unexpected_keys  # type: ignore[attr-defined]
         missing = get_peft_model_state_dict(wrapped, save_embedding_layers=False).keys() - state.keys()
         if unknown or missing:
             first = f"no place for {sorted(unknown)[0]!r}" if unknown else f"no tensor for {sorted(missing)[0]!r}"

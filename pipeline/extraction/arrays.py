@@ -70,7 +70,7 @@ class FeatureFolder:
         if not path.is_dir():
             problems.add("", "no such folder", "give the folder that holds query.npy and target.npy")
             problems.raise_if_any()
-        tables = {}
+        tables: dict[str, TableArrays] = {}
         for table in TABLES:
             found = [f for f in (path / f"{table}.npy", path / f"{table}.safetensors") if f.is_file()]
             if len(found) > 1:
@@ -245,7 +245,8 @@ def _enter(arrays: TableArrays, record: dict[str, Any], row: int, line: int, fil
 
 def _names(arrays: TableArrays, record: dict[str, Any]) -> list[tuple[dict[Any, int], Any]]:
     """Return (lookup, name) for each name in a line. Raises ValueError with the expected form."""
-    table, found = arrays.table, []
+    table = arrays.table
+    found: list[tuple[dict[Any, int], Any]] = []
     key = bytes.fromhex(_text(record["key"])) if "key" in record else None
     if key is not None and len(key) != 16:
         raise ValueError("a key has 32 hex digits")

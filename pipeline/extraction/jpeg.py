@@ -30,7 +30,7 @@ from pipeline.extraction.transfer import copying
 VERSION = 1  # increment when a change of this module, or of torchvision, alters pixels
 REMARK = "decoded by Pillow"
 CPU_DECODER, CUDA_DECODER = "libjpeg-turbo", "nvjpeg"
-_MODES = {Pillow.Resampling.BILINEAR: "bilinear", Pillow.Resampling.BICUBIC: "bicubic"}
+_MODES: dict[Any, str] = {Pillow.Resampling.BILINEAR: "bilinear", Pillow.Resampling.BICUBIC: "bicubic"}
 _START, _SCAN, _END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"  # markers: of the file, of the last scan, of its end
 _CHECKED = (400, 300)  # (width, height)
 _BATCH = 32  # JPEGs that are decoded together on a device
@@ -63,8 +63,8 @@ class TorchvisionDecode:
         self.device = device
         self.batched = device.type == "cuda" if batched is None else batched
         self.images_per_job = _BATCH if self.batched else 0
-        self._processor, self._mode = processor, _MODES.get(getattr(processor, "resample", None))
-        if levels is None or self._mode is None or geometry(processor, *_CHECKED) is None:
+        self._processor, self._mode = processor, _MODES.get(getattr(processor, "resample", None), "")
+        if levels is None or not self._mode or geometry(processor, *_CHECKED) is None:
             raise hub.ModelError(
                 f"model {model!r}: its image processor {type(processor).__name__} has other steps than a bilinear or bicubic "
                 'resize, a crop and a normalization, so extractor.decode = "torchvision" cannot do the same: use "pillow"'

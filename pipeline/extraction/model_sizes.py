@@ -44,10 +44,10 @@ def try_processor(checkpoint: Checkpoint, processor: Any) -> None:
         raise ModelError(f"model {checkpoint.name!r}: its image processor fails on an image ({text})") from error
     wanted = checkpoint.json("config.json").get("vision_config")
     side = wanted.get("image_size") if isinstance(wanted, dict) else None
-    pixels = getattr(found.get("pixel_values"), "shape", ())
+    shape: tuple[int, ...] = getattr(found.get("pixel_values"), "shape", ())
     sized = any(getattr(processor, step, False) for step in ("do_resize", "do_center_crop", "do_pad"))
-    if sized and isinstance(side, int) and len(pixels) == 4 and pixels[2:] != (side, side) and not checkpoint.own_code:
+    if sized and isinstance(side, int) and len(shape) == 4 and shape[2:] != (side, side) and not checkpoint.own_code:
         raise ModelError(
-            f"model {checkpoint.name!r}: its image processor gives {pixels[3]}x{pixels[2]} pixels, the model reads "
+            f"model {checkpoint.name!r}: its image processor gives {shape[3]}x{shape[2]} pixels, the model reads "
             f"{side}x{side}: take both from one download"
         )

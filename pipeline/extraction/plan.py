@@ -55,11 +55,10 @@ class TablePlan:
         A resumed job therefore makes the same shards and batches as an uninterrupted one. The remaining items of
         partly finished shards (after an interrupt, or retried failures) are merged into shards of ``shard_rows``.
         """
-        begun = (
-            np.add.reduceat(self.present.astype(np.int64), np.arange(0, self.unique, shard_rows)) > 0
-            if self.unique
-            else []
-        )
+        begun: Sequence[bool] = ()
+        if self.unique:
+            counts = np.add.reduceat(self.present.astype(np.int64), np.arange(0, self.unique, shard_rows))
+            begun = (counts > 0).tolist()
         whole: dict[int, list[Item]] = {}
         rest: list[Item] = []
         for item, place in zip(self.todo, (self.places // shard_rows).tolist(), strict=True):

@@ -10,7 +10,8 @@ from contextlib import suppress
 from queue import Empty, Full, Queue
 from typing import TypeVar
 
-A, B = TypeVar("A"), TypeVar("B")
+A = TypeVar("A")
+B = TypeVar("B")
 _POLL = 0.1  # seconds between checks whether the consumer has stopped
 
 

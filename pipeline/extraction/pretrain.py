@@ -327,7 +327,7 @@ def retrieval(
         [embed_texts(model, padded(rows[i : i + 256], tokenizer.pad_token_id)) for i in range(0, len(rows), 256)]
     )
     scores = texts @ images.T
-    found = {}
+    found: dict[str, float] = {}
     for name, table in (("text to image", scores), ("image to text", scores.T)):
         rank = (table >= table.diagonal()[:, None]).sum(1)
         found |= {f"{name} R@{k}": 100 * (rank <= k).float().mean().item() for k in (1, 5)}
@@ -338,8 +338,8 @@ def save(model: CLIPModel, tokenizer: PreTrainedTokenizerFast, options: Pretrain
     """Write a standard CLIP folder: float16 safetensors, config, tokenizer and image processor."""
     out.mkdir(parents=True, exist_ok=True)
     with hub.quiet():
-        model.to(torch.float16).save_pretrained(out)
-    model.to(torch.float32)
+        model.half().save_pretrained(out)
+    model.float()
     tokenizer.save_pretrained(out)
     settings = json.loads(build_processor(options).to_json_string())
     settings["image_processor_type"] = "CLIPImageProcessor"  # known to all transformers versions

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from cache import Failure
 from manifests.errors import most_frequent
@@ -13,6 +13,8 @@ from manifests.schema import Dataset
 from pipeline.core.image_files import is_transient
 from pipeline.extraction.plan import Plan
 from pipeline.extraction.work import pair_name
+
+Keys: TypeAlias = dict[str, bytes]  # image id -> content key
 
 
 @dataclass
@@ -48,7 +50,7 @@ class Report:
     left_out: dict[str, tuple[int, int]] = field(default_factory=dict)
     workers: dict[str, int] = field(default_factory=dict)  # shards by cluster worker
     busy: dict[str, float] = field(default_factory=dict)  # seconds by stage, divided by its threads
-    catalogue: dict[str, bytes] = field(default_factory=dict, repr=False)  # image id -> content key, as read
+    catalogue: Keys = field(default_factory=dict, repr=False)  # as read
     checked: dict[str, Any] = field(default_factory=dict)  # measurements of precision and tower format
     notes: list[str] = field(default_factory=list)  # events of the job, such as a lost process
     remarks: dict[str, int] = field(default_factory=dict)  # remark on an image's decoding -> number of images

@@ -31,7 +31,7 @@ def take_form(extractor: Extractor, form: str) -> Callable[[], None]:
     if form == "plain":
         return lambda: None
     tower = _tower(extractor, form)
-    tower.to(memory_format=torch.channels_last)
+    tower.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     hook = tower.register_forward_pre_hook(_reordered, with_kwargs=True)
     if form == "compiled":
         tower.compile()
@@ -39,7 +39,7 @@ def take_form(extractor: Extractor, form: str) -> Callable[[], None]:
     def undo() -> None:
         tower._compiled_call_impl = None
         hook.remove()
-        tower.to(memory_format=torch.contiguous_format)
+        tower.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
     return undo
 

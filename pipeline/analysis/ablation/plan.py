@@ -19,7 +19,8 @@ from manifests.load import load_dataset
 from manifests.options import problems_of
 from manifests.schema import Dataset, RunSpec, Training
 from manifests.views import View
-from pipeline.analysis.ablation.predict import seconds_of, training_seconds, untrained
+from pipeline.analysis.ablation.predict import training_seconds, untrained
+from pipeline.core.device import seconds_of
 from pipeline.core.workspace import Workspace
 from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.identities import Run, make_run
@@ -269,5 +270,5 @@ def _measure(experiment: Experiment, groups: Sequence[Group]) -> tuple[float, di
         if missing:
             (task, view), *_ = missing
             model = untrained(experiment.request(task.run))
-            total += len(missing) * seconds_of(partial(ranking_of, experiment, model, view))
+            total += len(missing) * seconds_of(partial(ranking_of, experiment, model, view), experiment.device)
     return total, steps_ms

@@ -5,11 +5,11 @@ A small table is not predicted well: writing a run takes some hundredths of a se
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 
 import torch
 
+from pipeline.core.device import seconds_of
 from pipeline.core.threads import cpu_threads, training_threads
 from pipeline.training.backends.choice import choose_backend, measured_step
 from pipeline.training.fit import epoch_batches
@@ -30,14 +30,14 @@ def training_seconds(requests: Sequence[TrainRequest], together: bool) -> tuple[
     models = [request.build() for request in requests]
     model, fit, held, training = models[0], first.features, first.validation_features, first.training
     with cpu_threads(training_threads()):
-        fitting = seconds_of(lambda: model.fit_parameters(fit if held is None else held))
+        fitting = seconds_of(lambda: model.fit_parameters(fit if held is None else held), fit.device)
         if not model.trainable:
             return number * fitting, 0.0
         models = models if together else models[:1]
         trainings = [request.training for request in requests[: len(models)]]
         choice = choose_backend("auto", models, fit, trainings)
-        step = mean_seconds(measured_step(models, fit, trainings, choice.backend))
-        checking = 0.0 if held is None else seconds_of(lambda: recalls(model, held))
+        step = mean_seconds(measured_step(models, fit, trainings, choice.backend), fit.device)
+        checking = 0.0 if held is None else seconds_of(lambda: recalls(model, held), fit.device)
     steps = len(epoch_batches(torch.arange(len(fit)), training.batch_size)) * (1 if together else number)
     return number * fitting + training.epochs * (steps * step + number * checking), step
 
@@ -50,19 +50,10 @@ def untrained(request: TrainRequest) -> MemoryModel:
     return model
 
 
-def mean_seconds(step: Callable[[], object]) -> float:
+def mean_seconds(step: Callable[[], object], device: torch.device) -> float:
     """Return the mean time of ``step`` after a first call, which may compile or allocate."""
     step()
     spent: list[float] = []
     while len(spent) < LEAST or sum(spent) < SECONDS:
-        spent.append(seconds_of(step))
+        spent.append(seconds_of(step, device))
     return sum(spent) / len(spent)
-
-
-def seconds_of(call: Callable[[], object]) -> float:
-    """Return the time of one call, its work on a GPU included."""
-    began = time.perf_counter()
-    call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - began

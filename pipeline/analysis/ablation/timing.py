@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import platform
 import statistics
-import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 
 from cache.files import replace_atomically
 from pipeline.analysis.ablation.plan import PlannedRun
-from pipeline.core.device import describe
+from pipeline.core.device import describe, seconds_of
 from pipeline.jobs.experiment import Experiment
 from pipeline.training.checkpoint import load_model
 from pipeline.training.validate import inputs_of
@@ -51,10 +51,9 @@ def measure_timing(experiment: Experiment, tasks: Sequence[PlannedRun], path: Pa
         for turn in range(WARM_UP + ROUNDS):
             for number, model in models.items():
                 queries, _, lengths = given[number]
-                began = _now(experiment.device)
-                model(queries, lengths)
+                seconds = seconds_of(partial(model, queries, lengths), experiment.device)
                 if turn >= WARM_UP:
-                    found[number].append(1e3 * (_now(experiment.device) - began))
+                    found[number].append(1e3 * seconds)
     record = {
         "device": describe(experiment.device),
         "machine": f"{platform.machine()} {platform.system()}",
@@ -72,9 +71,3 @@ def measure_timing(experiment: Experiment, tasks: Sequence[PlannedRun], path: Pa
 def _spread(values: list[float]) -> dict[str, float]:
     low, middle, high = statistics.quantiles(values, n=4)
     return {"milliseconds": middle, "low": low, "high": high}
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -8,7 +8,7 @@ from manifests.schema import RunSpec
 from pipeline.core.device import resolve_device
 from pipeline.extraction.extractors.base import Extractor
 
-extractors: Registry[Extractor] = Registry("pipeline.extraction.extractors", Extractor, "extractor")
+extractors: Registry[Extractor] = Registry("pipeline.extraction.extractors", Extractor, "extractor")  # type: ignore[type-abstract]
 
 
 def load_extractor(spec: RunSpec, device: str = "auto") -> Extractor:

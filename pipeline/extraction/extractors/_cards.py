@@ -27,7 +27,8 @@ _M_BEIR = "its training data includes M-BEIR, and with it FashionIQ's train trip
 
 
 def _dual(name: str, licence: str, hub: str, dim: int, notes: str, **more: str) -> Card:
-    return Card(licence, hub, notes=notes, name=name, dims={"image": dim, "text": dim}, **more)
+    dims = {"image": dim, "text": dim}
+    return Card(licence, hub, notes=notes, name=name, dims=dims, **more)  # type: ignore[arg-type]
 
 
 CLIP = (

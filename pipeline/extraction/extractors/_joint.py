@@ -60,6 +60,8 @@ class JointNetwork(nn.Module):
     """
 
     visual_tokens: int
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     def __init__(self, settings: dict[str, Any], visual_tokens: int):
         from transformers import BertConfig, BertModel, ResNetConfig, ResNetModel
@@ -74,7 +76,7 @@ class JointNetwork(nn.Module):
             )
         self.text = BertModel(text, add_pooling_layer=False)
         self.image = ResNetModel(image)
-        self.width, self.channels = text.hidden_size, image.hidden_sizes[-1]
+        self.width, self.channels = text.hidden_size, list(image.hidden_sizes or ())[-1]
         self.project = nn.Sequential(nn.Linear(self.channels, self.width), nn.LayerNorm(self.width))
         for name in ("pixel_mean", "pixel_std"):
             self.register_buffer(name, torch.tensor(settings[name]).view(1, 3, 1, 1))
@@ -134,6 +136,7 @@ class JointExtractor(Fittable):
     )
     Network: ClassVar[type[JointNetwork]]
     options: JointOptions
+    tokens: Tokens
     network: JointNetwork
 
     def __init__(self, options: JointOptions, device: torch.device):
@@ -152,7 +155,7 @@ class JointExtractor(Fittable):
                 f"model folder {options.model!r} has an adapter, which extractor {self.name!r} does not apply: merge it first"
             )
         tokenizer = hub.load_tokenizer(checkpoint)
-        self._set(self.Network(self.settings), tokenizer)
+        self._set(self.Network(self.settings), tokenizer)  # type: ignore[call-arg]
         try:
             weights = load_file(checkpoint.weights[0])
             if why := misfit(self.network.state_dict(), weights):
@@ -204,7 +207,7 @@ class JointExtractor(Fittable):
         }
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.fit.seed)
-            network = cls.Network(made.settings)
+            network = cls.Network(made.settings)  # type: ignore[call-arg]
         cpu = torch.device("cpu")
         if text:
             start = hub.load_model(text, torch.float32, cpu, unused=("pooler.",)).state_dict()

@@ -101,7 +101,7 @@ class QFormer(nn.Module):
             words = self.embeddings["word_embeddings"](ids) + self.embeddings["position_embeddings"](place)
             states, seen = torch.cat([queries, words], 1), torch.cat([seen, mask.bool()], 1)
         states = self.embeddings["LayerNorm"](states)
-        for layer in self.encoder["layer"]:  # type: ignore[union-attr]
+        for layer in self.encoder["layer"].children():
             states = layer(states, seen, image, queries.shape[1])
         return states
 

@@ -38,6 +38,7 @@ class CaptionExtractor(Extractor):
     stated: ClassVar[tuple[str, ...]] = ("model", "revision", "trust_remote_code", "attributes")
     cards: ClassVar[tuple[Card, ...]] = _cards.CAPTION
     options: CaptionOptions
+    tokens: Tokens
 
     def __init__(self, options: CaptionOptions, device: torch.device):
         super().__init__(options, device)
@@ -59,7 +60,8 @@ class CaptionExtractor(Extractor):
         self.card = _cards.card_of(known, options.model, options.contaminated_on)
 
     def dim(self, table: str) -> int:
-        return int(self.dense[-2].out_features if len(self.dense) else self.model.config.hidden_size)
+        last = self.dense[-2] if len(self.dense) else None
+        return last.out_features if isinstance(last, torch.nn.Linear) else int(self.model.config.hidden_size)
 
     def semantic(self) -> dict[str, Any]:
         own: dict[str, Any] = {"pooling": self.pooling, "attributes": self.options.attributes}
@@ -84,7 +86,7 @@ class CaptionExtractor(Extractor):
         rows = self.dense(self._pooled(texts))
         return torch.nn.functional.normalize(rows, dim=-1) if self._normalizes else rows
 
-    _image_features = _text_features
+    _image_features = _text_features  # type: ignore[assignment]
 
     def _pooled(self, texts: list[np.ndarray]) -> torch.Tensor:
         """Return pooled token states [n, hidden size], float32; padding is excluded."""

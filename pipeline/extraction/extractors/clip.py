@@ -57,6 +57,7 @@ class ClipExtractor(Fittable):
     execution_only: ClassVar[tuple[str, ...]] = ("fit",)  # a fit gives another ``model``
     cards: ClassVar[tuple[Card, ...]] = _cards.CLIP
     options: ClipOptions
+    tokens: Tokens
 
     def __init__(self, options: ClipOptions, device: torch.device):
         super().__init__(options, device)
@@ -222,7 +223,7 @@ class ClipExtractor(Fittable):
 def declared_dim(model: Any, table: str) -> int | None:
     """Return D of ``table`` from the model's configuration; None for a model with its own code."""
     config, side = model.config, "vision_config" if table == "image" else "text_config"
-    tower = getattr(config, side, None)
+    tower: Any = getattr(config, side, None)
     projection = getattr(model, "visual_projection" if table == "image" else "text_projection", None)
     if isinstance(projection, torch.nn.Linear):
         return projection.out_features

@@ -67,6 +67,7 @@ class MllmExtractor(Extractor):
     reads_dialogs: ClassVar[bool] = True
     cards: ClassVar[tuple[Card, ...]] = _cards.MLLM
     options: MllmOptions
+    tokens: Chat
 
     def __init__(self, options: MllmOptions, device: torch.device):
         super().__init__(options, device)

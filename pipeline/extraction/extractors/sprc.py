@@ -58,6 +58,7 @@ class SprcExtractor(Extractor):
     execution_only: ClassVar[tuple[str, ...]] = ("trained_on",)
     cards: ClassVar[tuple[Card, ...]] = _cards.SPRC
     options: SprcOptions
+    tokens: Tokens
 
     def __init__(self, options: SprcOptions, device: torch.device):
         super().__init__(options, device)

@@ -106,11 +106,11 @@ def cycle(step: int, total: int, warmup: float) -> float:
     return (1 + math.cos(math.pi * (step - top) / max(1.0, total - top))) / 2
 
 
-def _parts(count: int, per_epoch: int, options: FitOptions, done: int) -> Iterator[np.ndarray]:
+def _parts(count: int, per_epoch: int, options: FitOptions, done: int) -> Iterator[list[int]]:
     """Yield the triplet numbers of each batch from step ``done``, of nearly equal size; each triplet once per epoch."""
     for epoch in range(done // per_epoch, options.epochs):
         order = np.random.default_rng([options.seed, epoch]).permutation(count)
-        parts = np.array_split(order, per_epoch)
+        parts = [part.tolist() for part in np.array_split(order, per_epoch)]
         yield from parts[done - epoch * per_epoch :] if epoch == done // per_epoch else parts
 
 

@@ -21,6 +21,7 @@ from pipeline.training.cascade.products import product
 from pipeline.training.cascade.saved_activations import SavedActivations, Weights
 from pipeline.training.cascade.turn_ops import GradIn, GradOut
 
+FUSED = {"enable_fp_fusion": True}  # Triton 3.10 changes its default, which speed and the last digits depend on
 TILE = 4096  # maximum elements of a tile whose size is chosen here: 32 registers in each of 128 threads
 
 
@@ -160,14 +161,15 @@ def _programs(slots: Tensor) -> tuple[int]:
 
 
 def memory_sizes(shape: Shape) -> dict[str, int]:
-    """Return the compile-time constants of the memory kernels."""
+    """Return the compile-time constants and options of the memory kernels."""
     slots = triton.next_power_of_2(shape.slots)
     columns = min(triton.next_power_of_2(shape.width), max(1, TILE // 2 // slots))
-    return {"M": shape.width, "N": shape.slots, "SLOTS": slots, "COLS": columns, "num_warps": _warps(slots * slots)}
+    constants = {"M": shape.width, "N": shape.slots, "SLOTS": slots, "COLS": columns}
+    return {**constants, "num_warps": _warps(slots * slots), **FUSED}
 
 
 def sizes(shape: Shape) -> dict[str, int]:
-    """Return the compile-time constants of the stage kernels."""
+    """Return the compile-time constants and options of the stage kernels."""
     units, slots = max(16, triton.next_power_of_2(shape.hidden)), triton.next_power_of_2(shape.slots)
     return {
         "C": shape.stages,
@@ -177,6 +179,7 @@ def sizes(shape: Shape) -> dict[str, int]:
         "SLOTS": slots,
         "ROWS": min(units, max(1, TILE // units)),
         "num_warps": _warps(slots * max(units, slots)),
+        **FUSED,
     }
 
 

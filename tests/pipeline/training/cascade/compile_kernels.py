@@ -1,6 +1,6 @@
 """Compile the kernels for a GPU that need not be there: ``python -m tests.pipeline.training.cascade.compile_kernels 90
-fp32,fp64 1,4 100 4,5`` (compute capability, numbers, C, H, N, each but the first a list; M is 768) prints what each needs,
-as JSON, or ends in the first one's error. Not in Triton's interpreter."""
+fp32,fp64 1,4 100 4,5 12,768`` (compute capability, numbers, C, H, N, M, each but the first a list; M is 768 if it is left
+out) prints what each needs, as JSON, or ends in the first one's error. Not in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from triton.compiler import ASTSource
 from pipeline.training.cascade.kernels.memory import gather_memory, write_memory, write_memory_backward
 from pipeline.training.cascade.kernels.stages import backward_turn, forward_turn
 from pipeline.training.cascade.parameters import Shape
-from pipeline.training.cascade.turn_triton import memory_sizes, sizes
+from pipeline.training.cascade.turn_triton import FUSED, memory_sizes, sizes
 
-WIDTH = 768  # D and M of the published sizes
+WIDTH = "768"  # D and M of the published sizes
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
 def binary(kernel: Any, sizes: dict[str, int], numbers: str, capability: int) -> bytes:
     """As a launch with aligned arrays of ``numbers`` ("fp32", "fp64") compiles it."""
-    options = {"num_warps": sizes["num_warps"]}
+    options = {name: sizes[name] for name in ("num_warps", *FUSED)}
     constants = {name: value for name, value in sizes.items() if name not in options}
     kinds = {name: f"*{numbers}" for name in kernel.arg_names}
     kinds |= {name: "i32" for name in kinds if name in ("B", "length") or re.search("_[kcb]$", name)}
@@ -51,22 +51,25 @@ def resources(cubin: bytes) -> dict[str, int]:
     return {name: int(value) for name, value in re.findall(r"(REG|STACK):(\d+)", shown)}
 
 
-def forms(stages: list[int], hidden: list[int], slots: list[int]) -> Iterator[tuple[Any, dict[str, int]]]:
-    """Every kernel in each of its forms, with what it is compiled for. Those of the memories know neither C nor H."""
+def forms(
+    stages: list[int], hidden: list[int], slots: list[int], widths: list[int]
+) -> Iterator[tuple[Any, dict[str, int]]]:
+    """Every kernel in each of its forms, with what it is compiled for: those of the stages know no M, those of the memories
+    neither C nor H."""
     for n in slots:
         for c, h in itertools.product(stages, hidden):
-            chain = sizes(Shape(c, dim=WIDTH, slots=n, width=WIDTH, hidden=h))
+            chain = sizes(Shape(c, dim=1, slots=n, width=1, hidden=h))
             yield from ((forward_turn, chain), (backward_turn, chain))
-        memory = memory_sizes(Shape(1, dim=WIDTH, slots=n, width=WIDTH, hidden=1))
-        for flag in (0, 1):
+        for width, flag in itertools.product(widths, (0, 1)):
+            memory = memory_sizes(Shape(1, dim=1, slots=n, width=width, hidden=1))
             yield from ((k, memory | {"ALIKE": flag}) for k in (write_memory, write_memory_backward))
             yield gather_memory, memory | {"WROTE": flag}
 
 
-def main(capability: str, numbers: str, *sizes: str) -> None:
-    stages, hidden, slots = ([int(size) for size in listed.split(",")] for listed in sizes)
+def main(capability: str, numbers: str, stages: str, hidden: str, slots: str, widths: str = WIDTH) -> None:
+    listed = ([int(size) for size in sizes.split(",")] for sizes in (stages, hidden, slots, widths))
     found = []
-    for number, (kernel, constants) in itertools.product(numbers.split(","), forms(stages, hidden, slots)):
+    for number, (kernel, constants) in itertools.product(numbers.split(","), forms(*listed)):
         try:
             needed = resources(binary(kernel, constants, number, int(capability)))
         except Exception as error:

@@ -55,9 +55,19 @@ def test_they_compile_and_nothing_is_spilled(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)  # sixteen compilations
-@pytest.mark.parametrize(("hidden", "numbers"), [(100, "fp32"), (7, "fp64")])
-def test_they_compile_for_every_number_of_stages_of_the_tables(hidden: int, numbers: str, tmp_path: Path) -> None:
-    """The sizes that training and the equality tests compute in."""
-    for needed in compiled(tmp_path, 90, numbers, "1,2,4,8,16", hidden, 4):
-        assert numbers == "fp64" or needed["STACK"] <= SPILLED, needed
+@pytest.mark.timeout(1500)  # up to fifty compilations
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        ("fp32", "1,2,4,8,16", 100, "4,5"),
+        ("fp64", "1,2,3,8,16", 7, 4, 12),
+        ("fp64", "2,3,4", 7, "1,2,5,16", 12),
+        ("fp64", "2,3", "8,17", 4, "5,6"),
+    ],
+)
+def test_they_compile_for_every_size_of_the_tables_and_of_the_equality_tests(
+    sizes: tuple[Any, ...], tmp_path: Path
+) -> None:
+    """Slots that fill their lanes and slots that do not; in double precision what the equality tests compute."""
+    for needed in compiled(tmp_path, 90, *sizes):
+        assert needed["STACK"] <= SPILLED, needed
