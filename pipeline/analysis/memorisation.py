@@ -209,7 +209,8 @@ def _bars(study: Memorisation, paths: list[Path]) -> None:
     if study.paper and "paper, all" not in names:
         handles.append(axis.plot([], [], color="#e67e22", lw=2)[0])
         names.append("paper, all")
-    axis.legend(handles, names, fontsize=8, ncols=4)
+    axis.margins(y=0.2)  # room for the legend
+    axis.legend(handles, names, fontsize=8, ncols=4, loc="upper center")
     axis.set_xticks(range(len(mine)), [p.label for p in mine], fontsize=8)
     axis.set_ylabel("mean of R@5 and R@8, %")
     axis.set_title(f"composer {most}" if most else study.title, fontsize=10)
