@@ -39,12 +39,13 @@ def test_outputs_and_gradients_equal_the_reference(memory: str, stages: int, slo
 @pytest.mark.parametrize(("stages", "slots"), [(4, 16), (8, 4), (16, 4)])
 def test_deep_cascades_equal_the_reference(stages: int, slots: int) -> None:
     found = differences(
-        [cascade(stages, "constant", stages=stages, slots=slots)], [batch(3, sessions=2)], TritonTurn(), DEVICE
+        [cascade(stages, "constant", stages=stages, slots=slots)], [batch(2, sessions=2)], TritonTurn(), DEVICE
     )
     assert found.outputs <= OUTPUTS and found.statistics <= OUTPUTS
     assert found.gradient <= GRADIENTS, found.parameter
 
 
+@pytest.mark.slow
 def test_several_runs_at_once_equal_each_run_alone() -> None:
     models = [cascade(seed, "random", stages=2, width=5) for seed in range(2)]
     found = differences(models, [batch(2, seed, sessions=2) for seed in range(2)], TritonTurn(), DEVICE)
@@ -52,6 +53,7 @@ def test_several_runs_at_once_equal_each_run_alone() -> None:
     assert found.gradient <= GRADIENTS, found.parameter
 
 
+@pytest.mark.slow
 def test_products_with_the_gram_matrix_go_through_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few at a time, as with many hidden units, and a last part that is not full."""
     monkeypatch.setattr(turn_triton, "TILE", 32)
