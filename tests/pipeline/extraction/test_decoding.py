@@ -137,22 +137,33 @@ def test_the_items_of_a_killed_process_are_decoded_again(clip_folder: Path, fold
     assert shards_of(report.path) == shards_of(clean.path)
 
 
-def _killed_once(model: Path, folder: Path, place: Path) -> None:
+def _decoded_in(place: str, kind: type[ClipExtractor], model: Path, folder: Path, marks: Path, send: Any) -> None:
     torch.set_num_threads(1)
-    tempfile.tempdir, multiprocessing.current_process()._config["tempdir"] = str(place), None
-    extractor = tiny(Killed, model)
-    extractor.marks = place
+    tempfile.tempdir, multiprocessing.current_process()._config["tempdir"] = place, None
+    extractor, meter = tiny(kind, model), Meter()
+    extractor.marks = marks
     items = items_of(folder, extractor)
     with Decoder(extractor, folder, 2) as decoder:
-        assert sum(map(len, decoder.run(jobs_of(items), len(items), Meter()))) == IMAGES
+        send.send((sum(map(len, decoder.run(jobs_of(items), len(items), meter))), meter.notes))
 
 
-def test_a_killed_process_leaves_no_temporary_folder(clip_folder: Path, folder: Path, tmp_path: Path) -> None:
-    process = multiprocessing.get_context("fork").Process(target=_killed_once, args=(clip_folder, folder, tmp_path))
-    process.start()
-    process.join(60)
-    assert process.exitcode == 0 and len(list(tmp_path.glob("killed*"))) == 1
-    assert list(tmp_path.glob("pymp-*")) == []
+@pytest.mark.parametrize("long", [False, True])
+def test_temporary_folders(clip_folder: Path, folder: Path, tmp_path: Path, long: bool) -> None:
+    """A killed process leaves none; a path that is too long for a socket does not stop the job."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        where = Path(place, "x" * 90 * long)
+        where.mkdir(exist_ok=True)
+        context, kind = multiprocessing.get_context("fork"), ClipExtractor if long else Killed
+        receive, send = context.Pipe(duplex=False)
+        given = (str(where), kind, clip_folder, folder, tmp_path, send)
+        process = context.Process(target=_decoded_in, args=given)
+        process.start()
+        assert receive.poll(60)
+        count, notes = receive.recv()
+        process.join()
+        assert count == IMAGES and list(where.glob("pymp-*")) == []
+        assert ("set TMPDIR to a shorter one" if long else "process was lost") in notes[0]
+        assert len(list(tmp_path.glob("killed*"))) == (not long)
 
 
 class AlwaysKilled(ClipExtractor):
