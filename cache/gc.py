@@ -74,7 +74,8 @@ def collect(
     before = _bytes(path)
     with Rewriter.of(path, "cache gc") as writer:
         done = _collect(Store(path, writer.manifest, verify="always"), writer, needed, images)
-    debris = {**_temporaries_before(before, path), **done.debris}
+    opened = {n: size for n, size in sorted(before.items()) if is_temporary(n) and not (path / n).exists()}
+    debris = {**opened, **done.debris}  # temporary files that opening the writer removed, and the others
     freed = sum(before.values()) - sum(_bytes(path).values())
     return Collected(**{**vars(done), "debris": debris, "bytes_freed": freed})
 
@@ -122,8 +123,3 @@ def _leftovers(path: Path, manifest: Manifest) -> dict[str, int]:
 def _bytes(path: Path) -> dict[str, int]:
     with os.scandir(path) as entries:
         return {e.name: e.stat().st_size for e in entries if e.is_file()}
-
-
-def _temporaries_before(before: Mapping[str, int], path: Path) -> dict[str, int]:
-    """Return the temporary files in ``before`` that opening the writer removed, with their sizes in bytes."""
-    return {n: size for n, size in sorted(before.items()) if is_temporary(n) and not (path / n).exists()}

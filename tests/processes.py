@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple, TextIO
 
@@ -29,9 +30,10 @@ class Program(NamedTuple):
 
     def finish(self, timeout: float = 60) -> tuple[int | None, str, str]:
         """Wait for the end of the program: (exit code, stdout and stderr not yet read)."""
-        said = self.stdout.read(), self.stderr.read()
+        with ThreadPoolExecutor() as pool:  # both at once: a full pipe would stop the program
+            out, errors = pool.map(lambda stream: stream.read(), (self.stdout, self.stderr))
         self.process.join(timeout)
-        return self.process.exitcode, *said
+        return self.process.exitcode, out, errors
 
 
 @contextlib.contextmanager

@@ -12,10 +12,11 @@ from manifests.figure_spec import FigureSpec, load_figure_spec
 from manifests.table_spec import ResultsTable, RowSpec
 from pipeline.analysis.ablation.timing import read_timing, timing_file
 from pipeline.analysis.cells import seed_text
-from pipeline.analysis.plots import Scatter, draw, figure_csv, figure_json, scatter, scatter_point
+from pipeline.analysis.plots import Scatter, ScatterPoint, draw, scatter, scatter_point
 from pipeline.analysis.protocol import read_runs
 from pipeline.analysis.tables import RunFinder
 from pipeline.analysis.tuning.sealed import read_spec
+from pipeline.core.text_table import csv_text
 from pipeline.core.workspace import Workspace
 from pipeline.training.models import model_class, model_names
 
@@ -57,8 +58,10 @@ def paper_figure(
 ) -> str:
     """Return figure ``name`` as CSV or JSON, or (with ``files``) the drawn paths and the missing points."""
     spec, figure = build_figure(name, run, overrides, data, out)
-    if form != "files":
-        return {"json": figure_json, "csv": figure_csv}[form](figure)
+    if form == "json":
+        return figure.model_dump_json(indent=2) + "\n"
+    if form == "csv":
+        return csv_text(tuple(ScatterPoint.model_fields), (point.model_dump() for point in figure.points))
     words = ["ablate", spec.ablation, *(["--spec", run] if run else []), *repeated_options(overrides, data, out)]
     missing_parts = command_line(*words)
     if not any(point.whole for point in figure.points):

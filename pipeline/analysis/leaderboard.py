@@ -90,7 +90,9 @@ def _section(
         rows = tuple(table.rows[n] for n in order)
         sorted_table = table.model_copy(update={"rows": rows, "tested": best, "tested_metric": board.ranked_by})
         made = filled(sorted_table)
-    made = made.model_copy(update={"footnotes": (*made.footnotes, *finder.footnotes)})
+    # a run on another split is no stale run of this one, so single runs are not listed
+    notes = dict.fromkeys([*finder.shown, *(finder.stale if finder.experiment is None else ())])
+    made = made.model_copy(update={"footnotes": (*made.footnotes, *notes)})
     return FilledSection(section, "" if dataset is None else sessions_digest(dataset.sessions), made)
 
 

@@ -72,7 +72,9 @@ def published(board: FilledLeaderboard) -> FilledLeaderboard:
         blocks = tuple(
             block.model_copy(update={"rows": tuple(_public_row(row) for row in block.rows)}) for block in s.table.blocks
         )
-        sections.append(FilledSection(s.section, s.digest, s.table.model_copy(update={"blocks": blocks})))
+        notes = tuple(note for note in s.table.footnotes if "run `" not in note)  # commands of this machine
+        table = s.table.model_copy(update={"blocks": blocks, "footnotes": notes})
+        sections.append(FilledSection(s.section, s.digest, table))
     return FilledLeaderboard(board.spec, tuple(sections))
 
 

@@ -11,7 +11,6 @@ from manifests.figure_spec import FigureSpec
 from manifests.schema import Frozen
 from pipeline.analysis.drawing import SUFFIXES, new_figure, save_figure
 from pipeline.analysis.protocol import RunSummary, protocol_notes
-from pipeline.core.text_table import csv_text
 
 # A ramp from light to dark, because C is ordered; distinguishable in gray.
 COLORS = ("#9ecae1", "#56a0d3", "#2b7bba", "#135293", "#08244f", "#000000")
@@ -96,15 +95,6 @@ def scatter(
         points=tuple(points),
         notes=(*notes, *spec.notes),
     )
-
-
-def figure_csv(figure: Scatter) -> str:
-    """Return CSV with one line per point and all of its fields; list items are separated by spaces."""
-    return csv_text(tuple(ScatterPoint.model_fields), (point.model_dump() for point in figure.points))
-
-
-def figure_json(figure: Scatter) -> str:
-    return figure.model_dump_json(indent=2) + "\n"
 
 
 def draw(figure: Scatter, folder: Path, name: str) -> list[Path]:

@@ -166,9 +166,9 @@ def to_csv(table: Table) -> str:
     return csv_text(CSV_FIELDS, (line(*cell) for cell in cells))
 
 
-def to_json(table: Table) -> str:
-    """Return the whole table, with the paper's rows that have no model here. Inverse: ``Table.model_validate_json``."""
-    return table.model_dump_json(indent=2) + "\n"
-
-
-FORMATS: dict[str, Callable[[Table], str]] = {"md": to_markdown, "latex": to_latex, "csv": to_csv, "json": to_json}
+FORMATS: dict[str, Callable[[Table], str]] = {
+    "md": to_markdown,
+    "latex": to_latex,
+    "csv": to_csv,
+    "json": lambda table: table.model_dump_json(indent=2) + "\n",
+}

@@ -115,14 +115,6 @@ class Parts:
         busy = {f"busy {stage}": seconds / work for stage, seconds in report.busy.items()}
         return {"rate": len(dataset.images) / work, **busy, "path": report.path}
 
-    def sequential(self) -> dict[str, float]:
-        """Run the engine's reference: all steps in sequence in one thread."""
-        return self.engine(workers=0)
-
-    def one_by_one(self) -> dict[str, float]:
-        """Run the overlapped engine in batches of one image."""
-        return self.engine(batch_size=1)
-
     def bad_images(self, folder: Path, bad: set[str]) -> dict[str, float]:
         """Extract the corrupted copy; ``exact``: the ledger names exactly the corrupted files."""
         from cache import Store

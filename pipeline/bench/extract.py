@@ -88,7 +88,7 @@ def run(
                 "gemm": made.gemm_floor,
                 "decode": made.decode_ceiling,
                 "both": made.side_by_side,
-                "one thread": made.sequential,
+                "one thread": partial(made.engine, workers=0),  # all steps in sequence
             }
         if "scaling" in asked:
             parts |= {f"decode {n}": partial(made.decode_ceiling, n) for n in doublings(available_cpus())}
@@ -101,7 +101,7 @@ def run(
             bad = stack.enter_context(corrupted(source, root / "bad", images, 0.01))
             parts["1% bad"] = lambda: made.bad_images(root / "bad", bad)
         if "naive" in asked:
-            parts |= {"naive": lambda: made.naive(pairs), "one by one": made.one_by_one}
+            parts |= {"naive": lambda: made.naive(pairs), "one by one": partial(made.engine, batch_size=1)}
         if "dask" in asked:
             parts["dask"] = _cluster(stack, spec, device, made, started)
         if "variants" in asked:

@@ -1,4 +1,4 @@
-"""GPU check in at most five minutes: the step table, a table's stages, a short extraction, the kernels' tests.
+"""GPU check in at most five minutes: the step table, a table's stages, a short extraction, the tests that need a GPU.
 
     fashion-ntm bench gpu --file gpu.json
 
@@ -26,6 +26,11 @@ from manifests.errors import FashionNTMError
 from pipeline.bench import selected
 
 ROOT = Path(__file__).resolve().parents[2]
+TESTS = (  # the kernels, and every trained model as a captured graph: nothing else in the tests of training uses a GPU
+    "tests/pipeline/training/cascade/test_turn_triton.py",
+    "tests/pipeline/training/backends/test_stacked.py::test_captured_runs_are_the_runs_alone",
+    "tests/pipeline/training/backends/test_trainers.py::test_captured_runs_side_by_side_are_the_runs_alone",
+)
 SUBJECTS = ("triton", "triton K=5", "triton K=25", "triton high", "graph")
 SECONDS = {"steps": 70, "table": 50, "extract": 60, "tests": 120}  # time limit of each part, in running order
 
@@ -46,7 +51,7 @@ def run(
     train: int = 3680,
     test: int = 1000,
     workers: int = 4,
-    tests: str = "tests/pipeline/training/cascade",
+    tests: str | Sequence[str] = TESTS,
     device: str = "cuda",
     seconds: int = 0,
     save: Callable[[dict[str, Any]], None] | None = None,
@@ -65,6 +70,7 @@ def run(
     sizes = {"batch": batch, "turns": turns, "dim": dim, "slots": slots, "hidden": hidden, "runs": 0, "device": device}
     given = {"sizes": sizes, "stages": list(stages), "subjects": list(subjects), "repeats": repeats}
     bench = [sys.executable, str(ROOT / "cli.py"), "bench"]
+    pytest = [sys.executable, "-m", "pytest", "-q", "-n", str(workers), "--dist=load"]
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "found"
@@ -74,7 +80,7 @@ def run(
             "steps": [sys.executable, "-m", __name__, json.dumps(given), str(file)],
             "table": [*bench, "table", *_settings(table), "--file", str(file)],
             "extract": [*bench, "extract", *_settings(extract), "--file", str(file)],
-            "tests": [sys.executable, "-m", "pytest", *tests.split(), "-q", "-n", str(workers), f"--junitxml={file}"],
+            "tests": [*pytest, *(tests.split() if isinstance(tests, str) else tests), f"--junitxml={file}"],
         }
         for part in asked:
             file.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ SECTIONS = ("data", "stage 1", "stage 2", "results", "look", "cache", "bench")
 
 def commands_of(package: str) -> list[click.Command]:
     """Return the ``command`` of every module of a package, sorted by module name."""
-    return [module.command for module in _modules(package)]
+    return [_named(module.command) for module in _modules(package)]
 
 
 def sections_of(package: str) -> dict[str, list[click.Command]]:
@@ -31,24 +31,22 @@ def sections_of(package: str) -> dict[str, list[click.Command]]:
         section = getattr(module, "SECTION", None)
         if section not in found:
             raise ValueError(f"{module.__name__}: SECTION is {section!r}, write one of {', '.join(SECTIONS)}")
-        found[section].append(module.command)
+        found[section].append(_named(module.command))
     return found
 
 
 def _modules(package: str) -> list[ModuleType]:
     path = importlib.import_module(package).__path__
     names = sorted(m.name for m in pkgutil.iter_modules(path) if not m.name.startswith("_"))
-    modules = [importlib.import_module(f"{package}.{name}") for name in names]
-    for module in modules:
-        _name_values(module.command)
-    return modules
+    return [importlib.import_module(f"{package}.{name}") for name in names]
 
 
-def _name_values(command: click.Command) -> None:
-    """Name the values of the options in --help: N, DIR, FILE, or a text by its option (--model MODEL)."""
+def _named(command: click.Command) -> click.Command:
+    """Name the values of the options in --help: N, DIR, FILE, or a text or a fraction by its option (--model MODEL)."""
     for inner in command.commands.values() if isinstance(command, click.Group) else ():
-        _name_values(inner)
+        _named(inner)
     for option in command.params:
         if isinstance(option, click.Option) and option.metavar is None and not option.is_flag:
-            text = option.opts[-1].strip("-").upper() if option.type.name == "text" else None
-            option.metavar = VALUES.get(option.type.name, text)
+            own = option.opts[-1].strip("-").upper() if option.type.name.startswith(("text", "float")) else None
+            option.metavar = VALUES.get(option.type.name, own)
+    return command

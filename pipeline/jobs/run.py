@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from cache import Store, StoreError
@@ -16,7 +16,7 @@ from pipeline.core.leftovers import removal_leftovers
 from pipeline.core.workspace import Workspace
 from pipeline.extraction.fitting.job import fit_extractor_spec, needs_fitting
 from pipeline.jobs.experiment import Experiment, Log, silent
-from pipeline.jobs.identities import asked_runs, what_helps
+from pipeline.jobs.identities import Run, asked_runs, what_helps
 from pipeline.jobs.stage1 import extract_spec, fit_composer_spec
 from pipeline.jobs.stage2 import evaluate, outcome_text, summary_text, train
 
@@ -94,38 +94,30 @@ class Status:
 
 def status_of(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Status:
     """Read the progress of ``spec`` from its store and run folders, without loading the single-turn model."""
-    return replace(_status_of(spec, dataset, workspace), leftovers=removal_leftovers(workspace.out))
+    runs, leftovers = asked_runs(spec), removal_leftovers(workspace.out)
 
+    def status(stage1: str, store: Store | None, states: Iterable[tuple[Run, str]]) -> Status:
+        found: dict[str, dict[int, str]] = {run.asked: {} for run in runs}
+        for run, state in states:
+            found[run.asked][run.seed] = state
+        rows = {name: table.rows for name, table in store.tables.items()} if store else {}
+        return Status(spec.name, stage1, str(store.path) if store else "", rows, found, leftovers)
 
-def _status_of(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Status:
-    runs = asked_runs(spec)
-    found: dict[str, dict[int, str]] = {run.asked: {} for run in runs}
     try:
         experiment = Experiment(spec, dataset, workspace, "cpu")
-        first = "done"
     except StaleError as error:
-        for run in runs:
-            found[run.asked][run.seed] = "stale"
-        return Status(spec.name, f"stale: {error}", "", {}, found)
+        return status(f"stale: {error}", None, ((run, "stale") for run in runs))
     except IncompleteError as error:
-        for run in runs:
-            found[run.asked][run.seed] = "absent"
         begun = _begun(spec, dataset, workspace)
-        if begun is None:
-            return Status(spec.name, str(error), "", {}, found)
-        rows = {name: table.rows for name, table in begun.tables.items()}
-        first = f"begun, not finished: {what_helps(begun, spec)}"
-        return Status(spec.name, first, str(begun.path), rows, found)
+        first = str(error) if begun is None else f"begun, not finished: {what_helps(begun, spec)}"
+        return status(first, begun, ((run, "absent") for run in runs))
     fit, validation = experiment.found
-    left_out = len(fit.reasons) + (len(validation.reasons) if validation is not None else 0)
+    first, left_out = "done", len(fit.reasons) + (len(validation.reasons) if validation is not None else 0)
     if left_out:
         first = f"done, but {left_out} train sessions lack features: {experiment.what_helps}"
     if dataset.split("test") and not experiment.found_test.sessions:
         first = f"done, but no test session has all of its features: {experiment.what_helps}"
-    for run in experiment.current_runs():
-        found[run.asked][run.seed] = str(experiment.state(run))
-    rows = {name: table.rows for name, table in experiment.store.tables.items()}
-    return Status(spec.name, first, str(experiment.store.path), rows, found)
+    return status(first, experiment.store, ((run, str(experiment.state(run))) for run in experiment.current_runs()))
 
 
 def _begun(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Store | None:

@@ -117,9 +117,8 @@ def test_twenty_damages(three_shards: Path, tmp_path: Path, child: Callable) -> 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("seed", (2, 3))
-def test_thousands_of_damages(three_shards: Path, tmp_path: Path, child: Callable, seed: int) -> None:
-    assert child(lambda: fuzz(three_shards, tmp_path, seed, 500)) == 0
+def test_hundreds_of_damages(three_shards: Path, tmp_path: Path, child: Callable) -> None:
+    assert child(lambda: fuzz(three_shards, tmp_path, 2, 500)) == 0
 
 
 def fuzz_headers(whole: Path, folder: Path, seed: int, rounds: int) -> None:
@@ -156,8 +155,5 @@ def test_damaged_structure_under_a_right_digest(three_shards: Path, tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("seed", (2, 3))
-def test_much_damaged_structure_under_a_right_digest(
-    three_shards: Path, tmp_path: Path, child: Callable, seed: int
-) -> None:
-    assert child(lambda: fuzz_headers(three_shards, tmp_path, seed, 700)) == 0
+def test_much_damaged_structure_under_a_right_digest(three_shards: Path, tmp_path: Path, child: Callable) -> None:
+    assert child(lambda: fuzz_headers(three_shards, tmp_path, 2, 700)) == 0

@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -23,6 +22,7 @@ from cache.hdf5 import write_hdf5
 from cache.ledger import Ledger
 from cache.manifest import load_manifest
 from cache.shards import expected_attributes
+from tests.processes import forked
 
 SHARDS, ROWS, DIM = 3, 40, 64
 
@@ -93,18 +93,17 @@ def check_finished(path: Path, uninterrupted: Path) -> None:
 
 def test_five_kills_at_random_moments(tmp_path: Path, uninterrupted: Path) -> None:
     path, rng, seen, kills = tmp_path / "store", random.Random(7), 0, 0
-    script = (
-        "import sys; sys.path[:0] = sys.argv[2:4]; from pathlib import Path; from test_recovery import work\n"
-        "print('ready', flush=True); work(Path(sys.argv[1])); print('done', flush=True)"
-    )
-    places = [str(path), str(Path(__file__).parent), str(Path(__file__).parents[2])]
+
+    def announced() -> None:
+        print("ready", flush=True)
+        work(path)
+
     while kills < 5:
-        process = subprocess.Popen([sys.executable, "-c", script, *places], stdout=subprocess.PIPE)
-        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
-        time.sleep(rng.uniform(0.001, 0.05))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        kills += process.returncode == -signal.SIGKILL
+        with forked(announced) as program:
+            assert program.stdout.readline() == "ready\n"
+            time.sleep(rng.uniform(0.001, 0.05))
+            os.kill(program.pid, signal.SIGKILL)
+        kills += program.process.exitcode == -signal.SIGKILL
         now = committed(path)
         assert now >= seen  # nothing that was there is gone
         seen = now

@@ -63,7 +63,7 @@ def test_the_digest_is_of_the_content_not_of_the_order() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "kept"),
     [
-        ("mt_fashioniq", {}, ((9105, 1090), (7285, 2400), (6267, 2400))),
+        pytest.param("mt_fashioniq", {}, ((9105, 1090), (7285, 2400), (6267, 2400)), marks=pytest.mark.slow),
         ("shoes", {"holdout": 0.1}, ((3189, 354), (3189, 354), (3123, 354))),
     ],
 )

@@ -102,7 +102,9 @@ def test_other_models_as_onnx(name: str, tmp_path: Path) -> None:
     assert all(graph["difference"] < 1e-4 for graph in done.about["graphs"])
 
 
-@pytest.mark.parametrize(("form", "stages"), [("torch", 1), pytest.param("onnx", 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("form", "stages"), [pytest.param(*case, marks=pytest.mark.slow) for case in (("torch", 1), ("onnx", 2))]
+)
 def test_the_files_answer_as_the_model(form: Any, stages: int, tmp_path: Path) -> None:
     run = finished(tmp_path, "cm_ntm", stages=stages)
     if form == "onnx":

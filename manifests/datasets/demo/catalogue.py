@@ -77,7 +77,7 @@ def build_catalogue(
     for split, size in sizes.items():
         for category in CATEGORIES:
             rng = random.Random(f"demo sessions {seed} {split} {category}")
-            taken = _taken(items, category)
+            taken = {tuple(i.garment.values()) for i in items if i.category == category}
             found = (
                 _nested_part(seed, split, category, size, taken, kind) if nested else _part(category, size, rng, taken)
             )
@@ -93,10 +93,6 @@ def build_catalogue(
     part = (train.sessions, train.garments, test.families, test.sessions, test.garments)
     grows = digest([VERSION, seed, kind.longest, kind.retract, *part]) if nested else ""
     return Catalogue(tuple(items), stories, tuple(sessions), tuple(galleries), grows)
-
-
-def _taken(items: list[Item], category: str) -> set[tuple[str, ...]]:
-    return {tuple(i.garment.values()) for i in items if i.category == category}
 
 
 @dataclass(frozen=True)

@@ -47,13 +47,6 @@ def do_group(experiment: Experiment, group: Group, options: TrainOptions = PLAIN
         yield f"{group.label} seed {run.seed}: {told}, evaluated; run {done.folder.id}"
 
 
-def run_here(experiment: Experiment, groups: Sequence[Group], log: Log = silent) -> None:
-    """Run all groups one after another."""
-    for group in groups:
-        for line in do_group(experiment, group):
-            log(line)
-
-
 def run_on_cluster(job: Job, groups: Sequence[Group], scheduler: str = "", workers: int = 0, log: Log = silent) -> None:
     """Run all groups on the workers of ``scheduler``, or on ``workers`` local processes; a group is one task.
 

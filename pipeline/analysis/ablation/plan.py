@@ -216,7 +216,7 @@ def plan_ablation(
         rows, why = _missing_rows(loaded.store, dataset), ""
         tasks = [PlannedRun(p, run, kind, *_state(loaded, run, ablation.views)) for p, run, kind in made]
     except IncompleteError as error:
-        rows, why = _all_rows(dataset), str(error)
+        rows, why = {"images": len(dataset.images), "queries": len(set(dataset.queries()))}, str(error)
         tasks = [PlannedRun(p, run, kind, False, ablation.views) for p, run, kind in made]
         return AblationPlan(ablation.name, spec, tasks, rows, why)
     plan = AblationPlan(ablation.name, spec, tasks, rows, why)
@@ -229,10 +229,6 @@ def _state(experiment: Experiment, run: Run, views: Sequence[View]) -> tuple[boo
     if experiment.folder(run).state != "finished":
         return False, tuple(views)
     return True, tuple(view for view in views if experiment.evaluation(run, view) is None)
-
-
-def _all_rows(dataset: Dataset) -> dict[str, int]:
-    return {"images": len(dataset.images), "queries": len(dict.fromkeys(dataset.queries()))}
 
 
 def _missing_rows(store: Store, dataset: Dataset) -> dict[str, int]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from manifests.ablation_spec import chosen_variants, load_ablation_spec
 from manifests.commandline import repeated_options
-from pipeline.analysis.ablation.groups import Job, run_here, run_on_cluster
+from pipeline.analysis.ablation.groups import Job, do_group, run_on_cluster
 from pipeline.analysis.ablation.plan import AblationPlan, Place, plan_ablation
 from pipeline.analysis.ablation.timing import measure_timing, read_timing, timing_file
 from pipeline.analysis.tuning.sealed import read_spec
@@ -65,7 +65,8 @@ def ablate(
     if scheduler or workers:
         run_on_cluster(Job.of(place.spec, place.data, place.out, place.device), plan.groups, scheduler, workers, log)
     else:
-        run_here(experiment, plan.groups, log)
+        for line in (line for group in plan.groups for line in do_group(experiment, group)):
+            log(line)
     if place.ablation.timing:
         time_points(place, experiment, seeds, log)
     return plan_ablation(place, only, seeds, measure=False, experiment=experiment)

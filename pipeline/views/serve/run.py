@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import secrets
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from pipeline.views.retrieval.live import store_extractor
 from pipeline.views.retrieval.queries import Queries
 from pipeline.views.retrieval.trained import Trained, runs_by_id, trained_runs
 from pipeline.views.serve.engine import Engine
-from pipeline.views.serve.guard import is_loopback, new_token
+from pipeline.views.serve.guard import is_loopback
 from pipeline.views.serve.limits import Limits
 from pipeline.views.serve.saved import SavedDialogues
 
@@ -114,7 +115,7 @@ def listen(make: Callable[[str | None, tuple[str, ...]], Any], host: str, port: 
     """
     import uvicorn
 
-    token = None if is_loopback(host) else new_token()
+    token = None if is_loopback(host) else secrets.token_urlsafe(24)
     hosts = ("localhost", host) if token is None else ()
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with contextlib.closing(socket.socket(family)) as server:

@@ -61,7 +61,7 @@ def open_study(
                 f"{path}: holds a study of other settings ({'; '.join(changed)}): name a new file with --file"
             )
         _check_identity(study, Experiment(spec, dataset, workspace, device, log))
-        log(f"going on with {path}: {len(study.questions)} questions, {len(study.answers())} answers so far")
+        log(f"continuing {path}: {len(study.questions)} questions, {len(study.answers())} answers so far")
         return study
     experiment = Experiment(spec, dataset, workspace, device, log)
     chosen = _choose(experiment, models)

@@ -48,6 +48,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@pytest.mark.slow
 def test_study(project: Path) -> None:
     ablation = str(project / "small.toml")
     dry = call(project, "ablate", ablation, "--dry-run", "--json")

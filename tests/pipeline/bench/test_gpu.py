@@ -70,6 +70,13 @@ def test_a_table_and_a_short_extraction_are_measured() -> None:
     assert "extraction, overlapped" in gpu.render(figures)
 
 
+def test_the_tests_that_need_a_gpu_exist() -> None:
+    for test in gpu.TESTS:
+        file, _, name = test.partition("::")
+        assert f"def {name or 'test_'}" in (gpu.ROOT / file).read_text("utf-8")
+    assert sum(gpu.SECONDS.values()) <= 300
+
+
 def test_an_unknown_part_gets_the_nearest() -> None:
     with pytest.raises(ManifestError, match="steps"):
         gpu.run(parts="step", device="cpu")

@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,7 @@ from pipeline.extraction.fitting.loop import cycle
 from pipeline.extraction.fitting.state import STATE, Progress
 from pipeline.extraction.fitting.triplets import Loader, triplets_of
 from pipeline.jobs.stage1 import extract_spec
-from tests.conftest import REPOSITORY
+from tests.processes import forked
 
 from .conftest import build_dataset, save_bert, save_clip
 from .small import BERT, VLP, fresh, save_resnet
@@ -115,24 +113,13 @@ def test_a_stopped_fit_goes_on_to_the_same_weights(world: Dataset, tmp_path: Pat
     assert not (parts.folder / "unfinished").exists()
 
 
-PROGRAM = """
-import sys
-from pathlib import Path
-from tests.pipeline.extraction.conftest import build_dataset
-from tests.pipeline.extraction.test_fitting import vlp
-from pipeline.extraction.fitting.job import fit_extractor_spec
-from pipeline.core.workspace import Workspace
-dataset = build_dataset(Path(sys.argv[1]), images=12, sessions=10)
-fit_extractor_spec(vlp(epochs=10), dataset, Workspace(Path(sys.argv[2])), "cpu", save_seconds=0)
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_killed_and_resumed_gives_the_weights_of_an_uninterrupted_fit(tmp_path: Path) -> None:
-    def start(out: Path) -> subprocess.Popen:
-        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path / "images"), str(out)], env=environment)
+    dataset = build_dataset(tmp_path / "images", images=12, sessions=10)
+
+    def fit(out: Path) -> None:
+        fit_extractor_spec(vlp(epochs=10), dataset, Workspace(out), "cpu", save_seconds=0)
 
     def state(out: Path) -> int:
         found = list(out.glob(f"extractors/*/*/unfinished/{STATE}"))
@@ -141,15 +128,17 @@ def test_killed_and_resumed_gives_the_weights_of_an_uninterrupted_fit(tmp_path: 
         except (OSError, ValueError):
             return 0
 
-    assert start(tmp_path / "whole").wait(300) == 0
+    fit(tmp_path / "whole")
     for after in (3, 17):
-        process = start(tmp_path / "killed")
-        until = time.monotonic() + 300
-        while state(tmp_path / "killed") < after and process.poll() is None and time.monotonic() < until:
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-    assert start(tmp_path / "killed").wait(300) == 0
+        with forked(fit, tmp_path / "killed") as program:
+            until = time.monotonic() + 300
+            while state(tmp_path / "killed") < after and program.process.is_alive() and time.monotonic() < until:
+                time.sleep(0.005)
+            os.kill(program.pid, signal.SIGKILL)
+        assert program.process.exitcode == -signal.SIGKILL
+    with forked(fit, tmp_path / "killed") as program:
+        code, _, errors = program.finish(300)
+        assert code == 0, errors
     (whole,), (killed,) = (
         [r.parent for r in (tmp_path / n).glob(f"extractors/*/*/{RECORD}")] for n in ("whole", "killed")
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from cli import main
 from manifests.load import load_dataset, load_spec
 from pipeline.analysis.ablation.plan import plan_ablation
 from pipeline.analysis.ablation.run import ablate, open_ablation
@@ -23,6 +24,7 @@ from pipeline.analysis.tuning.search import Budget, tune
 from pipeline.core.workspace import Workspace
 from tests.caption_project import call, caption_project
 from tests.pipeline.analysis.small_spec import SPEC
+from tests.processes import forked
 
 ROOT = Path(__file__).resolve().parents[4]
 ABLATION = """
@@ -317,30 +319,18 @@ def test_a_local_cluster_gives_the_same_weights(project: Path, done: Path) -> No
 @pytest.mark.slow
 def test_a_killed_ablation_goes_on(project: Path, done: Path) -> None:
     """SIGKILL in the middle of the grid: finished runs stay, and the end is that of an undisturbed ablation."""
-    out = project / "killed"
-    words = [
-        sys.executable,
-        "-m",
-        "cli",
-        "ablate",
-        str(project / "grid.toml"),
-        "--data",
-        str(project / "data"),
-        "--out",
-        str(out),
-        "--device",
-        "cpu",
-    ]
-    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
-    deadline = time.monotonic() + 200
-    while len(weights(out)) < 3 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    out, words = project / "killed", ["ablate", str(project / "grid.toml"), "--data", str(project / "data")]
+    words += ["--out", str(out), "--device", "cpu"]
+    with forked(main, words) as program:
+        deadline = time.monotonic() + 200
+        while len(weights(out)) < 3 and program.process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(program.pid, signal.SIGKILL)
     before = weights(out)
-    assert len(before) >= 3
-    finished = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=environment(), timeout=280)
-    assert finished.returncode == 0, finished.stderr
+    assert len(before) >= 3 and program.process.exitcode == -signal.SIGKILL
+    with forked(main, words) as program:
+        code, _, errors = program.finish(280)
+        assert code == 0, errors
     after = weights(out)
     assert before.items() <= after.items()
     assert after == weights(done, only=after.keys())

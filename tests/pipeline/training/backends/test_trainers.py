@@ -80,7 +80,7 @@ def test_runs_side_by_side_are_the_runs_alone(features: SessionFeatures, backend
         assert apart(together[k], alone) < 1e-9
 
 
-@pytest.mark.parametrize("options", [{"dropout": 0.3}, {"residual": "ewma"}])
+@pytest.mark.parametrize("options", [{"dropout": 0.3}, {"residual": "ewma", "stages": 1}])
 def test_steps_that_are_replayed_are_those_of_each_run_alone(
     features: SessionFeatures, options: dict[str, Any], monkeypatch: Any
 ) -> None:

@@ -17,15 +17,13 @@ from pipeline.training.cascade.turn_triton import TritonTurn
 from tests.pipeline.training.cascade.cascades import GRADIENTS, OUTPUTS, batch, cascade, differences
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+INTERPRETED = () if DEVICE.type == "cuda" else pytest.mark.slow  # the interpreter takes seconds
 
 
 @pytest.mark.parametrize(
     ("memory", "stages", "slots", "turns"),
-    [("random", 3, 1, 2)]
-    + [
-        pytest.param(*case, marks=pytest.mark.slow)
-        for case in (("random", 2, 5, 3), ("random", 1, 4, 2), ("constant", 3, 2, 3))
-    ],
+    [("random", 3, 1, 2), pytest.param("random", 2, 5, 3, marks=INTERPRETED)]
+    + [pytest.param(*case, marks=pytest.mark.slow) for case in (("random", 1, 4, 2), ("constant", 3, 2, 3))],
 )
 def test_outputs_and_gradients_equal_the_reference(memory: str, stages: int, slots: int, turns: int) -> None:
     found = differences(
@@ -39,22 +37,24 @@ def test_outputs_and_gradients_equal_the_reference(memory: str, stages: int, slo
 @pytest.mark.parametrize(("stages", "slots"), [(4, 16), (8, 4), (16, 4)])
 def test_deep_cascades_equal_the_reference(stages: int, slots: int) -> None:
     found = differences(
-        [cascade(stages, "constant", stages=stages, slots=slots)], [batch(3, sessions=2)], TritonTurn(), DEVICE
+        [cascade(stages, "constant", stages=stages, slots=slots)], [batch(2, sessions=2)], TritonTurn(), DEVICE
     )
     assert found.outputs <= OUTPUTS and found.statistics <= OUTPUTS
     assert found.gradient <= GRADIENTS, found.parameter
 
 
-def test_several_runs_at_once_equal_each_run_alone() -> None:
-    models = [cascade(seed, "random", stages=2, width=5) for seed in range(2)]
-    found = differences(models, [batch(2, seed, sessions=2) for seed in range(2)], TritonTurn(), DEVICE)
+@pytest.mark.parametrize("runs", [pytest.param(2, marks=INTERPRETED)])
+def test_several_runs_at_once_equal_each_run_alone(runs: int) -> None:
+    models = [cascade(seed, "random", stages=2, width=5) for seed in range(runs)]
+    found = differences(models, [batch(2, seed, sessions=2) for seed in range(runs)], TritonTurn(), DEVICE)
     assert found.outputs <= OUTPUTS and found.statistics <= OUTPUTS
     assert found.gradient <= GRADIENTS, found.parameter
 
 
-def test_products_with_the_gram_matrix_go_through_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("tile", [pytest.param(32, marks=INTERPRETED)])
+def test_products_with_the_gram_matrix_go_through_its_rows(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A few at a time, as with many hidden units, and a last part that is not full."""
-    monkeypatch.setattr(turn_triton, "TILE", 32)
+    monkeypatch.setattr(turn_triton, "TILE", tile)
     found = differences([cascade(1, stages=2, hidden=17)], [batch(2, sessions=2)], TritonTurn(), DEVICE)
     assert found.outputs <= OUTPUTS and found.gradient <= GRADIENTS, found.parameter
 
