@@ -260,10 +260,19 @@ def _share(value: Any) -> None:
             _share(part)
 
 
+def _copied(value: Any) -> Any:
+    """Return ``value`` with its tensors copied out of shared memory, where each of them keeps a file open."""
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {name: _copied(part) for name, part in value.items()}
+    return [_copied(part) for part in value] if isinstance(value, list) else value
+
+
 def _unpacked(answer: tuple[float, list[Any], dict[str, torch.Tensor] | None, bool]) -> tuple[float, list[Any]]:
     seconds, found, tensors, bare = answer
     if tensors is None:
-        return seconds, found
+        return seconds, _copied(found)
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     good = iter(range(len(found)))
 

@@ -7,6 +7,7 @@ import os
 import pickle
 import resource
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -209,6 +210,31 @@ def same(found: list[Any], wanted: list[Any]) -> bool:
         a == b if isinstance(a, ItemFailure) else np.array_equal(a["pixel_values"], b["pixel_values"])
         for a, b in zip(found, wanted, strict=True)
     )
+
+
+class Uneven(ClipExtractor):
+    """Images of several sizes, as tensors: they are not stacked."""
+
+    def prepare(self, image: Any) -> Any:
+        return {"pixel_values": torch.zeros(3, 1 + sum(image.getpixel((0, 0))) % 5)}
+
+
+Uneven.__module__ = ClipExtractor.__module__
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="open files are counted in /proc")
+def test_images_of_several_sizes_keep_no_file_open(clip_folder: Path, folder: Path) -> None:
+    extractor = tiny(Uneven, clip_folder)
+    items = items_of(folder, extractor)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Decoder(extractor, folder, 2) as decoder:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 100, before[1]))
+            found = [part for found in decoder.run(jobs_of(items), len(items), Meter()) for part in found]
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    shapes = {part["pixel_values"].shape for part in found if not isinstance(part, ItemFailure)}
+    assert len(found) == IMAGES and len(shapes) > 1
 
 
 def _in_daemon(model: Path, folder: Path, send: Any) -> None:
