@@ -132,7 +132,7 @@ def render(figures: dict[str, Any]) -> str:
             f"{'all cores at all times':31}{f['limit_of_the_cores']:9,.1f} images/s: {f['cores']} over the CPU time of both",
         ]
     if gemm := f.get("gemm"):
-        share = f": {gemm['gflop']:.2f} GFLOP an image at the {gemm['gflops']:,.0f} GFLOP/s of one large product; the model "
+        share = f": {gemm['gflop']:.2f} GFLOP an image at the {gemm['gflops']:,.1f} GFLOP/s of one large product; the model "
         lines.insert(
             1, row("GEMM floor of the image tower", "gemm", f"{share}reaches {gemm['model_of_floor']:.2f} of it")
         )

@@ -5,7 +5,7 @@ as tensors in shared memory. Threads of this process do the work instead, and a 
 
 - in a daemonic process, which may have no children: a Dask worker under a nanny. This project starts its local Dask
   workers non-daemonic; docs/cluster.md has the setting for others;
-- when the shared-memory folder (/dev/shm) is full.
+- when the shared-memory folder (/dev/shm) is full, or the path of the temporary folder is too long for a socket.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ IMAGES_A_WORKER = 64  # a process for fewer images costs more than it saves
 JOBS_AHEAD = 2  # jobs per worker that are queued or finished and not yet taken
 LOSSES = 3  # consecutive losses of a worker without a finished job in between, before the job stops
 _START = "fork" if sys.platform == "linux" else None  # a forked process has the libraries loaded already
+_LONGEST_FOLDER = 103 - len("/listener-12345678")  # bytes; macOS has sockets of 103
 _CPU = torch.device("cpu")
 warnings.filterwarnings("ignore", "This DataLoader will create")  # the number of processes is the user's
 
@@ -119,7 +120,7 @@ class Decoder:
                     yield found
                 else:
                     return
-                full = "the shared-memory folder /dev/shm is full"
+                full = "the shared-memory folder /dev/shm is full (docker run --shm-size=1g)"
             except (EOFError, ConnectionError, RuntimeError) as error:  # the images' memory is gone with the process
                 losses += 1
                 self._lost(error, losses)
@@ -129,14 +130,14 @@ class Decoder:
             rest = chain(list(self._jobs.waiting), rest)  # not yet done: once more
             self.close()
             if full:
-                self.meter.note(f"decoding in threads, which is slower: {full} (docker run --shm-size=1g)")
+                self.meter.note(f"decoding in threads, which is slower: {full}")
                 self._in_threads = True
                 yield from self._here(rest, workers)
                 return
 
     def _iterator(self, workers: int) -> Iterator[Any]:
         if self._loader is None:
-            multiprocessing.util.get_temp_dir()  # here: a folder of a worker's own would outlive a worker that is killed
+            _make_socket_folder()
             self._loader = DataLoader(
                 _Images(without_model(self.extractor), self.root),
                 batch_size=None,
@@ -207,6 +208,17 @@ class _Images(Dataset[Any]):
         return notes
 
 
+def _make_socket_folder() -> None:
+    """Make the folder of the workers' sockets, which pass shared memory; one of a worker's own would outlive its kill.
+
+    Raises OSError if its path is too long for a socket: multiprocessing would drop every result, and the job would hang.
+    """
+    folder = multiprocessing.util.get_temp_dir()
+    passed = torch.multiprocessing.get_sharing_strategy() == "file_descriptor" and sys.platform != "win32"
+    if passed and len(os.fsencode(folder)) > _LONGEST_FOLDER:
+        raise OSError(f"the path {folder} is too long for a socket: set TMPDIR to a shorter one")
+
+
 def without_model(extractor: Extractor) -> Extractor:
     """Return a copy that can only ``prepare``: without networks and tokenizer, small enough to send to a process."""
     light = copy.copy(extractor)
@@ -248,10 +260,19 @@ def _share(value: Any) -> None:
             _share(part)
 
 
+def _copied(value: Any) -> Any:
+    """Return ``value`` with its tensors copied out of shared memory, where each of them keeps a file open."""
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {name: _copied(part) for name, part in value.items()}
+    return [_copied(part) for part in value] if isinstance(value, list) else value
+
+
 def _unpacked(answer: tuple[float, list[Any], dict[str, torch.Tensor] | None, bool]) -> tuple[float, list[Any]]:
     seconds, found, tensors, bare = answer
     if tensors is None:
-        return seconds, found
+        return seconds, _copied(found)
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     good = iter(range(len(found)))
 

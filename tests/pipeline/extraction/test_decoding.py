@@ -7,6 +7,7 @@ import os
 import pickle
 import resource
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -137,22 +138,33 @@ def test_the_items_of_a_killed_process_are_decoded_again(clip_folder: Path, fold
     assert shards_of(report.path) == shards_of(clean.path)
 
 
-def _killed_once(model: Path, folder: Path, place: Path) -> None:
+def _decoded_in(place: str, kind: type[ClipExtractor], model: Path, folder: Path, marks: Path, send: Any) -> None:
     torch.set_num_threads(1)
-    tempfile.tempdir, multiprocessing.current_process()._config["tempdir"] = str(place), None
-    extractor = tiny(Killed, model)
-    extractor.marks = place
+    tempfile.tempdir, multiprocessing.current_process()._config["tempdir"] = place, None
+    extractor, meter = tiny(kind, model), Meter()
+    extractor.marks = marks
     items = items_of(folder, extractor)
     with Decoder(extractor, folder, 2) as decoder:
-        assert sum(map(len, decoder.run(jobs_of(items), len(items), Meter()))) == IMAGES
+        send.send((sum(map(len, decoder.run(jobs_of(items), len(items), meter))), meter.notes))
 
 
-def test_a_killed_process_leaves_no_temporary_folder(clip_folder: Path, folder: Path, tmp_path: Path) -> None:
-    process = multiprocessing.get_context("fork").Process(target=_killed_once, args=(clip_folder, folder, tmp_path))
-    process.start()
-    process.join(60)
-    assert process.exitcode == 0 and len(list(tmp_path.glob("killed*"))) == 1
-    assert list(tmp_path.glob("pymp-*")) == []
+@pytest.mark.parametrize("long", [False, True])
+def test_temporary_folders(clip_folder: Path, folder: Path, tmp_path: Path, long: bool) -> None:
+    """A killed process leaves none; a path that is too long for a socket does not stop the job."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        where = Path(place, "x" * 90 * long)
+        where.mkdir(exist_ok=True)
+        context, kind = multiprocessing.get_context("fork"), ClipExtractor if long else Killed
+        receive, send = context.Pipe(duplex=False)
+        given = (str(where), kind, clip_folder, folder, tmp_path, send)
+        process = context.Process(target=_decoded_in, args=given)
+        process.start()
+        assert receive.poll(60)
+        count, notes = receive.recv()
+        process.join()
+        assert count == IMAGES and list(where.glob("pymp-*")) == []
+        assert ("set TMPDIR to a shorter one" if long else "process was lost") in notes[0]
+        assert len(list(tmp_path.glob("killed*"))) == (not long)
 
 
 class AlwaysKilled(ClipExtractor):
@@ -198,6 +210,31 @@ def same(found: list[Any], wanted: list[Any]) -> bool:
         a == b if isinstance(a, ItemFailure) else np.array_equal(a["pixel_values"], b["pixel_values"])
         for a, b in zip(found, wanted, strict=True)
     )
+
+
+class Uneven(ClipExtractor):
+    """Images of several sizes, as tensors: they are not stacked."""
+
+    def prepare(self, image: Any) -> Any:
+        return {"pixel_values": torch.zeros(3, 1 + sum(image.getpixel((0, 0))) % 5)}
+
+
+Uneven.__module__ = ClipExtractor.__module__
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="open files are counted in /proc")
+def test_images_of_several_sizes_keep_no_file_open(clip_folder: Path, folder: Path) -> None:
+    extractor = tiny(Uneven, clip_folder)
+    items = items_of(folder, extractor)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Decoder(extractor, folder, 2) as decoder:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 100, before[1]))
+            found = [part for found in decoder.run(jobs_of(items), len(items), Meter()) for part in found]
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    shapes = {part["pixel_values"].shape for part in found if not isinstance(part, ItemFailure)}
+    assert len(found) == IMAGES and len(shapes) > 1
 
 
 def _in_daemon(model: Path, folder: Path, send: Any) -> None:
