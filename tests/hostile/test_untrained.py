@@ -65,7 +65,7 @@ def test_a_split_without_features(tmp_path: Path) -> None:
     save_bert(tmp_path / "model")
     spec = tmp_path / "mine.toml"
     spec.write_text(SPEC.format(model=tmp_path / "model") + "[models.lstm]\n")
-    helps = "mend what failed ("
+    helps = "fix what failed ("
     without_captions(tmp_path / "data/mine", "train")
     done = call(tmp_path, "extract", str(spec))
     assert done.exit_code == 0 and done.output.rstrip().endswith("--retry-failed"), done.output
