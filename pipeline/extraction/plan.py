@@ -197,7 +197,7 @@ def _table(
     outdated = tuple(name for name, key in names if on_record[name].key != key)
     known, done = len(missing) - len(todo), len(items) - len(missing)
     if not items and not bad:
-        reason = "nothing is asked of it"
+        reason = "no row is requested"
     elif not reason:
         reason = f"output missing: {done:,} of {len(items):,} rows are there" if done else "output missing"
         reason = reason if todo else UP_TO_DATE
