@@ -37,7 +37,7 @@ def command(run: str, folder: Path, form: Format, turns: int, data: Path, out: P
     The graphs have a dynamic batch and are checked against PyTorch. RUN is an id, its first digits or a run's folder.
     export.json describes the inputs and outputs. `cache export` writes the features.
     """
-    from pipeline.export.job import export_named
+    from pipeline.export.run import export_named
 
     result = export_named(run, folder, form, turns, data, out, log)
     emit(result.as_dict(), result.text(), as_json)
