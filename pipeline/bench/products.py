@@ -36,7 +36,7 @@ def run(
 
     Uses one thread, so that the same machine gives the same figures. Raises FashionNTMError if ``data`` has no products.
     """
-    from pipeline.core.threads import cpu_threads
+    from pipeline.core.device import cpu_threads
     from pipeline.extraction import pretrain
 
     found = _products(data)[:pairs]

@@ -160,7 +160,7 @@ def gc(job: Job, others: tuple[str, ...], alone: bool, superseded: bool, dry_run
     are kept. Stop all readers of the store first: reading a deleted shard raises an error. --set applies to SPEC, not
     to --keep-for.
     """
-    from pipeline.core.leftovers import leftovers_text, remove_leftovers
+    from pipeline.core.workspace import leftovers_text, remove_leftovers
     from pipeline.stores.collect import collect_specs, collect_store, remove_superseded, superseded_text
     from pipeline.stores.targets import is_spec, require_store
 

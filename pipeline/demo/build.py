@@ -15,7 +15,7 @@ from transformers import CLIPModel
 from pipeline.composition.checkpoint import load_composer, save_composer
 from pipeline.composition.composers.gated import Gated, GatedOptions
 from pipeline.composition.fit import Embeddings, FitOptions, fit_on_rows
-from pipeline.core.threads import cpu_threads
+from pipeline.core.device import cpu_threads
 from pipeline.demo.examples import Example, examples, full_description, triplets
 from pipeline.extraction import pretrain
 from pipeline.training.determinism import flushed_denormals

@@ -16,8 +16,15 @@ from safetensors.torch import load_file
 from manifests.identity import digest, file_digest
 from manifests.shapes import misfits
 from pipeline.extraction.adapters import CONFIG, adapter_weights, merge_adapter, only_adapter, without_adapter
-from pipeline.extraction.checkpoint_files import Checkpoint, ModelError, clip_module, shards, side_files
-from pipeline.extraction.model_sizes import refuse_layers, try_processor
+from pipeline.extraction.checkpoint_files import (
+    Checkpoint,
+    ModelError,
+    clip_module,
+    refuse_layers,
+    shards,
+    side_files,
+    try_processor,
+)
 
 _FILES = [
     "*.json",

@@ -20,10 +20,10 @@ from pipeline.composition.ready import ReadyComposer, composer_folder, fitting_s
 from pipeline.composition.request import ComposerRequest, composer_request, is_joint
 from pipeline.core.binding import StaleError, declared_digest, load_binding, save_binding, source_record
 from pipeline.core.workspace import FeatureRecord, Workspace, extraction_request
+from pipeline.extraction.cost import memory_of
 from pipeline.extraction.distributed import cluster_for
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.fitting.job import fitted_spec
-from pipeline.extraction.memory import memory_of
 from pipeline.extraction.plan import Plan, open_store, plan_extraction
 from pipeline.extraction.precision import checked_agreement, decode_agreement, extractor_in, sample_of
 from pipeline.extraction.probe import (

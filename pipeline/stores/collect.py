@@ -16,8 +16,7 @@ from cache import Store, StoreNotFoundError, list_stores
 from cache.gc import Collected, collect
 from cache.lease import Lease
 from manifests.errors import FashionNTMError
-from pipeline.core.leftovers import ASIDE, size_of
-from pipeline.core.workspace import Workspace
+from pipeline.core.workspace import ASIDE, Workspace, size_of
 from pipeline.stores.wanted import StoreRequest
 from pipeline.training.runs import list_runs
 
