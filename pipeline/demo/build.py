@@ -25,7 +25,7 @@ COMPOSER, CARD, SCORE = "composer", "README.md", "score.json"
 PIXELS = 96  # images are rendered as in the dataset
 TOWERS = pretrain.PretrainOptions(
     epochs=8, pixel_mean=0.79, pixel_std=0.21
-)  # ``pretrain.pixel_statistics`` of these images
+)  # mean and standard deviation of these images
 HEAD = GatedOptions(hidden=512, dropout=0.1)
 FIT = FitOptions(epochs=12, batch_size=512, learning_rate=1e-3, scale=30.0)
 TRAIN_EXAMPLES, TEST_EXAMPLES = 12_000, 600
@@ -44,7 +44,7 @@ def build(
     log(f"rendering {count:,} garments")
     found = examples(count, PIXELS, "train")
     pairs = [pretrain.Pair(e.image, e.texts, str(e.group)) for e in found]
-    tokenizer = pretrain.build_tokenizer((t for p in pairs for t in p.texts), towers)
+    tokenizer = pretrain.build_tokenizer((t for p in pairs for t in p.texts), towers.vocabulary, towers.max_tokens)
     model = pretrain.build_model(tokenizer, towers)
     for metrics in pretrain.fit(model, tokenizer, pairs, towers):
         log(f"towers, epoch {metrics['epoch']} of {towers.epochs}: loss {metrics['loss']:.3f}")

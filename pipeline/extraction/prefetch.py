@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 
 A = TypeVar("A")
 B = TypeVar("B")
+WAITING = 2  # maximum of finished shards in memory; the model waits for the disk beyond it
 _POLL = 0.1  # seconds between checks whether the consumer has stopped
 
 
@@ -94,58 +95,46 @@ class InThread(Iterator[A]):
         self._thread.join()
 
 
-T = TypeVar("T")
-WAITING = 2  # maximum of finished shards in memory; the model waits for the disk beyond it
-
-
-class Commits(Generic[T]):
+class Commits(Generic[A]):
     """Queue that calls ``commit`` on each item, in order, in one thread. As a context manager it waits for the last.
 
     The first error of ``commit`` is raised by the next ``put`` or on exit; nothing is committed after it.
     ``threaded=False``: ``put`` commits directly.
     """
 
-    def __init__(self, commit: Callable[[T], None], threaded: bool = True):
-        self._commit, self._threaded = commit, threaded
-        self._queue: Queue[tuple[T] | None] = Queue(WAITING)
+    def __init__(self, commit: Callable[[A], None], threaded: bool = True):
+        self._commit = commit
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
+        self._pool = ThreadPoolExecutor(1, "writer") if threaded else None
+        self._waiting: deque[Future[None]] = deque()
 
-    def __enter__(self) -> Commits[T]:
-        if self._threaded:
-            self._thread.start()
+    def __enter__(self) -> Commits[A]:
         return self
 
-    def _work(self) -> None:
-        while (found := self._queue.get()) is not None:
-            if self._error is None:
-                try:
-                    self._commit(*found)
-                except BaseException as error:  # raised again in the calling thread
-                    self._error = error
+    def _work(self, thing: A) -> None:
+        if self._error is None:
+            try:
+                self._commit(thing)
+            except BaseException as error:  # raised again in the calling thread
+                self._error = error
 
-    def put(self, thing: T) -> None:
+    def put(self, thing: A) -> None:
         """Add one shard; wait while ``WAITING`` others are unwritten."""
-        if not self._threaded:
+        if self._pool is None:
             self._commit(thing)
             return
-        while True:
-            if self._error is not None:
-                raise self._error
-            try:
-                self._queue.put((thing,), timeout=0.5)
-                return
-            except Full:
-                continue
+        while len(self._waiting) > WAITING:
+            self._waiting.popleft().result()
+        if self._error is not None:
+            raise self._error
+        self._waiting.append(self._pool.submit(self._work, thing))
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if not self._threaded:
-            return
-        self._queue.put(None)
-        while self._thread.is_alive():
-            try:
-                self._thread.join()
-            except KeyboardInterrupt:  # finish the short commit, since a partial one is discarded
-                continue
+        while self._waiting:
+            with suppress(KeyboardInterrupt):  # finish the short commit, since a partial one is discarded
+                self._waiting[0].result()
+                self._waiting.popleft()
+        if self._pool is not None:
+            self._pool.shutdown()
         if self._error is not None and (error is None or isinstance(error, KeyboardInterrupt)):
             raise self._error
