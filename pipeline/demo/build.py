@@ -25,7 +25,7 @@ COMPOSER, CARD, SCORE = "composer", "README.md", "score.json"
 PIXELS = 96  # images are rendered as in the dataset
 TOWERS = pretrain.PretrainOptions(
     epochs=8, pixel_mean=0.79, pixel_std=0.21
-)  # mean and standard deviation of these images
+)  # ``pretrain.pixel_statistics`` of these images
 HEAD = GatedOptions(hidden=512, dropout=0.1)
 FIT = FitOptions(epochs=12, batch_size=512, learning_rate=1e-3, scale=30.0)
 TRAIN_EXAMPLES, TEST_EXAMPLES = 12_000, 600
