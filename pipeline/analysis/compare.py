@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from pipeline.evaluation.evaluate import Evaluation
 from pipeline.evaluation.files import load_results
 from pipeline.evaluation.significance import (
     RESAMPLES,
-    SeedTest,
     bootstrap,
     difference,
     holm,
@@ -29,8 +28,8 @@ from pipeline.evaluation.significance import (
     session_values,
     strata_of,
 )
-from pipeline.jobs.currency import Currency, NotCheckedError
 from pipeline.jobs.named_runs import results_of, runs_named, seed_of
+from pipeline.jobs.run_rows import Currency, NotCheckedError
 from pipeline.training.errors import RunError
 from pipeline.training.runs import RunFolder, list_runs
 
@@ -250,7 +249,7 @@ def compare(
 def _lines(
     a: Method, b: Method, about: Evaluation, rows: np.ndarray, labels: np.ndarray, ranks: tuple[np.ndarray, np.ndarray]
 ) -> tuple[Line, ...]:
-    made: list[tuple[Any, SeedTest | None]] = []
+    made: list[Line] = []
     tested: set[bytes] = set()
     fixed = [m.seeds == (None,) for m in (a, b)]
     for subset, members in about.subsets.items():
@@ -265,16 +264,14 @@ def _lines(
             of, sides = values[2 * n : 2 * n + 2], (drawn[:, 2 * n], drawn[:, 2 * n + 1])
             by_seed = (np.mean([v[:, m].mean(axis=1) for m in strata], axis=0).tolist() for v in of)
             one, other = (dict(zip(m.seeds, v, strict=True)) for m, v in zip((a, b), by_seed, strict=True))
-            means = [float(np.mean([v.mean(axis=0)[m].mean() for m in strata])) for v in of]
-            found = difference(means[1] - means[0], sides[1] - sides[0])
-            spans = (*interval(sides[0]), *interval(sides[1]))
-            # pairs of equal seeds, or every seed against a single deterministic run
-            made.append(((subset, metric, int(inside.sum()), *means, *spans, *found), seed_test(one, other, fixed)))
-    corrected = holm([facts[-1] for facts, _ in made])
-    return tuple(
-        Line(*facts, p_holm=p, p_seeds=test.p if test else None, least_p_seeds=test.least if test else None)
-        for (facts, test), p in zip(made, corrected, strict=True)
-    )
+            test = seed_test(one, other, fixed)  # pairs of equal seeds, or every seed against a deterministic run
+            first, second = (float(np.mean([v.mean(axis=0)[m].mean() for m in strata])) for v in of)
+            found = difference(second - first, sides[1] - sides[0])
+            values_of = (first, second, *interval(sides[0]), *interval(sides[1]), *found)
+            over_seeds = (test.p, test.least) if test else (None, None)
+            made.append(Line(subset, metric, int(inside.sum()), *values_of, found.p, *over_seeds))
+    corrected = holm([line.p_sessions for line in made])
+    return tuple(replace(line, p_holm=p) for line, p in zip(made, corrected, strict=True))
 
 
 def to_text(comparison: Comparison) -> str:

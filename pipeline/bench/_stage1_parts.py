@@ -21,9 +21,9 @@ from pipeline.bench._steps import gemm_step
 from pipeline.bench._world import dataset_of
 from pipeline.extraction.batches import ShardTask, batches_of, jobs_of
 from pipeline.extraction.decoding import IMAGES_A_WORKER, Decoder
-from pipeline.extraction.meter import Meter
 from pipeline.extraction.plan import plan_extraction
 from pipeline.extraction.prepare import ItemFailure, decode_ahead, prepare
+from pipeline.extraction.progress import Meter
 from pipeline.extraction.run import extract
 from pipeline.extraction.tower_format import FORMS, take_form
 

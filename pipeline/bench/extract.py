@@ -25,7 +25,7 @@ from pipeline.bench._extract_figures import TORCHVISION, figures_of, render, ver
 from pipeline.bench._machine import Load
 from pipeline.bench._stage1_parts import Parts
 from pipeline.bench._world import corrupted, dataset_of, draw_images, save_small_clip
-from pipeline.core.threads import available_cpus, doublings
+from pipeline.core.device import available_cpus, doublings
 from pipeline.extraction.distributed import cluster_for
 from pipeline.extraction.extractors import load_extractor
 from pipeline.extraction.extractors.base import ExtractorError

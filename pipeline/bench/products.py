@@ -19,7 +19,7 @@ from cache import Store
 from manifests.errors import FashionNTMError
 from manifests.identity import stack_keys, text_key
 from manifests.schema import Component, Dataset, Gallery, Image, RunSpec, Session, Turn
-from pipeline.core.threads import cpu_threads
+from pipeline.core.device import cpu_threads
 from pipeline.evaluation.metrics import recall
 from pipeline.evaluation.ranking import ranks
 from pipeline.extraction import pretrain
@@ -61,7 +61,7 @@ def _run(data: Path, train: list, test: list, folder: Path, size: pretrain.Pretr
     pairs = [pretrain.Pair(data / "images" / f"{key}.jpg", (title,)) for key, title in train]
     statistics = pretrain.pixel_statistics(pretrain.to_pixels([p.image for p in pairs[:500]], size))
     size = size.model_copy(update=statistics)
-    tokenizer = pretrain.build_tokenizer((title for _, title in train), size)
+    tokenizer = pretrain.build_tokenizer((title for _, title in train), size.vocabulary, size.max_tokens)
     model = pretrain.build_model(tokenizer, size)
     losses = [metrics["loss"] for metrics in pretrain.fit(model, tokenizer, pairs, size)]
     pretrain.save(model, tokenizer, size, folder / "model")

@@ -23,7 +23,7 @@ DEFAULTS: Mapping[str, str] = {
     "slots": "4,8",
     "dropout": "0.0..0.6",
     "residual": "true,false",
-    "init": '"paper","symmetry-breaking"',
+    "init": '"paper","symmetry-breaking","addressed"',
     "alpha": "0.05..1.0",
     "training.learning_rate": "1e-4..1e-2:log",
     "training.scale": "1.0..50.0:log",

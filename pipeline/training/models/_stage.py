@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.training.errors import TrainingError
-from pipeline.training.models._ntm import HEADS, MemoryState, access, head_sizes, heads
+from pipeline.training.models._ntm import HEADS, READ, WRITE, MemoryState, access, head_sizes, heads
 
 MEMORY_CONSTANT = 1e-6  # initial value of every memory element, as in the public NTM
+SATURATED, STRENGTH = 4.0, 5.0  # biases of init="addressed": sigmoid(4) = 0.98
 TRACKED_TURNS = 8  # turn positions with their own running statistics; later turns use those of the last position
 
 
@@ -79,8 +80,10 @@ class Stage(nn.Module):
     and biases zero; heads Xavier-uniform with gain 1.4 and biases of standard deviation 0.01; learned initial hidden
     and cell state, read vector and head weights of standard deviation 0.05, 0.01 and 1e-5; memory constant 1e-6. All
     rows are then equal at first, content addressing cannot distinguish them, and its gradient is near zero until the
-    learned head weights have diverged. ``init="symmetry-breaking"`` (not in the paper) instead learns the initial
-    memory, from rows drawn uniformly within 1 / sqrt(N + M).
+    learned head weights have diverged. Two starts are not in the paper. ``init="symmetry-breaking"`` learns the initial
+    memory, from rows drawn uniformly within 1 / sqrt(N + M). ``init="addressed"`` also starts the heads in use, by the
+    biases of their addressing: the write head moves on by one slot per turn and overwrites it, so that the memory is a
+    list of the last N turns; the read head finds its slot by content, with strength 5.
     """
 
     def __init__(self, dim: int, slots: int, width: int, hidden: int, init: str):
@@ -98,6 +101,8 @@ class Stage(nn.Module):
             bound = 1 / math.sqrt(slots + width)
             self.memory = nn.Parameter(torch.empty(slots, width).uniform_(-bound, bound))
         self._initialise()
+        if init == "addressed":
+            self._address()
 
     def _initialise(self) -> None:
         initialize_controller(self.controller, self.controller.input_size)
@@ -105,6 +110,18 @@ class Stage(nn.Module):
         for part in self.heads.weight.data.split([*head_sizes(self.width) * HEADS, self.width, self.width]):
             nn.init.xavier_uniform_(part, gain=1.4)
         nn.init.normal_(self.heads.bias, std=0.01)
+
+    @torch.no_grad()
+    def _address(self) -> None:
+        biases = self.heads.bias[: HEADS * sum(head_sizes(self.width))].unflatten(0, (HEADS, -1))
+        _, strength, gate, shift, sharpening = biases.split(head_sizes(self.width), dim=1)
+        strength[READ] += STRENGTH
+        gate += torch.tensor([[SATURATED], [-SATURATED]])  # the read head by content, the write head by location
+        shift[READ, 1] += SATURATED  # stay
+        shift[WRITE, 0] += SATURATED  # forward
+        sharpening[WRITE] += SATURATED
+        self.heads.bias[-2 * self.width : -self.width] += SATURATED  # erase what is overwritten
+        self.start[WRITE, -1] += 2 * SATURATED  # the first turn is written to the first slot
 
     def initial_state(self, batch: int) -> MemoryState:
         """Return the state before the first turn, equal for all ``batch`` sessions."""

@@ -45,7 +45,7 @@ class CMNTM(ResidualModel):
         slots: int = Field(4, ge=1)  # N
         width: int | None = Field(None, ge=1)  # M; None: the width of the features (4 x 768 in the paper)
         hidden: int = Field(100, ge=1)  # units of each controller
-        init: Literal["paper", "symmetry-breaking"] = "paper"  # see ``Stage``
+        init: Literal["paper", "symmetry-breaking", "addressed"] = "paper"  # see ``Stage``
         dropout: float = Field(0.0, ge=0, lt=1)  # on the input; 0 is the paper's
         residual: ResidualKind = False  # f' = f_qry + output, or the moving average + output; the paper has none
 

@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from pipeline.training.errors import TrainingError
 from pipeline.training.models import build_model
+from pipeline.training.models._ntm import READ, WRITE
 from pipeline.training.models._stage import TRACKED_TURNS
 from pipeline.training.models.cm_ntm import CMNTM
 
@@ -144,12 +145,32 @@ def test_all_rows_start_equal_unless_the_symmetry_is_broken() -> None:
     """With equal rows the address hardly moves a gradient; the labeled variant lets it learn from the first step."""
     queries, lengths = a_batch()
     gradients = {}
-    for init in ("paper", "symmetry-breaking"):
+    for init in ("paper", "symmetry-breaking", "addressed"):
         model = build_model("cm_ntm", {"stages": 1, "slots": N, "hidden": 8, "init": init}, D).double()
         model(queries, lengths).square().sum().backward()
         gradients[init] = float(model.stages[0].heads.weight.grad[:D].norm())  # rows of the read head's key
-        assert ("stages.0.memory" in dict(model.named_parameters())) == (init == "symmetry-breaking")
-    assert gradients["paper"] < 1e-6 * gradients["symmetry-breaking"]
+        assert ("stages.0.memory" in dict(model.named_parameters())) == (init != "paper")
+    assert (
+        gradients["paper"] < 1e-6 * gradients["symmetry-breaking"]
+        and gradients["symmetry-breaking"] < gradients["addressed"]
+    )
+
+
+@pytest.mark.parametrize("slots", [1, 2, 4])
+def test_addressed_heads_start_as_a_list_of_the_turns(slots: int) -> None:
+    """Turn n is written to slot n modulo N and nothing else changes; the read head prefers the row that equals its key."""
+    torch.manual_seed(0)
+    model = build_model("cm_ntm", {"stages": 2, "slots": slots, "width": 64, "init": "addressed"}, D).eval()
+    queries, state = torch.nn.functional.normalize(torch.randn(B, 6, D), dim=-1), model.initial_state(B)
+    for turn, query in enumerate(queries.unbind(1)):
+        _, after = model.step(query, state)
+        for before, stage in zip(state.stages, after.stages, strict=True):
+            assert (stage.weights[:, WRITE].argmax(-1) == turn % slots).all() and stage.weights[:, WRITE].max() > 0.99
+            others = [slot for slot in range(slots) if slot != turn % slots]
+            torch.testing.assert_close(stage.memory[:, others], before.memory[:, others], atol=0.02, rtol=0.02)
+            entropy = torch.special.entr(stage.weights[:, READ]).sum(-1)
+            assert slots == 1 or (entropy < 0.97 * math.log(slots)).any()
+        state = after
 
 
 def test_each_turn_has_its_own_batch_statistics() -> None:

@@ -264,7 +264,7 @@ def test_extreme_states_give_finite_gradients(
     exponent=st.floats(-3, 3),
     turns=st.integers(1, 4),
     stages=st.integers(1, 3),
-    init=st.sampled_from(["paper", "symmetry-breaking"]),
+    init=st.sampled_from(["paper", "symmetry-breaking", "addressed"]),
     kind=st.sampled_from(["random", "equal sessions", "zero"]),
     dtype=precisions,
 )
@@ -324,7 +324,11 @@ def test_a_batch_of_one_is_refused_in_training_and_served_in_inference(implement
 
 
 @settings(max_examples=25, deadline=None)
-@given(exponent=st.floats(-3, 3), stages=st.integers(1, 3), init=st.sampled_from(["paper", "symmetry-breaking"]))
+@given(
+    exponent=st.floats(-3, 3),
+    stages=st.integers(1, 3),
+    init=st.sampled_from(["paper", "symmetry-breaking", "addressed"]),
+)
 def test_a_dialogue_of_any_scale_keeps_its_weights_a_distribution(exponent: float, stages: int, init: str) -> None:
     model = build_model("cm_ntm", {"stages": stages, "slots": N, "hidden": K, "init": init}, D).eval()
     queries, _ = a_batch(turns=4, dtype=torch.float32)
