@@ -43,10 +43,7 @@ def near_pairs(
 
 
 def train_twins(dataset: Dataset, features: dict[str, np.ndarray], threshold: float) -> dict[str, dict[str, float]]:
-    """Return test image -> {near-duplicate train image with another id: cosine}.
-
-    ``features``: image id -> [D]; images without a feature have no near-duplicates.
-    """
+    """Return test image -> {near-duplicate train image of another id: cosine}, among images with features [D]."""
     test, train = ([i for i in pair_images(dataset.split(part)) if i in features] for part in ("test", "train"))
     twins: dict[str, dict[str, float]] = defaultdict(dict)
     if train and test:
@@ -58,10 +55,7 @@ def train_twins(dataset: Dataset, features: dict[str, np.ndarray], threshold: fl
 
 
 def near_overlaps(dataset: Dataset, twins: dict[str, dict[str, float]]) -> dict[str, frozenset[str]]:
-    """Return test session id -> "near target" and "near last pair", if the images or near-duplicates are in training.
-
-    Exact overlaps count as near ones.
-    """
+    """Return test session -> those of "near target" and "near last pair" that training has; exact ones are near."""
     pairs = {pair for session in dataset.split("train") for pair in session.pairs}
     known = {image for pair in pairs for image in pair}
     by_reference: dict[str, set[str]] = defaultdict(set)

@@ -142,10 +142,7 @@ def paper_figure(
 
 
 def draw(figure: Scatter, folder: Path, name: str) -> list[Path]:
-    """Draw the complete points, of which there is one at least, as PNG, SVG and PDF and return the files.
-
-    Raises DrawingError.
-    """
+    """Draw the complete points, one at least, as PNG, SVG and PDF; return the files. Raises DrawingError."""
     drawing = new_figure(7.2, 4.6)
     from matplotlib.lines import Line2D
 

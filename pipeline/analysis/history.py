@@ -168,9 +168,8 @@ def _other_histories(features: SessionFeatures) -> tuple[Tensor, Tensor]:
     kept = torch.minimum(lengths, lengths[other])
     place = torch.arange(features.turns, device=features.device)[None]
     first = (lengths[other] - kept)[:, None]
-    drawn = queries[other].gather(
-        1, (place + first).clamp_max(features.turns - 1)[..., None].expand(-1, -1, queries.shape[-1])
-    )
+    rows = (place + first).clamp_max(features.turns - 1)[..., None].expand(-1, -1, queries.shape[-1])
+    drawn = queries[other].gather(1, rows)
     return torch.where((place < kept[:, None] - 1)[..., None], drawn, last_turn(features)[:, None]), kept
 
 

@@ -109,10 +109,7 @@ class LeakReport:
 def leak_report(
     spec: RunSpec, dataset: Dataset, workspace: Workspace, scope: Scope = "category", threshold: float = 0.98
 ) -> LeakReport:
-    """Count overlaps of pairs, images and captions and, if the spec has a store, of near-duplicate images.
-
-    Raises IncompleteError if the dataset has no test sessions.
-    """
+    """Count overlaps and, with a store, near-duplicate images. Raises IncompleteError if there are no test sessions."""
     test = dataset.split("test")
     if not test:
         what = "there is nothing that could leak into them"

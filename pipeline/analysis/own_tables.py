@@ -22,11 +22,11 @@ def kind_of_table(name: str) -> str:
     A shipped name is looked up among tables, ablations and run specs, in this order; a file is known by its keys.
     Raises ManifestError, with the nearest name, if there is none.
     """
-    for kind, names in (("table", table_names()), ("ablation", ablation_names()), ("run", tuple(shipped("runs")))):
-        if name in names:
-            return kind
+    kinds = {"table": table_names(), "ablation": ablation_names(), "run": tuple(shipped("runs"))}
+    if kind := next((kind for kind, names in kinds.items() if name in names), ""):
+        return kind
     if Path(name).suffix != ".toml" and not Path(name).exists():
-        known = (*table_names(), *ablation_names(), *shipped("runs"))
+        known = [known for names in kinds.values() for known in names]
         raise ManifestError([Problem(name, "", "no table, ablation or run spec of this name", nearest(name, known))])
     values = read_toml(spec_path(name))
     return "table" if "kind" in values else "ablation" if "grid" in values else "run"
@@ -81,8 +81,5 @@ def _blocks(dataset: Dataset, subsets: Mapping[str, AbstractSet[str]]) -> tuple[
     """Return a block for all sessions, and one for each subset that lacks some of them."""
     tests = {s.id for s in dataset.split("test")}
     smaller = [name for name, ids in subsets.items() if name != "all" and ids and ids != tests]
-    labels = [(name, SUBSET_LABELS.get(name, name.capitalize())) for name in smaller]
-    return (
-        BlockSpec(subset="all", label="All sessions"),
-        *(BlockSpec(subset=name, label=label) for name, label in labels),
-    )
+    labels = {"all": "All sessions"} | {name: SUBSET_LABELS.get(name, name.capitalize()) for name in smaller}
+    return tuple(BlockSpec(subset=name, label=label) for name, label in labels.items())

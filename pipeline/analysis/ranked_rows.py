@@ -20,9 +20,8 @@ def with_ranked_rows(table: ResultsTable, names: Sequence[str]) -> ResultsTable:
     """Return the table with one more row for each named list. Raises ManifestError for a name that a row has."""
     for name in names:
         if name in {row.name for row in table.rows}:
-            raise ManifestError(
-                [Problem("--ranked", name, "a row of the table has this name", "score it under another")]
-            )
+            problem = Problem("--ranked", name, "a row of the table has this name", "score it under another")
+            raise ManifestError([problem])
     rows = (RowSpec(model=name, label=name, group=GROUP, deterministic=True) for name in dict.fromkeys(names))
     return table.model_copy(update={"rows": (*table.rows, *rows)})
 

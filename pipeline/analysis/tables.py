@@ -63,10 +63,7 @@ class TableRequest:
 
 
 def build_table(request: TableRequest) -> Table:
-    """Return the table as data: filled with the runs that match its rows, or counted, if it is a table of datasets.
-
-    Datasets missing from the data folder leave empty cells.
-    """
+    """Return the table, filled with the matching runs or counts of datasets; absent datasets leave empty cells."""
     if (kind := kind_of_table(request.name)) != "table":
         return _own(request, kind)
     table = load_table_spec(request.name)
@@ -95,10 +92,7 @@ def table_of_ablation(ablation: AblationSpec, spec: RunSpec, request: TableReque
 
 
 def fill(table: ResultsTable, spec: RunSpec, request: TableRequest, experiment: Experiment | None = None) -> Table:
-    """Fill the table with the runs of ``spec`` in the request's folders; empty cells get the commands that fill them.
-
-    ``experiment``: that of ``spec``, if it is loaded.
-    """
+    """Fill the table with the runs of ``spec`` (``experiment``: its, if loaded), or with commands that fill cells."""
     table = with_ranked_rows(table, request.ranked)
     lookup: FindRuns
     lookup = finder = RunFinder(spec, request.data, Workspace(request.out), table, request.seeds)

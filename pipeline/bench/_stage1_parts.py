@@ -58,10 +58,7 @@ class Parts:
         return rate(passes * len(batch), began)
 
     def variants(self) -> dict[str, Callable[[], dict[str, float]]]:
-        """Return a part per format of `extract --form`: the model's ceiling and "least_cosine" to the plain rows.
-
-        Compilation happens here, before the timed part.
-        """
+        """Return a part per compiled form (`extract --form`): the model's ceiling, "least_cosine" to the plain rows."""
         plain = self.extractor.begin("image", self.synthetic()).numpy().astype("float64")
 
         def part(form: str) -> dict[str, float]:

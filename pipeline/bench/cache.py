@@ -56,16 +56,10 @@ def run(
         raw, some = features.nbytes, (features[:SHARD_ROWS].copy(), keys[:SHARD_ROWS])
         del features, part
         time.sleep(2.5)  # digests of files written just now are not trusted without reading them
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+        setting = {"rows": rows, "dim": dim, "dtype": "float16", "repeats": repeats, "shard_rows": SHARD_ROWS}
         result = {
-            "setting": {
-                "rows": rows,
-                "dim": dim,
-                "dtype": "float16",
-                "repeats": repeats,
-                "shard_rows": SHARD_ROWS,
-                "processors": os.cpu_count(),
-                "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-            },
+            "setting": {**setting, "processors": os.cpu_count(), "load_average": load},
             "gather": _gather(path, others, rows, repeats, rng),
             "memory": _memory(path, rows, rng),
             "load": _load(path, others, repeats, raw),
@@ -156,14 +150,8 @@ def _commit(root: Path, features: np.ndarray, keys: np.ndarray, repeats: int) ->
     fields = {"seed": 1}
     path = store_path(root, "bench", "random", fields)
     fresh = keys.copy()
-    file = h5py.File(root / "append.h5", "w")
-    data = file.create_dataset(
-        "features",
-        (0, features.shape[1]),
-        features.dtype,
-        maxshape=(None, features.shape[1]),
-        chunks=(256, features.shape[1]),
-    )
+    file, dim = h5py.File(root / "append.h5", "w"), features.shape[1]
+    data = file.create_dataset("features", (0, dim), features.dtype, maxshape=(None, dim), chunks=(256, dim))
 
     def append(durable: bool) -> None:
         data.resize(len(data) + len(features), axis=0)
@@ -177,15 +165,13 @@ def _commit(root: Path, features: np.ndarray, keys: np.ndarray, repeats: int) ->
         writer.commit("query", fresh, features)
 
     with file, StoreWriter(path, dataset="bench", extractor="random", fields=fields) as writer:
-        seconds = interleaved(
-            {
-                "store": lambda: commit(writer),
-                "h5py append": lambda: append(durable=False),
-                "h5py append + fsync": lambda: append(durable=True),
-                "SHA-256 alone": lambda: hashlib.sha256(features).digest(),
-            },
-            repeats,
-        )
+        contenders: dict[str, Callable[[], object]] = {
+            "store": lambda: commit(writer),
+            "h5py append": lambda: append(durable=False),
+            "h5py append + fsync": lambda: append(durable=True),
+            "SHA-256 alone": lambda: hashlib.sha256(features).digest(),
+        }
+        seconds = interleaved(contenders, repeats)
     return {**seconds, "rows": len(features)} | _ratios(seconds)
 
 
@@ -237,16 +223,9 @@ def _goals(result: dict[str, Any]) -> list[dict[str, Any]]:
         ("seconds to resume 100,000 rows", result["resume"]["store"] / result["resume"]["rows"] * 1e5, 2.0, "at most"),
         ("memory of a gather against its result", result["memory"]["peak/result"], 2.0, "at most"),
     ]
-    return [
-        {
-            "what": what,
-            "found": found,
-            "goal": goal,
-            "bound": bound,
-            "met": found >= goal if bound == "at least" else found <= goal,
-        }
-        for what, found, goal, bound in listed
-    ]
+    met = [found >= goal if bound == "at least" else found <= goal for _, found, goal, bound in listed]
+    keys = ("what", "found", "goal", "bound", "met")
+    return [dict(zip(keys, (*row, yes), strict=True)) for row, yes in zip(listed, met, strict=True)]
 
 
 def render(result: dict[str, Any]) -> str:

@@ -141,10 +141,8 @@ def _torchvision(
         missing["torchvision"] = str(error)
         return {}
     other = Parts(made.root / "torchvision", made.dataset, extractor, made.batch_size, made.workers, made.shard_rows)
-    parts: dict[str, Callable[[], dict[str, float]]] = {
-        f"{TORCHVISION}decode": other.decode_ceiling,
-        f"{TORCHVISION}engine": other.engine,
-    }
+    parts: dict[str, Callable[[], dict[str, float]]]
+    parts = {f"{TORCHVISION}decode": other.decode_ceiling, f"{TORCHVISION}engine": other.engine}
     for n in doublings(available_cpus()) if scaling else ():
         parts[f"{TORCHVISION}decode {n}"] = partial(other.decode_ceiling, n)
     return parts
@@ -156,8 +154,7 @@ def _clip_retrieval(
     if reason := absent():
         missing["clip-retrieval"] = reason
         return {}
-    device = str(made.extractor.device)
-    out = made.root / "clip-retrieval"
+    out, device = made.root / "clip-retrieval", str(made.extractor.device)
     peer = ClipRetrieval(model, folder, len(made.items), out, made.batch_size, made.workers, device)
     return {"clip-retrieval": peer.run}
 

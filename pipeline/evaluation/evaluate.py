@@ -142,14 +142,9 @@ def evaluate(
         RankingError: NaN or infinite features, naming the session.
     """
     queries = np.asarray(queries)
-    left_out = dict(skipped or {})
-    kept = []
-    for row, session in enumerate(sessions):
-        reason = _no_target(session, galleries)
-        if reason:
-            left_out[session.id] = reason
-        else:
-            kept.append(row)
+    absent = [_no_target(session, galleries) for session in sessions]
+    kept = [row for row, reason in enumerate(absent) if not reason]
+    left_out = {**(skipped or {}), **{s.id: reason for s, reason in zip(sessions, absent, strict=True) if reason}}
     if not kept:
         shown = "; ".join(f"{name}: {why}" for name, why in list(left_out.items())[:3]) or "no session was given"
         raise EvaluationError(f"no session can be evaluated ({shown}): extract the missing rows, then evaluate again")
@@ -169,25 +164,21 @@ def evaluate(
             found = ranks(queries[rows], gallery.features, targets, SCORES_HELD, names, without, gallery.distinct)
         for (n, _), rank in zip(asked, found.tolist(), strict=True):
             correct[n].append(rank)
-    result = np.array([found[0] for found in correct], dtype=np.int64)  # of the target
-    several = any(session.also for session in chosen)
+    cutoffs = PRECISION_CUTOFFS if any(session.also for session in chosen) else ()
     ids = tuple(s.id for s in chosen)
+    members = {ALL: np.ones(len(ids), dtype=bool)}
+    members |= {name: np.array([i in of for i in ids]) for name, of in (subsets or {}).items() if name != ALL}
     return Evaluation(
         session_ids=ids,
         categories=tuple(s.category for s in chosen),
         target_ids=tuple(s.target for s in chosen),
-        ranks=result,
+        ranks=np.array([found[0] for found in correct], dtype=np.int64),  # of the target
         averaging=averaging,
-        subsets={
-            ALL: np.ones(len(ids), dtype=bool),
-            **{name: np.array([i in members for i in ids]) for name, members in (subsets or {}).items() if name != ALL},
-        },
+        subsets=members,
         galleries={name: {"images": len(g.images), "dropped": list(g.dropped)} for name, g in galleries.items()},
         skipped=left_out,
         references=references,
-        extra={f"mAP@{k}": np.array([average_precision(found, k) for found in correct]) for k in PRECISION_CUTOFFS}
-        if several
-        else {},
+        extra={f"mAP@{k}": np.array([average_precision(found, k) for found in correct]) for k in cutoffs},
     )
 
 

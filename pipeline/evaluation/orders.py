@@ -20,10 +20,7 @@ def ranked_lists(
     top: int,
     score: Callable[[Sequence[int], np.ndarray], np.ndarray] | None = None,
 ) -> Iterator[tuple[Ranked, str]]:
-    """Yield (list of the ``top`` candidates, target) of each session with its target in its gallery, by category.
-
-    Args are those of ``evaluate``.
-    """
+    """Yield (list of the ``top`` candidates, target) of each session that has its target; args of ``evaluate``."""
     for category, gallery in galleries.items():
         mine = [n for n, s in enumerate(sessions) if s.category == category and s.target in gallery.index]
         targets = np.array([gallery.index[sessions[n].target] for n in mine], dtype=np.int64)

@@ -30,10 +30,7 @@ _KEPT = "!\"#$&'()*+,/:;<=>?@[\\]^`{|}~"  # all printable ASCII but % and the bl
 
 @dataclass(frozen=True)
 class Ranked:
-    """Candidates of one session, best first. ``scores``: higher is better; None: the position decides.
-
-    ``place``: position of the list in its file.
-    """
+    """Candidates, best first. ``scores``: higher is better; None: by position. ``place``: of the list in its file."""
 
     session: str
     images: tuple[str, ...]
@@ -46,7 +43,7 @@ def write_ranked(path: Path, form: str, lists: Iterable[Ranked], tag: str) -> No
     if form in ("trec", "beir"):
         text = "".join(_trec(ranked, tag) for ranked in lists)
     elif form == "jsonl":
-        text = "".join(json.dumps(_record(ranked), ensure_ascii=False) + "\n" for ranked in lists)
+        text = "".join(_json_line(ranked) for ranked in lists)
     else:
         made: dict[str, Any] = dict(_CIRR) if form == "cirr" else {}
         number = int if form == "circo" else str
@@ -65,9 +62,9 @@ def _trec(ranked: Ranked, tag: str) -> str:
     )
 
 
-def _record(ranked: Ranked) -> dict[str, Any]:
+def _json_line(ranked: Ranked) -> str:
     scores = {} if ranked.scores is None else {"scores": [float(f"{s:.9g}") for s in ranked.scores]}
-    return {"session": ranked.session, "images": list(ranked.images), **scores}
+    return json.dumps({"session": ranked.session, "images": ranked.images, **scores}, ensure_ascii=False) + "\n"
 
 
 def coded(name: str) -> str:
@@ -88,37 +85,28 @@ def read_ranked(path: Path, problems: Problems) -> list[Ranked]:
         return []
     if first != "{":
         return _read_trec(text, path, problems)
-    line = text.lstrip().partition("\n")[0]
     try:
-        one = parse_json(line)
+        one = parse_json(text.lstrip().partition("\n")[0])
     except JsonError:
         one = None
-    return (
-        _read_jsonl(text, path, problems)
-        if isinstance(one, dict) and "session" in one
-        else _read_json(text, path, problems)
-    )
+    read = _read_jsonl if isinstance(one, dict) and "session" in one else _read_json
+    return read(text, path, problems)
 
 
 def _read_trec(text: str, path: Path, problems: Problems) -> list[Ranked]:
-    images: dict[str, list[str]] = {}
-    scores: dict[str, list[float]] = {}
-    begins: dict[str, int] = {}
+    lists: dict[str, tuple[int, list[str], list[float]]] = {}  # session -> first line, images, scores
     for number, line in enumerate(text.split("\n"), start=1):
         words = line.split()
         if not words:
             continue
-        score = _number(words[4]) if len(words) == 6 else None
+        score, place = _number(words[4]) if len(words) == 6 else None, f"line {number}"
         if score is None:
-            problems.add(
-                f"line {number}", f"found {brief(line)}", "expected session Q0 image rank score tag", file=path
-            )
+            problems.add(place, f"found {brief(line)}", "expected session Q0 image rank score tag", file=path)
             continue
-        session = unquote(words[0])
-        begins.setdefault(session, number)
-        images.setdefault(session, []).append(unquote(words[2]))
-        scores.setdefault(session, []).append(score)
-    return [Ranked(s, tuple(found), tuple(scores[s]), f"line {begins[s]}") for s, found in images.items()]
+        _, images, scores = lists.setdefault(unquote(words[0]), (number, [], []))
+        images.append(unquote(words[2]))
+        scores.append(score)
+    return [Ranked(s, tuple(i), tuple(scores), f"line {first}") for s, (first, i, scores) in lists.items()]
 
 
 def _number(text: Any) -> float | None:

@@ -80,13 +80,9 @@ def _removed(
     better: np.ndarray, inverse: np.ndarray, without: Sequence[Sequence[int]], targets: np.ndarray
 ) -> np.ndarray:
     """Count the candidates of ``without`` that rank at or before the target; better: bool [S, U], inverse: [G]."""
-    return np.array(
-        [
-            sum(bool(row[inverse[c]]) for c in set(left_out) - {int(target)})
-            for row, left_out, target in zip(better, without, targets, strict=True)
-        ],
-        dtype=np.int64,
-    )
+    rows = zip(better, without, targets, strict=True)
+    counts = [sum(bool(row[inverse[c]]) for c in set(left_out) - {int(target)}) for row, left_out, target in rows]
+    return np.array(counts, dtype=np.int64)
 
 
 def score_ranks(

@@ -116,10 +116,7 @@ class SessionFeatures:
         return SessionRows(self.query_rows[index], self.target_rows[index], texts, self.lengths[index])
 
     def read(self, rows: SessionRows, texts: bool = False) -> SessionBatch:
-        """Return the features at ``rows``; queries are [B, T, D], or [B, T, D + E] with ``texts``.
-
-        Raises FeatureError when texts are requested but not loaded.
-        """
+        """Return the features at ``rows``; ``texts``: queries are [B, T, D + E]. Raises FeatureError without texts."""
         queries = self.queries[rows.queries]
         if texts:
             if self.texts is None or rows.texts is None:
@@ -131,10 +128,7 @@ class SessionFeatures:
         return SessionBatch(queries, self.targets[rows.targets], rows.lengths)
 
     def concatenated(self, index: Tensor) -> SessionBatch:
-        """Return the sessions ``index`` (int64 [B]) as one-turn sessions: the query of ST + cat and the final target.
-
-        Raises FeatureError when the store has no such queries.
-        """
+        """Return one-turn sessions: query of ST + cat, final target. Raises FeatureError if the store lacks queries."""
         if not self.has_concatenated:
             raise FeatureError(
                 "the imported features hold no query for all captions as one text: import them too (turn 0 of each "
@@ -246,10 +240,7 @@ def _padded(rows: list[int], turns: int) -> list[int]:
 def _check_finite(
     store: Store, table: str, features: np.ndarray, rows: np.ndarray, uses: np.ndarray, names: list[str]
 ) -> None:
-    """Raise FeatureError for NaN or infinite values in ``features`` [n, D].
-
-    rows: [n], row numbers in the store. uses: [S, k], indices into ``features`` for each session.
-    """
+    """Raise FeatureError for NaN or infinity in features [n, D]; rows: [n] in the store; uses: [S, k], by session."""
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(bad):
         users = np.flatnonzero(np.isin(uses, bad).any(axis=1))

@@ -175,20 +175,20 @@ def _state(trainer: Trainer, average: WeightAverage, runs: Sequence[_Run], epoch
 @torch.no_grad()
 def _restore(trainer: Trainer, average: WeightAverage, kept: _Run, run: int, state: RunState) -> None:
     """Set run ``run`` to ``state``."""
-    parts: dict[str, dict[str, Tensor]] = {"weights": {}, "adam": {}, "average": {}, "best": {}}
-    for name, value in state.tensors.items():
-        kind, _, rest = name.partition(".")
-        parts[kind][rest] = value
-    _copy(trainer.part(_floats(trainer.averaged()), run), parts["weights"])
-    if parts["average"]:
-        _copy(trainer.part(average.started(), run), parts["average"])
+
+    def part(kind: str) -> dict[str, Tensor]:
+        return {n.removeprefix(kind): value for n, value in state.tensors.items() if n.startswith(kind)}
+
+    _copy(trainer.part(_floats(trainer.averaged()), run), part("weights."))
+    if averages := part("average."):
+        _copy(trainer.part(average.started(), run), averages)
     moments: list[dict[str, Tensor]] = [{} for _ in trainer.tensors_of(run)]
-    for name, value in parts["adam"].items():
+    for name, value in part("adam.").items():
         place, _, moment = name.partition(".")
         moments[int(place)][moment] = value
     trainer.set_moments(run, moments)
     kept.best, kept.best_epoch = state.best, state.best_epoch
-    kept.best_weights = {n: v.to(trainer.features.device) for n, v in parts["best"].items()} or None
+    kept.best_weights = {n: v.to(trainer.features.device) for n, v in part("best.").items()} or None
 
 
 def _floats(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -236,20 +236,17 @@ def _epoch(
             if not any(going):
                 break
     means = (total / len(steps)).tolist()
-    return [
-        _diverged(trainer, run, epoch, diverged.get(run), len(steps)) if not math.isfinite(mean) else mean
-        for run, mean in enumerate(means)
-    ]
-
-
-def _diverged(trainer: Trainer, run: int, epoch: int, at: tuple[int, float] | None, steps: int) -> DivergenceError:
-    where = (
-        f"the loss is {at[1]} at epoch {epoch}, step {at[0]} of {steps}" if at else f"no finite loss in epoch {epoch}"
-    )
-    rate = trainer.trainings[run].learning_rate
-    return DivergenceError(
-        f"{trainer.models[run].name}: {where}; lower training.learning_rate (now {rate:g}) or set training.clip_norm"
-    )
+    for run, mean in enumerate(means):
+        if not math.isfinite(mean):
+            where = f"no finite loss in epoch {epoch}"
+            if run in diverged:
+                number, loss = diverged[run]
+                where = f"the loss is {loss} at epoch {epoch}, step {number} of {len(steps)}"
+            fix = (
+                f"lower training.learning_rate (now {trainer.trainings[run].learning_rate:g}) or set training.clip_norm"
+            )
+            means[run] = DivergenceError(f"{trainer.models[run].name}: {where}; {fix}")
+    return means
 
 
 def epoch_batches(order: Tensor, batch_size: int) -> tuple[Tensor, ...]:
@@ -279,8 +276,6 @@ def _check(features: SessionFeatures, trainings: Sequence[Training], validation:
         values = {getattr(training, name) for training in trainings}
         if len(values) > 1:
             raise TrainingError(f"runs side by side need one training.{name}, got {sorted(map(str, values))}")
-    patience = trainings[0].early_stopping
-    if patience and validation is None:
-        raise TrainingError(
-            f"training.early_stopping = {patience} needs a validation part; set validation.fraction, e.g. 0.1"
-        )
+    if (patience := trainings[0].early_stopping) and validation is None:
+        what = f"training.early_stopping = {patience} needs a validation part"
+        raise TrainingError(f"{what}; set validation.fraction, e.g. 0.1")

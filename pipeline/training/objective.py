@@ -42,10 +42,7 @@ class Step:
 
 
 class Objective:
-    """Loss of a batch of sessions, built once per training.
-
-    With the default settings it is ``turnwise_cross_entropy`` on the batch.
-    """
+    """Loss of a batch of sessions, built once per training; ``turnwise_cross_entropy`` with the default settings."""
 
     def __init__(self, features: SessionFeatures, training: Training):
         """Build the loss. Raises ManifestError for an unknown loss or option."""

@@ -166,10 +166,7 @@ class RunFolder:
         save_model(self.path, model, last=self._check)
 
     def load_state(self, backend: str, diagnostics: bool = False) -> RunState | None:
-        """Return the saved state of an interrupted training, or None if it must start again.
-
-        ``diagnostics``: whether the run also needs the diagnostics of all epochs.
-        """
+        """Return the saved state of an interrupted training (``diagnostics``: if all epochs have theirs), or None."""
         if self.state not in ("incomplete", "failed"):
             return None
         try:
@@ -229,10 +226,7 @@ class RunFolder:
         remove_state(self.path)
 
     def fail(self, error: Exception, record: dict[str, Any] | None = None) -> None:
-        """Mark the run as failed, with the error's message; the state of a diverged run is removed.
-
-        ``record``: of run.json, instead of the file's.
-        """
+        """Mark the run as failed (``record``: instead of run.json's); the state of a diverged run is removed."""
         self._write({**(record or self.record()), "finished": None, "failed": f"{type(error).__name__}: {error}"})
         if isinstance(error, DivergenceError):
             remove_state(self.path)

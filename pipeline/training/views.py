@@ -91,16 +91,14 @@ def _with_rows(
     kept = features.subset(there.tolist())
     added = torch.from_numpy(store.gather("query", used).astype(np.float32)).to(features.device)
     places = torch.from_numpy(found.reshape(-1).astype(np.int64)).to(features.device)
+    reasons = (f"session {s.id!r}: no query row for its {what}" for s in missing)
     return replace(
         kept,
         queries=torch.cat([features.queries, added]),
         cat_rows=len(features.queries) + places,
         has_concatenated=True,
-        skipped=(*features.skipped, *(session.id for session in missing)),
-        reasons=(
-            *features.reasons,
-            *(f"session {s.id!r}: no query row for its {what}" for s in missing),
-        ),
+        skipped=(*features.skipped, *(s.id for s in missing)),
+        reasons=(*features.reasons, *reasons),
     )
 
 

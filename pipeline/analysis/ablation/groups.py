@@ -60,17 +60,14 @@ def run_on_cluster(job: Job, groups: Sequence[Group], scheduler: str = "", worke
         failed: list[str] = []
         for future in as_completed(futures, loop=client.loop):  # the client is not the default one
             group = futures[future]
-            error = future.exception()
-            if error is not None:
+            if (error := future.exception()) is not None:
                 failed.append(f"  {group.label}: {error}")
                 log(f"failed: {group.label}: {error}")
-                continue
-            for line in future.result():
+            for line in future.result() if error is None else ():
                 log(line)
     if failed:
-        raise ClusterError(
-            "\n".join([f"{len(failed)} of {len(groups)} groups failed:", *failed, "run the same command to resume"])
-        )
+        head = f"{len(failed)} of {len(groups)} groups failed:"
+        raise ClusterError("\n".join([head, *failed, "run the same command to resume"]))
 
 
 def _work(job: Job, group: Group) -> list[str]:

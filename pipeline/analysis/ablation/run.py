@@ -20,10 +20,7 @@ from pipeline.jobs.specs import check_components
 
 
 def open_ablation(name: str, run: str, overrides: Sequence[str], data: Path, out: Path, device: str = "auto") -> Place:
-    """Open ablation ``name`` on run spec ``run`` ("": its own), with the ablation's windows for stage 1 added.
-
-    Raises ManifestError with every problem.
-    """
+    """Open an ablation on ``run`` or its own run spec, with its windows. Raises ManifestError with every problem."""
     ablation = load_ablation_spec(name)
     run = run or ablation.run
     spec = read_spec(run, overrides, shlex.join([run, *repeated_options(overrides, data, out)]))
@@ -34,10 +31,7 @@ def open_ablation(name: str, run: str, overrides: Sequence[str], data: Path, out
 
 
 def variants_of(place: Place, labels: Sequence[str] = ()) -> list[Place]:
-    """Return one place per dataset and composer of the ablation; the place itself if it has none.
-
-    ``labels``: of the wanted variants. Raises ManifestError for an unknown one.
-    """
+    """Return a place per variant (``labels``: the wanted ones), or the place itself. Raises ManifestError."""
     specs = chosen_variants(place.ablation.variants(place.spec), labels)
     return [replace(place, spec=spec, variant=label) for label, spec in specs.items()]
 

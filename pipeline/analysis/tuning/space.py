@@ -108,11 +108,8 @@ def space_for(model: str, asked: Sequence[str] = ()) -> tuple[Axis, ...]:
     known = [*own, *(f"training.{name}" for name in Training.model_fields)] if kind.trainable else own
     texts = asked or [f"{key}={values}" for key, values in DEFAULTS.items() if key in known]
     axes = [parse_axis(text) for text in texts]
-    problems = [
-        Problem("--search", a.key, f"{model} has no such option", nearest(a.key, known))
-        for a in axes
-        if a.key not in known
-    ]
+    strange = [a.key for a in axes if a.key not in known]
+    problems = [Problem("--search", key, f"{model} has no such option", nearest(key, known)) for key in strange]
     repeated = {a.key for a in axes if sum(b.key == a.key for b in axes) > 1}
     problems += [Problem("--search", key, "given more than once", "each may appear once") for key in sorted(repeated)]
     if not axes:

@@ -30,17 +30,13 @@ def why_not(models: Sequence[MemoryModel]) -> str:
     return ""
 
 
-def _unset(*_: Any) -> Tensor:
-    raise NotImplementedError("a call has no function yet")
-
-
 class _Call(nn.Module):
     """Module that calls ``of(model, *inputs)``, so that ``functional_call`` can run any method of the model."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model: Any = model
-        self.of: Callable[..., Tensor] = _unset
+        self.of: Callable[..., Tensor]  # set before each call
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return self.of(self.model, *inputs)

@@ -203,10 +203,7 @@ def read(memory, norms, states, raws, previous, cosines, weights, c: int, n: int
 def read_backward(
     memory, norms, raws, previous, cosines, d_read, d_weights, d_raws, d_previous, dots, pulls, c: int, n: int
 ) -> None:
-    """Backward of ``read``, given d_read [K, C, B, M].
-
-    ``d_weights`` [K, C, B, N] has the other gradients of the weights, and is overwritten.
-    """
+    """Backward of ``read``; d_read: [K, C, B, M]; overwrites d_weights [K, C, B, N], the weights' other gradients."""
     runs, _, batch, slots, width = memory.shape
     room, d_cosines = np.empty((5, max(3, slots)), memory.dtype), np.empty(slots, memory.dtype)
     for k in range(runs):
@@ -264,10 +261,7 @@ def write(memory, norms, raws, previous, cosines, weights, new, new_norms, alike
 def write_backward(
     memory, norms, raws, previous, cosines, d_new, d_weights, d_raws, d_previous, dots, pulls, n: int, alike: bool
 ) -> None:
-    """Write turn ``n`` of d_raws [K, C, T - 1, B, ..], given d_new [K, C, B, N, M].
-
-    ``d_weights`` has the other gradients of the weights, and is overwritten.
-    """
+    """Write turn ``n`` of d_raws [K, C, T - 1, B, ..]; d_new: [K, C, B, N, M]; d_weights as in ``read_backward``."""
     runs, stages, batch, slots, width = d_new.shape
     room, d_cosines = np.empty((5, max(3, slots)), d_new.dtype), np.empty(slots, d_new.dtype)
     for k in range(runs):

@@ -71,7 +71,4 @@ class TurnOps(Protocol):
         """
 
     def backward(self, saved: SavedActivations, weights: Weights, n: int, grad_in: GradIn) -> GradOut:
-        """Compute ``grad_in.d_gates`` and turn n of ``grad_in.d_raws``.
-
-        Replaces ``saved.d_memory`` by the gradient of the memories before turn n.
-        """
+        """Compute ``grad_in.d_gates`` and turn n of ``d_raws``; set ``saved.d_memory`` to that before turn n."""

@@ -15,10 +15,7 @@ losses: Registry[Loss] = Registry("pipeline.training.losses", Loss, "loss")  # t
 
 
 def build_loss(component: Component) -> Loss:
-    """Build the loss of ``[training.loss]``.
-
-    Raises ManifestError, with the nearest name, for an unknown loss or option.
-    """
+    """Build the loss of ``[training.loss]``. Raises ManifestError, with the nearest name, if one is unknown."""
     kind = losses.get(component.name, "", "key training.loss")
     return kind(valid_options(kind.Options, component.options, "loss", "training.loss"))
 

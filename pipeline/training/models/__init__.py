@@ -15,10 +15,7 @@ models: Registry[MemoryModel] = Registry("pipeline.training.models", MemoryModel
 
 
 def model_options(name: str, options: dict[str, Any], file: str = "") -> tuple[type[MemoryModel], Frozen]:
-    """Return the class and the validated options of model ``name`` without building it.
-
-    Raises ManifestError, with the nearest name, for an unknown model or option.
-    """
+    """Return class and validated options of a model. Raises ManifestError, with the nearest name, if one is unknown."""
     model = models.get(name, file, f"key models.{name}")
     return model, valid_options(model.Options, options, file or "memory model", f"models.{name}")
 

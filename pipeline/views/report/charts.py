@@ -23,10 +23,8 @@ def lines(series: Mapping[str, Points], x: str, y: str, about: str) -> str:
         path = " ".join(f"{plane.x(a):.1f},{plane.y(b):.1f}" for a, b in points)
         color = f"var(--c{number % COLORS})"
         mark = _mark(plane.x(points[-1][0]), plane.y(points[-1][1]), color) if points else ""
-        body.append(
-            f'<g><title>{escape(name)}</title><polyline points="{path}" fill="none" stroke="{color}" '
-            f'stroke-width="2"/>{mark}</g>'
-        )
+        line = f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"/>'
+        body.append(f"<g><title>{escape(name)}</title>{line}{mark}</g>")
     return _frame(plane, x, y, about, "".join(body)) + legend(list(kept))
 
 
@@ -55,14 +53,9 @@ def heat(weights: np.ndarray, label: str) -> str:
     cell, gap = 9, 5
     width, height = stages * (slots * cell + gap), heads * (cell + 1)
     marks = []
-    for stage in range(stages):
-        for head in range(heads):
-            for slot in range(slots):
-                x, y = stage * (slots * cell + gap) + slot * cell, head * (cell + 1)
-                value = float(weights[stage, head, slot])
-                marks.append(
-                    f'<rect x="{x}" y="{y}" width="{cell - 1}" height="{cell - 1}" fill-opacity="{value:.2f}"/>'
-                )
+    for (stage, head, slot), value in np.ndenumerate(weights):
+        x, y = stage * (slots * cell + gap) + slot * cell, head * (cell + 1)
+        marks.append(f'<rect x="{x}" y="{y}" width="{cell - 1}" height="{cell - 1}" fill-opacity="{value:.2f}"/>')
     said = "; ".join(
         f"stage {stage + 1} reads slot {int(weights[stage, 0].argmax()) + 1} ({weights[stage, 0].max():.2f}), "
         f"writes slot {int(weights[stage, 1].argmax()) + 1} ({weights[stage, 1].max():.2f})"

@@ -88,7 +88,13 @@ def interactive_order(bed: TestBed, models: Sequence[Trained], queries: Queries 
     if queries is None or queries.composer is None:
         out.why_not = "the extractor is a joint model: a new (reference, feedback) pair has no cached query"
         return out
-    mine = [n for n in np.flatnonzero(bed.lengths > 1).tolist() if _playable(bed, queries, n)]
+
+    def playable(number: int) -> bool:
+        texts = stack_keys(text_key(turn.text) for turn in bed.sessions[number].turns)
+        known = queries.backbone.find("text", texts) >= 0
+        return bool(known.all()) and queries.knows(bed.sessions[number].turns[0].reference)
+
+    mine = [n for n in np.flatnonzero(bed.lengths > 1).tolist() if playable(n)]
     out.sessions = len(mine)
     if not mine:
         out.why_not = "no session of two turns or more has all of its image and text rows"
@@ -110,12 +116,6 @@ def interactive_order(bed: TestBed, models: Sequence[Trained], queries: Queries 
         lists = [bed.images(mine[place], top[place]) for top in tops[2:]]
         out.examples[trained.label] = Example(mine[place], float(found[place]), *lists)
     return out
-
-
-def _playable(bed: TestBed, queries: Queries, number: int) -> bool:
-    texts = stack_keys(text_key(turn.text) for turn in bed.sessions[number].turns)
-    known = queries.backbone.find("text", texts) >= 0
-    return bool(known.all()) and queries.knows(bed.sessions[number].turns[0].reference)
 
 
 class _Player:

@@ -53,15 +53,13 @@ class Pictures:
         return data
 
     def _make(self, image: str, size: int) -> bytes | None:
-        if not self.has_pixels(image):
+        record = self.dataset.images.get(image)
+        if self._root is None or record is None or record.file is None:
             return None
         try:
-            file = self.dataset.images[image].file
-            assert self._root is not None and file is not None
-            picture = decode(read(self._root, file))
+            return small_jpeg(decode(read(self._root, record.file)), size)
         except ItemError:
             return None
-        return small_jpeg(picture, size)
 
 
 def small_jpeg(picture: PIL.Image.Image, size: int) -> bytes:

@@ -72,10 +72,7 @@ class TestBed:
         return out
 
     def ranks(self, queries: Tensor, targets: Sequence[str] | None = None) -> np.ndarray:
-        """Return the rank of each session's target, or of ``targets``, by the evaluation's rules: [S, D] -> int64 [S].
-
-        0 if the image is not in the session's gallery.
-        """
+        """Return the rank of each session's target, or of ``targets``: [S, D] -> int64 [S]; 0 outside its gallery."""
         wanted = targets if targets is not None else [s.target for s in self.sessions]
         out = np.zeros(len(self.sessions), dtype=np.int64)
         rows = queries.cpu().numpy()

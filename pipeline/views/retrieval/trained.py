@@ -30,10 +30,7 @@ ALPHA = 0.7  # of EWMA, unless the spec sets it
 
 @dataclass(frozen=True)
 class Trained:
-    """One finished run with its model in eval mode. ``label`` is unique among the runs shown together.
-
-    ``weights``: SHA-256 of the weights that were loaded.
-    """
+    """One finished run in eval mode. ``label``: unique among those shown; ``weights``: SHA-256 of loaded weights."""
 
     label: str
     title: str

@@ -42,14 +42,12 @@ def make_study_app(
         Mount("/static/study", StaticFiles(directory=ours)),
         Mount("/static", StaticFiles(directory=theirs)),
     ]
-    handlers = {**HANDLERS, FashionNTMError: _refused}
-    return Starlette(
-        routes=routes, middleware=[Middleware(Guard, token=token, hosts=hosts)], exception_handlers=handlers
-    )
 
+    def refused(_: Request, error: Exception) -> Response:
+        return JSONResponse({"error": str(error)}, getattr(error, "status", 400))
 
-def _refused(_: Request, error: Exception) -> Response:
-    return JSONResponse({"error": str(error)}, getattr(error, "status", 400))
+    guard, handlers = Middleware(Guard, token=token, hosts=hosts), {**HANDLERS, FashionNTMError: refused}
+    return Starlette(routes=routes, middleware=[guard], exception_handlers=handlers)
 
 
 class _Study:
@@ -59,9 +57,8 @@ class _Study:
         try:
             self.sessions = {q.number: sessions[q.session] for q in study.questions}
         except KeyError as error:
-            raise StudyError(
-                f"{study.path}: session {error} is not in this dataset: name the spec it was made for"
-            ) from None
+            what = f"session {error} is not in this dataset: name the spec it was made for"
+            raise StudyError(f"{study.path}: {what}") from None
         shown = (i for q in study.questions for _, images in q.options for i in images)
         references = (t.reference for s in self.sessions.values() for t in s.turns)
         self.images = sorted({*shown, *references})
@@ -129,8 +126,5 @@ class _Study:
 
     def _card(self, image: str) -> dict[str, Any]:
         """Return a picture without its id, so that the page does not reveal the model that retrieved it."""
-        place = self.places[image]
-        return {
-            "words": self.pictures.words(image),
-            "src": f"image/{place}" if self.pictures.has_pixels(image) else None,
-        }
+        source = f"image/{self.places[image]}" if self.pictures.has_pixels(image) else None
+        return {"words": self.pictures.words(image), "src": source}

@@ -9,10 +9,7 @@ from pipeline.views.study.results import StudyResults
 
 
 def write_chart(path: Path, results: StudyResults) -> None:
-    """Write grouped bars, one group per participant, as PNG, PDF or SVG by the file's suffix.
-
-    Raises IncompleteError without matplotlib, or for an unsupported suffix.
-    """
+    """Write bars by participant as PNG, PDF or SVG. Raises IncompleteError without matplotlib, for another suffix."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

@@ -50,10 +50,8 @@ def _naming(path: Path) -> Iterator[None]:
         full = name == "SQLITE_FULL" or shutil.disk_usage(path.parent).free < SMALL
         number = errno.ENOSPC if full else errno.EROFS if name.startswith("SQLITE_READONLY") else errno.EIO
         cause = OSError(number, str(error), str(path))
-        kept = "answers that were acknowledged are kept"
-        raise StudyDiskError(
-            f"cannot use the study {disk_problem(cause)}; {kept}; {advice(cause, 'try again')}"
-        ) from error
+        what = f"{disk_problem(cause)}; answers that were acknowledged are kept"
+        raise StudyDiskError(f"cannot use the study {what}; {advice(cause, 'try again')}") from error
 
 
 @dataclass(frozen=True)
@@ -85,13 +83,9 @@ class StudyFile:
             raise StudyError(f"{path}: study format {self.about.get('format')!r}, this program reads {FORMAT}")
         models = self.about.get("models")
         models = models if isinstance(models, list) else [None]
+        asked = {label for question in questions for labels, _ in question.options for label in labels}
         labeled = all(isinstance(m, dict) and {"label", "title"} <= m.keys() for m in models)
-        asked = [label for question in questions for labels, _ in question.options for label in labels]
-        if (
-            not labeled
-            or not all(label in [m["label"] for m in models] for label in asked)
-            or not {"seed", "spec", "k"} <= self.about.keys()
-        ):
+        if not labeled or not asked <= {m["label"] for m in models} or not {"seed", "spec", "k"} <= self.about.keys():
             what = "damaged, it lacks its models, seed, spec or list length"
             raise StudyError(f"{path}: {what}; name another file with --file")
         self.questions = questions
@@ -100,19 +94,13 @@ class StudyFile:
     def create(cls, path: Path, about: dict[str, Any], questions: Sequence[Question]) -> StudyFile:
         """Create a study; it is written under a temporary name first, so that an interrupted call leaves no file."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _naming(path), replacing(path) as part:
-            db = sqlite3.connect(part)
-            try:
-                db.executescript(SCHEMA)
-                values = {"format": FORMAT, **about}
-                db.executemany("INSERT INTO about VALUES (?, ?)", [(k, json.dumps(v)) for k, v in values.items()])
-                db.executemany(
-                    "INSERT INTO question VALUES (?, ?, ?)",
-                    [(q.number, q.session, json.dumps(q.options)) for q in questions],
-                )
-                db.commit()
-            finally:
-                db.close()
+        with _naming(path), replacing(path) as part, closing(sqlite3.connect(part)) as db:
+            db.executescript(SCHEMA)
+            values = [(k, json.dumps(v)) for k, v in {"format": FORMAT, **about}.items()]
+            db.executemany("INSERT INTO about VALUES (?, ?)", values)
+            rows = [(q.number, q.session, json.dumps(q.options)) for q in questions]
+            db.executemany("INSERT INTO question VALUES (?, ?, ?)", rows)
+            db.commit()
         return cls(path)
 
     @contextmanager
@@ -149,10 +137,9 @@ class StudyFile:
 
     def answered(self, participant: str) -> dict[int, int | None]:
         """Return question number -> option, of one participant."""
+        question = "SELECT question, option FROM answer WHERE participant = ?"
         with self._open() as db:
-            return dict(
-                db.execute("SELECT question, option FROM answer WHERE participant = ?", (participant,)).fetchall()
-            )
+            return dict(db.execute(question, (participant,)).fetchall())
 
     def answer(self, participant: str, number: object, shown: object, seconds: float | None) -> None:
         """Store an answer: the displayed position of the chosen option, or None for no preference. A second answer to
@@ -172,11 +159,9 @@ class StudyFile:
 
     def answers(self) -> list[Answer]:
         """Return all answers, by participant and question."""
+        question = "SELECT participant, question, option FROM answer ORDER BY participant, question"
         with self._open() as db:
-            rows = db.execute(
-                "SELECT participant, question, option FROM answer ORDER BY participant, question"
-            ).fetchall()
-        return [Answer(*row) for row in rows]
+            return [Answer(*row) for row in db.execute(question).fetchall()]
 
 
 def _now() -> str:
