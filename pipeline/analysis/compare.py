@@ -275,7 +275,6 @@ def _lines(
 
 
 def to_text(comparison: Comparison) -> str:
-    """Format the comparison as Markdown."""
     c = comparison
     out = [f"A  {_label(c.a)}", f"B  {_label(c.b)}", ""]
     header = ("sessions", "metric", "A", "B", "B - A", "95% interval", "p sessions", "Holm", "p seeds")

@@ -48,8 +48,6 @@ class ScatterPoint(Frozen):
 
 
 class Scatter(Frozen):
-    """Data of a scatter figure."""
-
     title: str
     x: str
     y: str

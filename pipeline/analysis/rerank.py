@@ -22,8 +22,7 @@ from manifests.schema import Session
 from pipeline.analysis.history import own_targets
 from pipeline.evaluation.evaluate import ALL, Candidates
 from pipeline.evaluation.metrics import metrics_of, summarize
-from pipeline.evaluation.ranking import score_ranks
-from pipeline.evaluation.rows import unit_rows
+from pipeline.evaluation.ranking import score_ranks, unit_rows
 from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.identities import Run
 from pipeline.training.data import SessionFeatures
@@ -38,14 +37,10 @@ class RerankingError(FashionNTMError, ValueError):
 
 
 def constraint_scores(texts: np.ndarray, lengths: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """Return the mean cosine of each candidate with each session's constraints.
+    """Return the mean cosine of each candidate with each session's constraints, float32 [S, G].
 
-    Args:
-        texts: [S, N, E], text rows; lengths: int [S], number of text rows per session (0: no constraint, score 0).
-        candidates: [G, E], rows of the image tower, in the embedding space of the text rows.
-
-    Returns:
-        float32 [S, G].
+    texts: [S, N, E], text rows; lengths: int [S], text rows per session (0: no constraint, score 0); candidates: [G, E],
+    rows of the image tower, in the space of the text rows.
     """
     if texts.ndim != 3 or candidates.ndim != 2 or texts.shape[2] != candidates.shape[1]:
         raise RerankingError(
@@ -67,14 +62,9 @@ def rerank(
 ) -> np.ndarray:
     """Re-rank the ``top`` candidates of each session as in SoFT; the others follow in their original order.
 
-    The new score of a top candidate is score + have_weight * must_have - avoid_weight * must_avoid.
-
-    Args:
-        scores: [S, G], higher is better, e.g. cosines. must_have, must_avoid: [S, G] as ``constraint_scores`` gives.
-
-    Returns:
-        float32 [S, G]: scores for ``score_ranks``. All candidates that tie with the last re-ranked one are re-ranked,
-        so that the order of ties has no effect.
+    The new score of a top candidate is score + have_weight * must_have - avoid_weight * must_avoid. scores: [S, G],
+    higher is better, e.g. cosines; must_have, must_avoid: [S, G] as ``constraint_scores`` gives. Returns float32 [S, G]
+    for ``score_ranks``. All candidates that tie with the last re-ranked one are re-ranked too.
     """
     scores = np.asarray(scores, dtype=np.float32)
     border = -np.partition(-scores, min(top, scores.shape[1]) - 1, axis=1)[:, min(top, scores.shape[1]) - 1]
@@ -112,7 +102,6 @@ class RelevanceCutoff:
         ).numpy()
 
     def keeps(self, queries: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """Return the mask of candidates kept in the answer, bool [S, G]."""
         return self.probabilities(queries, scores) >= self.threshold
 
 
@@ -121,12 +110,9 @@ def fit_cutoff(
 ) -> RelevanceCutoff:
     """Fit the map on sessions with known targets, and set the threshold that keeps ``recall`` of the targets.
 
-    Loss: binary cross-entropy; the target and all other candidates together have equal weight. Full-batch Adam, which
-    is deterministic, suffices for so few parameters. Fit on validation sessions, never on test sessions.
-
-    Args:
-        queries: [S, D], f'_qry(N). scores: [S, G], their cosines. target_index: int [S].
-        recall: share of the targets that the threshold keeps, in (0, 1].
+    Loss: binary cross-entropy; the target and all other candidates together have equal weight. Full-batch Adam is
+    deterministic. Fit on validation sessions, never on test sessions. queries: [S, D], f'_qry(N); scores: [S, G], their
+    cosines; target_index: int [S]; recall: share of the targets that the threshold keeps, in (0, 1].
     """
     unit = F.normalize(torch.as_tensor(queries, dtype=torch.float32), dim=-1)
     cosines = torch.as_tensor(scores, dtype=torch.float32)
@@ -315,7 +301,6 @@ def rerank_runs(experiment: Experiment, runs: Sequence[Run], weights: Weights = 
 
 
 def reports_text(reports: Sequence[dict[str, Any]]) -> str:
-    """Format the reports, a few lines per run."""
     lines = []
     for r in reports:
         name = f"{r['model']} seed {r['seed']}"

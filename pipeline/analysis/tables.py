@@ -20,8 +20,7 @@ from manifests.table_spec import DatasetTable, ResultsTable, RowSpec, load_table
 from manifests.views import View
 from pipeline.analysis.cells import Table, seed_text
 from pipeline.analysis.dataset_table import build_dataset_table
-from pipeline.analysis.own_tables import ablation_table, kind_of_table, own_table
-from pipeline.analysis.ranked_rows import with_ranked_rows, with_ranked_runs
+from pipeline.analysis.own_tables import ablation_table, kind_of_table, own_table, with_ranked_rows, with_ranked_runs
 from pipeline.analysis.results_table import Fill, FindRuns, build_results_table
 from pipeline.analysis.tuning.sealed import read_spec
 from pipeline.core.binding import StaleError
@@ -53,11 +52,9 @@ class TableRequest:
 
     @property
     def options(self) -> list[str]:
-        """Return the options that printed commands repeat."""
         return repeated_options(self.overrides, self.data, self.out)
 
     def run_spec(self, default: str) -> RunSpec:
-        """Return the run spec asked for, or ``default``."""
         name = self.spec or default
         return read_spec(name, self.overrides, shlex.join([name, *self.options]))
 
@@ -126,11 +123,9 @@ def filled_from(table: ResultsTable, spec: RunSpec, given: str) -> ResultsTable:
     if not given or given == table.run:
         return table
     changes: dict[str, Any] = {"title": f"{table.title} (filled from run spec {spec.name})"}
-    if spec.dataset.name != load_spec(table.run).dataset.name:
+    if (name := spec.dataset.name) != load_spec(table.run).dataset.name:
         changes["rows"] = tuple(row.model_copy(update={"paper": {}}) for row in table.rows)
-        changes["notes"] = (
-            f"The paper's table is of another dataset than {spec.dataset.name}: its values are left out.",
-        )
+        changes["notes"] = (f"The paper's table is of another dataset than {name}: its values are left out.",)
     return table.model_copy(update=changes)
 
 

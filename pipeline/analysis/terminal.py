@@ -61,5 +61,4 @@ def _header(columns: tuple[Column, ...], widths: list[int], part: list[int], fir
 
 
 def to_text(table: Table, width: int = 100) -> str:
-    """Return plain text for a terminal of ``width`` columns, ending in a newline."""
     return "\n".join(line for line, _ in terminal_lines(table, width)) + "\n"

@@ -54,11 +54,8 @@ def figures_of(found: dict[str, list[dict[str, Any]]], setup: dict[str, Any]) ->
             "verdict": "decode-bound" if median("decode") < median("model") else "model-bound",
         }
     if "gemm" in found:
-        figures["gemm"] = {
-            "gflop": median("gemm", "gflop"),
-            "gflops": median("gemm", "gflops"),
-            "model_of_floor": ratio("model", "gemm"),
-        }
+        figures["gemm"] = {key: median("gemm", key) for key in ("gflop", "gflops")}
+        figures["gemm"]["model_of_floor"] = ratio("model", "gemm")
     for before, key in (("", "scaling"), (TORCHVISION, "torchvision_scaling")):
         counts = [int(name.split()[-1]) for name in found if name.startswith(f"{before}decode ")]
         if counts:
@@ -75,11 +72,9 @@ def figures_of(found: dict[str, list[dict[str, Any]]], setup: dict[str, Any]) ->
         figures["of_clip_retrieval"] = ratio("engine", "clip-retrieval")
         figures["cpu_ms_clip_retrieval"] = [1e3 * median(name, "cpu") for name in ("clip-retrieval", "engine")]
     if "1% bad" in found:
-        figures["bad"] = {
-            "images": median("1% bad", "bad"),
-            "list_is_exact": all(part["exact"] for part in found["1% bad"]),
-            "rate_of_clean": ratio("1% bad", "engine"),
-        }
+        exact = all(part["exact"] for part in found["1% bad"])
+        figures["bad"] = {"images": median("1% bad", "bad"), "list_is_exact": exact}
+        figures["bad"]["rate_of_clean"] = ratio("1% bad", "engine")
     if "naive" in found:
         figures["against_naive"] = {
             "pairs_an_image": setup["pairs"],

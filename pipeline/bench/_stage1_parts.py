@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from cache import Store
-from pipeline.bench._steps import gemm_step
+from pipeline.bench._subjects import gemm_step
 from pipeline.bench._world import dataset_of
 from pipeline.extraction.batches import ShardTask, batches_of, jobs_of
 from pipeline.extraction.decoding import IMAGES_A_WORKER, Decoder
@@ -40,7 +40,6 @@ class Parts:
         self.runs = 0
 
     def synthetic(self) -> Any:
-        """Return one stacked batch."""
         parts = prepare(self.extractor, self.items[: self.batch_size], self.images, Meter())
         return self.extractor.stack([part[0] for part in parts])
 
@@ -169,5 +168,4 @@ class Parts:
 
 
 def rate(rows: int, began: float) -> dict[str, float]:
-    """Return images per second since ``began``."""
     return {"rate": rows / (time.perf_counter() - began)}

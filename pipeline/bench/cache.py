@@ -92,7 +92,6 @@ def interleaved(
 
 
 def _same(store: Store, others: list[Peer], features: np.ndarray, rng: np.random.Generator) -> None:
-    """Check that all formats return the same rows in the same order."""
     pick = rng.integers(0, len(features), GATHERED)
     for name, gather in [("store", lambda pick: store.gather("query", pick)), *((p.name, p.gather) for p in others)]:
         if not np.array_equal(gather(pick), features[pick]):
@@ -195,7 +194,6 @@ def _resume(path: Path, keys: np.ndarray, repeats: int) -> dict[str, float]:
 
 
 def _open(root: Path, shards: int, repeats: int) -> dict[str, float]:
-    """Time opening a store of many shards."""
     fields = {"seed": 2}
     path = store_path(root, "bench", "random", fields)
     rng = np.random.default_rng(1)
@@ -211,7 +209,6 @@ def _ratios(seconds: dict[str, float]) -> dict[str, float]:
 
 
 def _goals(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the targets of the store and the measured values."""
     h5py = next(name for name in result["gather"] if name.startswith("h5py, chunk (") and "(1," not in name)
     listed = [
         ("gather against np.memmap", result["gather"][f"store/{_PLAIN}"], 0.8, "at least"),
@@ -229,7 +226,6 @@ def _goals(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def render(result: dict[str, Any]) -> str:
-    """Return the figures of ``run`` as text: times, then speedups over each peer."""
     setting = result["setting"]
     lines = [
         f"{setting['rows']:,} x {setting['dim']} {setting['dtype']}, median of {setting['repeats']} interleaved rounds, "

@@ -73,7 +73,6 @@ class Trainer:
         self.bits = [torch.Generator().manual_seed(derive_seed(seed, "copy", "bits")) for seed in seeds]
 
     def rate(self, factor: float) -> None:
-        """Set the learning rates to ``factor`` times their initial values."""
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
 
@@ -191,7 +190,6 @@ def _say(line: str) -> None:
 
 
 def render(result: dict[str, Any]) -> str:
-    """Return the curve at up to 15 points, and the result of each seed, as text."""
     task, seeds = result["task"], result["seeds"]
     rate = result["optimizer"]
     lines = [
@@ -224,7 +222,6 @@ def render(result: dict[str, Any]) -> str:
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Plot the curve of every seed (PNG, SVG or PDF by the suffix)."""
     from pipeline.analysis.drawing import new_figure, save_figure
 
     figure = new_figure(6.4, 3.6)

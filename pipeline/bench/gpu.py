@@ -167,7 +167,6 @@ def time_steps(given: dict[str, Any], file: Path) -> None:
 
 
 def _line(part: str, found: dict[str, Any]) -> str:
-    """Return the results of a part in one line."""
     words = [f"{found['seconds']:.0f} s"]
     if part == "steps" and "steps" in found:
         words.append(f"{sum('ms' in row for row in found['steps'])} of {len(found['steps'])} subjects timed")

@@ -183,7 +183,6 @@ def run(
 
 
 def render(result: dict[str, Any]) -> str:
-    """Return the bounds and each model's mean and deviation over the seeds, as text."""
     task = result["task"]
     lines = [
         ", ".join(f"{key} {value}" for key, value in task.items()),

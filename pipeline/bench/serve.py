@@ -93,7 +93,6 @@ def _gallery(size: int, dim: int, k: int, repeats: int, stages: int, device: tor
 
 
 def render(result: dict[str, Any]) -> str:
-    """Return the percentiles as a table; ratios are of medians from the same run."""
     lines = [
         f"one query over a gallery of D = {result['dim']} float32, top {result['k']}, {result['repeats']} queries, "
         f"{result['device']}, {result['threads']} thread(s); milliseconds",

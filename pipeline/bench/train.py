@@ -12,8 +12,7 @@ import torch
 from manifests.errors import ManifestError, Problem
 from manifests.schema import Training
 from pipeline.bench._machine import machine
-from pipeline.bench._steps import flops_of_step, gemm_step, rounding
-from pipeline.bench._subjects import Apart, Here, Sizes
+from pipeline.bench._subjects import Apart, Here, Sizes, flops_of_step, gemm_step, rounding
 from pipeline.core.device import cpu_threads, seconds_of, training_threads
 from pipeline.core.text_table import aligned
 from pipeline.training.backends.choice import able_backends
@@ -137,7 +136,6 @@ def _turn(model: MemoryModel, features: SessionFeatures, repeats: int = 50) -> f
 
 
 def render(result: dict[str, Any]) -> str:
-    """Return the figures as a table, with the time of 100 epochs of each dataset."""
     shape = ", ".join(f"{key} {value}" for key, value in result["shape"].items())
     columns = ["C", "backend", "ms/step", "x public", "x reference", "x GEMM floor", "peak MB", "operations"]
     columns += [f"{EPOCHS} epochs {name}" for name in STEPS]

@@ -84,7 +84,6 @@ def score(folder: Path, count: int = TEST_EXAMPLES) -> dict[str, float]:
 
 
 def shipped_score() -> dict[str, float]:
-    """Return the score of the shipped model when it was built."""
     return json.loads((SHIPPED / SCORE).read_text(encoding="utf-8"))
 
 

@@ -64,7 +64,6 @@ def _look_alike(category: str, garment: Garment, rng: random.Random) -> Garment:
 
 
 def full_description(category: str, garment: Garment, rng: random.Random) -> str:
-    """Return all attributes in one sentence."""
     fields = list(garment)
     rng.shuffle(fields)
     return sentence(category, fields, garment, garment, None, rng)

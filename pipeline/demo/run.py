@@ -34,7 +34,6 @@ WHERE = (  # measured: the pages give the numbers
 
 
 def demo_spec(out: Path) -> tuple[RunSpec, list[str]]:
-    """Return the demo's spec, and its command-line options."""
     options = ["--data", str(out), "--out", str(out)]
     return load_spec("demo", given=shlex.join(["demo", *options])), options
 

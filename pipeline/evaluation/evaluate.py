@@ -38,7 +38,6 @@ class Candidates:
 
     @cached_property
     def index(self) -> dict[str, int]:
-        """Return image id -> row of ``features``."""
         return {image: row for row, image in enumerate(self.images)}
 
     @cached_property
@@ -60,11 +59,9 @@ def load_candidates(store: Store, galleries: Iterable[Gallery]) -> dict[str, Can
         kept = rows >= 0
         images = tuple(image for image, keep in zip(named, kept, strict=True) if keep)
         members = set(images)
-        found[gallery.category] = Candidates(
-            images=images,
-            features=np.asarray(store.gather("target", rows[kept]), dtype=np.float32),
-            dropped=tuple(image for image in gallery.images if image not in members),
-        )
+        features = np.asarray(store.gather("target", rows[kept]), dtype=np.float32)
+        dropped = tuple(image for image in gallery.images if image not in members)
+        found[gallery.category] = Candidates(images, features, dropped)
     return found
 
 
@@ -85,17 +82,12 @@ class Evaluation:
 
     def metrics(self) -> dict[str, dict[str, dict[str, float]]]:
         """Return subset -> category or "overall" -> R@K, MRR and mean in percent, and ``n`` sessions."""
-        labels = np.array(self.categories, dtype=object)
-        return {
-            name: summarize(
-                self.ranks[member],
-                labels[member].tolist(),
-                self.averaging,
-                order=self.galleries,
-                extra={key: values[member] for key, values in self.extra.items()},
-            )
-            for name, member in self.subsets.items()
-        }
+        labels, found = np.array(self.categories, dtype=object), {}
+        for name, member in self.subsets.items():
+            extra = {key: values[member] for key, values in self.extra.items()}
+            about = (labels[member].tolist(), self.averaging, self.galleries)
+            found[name] = summarize(self.ranks[member], *about, extra=extra)
+        return found
 
     def summary(self, **facts: Any) -> dict[str, Any]:
         """Return the contents of ``summary.json``: metrics, evaluation protocol, and the run's ``facts``.
@@ -137,9 +129,7 @@ def evaluate(
         references: "removed" leaves a session's reference images out of its gallery, unless they are correct.
         skipped: reason by id of sessions already skipped because features are missing; they are reported.
 
-    Raises:
-        EvaluationError: a category has no gallery, or no session is left.
-        RankingError: NaN or infinite features, naming the session.
+    Raises EvaluationError for a category without a gallery or if no session is left, RankingError for NaN features.
     """
     queries = np.asarray(queries)
     absent = [_no_target(session, galleries) for session in sessions]

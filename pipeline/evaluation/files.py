@@ -155,7 +155,6 @@ def load_results(path: Path) -> Evaluation:
 
 
 def save_summary(path: Path, summary: dict[str, Any]) -> None:
-    """Write ``summary`` as JSON atomically."""
     text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_atomically(path, text.encode())

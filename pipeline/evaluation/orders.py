@@ -9,8 +9,7 @@ import numpy as np
 from manifests.schema import Session
 from pipeline.evaluation.evaluate import Candidates
 from pipeline.evaluation.ranked_files import Ranked
-from pipeline.evaluation.ranking import SCORES_HELD, distinct
-from pipeline.evaluation.rows import unit_rows
+from pipeline.evaluation.ranking import SCORES_HELD, distinct, unit_rows
 
 
 def ranked_lists(

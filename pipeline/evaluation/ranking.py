@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from manifests.errors import FashionNTMError
-from pipeline.evaluation.rows import unit_rows
+
+_AT_ONCE = 1 << 14  # rows held in double precision
+
+
+def unit_rows(rows: np.ndarray, dtype: Any = np.float32) -> np.ndarray:
+    """Return rows [..., D] divided by their norms; zero rows stay zero. Norms in double avoid over- and underflow."""
+    flat = rows.reshape(-1, rows.shape[-1])
+    out = np.empty(flat.shape, dtype=dtype)
+    for start in range(0, len(flat), _AT_ONCE):
+        part = flat[start : start + _AT_ONCE].astype(np.float64)
+        norms = np.sqrt(np.einsum("nd,nd->n", part, part))[:, None]
+        out[start : start + _AT_ONCE] = np.divide(part, norms, out=part, where=norms > 0)
+    return out.reshape(rows.shape)
+
 
 SCORES_HELD = 1 << 24  # scores in memory at once: 64 MiB of float32
 
@@ -49,11 +62,8 @@ def ranks(
         without: for each query, rows of ``candidates`` that are not ranked; its target is ranked in any case.
         gallery: ``distinct_units`` of the candidates, for a gallery that is ranked often.
 
-    Returns:
-        int64 [S], each between 1 and G.
-
-    Raises:
-        RankingError: NaN or infinite features, mismatched shapes, a target outside the candidates.
+    Returns int64 [S], each between 1 and G. Raises RankingError for NaN or infinite features, mismatched shapes, or a
+    target outside the candidates.
     """
     queries, candidates = np.asarray(queries), np.asarray(candidates)
     targets = np.asarray(target_index, dtype=np.int64)

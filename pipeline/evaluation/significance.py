@@ -77,7 +77,6 @@ def bootstrap(
 
 
 def interval(draws: np.ndarray) -> tuple[float, float]:
-    """Return the percentile interval of the resampled values [resamples]."""
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.training.backends._plain import lstm_cell
+from pipeline.training.backends._plain import gru_cell, lstm_cell
 from pipeline.training.models._residual import Residual
 from pipeline.training.models.avg import Average
 from pipeline.training.models.base import MemoryModel
@@ -106,16 +106,9 @@ class RecurrentStep(nn.Module):
         read = query if self.first is None else self.first(query)
         given = F.linear(read, self.weight_ih, self.bias_ih)
         kept = F.linear(state[0], self.weight_hh, self.bias_hh)
-        state = lstm_cell(given + kept, state[1]) if len(state) == 2 else self._gru(given, kept, state[0])
+        state = lstm_cell(given + kept, state[1]) if len(state) == 2 else (gru_cell(given, kept, state[0]),)
         output, average = residual_step(self.residual, query[:, : self.dim], turn, average, self.output(state[0]))
         return output, average, *state
-
-    @staticmethod
-    def _gru(given: Tensor, kept: Tensor, hidden: Tensor) -> tuple[Tensor, ...]:
-        (reset, update, new), (old_reset, old_update, old) = given.chunk(3, -1), kept.chunk(3, -1)
-        update = (update + old_update).sigmoid()
-        new = (new + (reset + old_reset).sigmoid() * old).tanh()
-        return ((1 - update) * new + update * hidden,)
 
 
 class WeightedStep(nn.Module):
@@ -168,11 +161,7 @@ def step_of(model: MemoryModel) -> Graph | str:
 
     if isinstance(model, CMNTM):
         stages = model.initial_state(EXAMPLES).stages
-        parts = {
-            f"stage{n}__{part}": value.clone()
-            for n, stage in enumerate(stages, start=1)
-            for part, value in zip(stage._fields, stage, strict=True)
-        }
+        parts = {f"stage{n}__{k}": v.clone() for n, s in enumerate(stages, start=1) for k, v in s._asdict().items()}
         return graph(CascadeStep(model), average=average, **parts)
     if isinstance(model, Average):
         return graph(AverageStep(), total=average)

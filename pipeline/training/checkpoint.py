@@ -55,10 +55,8 @@ def save_model(folder: Path, model: MemoryModel, last: Callable[[], object] = la
 def load_model(folder: Path, device: torch.device | str = "cpu") -> MemoryModel:
     """Load the model saved in ``folder``, in eval mode, with the same outputs as the saved model.
 
-    Raises:
-        MissingCheckpointError: the folder contains no model.
-        CheckpointError: the folder differs from its seal, or the weights have another version or shape; the message
-            names the difference.
+    Raises MissingCheckpointError if there is none, CheckpointError, naming the difference, if the folder differs from
+    its seal or the weights have another version or shape.
     """
     path = folder / SIDECAR
     try:

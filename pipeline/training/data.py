@@ -111,7 +111,6 @@ class SessionFeatures:
         return self.read(self.rows(index), texts)
 
     def rows(self, index: Tensor) -> SessionRows:
-        """Return the row numbers of the sessions ``index`` (int64 [B])."""
         texts = None if self.text_rows is None else self.text_rows[index]
         return SessionRows(self.query_rows[index], self.target_rows[index], texts, self.lengths[index])
 
@@ -139,7 +138,6 @@ class SessionFeatures:
         return SessionBatch(queries, self.targets[last], torch.ones_like(self.lengths[index]))
 
     def to(self, device: torch.device | str) -> SessionFeatures:
-        """Return the same features on ``device``."""
         moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **moved)
 
@@ -158,10 +156,8 @@ def session_features(store: Store, sessions: Iterable[Session] | FoundRows) -> S
     missing row (not extracted, or failed) is skipped and listed in ``skipped`` and ``reasons``, so every memory model
     gets the same sessions. ``FoundRows`` are not looked up again.
 
-    Raises:
-        MissingFeaturesError: no session is left.
-        FeatureError: NaN or infinite features (the message names rows and sessions), or f_qry and f_tar of different
-            widths.
+    Raises MissingFeaturesError if no session is left, FeatureError for NaN or infinite features (naming rows and
+    sessions), or f_qry and f_tar of different widths.
     """
     found = sessions if isinstance(sessions, FoundRows) else find_rows(store, tuple(sessions))
     if not found.sessions:
@@ -216,10 +212,8 @@ def add_texts(features: SessionFeatures, backbone: Store) -> SessionFeatures:
             f"{backbone.path}: there are no text rows (tables: {', '.join(backbone.tables)}); "
             "set the models' option texts to 0, or use an extractor with a text tower"
         )
-    padded = [
-        [text_key(s.turns[min(n, len(s.turns) - 1)].text) for n in range(features.turns)] for s in features.sessions
-    ]
-    found = backbone.find("text", stack_keys(key for keys in padded for key in keys))
+    turns = (s.turns[min(n, len(s.turns) - 1)] for s in features.sessions for n in range(features.turns))
+    found = backbone.find("text", stack_keys(text_key(turn.text) for turn in turns))
     if (found < 0).any():
         session = features.sessions[int(np.flatnonzero(found < 0)[0]) // features.turns]
         raise FeatureError(

@@ -60,7 +60,6 @@ class Dialogue:
 
     @property
     def turn(self) -> int:
-        """Number of turns so far."""
         return len(self._said)
 
     @property
@@ -75,7 +74,6 @@ class Dialogue:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """The note of each turn."""
         return tuple(said.note for said in self._said)
 
     @torch.no_grad()
@@ -127,9 +125,8 @@ class Dialogue:
     def load(cls, path: Path, model: MemoryModel, run: str = "") -> Dialogue:
         """Load the dialogue saved in ``path`` to continue it with ``model``, on the model's device.
 
-        Raises:
-            MissingDialogueError: no such file.
-            DialogueError: a damaged file, or the state of another run, model or set of weights; the message names both.
+        Raises MissingDialogueError without the file, DialogueError if it is damaged or the state of another run, model or
+        set of weights, naming both.
         """
         dialogue = cls(model, run)
         about, tensors = _read(path)

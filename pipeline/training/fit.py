@@ -174,7 +174,6 @@ def _state(trainer: Trainer, average: WeightAverage, runs: Sequence[_Run], epoch
 
 @torch.no_grad()
 def _restore(trainer: Trainer, average: WeightAverage, kept: _Run, run: int, state: RunState) -> None:
-    """Set run ``run`` to ``state``."""
 
     def part(kind: str) -> dict[str, Tensor]:
         return {n.removeprefix(kind): value for n, value in state.tensors.items() if n.startswith(kind)}

@@ -66,7 +66,6 @@ class TrainRequest:
         return RunFolder.of(self.runs, self.dataset, self.name, self.identity.id)
 
     def build(self) -> MemoryModel:
-        """Return the model with its initial weights, on the device of the features."""
         return build_model(self.name, self.options, self.features.dim, self.seed).to(self.features.device)
 
 
@@ -220,7 +219,6 @@ class _Open:
         self.last = lines[-1] if lines else {}
 
     def take(self, outcome: dict[str, Any] | DivergenceError) -> None:
-        """Record an epoch's metrics, or the error that ended the run."""
         if isinstance(outcome, DivergenceError):
             self.error = outcome
             return

@@ -158,11 +158,9 @@ class RunFolder:
         return _read_lines(self.diagnostics_file)
 
     def append_diagnosis(self, diagnosis: dict[str, Any]) -> None:
-        """Append one epoch's diagnostics."""
         self._append_line(self.diagnostics_file, diagnosis)
 
     def save_model(self, model: MemoryModel) -> None:
-        """Write the model's weights and their description."""
         save_model(self.path, model, last=self._check)
 
     def load_state(self, backend: str, diagnostics: bool = False) -> RunState | None:
@@ -179,7 +177,6 @@ class RunFolder:
         return state if epochs <= done and (seen is None or epochs | {0} <= seen) else None
 
     def save_state(self, state: RunState, backend: str) -> None:
-        """Save the state of an epoch whose metrics are written."""
         save_state(self.path, state, backend, last=self._check)
 
     @contextmanager

@@ -24,11 +24,8 @@ def view_features(
     """Apply ``view`` to ``features``: fewer sessions, or only the last turns of each session (with the same targets).
 
     ``concatenated``: for a model that reads all captions as one query. Its query of the last turns alone is a separate
-    row in the store; a session without this row is skipped and listed in ``skipped`` and ``reasons``. ``dialogs``: for a
-    model whose one query is the chat of all images and texts, which is a separate row too.
-
-    Raises:
-        MissingFeaturesError: no session is left.
+    row in the store; a session without it is skipped, with a reason. ``dialogs``: for a model whose one query is the
+    chat of all images and texts, a separate row too. Raises MissingFeaturesError if no session is left.
     """
     if view.turns is not None:
         features = features.subset(np.flatnonzero(features.lengths.cpu().numpy() == view.turns).tolist())

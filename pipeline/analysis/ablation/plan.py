@@ -49,15 +49,12 @@ class Place:
 
 
 def not_evaluated(place: Place) -> IncompleteError:
-    """Return the error of an ablation without an evaluated run."""
     name = place.ablation.name
     return IncompleteError(f"no run of ablation '{name}' is evaluated: run `ablate {name}`")
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of the grid and its state."""
-
     point: Point
     run: Run
     trainable: bool
@@ -115,7 +112,6 @@ def tasks_of(
 
 
 def by_point(tasks: Sequence[PlannedRun]) -> dict[int, list[PlannedRun]]:
-    """Return point number -> its runs, in order."""
     found: dict[int, list[PlannedRun]] = {}
     for task in tasks:
         found.setdefault(task.point.number, []).append(task)
@@ -149,7 +145,6 @@ class AblationPlan:
 
     @property
     def groups(self) -> list[Group]:
-        """Return the pending runs, grouped by point."""
         pending = by_point([task for task in self.tasks if not task.done])
         return [Group(tasks[0].point, tuple(tasks)) for tasks in pending.values()]
 
@@ -167,10 +162,8 @@ class AblationPlan:
     def as_dict(self) -> dict[str, Any]:
         points = []
         for t in self.tasks:
-            grid = {"options": dict(t.point.options), "training": dict(t.point.training)}
-            points.append(
-                {"number": t.point.number, "model": t.point.model, **grid, "seed": t.run.seed, "state": t.state}
-            )
+            point = {"number": t.point.number, "model": t.point.model, "options": dict(t.point.options)}
+            points.append({**point, "training": dict(t.point.training), "seed": t.run.seed, "state": t.state})
         return {
             "ablation": self.name,
             "run": self.spec.name,

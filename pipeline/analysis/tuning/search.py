@@ -149,7 +149,6 @@ def tune(
 
 
 def _cuts(spec: RunSpec, dataset: Dataset, sessions: Sequence[Session], folds: int) -> list[list[int]]:
-    """Return the indices of the held-out sessions of each fold."""
     if folds > 1:
         return pair_clean_folds(sessions, folds, spec.validation.seed)
     _, validation = fitting_sessions(spec, dataset)

@@ -56,7 +56,6 @@ class Axis:
         return round(value) if self.whole else value
 
     def distribution(self, kinds: Any) -> Any:
-        """Return the axis as one of optuna's distributions."""
         if self.choices:
             return kinds.CategoricalDistribution(self.choices)
         if self.whole:
@@ -120,7 +119,6 @@ def space_for(model: str, asked: Sequence[str] = ()) -> tuple[Axis, ...]:
 
 
 def nested(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split flat parameters into (options, training)."""
     head = "training."
     options = {k: v for k, v in params.items() if not k.startswith(head)}
     return options, {k.removeprefix(head): v for k, v in params.items() if k.startswith(head)}

@@ -58,7 +58,6 @@ class StackedModels(nn.Module):
 
     @property
     def own_loss(self) -> bool:
-        """Whether the model has its own loss."""
         return type(self._call[0].model).objective is not MemoryModel.objective
 
     def draw(self, step: Step) -> tuple[Tensor, ...]:
@@ -129,8 +128,6 @@ def _given(kept: Tensor) -> Callable[[Tensor, float], Tensor]:
 
 
 class _Stacking(FastTrainer):
-    """Parts common to the trainers of stacked models."""
-
     cascade: Any
 
     def _stack(self, models: Sequence[MemoryModel], ops: Any) -> StackedModels:

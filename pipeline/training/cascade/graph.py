@@ -106,7 +106,6 @@ class GraphTrainer(FastTrainer):
         return losses.detach()
 
     def _step_losses(self, steps: Sequence[Step], drawn: tuple[Tensor, ...]) -> Tensor:
-        """Return the differentiable losses [K]."""
         queries = torch.stack([step.batch.queries for step in steps])
         predicted = self._predicted(queries, queries * drawn[0] if drawn else queries)
         return losses_of(self.objectives, steps, predicted)

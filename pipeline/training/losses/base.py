@@ -22,16 +22,10 @@ class Loss(ABC):
 
     @abstractmethod
     def __call__(self, scores: Tensor, own: Tensor, allowed: Tensor | None, scale: float) -> Tensor:
-        """Compute the loss of each of B queries.
+        """Compute the loss [B] of each query from the cosines ``scores`` [B, K] with the candidates.
 
-        Args:
-            scores: [B, K], cosine similarity of each query to each candidate.
-            own: int64 [B], the column of each query's target.
-            allowed: bool [B, K], candidates that count as negatives (a query's own column is ignored); None: all.
-            scale: inverse temperature (``training.scale``), for losses that use one.
-
-        Returns:
-            [B].
+        own: int64 [B], the column of each query's target. allowed: bool [B, K], candidates that count as negatives (the
+        own column is ignored), None for all. scale: inverse temperature (``training.scale``).
         """
 
     @staticmethod

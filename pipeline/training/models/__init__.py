@@ -21,7 +21,6 @@ def model_options(name: str, options: dict[str, Any], file: str = "") -> tuple[t
 
 
 def model_names() -> tuple[str, ...]:
-    """Return the names of all memory models and presets."""
     return (*models.names(), *presets())
 
 
@@ -48,15 +47,3 @@ def is_fitted(name: str, options: dict[str, Any]) -> bool:
     own = {key: value for key, value in options.items() if key != "training"}
     kind, parsed = model_options(model_named(name), own)
     return kind.trainable or getattr(parsed, "alpha", 0) is None
-
-
-__all__ = [
-    "MemoryModel",
-    "build_model",
-    "is_fitted",
-    "model_class",
-    "model_names",
-    "model_options",
-    "model_title",
-    "models",
-]

@@ -80,7 +80,5 @@ class TurnWeights(MemoryModel):
         cosines = (unit @ unit.mT)[..., self.pairs[0], self.pairs[1]]
         number = torch.eye(seen, dtype=window.dtype, device=window.device)[place].expand(window.shape[0], -1, -1)
         inner = F.gelu(self.hidden(dropout(torch.cat([cosines, number], -1), self.options.dropout, self.training)))
-        weights = self.table[place] + self.output(dropout(inner, self.options.dropout, self.training)).unflatten(
-            -1, (seen, self.kinds)
-        )
-        return torch.einsum("btskd,btsk->btd", window, weights)
+        own = self.output(dropout(inner, self.options.dropout, self.training)).unflatten(-1, (seen, self.kinds))
+        return torch.einsum("btskd,btsk->btd", window, self.table[place] + own)

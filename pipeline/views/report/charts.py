@@ -29,7 +29,6 @@ def lines(series: Mapping[str, Points], x: str, y: str, about: str) -> str:
 
 
 def scatter(series: Mapping[str, Sequence[tuple[float, float, str]]], x: str, y: str, about: str) -> str:
-    """Return a scatter chart of named groups of (x, y, label)."""
     plane = _Plane([(a, b) for points in series.values() for a, b, _ in points])
     body = [
         f"<g><title>{escape(name)}: {escape(label)}</title>{_mark(plane.x(a), plane.y(b), f'var(--c{n % COLORS})', 4)}</g>"
@@ -68,8 +67,6 @@ def heat(weights: np.ndarray, label: str) -> str:
 
 
 class _Plane:
-    """Map from data to pixels, with round tick values."""
-
     def __init__(self, points: Points):
         xs, ys = [a for a, _ in points] or [0.0, 1.0], [b for _, b in points] or [0.0, 1.0]
         self.xticks, self.yticks = _ticks(min(xs), max(xs)), _ticks(min(ys), max(ys))

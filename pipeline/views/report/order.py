@@ -160,7 +160,6 @@ class _Player:
         return first, last
 
     def _advance(self, answers: Tensor, used: dict[int, list[str]]) -> None:
-        """Set the best unused image as the next reference."""
         most = max(map(len, used.values())) + 1
         top = self.bed.top(answers, most)
         for n, images in used.items():

@@ -18,7 +18,7 @@ from cache import Store
 from manifests.datasets.demo import DemoOptions, catalogue_of
 from manifests.identity import stack_keys, text_key
 from manifests.schema import Dataset, RunSpec
-from pipeline.evaluation.rows import unit_rows
+from pipeline.evaluation.ranking import unit_rows
 from pipeline.views.retrieval.testbed import TestBed, rows_or_zeros
 from pipeline.views.retrieval.trained import Trained
 
@@ -70,7 +70,6 @@ def known_requests(spec: RunSpec) -> dict[str, tuple[Request, ...]] | None:
 
 
 def meets(dataset: Dataset, image: str, request: Request) -> bool:
-    """Return whether an image has every requested value."""
     found = dataset.attributes.get(image, {})
     return all(
         (value in found.get(field, ())) if value != "none" else not found.get(field) for field, value in request.items()

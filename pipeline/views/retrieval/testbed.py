@@ -39,7 +39,6 @@ class TestBed:
 
     @cached_property
     def indexes(self) -> dict[str, ExactIndex]:
-        """Category -> its gallery on the device."""
         used = dict.fromkeys(s.category for s in self.sessions)
         return {name: ExactIndex(self.candidates[name].features, self.experiment.device) for name in used}
 
@@ -86,7 +85,6 @@ class TestBed:
         return out
 
     def image(self, session: int, row: int) -> str:
-        """Return the image id of a gallery row of a session's category."""
         return self.candidates[self.sessions[session].category].images[row]
 
     def images(self, session: int, rows: Iterable[int]) -> tuple[str, ...]:

@@ -117,14 +117,12 @@ class Engine:
         talk.chosen = self._best(talk, steps)
 
     def choose(self, talk: Talk, image: object) -> None:
-        """Set the reference of the next turn."""
         chosen = self.image_id(image)
         if not self.queries.knows(chosen):
             raise RequestError(f"image {chosen!r} has no feature to continue from: choose another")
         talk.chosen = chosen
 
     def back(self, talk: Talk) -> None:
-        """Undo the last turn and choose its reference again."""
         if not talk.steps:
             raise RequestError("this is the start of the dialogue: there is no turn to take back")
         for dialogue in talk.models.values():

@@ -22,8 +22,6 @@ ABOUT = "dialogues.json"
 
 
 class _Answering(BaseModel):
-    """A model that answered a dialogue."""
-
     model_config = ConfigDict(extra="allow")
 
     label: str = ""
@@ -32,8 +30,6 @@ class _Answering(BaseModel):
 
 
 class _About(BaseModel):
-    """Content of ``dialogues.json``."""
-
     of: str = ""
     options: dict[str, str] = {}
     made_with: dict[str, Any] = {}

@@ -113,7 +113,6 @@ class StudyFile:
 
     @property
     def models(self) -> list[str]:
-        """Labels of the compared models."""
         return [model["label"] for model in self.about["models"]]
 
     def join(self, name: object) -> str:
@@ -158,7 +157,6 @@ class StudyFile:
                 raise StudyError(f"{participant!r} takes no part in this study: join first") from None
 
     def answers(self) -> list[Answer]:
-        """Return all answers, by participant and question."""
         question = "SELECT participant, question, option FROM answer ORDER BY participant, question"
         with self._open() as db:
             return [Answer(*row) for row in db.execute(question).fetchall()]
