@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from manifests.load import read_toml, shipped, spec_path
 from manifests.schema import Dataset, RunSpec
 from manifests.table_spec import BlockSpec, ResultsTable, RowSpec, table_names
 from manifests.views import View
+from pipeline.analysis.results_table import FindRuns
 from pipeline.core.workspace import Workspace
 from pipeline.jobs.ranked import RankedFolder
 from pipeline.training.models import model_class, model_names, model_title
@@ -88,7 +89,6 @@ def _blocks(dataset: Dataset, subsets: Mapping[str, AbstractSet[str]]) -> tuple[
     return tuple(BlockSpec(subset=name, label=label) for name, label in labels.items())
 
 
-FindRuns = Callable[[RowSpec, Sequence[int]], Iterable[Mapping[str, Any]]]
 GROUP = "Ranked lists"
 
 

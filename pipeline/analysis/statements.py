@@ -138,26 +138,17 @@ class Resampled:
         if first is None or second is None or not {subset} <= first.about.subsets.keys() & second.about.subsets.keys():
             return None
         one, other = first.about.session_ids, second.about.session_ids
-        if min(int(m.about.subsets[subset].sum()) for m in (first, second)) < FEWEST:
+        place = {i: n for n, i in enumerate(other)}  # compare only sessions that both ranked
+        mine = [n for n, i in enumerate(one) if i in place and first.about.subsets[subset][n]]
+        if len(mine) < FEWEST or second.about.subsets[subset].sum() < FEWEST:
             return None
+        gap = first.values(metric)[mine] - second.values(metric)[[place[one[n]] for n in mine]]
+        labels = np.array(first.about.categories, dtype=object)[mine].tolist()
+        strata = strata_of(labels, first.about.averaging)
         if one == other:
             drawn = self._drawn(subset)
-            member = first.about.subsets[subset]
-            gap = first.values(metric)[member] - second.values(metric)[member]
             resampled = drawn[a, OVERALL, metric] - drawn[b, OVERALL, metric]
-        else:  # compare only sessions that both ranked
-            common = set(other)
-            mine = [n for n, i in enumerate(one) if i in common and first.about.subsets[subset][n]]
-            place = {i: n for n, i in enumerate(other)}
-            yours = [place[one[n]] for n in mine]
-            if len(mine) < FEWEST:
-                return None
-            gap = first.values(metric)[mine] - second.values(metric)[yours]
-            member = np.isin(np.arange(len(one)), mine)
-            resampled = None
-        labels = np.array(first.about.categories, dtype=object)[member].tolist()
-        strata = strata_of(labels, first.about.averaging)
-        if resampled is None:
+        else:
             resampled = bootstrap(gap[:, None], strata)[:, 0]
         found = difference(float(np.mean([gap[m].mean() for m in strata])), resampled)
         # the run of a deterministic method is paired with every seed of the other

@@ -116,16 +116,8 @@ def run(
                 with Load() as load:
                     measured = part()
                 found[name].append({**measured, **_about(load, len(made.items))})
-    setup = {
-        "device": extractor.device.type,
-        "images": len(made.items),
-        "decoding_processes": count,
-        "model_threads": threads,
-        "cores": available_cpus(),
-        "pairs": pairs,
-        "started": started,
-        "missing": missing,
-    }
+    setup = {"device": extractor.device.type, "images": len(made.items), "decoding_processes": count, "pairs": pairs}
+    setup |= {"model_threads": threads, "cores": available_cpus(), "started": started, "missing": missing}
     return figures_of(found, setup)
 
 
@@ -173,5 +165,5 @@ def _cluster(
 
 def _about(load: Load, images: int) -> dict[str, float]:
     """Return the machine load for a part's record; ``cpu``: CPU seconds per image."""
-    known = {"others": load.others, "host": load.host}
-    return {"cpu": load.cpu / images, **{name: share for name, share in known.items() if share is not None}}
+    known = {"cpu": load.cpu / images, "others": load.others, "host": load.host}
+    return {name: share for name, share in known.items() if share is not None}

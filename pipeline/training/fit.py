@@ -142,8 +142,8 @@ class _Run:
         if validation is not None:
             metrics["validation"] = recalls(self.model, validation)
         if self.patience:
-            if metrics["validation"]["mean"] > self.best:
-                self.best, self.best_epoch = metrics["validation"]["mean"], epoch
+            if (mean := metrics["validation"]["mean"]) > self.best:
+                self.best, self.best_epoch = mean, epoch
                 self.best_weights = copy.deepcopy(self.model.state_dict())
             metrics["best"] = self.best_epoch
             self.going = epoch - self.best_epoch < self.patience
@@ -158,15 +158,12 @@ class _Run:
 def _state(trainer: Trainer, average: WeightAverage, runs: Sequence[_Run], epoch: int, run: int) -> RunState | None:
     """Return copies of everything in which run ``run`` after ``epoch`` differs from a new one; None if it has ended."""
     kept = runs[run]
-    tensors: dict[str, Tensor] = {}
     if not kept.going:
         return None
-    for place, tensor in enumerate(trainer.part(_floats(trainer.averaged()), run)):
-        tensors[f"weights.{place}"] = tensor
-    for place, moments in enumerate(trainer.moments(run)):
-        tensors |= {f"adam.{place}.{name}": value for name, value in moments.items()}
-    for place, tensor in enumerate(trainer.part(average.values, run) if average.values else ()):
-        tensors[f"average.{place}"] = tensor
+    averages = trainer.part(average.values, run) if average.values else []
+    tensors = {f"weights.{n}": tensor for n, tensor in enumerate(trainer.part(_floats(trainer.averaged()), run))}
+    tensors |= {f"average.{n}": tensor for n, tensor in enumerate(averages)}
+    tensors |= {f"adam.{n}.{k}": v for n, moments in enumerate(trainer.moments(run)) for k, v in moments.items()}
     tensors |= {f"best.{name}": value for name, value in (kept.best_weights or {}).items()}
     copies = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
     return RunState(epoch, kept.best, kept.best_epoch, tensors=copies)

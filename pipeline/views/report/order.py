@@ -106,12 +106,9 @@ def interactive_order(bed: TestBed, models: Sequence[Trained], queries: Queries 
             continue
         (first, one), (other_first, other) = player.play(trained, False), player.play(trained, True)
         tops = [bed.top(q, k)[chosen] for q in (first, other_first, one, other)]
-        out.rows[trained.label] = {
-            columns[0]: mean_of(100 * overlap(tops[2], tops[3])),
-            columns[1]: mean_of(bed.spearman(one, other)[chosen]),
-            columns[2]: mean_of(100 * overlap(tops[0], tops[1])),
-        }
-        found = overlap(tops[2], tops[3])
+        found, early = overlap(tops[2], tops[3]), overlap(tops[0], tops[1])
+        values = (100 * found, bed.spearman(one, other)[chosen], 100 * early)
+        out.rows[trained.label] = {name: mean_of(v) for name, v in zip(columns, values, strict=True)}
         place = int(np.abs(found - found.mean()).argmin())
         lists = [bed.images(mine[place], top[place]) for top in tops[2:]]
         out.examples[trained.label] = Example(mine[place], float(found[place]), *lists)

@@ -18,6 +18,7 @@ from starlette.staticfiles import StaticFiles
 
 from manifests.errors import FashionNTMError, advice, disk_problem
 from pipeline.views.retrieval.pages import render
+from pipeline.views.retrieval.pictures import Pictures
 from pipeline.views.retrieval.queries import known_texts
 from pipeline.views.serve.engine import UPLOAD, Engine, Talk, described_row, upload_row
 from pipeline.views.serve.guard import Guard
@@ -105,6 +106,13 @@ async def body(request: Request, most: int, seconds: float = 60) -> dict[str, An
     return values
 
 
+async def picture(pictures: Pictures, image: str, size: int, why_not: str) -> Response:
+    """Return an image of the catalog as a small JPEG. Raises RequestError (404) if it has no readable file."""
+    if (data := await run_in_threadpool(pictures.thumbnail, image, size)) is None:
+        raise RequestError(why_not, 404)
+    return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+
+
 class _Page:
     def __init__(self, engine: Engine, title: str, saved: SavedDialogues | None):
         self.engine, self.title, self.saved, self.uploads = engine, title, saved, Uploads(engine.limits)
@@ -144,10 +152,8 @@ class _Page:
         asked, size = request.query_params.get("w", ""), SIZES[1]
         if asked.isdecimal() and len(asked) < 6:
             size = min((s for s in SIZES if s >= int(asked)), default=SIZES[-1])
-        data = await run_in_threadpool(self.engine.pictures.thumbnail, image, size)
-        if data is None:
-            raise RequestError("this image has no readable file: its words stand in for it", 404)
-        return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+        why = "this image has no readable file: its words stand in for it"
+        return await picture(self.engine.pictures, image, size, why)
 
     async def _asked(self, request: Request) -> dict[str, Any]:
         return await body(request, self.engine.limits.body_bytes, self.engine.limits.upload_seconds)

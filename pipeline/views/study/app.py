@@ -17,7 +17,7 @@ from starlette.staticfiles import StaticFiles
 from manifests.errors import FashionNTMError
 from manifests.schema import Dataset
 from pipeline.views.retrieval.pictures import Pictures
-from pipeline.views.serve.app import HANDLERS, body, render
+from pipeline.views.serve.app import HANDLERS, body, picture, render
 from pipeline.views.serve.guard import Guard
 from pipeline.views.serve.limits import RequestError, number_of
 from pipeline.views.study.questions import StudyError
@@ -69,12 +69,8 @@ class _Study:
 
     async def image(self, request: Request) -> Response:
         place = number_of(request.path_params["place"])
-        data = None
-        if place < len(self.images):
-            data = await run_in_threadpool(self.pictures.thumbnail, self.images[place], SIZE)
-        if data is None:
-            raise RequestError("there is no picture of this number", 404)
-        return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+        image = self.images[place] if place < len(self.images) else ""
+        return await picture(self.pictures, image, SIZE, "there is no picture of this number")
 
     def act(self, work: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Request], Awaitable[Response]]:
         async def handle(request: Request) -> Response:
