@@ -16,12 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dask.system import cpu_count
+
 from pipeline.bench import selected
 from pipeline.bench._extract_figures import TORCHVISION, figures_of, render, verdict
 from pipeline.bench._load import Load
 from pipeline.bench._stage1_parts import Parts
 from pipeline.bench._world import corrupted, dataset_of, draw_images, save_small_clip
-from pipeline.core.threads import available_cpus, doublings
+from pipeline.core.threads import doublings
 
 __all__ = ["figures_of", "render", "run", "verdict"]
 
@@ -91,7 +93,7 @@ def run(
                 "one thread": partial(made.engine, workers=0),  # all steps in sequence
             }
         if "scaling" in asked:
-            parts |= {f"decode {n}": partial(made.decode_ceiling, n) for n in doublings(available_cpus())}
+            parts |= {f"decode {n}": partial(made.decode_ceiling, n) for n in doublings(cpu_count())}
         missing: dict[str, str] = {}
         if "torchvision" in asked:
             parts |= _torchvision(made, spec, device, missing, "scaling" in asked)
@@ -121,7 +123,7 @@ def run(
         "images": len(made.items),
         "decoding_processes": count,
         "model_threads": threads,
-        "cores": available_cpus(),
+        "cores": cpu_count(),
         "pairs": pairs,
         "started": started,
         "missing": missing,
@@ -149,7 +151,7 @@ def _torchvision(
         f"{TORCHVISION}decode": other.decode_ceiling,
         f"{TORCHVISION}engine": other.engine,
     }
-    for n in doublings(available_cpus()) if scaling else ():
+    for n in doublings(cpu_count()) if scaling else ():
         parts[f"{TORCHVISION}decode {n}"] = partial(other.decode_ceiling, n)
     return parts
 

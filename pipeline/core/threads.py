@@ -1,4 +1,4 @@
-"""CPU threads: the number for training, and the CPUs of this process."""
+"""CPU threads: the number for training."""
 
 from __future__ import annotations
 
@@ -24,11 +24,6 @@ def cpu_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def available_cpus() -> int:
-    """Return the number of CPUs available to this process."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def doublings(limit: int) -> tuple[int, ...]:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from dask.system import cpu_count  # respects the CPU affinity and a container's quota
 
 from pipeline.core.device import free_memory, is_out_of_memory
-from pipeline.core.threads import available_cpus
 from pipeline.extraction.batches import ShardTask
 from pipeline.extraction.engine import process
 from pipeline.extraction.extractors.base import Extractor
@@ -38,7 +38,7 @@ def default_workers(device: torch.device, sharing: int = 1) -> int:
 
     ``sharing``: worker processes of this machine that share its CPUs, each with a model of its own.
     """
-    free = available_cpus() - (torch.get_num_threads() if device.type == "cpu" else 0)
+    free = cpu_count() - (torch.get_num_threads() if device.type == "cpu" else 0)
     return max(1, min(_MOST_WORKERS, free // sharing))
 
 
