@@ -15,7 +15,7 @@ from cache import Store, list_stores
 from cli import main
 from manifests.datasets.jsonl import export
 from manifests.schema import Dataset
-from pipeline.commands.cache import command as group
+from pipeline.commands.cache import cache as group
 from tests.caption_project import call, caption_project
 from tests.test_cli import SPEC
 from tests.worlds import world

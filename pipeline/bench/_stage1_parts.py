@@ -27,8 +27,8 @@ class Parts:
 
     def synthetic(self) -> Any:
         """Return one stacked batch."""
-        from pipeline.extraction.meter import Meter
         from pipeline.extraction.prepare import prepare
+        from pipeline.extraction.progress import Meter
 
         parts = prepare(self.extractor, self.items[: self.batch_size], self.images, Meter())
         return self.extractor.stack([part[0] for part in parts])
@@ -52,8 +52,8 @@ class Parts:
         """
         from pipeline.extraction.batches import batches_of, jobs_of
         from pipeline.extraction.decoding import IMAGES_A_WORKER, Decoder
-        from pipeline.extraction.meter import Meter
         from pipeline.extraction.prepare import ItemFailure, decode_ahead
+        from pipeline.extraction.progress import Meter
 
         workers = workers or self.workers
         jobs = list(jobs_of([self.task], self.extractor.images_per_job))

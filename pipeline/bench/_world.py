@@ -34,9 +34,9 @@ def save_small_clip(folder: Path, width: int, layers: int, patch: int = 32) -> P
     import torch
     from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
-    from pipeline.extraction.pretrain import PretrainOptions, build_tokenizer
+    from pipeline.extraction.pretrain import build_tokenizer
 
-    tokenizer = build_tokenizer(["red blue green dress shirt longer shorter more less"], PretrainOptions(max_tokens=32))
+    tokenizer = build_tokenizer(["red blue green dress shirt longer shorter more less"], 20_000, 32)
     tower = {
         "hidden_size": width,
         "intermediate_size": 4 * width,

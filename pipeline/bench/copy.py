@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.core.threads import cpu_threads
+from pipeline.core.device import cpu_threads
 from pipeline.training.cascade.stacked import FastCascade
 from pipeline.training.determinism import derive_seed, flushed_denormals
 from pipeline.training.models import build_model

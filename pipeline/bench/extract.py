@@ -23,7 +23,7 @@ from pipeline.bench._extract_figures import TORCHVISION, figures_of, render, ver
 from pipeline.bench._load import Load
 from pipeline.bench._stage1_parts import Parts
 from pipeline.bench._world import corrupted, dataset_of, draw_images, save_small_clip
-from pipeline.core.threads import doublings
+from pipeline.core.device import doublings
 
 __all__ = ["figures_of", "render", "run", "verdict"]
 

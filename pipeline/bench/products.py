@@ -36,7 +36,7 @@ def run(
 
     Uses one thread, so that the same machine gives the same figures. Raises FashionNTMError if ``data`` has no products.
     """
-    from pipeline.core.threads import cpu_threads
+    from pipeline.core.device import cpu_threads
     from pipeline.extraction import pretrain
 
     found = _products(data)[:pairs]
@@ -60,7 +60,7 @@ def _run(data: Path, train: list, test: list, folder: Path, size: pretrain.Pretr
     pairs = [pretrain.Pair(data / "images" / f"{key}.jpg", (title,)) for key, title in train]
     statistics = pretrain.pixel_statistics(pretrain.to_pixels([p.image for p in pairs[:500]], size))
     size = size.model_copy(update=statistics)
-    tokenizer = pretrain.build_tokenizer((title for _, title in train), size)
+    tokenizer = pretrain.build_tokenizer((title for _, title in train), size.vocabulary, size.max_tokens)
     model = pretrain.build_model(tokenizer, size)
     losses = [metrics["loss"] for metrics in pretrain.fit(model, tokenizer, pairs, size)]
     pretrain.save(model, tokenizer, size, folder / "model")

@@ -13,8 +13,7 @@ import torch
 from torch.nn.functional import normalize
 
 from pipeline.bench._machine import machine
-from pipeline.core.device import describe, resolve_device, seconds_of
-from pipeline.core.threads import cpu_threads
+from pipeline.core.device import cpu_threads, describe, resolve_device, seconds_of
 from pipeline.training.dialogue import Dialogue
 from pipeline.training.models import build_model
 from pipeline.views.retrieval.index import ExactIndex

@@ -14,9 +14,8 @@ from manifests.schema import Training
 from pipeline.bench._machine import machine
 from pipeline.bench._steps import flops_of_step, gemm_step, rounding
 from pipeline.bench._subjects import Apart, Here, Sizes, Subject
-from pipeline.core.device import seconds_of
+from pipeline.core.device import cpu_threads, seconds_of, training_threads
 from pipeline.core.text_table import aligned
-from pipeline.core.threads import cpu_threads, training_threads
 from pipeline.training.backends.choice import able_backends
 from pipeline.training.data import SessionFeatures
 from pipeline.training.models import MemoryModel

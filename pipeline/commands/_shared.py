@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pipeline.jobs.experiment import Experiment
 
 INTERRUPTED = 130  # exit code
+Printed: TypeAlias = Any  # what ``prints`` prints
 F: TypeAlias = Callable[..., Any]  # of a command
 PATH = click.Path(path_type=Path)
 FILE, EXISTING_FILE = (click.Path(path_type=Path, dir_okay=False, exists=exists) for exists in (False, True))
@@ -40,17 +41,19 @@ def folder_option(name: str, about: str, inside: str = "") -> Callable[[F], F]:
             log(f"note: --{name} {folder / inside}, from {source}")
         return folder / inside
 
-    return click.option(
-        f"--{name}",
-        type=click.Path(path_type=Path),
-        metavar="DIR",
-        callback=settle,
-        help=f"{about}  [{variable(name)}; default: {BUILT_IN[name] / inside}]",
-    )
+    about += f"  [{variable(name)}; default: {BUILT_IN[name] / inside}]"
+    return click.option(f"--{name}", type=PATH, metavar="DIR", callback=settle, help=about)
 
 
 option_out = folder_option("out", "Folder for stores and runs.")
 option_data = folder_option("data", "Folder of the datasets (mt_fashioniq/, shoes/, blip2_captions/, ...).")
+
+
+def option_folders(f: F) -> F:
+    """Add --data and --out."""
+    return option_data(option_out(f))
+
+
 option_json = click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")
 option_set = click.option(
     "--set",
@@ -60,12 +63,8 @@ option_set = click.option(
     help="Override a key of the spec, e.g. extractor.model=DIR or training.epochs=20. Repeatable.",
 )
 option_device = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps.")
-option_host = click.option(
-    "--host",
-    default="127.0.0.1",
-    metavar="ADDRESS",
-    help="Address to listen on. Any other than this machine's own gets a token.",
-)
+_HOST = "Address to listen on. Any other than this machine's own gets a token."
+option_host = click.option("--host", default="127.0.0.1", metavar="ADDRESS", help=_HOST)
 option_backend = click.option(
     "--backend",
     type=click.Choice(["auto", "reference", "fast", "numba", "graph", "triton"]),
@@ -116,15 +115,14 @@ class Job:
         return Experiment(*self.parts, self.device, log)
 
 
-def job_command(f: F) -> F:
+def job_command(f: F, metavar: str = "SPEC") -> F:
     """Add SPEC, --set, --data and --out; call ``f`` with the ``Job`` that they and --device, if it has one, give."""
 
     @wraps(f)
     def call(spec: str, overrides: tuple[str, ...], data: Path, out: Path, device: str = "auto", **words: Any) -> Any:
         return f(Job(spec, overrides, data, out, device), **words)
 
-    argument = click.argument("spec", metavar="SPEC")
-    return argument(option_set(option_data(option_out(call))))
+    return click.argument("spec", metavar=metavar)(option_set(option_folders(call)))
 
 
 def sessions_command(f: F) -> F:
@@ -190,9 +188,21 @@ def progress_line() -> Iterator[Callable[[str], None]]:
             click.echo(err=True)
 
 
-def emit(value: Any, text: str, as_json: bool) -> None:
-    """Print ``text``, or ``value`` as JSON, to stdout."""
-    show(json.dumps(value, indent=2, default=str) if as_json else text)
+def prints(f: F) -> F:
+    """Add --json, and print what ``f`` returns: an object with ``as_dict`` and ``text``, or (values, text).
+
+    A third part is the exit code.
+    """
+
+    @wraps(f)
+    def call(*given: Any, as_json: bool, **words: Any) -> None:
+        found = f(*given, **words)
+        values, text, *code = found if isinstance(found, tuple) else (found.as_dict(), found.text())
+        show(json.dumps(values, indent=2, default=str) if as_json else text)
+        if any(code):
+            sys.exit(code[0])
+
+    return option_json(call)
 
 
 _MOST_NUMBERS = 100_000  # of one span

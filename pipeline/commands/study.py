@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from manifests.commandline import command_line
-from pipeline.commands._shared import FILE, Job, emit, log, option_device, option_host, option_json, sessions_command
+from pipeline.commands._shared import FILE, Job, Printed, log, option_device, option_host, prints, sessions_command
 
 SECTION = "look"
 
@@ -28,14 +28,14 @@ class StudyGroup(click.Group):
 
 
 @click.group("study", cls=StudyGroup, epilog="Example: fashion-ntm study demo --data out/demo --out out/demo")
-def command() -> None:
+def study() -> None:
     """Run a blind preference study: participants choose between the results of models.
 
     `study SPEC` creates the study (or resumes it) and serves its page; `study ask --help` lists its options.
     """
 
 
-@command.command("ask", epilog="Example: fashion-ntm study demo --model cm_ntm --model ewma --sessions 45")
+@study.command("ask", epilog="Example: fashion-ntm study demo --model cm_ntm --model ewma --sessions 45")
 @sessions_command
 @click.option(
     "--model",
@@ -84,13 +84,11 @@ def ask(
     listen(lambda token, hosts: make_study_app(study, job.dataset, title, token, hosts), host, port, log, click.echo)
 
 
-@command.command(
-    "results", epilog="Example: fashion-ntm study results out/demo/studies/demo.sqlite --chart figure7.png"
-)
+@study.command("results", epilog="Example: fashion-ntm study results out/demo/studies/demo.sqlite --chart figure7.png")
 @click.argument("file", type=FILE)
 @click.option("--chart", type=FILE, help="Also draw Figure 7 (.png, .pdf or .svg).")
-@option_json
-def results(file: Path, chart: Path | None, as_json: bool) -> None:
+@prints
+def results(file: Path, chart: Path | None) -> Printed:
     """Print preference rates, their intervals and sign tests, of the answers in FILE."""
     from pipeline.views.study.results import study_results
     from pipeline.views.study.store import StudyFile
@@ -100,4 +98,4 @@ def results(file: Path, chart: Path | None, as_json: bool) -> None:
         from pipeline.views.study.chart import write_chart
 
         write_chart(chart, found)
-    emit(found.as_dict(), found.text(), as_json)
+    return found

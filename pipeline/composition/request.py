@@ -16,8 +16,7 @@ from manifests.schema import Component, Dataset, Frozen, RunSpec, Session
 from pipeline.composition.checkpoint import weights_digest
 from pipeline.composition.composers import composers
 from pipeline.composition.composers.base import Composer
-from pipeline.composition.fit import FitOptions
-from pipeline.composition.triplets import triplets
+from pipeline.composition.fit import FitOptions, triplets
 
 Sessions = tuple[Session, ...]
 DEFAULT = Component(name="fusion")  # needs no training

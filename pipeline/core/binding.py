@@ -22,7 +22,7 @@ from cache.stat_cache import sha256_of, stamp_of
 from manifests.errors import IncompleteError
 from manifests.identity import digest
 from manifests.schema import Dataset, RunSpec
-from pipeline.core.digests import image_keys
+from pipeline.core.image_files import image_keys
 
 _SHOWN = 3
 

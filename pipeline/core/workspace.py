@@ -6,6 +6,8 @@ The record lets stage 2 find its store without loading the single-turn model, wh
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from manifests.schema import Dataset, RunSpec
 from pipeline.composition.ready import fitting_sessions
 from pipeline.composition.request import composer_request, is_joint
 from pipeline.core.binding import StaleError, declared_digest, image_changes, load_binding, source_changes, write_json
-from pipeline.core.digests import DIGESTS
+from pipeline.core.image_files import DIGESTS
 
 
 @dataclass(frozen=True)
@@ -164,3 +166,32 @@ def composer_identity(spec: RunSpec, dataset: Dataset, backbone: Store) -> dict[
     request = composer_request(spec)
     assert request is not None
     return json.loads(json.dumps(request.fields(backbone, dataset, *fitting_sessions(spec, dataset))))
+
+
+ASIDE = ".removed-"  # prefix of their names
+
+
+def removal_leftovers(out: Path) -> dict[str, int]:
+    """Return the folders that killed ``runs rm`` and ``cache gc`` left in ``out``, with their bytes."""
+    return {str(path): size_of(path) for path in sorted(out.glob(f"{ASIDE}*")) if path.is_dir()}
+
+
+def remove_leftovers(out: Path, *, dry_run: bool) -> dict[str, int]:
+    """Remove the ``removal_leftovers``; return them."""
+    found = removal_leftovers(out)
+    for path in () if dry_run else found:
+        shutil.rmtree(path, ignore_errors=True)  # the removal that set it aside may still be running
+    return found
+
+
+def leftovers_text(found: Mapping[str, int], dry_run: bool) -> str:
+    """Return one line per folder."""
+    would = "would be " if dry_run else ""
+    return "\n".join(
+        f"debris {path} ({size:,} bytes) of an interrupted removal {would}removed" for path, size in found.items()
+    )
+
+
+def size_of(folder: Path) -> int:
+    """Return the bytes of all files below a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -15,7 +15,7 @@ from transformers import CLIPModel
 from pipeline.composition.checkpoint import load_composer, save_composer
 from pipeline.composition.composers.gated import Gated, GatedOptions
 from pipeline.composition.fit import Embeddings, FitOptions, fit_on_rows
-from pipeline.core.threads import cpu_threads
+from pipeline.core.device import cpu_threads
 from pipeline.demo.examples import Example, examples, full_description, triplets
 from pipeline.extraction import pretrain
 from pipeline.training.determinism import flushed_denormals
@@ -44,7 +44,7 @@ def build(
     log(f"rendering {count:,} garments")
     found = examples(count, PIXELS, "train")
     pairs = [pretrain.Pair(e.image, e.texts, str(e.group)) for e in found]
-    tokenizer = pretrain.build_tokenizer((t for p in pairs for t in p.texts), towers)
+    tokenizer = pretrain.build_tokenizer((t for p in pairs for t in p.texts), towers.vocabulary, towers.max_tokens)
     model = pretrain.build_model(tokenizer, towers)
     for metrics in pretrain.fit(model, tokenizer, pairs, towers):
         log(f"towers, epoch {metrics['epoch']} of {towers.epochs}: loss {metrics['loss']:.3f}")

@@ -34,9 +34,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from manifests.errors import FashionNTMError
 from pipeline.extraction.extractors.base import Extractor
-from pipeline.extraction.meter import Meter
 from pipeline.extraction.prefetch import in_order
 from pipeline.extraction.prepare import ItemFailure, prepare_pixels
+from pipeline.extraction.progress import Meter
 from pipeline.extraction.tokens import Tokens
 from pipeline.extraction.transfer import Stacked, stack
 from pipeline.extraction.work import Item

@@ -16,8 +16,15 @@ from safetensors.torch import load_file
 from manifests.identity import digest, file_digest
 from manifests.shapes import misfits
 from pipeline.extraction.adapters import CONFIG, adapter_weights, merge_adapter, only_adapter, without_adapter
-from pipeline.extraction.checkpoint_files import Checkpoint, ModelError, clip_module, shards, side_files
-from pipeline.extraction.model_sizes import refuse_layers, try_processor
+from pipeline.extraction.checkpoint_files import (
+    Checkpoint,
+    ModelError,
+    clip_module,
+    refuse_layers,
+    shards,
+    side_files,
+    try_processor,
+)
 
 _FILES = [
     "*.json",
@@ -109,7 +116,7 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device,
     _require_class(checkpoint)
     with quiet(), _explained(checkpoint), without_adapter(checkpoint) as path:
         computed = torch.float32 if adapted else dtype
-        own, local = checkpoint.own_code, {"local_files_only": True}
+        own = checkpoint.own_code
         try:
             model, found = AutoModel.from_pretrained(
                 path,
@@ -118,10 +125,14 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device,
                 trust_remote_code=own,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # refused below, by name and shape
-                **local,
+                local_files_only=True,
             )
             absent = found["missing_keys"]
-            _refuse_other_shapes(checkpoint, found.get("mismatched_keys"))
+            if shapes := found.get("mismatched_keys"):  # tensors: name, shape in the file, shape by config.json
+                raise ModelError(
+                    f"model {checkpoint.name!r}: its weights are not of its config.json: {misfits(shapes)}; take both from "
+                    "one download"
+                )
         except (NotImplementedError, RuntimeError) as error:
             if not own or "meta" not in str(error):
                 raise
@@ -139,14 +150,6 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device,
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype)
     return model.eval().requires_grad_(False).to(device)
-
-
-def _refuse_other_shapes(checkpoint: Checkpoint, shapes: Any) -> None:
-    """Raise ModelError for tensors (name, shape in the file, shape by config.json) that do not fit."""
-    if shapes:
-        raise ModelError(
-            f"model {checkpoint.name!r}: its weights are not of its config.json: {misfits(shapes)}; take both from one download"
-        )
 
 
 def _built_on_cpu(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, list[str]]:

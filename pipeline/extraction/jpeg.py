@@ -13,7 +13,6 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -23,17 +22,21 @@ from PIL import Image as Pillow
 from pipeline.core.device import is_out_of_memory
 from pipeline.extraction import hub
 from pipeline.extraction.extractors.base import ExtractorError
-from pipeline.extraction.images import MAX_PIXELS, ORIENTATION, DecodeError, decode
+from pipeline.extraction.images import MAX_PIXELS, ORIENTATION, DecodeError, decode, one_line
 from pipeline.extraction.pixels import Pixels, geometry
 from pipeline.extraction.transfer import copying
 
 VERSION = 1  # increment when a change of this module, or of torchvision, alters pixels
-REMARK = "decoded by Pillow"
+REMARK = "decoded by Pillow: "  # in the ledger, and why
 CPU_DECODER, CUDA_DECODER = "libjpeg-turbo", "nvjpeg"
 _MODES: dict[Any, str] = {Pillow.Resampling.BILINEAR: "bilinear", Pillow.Resampling.BICUBIC: "bicubic"}
 _START, _SCAN, _END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"  # markers: of the file, of the last scan, of its end
 _CHECKED = (400, 300)  # (width, height)
 _BATCH = 32  # JPEGs that are decoded together on a device
+_FIX = (
+    "pip install 'fashion-ntm[gpu-decode]' with torchvision of the same build as torch (CUDA or CPU), or leave out "
+    "extractor.decode"
+)
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class TorchvisionDecode:
             raise
         except Exception as error:
             what = "nvJPEG of torchvision" if self.device.type == "cuda" else "torchvision"
-            raise ExtractorError(f"{what} cannot decode here: {_one_line(error)}; {_fix()}") from None
+            raise ExtractorError(f"{what} cannot decode here: {one_line(error)}; {_FIX}") from None
 
     def prepare(self, data: bytes, size_of: Any) -> tuple[dict[str, np.ndarray] | Encoded, str]:
         """Return (pixels {"pixel_values": uint8 [3, h, w]}, or the JPEG if it is decoded in batches; why Pillow decoded it).
@@ -106,7 +109,7 @@ class TorchvisionDecode:
             except ExtractorError:
                 raise
             except Exception as error:
-                found = f"torchvision refuses it: {_one_line(error)}"
+                found = f"torchvision refuses it: {one_line(error)}"
         return self.from_pillow(data, size_of), found
 
     def from_pillow(self, data: bytes, size_of: Any) -> dict[str, np.ndarray]:
@@ -138,20 +141,18 @@ class TorchvisionDecode:
         try:
             images = self._decode(encoded)
             made: list[Any] = [None] * len(images)
-            for _, alike in groupby(
-                sorted(range(len(images)), key=lambda n: images[n].shape), lambda n: images[n].shape
-            ):
-                places = list(alike)
+            for shape in {image.shape for image in images}:
+                places = [n for n, image in enumerate(images) if image.shape == shape]
                 for n, pixels in zip(places, self._resized(*(images[n] for n in places)), strict=True):
-                    made[n] = pixels
-            return [({"pixel_values": pixels}, "") for pixels in made]
+                    made[n] = {"pixel_values": pixels}, ""
+            return made
         except ExtractorError:
             raise
         except (RuntimeError, torch.OutOfMemoryError) as error:
             why = (
                 "the device's memory is full"
                 if is_out_of_memory(error)
-                else f"torchvision refuses it: {_one_line(error)}"
+                else f"torchvision refuses it: {one_line(error)}"
             )
         if len(encoded) > 1:
             return [found for one in encoded for found in self._batch([one])]
@@ -214,11 +215,6 @@ def _orientation(image: Pillow.Image) -> int:
         return 1
 
 
-def by_pillow(why: str) -> str:
-    """Return the ledger's remark on a row whose image Pillow has decoded."""
-    return f"{REMARK}: {why}"
-
-
 def upright(pixels: torch.Tensor, orientation: int) -> torch.Tensor:
     """Return ``pixels`` [3, height, width] mirrored and rotated by an EXIF orientation."""
     if orientation > 4:
@@ -252,22 +248,9 @@ def _torchvision() -> Any:
     except ModuleNotFoundError as error:
         if error.name != "torchvision":
             raise
-        raise ExtractorError(
-            f'extractor.decode = "torchvision" needs torchvision, which is not installed: {_fix()}'
-        ) from None
+        what = 'extractor.decode = "torchvision" needs torchvision, which is not installed'
+        raise ExtractorError(f"{what}: {_FIX}") from None
     except Exception as error:  # operators of another torch: RuntimeError, OSError, AttributeError ...
-        raise ExtractorError(
-            f"torchvision does not load beside torch {torch.__version__}: {_one_line(error)}; {_fix()}"
-        ) from None
+        what = f"torchvision does not load beside torch {torch.__version__}: {one_line(error)}"
+        raise ExtractorError(f"{what}; {_FIX}") from None
     return found
-
-
-def _fix() -> str:
-    return (
-        "pip install 'fashion-ntm[gpu-decode]' with torchvision of the same build as torch (CUDA or CPU), or leave out "
-        "extractor.decode"
-    )
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

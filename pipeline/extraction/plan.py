@@ -6,20 +6,21 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cache import Failure, Store, StoreError, StoreNotFoundError, StoreWriter, store_path
 from manifests.identity import KEY_BYTES, changed_fields, digest, stack_keys
 from manifests.schema import Dataset
-from pipeline.core.digests import DIGESTS
-from pipeline.core.image_files import is_transient
+from pipeline.core.image_files import DIGESTS, is_transient
 from pipeline.extraction.batches import ShardTask
 from pipeline.extraction.extractors.base import Extractor
-from pipeline.extraction.memory import MemoryBound
 from pipeline.extraction.probe import Probe
 from pipeline.extraction.work import Item, bound_keys, catalogue_of, requests_of
+
+if TYPE_CHECKING:
+    from pipeline.extraction.cost import MemoryBound
 
 UP_TO_DATE = "up to date: fingerprint matches"
 

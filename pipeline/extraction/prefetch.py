@@ -1,4 +1,4 @@
-"""Bounded, ordered prefetching: a thread pool for jobs, a single thread for a generator."""
+"""Bounded work in threads: ordered prefetching of jobs, a generator in a thread, and a writer thread."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from queue import Empty, Full, Queue
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 A = TypeVar("A")
 B = TypeVar("B")
+WAITING = 2  # maximum of finished shards in memory; the model waits for the disk beyond it
 _POLL = 0.1  # seconds between checks whether the consumer has stopped
 
 
@@ -92,3 +93,48 @@ class InThread(Iterator[A]):
             while True:  # drain the queue, so that a waiting producer sees the stop
                 self._ready.get_nowait()
         self._thread.join()
+
+
+class Commits(Generic[A]):
+    """Queue that calls ``commit`` on each item, in order, in one thread. As a context manager it waits for the last.
+
+    The first error of ``commit`` is raised by the next ``put`` or on exit; nothing is committed after it.
+    ``threaded=False``: ``put`` commits directly.
+    """
+
+    def __init__(self, commit: Callable[[A], None], threaded: bool = True):
+        self._commit = commit
+        self._error: BaseException | None = None
+        self._pool = ThreadPoolExecutor(1, "writer") if threaded else None
+        self._waiting: deque[Future[None]] = deque()
+
+    def __enter__(self) -> Commits[A]:
+        return self
+
+    def _work(self, thing: A) -> None:
+        if self._error is None:
+            try:
+                self._commit(thing)
+            except BaseException as error:  # raised again in the calling thread
+                self._error = error
+
+    def put(self, thing: A) -> None:
+        """Add one shard; wait while ``WAITING`` others are unwritten."""
+        if self._pool is None:
+            self._commit(thing)
+            return
+        while len(self._waiting) > WAITING:
+            self._waiting.popleft().result()
+        if self._error is not None:
+            raise self._error
+        self._waiting.append(self._pool.submit(self._work, thing))
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        while self._waiting:
+            with suppress(KeyboardInterrupt):  # finish the short commit, since a partial one is discarded
+                self._waiting[0].result()
+                self._waiting.popleft()
+        if self._pool is not None:
+            self._pool.shutdown()
+        if self._error is not None and (error is None or isinstance(error, KeyboardInterrupt)):
+            raise self._error

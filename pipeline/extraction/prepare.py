@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.extraction.extractors.base import Extractor, ExtractorError
 from pipeline.extraction.images import ItemError, one_line, read
-from pipeline.extraction.meter import Meter
+from pipeline.extraction.progress import Meter
 from pipeline.extraction.work import Item
 
 

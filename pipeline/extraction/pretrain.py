@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,13 +73,10 @@ class Pair:
     group: str | None = None
 
 
-def build_tokenizer(texts: Iterable[str], options: PretrainOptions) -> PreTrainedTokenizerFast:
-    """Return a lowercase word tokenizer of the most frequent words (ties in alphabetical order)."""
-    counts: dict[str, int] = {}
-    for text in texts:
-        for word in re.findall(r"\w+|[^\w\s]+", text.lower()):
-            counts[word] = counts.get(word, 0) + 1
-    words = sorted(counts, key=lambda w: (-counts[w], w))[: options.vocabulary - 4]
+def build_tokenizer(texts: Iterable[str], size: int, max_tokens: int) -> PreTrainedTokenizerFast:
+    """Return a lowercase tokenizer of the ``size`` - 4 most frequent words (ties in alphabetical order)."""
+    counts = Counter(word for text in texts for word in re.findall(r"\w+|[^\w\s]+", text.lower()))
+    words = sorted(counts, key=lambda w: (-counts[w], w))[: size - 4]
     vocabulary = {word: n for n, word in enumerate([PAD, BOS, UNK, EOS, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -88,7 +86,7 @@ def build_tokenizer(texts: Iterable[str], options: PretrainOptions) -> PreTraine
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        model_max_length=options.max_tokens,
+        model_max_length=max_tokens,
         padding_side="right",
         truncation_side="right",
         pad_token=PAD,
@@ -238,7 +236,9 @@ def fit(
         torch.manual_seed(options.seed)
         reader = torch.nn.Linear(options.projection, len(tokenizer))  # predicts words from embeddings; not saved
     both = torch.nn.ModuleList([model, reader])
-    optimizer = torch.optim.AdamW(_decay_groups(both, options), lr=options.learning_rate, betas=(0.9, 0.98))
+    groups = [{"params": [p for p in both.parameters() if p.ndim >= 2], "weight_decay": options.weight_decay}]
+    groups += [{"params": [p for p in both.parameters() if p.ndim < 2], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.98))
     per_epoch = -(-len(pairs) // options.batch_size)
     total = options.epochs * per_epoch + 1
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.learning_rate, total_steps=total, pct_start=0.1)
@@ -249,9 +249,8 @@ def fit(
             place = rng.random()  # the same relative length in each pair's texts: little padding
             chosen = starts[batch] + (place * (starts[batch + 1] - starts[batch])).astype(np.int64)
             same = torch.from_numpy(content[chosen][:, None] == content[chosen][None, :])
-            ids = forget(
-                padded([flat[i] for i in chosen], tokenizer.pad_token_id), options.forget, tokenizer.unk_token_id, rng
-            )
+            known = padded([flat[i] for i in chosen], tokenizer.pad_token_id)
+            ids = forget(known, options.forget, tokenizer.unk_token_id, rng)
             images = embed_images(model, augment(pixels[batch], options, rng), options)
             words = embed_texts(model, ids)
             loss = pair_loss(images, words, model.logit_scale.exp(), same)
@@ -270,12 +269,6 @@ def fit(
             losses.append(loss.item())
         yield {"epoch": epoch, "loss": float(np.mean(losses))}
     model.eval()
-
-
-def _decay_groups(model: torch.nn.Module, options: PretrainOptions) -> list[dict]:
-    decayed = [p for p in model.parameters() if p.ndim >= 2]
-    plain = [p for p in model.parameters() if p.ndim < 2]
-    return [{"params": decayed, "weight_decay": options.weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
 def batches(pairs: Sequence[Pair], size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -298,12 +291,8 @@ def augment(pixels: Tensor, options: PretrainOptions, rng: np.random.Generator) 
         across, down = torch.from_numpy(rng.integers(0, 2 * options.shift + 1, (2, n)))
         line = torch.arange(size)
         rows, columns = down[:, None] + line, across[:, None] + line
-        x = x[
-            torch.arange(n)[:, None, None, None],
-            torch.arange(3)[:, None, None],
-            rows[:, None, :, None],
-            columns[:, None, None, :],
-        ]
+        image, channel = torch.arange(n)[:, None, None, None], torch.arange(3)[:, None, None]
+        x = x[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
     gain = 1 + options.brightness * rng.uniform(-1, 1, (n, 1, 1, 1))
     return (x * torch.from_numpy(gain).float()).clamp(0, 255)
 
@@ -323,9 +312,8 @@ def retrieval(
     pixels = torch.from_numpy(to_pixels((p.image for p in pairs), options))
     images = torch.cat([embed_images(model, part, options) for part in pixels.split(256)])
     rows = to_ids(tokenizer, [p.texts[0] for p in pairs])
-    texts = torch.cat(
-        [embed_texts(model, padded(rows[i : i + 256], tokenizer.pad_token_id)) for i in range(0, len(rows), 256)]
-    )
+    ids = padded(rows, tokenizer.pad_token_id)
+    texts = torch.cat([embed_texts(model, part) for part in ids.split(256)])
     scores = texts @ images.T
     found: dict[str, float] = {}
     for name, table in (("text to image", scores), ("image to text", scores.T)):

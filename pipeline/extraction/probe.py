@@ -15,9 +15,8 @@ from pipeline.core.device import free_memory, is_out_of_memory
 from pipeline.extraction.batches import ShardTask
 from pipeline.extraction.engine import process
 from pipeline.extraction.extractors.base import Extractor
-from pipeline.extraction.meter import Meter
 from pipeline.extraction.prepare import ItemFailure, prepare
-from pipeline.extraction.progress import clock
+from pipeline.extraction.progress import Meter, clock
 from pipeline.extraction.work import Item
 
 if TYPE_CHECKING:

@@ -15,18 +15,17 @@ from cache import Manifest, Store, StoreWriter, store_path
 from manifests.errors import FashionNTMError, most_frequent
 from manifests.schema import Dataset
 from pipeline.core.device import describe
-from pipeline.core.digests import DIGESTS, DigestCache
+from pipeline.core.image_files import DIGESTS, DigestCache
 from pipeline.extraction.batches import ShardTask
-from pipeline.extraction.commits import Commits
 from pipeline.extraction.distributed import Cluster, Shard
 from pipeline.extraction.engine import TooManyFailures, process, stop_at
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.interrupts import gentle_interrupt
 from pipeline.extraction.jpeg import CUDA_DECODER
-from pipeline.extraction.meter import Meter
 from pipeline.extraction.plan import Plan, plan_extraction
+from pipeline.extraction.prefetch import Commits
 from pipeline.extraction.probe import DEFAULT_BATCH, autotune, choose_batch_size, default_workers
-from pipeline.extraction.progress import Mode, Progress, make_progress
+from pipeline.extraction.progress import Meter, Mode, Progress, make_progress
 from pipeline.extraction.report import Report, left_out, report_of
 from pipeline.extraction.runner import Outcome
 from pipeline.extraction.tolerance import recorded, recorded_decoder

@@ -15,8 +15,8 @@ from pipeline.core.device import free_memory, is_out_of_memory
 from pipeline.extraction.batches import ForwardBatch
 from pipeline.extraction.extractors.base import Extractor, ExtractorError
 from pipeline.extraction.images import one_line
-from pipeline.extraction.meter import Meter
 from pipeline.extraction.prepare import ItemFailure
+from pipeline.extraction.progress import Meter
 from pipeline.extraction.tokens import Tokens
 from pipeline.extraction.transfer import PendingRows
 from pipeline.extraction.work import Item

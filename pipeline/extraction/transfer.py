@@ -44,9 +44,10 @@ class Stacked(Sequence[dict[str, np.ndarray]]):
 def stack(parts: Sequence[Any], device: torch.device) -> Sequence[Any]:
     """Stack dicts of equal-shaped arrays (pixels) and start copying them to a CUDA ``device``; return ``Stacked``.
 
-    Dicts of tensors made on the copy stream (see ``copying``) are stacked on it, with arrays among them copied. Other parts (token ids, images of several sizes) are returned unchanged.
+    Dicts of tensors made on the copy stream (see ``copying``) are stacked on it, with arrays among them copied. Other
+    parts (token ids, images of several sizes) are returned unchanged.
     """
-    if any(_has_tensors(part) for part in parts):
+    if any(isinstance(p, dict) and any(isinstance(v, torch.Tensor) for v in p.values()) for p in parts):
         return _stacked_on_device(parts, device)
     if not parts or not _alike(parts):
         return parts
@@ -84,15 +85,11 @@ def _sent(batch: Stacked, device: torch.device) -> Stacked:
     return Stacked(moved, event)
 
 
-def _has_tensors(part: Any) -> bool:
-    return isinstance(part, dict) and any(isinstance(value, torch.Tensor) for value in part.values())
-
-
 def _stacked_on_device(parts: Sequence[dict[str, Any]], device: torch.device) -> Sequence[Any]:
     """Stack pixels of which some are on the device already; unchanged if they differ in size or memory is full."""
     try:
         with copying(device) as stream:
-            tensors = {name: torch.stack([_to_device(part[name], device) for part in parts]) for name in parts[0]}
+            tensors = {n: torch.stack([torch.as_tensor(p[n]).to(device) for p in parts]) for n in parts[0]}
             event = None
             if stream is not None:
                 event = torch.cuda.Event()
@@ -100,10 +97,6 @@ def _stacked_on_device(parts: Sequence[dict[str, Any]], device: torch.device) ->
     except RuntimeError:  # torch.OutOfMemoryError is one
         return parts
     return Stacked(tensors, event)
-
-
-def _to_device(value: Any, device: torch.device) -> torch.Tensor:
-    return (value if isinstance(value, torch.Tensor) else torch.from_numpy(value)).to(device)
 
 
 @contextmanager

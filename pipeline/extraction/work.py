@@ -10,8 +10,7 @@ from cache import Failure
 from manifests.errors import ManifestError, Problem
 from manifests.identity import NO_IMAGE_KEY, caption_key, dialog_key, pair_key, text_key
 from manifests.schema import NO_IMAGE, Dataset, Image, Session
-from pipeline.core.digests import image_keys
-from pipeline.core.image_files import ItemError
+from pipeline.core.image_files import ItemError, image_keys
 from pipeline.extraction.extractors.base import Extractor
 
 

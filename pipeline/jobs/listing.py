@@ -164,8 +164,7 @@ def _stores(out: Path, detail: bool) -> list[dict[str, Any]]:
 
 
 def _runs(out: Path, data: Path, where: Sequence[str], sort: str) -> list[dict[str, Any]]:
-    from pipeline.jobs.currency import Currency
-    from pipeline.jobs.run_rows import chosen, differing, listed_runs
+    from pipeline.jobs.run_rows import Currency, chosen, differing, listed_runs
 
     rows = chosen(listed_runs(out / "runs", Currency(data, out)), where, sort)
     return [row | {"differs": own} for row, own in zip(rows, differing(rows), strict=True)]

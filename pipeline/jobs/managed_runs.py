@@ -13,11 +13,10 @@ from cache.errors import StoreBusyError
 from cache.lease import Lease
 from manifests.errors import IncompleteError
 from manifests.identity import flat
-from pipeline.core.leftovers import ASIDE
 from pipeline.core.text_table import aligned
-from pipeline.jobs.currency import Currency
+from pipeline.core.workspace import ASIDE
 from pipeline.jobs.named_runs import run_named
-from pipeline.jobs.run_rows import chosen, listed_run, listed_runs, run_row
+from pipeline.jobs.run_rows import Currency, chosen, listed_run, listed_runs, run_row
 from pipeline.training.runs import RunFolder
 
 METRICS = ("R@1", "R@5", "R@8", "R@10", "R@50", "MRR", "mean", "n")

@@ -12,8 +12,7 @@ from manifests.leaks import subset_counts
 from manifests.schema import Dataset, RunSpec
 from pipeline.composition.request import composer_request
 from pipeline.core.binding import StaleError
-from pipeline.core.leftovers import removal_leftovers
-from pipeline.core.workspace import Workspace
+from pipeline.core.workspace import Workspace, removal_leftovers
 from pipeline.extraction.fitting.job import fit_extractor_spec, needs_fitting
 from pipeline.jobs.experiment import Experiment, Log, silent
 from pipeline.jobs.identities import Run, asked_runs, what_helps

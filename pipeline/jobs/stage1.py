@@ -20,10 +20,10 @@ from pipeline.composition.ready import ReadyComposer, composer_folder, fitting_s
 from pipeline.composition.request import ComposerRequest, composer_request, is_joint
 from pipeline.core.binding import StaleError, declared_digest, load_binding, save_binding, source_record
 from pipeline.core.workspace import FeatureRecord, Workspace, extraction_request
+from pipeline.extraction.cost import memory_of
 from pipeline.extraction.distributed import cluster_for
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.fitting.job import fitted_spec
-from pipeline.extraction.memory import memory_of
 from pipeline.extraction.plan import Plan, open_store, plan_extraction
 from pipeline.extraction.precision import checked_agreement, decode_agreement, extractor_in, sample_of
 from pipeline.extraction.probe import (
@@ -94,7 +94,7 @@ def extract_spec(
     device: str = "auto",
     precision: str | None = None,
     scheduler: str | None = None,
-    local_cluster: int = 0,
+    local_cluster: int | None = None,
     form: str = "plain",
     **options: Any,
 ) -> StageOne:
@@ -104,7 +104,7 @@ def extract_spec(
     ``local_cluster``: compute the shards on a Dask cluster, or on this number of local processes. ``form``: format of
     the image tower, see ``extraction.tower_format``.
     """
-    clustered = scheduler is not None or local_cluster > 0
+    clustered = bool(scheduler or local_cluster)
     # a coordinator needs only the model's identity: the workers have the devices
     chosen, extractor, why = extractor_in(
         fitted_spec(spec, dataset, workspace), dataset, workspace, "cpu" if clustered else device, precision
@@ -114,7 +114,7 @@ def extract_spec(
     def check(plan: Plan) -> dict[str, Any]:
         return _checked(chosen, extractor, dataset, plan, form, why, clustered)
 
-    with cluster_for(chosen, device, scheduler, local_cluster, form) if clustered else nullcontext() as cluster:
+    with cluster_for(chosen, device, scheduler, local_cluster or 0, form) if clustered else nullcontext() as cluster:
         report = extract(dataset, extractor, workspace.stores, cluster=cluster, check=check, **options)
     _record(spec, dataset, workspace, extractor, report)
     return _composed(spec, dataset, workspace, extractor, report)

@@ -16,8 +16,7 @@ from cache import Store, StoreNotFoundError, list_stores
 from cache.gc import Collected, collect
 from cache.lease import Lease
 from manifests.errors import FashionNTMError
-from pipeline.core.leftovers import ASIDE, size_of
-from pipeline.core.workspace import Workspace
+from pipeline.core.workspace import ASIDE, Workspace, size_of
 from pipeline.stores.wanted import StoreRequest
 from pipeline.training.runs import list_runs
 
@@ -32,17 +31,18 @@ def collect_specs(requests: Sequence[StoreRequest], *, dry_run: bool, alone: boo
     Raises IncompleteError if nothing is extracted for the first spec; SharedStoreError if an unnamed spec was
     extracted into one of the stores, unless ``alone``.
     """
-    paths = [wanted.path for wanted in requests[0].stores if (wanted.path / "manifest.json").exists()]
+    return [collect_store(path, requests, dry_run=dry_run, alone=alone) for path in extracted_stores(requests[0])]
+
+
+def extracted_stores(request: StoreRequest) -> list[Path]:
+    """Return the stores of a spec as it is now. Raises IncompleteError if there is none yet."""
+    paths = [wanted.path for wanted in request.stores if (wanted.path / "manifest.json").exists()]
     if not paths:
-        raise nothing_extracted(requests[0])
-    return [collect_store(path, requests, dry_run=dry_run, alone=alone) for path in paths]
-
-
-def nothing_extracted(request: StoreRequest) -> StoreNotFoundError:
-    return StoreNotFoundError(
-        f"nothing is extracted for spec '{request.spec.name}' as it is now in {request.workspace.out}: "
-        f"run `{request.spec.command('extract')}`"
-    )
+        raise StoreNotFoundError(
+            f"nothing is extracted for spec '{request.spec.name}' as it is now in {request.workspace.out}: "
+            f"run `{request.spec.command('extract')}`"
+        )
+    return paths
 
 
 def collect_store(path: Path, requests: Sequence[StoreRequest], *, dry_run: bool, alone: bool = False) -> Collected:

@@ -15,7 +15,7 @@ from manifests.identity import stack_keys, text_key
 from pipeline.evaluation.rows import unit_rows
 from pipeline.extraction.engine import ShardTask, process
 from pipeline.extraction.extractors.base import Extractor
-from pipeline.extraction.meter import Meter
+from pipeline.extraction.progress import Meter
 from pipeline.extraction.tolerance import recorded_decoder, tolerance_of
 from pipeline.extraction.work import Item
 from pipeline.stores.wanted import StoreRequest

@@ -20,7 +20,7 @@ from pipeline.composition.composers.base import Composer
 from pipeline.composition.crossfit import CrossFitted
 from pipeline.composition.ready import ready_composer
 from pipeline.composition.request import composer_request
-from pipeline.core.digests import DIGESTS
+from pipeline.core.image_files import DIGESTS
 from pipeline.core.workspace import Workspace
 from pipeline.extraction.extractors import load_extractor
 from pipeline.extraction.fitting.job import fitted_spec

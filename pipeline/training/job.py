@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from manifests.schema import Training, Validation
-from pipeline.core.threads import cpu_threads, training_threads
+from pipeline.core.device import cpu_threads, training_threads
 from pipeline.training.backends.choice import BackendChoice, choose_backend
 from pipeline.training.data import SessionFeatures
 from pipeline.training.diagnostics import diagnose

@@ -11,7 +11,7 @@ from manifests.load import load_dataset
 from manifests.schema import RunSpec
 from pipeline.analysis.ablation.plan import Group
 from pipeline.core.cluster import ClusterError, connect
-from pipeline.core.threads import training_threads
+from pipeline.core.device import training_threads
 from pipeline.core.workspace import Workspace
 from pipeline.jobs.experiment import Experiment, Log, silent
 from pipeline.jobs.stage2 import PLAIN, TrainOptions, evaluate_run, train

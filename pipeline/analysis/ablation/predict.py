@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from pipeline.core.device import seconds_of
-from pipeline.core.threads import cpu_threads, training_threads
+from pipeline.core.device import cpu_threads, seconds_of, training_threads
 from pipeline.training.backends.choice import choose_backend, measured_step
 from pipeline.training.fit import epoch_batches
 from pipeline.training.job import TrainRequest

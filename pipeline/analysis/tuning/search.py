@@ -23,7 +23,7 @@ from pipeline.analysis.tuning.space import Axis, nested, space_for
 from pipeline.analysis.tuning.trials import LOG, Trial, TrialLog
 from pipeline.composition.ready import fitting_sessions
 from pipeline.composition.request import composer_request
-from pipeline.core.threads import cpu_threads, training_threads
+from pipeline.core.device import cpu_threads, training_threads
 from pipeline.core.workspace import Workspace
 from pipeline.jobs.experiment import Experiment, Log, silent
 from pipeline.jobs.identities import Run, make_run

@@ -117,22 +117,9 @@ class JointExtractor(Fittable):
     tables: ClassVar[tuple[str, ...]] = ("query", "target")
     built_with: ClassVar[tuple[str, ...]] = ()  # options besides the backbones' that define the network
     stated: ClassVar[tuple[str, ...]] = ("model",)
-    execution_only: ClassVar[tuple[str, ...]] = (  # used only in fitting; also in a fitted folder's config.json
-        "text_model",
-        "image_model",
-        "max_tokens",
-        "vocabulary",
-        "width",
-        "layers",
-        "heads",
-        "dropout",
-        "image_stem",
-        "image_widths",
-        "image_depths",
-        "image_layer",
-        "pixel_mean",
-        "pixel_std",
-        "fit",
+    # used only in fitting; also in a fitted folder's config.json
+    execution_only: ClassVar[tuple[str, ...]] = tuple(
+        name for name in JointOptions.model_fields if name not in ("model", *ExtractorOptions.model_fields)
     )
     Network: ClassVar[type[JointNetwork]]
     options: JointOptions
@@ -192,8 +179,7 @@ class JointExtractor(Fittable):
         assert isinstance(options, JointOptions)
         made = cls.__new__(cls)
         Fittable.__init__(made, options.model_copy(update={"dtype": "float32"}), device)
-        text = hub.locate(options.text_model) if options.text_model else None
-        image = hub.locate(options.image_model) if options.image_model else None
+        text, image = (hub.locate(name) if name else None for name in (options.text_model, options.image_model))
         tokenizer = hub.load_tokenizer(text) if text else _vocabulary(texts, options)
         made.settings = {
             "network": made.name,
@@ -272,12 +258,9 @@ def _config(checkpoint: hub.Checkpoint | None, kind: str) -> dict[str, Any] | No
 
 
 def _vocabulary(texts: Sequence[str], options: JointOptions) -> Any:
-    from pipeline.extraction.pretrain import PretrainOptions, build_tokenizer
+    from pipeline.extraction.pretrain import build_tokenizer
 
-    sizes = PretrainOptions(max_tokens=max(8, options.max_tokens), vocabulary=options.vocabulary)
-    tokenizer = build_tokenizer(texts, sizes)
-    tokenizer.model_max_length = options.max_tokens
-    return tokenizer
+    return build_tokenizer(texts, options.vocabulary, options.max_tokens)
 
 
 def _bert(options: JointOptions, words: int, pad: int) -> dict[str, Any]:

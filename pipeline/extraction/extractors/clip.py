@@ -22,7 +22,7 @@ from pipeline.extraction.extractors import _cards
 from pipeline.extraction.extractors._fittable import FitOptions, Fittable
 from pipeline.extraction.extractors.base import Card, ExtractorOptions
 from pipeline.extraction.images import decoder
-from pipeline.extraction.jpeg import TorchvisionDecode, by_pillow
+from pipeline.extraction.jpeg import REMARK, TorchvisionDecode
 from pipeline.extraction.pixels import Pixels, normalized, resized_pixels
 from pipeline.extraction.tokens import Tokens
 from pipeline.extraction.transfer import to_device
@@ -187,7 +187,7 @@ class ClipExtractor(Fittable):
             return super().prepare_file(data)
         prepared, remark = self.jpegs.prepare(data, self.check_size)
         if remark:
-            self.noted[image_key(data)] = by_pillow(remark)
+            self.noted[image_key(data)] = REMARK + remark
         return prepared
 
     def decode_ahead(self, prepared: Sequence[Any]) -> list[Any]:
@@ -196,7 +196,7 @@ class ClipExtractor(Fittable):
         found = self.jpegs.decoded(prepared)
         for one, (_, remark) in zip(prepared, found, strict=True):
             if remark:
-                self.noted[image_key(one.data)] = by_pillow(remark)
+                self.noted[image_key(one.data)] = REMARK + remark
         return [one for one, _ in found]
 
     def prepare(self, image: Pillow.Image) -> dict[str, np.ndarray]:

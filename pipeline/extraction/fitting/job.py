@@ -19,12 +19,11 @@ from manifests.schema import Component, Dataset, RunSpec, Session
 from pipeline.composition.ready import fitting_sessions
 from pipeline.composition.request import composer_request
 from pipeline.core.device import resolve_device
-from pipeline.core.digests import DIGESTS
+from pipeline.core.image_files import DIGESTS
 from pipeline.core.workspace import Workspace
 from pipeline.extraction.extractors import extractors
 from pipeline.extraction.extractors._fittable import STARTS, FitOptions, Fittable
-from pipeline.extraction.fitting.loop import SAVE_SECONDS, fit
-from pipeline.extraction.fitting.score import single_turn
+from pipeline.extraction.fitting.loop import SAVE_SECONDS, fit, single_turn
 from pipeline.extraction.fitting.state import Progress
 from pipeline.extraction.fitting.triplets import Loader, content_of, digest_of, triplets_of
 

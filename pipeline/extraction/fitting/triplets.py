@@ -11,7 +11,7 @@ import numpy as np
 
 from manifests.identity import digest
 from manifests.schema import Dataset, Session
-from pipeline.core.digests import image_keys
+from pipeline.core.image_files import image_keys
 from pipeline.extraction.extractors._fittable import Fittable
 from pipeline.extraction.images import ItemError, decode, read
 from pipeline.extraction.prefetch import in_order

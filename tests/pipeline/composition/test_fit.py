@@ -10,8 +10,7 @@ from manifests.errors import FashionNTMError, IncompleteError
 from manifests.schema import Dataset
 from pipeline.composition.checkpoint import load_composer, save_composer
 from pipeline.composition.composers.gated import Gated, GatedOptions
-from pipeline.composition.fit import FitOptions, contrastive_loss, fit_composer, single_turn_recall
-from pipeline.composition.triplets import triplets
+from pipeline.composition.fit import FitOptions, contrastive_loss, fit_composer, single_turn_recall, triplets
 
 FIT = FitOptions(epochs=25, batch_size=32, learning_rate=3e-3)
 

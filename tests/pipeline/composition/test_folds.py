@@ -13,9 +13,16 @@ from manifests.errors import ManifestError
 from manifests.identity import pair_key, text_key
 from manifests.schema import Component, Dataset, RunSpec, Session, Turn
 from pipeline.composition.compose import compose
-from pipeline.composition.crossfit import CrossFitted, fit_folds, load_folds, new_composer, share_target
+from pipeline.composition.crossfit import (
+    CrossFitted,
+    assign_folds,
+    fit_folds,
+    load_folds,
+    new_composer,
+    queries_of,
+    share_target,
+)
 from pipeline.composition.fit import fit_composer
-from pipeline.composition.folds import assign_folds, queries_of
 from pipeline.composition.request import ComposerRequest, composer_request
 from tests.worlds import world, write_backbone
 

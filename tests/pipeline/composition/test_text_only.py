@@ -14,8 +14,7 @@ from manifests.errors import ManifestError
 from manifests.identity import NO_IMAGE_KEY, pair_key, stack_keys, text_key
 from manifests.load import load_dataset, load_spec
 from manifests.schema import NO_IMAGE
-from pipeline.composition.fit import Embeddings
-from pipeline.composition.triplets import triplets
+from pipeline.composition.fit import Embeddings, triplets
 from pipeline.core.workspace import Workspace
 from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.stage1 import extract_spec, fit_composer_spec

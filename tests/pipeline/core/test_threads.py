@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from pipeline.core.threads import cpu_threads, training_threads
+from pipeline.core.device import cpu_threads, training_threads
 
 
 @pytest.fixture(autouse=True)

@@ -14,11 +14,10 @@ import pytest
 import torch
 
 from cache import Store, StoreError, store_path
-from pipeline.extraction.commits import Commits
 from pipeline.extraction.extractors.base import Extractor, ExtractorError
 from pipeline.extraction.extractors.caption import CaptionExtractor
 from pipeline.extraction.extractors.clip import ClipExtractor
-from pipeline.extraction.prefetch import InThread
+from pipeline.extraction.prefetch import Commits, InThread
 from pipeline.extraction.run import ExtractionError
 from pipeline.extraction.transfer import Stacked, stack
 

@@ -16,8 +16,8 @@ from PIL.PngImagePlugin import PngInfo
 from manifests.identity import image_key
 from pipeline.core.image_files import locate
 from pipeline.extraction import images
+from pipeline.extraction.cost import BYTES_A_PIXEL
 from pipeline.extraction.images import DecodeError, ReadError, decode, read
-from pipeline.extraction.memory import BYTES_A_PIXEL
 
 from .helpers import ROOT
 

@@ -15,10 +15,10 @@ from cache import Store
 from manifests.errors import ManifestError
 from manifests.identity import caption_key, image_key, text_key
 from manifests.schema import Dataset, Image
-from pipeline.core.digests import DIGESTS, DigestCache
+from pipeline.core.image_files import DIGESTS, DigestCache
+from pipeline.extraction.cost import memory_of
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.images import ReadError
-from pipeline.extraction.memory import memory_of
 from pipeline.extraction.plan import UP_TO_DATE, open_store, plan_extraction
 from pipeline.extraction.run import extract
 

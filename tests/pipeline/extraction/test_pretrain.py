@@ -46,7 +46,7 @@ def pairs(count: int = 48) -> list[pretrain.Pair]:
 
 def trained(options: pretrain.PretrainOptions = TINY):  # type: ignore[no-untyped-def]
     found = pairs()
-    tokenizer = pretrain.build_tokenizer((t for p in found for t in p.texts), options)
+    tokenizer = pretrain.build_tokenizer((t for p in found for t in p.texts), options.vocabulary, options.max_tokens)
     model = pretrain.build_model(tokenizer, options)
     return model, tokenizer, [m["loss"] for m in pretrain.fit(model, tokenizer, found, options)]
 
@@ -90,6 +90,6 @@ def test_pairs_of_a_group_stay_together_and_each_comes_once() -> None:
 
 
 def test_one_pair_is_too_few() -> None:
-    tokenizer = pretrain.build_tokenizer(["a red one"], TINY)
+    tokenizer = pretrain.build_tokenizer(["a red one"], TINY.vocabulary, TINY.max_tokens)
     with pytest.raises(FashionNTMError, match="at least two"):
         list(pretrain.fit(pretrain.build_model(tokenizer, TINY), tokenizer, pairs(1), TINY))

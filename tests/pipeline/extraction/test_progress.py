@@ -12,9 +12,8 @@ import pytest
 
 from manifests.schema import Dataset
 from pipeline.extraction.extractors.base import Extractor
-from pipeline.extraction.meter import Meter
 from pipeline.extraction.prefetch import in_order
-from pipeline.extraction.progress import Lines, Live, Progress, line, make_progress
+from pipeline.extraction.progress import Lines, Live, Meter, Progress, line, make_progress
 from pipeline.extraction.run import extract
 
 Load = Callable[..., Extractor]

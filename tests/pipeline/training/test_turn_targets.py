@@ -11,7 +11,7 @@ from manifests.identity import caption_key, stack_keys
 from manifests.leaks import pair_exposure
 from manifests.schema import Dataset, Session
 from pipeline.analysis.history import _other_chains
-from pipeline.composition.triplets import triplets
+from pipeline.composition.fit import triplets
 from pipeline.extraction.fitting.triplets import triplets_of
 from pipeline.training.data import session_features, sessions_digest
 from pipeline.training.recombine import Histories

@@ -1,23 +1,78 @@
-"""The `evaluate` command."""
+"""Commands on a spec's memory models: run, train, evaluate."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipeline.commands._shared import (
     EXISTING_FILE,
     Job,
-    emit,
+    Printed,
     job_command,
     log,
+    option_backend,
     option_device,
-    option_json,
     option_models,
+    prints,
+    sessions_command,
+    show,
+    stage2_command,
 )
 
+if TYPE_CHECKING:
+    from pipeline.jobs.experiment import Experiment
+
 SECTION = "stage 2"
+
+
+@click.command("run", epilog="Example: fashion-ntm run mt_fashioniq-caption --data DIR")
+@sessions_command
+@option_models
+@option_device
+def run(job: Job, models: tuple[str, ...], seeds: tuple[int, ...] | None) -> None:
+    """Run both stages of SPEC in order: extract, fit-composer, train, evaluate. Finished work is kept."""
+    from pipeline.jobs.run import run_spec
+    from pipeline.jobs.specs import check_sessions
+
+    check_sessions(job.spec, job.dataset, models)
+    show(run_spec(*job.parts, job.device, log, models, seeds))
+
+
+@click.command(
+    "train", epilog="Example: fashion-ntm train demo --model cm_ntm --seeds 0..4 --out out/demo --data out/demo"
+)
+@stage2_command
+@click.option("--force", is_flag=True, help="Train finished runs again.")
+@option_backend
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="CPU threads of a training step.  [default: OMP_NUM_THREADS, or 1]"
+)
+@click.option(
+    "--side-by-side/--one-by-one",
+    default=None,
+    help="Train a model's seeds at once, or in turn.  [default: at once on CUDA]",
+)
+@click.option(
+    "--diagnostics",
+    is_flag=True,
+    help="Write row spread, entropies and gradients of the memories per epoch, for `figure diagnostics`.",
+)
+@click.option(
+    "--log",
+    multiple=True,
+    type=click.Choice(["tensorboard", "wandb", "trackio", "mlflow"]),
+    help="Send the metrics of each epoch there too; needs the extra of that name. Repeatable.",
+)
+def train(experiment: Experiment, models: tuple[str, ...], seeds: tuple[int, ...] | None, **options: Any) -> None:
+    """Fit memory models on the cached features. Finished runs are kept."""
+    from pipeline.jobs.identities import asked_runs
+    from pipeline.jobs.stage2 import TrainOptions, outcome_text, train
+
+    for run, outcome in train(experiment, asked_runs(experiment.spec, models, seeds), TrainOptions(**options)):
+        click.echo(outcome_text(run, outcome, options["diagnostics"]))
 
 
 @click.command("evaluate", epilog="Example: fashion-ntm evaluate mt_fashioniq-caption --model lstm --json")
@@ -41,8 +96,8 @@ SECTION = "stage 2"
     metavar="DATASET",
     help="Dataset that the other system was trained on; tables mark its row. Repeatable.",
 )
-@option_json
-def command(
+@prints
+def evaluate(
     job: Job,
     models: tuple[str, ...],
     seeds: tuple[int, ...] | None,
@@ -51,8 +106,7 @@ def command(
     against: str | None,
     partial: bool,
     trained_on: tuple[str, ...],
-    as_json: bool,
-) -> None:
+) -> Printed:
     """Rank the test sessions with the trained runs: recall and MRR by category and subset.
 
     With --ranked, score the ranked lists of another system on the same sessions, galleries and leak subsets. A target
@@ -74,8 +128,7 @@ def command(
     if ranked is None:
         experiment = job.experiment
         summaries = evaluate(experiment, experiment.current_runs(models, seeds))
-        emit(summaries, summary_text(summaries), as_json)
-        return
+        return summaries, summary_text(summaries)
     called = name or ranked.name.split(".")[0]
     evaluation, summary, unnamed = score_list(ranked, called, job.dataset, job.workspace, partial, trained_on)
     if unnamed:
@@ -84,4 +137,4 @@ def command(
     if against:
         found = compare_list(called, evaluation, against, job.data, job.out)
         summary, text = {**summary, "against": found.as_dict()}, f"{text}\n\n{to_text(found)}"
-    emit(summary, text, as_json)
+    return summary, text

@@ -1,14 +1,13 @@
-"""The `bench` command."""
+"""Commands on this machine: bench and doctor."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pipeline.commands._shared import FILE, INTERRUPTED, emit, option_json, progress_line
+from pipeline.commands._shared import FILE, INTERRUPTED, Printed, option_folders, prints, progress_line
 
 SECTION = "bench"
 
@@ -39,8 +38,8 @@ class Bench(click.Command):
 @click.argument("name", metavar="NAME")
 @click.option("--file", type=FILE, help="Also write every figure printed to this JSON file.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a size of the benchmark.")
-@option_json
-def command(name: str, file: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
+@prints
+def bench(name: str, file: Path | None, overrides: tuple[str, ...]) -> Printed:
     """Run benchmark NAME on this machine. `bench list` lists them, `bench NAME --help` its sizes.
 
     Figures are medians of interleaved measurements. Exit code 1 when `bench kill` finds a damaged store.
@@ -48,10 +47,19 @@ def command(name: str, file: Path | None, overrides: tuple[str, ...], as_json: b
     from pipeline.bench import measure, summaries
 
     if name == "list":
-        found = summaries()
-        emit(found, "\n".join(f"{key:10} {about}" for key, about in found.items()), as_json)
-        return
+        return summaries(), "\n".join(f"{key:10} {about}" for key, about in summaries().items())
     with progress_line() as say:
         record, text = measure(name, file, overrides, say)
-    emit(record, text, as_json)
-    sys.exit(1 if isinstance(record["figures"], dict) and record["figures"].get("passed") is False else 0)
+    failed = isinstance(record["figures"], dict) and record["figures"].get("passed") is False
+    return record, text, 1 if failed else 0
+
+
+@click.command("doctor", epilog="Example: fashion-ntm doctor --json")
+@option_folders
+@prints
+def doctor(out: Path, data: Path) -> Printed:
+    """Check this machine: Python, packages, device, threads, disk, folders. Exit code 1 when a check fails."""
+    from pipeline.core.doctor import examine
+
+    result = examine(out, data)
+    return result.as_dict(), result.text(), 0 if result.healthy else 1

@@ -1,0 +1,117 @@
+"""Commands on single runs: the group `runs`, export, push, pull."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.commands._shared import PATH, Printed, log, option_folders, option_out, prints, show
+
+if TYPE_CHECKING:
+    pass
+
+SECTION = "results"
+
+
+@click.group("runs", epilog="Example: fashion-ntm runs show 3f2a --out out/demo")
+def runs() -> None:
+    """Show, compare and remove runs; `ls runs` lists them."""
+
+
+@runs.command("show", epilog="Example: fashion-ntm runs show 3f2a --out out/demo")
+@click.argument("given", metavar="RUN")
+@option_folders
+@prints
+def show_command(**asked: Any) -> Printed:
+    """Show everything that RUN records: options, training, scores, data, files. RUN is an id or its first digits."""
+    from pipeline.jobs.managed_runs import show_run, show_text
+
+    found = show_run(**asked)
+    return found, show_text(found)
+
+
+@runs.command("compare", epilog="Example: fashion-ntm runs compare 3f2a 81b0 --out out/demo")
+@click.argument("runs", metavar="RUN RUN...", nargs=-1, required=True)
+@option_folders
+@prints
+def compare(runs: tuple[str, ...], data: Path, out: Path) -> Printed:
+    """Print runs side by side: the settings that differ, and their scores. `compare` tests two for significance."""
+    from pipeline.jobs.managed_runs import compare_text, side_by_side
+
+    if len(runs) < 2:
+        raise click.UsageError("name two runs or more")
+    found = side_by_side(runs, data, out)
+    return found, compare_text(found)
+
+
+@runs.command("rm", epilog="Example: fashion-ntm runs rm --where current='of other data' --dry-run --out out/demo")
+@click.argument("runs", metavar="[RUN]...", nargs=-1)
+@click.option(
+    "--where", multiple=True, metavar="KEY=VALUE", help="All runs with this value, as in `ls runs`. Repeatable."
+)
+@click.option("--dry-run", is_flag=True, help="Print what would be removed, and how many bytes; remove nothing.")
+@option_folders
+@prints
+def rm(runs: tuple[str, ...], where: tuple[str, ...], dry_run: bool, data: Path, out: Path) -> Printed:
+    """Remove runs with their weights and results. A run that is being trained is refused; stores are not touched."""
+    from pipeline.jobs.managed_runs import remove_runs, removed_text
+
+    if bool(runs) == bool(where):
+        raise click.UsageError("name the runs, or choose them with --where")
+    found = remove_runs(runs, where, data, out, dry_run)
+    return found, removed_text(found)
+
+
+@click.command(
+    "export", epilog="Example: fashion-ntm export 3f2a --format onnx --to model --data out/demo --out out/demo"
+)
+@click.argument("given", metavar="RUN")
+@click.option("--to", type=PATH, required=True, help="Folder to write; new or empty.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["torch", "onnx"]),
+    default="torch",
+    help="torch: torch.export files (.pt2); onnx needs the extra fashion-ntm[onnx].",
+)
+@click.option("--turns", type=click.IntRange(1, 64), default=8, help="Longest session of the graph.")
+@option_folders
+@prints
+def export(**asked: Any) -> Printed:
+    """Export RUN's memory model and composer as torch or ONNX graphs.
+
+    The graphs have a dynamic batch and are checked against PyTorch. RUN is an id, its first digits or a run's folder.
+    export.json describes the inputs and outputs. `cache export` writes the features.
+    """
+    from pipeline.export.job import export_named
+
+    return export_named(**asked, log=log)
+
+
+@click.command("push", epilog="Example: fashion-ntm push 3f2a --to user/name --out out/demo")
+@click.argument("run", metavar="RUN")
+@click.option("--to", required=True, metavar="USER/NAME", help="Model on the Hugging Face hub; created if absent.")
+@click.option("--private", is_flag=True, help="Create the model as private; refused for a public one.")
+@option_out
+def push(run: str, to: str, private: bool, out: Path) -> None:
+    """Upload RUN with its weights, results and model card to the Hugging Face hub. Log in first: `hf auth login`.
+
+    Local paths in its spec are published as their last part.
+    """
+    from pipeline.export.hub import push_run
+    from pipeline.jobs.named_runs import run_named
+
+    show(push_run(run_named(run, out / "runs"), to, private, log))
+
+
+@click.command("pull", epilog="Example: fashion-ntm pull user/name --out out/demo")
+@click.argument("name", metavar="USER/NAME")
+@click.option("--revision", help="Branch, tag or commit. Default: the newest.")
+@option_out
+def pull(name: str, revision: str | None, out: Path) -> None:
+    """Download a run that `push` uploaded, and check its seal."""
+    from pipeline.export.hub import pull_run
+
+    show(str(pull_run(name, out / "runs", revision).path))

@@ -1,0 +1,187 @@
+"""Commands that train or rank more than a spec's runs: ablate, tune, history, rerank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from manifests.commandline import folder_options
+from pipeline.commands._shared import (
+    Job,
+    Printed,
+    log,
+    option_device,
+    option_folders,
+    option_set,
+    parse_numbers,
+    prints,
+    sessions_command,
+    stage2_command,
+)
+
+if TYPE_CHECKING:
+    from pipeline.jobs.experiment import Experiment
+
+SECTION = "stage 2"
+
+
+@click.command("ablate", epilog="Example: fashion-ntm ablate table5 --dry-run --data DIR")
+@click.argument("spec", metavar="SPEC")
+@click.option(
+    "--spec",
+    "run",
+    default="",
+    show_default=False,
+    help="Run spec whose features are used. Default: the one that SPEC names.",
+)
+@click.option(
+    "--only",
+    callback=parse_numbers,
+    metavar="NUMBERS",
+    help="Points of the grid by number: 3 or 1,4 or 2..5. Default: all.",
+)
+@click.option("--seeds", callback=parse_numbers, help="0..4 or 0,2,5. Default: those of SPEC.")
+@click.option("--variant", "variants", multiple=True, metavar="LABEL", help="Dataset or composer of SPEC. Repeatable.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done and how long it takes; write nothing.")
+@click.option(
+    "--scheduler",
+    default="",
+    show_default=False,
+    metavar="ADDRESS",
+    help="Dask scheduler that trains, e.g. tcp://host:8786.",
+)
+@click.option("--local-cluster", "workers", type=click.IntRange(1), help="Train in N local processes.")
+@option_set
+@option_folders
+@option_device
+@prints
+def ablate(
+    spec: str,
+    run: str,
+    only: tuple[int, ...] | None,
+    seeds: tuple[int, ...] | None,
+    variants: tuple[str, ...],
+    dry_run: bool,
+    scheduler: str,
+    workers: int | None,
+    overrides: tuple[str, ...],
+    data: Path,
+    out: Path,
+    device: str,
+) -> Printed:
+    """Train what is missing of ablation SPEC: a grid of options, times the seeds.
+
+    Runs are matched by configuration, including those of `train` or of another ablation. Resumable: run the same
+    command again to continue.
+    """
+    from pipeline.analysis.ablation.plan import plan_ablation
+    from pipeline.analysis.ablation.run import ablate, open_ablation, variants_of
+    from pipeline.analysis.tables import TableRequest, table_of_ablation
+    from pipeline.analysis.terminal import to_text
+
+    if scheduler and workers:
+        raise click.UsageError("--scheduler and --local-cluster exclude each other: give one of them")
+    study, chosen = open_ablation(spec, run, overrides, data, out, device), (only or (), seeds or ())
+    plans, tables = [], []
+    for part in variants_of(study, variants):
+        if dry_run:
+            plans.append(plan_ablation(part, *chosen))
+        else:
+            plans.append(ablate(part, *chosen, scheduler, workers or 0, log))
+            request = TableRequest(spec, data, out, run, overrides, variant=part.variant)
+            tables.append(table_of_ablation(part.ablation, part.spec, request))
+    found = [plan.as_dict() for plan in plans]
+    for about, table in zip(found, tables, strict=False):
+        about["table"] = table.model_dump()
+    text = [f"{plan.spec.name}\n{plan.text()}" if len(plans) > 1 else plan.text() for plan in plans]
+    text += [to_text(table) for table in tables]
+    return found if len(plans) > 1 else found[0], "\n\n".join(text)
+
+
+@click.command("tune", epilog="Example: fashion-ntm tune mt_fashioniq-caption --model lstm --trials 30 --data DIR")
+@sessions_command
+@click.option("--model", required=True, help="Memory model whose options are searched.")
+@click.option(
+    "--search",
+    multiple=True,
+    metavar="KEY=VALUES",
+    help="hidden=50,100 or dropout=0..0.5 or training.learning_rate=1e-4..1e-2:log. Repeatable. Default: the options "
+    "of the model that usually matter.",
+)
+@click.option(
+    "--sampler",
+    type=click.Choice(["random", "tpe"]),
+    default="random",
+    help="tpe learns from the trials so far; it needs the extra [tune].",
+)
+@click.option(
+    "--folds",
+    type=click.IntRange(1),
+    default=3,
+    help="Pair-clean folds of the train sessions; 1: the spec's validation part.",
+)
+@click.option("--trials", type=click.IntRange(1), default=20, help="Trials in all.")
+@click.option("--minutes", type=click.FloatRange(0), help="Begin no trial after this time.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the search and of its training runs.")
+@option_device
+@prints
+def tune(job: Job, trials: int, minutes: float | None, **search: Any) -> Printed:
+    """Search the options of a memory model by cross-validation; write the best as a spec.
+
+    Only train sessions are used. Resumable: trials are logged as they end, and the same command continues the search.
+    """
+    from pipeline.analysis.tuning.search import Budget, tune
+
+    budget, words = Budget(trials, minutes), folder_options(job.data, job.out)
+    return tune(*job.parts, **search, budget=budget, device=job.device, log=log, options=words)
+
+
+@click.command("history", epilog="Example: fashion-ntm history demo")
+@sessions_command
+@click.option("--draws", type=click.IntRange(1), default=5, help="Draws of each random history.")
+@click.option(
+    "--part",
+    type=click.Choice(["test", "train"]),
+    default="test",
+    help="Sessions to rank; train: those that models are fitted on, among their own targets.",
+)
+@option_device
+@prints
+def history(job: Job, draws: int, part: Literal["test", "train"]) -> Printed:
+    """Measure how much earlier turns tell about the target: the possible gain of a memory.
+
+    On SPEC's features, ranks sessions by the last turn, by moving averages over their own history and over another
+    session's history (control), and by the best fixed weights of the turns; one of these is fitted on the loss of the
+    test sessions.
+    """
+    from pipeline.analysis.history import history_contribution
+
+    return history_contribution(job.experiment, part, draws)
+
+
+@click.command("rerank", epilog="Example: fashion-ntm rerank mt_fashioniq-caption --model ewma --top 50")
+@stage2_command
+@click.option("--top", type=click.IntRange(1), default=50, help="Candidates to re-rank.")
+@click.option(
+    "--have", type=float, metavar="WEIGHT", help="Weight of what the feedback asks for. Default: chosen on validation."
+)
+@click.option(
+    "--avoid", type=float, metavar="WEIGHT", help="Weight against the reference images. Default: chosen on validation."
+)
+@click.option(
+    "--keep",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.9,
+    metavar="SHARE",
+    help="Share of the validation targets that the relevance cut-off keeps.",
+)
+@prints
+def rerank(experiment: Experiment, models: tuple[str, ...], seeds: tuple[int, ...] | None, **weights: Any) -> Printed:
+    """Measure must-have / must-avoid re-ranking and a relevance cut-off; change no run."""
+    from pipeline.analysis.rerank import Weights, reports_text, rerank_runs
+    from pipeline.jobs.identities import asked_runs
+
+    reports = rerank_runs(experiment, asked_runs(experiment.spec, models, seeds), Weights(**weights))
+    return reports, reports_text(reports)
