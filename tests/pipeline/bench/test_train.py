@@ -70,6 +70,7 @@ def test_the_compiled_reference_tells_how_long_it_compiled() -> None:
     assert "C = 4: the compiled reference's first step, compilation included: 61.5 s" in train.render(result)
 
 
+@pytest.mark.slow  # it imports the compiler
 def test_the_compiled_reference_is_one_that_this_torch_takes() -> None:
     """Made, not stepped: compiling takes minutes."""
     assert callable(Sizes(4, 2, 8, 2, 3, 1, "cpu").step(1, "compiled"))
