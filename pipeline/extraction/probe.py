@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from dask.system import cpu_count  # respects the CPU affinity and a container's quota
 
 from pipeline.core.device import free_memory, is_out_of_memory
 from pipeline.extraction.batches import ShardTask
@@ -37,6 +36,8 @@ def default_workers(device: torch.device, sharing: int = 1) -> int:
 
     ``sharing``: worker processes of this machine that share its CPUs, each with a model of its own.
     """
+    from dask.system import cpu_count  # respects the CPU affinity and a container's quota
+
     free = cpu_count() - (torch.get_num_threads() if device.type == "cpu" else 0)
     return max(1, min(_MOST_WORKERS, free // sharing))
 
