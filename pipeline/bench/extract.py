@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from dask.system import cpu_count
 
 from manifests.schema import Component, RunSpec
 from pipeline.bench import selected
@@ -25,7 +26,7 @@ from pipeline.bench._extract_figures import TORCHVISION, figures_of, render, ver
 from pipeline.bench._machine import Load
 from pipeline.bench._stage1_parts import Parts
 from pipeline.bench._world import corrupted, dataset_of, draw_images, save_small_clip
-from pipeline.core.device import available_cpus, doublings
+from pipeline.core.device import doublings
 from pipeline.extraction.distributed import cluster_for
 from pipeline.extraction.extractors import load_extractor
 from pipeline.extraction.extractors.base import ExtractorError
@@ -93,7 +94,7 @@ def run(
                 "one thread": partial(made.engine, workers=0),  # all steps in sequence
             }
         if "scaling" in asked:
-            parts |= {f"decode {n}": partial(made.decode_ceiling, n) for n in doublings(available_cpus())}
+            parts |= {f"decode {n}": partial(made.decode_ceiling, n) for n in doublings(cpu_count())}
         missing: dict[str, str] = {}
         if "torchvision" in asked:
             parts |= _torchvision(made, spec, device, missing, "scaling" in asked)
@@ -117,7 +118,7 @@ def run(
                     measured = part()
                 found[name].append({**measured, **_about(load, len(made.items))})
     setup = {"device": extractor.device.type, "images": len(made.items), "decoding_processes": count, "pairs": pairs}
-    setup |= {"model_threads": threads, "cores": available_cpus(), "started": started, "missing": missing}
+    setup |= {"model_threads": threads, "cores": cpu_count(), "started": started, "missing": missing}
     return figures_of(found, setup)
 
 
@@ -135,7 +136,7 @@ def _torchvision(
     other = Parts(made.root / "torchvision", made.dataset, extractor, made.batch_size, made.workers, made.shard_rows)
     parts: dict[str, Callable[[], dict[str, float]]]
     parts = {f"{TORCHVISION}decode": other.decode_ceiling, f"{TORCHVISION}engine": other.engine}
-    for n in doublings(available_cpus()) if scaling else ():
+    for n in doublings(cpu_count()) if scaling else ():
         parts[f"{TORCHVISION}decode {n}"] = partial(other.decode_ceiling, n)
     return parts
 
