@@ -68,9 +68,8 @@ class HistoryContribution:
         title = "no other chain of pairs leads to the last reference of a session"
         if self.same_reference:
             n = self.same_reference[0].found["all"]["n"]
-            title = (
-                f"sessions to whose last reference another chain of pairs leads, through another image (n = {n:.0f})"
-            )
+            what = "sessions to whose last reference another chain of pairs leads, through another image"
+            title = f"{what} (n = {n:.0f})"
         return "\n".join(
             [
                 f"{self.dataset}, {self.part} sessions, store {self.features}: how much earlier turns contribute",

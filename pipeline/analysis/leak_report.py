@@ -135,9 +135,7 @@ class LeakReport:
         where = "its own category" if self.scope == "category" else "the whole dataset"
         split = f", clean split {self.protocol}" if self.protocol else ""
         out = [f"{self.dataset}{split}: what test sessions share with train sessions of {where}", ""]
-        rows = [
-            [c, f"{row['n']:,}", *(_share(row[name], row["n"]) for name in names)] for c, row in self.counts.items()
-        ]
+        rows = [[c, f"{r['n']:,}", *(_share(r[name], r["n"]) for name in names)] for c, r in self.counts.items()]
         out += aligned([head, *rows])
         out += [
             "",

@@ -152,9 +152,8 @@ def to_csv(table: Table) -> str:
         place = {"block": block.title, "row_group": row.group, "row": row.label, "column_group": column.group}
         return {**cell.model_dump(), **place, "column": column.label, "unit": column.kind}
 
-    cells = (
-        (b, row, *pair) for b in table.blocks for row in b.rows for pair in zip(row.cells, table.columns, strict=True)
-    )
+    paired = ((b, row, zip(row.cells, table.columns, strict=True)) for b in table.blocks for row in b.rows)
+    cells = ((block, row, *pair) for block, row, pairs in paired for pair in pairs)
     return csv_text(CSV_FIELDS, (line(*cell) for cell in cells))
 
 

@@ -43,10 +43,8 @@ def constraint_scores(texts: np.ndarray, lengths: np.ndarray, candidates: np.nda
     rows of the image tower, in the space of the text rows.
     """
     if texts.ndim != 3 or candidates.ndim != 2 or texts.shape[2] != candidates.shape[1]:
-        raise RerankingError(
-            f"text rows {list(texts.shape)} and candidates {list(candidates.shape)} must be [S, N, E] and [G, E]: "
-            "use an extractor whose text and image towers share a space"
-        )
+        what = f"text rows {list(texts.shape)} and candidates {list(candidates.shape)} must be [S, N, E] and [G, E]:"
+        raise RerankingError(f"{what} use an extractor whose text and image towers share a space")
     present = np.arange(texts.shape[1]) < np.asarray(lengths)[:, None]
     sums = (unit_rows(texts) * present[..., None]).sum(1) / np.maximum(1, present.sum(1))[:, None]
     return (sums @ unit_rows(candidates).T).astype(np.float32)
@@ -97,9 +95,8 @@ class RelevanceCutoff:
     def probabilities(self, queries: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Return probabilities, float32 [S, G] in (0, 1), of f'_qry [S, D] and its cosines [S, G]."""
         unit = F.normalize(torch.as_tensor(queries, dtype=torch.float32), dim=-1)
-        return torch.sigmoid(
-            _logits(self.weight, self.bias, unit, torch.as_tensor(scores, dtype=torch.float32))
-        ).numpy()
+        cosines = torch.as_tensor(scores, dtype=torch.float32)
+        return torch.sigmoid(_logits(self.weight, self.bias, unit, cosines)).numpy()
 
     def keeps(self, queries: np.ndarray, scores: np.ndarray) -> np.ndarray:
         return self.probabilities(queries, scores) >= self.threshold
@@ -183,10 +180,8 @@ class Reranker:
 
     def __post_init__(self) -> None:
         if not {"text", "image"} <= set(self.backbone.tables):
-            raise IncompleteError(
-                f"{self.backbone.path} has no text and image rows (tables: {', '.join(self.backbone.tables)}): "
-                "re-ranking needs an extractor with two towers"
-            )
+            what = f"{self.backbone.path} has no text and image rows (tables: {', '.join(self.backbone.tables)}):"
+            raise IncompleteError(f"{what} re-ranking needs an extractor with two towers")
         self.features("validation")
 
     def features(self, part: str) -> SessionFeatures:
@@ -305,10 +300,8 @@ def reports_text(reports: Sequence[dict[str, Any]]) -> str:
     for r in reports:
         name = f"{r['model']} seed {r['seed']}"
         v = r["validation"]
-        lines.append(
-            f"{name}: top {r['top']}, must have {r['have']}, must avoid {r['avoid']}; "
-            f"validation mean of R@5 and R@8 {v['before']:.1f} -> {v['after']:.1f}"
-        )
+        shown_line = f"{name}: top {r['top']}, must have {r['have']}, must avoid {r['avoid']};"
+        lines.append(f"{shown_line} validation mean of R@5 and R@8 {v['before']:.1f} -> {v['after']:.1f}")
         for subset, before in r["test"]["before"].items():
             after = r["test"]["after"][subset]
             if subset != ALL and before["n"] == r["test"]["before"][ALL]["n"]:
@@ -316,8 +309,6 @@ def reports_text(reports: Sequence[dict[str, Any]]) -> str:
             shown = "  ".join(f"{k} {before[k]:.1f} -> {after[k]:.1f}" for k in ("R@5", "R@8", "MRR"))
             lines.append(f"  {subset:17} {before['n']:5} sessions  {shown}")
         c = r["cutoff"]
-        lines.append(
-            f"  cut-off: target kept in {c['target kept']:.1f}% of the test sessions, nothing relevant in "
-            f"{c['nothing relevant']:.1f}%, {c['candidates']:.1f} candidates left a session"
-        )
+        text = f"  cut-off: target kept in {c['target kept']:.1f}% of the test sessions, nothing relevant in"
+        lines.append(f"{text} {c['nothing relevant']:.1f}%, {c['candidates']:.1f} candidates left a session")
     return "\n".join(lines)

@@ -151,17 +151,15 @@ class Parts:
 
             def __getitem__(self, at: int) -> torch.Tensor:
                 with Pillow.open(images / requests[at]) as image:
-                    return torch.from_numpy(
-                        extractor.processor(image.convert("RGB"), return_tensors="np")["pixel_values"][0]
-                    )
+                    found = extractor.processor(image.convert("RGB"), return_tensors="np")
+                    return torch.from_numpy(found["pixel_values"][0])
 
         loader = DataLoader(Pairs(), batch_size=self.batch_size, num_workers=self.workers)
         began, rows = time.perf_counter(), []
         with torch.inference_mode():
             for pixels in loader:
-                features = extractor.model.get_image_features(
-                    pixel_values=pixels.to(extractor.device, extractor.compute)
-                )
+                pixels = pixels.to(extractor.device, extractor.compute)
+                features = extractor.model.get_image_features(pixel_values=pixels)
                 features = features if isinstance(features, torch.Tensor) else features.pooler_output
                 rows.append(torch.nn.functional.normalize(features.float(), dim=-1).cpu())
         return rate(sum(map(len, rows)), began)

@@ -32,12 +32,10 @@ def random_features(batch: int, turns: int, dim: int) -> SessionFeatures:
     """Return one batch of sessions of ``turns`` turns, each with its own unit rows."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.arange(batch * turns).view(batch, turns)
-    session = Session(
-        id="bench", category="bench", split="train", turns=(Turn(reference="a", captions=("b",)),), target="c"
-    )
-    queries, targets = (
-        torch.nn.functional.normalize(torch.randn(batch * turns, dim, generator=generator), dim=-1) for _ in range(2)
-    )
+    turn = Turn(reference="a", captions=("b",))
+    session = Session(id="bench", category="bench", split="train", turns=(turn,), target="c")
+    drawn = (torch.randn(batch * turns, dim, generator=generator) for _ in range(2))
+    queries, targets = (torch.nn.functional.normalize(rows_of, dim=-1) for rows_of in drawn)
     return SessionFeatures(queries, targets, rows, rows, rows[:, 0], torch.full((batch,), turns), (session,) * batch)
 
 
@@ -107,9 +105,8 @@ def rounding(model: MemoryModel, features: SessionFeatures, matmul: str) -> tupl
             turnwise_cross_entropy(predicted, targets).backward()
         return predicted.detach(), torch.cat([p.grad.flatten() for p in cascade.parameters() if p.grad is not None])
 
-    outputs, gradient = (
-        float((one - other).norm() / one.norm()) for one, other in zip(of("highest"), of(matmul), strict=True)
-    )
+    pairs = zip(of("highest"), of(matmul), strict=True)
+    outputs, gradient = (float((one - other).norm() / one.norm()) for one, other in pairs)
     return outputs, gradient
 
 

@@ -109,10 +109,8 @@ def score_ranks(
     """
     scores, targets = np.asarray(scores), np.asarray(target_index, dtype=np.int64)
     if scores.shape != (len(targets), len(candidates)):
-        raise RankingError(
-            f"scores {list(scores.shape)} for {len(targets)} targets and {len(candidates)} candidates: "
-            "give one score for each session and candidate"
-        )
+        what = f"scores {list(scores.shape)} for {len(targets)} targets and {len(candidates)} candidates:"
+        raise RankingError(f"{what} give one score for each session and candidate")
     _check_finite(scores, names, "session", "the model has diverged: lower its learning rate and train again")
     _check_targets(targets, len(candidates), names)
     _, inverse, repeats = distinct(np.asarray(candidates, dtype=np.float32))
@@ -154,10 +152,8 @@ def _check_shapes(
     queries: np.ndarray, candidates: np.ndarray, targets: np.ndarray, names: Sequence[str] | None
 ) -> None:
     if queries.ndim != 2 or candidates.ndim != 2 or queries.shape[1] != candidates.shape[1]:
-        raise RankingError(
-            f"queries {list(queries.shape)} and candidates {list(candidates.shape)} must be [S, D] and [G, D] "
-            "of one width D: use the targets of the store that the model was trained on"
-        )
+        what = f"queries {list(queries.shape)} and candidates {list(candidates.shape)} must be [S, D] and [G, D]"
+        raise RankingError(f"{what} of one width D: use the targets of the store that the model was trained on")
     if targets.shape != (len(queries),) or (names is not None and len(names) != len(queries)):
         counted = f"{len(queries)} queries, {targets.size} targets" + (f", {len(names)} names" if names else "")
         raise RankingError(f"{counted}: give one target (and one name) for each query")
@@ -174,7 +170,5 @@ def _check_targets(targets: np.ndarray, size: int, names: Sequence[str] | None) 
     bad = np.flatnonzero((targets < 0) | (targets >= size))
     if len(bad):
         number = int(bad[0])
-        raise RankingError(
-            f"{_name(names, 'session', number)}: target row {targets[number]} is not among the {size} candidates: "
-            "a gallery must hold the target of each of its sessions"
-        )
+        what = f"{_name(names, 'session', number)}: target row {targets[number]} is not among the {size} candidates:"
+        raise RankingError(f"{what} a gallery must hold the target of each of its sessions")

@@ -56,9 +56,8 @@ class ExportedRun:
         for graph in self.about["graphs"]:
             inputs = ", ".join(f"{i['name']} {i['shape']}" for i in graph["inputs"][:3])
             more = ", ..." if len(graph["inputs"]) > 3 else ""
-            lines.append(
-                f"{graph['file']:16} {inputs}{more}; differs from PyTorch by {graph['difference']:.1e} at most"
-            )
+            gap = f"differs from PyTorch by {graph['difference']:.1e} at most"
+            lines.append(f"{graph['file']:16} {inputs}{more}; {gap}")
         return "\n".join([*lines, *([f"no step graph: {self.about['no_step']}"] if self.about["no_step"] else [])])
 
 

@@ -119,20 +119,16 @@ class SessionFeatures:
         queries = self.queries[rows.queries]
         if texts:
             if self.texts is None or rows.texts is None:
-                raise FeatureError(
-                    "a model reads the texts of the turns, which were not loaded: the extractor needs a text tower "
-                    "(see `ls extractors`), or set the model's option texts to 0"
-                )
+                what = "a model reads the texts of the turns, which were not loaded: the extractor needs a text tower"
+                raise FeatureError(f"{what} (see `ls extractors`), or set the model's option texts to 0")
             queries = torch.cat([queries, self.texts[rows.texts]], -1)
         return SessionBatch(queries, self.targets[rows.targets], rows.lengths)
 
     def concatenated(self, index: Tensor) -> SessionBatch:
         """Return one-turn sessions: query of ST + cat, final target. Raises FeatureError if the store lacks queries."""
         if not self.has_concatenated:
-            raise FeatureError(
-                "the imported features hold no query for all captions as one text: import them too (turn 0 of each "
-                "session, extractor.concatenated = true), or leave model 'cat' out of the spec"
-            )
+            what = "the imported features hold no query for all captions as one text: import them too (turn 0 of each"
+            raise FeatureError(f"{what} session, extractor.concatenated = true), or leave model 'cat' out of the spec")
         last = self.target_rows[index].gather(1, self.lengths[index, None] - 1)
         queries = self.queries[self.cat_rows[index]][:, None]
         return SessionBatch(queries, self.targets[last], torch.ones_like(self.lengths[index]))
@@ -162,10 +158,8 @@ def session_features(store: Store, sessions: Iterable[Session] | FoundRows) -> S
     found = sessions if isinstance(sessions, FoundRows) else find_rows(store, tuple(sessions))
     if not found.sessions:
         first = "".join(f"; {reason}" for reason in list(found.reasons.values())[:1])
-        raise MissingFeaturesError(
-            f"{store.path}: none of {len(found.reasons)} sessions has all of its features{first}; "
-            "run `extract` on this spec to fill the store"
-        )
+        what = f"{store.path}: none of {len(found.reasons)} sessions has all of its features{first};"
+        raise MissingFeaturesError(f"{what} run `extract` on this spec to fill the store")
     turns = max(len(s.turns) for s in found.sessions)
     query_rows = np.array([_padded(rows, turns) for rows in found.turns], dtype=np.int64)
     target_rows = np.array([_padded(rows, turns) for rows in found.targets], dtype=np.int64)
@@ -208,10 +202,8 @@ def add_texts(features: SessionFeatures, backbone: Store) -> SessionFeatures:
     Raises FeatureError for a missing table, a missing text of a session, or NaN or infinite values.
     """
     if "text" not in backbone.tables:
-        raise FeatureError(
-            f"{backbone.path}: there are no text rows (tables: {', '.join(backbone.tables)}); "
-            "set the models' option texts to 0, or use an extractor with a text tower"
-        )
+        what = f"{backbone.path}: there are no text rows (tables: {', '.join(backbone.tables)});"
+        raise FeatureError(f"{what} set the models' option texts to 0, or use an extractor with a text tower")
     turns = (s.turns[min(n, len(s.turns) - 1)] for s in features.sessions for n in range(features.turns))
     found = backbone.find("text", stack_keys(text_key(turn.text) for turn in turns))
     if (found < 0).any():

@@ -85,10 +85,8 @@ class Dialogue:
         """
         width = self.model.dim + self.model.texts
         if f_qry.shape != (width,):
-            raise DialogueError(
-                f"turn {self.turn + 1}: f_qry has shape {list(f_qry.shape)}, {self.model.name} reads "
-                f"[{width}]; give one feature of the store that the run was trained on"
-            )
+            what = f"turn {self.turn + 1}: f_qry has shape {list(f_qry.shape)}, {self.model.name} reads"
+            raise DialogueError(f"{what} [{width}]; give one feature of the store that the run was trained on")
         if not torch.isfinite(f_qry).all():
             raise DialogueError(f"turn {self.turn + 1}: f_qry holds NaN or infinite values; extract this query again")
         output, state = self.model.step(f_qry[None], self.state)

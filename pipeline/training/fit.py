@@ -238,9 +238,8 @@ def _epoch(
             if run in diverged:
                 number, loss = diverged[run]
                 where = f"the loss is {loss} at epoch {epoch}, step {number} of {len(steps)}"
-            fix = (
-                f"lower training.learning_rate (now {trainer.trainings[run].learning_rate:g}) or set training.clip_norm"
-            )
+            rate = trainer.trainings[run].learning_rate
+            fix = f"lower training.learning_rate (now {rate:g}) or set training.clip_norm"
             means[run] = DivergenceError(f"{trainer.models[run].name}: {where}; {fix}")
     return means
 

@@ -36,10 +36,8 @@ class TurnWeights(MemoryModel):
     def __init__(self, options: Options, dim: int):
         super().__init__(options, dim)
         if options.texts not in (0, dim):
-            raise TrainingError(
-                f"turn_weights: text rows of width {options.texts} cannot be summed with features of width {dim}; "
-                f"set the option texts to 0 or {dim}"
-            )
+            what = f"turn_weights: text rows of width {options.texts} cannot be summed with features of width {dim};"
+            raise TrainingError(f"{what} set the option texts to 0 or {dim}")
         seen = options.turns
         self.kinds = 1 + (options.texts > 0)
         self.table = nn.Parameter(torch.zeros(seen, seen, self.kinds))  # [turn number, turns back, f_qry or text]

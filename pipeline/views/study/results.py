@@ -75,20 +75,16 @@ class StudyResults:
         width = max(len(rate.title) for rate in self.rates)
         for rate in self.rates:
             bar = "█" * round(30 * rate.rate)
-            lines.append(
-                f"{rate.title:{width}}  {100 * rate.rate:5.1f}% [{100 * rate.low:.1f}, {100 * rate.high:.1f}]  "
-                f"{rate.chosen}/{rate.of}  {bar}"
-            )
+            shown_line = f"{rate.title:{width}}  {100 * rate.rate:5.1f}% [{100 * rate.low:.1f}, {100 * rate.high:.1f}] "
+            lines.append(f"{shown_line} {rate.chosen}/{rate.of}  {bar}")
         lines += ["", f"Preferred top {unit}, of the answers with a preference; Wilson 95% intervals over answers."]
         if self.shared:
             what = "answers chose what several models retrieved alike: they count for each of them."
             lines.append(f"{self.shared} {what}")
         lines += ["", "Sign tests (exact, two-sided; Holm-corrected over the pairs):"]
         for test in self.tests:
-            lines.append(
-                f"  {test.one} against {test.other}, by {test.unit}: {test.for_one} to {test.for_other}, "
-                f"p = {test.p:.3g}, corrected {test.holm:.3g}"
-            )
+            text = f"  {test.one} against {test.other}, by {test.unit}: {test.for_one} to {test.for_other},"
+            lines.append(f"{text} p = {test.p:.3g}, corrected {test.holm:.3g}")
         lines += ["", "By participant:"]
         for name, counts in self.participants.items():
             shown = ", ".join(f"{model} {count}" for model, count in counts.items())
@@ -165,9 +161,8 @@ def write_chart(path: Path, results: StudyResults) -> None:
     for n, rate in enumerate(results.rates):
         places = [p + (n - (len(models) - 1) / 2) * width for p in range(len(people))]
         counts = [results.participants[name][rate.model] for name in people]
-        bars = axes.bar(
-            places, counts, width * 0.94, label=rate.title, color=("#0b6266", "#d9822b", "#5a4fa2", "#8c939c")[n]
-        )
+        color = ("#0b6266", "#d9822b", "#5a4fa2", "#8c939c")[n]
+        bars = axes.bar(places, counts, width * 0.94, label=rate.title, color=color)
         axes.bar_label(bars, fontsize=7, padding=1)
     axes.set_xticks(range(len(people)), people)
     axes.set_ylabel("preferred retrievals")

@@ -80,10 +80,8 @@ def _check_identity(study: StudyFile, experiment: Experiment) -> None:
     now = {label: present.get(m["run"], present.get(label)) for label, m in known.items()}
     made_with = study.about.get("made_with", {})
     if changed := changes({**made_with, "models": known}, {**_data_of(experiment), "models": now}):
-        raise StudyError(
-            f"{study.path}: its questions were drawn with other models or data ({changed}): answers to both would be "
-            "counted as one; name a new file with --file"
-        )
+        what = f"{study.path}: its questions were drawn with other models or data ({changed}): answers to both would be"
+        raise StudyError(f"{what} counted as one; name a new file with --file")
 
 
 def _choose(experiment: Experiment, models: Sequence[str]) -> list[Trained]:
