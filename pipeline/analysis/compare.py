@@ -16,18 +16,9 @@ from manifests.schema import Session
 from pipeline.analysis.cells import p_text
 from pipeline.core.binding import StaleError
 from pipeline.core.text_table import markdown
+from pipeline.evaluation import significance as stats
 from pipeline.evaluation.evaluate import Evaluation
 from pipeline.evaluation.files import load_results
-from pipeline.evaluation.significance import (
-    RESAMPLES,
-    bootstrap,
-    difference,
-    holm,
-    interval,
-    seed_test,
-    session_values,
-    strata_of,
-)
 from pipeline.jobs.named_runs import results_of, runs_named, seed_of
 from pipeline.jobs.run_rows import Currency, NotCheckedError
 from pipeline.training.errors import RunError
@@ -252,20 +243,22 @@ def _lines(
         if not inside.any() or inside.tobytes() in tested:  # a subset with the same sessions adds no comparison
             continue
         tested.add(inside.tobytes())
-        strata = strata_of(labels[inside].tolist(), about.averaging)
-        values = [session_values(r[:, inside], m) for m in METRICS for r in ranks]  # a, b of each metric, [seeds, S]
-        drawn = bootstrap(np.stack([v.mean(axis=0) for v in values], axis=1), strata)
+        strata = stats.strata_of(labels[inside].tolist(), about.averaging)
+        values = [
+            stats.session_values(r[:, inside], m) for m in METRICS for r in ranks
+        ]  # a, b of each metric, [seeds, S]
+        drawn = stats.bootstrap(np.stack([v.mean(axis=0) for v in values], axis=1), strata)
         for n, metric in enumerate(METRICS):
             of, sides = values[2 * n : 2 * n + 2], (drawn[:, 2 * n], drawn[:, 2 * n + 1])
             by_seed = (np.mean([v[:, m].mean(axis=1) for m in strata], axis=0).tolist() for v in of)
             one, other = (dict(zip(m.seeds, v, strict=True)) for m, v in zip((a, b), by_seed, strict=True))
-            test = seed_test(one, other, fixed)  # pairs of equal seeds, or every seed against a deterministic run
+            test = stats.seed_test(one, other, fixed)  # pairs of equal seeds, or every seed against a deterministic run
             first, second = (float(np.mean([v.mean(axis=0)[m].mean() for m in strata])) for v in of)
-            found = difference(second - first, sides[1] - sides[0])
-            values_of = (first, second, *interval(sides[0]), *interval(sides[1]), *found)
+            found = stats.difference(second - first, sides[1] - sides[0])
+            values_of = (first, second, *stats.interval(sides[0]), *stats.interval(sides[1]), *found)
             over_seeds = (test.p, test.least) if test else (None, None)
             made.append(Line(subset, metric, int(inside.sum()), *values_of, found.p, *over_seeds))
-    corrected = holm([line.p_sessions for line in made])
+    corrected = stats.holm([line.p_sessions for line in made])
     return tuple(replace(line, p_holm=p) for line, p in zip(made, corrected, strict=True))
 
 
@@ -287,9 +280,7 @@ def to_text(comparison: Comparison) -> str:
     ]
     out += markdown([header, *body], left=2)
     least = {line.least_p_seeds for line in c.lines if line.least_p_seeds is not None}
-    how = (
-        f"paired bootstrap, {RESAMPLES:,} resamples of whole sessions; Holm: corrected over these {len(c.lines)} lines."
-    )
+    how = f"paired bootstrap, {stats.RESAMPLES:,} resamples of whole sessions; Holm: corrected over these {len(c.lines)} lines."
     out += ["", f"- p sessions: {how}"]
     if least:
         out.append(f"- p seeds: exact paired sign-flip test; this number of seeds gives no p below {max(least):.3f}.")
