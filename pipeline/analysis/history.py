@@ -1,14 +1,9 @@
 """``history``: how much earlier turns contribute to retrieval, with at most a few fitted weights.
 
-Estimates the possible gain of a memory on a set of sessions and features. Each row is one mixture of the turns' f_qry:
-
-* the last turn alone, and ST + EWMA with the session's own history;
-* ST + EWMA with another session's history (control) of the same category, drawn at random and averaged over draws;
-* ST + EWMA with another chain of pairs, through another image, that leads to the same last reference, if the sessions
-  contain one;
-* fixed weights of the turns (one per session length and turn), fitted on the train sessions, and fitted on the loss of
-  the ranked test sessions themselves. The latter is not a result, nor an upper bound, because the weights of the lowest
-  loss need not give the highest recall.
+Each row is one mixture of the turns' f_qry: the last turn alone; ST + EWMA with the session's own history, with that of
+another session of its category (control), averaged over draws, or with another chain of pairs, through another image, to
+the same last reference; and weights of the turns, one per session length and turn, fitted on the train sessions, or on
+the loss of the test sessions themselves, which is no result, nor an upper bound of recall.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The study "when does a memory pay?": recall over train sessions and turns, by memory model.
-
-``figure memory-pays`` draws it from the runs of an ablation with ``datasets`` (shipped: ``memory-pays``).
-"""
+"""``figure memory-pays``: recall over train sessions and turns by memory model (ablation ``memory-pays``)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Re-rank the top candidates of finished runs (must have, must avoid), and fit a cutoff that may reject all candidates.
-
-Both use cached features: scores of a memory model, and text and image rows of the extractor's towers.
-"""
+"""Re-rank the top candidates of finished runs by cached features, and fit a cutoff that may reject all candidates."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""``results.h5`` (the rank of every session) and ``summary.json`` of a run, written atomically and sealed.
-
-The seal (results.seal.json) names their run and view; it is checked on every read.
-"""
+"""``results.h5`` (ranks) and ``summary.json`` of a run, written atomically, with a seal that every read checks."""
 
 from __future__ import annotations
 

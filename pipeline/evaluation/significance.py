@@ -1,8 +1,4 @@
-"""Uncertainty of recall: bootstrap over sessions, exact tests over seeds, correction for multiple comparisons.
-
-There are two sources of randomness and a test for each. Choice of sessions: a paired bootstrap that resamples
-sessions with all seeds of a session together. Initial weights: an exact sign-flip test over the seeds.
-"""
+"""Uncertainty of recall: paired bootstrap over sessions, exact sign-flip test over seeds, Holm's correction."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Backward pass of the cascade: the chain of stages in reverse (``turn_ops.py``), all else in batched products.
 
-Gradients of weights are one product each over all turns. Values that are equal for all sessions, such as most of the
-initial state, enter them as one row.
+Gradients of weights are one product each over all turns; values equal for all sessions enter as one row.
 """
 
 from __future__ import annotations

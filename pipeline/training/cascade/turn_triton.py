@@ -1,8 +1,4 @@
-"""A turn as Triton kernels between batched products (``kernels/``).
-
-One kernel each for the forward and backward of the chain of stages and of the write, and one for the gradient of the
-memories.
-"""
+"""A turn as Triton kernels between batched products: chain and write with their backward, the memories' gradient."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Losses by file name: cosine scores of a turn's sessions against candidates in, one loss per session out.
-
-To add a loss, add a file with one class. ``turnwise_cross_entropy`` is the paper's loss as one product over all turns.
-"""
+"""Losses by file name: cosines of a turn's sessions with candidates in, one loss each out. One class per file."""
 
 from __future__ import annotations
 

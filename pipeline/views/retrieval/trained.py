@@ -1,7 +1,4 @@
-"""Load trained runs for the views: those of a spec, or any run on the same features by id.
-
-A catalog without sessions takes runs of other datasets on the same features, or untrained averages.
-"""
+"""Load runs for the views: of a spec, by id, or, for a catalog without sessions, any on its features or untrained."""
 
 from __future__ import annotations
 
