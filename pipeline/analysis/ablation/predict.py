@@ -1,4 +1,4 @@
-"""Predicted time of pending runs: measured steps and evaluations of each shape, times their numbers."""
+"""Predicted time of pending runs: measured steps and evaluations times their numbers; too low for a small table."""
 
 from __future__ import annotations
 

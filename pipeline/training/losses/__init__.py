@@ -5,8 +5,7 @@ from __future__ import annotations
 from manifests.options import valid_options
 from manifests.registry import Registry
 from manifests.schema import Component
-from pipeline.training.losses._turnwise import turnwise_cross_entropy
-from pipeline.training.losses.base import Loss
+from pipeline.training.losses.base import Loss, turnwise_cross_entropy
 
 losses: Registry[Loss] = Registry("pipeline.training.losses", Loss, "loss")  # type: ignore[type-abstract]
 
