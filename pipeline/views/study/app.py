@@ -20,8 +20,7 @@ from pipeline.views.retrieval.pictures import Pictures
 from pipeline.views.serve.app import HANDLERS, body, picture, render
 from pipeline.views.serve.guard import Guard
 from pipeline.views.serve.limits import RequestError, number_of
-from pipeline.views.study.questions import StudyError
-from pipeline.views.study.store import StudyFile
+from pipeline.views.study.store import StudyError, StudyFile
 
 SIZE = 384
 MOST = 4096  # largest size of a request in bytes

@@ -12,8 +12,7 @@ from pipeline.jobs.experiment import Experiment
 from pipeline.views.retrieval.identity import changes, data_of, models_of
 from pipeline.views.retrieval.testbed import TestBed
 from pipeline.views.retrieval.trained import Trained, first_seeds, trained_runs
-from pipeline.views.study.questions import MOST_MODELS, StudyError, draw_questions
-from pipeline.views.study.store import StudyFile
+from pipeline.views.study.store import MOST_MODELS, StudyError, StudyFile, draw_questions
 
 PREFERRED = ("cm_ntm", "lstm", "ewma")  # the paper's three (section 4.6), if they are trained
 
