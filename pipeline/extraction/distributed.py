@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -81,10 +82,9 @@ class Cluster:
         """Return the settings of every task. Workers of one machine share its CPUs."""
         threads = max(1, torch.get_num_threads() // self.local) if self.local else None
         hosts = Counter(urlsplit(address).hostname for address in self.client.nthreads())
-        where, sharing = str(root) if root else None, self.local or max(hosts.values(), default=1)
-        return Setting(
-            self.spec, self.device, dict(fields), str(store.resolve()), where, 0, workers, threads, sharing, self.form
-        )
+        images, sharing = str(root) if root else None, self.local or max(hosts.values(), default=1)
+        place = str(store.resolve())
+        return Setting(self.spec, self.device, dict(fields), place, images, 0, workers, threads, sharing, self.form)
 
     def batch_sizes(self, setting: Setting, todo: Mapping[str, Sequence[Item]]) -> tuple[str, dict[int, float]]:
         """Return (device, rows per second by batch size), measured by one worker; no rates if ``todo`` is empty."""
@@ -185,12 +185,8 @@ class Cluster:
 
 def _numbers(tasks: Sequence[ShardTask], first: Callable[[str], int]) -> list[int]:
     """Return the shard numbers of tasks committed in order."""
-    following: dict[str, int] = {}
-    numbers = []
-    for task in tasks:
-        following[task.table] = following.get(task.table, first(task.table) - 1) + 1
-        numbers.append(following[task.table])
-    return numbers
+    following = {table: count(first(table)) for table in {task.table for task in tasks}}
+    return [next(following[task.table]) for task in tasks]
 
 
 @contextmanager

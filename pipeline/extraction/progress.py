@@ -49,10 +49,6 @@ class Meter:
             if text not in self.notes:
                 self.notes.append(text)
 
-    def restart(self) -> None:
-        """Start the clock of the rates, after hashing and loading."""
-        self.started = time.perf_counter()
-
     @property
     def rate(self) -> float:
         """Rows per second since the first one was started."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -183,16 +184,9 @@ def fit_extractor_spec(
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-    _finish(folder, record)
+    replace_atomically(folder / RECORD, json.dumps(record, indent=2).encode() + b"\n")  # last: now it is complete
+    shutil.rmtree(folder / UNFINISHED)
     return FittedExtractor(folder, record, False, done)
-
-
-def _finish(folder: Path, record: dict[str, Any]) -> None:
-    """Write the record last, so that a folder with a record is complete, and then delete the training state."""
-    replace_atomically(folder / RECORD, json.dumps(record, indent=2).encode() + b"\n")
-    for file in (folder / UNFINISHED).iterdir():
-        file.unlink()
-    (folder / UNFINISHED).rmdir()
 
 
 def _request(spec: RunSpec) -> _Request | None:
@@ -203,7 +197,6 @@ def _request(spec: RunSpec) -> _Request | None:
     if not family.starts_from(options):
         return None
     chosen: FitOptions = options.fit  # type: ignore[attr-defined]
-    if chosen.alpha is not None:
-        return _Request(family, options, chosen, chosen.alpha)
-    composer = composer_request(spec)
-    return _Request(family, options, chosen, float(getattr(composer.options, "alpha", 0.5)) if composer else 0.5)
+    composer = composer_request(spec) if chosen.alpha is None else None
+    alpha = float(getattr(composer.options, "alpha", 0.5)) if composer else 0.5
+    return _Request(family, options, chosen, alpha if chosen.alpha is None else chosen.alpha)

@@ -17,7 +17,7 @@ from pipeline.composition.fit import contrastive_loss
 from pipeline.evaluation.metrics import recall
 from pipeline.evaluation.ranking import ranks
 from pipeline.extraction.extractors._fittable import FitOptions, Fittable
-from pipeline.extraction.fitting.state import Progress, load_state, save_state
+from pipeline.extraction.fitting.state import Progress, load_state, save_state, trained
 from pipeline.extraction.fitting.triplets import Loader, Triplet, TripletBatch, triplets_of
 
 SAVE_SECONDS = 120.0  # between checkpoints; does not affect the weights
@@ -44,7 +44,8 @@ def fit(
     if len(triplets) < 2:
         raise FashionNTMError(f"{len(triplets)} train triplets: an extractor needs at least two to be fitted on")
     network, device = extractor.network, extractor.device
-    optimizer = torch.optim.AdamW(_groups(network, options.weight_decay), lr=options.learning_rate)
+    groups = [{"params": [p], "weight_decay": options.weight_decay if p.ndim >= 2 else 0.0} for p in trained(network)]
+    optimizer = torch.optim.AdamW(groups, lr=options.learning_rate)
     progress = load_state(folder, network, optimizer, extractor.starts)
     per_epoch = math.ceil(len(triplets) / options.batch_size)
     total, saved, began, done = options.epochs * per_epoch, time.monotonic(), time.monotonic(), 0
@@ -83,7 +84,8 @@ def _step(
     """Apply one update; return None when fewer than two triplets of the batch are readable."""
     if len(batch.targets) < 2:
         return None
-    torch.manual_seed(_seed(options.seed, step))
+    drawn = np.random.SeedSequence([options.seed, step]).generate_state(1, np.uint64)[0]
+    torch.manual_seed(int(drawn >> np.uint64(1)))
     for group in optimizer.param_groups:
         group["lr"] = options.learning_rate * cycle(step, total, options.warmup)
     device = extractor.device
@@ -115,16 +117,6 @@ def _parts(count: int, per_epoch: int, options: FitOptions, done: int) -> Iterat
         order = np.random.default_rng([options.seed, epoch]).permutation(count)
         parts = [part.tolist() for part in np.array_split(order, per_epoch)]
         yield from parts[done - epoch * per_epoch :] if epoch == done // per_epoch else parts
-
-
-def _seed(seed: int, step: int) -> int:
-    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def _groups(network: nn.Module, decay: float) -> list[dict]:
-    """Return the trained parameters in the network's order; no weight decay for vectors and scalars."""
-    trained = [p for p in network.parameters() if p.requires_grad]
-    return [{"params": [p], "weight_decay": decay if p.ndim >= 2 else 0.0} for p in trained]
 
 
 KS = (10, 50)

@@ -18,7 +18,6 @@ from manifests.errors import FashionNTMError
 from manifests.identity import changed_fields, file_digest
 
 STATE = "state.json"
-NOTHING: Mapping[str, Any] = {}  # a fit from random weights
 
 
 @dataclass
@@ -31,21 +30,16 @@ class Progress:
 
 
 def save_state(
-    folder: Path,
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    progress: Progress,
-    starts: Mapping[str, Any] = NOTHING,
+    folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, starts: Mapping[str, Any]
 ) -> None:
     """Write the complete training state; a kill at any time leaves the old state or the new one.
 
-    ``starts``: content digests of the initial weights, checked by ``load_state``.
-
-    Random numbers depend on (seed, step), so no generator state is saved.
+    ``starts``: content digests of the initial weights, checked by ``load_state``. Random numbers depend on
+    (seed, step), so no generator state is saved.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
-    for i, (_, parameter) in enumerate(_trained(network)):
+    for i, parameter in enumerate(trained(network)):
         for key, value in optimizer.state[parameter].items():
             tensors[f"optimiser.{i}.{key}"] = torch.as_tensor(value)
     file = folder / f"state-{progress.step}.safetensors"
@@ -60,7 +54,7 @@ def save_state(
 
 
 def load_state(
-    folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, starts: Mapping[str, Any] = NOTHING
+    folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, starts: Mapping[str, Any]
 ) -> Progress:
     """Load the state in ``folder`` into ``network`` and ``optimizer``; return a new Progress if there is none.
 
@@ -79,7 +73,7 @@ def load_state(
             raise ValueError(f"{file.name} has changed since it was written")
         tensors = load_file(file)
         network.load_state_dict(_part(tensors, "network."))
-        for i, (_, parameter) in enumerate(_trained(network)):
+        for i, parameter in enumerate(trained(network)):
             moments = _part(tensors, f"optimiser.{i}.")
             optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in moments.items()}
         return Progress(**about)
@@ -90,8 +84,9 @@ def load_state(
         ) from error
 
 
-def _trained(network: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+def trained(network: nn.Module) -> list[nn.Parameter]:
+    """Return the trained parameters in the network's order."""
+    return [p for p in network.parameters() if p.requires_grad]
 
 
 def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
