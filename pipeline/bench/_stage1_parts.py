@@ -15,8 +15,8 @@ class Parts:
     """Each part returns at least {"rate": images per second}."""
 
     def __init__(self, root: Path, dataset: Any, extractor: Any, batch_size: int, workers: int, shard_rows: int):
-        from pipeline.extraction.batches import ShardTask
         from pipeline.extraction.plan import plan_extraction
+        from pipeline.extraction.work import ShardTask
 
         self.root, self.dataset, self.extractor = root, dataset, extractor
         self.batch_size, self.workers, self.shard_rows = batch_size, workers, shard_rows
@@ -50,10 +50,10 @@ class Parts:
 
         The rate is of the images after each process's first job, so that it leaves out the start of the processes.
         """
-        from pipeline.extraction.batches import batches_of, jobs_of
         from pipeline.extraction.decoding import IMAGES_A_WORKER, Decoder
         from pipeline.extraction.prepare import ItemFailure, decode_ahead
         from pipeline.extraction.progress import Meter
+        from pipeline.extraction.work import batches_of, jobs_of
 
         workers = workers or self.workers
         jobs = list(jobs_of([self.task], self.extractor.images_per_job))

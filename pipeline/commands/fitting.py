@@ -11,7 +11,7 @@ import click
 from pipeline.commands._shared import FOLDER, Job, Printed, job_command, load, log, option_device, prints
 
 if TYPE_CHECKING:
-    from pipeline.extraction.fitting.state import Progress
+    from pipeline.extraction.fitting.loop import Progress
 
 SECTION = "stage 1"
 HEARTBEAT = 15.0  # seconds between lines; the first steps are reported immediately

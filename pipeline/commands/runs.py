@@ -101,7 +101,7 @@ def push(run: str, to: str, private: bool, out: Path) -> None:
     Local paths in its spec are published as their last part.
     """
     from pipeline.export.hub import push_run
-    from pipeline.jobs.named_runs import run_named
+    from pipeline.jobs.managed_runs import run_named
 
     show(push_run(run_named(run, out / "runs"), to, private, log))
 

@@ -10,7 +10,7 @@ from manifests.load import load_dataset, recorded_spec
 from pipeline.composition.composers.base import Composer
 from pipeline.core.workspace import Workspace
 from pipeline.export.run import ExportedRun, Format, export_run
-from pipeline.jobs.named_runs import run_named
+from pipeline.jobs.managed_runs import run_named
 from pipeline.training.runs import RunFolder
 from pipeline.views.retrieval.live import store_composer
 

@@ -22,9 +22,7 @@ from manifests.errors import FashionNTMError
 from manifests.schema import RunSpec
 from pipeline.core.cluster import ClusterError, connect, lost, wait_for_workers
 from pipeline.extraction import worker
-from pipeline.extraction.batches import ShardTask
-from pipeline.extraction.prepare import ItemFailure
-from pipeline.extraction.work import Item
+from pipeline.extraction.work import Item, ItemFailure, ShardTask
 from pipeline.extraction.worker import Setting
 
 if TYPE_CHECKING:

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from manifests.errors import FashionNTMError
-from pipeline.extraction.batches import ForwardBatch, Job, ShardTask, batches_of, jobs_of
 from pipeline.extraction.decoding import Decoder
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.prefetch import InThread
 from pipeline.extraction.prepare import add_texts, decode_ahead
 from pipeline.extraction.progress import Meter
 from pipeline.extraction.runner import Outcome, Runner
-from pipeline.extraction.work import Item
+from pipeline.extraction.work import ForwardBatch, Item, Job, ShardTask, batches_of, jobs_of
 
 BATCHES_AHEAD = 2  # stacked batches queued for the model: one being copied, one ready
 

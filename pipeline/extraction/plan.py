@@ -15,10 +15,9 @@ from cache import Failure, Store, StoreError, StoreNotFoundError, StoreWriter, s
 from manifests.identity import KEY_BYTES, changed_fields, digest, stack_keys
 from manifests.schema import Dataset
 from pipeline.core.image_files import DIGESTS, is_transient
-from pipeline.extraction.batches import ShardTask
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.probe import Probe
-from pipeline.extraction.work import Item, bound_keys, catalogue_of, requests_of
+from pipeline.extraction.work import Item, ShardTask, bound_keys, catalogue_of, requests_of
 
 if TYPE_CHECKING:
     from pipeline.extraction.cost import MemoryBound

@@ -21,9 +21,9 @@ from pipeline.core.workspace import Workspace
 from pipeline.evaluation.rows import unit_rows
 from pipeline.extraction.extractors import load_extractor
 from pipeline.extraction.extractors.base import Extractor
-from pipeline.extraction.prepare import ItemFailure, decode_ahead, prepare_pixels
+from pipeline.extraction.prepare import decode_ahead, prepare_pixels
 from pipeline.extraction.tower_format import trial_rows
-from pipeline.extraction.work import Item
+from pipeline.extraction.work import Item, ItemFailure
 
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 LEAST_COSINE = 0.995  # minimum cosine between a feature and its float32 counterpart

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from pipeline.core.device import available_cpus, free_memory, is_out_of_memory
-from pipeline.extraction.batches import ShardTask
 from pipeline.extraction.engine import process
 from pipeline.extraction.extractors.base import Extractor
-from pipeline.extraction.prepare import ItemFailure, prepare
+from pipeline.extraction.prepare import prepare
 from pipeline.extraction.progress import Meter, clock
-from pipeline.extraction.work import Item
+from pipeline.extraction.work import Item, ItemFailure, ShardTask
 
 if TYPE_CHECKING:
     from pipeline.extraction.plan import Plan

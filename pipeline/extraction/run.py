@@ -16,7 +16,6 @@ from manifests.errors import FashionNTMError, most_frequent
 from manifests.schema import Dataset
 from pipeline.core.device import describe
 from pipeline.core.image_files import DIGESTS, DigestCache
-from pipeline.extraction.batches import ShardTask
 from pipeline.extraction.distributed import Cluster, Shard
 from pipeline.extraction.engine import TooManyFailures, process, stop_at
 from pipeline.extraction.extractors.base import Extractor
@@ -29,7 +28,7 @@ from pipeline.extraction.progress import Meter, Mode, Progress, make_progress
 from pipeline.extraction.report import Report, left_out, report_of
 from pipeline.extraction.runner import Outcome
 from pipeline.extraction.tolerance import recorded, recorded_decoder
-from pipeline.extraction.work import Item
+from pipeline.extraction.work import Item, ShardTask
 
 
 class ExtractionError(FashionNTMError):

@@ -12,14 +12,12 @@ import torch
 from manifests.errors import most_frequent
 from manifests.identity import stack_keys
 from pipeline.core.device import free_memory, is_out_of_memory
-from pipeline.extraction.batches import ForwardBatch
 from pipeline.extraction.extractors.base import Extractor, ExtractorError
 from pipeline.extraction.images import one_line
-from pipeline.extraction.prepare import ItemFailure
 from pipeline.extraction.progress import Meter
 from pipeline.extraction.tokens import Tokens
 from pipeline.extraction.transfer import PendingRows
-from pipeline.extraction.work import Item
+from pipeline.extraction.work import ForwardBatch, Item, ItemFailure
 
 IN_FLIGHT = 2  # unfinished batches on a GPU; the CPU computes each at once
 

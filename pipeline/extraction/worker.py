@@ -23,17 +23,16 @@ from manifests.identity import changed_fields, digest
 from manifests.schema import RunSpec
 from pipeline.core.device import describe, resolve_device
 from pipeline.core.malloc import keep_freed_memory
-from pipeline.extraction.batches import ShardTask
 from pipeline.extraction.decoding import Decoder
 from pipeline.extraction.engine import process
 from pipeline.extraction.extractors import load_extractor
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.gpus import WorkerError, claim_gpu
-from pipeline.extraction.prepare import ItemFailure, prepare
+from pipeline.extraction.prepare import prepare
 from pipeline.extraction.probe import choose_batch_size, default_workers
 from pipeline.extraction.progress import Meter
 from pipeline.extraction.tower_format import checked_form
-from pipeline.extraction.work import Item
+from pipeline.extraction.work import Item, ItemFailure, ShardTask
 
 PROCESS = secrets.token_hex(8)  # name of this process in its results
 _AT_ONCE = 2  # concurrent shards: one in the model, the other being prepared or written

@@ -24,8 +24,7 @@ from pipeline.core.image_files import DIGESTS
 from pipeline.core.workspace import Workspace
 from pipeline.extraction.extractors import extractors
 from pipeline.extraction.extractors._fittable import STARTS, FitOptions, Fittable
-from pipeline.extraction.fitting.loop import SAVE_SECONDS, fit, single_turn
-from pipeline.extraction.fitting.state import Progress
+from pipeline.extraction.fitting.loop import SAVE_SECONDS, Progress, fit, single_turn
 from pipeline.extraction.fitting.triplets import Loader, content_of, digest_of, triplets_of
 
 RECORD, UNFINISHED = "fit.json", "unfinished"

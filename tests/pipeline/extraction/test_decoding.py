@@ -22,10 +22,9 @@ from cache import Store
 from pipeline.extraction.decoding import JOBS_AHEAD, Decoder, DecodingError, without_model
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.extractors.clip import ClipExtractor
-from pipeline.extraction.prepare import ItemFailure
 from pipeline.extraction.progress import Meter
 from pipeline.extraction.run import extract
-from pipeline.extraction.work import Item, catalogue_of
+from pipeline.extraction.work import Item, ItemFailure, catalogue_of
 
 from .conftest import build_dataset
 from .helpers import JointExtractor, run, shards_of, tiny

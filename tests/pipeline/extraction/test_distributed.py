@@ -17,11 +17,11 @@ import torch
 from cache import Store
 from manifests.schema import Component, Dataset
 from pipeline.extraction import worker as workers
-from pipeline.extraction.batches import ShardTask
 from pipeline.extraction.distributed import Cluster, ClusterError, _numbers, cluster_for, portable
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.gpus import WorkerError, claim_gpu
 from pipeline.extraction.run import TooManyFailures
+from pipeline.extraction.work import ShardTask
 
 from .conftest import build_dataset, picture, save_clip, spec_of
 from .helpers import ROOT, rows_by_key, run, shards_of, store_in, texts_of
