@@ -47,11 +47,12 @@ def ls(kind: str | None, where: tuple[str, ...], sort: str, **options: Any) -> P
     A run is current when its training data equals the data that its spec now names in DATA. Keys of runs are those
     of --json, nested ones dotted: `ls runs --where options.stages=2 --sort -test`.
     """
-    from pipeline.jobs.listing import listing
+    from pipeline.jobs.listing import listing, listing_text
 
     if kind != "runs" and (where or sort):
         raise click.UsageError("--where and --sort belong to `ls runs`")
-    return listing([kind] if kind else KINDS, where=where, sort=sort, **options)
+    found = listing([kind] if kind else KINDS, where=where, sort=sort, **options)
+    return found, listing_text(found)
 
 
 @click.command("search", epilog='Example: fashion-ntm search shop.toml --image photo.jpg --text "in navy" --html')
