@@ -7,7 +7,7 @@ The engine does not use the store: the caller commits the outcome (rows and fail
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -63,18 +63,11 @@ def process(
         with meter.time("stack"):
             return extractor.stack(parts)
 
-    if workers == 0:
-        prepared = _prepared(extractor, tasks, Decoder(extractor, root, 0), meter)
-        yield from _model(
-            runner, tasks, batches_of(tasks, prepared, batch_size, collate), meter, max_failures, on_batch
-        )
-        return
-
     def batches() -> Generator[ForwardBatch, None, None]:
         with nullcontext(decoder) if decoder is not None else Decoder(extractor, root, workers) as decoding:
             yield from batches_of(tasks, _prepared(extractor, tasks, decoding, meter), batch_size, collate)
 
-    with InThread(batches(), BATCHES_AHEAD) as ready, gate:
+    with InThread(batches(), BATCHES_AHEAD) if workers else closing(batches()) as ready, gate:
         yield from _model(runner, tasks, ready, meter, max_failures, on_batch)
 
 

@@ -17,6 +17,7 @@ from manifests.identity import digest, file_digest
 from manifests.shapes import misfits
 from pipeline.extraction.adapters import CONFIG, adapter_weights, merge_adapter, only_adapter, without_adapter
 from pipeline.extraction.checkpoint_files import (
+    SIDE_FILES,
     Checkpoint,
     ModelError,
     clip_module,
@@ -26,16 +27,7 @@ from pipeline.extraction.checkpoint_files import (
     try_processor,
 )
 
-_FILES = [
-    "*.json",
-    "*.txt",
-    "*.model",
-    "*.jinja",
-    "model.safetensors",
-    "model-*.safetensors",
-    "0_CLIPModel/model.safetensors",
-    "adapter_model.safetensors",
-]
+_WEIGHTS = ("model.safetensors", "model-*.safetensors", "0_CLIPModel/model.safetensors", "adapter_model.safetensors")
 # Config fields that describe how it was saved and do not affect the features.
 _VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "_attn_implementation", "use_cache")
 _ADAPTER_VOLATILE = ("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version")
@@ -66,7 +58,7 @@ def _from_hub(name: str, revision: str | None, own_code: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    patterns = [*_FILES, "*.py"] if own_code else _FILES
+    patterns = [*SIDE_FILES, *_WEIGHTS, *(["*.py"] if own_code else [])]
     try:
         path = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except RevisionNotFoundError:

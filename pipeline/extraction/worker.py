@@ -95,13 +95,11 @@ def _make_shard(setting: Setting, table: str, number: int, items: list[Item]) ->
         )
     receipt = None
     if len(outcome):
-        keys, rows = outcome.rows()
         with meter.time("write"):
-            written = write_shard(setting.store, table, keys, rows, number=number, seconds=outcome.seconds)
-        receipt = asdict(written)
+            receipt = write_shard(setting.store, table, *outcome.rows(), number=number, seconds=outcome.seconds)
     place = {item.key: n for n, item in enumerate(items)}
     return {
-        "receipt": receipt,
+        "receipt": receipt and asdict(receipt),
         "failures": [(place[f.item.key], f.stage, f.reason) for f in outcome.failures],
         "long": [place[item.key] for item in outcome.long],
         "noted": [(place[item.key], remark) for item, remark in outcome.noted],

@@ -121,9 +121,6 @@ class ClipExtractor(Fittable):
         image, text = self.targets(images), normalize(self._text_features(texts).float(), dim=-1)
         return normalize((1 - alpha) * image + alpha * text, dim=-1)
 
-    def targets(self, images: list[Any]) -> torch.Tensor:
-        return normalize(self._image_features(images).float(), dim=-1)
-
     def save(self, folder: Path) -> None:
         """Write a standard folder of the same model with the new weights."""
         with hub.quiet():
