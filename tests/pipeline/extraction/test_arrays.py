@@ -284,7 +284,7 @@ def test_ids_with_a_mark_in_utf16_and_as_a_json_list(tmp_path: Path, data: Datas
     for encoding in ("utf-8-sig", "utf-16"):
         ids.write_bytes("\r\n".join([*names, ""]).encode(encoding))
         found = open_arrays(folder)["target"]
-        assert (found.images, found.names) == (plain.images, plain.names)
+        assert (found.rows_by_name, found.names) == (plain.rows_by_name, plain.names)
     ids.unlink()
     (folder / "target.ids.jsonl").write_text(json.dumps([{"id": name} for name in names], indent=1))
     with pytest.raises(ManifestError) as caught:
