@@ -68,9 +68,7 @@ class Workspace:
             values = json.loads(self.note_path(spec).read_text(encoding="utf-8"))
             FeatureRecord(**values)  # refuses the fields of another version
             return _RECORD.validate_python(values)
-        except FileNotFoundError:
-            return None
-        except (ValueError, TypeError):  # damaged, or of another version: extraction rewrites it, rows are kept
+        except (FileNotFoundError, ValueError, TypeError):  # absent, damaged, or of another version: it is rewritten
             return None
 
     def write_note(self, spec: RunSpec, note: FeatureRecord) -> None:
@@ -112,10 +110,9 @@ class Workspace:
                 f"the image ids, files, captions or attributes of dataset '{dataset.name}' are not those that were "
                 f"extracted for spec '{spec.name}': {again}"
             )
-        if note.gallery == "image":
-            changes = image_changes(dataset, keys, self.stores / dataset.name / DIGESTS)
-            if changes.text():
-                raise StaleError(f"dataset '{dataset.name}': since the extraction {changes.text()}: {again}")
+        digests = self.stores / dataset.name / DIGESTS
+        if note.gallery == "image" and (changes := image_changes(dataset, keys, digests)):
+            raise StaleError(f"dataset '{dataset.name}': since the extraction {changes}: {again}")
         files = source_changes(note.sources, spec)
         if files:
             shown = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")

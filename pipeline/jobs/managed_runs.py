@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -111,13 +111,9 @@ def show_run(given: str, data: Path, out: Path) -> dict[str, Any]:
 
 def show_text(found: Mapping[str, Any]) -> str:
     """Return the run as lines of name and value, with a table of its scores."""
-    pairs = [
-        ("run", found["id"]),
-        ("state", ", ".join(filter(None, [found["state"], found["current"], found["damage"]]))),
-    ]
-    pairs += [
-        (key, found[key]) for key in ("dataset", "model", "spec", "seed", "date", "epochs", "seconds", "parameters")
-    ]
+    state = ", ".join(filter(None, [found["state"], found["current"], found["damage"]]))
+    plain = ("dataset", "model", "spec", "seed", "date", "epochs", "seconds", "parameters")
+    pairs = [("run", found["id"]), ("state", state), *((key, found[key]) for key in plain)]
     pairs += [(f"option {key}", value) for key, value in found["options"].items()]
     pairs += [(f"training {key}", value) for key, value in found["training"].items()]
     pairs += [("store", found["store"]), ("path", found["path"]), ("size", f"{found['bytes']:,} bytes")]
@@ -166,7 +162,11 @@ def remove_runs(names: Sequence[str], where: Sequence[str], data: Path, out: Pat
     if not dry_run:
         with ExitStack() as leases:
             for folder in folders:
-                leases.enter_context(_lease(folder))
+                try:
+                    leases.callback(Lease(folder.path).release)
+                except StoreBusyError as error:
+                    what = f"run {folder.id} is being trained, so nothing was removed"
+                    raise IncompleteError(f"{what}: {error}") from None
             removed = [_put_aside(folder.path) for folder in folders]
         for aside in removed:
             shutil.rmtree(aside)
@@ -179,18 +179,6 @@ def removed_text(found: Mapping[str, Any]) -> str:
     would = "would be " if found["dry_run"] else ""
     lines = [f"{run['model']} {run['run']}  {run['bytes']:,} bytes  {run['path']}" for run in found["removed"]]
     return "\n".join([*lines, f"{len(lines):,} runs {would}removed, {found['bytes']:,} bytes"])
-
-
-@contextmanager
-def _lease(folder: RunFolder) -> Iterator[None]:
-    try:
-        lease = Lease(folder.path)
-    except StoreBusyError as error:
-        raise IncompleteError(f"run {folder.id} is being trained, so nothing was removed: {error}") from None
-    try:
-        yield
-    finally:
-        lease.release()
 
 
 def _put_aside(path: Path) -> Path:

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,15 +27,7 @@ from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.fitting.job import fitted_spec
 from pipeline.extraction.plan import Plan, open_store, plan_extraction
 from pipeline.extraction.precision import checked_agreement, decode_agreement, extractor_in, sample_of
-from pipeline.extraction.probe import (
-    DEFAULT_BATCH,
-    best_size,
-    choose_batch_size,
-    default_workers,
-    measure,
-    sizes,
-    use_threads,
-)
+from pipeline.extraction.probe import default_workers, measure, sizes, use_threads
 from pipeline.extraction.report import Report
 from pipeline.extraction.run import extract
 from pipeline.extraction.tower_format import checked_form
@@ -111,9 +104,7 @@ def extract_spec(
     )
     use_threads(extractor)
 
-    def check(plan: Plan) -> dict[str, Any]:
-        return _checked(chosen, extractor, dataset, plan, form, why, clustered)
-
+    check = partial(_checked, chosen, extractor, dataset, form, why, clustered)
     with cluster_for(chosen, device, scheduler, local_cluster or 0, form) if clustered else nullcontext() as cluster:
         report = extract(dataset, extractor, workspace.stores, cluster=cluster, check=check, **options)
     _record(spec, dataset, workspace, extractor, report)
@@ -121,7 +112,7 @@ def extract_spec(
 
 
 def _checked(
-    spec: RunSpec, extractor: Extractor, dataset: Dataset, plan: Plan, form: str, why: str, clustered: bool
+    spec: RunSpec, extractor: Extractor, dataset: Dataset, form: str, why: str, clustered: bool, plan: Plan
 ) -> dict[str, Any]:
     """Check precision and format against float32 and the plain format; return the session's record.
 
@@ -138,12 +129,11 @@ def _checked(
 def _record(spec: RunSpec, dataset: Dataset, workspace: Workspace, extractor: Extractor, report: Report) -> None:
     """Write the extraction record: the store, the content keys of the images, and the sources of the dataset."""
     old, keys = workspace.note(spec), report.catalogue
-    if (
-        old is not None and not dataset.images.keys() <= keys.keys()
-    ):  # an image that is unreadable now keeps its recorded content
-        with suppress(StaleError):
+    if old is not None and not dataset.images.keys() <= keys.keys():
+        with suppress(StaleError):  # an image that is unreadable now keeps its recorded content
             before = load_binding(workspace.bindings, old.binding)
             keys = {i: k for i, k in before.items() if i in dataset.images} | keys
+    path = Path(next(iter(shlex.split(spec.asked)), ""))  # of the spec, if it is not a shipped one
     gallery = "imported" if spec.extractor.name == "imported" else extractor.reads.replace("pixels", "image")
     note = FeatureRecord(
         spec=spec.name,
@@ -153,7 +143,7 @@ def _record(spec: RunSpec, dataset: Dataset, workspace: Workspace, extractor: Ex
         declared=declared_digest(dataset),
         sources=source_record(spec),
         contaminated_on=tuple(extractor.card.contaminated_on),
-        given=_given(spec),
+        given=str(path.resolve()) if path.is_file() else spec.name,
         card={"licence": extractor.card.licence, "source": extractor.card.source},
         gallery=gallery,
     )
@@ -178,13 +168,6 @@ def _composed(spec: RunSpec, dataset: Dataset, workspace: Workspace, extractor: 
     return StageOne(report, compose_spec(spec, dataset, workspace, composer), spec.command(*following.split()))
 
 
-def _given(spec: RunSpec) -> str:
-    """Return the spec's file as an absolute path, or its shipped name."""
-    words = shlex.split(spec.asked)
-    path = Path(words[0]) if words else Path()
-    return str(path.resolve()) if path.is_file() else spec.name
-
-
 def plan_spec(
     spec: RunSpec,
     dataset: Dataset,
@@ -203,12 +186,7 @@ def plan_spec(
     plan = plan_extraction(dataset, extractor, store, stores=workspace.stores)
     largest = sizes(extractor.device)[-1] if batch_size == "auto" else batch_size
     plan = replace(plan, memory=memory_of(extractor, plan.images, len(plan.catalogue), workers, largest))
-    if not probe:
-        return plan
-    if batch_size == "auto":
-        rates = choose_batch_size(extractor, {n: t.todo for n, t in plan.tables.items()}, dataset.images_root)
-        batch_size = best_size(rates) if rates else DEFAULT_BATCH
-    return replace(plan, probe=measure(extractor, plan, dataset.images_root, workers, batch_size))
+    return replace(plan, probe=measure(extractor, plan, dataset.images_root, workers, batch_size) if probe else None)
 
 
 def fit_composer_spec(
