@@ -12,7 +12,7 @@ def variants(parts: Parts) -> dict[str, Callable[[], dict[str, float]]]:
 
     Compilation happens before the timed part.
     """
-    from pipeline.extraction.tower_format import FORMS, take_form
+    from pipeline.extraction.precision import FORMS, take_form
 
     plain = parts.extractor.begin("image", parts.synthetic()).numpy().astype("float64")
 

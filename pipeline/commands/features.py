@@ -134,6 +134,6 @@ def index(job: Job, retry_failed: bool) -> Printed:
 
     Resumable: run the same command again after the catalog has changed, and only new images are computed.
     """
-    from pipeline.jobs.index import index_spec
+    from pipeline.jobs.stage1 import index_spec
 
     return index_spec(*job.parts, job.device, retry_failed=retry_failed)

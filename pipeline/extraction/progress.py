@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, TextIO
+from typing import Literal, TextIO
 
 STAGES = ("hash", "decode", "tokenise", "stack", "model", "write")
 _IN_WORKERS = ("decode",)  # seconds are summed over the decoding workers
@@ -126,11 +126,9 @@ class Lines(Progress):
     def __init__(self, stream: TextIO, interval: float = HEARTBEAT):
         self.stream, self.interval = stream, interval
         self._over = threading.Event()
-        self._thread: threading.Thread | None = None
 
     def start(self, meter: Meter) -> None:
         super().start(meter)
-        self._over.clear()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._thread.start()
 
@@ -145,9 +143,8 @@ class Lines(Progress):
 
     def stop(self) -> None:
         self._over.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._tell()
+        self._thread.join()
+        self._tell()
 
 
 class Live(Progress):
@@ -155,7 +152,6 @@ class Live(Progress):
 
     def __init__(self, stream: TextIO):
         self.stream = stream
-        self._bar: Any = None
 
     def start(self, meter: Meter) -> None:
         from rich.console import Console
@@ -163,9 +159,8 @@ class Live(Progress):
         from rich.progress import Progress as Bar
 
         super().start(meter)
-        self._bar = Bar(
-            TextColumn("{task.fields[line]}"), BarColumn(20), console=Console(file=self.stream), transient=True
-        )
+        columns = (TextColumn("{task.fields[line]}"), BarColumn(20))
+        self._bar = Bar(*columns, console=Console(file=self.stream), transient=True)
         self._task = self._bar.add_task("extract", total=None, line=line(meter))
         self._bar.start()
 
@@ -176,8 +171,7 @@ class Live(Progress):
         self._bar.update(self._task, completed=done, total=self.meter.total or None, line=line(self.meter))
 
     def stop(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._bar.stop()
 
 
 def clock(seconds: float | None) -> str:

@@ -28,10 +28,10 @@ from pipeline.extraction.engine import process
 from pipeline.extraction.extractors import load_extractor
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.gpus import WorkerError, claim_gpu
+from pipeline.extraction.precision import checked_form
 from pipeline.extraction.prepare import prepare
 from pipeline.extraction.probe import choose_batch_size, default_workers
 from pipeline.extraction.progress import Meter
-from pipeline.extraction.tower_format import checked_form
 from pipeline.extraction.work import Item, ItemFailure, ShardTask
 
 PROCESS = secrets.token_hex(8)  # name of this process in its results

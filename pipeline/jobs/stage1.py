@@ -1,4 +1,4 @@
-"""Stage 1 jobs: extract a spec's features, fit its composer, and record the stores."""
+"""Stage 1 jobs: extract a spec's features, fit its composer, record the stores, index a catalog."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from pipeline.composition.ready import ReadyComposer, composer_folder, fitting_s
 from pipeline.composition.request import ComposerRequest, composer_request, is_joint
 from pipeline.core.binding import StaleError, declared_digest, load_binding, save_binding, source_record
 from pipeline.core.workspace import FeatureRecord, Workspace, extraction_request
+from pipeline.evaluation.evaluate import load_candidates
 from pipeline.extraction.cost import memory_of
 from pipeline.extraction.distributed import cluster_for
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.fitting.job import fitted_spec
 from pipeline.extraction.plan import Plan, open_store, plan_extraction
-from pipeline.extraction.precision import checked_agreement, decode_agreement, extractor_in, sample_of
+from pipeline.extraction.precision import checked_agreement, checked_form, decode_agreement, extractor_in, sample_of
 from pipeline.extraction.probe import default_workers, measure, sizes, use_threads
 from pipeline.extraction.report import Report
 from pipeline.extraction.run import extract
-from pipeline.extraction.tower_format import checked_form
 from pipeline.jobs.identities import what_helps
 
 
@@ -95,7 +95,7 @@ def extract_spec(
 
     ``precision``: see ``extraction.precision.extractor_in``; overrides the spec's ``extractor.dtype``. ``scheduler``,
     ``local_cluster``: compute the shards on a Dask cluster, or on this number of local processes. ``form``: format of
-    the image tower, see ``extraction.tower_format``.
+    the image tower, see ``extraction.precision``.
     """
     clustered = bool(scheduler or local_cluster)
     # a coordinator needs only the model's identity: the workers have the devices
@@ -250,3 +250,44 @@ def compose_spec(spec: RunSpec, dataset: Dataset, workspace: Workspace, ready: R
     composed = compose(backbone, dataset, ready.composer, workspace.stores, ready.weights, crossed=ready.crossed)
     workspace.write_composed(spec, dataset, composed.path)
     return composed
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """Result of ``index_spec``. ``galleries``: name -> (searchable images, images without a feature)."""
+
+    stage: StageOne
+    galleries: dict[str, tuple[int, int]]
+    next_command: str
+
+    def as_dict(self) -> dict[str, Any]:
+        found = {name: {"images": n, "without_feature": dropped} for name, (n, dropped) in self.galleries.items()}
+        return {**self.stage.as_dict(), "galleries": found, "next": self.next_command}
+
+    def text(self) -> str:
+        lines = [self.stage.extraction.text()]
+        for name, (n, dropped) in self.galleries.items():
+            lines.append(f"gallery {name}: {n:,} images" + (f"; {dropped:,} without a feature" if dropped else ""))
+        return "\n".join([*lines, f"next: {self.next_command}"])
+
+
+def index_spec(spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str = "auto", **options: Any) -> Indexed:
+    """Compute the missing features of the spec's images and texts; ``options`` as ``extract_spec``.
+
+    Raises IncompleteError for a composer that must be fitted first, naming the ways to have one.
+    """
+    stage = extract_spec(spec, dataset, workspace, device, **options)
+    if stage.next_command == spec.command("fit-composer"):
+        name = spec.composer.name if spec.composer else "fusion"
+        if dataset.split("train"):
+            raise IncompleteError(
+                f"composer '{name}' is not fitted yet: run `{stage.next_command}`, then `index` again"
+            )
+        raise IncompleteError(
+            f"composer '{name}' is not fitted, and a catalog has no sessions to fit it on: set composer.weights to "
+            'the folder of a fitted one (`fit-composer` prints it), or composer.name = "fusion", which needs none'
+        )
+    galleries = [g for g in dataset.galleries if g.split == "test"] or list(dataset.galleries)
+    found = load_candidates(workspace.store(spec, dataset), galleries)
+    counts = {name: (len(one.images), len(one.dropped)) for name, one in found.items()}
+    return Indexed(stage, counts, spec.command("search", "--text", "in navy"))

@@ -152,7 +152,7 @@ class Extractor(ABC):
         return hub.weights_digest(self.checkpoint)
 
     def image_tower(self) -> torch.nn.Module | None:
-        """Return the module that takes ``pixel_values`` if ``tower_format`` may change its format, else None."""
+        """Return the module that takes ``pixel_values`` if ``precision.take_form`` may change its format, else None."""
         return None
 
     def standin(self, image: Image, dataset: Dataset) -> str | None:

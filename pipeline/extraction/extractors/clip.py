@@ -21,9 +21,8 @@ from pipeline.extraction import hub
 from pipeline.extraction.extractors import _cards
 from pipeline.extraction.extractors._fittable import FitOptions, Fittable
 from pipeline.extraction.extractors.base import Card, ExtractorOptions
-from pipeline.extraction.images import decoder
+from pipeline.extraction.images import Pixels, decoder, normalized, resized_pixels
 from pipeline.extraction.jpeg import REMARK, TorchvisionDecode
-from pipeline.extraction.pixels import Pixels, normalized, resized_pixels
 from pipeline.extraction.tokens import Tokens
 from pipeline.extraction.transfer import to_device
 
