@@ -86,10 +86,9 @@ class _Request:
 
         Raises FashionNTMError when it started from other weights than the present ones.
         """
-        try:
-            found: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not (folder / RECORD).is_file():
             return None
+        found: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         self.check(found.get("started_from", {}), folder)
         return found
 
