@@ -105,13 +105,9 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            "dataset": self.dataset,
-            "extractor": self.extractor,
-            "fingerprint": self.fingerprint,
+            **{name: getattr(self, name) for name in ("dataset", "extractor", "fingerprint", "todo", "bytes")},
             "store": str(self.path) if self.path else None,
             "images": len(self.catalogue),
-            "todo": self.todo,
-            "bytes": self.bytes,
             "hash_seconds": self.seconds,
             "memory": self.memory.as_dict() if self.memory is not None else None,
             "tables": {name: table.as_dict() for name, table in self.tables.items()},
