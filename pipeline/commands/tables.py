@@ -47,19 +47,7 @@ DIAGNOSTICS, LEAKAGE, PAYS = "diagnostics", "leakage", "memory-pays"
 @option_set
 @option_folders
 @option_json
-def table(
-    name: str,
-    spec: str | None,
-    form: str,
-    seeds: tuple[int, ...] | None,
-    ranked: tuple[str, ...],
-    runs: tuple[str, ...],
-    to: Path | None,
-    overrides: tuple[str, ...],
-    data: Path,
-    out: Path,
-    as_json: bool,
-) -> None:
+def table(form: str, runs: tuple[str, ...], to: Path | None, as_json: bool, **asked: Any) -> None:
     """Print a table: measured values, the paper's, chance, and commands that fill empty cells.
 
     SPEC is a table of the paper (1 to 5), `leaderboard`, a run spec (one row per model) or an ablation (one row per
@@ -73,8 +61,8 @@ def table(
     from pipeline.analysis.tables import TableRequest, build_table
 
     form = "json" if as_json else form
-    request = TableRequest(name, data, out, spec or "", overrides, seeds or (), ranked)
-    table = load_table_spec(name) if kind_of_table(name) == "table" else None
+    request = TableRequest(**{key: value for key, value in asked.items() if value is not None})
+    table = load_table_spec(request.name) if kind_of_table(request.name) == "table" else None
     if isinstance(table, Leaderboard):
         found = build_leaderboard(table, request, runs)
         for path in write_leaderboard(found, to) if to else ():

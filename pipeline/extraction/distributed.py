@@ -106,31 +106,29 @@ class Cluster:
         """
         numbers = _numbers(tasks, first)
         waiting: dict[int, Future] = {}
-        submitted = given = 0
+        submitted = done = 0
         self._present = set(self.client.nthreads())
         try:
-            while given < len(tasks):
+            while done < len(tasks):
                 check()
                 if self.client.status != "running":  # a question to a lost scheduler would wait for a minute
                     raise lost(self.client.scheduler.address)
-                while submitted < len(tasks) and submitted < given + _A_WORKER * max(1, self._watch(note)):
-                    waiting[submitted] = self._submit(setting, tasks[submitted], numbers[submitted])
+                while submitted < len(tasks) and submitted < done + _A_WORKER * max(1, self._watch(note)):
+                    task = tasks[submitted]
+                    given = (vars(setting), task.table, numbers[submitted], [astuple(item) for item in task.items])
+                    waiting[submitted] = self.client.submit(worker.make_shard, *given, pure=False)
                     submitted += 1
-                if not self._look(waiting, given, note):
+                if not self._look(waiting, done, note):
                     continue
-                yield self._shard(given, tasks[given], waiting.pop(given))
-                given += 1
+                yield self._shard(done, tasks[done], waiting.pop(done))
+                done += 1
         except (KeyboardInterrupt, FashionNTMError):
-            for task, future in sorted(waiting.items()):
+            for number, future in sorted(waiting.items()):
                 if future.status == "finished":
-                    yield self._shard(task, tasks[task], future)
+                    yield self._shard(number, tasks[number], future)
             raise
         finally:
             self.client.cancel(list(waiting.values()))
-
-    def _submit(self, setting: Setting, task: ShardTask, number: int) -> Future:
-        items = [astuple(item) for item in task.items]
-        return self.client.submit(worker.make_shard, vars(setting), task.table, number, items, pure=False)
 
     def _watch(self, note: Callable[[str], None]) -> int:
         """Return the number of workers; note those that were lost since the last call."""

@@ -70,7 +70,9 @@ def export(store: Store, folder: Path, form: Format, dataset: Dataset | None = N
             file, ids, info = folder / f"{table}.{form}", f"{table}.ids.jsonl", store.tables[table]
             sha256, names = hashlib.sha256(), _names(store, table, dataset)
             _WRITERS[form](store, table, file, names, sha256)
-            _write_ids(store, table, folder / ids, names)
+            with open(folder / ids, "x", encoding="utf-8", newline="\n", errors="surrogatepass") as handle:
+                for key in map(bytes, store.keys(table)):
+                    handle.write(json.dumps({"key": key.hex(), **names.get(key, {})}) + "\n")
             about = {"rows": info.rows, "dim": info.dim, "dtype": info.dtype, "sha256": sha256.hexdigest()}
             done.tables[table] = {"file": file.name, "ids": ids, **about}
         record = {
@@ -189,13 +191,6 @@ _WRITERS: dict[str, Callable[[Store, str, Path, Names, Any], None]] = {  # the l
     "parquet": _write_parquet,
     "faiss": _write_faiss,
 }
-
-
-def _write_ids(store: Store, table: str, file: Path, names: Names) -> None:
-    with open(file, "x", encoding="utf-8", newline="\n", errors="surrogatepass") as handle:
-        for key in store.keys(table):
-            line = {"key": key.tobytes().hex(), **names.get(key.tobytes(), {})}
-            handle.write(json.dumps(line) + "\n")
 
 
 def _names(store: Store, table: str, dataset: Dataset | None) -> Names:
