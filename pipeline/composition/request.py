@@ -91,19 +91,17 @@ def row_dims(backbone: Store) -> tuple[int, int]:
     return image, backbone.tables["text"].dim if "text" in backbone.tables else image
 
 
-def composer_request(spec: RunSpec, problems: Problems | None = None) -> ComposerRequest | None:
-    """Parse ``spec.composer`` (weighted fusion if absent).
-
-    Errors are added to ``problems`` and None is returned; without ``problems``, ManifestError is raised.
-    """
-    gathered = problems if problems is not None else Problems(spec.name)
-    before, found = len(gathered.found), _parsed(spec.composer or DEFAULT, gathered)
-    if problems is None:
-        gathered.raise_if_any()
-    return found if len(gathered.found) == before else None
+def composer_request(spec: RunSpec) -> ComposerRequest:
+    """Parse ``spec.composer`` (weighted fusion if absent). Raises ManifestError with all its problems."""
+    problems = Problems(spec.name)
+    found = parse_composer(spec.composer or DEFAULT, problems)
+    problems.raise_if_any()
+    assert found is not None
+    return found
 
 
-def _parsed(component: Component, problems: Problems) -> ComposerRequest | None:
+def parse_composer(component: Component, problems: Problems) -> ComposerRequest | None:
+    """Return the request of a ``[composer]`` table; add what is wrong with it to ``problems``."""
     name, values, place = component.name, component.options, "key composer.folds"
     if name not in composers.names():
         problems.add("key composer.name", f"unknown composer {name!r}", nearest(name, composers.names()))

@@ -160,9 +160,8 @@ def composer_identity(spec: RunSpec, dataset: Dataset, backbone: Store) -> dict[
     """Return the identity fields of the composer of ``spec`` on this data; None for a joint model, which has none."""
     if is_joint(backbone):
         return None
-    request = composer_request(spec)
-    assert request is not None
-    return json.loads(json.dumps(request.fields(backbone, dataset, *fitting_sessions(spec, dataset))))
+    fields = composer_request(spec).fields(backbone, dataset, *fitting_sessions(spec, dataset))
+    return json.loads(json.dumps(fields))
 
 
 ASIDE = ".removed-"  # prefix of their names

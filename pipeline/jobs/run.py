@@ -134,7 +134,6 @@ def _begun(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Store | Non
 
 def describe(spec: RunSpec, dataset: Dataset) -> dict[str, Any]:
     """Return counts and parts of a spec whose files have been checked."""
-    request = composer_request(spec)
     return {
         "spec": spec.name,
         "dataset": dataset.name,
@@ -144,7 +143,7 @@ def describe(spec: RunSpec, dataset: Dataset) -> dict[str, Any]:
         "galleries": {f"{g.category}/{g.split}": len(g.images) for g in dataset.galleries},
         "test_sessions_by_leak": subset_counts(dataset),
         "extractor": spec.extractor.name,
-        "composer": request.name if request else None,
+        "composer": composer_request(spec).name,
         "models": list(spec.models),
         "seeds": list(spec.seeds),
         "notes": list(dataset.notes),

@@ -160,9 +160,7 @@ def _composed(spec: RunSpec, dataset: Dataset, workspace: Workspace, extractor: 
     if "query" in extractor.tables:
         workspace.write_composed(spec, dataset, report.path)
         return StageOne(report, None, spec.command(*following.split()))
-    request = composer_request(spec)
-    assert request is not None
-    composer = ready_composer(request, spec, dataset, workspace.backbone(spec, dataset))
+    composer = ready_composer(composer_request(spec), spec, dataset, workspace.backbone(spec, dataset))
     if composer is None:
         return StageOne(report, None, spec.command("fit-composer"))
     return StageOne(report, compose_spec(spec, dataset, workspace, composer), spec.command(*following.split()))
@@ -197,7 +195,6 @@ def fit_composer_spec(
     Raises IncompleteError if there is nothing to fit: a joint model, fusion, or shipped weights.
     """
     backbone, request = workspace.backbone(spec, dataset), composer_request(spec)
-    assert request is not None
     if is_joint(backbone):
         raise IncompleteError(f"extractor '{spec.extractor.name}' answers queries itself: it has no composer to fit")
     if not request.kind.trainable:

@@ -195,6 +195,5 @@ def _request(spec: RunSpec) -> _Request | None:
     if not family.starts_from(options):
         return None
     chosen: FitOptions = options.fit  # type: ignore[attr-defined]
-    composer = composer_request(spec) if chosen.alpha is None else None
-    alpha = float(getattr(composer.options, "alpha", 0.5)) if composer else 0.5
-    return _Request(family, options, chosen, alpha if chosen.alpha is None else chosen.alpha)
+    fused = float(getattr(composer_request(spec).options, "alpha", 0.5))
+    return _Request(family, options, chosen, fused if chosen.alpha is None else chosen.alpha)
