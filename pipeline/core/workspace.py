@@ -24,6 +24,8 @@ from pipeline.composition.request import composer_request, is_joint
 from pipeline.core.binding import StaleError, declared_digest, image_changes, load_binding, source_changes, write_json
 from pipeline.core.image_files import DIGESTS
 
+ASIDE = ".removed-"  # prefix of their names
+
 
 @dataclass(frozen=True)
 class FeatureRecord:
@@ -162,9 +164,6 @@ def composer_identity(spec: RunSpec, dataset: Dataset, backbone: Store) -> dict[
         return None
     fields = composer_request(spec).fields(backbone, dataset, *fitting_sessions(spec, dataset))
     return json.loads(json.dumps(fields))
-
-
-ASIDE = ".removed-"  # prefix of their names
 
 
 def removal_leftovers(out: Path) -> dict[str, int]:

@@ -16,6 +16,8 @@ from pipeline.extraction.images import MAX_PIXELS
 
 SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 _SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "depth", "encoder_layers", "decoder_layers")
+_MOST_LAYERS = 1000
 
 
 class ModelError(FashionNTMError):
@@ -149,10 +151,6 @@ def side_files(checkpoint: Checkpoint) -> list[Path]:
     kinds = SIDE_FILES + (("*.py",) if checkpoint.own_code else ())
     found = {p for kind in kinds for p in checkpoint.path.glob(kind) if p.name not in (INDEX, "adapter_config.json")}
     return sorted(p for p in found if p.is_file())
-
-
-_LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "depth", "encoder_layers", "decoder_layers")
-_MOST_LAYERS = 1000
 
 
 def refuse_layers(checkpoint: Checkpoint, config: Any, place: str = "") -> None:

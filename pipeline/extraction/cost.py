@@ -20,6 +20,11 @@ from pipeline.extraction.plan import Plan
 BYTES_A_SHARD_RECORD = 460  # manifest.json and ledger.jsonl together; measured, and checked by a test
 DEVICES = (1, 8, 64)
 SPANS = ((1, "an hour"), (24, "a day"), (168, "a week"))  # hours, name
+BYTES_A_PIXEL = 26  # in decoding, of the worst kind of image (JPEG 2000 with alpha); measured, and checked by a test
+PROGRAM = 1_000_000_000  # Python, torch, transformers and their buffers
+PROCESS = 400_000_000  # the same in a decoding process; less where it is forked and shares them
+BYTES_AN_IMAGE = 1000  # of the catalog
+_SIDE = 512  # of the image whose prepared size is taken
 
 
 @dataclass(frozen=True)
@@ -104,13 +109,6 @@ def _span(hours: float) -> str:
     if hours < 1:
         return f"{hours * 60:,.0f} min"
     return f"{hours:,.1f} h" if hours < 72 else f"{hours / 24:,.1f} days"
-
-
-BYTES_A_PIXEL = 26  # in decoding, of the worst kind of image (JPEG 2000 with alpha); measured, and checked by a test
-PROGRAM = 1_000_000_000  # Python, torch, transformers and their buffers
-PROCESS = 400_000_000  # the same in a decoding process; less where it is forked and shares them
-BYTES_AN_IMAGE = 1000  # of the catalog
-_SIDE = 512  # of the image whose prepared size is taken
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,10 @@ _BROKEN_EXIF = (SyntaxError, ValueError, KeyError, TypeError, OSError, IndexErro
 # Above its limit Pillow only warns, which does not prevent decompression bombs.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 PngImagePlugin.MAX_TEXT_CHUNK = MAX_CHUNK
+# (width, height): test cropping, enlarging, shrinking, padding
+_CHECKED = ((224, 224), (53, 37), (31, 90), (640, 480), (7, 400))
+_BY_LEVEL = {"do_rescale": False, "do_normalize": False}
+_AS_IT_IS = {"do_resize": False, "do_center_crop": False}
 
 
 class DecodeError(ItemError):
@@ -109,12 +113,6 @@ def one_line(error: BaseException) -> str:
 def decoder() -> str:
     """Return the decoding backend, a semantic field of extractors that read pixels."""
     return f"pillow {pillow_version.split('.')[0]}"
-
-
-# (width, height): test cropping, enlarging, shrinking, padding
-_CHECKED = ((224, 224), (53, 37), (31, 90), (640, 480), (7, 400))
-_BY_LEVEL = {"do_rescale": False, "do_normalize": False}
-_AS_IT_IS = {"do_resize": False, "do_center_crop": False}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from typing import Literal, TextIO
 STAGES = ("hash", "decode", "tokenise", "stack", "model", "write")
 _IN_WORKERS = ("decode",)  # seconds are summed over the decoding workers
 _ALONE = ("hash", "write")  # done by the coordinator of a cluster
+Mode = Literal["auto", "rich", "lines", "silent"]
+HEARTBEAT = 10.0  # seconds
 
 
 @dataclass
@@ -69,10 +71,6 @@ class Meter:
     def concurrent(self, stage: str) -> int:
         """Return the number of workers of a stage that run concurrently."""
         return max(1, self.workers if stage in _IN_WORKERS else 1) * (self.machines if stage not in _ALONE else 1)
-
-
-Mode = Literal["auto", "rich", "lines", "silent"]
-HEARTBEAT = 10.0  # seconds
 
 
 class Progress:

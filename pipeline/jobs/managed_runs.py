@@ -20,6 +20,8 @@ from pipeline.evaluation.files import ResultFiles
 from pipeline.jobs.run_rows import Currency, chosen, listed_run, listed_runs, run_row
 from pipeline.training.runs import RunFolder, list_runs
 
+METRICS = ("R@1", "R@5", "R@8", "R@10", "R@50", "MRR", "mean", "n")
+
 
 def run_named(given: str, runs: Path) -> RunFolder:
     """Return the run folder given by path, id or first digits of the id. Raises ManifestError with the nearest id."""
@@ -94,9 +96,6 @@ def results_of(run: RunFolder, view: str) -> ResultFiles:
 
 def seed_of(run: RunFolder) -> int | None:
     return run.record()["identity"].get("seed")
-
-
-METRICS = ("R@1", "R@5", "R@8", "R@10", "R@50", "MRR", "mean", "n")
 
 
 def show_run(given: str, data: Path, out: Path) -> dict[str, Any]:

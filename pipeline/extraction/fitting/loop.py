@@ -30,6 +30,8 @@ from pipeline.extraction.extractors._fittable import FitOptions, Fittable
 from pipeline.extraction.fitting.triplets import Loader, Triplet, TripletBatch, triplets_of
 
 STATE = "state.json"
+SAVE_SECONDS = 120.0  # between checkpoints; does not affect the weights
+KS = (10, 50)
 
 
 @dataclass
@@ -105,7 +107,6 @@ def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tens
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-SAVE_SECONDS = 120.0  # between checkpoints; does not affect the weights
 Report = Callable[[Progress, int, float], None]  # progress, total steps, triplets per second
 
 
@@ -202,9 +203,6 @@ def _parts(count: int, per_epoch: int, options: FitOptions, done: int) -> Iterat
         order = np.random.default_rng([options.seed, epoch]).permutation(count)
         parts = [part.tolist() for part in np.array_split(order, per_epoch)]
         yield from parts[done - epoch * per_epoch :] if epoch == done // per_epoch else parts
-
-
-KS = (10, 50)
 
 
 @torch.inference_mode()
