@@ -21,13 +21,12 @@ from cache import write_shard
 from manifests.errors import FashionNTMError
 from manifests.identity import changed_fields, digest
 from manifests.schema import RunSpec
+from pipeline.core.cluster import WorkerError, claim_gpu, keep_freed_memory
 from pipeline.core.device import describe, resolve_device
-from pipeline.core.malloc import keep_freed_memory
 from pipeline.extraction.decoding import Decoder
 from pipeline.extraction.engine import process
 from pipeline.extraction.extractors import load_extractor
 from pipeline.extraction.extractors.base import Extractor
-from pipeline.extraction.gpus import WorkerError, claim_gpu
 from pipeline.extraction.precision import checked_form
 from pipeline.extraction.prepare import prepare
 from pipeline.extraction.probe import choose_batch_size, default_workers
