@@ -32,16 +32,10 @@ KINDS = ["specs", "ablations", "tables", "figures", *PARTS, "presets", "stores",
 @click.option(
     "--where", multiple=True, metavar="KEY=VALUE", help="Only runs with this value, e.g. model=cm_ntm. Repeatable."
 )
-@click.option(
-    "--sort",
-    default="",
-    show_default=False,
-    metavar="KEY",
-    help="Sort runs by test, validation, date, seed, ...; -KEY: descending.",
-)
+@click.option("--sort", metavar="KEY", help="Sort runs by test, validation, date, seed, ...; -KEY: descending.")
 @option_folders
 @prints
-def ls(kind: str | None, where: tuple[str, ...], sort: str, **options: Any) -> Printed:
+def ls(kind: str | None, where: tuple[str, ...], sort: str | None, **options: Any) -> Printed:
     """List specs, datasets, parts, tables and figures, and the stores and runs in OUT.
 
     A run is current when its training data equals the data that its spec now names in DATA. Keys of runs are those
@@ -51,7 +45,7 @@ def ls(kind: str | None, where: tuple[str, ...], sort: str, **options: Any) -> P
 
     if kind != "runs" and (where or sort):
         raise click.UsageError("--where and --sort belong to `ls runs`")
-    found = listing([kind] if kind else KINDS, where=where, sort=sort, **options)
+    found = listing([kind] if kind else KINDS, where=where, sort=sort or "", **options)
     return found, listing_text(found)
 
 

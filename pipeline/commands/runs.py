@@ -33,15 +33,10 @@ SECTION = "results"
 @click.argument("a", metavar="RUN_A")
 @click.argument("b", metavar="RUN_B")
 @click.option("--top", type=click.IntRange(0), default=10, help="Sessions shown at each end.")
-@click.option(
-    "--view",
-    default="",
-    show_default=False,
-    help="A view of an ablation, such as turns4-last2. Default: all sessions, whole.",
-)
+@click.option("--view", help="A view of an ablation, such as turns4-last2. Default: all sessions, whole.")
 @option_folders
 @prints
-def compare(**asked: Any) -> Printed:
+def compare(view: str | None, **asked: Any) -> Printed:
     """Compare the rankings of RUN_A and RUN_B, with significance tests.
 
     Lists the test sessions that differ most. A run is named by its id or its first digits. To compare over several
@@ -49,7 +44,7 @@ def compare(**asked: Any) -> Printed:
     """
     from pipeline.analysis.compare import compare_runs, to_text
 
-    found = compare_runs(**asked)
+    found = compare_runs(**asked, view=view or "")
     return found.as_dict(), to_text(found)
 
 

@@ -79,12 +79,7 @@ def table(form: str, runs: tuple[str, ...], to: Path | None, as_json: bool, **as
     epilog="Example: fashion-ntm figure 8 --data DIR, or fashion-ntm figure diagnostics --run 1f3a --file rows.png",
 )
 @click.argument("name", metavar="N|diagnostics|leakage|memory-pays")
-@click.option(
-    "--spec",
-    default="",
-    show_default=False,
-    help="For N: run spec whose runs are shown. Default: the one that the figure names.",
-)
+@click.option("--spec", help="For N: run spec whose runs are shown. Default: the one that the figure names.")
 @click.option(
     "--format",
     "form",
@@ -107,7 +102,7 @@ def table(form: str, runs: tuple[str, ...], to: Path | None, as_json: bool, **as
 @option_json
 def figure(
     name: str,
-    spec: str,
+    spec: str | None,
     form: str,
     to: Path | None,
     runs: tuple[str, ...],
@@ -145,7 +140,7 @@ def figure(
             PAYS: ("memory-pays", memory_pays, draw_memory_pays),
         }
         ablation, collect, draw = studies[name]
-        study = collect(open_ablation(ablation, spec, overrides, data, out, "cpu"))
+        study = collect(open_ablation(ablation, spec or "", overrides, data, out, "cpu"))
         if form == "files":
             for path in draw(study, to or out / "figures"):
                 log(f"wrote {path}")
@@ -155,7 +150,7 @@ def figure(
         raise click.UsageError("--file belongs to `figure diagnostics`; figure N takes a folder: --to DIR")
     from pipeline.analysis.figures import paper_figure
 
-    show(paper_figure(name, form, spec, overrides, data, out, to), nl=False)
+    show(paper_figure(name, form, spec or "", overrides, data, out, to), nl=False)
 
 
 @click.command("report", epilog="Example: fashion-ntm report demo --data out/demo --out out/demo --file report.html")
