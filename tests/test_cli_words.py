@@ -56,7 +56,8 @@ def test_each_progress_line_off_a_terminal_ends_in_a_newline(tmp_path: Path) -> 
     words = ["bench", "kill", "--set", "kills=2", "--set", f"folder={tmp_path}", "--json"]
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["figures"]["passed"] is True
+    figures = json.loads(done.stdout)["figures"]
+    assert figures["passed"] is True and figures["kills"] == 2
     assert done.stderr.endswith("2 of 2 kills\n") and "1 of 2 kills\n" in done.stderr and "\r" not in done.stderr
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from pipeline.bench import _kill
 from pipeline.bench._kill import ROWS, SHARDS, TABLES, Score, _check, _identity, _window, kill_writers
@@ -23,6 +21,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow  # two kills by the command: test_cli_words.py
 def test_three_kills_lose_nothing(tmp_path: Path) -> None:
     score = kill_writers(3, seed=3, folder=tmp_path)
     assert score.passed and score.kills == 3 == sum(score.windows.values())
@@ -30,14 +29,6 @@ def test_three_kills_lose_nothing(tmp_path: Path) -> None:
     assert score.finished == score.equal >= 1 and score.most_redone <= 1
     assert "3 writers killed" in score.text() and score.text().endswith("passed")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_command_prints_the_score(tmp_path: Path) -> None:
-    from cli import main
-
-    done = CliRunner().invoke(main, ["bench", "kill", "--set", "kills=1", "--set", f"folder={tmp_path}", "--json"])
-    assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["figures"]["kills"] == 1 and json.loads(done.stdout)["figures"]["passed"] is True
 
 
 def test_a_whole_store_scores_nothing(whole: Path) -> None:
