@@ -11,8 +11,8 @@ from manifests.schema import Training
 from pipeline.training.backends import choice, stacked
 from pipeline.training.backends.choice import choose_backend
 from pipeline.training.cascade import graph
+from pipeline.training.determinism import RunRandom
 from pipeline.training.fit import fit, fit_group
-from pipeline.training.randomness import RunRandom
 from tests.pipeline.training.backends.recorder import replayed
 from tests.pipeline.training.backends.test_trainers import apart, built, in_double
 from tests.pipeline.training.sessions import cumulative

@@ -14,10 +14,10 @@ from pipeline.training.backends import choice
 from pipeline.training.backends.choice import build_trainer, choose_backend
 from pipeline.training.cascade import graph
 from pipeline.training.data import SessionFeatures
+from pipeline.training.determinism import RunRandom
 from pipeline.training.errors import DivergenceError, TrainingError
 from pipeline.training.fit import fit, fit_group
 from pipeline.training.models import MemoryModel, build_model
-from pipeline.training.randomness import RunRandom
 from tests.pipeline.training.backends.recorder import replayed
 from tests.pipeline.training.sessions import cumulative
 

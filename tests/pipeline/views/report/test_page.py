@@ -66,7 +66,7 @@ def test_the_file_loads_nothing(report: Path) -> None:
 def test_the_tables_hold_the_runs_numbers(demo: Project, report: Path) -> None:
     text = report.read_text(encoding="utf-8")
     for trained in trained_runs(demo.experiment())[0]:
-        summary = load_summary(trained.folder.summary_file)
+        summary = load_summary(trained.folder.path / "summary.json")
         overall = summary["metrics"]["all"]["overall"]
         row = re.search(rf'<th scope="row">{re.escape(trained.title)}</th>(.*?)</tr>', text, re.S)
         assert row and f"<td>{overall['mean']:.1f}</td>" in row.group(1)
@@ -74,7 +74,7 @@ def test_the_tables_hold_the_runs_numbers(demo: Project, report: Path) -> None:
 
 
 def test_the_strips_hold_the_ranks_of_the_evaluation(demo: Project, report: Path) -> None:
-    wanted = load_results(trained_runs(demo.experiment())[0][-1].folder.results_file)
+    wanted = load_results(trained_runs(demo.experiment())[0][-1].folder.path / "results.h5")
     ranks = dict(zip(wanted.session_ids, wanted.ranks.tolist(), strict=True))
     found = re.findall(
         r'<summary><span class="name">(.*?)</span>.*?target at <b>(\d+)</b>', report.read_text(encoding="utf-8")
