@@ -109,10 +109,13 @@ class Point:
     training: Mapping[str, Any]
 
     @property
+    def words(self) -> tuple[str, ...]:
+        options = (f"{key}={value}" for key, value in self.options.items())
+        return (*options, *(f"training.{key}={value}" for key, value in self.training.items()))
+
+    @property
     def label(self) -> str:
-        words = [f"{key}={value}" for key, value in self.options.items()]
-        words += [f"training.{key}={value}" for key, value in self.training.items()]
-        return " ".join([self.model, *words])
+        return " ".join([self.model, *self.words])
 
 
 def _with_part(spec: RunSpec, part: str, label: str, changes: Mapping[str, Any]) -> RunSpec:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from manifests._download_files import FILES
 from manifests.errors import Problems
 from manifests.kinds import UNKNOWN, UNPACK, kind_of_bytes
 from manifests.options import problems_of
@@ -44,9 +45,15 @@ def option_folder(data: Path, given: str, problems: Problems, key: str) -> Path 
     path = option_path(data, given, problems, key)
     if path is not None and not path.is_dir():
         what = "is not a folder" if path.exists() else "no such folder"
-        problems.add(f"key dataset.{key}", what, "check this key and --data", file=path)
+        problems.add(f"key dataset.{key}", what, f"check this key and --data{_download(path)}", file=path)
         return None
     return path
+
+
+def _download(path: Path) -> str:
+    """Return how to get the annotations that belong at ``path``, if they are public."""
+    dataset = next((part for part in reversed(path.parts) if part in FILES), "")
+    return f", or run `fashion-ntm download {dataset} --data DIR`" if dataset else ""
 
 
 def optional_folder(data: Path, given: str | None, problems: Problems, key: str) -> Path | None:
@@ -74,7 +81,7 @@ def read_text(path: Path, problems: Problems) -> str | None:
             return None
         return decode_text(data)
     except FileNotFoundError:
-        problems.add("", "no such file", "this dataset needs it", file=path)
+        problems.add("", "no such file", f"this dataset needs it{_download(path)}", file=path)
     except UnicodeDecodeError as error:
         what, fix = f"is {kind.name}, not text", UNPACK if kind.advice == UNPACK else "expected a text file"
         if kind.name == UNKNOWN:

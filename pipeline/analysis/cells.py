@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean, stdev
 from typing import Literal
 
 from manifests.schema import Frozen
@@ -80,6 +81,11 @@ class Statement(Frozen):
 def p_text(p: float) -> str:
     """Format a p value: ``p = 0.031``, ``p < 0.001``."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and the sample standard deviation of values by seed, 0 for one seed."""
+    return fmean(values), stdev(values) if len(values) > 1 else 0.0
 
 
 def spread_text(mean: float, std: float | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,12 +110,10 @@ class Comparison:
     notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        def method(m: Method) -> dict[str, Any]:
-            return {"name": m.name, "runs": m.runs, "seeds": m.seeds}
-
+        a, b = ({"name": m.name, "runs": m.runs, "seeds": m.seeds} for m in (self.a, self.b))
         return {
-            "a": method(self.a),
-            "b": method(self.b),
+            "a": a,
+            "b": b,
             "sessions": self.sessions,
             "left_out": self.only_one,
             "tests": [asdict(line) for line in self.lines],
@@ -251,49 +249,29 @@ def compare(
 def _lines(
     a: Method, b: Method, about: Evaluation, rows: np.ndarray, labels: np.ndarray, ranks: tuple[np.ndarray, np.ndarray]
 ) -> tuple[Line, ...]:
-    made: list[dict[str, Any]] = []
+    made: list[Line] = []
     tested: set[bytes] = set()
+    fixed = [m.seeds == (None,) for m in (a, b)]
     for subset, members in about.subsets.items():
         inside = members[rows]
         if not inside.any() or inside.tobytes() in tested:  # a subset with the same sessions adds no comparison
             continue
         tested.add(inside.tobytes())
         strata = strata_of(labels[inside].tolist(), about.averaging)
-        per_seed = [{m: session_values(r[:, inside], m) for m in METRICS} for r in ranks]
-        columns = [side[m].mean(axis=0) for m in METRICS for side in per_seed]
-        drawn = bootstrap(np.stack(columns, axis=1), strata)
+        values = [session_values(r[:, inside], m) for m in METRICS for r in ranks]  # a, b of each metric, [seeds, S]
+        drawn = bootstrap(np.stack([v.mean(axis=0) for v in values], axis=1), strata)
         for n, metric in enumerate(METRICS):
-            means = [float(np.mean([c[m].mean() for m in strata])) for c in columns[2 * n : 2 * n + 2]]
-            found = difference(means[1] - means[0], drawn[:, 2 * n + 1] - drawn[:, 2 * n])
-            spans = [interval(drawn[:, 2 * n + side]) for side in (0, 1)]
-            made.append(
-                {
-                    "subset": subset,
-                    "metric": metric,
-                    "sessions": int(inside.sum()),
-                    "a": means[0],
-                    "b": means[1],
-                    "a_low": spans[0][0],
-                    "a_high": spans[0][1],
-                    "b_low": spans[1][0],
-                    "b_high": spans[1][1],
-                    "difference": found.value,
-                    "low": found.low,
-                    "high": found.high,
-                    "p_sessions": found.p,
-                    **_seeds(a, b, [side[metric] for side in per_seed], strata),
-                }
-            )
-    corrected = holm([line["p_sessions"] for line in made])
-    return tuple(Line(**line, p_holm=p) for line, p in zip(made, corrected, strict=True))
-
-
-def _seeds(a: Method, b: Method, values: Sequence[np.ndarray], strata: Sequence[np.ndarray]) -> dict[str, float | None]:
-    """Return the exact test over seeds: pairs of equal seeds, or every seed against a single deterministic run."""
-    means = [np.mean([v[:, m].mean(axis=1) for m in strata], axis=0) for v in values]
-    one, other = (dict(zip(m.seeds, mean.tolist(), strict=True)) for m, mean in zip((a, b), means, strict=True))
-    test = seed_test(one, other, [m.seeds == (None,) for m in (a, b)])
-    return {"p_seeds": test.p if test else None, "least_p_seeds": test.least if test else None}
+            of, sides = values[2 * n : 2 * n + 2], (drawn[:, 2 * n], drawn[:, 2 * n + 1])
+            by_seed = (np.mean([v[:, m].mean(axis=1) for m in strata], axis=0).tolist() for v in of)
+            one, other = (dict(zip(m.seeds, v, strict=True)) for m, v in zip((a, b), by_seed, strict=True))
+            test = seed_test(one, other, fixed)  # pairs of equal seeds, or every seed against a deterministic run
+            first, second = (float(np.mean([v.mean(axis=0)[m].mean() for m in strata])) for v in of)
+            found = difference(second - first, sides[1] - sides[0])
+            values_of = (first, second, *interval(sides[0]), *interval(sides[1]), *found)
+            over_seeds = (test.p, test.least) if test else (None, None)
+            made.append(Line(subset, metric, int(inside.sum()), *values_of, found.p, *over_seeds))
+    corrected = holm([line.p_sessions for line in made])
+    return tuple(replace(line, p_holm=p) for line, p in zip(made, corrected, strict=True))
 
 
 def to_text(comparison: Comparison) -> str:
@@ -301,21 +279,18 @@ def to_text(comparison: Comparison) -> str:
     c = comparison
     out = [f"A  {_label(c.a)}", f"B  {_label(c.b)}", ""]
     header = ("sessions", "metric", "A", "B", "B - A", "95% interval", "p sessions", "Holm", "p seeds")
-    body = []
-    for line in c.lines:
-        body.append(
-            (
-                f"{line.subset} ({line.sessions:,})",
-                "Mean" if line.metric == "mean" else line.metric,
-                f"{line.a:.1f}",
-                f"{line.b:.1f}",
-                f"{line.difference:+z.1f}",
-                f"{line.low:+z.1f} to {line.high:+z.1f}",
-                p_text(line.p_sessions).removeprefix("p = ").removeprefix("p "),
-                p_text(line.p_holm).removeprefix("p = ").removeprefix("p "),
-                "-" if line.p_seeds is None else f"{line.p_seeds:.3f}",
-            )
+    body = [
+        (
+            f"{line.subset} ({line.sessions:,})",
+            "Mean" if line.metric == "mean" else line.metric,
+            *(f"{value:.1f}" for value in (line.a, line.b)),
+            f"{line.difference:+z.1f}",
+            f"{line.low:+z.1f} to {line.high:+z.1f}",
+            *(p_text(p).removeprefix("p = ").removeprefix("p ") for p in (line.p_sessions, line.p_holm)),
+            "-" if line.p_seeds is None else f"{line.p_seeds:.3f}",
         )
+        for line in c.lines
+    ]
     out += markdown([header, *body], left=2)
     least = {line.least_p_seeds for line in c.lines if line.least_p_seeds is not None}
     out += [

@@ -50,10 +50,8 @@ def diagnostics_figure(given: Sequence[str], runs: Path, files: Sequence[Path]) 
     for folder in folders:
         records = folder.diagnoses()
         if not records:
-            raise IncompleteError(
-                f"run {folder.id} ({folder.model}) has no diagnostics: train it with --diagnostics"
-                + (" --force" if folder.state == "finished" else "")
-            )
+            again = "--diagnostics --force" if folder.state == "finished" else "--diagnostics"
+            raise IncompleteError(f"run {folder.id} ({folder.model}) has no diagnostics: train it with {again}")
         diagnosed.append(Diagnosed(_title(folder), records))
         stages = [f"stage {n}: {'not yet' if e is None else f'epoch {e}'}" for n, e in enumerate(broken_at(records), 1)]
         lines.append(f"{folder.model} {folder.id}: the symmetry between rows is broken from {', '.join(stages)}")
@@ -72,27 +70,25 @@ def draw_diagnostics(runs: Sequence[Diagnosed], paths: Sequence[Path]) -> None:
     for column, run in enumerate(runs):
         _column(list(axes[:, column]), run)
         axes[-1, column].set_xlabel("epoch")
-    labels = (
-        "row spread of the memory\nthat the last turn reads",
-        "entropy of the weights (nats),\nmean over turns",
-        "gradient norm of the\naddressing parameters",
-    )
-    for axis, label in zip(axes[:, 0], labels, strict=True):
-        axis.set_ylabel(label)
+    axes[0, 0].set_ylabel("row spread of the memory\nthat the last turn reads")
+    axes[1, 0].set_ylabel("entropy of the weights (nats),\nmean over turns")
+    axes[2, 0].set_ylabel("gradient norm of the\naddressing parameters")
     save_figure(figure, paths)
 
 
 def _column(axes: Sequence[Any], run: Diagnosed) -> None:
+    from matplotlib import colormaps
+
     records = run.records
     epochs = [r["epoch"] for r in records]
     spreads, broken = spread_by_epoch(records), broken_at(records)
     style = {"lw": 1.4, "marker": "o" if len(epochs) < 25 else "", "ms": 3}
     for stage, values in enumerate(spreads):
-        color = _color(stage, len(spreads))
+        # from light to dark along the cascade; distinguishable in gray
+        color = tuple(colormaps["viridis"](0.85 * (1 - stage / max(1, len(spreads) - 1))))
         when = "rows stay equal" if broken[stage] is None else f"from epoch {broken[stage]}"
-        axes[0].plot(
-            epochs, [max(v, SMALLEST) for v in values], color=color, label=f"stage {stage + 1}: {when}", **style
-        )
+        label = f"stage {stage + 1}: {when}"
+        axes[0].plot(epochs, [max(v, SMALLEST) for v in values], color=color, label=label, **style)
         for head, dashes in (("read_entropy", "-"), ("write_entropy", "--")):
             axes[1].plot(epochs, [fmean(r[head][stage]) for r in records], color=color, ls=dashes, **style)
         gradient = [max(r["gradient"]["addressing"][stage], SMALLEST) for r in records]
@@ -124,17 +120,9 @@ def _column(axes: Sequence[Any], run: Diagnosed) -> None:
         axis.xaxis.get_major_locator().set_params(integer=True)
 
 
-def _color(stage: int, stages: int) -> tuple[float, ...]:
-    """Return the color of a stage, from light to dark along the cascade; distinguishable in gray."""
-    import matplotlib
-
-    return tuple(matplotlib.colormaps["viridis"](0.85 * (1 - stage / max(1, stages - 1))))
-
-
 def _title(folder: RunFolder) -> str:
     """Return model, initialization and seed, as far as run.json has them."""
     record = folder.record() if folder.run_file.is_file() else {}
     identity = record.get("identity", {})
-    options = identity.get("model", {}).get("options", {})
-    words = [folder.model, *(f"{key} {options[key]}" for key in ("init",) if key in options)]
-    return ", ".join(words + ([f"seed {identity['seed']}"] if identity.get("seed") is not None else []))
+    known = {"init": identity.get("model", {}).get("options", {}).get("init"), "seed": identity.get("seed")}
+    return ", ".join([folder.model, *(f"{key} {value}" for key, value in known.items() if value is not None)])

@@ -34,6 +34,7 @@ STEPS, RATE, SCALE = 150, 0.02, 25.0  # fit of the weights: Adam on the cross-en
 TRIES = 8  # drawn histories per kept history
 METRICS = ("n", "R@5", "R@8", "mean")
 LAST, OWN = "last turn alone", "EWMA, the session's own history"
+CONTROL = "EWMA, another session's history (control)"
 ON_TRAIN, ON_TEST = "fixed weights, fitted on the train sessions", "fixed weights, fitted on the test sessions' loss"
 NAMES = 50  # characters of a row's name
 FITTED = 2000  # maximum sessions per category to fit on: scores of all turns are in memory
@@ -64,24 +65,22 @@ class HistoryContribution:
         return {**vars(self), **parts}
 
     def text(self) -> str:
-        lines = [
-            f"{self.dataset}, {self.part} sessions, store {self.features}: how much earlier turns contribute",
-            f"R@5 / R@8; EWMA's alpha is {self.alpha:g}",
-            "",
-        ]
-        lines += _table(self.lines)
+        title = "no other chain of pairs leads to the last reference of a session"
         if self.same_reference:
             n = self.same_reference[0].found["all"]["n"]
-            lines += [
-                "",
-                f"sessions to whose last reference another chain of pairs leads, through another image (n = {n:.0f})",
+            title = (
+                f"sessions to whose last reference another chain of pairs leads, through another image (n = {n:.0f})"
+            )
+        return "\n".join(
+            [
+                f"{self.dataset}, {self.part} sessions, store {self.features}: how much earlier turns contribute",
+                f"R@5 / R@8; EWMA's alpha is {self.alpha:g}",
+                *("", *_table(self.lines)),
+                *("", title, *(_table(self.same_reference) if self.same_reference else ())),
+                *("", "weights fitted on the train sessions, newest turn first, by session length:"),
+                *(f"  {n}: {'  '.join(f'{w:.2f}' for w in row)}" for n, row in enumerate(self.weights, start=1)),
             ]
-            lines += _table(self.same_reference)
-        else:
-            lines += ["", "no other chain of pairs leads to the last reference of a session"]
-        shown = ["  ".join(f"{w:.2f}" for w in row) for row in self.weights]
-        lines += ["", "weights fitted on the train sessions, newest turn first, by session length:"]
-        return "\n".join(lines + [f"  {n}: {row}" for n, row in enumerate(shown, start=1)])
+        )
 
 
 def _table(lines: tuple[Line, ...]) -> list[str]:
@@ -130,16 +129,14 @@ def history_contribution(
     lines = [
         line(LAST, [last_turn(shown)]),
         line(OWN, [own]),
-        line("EWMA, another session's history (control)", control),
+        line(CONTROL, control),
         line(ON_TRAIN, [mixed(shown, trained)]),
     ]
     if part == "test":
         lines.append(line(ON_TEST, [mixed(shown, fitted_weights(shown, galleries))]))
-    same: tuple[Line, ...] = ()
-    if len(found):
-        chain, control_name = "EWMA, another chain to the reference", "EWMA, another session's history (control)"
-        kinds = ((LAST, [last_turn(shown)]), (OWN, [own]), (chain, others), (control_name, control))
-        same = tuple(line(name, queries, found) for name, queries in kinds)
+    chain = ("EWMA, another chain to the reference", others)
+    kinds = ((LAST, [last_turn(shown)]), (OWN, [own]), chain, (CONTROL, control)) if len(found) else ()
+    same = tuple(line(name, queries, found) for name, queries in kinds)
     features = f"{experiment.store.extractor}-{experiment.store.fingerprint[:12]}"
     weights = [row[: n + 1] for n, row in enumerate(trained.tolist())]
     return HistoryContribution(experiment.dataset.name, part, features, alpha, tuple(lines), same, weights)

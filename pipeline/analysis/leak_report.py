@@ -97,17 +97,11 @@ class LeakReport:
             out += [f"extractor: CONTAMINATED, it was trained on pairs of {self.dataset}"]
         if self.tables:
             head = ["tables", "sessions", "last pair seen", "any pair seen", "near last pair", "clean blocks"]
-            rows = [
-                [
-                    t.table,
-                    f"{t.sessions:,}",
-                    _share(t.last_pair, t.sessions),
-                    _share(t.any_pair, t.sessions),
-                    "-" if t.near_last_pair is None else _share(t.near_last_pair, t.sessions),
-                    "yes" if t.separates else "no",
-                ]
-                for t in self.tables
-            ]
+            rows = []
+            for t in self.tables:
+                shares = [_share(n, t.sessions) for n in (t.last_pair, t.any_pair)]
+                twins = "-" if t.near_last_pair is None else _share(t.near_last_pair, t.sessions)
+                rows.append([t.table, f"{t.sessions:,}", *shares, twins, "yes" if t.separates else "no"])
             out += ["", *aligned([head, *rows])]
         return "\n".join(out)
 
@@ -121,27 +115,24 @@ def leak_report(
     """
     test = dataset.split("test")
     if not test:
-        raise IncompleteError(
-            f"dataset '{dataset.name}' has no test sessions: there is nothing that could leak into them"
-        )
+        what = "there is nothing that could leak into them"
+        raise IncompleteError(f"dataset '{dataset.name}' has no test sessions: {what}")
     found: dict[str, set[str]] = {name: set(has) for name, has in overlaps(dataset, scope).items()}
-    shown: tuple[tuple[str, str, float], ...] = ()
-    curve, features, note = None, "", ""
-    contaminated: tuple[str, ...] = ()
+    near: dict[str, Any] = {}
     try:
         store = workspace.store(spec, dataset)
-        contaminated = workspace.extracted(spec).contaminated_on
+        near["contaminated_on"] = workspace.extracted(spec).contaminated_on
     except IncompleteError as error:
-        note = f"near-duplicates are not searched: {error}"
+        near["note"] = f"near-duplicates are not searched: {error}"
     else:
         vectors = _features(store, dataset)
         twins = train_twins(dataset, vectors, threshold)
-        curve = _curve(dataset, vectors)
         for name, has in near_overlaps(dataset, twins).items():
             found[name] |= has
-        nearest = sorted(((a, b, c) for a, near in twins.items() for b, c in near.items()), key=lambda t: (-t[2], t))
-        shown, features = tuple(nearest[:EXAMPLES]), f"f_tar of {store.path.name}"
-    names = [*OVERLAPS, *(NEAR if curve is not None else ())]
+        nearest = sorted(((a, b, c) for a, close in twins.items() for b, c in close.items()), key=lambda t: (-t[2], t))
+        near |= {"threshold": threshold, "curve": _curve(dataset, vectors), "examples": tuple(nearest[:EXAMPLES])}
+        near["features"] = f"f_tar of {store.path.name}"
+    names = [*OVERLAPS, *(NEAR if "curve" in near else ())]
     parts = {c: [s for s in test if s.category == c] for c in dict.fromkeys(s.category for s in test)}
     parts = (parts if len(parts) > 1 else {}) | {"all": list(test)}
     counts = {
@@ -149,20 +140,9 @@ def leak_report(
         for part, mine in parts.items()
     }
     train_images, test_images = pair_images(dataset.split("train")), pair_images(test)
-    return LeakReport(
-        dataset.name,
-        scope,
-        counts,
-        {"test": len(test_images), "shared": len(test_images.keys() & train_images)},
-        tables_touched(dataset, found, scope, curve is not None),
-        threshold if curve is not None else None,
-        curve,
-        shown,
-        features,
-        contaminated,
-        note,
-        dataset.protocol,
-    )
+    images = {"test": len(test_images), "shared": len(test_images.keys() & train_images)}
+    tables = tables_touched(dataset, found, scope, "curve" in near)
+    return LeakReport(dataset.name, scope, counts, images, tables, **near, protocol=dataset.protocol)
 
 
 def tables_touched(
@@ -174,18 +154,10 @@ def tables_touched(
         table = load_table_spec(name)
         if not isinstance(table, ResultsTable) or load_spec(table.run).dataset.name != dataset.name:
             continue
-        sessions = [s for s in dataset.split("test") if table.turns in (None, len(s.turns))]
-        touched.append(
-            TableLeak(
-                table=name,
-                title=table.title,
-                sessions=len(sessions),
-                last_pair=sum(not in_subset(exposure[s.id], "last pair unseen") for s in sessions),
-                any_pair=sum(not in_subset(exposure[s.id], "no pair seen") for s in sessions),
-                near_last_pair=sum("near last pair" in found[s.id] for s in sessions) if near else None,
-                separates=len(table.blocks) > 1,
-            )
-        )
+        ids = [s.id for s in dataset.split("test") if table.turns in (None, len(s.turns))]
+        last, some = (sum(not in_subset(exposure[i], p) for i in ids) for p in ("last pair unseen", "no pair seen"))
+        twins = sum("near last pair" in found[i] for i in ids) if near else None
+        touched.append(TableLeak(name, table.title, len(ids), last, some, twins, len(table.blocks) > 1))
     return tuple(touched)
 
 
@@ -206,10 +178,9 @@ def _curve(dataset: Dataset, vectors: Mapping[str, np.ndarray]) -> dict[float, i
         return dict.fromkeys(CURVE, 0)
     first, second = (np.stack([vectors[i] for i in side]) for side in sides)
     rows, columns, cosines = near_pairs(first, second, min(CURVE))
+    other = np.array(sides[0], dtype=object)[rows] != np.array(sides[1], dtype=object)[columns]
     best = np.zeros(len(sides[0]))
-    for row, column, cosine in zip(rows, columns, cosines, strict=True):
-        if sides[0][row] != sides[1][column]:
-            best[row] = max(best[row], cosine)
+    np.maximum.at(best, rows[other], cosines[other])
     return {t: int((best >= t - 1e-6).sum()) for t in CURVE}
 
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,9 @@ import numpy as np
 from manifests.ablation_spec import Point
 from manifests.errors import IncompleteError
 from manifests.table_spec import ResultsTable, load_table_spec
-from pipeline.analysis.ablation.plan import Place, tasks_of
+from pipeline.analysis.ablation.plan import Place, not_evaluated, tasks_of
 from pipeline.analysis.ablation.run import variants_of
-from pipeline.analysis.cells import spread_text
+from pipeline.analysis.cells import mean_and_std, spread_text
 from pipeline.analysis.drawing import MARKERS, new_figure, save_figure
 from pipeline.core.text_table import aligned
 from pipeline.evaluation.files import load_results
@@ -83,10 +83,8 @@ def memorisation(place: Place) -> Memorisation:
     for composer, part in zip(labels, variants_of(place), strict=True):
         tasks = tasks_of(part.ablation, part.spec)
         grid: dict[int, Point] = {point.number: point for point, _, _ in tasks}
-        try:
-            experiment = Experiment(
-                part.spec, place.dataset, part.workspace, "cpu"
-            )  # variants differ in the composer alone
+        try:  # variants differ in the composer alone
+            experiment = Experiment(part.spec, place.dataset, part.workspace, "cpu")
             experiment.store  # noqa: B018 - raises if nothing is composed
         except IncompleteError:
             absent += [f"{composer} {point.label}" for point in grid.values()]
@@ -98,29 +96,17 @@ def memorisation(place: Place) -> Memorisation:
             else:
                 absent.append(f"{composer} {point.label}")
     if not points:
-        raise IncompleteError(
-            f"no run of ablation '{place.ablation.name}' is evaluated: run `ablate {place.ablation.name}`"
-        )
+        raise not_evaluated(place)
     return Memorisation(place.ablation.title, tuple(points), tuple(absent), _paper_values())
 
 
 def _point(experiment: Experiment, composer: str, point: Point, runs: Sequence[Run]) -> MemorisedPoint:
-    train: list[float] = []
-    found: dict[str, list[float]] = {part: [] for part in PARTS}
     experiment.require_train("and their recall is half of the figure")
-    for run in runs:
-        train.append(recalls(experiment.model(run), experiment.parts[0])["mean"])
-        for part, value in part_values(experiment, run).items():
-            found[part].append(value)
-    return MemorisedPoint(
-        composer,
-        point.model,
-        point.label,
-        tuple(run.seed for run in runs),
-        fmean(train),
-        {part: (fmean(values), stdev(values) if len(values) > 1 else 0.0) for part, values in found.items()},
-        tuple(experiment.folder(run).id for run in runs),
-    )
+    train = fmean(recalls(experiment.model(run), experiment.parts[0])["mean"] for run in runs)
+    found = [part_values(experiment, run) for run in runs]
+    test = {part: mean_and_std([values[part] for values in found]) for part in PARTS}
+    seeds, ids = tuple(run.seed for run in runs), tuple(experiment.folder(run).id for run in runs)
+    return MemorisedPoint(composer, point.model, point.label, seeds, train, test, ids)
 
 
 def part_values(experiment: Experiment, run: Run) -> dict[str, float]:
@@ -145,8 +131,7 @@ def _paper_values() -> dict[str, float]:
 
 def draw_memorisation(study: Memorisation, folder: Path) -> list[Path]:
     """Draw leakage-curves and leakage-table (PNG and SVG) and write leakage.json; return the paths."""
-    curves = [folder / f"leakage-curves{suffix}" for suffix in (".png", ".svg")]
-    table = [folder / f"leakage-table{suffix}" for suffix in (".png", ".svg")]
+    curves, table = ([folder / f"leakage-{n}{suffix}" for suffix in (".png", ".svg")] for n in ("curves", "table"))
     _curves(study, curves)
     _bars(study, table)
     data = folder / "leakage.json"
@@ -171,12 +156,10 @@ def _curves(study: Memorisation, paths: list[Path]) -> None:
         if part == "all":
             for label, value in ((name, study.paper[name]) for name in LINES if name in study.paper):
                 panel.axhline(value, color="#888888", lw=0.8, ls="--")
-                panel.annotate(
-                    f"paper: {label}", (0.02, value), (0, 2), ("axes fraction", "data"), "offset points", fontsize=7
-                )
-        panel.set_title(
-            {"all": "all", "leaked": "last pair is a train pair", "clean": "last pair unseen"}[part], fontsize=10
-        )
+                place = (0.02, value), (0, 2), ("axes fraction", "data"), "offset points"
+                panel.annotate(f"paper: {label}", *place, fontsize=7)
+        titles = {"all": "all", "leaked": "last pair is a train pair", "clean": "last pair unseen"}
+        panel.set_title(titles[part], fontsize=10)
         panel.set_xlabel("train recall, %")
         panel.grid(alpha=0.3)
     axes[0].set_ylabel("test recall, mean of R@5 and R@8, %")
@@ -197,20 +180,11 @@ def _bars(study: Memorisation, paths: list[Path]) -> None:
         axis.bar(x, means, 0.25, yerr=spread, color=COLORS[part], label=part, error_kw={"lw": 1})
     for n, p in enumerate(mine):
         if PAPER.get(p.model) in study.paper:
-            value = study.paper[PAPER[p.model]]
-            axis.plot(
-                [n - 0.45, n + 0.45],
-                [value, value],
-                color="#e67e22",
-                lw=2,
-                label="paper, all" if p is mine[0] else None,
-            )
-    handles, names = axis.get_legend_handles_labels()
-    if study.paper and "paper, all" not in names:
-        handles.append(axis.plot([], [], color="#e67e22", lw=2)[0])
-        names.append("paper, all")
+            axis.plot([n - 0.45, n + 0.45], [study.paper[PAPER[p.model]]] * 2, color="#e67e22", lw=2)
+    if study.paper:
+        axis.plot([], [], color="#e67e22", lw=2, label="paper, all")
     axis.margins(y=0.2)  # room for the legend
-    axis.legend(handles, names, fontsize=8, ncols=4, loc="upper center")
+    axis.legend(fontsize=8, ncols=4, loc="upper center")
     axis.set_xticks(range(len(mine)), [p.label for p in mine], fontsize=8)
     axis.set_ylabel("mean of R@5 and R@8, %")
     axis.set_title(f"composer {most}" if most else study.title, fontsize=10)

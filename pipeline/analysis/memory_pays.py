@@ -9,16 +9,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from manifests.ablation_spec import Point
-from manifests.errors import IncompleteError
-from pipeline.analysis.ablation.plan import Place, tasks_of
+from pipeline.analysis.ablation.plan import Place, not_evaluated, tasks_of
 from pipeline.analysis.ablation.run import variants_of
-from pipeline.analysis.cells import p_text, spread_text
+from pipeline.analysis.cells import mean_and_std, p_text, spread_text
 from pipeline.analysis.compare import Method
 from pipeline.analysis.drawing import MARKERS, new_figure, save_figure
 from pipeline.core.text_table import aligned
@@ -131,9 +130,7 @@ def memory_pays(place: Place) -> MemoryPays:
         measured += found[0]
         differences += found[1]
     if not measured:
-        raise IncompleteError(
-            f"no run of ablation '{place.ablation.name}' is evaluated: run `ablate {place.ablation.name}`"
-        )
+        raise not_evaluated(place)
     measured.sort(key=lambda m: (m.turns, m.sessions))
     differences.sort(key=lambda d: (d.turns, d.sessions))
     return MemoryPays(place.ablation.title, tuple(measured), tuple(differences), tuple(absent))
@@ -155,30 +152,14 @@ def _variant(place: Place) -> tuple[list[Measured], list[Gap]]:
         point, runs = _chosen(experiment, list(options.values()))
         title = registry.get(model).title.removeprefix("ST + ") + (f", C = {stages}" if stages else "")
         title = ORACLE if place.spec.dataset.options.get("reminded") else title
-        method = Method(
-            title,
-            tuple(experiment.folder(run).id for run in runs),
-            tuple(run.seed for run in runs),
-            tuple(load_results(experiment.result_files(run).results) for run in runs),
-        )
-        values = {m: seed_values(method, m) for m in METRICS}
+        seeds, ids = tuple(run.seed for run in runs), tuple(experiment.folder(run).id for run in runs)
+        method = Method(title, ids, seeds, tuple(load_results(experiment.result_files(run).results) for run in runs))
+        values = {m: mean_and_std(seed_values(method, m)) for m in METRICS}
         words = " ".join(f"{k}={v}" for k, v in point.options.items() if k != "stages")
-        measured.append(
-            Measured(
-                turns,
-                len(train),
-                place.variant,
-                model,
-                title,
-                words,
-                len(options),
-                tuple(run.seed for run in runs),
-                fmean(_validation(experiment, run) for run in runs),
-                {m: (fmean(v), stdev(v) if len(v) > 1 else 0.0) for m, v in values.items()},
-                method.runs,
-            )
-        )
-        methods[model, stages] = (measured[-1].validation, method)
+        held = fmean(_validation(experiment, run) for run in runs)
+        about = (turns, len(train), place.variant, model, title, words, len(options), seeds)
+        measured.append(Measured(*about, held, values, ids))
+        methods[model, stages] = (held, method)
     return measured, _differences(turns, len(train), methods)
 
 
@@ -187,8 +168,7 @@ def _chosen(experiment: Experiment, options: Sequence[tuple[Point, list[Run]]]) 
     common = set.intersection(*({run.seed for run in runs} for _, runs in options))
 
     def recall(option: tuple[Point, list[Run]]) -> float:
-        values = [_validation(experiment, run) for run in option[1] if run.seed in common or not common]
-        return fmean(values)
+        return fmean(_validation(experiment, run) for run in option[1] if run.seed in common or not common)
 
     return max(options, key=recall)
 
@@ -225,20 +205,7 @@ def _differences(turns: int, sessions: int, methods: dict[tuple[str, int], tuple
             found.append((metric, b.name, over, seed_test(first, second, (False, fixed))))
     corrected = holm([over.p for _, _, over, _ in found]) if found else []
     return [
-        Gap(
-            turns,
-            sessions,
-            metric,
-            a.name,
-            b,
-            over.value,
-            over.low,
-            over.high,
-            over.p,
-            p,
-            test.n if test else 0,
-            test.p if test else 1.0,
-        )
+        Gap(turns, sessions, metric, a.name, b, *over, p, *((test.n, test.p) if test else (0, 1.0)))
         for (metric, b, over, test), p in zip(found, corrected, strict=True)
     ]
 
@@ -248,9 +215,6 @@ def draw_memory_pays(study: MemoryPays, folder: Path) -> list[Path]:
     paths = [folder / f"memory-pays{suffix}" for suffix in (".png", ".svg")]
     turns = list(dict.fromkeys(m.turns for m in study.measured))
     labels = list(dict.fromkeys(m.label for m in study.measured))
-    counts = {
-        count: sorted({m.sessions for m in study.measured if m.turns == count and m.label != ORACLE}) for count in turns
-    }
     figure = new_figure(1.6 + 3.0 * len(turns), 3.9)
     axes = np.atleast_1d(figure.subplots(1, len(turns), sharey=True))
     for panel, count in zip(axes, turns, strict=True):
@@ -265,7 +229,8 @@ def draw_memory_pays(study: MemoryPays, folder: Path) -> list[Path]:
             look = {"marker": MARKERS[n % len(MARKERS)], "ms": 4, "lw": 1.2, "color": f"C{n}", "capsize": 2}
             panel.errorbar(x, y, spread, label=label, **look)
         panel.set_xscale("log")
-        panel.set_xticks(counts[count], [f"{t:,}" for t in counts[count]], fontsize=8)
+        sizes = sorted({m.sessions for m in study.measured if m.turns == count and m.label != ORACLE})
+        panel.set_xticks(sizes, [f"{size:,}" for size in sizes], fontsize=8)
         panel.minorticks_off()
         panel.set_title(f"up to {count} turns", fontsize=10)
         panel.set_xlabel("train sessions")

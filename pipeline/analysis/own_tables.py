@@ -50,19 +50,25 @@ def model_rows(names: Iterable[str]) -> tuple[RowSpec, ...]:
 
 
 def ablation_table(ablation: AblationSpec, dataset: Dataset, subsets: Mapping[str, AbstractSet[str]]) -> ResultsTable:
-    """Return a table with a row per point of the grid and view. Views of another number of turns are left out."""
+    """Return a table with a row per point of the grid and view; a note states what is equal in all rows.
+
+    Views of another number of turns are left out.
+    """
+    points = ablation.points(model_names())
+    shared = [word for point in points[:1] for word in point.words if all(word in p.words for p in points)]
     views = [view for view in ablation.views if view.turns == ablation.views[0].turns]
     rows = [
         RowSpec(
             model=point.model,
-            label=f"{point.number}. {point.label}" + (f", last {view.last}" if view.last else ""),
+            label=" ".join([f"{point.number}. {point.model}", *(word for word in point.words if word not in shared)])
+            + (f", last {view.last}" if view.last else ""),
             key=f"{point.number}" + (f"-{view.last}" if view.last else ""),
             options=dict(point.options),
             training=dict(point.training),
             last=view.last,
             deterministic=not model_class(point.model).trainable,
         )
-        for point in ablation.points(model_names())
+        for point in points
         for view in views
     ]
     return ResultsTable(
@@ -73,6 +79,7 @@ def ablation_table(ablation: AblationSpec, dataset: Dataset, subsets: Mapping[st
         turns=ablation.views[0].turns,
         seeds=ablation.seeds,
         blocks=_blocks(dataset, subsets),
+        notes=(f"All rows: {' '.join(shared)}.",) if shared else (),
         rows=tuple(rows),
     )
 

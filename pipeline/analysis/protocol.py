@@ -57,10 +57,9 @@ class RunSummary(BaseModel):
         """Return the expected metric of a random order of the galleries, in percent; None for mAP or without a session."""
         if metric.startswith("mAP"):
             return None
-        counts = {
-            name: int(found.get("n", 0)) for name, found in self.metrics.get(subset, {}).items() if name != OVERALL
-        }
-        used = {name: n for name, n in counts.items() if n and name in self.galleries and category in (name, OVERALL)}
+        found = self.metrics.get(subset, {})
+        names = [name for name in found if name in self.galleries and category in (name, OVERALL)]
+        used = {name: n for name in names if name != OVERALL and (n := int(found[name].get("n", 0)))}
         if not used:
             return None
         values = [chance(self.galleries[name].images, metric) for name in used]
@@ -126,18 +125,15 @@ def _extractors(runs: Sequence[RunSummary]) -> list[str]:
     notes = []
     for name, store in dict.fromkeys((run.extractor, run.store) for run in runs):
         run = next(r for r in runs if (r.extractor, r.store) == (name, store))
-        notes.append(f"Extractor {name}, store {store[:SHORT]}; {_contamination(run)}.")
+        known = f"not marked as contaminated on {run.dataset}"
+        if run.dataset in run.contaminated_on:
+            known = f"CONTAMINATED: it was trained on pairs that the test sessions of {run.dataset} are made of"
+        elif run.contaminated_on:
+            known = f"marked as contaminated on {', '.join(run.contaminated_on)}, not on {run.dataset}"
+        notes.append(f"Extractor {name}, store {store[:SHORT]}; {known}.")
     if len(notes) > 1:
         notes.append("The rows come from different stores: they do not compare memory models alone.")
     return notes
-
-
-def _contamination(run: RunSummary) -> str:
-    if run.dataset in run.contaminated_on:
-        return f"CONTAMINATED: it was trained on pairs that the test sessions of {run.dataset} are made of"
-    if run.contaminated_on:
-        return f"marked as contaminated on {', '.join(run.contaminated_on)}, not on {run.dataset}"
-    return f"not marked as contaminated on {run.dataset}"
 
 
 def _skipped(runs: Sequence[RunSummary]) -> list[str]:

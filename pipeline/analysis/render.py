@@ -85,19 +85,11 @@ def _listed(items: list[str], escape: Callable[[str], str], heading: str = "") -
 
 
 _LATEX = {
+    **{character: "\\" + character for character in "&%$#_{}"},
+    **{character: rf"\text{name}{{}}" for character, name in zip("<>|", ("less", "greater", "bar"), strict=True)},
     "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
     '"': "''",
     "±": r"$\pm$",
     "✓": "$=$",

@@ -106,9 +106,10 @@ class RelevanceCutoff:
 
     def probabilities(self, queries: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Return probabilities, float32 [S, G] in (0, 1), of f'_qry [S, D] and its cosines [S, G]."""
-        unit = F.normalize(torch.from_numpy(np.asarray(queries, dtype=np.float32)), dim=-1)
-        logits = _logits(self.weight, self.bias, unit, torch.from_numpy(np.asarray(scores, dtype=np.float32)))
-        return torch.sigmoid(logits).numpy()
+        unit = F.normalize(torch.as_tensor(queries, dtype=torch.float32), dim=-1)
+        return torch.sigmoid(
+            _logits(self.weight, self.bias, unit, torch.as_tensor(scores, dtype=torch.float32))
+        ).numpy()
 
     def keeps(self, queries: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Return the mask of candidates kept in the answer, bool [S, G]."""
@@ -127,20 +128,18 @@ def fit_cutoff(
         queries: [S, D], f'_qry(N). scores: [S, G], their cosines. target_index: int [S].
         recall: share of the targets that the threshold keeps, in (0, 1].
     """
-    unit = F.normalize(torch.from_numpy(np.asarray(queries, dtype=np.float32)), dim=-1)
-    cosines = torch.from_numpy(np.asarray(scores, dtype=np.float32))
-    own = torch.from_numpy(np.asarray(target_index, dtype=np.int64))[:, None]
+    unit = F.normalize(torch.as_tensor(queries, dtype=torch.float32), dim=-1)
+    cosines = torch.as_tensor(scores, dtype=torch.float32)
+    own = torch.as_tensor(target_index, dtype=torch.int64)[:, None]
     truth = torch.zeros_like(cosines).scatter_(1, own, 1.0)
     weights = torch.full_like(cosines, 1 / max(1, cosines.shape[1] - 1)).scatter_(1, own, 1.0)
     weight = torch.zeros(2, unit.shape[1], requires_grad=True)
     bias = torch.tensor([10.0, -5.0], requires_grad=True)
     optimizer = torch.optim.AdamW([weight, bias], lr=0.05, weight_decay=0.01)
     for _ in range(300):
-        loss = F.binary_cross_entropy_with_logits(
-            _logits(weight, bias, unit, cosines), truth, weights, reduction="sum"
-        ) / len(cosines)
+        logits = _logits(weight, bias, unit, cosines)
         optimizer.zero_grad()
-        loss.backward()
+        (F.binary_cross_entropy_with_logits(logits, truth, weights, reduction="sum") / len(cosines)).backward()
         optimizer.step()
     with torch.no_grad():
         found = torch.sigmoid(_logits(weight, bias, unit, cosines)).gather(1, own).squeeze(1).numpy()
@@ -226,13 +225,9 @@ class Reranker:
         lengths = np.array([len(s.turns) for s in mine], dtype=np.int64)
         texts = self._rows("text", [[text_key(t.text) for t in s.turns] for s in mine])
         references = self._rows("image", [[catalogue[t.reference] for t in s.turns] for s in mine])
-        return _Group(
-            np.array(rows, dtype=np.int64),
-            gallery,
-            np.array([gallery.index[s.target] for s in mine], dtype=np.int64),
-            constraint_scores(texts, lengths, images),
-            constraint_scores(references, lengths, images),
-        )
+        have, avoid = (constraint_scores(given, lengths, images) for given in (texts, references))
+        target = np.array([gallery.index[s.target] for s in mine], dtype=np.int64)
+        return _Group(np.array(rows, dtype=np.int64), gallery, target, have, avoid)
 
     def _rows(self, table: str, keys: Sequence[Sequence[bytes]]) -> np.ndarray:
         """Return rows as float32 [len(keys), longest, E]; shorter lists are padded with their last row."""
@@ -266,10 +261,8 @@ class Reranker:
         """
         model = self.experiment.model(run)
         validation, test = self.scores(model, "validation"), self.scores(model, "test")
-        grid = product(
-            HAVE_GRID if weights.have is None else (weights.have,),
-            AVOID_GRID if weights.avoid is None else (weights.avoid,),
-        )
+        have_grid = HAVE_GRID if weights.have is None else (weights.have,)
+        grid = product(have_grid, AVOID_GRID if weights.avoid is None else (weights.avoid,))
 
         def gain(pair: tuple[float, float]) -> float:
             return metrics_of(self.ranks(validation, "validation", weights.top, *pair), (5, 8))["mean"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import partial
 from statistics import fmean, stdev
 from typing import Any
 
@@ -17,7 +16,6 @@ from pipeline.evaluation.metrics import OVERALL
 FindRuns = Callable[[RowSpec, Sequence[int]], Iterable[Mapping[str, Any]]]
 Fill = Callable[[RowSpec, Sequence[int]], str]
 CHANCE = "chance (random order)"
-FILL = PROGRAM + " run {run} --model {model} --seeds {seeds}"
 
 
 def build_results_table(
@@ -27,7 +25,7 @@ def build_results_table(
     known: Collection[str] = (),
     run: str = "",
     seeds: Sequence[int] = (),
-    command: str | Fill = FILL,
+    command: Fill | None = None,
 ) -> Table:
     """Fill ``spec`` with the existing runs.
 
@@ -37,13 +35,12 @@ def build_results_table(
         known: names of the registered memory models; optional rows of other models are omitted.
         run: name of the run spec on the command line, if it is not the table's own.
         seeds: requested seeds, if they are not the table's own.
-        command: fills a cell: a template with {run}, {model} and {seeds}, or (row, missing seeds) -> command.
+        command: (row, missing seeds) -> the command that fills a cell; `run` by default.
 
     Raises:
         TableError: runs that cannot share a cell, or an incomplete summary.
     """
-    fill = command if callable(command) else partial(_from_template, command, run or spec.run)
-    filled = _Filled(spec, find_runs, known, tuple(seeds) or spec.seeds, fill)
+    filled = _Filled(spec, find_runs, known, tuple(seeds) or spec.seeds, command or _fill(run or spec.run))
     tests, statements = filled.statements()
     return Table(
         title=spec.title,
@@ -56,9 +53,8 @@ def build_results_table(
     )
 
 
-def _from_template(template: str, run: str, row: RowSpec, seeds: Sequence[int]) -> str:
-    """Return the command that fills a row, from a template with {run}, {model} and {seeds}."""
-    return template.format(run=run, model=row.model, seeds=seed_text(seeds))
+def _fill(run: str) -> Fill:
+    return lambda row, seeds: f"{PROGRAM} run {run} --model {row.model} --seeds {seed_text(seeds)}"
 
 
 class _Filled:
@@ -73,10 +69,11 @@ class _Filled:
         for row in spec.rows:
             self.found[row.name] = read_runs(row.name, find_runs(row, self._asked(row)))
         self.runs = [summary for row in spec.rows for summary in self.found[row.name]]
-        repeats = [
-            any(_same_sessions(self.runs, b, other) for other in spec.blocks[:n]) for n, b in enumerate(spec.blocks)
+        self.repeated = [
+            block
+            for n, block in enumerate(spec.blocks)
+            if any(_same_sessions(self.runs, block, other) for other in spec.blocks[:n])
         ]
-        self.repeated = [block for block, repeat in zip(spec.blocks, repeats, strict=True) if repeat]
         blocks = tuple(block for block in spec.blocks if block not in self.repeated)
         self.spec = spec.model_copy(update={"blocks": blocks})
         self.groups = spec.columns or _groups(self.runs, spec)
@@ -114,12 +111,12 @@ class _Filled:
         return Block(title=block.label + _sessions(self.runs, block.subset), rows=(*rows, *self._chance(block.subset)))
 
     def _cells(self, row: RowSpec, subset: str) -> tuple[Cell, ...]:
-        made = []
-        for group in self.groups:
-            paper = _paper(row, group, subset == self.spec.paper_subset)
-            for metric, printed in zip(group.metrics, paper, strict=True):
-                made.append(self._cell(row, subset, group, metric, printed))
-        return tuple(made)
+        printed = subset == self.spec.paper_subset
+        return tuple(
+            self._cell(row, subset, group, metric, paper)
+            for group in self.groups
+            for metric, paper in zip(group.metrics, _paper(row, group, printed), strict=True)
+        )
 
     def _cell(self, row: RowSpec, subset: str, group: ColumnGroup, metric: str, printed: float | None) -> Cell:
         """Return a cell with its interval, or with its change relative to the group's reference row."""
@@ -155,14 +152,8 @@ class _Filled:
 
     def paper_rows(self) -> tuple[Row, ...]:
         """Return the omitted rows with the paper's values alone."""
-        return tuple(
-            Row(
-                label=row.label,
-                group=row.group,
-                cells=tuple(Cell(paper=p) for group in self.groups for p in _paper(row, group, True)),
-            )
-            for row in self.omitted
-        )
+        cells = ([Cell(paper=p) for g in self.groups for p in _paper(row, g, True)] for row in self.omitted)
+        return tuple(Row(label=row.label, group=row.group, cells=c) for row, c in zip(self.omitted, cells, strict=True))
 
 
 def _same_sessions(runs: Sequence[RunSummary], block: BlockSpec, other: BlockSpec) -> bool:

@@ -106,9 +106,7 @@ class Resampled:
             for tested, against in families
             if tested in labels
             for block in spec.blocks
-            for statement in self._family(
-                spec, block, tested, [n for n in labels if n in against and n != tested], labels
-            )
+            for statement in self._family(spec, block, tested, against, labels)
         ]
         metric = "the mean of R@5 and R@8" if spec.tested_metric == "mean" else spec.tested_metric
         how = (
@@ -120,25 +118,20 @@ class Resampled:
         return how, tuple(made)
 
     def _family(
-        self, spec: ResultsTable, block: BlockSpec, tested: str, others: Sequence[str], labels: Mapping[str, str]
+        self, spec: ResultsTable, block: BlockSpec, tested: str, against: Sequence[str], labels: Mapping[str, str]
     ) -> list[Statement]:
         """Return the tests of one row against others on one block, Holm-corrected together."""
-        found = [self._compare(tested, other, block.subset, spec.tested_metric) for other in others]
-        present = [(other, facts) for other, facts in zip(others, found, strict=True) if facts]
-        corrected = holm([f["p_sessions"] for _, f in present]) if present else []
-        return [
-            Statement(
-                block=block.label,
-                metric=spec.tested_metric,
-                a=labels[tested],
-                b=labels[other],
-                p_holm=p,
-                significant=p < ALPHA and (facts["p_seeds"] is None or facts["p_seeds"] < ALPHA),
-                seeds_allow=not (p < ALPHA and facts["least_p_seeds"] is not None and facts["least_p_seeds"] >= ALPHA),
-                **facts,
-            )
-            for (other, facts), p in zip(present, corrected, strict=True)
-        ]
+        others = [name for name in labels if name in against and name != tested]
+        found = {other: self._compare(tested, other, block.subset, spec.tested_metric) for other in others}
+        present = {other: facts for other, facts in found.items() if facts}
+        made = []
+        for (other, facts), p in zip(present.items(), holm([f["p_sessions"] for f in present.values()]), strict=True):
+            over, least = facts["p_seeds"], facts["least_p_seeds"]
+            facts |= {"block": block.label, "metric": spec.tested_metric, "a": labels[tested], "b": labels[other]}
+            facts |= {"p_holm": p, "significant": p < ALPHA and (over is None or over < ALPHA)}
+            facts |= {"seeds_allow": not (p < ALPHA and least is not None and least >= ALPHA)}
+            made.append(Statement(**facts))
+        return made
 
     def _compare(self, a: str, b: str, subset: str, metric: str) -> dict[str, Any] | None:
         first, second = self.methods.get(a), self.methods.get(b)
@@ -167,19 +160,9 @@ class Resampled:
         if resampled is None:
             resampled = bootstrap(gap[:, None], strata)[:, 0]
         found = difference(float(np.mean([gap[m].mean() for m in strata])), resampled)
-        return {
-            "difference": found.value,
-            "low": found.low,
-            "high": found.high,
-            "p_sessions": found.p,
-            "sessions": len(gap),
-            **self._seeds(a, b, subset, metric),
-        }
-
-    def _seeds(self, a: str, b: str, subset: str, metric: str) -> dict[str, object]:
-        """Return the test over seeds; the run of a deterministic method is paired with every seed of the other."""
-        one = {run.seed: run.value(subset, OVERALL, metric) for run in self.runs[a]}
-        other = {run.seed: run.value(subset, OVERALL, metric) for run in self.runs[b]}
-        if (test := seed_test(one, other, (a in self.fixed, b in self.fixed))) is None:
-            return {"seeds": 0, "p_seeds": None, "least_p_seeds": None}
-        return {"seeds": test.n, "p_seeds": test.p, "least_p_seeds": test.least}
+        # the run of a deterministic method is paired with every seed of the other
+        by_seed = [{run.seed: run.value(subset, OVERALL, metric) for run in self.runs[n]} for n in (a, b)]
+        test = seed_test(by_seed[0], by_seed[1], (a in self.fixed, b in self.fixed))
+        seeds = {"seeds": test.n, "p_seeds": test.p, "least_p_seeds": test.least} if test else {}
+        facts = {"difference": found.value, "low": found.low, "high": found.high, "p_sessions": found.p}
+        return {"p_seeds": None, "least_p_seeds": None, **facts, **seeds, "sessions": len(gap)}

@@ -22,7 +22,7 @@ from pipeline.analysis.cells import Table, seed_text
 from pipeline.analysis.dataset_table import build_dataset_table
 from pipeline.analysis.own_tables import ablation_table, kind_of_table, own_table
 from pipeline.analysis.ranked_rows import with_ranked_rows, with_ranked_runs
-from pipeline.analysis.results_table import FILL, FindRuns, build_results_table
+from pipeline.analysis.results_table import Fill, FindRuns, build_results_table
 from pipeline.analysis.tuning.sealed import read_spec
 from pipeline.core.binding import StaleError
 from pipeline.core.workspace import Workspace
@@ -71,55 +71,54 @@ def build_table(request: TableRequest) -> Table:
         return _own(request, kind)
     table = load_table_spec(request.name)
     if isinstance(table, DatasetTable):
-        return build_dataset_table(table, present_datasets(table, request.data))
+        return build_dataset_table(table, _present(table, request.data))
     assert isinstance(table, ResultsTable)
     spec = request.run_spec(table.run)
-    table = with_ranked_rows(filled_from(table, spec, request.spec), request.ranked)
-    return fill(table, RunFinder(spec, request.data, Workspace(request.out), table, request.seeds), request)
+    return fill(filled_from(table, spec, request.spec), spec, request)
 
 
 def _own(request: TableRequest, kind: str) -> Table:
     """Return the table of a run spec's own models, or of an ablation's own grid."""
-    if kind == "run":
-        spec = replace(request, spec="").run_spec(request.name)
-        dataset = load_dataset(spec, request.data)
-        require_sessions(spec, dataset)
-        return fill_own(own_table(spec, dataset, subset_ids(dataset)), spec, request)
-    ablation = load_ablation_spec(request.name)
-    return table_of_ablation(ablation, request.run_spec(ablation.run), request)
+    if kind == "ablation":
+        ablation = load_ablation_spec(request.name)
+        return table_of_ablation(ablation, request.run_spec(ablation.run), request)
+    spec = replace(request, spec="").run_spec(request.name)
+    dataset = load_dataset(spec, request.data)
+    require_sessions(spec, dataset)
+    return fill(own_table(spec, dataset, subset_ids(dataset)), spec, request)
 
 
 def table_of_ablation(ablation: AblationSpec, spec: RunSpec, request: TableRequest) -> Table:
     """Return the table of an ablation's own grid, filled with the runs of ``spec``."""
     dataset = load_dataset(spec, request.data)
-    return fill_own(ablation_table(ablation, dataset, subset_ids(dataset)), spec, request)
+    return fill(ablation_table(ablation, dataset, subset_ids(dataset)), spec, request)
 
 
-def fill_own(table: ResultsTable, spec: RunSpec, request: TableRequest) -> Table:
-    """Fill a table made for a spec with the runs in the request's folders."""
+def fill(table: ResultsTable, spec: RunSpec, request: TableRequest, experiment: Experiment | None = None) -> Table:
+    """Fill the table with the runs of ``spec`` in the request's folders; empty cells get the commands that fill them.
+
+    ``experiment``: that of ``spec``, if it is loaded.
+    """
     table = with_ranked_rows(table, request.ranked)
-    return fill(table, RunFinder(spec, request.data, Workspace(request.out), table, request.seeds), request)
-
-
-def fill(table: ResultsTable, finder: RunFinder, request: TableRequest) -> Table:
-    """Fill the table with the runs that ``finder`` finds; empty cells get the commands that fill them."""
-    own_seeds = table.ablation or not request.spec
-    lookup: FindRuns = finder
+    lookup: FindRuns
+    lookup = finder = RunFinder(spec, request.data, Workspace(request.out), table, request.seeds)
+    if experiment is not None:
+        finder.experiment = experiment
     if request.ranked:
-        dataset = load_dataset(finder.spec, request.data)
+        dataset = load_dataset(spec, request.data)
         lookup = with_ranked_runs(finder, request.ranked, dataset, finder.workspace, table)
     built = build_results_table(
         table,
         lookup,
         known=model_names(),
-        run=finder.spec.asked,
-        seeds=request.seeds or (() if own_seeds else finder.spec.seeds),
-        command=Filler(table, finder.spec, request) if table.ablation else FILL,
+        run=spec.asked,
+        seeds=request.seeds or (() if table.ablation or not request.spec else spec.seeds),
+        command=_filler(table, spec, request) if table.ablation else None,
     )
     return built.model_copy(update={"footnotes": (*built.footnotes, *finder.footnotes)})
 
 
-def present_datasets(table: DatasetTable, data: Path) -> dict[str, Dataset]:
+def _present(table: DatasetTable, data: Path) -> dict[str, Dataset]:
     """Return key -> dataset for the datasets of the table whose folder is in ``data``."""
     return {
         entry.key: load_dataset(RunSpec(name=entry.key, dataset=entry.dataset, extractor=NO_EXTRACTOR), data)
@@ -141,35 +140,27 @@ def filled_from(table: ResultsTable, spec: RunSpec, given: str) -> ResultsTable:
     return table.model_copy(update=changes)
 
 
-class Filler:
-    """Commands that fill table rows: each runs the matching point of the table's ablation."""
+def _filler(table: ResultsTable, spec: RunSpec, request: TableRequest) -> Fill:
+    """Return the commands that fill the rows of an ablation's table: each runs the matching point."""
+    name = table.ablation if kind_of_table(request.name) == "table" else request.name
+    ablation = load_ablation_spec(name)
 
-    def __init__(self, table: ResultsTable, spec: RunSpec, request: TableRequest):
-        self.table, self.spec, self.run, self.options = table, spec, request.spec, request.options
-        self.variant = request.variant
-        self.name = table.ablation if kind_of_table(request.name) == "table" else request.name
+    def command(row: RowSpec, seeds: Sequence[int]) -> str:
+        number = point_of(ablation, spec, row)
+        words = ["ablate", name, *(["--only", str(number)] if number else [])]
+        words += ["--variant", request.variant] if request.variant else []
+        words += ["--spec", request.spec] if request.spec else []
+        words += ["--seeds", seed_text(seeds)] if tuple(seeds) != ablation.seeds else []
+        return command_line(*words, *request.options)
 
-    @cached_property
-    def ablation(self) -> AblationSpec:
-        return load_ablation_spec(self.name)
-
-    def __call__(self, row: RowSpec, seeds: Sequence[int]) -> str:
-        number = point_of(self.ablation, self.spec, row)
-        words = ["ablate", self.name]
-        words += ["--only", str(number)] if number else []
-        words += ["--variant", self.variant] if self.variant else []
-        words += ["--spec", self.run] if self.run else []
-        words += ["--seeds", seed_text(seeds)] if tuple(seeds) != self.ablation.seeds else []
-        return command_line(*words, *self.options)
+    return command
 
 
 def point_of(ablation: AblationSpec, spec: RunSpec, row: RowSpec) -> int | None:
     """Return the number of the point with the row's run and the views that the row needs, or None."""
     wanted = make_run(spec, row.model, 0, row.options, row.training)
-    for point in ablation.points():
-        if make_run(spec, point.model, 0, point.options, point.training) == wanted:
-            return point.number
-    return None
+    made = ((p.number, make_run(spec, p.model, 0, p.options, p.training)) for p in ablation.points())
+    return next((number for number, run in made if run == wanted), None)
 
 
 class RunFinder:
@@ -217,7 +208,6 @@ class RunFinder:
             found.append({**summary, "results": str(files.results)})
         have = [s["seed"] for s in found if s["seed"] is not None]
         if set(have) - set(seeds):
-            self.shown.append(
-                f"{row.label}: all seeds that are trained on the current data, {seed_text(sorted(have))}."
-            )
+            shown = seed_text(sorted(have))
+            self.shown.append(f"{row.label}: all seeds that are trained on the current data, {shown}.")
         return found

@@ -6,6 +6,7 @@ was installed without its requirements (BENCHMARKS.md, "Stage 1", has the lines)
 
 from __future__ import annotations
 
+import importlib
 import time
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,6 @@ PARTS = ("clip_retrieval.clip_inference.runner", "all_clip.hf_clip")
 
 def absent() -> str:
     """Return why clip-retrieval does not run here, "" if it does."""
-    import importlib
-
     for name in PARTS:
         try:
             importlib.import_module(name)

@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import torch
+from PIL import Image as Pillow
+from torch.utils.benchmark import Timer
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+
+from cache import Store
+from pipeline.bench._steps import gemm_step
 from pipeline.bench._world import dataset_of
+from pipeline.extraction.decoding import IMAGES_A_WORKER, Decoder
+from pipeline.extraction.plan import plan_extraction
+from pipeline.extraction.precision import FORMS, take_form
+from pipeline.extraction.prepare import decode_ahead, prepare
+from pipeline.extraction.progress import Meter
+from pipeline.extraction.run import extract
+from pipeline.extraction.work import ItemFailure, ShardTask, batches_of, jobs_of
 
 
 class Parts:
     """Each part returns at least {"rate": images per second}."""
 
     def __init__(self, root: Path, dataset: Any, extractor: Any, batch_size: int, workers: int, shard_rows: int):
-        from pipeline.extraction.plan import plan_extraction
-        from pipeline.extraction.work import ShardTask
-
         self.root, self.dataset, self.extractor = root, dataset, extractor
         self.batch_size, self.workers, self.shard_rows = batch_size, workers, shard_rows
         self.items = plan_extraction(dataset, extractor, None).tables["image"].todo
@@ -27,34 +41,48 @@ class Parts:
 
     def synthetic(self) -> Any:
         """Return one stacked batch."""
-        from pipeline.extraction.prepare import prepare
-        from pipeline.extraction.progress import Meter
-
         parts = prepare(self.extractor, self.items[: self.batch_size], self.images, Meter())
         return self.extractor.stack([part[0] for part in parts])
 
     def model_ceiling(self) -> dict[str, float]:
         """Run the model repeatedly on one synthetic batch, for as many rows as images; no copy waits."""
         batch = self.synthetic()
+        passes = max(1, len(self.items) // len(batch))
         began, flight = time.perf_counter(), []
-        for _ in range(max(1, len(self.items) // len(batch))):
+        for _ in range(passes):
             flight.append(self.extractor.begin("image", batch))
             if len(flight) > 2:
                 flight.pop(0).numpy()
         for rows in flight:
             rows.numpy()
-        return rate(max(1, len(self.items) // len(batch)) * len(batch), began)
+        return rate(passes * len(batch), began)
+
+    def variants(self) -> dict[str, Callable[[], dict[str, float]]]:
+        """Return a part per format of `extract --form`: the model's ceiling and "least_cosine" to the plain rows.
+
+        Compilation happens here, before the timed part.
+        """
+        plain = self.extractor.begin("image", self.synthetic()).numpy().astype("float64")
+
+        def part(form: str) -> dict[str, float]:
+            undo = take_form(self.extractor, form)
+            try:
+                found = self.extractor.begin("image", self.synthetic()).numpy().astype("float64")
+                norms = (plain**2).sum(1) ** 0.5 * (found**2).sum(1) ** 0.5
+                return self.model_ceiling() | {"least_cosine": float(((plain * found).sum(1) / norms).min())}
+            finally:
+                undo()
+
+        made: dict[str, Callable[[], dict[str, float]]] = {form: partial(part, form) for form in FORMS[1:]}
+        for run in made.values():
+            run()
+        return made
 
     def decode_ceiling(self, workers: int = 0) -> dict[str, float]:
         """Read, decode, resize and stack only, with as many processes as the engine has, or ``workers``.
 
         The rate is of the images after each process's first job, so that it leaves out the start of the processes.
         """
-        from pipeline.extraction.decoding import IMAGES_A_WORKER, Decoder
-        from pipeline.extraction.prepare import ItemFailure, decode_ahead
-        from pipeline.extraction.progress import Meter
-        from pipeline.extraction.work import batches_of, jobs_of
-
         workers = workers or self.workers
         jobs = list(jobs_of([self.task], self.extractor.images_per_job))
         items = (self.items[job.start : job.stop] for job in jobs)
@@ -73,15 +101,12 @@ class Parts:
 
     def gemm_floor(self) -> dict[str, float]:
         """Images per second if the image tower's operations ran at the speed of one large product (same threads, dtype)."""
-        from torch.utils.flop_counter import FlopCounterMode
-
-        from pipeline.bench._steps import gemm_step
-
         batch = self.synthetic()
         with FlopCounterMode(display=False) as counter:
             self.extractor.begin("image", batch).numpy()
         product = gemm_step(2048, 1024, self.extractor.device, self.extractor.compute)
-        seconds = measured(product.step)
+        timer = Timer("step()", globals={"step": product.step}, num_threads=torch.get_num_threads())
+        seconds = timer.blocked_autorange(min_run_time=0.5).median
         flops = counter.get_total_flops() / len(batch)
         return {"rate": product.flops / seconds / flops, "gflop": flops / 1e9, "gflops": product.flops / seconds / 1e9}
 
@@ -97,8 +122,6 @@ class Parts:
         self, dataset: Any = None, workers: int | None = None, batch_size: int = 0, cluster: Any = None
     ) -> dict[str, Any]:
         """Run a whole extraction into a new store; the rate excludes the preceding hashing of the files."""
-        from pipeline.extraction.run import extract
-
         self.runs += 1
         dataset = dataset or self.dataset
         report = extract(
@@ -117,18 +140,12 @@ class Parts:
 
     def bad_images(self, folder: Path, bad: set[str]) -> dict[str, float]:
         """Extract the corrupted copy; ``exact``: the ledger names exactly the corrupted files."""
-        from cache import Store
-
         found = self.engine(dataset_of(folder, len(self.dataset.images)))
         failed = {f.item for f in Store.open(found["path"]).failures()}
         return {"rate": found["rate"], "exact": float(failed == bad), "bad": float(len(bad))}
 
     def naive(self, pairs: int) -> dict[str, float]:
         """Run the usual script: a DataLoader over (image, text) pairs, then the model; each pair encodes its image."""
-        import torch
-        from PIL import Image as Pillow
-        from torch.utils.data import DataLoader, Dataset
-
         extractor, images = self.extractor, self.images
         requests = [item.file for item in self.items for _ in range(pairs)]
 
@@ -157,12 +174,3 @@ class Parts:
 def rate(rows: int, began: float) -> dict[str, float]:
     """Return images per second since ``began``."""
     return {"rate": rows / (time.perf_counter() - began)}
-
-
-def measured(step: Any) -> float:
-    """Return the median seconds of a call, measured by torch's benchmark timer."""
-    import torch
-    from torch.utils.benchmark import Timer
-
-    timer = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
-    return float(timer.blocked_autorange(min_run_time=0.5).median)

@@ -1,23 +1,25 @@
-"""A training step to time: in this process, or in a separate process that steps on request."""
+"""A training step to time, in this process or in one of its own: its seconds, peak memory and operations."""
 
 from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from manifests.schema import Training
-from pipeline.bench._memory import peak_bytes
-from pipeline.bench._operations import operations
 from pipeline.bench._steps import public_step, random_features, reference_step
 from pipeline.core.device import seconds_of
 from pipeline.training.backends.choice import measured_step
 from pipeline.training.data import SessionFeatures
 from pipeline.training.models import MemoryModel, build_model
+
+_subject: Here  # of a process of ``Apart``
 
 
 @dataclass(frozen=True)
@@ -54,23 +56,6 @@ class Sizes:
         return measured_step([model] * count, features, [training] * count, backend)
 
 
-class Subject(Protocol):
-    """Interface of a timed training step, a context manager."""
-
-    def __enter__(self) -> Subject: ...
-
-    def __exit__(self, *error: object) -> None: ...
-
-    def seconds(self) -> float:
-        """Return the seconds of one step."""
-
-    def peak(self) -> int | None:
-        """Return the peak memory of a step in bytes; see ``peak_bytes``."""
-
-    def operations(self) -> int:
-        """Return the number of operations of one step; see ``operations``."""
-
-
 class Here:
     """A subject in this process. A context manager only for the same interface as ``Apart``."""
 
@@ -82,13 +67,18 @@ class Here:
         return cls(sizes.step(stages, name), torch.device(sizes.device))
 
     def seconds(self) -> float:
+        """Return the seconds of one step."""
         return seconds_of(self._step, self._device)
 
     def peak(self) -> int | None:
+        """Return the peak memory of a step in bytes; see ``peak_bytes``."""
         return peak_bytes(self._step, self._device)
 
     def operations(self) -> int:
-        return operations(self._step)
+        """Return the number of operators that a step dispatches, with its backward; kernels outside torch do not count."""
+        with _Counted() as counted:
+            self._step()
+        return counted.operations
 
     def __enter__(self) -> Here:
         return self
@@ -97,48 +87,67 @@ class Here:
         pass
 
 
-class Apart:
-    """A subject in a separate process, which sleeps between its steps."""
+class Apart(Here):
+    """A subject in a process of its own, which sleeps between its steps."""
 
     def __init__(self, sizes: Sizes, stages: int, name: str, threads: int):
         context = multiprocessing.get_context("spawn")
-        self._name, (self._line, theirs) = name, context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, sizes, stages, name, threads), daemon=True)
-        self._process.start()
-        theirs.close()
+        self._pool = ProcessPoolExecutor(1, context, _begin, (sizes, stages, name, threads))
 
     def seconds(self) -> float:
-        return self._ask("seconds")
+        return self._pool.submit(_ask, "seconds").result()
 
     def peak(self) -> int | None:
-        return self._ask("peak")
+        return self._pool.submit(_ask, "peak").result()
 
     def operations(self) -> int:
-        return self._ask("operations")
-
-    def _ask(self, what: str) -> Any:
-        self._line.send(what)
-        try:
-            return self._line.recv()
-        except (EOFError, ConnectionResetError):
-            raise RuntimeError(f"the process of subject {self._name!r} ended; its error is above") from None
-
-    def __enter__(self) -> Apart:
-        return self
+        return self._pool.submit(_ask, "operations").result()
 
     def __exit__(self, *error: object) -> None:
-        self._line.close()
-        self._process.join(5)
-        self._process.kill()  # if it has not ended by itself, on a busy machine
-        self._process.join()
+        self._pool.shutdown()
 
 
-def _serve(line: Connection, sizes: Sizes, stages: int, name: str, threads: int) -> None:
+def _begin(sizes: Sizes, stages: int, name: str, threads: int) -> None:
+    global _subject
     if threads:
         torch.set_num_threads(threads)
-    subject = Here.of(sizes, stages, name)
+    _subject = Here.of(sizes, stages, name)
+
+
+def _ask(what: str) -> Any:
+    return getattr(_subject, what)()
+
+
+class _Counted(TorchDispatchMode):
+    """Count torch's operators except views, which compute nothing."""
+
+    operations = 0
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operations += not operator.is_view
+        return operator(*args, **(kwargs or {}))
+
+
+def peak_bytes(call: Callable[[], object], device: torch.device) -> int | None:
+    """Return bytes at the peak of ``call`` above the previous usage; None if the system does not report it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
     try:
-        while True:
-            line.send(getattr(subject, line.recv())())
-    except EOFError:  # the parent closed the pipe
-        return
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: reset the peak
+        before = _status("VmRSS")
+        call()
+        return max(0, _status("VmHWM") - before)
+    except (OSError, KeyError):
+        return None
+
+
+def _status(name: str) -> int:
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) * 1024
+    raise KeyError(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 
-from pipeline.bench._load import CLI, command_seconds
+from pipeline.bench._machine import CLI, command_seconds
 
 
 def run(device: str = "auto") -> dict[str, float]:

@@ -16,12 +16,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from dask.system import cpu_count
+
+from manifests.schema import Component, RunSpec
 from pipeline.bench import selected
+from pipeline.bench._clip_retrieval import ClipRetrieval, absent
 from pipeline.bench._extract_figures import TORCHVISION, figures_of, render, verdict
-from pipeline.bench._load import Load
+from pipeline.bench._machine import Load
 from pipeline.bench._stage1_parts import Parts
 from pipeline.bench._world import corrupted, dataset_of, draw_images, save_small_clip
-from pipeline.core.device import available_cpus, doublings
+from pipeline.core.device import doublings
+from pipeline.extraction.distributed import cluster_for
+from pipeline.extraction.extractors import load_extractor
+from pipeline.extraction.extractors.base import ExtractorError
+from pipeline.extraction.precision import PRECISIONS
+from pipeline.extraction.probe import default_workers
 
 __all__ = ["figures_of", "render", "run", "verdict"]
 
@@ -60,13 +70,6 @@ def run(
 
     Raises ManifestError for an unknown subject.
     """
-    import torch
-
-    from manifests.schema import Component, RunSpec
-    from pipeline.extraction.extractors import load_extractor
-    from pipeline.extraction.precision import PRECISIONS
-    from pipeline.extraction.probe import default_workers
-
     asked = selected("subject", subjects, SUBJECTS)
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory(dir=scratch or None) as place, ExitStack() as stack:
@@ -91,7 +94,7 @@ def run(
                 "one thread": partial(made.engine, workers=0),  # all steps in sequence
             }
         if "scaling" in asked:
-            parts |= {f"decode {n}": partial(made.decode_ceiling, n) for n in doublings(available_cpus())}
+            parts |= {f"decode {n}": partial(made.decode_ceiling, n) for n in doublings(cpu_count())}
         missing: dict[str, str] = {}
         if "torchvision" in asked:
             parts |= _torchvision(made, spec, device, missing, "scaling" in asked)
@@ -105,9 +108,7 @@ def run(
         if "dask" in asked:
             parts["dask"] = _cluster(stack, spec, device, made, started)
         if "variants" in asked:
-            from pipeline.bench._variants import variants
-
-            parts |= {"model": made.model_ceiling, **variants(made)}
+            parts |= {"model": made.model_ceiling, **made.variants()}
         made.engine()  # starts threads, fills the page cache
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in parts}
         for number in range(1, rounds + 1):
@@ -121,7 +122,7 @@ def run(
         "images": len(made.items),
         "decoding_processes": count,
         "model_threads": threads,
-        "cores": available_cpus(),
+        "cores": cpu_count(),
         "pairs": pairs,
         "started": started,
         "missing": missing,
@@ -133,10 +134,6 @@ def _torchvision(
     made: Parts, spec: Any, device: str, missing: dict[str, str], scaling: bool
 ) -> dict[str, Callable[[], dict[str, float]]]:
     """Return the parts with torchvision's decode, none if it does not load; ``missing`` gets the reason."""
-    from manifests.schema import Component
-    from pipeline.extraction.extractors import load_extractor
-    from pipeline.extraction.extractors.base import ExtractorError
-
     options = {**spec.extractor.options, "decode": "torchvision"}
     extractor = load_extractor(spec.model_copy(update={"extractor": Component(name="clip", **options)}), device)
     try:
@@ -149,7 +146,7 @@ def _torchvision(
         f"{TORCHVISION}decode": other.decode_ceiling,
         f"{TORCHVISION}engine": other.engine,
     }
-    for n in doublings(available_cpus()) if scaling else ():
+    for n in doublings(cpu_count()) if scaling else ():
         parts[f"{TORCHVISION}decode {n}"] = partial(other.decode_ceiling, n)
     return parts
 
@@ -157,8 +154,6 @@ def _torchvision(
 def _clip_retrieval(
     made: Parts, model: str, folder: Path, missing: dict[str, str]
 ) -> dict[str, Callable[[], dict[str, float]]]:
-    from pipeline.bench._clip_retrieval import ClipRetrieval, absent
-
     if reason := absent():
         missing["clip-retrieval"] = reason
         return {}
@@ -172,8 +167,6 @@ def _cluster(
     stack: ExitStack, spec: Any, device: str, made: Parts, started: dict[str, float]
 ) -> Callable[[], dict[str, float]]:
     """Start one worker process; ``started``: seconds until it runs, and until it loaded the model and did one job."""
-    from pipeline.extraction.distributed import cluster_for
-
     began = time.perf_counter()
     cluster = stack.enter_context(cluster_for(spec, device, local=1))
     started["cluster"] = time.perf_counter() - began

@@ -22,10 +22,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from manifests.errors import FashionNTMError
-from pipeline.bench import selected
+import torch
 
-ROOT = Path(__file__).resolve().parents[2]
+from manifests.errors import FashionNTMError
+from pipeline.bench import extract as extraction
+from pipeline.bench import selected
+from pipeline.bench import table as stages_table
+from pipeline.bench._machine import CLI
+from pipeline.bench._subjects import Here, Sizes
+
+ROOT = CLI.parent
 TESTS = (  # the kernels, and every trained model as a captured graph: nothing else in the tests of training uses a GPU
     "tests/pipeline/training/cascade/test_turn_triton.py",
     "tests/pipeline/training/backends/test_stacked.py::test_captured_runs_are_the_runs_alone",
@@ -66,10 +72,11 @@ def run(
     Raises ManifestError for an unknown part, FashionNTMError if the device does not exist.
     """
     asked = selected("part", parts, SECONDS)
-    _require(device)
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise FashionNTMError("bench gpu measures a CUDA device, and torch sees none on this machine")
     sizes = {"batch": batch, "turns": turns, "dim": dim, "slots": slots, "hidden": hidden, "runs": 0, "device": device}
     given = {"sizes": sizes, "stages": list(stages), "subjects": list(subjects), "repeats": repeats}
-    bench = [sys.executable, str(ROOT / "cli.py"), "bench"]
+    bench = [sys.executable, str(CLI), "bench"]
     pytest = [sys.executable, "-m", "pytest", "-q", "-n", str(workers), "--dist=load"]
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -99,13 +106,6 @@ def _settings(values: dict[str, Any]) -> list[str]:
     return [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
 
 
-def _require(device: str) -> None:
-    import torch
-
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise FashionNTMError("bench gpu measures a CUDA device, and torch sees none on this machine")
-
-
 def _part(command: list[str], limit: float) -> dict[str, Any]:
     """Run a command in its own process group, which ends with it; its output goes to this process's stderr."""
     began = time.perf_counter()
@@ -125,14 +125,6 @@ def _part(command: list[str], limit: float) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - began} | ({"error": error} if error else {})
 
 
-def _steps(text: str) -> dict[str, Any]:
-    return {"steps": [json.loads(line) for line in text.splitlines()]}
-
-
-def _figures(text: str) -> dict[str, Any]:
-    return {"figures": json.loads(text)["figures"]}
-
-
 def _tests(text: str) -> dict[str, Any]:
     """Return the counts of pytest's report, and the failed tests."""
     found = {
@@ -144,19 +136,15 @@ def _tests(text: str) -> dict[str, Any]:
 
 
 _READERS: dict[str, Callable[[str], dict[str, Any]]] = {
-    "steps": _steps,
-    "table": _figures,
-    "extract": _figures,
+    "steps": lambda text: {"steps": [json.loads(line) for line in text.splitlines()]},
+    "table": lambda text: {"figures": json.loads(text)["figures"]},
+    "extract": lambda text: {"figures": json.loads(text)["figures"]},
     "tests": _tests,
 }
 
 
 def time_steps(given: dict[str, Any], file: Path) -> None:
     """Write milliseconds per step of each subject at each C, one JSON line per result or failure, immediately."""
-    import torch
-
-    from pipeline.bench._subjects import Here, Sizes
-
     sizes = Sizes(**given["sizes"])
     for c in given["stages"]:
         for name in given["subjects"]:
@@ -199,14 +187,9 @@ def render(figures: dict[str, Any]) -> str:
         lines += ["", "ms a step".ljust(14) + "".join(f"{f'C = {c}':>10}" for c in stages)]
         for name in dict.fromkeys(row["subject"] for row in rows):
             lines.append(name.ljust(14) + "".join(f"{ms.get((name, c), ''):>10}" for c in stages))
-    if "figures" in figures.get("table", {}):
-        from pipeline.bench.table import render as stages_text
-
-        lines += ["", stages_text(figures["table"]["figures"])]
-    if "figures" in figures.get("extract", {}):
-        from pipeline.bench.extract import render as extraction
-
-        lines += ["", extraction(figures["extract"]["figures"])]
+    for part, bench in (("table", stages_table), ("extract", extraction)):
+        if "figures" in figures.get(part, {}):
+            lines += ["", bench.render(figures[part]["figures"])]
     return "\n".join(lines)
 
 

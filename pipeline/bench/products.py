@@ -11,14 +11,20 @@ import csv
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from cache import Store
 from manifests.errors import FashionNTMError
-
-if TYPE_CHECKING:
-    from pipeline.extraction import pretrain
+from manifests.identity import stack_keys, text_key
+from manifests.schema import Component, Dataset, Gallery, Image, RunSpec, Session, Turn
+from pipeline.core.device import cpu_threads
+from pipeline.evaluation.metrics import recall
+from pipeline.evaluation.ranking import ranks
+from pipeline.extraction import pretrain
+from pipeline.extraction.extractors import load_extractor
+from pipeline.extraction.run import extract
 
 TITLE, ID = "productDisplayName", "id"
 
@@ -36,9 +42,6 @@ def run(
 
     Uses one thread, so that the same machine gives the same figures. Raises FashionNTMError if ``data`` has no products.
     """
-    from pipeline.core.device import cpu_threads
-    from pipeline.extraction import pretrain
-
     found = _products(data)[:pairs]
     if len(found) < 2 * held_out:
         raise FashionNTMError(
@@ -54,8 +57,6 @@ def run(
 
 
 def _run(data: Path, train: list, test: list, folder: Path, size: pretrain.PretrainOptions) -> dict[str, Any]:
-    from pipeline.extraction import pretrain
-
     began = time.perf_counter()
     pairs = [pretrain.Pair(data / "images" / f"{key}.jpg", (title,)) for key, title in train]
     statistics = pretrain.pixel_statistics(pretrain.to_pixels([p.image for p in pairs[:500]], size))
@@ -81,14 +82,6 @@ def _run(data: Path, train: list, test: list, folder: Path, size: pretrain.Pretr
 
 def _retrieve(data: Path, test: list, folder: Path) -> tuple[dict[str, float], Any]:
     """Extract the held-out images and titles into a store, and rank them in both directions from the store only."""
-    from cache import Store
-    from manifests.identity import stack_keys, text_key
-    from manifests.schema import Component, Dataset, Gallery, Image, RunSpec, Session, Turn
-    from pipeline.evaluation.metrics import recall
-    from pipeline.evaluation.ranking import ranks
-    from pipeline.extraction.extractors import load_extractor
-    from pipeline.extraction.run import extract
-
     sessions = tuple(
         Session(id=key, category="products", split="test", turns=(Turn(reference=key, captions=(title,)),), target=key)
         for key, title in test

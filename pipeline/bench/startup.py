@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 
-from pipeline.bench._load import CLI, command_seconds
+from pipeline.bench._machine import CLI, command_seconds
 
 COMMANDS = (("--help",), ("train", "--help"), ("ls", "specs"), ("bench", "list"))
 

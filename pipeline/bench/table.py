@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,11 +16,18 @@ from cache import Store, StoreWriter
 from manifests.identity import caption_key, pair_key, stack_keys, text_key
 from manifests.schema import Gallery, Session, Training, Turn
 from manifests.table_spec import BlockSpec, ResultsTable, RowSpec
-
-if TYPE_CHECKING:
-    from pipeline.evaluation.evaluate import Evaluation
-    from pipeline.training.errors import DivergenceError
-    from pipeline.training.job import Trained, TrainRequest
+from pipeline.analysis.ablation.predict import training_seconds, untrained
+from pipeline.analysis.render import render as text_of
+from pipeline.analysis.results_table import build_results_table
+from pipeline.core.device import resolve_device, seconds_of
+from pipeline.evaluation.evaluate import Evaluation, evaluate, load_candidates
+from pipeline.evaluation.files import ResultFiles
+from pipeline.training.checkpoint import load_model
+from pipeline.training.data import session_features
+from pipeline.training.errors import DivergenceError
+from pipeline.training.job import Trained, TrainRequest, train_runs
+from pipeline.training.models import models as registry
+from pipeline.training.validate import embed, scorer
 
 TRAINED = ("lstm", "gru", "transformer", "no_memory", "turn_weights", "cfir", "dialog_manager", "v_ntm", "cm_ntm")
 MODELS = ("avg", "ewma", *TRAINED)
@@ -45,32 +52,34 @@ def run(
 
     ``gallery``: candidates of the single category. ``seeds``: runs of a trained model, side by side on CUDA.
     """
-    from pipeline.analysis.ablation.predict import training_seconds, untrained
-    from pipeline.analysis.render import render as text_of
-    from pipeline.analysis.results_table import build_results_table
-    from pipeline.core.device import resolve_device, seconds_of
-    from pipeline.training.job import train_runs
-
     target, seconds = resolve_device(device), dict[str, float]()
     with tempfile.TemporaryDirectory() as folder:
         sessions, images = _sessions(train + test, gallery, turns)
         store = _store(Path(folder) / "store", sessions, images, dim)
         with _timed(seconds, "reading"):
-            parts, candidates = _read(store, sessions[:train], sessions[train:], images, target)
+            fit, held = (session_features(store, s).to(target) for s in (sessions[:train], sessions[train:]))
+            candidates = load_candidates(store, [Gallery(category="all", split="test", images=images)])
         by_model, told, summaries, predicted = {}, {}, {}, {"training": 0.0, "ranking": 0.0}
         together = target.type == "cuda"
         for model in models:
             progress(f"training and ranking {model}")
-            requests = _requests(Path(folder) / "runs", store, parts[0], model, seeds, epochs)
+            runs, training, trained = Path(folder) / "runs", Training(epochs=epochs), registry.get(model).trainable
+            requests = [
+                TrainRequest(runs, "bench", store.fingerprint, model, {}, fit, training, seed)
+                for seed in range(seeds if trained else 1)
+            ]
             told[model] = training_seconds(requests, together)[0]
             predicted["training"] += told[model]
             blank, groups = untrained(requests[0]), [requests] if together else [[r] for r in requests]
-            predicted["ranking"] += len(requests) * seconds_of(partial(_rank, blank, parts[1], candidates), target)
+            predicted["ranking"] += len(requests) * seconds_of(partial(_rank, blank, held, candidates), target)
             with _timed(seconds, "training"):
-                done = [_trained(one) for group in groups for one in train_runs(group)]
+                found = [one for group in groups for one in train_runs(group)]
+            for error in (one for one in found if isinstance(one, DivergenceError)):
+                raise error
+            done = [one for one in found if isinstance(one, Trained)]
             by_model[model] = sum(one.summary["seconds"] for one in done)
             with _timed(seconds, "ranking"):
-                summaries[model] = [_evaluate(one.folder, parts[1], candidates, target) for one in done]
+                summaries[model] = [_evaluate(one.folder, held, candidates, target) for one in done]
         table = ResultsTable(
             kind="results",
             title="bench table",
@@ -80,9 +89,9 @@ def run(
             rows=tuple(RowSpec(model=model, label=model) for model in models),
         )
         with _timed(seconds, "statistics"):
-            found = build_results_table(table, lambda row, _: summaries[row.model], known=models, run="bench")
+            built = build_results_table(table, lambda row, _: summaries[row.model], known=models, run="bench")
         with _timed(seconds, "printing"):
-            markdown = text_of(found, "md")
+            markdown = text_of(built, "md")
     sizes = {"models": len(models), "seeds": seeds, "train": train, "test": test, "gallery": gallery, "dim": dim}
     return {
         "device": str(target),
@@ -94,12 +103,6 @@ def run(
         "runs": sum(map(len, summaries.values())),
         "lines": len(markdown.splitlines()),
     }
-
-
-def _trained(outcome: Trained | DivergenceError) -> Trained:
-    if isinstance(outcome, Exception):
-        raise outcome
-    return outcome
 
 
 @contextmanager
@@ -139,29 +142,8 @@ def _store(path: Path, sessions: Sequence[Session], images: Sequence[str], dim: 
     return Store.open(path)
 
 
-def _read(store: Store, fit: Sequence[Session], test: Sequence[Session], images: tuple[str, ...], device: Any) -> Any:
-    from pipeline.evaluation.evaluate import load_candidates
-    from pipeline.training.data import session_features
-
-    parts = [session_features(store, part).to(device) for part in (fit, test)]
-    return parts, load_candidates(store, [Gallery(category="all", split="test", images=images)])
-
-
-def _requests(runs: Path, store: Store, features: Any, model: str, seeds: int, epochs: int) -> list[TrainRequest]:
-    from pipeline.training.job import TrainRequest
-    from pipeline.training.models import models as registry
-
-    training, count = Training(epochs=epochs), seeds if registry.get(model).trainable else 1
-    return [
-        TrainRequest(runs, "bench", store.fingerprint, model, {}, features, training, seed) for seed in range(count)
-    ]
-
-
 def _rank(model: Any, test: Any, candidates: Any) -> Evaluation:
     """Rank the test sessions with ``model``, as ``evaluate`` does."""
-    from pipeline.evaluation.evaluate import evaluate
-    from pipeline.training.validate import embed, scorer
-
     subsets = {SUBSET: {s.id for s in test.sessions[::2]}}
     score = scorer(model, test) if model.scores else None
     return evaluate(embed(model, test).cpu().numpy(), test.sessions, candidates, subsets, score=score)
@@ -169,16 +151,12 @@ def _rank(model: Any, test: Any, candidates: Any) -> Evaluation:
 
 def _evaluate(folder: Any, test: Any, candidates: Any, device: Any) -> dict[str, Any]:
     """Write one run's ranks and summary as ``evaluate`` does; return the summary with the path of the results."""
-    from pipeline.evaluation.files import ResultFiles, save_results, save_summary
-    from pipeline.training.checkpoint import load_model
-
     files, record = ResultFiles.of(folder.path), folder.record()["identity"]
     result = _rank(load_model(folder.path, device), test, candidates)
     about = {"dataset": "bench", "extractor": "random", "gallery": "image", "store": record["store"]}
     about |= {"run": folder.id, "model": folder.model, "seed": record["seed"], "weights": files.weights()}
     summary = result.summary(**about)
-    save_results(files.results, result, folder.id)
-    save_summary(files.summary, summary)
+    files.save(result, summary)
     return {**summary, "results": str(files.results)}
 
 

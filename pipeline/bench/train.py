@@ -13,7 +13,7 @@ from manifests.errors import ManifestError, Problem
 from manifests.schema import Training
 from pipeline.bench._machine import machine
 from pipeline.bench._steps import flops_of_step, gemm_step, rounding
-from pipeline.bench._subjects import Apart, Here, Sizes, Subject
+from pipeline.bench._subjects import Apart, Here, Sizes
 from pipeline.core.device import cpu_threads, seconds_of, training_threads
 from pipeline.core.text_table import aligned
 from pipeline.training.backends.choice import able_backends
@@ -67,9 +67,9 @@ def run(
             names = _names(model, features, training, runs, public, compiled, matmul)
             product = gemm_step(batch * turns, dim, device)
             with ExitStack() as stack:
-                subjects: dict[str, Subject] = {"gemm": Here(product.step, device)}
+                subjects: dict[str, Here] = {"gemm": Here(product.step, device)}
                 for name in names:
-                    made: Subject = Apart(sizes, c, name, chosen) if apart else Here.of(sizes, c, name)
+                    made = Apart(sizes, c, name, chosen) if apart else Here.of(sizes, c, name)
                     subjects[name] = stack.enter_context(made)
                 first, timed = _rounds(subjects, repeats)
                 peaks = {name: subjects[name].peak() for name in names}
@@ -117,7 +117,7 @@ def _names(
     return found + ([f"{'graph' if 'graph' in able else 'fast'} K={runs}"] if runs else [])
 
 
-def _rounds(subjects: dict[str, Subject], repeats: int) -> tuple[dict[str, float], dict[str, list[float]]]:
+def _rounds(subjects: dict[str, Here], repeats: int) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Return seconds of each subject's first step, with compilation or capture if any, and seconds by round.
 
     Each subject runs once untimed just before, since in a training a step follows its own kind, with its caches.

@@ -169,7 +169,7 @@ def export(**asked: Any) -> Printed:
     The graphs have a dynamic batch and are checked against PyTorch. RUN is an id, its first digits or a run's folder.
     export.json describes the inputs and outputs. `cache export` writes the features.
     """
-    from pipeline.export.job import export_named
+    from pipeline.export.run import export_named
 
     return export_named(**asked, log=log)
 

@@ -96,11 +96,6 @@ def cpu_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def available_cpus() -> int:
-    """Return the number of CPUs available to this process."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def doublings(limit: int) -> tuple[int, ...]:
     """Return 1, 2, 4, ... and ``limit``."""
     return tuple(sorted({*(2**n for n in range(limit.bit_length())), limit}))

@@ -7,7 +7,7 @@ sessions with all seeds of a session together. Initial weights: an exact sign-fl
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,8 +20,7 @@ _EXACT_UP_TO = 16  # pairs: 65,536 sign patterns; for more pairs, 9,999 random o
 _HELD = 1 << 23  # resampled positions in memory at once
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     """Mean difference a - b, its interval, and the two-sided bootstrap p value of "no difference"."""
 
     value: float
@@ -30,8 +29,7 @@ class Difference:
     p: float
 
 
-@dataclass(frozen=True)
-class SeedTest:
+class SeedTest(NamedTuple):
     """Two-sided p value of the sign-flip test over ``n`` seeds. ``least``: smallest possible p value for n seeds."""
 
     p: float
@@ -98,18 +96,15 @@ def sign_flip(a: Sequence[float], b: Sequence[float]) -> SeedTest:
     """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     n = len(first)
-    swapped = (np.arange(2**n)[:, None] >> np.arange(n)) & 1 if n <= _EXACT_UP_TO else _random_swaps(n)
+    if n <= _EXACT_UP_TO:
+        swapped = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
+    else:
+        swapped = np.random.default_rng(0).integers(0, 2, (10_000, n))
+        swapped[0] = 0
     means = (1.0 - 2.0 * swapped) @ (first - second) / n
     slack = 100 * np.finfo(np.float64).eps * abs(means[0])  # the first pattern swaps nothing
     tails = np.mean(means >= means[0] - slack), np.mean(means <= means[0] + slack)
     return SeedTest(float(min(1.0, 2 * min(tails))), n, min(1.0, 2 / len(means)))
-
-
-def _random_swaps(n: int) -> np.ndarray:
-    """Return random patterns of 0 and 1, int64 [10,000, n], the first all 0; the same at every call."""
-    swapped = np.random.default_rng(0).integers(0, 2, (10_000, n))
-    swapped[0] = 0
-    return swapped
 
 
 def seed_test(

@@ -58,13 +58,8 @@ def graphs_of(model: MemoryModel, composer: Composer | None, turns: int) -> list
         found.append(step)
     if composer is not None:
         image, text = torch.randn(EXAMPLES, composer.image_dim), torch.randn(EXAMPLES, composer.text_dim)
-        query = Graph(
-            "query",
-            "image and text rows -> f_qry",
-            Compose(composer.eval()),
-            {"image": image, "text": text},
-            ("f_qry",),
-        )
+        rows = {"image": image, "text": text}
+        query = Graph("query", "image and text rows -> f_qry", Compose(composer.eval()), rows, ("f_qry",))
         found += [query, Graph("target", "image rows -> f_tar", Target(composer), {"image": image}, ("f_tar",))]
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import logging
 import os
@@ -18,12 +19,16 @@ import torch
 from torch import Tensor
 
 from manifests.errors import FashionNTMError, IncompleteError
+from manifests.load import load_dataset, recorded_spec
 from pipeline.composition.composers.base import Composer
+from pipeline.core.workspace import Workspace
 from pipeline.export.graphs import as_tuple, graphs_of, random_inputs
 from pipeline.export.steps import Graph, step_of
+from pipeline.jobs.managed_runs import run_named
 from pipeline.training.checkpoint import load_model
 from pipeline.training.models.dialog_manager import DialogManager
 from pipeline.training.runs import RunFolder
+from pipeline.views.retrieval.live import store_composer
 
 Format = Literal["torch", "onnx"]
 SUFFIX = {"torch": ".pt2", "onnx": ".onnx"}
@@ -57,13 +62,37 @@ class ExportedRun:
         return "\n".join([*lines, *([f"no step graph: {self.about['no_step']}"] if self.about["no_step"] else [])])
 
 
+def export_named(
+    given: str, to: Path, form: Format, turns: int, data: Path, out: Path, log: Callable[[str], None]
+) -> ExportedRun:
+    """Export the run that ``given`` names. Without its dataset, the composer is left out, with the reason in the log.
+
+    Raises IncompleteError for a run that is not finished, and as ``export_run``.
+    """
+    folder = run_named(given, out / "runs")
+    if folder.state != "finished":
+        raise IncompleteError(f"run {folder.id} is {folder.state}: finish it with `train` first")
+    return export_run(folder, _composer(folder, data, log), to, form, turns)
+
+
+def _composer(folder: RunFolder, data: Path, log: Callable[[str], None]) -> Composer | None:
+    try:
+        spec = recorded_spec(folder.record().get("spec"))
+        return store_composer(spec, load_dataset(spec, data), Workspace(folder.path.resolve().parents[3]))
+    except (FashionNTMError, ValueError) as error:
+        log(f"the composer is left out: {str(error).splitlines()[0]}")
+        return None
+
+
 def export_run(folder: RunFolder, composer: Composer | None, to: Path, form: Format, turns: int = 8) -> ExportedRun:
     """Write the graphs of a finished run, the state before the first turn and ``export.json`` to ``to``, a new folder.
 
     Each graph is checked for batches of 1, 2 and 7 random inputs. Raises ExportError for a difference and for a model
     whose score is no function of f'_qry(N) and f_tar alone, IncompleteError for a missing package or an unfinished run.
     """
-    _need(form)
+    packages = ("onnx", "onnxscript", "onnxruntime") if form == "onnx" else ()
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+        raise IncompleteError(f"--format onnx needs {', '.join(missing)}: python -m pip install 'fashion-ntm[onnx]'")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ExportError(f"{to} is not an empty folder: name another with --to, or delete it first")
     model = load_model(folder.path)
@@ -80,21 +109,10 @@ def export_run(folder: RunFolder, composer: Composer | None, to: Path, form: For
         with torch.no_grad(), quiet():
             call = (_torch if form == "torch" else _onnx)(graph, file)
         if graph.name == "step":
-            first = {
-                name: value[:1].detach().numpy()
-                for name, value in graph.inputs.items()
-                if name not in ("query", "turn")
-            }
+            first = {n: value[:1].detach().numpy() for n, value in graph.inputs.items() if n not in ("query", "turn")}
             np.savez(to / STATE, **first)  # type: ignore[arg-type]
-        graphs.append(
-            {
-                "name": graph.name,
-                "about": graph.about,
-                "file": file.name,
-                **_interface(graph),
-                "difference": _check(graph, call),
-            }
-        )
+        described = {"name": graph.name, "about": graph.about, "file": file.name, **_interface(graph)}
+        graphs.append({**described, "difference": _check(graph, call)})
     about = {
         "format": "fashion-ntm export 1",
         "run": folder.id,
@@ -120,23 +138,18 @@ def quiet() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.simplefilter("ignore", DeprecationWarning)
-            warnings.simplefilter("ignore", UserWarning)
+            for kind in (FutureWarning, DeprecationWarning, UserWarning):
+                warnings.simplefilter("ignore", kind)
             yield
     finally:
         logger.setLevel(level)
 
 
 def _interface(graph: Graph) -> dict[str, Any]:
-    inputs = [
-        {
-            "name": name,
-            "shape": ["batch", *t.shape[1:]] if t.dim() else [],
-            "dtype": str(t.dtype).removeprefix("torch."),
-        }
-        for name, t in graph.inputs.items()
-    ]
+    inputs = []
+    for name, t in graph.inputs.items():
+        shape = ["batch", *t.shape[1:]] if t.dim() else []
+        inputs.append({"name": name, "shape": shape, "dtype": str(t.dtype).removeprefix("torch.")})
     return {"inputs": inputs, "outputs": list(graph.outputs)}
 
 
@@ -160,19 +173,14 @@ def _check(graph: Graph, call: Callable[[Sequence[Tensor]], Sequence[np.ndarray]
 def _program(graph: Graph) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1)
     shapes = [{0: batch} if example.dim() else None for example in graph.inputs.values()]
-    given = _arity(graph)
-    dynamic = tuple(shapes) if given is None else (*shapes[:given], tuple(shapes[given:]))
+    code = type(graph.module).forward.__code__
+    named = code.co_argcount - 1  # before ``*state``, if the module has it
+    dynamic = (*shapes[:named], tuple(shapes[named:])) if code.co_flags & inspect.CO_VARARGS else tuple(shapes)
     try:
         return torch.export.export(graph.module, tuple(graph.inputs.values()), dynamic_shapes=dynamic)
     except Exception as error:  # torch raises many kinds of error for what it cannot trace
         first = str(error).strip().split("\n")[0][:300]
         raise ExportError(f"graph {graph.name} cannot be traced by torch.export: {first}") from error
-
-
-def _arity(graph: Graph) -> int | None:
-    """Return the number of named arguments before ``*state``, or None without it."""
-    code = type(graph.module).forward.__code__
-    return code.co_argcount - 1 if code.co_flags & 0x04 else None
 
 
 def _torch(graph: Graph, file: Path) -> Callable[[Sequence[Tensor]], Sequence[np.ndarray]]:
@@ -197,10 +205,3 @@ def _onnx(graph: Graph, file: Path) -> Callable[[Sequence[Tensor]], Sequence[np.
         return session.run(list(graph.outputs), {name: given[name] for name in names})
 
     return call
-
-
-def _need(form: Format) -> None:
-    packages = ("onnx", "onnxscript", "onnxruntime") if form == "onnx" else ()
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        raise IncompleteError(f"--format onnx needs {', '.join(missing)}: python -m pip install 'fashion-ntm[onnx]'")

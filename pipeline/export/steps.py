@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.training.backends._plain import lstm_cell
 from pipeline.training.models._residual import Residual
 from pipeline.training.models.avg import Average
 from pipeline.training.models.base import MemoryModel
@@ -105,15 +106,9 @@ class RecurrentStep(nn.Module):
         read = query if self.first is None else self.first(query)
         given = F.linear(read, self.weight_ih, self.bias_ih)
         kept = F.linear(state[0], self.weight_hh, self.bias_hh)
-        state = self._lstm(given + kept, state[1]) if len(state) == 2 else self._gru(given, kept, state[0])
+        state = lstm_cell(given + kept, state[1]) if len(state) == 2 else self._gru(given, kept, state[0])
         output, average = residual_step(self.residual, query[:, : self.dim], turn, average, self.output(state[0]))
         return output, average, *state
-
-    @staticmethod
-    def _lstm(gates: Tensor, cell: Tensor) -> tuple[Tensor, ...]:
-        enter, forget, new, leave = gates.chunk(4, -1)
-        cell = forget.sigmoid() * cell + enter.sigmoid() * new.tanh()
-        return leave.sigmoid() * cell.tanh(), cell
 
     @staticmethod
     def _gru(given: Tensor, kept: Tensor, hidden: Tensor) -> tuple[Tensor, ...]:

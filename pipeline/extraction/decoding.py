@@ -14,12 +14,14 @@ import copy
 import gc
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.queues
 import multiprocessing.util
 import os
 import signal
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -288,8 +290,18 @@ def _unchanged(answer: Any) -> Any:
 
 
 def _begin(worker: int) -> None:
-    """Start of a worker: nothing inherited is collected, above all no tensor of a device."""
+    """Start of a worker: nothing inherited is collected, above all no tensor of a device.
+
+    A result that cannot be sent (no open file is left) ends the process: the queue would drop it, and the job hang.
+    """
     gc.freeze()
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_cannot_send)  # type: ignore[attr-defined]
+
+
+def _cannot_send(error: Exception, answer: Any) -> None:
+    traceback.print_exception(error)
+    sys.stderr.flush()
+    os._exit(1)
 
 
 @contextmanager

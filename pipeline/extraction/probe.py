@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from pipeline.core.device import available_cpus, free_memory, is_out_of_memory
+from pipeline.core.device import free_memory, is_out_of_memory
 from pipeline.extraction.engine import process
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.prepare import prepare
@@ -35,7 +35,9 @@ def default_workers(device: torch.device, sharing: int = 1) -> int:
 
     ``sharing``: worker processes of this machine that share its CPUs, each with a model of its own.
     """
-    free = available_cpus() - (torch.get_num_threads() if device.type == "cpu" else 0)
+    from dask.system import cpu_count  # respects the CPU affinity and a container's quota
+
+    free = cpu_count() - (torch.get_num_threads() if device.type == "cpu" else 0)
     return max(1, min(_MOST_WORKERS, free // sharing))
 
 

@@ -163,7 +163,7 @@ def chosen(rows: Sequence[dict[str, Any]], where: Sequence[str] = (), sort: str 
 def metrics_by_subset(folder: RunFolder) -> dict[str, dict[str, float]]:
     """Return subset -> overall metrics of the last evaluation of all test sessions; {} without an intact one."""
     try:
-        summary = load_summary(folder.summary_file)
+        summary = load_summary(folder.path / "summary.json")
     except ResultsError:
         return {}
     return {name: found["overall"] for name, found in summary["metrics"].items()}

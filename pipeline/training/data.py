@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cache import Store
-from manifests.identity import digest
+from manifests.identity import digest, stack_keys, text_key
 from manifests.schema import Session
 from pipeline.training.errors import FeatureError, MissingFeaturesError
 from pipeline.training.lookup import FoundRows, find_rows
@@ -72,9 +72,7 @@ class SessionFeatures:
     cat_rows: Tensor
     lengths: Tensor
     sessions: tuple[Session, ...]
-    has_concatenated: bool = (
-        True  # False: ``cat_rows`` are placeholders (imported features without the queries of ST + cat)
-    )
+    has_concatenated: bool = True  # False: ``cat_rows`` are placeholders, as imported features lack these queries
     skipped: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
     texts: Tensor | None = None
@@ -143,9 +141,8 @@ class SessionFeatures:
                 "session, extractor.concatenated = true), or leave model 'cat' out of the spec"
             )
         last = self.target_rows[index].gather(1, self.lengths[index, None] - 1)
-        return SessionBatch(
-            self.queries[self.cat_rows[index]][:, None], self.targets[last], torch.ones_like(self.lengths[index])
-        )
+        queries = self.queries[self.cat_rows[index]][:, None]
+        return SessionBatch(queries, self.targets[last], torch.ones_like(self.lengths[index]))
 
     def to(self, device: torch.device | str) -> SessionFeatures:
         """Return the same features on ``device``."""
@@ -213,6 +210,33 @@ def session_features(store: Store, sessions: Iterable[Session] | FoundRows) -> S
         has_concatenated=has_concatenated,
         content=found.content,
     )
+
+
+def add_texts(features: SessionFeatures, backbone: Store) -> SessionFeatures:
+    """Return ``features`` with ``texts`` and ``text_rows`` from the table ``text`` of the extractor's store.
+
+    Raises FeatureError for a missing table, a missing text of a session, or NaN or infinite values.
+    """
+    if "text" not in backbone.tables:
+        raise FeatureError(
+            f"{backbone.path}: there are no text rows (tables: {', '.join(backbone.tables)}); "
+            "set the models' option texts to 0, or use an extractor with a text tower"
+        )
+    padded = [
+        [text_key(s.turns[min(n, len(s.turns) - 1)].text) for n in range(features.turns)] for s in features.sessions
+    ]
+    found = backbone.find("text", stack_keys(key for keys in padded for key in keys))
+    if (found < 0).any():
+        session = features.sessions[int(np.flatnonzero(found < 0)[0]) // features.turns]
+        raise FeatureError(
+            f"{backbone.path}: no text row for a turn of session {session.id!r}; run `extract` on this spec again"
+        )
+    used, places = np.unique(found, return_inverse=True)
+    texts = np.asarray(backbone.gather("text", used), dtype=np.float32)
+    if not np.isfinite(texts).all():
+        raise FeatureError(f"{backbone.path}: table 'text' holds NaN or infinite values; verify the store")
+    rows = torch.from_numpy(places.reshape(len(features), features.turns).astype(np.int64))
+    return replace(features, texts=torch.from_numpy(texts).to(features.device), text_rows=rows.to(features.device))
 
 
 def _padded(rows: list[int], turns: int) -> list[int]:

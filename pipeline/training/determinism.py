@@ -1,9 +1,9 @@
-"""Seeds and numeric settings as context managers, which restore the state of the process."""
+"""Seeds, random states and numeric settings as context managers, which restore the state of the process."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -26,23 +26,55 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
         yield
 
 
+class RunRandom:
+    """Random states of K runs trained side by side, on one device, seeded once per epoch.
+
+    Inside ``of(k)``, torch's generators have run k's state: it draws the same numbers as when it is trained alone.
+    """
+
+    def __init__(self, seeds: Sequence[int], device: torch.device):
+        self._device = device
+        self._states = []
+        for seed in seeds:
+            with seeded(seed, device):
+                self._states.append(self._now())
+
+    @contextmanager
+    def of(self, run: int) -> Iterator[None]:
+        """Use the random state of run ``run`` inside the context, and restore the state of the process."""
+        before = self._now()
+        self._set(self._states[run])
+        try:
+            yield
+        finally:
+            self._states[run] = self._now()
+            self._set(before)
+
+    def _now(self) -> list[torch.Tensor]:
+        states = [torch.get_rng_state()]
+        if self._device.type == "cuda":
+            states.append(torch.cuda.get_rng_state(self._device))
+        return states
+
+    def _set(self, states: list[torch.Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        if self._device.type == "cuda":
+            torch.cuda.set_rng_state(states[1], self._device)
+
+
 @contextmanager
 def flushed_denormals() -> Iterator[None]:
     """Flush float32 subnormals to zero inside the context, on CPUs that support it, and restore the setting.
 
     Attention weights and Adam's second moments fall below 1e-38, where CPUs are many times slower.
     """
-    before = _flushing()
+    # torch has no getter, so this multiplies a subnormal by one
+    before = float(torch.tensor([1e-40], dtype=torch.float32).mul(1.0)) == 0.0
     torch.set_flush_denormal(True)
     try:
         yield
     finally:
         torch.set_flush_denormal(before)
-
-
-def _flushing() -> bool:
-    """Return whether subnormals are flushed. torch has no getter, so this multiplies a subnormal by one."""
-    return float(torch.tensor([1e-40], dtype=torch.float32).mul(1.0)) == 0.0
 
 
 @contextmanager

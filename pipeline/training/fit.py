@@ -17,11 +17,10 @@ from pipeline.training.average import WeightAverage
 from pipeline.training.backends.base import Trainer
 from pipeline.training.backends.choice import build_trainer
 from pipeline.training.data import SessionFeatures
-from pipeline.training.determinism import derive_seed, flushed_denormals, matmul_precision
+from pipeline.training.determinism import RunRandom, derive_seed, flushed_denormals, matmul_precision
 from pipeline.training.errors import DivergenceError, TrainingError
 from pipeline.training.hard_groups import HardGroups
 from pipeline.training.models.base import MemoryModel
-from pipeline.training.randomness import RunRandom
 from pipeline.training.resume import RunState
 from pipeline.training.validate import recalls
 

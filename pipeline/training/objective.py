@@ -15,11 +15,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from manifests.schema import Training
-from pipeline.training.augment import jittered, kept_turns
 from pipeline.training.data import SessionBatch, SessionFeatures
+from pipeline.training.determinism import RunRandom
 from pipeline.training.losses import build_loss, turnwise_cross_entropy
 from pipeline.training.models.base import MemoryModel
-from pipeline.training.randomness import RunRandom
 from pipeline.training.recombine import Histories
 
 SCORES_HELD = 1 << 24  # maximum number of scores in memory: 64 MiB of float32, and as much for their gradient
@@ -150,6 +149,36 @@ class Objective:
         members = torch.zeros(len(self.features.targets), int(labels.max()) + 1, device=labels.device)
         members[self.features.target_rows, labels[:, None]] = 1
         return members
+
+
+def kept_turns(lengths: Tensor, turns: int, probability: float) -> tuple[Tensor, Tensor]:
+    """Drop earlier turns of each session at random; the last turn is always kept.
+
+    Kept turns keep their order and their targets, so a shortened session is a plausible session. Padding repeats the
+    last turn.
+
+    Args:
+        lengths: int64 [B], turns before padding.
+        turns: T, the length to pad to.
+        probability: probability of dropping a turn.
+
+    Returns:
+        int64 [B, T], the original turn at each position, and int64 [B], the new lengths (at least 1).
+    """
+    place = torch.arange(turns, device=lengths.device)
+    last = lengths[:, None] - 1
+    kept = (torch.rand(len(lengths), turns, device=lengths.device) >= probability) & (place < last) | (place == last)
+    order = torch.where(kept, place, turns).sort(dim=1).values  # kept turns first, in order
+    return torch.where(order < turns, order, last), kept.sum(1)
+
+
+def jittered(features: Tensor, width: float) -> Tensor:
+    """Add Gaussian noise to features [K, D]: a * f + b, a ~ N(1, width), b ~ N(0, width * standard deviation).
+
+    a and b are drawn per element; the standard deviation is taken over the K rows, per dimension.
+    """
+    spread = features.std(0, correction=0) * width
+    return features * (1 + width * torch.randn_like(features)) + spread * torch.randn_like(features)
 
 
 def losses_of(

@@ -60,17 +60,15 @@ def run_identity(
     seeds and training settings, which are None in its fields. Raises as ``model_options``.
     """
     cls, parsed = model_options(model, options)
-    trained = cls.trainable
+    held = {**validation.model_dump(mode="json"), "sessions": validation_sessions}
     fields = {
         "version": IDENTITY_VERSION,
         "store": store_fingerprint,
         "sessions": sessions,
         "model": {"name": model, "version": cls.version, "options": parsed.model_dump(mode="json")},
-        "training": training.model_dump(mode="json") if trained else None,
-        "validation": {**validation.model_dump(mode="json"), "sessions": validation_sessions}
-        if validation_sessions
-        else None,
-        "seed": seed if trained else None,
+        "training": training.model_dump(mode="json") if cls.trainable else None,
+        "validation": held if validation_sessions else None,
+        "seed": seed if cls.trainable else None,
     }
     return RunIdentity(fields, digest(fields)[:RUN_ID_DIGITS])
 
@@ -97,14 +95,6 @@ class RunFolder:
     @property
     def diagnostics_file(self) -> Path:
         return self.path / "diagnostics.jsonl"
-
-    @property
-    def results_file(self) -> Path:
-        return self.path / "results.h5"
-
-    @property
-    def summary_file(self) -> Path:
-        return self.path / "summary.json"
 
     @property
     def id(self) -> str:
@@ -209,9 +199,8 @@ class RunFolder:
             held = RunFolder(self.path, lease)
             remove_temporaries(self.path)  # of a trainer that lost its lease and can no longer publish them
             held._write({**record, "finished": None})
-            of_results = (self.results_file, self.summary_file, self.path / RESULTS_SEAL)
-            for file in (self.path / SIDECAR, self.path / WEIGHTS, self.path / SEAL, *of_results):
-                file.unlink(missing_ok=True)
+            for name in (SIDECAR, WEIGHTS, SEAL, "results.h5", "summary.json", RESULTS_SEAL):
+                (self.path / name).unlink(missing_ok=True)
             held._start_after(after)
             try:
                 yield held

@@ -182,11 +182,6 @@ def test_export_refuses_files_outside_the_folder(with_files: Path, tmp_path: Pat
         export(dataset.model_copy(update={"images": images}), tmp_path / "out", copy_images=True)
 
 
-def test_the_real_dialogues_survive_a_round_trip(mt_fashioniq: Dataset, tmp_path: Path) -> None:
-    again = SOURCE.load(SOURCE.Options(**export(mt_fashioniq, tmp_path / "out")), tmp_path)
-    assert again == mt_fashioniq
-
-
 def test_turn_targets_of_the_spec_a_session_and_the_dataset(mine: Path, tmp_path: Path) -> None:
     def kinds(**options: Any) -> list[str]:
         return [s.turn_targets for s in load(mine, **options).sessions]

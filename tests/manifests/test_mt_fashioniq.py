@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image as Picture
 
-from manifests.datasets import datasets
+from manifests.datasets import datasets, jsonl
 from manifests.errors import ManifestError
 from manifests.schema import Dataset
 
@@ -43,6 +43,11 @@ def test_what_loading_changed_is_said(real: Dataset) -> None:
     assert len(real.images) == 13578
     assert sum(image.caption is None for image in real.images.values()) == 38
     assert "toptee/train/01339" not in {s.id for s in real.sessions}
+
+
+def test_the_dialogues_survive_an_export_as_jsonl(real: Dataset, tmp_path: Path) -> None:
+    source = datasets.get("jsonl")
+    assert source.load(source.Options(**jsonl.export(real, tmp_path / "out")), tmp_path) == real
 
 
 def test_sessions_keep_their_place_in_the_file(real: Dataset, shared_data: Path) -> None:

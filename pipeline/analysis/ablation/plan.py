@@ -48,6 +48,12 @@ class Place:
         return load_dataset(self.spec, self.data)
 
 
+def not_evaluated(place: Place) -> IncompleteError:
+    """Return the error of an ablation without an evaluated run."""
+    name = place.ablation.name
+    return IncompleteError(f"no run of ablation '{name}' is evaluated: run `ablate {name}`")
+
+
 @dataclass(frozen=True)
 class PlannedRun:
     """One run of the grid and its state."""

@@ -17,9 +17,8 @@ from manifests.folds import pair_clean_folds, train_only
 from manifests.identity import digest, session_key
 from manifests.schema import Dataset, RunSpec, Session
 from manifests.write import spec_toml
-from pipeline.analysis.tuning.samplers import propose
 from pipeline.analysis.tuning.sealed import MARK, save_tuned
-from pipeline.analysis.tuning.space import Axis, nested, space_for
+from pipeline.analysis.tuning.space import Axis, nested, propose, space_for
 from pipeline.analysis.tuning.trials import LOG, Trial, TrialLog
 from pipeline.composition.ready import fitting_sessions
 from pipeline.composition.request import composer_request
@@ -140,16 +139,15 @@ def tune(
         if budget.minutes is not None and time.monotonic() - began > 60 * budget.minutes:
             log(f"{budget.minutes:g} minutes are over: {len(trials.trials)} of {budget.trials} trials done")
             break
-        trial = _trial(
-            experiment, spec, model, propose(sampler, axes, trials.trials, seed), parts, len(trials.trials), seed
-        )
+        params = propose(sampler, axes, trials.trials, seed)
+        trial = _trial(experiment, model, params, parts, len(trials.trials), seed)
         trials.add(trial)
         score = f"failed: {trial.failed}" if trial.value is None else f"{trial.value:.2f}"
         log(f"trial {trial.number}: {score} in {trial.seconds:.0f} s  {trial.params}")
     if trials.best is None:
         why = trials.trials[-1].failed if trials.trials else "the budget allowed none"
         raise TuneError(f"no trial succeeded ({why}): narrow the space with --search, or raise the budget")
-    return _write(spec, model, trials, axes, folder, workspace, tuple(len(c) for c in cuts), options)
+    return _write(experiment, model, trials, axes, tuple(len(c) for c in cuts), options)
 
 
 def _cuts(spec: RunSpec, dataset: Dataset, sessions: Sequence[Session], folds: int) -> list[list[int]]:
@@ -168,8 +166,7 @@ def _notes(spec: RunSpec, dataset: Dataset, sessions: Sequence[Session], cuts: S
     request = composer_request(spec)
     if not request.kind.trainable or request.weights is not None:
         return []
-    fit, _ = fitting_sessions(spec, dataset)
-    seen = {s.id for s in fit}
+    seen = {s.id for s in fitting_sessions(spec, dataset)[0]}
     held = [sessions[i].id for cut in cuts for i in cut]
     share = sum(name in seen for name in held)
     if not share:
@@ -196,24 +193,15 @@ def _parts(experiment: Experiment, sessions: Sequence[Session], cuts: Sequence[S
 
 
 def _trial(
-    experiment: Experiment,
-    spec: RunSpec,
-    model: str,
-    params: dict[str, Any],
-    parts: Sequence[Fold],
-    number: int,
-    seed: int,
+    experiment: Experiment, model: str, params: dict[str, Any], parts: Sequence[Fold], number: int, seed: int
 ) -> Trial:
-    began = time.perf_counter()
-    options, training = nested(params)
-    scores: list[float] = []
+    began, scores, reason = time.perf_counter(), tuple[float, ...](), ""
     try:
-        run = make_run(spec, model, seed, options, training)
-        scores = [_score(experiment, run, fit, held) for fit, held in parts]
+        run = make_run(experiment.spec, model, seed, *nested(params))
+        scores = tuple(_score(experiment, run, fit, held) for fit, held in parts)
     except (DivergenceError, ManifestError, ValidationError) as error:
         reason = " ".join(str(error).split())[:300]
-        return Trial(number, params, tuple(scores), None, time.perf_counter() - began, reason)
-    return Trial(number, params, tuple(scores), fmean(scores), time.perf_counter() - began)
+    return Trial(number, params, scores, fmean(scores) if scores else None, time.perf_counter() - began, reason)
 
 
 def _score(experiment: Experiment, run: Run, fit_features: SessionFeatures, held: SessionFeatures) -> float:
@@ -228,33 +216,24 @@ def _score(experiment: Experiment, run: Run, fit_features: SessionFeatures, held
 
 
 def _write(
-    spec: RunSpec,
+    experiment: Experiment,
     model: str,
     trials: TrialLog,
     axes: Sequence[Axis],
-    folder: Path,
-    workspace: Workspace,
     folds: tuple[int, ...],
     options: Sequence[str],
 ) -> SearchResult:
     """Write the best trial as a run spec next to the log. Stage 1 results of the old spec are valid for the new one."""
+    spec, workspace = experiment.spec, experiment.workspace
     best = trials.best
     assert best is not None and best.value is not None
     own, training = nested(best.params)
     listed = spec.models.get(model, {})
-    chosen = {**listed, **own}
-    merged = {**listed.get("training", {}), **training}
-    if merged:
-        chosen["training"] = merged
-    name = f"{spec.name}{MARK}{model}"
-    tuned = spec.model_copy(
-        update={
-            "name": name,
-            "models": {**spec.models, model: chosen},
-            "title": f"{spec.title or spec.name}, {model} tuned",
-        }
-    )
-    path = folder / f"{name}.toml"
+    training = {**listed.get("training", {}), **training}
+    chosen = {**listed, **own, **({"training": training} if training else {})}
+    name, title = f"{spec.name}{MARK}{model}", f"{spec.title or spec.name}, {model} tuned"
+    tuned = spec.model_copy(update={"name": name, "title": title, "models": {**spec.models, model: chosen}})
+    path = trials.path.with_name(f"{name}.toml")
     comments = (
         f"Written by tune: {model}, trial {best.number} of {len(trials.trials)}, {best.value:.2f} on "
         f"{len(folds)} pair-clean parts of the train sessions; no test session was used.",

@@ -1,4 +1,4 @@
-"""Search space: a range or a list of values per option, given by the user or by default."""
+"""Search space, a range or a list of values per option; and the next configuration: at random, or by TPE (optuna)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from manifests.errors import ManifestError, Problem, nearest
+from manifests.errors import FashionNTMError, ManifestError, Problem, nearest
 from manifests.schema import Training
+from pipeline.analysis.tuning.trials import Trial
+from pipeline.training.determinism import derive_seed
 from pipeline.training.models import models as registry
 
 # Searched by default if the model has the option.
@@ -26,6 +28,10 @@ DEFAULTS: Mapping[str, str] = {
     "training.learning_rate": "1e-4..1e-2:log",
     "training.scale": "1.0..50.0:log",
 }
+
+
+class SamplerError(FashionNTMError):
+    """The library of a sampler is not installed."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,14 @@ class Axis:
             return float(rng.uniform(self.low, self.high))
         value = math.exp(rng.uniform(math.log(self.low), math.log(self.high)))
         return round(value) if self.whole else value
+
+    def distribution(self, kinds: Any) -> Any:
+        """Return the axis as one of optuna's distributions."""
+        if self.choices:
+            return kinds.CategoricalDistribution(self.choices)
+        if self.whole:
+            return kinds.IntDistribution(int(self.low), int(self.high), log=self.log)
+        return kinds.FloatDistribution(self.low, self.high, log=self.log)
 
     @property
     def text(self) -> str:
@@ -113,3 +127,26 @@ def nested(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     head = "training."
     options = {k: v for k, v in params.items() if not k.startswith(head)}
     return options, {k.removeprefix(head): v for k, v in params.items() if k.startswith(head)}
+
+
+def propose(sampler: str, axes: Sequence[Axis], trials: Sequence[Trial], seed: int) -> dict[str, Any]:
+    """Return the next trial's parameters. They depend only on seed and previous trials, so a search resumes exactly."""
+    number = len(trials)
+    if sampler == "random":
+        rng = np.random.default_rng(derive_seed(seed, "trial", number))
+        return {axis.key: axis.draw(rng) for axis in axes}
+    return _tpe(axes, trials, derive_seed(seed, "tpe", number) % 2**32)
+
+
+def _tpe(axes: Sequence[Axis], trials: Sequence[Trial], seed: int) -> dict[str, Any]:
+    try:
+        import optuna
+    except ImportError as error:
+        raise SamplerError(f"--sampler tpe needs optuna ({error}): install fashion-ntm[tune]") from None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    kinds = {axis.key: axis.distribution(optuna.distributions) for axis in axes}
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
+    for trial in trials:
+        if trial.value is not None:
+            study.add_trial(optuna.trial.create_trial(params=trial.params, distributions=kinds, value=trial.value))
+    return dict(study.ask(kinds).params)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from manifests.schema import Training
 from pipeline.training.data import SessionFeatures
+from pipeline.training.determinism import RunRandom
 from pipeline.training.models.base import MemoryModel
 from pipeline.training.objective import Objective
-from pipeline.training.randomness import RunRandom
 
 
 class Trainer:

@@ -15,11 +15,10 @@ from pipeline.training.backends.base import Trainer
 from pipeline.training.cascade import graph
 from pipeline.training.cascade import trainer as cascade
 from pipeline.training.data import SessionFeatures
-from pipeline.training.determinism import flushed_denormals, matmul_precision
+from pipeline.training.determinism import RunRandom, flushed_denormals, matmul_precision
 from pipeline.training.errors import TrainingError
 from pipeline.training.models.base import MemoryModel
 from pipeline.training.objective import Objective
-from pipeline.training.randomness import RunRandom
 
 BACKENDS = ("auto", "reference", "fast", "numba", "graph", "triton")
 ORDER = ("triton", "graph", "numba", "fast", "reference")  # fastest first, for every C that BENCHMARKS.md measures

@@ -16,11 +16,10 @@ from pipeline.training.backends._plain import plain
 from pipeline.training.cascade.graph import GraphTrainer
 from pipeline.training.cascade.trainer import FastTrainer
 from pipeline.training.data import SessionBatch
-from pipeline.training.determinism import seeded
+from pipeline.training.determinism import RunRandom, seeded
 from pipeline.training.models._dropout import dropped_by
 from pipeline.training.models.base import MemoryModel
 from pipeline.training.objective import Step, losses_of
-from pipeline.training.randomness import RunRandom
 
 
 def why_not(models: Sequence[MemoryModel]) -> str:

@@ -19,10 +19,10 @@ from manifests.schema import Training
 from pipeline.training.cascade.trainer import FastTrainer
 from pipeline.training.cascade.turn_ops import TurnOps
 from pipeline.training.data import SessionFeatures
+from pipeline.training.determinism import RunRandom
 from pipeline.training.errors import TrainingError
 from pipeline.training.models.base import MemoryModel
 from pipeline.training.objective import Step, losses_of
-from pipeline.training.randomness import RunRandom
 
 WARM_UP = 3  # steps before a capture, required by CUDA graphs; their changes are undone
 

@@ -56,9 +56,11 @@ def _softplus_slope(x: float) -> float:
 
 
 @compiled
-def _softmax(x: Any) -> None:
+def _softmax(x) -> None:
     """Replace ``x`` by its softmax in place."""
-    highest, total = x.max(), x.dtype.type(0)
+    highest, total = x[0], x.dtype.type(0)
+    for i in range(1, len(x)):
+        highest = max(highest, x[i])
     for i in range(len(x)):
         x[i] = math.exp(x[i] - highest)
         total += x[i]
@@ -67,7 +69,7 @@ def _softmax(x: Any) -> None:
 
 
 @compiled
-def _of_softmax(gradient: Any, output: Any) -> None:
+def _of_softmax(gradient, output) -> None:
     """Replace ``gradient`` of a softmax's ``output`` by that of its input."""
     total = 0.0
     for i in range(len(output)):
@@ -77,7 +79,7 @@ def _of_softmax(gradient: Any, output: Any) -> None:
 
 
 @compiled
-def _norm(x: Any) -> float:
+def _norm(x) -> float:
     total = x.dtype.type(0)
     for m in range(len(x)):
         total += x[m] * x[m]
@@ -90,7 +92,7 @@ def _norm_slope(norm: float) -> float:
 
 
 @compiled
-def _address(raw: Any, cosines: Any, alike: bool, previous: Any, room: Any) -> None:
+def _address(raw, cosines, alike: bool, previous, room) -> None:
     """Compute the addressing weights of a head from its raw scalars.
 
     Writes to the rows of ``room``: content weights, interpolated, shifted and final weights, and the three shifts.
@@ -116,17 +118,7 @@ def _address(raw: Any, cosines: Any, alike: bool, previous: Any, room: Any) -> N
 
 
 @compiled
-def _address_backward(
-    d_weights: Any,
-    raw: Any,
-    cosines: Any,
-    alike: bool,
-    previous: Any,
-    room: Any,
-    d_raw: Any,
-    d_previous: Any,
-    d_cosines: Any,
-) -> None:
+def _address_backward(d_weights, raw, cosines, alike: bool, previous, room, d_raw, d_previous, d_cosines) -> None:
     """Backward of ``_address``, with its ``room``. Overwrites ``d_weights``, and writes the other three gradients."""
     slots = len(previous)
     content, mixed, shifted, weights = room[0, :slots], room[1, :slots], room[2, :slots], room[3, :slots]
@@ -139,7 +131,8 @@ def _address_backward(
         d_sharpening += d_weights[i] * math.log(max(shifted[i], tiny))
         d_weights[i] = 0 if shifted[i] < tiny else d_weights[i] * sharpening / shifted[i]
     d_shift, d_gate = d_raw[2:5], 0.0
-    d_shift[:] = 0
+    for j in range(3):
+        d_shift[j] = 0
     for i in range(slots):
         after = (i + 1) % slots
         d_shift[0] += mixed[i - 1] * d_weights[i]
@@ -161,7 +154,7 @@ def _address_backward(
 
 
 @compiled
-def _cosines(memory: Any, norms: Any, key: Any, out: Any) -> None:
+def _cosines(memory, norms, key, out) -> None:
     """Compute the cosine of the key with each row: [N, M], [N], [M] -> ``out`` [N]."""
     key_norm = _norm(key)
     for i in range(len(norms)):
@@ -172,9 +165,7 @@ def _cosines(memory: Any, norms: Any, key: Any, out: Any) -> None:
 
 
 @compiled
-def _key_backward(
-    d_cosines: Any, cosines: Any, memory: Any, norms: Any, key: Any, d_key: Any, dots: Any, pulls: Any
-) -> None:
+def _key_backward(d_cosines, cosines, memory, norms, key, d_key, dots, pulls) -> None:
     """Write the gradient of the key [M], and ``HeadGradients.dots`` and ``.pull`` [N]."""
     key_norm, key_pull = _norm(key), 0.0
     for i in range(len(norms)):
@@ -190,9 +181,7 @@ def _key_backward(
 
 
 @compiled
-def read(
-    memory: Any, norms: Any, states: Any, raws: Any, previous: Any, cosines: Any, weights: Any, c: int, n: int
-) -> None:
+def read(memory, norms, states, raws, previous, cosines, weights, c: int, n: int) -> None:
     """Address and read with the read heads of stage ``c`` in turn ``n``; write to ``states`` [K, C, T + 1, B, S].
 
     memory: [K, C, B, N, M]; norms, previous, cosines, weights: [K, C, B, N]; raws: [K, C, T, B, M + 6].
@@ -204,30 +193,18 @@ def read(
             raw, rows, out = raws[k, c, n, b], memory[k, c, b], states[k, c, n + 1, b]
             _cosines(rows, norms[k, c, b], raw[:width], cosines[k, c, b])
             _address(raw[width:], cosines[k, c, b], False, previous[k, c, b], room)
-            weights[k, c, b] = room[3, :slots]
             for m in range(width):
                 out[m] = 0
             for i in range(slots):
                 weight, row = room[3, i], rows[i]
+                weights[k, c, b, i] = weight
                 for m in range(width):
                     out[m] += weight * row[m]
 
 
 @compiled
 def read_backward(
-    memory: Any,
-    norms: Any,
-    raws: Any,
-    previous: Any,
-    cosines: Any,
-    d_read: Any,
-    d_weights: Any,
-    d_raws: Any,
-    d_previous: Any,
-    dots: Any,
-    pulls: Any,
-    c: int,
-    n: int,
+    memory, norms, raws, previous, cosines, d_read, d_weights, d_raws, d_previous, dots, pulls, c: int, n: int
 ) -> None:
     """Backward of ``read``, given d_read [K, C, B, M].
 
@@ -262,9 +239,7 @@ def read_backward(
 
 
 @compiled
-def write(
-    memory: Any, norms: Any, raws: Any, previous: Any, cosines: Any, weights: Any, new: Any, new_norms: Any, alike: bool
-) -> None:
+def write(memory, norms, raws, previous, cosines, weights, new, new_norms, alike: bool) -> None:
     """Address and write with the write heads of all stages: new memories [K, C, B, N, M], their norms [K, C, B, N].
 
     raws: [K, C, B, ..], scalars, erase (after its sigmoid), add, key. ``alike``: the memory is one row for all,
@@ -280,9 +255,9 @@ def write(
                 if not alike:
                     _cosines(rows, norms[k, c, b], raw[SCALARS + 2 * width :], cosines[k, c, b])
                 _address(raw, cosines[k, c, b], alike, previous[k, c, b], room)
-                weights[k, c, b] = room[3, :slots]
                 for i in range(slots):
                     weight, row, out = room[3, i], rows[0 if alike else i], new[k, c, b, i]
+                    weights[k, c, b, i] = weight
                     for m in range(width):
                         out[m] = row[m] + weight * (add[m] - erase[m] * row[m])
                     new_norms[k, c, b, i] = _norm(out)
@@ -290,19 +265,7 @@ def write(
 
 @compiled
 def write_backward(
-    memory: Any,
-    norms: Any,
-    raws: Any,
-    previous: Any,
-    cosines: Any,
-    d_new: Any,
-    d_weights: Any,
-    d_raws: Any,
-    d_previous: Any,
-    dots: Any,
-    pulls: Any,
-    n: int,
-    alike: bool,
+    memory, norms, raws, previous, cosines, d_new, d_weights, d_raws, d_previous, dots, pulls, n: int, alike: bool
 ) -> None:
     """Write turn ``n`` of d_raws [K, C, T - 1, B, ..], given d_new [K, C, B, N, M].
 
@@ -354,18 +317,18 @@ def write_backward(
 
 @compiled
 def gather(
-    memory: Any,
-    norms: Any,
-    raws: Any,
-    weights: Any,
-    dots: Any,
-    pulls: Any,
-    d_read: Any,
-    d_memory: Any,
-    writes: Any,
-    write_weights: Any,
-    write_dots: Any,
-    write_pulls: Any,
+    memory,
+    norms,
+    raws,
+    weights,
+    dots,
+    pulls,
+    d_read,
+    d_memory,
+    writes,
+    write_weights,
+    write_dots,
+    write_pulls,
     n: int,
     wrote: bool,
 ) -> None:

@@ -14,10 +14,10 @@ from pipeline.training.backends.base import Trainer
 from pipeline.training.cascade.stacked import FastCascade
 from pipeline.training.cascade.turn_ops import TurnOps
 from pipeline.training.data import SessionFeatures
+from pipeline.training.determinism import RunRandom
 from pipeline.training.models.base import MemoryModel
 from pipeline.training.models.cm_ntm import CMNTM
 from pipeline.training.objective import losses_of
-from pipeline.training.randomness import RunRandom
 
 
 def why_not(models: Sequence[MemoryModel]) -> str:

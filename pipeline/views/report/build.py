@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +12,20 @@ import numpy as np
 
 from manifests.errors import IncompleteError, ManifestError, Problem, nearest
 from manifests.schema import Dataset, RunSpec
+from manifests.table_spec import ResultsTable, load_table_spec, table_names
+from pipeline.analysis.cells import Table
+from pipeline.analysis.own_tables import own_table
+from pipeline.analysis.tables import TableRequest, fill
 from pipeline.core.workspace import Workspace
 from pipeline.jobs.experiment import Experiment
 from pipeline.views.report.curves import diagnostics, learning_curves, memory_figure
 from pipeline.views.report.order import interactive_order, logged_order
-from pipeline.views.report.requests import known_requests
-from pipeline.views.report.retention import exact_retention, scored_retention, telling_session
+from pipeline.views.report.retention import exact_retention, known_requests, scored_retention, telling_session
 from pipeline.views.report.strips import Strip, changes, choose, strips_of
-from pipeline.views.report.tables import report_tables
 from pipeline.views.retrieval.pictures import Pictures
 from pipeline.views.retrieval.queries import Queries
 from pipeline.views.retrieval.testbed import TestBed
-from pipeline.views.retrieval.trained import Trained, trained_runs
+from pipeline.views.retrieval.trained import Trained, first_seeds, trained_runs
 
 CHANGED = 6  # number of sessions with the largest wins, and with the largest losses
 
@@ -66,11 +69,14 @@ def gather(
     if not found:
         raise IncompleteError(f"no run of spec '{spec.name}' is trained: run `{spec.command('train')}`")
     bed = TestBed(experiment)
-    models = _first_seeds(found)
+    models = list(first_seeds(found).values())
     log(f"{len(models)} models over {len(bed.sessions):,} test sessions")
     ranks = {m.label: bed.ranks(bed.finals(m)) for m in models}
     one = _named(models, options.model, "--model") or models[-1]
-    other = _named(models, options.against, "--against") or _strongest([m for m in models if m is not one], ranks)
+    other = _named(models, options.against, "--against")
+    if other is None:  # the one with the highest mean of R@5 and R@8 over all test sessions
+        means = {m.label: float((ranks[m.label] <= 5).mean() + (ranks[m.label] <= 8).mean()) for m in models}
+        other = max((m for m in models if m is not one), key=lambda m: means[m.label], default=None)
     log("retention and turn order ...")
     requests = known_requests(spec)
     backbone = workspace.backbone(spec, dataset)
@@ -92,9 +98,8 @@ def gather(
     example = orders[1].examples.get(one.label)
     notes = ["Not trained yet: " + command for command in missing]
     if bed.dropped:
-        notes.append(
-            f"{bed.dropped:,} test sessions are left out: a feature or their target is missing from the store."
-        )
+        why = "a feature or their target is missing from the store"
+        notes.append(f"{bed.dropped:,} test sessions are left out: {why}.")
     return {
         "spec": spec,
         "dataset": dataset,
@@ -118,17 +123,19 @@ def gather(
         "losses": [Pair(strips[n], against[n]) for n in losses if n in strips],
         "strips": sorted(strips.values(), key=lambda s: (s.category, s.session)),
         "total": len(bed.sessions),
-        "spread": _spread(ranks, models),
+        "spread": _spread(ranks),
         "pictures": Pictures(dataset),
     }
 
 
-def _first_seeds(found: Sequence[Trained]) -> list[Trained]:
-    """Return one run per model, that of its first seed. Tables average over all seeds."""
-    first: dict[str, Trained] = {}
-    for trained in found:
-        first.setdefault(trained.name, trained)
-    return list(first.values())
+def report_tables(experiment: Experiment, data: Path) -> list[Table]:
+    """Return every shipped results table with this run spec; if there is none, a table of the spec's own models."""
+    spec, out = experiment.spec, experiment.workspace.out
+    shipped = {name: load_table_spec(name) for name in table_names()}
+    mine = {name: t for name, t in shipped.items() if isinstance(t, ResultsTable) and t.run == spec.name}
+    tables = mine or {spec.name: own_table(spec, experiment.dataset, experiment.subsets)}
+    given = shlex.split(spec.asked)[0]
+    return [fill(table, spec, TableRequest(name, data, out, given), experiment) for name, table in tables.items()]
 
 
 def _named(models: Sequence[Trained], name: str | None, option: str) -> Trained | None:
@@ -141,12 +148,6 @@ def _named(models: Sequence[Trained], name: str | None, option: str) -> Trained 
     return chosen
 
 
-def _strongest(models: Sequence[Trained], ranks: dict[str, np.ndarray]) -> Trained | None:
-    """Return the model with the highest mean of R@5 and R@8 over all test sessions."""
-    return max(models, key=lambda m: float((ranks[m.label] <= 5).mean() + (ranks[m.label] <= 8).mean()), default=None)
-
-
-def _spread(ranks: dict[str, np.ndarray], models: Sequence[Trained]) -> list[tuple[str, list[str]]]:
+def _spread(ranks: dict[str, np.ndarray]) -> list[tuple[str, list[str]]]:
     """Return quartiles of each model's final rank, for the heading of the sessions."""
-    quartiles = {m.label: np.percentile(ranks[m.label], (25, 50, 75, 90)) for m in models}
-    return [(label, [f"{q:.0f}" for q in found]) for label, found in quartiles.items()]
+    return [(label, [f"{q:.0f}" for q in np.percentile(found, (25, 50, 75, 90))]) for label, found in ranks.items()]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from manifests.schema import RunSpec
@@ -74,26 +73,17 @@ def memory_figure(experiment: Experiment) -> Figure:
     """Plot recall against inference time of the CM-NTM runs on these features that an ablation timed (Figure 8)."""
     title = "Recall against inference time (Figure 8)"
     found: dict[str, list[tuple[float, float, str]]] = {}
-    times = _times(experiment.workspace.out)
+    times: dict[str, float] = {}  # run id -> median milliseconds per session
+    for path in sorted(experiment.workspace.out.glob("ablations/*/timing.json")):
+        times |= {run: values["milliseconds"] for run, values in read_timing(path).get("runs", {}).items()}
     for folder in list_runs(experiment.workspace.runs):
         if folder.id in times and (point := _point(folder, experiment, times[folder.id])):
             found.setdefault(point[0], []).append(point[1:])
     if sum(map(len, found.values())) < 2:
-        why = (
-            "fewer than two evaluated CM-NTM runs on these features are timed: "
-            f"`{experiment.spec.command('ablate figure8 --spec')}`"
-        )
-        return Figure(title, why_not=why)
+        why = "fewer than two evaluated CM-NTM runs on these features are timed"
+        return Figure(title, why_not=f"{why}: `{experiment.spec.command('ablate figure8 --spec')}`")
     chart = scatter(dict(sorted(found.items())), "ms per session", "mean of R@5 and R@8, %", title)
     return Figure(title, chart, "One point per run; colors are the number of memories C.")
-
-
-def _times(out: Path) -> dict[str, float]:
-    """Return run id -> median milliseconds per session, over all timed ablations."""
-    found: dict[str, float] = {}
-    for path in sorted(out.glob("ablations/*/timing.json")):
-        found |= {run: values["milliseconds"] for run, values in read_timing(path).get("runs", {}).items()}
-    return found
 
 
 def _point(folder: RunFolder, experiment: Experiment, time: float) -> tuple[str, float, float, str] | None:

@@ -107,7 +107,7 @@ def interactive_order(bed: TestBed, models: Sequence[Trained], queries: Queries 
         }
         found = overlap(tops[2], tops[3])
         place = int(np.abs(found - found.mean()).argmin())
-        lists = [tuple(bed.image(mine[place], int(row)) for row in top[place] if row >= 0) for top in tops[2:]]
+        lists = [bed.images(mine[place], top[place]) for top in tops[2:]]
         out.examples[trained.label] = Example(mine[place], float(found[place]), *lists)
     return out
 
@@ -164,5 +164,5 @@ class _Player:
         most = max(map(len, used.values())) + 1
         top = self.bed.top(answers, most)
         for n, images in used.items():
-            ranked = (self.bed.image(n, row) for row in top[n] if row >= 0)
+            ranked = self.bed.images(n, top[n])
             images.append(next((i for i in ranked if i not in images and i in self.place), images[-1]))

@@ -1,6 +1,6 @@
 """Measure memory retention (paper Figure 5): do the final results still satisfy the requests of earlier turns?
 
-Exact when the dataset records the requests (``requests``). Otherwise the text tower scores the results: the percentile
+Exact when the dataset records the requests (``known_requests``). Otherwise the text tower scores the results: the percentile
 of the retrieved images in the gallery ranked by one earlier feedback alone (50 is chance, 100 the best match).
 """
 
@@ -15,14 +15,16 @@ from typing import Any
 import numpy as np
 
 from cache import Store
+from manifests.datasets.demo import DemoOptions, catalogue_of
 from manifests.identity import stack_keys, text_key
+from manifests.schema import Dataset, RunSpec
 from pipeline.evaluation.rows import unit_rows
-from pipeline.views.report.requests import Request, meets
 from pipeline.views.retrieval.testbed import TestBed, rows_or_zeros
 from pipeline.views.retrieval.trained import Trained
 
 CHANCE = "any gallery image"
 Z95 = 1.96
+Request = dict[str, str]  # field -> requested value; "none" requests its absence
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,25 @@ def mean_of(values: Sequence[float] | np.ndarray) -> Mean:
         raise ValueError("no sessions: a mean over none does not exist")
     half = Z95 * float(found.std(ddof=1)) / len(found) ** 0.5 if len(found) > 1 else 0.0
     return Mean(float(found.mean()), half, len(found))
+
+
+def known_requests(spec: RunSpec) -> dict[str, tuple[Request, ...]] | None:
+    """Return session id -> the requests of its turns; None when only the words are known.
+
+    The demo's users are generated, so their requests are known: the same options give the same sessions.
+    """
+    if spec.dataset.name != "demo":
+        return None
+    catalogue = catalogue_of(DemoOptions.model_validate(spec.dataset.options))
+    return {name: story.requests for name, story in catalogue.stories.items()}
+
+
+def meets(dataset: Dataset, image: str, request: Request) -> bool:
+    """Return whether an image has every requested value."""
+    found = dataset.attributes.get(image, {})
+    return all(
+        (value in found.get(field, ())) if value != "none" else not found.get(field) for field, value in request.items()
+    )
 
 
 def exact_retention(

@@ -60,17 +60,12 @@ def strips_of(bed: TestBed, trained: Trained, chosen: Sequence[int], k: int) -> 
         last = len(session.turns) - 1
         views = []
         for turn, (said, target) in enumerate(zip(session.turns, session.targets, strict=True)):
-            at = turn if trained.by_turn else 0 if turn == last else None
-            views.append(
-                TurnView(
-                    said.reference,
-                    said.text,
-                    target,
-                    () if at is None else tuple(bed.image(number, row) for row in tops[at][number] if row >= 0),
-                    0 if at is None else int(ranks[at][number]),
-                    "" if weights is None else heat(weights[place, turn], f"turn {turn + 1}"),
-                )
-            )
+            top, rank = tuple[str, ...](), 0
+            if trained.by_turn or turn == last:
+                at = turn if trained.by_turn else 0
+                top, rank = bed.images(number, tops[at][number]), int(ranks[at][number])
+            svg = "" if weights is None else heat(weights[place, turn], f"turn {turn + 1}")
+            views.append(TurnView(said.reference, said.text, target, top, rank, svg))
         size = len(bed.candidates[session.category].images)
         found.append(Strip(session.id, session.category, session.target, views[-1].rank, size, tuple(views)))
     return found

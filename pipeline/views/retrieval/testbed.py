@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -92,13 +92,21 @@ class TestBed:
         """Return the image id of a gallery row of a session's category."""
         return self.candidates[self.sessions[session].category].images[row]
 
+    def images(self, session: int, rows: Iterable[int]) -> tuple[str, ...]:
+        """Return the image ids of the rows of ``top`` of a session, without its padding."""
+        return tuple(self.image(session, row) for row in rows if row >= 0)
+
     def spearman(self, one: Tensor, other: Tensor) -> np.ndarray:
         """Return the rank correlation of each session's whole gallery under two queries [S, D]: float64 [S]."""
         out = np.zeros(len(self.sessions))
         for category, numbers in self.members.items():
             for part in torch.as_tensor(numbers).split(256):
+                # Pearson's coefficient of the ranks
                 scores = (self.indexes[category].scores(queries[part]) for queries in (one, other))
-                out[part.numpy()] = _correlation(*scores)
+                a, b = (s.argsort(1).argsort(1).double() for s in scores)
+                a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+                bottom = (a.square().sum(1) * b.square().sum(1)).sqrt().clamp_min(1e-12)
+                out[part.numpy()] = ((a * b).sum(1) / bottom).cpu().numpy()
         return out
 
 
@@ -113,11 +121,3 @@ def rows_or_zeros(store: Store, table: str, keys: Sequence[bytes]) -> np.ndarray
 def overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Return the share of results that two lists have in common: int64 [S, k] twice -> float64 [S]."""
     return np.array([len(set(a) & set(b)) / len(a) for a, b in zip(one.tolist(), other.tolist(), strict=True)])
-
-
-def _correlation(one: Tensor, other: Tensor) -> np.ndarray:
-    """Return Spearman's coefficient of each row of two [B, G], as Pearson's of the ranks."""
-    a, b = (x.argsort(1).argsort(1).double() for x in (one, other))
-    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
-    bottom = (a.square().sum(1) * b.square().sum(1)).sqrt().clamp_min(1e-12)
-    return ((a * b).sum(1) / bottom).cpu().numpy()

@@ -1,24 +1,31 @@
-"""Load trained runs for the views: those of a spec, or any run on the same features by id."""
+"""Load trained runs for the views: those of a spec, or any run on the same features by id.
+
+A catalog without sessions takes runs of other datasets on the same features, or untrained averages.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from manifests.errors import IncompleteError, ManifestError, Problem
+from manifests.errors import FashionNTMError, IncompleteError, ManifestError, Problem
 from pipeline.evaluation.files import ResultFiles
 from pipeline.jobs.experiment import Experiment
 from pipeline.training.checkpoint import load_model
 from pipeline.training.data import SessionFeatures
-from pipeline.training.models import model_title
+from pipeline.training.dialogue import weights_digest
+from pipeline.training.models import build_model, model_title
 from pipeline.training.models.base import MemoryModel
 from pipeline.training.runs import RunFolder, list_runs
 from pipeline.training.validate import inputs_of
 
 DIGITS = 4  # fewest digits that may abbreviate a run id
+UNTRAINED = "untrained"
+ALPHA = 0.7  # of EWMA, unless the spec sets it
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,14 @@ def trained_runs(
     return load_trained(folders, experiment.device, asked), missing
 
 
+def first_seeds(found: Sequence[Trained]) -> dict[str, Trained]:
+    """Return name -> run of its first seed, in order. Tables average over all seeds."""
+    first: dict[str, Trained] = {}
+    for trained in found:
+        first.setdefault(trained.name, trained)
+    return first
+
+
 def runs_by_id(experiment: Experiment, ids: Sequence[str]) -> list[Trained]:
     """Return finished runs on the experiment's data by id or its first digits, in the given order.
 
@@ -77,9 +92,8 @@ def runs_by_id(experiment: Experiment, ids: Sequence[str]) -> list[Trained]:
         if folder.state == "finished" and experiment.run_of(folder.record()["identity"]) is not None
     ]
     if not known:
-        raise IncompleteError(
-            f"no run on the features of '{experiment.spec.name}' is trained: run `{experiment.spec.command('train')}`"
-        )
+        spec = experiment.spec
+        raise IncompleteError(f"no run on the features of '{spec.name}' is trained: run `{spec.command('train')}`")
     there = "there are: " + ", ".join(f"{folder.model} {folder.id}" for folder in known)
     return load_trained([run_by_id(wanted, known, there) for wanted in dict.fromkeys(ids)], experiment.device)
 
@@ -111,6 +125,49 @@ def load_trained(folders: Sequence[RunFolder], device: torch.device, asked: Sequ
         title = model_title(name)
         out.append(Trained(label, title, seed, folder, model, ResultFiles.of(folder.path).weights(), preset))
     return out
+
+
+def catalogue_models(experiment: Experiment, ids: Sequence[str] = ()) -> list[Trained]:
+    """Return finished runs, of any dataset, on features with the fingerprint of the experiment's store; else EWMA and last.
+
+    ``ids``: only these runs, by id, first digits or folder. Raises ManifestError for an id that matches none or
+    several runs, and for a run on other features.
+    """
+    known = [f for f in list_runs(experiment.workspace.runs) if f.state == "finished"]
+    fitting = [f for f in known if _store_of(f) == experiment.store.fingerprint]
+    if not ids:
+        return load_trained(fitting, experiment.device) or untrained(experiment)
+    there = "on these features there are: " + (", ".join(f"{f.model} {f.id}" for f in fitting) or "none")
+    chosen = []
+    for wanted in dict.fromkeys(ids):
+        folder = RunFolder(Path(wanted).resolve())
+        if folder.state != "finished":
+            folder = run_by_id(wanted, known, there)
+        if _store_of(folder) != experiment.store.fingerprint:
+            reads, there = _store_of(folder)[:12], experiment.store.fingerprint[:12]
+            what = f"the run reads features {reads}, the catalog has {there}"
+            fix = "use the run's extractor, precision and composer (with weights = its folder) in the catalog's spec"
+            raise ManifestError([Problem("--run", wanted, what, fix)])
+        chosen.append(folder)
+    return load_trained(chosen, experiment.device)
+
+
+def untrained(experiment: Experiment) -> list[Trained]:
+    """Return EWMA, with alpha of the spec or 0.7, and the last turn alone: models that need no training."""
+    dim, found = experiment.store.tables["target"].dim, []
+    for name, options in (("ewma", {"alpha": ALPHA}), ("last", {})):
+        given = {k: v for k, v in experiment.spec.models.get(name, {}).items() if k != "training"}
+        model = build_model(name, options | given, dim).to(experiment.device).eval()
+        folder = RunFolder(experiment.workspace.runs / experiment.dataset.name / name / UNTRAINED)
+        found.append(Trained(name, model.title, None, folder, model, weights_digest(model)))
+    return found
+
+
+def _store_of(folder: RunFolder) -> str:
+    try:
+        return str(folder.record()["identity"]["store"])
+    except (FashionNTMError, KeyError, OSError):
+        return ""
 
 
 @torch.no_grad()

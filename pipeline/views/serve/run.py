@@ -15,10 +15,9 @@ from manifests.schema import Dataset, RunSpec
 from pipeline.core.workspace import Workspace
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.jobs.experiment import Experiment
-from pipeline.views.retrieval.catalogue import UNTRAINED, catalogue_models
 from pipeline.views.retrieval.live import store_extractor
 from pipeline.views.retrieval.queries import Queries
-from pipeline.views.retrieval.trained import Trained, runs_by_id, trained_runs
+from pipeline.views.retrieval.trained import UNTRAINED, catalogue_models, runs_by_id, trained_runs
 from pipeline.views.serve.engine import Engine
 from pipeline.views.serve.guard import is_loopback
 from pipeline.views.serve.limits import Limits
@@ -46,7 +45,10 @@ def open_engine(
     """
     experiment = Experiment(spec, dataset, workspace, device, log)
     if dataset.split("train"):
-        trained = runs_by_id(experiment, runs) if runs else _all(experiment)
+        # the spec's last model is its main one, so it is shown first
+        trained = runs_by_id(experiment, runs) if runs else trained_runs(experiment)[0][::-1]
+        if not trained:
+            raise IncompleteError(f"no run of spec '{spec.name}' is trained: run `{spec.command('train')}`")
     else:
         trained = catalogue_models(experiment, runs)
         if trained[0].run == UNTRAINED:
@@ -58,15 +60,6 @@ def open_engine(
         log(f"no live queries: {why}")
     queries = Queries(spec, dataset, workspace, extractor)
     return Engine(dataset, queries, trained, experiment.store, experiment.device, limits, why)
-
-
-def _all(experiment: Experiment) -> list[Trained]:
-    found, _ = trained_runs(experiment)
-    if not found:
-        raise IncompleteError(
-            f"no run of spec '{experiment.spec.name}' is trained: run `{experiment.spec.command('train')}`"
-        )
-    return found[::-1]  # the spec's last model is its main one, so it is shown first
 
 
 def _extractor(spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str) -> tuple[Extractor | None, str]:
@@ -129,11 +122,9 @@ def listen(make: Callable[[str | None, tuple[str, ...]], Any], host: str, port: 
         port = server.getsockname()[1]
         name = f"[{host}]" if ":" in host else host
         announce(f"http://{name}:{port}/" + (f"?token={token}" if token else ""))
+        shared = "; the address carries the token that lets a visitor in: share it with care" if token else ""
         try:
-            log(
-                "stop with Ctrl-C"
-                + ("; the address carries the token that lets a visitor in: share it with care" if token else "")
-            )
+            log("stop with Ctrl-C" + shared)
             uvicorn.Server(server_config(make(token, hosts))).run(sockets=[server])
         except KeyboardInterrupt:
             raise StoppedError("stopped") from None

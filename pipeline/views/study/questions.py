@@ -47,8 +47,7 @@ def draw_questions(
     for number in range(len(bed.sessions)):
         groups: dict[tuple[str, ...], list[str]] = {}
         for label, top in tops.items():
-            images = tuple(bed.image(number, row) for row in top[number] if row >= 0)
-            groups.setdefault(images, []).append(label)
+            groups.setdefault(bed.images(number, top[number]), []).append(label)
         if len(groups) > 1:
             found.append((number, tuple((tuple(labels), images) for images, labels in groups.items())))
     if not found:

@@ -81,9 +81,8 @@ class StudyResults:
             )
         lines += ["", f"Preferred top {unit}, of the answers with a preference; Wilson 95% intervals over answers."]
         if self.shared:
-            lines.append(
-                f"{self.shared} answers chose what several models retrieved alike: they count for each of them."
-            )
+            what = "answers chose what several models retrieved alike: they count for each of them."
+            lines.append(f"{self.shared} {what}")
         lines += ["", "Sign tests (exact, two-sided; Holm-corrected over the pairs):"]
         for test in self.tests:
             lines.append(
@@ -132,20 +131,10 @@ def study_results(study: StudyFile) -> StudyResults:
         interval = binomtest(chosen[label], decided).proportion_ci(method="wilson") if decided else None
         low, high = (float(interval.low), float(interval.high)) if interval else (0.0, 1.0)
         rates.append(Rate(label, title, chosen[label], decided, low, high))
-    return StudyResults(
-        study.about["spec"],
-        study.about["k"],
-        len(study.questions),
-        len(answers),
-        len(answers) - decided,
-        shared,
-        tuple(rates),
-        tuple(_tests(list(titles), votes)),
-        people,
-        dict(Counter(a.participant for a in answers)),
-        tuple(study.about["models"]),
-        study.about.get("made_with", {}),
-    )
+    about, progress = study.about, dict(Counter(a.participant for a in answers))
+    counts = (len(study.questions), len(answers), len(answers) - decided, shared)
+    tests, compared = tuple(_tests(list(titles), votes)), (tuple(about["models"]), about.get("made_with", {}))
+    return StudyResults(about["spec"], about["k"], *counts, tuple(rates), tests, people, progress, *compared)
 
 
 def _tests(labels: list[str], votes: dict[int, list[tuple[str, ...]]]) -> list[SignTest]:

@@ -11,7 +11,7 @@ from pipeline.core.workspace import Workspace
 from pipeline.jobs.experiment import Experiment
 from pipeline.views.retrieval.identity import changes, data_of, models_of
 from pipeline.views.retrieval.testbed import TestBed
-from pipeline.views.retrieval.trained import Trained, trained_runs
+from pipeline.views.retrieval.trained import Trained, first_seeds, trained_runs
 from pipeline.views.study.questions import MOST_MODELS, StudyError, draw_questions
 from pipeline.views.study.store import StudyFile
 
@@ -49,21 +49,16 @@ def open_study(
         "seed": seed,
         "codes": list(codes),
     }
+    experiment = Experiment(spec, dataset, workspace, device, log)
     if path.is_file():
         study = StudyFile(path)
-        changed = [
-            f"{key} {study.about.get(key)!r} -> {value!r}"
-            for key, value in asked.items()
-            if study.about.get(key) != value
-        ]
-        if changed:
-            raise StudyError(
-                f"{path}: holds a study of other settings ({'; '.join(changed)}): name a new file with --file"
-            )
-        _check_identity(study, Experiment(spec, dataset, workspace, device, log))
+        old = study.about
+        if changed := [f"{k} {old.get(k)!r} -> {v!r}" for k, v in asked.items() if old.get(k) != v]:
+            what = f"holds a study of other settings ({'; '.join(changed)})"
+            raise StudyError(f"{path}: {what}: name a new file with --file")
+        _check_identity(study, experiment)
         log(f"continuing {path}: {len(study.questions)} questions, {len(study.answers())} answers so far")
         return study
-    experiment = Experiment(spec, dataset, workspace, device, log)
     chosen = _choose(experiment, models)
     bed = TestBed(experiment)
     questions, differ = draw_questions(bed, chosen, sessions, k, seed)
@@ -82,14 +77,9 @@ def _check_identity(study: StudyFile, experiment: Experiment) -> None:
     known = {m["label"]: {"run": m["run"], "weights": m.get("weights")} for m in study.about["models"]}
     models = models_of(trained_runs(experiment)[0])
     present = {m[name]: {"run": m["run"], "weights": m["weights"]} for name in ("label", "run") for m in models}
-    changed = changes(
-        {**study.about.get("made_with", {}), "models": known},
-        {
-            **_data_of(experiment),
-            "models": {label: present.get(m["run"], present.get(label)) for label, m in known.items()},
-        },
-    )
-    if changed:
+    now = {label: present.get(m["run"], present.get(label)) for label, m in known.items()}
+    made_with = study.about.get("made_with", {})
+    if changed := changes({**made_with, "models": known}, {**_data_of(experiment), "models": now}):
         raise StudyError(
             f"{study.path}: its questions were drawn with other models or data ({changed}): answers to both would be "
             "counted as one; name a new file with --file"
@@ -98,14 +88,11 @@ def _check_identity(study: StudyFile, experiment: Experiment) -> None:
 
 def _choose(experiment: Experiment, models: Sequence[str]) -> list[Trained]:
     found, missing = trained_runs(experiment, models)
-    first: dict[str, Trained] = {}
-    for trained in found:
-        first.setdefault(trained.name, trained)
+    first = first_seeds(found)
     if models:
         if absent := [name for name in models if name not in first]:
-            raise StudyError(
-                f"not trained: {', '.join(absent)}; run " + "; ".join(f"`{command}`" for command in missing)
-            )
+            commands = "; ".join(f"`{command}`" for command in missing)
+            raise StudyError(f"not trained: {', '.join(absent)}; run {commands}")
         return [first[name] for name in models]
     preferred = [first[name] for name in PREFERRED if name in first]
     others = [trained for name, trained in reversed(first.items()) if name not in PREFERRED]

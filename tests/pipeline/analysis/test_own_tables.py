@@ -80,7 +80,13 @@ def test_an_ablation_has_a_row_per_point_and_view() -> None:
     subsets = {name: {s.id for s in world().split("test")} for name in SUBSETS}
     table = ablation_table(parse_ablation_spec(values, "a.toml"), world(), subsets)
     assert [row.label for row in table.rows[:2]] == ["1. lstm hidden=3, last 1", "1. lstm hidden=3"]
-    assert len(table.rows) == 6 and table.rows[-1].deterministic and len(table.blocks) == 1
+    assert len(table.rows) == 6 and table.rows[-1].deterministic and len(table.blocks) == 1 and not table.notes
+    grids = [{"models": ["gru", "lstm"], "options": {"hidden": [3, 4], "dropout": 0.1}, "training": {"scale": 2.0}}]
+    table = ablation_table(parse_ablation_spec({**values, "views": [{}], "grid": grids}, "a.toml"), world(), subsets)
+    assert [row.label for row in table.rows] == [
+        f"{n}. {m} hidden={k}" for n, m, k in zip("1234", ("gru", "gru", "lstm", "lstm"), "3434", strict=True)
+    ]
+    assert table.notes == ("All rows: dropout=0.1 training.scale=2.0.",)
 
 
 def test_mean_average_precision_is_a_column_without_chance(summary: Callable[..., Any]) -> None:

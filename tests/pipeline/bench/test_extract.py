@@ -12,7 +12,7 @@ import pytest
 from PIL import Image as Pillow
 
 from manifests.errors import ManifestError
-from pipeline.bench._load import Load
+from pipeline.bench._machine import Load
 from pipeline.bench._world import SPOILT, corrupted, draw_images
 from pipeline.bench.extract import figures_of, render, run, verdict
 from pipeline.extraction.images import DecodeError, decode

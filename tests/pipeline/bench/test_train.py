@@ -10,8 +10,7 @@ import torch
 from manifests.errors import ManifestError
 from pipeline.bench import train
 from pipeline.bench._machine import machine
-from pipeline.bench._memory import peak_bytes
-from pipeline.bench._subjects import Apart, Sizes
+from pipeline.bench._subjects import Apart, Sizes, peak_bytes
 
 
 def test_figures_and_table() -> None:
@@ -70,6 +69,7 @@ def test_the_compiled_reference_tells_how_long_it_compiled() -> None:
     assert "C = 4: the compiled reference's first step, compilation included: 61.5 s" in train.render(result)
 
 
+@pytest.mark.slow  # it imports the compiler
 def test_the_compiled_reference_is_one_that_this_torch_takes() -> None:
     """Made, not stepped: compiling takes minutes."""
     assert callable(Sizes(4, 2, 8, 2, 3, 1, "cpu").step(1, "compiled"))
@@ -79,7 +79,7 @@ def test_the_compiled_reference_is_one_that_this_torch_takes() -> None:
 def test_a_subject_apart_steps_when_told_and_ends() -> None:
     with Apart(Sizes(4, 2, 8, 2, 3, 2, "cpu"), 2, "fast K=2", 1) as subject:
         assert subject.seconds() > 0 and subject.seconds() > 0
-        process = subject._process
+        (process,) = subject._pool._processes.values()
         assert process.is_alive()
     assert not process.is_alive()
 

@@ -174,12 +174,20 @@ class AlwaysKilled(ClipExtractor):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-AlwaysKilled.__module__ = ClipExtractor.__module__
+class NeverSent(ClipExtractor):
+    def prepare(self, image: Any) -> Any:
+        return [open(os.devnull)]  # cannot be pickled
 
 
-def test_losses_again_and_again_end_the_job_with_the_place(clip_folder: Path, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(DecodingError, match=r"lost 3 times in a row \(signal 9\), at image 'i000' .*--workers"):
-        run(build_dataset(folder, images=IMAGES), tiny(AlwaysKilled, clip_folder), tmp_path, workers=2)
+AlwaysKilled.__module__ = NeverSent.__module__ = ClipExtractor.__module__
+
+
+@pytest.mark.parametrize(("kind", "how"), [(AlwaysKilled, "signal 9"), (NeverSent, "exit code 1")])
+def test_losses_again_and_again_end_the_job_with_the_place(
+    kind: type[ClipExtractor], how: str, clip_folder: Path, folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DecodingError, match=rf"lost 3 times in a row \({how}\), at image 'i000' .*--workers"):
+        run(build_dataset(folder, images=IMAGES), tiny(kind, clip_folder), tmp_path, workers=2)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="limits of file sizes are POSIX's")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,13 +95,13 @@ def test_a_resumed_job_keeps_its_batch_size(load: Load, clip_folder: Path, tmp_p
 
 
 def test_decoding_processes_leave_the_model_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
+    monkeypatch.setattr("dask.system.cpu_count", lambda: 12)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
     assert default_workers(CPU) == 7 and default_workers(torch.device("cuda")) == 12
     assert default_workers(CPU, 2) == 3 and default_workers(torch.device("cuda"), 5) == 2
     monkeypatch.setattr(torch, "get_num_threads", lambda: 12)
     assert default_workers(CPU) == 1
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(128)), raising=False)
+    monkeypatch.setattr("dask.system.cpu_count", lambda: 128)
     assert default_workers(torch.device("cuda"), 8) == 16 == default_workers(torch.device("cuda"))
 
 

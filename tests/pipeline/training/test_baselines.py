@@ -11,14 +11,13 @@ import torch
 from cache import Store, StoreWriter
 from manifests.identity import stack_keys, text_key
 from manifests.schema import Training
-from pipeline.training.data import SessionBatch, session_features
+from pipeline.training.data import SessionBatch, add_texts, session_features
 from pipeline.training.errors import FeatureError, TrainingError
 from pipeline.training.fit import fit
 from pipeline.training.models import _stage, build_model
 from pipeline.training.models.cfir import CFIR
 from pipeline.training.models.dialog_manager import _summed_ranks
 from pipeline.training.objective import Step
-from pipeline.training.texts import add_texts
 from pipeline.training.validate import embed, recalls, score
 from tests.pipeline.training.sessions import WIDTH, cumulative, row, sessions, write_store
 from tests.pipeline.training.test_models import settle

@@ -1,10 +1,9 @@
-"""Compile the kernels for a GPU that need not be there: ``python -m tests.pipeline.training.cascade.compile_kernels 90
-fp32,fp64 1,4 100 4,5 12,768`` (compute capability, numbers, C, H, N, M, each but the first a list; M is 768 if it is left
-out) prints what each needs, as JSON, or ends in the first one's error. Not in Triton's interpreter."""
+"""Compile the kernels for a GPU that need not be there: ``python -m tests.pipeline.training.cascade.compile_kernels
+90:fp32:4:100:4:768 90:fp64:2:7:5:`` (compute capability, numbers, C, H, N, M; without M the kernels of the stages alone)
+prints what each needs, as JSON, or ends in the first one's error. Not in Triton's interpreter."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import subprocess
@@ -23,7 +22,6 @@ from pipeline.training.cascade.kernels.stages import backward_turn, forward_turn
 from pipeline.training.cascade.parameters import Shape
 from pipeline.training.cascade.turn_triton import FUSED, memory_sizes, sizes
 
-WIDTH = "768"  # D and M of the published sizes
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -51,30 +49,27 @@ def resources(cubin: bytes) -> dict[str, int]:
     return {name: int(value) for name, value in re.findall(r"(REG|STACK):(\d+)", shown)}
 
 
-def forms(
-    stages: list[int], hidden: list[int], slots: list[int], widths: list[int]
-) -> Iterator[tuple[Any, dict[str, int]]]:
+def forms(stages: int, hidden: int, slots: int, width: int | None) -> Iterator[tuple[Any, dict[str, int]]]:
     """Every kernel in each of its forms, with what it is compiled for: those of the stages know no M, those of the memories
     neither C nor H."""
-    for n in slots:
-        for c, h in itertools.product(stages, hidden):
-            chain = sizes(Shape(c, dim=1, slots=n, width=1, hidden=h))
-            yield from ((forward_turn, chain), (backward_turn, chain))
-        for width, flag in itertools.product(widths, (0, 1)):
-            memory = memory_sizes(Shape(1, dim=1, slots=n, width=width, hidden=1))
-            yield from ((k, memory | {"ALIKE": flag}) for k in (write_memory, write_memory_backward))
-            yield gather_memory, memory | {"WROTE": flag}
+    chain = sizes(Shape(stages, dim=1, slots=slots, width=1, hidden=hidden))
+    yield from ((forward_turn, chain), (backward_turn, chain))
+    for flag in (0, 1) if width else ():
+        memory = memory_sizes(Shape(1, dim=1, slots=slots, width=width, hidden=1))
+        yield from ((k, memory | {"ALIKE": flag}) for k in (write_memory, write_memory_backward))
+        yield gather_memory, memory | {"WROTE": flag}
 
 
-def main(capability: str, numbers: str, stages: str, hidden: str, slots: str, widths: str = WIDTH) -> None:
-    listed = ([int(size) for size in sizes.split(",")] for sizes in (stages, hidden, slots, widths))
+def main(*cases: str) -> None:
     found = []
-    for number, (kernel, constants) in itertools.product(numbers.split(","), forms(*listed)):
-        try:
-            needed = resources(binary(kernel, constants, number, int(capability)))
-        except Exception as error:
-            raise SystemExit(f"{kernel.__name__} {number} {constants}: {error}") from error
-        found.append({"kernel": kernel.__name__, "numbers": number, **constants, **needed})
+    for case in cases:
+        capability, numbers, *shape = case.split(":")
+        for kernel, constants in forms(*(int(size) if size else None for size in shape)):
+            try:
+                needed = resources(binary(kernel, constants, numbers, int(capability)))
+            except Exception as error:
+                raise SystemExit(f"{kernel.__name__} {case} {constants}: {error}") from error
+            found.append({"case": case, "kernel": kernel.__name__, "numbers": numbers, **constants, **needed})
     print(json.dumps(found))
 
 

@@ -22,8 +22,11 @@ INTERPRETED = () if DEVICE.type == "cuda" else pytest.mark.slow  # the interpret
 
 @pytest.mark.parametrize(
     ("memory", "stages", "slots", "turns"),
-    [("random", 3, 1, 2), pytest.param("random", 2, 5, 3, marks=INTERPRETED)]
-    + [pytest.param(*case, marks=pytest.mark.slow) for case in (("random", 1, 4, 2), ("constant", 3, 2, 3))],
+    [
+        pytest.param("random", 3, 1, 2, marks=INTERPRETED),
+        pytest.param("random", 2, 5, 3, marks=INTERPRETED),
+        pytest.param("constant", 3, 2, 3, marks=pytest.mark.slow),
+    ],
 )
 def test_outputs_and_gradients_equal_the_reference(memory: str, stages: int, slots: int, turns: int) -> None:
     found = differences(
@@ -34,8 +37,9 @@ def test_outputs_and_gradients_equal_the_reference(memory: str, stages: int, slo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stages", "slots"), [(4, 16), (8, 4), (16, 4)])
+@pytest.mark.parametrize(("stages", "slots"), [(4, 16), (8, 4)])
 def test_deep_cascades_equal_the_reference(stages: int, slots: int) -> None:
+    """Sixteen stages are a longer loop: they are compiled in test_kernel_binaries.py, and not interpreted."""
     found = differences(
         [cascade(stages, "constant", stages=stages, slots=slots)], [batch(2, sessions=2)], TritonTurn(), DEVICE
     )

@@ -8,8 +8,7 @@ import torch
 
 from pipeline.training.dialogue import Dialogue
 from pipeline.views.report.order import interactive_order, logged_order
-from pipeline.views.report.requests import known_requests, meets
-from pipeline.views.report.retention import CHANCE, exact_retention, mean_of, scored_retention
+from pipeline.views.report.retention import CHANCE, exact_retention, known_requests, mean_of, meets, scored_retention
 from pipeline.views.retrieval.queries import Queries
 from pipeline.views.retrieval.testbed import TestBed
 from pipeline.views.retrieval.trained import trained_runs

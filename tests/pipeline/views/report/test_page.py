@@ -66,7 +66,7 @@ def test_the_file_loads_nothing(report: Path) -> None:
 def test_the_tables_hold_the_runs_numbers(demo: Project, report: Path) -> None:
     text = report.read_text(encoding="utf-8")
     for trained in trained_runs(demo.experiment())[0]:
-        summary = load_summary(trained.folder.summary_file)
+        summary = load_summary(trained.folder.path / "summary.json")
         overall = summary["metrics"]["all"]["overall"]
         row = re.search(rf'<th scope="row">{re.escape(trained.title)}</th>(.*?)</tr>', text, re.S)
         assert row and f"<td>{overall['mean']:.1f}</td>" in row.group(1)
@@ -74,7 +74,7 @@ def test_the_tables_hold_the_runs_numbers(demo: Project, report: Path) -> None:
 
 
 def test_the_strips_hold_the_ranks_of_the_evaluation(demo: Project, report: Path) -> None:
-    wanted = load_results(trained_runs(demo.experiment())[0][-1].folder.results_file)
+    wanted = load_results(trained_runs(demo.experiment())[0][-1].folder.path / "results.h5")
     ranks = dict(zip(wanted.session_ids, wanted.ranks.tolist(), strict=True))
     found = re.findall(
         r'<summary><span class="name">(.*?)</span>.*?target at <b>(\d+)</b>', report.read_text(encoding="utf-8")
@@ -89,6 +89,7 @@ def test_markup_in_a_dataset_stays_text(words: Project, tmp_path: Path) -> None:
     assert 'class="card' in text  # captions stand in for the images
 
 
+@pytest.mark.slow  # four reports
 def test_pictures_give_way_before_sessions_and_sessions_before_the_limit(demo: Project, tmp_path: Path) -> None:
     text, whole = made(demo, tmp_path / "a.html")
     _, small = made(demo, tmp_path / "b.html", megabytes=whole["bytes"] / 1e6 - 0.03)
@@ -175,10 +176,9 @@ def test_the_command_writes_the_file(demo: Project, tmp_path: Path) -> None:
     assert done.stdout.strip() == str(out) and out.read_text(encoding="utf-8").count('class="session"') == 3
 
 
-@pytest.mark.parametrize(
-    "look", [{"color_scheme": "light"}, {"color_scheme": "dark", "viewport": {"width": 390, "height": 800}}]
-)
-def test_a_reader_without_a_network(browser: Any, report: Path, look: dict[str, Any]) -> None:
+def test_a_reader_without_a_network(browser: Any, report: Path) -> None:
+    """On a small dark screen, and at its end on a large light one."""
+    look: dict[str, Any] = {"color_scheme": "dark", "viewport": {"width": 390, "height": 800}}
     with page_of(browser, offline=True, **look) as page:
         page.goto(report.as_uri())
         assert page.locator(".session[open]").count() == 3
@@ -196,5 +196,8 @@ def test_a_reader_without_a_network(browser: Any, report: Path, look: dict[str, 
         page.fill("#filter", "")
         assert no_sideways_scroll(page)
         assert accessible(page) == []
-        if "color_scheme" in look:
-            assert len(page.pdf(format="A4")) > 20_000
+        page.emulate_media(color_scheme="light")
+        page.set_viewport_size({"width": 1200, "height": 900})
+        assert no_sideways_scroll(page)
+        assert accessible(page) == []
+        assert len(page.pdf(format="A4")) > 20_000

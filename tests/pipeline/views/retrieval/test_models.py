@@ -27,7 +27,7 @@ def test_the_ranks_are_those_of_the_evaluation(demo: Project) -> None:
     models, missing = trained_runs(experiment)
     assert missing == [] and [m.label for m in models] == ["last", "avg", "cat", "ewma", "cm_ntm"]
     for trained in models:
-        wanted = load_results(trained.folder.results_file)
+        wanted = load_results(trained.folder.path / "results.h5")
         assert [s.id for s in bed.sessions] == list(wanted.session_ids)
         found = bed.ranks(bed.finals(trained))
         assert found.tolist() == wanted.ranks.tolist()

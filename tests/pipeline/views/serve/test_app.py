@@ -242,7 +242,7 @@ anything = st.recursive(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from(["say", "choose", "permute", "models", "back"]),
     key=st.sampled_from(["text", "image", "order", "models", "category", "description"]),

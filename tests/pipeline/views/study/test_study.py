@@ -302,10 +302,9 @@ def test_the_command_prints_results_and_draws_the_chart(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, [*words, "--json"])
     assert done.exit_code == 0 and json.loads(done.stdout)["rates"][0]["rate"] == 1.0
     pytest.importorskip("matplotlib", reason="no matplotlib: pip install 'fashion-ntm[plots]'")
-    for suffix, head in (("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")):
-        chart = tmp_path / f"figure7.{suffix}"
-        assert CliRunner().invoke(main, [*words, "--chart", str(chart)]).exit_code == 0
-        assert chart.read_bytes().startswith(head)
+    chart = tmp_path / "figure7.svg"
+    assert CliRunner().invoke(main, [*words, "--chart", str(chart)]).exit_code == 0
+    assert chart.read_bytes().startswith(b"<?xml")
     bad = CliRunner().invoke(main, [*words, "--chart", str(tmp_path / "figure7.xyz")])
     assert bad.exit_code == 3 and ".png, .pdf or .svg" in bad.output
 
@@ -319,11 +318,9 @@ def address(demo: Project, study: StudyFile) -> Iterator[str]:
         yield found
 
 
-@pytest.mark.parametrize(
-    "look", [{"color_scheme": "light"}, {"color_scheme": "dark", "viewport": {"width": 360, "height": 740}}]
-)
-def test_five_questions_and_a_pause(browser: Any, study: StudyFile, address: str, look: dict[str, Any]) -> None:
-    with page_of(browser, **look) as page:
+def test_five_questions_and_a_pause(browser: Any, study: StudyFile, address: str) -> None:
+    """One day on a large light screen, another on a small dark one."""
+    with page_of(browser, color_scheme="light") as page:
         page.goto(address)
         assert accessible(page) == [] and no_sideways_scroll(page)
         page.fill("#name", "ann")
@@ -338,11 +335,14 @@ def test_five_questions_and_a_pause(browser: Any, study: StudyFile, address: str
         page.locator("#options .tile[aria-pressed=true]").wait_for()
         page.keyboard.press("1")  # another mind
         page.get_by_text("2 of 5 answered").wait_for()
+    look: dict[str, Any] = {"color_scheme": "dark", "viewport": {"width": 360, "height": 740}}
     with page_of(browser, **look) as page:  # another day
         page.goto(address)
+        assert accessible(page) == [] and no_sideways_scroll(page)
         page.fill("#name", "ann")
         page.get_by_role("button", name="Begin").click()
         page.get_by_text("2 of 5 answered").wait_for()
+        assert accessible(page) == [] and no_sideways_scroll(page)
         page.keyboard.press("0")
         page.get_by_text("3 of 5 answered").wait_for()
         for number in (4, 5):
