@@ -114,6 +114,7 @@ def test_a_damaged_shard_is_not_exported(store: Store, tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "features.json").exists()
 
 
+@pytest.mark.slow  # 64 MB
 def test_memory_is_bounded_by_a_block(tmp_path: Path) -> None:
     import tracemalloc
 
