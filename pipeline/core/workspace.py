@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from cache import Store
 from manifests.errors import IncompleteError
 from manifests.identity import changed_fields, digest
-from manifests.load import packaged
+from manifests.load import portable
 from manifests.schema import Dataset, RunSpec
 from pipeline.composition.ready import fitting_sessions
 from pipeline.composition.request import composer_request, is_joint
@@ -154,8 +154,7 @@ class Workspace:
 
 def extraction_request(spec: RunSpec) -> str:
     """Return the digest of the spec's tables that determine the extraction; the project's own place does not count."""
-    options = {k: (packaged(v) or v) if isinstance(v, str) else v for k, v in spec.extractor.model_dump().items()}
-    return digest([spec.dataset.model_dump(), options])
+    return digest([spec.dataset.model_dump(), portable(spec.extractor.model_dump())])
 
 
 def composer_identity(spec: RunSpec, dataset: Dataset, backbone: Store) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from manifests.leaks import SUBSETS
+from manifests.load import portable
 from manifests.views import WHOLE, View
 from pipeline.evaluation.evaluate import Evaluation
 from pipeline.evaluation.evaluate import evaluate as rank_sessions
@@ -82,7 +83,7 @@ def train_group(
     messages, finished = _Messages(experiment, runs[0].asked, options), False
     try:
         execution = Execution(
-            spec=experiment.spec.model_dump(mode="json"),
+            spec=portable(experiment.spec.model_dump(mode="json")),
             backend=options.backend,
             threads=options.threads,
             again=options.force,
