@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from cli import Commands, main
-from pipeline.bench import names, sizes_of
+from pipeline.bench import kill, names, sizes_of
 from pipeline.views.serve.run import listen
 from tests.caption_project import CAPTIONS, call, caption_project
 from tests.processes import forked
@@ -56,7 +56,10 @@ def test_each_progress_line_off_a_terminal_ends_in_a_newline(tmp_path: Path) -> 
     words = ["bench", "kill", "--set", "kills=2", "--set", f"folder={tmp_path}", "--json"]
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["figures"]["passed"] is True
+    figures = json.loads(done.stdout)["figures"]
+    assert figures["passed"] is True and figures["kills"] == 2
+    text = kill.render(figures)
+    assert "2 writers killed" in text and text.endswith("passed")
     assert done.stderr.endswith("2 of 2 kills\n") and "1 of 2 kills\n" in done.stderr and "\r" not in done.stderr
 
 

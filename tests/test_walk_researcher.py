@@ -20,6 +20,7 @@ PAGE = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
 SECTION = PAGE.partition("## A table for every spec")[2].partition("\n## ")[0]
 
 
+@pytest.mark.slow
 def test_the_commands_and_the_code_of_the_page(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -123,6 +123,7 @@ def browser() -> Iterator[Any]:
         yield found
 
 
+@pytest.mark.slow  # the search page in a browser: views/serve/test_page.py
 def test_the_pages_in_a_browser(shop: Path, browser: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("starlette", reason="no web packages: pip install 'fashion-ntm[serve]'")
     from pipeline.views.serve.app import make_app

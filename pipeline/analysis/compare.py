@@ -19,7 +19,7 @@ from pipeline.core.text_table import markdown
 from pipeline.evaluation import significance as stats
 from pipeline.evaluation.evaluate import Evaluation
 from pipeline.evaluation.files import load_results
-from pipeline.jobs.named_runs import results_of, runs_named, seed_of
+from pipeline.jobs.managed_runs import results_of, runs_named, seed_of
 from pipeline.jobs.run_rows import Currency, NotCheckedError
 from pipeline.training.errors import RunError
 from pipeline.training.runs import RunFolder, list_runs

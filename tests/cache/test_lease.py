@@ -171,6 +171,7 @@ def test_the_lease_of_a_process_that_died_here_is_free_at_once(path: Path, write
     assert leases(path) == []
 
 
+@pytest.mark.slow
 def test_a_death_at_any_step_of_taking_the_lease_keeps_nobody_waiting(path: Path, writer, child) -> None:
     writer().close()
 

@@ -140,6 +140,7 @@ def watched(path: Path, kill_at: tuple[str, int, bool] = ("", 0, False)) -> Coun
     return calls
 
 
+@pytest.mark.slow  # kills at random moments are in every run
 def test_kills_between_any_two_calls(tmp_path: Path, uninterrupted: Path, child: Callable) -> None:
     rng, calls, killed = random.Random(3), watched(tmp_path / "watched"), 0
     steps = [("", n, False) for n in rng.sample(range(1, calls[""]), 4)]

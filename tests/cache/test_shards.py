@@ -17,10 +17,11 @@ from cache.shards import nonfinite_rows
 
 def test_the_same_rows_give_the_same_bytes(tmp_path: Path, writer, rows) -> None:
     for name in ("a", "b"):
+        if name == "b":
+            time.sleep(1.1)  # a time in the file would show
         with writer(tmp_path / name) as w:
             w.commit("image", *rows(0, 700))
             w.bind({"one": bytes(16), "two": bytes(range(16))})
-        time.sleep(1.1)  # a time in the file would show
     for name in ("image-00000.h5", "catalogue.h5"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 

@@ -88,6 +88,7 @@ def call(project: Path, disk: Path, command: str, words: tuple[str, ...]) -> tup
     return done.exit_code, done.output
 
 
+@pytest.mark.slow
 def test_each_command_after_stage_1(tmp_path: Path, disk: Path) -> None:
     project = caption_project(tmp_path, "small", SPEC)
     (disk / "out").mkdir()

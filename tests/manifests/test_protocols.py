@@ -64,7 +64,9 @@ def test_the_digest_is_of_the_content_not_of_the_order() -> None:
     ("name", "options", "kept"),
     [
         pytest.param("mt_fashioniq", {}, ((9105, 1090), (7285, 2400), (6267, 2400)), marks=pytest.mark.slow),
-        ("shoes", {"holdout": 0.1}, ((3189, 354), (3189, 354), (3123, 354))),
+        pytest.param(
+            "shoes", {"holdout": 0.1}, ((3189, 354), (3189, 354), (3123, 354)), marks=pytest.mark.slow
+        ),  # one of its lists in every run: ``test_command``
     ],
 )
 def test_published_lists(

@@ -57,7 +57,9 @@ def _softplus_slope(x: float) -> float:
 
 @compiled
 def _softmax(x) -> None:
-    highest, total = x.max(), x.dtype.type(0)
+    highest, total = x[0], x.dtype.type(0)
+    for i in range(1, len(x)):
+        highest = max(highest, x[i])
     for i in range(len(x)):
         x[i] = math.exp(x[i] - highest)
         total += x[i]
@@ -128,7 +130,8 @@ def _address_backward(d_weights, raw, cosines, alike: bool, previous, room, d_ra
         d_sharpening += d_weights[i] * math.log(max(shifted[i], tiny))
         d_weights[i] = 0 if shifted[i] < tiny else d_weights[i] * sharpening / shifted[i]
     d_shift, d_gate = d_raw[2:5], 0.0
-    d_shift[:] = 0
+    for j in range(3):
+        d_shift[j] = 0
     for i in range(slots):
         after = (i + 1) % slots
         d_shift[0] += mixed[i - 1] * d_weights[i]
@@ -189,11 +192,11 @@ def read(memory, norms, states, raws, previous, cosines, weights, c: int, n: int
             raw, rows, out = raws[k, c, n, b], memory[k, c, b], states[k, c, n + 1, b]
             _cosines(rows, norms[k, c, b], raw[:width], cosines[k, c, b])
             _address(raw[width:], cosines[k, c, b], False, previous[k, c, b], room)
-            weights[k, c, b] = room[3, :slots]
             for m in range(width):
                 out[m] = 0
             for i in range(slots):
                 weight, row = room[3, i], rows[i]
+                weights[k, c, b, i] = weight
                 for m in range(width):
                     out[m] += weight * row[m]
 
@@ -238,9 +241,9 @@ def write(memory, norms, raws, previous, cosines, weights, new, new_norms, alike
                 if not alike:
                     _cosines(rows, norms[k, c, b], raw[SCALARS + 2 * width :], cosines[k, c, b])
                 _address(raw, cosines[k, c, b], alike, previous[k, c, b], room)
-                weights[k, c, b] = room[3, :slots]
                 for i in range(slots):
                     weight, row, out = room[3, i], rows[0 if alike else i], new[k, c, b, i]
+                    weights[k, c, b, i] = weight
                     for m in range(width):
                         out[m] = row[m] + weight * (add[m] - erase[m] * row[m])
                     new_norms[k, c, b, i] = _norm(out)

@@ -47,9 +47,9 @@ def store_composer(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Com
     backbone, store, request = workspace.backbone(spec, dataset), workspace.store(spec, dataset), composer_request(spec)
     if is_joint(backbone):
         return None
-    assert request is not None
-    ready = ready_composer(request, spec, dataset, backbone, folds=False)
-    command = "fit-composer" if request.kind.trainable else "extract"
+    ready, command = ready_composer(request, spec, dataset, backbone, folds=False), "extract"
+    if request.kind.trainable:
+        command = "fit-composer"
     if ready is None:
         what = f"the fitted composer of spec '{spec.name}' is missing or damaged"
         raise IncompleteError(f"{what}: run `{spec.command('fit-composer')}`")

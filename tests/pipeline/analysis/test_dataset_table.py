@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from manifests.datasets import datasets
 from manifests.schema import Dataset, Gallery, Image, Session, Turn
-from manifests.table_spec import DatasetTable, load_table_spec, parse_table_spec
+from manifests.table_spec import DatasetTable, parse_table_spec
 from pipeline.analysis.dataset_table import build_dataset_table
 
 
@@ -55,16 +52,3 @@ def test_a_dataset_is_counted_beside_the_papers_numbers() -> None:
     assert "Shoes: dropped session 9: it has one turn." in table.footnotes
     assert {c.command for c in table.blocks[1].rows[0].cells} == {"fashion-ntm table 1 --data DIR"}
     assert table.commands == {"fashion-ntm table 1 --data DIR": "Train, Test"}
-
-
-def test_multi_turn_fashioniq_equals_the_paper(shared_data: Path) -> None:
-    spec = load_table_spec("1")
-    assert isinstance(spec, DatasetTable)
-    entry = spec.datasets[0]
-    source = datasets.get(entry.dataset.name)
-    dataset = source.load(source.Options.model_validate(entry.dataset.options), shared_data)
-    table = build_dataset_table(spec, {entry.key: dataset})
-    cells = [cell for r in table.blocks[0].rows for cell in r.cells]
-    assert [cell.value for cell in cells] == [6897, 1733, 475, 10438, 1752, 483, 165, 6274]
-    assert {cell.difference for cell in cells} == {0}
-    assert any("it has one turn" in note for note in table.footnotes)

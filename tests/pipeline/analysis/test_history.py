@@ -93,7 +93,7 @@ def test_the_category_of_a_session_is_its_gallery(features: SessionFeatures) -> 
         assert session.target in galleries[session.category].index
 
 
-@pytest.mark.parametrize("part", ["test", "train"])
+@pytest.mark.parametrize("part", ["test", pytest.param("train", marks=pytest.mark.slow)])
 def test_the_command_on_the_demo(part: str, demo: Project) -> None:
     where = [str(demo.file), *demo.options, "--device", "cpu", "--draws", "2", "--part", part]
     found = json.loads(CliRunner().invoke(main, ["history", *where, "--json"], catch_exceptions=False).stdout)

@@ -3,9 +3,12 @@ from __future__ import annotations
 import importlib.util
 import json
 
+import pytest
+
 from pipeline.bench.cache import _goals, render, run
 
 
+@pytest.mark.slow
 def test_every_figure_is_there_and_is_plain(tmp_path) -> None:
     result = run(rows=600, dim=16, repeats=1, shards=3, folder=tmp_path)
     assert json.loads(json.dumps(result)) == result and not list(tmp_path.iterdir())

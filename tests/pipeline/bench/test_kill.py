@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from pipeline.bench import kill
-from pipeline.bench.kill import ROWS, SHARDS, TABLES, Score, _check, _identity, _window, kill_writers, render
+from pipeline.bench.kill import ROWS, SHARDS, TABLES, Score, _check, _identity, _window, kill_writers
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
@@ -23,22 +21,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow  # two kills by the command: test_cli_words.py
 def test_three_kills_lose_nothing(tmp_path: Path) -> None:
     score = kill_writers(3, seed=3, folder=tmp_path)
     assert score.passed and score.kills == 3 == sum(score.windows.values())
     assert (score.unreadable, score.lost_rows, score.wrong_rows, score.damaged) == (0, 0, 0, 0)
     assert score.finished == score.equal >= 1 and score.most_redone <= 1
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_command_prints_the_score(tmp_path: Path) -> None:
-    from cli import main
-
-    done = CliRunner().invoke(main, ["bench", "kill", "--set", "kills=1", "--set", f"folder={tmp_path}", "--json"])
-    assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["figures"]["kills"] == 1 and json.loads(done.stdout)["figures"]["passed"] is True
-    text = render(json.loads(done.stdout)["figures"])
-    assert "1 writers killed" in text and text.endswith("passed")
 
 
 def test_a_whole_store_scores_nothing(whole: Path) -> None:

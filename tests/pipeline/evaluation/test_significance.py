@@ -68,6 +68,7 @@ def resampled_gap(a: np.ndarray, b: np.ndarray, strata: list[np.ndarray], seed: 
     return difference(value, bootstrap(gap[:, None], strata, resamples=600, seed=seed)[:, 0])
 
 
+@pytest.mark.slow
 def test_the_bootstrap_rejects_a_true_null_five_times_in_a_hundred() -> None:
     rng, trials = np.random.default_rng(5), 600
     found = []

@@ -23,6 +23,13 @@ Rows = Callable[[list, list], np.ndarray]
 MODELS = sorted(set(extractors.names()) - {"imported"})  # arrays made elsewhere are no model
 
 
+ONE_EACH = [
+    pytest.param(case, marks=[pytest.mark.slow] if case in ("clip-naflex", "mllm-gme", "mllm-procir") else [])
+    for case in CASES
+    if case not in ("clip-siglip", "sprc-spn4cir")  # as clip-naflex and sprc
+]
+
+
 @pytest.fixture(scope="module", params=CASES)
 def extractor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Extractor:
     return CASES[request.param](tmp_path_factory.mktemp("model") / request.param)
@@ -125,8 +132,12 @@ def another(extractor: Extractor, name: str) -> Any:
     return not value if isinstance(value, bool) else 2 * value if isinstance(value, int) else value / 2
 
 
+@pytest.mark.parametrize("extractor", ONE_EACH, indirect=True)
 def test_every_option_changes_the_fingerprint_or_no_row(extractor: Extractor) -> None:
-    """An option is in the fingerprint, or the class declares that it changes no feature, and it changes none."""
+    """An option is in the fingerprint, or the class declares that it changes no feature, and it changes none.
+
+    One checkpoint of each class in every run, the other checkpoints with the slow tests.
+    """
     options, before = extractor.options.model_dump(mode="json"), digest(extractor.semantic())
     refused = {"decode"} if getattr(extractor, "pixels", 0) is None else set()  # NaFlex's processor, see test_jpeg.py
     for name in type(extractor.options).model_fields.keys() - ELSEWHERE - refused:

@@ -24,8 +24,7 @@ from pipeline.core.workspace import Workspace
 from pipeline.extraction import hub
 from pipeline.extraction.extractors import load_extractor
 from pipeline.extraction.fitting.job import RECORD, fit_extractor_spec, fitted_spec
-from pipeline.extraction.fitting.loop import cycle
-from pipeline.extraction.fitting.state import STATE, Progress
+from pipeline.extraction.fitting.loop import STATE, Progress, cycle
 from pipeline.extraction.fitting.triplets import Loader, triplets_of
 from pipeline.jobs.stage1 import extract_spec
 from tests.processes import forked
@@ -171,7 +170,7 @@ def test_a_damaged_state_names_the_folder_to_remove(world: Dataset, tmp_path: Pa
         fit_extractor_spec(vlp(), world, workspace, "cpu")
 
 
-@pytest.mark.parametrize("towers", ["both", "text", "image"])
+@pytest.mark.parametrize("towers", [pytest.param("both", marks=pytest.mark.slow), "text", "image"])
 def test_clip_is_fine_tuned_in_the_towers_asked_for(towers: str, world: Dataset, tmp_path: Path) -> None:
     start, workspace = save_clip(tmp_path / "clip"), Workspace(tmp_path / "out")
     spec = spec_for("clip", model=str(start), fit={**FIT, "towers": towers}, store_dtype="float32")

@@ -96,8 +96,15 @@ def test_steps_that_are_replayed_are_those_of_each_run_alone(
         assert apart(model, alone) < 1e-9
 
 
-@pytest.mark.parametrize("changed", [{}, {"padding": "mask", "scale": 20.0}, {"clip_norm": 0.5, "weight_decay": 0.1}])
-@pytest.mark.parametrize("options", [{}, {"stages": 1}, {"init": "symmetry-breaking"}, {"residual": "ewma"}])
+@pytest.mark.parametrize(
+    ("changed", "options"),  # each value once: what a training changes and what a model changes are apart in the step
+    [
+        ({}, {}),
+        ({"padding": "mask", "scale": 20.0}, {"stages": 1}),
+        ({"clip_norm": 0.5, "weight_decay": 0.1}, {"init": "symmetry-breaking"}),
+        ({"padding": "mask", "clip_norm": 0.5}, {"residual": "ewma"}),
+    ],
+)
 def test_nothing_that_a_graph_captures_waits_for_the_device(
     features: SessionFeatures, changed: dict[str, Any], options: dict[str, Any], monkeypatch: Any
 ) -> None:
@@ -135,9 +142,9 @@ def test_captured_runs_side_by_side_are_the_runs_alone(backend: str) -> None:
 def test_each_run_stops_at_its_own_best_epoch(features: SessionFeatures) -> None:
     validation = in_double(cumulative(30, seed=2))
     training = Training(epochs=30, batch_size=16, learning_rate=3e-2, early_stopping=2)
-    seeds = [0, 1, 2]
+    seeds = [0, 1]
     together = [built(seed, dim=features.dim) for seed in seeds]
-    lines = list(fit_group(together, features, [training] * 3, seeds, validation, "fast"))
+    lines = list(fit_group(together, features, [training] * 2, seeds, validation, "fast"))
     ends = []
     for k, seed in enumerate(seeds):
         alone = built(seed, dim=features.dim)
@@ -161,7 +168,7 @@ def test_a_run_that_diverges_does_not_touch_the_others(features: SessionFeatures
     assert apart(models[1], alone) < 1e-9
 
 
-@pytest.mark.parametrize("backend", ["reference", "fast"])
+@pytest.mark.parametrize("backend", ["fast", pytest.param("reference", marks=pytest.mark.slow)])
 def test_runs_with_the_same_settings_share_one_call_of_adam(features: SessionFeatures, backend: str) -> None:
     """On a GPU a call is a few launches. A run that has ended keeps its weights and its moments."""
     trainings = [QUICK, QUICK, QUICK.model_copy(update={"learning_rate": 1e-2}), QUICK]

@@ -89,6 +89,7 @@ def test_markup_in_a_dataset_stays_text(words: Project, tmp_path: Path) -> None:
     assert 'class="card' in text  # captions stand in for the images
 
 
+@pytest.mark.slow  # four reports
 def test_pictures_give_way_before_sessions_and_sessions_before_the_limit(demo: Project, tmp_path: Path) -> None:
     text, whole = made(demo, tmp_path / "a.html")
     _, small = made(demo, tmp_path / "b.html", megabytes=whole["bytes"] / 1e6 - 0.03)

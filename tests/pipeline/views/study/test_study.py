@@ -301,10 +301,9 @@ def test_the_command_prints_results_and_draws_the_chart(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, [*words, "--json"])
     assert done.exit_code == 0 and json.loads(done.stdout)["rates"][0]["rate"] == 1.0
     pytest.importorskip("matplotlib", reason="no matplotlib: pip install 'fashion-ntm[plots]'")
-    for suffix, head in (("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")):
-        chart = tmp_path / f"figure7.{suffix}"
-        assert CliRunner().invoke(main, [*words, "--chart", str(chart)]).exit_code == 0
-        assert chart.read_bytes().startswith(head)
+    chart = tmp_path / "figure7.svg"
+    assert CliRunner().invoke(main, [*words, "--chart", str(chart)]).exit_code == 0
+    assert chart.read_bytes().startswith(b"<?xml")
     bad = CliRunner().invoke(main, [*words, "--chart", str(tmp_path / "figure7.xyz")])
     assert bad.exit_code == 3 and ".png, .pdf or .svg" in bad.output
 
