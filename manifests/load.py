@@ -76,10 +76,17 @@ def recorded_spec(values: Any) -> RunSpec:
     return RunSpec.model_validate(_resolve(values))
 
 
-def packaged(path: str) -> str:
-    """Return a path of a file shipped with the project as ``package:a/b``, as specs name it; "" for another path."""
+def portable(value: Any) -> Any:
+    """Return options with each file shipped with the project as ``package:a/b``, as specs name it.
+
+    What a run or a store records must not depend on where the project is installed.
+    """
+    if isinstance(value, dict):
+        return {key: portable(item) for key, item in value.items()}
     root = Path(__file__).resolve().parent.parent
-    return f"{PACKAGE}{Path(path).relative_to(root).as_posix()}" if Path(path).is_relative_to(root / "pipeline") else ""
+    if isinstance(value, str) and Path(value).is_relative_to(root / "pipeline"):
+        return f"{PACKAGE}{Path(value).relative_to(root).as_posix()}"
+    return value
 
 
 def load_dataset(spec: RunSpec, data: Path) -> Dataset:

@@ -28,7 +28,7 @@ from pipeline.evaluation.significance import (
     session_values,
     strata_of,
 )
-from pipeline.jobs.named_runs import results_of, runs_named, seed_of
+from pipeline.jobs.managed_runs import results_of, runs_named, seed_of
 from pipeline.jobs.run_rows import Currency, NotCheckedError
 from pipeline.training.errors import RunError
 from pipeline.training.runs import RunFolder, list_runs

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from manifests.errors import IncompleteError
 from pipeline.analysis.drawing import check_suffixes, new_figure, save_figure
-from pipeline.jobs.named_runs import run_named
+from pipeline.jobs.managed_runs import run_named
 from pipeline.training.runs import RunFolder
 
 BROKEN = 0.01  # minimum row spread of a broken symmetry: rows differ by 1% of their length

@@ -20,7 +20,7 @@ from pipeline.analysis.results_table import build_results_table
 from pipeline.analysis.tables import RunFinder, TableRequest
 from pipeline.core.workspace import Workspace
 from pipeline.evaluation.files import ResultFiles
-from pipeline.jobs.named_runs import run_named
+from pipeline.jobs.managed_runs import run_named
 from pipeline.jobs.ranked import RankedFolder
 from pipeline.training.models import model_names
 from pipeline.training.runs import RunFolder

@@ -19,7 +19,7 @@ from manifests.load import load_dataset, load_spec, recorded_spec
 from manifests.schema import TURN_JOIN, RunSpec
 from manifests.text import read_bounded
 from pipeline.core.workspace import Workspace
-from pipeline.jobs.named_runs import run_named
+from pipeline.jobs.managed_runs import run_named
 from pipeline.jobs.specs import check_components
 from pipeline.training.runs import RunFolder, list_runs
 from pipeline.views.retrieval.identity import changes, models_of

@@ -19,13 +19,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from cache import Store
 from pipeline.bench._steps import gemm_step
 from pipeline.bench._world import dataset_of
-from pipeline.extraction.batches import ShardTask, batches_of, jobs_of
 from pipeline.extraction.decoding import IMAGES_A_WORKER, Decoder
 from pipeline.extraction.plan import plan_extraction
-from pipeline.extraction.prepare import ItemFailure, decode_ahead, prepare
+from pipeline.extraction.precision import FORMS, take_form
+from pipeline.extraction.prepare import decode_ahead, prepare
 from pipeline.extraction.progress import Meter
 from pipeline.extraction.run import extract
-from pipeline.extraction.tower_format import FORMS, take_form
+from pipeline.extraction.work import ItemFailure, ShardTask, batches_of, jobs_of
 
 
 class Parts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -41,12 +42,11 @@ class Move:
         """Return the present form of a command line, or None if it is not of this old spelling."""
         name = self.old.split()
         rest = list(words[len(name) :])
-        if list(words[: len(name)]) != name or not (self.when or self._old)(rest):
-            return None
-        return command_line(*self.new.split(), *self._rest(rest))
-
-    def _old(self, rest: Words) -> bool:
-        return self.new != self.old or any(has(option, rest) for option in self.options)
+        if self.when is not None:
+            old = self.when(rest)
+        else:
+            old = self.new != self.old or any(has(option, rest) for option in self.options)
+        return command_line(*self.new.split(), *self._rest(rest)) if old and list(words[: len(name)]) == name else None
 
     def _rest(self, rest: Words) -> list[str]:
         found: list[str] = []
@@ -71,26 +71,15 @@ def has(option: str, words: Words) -> bool:
     return any(word == option or word.startswith(f"{option}=") for word in words)
 
 
-def _value(option: str, words: Words) -> str:
-    for n, word in enumerate(words):
-        if word.startswith(f"{option}="):
-            return word.partition("=")[2]
-        if word == option and n + 1 < len(words):
-            return words[n + 1]
-    return ""
-
-
-def _report(rest: Words) -> bool:
-    return has("--runs", rest) or Path(_value("--out", rest)).suffix in (".html", ".htm")
+def _out(words: Words) -> str:
+    """Return the value of --out; "" without one."""
+    split = [part for word in words for part in (word.split("=", 1) if word.startswith("--out=") else [word])]
+    return next((value for name, value in pairwise(split) if name == "--out"), "")
 
 
 def _export(rest: Words) -> bool:
-    out = _value("--out", rest)
+    out = _out(rest)
     return has("--workspace", rest) or (bool(out) and not has("--to", rest) and not (Path(out) / "stores").is_dir())
-
-
-def _figure(rest: Words) -> bool:
-    return has("--run", rest) and "diagnostics" not in rest
 
 
 def _bench(rest: Words) -> bool:
@@ -105,9 +94,14 @@ MOVES = (
     Move("cache ls", "ls stores --long"),
     Move("cache kill", "bench kill", {"--n": "--set kills=", "--seed": "--set seed=", "--folder": "--set folder="}),
     Move("diagnostics", "figure diagnostics", {"--to": "--file"}, argument="--run"),
-    Move("report", "report", {"--runs": "--out", "--out": "--file"}, when=_report),
+    Move(
+        "report",
+        "report",
+        {"--runs": "--out", "--out": "--file"},
+        when=lambda rest: has("--runs", rest) or Path(_out(rest)).suffix in (".html", ".htm"),
+    ),
     Move("cache export", "cache export", {"--workspace": "--out", "--out": "--to"}, when=_export),
-    Move("figure", "figure", {"--run": "--spec"}, when=_figure),
+    Move("figure", "figure", {"--run": "--spec"}, when=lambda rest: has("--run", rest) and "diagnostics" not in rest),
     Move("ablate", "ablate", {"--run": "--spec", "--plan": "--dry-run"}),
     Move("bench", "bench", {"--json": "--file"}, when=_bench),
     Move("study", "study", {"--db": "--file"}),

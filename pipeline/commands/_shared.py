@@ -28,6 +28,7 @@ F: TypeAlias = Callable[..., Any]  # of a command
 PATH = click.Path(path_type=Path)
 FILE, EXISTING_FILE = (click.Path(path_type=Path, dir_okay=False, exists=exists) for exists in (False, True))
 FOLDER, EXISTING_FOLDER = (click.Path(path_type=Path, file_okay=False, exists=exists) for exists in (False, True))
+_MOST_NUMBERS = 100_000  # of one span
 
 
 def folder_option(name: str, about: str, inside: str = "") -> Callable[[F], F]:
@@ -203,9 +204,6 @@ def prints(f: F) -> F:
             sys.exit(code[0])
 
     return option_json(call)
-
-
-_MOST_NUMBERS = 100_000  # of one span
 
 
 def parse_numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, ...] | None:

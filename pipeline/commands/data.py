@@ -39,11 +39,12 @@ def download(name: str, data: Path, source: str | None) -> None:
 @prints
 def validate(job: Job) -> Printed:
     """Check SPEC and its dataset; report every problem with file, place and fix (exit code 4)."""
-    from pipeline.jobs.run import describe
+    from pipeline.jobs.run import describe, description_text
     from pipeline.jobs.specs import check_sessions
 
     check_sessions(job.spec, job.dataset)
-    return describe(job.spec, job.dataset)
+    found = describe(job.spec, job.dataset)
+    return found, description_text(found)
 
 
 @click.command("splits", epilog="Example: fashion-ntm splits mt_fashioniq-caption --data DIR --to lists")

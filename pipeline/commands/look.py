@@ -32,33 +32,28 @@ KINDS = ["specs", "ablations", "tables", "figures", *PARTS, "presets", "stores",
 @click.option(
     "--where", multiple=True, metavar="KEY=VALUE", help="Only runs with this value, e.g. model=cm_ntm. Repeatable."
 )
-@click.option(
-    "--sort",
-    default="",
-    show_default=False,
-    metavar="KEY",
-    help="Sort runs by test, validation, date, seed, ...; -KEY: descending.",
-)
+@click.option("--sort", metavar="KEY", help="Sort runs by test, validation, date, seed, ...; -KEY: descending.")
 @option_folders
 @prints
-def ls(kind: str | None, where: tuple[str, ...], sort: str, **options: Any) -> Printed:
+def ls(kind: str | None, where: tuple[str, ...], sort: str | None, **options: Any) -> Printed:
     """List specs, datasets, parts, tables and figures, and the stores and runs in OUT.
 
     A run is current when its training data equals the data that its spec now names in DATA. Keys of runs are those
     of --json, nested ones dotted: `ls runs --where options.stages=2 --sort -test`.
     """
-    from pipeline.jobs.listing import listing
+    from pipeline.jobs.listing import listing, listing_text
 
     if kind != "runs" and (where or sort):
         raise click.UsageError("--where and --sort belong to `ls runs`")
-    return listing([kind] if kind else KINDS, where=where, sort=sort, **options)
+    found = listing([kind] if kind else KINDS, where=where, sort=sort or "", **options)
+    return found, listing_text(found)
 
 
 @click.command("search", epilog='Example: fashion-ntm search shop.toml --image photo.jpg --text "in navy" --html')
 @job_command
 @click.option("--image", metavar="FILE|ID", help="Image to start from: a file, or an id of the catalog.")
 @click.option("--text", "texts", multiple=True, help="What should be different; repeat it for further turns.")
-@click.option("-k", "--top", type=click.IntRange(1, 1000), default=10, help="Number of results.")
+@click.option("-k", "--top", "k", type=click.IntRange(1, 1000), default=10, help="Number of results.")
 @click.option("--gallery", metavar="NAME", help="Gallery, such as a category. Default: the first.")
 @click.option("--run", metavar="ID", help="Run id, its first digits or its folder. Default: as `serve`.")
 @click.option("--cached-only", is_flag=True, help="Load no extractor: only images and texts that are cached.")
@@ -67,15 +62,7 @@ def ls(kind: str | None, where: tuple[str, ...], sort: str, **options: Any) -> P
 @option_device
 @prints
 def search(
-    job: Job,
-    image: str | None,
-    texts: tuple[str, ...],
-    top: int,
-    gallery: str | None,
-    run: str | None,
-    cached_only: bool,
-    html: bool,
-    file: Path | None,
+    job: Job, run: str | None, cached_only: bool, html: bool, file: Path | None, image: str | None, **asked: Any
 ) -> Printed:
     """Search SPEC's gallery by an image, by texts, or by an image and a requested change.
 
@@ -86,12 +73,12 @@ def search(
     from pipeline.api.search import search
     from pipeline.views.serve.run import open_engine
 
-    if image is None and not texts:
+    if image is None and not asked["texts"]:
         raise click.UsageError("give --image, --text or both")
     if file is not None and not html:
         raise click.UsageError("--file names the page of --html: add --html")
     engine = Engine(open_engine(*job.parts, [run] if run else [], job.device, cached_only, log=log))
-    found, start = search(engine, job.spec.title or job.spec.name, image, texts, top, gallery)
+    found, start = search(engine, job.spec.title or job.spec.name, image, **asked)
     others = [name for name in engine.galleries if name != found.gallery]
     log(
         f"gallery {found.gallery}"

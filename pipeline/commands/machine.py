@@ -59,7 +59,7 @@ def bench(name: str, file: Path | None, overrides: tuple[str, ...]) -> Printed:
 @prints
 def doctor(out: Path, data: Path) -> Printed:
     """Check this machine: Python, packages, device, threads, disk, folders. Exit code 1 when a check fails."""
-    from pipeline.core.doctor import examine
+    from pipeline.core.doctor import examination_text, examine
 
     result = examine(out, data)
-    return result.as_dict(), result.text(), 0 if result.healthy else 1
+    return result, examination_text(result), 0 if result["healthy"] else 1

@@ -29,13 +29,7 @@ SECTION = "stage 2"
 
 @click.command("ablate", epilog="Example: fashion-ntm ablate table5 --dry-run --data DIR")
 @click.argument("spec", metavar="SPEC")
-@click.option(
-    "--spec",
-    "run",
-    default="",
-    show_default=False,
-    help="Run spec whose features are used. Default: the one that SPEC names.",
-)
+@click.option("--spec", "run", help="Run spec whose features are used. Default: the one that SPEC names.")
 @click.option(
     "--only",
     callback=parse_numbers,
@@ -45,13 +39,7 @@ SECTION = "stage 2"
 @click.option("--seeds", callback=parse_numbers, help="0..4 or 0,2,5. Default: those of SPEC.")
 @click.option("--variant", "variants", multiple=True, metavar="LABEL", help="Dataset or composer of SPEC. Repeatable.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done and how long it takes; write nothing.")
-@click.option(
-    "--scheduler",
-    default="",
-    show_default=False,
-    metavar="ADDRESS",
-    help="Dask scheduler that trains, e.g. tcp://host:8786.",
-)
+@click.option("--scheduler", metavar="ADDRESS", help="Dask scheduler that trains, e.g. tcp://host:8786.")
 @click.option("--local-cluster", "workers", type=click.IntRange(1), help="Train in N local processes.")
 @option_set
 @option_folders
@@ -59,12 +47,12 @@ SECTION = "stage 2"
 @prints
 def ablate(
     spec: str,
-    run: str,
+    run: str | None,
     only: tuple[int, ...] | None,
     seeds: tuple[int, ...] | None,
     variants: tuple[str, ...],
     dry_run: bool,
-    scheduler: str,
+    scheduler: str | None,
     workers: int | None,
     overrides: tuple[str, ...],
     data: Path,
@@ -83,14 +71,14 @@ def ablate(
 
     if scheduler and workers:
         raise click.UsageError("--scheduler and --local-cluster exclude each other: give one of them")
-    study, chosen = open_ablation(spec, run, overrides, data, out, device), (only or (), seeds or ())
+    study, chosen = open_ablation(spec, run or "", overrides, data, out, device), (only or (), seeds or ())
     plans, tables = [], []
     for part in variants_of(study, variants):
         if dry_run:
             plans.append(plan_ablation(part, *chosen))
         else:
-            plans.append(ablate(part, *chosen, scheduler, workers or 0, log))
-            request = TableRequest(spec, data, out, run, overrides, variant=part.variant)
+            plans.append(ablate(part, *chosen, scheduler or "", workers or 0, log))
+            request = TableRequest(spec, data, out, run or "", overrides, variant=part.variant)
             tables.append(table_of_ablation(part.ablation, part.spec, request))
     found = [plan.as_dict() for plan in plans]
     for about, table in zip(found, tables, strict=False):

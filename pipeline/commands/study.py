@@ -59,17 +59,7 @@ def study() -> None:
 @option_host
 @click.option("--port", type=click.IntRange(0, 65535), default=8001, help="0: a free one.")
 @option_device
-def ask(
-    job: Job,
-    models: tuple[str, ...],
-    sessions: int,
-    k: int,
-    seed: int,
-    codes: tuple[str, ...],
-    db: Path | None,
-    host: str,
-    port: int,
-) -> None:
+def ask(job: Job, db: Path | None, host: str, port: int, **asked: Any) -> None:
     """Serve the study of SPEC. Every answer is saved immediately; participants can resume under the same name."""
     from pipeline.views.serve.run import listen, need_web
 
@@ -78,7 +68,7 @@ def ask(
     from pipeline.views.study.run import default_path, open_study
 
     path = db or default_path(job.workspace, job.spec)
-    study = open_study(path, *job.parts, models, sessions, k, seed, codes, job.device, log)
+    study = open_study(path, *job.parts, **asked, device=job.device, log=log)
     log(f"answers go to {path}; see them with `{command_line('study', 'results', str(path))}`")
     title = job.spec.title or job.spec.name
     listen(lambda token, hosts: make_study_app(study, job.dataset, title, token, hosts), host, port, log, click.echo)

@@ -47,19 +47,7 @@ DIAGNOSTICS, LEAKAGE, PAYS = "diagnostics", "leakage", "memory-pays"
 @option_set
 @option_folders
 @option_json
-def table(
-    name: str,
-    spec: str | None,
-    form: str,
-    seeds: tuple[int, ...] | None,
-    ranked: tuple[str, ...],
-    runs: tuple[str, ...],
-    to: Path | None,
-    overrides: tuple[str, ...],
-    data: Path,
-    out: Path,
-    as_json: bool,
-) -> None:
+def table(form: str, runs: tuple[str, ...], to: Path | None, as_json: bool, **asked: Any) -> None:
     """Print a table: measured values, the paper's, chance, and commands that fill empty cells.
 
     SPEC is a table of the paper (1 to 5), `leaderboard`, a run spec (one row per model) or an ablation (one row per
@@ -73,8 +61,8 @@ def table(
     from pipeline.analysis.tables import TableRequest, build_table
 
     form = "json" if as_json else form
-    request = TableRequest(name, data, out, spec or "", overrides, seeds or (), ranked)
-    table = load_table_spec(name) if kind_of_table(name) == "table" else None
+    request = TableRequest(**{key: value for key, value in asked.items() if value is not None})
+    table = load_table_spec(request.name) if kind_of_table(request.name) == "table" else None
     if isinstance(table, Leaderboard):
         found = build_leaderboard(table, request, runs)
         for path in write_leaderboard(found, to) if to else ():
@@ -91,12 +79,7 @@ def table(
     epilog="Example: fashion-ntm figure 8 --data DIR, or fashion-ntm figure diagnostics --run 1f3a --file rows.png",
 )
 @click.argument("name", metavar="N|diagnostics|leakage|memory-pays")
-@click.option(
-    "--spec",
-    default="",
-    show_default=False,
-    help="For N: run spec whose runs are shown. Default: the one that the figure names.",
-)
+@click.option("--spec", help="For N: run spec whose runs are shown. Default: the one that the figure names.")
 @click.option(
     "--format",
     "form",
@@ -119,7 +102,7 @@ def table(
 @option_json
 def figure(
     name: str,
-    spec: str,
+    spec: str | None,
     form: str,
     to: Path | None,
     runs: tuple[str, ...],
@@ -157,7 +140,7 @@ def figure(
             PAYS: ("memory-pays", memory_pays, draw_memory_pays),
         }
         ablation, collect, draw = studies[name]
-        study = collect(open_ablation(ablation, spec, overrides, data, out, "cpu"))
+        study = collect(open_ablation(ablation, spec or "", overrides, data, out, "cpu"))
         if form == "files":
             for path in draw(study, to or out / "figures"):
                 log(f"wrote {path}")
@@ -167,7 +150,7 @@ def figure(
         raise click.UsageError("--file belongs to `figure diagnostics`; figure N takes a folder: --to DIR")
     from pipeline.analysis.figures import paper_figure
 
-    show(paper_figure(name, form, spec, overrides, data, out, to), nl=False)
+    show(paper_figure(name, form, spec or "", overrides, data, out, to), nl=False)
 
 
 @click.command("report", epilog="Example: fashion-ntm report demo --data out/demo --out out/demo --file report.html")

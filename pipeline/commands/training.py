@@ -98,14 +98,7 @@ def train(experiment: Experiment, models: tuple[str, ...], seeds: tuple[int, ...
 )
 @prints
 def evaluate(
-    job: Job,
-    models: tuple[str, ...],
-    seeds: tuple[int, ...] | None,
-    ranked: Path | None,
-    name: str | None,
-    against: str | None,
-    partial: bool,
-    trained_on: tuple[str, ...],
+    job: Job, models: tuple[str, ...], seeds: tuple[int, ...] | None, ranked: Path | None, **of_ranked: Any
 ) -> Printed:
     """Rank the test sessions with the trained runs: recall and MRR by category and subset.
 
@@ -118,9 +111,9 @@ def evaluate(
     from pipeline.jobs.specs import require_sessions
     from pipeline.jobs.stage2 import evaluate, summary_text
 
-    alone = {"--name": name, "--against": against, "--partial": partial, "--trained-on": trained_on}
-    if ranked is None and any(alone.values()):
-        raise click.UsageError(f"{next(k for k, v in alone.items() if v)} is an option of --ranked FILE")
+    alone = [name.replace("_", "-") for name, value in of_ranked.items() if value]
+    if ranked is None and alone:
+        raise click.UsageError(f"--{alone[0]} is an option of --ranked FILE")
     if ranked is not None and (models or seeds):
         raise click.UsageError("--ranked FILE scores a file: --model and --seeds name trained runs")
     asked_runs(job.spec, models)  # an unknown model is named before anything is read
@@ -129,8 +122,8 @@ def evaluate(
         experiment = job.experiment
         summaries = evaluate(experiment, experiment.current_runs(models, seeds))
         return summaries, summary_text(summaries)
-    called = name or ranked.name.split(".")[0]
-    evaluation, summary, unnamed = score_list(ranked, called, job.dataset, job.workspace, partial, trained_on)
+    called, against = of_ranked.pop("name") or ranked.name.split(".")[0], of_ranked.pop("against")
+    evaluation, summary, unnamed = score_list(ranked, called, job.dataset, job.workspace, **of_ranked)
     if unnamed:
         log(f"note: {unnamed:,} lists do not name their target: it has the last rank, so MRR is a lower bound")
     text = summary_text([summary])

@@ -46,13 +46,8 @@ def triplets(store: Store, sessions: Iterable[Session]) -> Triplets:
             unique.setdefault(triplet, session.category)
     catalogue = store.catalogue()
     known = [t for t in unique if t[0] in catalogue and t[2] in catalogue]
-    rows = np.stack(
-        [
-            store.find("image", stack_keys(catalogue[t[0]] for t in known)),
-            store.find("text", stack_keys(text_key(t[1]) for t in known)),
-            store.find("image", stack_keys(catalogue[t[2]] for t in known)),
-        ]
-    )
+    references, targets = (store.find("image", stack_keys(catalogue[t[n]] for t in known)) for n in (0, 2))
+    rows = np.stack([references, store.find("text", stack_keys(text_key(t[1]) for t in known)), targets])
     no_image = np.array([t[0] == NO_IMAGE for t in known], dtype=bool)
     present = ((rows >= 0) | (no_image & (np.arange(3)[:, None] == 0))).all(axis=0)
     category = np.array([unique[t] for t in known], dtype=object)[present]
@@ -85,11 +80,9 @@ class Embeddings:
 
     @classmethod
     def load(cls, store: Store) -> Embeddings:
-        def table(name: str) -> Tensor:
-            return torch.from_numpy(np.asarray(store.load(name), dtype=np.float32))
-
-        image = table("image")
-        return cls(torch.cat([image, image.new_zeros(1, image.shape[1])]), table("text"))
+        tables = (np.asarray(store.load(name), dtype=np.float32) for name in ("image", "text"))
+        image, text = map(torch.from_numpy, tables)
+        return cls(torch.cat([image, image.new_zeros(1, image.shape[1])]), text)
 
 
 def contrastive_loss(queries: Tensor, targets: Tensor, target_rows: Tensor, scale: float) -> Tensor:

@@ -91,41 +91,33 @@ def row_dims(backbone: Store) -> tuple[int, int]:
     return image, backbone.tables["text"].dim if "text" in backbone.tables else image
 
 
-def composer_request(spec: RunSpec, problems: Problems | None = None) -> ComposerRequest | None:
-    """Parse ``spec.composer`` (weighted fusion if absent).
-
-    Errors are added to ``problems`` and None is returned; without ``problems``, ManifestError is raised.
-    """
-    gathered = problems if problems is not None else Problems(spec.name)
-    component = spec.composer or DEFAULT
-    if component.name not in composers.names():
-        gathered.add(
-            "key composer.name", f"unknown composer {component.name!r}", nearest(component.name, composers.names())
-        )
-    else:
-        kind = composers.get(component.name)
-        values = component.options
-        fit = parse_options(FitOptions, values.pop("fit", {}), gathered.file, "composer.fit", gathered)
-        weights = values.pop("weights", None)
-        crossed = {"folds": values.pop("folds", 0)}
-        cross = parse_options(CrossFitting, crossed, gathered.file, "composer", gathered)
-        options = parse_options(kind.Options, values, gathered.file, "composer", gathered)
-        if cross is not None and cross.folds:
-            _check_folds(cross.folds, component.name, kind.trainable, weights, gathered)
-        if options is not None and fit is not None and cross is not None and not (cross.folds and gathered.found):
-            return ComposerRequest(kind, component.name, options, fit, Path(weights) if weights else None, cross.folds)
-    if problems is None:
-        gathered.raise_if_any()
-    return None
+def composer_request(spec: RunSpec) -> ComposerRequest:
+    """Parse ``spec.composer`` (weighted fusion if absent). Raises ManifestError with all its problems."""
+    problems = Problems(spec.name)
+    found = parse_composer(spec.composer or DEFAULT, problems)
+    problems.raise_if_any()
+    assert found is not None
+    return found
 
 
-def _check_folds(folds: int, name: str, trainable: bool, weights: str | None, problems: Problems) -> None:
-    place = "key composer.folds"
-    if folds == 1:
+def parse_composer(component: Component, problems: Problems) -> ComposerRequest | None:
+    """Return the request of a ``[composer]`` table; add what is wrong with it to ``problems``."""
+    name, values, place = component.name, component.options, "key composer.folds"
+    if name not in composers.names():
+        problems.add("key composer.name", f"unknown composer {name!r}", nearest(name, composers.names()))
+        return None
+    kind = composers.get(name)
+    fit = parse_options(FitOptions, values.pop("fit", {}), problems.file, "composer.fit", problems)
+    weights = values.pop("weights", None)
+    cross = parse_options(CrossFitting, {"folds": values.pop("folds", 0)}, problems.file, "composer", problems)
+    options = parse_options(kind.Options, values, problems.file, "composer", problems)
+    if cross is not None and cross.folds == 1:
         problems.add(place, "found 1", "cross-fitting needs at least two folds; 0 turns it off")
-    if not trainable:
+    if cross is not None and cross.folds and not kind.trainable:
         problems.add(place, f"composer '{name}' is not fitted", "leave folds out")
-    if weights:
-        problems.add(
-            place, "fitted weights are given, so no head can be fitted without a fold", "leave one of them out"
-        )
+    if cross is not None and cross.folds and weights:
+        what = "fitted weights are given, so no head can be fitted without a fold"
+        problems.add(place, what, "leave one of them out")
+    if options is None or fit is None or cross is None:
+        return None
+    return ComposerRequest(kind, name, options, fit, Path(weights) if weights else None, cross.folds)

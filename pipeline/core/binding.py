@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,35 +72,21 @@ def _name(entries: list[tuple[bytes, bytes]]) -> str:
     return hasher.hexdigest()[:16]
 
 
-@dataclass(frozen=True)
-class ImageChanges:
-    """Images whose content differs from the recorded key."""
-
-    changed: tuple[str, ...] = ()
-    new: tuple[str, ...] = ()  # readable now, but not during the extraction
-
-    def text(self) -> str:
-        parts = [
-            f"{len(ids):,} images {what} ({', '.join(repr(i) for i in ids[:_SHOWN])}{', ...' if len(ids) > _SHOWN else ''})"
-            for ids, what in ((self.changed, "have another content"), (self.new, "became readable"))
-            if ids
-        ]
-        return " and ".join(parts)
-
-
-def image_changes(dataset: Dataset, keys: Mapping[str, bytes], digests: Path) -> ImageChanges:
-    """Compare the images on disk with their recorded keys. ``digests``: file that caches digests by stat.
+def image_changes(dataset: Dataset, keys: Mapping[str, bytes], digests: Path) -> str:
+    """Name the images whose content differs from their recorded key. ``digests``: file that caches digests by stat.
 
     A file that is unreadable now keeps its recorded key. Without an images folder, nothing is compared.
     """
-    if dataset.images_root is None or not dataset.images_root.is_dir():
-        return ImageChanges()
-    changed: list[str] = []
-    new: list[str] = []
-    for image, key in image_keys(dataset.images.values(), dataset.images_root, digests).items():
-        if isinstance(key, bytes) and keys.get(image) != key:
-            (changed if image in keys else new).append(image)
-    return ImageChanges(tuple(changed), tuple(new))
+    changed: dict[str, list[str]] = {"have another content": [], "became readable": []}
+    if dataset.images_root is not None and dataset.images_root.is_dir():
+        for image, key in image_keys(dataset.images.values(), dataset.images_root, digests).items():
+            if isinstance(key, bytes) and keys.get(image) != key:
+                changed["have another content" if image in keys else "became readable"].append(image)
+    return " and ".join(
+        f"{len(ids):,} images {what} ({', '.join(map(repr, ids[:_SHOWN]))}{', ...' if len(ids) > _SHOWN else ''})"
+        for what, ids in changed.items()
+        if ids
+    )
 
 
 def source_record(spec: RunSpec) -> dict[str, Any]:

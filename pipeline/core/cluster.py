@@ -1,22 +1,32 @@
-"""Connection to a Dask cluster: an existing scheduler, or worker processes of this machine. Imports nothing heavy.
+"""Workers of a Dask cluster: an existing scheduler's, or processes of this machine; one per GPU. Imports nothing heavy.
 
 Also Dask's preload script of the local worker processes (``dask_setup``).
 """
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
+import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 from manifests.errors import FashionNTMError
 
 if TYPE_CHECKING:
     from distributed import Client
+
+_DASKS = "65536"  # Dask's MALLOC_TRIM_THRESHOLD_ for its workers
+_TRIM, _MMAP = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of <malloc.h>
+_KEPT, _LARGEST = 256 << 20, 32 << 20  # bytes; the second is the largest value that glibc accepts
+_claims: list[IO[bytes]] = []
 
 
 class ClusterError(FashionNTMError):
@@ -95,3 +105,47 @@ def dask_setup(worker: Any) -> None:
     """Ignore Ctrl-C, which a terminal sends to all its processes: the coordinator handles it and ends the workers."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def keep_freed_memory() -> bool:
+    """Let a Dask worker reuse its image buffers; return whether a setting was changed.
+
+    Dask configures glibc's malloc to return freed pages immediately, which limits the memory of a worker with many
+    small tasks. A decoder requests the same buffers for every image and would get them page by page from the system
+    each time. A threshold set by the user and other allocators are left unchanged.
+    """
+    if os.environ.get("MALLOC_TRIM_THRESHOLD_") != _DASKS:
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # no glibc
+        return False
+    return bool(mallopt(_TRIM, _KEPT)) and bool(mallopt(_MMAP, _LARGEST))
+
+
+class WorkerError(FashionNTMError):
+    """A worker is unusable: the store is not visible, its weights differ, or no device is free."""
+
+
+def claim_gpu(count: int, folder: Path | None = None) -> str:
+    """Lock the first of this machine's ``count`` GPUs that no other worker process uses, until this process ends.
+
+    Respects CUDA_VISIBLE_DEVICES. Raises WorkerError when all GPUs are in use.
+    """
+    import fcntl
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    for index in range(count):
+        name = visible[index].strip() if index < len(visible) and visible[index].strip() else str(index)
+        file = (folder or Path(tempfile.gettempdir())) / f"fashion-ntm-gpu-{os.getuid()}-{name.replace('/', '_')}.lock"
+        handle = open(file, "ab")  # noqa: SIM115 - open until the process ends
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.close()
+            continue
+        _claims.append(handle)
+        return f"cuda:{index}"
+    raise WorkerError(
+        f"all {count} GPUs of {socket.gethostname()} are held by other workers: start one worker process a GPU"
+    )

@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -47,30 +48,17 @@ class Finding:
     fix: str = ""
 
 
-@dataclass(frozen=True)
-class Examination:
-    findings: tuple[Finding, ...]
-
-    @property
-    def healthy(self) -> bool:
-        return all(f.state != "broken" for f in self.findings)
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"healthy": self.healthy, "findings": [asdict(f) for f in self.findings]}
-
-    def text(self) -> str:
-        width = max(len(f.check) for f in self.findings)
-        lines = [
-            f"{f.state:6}  {f.check:{width}}  {f.found}" + (f"  -> {f.fix}" if f.fix else "") for f in self.findings
-        ]
-        return "\n".join([*lines, "all is well" if self.healthy else "something is broken: see the lines above"])
-
-
-def examine(out: Path, data: Path) -> Examination:
+def examine(out: Path, data: Path) -> dict[str, Any]:
     """Check interpreter, packages, devices, folders and disk space. Leave no files behind."""
-    return Examination(
-        (_python(), *_packages(), *_extras(), *_devices(), _hub(), _writable(out), _disk(out), _datasets(data))
-    )
+    found = [_python(), *_packages(), *_extras(), *_devices(), _hub(), _writable(out), _disk(out), _datasets(data)]
+    return {"healthy": all(f.state != "broken" for f in found), "findings": [asdict(f) for f in found]}
+
+
+def examination_text(result: Mapping[str, Any]) -> str:
+    found = result["findings"]
+    width = max(len(f["check"]) for f in found)
+    lines = [f"{f['state']:6}  {f['check']:{width}}  {f['found']}" + (f["fix"] and f"  -> {f['fix']}") for f in found]
+    return "\n".join([*lines, "all is well" if result["healthy"] else "something is broken: see the lines above"])
 
 
 def _python() -> Finding:

@@ -19,6 +19,11 @@ from manifests.errors import FashionNTMError
 from manifests.identity import KEY_BYTES, image_key
 from manifests.schema import Image
 
+DIGESTS = "image-digests.tsv"  # next to the stores of a dataset
+_HEAD = "# fashion-ntm image digests 2 of "
+_RACY_NS = 2_000_000_000  # not cached: a file this new may change again within the resolution of its timestamp
+_AT_ONCE = 64
+
 
 class ItemError(FashionNTMError):
     """One item cannot be processed. It is recorded as failed with this stage and reason, and the job continues."""
@@ -71,12 +76,6 @@ def read_bytes(root: Path, file: str) -> bytes:
         raise ReadError(f"cannot be read: {error.strerror or error}") from None
     except ArchiveError as error:
         raise ReadError(str(error)) from None
-
-
-DIGESTS = "image-digests.tsv"  # next to the stores of a dataset
-_HEAD = "# fashion-ntm image digests 2 of "
-_RACY_NS = 2_000_000_000  # not cached: a file this new may change again within the resolution of its timestamp
-_AT_ONCE = 64
 
 
 def image_keys(

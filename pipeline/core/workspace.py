@@ -17,12 +17,14 @@ from pydantic import TypeAdapter
 from cache import Store
 from manifests.errors import IncompleteError
 from manifests.identity import changed_fields, digest
-from manifests.load import packaged
+from manifests.load import portable
 from manifests.schema import Dataset, RunSpec
 from pipeline.composition.ready import fitting_sessions
 from pipeline.composition.request import composer_request, is_joint
 from pipeline.core.binding import StaleError, declared_digest, image_changes, load_binding, source_changes, write_json
 from pipeline.core.image_files import DIGESTS
+
+ASIDE = ".removed-"  # prefix of their names
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,7 @@ class Workspace:
             values = json.loads(self.note_path(spec).read_text(encoding="utf-8"))
             FeatureRecord(**values)  # refuses the fields of another version
             return _RECORD.validate_python(values)
-        except FileNotFoundError:
-            return None
-        except (ValueError, TypeError):  # damaged, or of another version: extraction rewrites it, rows are kept
+        except (FileNotFoundError, ValueError, TypeError):  # absent, damaged, or of another version: it is rewritten
             return None
 
     def write_note(self, spec: RunSpec, note: FeatureRecord) -> None:
@@ -112,10 +112,9 @@ class Workspace:
                 f"the image ids, files, captions or attributes of dataset '{dataset.name}' are not those that were "
                 f"extracted for spec '{spec.name}': {again}"
             )
-        if note.gallery == "image":
-            changes = image_changes(dataset, keys, self.stores / dataset.name / DIGESTS)
-            if changes.text():
-                raise StaleError(f"dataset '{dataset.name}': since the extraction {changes.text()}: {again}")
+        digests = self.stores / dataset.name / DIGESTS
+        if note.gallery == "image" and (changes := image_changes(dataset, keys, digests)):
+            raise StaleError(f"dataset '{dataset.name}': since the extraction {changes}: {again}")
         files = source_changes(note.sources, spec)
         if files:
             shown = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
@@ -155,20 +154,15 @@ class Workspace:
 
 def extraction_request(spec: RunSpec) -> str:
     """Return the digest of the spec's tables that determine the extraction; the project's own place does not count."""
-    options = {k: (packaged(v) or v) if isinstance(v, str) else v for k, v in spec.extractor.model_dump().items()}
-    return digest([spec.dataset.model_dump(), options])
+    return digest([spec.dataset.model_dump(), portable(spec.extractor.model_dump())])
 
 
 def composer_identity(spec: RunSpec, dataset: Dataset, backbone: Store) -> dict[str, Any] | None:
     """Return the identity fields of the composer of ``spec`` on this data; None for a joint model, which has none."""
     if is_joint(backbone):
         return None
-    request = composer_request(spec)
-    assert request is not None
-    return json.loads(json.dumps(request.fields(backbone, dataset, *fitting_sessions(spec, dataset))))
-
-
-ASIDE = ".removed-"  # prefix of their names
+    fields = composer_request(spec).fields(backbone, dataset, *fitting_sessions(spec, dataset))
+    return json.loads(json.dumps(fields))
 
 
 def removal_leftovers(out: Path) -> dict[str, int]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from cache.seal import SEAL, SealError, check_seal, write_seal
 from manifests.errors import FashionNTMError, IncompleteError, ManifestError, Problem
-from manifests.load import packaged
+from manifests.load import portable
 from pipeline.training.checkpoint import RUN, TRAIN_AGAIN, load_model
 from pipeline.training.runs import RunFolder
 
@@ -64,21 +64,20 @@ def published(folder: RunFolder, to: Path) -> list[str]:
             shutil.copyfile(folder.path / name, to / name)
     record = folder.record()
     local: dict[str, str] = {}
-    record["spec"] = _cut(record.get("spec"), local, "spec")
-    if not local:
+    spec = record.get("spec")
+    record["spec"] = _cut(portable(spec), local, "spec")
+    if record["spec"] == spec:
         return []
-    names = {path: packaged(path) or _last(path) for path in local.values()}
     (to / "run.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     card = to / "README.md"
     if card.is_file():
         text = card.read_text(encoding="utf-8")
-        for path, last in names.items():
-            text = text.replace(path, last)
+        for path in local.values():
+            text = text.replace(path, _last(path))
         card.write_text(text, encoding="utf-8")
     if (to / SEAL).is_file():
         write_seal(to, RUN, folder.id, json.loads((to / SEAL).read_text(encoding="utf-8"))["files"])
-    told = {key: path for key, path in local.items() if not packaged(path)}
-    return [f"{key}: the local path {path} is published as {names[path]}" for key, path in told.items()]
+    return [f"{key}: the local path {path} is published as {_last(path)}" for key, path in local.items()]
 
 
 def _cut(value: Any, local: dict[str, str], key: str) -> Any:
@@ -89,7 +88,7 @@ def _cut(value: Any, local: dict[str, str], key: str) -> Any:
         return [_cut(part, local, f"{key}.{place}") for place, part in enumerate(value)]
     if isinstance(value, str) and (value.startswith(("/", "~", "../")) or PureWindowsPath(value).drive):
         local[key] = value
-        return packaged(value) or _last(value)
+        return _last(value)
     return value
 
 

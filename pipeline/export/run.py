@@ -24,7 +24,7 @@ from pipeline.composition.composers.base import Composer
 from pipeline.core.workspace import Workspace
 from pipeline.export.graphs import as_tuple, graphs_of, random_inputs
 from pipeline.export.steps import Graph, step_of
-from pipeline.jobs.named_runs import run_named
+from pipeline.jobs.managed_runs import run_named
 from pipeline.training.checkpoint import load_model
 from pipeline.training.models.dialog_manager import DialogManager
 from pipeline.training.runs import RunFolder

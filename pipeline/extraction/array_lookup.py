@@ -9,48 +9,40 @@ import numpy as np
 
 from manifests.identity import pair_key, text_key
 from manifests.schema import Dataset
-from pipeline.extraction.arrays import FeatureFolder, Pair
+from pipeline.extraction.arrays import Pair, TableArrays
 
 _SHOWN = 5
 
 
-def text_row(folder: FeatureFolder, text: str) -> int:
-    """Return the row of a feedback text, by its words or its content key; -1 if absent."""
-    arrays = folder.tables["text"]
-    return arrays.texts.get(text, arrays.keys.get(text_key(text), -1))
-
-
 class Lookup:
-    """Row numbers of a folder's arrays for a dataset's images and queries; -1 if absent."""
+    """Row numbers of a folder's arrays, by table, for a dataset's images and queries; -1 if absent."""
 
-    def __init__(self, folder: FeatureFolder, dataset: Dataset):
-        self.folder, self.dataset = folder, dataset
+    def __init__(self, tables: dict[str, TableArrays], dataset: Dataset):
+        self.tables, self.dataset = tables, dataset
         self.conflicts: list[str] = []
         self._by_turn = self._turns()
 
     def image(self, table: str, image: str) -> int:
-        return self.folder.tables[table].images.get(image, -1)
+        return self.tables[table].rows_by_name.get(image, -1)
 
     def pair(self, image: str, text: str) -> int:
         """Return the row of a query by reference and text, else by session and turn, else by exported content key."""
-        arrays = self.folder.tables["query"]
-        found = arrays.pairs.get((image, text), self._by_turn.get((image, text), -1))
-        bound = self.folder.tables["target"].bound
+        rows, bound = self.tables["query"].rows_by_name, self.tables["target"].bound
+        found = rows.get((image, text), self._by_turn.get((image, text), -1))
         if found < 0 and image in bound:
-            found = arrays.keys.get(pair_key(bound[image], text_key(text)), -1)
+            found = rows.get(pair_key(bound[image], text_key(text)), -1)
         return found
 
     def _turns(self) -> dict[Pair, int]:
         """Rows named by session and turn, by (image, text) pair. Different rows for one pair are a conflict: a
         single-turn model gives each pair one row."""
         found: dict[Pair, int] = {}
-        if "query" not in self.folder.tables or not self.folder.tables["query"].turns:
+        if (arrays := self.tables.get("query")) is None:
             return found
-        arrays = self.folder.tables["query"]
         for session in self.dataset.sessions:
             asked = [(turn.reference, turn.text, n) for n, turn in enumerate(session.turns, start=1)]
             for image, text, turn in [*asked, (session.turns[0].reference, session.text, 0)]:
-                row = arrays.turns.get((session.id, turn), -1)
+                row = arrays.rows_by_name.get((session.id, turn), -1)
                 first = found.setdefault((image, text), row)
                 if first < 0:
                     found[image, text] = row
@@ -72,19 +64,13 @@ class Fit:
     missing: dict[str, list[str]] = field(default_factory=dict)
     conflicts: list[str] = field(default_factory=list)
 
-    @property
-    def complete(self) -> bool:
-        return not (self.conflicts or any(self.unknown.values()) or any(self.missing.values()))
-
     def as_dict(self) -> dict[str, Any]:
         return {"rows": self.rows, "unknown": self.unknown, "missing": self.missing, "conflicts": self.conflicts}
 
     def lines(self) -> list[str]:
         lines = []
-        for words, found in (
-            ("missing: the dataset asks for", self.missing),
-            ("unknown: the dataset has no", self.unknown),
-        ):
+        kinds = (("missing: the dataset asks for", self.missing), ("unknown: the dataset has no", self.unknown))
+        for words, found in kinds:
             for table, names in found.items():
                 if names:
                     more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
@@ -92,15 +78,15 @@ class Fit:
         return [*lines, *self.conflicts[:_SHOWN]]
 
 
-def fit(folder: FeatureFolder, dataset: Dataset, concatenated: bool) -> Fit:
+def fit(tables: dict[str, TableArrays], dataset: Dataset, concatenated: bool) -> Fit:
     """Match the arrays to all rows that stage 2 needs. ``concatenated``: including ST + cat's queries."""
-    lookup = Lookup(folder, dataset)
-    done = Fit({name: t.rows for name, t in folder.tables.items()}, conflicts=lookup.conflicts)
-    for table, arrays in folder.tables.items():
+    lookup = Lookup(tables, dataset)
+    done = Fit({name: t.rows for name, t in tables.items()}, conflicts=lookup.conflicts)
+    for table, arrays in tables.items():
         if table in ("image", "target"):
             asked = {repr(image): lookup.image(table, image) for image in dataset.images}
         elif table == "text":
-            asked = {repr(text): text_row(folder, text) for _, text in dataset.queries()}
+            asked = {repr(text): arrays.text_row(text) for _, text in dataset.queries()}
         else:
             asked = {repr(pair): lookup.pair(*pair) for pair in dataset.queries()}
             if not concatenated:
@@ -111,6 +97,7 @@ def fit(folder: FeatureFolder, dataset: Dataset, concatenated: bool) -> Fit:
         used[[row for row in asked.values() if row >= 0]] = True
         if table == "query":  # rows of turns with equal queries are all used
             known = {session.id for session in dataset.sessions}
-            used[[row for (session, _), row in arrays.turns.items() if session in known]] = True
+            for name, row in arrays.rows_by_name.items():
+                used[row] |= isinstance(name, tuple) and isinstance(name[1], int) and name[0] in known
         done.unknown[table] = [arrays.labels[n] for n in np.flatnonzero(~used)]
     return done

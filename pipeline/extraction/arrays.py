@@ -26,6 +26,7 @@ from cache.layout import DTYPES, TABLES
 from cache.shards import nonfinite_rows
 from manifests.datasets._files import whole_json
 from manifests.errors import FashionNTMError, Problems
+from manifests.identity import text_key
 from manifests.kinds import NUMPY, SAFETENSORS, kind_of
 from manifests.text import brief, decode_text, parse_json, read_bounded
 
@@ -33,21 +34,18 @@ SETS = ({"query", "target"}, {"image", "text"})
 _KIND = {"F16": "<f2", "F32": "<f4"}
 _BLOCK = 8192
 Pair = tuple[str, str]  # reference image id, text
+Name = str | bytes | Pair | tuple[str, int]  # of a row: image id or text, content key, query, session and turn
 
 
 @dataclass
 class TableArrays:
-    """One table: ``features`` [rows, D], memory-mapped, and lookups from names to row numbers."""
+    """One table: ``features`` [rows, D], memory-mapped, and row numbers by name."""
 
     table: str
     file: Path
     features: np.ndarray
     labels: list[str] = field(default_factory=list)  # one per row, for messages
-    images: dict[str, int] = field(default_factory=dict)
-    texts: dict[str, int] = field(default_factory=dict)
-    pairs: dict[Pair, int] = field(default_factory=dict)
-    turns: dict[tuple[str, int], int] = field(default_factory=dict)
-    keys: dict[bytes, int] = field(default_factory=dict)
+    rows_by_name: dict[Name, int] = field(default_factory=dict)
     bound: dict[str, bytes] = field(default_factory=dict)  # image id -> content key, for lines with both
     digest: str = ""  # digest of dtype, shape and all values
     names: str = ""  # digest of the names, in order
@@ -56,38 +54,33 @@ class TableArrays:
     def rows(self) -> int:
         return len(self.features)
 
+    def text_row(self, text: str) -> int:
+        """Return the row of a feedback text, by its words or its content key; -1 if absent."""
+        return self.rows_by_name.get(text, self.rows_by_name.get(text_key(text), -1))
 
-class FeatureFolder:
-    """Validated arrays of a folder. ``path``: as given."""
 
-    def __init__(self, path: Path, tables: dict[str, TableArrays]):
-        self.path, self.tables = path, tables
-
-    @classmethod
-    def open(cls, path: Path) -> FeatureFolder:
-        """Map and check all arrays. Raises ManifestError with all problems, by file and row."""
-        problems = Problems(path)
-        if not path.is_dir():
-            problems.add("", "no such folder", "give the folder that holds query.npy and target.npy")
-            problems.raise_if_any()
-        tables: dict[str, TableArrays] = {}
-        for table in TABLES:
-            found = [f for f in (path / f"{table}.npy", path / f"{table}.safetensors") if f.is_file()]
-            if len(found) > 1:
-                problems.add("", f"both {found[0].name} and {found[1].name}", "keep one of them")
-            elif found:
-                arrays = _table(table, found[0], problems)
-                tables |= {table: arrays} if arrays is not None else {}
-        if not problems.found and set(tables) not in SETS:
-            held = ", ".join(tables) or "no table at all"
-            fix = "expected query.npy and target.npy, or image.npy and text.npy (or .safetensors)"
-            problems.add("", f"holds {held}", fix)
-            _name_others(path, problems)
-        dims = {t.table: t.features.shape[1] for t in tables.values()}
-        if not problems.found and "query" in dims and dims["query"] != dims["target"]:
-            problems.add("", f"query has D = {dims['query']} and target D = {dims['target']}", "cosine needs one D")
+def open_arrays(path: Path) -> dict[str, TableArrays]:
+    """Map and check all arrays of a folder. Raises ManifestError with all problems, by file and row."""
+    problems = Problems(path)
+    if not path.is_dir():
+        problems.add("", "no such folder", "give the folder that holds query.npy and target.npy")
         problems.raise_if_any()
-        return cls(path, tables)
+    tables: dict[str, TableArrays] = {}
+    for table in TABLES:
+        found = [f for f in (path / f"{table}.npy", path / f"{table}.safetensors") if f.is_file()]
+        if len(found) > 1:
+            problems.add("", f"both {found[0].name} and {found[1].name}", "keep one of them")
+        elif found and (arrays := _table(table, found[0], problems)) is not None:
+            tables[table] = arrays
+    if not problems.found and set(tables) not in SETS:
+        fix = "expected query.npy and target.npy, or image.npy and text.npy (or .safetensors)"
+        problems.add("", f"holds {', '.join(tables) or 'no table at all'}", fix)
+        _name_others(path, problems)
+    dims = {t.table: t.features.shape[1] for t in tables.values()}
+    if not problems.found and "query" in dims and dims["query"] != dims["target"]:
+        problems.add("", f"query has D = {dims['query']} and target D = {dims['target']}", "cosine needs one D")
+    problems.raise_if_any()
+    return tables
 
 
 def _name_others(path: Path, problems: Problems) -> None:
@@ -178,13 +171,11 @@ def _read_names(arrays: TableArrays, problems: Problems) -> bool:
         problems.add("", what, f"expected {arrays.table}.ids.txt or {arrays.table}.ids.jsonl beside it", arrays.file)
         return False
     file, before = files[0], len(problems.found)
-    names = hashlib.sha256()
-    count = 0
-    for line, record in _records(file, arrays.table, problems):
-        if count < arrays.rows:
-            _enter(arrays, record, count, line, file, problems)
+    names, count = hashlib.sha256(), 0
+    for count, (line, record) in enumerate(_records(file, arrays.table, problems), start=1):
+        if count <= arrays.rows:
+            _enter(arrays, record, count - 1, line, file, problems)
         names.update(json.dumps(record, sort_keys=True).encode() + b"\n")
-        count += 1
     if len(problems.found) == before and count != arrays.rows:
         problems.add("", f"{count} lines for {arrays.rows} rows of {arrays.file.name}", "one line a row", file)
     arrays.names = names.hexdigest()
@@ -222,49 +213,43 @@ def _records(file: Path, table: str, problems: Problems) -> Iterator[tuple[int, 
 
 
 def _enter(arrays: TableArrays, record: dict[str, Any], row: int, line: int, file: Path, problems: Problems) -> None:
-    """Add the names of one row to the lookups; report lines without a name and duplicate names."""
+    """Add the names of one row; report lines without a name and duplicate names."""
     try:
         found = _names(arrays, record)
     except (ValueError, TypeError, KeyError) as error:
-        problems.add(
-            f"line {line}",
-            f"{json.dumps(record)[:100]}: {str(error)[:200]}",
-            "see the module's page for the forms",
-            file,
-        )
+        what = f"{json.dumps(record)[:100]}: {str(error)[:200]}"
+        problems.add(f"line {line}", what, "see the module's page for the forms", file)
         arrays.labels.append("?")
         return
-    arrays.labels.append(repr(found[0][1])[:80])
-    for lookup, name in found:
-        if name in lookup:
-            problems.add(
-                f"line {line}", f"{brief(name)} is also on line {lookup[name] + 1}", "a name has one row", file
-            )
-        lookup[name] = row
+    arrays.labels.append(repr(found[0])[:80])
+    for name in found:
+        if (other := arrays.rows_by_name.get(name)) is not None:
+            problems.add(f"line {line}", f"{brief(name)} is also on line {other + 1}", "a name has one row", file)
+        arrays.rows_by_name[name] = row
 
 
-def _names(arrays: TableArrays, record: dict[str, Any]) -> list[tuple[dict[Any, int], Any]]:
-    """Return (lookup, name) for each name in a line. Raises ValueError with the expected form."""
+def _names(arrays: TableArrays, record: dict[str, Any]) -> list[Name]:
+    """Return the names in a line. Raises ValueError with the expected form."""
     table = arrays.table
-    found: list[tuple[dict[Any, int], Any]] = []
+    found: list[Name] = []
     key = bytes.fromhex(_text(record["key"])) if "key" in record else None
     if key is not None and len(key) != 16:
         raise ValueError("a key has 32 hex digits")
     if table in ("image", "target"):
         ids = record.get("ids", [record["id"]] if "id" in record else [])
-        found = [(arrays.images, _text(i)) for i in ids]
+        found = [_text(i) for i in ids]
         if key is not None:
             arrays.bound |= dict.fromkeys((_text(i) for i in ids), key)
     elif table == "text" and "text" in record:
-        found = [(arrays.texts, _text(record["text"]))]
+        found = [_text(record["text"])]
     elif table == "query" and "session" in record:
         if type(record["turn"]) is not int or record["turn"] < 0:
             raise ValueError(f"turn {record['turn']!r} is no number of a turn (0: all captions as one text)")
-        found = [(arrays.turns, (_text(record["session"]), record["turn"]))]
+        found = [(_text(record["session"]), record["turn"])]
     elif table == "query" and "reference" in record:
-        found = [(arrays.pairs, (_text(record["reference"]), _text(record["text"])))]
+        found = [(_text(record["reference"]), _text(record["text"]))]
     if key is not None:
-        found.append((arrays.keys, key))
+        found.append(key)
     if not found:
         raise ValueError(f"names no row of table '{table}'")
     return found

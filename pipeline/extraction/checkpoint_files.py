@@ -14,7 +14,10 @@ from manifests.kinds import LONGEST_HEADER, SAFETENSORS, kind_of
 from manifests.text import read_bounded
 from pipeline.extraction.images import MAX_PIXELS
 
+SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 _SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "depth", "encoder_layers", "decoder_layers")
+_MOST_LAYERS = 1000
 
 
 class ModelError(FashionNTMError):
@@ -145,13 +148,9 @@ def _declared_size(file: Path) -> int:
 
 def side_files(checkpoint: Checkpoint) -> list[Path]:
     """Return the files of a checkpoint except its weights: configuration, tokenizer, preprocessing."""
-    kinds = ("*.json", "*.txt", "*.model", "*.jinja") + (("*.py",) if checkpoint.own_code else ())
+    kinds = SIDE_FILES + (("*.py",) if checkpoint.own_code else ())
     found = {p for kind in kinds for p in checkpoint.path.glob(kind) if p.name not in (INDEX, "adapter_config.json")}
     return sorted(p for p in found if p.is_file())
-
-
-_LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "depth", "encoder_layers", "decoder_layers")
-_MOST_LAYERS = 1000
 
 
 def refuse_layers(checkpoint: Checkpoint, config: Any, place: str = "") -> None:

@@ -20,6 +20,11 @@ from pipeline.extraction.plan import Plan
 BYTES_A_SHARD_RECORD = 460  # manifest.json and ledger.jsonl together; measured, and checked by a test
 DEVICES = (1, 8, 64)
 SPANS = ((1, "an hour"), (24, "a day"), (168, "a week"))  # hours, name
+BYTES_A_PIXEL = 26  # in decoding, of the worst kind of image (JPEG 2000 with alpha); measured, and checked by a test
+PROGRAM = 1_000_000_000  # Python, torch, transformers and their buffers
+PROCESS = 400_000_000  # the same in a decoding process; less where it is forked and shares them
+BYTES_AN_IMAGE = 1000  # of the catalog
+_SIDE = 512  # of the image whose prepared size is taken
 
 
 @dataclass(frozen=True)
@@ -106,13 +111,6 @@ def _span(hours: float) -> str:
     return f"{hours:,.1f} h" if hours < 72 else f"{hours / 24:,.1f} days"
 
 
-BYTES_A_PIXEL = 26  # in decoding, of the worst kind of image (JPEG 2000 with alpha); measured, and checked by a test
-PROGRAM = 1_000_000_000  # Python, torch, transformers and their buffers
-PROCESS = 400_000_000  # the same in a decoding process; less where it is forked and shares them
-BYTES_AN_IMAGE = 1000  # of the catalog
-_SIDE = 512  # of the image whose prepared size is taken
-
-
 @dataclass(frozen=True)
 class MemoryBound:
     """Bytes of one job: ``decoding`` if each of ``processes`` has an image of the largest accepted size and file at once;
@@ -134,14 +132,9 @@ class MemoryBound:
         return {**asdict(self), "bytes": self.bytes}
 
     def text(self) -> str:
-        rest = (
-            ("model", self.model),
-            ("prepared images", self.waiting),
-            ("catalog", self.catalog),
-            ("program", self.program),
-        )
+        rest = {"model": self.model, "prepared images": self.waiting, "catalog": self.catalog, "program": self.program}
         parts = [f"decoding in {self.processes} process(es) {self.decoding / 1e9:,.1f}"]
-        parts += [f"{name} {size / 1e9:,.1f}" for name, size in rest if size >= 5e7]
+        parts += [f"{name} {size / 1e9:,.1f}" for name, size in rest.items() if size >= 5e7]
         return (
             f"memory  at most {self.bytes / 1e9:,.1f} GB, and a batch's activations: {', '.join(parts)}; an image has at most "
             f"{MAX_PIXELS:,} pixels, a file {MAX_BYTES / 1e9:.1f} GB"
@@ -153,16 +146,12 @@ def memory_of(extractor: Extractor, images: int, catalog: int, workers: int, bat
     processes = max(1, min(workers, images // IMAGES_A_WORKER)) if images else 0
     ahead = (BATCHES_AHEAD + 2) * batch_size + processes * JOBS_AHEAD * extractor.images_per_job
     decoding = processes * (MAX_PIXELS * BYTES_A_PIXEL + MAX_BYTES)
-    waiting = min(ahead, images) * _prepared_bytes(extractor) if images else 0
+    found = extractor.prepare(Image.new("RGB", (_SIDE, _SIDE))) if images else []  # as most have it
+    prepared = sum(getattr(p, "nbytes", 0) for p in (found.values() if isinstance(found, dict) else [found]))
+    waiting = min(ahead, images) * prepared
     return MemoryBound(
         processes, decoding, _weights(extractor), waiting, catalog * BYTES_AN_IMAGE, PROGRAM + processes * PROCESS
     )
-
-
-def _prepared_bytes(extractor: Extractor) -> int:
-    """Return the bytes of a prepared image, as most have it."""
-    found = extractor.prepare(Image.new("RGB", (_SIDE, _SIDE)))
-    return sum(getattr(part, "nbytes", 0) for part in (found.values() if isinstance(found, dict) else [found]))
 
 
 def _weights(extractor: Extractor) -> int:

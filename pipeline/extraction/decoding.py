@@ -37,11 +37,11 @@ from torch.utils.data import DataLoader, Dataset
 from manifests.errors import FashionNTMError
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.prefetch import in_order
-from pipeline.extraction.prepare import ItemFailure, prepare_pixels
+from pipeline.extraction.prepare import prepare_pixels
 from pipeline.extraction.progress import Meter
 from pipeline.extraction.tokens import Tokens
 from pipeline.extraction.transfer import Stacked, stack
-from pipeline.extraction.work import Item
+from pipeline.extraction.work import Item, ItemFailure
 
 IMAGES_A_WORKER = 64  # a process for fewer images costs more than it saves
 JOBS_AHEAD = 2  # jobs per worker that are queued or finished and not yet taken

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -21,9 +22,7 @@ from manifests.errors import FashionNTMError
 from manifests.schema import RunSpec
 from pipeline.core.cluster import ClusterError, connect, lost, wait_for_workers
 from pipeline.extraction import worker
-from pipeline.extraction.batches import ShardTask
-from pipeline.extraction.prepare import ItemFailure
-from pipeline.extraction.work import Item
+from pipeline.extraction.work import Item, ItemFailure, ShardTask
 from pipeline.extraction.worker import Setting
 
 if TYPE_CHECKING:
@@ -81,10 +80,9 @@ class Cluster:
         """Return the settings of every task. Workers of one machine share its CPUs."""
         threads = max(1, torch.get_num_threads() // self.local) if self.local else None
         hosts = Counter(urlsplit(address).hostname for address in self.client.nthreads())
-        where, sharing = str(root) if root else None, self.local or max(hosts.values(), default=1)
-        return Setting(
-            self.spec, self.device, dict(fields), str(store.resolve()), where, 0, workers, threads, sharing, self.form
-        )
+        images, sharing = str(root) if root else None, self.local or max(hosts.values(), default=1)
+        place = str(store.resolve())
+        return Setting(self.spec, self.device, dict(fields), place, images, 0, workers, threads, sharing, self.form)
 
     def batch_sizes(self, setting: Setting, todo: Mapping[str, Sequence[Item]]) -> tuple[str, dict[int, float]]:
         """Return (device, rows per second by batch size), measured by one worker; no rates if ``todo`` is empty."""
@@ -108,31 +106,29 @@ class Cluster:
         """
         numbers = _numbers(tasks, first)
         waiting: dict[int, Future] = {}
-        submitted = given = 0
+        submitted = done = 0
         self._present = set(self.client.nthreads())
         try:
-            while given < len(tasks):
+            while done < len(tasks):
                 check()
                 if self.client.status != "running":  # a question to a lost scheduler would wait for a minute
                     raise lost(self.client.scheduler.address)
-                while submitted < len(tasks) and submitted < given + _A_WORKER * max(1, self._watch(note)):
-                    waiting[submitted] = self._submit(setting, tasks[submitted], numbers[submitted])
+                while submitted < len(tasks) and submitted < done + _A_WORKER * max(1, self._watch(note)):
+                    task = tasks[submitted]
+                    given = (vars(setting), task.table, numbers[submitted], [astuple(item) for item in task.items])
+                    waiting[submitted] = self.client.submit(worker.make_shard, *given, pure=False)
                     submitted += 1
-                if not self._look(waiting, given, note):
+                if not self._look(waiting, done, note):
                     continue
-                yield self._shard(given, tasks[given], waiting.pop(given))
-                given += 1
+                yield self._shard(done, tasks[done], waiting.pop(done))
+                done += 1
         except (KeyboardInterrupt, FashionNTMError):
-            for task, future in sorted(waiting.items()):
+            for number, future in sorted(waiting.items()):
                 if future.status == "finished":
-                    yield self._shard(task, tasks[task], future)
+                    yield self._shard(number, tasks[number], future)
             raise
         finally:
             self.client.cancel(list(waiting.values()))
-
-    def _submit(self, setting: Setting, task: ShardTask, number: int) -> Future:
-        items = [astuple(item) for item in task.items]
-        return self.client.submit(worker.make_shard, vars(setting), task.table, number, items, pure=False)
 
     def _watch(self, note: Callable[[str], None]) -> int:
         """Return the number of workers; note those that were lost since the last call."""
@@ -185,12 +181,8 @@ class Cluster:
 
 def _numbers(tasks: Sequence[ShardTask], first: Callable[[str], int]) -> list[int]:
     """Return the shard numbers of tasks committed in order."""
-    following: dict[str, int] = {}
-    numbers = []
-    for task in tasks:
-        following[task.table] = following.get(task.table, first(task.table) - 1) + 1
-        numbers.append(following[task.table])
-    return numbers
+    following = {table: count(first(table)) for table in {task.table for task in tasks}}
+    return [next(following[task.table]) for task in tasks]
 
 
 @contextmanager

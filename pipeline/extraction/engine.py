@@ -7,19 +7,18 @@ The engine does not use the store: the caller commits the outcome (rows and fail
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
 from manifests.errors import FashionNTMError
-from pipeline.extraction.batches import ForwardBatch, Job, ShardTask, batches_of, jobs_of
 from pipeline.extraction.decoding import Decoder
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.prefetch import InThread
 from pipeline.extraction.prepare import add_texts, decode_ahead
 from pipeline.extraction.progress import Meter
 from pipeline.extraction.runner import Outcome, Runner
-from pipeline.extraction.work import Item
+from pipeline.extraction.work import ForwardBatch, Item, Job, ShardTask, batches_of, jobs_of
 
 BATCHES_AHEAD = 2  # stacked batches queued for the model: one being copied, one ready
 
@@ -64,18 +63,11 @@ def process(
         with meter.time("stack"):
             return extractor.stack(parts)
 
-    if workers == 0:
-        prepared = _prepared(extractor, tasks, Decoder(extractor, root, 0), meter)
-        yield from _model(
-            runner, tasks, batches_of(tasks, prepared, batch_size, collate), meter, max_failures, on_batch
-        )
-        return
-
     def batches() -> Generator[ForwardBatch, None, None]:
         with nullcontext(decoder) if decoder is not None else Decoder(extractor, root, workers) as decoding:
             yield from batches_of(tasks, _prepared(extractor, tasks, decoding, meter), batch_size, collate)
 
-    with InThread(batches(), BATCHES_AHEAD) as ready, gate:
+    with InThread(batches(), BATCHES_AHEAD) if workers else closing(batches()) as ready, gate:
         yield from _model(runner, tasks, ready, meter, max_failures, on_batch)
 
 

@@ -17,6 +17,7 @@ from manifests.identity import digest, file_digest
 from manifests.shapes import misfits
 from pipeline.extraction.adapters import CONFIG, adapter_weights, merge_adapter, only_adapter, without_adapter
 from pipeline.extraction.checkpoint_files import (
+    SIDE_FILES,
     Checkpoint,
     ModelError,
     clip_module,
@@ -26,16 +27,7 @@ from pipeline.extraction.checkpoint_files import (
     try_processor,
 )
 
-_FILES = [
-    "*.json",
-    "*.txt",
-    "*.model",
-    "*.jinja",
-    "model.safetensors",
-    "model-*.safetensors",
-    "0_CLIPModel/model.safetensors",
-    "adapter_model.safetensors",
-]
+_WEIGHTS = ("model.safetensors", "model-*.safetensors", "0_CLIPModel/model.safetensors", "adapter_model.safetensors")
 # Config fields that describe how it was saved and do not affect the features.
 _VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "_attn_implementation", "use_cache")
 _ADAPTER_VOLATILE = ("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version")
@@ -49,24 +41,23 @@ def locate(name: str, revision: str | None = None, own_code: bool = False) -> Ch
     Raises ModelError with the id and the next step.
     """
     folder = Path(name).expanduser()
-    if folder.is_dir():
-        folder = clip_module(name, folder)
-        if not (folder / "config.json").is_file():
-            raise ModelError(
-                only_adapter(name, folder)
-                or f"model folder {name!r} has no config.json: give a folder made by `save_pretrained`"
-            )
-        return Checkpoint(name, folder.resolve(), own_code)
-    if not _HUB_ID.fullmatch(name) or name.startswith(("/", ".", "~")):
-        raise ModelError(f"no model folder {name!r} (and it is not a hub id such as openai/clip-vit-base-patch32)")
-    return Checkpoint(name, _from_hub(name, revision, own_code), own_code)
+    broken = f"model folder {name!r} has no config.json: give a folder made by `save_pretrained`"
+    if not folder.is_dir():
+        if not _HUB_ID.fullmatch(name) or name.startswith(("/", ".", "~")):
+            raise ModelError(f"no model folder {name!r} (and it is not a hub id such as openai/clip-vit-base-patch32)")
+        folder = _from_hub(name, revision, own_code)
+        broken = _unreachable(name, revision, "the local copy is incomplete: it has no config.json")
+    folder = clip_module(name, folder)
+    if not (folder / "config.json").is_file():
+        raise ModelError(only_adapter(name, folder) or broken)
+    return Checkpoint(name, folder.resolve(), own_code)
 
 
 def _from_hub(name: str, revision: str | None, own_code: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    patterns = [*_FILES, "*.py"] if own_code else _FILES
+    patterns = [*SIDE_FILES, *_WEIGHTS, *(["*.py"] if own_code else [])]
     try:
         path = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except RevisionNotFoundError:
@@ -83,12 +74,6 @@ def _from_hub(name: str, revision: str | None, own_code: bool) -> Path:
     if other:  # shards under other names than save_pretrained gives them
         with contextlib.suppress(Exception):  # missing files are reported when the weights are listed
             path = Path(snapshot_download(name, revision=revision, allow_patterns=[*patterns, *other]))
-    path = clip_module(name, path)
-    if not (path / "config.json").is_file():
-        raise ModelError(
-            only_adapter(name, path)
-            or _unreachable(name, revision, "the local copy is incomplete: it has no config.json")
-        )
     return path
 
 

@@ -22,8 +22,7 @@ from PIL import Image as Pillow
 from pipeline.core.device import is_out_of_memory
 from pipeline.extraction import hub
 from pipeline.extraction.extractors.base import ExtractorError
-from pipeline.extraction.images import MAX_PIXELS, ORIENTATION, DecodeError, decode, one_line
-from pipeline.extraction.pixels import Pixels, geometry
+from pipeline.extraction.images import MAX_PIXELS, ORIENTATION, DecodeError, Pixels, decode, geometry, one_line
 from pipeline.extraction.transfer import copying
 
 VERSION = 1  # increment when a change of this module, or of torchvision, alters pixels

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,9 @@ from cache import Failure, Store, StoreError, StoreNotFoundError, StoreWriter, s
 from manifests.identity import KEY_BYTES, changed_fields, digest, stack_keys
 from manifests.schema import Dataset
 from pipeline.core.image_files import DIGESTS, is_transient
-from pipeline.extraction.batches import ShardTask
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.probe import Probe
-from pipeline.extraction.work import Item, bound_keys, catalogue_of, requests_of
+from pipeline.extraction.work import Item, ShardTask, bound_keys, catalogue_of, requests_of
 
 if TYPE_CHECKING:
     from pipeline.extraction.cost import MemoryBound
@@ -105,13 +105,9 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            "dataset": self.dataset,
-            "extractor": self.extractor,
-            "fingerprint": self.fingerprint,
+            **{name: getattr(self, name) for name in ("dataset", "extractor", "fingerprint", "todo", "bytes")},
             "store": str(self.path) if self.path else None,
             "images": len(self.catalogue),
-            "todo": self.todo,
-            "bytes": self.bytes,
             "hash_seconds": self.seconds,
             "memory": self.memory.as_dict() if self.memory is not None else None,
             "tables": {name: table.as_dict() for name, table in self.tables.items()},
@@ -158,13 +154,13 @@ def plan_extraction(
     catalogue = bound_keys(dataset, sources)
     known = store.failures() if store is not None else []
     other, reason = _another(path, fields) if store is None else (None, "")
+    widths = {table: extractor.dim(table) * extractor.dtype.itemsize for table in extractor.tables}
     tables = {}
     for table in extractor.tables:
-        requests, items, bad = requests_of(table, dataset, sources, unusable)
-        width = extractor.dim(table) * extractor.dtype.itemsize + KEY_BYTES
+        found = requests_of(table, dataset, sources, unusable)
         on_record = {f.item: f for f in known if f.table == table}
-        tables[table] = _table(table, requests, items, bad, store, other, on_record, retry_failed, width, reason)
-    widths = {table: extractor.dim(table) * extractor.dtype.itemsize for table in extractor.tables}
+        row_bytes = widths[table] + KEY_BYTES
+        tables[table] = _table(table, *found, store, other, on_record, retry_failed, row_bytes, reason)
     return Plan(dataset.name, extractor.name, fields, tables, catalogue, time.perf_counter() - began, path, widths)
 
 
@@ -193,7 +189,9 @@ def _table(
     failed = {f.key for f in on_record.values() if not retry_failed and not is_transient(f.stage, f.reason)}
     wanted = [(n, item) for n, item in missing if item.key.hex() not in failed]
     todo, places = tuple(item for _, item in wanted), np.array([n for n, _ in wanted], dtype=np.int64)
-    stale = _elsewhere(other, table, todo)
+    stale = 0
+    with suppress(StoreError):  # a damaged store of another fingerprint does not matter here
+        stale = int(_present(other, table, [item.key for item in todo]).sum())
     names = ((name, item.key.hex()) for item in items.values() for name in item.names if name in on_record)
     outdated = tuple(name for name, key in names if on_record[name].key != key)
     known, done = len(missing) - len(todo), len(items) - len(missing)
@@ -206,21 +204,8 @@ def _table(
         reason += f"; {known} known failures are left alone (--retry-failed tries them again)"
     if bad:
         reason += f"; {len(bad)} have nothing to read, such as {bad[0].item}: {bad[0].reason}"
-    return TablePlan(
-        table,
-        requests,
-        len(items),
-        done,
-        known,
-        stale,
-        todo,
-        places,
-        present,
-        tuple(bad),
-        outdated,
-        len(todo) * width,
-        reason,
-    )
+    counts = (requests, len(items), done, known, stale)
+    return TablePlan(table, *counts, todo, places, present, tuple(bad), outdated, len(todo) * width, reason)
 
 
 def _present(store: Store | StoreWriter | None, table: str, keys: list[bytes]) -> np.ndarray:
@@ -231,32 +216,16 @@ def _present(store: Store | StoreWriter | None, table: str, keys: list[bytes]) -
     return ~store.missing(table, stacked) if isinstance(store, StoreWriter) else store.find(table, stacked) >= 0
 
 
-def _elsewhere(other: Store | None, table: str, items: Sequence[Item]) -> int:
-    """Count the ``items`` that have a row in a store of another fingerprint."""
-    try:
-        return int(_present(other, table, [item.key for item in items]).sum())
-    except StoreError:  # a damaged store of another fingerprint does not matter here
-        return 0
-
-
 def _another(path: Path | None, fields: dict[str, Any]) -> tuple[Store | None, str]:
-    """Return the newest store of another fingerprint (or None), and the reason why the expected store is missing."""
-    for other in _siblings(path):
-        changed = changed_fields(other.fields, fields)
-        if changed:
+    """Return the newest store of another fingerprint (or None), and the reason why the one at ``path`` is missing."""
+    name = path.name.rsplit("-", 1)[0] if path is not None else ""
+    folders = [] if path is None else [p for p in path.parent.glob(f"{name}-*") if len(p.name) == len(path.name)]
+    for folder in sorted(folders, key=lambda p: p.stat().st_mtime, reverse=True):
+        try:
+            other = Store.open(folder, verify="header")  # rows are counted, not read
+        except Exception:  # a damaged store of another fingerprint does not matter here
+            continue
+        if changed := changed_fields(other.fields, fields):
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             return other, f"stale: {other.path.name} has another fingerprint ({'; '.join(changed[:3])}{more})"
     return None, "no store yet"
-
-
-def _siblings(path: Path | None) -> Iterator[Store]:
-    """Yield the stores of the same dataset and extractor name, newest first."""
-    if path is None or not path.parent.is_dir():
-        return
-    name = path.name.rsplit("-", 1)[0]
-    folders = [p for p in path.parent.glob(f"{name}-*") if len(p.name) == len(path.name) and p != path]
-    for folder in sorted(folders, key=lambda p: p.stat().st_mtime, reverse=True):
-        try:
-            yield Store.open(folder, verify="header")  # rows are counted, not read
-        except Exception:  # a damaged store of another fingerprint does not matter here
-            continue

@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.extraction.extractors.base import Extractor, ExtractorError
 from pipeline.extraction.images import ItemError, one_line, read
 from pipeline.extraction.progress import Meter
-from pipeline.extraction.work import Item
-
-
-@dataclass(frozen=True)
-class ItemFailure:
-    """Failed item. ``stage``: "read", "decode", "tokenise" or "encode"."""
-
-    item: Item
-    stage: str
-    reason: str
+from pipeline.extraction.work import Item, ItemFailure
 
 
 def prepare(extractor: Extractor, items: Sequence[Item], root: Path | None, meter: Meter) -> list[Any]:

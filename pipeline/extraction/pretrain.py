@@ -98,33 +98,22 @@ def build_tokenizer(texts: Iterable[str], size: int, max_tokens: int) -> PreTrai
 
 def build_model(tokenizer: PreTrainedTokenizerFast, options: PretrainOptions) -> CLIPModel:
     """Return a CLIPModel initialized from ``options.seed`` (as in transformers, except for the positions)."""
+
+    def tower(width: int, layers: int) -> dict[str, int]:
+        sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers}
+        return {**sizes, "num_attention_heads": width // 32, "projection_dim": options.projection}
+
+    text = {"vocab_size": len(tokenizer), "max_position_embeddings": options.max_tokens}
+    text |= {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    vision = {"image_size": options.image_size, "patch_size": options.patch_size}
+    config = CLIPConfig(
+        projection_dim=options.projection,
+        logit_scale_init_value=math.log(1 / options.temperature),
+        text_config=text | tower(options.text_width, options.text_layers),
+        vision_config=vision | tower(options.vision_width, options.vision_layers),
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        config = CLIPConfig(
-            projection_dim=options.projection,
-            logit_scale_init_value=math.log(1 / options.temperature),
-            text_config={
-                "vocab_size": len(tokenizer),
-                "max_position_embeddings": options.max_tokens,
-                "hidden_size": options.text_width,
-                "intermediate_size": 4 * options.text_width,
-                "num_hidden_layers": options.text_layers,
-                "num_attention_heads": options.text_width // 32,
-                "projection_dim": options.projection,
-                "pad_token_id": tokenizer.pad_token_id,
-                "bos_token_id": tokenizer.bos_token_id,
-                "eos_token_id": tokenizer.eos_token_id,
-            },
-            vision_config={
-                "image_size": options.image_size,
-                "patch_size": options.patch_size,
-                "hidden_size": options.vision_width,
-                "intermediate_size": 4 * options.vision_width,
-                "num_hidden_layers": options.vision_layers,
-                "num_attention_heads": options.vision_width // 32,
-                "projection_dim": options.projection,
-            },
-        )
         model = CLIPModel(config)
         torch.nn.init.normal_(model.vision_model.embeddings.position_embedding.weight, std=POSITION_STD)
         return model

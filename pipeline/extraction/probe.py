@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from pipeline.core.device import free_memory, is_out_of_memory
-from pipeline.extraction.batches import ShardTask
 from pipeline.extraction.engine import process
 from pipeline.extraction.extractors.base import Extractor
-from pipeline.extraction.prepare import ItemFailure, prepare
+from pipeline.extraction.prepare import prepare
 from pipeline.extraction.progress import Meter, clock
-from pipeline.extraction.work import Item
+from pipeline.extraction.work import Item, ItemFailure, ShardTask
 
 if TYPE_CHECKING:
     from pipeline.extraction.plan import Plan
@@ -95,7 +94,8 @@ def choose_batch_size(extractor: Extractor, todo: Mapping[str, Sequence[Item]], 
     table = next((t for t in ("query", "target", "image", "text") if todo.get(t)), None)
     if table is None or sum(map(len, todo.values())) < _FEW_ROWS:
         return {}
-    parts = _one(extractor, todo[table], root)
+    found = (prepare(extractor, [item], root, Meter())[0] for item in todo[table][:100])
+    parts = next((one for one in found if not isinstance(one, ItemFailure)), None)  # of the first readable item
     if parts is None:
         return {}
     rates: dict[int, float] = {}
@@ -119,15 +119,6 @@ def choose_batch_size(extractor: Extractor, todo: Mapping[str, Sequence[Item]], 
 def best_size(rates: Mapping[int, float]) -> int:
     """Return the smallest batch size within 3% of the best rate."""
     return min(size for size, rate in rates.items() if rate >= _ENOUGH * max(rates.values()))
-
-
-def _one(extractor: Extractor, items: Sequence[Item], root: Path | None) -> list[Any] | None:
-    """Return the prepared parts of the first readable item."""
-    for item in items[:100]:
-        (found,) = prepare(extractor, [item], root, Meter())
-        if not isinstance(found, ItemFailure):
-            return found
-    return None
 
 
 def _rate(extractor: Extractor, table: str, parts: tuple[Sequence[Any], ...], size: int) -> float:
@@ -165,8 +156,13 @@ class Probe:
         )
 
 
-def measure(extractor: Extractor, plan: Plan, root: Path | None, workers: int, batch_size: int) -> Probe:
+def measure(
+    extractor: Extractor, plan: Plan, root: Path | None, workers: int, batch_size: int | Literal["auto"]
+) -> Probe:
     """Run a few batches of each table through the engine for some seconds per table; write nothing."""
+    if batch_size == "auto":
+        by_size = choose_batch_size(extractor, {name: table.todo for name, table in plan.tables.items()}, root)
+        batch_size = best_size(by_size) if by_size else DEFAULT_BATCH
     rates: dict[str, float] = {}
     slowest: dict[str, str] = {}
     calls, root = extractor.calls, root.resolve() if root else None

@@ -8,11 +8,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, TextIO
+from typing import Literal, TextIO
 
 STAGES = ("hash", "decode", "tokenise", "stack", "model", "write")
 _IN_WORKERS = ("decode",)  # seconds are summed over the decoding workers
 _ALONE = ("hash", "write")  # done by the coordinator of a cluster
+Mode = Literal["auto", "rich", "lines", "silent"]
+HEARTBEAT = 10.0  # seconds
 
 
 @dataclass
@@ -49,10 +51,6 @@ class Meter:
             if text not in self.notes:
                 self.notes.append(text)
 
-    def restart(self) -> None:
-        """Start the clock of the rates, after hashing and loading."""
-        self.started = time.perf_counter()
-
     @property
     def rate(self) -> float:
         """Rows per second since the first one was started."""
@@ -73,10 +71,6 @@ class Meter:
     def concurrent(self, stage: str) -> int:
         """Return the number of workers of a stage that run concurrently."""
         return max(1, self.workers if stage in _IN_WORKERS else 1) * (self.machines if stage not in _ALONE else 1)
-
-
-Mode = Literal["auto", "rich", "lines", "silent"]
-HEARTBEAT = 10.0  # seconds
 
 
 class Progress:
@@ -130,11 +124,9 @@ class Lines(Progress):
     def __init__(self, stream: TextIO, interval: float = HEARTBEAT):
         self.stream, self.interval = stream, interval
         self._over = threading.Event()
-        self._thread: threading.Thread | None = None
 
     def start(self, meter: Meter) -> None:
         super().start(meter)
-        self._over.clear()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._thread.start()
 
@@ -149,9 +141,8 @@ class Lines(Progress):
 
     def stop(self) -> None:
         self._over.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._tell()
+        self._thread.join()
+        self._tell()
 
 
 class Live(Progress):
@@ -159,7 +150,6 @@ class Live(Progress):
 
     def __init__(self, stream: TextIO):
         self.stream = stream
-        self._bar: Any = None
 
     def start(self, meter: Meter) -> None:
         from rich.console import Console
@@ -167,9 +157,8 @@ class Live(Progress):
         from rich.progress import Progress as Bar
 
         super().start(meter)
-        self._bar = Bar(
-            TextColumn("{task.fields[line]}"), BarColumn(20), console=Console(file=self.stream), transient=True
-        )
+        columns = (TextColumn("{task.fields[line]}"), BarColumn(20))
+        self._bar = Bar(*columns, console=Console(file=self.stream), transient=True)
         self._task = self._bar.add_task("extract", total=None, line=line(meter))
         self._bar.start()
 
@@ -180,8 +169,7 @@ class Live(Progress):
         self._bar.update(self._task, completed=done, total=self.meter.total or None, line=line(self.meter))
 
     def stop(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._bar.stop()
 
 
 def clock(seconds: float | None) -> str:

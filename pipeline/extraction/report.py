@@ -15,6 +15,7 @@ from pipeline.extraction.plan import Plan
 from pipeline.extraction.work import pair_name
 
 Keys: TypeAlias = dict[str, bytes]  # image id -> content key
+_COUNTS = ("bytes", "extracted", "reused", "failed", "unread", "cut")
 
 
 @dataclass
@@ -73,34 +74,23 @@ class Report:
         self.unread += is_transient(stage, reason)
 
     @property
-    def rates(self) -> dict[str, float]:
-        """Rows per second: of the whole call, and of each stage as if it ran alone on one thread."""
-        done = self.extracted
-        return {stage: done / seconds for stage, seconds in self.seconds.items() if done and seconds > 0}
-
-    @property
     def slowest(self) -> str:
         """Stage with the most busy time."""
         return max(self.busy, key=lambda stage: self.busy[stage]) if self.busy else "none"
 
     def as_dict(self) -> dict[str, Any]:
+        done = self.extracted
+        rates = {stage: done / seconds for stage, seconds in self.seconds.items() if done and seconds > 0}
         return {
             "store": str(self.path),
-            "fingerprint": self.fingerprint,
-            "bytes": self.bytes,
-            "extracted": self.extracted,
-            "reused": self.reused,
-            "failed": self.failed,
-            "unread": self.unread,
-            "cut": self.cut,
+            **{
+                name: getattr(self, name)
+                for name in ("fingerprint", *_COUNTS, "workers", "checked", "notes", "remarks")
+            },
             "sessions_left_out": {split: {"sessions": n, "of": of} for split, (n, of) in self.left_out.items()},
-            "workers": self.workers,
-            "checked": self.checked,
-            "notes": self.notes,
-            "remarks": self.remarks,
             "tables": {name: asdict(table) | {"reason": self.reasons[name]} for name, table in self.tables.items()},
             "seconds": self.seconds,
-            "rates": self.rates,
+            "rates": rates,  # rows per second: of the whole call, and of each stage as if it ran alone on one thread
         }
 
     def text(self) -> str:
@@ -121,8 +111,7 @@ class Report:
         else:
             lines.append("nothing was extracted: every row is there already, or is known to fail")
         lines += [f"note   {note}" for note in self.notes]
-        if "precision" in self.checked:
-            lines.append(f"note   precision {self.checked['precision']}")
+        lines += [f"note   {name} {self.checked[name]}" for name in ("precision", "form") if name in self.checked]
         lines += [f"note   {count:,} image(s) {remark}" for remark, count in self.remarks.items()]
         if "decode" in self.checked:
             found = self.checked["decode"]
@@ -130,8 +119,6 @@ class Report:
                 f"note   decoded by torchvision ({found['decoder']}): cosine to Pillow's decode >= "
                 f"{found['least_cosine_to_pillow']:.7f} on {found['images']} images (more: cache verify SPEC --reextract 100)"
             )
-        if "form" in self.checked:
-            lines.append(f"note   form {self.checked['form']}")
         if self.cut:
             lines.append(f"note   {self.cut:,} texts were longer than the model reads, and lost their end")
         if self.failed:

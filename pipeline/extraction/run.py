@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,6 @@ from manifests.errors import FashionNTMError, most_frequent
 from manifests.schema import Dataset
 from pipeline.core.device import describe
 from pipeline.core.image_files import DIGESTS, DigestCache
-from pipeline.extraction.batches import ShardTask
 from pipeline.extraction.distributed import Cluster, Shard
 from pipeline.extraction.engine import TooManyFailures, process, stop_at
 from pipeline.extraction.extractors.base import Extractor
@@ -29,9 +28,7 @@ from pipeline.extraction.progress import Meter, Mode, Progress, make_progress
 from pipeline.extraction.report import Report, left_out, report_of
 from pipeline.extraction.runner import Outcome
 from pipeline.extraction.tolerance import recorded, recorded_decoder
-from pipeline.extraction.work import Item
-
-__all__ = ["ExtractionError", "Interrupted", "Report", "TooManyFailures", "extract"]
+from pipeline.extraction.work import Item, ShardTask
 
 
 class ExtractionError(FashionNTMError):
@@ -68,14 +65,13 @@ def extract(
 
     Raises Interrupted (Ctrl-C), ExtractionError (a table without rows), ManifestError, DecodingError, errors of the store.
     """
-    options = Options(batch_size, shard_rows, workers, max_failures, retry_failed)
-    job = _Job(dataset, extractor, stores, options, make_progress(progress), cluster)
+    job = _Job(dataset, extractor, stores, workers, max_failures, make_progress(progress), cluster)
     with job.shown():
-        plan = None if job.path.exists() else job.plan(None)  # raises before a store is created
-        with job.store() as writer:
-            plan = plan or job.plan(writer)
-            size = job.check(plan, writer, check)
-            tasks = job.begin(plan, writer)
+        plan = None if job.path.exists() else job.plan(None, retry_failed)  # raises before a store is created
+        with job.store(batch_size, shard_rows) as writer:
+            plan = plan or job.plan(writer, retry_failed)
+            size = job.check(plan, writer, batch_size, check)
+            tasks = job.begin(plan, writer, shard_rows)
             with (
                 gentle_interrupt() as stop_if_asked,
                 job.commits(writer, tasks) as commits,
@@ -86,17 +82,6 @@ def extract(
         return job.report(plan)
 
 
-@dataclass(frozen=True)
-class Options:
-    """Arguments of ``extract``."""
-
-    batch_size: int | Literal["auto"]
-    shard_rows: int
-    workers: int | None
-    max_failures: int | None
-    retry_failed: bool
-
-
 class _Job:
     """Steps of one ``extract`` call, in order, and what they share."""
 
@@ -105,19 +90,18 @@ class _Job:
         dataset: Dataset,
         extractor: Extractor,
         stores: Path,
-        options: Options,
+        workers: int | None,
+        max_failures: int | None,
         display: Progress,
         cluster: Cluster | None,
     ):
-        self.dataset, self.extractor, self.stores, self.options = dataset, extractor, stores, options
-        self.workers = default_workers(extractor.device) if options.workers is None else options.workers
+        self.dataset, self.extractor, self.stores, self.max_failures = dataset, extractor, stores, max_failures
+        self.workers = default_workers(extractor.device) if workers is None else workers
         self.meter, self.display, self.cluster = Meter(now="reading the catalog"), display, cluster
         self.root = dataset.images_root.resolve() if dataset.images_root else None
         self.fields = extractor.semantic()
         self.path = store_path(stores, dataset.name, extractor.name, self.fields)
-        self.setting = None
-        if cluster is not None:
-            self.setting = cluster.setting(self.fields, self.path, self.root, options.workers)
+        self.setting = None if cluster is None else cluster.setting(self.fields, self.path, self.root, workers)
         self.began, self.cut = time.perf_counter(), extractor.cut
         self.kept = 0  # rows committed so far
         self.changed: set[str] = set()  # files that could not be read as planned
@@ -138,7 +122,7 @@ class _Job:
                 digests.forget(self.changed)
                 digests.save()
 
-    def plan(self, writer: StoreWriter | None) -> Plan:
+    def plan(self, writer: StoreWriter | None, retry_failed: bool) -> Plan:
         with self.meter.time("hash"):
             plan = plan_extraction(
                 self.dataset,
@@ -146,39 +130,40 @@ class _Job:
                 writer,
                 stores=self.stores,
                 workers=self.workers,
-                retry_failed=self.options.retry_failed,
+                retry_failed=retry_failed,
                 remember=True,
             )
         if plan.todo and self.cluster is None:
             self.extractor.require()
         return plan
 
-    def store(self) -> StoreWriter:
+    def store(self, batch_size: int | Literal["auto"], shard_rows: int) -> StoreWriter:
         execution = {
-            "batch_size": self.options.batch_size,
-            "shard_rows": self.options.shard_rows,
+            "batch_size": batch_size,
+            "shard_rows": shard_rows,
             "workers": self.workers,
             "device": describe(self.extractor.device),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
+            **recorded(self.extractor, self.dataset),
         }
-        execution |= recorded(self.extractor, self.dataset)
-        return StoreWriter(
-            self.path,
-            dataset=self.dataset.name,
-            extractor=self.extractor.name,
-            fields=self.fields,
-            execution=execution,
-        )
+        names = {"dataset": self.dataset.name, "extractor": self.extractor.name}
+        return StoreWriter(self.path, **names, fields=self.fields, execution=execution)
 
-    def check(self, plan: Plan, writer: StoreWriter, check: Callable[[Plan], Mapping[str, Any]]) -> int:
+    def check(
+        self,
+        plan: Plan,
+        writer: StoreWriter,
+        batch_size: int | Literal["auto"],
+        check: Callable[[Plan], Mapping[str, Any]],
+    ) -> int:
         """Return the batch size; record it and the result of ``check``. Nothing is done without work."""
         self.result = report_of(self.path, plan)
         if not plan.todo:
             return DEFAULT_BATCH
         self.meter.now = "preparing the model"
         todo = {name: table.todo for name, table in plan.tables.items()}
-        found = autotune(self.options.batch_size, todo, writer.manifest.execution, self._measured)
+        found = autotune(batch_size, todo, writer.manifest.execution, self._measured)
         if decoder := (self.cluster or self.extractor).jpeg_decoder:
             same_decoder(writer.manifest, decoder)
             found["jpeg_decoder"] = decoder
@@ -192,22 +177,28 @@ class _Job:
             return self.cluster.batch_sizes(self.setting, todo)
         return describe(self.extractor.device), choose_batch_size(self.extractor, todo, self.root) if todo else {}
 
-    def begin(self, plan: Plan, writer: StoreWriter) -> list[ShardTask]:
-        """Record the catalog and the items without content; return the shards to compute."""
-        meter, limit = self.meter, self.options.max_failures
-        meter.total, meter.unusable = plan.todo, sum(len(t.unusable) for t in plan.tables.values())
+    def begin(self, plan: Plan, writer: StoreWriter, shard_rows: int) -> list[ShardTask]:
+        """Record the catalog and the items without content, and clear failures of items whose content has changed.
+
+        Return the shards to compute.
+        """
+        meter, limit, tables = self.meter, self.max_failures, plan.tables.values()
+        meter.total, meter.unusable = plan.todo, sum(len(t.unusable) for t in tables)
         writer.bind(plan.catalogue)
-        _settle_failures(writer, plan)
+        for table in tables:
+            for item in table.outdated:
+                writer.clear(table.table, item)
+            for failure in table.unusable:
+                writer.fail(failure.table, failure.item, failure.stage, failure.reason)
         if limit is not None and meter.unusable > limit:
             raise TooManyFailures(meter.unusable, limit, "cannot be read")
-        meter.restart()
-        return [task for table in plan.tables.values() for task in table.tasks(self.options.shard_rows)]
+        meter.started = time.perf_counter()  # of the rates: after hashing and loading
+        return [task for table in tables for task in table.tasks(shard_rows)]
 
     def compute(
         self, tasks: list[ShardTask], size: int, writer: StoreWriter, stop_if_asked: Callable[[], None]
     ) -> Generator[Outcome | Shard, None, None]:
         """Yield the outcome of every task, in order: from the cluster's workers, or computed in this process."""
-        limit = self.options.max_failures
 
         def after_batch() -> None:
             self.display.update()
@@ -215,7 +206,7 @@ class _Job:
 
         def look() -> None:
             stop_if_asked()
-            stop_at(limit, self.meter)
+            stop_at(self.max_failures, self.meter)
 
         if not tasks:
             return
@@ -231,7 +222,7 @@ class _Job:
                 batch_size=size,
                 workers=self.workers,
                 meter=self.meter,
-                max_failures=limit,
+                max_failures=self.max_failures,
                 on_batch=after_batch,
             )
 
@@ -262,9 +253,7 @@ class _Job:
         report.left_out = left_out(self.dataset, store.failures()) if report.failed else {}
         report.cut = self.extractor.cut - self.cut + (self.cluster.cut if self.cluster is not None else 0)
         report.bytes = store.nbytes
-        report.busy = {
-            stage: seconds / meter.concurrent(stage) for stage, seconds in meter.seconds.items() if stage != "hash"
-        }
+        report.busy = {s: seconds / meter.concurrent(s) for s, seconds in meter.seconds.items() if s != "hash"}
         report.seconds = {**meter.seconds, "work": worked, "wall": time.perf_counter() - self.began}
         _refuse_empty(report, plan)
         return report
@@ -309,15 +298,6 @@ def same_decoder(manifest: Manifest, decoder: str) -> None:
             f"the rows of this store were decoded by {before}, this device decodes by {decoder}, and a store has rows of one "
             f"decoder: continue with {fix}, or extract into another workspace with --out"
         )
-
-
-def _settle_failures(writer: StoreWriter, plan: Plan) -> None:
-    """Record items without content, and clear failures of items whose content has changed since."""
-    for table in plan.tables.values():
-        for item in table.outdated:
-            writer.clear(table.table, item)
-        for failure in table.unusable:
-            writer.fail(failure.table, failure.item, failure.stage, failure.reason)
 
 
 def _refuse_empty(report: Report, plan: Plan) -> None:

@@ -12,14 +12,12 @@ import torch
 from manifests.errors import most_frequent
 from manifests.identity import stack_keys
 from pipeline.core.device import free_memory, is_out_of_memory
-from pipeline.extraction.batches import ForwardBatch
 from pipeline.extraction.extractors.base import Extractor, ExtractorError
 from pipeline.extraction.images import one_line
-from pipeline.extraction.prepare import ItemFailure
 from pipeline.extraction.progress import Meter
 from pipeline.extraction.tokens import Tokens
 from pipeline.extraction.transfer import PendingRows
-from pipeline.extraction.work import Item
+from pipeline.extraction.work import ForwardBatch, Item, ItemFailure
 
 IN_FLIGHT = 2  # unfinished batches on a GPU; the CPU computes each at once
 
@@ -65,7 +63,8 @@ class Runner:
         """Start a batch; its rows and failures are added to ``outcome`` now or when the device is done."""
         before = self.meter.seconds["model"]
         outcome.long.extend(self._long(batch))
-        outcome.noted.extend(self._noted(batch))
+        noted = self.extractor.noted
+        outcome.noted.extend((i, noted.pop(i.image)) for i in batch.items if i.image in noted)
         start = 0
         while start < len(batch):
             piece = batch.part(start, start + self.limit)
@@ -105,10 +104,6 @@ class Runner:
         texts = [{i.text, i.caption, *(turn.text for turn in i.turns)} - {None} for i in batch.items]
         found = tokens.take_truncated([text for of_item in texts for text in of_item if text is not None])
         return [item for item, of_item in zip(batch.items, texts, strict=True) if found & of_item]
-
-    def _noted(self, batch: ForwardBatch) -> list[tuple[Item, str]]:
-        noted = self.extractor.noted
-        return [(i, noted.pop(i.image)) for i in batch.items if i.image in noted] if noted else []
 
     def _take(self, depth: int) -> None:
         """Collect the oldest batches until at most ``depth`` are in flight."""

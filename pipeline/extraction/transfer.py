@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
 
 
-class Stacked(Sequence[dict[str, np.ndarray]]):
+class Stacked(Sequence[Any]):
     """Prepared images as one tensor [n, ...] per name; an element is the dict of arrays of one image.
 
     ``ready``: the CUDA event after which the tensors are on the device; None if they are in host memory.
@@ -27,11 +27,7 @@ class Stacked(Sequence[dict[str, np.ndarray]]):
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))
 
-    @overload
-    def __getitem__(self, at: int) -> dict[str, np.ndarray]: ...
-    @overload
-    def __getitem__(self, at: slice) -> Stacked: ...
-    def __getitem__(self, at: int | slice) -> dict[str, np.ndarray] | Stacked:
+    def __getitem__(self, at: Any) -> Any:
         if isinstance(at, slice):
             return Stacked({name: tensor[at] for name, tensor in self.tensors.items()}, self.ready)
         if at >= len(self):

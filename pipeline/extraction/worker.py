@@ -21,19 +21,17 @@ from cache import write_shard
 from manifests.errors import FashionNTMError
 from manifests.identity import changed_fields, digest
 from manifests.schema import RunSpec
+from pipeline.core.cluster import WorkerError, claim_gpu, keep_freed_memory
 from pipeline.core.device import describe, resolve_device
-from pipeline.core.malloc import keep_freed_memory
-from pipeline.extraction.batches import ShardTask
 from pipeline.extraction.decoding import Decoder
 from pipeline.extraction.engine import process
 from pipeline.extraction.extractors import load_extractor
 from pipeline.extraction.extractors.base import Extractor
-from pipeline.extraction.gpus import WorkerError, claim_gpu
-from pipeline.extraction.prepare import ItemFailure, prepare
+from pipeline.extraction.precision import checked_form
+from pipeline.extraction.prepare import prepare
 from pipeline.extraction.probe import choose_batch_size, default_workers
 from pipeline.extraction.progress import Meter
-from pipeline.extraction.tower_format import checked_form
-from pipeline.extraction.work import Item
+from pipeline.extraction.work import Item, ItemFailure, ShardTask
 
 PROCESS = secrets.token_hex(8)  # name of this process in its results
 _AT_ONCE = 2  # concurrent shards: one in the model, the other being prepared or written
@@ -96,13 +94,11 @@ def _make_shard(setting: Setting, table: str, number: int, items: list[Item]) ->
         )
     receipt = None
     if len(outcome):
-        keys, rows = outcome.rows()
         with meter.time("write"):
-            written = write_shard(setting.store, table, keys, rows, number=number, seconds=outcome.seconds)
-        receipt = asdict(written)
+            receipt = write_shard(setting.store, table, *outcome.rows(), number=number, seconds=outcome.seconds)
     place = {item.key: n for n, item in enumerate(items)}
     return {
-        "receipt": receipt,
+        "receipt": receipt and asdict(receipt),
         "failures": [(place[f.item.key], f.stage, f.reason) for f in outcome.failures],
         "long": [place[item.key] for item in outcome.long],
         "noted": [(place[item.key], remark) for item, remark in outcome.noted],

@@ -28,27 +28,27 @@ def write_card(folder: RunFolder, title: str, record: FeatureRecord | None) -> b
     ``title``: the model's title. ``record``: of the spec's extraction, for the extractor's license and leaks.
     """
     path = folder.path / CARD
-    if path.is_file() and not _untouched(path.read_text(encoding="utf-8", errors="replace")):
-        return False
+    if path.is_file():
+        body, mark, end = path.read_text(encoding="utf-8", errors="replace").rpartition("\n" + MARK)
+        if not mark or end.partition(" ")[0] != digest(body)[:16]:  # edited
+            return False
     text = card_text(run_row(folder), title, record)
     replace_atomically(path, f"{text}\n{MARK}{digest(text)[:16]} -->\n".encode())
     return True
 
 
-def _untouched(text: str) -> bool:
-    body, mark, end = text.rpartition("\n" + MARK)
-    return bool(mark) and end.partition(" ")[0] == digest(body)[:16]
-
-
 def card_text(row: Mapping[str, Any], title: str, record: FeatureRecord | None) -> str:
     """Return the card as Markdown with the metadata block that model hubs read."""
-    head = [
+    tags = "[composed-image-retrieval, multi-turn-retrieval, fashion]"
+    lines = [
         "---",
         "library_name: fashion-ntm",
-        "tags: [composed-image-retrieval, multi-turn-retrieval, fashion]",
+        f"tags: {tags}",
         "---",
+        "",
+        f"# {title}: {row['dataset']}, run {row['id']}",
+        "",
     ]
-    lines = [*head, "", f"# {title}: {row['dataset']}, run {row['id']}", ""]
     lines += ["A memory model f_qry(1..N) -> f'_qry(1..N) for multi-turn image retrieval on cached features.", ""]
     settings = {"model": row["model"], **row["options"], "seed": row["seed"]}
     settings |= {f"training.{key}": value for key, value in row["training"].items()}

@@ -111,18 +111,9 @@ class Experiment(RunIdentities):
         if is_fitted(run.model, run.options):
             self.require_train(f"and model {run.model} is fitted on them")
         fit, validation = self.parts
-        return TrainRequest(
-            self.workspace.runs,
-            self.dataset.name,
-            self.store.fingerprint,
-            run.model,
-            run.options,
-            fit,
-            run.training,
-            run.seed,
-            self.spec.validation,
-            validation,
-        )
+        place = (self.workspace.runs, self.dataset.name, self.store.fingerprint)
+        split = (self.spec.validation, validation)
+        return TrainRequest(*place, run.model, run.options, fit, run.training, run.seed, *split)
 
     def model(self, run: Run) -> MemoryModel:
         """Return the trained model of a run, on the experiment's device. Raises IncompleteError if it is not trained."""

@@ -242,16 +242,15 @@ class RunIdentities:
         catalogue, sessions = self.store.catalogue(), self._test_sessions(view.turns)
         about = {"references": self.spec.references, "averaging": self.dataset.averaging, "view": view.model_dump()}
         identity = {"protocol": PROTOCOL | about, **self._test_identity(view.turns)}
-        family = registry.get(run.model)
+        family, seen = registry.get(run.model), (s.last(view.last or len(s.turns)) for s in sessions)
         if family.dialogs:
-            chats = [session.last(view.last or len(session.turns)) for session in sessions]
-            rows = [dialog_key([pair_key(catalogue[t.reference], text_key(t.text)) for t in c.turns]) for c in chats]
-            identity["dialogs"] = digest((self.store.find("query", stack_keys(rows)) >= 0).tolist())
+            rows = [dialog_key([pair_key(catalogue[t.reference], text_key(t.text)) for t in s.turns]) for s in seen]
         elif view.last is not None and family.reads == "concatenated":
-            windows = [session.last(view.last) for session in sessions]
-            rows = [pair_key(catalogue[w.turns[0].reference], text_key(w.text)) for w in windows]
-            identity["windows"] = digest((self.store.find("query", stack_keys(rows)) >= 0).tolist())
-        return identity
+            rows = [pair_key(catalogue[s.turns[0].reference], text_key(s.text)) for s in seen]
+        else:
+            return identity
+        there = digest((self.store.find("query", stack_keys(rows)) >= 0).tolist())
+        return identity | {"dialogs" if family.dialogs else "windows": there}
 
     def _test_sessions(self, turns: int | None) -> list[Session]:
         """Return the test sessions that have their features, of ``turns`` turns unless it is None."""

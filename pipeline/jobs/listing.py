@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,31 +21,23 @@ REGISTRIES = {
 }
 
 
-@dataclass(frozen=True)
-class Listing:
-    """Rows by kind; a row is {"name": ..., "about": ...}, with more fields if ``detail`` is set."""
-
-    kinds: dict[str, list[dict[str, Any]]]
-
-    def as_dict(self) -> dict[str, list[dict[str, Any]]]:
-        return self.kinds
-
-    def text(self) -> str:
-        blocks = []
-        for kind, rows in self.kinds.items():
-            lines = [f"{kind}:"] if len(self.kinds) > 1 else []
-            if kind == "runs" and rows:
-                blocks.append("\n".join([*lines, runs_text(rows)]))
-                continue
-            indent = "  " if lines else ""
-            width = max((len(row["name"]) for row in rows), default=0)
-            for row in rows:
-                lines.append(f"{indent}{row['name']:{width}}  {row['about']}".rstrip())
-                shown = ((k, v) for k, v in row.items() if k not in ("name", "about", "cards") and v)
-                lines += [f"{indent}    {k}: {_plain(v)}" for k, v in shown]
-                lines += [line for card in row.get("cards", ()) for line in _card(card, f"{indent}    ")]
-            blocks.append("\n".join(lines if rows else [*lines, f"{indent}none"]))
-        return "\n\n".join(blocks) if len(blocks) > 1 else blocks[0]
+def listing_text(kinds: Mapping[str, list[dict[str, Any]]]) -> str:
+    """Return the rows of a ``listing``, under the names of their kinds if there are several."""
+    blocks = []
+    for kind, rows in kinds.items():
+        lines = [f"{kind}:"] if len(kinds) > 1 else []
+        if kind == "runs" and rows:
+            blocks.append("\n".join([*lines, runs_text(rows)]))
+            continue
+        indent = "  " if lines else ""
+        width = max((len(row["name"]) for row in rows), default=0)
+        for row in rows:
+            lines.append(f"{indent}{row['name']:{width}}  {row['about']}".rstrip())
+            shown = ((k, v) for k, v in row.items() if k not in ("name", "about", "cards") and v)
+            lines += [f"{indent}    {k}: {_plain(v)}" for k, v in shown]
+            lines += [line for card in row.get("cards", ()) for line in _card(card, f"{indent}    ")]
+        blocks.append("\n".join(lines if rows else [*lines, f"{indent}none"]))
+    return "\n\n".join(blocks)
 
 
 def runs_text(rows: Sequence[dict[str, Any]]) -> str:
@@ -85,10 +76,11 @@ def _plain(value: Any) -> str:
 
 def listing(
     kinds: Sequence[str], out: Path, detail: bool, data: Path = Path(), where: Sequence[str] = (), sort: str = ""
-) -> Listing:
+) -> dict[str, list[dict[str, Any]]]:
     """Return the rows of each kind; heavy modules are imported only for the kinds that need them.
 
-    ``where``, ``sort``: of runs, see ``run_rows.chosen``.
+    A row is {"name": ..., "about": ...}, with more fields for ``detail``. ``where``, ``sort``: of runs, see
+    ``run_rows.chosen``.
     """
     found = {}
     for kind in kinds:
@@ -103,7 +95,7 @@ def listing(
             found[kind] = _runs(out, data, where, sort)
         else:
             found[kind] = _specs("runs" if kind == "specs" else kind, detail)
-    return Listing(found)
+    return found
 
 
 def _specs(folder: str, detail: bool) -> list[dict[str, Any]]:
@@ -125,7 +117,10 @@ def _parts(kind: str, detail: bool) -> list[dict[str, Any]]:
         part = registry.get(name)
         row: dict[str, Any] = {"name": name, "about": part.title}
         if detail:
-            row["options"] = {n: _default(f) for n, f in part.Options.model_fields.items()}
+            fields = part.Options.model_fields.items()
+            row["options"] = {
+                n: "(required)" if f.is_required() else f.get_default(call_default_factory=True) for n, f in fields
+            }
             row |= _model_cards(part)
             row["file"] = Path(inspect.getfile(part)).name
         rows.append(row)
@@ -143,10 +138,6 @@ def _model_cards(part: Any) -> dict[str, Any]:
         "fitting": fitted,
         "cards": [card.as_dict() for card in part.cards],
     }
-
-
-def _default(field: Any) -> Any:
-    return "(required)" if field.is_required() else field.get_default(call_default_factory=True)
 
 
 def _stores(out: Path, detail: bool) -> list[dict[str, Any]]:

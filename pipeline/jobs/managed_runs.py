@@ -1,25 +1,101 @@
-"""Show, compare and remove run folders."""
+"""Runs that a user names (by path, id, first digits of an id, or memory model): look up, show, compare and remove them."""
 
 from __future__ import annotations
 
+import json
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from cache.errors import StoreBusyError
 from cache.lease import Lease
-from manifests.errors import IncompleteError
-from manifests.identity import flat
+from manifests.errors import IncompleteError, ManifestError, Problem, nearest
+from manifests.identity import digest, flat
 from pipeline.core.text_table import aligned
 from pipeline.core.workspace import ASIDE
-from pipeline.jobs.named_runs import run_named
+from pipeline.evaluation.files import ResultFiles
 from pipeline.jobs.run_rows import Currency, chosen, listed_run, listed_runs, run_row
-from pipeline.training.runs import RunFolder
+from pipeline.training.runs import RunFolder, list_runs
 
 METRICS = ("R@1", "R@5", "R@8", "R@10", "R@50", "MRR", "mean", "n")
+
+
+def run_named(given: str, runs: Path) -> RunFolder:
+    """Return the run folder given by path, id or first digits of the id. Raises ManifestError with the nearest id."""
+    if (Path(given) / "run.json").is_file():
+        return RunFolder(Path(given))
+    known = list_runs(runs)
+    found = _by_id(given, known)
+    if len(found) != 1:
+        what = f"{len(found)} runs begin with {given!r}" if found else f"no run {given!r} in {runs}"
+        hint = ", ".join(run.id for run in found) if found else nearest(given, [run.id for run in known])
+        raise ManifestError([Problem("RUN", "", what, f"{hint}; `ls runs` lists them")])
+    return found[0]
+
+
+def _by_id(word: str, runs: Sequence[RunFolder]) -> list[RunFolder]:
+    """Return the runs with this id or path below ``runs``, else those whose id begins with it."""
+    exact = [run for run in runs if word in (run.id, f"{run.dataset}/{run.model}/{run.id}")]
+    return exact or [run for run in runs if run.id.startswith(word)]
+
+
+def runs_named(name: str, runs: Sequence[RunFolder], view: str = "") -> list[RunFolder]:
+    """Return the run folders matching ``name``, ordered by seed; for a model's name, only evaluated runs."""
+    chosen = []
+    for word in name.split(","):
+        word = word.strip().strip("/")
+        hits = _by_id(word, runs) if word else []
+        if not hits:
+            mine = [run for run in runs if word in (run.model, f"{run.dataset}/{run.model}")]
+            hits = [run for run in mine if run.state == "finished"]
+            hits = [run for run in hits if results_of(run, view).results.is_file()] or hits
+            _one_configuration(word, hits)
+        elif len(hits) > 1:
+            ids = ", ".join(run.id for run in hits)
+            raise ManifestError([Problem("run", word, f"matches {len(hits)} runs: {ids}", "give more digits")])
+        if not hits:
+            known = dict.fromkeys([*(run.model for run in runs), *(run.id for run in runs)])
+            hint = nearest(word, list(known)[:40])
+            raise ManifestError([Problem("run", word, "no run or memory model of this name", hint)])
+        chosen += hits
+    return sorted(dict.fromkeys(chosen), key=lambda run: -1 if (seed := seed_of(run)) is None else seed)
+
+
+def _one_configuration(name: str, runs: Sequence[RunFolder]) -> None:
+    """Check that the runs of a model's name have one configuration, so that they differ only in the seed."""
+    kinds: dict[str, list[str]] = {}
+    values: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        identity = {k: v for k, v in run.record()["identity"].items() if k != "seed"}
+        kind = digest(identity)
+        kinds.setdefault(kind, []).append(run.id)
+        values[kind] = flat(identity)
+    if len(kinds) < 2:
+        return
+    keys = dict.fromkeys(key for found in values.values() for key in found)
+    differ = [key for key in keys if len({repr(found.get(key)) for found in values.values()}) > 1]
+    groups = []
+    for kind, ids in kinds.items():
+        told = ", ".join(f"{key.removeprefix('model.options.')} {_short(values[kind].get(key))}" for key in differ)
+        groups.append(f"{','.join(ids)} ({told})")
+    what, fix = f"{len(kinds)} configurations of this model", f"give the ids of one: {'; '.join(groups)}"
+    raise ManifestError([Problem("run", name, what, fix)])
+
+
+def _short(value: Any) -> str:
+    """Format a value briefly; a digest by its first digits."""
+    return value[:12] if isinstance(value, str) else json.dumps(value)
+
+
+def results_of(run: RunFolder, view: str) -> ResultFiles:
+    return ResultFiles(run.path, run.path / "views" / view if view else run.path)
+
+
+def seed_of(run: RunFolder) -> int | None:
+    return run.record()["identity"].get("seed")
 
 
 def show_run(given: str, data: Path, out: Path) -> dict[str, Any]:
@@ -34,13 +110,9 @@ def show_run(given: str, data: Path, out: Path) -> dict[str, Any]:
 
 def show_text(found: Mapping[str, Any]) -> str:
     """Return the run as lines of name and value, with a table of its scores."""
-    pairs = [
-        ("run", found["id"]),
-        ("state", ", ".join(filter(None, [found["state"], found["current"], found["damage"]]))),
-    ]
-    pairs += [
-        (key, found[key]) for key in ("dataset", "model", "spec", "seed", "date", "epochs", "seconds", "parameters")
-    ]
+    state = ", ".join(filter(None, [found["state"], found["current"], found["damage"]]))
+    plain = ("dataset", "model", "spec", "seed", "date", "epochs", "seconds", "parameters")
+    pairs = [("run", found["id"]), ("state", state), *((key, found[key]) for key in plain)]
     pairs += [(f"option {key}", value) for key, value in found["options"].items()]
     pairs += [(f"training {key}", value) for key, value in found["training"].items()]
     pairs += [("store", found["store"]), ("path", found["path"]), ("size", f"{found['bytes']:,} bytes")]
@@ -89,7 +161,11 @@ def remove_runs(names: Sequence[str], where: Sequence[str], data: Path, out: Pat
     if not dry_run:
         with ExitStack() as leases:
             for folder in folders:
-                leases.enter_context(_lease(folder))
+                try:
+                    leases.callback(Lease(folder.path).release)
+                except StoreBusyError as error:
+                    what = f"run {folder.id} is being trained, so nothing was removed"
+                    raise IncompleteError(f"{what}: {error}") from None
             removed = [_put_aside(folder.path) for folder in folders]
         for aside in removed:
             shutil.rmtree(aside)
@@ -102,18 +178,6 @@ def removed_text(found: Mapping[str, Any]) -> str:
     would = "would be " if found["dry_run"] else ""
     lines = [f"{run['model']} {run['run']}  {run['bytes']:,} bytes  {run['path']}" for run in found["removed"]]
     return "\n".join([*lines, f"{len(lines):,} runs {would}removed, {found['bytes']:,} bytes"])
-
-
-@contextmanager
-def _lease(folder: RunFolder) -> Iterator[None]:
-    try:
-        lease = Lease(folder.path)
-    except StoreBusyError as error:
-        raise IncompleteError(f"run {folder.id} is being trained, so nothing was removed: {error}") from None
-    try:
-        yield
-    finally:
-        lease.release()
 
 
 def _put_aside(path: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from manifests.errors import IncompleteError, ManifestError, Problem, Problems, 
 from manifests.identity import digest, file_digest
 from manifests.schema import Dataset
 from manifests.views import View
-from pipeline.core.binding import StaleError
+from pipeline.core.binding import StaleError, write_json
 from pipeline.core.workspace import Workspace
 from pipeline.evaluation.evaluate import Evaluation
 from pipeline.evaluation.files import load_results, load_summary, save_results, save_summary
@@ -44,14 +44,10 @@ def write_results(experiment: Experiment, run: Run, form: str, folder: Path, top
     about = {
         "dataset": f"{experiment.dataset.name}/test",
         "galleries": {c: f"{experiment.dataset.name}/test/{c}" for c in experiment.candidates},
-        "queries": "session ids",
-        "documents": "image ids",
-        "run": experiment.folder(run).id,
-        "model": run.model,
-        "seed": run.seed,
-        "top": top,
+        **{"queries": "session ids", "documents": "image ids"},
+        **{"run": experiment.folder(run).id, "model": run.model, "seed": run.seed, "top": top},
     }
-    replace_atomically(folder / "about.json", (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
+    write_json(folder / "about.json", about)
     if form == "beir":
         return [f for category in experiment.candidates for f in _beir(experiment, run, category, lists, folder, tag)]
     path = folder / FILES[form]
@@ -175,16 +171,10 @@ def _part(evaluation: Evaluation, lengths: dict[str, int], turns: int) -> Evalua
     def some(values: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(v for v, keep in zip(values, kept, strict=True) if keep)
 
-    return Evaluation(
-        some(evaluation.session_ids),
-        some(evaluation.categories),
-        some(evaluation.target_ids),
-        evaluation.ranks[kept],
-        evaluation.averaging,
-        {name: members[kept] for name, members in evaluation.subsets.items()},
-        evaluation.galleries,
-        evaluation.skipped,
-    )
+    names = ("session_ids", "categories", "target_ids")
+    subsets = {name: members[kept] for name, members in evaluation.subsets.items()}
+    parts: dict[str, Any] = {name: some(getattr(evaluation, name)) for name in names}
+    return replace(evaluation, **parts, ranks=evaluation.ranks[kept], subsets=subsets)
 
 
 def score_list(

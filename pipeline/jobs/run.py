@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,47 +132,36 @@ def _begun(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Store | Non
     return None
 
 
-@dataclass(frozen=True)
-class Description:
-    """Parts of a valid spec."""
-
-    values: dict[str, Any]
-
-    def as_dict(self) -> dict[str, Any]:
-        return self.values
-
-    def text(self) -> str:
-        v = self.values
-        lines = [f"valid: spec {v['spec']}, dataset {v['dataset']}, {v['images']:,} images"]
-        for split in ("train", "test"):
-            turns = ", ".join(f"{count:,} of {n} turns" for n, count in v["sessions"][split].items())
-            lines.append(f"{split:5}  {turns or 'no sessions'}")
-        kinds = {"next": "the next turn's reference", "final": "the session's final target"}
-        if v["turn_targets"]:
-            lines.append("each turn leads to " + ", or by session to ".join(kinds[k] for k in v["turn_targets"]))
-        lines += [f"gallery {name}: {size:,} images" for name, size in v["galleries"].items()]
-        lines.append(f"extractor {v['extractor']}, composer {v['composer']}, models {', '.join(v['models']) or 'none'}")
-        for category, counts in v["test_sessions_by_leak"].items():
-            lines.append(f"test {category}: " + ", ".join(f"{subset} {n:,}" for subset, n in counts.items()))
-        return "\n".join(lines)
-
-
-def describe(spec: RunSpec, dataset: Dataset) -> Description:
+def describe(spec: RunSpec, dataset: Dataset) -> dict[str, Any]:
     """Return counts and parts of a spec whose files have been checked."""
-    request = composer_request(spec)
-    return Description(
-        {
-            "spec": spec.name,
-            "dataset": dataset.name,
-            "images": len(dataset.images),
-            "turn_targets": list(dataset.turn_targets),
-            "sessions": {split: dataset.turn_counts(split) for split in ("train", "test")},
-            "galleries": {f"{g.category}/{g.split}": len(g.images) for g in dataset.galleries},
-            "test_sessions_by_leak": subset_counts(dataset),
-            "extractor": spec.extractor.name,
-            "composer": request.name if request else None,
-            "models": list(spec.models),
-            "seeds": list(spec.seeds),
-            "notes": list(dataset.notes),
-        }
-    )
+    return {
+        "spec": spec.name,
+        "dataset": dataset.name,
+        "images": len(dataset.images),
+        "turn_targets": list(dataset.turn_targets),
+        "sessions": {split: dataset.turn_counts(split) for split in ("train", "test")},
+        "galleries": {f"{g.category}/{g.split}": len(g.images) for g in dataset.galleries},
+        "test_sessions_by_leak": subset_counts(dataset),
+        "extractor": spec.extractor.name,
+        "composer": composer_request(spec).name,
+        "models": list(spec.models),
+        "seeds": list(spec.seeds),
+        "notes": list(dataset.notes),
+    }
+
+
+def description_text(found: Mapping[str, Any]) -> str:
+    """Return the lines that ``validate`` prints."""
+    lines = [f"valid: spec {found['spec']}, dataset {found['dataset']}, {found['images']:,} images"]
+    for split, counts in found["sessions"].items():
+        turns = ", ".join(f"{count:,} of {n} turns" for n, count in counts.items())
+        lines.append(f"{split:5}  {turns or 'no sessions'}")
+    kinds = {"next": "the next turn's reference", "final": "the session's final target"}
+    if found["turn_targets"]:
+        lines.append("each turn leads to " + ", or by session to ".join(kinds[k] for k in found["turn_targets"]))
+    lines += [f"gallery {name}: {size:,} images" for name, size in found["galleries"].items()]
+    models = ", ".join(found["models"]) or "none"
+    lines.append(f"extractor {found['extractor']}, composer {found['composer']}, models {models}")
+    for category, counts in found["test_sessions_by_leak"].items():
+        lines.append(f"test {category}: " + ", ".join(f"{subset} {n:,}" for subset, n in counts.items()))
+    return "\n".join(lines)

@@ -20,6 +20,7 @@ from pipeline.evaluation.files import ResultsError, load_summary
 from pipeline.jobs.identities import RunIdentities
 from pipeline.training.runs import IDENTITY_VERSION, UNSEALED, RunFolder, list_runs
 
+_DEFAULTS = Training().model_dump(mode="json")
 RUN_KEYS = ("title", "training", "models", "seeds", "references")  # of a spec: what its data does not depend on
 
 
@@ -94,7 +95,7 @@ def run_row(folder: RunFolder) -> dict[str, Any]:
         "seed": identity.get("seed"),
         "date": datetime.fromtimestamp(changed, UTC).isoformat(timespec="seconds") if changed else "",
         "options": (identity.get("model") or {}).get("options") or {},
-        "training": _changed(identity.get("training") or {}),
+        "training": {k: v for k, v in (identity.get("training") or {}).items() if _DEFAULTS.get(k) != v},
         **{key: done.get(key) for key in ("epochs", "seconds", "parameters")},
         "validation": done.get("validation") or {},
         "test": metrics_by_subset(folder),
@@ -177,9 +178,3 @@ def differing(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         keys = dict.fromkeys(key for other in same for key in other)
         out.append({k: own.get(k) for k in keys if any(other.get(k) != own.get(k) for other in same)})
     return out
-
-
-def _changed(training: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the training keys that differ from the defaults."""
-    default = Training().model_dump(mode="json")
-    return {key: value for key, value in training.items() if default.get(key) != value}

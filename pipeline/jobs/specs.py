@@ -11,7 +11,7 @@ from manifests.presets import model_named
 from manifests.registry import Registry
 from manifests.schema import Component, Dataset, RunSpec, Training
 from manifests.validation import split_validation
-from pipeline.composition.request import composer_request
+from pipeline.composition.request import DEFAULT, composer_request, parse_composer
 from pipeline.extraction.extractors import extractors
 from pipeline.training.losses import losses
 from pipeline.training.models import is_fitted, models
@@ -22,7 +22,7 @@ def check_components(spec: RunSpec) -> None:
     problems = Problems(spec.name)
     _check(datasets, spec.dataset, "dataset", problems)
     _check(extractors, spec.extractor, "extractor", problems)
-    composer_request(spec, problems)
+    parse_composer(spec.composer or DEFAULT, problems)
     for name, options in spec.models.items():
         own = {key: value for key, value in options.items() if key != "training"}
         _check(models, Component(name=model_named(name), **own), f"models.{name}", problems)
@@ -53,7 +53,7 @@ def check_sessions(spec: RunSpec, dataset: Dataset, only: Sequence[str] = ()) ->
     ``only``: the models that will run; empty: all of the spec."""
     _check_dialogs(spec, only)
     request = composer_request(spec)
-    fitted = [f"composer {request.name}"] if request is not None and request.needs_fitting else []
+    fitted = [f"composer {request.name}"] if request.needs_fitting else []
     fitted += [
         f"model {name}"
         for name, options in spec.models.items()

@@ -1,4 +1,4 @@
-"""Stage 1 jobs: extract a spec's features, fit its composer, and record the stores."""
+"""Stage 1 jobs: extract a spec's features, fit its composer, record the stores, index a catalog."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,24 +21,16 @@ from pipeline.composition.ready import ReadyComposer, composer_folder, fitting_s
 from pipeline.composition.request import ComposerRequest, composer_request, is_joint
 from pipeline.core.binding import StaleError, declared_digest, load_binding, save_binding, source_record
 from pipeline.core.workspace import FeatureRecord, Workspace, extraction_request
+from pipeline.evaluation.evaluate import load_candidates
 from pipeline.extraction.cost import memory_of
 from pipeline.extraction.distributed import cluster_for
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.fitting.job import fitted_spec
 from pipeline.extraction.plan import Plan, open_store, plan_extraction
-from pipeline.extraction.precision import checked_agreement, decode_agreement, extractor_in, sample_of
-from pipeline.extraction.probe import (
-    DEFAULT_BATCH,
-    best_size,
-    choose_batch_size,
-    default_workers,
-    measure,
-    sizes,
-    use_threads,
-)
+from pipeline.extraction.precision import checked_agreement, checked_form, decode_agreement, extractor_in, sample_of
+from pipeline.extraction.probe import default_workers, measure, sizes, use_threads
 from pipeline.extraction.report import Report
 from pipeline.extraction.run import extract
-from pipeline.extraction.tower_format import checked_form
 from pipeline.jobs.identities import what_helps
 
 
@@ -102,7 +95,7 @@ def extract_spec(
 
     ``precision``: see ``extraction.precision.extractor_in``; overrides the spec's ``extractor.dtype``. ``scheduler``,
     ``local_cluster``: compute the shards on a Dask cluster, or on this number of local processes. ``form``: format of
-    the image tower, see ``extraction.tower_format``.
+    the image tower, see ``extraction.precision``.
     """
     clustered = bool(scheduler or local_cluster)
     # a coordinator needs only the model's identity: the workers have the devices
@@ -111,9 +104,7 @@ def extract_spec(
     )
     use_threads(extractor)
 
-    def check(plan: Plan) -> dict[str, Any]:
-        return _checked(chosen, extractor, dataset, plan, form, why, clustered)
-
+    check = partial(_checked, chosen, extractor, dataset, form, why, clustered)
     with cluster_for(chosen, device, scheduler, local_cluster or 0, form) if clustered else nullcontext() as cluster:
         report = extract(dataset, extractor, workspace.stores, cluster=cluster, check=check, **options)
     _record(spec, dataset, workspace, extractor, report)
@@ -121,7 +112,7 @@ def extract_spec(
 
 
 def _checked(
-    spec: RunSpec, extractor: Extractor, dataset: Dataset, plan: Plan, form: str, why: str, clustered: bool
+    spec: RunSpec, extractor: Extractor, dataset: Dataset, form: str, why: str, clustered: bool, plan: Plan
 ) -> dict[str, Any]:
     """Check precision and format against float32 and the plain format; return the session's record.
 
@@ -138,12 +129,11 @@ def _checked(
 def _record(spec: RunSpec, dataset: Dataset, workspace: Workspace, extractor: Extractor, report: Report) -> None:
     """Write the extraction record: the store, the content keys of the images, and the sources of the dataset."""
     old, keys = workspace.note(spec), report.catalogue
-    if (
-        old is not None and not dataset.images.keys() <= keys.keys()
-    ):  # an image that is unreadable now keeps its recorded content
-        with suppress(StaleError):
+    if old is not None and not dataset.images.keys() <= keys.keys():
+        with suppress(StaleError):  # an image that is unreadable now keeps its recorded content
             before = load_binding(workspace.bindings, old.binding)
             keys = {i: k for i, k in before.items() if i in dataset.images} | keys
+    path = Path(next(iter(shlex.split(spec.asked)), ""))  # of the spec, if it is not a shipped one
     gallery = "imported" if spec.extractor.name == "imported" else extractor.reads.replace("pixels", "image")
     note = FeatureRecord(
         spec=spec.name,
@@ -153,7 +143,7 @@ def _record(spec: RunSpec, dataset: Dataset, workspace: Workspace, extractor: Ex
         declared=declared_digest(dataset),
         sources=source_record(spec),
         contaminated_on=tuple(extractor.card.contaminated_on),
-        given=_given(spec),
+        given=str(path.resolve()) if path.is_file() else spec.name,
         card={"licence": extractor.card.licence, "source": extractor.card.source},
         gallery=gallery,
     )
@@ -170,19 +160,10 @@ def _composed(spec: RunSpec, dataset: Dataset, workspace: Workspace, extractor: 
     if "query" in extractor.tables:
         workspace.write_composed(spec, dataset, report.path)
         return StageOne(report, None, spec.command(*following.split()))
-    request = composer_request(spec)
-    assert request is not None
-    composer = ready_composer(request, spec, dataset, workspace.backbone(spec, dataset))
+    composer = ready_composer(composer_request(spec), spec, dataset, workspace.backbone(spec, dataset))
     if composer is None:
         return StageOne(report, None, spec.command("fit-composer"))
     return StageOne(report, compose_spec(spec, dataset, workspace, composer), spec.command(*following.split()))
-
-
-def _given(spec: RunSpec) -> str:
-    """Return the spec's file as an absolute path, or its shipped name."""
-    words = shlex.split(spec.asked)
-    path = Path(words[0]) if words else Path()
-    return str(path.resolve()) if path.is_file() else spec.name
 
 
 def plan_spec(
@@ -203,12 +184,7 @@ def plan_spec(
     plan = plan_extraction(dataset, extractor, store, stores=workspace.stores)
     largest = sizes(extractor.device)[-1] if batch_size == "auto" else batch_size
     plan = replace(plan, memory=memory_of(extractor, plan.images, len(plan.catalogue), workers, largest))
-    if not probe:
-        return plan
-    if batch_size == "auto":
-        rates = choose_batch_size(extractor, {n: t.todo for n, t in plan.tables.items()}, dataset.images_root)
-        batch_size = best_size(rates) if rates else DEFAULT_BATCH
-    return replace(plan, probe=measure(extractor, plan, dataset.images_root, workers, batch_size))
+    return replace(plan, probe=measure(extractor, plan, dataset.images_root, workers, batch_size) if probe else None)
 
 
 def fit_composer_spec(
@@ -219,7 +195,6 @@ def fit_composer_spec(
     Raises IncompleteError if there is nothing to fit: a joint model, fusion, or shipped weights.
     """
     backbone, request = workspace.backbone(spec, dataset), composer_request(spec)
-    assert request is not None
     if is_joint(backbone):
         raise IncompleteError(f"extractor '{spec.extractor.name}' answers queries itself: it has no composer to fit")
     if not request.kind.trainable:
@@ -272,3 +247,44 @@ def compose_spec(spec: RunSpec, dataset: Dataset, workspace: Workspace, ready: R
     composed = compose(backbone, dataset, ready.composer, workspace.stores, ready.weights, crossed=ready.crossed)
     workspace.write_composed(spec, dataset, composed.path)
     return composed
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """Result of ``index_spec``. ``galleries``: name -> (searchable images, images without a feature)."""
+
+    stage: StageOne
+    galleries: dict[str, tuple[int, int]]
+    next_command: str
+
+    def as_dict(self) -> dict[str, Any]:
+        found = {name: {"images": n, "without_feature": dropped} for name, (n, dropped) in self.galleries.items()}
+        return {**self.stage.as_dict(), "galleries": found, "next": self.next_command}
+
+    def text(self) -> str:
+        lines = [self.stage.extraction.text()]
+        for name, (n, dropped) in self.galleries.items():
+            lines.append(f"gallery {name}: {n:,} images" + (f"; {dropped:,} without a feature" if dropped else ""))
+        return "\n".join([*lines, f"next: {self.next_command}"])
+
+
+def index_spec(spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str = "auto", **options: Any) -> Indexed:
+    """Compute the missing features of the spec's images and texts; ``options`` as ``extract_spec``.
+
+    Raises IncompleteError for a composer that must be fitted first, naming the ways to have one.
+    """
+    stage = extract_spec(spec, dataset, workspace, device, **options)
+    if stage.next_command == spec.command("fit-composer"):
+        name = spec.composer.name if spec.composer else "fusion"
+        if dataset.split("train"):
+            raise IncompleteError(
+                f"composer '{name}' is not fitted yet: run `{stage.next_command}`, then `index` again"
+            )
+        raise IncompleteError(
+            f"composer '{name}' is not fitted, and a catalog has no sessions to fit it on: set composer.weights to "
+            'the folder of a fitted one (`fit-composer` prints it), or composer.name = "fusion", which needs none'
+        )
+    galleries = [g for g in dataset.galleries if g.split == "test"] or list(dataset.galleries)
+    found = load_candidates(workspace.store(spec, dataset), galleries)
+    counts = {name: (len(one.images), len(one.dropped)) for name, one in found.items()}
+    return Indexed(stage, counts, spec.command("search", "--text", "in navy"))

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from manifests.leaks import SUBSETS
+from manifests.load import portable
 from manifests.views import WHOLE, View
 from pipeline.evaluation.evaluate import Evaluation
 from pipeline.evaluation.evaluate import evaluate as rank_sessions
@@ -16,7 +17,6 @@ from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.identities import Run, asked_runs
 from pipeline.jobs.trackers import Followed, Trackers
 from pipeline.training.backends.choice import BackendChoice
-from pipeline.training.data import SessionFeatures
 from pipeline.training.errors import DivergenceError
 from pipeline.training.job import Execution, Trained, TrainRequest, train_runs
 from pipeline.training.models import MemoryModel
@@ -83,7 +83,7 @@ def train_group(
     messages, finished = _Messages(experiment, runs[0].asked, options), False
     try:
         execution = Execution(
-            spec=experiment.spec.model_dump(mode="json"),
+            spec=portable(experiment.spec.model_dump(mode="json")),
             backend=options.backend,
             threads=options.threads,
             again=options.force,
@@ -181,23 +181,18 @@ def evaluate_run(experiment: Experiment, run: Run, view: View = WHOLE) -> dict[s
 
 def ranking_of(experiment: Experiment, model: MemoryModel, view: View = WHOLE) -> Evaluation:
     """Rank the test sessions with ``model``."""
-    features = experiment.viewed(model, view)
+    features, test = experiment.viewed(model, view), experiment.dataset.split("test")
+    in_view = {s.id for s in test if view.turns in (None, len(s.turns))}
     return rank_sessions(
         embed(model, features).cpu().numpy(),
         features.sessions,
         experiment.candidates,
         experiment.subsets,
         experiment.dataset.averaging,
-        skipped=_skipped(experiment, features, view),
+        skipped={i: why for i, why in zip(features.skipped, features.reasons, strict=True) if i in in_view},
         score=scorer(model, features) if model.scores else None,
         references=experiment.spec.references,
     )
-
-
-def _skipped(experiment: Experiment, features: SessionFeatures, view: View) -> dict[str, str]:
-    """Return session id -> reason of the test sessions in ``view`` without features."""
-    in_view = {s.id for s in experiment.dataset.split("test") if view.turns in (None, len(s.turns))}
-    return {i: why for i, why in zip(features.skipped, features.reasons, strict=True) if i in in_view}
 
 
 def _facts(experiment: Experiment, run: Run, view: View) -> dict[str, Any]:

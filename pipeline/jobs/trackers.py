@@ -8,8 +8,8 @@ import importlib.util
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -62,16 +62,9 @@ class Wandb:
     def __init__(self, run: Followed, out: Path, epoch: int):
         import wandb
 
+        about: dict[str, Any] = {"project": PROJECT, "name": run.name, "config": run.config, "id": run.id}
         resume = "allow" if epoch > 1 else None  # None: a run that is trained again replaces the earlier one
-        self.run = wandb.init(
-            project=PROJECT,
-            name=run.name,
-            config=run.config,
-            id=run.id,
-            resume=resume,
-            reinit="create_new",
-            dir=str(out),
-        )
+        self.run = wandb.init(**about, resume=resume, reinit="create_new", dir=str(out))
         self.run.define_metric("*", step_metric="epoch")
 
     def log(self, values: Mapping[str, float], epoch: int) -> None:
@@ -161,28 +154,26 @@ class Trackers:
 
     def log(self, run: Followed, metrics: Mapping[str, Any]) -> None:
         """Send an epoch's metrics; a run is opened at its first epoch in this process."""
-        epoch = int(metrics["epoch"])
-
-        def send(name: str) -> None:
-            if (name, run.id) not in self._channels:
-                self._channels[name, run.id] = TRACKERS[name](run, self.out, epoch)
-            self._channels[name, run.id].log(scalars(metrics), epoch)
-
         for name in list(self.names):
-            self._guarded(name, lambda name=name: send(name))  # type: ignore[misc]
+            with self._guarded(name):
+                epoch, key = int(metrics["epoch"]), (name, run.id)
+                if key not in self._channels:
+                    self._channels[key] = TRACKERS[name](run, self.out, epoch)
+                self._channels[key].log(scalars(metrics), epoch)
 
     def close(self, finished: bool = True) -> None:
         """Close all open runs. ``finished``: False after an interruption."""
         channels, self._channels = self._channels, {}
         for (name, _), channel in channels.items():
-            self._guarded(name, lambda channel=channel: channel.close(finished))  # type: ignore[misc]
+            if name in self.names:
+                with self._guarded(name):
+                    channel.close(finished)
 
-    def _guarded(self, name: str, call: Callable[[], None]) -> None:
-        if name not in self.names:
-            return
+    @contextmanager
+    def _guarded(self, name: str) -> Iterator[None]:
         try:
             with redirect_stdout(sys.stderr):
-                call()
+                yield
         except Exception as error:  # trackers have no common base of their errors
             first = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
             self.names.remove(name)

@@ -98,12 +98,8 @@ def specs_using(workspace: Workspace, path: Path) -> dict[str, str]:
 
 def superseded(workspace: Workspace, dataset: str) -> list[Path]:
     """Return the stores of a dataset that no extraction record names: of earlier models, options or weights."""
-    used = {
-        (workspace.stores / name).resolve()
-        for _, about in _records(workspace)
-        for name in (about["backbone"], about["store"])
-        if name
-    }
+    names = (about[kind] for _, about in _records(workspace) for kind in ("backbone", "store"))
+    used = {(workspace.stores / name).resolve() for name in names if name}
     stores = [store.path for store in list_stores(workspace.stores) if store.path.parent.name == dataset]
     return [path for path in stores if path.resolve() not in used]
 
@@ -135,11 +131,8 @@ def superseded_text(found: Sequence[dict[str, Any]], dry_run: bool) -> str:
     would = "would be " if dry_run else ""
     lines = []
     for store in found:
-        runs = (
-            f"; {len(store['runs']):,} runs were trained on it ({', '.join(store['runs'][:3])})"
-            if store["runs"]
-            else ""
-        )
+        ids = store["runs"]
+        runs = f"; {len(ids):,} runs were trained on it ({', '.join(ids[:3])})" if ids else ""
         lines.append(f"{store['path']}  {store['bytes']:,} bytes{runs}")
     total = sum(store["bytes"] for store in found)
     return "\n".join([*lines, f"{len(found):,} superseded stores {would}removed, {total:,} bytes"])

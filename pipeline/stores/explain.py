@@ -74,15 +74,12 @@ class Explanation:
 def explain(store: Store, request: StoreRequest) -> Explanation:
     """Compare ``store`` with the store of the same kind (extractor's or composed) that the spec now requests."""
     wanted = request.for_store(store)
-    about = [
-        {"dataset": store.dataset, "extractor": store.extractor},
-        {"dataset": request.dataset.name, "extractor": wanted.extractor},
-    ]
-    semantic = [*field_changes(*about), *field_changes(store.fields, wanted.fields)]
+    old = {"dataset": store.dataset, "extractor": store.extractor}
+    new = {"dataset": request.dataset.name, "extractor": wanted.extractor}
+    semantic = (*field_changes(old, new), *field_changes(store.fields, wanted.fields))
     rows = tuple(_rows(store, wanted, table) for table in dict.fromkeys([*wanted.tables, *store.tables]))
-    return Explanation(
-        str(store.path), request.spec.asked, str(wanted.path), tuple(semantic), _execution(store, request), rows
-    )
+    paths = (str(store.path), request.spec.asked, str(wanted.path))
+    return Explanation(*paths, semantic, _execution(store, request), rows)
 
 
 def _rows(store: Store, wanted: ExpectedStore, table: str) -> RowChanges:
@@ -103,16 +100,14 @@ def _execution(store: Store, request: StoreRequest) -> tuple[FieldChange, ...]:
     if not store.execution:
         return ()
     last = store.execution[-1]
-    defaults = inspect.signature(extract).parameters
-    now: dict[str, Any] = {n: defaults[n].default for n in ("batch_size", "shard_rows", "workers") if n in defaults}
-    now |= recorded(request.extractor, request.dataset)
-    now |= {
-        "device": describe(request.extractor.device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
+    now: dict[str, Any] = {"torch": torch.__version__}
     if "composer" in store.fields:
-        now = {"torch": torch.__version__, "backbone": request.backbone.path.name.rpartition("-")[2]}
+        now["backbone"] = request.backbone.path.name.rpartition("-")[2]
+    else:
+        defaults = inspect.signature(extract).parameters
+        now |= {name: defaults[name].default for name in ("batch_size", "shard_rows", "workers")}
+        now |= recorded(request.extractor, request.dataset)
+        now |= {"device": describe(request.extractor.device), "threads": torch.get_num_threads()}
     settings = {k: v for k, v in last.get("settings", {}).items() if k in now}
     if isinstance(settings.get("backbone"), str):
         settings["backbone"] = settings["backbone"][:12]

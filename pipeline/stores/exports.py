@@ -27,6 +27,7 @@ from manifests.identity import pair_key, text_key
 from manifests.schema import Dataset
 
 Format = Literal["npy", "safetensors", "parquet", "faiss"]
+Names = dict[bytes, dict[str, Any]]  # content key -> what is known of the row: ids, or words and turns
 FORMATS: tuple[Format, ...] = ("npy", "safetensors", "parquet", "faiss")
 _LIBRARIES: dict[Format, str] = {"parquet": "pyarrow", "faiss": "faiss"}
 ABOUT, VERSION = "features.json", 1
@@ -66,19 +67,15 @@ def export(store: Store, folder: Path, form: Format, dataset: Dataset | None = N
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for table in store.tables:
-            file = folder / f"{table}.{form}"
-            sha256 = _WRITERS[form](store, table, file, dataset)
-            _write_ids(store, table, folder / f"{table}.ids.jsonl", dataset)
-            info = store.tables[table]
-            done.tables[table] = {
-                "file": file.name,
-                "ids": f"{table}.ids.jsonl",
-                "rows": info.rows,
-                "dim": info.dim,
-                "dtype": info.dtype,
-                "sha256": sha256,
-            }
-        about = {
+            file, ids, info = folder / f"{table}.{form}", f"{table}.ids.jsonl", store.tables[table]
+            sha256, names = hashlib.sha256(), _names(store, table, dataset)
+            _WRITERS[form](store, table, file, names, sha256)
+            with open(folder / ids, "x", encoding="utf-8", newline="\n", errors="surrogatepass") as handle:
+                for key in map(bytes, store.keys(table)):
+                    handle.write(json.dumps({"key": key.hex(), **names.get(key, {})}) + "\n")
+            about = {"rows": info.rows, "dim": info.dim, "dtype": info.dtype, "sha256": sha256.hexdigest()}
+            done.tables[table] = {"file": file.name, "ids": ids, **about}
+        record = {
             "format": "fashion-ntm features",
             "version": VERSION,
             "dataset": store.dataset,
@@ -87,7 +84,7 @@ def export(store: Store, folder: Path, form: Format, dataset: Dataset | None = N
             "fields": store.fields,
             "tables": done.tables,
         }
-        (folder / ABOUT).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / ABOUT).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
         raise ExportError(
             f"cannot write to {folder}: {error.strerror or error}; delete the folder and export again"
@@ -105,16 +102,16 @@ def blocks(store: Store, table: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield keys[rows], store.gather(table, rows, block[: len(rows)])
 
 
-def _write_npy(store: Store, table: str, file: Path, _: Dataset | None) -> str:
+def _write_npy(store: Store, table: str, file: Path, names: Names, sha256: Any) -> None:
     info = store.tables[table]
     head = {"descr": np.dtype(info.dtype).newbyteorder("<").str, "fortran_order": False, "shape": (info.rows, info.dim)}
     with open(file, "xb") as handle:
         np.lib.format.write_array_header_1_0(handle, head)
-        return _write_rows(handle, store, table)
+        _write_rows(handle, store, table, sha256)
 
 
-def _write_safetensors(store: Store, table: str, file: Path, _: Dataset | None) -> str:
-    """Write the safetensors format block by block; the library needs the whole table in memory. Return the SHA-256."""
+def _write_safetensors(store: Store, table: str, file: Path, names: Names, sha256: Any) -> None:
+    """Write the safetensors format block by block; the library needs the whole table in memory."""
     info = store.tables[table]
     size = info.rows * info.dim * np.dtype(info.dtype).itemsize
     kind = {"float16": "F16", "float32": "F32"}[info.dtype]
@@ -127,15 +124,13 @@ def _write_safetensors(store: Store, table: str, file: Path, _: Dataset | None) 
     text += b" " * (-len(text) % 8)
     with open(file, "xb") as handle:
         handle.write(len(text).to_bytes(8, "little") + text)
-        digest = _write_rows(handle, store, table)
+        _write_rows(handle, store, table, sha256)
         handle.write(store.keys(table).tobytes())
-    return digest
 
 
-def _write_parquet(store: Store, table: str, file: Path, dataset: Dataset | None) -> str:
-    """Write the columns key, id (see ``_row_id``) and features. Return the SHA-256 of the features."""
-    arrow, names = _library("parquet"), _names(store, table, dataset)
-    parquet, info, digest = importlib.import_module("pyarrow.parquet"), store.tables[table], hashlib.sha256()
+def _write_parquet(store: Store, table: str, file: Path, names: Names, sha256: Any) -> None:
+    """Write the columns key, id (see ``_row_id``) and features."""
+    arrow, parquet, info = _library("parquet"), importlib.import_module("pyarrow.parquet"), store.tables[table]
     kind = arrow.float16() if info.dtype == "float16" else arrow.float32()
     schema = arrow.schema(
         [("key", arrow.binary(16)), ("id", arrow.string()), ("features", arrow.list_(kind, info.dim))],
@@ -147,23 +142,21 @@ def _write_parquet(store: Store, table: str, file: Path, dataset: Dataset | None
             column = arrow.array([key.tobytes() for key in keys], arrow.binary(16))
             ids = arrow.array([_row_id(key.tobytes(), names) for key in keys], arrow.string())
             writer.write_table(arrow.Table.from_arrays([column, ids, values], schema=schema))
-            digest.update(memoryview(np.ascontiguousarray(features)).cast("B"))
-    return digest.hexdigest()
+            sha256.update(memoryview(np.ascontiguousarray(features)).cast("B"))
 
 
-def _write_faiss(store: Store, table: str, file: Path, _: Dataset | None) -> str:
-    """Write an exact inner-product index; row n of the index is line n of the ids. Return the SHA-256 of the features."""
-    faiss, info, digest = _library("faiss"), store.tables[table], hashlib.sha256()
-    index = faiss.IndexFlatIP(info.dim)
+def _write_faiss(store: Store, table: str, file: Path, names: Names, sha256: Any) -> None:
+    """Write an exact inner-product index; row n of the index is line n of the ids."""
+    faiss = _library("faiss")
+    index = faiss.IndexFlatIP(store.tables[table].dim)
     for _keys, features in blocks(store, table):
         rows = np.ascontiguousarray(features, dtype=np.float32)
         index.add(rows)
-        digest.update(memoryview(rows).cast("B"))
+        sha256.update(memoryview(rows).cast("B"))
     faiss.write_index(index, str(file))
-    return digest.hexdigest()
 
 
-def _row_id(key: bytes, names: dict[bytes, dict[str, Any]]) -> str:
+def _row_id(key: bytes, names: Names) -> str:
     """Return the image id, the text, or "reference: text" of a row; the hex key of a row without a name."""
     about = names.get(key, {})
     if "ids" in about:
@@ -171,14 +164,12 @@ def _row_id(key: bytes, names: dict[bytes, dict[str, Any]]) -> str:
     return f"{about['reference']}: {about['text']}" if "reference" in about else about.get("text", key.hex())
 
 
-def _write_rows(handle: BinaryIO, store: Store, table: str) -> str:
-    """Write the features of a table, little-endian. Return their SHA-256."""
-    digest = hashlib.sha256()
+def _write_rows(handle: BinaryIO, store: Store, table: str, sha256: Any) -> None:
+    """Write the features of a table, little-endian."""
     for _, features in blocks(store, table):
         data = memoryview(np.ascontiguousarray(features, features.dtype.newbyteorder("<")).reshape(-1).view(np.uint8))
         handle.write(data)
-        digest.update(data)
-    return digest.hexdigest()
+        sha256.update(data)
 
 
 def _library(form: Format) -> Any:
@@ -194,7 +185,7 @@ def _library(form: Format) -> Any:
         ) from None
 
 
-_WRITERS: dict[str, Callable[[Store, str, Path, Dataset | None], str]] = {
+_WRITERS: dict[str, Callable[[Store, str, Path, Names, Any], None]] = {  # the last adds the features to a SHA-256
     "npy": _write_npy,
     "safetensors": _write_safetensors,
     "parquet": _write_parquet,
@@ -202,17 +193,9 @@ _WRITERS: dict[str, Callable[[Store, str, Path, Dataset | None], str]] = {
 }
 
 
-def _write_ids(store: Store, table: str, file: Path, dataset: Dataset | None) -> None:
-    names = _names(store, table, dataset)
-    with open(file, "x", encoding="utf-8", newline="\n", errors="surrogatepass") as handle:
-        for key in store.keys(table):
-            line = {"key": key.tobytes().hex(), **names.get(key.tobytes(), {})}
-            handle.write(json.dumps(line) + "\n")
-
-
-def _names(store: Store, table: str, dataset: Dataset | None) -> dict[bytes, dict[str, Any]]:
+def _names(store: Store, table: str, dataset: Dataset | None) -> Names:
     """Return the names of the rows that are known from store and dataset."""
-    found: dict[bytes, dict[str, Any]] = {}
+    found: Names = {}
     bound = store.catalogue()
     if table in ("image", "target"):
         for image, key in bound.items():

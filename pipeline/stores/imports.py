@@ -10,7 +10,7 @@ from manifests.errors import ManifestError, Problem
 from manifests.schema import Dataset, RunSpec
 from pipeline.core.workspace import Workspace
 from pipeline.extraction.array_lookup import Fit, fit
-from pipeline.extraction.arrays import FeatureFolder
+from pipeline.extraction.arrays import open_arrays
 from pipeline.jobs.stage1 import StageOne, extract_spec
 
 
@@ -36,7 +36,7 @@ def import_features(spec: RunSpec, dataset: Dataset, workspace: Workspace, parti
     the arrays lack or the dataset does not use. Contradictory rows are always an error.
     """
     options = spec.extractor.options
-    found = fit(FeatureFolder.open(Path(options["folder"])), dataset, options.get("concatenated", True))
+    found = fit(open_arrays(Path(options["folder"])), dataset, options.get("concatenated", True))
     wrong = found.conflicts if partial else found.lines()
     if wrong:
         fix = "fix the arrays" + ("" if partial else ", or give --partial to leave out what lacks features")

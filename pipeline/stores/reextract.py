@@ -22,6 +22,7 @@ from pipeline.stores.wanted import StoreRequest
 
 TOP = 10
 _BLOCK = 4096
+Rows = tuple[dict[bytes, np.ndarray], dict[bytes, str]]  # key -> row [D], key -> reason why it has none
 
 
 @dataclass(frozen=True)
@@ -126,103 +127,82 @@ def reextract(store: Store, request: StoreRequest, count: int, seed: int = 0, ba
     store, then composed. Neighbors are by cosine within the table; neighbors of a query are targets. Raises
     OtherStoreError if the store is not the spec's present one.
     """
-    wanted = request.own_store(store)
-    live, exact = _Live(request, request.extractor, batch_size), request.extractor.exact()
-    unlike = _Live(request, exact, batch_size) if exact is not None else None
+    wanted, exact = request.own_store(store), request.extractor.exact()
     tables, left_out = [], 0
     for table in store.tables:
         items = wanted.tables.get(table, {})
         known = [key for key in map(bytes, store.keys(table)) if key in items]
         left_out += store.tables[table].rows - len(known)
         chosen = random.Random(f"{seed} {table}").sample(known, min(count, len(known)))
-        if chosen:
-            some = [items[key] for key in chosen]
-            check = _check(store, table, some, live)
-            tables.append(
-                replace(check, exact=_from_exact(store, table, some, unlike)) if unlike is not None else check
-            )
+        if some := [items[key] for key in chosen]:
+            check = _check(store, table, some, _rows(request, request.extractor, table, some, batch_size))
+            if exact is not None and some[0].file is not None:
+                check = replace(
+                    check, exact=_from_exact(store, table, some, _rows(request, exact, table, some, batch_size)[0])
+                )
+            tables.append(check)
     decoders = (recorded_decoder(store.execution), request.extractor.jpeg_decoder)
     differ = decoders if all(decoders) and decoders[0] != decoders[1] else ()
     return Reextraction(str(store.path), seed, tuple(tables), left_out, differ)
 
 
-class _Live:
-    """Rows computed by the live model ``extractor``."""
-
-    def __init__(self, request: StoreRequest, extractor: Extractor, batch_size: int):
-        self.request, self.extractor, self.batch_size = request, extractor, batch_size
-
-    def rows(self, table: str, items: Sequence[Item]) -> tuple[dict[bytes, np.ndarray], dict[bytes, str]]:
-        """Return (key -> row [D], key -> reason why it has none)."""
-        if table in self.request.backbone.tables:
-            return self._extract(table, items)
-        return self._compose(table, items)
-
-    def _extract(self, table: str, items: Sequence[Item]) -> tuple[dict[bytes, np.ndarray], dict[bytes, str]]:
-        root = self.request.dataset.images_root
-        outcomes = process(
-            self.extractor,
-            [ShardTask(table, tuple(items))],
-            root=root.resolve() if root else None,
-            batch_size=self.batch_size,
-            workers=0,
-            meter=Meter(),
-        )
-        found: dict[bytes, np.ndarray] = {}
-        failed: dict[bytes, str] = {}
-        for outcome in outcomes:
-            failed |= {f.item.key: f"{f.stage}: {f.reason}" for f in outcome.failures}
-            if len(outcome):
-                keys, rows = outcome.rows()
-                found |= dict(zip(map(bytes, keys), rows, strict=True))
-        return found, failed
-
-    @torch.no_grad()
-    def _compose(self, table: str, items: Sequence[Item]) -> tuple[dict[bytes, np.ndarray], dict[bytes, str]]:
-        images = {i.image: Item(i.image, i.names, i.image, i.file, i.caption) for i in items if i.image}
-        image_rows, failed = self._extract("image", list(images.values()))
-        text_rows: dict[bytes, np.ndarray] = {}
-        if table == "query":
-            texts = {text_key(i.text): Item(text_key(i.text), (i.text,), text=i.text) for i in items if i.text}
-            text_rows, bad = self._extract("text", list(texts.values()))
-            failed |= bad
-        found, problems = {}, {}
-        for item in items:
-            parts = [item.image or b""] + ([text_key(item.text or "")] if table == "query" else [])
-            if any(part in failed for part in parts):
-                problems[item.key] = next(failed[part] for part in parts if part in failed)
-                continue
-            composer = self.request.head_for(item.key) if table == "query" else self.request.composer
-            assert composer is not None  # own_store checked that the fields include its weights
-            image = torch.from_numpy(image_rows[parts[0]].astype(np.float32))[None]
-            if table == "query":
-                row = composer.query(image, torch.from_numpy(text_rows[parts[1]].astype(np.float32))[None])
-            else:
-                row = composer.target(image)
-            found[item.key] = row[0].numpy()
-        return found, problems
+def _rows(request: StoreRequest, extractor: Extractor, table: str, items: Sequence[Item], batch_size: int) -> Rows:
+    """Return (key -> row [D] by the live model, key -> reason why it has none)."""
+    if table in request.backbone.tables:
+        return _extracted(request, extractor, table, items, batch_size)
+    images = {i.image: Item(i.image, i.names, i.image, i.file, i.caption) for i in items if i.image}
+    parts, failed = _extracted(request, extractor, "image", list(images.values()), batch_size)
+    if table == "query":
+        texts = {text_key(i.text): Item(text_key(i.text), (i.text,), text=i.text) for i in items if i.text}
+        text_rows, bad = _extracted(request, extractor, "text", list(texts.values()), batch_size)
+        parts, failed = parts | text_rows, failed | bad
+    return _composed(request, table, items, parts, failed)
 
 
-def _check(store: Store, table: str, items: Sequence[Item], live: _Live) -> TableCheck:
-    limit = tolerance_of(store)
-    rows, failed = live.rows(table, items)
+def _extracted(request: StoreRequest, extractor: Extractor, table: str, items: Sequence[Item], batch_size: int) -> Rows:
+    root = request.dataset.images_root
+    tasks, images = [ShardTask(table, tuple(items))], root.resolve() if root else None
+    found: dict[bytes, np.ndarray] = {}
+    failed: dict[bytes, str] = {}
+    for outcome in process(extractor, tasks, root=images, batch_size=batch_size, workers=0, meter=Meter()):
+        failed |= {f.item.key: f"{f.stage}: {f.reason}" for f in outcome.failures}
+        if len(outcome):
+            keys, rows = outcome.rows()
+            found |= dict(zip(map(bytes, keys), rows, strict=True))
+    return found, failed
+
+
+@torch.no_grad()
+def _composed(
+    request: StoreRequest, table: str, items: Sequence[Item], parts: dict[bytes, np.ndarray], failed: dict[bytes, str]
+) -> Rows:
+    """Compose rows of ``table`` from image and text rows, ``parts``."""
+    found, problems = {}, {}
+    for item in items:
+        keys = [item.image or b""] + ([text_key(item.text or "")] if table == "query" else [])
+        if bad := [failed[key] for key in keys if key in failed]:
+            problems[item.key] = bad[0]
+            continue
+        composer = request.head_for(item.key) if table == "query" else request.composer
+        assert composer is not None  # own_store checked that the fields include its weights
+        rows = [torch.from_numpy(parts[key].astype(np.float32))[None] for key in keys]
+        found[item.key] = (composer.query(*rows) if table == "query" else composer.target(*rows))[0].numpy()
+    return found, problems
+
+
+def _check(store: Store, table: str, items: Sequence[Item], computed: Rows) -> TableCheck:
+    limit, (rows, failed) = tolerance_of(store), computed
     good = [item for item in items if item.key in rows]
-    checked = [
-        Recomputed(
-            table, i.key.hex(), i.names[0], float("nan"), float("nan"), 0.0, f"cannot be computed: {failed[i.key]}"
-        )
+    compared = _compared(store, table, good, rows) if good else np.empty((0, 3))
+    done = [
+        Recomputed(table, item.key.hex(), item.names[0], *found)
+        for item, found in zip(good, compared.tolist(), strict=True)
+    ]
+    lost = [
+        Recomputed(table, i.key.hex(), i.names[0], np.nan, np.nan, 0.0, f"cannot be computed: {failed[i.key]}")
         for i in items
         if i.key in failed
     ]
-    if good:
-        error, cosine, agree = _compared(store, table, good, rows)
-        for n, item in enumerate(good):
-            row = Recomputed(table, item.key.hex(), item.names[0], float(error[n]), float(cosine[n]), float(agree[n]))
-            checked.append(row)
-    done = [r for r in checked if not r.problem]
-    worst = sorted(
-        (r for r in checked if r.problem or r.max_abs > limit), key=lambda r: -(r.max_abs if not r.problem else 9)
-    )
     return TableCheck(
         table,
         store.tables[table].rows,
@@ -231,29 +211,24 @@ def _check(store: Store, table: str, items: Sequence[Item], live: _Live) -> Tabl
         max((r.max_abs for r in done), default=0.0),
         min((r.cosine for r in done), default=1.0),
         float(np.mean([r.top10 for r in done])) if done else 1.0,
-        tuple(worst),
+        (*lost, *sorted((r for r in done if r.max_abs > limit), key=lambda r: -r.max_abs)),
     )
 
 
-def _compared(
-    store: Store, table: str, items: Sequence[Item], rows: dict[bytes, np.ndarray]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (maximum absolute error, cosine, share of common neighbors) of ``rows`` and the stored rows, each [K]."""
+def _compared(store: Store, table: str, items: Sequence[Item], rows: dict[bytes, np.ndarray]) -> np.ndarray:
+    """Return (maximum absolute error, cosine, share of common neighbors) of ``rows`` and the stored rows, [K, 3]."""
     fresh = np.stack([rows[item.key] for item in items]).astype(np.float64)
     stored = store.gather(table, store.find(table, stack_keys(i.key for i in items))).astype(np.float64)
     cosine = (unit_rows(fresh, np.float64) * unit_rows(stored, np.float64)).sum(axis=1)
     near = "target" if table == "query" and "target" in store.tables else table
-    return np.abs(fresh - stored).max(axis=1), cosine, _agreement(store, near, fresh, stored)
+    return np.stack([np.abs(fresh - stored).max(axis=1), cosine, _agreement(store, near, fresh, stored)], axis=1)
 
 
-def _from_exact(store: Store, table: str, items: Sequence[Item], exact: _Live) -> FromExact | None:
-    if items[0].file is None:
-        return None
-    rows, _ = exact.rows(table, items)
+def _from_exact(store: Store, table: str, items: Sequence[Item], rows: dict[bytes, np.ndarray]) -> FromExact | None:
     good = [item for item in items if item.key in rows]
     if not good:
         return None
-    _, cosine, agree = _compared(store, table, good, rows)
+    _, cosine, agree = _compared(store, table, good, rows).T
     return FromExact(len(good), float(cosine.min()), float(cosine.mean()), float(agree.mean()))
 
 

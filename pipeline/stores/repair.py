@@ -71,7 +71,7 @@ def repair_spec(
 def _composer_damaged(request: StoreRequest) -> bool:
     """Return whether the composer fitted for the request's spec can no longer be loaded."""
     asked = composer_request(request.spec)
-    if request.composed is None or asked is None or not asked.kind.trainable or asked.weights is not None:
+    if request.composed is None or not asked.kind.trainable or asked.weights is not None:
         return False
     try:
         backbone = Store.open(request.backbone.path)

@@ -25,9 +25,8 @@ def find_store(word: str, out: Path) -> Path | None:
     if not word or "/" in word:
         return None
     folders = [p for p in sorted((out / "stores").glob("*/*")) if p.is_dir()]
-    fits = [
-        p for p in folders if p.name == word or (len(word) >= 4 and p.name.rpartition("-")[2].startswith(word[:12]))
-    ]
+    digits = word[:12] if len(word) >= 4 else None
+    fits = [p for p in folders if p.name == word or (digits and p.name.rpartition("-")[2].startswith(digits))]
     if len(fits) > 1:
         names = ", ".join(str(p.relative_to(out / "stores")) for p in fits)
         raise StoreNotFoundError(f"{word!r} names several stores: {names}; give one of these names")
@@ -36,11 +35,13 @@ def find_store(word: str, out: Path) -> Path | None:
 
 def require_store(word: str, out: Path) -> Path:
     """Return ``find_store``'s result. Raises StoreNotFoundError with the nearest name if there is none."""
-    found = find_store(word, out)
-    if found is None:
-        names = [str(s.path.relative_to(out / "stores")) for s in list_stores(out / "stores")]
-        raise StoreNotFoundError(f"there is no store {word!r} in {out / 'stores'}: {nearest(word, names)}")
+    if (found := find_store(word, out)) is None:
+        raise StoreNotFoundError(f"there is no store {word!r} in {out / 'stores'}: {nearest(word, _names(out))}")
     return found
+
+
+def _names(out: Path) -> list[str]:
+    return [str(store.path.relative_to(out / "stores")) for store in list_stores(out / "stores")]
 
 
 def is_spec(word: str, out: Path) -> bool:
@@ -53,9 +54,9 @@ def is_spec(word: str, out: Path) -> bool:
     known = shipped("runs")
     if word in known or Path(word).suffix == ".toml":
         return True
-    names = [str(s.path.relative_to(out / "stores")) for s in list_stores(out / "stores")]
     raise StoreNotFoundError(
-        f"{word!r} is neither a store in {out / 'stores'} ({nearest(word, names)}) nor a spec ({nearest(word, known)})"
+        f"{word!r} is neither a store in {out / 'stores'} ({nearest(word, _names(out))}) nor a spec "
+        f"({nearest(word, known)})"
     )
 
 
@@ -64,10 +65,9 @@ def last_store(workspace: Workspace, spec: RunSpec) -> Path:
 
     Raises IncompleteError if a spec of this name was never extracted.
     """
-    note = workspace.note(spec)
     records = workspace.earlier_records(spec)
-    values = vars(note) if note else next((json.loads(p.read_text(encoding="utf-8")) for p in reversed(records)), None)
-    if values is None:
-        workspace.extracted(spec)  # raises, naming the command to run
-    assert values is not None
+    if workspace.note(spec) is None and records:
+        values = json.loads(records[-1].read_text(encoding="utf-8"))
+    else:
+        values = vars(workspace.extracted(spec))
     return workspace.stores / (values["store"] or values["backbone"])

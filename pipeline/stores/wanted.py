@@ -153,7 +153,6 @@ def _composer(
     The composer is loaded with the functions used for composing, if there is a backbone store.
     """
     request = composer_request(spec)
-    assert request is not None
     with suppress(StoreError):  # no backbone yet, or a damaged one: there is nothing to compose from
         store = Store.open(backbone).bound_to(catalogue)
         ready = ready_composer(request, spec, dataset, store) if "image" in store.tables else None

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from manifests.errors import ManifestError
-from manifests.load import load_spec, read_toml, shipped, spec_path
+from manifests.load import load_spec, portable, read_toml, recorded_spec, shipped, spec_path
 
 GOOD = """
 name = "mine"
@@ -75,6 +75,10 @@ def test_a_missing_file_says_so(tmp_path: Path) -> None:
 def test_package_paths_point_into_the_project() -> None:
     model = Path(load_spec("demo").extractor.options["model"])
     assert model.is_absolute() and model.parts[-3:] == ("pipeline", "demo", "model")
+    spec = load_spec("demo")
+    record = portable(spec.model_dump(mode="json"))
+    assert record["extractor"]["model"] == "package:pipeline/demo/model" and str(model) not in str(record)
+    assert recorded_spec(record).model_dump() == spec.model_dump()
 
 
 def test_the_spec_as_asked_for_can_be_pasted(tmp_path: Path) -> None:

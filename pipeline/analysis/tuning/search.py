@@ -164,7 +164,7 @@ def _cuts(spec: RunSpec, dataset: Dataset, sessions: Sequence[Session], folds: i
 def _notes(spec: RunSpec, dataset: Dataset, sessions: Sequence[Session], cuts: Sequence[Sequence[int]]) -> list[str]:
     """Return notes on a trainable composer's bias: features of seen train pairs are better than those of new ones."""
     request = composer_request(spec)
-    if request is None or not request.kind.trainable or request.weights is not None:
+    if not request.kind.trainable or request.weights is not None:
         return []
     seen = {s.id for s in fitting_sessions(spec, dataset)[0]}
     held = [sessions[i].id for cut in cuts for i in cut]

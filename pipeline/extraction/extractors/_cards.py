@@ -11,10 +11,14 @@ from dataclasses import replace
 
 from pipeline.extraction.extractors.base import Card
 
+_APACHE = "Apache-2.0"
 _OPENAI = "License of github.com/openai/CLIP; its training images (400M from the web) are not published"
 _LAION = "trained on LAION-2B; license of the model page"
 _SIGLIP = "trained on WebLI"
-_NAFLEX = "keeps the aspect ratio: patches up to max_num_patches of its image processor, the rest masked"
+_SIGLIP2 = f"{_SIGLIP}; texts lower-cased, 64 tokens"
+_FIXED = f"fixed resolution, loads as SiglipModel; {_SIGLIP2}"
+_NAFLEX = "loads as Siglip2Model; keeps the aspect ratio: patches up to max_num_patches of its image processor, the rest masked"
+_FASHION = "FashionCLIP: CLIP ViT-B/32 fine-tuned on 800,000 Farfetch products (version 2 from a LAION checkpoint)"
 _OWN = (
     "comes with its own code, which is run only with trust_remote_code = true and needs the package open_clip_torch; "
     "texts are lower-cased and stripped of punctuation, as its own processor does. Its code builds the weights while the "
@@ -23,7 +27,9 @@ _OWN = (
 
 
 _BGE_VL = "trained on MegaPairs; composer fusion with alpha 0.5 and raw, extractor.normalise = false: the sum of both"
-_M_BEIR = "its training data includes M-BEIR, and with it FashionIQ's train triplets"
+_GME = "without its own code; its training data includes M-BEIR, and with it FashionIQ's train triplets"
+_QWEN3 = "Matryoshka: extractor.dim from 64; the content of its training data is not published in full"
+_FASHIONIQ = ("mt_fashioniq",)
 
 
 def _dual(name: str, licence: str, hub: str, dim: int, notes: str, **more: str) -> Card:
@@ -35,42 +41,20 @@ CLIP = (
     _dual("clip-b32", "MIT", "openai/clip-vit-base-patch32", 512, f"ViT-B/32, 224 px. {_OPENAI}"),
     _dual("clip-b16", "MIT", "openai/clip-vit-base-patch16", 512, f"ViT-B/16, 224 px. {_OPENAI}"),
     _dual("clip-l14", "MIT", "openai/clip-vit-large-patch14", 768, f"ViT-L/14, 224 px. {_OPENAI}"),
-    _dual(
-        "fashionclip",
-        "MIT",
-        "patrickjohncyh/fashion-clip",
-        512,
-        "FashionCLIP: CLIP ViT-B/32 fine-tuned on 800,000 Farfetch products (version 2 from a LAION checkpoint)",
-    ),
+    _dual("fashionclip", "MIT", "patrickjohncyh/fashion-clip", 512, _FASHION),
     _dual("laion-b32", "MIT", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K", 512, f"ViT-B/32, 224 px; {_LAION}"),
     _dual("laion-h14", "MIT", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", 1024, f"ViT-H/14, 224 px; {_LAION}"),
-    _dual("siglip-base", "Apache-2.0", "google/siglip-base-patch16-224", 768, f"ViT-B/16, 224 px; {_SIGLIP}"),
+    _dual("siglip-base", _APACHE, "google/siglip-base-patch16-224", 768, f"ViT-B/16, 224 px; {_SIGLIP}"),
+    _dual("siglip2-base", _APACHE, "google/siglip2-base-patch16-224", 768, f"ViT-B/16, 224 px, {_FIXED}. The default"),
+    _dual("siglip2-so400m", _APACHE, "google/siglip2-so400m-patch14-384", 1152, f"So400m/14, 384 px, {_FIXED}"),
     _dual(
-        "siglip2-base",
-        "Apache-2.0",
-        "google/siglip2-base-patch16-224",
-        768,
-        f"ViT-B/16, 224 px, fixed resolution, loads as SiglipModel; {_SIGLIP}; texts lower-cased, 64 tokens. The default",
-    ),
-    _dual(
-        "siglip2-so400m",
-        "Apache-2.0",
-        "google/siglip2-so400m-patch14-384",
-        1152,
-        f"So400m/14, 384 px, fixed resolution, loads as SiglipModel; {_SIGLIP}; texts lower-cased, 64 tokens",
-    ),
-    _dual(
-        "siglip2-base-naflex",
-        "Apache-2.0",
-        "google/siglip2-base-patch16-naflex",
-        768,
-        f"ViT-B/16, loads as Siglip2Model; {_NAFLEX}; {_SIGLIP}; texts lower-cased, 64 tokens",
+        "siglip2-base-naflex", _APACHE, "google/siglip2-base-patch16-naflex", 768, f"ViT-B/16, {_NAFLEX}; {_SIGLIP2}"
     ),
     _dual("bge-vl-base", "MIT", "BAAI/BGE-VL-base", 512, f"BGE-VL-base, CLIP ViT-B/16; {_BGE_VL}"),
     _dual("bge-vl-large", "MIT", "BAAI/BGE-VL-large", 768, f"BGE-VL-large, CLIP ViT-L/14; {_BGE_VL}"),
     _dual(
         "marqo-fashionsiglip",
-        "Apache-2.0",
+        _APACHE,
         "Marqo/marqo-fashionSigLIP",
         768,
         f"SigLIP ViT-B/16 fine-tuned on over a million fashion products; {_OWN}",
@@ -89,81 +73,37 @@ CAPTION = (
 )
 
 
-def _mllm(name: str, licence: str, hub: str, dim: int, notes: str, seen: tuple[str, ...] = ()) -> Card:
+def _joint(name: str, licence: str, hub: str, dim: int, notes: str, seen: tuple[str, ...] = ()) -> Card:
     return Card(licence, hub, seen, notes, name, {"query": dim, "target": dim})
 
 
 MLLM = (
-    _mllm(
-        "qwen3-vl-embedding-2b",
-        "Apache-2.0",
-        "Qwen/Qwen3-VL-Embedding-2B",
-        2048,
-        "2B, 28 layers; Matryoshka: extractor.dim from 64; the content of its training data is not published in full",
-    ),
-    _mllm(
-        "qwen3-vl-embedding-8b",
-        "Apache-2.0",
-        "Qwen/Qwen3-VL-Embedding-8B",
-        4096,
-        "8B, 36 layers; Matryoshka: extractor.dim from 64; the content of its training data is not published in full",
-    ),
-    _mllm(
-        "gme-2b",
-        "Apache-2.0",
-        "Alibaba-NLP/gme-Qwen2-VL-2B-Instruct",
-        1536,
-        f"2B, without its own code; {_M_BEIR}",
-        ("mt_fashioniq",),
-    ),
-    _mllm(
-        "gme-7b",
-        "Apache-2.0",
-        "Alibaba-NLP/gme-Qwen2-VL-7B-Instruct",
-        3584,
-        f"7B, without its own code; {_M_BEIR}",
-        ("mt_fashioniq",),
-    ),
-    _mllm(
+    _joint("qwen3-vl-embedding-2b", _APACHE, "Qwen/Qwen3-VL-Embedding-2B", 2048, f"2B, 28 layers; {_QWEN3}"),
+    _joint("qwen3-vl-embedding-8b", _APACHE, "Qwen/Qwen3-VL-Embedding-8B", 4096, f"8B, 36 layers; {_QWEN3}"),
+    _joint("gme-2b", _APACHE, "Alibaba-NLP/gme-Qwen2-VL-2B-Instruct", 1536, f"2B, {_GME}", _FASHIONIQ),
+    _joint("gme-7b", _APACHE, "Alibaba-NLP/gme-Qwen2-VL-7B-Instruct", 3584, f"7B, {_GME}", _FASHIONIQ),
+    _joint(
         "procir",
         "see the model's page",
         "a folder of the checkpoint that the ProCIR authors link (arXiv 2604.10297)",
         1024,
         "0.8B, Qwen3.5; trained on FashionMV (DeepFashion, Fashion200K, FashionGen); whether its images overlap with "
         "FashionIQ's is not published, so it is marked as contaminated",
-        ("mt_fashioniq",),
+        _FASHIONIQ,
     ),
 )
 
-BACKBONES = (
-    "starting weights: google-bert/bert-base-uncased (768, Apache-2.0) and microsoft/resnet-50 (2048, Apache-2.0)"
-)
-
-FASHIONBERT = (
-    Card(
-        "no public weights in a format that could be checked",
-        "fit-extractor SPEC",
-        name="fashionbert",
-        dims={"query": 768, "target": 768},
-        notes=f"after FashionBERT (SIGIR 2020); {BACKBONES}",
-    ),
-)
-
-FASHIONVLP = (
-    Card(
-        "no public weights",
-        "fit-extractor SPEC",
-        name="fashionvlp",
-        dims={"query": 768, "target": 768},
-        notes=f"after FashionVLP (CVPR 2022), the paper's single-turn model; {BACKBONES}",
-    ),
-)
+_STARTS = "starting weights: google-bert/bert-base-uncased (768, Apache-2.0) and microsoft/resnet-50 (2048, Apache-2.0)"
+_UNCHECKED, _FIT = "no public weights in a format that could be checked", "fit-extractor SPEC"
+_VLP = f"after FashionVLP (CVPR 2022), the paper's single-turn model; {_STARTS}"
+FASHIONBERT = (_joint("fashionbert", _UNCHECKED, _FIT, 768, f"after FashionBERT (SIGIR 2020); {_STARTS}"),)
+FASHIONVLP = (_joint("fashionvlp", "no public weights", _FIT, 768, _VLP),)
 
 SPRC = (
     Card(
         "SPN4CIR: MIT; SPRC: none stated in its repository; LAVIS, on which both build: BSD-3-Clause",
         "the .pt file linked from github.com/chunmeifeng/SPRC",
-        ("mt_fashioniq",),
+        _FASHIONIQ,
         name="sprc",
         dims={"query": 256, "target": 256},
         notes="EVA ViT-g/14 (1408 wide, 39 layers, 224 px) and BLIP-2's Q-Former with 32 query tokens; the file fitted on "
@@ -172,7 +112,7 @@ SPRC = (
     Card(
         "MIT",
         "the .pt file linked from github.com/BUAADreamer/SPN4CIR",
-        ("mt_fashioniq",),
+        _FASHIONIQ,
         name="spn4cir-sprc",
         dims={"query": 256, "target": 256},
         notes="SPRC with a second stage on scaled negatives: a Q-Former and a projection of its own for queries",

@@ -17,6 +17,7 @@ from manifests.identity import digest
 from pipeline.extraction.hub import Checkpoint, ModelError
 from pipeline.extraction.tokens import Tokens
 
+IMAGE_TOKEN = "<|image_pad|>"
 _SLOT = "SLOTFORTHETEXT{}"  # plain letters, which no template changes
 _LEAST_TEXT = 32  # tokens that the largest image must leave for the text
 
@@ -92,38 +93,28 @@ def chat_template(checkpoint: Checkpoint, tokenizer: Any) -> str:
 class Chat(Tokens):
     """Token ids of whole prompts, with one image token per image; a text that is too long loses its own end.
 
-    ``image``: the image token. ``room``: tokens that the largest images may take. ``instruction``: of queries.
+    ``room``: tokens that the largest images may take. ``instruction``: of queries.
     """
 
     def __init__(
-        self,
-        tokenizer: Any,
-        template: str,
-        form: ChatFormat,
-        instruction: str | None,
-        image: str,
-        length: int,
-        name: str,
+        self, tokenizer: Any, template: str, form: ChatFormat, instruction: str | None, length: int, name: str
     ):
         super().__init__(tokenizer, length, name=name)
-        self.form, self.template, self.image, self.name = form, template, image, name
-        self.image_id = int(tokenizer.convert_tokens_to_ids(image))
+        self.form, self.template = form, template
+        self.image_id = int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
         self.instruction = form.instruction if instruction is None else _sentence(instruction)
         self.room = 0
         self._prompts: dict[int, str] = {}
         self._added = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
-        self.pool_id = self._pool_id()
-        self.target = self._ids([self._render(self._target())])[0]
-
-    def _pool_id(self) -> int | None:
-        if not self.form.pool:
-            return None
-        if self.form.pool not in self.tokenizer.get_vocab():
+        if form.pool and form.pool not in tokenizer.get_vocab():
             raise ModelError(
-                f"model {self.name!r}: its tokenizer has no token {self.form.pool!r}, whose position is the embedding "
-                f"of {self.form.title}: give the folder with the fitted tokenizer, or another extractor.convention"
+                f"model {name!r}: its tokenizer has no token {form.pool!r}, whose position is the embedding of "
+                f"{form.title}: give the folder with the fitted tokenizer, or another extractor.convention"
             )
-        return int(self.tokenizer.convert_tokens_to_ids(self.form.pool))
+        self.pool_id = int(tokenizer.convert_tokens_to_ids(form.pool)) if form.pool else None
+        target = [*self._system(form.instruction), *self._user([{"type": "image"}])]
+        self._target = self._render(target)
+        self.target = self._ids([self._target])[0]
 
     def reserve(self, image_tokens: int) -> None:
         """Reserve ``image_tokens`` for the images. Raises ModelError if too few tokens are left for the text."""
@@ -188,8 +179,13 @@ class Chat(Tokens):
 
     def _prompt(self, turns: int) -> str:
         if turns not in self._prompts:
-            made = self._render(self._query(turns))
-            images, slots = made.count(self.image), sum(made.count(_SLOT.format(n)) for n in range(turns))
+            chat = self._system(self.instruction)
+            for n in range(turns):
+                image, text = {"type": "image"}, {"type": "text", "text": _SLOT.format(n)}
+                parts = [[image], [text]] if self.form.two_turns else [[image, text]]
+                chat += [message for part in parts for message in self._user(part)]
+            made = self._render(chat)
+            images, slots = made.count(IMAGE_TOKEN), sum(made.count(_SLOT.format(n)) for n in range(turns))
             if images != turns or (turns < 10 and slots != turns):
                 raise ModelError(
                     f"model {self.name!r}: its chat template shows {images} images and {slots} texts of {turns} each: it "
@@ -197,16 +193,6 @@ class Chat(Tokens):
                 )
             self._prompts[turns] = made
         return self._prompts[turns]
-
-    def _query(self, turns: int) -> list[dict[str, Any]]:
-        chat = self._system(self.instruction)
-        for n in range(turns):
-            image, text = {"type": "image"}, {"type": "text", "text": _SLOT.format(n)}
-            chat += [*self._user([image]), *self._user([text])] if self.form.two_turns else self._user([image, text])
-        return chat
-
-    def _target(self) -> list[dict[str, Any]]:
-        return [*self._system(self.form.instruction), *self._user([{"type": "image"}])]
 
     def _system(self, instruction: str | None) -> list[dict[str, Any]]:
         return [] if not instruction else [{"role": "system", "content": [{"type": "text", "text": instruction}]}]
@@ -236,7 +222,7 @@ class Chat(Tokens):
             **super().semantic(),
             "padding": f"longest, {self.form.padding}",
             "truncation": "the longest text first",
-            "prompts": digest([self._prompt(1), self._render(self._target())]),
+            "prompts": digest([self._prompt(1), self._target]),
             "image_room": self.room,
         }
 

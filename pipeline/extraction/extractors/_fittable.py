@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from manifests.schema import Frozen
 from pipeline.extraction.extractors.base import Extractor, ExtractorOptions, Prepared
@@ -66,9 +67,9 @@ class Fittable(Extractor):
     def queries(self, images: list[Prepared], texts: list[Prepared], alpha: float) -> Tensor:
         """Return f_qry of prepared (image, feedback) pairs: float32 [n, D], unit norm, with gradients if enabled."""
 
-    @abstractmethod
     def targets(self, images: list[Prepared]) -> Tensor:
         """Return f_tar of prepared images: float32 [n, D], unit norm, with gradients if enabled."""
+        return normalize(self._image_features(images).float(), dim=-1)
 
     @abstractmethod
     def save(self, folder: Path) -> None:

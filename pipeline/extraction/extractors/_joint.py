@@ -235,9 +235,6 @@ class JointExtractor(Fittable):
     def queries(self, images: list[Any], texts: list[Any], alpha: float) -> Tensor:
         return normalize(self._pair_features(images, texts).float(), dim=-1)
 
-    def targets(self, images: list[Any]) -> Tensor:
-        return normalize(self._image_features(images).float(), dim=-1)
-
 
 def square(image: Pillow.Image, size: int) -> np.ndarray:
     """Return the image padded to a white square, uint8 [3, size, size], neither cropped nor stretched."""

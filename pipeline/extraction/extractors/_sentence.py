@@ -47,23 +47,18 @@ def sentence_config(checkpoint: Checkpoint) -> SentenceConfig:
     Raises ModelError with the first setting that the caption extractor does not support.
     """
     try:
-        return _read(checkpoint)
+        pooling, dense, normalize = _modules(checkpoint)
+        mode, with_prompt = _pooling(checkpoint, pooling)
+        prompt, settings = _prompt(checkpoint), _settings(checkpoint)
     except (AttributeError, TypeError, ValueError) as error:  # a list where an object belongs, and the like
         raise ModelError(
             f"model {checkpoint.name!r}: its sentence-transformers files have a value of another type ({error}): fetch "
             "them again"
         ) from error
-
-
-def _read(checkpoint: Checkpoint) -> SentenceConfig:
-    pooling, dense, normalize = _modules(checkpoint)
-    mode, with_prompt = _pooling(checkpoint, pooling)
-    prompt = _prompt(checkpoint)
     if prompt and not with_prompt:
         raise _refused(
             checkpoint, f"leaves the prompt out of the pooling ({pooling}/config.json: include_prompt = false)"
         )
-    settings = _settings(checkpoint)
     length = settings.get("max_seq_length")
     if length is not None and (isinstance(length, bool) or not isinstance(length, int) or length < 1):
         raise _refused(checkpoint, f"has max_seq_length = {length!r}, which is no number of tokens")

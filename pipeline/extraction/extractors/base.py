@@ -152,7 +152,7 @@ class Extractor(ABC):
         return hub.weights_digest(self.checkpoint)
 
     def image_tower(self) -> torch.nn.Module | None:
-        """Return the module that takes ``pixel_values`` if ``tower_format`` may change its format, else None."""
+        """Return the module that takes ``pixel_values`` if ``precision.take_form`` may change its format, else None."""
         return None
 
     def standin(self, image: Image, dataset: Dataset) -> str | None:
@@ -211,13 +211,11 @@ class Extractor(ABC):
 
     def encode_images(self, images: Sequence[Prepared | Pillow.Image | str]) -> np.ndarray:
         """Return rows [n, D] of table "image" or "target" for images (captions if it reads them), raw or prepared."""
-        if self.reads == "caption":
-            return self._run(self._image_features, self._ready_texts(images))
-        return self._run(self._image_features, self._ready_images(images))
+        return self._begin(self._image_features, self._ready(images)).numpy()
 
     def encode_texts(self, texts: Sequence[Prepared | str]) -> np.ndarray:
         """Return rows [n, D] of table "text"."""
-        return self._run(self._text_features, self._ready_texts(texts))
+        return self._begin(self._text_features, self._ready(texts)).numpy()
 
     def encode_pairs(
         self, images: Sequence[Prepared | Pillow.Image | str], texts: Sequence[Prepared | str]
@@ -225,8 +223,7 @@ class Extractor(ABC):
         """Return rows [n, D] of table "query" for pairs (reference image, feedback text)."""
         if len(images) != len(texts):
             raise ExtractorError(f"{len(images)} images for {len(texts)} texts: pairs need one of each")
-        ready = self._ready_texts(images) if self.reads == "caption" else self._ready_images(images)
-        return self._run(self._pair_features, ready, self._ready_texts(texts))
+        return self._begin(self._pair_features, self._ready(images), self._ready(texts)).numpy()
 
     def begin(self, table: str, first: Sequence[Prepared], texts: Sequence[Prepared] = ()) -> PendingRows:
         """Start computing rows of ``table`` for prepared images, texts, or both ("query"), without waiting."""
@@ -246,14 +243,10 @@ class Extractor(ABC):
         """Return features [n, D] of prepared (image, text) pairs."""
         raise ExtractorError(f"extractor {self.name!r} is no joint model")
 
-    def _ready_images(self, images: Sequence[Any]) -> list[Prepared]:
-        return [self.prepare(image) if isinstance(image, Pillow.Image) else image for image in images]
-
-    def _ready_texts(self, texts: Sequence[Any]) -> list[Prepared]:
-        return self.prepare_texts(texts) if any(isinstance(t, str) for t in texts) else list(texts)
-
-    def _run(self, features: Any, *inputs: Sequence[Prepared]) -> np.ndarray:
-        return self._begin(features, *inputs).numpy()
+    def _ready(self, given: Sequence[Any]) -> list[Prepared]:
+        if any(isinstance(one, str) for one in given):
+            return self.prepare_texts(given)
+        return [self.prepare(one) if isinstance(one, Pillow.Image) else one for one in given]
 
     def _begin(self, features: Any, *inputs: Sequence[Prepared]) -> PendingRows:
         count = len(inputs[0])

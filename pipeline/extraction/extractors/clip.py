@@ -21,9 +21,8 @@ from pipeline.extraction import hub
 from pipeline.extraction.extractors import _cards
 from pipeline.extraction.extractors._fittable import FitOptions, Fittable
 from pipeline.extraction.extractors.base import Card, ExtractorOptions
-from pipeline.extraction.images import decoder
+from pipeline.extraction.images import Pixels, decoder, normalized, resized_pixels
 from pipeline.extraction.jpeg import REMARK, TorchvisionDecode
-from pipeline.extraction.pixels import Pixels, normalized, resized_pixels
 from pipeline.extraction.tokens import Tokens
 from pipeline.extraction.transfer import to_device
 
@@ -120,9 +119,6 @@ class ClipExtractor(Fittable):
         """Return weighted fusion, as composer "fusion" (CLIP4CIR's first stage, there with equal weights)."""
         image, text = self.targets(images), normalize(self._text_features(texts).float(), dim=-1)
         return normalize((1 - alpha) * image + alpha * text, dim=-1)
-
-    def targets(self, images: list[Any]) -> torch.Tensor:
-        return normalize(self._image_features(images).float(), dim=-1)
 
     def save(self, folder: Path) -> None:
         """Write a standard folder of the same model with the new weights."""

@@ -12,8 +12,8 @@ import torch
 from pydantic import Field
 
 from manifests.schema import Dataset, Image
-from pipeline.extraction.array_lookup import Lookup, text_row
-from pipeline.extraction.arrays import FeatureFolder
+from pipeline.extraction.array_lookup import Lookup
+from pipeline.extraction.arrays import open_arrays
 from pipeline.extraction.extractors.base import Card, Extractor, ExtractorOptions
 
 
@@ -45,26 +45,25 @@ class ImportedExtractor(Extractor):
     options: ImportedOptions
 
     def __init__(self, options: ImportedOptions, device: torch.device):
-        self.folder = FeatureFolder.open(Path(options.folder).expanduser())
-        arrays = list(self.folder.tables.values())
-        widest = max((t.features.dtype.name for t in arrays), key=lambda name: np.dtype(name).itemsize)
+        self.arrays = open_arrays(Path(options.folder).expanduser())
+        widest = max((t.features.dtype for t in self.arrays.values()), key=lambda kind: kind.itemsize).name
         super().__init__(options.model_copy(update={"store_dtype": options.store_dtype or widest}), device)
-        if "image" in self.folder.tables:
+        if "image" in self.arrays:
             self.tables = ("image", "text")  # type: ignore[misc]
         self.card = Card("yours", options.folder, options.contaminated_on)
         self._lookup: Lookup | None = None
 
     def dim(self, table: str) -> int:
-        return int(self.folder.tables[table].features.shape[1])
+        return int(self.arrays[table].features.shape[1])
 
     def semantic(self) -> dict[str, Any]:
-        arrays = {n: {"values": t.digest, "names": t.names} for n, t in self.folder.tables.items()}
+        arrays = {n: {"values": t.digest, "names": t.names} for n, t in self.arrays.items()}
         return super().semantic() | {"arrays": arrays, "concatenated": self.options.concatenated}
 
     def standin(self, image: Image, dataset: Dataset) -> str | None:
         """Return the id, quoted so that surrounding whitespace is not trimmed."""
         if self._lookup is None or self._lookup.dataset is not dataset:
-            self._lookup = Lookup(self.folder, dataset)
+            self._lookup = Lookup(self.arrays, dataset)
         return json.dumps(image.id)
 
     def _image_features(self, images: list[str]) -> torch.Tensor:
@@ -72,7 +71,7 @@ class ImportedExtractor(Extractor):
         return self._rows(table, [self._known.image(table, json.loads(image)) for image in images])
 
     def _text_features(self, texts: list[str]) -> torch.Tensor:
-        return self._rows("text", [text_row(self.folder, text) for text in texts])
+        return self._rows("text", [self.arrays["text"].text_row(text) for text in texts])
 
     def _pair_features(self, images: list[str], texts: list[str]) -> torch.Tensor:
         pairs = zip(images, texts, strict=True)
@@ -85,7 +84,7 @@ class ImportedExtractor(Extractor):
 
     def _rows(self, table: str, rows: Sequence[int]) -> torch.Tensor:
         """Return rows float32 [n, D]; NaN, recorded as a failure, where the arrays have no row."""
-        features = self.folder.tables[table].features
+        features = self.arrays[table].features
         found = np.full((len(rows), features.shape[1]), np.nan, dtype=np.float32)
         there = np.flatnonzero(np.asarray(rows) >= 0)
         found[there] = features[np.asarray(rows)[there]]

@@ -19,12 +19,10 @@ from torch import Tensor
 
 from pipeline.extraction import hub
 from pipeline.extraction.extractors import _cards
-from pipeline.extraction.extractors._chat import FORMATS, Chat, chat_template, format_of
+from pipeline.extraction.extractors._chat import FORMATS, IMAGE_TOKEN, Chat, chat_template, format_of
 from pipeline.extraction.extractors.base import Card, Extractor, ExtractorError, ExtractorOptions
 from pipeline.extraction.images import decoder
 from pipeline.extraction.tokens import pad_ids
-
-IMAGE_TOKEN = "<|image_pad|>"
 
 
 class MllmOptions(ExtractorOptions):
@@ -53,17 +51,10 @@ class MllmExtractor(Extractor):
     title: ClassVar[str] = "multimodal LLM embeddings: Qwen3-VL-Embedding, GME-Qwen2-VL, ProCIR"
     Options = MllmOptions
     tables: ClassVar[tuple[str, ...]] = ("query", "target")
-    stated: ClassVar[tuple[str, ...]] = (
-        "model",
-        "revision",
-        "convention",
-        "instruction",
-        "dim",
-        "min_pixels",
-        "max_pixels",
-        "max_tokens",
-    )
     execution_only: ClassVar[tuple[str, ...]] = ("batch_tokens",)
+    stated: ClassVar[tuple[str, ...]] = tuple(
+        MllmOptions.model_fields.keys() - {"batch_tokens", *ExtractorOptions.model_fields}
+    )
     reads_dialogs: ClassVar[bool] = True
     cards: ClassVar[tuple[Card, ...]] = _cards.MLLM
     options: MllmOptions
@@ -85,15 +76,8 @@ class MllmExtractor(Extractor):
         if (options.dim or 0) > self.width:
             raise hub.ModelError(f"extractor.dim = {options.dim}, but model {options.model!r} has {self.width} values")
         self.processor = self._processor()
-        self.tokens = Chat(
-            self.tokenizer,
-            template,
-            form,
-            options.instruction,
-            IMAGE_TOKEN,
-            options.max_tokens or form.max_tokens,
-            options.model,
-        )
+        length = options.max_tokens or form.max_tokens
+        self.tokens = Chat(self.tokenizer, template, form, options.instruction, length, options.model)
         self.tokens.require_place(self.model)
         if (wanted := getattr(self.model.config, "image_token_id", None)) != self.tokens.image_id:
             raise hub.ModelError(
@@ -101,8 +85,7 @@ class MllmExtractor(Extractor):
                 "config.json: take both from one download"
             )
         self.tokens.reserve(self._cells(self.processor.size.longest_edge))
-        named = inspect.signature(self.model.forward).parameters
-        self._typed = "mm_token_type_ids" in named
+        self._typed = "mm_token_type_ids" in inspect.signature(self.model.forward).parameters
         seen = tuple(dict.fromkeys((*(known.contaminated_on if known else ()), *options.contaminated_on)))
         dims = {table: self.dim(table) for table in self.tables}
         self.card = replace(_cards.card_of(known, options.model, seen), dims=dims)
@@ -121,7 +104,9 @@ class MllmExtractor(Extractor):
             raise hub.ModelError(
                 f"min_pixels {low:,} above max_pixels {high:,}: set extractor.min_pixels and extractor.max_pixels together"
             )
-        return type(processor)(**{**_settings(processor), "size": {"shortest_edge": low, "longest_edge": high}})
+        about = ("image_processor_type", "processor_class", "min_pixels", "max_pixels")  # of its class, or set here
+        settings = {key: value for key, value in processor.to_dict().items() if key not in about}
+        return type(processor)(**{**settings, "size": {"shortest_edge": low, "longest_edge": high}})
 
     def _cells(self, pixels: int) -> int:
         """Return the largest number of image tokens of an image of ``pixels`` after the resize."""
@@ -164,12 +149,9 @@ class MllmExtractor(Extractor):
         return self.tokens.encode_turns([texts])[0]
 
     def _image_features(self, images: list[dict[str, Any]]) -> Tensor:
-        return self._embed(images, [self.tokens.target] * len(images))
+        return self._pair_features(images, [self.tokens.target] * len(images))
 
-    def _pair_features(self, images: list[Any], texts: list[np.ndarray]) -> Tensor:
-        return self._embed(images, texts)
-
-    def _embed(self, images: Sequence[Any], prompts: Sequence[np.ndarray]) -> Tensor:
+    def _pair_features(self, images: list[Any], prompts: list[np.ndarray]) -> Tensor:
         """Return embeddings [n, D] of prompts with their images (one, or a list of one per turn)."""
         shown = [image if isinstance(image, list | tuple) else [image] for image in images]
         ids = [self._expanded(p, i) for p, i in zip(prompts, shown, strict=True)]
@@ -219,12 +201,3 @@ def _parts(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         count = max(1, budget // max(1, lengths[order[0]]))
         yield order[:count]
         order = order[count:]
-
-
-def _settings(processor: Any) -> dict[str, Any]:
-    """Return the processor's arguments without those that say which class it is."""
-    return {
-        k: v
-        for k, v in processor.to_dict().items()
-        if k not in ("image_processor_type", "processor_class", "min_pixels", "max_pixels")
-    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,8 +24,7 @@ from pipeline.core.image_files import DIGESTS
 from pipeline.core.workspace import Workspace
 from pipeline.extraction.extractors import extractors
 from pipeline.extraction.extractors._fittable import STARTS, FitOptions, Fittable
-from pipeline.extraction.fitting.loop import SAVE_SECONDS, fit, single_turn
-from pipeline.extraction.fitting.state import Progress
+from pipeline.extraction.fitting.loop import SAVE_SECONDS, Progress, fit, single_turn
 from pipeline.extraction.fitting.triplets import Loader, content_of, digest_of, triplets_of
 
 RECORD, UNFINISHED = "fit.json", "unfinished"
@@ -86,10 +86,9 @@ class _Request:
 
         Raises FashionNTMError when it started from other weights than the present ones.
         """
-        try:
-            found: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not (folder / RECORD).is_file():
             return None
+        found: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         self.check(found.get("started_from", {}), folder)
         return found
 
@@ -183,16 +182,9 @@ def fit_extractor_spec(
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-    _finish(folder, record)
+    replace_atomically(folder / RECORD, json.dumps(record, indent=2).encode() + b"\n")  # last: now it is complete
+    shutil.rmtree(folder / UNFINISHED)
     return FittedExtractor(folder, record, False, done)
-
-
-def _finish(folder: Path, record: dict[str, Any]) -> None:
-    """Write the record last, so that a folder with a record is complete, and then delete the training state."""
-    replace_atomically(folder / RECORD, json.dumps(record, indent=2).encode() + b"\n")
-    for file in (folder / UNFINISHED).iterdir():
-        file.unlink()
-    (folder / UNFINISHED).rmdir()
 
 
 def _request(spec: RunSpec) -> _Request | None:
@@ -203,7 +195,5 @@ def _request(spec: RunSpec) -> _Request | None:
     if not family.starts_from(options):
         return None
     chosen: FitOptions = options.fit  # type: ignore[attr-defined]
-    if chosen.alpha is not None:
-        return _Request(family, options, chosen, chosen.alpha)
-    composer = composer_request(spec)
-    return _Request(family, options, chosen, float(getattr(composer.options, "alpha", 0.5)) if composer else 0.5)
+    fused = float(getattr(composer_request(spec).options, "alpha", 0.5))
+    return _Request(family, options, chosen, fused if chosen.alpha is None else chosen.alpha)

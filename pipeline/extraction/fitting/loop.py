@@ -1,26 +1,112 @@
-"""Training loop of a single-turn model (in-batch cross-entropy over cosine similarity, resumable), and its recall."""
+"""Training loop of a single-turn model: in-batch cross-entropy over cosine similarity, resumable; and its recall.
+
+The state on disk has weights and optimizer moments as safetensors, the rest as JSON, written atomically.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from cache.files import replace_atomically, replacing
+from cache.recovery import remove_temporaries
 from manifests.errors import FashionNTMError
+from manifests.identity import changed_fields, file_digest
 from manifests.schema import Dataset, Session
 from pipeline.composition.fit import contrastive_loss
 from pipeline.evaluation.metrics import recall
 from pipeline.evaluation.ranking import ranks
 from pipeline.extraction.extractors._fittable import FitOptions, Fittable
-from pipeline.extraction.fitting.state import Progress, load_state, save_state
 from pipeline.extraction.fitting.triplets import Loader, Triplet, TripletBatch, triplets_of
 
+STATE = "state.json"
 SAVE_SECONDS = 120.0  # between checkpoints; does not affect the weights
+KS = (10, 50)
+
+
+@dataclass
+class Progress:
+    """Number of steps, the losses of the current epoch, and the mean loss of each finished epoch."""
+
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    curve: list[float] = field(default_factory=list)
+
+
+def save_state(
+    folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, starts: Mapping[str, Any]
+) -> None:
+    """Write the complete training state; a kill at any time leaves the old state or the new one.
+
+    ``starts``: content digests of the initial weights, checked by ``load_state``. Random numbers depend on
+    (seed, step), so no generator state is saved.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
+    for i, parameter in enumerate(trained(network)):
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"optimiser.{i}.{key}"] = torch.as_tensor(value)
+    file = folder / f"state-{progress.step}.safetensors"
+    remove_temporaries(folder)  # of a killed fit
+    with replacing(file) as temporary:
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary)
+    about = {"file": file.name, "sha256": file_digest(file), "started_from": dict(starts), **vars(progress)}
+    replace_atomically(folder / STATE, json.dumps(about).encode() + b"\n")
+    for old in folder.glob("state-*"):
+        if old.name != file.name:
+            old.unlink()
+
+
+def load_state(
+    folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, starts: Mapping[str, Any]
+) -> Progress:
+    """Load the state in ``folder`` into ``network`` and ``optimizer``; return a new Progress if there is none.
+
+    Raises FashionNTMError with the folder to remove when the files do not match each other, or the initial weights were
+    others than ``starts``.
+    """
+    try:
+        about: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return Progress()
+    try:
+        if changed := changed_fields(about.pop("started_from", {}), dict(starts)):
+            raise ValueError(f"it started from other weights: {'; '.join(changed)}")
+        file = folder / about.pop("file")
+        if file_digest(file) != about.pop("sha256"):
+            raise ValueError(f"{file.name} has changed since it was written")
+        tensors = load_file(file)
+        network.load_state_dict(_part(tensors, "network."))
+        for i, parameter in enumerate(trained(network)):
+            moments = _part(tensors, f"optimiser.{i}.")
+            optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in moments.items()}
+        return Progress(**about)
+    except Exception as error:  # JSON, safetensors and torch raise different types for invalid files
+        raise FashionNTMError(
+            f"the unfinished fit in {folder} cannot be resumed ({' '.join(str(error).split())[:200]}): remove that folder "
+            "to fit from the start"
+        ) from error
+
+
+def trained(network: nn.Module) -> list[nn.Parameter]:
+    """Return the trained parameters in the network's order."""
+    return [p for p in network.parameters() if p.requires_grad]
+
+
+def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
 Report = Callable[[Progress, int, float], None]  # progress, total steps, triplets per second
 
 
@@ -44,7 +130,8 @@ def fit(
     if len(triplets) < 2:
         raise FashionNTMError(f"{len(triplets)} train triplets: an extractor needs at least two to be fitted on")
     network, device = extractor.network, extractor.device
-    optimizer = torch.optim.AdamW(_groups(network, options.weight_decay), lr=options.learning_rate)
+    groups = [{"params": [p], "weight_decay": options.weight_decay if p.ndim >= 2 else 0.0} for p in trained(network)]
+    optimizer = torch.optim.AdamW(groups, lr=options.learning_rate)
     progress = load_state(folder, network, optimizer, extractor.starts)
     per_epoch = math.ceil(len(triplets) / options.batch_size)
     total, saved, began, done = options.epochs * per_epoch, time.monotonic(), time.monotonic(), 0
@@ -83,7 +170,8 @@ def _step(
     """Apply one update; return None when fewer than two triplets of the batch are readable."""
     if len(batch.targets) < 2:
         return None
-    torch.manual_seed(_seed(options.seed, step))
+    drawn = np.random.SeedSequence([options.seed, step]).generate_state(1, np.uint64)[0]
+    torch.manual_seed(int(drawn >> np.uint64(1)))
     for group in optimizer.param_groups:
         group["lr"] = options.learning_rate * cycle(step, total, options.warmup)
     device = extractor.device
@@ -115,19 +203,6 @@ def _parts(count: int, per_epoch: int, options: FitOptions, done: int) -> Iterat
         order = np.random.default_rng([options.seed, epoch]).permutation(count)
         parts = [part.tolist() for part in np.array_split(order, per_epoch)]
         yield from parts[done - epoch * per_epoch :] if epoch == done // per_epoch else parts
-
-
-def _seed(seed: int, step: int) -> int:
-    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def _groups(network: nn.Module, decay: float) -> list[dict]:
-    """Return the trained parameters in the network's order; no weight decay for vectors and scalars."""
-    trained = [p for p in network.parameters() if p.requires_grad]
-    return [{"params": [p], "weight_decay": decay if p.ndim >= 2 else 0.0} for p in trained]
-
-
-KS = (10, 50)
 
 
 @torch.inference_mode()

@@ -84,8 +84,7 @@ class Loader:
         self._size = 0
         self._texts: dict[str, Any] = {}
         self._number: dict[str, int] = {}
-        root = self.dataset.images_root
-        self._root: Path | None = root.resolve() if root is not None else None
+        self._root = self.dataset.images_root and self.dataset.images_root.resolve()
 
     def image(self, image_id: str) -> Any | None:
         """Return the prepared image, or None if it is unreadable. Thread-safe."""
@@ -115,7 +114,8 @@ class Loader:
 
     def images(self, ids: Sequence[str], size: int) -> Iterator[tuple[list[str], list[Any]]]:
         """Yield (ids, prepared images) for the readable images in order, ``size`` per batch."""
-        for part, made in in_order(lambda part: [self.image(i) for i in part], _split(ids, size), self.workers, 2):
+        parts = (ids[start : start + size] for start in range(0, len(ids), size))
+        for part, made in in_order(lambda part: [self.image(i) for i in part], parts, self.workers, 2):
             kept = [(i, m) for i, m in zip(part, made, strict=True) if m is not None]
             if kept:
                 yield [i for i, _ in kept], [m for _, m in kept]
@@ -137,8 +137,3 @@ class Loader:
                 [b for _, _, b in good],
                 np.array([self._number[t.target] for t, _, _ in good], dtype=np.int64),
             )
-
-
-def _split(ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    for start in range(0, len(ids), size):
-        yield ids[start : start + size]

@@ -47,7 +47,6 @@ def store_composer(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Com
     backbone, store, request = workspace.backbone(spec, dataset), workspace.store(spec, dataset), composer_request(spec)
     if is_joint(backbone):
         return None
-    assert request is not None
     ready, command = ready_composer(request, spec, dataset, backbone, folds=False), "extract"
     if request.kind.trainable:
         command = "fit-composer"

@@ -11,7 +11,7 @@ import pytest
 
 SCRIPT = """
 import resource
-from pipeline.core.malloc import keep_freed_memory
+from pipeline.core.cluster import keep_freed_memory
 changed = keep_freed_memory()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(200):

@@ -19,7 +19,7 @@ from manifests.schema import Component, Dataset, RunSpec
 from pipeline.analysis.protocol import protocol_notes, read_runs
 from pipeline.core.workspace import Workspace
 from pipeline.extraction.array_lookup import fit
-from pipeline.extraction.arrays import FeatureFolder
+from pipeline.extraction.arrays import open_arrays
 from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.identities import asked_runs
 from pipeline.jobs.stage1 import fit_composer_spec
@@ -76,7 +76,7 @@ def data() -> Dataset:
 def test_stage_two_runs_on_imported_features(tmp_path: Path, data: Dataset, form: str) -> None:
     spec, workspace = spec_of(write(tmp_path / "mine", data, form=form)), Workspace(tmp_path / "out")
     done = import_features(spec, data, workspace)
-    assert done.fit.complete and done.stage.next_command.startswith("fashion-ntm train")
+    assert not done.fit.lines() and done.stage.next_command.startswith("fashion-ntm train")
     store = workspace.store(spec, data)
     keys = store.catalogue()
     rows = store.gather(
@@ -263,7 +263,7 @@ def test_another_kind_of_file_is_named_by_its_first_bytes(tmp_path: Path, data: 
     folder = write(tmp_path / "mine", data)
     (folder / "query.npy").write_bytes(content)
     with pytest.raises(ManifestError) as caught:
-        FeatureFolder.open(folder)
+        open_arrays(folder)
     head, line = str(caught.value).split("\n")
     assert head == "1 problem found" and "query.npy: " + message in line
 
@@ -273,27 +273,27 @@ def test_an_archive_beside_the_missing_table_is_named(tmp_path: Path, data: Data
     (folder / "query.npy").unlink()
     (folder / "query.npz").write_bytes(zipped())
     with pytest.raises(ManifestError, match=r"query\.npz: is a zip archive .* which is not read \(take the array out"):
-        FeatureFolder.open(folder)
+        open_arrays(folder)
 
 
 def test_ids_with_a_mark_in_utf16_and_as_a_json_list(tmp_path: Path, data: Dataset) -> None:
     folder = write(tmp_path / "mine", data)
     ids = folder / "target.ids.txt"
     names = ids.read_text().splitlines()
-    plain = FeatureFolder.open(folder).tables["target"]
+    plain = open_arrays(folder)["target"]
     for encoding in ("utf-8-sig", "utf-16"):
         ids.write_bytes("\r\n".join([*names, ""]).encode(encoding))
-        found = FeatureFolder.open(folder).tables["target"]
-        assert (found.images, found.names) == (plain.images, plain.names)
+        found = open_arrays(folder)["target"]
+        assert (found.rows_by_name, found.names) == (plain.rows_by_name, plain.names)
     ids.unlink()
     (folder / "target.ids.jsonl").write_text(json.dumps([{"id": name} for name in names], indent=1))
     with pytest.raises(ManifestError) as caught:
-        FeatureFolder.open(folder)
+        open_arrays(folder)
     _, line = str(caught.value).split("\n")
     assert "a JSON list; one object per line is expected" in line
     (folder / "target.ids.jsonl").write_text('{"id": "\\ud800"}\n{"id": ' + "9" * 5000 + "}\n" + '{"id": "c"}\n' * 58)
     with pytest.raises(ManifestError, match="half of a surrogate pair") as caught:
-        FeatureFolder.open(folder)
+        open_arrays(folder)
     assert "more than 4,300 digits" in str(caught.value) and len(str(caught.value)) < 20_000
 
 
@@ -303,10 +303,10 @@ def test_a_file_that_is_no_safetensors_is_named(tmp_path: Path, data: Dataset) -
     for content in (b"", whole[:40], whole[:-7], b"\xff" * 64):
         (folder / "query.safetensors").write_bytes(content)
         with pytest.raises(ManifestError, match=r"query\.safetensors"):
-            FeatureFolder.open(folder)
+            open_arrays(folder)
     save_file({"a": np.ones((2, 2), np.float32), "b": np.ones((2, 2), np.float32)}, folder / "query.safetensors")
     with pytest.raises(ManifestError, match="name the one to read 'features'"):
-        FeatureFolder.open(folder)
+        open_arrays(folder)
 
 
 def test_two_answers_to_one_question_are_a_conflict(tmp_path: Path, data: Dataset) -> None:
@@ -314,7 +314,7 @@ def test_two_answers_to_one_question_are_a_conflict(tmp_path: Path, data: Datase
     twin = first.model_copy(update={"id": "twin"})
     data = data.model_copy(update={"sessions": (*data.sessions, twin)})
     folder = write(tmp_path / "mine", data)
-    assert fit(FeatureFolder.open(folder), data, True).complete  # equal rows are one row
+    assert not fit(open_arrays(folder), data, True).lines()  # equal rows are one row
     rows = np.load(folder / "query.npy")
     names = (folder / "query.ids.txt").read_text().splitlines()
     rows[names.index("twin\t1")] += np.float16(1)

@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,9 @@ from cache import Store
 from pipeline.extraction.decoding import JOBS_AHEAD, Decoder, DecodingError, without_model
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.extractors.clip import ClipExtractor
-from pipeline.extraction.prepare import ItemFailure
 from pipeline.extraction.progress import Meter
 from pipeline.extraction.run import extract
-from pipeline.extraction.work import Item, catalogue_of
+from pipeline.extraction.work import Item, ItemFailure, catalogue_of
 
 from .conftest import build_dataset
 from .helpers import JointExtractor, run, shards_of, tiny
@@ -115,9 +115,11 @@ class Killed(ClipExtractor):
         mark = self.marks / str(os.getpid())
         with open(mark, "a") as file:
             file.write(".")
-        if len(list(self.marks.glob("killed*"))) < self.times and mark.stat().st_size > 20:
-            (self.marks / f"killed-{os.getpid()}").touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+        killed = len(list(self.marks.glob("killed*")))
+        if killed < self.times and mark.stat().st_size > 20:
+            with suppress(FileExistsError):  # another process is killed
+                (self.marks / f"killed-{killed}").touch(exist_ok=False)
+                os.kill(os.getpid(), signal.SIGKILL)
         return super().prepare(image)
 
 

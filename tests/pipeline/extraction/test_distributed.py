@@ -16,12 +16,12 @@ import torch
 
 from cache import Store
 from manifests.schema import Component, Dataset
+from pipeline.core.cluster import WorkerError, claim_gpu
 from pipeline.extraction import worker as workers
-from pipeline.extraction.batches import ShardTask
 from pipeline.extraction.distributed import Cluster, ClusterError, _numbers, cluster_for, portable
 from pipeline.extraction.extractors.base import Extractor
-from pipeline.extraction.gpus import WorkerError, claim_gpu
 from pipeline.extraction.run import TooManyFailures
+from pipeline.extraction.work import ShardTask
 
 from .conftest import build_dataset, picture, save_clip, spec_of
 from .helpers import ROOT, rows_by_key, run, shards_of, store_in, texts_of
@@ -244,7 +244,7 @@ def test_local_folders_travel_as_absolute_paths(clip_folder: Path, monkeypatch: 
 CLAIM = """
 import sys
 from pathlib import Path
-from pipeline.extraction.gpus import claim_gpu
+from pipeline.core.cluster import claim_gpu
 print(claim_gpu(2, Path(sys.argv[1])), flush=True)
 sys.stdin.read()
 """

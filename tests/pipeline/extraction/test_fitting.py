@@ -24,8 +24,7 @@ from pipeline.core.workspace import Workspace
 from pipeline.extraction import hub
 from pipeline.extraction.extractors import load_extractor
 from pipeline.extraction.fitting.job import RECORD, fit_extractor_spec, fitted_spec
-from pipeline.extraction.fitting.loop import cycle
-from pipeline.extraction.fitting.state import STATE, Progress
+from pipeline.extraction.fitting.loop import STATE, Progress, cycle
 from pipeline.extraction.fitting.triplets import Loader, triplets_of
 from pipeline.jobs.stage1 import extract_spec
 from tests.processes import forked

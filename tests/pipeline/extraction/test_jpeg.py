@@ -22,9 +22,8 @@ from pipeline.core.workspace import Workspace
 from pipeline.extraction import hub
 from pipeline.extraction.extractors import load_extractor
 from pipeline.extraction.extractors.base import ExtractorError
-from pipeline.extraction.images import DecodeError
+from pipeline.extraction.images import DecodeError, Pixels
 from pipeline.extraction.jpeg import Encoded, TorchvisionDecode, _torchvision, header, upright
-from pipeline.extraction.pixels import Pixels
 from pipeline.extraction.precision import decode_agreement
 from pipeline.extraction.run import ExtractionError, same_decoder
 from pipeline.stores.reextract import reextract

@@ -16,7 +16,7 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from pipeline.extraction.pixels import Pixels, normalized
+from pipeline.extraction.images import Pixels, normalized
 
 SIZES = [(224, 224), (300, 400), (17, 60), (61, 16), (1, 40), (40, 1), (3, 50), (50, 3), (3, 3), (1, 1), (500, 9)]
 CLIP = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}

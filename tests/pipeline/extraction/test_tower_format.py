@@ -14,11 +14,10 @@ from click.testing import CliRunner
 from cache import Store
 from cli import main
 from manifests.schema import Dataset
-from pipeline.extraction import tower_format
+from pipeline.extraction import precision
 from pipeline.extraction.extractors.base import Extractor
-from pipeline.extraction.precision import sample_of
+from pipeline.extraction.precision import FormError, checked_form, sample_of, take_form
 from pipeline.extraction.tolerance import tolerance
-from pipeline.extraction.tower_format import FormError, checked_form, take_form
 
 from .conftest import spec_of
 from .helpers import rows_by_key, run
@@ -46,15 +45,15 @@ def test_a_form_gives_the_plain_rows_whatever_the_batch(
 
 def test_what_undoes_a_form_leaves_nothing(load: Load, clip_folder: Path, dataset: Dataset) -> None:
     extractor = load("clip", clip_folder)
-    batch = tower_format._batch(extractor, sample_of(extractor, dataset)["images"])
-    before, tower = tower_format.trial_rows(extractor, "image", batch), extractor.image_tower()
+    batch = precision._batch(extractor, sample_of(extractor, dataset)["images"])
+    before, tower = precision.trial_rows(extractor, "image", batch), extractor.image_tower()
     assert tower is not None
     undo = take_form(extractor, "channels-last")
     weight = next(p for p in tower.parameters() if p.ndim == 4)
     assert weight.is_contiguous(memory_format=torch.channels_last)
     undo()
     assert weight.is_contiguous() and not tower._forward_pre_hooks and tower._compiled_call_impl is None
-    assert np.array_equal(tower_format.trial_rows(extractor, "image", batch), before) and extractor.calls == 0
+    assert np.array_equal(precision.trial_rows(extractor, "image", batch), before) and extractor.calls == 0
 
 
 def test_a_form_that_cannot_be_is_refused_and_undone(
@@ -67,7 +66,7 @@ def test_a_form_that_cannot_be_is_refused_and_undone(
     with pytest.raises(FormError, match="no image could be read"):
         checked_form(extractor, [], "compiled")
     with monkeypatch.context() as patch:
-        patch.setattr(tower_format, "tolerance", lambda *_: -1.0)
+        patch.setattr(precision, "tolerance", lambda *_: -1.0)
         with pytest.raises(FormError, match=r"--form channels-last does not work here: .*more than"):
             checked_form(extractor, images, "channels-last")
 

@@ -15,7 +15,7 @@ from manifests.schema import Dataset
 from pipeline.composition.compose import compose
 from pipeline.composition.composers.fusion import Fusion, FusionOptions
 from pipeline.extraction.array_lookup import Lookup, fit
-from pipeline.extraction.arrays import FeatureFolder
+from pipeline.extraction.arrays import open_arrays
 from pipeline.stores import exports
 from pipeline.stores.exports import FORMATS, ExportError, export
 from tests.worlds import DIM, world, write_backbone
@@ -81,13 +81,11 @@ def test_an_export_is_found_again_by_name_or_by_key_alone(
     store: Store, data: Dataset, tmp_path: Path, form: str, named: bool
 ) -> None:
     export(store, tmp_path / "out", form, data if named else None)  # type: ignore[arg-type]
-    folder = FeatureFolder.open(tmp_path / "out")
-    assert fit(folder, data, True).complete
+    folder = open_arrays(tmp_path / "out")
+    assert not fit(folder, data, True).lines()
     lookup, queries = Lookup(folder, data), store.load("query")
     for image, text in data.queries():
-        assert np.array_equal(
-            folder.tables["query"].features[lookup.pair(image, text)], queries[lookup.pair(image, text)]
-        )
+        assert np.array_equal(folder["query"].features[lookup.pair(image, text)], queries[lookup.pair(image, text)])
 
 
 def test_a_folder_that_is_not_empty_and_a_missing_library_are_said(

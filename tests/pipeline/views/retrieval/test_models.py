@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 from scipy.stats import spearmanr
 
+import pipeline
 from manifests.errors import ManifestError
 from manifests.identity import pair_key, stack_keys, text_key
 from pipeline.evaluation.files import load_results
@@ -34,6 +36,14 @@ def test_the_ranks_are_those_of_the_evaluation(demo: Project) -> None:
         top = bed.top(bed.finals(trained), 5)
         for number, session in enumerate(bed.sessions):
             assert (session.target in [bed.image(number, row) for row in top[number]]) == (found[number] <= 5)
+
+
+def test_no_run_names_the_place_of_the_installed_project(demo: Project) -> None:
+    """Another checkout, or the next version of Python, reads it too."""
+    place = str(Path(pipeline.__file__).parent)
+    records = list(demo.folder.glob("runs/**/*.json"))
+    assert {"run.json", "summary.json"} <= {path.name for path in records}
+    assert [path for path in records if place in path.read_text(encoding="utf-8")] == []
 
 
 def test_the_rank_correlation_is_spearmans(demo: Project) -> None:
