@@ -46,7 +46,6 @@ class Meter:
             self.seconds[stage] += seconds
 
     def note(self, text: str) -> None:
-        """Add a note, once."""
         with self._lock:
             if text not in self.notes:
                 self.notes.append(text)
