@@ -74,6 +74,7 @@ def kill_when_busy(address: str, scheduler: subprocess.Popen, worker: subprocess
     return killer
 
 
+@pytest.mark.slow
 def test_a_task_of_a_killed_scheduler(tmp_path: Path) -> None:
     with dask(tmp_path) as (address, scheduler, worker):
         killer = kill_when_busy(address, scheduler, worker)

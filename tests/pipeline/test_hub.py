@@ -20,6 +20,7 @@ from pipeline.jobs.run_rows import run_row
 from pipeline.training.runs import RunFolder
 from tests.pipeline.loopback_hub import TOKEN, Hub, loopback_hub
 
+pytestmark = pytest.mark.slow  # the hub client in a process of its own
 ROOT = Path(__file__).resolve().parents[2]
 RUN = Path("world") / "cm_ntm" / "7b8b219502df"
 SHIPPED = ROOT / "pipeline" / "demo" / "model" / "composer"

@@ -51,6 +51,7 @@ def call(project: Path, command: str, *words: str) -> Result:
     return call_in(project, command, str(project / "parts.toml"), *words)
 
 
+@pytest.mark.slow
 def test_every_baseline_goes_from_a_spec_to_metrics_and_through_reranking(project: Path) -> None:
     for command in ("extract", "fit-composer", "train", "evaluate"):
         done = call(project, command)

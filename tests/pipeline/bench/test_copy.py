@@ -60,6 +60,7 @@ def test_answers_come_from_after_the_mark_and_are_counted() -> None:
     assert wrong.shape == loss.shape == (2,) and 0.5 * 24 < loss.min() < 2 * 24  # an untrained model knows no bit
 
 
+@pytest.mark.slow
 def test_figures_table_and_picture(tmp_path: Path) -> None:
     picture = tmp_path / "curve.png"
     result = copy.run(seeds=(0, 3), iterations=60, slots=3, hidden=4, longest=2, batch=2, plot=str(picture))

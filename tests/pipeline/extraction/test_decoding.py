@@ -77,6 +77,7 @@ def test_stores_have_equal_bytes_for_any_number_of_processes(
     assert [f.item for f in Store.open(reports[2].path).failures()] == ["i003", "i150"]
 
 
+@pytest.mark.slow
 def test_a_joint_model_s_arrays_come_back_too(clip_folder: Path, folder: Path, tmp_path: Path) -> None:
     data = build_dataset(folder, images=IMAGES, sessions=40)
     stores = [

@@ -159,6 +159,7 @@ def test_corrected_captions(home: Home) -> None:
     assert home.run(spec) == home.fresh(spec)
 
 
+@pytest.mark.slow
 def test_two_catalogues_of_one_name(home: Home) -> None:
     """Specs of one dataset name whose folders hold other pictures under the same ids."""
     shutil.copytree(home.folder / "data" / "a", home.folder / "data" / "deep" / "a")
@@ -171,7 +172,14 @@ def test_two_catalogues_of_one_name(home: Home) -> None:
     assert second == home.fresh(two)
 
 
-@pytest.mark.parametrize("change", ["test split cut", "targets rotated", "new galleries"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "targets rotated",
+        pytest.param("test split cut", marks=pytest.mark.slow),
+        pytest.param("new galleries", marks=pytest.mark.slow),
+    ],
+)
 def test_the_test_side(home: Home, change: str) -> None:
     spec, folder = home.spec("s", "a"), home.folder / "data" / "a"
     before, ids = home.numbers(spec), home.ids(spec)

@@ -54,7 +54,7 @@ def apart(one: MemoryModel, other: MemoryModel) -> float:
         {"drop_turns": 0.3, "uncertainty": 0.1, "negatives": "static"},
     ],
 )
-@pytest.mark.parametrize("backend", ["fast", "numba"])
+@pytest.mark.parametrize("backend", ["fast", pytest.param("numba", marks=pytest.mark.slow)])
 def test_the_fast_path_trains_what_the_reference_trains(
     features: SessionFeatures, changed: dict[str, Any], backend: str
 ) -> None:
@@ -66,7 +66,7 @@ def test_the_fast_path_trains_what_the_reference_trains(
     assert apart(fast, reference) < 1e-9
 
 
-@pytest.mark.parametrize("backend", ["reference", "fast", "numba"])
+@pytest.mark.parametrize("backend", ["reference", "fast", pytest.param("numba", marks=pytest.mark.slow)])
 def test_runs_side_by_side_are_the_runs_alone(features: SessionFeatures, backend: str) -> None:
     trainings = [QUICK, QUICK.model_copy(update={"learning_rate": 1e-2, "clip_norm": 0.5}), QUICK]
     seeds = [0, 1, 2]

@@ -1,4 +1,6 @@
-"""The compiled loops of a turn at zeros and at what is no number; their equality with the reference: test_equality.py."""
+"""The compiled loops of a turn at zeros and at what is no number; their equality with the reference: test_equality.py.
+
+In single precision, which trainings compile anyway."""
 
 from __future__ import annotations
 
@@ -23,17 +25,21 @@ from tests.pipeline.training.cascade.cascades import batch, cascade
 @pytest.mark.parametrize("zero", ["memory", "key"])
 def test_addressing_has_a_finite_gradient_at_a_zero(zero: str) -> None:
     """Memory, norms, states, raw outputs and the head's weights before the turn, of one run, stage and turn, two sessions, three slots."""
-    random = np.random.default_rng(0).normal
+    rng = np.random.default_rng(0)
+
+    def random(size: tuple[int, ...]) -> np.ndarray:
+        return rng.standard_normal(size, np.float32)
+
     memory, raws = random(size=(1, 1, 2, 3, 4)), random(size=(1, 1, 1, 2, 10))
     if zero == "memory":
         memory[:] = 0
     else:
         raws[..., :4] = 0
     norms = np.maximum(np.linalg.norm(memory, axis=-1), numba_loops.NORM_FLOOR)
-    states, previous = np.zeros((1, 1, 2, 2, 4)), np.full((1, 1, 2, 3), 1 / 3)
-    cosines, weights, d_previous, dots, pulls = (np.full(previous.shape, np.nan) for _ in range(5))
+    states, previous = np.zeros((1, 1, 2, 2, 4), np.float32), np.full((1, 1, 2, 3), 1 / 3, np.float32)
+    cosines, weights, d_previous, dots, pulls = (np.full(previous.shape, np.nan, np.float32) for _ in range(5))
     numba_loops.read(memory, norms, states, raws, previous, cosines, weights, 0, 0)
-    d_raws, d_read = np.full(raws.shape, np.nan), random(size=(1, 1, 2, 4))
+    d_raws, d_read = np.full(raws.shape, np.nan, np.float32), random(size=(1, 1, 2, 4))
     numba_loops.read_backward(
         memory,
         norms,
@@ -49,7 +55,7 @@ def test_addressing_has_a_finite_gradient_at_a_zero(zero: str) -> None:
         0,
         0,
     )
-    assert np.allclose(weights.sum(-1), 1, rtol=0, atol=1e-12)
+    assert np.allclose(weights.sum(-1), 1, rtol=0, atol=1e-6)
     assert all(np.isfinite(found).all() for found in (states, d_raws, d_previous, dots, pulls))
 
 
@@ -57,7 +63,8 @@ def test_what_is_no_number_stays_none() -> None:
     """A step whose loss is not finite is left out: compiled sums must not hide it."""
     queries, _, _ = batch(3)
     queries[2, 1, 0] = torch.nan
-    found = FastCascade([cascade(0, "constant", stages=2)], NumbaTurn()).eval()(queries[None])[0]
+    model = cascade(0, "constant", torch.float32, stages=2)
+    found = FastCascade([model], NumbaTurn()).eval()(queries.float()[None])[0]
     assert bool(found[2].isnan().any()) and bool(found[0].isfinite().all())
 
 
