@@ -176,8 +176,8 @@ def ablate(
     """
     from pipeline.analysis.ablation.plan import plan_ablation
     from pipeline.analysis.ablation.run import ablate, open_ablation, variants_of
+    from pipeline.analysis.render import to_text
     from pipeline.analysis.tables import TableRequest, table_of_ablation
-    from pipeline.analysis.terminal import to_text
 
     if scheduler and workers:
         raise click.UsageError("--scheduler and --local-cluster exclude each other: give one of them")

@@ -20,7 +20,7 @@ from manifests.errors import FashionNTMError
 from manifests.schema import Component, Dataset, RunSpec
 from pipeline.core.device import resolve_device
 from pipeline.core.workspace import Workspace
-from pipeline.evaluation.rows import unit_rows
+from pipeline.evaluation.ranking import unit_rows
 from pipeline.extraction.extractors import load_extractor
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.images import one_line
