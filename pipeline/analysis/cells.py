@@ -104,7 +104,6 @@ class Table(Frozen):
 
     @property
     def labelled_cells(self) -> list[tuple[str, Cell]]:
-        """Return (label of its row, cell) of every cell."""
         return [(row.label, cell) for block in self.blocks for row in block.rows for cell in row.cells]
 
     @property

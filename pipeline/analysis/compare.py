@@ -16,18 +16,9 @@ from manifests.schema import Session
 from pipeline.analysis.cells import p_text
 from pipeline.core.binding import StaleError
 from pipeline.core.text_table import markdown
+from pipeline.evaluation import significance as stats
 from pipeline.evaluation.evaluate import Evaluation
 from pipeline.evaluation.files import load_results
-from pipeline.evaluation.significance import (
-    RESAMPLES,
-    bootstrap,
-    difference,
-    holm,
-    interval,
-    seed_test,
-    session_values,
-    strata_of,
-)
 from pipeline.jobs.managed_runs import results_of, runs_named, seed_of
 from pipeline.jobs.run_rows import Currency, NotCheckedError
 from pipeline.training.errors import RunError
@@ -156,13 +147,12 @@ def compare_list(name: str, evaluation: Evaluation, run: str, data: Path, out: P
 def _evaluated(name: str, folders: Sequence[RunFolder], view: str) -> tuple[Method, list[RunFolder]]:
     evaluations = []
     for run in folders:
-        files = results_of(run, view)
         if run.damage:
             raise RunError(run.damage)
-        if not files.results.is_file():
+        if not (results := results_of(run, view).results).is_file():
             what = f" in view {view}" if view else ""
             raise IncompleteError(f"run {run.id} ({run.model}) is not evaluated{what}: run `evaluate` or `ablate`")
-        evaluations.append(load_results(files.results))
+        evaluations.append(load_results(results))
     if len({e.session_ids for e in evaluations}) > 1:
         raise CompareError(f"{name}: its runs were tested on different sessions: name runs of one spec")
     options = folders[0].record()["identity"]["model"]["options"]
@@ -181,16 +171,13 @@ def _current(folders: Sequence[RunFolder], record: Mapping[str, Any], data: Path
         return [f"Whether the runs match the current data: {error}."]
     for folder in folders:
         run = found.run_of(folder.record()["identity"])
+        name = f"run {folder.id} ({folder.model})"
         if run is None:
-            raise StaleError(
-                f"run {folder.id} ({folder.model}) is of other data than {data} holds now: run `{found.spec.command('run')}`"
-            )
+            raise StaleError(f"{name} is of other data than {data} holds now: run `{found.spec.command('run')}`")
         files = results_of(folder, view)
         if changed := files.stale(found.evaluation_identity(run, files.view())):
-            raise StaleError(
-                f"the evaluation of run {folder.id} ({folder.model}) is of other data ({'; '.join(changed)}): "
-                f"run `{found.spec.command('evaluate', '--model', folder.model)}`"
-            )
+            again = found.spec.command("evaluate", "--model", folder.model)
+            raise StaleError(f"the evaluation of {name} is of other data ({'; '.join(changed)}): run `{again}`")
     return []
 
 
@@ -214,11 +201,10 @@ def compare(
     if sizes[0] != sizes[1]:
         raise CompareError(f"galleries of different sizes ({sizes[0]} and {sizes[1]}): ranks cannot be compared")
     both = set(second.session_ids)
-    common = [name for name in first.session_ids if name in both]
+    rows = np.array([n for n, name in enumerate(first.session_ids) if name in both], dtype=np.int64)
+    common = [first.session_ids[n] for n in rows]
     if not common:
         raise CompareError("no session in common: compare runs of one dataset")
-    place = {name: n for n, name in enumerate(first.session_ids)}
-    rows = np.array([place[name] for name in common])
     labels = np.array(first.categories, dtype=object)[rows]
     ranks = a.ranks(common), b.ranks(common)
     lines = _lines(a, b, first, rows, labels, ranks)
@@ -257,25 +243,26 @@ def _lines(
         if not inside.any() or inside.tobytes() in tested:  # a subset with the same sessions adds no comparison
             continue
         tested.add(inside.tobytes())
-        strata = strata_of(labels[inside].tolist(), about.averaging)
-        values = [session_values(r[:, inside], m) for m in METRICS for r in ranks]  # a, b of each metric, [seeds, S]
-        drawn = bootstrap(np.stack([v.mean(axis=0) for v in values], axis=1), strata)
+        strata = stats.strata_of(labels[inside].tolist(), about.averaging)
+        values = [
+            stats.session_values(r[:, inside], m) for m in METRICS for r in ranks
+        ]  # a, b of each metric, [seeds, S]
+        drawn = stats.bootstrap(np.stack([v.mean(axis=0) for v in values], axis=1), strata)
         for n, metric in enumerate(METRICS):
             of, sides = values[2 * n : 2 * n + 2], (drawn[:, 2 * n], drawn[:, 2 * n + 1])
             by_seed = (np.mean([v[:, m].mean(axis=1) for m in strata], axis=0).tolist() for v in of)
             one, other = (dict(zip(m.seeds, v, strict=True)) for m, v in zip((a, b), by_seed, strict=True))
-            test = seed_test(one, other, fixed)  # pairs of equal seeds, or every seed against a deterministic run
+            test = stats.seed_test(one, other, fixed)  # pairs of equal seeds, or every seed against a deterministic run
             first, second = (float(np.mean([v.mean(axis=0)[m].mean() for m in strata])) for v in of)
-            found = difference(second - first, sides[1] - sides[0])
-            values_of = (first, second, *interval(sides[0]), *interval(sides[1]), *found)
+            found = stats.difference(second - first, sides[1] - sides[0])
+            values_of = (first, second, *stats.interval(sides[0]), *stats.interval(sides[1]), *found)
             over_seeds = (test.p, test.least) if test else (None, None)
             made.append(Line(subset, metric, int(inside.sum()), *values_of, found.p, *over_seeds))
-    corrected = holm([line.p_sessions for line in made])
+    corrected = stats.holm([line.p_sessions for line in made])
     return tuple(replace(line, p_holm=p) for line, p in zip(made, corrected, strict=True))
 
 
 def to_text(comparison: Comparison) -> str:
-    """Format the comparison as Markdown."""
     c = comparison
     out = [f"A  {_label(c.a)}", f"B  {_label(c.b)}", ""]
     header = ("sessions", "metric", "A", "B", "B - A", "95% interval", "p sessions", "Holm", "p seeds")
@@ -293,16 +280,13 @@ def to_text(comparison: Comparison) -> str:
     ]
     out += markdown([header, *body], left=2)
     least = {line.least_p_seeds for line in c.lines if line.least_p_seeds is not None}
-    out += [
-        "",
-        f"- p sessions: paired bootstrap, {RESAMPLES:,} resamples of whole sessions; Holm: corrected over these "
-        f"{len(c.lines)} lines.",
-    ]
+    how = f"paired bootstrap, {stats.RESAMPLES:,} resamples of whole sessions; Holm: corrected over these {len(c.lines)} lines."
+    out += ["", f"- p sessions: {how}"]
     if least:
         out.append(f"- p seeds: exact paired sign-flip test; this number of seeds gives no p below {max(least):.3f}.")
-    nearer, same, further = c.counts
+    nearer, same, further = (f"{count:,}" for count in c.counts)
     out.append(
-        f"- B ranks the target nearer to the top in {nearer:,} sessions, the same in {same:,}, further in {further:,}."
+        f"- B ranks the target nearer to the top in {nearer} sessions, the same in {same}, further in {further}."
     )
     out += [f"- {c.only_one:,} sessions that only one of them ranked are left out."] if c.only_one else []
     out += [f"- {note}" for note in c.notes]

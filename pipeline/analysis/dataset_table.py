@@ -24,7 +24,12 @@ def build_dataset_table(spec: DatasetTable, dataset_by_name: Mapping[str, Datase
             paper = entry.paper.get(split, {})
             counts = _counts(dataset, split, spec.turns) if dataset else {}
             absent = Cell(note=f"the files given hold no {split} part") if dataset else Cell(command=READ)
-            cells = (_count_cell(counts.get(name), paper.get(name), absent) for name in spec.columns)
+            cells = []
+            for name in spec.columns:
+                value, printed_value = counts.get(name), paper.get(name)
+                cell = absent if value is None else Cell(value=value)
+                gap = None if value is None or printed_value is None else value - printed_value
+                cells.append(cell.model_copy(update={"paper": printed_value, "difference": gap}))
             rows.append(Row(label=split.capitalize(), cells=tuple(cells)))
             for turns, count in (dataset.turn_counts(split) if dataset else {}).items():
                 if turns not in spec.turns:
@@ -47,9 +52,3 @@ def _counts(dataset: Dataset, split: Literal["train", "test"], turns: Sequence[i
     sessions, images = dataset.turn_counts(split), dataset.gallery_images(split)
     found = {str(n): sessions.get(n, 0) for n in turns} if sessions else {}
     return found | ({"images": images} if images else {})
-
-
-def _count_cell(value: int | None, paper: int | None, absent: Cell) -> Cell:
-    if value is None:
-        return absent.model_copy(update={"paper": paper})
-    return Cell(value=value, paper=paper, difference=None if paper is None else value - paper)

@@ -48,8 +48,6 @@ class ScatterPoint(Frozen):
 
 
 class Scatter(Frozen):
-    """Data of a scatter figure."""
-
     title: str
     x: str
     y: str
@@ -142,16 +140,11 @@ def paper_figure(
 
 
 def draw(figure: Scatter, folder: Path, name: str) -> list[Path]:
-    """Draw the complete points, of which there is one at least, as PNG, SVG and PDF and return the files.
-
-    Raises DrawingError.
-    """
+    """Draw the complete points, one at least, as PNG, SVG and PDF; return the files. Raises DrawingError."""
     drawing = new_figure(7.2, 4.6)
     from matplotlib.lines import Line2D
 
-    whole = [
-        (p, p.milliseconds, p.recall) for p in figure.points if p.milliseconds is not None and p.recall is not None
-    ]
+    whole = [(p, ms, r) for p in figure.points if (ms := p.milliseconds) is not None and (r := p.recall) is not None]
     series = sorted({point.series for point, _, _ in whole}, key=_order)
     sizes = sorted({point.size for point, _, _ in whole}, key=_order)
     color = {value: _ramp(n, len(series)) for n, value in enumerate(series)}

@@ -1,14 +1,9 @@
 """``history``: how much earlier turns contribute to retrieval, with at most a few fitted weights.
 
-Estimates the possible gain of a memory on a set of sessions and features. Each row is one mixture of the turns' f_qry:
-
-* the last turn alone, and ST + EWMA with the session's own history;
-* ST + EWMA with another session's history (control) of the same category, drawn at random and averaged over draws;
-* ST + EWMA with another chain of pairs, through another image, that leads to the same last reference, if the sessions
-  contain one;
-* fixed weights of the turns (one per session length and turn), fitted on the train sessions, and fitted on the loss of
-  the ranked test sessions themselves. The latter is not a result, nor an upper bound, because the weights of the lowest
-  loss need not give the highest recall.
+Each row is one mixture of the turns' f_qry: the last turn alone; ST + EWMA with the session's own history, with that of
+another session of its category (control), averaged over draws, or with another chain of pairs, through another image, to
+the same last reference; and weights of the turns, one per session length and turn, fitted on the train sessions, or on
+the loss of the test sessions themselves, which is no result, nor an upper bound of recall.
 """
 
 from __future__ import annotations
@@ -68,9 +63,8 @@ class HistoryContribution:
         title = "no other chain of pairs leads to the last reference of a session"
         if self.same_reference:
             n = self.same_reference[0].found["all"]["n"]
-            title = (
-                f"sessions to whose last reference another chain of pairs leads, through another image (n = {n:.0f})"
-            )
+            what = "sessions to whose last reference another chain of pairs leads, through another image"
+            title = f"{what} (n = {n:.0f})"
         return "\n".join(
             [
                 f"{self.dataset}, {self.part} sessions, store {self.features}: how much earlier turns contribute",
@@ -168,9 +162,8 @@ def _other_histories(features: SessionFeatures) -> tuple[Tensor, Tensor]:
     kept = torch.minimum(lengths, lengths[other])
     place = torch.arange(features.turns, device=features.device)[None]
     first = (lengths[other] - kept)[:, None]
-    drawn = queries[other].gather(
-        1, (place + first).clamp_max(features.turns - 1)[..., None].expand(-1, -1, queries.shape[-1])
-    )
+    rows = (place + first).clamp_max(features.turns - 1)[..., None].expand(-1, -1, queries.shape[-1])
+    drawn = queries[other].gather(1, rows)
     return torch.where((place < kept[:, None] - 1)[..., None], drawn, last_turn(features)[:, None]), kept
 
 

@@ -14,8 +14,7 @@ from manifests.schema import Dataset, RunSpec
 from manifests.table_spec import ColumnGroup, Leaderboard, ResultsTable, RowSpec, Section
 from manifests.views import WHOLE
 from pipeline.analysis.cells import Table
-from pipeline.analysis.own_tables import model_rows
-from pipeline.analysis.ranked_rows import with_ranked_rows, with_ranked_runs
+from pipeline.analysis.own_tables import model_rows, with_ranked_rows, with_ranked_runs
 from pipeline.analysis.results_table import build_results_table
 from pipeline.analysis.tables import RunFinder, TableRequest
 from pipeline.core.workspace import Workspace

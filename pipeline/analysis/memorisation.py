@@ -1,7 +1,4 @@
-"""The memorisation study: test recall on all, leaked and clean sessions against train recall, over several composers.
-
-``figure leakage`` draws it from the runs of an ablation with ``composers`` (shipped: ``memorisation``).
-"""
+"""``figure leakage``: test recall on all, leaked and clean sessions over train recall (ablation ``memorisation``)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The study "when does a memory pay?": recall over train sessions and turns, by memory model.
-
-``figure memory-pays`` draws it from the runs of an ablation with ``datasets`` (shipped: ``memory-pays``).
-"""
+"""``figure memory-pays``: recall over train sessions and turns by memory model (ablation ``memory-pays``)."""
 
 from __future__ import annotations
 
@@ -191,16 +188,14 @@ def _differences(turns: int, sessions: int, methods: dict[tuple[str, int], tuple
     if not memories:
         return []
     _, a = max(memories.values(), key=lambda pair: pair[0])
-    found = []
+    found, about = [], a.evaluations[0]
+    strata = strata_of(about.categories, about.averaging)
     for key, (_, b) in methods.items():
         for metric in METRICS if key[0] in BASELINES else ():
             fixed = not registry.get(key[0]).trainable
-            about = a.evaluations[0]
-            strata = strata_of(about.categories, about.averaging)
             one, other = (session_values(m.ranks(about.session_ids), metric).mean(axis=0) for m in (a, b))
             gap = one - other
-            drawn = bootstrap(gap[:, None], strata)[:, 0]
-            over = difference(fmean(gap[m].mean() for m in strata), drawn)
+            over = difference(fmean(gap[m].mean() for m in strata), bootstrap(gap[:, None], strata)[:, 0])
             first, second = (dict(zip(m.seeds, seed_values(m, metric), strict=True)) for m in (a, b))
             found.append((metric, b.name, over, seed_test(first, second, (False, fixed))))
     corrected = holm([over.p for _, _, over, _ in found]) if found else []

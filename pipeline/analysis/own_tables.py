@@ -1,16 +1,21 @@
-"""Tables of a run spec's own models, or of an ablation's own grid, as table specs."""
+"""Tables of a run spec's own models or of an ablation's own grid, as table specs, and rows for other systems' ranked lists."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
+from typing import Any
 
 from manifests.ablation_spec import AblationSpec, ablation_names
 from manifests.errors import ManifestError, Problem, nearest
 from manifests.load import read_toml, shipped, spec_path
 from manifests.schema import Dataset, RunSpec
 from manifests.table_spec import BlockSpec, ResultsTable, RowSpec, table_names
+from manifests.views import View
+from pipeline.analysis.results_table import FindRuns
+from pipeline.core.workspace import Workspace
+from pipeline.jobs.ranked import RankedFolder
 from pipeline.training.models import model_class, model_names, model_title
 
 SUBSET_LABELS = {"last pair unseen": "Last pair unseen in training", "no pair seen": "No pair seen in training"}
@@ -22,11 +27,11 @@ def kind_of_table(name: str) -> str:
     A shipped name is looked up among tables, ablations and run specs, in this order; a file is known by its keys.
     Raises ManifestError, with the nearest name, if there is none.
     """
-    for kind, names in (("table", table_names()), ("ablation", ablation_names()), ("run", tuple(shipped("runs")))):
-        if name in names:
-            return kind
+    kinds = {"table": table_names(), "ablation": ablation_names(), "run": tuple(shipped("runs"))}
+    if kind := next((kind for kind, names in kinds.items() if name in names), ""):
+        return kind
     if Path(name).suffix != ".toml" and not Path(name).exists():
-        known = (*table_names(), *ablation_names(), *shipped("runs"))
+        known = [known for names in kinds.values() for known in names]
         raise ManifestError([Problem(name, "", "no table, ablation or run spec of this name", nearest(name, known))])
     values = read_toml(spec_path(name))
     return "table" if "kind" in values else "ablation" if "grid" in values else "run"
@@ -45,7 +50,6 @@ def own_table(spec: RunSpec, dataset: Dataset, subsets: Mapping[str, AbstractSet
 
 
 def model_rows(names: Iterable[str]) -> tuple[RowSpec, ...]:
-    """Return a row per model or preset."""
     return tuple(RowSpec(model=n, label=model_title(n), deterministic=not model_class(n).trainable) for n in names)
 
 
@@ -88,8 +92,31 @@ def _blocks(dataset: Dataset, subsets: Mapping[str, AbstractSet[str]]) -> tuple[
     """Return a block for all sessions, and one for each subset that lacks some of them."""
     tests = {s.id for s in dataset.split("test")}
     smaller = [name for name, ids in subsets.items() if name != "all" and ids and ids != tests]
-    labels = [(name, SUBSET_LABELS.get(name, name.capitalize())) for name in smaller]
-    return (
-        BlockSpec(subset="all", label="All sessions"),
-        *(BlockSpec(subset=name, label=label) for name, label in labels),
-    )
+    labels = {"all": "All sessions"} | {name: SUBSET_LABELS.get(name, name.capitalize()) for name in smaller}
+    return tuple(BlockSpec(subset=name, label=label) for name, label in labels.items())
+
+
+GROUP = "Ranked lists"
+
+
+def with_ranked_rows(table: ResultsTable, names: Sequence[str]) -> ResultsTable:
+    """Return the table with one more row for each named list. Raises ManifestError for a name that a row has."""
+    for name in names:
+        if name in {row.name for row in table.rows}:
+            problem = Problem("--ranked", name, "a row of the table has this name", "score it under another")
+            raise ManifestError([problem])
+    rows = (RowSpec(model=name, label=name, group=GROUP, deterministic=True) for name in dict.fromkeys(names))
+    return table.model_copy(update={"rows": (*table.rows, *rows)})
+
+
+def with_ranked_runs(
+    find: FindRuns, names: Sequence[str], dataset: Dataset, workspace: Workspace, table: ResultsTable
+) -> FindRuns:
+    """Return a lookup that gives the score of a ranked list for its row, and what ``find`` gives for the others."""
+
+    def found(row: RowSpec, seeds: Sequence[int]) -> Iterable[Mapping[str, Any]]:
+        if row.model not in names:
+            return find(row, seeds)
+        return [RankedFolder.of(workspace, dataset, row.model).load(dataset, View(turns=table.turns))]
+
+    return found

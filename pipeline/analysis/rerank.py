@@ -1,7 +1,4 @@
-"""Re-rank the top candidates of finished runs (must have, must avoid), and fit a cutoff that may reject all candidates.
-
-Both use cached features: scores of a memory model, and text and image rows of the extractor's towers.
-"""
+"""Re-rank the top candidates of finished runs by cached features, and fit a cutoff that may reject all candidates."""
 
 from __future__ import annotations
 
@@ -22,8 +19,7 @@ from manifests.schema import Session
 from pipeline.analysis.history import own_targets
 from pipeline.evaluation.evaluate import ALL, Candidates
 from pipeline.evaluation.metrics import metrics_of, summarize
-from pipeline.evaluation.ranking import score_ranks
-from pipeline.evaluation.rows import unit_rows
+from pipeline.evaluation.ranking import score_ranks, unit_rows
 from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.identities import Run
 from pipeline.training.data import SessionFeatures
@@ -38,20 +34,14 @@ class RerankingError(FashionNTMError, ValueError):
 
 
 def constraint_scores(texts: np.ndarray, lengths: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """Return the mean cosine of each candidate with each session's constraints.
+    """Return the mean cosine of each candidate with each session's constraints, float32 [S, G].
 
-    Args:
-        texts: [S, N, E], text rows; lengths: int [S], number of text rows per session (0: no constraint, score 0).
-        candidates: [G, E], rows of the image tower, in the embedding space of the text rows.
-
-    Returns:
-        float32 [S, G].
+    texts: [S, N, E], text rows; lengths: int [S], text rows per session (0: no constraint, score 0); candidates: [G, E],
+    rows of the image tower, in the space of the text rows.
     """
     if texts.ndim != 3 or candidates.ndim != 2 or texts.shape[2] != candidates.shape[1]:
-        raise RerankingError(
-            f"text rows {list(texts.shape)} and candidates {list(candidates.shape)} must be [S, N, E] and [G, E]: "
-            "use an extractor whose text and image towers share a space"
-        )
+        what = f"text rows {list(texts.shape)} and candidates {list(candidates.shape)} must be [S, N, E] and [G, E]:"
+        raise RerankingError(f"{what} use an extractor whose text and image towers share a space")
     present = np.arange(texts.shape[1]) < np.asarray(lengths)[:, None]
     sums = (unit_rows(texts) * present[..., None]).sum(1) / np.maximum(1, present.sum(1))[:, None]
     return (sums @ unit_rows(candidates).T).astype(np.float32)
@@ -67,14 +57,9 @@ def rerank(
 ) -> np.ndarray:
     """Re-rank the ``top`` candidates of each session as in SoFT; the others follow in their original order.
 
-    The new score of a top candidate is score + have_weight * must_have - avoid_weight * must_avoid.
-
-    Args:
-        scores: [S, G], higher is better, e.g. cosines. must_have, must_avoid: [S, G] as ``constraint_scores`` gives.
-
-    Returns:
-        float32 [S, G]: scores for ``score_ranks``. All candidates that tie with the last re-ranked one are re-ranked,
-        so that the order of ties has no effect.
+    The new score of a top candidate is score + have_weight * must_have - avoid_weight * must_avoid. scores: [S, G],
+    higher is better, e.g. cosines; must_have, must_avoid: [S, G] as ``constraint_scores`` gives. Returns float32 [S, G]
+    for ``score_ranks``. All candidates that tie with the last re-ranked one are re-ranked too.
     """
     scores = np.asarray(scores, dtype=np.float32)
     border = -np.partition(-scores, min(top, scores.shape[1]) - 1, axis=1)[:, min(top, scores.shape[1]) - 1]
@@ -107,12 +92,10 @@ class RelevanceCutoff:
     def probabilities(self, queries: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Return probabilities, float32 [S, G] in (0, 1), of f'_qry [S, D] and its cosines [S, G]."""
         unit = F.normalize(torch.as_tensor(queries, dtype=torch.float32), dim=-1)
-        return torch.sigmoid(
-            _logits(self.weight, self.bias, unit, torch.as_tensor(scores, dtype=torch.float32))
-        ).numpy()
+        cosines = torch.as_tensor(scores, dtype=torch.float32)
+        return torch.sigmoid(_logits(self.weight, self.bias, unit, cosines)).numpy()
 
     def keeps(self, queries: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """Return the mask of candidates kept in the answer, bool [S, G]."""
         return self.probabilities(queries, scores) >= self.threshold
 
 
@@ -121,12 +104,9 @@ def fit_cutoff(
 ) -> RelevanceCutoff:
     """Fit the map on sessions with known targets, and set the threshold that keeps ``recall`` of the targets.
 
-    Loss: binary cross-entropy; the target and all other candidates together have equal weight. Full-batch Adam, which
-    is deterministic, suffices for so few parameters. Fit on validation sessions, never on test sessions.
-
-    Args:
-        queries: [S, D], f'_qry(N). scores: [S, G], their cosines. target_index: int [S].
-        recall: share of the targets that the threshold keeps, in (0, 1].
+    Loss: binary cross-entropy; the target and all other candidates together have equal weight. Full-batch Adam is
+    deterministic. Fit on validation sessions, never on test sessions. queries: [S, D], f'_qry(N); scores: [S, G], their
+    cosines; target_index: int [S]; recall: share of the targets that the threshold keeps, in (0, 1].
     """
     unit = F.normalize(torch.as_tensor(queries, dtype=torch.float32), dim=-1)
     cosines = torch.as_tensor(scores, dtype=torch.float32)
@@ -197,10 +177,8 @@ class Reranker:
 
     def __post_init__(self) -> None:
         if not {"text", "image"} <= set(self.backbone.tables):
-            raise IncompleteError(
-                f"{self.backbone.path} has no text and image rows (tables: {', '.join(self.backbone.tables)}): "
-                "re-ranking needs an extractor with two towers"
-            )
+            what = f"{self.backbone.path} has no text and image rows (tables: {', '.join(self.backbone.tables)}):"
+            raise IncompleteError(f"{what} re-ranking needs an extractor with two towers")
         self.features("validation")
 
     def features(self, part: str) -> SessionFeatures:
@@ -315,15 +293,12 @@ def rerank_runs(experiment: Experiment, runs: Sequence[Run], weights: Weights = 
 
 
 def reports_text(reports: Sequence[dict[str, Any]]) -> str:
-    """Format the reports, a few lines per run."""
     lines = []
     for r in reports:
         name = f"{r['model']} seed {r['seed']}"
         v = r["validation"]
-        lines.append(
-            f"{name}: top {r['top']}, must have {r['have']}, must avoid {r['avoid']}; "
-            f"validation mean of R@5 and R@8 {v['before']:.1f} -> {v['after']:.1f}"
-        )
+        shown_line = f"{name}: top {r['top']}, must have {r['have']}, must avoid {r['avoid']};"
+        lines.append(f"{shown_line} validation mean of R@5 and R@8 {v['before']:.1f} -> {v['after']:.1f}")
         for subset, before in r["test"]["before"].items():
             after = r["test"]["after"][subset]
             if subset != ALL and before["n"] == r["test"]["before"][ALL]["n"]:
@@ -331,8 +306,6 @@ def reports_text(reports: Sequence[dict[str, Any]]) -> str:
             shown = "  ".join(f"{k} {before[k]:.1f} -> {after[k]:.1f}" for k in ("R@5", "R@8", "MRR"))
             lines.append(f"  {subset:17} {before['n']:5} sessions  {shown}")
         c = r["cutoff"]
-        lines.append(
-            f"  cut-off: target kept in {c['target kept']:.1f}% of the test sessions, nothing relevant in "
-            f"{c['nothing relevant']:.1f}%, {c['candidates']:.1f} candidates left a session"
-        )
+        text = f"  cut-off: target kept in {c['target kept']:.1f}% of the test sessions, nothing relevant in"
+        lines.append(f"{text} {c['nothing relevant']:.1f}%, {c['candidates']:.1f} candidates left a session")
     return "\n".join(lines)

@@ -58,8 +58,6 @@ def _fill(run: str) -> Fill:
 
 
 class _Filled:
-    """Parts of a table, from the runs of its rows."""
-
     def __init__(
         self, spec: ResultsTable, find_runs: FindRuns, known: Collection[str], seeds: Sequence[int], fill: Fill
     ):
@@ -151,19 +149,14 @@ class _Filled:
         return (*protocol_notes(self.runs), *paper, *self.spec.notes, *left_out)
 
     def paper_rows(self) -> tuple[Row, ...]:
-        """Return the omitted rows with the paper's values alone."""
         cells = ([Cell(paper=p) for g in self.groups for p in _paper(row, g, True)] for row in self.omitted)
         return tuple(Row(label=row.label, group=row.group, cells=c) for row, c in zip(self.omitted, cells, strict=True))
 
 
 def _same_sessions(runs: Sequence[RunSummary], block: BlockSpec, other: BlockSpec) -> bool:
     """Return whether two blocks are of the same sessions; subsets are nested, so their counts decide."""
-    return bool(runs) and all(
-        block.subset in run.metrics
-        and other.subset in run.metrics
-        and run.count(block.subset) == run.count(other.subset)
-        for run in runs
-    )
+    pair = (block.subset, other.subset)
+    return bool(runs) and all(r.metrics.keys() >= set(pair) and len({r.count(s) for s in pair}) == 1 for r in runs)
 
 
 def _change(cell: Cell, base: Cell, itself: bool) -> Cell:

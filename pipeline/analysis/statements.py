@@ -12,20 +12,10 @@ import numpy as np
 from manifests.table_spec import BlockSpec, ResultsTable
 from pipeline.analysis.cells import Statement
 from pipeline.analysis.protocol import RunSummary
+from pipeline.evaluation import significance as stats
 from pipeline.evaluation.evaluate import Evaluation
 from pipeline.evaluation.files import load_results
 from pipeline.evaluation.metrics import OVERALL
-from pipeline.evaluation.significance import (
-    ALPHA,
-    RESAMPLES,
-    bootstrap,
-    difference,
-    holm,
-    interval,
-    seed_test,
-    session_values,
-    strata_of,
-)
 
 FEWEST = 20  # minimum number of sessions for a bootstrap
 
@@ -38,7 +28,7 @@ class _Method(NamedTuple):
 
     def values(self, metric: str) -> np.ndarray:
         """Return the per-session values of the metric, averaged over seeds, float64 [S]."""
-        return session_values(self.ranks, metric).mean(axis=0)
+        return stats.session_values(self.ranks, metric).mean(axis=0)
 
 
 class Resampled:
@@ -62,7 +52,7 @@ class Resampled:
     def interval(self, row: str, subset: str, category: str, metric: str) -> tuple[float, float] | None:
         """Return the 95% interval of a cell's mean over seeds, or None."""
         drawn = self._drawn(subset).get((row, category, metric))
-        return None if drawn is None else interval(drawn)
+        return None if drawn is None else stats.interval(drawn)
 
     def _drawn(self, subset: str) -> dict[tuple[str, str, str], np.ndarray]:
         """Return resampled values [resamples] by (row, category or "overall", metric).
@@ -86,11 +76,11 @@ class Resampled:
         columns = [(name, metric) for name in names for metric in self.metrics]
         values = np.stack([self.methods[name].values(metric)[member] for name, metric in columns], axis=1)
         names_of = dict.fromkeys(labels.tolist())
-        parts = {c: bootstrap(values, [np.flatnonzero(labels == c)], seed=n) for n, c in enumerate(names_of)}
+        parts = {c: stats.bootstrap(values, [np.flatnonzero(labels == c)], seed=n) for n, c in enumerate(names_of)}
         if about.averaging == "categories":
             parts[OVERALL] = np.mean(list(parts.values()), axis=0)
         else:
-            parts[OVERALL] = bootstrap(values, [np.arange(len(values))])
+            parts[OVERALL] = stats.bootstrap(values, [np.arange(len(values))])
         return {(name, c, m): drawn[:, n] for c, drawn in parts.items() for n, (name, m) in enumerate(columns)}
 
     def statements(self, spec: ResultsTable, labels: Mapping[str, str]) -> tuple[str, tuple[Statement, ...]]:
@@ -111,8 +101,8 @@ class Resampled:
         metric = "the mean of R@5 and R@8" if spec.tested_metric == "mean" else spec.tested_metric
         how = (
             f"Differences of {metric}, overall, in points with 95% intervals. Over sessions: paired bootstrap, "
-            f"{RESAMPLES:,} resamples of whole sessions within what is averaged, Holm-corrected over the comparisons of "
-            f"a block. Over seeds: exact paired sign-flip test. Both two-sided; significant: p < {ALPHA} in both. Fewer "
+            f"{stats.RESAMPLES:,} resamples of whole sessions within what is averaged, Holm-corrected over the comparisons of "
+            f"a block. Over seeds: exact paired sign-flip test. Both two-sided; significant: p < {stats.ALPHA} in both. Fewer "
             f"than {FEWEST} sessions are not tested."
         )
         return how, tuple(made)
@@ -125,11 +115,13 @@ class Resampled:
         found = {other: self._compare(tested, other, block.subset, spec.tested_metric) for other in others}
         present = {other: facts for other, facts in found.items() if facts}
         made = []
-        for (other, facts), p in zip(present.items(), holm([f["p_sessions"] for f in present.values()]), strict=True):
+        for (other, facts), p in zip(
+            present.items(), stats.holm([f["p_sessions"] for f in present.values()]), strict=True
+        ):
             over, least = facts["p_seeds"], facts["least_p_seeds"]
             facts |= {"block": block.label, "metric": spec.tested_metric, "a": labels[tested], "b": labels[other]}
-            facts |= {"p_holm": p, "significant": p < ALPHA and (over is None or over < ALPHA)}
-            facts |= {"seeds_allow": not (p < ALPHA and least is not None and least >= ALPHA)}
+            facts |= {"p_holm": p, "significant": p < stats.ALPHA and (over is None or over < stats.ALPHA)}
+            facts |= {"seeds_allow": not (p < stats.ALPHA and least is not None and least >= stats.ALPHA)}
             made.append(Statement(**facts))
         return made
 
@@ -138,31 +130,22 @@ class Resampled:
         if first is None or second is None or not {subset} <= first.about.subsets.keys() & second.about.subsets.keys():
             return None
         one, other = first.about.session_ids, second.about.session_ids
-        if min(int(m.about.subsets[subset].sum()) for m in (first, second)) < FEWEST:
+        place = {i: n for n, i in enumerate(other)}  # compare only sessions that both ranked
+        mine = [n for n, i in enumerate(one) if i in place and first.about.subsets[subset][n]]
+        if len(mine) < FEWEST or second.about.subsets[subset].sum() < FEWEST:
             return None
+        gap = first.values(metric)[mine] - second.values(metric)[[place[one[n]] for n in mine]]
+        labels = np.array(first.about.categories, dtype=object)[mine].tolist()
+        strata = stats.strata_of(labels, first.about.averaging)
         if one == other:
             drawn = self._drawn(subset)
-            member = first.about.subsets[subset]
-            gap = first.values(metric)[member] - second.values(metric)[member]
             resampled = drawn[a, OVERALL, metric] - drawn[b, OVERALL, metric]
-        else:  # compare only sessions that both ranked
-            common = set(other)
-            mine = [n for n, i in enumerate(one) if i in common and first.about.subsets[subset][n]]
-            place = {i: n for n, i in enumerate(other)}
-            yours = [place[one[n]] for n in mine]
-            if len(mine) < FEWEST:
-                return None
-            gap = first.values(metric)[mine] - second.values(metric)[yours]
-            member = np.isin(np.arange(len(one)), mine)
-            resampled = None
-        labels = np.array(first.about.categories, dtype=object)[member].tolist()
-        strata = strata_of(labels, first.about.averaging)
-        if resampled is None:
-            resampled = bootstrap(gap[:, None], strata)[:, 0]
-        found = difference(float(np.mean([gap[m].mean() for m in strata])), resampled)
+        else:
+            resampled = stats.bootstrap(gap[:, None], strata)[:, 0]
+        found = stats.difference(float(np.mean([gap[m].mean() for m in strata])), resampled)
         # the run of a deterministic method is paired with every seed of the other
         by_seed = [{run.seed: run.value(subset, OVERALL, metric) for run in self.runs[n]} for n in (a, b)]
-        test = seed_test(by_seed[0], by_seed[1], (a in self.fixed, b in self.fixed))
+        test = stats.seed_test(by_seed[0], by_seed[1], (a in self.fixed, b in self.fixed))
         seeds = {"seeds": test.n, "p_seeds": test.p, "least_p_seeds": test.least} if test else {}
         facts = {"difference": found.value, "low": found.low, "high": found.high, "p_sessions": found.p}
         return {"p_seeds": None, "least_p_seeds": None, **facts, **seeds, "sessions": len(gap)}

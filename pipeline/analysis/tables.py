@@ -20,8 +20,7 @@ from manifests.table_spec import DatasetTable, ResultsTable, RowSpec, load_table
 from manifests.views import View
 from pipeline.analysis.cells import Table, seed_text
 from pipeline.analysis.dataset_table import build_dataset_table
-from pipeline.analysis.own_tables import ablation_table, kind_of_table, own_table
-from pipeline.analysis.ranked_rows import with_ranked_rows, with_ranked_runs
+from pipeline.analysis.own_tables import ablation_table, kind_of_table, own_table, with_ranked_rows, with_ranked_runs
 from pipeline.analysis.results_table import Fill, FindRuns, build_results_table
 from pipeline.analysis.tuning.sealed import read_spec
 from pipeline.core.binding import StaleError
@@ -53,20 +52,15 @@ class TableRequest:
 
     @property
     def options(self) -> list[str]:
-        """Return the options that printed commands repeat."""
         return repeated_options(self.overrides, self.data, self.out)
 
     def run_spec(self, default: str) -> RunSpec:
-        """Return the run spec asked for, or ``default``."""
         name = self.spec or default
         return read_spec(name, self.overrides, shlex.join([name, *self.options]))
 
 
 def build_table(request: TableRequest) -> Table:
-    """Return the table as data: filled with the runs that match its rows, or counted, if it is a table of datasets.
-
-    Datasets missing from the data folder leave empty cells.
-    """
+    """Return the table, filled with the matching runs or counts of datasets; absent datasets leave empty cells."""
     if (kind := kind_of_table(request.name)) != "table":
         return _own(request, kind)
     table = load_table_spec(request.name)
@@ -95,10 +89,7 @@ def table_of_ablation(ablation: AblationSpec, spec: RunSpec, request: TableReque
 
 
 def fill(table: ResultsTable, spec: RunSpec, request: TableRequest, experiment: Experiment | None = None) -> Table:
-    """Fill the table with the runs of ``spec`` in the request's folders; empty cells get the commands that fill them.
-
-    ``experiment``: that of ``spec``, if it is loaded.
-    """
+    """Fill the table with the runs of ``spec`` (``experiment``: its, if loaded), or with commands that fill cells."""
     table = with_ranked_rows(table, request.ranked)
     lookup: FindRuns
     lookup = finder = RunFinder(spec, request.data, Workspace(request.out), table, request.seeds)
@@ -132,11 +123,9 @@ def filled_from(table: ResultsTable, spec: RunSpec, given: str) -> ResultsTable:
     if not given or given == table.run:
         return table
     changes: dict[str, Any] = {"title": f"{table.title} (filled from run spec {spec.name})"}
-    if spec.dataset.name != load_spec(table.run).dataset.name:
+    if (name := spec.dataset.name) != load_spec(table.run).dataset.name:
         changes["rows"] = tuple(row.model_copy(update={"paper": {}}) for row in table.rows)
-        changes["notes"] = (
-            f"The paper's table is of another dataset than {spec.dataset.name}: its values are left out.",
-        )
+        changes["notes"] = (f"The paper's table is of another dataset than {name}: its values are left out.",)
     return table.model_copy(update=changes)
 
 

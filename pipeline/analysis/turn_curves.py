@@ -35,8 +35,6 @@ class ModelCurves:
 
 @dataclass(frozen=True)
 class TurnCurves:
-    """Curves of a spec's models over the turns of its test sessions."""
-
     dataset: str
     sessions: int
     turns: int

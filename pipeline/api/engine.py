@@ -222,7 +222,6 @@ class Dialogue:
         return self.results(k)
 
     def choose(self, image: str) -> None:
-        """Set the image that the next turn starts from."""
         with self._talk.lock:
             self.engine.talks.choose(self._talk, self.engine._number(image))
 

@@ -86,10 +86,7 @@ def summaries() -> dict[str, str]:
 
 
 def sizes_of(name: str) -> dict[str, str]:
-    """Return the sizes of benchmark ``name``, for ``--set``, with their defaults as source text; imports nothing.
-
-    Raises ManifestError for an unknown benchmark.
-    """
+    """Return a benchmark's sizes and default source texts, without importing it. Raises ManifestError if unknown."""
     _check(name)
     run = next(n for n in _source(name).body if isinstance(n, ast.FunctionDef) and n.name == "run")
     positional, keyword = [*run.args.posonlyargs, *run.args.args], run.args.kwonlyargs

@@ -1,7 +1,4 @@
-"""Other storage formats for an array of rows, each in its common usage, as peers for ``bench cache``.
-
-A format whose library is not installed is skipped: safetensors is a dependency, LMDB and zarr come with an extra.
-"""
+"""Other storage formats for an array of rows, each in its common usage; one without its library is skipped."""
 
 from __future__ import annotations
 

@@ -15,7 +15,6 @@ PARTS = ("clip_retrieval.clip_inference.runner", "all_clip.hf_clip")
 
 
 def absent() -> str:
-    """Return why clip-retrieval does not run here, "" if it does."""
     for name in PARTS:
         try:
             importlib.import_module(name)

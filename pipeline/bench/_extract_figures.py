@@ -54,11 +54,8 @@ def figures_of(found: dict[str, list[dict[str, Any]]], setup: dict[str, Any]) ->
             "verdict": "decode-bound" if median("decode") < median("model") else "model-bound",
         }
     if "gemm" in found:
-        figures["gemm"] = {
-            "gflop": median("gemm", "gflop"),
-            "gflops": median("gemm", "gflops"),
-            "model_of_floor": ratio("model", "gemm"),
-        }
+        figures["gemm"] = {key: median("gemm", key) for key in ("gflop", "gflops")}
+        figures["gemm"]["model_of_floor"] = ratio("model", "gemm")
     for before, key in (("", "scaling"), (TORCHVISION, "torchvision_scaling")):
         counts = [int(name.split()[-1]) for name in found if name.startswith(f"{before}decode ")]
         if counts:
@@ -75,11 +72,9 @@ def figures_of(found: dict[str, list[dict[str, Any]]], setup: dict[str, Any]) ->
         figures["of_clip_retrieval"] = ratio("engine", "clip-retrieval")
         figures["cpu_ms_clip_retrieval"] = [1e3 * median(name, "cpu") for name in ("clip-retrieval", "engine")]
     if "1% bad" in found:
-        figures["bad"] = {
-            "images": median("1% bad", "bad"),
-            "list_is_exact": all(part["exact"] for part in found["1% bad"]),
-            "rate_of_clean": ratio("1% bad", "engine"),
-        }
+        exact = all(part["exact"] for part in found["1% bad"])
+        figures["bad"] = {"images": median("1% bad", "bad"), "list_is_exact": exact}
+        figures["bad"]["rate_of_clean"] = ratio("1% bad", "engine")
     if "naive" in found:
         figures["against_naive"] = {
             "pairs_an_image": setup["pairs"],
@@ -113,8 +108,7 @@ def of_all_ceilings(found: dict[str, list[dict[str, Any]]], cores: int, whole: s
 
 def verdict(busy: dict[str, float]) -> str:
     """Return the stage with the largest busy time, as "model-bound", "decode-bound" or "write-bound"."""
-    kinds = {"model": "model-bound", "decode": "decode-bound", "write": "write-bound"}
-    return kinds[max(kinds, key=lambda stage: busy.get(stage, 0.0))]
+    return max(("model", "decode", "write"), key=lambda stage: busy.get(stage, 0.0)) + "-bound"
 
 
 def render(figures: dict[str, Any]) -> str:
@@ -133,15 +127,18 @@ def render(figures: dict[str, Any]) -> str:
         ]
     if gemm := f.get("gemm"):
         share = f": {gemm['gflop']:.2f} GFLOP an image at the {gemm['gflops']:,.1f} GFLOP/s of one large product; the model "
-        lines.insert(
-            1, row("GEMM floor of the image tower", "gemm", f"{share}reaches {gemm['model_of_floor']:.2f} of it")
-        )
+        more = f"{share}reaches {gemm['model_of_floor']:.2f} of it"
+        lines.insert(1, row("GEMM floor of the image tower", "gemm", more))
     for before, key in (("", "scaling"), (TORCHVISION, "torchvision_scaling")):
         for name, share in f.get(key, {}).items():
             cpu = f"{f['cpu_ms_' + key][name]:.2f} ms of CPU an image"
             what = f"decoding by {name} process(es)" if not before else f"torchvision, {name} process(es)"
             lines.append(row(what, f"{before}decode {name}", f": {share:.2f} of {name} x one, {cpu}"))
-    lines.append(row("extraction, overlapped", "engine", _against(f)))
+    against = (
+        ": {of_lower_ceiling:.2f}x the lower ceiling, {of_all_ceilings:.2f}x the lowest with that of the cores left by "
+        "others, {of_side_by_side:.2f}x both at once; {gain_of_overlap:.2f}x one thread"
+    )
+    lines.append(row("extraction, overlapped", "engine", against.format(**f) if "of_lower_ceiling" in f else ""))
     lines.append(f"busy  {', '.join(f'{stage} {100 * share:.1f}%' for stage, share in f['busy'].items())}")
     lines.append(f"verdict: {f['verdict']}; writer and integrity {100 * f['writer_share']:.1f}% of the wall time")
     if used := f.get("cpu_ms"):
@@ -152,38 +149,25 @@ def render(figures: dict[str, Any]) -> str:
         lines += _torchvision_lines(other, row)
     if "of_clip_retrieval" in f:
         peer, ours = f["cpu_ms_clip_retrieval"]
-        cpu = f"{peer:.2f} ms of CPU an image, ours {ours:.2f}"
-        lines.append(
-            row("clip-retrieval's inference", "clip-retrieval", f": {cpu}; our rate is {f['of_clip_retrieval']:.2f}x")
-        )
+        more = f": {peer:.2f} ms of CPU an image, ours {ours:.2f}; our rate is {f['of_clip_retrieval']:.2f}x"
+        lines.append(row("clip-retrieval's inference", "clip-retrieval", more))
     lines += [f"not measured: {name}: {why}" for name, why in f.get("missing", {}).items()]
     if bad := f.get("bad"):
         exact = "exact" if bad["list_is_exact"] else "WRONG"
         share = f": {bad['rate_of_clean']:.3f}x the clean run; the list of failures is {exact}"
         lines.append(row(f"with {bad['images']:.0f} bad images", "1% bad", share))
     if naive := f.get("against_naive"):
-        lines.append(
-            row(
-                "naive loop (own, DataLoader)",
-                "naive",
-                (
-                    f"; for {naive['pairs_an_image']} pairs an image ours is {naive['whole']:.1f}x: dedup {naive['dedup']:.1f}x, the "
-                    f"rest {naive['loop']:.2f}x; batching alone, against batches of one, {naive['batching']:.2f}x"
-                ),
-            )
+        more = (
+            f"; for {naive['pairs_an_image']} pairs an image ours is {naive['whole']:.1f}x: dedup {naive['dedup']:.1f}x, the "
+            f"rest {naive['loop']:.2f}x; batching alone, against batches of one, {naive['batching']:.2f}x"
         )
+        lines.append(row("naive loop (own, DataLoader)", "naive", more))
     if "dask_of_local" in f:
-        start = f["started"]
-        lines.append(
-            row(
-                "one Dask worker",
-                "dask",
-                (
-                    f": {f['dask_of_local']:.3f}x local, after {start['cluster']:.1f} s for the cluster and a first job of "
-                    f"{start['first job']:.1f} s that loads the model"
-                ),
-            )
+        cluster, first = f["started"]["cluster"], f["started"]["first job"]
+        more = (
+            f": {f['dask_of_local']:.3f}x local, after {cluster:.1f} s for the cluster and a first job of {first:.1f} s"
         )
+        lines.append(row("one Dask worker", "dask", f"{more} that loads the model"))
     for name, one in f["variants"].items():
         share = f": {one['of_plain']:.2f}x the model as it is, least cosine {one['least_cosine']:.7f}"
         lines.append(row(f"model {name}", name, share))
@@ -192,15 +176,6 @@ def render(figures: dict[str, Any]) -> str:
             f"meanwhile other processes used {100 * gone['others']:.0f}% of the cores, the host {100 * gone['host']:.0f}%"
         )
     return "\n".join(lines)
-
-
-def _against(f: dict[str, Any]) -> str:
-    if "of_lower_ceiling" not in f:
-        return ""
-    return (
-        f": {f['of_lower_ceiling']:.2f}x the lower ceiling, {f['of_all_ceilings']:.2f}x the lowest with that of the cores left by "
-        f"others, {f['of_side_by_side']:.2f}x both at once; {f['gain_of_overlap']:.2f}x one thread"
-    )
 
 
 def _torchvision_lines(other: dict[str, Any], row: Callable[..., str]) -> list[str]:

@@ -63,7 +63,6 @@ class Cell(nn.Module):
         self.start_weights = nn.Parameter(torch.zeros(HEADS, slots))
 
     def reset(self, batch: int) -> None:
-        """Begin ``batch`` new sessions."""
         self.memory = self.start_memory.unsqueeze(0).repeat(batch, 1, 1)
         self.last_read = self.start_read.unsqueeze(0).repeat(batch, 1)
         self.hidden = self.start_hidden.unsqueeze(0).repeat(batch, 1)

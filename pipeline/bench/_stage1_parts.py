@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from cache import Store
-from pipeline.bench._steps import gemm_step
+from pipeline.bench._subjects import gemm_step
 from pipeline.bench._world import dataset_of
 from pipeline.extraction.decoding import IMAGES_A_WORKER, Decoder
 from pipeline.extraction.plan import plan_extraction
@@ -40,7 +40,6 @@ class Parts:
         self.runs = 0
 
     def synthetic(self) -> Any:
-        """Return one stacked batch."""
         parts = prepare(self.extractor, self.items[: self.batch_size], self.images, Meter())
         return self.extractor.stack([part[0] for part in parts])
 
@@ -58,10 +57,7 @@ class Parts:
         return rate(passes * len(batch), began)
 
     def variants(self) -> dict[str, Callable[[], dict[str, float]]]:
-        """Return a part per format of `extract --form`: the model's ceiling and "least_cosine" to the plain rows.
-
-        Compilation happens here, before the timed part.
-        """
+        """Return a part per compiled form (`extract --form`): the model's ceiling, "least_cosine" to the plain rows."""
         plain = self.extractor.begin("image", self.synthetic()).numpy().astype("float64")
 
         def part(form: str) -> dict[str, float]:
@@ -155,22 +151,19 @@ class Parts:
 
             def __getitem__(self, at: int) -> torch.Tensor:
                 with Pillow.open(images / requests[at]) as image:
-                    return torch.from_numpy(
-                        extractor.processor(image.convert("RGB"), return_tensors="np")["pixel_values"][0]
-                    )
+                    found = extractor.processor(image.convert("RGB"), return_tensors="np")
+                    return torch.from_numpy(found["pixel_values"][0])
 
         loader = DataLoader(Pairs(), batch_size=self.batch_size, num_workers=self.workers)
         began, rows = time.perf_counter(), []
         with torch.inference_mode():
             for pixels in loader:
-                features = extractor.model.get_image_features(
-                    pixel_values=pixels.to(extractor.device, extractor.compute)
-                )
+                pixels = pixels.to(extractor.device, extractor.compute)
+                features = extractor.model.get_image_features(pixel_values=pixels)
                 features = features if isinstance(features, torch.Tensor) else features.pooler_output
                 rows.append(torch.nn.functional.normalize(features.float(), dim=-1).cpu())
         return rate(sum(map(len, rows)), began)
 
 
 def rate(rows: int, began: float) -> dict[str, float]:
-    """Return images per second since ``began``."""
     return {"rate": rows / (time.perf_counter() - began)}

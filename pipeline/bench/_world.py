@@ -37,22 +37,11 @@ def save_small_clip(folder: Path, width: int, layers: int, patch: int = 32) -> P
     from pipeline.extraction.pretrain import build_tokenizer
 
     tokenizer = build_tokenizer(["red blue green dress shirt longer shorter more less"], 20_000, 32)
-    tower = {
-        "hidden_size": width,
-        "intermediate_size": 4 * width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": width // 64,
-    }
-    ids = {"bos_token_id": 1, "eos_token_id": 3, "pad_token_id": 0}
+    tower = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": width // 64}
+    text = {"num_hidden_layers": 2, "vocab_size": len(tokenizer), "max_position_embeddings": 32}
     config = CLIPConfig(
-        text_config={
-            **tower,
-            **ids,
-            "num_hidden_layers": 2,
-            "vocab_size": len(tokenizer),
-            "max_position_embeddings": 32,
-        },
-        vision_config={**tower, "image_size": 224, "patch_size": patch},
+        text_config={**tower, **text, "bos_token_id": 1, "eos_token_id": 3, "pad_token_id": 0},
+        vision_config={**tower, "num_hidden_layers": layers, "image_size": 224, "patch_size": patch},
         projection_dim=width,
     )
     with torch.random.fork_rng(devices=[]):

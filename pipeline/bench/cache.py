@@ -56,16 +56,10 @@ def run(
         raw, some = features.nbytes, (features[:SHARD_ROWS].copy(), keys[:SHARD_ROWS])
         del features, part
         time.sleep(2.5)  # digests of files written just now are not trusted without reading them
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+        setting = {"rows": rows, "dim": dim, "dtype": "float16", "repeats": repeats, "shard_rows": SHARD_ROWS}
         result = {
-            "setting": {
-                "rows": rows,
-                "dim": dim,
-                "dtype": "float16",
-                "repeats": repeats,
-                "shard_rows": SHARD_ROWS,
-                "processors": os.cpu_count(),
-                "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-            },
+            "setting": {**setting, "processors": os.cpu_count(), "load_average": load},
             "gather": _gather(path, others, rows, repeats, rng),
             "memory": _memory(path, rows, rng),
             "load": _load(path, others, repeats, raw),
@@ -98,7 +92,6 @@ def interleaved(
 
 
 def _same(store: Store, others: list[Peer], features: np.ndarray, rng: np.random.Generator) -> None:
-    """Check that all formats return the same rows in the same order."""
     pick = rng.integers(0, len(features), GATHERED)
     for name, gather in [("store", lambda pick: store.gather("query", pick)), *((p.name, p.gather) for p in others)]:
         if not np.array_equal(gather(pick), features[pick]):
@@ -156,14 +149,8 @@ def _commit(root: Path, features: np.ndarray, keys: np.ndarray, repeats: int) ->
     fields = {"seed": 1}
     path = store_path(root, "bench", "random", fields)
     fresh = keys.copy()
-    file = h5py.File(root / "append.h5", "w")
-    data = file.create_dataset(
-        "features",
-        (0, features.shape[1]),
-        features.dtype,
-        maxshape=(None, features.shape[1]),
-        chunks=(256, features.shape[1]),
-    )
+    file, dim = h5py.File(root / "append.h5", "w"), features.shape[1]
+    data = file.create_dataset("features", (0, dim), features.dtype, maxshape=(None, dim), chunks=(256, dim))
 
     def append(durable: bool) -> None:
         data.resize(len(data) + len(features), axis=0)
@@ -177,15 +164,13 @@ def _commit(root: Path, features: np.ndarray, keys: np.ndarray, repeats: int) ->
         writer.commit("query", fresh, features)
 
     with file, StoreWriter(path, dataset="bench", extractor="random", fields=fields) as writer:
-        seconds = interleaved(
-            {
-                "store": lambda: commit(writer),
-                "h5py append": lambda: append(durable=False),
-                "h5py append + fsync": lambda: append(durable=True),
-                "SHA-256 alone": lambda: hashlib.sha256(features).digest(),
-            },
-            repeats,
-        )
+        contenders: dict[str, Callable[[], object]] = {
+            "store": lambda: commit(writer),
+            "h5py append": lambda: append(durable=False),
+            "h5py append + fsync": lambda: append(durable=True),
+            "SHA-256 alone": lambda: hashlib.sha256(features).digest(),
+        }
+        seconds = interleaved(contenders, repeats)
     return {**seconds, "rows": len(features)} | _ratios(seconds)
 
 
@@ -209,7 +194,6 @@ def _resume(path: Path, keys: np.ndarray, repeats: int) -> dict[str, float]:
 
 
 def _open(root: Path, shards: int, repeats: int) -> dict[str, float]:
-    """Time opening a store of many shards."""
     fields = {"seed": 2}
     path = store_path(root, "bench", "random", fields)
     rng = np.random.default_rng(1)
@@ -225,7 +209,6 @@ def _ratios(seconds: dict[str, float]) -> dict[str, float]:
 
 
 def _goals(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the targets of the store and the measured values."""
     h5py = next(name for name in result["gather"] if name.startswith("h5py, chunk (") and "(1," not in name)
     listed = [
         ("gather against np.memmap", result["gather"][f"store/{_PLAIN}"], 0.8, "at least"),
@@ -237,20 +220,12 @@ def _goals(result: dict[str, Any]) -> list[dict[str, Any]]:
         ("seconds to resume 100,000 rows", result["resume"]["store"] / result["resume"]["rows"] * 1e5, 2.0, "at most"),
         ("memory of a gather against its result", result["memory"]["peak/result"], 2.0, "at most"),
     ]
-    return [
-        {
-            "what": what,
-            "found": found,
-            "goal": goal,
-            "bound": bound,
-            "met": found >= goal if bound == "at least" else found <= goal,
-        }
-        for what, found, goal, bound in listed
-    ]
+    met = [found >= goal if bound == "at least" else found <= goal for _, found, goal, bound in listed]
+    keys = ("what", "found", "goal", "bound", "met")
+    return [dict(zip(keys, (*row, yes), strict=True)) for row, yes in zip(listed, met, strict=True)]
 
 
 def render(result: dict[str, Any]) -> str:
-    """Return the figures of ``run`` as text: times, then speedups over each peer."""
     setting = result["setting"]
     lines = [
         f"{setting['rows']:,} x {setting['dim']} {setting['dtype']}, median of {setting['repeats']} interleaved rounds, "

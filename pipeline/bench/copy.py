@@ -59,28 +59,20 @@ def wrong_bits(logits: Tensor, bits: Tensor) -> Tensor:
 class Trainer:
     """Train S models on the copy task, step by step, on the CPU."""
 
-    def __init__(
-        self,
-        seeds: Sequence[int],
-        options: dict[str, Any],
-        batch: int,
-        learning_rate: float,
-        start_rate: float,
-        clip: float,
-    ):
+    def __init__(self, seeds: Sequence[int], options: dict[str, Any], batch: int, rates: Sequence[float], clip: float):
+        """Build the models. ``rates``: learning rates of the heads' initial weights, and of all other parameters."""
         self.seeds, self.batch, self.clip = tuple(seeds), batch, clip
         built: list[Any] = [build_model("v_ntm", options, WIDTH_IN, seed) for seed in seeds]
         self.models = FastCascade(built).train()
         others = [p for name, p in self.models.named_parameters() if name != "start"]
         self.optimizer = torch.optim.Adam(
-            [{"params": others, "lr": learning_rate}, {"params": [self.models.start], "lr": start_rate}],
+            [{"params": others, "lr": rates[1]}, {"params": [self.models.start], "lr": rates[0]}],
             betas=(0.9, 0.98),
         )
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self.bits = [torch.Generator().manual_seed(derive_seed(seed, "copy", "bits")) for seed in seeds]
 
     def rate(self, factor: float) -> None:
-        """Set the learning rates to ``factor`` times their initial values."""
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
 
@@ -135,7 +127,7 @@ def run(
     change a lot. ``plot``: a file for the curve.
     """
     options = {"slots": slots, "width": width, "hidden": hidden, "init": init}
-    trainer = Trainer(seeds, options, batch, learning_rate, start_rate, clip)
+    trainer = Trainer(seeds, options, batch, (start_rate, learning_rate), clip)
     lengths = torch.Generator().manual_seed(derive_seed(0, "copy", "lengths"))
     curve: list[dict[str, Any]] = []
     solved: dict[int, dict[str, Any]] = {}
@@ -151,20 +143,15 @@ def run(
                 seconds = time.perf_counter() - began
                 curve.append({"iteration": iteration, "wrong_bits": wrong, "loss_bits": loss, "seconds": seconds})
                 _judge(trainer, wrong, iteration, range(shortest, longest + 1), solved)
-                _heartbeat(curve[-1], solved)
+                shown = " ".join(f"{value:.2f}" for value in wrong)
+                _say(f"iteration {iteration}: wrong bits a sequence {shown}; {len(solved)} solved; {seconds:.0f} s")
                 if len(solved) == len(trainer.seeds):
                     break
+    adam = {"name": "Adam", "betas": [0.9, 0.98], "learning_rate": learning_rate}
     result = {
         "task": {"bits": BITS, "lengths": [shortest, longest], "iterations": iterations, "batch": batch},
         "model": {"name": "v_ntm", **options},
-        "optimizer": {
-            "name": "Adam",
-            "betas": [0.9, 0.98],
-            "learning_rate": learning_rate,
-            "start_rate": start_rate,
-            "half_life": half_life,
-            "clip": clip,
-        },
+        "optimizer": {**adam, "start_rate": start_rate, "half_life": half_life, "clip": clip},
         "seeds": list(seeds),
         "curve": curve,
         "solved": {str(seed): found for seed, found in solved.items()},
@@ -195,20 +182,14 @@ def _judge(
                 "longest": trained[i][-1],
                 "beyond": dict(zip(map(str, longer), beyond[i], strict=True)),
             }
-            print(f"seed {trainer.seeds[i]} solved: {solved[trainer.seeds[i]]}", file=sys.stderr, flush=True)
+            _say(f"seed {trainer.seeds[i]} solved: {solved[trainer.seeds[i]]}")
 
 
-def _heartbeat(point: dict[str, Any], solved: dict[int, dict[str, Any]]) -> None:
-    shown = " ".join(f"{value:.2f}" for value in point["wrong_bits"])
-    print(
-        f"iteration {point['iteration']}: wrong bits a sequence {shown}; {len(solved)} solved; {point['seconds']:.0f} s",
-        file=sys.stderr,
-        flush=True,
-    )
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def render(result: dict[str, Any]) -> str:
-    """Return the curve at up to 15 points, and the result of each seed, as text."""
     task, seeds = result["task"], result["seeds"]
     rate = result["optimizer"]
     lines = [
@@ -241,7 +222,6 @@ def render(result: dict[str, Any]) -> str:
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Plot the curve of every seed (PNG, SVG or PDF by the suffix)."""
     from pipeline.analysis.drawing import new_figure, save_figure
 
     figure = new_figure(6.4, 3.6)

@@ -117,16 +117,8 @@ def run(
                 with Load() as load:
                     measured = part()
                 found[name].append({**measured, **_about(load, len(made.items))})
-    setup = {
-        "device": extractor.device.type,
-        "images": len(made.items),
-        "decoding_processes": count,
-        "model_threads": threads,
-        "cores": cpu_count(),
-        "pairs": pairs,
-        "started": started,
-        "missing": missing,
-    }
+    setup = {"device": extractor.device.type, "images": len(made.items), "decoding_processes": count, "pairs": pairs}
+    setup |= {"model_threads": threads, "cores": cpu_count(), "started": started, "missing": missing}
     return figures_of(found, setup)
 
 
@@ -142,10 +134,8 @@ def _torchvision(
         missing["torchvision"] = str(error)
         return {}
     other = Parts(made.root / "torchvision", made.dataset, extractor, made.batch_size, made.workers, made.shard_rows)
-    parts: dict[str, Callable[[], dict[str, float]]] = {
-        f"{TORCHVISION}decode": other.decode_ceiling,
-        f"{TORCHVISION}engine": other.engine,
-    }
+    parts: dict[str, Callable[[], dict[str, float]]]
+    parts = {f"{TORCHVISION}decode": other.decode_ceiling, f"{TORCHVISION}engine": other.engine}
     for n in doublings(cpu_count()) if scaling else ():
         parts[f"{TORCHVISION}decode {n}"] = partial(other.decode_ceiling, n)
     return parts
@@ -157,8 +147,7 @@ def _clip_retrieval(
     if reason := absent():
         missing["clip-retrieval"] = reason
         return {}
-    device = str(made.extractor.device)
-    out = made.root / "clip-retrieval"
+    out, device = made.root / "clip-retrieval", str(made.extractor.device)
     peer = ClipRetrieval(model, folder, len(made.items), out, made.batch_size, made.workers, device)
     return {"clip-retrieval": peer.run}
 
@@ -177,5 +166,5 @@ def _cluster(
 
 def _about(load: Load, images: int) -> dict[str, float]:
     """Return the machine load for a part's record; ``cpu``: CPU seconds per image."""
-    known = {"others": load.others, "host": load.host}
-    return {"cpu": load.cpu / images, **{name: share for name, share in known.items() if share is not None}}
+    known = {"cpu": load.cpu / images, "others": load.others, "host": load.host}
+    return {name: share for name, share in known.items() if share is not None}

@@ -110,9 +110,8 @@ def _part(command: list[str], limit: float) -> dict[str, Any]:
     """Run a command in its own process group, which ends with it; its output goes to this process's stderr."""
     began = time.perf_counter()
     path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=2, start_new_session=True, env=os.environ | {"PYTHONPATH": path}
-    )
+    env = os.environ | {"PYTHONPATH": path}
+    process = subprocess.Popen(command, cwd=ROOT, stdout=2, start_new_session=True, env=env)
     try:
         code = process.wait(limit)
         error = f"ended with code {code}" if code else ""
@@ -127,9 +126,8 @@ def _part(command: list[str], limit: float) -> dict[str, Any]:
 
 def _tests(text: str) -> dict[str, Any]:
     """Return the counts of pytest's report, and the failed tests."""
-    found = {
-        name: int(re.findall(rf'\b{name}="(\d+)"', text)[0]) for name in ("tests", "failures", "errors", "skipped")
-    }
+    counts = ("tests", "failures", "errors", "skipped")
+    found = {name: int(re.findall(rf'\b{name}="(\d+)"', text)[0]) for name in counts}
     cases = re.split(r"<testcase ", text)[1:]
     failed = [re.findall(r'\bname="([^"]*)"', case)[0] for case in cases if re.search("<(failure|error)", case)]
     return {**found, "failed": failed}
@@ -167,7 +165,6 @@ def time_steps(given: dict[str, Any], file: Path) -> None:
 
 
 def _line(part: str, found: dict[str, Any]) -> str:
-    """Return the results of a part in one line."""
     words = [f"{found['seconds']:.0f} s"]
     if part == "steps" and "steps" in found:
         words.append(f"{sum('ms' in row for row in found['steps'])} of {len(found['steps'])} subjects timed")

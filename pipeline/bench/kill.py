@@ -199,10 +199,7 @@ def _run(path: Path, kill: _Kill | None) -> tuple[int, list[str]]:
 
 
 def _forked(child: Callable[[int], None], kill_after: float | None = None) -> tuple[int, bytes]:
-    """Run ``child`` in a forked process with one end of a pipe; return its exit code and what it wrote.
-
-    ``kill_after``: seconds from its first line to a kill from outside.
-    """
+    """Fork ``child`` with a pipe, kill it ``kill_after`` seconds after its first line; return exit code and output."""
     reading, writing = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -90,31 +90,17 @@ class RecallTask:
         generator = torch.Generator().manual_seed(seed)
         chosen = among[torch.randint(len(among), (count,), generator=generator)]
         said = self.said[self.items[chosen]]
-        queries = normalize(
-            said + self.noise * torch.randn(said.shape, generator=generator) / math.sqrt(said.shape[2]), dim=-1
-        )
+        noise = torch.randn(said.shape, generator=generator) / math.sqrt(said.shape[2])
+        queries = normalize(said + self.noise * noise, dim=-1)
         rows = torch.arange(count * TURNS).view(count, TURNS)
         names = [f"item {n}" for n in chosen.tolist()]
+        turns = [tuple(Turn(reference=f"s{n}-{t}", captions=("value",)) for t in range(TURNS)) for n in range(count)]
         made = tuple(
-            Session(
-                id=f"s{n}",
-                category="all",
-                split="train",
-                target=name,
-                turns=tuple(Turn(reference=f"s{n}-{t}", captions=("value",)) for t in range(TURNS)),
-            )
+            Session(id=f"s{n}", category="all", split="train", target=name, turns=turns[n])
             for n, name in enumerate(names)
         )
-        features = SessionFeatures(
-            queries.flatten(0, 1),
-            self.targets(self.items[chosen]).flatten(0, 1),
-            rows,
-            rows,
-            rows[:, 0],
-            torch.full((count,), TURNS),
-            made,
-        )
-        return features, chosen
+        of, lengths = self.targets(self.items[chosen]).flatten(0, 1), torch.full((count,), TURNS)
+        return SessionFeatures(queries.flatten(0, 1), of, rows, rows, rows[:, 0], lengths, made), chosen
 
     def bounds(self) -> dict[str, dict[str, float]]:
         """Return the expected R@K, in percent, of the best guess from partial knowledge."""
@@ -168,9 +154,8 @@ def run(
         train, _ = task.sessions(task.seen, sessions, derive_seed(seed, "train"))
         test, wanted = task.sessions(task.unseen, 512, derive_seed(seed, "test"))
         subjects = {name: build_ablated(options, dim, seed, *carries) for name, carries in ABLATIONS.items()}
-        subjects |= {
-            name: build_model(name, {"hidden": hidden} if name == "lstm" else {}, dim, seed) for name in BASELINES
-        }
+        for name in BASELINES:
+            subjects[name] = build_model(name, {"hidden": hidden} if name == "lstm" else {}, dim, seed)
         for name, model in subjects.items():
             if not models or name in models:
                 progress(f"seed {seed}: {name}")
@@ -198,7 +183,6 @@ def run(
 
 
 def render(result: dict[str, Any]) -> str:
-    """Return the bounds and each model's mean and deviation over the seeds, as text."""
     task = result["task"]
     lines = [
         ", ".join(f"{key} {value}" for key, value in task.items()),
@@ -214,6 +198,4 @@ def render(result: dict[str, Any]) -> str:
 
 
 def _spread(values: Sequence[float]) -> str:
-    if len(values) < 2:
-        return f"{values[0]:.1f}"
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+    return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")

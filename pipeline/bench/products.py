@@ -49,9 +49,8 @@ def run(
         )
     order = np.random.default_rng(seed).permutation(len(found))
     test, train = ([found[i] for i in part] for part in (order[:held_out], order[held_out:]))
-    size = pretrain.PretrainOptions(
-        image_size=image_size, patch_size=patch_size, epochs=epochs, max_tokens=32, seed=seed
-    )
+    sizes = {"image_size": image_size, "patch_size": patch_size, "max_tokens": 32}
+    size = pretrain.PretrainOptions(epochs=epochs, seed=seed, **sizes)
     with cpu_threads(1), tempfile.TemporaryDirectory() as folder:
         return _run(Path(data), train, test, Path(folder), size)
 
@@ -82,10 +81,8 @@ def _run(data: Path, train: list, test: list, folder: Path, size: pretrain.Pretr
 
 def _retrieve(data: Path, test: list, folder: Path) -> tuple[dict[str, float], Any]:
     """Extract the held-out images and titles into a store, and rank them in both directions from the store only."""
-    sessions = tuple(
-        Session(id=key, category="products", split="test", turns=(Turn(reference=key, captions=(title,)),), target=key)
-        for key, title in test
-    )
+    turns = {key: (Turn(reference=key, captions=(title,)),) for key, title in test}
+    sessions = tuple(Session(id=k, category="products", split="test", turns=t, target=k) for k, t in turns.items())
     dataset = Dataset(
         name="products",
         sessions=sessions,

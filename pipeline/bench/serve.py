@@ -77,9 +77,9 @@ def _gallery(size: int, dim: int, k: int, repeats: int, stages: int, device: tor
         flat = faiss.IndexFlatIP(dim)
         flat.add(features.numpy())
         subjects["faiss"] = lambda query: flat.search(query[None].cpu().numpy(), k)
-        pairs = [
-            (index.search(q, k).rows[0].tolist(), flat.search(q[None].cpu().numpy(), k)[1][0].tolist()) for q in queries
-        ]
+        ours = [index.search(q, k).rows[0].tolist() for q in queries]
+        theirs = [flat.search(q[None].cpu().numpy(), k)[1][0].tolist() for q in queries]
+        pairs = list(zip(ours, theirs, strict=True))
         agree = sum(set(a) == set(b) for a, b in pairs) / len(pairs)
     times: dict[str, list[float]] = {name: [] for name in subjects}
     for query in [*queries[:3], *queries]:  # the first three warm up
@@ -93,7 +93,6 @@ def _gallery(size: int, dim: int, k: int, repeats: int, stages: int, device: tor
 
 
 def render(result: dict[str, Any]) -> str:
-    """Return the percentiles as a table; ratios are of medians from the same run."""
     lines = [
         f"one query over a gallery of D = {result['dim']} float32, top {result['k']}, {result['repeats']} queries, "
         f"{result['device']}, {result['threads']} thread(s); milliseconds",

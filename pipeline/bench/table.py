@@ -116,17 +116,11 @@ def _sessions(count: int, gallery: int, turns: int) -> tuple[tuple[Session, ...]
     """Return ``count`` sessions over ``gallery`` images, without common queries."""
     images = tuple(f"image {n}" for n in range(gallery))
     drawn = np.random.default_rng(0).integers(0, gallery, (count, turns + 1))
-    made = tuple(
-        Session(
-            id=f"{n}",
-            category="all",
-            split="train",
-            turns=tuple(Turn(reference=images[i], captions=(f"feedback {n} {t}",)) for t, i in enumerate(row[:-1])),
-            target=images[row[-1]],
-        )
-        for n, row in enumerate(drawn)
-    )
-    return made, images
+    made = []
+    for n, row in enumerate(drawn):
+        said = tuple(Turn(reference=images[i], captions=(f"feedback {n} {t}",)) for t, i in enumerate(row[:-1]))
+        made.append(Session(id=f"{n}", category="all", split="train", turns=said, target=images[row[-1]]))
+    return tuple(made), images
 
 
 def _store(path: Path, sessions: Sequence[Session], images: Sequence[str], dim: int) -> Store:

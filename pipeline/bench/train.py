@@ -12,8 +12,7 @@ import torch
 from manifests.errors import ManifestError, Problem
 from manifests.schema import Training
 from pipeline.bench._machine import machine
-from pipeline.bench._steps import flops_of_step, gemm_step, rounding
-from pipeline.bench._subjects import Apart, Here, Sizes
+from pipeline.bench._subjects import Apart, Here, Sizes, flops_of_step, gemm_step, rounding
 from pipeline.core.device import cpu_threads, seconds_of, training_threads
 from pipeline.core.text_table import aligned
 from pipeline.training.backends.choice import able_backends
@@ -64,7 +63,7 @@ def run(
         for c in stages:
             progress(f"C = {c}")
             model, features, training = sizes.build(c)
-            names = _names(model, features, training, runs, public, compiled, matmul)
+            names = _names(able_backends([model], features, [training]), runs, public, compiled, matmul)
             product = gemm_step(batch * turns, dim, device)
             with ExitStack() as stack:
                 subjects: dict[str, Here] = {"gemm": Here(product.step, device)}
@@ -100,17 +99,8 @@ def run(
     return {"machine": machine(), "device": str(device), "shape": shape, "runs": runs, "matmul": matmul, "steps": rows}
 
 
-def _names(
-    model: MemoryModel,
-    features: SessionFeatures,
-    training: Training,
-    runs: int,
-    public: bool,
-    compiled: bool,
-    matmul: str,
-) -> list[str]:
-    """Return the names of the timed subjects, in order, as ``Sizes.step`` accepts them."""
-    able = able_backends([model], features, [training])
+def _names(able: Sequence[str], runs: int, public: bool, compiled: bool, matmul: str) -> list[str]:
+    """Return the names of the timed subjects, in order, as ``Sizes.step`` accepts them. ``able``: backends."""
     found = (["public style"] if public else []) + ["reference"] + (["compiled"] if compiled else [])
     found += [name for name in able if name != "reference"]
     found += [f"{found[-1]} {matmul}"] if matmul != "highest" else []
@@ -146,7 +136,6 @@ def _turn(model: MemoryModel, features: SessionFeatures, repeats: int = 50) -> f
 
 
 def render(result: dict[str, Any]) -> str:
-    """Return the figures as a table, with the time of 100 epochs of each dataset."""
     shape = ", ".join(f"{key} {value}" for key, value in result["shape"].items())
     columns = ["C", "backend", "ms/step", "x public", "x reference", "x GEMM floor", "peak MB", "operations"]
     columns += [f"{EPOCHS} epochs {name}" for name in STEPS]
@@ -156,21 +145,17 @@ def render(result: dict[str, Any]) -> str:
         public = f"{same['public style'] / row['ms']:.1f}" if "public style" in same else ""
         peak = "" if row["peak_mb"] is None else f"{row['peak_mb'] / 1e6:.0f}"
         count = "" if row["operations"] is None else f"{row['operations']:,}"
-        cells = [
-            str(row["stages"]),
-            row["backend"],
+        times = (
             f"{row['ms']:.2f}",
             public,
             f"{same['reference'] / row['ms']:.2f}",
             f"{row['ms'] / row['floor_ms']:.2f}",
-            peak,
-            count,
-        ]
-        table.append([*cells, *(_span(row["ms"] * EPOCHS * steps / 1e3) for steps in STEPS.values())])
+        )
+        spans = (_span(row["ms"] * EPOCHS * steps / 1e3) for steps in STEPS.values())
+        table.append([str(row["stages"]), row["backend"], *times, peak, count, *spans])
         if row["backend"] == "compiled":
-            notes.append(
-                f"C = {row['stages']}: the compiled reference's first step, compilation included: {row['first_s']:.1f} s"
-            )
+            what = "the compiled reference's first step, compilation included"
+            notes.append(f"C = {row['stages']}: {what}: {row['first_s']:.1f} s")
         if "turn_ms" in row:
             threads = f", {row['threads']} CPU thread(s)" if row["threads"] else ""
             notes.append(

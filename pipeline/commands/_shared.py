@@ -51,7 +51,6 @@ option_data = folder_option("data", "Folder of the datasets (mt_fashioniq/, shoe
 
 
 def option_folders(f: F) -> F:
-    """Add --data and --out."""
     return option_data(option_out(f))
 
 

@@ -85,7 +85,7 @@ def results(file: Path, chart: Path | None) -> Printed:
 
     found = study_results(StudyFile(file))
     if chart is not None:
-        from pipeline.views.study.chart import write_chart
+        from pipeline.views.study.results import write_chart
 
         write_chart(chart, found)
     return found

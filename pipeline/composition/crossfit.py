@@ -42,7 +42,6 @@ class Folds:
     largest: int
 
     def sizes(self) -> list[int]:
-        """Number of sessions per fold."""
         return [self.sessions.count(fold) for fold in range(self.count)]
 
     def digest(self) -> str:

@@ -179,7 +179,6 @@ def remove_leftovers(out: Path, *, dry_run: bool) -> dict[str, int]:
 
 
 def leftovers_text(found: Mapping[str, int], dry_run: bool) -> str:
-    """Return one line per folder."""
     would = "would be " if dry_run else ""
     return "\n".join(
         f"debris {path} ({size:,} bytes) of an interrupted removal {would}removed" for path, size in found.items()

@@ -23,9 +23,8 @@ from pipeline.training.determinism import flushed_denormals
 SHIPPED = Path(__file__).parent / "model"
 COMPOSER, CARD, SCORE = "composer", "README.md", "score.json"
 PIXELS = 96  # images are rendered as in the dataset
-TOWERS = pretrain.PretrainOptions(
-    epochs=8, pixel_mean=0.79, pixel_std=0.21
-)  # ``pretrain.pixel_statistics`` of these images
+# ``pretrain.pixel_statistics`` of these images
+TOWERS = pretrain.PretrainOptions(epochs=8, pixel_mean=0.79, pixel_std=0.21)
 HEAD = GatedOptions(hidden=512, dropout=0.1)
 FIT = FitOptions(epochs=12, batch_size=512, learning_rate=1e-3, scale=30.0)
 TRAIN_EXAMPLES, TEST_EXAMPLES = 12_000, 600
@@ -84,7 +83,6 @@ def score(folder: Path, count: int = TEST_EXAMPLES) -> dict[str, float]:
 
 
 def shipped_score() -> dict[str, float]:
-    """Return the score of the shipped model when it was built."""
     return json.loads((SHIPPED / SCORE).read_text(encoding="utf-8"))
 
 

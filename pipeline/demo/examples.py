@@ -1,7 +1,4 @@
-"""Training examples of the demo's single-turn model: garments in groups of look-alikes, with texts and comparisons.
-
-No image or session of the demo dataset is used: garments are drawn from another seed.
-"""
+"""Training examples of the demo's single-turn model: look-alike garments with texts, from a seed of their own."""
 
 from __future__ import annotations
 
@@ -64,7 +61,6 @@ def _look_alike(category: str, garment: Garment, rng: random.Random) -> Garment:
 
 
 def full_description(category: str, garment: Garment, rng: random.Random) -> str:
-    """Return all attributes in one sentence."""
     fields = list(garment)
     rng.shuffle(fields)
     return sentence(category, fields, garment, garment, None, rng)

@@ -10,8 +10,8 @@ from manifests.commandline import command_line
 from manifests.load import load_dataset, load_spec
 from manifests.schema import RunSpec
 from pipeline.analysis.cells import Table
+from pipeline.analysis.render import to_text
 from pipeline.analysis.tables import TableRequest, build_table
-from pipeline.analysis.terminal import to_text
 from pipeline.core.workspace import Workspace
 from pipeline.demo.build import build, shipped_score
 from pipeline.jobs.experiment import Experiment, Log
@@ -34,7 +34,6 @@ WHERE = (  # measured: the pages give the numbers
 
 
 def demo_spec(out: Path) -> tuple[RunSpec, list[str]]:
-    """Return the demo's spec, and its command-line options."""
     options = ["--data", str(out), "--out", str(out)]
     return load_spec("demo", given=shlex.join(["demo", *options])), options
 

@@ -24,7 +24,7 @@ from pipeline.evaluation.ranked_files import Ranked, read_ranked
 
 CIRR_CUTOFFS, SUBSET_CUTOFFS = (1, 5, 10, 50), (1, 2, 3)
 ASPECT_CUTOFF = 10  # of CIRCO, besides PRECISION_CUTOFFS
-NOT_LISTED = sys.maxsize
+NOT_LISTED = sys.maxsize  # rank beyond every cutoff
 
 
 @dataclass(frozen=True)
@@ -75,28 +75,28 @@ def score_benchmark(ranked: Path, annotations: Path) -> BenchmarkScore:
             problems.add(one.place, f"no query {one.session!r}", nearest(one.session, queries))
         if len(set(one.images)) < len(one.images):
             problems.add(one.place, f"query {one.session!r}: an image is listed twice", "keep its best rank")
-    found = {one.session: one for one in lists}
-    if missing := [name for name in queries if name not in found]:
+    given = {one.session: one for one in lists}
+    if missing := [name for name in queries if name not in given]:
         what = f"{len(missing):,} of {len(queries):,} queries have no list, such as {missing[0]!r}"
         problems.add("", what, "the benchmark counts every query")
     problems.raise_if_any()
-    orders = {name: _order(found[name], query) for name, query in queries.items()}
+    orders = {name: _order(given[name], query) for name, query in queries.items()}
     short = sum(query.target not in orders[name] for name, query in queries.items())
     if any(query.members for query in queries.values()):
-        return BenchmarkScore("CIRR", len(queries), _cirr(queries, orders), {}, short)
-    ranks = {n: _ranks(orders[n], q.truths) for n, q in queries.items()}
-    precision = {n: {k: average_precision(ranks[n], k) for k in PRECISION_CUTOFFS} for n in queries}
+        inside = {n: [i for i in orders[n] if i in q.members] for n, q in queries.items()}
+        found = _recalls("R", queries, orders, CIRR_CUTOFFS) | _recalls("R_subset", queries, inside, SUBSET_CUTOFFS)
+        mean = (found["R@5"] + found["R_subset@1"]) / 2
+        return BenchmarkScore("CIRR", len(queries), found | {"mean": mean}, {}, short)
+    precision = {}
+    for name, query in queries.items():
+        places = {image: rank for rank, image in enumerate(orders[name], start=1)}
+        ranks = [places.get(image, NOT_LISTED) for image in query.truths]
+        precision[name] = {k: average_precision(ranks, k) for k in PRECISION_CUTOFFS}
     metrics = {f"mAP@{k}": fmean(p[k] for p in precision.values()) for k in PRECISION_CUTOFFS}
     metrics |= _recalls("R", queries, orders, PRECISION_CUTOFFS)
     named = sorted({a for q in queries.values() for a in q.aspects})
     aspects = {a: fmean(precision[n][ASPECT_CUTOFF] for n, q in queries.items() if a in q.aspects) for a in named}
     return BenchmarkScore("CIRCO", len(queries), metrics, aspects, short)
-
-
-def _cirr(queries: Mapping[str, Query], orders: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    inside = {n: [i for i in orders[n] if i in q.members] for n, q in queries.items()}
-    metrics = _recalls("R", queries, orders, CIRR_CUTOFFS) | _recalls("R_subset", queries, inside, SUBSET_CUTOFFS)
-    return metrics | {"mean": (metrics["R@5"] + metrics["R_subset@1"]) / 2}
 
 
 def _order(ranked: Ranked, query: Query) -> list[str]:
@@ -106,12 +106,6 @@ def _order(ranked: Ranked, query: Query) -> list[str]:
         scores = ranked.scores
         places = sorted(places, key=lambda n: (-scores[n], ranked.images[n] in query.truths, n))  # type: ignore[assignment]
     return [ranked.images[n] for n in places if ranked.images[n] != query.reference]
-
-
-def _ranks(order: Sequence[str], truths: Sequence[str]) -> list[int]:
-    """Return the rank of each truth, best first 1; beyond every cutoff if the list does not name it."""
-    places = {image: rank for rank, image in enumerate(order, start=1)}
-    return [places.get(image, NOT_LISTED) for image in truths]
 
 
 def _recalls(

@@ -38,7 +38,6 @@ class Candidates:
 
     @cached_property
     def index(self) -> dict[str, int]:
-        """Return image id -> row of ``features``."""
         return {image: row for row, image in enumerate(self.images)}
 
     @cached_property
@@ -60,11 +59,9 @@ def load_candidates(store: Store, galleries: Iterable[Gallery]) -> dict[str, Can
         kept = rows >= 0
         images = tuple(image for image, keep in zip(named, kept, strict=True) if keep)
         members = set(images)
-        found[gallery.category] = Candidates(
-            images=images,
-            features=np.asarray(store.gather("target", rows[kept]), dtype=np.float32),
-            dropped=tuple(image for image in gallery.images if image not in members),
-        )
+        features = np.asarray(store.gather("target", rows[kept]), dtype=np.float32)
+        dropped = tuple(image for image in gallery.images if image not in members)
+        found[gallery.category] = Candidates(images, features, dropped)
     return found
 
 
@@ -85,17 +82,12 @@ class Evaluation:
 
     def metrics(self) -> dict[str, dict[str, dict[str, float]]]:
         """Return subset -> category or "overall" -> R@K, MRR and mean in percent, and ``n`` sessions."""
-        labels = np.array(self.categories, dtype=object)
-        return {
-            name: summarize(
-                self.ranks[member],
-                labels[member].tolist(),
-                self.averaging,
-                order=self.galleries,
-                extra={key: values[member] for key, values in self.extra.items()},
-            )
-            for name, member in self.subsets.items()
-        }
+        labels, found = np.array(self.categories, dtype=object), {}
+        for name, member in self.subsets.items():
+            extra = {key: values[member] for key, values in self.extra.items()}
+            about = (labels[member].tolist(), self.averaging, self.galleries)
+            found[name] = summarize(self.ranks[member], *about, extra=extra)
+        return found
 
     def summary(self, **facts: Any) -> dict[str, Any]:
         """Return the contents of ``summary.json``: metrics, evaluation protocol, and the run's ``facts``.
@@ -137,19 +129,12 @@ def evaluate(
         references: "removed" leaves a session's reference images out of its gallery, unless they are correct.
         skipped: reason by id of sessions already skipped because features are missing; they are reported.
 
-    Raises:
-        EvaluationError: a category has no gallery, or no session is left.
-        RankingError: NaN or infinite features, naming the session.
+    Raises EvaluationError for a category without a gallery or if no session is left, RankingError for NaN features.
     """
     queries = np.asarray(queries)
-    left_out = dict(skipped or {})
-    kept = []
-    for row, session in enumerate(sessions):
-        reason = _no_target(session, galleries)
-        if reason:
-            left_out[session.id] = reason
-        else:
-            kept.append(row)
+    absent = [_no_target(session, galleries) for session in sessions]
+    kept = [row for row, reason in enumerate(absent) if not reason]
+    left_out = {**(skipped or {}), **{s.id: reason for s, reason in zip(sessions, absent, strict=True) if reason}}
     if not kept:
         shown = "; ".join(f"{name}: {why}" for name, why in list(left_out.items())[:3]) or "no session was given"
         raise EvaluationError(f"no session can be evaluated ({shown}): extract the missing rows, then evaluate again")
@@ -169,25 +154,21 @@ def evaluate(
             found = ranks(queries[rows], gallery.features, targets, SCORES_HELD, names, without, gallery.distinct)
         for (n, _), rank in zip(asked, found.tolist(), strict=True):
             correct[n].append(rank)
-    result = np.array([found[0] for found in correct], dtype=np.int64)  # of the target
-    several = any(session.also for session in chosen)
+    cutoffs = PRECISION_CUTOFFS if any(session.also for session in chosen) else ()
     ids = tuple(s.id for s in chosen)
+    members = {ALL: np.ones(len(ids), dtype=bool)}
+    members |= {name: np.array([i in of for i in ids]) for name, of in (subsets or {}).items() if name != ALL}
     return Evaluation(
         session_ids=ids,
         categories=tuple(s.category for s in chosen),
         target_ids=tuple(s.target for s in chosen),
-        ranks=result,
+        ranks=np.array([found[0] for found in correct], dtype=np.int64),  # of the target
         averaging=averaging,
-        subsets={
-            ALL: np.ones(len(ids), dtype=bool),
-            **{name: np.array([i in members for i in ids]) for name, members in (subsets or {}).items() if name != ALL},
-        },
+        subsets=members,
         galleries={name: {"images": len(g.images), "dropped": list(g.dropped)} for name, g in galleries.items()},
         skipped=left_out,
         references=references,
-        extra={f"mAP@{k}": np.array([average_precision(found, k) for found in correct]) for k in PRECISION_CUTOFFS}
-        if several
-        else {},
+        extra={f"mAP@{k}": np.array([average_precision(found, k) for found in correct]) for k in cutoffs},
     )
 
 

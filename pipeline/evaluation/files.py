@@ -1,7 +1,4 @@
-"""``results.h5`` (the rank of every session) and ``summary.json`` of a run, written atomically and sealed.
-
-The seal (results.seal.json) names their run and view; it is checked on every read.
-"""
+"""``results.h5`` (ranks) and ``summary.json`` of a run, written atomically, with a seal that every read checks."""
 
 from __future__ import annotations
 
@@ -107,19 +104,13 @@ def save_results(path: Path, evaluation: Evaluation, run: str = "") -> None:
     """Write ``evaluation`` to ``path`` (HDF5): datasets session_id, category, target_id [S] text, rank [S] int32,
     subset_member [subsets, S] bool; skipped sessions as JSON attributes. An older file is replaced atomically.
     """
-    buffer = io.BytesIO()
+    e, buffer = evaluation, io.BytesIO()
     with h5py.File(buffer, "w", libver="latest") as file:
-        columns = (evaluation.session_ids, evaluation.categories, evaluation.target_ids)
-        for name, values in zip(_TEXTS, columns, strict=True):
+        for name, values in zip(_TEXTS, (e.session_ids, e.categories, e.target_ids), strict=True):
             file.create_dataset(name, data=np.array(values, dtype=object), dtype=h5py.string_dtype())
-        file.create_dataset("rank", data=evaluation.ranks.astype(np.int32))
-        file.create_dataset("subset_member", data=np.stack(list(evaluation.subsets.values())))
-        about = {
-            "subsets": list(evaluation.subsets),
-            "averaging": evaluation.averaging,
-            "galleries": evaluation.galleries,
-            "skipped": evaluation.skipped,
-        }
+        file.create_dataset("rank", data=e.ranks.astype(np.int32))
+        file.create_dataset("subset_member", data=np.stack(list(e.subsets.values())))
+        about = {"subsets": list(e.subsets), "averaging": e.averaging, "galleries": e.galleries, "skipped": e.skipped}
         file.create_dataset("about", data=json.dumps(about, ensure_ascii=False), dtype=h5py.string_dtype())
         file.attrs.update({"format": FORMAT, "run": run})
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,7 +152,6 @@ def load_results(path: Path) -> Evaluation:
 
 
 def save_summary(path: Path, summary: dict[str, Any]) -> None:
-    """Write ``summary`` as JSON atomically."""
     text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_atomically(path, text.encode())

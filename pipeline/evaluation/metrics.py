@@ -19,11 +19,6 @@ def recall(ranks: np.ndarray, k: int) -> float:
     return 100.0 * float(np.mean(ranks <= k))
 
 
-def mrr(ranks: np.ndarray) -> float:
-    """Return the mean of 1 / rank over the ranks [S], in percent."""
-    return 100.0 * float(np.mean(1.0 / ranks))
-
-
 def average_precision(ranks: Sequence[int], k: int) -> float:
     """Return AP@K in percent from the ranks of a query's correct images (CIRCO, Baldrati et al., ICCV 2023).
 
@@ -35,16 +30,14 @@ def average_precision(ranks: Sequence[int], k: int) -> float:
 
 
 def metrics_of(ranks: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict[str, float]:
-    """Return ``R@K`` for each cutoff, ``MRR``, and ``mean``: the mean of R@5 and R@8, the paper's main metric."""
+    """Return in percent ``R@K`` for each cutoff, ``MRR``, the mean of 1 / rank, and ``mean``, of R@5 and R@8 (the paper's)."""
     values = {f"R@{k}": recall(ranks, k) for k in cutoffs}
-    return {**values, "MRR": mrr(ranks), "mean": (recall(ranks, 5) + recall(ranks, 8)) / 2}
+    mrr = 100.0 * float(np.mean(1.0 / ranks))
+    return {**values, "MRR": mrr, "mean": (recall(ranks, 5) + recall(ranks, 8)) / 2}
 
 
 def chance(candidates: int, metric: str) -> float:
-    """Return the expected value, in percent, of a metric of ``metrics_of`` for a random order of the gallery.
-
-    The target is one of ``candidates`` images.
-    """
+    """Return a metric's expected value, in percent, for a random order of a gallery of ``candidates`` with a target."""
     if metric == "MRR":
         return 100.0 * float(np.mean(1.0 / np.arange(1, candidates + 1)))
     if metric == "mean":

@@ -38,15 +38,14 @@ def evaluate_ranked(path: Path, dataset: Dataset, partial: bool = False) -> tupl
     ranks = [_rank(by_session[s.id], s.target, sizes[s.category]) for s in sessions]
     ids = tuple(s.id for s in sessions)
     missing = [s.id for s in dataset.split("test") if s.id not in by_session]
+    subsets = subset_ids(dataset).items()
     evaluation = Evaluation(
         session_ids=ids,
         categories=tuple(s.category for s in sessions),
         target_ids=tuple(s.target for s in sessions),
         ranks=np.array(ranks, dtype=np.int64),
         averaging=dataset.averaging,
-        subsets={
-            name: np.array([name == ALL or i in found for i in ids]) for name, found in subset_ids(dataset).items()
-        },
+        subsets={name: np.array([name == ALL or i in found for i in ids]) for name, found in subsets},
         galleries={name: {"images": size, "dropped": []} for name, size in sizes.items()},
         skipped=dict.fromkeys(missing, "the ranked list does not have it"),
     )
@@ -81,9 +80,8 @@ def _check(lists: Sequence[Ranked], dataset: Dataset, partial: bool, problems: P
             problems.add(ranked.place, f"{what}, such as {unknown[0]!r}", nearest(unknown[0], gallery))
         if len(set(ranked.images)) < len(ranked.images):
             twice = next(i for n, i in enumerate(ranked.images) if i in ranked.images[:n])
-            problems.add(
-                ranked.place, f"session {ranked.session!r}: image {twice!r} is listed twice", "keep its best rank"
-            )
+            what = f"session {ranked.session!r}: image {twice!r} is listed twice"
+            problems.add(ranked.place, what, "keep its best rank")
     missing = [name for name in sessions if name not in seen]
     if missing and not partial and not problems.found:
         what = f"{len(missing):,} of {len(sessions):,} test sessions have no list, such as {missing[0]!r}"

@@ -12,15 +12,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+import numpy as np
+
 from cache.files import replace_atomically
 from manifests.errors import Problems
+from manifests.schema import Session
 from manifests.text import JsonError, brief, decode_text, parse_json, read_bounded
+from pipeline.evaluation.evaluate import Candidates
+from pipeline.evaluation.ranking import SCORES_HELD, distinct, unit_rows
 
 FORMATS = ("trec", "jsonl", "cirr", "circo", "beir")
 FILES = {"trec": "run.trec", "jsonl": "run.jsonl", "cirr": "cirr.json", "circo": "circo.json", "beir": "run.trec"}
@@ -30,10 +35,7 @@ _KEPT = "!\"#$&'()*+,/:;<=>?@[\\]^`{|}~"  # all printable ASCII but % and the bl
 
 @dataclass(frozen=True)
 class Ranked:
-    """Candidates of one session, best first. ``scores``: higher is better; None: the position decides.
-
-    ``place``: position of the list in its file.
-    """
+    """Candidates, best first. ``scores``: higher is better; None: by position. ``place``: of the list in its file."""
 
     session: str
     images: tuple[str, ...]
@@ -46,7 +48,7 @@ def write_ranked(path: Path, form: str, lists: Iterable[Ranked], tag: str) -> No
     if form in ("trec", "beir"):
         text = "".join(_trec(ranked, tag) for ranked in lists)
     elif form == "jsonl":
-        text = "".join(json.dumps(_record(ranked), ensure_ascii=False) + "\n" for ranked in lists)
+        text = "".join(_json_line(ranked) for ranked in lists)
     else:
         made: dict[str, Any] = dict(_CIRR) if form == "cirr" else {}
         number = int if form == "circo" else str
@@ -65,9 +67,9 @@ def _trec(ranked: Ranked, tag: str) -> str:
     )
 
 
-def _record(ranked: Ranked) -> dict[str, Any]:
+def _json_line(ranked: Ranked) -> str:
     scores = {} if ranked.scores is None else {"scores": [float(f"{s:.9g}") for s in ranked.scores]}
-    return {"session": ranked.session, "images": list(ranked.images), **scores}
+    return json.dumps({"session": ranked.session, "images": ranked.images, **scores}, ensure_ascii=False) + "\n"
 
 
 def coded(name: str) -> str:
@@ -88,37 +90,28 @@ def read_ranked(path: Path, problems: Problems) -> list[Ranked]:
         return []
     if first != "{":
         return _read_trec(text, path, problems)
-    line = text.lstrip().partition("\n")[0]
     try:
-        one = parse_json(line)
+        one = parse_json(text.lstrip().partition("\n")[0])
     except JsonError:
         one = None
-    return (
-        _read_jsonl(text, path, problems)
-        if isinstance(one, dict) and "session" in one
-        else _read_json(text, path, problems)
-    )
+    read = _read_jsonl if isinstance(one, dict) and "session" in one else _read_json
+    return read(text, path, problems)
 
 
 def _read_trec(text: str, path: Path, problems: Problems) -> list[Ranked]:
-    images: dict[str, list[str]] = {}
-    scores: dict[str, list[float]] = {}
-    begins: dict[str, int] = {}
+    lists: dict[str, tuple[int, list[str], list[float]]] = {}  # session -> first line, images, scores
     for number, line in enumerate(text.split("\n"), start=1):
         words = line.split()
         if not words:
             continue
-        score = _number(words[4]) if len(words) == 6 else None
+        score, place = _number(words[4]) if len(words) == 6 else None, f"line {number}"
         if score is None:
-            problems.add(
-                f"line {number}", f"found {brief(line)}", "expected session Q0 image rank score tag", file=path
-            )
+            problems.add(place, f"found {brief(line)}", "expected session Q0 image rank score tag", file=path)
             continue
-        session = unquote(words[0])
-        begins.setdefault(session, number)
-        images.setdefault(session, []).append(unquote(words[2]))
-        scores.setdefault(session, []).append(score)
-    return [Ranked(s, tuple(found), tuple(scores[s]), f"line {begins[s]}") for s, found in images.items()]
+        _, images, scores = lists.setdefault(unquote(words[0]), (number, [], []))
+        images.append(unquote(words[2]))
+        scores.append(score)
+    return [Ranked(s, tuple(i), tuple(scores), f"line {first}") for s, (first, i, scores) in lists.items()]
 
 
 def _number(text: Any) -> float | None:
@@ -169,3 +162,56 @@ def _read_json(text: str, path: Path, problems: Problems) -> list[Ranked]:
         else:
             problems.add(f"key {session!r}", f"found {brief(images)}", "expected a list of image ids", file=path)
     return made
+
+
+def ranked_lists(
+    queries: np.ndarray,
+    sessions: Sequence[Session],
+    galleries: Mapping[str, Candidates],
+    top: int,
+    score: Callable[[Sequence[int], np.ndarray], np.ndarray] | None = None,
+) -> Iterator[tuple[Ranked, str]]:
+    """Yield (list of the ``top`` candidates, target) of each session that has its target; args of ``evaluate``."""
+    for category, gallery in galleries.items():
+        mine = [n for n, s in enumerate(sessions) if s.category == category and s.target in gallery.index]
+        targets = np.array([gallery.index[sessions[n].target] for n in mine], dtype=np.int64)
+        if score is None:
+            found = cosine_orders(queries[mine], gallery.features, targets, top)
+        else:
+            found = score_orders(score(mine, gallery.features), gallery.features, targets, top)
+        for n, (rows, scores) in zip(mine, found, strict=True):
+            images = tuple(gallery.images[row] for row in rows)
+            yield Ranked(sessions[n].id, images, tuple(scores.tolist())), sessions[n].target
+
+
+def cosine_orders(
+    queries: np.ndarray, candidates: np.ndarray, target_index: np.ndarray, top: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield for each query (candidate rows int64 [K], cosines float32 [K]), best first, K = min(top, G).
+
+    Args and rounding are those of ``ranking.ranks``: the same blocks give the same cosines, and so the same ties.
+    """
+    unique, inverse, _ = distinct(unit_rows(np.asarray(candidates)))
+    targets = np.asarray(target_index, dtype=np.int64)
+    step = max(1, SCORES_HELD // max(1, len(unique)))
+    for start in range(0, len(queries), step):
+        scores = unit_rows(np.asarray(queries)[start : start + step]) @ unique.T
+        for row, target in zip(scores, targets[start : start + step], strict=True):
+            yield _best(row[inverse], int(target), top)
+
+
+def score_orders(
+    scores: np.ndarray, candidates: np.ndarray, target_index: np.ndarray, top: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield as ``cosine_orders``, for given scores [S, G]; equal candidates share the score of the first of them."""
+    _, inverse, _ = distinct(np.asarray(candidates, dtype=np.float32))
+    first = np.unique(inverse, return_index=True)[1]
+    for row, target in zip(np.asarray(scores)[:, first], target_index, strict=True):
+        yield _best(row[inverse], int(target), top)
+
+
+def _best(scores: np.ndarray, target: int, top: int) -> tuple[np.ndarray, np.ndarray]:
+    last = np.zeros(len(scores), dtype=bool)
+    last[target] = True
+    order = np.lexsort((np.arange(len(scores)), last, -scores))[:top]
+    return order, scores[order]

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from manifests.errors import FashionNTMError
-from pipeline.evaluation.rows import unit_rows
+
+_AT_ONCE = 1 << 14  # rows held in double precision
+
+
+def unit_rows(rows: np.ndarray, dtype: Any = np.float32) -> np.ndarray:
+    """Return rows [..., D] divided by their norms; zero rows stay zero. Norms in double avoid over- and underflow."""
+    flat = rows.reshape(-1, rows.shape[-1])
+    out = np.empty(flat.shape, dtype=dtype)
+    for start in range(0, len(flat), _AT_ONCE):
+        part = flat[start : start + _AT_ONCE].astype(np.float64)
+        norms = np.sqrt(np.einsum("nd,nd->n", part, part))[:, None]
+        out[start : start + _AT_ONCE] = np.divide(part, norms, out=part, where=norms > 0)
+    return out.reshape(rows.shape)
+
 
 SCORES_HELD = 1 << 24  # scores in memory at once: 64 MiB of float32
 
@@ -49,11 +62,8 @@ def ranks(
         without: for each query, rows of ``candidates`` that are not ranked; its target is ranked in any case.
         gallery: ``distinct_units`` of the candidates, for a gallery that is ranked often.
 
-    Returns:
-        int64 [S], each between 1 and G.
-
-    Raises:
-        RankingError: NaN or infinite features, mismatched shapes, a target outside the candidates.
+    Returns int64 [S], each between 1 and G. Raises RankingError for NaN or infinite features, mismatched shapes, or a
+    target outside the candidates.
     """
     queries, candidates = np.asarray(queries), np.asarray(candidates)
     targets = np.asarray(target_index, dtype=np.int64)
@@ -80,13 +90,9 @@ def _removed(
     better: np.ndarray, inverse: np.ndarray, without: Sequence[Sequence[int]], targets: np.ndarray
 ) -> np.ndarray:
     """Count the candidates of ``without`` that rank at or before the target; better: bool [S, U], inverse: [G]."""
-    return np.array(
-        [
-            sum(bool(row[inverse[c]]) for c in set(left_out) - {int(target)})
-            for row, left_out, target in zip(better, without, targets, strict=True)
-        ],
-        dtype=np.int64,
-    )
+    rows = zip(better, without, targets, strict=True)
+    counts = [sum(bool(row[inverse[c]]) for c in set(left_out) - {int(target)}) for row, left_out, target in rows]
+    return np.array(counts, dtype=np.int64)
 
 
 def score_ranks(
@@ -103,10 +109,8 @@ def score_ranks(
     """
     scores, targets = np.asarray(scores), np.asarray(target_index, dtype=np.int64)
     if scores.shape != (len(targets), len(candidates)):
-        raise RankingError(
-            f"scores {list(scores.shape)} for {len(targets)} targets and {len(candidates)} candidates: "
-            "give one score for each session and candidate"
-        )
+        what = f"scores {list(scores.shape)} for {len(targets)} targets and {len(candidates)} candidates:"
+        raise RankingError(f"{what} give one score for each session and candidate")
     _check_finite(scores, names, "session", "the model has diverged: lower its learning rate and train again")
     _check_targets(targets, len(candidates), names)
     _, inverse, repeats = distinct(np.asarray(candidates, dtype=np.float32))
@@ -148,10 +152,8 @@ def _check_shapes(
     queries: np.ndarray, candidates: np.ndarray, targets: np.ndarray, names: Sequence[str] | None
 ) -> None:
     if queries.ndim != 2 or candidates.ndim != 2 or queries.shape[1] != candidates.shape[1]:
-        raise RankingError(
-            f"queries {list(queries.shape)} and candidates {list(candidates.shape)} must be [S, D] and [G, D] "
-            "of one width D: use the targets of the store that the model was trained on"
-        )
+        what = f"queries {list(queries.shape)} and candidates {list(candidates.shape)} must be [S, D] and [G, D]"
+        raise RankingError(f"{what} of one width D: use the targets of the store that the model was trained on")
     if targets.shape != (len(queries),) or (names is not None and len(names) != len(queries)):
         counted = f"{len(queries)} queries, {targets.size} targets" + (f", {len(names)} names" if names else "")
         raise RankingError(f"{counted}: give one target (and one name) for each query")
@@ -168,7 +170,5 @@ def _check_targets(targets: np.ndarray, size: int, names: Sequence[str] | None) 
     bad = np.flatnonzero((targets < 0) | (targets >= size))
     if len(bad):
         number = int(bad[0])
-        raise RankingError(
-            f"{_name(names, 'session', number)}: target row {targets[number]} is not among the {size} candidates: "
-            "a gallery must hold the target of each of its sessions"
-        )
+        what = f"{_name(names, 'session', number)}: target row {targets[number]} is not among the {size} candidates:"
+        raise RankingError(f"{what} a gallery must hold the target of each of its sessions")

@@ -1,8 +1,4 @@
-"""Uncertainty of recall: bootstrap over sessions, exact tests over seeds, correction for multiple comparisons.
-
-There are two sources of randomness and a test for each. Choice of sessions: a paired bootstrap that resamples
-sessions with all seeds of a session together. Initial weights: an exact sign-flip test over the seeds.
-"""
+"""Uncertainty of recall: paired bootstrap over sessions, exact sign-flip test over seeds, Holm's correction."""
 
 from __future__ import annotations
 
@@ -77,7 +73,6 @@ def bootstrap(
 
 
 def interval(draws: np.ndarray) -> tuple[float, float]:
-    """Return the percentile interval of the resampled values [resamples]."""
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 

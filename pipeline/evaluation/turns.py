@@ -49,13 +49,10 @@ def rank_turns(
     references: References = "kept",
     **extra: Any,
 ) -> TurnRanks:
-    """Rank the final target of each session after each of its turns.
+    """Rank the final target of each session after each of its turns; sessions whose target has no feature are left out.
 
-    Args:
-        outputs: [S, T, D], f'_qry(1..T); or [S, 1, D], f'_qry(N) of a model without earlier outputs.
-        lengths: [S], turns of each session.
-
-    Raises the errors of ``evaluate``. Sessions whose target has no feature are left out.
+    outputs: [S, T, D], f'_qry(1..T), or [S, 1, D], f'_qry(N) of a model without earlier outputs; lengths: [S], turns of
+    each session. Raises as ``evaluate``.
     """
     whole = outputs.shape[1] == 1 and max(lengths) > 1
     turns = max(lengths)

@@ -22,8 +22,7 @@ from manifests.errors import FashionNTMError, IncompleteError
 from manifests.load import load_dataset, recorded_spec
 from pipeline.composition.composers.base import Composer
 from pipeline.core.workspace import Workspace
-from pipeline.export.graphs import as_tuple, graphs_of, random_inputs
-from pipeline.export.steps import Graph, step_of
+from pipeline.export.steps import Graph, as_tuple, graphs_of, random_inputs, step_of
 from pipeline.jobs.managed_runs import run_named
 from pipeline.training.checkpoint import load_model
 from pipeline.training.models.dialog_manager import DialogManager
@@ -56,9 +55,8 @@ class ExportedRun:
         for graph in self.about["graphs"]:
             inputs = ", ".join(f"{i['name']} {i['shape']}" for i in graph["inputs"][:3])
             more = ", ..." if len(graph["inputs"]) > 3 else ""
-            lines.append(
-                f"{graph['file']:16} {inputs}{more}; differs from PyTorch by {graph['difference']:.1e} at most"
-            )
+            gap = f"differs from PyTorch by {graph['difference']:.1e} at most"
+            lines.append(f"{graph['file']:16} {inputs}{more}; {gap}")
         return "\n".join([*lines, *([f"no step graph: {self.about['no_step']}"] if self.about["no_step"] else [])])
 
 

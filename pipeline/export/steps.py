@@ -1,14 +1,16 @@
-"""One turn of each memory model as a module with its state as tensors in and out."""
+"""Memory models and composers as modules with tensors in and out, whole sessions and single turns, and example inputs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.training.backends._plain import lstm_cell
+from pipeline.composition.composers.base import Composer
+from pipeline.training.backends._plain import gru_cell, lstm_cell
 from pipeline.training.models._residual import Residual
 from pipeline.training.models.avg import Average
 from pipeline.training.models.base import MemoryModel
@@ -106,16 +108,9 @@ class RecurrentStep(nn.Module):
         read = query if self.first is None else self.first(query)
         given = F.linear(read, self.weight_ih, self.bias_ih)
         kept = F.linear(state[0], self.weight_hh, self.bias_hh)
-        state = lstm_cell(given + kept, state[1]) if len(state) == 2 else self._gru(given, kept, state[0])
+        state = lstm_cell(given + kept, state[1]) if len(state) == 2 else (gru_cell(given, kept, state[0]),)
         output, average = residual_step(self.residual, query[:, : self.dim], turn, average, self.output(state[0]))
         return output, average, *state
-
-    @staticmethod
-    def _gru(given: Tensor, kept: Tensor, hidden: Tensor) -> tuple[Tensor, ...]:
-        (reset, update, new), (old_reset, old_update, old) = given.chunk(3, -1), kept.chunk(3, -1)
-        update = (update + old_update).sigmoid()
-        new = (new + (reset + old_reset).sigmoid() * old).tanh()
-        return ((1 - update) * new + update * hidden,)
 
 
 class WeightedStep(nn.Module):
@@ -168,11 +163,7 @@ def step_of(model: MemoryModel) -> Graph | str:
 
     if isinstance(model, CMNTM):
         stages = model.initial_state(EXAMPLES).stages
-        parts = {
-            f"stage{n}__{part}": value.clone()
-            for n, stage in enumerate(stages, start=1)
-            for part, value in zip(stage._fields, stage, strict=True)
-        }
+        parts = {f"stage{n}__{k}": v.clone() for n, s in enumerate(stages, start=1) for k, v in s._asdict().items()}
         return graph(CascadeStep(model), average=average, **parts)
     if isinstance(model, Average):
         return graph(AverageStep(), total=average)
@@ -195,3 +186,70 @@ def step_of(model: MemoryModel) -> Graph | str:
     if model.reads == "concatenated":
         return f"{model.name} reads one query of all turns so far, so it has no state: call session with one row"
     return f"the state of {model.name} is all turns so far: call session with them"
+
+
+class Session(nn.Module):
+    """queries [B, N, D] -> f'_qry of all turns [B, N, D]; output n depends on turns 1..n, so later rows may be zero."""
+
+    def __init__(self, model: MemoryModel, turns: int):
+        super().__init__()
+        self.model, self.turns = model, turns
+
+    def forward(self, queries: Tensor) -> Tensor:
+        lengths = queries.new_full((queries.shape[0],), self.turns, dtype=torch.int64)
+        return self.model(queries, lengths).clone()  # the last turn's model returns its input
+
+
+class Compose(nn.Module):
+    """f_qry of image rows [B, D_image] and text rows [B, D_text]."""
+
+    def __init__(self, composer: Composer):
+        super().__init__()
+        self.composer = composer
+
+    def forward(self, image: Tensor, text: Tensor) -> Tensor:
+        return self.composer.query(image, text)
+
+
+class Target(nn.Module):
+    """f_tar of image rows [B, D_image]."""
+
+    def __init__(self, composer: Composer):
+        super().__init__()
+        self.composer = composer
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.composer.target(image)
+
+
+def graphs_of(model: MemoryModel, composer: Composer | None, turns: int) -> list[Graph]:
+    """Return the graphs of a model and its composer: session, step (where ``step_of`` gives one), and composer."""
+    model = model.eval()
+    length = 1 if model.reads == "concatenated" else turns
+    width = model.dim + model.texts
+    queries = torch.randn(EXAMPLES, length, width)
+    about = f"f_qry of {length} turns -> f'_qry of each; output n depends on turns 1..n, so unused turns may be zero"
+    found = [Graph("session", about, Session(model, length), {"queries": queries}, ("outputs",))]
+    if isinstance(step := step_of(model), Graph):
+        found.append(step)
+    if composer is not None:
+        image, text = torch.randn(EXAMPLES, composer.image_dim), torch.randn(EXAMPLES, composer.text_dim)
+        rows = {"image": image, "text": text}
+        query = Graph("query", "image and text rows -> f_qry", Compose(composer.eval()), rows, ("f_qry",))
+        found += [query, Graph("target", "image rows -> f_tar", Target(composer), {"image": image}, ("f_tar",))]
+    return found
+
+
+def random_inputs(graph: Graph, batch: int, generator: torch.Generator) -> list[Tensor]:
+    """Return random inputs of another batch size; a scalar stays a number of turns."""
+    made = []
+    for example in graph.inputs.values():
+        if example.dim() == 0:
+            made.append(torch.randint(0, 6, (), generator=generator))
+        else:
+            made.append(torch.rand(batch, *example.shape[1:], generator=generator))
+    return made
+
+
+def as_tuple(outputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)

@@ -95,7 +95,6 @@ class Decoder:
             yield from self._in_processes(jobs, workers)
 
     def close(self) -> None:
-        """End the worker processes."""
         self._loader = None  # DataLoader's iterator ends its workers when it is dropped
 
     def _here(self, jobs: Iterable[Job], threads: int) -> Iterator[list[Any]]:

@@ -141,8 +141,8 @@ def plan_extraction(
     """Return the unique items of ``dataset`` that have no row in ``store`` (a Store or its writer).
 
     ``stores``: the folder of all stores; its cache of image digests is updated only if ``remember``. ``retry_failed``:
-    include known failures; those of I/O are always included. Raises ManifestError when the dataset has nothing that ``extractor`` reads, and
-    StoreCorruptError when a shard of the store is incomplete.
+    include known failures; those of I/O are always included. Raises ManifestError when the dataset has nothing that
+    ``extractor`` reads, and StoreCorruptError when a shard of the store is incomplete.
     """
     began = time.perf_counter()
     fields = extractor.semantic()

@@ -8,8 +8,8 @@ recorded with the session.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from manifests.errors import FashionNTMError
 from manifests.schema import Component, Dataset, RunSpec
 from pipeline.core.device import resolve_device
 from pipeline.core.workspace import Workspace
-from pipeline.evaluation.rows import unit_rows
+from pipeline.evaluation.ranking import unit_rows
 from pipeline.extraction.extractors import load_extractor
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.images import one_line
@@ -138,12 +138,12 @@ def extractor_in(
     asked = with_precision(spec, name)
     extractor = load_extractor(asked, device)
     for other, dtype in PRECISIONS.items():
-        path = store_path(
-            workspace.stores, dataset.name, extractor.name, extractor.semantic() | {"compute_dtype": dtype}
-        )
-        if has_rows(path):
-            name, why = other, f"{path.name} has rows in it already"
-            break
+        fields = extractor.semantic() | {"compute_dtype": dtype}
+        path = store_path(workspace.stores, dataset.name, extractor.name, fields)
+        with suppress(StoreNotFoundError):
+            if any(table.rows for table in Store.open(path, verify="header").tables.values()):
+                name, why = other, f"{path.name} has rows in it already"
+                break
     if name != native_precision(resolve_device(device))[0]:
         asked = with_precision(spec, name)
         extractor = load_extractor(asked, device)
@@ -158,14 +158,6 @@ def native_precision(device: torch.device) -> tuple[str, str]:
     if device.type == "cpu" and amx():
         return "bf16", "this CPU has AMX"
     return "fp32", f"{device} has no units for bf16"
-
-
-def has_rows(path: Path) -> bool:
-    """Return whether there is a store at ``path`` with any row."""
-    try:
-        return any(table.rows for table in Store.open(path, verify="header").tables.values())
-    except StoreNotFoundError:
-        return False
 
 
 def sample_of(extractor: Extractor, dataset: Dataset) -> dict[str, list[Any]]:

@@ -124,7 +124,8 @@ class Commits(Generic[A]):
             self._commit(thing)
             return
         while len(self._waiting) > WAITING:
-            self._waiting.popleft().result()
+            self._waiting[0].result()  # an interrupt leaves it to ``__exit__``
+            self._waiting.popleft()
         if self._error is not None:
             raise self._error
         self._waiting.append(self._pool.submit(self._work, thing))

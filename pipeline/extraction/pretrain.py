@@ -183,13 +183,6 @@ def embed_texts(model: CLIPModel, ids: Tensor) -> Tensor:
     return normalize(model.text_projection(model.text_model(input_ids=ids).pooler_output), dim=-1)
 
 
-def pair_loss(images: Tensor, texts: Tensor, scale: Tensor, same: Tensor) -> Tensor:
-    """Return the symmetric in-batch cross-entropy; ``same`` [B, B] marks pairs with equal texts, all positives."""
-    logits = scale * images @ texts.T
-    target = same.float() / same.sum(1, keepdim=True)
-    return (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
-
-
 def word_targets(flat: Sequence[np.ndarray], starts: np.ndarray, vocabulary: int) -> Tensor:
     """Return the word-loss target of each pair: word frequencies over all its texts, with more weight on rare words.
 
@@ -237,12 +230,13 @@ def fit(
         for batch in batches(pairs, options.batch_size, rng):
             place = rng.random()  # the same relative length in each pair's texts: little padding
             chosen = starts[batch] + (place * (starts[batch + 1] - starts[batch])).astype(np.int64)
-            same = torch.from_numpy(content[chosen][:, None] == content[chosen][None, :])
+            same = torch.from_numpy(content[chosen][:, None] == content[chosen][None, :])  # equal texts: all positives
             known = padded([flat[i] for i in chosen], tokenizer.pad_token_id)
             ids = forget(known, options.forget, tokenizer.unk_token_id, rng)
             images = embed_images(model, augment(pixels[batch], options, rng), options)
             words = embed_texts(model, ids)
-            loss = pair_loss(images, words, model.logit_scale.exp(), same)
+            logits, wanted = model.logit_scale.exp() * images @ words.T, same.float() / same.sum(1, keepdim=True)
+            loss = (cross_entropy(logits, wanted) + cross_entropy(logits.T, wanted)) / 2  # in-batch, in both directions
             if options.words:
                 read = reader(READ_SCALE * torch.cat([images, words]))
                 loss = loss + options.words * cross_entropy(read, targets[batch].repeat(2, 1))

@@ -13,7 +13,7 @@ from typing import Literal, TextIO
 STAGES = ("hash", "decode", "tokenise", "stack", "model", "write")
 _IN_WORKERS = ("decode",)  # seconds are summed over the decoding workers
 _ALONE = ("hash", "write")  # done by the coordinator of a cluster
-Mode = Literal["auto", "rich", "lines", "silent"]
+Mode = Literal["auto", "silent"]
 HEARTBEAT = 10.0  # seconds
 
 
@@ -46,7 +46,6 @@ class Meter:
             self.seconds[stage] += seconds
 
     def note(self, text: str) -> None:
-        """Add a note, once."""
         with self._lock:
             if text not in self.notes:
                 self.notes.append(text)
@@ -94,14 +93,10 @@ class Progress:
 
 def make_progress(mode: Mode | Progress = "auto", stream: TextIO | None = None) -> Progress:
     """Return a display. ``auto``: live on a terminal, else one line every ten seconds. ``stream``: default stderr."""
-    if isinstance(mode, Progress):
-        return mode
-    stream = sys.stderr if stream is None else stream
-    if mode == "auto":
-        mode = "rich" if stream.isatty() else "lines"
-    if mode == "silent":
-        return Progress()
-    return Live(stream) if mode == "rich" else Lines(stream)
+    if mode == "silent" or isinstance(mode, Progress):
+        return Progress() if mode == "silent" else mode
+    stream = stream or sys.stderr
+    return Live(stream) if stream.isatty() else Lines(stream)
 
 
 def line(meter: Meter) -> str:

@@ -69,7 +69,6 @@ class Report:
         return sum(t.failed + t.unusable for t in self.tables.values())
 
     def count_failure(self, table: str, stage: str, reason: str) -> None:
-        """Count an item that failed in this run."""
         self.why.setdefault(table, []).append(f"{stage}: {reason}")
         self.unread += is_transient(stage, reason)
 

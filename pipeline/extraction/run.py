@@ -259,7 +259,6 @@ class _Job:
         return report
 
     def _count_worker(self, shard: Shard) -> None:
-        """Add the counters of a shard that a cluster's worker has made."""
         meter, report = self.meter, self.result
         for stage, seconds in shard.seconds.items():
             meter.add(stage, seconds if stage != "write" else 0.0)  # workers write in parallel

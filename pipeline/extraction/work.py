@@ -14,7 +14,7 @@ from typing import Any
 from cache import Failure
 from manifests.errors import ManifestError, Problem
 from manifests.identity import NO_IMAGE_KEY, caption_key, dialog_key, pair_key, text_key
-from manifests.schema import NO_IMAGE, Dataset, Image, Session
+from manifests.schema import NO_IMAGE, Dataset, Session
 from pipeline.core.image_files import ItemError, image_keys
 from pipeline.extraction.extractors.base import Extractor
 
@@ -79,10 +79,7 @@ def catalogue_of(
 
 
 def _captions(dataset: Dataset, extractor: Extractor) -> tuple[dict[str, Item], dict[str, str]]:
-    def standin(image: Image) -> str:
-        return (extractor.standin(image, dataset) or "").strip()
-
-    texts = {image.id: standin(image) for image in dataset.images.values()}
+    texts = {image.id: (extractor.standin(image, dataset) or "").strip() for image in dataset.images.values()}
     if texts and not any(texts.values()):
         what = f"extractor '{extractor.name}' reads captions and no image of this dataset has one"
         fix = "name the captions in [dataset], or use an extractor that reads pixels"

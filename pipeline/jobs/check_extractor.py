@@ -14,8 +14,7 @@ from manifests.schema import OVERALL, Component, Dataset, RunSpec
 from pipeline.core.text_table import aligned
 from pipeline.evaluation.evaluate import evaluate, load_candidates
 from pipeline.evaluation.metrics import summarize
-from pipeline.evaluation.orders import ranked_lists
-from pipeline.evaluation.ranked_files import write_ranked
+from pipeline.evaluation.ranked_files import ranked_lists, write_ranked
 from pipeline.extraction.extractors import extractors
 from pipeline.extraction.extractors._cards import preset
 from pipeline.jobs.experiment import Experiment

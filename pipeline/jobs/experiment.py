@@ -63,7 +63,6 @@ class Experiment(RunIdentities):
 
     @cached_property
     def test(self) -> SessionFeatures:
-        """Features of the test sessions."""
         if not self.dataset.split("test"):
             raise IncompleteError(f"dataset '{self.dataset.name}' has no test sessions: there is nothing to evaluate")
         return self.features(self.found_test)
@@ -106,7 +105,6 @@ class Experiment(RunIdentities):
         return view_features(self.test, self.store, view, model.reads == "concatenated", model.dialogs)
 
     def request(self, run: Run) -> TrainRequest:
-        """Return the training request of a run, including its features."""
         self.need(run.options)
         if is_fitted(run.model, run.options):
             self.require_train(f"and model {run.model} is fitted on them")

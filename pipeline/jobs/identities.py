@@ -125,7 +125,6 @@ class RunIdentities:
 
     @cached_property
     def found_test(self) -> FoundRows:
-        """Return the row numbers of the test sessions."""
         return find_rows(self.store, self.dataset.split("test"))
 
     @property

@@ -86,7 +86,6 @@ def _one_configuration(name: str, runs: Sequence[RunFolder]) -> None:
 
 
 def _short(value: Any) -> str:
-    """Format a value briefly; a digest by its first digits."""
     return value[:12] if isinstance(value, str) else json.dumps(value)
 
 
@@ -140,7 +139,6 @@ def side_by_side(names: Sequence[str], data: Path, out: Path) -> dict[str, Any]:
 
 
 def compare_text(found: Mapping[str, Any]) -> str:
-    """Return a table with a column per run."""
     head = ["", *found["runs"]]
     settings = [[key, *map(_text, values)] for key, values in found["settings"].items()]
     scores = [[key, *(_score(v, key) for v in values)] for key, values in found["scores"].items()]
@@ -174,7 +172,6 @@ def remove_runs(names: Sequence[str], where: Sequence[str], data: Path, out: Pat
 
 
 def removed_text(found: Mapping[str, Any]) -> str:
-    """Return one line per run, and the total size."""
     would = "would be " if found["dry_run"] else ""
     lines = [f"{run['model']} {run['run']}  {run['bytes']:,} bytes  {run['path']}" for run in found["removed"]]
     return "\n".join([*lines, f"{len(lines):,} runs {would}removed, {found['bytes']:,} bytes"])

@@ -20,9 +20,8 @@ from pipeline.core.binding import StaleError, write_json
 from pipeline.core.workspace import Workspace
 from pipeline.evaluation.evaluate import Evaluation
 from pipeline.evaluation.files import load_results, load_summary, save_results, save_summary
-from pipeline.evaluation.orders import ranked_lists
 from pipeline.evaluation.ranked import evaluate_ranked
-from pipeline.evaluation.ranked_files import FILES, Ranked, coded, write_ranked
+from pipeline.evaluation.ranked_files import FILES, Ranked, coded, ranked_lists, write_ranked
 from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.identities import Run
 from pipeline.training.validate import embed, scorer

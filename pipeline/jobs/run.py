@@ -151,7 +151,6 @@ def describe(spec: RunSpec, dataset: Dataset) -> dict[str, Any]:
 
 
 def description_text(found: Mapping[str, Any]) -> str:
-    """Return the lines that ``validate`` prints."""
     lines = [f"valid: spec {found['spec']}, dataset {found['dataset']}, {found['images']:,} images"]
     for split, counts in found["sessions"].items():
         turns = ", ".join(f"{count:,} of {n} turns" for n, count in counts.items())

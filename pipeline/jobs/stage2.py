@@ -135,7 +135,6 @@ class _Messages:
 
 
 def card(experiment: Experiment, folder: RunFolder) -> None:
-    """Write the model card of a run."""
     record = experiment.workspace.note(experiment.spec)
     write_card(folder, registry.get(folder.model).title, record)
 
@@ -180,7 +179,6 @@ def evaluate_run(experiment: Experiment, run: Run, view: View = WHOLE) -> dict[s
 
 
 def ranking_of(experiment: Experiment, model: MemoryModel, view: View = WHOLE) -> Evaluation:
-    """Rank the test sessions with ``model``."""
     features, test = experiment.viewed(model, view), experiment.dataset.split("test")
     in_view = {s.id for s in test if view.turns in (None, len(s.turns))}
     return rank_sessions(

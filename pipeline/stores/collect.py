@@ -127,7 +127,6 @@ def remove_superseded(workspace: Workspace, dataset: str, *, dry_run: bool) -> l
 
 
 def superseded_text(found: Sequence[dict[str, Any]], dry_run: bool) -> str:
-    """Return one line per superseded store, and the total."""
     would = "would be " if dry_run else ""
     lines = []
     for store in found:

@@ -9,8 +9,7 @@ from typing import Any
 from manifests.errors import ManifestError, Problem
 from manifests.schema import Dataset, RunSpec
 from pipeline.core.workspace import Workspace
-from pipeline.extraction.array_lookup import Fit, fit
-from pipeline.extraction.arrays import open_arrays
+from pipeline.extraction.arrays import Fit, fit, open_arrays
 from pipeline.jobs.stage1 import StageOne, extract_spec
 
 

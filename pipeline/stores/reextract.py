@@ -12,7 +12,7 @@ import torch
 
 from cache import Store
 from manifests.identity import stack_keys, text_key
-from pipeline.evaluation.rows import unit_rows
+from pipeline.evaluation.ranking import unit_rows
 from pipeline.extraction.engine import ShardTask, process
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.progress import Meter

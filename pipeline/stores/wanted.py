@@ -132,8 +132,8 @@ def request_of(spec: RunSpec, dataset: Dataset, workspace: Workspace, device: st
     backbone = wanted(path, extractor.name, fields, extractor.tables)
     if "query" in extractor.tables:
         return StoreRequest(spec, dataset, workspace, extractor, backbone, None, None)
-    composed, composer, crossed = _composer(spec, dataset, extractor, path, fields, catalogue)
-    composed = canonical(composed)
+    fields, composer, crossed = _composer(spec, dataset, extractor, backbone)
+    composed = canonical(fields)
     name = f"{extractor.name}+{composed['composer']['name']}"
     where = store_path(workspace.stores, dataset.name, name, composed)
     rows = wanted(where, name, composed, ("target", "query"))
@@ -141,12 +141,7 @@ def request_of(spec: RunSpec, dataset: Dataset, workspace: Workspace, device: st
 
 
 def _composer(
-    spec: RunSpec,
-    dataset: Dataset,
-    extractor: Extractor,
-    backbone: Path,
-    fields: dict[str, Any],
-    catalogue: dict[str, bytes],
+    spec: RunSpec, dataset: Dataset, extractor: Extractor, backbone: ExpectedStore
 ) -> tuple[dict[str, Any], Composer | None, CrossFitted | None]:
     """Return (fields of the composed store, composer, heads by fold), None for those that are not fitted.
 
@@ -154,11 +149,11 @@ def _composer(
     """
     request = composer_request(spec)
     with suppress(StoreError):  # no backbone yet, or a damaged one: there is nothing to compose from
-        store = Store.open(backbone).bound_to(catalogue)
+        store = Store.open(backbone.path).bound_to(backbone.catalogue)
         ready = ready_composer(request, spec, dataset, store) if "image" in store.tables else None
         if ready is not None:
-            fields = composed_fields(store, ready.composer, ready.weights, ready.crossed)
-            return fields, ready.composer, ready.crossed
+            composed = composed_fields(store, ready.composer, ready.weights, ready.crossed)
+            return composed, ready.composer, ready.crossed
     about = {"name": request.name, "version": request.kind.version, "options": request.options.model_dump()}
     composer: Composer | None = None
     weights: str | None = NOT_FITTED
@@ -167,4 +162,4 @@ def _composer(
     elif request.weights is not None:
         composer, sidecar = load_composer(request.weights)
         about["options"], weights = composer.options.model_dump(), sidecar["weights"]
-    return {"backbone": fields, "composer": about | {"weights": weights}, "dtype": "float32"}, composer, None
+    return {"backbone": backbone.fields, "composer": about | {"weights": weights}, "dtype": "float32"}, composer, None

@@ -55,10 +55,8 @@ def save_model(folder: Path, model: MemoryModel, last: Callable[[], object] = la
 def load_model(folder: Path, device: torch.device | str = "cpu") -> MemoryModel:
     """Load the model saved in ``folder``, in eval mode, with the same outputs as the saved model.
 
-    Raises:
-        MissingCheckpointError: the folder contains no model.
-        CheckpointError: the folder differs from its seal, or the weights have another version or shape; the message
-            names the difference.
+    Raises MissingCheckpointError if there is none, CheckpointError, naming the difference, if the folder differs from
+    its seal or the weights have another version or shape.
     """
     path = folder / SIDECAR
     try:
@@ -78,9 +76,8 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> MemoryModel:
         raise CheckpointError(f"{path}: checkpoint format {found}, this program reads {FORMAT}; train this run again")
     cls = models.get(name, str(path), "key model")
     if version != cls.version:
-        raise CheckpointError(
-            f"{path}: weights of {name} version {version}, this program has version {cls.version}; train this run again"
-        )
+        what = f"weights of {name} version {version}, this program has version {cls.version}"
+        raise CheckpointError(f"{path}: {what}; train this run again")
     weights_path = folder / WEIGHTS
     if not weights_path.is_file() or file_digest(weights_path) != digest:
         raise CheckpointError(f"{weights_path}: absent, or not the file that {SIDECAR} describes; train this run again")

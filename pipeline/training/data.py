@@ -111,41 +111,29 @@ class SessionFeatures:
         return self.read(self.rows(index), texts)
 
     def rows(self, index: Tensor) -> SessionRows:
-        """Return the row numbers of the sessions ``index`` (int64 [B])."""
         texts = None if self.text_rows is None else self.text_rows[index]
         return SessionRows(self.query_rows[index], self.target_rows[index], texts, self.lengths[index])
 
     def read(self, rows: SessionRows, texts: bool = False) -> SessionBatch:
-        """Return the features at ``rows``; queries are [B, T, D], or [B, T, D + E] with ``texts``.
-
-        Raises FeatureError when texts are requested but not loaded.
-        """
+        """Return the features at ``rows``; ``texts``: queries are [B, T, D + E]. Raises FeatureError without texts."""
         queries = self.queries[rows.queries]
         if texts:
             if self.texts is None or rows.texts is None:
-                raise FeatureError(
-                    "a model reads the texts of the turns, which were not loaded: the extractor needs a text tower "
-                    "(see `ls extractors`), or set the model's option texts to 0"
-                )
+                what = "a model reads the texts of the turns, which were not loaded: the extractor needs a text tower"
+                raise FeatureError(f"{what} (see `ls extractors`), or set the model's option texts to 0")
             queries = torch.cat([queries, self.texts[rows.texts]], -1)
         return SessionBatch(queries, self.targets[rows.targets], rows.lengths)
 
     def concatenated(self, index: Tensor) -> SessionBatch:
-        """Return the sessions ``index`` (int64 [B]) as one-turn sessions: the query of ST + cat and the final target.
-
-        Raises FeatureError when the store has no such queries.
-        """
+        """Return one-turn sessions: query of ST + cat, final target. Raises FeatureError if the store lacks queries."""
         if not self.has_concatenated:
-            raise FeatureError(
-                "the imported features hold no query for all captions as one text: import them too (turn 0 of each "
-                "session, extractor.concatenated = true), or leave model 'cat' out of the spec"
-            )
+            what = "the imported features hold no query for all captions as one text: import them too (turn 0 of each"
+            raise FeatureError(f"{what} session, extractor.concatenated = true), or leave model 'cat' out of the spec")
         last = self.target_rows[index].gather(1, self.lengths[index, None] - 1)
         queries = self.queries[self.cat_rows[index]][:, None]
         return SessionBatch(queries, self.targets[last], torch.ones_like(self.lengths[index]))
 
     def to(self, device: torch.device | str) -> SessionFeatures:
-        """Return the same features on ``device``."""
         moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **moved)
 
@@ -164,18 +152,14 @@ def session_features(store: Store, sessions: Iterable[Session] | FoundRows) -> S
     missing row (not extracted, or failed) is skipped and listed in ``skipped`` and ``reasons``, so every memory model
     gets the same sessions. ``FoundRows`` are not looked up again.
 
-    Raises:
-        MissingFeaturesError: no session is left.
-        FeatureError: NaN or infinite features (the message names rows and sessions), or f_qry and f_tar of different
-            widths.
+    Raises MissingFeaturesError if no session is left, FeatureError for NaN or infinite features (naming rows and
+    sessions), or f_qry and f_tar of different widths.
     """
     found = sessions if isinstance(sessions, FoundRows) else find_rows(store, tuple(sessions))
     if not found.sessions:
         first = "".join(f"; {reason}" for reason in list(found.reasons.values())[:1])
-        raise MissingFeaturesError(
-            f"{store.path}: none of {len(found.reasons)} sessions has all of its features{first}; "
-            "run `extract` on this spec to fill the store"
-        )
+        what = f"{store.path}: none of {len(found.reasons)} sessions has all of its features{first};"
+        raise MissingFeaturesError(f"{what} run `extract` on this spec to fill the store")
     turns = max(len(s.turns) for s in found.sessions)
     query_rows = np.array([_padded(rows, turns) for rows in found.turns], dtype=np.int64)
     target_rows = np.array([_padded(rows, turns) for rows in found.targets], dtype=np.int64)
@@ -218,14 +202,10 @@ def add_texts(features: SessionFeatures, backbone: Store) -> SessionFeatures:
     Raises FeatureError for a missing table, a missing text of a session, or NaN or infinite values.
     """
     if "text" not in backbone.tables:
-        raise FeatureError(
-            f"{backbone.path}: there are no text rows (tables: {', '.join(backbone.tables)}); "
-            "set the models' option texts to 0, or use an extractor with a text tower"
-        )
-    padded = [
-        [text_key(s.turns[min(n, len(s.turns) - 1)].text) for n in range(features.turns)] for s in features.sessions
-    ]
-    found = backbone.find("text", stack_keys(key for keys in padded for key in keys))
+        what = f"{backbone.path}: there are no text rows (tables: {', '.join(backbone.tables)});"
+        raise FeatureError(f"{what} set the models' option texts to 0, or use an extractor with a text tower")
+    turns = (s.turns[min(n, len(s.turns) - 1)] for s in features.sessions for n in range(features.turns))
+    found = backbone.find("text", stack_keys(text_key(turn.text) for turn in turns))
     if (found < 0).any():
         session = features.sessions[int(np.flatnonzero(found < 0)[0]) // features.turns]
         raise FeatureError(
@@ -246,10 +226,7 @@ def _padded(rows: list[int], turns: int) -> list[int]:
 def _check_finite(
     store: Store, table: str, features: np.ndarray, rows: np.ndarray, uses: np.ndarray, names: list[str]
 ) -> None:
-    """Raise FeatureError for NaN or infinite values in ``features`` [n, D].
-
-    rows: [n], row numbers in the store. uses: [S, k], indices into ``features`` for each session.
-    """
+    """Raise FeatureError for NaN or infinity in features [n, D]; rows: [n] in the store; uses: [S, k], by session."""
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(bad):
         users = np.flatnonzero(np.isin(uses, bad).any(axis=1))

@@ -48,12 +48,9 @@ def diagnose(
     if not isinstance(model, CMNTM):
         raise TrainingError(f"{model.name} has no addressed memory to diagnose; ask for cm_ntm or v_ntm")
     batch = features.batch(index)
+    slots = model.stages[0].start.shape[1]
     with seeded(0, features.device), flushed_denormals():
-        return {
-            "slots": model.stages[0].start.shape[1],
-            **_memories(model, batch),
-            "gradient": _gradients(model, batch, training),
-        }
+        return {"slots": slots, **_memories(model, batch), "gradient": _gradients(model, batch, training)}
 
 
 def row_spread(memory: Tensor) -> Tensor:

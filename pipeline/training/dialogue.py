@@ -60,7 +60,6 @@ class Dialogue:
 
     @property
     def turn(self) -> int:
-        """Number of turns so far."""
         return len(self._said)
 
     @property
@@ -75,7 +74,6 @@ class Dialogue:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """The note of each turn."""
         return tuple(said.note for said in self._said)
 
     @torch.no_grad()
@@ -87,10 +85,8 @@ class Dialogue:
         """
         width = self.model.dim + self.model.texts
         if f_qry.shape != (width,):
-            raise DialogueError(
-                f"turn {self.turn + 1}: f_qry has shape {list(f_qry.shape)}, {self.model.name} reads "
-                f"[{width}]; give one feature of the store that the run was trained on"
-            )
+            what = f"turn {self.turn + 1}: f_qry has shape {list(f_qry.shape)}, {self.model.name} reads"
+            raise DialogueError(f"{what} [{width}]; give one feature of the store that the run was trained on")
         if not torch.isfinite(f_qry).all():
             raise DialogueError(f"turn {self.turn + 1}: f_qry holds NaN or infinite values; extract this query again")
         output, state = self.model.step(f_qry[None], self.state)
@@ -98,10 +94,7 @@ class Dialogue:
         return output[0]
 
     def back(self, turns: int = 1) -> Tensor | None:
-        """Undo the last ``turns`` turns; return f'_qry of the new last turn, or None at the start.
-
-        Raises DialogueError when the dialogue has fewer turns.
-        """
+        """Undo ``turns`` turns; return f'_qry of the last one left, or None. Raises DialogueError if there are less."""
         if not 0 < turns <= self.turn:
             raise DialogueError(f"cannot go back {turns} turn(s): the dialogue has had {self.turn}")
         del self._said[-turns:]
@@ -123,22 +116,29 @@ class Dialogue:
             "notes": json.dumps(self.notes),
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_atomically(
-            path,
-            save({k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}, about),
-        )
+        kept = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
+        replace_atomically(path, save(kept, about))
 
     @classmethod
     def load(cls, path: Path, model: MemoryModel, run: str = "") -> Dialogue:
         """Load the dialogue saved in ``path`` to continue it with ``model``, on the model's device.
 
-        Raises:
-            MissingDialogueError: no such file.
-            DialogueError: a damaged file, or the state of another run, model or set of weights; the message names both.
+        Raises MissingDialogueError without the file, DialogueError if it is damaged or the state of another run, model or
+        set of weights, naming both.
         """
         dialogue = cls(model, run)
         about, tensors = _read(path)
-        _check_same(path, about, dialogue)
+        saved = f"{about.get('model')} version {about.get('version')}, run {about.get('run') or '(none)'}"
+        here = f"{model.name} version {model.version}, run {run or '(none)'}"
+        if saved != here:
+            raise DialogueError(
+                f"{path}: the state of {saved}; this is {here}: resume it with the run that it belongs to"
+            )
+        if about.get("weights") != weights_digest(model):
+            raise DialogueError(
+                f"{path}: the state of {saved}, with other weights than those of this model (the run was trained again, "
+                "or in another precision); start a new dialogue"
+            )
         like = next(iter(model.state_dict().values()), torch.empty(0))
         try:
             for number, note in zip(range(1, int(about["turns"]) + 1), json.loads(about["notes"]), strict=True):
@@ -174,25 +174,9 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise DialogueError(f"{path}: not a saved dialogue ({error}); start a new one") from error
-    if about.get("format") != FORMAT:
-        raise DialogueError(
-            f"{path}: dialogue format {about.get('format')!r}, this program reads {FORMAT!r}; start a new one"
-        )
+    if (found := about.get("format")) != FORMAT:
+        raise DialogueError(f"{path}: dialogue format {found!r}, this program reads {FORMAT!r}; start a new one")
     return about, tensors
-
-
-def _check_same(path: Path, about: dict[str, str], dialogue: Dialogue) -> None:
-    """Raise DialogueError unless the saved state is of the same run and the same weights."""
-    model = dialogue.model
-    saved = f"{about.get('model')} version {about.get('version')}, run {about.get('run') or '(none)'}"
-    here = f"{model.name} version {model.version}, run {dialogue.run or '(none)'}"
-    if saved != here:
-        raise DialogueError(f"{path}: the state of {saved}; this is {here}: resume it with the run that it belongs to")
-    if about.get("weights") != weights_digest(model):
-        raise DialogueError(
-            f"{path}: the state of {saved}, with other weights than those of this model (the run was trained again, or "
-            "in another precision); start a new dialogue"
-        )
 
 
 def _flatten(state: Any, prefix: str = "") -> dict[str, Tensor]:
@@ -220,9 +204,7 @@ def _unflatten(like: Any, flat: dict[str, Tensor], prefix: str = "") -> Any:
         return found
     if isinstance(like, int):
         return int(flat[prefix])
-    fields = getattr(like, "_fields", None)
-    parts = [
-        _unflatten(part, flat, f"{prefix}.{name}" if prefix else str(name))
-        for name, part in zip(fields if fields is not None else range(len(like)), like, strict=True)
-    ]
-    return type(like)(*parts) if fields is not None else tuple(parts)
+    names = getattr(like, "_fields", range(len(like)))
+    places = (f"{prefix}.{name}" if prefix else str(name) for name in names)
+    parts = [_unflatten(part, flat, place) for part, place in zip(like, places, strict=True)]
+    return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)

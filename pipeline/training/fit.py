@@ -142,8 +142,8 @@ class _Run:
         if validation is not None:
             metrics["validation"] = recalls(self.model, validation)
         if self.patience:
-            if metrics["validation"]["mean"] > self.best:
-                self.best, self.best_epoch = metrics["validation"]["mean"], epoch
+            if (mean := metrics["validation"]["mean"]) > self.best:
+                self.best, self.best_epoch = mean, epoch
                 self.best_weights = copy.deepcopy(self.model.state_dict())
             metrics["best"] = self.best_epoch
             self.going = epoch - self.best_epoch < self.patience
@@ -158,15 +158,12 @@ class _Run:
 def _state(trainer: Trainer, average: WeightAverage, runs: Sequence[_Run], epoch: int, run: int) -> RunState | None:
     """Return copies of everything in which run ``run`` after ``epoch`` differs from a new one; None if it has ended."""
     kept = runs[run]
-    tensors: dict[str, Tensor] = {}
     if not kept.going:
         return None
-    for place, tensor in enumerate(trainer.part(_floats(trainer.averaged()), run)):
-        tensors[f"weights.{place}"] = tensor
-    for place, moments in enumerate(trainer.moments(run)):
-        tensors |= {f"adam.{place}.{name}": value for name, value in moments.items()}
-    for place, tensor in enumerate(trainer.part(average.values, run) if average.values else ()):
-        tensors[f"average.{place}"] = tensor
+    averages = trainer.part(average.values, run) if average.values else []
+    tensors = {f"weights.{n}": tensor for n, tensor in enumerate(trainer.part(_floats(trainer.averaged()), run))}
+    tensors |= {f"average.{n}": tensor for n, tensor in enumerate(averages)}
+    tensors |= {f"adam.{n}.{k}": v for n, moments in enumerate(trainer.moments(run)) for k, v in moments.items()}
     tensors |= {f"best.{name}": value for name, value in (kept.best_weights or {}).items()}
     copies = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
     return RunState(epoch, kept.best, kept.best_epoch, tensors=copies)
@@ -174,21 +171,20 @@ def _state(trainer: Trainer, average: WeightAverage, runs: Sequence[_Run], epoch
 
 @torch.no_grad()
 def _restore(trainer: Trainer, average: WeightAverage, kept: _Run, run: int, state: RunState) -> None:
-    """Set run ``run`` to ``state``."""
-    parts: dict[str, dict[str, Tensor]] = {"weights": {}, "adam": {}, "average": {}, "best": {}}
-    for name, value in state.tensors.items():
-        kind, _, rest = name.partition(".")
-        parts[kind][rest] = value
-    _copy(trainer.part(_floats(trainer.averaged()), run), parts["weights"])
-    if parts["average"]:
-        _copy(trainer.part(average.started(), run), parts["average"])
+
+    def part(kind: str) -> dict[str, Tensor]:
+        return {n.removeprefix(kind): value for n, value in state.tensors.items() if n.startswith(kind)}
+
+    _copy(trainer.part(_floats(trainer.averaged()), run), part("weights."))
+    if averages := part("average."):
+        _copy(trainer.part(average.started(), run), averages)
     moments: list[dict[str, Tensor]] = [{} for _ in trainer.tensors_of(run)]
-    for name, value in parts["adam"].items():
+    for name, value in part("adam.").items():
         place, _, moment = name.partition(".")
         moments[int(place)][moment] = value
     trainer.set_moments(run, moments)
     kept.best, kept.best_epoch = state.best, state.best_epoch
-    kept.best_weights = {n: v.to(trainer.features.device) for n, v in parts["best"].items()} or None
+    kept.best_weights = {n: v.to(trainer.features.device) for n, v in part("best.").items()} or None
 
 
 def _floats(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -236,20 +232,16 @@ def _epoch(
             if not any(going):
                 break
     means = (total / len(steps)).tolist()
-    return [
-        _diverged(trainer, run, epoch, diverged.get(run), len(steps)) if not math.isfinite(mean) else mean
-        for run, mean in enumerate(means)
-    ]
-
-
-def _diverged(trainer: Trainer, run: int, epoch: int, at: tuple[int, float] | None, steps: int) -> DivergenceError:
-    where = (
-        f"the loss is {at[1]} at epoch {epoch}, step {at[0]} of {steps}" if at else f"no finite loss in epoch {epoch}"
-    )
-    rate = trainer.trainings[run].learning_rate
-    return DivergenceError(
-        f"{trainer.models[run].name}: {where}; lower training.learning_rate (now {rate:g}) or set training.clip_norm"
-    )
+    for run, mean in enumerate(means):
+        if not math.isfinite(mean):
+            where = f"no finite loss in epoch {epoch}"
+            if run in diverged:
+                number, loss = diverged[run]
+                where = f"the loss is {loss} at epoch {epoch}, step {number} of {len(steps)}"
+            rate = trainer.trainings[run].learning_rate
+            fix = f"lower training.learning_rate (now {rate:g}) or set training.clip_norm"
+            means[run] = DivergenceError(f"{trainer.models[run].name}: {where}; {fix}")
+    return means
 
 
 def epoch_batches(order: Tensor, batch_size: int) -> tuple[Tensor, ...]:
@@ -279,8 +271,6 @@ def _check(features: SessionFeatures, trainings: Sequence[Training], validation:
         values = {getattr(training, name) for training in trainings}
         if len(values) > 1:
             raise TrainingError(f"runs side by side need one training.{name}, got {sorted(map(str, values))}")
-    patience = trainings[0].early_stopping
-    if patience and validation is None:
-        raise TrainingError(
-            f"training.early_stopping = {patience} needs a validation part; set validation.fraction, e.g. 0.1"
-        )
+    if (patience := trainings[0].early_stopping) and validation is None:
+        what = f"training.early_stopping = {patience} needs a validation part"
+        raise TrainingError(f"{what}; set validation.fraction, e.g. 0.1")

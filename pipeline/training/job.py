@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +66,6 @@ class TrainRequest:
         return RunFolder.of(self.runs, self.dataset, self.name, self.identity.id)
 
     def build(self) -> MemoryModel:
-        """Return the model with its initial weights, on the device of the features."""
         return build_model(self.name, self.options, self.features.dim, self.seed).to(self.features.device)
 
 
@@ -115,16 +114,14 @@ def train_runs(requests: Sequence[TrainRequest], execution: Execution = PLAIN) -
     Raises the errors of ``build_model``, ``fit_group`` and ``RunFolder.training``. Metrics of earlier epochs then
     remain in metrics.jsonl, and the run counts as not finished.
     """
-    found: dict[int, Trained | DivergenceError] = {}
-    for place, request in enumerate(requests):
-        if request.folder.state == "finished" and not execution.again:
-            found[place] = Trained(request.folder, request.folder.record()["finished"], reused=True)
-    todo = [place for place in range(len(requests)) if place not in found]
-    if todo:
-        with cpu_threads(training_threads(execution.threads)):
-            done = _train([requests[place] for place in todo], execution)
-        found |= dict(zip(todo, done, strict=True))
-    return [found[place] for place in range(len(requests))]
+    finished = [request.folder.state == "finished" and not execution.again for request in requests]
+    todo = [request for request, done in zip(requests, finished, strict=True) if not done]
+    with cpu_threads(training_threads(execution.threads)):
+        trained = iter(_train(todo, execution) if todo else ())
+    return [
+        Trained(request.folder, request.folder.record()["finished"], reused=True) if done else next(trained)
+        for request, done in zip(requests, finished, strict=True)
+    ]
 
 
 def _train(requests: Sequence[TrainRequest], execution: Execution) -> list[Trained | DivergenceError]:
@@ -136,73 +133,57 @@ def _train(requests: Sequence[TrainRequest], execution: Execution) -> list[Train
         execution.chosen(choice)
     pairs = zip(requests, models, strict=True)
     runs = [_Open(request, model, execution, choice.backend, len(requests)) for request, model in pairs]
-    done: dict[int, Trained | DivergenceError] = {}
+    done: dict[_Open, Trained | DivergenceError] = {}
     for epoch in dict.fromkeys(run.after for run in runs):  # side by side: runs that start after the same epoch
-        alike = [place for place, run in enumerate(runs) if run.after == epoch]
-        found = _train_alike([runs[place] for place in alike], execution, choice.backend)
-        done |= dict(zip(alike, found, strict=True))
-    return [done[place] for place in range(len(runs))]
+        alike = [run for run in runs if run.after == epoch]
+        done |= dict(zip(alike, _train_alike(alike, execution, choice.backend), strict=True))
+    return [done[run] for run in runs]
 
 
 def _train_alike(runs: Sequence[_Open], execution: Execution, backend: str) -> list[Trained | DivergenceError]:
-    """Train runs that start after the same epoch side by side."""
-    saving = _Saving(runs, backend)
+    """Train runs that start after the same epoch side by side, and save their states whenever that is due."""
+    pace, started = Pace(), time.perf_counter()
+
+    def seconds() -> float:
+        """Return the seconds since the start, per run."""
+        return (time.perf_counter() - started) / len(runs)
+
+    def save(state_of: Callable[[int], RunState | None]) -> None:
+        if pace.due():
+            begun = time.perf_counter()
+            for place, run in enumerate(runs):
+                if (state := state_of(place)) is not None:  # None: the run has ended
+                    state.seconds = run.before + seconds()
+                    run.folder.save_state(state, backend)
+            pace.saved(begun)
+
     with ExitStack() as folders:
         for run in runs:
             run.open(folders)
             if run.after:
                 execution.resumed(run.request, run.after)
-        for outcomes in _epochs(runs, backend, saving):
+            else:
+                run.diagnose(0)
+        requests, states = [run.request for run in runs], [run.state for run in runs if run.state is not None]
+        epochs = fit_group(
+            [run.model for run in runs],
+            requests[0].features,
+            [request.training for request in requests],
+            [request.seed for request in requests],
+            requests[0].validation_features,
+            backend,
+            states,  # of all runs, or of none
+            save,
+        )
+        for outcomes in epochs:
             for run, outcome in zip(runs, outcomes, strict=True):
                 if outcome is not None:
                     run.take(outcome)
                 if isinstance(outcome, dict):
                     begun = time.perf_counter()
                     execution.progress(run.request, outcome)
-                    saving.started += time.perf_counter() - begun  # messages and trackers are no training time
-        return [run.finish(saving.seconds) for run in runs]
-
-
-def _epochs(
-    runs: Sequence[_Open], backend: str, saving: _Saving
-) -> Iterator[Sequence[dict[str, Any] | DivergenceError | None]]:
-    """Train the runs; yield the outcome of each after every epoch, None for a run that has ended."""
-    states = [run.state for run in runs if run.state is not None]  # of all runs, or of none
-    if not states:
-        for run in runs:
-            run.diagnose(0)
-    requests = [run.request for run in runs]
-    return fit_group(
-        [run.model for run in runs],
-        requests[0].features,
-        [request.training for request in requests],
-        [request.seed for request in requests],
-        requests[0].validation_features,
-        backend,
-        states,
-        saving,
-    )
-
-
-class _Saving:
-    """Saves the states of runs trained side by side, whenever it is due."""
-
-    def __init__(self, runs: Sequence[_Open], backend: str):
-        self.runs, self.backend, self.pace, self.started = runs, backend, Pace(), time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        """Seconds since the start, per run."""
-        return (time.perf_counter() - self.started) / len(self.runs)
-
-    def __call__(self, state_of: Callable[[int], RunState | None]) -> None:
-        """Save the states; ``state_of``: place of a run -> its state, None for a run that has ended."""
-        if self.pace.due():
-            begun = time.perf_counter()
-            for place, run in enumerate(self.runs):
-                if (state := state_of(place)) is not None:
-                    run.save_state(state, self.backend, self.seconds)
-            self.pace.saved(begun)
+                    started += time.perf_counter() - begun  # messages and trackers are no training time
+        return [run.finish(seconds()) for run in runs]
 
 
 class _Open:
@@ -227,13 +208,8 @@ class _Open:
         }
         if self.after:
             details["resumed_after_epoch"] = self.after
-        self.record = {
-            "id": identity.id,
-            "dataset": request.dataset,
-            "identity": identity.fields,
-            "spec": execution.spec,
-            "execution": details,
-        }
+        about = {"id": identity.id, "dataset": request.dataset, "identity": identity.fields}
+        self.record = {**about, "spec": execution.spec, "execution": details}
 
     def open(self, folders: ExitStack) -> None:
         """Take the folder, as one of ``folders``."""
@@ -242,13 +218,7 @@ class _Open:
             raise RunError(f"{self.folder.path}: another process has trained this run; run the same command again")
         self.last = lines[-1] if lines else {}
 
-    def save_state(self, state: RunState, backend: str, seconds: float) -> None:
-        """Save the state of an epoch; ``seconds``: spent since this process began with the run."""
-        state.seconds = self.before + seconds
-        self.folder.save_state(state, backend)
-
     def take(self, outcome: dict[str, Any] | DivergenceError) -> None:
-        """Record an epoch's metrics, or the error that ended the run."""
         if isinstance(outcome, DivergenceError):
             self.error = outcome
             return

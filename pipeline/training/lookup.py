@@ -28,7 +28,6 @@ class FoundRows:
 
 
 def find_rows(store: Store, sessions: Sequence[Session]) -> FoundRows:
-    """Look up the rows of the sessions, without loading features."""
     catalogue = store.catalogue()
 
     def pair(image: str, text: str) -> bytes | None:

@@ -42,10 +42,7 @@ class Step:
 
 
 class Objective:
-    """Loss of a batch of sessions, built once per training.
-
-    With the default settings it is ``turnwise_cross_entropy`` on the batch.
-    """
+    """Loss of a batch of sessions, built once per training; ``turnwise_cross_entropy`` with the default settings."""
 
     def __init__(self, features: SessionFeatures, training: Training):
         """Build the loss. Raises ManifestError for an unknown loss or option."""
@@ -152,18 +149,10 @@ class Objective:
 
 
 def kept_turns(lengths: Tensor, turns: int, probability: float) -> tuple[Tensor, Tensor]:
-    """Drop earlier turns of each session at random; the last turn is always kept.
+    """Drop each earlier turn with ``probability``; the last turn is always kept.
 
-    Kept turns keep their order and their targets, so a shortened session is a plausible session. Padding repeats the
-    last turn.
-
-    Args:
-        lengths: int64 [B], turns before padding.
-        turns: T, the length to pad to.
-        probability: probability of dropping a turn.
-
-    Returns:
-        int64 [B, T], the original turn at each position, and int64 [B], the new lengths (at least 1).
+    Kept turns keep their order and targets, so a shortened session is plausible; padding to T = ``turns`` repeats the
+    last one. lengths: int64 [B]. Returns the original turn at each position, int64 [B, T], and the new lengths [B].
     """
     place = torch.arange(turns, device=lengths.device)
     last = lengths[:, None] - 1

@@ -53,10 +53,7 @@ class Histories:
 
         The last turn, and so the target, is kept. A history is drawn backward turn by turn until it is as long as the
         session's own (``lengths``, int64 [B]), no turn leads to its first image, or the drawn turn would repeat an
-        image.
-
-        Returns:
-            int64 [B, T], turn numbers (padding repeats the last turn), and int64 [B], the new lengths.
+        image. Returns turn numbers, int64 [B, T] (padding repeats the last turn), and the new lengths, int64 [B].
         """
         chosen = torch.rand(len(index), device=index.device) < probability
         own = self.own[index]

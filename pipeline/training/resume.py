@@ -97,7 +97,6 @@ class Pace:
         self._ended, self._cost = time.perf_counter(), 0.0
 
     def due(self) -> bool:
-        """Return whether enough time has passed since the last save."""
         return time.perf_counter() - self._ended >= self._cost / SHARE
 
     def saved(self, started: float) -> None:

@@ -158,18 +158,13 @@ class RunFolder:
         return _read_lines(self.diagnostics_file)
 
     def append_diagnosis(self, diagnosis: dict[str, Any]) -> None:
-        """Append one epoch's diagnostics."""
         self._append_line(self.diagnostics_file, diagnosis)
 
     def save_model(self, model: MemoryModel) -> None:
-        """Write the model's weights and their description."""
         save_model(self.path, model, last=self._check)
 
     def load_state(self, backend: str, diagnostics: bool = False) -> RunState | None:
-        """Return the saved state of an interrupted training, or None if it must start again.
-
-        ``diagnostics``: whether the run also needs the diagnostics of all epochs.
-        """
+        """Return the saved state of an interrupted training (``diagnostics``: if all epochs have theirs), or None."""
         if self.state not in ("incomplete", "failed"):
             return None
         try:
@@ -182,7 +177,6 @@ class RunFolder:
         return state if epochs <= done and (seen is None or epochs | {0} <= seen) else None
 
     def save_state(self, state: RunState, backend: str) -> None:
-        """Save the state of an epoch whose metrics are written."""
         save_state(self.path, state, backend, last=self._check)
 
     @contextmanager
@@ -229,10 +223,7 @@ class RunFolder:
         remove_state(self.path)
 
     def fail(self, error: Exception, record: dict[str, Any] | None = None) -> None:
-        """Mark the run as failed, with the error's message; the state of a diverged run is removed.
-
-        ``record``: of run.json, instead of the file's.
-        """
+        """Mark the run as failed (``record``: instead of run.json's); the state of a diverged run is removed."""
         self._write({**(record or self.record()), "finished": None, "failed": f"{type(error).__name__}: {error}"})
         if isinstance(error, DivergenceError):
             remove_state(self.path)

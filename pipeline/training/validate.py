@@ -20,12 +20,11 @@ CUTOFFS = (5, 8)
 
 def inputs_of(model: MemoryModel, features: SessionFeatures) -> Callable[[Tensor], SessionBatch]:
     """Return the function that loads the model's inputs for sessions given by index."""
-    if model.dialogs != features.dialogs:
-        raise FeatureError(
-            f"{model.name} reads whole dialogs as one chat, which are loaded only where test sessions are evaluated"
-            if model.dialogs
-            else f"{model.name} does not read whole dialogs as one chat"
-        )
+    if model.dialogs and not features.dialogs:
+        where = "which are loaded only where test sessions are evaluated"
+        raise FeatureError(f"{model.name} reads whole dialogs as one chat, {where}")
+    if features.dialogs and not model.dialogs:
+        raise FeatureError(f"{model.name} does not read whole dialogs as one chat")
     if model.reads == "concatenated":
         return features.concatenated
     return partial(features.batch, texts=model.texts > 0)
@@ -40,10 +39,7 @@ def embed(model: MemoryModel, features: SessionFeatures, batch: int = 1024) -> T
 
 
 def score(model: MemoryModel, features: SessionFeatures, candidates: Tensor, batch: int = 64) -> Tensor:
-    """Score every candidate [G, D] for every session (``MemoryModel.score``), in eval mode: float32 [S, G].
-
-    ``batch``: as in ``embed``.
-    """
+    """Score candidates [G, D] for every session (``MemoryModel.score``), in eval mode, in batches: float32 [S, G]."""
     return _in_batches(model, features, batch, lambda queries, lengths: model.score(queries, lengths, candidates))
 
 

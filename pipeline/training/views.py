@@ -24,11 +24,8 @@ def view_features(
     """Apply ``view`` to ``features``: fewer sessions, or only the last turns of each session (with the same targets).
 
     ``concatenated``: for a model that reads all captions as one query. Its query of the last turns alone is a separate
-    row in the store; a session without this row is skipped and listed in ``skipped`` and ``reasons``. ``dialogs``: for a
-    model whose one query is the chat of all images and texts, which is a separate row too.
-
-    Raises:
-        MissingFeaturesError: no session is left.
+    row in the store; a session without it is skipped, with a reason. ``dialogs``: for a model whose one query is the
+    chat of all images and texts, a separate row too. Raises MissingFeaturesError if no session is left.
     """
     if view.turns is not None:
         features = features.subset(np.flatnonzero(features.lengths.cpu().numpy() == view.turns).tolist())
@@ -91,16 +88,14 @@ def _with_rows(
     kept = features.subset(there.tolist())
     added = torch.from_numpy(store.gather("query", used).astype(np.float32)).to(features.device)
     places = torch.from_numpy(found.reshape(-1).astype(np.int64)).to(features.device)
+    reasons = (f"session {s.id!r}: no query row for its {what}" for s in missing)
     return replace(
         kept,
         queries=torch.cat([features.queries, added]),
         cat_rows=len(features.queries) + places,
         has_concatenated=True,
-        skipped=(*features.skipped, *(session.id for session in missing)),
-        reasons=(
-            *features.reasons,
-            *(f"session {s.id!r}: no query row for its {what}" for s in missing),
-        ),
+        skipped=(*features.skipped, *(s.id for s in missing)),
+        reasons=(*features.reasons, *reasons),
     )
 
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from manifests.ablation_spec import Point
-from pipeline.analysis.ablation.groups import Job, run_on_cluster
 from pipeline.analysis.ablation.plan import Group
+from pipeline.analysis.ablation.run import Job, run_on_cluster
 from pipeline.core.cluster import ClusterError, connect
 from tests.caption_project import CAPTIONS, call, caption_project
 

@@ -16,8 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from cli import main
-from pipeline.views.study.questions import Question
-from pipeline.views.study.store import StudyDiskError, StudyFile
+from pipeline.views.study.store import Question, StudyDiskError, StudyFile
 from tests.caption_project import CAPTIONS, caption_project
 
 SPEC = f"""

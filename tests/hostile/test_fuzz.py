@@ -76,8 +76,7 @@ def call(project: Path, command: str) -> Any:
 def build(folder: Path) -> Path:
     """A trained and evaluated project, with an interrupted run, a study, arrays and saved dialogues."""
     from manifests.datasets.jsonl import export
-    from pipeline.views.study.questions import Question
-    from pipeline.views.study.store import StudyFile
+    from pipeline.views.study.store import Question, StudyFile
     from tests.worlds import world
 
     project = caption_project(folder, "small", SPEC)

@@ -13,9 +13,8 @@ from click.testing import CliRunner
 
 from cli import main
 from pipeline.composition.composers.gated import Gated, GatedOptions
-from pipeline.export.graphs import as_tuple, graphs_of
 from pipeline.export.run import ExportError, export_run
-from pipeline.export.steps import Graph, step_of
+from pipeline.export.steps import Graph, as_tuple, graphs_of, step_of
 from pipeline.training.models import build_model, models
 from pipeline.training.runs import RunFolder
 from tests.pipeline.training.test_models import OPTIONS, settle

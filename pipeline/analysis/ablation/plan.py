@@ -49,15 +49,12 @@ class Place:
 
 
 def not_evaluated(place: Place) -> IncompleteError:
-    """Return the error of an ablation without an evaluated run."""
     name = place.ablation.name
     return IncompleteError(f"no run of ablation '{name}' is evaluated: run `ablate {name}`")
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of the grid and its state."""
-
     point: Point
     run: Run
     trainable: bool
@@ -114,6 +111,13 @@ def tasks_of(
     return made
 
 
+def by_point(tasks: Sequence[PlannedRun]) -> dict[int, list[PlannedRun]]:
+    found: dict[int, list[PlannedRun]] = {}
+    for task in tasks:
+        found.setdefault(task.point.number, []).append(task)
+    return found
+
+
 @dataclass
 class AblationPlan:
     """Finished and pending work. ``extractions``: rows that stage 1 would compute, by table, with reasons."""
@@ -141,12 +145,8 @@ class AblationPlan:
 
     @property
     def groups(self) -> list[Group]:
-        """Return the pending runs, grouped by point."""
-        found: dict[int, list[PlannedRun]] = {}
-        for task in self.tasks:
-            if not task.done:
-                found.setdefault(task.point.number, []).append(task)
-        return [Group(tasks[0].point, tuple(tasks)) for tasks in found.values()]
+        pending = by_point([task for task in self.tasks if not task.done])
+        return [Group(tasks[0].point, tuple(tasks)) for tasks in pending.values()]
 
     @property
     def headline(self) -> str:
@@ -160,6 +160,10 @@ class AblationPlan:
         return ", ".join([*words, shown])
 
     def as_dict(self) -> dict[str, Any]:
+        points = []
+        for t in self.tasks:
+            point = {"number": t.point.number, "model": t.point.model, "options": dict(t.point.options)}
+            points.append({**point, "training": dict(t.point.training), "seed": t.run.seed, "state": t.state})
         return {
             "ablation": self.name,
             "run": self.spec.name,
@@ -168,27 +172,14 @@ class AblationPlan:
             "trainings": self.trainings,
             "evaluations": self.evaluations,
             "seconds": self.seconds,
-            "points": [
-                {
-                    "number": t.point.number,
-                    "model": t.point.model,
-                    "options": dict(t.point.options),
-                    "training": dict(t.point.training),
-                    "seed": t.run.seed,
-                    "state": t.state,
-                }
-                for t in self.tasks
-            ],
+            "points": points,
         }
 
     def text(self) -> str:
         lines = [self.headline, *([self.why] if self.why else [])]
         if self.seconds is not None and self.trainings:
             lines.append("time: measured steps and evaluations of each point; early stopping may end sooner")
-        rows: dict[int, list[PlannedRun]] = {}
-        for task in self.tasks:
-            rows.setdefault(task.point.number, []).append(task)
-        for number, tasks in rows.items():
+        for number, tasks in by_point(self.tasks).items():
             states: dict[str, list[str]] = {}
             for task in tasks:
                 states.setdefault(task.state, []).append(str(task.run.seed) if task.trainable else "any")
@@ -219,13 +210,13 @@ def plan_ablation(
     made = tasks_of(ablation, spec, only, seeds)
     try:
         loaded = experiment or Experiment(spec, dataset, place.workspace, place.device)
-        rows, why = _missing_rows(loaded.store, dataset), ""
+        rows = _missing_rows(loaded.store, dataset)
         tasks = [PlannedRun(p, run, kind, *_state(loaded, run, ablation.views)) for p, run, kind in made]
     except IncompleteError as error:
-        rows, why = {"images": len(dataset.images), "queries": len(set(dataset.queries()))}, str(error)
+        rows = {"images": len(dataset.images), "queries": len(set(dataset.queries()))}
         tasks = [PlannedRun(p, run, kind, False, ablation.views) for p, run, kind in made]
-        return AblationPlan(ablation.name, spec, tasks, rows, why)
-    plan = AblationPlan(ablation.name, spec, tasks, rows, why)
+        return AblationPlan(ablation.name, spec, tasks, rows, str(error))
+    plan = AblationPlan(ablation.name, spec, tasks, rows)
     if measure and plan.groups:
         plan.seconds, plan.step_ms = _measure(loaded, plan.groups)
     return plan

@@ -1,7 +1,4 @@
-"""Predicted time of pending runs: measured steps, validations and evaluations of each shape, times their numbers.
-
-A small table is not predicted well: writing a run takes some hundredths of a second that are not measured.
-"""
+"""Predicted time of pending runs: measured steps and evaluations times their numbers; too low for a small table."""
 
 from __future__ import annotations
 

@@ -16,7 +16,6 @@ AGAIN = "run `tune` again, which writes it again from its trials; to change it b
 
 
 def save_tuned(path: Path, text: str) -> None:
-    """Write the tuned spec and seal it."""
     replace_atomically(path, text.encode())
     write_seal(path.parent, KIND, path.parent.name, [path.name])
 

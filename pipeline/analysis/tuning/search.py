@@ -72,9 +72,8 @@ class SearchResult:
 
     def text(self) -> str:
         ranked = sorted((t for t in self.trials if t.value is not None), key=lambda t: -(t.value or 0))
-        lines = [
-            f"{len(self.trials)} trials over {len(self.folds)} folds of {', '.join(map(str, self.folds))} train sessions"
-        ]
+        sizes = ", ".join(map(str, self.folds))
+        lines = [f"{len(self.trials)} trials over {len(self.folds)} folds of {sizes} train sessions"]
         for trial in ranked[:5]:
             shown = ", ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in trial.params.items())
             lines.append(f"  {trial.value:.2f}  ({', '.join(f'{f:.1f}' for f in trial.folds)})  {shown}")
@@ -106,9 +105,8 @@ def tune(
     """
     dataset = train_only(dataset)
     if spec.models and model not in spec.models:
-        raise ManifestError(
-            [Problem(spec.name, "--model", f"the spec has no model {model!r}", nearest(model, spec.models))]
-        )
+        what = f"the spec has no model {model!r}"
+        raise ManifestError([Problem(spec.name, "--model", what, nearest(model, spec.models))])
     axes = space_for(model, search)
     experiment = Experiment(spec, dataset, workspace, device, log)
     experiment.require_train("and a search fits and validates on them")
@@ -151,7 +149,6 @@ def tune(
 
 
 def _cuts(spec: RunSpec, dataset: Dataset, sessions: Sequence[Session], folds: int) -> list[list[int]]:
-    """Return the indices of the held-out sessions of each fold."""
     if folds > 1:
         return pair_clean_folds(sessions, folds, spec.validation.seed)
     _, validation = fitting_sessions(spec, dataset)

@@ -56,7 +56,6 @@ class Axis:
         return round(value) if self.whole else value
 
     def distribution(self, kinds: Any) -> Any:
-        """Return the axis as one of optuna's distributions."""
         if self.choices:
             return kinds.CategoricalDistribution(self.choices)
         if self.whole:
@@ -108,11 +107,8 @@ def space_for(model: str, asked: Sequence[str] = ()) -> tuple[Axis, ...]:
     known = [*own, *(f"training.{name}" for name in Training.model_fields)] if kind.trainable else own
     texts = asked or [f"{key}={values}" for key, values in DEFAULTS.items() if key in known]
     axes = [parse_axis(text) for text in texts]
-    problems = [
-        Problem("--search", a.key, f"{model} has no such option", nearest(a.key, known))
-        for a in axes
-        if a.key not in known
-    ]
+    strange = [a.key for a in axes if a.key not in known]
+    problems = [Problem("--search", key, f"{model} has no such option", nearest(key, known)) for key in strange]
     repeated = {a.key for a in axes if sum(b.key == a.key for b in axes) > 1}
     problems += [Problem("--search", key, "given more than once", "each may appear once") for key in sorted(repeated)]
     if not axes:
@@ -123,7 +119,6 @@ def space_for(model: str, asked: Sequence[str] = ()) -> tuple[Axis, ...]:
 
 
 def nested(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split flat parameters into (options, training)."""
     head = "training."
     options = {k: v for k, v in params.items() if not k.startswith(head)}
     return options, {k.removeprefix(head): v for k, v in params.items() if k.startswith(head)}

@@ -73,9 +73,7 @@ class SharedSpace(Composer):
         self.dim = image_dim
 
     def words(self, text: Tensor) -> Tensor:
-        """[B, D] -> [B, D]."""
         return normalize(text, dim=-1)
 
     def target(self, image: Tensor) -> Tensor:
-        """[B, D] -> [B, D]."""
         return normalize(image, dim=-1)

@@ -44,7 +44,6 @@ class Combiner(SharedSpace):
         self.dropout = nn.Dropout(o.dropout)
 
     def query(self, image: Tensor, text: Tensor) -> Tensor:
-        """[B, D], [B, D] -> [B, D]."""
         words = self.dropout(self.text_projection_layer(text).relu())
         pixels = self.dropout(self.image_projection_layer(image).relu())
         both = torch.cat([words, pixels], dim=-1)

@@ -33,7 +33,6 @@ class Fusion(SharedSpace):
     other = 'a trained composer (name = "gated")'
 
     def query(self, image: Tensor, text: Tensor) -> Tensor:
-        """[B, D], [B, D] -> [B, D]."""
         alpha = self.options.alpha
         if not self.options.raw:
             image, text = normalize(image, dim=-1), normalize(text, dim=-1)

@@ -67,7 +67,6 @@ class Gated(Composer):
         return (self.project_image,)
 
     def query(self, image: Tensor, text: Tensor) -> Tensor:
-        """[B, image_dim], [B, text_dim] -> [B, dim]."""
         reference = normalize(self.project_image(self.dropout(image)), dim=-1)
         words = normalize(self.project_text(self.dropout(text)), dim=-1)
         # Unit-norm rows have entries near 1/sqrt(D): rescale, so that the heads' inputs and outputs have unit scale.
@@ -77,9 +76,7 @@ class Gated(Composer):
         return normalize(gate * reference + (1 - gate) * words + self.residual(joint) / size, dim=-1)
 
     def words(self, text: Tensor) -> Tensor:
-        """[B, text_dim] -> [B, dim]."""
         return normalize(self.project_text(text), dim=-1)
 
     def target(self, image: Tensor) -> Tensor:
-        """[B, image_dim] -> [B, dim]."""
         return normalize(self.project_image(image), dim=-1)

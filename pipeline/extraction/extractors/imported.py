@@ -12,8 +12,7 @@ import torch
 from pydantic import Field
 
 from manifests.schema import Dataset, Image
-from pipeline.extraction.array_lookup import Lookup
-from pipeline.extraction.arrays import open_arrays
+from pipeline.extraction.arrays import Lookup, open_arrays
 from pipeline.extraction.extractors.base import Card, Extractor, ExtractorOptions
 
 

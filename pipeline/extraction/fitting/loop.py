@@ -99,7 +99,6 @@ def load_state(
 
 
 def trained(network: nn.Module) -> list[nn.Parameter]:
-    """Return the trained parameters in the network's order."""
     return [p for p in network.parameters() if p.requires_grad]
 
 

@@ -19,6 +19,14 @@ def lstm_cell(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
     return leave.sigmoid() * cell.tanh(), cell
 
 
+def gru_cell(given: Tensor, kept: Tensor, hidden: Tensor) -> Tensor:
+    """Return the state [B, H] from the gates of input and state [B, 3 H], in torch's order, and the previous state."""
+    (reset, update, new), (old_reset, old_update, old) = given.chunk(3, -1), kept.chunk(3, -1)
+    new = (new + (reset + old_reset).sigmoid() * old).tanh()
+    share = (update + old_update).sigmoid()
+    return share * hidden + (1 - share) * new
+
+
 class _Plain(nn.Module):
     """Module with the parameters of a torch layer, by their names."""
 
@@ -61,11 +69,7 @@ class PlainGRU(_Plain):
         hidden = given.new_zeros(len(inputs), given.shape[-1] // 3)
         states = []
         for turn in given.unbind(1):
-            reset, update, new = turn.chunk(3, -1)
-            from_reset, from_update, from_new = F.linear(hidden, self.weight_hh_l0, self.bias_hh_l0).chunk(3, -1)
-            new = (new + (reset + from_reset).sigmoid() * from_new).tanh()
-            share = (update + from_update).sigmoid()
-            hidden = share * hidden + (1 - share) * new
+            hidden = gru_cell(turn, F.linear(hidden, self.weight_hh_l0, self.bias_hh_l0), hidden)
             states.append(hidden)
         return torch.stack(states, 1), None
 

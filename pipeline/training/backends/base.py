@@ -76,7 +76,6 @@ class Trainer:
             group["lr"] = group["initial_lr"] * group["model"].rate(progress)
 
     def _clip(self, run: int) -> None:
-        """Clip the gradients of run ``run`` as its settings ask."""
         if (limit := self.trainings[run].clip_norm) is not None:
             torch.nn.utils.clip_grad_norm_(self.tensors_of(run), limit)
 

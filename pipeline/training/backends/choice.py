@@ -51,8 +51,8 @@ def choose_backend(
     if asked != "auto":
         fallback = f"backend {asked}: {_why_not(asked, models, features, trainings)}; "
     for name in able:
-        if name == "reference" or (name == "fast" and _stacked_on_cpu(models, features)):
-            continue
+        if name == "reference" or (name == "fast" and features.device.type == "cpu" and cascade.why_not(models)):
+            continue  # on a CPU, torch's own layers are faster than stacked models, which save kernel launches
         try:
             measured_step(models, features, trainings, name)()
             return BackendChoice(name, fallback + f"using {name}" if fallback else "")
@@ -60,14 +60,6 @@ def choose_backend(
             why = next(iter(str(error).strip().splitlines()), "")
             fallback += f"backend {name} failed its first step ({type(error).__name__}: {why}); "
     return BackendChoice("reference", fallback + "using reference" if fallback else "")
-
-
-def _stacked_on_cpu(models: Sequence[MemoryModel], features: SessionFeatures) -> bool:
-    """Return whether the fast path would stack models on a CPU, where torch's own layers are faster.
-
-    Stacking saves kernel launches, which matter on a GPU only.
-    """
-    return features.device.type == "cpu" and bool(cascade.why_not(models))
 
 
 def able_backends(models: Sequence[MemoryModel], features: SessionFeatures, trainings: Sequence[Training]) -> list[str]:
@@ -113,20 +105,18 @@ def build_trainer(
     """
     if backend == "reference":
         return Trainer(models, features, trainings)
-    if cascade.why_not(models) and backend in ("fast", "graph"):
-        return (stacked.StackedTrainer if backend == "fast" else stacked.StackedGraphTrainer)(
-            models, features, trainings
-        )
+    if backend in ("fast", "graph"):
+        kinds: tuple[type[Trainer], ...] = (cascade.FastTrainer, graph.GraphTrainer)
+        if cascade.why_not(models):
+            kinds = (stacked.StackedTrainer, stacked.StackedGraphTrainer)
+        return kinds[backend == "graph"](models, features, trainings)
     if backend == "numba":
         from pipeline.training.cascade.turn_numba import NumbaTurn
 
         return cascade.FastTrainer(models, features, trainings, NumbaTurn())
-    if backend == "triton":
-        from pipeline.training.cascade.turn_triton import TritonTurn
+    from pipeline.training.cascade.turn_triton import TritonTurn
 
-        return graph.GraphTrainer(models, features, trainings, TritonTurn())
-    kind = cascade.FastTrainer if backend == "fast" else graph.GraphTrainer
-    return kind(models, features, trainings)
+    return graph.GraphTrainer(models, features, trainings, TritonTurn())
 
 
 def measured_step(

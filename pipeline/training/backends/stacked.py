@@ -30,17 +30,13 @@ def why_not(models: Sequence[MemoryModel]) -> str:
     return ""
 
 
-def _unset(*_: Any) -> Tensor:
-    raise NotImplementedError("a call has no function yet")
-
-
 class _Call(nn.Module):
     """Module that calls ``of(model, *inputs)``, so that ``functional_call`` can run any method of the model."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model: Any = model
-        self.of: Callable[..., Tensor] = _unset
+        self.of: Callable[..., Tensor]  # set before each call
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return self.of(self.model, *inputs)
@@ -62,7 +58,6 @@ class StackedModels(nn.Module):
 
     @property
     def own_loss(self) -> bool:
-        """Whether the model has its own loss."""
         return type(self._call[0].model).objective is not MemoryModel.objective
 
     def draw(self, step: Step) -> tuple[Tensor, ...]:
@@ -133,8 +128,6 @@ def _given(kept: Tensor) -> Callable[[Tensor, float], Tensor]:
 
 
 class _Stacking(FastTrainer):
-    """Parts common to the trainers of stacked models."""
-
     cascade: Any
 
     def _stack(self, models: Sequence[MemoryModel], ops: Any) -> StackedModels:

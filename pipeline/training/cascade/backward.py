@@ -1,7 +1,6 @@
 """Backward pass of the cascade: the chain of stages in reverse (``turn_ops.py``), all else in batched products.
 
-Gradients of weights are one product each over all turns. Values that are equal for all sessions, such as most of the
-initial state, enter them as one row.
+Gradients of weights are one product each over all turns; values equal for all sessions enter as one row.
 """
 
 from __future__ import annotations
@@ -79,10 +78,7 @@ class _Backward:
         self._own(n, cell, first)
 
     def _first_turn(self, turn: Turn) -> tuple[Tensor, Tensor]:
-        """Process turn 1 of all stages at once, as its read vectors are constant.
-
-        Returns the gradients of the initial cells and of r^0(1).
-        """
+        """Process turn 1, whose read vectors are constant; return gradients of the initial cells and of r^0(1)."""
         width, hidden, saved = self.shape.width, self.shape.hidden, self.saved
         if turn.read is None:
             self.d_reading[:, :, 0] = 0

@@ -136,10 +136,7 @@ def taps(weights: Tensor) -> Tensor:
 
 
 def address(rows: MemoryRows | None, key: Tensor | None, raw: Tensor, previous: Tensor) -> HeadWeights:
-    """Compute the addressing weights of a head from its key [L, B, M] and raw scalars [L, B, 6].
-
-    ``rows``: None for a memory whose rows are all equal, which needs no key.
-    """
+    """Compute a head's weights from key [L, B, M], raw scalars [L, B, 6]; ``rows`` None: all equal, no key needed."""
     strength, sharpening = softplus(raw[..., :1]), softplus(raw[..., 5:]) + 1
     gate, shift = raw[..., 1:2].sigmoid(), raw[..., 2:5].softmax(-1)
     if rows is None or key is None:
@@ -198,10 +195,7 @@ def address_backward(d_weights: Tensor, head: HeadWeights, d_raw: Tensor) -> Hea
 
 
 def write(memory: Tensor, weights: Tensor, erase: Tensor, add: Tensor, out: Tensor) -> Tensor:
-    """Erase, then add: [L, B, N, M], [L, B, N], [L, B, M], [L, B, M] -> ``out`` [L, B, N, M].
-
-    A memory whose rows are all equal may be given as one row, [.., 1, M].
-    """
+    """Erase, add: [L, B, N, M] (equal rows: [.., 1, M]), [L, B, N], [L, B, M], [L, B, M] -> ``out`` [L, B, N, M]."""
     place = out if memory.shape == out.shape else None
     change = torch.addcmul(add.unsqueeze(-2), memory, erase.unsqueeze(-2), value=-1, out=place)
     return torch.addcmul(memory, weights.unsqueeze(-1), change, out=out)

@@ -21,10 +21,7 @@ from pipeline.training.models._ntm import READ, WRITE
 
 
 def forward(queries: Tensor, derived: Tensor | None, weights: Weights, saved: SavedActivations, ops: TurnOps) -> Tensor:
-    """Compute [r^C; h^C], [K, T, B, M + H].
-
-    queries: [K, T, B, D]; derived: [K, T, B, C-1, D], None for C = 1.
-    """
+    """Compute [r^C; h^C], [K, T, B, M + H]. queries: [K, T, B, D]; derived: [K, T, B, C-1, D], None for C = 1."""
     saved.features[:, -1] = queries
     if derived is not None:
         saved.features[:, :-1] = derived.permute(0, 3, 1, 2, 4)

@@ -17,11 +17,9 @@ from torch.nn import functional as F
 
 from manifests.schema import Training
 from pipeline.training.cascade.trainer import FastTrainer
-from pipeline.training.cascade.turn_ops import TurnOps
 from pipeline.training.data import SessionFeatures
 from pipeline.training.determinism import RunRandom
 from pipeline.training.errors import TrainingError
-from pipeline.training.models.base import MemoryModel
 from pipeline.training.objective import Step, losses_of
 
 WARM_UP = 3  # steps before a capture, required by CUDA graphs; their changes are undone
@@ -50,15 +48,11 @@ def record(step: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
     """Capture ``step`` as a CUDA graph without running it; return the replay function and its result tensor."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        result = step()
-    return graph.replay, result
+        return graph.replay, step()
 
 
 class Captured(NamedTuple):
-    """A captured step. ``replay`` reads sessions [K, B] and drawn in place, and writes the losses [K].
-
-    drawn: random numbers of the step, e.g. dropout factors [K, B, T, D].
-    """
+    """A captured step. ``replay`` reads sessions [K, B] and drawn (e.g. dropout) in place, and writes losses [K]."""
 
     replay: Callable[[], object]
     sessions: Tensor
@@ -71,16 +65,10 @@ class GraphTrainer(FastTrainer):
 
     capturable = True
 
-    def __init__(
-        self,
-        models: Sequence[MemoryModel],
-        features: SessionFeatures,
-        trainings: Sequence[Training],
-        ops: TurnOps | None = None,
-    ):
-        super().__init__(models, features, trainings, ops)
-        reason = why_not(features, trainings, all(o.plain for o in self.objectives))
-        if reason:
+    def __init__(self, *given: Any):
+        """Set up as ``FastTrainer``. Raises TrainingError if a step cannot be captured."""
+        super().__init__(*given)
+        if reason := why_not(self.features, self.trainings, all(o.plain for o in self.objectives)):
             raise TrainingError(f"no graph: {reason}; use the backend fast")
         self._graphs: dict[tuple[Any, ...], Captured] = {}
 
@@ -118,7 +106,6 @@ class GraphTrainer(FastTrainer):
         return losses.detach()
 
     def _step_losses(self, steps: Sequence[Step], drawn: tuple[Tensor, ...]) -> Tensor:
-        """Return the differentiable losses [K]."""
         queries = torch.stack([step.batch.queries for step in steps])
         predicted = self._predicted(queries, queries * drawn[0] if drawn else queries)
         return losses_of(self.objectives, steps, predicted)

@@ -57,7 +57,6 @@ def _softplus_slope(x: float) -> float:
 
 @compiled
 def _softmax(x) -> None:
-    """Replace ``x`` by its softmax in place."""
     highest, total = x[0], x.dtype.type(0)
     for i in range(1, len(x)):
         highest = max(highest, x[i])
@@ -206,36 +205,23 @@ def read(memory, norms, states, raws, previous, cosines, weights, c: int, n: int
 def read_backward(
     memory, norms, raws, previous, cosines, d_read, d_weights, d_raws, d_previous, dots, pulls, c: int, n: int
 ) -> None:
-    """Backward of ``read``, given d_read [K, C, B, M].
-
-    ``d_weights`` [K, C, B, N] has the other gradients of the weights, and is overwritten.
-    """
+    """Backward of ``read``; d_read: [K, C, B, M]; overwrites d_weights [K, C, B, N], the weights' other gradients."""
     runs, _, batch, slots, width = memory.shape
     room, d_cosines = np.empty((5, max(3, slots)), memory.dtype), np.empty(slots, memory.dtype)
     for k in range(runs):
         for b in range(batch):
             raw, d_raw, rows, gradient = raws[k, c, n, b], d_raws[k, c, n, b], memory[k, c, b], d_read[k, c, b]
-            found = cosines[k, c, b]
-            _address(raw[width:], found, False, previous[k, c, b], room)
+            found, at = cosines[k, c, b], d_weights[k, c, b]
+            before, d_before = previous[k, c, b], d_previous[k, c, b]
+            _address(raw[width:], found, False, before, room)
             for i in range(slots):
                 total, row = gradient.dtype.type(0), rows[i]
                 for m in range(width):
                     total += gradient[m] * row[m]
-                d_weights[k, c, b, i] += total
-            _address_backward(
-                d_weights[k, c, b],
-                raw[width:],
-                found,
-                False,
-                previous[k, c, b],
-                room,
-                d_raw[width:],
-                d_previous[k, c, b],
-                d_cosines,
-            )
-            _key_backward(
-                d_cosines, found, rows, norms[k, c, b], raw[:width], d_raw[:width], dots[k, c, b], pulls[k, c, b]
-            )
+                at[i] += total
+            _address_backward(at, raw[width:], found, False, before, room, d_raw[width:], d_before, d_cosines)
+            key, d_key = raw[:width], d_raw[:width]
+            _key_backward(d_cosines, found, rows, norms[k, c, b], key, d_key, dots[k, c, b], pulls[k, c, b])
 
 
 @compiled
@@ -267,24 +253,18 @@ def write(memory, norms, raws, previous, cosines, weights, new, new_norms, alike
 def write_backward(
     memory, norms, raws, previous, cosines, d_new, d_weights, d_raws, d_previous, dots, pulls, n: int, alike: bool
 ) -> None:
-    """Write turn ``n`` of d_raws [K, C, T - 1, B, ..], given d_new [K, C, B, N, M].
-
-    ``d_weights`` has the other gradients of the weights, and is overwritten.
-    """
+    """Write turn ``n`` of d_raws [K, C, T - 1, B, ..]; d_new: [K, C, B, N, M]; d_weights as in ``read_backward``."""
     runs, stages, batch, slots, width = d_new.shape
     room, d_cosines = np.empty((5, max(3, slots)), d_new.dtype), np.empty(slots, d_new.dtype)
     for k in range(runs):
         for c in range(stages):
             for b in range(batch):
-                raw, d_raw, rows, found = (
-                    raws[k, c, b],
-                    d_raws[k, c, n, b],
-                    memory[k, c, 0 if alike else b],
-                    cosines[k, c, b],
-                )
+                raw, d_raw, rows = raws[k, c, b], d_raws[k, c, n, b], memory[k, c, 0 if alike else b]
+                found, at = cosines[k, c, b], d_weights[k, c, b]
+                before, d_before = previous[k, c, b], d_previous[k, c, b]
                 erase, add = raw[SCALARS : SCALARS + width], raw[SCALARS + width : SCALARS + 2 * width]
                 d_erase, d_add = d_raw[SCALARS : SCALARS + width], d_raw[SCALARS + width : SCALARS + 2 * width]
-                _address(raw, found, alike, previous[k, c, b], room)
+                _address(raw, found, alike, before, room)
                 for m in range(width):
                     d_erase[m], d_add[m] = 0, 0
                 for i in range(slots):
@@ -296,20 +276,10 @@ def write_backward(
                         d_erase[m] -= weight * (gradient[m] * row[m])
                     for m in range(width):
                         d_add[m] += weight * gradient[m]
-                    d_weights[k, c, b, i] += total
+                    at[i] += total
                 for m in range(width):
                     d_erase[m] *= erase[m] - erase[m] * erase[m]
-                _address_backward(
-                    d_weights[k, c, b],
-                    raw,
-                    found,
-                    alike,
-                    previous[k, c, b],
-                    room,
-                    d_raw[:SCALARS],
-                    d_previous[k, c, b],
-                    d_cosines,
-                )
+                _address_backward(at, raw, found, alike, before, room, d_raw[:SCALARS], d_before, d_cosines)
                 if not alike:
                     key, d_key = raw[SCALARS + 2 * width :], d_raw[SCALARS + 2 * width :]
                     _key_backward(d_cosines, found, rows, norms[k, c, b], key, d_key, dots[k, c, b], pulls[k, c, b])

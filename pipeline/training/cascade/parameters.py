@@ -115,9 +115,8 @@ class StackedCascade(nn.Module):
         for k, model in enumerate(models):
             for c, stage in enumerate(model.stages):
                 own_read, own_hidden = self.from_own[k, c].tensor_split([width], 1)
-                stage.controller.weight_ih.copy_(
-                    torch.cat([self.from_previous[k, c], self.from_feature[k, c], own_read], 1)
-                )
+                inputs = (self.from_previous[k, c], self.from_feature[k, c], own_read)
+                stage.controller.weight_ih.copy_(torch.cat(inputs, 1))
                 stage.controller.weight_hh.copy_(own_hidden)
                 stage.controller.bias_ih.copy_(self.gate_biases[k, c, 0])
                 stage.controller.bias_hh.copy_(self.gate_biases[k, c, 1])

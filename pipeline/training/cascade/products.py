@@ -44,10 +44,7 @@ def _one_by_one(left: Tensor) -> bool:
 
 
 def _parts(dims: int, *stacks: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield views of ``dims`` dimensions, as few as possible.
-
-    Two leading dimensions are merged if all stacks allow it without a copy; otherwise the shorter one is iterated over.
-    """
+    """Yield views of ``dims`` dimensions, both leading ones merged if no stack is copied, else over the shorter one."""
     if stacks[0].dim() == dims:
         yield stacks
     elif dims == 3 and all(map(_can_be_one, stacks)):

@@ -89,20 +89,10 @@ class FastCascade(StackedCascade):
             inputs = F.dropout(queries, self.options.dropout, self.training)
         by_turn = inputs.transpose(1, 2)
         derived = None if self.shape.stages == 1 else self._derived(inputs)
-        weights = Weights(
-            self.from_previous,
-            self.from_feature,
-            self.from_own,
-            self.gate_biases.sum(2),
-            self.heads,
-            self.state,
-            self.cell,
-            self.start,
-            self.memory,
-        )
-        outputs = CascadeFunction.apply(
-            self._trace(by_turn), self._ops, self.learned_memory, by_turn, derived, *weights
-        )
+        own = {name: getattr(self, name) for name in Weights._fields if name != "gate_bias"}
+        weights = Weights(gate_bias=self.gate_biases.sum(2), **own)
+        given = (self._trace(by_turn), self._ops, self.learned_memory, by_turn, derived)
+        outputs = CascadeFunction.apply(*given, *weights)
         flat = LinearFunction.apply(outputs.flatten(1, 2), self.output) + self.output_bias.unsqueeze(1)
         predicted = flat.unflatten(1, by_turn.shape[1:3]).transpose(1, 2)
         if not self.options.residual:

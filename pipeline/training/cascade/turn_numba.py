@@ -7,10 +7,9 @@ from torch import Tensor
 
 from pipeline.training.cascade import numba_loops
 from pipeline.training.cascade.cell import HeadGradients
-from pipeline.training.cascade.head_weights import CompiledHeadWeights, begin_write, own_memory
 from pipeline.training.cascade.parameters import SCALARS
 from pipeline.training.cascade.saved_activations import SavedActivations, Weights
-from pipeline.training.cascade.turn_ops import GradIn, GradOut
+from pipeline.training.cascade.turn_ops import CompiledHeadWeights, GradIn, GradOut, begin_write, own_memory
 from pipeline.training.cascade.turn_torch import ControlBackward, control
 
 

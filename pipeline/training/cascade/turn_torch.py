@@ -5,22 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline.training.cascade.cell import (
-    HeadGradients,
-    HeadWeights,
-    MemoryRows,
-    address,
-    address_backward,
-    along_rows,
-    lstm,
-    lstm_backward,
-    lstm_slopes,
-    norm_slopes,
-    old_memory_gradient,
-    over_rows,
-    write,
-    write_backward,
-)
+from pipeline.training.cascade import cell
+from pipeline.training.cascade.cell import HeadGradients, HeadWeights, MemoryRows
 from pipeline.training.cascade.parameters import SCALARS
 from pipeline.training.cascade.products import add_product, product
 from pipeline.training.cascade.saved_activations import SavedActivations, Turn, Weights
@@ -36,28 +22,28 @@ class TorchTurn:
         for c in range(saved.shape.stages):
             raw = control(saved, weights, n, c)
             rows = turn.rows.stage(c)
-            heads.append(address(rows, raw[..., :width], raw[..., width:], previous[:, c]))
-            saved.states[:, c, n + 1, :, :width] = over_rows(heads[-1].weights, rows.memory)
+            heads.append(cell.address(rows, raw[..., :width], raw[..., width:], previous[:, c]))
+            saved.states[:, c, n + 1, :, :width] = cell.over_rows(heads[-1].weights, rows.memory)
         turn.read, turn.read_weights = heads, torch.stack([head.weights for head in heads], 1)
 
     def write(self, saved: SavedActivations, n: int, raw: Tensor, previous: Tensor) -> None:
         turn = saved.turns[n]
         scalars, erase, add, key = _parts(raw, saved.shape.width)
         erase.sigmoid_()
-        turn.write_raw, turn.write = raw, address(None if turn.side_by_side else turn.rows, key, scalars, previous)
-        memory = write(turn.rows.memory, turn.write.weights, erase, add, saved.memories[n])
+        turn.write_raw, turn.write = raw, cell.address(None if turn.side_by_side else turn.rows, key, scalars, previous)
+        memory = cell.write(turn.rows.memory, turn.write.weights, erase, add, saved.memories[n])
         saved.turns.append(Turn(MemoryRows.of(memory)))
 
     def write_backward(self, saved: SavedActivations, n: int, at: Tensor, d_raws: Tensor) -> HeadGradients:
         turn, width = saved.turns[n], saved.shape.width
         _, erase, add, key = _parts(turn.write_raw, width)
         scalars, d_erase, d_add, d_key = _parts(d_raws[:, :, n], width)
-        found = write_backward(saved.d_memory, turn.rows.memory, turn.write.weights, erase, add, saved.scratch)
+        found = cell.write_backward(saved.d_memory, turn.rows.memory, turn.write.weights, erase, add, saved.scratch)
         torch.ops.aten.sigmoid_backward.grad_input(found.erase, erase, grad_input=d_erase)
         d_add.copy_(found.add)
-        head = address_backward(found.weights.add_(at), turn.write, scalars)
+        head = cell.address_backward(found.weights.add_(at), turn.write, scalars)
         if not turn.side_by_side:
-            torch.addcmul(over_rows(head.dots, turn.rows.memory), head.key_pull, key, out=d_key)
+            torch.addcmul(cell.over_rows(head.dots, turn.rows.memory), head.key_pull, key, out=d_key)
         return head
 
     def backward(self, saved: SavedActivations, weights: Weights, n: int, grad_in: GradIn) -> GradOut:
@@ -65,10 +51,10 @@ class TorchTurn:
         controllers = ControlBackward(saved, weights, n, grad_in)
         for c in reversed(range(saved.shape.stages)):
             memory, raw = turn.rows.memory[:, c], grad_in.d_raws[:, c, n]
-            d_weights = along_rows(grad_in.read[:, c], memory).add_(grad_in.read_at[:, c])
-            head = address_backward(d_weights, turn.read[c], raw[..., width:])
+            d_weights = cell.along_rows(grad_in.read[:, c], memory).add_(grad_in.read_at[:, c])
+            head = cell.address_backward(d_weights, turn.read[c], raw[..., width:])
             key = saved.read_raw[:, c, n, :, :width]
-            torch.addcmul(over_rows(head.dots, memory), head.key_pull, key, out=raw[..., :width])
+            torch.addcmul(cell.over_rows(head.dots, memory), head.key_pull, key, out=raw[..., :width])
             heads.append(head)
             controllers.stage(c, raw)
         stacked = HeadGradients(*(torch.stack(parts[::-1], 1) for parts in zip(*heads, strict=True)))
@@ -85,7 +71,7 @@ def control(saved: SavedActivations, weights: Weights, n: int, c: int) -> Tensor
     """Compute r^{c-1}(n) -> gates -> hidden state -> raw outputs of the read head [K, B, M + 6], of stage ``c``."""
     width, gates, hidden = saved.shape.width, saved.gates[:, c, n], saved.hidden(n)[:, c]
     add_product(gates, saved.stage_input(c, n), weights.from_previous[:, c].mT)
-    lstm(gates, saved.cells[:, c, n], saved.cells[:, c, n + 1], saved.squashed[:, c, n], hidden)
+    cell.lstm(gates, saved.cells[:, c, n], saved.cells[:, c, n + 1], saved.squashed[:, c, n], hidden)
     given, heads = saved.states[:, c, n + 1, :, width:], weights.heads[:, c, :, : width + SCALARS]  # [h; 1]
     return product(given, heads, out=saved.read_raw[:, c, n])
 
@@ -97,14 +83,14 @@ class ControlBackward:
         hidden, gates = saved.shape.hidden, saved.gates[:, :, n]
         self.weights, self.grad_in, self.forget = weights, grad_in, gates[..., hidden : 2 * hidden]
         self.reading = weights.heads[:, :, :-1, : saved.shape.width + SCALARS].mT
-        self.to_cell = lstm_slopes(gates, saved.cells[:, :, n], saved.squashed[:, :, n], grad_in.d_gates)
+        self.to_cell = cell.lstm_slopes(gates, saved.cells[:, :, n], saved.squashed[:, :, n], grad_in.d_gates)
         self.cell = torch.empty_like(grad_in.cell)
 
     def stage(self, c: int, d_raw: Tensor) -> None:
         """Process stage ``c``: from the gradient of its read head's raw outputs, add that of r^{c-1}(n) in place."""
         given, from_previous = self.grad_in, self.weights.from_previous[:, c]
         d_gates, d_hidden = given.d_gates[:, c], add_product(given.hidden[:, c], d_raw, self.reading[:, c])
-        self.cell[:, c] = lstm_backward(d_hidden, given.cell[:, c], self.forget[:, c], self.to_cell[:, c], d_gates)
+        self.cell[:, c] = cell.lstm_backward(d_hidden, given.cell[:, c], self.forget[:, c], self.to_cell[:, c], d_gates)
         if c:
             add_product(given.read[:, c - 1], d_gates, from_previous)
         else:
@@ -126,7 +112,7 @@ def gather(
         left.append(writing.dots)
         right.append(key)
         pull = pull + writing.pull
-        old_memory_gradient(total, turn.write.weights, erase, saved.scratch)
+        cell.old_memory_gradient(total, turn.write.weights, erase, saved.scratch)
     product = torch.stack(left, -1).flatten(0, 2), torch.stack(right, -2).flatten(0, 2)
     total.flatten(0, 2).baddbmm_(*product, beta=int(writing is not None))
-    total.addcmul_((pull * norm_slopes(turn.rows.norms)).unsqueeze(-1), turn.rows.memory)
+    total.addcmul_((pull * cell.norm_slopes(turn.rows.norms)).unsqueeze(-1), turn.rows.memory)

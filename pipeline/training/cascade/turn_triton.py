@@ -1,8 +1,4 @@
-"""A turn as Triton kernels between batched products (``kernels/``).
-
-One kernel each for the forward and backward of the chain of stages and of the write, and one for the gradient of the
-memories.
-"""
+"""A turn as Triton kernels between batched products: chain and write with their backward, the memories' gradient."""
 
 from __future__ import annotations
 
@@ -13,13 +9,12 @@ import triton
 from torch import Tensor
 
 from pipeline.training.cascade.cell import HeadGradients, along_rows, over_rows
-from pipeline.training.cascade.head_weights import begin_write, own_memory
 from pipeline.training.cascade.kernels.memory import gather_memory, write_memory, write_memory_backward
 from pipeline.training.cascade.kernels.stages import backward_turn, forward_turn
 from pipeline.training.cascade.parameters import SCALARS, Shape
 from pipeline.training.cascade.products import product
 from pipeline.training.cascade.saved_activations import SavedActivations, Weights
-from pipeline.training.cascade.turn_ops import GradIn, GradOut
+from pipeline.training.cascade.turn_ops import GradIn, GradOut, begin_write, own_memory
 
 FUSED = {"enable_fp_fusion": True}  # Triton 3.10 changes its default, which speed and the last digits depend on
 TILE = 4096  # maximum elements of a tile whose size is chosen here: 32 registers in each of 128 threads

@@ -1,4 +1,4 @@
-"""Base class of the losses."""
+"""Base class of the losses, and the paper's: in-batch cross-entropy over cosine similarity, all turns in one product."""
 
 from __future__ import annotations
 
@@ -6,9 +6,44 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from manifests.schema import Frozen
+
+
+def turnwise_cross_entropy(
+    predicted: Tensor, targets: Tensor, lengths: Tensor | None = None, scale: float = 1.0
+) -> Tensor:
+    """Return the mean over turns n of L_n = 1/B sum_i -log softmax_j(scale * cos(i f'_qry(n), j f_tar(n)))[i].
+
+    The targets of all other sessions at the same turn are negatives, even if two sessions share a target image, as in
+    the paper's formula (section 3.2).
+
+    Args:
+        predicted: [B, T, D], f'_qry.
+        targets: [B, T, D], f_tar.
+        lengths: [B], turns before padding, to exclude the repeated turns as queries and as negatives; each turn is
+            then averaged over its own sessions, and a turn with fewer than two sessions has no loss. None includes the
+            repeated turns (the paper).
+        scale: inverse temperature; 1 in the paper.
+
+    Returns:
+        Scalar.
+    """
+    queries = F.normalize(predicted, dim=-1).transpose(0, 1)  # [T, B, D]
+    candidates = F.normalize(targets, dim=-1).transpose(0, 1)
+    logits = scale * queries @ candidates.transpose(1, 2)  # [T, B, B], the true target on the diagonal
+    if lengths is None:
+        return -logits.log_softmax(-1).diagonal(dim1=1, dim2=2).mean()
+    present = torch.arange(logits.shape[0], device=lengths.device)[:, None] < lengths  # [T, B]
+    present = present & (present.sum(1, keepdim=True) >= 2)
+    # A row without a finite logit has a NaN gradient, so a padded row keeps its own logit and is weighted by zero.
+    own = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)
+    losses = -logits.masked_fill(~(present[:, None, :] | own), -torch.inf).log_softmax(-1).diagonal(dim1=1, dim2=2)
+    counts = present.sum(1)
+    per_turn = (losses * present).sum(1) / counts.clamp_min(1)
+    return per_turn.sum() / (counts > 0).sum().clamp_min(1)
 
 
 class Loss(ABC):
@@ -22,16 +57,10 @@ class Loss(ABC):
 
     @abstractmethod
     def __call__(self, scores: Tensor, own: Tensor, allowed: Tensor | None, scale: float) -> Tensor:
-        """Compute the loss of each of B queries.
+        """Compute the loss [B] of each query from the cosines ``scores`` [B, K] with the candidates.
 
-        Args:
-            scores: [B, K], cosine similarity of each query to each candidate.
-            own: int64 [B], the column of each query's target.
-            allowed: bool [B, K], candidates that count as negatives (a query's own column is ignored); None: all.
-            scale: inverse temperature (``training.scale``), for losses that use one.
-
-        Returns:
-            [B].
+        own: int64 [B], the column of each query's target. allowed: bool [B, K], candidates that count as negatives (the
+        own column is ignored), None for all. scale: inverse temperature (``training.scale``).
         """
 
     @staticmethod

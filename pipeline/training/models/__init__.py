@@ -15,16 +15,12 @@ models: Registry[MemoryModel] = Registry("pipeline.training.models", MemoryModel
 
 
 def model_options(name: str, options: dict[str, Any], file: str = "") -> tuple[type[MemoryModel], Frozen]:
-    """Return the class and the validated options of model ``name`` without building it.
-
-    Raises ManifestError, with the nearest name, for an unknown model or option.
-    """
+    """Return class and validated options of a model. Raises ManifestError, with the nearest name, if one is unknown."""
     model = models.get(name, file, f"key models.{name}")
     return model, valid_options(model.Options, options, file or "memory model", f"models.{name}")
 
 
 def model_names() -> tuple[str, ...]:
-    """Return the names of all memory models and presets."""
     return (*models.names(), *presets())
 
 
@@ -51,15 +47,3 @@ def is_fitted(name: str, options: dict[str, Any]) -> bool:
     own = {key: value for key, value in options.items() if key != "training"}
     kind, parsed = model_options(model_named(name), own)
     return kind.trainable or getattr(parsed, "alpha", 0) is None
-
-
-__all__ = [
-    "MemoryModel",
-    "build_model",
-    "is_fitted",
-    "model_class",
-    "model_names",
-    "model_options",
-    "model_title",
-    "models",
-]

@@ -61,8 +61,6 @@ class Residual(nn.Module):
 
 
 class ResidualModel(MemoryModel):
-    """Model with a ``residual`` connection, chosen by its option of this name."""
-
     residual: Residual
 
     def fit_parameters(self, features: SessionFeatures) -> dict[str, Any]:

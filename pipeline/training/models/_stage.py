@@ -51,26 +51,15 @@ class DerivedFeatures(nn.Module):
             raise TrainingError("a training batch of one session has no batch statistics; give at least two sessions")
         positions = [min(first_turn + n, TRACKED_TURNS - 1) for n in range(turns)]
         mean, var = self.running_mean[positions], self.running_var[positions]
-        out = F.batch_norm(
-            F.linear(queries, self.weight).flatten(1),
-            mean.view(-1),
-            var.view(-1),
-            self.gain.repeat(turns),
-            self.bias.repeat(turns),
-            self.training,
-            self.momentum,
-            self.eps,
-        )
-        if self.training:
-            self._keep(mean, var)
+        inputs, statistics = F.linear(queries, self.weight).flatten(1), (mean.view(-1), var.view(-1))
+        gain, bias = self.gain.repeat(turns), self.bias.repeat(turns)
+        out = F.batch_norm(inputs, *statistics, gain, bias, self.training, self.momentum, self.eps)
+        if self.training:  # batch_norm has updated ``mean`` and ``var``, copies of [T, (C-1) D], in place
+            with torch.no_grad():
+                for kept, new in ((self.running_mean, mean), (self.running_var, var)):
+                    kept[: len(new)] = new[:TRACKED_TURNS]
+                    kept[len(new) :] = new[-1]
         return out.view(batch, turns, self.count, self.dim)
-
-    def _keep(self, mean: Tensor, var: Tensor) -> None:
-        """Store the running statistics [T, (C-1) D], which ``batch_norm`` has updated in place on copies."""
-        with torch.no_grad():
-            for kept, new in ((self.running_mean, mean), (self.running_var, var)):
-                kept[: len(new)] = new[:TRACKED_TURNS]
-                kept[len(new) :] = new[-1]
 
 
 class Stage(nn.Module):

@@ -64,18 +64,10 @@ class MemoryModel(nn.Module, ABC):
         return getattr(self.options, "texts", 0)
 
     def forward(self, queries: Tensor, lengths: Tensor) -> Tensor:
-        """Compute f'_qry(1..T).
+        """Compute f'_qry(1..T), [B, T, D]. Raises TrainingError for shapes that do not match the model or each other.
 
-        Args:
-            queries: [B, T, D], f_qry(1..T), or [B, T, D + E] for a model that reads ``texts``; sessions shorter than T
-                are padded at the end.
-            lengths: int64 [B], turns before padding.
-
-        Returns:
-            [B, T, D].
-
-        Raises:
-            TrainingError: shapes that do not match the model or each other.
+        queries: [B, T, D], f_qry(1..T), or [B, T, D + E] for a model that reads ``texts``; sessions shorter than T are
+        padded at the end. lengths: int64 [B], turns before padding.
         """
         if queries.dim() != 3 or queries.shape[-1] != self.dim + self.texts or queries.shape[1] < 1:
             raise TrainingError(
@@ -101,13 +93,8 @@ class MemoryModel(nn.Module, ABC):
         """Score each candidate for each session after its last turn; higher is better.
 
         The default is the cosine of f'_qry(N) and f_tar; a model with ``scores`` overrides it. A score does not depend
-        on padding, the other sessions or the other candidates.
-
-        Args:
-            queries, lengths: as ``forward``. candidates: [G, D], f_tar.
-
-        Returns:
-            [B, G].
+        on padding, the other sessions or the other candidates. queries, lengths: as ``forward``; candidates: [G, D],
+        f_tar. Returns [B, G].
         """
         last = last_turn(self(queries, lengths), lengths)
         return F.normalize(last, dim=-1) @ F.normalize(candidates, dim=-1).T

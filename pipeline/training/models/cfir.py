@@ -76,10 +76,7 @@ class CFIR(MemoryModel):
         return torch.cat([self._scores(turns, session, absent, part) for part in candidates.split(size)], 1)
 
     def _scores(self, turns: Tensor, session: Tensor, absent: Tensor, candidates: Tensor) -> Tensor:
-        """Compute scores from inner products, without a vector per pair.
-
-        [B, T, W], [B, W], bool [B, T], [G, D] -> [B, G].
-        """
+        """Score by inner products, without a vector per pair: [B, T, W], [B, W], bool [B, T], [G, D] -> [B, G]."""
         whole = self.candidate(candidates)  # [G, W]
         fields = self.fields(candidates).unflatten(-1, (self.options.fields, -1))  # [G, F, W]
         affinity = torch.einsum("btw,gkw->bgtk", self.attention(turns), fields) / math.sqrt(turns.shape[-1])

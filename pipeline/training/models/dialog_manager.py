@@ -105,10 +105,9 @@ class DialogManager(MemoryModel):
             near = torch.cdist(predicted, gallery)[..., first].masked_fill(empty, torch.inf)
             nearest = near.sort(dim=-1, stable=True).indices[..., : o.actions]
             between = torch.cdist(gallery, gallery)[first][:, first].masked_fill(empty, torch.inf)
-            ranks = _summed_ranks(between, nearest, places, present).masked_fill(
-                empty[nearest], torch.iinfo(torch.int64).max
-            )
-            best = nearest.gather(2, ranks.argmin(2, keepdim=True))
+            ranks = _summed_ranks(between, nearest, places, present)
+            last = ranks.masked_fill(empty[nearest], torch.iinfo(torch.int64).max)
+            best = nearest.gather(2, last.argmin(2, keepdim=True))
         choices = torch.cat([best, wrong], 2)  # [B, T, 1 + negatives], the label first
         logits = -(predicted[:, :, None] - gallery[choices]).square().sum(-1) / o.temperature
         same = torch.cat([torch.zeros_like(best, dtype=torch.bool), wrong == best], 2)

@@ -41,9 +41,8 @@ class Transformer(ResidualModel):
         layer = nn.TransformerEncoderLayer(
             options.width, options.heads, 2 * options.width, options.dropout, "gelu", batch_first=True, norm_first=True
         )
-        self.layers = nn.TransformerEncoder(
-            layer, options.layers, norm=nn.LayerNorm(options.width), enable_nested_tensor=False
-        )
+        norm = nn.LayerNorm(options.width)
+        self.layers = nn.TransformerEncoder(layer, options.layers, norm=norm, enable_nested_tensor=False)
         self.output = nn.Linear(options.width, dim)
         self.residual = Residual(options.residual, self.output)
 

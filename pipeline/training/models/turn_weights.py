@@ -36,10 +36,8 @@ class TurnWeights(MemoryModel):
     def __init__(self, options: Options, dim: int):
         super().__init__(options, dim)
         if options.texts not in (0, dim):
-            raise TrainingError(
-                f"turn_weights: text rows of width {options.texts} cannot be summed with features of width {dim}; "
-                f"set the option texts to 0 or {dim}"
-            )
+            what = f"turn_weights: text rows of width {options.texts} cannot be summed with features of width {dim};"
+            raise TrainingError(f"{what} set the option texts to 0 or {dim}")
         seen = options.turns
         self.kinds = 1 + (options.texts > 0)
         self.table = nn.Parameter(torch.zeros(seen, seen, self.kinds))  # [turn number, turns back, f_qry or text]
@@ -80,7 +78,5 @@ class TurnWeights(MemoryModel):
         cosines = (unit @ unit.mT)[..., self.pairs[0], self.pairs[1]]
         number = torch.eye(seen, dtype=window.dtype, device=window.device)[place].expand(window.shape[0], -1, -1)
         inner = F.gelu(self.hidden(dropout(torch.cat([cosines, number], -1), self.options.dropout, self.training)))
-        weights = self.table[place] + self.output(dropout(inner, self.options.dropout, self.training)).unflatten(
-            -1, (seen, self.kinds)
-        )
-        return torch.einsum("btskd,btsk->btd", window, weights)
+        own = self.output(dropout(inner, self.options.dropout, self.training)).unflatten(-1, (seen, self.kinds))
+        return torch.einsum("btskd,btsk->btd", window, self.table[place] + own)

@@ -23,15 +23,12 @@ def lines(series: Mapping[str, Points], x: str, y: str, about: str) -> str:
         path = " ".join(f"{plane.x(a):.1f},{plane.y(b):.1f}" for a, b in points)
         color = f"var(--c{number % COLORS})"
         mark = _mark(plane.x(points[-1][0]), plane.y(points[-1][1]), color) if points else ""
-        body.append(
-            f'<g><title>{escape(name)}</title><polyline points="{path}" fill="none" stroke="{color}" '
-            f'stroke-width="2"/>{mark}</g>'
-        )
+        line = f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"/>'
+        body.append(f"<g><title>{escape(name)}</title>{line}{mark}</g>")
     return _frame(plane, x, y, about, "".join(body)) + legend(list(kept))
 
 
 def scatter(series: Mapping[str, Sequence[tuple[float, float, str]]], x: str, y: str, about: str) -> str:
-    """Return a scatter chart of named groups of (x, y, label)."""
     plane = _Plane([(a, b) for points in series.values() for a, b, _ in points])
     body = [
         f"<g><title>{escape(name)}: {escape(label)}</title>{_mark(plane.x(a), plane.y(b), f'var(--c{n % COLORS})', 4)}</g>"
@@ -55,14 +52,9 @@ def heat(weights: np.ndarray, label: str) -> str:
     cell, gap = 9, 5
     width, height = stages * (slots * cell + gap), heads * (cell + 1)
     marks = []
-    for stage in range(stages):
-        for head in range(heads):
-            for slot in range(slots):
-                x, y = stage * (slots * cell + gap) + slot * cell, head * (cell + 1)
-                value = float(weights[stage, head, slot])
-                marks.append(
-                    f'<rect x="{x}" y="{y}" width="{cell - 1}" height="{cell - 1}" fill-opacity="{value:.2f}"/>'
-                )
+    for (stage, head, slot), value in np.ndenumerate(weights):
+        x, y = stage * (slots * cell + gap) + slot * cell, head * (cell + 1)
+        marks.append(f'<rect x="{x}" y="{y}" width="{cell - 1}" height="{cell - 1}" fill-opacity="{value:.2f}"/>')
     said = "; ".join(
         f"stage {stage + 1} reads slot {int(weights[stage, 0].argmax()) + 1} ({weights[stage, 0].max():.2f}), "
         f"writes slot {int(weights[stage, 1].argmax()) + 1} ({weights[stage, 1].max():.2f})"
@@ -75,8 +67,6 @@ def heat(weights: np.ndarray, label: str) -> str:
 
 
 class _Plane:
-    """Map from data to pixels, with round tick values."""
-
     def __init__(self, points: Points):
         xs, ys = [a for a, _ in points] or [0.0, 1.0], [b for _, b in points] or [0.0, 1.0]
         self.xticks, self.yticks = _ticks(min(xs), max(xs)), _ticks(min(ys), max(ys))

@@ -88,7 +88,13 @@ def interactive_order(bed: TestBed, models: Sequence[Trained], queries: Queries 
     if queries is None or queries.composer is None:
         out.why_not = "the extractor is a joint model: a new (reference, feedback) pair has no cached query"
         return out
-    mine = [n for n in np.flatnonzero(bed.lengths > 1).tolist() if _playable(bed, queries, n)]
+
+    def playable(number: int) -> bool:
+        texts = stack_keys(text_key(turn.text) for turn in bed.sessions[number].turns)
+        known = queries.backbone.find("text", texts) >= 0
+        return bool(known.all()) and queries.knows(bed.sessions[number].turns[0].reference)
+
+    mine = [n for n in np.flatnonzero(bed.lengths > 1).tolist() if playable(n)]
     out.sessions = len(mine)
     if not mine:
         out.why_not = "no session of two turns or more has all of its image and text rows"
@@ -100,22 +106,13 @@ def interactive_order(bed: TestBed, models: Sequence[Trained], queries: Queries 
             continue
         (first, one), (other_first, other) = player.play(trained, False), player.play(trained, True)
         tops = [bed.top(q, k)[chosen] for q in (first, other_first, one, other)]
-        out.rows[trained.label] = {
-            columns[0]: mean_of(100 * overlap(tops[2], tops[3])),
-            columns[1]: mean_of(bed.spearman(one, other)[chosen]),
-            columns[2]: mean_of(100 * overlap(tops[0], tops[1])),
-        }
-        found = overlap(tops[2], tops[3])
+        found, early = overlap(tops[2], tops[3]), overlap(tops[0], tops[1])
+        values = (100 * found, bed.spearman(one, other)[chosen], 100 * early)
+        out.rows[trained.label] = {name: mean_of(v) for name, v in zip(columns, values, strict=True)}
         place = int(np.abs(found - found.mean()).argmin())
         lists = [bed.images(mine[place], top[place]) for top in tops[2:]]
         out.examples[trained.label] = Example(mine[place], float(found[place]), *lists)
     return out
-
-
-def _playable(bed: TestBed, queries: Queries, number: int) -> bool:
-    texts = stack_keys(text_key(turn.text) for turn in bed.sessions[number].turns)
-    known = queries.backbone.find("text", texts) >= 0
-    return bool(known.all()) and queries.knows(bed.sessions[number].turns[0].reference)
 
 
 class _Player:
@@ -160,7 +157,6 @@ class _Player:
         return first, last
 
     def _advance(self, answers: Tensor, used: dict[int, list[str]]) -> None:
-        """Set the best unused image as the next reference."""
         most = max(map(len, used.values())) + 1
         top = self.bed.top(answers, most)
         for n, images in used.items():

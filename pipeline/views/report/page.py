@@ -94,7 +94,6 @@ def _render(values: dict[str, Any], pictures: dict[str, str], wanted: int) -> by
 
 
 def _code(text: str) -> Any:
-    """Return the text with parts in `backquotes` as code."""
     from markupsafe import Markup, escape
 
     parts = [escape(part) for part in text.split("`")]

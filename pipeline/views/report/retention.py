@@ -18,7 +18,7 @@ from cache import Store
 from manifests.datasets.demo import DemoOptions, catalogue_of
 from manifests.identity import stack_keys, text_key
 from manifests.schema import Dataset, RunSpec
-from pipeline.evaluation.rows import unit_rows
+from pipeline.evaluation.ranking import unit_rows
 from pipeline.views.retrieval.testbed import TestBed, rows_or_zeros
 from pipeline.views.retrieval.trained import Trained
 
@@ -70,7 +70,6 @@ def known_requests(spec: RunSpec) -> dict[str, tuple[Request, ...]] | None:
 
 
 def meets(dataset: Dataset, image: str, request: Request) -> bool:
-    """Return whether an image has every requested value."""
     found = dataset.attributes.get(image, {})
     return all(
         (value in found.get(field, ())) if value != "none" else not found.get(field) for field, value in request.items()
@@ -111,12 +110,11 @@ def exact_retention(
         found: dict[str, list[float]] = defaultdict(list)
         for n in mine:
             by_turn = met[n][:, rows_of[n]]
-            early = np.asarray(by_turn[:-1].all(0))
-            found[columns[0]].append(float(early[0]))
-            found[columns[1]].append(float(early.mean()))
-            found[columns[-1]].append(float(by_turn[-1].mean()))
-            for ago in range(1, len(by_turn)):
-                found[_ago(ago)].append(float(by_turn[-1 - ago].mean()))
+            early: np.ndarray = np.all(by_turn[:-1], axis=0)
+            for name, share in zip(columns, (early[0], early.mean()), strict=False):
+                found[name].append(float(share))
+            for ago, share in enumerate(by_turn[::-1].mean(1)):
+                found[_ago(ago)].append(float(share))
         return {name: mean_of(100 * np.array(values)) for name, values in found.items()}
 
     for trained in models:
@@ -160,7 +158,7 @@ def scored_retention(bed: TestBed, models: Sequence[Trained], backbone: Store, k
             ago = len(session.turns) - 1 - number
             for label, top in tops.items():
                 value = float(percentiles[top[n][top[n] >= 0]].mean())
-                found[label]["newest feedback" if ago == 0 else _ago(ago)].append(value)
+                found[label][_ago(ago)].append(value)
                 if ago:
                     early[label].append(value)
         for label, values in early.items():
@@ -188,24 +186,22 @@ class _Judge:
     """Rank gallery rows by one text, as percentiles [G]."""
 
     def __init__(self, bed: TestBed, backbone: Store):
-        self._texts: dict[tuple[str, str], np.ndarray] = {}
+        self.percentiles = cache(self._percentiles)
         self._backbone, bound = backbone, backbone.catalogue()
         self._galleries = {}
         for category in bed.members:
             keys = [bound.get(i, bytes(16)) for i in bed.candidates[category].images]
             self._galleries[category] = unit_rows(rows_or_zeros(backbone, "image", keys))
 
-    def percentiles(self, category: str, text: str) -> np.ndarray | None:
+    def _percentiles(self, category: str, text: str) -> np.ndarray | None:
         row = self._backbone.find("text", stack_keys([text_key(text)]))
         if row[0] < 0:
             return None
-        if (category, text) not in self._texts:
-            scores = self._galleries[category] @ self._backbone.gather("text", row)[0].astype(np.float32)
-            places = np.empty(len(scores))
-            places[np.argsort(scores, kind="stable")] = np.arange(len(scores))
-            self._texts[category, text] = 100 * places / max(1, len(scores) - 1)
-        return self._texts[category, text]
+        scores = self._galleries[category] @ self._backbone.gather("text", row)[0].astype(np.float32)
+        places = np.empty(len(scores))
+        places[np.argsort(scores, kind="stable")] = np.arange(len(scores))
+        return 100 * places / max(1, len(scores) - 1)
 
 
 def _ago(turns: int) -> str:
-    return f"{turns} turn{'s' if turns > 1 else ''} ago"
+    return f"{turns} turn{'s' if turns > 1 else ''} ago" if turns else "newest feedback"

@@ -39,12 +39,10 @@ class Strip:
 
     @property
     def images(self) -> list[str]:
-        """Return all images shown, the most important first."""
         return [self.target, *(t.reference for t in self.turns), *(i for t in reversed(self.turns) for i in t.top)]
 
     @property
     def search(self) -> str:
-        """Return the text that the page's filter searches."""
         return " ".join([self.session, self.category, *(t.text for t in self.turns)]).lower()
 
 

@@ -24,7 +24,6 @@ def data_of(store: Store, galleries: Mapping[str, Candidates], sessions: Sequenc
 
 
 def models_of(trained: Iterable[Trained]) -> list[dict[str, str]]:
-    """Return label, run id and SHA-256 of the weights of each model."""
     return [{"label": t.label, "run": t.run, "weights": t.weights} for t in trained]
 
 

@@ -51,9 +51,8 @@ def store_composer(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Com
     if request.kind.trainable:
         command = "fit-composer"
     if ready is None:
-        raise IncompleteError(
-            f"the fitted composer of spec '{spec.name}' is missing or damaged: run `{spec.command('fit-composer')}`"
-        )
+        what = f"the fitted composer of spec '{spec.name}' is missing or damaged"
+        raise IncompleteError(f"{what}: run `{spec.command('fit-composer')}`")
     stored = {k: v for k, v in store.fields["composer"].items() if k != "folds"}
     found = canonical(composed_fields(backbone, ready.composer, ready.weights))
     _same(store.fields | {"composer": stored}, found, f"composer '{request.name}'", store, spec, command)
@@ -63,9 +62,6 @@ def store_composer(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Com
 def _same(
     stored: dict[str, Any], found: dict[str, Any], what: str, store: Store, spec: RunSpec, command: str = "extract"
 ) -> None:
-    changed = changed_fields(stored, found)
-    if changed:
-        raise OtherModelError(
-            f"{what} of spec '{spec.name}' changed since it made {store.path.name} ({'; '.join(changed)}): "
-            f"run `{spec.command(command)}`"
-        )
+    if changed := changed_fields(stored, found):
+        since = f"changed since it made {store.path.name} ({'; '.join(changed)})"
+        raise OtherModelError(f"{what} of spec '{spec.name}' {since}: run `{spec.command(command)}`")

@@ -23,5 +23,4 @@ def templates(package: str) -> jinja2.Environment:
 
 
 def render(name: str, package: str = "pipeline.views.serve", **values: Any) -> str:
-    """Render a template of a package."""
     return templates(package).get_template(name).render(**values)

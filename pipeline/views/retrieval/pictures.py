@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections import OrderedDict
-from threading import Lock
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from manifests.schema import Dataset
@@ -23,7 +22,8 @@ class Pictures:
     def __init__(self, dataset: Dataset, kept: int = KEPT):
         self.dataset = dataset
         self._root = dataset.images_root.resolve() if dataset.images_root else None
-        self._kept, self._made, self._lock = kept, OrderedDict[tuple[str, int], bytes | None](), Lock()
+        # (image, size) -> a JPEG of at most ``size`` pixels on its longer side; None if it has no readable file
+        self.thumbnail = lru_cache(kept)(self._thumbnail)
 
     def words(self, image: str) -> str:
         """Return the words for an image: its caption, else its attribute words, else its id."""
@@ -38,30 +38,14 @@ class Pictures:
         record = self.dataset.images.get(image)
         return bool(self._root and record and record.file)
 
-    def thumbnail(self, image: str, size: int) -> bytes | None:
-        """Return a JPEG of at most ``size`` pixels on its longer side; None if the image has no readable file."""
-        key = (image, size)
-        with self._lock:
-            if key in self._made:
-                self._made.move_to_end(key)
-                return self._made[key]
-        data = self._make(image, size)
-        with self._lock:
-            self._made[key] = data
-            while len(self._made) > self._kept:
-                self._made.popitem(last=False)
-        return data
-
-    def _make(self, image: str, size: int) -> bytes | None:
-        if not self.has_pixels(image):
+    def _thumbnail(self, image: str, size: int) -> bytes | None:
+        record = self.dataset.images.get(image)
+        if self._root is None or record is None or record.file is None:
             return None
         try:
-            file = self.dataset.images[image].file
-            assert self._root is not None and file is not None
-            picture = decode(read(self._root, file))
+            return small_jpeg(decode(read(self._root, record.file)), size)
         except ItemError:
             return None
-        return small_jpeg(picture, size)
 
 
 def small_jpeg(picture: PIL.Image.Image, size: int) -> bytes:

@@ -140,10 +140,8 @@ class Queries:
 
     def _encode(self, what: str, call: Callable[[Extractor], np.ndarray]) -> np.ndarray:
         if self.extractor is None:
-            raise QueryError(
-                f"{what!r} is not cached and no extractor is loaded: type a text that the dataset knows, or start "
-                "without --cached-only where the extractor's model can be loaded"
-            )
+            problem = f"{what!r} is not cached and no extractor is loaded: type a text that the dataset knows, or start"
+            raise QueryError(f"{problem} without --cached-only where the extractor's model can be loaded")
         with self._lock:
             row = call(self.extractor).astype(np.float32)
         if not np.isfinite(row).all():

@@ -39,7 +39,6 @@ class TestBed:
 
     @cached_property
     def indexes(self) -> dict[str, ExactIndex]:
-        """Category -> its gallery on the device."""
         used = dict.fromkeys(s.category for s in self.sessions)
         return {name: ExactIndex(self.candidates[name].features, self.experiment.device) for name in used}
 
@@ -72,10 +71,7 @@ class TestBed:
         return out
 
     def ranks(self, queries: Tensor, targets: Sequence[str] | None = None) -> np.ndarray:
-        """Return the rank of each session's target, or of ``targets``, by the evaluation's rules: [S, D] -> int64 [S].
-
-        0 if the image is not in the session's gallery.
-        """
+        """Return the rank of each session's target, or of ``targets``: [S, D] -> int64 [S]; 0 outside its gallery."""
         wanted = targets if targets is not None else [s.target for s in self.sessions]
         out = np.zeros(len(self.sessions), dtype=np.int64)
         rows = queries.cpu().numpy()
@@ -89,7 +85,6 @@ class TestBed:
         return out
 
     def image(self, session: int, row: int) -> str:
-        """Return the image id of a gallery row of a session's category."""
         return self.candidates[self.sessions[session].category].images[row]
 
     def images(self, session: int, rows: Iterable[int]) -> tuple[str, ...]:

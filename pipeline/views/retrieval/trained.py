@@ -1,7 +1,4 @@
-"""Load trained runs for the views: those of a spec, or any run on the same features by id.
-
-A catalog without sessions takes runs of other datasets on the same features, or untrained averages.
-"""
+"""Load runs for the views: of a spec, by id, or, for a catalog without sessions, any on its features or untrained."""
 
 from __future__ import annotations
 
@@ -30,10 +27,7 @@ ALPHA = 0.7  # of EWMA, unless the spec sets it
 
 @dataclass(frozen=True)
 class Trained:
-    """One finished run with its model in eval mode. ``label`` is unique among the runs shown together.
-
-    ``weights``: SHA-256 of the weights that were loaded.
-    """
+    """One finished run in eval mode. ``label``: unique among those shown; ``weights``: SHA-256 of loaded weights."""
 
     label: str
     title: str

@@ -18,6 +18,7 @@ from starlette.staticfiles import StaticFiles
 
 from manifests.errors import FashionNTMError, advice, disk_problem
 from pipeline.views.retrieval.pages import render
+from pipeline.views.retrieval.pictures import Pictures
 from pipeline.views.retrieval.queries import known_texts
 from pipeline.views.serve.engine import UPLOAD, Engine, Talk, described_row, upload_row
 from pipeline.views.serve.guard import Guard
@@ -30,6 +31,9 @@ PAGE = 48  # catalog images per page of the chooser
 DEPTH = 4  # largest nesting depth of a request's JSON
 SIZES = (96, 192, 384)
 FILES = resources.files("pipeline.views.serve")
+# request: method of the engine, and the key of its argument
+ACTIONS = {"say": ("say", "text"), "choose": ("choose", "image"), "permute": ("permute", "order")}
+ACTIONS |= {"back": ("back", ""), "models": ("compare", "models")}
 
 
 def make_app(
@@ -53,12 +57,11 @@ def make_app(
         Route("/api/dialogues/{id}", page.show),
         Route("/api/dialogues/{id}/start-image", page.start_image),
         Route("/api/dialogues/{id}/export", page.export),
-        *(Route(f"/api/dialogues/{{id}}/{name}", page.act(name), methods=["POST"]) for name in page.ACTIONS),
+        *(Route(f"/api/dialogues/{{id}}/{name}", page.act(name), methods=["POST"]) for name in (*ACTIONS, "save")),
         Mount("/static", StaticFiles(directory=str(FILES / "static"))),
     ]
-    app = Starlette(
-        routes=routes, middleware=[Middleware(Guard, token=token, hosts=hosts)], exception_handlers=HANDLERS
-    )
+    guard = Middleware(Guard, token=token, hosts=hosts)
+    app = Starlette(routes=routes, middleware=[guard], exception_handlers=HANDLERS)
     app.state.uploads = page.uploads
     return app
 
@@ -103,9 +106,14 @@ async def body(request: Request, most: int, seconds: float = 60) -> dict[str, An
     return values
 
 
-class _Page:
-    ACTIONS = ("say", "choose", "back", "permute", "models", "save")
+async def picture(pictures: Pictures, image: str, size: int, why_not: str) -> Response:
+    """Return an image of the catalog as a small JPEG. Raises RequestError (404) if it has no readable file."""
+    if (data := await run_in_threadpool(pictures.thumbnail, image, size)) is None:
+        raise RequestError(why_not, 404)
+    return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
+
+class _Page:
     def __init__(self, engine: Engine, title: str, saved: SavedDialogues | None):
         self.engine, self.title, self.saved, self.uploads = engine, title, saved, Uploads(engine.limits)
         self.said = known_texts(engine.queries, [s for s in engine.dataset.sessions if s.split == "test"])
@@ -115,26 +123,22 @@ class _Page:
 
     async def about(self, _: Request) -> Response:
         e = self.engine
-        return JSONResponse(
-            {
-                "api": API,
-                "title": self.title,
-                "categories": {name: len(found.images) for name, found in e.galleries.items()},
-                "models": [
-                    {"label": t.label, "title": t.title, "run": t.run, "seed": t.seed} for t in e.trained.values()
-                ],
-                "live": e.queries.live,
-                "why_not_live": e.why_not_live,
-                "starts": "upload" if self._pixels() else "describe" if e.queries.live else "catalogue",
-                "saves": self.saved is not None,
-                "texts": [] if e.queries.live else self.said,
-                "limits": e.limits.model_dump(),
-            }
-        )
-
-    def _pixels(self) -> bool:
-        extractor = self.engine.queries.extractor
-        return extractor is not None and extractor.reads != "caption"
+        extractor = e.queries.extractor
+        starts = "catalogue" if extractor is None else "describe" if extractor.reads == "caption" else "upload"
+        models = [{"label": t.label, "title": t.title, "run": t.run, "seed": t.seed} for t in e.trained.values()]
+        found = {
+            "api": API,
+            "title": self.title,
+            "categories": {name: len(found.images) for name, found in e.galleries.items()},
+            "models": models,
+            "live": e.queries.live,
+            "why_not_live": e.why_not_live,
+            "starts": starts,
+            "saves": self.saved is not None,
+            "texts": [] if e.queries.live else self.said,
+            "limits": e.limits.model_dump(),
+        }
+        return JSONResponse(found)
 
     async def images(self, request: Request) -> Response:
         asked = request.query_params
@@ -145,19 +149,17 @@ class _Page:
 
     async def image(self, request: Request) -> Response:
         image = self.engine.image_id(number_of(request.path_params["number"]))
-        asked = request.query_params.get("w", "")
-        size = (
-            min((s for s in SIZES if s >= int(asked)), default=SIZES[-1])
-            if asked.isdecimal() and len(asked) < 6
-            else SIZES[1]
-        )
-        data = await run_in_threadpool(self.engine.pictures.thumbnail, image, size)
-        if data is None:
-            raise RequestError("this image has no readable file: its words stand in for it", 404)
-        return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+        asked, size = request.query_params.get("w", ""), SIZES[1]
+        if asked.isdecimal() and len(asked) < 6:
+            size = min((s for s in SIZES if s >= int(asked)), default=SIZES[-1])
+        why = "this image has no readable file: its words stand in for it"
+        return await picture(self.engine.pictures, image, size, why)
+
+    async def _asked(self, request: Request) -> dict[str, Any]:
+        return await body(request, self.engine.limits.body_bytes, self.engine.limits.upload_seconds)
 
     async def start(self, request: Request) -> Response:
-        asked = await body(request, self.engine.limits.body_bytes, self.engine.limits.upload_seconds)
+        asked = await self._asked(request)
 
         def work() -> dict[str, Any]:
             upload = None
@@ -180,7 +182,13 @@ class _Page:
             return JSONResponse(await self.uploads.decoded(work))
 
     async def show(self, request: Request) -> Response:
-        return JSONResponse(await run_in_threadpool(self._shown, request.path_params["id"]))
+        talk = self.engine.talk(request.path_params["id"])
+
+        def work() -> dict[str, Any]:
+            with talk.lock:
+                return self._view(talk)
+
+        return JSONResponse(await run_in_threadpool(work))
 
     async def start_image(self, request: Request) -> Response:
         jpeg = self.engine.talk(request.path_params["id"]).upload_jpeg
@@ -197,7 +205,7 @@ class _Page:
 
     def act(self, name: str) -> Callable[[Request], Awaitable[Response]]:
         async def handle(request: Request) -> Response:
-            asked = await body(request, self.engine.limits.body_bytes, self.engine.limits.upload_seconds)
+            asked = await self._asked(request)
             return JSONResponse(await run_in_threadpool(self._do, request.path_params["id"], name, asked))
 
         return handle
@@ -205,25 +213,13 @@ class _Page:
     def _do(self, talk_id: str, name: str, asked: dict[str, Any]) -> dict[str, Any]:
         talk = self.engine.talk(talk_id)
         with talk.lock:
-            if name == "say":
-                self.engine.say(talk, asked.get("text"))
-            elif name == "choose":
-                self.engine.choose(talk, asked.get("image"))
-            elif name == "back":
-                self.engine.back(talk)
-            elif name == "permute":
-                self.engine.permute(talk, asked.get("order"))
-            elif name == "models":
-                self.engine.compare(talk, asked.get("models"))
+            if name in ACTIONS:
+                method, key = ACTIONS[name]
+                getattr(self.engine, method)(talk, *([asked.get(key)] if key else []))
             elif self.saved is None:
                 raise RequestError("this server saves no dialogues: start it with --save DIR")
             else:
                 self.saved.add(self.engine.session(talk), [self.engine.trained[label] for label in talk.models])
-            return self._view(talk)
-
-    def _shown(self, talk_id: str) -> dict[str, Any]:
-        talk = self.engine.talk(talk_id)
-        with talk.lock:
             return self._view(talk)
 
     def _view(self, talk: Talk) -> dict[str, Any]:
@@ -248,9 +244,5 @@ class _Page:
             source = f"api/dialogues/{talk.id}/start-image" if talk.upload_jpeg else None
             return {"number": None, "words": "your own image" if source else "your description", "src": source}
         pictures, number = self.engine.pictures, self.engine.numbers[image]
-        return {
-            "number": number,
-            "id": image,
-            "words": pictures.words(image),
-            "src": f"image/{number}" if pictures.has_pixels(image) else None,
-        }
+        source = f"image/{number}" if pictures.has_pixels(image) else None
+        return {"number": number, "id": image, "words": pictures.words(image), "src": source}

@@ -117,14 +117,12 @@ class Engine:
         talk.chosen = self._best(talk, steps)
 
     def choose(self, talk: Talk, image: object) -> None:
-        """Set the reference of the next turn."""
         chosen = self.image_id(image)
         if not self.queries.knows(chosen):
             raise RequestError(f"image {chosen!r} has no feature to continue from: choose another")
         talk.chosen = chosen
 
     def back(self, talk: Talk) -> None:
-        """Undo the last turn and choose its reference again."""
         if not talk.steps:
             raise RequestError("this is the start of the dialogue: there is no turn to take back")
         for dialogue in talk.models.values():
@@ -176,14 +174,12 @@ class Engine:
     def results(self, talk: Talk, k: int) -> dict[str, list[tuple[str, float]]]:
         """Return model label -> list of (image id, cosine), best first; empty before the first turn."""
         gallery, index = self.galleries[talk.category], self.indexes[talk.category]
-        found: dict[str, list[tuple[str, float]]] = {}
+        found: dict[str, list[tuple[str, float]]] = {label: [] for label in talk.models}
         for label, dialogue in talk.models.items():
-            if dialogue.current is None:
-                found[label] = []
-                continue
-            hits = index.search(dialogue.current, k)
-            pairs = zip(hits.rows[0].tolist(), hits.scores[0].tolist(), strict=True)
-            found[label] = [(gallery.images[row], score) for row, score in pairs]
+            if dialogue.current is not None:
+                hits = index.search(dialogue.current, k)
+                pairs = zip(hits.rows[0].tolist(), hits.scores[0].tolist(), strict=True)
+                found[label] = [(gallery.images[row], score) for row, score in pairs]
         return found
 
     # ---- images and models
@@ -252,15 +248,11 @@ def upload_row(queries: Queries, data: bytes, limits: Limits) -> tuple[np.ndarra
         picture = decode(data, limits.upload_pixels)
     except ItemError as error:
         raise RequestError(f"the file is no image that can be used: {error}") from None
-    needed = extractor.prepared_pixels(*picture.size)
+    needed, (width, height) = extractor.prepared_pixels(*picture.size), picture.size
     if needed > limits.upload_pixels:
-        width, height = picture.size
-        raise RequestError(
-            f"the image of {width}x{height} would be prepared as {needed:,} pixels, limit {limits.upload_pixels:,}: crop it",
-            413,
-        )
-    row = queries.upload(picture)
-    return row, small_jpeg(picture.copy(), 256)
+        what = f"would be prepared as {needed:,} pixels, limit {limits.upload_pixels:,}"
+        raise RequestError(f"the image of {width}x{height} {what}: crop it", 413)
+    return queries.upload(picture), small_jpeg(picture.copy(), 256)
 
 
 def described_row(queries: Queries, text: str) -> Any:

@@ -18,9 +18,7 @@ class RequestError(FashionNTMError, ValueError):
 
 class Limits(Frozen):
     upload_bytes: int = Field(8_000_000, ge=1)
-    upload_pixels: int = Field(
-        40_000_000, ge=1
-    )  # of an uploaded image, and of its largest intermediate image before the model
+    upload_pixels: int = Field(40_000_000, ge=1)  # of an upload, and of its largest intermediate image
     upload_buffer: int = Field(64_000_000, ge=1)  # bytes of all files in memory at once
     upload_seconds: float = Field(60, gt=0)  # longest transfer of one file, or of one JSON request
     decodes: int = Field(2, ge=1)  # uploads decoded and encoded at once

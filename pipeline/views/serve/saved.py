@@ -22,8 +22,6 @@ ABOUT = "dialogues.json"
 
 
 class _Answering(BaseModel):
-    """A model that answered a dialogue."""
-
     model_config = ConfigDict(extra="allow")
 
     label: str = ""
@@ -32,8 +30,6 @@ class _Answering(BaseModel):
 
 
 class _About(BaseModel):
-    """Content of ``dialogues.json``."""
-
     of: str = ""
     options: dict[str, str] = {}
     made_with: dict[str, Any] = {}
@@ -68,9 +64,8 @@ class SavedDialogues:
             options = export(train, folder)
             self._write({"of": dataset.name, "options": options, "made_with": dict(made_with), "dialogues": {}})
         elif found := changes(self.about.get("made_with", {}), made_with):
-            raise OtherDataError(
-                f"{folder}: its dialogues were made with other data ({found}): name a new folder with --save"
-            )
+            what = f"its dialogues were made with other data ({found})"
+            raise OtherDataError(f"{folder}: {what}: name a new folder with --save")
 
     @property
     def about(self) -> dict[str, Any]:
@@ -80,9 +75,8 @@ class SavedDialogues:
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"])) or "the whole file"
-            raise FashionNTMError(
-                f"{self._marker}: not the record of saved dialogues ({place}: {first['msg']}); name a new folder with --save"
-            ) from None
+            what = f"not the record of saved dialogues ({place}: {first['msg']})"
+            raise FashionNTMError(f"{self._marker}: {what}; name a new folder with --save") from None
 
     @property
     def options(self) -> dict[str, str]:
@@ -107,15 +101,13 @@ class SavedDialogues:
             about = self.about
             about["dialogues"][session.id] = models_of(trained)
             self._write(about)
-            lines = [line for line in self._lines(path) if _id_of(line) != session.id]
+            try:
+                known = path.read_text(encoding="utf-8").split("\n")  # not splitlines(): U+2028 in texts
+            except (FileNotFoundError, UnicodeDecodeError) as error:
+                raise FashionNTMError(f"{path}: cannot be read ({error}); name a new folder with --save") from None
+            lines = [line for line in known if line and _id_of(line) != session.id]
             lines.append(json.dumps(session.model_dump(), ensure_ascii=False))
             replace_atomically(path, ("\n".join(lines) + "\n").encode())
-
-    def _lines(self, path: Path) -> list[str]:
-        try:
-            return list(filter(None, path.read_text(encoding="utf-8").split("\n")))  # not splitlines(): U+2028 in texts
-        except (FileNotFoundError, UnicodeDecodeError) as error:
-            raise FashionNTMError(f"{path}: cannot be read ({error}); name a new folder with --save") from None
 
     def _write(self, about: dict[str, Any]) -> None:
         replace_atomically(self._marker, (json.dumps(about, indent=2) + "\n").encode())

@@ -17,11 +17,10 @@ from starlette.staticfiles import StaticFiles
 from manifests.errors import FashionNTMError
 from manifests.schema import Dataset
 from pipeline.views.retrieval.pictures import Pictures
-from pipeline.views.serve.app import HANDLERS, body, render
+from pipeline.views.serve.app import HANDLERS, body, picture, render
 from pipeline.views.serve.guard import Guard
 from pipeline.views.serve.limits import RequestError, number_of
-from pipeline.views.study.questions import StudyError
-from pipeline.views.study.store import StudyFile
+from pipeline.views.study.store import StudyError, StudyFile
 
 SIZE = 384
 MOST = 4096  # largest size of a request in bytes
@@ -42,14 +41,12 @@ def make_study_app(
         Mount("/static/study", StaticFiles(directory=ours)),
         Mount("/static", StaticFiles(directory=theirs)),
     ]
-    handlers = {**HANDLERS, FashionNTMError: _refused}
-    return Starlette(
-        routes=routes, middleware=[Middleware(Guard, token=token, hosts=hosts)], exception_handlers=handlers
-    )
 
+    def refused(_: Request, error: Exception) -> Response:
+        return JSONResponse({"error": str(error)}, getattr(error, "status", 400))
 
-def _refused(_: Request, error: Exception) -> Response:
-    return JSONResponse({"error": str(error)}, getattr(error, "status", 400))
+    guard, handlers = Middleware(Guard, token=token, hosts=hosts), {**HANDLERS, FashionNTMError: refused}
+    return Starlette(routes=routes, middleware=[guard], exception_handlers=handlers)
 
 
 class _Study:
@@ -59,9 +56,8 @@ class _Study:
         try:
             self.sessions = {q.number: sessions[q.session] for q in study.questions}
         except KeyError as error:
-            raise StudyError(
-                f"{study.path}: session {error} is not in this dataset: name the spec it was made for"
-            ) from None
+            what = f"session {error} is not in this dataset: name the spec it was made for"
+            raise StudyError(f"{study.path}: {what}") from None
         shown = (i for q in study.questions for _, images in q.options for i in images)
         references = (t.reference for s in self.sessions.values() for t in s.turns)
         self.images = sorted({*shown, *references})
@@ -72,12 +68,8 @@ class _Study:
 
     async def image(self, request: Request) -> Response:
         place = number_of(request.path_params["place"])
-        data = None
-        if place < len(self.images):
-            data = await run_in_threadpool(self.pictures.thumbnail, self.images[place], SIZE)
-        if data is None:
-            raise RequestError("there is no picture of this number", 404)
-        return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+        image = self.images[place] if place < len(self.images) else ""
+        return await picture(self.pictures, image, SIZE, "there is no picture of this number")
 
     def act(self, work: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Request], Awaitable[Response]]:
         async def handle(request: Request) -> Response:
@@ -129,8 +121,5 @@ class _Study:
 
     def _card(self, image: str) -> dict[str, Any]:
         """Return a picture without its id, so that the page does not reveal the model that retrieved it."""
-        place = self.places[image]
-        return {
-            "words": self.pictures.words(image),
-            "src": f"image/{place}" if self.pictures.has_pixels(image) else None,
-        }
+        source = f"image/{self.places[image]}" if self.pictures.has_pixels(image) else None
+        return {"words": self.pictures.words(image), "src": source}

@@ -1,10 +1,11 @@
-"""Results of a study: preference rates with intervals, and sign tests for each pair of models."""
+"""Results of a study: preference rates with intervals, sign tests for each pair of models, and Figure 7."""
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from scipy.stats import binomtest
@@ -65,7 +66,6 @@ class StudyResults:
         return asdict(self) | {"rates": [asdict(rate) | {"rate": rate.rate} for rate in self.rates]}
 
     def text(self) -> str:
-        """Return the results as text for a terminal."""
         unit = "result" if self.k == 1 else f"{self.k} results"
         lines = [
             f"study of {self.spec}: top {self.k}, {self.questions} questions, {len(self.progress)} participants, "
@@ -75,20 +75,16 @@ class StudyResults:
         width = max(len(rate.title) for rate in self.rates)
         for rate in self.rates:
             bar = "█" * round(30 * rate.rate)
-            lines.append(
-                f"{rate.title:{width}}  {100 * rate.rate:5.1f}% [{100 * rate.low:.1f}, {100 * rate.high:.1f}]  "
-                f"{rate.chosen}/{rate.of}  {bar}"
-            )
+            shown_line = f"{rate.title:{width}}  {100 * rate.rate:5.1f}% [{100 * rate.low:.1f}, {100 * rate.high:.1f}] "
+            lines.append(f"{shown_line} {rate.chosen}/{rate.of}  {bar}")
         lines += ["", f"Preferred top {unit}, of the answers with a preference; Wilson 95% intervals over answers."]
         if self.shared:
             what = "answers chose what several models retrieved alike: they count for each of them."
             lines.append(f"{self.shared} {what}")
         lines += ["", "Sign tests (exact, two-sided; Holm-corrected over the pairs):"]
         for test in self.tests:
-            lines.append(
-                f"  {test.one} against {test.other}, by {test.unit}: {test.for_one} to {test.for_other}, "
-                f"p = {test.p:.3g}, corrected {test.holm:.3g}"
-            )
+            text = f"  {test.one} against {test.other}, by {test.unit}: {test.for_one} to {test.for_other},"
+            lines.append(f"{text} p = {test.p:.3g}, corrected {test.holm:.3g}")
         lines += ["", "By participant:"]
         for name, counts in self.participants.items():
             shown = ", ".join(f"{model} {count}" for model, count in counts.items())
@@ -150,3 +146,31 @@ def _tests(labels: list[str], votes: dict[int, list[tuple[str, ...]]]) -> list[S
         corrected = holm([row[-1] for row in rows])
         found += [SignTest(a, b, unit, x, y, p, h) for (a, b, x, y, p), h in zip(rows, corrected, strict=True)]
     return found
+
+
+def write_chart(path: Path, results: StudyResults) -> None:
+    """Write bars by participant as PNG, PDF or SVG. Raises IncompleteError without matplotlib, for another suffix."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise IncompleteError("the chart needs matplotlib: python -m pip install 'fashion-ntm[plots]'") from None
+    people, models = list(results.participants), [rate.model for rate in results.rates]
+    figure = Figure(figsize=(max(4.0, 1.1 * len(people) + 2.2), 3.4), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(models)
+    for n, rate in enumerate(results.rates):
+        places = [p + (n - (len(models) - 1) / 2) * width for p in range(len(people))]
+        counts = [results.participants[name][rate.model] for name in people]
+        color = ("#0b6266", "#d9822b", "#5a4fa2", "#8c939c")[n]
+        bars = axes.bar(places, counts, width * 0.94, label=rate.title, color=color)
+        axes.bar_label(bars, fontsize=7, padding=1)
+    axes.set_xticks(range(len(people)), people)
+    axes.set_ylabel("preferred retrievals")
+    axes.locator_params(axis="y", integer=True)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=len(models), frameon=False, fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        figure.savefig(path, dpi=200)
+    except ValueError as error:
+        raise IncompleteError(f"{path}: {error}: use .png, .pdf or .svg") from None

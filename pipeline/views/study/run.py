@@ -12,8 +12,7 @@ from pipeline.jobs.experiment import Experiment
 from pipeline.views.retrieval.identity import changes, data_of, models_of
 from pipeline.views.retrieval.testbed import TestBed
 from pipeline.views.retrieval.trained import Trained, first_seeds, trained_runs
-from pipeline.views.study.questions import MOST_MODELS, StudyError, draw_questions
-from pipeline.views.study.store import StudyFile
+from pipeline.views.study.store import MOST_MODELS, StudyError, StudyFile, draw_questions
 
 PREFERRED = ("cm_ntm", "lstm", "ewma")  # the paper's three (section 4.6), if they are trained
 
@@ -80,10 +79,8 @@ def _check_identity(study: StudyFile, experiment: Experiment) -> None:
     now = {label: present.get(m["run"], present.get(label)) for label, m in known.items()}
     made_with = study.about.get("made_with", {})
     if changed := changes({**made_with, "models": known}, {**_data_of(experiment), "models": now}):
-        raise StudyError(
-            f"{study.path}: its questions were drawn with other models or data ({changed}): answers to both would be "
-            "counted as one; name a new file with --file"
-        )
+        what = f"{study.path}: its questions were drawn with other models or data ({changed}): answers to both would be"
+        raise StudyError(f"{what} counted as one; name a new file with --file")
 
 
 def _choose(experiment: Experiment, models: Sequence[str]) -> list[Trained]:

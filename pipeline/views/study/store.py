@@ -1,4 +1,4 @@
-"""Store a study in one SQLite file (WAL): its questions, and every answer immediately."""
+"""A study: questions drawn at random, and one SQLite file (WAL) with them and every answer immediately."""
 
 from __future__ import annotations
 
@@ -15,8 +15,56 @@ from pathlib import Path
 from typing import Any
 
 from cache.files import replacing
-from manifests.errors import IncompleteError, advice, disk_problem
-from pipeline.views.study.questions import Question, StudyError
+from manifests.errors import FashionNTMError, IncompleteError, advice, disk_problem
+from pipeline.views.retrieval.testbed import TestBed
+from pipeline.views.retrieval.trained import Trained
+
+MOST_MODELS = 4
+
+
+class StudyError(FashionNTMError, ValueError):
+    """A study without valid questions, or an answer that does not match it."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """``options``: two or more pairs of model labels with equal results, and their images, best first."""
+
+    number: int
+    session: str
+    options: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
+
+    def shuffled(self, seed: int, participant: str) -> list[int]:
+        """Return the option indices in this participant's order, which is deterministic."""
+        order = list(range(len(self.options)))
+        random.Random(f"{seed} {participant} {self.number}").shuffle(order)
+        return order
+
+
+def draw_questions(
+    bed: TestBed, models: Sequence[Trained], count: int, k: int, seed: int
+) -> tuple[list[Question], int]:
+    """Draw ``count`` questions in random order from sessions where the models' top ``k`` images differ; also return
+    the number of such test sessions.
+
+    Raises StudyError for a single model, too many models, or no session where they differ.
+    """
+    if not 2 <= len(models) <= MOST_MODELS:
+        raise StudyError(f"a study compares 2 to {MOST_MODELS} models, not {len(models)}: name them with --model")
+    tops = {m.label: bed.top(bed.finals(m), k) for m in models}
+    found = []
+    for number in range(len(bed.sessions)):
+        groups: dict[tuple[str, ...], list[str]] = {}
+        for label, top in tops.items():
+            groups.setdefault(bed.images(number, top[number]), []).append(label)
+        if len(groups) > 1:
+            found.append((number, tuple((tuple(labels), images) for images, labels in groups.items())))
+    if not found:
+        raise StudyError(f"the models retrieve the same top {k} for all sessions: there is nothing to choose between")
+    drawn = random.Random(f"study {seed}").sample(found, min(count, len(found)))
+    questions = [Question(n, bed.sessions[place].id, options) for n, (place, options) in enumerate(drawn)]
+    return questions, len(found)
+
 
 FORMAT = 1
 SMALL = 1 << 16  # free bytes below which an I/O error of SQLite is one of a full disk
@@ -50,10 +98,8 @@ def _naming(path: Path) -> Iterator[None]:
         full = name == "SQLITE_FULL" or shutil.disk_usage(path.parent).free < SMALL
         number = errno.ENOSPC if full else errno.EROFS if name.startswith("SQLITE_READONLY") else errno.EIO
         cause = OSError(number, str(error), str(path))
-        kept = "answers that were acknowledged are kept"
-        raise StudyDiskError(
-            f"cannot use the study {disk_problem(cause)}; {kept}; {advice(cause, 'try again')}"
-        ) from error
+        what = f"{disk_problem(cause)}; answers that were acknowledged are kept"
+        raise StudyDiskError(f"cannot use the study {what}; {advice(cause, 'try again')}") from error
 
 
 @dataclass(frozen=True)
@@ -85,13 +131,9 @@ class StudyFile:
             raise StudyError(f"{path}: study format {self.about.get('format')!r}, this program reads {FORMAT}")
         models = self.about.get("models")
         models = models if isinstance(models, list) else [None]
+        asked = {label for question in questions for labels, _ in question.options for label in labels}
         labeled = all(isinstance(m, dict) and {"label", "title"} <= m.keys() for m in models)
-        asked = [label for question in questions for labels, _ in question.options for label in labels]
-        if (
-            not labeled
-            or not all(label in [m["label"] for m in models] for label in asked)
-            or not {"seed", "spec", "k"} <= self.about.keys()
-        ):
+        if not labeled or not asked <= {m["label"] for m in models} or not {"seed", "spec", "k"} <= self.about.keys():
             what = "damaged, it lacks its models, seed, spec or list length"
             raise StudyError(f"{path}: {what}; name another file with --file")
         self.questions = questions
@@ -100,19 +142,13 @@ class StudyFile:
     def create(cls, path: Path, about: dict[str, Any], questions: Sequence[Question]) -> StudyFile:
         """Create a study; it is written under a temporary name first, so that an interrupted call leaves no file."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _naming(path), replacing(path) as part:
-            db = sqlite3.connect(part)
-            try:
-                db.executescript(SCHEMA)
-                values = {"format": FORMAT, **about}
-                db.executemany("INSERT INTO about VALUES (?, ?)", [(k, json.dumps(v)) for k, v in values.items()])
-                db.executemany(
-                    "INSERT INTO question VALUES (?, ?, ?)",
-                    [(q.number, q.session, json.dumps(q.options)) for q in questions],
-                )
-                db.commit()
-            finally:
-                db.close()
+        with _naming(path), replacing(path) as part, closing(sqlite3.connect(part)) as db:
+            db.executescript(SCHEMA)
+            values = [(k, json.dumps(v)) for k, v in {"format": FORMAT, **about}.items()]
+            db.executemany("INSERT INTO about VALUES (?, ?)", values)
+            rows = [(q.number, q.session, json.dumps(q.options)) for q in questions]
+            db.executemany("INSERT INTO question VALUES (?, ?, ?)", rows)
+            db.commit()
         return cls(path)
 
     @contextmanager
@@ -125,7 +161,6 @@ class StudyFile:
 
     @property
     def models(self) -> list[str]:
-        """Labels of the compared models."""
         return [model["label"] for model in self.about["models"]]
 
     def join(self, name: object) -> str:
@@ -149,10 +184,9 @@ class StudyFile:
 
     def answered(self, participant: str) -> dict[int, int | None]:
         """Return question number -> option, of one participant."""
+        question = "SELECT question, option FROM answer WHERE participant = ?"
         with self._open() as db:
-            return dict(
-                db.execute("SELECT question, option FROM answer WHERE participant = ?", (participant,)).fetchall()
-            )
+            return dict(db.execute(question, (participant,)).fetchall())
 
     def answer(self, participant: str, number: object, shown: object, seconds: float | None) -> None:
         """Store an answer: the displayed position of the chosen option, or None for no preference. A second answer to
@@ -171,12 +205,9 @@ class StudyFile:
                 raise StudyError(f"{participant!r} takes no part in this study: join first") from None
 
     def answers(self) -> list[Answer]:
-        """Return all answers, by participant and question."""
+        question = "SELECT participant, question, option FROM answer ORDER BY participant, question"
         with self._open() as db:
-            rows = db.execute(
-                "SELECT participant, question, option FROM answer ORDER BY participant, question"
-            ).fetchall()
-        return [Answer(*row) for row in rows]
+            return [Answer(*row) for row in db.execute(question).fetchall()]
 
 
 def _now() -> str:

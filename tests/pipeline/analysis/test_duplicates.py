@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from manifests.schema import Dataset, Image, Session, Turn
-from pipeline.analysis.duplicates import DuplicateError, near_overlaps, near_pairs, train_twins
+from pipeline.analysis.leak_report import DuplicateError, near_overlaps, near_pairs, train_twins
 
 
 def session(name: str, split: str, path: str) -> Session:

@@ -17,9 +17,8 @@ import pytest
 from manifests.errors import ManifestError
 from manifests.table_spec import ResultsTable, RowSpec, parse_table_spec
 from pipeline.analysis.cells import Block, Cell, Column, Row, Table
-from pipeline.analysis.render import CSV_FIELDS, FORMATS, latex_text, paper_text, render, value_text
+from pipeline.analysis.render import CSV_FIELDS, FORMATS, latex_text, paper_text, render, to_text, value_text
 from pipeline.analysis.results_table import build_results_table
-from pipeline.analysis.terminal import to_text
 
 GOLDEN = Path(__file__).parent / "golden"
 PERCENT, COUNT = Column(group="", label="R@5"), Column(group="", label="n", kind="count")

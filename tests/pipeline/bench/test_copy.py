@@ -47,7 +47,7 @@ def test_a_sequence_is_shown_marked_and_asked_for() -> None:
 
 
 def test_answers_come_from_after_the_mark_and_are_counted() -> None:
-    trainer = copy.Trainer([0, 1], OPTIONS, 2, 1e-3, 1e-2, 10.0)
+    trainer = copy.Trainer([0, 1], OPTIONS, 2, (1e-2, 1e-3), 10.0)
     inputs, bits = trainer.sequences(3, 2)
     assert inputs.shape == (2, 2, 7, 9) and not torch.equal(bits[0], bits[1])
     logits = copy.answers(trainer.models, inputs)

@@ -18,8 +18,7 @@ from manifests.errors import ManifestError
 from manifests.schema import Component, Dataset, RunSpec
 from pipeline.analysis.protocol import protocol_notes, read_runs
 from pipeline.core.workspace import Workspace
-from pipeline.extraction.array_lookup import fit
-from pipeline.extraction.arrays import open_arrays
+from pipeline.extraction.arrays import fit, open_arrays
 from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.identities import asked_runs
 from pipeline.jobs.stage1 import fit_composer_spec

@@ -12,8 +12,7 @@ from click.testing import CliRunner
 from cli import main
 from manifests.errors import ManifestError, Problems
 from pipeline.evaluation.files import load_results, load_summary
-from pipeline.evaluation.orders import cosine_orders
-from pipeline.evaluation.ranked_files import FILES, read_ranked
+from pipeline.evaluation.ranked_files import FILES, cosine_orders, read_ranked
 from pipeline.evaluation.ranking import ranks
 from pipeline.jobs.ranked import _refuse_names
 from tests.caption_project import CAPTIONS, call, caption_project

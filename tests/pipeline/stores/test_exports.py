@@ -14,8 +14,7 @@ from cache import Store, StoreCorruptError, StoreWriter
 from manifests.schema import Dataset
 from pipeline.composition.compose import compose
 from pipeline.composition.composers.fusion import Fusion, FusionOptions
-from pipeline.extraction.array_lookup import Lookup, fit
-from pipeline.extraction.arrays import open_arrays
+from pipeline.extraction.arrays import Lookup, fit, open_arrays
 from pipeline.stores import exports
 from pipeline.stores.exports import FORMATS, ExportError, export
 from tests.worlds import DIM, world, write_backbone

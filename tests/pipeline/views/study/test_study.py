@@ -29,10 +29,9 @@ from pipeline.training.checkpoint import load_model, save_model
 from pipeline.views.retrieval.testbed import TestBed
 from pipeline.views.retrieval.trained import trained_runs
 from pipeline.views.study.app import make_study_app
-from pipeline.views.study.questions import Question, StudyError, draw_questions
 from pipeline.views.study.results import study_results
 from pipeline.views.study.run import open_study
-from pipeline.views.study.store import StudyFile
+from pipeline.views.study.store import Question, StudyError, StudyFile, draw_questions
 from tests.pipeline.small_demo import Project, accessible, no_sideways_scroll, page_of, served
 from tests.processes import forked
 
