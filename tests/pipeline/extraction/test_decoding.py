@@ -9,6 +9,7 @@ import resource
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -54,6 +55,9 @@ def quick_look(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def no_process_left() -> Iterator[None]:
     yield
+    end = time.monotonic() + 20  # a process that was told to end needs a CPU to do so
+    while multiprocessing.active_children() and time.monotonic() < end:
+        time.sleep(0.05)
     assert multiprocessing.active_children() == []
 
 
