@@ -22,8 +22,7 @@ from pipeline.core.workspace import Workspace
 from pipeline.jobs.managed_runs import run_named
 from pipeline.jobs.specs import check_components
 from pipeline.training.runs import RunFolder, list_runs
-from pipeline.views.retrieval.identity import changes, models_of
-from pipeline.views.retrieval.trained import DIGITS
+from pipeline.views.retrieval.trained import DIGITS, changes, models_of
 from pipeline.views.serve.engine import UPLOAD, Step, Talk, described_row, upload_row
 from pipeline.views.serve.engine import Engine as Talks
 from pipeline.views.serve.limits import clean_text

@@ -1,15 +1,20 @@
-"""Load runs for the views: of a spec, by id, or, for a catalog without sessions, any on its features or untrained."""
+"""Load runs for the views: of a spec, by id, or any on a catalog's features; what a result came from, by content."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from cache import Store
 from manifests.errors import FashionNTMError, IncompleteError, ManifestError, Problem
+from manifests.identity import changed_fields, digest, session_key
+from manifests.schema import Session
+from pipeline.evaluation.evaluate import Candidates
 from pipeline.evaluation.files import ResultFiles
 from pipeline.jobs.experiment import Experiment
 from pipeline.training.checkpoint import load_model
@@ -179,3 +184,23 @@ def turn_outputs(trained: Trained, features: SessionFeatures) -> Tensor:
         rows = torch.minimum(turns, lengths[:, None] - 1)
         parts.append(outputs.gather(1, rows[..., None].expand(-1, -1, outputs.shape[2])))
     return torch.cat(parts)
+
+
+def data_of(store: Store, galleries: Mapping[str, Candidates], sessions: Sequence[Session]) -> dict[str, Any]:
+    """Return digests of the features, of the gallery members by category, and of the sessions shown with them.
+
+    A member is identified by the content of its image (or caption), so ids and their order do not change a digest.
+    """
+    bound = store.catalogue()
+    members = {name: digest(sorted(bound[i].hex() for i in found.images)) for name, found in galleries.items()}
+    shown = digest([session_key(session, bound).hex() for session in sessions])
+    return {"store": store.fingerprint, "galleries": members, "sessions": shown}
+
+
+def models_of(trained: Iterable[Trained]) -> list[dict[str, str]]:
+    return [{"label": t.label, "run": t.run, "weights": t.weights} for t in trained]
+
+
+def changes(made_with: Mapping[str, Any], present: Mapping[str, Any]) -> str:
+    """Return the fields that differ, old -> new, on one line; "" if there are none."""
+    return "; ".join(changed_fields(dict(made_with), dict(present)))

@@ -19,11 +19,10 @@ from manifests.schema import TURN_JOIN, Dataset, Session, Turn
 from pipeline.evaluation.evaluate import Candidates, load_candidates
 from pipeline.extraction.images import ItemError, decode
 from pipeline.training.dialogue import Dialogue
-from pipeline.views.retrieval.identity import data_of
 from pipeline.views.retrieval.index import ExactIndex
 from pipeline.views.retrieval.pictures import Pictures, small_jpeg
 from pipeline.views.retrieval.queries import Queries
-from pipeline.views.retrieval.trained import Trained
+from pipeline.views.retrieval.trained import Trained, data_of
 from pipeline.views.serve.limits import Limits, RequestError, clean_text
 
 UPLOAD = "(uploaded)"

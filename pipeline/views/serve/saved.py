@@ -15,8 +15,7 @@ from manifests.datasets._export import SESSIONS
 from manifests.datasets.jsonl import export
 from manifests.errors import FashionNTMError
 from manifests.schema import Dataset, Session
-from pipeline.views.retrieval.identity import changes, models_of
-from pipeline.views.retrieval.trained import Trained
+from pipeline.views.retrieval.trained import Trained, changes, models_of
 
 ABOUT = "dialogues.json"
 

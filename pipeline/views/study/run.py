@@ -9,9 +9,8 @@ from typing import Any
 from manifests.schema import Dataset, RunSpec
 from pipeline.core.workspace import Workspace
 from pipeline.jobs.experiment import Experiment
-from pipeline.views.retrieval.identity import changes, data_of, models_of
 from pipeline.views.retrieval.testbed import TestBed
-from pipeline.views.retrieval.trained import Trained, first_seeds, trained_runs
+from pipeline.views.retrieval.trained import Trained, changes, data_of, first_seeds, models_of, trained_runs
 from pipeline.views.study.store import MOST_MODELS, StudyError, StudyFile, draw_questions
 
 PREFERRED = ("cm_ntm", "lstm", "ewma")  # the paper's three (section 4.6), if they are trained
