@@ -118,7 +118,7 @@ def test_twenty_damages(three_shards: Path, tmp_path: Path, child: Callable) -> 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_hundreds_of_damages(three_shards: Path, tmp_path: Path, child: Callable) -> None:
-    assert child(lambda: fuzz(three_shards, tmp_path, 2, 250)) == 0
+    assert child(lambda: fuzz(three_shards, tmp_path, 2, 150)) == 0
 
 
 def fuzz_headers(whole: Path, folder: Path, seed: int, rounds: int) -> None:
@@ -156,4 +156,4 @@ def test_damaged_structure_under_a_right_digest(three_shards: Path, tmp_path: Pa
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_much_damaged_structure_under_a_right_digest(three_shards: Path, tmp_path: Path, child: Callable) -> None:
-    assert child(lambda: fuzz_headers(three_shards, tmp_path, 2, 350)) == 0
+    assert child(lambda: fuzz_headers(three_shards, tmp_path, 2, 200)) == 0

@@ -175,7 +175,7 @@ def test_damaged_files_give_our_errors(project: Path, kind: str, seed: int) -> N
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGALRM")
-@settings(HERE, max_examples=150)
+@settings(HERE, max_examples=100)
 @given(kind=st.sampled_from(sorted(TARGETS)), seed=st.integers(0, 2**32))
 def test_damaged_files_give_our_errors_at_length(project: Path, kind: str, seed: int) -> None:
     _, code = attempt(project, kind, random.Random(seed))

@@ -166,7 +166,7 @@ def test_a_worker_killed_in_the_middle_of_a_shard(
 def test_local_workers_may_have_decoding_processes(
     processes: Cluster, load: Load, clip_folder: Path, tmp_path: Path
 ) -> None:
-    data, how = build_dataset(tmp_path / "images", images=200), {"shard_rows": 200, "workers": 2}
+    data, how = build_dataset(tmp_path / "images", images=64), {"shard_rows": 64, "workers": 2}
     report = run(data, load("clip", clip_folder), tmp_path / "cluster", cluster=processes, **how)
     assert report.notes == []  # no worker had to decode in threads
     assert shards_of(report.path) == shards_of(run(data, load("clip", clip_folder), tmp_path / "here", **how).path)
