@@ -15,7 +15,8 @@ if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported, which torch may do before a test
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # test files run side by side, one a core
 
-# Files that compile numba's loops or build the small demo, which takes longer than their tests: one process for all.
+# Files that compile numba's loops or build the small demo, which takes longer than their tests: one process of two for all. More
+# processes share them out, or the one would last longest.
 TOGETHER = (
     *("tests/pipeline/training/cascade/", "tests/pipeline/training/backends/test_trainers.py", "tests/test_cli.py"),
     *("tests/pipeline/views/", "tests/pipeline/api/", "tests/test_walk", "tests/pipeline/jobs/test_presets.py"),
@@ -37,14 +38,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Tests of a file run in one process, and those of the files in ``TOGETHER``."""
+    """Tests of a file run in one process; of two processes, one has all files in ``TOGETHER``."""
     if config.getvalue("dist") != "loadfile":
         return None
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "together" if nodeid.startswith(TOGETHER) else super()._split_scope(nodeid)
+            together = self.numnodes <= 2 and nodeid.startswith(TOGETHER)
+            return "together" if together else super()._split_scope(nodeid)
 
     return Scheduling(config, log)
 
