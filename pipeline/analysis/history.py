@@ -20,7 +20,7 @@ from pipeline.evaluation.evaluate import Candidates, evaluate
 from pipeline.training.data import SessionFeatures
 from pipeline.training.determinism import seeded
 from pipeline.training.models.ewma import EWMA, running_average
-from pipeline.training.recombine import Histories
+from pipeline.training.sampling import Histories
 
 if TYPE_CHECKING:
     from pipeline.jobs.experiment import Experiment

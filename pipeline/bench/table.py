@@ -27,6 +27,7 @@ from pipeline.training.data import session_features
 from pipeline.training.errors import DivergenceError
 from pipeline.training.job import Trained, TrainRequest, train_runs
 from pipeline.training.models import models as registry
+from pipeline.training.runs import Run
 from pipeline.training.validate import embed, scorer
 
 TRAINED = ("lstm", "gru", "transformer", "no_memory", "turn_weights", "cfir", "dialog_manager", "v_ntm", "cm_ntm")
@@ -65,7 +66,7 @@ def run(
             progress(f"training and ranking {model}")
             runs, training, trained = Path(folder) / "runs", Training(epochs=epochs), registry.get(model).trainable
             requests = [
-                TrainRequest(runs, "bench", store.fingerprint, model, {}, fit, training, seed)
+                TrainRequest(runs, "bench", store.fingerprint, Run(model, {}, training, seed), fit)
                 for seed in range(seeds if trained else 1)
             ]
             told[model] = training_seconds(requests, together)[0]

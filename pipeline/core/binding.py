@@ -32,12 +32,8 @@ class StaleError(IncompleteError):
 
 def declared_digest(dataset: Dataset) -> str:
     """Return the SHA-256 (64 hex digits) of the dataset's image entries: ids, files, captions, attributes."""
-    return digest(
-        sorted(
-            [image.id, image.file, image.caption, sorted(dataset.attributes.get(image.id, {}).items())]
-            for image in dataset.images.values()
-        )
-    )
+    attributes = {image: sorted(own.items()) for image, own in dataset.attributes.items()}
+    return digest(sorted([i.id, i.file, i.caption, attributes.get(i.id, [])] for i in dataset.images.values()))
 
 
 def save_binding(folder: Path, keys: Mapping[str, bytes]) -> str:
@@ -82,11 +78,8 @@ def image_changes(dataset: Dataset, keys: Mapping[str, bytes], digests: Path) ->
         for image, key in image_keys(dataset.images.values(), dataset.images_root, digests).items():
             if isinstance(key, bytes) and keys.get(image) != key:
                 changed["have another content" if image in keys else "became readable"].append(image)
-    return " and ".join(
-        f"{len(ids):,} images {what} ({', '.join(map(repr, ids[:_SHOWN]))}{', ...' if len(ids) > _SHOWN else ''})"
-        for what, ids in changed.items()
-        if ids
-    )
+    shown = {what: ", ".join(map(repr, ids[:_SHOWN])) + ", ..." * (len(ids) > _SHOWN) for what, ids in changed.items()}
+    return " and ".join(f"{len(ids):,} images {what} ({shown[what]})" for what, ids in changed.items() if ids)
 
 
 def source_record(spec: RunSpec) -> dict[str, Any]:

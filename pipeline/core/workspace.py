@@ -108,10 +108,8 @@ class Workspace:
         again = f"run `{spec.command('extract')}`"
         keys = load_binding(self.bindings, note.binding)
         if declared_digest(dataset) != note.declared:
-            raise StaleError(
-                f"the image ids, files, captions or attributes of dataset '{dataset.name}' are not those that were "
-                f"extracted for spec '{spec.name}': {again}"
-            )
+            what = f"the image ids, files, captions or attributes of dataset '{dataset.name}'"
+            raise StaleError(f"{what} are not those that were extracted for spec '{spec.name}': {again}")
         digests = self.stores / dataset.name / DIGESTS
         if note.gallery == "image" and (changes := image_changes(dataset, keys, digests)):
             raise StaleError(f"dataset '{dataset.name}': since the extraction {changes}: {again}")
@@ -133,16 +131,12 @@ class Workspace:
         """
         note, backbone = self.extracted(spec), self.backbone(spec, dataset)
         now = composer_identity(spec, dataset, backbone)
+        composer, fit = f"the composer of spec '{spec.name}'", f"run `{spec.command('fit-composer')}`"
         if not note.store:
-            raise IncompleteError(
-                f"the composer of spec '{spec.name}' is not fitted yet: run `{spec.command('fit-composer')}`"
-            )
+            raise IncompleteError(f"{composer} is not fitted yet: {fit}")
         if note.composer != now:
             changed = "; ".join(changed_fields(note.composer or {}, now or {}))
-            raise StaleError(
-                f"the composer of spec '{spec.name}' changed since its features were composed ({changed}): "
-                f"run `{spec.command('fit-composer')}`"
-            )
+            raise StaleError(f"{composer} changed since its features were composed ({changed}): {fit}")
         return Store.open(self.stores / note.store).bound_to(backbone.catalogue())
 
     def write_composed(self, spec: RunSpec, dataset: Dataset, store: Path) -> None:
@@ -179,10 +173,8 @@ def remove_leftovers(out: Path, *, dry_run: bool) -> dict[str, int]:
 
 
 def leftovers_text(found: Mapping[str, int], dry_run: bool) -> str:
-    would = "would be " if dry_run else ""
-    return "\n".join(
-        f"debris {path} ({size:,} bytes) of an interrupted removal {would}removed" for path, size in found.items()
-    )
+    end = f"of an interrupted removal {'would be ' if dry_run else ''}removed"
+    return "\n".join(f"debris {path} ({size:,} bytes) {end}" for path, size in found.items())
 
 
 def size_of(folder: Path) -> int:

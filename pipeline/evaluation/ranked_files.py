@@ -61,10 +61,8 @@ def write_ranked(path: Path, form: str, lists: Iterable[Ranked], tag: str) -> No
 def _trec(ranked: Ranked, tag: str) -> str:
     scores = ranked.scores or tuple(-float(n) for n in range(len(ranked.images)))
     name = coded(ranked.session)
-    return "".join(
-        f"{name} Q0 {coded(image)} {n} {score:.9g} {tag}\n"
-        for n, (image, score) in enumerate(zip(ranked.images, scores, strict=True), start=1)
-    )
+    rows = enumerate(zip(map(coded, ranked.images), scores, strict=True), start=1)
+    return "".join(f"{name} Q0 {image} {n} {score:.9g} {tag}\n" for n, (image, score) in rows)
 
 
 def _json_line(ranked: Ranked) -> str:

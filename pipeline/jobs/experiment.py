@@ -110,8 +110,7 @@ class Experiment(RunIdentities):
             self.require_train(f"and model {run.model} is fitted on them")
         fit, validation = self.parts
         place = (self.workspace.runs, self.dataset.name, self.store.fingerprint)
-        split = (self.spec.validation, validation)
-        return TrainRequest(*place, run.model, run.options, fit, run.training, run.seed, *split)
+        return TrainRequest(*place, run, fit, self.spec.validation, validation)
 
     def model(self, run: Run) -> MemoryModel:
         """Return the trained model of a run, on the experiment's device. Raises IncompleteError if it is not trained."""

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +114,7 @@ def _beir(
 
 @dataclass(frozen=True)
 class RankedFolder:
-    """Evaluation of another system's ranked list: OUT/ranked/<dataset>/<name>/{results.h5, summary.json}.
-
-    With a clean split, <dataset>-<protocol>.
-    """
+    """Evaluation of another system's list: OUT/ranked/<dataset>[-<clean split>]/<name>/{results.h5, summary.json}."""
 
     folder: Path
 
@@ -139,19 +137,15 @@ class RankedFolder:
     def load(self, dataset: Dataset, view: View) -> dict[str, Any]:
         """Return the summary of ``view`` (sessions of some length). Raises IncompleteError if there is none, StaleError
         if its sessions, galleries or train pairs are not those of ``dataset``."""
-        name = self.folder.name
+        name, again = self.folder.name, f"evaluate SPEC --ranked FILE --name {self.folder.name}"
         if not self.results.is_file():
             known = sorted(p.name for p in self.folder.parent.glob("*") if (p / "results.h5").is_file())
-            raise IncompleteError(
-                f"no ranked list {name!r} is scored on {dataset.name}; {nearest(name, known)}: run `evaluate SPEC "
-                f"--ranked FILE --name {name}`"
-            )
+            what = f"no ranked list {name!r} is scored on {dataset.name}; {nearest(name, known)}"
+            raise IncompleteError(f"{what}: run `{again}`")
         summary = load_summary(self.folder / "summary.json")
         if summary.get("identity") != _identity(dataset):
-            raise StaleError(
-                f"ranked list {name!r} was scored on other sessions, galleries or train pairs than {dataset.name} has now: "
-                f"run `evaluate SPEC --ranked FILE --name {name}` again"
-            )
+            what = f"ranked list {name!r} was scored on other sessions, galleries or train pairs"
+            raise StaleError(f"{what} than {dataset.name} has now: run `{again}` again")
         if view.turns is None:
             return summary | {"results": str(self.results)}
         lengths = {s.id: len(s.turns) for s in dataset.split("test")}
@@ -166,13 +160,9 @@ def _part(evaluation: Evaluation, lengths: dict[str, int], turns: int) -> Evalua
     kept = np.array([lengths.get(i) == turns for i in evaluation.session_ids])
     if not kept.any():
         raise IncompleteError(f"the ranked list has no session of {turns} turns")
-
-    def some(values: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(v for v, keep in zip(values, kept, strict=True) if keep)
-
     names = ("session_ids", "categories", "target_ids")
     subsets = {name: members[kept] for name, members in evaluation.subsets.items()}
-    parts: dict[str, Any] = {name: some(getattr(evaluation, name)) for name in names}
+    parts: dict[str, Any] = {name: tuple(compress(getattr(evaluation, name), kept)) for name in names}
     return replace(evaluation, **parts, ranks=evaluation.ranks[kept], subsets=subsets)
 
 

@@ -39,16 +39,10 @@ def save_model(folder: Path, model: MemoryModel, last: Callable[[], object] = la
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     data = save(weights)
     replace_atomically(folder / WEIGHTS, data, last=last)
-    sidecar = {
-        "format": FORMAT,
-        "model": model.name,
-        "version": model.version,
-        "options": model.options.model_dump(mode="json"),
-        "dim": model.dim,
-        "dtype": str(next((v.dtype for v in weights.values() if v.is_floating_point()), torch.float32)).split(".")[-1],
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "torch": str(torch.__version__),
-    }
+    dtype = str(next((v.dtype for v in weights.values() if v.is_floating_point()), torch.float32)).split(".")[-1]
+    sidecar = {"format": FORMAT, "model": model.name, "version": model.version}
+    sidecar |= {"options": model.options.model_dump(mode="json"), "dim": model.dim, "dtype": dtype}
+    sidecar |= {"sha256": hashlib.sha256(data).hexdigest(), "torch": str(torch.__version__)}
     replace_atomically(folder / SIDECAR, (json.dumps(sidecar, indent=2) + "\n").encode(), last=last)
 
 

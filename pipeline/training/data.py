@@ -37,8 +37,7 @@ class SessionBatch(NamedTuple):
 class SessionRows(NamedTuple):
     """Row numbers of the sessions of a batch, int64 [B, T] each; short sessions repeat their last turn.
 
-    queries, targets, texts: rows of the same fields of ``SessionFeatures`` (texts may be None).
-    lengths: int64 [B], turns before padding.
+    Rows of the same fields of ``SessionFeatures`` (texts may be None); lengths: int64 [B], turns before padding.
     """
 
     queries: Tensor
@@ -161,32 +160,29 @@ def session_features(store: Store, sessions: Iterable[Session] | FoundRows) -> S
         what = f"{store.path}: none of {len(found.reasons)} sessions has all of its features{first};"
         raise MissingFeaturesError(f"{what} run `extract` on this spec to fill the store")
     turns = max(len(s.turns) for s in found.sessions)
-    query_rows = np.array([_padded(rows, turns) for rows in found.turns], dtype=np.int64)
-    target_rows = np.array([_padded(rows, turns) for rows in found.targets], dtype=np.int64)
+    query_rows, target_rows = (
+        np.array([own + own[-1:] * (turns - len(own)) for own in rows], dtype=np.int64)
+        for rows in (found.turns, found.targets)
+    )
     cat_rows = np.array(found.concatenated, dtype=np.int64)
     has_concatenated = bool((cat_rows >= 0).all())
     cat_rows = np.where(cat_rows < 0, query_rows[:, 0], cat_rows)
 
-    used, places = np.unique(np.concatenate([query_rows.ravel(), cat_rows]), return_inverse=True)
+    used, places = np.unique(np.column_stack([query_rows, cat_rows]), return_inverse=True)
     targets_used, target_places = np.unique(target_rows, return_inverse=True)
     queries, targets = store.gather("query", used), store.gather("target", targets_used)
     if queries.shape[1] != targets.shape[1]:
-        raise FeatureError(
-            f"{store.path}: f_qry has {queries.shape[1]} dimensions and f_tar {targets.shape[1]}; cosine similarity "
-            "needs one width: fit a composer that projects both"
-        )
-    places = places.reshape(-1)
-    query_places, cat_places = places[: query_rows.size].reshape(query_rows.shape), places[query_rows.size :]
-    target_places = target_places.reshape(target_rows.shape)
+        what = f"{store.path}: f_qry has {queries.shape[1]} dimensions and f_tar {targets.shape[1]}; cosine similarity"
+        raise FeatureError(f"{what} needs one width: fit a composer that projects both")
     names = [s.id for s in found.sessions]
-    _check_finite(store, "query", queries, used, np.column_stack([query_places, cat_places]), names)
+    _check_finite(store, "query", queries, used, places, names)
     _check_finite(store, "target", targets, targets_used, target_places, names)
     return SessionFeatures(
         queries=torch.from_numpy(queries.astype(np.float32)),
         targets=torch.from_numpy(targets.astype(np.float32)),
-        query_rows=torch.from_numpy(query_places.astype(np.int64)),
+        query_rows=torch.from_numpy(places[:, :-1].astype(np.int64)),
         target_rows=torch.from_numpy(target_places.astype(np.int64)),
-        cat_rows=torch.from_numpy(cat_places.astype(np.int64)),
+        cat_rows=torch.from_numpy(places[:, -1].astype(np.int64)),
         lengths=torch.tensor([len(s.turns) for s in found.sessions], dtype=torch.int64),
         sessions=found.sessions,
         skipped=tuple(found.reasons),
@@ -208,19 +204,14 @@ def add_texts(features: SessionFeatures, backbone: Store) -> SessionFeatures:
     found = backbone.find("text", stack_keys(text_key(turn.text) for turn in turns))
     if (found < 0).any():
         session = features.sessions[int(np.flatnonzero(found < 0)[0]) // features.turns]
-        raise FeatureError(
-            f"{backbone.path}: no text row for a turn of session {session.id!r}; run `extract` on this spec again"
-        )
+        what = f"no text row for a turn of session {session.id!r}"
+        raise FeatureError(f"{backbone.path}: {what}; run `extract` on this spec again")
     used, places = np.unique(found, return_inverse=True)
     texts = np.asarray(backbone.gather("text", used), dtype=np.float32)
     if not np.isfinite(texts).all():
         raise FeatureError(f"{backbone.path}: table 'text' holds NaN or infinite values; verify the store")
     rows = torch.from_numpy(places.reshape(len(features), features.turns).astype(np.int64))
     return replace(features, texts=torch.from_numpy(texts).to(features.device), text_rows=rows.to(features.device))
-
-
-def _padded(rows: list[int], turns: int) -> list[int]:
-    return rows + rows[-1:] * (turns - len(rows))
 
 
 def _check_finite(
@@ -231,7 +222,8 @@ def _check_finite(
     if len(bad):
         users = np.flatnonzero(np.isin(uses, bad).any(axis=1))
         shown = ", ".join(str(r) for r in rows[bad[:5]]) + (", ..." if len(bad) > 5 else "")
-        raise FeatureError(
-            f"{store.path}: table {table!r} holds NaN or infinite values in {len(bad)} rows ({shown}), used by "
-            f"{len(users)} sessions (first: {names[users[0]]!r}); verify the store and extract these rows again"
+        what = (
+            f"table {table!r} holds NaN or infinite values in {len(bad)} rows ({shown}), used by {len(users)} sessions"
         )
+        fix = "verify the store and extract these rows again"
+        raise FeatureError(f"{store.path}: {what} (first: {names[users[0]]!r}); {fix}")

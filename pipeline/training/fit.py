@@ -19,9 +19,9 @@ from pipeline.training.backends.choice import build_trainer
 from pipeline.training.data import SessionFeatures
 from pipeline.training.determinism import RunRandom, derive_seed, flushed_denormals, matmul_precision
 from pipeline.training.errors import DivergenceError, TrainingError
-from pipeline.training.hard_groups import HardGroups
 from pipeline.training.models.base import MemoryModel
 from pipeline.training.resume import RunState
+from pipeline.training.sampling import HardGroups
 from pipeline.training.validate import recalls
 
 Metrics = dict[str, Any]
@@ -79,8 +79,7 @@ def fit_group(
     ``states``: one state per run, all of one epoch, to continue from. ``keep`` is called after each epoch but the last,
     once the caller has taken its outcomes, with a function that returns run k's state, None if the run has ended.
 
-    Raises TrainingError as ``fit`` does, for runs with different ``COMMON`` settings, and for a state that does not
-    fit its model.
+    Raises TrainingError as ``fit``, for runs with different ``COMMON`` settings, and for a state of another model.
     """
     if not all(model.trainable for model in models):
         yield [_fit_closed_form(model, features, validation) for model in models]

@@ -48,17 +48,10 @@ def save_state(folder: Path, state: RunState, backend: str, last: Callable[[], o
     name = TENSORS.replace("*", str(state.epoch))
     data = save(state.tensors)
     replace_atomically(folder / name, data, last=last)
-    about = {
-        "format": FORMAT,
-        "epoch": state.epoch,
-        "best": state.best if math.isfinite(state.best) else None,
-        "best_epoch": state.best_epoch,
-        "seconds": state.seconds,
-        "backend": backend,
-        "torch": str(torch.__version__),
-        "tensors": name,
-        "sha256": hashlib.sha256(data).hexdigest(),
-    }
+    best = state.best if math.isfinite(state.best) else None
+    about = {"format": FORMAT, "epoch": state.epoch, "best": best, "best_epoch": state.best_epoch}
+    about |= {"seconds": state.seconds, "backend": backend, "torch": str(torch.__version__)}
+    about |= {"tensors": name, "sha256": hashlib.sha256(data).hexdigest()}
     about["check"] = digest(about)
     replace_atomically(folder / ABOUT, (json.dumps(about, indent=1) + "\n").encode(), last=last)
     remove_state(folder, name)

@@ -17,8 +17,7 @@ from pipeline.training.cascade.graph import GraphTrainer
 from pipeline.training.cascade.trainer import FastTrainer
 from pipeline.training.data import SessionBatch
 from pipeline.training.determinism import RunRandom, seeded
-from pipeline.training.models._dropout import dropped_by
-from pipeline.training.models.base import MemoryModel
+from pipeline.training.models.base import MemoryModel, dropped_by
 from pipeline.training.objective import Step, losses_of
 
 

@@ -109,27 +109,15 @@ class _Backward:
             derived = before.unflatten(2, (saved.length, saved.batch)).permute(0, 2, 3, 1, 4)
         from_feature, gate_bias = product(d_gates.mT, saved.features.flatten(2, 3)), d_gates.sum(2)
         from_previous, from_own = self._of_states()
-        d_start = torch.stack([at.sum(2) for at in self.at], 2)
-        return Gradients(
-            derived,
-            (
-                from_previous,
-                from_feature,
-                from_own,
-                gate_bias,
-                self._of_heads(),
-                self.state.squeeze(2),
-                self.cell.sum(2),
-                of_softmax(d_start, saved.starts),
-                saved.d_memory.sum(2) if self.learned_memory else None,
-            ),
-        )
+        start = of_softmax(torch.stack([at.sum(2) for at in self.at], 2), saved.starts)
+        memory = saved.d_memory.sum(2) if self.learned_memory else None
+        initial = (self.state.squeeze(2), self.cell.sum(2), start, memory)
+        return Gradients(derived, (from_previous, from_feature, from_own, gate_bias, self._of_heads(), *initial))
 
     def _of_states(self) -> tuple[Tensor, Tensor]:
         """Return the gradients of ``from_previous`` and ``from_own``.
 
-        Inputs of turn 1 that are equal for all sessions are taken from the last session's row only, with the sum of
-        the gradients over sessions.
+        Inputs of turn 1 equal for all sessions are taken from the last session's row, with the sum of the gradients.
         """
         saved, last, shared = self.saved, self.saved.batch - 1, self.d_gates[:, :, 0].sum(2)
         alike = saved.turns[0].side_by_side

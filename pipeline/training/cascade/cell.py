@@ -59,10 +59,9 @@ def lstm_slopes(gates: Tensor, cell: Tensor, squashed: Tensor, out: Tensor) -> T
 
 
 def lstm_backward(d_hidden: Tensor, d_cell: Tensor, forget: Tensor, to_cell: Tensor, slopes: Tensor) -> Tensor:
-    """Backward of ``lstm``, given ``to_cell`` and ``slopes`` of ``lstm_slopes``.
+    """Backward of ``lstm``, given results of ``lstm_slopes``; return the gradient of the old cell [L, B, H].
 
-    Replaces ``slopes`` by the gradient of the raw gates. forget: [L, B, H], the gate f. Returns the gradient of the old
-    cell [L, B, H].
+    Replaces ``slopes`` by the gradient of the raw gates. forget: [L, B, H], the gate f.
     """
     size = forget.shape[-1]
     d_cell = torch.addcmul(d_cell, d_hidden, to_cell)
@@ -155,11 +154,10 @@ def address(rows: MemoryRows | None, key: Tensor | None, raw: Tensor, previous: 
 
 
 class HeadGradients(NamedTuple):
-    """Gradients of a head's addressing.
+    """Gradients of a head's addressing. previous: [L, B, N], of the previous weights.
 
-    previous: [L, B, N], of the previous weights. With content addressing also dots and pull: [L, B, N], and key_pull:
-    [L, B, 1]; without it, they are empty. The gradient of row M_i is dots_i key + pull_i norm_slopes_i M_i, that of the key is
-    sum_i dots_i M_i + key_pull key.
+    With content addressing also dots and pull: [L, B, N], and key_pull: [L, B, 1]; else they are empty. The gradient of
+    row M_i is dots_i key + pull_i norm_slopes_i M_i, that of the key is sum_i dots_i M_i + key_pull key.
     """
 
     previous: Tensor

@@ -287,25 +287,12 @@ def write_backward(
 
 @compiled
 def gather(
-    memory,
-    norms,
-    raws,
-    weights,
-    dots,
-    pulls,
-    d_read,
-    d_memory,
-    writes,
-    write_weights,
-    write_dots,
-    write_pulls,
-    n: int,
-    wrote: bool,
+    memory, norms, raws, weights, dots, pulls, d_read, d_memory, writes, write_at, write_dots, write_pulls, n, wrote
 ) -> None:
     """Replace ``d_memory``, the gradient of the memories after turn ``n``, by that of the memories before it.
 
-    weights, dots, pulls: [K, C, B, N], of the read heads; writes: [K, C, B, 3 M + 6], the write heads' raw outputs. The
-    arguments of the write heads are only read if the turn ``wrote``.
+    weights, dots, pulls: [K, C, B, N], of the read heads; writes: [K, C, B, 3 M + 6], the write heads' raw outputs;
+    write_at: their weights. The arguments of the write heads are only read if the turn ``wrote``.
     """
     runs, stages, batch, slots, width = d_memory.shape
     for k in range(runs):
@@ -317,7 +304,7 @@ def gather(
                     total, row, pull = d_memory[k, c, b, i], memory[k, c, b, i], pulls[k, c, b, i]
                     weight, dot = weights[k, c, b, i], dots[k, c, b, i]
                     if wrote:
-                        write_weight, write_dot = write_weights[k, c, b, i], write_dots[k, c, b, i]
+                        write_weight, write_dot = write_at[k, c, b, i], write_dots[k, c, b, i]
                         slope = gradient.dtype.type((pull + write_pulls[k, c, b, i]) * _norm_slope(norms[k, c, b, i]))
                         for m in range(width):
                             kept = total[m] - write_weight * erase[m] * total[m]
