@@ -7,7 +7,6 @@ not to a dataset name: two folders with one name have two bindings. Stage 2 read
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import h5py
 
 from cache.catalogue import ENCODING, arrays_of, read_entries, sorted_entries
-from cache.files import replace_atomically, replacing
+from cache.files import replacing
 from cache.hdf5 import write_hdf5
 from cache.stat_cache import sha256_of, stamp_of
 from manifests.errors import IncompleteError
@@ -121,9 +120,3 @@ def _sources(spec: RunSpec) -> list[tuple[str, Path]]:
     named = [(f"{part}.{key}", value) for part, options in parts for key, value in options.items()]
     paths = [(option, Path(value).expanduser()) for option, value in named if isinstance(value, str) and value]
     return [(option, path) for option, path in paths if path.exists()]
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as JSON to ``path`` atomically; create its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(*ENCODING))

@@ -15,13 +15,15 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from cache import Store
+from cache.catalogue import ENCODING
+from cache.files import write_json
 from manifests.errors import IncompleteError
 from manifests.identity import changed_fields, digest
 from manifests.load import portable
 from manifests.schema import Dataset, RunSpec
 from pipeline.composition.ready import fitting_sessions
 from pipeline.composition.request import composer_request, is_joint
-from pipeline.core.binding import StaleError, declared_digest, image_changes, load_binding, source_changes, write_json
+from pipeline.core.binding import StaleError, declared_digest, image_changes, load_binding, source_changes
 from pipeline.core.image_files import DIGESTS
 
 ASIDE = ".removed-"  # prefix of their names
@@ -74,7 +76,7 @@ class Workspace:
             return None
 
     def write_note(self, spec: RunSpec, note: FeatureRecord) -> None:
-        write_json(self.note_path(spec), asdict(note))
+        write_json(self.note_path(spec), asdict(note), ENCODING[1])
 
     @property
     def bindings(self) -> Path:

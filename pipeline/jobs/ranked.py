@@ -12,15 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from cache.files import replace_atomically
+from cache.catalogue import ENCODING
+from cache.files import replace_atomically, write_json
 from manifests.errors import IncompleteError, ManifestError, Problem, Problems, nearest
 from manifests.identity import digest, file_digest
 from manifests.schema import Dataset
 from manifests.views import View
-from pipeline.core.binding import StaleError, write_json
+from pipeline.core.binding import StaleError
 from pipeline.core.workspace import Workspace
 from pipeline.evaluation.evaluate import Evaluation
-from pipeline.evaluation.files import load_results, load_summary, save_results, save_summary
+from pipeline.evaluation.files import load_results, load_summary, save_results
 from pipeline.evaluation.ranked import evaluate_ranked
 from pipeline.evaluation.ranked_files import FILES, Ranked, coded, ranked_lists, write_ranked
 from pipeline.jobs.experiment import Experiment
@@ -47,7 +48,7 @@ def write_results(experiment: Experiment, run: Run, form: str, folder: Path, top
         **{"queries": "session ids", "documents": "image ids"},
         **{"run": experiment.folder(run).id, "model": run.model, "seed": run.seed, "top": top},
     }
-    write_json(folder / "about.json", about)
+    write_json(folder / "about.json", about, ENCODING[1])
     if form == "beir":
         return [f for category in experiment.candidates for f in _beir(experiment, run, category, lists, folder, tag)]
     path = folder / FILES[form]
@@ -132,7 +133,7 @@ class RankedFolder:
 
     def save(self, evaluation: Evaluation, summary: dict[str, Any]) -> None:
         save_results(self.results, evaluation, self.folder.name)
-        save_summary(self.folder / "summary.json", summary)
+        write_json(self.folder / "summary.json", summary)
 
     def load(self, dataset: Dataset, view: View) -> dict[str, Any]:
         """Return the summary of ``view`` (sessions of some length). Raises IncompleteError if there is none, StaleError
@@ -176,18 +177,9 @@ def score_list(
     folder = RankedFolder.of(workspace, dataset, name)
     evaluation, unlisted = evaluate_ranked(path, dataset, partial)
     content = file_digest(path)
-    summary = evaluation.summary(
-        run=f"ranked-{content[:12]}",
-        model=name,
-        seed=None,
-        store=content,
-        dataset=dataset.name,
-        extractor=f"of ranked list {name}",
-        gallery="imported",
-        contaminated_on=list(trained_on),
-        identity=_identity(dataset),
-        list=path.name,
-    )
+    facts = {"run": f"ranked-{content[:12]}", "model": name, "seed": None, "store": content, "dataset": dataset.name}
+    facts |= {"extractor": f"of ranked list {name}", "gallery": "imported", "contaminated_on": list(trained_on)}
+    summary = evaluation.summary(**facts, identity=_identity(dataset), list=path.name)
     folder.save(evaluation, summary)
     return evaluation, summary, unlisted
 

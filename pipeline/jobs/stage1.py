@@ -33,6 +33,8 @@ from pipeline.extraction.report import Report
 from pipeline.extraction.run import extract
 from pipeline.jobs.identities import what_helps
 
+OnEpoch = Callable[[dict[str, float]], None]
+
 
 @dataclass
 class StageOne:
@@ -189,7 +191,7 @@ def plan_spec(
 
 
 def fit_composer_spec(
-    spec: RunSpec, dataset: Dataset, workspace: Workspace, on_epoch: Callable[[dict[str, float]], None] = lambda _: None
+    spec: RunSpec, dataset: Dataset, workspace: Workspace, on_epoch: OnEpoch = lambda _: None
 ) -> Fitted:
     """Fit the composer of ``spec``, or reuse a fitted one, and compose all features.
 
@@ -212,12 +214,7 @@ def fit_composer_spec(
 
 
 def _fit(
-    request: ComposerRequest,
-    folder: Path,
-    spec: RunSpec,
-    dataset: Dataset,
-    backbone: Store,
-    on_epoch: Callable[[dict[str, float]], None],
+    request: ComposerRequest, folder: Path, spec: RunSpec, dataset: Dataset, backbone: Store, on_epoch: OnEpoch
 ) -> None:
     fit, validation = fitting_sessions(spec, dataset)
     if not fit:

@@ -200,12 +200,7 @@ def _copy(tensors: Sequence[Tensor], values: dict[str, Tensor]) -> None:
 
 
 def _epoch(
-    trainer: Trainer,
-    groups: HardGroups | None,
-    random: RunRandom,
-    runs: Sequence[_Run],
-    average: WeightAverage,
-    epoch: int,
+    trainer: Trainer, groups: HardGroups | None, random: RunRandom, runs: list[_Run], average: WeightAverage, epoch: int
 ) -> list[float | DivergenceError]:
     """Train one epoch, each run in its own session order; return per run its mean step loss or divergence error."""
     features, training = trainer.features, trainer.trainings[0]

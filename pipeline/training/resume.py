@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from cache.files import replace_atomically
+from cache.files import replace_atomically, write_json
 from manifests.identity import digest
 
 ABOUT, TENSORS = "resume.json", "resume-*.safetensors"
@@ -52,8 +52,7 @@ def save_state(folder: Path, state: RunState, backend: str, last: Callable[[], o
     about = {"format": FORMAT, "epoch": state.epoch, "best": best, "best_epoch": state.best_epoch}
     about |= {"seconds": state.seconds, "backend": backend, "torch": str(torch.__version__)}
     about |= {"tensors": name, "sha256": hashlib.sha256(data).hexdigest()}
-    about["check"] = digest(about)
-    replace_atomically(folder / ABOUT, (json.dumps(about, indent=1) + "\n").encode(), last=last)
+    write_json(folder / ABOUT, about | {"check": digest(about)}, last=last)
     remove_state(folder, name)
 
 

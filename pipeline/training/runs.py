@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from cache.errors import StoreBusyError, naming
-from cache.files import replace_atomically
+from cache.files import replace_atomically, write_json
 from cache.lease import Lease
 from cache.recovery import remove_temporaries
 from cache.seal import RESULTS_SEAL, SEAL, SealError, check_seal, write_seal
@@ -237,8 +237,7 @@ class RunFolder:
             remove_state(self.path)
 
     def _write(self, record: dict[str, Any]) -> None:
-        text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        replace_atomically(self.run_file, text.encode(), last=self._check)
+        write_json(self.run_file, record, last=self._check)
 
     def _check(self) -> None:
         """Raise RunError unless this process has the run's lease."""

@@ -88,15 +88,10 @@ def _with_rows(
     kept = features.subset(there.tolist())
     added = torch.from_numpy(store.gather("query", used).astype(np.float32)).to(features.device)
     places = torch.from_numpy(found.reshape(-1).astype(np.int64)).to(features.device)
-    reasons = (f"session {s.id!r}: no query row for its {what}" for s in missing)
-    return replace(
-        kept,
-        queries=torch.cat([features.queries, added]),
-        cat_rows=len(features.queries) + places,
-        has_concatenated=True,
-        skipped=(*features.skipped, *(s.id for s in missing)),
-        reasons=(*features.reasons, *reasons),
-    )
+    queries, cat_rows = torch.cat([features.queries, added]), len(features.queries) + places
+    skipped = (*features.skipped, *(s.id for s in missing))
+    reasons = (*features.reasons, *(f"session {s.id!r}: no query row for its {what}" for s in missing))
+    return replace(kept, queries=queries, cat_rows=cat_rows, has_concatenated=True, skipped=skipped, reasons=reasons)
 
 
 def captions_key(session: Session, catalogue: dict[str, bytes]) -> bytes:

@@ -94,7 +94,8 @@ class MemoryModel(nn.Module, ABC):
         queries: [B, T, D], f_qry(1..T), or [B, T, D + E] for a model that reads ``texts``; sessions shorter than T are
         padded at the end. lengths: int64 [B], turns before padding.
         """
-        if queries.dim() != 3 or queries.shape[-1] != (width := self.dim + self.texts) or queries.shape[1] < 1:
+        width = self.dim + self.texts
+        if queries.dim() != 3 or queries.shape[-1] != width or queries.shape[1] < 1:
             what = f"{self.name}: queries have shape {list(queries.shape)}, expected [batch, turns >= 1, {width}]"
             parts = f" ({self.dim}, and the option texts = {self.texts} for the text rows)" if self.texts else ""
             raise TrainingError(f"{what}; build the model for the width of the store's features{parts}")
