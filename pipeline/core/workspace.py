@@ -60,11 +60,13 @@ class Workspace:
         self.out = out
         self.stores = out / "stores"
         self.runs = out / "runs"
+        self.records = out / "extracted"
+        self.bindings = self.records / "bindings"
         self._checked: dict[Any, tuple[Dataset, dict[str, bytes]]] = {}  # bindings already checked in this process
 
     def note_path(self, spec: RunSpec) -> Path:
         """Return the record's path, one per spec, dataset and extractor, so that specs of one name do not collide."""
-        return self.out / "extracted" / f"{spec.name}-{extraction_request(spec)[:8]}.json"
+        return self.records / f"{spec.name}-{extraction_request(spec)[:8]}.json"
 
     def note(self, spec: RunSpec) -> FeatureRecord | None:
         """Return the record of this spec's extraction, or None if there is none yet."""
@@ -78,14 +80,9 @@ class Workspace:
     def write_note(self, spec: RunSpec, note: FeatureRecord) -> None:
         write_json(self.note_path(spec), asdict(note), ENCODING[1])
 
-    @property
-    def bindings(self) -> Path:
-        return self.out / "extracted" / "bindings"
-
     def earlier_records(self, spec: RunSpec) -> list[Path]:
         """Return records of this spec name with another dataset, extractor or version; latest last."""
-        folder = self.out / "extracted"
-        found = [*folder.glob(f"{spec.name}.json"), *folder.glob(f"{spec.name}-????????.json")]
+        found = [*self.records.glob(f"{spec.name}.json"), *self.records.glob(f"{spec.name}-????????.json")]
         return sorted(found, key=lambda path: path.stat().st_mtime)
 
     def extracted(self, spec: RunSpec) -> FeatureRecord:

@@ -56,7 +56,7 @@ class CascadeStep(nn.Module):
 class AverageStep(nn.Module):
     """One turn of the mean of all turns, or of EWMA: query [B, D], turn int64 [], sum or average [B, D]."""
 
-    def __init__(self, model: Average | EWMA):
+    def __init__(self, model: MemoryModel):
         super().__init__()
         self.model, self.state = model, type(model.initial_state(1))
 

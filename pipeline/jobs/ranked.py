@@ -177,9 +177,9 @@ def score_list(
     folder = RankedFolder.of(workspace, dataset, name)
     evaluation, unlisted = evaluate_ranked(path, dataset, partial)
     content = file_digest(path)
-    facts = {"run": f"ranked-{content[:12]}", "model": name, "seed": None, "store": content, "dataset": dataset.name}
-    facts |= {"extractor": f"of ranked list {name}", "gallery": "imported", "contaminated_on": list(trained_on)}
-    summary = evaluation.summary(**facts, identity=_identity(dataset), list=path.name)
+    facts = {"run": f"ranked-{content[:12]}", "model": name, "seed": None, "store": content}
+    facts |= {"dataset": dataset.name, "extractor": f"of ranked list {name}", "gallery": "imported"}
+    summary = evaluation.summary(**facts, contaminated_on=list(trained_on), identity=_identity(dataset), list=path.name)
     folder.save(evaluation, summary)
     return evaluation, summary, unlisted
 

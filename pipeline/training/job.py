@@ -218,7 +218,7 @@ class _Open:
             return self.error
         self.folder.save_model(self.model)
         features, last = self.request.features, self.last
-        summary = {key: last[key] for key in ("loss", "chosen", "best") if key in last}
+        summary: dict[str, Any] = {key: last[key] for key in ("loss", "chosen", "best") if key in last}
         summary |= {"epochs": last["epoch"], "seconds": self.before + seconds}
         summary |= {"parameters": sum(p.numel() for p in self.model.parameters())}
         summary |= {"sessions": len(features), "skipped": len(features.skipped)}

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -49,7 +50,7 @@ def save_state(folder: Path, state: RunState, backend: str, last: Callable[[], o
     data = save(state.tensors)
     replace_atomically(folder / name, data, last=last)
     best = state.best if math.isfinite(state.best) else None
-    about = {"format": FORMAT, "epoch": state.epoch, "best": best, "best_epoch": state.best_epoch}
+    about: dict[str, Any] = {"format": FORMAT, "epoch": state.epoch, "best": best, "best_epoch": state.best_epoch}
     about |= {"seconds": state.seconds, "backend": backend, "torch": str(torch.__version__)}
     about |= {"tensors": name, "sha256": hashlib.sha256(data).hexdigest()}
     write_json(folder / ABOUT, about | {"check": digest(about)}, last=last)

@@ -67,10 +67,10 @@ class PlainLSTMCell(_Plain):
 class PlainEncoder(nn.Module):
     """Pre-norm encoder layers with GELU, batch first; ``mask`` [T, T] is True for masked turns (``is_causal`` is a hint)."""
 
-    def __init__(self, encoder: nn.TransformerEncoder):
+    def __init__(self, encoder: Any):  # nn.TransformerEncoder
         super().__init__()
         self.layers = encoder.layers
-        self.norm: Any = encoder.norm
+        self.norm = encoder.norm
 
     def forward(self, tokens: Tensor, mask: Tensor, is_causal: bool) -> Tensor:
         for layer in self.layers:

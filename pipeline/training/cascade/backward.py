@@ -5,8 +5,6 @@ Gradients of weights are one product each over all turns; values equal for all s
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -18,17 +16,13 @@ from pipeline.training.cascade.turn_ops import GradIn, TurnOps
 from pipeline.training.models._ntm import READ, WRITE
 
 
-class Gradients(NamedTuple):
-    """derived: [K, T, B, C-1, D] or None; weights: those of ``Weights``, in its order, None for a memory not learned."""
-
-    derived: Tensor | None
-    weights: tuple[Tensor | None, ...]
-
-
 def backward(
     d_outputs: Tensor, weights: Weights, saved: SavedActivations, ops: TurnOps, learned_memory: bool
-) -> Gradients:
-    """Return the gradients of ``forward``, given the gradient of its result [K, T, B, M + H]."""
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of ``forward``, given the gradient of its result [K, T, B, M + H].
+
+    Of derived, [K, T, B, C-1, D] or None, then those of ``Weights``, in its order, None for a memory not learned.
+    """
     passing = _Backward(weights, saved, ops, learned_memory)
     for n in reversed(range(saved.length)):
         passing.turn(n, d_outputs[:, n])
@@ -99,7 +93,7 @@ class _Backward:
         self._set_gradients(product(d_gates, self.weights.from_own), cell)
         self.read[:, -1] += first
 
-    def gradients(self) -> Gradients:
+    def gradients(self) -> tuple[Tensor | None, ...]:
         """Return the gradients of all learned tensors, after all turns. Overwrites ``d_gates``."""
         saved, weights = self.saved, self.weights
         d_gates = self.d_gates.flatten(2, 3)  # [K, C, T B, 4 H]
@@ -112,7 +106,7 @@ class _Backward:
         start = of_softmax(torch.stack([at.sum(2) for at in self.at], 2), saved.starts)
         memory = saved.d_memory.sum(2) if self.learned_memory else None
         initial = (self.state.squeeze(2), self.cell.sum(2), start, memory)
-        return Gradients(derived, (from_previous, from_feature, from_own, gate_bias, self._of_heads(), *initial))
+        return derived, from_previous, from_feature, from_own, gate_bias, self._of_heads(), *initial
 
     def _of_states(self) -> tuple[Tensor, Tensor]:
         """Return the gradients of ``from_previous`` and ``from_own``.

@@ -90,10 +90,6 @@ class MemoryRows(NamedTuple):
     def of(cls, memory: Tensor) -> MemoryRows:
         return cls(memory, torch.linalg.vector_norm(memory, dim=-1).clamp_min_(NORM_FLOOR))
 
-    def stage(self, c: int) -> MemoryRows:
-        """Return the rows of stage ``c``, for L = [K, C]."""
-        return MemoryRows(self.memory[:, c], self.norms[:, c])
-
 
 def norm_slopes(norms: Tensor) -> Tensor:
     """Return -1 / norm^2, the factor of a cosine's gradient through a vector's norm; 0 at the floor."""
@@ -199,18 +195,10 @@ def write(memory: Tensor, weights: Tensor, erase: Tensor, add: Tensor, out: Tens
     return torch.addcmul(memory, weights.unsqueeze(-1), change, out=out)
 
 
-class WriteGradients(NamedTuple):
-    """Gradients of weights [L, B, N], erase [L, B, M] and add [L, B, M]."""
-
-    weights: Tensor
-    erase: Tensor
-    add: Tensor
-
-
 def write_backward(
     d_new: Tensor, memory: Tensor, weights: Tensor, erase: Tensor, add: Tensor, scratch: Tensor
-) -> WriteGradients:
-    """Return the gradients of all arguments of ``write`` but the memory, given that of the new memory [L, B, N, M].
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of weights [L, B, N], erase and add [L, B, M], given that of the new memory [L, B, N, M].
 
     ``scratch``: a buffer like ``d_new``, not used if the memory is given as one row.
     """
@@ -218,10 +206,10 @@ def write_backward(
     if memory.shape[-2] == 1:
         row = memory.squeeze(-2)
         change = torch.addcmul(add, row, erase, value=-1)
-        return WriteGradients(along_rows(change, d_new), (row * d_add).neg_(), d_add)
+        return along_rows(change, d_new), (row * d_add).neg_(), d_add
     overlap = torch.mul(d_new, memory, out=scratch)
     d_weights = along_rows(add, d_new) - along_rows(erase, overlap)
-    return WriteGradients(d_weights, over_rows(weights, overlap).neg_(), d_add)
+    return d_weights, over_rows(weights, overlap).neg_(), d_add
 
 
 def old_memory_gradient(d_new: Tensor, weights: Tensor, erase: Tensor, scratch: Tensor) -> Tensor:

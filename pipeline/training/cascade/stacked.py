@@ -43,8 +43,7 @@ class CascadeFunction(torch.autograd.Function):
         if ctx.use != ctx.saved.uses:
             raise RuntimeError("another forward of the same shape came before this backward; call backward first")
         learned_memory = ctx.needs_input_grad[-1]
-        found = backward(d_outputs, ctx.weights, ctx.saved, ctx.ops, learned_memory)
-        return None, None, None, found.derived, *found.weights
+        return None, None, None, *backward(d_outputs, ctx.weights, ctx.saved, ctx.ops, learned_memory)
 
 
 class LinearFunction(torch.autograd.Function):

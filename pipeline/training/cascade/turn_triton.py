@@ -20,19 +20,12 @@ FUSED = {"enable_fp_fusion": True}  # Triton 3.10 changes its default, which spe
 TILE = 4096  # maximum elements of a tile whose size is chosen here: 32 registers in each of 128 threads
 
 
-class _OfWeights(NamedTuple):
-    """Of the read head's weights with their bias: gram [K, C, H + 1, H + 1] of the key's, scalars' [K, C, 6, H + 1]."""
-
-    gram: Tensor
-    scalars: Tensor
-
-
 class _Kept(NamedTuple):
     """Inputs and results of the forward kernel saved for the backward kernel; see the kernels for shapes."""
 
     products: Tensor
     answers: Tensor
-    of_weights: _OfWeights
+    of_weights: tuple[Tensor, Tensor]  # see ``_of_weights``
     previous: Tensor
     weights: Tensor
     cosines: Tensor
@@ -134,14 +127,17 @@ def _controller(saved: SavedActivations, n: int) -> tuple[Any, ...]:
     return gates, cells, squashed, *_strided(saved.hidden(n), 2, 3)
 
 
-def _of_weights(saved: SavedActivations, weights: Weights, n: int) -> _OfWeights:
-    """Return the values that depend on weights only, computed once per forward pass."""
+def _of_weights(saved: SavedActivations, weights: Weights, n: int) -> tuple[Tensor, Tensor]:
+    """Return the values of the read head that depend on weights only, computed once per forward pass.
+
+    The Gram matrix of the key's weights and bias, [K, C, H + 1, H + 1]; those of the scalars, [K, C, 6, H + 1].
+    """
     before = saved.turns[n - 1].read if n else None
     if isinstance(before, _Kept):
         return before.of_weights
     width = saved.shape.width
     keys, scalars = weights.heads[..., :width], weights.heads[..., width : width + SCALARS]
-    return _OfWeights(keys @ keys.mT, scalars.mT.contiguous())
+    return keys @ keys.mT, scalars.mT.contiguous()
 
 
 def _programs(slots: Tensor) -> tuple[int]:
