@@ -164,7 +164,7 @@ def _extracted(request: StoreRequest, extractor: Extractor, table: str, items: S
     tasks, images = [ShardTask(table, tuple(items))], root.resolve() if root else None
     found: dict[bytes, np.ndarray] = {}
     failed: dict[bytes, str] = {}
-    for outcome in process(extractor, tasks, root=images, batch_size=batch_size, workers=0, meter=Meter()):
+    for outcome in process(extractor, tasks, images, batch_size, 0, Meter()):
         failed |= {f.item.key: f"{f.stage}: {f.reason}" for f in outcome.failures}
         if len(outcome):
             keys, rows = outcome.rows()
