@@ -146,10 +146,9 @@ def left_out(dataset: Dataset, failures: Sequence[Failure]) -> dict[str, tuple[i
     asked = {f.item for f in failures if f.table in ("text", "query")}  # texts, or names of pairs
     found: dict[str, tuple[int, int]] = {}
     for session in dataset.sessions:
-        needs = {session.target, *(turn.reference for turn in session.turns)}
-        pairs = [(turn.reference, turn.text) for turn in session.turns]
-        pairs.append((session.turns[0].reference, session.text))
-        bad = bool(needs & images) or any(text in asked or pair_name(image, text) in asked for image, text in pairs)
+        queries = list(session.queries())
+        needs = {session.target, *(image for image, _, _ in queries)}
+        bad = bool(needs & images) or any(t in asked or pair_name(image, t) in asked for image, t, _ in queries)
         n, of = found.get(session.split, (0, 0))
         found[session.split] = n + bad, of + 1
     return found

@@ -178,16 +178,11 @@ class JointExtractor(Fittable):
         text, image = (hub.locate(name) if name else None for name in (options.text_model, options.image_model))
         words = (texts, options.vocabulary, options.max_tokens)
         tokenizer = hub.load_tokenizer(text) if text else build_tokenizer(*words)
-        made.settings = {
-            "network": made.name,
-            "version": cls.version,
-            "text": _config(text, "bert") or _bert(options, len(tokenizer), tokenizer.pad_token_id),
-            "image": _config(image, "resnet") or _resnet(options),
-            "max_tokens": options.max_tokens,
-            "pixel_mean": list(options.pixel_mean),
-            "pixel_std": list(options.pixel_std),
-            **{name: getattr(options, name) for name in cls.built_with},
-        }
+        made.settings = {name: getattr(options, name) for name in ("max_tokens", *cls.built_with)}
+        made.settings |= {name: list(getattr(options, name)) for name in ("pixel_mean", "pixel_std")}
+        made.settings |= {"network": made.name, "version": cls.version}
+        made.settings["text"] = _config(text, "bert") or _bert(options, len(tokenizer), tokenizer.pad_token_id)
+        made.settings["image"] = _config(image, "resnet") or _resnet(options)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.fit.seed)
             network = cls.Network(made.settings)  # type: ignore[call-arg]
@@ -246,23 +241,12 @@ def _config(checkpoint: hub.Checkpoint | None, kind: str) -> dict[str, Any] | No
 
 
 def _bert(options: JointOptions, words: int, pad: int) -> dict[str, Any]:
-    return {
-        "vocab_size": words,
-        "hidden_size": options.width,
-        "num_hidden_layers": options.layers,
-        "num_attention_heads": options.heads,
-        "intermediate_size": 4 * options.width,
-        "max_position_embeddings": 512,
-        "hidden_dropout_prob": options.dropout,
-        "attention_probs_dropout_prob": options.dropout,
-        "pad_token_id": pad,
-    }
+    sizes = {"hidden_size": options.width, "intermediate_size": 4 * options.width, "max_position_embeddings": 512}
+    counts = {"num_hidden_layers": options.layers, "num_attention_heads": options.heads, "vocab_size": words}
+    dropout = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), options.dropout)
+    return sizes | counts | dropout | {"pad_token_id": pad}
 
 
 def _resnet(options: JointOptions) -> dict[str, Any]:
-    return {
-        "embedding_size": options.image_stem,
-        "hidden_sizes": list(options.image_widths),
-        "depths": list(options.image_depths),
-        "layer_type": options.image_layer,
-    }
+    sizes = {"embedding_size": options.image_stem, "hidden_sizes": list(options.image_widths)}
+    return sizes | {"depths": list(options.image_depths), "layer_type": options.image_layer}
