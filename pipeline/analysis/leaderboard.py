@@ -81,14 +81,12 @@ def _section(
     lookup = with_ranked_runs(find, ranked, dataset, workspace, table) if ranked and dataset is not None else find
     seeds = request.seeds or board.seeds
     filled = partial(build_results_table, find_runs=lookup, known=model_names(), run=spec.asked, seeds=seeds)
-    first = filled(table)
-    order = _order(first, board, len(table.rows))
-    best = table.rows[order[0]].name if first.blocks[0].rows[order[0]].cells[0].value is not None else ""
-    made = first
-    if best:
+    made = filled(table)
+    order = _order(made, board, len(table.rows))
+    if made.blocks[0].rows[order[0]].cells[0].value is not None:
         rows = tuple(table.rows[n] for n in order)
-        sorted_table = table.model_copy(update={"rows": rows, "tested": best, "tested_metric": board.ranked_by})
-        made = filled(sorted_table)
+        best = {"rows": rows, "tested": rows[0].name, "tested_metric": board.ranked_by}
+        made = filled(table.model_copy(update=best))
     # a run on another split is no stale run of this one, so single runs are not listed
     notes = dict.fromkeys([*finder.shown, *(finder.stale if finder.experiment is None else ())])
     made = made.model_copy(update={"footnotes": (*made.footnotes, *notes)})
@@ -98,16 +96,12 @@ def _section(
 def _table(board: Leaderboard, section: Section, spec: RunSpec) -> ResultsTable:
     """Return an unfilled table with one row per model of the spec; its ``tested`` row is not known yet."""
     notes = (f"Split {section.protocol}: {RULES[section.protocol]}",) if section.protocol else ()
-    column = ColumnGroup(category="overall", label="", metrics=board.metrics)
-    return ResultsTable(
-        kind="results",
-        title=section.label,
-        run=section.run,
-        columns=(column,),
-        seeds=board.seeds,
-        rows=model_rows(dict.fromkeys((*spec.models, *board.presets))),
-        notes=notes,
+    columns = (ColumnGroup(category="overall", label="", metrics=board.metrics),)
+    rows, about = (
+        model_rows(dict.fromkeys((*spec.models, *board.presets))),
+        {"title": section.label, "run": section.run},
     )
+    return ResultsTable(kind="results", **about, columns=columns, seeds=board.seeds, rows=rows, notes=notes)
 
 
 def _order(table: Table, board: Leaderboard, rows: int) -> list[int]:
@@ -128,8 +122,7 @@ def _summary(finder: RunFinder, folder: RunFolder) -> dict[str, Any] | None:
     """Return the current evaluation in a run's folder, which may be outside of OUT, on the section's split, or None."""
     if finder.experiment is None:
         return None
-    run = finder.experiment.run_of(folder.record().get("identity", {}))
-    if run is None:
+    if (run := finder.experiment.run_of(folder.record().get("identity", {}))) is None:
         return None
     own = finder.experiment.result_files(run)
     files = ResultFiles(folder.path, folder.path / own.folder.relative_to(own.run))
@@ -141,4 +134,4 @@ def _label(folder: RunFolder) -> str:
     """Return e.g. ``cm_ntm (stages 2, hidden 256), run 1f3a5b7c``."""
     model = folder.record()["identity"]["model"]
     shown = ", ".join(f"{key} {value}" for key, value in model["options"].items())
-    return f"{model['name']} ({shown}), run {folder.id[:8]}" if shown else f"{model['name']}, run {folder.id[:8]}"
+    return f"{model['name']}{f' ({shown})' if shown else ''}, run {folder.id[:8]}"

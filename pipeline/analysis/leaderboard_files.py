@@ -38,20 +38,13 @@ def _section(filled: FilledSection) -> dict[str, Any]:
     """Return a section for JSON. ``rows``: best first; ``chance``: the values of a random order."""
     section, table = filled.section, filled.table
     (block,) = table.blocks
-    rows = [_row(row, table) for row in block.rows]
-    return {
-        "label": section.label,
-        "run": Path(section.run).name,
-        "protocol": section.protocol,
-        "rule": RULES[section.protocol] if section.protocol else "",
-        "sessions_digest": filled.digest,
-        "block": block.title,
-        "rows": [row for row in rows if row["method"] != CHANCE],
-        "chance": next((row["values"] for row in rows if row["method"] == CHANCE), {}),
-        "tests": table.tests,
-        "statements": [statement.model_dump(mode="json") for statement in table.statements],
-        "notes": [*table.footnotes, *table.notes],
-    }
+    rows, rule = [_row(row, table) for row in block.rows], RULES[section.protocol] if section.protocol else ""
+    about = {"label": section.label, "run": Path(section.run).name, "protocol": section.protocol, "rule": rule}
+    about |= {"sessions_digest": filled.digest, "block": block.title}
+    chance: dict[str, Any] = next((row["values"] for row in rows if row["method"] == CHANCE), {})
+    values = {"rows": [row for row in rows if row["method"] != CHANCE], "chance": chance, "tests": table.tests}
+    statements = [statement.model_dump(mode="json") for statement in table.statements]
+    return {**about, **values, "statements": statements, "notes": [*table.footnotes, *table.notes]}
 
 
 def _row(row: Row, table: Table) -> dict[str, Any]:
@@ -69,11 +62,9 @@ def published(board: FilledLeaderboard) -> FilledLeaderboard:
     """Return the leaderboard with commands that name no folder of this machine."""
     sections = []
     for s in board.sections:
-        blocks = tuple(
-            block.model_copy(update={"rows": tuple(_public_row(row) for row in block.rows)}) for block in s.table.blocks
-        )
+        blocks = [b.model_copy(update={"rows": tuple(_public_row(row) for row in b.rows)}) for b in s.table.blocks]
         notes = tuple(note for note in s.table.footnotes if "run `" not in note)  # commands of this machine
-        table = s.table.model_copy(update={"blocks": blocks, "footnotes": notes})
+        table = s.table.model_copy(update={"blocks": tuple(blocks), "footnotes": notes})
         sections.append(FilledSection(s.section, s.digest, table))
     return FilledLeaderboard(board.spec, tuple(sections))
 

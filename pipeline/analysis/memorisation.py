@@ -60,12 +60,11 @@ class Memorisation:
         return {**vars(self), "points": [vars(p) for p in self.points]}
 
     def text(self) -> str:
-        head = ["composer", "model", "seeds", "train", *PARTS]
-        rows = [
-            [p.composer, p.label, str(len(p.seeds)), f"{p.train:.1f}", *(spread_text(*p.test[part]) for part in PARTS)]
-            for p in self.points
-        ]
-        lines = [f"{self.title}: mean of R@5 and R@8, %", "", *aligned([head, *rows], left=2)]
+        rows = [["composer", "model", "seeds", "train", *PARTS]]
+        for p in self.points:
+            values = (spread_text(*p.test[part]) for part in PARTS)
+            rows.append([p.composer, p.label, str(len(p.seeds)), f"{p.train:.1f}", *values])
+        lines = [f"{self.title}: mean of R@5 and R@8, %", "", *aligned(rows, left=2)]
         lines += [f"paper, all sessions: {', '.join(f'{k} {v:.1f}' for k, v in self.paper.items())}"]
         if self.absent:
             shown = ", ".join(self.absent[:4]) + (", ..." if len(self.absent) > 4 else "")

@@ -70,16 +70,11 @@ class Gap:
     p_seeds: float
 
     @property
-    def significant(self) -> bool:
-        return self.p_holm < ALPHA and self.p_seeds < ALPHA
-
-    @property
     def text(self) -> str:
-        return (
-            f"{self.turns} turns, {self.sessions:,} sessions, {SHOWN[self.metric]}: {self.a} - {self.b} {self.value:+.1f} "
-            f"({self.low:+.1f} to {self.high:+.1f}); over sessions {p_text(self.p_holm)}, over {self.seeds} seeds "
-            f"{p_text(self.p_seeds)}: {'significant' if self.significant else 'not significant'}"
-        )
+        head = f"{self.turns} turns, {self.sessions:,} sessions, {SHOWN[self.metric]}: {self.a} - {self.b}"
+        span = f"{self.value:+.1f} ({self.low:+.1f} to {self.high:+.1f}); over sessions {p_text(self.p_holm)}"
+        verdict = "significant" if self.p_holm < ALPHA and self.p_seeds < ALPHA else "not significant"
+        return f"{head} {span}, over {self.seeds} seeds {p_text(self.p_seeds)}: {verdict}"
 
 
 @dataclass(frozen=True)
@@ -95,20 +90,13 @@ class MemoryPays:
         return asdict(self)
 
     def text(self) -> str:
-        head = ["turns", "sessions", "method", "options", "seeds", "validation", *(SHOWN[m] for m in METRICS)]
-        rows = [
-            [
-                str(m.turns),
-                f"{m.sessions:,}",
-                m.label,
-                m.options + (f" (of {m.tried})" if m.tried > 1 else ""),
-                str(len(m.seeds)) if registry.get(m.model).trainable else "",
-                f"{m.validation:.1f}",
-                *(spread_text(*m.values[metric]) for metric in METRICS),
-            ]
-            for m in self.measured
-        ]
-        lines = [f"{self.title}, %", "", *aligned([head, *rows], left=4), "", *(d.text for d in self.differences)]
+        rows = [["turns", "sessions", "method", "options", "seeds", "validation", *(SHOWN[m] for m in METRICS)]]
+        for m in self.measured:
+            options = m.options + (f" (of {m.tried})" if m.tried > 1 else "")
+            seeds = str(len(m.seeds)) if registry.get(m.model).trainable else ""
+            about = [str(m.turns), f"{m.sessions:,}", m.label, options, seeds, f"{m.validation:.1f}"]
+            rows.append([*about, *(spread_text(*m.values[metric]) for metric in METRICS)])
+        lines = [f"{self.title}, %", "", *aligned(rows, left=4), "", *(d.text for d in self.differences)]
         if self.absent:
             lines.append(f"without a run: {', '.join(self.absent)}")
         return "\n".join(lines)

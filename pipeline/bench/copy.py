@@ -147,15 +147,11 @@ def run(
                 _say(f"iteration {iteration}: wrong bits a sequence {shown}; {len(solved)} solved; {seconds:.0f} s")
                 if len(solved) == len(trainer.seeds):
                     break
-    adam = {"name": "Adam", "betas": [0.9, 0.98], "learning_rate": learning_rate}
-    result = {
-        "task": {"bits": BITS, "lengths": [shortest, longest], "iterations": iterations, "batch": batch},
-        "model": {"name": "v_ntm", **options},
-        "optimizer": {**adam, "start_rate": start_rate, "half_life": half_life, "clip": clip},
-        "seeds": list(seeds),
-        "curve": curve,
-        "solved": {str(seed): found for seed, found in solved.items()},
-    }
+    task = {"bits": BITS, "lengths": [shortest, longest], "iterations": iterations, "batch": batch}
+    adam = {"name": "Adam", "betas": [0.9, 0.98], "learning_rate": learning_rate, "start_rate": start_rate}
+    result: dict[str, Any] = {"task": task, "model": {"name": "v_ntm", **options}}
+    result |= {"optimizer": {**adam, "half_life": half_life, "clip": clip}, "seeds": list(seeds), "curve": curve}
+    result["solved"] = {str(seed): found for seed, found in solved.items()}
     if plot:
         draw(result, Path(plot))
     return result
@@ -175,13 +171,10 @@ def _judge(
         mean = sum(trained[i]) / len(trained[i])
         if mean < SOLVED:
             beyond = beyond or trainer.test(longer, batch=16)
-            solved[trainer.seeds[i]] = {
-                "iteration": iteration,
-                "sequences": iteration * trainer.batch,
-                "trained_lengths": mean,
-                "longest": trained[i][-1],
-                "beyond": dict(zip(map(str, longer), beyond[i], strict=True)),
-            }
+            when = {"iteration": iteration, "sequences": iteration * trainer.batch}
+            wrong_bits = {"trained_lengths": mean, "longest": trained[i][-1]}
+            longer_ones = dict(zip(map(str, longer), beyond[i], strict=True))
+            solved[trainer.seeds[i]] = {**when, **wrong_bits, "beyond": longer_ones}
             _say(f"seed {trainer.seeds[i]} solved: {solved[trainer.seeds[i]]}")
 
 

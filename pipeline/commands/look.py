@@ -7,19 +7,8 @@ from typing import Any
 
 import click
 
-from pipeline.commands._shared import (
-    FILE,
-    FOLDER,
-    Job,
-    Printed,
-    folder_option,
-    job_command,
-    log,
-    option_device,
-    option_folders,
-    option_host,
-    prints,
-)
+from pipeline.commands._options import FILE, FOLDER, folder_option, option_device, option_folders, option_host
+from pipeline.commands._shared import Job, Printed, job_command, log, prints
 
 SECTION = "look"
 PARTS = ["datasets", "extractors", "composers", "models"]
@@ -77,15 +66,13 @@ def search(
         raise click.UsageError("give --image, --text or both")
     if file is not None and not html:
         raise click.UsageError("--file names the page of --html: add --html")
-    engine = Engine(open_engine(*job.parts, [run] if run else [], job.device, cached_only, log=log))
+    engine = Engine(open_engine(job.experiment, [run] if run else [], cached_only))
     found, start = search(engine, job.spec.title or job.spec.name, image, **asked)
     others = [name for name in engine.galleries if name != found.gallery]
-    log(
-        f"gallery {found.gallery}"
-        + (f" (--gallery: {', '.join(others[:5])})" if others else "")
-        + (f", answered by {found.model}" if found.model else "")
-        + (f" (--run: one of {len(engine.models):,})" if found.model and len(engine.models) > 1 else "")
-    )
+    note = f" (--gallery: {', '.join(others[:5])})" if others else ""
+    note += f", answered by {found.model}" if found.model else ""
+    note += f" (--run: one of {len(engine.models):,})" if found.model and len(engine.models) > 1 else ""
+    log(f"gallery {found.gallery}{note}")
     if html:
         path = file or Path("search.html")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +107,7 @@ def serve(
     from pipeline.views.serve.limits import Limits
 
     limits = Limits(upload_bytes=int(max_upload_mb * 1e6))
-    engine = open_engine(*job.parts, runs, job.device, cached_only, limits, log)
+    engine = open_engine(job.experiment, runs, cached_only, limits)
     saved = saved_folder(save, engine, log)
     title = job.spec.title or job.spec.name
     listen(lambda token, hosts: make_app(engine, title, token, hosts, saved), host, port, log, click.echo)

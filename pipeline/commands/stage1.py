@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands._shared import FOLDER, Job, Printed, job_command, load, log, option_device, prints
+from pipeline.commands._options import FOLDER, option_device
+from pipeline.commands._shared import Job, Printed, job_command, load, log, prints
 
 if TYPE_CHECKING:
     from pipeline.extraction.fitting.loop import Progress

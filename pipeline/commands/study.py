@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from manifests.commandline import command_line
-from pipeline.commands._shared import FILE, Job, Printed, log, option_device, option_host, prints, sessions_command
+from pipeline.commands._options import FILE, option_device, option_host
+from pipeline.commands._shared import Job, Printed, log, prints, sessions_command
 
 SECTION = "look"
 
@@ -68,7 +69,7 @@ def ask(job: Job, db: Path | None, host: str, port: int, **asked: Any) -> None:
     from pipeline.views.study.run import default_path, open_study
 
     path = db or default_path(job.workspace, job.spec)
-    study = open_study(path, *job.parts, **asked, device=job.device, log=log)
+    study = open_study(path, job.experiment, **asked)
     log(f"answers go to {path}; see them with `{command_line('study', 'results', str(path))}`")
     title = job.spec.title or job.spec.name
     listen(lambda token, hosts: make_study_app(study, job.dataset, title, token, hosts), host, port, log, click.echo)

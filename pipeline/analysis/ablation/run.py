@@ -89,15 +89,15 @@ def _experiment(job: Job) -> Experiment:
     return Experiment(spec, load_dataset(spec, Path(job.data)), Workspace(Path(job.out)), job.device)
 
 
-def open_ablation(name: str, run: str, overrides: Sequence[str], data: Path, out: Path, device: str = "auto") -> Place:
-    """Open an ablation on ``run`` or its own run spec, with its windows. Raises ManifestError with every problem."""
+def open_ablation(name: str, spec: str, overrides: Sequence[str], data: Path, out: Path, device: str = "auto") -> Place:
+    """Open an ablation on run spec ``spec`` or its own, with its windows. Raises ManifestError with every problem."""
     ablation = load_ablation_spec(name)
-    run = run or ablation.run
-    spec = read_spec(run, overrides, shlex.join([run, *repeated_options(overrides, data, out)]))
-    windows = tuple(dict.fromkeys((*spec.windows, *ablation.windows)))
-    spec = spec.model_copy(update={"windows": windows, "dialogs": spec.dialogs or ablation.dialogs})
-    check_components(spec)
-    return Place(ablation, spec, data, out, device)
+    spec = spec or ablation.run
+    run = read_spec(spec, overrides, shlex.join([spec, *repeated_options(overrides, data, out)]))
+    windows = tuple(dict.fromkeys((*run.windows, *ablation.windows)))
+    run = run.model_copy(update={"windows": windows, "dialogs": run.dialogs or ablation.dialogs})
+    check_components(run)
+    return Place(ablation, run, data, out, device)
 
 
 def variants_of(place: Place, labels: Sequence[str] = ()) -> list[Place]:

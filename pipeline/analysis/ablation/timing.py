@@ -54,20 +54,14 @@ def measure_timing(experiment: Experiment, tasks: Sequence[PlannedRun], path: Pa
                 seconds = seconds_of(partial(model, queries, lengths), experiment.device)
                 if turn >= WARM_UP:
                     found[number].append(1e3 * seconds)
-    record = {
+    quartiles = {folders[n].id: statistics.quantiles(values, n=4) for n, values in found.items()}
+    record: dict[str, Any] = {
         "device": describe(experiment.device),
         "machine": f"{platform.machine()} {platform.system()}",
-        "threads": torch.get_num_threads(),
-        "torch": str(torch.__version__),
-        "turns": int(experiment.test.lengths.max()),
-        "rounds": ROUNDS,
-        "runs": {folders[n].id: _spread(values) for n, values in found.items()},
     }
+    record |= {"threads": torch.get_num_threads(), "torch": str(torch.__version__), "rounds": ROUNDS}
+    record |= {"turns": int(experiment.test.lengths.max())}
+    record["runs"] = {run: {"milliseconds": q[1], "low": q[0], "high": q[2]} for run, q in quartiles.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
     return record
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    low, middle, high = statistics.quantiles(values, n=4)
-    return {"milliseconds": middle, "low": low, "high": high}

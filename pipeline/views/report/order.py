@@ -37,13 +37,9 @@ def logged_order(bed: TestBed, models: Sequence[Trained], k: int) -> MeasureTabl
     columns = (f"overlap@{k}", "rank correlation", f"R@{k} as logged", f"R@{k} reversed")
     kept_column = f"last turn kept: overlap@{k}"
     many, longer = bed.lengths > 1, bed.lengths > 2
-    out = MeasureTable(
-        f"Each session's (reference, feedback) turns are given in reverse. Overlap of the final top {k}, Spearman's "
-        "correlation over the whole gallery, and recall of the target. The last column reverses the earlier turns alone, "
-        "in sessions of three turns or more.",
-        (*columns, kept_column),
-        int(many.sum()),
-    )
+    how = f"Each session's (reference, feedback) turns are given in reverse. Overlap of the final top {k}, Spearman's "
+    how += "correlation over the whole gallery, and recall of the target. The last column reverses the earlier turns alone, "
+    out = MeasureTable(f"{how}in sessions of three turns or more.", (*columns, kept_column), int(many.sum()))
     if not many.any():
         out.why_not = "no test session has two turns or more"
         return out
@@ -79,12 +75,11 @@ def _permuted(bed: TestBed, trained: Trained, keep_last: bool) -> Tensor:
 def interactive_order(bed: TestBed, models: Sequence[Trained], queries: Queries | None, k: int) -> MeasureTable:
     """Compare simulated dialogues with each model, with the feedback in both orders."""
     columns = (f"final overlap@{k}", "final rank correlation", f"first-turn overlap@{k}")
-    out = MeasureTable(
-        "From the session's first image, the model gets each feedback in turn, and its own best result is the next "
+    how = "From the session's first image, the model gets each feedback in turn, and its own best result is the next "
+    how += (
         f"reference; once in the logged order, once in reverse. The first-turn column compares the top {k} after one "
-        "feedback: how different the ways to the same end are.",
-        columns,
     )
+    out = MeasureTable(f"{how}feedback: how different the ways to the same end are.", columns)
     if queries is None or queries.composer is None:
         out.why_not = "the extractor is a joint model: a new (reference, feedback) pair has no cached query"
         return out

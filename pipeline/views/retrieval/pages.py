@@ -13,13 +13,8 @@ def templates(package: str) -> jinja2.Environment:
     """Return the templates of a package's ``templates`` folder, which escape their values."""
     import jinja2
 
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(str(resources.files(package) / "templates")),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
+    loader, strict = jinja2.FileSystemLoader(str(resources.files(package) / "templates")), jinja2.StrictUndefined
+    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=strict)
 
 
 def render(name: str, package: str = "pipeline.views.serve", **values: Any) -> str:

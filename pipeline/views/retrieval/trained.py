@@ -85,11 +85,8 @@ def runs_by_id(experiment: Experiment, ids: Sequence[str]) -> list[Trained]:
 
     Raises ManifestError for an id that matches none or several runs, listing the available ones.
     """
-    known = [
-        folder
-        for folder in list_runs(experiment.workspace.runs)
-        if folder.state == "finished" and experiment.run_of(folder.record()["identity"]) is not None
-    ]
+    finished = [f for f in list_runs(experiment.workspace.runs) if f.state == "finished"]
+    known = [f for f in finished if experiment.run_of(f.record()["identity"]) is not None]
     if not known:
         spec = experiment.spec
         raise IncompleteError(f"no run on the features of '{spec.name}' is trained: run `{spec.command('train')}`")
@@ -121,8 +118,8 @@ def load_trained(folders: Sequence[RunFolder], device: torch.device, asked: Sequ
             label += f" seed {seed}" if seed is not None else f" {folder.id[:6]}"
         if any(other.label == label for other in out):
             label += f" {folder.id[:6]}"
-        title = model_title(name)
-        out.append(Trained(label, title, seed, folder, model, ResultFiles.of(folder.path).weights(), preset))
+        weights = ResultFiles.of(folder.path).weights()
+        out.append(Trained(label, model_title(name), seed, folder, model, weights, preset))
     return out
 
 

@@ -126,18 +126,10 @@ class _Page:
         extractor = e.queries.extractor
         starts = "catalogue" if extractor is None else "describe" if extractor.reads == "caption" else "upload"
         models = [{"label": t.label, "title": t.title, "run": t.run, "seed": t.seed} for t in e.trained.values()]
-        found = {
-            "api": API,
-            "title": self.title,
-            "categories": {name: len(found.images) for name, found in e.galleries.items()},
-            "models": models,
-            "live": e.queries.live,
-            "why_not_live": e.why_not_live,
-            "starts": starts,
-            "saves": self.saved is not None,
-            "texts": [] if e.queries.live else self.said,
-            "limits": e.limits.model_dump(),
-        }
+        categories = {name: len(found.images) for name, found in e.galleries.items()}
+        found = {"api": API, "title": self.title, "categories": categories, "models": models, "live": e.queries.live}
+        found |= {"why_not_live": e.why_not_live, "starts": starts, "saves": self.saved is not None}
+        found |= {"texts": [] if e.queries.live else self.said, "limits": e.limits.model_dump()}
         return JSONResponse(found)
 
     async def images(self, request: Request) -> Response:

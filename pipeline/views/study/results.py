@@ -67,11 +67,8 @@ class StudyResults:
 
     def text(self) -> str:
         unit = "result" if self.k == 1 else f"{self.k} results"
-        lines = [
-            f"study of {self.spec}: top {self.k}, {self.questions} questions, {len(self.progress)} participants, "
-            f"{self.answers} answers ({self.no_preference} without a preference)",
-            "",
-        ]
+        head = f"study of {self.spec}: top {self.k}, {self.questions} questions, {len(self.progress)} participants"
+        lines = [f"{head}, {self.answers} answers ({self.no_preference} without a preference)", ""]
         width = max(len(rate.title) for rate in self.rates)
         for rate in self.rates:
             bar = "█" * round(30 * rate.rate)
@@ -79,8 +76,7 @@ class StudyResults:
             lines.append(f"{shown_line} {rate.chosen}/{rate.of}  {bar}")
         lines += ["", f"Preferred top {unit}, of the answers with a preference; Wilson 95% intervals over answers."]
         if self.shared:
-            what = "answers chose what several models retrieved alike: they count for each of them."
-            lines.append(f"{self.shared} {what}")
+            lines += [f"{self.shared} answers chose what several models retrieved alike: they count for each of them."]
         lines += ["", "Sign tests (exact, two-sided; Holm-corrected over the pairs):"]
         for test in self.tests:
             text = f"  {test.one} against {test.other}, by {test.unit}: {test.for_one} to {test.for_other},"
@@ -91,14 +87,10 @@ class StudyResults:
             lines.append(f"  {name}: {shown} ({self.progress[name]} of {self.questions} answered)")
         lines += ["", "Compared:"]
         for model in self.models:
-            weights = model.get("weights")
-            known = f"weights {weights[:12]}" if weights else "weights not recorded"
+            known = f"weights {model['weights'][:12]}" if model.get("weights") else "weights not recorded"
             lines.append(f"  {model['label']}: run {model['run']}, {known}")
-        lines += [
-            "",
-            "Answers of one participant, and on one session, are not independent: read the tests by session first.",
-        ]
-        return "\n".join(lines)
+        how = "Answers of one participant, and on one session, are not independent: read the tests by session first."
+        return "\n".join([*lines, "", how])
 
 
 def study_results(study: StudyFile) -> StudyResults:
