@@ -101,7 +101,7 @@ def build_figure(figure: FigureSpec, spec: str, overrides: Sequence[str], data: 
 
 
 def paper_figure(name: str, form: str, spec: str, overrides: Sequence[str], data: Path, out: Path, folder: Path) -> str:
-    """Return figure ``name`` as CSV or JSON, or (with ``files``) the paths drawn in ``folder`` and the missing points."""
+    """Return a figure as CSV or JSON, or (with ``files``) the paths drawn in ``folder`` and the missing points."""
     asked = load_figure_spec(name)
     figure = build_figure(asked, spec, overrides, data, out)
     if form == "json":

@@ -127,8 +127,12 @@ def scored_retention(bed: TestBed, models: Sequence[Trained], backbone: Store, k
     mine = [n for n, s in enumerate(bed.sessions) if len(s.turns) > 1]
     turns = max((len(bed.sessions[n].turns) for n in mine), default=0)
     columns = ("all earlier", *(_ago(n) for n in range(1, turns)), "newest feedback")
-    how = f"Mean percentile of the final top {k} when the gallery is ranked by one earlier feedback alone, by the cosine of "
-    how += "its text embedding with the images' (50 is chance, 100 the best match). An estimate: the text tower judges."
+    how = (
+        f"Mean percentile of the final top {k} when the gallery is ranked by one earlier feedback alone, by the cosine "
+    )
+    how += (
+        "of its text embedding with the images' (50 is chance, 100 the best match). An estimate: the text tower judges."
+    )
     out = MeasureTable(how, columns, len(mine), "percentile")
     tables = backbone.tables
     if not mine:
