@@ -86,13 +86,12 @@ class _Filled:
         return self.fill(row, missing) if missing else ""
 
     def columns(self) -> tuple[Column, ...]:
-        return tuple(
-            Column(group=group.label, label="", kind="change")
-            if group.relative_to
-            else Column(group=group.label, label="Mean" if metric == "mean" else metric)
-            for group in self.groups
-            for metric in group.metrics
-        )
+        def column(group: ColumnGroup, metric: str) -> Column:
+            if group.relative_to:
+                return Column(group=group.label, label="", kind="change")
+            return Column(group=group.label, label="Mean" if metric == "mean" else metric)
+
+        return tuple(column(group, metric) for group in self.groups for metric in group.metrics)
 
     def block(self, block: BlockSpec) -> Block:
         rows = [Row(label=row.label, group=row.group, cells=self._cells(row, block.subset)) for row in self.shown]

@@ -8,13 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from manifests.commandline import folder_options
-from pipeline.commands._options import (
-    EXISTING_FILE,
-    option_device,
-    option_inputs,
-    option_models,
-    parse_numbers,
-)
+from pipeline.commands._options import EXISTING_FILE, option_device, option_inputs, option_models, parse_numbers
 from pipeline.commands._shared import Job, Printed, job_command, log, prints, sessions_command, show, stage2_command
 
 if TYPE_CHECKING:

@@ -102,16 +102,10 @@ def tune(
         log(note)
     catalogue = experiment.store.catalogue()
     keys, run = [session_key(session, catalogue).hex() for session in sessions], make_run(spec, model, seed)
-    about = {
-        "model": model,
-        "store": experiment.store.fingerprint,
-        "space": [axis.text for axis in axes],
-        "sampler": sampler,
-        "folds": folds,
-        "seed": seed,
-        "base": vars(run) | {"training": run.training.model_dump()},
-        "sessions": digest([keys, [list(map(int, held)) for held in cuts]]),
-    }
+    about: dict[str, Any] = {"model": model, "store": experiment.store.fingerprint, "space": [a.text for a in axes]}
+    about |= {"sampler": sampler, "folds": folds, "seed": seed}
+    about["base"] = vars(run) | {"training": run.training.model_dump()}
+    about["sessions"] = digest([keys, [list(map(int, held)) for held in cuts]])
     folder = workspace.out / "tune" / f"{spec.name}-{model}-{digest(about)[:12]}"
     done = TrialLog(folder / LOG, about)
     if done.trials:
@@ -131,7 +125,7 @@ def tune(
     if done.best is None:
         why = done.trials[-1].failed if done.trials else "the budget allowed none"
         raise TuneError(f"no trial succeeded ({why}): narrow the space with --search, or raise the budget")
-    return _write(experiment, model, done, axes, tuple(len(c) for c in cuts), options)
+    return _write(experiment, model, done, axes, [len(c) for c in cuts], options)
 
 
 def _cuts(spec: RunSpec, dataset: Dataset, sessions: Sequence[Session], folds: int) -> list[list[int]]:
@@ -203,8 +197,8 @@ def _write(
     model: str,
     trials: TrialLog,
     axes: Sequence[Axis],
-    folds: tuple[int, ...],
-    options: Sequence[str],
+    folds: Sequence[int],
+    words: Sequence[str],
 ) -> SearchResult:
     """Write the best trial as a run spec next to the log. Stage 1 results of the old spec are valid for the new one."""
     spec, workspace = experiment.spec, experiment.workspace
@@ -223,8 +217,7 @@ def _write(
         *(f"searched {axis.text}" for axis in axes),
     )
     save_tuned(path, spec_toml(tuned, comments))
-    note = workspace.note(spec)
-    if note is not None:
+    if (note := workspace.note(spec)) is not None:
         workspace.write_note(tuned, replace(note, spec=name))
-    command = command_line("run", str(path), "--model", model, *options)
-    return SearchResult(best, tuple(trials.trials), path, trials.path, folds, command)
+    command = command_line("run", str(path), "--model", model, *words)
+    return SearchResult(best, tuple(trials.trials), path, trials.path, tuple(folds), command)
