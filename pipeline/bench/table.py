@@ -16,7 +16,7 @@ from cache import Store, StoreWriter
 from manifests.identity import caption_key, pair_key, stack_keys, text_key
 from manifests.schema import Gallery, Session, Training, Turn
 from manifests.table_spec import BlockSpec, ResultsTable, RowSpec
-from pipeline.analysis.ablation.predict import training_seconds, untrained
+from pipeline.analysis.ablation.timing import training_seconds, untrained
 from pipeline.analysis.render import render as text_of
 from pipeline.analysis.results_table import build_results_table
 from pipeline.core.device import resolve_device, seconds_of

@@ -39,8 +39,7 @@ def table(form: str, runs: tuple[str, ...], to: Path | None, as_json: bool, **as
     point). --json is short for --format json.
     """
     from manifests.table_spec import Leaderboard, load_table_spec
-    from pipeline.analysis.leaderboard import build_leaderboard
-    from pipeline.analysis.leaderboard_files import leaderboard_text, write_leaderboard
+    from pipeline.analysis.leaderboard import build_leaderboard, leaderboard_text, write_leaderboard
     from pipeline.analysis.own_tables import kind_of_table
     from pipeline.analysis.render import render
     from pipeline.analysis.tables import TableRequest, build_table

@@ -19,7 +19,7 @@ from manifests.load import load_dataset
 from manifests.options import problems_of
 from manifests.schema import Dataset, RunSpec, Training
 from manifests.views import View
-from pipeline.analysis.ablation.predict import training_seconds, untrained
+from pipeline.analysis.ablation.timing import training_seconds, untrained
 from pipeline.core.device import seconds_of
 from pipeline.core.workspace import Workspace
 from pipeline.jobs.experiment import Experiment

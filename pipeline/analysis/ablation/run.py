@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from manifests.ablation_spec import chosen_variants, load_ablation_spec
 from manifests.commandline import repeated_options
@@ -145,8 +144,8 @@ def time_points(place: Place, experiment: Experiment, seeds: Sequence[int], log:
     plan = plan_ablation(place, (), every, measure=False, experiment=experiment)
     path = timing_file(place.out, place.ablation.name)
     known = read_timing(path).get("runs", {})
-    first = {task.point.number: task for task in reversed(plan.tasks) if task.trained}
-    if any(experiment.folder(task.run).id not in known for task in first.values()):
+    first = {task.point.number: task.run for task in reversed(plan.tasks) if task.trained}
+    if any(experiment.folder(run).id not in known for run in first.values()):
         log(f"measuring the inference time of {len(first)} points, side by side")
-        record: dict[str, Any] = measure_timing(experiment, list(first.values()), path)
+        record = measure_timing(experiment, first, path)
         log(f"written to {path} ({record['device']}, {record['threads']} threads)")

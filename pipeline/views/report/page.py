@@ -12,8 +12,7 @@ from typing import Any
 from cache.files import replace_atomically
 from manifests.errors import FashionNTMError
 from pipeline.analysis.render import lines_of
-from pipeline.views.retrieval.pages import templates
-from pipeline.views.retrieval.pictures import Pictures
+from pipeline.views.retrieval.pictures import Pictures, templates
 
 MARKUP_SHARE = 0.85  # largest share of the size limit; the rest is for pictures
 
