@@ -41,13 +41,7 @@ class FilledSection:
     table: Table
 
 
-@dataclass(frozen=True)
-class FilledLeaderboard:
-    spec: Leaderboard
-    sections: tuple[FilledSection, ...]
-
-
-def build_leaderboard(board: Leaderboard, request: TableRequest, runs: Sequence[str] = ()) -> FilledLeaderboard:
+def build_leaderboard(board: Leaderboard, request: TableRequest, runs: Sequence[str] = ()) -> list[FilledSection]:
     """Fill the leaderboard with the evaluated runs of each section's spec.
 
     ``request.ranked``: names of ranked lists, and ``runs``: ids or folders of runs; each adds a row to the sections whose
@@ -55,13 +49,13 @@ def build_leaderboard(board: Leaderboard, request: TableRequest, runs: Sequence[
     """
     folders = {name: run_named(name, request.out / "runs") for name in runs}
     used: set[str] = set()
-    sections = tuple(_section(board, section, request, folders, used) for section in board.sections)
+    sections = [_section(board, section, request, folders, used) for section in board.sections]
     for name in (*folders, *request.ranked):
         if name not in used:
             what = "is evaluated on none of the leaderboard's splits, or on other features than their run specs'"
             fix = "evaluate it with --set dataset.protocol=..., or add its ranked lists (docs/leakage.md)"
             raise ManifestError([Problem("leaderboard", name, what, fix)])
-    return FilledLeaderboard(board, sections)
+    return sections
 
 
 def _section(
@@ -144,16 +138,16 @@ def _label(folder: RunFolder) -> str:
     return f"{model['name']}{f' ({shown})' if shown else ''}, run {folder.id[:8]}"
 
 
-def leaderboard_text(board: FilledLeaderboard, form: str) -> str:
+def leaderboard_text(board: Leaderboard, sections: Sequence[FilledSection], form: str) -> str:
     """Return the leaderboard as Markdown or JSON. Raises ManifestError for another format."""
     if form == "json":
-        sections = [_section_values(s) for s in board.sections]
-        about = {"title": board.spec.title, "notes": board.spec.notes, "ranked_by": board.spec.ranked_by}
-        return json.dumps({**about, "sections": sections}, indent=1, ensure_ascii=False) + "\n"
+        about = {"title": board.title, "notes": board.notes, "ranked_by": board.ranked_by}
+        values = {**about, "sections": [_section_values(s) for s in sections]}
+        return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
     if form != "md":
         raise ManifestError([Problem("--format", form, "a leaderboard has no such format", f"use {', '.join(FORMS)}")])
-    parts = [f"# {board.spec.title}\n", *(f"{note}\n" for note in board.spec.notes)]
-    for s in board.sections:
+    parts = [f"# {board.title}\n", *(f"{note}\n" for note in board.notes)]
+    for s in sections:
         split = f"Sessions of the split: SHA-256 {s.digest[:16]}." if s.digest else "The dataset is not here."
         _, _, table = render(s.table, "md").partition("\n\n")  # its title is the section's label
         parts.append(f"## {s.section.label}\n\n{split}\n\n{table}")
@@ -184,15 +178,12 @@ def _row(row: Row, table: Table) -> dict[str, Any]:
     return found | ({"command": first.command} if first.command else {})
 
 
-def published(board: FilledLeaderboard) -> FilledLeaderboard:
-    """Return the leaderboard with commands that name no folder of this machine."""
-    sections = []
-    for s in board.sections:
-        blocks = [b.model_copy(update={"rows": tuple(_public_row(row) for row in b.rows)}) for b in s.table.blocks]
-        notes = tuple(note for note in s.table.footnotes if "run `" not in note)  # commands of this machine
-        table = s.table.model_copy(update={"blocks": tuple(blocks), "footnotes": notes})
-        sections.append(FilledSection(s.section, s.digest, table))
-    return FilledLeaderboard(board.spec, tuple(sections))
+def _published(filled: FilledSection) -> FilledSection:
+    """Return a section with commands that name no folder of this machine."""
+    table = filled.table
+    blocks = [b.model_copy(update={"rows": tuple(_public_row(row) for row in b.rows)}) for b in table.blocks]
+    notes = tuple(note for note in table.footnotes if "run `" not in note)  # commands of this machine
+    return replace(filled, table=table.model_copy(update={"blocks": tuple(blocks), "footnotes": notes}))
 
 
 def _public_row(row: Row) -> Row:
@@ -217,10 +208,10 @@ def public_command(command: str) -> str:
     return shlex.join(words)
 
 
-def write_leaderboard(board: FilledLeaderboard, folder: Path) -> list[Path]:
+def write_leaderboard(board: Leaderboard, sections: Sequence[FilledSection], folder: Path) -> list[Path]:
     """Write leaderboard.md and leaderboard.json, to be published; return the paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    board, paths = published(board), [folder / f"leaderboard.{form}" for form in FORMS]
+    public, paths = [_published(s) for s in sections], [folder / f"leaderboard.{form}" for form in FORMS]
     for path in paths:
-        replace_atomically(path, leaderboard_text(board, path.suffix[1:]).encode())
+        replace_atomically(path, leaderboard_text(board, public, path.suffix[1:]).encode())
     return paths

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from pipeline.analysis.ablation.plan import Place, not_evaluated, tasks_of
 from pipeline.analysis.ablation.run import variants_of
 from pipeline.analysis.cells import mean_and_std, spread_text
 from pipeline.analysis.drawing import MARKERS, new_figure, save_figure
+from pipeline.core.binding import write_json
 from pipeline.core.text_table import aligned
 from pipeline.evaluation.files import load_results
 from pipeline.evaluation.metrics import metrics_of
@@ -130,9 +130,8 @@ def draw_memorisation(study: Memorisation, folder: Path) -> list[Path]:
     curves, table = ([folder / f"leakage-{n}{suffix}" for suffix in (".png", ".svg")] for n in ("curves", "table"))
     _curves(study, curves)
     _bars(study, table)
-    data = folder / "leakage.json"
-    data.write_text(json.dumps(study.as_dict(), indent=2) + "\n", encoding="utf-8")
-    return [*curves, *table, data]
+    write_json(folder / "leakage.json", study.as_dict())
+    return [*curves, *table, folder / "leakage.json"]
 
 
 COLORS = {"all": "#222222", "leaked": "#c0392b", "clean": "#1f77b4"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cache import Store
 from manifests.errors import FashionNTMError, IncompleteError
 from manifests.identity import stack_keys, text_key
 from manifests.schema import Session
@@ -160,7 +159,6 @@ class _Group:
     avoid: np.ndarray
 
 
-@dataclass
 class Reranker:
     """Sessions of a spec with their must-have and must-avoid constraints, loaded once for all runs.
 
@@ -168,11 +166,9 @@ class Reranker:
     to change. Both are compared with the candidates' image rows; all rows are from the extractor's towers.
     """
 
-    experiment: Experiment
-    backbone: Store
-    _groups: dict[str, list[_Group]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
+    def __init__(self, experiment: Experiment):
+        self.experiment, self._groups = experiment, dict[str, list[_Group]]()
+        self.backbone = experiment.workspace.backbone(experiment.spec, experiment.dataset)
         if not {"text", "image"} <= set(self.backbone.tables):
             what = f"{self.backbone.path} has no text and image rows (tables: {', '.join(self.backbone.tables)}):"
             raise IncompleteError(f"{what} re-ranking needs an extractor with two towers")
@@ -279,7 +275,7 @@ def rerank_runs(experiment: Experiment, runs: Sequence[Run], weights: Weights = 
 
     Raises IncompleteError if none is trained, or if there are no validation sessions or towers.
     """
-    reranker = Reranker(experiment, experiment.workspace.backbone(experiment.spec, experiment.dataset))
+    reranker = Reranker(experiment)
     return [reranker.report(run, weights) for run in experiment.finished(runs)]
 
 

@@ -69,10 +69,9 @@ class Parts:
             finally:
                 undo()
 
-        made: dict[str, Callable[[], dict[str, float]]] = {form: partial(part, form) for form in FORMS[1:]}
-        for run in made.values():
-            run()
-        return made
+        for form in FORMS[1:]:
+            part(form)
+        return {form: partial(part, form) for form in FORMS[1:]}
 
     def decode_ceiling(self, workers: int = 0) -> dict[str, float]:
         """Read, decode, resize and stack only, with as many processes as the engine has, or ``workers``.

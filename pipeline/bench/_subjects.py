@@ -124,7 +124,6 @@ class Sizes:
     dim: int
     slots: int
     hidden: int
-    runs: int
     device: str
 
     def build(self, stages: int) -> tuple[MemoryModel, SessionFeatures, Training]:

@@ -7,9 +7,8 @@ own weights, bits and clipping. They share the lengths.
 from __future__ import annotations
 
 import math
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +116,7 @@ def run(
     half_life: int = 3_000,
     init: str = "paper",
     plot: str = "",
+    progress: Callable[[str], object] = str,
 ) -> dict[str, Any]:
     """Train until every seed is solved, or for ``iterations``, each on ``batch`` sequences of one random length.
 
@@ -144,7 +144,7 @@ def run(
                 curve.append({"iteration": iteration, "wrong_bits": wrong, "loss_bits": loss, "seconds": seconds})
                 _judge(trainer, wrong, iteration, range(shortest, longest + 1), solved)
                 shown = " ".join(f"{value:.2f}" for value in wrong)
-                _say(f"iteration {iteration}: wrong bits a sequence {shown}; {len(solved)} solved; {seconds:.0f} s")
+                progress(f"iteration {iteration}: wrong bits a sequence {shown}; {len(solved)} solved; {seconds:.0f} s")
                 if len(solved) == len(trainer.seeds):
                     break
     task = {"bits": BITS, "lengths": [shortest, longest], "iterations": iterations, "batch": batch}
@@ -175,11 +175,6 @@ def _judge(
             wrong_bits = {"trained_lengths": mean, "longest": trained[i][-1]}
             longer_ones = dict(zip(map(str, longer), beyond[i], strict=True))
             solved[trainer.seeds[i]] = {**when, **wrong_bits, "beyond": longer_ones}
-            _say(f"seed {trainer.seeds[i]} solved: {solved[trainer.seeds[i]]}")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def render(result: dict[str, Any]) -> str:

@@ -56,7 +56,7 @@ def run(
     if matmul not in known:
         raise ManifestError([Problem("--set", f"matmul={matmul}", f"choose one of {', '.join(known)}")])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    sizes = Sizes(batch, turns, dim, slots, hidden, runs, str(device))
+    sizes = Sizes(batch, turns, dim, slots, hidden, str(device))
     rows: list[dict[str, Any]] = []
     chosen = training_threads(threads or None)
     with cpu_threads(chosen):

@@ -45,9 +45,7 @@ def run(job: Job, models: tuple[str, ...], seeds: tuple[int, ...] | None) -> Non
     "--threads", type=click.IntRange(min=1), help="CPU threads of a training step.  [default: OMP_NUM_THREADS, or 1]"
 )
 @click.option(
-    "--side-by-side/--one-by-one",
-    default=None,
-    help="Train a model's seeds at once, or in turn.  [default: at once on CUDA]",
+    "--side-by-side/--one-by-one", default=None, help="Train seeds at once, or in turn.  [default: at once on CUDA]"
 )
 @click.option(
     "--diagnostics",
@@ -131,10 +129,7 @@ def evaluate(
 @click.argument("spec", metavar="SPEC")
 @click.option("--spec", "run", default="", help="Run spec whose features are used. Default: the one that SPEC names.")
 @click.option(
-    "--only",
-    callback=parse_numbers,
-    metavar="NUMBERS",
-    help="Points of the grid by number: 3 or 1,4 or 2..5. Default: all.",
+    "--only", callback=parse_numbers, metavar="NUMBERS", help="Numbers of grid points: 3 or 1,4 or 2..5. Default: all."
 )
 @click.option("--seeds", callback=parse_numbers, help="0..4 or 0,2,5. Default: those of SPEC.")
 @click.option("--variant", "variants", multiple=True, metavar="LABEL", help="Dataset or composer of SPEC. Repeatable.")
@@ -190,10 +185,7 @@ def ablate(spec: str, run: str, variants: tuple[str, ...], dry_run: bool, data: 
     help="tpe learns from the trials so far; it needs the extra [tune].",
 )
 @click.option(
-    "--folds",
-    type=click.IntRange(1),
-    default=3,
-    help="Pair-clean folds of the train sessions; 1: the spec's validation part.",
+    "--folds", type=click.IntRange(1), default=3, help="Pair-clean folds of train sessions; 1: the validation part."
 )
 @click.option("--trials", type=click.IntRange(1), default=20, help="Trials in all.")
 @click.option("--minutes", type=click.FloatRange(0), help="Begin no trial after this time.")

@@ -49,9 +49,9 @@ def table(form: str, runs: tuple[str, ...], to: Path | None, as_json: bool, **as
     table = load_table_spec(request.name) if kind_of_table(request.name) == "table" else None
     if isinstance(table, Leaderboard):
         found = build_leaderboard(table, request, runs)
-        for path in write_leaderboard(found, to) if to else ():
+        for path in write_leaderboard(table, found, to) if to else ():
             log(f"wrote {path}")
-        show(leaderboard_text(found, form), nl=False)
+        show(leaderboard_text(table, found, form), nl=False)
         return
     if runs or to:
         raise click.UsageError("--run and --to belong to `table leaderboard`")

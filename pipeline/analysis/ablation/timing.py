@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from cache.files import replace_atomically
+from pipeline.core.binding import write_json
 from pipeline.core.device import cpu_threads, describe, seconds_of, training_threads
 from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.identities import Run
@@ -68,8 +68,7 @@ def measure_timing(experiment: Experiment, runs: Mapping[int, Run], path: Path) 
     record |= {"threads": torch.get_num_threads(), "torch": str(torch.__version__), "rounds": ROUNDS}
     record |= {"turns": int(experiment.test.lengths.max())}
     record["runs"] = {run: {"milliseconds": q[1], "low": q[0], "high": q[2]} for run, q in quartiles.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
+    write_json(path, record)
     return record
 
 

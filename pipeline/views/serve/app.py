@@ -238,9 +238,9 @@ class _Page:
     async def export(self, request: Request) -> Response:
         talk = self.engine.talk(request.path_params["id"])
         with talk.lock:
-            line = self.engine.export_line(talk)
+            line = json.dumps(self.engine.session(talk).model_dump(), ensure_ascii=False)
         headers = {"Content-Disposition": 'attachment; filename="sessions.jsonl"'}
-        return PlainTextResponse(line, media_type="application/x-ndjson", headers=headers)
+        return PlainTextResponse(f"{line}\n", media_type="application/x-ndjson", headers=headers)
 
     def act(self, name: str) -> Callable[[Request], Awaitable[Response]]:
         async def handle(request: Request) -> Response:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -216,10 +215,6 @@ class Engine:
         turns = tuple(Turn(reference=step.reference, captions=(step.text,)) for step in talk.steps)
         assert talk.chosen is not None
         return Session(id=f"dialogue-{talk.id}", category=talk.category, split="test", turns=turns, target=talk.chosen)
-
-    def export_line(self, talk: Talk) -> str:
-        """Return the dialogue as one line of sessions.jsonl, as the jsonl dataset reads it."""
-        return json.dumps(self.session(talk).model_dump(), ensure_ascii=False) + "\n"
 
 
 def _kind(dialogue: Dialogue) -> tuple[str, bool]:

@@ -189,7 +189,7 @@ def test_saved_dialogues_are_a_dataset_that_evaluate_reads(demo: Project, engine
     session = demo.dataset.split("test")[0]
     talk = play(engine, session, ["cm_ntm"])
     engine.choose(talk, engine.numbers[session.target])
-    line = engine.export_line(talk)
+    line = json.dumps(engine.session(talk).model_dump(), ensure_ascii=False) + "\n"
     assert json.loads(line)["target"] == session.target and line.endswith("\n")
     saved, models = SavedDialogues(tmp_path / "saved", demo.dataset, engine.made_with), [engine.trained["cm_ntm"]]
     saved.add(engine.session(talk), models)
