@@ -52,6 +52,7 @@ def test_the_symmetry_breaks_where_the_spread_reaches_the_threshold() -> None:
     assert broken_at(given) == [2, 0, None]
 
 
+@pytest.mark.slow
 def test_records_of_both_initialisations_draw(out: Path, tmp_path: Path) -> None:
     paper, broken = (RunFolder.of(out / "runs", "toy", "cm_ntm", run * 6).diagnoses() for run in ("1a", "1b"))
     assert broken_at(broken)[0] == 0 and broken_at(paper)[0] != 0

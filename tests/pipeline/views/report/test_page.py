@@ -176,6 +176,7 @@ def test_the_command_writes_the_file(demo: Project, tmp_path: Path) -> None:
     assert done.stdout.strip() == str(out) and out.read_text(encoding="utf-8").count('class="session"') == 3
 
 
+@pytest.mark.slow
 def test_a_reader_without_a_network(browser: Any, report: Path) -> None:
     """On a small dark screen, and at its end on a large light one."""
     look: dict[str, Any] = {"color_scheme": "dark", "viewport": {"width": 390, "height": 800}}

@@ -318,6 +318,7 @@ def address(demo: Project, study: StudyFile) -> Iterator[str]:
         yield found
 
 
+@pytest.mark.slow
 def test_five_questions_and_a_pause(browser: Any, study: StudyFile, address: str) -> None:
     """One day on a large light screen, another on a small dark one."""
     with page_of(browser, color_scheme="light") as page:
