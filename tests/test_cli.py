@@ -261,7 +261,7 @@ def test_an_unknown_benchmark_or_size_gets_the_nearest_name() -> None:
 def test_numbers_are_written_singly_and_in_runs(written: str, numbers: tuple[int, ...]) -> None:
     import click
 
-    from pipeline.commands._shared import parse_numbers
+    from pipeline.commands._options import parse_numbers
 
     command = click.Command("x")
     assert parse_numbers(click.Context(command), click.Option(["--only"]), written) == numbers

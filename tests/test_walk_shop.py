@@ -17,6 +17,7 @@ from cli import main
 from manifests.load import load_dataset, load_spec
 from pipeline.core.workspace import Workspace
 from pipeline.demo.examples import examples
+from pipeline.jobs.experiment import Experiment
 from pipeline.views.serve.run import open_engine
 from tests.pipeline.small_demo import Project, accessible, chromium, page_of, served, small_demo
 
@@ -137,7 +138,7 @@ def test_the_pages_in_a_browser(shop: Path, browser: Any, monkeypatch: pytest.Mo
             assert page.locator("ol.results li").count() == 10 and accessible(page) == []
             assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
     spec = load_spec("shop.toml")
-    engine = open_engine(spec, load_dataset(spec, shop), Workspace(shop / "out"), device="cpu")
+    engine = open_engine(Experiment(spec, load_dataset(spec, shop), Workspace(shop / "out"), "cpu"))
     with served(make_app(engine, "Shop")) as address, page_of(browser) as page:
         page.goto(address)
         page.locator("#catalogue .tile").first.click()

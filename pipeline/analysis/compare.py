@@ -102,17 +102,10 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         a, b = ({"name": m.name, "runs": m.runs, "seeds": m.seeds} for m in (self.a, self.b))
-        return {
-            "a": a,
-            "b": b,
-            "sessions": self.sessions,
-            "left_out": self.only_one,
-            "tests": [asdict(line) for line in self.lines],
-            "nearer": [asdict(change) for change in self.nearer],
-            "further": [asdict(change) for change in self.further],
-            "sessions_nearer_same_further": self.counts,
-            "notes": self.notes,
-        }
+        sides = {"a": a, "b": b, "sessions": self.sessions, "left_out": self.only_one}
+        tests, nearer, further = ([asdict(one) for one in part] for part in (self.lines, self.nearer, self.further))
+        counts = {"sessions_nearer_same_further": self.counts, "notes": self.notes}
+        return {**sides, "tests": tests, "nearer": nearer, "further": further, **counts}
 
 
 def compare_runs(a: str, b: str, data: Path, out: Path, top: int = 10, view: str = "") -> Comparison:
@@ -219,17 +212,13 @@ def compare(
 
     gain = np.log(means[0]) - np.log(means[1])
     order = np.argsort(-gain, kind="stable")
-    return Comparison(
-        a,
-        b,
-        len(common),
-        len(set(first.session_ids) ^ both),
-        lines,
-        nearer=tuple(change(n) for n in order[:top] if gain[n] > 0),
-        further=tuple(change(n) for n in order[::-1][:top] if gain[n] < 0),
-        counts=(int((gain > 0).sum()), int((gain == 0).sum()), int((gain < 0).sum())),
-        notes=tuple(notes),
+    nearer = tuple(change(n) for n in order[:top] if gain[n] > 0)
+    further = tuple(change(n) for n in order[::-1][:top] if gain[n] < 0)
+    counts, left_out = (
+        (int((gain > 0).sum()), int((gain == 0).sum()), int((gain < 0).sum())),
+        set(first.session_ids) ^ both,
     )
+    return Comparison(a, b, len(common), len(left_out), lines, nearer, further, counts, tuple(notes))
 
 
 def _lines(
@@ -244,9 +233,7 @@ def _lines(
             continue
         tested.add(inside.tobytes())
         strata = stats.strata_of(labels[inside].tolist(), about.averaging)
-        values = [
-            stats.session_values(r[:, inside], m) for m in METRICS for r in ranks
-        ]  # a, b of each metric, [seeds, S]
+        values = [stats.session_values(r[:, inside], m) for m in METRICS for r in ranks]  # a, b by metric: [seeds, S]
         drawn = stats.bootstrap(np.stack([v.mean(axis=0) for v in values], axis=1), strata)
         for n, metric in enumerate(METRICS):
             of, sides = values[2 * n : 2 * n + 2], (drawn[:, 2 * n], drawn[:, 2 * n + 1])
@@ -266,28 +253,21 @@ def to_text(comparison: Comparison) -> str:
     c = comparison
     out = [f"A  {_label(c.a)}", f"B  {_label(c.b)}", ""]
     header = ("sessions", "metric", "A", "B", "B - A", "95% interval", "p sessions", "Holm", "p seeds")
-    body = [
-        (
-            f"{line.subset} ({line.sessions:,})",
-            "Mean" if line.metric == "mean" else line.metric,
-            *(f"{value:.1f}" for value in (line.a, line.b)),
-            f"{line.difference:+z.1f}",
-            f"{line.low:+z.1f} to {line.high:+z.1f}",
-            *(p_text(p).removeprefix("p = ").removeprefix("p ") for p in (line.p_sessions, line.p_holm)),
-            "-" if line.p_seeds is None else f"{line.p_seeds:.3f}",
-        )
-        for line in c.lines
-    ]
-    out += markdown([header, *body], left=2)
+    rows: list[Sequence[str]] = [header]
+    for line in c.lines:
+        name = f"{line.subset} ({line.sessions:,})", "Mean" if line.metric == "mean" else line.metric
+        gap = f"{line.difference:+z.1f}", f"{line.low:+z.1f} to {line.high:+z.1f}"
+        tests = (p_text(p).removeprefix("p = ").removeprefix("p ") for p in (line.p_sessions, line.p_holm))
+        over_seeds = "-" if line.p_seeds is None else f"{line.p_seeds:.3f}"
+        rows.append((*name, f"{line.a:.1f}", f"{line.b:.1f}", *gap, *tests, over_seeds))
+    out += markdown(rows, left=2)
     least = {line.least_p_seeds for line in c.lines if line.least_p_seeds is not None}
     how = f"paired bootstrap, {stats.RESAMPLES:,} resamples of whole sessions; Holm: corrected over these {len(c.lines)} lines."
     out += ["", f"- p sessions: {how}"]
     if least:
         out.append(f"- p seeds: exact paired sign-flip test; this number of seeds gives no p below {max(least):.3f}.")
     nearer, same, further = (f"{count:,}" for count in c.counts)
-    out.append(
-        f"- B ranks the target nearer to the top in {nearer} sessions, the same in {same}, further in {further}."
-    )
+    out += [f"- B ranks the target nearer to the top in {nearer} sessions, the same in {same}, further in {further}."]
     out += [f"- {c.only_one:,} sessions that only one of them ranked are left out."] if c.only_one else []
     out += [f"- {note}" for note in c.notes]
     for title, changes in (("Most gained in B", c.nearer), ("Most lost in B", c.further)):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 from manifests.errors import IncompleteError
 from pipeline.analysis.drawing import check_suffixes, new_figure, save_figure
@@ -17,20 +17,16 @@ BROKEN = 0.01  # minimum row spread of a broken symmetry: rows differ by 1% of t
 SMALLEST = 1e-12  # lower bound, because a log axis has no zero
 
 
-class Diagnosed(NamedTuple):
-    """One run. title: a short label; records: one per epoch, {"epoch": int, **``diagnose(...)``}."""
-
-    title: str
-    records: Sequence[dict[str, Any]]
+Records: TypeAlias = Sequence[dict[str, Any]]  # one per epoch: {"epoch": int, **``diagnose(...)``}
 
 
-def spread_by_epoch(records: Sequence[dict[str, Any]]) -> list[list[float]]:
+def spread_by_epoch(records: Records) -> list[list[float]]:
     """Return the row spread of each memory when the last turn reads it (after the turn before), [C][epochs]."""
     stages = len(records[0]["row_spread"])
     return [[r["row_spread"][stage][-2] for r in records] for stage in range(stages)]
 
 
-def broken_at(records: Sequence[dict[str, Any]]) -> list[int | None]:
+def broken_at(records: Records) -> list[int | None]:
     """Return the first epoch per stage with a row spread of at least ``BROKEN``; None if there is none."""
     return [
         next((r["epoch"] for r, value in zip(records, values, strict=True) if value >= BROKEN), None)
@@ -52,23 +48,22 @@ def diagnostics_figure(given: Sequence[str], runs: Path, files: Sequence[Path]) 
         if not records:
             again = "--diagnostics --force" if folder.state == "finished" else "--diagnostics"
             raise IncompleteError(f"run {folder.id} ({folder.model}) has no diagnostics: train it with {again}")
-        diagnosed.append(Diagnosed(_title(folder), records))
+        diagnosed.append((_title(folder), records))
         stages = [f"stage {n}: {'not yet' if e is None else f'epoch {e}'}" for n, e in enumerate(broken_at(records), 1)]
         lines.append(f"{folder.model} {folder.id}: the symmetry between rows is broken from {', '.join(stages)}")
     draw_diagnostics(diagnosed, paths)
     return "\n".join([*lines, *(f"written: {path}" for path in paths)])
 
 
-def draw_diagnostics(runs: Sequence[Diagnosed], paths: Sequence[Path]) -> None:
-    """Draw one column per run and one line per stage: row spread, entropy of the weights, gradient of the addressing.
-
-    Plots of a row share their axes, so that runs can be compared. Raises DrawingError if matplotlib is missing.
+def draw_diagnostics(runs: Sequence[tuple[str, Records]], paths: Sequence[Path]) -> None:
+    """Draw one column per run (title, records), and one line per stage: row spread, entropy of the weights, gradient of
+    the addressing. Plots of a row share their axes. Raises DrawingError if matplotlib is missing.
     """
-    height = 7.6 + 0.1 * max(len(run.records[0]["row_spread"]) for run in runs)
+    height = 7.6 + 0.1 * max(len(records[0]["row_spread"]) for _, records in runs)
     figure = new_figure(1.2 + 3.6 * len(runs), height)
     axes = figure.subplots(3, len(runs), sharey="row", sharex="col", squeeze=False)
     for column, run in enumerate(runs):
-        _column(list(axes[:, column]), run)
+        _column(list(axes[:, column]), *run)
         axes[-1, column].set_xlabel("epoch")
     axes[0, 0].set_ylabel("row spread of the memory\nthat the last turn reads")
     axes[1, 0].set_ylabel("entropy of the weights (nats),\nmean over turns")
@@ -76,10 +71,9 @@ def draw_diagnostics(runs: Sequence[Diagnosed], paths: Sequence[Path]) -> None:
     save_figure(figure, paths)
 
 
-def _column(axes: Sequence[Any], run: Diagnosed) -> None:
+def _column(axes: Sequence[Any], title: str, records: Records) -> None:
     from matplotlib import colormaps
 
-    records = run.records
     epochs = [r["epoch"] for r in records]
     spreads, broken = spread_by_epoch(records), broken_at(records)
     style = {"lw": 1.4, "marker": "o" if len(epochs) < 25 else "", "ms": 3}
@@ -87,26 +81,19 @@ def _column(axes: Sequence[Any], run: Diagnosed) -> None:
         # from light to dark along the cascade; distinguishable in gray
         color = tuple(colormaps["viridis"](0.85 * (1 - stage / max(1, len(spreads) - 1))))
         when = "rows stay equal" if broken[stage] is None else f"from epoch {broken[stage]}"
-        label = f"stage {stage + 1}: {when}"
-        axes[0].plot(epochs, [max(v, SMALLEST) for v in values], color=color, label=label, **style)
+        axes[0].plot(
+            epochs, [max(v, SMALLEST) for v in values], color=color, label=f"stage {stage + 1}: {when}", **style
+        )
         for head, dashes in (("read_entropy", "-"), ("write_entropy", "--")):
             axes[1].plot(epochs, [fmean(r[head][stage]) for r in records], color=color, ls=dashes, **style)
         gradient = [max(r["gradient"]["addressing"][stage], SMALLEST) for r in records]
         axes[2].plot(epochs, gradient, color=color, **style)
     axes[0].axhline(BROKEN, color="0.5", lw=0.8, ls=":")
-    axes[0].set(yscale="log", title=run.title)
-    axes[2].legend(  # below the column: 16 stages leave no free corner
-        *axes[0].get_legend_handles_labels(),
-        title=f"row spread above {BROKEN:g}",
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.2),
-        ncols=2,
-        frameon=False,
-        fontsize=8,
-        title_fontsize=8,
-    )
-    uniform = math.log(records[0]["slots"])
-    axes[1].axhline(uniform, color="0.5", lw=0.8, ls=":")
+    axes[0].set(yscale="log", title=title)
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "ncols": 2}  # 16 stages leave no free corner
+    look = {"title": f"row spread above {BROKEN:g}", "frameon": False, "fontsize": 8, "title_fontsize": 8}
+    axes[2].legend(*axes[0].get_legend_handles_labels(), **place, **look)
+    axes[1].axhline(math.log(records[0]["slots"]), color="0.5", lw=0.8, ls=":")
     for dashes, name in (("-", "read"), ("--", "write")):
         axes[1].plot([], [], color="0.3", ls=dashes, lw=1.4, label=name)
     axes[1].plot([], [], color="0.5", ls=":", lw=0.8, label=f"uniform, ln {records[0]['slots']}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 from manifests.ablation_spec import load_ablation_spec
 from manifests.commandline import command_line, repeated_options
@@ -57,21 +58,17 @@ class Scatter(Frozen):
     notes: tuple[str, ...] = ()
 
 
-def build_figure(name: str, run: str, overrides: Sequence[str], data: Path, out: Path) -> tuple[FigureSpec, Scatter]:
-    """Return figure ``name`` as data: a point per configuration of its ablation, from its runs and measured time."""
-    options = repeated_options(overrides, data, out)
-    figure = load_figure_spec(name)
-    ablation = load_ablation_spec(figure.ablation)
-    spec = read_spec(run or figure.run, overrides)
-    if run and run != figure.run:
-        figure = figure.model_copy(update={"title": f"{figure.title} (run spec {spec.name} instead)"})
+def build_figure(figure: FigureSpec, spec: str, overrides: Sequence[str], data: Path, out: Path) -> Scatter:
+    """Return a figure as data: a point per configuration of its ablation, from its runs and measured time."""
+    ablation, run = load_ablation_spec(figure.ablation), read_spec(spec or figure.run, overrides)
+    title = figure.title + (f" (run spec {run.name} instead)" if spec and spec != figure.run else "")
     points = ablation.points(model_names())
     rows = [
         RowSpec(model=p.model, label=p.label, key=str(p.number), options=dict(p.options), training=dict(p.training))
         for p in points
     ]
-    table = ResultsTable(kind="results", title=figure.title, run=figure.run, ablation=figure.ablation, rows=tuple(rows))
-    finder = RunFinder(spec, data, Workspace(out), table)
+    table = ResultsTable(kind="results", title=title, run=figure.run, ablation=figure.ablation, rows=tuple(rows))
+    finder = RunFinder(run, data, Workspace(out), table)
     timing = read_timing(timing_file(out, ablation.name))
     timed: dict[str, dict[str, float]] = timing.get("runs", {})
     made, all_runs = [], []
@@ -82,55 +79,40 @@ def build_figure(name: str, run: str, overrides: Sequence[str], data: Path, out:
         times = next((timed[r.run] for r in runs if r.run in timed), {})
         values = [v for r in runs if (v := r.value(figure.subset, figure.category, figure.metric)) is not None]
         missing = [seed for seed in seeds if seed not in {r.seed for r in runs}]
-        words = ["ablate", figure.ablation, "--only", str(point.number)]
-        words += ["--spec", run] if run else []
+        words = ["--only", str(point.number), *(["--spec", spec] if spec else [])]
         words += ["--seeds", seed_text(missing)] if missing and tuple(missing) != seeds else []
-        made.append(
-            ScatterPoint(
-                label=point.label,
-                series=point.options.get(figure.series, "?"),
-                size=point.options.get(figure.size, "?"),
-                recall=fmean(values) if values else None,
-                std=stdev(values) if len(values) > 1 else None,
-                **times,
-                seeds=tuple(r.seed for r in runs if r.seed is not None),
-                runs=tuple(r.run for r in runs),
-                store=runs[0].store if runs else "",
-                command=command_line(*words, *options) if missing or not times else "",
-            )
-        )
+        command = command_line("ablate", figure.ablation, *words, *repeated_options(overrides, data, out))
+        about: dict[str, Any] = {"label": point.label, "command": command if missing or not times else ""}
+        about |= {axis: point.options.get(getattr(figure, axis), "?") for axis in ("series", "size")}
+        about |= {"recall": fmean(values) if values else None, "std": stdev(values) if len(values) > 1 else None}
+        about |= {"seeds": [r.seed for r in runs if r.seed is not None], "runs": [r.run for r in runs]}
+        made.append(ScatterPoint(**about, **times, store=runs[0].store if runs else ""))
     notes = list(protocol_notes(all_runs))
     if timed:
         notes.append(
             f"Time: median of {timing['rounds']} forward passes of one session of {timing['turns']} turns, f_qry to "
             f"f'_qry, quartiles as bars; {timing['device']}, {timing['threads']} threads, {timing['machine']}."
         )
-    return figure, Scatter(
-        title=figure.title,
-        x="inference time of one session (ms)",
-        y=f"{'mean of R@5 and R@8' if figure.metric == 'mean' else figure.metric} (%)",
-        series_label=figure.series_label,
-        size_label=figure.size_label,
-        points=tuple(made),
-        notes=(*notes, *figure.notes, *dict.fromkeys(finder.stale)),
-    )
+    notes += [*figure.notes, *dict.fromkeys(finder.stale)]
+    y = f"{'mean of R@5 and R@8' if figure.metric == 'mean' else figure.metric} (%)"
+    axes = {"x": "inference time of one session (ms)", "y": y}
+    labels = {"series_label": figure.series_label, "size_label": figure.size_label}
+    return Scatter(title=title, **axes, **labels, points=tuple(made), notes=tuple(notes))
 
 
-def paper_figure(
-    name: str, form: str, run: str, overrides: Sequence[str], data: Path, out: Path, folder: Path | None
-) -> str:
-    """Return figure ``name`` as CSV or JSON, or (with ``files``) the drawn paths and the missing points."""
-    spec, figure = build_figure(name, run, overrides, data, out)
+def paper_figure(name: str, form: str, spec: str, overrides: Sequence[str], data: Path, out: Path, folder: Path) -> str:
+    """Return a figure as CSV or JSON, or (with ``files``) the paths drawn in ``folder`` and the missing points."""
+    asked = load_figure_spec(name)
+    figure = build_figure(asked, spec, overrides, data, out)
     if form == "json":
         return figure.model_dump_json(indent=2) + "\n"
     if form == "csv":
         return csv_text(tuple(ScatterPoint.model_fields), (point.model_dump() for point in figure.points))
-    words = ["ablate", spec.ablation, *(["--spec", run] if run else []), *repeated_options(overrides, data, out)]
-    missing_parts = command_line(*words)
+    words = [*(["--spec", spec] if spec else []), *repeated_options(overrides, data, out)]
+    missing_parts = command_line("ablate", asked.ablation, *words)
     if not any(point.whole for point in figure.points):
         raise IncompleteError(f"no point has both a recall and a time: run `{missing_parts}`")
-    written = draw(figure, folder or out / "figures", f"figure-{Path(name).stem}")
-    lines = [str(path) for path in written] + list(figure.notes)
+    lines = [str(path) for path in draw(figure, folder, f"figure-{Path(name).stem}")] + list(figure.notes)
     absent = [point.label for point in figure.points if not point.whole]
     fewer = [point.label for point in figure.points if point.whole and point.command]
     lines += [f"not drawn (missing: a run, a timing): {', '.join(absent)}"] if absent else []
@@ -162,8 +144,7 @@ def draw(figure: Scatter, folder: Path, name: str) -> list[Path]:
     ticks = [t for e in range(-4, 6) for m in (1, 2, 5) if low / 1.6 <= (t := m * 10.0**e) <= high * 1.6]
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axes.minorticks_off()
-    axes.set_xlabel(figure.x)
-    axes.set_ylabel(figure.y)
+    axes.set(xlabel=figure.x, ylabel=figure.y)
     axes.set_title(figure.title, fontsize=10)
     axes.grid(True, color="0.9", lw=0.6)
     axes.set_axisbelow(True)

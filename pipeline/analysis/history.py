@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.core.text_table import aligned
 from pipeline.evaluation.evaluate import Candidates, evaluate
 from pipeline.training.data import SessionFeatures
 from pipeline.training.determinism import seeded
@@ -31,7 +32,6 @@ METRICS = ("n", "R@5", "R@8", "mean")
 LAST, OWN = "last turn alone", "EWMA, the session's own history"
 CONTROL = "EWMA, another session's history (control)"
 ON_TRAIN, ON_TEST = "fixed weights, fitted on the train sessions", "fixed weights, fitted on the test sessions' loss"
-NAMES = 50  # characters of a row's name
 FITTED = 2000  # maximum sessions per category to fit on: scores of all turns are in memory
 
 
@@ -65,26 +65,19 @@ class HistoryContribution:
             n = self.same_reference[0].found["all"]["n"]
             what = "sessions to whose last reference another chain of pairs leads, through another image"
             title = f"{what} (n = {n:.0f})"
-        return "\n".join(
-            [
-                f"{self.dataset}, {self.part} sessions, store {self.features}: how much earlier turns contribute",
-                f"R@5 / R@8; EWMA's alpha is {self.alpha:g}",
-                *("", *_table(self.lines)),
-                *("", title, *(_table(self.same_reference) if self.same_reference else ())),
-                *("", "weights fitted on the train sessions, newest turn first, by session length:"),
-                *(f"  {n}: {'  '.join(f'{w:.2f}' for w in row)}" for n, row in enumerate(self.weights, start=1)),
-            ]
-        )
+        out = [f"{self.dataset}, {self.part} sessions, store {self.features}: how much earlier turns contribute"]
+        out += [f"R@5 / R@8; EWMA's alpha is {self.alpha:g}", "", *_table(self.lines)]
+        out += ["", title, *(_table(self.same_reference) if self.same_reference else ())]
+        out += ["", "weights fitted on the train sessions, newest turn first, by session length:"]
+        out += [f"  {n}: {'  '.join(f'{w:.2f}' for w in row)}" for n, row in enumerate(self.weights, start=1)]
+        return "\n".join(out)
 
 
 def _table(lines: tuple[Line, ...]) -> list[str]:
-    columns = list(lines[0].found)
-    titles = [f"{name.replace('_', ' ')} ({lines[0].found[name]['n']:.0f})" for name in columns]
-    out = [f"  {'':{NAMES}}" + "".join(f"{t:>28}" for t in titles)]
-    for line in lines:
-        cells = (f"{line.found[c]['R@5']:.1f} / {line.found[c]['R@8']:.1f}" for c in columns)
-        out.append(f"  {line.name:{NAMES}}" + "".join(f"{cell:>28}" for cell in cells))
-    return out
+    columns = {name: f"{name.replace('_', ' ')} ({values['n']:.0f})" for name, values in lines[0].found.items()}
+    rows = [["", *columns.values()]]
+    rows += [[x.name, *(f"{x.found[c]['R@5']:.1f} / {x.found[c]['R@8']:.1f}" for c in columns)] for x in lines]
+    return [f"  {row}" for row in aligned(rows)]
 
 
 def history_contribution(
@@ -119,21 +112,16 @@ def history_contribution(
         filled = [name for name, metrics in results[0].items() if metrics["n"]]
         return Line(name, {n: {k: float(np.mean([m[n][k] for m in results])) for k in METRICS} for n in filled})
 
-    trained = fitted_weights(fit, own_targets(fit))
-    lines = [
-        line(LAST, [last_turn(shown)]),
-        line(OWN, [own]),
-        line(CONTROL, control),
-        line(ON_TRAIN, [mixed(shown, trained)]),
-    ]
+    trained, plain = fitted_weights(fit, own_targets(fit)), {LAST: [last_turn(shown)], OWN: [own]}
+    kinds = plain | {CONTROL: control, ON_TRAIN: [mixed(shown, trained)]}
     if part == "test":
-        lines.append(line(ON_TEST, [mixed(shown, fitted_weights(shown, galleries))]))
-    chain = ("EWMA, another chain to the reference", others)
-    kinds = ((LAST, [last_turn(shown)]), (OWN, [own]), chain, (CONTROL, control)) if len(found) else ()
-    same = tuple(line(name, queries, found) for name, queries in kinds)
+        kinds[ON_TEST] = [mixed(shown, fitted_weights(shown, galleries))]
+    lines = tuple(line(name, queries) for name, queries in kinds.items())
+    chains = plain | {"EWMA, another chain to the reference": others, CONTROL: control} if len(found) else {}
+    same = tuple(line(name, queries, found) for name, queries in chains.items())
     features = f"{experiment.store.extractor}-{experiment.store.fingerprint[:12]}"
     weights = [row[: n + 1] for n, row in enumerate(trained.tolist())]
-    return HistoryContribution(experiment.dataset.name, part, features, alpha, tuple(lines), same, weights)
+    return HistoryContribution(experiment.dataset.name, part, features, alpha, lines, same, weights)
 
 
 def last_turn(features: SessionFeatures) -> Tensor:

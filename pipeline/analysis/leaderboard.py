@@ -1,21 +1,26 @@
-"""``table leaderboard``: every method on clean splits, best first, each tested against the first; to publish."""
+"""``table leaderboard``: every method on clean splits, best first, each tested against the first; Markdown and JSON files to publish."""
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from cache.files import replace_atomically
 from manifests.errors import IncompleteError, ManifestError, Problem
 from manifests.load import load_dataset
 from manifests.protocols import RULES, sessions_digest
 from manifests.schema import Dataset, RunSpec
 from manifests.table_spec import ColumnGroup, Leaderboard, ResultsTable, RowSpec, Section
 from manifests.views import WHOLE
-from pipeline.analysis.cells import Table
+from pipeline.analysis.cells import Row, Table
 from pipeline.analysis.own_tables import model_rows, with_ranked_rows, with_ranked_runs
-from pipeline.analysis.results_table import build_results_table
+from pipeline.analysis.render import render
+from pipeline.analysis.results_table import CHANCE, build_results_table
 from pipeline.analysis.tables import RunFinder, TableRequest
 from pipeline.core.workspace import Workspace
 from pipeline.evaluation.files import ResultFiles
@@ -23,6 +28,8 @@ from pipeline.jobs.managed_runs import run_named
 from pipeline.jobs.ranked import RankedFolder
 from pipeline.training.models import model_names
 from pipeline.training.runs import RunFolder
+
+FORMS = ("md", "json")
 
 
 @dataclass(frozen=True)
@@ -34,13 +41,7 @@ class FilledSection:
     table: Table
 
 
-@dataclass(frozen=True)
-class FilledLeaderboard:
-    spec: Leaderboard
-    sections: tuple[FilledSection, ...]
-
-
-def build_leaderboard(board: Leaderboard, request: TableRequest, runs: Sequence[str] = ()) -> FilledLeaderboard:
+def build_leaderboard(board: Leaderboard, request: TableRequest, runs: Sequence[str] = ()) -> list[FilledSection]:
     """Fill the leaderboard with the evaluated runs of each section's spec.
 
     ``request.ranked``: names of ranked lists, and ``runs``: ids or folders of runs; each adds a row to the sections whose
@@ -48,13 +49,13 @@ def build_leaderboard(board: Leaderboard, request: TableRequest, runs: Sequence[
     """
     folders = {name: run_named(name, request.out / "runs") for name in runs}
     used: set[str] = set()
-    sections = tuple(_section(board, section, request, folders, used) for section in board.sections)
+    sections = [_section(board, section, request, folders, used) for section in board.sections]
     for name in (*folders, *request.ranked):
         if name not in used:
             what = "is evaluated on none of the leaderboard's splits, or on other features than their run specs'"
             fix = "evaluate it with --set dataset.protocol=..., or add its ranked lists (docs/leakage.md)"
             raise ManifestError([Problem("leaderboard", name, what, fix)])
-    return FilledLeaderboard(board, sections)
+    return sections
 
 
 def _section(
@@ -81,14 +82,12 @@ def _section(
     lookup = with_ranked_runs(find, ranked, dataset, workspace, table) if ranked and dataset is not None else find
     seeds = request.seeds or board.seeds
     filled = partial(build_results_table, find_runs=lookup, known=model_names(), run=spec.asked, seeds=seeds)
-    first = filled(table)
-    order = _order(first, board, len(table.rows))
-    best = table.rows[order[0]].name if first.blocks[0].rows[order[0]].cells[0].value is not None else ""
-    made = first
-    if best:
+    made = filled(table)
+    order = _order(made, board, len(table.rows))
+    if made.blocks[0].rows[order[0]].cells[0].value is not None:
         rows = tuple(table.rows[n] for n in order)
-        sorted_table = table.model_copy(update={"rows": rows, "tested": best, "tested_metric": board.ranked_by})
-        made = filled(sorted_table)
+        best = {"rows": rows, "tested": rows[0].name, "tested_metric": board.ranked_by}
+        made = filled(table.model_copy(update=best))
     # a run on another split is no stale run of this one, so single runs are not listed
     notes = dict.fromkeys([*finder.shown, *(finder.stale if finder.experiment is None else ())])
     made = made.model_copy(update={"footnotes": (*made.footnotes, *notes)})
@@ -98,16 +97,12 @@ def _section(
 def _table(board: Leaderboard, section: Section, spec: RunSpec) -> ResultsTable:
     """Return an unfilled table with one row per model of the spec; its ``tested`` row is not known yet."""
     notes = (f"Split {section.protocol}: {RULES[section.protocol]}",) if section.protocol else ()
-    column = ColumnGroup(category="overall", label="", metrics=board.metrics)
-    return ResultsTable(
-        kind="results",
-        title=section.label,
-        run=section.run,
-        columns=(column,),
-        seeds=board.seeds,
-        rows=model_rows(dict.fromkeys((*spec.models, *board.presets))),
-        notes=notes,
+    columns = (ColumnGroup(category="overall", label="", metrics=board.metrics),)
+    rows, about = (
+        model_rows(dict.fromkeys((*spec.models, *board.presets))),
+        {"title": section.label, "run": section.run},
     )
+    return ResultsTable(kind="results", **about, columns=columns, seeds=board.seeds, rows=rows, notes=notes)
 
 
 def _order(table: Table, board: Leaderboard, rows: int) -> list[int]:
@@ -128,8 +123,7 @@ def _summary(finder: RunFinder, folder: RunFolder) -> dict[str, Any] | None:
     """Return the current evaluation in a run's folder, which may be outside of OUT, on the section's split, or None."""
     if finder.experiment is None:
         return None
-    run = finder.experiment.run_of(folder.record().get("identity", {}))
-    if run is None:
+    if (run := finder.experiment.run_of(folder.record().get("identity", {}))) is None:
         return None
     own = finder.experiment.result_files(run)
     files = ResultFiles(folder.path, folder.path / own.folder.relative_to(own.run))
@@ -141,4 +135,83 @@ def _label(folder: RunFolder) -> str:
     """Return e.g. ``cm_ntm (stages 2, hidden 256), run 1f3a5b7c``."""
     model = folder.record()["identity"]["model"]
     shown = ", ".join(f"{key} {value}" for key, value in model["options"].items())
-    return f"{model['name']} ({shown}), run {folder.id[:8]}" if shown else f"{model['name']}, run {folder.id[:8]}"
+    return f"{model['name']}{f' ({shown})' if shown else ''}, run {folder.id[:8]}"
+
+
+def leaderboard_text(board: Leaderboard, sections: Sequence[FilledSection], form: str) -> str:
+    """Return the leaderboard as Markdown or JSON. Raises ManifestError for another format."""
+    if form == "json":
+        about = {"title": board.title, "notes": board.notes, "ranked_by": board.ranked_by}
+        values = {**about, "sections": [_section_values(s) for s in sections]}
+        return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+    if form != "md":
+        raise ManifestError([Problem("--format", form, "a leaderboard has no such format", f"use {', '.join(FORMS)}")])
+    parts = [f"# {board.title}\n", *(f"{note}\n" for note in board.notes)]
+    for s in sections:
+        split = f"Sessions of the split: SHA-256 {s.digest[:16]}." if s.digest else "The dataset is not here."
+        _, _, table = render(s.table, "md").partition("\n\n")  # its title is the section's label
+        parts.append(f"## {s.section.label}\n\n{split}\n\n{table}")
+    return "\n".join(parts)
+
+
+def _section_values(filled: FilledSection) -> dict[str, Any]:
+    """Return a section for JSON. ``rows``: best first; ``chance``: the values of a random order."""
+    section, table = filled.section, filled.table
+    (block,) = table.blocks
+    rows, rule = [_row(row, table) for row in block.rows], RULES[section.protocol] if section.protocol else ""
+    about = {"label": section.label, "run": Path(section.run).name, "protocol": section.protocol, "rule": rule}
+    about |= {"sessions_digest": filled.digest, "block": block.title}
+    chance: dict[str, Any] = next((row["values"] for row in rows if row["method"] == CHANCE), {})
+    values = {"rows": [row for row in rows if row["method"] != CHANCE], "chance": chance, "tests": table.tests}
+    statements = [statement.model_dump(mode="json") for statement in table.statements]
+    return {**about, **values, "statements": statements, "notes": [*table.footnotes, *table.notes]}
+
+
+def _row(row: Row, table: Table) -> dict[str, Any]:
+    """Return a method's seeds, runs, store and values (percent; mean, std over seeds, 95% interval over sessions)."""
+    first, keys = row.cells[0], ("value", "std", "low", "high")
+    values = {
+        column.label: {key: value for key in keys if (value := getattr(cell, key)) is not None}
+        for column, cell in zip(table.columns, row.cells, strict=True)
+    }
+    found = {"method": row.label, "seeds": first.seeds, "runs": first.runs, "store": first.store, "values": values}
+    return found | ({"command": first.command} if first.command else {})
+
+
+def _published(filled: FilledSection) -> FilledSection:
+    """Return a section with commands that name no folder of this machine."""
+    table = filled.table
+    blocks = [b.model_copy(update={"rows": tuple(_public_row(row) for row in b.rows)}) for b in table.blocks]
+    notes = tuple(note for note in table.footnotes if "run `" not in note)  # commands of this machine
+    return replace(filled, table=table.model_copy(update={"blocks": tuple(blocks), "footnotes": notes}))
+
+
+def _public_row(row: Row) -> Row:
+    cells = tuple(cell.model_copy(update={"command": public_command(cell.command)}) for cell in row.cells)
+    return row.model_copy(update={"cells": cells})
+
+
+def public_command(command: str) -> str:
+    """Return a command without local folders: no ``--out``, DIR for other absolute paths, a spec by its file name."""
+    words: list[str] = []
+    given = iter(shlex.split(command))
+    for word in given:
+        if word == "--out":
+            next(given, "")
+        elif word == "--data":
+            words += [word, "DIR" if next(given, "") else ""]
+        elif Path(word).is_absolute():  # a spec
+            words.append(Path(word).name)
+        else:
+            key, equals, value = word.rpartition("=")
+            words.append(f"{key}{equals}DIR" if Path(value).is_absolute() else word)
+    return shlex.join(words)
+
+
+def write_leaderboard(board: Leaderboard, sections: Sequence[FilledSection], folder: Path) -> list[Path]:
+    """Write leaderboard.md and leaderboard.json, to be published; return the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    public, paths = [_published(s) for s in sections], [folder / f"leaderboard.{form}" for form in FORMS]
+    for path in paths:
+        replace_atomically(path, leaderboard_text(board, public, path.suffix[1:]).encode())
+    return paths

@@ -136,12 +136,11 @@ class LeakReport:
         split = f", clean split {self.protocol}" if self.protocol else ""
         out = [f"{self.dataset}{split}: what test sessions share with train sessions of {where}", ""]
         rows = [[c, f"{r['n']:,}", *(_share(r[name], r["n"]) for name in names)] for c, r in self.counts.items()]
-        out += aligned([head, *rows])
+        out += [*aligned([head, *rows]), ""]
         out += [
-            "",
-            "last pair: (reference, target) of the last turn, the answer itself; last query: (reference, feedback);",
-            "captions: feedback texts, case ignored.",
+            "last pair: (reference, target) of the last turn, the answer itself; last query: (reference, feedback);"
         ]
+        out += ["captions: feedback texts, case ignored."]
         if self.protocol:
             found = {name: self.counts["all"][name] for name in PROMISED[self.protocol]}
             shown = ", ".join(f"{name} {n:,}" for name, n in found.items() if n)
@@ -150,10 +149,8 @@ class LeakReport:
         out += ["", f"images: {shared}"]
         if self.curve is not None:
             steps = ", ".join(f"{n:,} at cosine >= {t:g}" for t, n in self.curve.items())
-            out += [
-                f"near-duplicates (a train image of another id): of {self.images['test']:,} test images {steps}",
-                f"'near' columns use cosine >= {self.threshold:g} on {self.features}; exact overlaps count as near",
-            ]
+            out += [f"near-duplicates (a train image of another id): of {self.images['test']:,} test images {steps}"]
+            out += [f"'near' columns use cosine >= {self.threshold:g} on {self.features}; exact overlaps count as near"]
             out += [f"    {a} ~ {b}  {cosine:.4f}" for a, b, cosine in self.examples]
         if self.note:
             out += [self.note]
@@ -174,10 +171,10 @@ def leak_report(
     spec: RunSpec, dataset: Dataset, workspace: Workspace, scope: Scope = "category", threshold: float = 0.98
 ) -> LeakReport:
     """Count overlaps and, with a store, near-duplicate images. Raises IncompleteError if there are no test sessions."""
-    test = dataset.split("test")
-    if not test:
-        what = "there is nothing that could leak into them"
-        raise IncompleteError(f"dataset '{dataset.name}' has no test sessions: {what}")
+    if not (test := dataset.split("test")):
+        raise IncompleteError(
+            f"dataset '{dataset.name}' has no test sessions: there is nothing that could leak into them"
+        )
     found: dict[str, set[str]] = {name: set(has) for name, has in overlaps(dataset, scope).items()}
     near: dict[str, Any] = {}
     try:

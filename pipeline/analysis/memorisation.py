@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from pipeline.analysis.ablation.plan import Place, not_evaluated, tasks_of
 from pipeline.analysis.ablation.run import variants_of
 from pipeline.analysis.cells import mean_and_std, spread_text
 from pipeline.analysis.drawing import MARKERS, new_figure, save_figure
+from pipeline.core.binding import write_json
 from pipeline.core.text_table import aligned
 from pipeline.evaluation.files import load_results
 from pipeline.evaluation.metrics import metrics_of
@@ -60,12 +60,11 @@ class Memorisation:
         return {**vars(self), "points": [vars(p) for p in self.points]}
 
     def text(self) -> str:
-        head = ["composer", "model", "seeds", "train", *PARTS]
-        rows = [
-            [p.composer, p.label, str(len(p.seeds)), f"{p.train:.1f}", *(spread_text(*p.test[part]) for part in PARTS)]
-            for p in self.points
-        ]
-        lines = [f"{self.title}: mean of R@5 and R@8, %", "", *aligned([head, *rows], left=2)]
+        rows = [["composer", "model", "seeds", "train", *PARTS]]
+        for p in self.points:
+            values = (spread_text(*p.test[part]) for part in PARTS)
+            rows.append([p.composer, p.label, str(len(p.seeds)), f"{p.train:.1f}", *values])
+        lines = [f"{self.title}: mean of R@5 and R@8, %", "", *aligned(rows, left=2)]
         lines += [f"paper, all sessions: {', '.join(f'{k} {v:.1f}' for k, v in self.paper.items())}"]
         if self.absent:
             shown = ", ".join(self.absent[:4]) + (", ..." if len(self.absent) > 4 else "")
@@ -131,9 +130,8 @@ def draw_memorisation(study: Memorisation, folder: Path) -> list[Path]:
     curves, table = ([folder / f"leakage-{n}{suffix}" for suffix in (".png", ".svg")] for n in ("curves", "table"))
     _curves(study, curves)
     _bars(study, table)
-    data = folder / "leakage.json"
-    data.write_text(json.dumps(study.as_dict(), indent=2) + "\n", encoding="utf-8")
-    return [*curves, *table, data]
+    write_json(folder / "leakage.json", study.as_dict())
+    return [*curves, *table, folder / "leakage.json"]
 
 
 COLORS = {"all": "#222222", "leaked": "#c0392b", "clean": "#1f77b4"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from pipeline.analysis.ablation.run import variants_of
 from pipeline.analysis.cells import mean_and_std, p_text, spread_text
 from pipeline.analysis.compare import Method
 from pipeline.analysis.drawing import MARKERS, new_figure, save_figure
+from pipeline.core.binding import write_json
 from pipeline.core.text_table import aligned
 from pipeline.evaluation.files import load_results
 from pipeline.evaluation.significance import ALPHA, bootstrap, difference, holm, seed_test, session_values, strata_of
@@ -75,11 +75,10 @@ class Gap:
 
     @property
     def text(self) -> str:
-        return (
-            f"{self.turns} turns, {self.sessions:,} sessions, {SHOWN[self.metric]}: {self.a} - {self.b} {self.value:+.1f} "
-            f"({self.low:+.1f} to {self.high:+.1f}); over sessions {p_text(self.p_holm)}, over {self.seeds} seeds "
-            f"{p_text(self.p_seeds)}: {'significant' if self.significant else 'not significant'}"
-        )
+        head = f"{self.turns} turns, {self.sessions:,} sessions, {SHOWN[self.metric]}: {self.a} - {self.b}"
+        span = f"{self.value:+.1f} ({self.low:+.1f} to {self.high:+.1f}); over sessions {p_text(self.p_holm)}"
+        verdict = "" if self.significant else "not "
+        return f"{head} {span}, over {self.seeds} seeds {p_text(self.p_seeds)}: {verdict}significant"
 
 
 @dataclass(frozen=True)
@@ -95,20 +94,13 @@ class MemoryPays:
         return asdict(self)
 
     def text(self) -> str:
-        head = ["turns", "sessions", "method", "options", "seeds", "validation", *(SHOWN[m] for m in METRICS)]
-        rows = [
-            [
-                str(m.turns),
-                f"{m.sessions:,}",
-                m.label,
-                m.options + (f" (of {m.tried})" if m.tried > 1 else ""),
-                str(len(m.seeds)) if registry.get(m.model).trainable else "",
-                f"{m.validation:.1f}",
-                *(spread_text(*m.values[metric]) for metric in METRICS),
-            ]
-            for m in self.measured
-        ]
-        lines = [f"{self.title}, %", "", *aligned([head, *rows], left=4), "", *(d.text for d in self.differences)]
+        rows = [["turns", "sessions", "method", "options", "seeds", "validation", *(SHOWN[m] for m in METRICS)]]
+        for m in self.measured:
+            options = m.options + (f" (of {m.tried})" if m.tried > 1 else "")
+            seeds = str(len(m.seeds)) if registry.get(m.model).trainable else ""
+            about = [str(m.turns), f"{m.sessions:,}", m.label, options, seeds, f"{m.validation:.1f}"]
+            rows.append([*about, *(spread_text(*m.values[metric]) for metric in METRICS)])
+        lines = [f"{self.title}, %", "", *aligned(rows, left=4), "", *(d.text for d in self.differences)]
         if self.absent:
             lines.append(f"without a run: {', '.join(self.absent)}")
         return "\n".join(lines)
@@ -234,6 +226,5 @@ def draw_memory_pays(study: MemoryPays, folder: Path) -> list[Path]:
     handles = {name: h for panel in axes for h, name in zip(*panel.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize=8)
     save_figure(figure, paths)
-    data = folder / "memory-pays.json"
-    data.write_text(json.dumps(study.as_dict(), indent=2) + "\n", encoding="utf-8")
-    return [*paths, data]
+    write_json(folder / "memory-pays.json", study.as_dict())
+    return [*paths, folder / "memory-pays.json"]

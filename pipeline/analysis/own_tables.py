@@ -39,14 +39,9 @@ def kind_of_table(name: str) -> str:
 
 def own_table(spec: RunSpec, dataset: Dataset, subsets: Mapping[str, AbstractSet[str]]) -> ResultsTable:
     """Return a table with a row per model of the spec, and a block per leak subset smaller than the whole."""
-    return ResultsTable(
-        kind="results",
-        title=f"{spec.title or spec.name}: final-turn retrieval",
-        run=spec.name,
-        seeds=spec.seeds,
-        blocks=_blocks(dataset, subsets),
-        rows=model_rows(spec.models),
-    )
+    about = {"title": f"{spec.title or spec.name}: final-turn retrieval", "run": spec.name, "seeds": spec.seeds}
+    blocks = _blocks(dataset, subsets)
+    return ResultsTable(kind="results", **about, blocks=blocks, rows=model_rows(spec.models))
 
 
 def model_rows(names: Iterable[str]) -> tuple[RowSpec, ...]:
@@ -60,32 +55,18 @@ def ablation_table(ablation: AblationSpec, dataset: Dataset, subsets: Mapping[st
     """
     points = ablation.points(model_names())
     shared = [word for point in points[:1] for word in point.words if all(word in p.words for p in points)]
-    views = [view for view in ablation.views if view.turns == ablation.views[0].turns]
-    rows = [
-        RowSpec(
-            model=point.model,
-            label=" ".join([f"{point.number}. {point.model}", *(word for word in point.words if word not in shared)])
-            + (f", last {view.last}" if view.last else ""),
-            key=f"{point.number}" + (f"-{view.last}" if view.last else ""),
-            options=dict(point.options),
-            training=dict(point.training),
-            last=view.last,
-            deterministic=not model_class(point.model).trainable,
-        )
-        for point in points
-        for view in views
-    ]
-    return ResultsTable(
-        kind="results",
-        title=f"{ablation.title or ablation.name}: final-turn retrieval",
-        run=ablation.run,
-        ablation=ablation.name,
-        turns=ablation.views[0].turns,
-        seeds=ablation.seeds,
-        blocks=_blocks(dataset, subsets),
-        notes=(f"All rows: {' '.join(shared)}.",) if shared else (),
-        rows=tuple(rows),
-    )
+    turns, rows = ablation.views[0].turns, []
+    for point in points:
+        label = " ".join([f"{point.number}. {point.model}", *(word for word in point.words if word not in shared)])
+        about: dict[str, Any] = {"model": point.model, "options": dict(point.options), "training": dict(point.training)}
+        about["deterministic"] = not model_class(point.model).trainable
+        for last in (view.last for view in ablation.views if view.turns == turns):
+            name, key = (f"{label}, last {last}", f"{point.number}-{last}") if last else (label, f"{point.number}")
+            rows.append(RowSpec(**about, label=name, key=key, last=last))
+    title = f"{ablation.title or ablation.name}: final-turn retrieval"
+    named = {"title": title, "run": ablation.run, "ablation": ablation.name, "turns": turns, "seeds": ablation.seeds}
+    notes = (f"All rows: {' '.join(shared)}.",) if shared else ()
+    return ResultsTable(kind="results", **named, blocks=_blocks(dataset, subsets), notes=notes, rows=tuple(rows))
 
 
 def _blocks(dataset: Dataset, subsets: Mapping[str, AbstractSet[str]]) -> tuple[BlockSpec, ...]:
@@ -103,8 +84,8 @@ def with_ranked_rows(table: ResultsTable, names: Sequence[str]) -> ResultsTable:
     """Return the table with one more row for each named list. Raises ManifestError for a name that a row has."""
     for name in names:
         if name in {row.name for row in table.rows}:
-            problem = Problem("--ranked", name, "a row of the table has this name", "score it under another")
-            raise ManifestError([problem])
+            what, fix = "a row of the table has this name", "score it under another"
+            raise ManifestError([Problem("--ranked", name, what, fix)])
     rows = (RowSpec(model=name, label=name, group=GROUP, deterministic=True) for name in dict.fromkeys(names))
     return table.model_copy(update={"rows": (*table.rows, *rows)})
 

@@ -84,18 +84,10 @@ def _listed(items: list[str], escape: Callable[[str], str], heading: str = "") -
     return [heading] * bool(heading) + ["\n".join(f"- {escape(item)}" for item in items)]
 
 
-_LATEX = {
-    **{character: "\\" + character for character in "&%$#_{}"},
-    **{character: rf"\text{name}{{}}" for character, name in zip("<>|", ("less", "greater", "bar"), strict=True)},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    '"': "''",
-    "±": r"$\pm$",
-    "✓": "$=$",
-    "–": "--",
-    "α": r"$\alpha$",
-}
+_NAMED = {"<": "less", ">": "greater", "|": "bar", "\\": "backslash", "~": "asciitilde", "^": "asciicircum"}
+_LATEX = {character: "\\" + character for character in "&%$#_{}"}
+_LATEX |= {character: rf"\text{name}{{}}" for character, name in _NAMED.items()}
+_LATEX |= {'"': "''", "±": r"$\pm$", "✓": "$=$", "–": "--", "α": r"$\alpha$"}
 
 
 def latex_text(text: str) -> str:
@@ -114,16 +106,10 @@ def to_latex(table: Table) -> str:
         if group:
             rules.append(rf"\cmidrule(lr){{{at}-{at + count - 1}}}")
         at += count
-    out = [
-        "% needs \\usepackage{booktabs}",
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{latex_text(table.title)}}}",
-        rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
-        r"\toprule",
-        *([" & ".join(["", *spans]) + r" \\", "".join(rules)] if rules else []),
-        " & ".join(["", *(latex_text(c.label) for c in table.columns)]) + r" \\",
-    ]
+    out = ["% needs \\usepackage{booktabs}", r"\begin{table}", r"\centering", rf"\caption{{{latex_text(table.title)}}}"]
+    out += [rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}", r"\toprule"]
+    out += [" & ".join(["", *spans]) + r" \\", "".join(rules)] if rules else []
+    out.append(" & ".join(["", *(latex_text(c.label) for c in table.columns)]) + r" \\")
     for block in table.blocks:
         out += [r"\midrule", rf"\multicolumn{{{width}}}{{l}}{{\textit{{{latex_text(block.title)}}}}} \\"]
         before = None
@@ -168,8 +154,8 @@ FORMATS: dict[str, Callable[[Table], str]] = {
 _GAP = 2  # spaces between columns
 
 
-def terminal_lines(table: Table, width: int) -> list[tuple[str, str]]:
-    """Return (line, rich style) for a terminal of ``width`` columns; columns that do not fit follow below.
+def to_text(table: Table, width: int = 100) -> str:
+    """Return the table for a terminal of ``width`` columns; columns that do not fit follow below.
 
     Numbers are never truncated or omitted: if a single column is too wide, the line exceeds ``width``.
     """
@@ -177,22 +163,19 @@ def terminal_lines(table: Table, width: int) -> list[tuple[str, str]]:
     texts = [texts for _, body in bodies for _, _, texts in body]
     widths = [max(len(t) for t in [c.label, *(line[n] for line in texts)]) for n, c in enumerate(table.columns)]
     first = max((len(row.label) + 4 for _, body in bodies for row, _, _ in body), default=0)
-    out = [(table.title, "bold")]
+    out = [table.title]
     for part in _parts(table.columns, widths, width - first):
-        out += [("", ""), *((line, "bold") for line in _header(table.columns, widths, part, first))]
-        total = first + sum(widths[n] + _GAP for n in part)
+        out += ["", *_header(table.columns, widths, part, first)]
         for title, body in bodies:
-            out += [("─" * total, "dim"), (title, "bold")]
+            out += ["─" * (first + sum(widths[n] + _GAP for n in part)), title]
             for row, paper, cells in body:
                 label = f"    {PAPER}" if paper else f"  {row.label}"
                 line = label.ljust(first) + "".join(" " * _GAP + cells[n].rjust(widths[n]) for n in part)
-                if not paper or any(cells[n] for n in part):
-                    out.append((line.rstrip(), "dim" if paper else ""))
+                out += [line.rstrip()] if not paper or any(cells[n] for n in part) else []
+    out += ["", *table.footnotes, *table.notes]
+    out += ["", "Significance:", *(f"  {line}" for line in table.significance)] if table.significance else []
     fill = [f"  {label}: {command}" for command, label in table.commands.items()]
-    out += [("", ""), *((note, "dim") for note in [*table.footnotes, *table.notes])]
-    if table.significance:
-        out += [("", ""), ("Significance:", ""), *((f"  {line}", "dim") for line in table.significance)]
-    return [*out, *((line, "") for line in (["To fill:", *fill] if fill else []))]
+    return "\n".join([*out, *(["To fill:", *fill] if fill else [])]) + "\n"
 
 
 def _parts(columns: tuple[Column, ...], widths: list[int], room: int) -> list[list[int]]:
@@ -216,7 +199,3 @@ def _header(columns: tuple[Column, ...], widths: list[int], part: list[int], fir
         groups += " " * _GAP + group.center(sum(widths[n] + _GAP for n in members) - _GAP)
     labels = "".join(" " * _GAP + columns[n].label.rjust(widths[n]) for n in part)
     return [(" " * first + line).rstrip() for line in (groups, labels) if line.strip()]
-
-
-def to_text(table: Table, width: int = 100) -> str:
-    return "\n".join(line for line, _ in terminal_lines(table, width)) + "\n"

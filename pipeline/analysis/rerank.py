@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cache import Store
 from manifests.errors import FashionNTMError, IncompleteError
 from manifests.identity import stack_keys, text_key
 from manifests.schema import Session
@@ -130,11 +129,8 @@ def fit_cutoff(
 def cutoff_report(kept: np.ndarray, target_index: np.ndarray) -> dict[str, float]:
     """Return percentages of sessions with kept target and with empty answer, and the mean number of candidates."""
     own = np.take_along_axis(kept, np.asarray(target_index, dtype=np.int64)[:, None], axis=1)
-    return {
-        "target kept": 100.0 * float(own.mean()),
-        "nothing relevant": 100.0 * float((~kept.any(1)).mean()),
-        "candidates": float(kept.sum(1).mean()),
-    }
+    shares = {"target kept": 100.0 * float(own.mean()), "nothing relevant": 100.0 * float((~kept.any(1)).mean())}
+    return {**shares, "candidates": float(kept.sum(1).mean())}
 
 
 def _logits(weight: Tensor, bias: Tensor, unit: Tensor, cosines: Tensor) -> Tensor:
@@ -163,7 +159,6 @@ class _Group:
     avoid: np.ndarray
 
 
-@dataclass
 class Reranker:
     """Sessions of a spec with their must-have and must-avoid constraints, loaded once for all runs.
 
@@ -171,11 +166,9 @@ class Reranker:
     to change. Both are compared with the candidates' image rows; all rows are from the extractor's towers.
     """
 
-    experiment: Experiment
-    backbone: Store
-    _groups: dict[str, list[_Group]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
+    def __init__(self, experiment: Experiment):
+        self.experiment, self._groups = experiment, dict[str, list[_Group]]()
+        self.backbone = experiment.workspace.backbone(experiment.spec, experiment.dataset)
         if not {"text", "image"} <= set(self.backbone.tables):
             what = f"{self.backbone.path} has no text and image rows (tables: {', '.join(self.backbone.tables)}):"
             raise IncompleteError(f"{what} re-ranking needs an extractor with two towers")
@@ -248,17 +241,11 @@ class Reranker:
         tried = {pair: gain(pair) for pair in grid}
         have, avoid = max(tried, key=lambda p: (tried[p], -p[0] - p[1]))  # ties: the smallest weights
         plain, after = (self.ranks(test, "test", weights.top, *p) for p in ((0.0, 0.0), (have, avoid)))
-        return {
-            "model": run.model,
-            "seed": run.seed,
-            "run": self.experiment.folder(run).id,
-            "top": weights.top,
-            "have": have,
-            "avoid": avoid,
-            "validation": {"before": gain((0.0, 0.0)), "after": tried[have, avoid]},
-            "test": {"before": self._metrics(plain), "after": self._metrics(after)},
-            "cutoff": self._cutoff(model, weights.keep),
-        }
+        about = {"model": run.model, "seed": run.seed, "run": self.experiment.folder(run).id, "top": weights.top}
+        held = {"before": gain((0.0, 0.0)), "after": tried[have, avoid]}
+        tested = {"before": self._metrics(plain), "after": self._metrics(after)}
+        chosen = {"have": have, "avoid": avoid, "validation": held, "test": tested}
+        return {**about, **chosen, "cutoff": self._cutoff(model, weights.keep)}
 
     def _metrics(self, ranks: np.ndarray) -> dict[str, dict[str, float]]:
         sessions = [self.experiment.test.sessions[n] for g in self.groups("test") for n in g.rows]
@@ -288,17 +275,16 @@ def rerank_runs(experiment: Experiment, runs: Sequence[Run], weights: Weights = 
 
     Raises IncompleteError if none is trained, or if there are no validation sessions or towers.
     """
-    reranker = Reranker(experiment, experiment.workspace.backbone(experiment.spec, experiment.dataset))
+    reranker = Reranker(experiment)
     return [reranker.report(run, weights) for run in experiment.finished(runs)]
 
 
 def reports_text(reports: Sequence[dict[str, Any]]) -> str:
     lines = []
     for r in reports:
-        name = f"{r['model']} seed {r['seed']}"
-        v = r["validation"]
-        shown_line = f"{name}: top {r['top']}, must have {r['have']}, must avoid {r['avoid']};"
-        lines.append(f"{shown_line} validation mean of R@5 and R@8 {v['before']:.1f} -> {v['after']:.1f}")
+        v, name = r["validation"], f"{r['model']} seed {r['seed']}"
+        head = f"{name}: top {r['top']}, must have {r['have']}, must avoid {r['avoid']};"
+        lines.append(f"{head} validation mean of R@5 and R@8 {v['before']:.1f} -> {v['after']:.1f}")
         for subset, before in r["test"]["before"].items():
             after = r["test"]["after"][subset]
             if subset != ALL and before["n"] == r["test"]["before"][ALL]["n"]:

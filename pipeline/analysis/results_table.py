@@ -41,16 +41,9 @@ def build_results_table(
         TableError: runs that cannot share a cell, or an incomplete summary.
     """
     filled = _Filled(spec, find_runs, known, tuple(seeds) or spec.seeds, command or _fill(run or spec.run))
-    tests, statements = filled.statements()
-    return Table(
-        title=spec.title,
-        columns=filled.columns(),
-        blocks=tuple(filled.block(block) for block in filled.spec.blocks),
-        footnotes=filled.footnotes(),
-        omitted=filled.paper_rows(),
-        tests=tests,
-        statements=statements,
-    )
+    about = {"title": spec.title, "footnotes": filled.footnotes(), "omitted": filled.paper_rows()}
+    blocks, (tests, statements) = tuple(filled.block(block) for block in filled.spec.blocks), filled.statements()
+    return Table(**about, columns=filled.columns(), blocks=blocks, tests=tests, statements=statements)
 
 
 def _fill(run: str) -> Fill:
@@ -67,11 +60,8 @@ class _Filled:
         for row in spec.rows:
             self.found[row.name] = read_runs(row.name, find_runs(row, self._asked(row)))
         self.runs = [summary for row in spec.rows for summary in self.found[row.name]]
-        self.repeated = [
-            block
-            for n, block in enumerate(spec.blocks)
-            if any(_same_sessions(self.runs, block, other) for other in spec.blocks[:n])
-        ]
+        pairs = ((block, spec.blocks[:n]) for n, block in enumerate(spec.blocks))
+        self.repeated = [b for b, above in pairs if any(_same_sessions(self.runs, b, other) for other in above)]
         blocks = tuple(block for block in spec.blocks if block not in self.repeated)
         self.spec = spec.model_copy(update={"blocks": blocks})
         self.groups = spec.columns or _groups(self.runs, spec)
@@ -96,13 +86,12 @@ class _Filled:
         return self.fill(row, missing) if missing else ""
 
     def columns(self) -> tuple[Column, ...]:
-        return tuple(
-            Column(group=group.label, label="", kind="change")
-            if group.relative_to
-            else Column(group=group.label, label="Mean" if metric == "mean" else metric)
-            for group in self.groups
-            for metric in group.metrics
-        )
+        def column(group: ColumnGroup, metric: str) -> Column:
+            if group.relative_to:
+                return Column(group=group.label, label="", kind="change")
+            return Column(group=group.label, label="Mean" if metric == "mean" else metric)
+
+        return tuple(column(group, metric) for group in self.groups for metric in group.metrics)
 
     def block(self, block: BlockSpec) -> Block:
         rows = [Row(label=row.label, group=row.group, cells=self._cells(row, block.subset)) for row in self.shown]
@@ -177,23 +166,17 @@ def _cell(
     runs: Sequence[RunSummary], subset: str, category: str, metric: str, paper: float | None, command: str
 ) -> Cell:
     values = [run.value(subset, category, metric) for run in runs]
+    empty = Cell(paper=paper, command=command)
     if not runs:
-        return Cell(paper=paper, command=command)
+        return empty
     if any(value is None for value in values):
         where = f"{category}, {subset}" if category != OVERALL else subset
-        return Cell(paper=paper, command=command, note=f"the runs have no {metric} of these sessions ({where})")
+        return empty.model_copy(update={"note": f"the runs have no {metric} of these sessions ({where})"})
     numbers = [value for value in values if value is not None]
-    mean = fmean(numbers)
-    return Cell(
-        value=mean,
-        std=stdev(numbers) if len(numbers) > 1 else None,
-        seeds=tuple(run.seed for run in runs if run.seed is not None),
-        paper=paper,
-        difference=None if paper is None else mean - paper,
-        runs=tuple(run.run for run in runs),
-        store=runs[0].store,
-        command=command,
-    )
+    mean, std = fmean(numbers), stdev(numbers) if len(numbers) > 1 else None
+    found = {"value": mean, "std": std, "difference": None if paper is None else mean - paper}
+    seeds, ids = tuple(run.seed for run in runs if run.seed is not None), tuple(run.run for run in runs)
+    return empty.model_copy(update={**found, "seeds": seeds, "runs": ids, "store": runs[0].store})
 
 
 def _paper(row: RowSpec, group: ColumnGroup, printed: bool) -> tuple[float | None, ...]:

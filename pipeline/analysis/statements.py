@@ -91,13 +91,10 @@ class Resampled:
         apart = {one.tested for one in spec.comparisons} - {spec.tested}
         families = [(spec.tested, spec.against or tuple(name for name in labels if name not in apart))]
         families += [(one.tested, one.against) for one in spec.comparisons]
-        made = [
-            statement
-            for tested, against in families
-            if tested in labels
-            for block in spec.blocks
-            for statement in self._family(spec, block, tested, against, labels)
-        ]
+        made: list[Statement] = []
+        for tested, against in families:
+            for block in spec.blocks if tested in labels else ():
+                made += self._family(spec, block, tested, against, labels)
         metric = "the mean of R@5 and R@8" if spec.tested_metric == "mean" else spec.tested_metric
         how = (
             f"Differences of {metric}, overall, in points with 95% intervals. Over sessions: paired bootstrap, "
@@ -114,10 +111,8 @@ class Resampled:
         others = [name for name in labels if name in against and name != tested]
         found = {other: self._compare(tested, other, block.subset, spec.tested_metric) for other in others}
         present = {other: facts for other, facts in found.items() if facts}
-        made = []
-        for (other, facts), p in zip(
-            present.items(), stats.holm([f["p_sessions"] for f in present.values()]), strict=True
-        ):
+        made, corrected = [], stats.holm([f["p_sessions"] for f in present.values()])
+        for (other, facts), p in zip(present.items(), corrected, strict=True):
             over, least = facts["p_seeds"], facts["least_p_seeds"]
             facts |= {"block": block.label, "metric": spec.tested_metric, "a": labels[tested], "b": labels[other]}
             facts |= {"p_holm": p, "significant": p < stats.ALPHA and (over is None or over < stats.ALPHA)}

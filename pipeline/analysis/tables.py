@@ -98,14 +98,9 @@ def fill(table: ResultsTable, spec: RunSpec, request: TableRequest, experiment: 
     if request.ranked:
         dataset = load_dataset(spec, request.data)
         lookup = with_ranked_runs(finder, request.ranked, dataset, finder.workspace, table)
-    built = build_results_table(
-        table,
-        lookup,
-        known=model_names(),
-        run=spec.asked,
-        seeds=request.seeds or (() if table.ablation or not request.spec else spec.seeds),
-        command=_filler(table, spec, request) if table.ablation else None,
-    )
+    seeds = request.seeds or (() if table.ablation or not request.spec else spec.seeds)
+    command = _filler(table, spec, request) if table.ablation else None
+    built = build_results_table(table, lookup, known=model_names(), run=spec.asked, seeds=seeds, command=command)
     return built.model_copy(update={"footnotes": (*built.footnotes, *finder.footnotes)})
 
 

@@ -78,15 +78,13 @@ def _features(queries: Sequence[ArrayLike], targets: Sequence[ArrayLike]) -> Ses
     sources = [np.asarray(rows, dtype=np.float32) for rows in queries]
     wanted = [np.asarray(rows, dtype=np.float32) for rows in targets]
     if not sources or len(sources) != len(wanted):
-        raise FeatureError(
-            f"{len(sources)} sessions of queries and {len(wanted)} of targets: give one each, at least one"
-        )
+        counts = f"{len(sources)} sessions of queries and {len(wanted)} of targets"
+        raise FeatureError(f"{counts}: give one each, at least one")
     dim = sources[0].shape[-1] if sources[0].ndim == 2 else 0
     for n, (query, target) in enumerate(zip(sources, wanted, strict=True)):
         if query.ndim != 2 or query.shape != target.shape or query.shape[1] != dim or not len(query):
-            raise FeatureError(
-                f"session {n}: queries {list(query.shape)}, targets {list(target.shape)}; expected [turns, {dim}] twice"
-            )
+            shapes = f"queries {list(query.shape)}, targets {list(target.shape)}"
+            raise FeatureError(f"session {n}: {shapes}; expected [turns, {dim}] twice")
         if not (np.isfinite(query).all() and np.isfinite(target).all()):
             raise FeatureError(f"session {n}: NaN or infinite values; extract these rows again")
     lengths = np.array([len(rows) for rows in sources])
@@ -97,19 +95,11 @@ def _features(queries: Sequence[ArrayLike], targets: Sequence[ArrayLike]) -> Ses
     hasher = hashlib.sha256(repr((lengths.tolist(), dim)).encode())
     for part in (*sources, *wanted):
         hasher.update(np.ascontiguousarray(part).tobytes())
-    return SessionFeatures(
-        queries=torch.from_numpy(np.concatenate(sources)),
-        targets=torch.from_numpy(unique),
-        query_rows=torch.from_numpy(rows),
-        target_rows=torch.from_numpy(target_rows),
-        cat_rows=torch.from_numpy(rows[:, 0].copy()),
-        lengths=torch.from_numpy(lengths),
-        sessions=tuple(
-            _session(n, row[:length]) for n, (row, length) in enumerate(zip(target_rows, lengths, strict=True))
-        ),
-        has_concatenated=False,
-        content=hasher.hexdigest(),
-    )
+    arrays = {"queries": np.concatenate(sources), "targets": unique, "query_rows": rows, "target_rows": target_rows}
+    arrays |= {"cat_rows": rows[:, 0].copy(), "lengths": lengths}
+    tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    made = tuple(_session(n, row[: lengths[n]]) for n, row in enumerate(target_rows))
+    return SessionFeatures(**tensors, sessions=made, has_concatenated=False, content=hasher.hexdigest())
 
 
 def _session(number: int, targets: np.ndarray) -> Session:

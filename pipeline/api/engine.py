@@ -19,6 +19,7 @@ from manifests.load import load_dataset, load_spec, recorded_spec
 from manifests.schema import TURN_JOIN, RunSpec
 from manifests.text import read_bounded
 from pipeline.core.workspace import Workspace
+from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.managed_runs import run_named
 from pipeline.jobs.specs import check_components
 from pipeline.training.runs import RunFolder, list_runs
@@ -71,7 +72,7 @@ class Engine:
             job = spec if isinstance(spec, RunSpec) else load_spec(str(spec), overrides)
         check_components(job)
         dataset, workspace = load_dataset(job, Path(data)), Workspace(Path(out))
-        return cls(open_engine(job, dataset, workspace, runs, device, cached_only, log=log))
+        return cls(open_engine(Experiment(job, dataset, workspace, device, log), runs, cached_only))
 
     @property
     def models(self) -> list[str]:
@@ -241,15 +242,9 @@ class Dialogue:
         row = talk.upload.tolist() if isinstance(talk.upload, np.ndarray) else talk.upload
         if talk.start == UPLOAD and not isinstance(row, list | str):
             raise FashionNTMError("a joint model's own start image is not saved: start from a catalog image")
-        saved = {
-            "format": FORMAT,
-            "made_with": self.engine._identity(list(talk.models)),
-            "gallery": talk.category,
-            "start": talk.start,
-            "upload": row,
-            "steps": [[step.reference, step.text] for step in talk.steps],
-            "chosen": self.reference,
-        }
+        saved = {"format": FORMAT, "made_with": self.engine._identity(list(talk.models)), "gallery": talk.category}
+        saved |= {"start": talk.start, "upload": row, "chosen": self.reference}
+        saved["steps"] = [[step.reference, step.text] for step in talk.steps]
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         replace_atomically(Path(path), (json.dumps(saved, ensure_ascii=False) + "\n").encode())
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.api.engine import Engine
-from pipeline.views.retrieval.pages import render
-from pipeline.views.retrieval.pictures import Pictures
+from pipeline.views.retrieval.pictures import Pictures, render
 
 PIXELS = 192  # longer side of a thumbnail
 

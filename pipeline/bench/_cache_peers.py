@@ -58,14 +58,12 @@ def _safetensors(path: Path, features: np.ndarray) -> Peer:
     from safetensors.numpy import load_file, save_file
 
     save_file({"features": features}, path)
-    rows = safe_open(path, framework="numpy").get_slice("features")  # no gather in the API: read row by row
-    return Peer(
-        "safetensors",
-        lambda pick: np.concatenate([rows[n : n + 1] for n in pick.tolist()]),
-        lambda: load_file(path)["features"],
-        True,
-        path.stat().st_size,
-    )
+    rows = safe_open(path, framework="numpy").get_slice("features")
+
+    def gather(pick: np.ndarray) -> np.ndarray:  # none in the API: read row by row
+        return np.concatenate([rows[n : n + 1] for n in pick.tolist()])
+
+    return Peer("safetensors", gather, lambda: load_file(path)["features"], True, path.stat().st_size)
 
 
 def _lmdb(path: Path, features: np.ndarray) -> Peer:

@@ -23,36 +23,28 @@ def figures_of(found: dict[str, list[dict[str, Any]]], setup: dict[str, Any]) ->
 
     def against_ceilings(whole: str, decode: str) -> dict[str, Any]:
         """Return a whole extraction relative to the ceilings, and CPU milliseconds per image."""
+        alone, engine = (1e3 * sum(median(part, "cpu") for part in parts) for parts in (("model", decode), (whole,)))
+        shares = {"of_all_ceilings": of_all_ceilings(found, setup["cores"], whole, decode)}
         return {
             "of_lower_ceiling": ratio(whole, "model", decode),
-            "of_all_ceilings": of_all_ceilings(found, setup["cores"], whole, decode),
-            "cpu_ms": {
-                "alone": 1e3 * (median("model", "cpu") + median(decode, "cpu")),
-                "engine": 1e3 * median(whole, "cpu"),
-            },
+            **shares,
+            "cpu_ms": {"alone": alone, "engine": engine},
         }
 
     stages = [key for key in found["engine"][0] if key.startswith("busy ")]
     busy = {stage.removeprefix("busy "): median("engine", stage) for stage in stages}
     here = [part for name, rounds in found.items() if name not in _ELSEWHERE for part in rounds if "others" in part]
-    figures: dict[str, Any] = {
-        **setup,
-        "images_per_s": {name: median(name) for name in found},
-        "rounds": {name: [part["rate"] for part in rounds] for name, rounds in found.items()},
-        "busy": busy,
-        "verdict": verdict(busy),
-        "writer_share": busy["write"],
-        "disturbed": {k: statistics.median(part[k] for part in here) for k in ("others", "host")} if here else {},
-    }
+    figures: dict[str, Any] = {**setup, "images_per_s": {name: median(name) for name in found}}
+    figures["rounds"] = {name: [part["rate"] for part in rounds] for name, rounds in found.items()}
+    figures |= {"busy": busy, "verdict": verdict(busy), "writer_share": busy["write"]}
+    load = {k: statistics.median(part[k] for part in here) for k in ("others", "host")} if here else {}
+    figures["disturbed"] = load
     if "decode" in found:
         figures |= against_ceilings("engine", "decode")
-        figures |= {
-            "of_model_ceiling": ratio("engine", "model"),
-            "of_side_by_side": ratio("engine", "both"),
-            "gain_of_overlap": ratio("engine", "one thread"),
-            "limit_of_the_cores": 1e3 * setup["cores"] / figures["cpu_ms"]["alone"],
-            "verdict": "decode-bound" if median("decode") < median("model") else "model-bound",
-        }
+        others = {"of_model_ceiling": "model", "of_side_by_side": "both", "gain_of_overlap": "one thread"}
+        figures |= {key: ratio("engine", other) for key, other in others.items()}
+        figures["limit_of_the_cores"] = 1e3 * setup["cores"] / figures["cpu_ms"]["alone"]
+        figures["verdict"] = "decode-bound" if median("decode") < median("model") else "model-bound"
     if "gemm" in found:
         figures["gemm"] = {key: median("gemm", key) for key in ("gflop", "gflops")}
         figures["gemm"]["model_of_floor"] = ratio("model", "gemm")
@@ -76,21 +68,14 @@ def figures_of(found: dict[str, list[dict[str, Any]]], setup: dict[str, Any]) ->
         figures["bad"] = {"images": median("1% bad", "bad"), "list_is_exact": exact}
         figures["bad"]["rate_of_clean"] = ratio("1% bad", "engine")
     if "naive" in found:
-        figures["against_naive"] = {
-            "pairs_an_image": setup["pairs"],
-            "whole": setup["pairs"] * ratio("engine", "naive"),
-            "dedup": float(setup["pairs"]),
-            "loop": ratio("engine", "naive"),
-            "batching": ratio("engine", "one by one"),
-        }
+        loop, pairs = ratio("engine", "naive"), setup["pairs"]
+        figures["against_naive"] = {"pairs_an_image": pairs, "whole": pairs * loop, "dedup": float(pairs), "loop": loop}
+        figures["against_naive"]["batching"] = ratio("engine", "one by one")
     if "dask" in found:
         figures["dask_of_local"] = ratio("dask", "engine")
-    figures["variants"] = {
-        name: {"of_plain": ratio(name, "model"), "least_cosine": median(name, "least_cosine")}
-        for name, rounds in found.items()
-        if "least_cosine" in rounds[0]
-    }
-    return figures
+    variants = [name for name, rounds in found.items() if "least_cosine" in rounds[0]]
+    each = ({"of_plain": ratio(v, "model"), "least_cosine": median(v, "least_cosine")} for v in variants)
+    return figures | {"variants": dict(zip(variants, each, strict=True))}
 
 
 def of_all_ceilings(found: dict[str, list[dict[str, Any]]], cores: int, whole: str, decode: str) -> float:
@@ -142,9 +127,8 @@ def render(figures: dict[str, Any]) -> str:
     lines.append(f"busy  {', '.join(f'{stage} {100 * share:.1f}%' for stage, share in f['busy'].items())}")
     lines.append(f"verdict: {f['verdict']}; writer and integrity {100 * f['writer_share']:.1f}% of the wall time")
     if used := f.get("cpu_ms"):
-        lines.append(
-            f"CPU an image: {used['engine']:.2f} ms in the extraction, {used['alone']:.2f} ms in model and decoding alone"
-        )
+        alone = f"{used['alone']:.2f} ms in model and decoding alone"
+        lines.append(f"CPU an image: {used['engine']:.2f} ms in the extraction, {alone}")
     if other := f.get("torchvision"):
         lines += _torchvision_lines(other, row)
     if "of_clip_retrieval" in f:
@@ -164,17 +148,14 @@ def render(figures: dict[str, Any]) -> str:
         lines.append(row("naive loop (own, DataLoader)", "naive", more))
     if "dask_of_local" in f:
         cluster, first = f["started"]["cluster"], f["started"]["first job"]
-        more = (
-            f": {f['dask_of_local']:.3f}x local, after {cluster:.1f} s for the cluster and a first job of {first:.1f} s"
-        )
-        lines.append(row("one Dask worker", "dask", f"{more} that loads the model"))
+        more = f": {f['dask_of_local']:.3f}x local, after {cluster:.1f} s for the cluster and a first job of"
+        lines.append(row("one Dask worker", "dask", f"{more} {first:.1f} s that loads the model"))
     for name, one in f["variants"].items():
         share = f": {one['of_plain']:.2f}x the model as it is, least cosine {one['least_cosine']:.7f}"
         lines.append(row(f"model {name}", name, share))
     if gone := f["disturbed"]:
-        lines.append(
-            f"meanwhile other processes used {100 * gone['others']:.0f}% of the cores, the host {100 * gone['host']:.0f}%"
-        )
+        others, host = (f"{100 * gone[key]:.0f}%" for key in ("others", "host"))
+        lines.append(f"meanwhile other processes used {others} of the cores, the host {host}")
     return "\n".join(lines)
 
 
@@ -182,10 +163,8 @@ def _torchvision_lines(other: dict[str, Any], row: Callable[..., str]) -> list[s
     share = f": {other['of_engine']:.2f}x with Pillow's decode; writer and integrity {100 * other['writer_share']:.1f}%"
     lines = [row("extraction by torchvision", TORCHVISION + "engine", share)]
     if "of_lower_ceiling" in other:
-        lines[0] += (
-            f"; {other['of_lower_ceiling']:.2f}x the lower ceiling, {other['of_all_ceilings']:.2f}x the lowest with that of "
-            "the cores"
-        )
+        lines[0] += f"; {other['of_lower_ceiling']:.2f}x the lower ceiling"
+        lines[0] += f", {other['of_all_ceilings']:.2f}x the lowest with that of the cores"
         cpu, times = other["cpu_ms"], f": {other['decode_of_pillow']:.2f}x Pillow's"
         lines.append(row("decoding alone, torchvision", TORCHVISION + "decode", times))
         lines.append(f"CPU an image with it: {cpu['engine']:.2f} ms, {cpu['alone']:.2f} ms in model and decoding alone")

@@ -19,13 +19,8 @@ def machine() -> dict[str, str]:
     """Return processor, cores, accelerator and versions, without host name or paths."""
     import torch
 
-    found = {
-        "processor": _processor(),
-        "cores": str(os.cpu_count()),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "threads": str(torch.get_num_threads()),
-    }
+    found = {"processor": _processor(), "cores": str(os.cpu_count()), "python": platform.python_version()}
+    found |= {"torch": torch.__version__, "threads": str(torch.get_num_threads())}
     return found | ({"device": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
 
 

@@ -69,10 +69,9 @@ class Parts:
             finally:
                 undo()
 
-        made: dict[str, Callable[[], dict[str, float]]] = {form: partial(part, form) for form in FORMS[1:]}
-        for run in made.values():
-            run()
-        return made
+        for form in FORMS[1:]:
+            part(form)
+        return {form: partial(part, form) for form in FORMS[1:]}
 
     def decode_ceiling(self, workers: int = 0) -> dict[str, float]:
         """Read, decode, resize and stack only, with as many processes as the engine has, or ``workers``.
@@ -100,11 +99,11 @@ class Parts:
         batch = self.synthetic()
         with FlopCounterMode(display=False) as counter:
             self.extractor.begin("image", batch).numpy()
-        product = gemm_step(2048, 1024, self.extractor.device, self.extractor.compute)
-        timer = Timer("step()", globals={"step": product.step}, num_threads=torch.get_num_threads())
-        seconds = timer.blocked_autorange(min_run_time=0.5).median
+        product, operations = gemm_step(2048, 1024, self.extractor.device, self.extractor.compute)
+        timer = Timer("step()", globals={"step": product}, num_threads=torch.get_num_threads())
+        rate = operations / timer.blocked_autorange(min_run_time=0.5).median
         flops = counter.get_total_flops() / len(batch)
-        return {"rate": product.flops / seconds / flops, "gflop": flops / 1e9, "gflops": product.flops / seconds / 1e9}
+        return {"rate": rate / flops, "gflop": flops / 1e9, "gflops": rate / 1e9}
 
     def side_by_side(self) -> dict[str, float]:
         """Run model and decoding concurrently but unconnected: the limit of overlap when they share cores."""
@@ -120,16 +119,9 @@ class Parts:
         """Run a whole extraction into a new store; the rate excludes the preceding hashing of the files."""
         self.runs += 1
         dataset = dataset or self.dataset
-        report = extract(
-            dataset,
-            self.extractor,
-            self.root / f"stores{self.runs}",
-            progress="silent",
-            cluster=cluster,
-            batch_size=batch_size or self.batch_size,
-            workers=self.workers if workers is None else workers,
-            shard_rows=self.shard_rows,
-        )
+        how: dict[str, Any] = {"batch_size": batch_size or self.batch_size, "shard_rows": self.shard_rows}
+        how |= {"workers": self.workers if workers is None else workers, "cluster": cluster, "progress": "silent"}
+        report = extract(dataset, self.extractor, self.root / f"stores{self.runs}", **how)
         work = report.seconds["work"]
         busy = {f"busy {stage}": seconds / work for stage, seconds in report.busy.items()}
         return {"rate": len(dataset.images) / work, **busy, "path": report.path}

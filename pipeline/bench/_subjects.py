@@ -6,9 +6,10 @@ import copy
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,30 +67,22 @@ def _step(
     index = torch.arange(len(features), device=features.device)
 
     def step() -> None:
-        queries, targets, lengths = features.batch(index)
-        loss = turnwise_cross_entropy(forward(queries, lengths), targets, None, training.scale)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        with flushed_denormals() if flush else nullcontext():
+            queries, targets, lengths = features.batch(index)
+            loss = turnwise_cross_entropy(forward(queries, lengths), targets, None, training.scale)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
 
-    def flushed() -> None:
-        with flushed_denormals():
-            step()
-
-    return flushed if flush else step
+    return step
 
 
-class Product(NamedTuple):
-    """One large matrix product and its floating-point operations."""
-
-    step: Callable[[], Tensor]
-    flops: float
-
-
-def gemm_step(rows: int, dim: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Product:
-    """Return the product [rows, dim] x [dim, 3 dim], about the largest of a step."""
+def gemm_step(
+    rows: int, dim: int, device: torch.device, dtype: torch.dtype = torch.float32
+) -> tuple[Callable[[], Tensor], float]:
+    """Return the product [rows, dim] x [dim, 3 dim], about the largest of a step, and its floating-point operations."""
     left, right = (torch.ones(*shape, device=device, dtype=dtype) for shape in ((rows, dim), (dim, 3 * dim)))
-    return Product(lambda: left @ right, 2 * rows * dim * 3 * dim)
+    return lambda: left @ right, 2 * rows * dim * 3 * dim
 
 
 def rounding(model: MemoryModel, features: SessionFeatures, matmul: str) -> tuple[float, float]:
@@ -131,7 +124,6 @@ class Sizes:
     dim: int
     slots: int
     hidden: int
-    runs: int
     device: str
 
     def build(self, stages: int) -> tuple[MemoryModel, SessionFeatures, Training]:
@@ -156,7 +148,7 @@ class Sizes:
 
 
 class Here:
-    """A subject in this process. A context manager only for the same interface as ``Apart``."""
+    """A subject in this process."""
 
     def __init__(self, step: Callable[[], object], device: torch.device):
         self._step, self._device = step, device
@@ -178,19 +170,14 @@ class Here:
             self._step()
         return counted.operations
 
-    def __enter__(self) -> Here:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
 
 class Apart(Here):
-    """A subject in a process of its own, which sleeps between its steps."""
+    """A subject in a process of its own, which sleeps between its steps, until ``stack`` is closed."""
 
-    def __init__(self, sizes: Sizes, stages: int, name: str, threads: int):
+    def __init__(self, stack: ExitStack, sizes: Sizes, stages: int, name: str, threads: int):
         context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(1, context, _begin, (sizes, stages, name, threads))
+        pool = ProcessPoolExecutor(1, context, _begin, (sizes, stages, name, threads))
+        self._pool = stack.enter_context(pool)
 
     def seconds(self) -> float:
         return self._pool.submit(_ask, "seconds").result()
@@ -200,9 +187,6 @@ class Apart(Here):
 
     def operations(self) -> int:
         return self._pool.submit(_ask, "operations").result()
-
-    def __exit__(self, *error: object) -> None:
-        self._pool.shutdown()
 
 
 def _begin(sizes: Sizes, stages: int, name: str, threads: int) -> None:

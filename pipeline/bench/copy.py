@@ -7,9 +7,8 @@ own weights, bits and clipping. They share the lengths.
 from __future__ import annotations
 
 import math
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +116,7 @@ def run(
     half_life: int = 3_000,
     init: str = "paper",
     plot: str = "",
+    progress: Callable[[str], object] = str,
 ) -> dict[str, Any]:
     """Train until every seed is solved, or for ``iterations``, each on ``batch`` sequences of one random length.
 
@@ -144,18 +144,14 @@ def run(
                 curve.append({"iteration": iteration, "wrong_bits": wrong, "loss_bits": loss, "seconds": seconds})
                 _judge(trainer, wrong, iteration, range(shortest, longest + 1), solved)
                 shown = " ".join(f"{value:.2f}" for value in wrong)
-                _say(f"iteration {iteration}: wrong bits a sequence {shown}; {len(solved)} solved; {seconds:.0f} s")
+                progress(f"iteration {iteration}: wrong bits a sequence {shown}; {len(solved)} solved; {seconds:.0f} s")
                 if len(solved) == len(trainer.seeds):
                     break
-    adam = {"name": "Adam", "betas": [0.9, 0.98], "learning_rate": learning_rate}
-    result = {
-        "task": {"bits": BITS, "lengths": [shortest, longest], "iterations": iterations, "batch": batch},
-        "model": {"name": "v_ntm", **options},
-        "optimizer": {**adam, "start_rate": start_rate, "half_life": half_life, "clip": clip},
-        "seeds": list(seeds),
-        "curve": curve,
-        "solved": {str(seed): found for seed, found in solved.items()},
-    }
+    task = {"bits": BITS, "lengths": [shortest, longest], "iterations": iterations, "batch": batch}
+    adam = {"name": "Adam", "betas": [0.9, 0.98], "learning_rate": learning_rate, "start_rate": start_rate}
+    result: dict[str, Any] = {"task": task, "model": {"name": "v_ntm", **options}}
+    result |= {"optimizer": {**adam, "half_life": half_life, "clip": clip}, "seeds": list(seeds), "curve": curve}
+    result["solved"] = {str(seed): found for seed, found in solved.items()}
     if plot:
         draw(result, Path(plot))
     return result
@@ -175,18 +171,10 @@ def _judge(
         mean = sum(trained[i]) / len(trained[i])
         if mean < SOLVED:
             beyond = beyond or trainer.test(longer, batch=16)
-            solved[trainer.seeds[i]] = {
-                "iteration": iteration,
-                "sequences": iteration * trainer.batch,
-                "trained_lengths": mean,
-                "longest": trained[i][-1],
-                "beyond": dict(zip(map(str, longer), beyond[i], strict=True)),
-            }
-            _say(f"seed {trainer.seeds[i]} solved: {solved[trainer.seeds[i]]}")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+            when = {"iteration": iteration, "sequences": iteration * trainer.batch}
+            wrong_bits = {"trained_lengths": mean, "longest": trained[i][-1]}
+            longer_ones = dict(zip(map(str, longer), beyond[i], strict=True))
+            solved[trainer.seeds[i]] = {**when, **wrong_bits, "beyond": longer_ones}
 
 
 def render(result: dict[str, Any]) -> str:

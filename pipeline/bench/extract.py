@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from dask.system import cpu_count
@@ -35,6 +35,7 @@ from pipeline.extraction.probe import default_workers
 
 __all__ = ["figures_of", "render", "run", "verdict"]
 
+Measured: TypeAlias = dict[str, Callable[[], dict[str, Any]]]  # part -> a function that measures it once
 SUBJECTS = ("engine", "scaling", "torchvision", "bad", "naive", "clip-retrieval", "dask", "variants")
 
 
@@ -83,16 +84,11 @@ def run(
         extractor = load_extractor(spec, device)
         count = workers or default_workers(extractor.device)
         made = Parts(root, dataset_of(source, images), extractor, batch_size, count, shard_rows)
-        parts: dict[str, Callable[[], dict[str, float]]] = {"engine": made.engine}
+        parts: Measured = {"engine": made.engine}
         started: dict[str, float] = {}
         if "engine" in asked:
-            parts |= {
-                "model": made.model_ceiling,
-                "gemm": made.gemm_floor,
-                "decode": made.decode_ceiling,
-                "both": made.side_by_side,
-                "one thread": partial(made.engine, workers=0),  # all steps in sequence
-            }
+            parts |= {"model": made.model_ceiling, "gemm": made.gemm_floor, "decode": made.decode_ceiling}
+            parts |= {"both": made.side_by_side, "one thread": partial(made.engine, workers=0)}  # all steps in sequence
         if "scaling" in asked:
             parts |= {f"decode {n}": partial(made.decode_ceiling, n) for n in doublings(cpu_count())}
         missing: dict[str, str] = {}
@@ -122,9 +118,7 @@ def run(
     return figures_of(found, setup)
 
 
-def _torchvision(
-    made: Parts, spec: Any, device: str, missing: dict[str, str], scaling: bool
-) -> dict[str, Callable[[], dict[str, float]]]:
+def _torchvision(made: Parts, spec: Any, device: str, missing: dict[str, str], scaling: bool) -> Measured:
     """Return the parts with torchvision's decode, none if it does not load; ``missing`` gets the reason."""
     options = {**spec.extractor.options, "decode": "torchvision"}
     extractor = load_extractor(spec.model_copy(update={"extractor": Component(name="clip", **options)}), device)
@@ -134,16 +128,12 @@ def _torchvision(
         missing["torchvision"] = str(error)
         return {}
     other = Parts(made.root / "torchvision", made.dataset, extractor, made.batch_size, made.workers, made.shard_rows)
-    parts: dict[str, Callable[[], dict[str, float]]]
-    parts = {f"{TORCHVISION}decode": other.decode_ceiling, f"{TORCHVISION}engine": other.engine}
-    for n in doublings(cpu_count()) if scaling else ():
-        parts[f"{TORCHVISION}decode {n}"] = partial(other.decode_ceiling, n)
-    return parts
+    more = doublings(cpu_count()) if scaling else ()
+    alone: Measured = {f"{TORCHVISION}decode": other.decode_ceiling, f"{TORCHVISION}engine": other.engine}
+    return alone | {f"{TORCHVISION}decode {n}": partial(other.decode_ceiling, n) for n in more}
 
 
-def _clip_retrieval(
-    made: Parts, model: str, folder: Path, missing: dict[str, str]
-) -> dict[str, Callable[[], dict[str, float]]]:
+def _clip_retrieval(made: Parts, model: str, folder: Path, missing: dict[str, str]) -> Measured:
     if reason := absent():
         missing["clip-retrieval"] = reason
         return {}

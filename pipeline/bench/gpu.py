@@ -74,7 +74,7 @@ def run(
     asked = selected("part", parts, SECONDS)
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise FashionNTMError("bench gpu measures a CUDA device, and torch sees none on this machine")
-    sizes = {"batch": batch, "turns": turns, "dim": dim, "slots": slots, "hidden": hidden, "runs": 0, "device": device}
+    sizes = {"batch": batch, "turns": turns, "dim": dim, "slots": slots, "hidden": hidden, "device": device}
     given = {"sizes": sizes, "stages": list(stages), "subjects": list(subjects), "repeats": repeats}
     bench = [sys.executable, str(CLI), "bench"]
     pytest = [sys.executable, "-m", "pytest", "-q", "-n", str(workers), "--dist=load"]

@@ -74,7 +74,7 @@ def run(kills: int = 50, seed: int = 0, folder: str = "", *, progress: Callable[
     folder: location of the temporary stores; default: the system's. ``passed`` is False if a row was lost or wrong, or
     if a store was unreadable or differs at the end; `bench` then exits with code 1.
     """
-    score = kill_writers(kills, seed, Path(folder) if folder else None, progress)
+    score = kill_writers(kills, seed, folder or None, progress)
     return {**vars(score), "passed": score.passed}
 
 
@@ -123,8 +123,8 @@ def work(path: Path, say: Callable[[str], object] = str) -> None:
         writer.bind({f"image {n}": key.tobytes() for n, key in enumerate(keys["image"])})
 
 
-def kill_writers(n: int, seed: int = 0, folder: Path | None = None, progress: Callable[[str], object] = str) -> Score:
-    """Kill ``n`` writers and return the score. ``folder``: location of the temporary stores.
+def kill_writers(n: int, seed: int, folder: str | Path | None, progress: Callable[[str], object] = str) -> Score:
+    """Kill ``n`` writers and return the score.
 
     Raises KillError if processes cannot be forked (Windows), or when kills do not arrive.
     """

@@ -95,10 +95,8 @@ class RecallTask:
         rows = torch.arange(count * TURNS).view(count, TURNS)
         names = [f"item {n}" for n in chosen.tolist()]
         turns = [tuple(Turn(reference=f"s{n}-{t}", captions=("value",)) for t in range(TURNS)) for n in range(count)]
-        made = tuple(
-            Session(id=f"s{n}", category="all", split="train", target=name, turns=turns[n])
-            for n, name in enumerate(names)
-        )
+        about: dict[str, Any] = {"category": "all", "split": "train"}
+        made = tuple(Session(id=f"s{n}", target=names[n], turns=turns[n], **about) for n in range(count))
         of, lengths = self.targets(self.items[chosen]).flatten(0, 1), torch.full((count,), TURNS)
         return SessionFeatures(queries.flatten(0, 1), of, rows, rows, rows[:, 0], lengths, made), chosen
 
@@ -107,14 +105,13 @@ class RecallTask:
         size = len(self.items)
         counts = torch.stack([(self.items == v).sum(1) for v in range(self.values)], 1)
         alike = torch.unique(counts, dim=0, return_counts=True)[1].tolist()
-        return {
-            "chance": {f"R@{k}": 100 * min(1, k / size) for k in CUTOFFS},
-            "best from the last turn alone": {f"R@{k}": 100 * min(1, k * self.values / size) for k in CUTOFFS},
-            "best from the values without their order": {
-                f"R@{k}": 100 * sum(min(n, k) for n in alike) / size for k in CUTOFFS
-            },
-            "all four turns": {f"R@{k}": 100.0 for k in CUTOFFS},
+        found: dict[str, Callable[[int], float]] = {
+            "chance": lambda k: min(1, k / size),
+            "best from the last turn alone": lambda k: min(1, k * self.values / size),
+            "best from the values without their order": lambda k: sum(min(n, k) for n in alike) / size,
+            "all four turns": lambda k: 1,
         }
+        return {name: {f"R@{k}": 100.0 * share(k) for k in CUTOFFS} for name, share in found.items()}
 
 
 ABLATIONS = {  # name: (memory carries, controller carries)
@@ -163,23 +160,10 @@ def run(
                     pass
                 found = ranks(embed(model, test).numpy(), task.gallery.numpy(), wanted.numpy())
                 scores.setdefault(name, []).append({f"R@{k}": recall(found, k) for k in CUTOFFS})
-    return {
-        "task": {
-            "turns": TURNS,
-            "values": values,
-            "gallery": values**TURNS,
-            "unseen": len(task.unseen),
-            "dim": dim,
-            "noise": noise,
-            "train sessions": sessions,
-            "test sessions": 512,
-        },
-        "model": {**options, "width": dim},
-        "training": training.model_dump(),
-        "seeds": list(seeds),
-        "bounds": task.bounds(),
-        "scores": scores,
-    }
+    about = {"turns": TURNS, "values": values, "gallery": values**TURNS, "unseen": len(task.unseen), "dim": dim}
+    about |= {"noise": noise, "train sessions": sessions, "test sessions": 512}
+    result = {"task": about, "model": {**options, "width": dim}, "training": training.model_dump()}
+    return {**result, "seeds": list(seeds), "bounds": task.bounds(), "scores": scores}
 
 
 def render(result: dict[str, Any]) -> str:

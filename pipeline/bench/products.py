@@ -66,30 +66,21 @@ def _run(data: Path, train: list, test: list, folder: Path, size: pretrain.Pretr
     pretrain.save(model, tokenizer, size, folder / "model")
     trained = time.perf_counter()
     figures, report = _retrieve(data, test, folder)
-    return {
-        "train_products": len(train),
-        "held_out_products": len(test),
-        "epochs": size.epochs,
-        "loss_first_epoch": losses[0],
-        "loss_last_epoch": losses[-1],
-        "train_s": trained - began,
-        "extract_s": report.seconds["wall"],
-        "chance_R@10": 100 * 10 / len(test),
-        **figures,
-    }
+    figures |= {"train_products": len(train), "held_out_products": len(test), "epochs": size.epochs}
+    figures |= {"loss_first_epoch": losses[0], "loss_last_epoch": losses[-1], "chance_R@10": 100 * 10 / len(test)}
+    return figures | {"train_s": trained - began, "extract_s": report.seconds["wall"]}
 
 
 def _retrieve(data: Path, test: list, folder: Path) -> tuple[dict[str, float], Any]:
     """Extract the held-out images and titles into a store, and rank them in both directions from the store only."""
     turns = {key: (Turn(reference=key, captions=(title,)),) for key, title in test}
     sessions = tuple(Session(id=k, category="products", split="test", turns=t, target=k) for k, t in turns.items())
-    dataset = Dataset(
-        name="products",
-        sessions=sessions,
-        images_root=data / "images",
-        images={key: Image(id=key, file=f"{key}.jpg") for key, _ in test},
-        galleries=(Gallery(category="products", split="test", images=tuple(key for key, _ in test)),),
-    )
+    images = {key: Image(id=key, file=f"{key}.jpg") for key in turns}
+    about: dict[str, Any] = {
+        "galleries": (Gallery(category="products", split="test", images=tuple(turns)),),
+        "sessions": sessions,
+    }
+    dataset = Dataset(name="products", images=images, images_root=data / "images", **about)
     extractor = Component(name="clip", model=str(folder / "model"), store_dtype="float32")
     spec = RunSpec(name="products", dataset=Component(name="jsonl"), extractor=extractor)
     report = extract(dataset, load_extractor(spec, "cpu"), folder / "stores", progress="silent")

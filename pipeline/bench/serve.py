@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from pipeline.bench._machine import machine
 from pipeline.core.device import cpu_threads, describe, resolve_device, seconds_of
 from pipeline.training.dialogue import Dialogue
 from pipeline.training.models import build_model
@@ -38,16 +37,8 @@ def run(
     where = resolve_device(device)
     with cpu_threads(threads or torch.get_num_threads()):
         rows = [_gallery(size, dim, k, repeats, stages, where) for size in galleries]
-        return {
-            "machine": machine(),
-            "device": describe(where),
-            "dim": dim,
-            "k": k,
-            "repeats": repeats,
-            "stages": stages,
-            "threads": torch.get_num_threads(),
-            "galleries": rows,
-        }
+        sizes = {"dim": dim, "k": k, "repeats": repeats, "stages": stages, "threads": torch.get_num_threads()}
+        return {"device": describe(where), **sizes, "galleries": rows}
 
 
 @torch.inference_mode()
@@ -104,12 +95,8 @@ def render(result: dict[str, Any]) -> str:
         for name, found in row["ms"].items():
             cells = "".join(f"{found[str(p)]:9.2f}" for p in PERCENTILES)
             lines.append(f"{row['size']:>10,}  {name:8}{cells}{found['50'] / floor:>10.2f}")
-        if row["same_top_k_as_faiss"] is not None:
-            lines.append(f"{'':>10}  same top {result['k']} as faiss: {row['same_top_k_as_faiss']:.0%} of the queries")
-        else:
-            lines.append(f"{'':>10}  faiss-cpu is not installed: no row of it")
-    lines += [
-        "",
-        f"turn: a step of a {result['stages']}-stage CM-NTM and the search; search: ExactIndex; matmul: the bare product.",
-    ]
-    return "\n".join(lines)
+        same, what = row["same_top_k_as_faiss"], f"same top {result['k']} as faiss"
+        note = "faiss-cpu is not installed: no row of it" if same is None else f"{what}: {same:.0%} of the queries"
+        lines.append(f"{'':>10}  {note}")
+    turn = f"turn: a step of a {result['stages']}-stage CM-NTM and the search"
+    return "\n".join([*lines, "", f"{turn}; search: ExactIndex; matmul: the bare product."])

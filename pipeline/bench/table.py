@@ -16,7 +16,7 @@ from cache import Store, StoreWriter
 from manifests.identity import caption_key, pair_key, stack_keys, text_key
 from manifests.schema import Gallery, Session, Training, Turn
 from manifests.table_spec import BlockSpec, ResultsTable, RowSpec
-from pipeline.analysis.ablation.predict import training_seconds, untrained
+from pipeline.analysis.ablation.timing import training_seconds, untrained
 from pipeline.analysis.render import render as text_of
 from pipeline.analysis.results_table import build_results_table
 from pipeline.core.device import resolve_device, seconds_of
@@ -81,29 +81,18 @@ def run(
             by_model[model] = sum(one.summary["seconds"] for one in done)
             with _timed(seconds, "ranking"):
                 summaries[model] = [_evaluate(one.folder, held, candidates, target) for one in done]
-        table = ResultsTable(
-            kind="results",
-            title="bench table",
-            run="bench",
-            tested=models[-1],
-            blocks=(BlockSpec(subset="all", label="All sessions"), BlockSpec(subset=SUBSET, label=SUBSET)),
-            rows=tuple(RowSpec(model=model, label=model) for model in models),
-        )
+        blocks = (BlockSpec(subset="all", label="All sessions"), BlockSpec(subset=SUBSET, label=SUBSET))
+        about: dict[str, Any] = {"title": "bench table", "run": "bench", "tested": models[-1], "blocks": blocks}
+        rows = tuple(RowSpec(model=model, label=model) for model in models)
+        table = ResultsTable(kind="results", **about, rows=rows)
         with _timed(seconds, "statistics"):
             built = build_results_table(table, lambda row, _: summaries[row.model], known=models, run="bench")
         with _timed(seconds, "printing"):
             markdown = text_of(built, "md")
     sizes = {"models": len(models), "seeds": seeds, "train": train, "test": test, "gallery": gallery, "dim": dim}
-    return {
-        "device": str(target),
-        "sizes": sizes,
-        "seconds": seconds,
-        "predicted": predicted,
-        "training_s": by_model,
-        "predicted_training_s": told,
-        "runs": sum(map(len, summaries.values())),
-        "lines": len(markdown.splitlines()),
-    }
+    counts = {"runs": sum(map(len, summaries.values())), "lines": len(markdown.splitlines())}
+    spent = {"seconds": seconds, "predicted": predicted, "training_s": by_model, "predicted_training_s": told}
+    return {"device": str(target), "sizes": sizes, **spent, **counts}
 
 
 @contextmanager

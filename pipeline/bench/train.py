@@ -56,42 +56,33 @@ def run(
     if matmul not in known:
         raise ManifestError([Problem("--set", f"matmul={matmul}", f"choose one of {', '.join(known)}")])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    sizes = Sizes(batch, turns, dim, slots, hidden, runs, str(device))
-    rows = []
+    sizes = Sizes(batch, turns, dim, slots, hidden, str(device))
+    rows: list[dict[str, Any]] = []
     chosen = training_threads(threads or None)
     with cpu_threads(chosen):
         for c in stages:
             progress(f"C = {c}")
             model, features, training = sizes.build(c)
             names = _names(able_backends([model], features, [training]), runs, public, compiled, matmul)
-            product = gemm_step(batch * turns, dim, device)
+            product, operations = gemm_step(batch * turns, dim, device)
             with ExitStack() as stack:
-                subjects: dict[str, Here] = {"gemm": Here(product.step, device)}
+                subjects: dict[str, Here] = {"gemm": Here(product, device)}
                 for name in names:
-                    made = Apart(sizes, c, name, chosen) if apart else Here.of(sizes, c, name)
-                    subjects[name] = stack.enter_context(made)
+                    subjects[name] = Apart(stack, sizes, c, name, chosen) if apart else Here.of(sizes, c, name)
                 first, timed = _rounds(subjects, repeats)
                 peaks = {name: subjects[name].peak() for name in names}
                 counted = [name for name in names if name != "compiled"]  # it would recompile
                 counts = {name: subjects[name].operations() for name in counted}
             flops = flops_of_step(model, features)
-            floor = 1e3 * flops / (product.flops / median(timed.pop("gemm")))
+            floor, size = (
+                1e3 * flops / (operations / median(timed.pop("gemm"))),
+                sum(p.numel() for p in model.parameters()),
+            )
+            about = {"gflop": flops / 1e9, "threads": chosen if device.type == "cpu" else 0, "parameters": size}
             for name, times in timed.items():
-                rows.append(
-                    {
-                        "stages": c,
-                        "backend": name,
-                        "ms": 1e3 * median(times),
-                        "fastest_ms": 1e3 * min(times),
-                        "first_s": first[name],
-                        "floor_ms": floor,
-                        "gflop": flops / 1e9,
-                        "threads": chosen if device.type == "cpu" else 0,
-                        "peak_mb": peaks[name],
-                        "operations": counts.get(name),
-                        "parameters": sum(p.numel() for p in model.parameters()),
-                    }
-                )
+                row = {"stages": c, "backend": name, "ms": 1e3 * median(times), "fastest_ms": 1e3 * min(times)}
+                row |= {"first_s": first[name], "floor_ms": floor, **about}
+                rows.append(row | {"peak_mb": peaks[name], "operations": counts.get(name)})
             rows[-1]["turn_ms"] = _turn(model, features)
             if matmul != "highest":
                 rows[-1]["rounding"] = rounding(model, features, matmul)
@@ -145,29 +136,22 @@ def render(result: dict[str, Any]) -> str:
         public = f"{same['public style'] / row['ms']:.1f}" if "public style" in same else ""
         peak = "" if row["peak_mb"] is None else f"{row['peak_mb'] / 1e6:.0f}"
         count = "" if row["operations"] is None else f"{row['operations']:,}"
-        times = (
-            f"{row['ms']:.2f}",
-            public,
-            f"{same['reference'] / row['ms']:.2f}",
-            f"{row['ms'] / row['floor_ms']:.2f}",
-        )
+        against = f"{same['reference'] / row['ms']:.2f}", f"{row['ms'] / row['floor_ms']:.2f}"
         spans = (_span(row["ms"] * EPOCHS * steps / 1e3) for steps in STEPS.values())
+        times = f"{row['ms']:.2f}", public, *against
         table.append([str(row["stages"]), row["backend"], *times, peak, count, *spans])
         if row["backend"] == "compiled":
             what = "the compiled reference's first step, compilation included"
             notes.append(f"C = {row['stages']}: {what}: {row['first_s']:.1f} s")
         if "turn_ms" in row:
             threads = f", {row['threads']} CPU thread(s)" if row["threads"] else ""
-            notes.append(
-                f"C = {row['stages']}: {row['parameters']:,} parameters, {row['gflop']:.1f} GFLOP a step, GEMM floor "
-                f"{row['floor_ms']:.1f} ms{threads}; one turn of a dialogue {row['turn_ms']:.2f} ms"
-            )
+            sizes = f"{row['parameters']:,} parameters, {row['gflop']:.1f} GFLOP a step"
+            floor = f"GEMM floor {row['floor_ms']:.1f} ms{threads}; one turn of a dialogue {row['turn_ms']:.2f} ms"
+            notes.append(f"C = {row['stages']}: {sizes}, {floor}")
         if "rounding" in row:
-            outputs, gradient = row["rounding"]
-            notes.append(
-                f"C = {row['stages']}: {result['matmul']} products change f' by {outputs:.2%} and the gradient by "
-                f"{gradient:.2%} of their norms"
-            )
+            outputs, gradient = (f"{share:.2%}" for share in row["rounding"])
+            what = f"{result['matmul']} products change f' by {outputs} and the gradient by {gradient} of their norms"
+            notes.append(f"C = {row['stages']}: {what}")
     lines = aligned(table, left=2)
     about = f"{result['machine'].get('device', result['machine']['processor'])}, torch {result['machine']['torch']}"
     many = f"K={result['runs']}: milliseconds of one step of all {result['runs']} runs" if result["runs"] else ""

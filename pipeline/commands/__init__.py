@@ -1,6 +1,6 @@
 """Commands of the command line. A module has the commands of one subject; ``SECTION`` is their place in --help.
 
-Modules here import click and ``_shared`` only; a command imports its dependencies when it runs, so that --help is fast.
+Modules import click, ``_options`` and ``_shared``; a command imports its dependencies when it runs: --help is fast.
 """
 
 from __future__ import annotations

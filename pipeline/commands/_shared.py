@@ -1,4 +1,4 @@
-"""Shared parts of the commands: options, loading of specs and datasets, and output."""
+"""Shared parts of the commands: loading of specs and datasets, and output."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
-from manifests.commandline import BUILT_IN, default_folder, repeated_options, variable
+from manifests.commandline import repeated_options
 from manifests.text import printable
+from pipeline.commands._options import F, option_device, option_inputs, option_json, option_models
 
 if TYPE_CHECKING:
     from manifests.schema import Dataset, RunSpec
@@ -24,53 +25,6 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130  # exit code
 Printed: TypeAlias = Any  # what ``prints`` prints
-F: TypeAlias = Callable[..., Any]  # of a command
-PATH = click.Path(path_type=Path)
-FILE, EXISTING_FILE = (click.Path(path_type=Path, dir_okay=False, exists=exists) for exists in (False, True))
-FOLDER, EXISTING_FOLDER = (click.Path(path_type=Path, file_okay=False, exists=exists) for exists in (False, True))
-_MOST_NUMBERS = 100_000  # of one span
-
-
-def folder_option(name: str, about: str, inside: str = "") -> Callable[[F], F]:
-    """Return option ``--name``, a folder with a default of ``manifests.commandline``, and ``inside`` it if given."""
-
-    def settle(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path:
-        if value is not None:
-            return value
-        folder, source = default_folder(name)
-        if source:
-            log(f"note: --{name} {folder / inside}, from {source}")
-        return folder / inside
-
-    about += f"  [{variable(name)}; default: {BUILT_IN[name] / inside}]"
-    return click.option(f"--{name}", type=PATH, metavar="DIR", callback=settle, help=about)
-
-
-option_out = folder_option("out", "Folder for stores and runs.")
-option_data = folder_option("data", "Folder of the datasets (mt_fashioniq/, shoes/, blip2_captions/, ...).")
-
-
-def option_folders(f: F) -> F:
-    return option_data(option_out(f))
-
-
-option_json = click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")
-option_set = click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Override a key of the spec, e.g. extractor.model=DIR or training.epochs=20. Repeatable.",
-)
-option_device = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps.")
-_HOST = "Address to listen on. Any other than this machine's own gets a token."
-option_host = click.option("--host", default="127.0.0.1", metavar="ADDRESS", help=_HOST)
-option_backend = click.option(
-    "--backend",
-    type=click.Choice(["auto", "reference", "fast", "numba", "graph", "triton"]),
-    default="auto",
-    help="How the CM-NTM's steps are computed; auto takes the first that can of triton, graph, numba, fast, reference.",
-)
 
 
 @dataclass(frozen=True)
@@ -122,7 +76,7 @@ def job_command(f: F, metavar: str = "SPEC") -> F:
     def call(spec: str, overrides: tuple[str, ...], data: Path, out: Path, device: str = "auto", **words: Any) -> Any:
         return f(Job(spec, overrides, data, out, device), **words)
 
-    return click.argument("spec", metavar=metavar)(option_set(option_folders(call)))
+    return click.argument("spec", metavar=metavar)(option_inputs(call))
 
 
 def sessions_command(f: F) -> F:
@@ -203,31 +157,3 @@ def prints(f: F) -> F:
             sys.exit(code[0])
 
     return option_json(call)
-
-
-def parse_numbers(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    """Parse ``0..4``, ``0,2,5`` or ``0,2..4``; return None when not given."""
-    if value is None:
-        return None
-    numbers: list[int] = []
-    try:
-        for part in value.split(","):
-            first, dots, last = part.partition("..")
-            span = range(int(first), int(last) + 1) if dots else (int(first),)
-            if not 0 < len(span) <= _MOST_NUMBERS:
-                raise ValueError
-            numbers += span
-    except (ValueError, OverflowError):  # OverflowError: the length of a huge span
-        numbers = []
-    if not numbers or min(numbers) < 0:
-        raise click.BadParameter(f"{value!r} is not a list of numbers: write 0..4, 0,2,5 or 0,2..4")
-    return tuple(dict.fromkeys(numbers))
-
-
-def option_models(f: F) -> F:
-    f = click.option("--model", "models", multiple=True, help="Memory model; repeatable. Default: all of the spec.")(f)
-    return click.option(
-        "--seeds",
-        callback=parse_numbers,
-        help="0..4 or 0,2,5. Default: the spec's seeds; `evaluate` and `results` take all that are trained.",
-    )(f)

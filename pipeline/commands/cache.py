@@ -10,19 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands._shared import (
-    EXISTING_FOLDER,
-    PATH,
-    Job,
-    Printed,
-    job_command,
-    log,
-    option_device,
-    option_folders,
-    option_out,
-    option_set,
-    prints,
-)
+from pipeline.commands._options import EXISTING_FOLDER, PATH, option_device, option_inputs, option_out
+from pipeline.commands._shared import Job, Printed, job_command, log, prints
 
 if TYPE_CHECKING:
     from pipeline.stores.exports import Format
@@ -80,8 +69,7 @@ def diff(a: str, b: str, out: Path, largest: int) -> Printed:
     epilog="Example: fashion-ntm cache explain mt_fashioniq/clip-0123456789ab mt_fashioniq-clip --set extractor.dtype=float32",
 )
 @click.argument("words", metavar="[STORE] SPEC", nargs=-1, required=True)
-@option_set
-@option_folders
+@option_inputs
 @option_device
 @prints
 def explain(words: tuple[str, ...], out: Path, **options: Any) -> Printed:

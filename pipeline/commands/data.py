@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.commands._shared import PATH, Job, Printed, job_command, load, log, option_data, prints, sessions_command
+from pipeline.commands._options import PATH, option_data
+from pipeline.commands._shared import Job, Printed, job_command, load, log, prints, sessions_command
 
 if TYPE_CHECKING:
     from manifests.leaks import Scope

@@ -1,4 +1,4 @@
-"""Commands to look around: ls, search, serve, demo."""
+"""Commands to look around: ls, search, serve, study, demo."""
 
 from __future__ import annotations
 
@@ -7,19 +7,9 @@ from typing import Any
 
 import click
 
-from pipeline.commands._shared import (
-    FILE,
-    FOLDER,
-    Job,
-    Printed,
-    folder_option,
-    job_command,
-    log,
-    option_device,
-    option_folders,
-    option_host,
-    prints,
-)
+from manifests.commandline import command_line
+from pipeline.commands._options import FILE, FOLDER, folder_option, option_device, option_folders, option_host
+from pipeline.commands._shared import Job, Printed, job_command, log, prints, sessions_command
 
 SECTION = "look"
 PARTS = ["datasets", "extractors", "composers", "models"]
@@ -77,15 +67,13 @@ def search(
         raise click.UsageError("give --image, --text or both")
     if file is not None and not html:
         raise click.UsageError("--file names the page of --html: add --html")
-    engine = Engine(open_engine(*job.parts, [run] if run else [], job.device, cached_only, log=log))
+    engine = Engine(open_engine(job.experiment, [run] if run else [], cached_only))
     found, start = search(engine, job.spec.title or job.spec.name, image, **asked)
     others = [name for name in engine.galleries if name != found.gallery]
-    log(
-        f"gallery {found.gallery}"
-        + (f" (--gallery: {', '.join(others[:5])})" if others else "")
-        + (f", answered by {found.model}" if found.model else "")
-        + (f" (--run: one of {len(engine.models):,})" if found.model and len(engine.models) > 1 else "")
-    )
+    note = f" (--gallery: {', '.join(others[:5])})" if others else ""
+    note += f", answered by {found.model}" if found.model else ""
+    note += f" (--run: one of {len(engine.models):,})" if found.model and len(engine.models) > 1 else ""
+    log(f"gallery {found.gallery}{note}")
     if html:
         path = file or Path("search.html")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,10 +108,88 @@ def serve(
     from pipeline.views.serve.limits import Limits
 
     limits = Limits(upload_bytes=int(max_upload_mb * 1e6))
-    engine = open_engine(*job.parts, runs, job.device, cached_only, limits, log)
+    engine = open_engine(job.experiment, runs, cached_only, limits)
     saved = saved_folder(save, engine, log)
     title = job.spec.title or job.spec.name
     listen(lambda token, hosts: make_app(engine, title, token, hosts, saved), host, port, log, click.echo)
+
+
+class StudyGroup(click.Group):
+    """Command group that reads a first word that names no subcommand as a SPEC."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and args[0] not in self.commands:
+            args = ["ask", *args]
+        return super().resolve_command(ctx, args)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0].startswith("-") and args[0] not in ctx.help_option_names:
+            args = ["ask", *args]  # options before SPEC belong to it
+        return super().parse_args(ctx, args)
+
+
+@click.group("study", cls=StudyGroup, epilog="Example: fashion-ntm study demo --data out/demo --out out/demo")
+def study() -> None:
+    """Run a blind preference study: participants choose between the results of models.
+
+    `study SPEC` creates the study (or resumes it) and serves its page; `study ask --help` lists its options.
+    """
+
+
+@study.command("ask", epilog="Example: fashion-ntm study demo --model cm_ntm --model ewma --sessions 45")
+@sessions_command
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    help="Memory model to compare, 2 to 4 of them; repeatable. Default: the paper's three, cm_ntm, lstm and ewma, "
+    "where they are trained.",
+)
+@click.option(
+    "--sessions",
+    type=click.IntRange(1),
+    default=45,
+    help="Questions: test sessions drawn at random among those where the models differ.",
+)
+@click.option("--top", "k", type=click.IntRange(1, 10), default=1, help="Results shown of each model.")
+@click.option("--seed", type=int, default=0, help="Seed of the draw and of every order.")
+@click.option(
+    "--code", "codes", multiple=True, metavar="NAME", help="Admit only participants of these names; repeatable."
+)
+@click.option("--file", "db", type=FILE, help="SQLite file for the answers. Default: OUT/studies/SPEC.sqlite.")
+@option_host
+@click.option("--port", type=click.IntRange(0, 65535), default=8001, help="0: a free one.")
+@option_device
+def ask(job: Job, db: Path | None, host: str, port: int, **asked: Any) -> None:
+    """Serve the study of SPEC. Every answer is saved immediately; participants can resume under the same name."""
+    from pipeline.views.serve.run import listen, need_web
+
+    need_web()
+    from pipeline.views.study.app import make_study_app
+    from pipeline.views.study.run import default_path, open_study
+
+    path = db or default_path(job.workspace, job.spec)
+    study = open_study(path, job.experiment, **asked)
+    log(f"answers go to {path}; see them with `{command_line('study', 'results', str(path))}`")
+    title = job.spec.title or job.spec.name
+    listen(lambda token, hosts: make_study_app(study, job.dataset, title, token, hosts), host, port, log, click.echo)
+
+
+@study.command("results", epilog="Example: fashion-ntm study results out/demo/studies/demo.sqlite --chart figure7.png")
+@click.argument("file", type=FILE)
+@click.option("--chart", type=FILE, help="Also draw Figure 7 (.png, .pdf or .svg).")
+@prints
+def results(file: Path, chart: Path | None) -> Printed:
+    """Print preference rates, their intervals and sign tests, of the answers in FILE."""
+    from pipeline.views.study.results import study_results
+    from pipeline.views.study.store import StudyFile
+
+    found = study_results(StudyFile(file))
+    if chart is not None:
+        from pipeline.views.study.results import write_chart
+
+        write_chart(chart, found)
+    return found
 
 
 @click.command("demo", epilog="Example: fashion-ntm demo --out out/demo")

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from pipeline.commands._shared import FILE, INTERRUPTED, Printed, option_folders, prints, progress_line
+from pipeline.commands._options import FILE, option_folders
+from pipeline.commands._shared import INTERRUPTED, Printed, prints, progress_line
 
 SECTION = "bench"
 

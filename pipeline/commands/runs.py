@@ -7,23 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands._shared import (
-    EXISTING_FILE,
-    FOLDER,
-    PATH,
-    Job,
-    Printed,
-    job_command,
-    log,
-    option_folders,
-    option_out,
-    prints,
-    show,
-    stage2_command,
-)
+from pipeline.commands._options import EXISTING_FILE, FOLDER, PATH, option_folders, option_out
+from pipeline.commands._shared import Job, Printed, job_command, log, prints, show, stage2_command
 
 if TYPE_CHECKING:
-    pass
     from pipeline.jobs.experiment import Experiment
 
 SECTION = "results"
@@ -33,10 +20,10 @@ SECTION = "results"
 @click.argument("a", metavar="RUN_A")
 @click.argument("b", metavar="RUN_B")
 @click.option("--top", type=click.IntRange(0), default=10, help="Sessions shown at each end.")
-@click.option("--view", help="A view of an ablation, such as turns4-last2. Default: all sessions, whole.")
+@click.option("--view", default="", help="A view of an ablation, such as turns4-last2. Default: all sessions, whole.")
 @option_folders
 @prints
-def compare(view: str | None, **asked: Any) -> Printed:
+def compare(**asked: Any) -> Printed:
     """Compare the rankings of RUN_A and RUN_B, with significance tests.
 
     Lists the test sessions that differ most. A run is named by its id or its first digits. To compare over several
@@ -44,7 +31,7 @@ def compare(view: str | None, **asked: Any) -> Printed:
     """
     from pipeline.analysis.compare import compare_runs, to_text
 
-    found = compare_runs(**asked, view=view or "")
+    found = compare_runs(**asked)
     return found.as_dict(), to_text(found)
 
 

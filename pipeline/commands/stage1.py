@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands._shared import FOLDER, Job, Printed, job_command, load, log, option_device, prints
+from pipeline.commands._options import FOLDER, option_device
+from pipeline.commands._shared import Job, Printed, job_command, load, log, prints
 
 if TYPE_CHECKING:
     from pipeline.extraction.fitting.loop import Progress
@@ -54,10 +55,7 @@ option_precision = click.option(
 @job_command
 @option_device
 @click.option(
-    "--batch-size",
-    type=BatchSize(),
-    default="auto",
-    help="Items per forward pass; auto measures; a resumed job keeps its size.",
+    "--batch-size", type=BatchSize(), default="auto", help="Items per pass; auto measures it; a resumed job keeps it."
 )
 @option_precision
 @click.option(
@@ -74,9 +72,7 @@ option_precision = click.option(
     "--scheduler", metavar="ADDRESS", help="Compute on the Dask cluster at tcp://host:port (docs/cluster.md)."
 )
 @click.option(
-    "--local-cluster",
-    type=click.IntRange(1),
-    help="Compute in N processes of this machine, one per GPU if it has GPUs.",
+    "--local-cluster", type=click.IntRange(1), help="Compute in N processes of this machine, one per GPU if it has any."
 )
 @click.option("--max-failures", type=click.IntRange(0), help="Stop once more items than this have failed.")
 @click.option("--retry-failed", is_flag=True, help="Try the items again that are recorded as failed.")

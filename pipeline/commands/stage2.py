@@ -8,23 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from manifests.commandline import folder_options
-from pipeline.commands._shared import (
-    EXISTING_FILE,
-    Job,
-    Printed,
-    job_command,
-    log,
-    option_backend,
-    option_device,
-    option_folders,
-    option_models,
-    option_set,
-    parse_numbers,
-    prints,
-    sessions_command,
-    show,
-    stage2_command,
-)
+from pipeline.commands._options import EXISTING_FILE, option_device, option_inputs, option_models, parse_numbers
+from pipeline.commands._shared import Job, Printed, job_command, log, prints, sessions_command, show, stage2_command
 
 if TYPE_CHECKING:
     from pipeline.jobs.experiment import Experiment
@@ -50,14 +35,17 @@ def run(job: Job, models: tuple[str, ...], seeds: tuple[int, ...] | None) -> Non
 )
 @stage2_command
 @click.option("--force", is_flag=True, help="Train finished runs again.")
-@option_backend
+@click.option(
+    "--backend",
+    type=click.Choice(["auto", "reference", "fast", "numba", "graph", "triton"]),
+    default="auto",
+    help="How the CM-NTM's steps are computed; auto takes the first that can of triton, graph, numba, fast, reference.",
+)
 @click.option(
     "--threads", type=click.IntRange(min=1), help="CPU threads of a training step.  [default: OMP_NUM_THREADS, or 1]"
 )
 @click.option(
-    "--side-by-side/--one-by-one",
-    default=None,
-    help="Train a model's seeds at once, or in turn.  [default: at once on CUDA]",
+    "--side-by-side/--one-by-one", default=None, help="Train seeds at once, or in turn.  [default: at once on CUDA]"
 )
 @click.option(
     "--diagnostics",
@@ -139,36 +127,19 @@ def evaluate(
 
 @click.command("ablate", epilog="Example: fashion-ntm ablate table5 --dry-run --data DIR")
 @click.argument("spec", metavar="SPEC")
-@click.option("--spec", "run", help="Run spec whose features are used. Default: the one that SPEC names.")
+@click.option("--spec", "run", default="", help="Run spec whose features are used. Default: the one that SPEC names.")
 @click.option(
-    "--only",
-    callback=parse_numbers,
-    metavar="NUMBERS",
-    help="Points of the grid by number: 3 or 1,4 or 2..5. Default: all.",
+    "--only", callback=parse_numbers, metavar="NUMBERS", help="Numbers of grid points: 3 or 1,4 or 2..5. Default: all."
 )
 @click.option("--seeds", callback=parse_numbers, help="0..4 or 0,2,5. Default: those of SPEC.")
 @click.option("--variant", "variants", multiple=True, metavar="LABEL", help="Dataset or composer of SPEC. Repeatable.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done and how long it takes; write nothing.")
-@click.option("--scheduler", metavar="ADDRESS", help="Dask scheduler that trains, e.g. tcp://host:8786.")
+@click.option("--scheduler", default="", metavar="ADDRESS", help="Dask scheduler that trains, e.g. tcp://host:8786.")
 @click.option("--local-cluster", "workers", type=click.IntRange(1), help="Train in N local processes.")
-@option_set
-@option_folders
+@option_inputs
 @option_device
 @prints
-def ablate(
-    spec: str,
-    run: str | None,
-    only: tuple[int, ...] | None,
-    seeds: tuple[int, ...] | None,
-    variants: tuple[str, ...],
-    dry_run: bool,
-    scheduler: str | None,
-    workers: int | None,
-    overrides: tuple[str, ...],
-    data: Path,
-    out: Path,
-    device: str,
-) -> Printed:
+def ablate(spec: str, run: str, variants: tuple[str, ...], dry_run: bool, data: Path, out: Path, **how: Any) -> Printed:
     """Train what is missing of ablation SPEC: a grid of options, times the seeds.
 
     Runs are matched by configuration, including those of `train` or of another ablation. Resumable: run the same
@@ -179,23 +150,22 @@ def ablate(
     from pipeline.analysis.render import to_text
     from pipeline.analysis.tables import TableRequest, table_of_ablation
 
-    if scheduler and workers:
+    if how["scheduler"] and how["workers"]:
         raise click.UsageError("--scheduler and --local-cluster exclude each other: give one of them")
-    study, chosen = open_ablation(spec, run or "", overrides, data, out, device), (only or (), seeds or ())
-    plans, tables = [], []
+    study = open_ablation(spec, run, how["overrides"], data, out, how["device"])
+    chosen, found, plans, tables = (how["only"] or (), how["seeds"] or ()), [], list[str](), list[str]()
     for part in variants_of(study, variants):
-        if dry_run:
-            plans.append(plan_ablation(part, *chosen))
-        else:
-            plans.append(ablate(part, *chosen, scheduler or "", workers or 0, log))
-            request = TableRequest(spec, data, out, run or "", overrides, variant=part.variant)
-            tables.append(table_of_ablation(part.ablation, part.spec, request))
-    found = [plan.as_dict() for plan in plans]
-    for about, table in zip(found, tables, strict=False):
-        about["table"] = table.model_dump()
-    text = [f"{plan.spec.name}\n{plan.text()}" if len(plans) > 1 else plan.text() for plan in plans]
-    text += [to_text(table) for table in tables]
-    return found if len(plans) > 1 else found[0], "\n\n".join(text)
+        plan = plan_ablation(part, *chosen) if dry_run else ablate(part, *chosen, how["scheduler"], how["workers"], log)
+        found.append(plan.as_dict())
+        plans.append(f"{plan.spec.name}\n{plan.text()}")
+        if not dry_run:
+            request = TableRequest(spec, data, out, run, how["overrides"], variant=part.variant)
+            table = table_of_ablation(part.ablation, part.spec, request)
+            found[-1]["table"] = table.model_dump()
+            tables.append(to_text(table))
+    if len(found) == 1:
+        return found[0], "\n\n".join([plan.text(), *tables])
+    return found, "\n\n".join([*plans, *tables])
 
 
 @click.command("tune", epilog="Example: fashion-ntm tune mt_fashioniq-caption --model lstm --trials 30 --data DIR")
@@ -215,25 +185,21 @@ def ablate(
     help="tpe learns from the trials so far; it needs the extra [tune].",
 )
 @click.option(
-    "--folds",
-    type=click.IntRange(1),
-    default=3,
-    help="Pair-clean folds of the train sessions; 1: the spec's validation part.",
+    "--folds", type=click.IntRange(1), default=3, help="Pair-clean folds of train sessions; 1: the validation part."
 )
 @click.option("--trials", type=click.IntRange(1), default=20, help="Trials in all.")
 @click.option("--minutes", type=click.FloatRange(0), help="Begin no trial after this time.")
 @click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the search and of its training runs.")
 @option_device
 @prints
-def tune(job: Job, trials: int, minutes: float | None, **search: Any) -> Printed:
+def tune(job: Job, **search: Any) -> Printed:
     """Search the options of a memory model by cross-validation; write the best as a spec.
 
     Only train sessions are used. Resumable: trials are logged as they end, and the same command continues the search.
     """
-    from pipeline.analysis.tuning.search import Budget, tune
+    from pipeline.analysis.tuning.search import tune
 
-    budget, words = Budget(trials, minutes), folder_options(job.data, job.out)
-    return tune(*job.parts, **search, budget=budget, device=job.device, log=log, options=words)
+    return tune(*job.parts, **search, device=job.device, log=log, options=folder_options(job.data, job.out))
 
 
 @click.command("history", epilog="Example: fashion-ntm history demo")

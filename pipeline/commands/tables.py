@@ -8,22 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands._shared import (
-    FILE,
-    PATH,
-    Job,
-    Printed,
-    log,
-    option_device,
-    option_folders,
-    option_json,
-    option_set,
-    parse_numbers,
-    prints,
-    sessions_command,
-    show,
-    stage2_command,
-)
+from pipeline.commands._options import FILE, PATH, option_device, option_inputs, option_json, parse_numbers
+from pipeline.commands._shared import Job, Printed, log, prints, sessions_command, show, stage2_command
 
 if TYPE_CHECKING:
     from pipeline.jobs.experiment import Experiment
@@ -34,7 +20,7 @@ DIAGNOSTICS, LEAKAGE, PAYS = "diagnostics", "leakage", "memory-pays"
 
 @click.command("table", epilog="Example: fashion-ntm table 1 --data DIR --format latex")
 @click.argument("name", metavar="SPEC")
-@click.option("--spec", help="Run spec that fills the table. Default: the one that the table names.")
+@click.option("--spec", default="", help="Run spec that fills the table. Default: the one that the table names.")
 @click.option("--format", "form", type=click.Choice(["md", "latex", "csv", "json"]), default="md")
 @click.option(
     "--seeds", callback=parse_numbers, help="0..4 or 0,2,5. Default: all that are trained on the current data."
@@ -44,8 +30,7 @@ DIAGNOSTICS, LEAKAGE, PAYS = "diagnostics", "leakage", "memory-pays"
 )
 @click.option("--run", "runs", multiple=True, help="For leaderboard: add a row for a run by id or folder; repeatable.")
 @click.option("--to", type=PATH, help="For leaderboard: folder for leaderboard.md and .json.")
-@option_set
-@option_folders
+@option_inputs
 @option_json
 def table(form: str, runs: tuple[str, ...], to: Path | None, as_json: bool, **asked: Any) -> None:
     """Print a table: measured values, the paper's, chance, and commands that fill empty cells.
@@ -54,8 +39,7 @@ def table(form: str, runs: tuple[str, ...], to: Path | None, as_json: bool, **as
     point). --json is short for --format json.
     """
     from manifests.table_spec import Leaderboard, load_table_spec
-    from pipeline.analysis.leaderboard import build_leaderboard
-    from pipeline.analysis.leaderboard_files import leaderboard_text, write_leaderboard
+    from pipeline.analysis.leaderboard import build_leaderboard, leaderboard_text, write_leaderboard
     from pipeline.analysis.own_tables import kind_of_table
     from pipeline.analysis.render import render
     from pipeline.analysis.tables import TableRequest, build_table
@@ -65,9 +49,9 @@ def table(form: str, runs: tuple[str, ...], to: Path | None, as_json: bool, **as
     table = load_table_spec(request.name) if kind_of_table(request.name) == "table" else None
     if isinstance(table, Leaderboard):
         found = build_leaderboard(table, request, runs)
-        for path in write_leaderboard(found, to) if to else ():
+        for path in write_leaderboard(table, found, to) if to else ():
             log(f"wrote {path}")
-        show(leaderboard_text(found, form), nl=False)
+        show(leaderboard_text(table, found, form), nl=False)
         return
     if runs or to:
         raise click.UsageError("--run and --to belong to `table leaderboard`")
@@ -79,7 +63,9 @@ def table(form: str, runs: tuple[str, ...], to: Path | None, as_json: bool, **as
     epilog="Example: fashion-ntm figure 8 --data DIR, or fashion-ntm figure diagnostics --run 1f3a --file rows.png",
 )
 @click.argument("name", metavar="N|diagnostics|leakage|memory-pays")
-@click.option("--spec", help="For N: run spec whose runs are shown. Default: the one that the figure names.")
+@click.option(
+    "--spec", default="", help="For N: run spec whose runs are shown. Default: the one that the figure names."
+)
 @click.option(
     "--format",
     "form",
@@ -97,21 +83,9 @@ def table(form: str, runs: tuple[str, ...], to: Path | None, as_json: bool, **as
     help="For diagnostics: file to draw into (.png, .svg or .pdf); repeatable. Default: diagnostics.png and .svg in "
     "the folder of the first run.",
 )
-@option_set
-@option_folders
+@option_inputs
 @option_json
-def figure(
-    name: str,
-    spec: str | None,
-    form: str,
-    to: Path | None,
-    runs: tuple[str, ...],
-    files: tuple[Path, ...],
-    overrides: tuple[str, ...],
-    data: Path,
-    out: Path,
-    as_json: bool,
-) -> None:
+def figure(name: str, form: str, runs: tuple[str, ...], files: tuple[Path, ...], as_json: bool, **asked: Any) -> None:
     """Plot figure N of the paper from measured runs, or print its data.
 
     Points without a run are listed. `figure leakage` plots recall on all, leaked and clean sessions against train
@@ -126,11 +100,13 @@ def figure(
         if form != "files":
             raise click.UsageError("figure diagnostics draws files; diagnostics.jsonl in a run's folder is the data")
         from pipeline.analysis.diagnostics_figure import diagnostics_figure
-        from pipeline.core.workspace import Workspace
 
-        show(diagnostics_figure(runs, Workspace(out).runs, files))
+        show(diagnostics_figure(runs, asked["out"] / "runs", files))
         return
-    if name in (LEAKAGE, PAYS) and not files:
+    if files:
+        raise click.UsageError("--file belongs to `figure diagnostics`; figure N takes a folder: --to DIR")
+    folder = asked.pop("to") or asked["out"] / "figures"
+    if name in (LEAKAGE, PAYS):
         from pipeline.analysis.ablation.run import open_ablation
         from pipeline.analysis.memorisation import draw_memorisation, memorisation
         from pipeline.analysis.memory_pays import draw_memory_pays, memory_pays
@@ -140,17 +116,15 @@ def figure(
             PAYS: ("memory-pays", memory_pays, draw_memory_pays),
         }
         ablation, collect, draw = studies[name]
-        study = collect(open_ablation(ablation, spec or "", overrides, data, out, "cpu"))
+        study = collect(open_ablation(ablation, **asked, device="cpu"))
         if form == "files":
-            for path in draw(study, to or out / "figures"):
+            for path in draw(study, folder):
                 log(f"wrote {path}")
         show(json.dumps(study.as_dict(), indent=2, default=str) if form == "json" else study.text())
         return
-    if files:
-        raise click.UsageError("--file belongs to `figure diagnostics`; figure N takes a folder: --to DIR")
     from pipeline.analysis.figures import paper_figure
 
-    show(paper_figure(name, form, spec or "", overrides, data, out, to), nl=False)
+    show(paper_figure(name, form, folder=folder, **asked), nl=False)
 
 
 @click.command("report", epilog="Example: fashion-ntm report demo --data out/demo --out out/demo --file report.html")
@@ -179,7 +153,7 @@ def report(job: Job, file: Path, **asked: Any) -> Printed:
     from pipeline.views.report.build import Options, gather
     from pipeline.views.report.page import write_report
 
-    done = write_report(file, gather(*job.parts, job.data, Options(**asked), job.device, log))
+    done = write_report(file, gather(job.experiment, job.data, Options(**asked)))
     log(f"{done['bytes'] / 1e6:.1f} MB, {done['sessions']} sessions, {done['pictures']} pictures")
     return done, str(done["path"])
 

@@ -45,6 +45,7 @@ def test_what_loading_changed_is_said(real: Dataset) -> None:
     assert "toptee/train/01339" not in {s.id for s in real.sessions}
 
 
+@pytest.mark.slow
 def test_the_dialogues_survive_an_export_as_jsonl(real: Dataset, tmp_path: Path) -> None:
     source = datasets.get("jsonl")
     assert source.load(source.Options(**jsonl.export(real, tmp_path / "out")), tmp_path) == real

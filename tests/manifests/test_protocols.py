@@ -89,12 +89,14 @@ def test_published_lists(
     assert not any({"any pair", "target image"} & has for has in overlaps(loaded, "dataset").values())
 
 
+@pytest.mark.slow
 def test_another_copy_is_not_called_published(shared_data: Path) -> None:
     source = datasets.get("shoes")
     loaded = source.load(source.Options(holdout=0.2, protocol="clean-train"), shared_data)
     assert loaded.notes[-1].endswith(", not the published list)")
 
 
+@pytest.mark.slow
 def test_command(shared_data: Path, tmp_path: Path) -> None:
     words = ["splits", "shoes-caption", "--data", str(shared_data), "--to", str(tmp_path)]
     done = CliRunner().invoke(main, [*words, "--set", "dataset.protocol=clean-test"])
@@ -104,6 +106,7 @@ def test_command(shared_data: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "shoes-clean-target.json").read_text()) == published("shoes", "clean-target")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_leaks_proves_a_split_clean(shared_data: Path, tmp_path: Path, protocol: Protocol) -> None:
     words = ["leaks", "shoes-caption", "--data", str(shared_data), "--out", str(tmp_path), "--scope", "dataset"]

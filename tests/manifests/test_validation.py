@@ -89,6 +89,7 @@ def test_one_giant_group_is_refused_and_zero_is_not() -> None:
         split_validation(sessions, 1.0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_on_multi_turn_fashioniq(mt_fashioniq: Dataset, seed: int) -> None:
     train = mt_fashioniq.split("train")

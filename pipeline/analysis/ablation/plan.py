@@ -19,7 +19,7 @@ from manifests.load import load_dataset
 from manifests.options import problems_of
 from manifests.schema import Dataset, RunSpec, Training
 from manifests.views import View
-from pipeline.analysis.ablation.predict import training_seconds, untrained
+from pipeline.analysis.ablation.timing import training_seconds, untrained
 from pipeline.core.device import seconds_of
 from pipeline.core.workspace import Workspace
 from pipeline.jobs.experiment import Experiment
@@ -164,16 +164,9 @@ class AblationPlan:
         for t in self.tasks:
             point = {"number": t.point.number, "model": t.point.model, "options": dict(t.point.options)}
             points.append({**point, "training": dict(t.point.training), "seed": t.run.seed, "state": t.state})
-        return {
-            "ablation": self.name,
-            "run": self.spec.name,
-            "extractions": self.extractions,
-            "why": self.why,
-            "trainings": self.trainings,
-            "evaluations": self.evaluations,
-            "seconds": self.seconds,
-            "points": points,
-        }
+        head = {"ablation": self.name, "run": self.spec.name, "extractions": self.extractions, "why": self.why}
+        counts = {"trainings": self.trainings, "evaluations": self.evaluations, "seconds": self.seconds}
+        return {**head, **counts, "points": points}
 
     def text(self) -> str:
         lines = [self.headline, *([self.why] if self.why else [])]

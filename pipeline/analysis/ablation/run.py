@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from manifests.ablation_spec import chosen_variants, load_ablation_spec
 from manifests.commandline import repeated_options
@@ -89,15 +88,15 @@ def _experiment(job: Job) -> Experiment:
     return Experiment(spec, load_dataset(spec, Path(job.data)), Workspace(Path(job.out)), job.device)
 
 
-def open_ablation(name: str, run: str, overrides: Sequence[str], data: Path, out: Path, device: str = "auto") -> Place:
-    """Open an ablation on ``run`` or its own run spec, with its windows. Raises ManifestError with every problem."""
+def open_ablation(name: str, spec: str, overrides: Sequence[str], data: Path, out: Path, device: str = "auto") -> Place:
+    """Open an ablation on run spec ``spec`` or its own, with its windows. Raises ManifestError with every problem."""
     ablation = load_ablation_spec(name)
-    run = run or ablation.run
-    spec = read_spec(run, overrides, shlex.join([run, *repeated_options(overrides, data, out)]))
-    windows = tuple(dict.fromkeys((*spec.windows, *ablation.windows)))
-    spec = spec.model_copy(update={"windows": windows, "dialogs": spec.dialogs or ablation.dialogs})
-    check_components(spec)
-    return Place(ablation, spec, data, out, device)
+    spec = spec or ablation.run
+    run = read_spec(spec, overrides, shlex.join([spec, *repeated_options(overrides, data, out)]))
+    windows = tuple(dict.fromkeys((*run.windows, *ablation.windows)))
+    run = run.model_copy(update={"windows": windows, "dialogs": run.dialogs or ablation.dialogs})
+    check_components(run)
+    return Place(ablation, run, data, out, device)
 
 
 def variants_of(place: Place, labels: Sequence[str] = ()) -> list[Place]:
@@ -145,8 +144,8 @@ def time_points(place: Place, experiment: Experiment, seeds: Sequence[int], log:
     plan = plan_ablation(place, (), every, measure=False, experiment=experiment)
     path = timing_file(place.out, place.ablation.name)
     known = read_timing(path).get("runs", {})
-    first = {task.point.number: task for task in reversed(plan.tasks) if task.trained}
-    if any(experiment.folder(task.run).id not in known for task in first.values()):
+    first = {task.point.number: task.run for task in reversed(plan.tasks) if task.trained}
+    if any(experiment.folder(run).id not in known for run in first.values()):
         log(f"measuring the inference time of {len(first)} points, side by side")
-        record: dict[str, Any] = measure_timing(experiment, list(first.values()), path)
+        record = measure_timing(experiment, first, path)
         log(f"written to {path} ({record['device']}, {record['threads']} threads)")

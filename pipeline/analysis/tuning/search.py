@@ -41,14 +41,6 @@ class TuneError(FashionNTMError, ValueError):
 
 
 @dataclass(frozen=True)
-class Budget:
-    """Limits of a search: at most ``trials`` trials in total, and no new trial ``minutes`` after the call."""
-
-    trials: int = 20
-    minutes: float | None = None
-
-
-@dataclass(frozen=True)
 class SearchResult:
     """The best configuration and its path."""
 
@@ -57,18 +49,11 @@ class SearchResult:
     spec: Path
     log: Path
     folds: tuple[int, ...]
-    name: str
     command: str
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "best": vars(self.best),
-            "trials": [vars(t) for t in self.trials],
-            "spec": str(self.spec),
-            "log": str(self.log),
-            "fold_sessions": self.folds,
-            "next": self.command,
-        }
+        files = {"spec": str(self.spec), "log": str(self.log), "fold_sessions": self.folds, "next": self.command}
+        return {"best": vars(self.best), "trials": [vars(t) for t in self.trials], **files}
 
     def text(self) -> str:
         ranked = sorted((t for t in self.trials if t.value is not None), key=lambda t: -(t.value or 0))
@@ -90,7 +75,8 @@ def tune(
     search: Sequence[str] = (),
     sampler: str = "random",
     folds: int = 3,
-    budget: Budget = Budget(),
+    trials: int = 20,
+    minutes: float | None = None,
     seed: int = 0,
     device: str = "auto",
     log: Log = silent,
@@ -98,8 +84,8 @@ def tune(
 ) -> SearchResult:
     """Search the options of ``model``. Test sessions are removed from the dataset first.
 
-    ``folds`` 1: use the spec's validation split instead of cross-validation. ``options``: words repeated in the printed
-    command.
+    ``folds`` 1: use the spec's validation split instead of cross-validation. ``trials``: at most, in total; no new one
+    ``minutes`` after the call. ``options``: words repeated in the printed command.
 
     Raises ManifestError for an invalid space, FoldError, TuneError, and IncompleteError if stage 1 has not run.
     """
@@ -115,37 +101,31 @@ def tune(
     for note in _notes(spec, dataset, sessions, cuts):
         log(note)
     catalogue = experiment.store.catalogue()
-    keys = [session_key(session, catalogue).hex() for session in sessions]
-    about = {
-        "model": model,
-        "store": experiment.store.fingerprint,
-        "space": [axis.text for axis in axes],
-        "sampler": sampler,
-        "folds": folds,
-        "seed": seed,
-        "base": vars(make_run(spec, model, seed)) | {"training": make_run(spec, model, seed).training.model_dump()},
-        "sessions": digest([keys, [list(map(int, held)) for held in cuts]]),
-    }
+    keys, run = [session_key(session, catalogue).hex() for session in sessions], make_run(spec, model, seed)
+    about: dict[str, Any] = {"model": model, "store": experiment.store.fingerprint, "space": [a.text for a in axes]}
+    about |= {"sampler": sampler, "folds": folds, "seed": seed}
+    about["base"] = vars(run) | {"training": run.training.model_dump()}
+    about["sessions"] = digest([keys, [list(map(int, held)) for held in cuts]])
     folder = workspace.out / "tune" / f"{spec.name}-{model}-{digest(about)[:12]}"
-    trials = TrialLog(folder / LOG, about)
-    if trials.trials:
-        log(f"{len(trials.trials)} trials are in {trials.path}")
+    done = TrialLog(folder / LOG, about)
+    if done.trials:
+        log(f"{len(done.trials)} trials are in {done.path}")
     experiment.need({axis.key: axis.high or any(axis.choices) for axis in axes})  # options that any trial may use
     parts = _parts(experiment, sessions, cuts)
     began = time.monotonic()
-    while len(trials.trials) < budget.trials:
-        if budget.minutes is not None and time.monotonic() - began > 60 * budget.minutes:
-            log(f"{budget.minutes:g} minutes are over: {len(trials.trials)} of {budget.trials} trials done")
+    while len(done.trials) < trials:
+        if minutes is not None and time.monotonic() - began > 60 * minutes:
+            log(f"{minutes:g} minutes are over: {len(done.trials)} of {trials} trials done")
             break
-        params = propose(sampler, axes, trials.trials, seed)
-        trial = _trial(experiment, model, params, parts, len(trials.trials), seed)
-        trials.add(trial)
+        params = propose(sampler, axes, done.trials, seed)
+        trial = _trial(experiment, model, params, parts, len(done.trials), seed)
+        done.add(trial)
         score = f"failed: {trial.failed}" if trial.value is None else f"{trial.value:.2f}"
         log(f"trial {trial.number}: {score} in {trial.seconds:.0f} s  {trial.params}")
-    if trials.best is None:
-        why = trials.trials[-1].failed if trials.trials else "the budget allowed none"
+    if done.best is None:
+        why = done.trials[-1].failed if done.trials else "the budget allowed none"
         raise TuneError(f"no trial succeeded ({why}): narrow the space with --search, or raise the budget")
-    return _write(experiment, model, trials, axes, tuple(len(c) for c in cuts), options)
+    return _write(experiment, model, done, axes, [len(c) for c in cuts], options)
 
 
 def _cuts(spec: RunSpec, dataset: Dataset, sessions: Sequence[Session], folds: int) -> list[list[int]]:
@@ -217,8 +197,8 @@ def _write(
     model: str,
     trials: TrialLog,
     axes: Sequence[Axis],
-    folds: tuple[int, ...],
-    options: Sequence[str],
+    folds: Sequence[int],
+    words: Sequence[str],
 ) -> SearchResult:
     """Write the best trial as a run spec next to the log. Stage 1 results of the old spec are valid for the new one."""
     spec, workspace = experiment.spec, experiment.workspace
@@ -237,8 +217,7 @@ def _write(
         *(f"searched {axis.text}" for axis in axes),
     )
     save_tuned(path, spec_toml(tuned, comments))
-    note = workspace.note(spec)
-    if note is not None:
+    if (note := workspace.note(spec)) is not None:
         workspace.write_note(tuned, replace(note, spec=name))
-    command = command_line("run", str(path), "--model", model, *options)
-    return SearchResult(best, tuple(trials.trials), path, trials.path, folds, name, command)
+    command = command_line("run", str(path), "--model", model, *words)
+    return SearchResult(best, tuple(trials.trials), path, trials.path, tuple(folds), command)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 
 from manifests.errors import IncompleteError, ManifestError, Problem, nearest
-from manifests.schema import Dataset, RunSpec
 from manifests.table_spec import ResultsTable, load_table_spec, table_names
 from pipeline.analysis.cells import Table
 from pipeline.analysis.own_tables import own_table
 from pipeline.analysis.tables import TableRequest, fill
-from pipeline.core.workspace import Workspace
 from pipeline.jobs.experiment import Experiment
 from pipeline.views.report.curves import diagnostics, learning_curves, memory_figure
 from pipeline.views.report.order import interactive_order, logged_order
@@ -51,20 +49,12 @@ class Pair:
     other: Strip
 
 
-def gather(
-    spec: RunSpec,
-    dataset: Dataset,
-    workspace: Workspace,
-    data: Path,
-    options: Options,
-    device: str = "auto",
-    log: Callable[[str], None] = lambda _: None,
-) -> dict[str, Any]:
+def gather(experiment: Experiment, data: Path, options: Options) -> dict[str, Any]:
     """Return the values of the page. A section without data has a sentence with the reason and the command to run.
 
     Raises IncompleteError when no run is trained, ManifestError for an unknown model.
     """
-    experiment = Experiment(spec, dataset, workspace, device, log)
+    spec, dataset, workspace, log = experiment.spec, experiment.dataset, experiment.workspace, experiment.log
     found, missing = trained_runs(experiment, seeds=options.seeds)
     if not found:
         raise IncompleteError(f"no run of spec '{spec.name}' is trained: run `{spec.command('train')}`")
@@ -89,43 +79,30 @@ def gather(
     ]
     log("sessions ...")
     wins, losses = changes(bed, one, other, CHANGED) if other else ([], [])
-    chosen = choose(bed, [*wins, *losses], min(options.sessions, len(bed.sessions)))
-    strips = dict(zip(chosen, strips_of(bed, one, chosen, options.k), strict=True))
     changed = [*wins, *losses]
+    chosen = choose(bed, changed, min(options.sessions, len(bed.sessions)))
+    strips = dict(zip(chosen, strips_of(bed, one, chosen, options.k), strict=True))
     against = dict(zip(changed, strips_of(bed, other, changed, options.k), strict=True)) if other else {}
     last = next((m for m in models if m.name == "last"), None)
     kept = telling_session(bed, one, last, requests, options.k) if last and requests and one.by_turn else None
+    pair = [strips_of(bed, m, [kept], options.k)[0] for m in (one, last) if m and kept is not None]
     example = orders[1].examples.get(one.label)
     notes = ["Not trained yet: " + command for command in missing]
     if bed.dropped:
         why = "a feature or their target is missing from the store"
         notes.append(f"{bed.dropped:,} test sessions are left out: {why}.")
-    return {
-        "spec": spec,
-        "dataset": dataset,
-        "experiment": experiment,
-        "options": options,
-        "models": models,
-        "notes": notes,
-        "tables": report_tables(experiment, data),
-        "curves": learning_curves(found),
-        "diagnostics": diagnostics(found, spec),
-        "memory": memory_figure(experiment),
-        "retention": retention,
-        "orders": orders,
-        "one": one,
-        "other": other,
-        "wins": [Pair(strips[n], against[n]) for n in wins if n in strips],
-        "kept": None
-        if kept is None or last is None
-        else (last, Pair(*(strips_of(bed, m, [kept], options.k)[0] for m in (one, last)))),
-        "turned": None if example is None else (bed.sessions[example.session], example),
-        "losses": [Pair(strips[n], against[n]) for n in losses if n in strips],
-        "strips": sorted(strips.values(), key=lambda s: (s.category, s.session)),
-        "total": len(bed.sessions),
-        "spread": _spread(ranks),
-        "pictures": Pictures(dataset),
-    }
+    values: dict[str, Any] = {"spec": spec, "dataset": dataset, "experiment": experiment, "options": options}
+    values |= {"models": models, "one": one, "other": other, "notes": notes, "tables": report_tables(experiment, data)}
+    values |= {"curves": learning_curves(found), "diagnostics": diagnostics(found, spec)}
+    values |= {"memory": memory_figure(experiment), "retention": retention, "orders": orders}
+    for name, numbers in (("wins", wins), ("losses", losses)):
+        values[name] = [Pair(strips[n], against[n]) for n in numbers if n in strips]
+    values["kept"] = (last, Pair(*pair)) if pair else None
+    values["turned"] = None if example is None else (bed.sessions[example.session], example)
+    values["strips"] = sorted(strips.values(), key=lambda s: (s.category, s.session))
+    quartiles = {label: np.percentile(r, (25, 50, 75, 90)) for label, r in ranks.items()}
+    values["quartiles"] = {label: [f"{q:.0f}" for q in found] for label, found in quartiles.items()}
+    return values | {"total": len(bed.sessions), "pictures": Pictures(dataset)}
 
 
 def report_tables(experiment: Experiment, data: Path) -> list[Table]:
@@ -146,8 +123,3 @@ def _named(models: Sequence[Trained], name: str | None, option: str) -> Trained 
         hint = nearest(name, [m.name for m in models])
         raise ManifestError([Problem(option, name, "no trained model of this name", hint)])
     return chosen
-
-
-def _spread(ranks: dict[str, np.ndarray]) -> list[tuple[str, list[str]]]:
-    """Return quartiles of each model's final rank, for the heading of the sessions."""
-    return [(label, [f"{q:.0f}" for q in np.percentile(found, (25, 50, 75, 90))]) for label, found in ranks.items()]

@@ -37,13 +37,10 @@ def logged_order(bed: TestBed, models: Sequence[Trained], k: int) -> MeasureTabl
     columns = (f"overlap@{k}", "rank correlation", f"R@{k} as logged", f"R@{k} reversed")
     kept_column = f"last turn kept: overlap@{k}"
     many, longer = bed.lengths > 1, bed.lengths > 2
-    out = MeasureTable(
-        f"Each session's (reference, feedback) turns are given in reverse. Overlap of the final top {k}, Spearman's "
-        "correlation over the whole gallery, and recall of the target. The last column reverses the earlier turns alone, "
-        "in sessions of three turns or more.",
-        (*columns, kept_column),
-        int(many.sum()),
-    )
+    how = f"Each session's (reference, feedback) turns are given in reverse. Overlap of the final top {k}, Spearman's "
+    how += "correlation over the whole gallery, and recall of the target."
+    last = "The last column reverses the earlier turns alone, in sessions of three turns or more."
+    out = MeasureTable(f"{how} {last}", (*columns, kept_column), int(many.sum()))
     if not many.any():
         out.why_not = "no test session has two turns or more"
         return out
@@ -79,12 +76,12 @@ def _permuted(bed: TestBed, trained: Trained, keep_last: bool) -> Tensor:
 def interactive_order(bed: TestBed, models: Sequence[Trained], queries: Queries | None, k: int) -> MeasureTable:
     """Compare simulated dialogues with each model, with the feedback in both orders."""
     columns = (f"final overlap@{k}", "final rank correlation", f"first-turn overlap@{k}")
-    out = MeasureTable(
-        "From the session's first image, the model gets each feedback in turn, and its own best result is the next "
-        f"reference; once in the logged order, once in reverse. The first-turn column compares the top {k} after one "
-        "feedback: how different the ways to the same end are.",
-        columns,
+    how = "From the session's first image, the model gets each feedback in turn, and its own best result is the next "
+    how += "reference; once in the logged order, once in reverse."
+    first = (
+        f"The first-turn column compares the top {k} after one feedback: how different the ways to the same end are."
     )
+    out = MeasureTable(f"{how} {first}", columns)
     if queries is None or queries.composer is None:
         out.why_not = "the extractor is a joint model: a new (reference, feedback) pair has no cached query"
         return out
@@ -104,8 +101,8 @@ def interactive_order(bed: TestBed, models: Sequence[Trained], queries: Queries 
     for trained in models:
         if not trained.by_turn:
             continue
-        (first, one), (other_first, other) = player.play(trained, False), player.play(trained, True)
-        tops = [bed.top(q, k)[chosen] for q in (first, other_first, one, other)]
+        (early_one, one), (early_other, other) = player.play(trained, False), player.play(trained, True)
+        tops = [bed.top(q, k)[chosen] for q in (early_one, early_other, one, other)]
         found, early = overlap(tops[2], tops[3]), overlap(tops[0], tops[1])
         values = (100 * found, bed.spearman(one, other)[chosen], 100 * early)
         out.rows[trained.label] = {name: mean_of(v) for name, v in zip(columns, values, strict=True)}

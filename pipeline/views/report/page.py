@@ -12,8 +12,7 @@ from typing import Any
 from cache.files import replace_atomically
 from manifests.errors import FashionNTMError
 from pipeline.analysis.render import lines_of
-from pipeline.views.retrieval.pages import templates
-from pipeline.views.retrieval.pictures import Pictures
+from pipeline.views.retrieval.pictures import Pictures, templates
 
 MARKUP_SHARE = 0.85  # largest share of the size limit; the rest is for pictures
 
@@ -53,9 +52,8 @@ def write_report(path: Path, values: dict[str, Any]) -> dict[str, Any]:
 def _pictures(values: dict[str, Any], space: int) -> tuple[dict[str, str], int]:
     """Return image id -> base64 JPEG for as many as fit, by priority, and the number of images that have pixels."""
     pictures: Pictures = values["pictures"]
-    pairs = [s for p in (*values["wins"], *values["losses"]) for s in (p.one, p.other)]
-    if values["kept"]:
-        pairs = [values["kept"][1].one, values["kept"][1].other, *pairs]
+    kept = [values["kept"][1]] if values["kept"] else []
+    pairs = [s for p in (*kept, *values["wins"], *values["losses"]) for s in (p.one, p.other)]
     first = []
     if values["turned"]:
         session, example = values["turned"]
@@ -79,18 +77,12 @@ def _render(values: dict[str, Any], pictures: dict[str, str], wanted: int) -> by
     folder, environment = resources.files("pipeline.views.report") / "templates", templates("pipeline.views.report")
     environment.globals["lines_of"] = lines_of
     environment.filters["code"] = _code
-    numbers = {image: n for n, image in enumerate(pictures)}
-    page = environment.get_template("report.html").render(
-        **values,
-        numbers=numbers,
-        left_out=max(0, wanted - len(pictures)),
-        pixels=json.dumps(list(pictures.values())).replace("<", "\\u003c"),
-        words=values["pictures"].words,
-        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        style=(folder / "report.css").read_text(encoding="utf-8"),
-        script=(folder / "report.js").read_text(encoding="utf-8"),
-    )
-    return page.encode()
+    style, script = ((folder / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    page: dict[str, Any] = {"style": style, "script": script, "left_out": max(0, wanted - len(pictures))}
+    page |= {"numbers": {image: n for n, image in enumerate(pictures)}, "words": values["pictures"].words}
+    page["pixels"] = json.dumps(list(pictures.values())).replace("<", "\\u003c")
+    page["made"] = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return environment.get_template("report.html").render(**values, **page).encode()
 
 
 def _code(text: str) -> Any:

@@ -17,23 +17,25 @@ from pipeline.core.workspace import Workspace
 from pipeline.extraction.extractors import load_extractor
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.fitting.job import fitted_spec
+from pipeline.jobs.experiment import Experiment
 
 
 class OtherModelError(IncompleteError):
     """The current model differs from the one that made the store's rows, so its queries do not fit the gallery."""
 
 
-def store_extractor(spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str) -> Extractor:
-    """Load the extractor of the spec's backbone rows, with its fitted weights if any, in the rows' precision.
+def store_extractor(experiment: Experiment) -> Extractor:
+    """Load the extractor of the backbone rows, with its fitted weights if any, in the rows' precision.
 
     Raises OtherModelError if its semantic fields differ from the store's, naming them old -> new and the command to
     run; IncompleteError if it is not fitted yet; and the errors of ``load_extractor``.
     """
-    backbone, chosen = workspace.backbone(spec, dataset), fitted_spec(spec, dataset, workspace)
+    about = spec, dataset, workspace = experiment.spec, experiment.dataset, experiment.workspace
+    backbone, chosen = workspace.backbone(spec, dataset), fitted_spec(*about)
     if "compute_dtype" in backbone.fields:  # set by ``extract --precision``, not by a spec
         options = {**chosen.extractor.options, "dtype": backbone.fields["compute_dtype"]}
         chosen = chosen.model_copy(update={"extractor": Component(name=chosen.extractor.name, **options)})
-    extractor = load_extractor(chosen, device)
+    extractor = load_extractor(chosen, str(experiment.device))
     _same(backbone.fields, canonical(extractor.semantic()), f"extractor '{spec.extractor.name}'", backbone, spec)
     return extractor
 

@@ -1,15 +1,17 @@
-"""Catalog images as small JPEGs for a page, or the words shown in their place."""
+"""HTML templates of the views, and catalog images as small JPEGs for a page, or the words shown in their place."""
 
 from __future__ import annotations
 
 import io
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from importlib import resources
+from typing import TYPE_CHECKING, Any
 
 from manifests.schema import Dataset
 from pipeline.extraction.images import ItemError, decode, read
 
 if TYPE_CHECKING:
+    import jinja2
     import PIL.Image
 
 QUALITY = 78
@@ -54,3 +56,15 @@ def small_jpeg(picture: PIL.Image.Image, size: int) -> bytes:
     out = io.BytesIO()
     picture.save(out, "JPEG", quality=QUALITY, optimize=True)
     return out.getvalue()
+
+
+def templates(package: str) -> jinja2.Environment:
+    """Return the templates of a package's ``templates`` folder, which escape their values."""
+    import jinja2
+
+    loader, strict = jinja2.FileSystemLoader(str(resources.files(package) / "templates")), jinja2.StrictUndefined
+    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=strict)
+
+
+def render(name: str, package: str = "pipeline.views.serve", **values: Any) -> str:
+    return templates(package).get_template(name).render(**values)

@@ -61,15 +61,10 @@ def trained_runs(
     experiment: Experiment, models: Sequence[str] = (), seeds: Sequence[int] | None = None
 ) -> tuple[list[Trained], list[str]]:
     """Return the finished runs of the experiment's spec, in its order, and the commands that train the others."""
-    folders, asked, missing = [], [], []
-    for run in experiment.current_runs(models, seeds):
-        folder = experiment.folder(run)
-        if folder.state == "finished":
-            folders.append(folder)
-            asked.append(run.preset)
-        else:
-            missing.append(experiment.train_command(run))
-    return load_trained(folders, experiment.device, asked), missing
+    runs = [(run, experiment.folder(run)) for run in experiment.current_runs(models, seeds)]
+    found = [(folder, run.preset) for run, folder in runs if folder.state == "finished"]
+    missing = [experiment.train_command(run) for run, folder in runs if folder.state != "finished"]
+    return load_trained(found, experiment.device), missing
 
 
 def first_seeds(found: Sequence[Trained]) -> dict[str, Trained]:
@@ -85,16 +80,13 @@ def runs_by_id(experiment: Experiment, ids: Sequence[str]) -> list[Trained]:
 
     Raises ManifestError for an id that matches none or several runs, listing the available ones.
     """
-    known = [
-        folder
-        for folder in list_runs(experiment.workspace.runs)
-        if folder.state == "finished" and experiment.run_of(folder.record()["identity"]) is not None
-    ]
+    finished = [f for f in list_runs(experiment.workspace.runs) if f.state == "finished"]
+    known = [f for f in finished if experiment.run_of(f.record()["identity"]) is not None]
     if not known:
         spec = experiment.spec
         raise IncompleteError(f"no run on the features of '{spec.name}' is trained: run `{spec.command('train')}`")
     there = "there are: " + ", ".join(f"{folder.model} {folder.id}" for folder in known)
-    return load_trained([run_by_id(wanted, known, there) for wanted in dict.fromkeys(ids)], experiment.device)
+    return load_trained([(run_by_id(wanted, known, there), "") for wanted in dict.fromkeys(ids)], experiment.device)
 
 
 def run_by_id(wanted: str, known: Sequence[RunFolder], there: str) -> RunFolder:
@@ -106,12 +98,12 @@ def run_by_id(wanted: str, known: Sequence[RunFolder], there: str) -> RunFolder:
     return found[0]
 
 
-def load_trained(folders: Sequence[RunFolder], device: torch.device, asked: Sequence[str] = ()) -> list[Trained]:
-    """Load runs with labels unique among them; not those of whole dialogs as one chat, whose queries are cached alone.
+def load_trained(runs: Sequence[tuple[RunFolder, str]], device: torch.device) -> list[Trained]:
+    """Load runs, each with the preset that asked for it or "", with labels unique among them.
 
-    ``asked``: the preset that asked for each run, or "".
+    Not those of whole dialogs as one chat, whose queries are cached alone.
     """
-    loaded = [(f, load_model(f.path, device), p) for f, p in zip(folders, asked or [""] * len(folders), strict=True)]
+    loaded = [(folder, load_model(folder.path, device), preset) for folder, preset in runs]
     found = [(f, f.record()["identity"]["seed"], model, preset) for f, model, preset in loaded if not model.dialogs]
     names = [preset or folder.model for folder, _, _, preset in found]
     out: list[Trained] = []
@@ -121,8 +113,8 @@ def load_trained(folders: Sequence[RunFolder], device: torch.device, asked: Sequ
             label += f" seed {seed}" if seed is not None else f" {folder.id[:6]}"
         if any(other.label == label for other in out):
             label += f" {folder.id[:6]}"
-        title = model_title(name)
-        out.append(Trained(label, title, seed, folder, model, ResultFiles.of(folder.path).weights(), preset))
+        weights = ResultFiles.of(folder.path).weights()
+        out.append(Trained(label, model_title(name), seed, folder, model, weights, preset))
     return out
 
 
@@ -135,7 +127,7 @@ def catalogue_models(experiment: Experiment, ids: Sequence[str] = ()) -> list[Tr
     known = [f for f in list_runs(experiment.workspace.runs) if f.state == "finished"]
     fitting = [f for f in known if _store_of(f) == experiment.store.fingerprint]
     if not ids:
-        return load_trained(fitting, experiment.device) or untrained(experiment)
+        return load_trained([(f, "") for f in fitting], experiment.device) or untrained(experiment)
     there = "on these features there are: " + (", ".join(f"{f.model} {f.id}" for f in fitting) or "none")
     chosen = []
     for wanted in dict.fromkeys(ids):
@@ -148,7 +140,7 @@ def catalogue_models(experiment: Experiment, ids: Sequence[str] = ()) -> list[Tr
             fix = "use the run's extractor, precision and composer (with weights = its folder) in the catalog's spec"
             raise ManifestError([Problem("--run", wanted, what, fix)])
         chosen.append(folder)
-    return load_trained(chosen, experiment.device)
+    return load_trained([(folder, "") for folder in chosen], experiment.device)
 
 
 def untrained(experiment: Experiment) -> list[Trained]:

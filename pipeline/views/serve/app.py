@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import cached_property
 from importlib import resources
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 from starlette.applications import Starlette
@@ -17,15 +19,14 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from manifests.errors import FashionNTMError, advice, disk_problem
-from pipeline.views.retrieval.pages import render
-from pipeline.views.retrieval.pictures import Pictures
+from pipeline.views.retrieval.pictures import Pictures, render
 from pipeline.views.retrieval.queries import known_texts
 from pipeline.views.serve.engine import UPLOAD, Engine, Talk, described_row, upload_row
 from pipeline.views.serve.guard import Guard
-from pipeline.views.serve.limits import RequestError, clean_text, number_of
+from pipeline.views.serve.limits import Limits, RequestError, clean_text, number_of
 from pipeline.views.serve.saved import SavedDialogues
-from pipeline.views.serve.uploads import Uploads
 
+T = TypeVar("T")
 API = 1  # version of the JSON interface (docs/serve-api.json); a change that breaks a client increments it
 PAGE = 48  # catalog images per page of the chooser
 DEPTH = 4  # largest nesting depth of a request's JSON
@@ -113,6 +114,52 @@ async def picture(pictures: Pictures, image: str, size: int, why_not: str) -> Re
     return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
 
+class Uploads:
+    """Admission control, so that many large uploads at once cannot exhaust the memory.
+
+    ``held``: bytes of all uploaded files in memory now, at most ``limits.upload_buffer``.
+    """
+
+    def __init__(self, limits: Limits):
+        self.limits, self.held = limits, 0
+
+    @asynccontextmanager
+    async def body(self, request: Request) -> AsyncIterator[bytes]:
+        """Yield the uploaded file; its bytes count against the buffer until the block ends.
+
+        Raises RequestError: 413 for a file that is too large, 503 while the buffer is full, 408 for a transfer longer
+        than ``limits.upload_seconds``.
+        """
+        limits, parts, size = self.limits, [], 0
+        large = f"the file is larger than {limits.upload_bytes / 1e6:.0f} MB: make it smaller"
+        declared = request.headers.get("content-length", "")
+        if declared.isdecimal() and (len(declared) > 18 or int(declared) > limits.upload_bytes):
+            raise RequestError(large, 413)
+        try:
+            with anyio.move_on_after(limits.upload_seconds) as waiting:
+                async for part in request.stream():
+                    size += len(part)
+                    self.held += len(part)
+                    if size > limits.upload_bytes:
+                        raise RequestError(large, 413)
+                    if self.held > limits.upload_buffer:
+                        raise RequestError("too many images are uploaded at once: try again in a moment", 503)
+                    parts.append(part)
+            if waiting.cancelled_caught:
+                raise RequestError(f"the file did not arrive in {limits.upload_seconds:g} seconds: try again", 408)
+            yield b"".join(parts)
+        finally:
+            self.held -= size
+
+    async def decoded(self, work: Callable[[], T]) -> T:
+        """Run ``work``, which decodes and encodes an image, in one of ``limits.decodes`` threads; others wait."""
+        return await anyio.to_thread.run_sync(work, limiter=self._threads)
+
+    @cached_property
+    def _threads(self) -> anyio.CapacityLimiter:
+        return anyio.CapacityLimiter(self.limits.decodes)
+
+
 class _Page:
     def __init__(self, engine: Engine, title: str, saved: SavedDialogues | None):
         self.engine, self.title, self.saved, self.uploads = engine, title, saved, Uploads(engine.limits)
@@ -126,18 +173,10 @@ class _Page:
         extractor = e.queries.extractor
         starts = "catalogue" if extractor is None else "describe" if extractor.reads == "caption" else "upload"
         models = [{"label": t.label, "title": t.title, "run": t.run, "seed": t.seed} for t in e.trained.values()]
-        found = {
-            "api": API,
-            "title": self.title,
-            "categories": {name: len(found.images) for name, found in e.galleries.items()},
-            "models": models,
-            "live": e.queries.live,
-            "why_not_live": e.why_not_live,
-            "starts": starts,
-            "saves": self.saved is not None,
-            "texts": [] if e.queries.live else self.said,
-            "limits": e.limits.model_dump(),
-        }
+        categories = {name: len(found.images) for name, found in e.galleries.items()}
+        found = {"api": API, "title": self.title, "categories": categories, "models": models, "live": e.queries.live}
+        found |= {"why_not_live": e.why_not_live, "starts": starts, "saves": self.saved is not None}
+        found |= {"texts": [] if e.queries.live else self.said, "limits": e.limits.model_dump()}
         return JSONResponse(found)
 
     async def images(self, request: Request) -> Response:
@@ -199,9 +238,9 @@ class _Page:
     async def export(self, request: Request) -> Response:
         talk = self.engine.talk(request.path_params["id"])
         with talk.lock:
-            line = self.engine.export_line(talk)
+            line = json.dumps(self.engine.session(talk).model_dump(), ensure_ascii=False)
         headers = {"Content-Disposition": 'attachment; filename="sessions.jsonl"'}
-        return PlainTextResponse(line, media_type="application/x-ndjson", headers=headers)
+        return PlainTextResponse(f"{line}\n", media_type="application/x-ndjson", headers=headers)
 
     def act(self, name: str) -> Callable[[Request], Awaitable[Response]]:
         async def handle(request: Request) -> Response:

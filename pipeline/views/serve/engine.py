@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -11,13 +10,12 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from cache import Store
-from manifests.schema import TURN_JOIN, Dataset, Session, Turn
+from manifests.schema import TURN_JOIN, Session, Turn
 from pipeline.evaluation.evaluate import Candidates, load_candidates
 from pipeline.extraction.images import ItemError, decode
+from pipeline.jobs.experiment import Experiment
 from pipeline.training.dialogue import Dialogue
 from pipeline.views.retrieval.index import ExactIndex
 from pipeline.views.retrieval.pictures import Pictures, small_jpeg
@@ -55,22 +53,15 @@ class Engine:
     """Dialogue engine of the page. Methods are thread-safe; each dialogue handles one request at a time."""
 
     def __init__(
-        self,
-        dataset: Dataset,
-        queries: Queries,
-        trained: Sequence[Trained],
-        store: Store,
-        device: torch.device | str = "cpu",
-        limits: Limits | None = None,
-        why_not_live: str = "",
+        self, experiment: Experiment, queries: Queries, trained: Sequence[Trained], limits: Limits, why_not_live: str
     ):
-        self.dataset, self.queries, self.limits, self.why_not_live = dataset, queries, limits or Limits(), why_not_live
-        self.trained = {t.label: t for t in trained}
+        self.dataset, self.queries, self.limits, self.why_not_live = experiment.dataset, queries, limits, why_not_live
+        self.trained, dataset, store = {t.label: t for t in trained}, experiment.dataset, experiment.store
         self.pictures = Pictures(dataset)
         galleries = [g for g in dataset.galleries if g.split == "test"] or list(dataset.galleries)
         loaded: dict[str, Candidates] = load_candidates(store, galleries)
         self.galleries = {name: found for name, found in loaded.items() if found.images}
-        self.indexes = {name: ExactIndex(found.features, device) for name, found in self.galleries.items()}
+        self.indexes = {name: ExactIndex(found.features, experiment.device) for name, found in self.galleries.items()}
         self.made_with = data_of(store, self.galleries, dataset.split("train"))
         self.numbers = {image: n for n, image in enumerate(dataset.images)}
         self.ids = list(dataset.images)
@@ -224,10 +215,6 @@ class Engine:
         turns = tuple(Turn(reference=step.reference, captions=(step.text,)) for step in talk.steps)
         assert talk.chosen is not None
         return Session(id=f"dialogue-{talk.id}", category=talk.category, split="test", turns=turns, target=talk.chosen)
-
-    def export_line(self, talk: Talk) -> str:
-        """Return the dialogue as one line of sessions.jsonl, as the jsonl dataset reads it."""
-        return json.dumps(self.session(talk).model_dump(), ensure_ascii=False) + "\n"
 
 
 def _kind(dialogue: Dialogue) -> tuple[str, bool]:

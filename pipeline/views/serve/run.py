@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from manifests.errors import FashionNTMError, IncompleteError
-from manifests.schema import Dataset, RunSpec
-from pipeline.core.workspace import Workspace
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.jobs.experiment import Experiment
 from pipeline.views.retrieval.live import store_extractor
@@ -27,14 +25,7 @@ Log = Callable[[str], None]
 
 
 def open_engine(
-    spec: RunSpec,
-    dataset: Dataset,
-    workspace: Workspace,
-    runs: Sequence[str] = (),
-    device: str = "auto",
-    cached_only: bool = False,
-    limits: Limits | None = None,
-    log: Log = lambda _: None,
+    experiment: Experiment, runs: Sequence[str] = (), cached_only: bool = False, limits: Limits | None = None
 ) -> Engine:
     """Open the gallery, the trained runs (all of the spec's, or ``runs`` by id) and, if loadable, the extractor.
 
@@ -43,7 +34,7 @@ def open_engine(
     Raises IncompleteError when no run is trained, or the extractor differs from the one that made the store's rows.
     An extractor that cannot be loaded is no error: the page gives the reason, and cached texts still work.
     """
-    experiment = Experiment(spec, dataset, workspace, device, log)
+    spec, dataset, workspace, log = experiment.spec, experiment.dataset, experiment.workspace, experiment.log
     if dataset.split("train"):
         # the spec's last model is its main one, so it is shown first
         trained = runs_by_id(experiment, runs) if runs else trained_runs(experiment)[0][::-1]
@@ -53,18 +44,16 @@ def open_engine(
         trained = catalogue_models(experiment, runs)
         if trained[0].run == UNTRAINED:
             log("note: no run is trained on these features: EWMA and the last turn answer, untrained")
-    extractor, why = None, "It was switched off by --cached-only."
-    if not cached_only:
-        extractor, why = _extractor(spec, dataset, workspace, device)
+    extractor, why = (None, "It was switched off by --cached-only.") if cached_only else _extractor(experiment)
     if extractor is None and not cached_only:
         log(f"no live queries: {why}")
     queries = Queries(spec, dataset, workspace, extractor)
-    return Engine(dataset, queries, trained, experiment.store, experiment.device, limits, why)
+    return Engine(experiment, queries, trained, limits or Limits(), why)
 
 
-def _extractor(spec: RunSpec, dataset: Dataset, workspace: Workspace, device: str) -> tuple[Extractor | None, str]:
+def _extractor(experiment: Experiment) -> tuple[Extractor | None, str]:
     try:
-        return store_extractor(spec, dataset, workspace, device), ""
+        return store_extractor(experiment), ""
     except IncompleteError as error:
         raise IncompleteError(f"{error}; `--cached-only` serves the cached texts without it") from error
     except (FashionNTMError, OSError, ImportError) as error:
@@ -90,15 +79,8 @@ def server_config(app: Any) -> Any:
 
     from pipeline.views.serve.connections import TimedConnection
 
-    return uvicorn.Config(
-        app,
-        http=TimedConnection,
-        ws="none",
-        log_level="error",
-        access_log=False,
-        server_header=False,
-        h11_max_incomplete_event_size=65536,
-    )
+    how: dict[str, Any] = {"ws": "none", "log_level": "error", "access_log": False, "server_header": False}
+    return uvicorn.Config(app, http=TimedConnection, h11_max_incomplete_event_size=65536, **how)
 
 
 def listen(make: Callable[[str | None, tuple[str, ...]], Any], host: str, port: int, log: Log, announce: Log) -> None:

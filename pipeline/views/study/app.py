@@ -34,9 +34,7 @@ def make_study_app(
     ours, theirs = (str(resources.files(name) / "static") for name in ("pipeline.views.study", "pipeline.views.serve"))
     routes = [
         Route("/", page.index),
-        Route("/api/join", page.act(page.join), methods=["POST"]),
-        Route("/api/question", page.act(page.question), methods=["POST"]),
-        Route("/api/answer", page.act(page.answer), methods=["POST"]),
+        *(Route(f"/api/{f.__name__}", page.act(f), methods=["POST"]) for f in (page.join, page.question, page.answer)),
         Route("/image/{place}", page.image),
         Mount("/static/study", StaticFiles(directory=ours)),
         Mount("/static", StaticFiles(directory=theirs)),

@@ -23,12 +23,9 @@ class Rate:
     title: str
     chosen: int
     of: int
+    rate: float
     low: float
     high: float
-
-    @property
-    def rate(self) -> float:
-        return self.chosen / self.of if self.of else 0.0
 
 
 @dataclass(frozen=True)
@@ -63,24 +60,20 @@ class StudyResults:
     made_with: dict[str, Any]  # digests of the features, galleries and test sessions; {} in an older file
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"rates": [asdict(rate) | {"rate": rate.rate} for rate in self.rates]}
+        return asdict(self)
 
     def text(self) -> str:
         unit = "result" if self.k == 1 else f"{self.k} results"
-        lines = [
-            f"study of {self.spec}: top {self.k}, {self.questions} questions, {len(self.progress)} participants, "
-            f"{self.answers} answers ({self.no_preference} without a preference)",
-            "",
-        ]
+        head = f"study of {self.spec}: top {self.k}, {self.questions} questions, {len(self.progress)} participants"
+        lines = [f"{head}, {self.answers} answers ({self.no_preference} without a preference)", ""]
         width = max(len(rate.title) for rate in self.rates)
         for rate in self.rates:
             bar = "█" * round(30 * rate.rate)
-            shown_line = f"{rate.title:{width}}  {100 * rate.rate:5.1f}% [{100 * rate.low:.1f}, {100 * rate.high:.1f}] "
-            lines.append(f"{shown_line} {rate.chosen}/{rate.of}  {bar}")
+            share = f"{100 * rate.rate:5.1f}% [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
+            lines.append(f"{rate.title:{width}}  {share}  {rate.chosen}/{rate.of}  {bar}")
         lines += ["", f"Preferred top {unit}, of the answers with a preference; Wilson 95% intervals over answers."]
         if self.shared:
-            what = "answers chose what several models retrieved alike: they count for each of them."
-            lines.append(f"{self.shared} {what}")
+            lines += [f"{self.shared} answers chose what several models retrieved alike: they count for each of them."]
         lines += ["", "Sign tests (exact, two-sided; Holm-corrected over the pairs):"]
         for test in self.tests:
             text = f"  {test.one} against {test.other}, by {test.unit}: {test.for_one} to {test.for_other},"
@@ -91,14 +84,10 @@ class StudyResults:
             lines.append(f"  {name}: {shown} ({self.progress[name]} of {self.questions} answered)")
         lines += ["", "Compared:"]
         for model in self.models:
-            weights = model.get("weights")
-            known = f"weights {weights[:12]}" if weights else "weights not recorded"
+            known = f"weights {model['weights'][:12]}" if model.get("weights") else "weights not recorded"
             lines.append(f"  {model['label']}: run {model['run']}, {known}")
-        lines += [
-            "",
-            "Answers of one participant, and on one session, are not independent: read the tests by session first.",
-        ]
-        return "\n".join(lines)
+        how = "Answers of one participant, and on one session, are not independent: read the tests by session first."
+        return "\n".join([*lines, "", how])
 
 
 def study_results(study: StudyFile) -> StudyResults:
@@ -126,7 +115,7 @@ def study_results(study: StudyFile) -> StudyResults:
     for label, title in titles.items():
         interval = binomtest(chosen[label], decided).proportion_ci(method="wilson") if decided else None
         low, high = (float(interval.low), float(interval.high)) if interval else (0.0, 1.0)
-        rates.append(Rate(label, title, chosen[label], decided, low, high))
+        rates.append(Rate(label, title, chosen[label], decided, chosen[label] / max(1, decided), low, high))
     about, progress = study.about, dict(Counter(a.participant for a in answers))
     counts = (len(study.questions), len(answers), len(answers) - decided, shared)
     tests, compared = tuple(_tests(list(titles), votes)), (tuple(about["models"]), about.get("made_with", {}))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from manifests.schema import Dataset, RunSpec
+from manifests.schema import RunSpec
 from pipeline.core.workspace import Workspace
 from pipeline.jobs.experiment import Experiment
 from pipeline.views.retrieval.testbed import TestBed
@@ -22,32 +22,20 @@ def default_path(workspace: Workspace, spec: RunSpec) -> Path:
 
 def open_study(
     path: Path,
-    spec: RunSpec,
-    dataset: Dataset,
-    workspace: Workspace,
+    experiment: Experiment,
     models: Sequence[str] = (),
     sessions: int = 45,
     k: int = 1,
     seed: int = 0,
     codes: Sequence[str] = (),
-    device: str = "auto",
-    log: Callable[[str], None] = lambda _: None,
 ) -> StudyFile:
     """Open the study in ``path``, or create it. Existing questions never change, so that answers stay comparable.
 
     Raises StudyError when the settings, runs, weights, features, galleries or test sessions of the file differ from the
     current ones, naming them.
     """
-    asked = {
-        "spec": spec.name,
-        "dataset": dataset.name,
-        "wanted_models": list(models),
-        "sessions": sessions,
-        "k": k,
-        "seed": seed,
-        "codes": list(codes),
-    }
-    experiment = Experiment(spec, dataset, workspace, device, log)
+    asked: dict[str, Any] = {"spec": experiment.spec.name, "dataset": experiment.dataset.name}
+    asked |= {"wanted_models": list(models), "sessions": sessions, "k": k, "seed": seed, "codes": list(codes)}
     if path.is_file():
         study = StudyFile(path)
         old = study.about
@@ -55,12 +43,14 @@ def open_study(
             what = f"holds a study of other settings ({'; '.join(changed)})"
             raise StudyError(f"{path}: {what}: name a new file with --file")
         _check_identity(study, experiment)
-        log(f"continuing {path}: {len(study.questions)} questions, {len(study.answers())} answers so far")
+        experiment.log(f"continuing {path}: {len(study.questions)} questions, {len(study.answers())} answers so far")
         return study
     chosen = _choose(experiment, models)
     bed = TestBed(experiment)
     questions, differ = draw_questions(bed, chosen, sessions, k, seed)
-    log(f"{len(questions)} questions; the models differ on {differ:,} of {len(bed.sessions):,} test sessions")
+    experiment.log(
+        f"{len(questions)} questions; the models differ on {differ:,} of {len(bed.sessions):,} test sessions"
+    )
     runs = [{**about, "title": m.title} for about, m in zip(models_of(chosen), chosen, strict=True)]
     facts = {"models": runs, "differ": differ, "test_sessions": len(bed.sessions), "made_with": _data_of(experiment)}
     return StudyFile.create(path, {**asked, **facts}, questions)

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from cli import main
 from manifests.schema import Training
-from pipeline.analysis.diagnostics_figure import BROKEN, Diagnosed, broken_at, draw_diagnostics, spread_by_epoch
+from pipeline.analysis.diagnostics_figure import BROKEN, broken_at, draw_diagnostics, spread_by_epoch
 from pipeline.analysis.drawing import DrawingError
 from pipeline.training.diagnostics import diagnose
 from pipeline.training.fit import fit
@@ -52,23 +52,24 @@ def test_the_symmetry_breaks_where_the_spread_reaches_the_threshold() -> None:
     assert broken_at(given) == [2, 0, None]
 
 
+@pytest.mark.slow
 def test_records_of_both_initialisations_draw(out: Path, tmp_path: Path) -> None:
     paper, broken = (RunFolder.of(out / "runs", "toy", "cm_ntm", run * 6).diagnoses() for run in ("1a", "1b"))
     assert broken_at(broken)[0] == 0 and broken_at(paper)[0] != 0
     files = [tmp_path / "new" / f"rows{suffix}" for suffix in (".svg", ".pdf")]
-    draw_diagnostics([Diagnosed("paper", paper), Diagnosed("broken", broken)], files)
+    draw_diagnostics([("paper", paper), ("broken", broken)], files)
     assert files[1].read_bytes().startswith(b"%PDF")
     svg = files[0].read_text(encoding="utf-8")
     for text in ("row spread", "entropy", "gradient norm", "stage 2", "epoch", "broken", "read", "write"):
         assert text in svg
-    draw_diagnostics([Diagnosed("paper", paper), Diagnosed("broken", broken)], files[:1])
+    draw_diagnostics([("paper", paper), ("broken", broken)], files[:1])
     assert files[0].read_text(encoding="utf-8") == svg
 
 
 def test_what_cannot_be_drawn_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(DrawingError, match=r"needs matplotlib.*fashion-ntm\[plots\]"):
-        draw_diagnostics([Diagnosed("run", records("paper"))], [tmp_path / "x.png"])
+        draw_diagnostics([("run", records("paper"))], [tmp_path / "x.png"])
 
 
 def run(out: Path, *words: str) -> Any:

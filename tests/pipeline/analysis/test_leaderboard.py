@@ -10,7 +10,7 @@ import pytest
 
 from manifests.protocols import published
 from manifests.table_spec import Leaderboard, load_table_spec
-from pipeline.analysis.leaderboard_files import public_command
+from pipeline.analysis.leaderboard import public_command
 from tests.caption_project import CAPTIONS, FAST, call, caption_project
 
 SPEC = f"""

@@ -199,6 +199,7 @@ for file in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak is read from /proc")
 def test_a_pixel_takes_no_more_memory_than_a_plan_says(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (50, 50, 4), dtype=np.uint8)

@@ -142,6 +142,7 @@ def test_other_pictures_under_the_same_names(home: Home) -> None:
     assert sum("of other data" in about for about in listed) == 2 and sum("current" in about for about in listed) == 4
 
 
+@pytest.mark.slow
 def test_a_second_folder_of_pictures(home: Home) -> None:
     paint(home.folder / "data" / "a" / "second" / "pictures", home.names, seed=6)
     moved = home.spec("s", "a", more='images = "a/second"')

@@ -20,7 +20,7 @@ from manifests.load import load_dataset, load_spec
 from pipeline.analysis.ablation.plan import plan_ablation
 from pipeline.analysis.ablation.run import ablate, open_ablation
 from pipeline.analysis.ablation.timing import read_timing, timing_file
-from pipeline.analysis.tuning.search import Budget, tune
+from pipeline.analysis.tuning.search import tune
 from pipeline.core.workspace import Workspace
 from tests.caption_project import call, caption_project
 from tests.pipeline.analysis.small_spec import SPEC
@@ -286,9 +286,7 @@ options = {{ hidden = 5, texts = [0, {width}] }}
     after = ablate(place)
     assert not after.groups and len({task.run.options["texts"] for task in after.tasks}) == 2
     assert len(read_timing(timing_file(done, "told"))["runs"]) == 2
-    found = tune(
-        spec, place.dataset, Workspace(done), "lstm", [f"texts=0,{width}"], folds=2, budget=Budget(4), device="cpu"
-    )
+    found = tune(spec, place.dataset, Workspace(done), "lstm", [f"texts=0,{width}"], folds=2, trials=4, device="cpu")
     assert {t.params["texts"] for t in found.trials} == {0, width} and not any(t.failed for t in found.trials)
 
 

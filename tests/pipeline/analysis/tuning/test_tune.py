@@ -12,7 +12,7 @@ from click.testing import Result
 
 from manifests.errors import FashionNTMError
 from manifests.load import load_dataset, load_spec
-from pipeline.analysis.tuning.search import Budget, tune
+from pipeline.analysis.tuning.search import tune
 from pipeline.core.workspace import Workspace
 from tests.caption_project import call, caption_project
 from tests.pipeline.analysis.small_spec import SPEC
@@ -79,7 +79,7 @@ def test_tune_reads_no_test_session(project: Path, done: Path) -> None:
     )
     found = []
     for given in (dataset, dataset.model_copy(update={"sessions": changed})):
-        result = tune(spec, given, Workspace(done), "lstm", ["hidden=2,3"], folds=2, budget=Budget(2), device="cpu")
+        result = tune(spec, given, Workspace(done), "lstm", ["hidden=2,3"], folds=2, trials=2, device="cpu")
         found.append([(t.params, t.folds) for t in result.trials])
         result.log.unlink()
     assert found[0] == found[1]
@@ -89,7 +89,7 @@ def test_tpe_learns_from_the_log(project: Path, done: Path) -> None:
     pytest.importorskip("optuna")
     spec = load_spec(str(project / "small.toml"))
     dataset = load_dataset(spec, project / "data")
-    result = tune(spec, dataset, Workspace(done), "lstm", ["hidden=2,3"], "tpe", 1, Budget(3), device="cpu")
+    result = tune(spec, dataset, Workspace(done), "lstm", ["hidden=2,3"], "tpe", 1, 3, device="cpu")
     assert len(result.trials) == 3 and result.best.value is not None
     with pytest.raises(FashionNTMError, match="lstm has no such option"):
         tune(spec, dataset, Workspace(done), "lstm", ["hiden=2,3"], device="cpu")

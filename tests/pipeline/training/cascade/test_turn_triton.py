@@ -63,6 +63,7 @@ def test_products_with_the_gram_matrix_go_through_its_rows(tile: int, monkeypatc
     assert found.outputs <= OUTPUTS and found.gradient <= GRADIENTS, found.parameter
 
 
+@pytest.mark.slow
 def test_learned_memories_get_their_gradient() -> None:
     found = differences([cascade(3, stages=2, init="symmetry-breaking")], [batch(2, sessions=2)], TritonTurn(), DEVICE)
     assert found.outputs <= OUTPUTS and found.statistics <= OUTPUTS

@@ -31,7 +31,7 @@ from tests.pipeline.small_demo import EVIL, Project, accessible, no_sideways_scr
 
 def made(project: Project, path: Path, **options: Any) -> tuple[str, dict[str, Any]]:
     asked = Options(**options)
-    values = gather(project.spec, project.dataset, project.workspace, project.folder, asked, "cpu")
+    values = gather(project.experiment(), project.folder, asked)
     done = write_report(path, values)
     return path.read_text(encoding="utf-8"), done
 
@@ -139,7 +139,7 @@ def test_logged_diagnostics_and_timed_ablations_become_figures(demo: Project) ->
 
 def test_an_unknown_model_is_named_with_the_nearest(demo: Project) -> None:
     with pytest.raises(ManifestError, match="cm_ntm"):
-        gather(demo.spec, demo.dataset, demo.workspace, demo.folder, Options(model="cmntm"), "cpu")
+        gather(demo.experiment(), demo.folder, Options(model="cmntm"))
 
 
 def test_memory_weights_are_weights_and_only_memories_have_them(demo: Project) -> None:
@@ -176,6 +176,7 @@ def test_the_command_writes_the_file(demo: Project, tmp_path: Path) -> None:
     assert done.stdout.strip() == str(out) and out.read_text(encoding="utf-8").count('class="session"') == 3
 
 
+@pytest.mark.slow
 def test_a_reader_without_a_network(browser: Any, report: Path) -> None:
     """On a small dark screen, and at its end on a large light one."""
     look: dict[str, Any] = {"color_scheme": "dark", "viewport": {"width": 390, "height": 800}}

@@ -50,7 +50,7 @@ def test_serve_encodes_with_the_fitted_weights(demo: Project, tmp_path: Path) ->
     spec = spec_with(demo, base, fit=fit)
     fit_extractor_spec(spec, demo.dataset, Workspace(tmp_path / "out"), "cpu")
     workspace = made(spec, demo, tmp_path / "out")
-    engine = open_engine(spec, demo.dataset, workspace, device="cpu")
+    engine = open_engine(Experiment(spec, demo.dataset, workspace, "cpu"))
     known = demo.dataset.split("test")[0].turns[0].text
     stored = Queries(spec, demo.dataset, workspace).text_row(known)
     live = engine.queries.extractor.encode_texts([known])[0]
@@ -60,14 +60,14 @@ def test_serve_encodes_with_the_fitted_weights(demo: Project, tmp_path: Path) ->
 
     save_clip(base, seed=1)  # the fit's base is another model now
     with pytest.raises(IncompleteError, match=r"not fitted yet: run `fashion-ntm fit-extractor .*--cached-only"):
-        open_engine(spec, demo.dataset, workspace, device="cpu")
+        open_engine(Experiment(spec, demo.dataset, workspace, "cpu"))
 
 
 def test_serve_computes_in_the_precision_of_the_store(demo: Project, tmp_path: Path) -> None:
     spec = spec_with(demo, save_clip(tmp_path / "clip"))
     workspace = Workspace(tmp_path / "out")
     extract_spec(spec, demo.dataset, workspace, "cpu", precision="bf16", progress="silent")
-    found = store_extractor(spec, demo.dataset, workspace, "cpu")
+    found = store_extractor(Experiment(spec, demo.dataset, workspace, "cpu"))
     known = demo.dataset.split("test")[0].turns[0].text
     assert found.compute is torch.bfloat16
     np.testing.assert_allclose(
@@ -79,15 +79,15 @@ def test_a_model_that_changed_since_is_refused_with_what_changed(demo: Project, 
     model = save_clip(tmp_path / "clip")
     spec = spec_with(demo, model)
     workspace = made(spec, demo, tmp_path / "out")
-    assert open_engine(spec, demo.dataset, workspace, device="cpu").queries.live
+    assert open_engine(Experiment(spec, demo.dataset, workspace, "cpu")).queries.live
     save_clip(model, seed=1)
     with pytest.raises(
         IncompleteError, match=r"\(weights: \"\w+\.* -> \"\w+\.*\): run `fashion-ntm extract .*`; `--cached-only`"
     ):
-        open_engine(spec, demo.dataset, workspace, device="cpu")
-    assert not open_engine(spec, demo.dataset, workspace, device="cpu", cached_only=True).queries.live
+        open_engine(Experiment(spec, demo.dataset, workspace, "cpu"))
+    assert not open_engine(Experiment(spec, demo.dataset, workspace, "cpu"), cached_only=True).queries.live
     shutil.rmtree(model)  # not there at all: the page says why
-    assert "clip" in open_engine(spec, demo.dataset, workspace, device="cpu").why_not_live
+    assert "clip" in open_engine(Experiment(spec, demo.dataset, workspace, "cpu")).why_not_live
 
 
 def test_live_queries_use_the_composer_of_the_store(demo: Project, tmp_path: Path) -> None:

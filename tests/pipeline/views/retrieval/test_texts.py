@@ -28,7 +28,7 @@ def told(demo: Project) -> Project:
 
 
 def test_a_dialogue_gets_the_results_of_the_evaluation(told: Project) -> None:
-    engine, bed = open_engine(told.spec, told.dataset, told.workspace, device="cpu"), TestBed(told.experiment())
+    engine, bed = open_engine(told.experiment()), TestBed(told.experiment())
     (trained,) = trained_runs(bed.experiment)[0]
     top = bed.top(bed.finals(trained), 10)
     for number, session in list(enumerate(bed.sessions))[::7]:

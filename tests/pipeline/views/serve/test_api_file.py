@@ -25,7 +25,7 @@ def described() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def app(demo: Project) -> Any:
-    return make_app(open_engine(demo.spec, demo.dataset, demo.workspace, device="cpu"), "Small", hosts=("testserver",))
+    return make_app(open_engine(demo.experiment()), "Small", hosts=("testserver",))
 
 
 def check(value: Any, schema: dict[str, Any], described: dict[str, Any], place: str = "") -> None:

@@ -38,7 +38,7 @@ from tests.processes import forked
 @pytest.fixture(scope="module")
 def engine(demo: Project) -> Any:
     limits = Limits(upload_bytes=60_000, upload_pixels=250_000)
-    return open_engine(demo.spec, demo.dataset, demo.workspace, device="cpu", limits=limits)
+    return open_engine(demo.experiment(), limits=limits)
 
 
 @pytest.fixture(scope="module")
@@ -313,7 +313,7 @@ def test_which_addresses_are_this_machines_own(host: str, own: bool) -> None:
 
 
 def test_markup_in_a_caption_stays_data(words: Project) -> None:
-    engine = open_engine(words.spec, words.dataset, words.workspace, device="cpu")
+    engine = open_engine(words.experiment())
     with served(make_app(engine, "<b>Small</b>")) as address, httpx.Client(base_url=address, timeout=60) as client:
         assert "<b>Small" not in client.get("/").text
         assert client.get("/api/about").json()["starts"] == "describe"

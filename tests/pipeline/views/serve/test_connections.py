@@ -21,7 +21,7 @@ WHOLE = b"GET /static/none HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 @pytest.fixture(scope="module")
 def engine(demo: Project) -> Any:
-    return open_engine(demo.spec, demo.dataset, demo.workspace, device="cpu")
+    return open_engine(demo.experiment())
 
 
 def connect(address: str) -> socket.socket:

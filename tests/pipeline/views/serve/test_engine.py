@@ -27,7 +27,7 @@ from tests.pipeline.small_demo import Project
 
 @pytest.fixture(scope="module")
 def engine(demo: Project) -> Engine:
-    return open_engine(demo.spec, demo.dataset, demo.workspace, device="cpu")
+    return open_engine(demo.experiment())
 
 
 def play(engine: Engine, session: Any, models: list[str]) -> Any:
@@ -132,7 +132,9 @@ def test_a_refused_turn_changes_nothing(demo: Project, engine: Engine) -> None:
 
 def test_the_oldest_dialogue_is_forgotten_and_a_long_one_ends(demo: Project) -> None:
     engine = open_engine(
-        demo.spec, demo.dataset, demo.workspace, device="cpu", cached_only=True, limits=Limits(dialogues=2, turns=2)
+        demo.experiment(),
+        cached_only=True,
+        limits=Limits(dialogues=2, turns=2),
     )
     session = demo.dataset.split("test")[0]
     start = (session.category, engine.numbers[session.turns[0].reference])
@@ -150,7 +152,7 @@ def test_the_oldest_dialogue_is_forgotten_and_a_long_one_ends(demo: Project) -> 
 
 
 def test_without_an_extractor_cached_texts_work_and_others_say_why(demo: Project) -> None:
-    engine = open_engine(demo.spec, demo.dataset, demo.workspace, device="cpu", cached_only=True)
+    engine = open_engine(demo.experiment(), cached_only=True)
     session = demo.dataset.split("test")[0]
     talk = engine.start(session.category, engine.numbers[session.turns[0].reference])
     engine.say(talk, session.turns[0].text)
@@ -173,7 +175,7 @@ def test_an_extractor_that_cannot_be_loaded_leaves_a_page_that_says_why(demo: Pr
     workspace.bindings.symlink_to(demo.workspace.bindings)
     note = demo.workspace.extracted(demo.spec)
     workspace.write_note(broken, replace(note, request=extraction_request(broken)))
-    engine = open_engine(broken, demo.dataset, workspace, device="cpu")
+    engine = open_engine(Experiment(broken, demo.dataset, workspace, "cpu"))
     assert not engine.queries.live and "gone" in engine.why_not_live
 
 
@@ -187,7 +189,7 @@ def test_saved_dialogues_are_a_dataset_that_evaluate_reads(demo: Project, engine
     session = demo.dataset.split("test")[0]
     talk = play(engine, session, ["cm_ntm"])
     engine.choose(talk, engine.numbers[session.target])
-    line = engine.export_line(talk)
+    line = json.dumps(engine.session(talk).model_dump(), ensure_ascii=False) + "\n"
     assert json.loads(line)["target"] == session.target and line.endswith("\n")
     saved, models = SavedDialogues(tmp_path / "saved", demo.dataset, engine.made_with), [engine.trained["cm_ntm"]]
     saved.add(engine.session(talk), models)
@@ -229,7 +231,7 @@ def test_saved_dialogues_say_what_they_were_made_with(demo: Project, engine: Eng
 
     saved_folder(tmp_path / "saved", engine, lines.append)
     assert lines == []
-    alone = open_engine(demo.spec, demo.dataset, demo.workspace, [cm_ntm.run], "cpu", cached_only=True)
+    alone = open_engine(demo.experiment(), [cm_ntm.run], cached_only=True)
     saved_folder(tmp_path / "saved", alone, lines.append)
     assert len(lines) == 1 and "2 of 2 saved dialogues are of other runs (ewma run" in lines[0]
 
@@ -242,7 +244,7 @@ def test_saved_dialogues_of_other_data_are_not_gone_on_with(demo: Project, engin
     fewer = first.model_copy(update={"images": first.images[1:]})
     for gallery in (turned, fewer):
         dataset = demo.dataset.model_copy(update={"galleries": (gallery, *others)})
-        found = open_engine(demo.spec, dataset, demo.workspace, device="cpu", cached_only=True)
+        found = open_engine(Experiment(demo.spec, dataset, demo.workspace, "cpu"), cached_only=True)
         if gallery is turned:  # order is no content
             saved_folder(tmp_path / "saved", found, print)
         else:
@@ -278,6 +280,6 @@ def test_a_session_needs_two_turns_and_catalogue_images(demo: Project, engine: E
 
 def test_a_run_given_by_id_is_the_only_one_offered(demo: Project) -> None:
     run = trained_runs(demo.experiment())[0][-1].run
-    engine = open_engine(demo.spec, demo.dataset, demo.workspace, [run[:8]], "cpu", cached_only=True)
+    engine = open_engine(demo.experiment(), [run[:8]], cached_only=True)
     assert list(engine.trained) == ["cm_ntm"] and engine.trained["cm_ntm"].run == run
     assert load_spec(str(demo.file)).name == "mini"

@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(demo: Project, folder: Path) -> Iterator[str]:
-    engine = open_engine(demo.spec, demo.dataset, demo.workspace, device="cpu")
+    engine = open_engine(demo.experiment())
     with served(
         make_app(engine, "Small", hosts=("localhost",), saved=SavedDialogues(folder, demo.dataset, engine.made_with))
     ) as found:
@@ -161,7 +161,7 @@ def test_an_uploaded_image_starts_a_dialogue_and_a_wrong_one_is_explained(browse
 
 
 def test_without_an_extractor_the_page_says_so_and_offers_cached_texts(browser: Any, demo: Project) -> None:
-    engine = open_engine(demo.spec, demo.dataset, demo.workspace, device="cpu", cached_only=True)
+    engine = open_engine(demo.experiment(), cached_only=True)
     with served(make_app(engine, "Small")) as address, page_of(browser) as page:
         begin(page, address)
         assert "only texts that are already cached" in page.inner_text("#cached-only")

@@ -25,6 +25,7 @@ import httpx
 from cli import main
 from manifests.errors import IncompleteError, ManifestError
 from pipeline.core.workspace import Workspace
+from pipeline.jobs.experiment import Experiment
 from pipeline.training.checkpoint import load_model, save_model
 from pipeline.views.retrieval.testbed import TestBed
 from pipeline.views.retrieval.trained import trained_runs
@@ -39,8 +40,8 @@ MODELS = ("cm_ntm", "ewma", "last")
 
 
 def opened(demo: Project, path: Path, **options: Any) -> StudyFile:
-    asked: dict[str, Any] = {"models": MODELS, "sessions": 5, "device": "cpu", **options}
-    return open_study(path, demo.spec, demo.dataset, demo.workspace, **asked)
+    asked: dict[str, Any] = {"models": MODELS, "sessions": 5, **options}
+    return open_study(path, demo.experiment(), **asked)
 
 
 @pytest.fixture
@@ -176,8 +177,8 @@ def test_a_study_of_other_weights_or_data_is_not_gone_on_with(demo: Project, tmp
     for name in ("stores", "extracted"):
         (tmp_path / name).symlink_to(demo.folder / name)
     workspace, path = Workspace(tmp_path), tmp_path / "study.sqlite"
-    asked: dict[str, Any] = {"models": MODELS, "sessions": 5, "device": "cpu"}
-    study = open_study(path, demo.spec, demo.dataset, workspace, **asked)
+    asked: dict[str, Any] = {"models": MODELS, "sessions": 5}
+    study = open_study(path, Experiment(demo.spec, demo.dataset, workspace, "cpu"), **asked)
     study.join("ann")
     study.answer("ann", 0, 1, 2.5)
     (cm_ntm, *_) = trained_runs(demo.experiment(), ["cm_ntm"])[0]
@@ -191,7 +192,7 @@ def test_a_study_of_other_weights_or_data_is_not_gone_on_with(demo: Project, tmp
     fewer = test.model_copy(update={"images": test.images[1:]})
     dataset = demo.dataset.model_copy(update={"galleries": (fewer, *others)})
     with pytest.raises(StudyError, match=rf"\(galleries\.{test.category}: .* -> .*name a new file with --file"):
-        open_study(path, demo.spec, dataset, workspace, **asked)
+        open_study(path, Experiment(demo.spec, dataset, workspace, "cpu"), **asked)
 
     model = load_model(folder)
     with torch.no_grad():
@@ -199,10 +200,10 @@ def test_a_study_of_other_weights_or_data_is_not_gone_on_with(demo: Project, tmp
             parameter.mul_(1.01)
     save_model(folder, model)
     with pytest.raises(StudyError, match=rf"\(models\.cm_ntm: .*{weights[:12]}.* -> null"):
-        open_study(path, demo.spec, demo.dataset, workspace, **asked)
+        open_study(path, Experiment(demo.spec, demo.dataset, workspace, "cpu"), **asked)
     shutil.rmtree(folder)
     with pytest.raises(StudyError, match=rf"\(models\.cm_ntm: .*{cm_ntm.run}.* -> null\)"):
-        open_study(path, demo.spec, demo.dataset, workspace, **asked)
+        open_study(path, Experiment(demo.spec, demo.dataset, workspace, "cpu"), **asked)
     assert len(StudyFile(path).answers()) == 1
 
 
@@ -317,6 +318,7 @@ def address(demo: Project, study: StudyFile) -> Iterator[str]:
         yield found
 
 
+@pytest.mark.slow
 def test_five_questions_and_a_pause(browser: Any, study: StudyFile, address: str) -> None:
     """One day on a large light screen, another on a small dark one."""
     with page_of(browser, color_scheme="light") as page:
