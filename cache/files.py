@@ -102,13 +102,19 @@ def replace_atomically(
         raise
 
 
-def write_json(path: Path, value: Any, errors: str = "strict", last: Callable[[], object] = lambda: None) -> None:
-    """Write ``value`` as JSON to ``path`` atomically, and create its folder; ValueError for NaN and infinite numbers.
+def write_json(
+    path: Path,
+    value: Any,
+    errors: str = "strict",
+    last: Callable[[], object] = lambda: None,
+    allow_nan: bool = False,
+) -> None:
+    """Write ``value`` as JSON to ``path`` atomically, and create its folder. Raises ValueError for NaN and infinity.
 
     ``errors``: of the encoding in UTF-8, "surrogatepass" for file names that are not text. ``last``: see ``replacing``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=allow_nan) + "\n"
     replace_atomically(path, text.encode("utf-8", errors), last=last)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pipeline.core.binding import write_json
+from cache.files import write_json
 from pipeline.core.device import cpu_threads, describe, seconds_of, training_threads
 from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.identities import Run
