@@ -20,7 +20,7 @@ from pipeline.core.image_files import is_transient
 from pipeline.core.workspace import Workspace
 from pipeline.evaluation.evaluate import PROTOCOL
 from pipeline.evaluation.files import ResultFiles, ResultsError
-from pipeline.training.lookup import FoundRows, find_rows
+from pipeline.training.data import FoundRows, find_rows
 from pipeline.training.models import model_class
 from pipeline.training.models import models as registry
 from pipeline.training.runs import Run, RunFolder, RunIdentity, list_runs, run_identity

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pipeline.training.cascade.kernels.addressing import (
+from pipeline.training.cascade.kernels.memory import (
     FLOOR,
     SCALARS,
     address,
