@@ -81,9 +81,8 @@ def _column(axes: Sequence[Any], title: str, records: Records) -> None:
         # from light to dark along the cascade; distinguishable in gray
         color = tuple(colormaps["viridis"](0.85 * (1 - stage / max(1, len(spreads) - 1))))
         when = "rows stay equal" if broken[stage] is None else f"from epoch {broken[stage]}"
-        axes[0].plot(
-            epochs, [max(v, SMALLEST) for v in values], color=color, label=f"stage {stage + 1}: {when}", **style
-        )
+        shown = [max(v, SMALLEST) for v in values]
+        axes[0].plot(epochs, shown, color=color, label=f"stage {stage + 1}: {when}", **style)
         for head, dashes in (("read_entropy", "-"), ("write_entropy", "--")):
             axes[1].plot(epochs, [fmean(r[head][stage]) for r in records], color=color, ls=dashes, **style)
         gradient = [max(r["gradient"]["addressing"][stage], SMALLEST) for r in records]

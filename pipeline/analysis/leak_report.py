@@ -172,9 +172,8 @@ def leak_report(
 ) -> LeakReport:
     """Count overlaps and, with a store, near-duplicate images. Raises IncompleteError if there are no test sessions."""
     if not (test := dataset.split("test")):
-        raise IncompleteError(
-            f"dataset '{dataset.name}' has no test sessions: there is nothing that could leak into them"
-        )
+        why = "there is nothing that could leak into them"
+        raise IncompleteError(f"dataset '{dataset.name}' has no test sessions: {why}")
     found: dict[str, set[str]] = {name: set(has) for name, has in overlaps(dataset, scope).items()}
     near: dict[str, Any] = {}
     try:

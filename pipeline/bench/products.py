@@ -44,9 +44,8 @@ def run(
     """
     found = _products(data)[:pairs]
     if len(found) < 2 * held_out:
-        raise FashionNTMError(
-            f"{len(found)} products in {data or '.'}: {2 * held_out} are needed for held_out={held_out}"
-        )
+        needed = f"{2 * held_out} are needed for held_out={held_out}"
+        raise FashionNTMError(f"{len(found)} products in {data or '.'}: {needed}")
     order = np.random.default_rng(seed).permutation(len(found))
     test, train = ([found[i] for i in part] for part in (order[:held_out], order[held_out:]))
     sizes = {"image_size": image_size, "patch_size": patch_size, "max_tokens": 32}

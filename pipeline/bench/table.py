@@ -64,10 +64,8 @@ def run(
         for model in models:
             progress(f"training and ranking {model}")
             runs, training, trained = Path(folder) / "runs", Training(epochs=epochs), registry.get(model).trainable
-            requests = [
-                TrainRequest(runs, "bench", store.fingerprint, model, {}, fit, training, seed)
-                for seed in range(seeds if trained else 1)
-            ]
+            shared = runs, "bench", store.fingerprint, model, dict[str, Any](), fit, training
+            requests = [TrainRequest(*shared, seed) for seed in range(seeds if trained else 1)]
             told[model] = training_seconds(requests, together)[0]
             predicted["training"] += told[model]
             blank, groups = untrained(requests[0]), [requests] if together else [[r] for r in requests]

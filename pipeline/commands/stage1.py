@@ -237,8 +237,6 @@ def check_extractor(job: Job, published: dict[str, float], tolerance: float, to:
     spec, dataset = next(iter(made.values())), next(iter(datasets.values()))
     make_features(spec, dataset, job.workspace, job.device, log)
     experiment = Experiment(spec, dataset, job.workspace, job.device, log)
-    scores = [
-        score(experiment, data, protocol, published or published_values(spec, protocol), tolerance, to)
-        for protocol, data in datasets.items()
-    ]
+    asked = ((data, name, published or published_values(spec, name)) for name, data in datasets.items())
+    scores = [score(experiment, *one, tolerance, to) for one in asked]
     return [s.as_dict() for s in scores], "\n\n".join(s.text() for s in scores)

@@ -17,9 +17,8 @@ from manifests.folds import pair_clean_folds, train_only
 from manifests.identity import digest, session_key
 from manifests.schema import Dataset, RunSpec, Session
 from manifests.write import spec_toml
-from pipeline.analysis.tuning.sealed import MARK, save_tuned
 from pipeline.analysis.tuning.space import Axis, nested, propose, space_for
-from pipeline.analysis.tuning.trials import LOG, Trial, TrialLog
+from pipeline.analysis.tuning.trials import LOG, MARK, Trial, TrialLog, save_tuned
 from pipeline.composition.ready import fitting_sessions
 from pipeline.composition.request import composer_request
 from pipeline.core.device import cpu_threads, training_threads

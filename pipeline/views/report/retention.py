@@ -88,11 +88,10 @@ def exact_retention(
     mine = [n for n, s in enumerate(bed.sessions) if len(s.turns) > 1 and s.id in requests]
     turns = max((len(bed.sessions[n].turns) for n in mine), default=0)
     columns = ("top-1: all earlier", f"top-{k}: all earlier", *(_ago(n) for n in range(1, turns)), "newest feedback")
-    how = (
-        'Share of the final results that have every value that earlier turns asked for; columns "... ago" look at one '
-    )
-    how += f"earlier turn, in the top {k}. Exact: the dataset knows what each turn asked for."
-    out = MeasureTable(how, columns, len(mine), "%")
+    how = "Share of the final results that have every value that earlier turns asked for;"
+    ago = f'columns "... ago" look at one earlier turn, in the top {k}.'
+    exact = "Exact: the dataset knows what each turn asked for."
+    out = MeasureTable(f"{how} {ago} {exact}", columns, len(mine), "%")
     if not mine:
         out.why_not = "no test session of two turns or more has known requests"
         return out
@@ -127,13 +126,9 @@ def scored_retention(bed: TestBed, models: Sequence[Trained], backbone: Store, k
     mine = [n for n, s in enumerate(bed.sessions) if len(s.turns) > 1]
     turns = max((len(bed.sessions[n].turns) for n in mine), default=0)
     columns = ("all earlier", *(_ago(n) for n in range(1, turns)), "newest feedback")
-    how = (
-        f"Mean percentile of the final top {k} when the gallery is ranked by one earlier feedback alone, by the cosine "
-    )
-    how += (
-        "of its text embedding with the images' (50 is chance, 100 the best match). An estimate: the text tower judges."
-    )
-    out = MeasureTable(how, columns, len(mine), "percentile")
+    how = f"Mean percentile of the final top {k} when the gallery is ranked by one earlier feedback alone,"
+    cosine = "by the cosine of its text embedding with the images' (50 is chance, 100 the best match)."
+    out = MeasureTable(f"{how} {cosine} An estimate: the text tower judges.", columns, len(mine), "percentile")
     tables = backbone.tables
     if not mine:
         out.why_not = "no test session has two turns or more"

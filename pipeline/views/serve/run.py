@@ -13,8 +13,7 @@ from typing import Any
 from manifests.errors import FashionNTMError, IncompleteError
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.jobs.experiment import Experiment
-from pipeline.views.retrieval.live import store_extractor
-from pipeline.views.retrieval.queries import Queries
+from pipeline.views.retrieval.queries import Queries, store_extractor
 from pipeline.views.retrieval.trained import UNTRAINED, catalogue_models, runs_by_id, trained_runs
 from pipeline.views.serve.engine import Engine
 from pipeline.views.serve.guard import is_loopback
