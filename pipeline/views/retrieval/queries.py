@@ -1,4 +1,4 @@
-"""Live queries: (reference, feedback) -> f_qry, from cached rows if present, otherwise from the extractor of the rows."""
+"""Live queries: (reference, feedback) -> f_qry, from cached rows if present, otherwise from the rows' extractor."""
 
 from __future__ import annotations
 
