@@ -82,11 +82,6 @@ class Change:
     b: float
     turns: tuple[tuple[str, str], ...] = ()  # (reference, feedback) of every turn, if the dataset is available
 
-    @property
-    def factor(self) -> float:
-        """Return rank in a / rank in b; above 1 if b ranks the target higher."""
-        return self.a / self.b
-
 
 @dataclass(frozen=True)
 class Comparison:
