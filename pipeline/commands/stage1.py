@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands._options import FOLDER, option_device
+from pipeline.commands._options import FOLDER, choice, option_device
 from pipeline.commands._shared import Job, Printed, job_command, load, log, prints
 
 if TYPE_CHECKING:
@@ -55,13 +55,12 @@ option_precision = click.option(
 @job_command
 @option_device
 @click.option(
-    "--batch-size", type=BatchSize(), default="auto", help="Items per pass; auto measures it; a resumed job keeps it."
+    "--batch-size", type=BatchSize(), default="auto", help="Items per batch; auto measures it; a resumed job keeps it."
 )
 @option_precision
-@click.option(
+@choice(
     "--form",
-    type=click.Choice(["plain", "channels-last", "compiled"]),
-    default="plain",
+    of=("plain", "channels-last", "compiled"),
     help="How the image tower runs; the features agree up to rounding. Compiling takes about a minute.",
 )
 @click.option(
