@@ -209,11 +209,9 @@ def compare(
     order = np.argsort(-gain, kind="stable")
     nearer = tuple(change(n) for n in order[:top] if gain[n] > 0)
     further = tuple(change(n) for n in order[::-1][:top] if gain[n] < 0)
-    counts, left_out = (
-        (int((gain > 0).sum()), int((gain == 0).sum()), int((gain < 0).sum())),
-        set(first.session_ids) ^ both,
-    )
-    return Comparison(a, b, len(common), len(left_out), lines, nearer, further, counts, tuple(notes))
+    counts = (int((gain > 0).sum()), int((gain == 0).sum()), int((gain < 0).sum()))
+    left_out = len(set(first.session_ids) ^ both)
+    return Comparison(a, b, len(common), left_out, lines, nearer, further, counts, tuple(notes))
 
 
 def _lines(

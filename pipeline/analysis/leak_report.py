@@ -136,11 +136,8 @@ class LeakReport:
         split = f", clean split {self.protocol}" if self.protocol else ""
         out = [f"{self.dataset}{split}: what test sessions share with train sessions of {where}", ""]
         rows = [[c, f"{r['n']:,}", *(_share(r[name], r["n"]) for name in names)] for c, r in self.counts.items()]
-        out += [*aligned([head, *rows]), ""]
-        out += [
-            "last pair: (reference, target) of the last turn, the answer itself; last query: (reference, feedback);"
-        ]
-        out += ["captions: feedback texts, case ignored."]
+        pair = "last pair: (reference, target) of the last turn, the answer itself; last query: (reference, feedback);"
+        out += [*aligned([head, *rows]), "", pair, "captions: feedback texts, case ignored."]
         if self.protocol:
             found = {name: self.counts["all"][name] for name in PROMISED[self.protocol]}
             shown = ", ".join(f"{name} {n:,}" for name, n in found.items() if n)

@@ -75,11 +75,8 @@ def _retrieve(data: Path, test: list, folder: Path) -> tuple[dict[str, float], A
     turns = {key: (Turn(reference=key, captions=(title,)),) for key, title in test}
     sessions = tuple(Session(id=k, category="products", split="test", turns=t, target=k) for k, t in turns.items())
     images = {key: Image(id=key, file=f"{key}.jpg") for key in turns}
-    about: dict[str, Any] = {
-        "galleries": (Gallery(category="products", split="test", images=tuple(turns)),),
-        "sessions": sessions,
-    }
-    dataset = Dataset(name="products", images=images, images_root=data / "images", **about)
+    parts: Any = {"sessions": sessions, "galleries": (Gallery(category="products", split="test", images=tuple(turns)),)}
+    dataset = Dataset(name="products", images=images, images_root=data / "images", **parts)
     extractor = Component(name="clip", model=str(folder / "model"), store_dtype="float32")
     spec = RunSpec(name="products", dataset=Component(name="jsonl"), extractor=extractor)
     report = extract(dataset, load_extractor(spec, "cpu"), folder / "stores", progress="silent")

@@ -74,10 +74,8 @@ def run(
                 counted = [name for name in names if name != "compiled"]  # it would recompile
                 counts = {name: subjects[name].operations() for name in counted}
             flops = flops_of_step(model, features)
-            floor, size = (
-                1e3 * flops / (operations / median(timed.pop("gemm"))),
-                sum(p.numel() for p in model.parameters()),
-            )
+            floor = 1e3 * flops / (operations / median(timed.pop("gemm")))
+            size = sum(p.numel() for p in model.parameters())
             about = {"gflop": flops / 1e9, "threads": chosen if device.type == "cpu" else 0, "parameters": size}
             for name, times in timed.items():
                 row = {"stages": c, "backend": name, "ms": 1e3 * median(times), "fastest_ms": 1e3 * min(times)}
