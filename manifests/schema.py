@@ -78,6 +78,12 @@ class Session(Frozen):
         defaults = {"turn_targets": "next", "also": ()}
         return {k: v for k, v in write(self).items() if k not in defaults or getattr(self, k) != defaults[k]}
 
+    def queries(self) -> Iterator[tuple[str, str, int]]:
+        """Yield (reference image id, text, turn) of each query; turns from 1, and 0: all captions as one text (ST + cat)."""
+        for number, turn in enumerate(self.turns, start=1):
+            yield turn.reference, turn.text, number
+        yield self.turns[0].reference, self.text, 0
+
     @property
     def correct(self) -> tuple[str, ...]:
         """All correct images: the target, then the others, without repeats."""
@@ -178,9 +184,7 @@ class Dataset(BaseModel):
     def queries(self) -> Iterator[tuple[str, str]]:
         """Yield each (reference image id, text) query of the single-turn model, ST + cat included, with repeats."""
         for session in self.sessions:
-            for turn in session.turns:
-                yield turn.reference, turn.text
-            yield session.turns[0].reference, session.text
+            yield from ((image, text) for image, text, _ in session.queries())
             for turns in self.windows if session.split == "test" else ():
                 window = session.last(turns)
                 yield window.turns[0].reference, window.text

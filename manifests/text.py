@@ -97,6 +97,11 @@ def printable(text: str) -> str:
     return _UNSHOWN.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), text)
 
 
+def on_one_line(text: object, most: int = 200) -> str:
+    """Return ``str(text)``, such as an error of a library, on one line of at most ``most`` characters."""
+    return " ".join(str(text).split())[:most]
+
+
 def brief(value: Any) -> str:
     """Return the repr of a value from a user's file, truncated to 100 characters."""
     try:

@@ -17,6 +17,7 @@ from manifests.errors import FashionNTMError, IncompleteError
 from manifests.identity import file_digest
 from manifests.options import valid_options
 from manifests.shapes import misfit
+from manifests.text import on_one_line
 from pipeline.composition.composers import composers
 from pipeline.composition.composers.base import Composer
 from pipeline.composition.composers.combiner import Combiner
@@ -32,15 +33,9 @@ def save_composer(folder: Path, composer: Composer, record: dict[str, Any]) -> N
     folder.mkdir(parents=True, exist_ok=True)
     weights = save({name: value.contiguous() for name, value in composer.state_dict().items()})
     replace_atomically(folder / WEIGHTS, weights)
-    about = {
-        "name": composer.name,
-        "version": composer.version,
-        "options": composer.options.model_dump(),
-        "image_dim": composer.image_dim,
-        "text_dim": composer.text_dim,
-        "weights": hashlib.sha256(weights).hexdigest(),
-        **record,
-    }
+    about = {"name": composer.name, "version": composer.version, "options": composer.options.model_dump()}
+    about |= {"image_dim": composer.image_dim, "text_dim": composer.text_dim}
+    about |= {"weights": hashlib.sha256(weights).hexdigest(), **record}
     replace_atomically(folder / SIDECAR, (json.dumps(about, indent=2) + "\n").encode())
     write_seal(folder, KIND, _name(folder) or folder.name, [SIDECAR, WEIGHTS])
 
@@ -88,11 +83,9 @@ def load_composer(folder: Path) -> tuple[Composer, dict[str, Any]]:
         kind = composers.get(about["name"], str(folder / SIDECAR), "key name")
         options = valid_options(kind.Options, about["options"], str(folder / SIDECAR), "options")
         composer = kind(options, about["image_dim"], about["text_dim"])
-        found = file_digest(folder / WEIGHTS)
-        if found != about["weights"]:
-            raise FashionNTMError(
-                f"{folder / WEIGHTS}: sha256 {found[:12]} is not the recorded {about['weights'][:12]}: {FIT_AGAIN}"
-            )
+        if (found := file_digest(folder / WEIGHTS)) != about["weights"]:
+            what = f"sha256 {found[:12]} is not the recorded {about['weights'][:12]}"
+            raise FashionNTMError(f"{folder / WEIGHTS}: {what}: {FIT_AGAIN}")
         weights = load_file(folder / WEIGHTS)
         if why := misfit(composer.state_dict(), weights):
             raise FashionNTMError(f"{folder / WEIGHTS}: {why}; {FIT_AGAIN}")
@@ -102,9 +95,8 @@ def load_composer(folder: Path) -> tuple[Composer, dict[str, Any]]:
     except FashionNTMError:
         raise
     except (KeyError, ValueError, TypeError, RecursionError, SafetensorError, RuntimeError) as error:
-        raise FashionNTMError(
-            f"{folder} does not hold a composer this version can read: {error!r}; {FIT_AGAIN}"
-        ) from error
+        what = f"does not hold a composer this version can read: {error!r}"
+        raise FashionNTMError(f"{folder} {what}; {FIT_AGAIN}") from error
     return composer.eval(), about
 
 
@@ -113,9 +105,7 @@ def _published(file: Path) -> tuple[Composer, dict[str, Any]]:
     try:
         composer = Combiner.published(torch.load(file, map_location="cpu", weights_only=True)["Combiner"])
     except Exception as error:  # unpickling and loading raise many types; all mean "another kind of file"
-        raise FashionNTMError(
-            f"{file} is no published combiner ({' '.join(repr(error).split())[:200]}): a torch file with a state dict under "
-            '"Combiner" is needed, or a folder made by fit-composer'
-        ) from error
+        fix = 'a torch file with a state dict under "Combiner" is needed, or a folder made by fit-composer'
+        raise FashionNTMError(f"{file} is no published combiner ({on_one_line(repr(error))}): {fix}") from error
     about = {"name": "combiner", "options": composer.options.model_dump(), "weights": file_digest(file)}
     return composer.eval(), about

@@ -36,11 +36,10 @@ class Composed:
 
     def text(self) -> str:
         lines = [f"store  {self.path}"]
-        for table in self.written:
-            lines.append(
-                f"{table:6} {self.requested[table]:,} requested, {self.written[table] + self.reused[table]:,} unique: "
-                f"{self.written[table]:,} composed, {self.reused[table]:,} reused"
-            )
+        for table, written in self.written.items():
+            counts = f"{written:,} composed, {self.reused[table]:,} reused"
+            unique = f"{self.requested[table]:,} requested, {written + self.reused[table]:,} unique"
+            lines.append(f"{table:6} {unique}: {counts}")
         if self.crossed:
             lines.append(f"{self.crossed:,} query rows of train sessions come from heads that have not seen them")
         if self.failed:

@@ -71,22 +71,15 @@ def assign_folds(sessions: Sequence[Session], catalogue: Mapping[str, bytes], co
     rows = {
         pair_key(catalogue[image], text_key(text)): fold
         for session, fold in zip(sessions, fold_of, strict=True)
-        for image, text in queries_of(session)
+        for image, text, _ in session.queries()
         if image in catalogue
     }
     return Folds(count, tuple(fold_of), rows, len(groups), len(groups[0]) if groups else 0)
 
 
-def queries_of(session: Session) -> Iterator[tuple[str, str]]:
-    """Yield the (reference image id, text) of each query row of ``session``, ST + cat's included."""
-    for turn in session.turns:
-        yield turn.reference, turn.text
-    yield session.turns[0].reference, session.text
-
-
 def _keys(session: Session, catalogue: Mapping[str, bytes]) -> Iterator[tuple[str, bytes, bytes]]:
     """Yield the keys that must not be in two folds: query rows and (reference, target) pairs, by content."""
-    for image, text in queries_of(session):
+    for image, text, _ in session.queries():
         yield "row", catalogue.get(image, image.encode()), text_key(text)
     for reference, target in session.pairs:
         yield "pair", catalogue.get(reference, reference.encode()), catalogue.get(target, target.encode())
@@ -149,14 +142,10 @@ def fit_folds(
         unseen.append((len(sample), single_turn_recall(head, backbone, dataset, sample)))
     weights = [n for n, _ in unseen]
     names = [name for name in unseen[0][1] if name != "triplets"]
-    return {
-        "count": request.folds,
-        "sessions": folds.sizes(),
-        "groups": folds.groups,
-        "largest_group": folds.largest,
-        "out_of_fold": {n: float(np.average([score[n] for _, score in unseen], weights=weights)) for n in names},
-        "in_sample": single_turn_recall(whole, backbone, dataset, _sample(sessions, MOST_SCORED)),
-    }
+    scores = {n: float(np.average([score[n] for _, score in unseen], weights=weights)) for n in names}
+    own = single_turn_recall(whole, backbone, dataset, _sample(sessions, MOST_SCORED))
+    sizes = {"sessions": folds.sizes(), "groups": folds.groups, "largest_group": folds.largest}
+    return {"count": request.folds, **sizes, "out_of_fold": scores, "in_sample": own}
 
 
 def new_composer(request: ComposerRequest, backbone: Store) -> Composer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,9 +106,8 @@ def fit_composer(
     """
     data = triplets(store, sessions)
     if len(data) < 2:
-        raise IncompleteError(
-            f"{store.path} holds {len(data)} train triplets with all features, of {data.left_out + len(data)}"
-        )
+        what = f"{len(data)} train triplets with all features, of {data.left_out + len(data)}"
+        raise IncompleteError(f"{store.path} holds {what}")
     reference, text, target = (torch.from_numpy(c) for c in (data.reference, data.text, data.target))
     yield from fit_on_rows(composer, Embeddings.load(store), reference, text, target, options)
 
@@ -174,7 +173,7 @@ def single_turn_recall(
     """
     composer.eval()
     data, rows, catalogue = triplets(store, sessions), Embeddings.load(store), store.catalogue()
-    found: dict[str, list[float]] = {}
+    found = []
     for category in dict.fromkeys(data.category):
         images = dataset.gallery(category, sessions[0].split).images
         gallery = _rows(store, [catalogue[i] for i in images if i in catalogue], data, category)
@@ -182,10 +181,14 @@ def single_turn_recall(
         query = composer.query(rows.image[data.reference[mine]], rows.text[data.text[mine]])
         position = {int(row): n for n, row in enumerate(gallery)}
         target = np.array([position[int(row)] for row in data.target[mine]])
-        rank = ranks(query.numpy(), composer.target(rows.image[gallery]).numpy(), target)
-        for k in ks:
-            found.setdefault(f"R@{k}", []).append(recall(rank, k))
-    return {name: float(np.mean(values)) for name, values in found.items()} | {"triplets": float(len(data))}
+        found.append(ranks(query.numpy(), composer.target(rows.image[gallery]).numpy(), target))
+    return mean_recalls(found, ks)
+
+
+def mean_recalls(found: Sequence[np.ndarray], ks: tuple[int, ...]) -> dict[str, float]:
+    """Return R@K in percent averaged over categories from the ranks [n] of each, and the count as "triplets"."""
+    means = {f"R@{k}": float(np.mean([recall(rank, k) for rank in found])) for k in ks if found}
+    return means | {"triplets": float(sum(map(len, found)))}
 
 
 def _rows(store: Store, keys: list[bytes], data: Triplets, category: str) -> np.ndarray:

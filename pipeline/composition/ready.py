@@ -36,9 +36,9 @@ def fitting_sessions(spec: RunSpec, dataset: Dataset) -> tuple[tuple[Session, ..
 
 def composer_folder(request: ComposerRequest, spec: RunSpec, dataset: Dataset, backbone: Store) -> Path:
     """Return the folder of the given weights, or of the composer fitted on exactly these triplets and this backbone."""
-    return request.weights or (
-        backbone.path / COMPOSERS / request.key(backbone, dataset, *fitting_sessions(spec, dataset))
-    )
+    if request.weights:
+        return request.weights
+    return backbone.path / COMPOSERS / request.key(backbone, dataset, *fitting_sessions(spec, dataset))
 
 
 def ready_composer(
@@ -50,7 +50,7 @@ def ready_composer(
     folder = composer_folder(request, spec, dataset, backbone)
     if request.weights is None and not fitted(folder, request.folds):
         return None
-    crossed = None
-    if folds and request.folds:
-        crossed = load_folds(folder, request, fitting_sessions(spec, dataset)[0], backbone)
+    if not (folds and request.folds):
+        return ReadyComposer(*load_composer(folder))
+    crossed = load_folds(folder, request, fitting_sessions(spec, dataset)[0], backbone)
     return ReadyComposer(*load_composer(folder), crossed)

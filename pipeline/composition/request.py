@@ -53,12 +53,8 @@ class ComposerRequest:
 
     def fields(self, backbone: Store, dataset: Dataset, fit: Sessions, validation: Sessions) -> dict[str, Any]:
         """Return the identity of the composer as fields; composers without fitting have no triplet fields."""
-        about: dict[str, Any] = {
-            "name": self.name,
-            "version": self.kind.version,
-            "options": self.options.model_dump(),
-            "backbone": backbone.fingerprint,
-        }
+        about: dict[str, Any] = {"name": self.name, "version": self.kind.version, "options": self.options.model_dump()}
+        about["backbone"] = backbone.fingerprint
         if not self.kind.trainable:
             return about
         if self.weights is not None:
@@ -68,11 +64,9 @@ class ComposerRequest:
         if self.folds:
             about["folds"] = [self.folds, digest([session_key(session, catalogue).hex() for session in fit])]
         if validation:
-            galleries = {
-                g.category: digest(sorted(catalogue[i].hex() for i in g.images if i in catalogue))
-                for g in dataset.galleries
-                if g.split == "train"
-            }
+            of_train = [g for g in dataset.galleries if g.split == "train"]
+            known = {g.category: sorted(catalogue[i].hex() for i in g.images if i in catalogue) for g in of_train}
+            galleries = {category: digest(images) for category, images in known.items()}
             about["validation"] = [triplets(backbone, validation).content, galleries]
         return about
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from manifests.text import on_one_line
 from pipeline.extraction.checkpoint_files import Checkpoint, ModelError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -28,9 +29,8 @@ def adapter_weights(checkpoint: Checkpoint) -> Path | None:
     if not config and not {WEIGHTS, "adapter_model.bin"} & set(found):
         return None
     if not config or WEIGHTS not in found:
-        raise _refused(
-            checkpoint, f"needs {CONFIG} and {WEIGHTS} (it has {', '.join(found)}); pickled weights are refused"
-        )
+        what = f"needs {CONFIG} and {WEIGHTS} (it has {', '.join(found)})"
+        raise _refused(checkpoint, f"{what}; pickled weights are refused")
     if str(config.get("init_lora_weights", "")).lower().startswith(_MOVES_BASE) or config.get("megatron_config"):
         raise _refused(checkpoint, f"is of a kind that cannot be merged into these weights ({CONFIG})")
     return checkpoint.path / WEIGHTS
@@ -42,10 +42,9 @@ def only_adapter(name: str, folder: Path) -> str | None:
     if not config:
         return None
     base = config.get("base_model_name_or_path") or "a base that its adapter_config.json does not name"
-    return (
-        f"model {name!r} is only an adapter for {base}: copy {CONFIG} and {WEIGHTS} into a folder of that model (it is then "
-        f"applied), or merge them once with PEFT's merge_and_unload and save_pretrained, and give that folder"
-    )
+    copy = f"copy {CONFIG} and {WEIGHTS} into a folder of that model (it is then applied)"
+    merge = "merge them once with PEFT's merge_and_unload and save_pretrained, and give that folder"
+    return f"model {name!r} is only an adapter for {base}: {copy}, or {merge}"
 
 
 @contextlib.contextmanager
@@ -94,8 +93,8 @@ def merge_adapter(model: Any, checkpoint: Checkpoint) -> Any:
     except ModelError:
         raise
     except Exception as error:  # wrong shapes or module names, or an adapter that PEFT cannot merge
-        text = " ".join(str(error).split())[:300]
-        raise _refused(checkpoint, f"cannot be applied to {type(model).__name__}: {text}") from error
+        what = f"cannot be applied to {type(model).__name__}: {on_one_line(error, 300)}"
+        raise _refused(checkpoint, what) from error
 
 
 class _Holder(torch.nn.Module):
@@ -116,7 +115,5 @@ def _place(model: Any, state: Iterable[str]) -> str:
 
 
 def _refused(checkpoint: Checkpoint, what: str) -> ModelError:
-    return ModelError(
-        f"model {checkpoint.name!r} has an adapter in its folder, which {what}. For the features of the base alone, give a "
-        "folder without it"
-    )
+    fix = "For the features of the base alone, give a folder without it"
+    return ModelError(f"model {checkpoint.name!r} has an adapter in its folder, which {what}. {fix}")

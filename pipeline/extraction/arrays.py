@@ -29,7 +29,7 @@ from manifests.errors import FashionNTMError, Problems
 from manifests.identity import pair_key, text_key
 from manifests.kinds import NUMPY, SAFETENSORS, kind_of
 from manifests.schema import Dataset
-from manifests.text import brief, decode_text, parse_json, read_bounded
+from manifests.text import brief, decode_text, on_one_line, parse_json, read_bounded
 
 SETS = ({"query", "target"}, {"image", "text"})
 _KIND = {"F16": "<f2", "F32": "<f4"}
@@ -103,7 +103,7 @@ def _table(table: str, file: Path, problems: Problems) -> TableArrays | None:
             return None
         features = _map_npy(file) if file.suffix == ".npy" else _map_safetensors(file)
     except (OSError, EOFError, SyntaxError, ValueError, FashionNTMError) as error:
-        problems.add("", f"cannot be read: {' '.join(str(error).split())[:200]}", "", file)
+        problems.add("", f"cannot be read: {on_one_line(error)}", "", file)
         return None
     if features.ndim != 2 or not features.size:
         problems.add("", f"is an array {list(features.shape)}", "expected [rows, D], neither of them 0", file)
@@ -289,17 +289,14 @@ class Lookup:
         if (arrays := self.tables.get("query")) is None:
             return found
         for session in self.dataset.sessions:
-            asked = [(turn.reference, turn.text, n) for n, turn in enumerate(session.turns, start=1)]
-            for image, text, turn in [*asked, (session.turns[0].reference, session.text, 0)]:
+            for image, text, turn in session.queries():
                 row = arrays.rows_by_name.get((session.id, turn), -1)
                 first = found.setdefault((image, text), row)
                 if first < 0:
                     found[image, text] = row
                 elif row >= 0 and row != first and not np.array_equal(arrays.features[row], arrays.features[first]):
-                    self.conflicts.append(
-                        f"{arrays.labels[first]} and {arrays.labels[row]} ask the same, ({image!r}, {text[:60]!r}), and "
-                        "their rows differ"
-                    )
+                    what = f"{arrays.labels[first]} and {arrays.labels[row]} ask the same"
+                    self.conflicts.append(f"{what}, ({image!r}, {text[:60]!r}), and their rows differ")
         return {pair: row for pair, row in found.items() if row >= 0}
 
 
@@ -313,17 +310,12 @@ class Fit:
     missing: dict[str, list[str]] = field(default_factory=dict)
     conflicts: list[str] = field(default_factory=list)
 
-    def as_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows, "unknown": self.unknown, "missing": self.missing, "conflicts": self.conflicts}
-
     def lines(self) -> list[str]:
         lines = []
         kinds = (("missing: the dataset asks for", self.missing), ("unknown: the dataset has no", self.unknown))
-        for words, found in kinds:
-            for table, names in found.items():
-                if names:
-                    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-                    lines.append(f"table '{table}', {len(names):,} rows {words} {', '.join(names[:_SHOWN])}{more}")
+        for words, table, names in ((words, *part) for words, found in kinds for part in found.items() if part[1]):
+            more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+            lines.append(f"table '{table}', {len(names):,} rows {words} {', '.join(names[:_SHOWN])}{more}")
         return [*lines, *self.conflicts[:_SHOWN]]
 
 

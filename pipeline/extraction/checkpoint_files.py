@@ -12,7 +12,7 @@ from PIL import Image
 from manifests.errors import FashionNTMError
 from manifests.kinds import LONGEST_HEADER, SAFETENSORS, kind_of
 from manifests.text import read_bounded
-from pipeline.extraction.images import MAX_PIXELS
+from pipeline.extraction.images import MAX_PIXELS, one_line
 
 SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 _SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -32,6 +32,9 @@ class Checkpoint:
     path: Path
     own_code: bool = False  # the user allows the model's own Python code
 
+    def error(self, what: str) -> ModelError:
+        return ModelError(f"model {self.name!r}: {what}")
+
     def json(self, file: str) -> dict[str, Any]:
         """Return a JSON file of the checkpoint; {} if absent. Raises ModelError if it is malformed."""
         try:
@@ -39,27 +42,23 @@ class Checkpoint:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, RecursionError) as error:
-            raise ModelError(f"model {self.name!r}: {file} cannot be read: {error}") from None
+            raise self.error(f"{file} cannot be read: {error}") from None
         return value if isinstance(value, dict) else {"": value}
 
     @property
     def weights(self) -> list[Path]:
         """Safetensors files. Raises ModelError when there are none (pickles are refused) or one is incomplete."""
         if named := self.json("config.json").get("transformers_weights"):  # transformers would load that file instead
-            raise ModelError(
-                f"model {self.name!r}: config.json sets transformers_weights = {named!r}: give that file its usual name, "
-                f"{_SINGLE} or {INDEX}, and remove the key"
-            )
+            fix = f"give that file its usual name, {_SINGLE} or {INDEX}, and remove the key"
+            raise self.error(f"config.json sets transformers_weights = {named!r}: {fix}")
         files = self._listed()
         for file in files:
             kind = kind_of(file)
             if kind.name != SAFETENSORS:
                 hint = f": {kind.advice}" if kind.advice else ""
-                raise ModelError(f"model {self.name!r}: {file.name} is {kind.name}, not {SAFETENSORS}{hint}")
+                raise self.error(f"{file.name} is {kind.name}, not {SAFETENSORS}{hint}")
             if (found := file.stat().st_size) < (wanted := _declared_size(file)):
-                raise ModelError(
-                    f"model {self.name!r}: {file.name} is truncated, {found:,} of {wanted:,} bytes: fetch it again"
-                )
+                raise self.error(f"{file.name} is truncated, {found:,} of {wanted:,} bytes: fetch it again")
         return files
 
     def _listed(self) -> list[Path]:
@@ -71,15 +70,11 @@ class Checkpoint:
             return [self.path / name for name in names]
         if missing:
             broken = "is a link to a missing file" if (self.path / missing[0]).is_symlink() else "is not there"
-            raise ModelError(
-                f"model {self.name!r}: {INDEX} names {missing[0]!r}, which {broken} in {self.path}: "
-                "the download is incomplete, fetch it again"
-            )
+            fix = "the download is incomplete, fetch it again"
+            raise self.error(f"{INDEX} names {missing[0]!r}, which {broken} in {self.path}: {fix}")
         if single.is_symlink():
-            raise ModelError(
-                f"model {self.name!r}: {_SINGLE} is a link to a missing file: copy the folder with its files (cp -rL), or "
-                "fetch it again"
-            )
+            fix = "copy the folder with its files (cp -rL), or fetch it again"
+            raise self.error(f"{_SINGLE} is a link to a missing file: {fix}")
         raise ModelError(_no_weights(self))
 
 
@@ -88,15 +83,12 @@ def shards(checkpoint: Checkpoint) -> list[str]:
 
     Raises ModelError for a malformed index or a file outside of the folder.
     """
-    found = checkpoint.json(INDEX)
-    weights = found.get("weight_map", {})
+    weights = checkpoint.json(INDEX).get("weight_map", {})
     if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights.values()):
-        raise ModelError(f"model {checkpoint.name!r}: {INDEX} has no map of tensors to files: fetch it again")
+        raise checkpoint.error(f"{INDEX} has no map of tensors to files: fetch it again")
     names = sorted(set(weights.values()))
     if bad := next((n for n in names if Path(n).name != n or not n.endswith(".safetensors")), None):
-        raise ModelError(
-            f"model {checkpoint.name!r}: {INDEX} names {bad!r}, which is no safetensors file of its folder"
-        )
+        raise checkpoint.error(f"{INDEX} names {bad!r}, which is no safetensors file of its folder")
     return names
 
 
@@ -105,14 +97,15 @@ def clip_module(name: str, folder: Path) -> Path:
 
     Its modules.json has the one module CLIPModel. Raises ModelError if the subfolder is missing or outside.
     """
-    modules = Checkpoint(name, folder).json("modules.json").get("")
+    checkpoint = Checkpoint(name, folder)
+    modules = checkpoint.json("modules.json").get("")
     if not isinstance(modules, list) or len(modules) != 1 or not isinstance(modules[0], dict):
         return folder
     path = str(modules[0].get("path", ""))
     if str(modules[0].get("type", "")).rsplit(".", 1)[-1] != "CLIPModel" or not path:
         return folder
     if Path(path).name != path or not (folder / path / "config.json").is_file():
-        raise ModelError(f"model {name!r}: modules.json names the folder {path!r}, which is not in it: fetch it again")
+        raise checkpoint.error(f"modules.json names the folder {path!r}, which is not in it: fetch it again")
     return folder / path
 
 
@@ -157,9 +150,8 @@ def refuse_layers(checkpoint: Checkpoint, config: Any, place: str = "") -> None:
     """Raise ModelError for a number of layers that no model has: each would be created before its weights are missed."""
     for key, value in config.items() if isinstance(config, dict) else ():
         if key in _LAYERS and isinstance(value, int) and value > _MOST_LAYERS:
-            raise ModelError(
-                f"model {checkpoint.name!r}: config.json sets {place}{key} = {value:,}, more than {_MOST_LAYERS:,}: fetch it again"
-            )
+            what = f"config.json sets {place}{key} = {value:,}"
+            raise checkpoint.error(f"{what}, more than {_MOST_LAYERS:,}: fetch it again")
         refuse_layers(checkpoint, value, f"{place}{key}.")
 
 
@@ -173,21 +165,16 @@ def try_processor(checkpoint: Checkpoint, processor: Any) -> None:
         short = edges.get("shortest_edge", 0)
         pixels = max(edges.get("height", 0) * edges.get("width", 0), short if by_area else short**2)
         if pixels > MAX_PIXELS:
-            raise ModelError(
-                f"model {checkpoint.name!r}: its image processor sets {name} = {size}, above the limit of {MAX_PIXELS:,} "
-                "pixels: fetch preprocessor_config.json again"
-            )
+            what = f"its image processor sets {name} = {size}, above the limit of {MAX_PIXELS:,} pixels"
+            raise checkpoint.error(f"{what}: fetch preprocessor_config.json again")
     try:
         found = processor(images=[Image.new("RGB", (64, 64))], return_tensors="np")
     except Exception as error:  # of any kind: the settings are of the wrong type, or contradict each other
-        text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ModelError(f"model {checkpoint.name!r}: its image processor fails on an image ({text})") from error
+        raise checkpoint.error(f"its image processor fails on an image ({one_line(error)})") from error
     wanted = checkpoint.json("config.json").get("vision_config")
     side = wanted.get("image_size") if isinstance(wanted, dict) else None
     shape: tuple[int, ...] = getattr(found.get("pixel_values"), "shape", ())
     sized = any(getattr(processor, step, False) for step in ("do_resize", "do_center_crop", "do_pad"))
     if sized and isinstance(side, int) and len(shape) == 4 and shape[2:] != (side, side) and not checkpoint.own_code:
-        raise ModelError(
-            f"model {checkpoint.name!r}: its image processor gives {shape[3]}x{shape[2]} pixels, the model reads "
-            f"{side}x{side}: take both from one download"
-        )
+        what = f"its image processor gives {shape[3]}x{shape[2]} pixels, the model reads {side}x{side}"
+        raise checkpoint.error(f"{what}: take both from one download")

@@ -70,15 +70,11 @@ class Cost:
         return -(-devices // self.per_machine) if devices is not None else None
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            **asdict(self),
-            "shards": self.shards,
-            "bytes": self.bytes,
-            "record_bytes": self.record_bytes,
-            "device_hours": self.hours,
-            "devices_for_hours": {str(hours): self.devices_for(hours) for hours, _ in SPANS},
-            "machines_for_hours": {str(hours): self.machines_for(hours) for hours, _ in SPANS},
-        }
+        sizes = {"shards": self.shards, "bytes": self.bytes, "record_bytes": self.record_bytes}
+        devices = {str(hours): self.devices_for(hours) for hours, _ in SPANS}
+        machines = {str(hours): self.machines_for(hours) for hours, _ in SPANS}
+        hours = {"device_hours": self.hours, "devices_for_hours": devices, "machines_for_hours": machines}
+        return asdict(self) | sizes | hours
 
     def text(self) -> str:
         lines = [
@@ -129,16 +125,15 @@ class MemoryBound:
         return self.decoding + self.model + self.waiting + self.catalog + self.program
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "bytes": self.bytes}
+        return asdict(self) | {"bytes": self.bytes}
 
     def text(self) -> str:
         rest = {"model": self.model, "prepared images": self.waiting, "catalog": self.catalog, "program": self.program}
         parts = [f"decoding in {self.processes} process(es) {self.decoding / 1e9:,.1f}"]
         parts += [f"{name} {size / 1e9:,.1f}" for name, size in rest.items() if size >= 5e7]
-        return (
-            f"memory  at most {self.bytes / 1e9:,.1f} GB, and a batch's activations: {', '.join(parts)}; an image has at most "
-            f"{MAX_PIXELS:,} pixels, a file {MAX_BYTES / 1e9:.1f} GB"
-        )
+        limits = f"an image has at most {MAX_PIXELS:,} pixels, a file {MAX_BYTES / 1e9:.1f} GB"
+        total = f"at most {self.bytes / 1e9:,.1f} GB, and a batch's activations"
+        return f"memory  {total}: {', '.join(parts)}; {limits}"
 
 
 def memory_of(extractor: Extractor, images: int, catalog: int, workers: int, batch_size: int) -> MemoryBound:
@@ -148,10 +143,8 @@ def memory_of(extractor: Extractor, images: int, catalog: int, workers: int, bat
     decoding = processes * (MAX_PIXELS * BYTES_A_PIXEL + MAX_BYTES)
     found = extractor.prepare(Image.new("RGB", (_SIDE, _SIDE))) if images else []  # as most have it
     prepared = sum(getattr(p, "nbytes", 0) for p in (found.values() if isinstance(found, dict) else [found]))
-    waiting = min(ahead, images) * prepared
-    return MemoryBound(
-        processes, decoding, _weights(extractor), waiting, catalog * BYTES_AN_IMAGE, PROGRAM + processes * PROCESS
-    )
+    rest = (min(ahead, images) * prepared, catalog * BYTES_AN_IMAGE, PROGRAM + processes * PROCESS)
+    return MemoryBound(processes, decoding, _weights(extractor), *rest)
 
 
 def _weights(extractor: Extractor) -> int:

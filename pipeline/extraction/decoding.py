@@ -25,7 +25,7 @@ import traceback
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from manifests.errors import FashionNTMError
+from manifests.text import on_one_line
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.prefetch import in_order
 from pipeline.extraction.prepare import prepare_pixels
@@ -58,7 +59,7 @@ class DecodingError(FashionNTMError):
     """Worker processes were killed again and again."""
 
 
-class Decoder:
+class Decoder(AbstractContextManager["Decoder"]):
     """Decodes jobs (lists of items) in at most ``workers`` processes, which are kept until ``close``.
 
     ``workers`` 0 decodes in the calling thread, as do few images.
@@ -70,12 +71,6 @@ class Decoder:
         self._jobs: _Jobs = _Jobs()
         self._loader: Any = None
         self._in_threads = workers > 0 and bool(multiprocessing.current_process().daemon)
-
-    def __enter__(self) -> Decoder:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     def run(self, jobs: Iterable[Job], images: int, meter: Meter) -> Iterator[list[Any]]:
         """Yield for each job, in order, the result of ``prepare_pixels``.
@@ -93,6 +88,9 @@ class Decoder:
             yield from self._here(jobs, workers)
         else:
             yield from self._in_processes(jobs, workers)
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def close(self) -> None:
         self._loader = None  # DataLoader's iterator ends its workers when it is dropped
@@ -127,7 +125,7 @@ class Decoder:
                 self._lost(error, losses)
                 full = ""
             except OSError as error:  # no semaphore, no process
-                full = " ".join(str(error).split())
+                full = on_one_line(error)
             rest = chain(list(self._jobs.waiting), rest)  # not yet done: once more
             self.close()
             if full:
@@ -166,10 +164,10 @@ class Decoder:
         how = ", ".join(f"signal {-code}" if code < 0 else f"exit code {code}" for code in sorted(codes)) or "unknown"
         if losses >= LOSSES:
             item = self._jobs.waiting[0][0]
-            raise DecodingError(
-                f"a decoding process was lost {losses} times in a row ({how}), at image {item.names[0]!r} ({item.file}) or "
-                "after it: signal 9 is mostly a lack of memory; try fewer with --workers, or --workers 0 for none"
-            ) from None
+            what = f"a decoding process was lost {losses} times in a row ({how})"
+            where = f"at image {item.names[0]!r} ({item.file}) or after it"
+            fix = "signal 9 is mostly a lack of memory; try fewer with --workers, or --workers 0 for none"
+            raise DecodingError(f"{what}, {where}: {fix}") from None
         self.meter.note(f"a decoding process was lost ({how}): its images are decoded again")
 
 
@@ -198,15 +196,12 @@ class _Images(Dataset[Any]):
     def __getitem__(self, job: Job) -> Any:
         began = time.perf_counter()
         found = prepare_pixels(self.extractor, job, self.root)
+        notes, self.extractor.noted = self.extractor.noted, {}
         try:
-            return _packed(found, began), self._notes()
-        except RuntimeError:  # no space left in /dev/shm
+            return _packed(found, began), notes
+        except RuntimeError:  # no space left in /dev/shm: the job is done again elsewhere
             _remove_unshared()
             return None
-
-    def _notes(self) -> dict[bytes, str]:
-        notes, self.extractor.noted = self.extractor.noted, {}
-        return notes
 
 
 def _make_socket_folder() -> None:

@@ -28,6 +28,7 @@ from pipeline.extraction.worker import Setting
 if TYPE_CHECKING:
     from distributed import Client, Future
 
+Note = Callable[[str], None]
 _SHARDS_AT_ONCE = 2  # per local process: one in the model, the other being prepared or written
 _SAMPLE = 2048  # items sent to the worker that measures the batch size
 _A_WORKER = 4  # uncommitted shards submitted per worker: running, queued, or waiting for their turn to be committed
@@ -97,7 +98,7 @@ class Cluster:
         tasks: Sequence[ShardTask],
         first: Callable[[str], int],
         check: Callable[[], None],
-        note: Callable[[str], None],
+        note: Note,
     ) -> Iterator[Shard]:
         """Yield the finished tasks in order. ``first``: number of a table's next shard; ``check`` may raise to stop;
         ``note`` gets a line for each worker that was lost.
@@ -130,7 +131,7 @@ class Cluster:
         finally:
             self.client.cancel(list(waiting.values()))
 
-    def _watch(self, note: Callable[[str], None]) -> int:
+    def _watch(self, note: Note) -> int:
         """Return the number of workers; note those that were lost since the last call."""
         present = set(self.client.nthreads())
         for address in sorted(self._present - present):
@@ -138,7 +139,7 @@ class Cluster:
         self._present = present
         return len(present)
 
-    def _look(self, waiting: Mapping[int, Future], wanted: int, note: Callable[[str], None]) -> bool:
+    def _look(self, waiting: Mapping[int, Future], wanted: int, note: Note) -> bool:
         """Wait briefly for any task; return whether the next one in order has ended."""
         from distributed import wait
 
@@ -158,7 +159,7 @@ class Cluster:
         name = answer["process"]
         self.calls[name] = max(self.calls.get(name, 0), answer["calls"])
         self._cut[name] = max(self._cut.get(name, 0), answer["cut"])
-        failures = [ItemFailure(task.items[place], stage, reason) for place, stage, reason in answer["failures"]]
+        failures = [ItemFailure(task.items[place], *why) for place, *why in answer["failures"]]
         receipt = Receipt(**answer["receipt"]) if answer["receipt"] else None
         long = [task.items[place] for place in answer["long"]]
         noted = [(task.items[place], remark) for place, remark in answer["noted"]]
@@ -170,10 +171,9 @@ class Cluster:
         try:
             answer = future.result()
         except KilledWorker as error:
-            raise ClusterError(
-                f"several workers died over the same shard (the last: {error.last_worker.address}): look at their logs, "
-                "give them more memory or a smaller --batch-size, and run the same command again"
-            ) from None
+            what = f"several workers died over the same shard (the last: {error.last_worker.address})"
+            fix = "look at their logs, give them more memory or a smaller --batch-size, and run the same command again"
+            raise ClusterError(f"{what}: {fix}") from None
         if "error" in answer:
             raise ClusterError(f"a worker on {answer['host']} stopped: {answer['error']}")
         return answer

@@ -36,7 +36,6 @@ class TooManyFailures(FashionNTMError):
 def process(
     extractor: Extractor,
     tasks: Sequence[ShardTask],
-    *,
     root: Path | None,
     batch_size: int,
     workers: int,
@@ -114,11 +113,9 @@ def _model(
             example = f", the last: {last.item.names[0]!r} ({last.stage}: {last.reason})" if last else ""
             stop_at(max_failures, meter, example)
             yield from runner.finished()
-        runner.flush()
-        yield from runner.finished()
+        yield from runner.finished(wait=True)
     except (KeyboardInterrupt, TooManyFailures):
-        runner.flush()
-        yield from runner.finished()
+        yield from runner.finished(wait=True)
         if not outcome.whole and (len(outcome) or outcome.failures):
             yield outcome
         raise

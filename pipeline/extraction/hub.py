@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from manifests.identity import digest, file_digest
 from manifests.shapes import misfits
+from manifests.text import on_one_line
 from pipeline.extraction.adapters import CONFIG, adapter_weights, merge_adapter, only_adapter, without_adapter
 from pipeline.extraction.checkpoint_files import (
     SIDE_FILES,
@@ -63,9 +64,8 @@ def _from_hub(name: str, revision: str | None, own_code: bool) -> Path:
     except RevisionNotFoundError:
         raise ModelError(f"model {name!r} has no revision {revision!r} on the hub") from None
     except GatedRepoError:
-        raise ModelError(
-            f"model {name!r} asks for its terms to be accepted on its hub page first, and for a login"
-        ) from None
+        what = "asks for its terms to be accepted on its hub page first, and for a login"
+        raise ModelError(f"model {name!r} {what}") from None
     except RepositoryNotFoundError:
         raise ModelError(f"there is no model {name!r} on the hub (or it is private): check the spelling") from None
     except Exception as error:  # the HTTP library's types differ between versions; all mean "unavailable"
@@ -80,9 +80,9 @@ def _from_hub(name: str, revision: str | None, own_code: bool) -> Path:
 def _unreachable(name: str, revision: str | None, why: object) -> str:
     which, option = (f" (revision {revision!r})", f" --revision {revision}") if revision else ("", "")
     return (
-        f"model {name!r}{which} is not on this machine and cannot be downloaded ({' '.join(str(why).split())[:200]}). Give a "
-        f"local folder (--set extractor.model=DIR), or on a machine with internet run `hf download {name}{option} "
-        "--local-dir DIR` and copy DIR here"
+        f"model {name!r}{which} is not on this machine and cannot be downloaded ({on_one_line(why)}). Give a local folder "
+        f"(--set extractor.model=DIR), or on a machine with internet run `hf download {name}{option} --local-dir DIR` and "
+        "copy DIR here"
     )
 
 
@@ -101,35 +101,24 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device,
     _require_class(checkpoint)
     with quiet(), _explained(checkpoint), without_adapter(checkpoint) as path:
         computed = torch.float32 if adapted else dtype
-        own = checkpoint.own_code
+        how = _local(checkpoint) | {"use_safetensors": True, "output_loading_info": True}
+        how["ignore_mismatched_sizes"] = True  # refused below, by name and shape
         try:
-            model, found = AutoModel.from_pretrained(
-                path,
-                dtype=computed,
-                use_safetensors=True,
-                trust_remote_code=own,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # refused below, by name and shape
-                local_files_only=True,
-            )
+            model, found = AutoModel.from_pretrained(path, dtype=computed, **how)
             absent = found["missing_keys"]
             if shapes := found.get("mismatched_keys"):  # tensors: name, shape in the file, shape by config.json
-                raise ModelError(
-                    f"model {checkpoint.name!r}: its weights are not of its config.json: {misfits(shapes)}; take both from "
-                    "one download"
-                )
+                what = f"its weights are not of its config.json: {misfits(shapes)}"
+                raise checkpoint.error(f"{what}; take both from one download")
         except (NotImplementedError, RuntimeError) as error:
-            if not own or "meta" not in str(error):
+            if not checkpoint.own_code or "meta" not in str(error):
                 raise
             model, absent = _built_on_cpu(checkpoint, computed)
     missing = sorted(k for k in absent if not k.startswith(unused))
     if missing:
         own = "AutoModel" in checkpoint.json("config.json").get("auto_map", {})
         hint = f". {_OWN_CODE}" if own and not checkpoint.own_code else ""
-        raise ModelError(
-            f"model {checkpoint.name!r}: the checkpoint lacks {len(missing)} weights of {type(model).__name__}, "
-            f"such as {missing[0]!r}; its features would be random{hint}"
-        )
+        what = f"the checkpoint lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]!r}"
+        raise checkpoint.error(f"{what}; its features would be random{hint}")
     if adapted:
         model = merge_adapter(model, checkpoint)
         for parameter in model.parameters():
@@ -145,7 +134,7 @@ def _built_on_cpu(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, list
     """
     from transformers import AutoConfig, AutoModel
 
-    config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=checkpoint.own_code, local_files_only=True)
+    config = AutoConfig.from_pretrained(checkpoint.path, **_local(checkpoint))
     with torch.random.fork_rng(devices=[]):
         model = AutoModel.from_config(config, trust_remote_code=checkpoint.own_code)
     state = {name: value for file in checkpoint.weights for name, value in load_file(file).items()}
@@ -172,13 +161,15 @@ def _require_class(checkpoint: Checkpoint) -> None:
     )
 
 
+def _local(checkpoint: Checkpoint) -> dict[str, bool]:
+    return {"trust_remote_code": checkpoint.own_code, "local_files_only": True}
+
+
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
     from transformers import AutoTokenizer
 
     with quiet(), _explained(checkpoint):
-        return AutoTokenizer.from_pretrained(
-            checkpoint.path, trust_remote_code=checkpoint.own_code, local_files_only=True
-        )
+        return AutoTokenizer.from_pretrained(checkpoint.path, **_local(checkpoint))
 
 
 def load_image_processor(checkpoint: Checkpoint) -> Any:
@@ -186,14 +177,10 @@ def load_image_processor(checkpoint: Checkpoint) -> Any:
     from transformers import AutoImageProcessor
 
     with quiet(), _explained(checkpoint):
-        processor = AutoImageProcessor.from_pretrained(
-            checkpoint.path, backend="pil", trust_remote_code=checkpoint.own_code, local_files_only=True
-        )
+        processor = AutoImageProcessor.from_pretrained(checkpoint.path, backend="pil", **_local(checkpoint))
     if getattr(processor, "backend", "pil") != "pil":
-        raise ModelError(
-            f"model {checkpoint.name!r}: its image processor {type(processor).__name__} has no Pillow back end, so its "
-            "features would depend on the torchvision that happens to be installed"
-        )
+        what = f"its image processor {type(processor).__name__} has no Pillow back end"
+        raise checkpoint.error(f"{what}, so its features would depend on the torchvision that happens to be installed")
     try_processor(checkpoint, processor)
     return processor
 
@@ -258,8 +245,8 @@ def _explained(checkpoint: Checkpoint) -> Iterator[None]:
     except Exception as error:  # OSError, ValueError, ImportError, KeyError, SafetensorError, depending on the model
         if "trust_remote_code" in str(error) and not checkpoint.own_code:
             raise ModelError(f"model {checkpoint.name!r} cannot be loaded by itself. {_OWN_CODE}") from None
-        text = " ".join(str(error).split())[:300]
-        raise ModelError(f"model {checkpoint.name!r} cannot be loaded: {type(error).__name__}: {text}") from error
+        text = f"{type(error).__name__}: {on_one_line(error, 300)}"
+        raise ModelError(f"model {checkpoint.name!r} cannot be loaded: {text}") from error
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from PIL import __version__ as pillow_version
 
 from manifests.identity import image_key
+from manifests.text import on_one_line
 from pipeline.core.image_files import ItemError, ReadError, read_bytes
 
 Image.init()  # here rather than lazily in a worker thread
@@ -107,7 +108,7 @@ def _from_deep(image: Image.Image) -> Image.Image:
 
 def one_line(error: BaseException) -> str:
     """Format an error as a one-line reason for the ledger."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return on_one_line(f"{type(error).__name__}: {error}")
 
 
 def decoder() -> str:

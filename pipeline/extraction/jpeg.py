@@ -32,10 +32,8 @@ _MODES: dict[Any, str] = {Pillow.Resampling.BILINEAR: "bilinear", Pillow.Resampl
 _START, _SCAN, _END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"  # markers: of the file, of the last scan, of its end
 _CHECKED = (400, 300)  # (width, height)
 _BATCH = 32  # JPEGs that are decoded together on a device
-_FIX = (
-    "pip install 'fashion-ntm[gpu-decode]' with torchvision of the same build as torch (CUDA or CPU), or leave out "
-    "extractor.decode"
-)
+_INSTALL = "pip install 'fashion-ntm[gpu-decode]' with torchvision of the same build as torch (CUDA or CPU)"
+_FIX = f"{_INSTALL}, or leave out extractor.decode"
 
 
 @dataclass(frozen=True)
@@ -67,10 +65,10 @@ class TorchvisionDecode:
         self.images_per_job = _BATCH if self.batched else 0
         self._processor, self._mode = processor, _MODES.get(getattr(processor, "resample", None), "")
         if levels is None or not self._mode or geometry(processor, *_CHECKED) is None:
-            raise hub.ModelError(
-                f"model {model!r}: its image processor {type(processor).__name__} has other steps than a bilinear or bicubic "
-                'resize, a crop and a normalization, so extractor.decode = "torchvision" cannot do the same: use "pillow"'
-            )
+            steps = "other steps than a bilinear or bicubic resize, a crop and a normalization"
+            fix = 'so extractor.decode = "torchvision" cannot do the same: use "pillow"'
+            name = type(processor).__name__
+            raise hub.ModelError(f"model {model!r}: its image processor {name} has {steps}, {fix}")
 
     @property
     def decoder(self) -> str:
@@ -148,11 +146,8 @@ class TorchvisionDecode:
         except ExtractorError:
             raise
         except (RuntimeError, torch.OutOfMemoryError) as error:
-            why = (
-                "the device's memory is full"
-                if is_out_of_memory(error)
-                else f"torchvision refuses it: {one_line(error)}"
-            )
+            refused = f"torchvision refuses it: {one_line(error)}"
+            why = "the device's memory is full" if is_out_of_memory(error) else refused
         if len(encoded) > 1:
             return [found for one in encoded for found in self._batch([one])]
         try:

@@ -106,9 +106,7 @@ class Plan:
     def as_dict(self) -> dict[str, Any]:
         return {
             **{name: getattr(self, name) for name in ("dataset", "extractor", "fingerprint", "todo", "bytes")},
-            "store": str(self.path) if self.path else None,
-            "images": len(self.catalogue),
-            "hash_seconds": self.seconds,
+            **{"store": self.path and str(self.path), "images": len(self.catalogue), "hash_seconds": self.seconds},
             "memory": self.memory.as_dict() if self.memory is not None else None,
             "tables": {name: table.as_dict() for name, table in self.tables.items()},
             "probe": self.probe.as_dict(self) if self.probe is not None else None,
@@ -151,16 +149,28 @@ def plan_extraction(
         path = store_path(stores, dataset.name, extractor.name, fields)
     digests = path.parent / DIGESTS if path is not None else None
     sources, unusable = catalogue_of(dataset, extractor, digests, workers, remember)
-    catalogue = bound_keys(dataset, sources)
     known = store.failures() if store is not None else []
     other, reason = _another(path, fields) if store is None else (None, "")
     widths = {table: extractor.dim(table) * extractor.dtype.itemsize for table in extractor.tables}
-    tables = {}
-    for table in extractor.tables:
-        found = requests_of(table, dataset, sources, unusable)
+
+    def planned(table: str) -> TablePlan:
+        requests, items, bad = requests_of(table, dataset, sources, unusable)
+        present = _present(store, table, list(items))
+        missing = [(n, item) for n, (item, there) in enumerate(zip(items.values(), present, strict=True)) if not there]
         on_record = {f.item: f for f in known if f.table == table}
-        row_bytes = widths[table] + KEY_BYTES
-        tables[table] = _table(table, *found, store, other, on_record, retry_failed, row_bytes, reason)
+        failed = {f.key for f in on_record.values() if not retry_failed and not is_transient(f.stage, f.reason)}
+        wanted = [(n, item) for n, item in missing if item.key.hex() not in failed]
+        todo, places = tuple(item for _, item in wanted), np.array([n for n, _ in wanted], dtype=np.int64)
+        stale = 0
+        with suppress(StoreError):  # a damaged store of another fingerprint does not matter here
+            stale = int(_present(other, table, [item.key for item in todo]).sum())
+        names = ((name, item.key.hex()) for item in items.values() for name in item.names if name in on_record)
+        outdated = tuple(name for name, key in names if on_record[name].key != key)
+        counts = (requests, len(items), len(items) - len(missing), len(missing) - len(todo), stale)
+        size, why = len(todo) * (widths[table] + KEY_BYTES), _reason(*counts[1:4], bad, reason)
+        return TablePlan(table, *counts, todo, places, present, tuple(bad), outdated, size, why)
+
+    tables, catalogue = {table: planned(table) for table in extractor.tables}, bound_keys(dataset, sources)
     return Plan(dataset.name, extractor.name, fields, tables, catalogue, time.perf_counter() - began, path, widths)
 
 
@@ -172,40 +182,18 @@ def open_store(stores: Path, dataset: Dataset, extractor: Extractor) -> Store | 
         return None
 
 
-def _table(
-    table: str,
-    requests: int,
-    items: Mapping[bytes, Item],
-    bad: Sequence[Failure],
-    store: Store | StoreWriter | None,
-    other: Store | None,
-    on_record: Mapping[str, Failure],
-    retry_failed: bool,
-    width: int,
-    reason: str,
-) -> TablePlan:
-    present = _present(store, table, list(items))
-    missing = [(n, item) for n, (item, there) in enumerate(zip(items.values(), present, strict=True)) if not there]
-    failed = {f.key for f in on_record.values() if not retry_failed and not is_transient(f.stage, f.reason)}
-    wanted = [(n, item) for n, item in missing if item.key.hex() not in failed]
-    todo, places = tuple(item for _, item in wanted), np.array([n for n, _ in wanted], dtype=np.int64)
-    stale = 0
-    with suppress(StoreError):  # a damaged store of another fingerprint does not matter here
-        stale = int(_present(other, table, [item.key for item in todo]).sum())
-    names = ((name, item.key.hex()) for item in items.values() for name in item.names if name in on_record)
-    outdated = tuple(name for name, key in names if on_record[name].key != key)
-    known, done = len(missing) - len(todo), len(items) - len(missing)
-    if not items and not bad:
+def _reason(unique: int, done: int, known: int, bad: Sequence[Failure], reason: str) -> str:
+    """Return why rows of a table are missing, or that none is. ``reason``: of a missing store; ``known``: failures."""
+    if not unique and not bad:
         reason = "no row is requested"
     elif not reason:
-        reason = f"output missing: {done:,} of {len(items):,} rows are there" if done else "output missing"
-        reason = reason if todo else UP_TO_DATE
+        reason = f"output missing: {done:,} of {unique:,} rows are there" if done else "output missing"
+        reason = reason if done + known < unique else UP_TO_DATE
     if known:
         reason += f"; {known} known failures are left alone (--retry-failed tries them again)"
     if bad:
         reason += f"; {len(bad)} have nothing to read, such as {bad[0].item}: {bad[0].reason}"
-    counts = (requests, len(items), done, known, stale)
-    return TablePlan(table, *counts, todo, places, present, tuple(bad), outdated, len(todo) * width, reason)
+    return reason
 
 
 def _present(store: Store | StoreWriter | None, table: str, keys: list[bytes]) -> np.ndarray:

@@ -129,25 +129,22 @@ def extractor_in(
     ``precision``: fp32, bf16, fp16, None for the spec's own, or "auto": bf16 where ``device`` has units for it, unless
     another precision already has rows, so that no store stays incomplete.
     """
-    if precision is None:
-        return spec, load_extractor(spec, device), ""
     if precision != "auto":
-        asked = with_precision(spec, precision)
+        asked = with_precision(spec, precision) if precision else spec
         return asked, load_extractor(asked, device), ""
-    name, why = native_precision(resolve_device(device))
-    asked = with_precision(spec, name)
+    native, why = native_precision(resolve_device(device))
+    asked = with_precision(spec, native)
     extractor = load_extractor(asked, device)
-    for other, dtype in PRECISIONS.items():
+    for name, dtype in PRECISIONS.items():
         fields = extractor.semantic() | {"compute_dtype": dtype}
         path = store_path(workspace.stores, dataset.name, extractor.name, fields)
         with suppress(StoreNotFoundError):
             if any(table.rows for table in Store.open(path, verify="header").tables.values()):
-                name, why = other, f"{path.name} has rows in it already"
-                break
-    if name != native_precision(resolve_device(device))[0]:
-        asked = with_precision(spec, name)
-        extractor = load_extractor(asked, device)
-    return asked, extractor, f"{name}: {why}"
+                if name != native:
+                    asked = with_precision(spec, name)
+                    extractor = load_extractor(asked, device)
+                return asked, extractor, f"{name}: {path.name} has rows in it already"
+    return asked, extractor, f"{native}: {why}"
 
 
 def native_precision(device: torch.device) -> tuple[str, str]:
@@ -211,10 +208,8 @@ def checked_agreement(spec: RunSpec, extractor: Extractor, dataset: Dataset) -> 
     reference = load_extractor(with_precision(spec, "fp32"), str(extractor.device))
     found = agreement(reference, extractor, sample_of(extractor, dataset))
     if not found["least_cosine"] >= LEAST_COSINE:
-        raise PrecisionError(
-            f"in {extractor.options.dtype} a feature has cosine {found['least_cosine']:.4f} to its float32 twin, less than "
-            f"{LEAST_COSINE}: use --precision fp32"
-        )
+        what = f"a feature has cosine {found['least_cosine']:.4f} to its float32 twin, less than {LEAST_COSINE}"
+        raise PrecisionError(f"in {extractor.options.dtype} {what}: use --precision fp32")
     return {"agreement_with_float32": {**found, "tolerance": LEAST_COSINE, "items": _ITEMS}}
 
 
@@ -224,11 +219,9 @@ def decode_agreement(extractor: Extractor, dataset: Dataset) -> dict[str, Any]:
     parts = _readable(dataset, extractor, exact) if exact is not None else []
     if not parts or exact is None:
         return {}
-    rows = [
-        unit_rows(trial_rows(one, "image", one.stack(some)), np.float64)
-        for one, some in zip((extractor, exact), zip(*parts, strict=True), strict=True)
-    ]
-    cosine = float((rows[0] * rows[1]).sum(axis=1).min())
+    both = zip((extractor, exact), zip(*parts, strict=True), strict=True)
+    mine, wanted = (unit_rows(trial_rows(one, "image", one.stack(some)), np.float64) for one, some in both)
+    cosine = float((mine * wanted).sum(axis=1).min())
     return {"decode": {"decoder": extractor.jpeg_decoder, "images": len(parts), "least_cosine_to_pillow": cosine}}
 
 

@@ -44,11 +44,8 @@ def add_texts(extractor: Extractor, items: Sequence[Item], pixels: Sequence[Any]
             if item.turns and not isinstance(parts[n], ItemFailure):
                 parts[n] = _chat(extractor, item, parts[n])
         for texts in ([item.caption for item in items], [item.text for item in items]):
-            have = [
-                n
-                for n, t in enumerate(texts)
-                if t is not None and not items[n].turns and not isinstance(parts[n], ItemFailure)
-            ]
+            asked = [n for n, text in enumerate(texts) if text is not None and not items[n].turns]
+            have = [n for n in asked if not isinstance(parts[n], ItemFailure)]
             ready = _texts(extractor, [texts[n] for n in have], [items[n] for n in have])
             for n, found in zip(have, ready, strict=True):
                 parts[n] = found if isinstance(found, ItemFailure) else [*parts[n], found]

@@ -84,16 +84,9 @@ def build_tokenizer(texts: Iterable[str], size: int, max_tokens: int) -> PreTrai
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A {EOS}", special_tokens=[(BOS, vocabulary[BOS]), (EOS, vocabulary[EOS])]
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        model_max_length=max_tokens,
-        padding_side="right",
-        truncation_side="right",
-        pad_token=PAD,
-        bos_token=BOS,
-        unk_token=UNK,
-        eos_token=EOS,
-    )
+    special = {"pad_token": PAD, "bos_token": BOS, "unk_token": UNK, "eos_token": EOS}
+    sides = {"padding_side": "right", "truncation_side": "right"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=max_tokens, **sides, **special)
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, options: PretrainOptions) -> CLIPModel:
@@ -121,12 +114,9 @@ def build_model(tokenizer: PreTrainedTokenizerFast, options: PretrainOptions) ->
 
 def build_processor(options: PretrainOptions) -> CLIPImageProcessorPil:
     """Return the image processor: shorter side to ``image_size``, center crop, values to (v - mean) / std."""
-    return CLIPImageProcessorPil(
-        size={"shortest_edge": options.image_size},
-        crop_size={"height": options.image_size, "width": options.image_size},
-        image_mean=[options.pixel_mean] * 3,
-        image_std=[options.pixel_std] * 3,
-    )
+    size, mean, std = options.image_size, [options.pixel_mean] * 3, [options.pixel_std] * 3
+    crop = {"height": size, "width": size}
+    return CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size=crop, image_mean=mean, image_std=std)
 
 
 def to_pixels(images: Iterable[Image.Image | Path], options: PretrainOptions) -> np.ndarray:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 
@@ -20,6 +21,7 @@ from pipeline.extraction.work import Item, ItemFailure, ShardTask
 if TYPE_CHECKING:
     from pipeline.extraction.plan import Plan
 
+BatchSize: TypeAlias = int | Literal["auto"]
 DEFAULT_BATCH = 64
 _MOST_WORKERS = 16  # decoding processes per model
 _SMALL = 10_000_000  # parameters of a model that computes in one thread
@@ -62,7 +64,7 @@ def recorded_batch_size(execution: Sequence[Mapping[str, Any]], device: str) -> 
 
 
 def autotune(
-    asked: int | Literal["auto"],
+    asked: BatchSize,
     todo: Mapping[str, Sequence[Item]],
     execution: Sequence[Mapping[str, Any]],
     measure: Callable[[Mapping[str, Sequence[Item]]], tuple[str, dict[int, float]]],
@@ -150,15 +152,11 @@ class Probe:
 
     def text(self, plan: Plan) -> str:
         rates = ", ".join(f"{name} {rate:,.1f} rows/s ({self.slowest[name]})" for name, rate in self.rates.items())
-        return (
-            f"measured with batches of {self.batch_size} and {self.workers} decoding processes: {rates or 'nothing to do'}\n"
-            f"time left at these rates: {clock(self.seconds(plan))}"
-        )
+        how = f"measured with batches of {self.batch_size} and {self.workers} decoding processes"
+        return f"{how}: {rates or 'nothing to do'}\ntime left at these rates: {clock(self.seconds(plan))}"
 
 
-def measure(
-    extractor: Extractor, plan: Plan, root: Path | None, workers: int, batch_size: int | Literal["auto"]
-) -> Probe:
+def measure(extractor: Extractor, plan: Plan, root: Path | None, workers: int, batch_size: BatchSize) -> Probe:
     """Run a few batches of each table through the engine for some seconds per table; write nothing."""
     if batch_size == "auto":
         by_size = choose_batch_size(extractor, {name: table.todo for name, table in plan.tables.items()}, root)
@@ -174,8 +172,7 @@ def measure(
             step = max(1, len(table.todo) // rows)
             sample, meter = ShardTask(name, table.todo[::step][:rows]), Meter(workers=max(1, workers))
             began = time.perf_counter()
-            for _ in process(extractor, [sample], root=root, batch_size=batch_size, workers=workers, meter=meter):
-                pass
+            deque(process(extractor, [sample], root, batch_size, workers, meter), maxlen=0)
             spent = time.perf_counter() - began
             rates[name], slowest[name] = rows / max(spent, 1e-9), meter.slowest
             if rows == len(table.todo) or spent > _PROBE_SECONDS / 2:

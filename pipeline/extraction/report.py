@@ -15,7 +15,7 @@ from pipeline.extraction.plan import Plan
 from pipeline.extraction.work import pair_name
 
 Keys: TypeAlias = dict[str, bytes]  # image id -> content key
-_COUNTS = ("bytes", "extracted", "reused", "failed", "unread", "cut")
+_PRINTED = ("fingerprint", "bytes", "extracted", "reused", "failed", "unread", "cut", "workers", "checked", "notes")
 
 
 @dataclass
@@ -82,10 +82,7 @@ class Report:
         rates = {stage: done / seconds for stage, seconds in self.seconds.items() if done and seconds > 0}
         return {
             "store": str(self.path),
-            **{
-                name: getattr(self, name)
-                for name in ("fingerprint", *_COUNTS, "workers", "checked", "notes", "remarks")
-            },
+            **{name: getattr(self, name) for name in (*_PRINTED, "remarks")},
             "sessions_left_out": {split: {"sessions": n, "of": of} for split, (n, of) in self.left_out.items()},
             "tables": {name: asdict(table) | {"reason": self.reasons[name]} for name, table in self.tables.items()},
             "seconds": self.seconds,
@@ -97,27 +94,23 @@ class Report:
         for name, t in self.tables.items():
             failed = f", {t.failed + t.unusable:,} failed" if t.failed + t.unusable else ""
             why = "" if t.extracted else f"  ({self.reasons[name]})"
-            lines.append(
-                f"{name:6} {t.requests:,} requested, {t.unique:,} unique: "
-                f"{t.extracted:,} extracted, {t.reused:,} reused{failed}{why}"
-            )
+            counts = f"{t.extracted:,} extracted, {t.reused:,} reused{failed}{why}"
+            lines.append(f"{name:6} {t.requests:,} requested, {t.unique:,} unique: {counts}")
         if self.extracted:
             shown = {n: s for n, s in self.seconds.items() if n not in ("wall", "work")}
             stages = ", ".join(f"{n} {s:.1f}" for n, s in shown.items() if s >= 0.05 or n == self.slowest)
             wall = self.seconds.get("wall", 0.0)
-            rate = f"{self.extracted / max(wall, 1e-9):,.0f} rows/s"
-            lines.append(f"time   {wall:.1f} s, {rate}; thread-seconds: {stages}; slowest: {self.slowest}")
+            total = f"{wall:.1f} s, {self.extracted / max(wall, 1e-9):,.0f} rows/s"
+            lines.append(f"time   {total}; thread-seconds: {stages}; slowest: {self.slowest}")
         else:
             lines.append("nothing was extracted: every row is there already, or is known to fail")
         lines += [f"note   {note}" for note in self.notes]
         lines += [f"note   {name} {self.checked[name]}" for name in ("precision", "form") if name in self.checked]
         lines += [f"note   {count:,} image(s) {remark}" for remark, count in self.remarks.items()]
-        if "decode" in self.checked:
-            found = self.checked["decode"]
-            lines.append(
-                f"note   decoded by torchvision ({found['decoder']}): cosine to Pillow's decode >= "
-                f"{found['least_cosine_to_pillow']:.7f} on {found['images']} images (more: cache verify SPEC --reextract 100)"
-            )
+        if found := self.checked.get("decode"):
+            cosine = f"{found['least_cosine_to_pillow']:.7f} on {found['images']} images"
+            more = f"cosine to Pillow's decode >= {cosine} (more: cache verify SPEC --reextract 100)"
+            lines.append(f"note   decoded by torchvision ({found['decoder']}): {more}")
         if self.cut:
             lines.append(f"note   {self.cut:,} texts were longer than the model reads, and lost their end")
         if self.failed:
@@ -126,15 +119,11 @@ class Report:
             count = "1 item has" if self.failed == 1 else f"{self.failed:,} items have"
             lines.append(f"note   {count} no row{why}; the reasons are in {self.path / 'ledger.jsonl'}")
         if self.unread:
-            lines.append(
-                f"note   {self.unread:,} of them could not be read from the disk: run the same command again, which "
-                "reads them again"
-            )
-        short = [f"{n:,} of {of:,} {split} sessions" for split, (n, of) in self.left_out.items() if n]
-        if short:
-            lines.append(
-                f"note   {' and '.join(short)} need one of these rows: they are left out, nothing is filled in"
-            )
+            fix = "run the same command again, which reads them again"
+            lines.append(f"note   {self.unread:,} of them could not be read from the disk: {fix}")
+        if short := [f"{n:,} of {of:,} {split} sessions" for split, (n, of) in self.left_out.items() if n]:
+            what = f"{' and '.join(short)} need one of these rows"
+            lines.append(f"note   {what}: they are left out, nothing is filled in")
         return "\n".join(lines)
 
 
@@ -157,10 +146,9 @@ def left_out(dataset: Dataset, failures: Sequence[Failure]) -> dict[str, tuple[i
     asked = {f.item for f in failures if f.table in ("text", "query")}  # texts, or names of pairs
     found: dict[str, tuple[int, int]] = {}
     for session in dataset.sessions:
-        needs = {session.target, *(turn.reference for turn in session.turns)}
-        pairs = [(turn.reference, turn.text) for turn in session.turns]
-        pairs.append((session.turns[0].reference, session.text))
-        bad = bool(needs & images) or any(text in asked or pair_name(image, text) in asked for image, text in pairs)
+        queries = list(session.queries())
+        needs = {session.target, *(image for image, _, _ in queries)}
+        bad = bool(needs & images) or any(t in asked or pair_name(image, t) in asked for image, t, _ in queries)
         n, of = found.get(session.split, (0, 0))
         found[session.split] = n + bad, of + 1
     return found

@@ -7,9 +7,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import Any
 
 from cache import Manifest, Store, StoreWriter, store_path
 from manifests.errors import FashionNTMError, most_frequent
@@ -23,12 +21,14 @@ from pipeline.extraction.interrupts import gentle_interrupt
 from pipeline.extraction.jpeg import CUDA_DECODER
 from pipeline.extraction.plan import Plan, plan_extraction
 from pipeline.extraction.prefetch import Commits
-from pipeline.extraction.probe import DEFAULT_BATCH, autotune, choose_batch_size, default_workers
+from pipeline.extraction.probe import DEFAULT_BATCH, BatchSize, autotune, choose_batch_size, default_workers
 from pipeline.extraction.progress import Meter, Mode, Progress, make_progress
 from pipeline.extraction.report import Report, left_out, report_of
 from pipeline.extraction.runner import Outcome
 from pipeline.extraction.tolerance import recorded, recorded_decoder
 from pipeline.extraction.work import Item, ShardTask
+
+Check = Callable[[Plan], Mapping[str, Any]]
 
 
 class ExtractionError(FashionNTMError):
@@ -46,13 +46,13 @@ def extract(
     extractor: Extractor,
     stores: Path,
     *,
-    batch_size: int | Literal["auto"] = DEFAULT_BATCH,
+    batch_size: BatchSize = DEFAULT_BATCH,
     shard_rows: int = 4096,
     workers: int | None = 2,
     progress: Mode | Progress = "auto",
     max_failures: int | None = None,
     retry_failed: bool = False,
-    check: Callable[[Plan], Mapping[str, Any]] = lambda plan: {},
+    check: Check = lambda plan: {},
     cluster: Cluster | None = None,
 ) -> Report:
     """Compute every missing row of ``dataset`` for ``extractor`` and commit it to the store below ``stores``.
@@ -124,39 +124,19 @@ class _Job:
 
     def plan(self, writer: StoreWriter | None, retry_failed: bool) -> Plan:
         with self.meter.time("hash"):
-            plan = plan_extraction(
-                self.dataset,
-                self.extractor,
-                writer,
-                stores=self.stores,
-                workers=self.workers,
-                retry_failed=retry_failed,
-                remember=True,
-            )
+            how = {"stores": self.stores, "workers": self.workers, "retry_failed": retry_failed}
+            plan = plan_extraction(self.dataset, self.extractor, writer, **how, remember=True)
         if plan.todo and self.cluster is None:
             self.extractor.require()
         return plan
 
-    def store(self, batch_size: int | Literal["auto"], shard_rows: int) -> StoreWriter:
-        execution = {
-            "batch_size": batch_size,
-            "shard_rows": shard_rows,
-            "workers": self.workers,
-            "device": describe(self.extractor.device),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            **recorded(self.extractor, self.dataset),
-        }
+    def store(self, batch_size: BatchSize, shard_rows: int) -> StoreWriter:
+        execution = {"batch_size": batch_size, "shard_rows": shard_rows, "workers": self.workers}
+        execution |= recorded(self.extractor, self.dataset)
         names = {"dataset": self.dataset.name, "extractor": self.extractor.name}
         return StoreWriter(self.path, **names, fields=self.fields, execution=execution)
 
-    def check(
-        self,
-        plan: Plan,
-        writer: StoreWriter,
-        batch_size: int | Literal["auto"],
-        check: Callable[[Plan], Mapping[str, Any]],
-    ) -> int:
+    def check(self, plan: Plan, writer: StoreWriter, batch_size: BatchSize, check: Check) -> int:
         """Return the batch size; record it and the result of ``check``. Nothing is done without work."""
         self.result = report_of(self.path, plan)
         if not plan.todo:
@@ -215,16 +195,8 @@ class _Job:
             setting = replace(self.setting, batch_size=size, jpeg_decoder=self.cluster.jpeg_decoder)
             yield from self.cluster.shards(setting, tasks, writer.next_number, look, self.meter.note)
         else:
-            yield from process(
-                self.extractor,
-                tasks,
-                root=self.root,
-                batch_size=size,
-                workers=self.workers,
-                meter=self.meter,
-                max_failures=self.max_failures,
-                on_batch=after_batch,
-            )
+            job = (self.extractor, tasks, self.root, size, self.workers, self.meter)
+            yield from process(*job, self.max_failures, after_batch)
 
     def commits(self, writer: StoreWriter, tasks: list[ShardTask]) -> Commits[Outcome | Shard]:
         """Return the queue that commits outcomes; in a thread of its own if the rows are computed here."""
@@ -292,11 +264,10 @@ def same_decoder(manifest: Manifest, decoder: str) -> None:
     """Raise ExtractionError if the store has rows of another JPEG decoder: they are not the rows of this one."""
     before = recorded_decoder(manifest.execution)
     if before and before != decoder:
-        fix = "--device cuda" if before == CUDA_DECODER else "--device cpu"
-        raise ExtractionError(
-            f"the rows of this store were decoded by {before}, this device decodes by {decoder}, and a store has rows of one "
-            f"decoder: continue with {fix}, or extract into another workspace with --out"
-        )
+        fix = f"continue with --device {'cuda' if before == CUDA_DECODER else 'cpu'}"
+        what = f"the rows of this store were decoded by {before}, this device decodes by {decoder}"
+        why = f"a store has rows of one decoder: {fix}, or extract into another workspace with --out"
+        raise ExtractionError(f"{what}, and {why}")
 
 
 def _refuse_empty(report: Report, plan: Plan) -> None:
@@ -306,7 +277,5 @@ def _refuse_empty(report: Report, plan: Plan) -> None:
             record = f"the reasons are in {report.path / 'ledger.jsonl'}"
             known = f"known failures, {record}: --retry-failed tries them again" if plan.tables[name].failed else record
             why = most_frequent(report.why.get(name, ())) or known
-            raise ExtractionError(
-                f"none of the {table.requests:,} items of table '{name}' could be extracted ({why}): check the images "
-                "folder and the model"
-            )
+            what = f"none of the {table.requests:,} items of table '{name}' could be extracted ({why})"
+            raise ExtractionError(f"{what}: check the images folder and the model")

@@ -85,12 +85,10 @@ class Runner:
         if batch.last:
             self._ended.append(outcome)
 
-    def flush(self) -> None:
-        """Wait for all batches on the device."""
-        self._take(0)
-
-    def finished(self) -> Iterator[Outcome]:
-        """Yield the complete outcomes in order, each once."""
+    def finished(self, wait: bool = False) -> Iterator[Outcome]:
+        """Yield the complete outcomes in order, each once. ``wait``: for all batches on the device."""
+        if wait:
+            self._take(0)
         while self._ended and all(outcome is not self._ended[0] for _, outcome, _ in self._flight):
             outcome = self._ended.popleft()
             outcome.whole = True
@@ -141,10 +139,8 @@ class Runner:
                 assert own is not None
                 self._fail(one, own, alone)
         if len(alone.failures) == len(piece):
-            why = most_frequent(failure.reason for failure in alone.failures)
-            raise ExtractorError(
-                f"extractor {self.extractor.name!r} failed on every item of a batch ({why}){_several_sizes(piece)}"
-            ) from error
+            why = f"{most_frequent(f.reason for f in alone.failures)}){_several_sizes(piece)}"
+            raise ExtractorError(f"extractor {self.extractor.name!r} failed on every item of a batch ({why}") from error
         outcome.pieces.extend(alone.pieces)
         outcome.failures.extend(alone.failures)
 
@@ -157,10 +153,8 @@ class Runner:
         """Add the finite rows to the outcome, and the others as failures."""
         wanted = self.extractor.dim(outcome.table)
         if rows.shape[1] != wanted:
-            raise ExtractorError(
-                f"extractor {self.extractor.name!r} gave rows of {rows.shape[1]} for table '{outcome.table}', which has "
-                f"dim {wanted}"
-            )
+            what = f"rows of {rows.shape[1]} for table '{outcome.table}', which has dim {wanted}"
+            raise ExtractorError(f"extractor {self.extractor.name!r} gave {what}")
         good = np.isfinite(rows).all(axis=1)
         why = getattr(self.extractor, "nonfinite", "the model gave NaN or Inf")
         hint = "" if self.extractor.options.dtype == "float32" else f" in {self.extractor.options.dtype}: try float32"
@@ -175,12 +169,8 @@ class Runner:
 
 def _several_sizes(batch: ForwardBatch) -> str:
     """Return a hint if the processor made images of several sizes, which many models refuse; "" otherwise."""
-    shapes = sorted(
-        {"x".join(map(str, a.shape)) for part in batch.parts for p in part if isinstance(p, dict) for a in p.values()}
-    )
-    if len(shapes) < 2:
-        return ""
-    return (
-        f"; the model's processor makes images of several sizes ({', '.join(shapes[:2])}): let it crop them "
-        "(do_center_crop and crop_size in preprocessor_config.json)"
-    )
+    arrays = (array for part in batch.parts for p in part if isinstance(p, dict) for array in p.values())
+    shapes = sorted({"x".join(map(str, array.shape)) for array in arrays})
+    sizes = f"images of several sizes ({', '.join(shapes[:2])})"
+    fix = "let it crop them (do_center_crop and crop_size in preprocessor_config.json)"
+    return f"; the model's processor makes {sizes}: {fix}" if len(shapes) > 1 else ""

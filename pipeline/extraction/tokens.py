@@ -66,10 +66,8 @@ class Tokens:
         size = getattr(getattr(model.config, "text_config", model.config), "vocab_size", None)
         highest = max(*found, self.tokenizer.pad_token_id)
         if isinstance(size, int) and highest >= size:
-            raise ModelError(
-                f"model {self.name!r}: its tokenizer gives id {highest:,}, the model has {size:,} embeddings: take both from "
-                "one download"
-            )
+            what = f"its tokenizer gives id {highest:,}, the model has {size:,} embeddings"
+            raise ModelError(f"model {self.name!r}: {what}: take both from one download")
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return the ids of each text, int64 [tokens], with special tokens, truncated to ``length``."""
@@ -78,14 +76,8 @@ class Tokens:
         if not given:
             return []
         with self._lock:
-            found = self.tokenizer(
-                given,
-                truncation=True,
-                max_length=self.length,
-                padding=False,
-                return_attention_mask=False,
-                return_token_type_ids=False,
-            )
+            only = {"padding": False, "return_attention_mask": False, "return_token_type_ids": False}
+            found = self.tokenizer(given, truncation=True, max_length=self.length, **only)
             long = [text for text, e in zip(texts, found.encodings or (), strict=False) if e.overflowing]
             self.cut += len(long)
             self._long.update(long)
@@ -99,18 +91,16 @@ class Tokens:
         return found
 
     def pad(self, batch: Sequence[np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:
-        """Return ``input_ids`` and, if the model has it as an input, ``attention_mask``: int64 [n, longest or full]."""
-        ids, mask = self.padded(batch)
-        inputs = {"input_ids": ids.to(device)}
-        if "attention_mask" in self.tokenizer.model_input_names:
-            inputs["attention_mask"] = mask.to(device)
-        return inputs
+        """Return ``input_ids`` and, if the model has it as an input, ``attention_mask``, as ``padded``."""
+        ids, mask = self.padded(batch, device)
+        masked = "attention_mask" in self.tokenizer.model_input_names
+        return {"input_ids": ids, "attention_mask": mask} if masked else {"input_ids": ids}
 
-    def padded(self, batch: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the ids and the mask of a batch (1: a token), int64 [n, longest or full] each."""
+    def padded(self, batch: Sequence[np.ndarray], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the ids and the mask of a batch (1: a token), int64 [n, longest or full] each, on ``device``."""
         left, width = self.tokenizer.padding_side == "left", self.length if self.full else 1
         ids, mask = pad_ids(batch, self.tokenizer.pad_token_id, left, width)
-        return torch.from_numpy(ids), torch.from_numpy(mask)
+        return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
 
     def semantic(self) -> dict[str, Any]:
         """Return the semantic fields: digest of the tokenizer, maximum length, padding and model inputs."""

@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from cache import Store
 from manifests.schema import Dataset
+from pipeline.core.device import describe
 
 if TYPE_CHECKING:
     from pipeline.extraction.extractors.base import Extractor
@@ -30,9 +33,12 @@ def tolerance(compute: str, stored: str) -> float:
 
 
 def recorded(extractor: Extractor, dataset: Dataset) -> dict[str, Any]:
-    """Return settings for the execution record that are not part of the store's key: paths and row tolerance."""
+    """Return settings for the execution record that are not part of the store's key: machine, paths, row tolerance."""
     options = extractor.options
     return {
+        "device": describe(extractor.device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
         "model": str(getattr(options, "model", "")),
         "images": str(dataset.images_root or ""),
         "tolerance": tolerance(options.dtype, str(options.store_dtype)),

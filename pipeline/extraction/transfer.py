@@ -60,9 +60,8 @@ def _alike(parts: Sequence[Any]) -> bool:
     first = parts[0]
     if not isinstance(first, dict) or not first:
         return False
-    want = {
-        n: (a.shape, a.dtype) for n, a in first.items() if isinstance(a, np.ndarray) and a.ndim and a.dtype != object
-    }
+    arrays = {n: a for n, a in first.items() if isinstance(a, np.ndarray) and a.ndim and a.dtype != object}
+    want = {n: (a.shape, a.dtype) for n, a in arrays.items()}
     return len(want) == len(first) and all(
         part.keys() == want.keys() and all((a.shape, a.dtype) == want[n] for n, a in part.items()) for part in parts
     )
@@ -70,15 +69,12 @@ def _alike(parts: Sequence[Any]) -> bool:
 
 def _sent(batch: Stacked, device: torch.device) -> Stacked:
     """Start copying the batch to a CUDA device on the copy stream; keep it on the host if device memory is full."""
-    stream = _copy_stream(device)
     try:
-        with torch.cuda.stream(stream):
+        with copying(device) as stream:
             moved = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.tensors.items()}
-            event = torch.cuda.Event()
-            event.record(stream)
+            return Stacked(moved, _event(stream))
     except torch.OutOfMemoryError:
         return batch  # the model's thread copies it, and halves the batch if necessary
-    return Stacked(moved, event)
 
 
 def _stacked_on_device(parts: Sequence[dict[str, Any]], device: torch.device) -> Sequence[Any]:
@@ -86,23 +82,21 @@ def _stacked_on_device(parts: Sequence[dict[str, Any]], device: torch.device) ->
     try:
         with copying(device) as stream:
             tensors = {n: torch.stack([torch.as_tensor(p[n]).to(device) for p in parts]) for n in parts[0]}
-            event = None
-            if stream is not None:
-                event = torch.cuda.Event()
-                event.record(stream)
+            return Stacked(tensors, _event(stream))
     except RuntimeError:  # torch.OutOfMemoryError is one
         return parts
-    return Stacked(tensors, event)
+
+
+def _event(stream: torch.cuda.Stream | None) -> torch.cuda.Event | None:
+    """Record an event after the work queued on ``stream``; None for the CPU's None."""
+    return stream.record_event() if stream is not None else None
 
 
 @contextmanager
 def copying(device: torch.device) -> Iterator[torch.cuda.Stream | None]:
     """Queue the work on a CUDA ``device`` on the copy stream, beside the model's; elsewhere change nothing."""
-    if device.type != "cuda":
-        yield None
-        return
-    stream = _copy_stream(device)
-    with torch.cuda.stream(stream):
+    stream = _copy_stream(device) if device.type == "cuda" else None
+    with torch.cuda.stream(stream):  # does nothing for None
         yield stream
 
 
@@ -116,18 +110,15 @@ def to_device(images: Sequence[Any], device: torch.device, dtype: torch.dtype) -
 
     Does not block on CUDA: the current stream waits for the copy.
     """
-    batch = images if isinstance(images, Stacked) else None
-    if batch is None:
-        batch = Stacked({name: torch.stack([torch.as_tensor(image[name]) for image in images]) for name in images[0]})
-    if batch.ready is not None:
+    if not isinstance(images, Stacked):
+        images = Stacked({name: torch.stack([torch.as_tensor(image[name]) for image in images]) for name in images[0]})
+    if images.ready is not None:
         here = torch.cuda.current_stream(device)
-        here.wait_event(batch.ready)
-        for tensor in batch.tensors.values():
+        here.wait_event(images.ready)
+        for tensor in images.tensors.values():
             tensor.record_stream(here)  # allocated on the copy stream, also used on this one
-    return {
-        name: tensor.to(device, dtype if tensor.is_floating_point() else None, non_blocking=True)
-        for name, tensor in batch.tensors.items()
-    }
+    kinds = {name: dtype if tensor.is_floating_point() else None for name, tensor in images.tensors.items()}
+    return {name: tensor.to(device, kinds[name], non_blocking=True) for name, tensor in images.tensors.items()}
 
 
 class PendingRows:
@@ -138,8 +129,7 @@ class PendingRows:
         if rows.device.type == "cuda":
             self._host = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
             self._host.copy_(rows, non_blocking=True)
-            self._done = torch.cuda.Event()
-            self._done.record(torch.cuda.current_stream(rows.device))
+            self._done = torch.cuda.current_stream(rows.device).record_event()
         else:
             self._host = rows.cpu()
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import secrets
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -61,37 +62,43 @@ class Setting:
     form: str = "plain"
     jpeg_decoder: str = ""  # of the other workers, see ``Extractor.jpeg_decoder``
 
+    @property
+    def images(self) -> Path | None:
+        return Path(self.root) if self.root else None
 
-def make_shard(setting: dict[str, Any], table: str, number: int, items: list[tuple[Any, ...]]) -> dict[str, Any]:
-    """Compute the rows of ``items`` and write them as shard ``number`` of ``table``, without committing it.
 
-    Return the receipt (None if no item has a row), the failures as (position, stage, reason), seconds by stage, and
-    the counters of this process. An error is returned as ``{"error": message}``.
+def _told(function: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """Let ``function`` return an error of this project as ``{"error": message, "host": name}``."""
+
+    @wraps(function)
+    def call(*given: Any) -> dict[str, Any]:
+        try:
+            return function(*given)
+        except FashionNTMError as error:
+            return {"error": f"{type(error).__name__}: {error}", "host": socket.gethostname()}
+
+    return call
+
+
+@_told
+def make_shard(given: dict[str, Any], table: str, number: int, values: list[tuple[Any, ...]]) -> dict[str, Any]:
+    """Compute the rows of items and write them as shard ``number`` of ``table``, without committing it.
+
+    ``given``, ``values``: fields of a Setting and of the items. Return the receipt (None if no item has a row), the
+    failures as (position, stage, reason), seconds by stage, and the counters of this process.
     """
-    try:
-        with _slots:
-            return _make_shard(Setting(**setting), table, number, [Item(*item) for item in items])
-    except FashionNTMError as error:
-        return {"error": f"{type(error).__name__}: {error}", "host": socket.gethostname()}
+    with _slots:
+        return _shard(Setting(**given), table, number, [Item(*item) for item in values])
 
 
-def _make_shard(setting: Setting, table: str, number: int, items: list[Item]) -> dict[str, Any]:
-    extractor = _extractor(setting)
+def _shard(setting: Setting, table: str, number: int, items: list[Item]) -> dict[str, Any]:
+    extractor, meter, root = _extractor(setting), Meter(), setting.images
     workers = _share(setting, extractor.device) if setting.workers is None else setting.workers
-    meter, root = Meter(), Path(setting.root) if setting.root else None
     if table == "image":
         _take_form(setting.form, extractor, items, root)
     with _decoder(extractor, root, workers) as decoder:
-        (outcome,) = process(
-            extractor,
-            [ShardTask(table, items)],
-            root=root,
-            batch_size=setting.batch_size,
-            workers=workers,
-            meter=meter,
-            gate=_model_gate,
-            decoder=decoder,
-        )
+        job = (extractor, [ShardTask(table, items)], root, setting.batch_size, workers, meter)
+        (outcome,) = process(*job, gate=_model_gate, decoder=decoder)
     receipt = None
     if len(outcome):
         with meter.time("write"):
@@ -144,17 +151,15 @@ def _take_form(form: str, extractor: Extractor, items: list[Item], root: Path | 
             _formed.add(extractor)
 
 
-def measure_batch(setting: dict[str, Any], todo: dict[str, list[tuple[Any, ...]]]) -> dict[str, Any]:
+@_told
+def measure_batch(given: dict[str, Any], todo: dict[str, list[tuple[Any, ...]]]) -> dict[str, Any]:
     """Return the device of this worker and rows per second by batch size (see ``probe.choose_batch_size``)."""
-    try:
-        known = Setting(**setting)
-        extractor = _extractor(known)
-        items = {table: [Item(*item) for item in part] for table, part in todo.items()}
-        with _model_gate:
-            rates = choose_batch_size(extractor, items, Path(known.root) if known.root else None)
-        return {"device": describe(extractor.device), "rates": rates, "jpeg_decoder": extractor.jpeg_decoder}
-    except FashionNTMError as error:
-        return {"error": f"{type(error).__name__}: {error}", "host": socket.gethostname()}
+    setting = Setting(**given)
+    extractor = _extractor(setting)
+    items = {table: [Item(*item) for item in part] for table, part in todo.items()}
+    with _model_gate:
+        rates = choose_batch_size(extractor, items, setting.images)
+    return {"device": describe(extractor.device), "rates": rates, "jpeg_decoder": extractor.jpeg_decoder}
 
 
 def _extractor(setting: Setting) -> Extractor:
@@ -166,25 +171,20 @@ def _extractor(setting: Setting) -> Extractor:
             if setting.threads is not None:
                 torch.set_num_threads(setting.threads)
             if not Path(setting.store).is_dir():
-                raise WorkerError(
-                    f"{setting.store} is not there for the worker on {socket.gethostname()}: the folder of --out must be "
-                    "shared by all machines, under the same path"
-                )
+                fix = "the folder of --out must be shared by all machines, under the same path"
+                raise WorkerError(f"{setting.store} is not there for the worker on {socket.gethostname()}: {fix}")
             device = setting.device
             if resolve_device(device).type == "cuda" and ":" not in device:
                 device = claim_gpu(torch.cuda.device_count())
             extractor = load_extractor(RunSpec.model_validate(setting.spec), device)
-            changed = changed_fields(setting.fields, extractor.semantic())
-            if changed:
-                raise WorkerError(
-                    f"the model of the worker on {socket.gethostname()} differs from the coordinator's "
-                    f"({'; '.join(changed[:3])}): install the same packages and use the same model files everywhere"
-                )
+            if changed := changed_fields(setting.fields, extractor.semantic()):
+                what = f"on {socket.gethostname()} differs from the coordinator's ({'; '.join(changed[:3])})"
+                fix = "install the same packages and use the same model files everywhere"
+                raise WorkerError(f"the model of the worker {what}: {fix}")
             extractor.require()
             _models[key] = extractor
         if setting.jpeg_decoder and setting.jpeg_decoder != _models[key].jpeg_decoder:
-            raise WorkerError(
-                f"the worker on {socket.gethostname()} decodes JPEG by {_models[key].jpeg_decoder}, others by "
-                f"{setting.jpeg_decoder}, and a store has rows of one decoder: use workers with the same kind of device"
-            )
+            what = f"decodes JPEG by {_models[key].jpeg_decoder}, others by {setting.jpeg_decoder}"
+            fix = "a store has rows of one decoder: use workers with the same kind of device"
+            raise WorkerError(f"the worker on {socket.gethostname()} {what}, and {fix}")
         return _models[key]

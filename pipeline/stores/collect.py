@@ -38,10 +38,8 @@ def extracted_stores(request: StoreRequest) -> list[Path]:
     """Return the stores of a spec as it is now. Raises IncompleteError if there is none yet."""
     paths = [wanted.path for wanted in request.stores if (wanted.path / "manifest.json").exists()]
     if not paths:
-        raise StoreNotFoundError(
-            f"nothing is extracted for spec '{request.spec.name}' as it is now in {request.workspace.out}: "
-            f"run `{request.spec.command('extract')}`"
-        )
+        what = f"nothing is extracted for spec '{request.spec.name}' as it is now in {request.workspace.out}"
+        raise StoreNotFoundError(f"{what}: run `{request.spec.command('extract')}`")
     return paths
 
 
@@ -80,10 +78,9 @@ def _refuse_shared(path: Path, requests: Sequence[StoreRequest]) -> None:
         keep = shlex.join(word for given in users.values() for word in ("--keep-for", given))
         gone = [given for given in users.values() if given.endswith(".toml") and not Path(given).is_file()]
         lost = f"; {', '.join(gone)} is no longer there, so its rows can only be given up" if gone else ""
-        raise SharedStoreError(
-            f"{path} was also extracted for spec {', '.join(shown)}, which may need rows that "
-            f"{', '.join(sorted(named))} does not: name it too ({keep}), or give --alone to go ahead{lost}"
-        )
+        what = f"{path} was also extracted for spec {', '.join(shown)}, which may need rows that "
+        fix = f"name it too ({keep}), or give --alone to go ahead{lost}"
+        raise SharedStoreError(f"{what}{', '.join(sorted(named))} does not: {fix}")
 
 
 def specs_using(workspace: Workspace, path: Path) -> dict[str, str]:
@@ -127,14 +124,13 @@ def remove_superseded(workspace: Workspace, dataset: str, *, dry_run: bool) -> l
 
 
 def superseded_text(found: Sequence[dict[str, Any]], dry_run: bool) -> str:
-    would = "would be " if dry_run else ""
     lines = []
     for store in found:
         ids = store["runs"]
         runs = f"; {len(ids):,} runs were trained on it ({', '.join(ids[:3])})" if ids else ""
         lines.append(f"{store['path']}  {store['bytes']:,} bytes{runs}")
-    total = sum(store["bytes"] for store in found)
-    return "\n".join([*lines, f"{len(found):,} superseded stores {would}removed, {total:,} bytes"])
+    done, total = "would be removed" if dry_run else "removed", sum(store["bytes"] for store in found)
+    return "\n".join([*lines, f"{len(found):,} superseded stores {done}, {total:,} bytes"])
 
 
 def _records(workspace: Workspace) -> list[tuple[Path, dict[str, Any]]]:

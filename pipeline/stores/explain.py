@@ -7,13 +7,10 @@ import socket
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from cache import Store
 from cache.diff import FieldChange, field_changes
 from cache.manifest import versions
 from manifests.identity import stack_keys
-from pipeline.core.device import describe
 from pipeline.extraction.run import extract
 from pipeline.extraction.tolerance import recorded
 from pipeline.stores.wanted import ExpectedStore, StoreRequest
@@ -100,14 +97,12 @@ def _execution(store: Store, request: StoreRequest) -> tuple[FieldChange, ...]:
     if not store.execution:
         return ()
     last = store.execution[-1]
-    now: dict[str, Any] = {"torch": torch.__version__}
+    now = recorded(request.extractor, request.dataset)
     if "composer" in store.fields:
-        now["backbone"] = request.backbone.path.name.rpartition("-")[2]
+        now = {"torch": now["torch"], "backbone": request.backbone.path.name.rpartition("-")[2]}
     else:
         defaults = inspect.signature(extract).parameters
         now |= {name: defaults[name].default for name in ("batch_size", "shard_rows", "workers")}
-        now |= recorded(request.extractor, request.dataset)
-        now |= {"device": describe(request.extractor.device), "threads": torch.get_num_threads()}
     settings = {k: v for k, v in last.get("settings", {}).items() if k in now}
     if isinstance(settings.get("backbone"), str):
         settings["backbone"] = settings["backbone"][:12]

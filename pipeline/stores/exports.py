@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -75,21 +75,17 @@ def export(store: Store, folder: Path, form: Format, dataset: Dataset | None = N
                     handle.write(json.dumps({"key": key.hex(), **names.get(key, {})}) + "\n")
             about = {"rows": info.rows, "dim": info.dim, "dtype": info.dtype, "sha256": sha256.hexdigest()}
             done.tables[table] = {"file": file.name, "ids": ids, **about}
-        record = {
-            "format": "fashion-ntm features",
-            "version": VERSION,
-            "dataset": store.dataset,
-            "extractor": store.extractor,
-            "fingerprint": store.fingerprint,
-            "fields": store.fields,
-            "tables": done.tables,
-        }
+        record = {"format": "fashion-ntm features", "version": VERSION, **_origin(store)}
+        record |= {"fields": store.fields, "tables": done.tables}
         (folder / ABOUT).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
-        raise ExportError(
-            f"cannot write to {folder}: {error.strerror or error}; delete the folder and export again"
-        ) from error
+        what = f"cannot write to {folder}: {error.strerror or error}"
+        raise ExportError(f"{what}; delete the folder and export again") from error
     return done
+
+
+def _origin(store: Store) -> dict[str, str]:
+    return {"dataset": store.dataset, "extractor": store.extractor, "fingerprint": store.fingerprint}
 
 
 def blocks(store: Store, table: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -116,7 +112,7 @@ def _write_safetensors(store: Store, table: str, file: Path, names: Names, sha25
     size = info.rows * info.dim * np.dtype(info.dtype).itemsize
     kind = {"float16": "F16", "float32": "F32"}[info.dtype]
     header: dict[str, Any] = {
-        "__metadata__": {"dataset": store.dataset, "extractor": store.extractor, "fingerprint": store.fingerprint},
+        "__metadata__": _origin(store),
         "features": {"dtype": kind, "shape": [info.rows, info.dim], "data_offsets": [0, size]},
         "keys": {"dtype": "U8", "shape": [info.rows, 16], "data_offsets": [size, size + 16 * info.rows]},
     }
@@ -132,10 +128,8 @@ def _write_parquet(store: Store, table: str, file: Path, names: Names, sha256: A
     """Write the columns key, id (see ``_row_id``) and features."""
     arrow, parquet, info = _library("parquet"), importlib.import_module("pyarrow.parquet"), store.tables[table]
     kind = arrow.float16() if info.dtype == "float16" else arrow.float32()
-    schema = arrow.schema(
-        [("key", arrow.binary(16)), ("id", arrow.string()), ("features", arrow.list_(kind, info.dim))],
-        metadata={"fingerprint": store.fingerprint, "dataset": store.dataset, "extractor": store.extractor},
-    )
+    columns = [("key", arrow.binary(16)), ("id", arrow.string()), ("features", arrow.list_(kind, info.dim))]
+    schema = arrow.schema(columns, metadata=_origin(store))
     with parquet.ParquetWriter(file, schema) as writer:
         for keys, features in blocks(store, table):
             values = arrow.FixedSizeListArray.from_arrays(arrow.array(features.reshape(-1), kind), info.dim)
@@ -179,18 +173,12 @@ def _library(form: Format) -> Any:
         return importlib.import_module(name)
     except ImportError:
         *others, last = FORMATS[: FORMATS.index(form)]
-        raise ExportError(
-            f"--format {form} needs {name}, which is not installed: `pip install 'fashion-ntm[{form}]'`, "
-            f"or choose --format {', '.join(others)} or {last}"
-        ) from None
+        fix = f"`pip install 'fashion-ntm[{form}]'`, or choose --format {', '.join(others)} or {last}"
+        raise ExportError(f"--format {form} needs {name}, which is not installed: {fix}") from None
 
 
-_WRITERS: dict[str, Callable[[Store, str, Path, Names, Any], None]] = {  # the last adds the features to a SHA-256
-    "npy": _write_npy,
-    "safetensors": _write_safetensors,
-    "parquet": _write_parquet,
-    "faiss": _write_faiss,
-}
+# Each writes (store, table, file, names) and adds the features to a SHA-256.
+_WRITERS = dict(zip(FORMATS, (_write_npy, _write_safetensors, _write_parquet, _write_faiss), strict=True))
 
 
 def _names(store: Store, table: str, dataset: Dataset | None) -> Names:
@@ -204,8 +192,7 @@ def _names(store: Store, table: str, dataset: Dataset | None) -> Names:
         found = {text_key(text): {"text": text} for _, text in dataset.queries()}
     elif dataset is not None:
         for session in dataset.sessions:
-            asked = [(turn.reference, turn.text, n) for n, turn in enumerate(session.turns, start=1)]
-            for image, text, turn in [*asked, (session.turns[0].reference, session.text, 0)]:
+            for image, text, turn in session.queries():
                 if image in bound:
                     about = {"reference": image, "text": text, "turns": []}
                     row = found.setdefault(pair_key(bound[image], text_key(text)), about)

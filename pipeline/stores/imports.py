@@ -21,7 +21,7 @@ class Imported:
     stage: StageOne
 
     def as_dict(self) -> dict[str, Any]:
-        return {"fit": self.fit.as_dict(), **self.stage.as_dict()}
+        return {"fit": vars(self.fit), **self.stage.as_dict()}
 
     def text(self) -> str:
         left_out = [f"note   {line}" for line in self.fit.lines()]

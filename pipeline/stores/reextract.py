@@ -48,10 +48,10 @@ class FromExact:
     top10: float
 
     def text(self) -> str:
-        return (
-            f"       {self.rows:,} rows against Pillow's decode: cosine >= {self.least_cosine:.7f}, mean {self.mean_cosine:.7f}, "
-            f"top-{TOP} agreement {self.top10:.3f}"
+        cosines = (
+            f"cosine >= {self.least_cosine:.7f}, mean {self.mean_cosine:.7f}, top-{TOP} agreement {self.top10:.3f}"
         )
+        return f"       {self.rows:,} rows against Pillow's decode: {cosines}"
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,9 @@ class TableCheck:
         return not self.worst
 
     def text(self) -> str:
-        lines = [
-            f"{self.table:6} {self.sampled:,} of {self.rows:,} rows computed again: max abs error {self.max_abs:.2e} "
-            f"(tolerance {self.tolerance:.0e}), cosine >= {self.cosine:.6f}, top-{TOP} agreement {self.top10:.3f}"
-        ]
+        found = f"max abs error {self.max_abs:.2e} (tolerance {self.tolerance:.0e}), cosine >= {self.cosine:.6f}"
+        head = f"{self.table:6} {self.sampled:,} of {self.rows:,} rows computed again"
+        lines = [f"{head}: {found}, top-{TOP} agreement {self.top10:.3f}"]
         if self.exact is not None:
             lines.append(self.exact.text())
         for row in self.worst[:5]:
@@ -108,15 +107,11 @@ class Reextraction:
         if self.left_out:
             lines.append(f"note   {self.left_out:,} rows belong to nothing in the dataset and cannot be computed again")
         if self.decoders:
-            lines.append(
-                f"note   the rows were decoded by {self.decoders[0]}, and here by {self.decoders[1]}: the differences include "
-                "those of the two decoders"
-            )
+            what = f"the rows were decoded by {self.decoders[0]}, and here by {self.decoders[1]}"
+            lines.append(f"note   {what}: the differences include those of the two decoders")
         if not self.matches:
-            lines.append(
-                "these rows are not what the model gives now: `cache explain` names what differs, and a store "
-                "that it calls the spec's own should be deleted and extracted again"
-            )
+            fix = "a store that it calls the spec's own should be deleted and extracted again"
+            lines.append(f"these rows are not what the model gives now: `cache explain` names what differs, and {fix}")
         return "\n".join(lines)
 
 
@@ -137,9 +132,8 @@ def reextract(store: Store, request: StoreRequest, count: int, seed: int = 0, ba
         if some := [items[key] for key in chosen]:
             check = _check(store, table, some, _rows(request, request.extractor, table, some, batch_size))
             if exact is not None and some[0].file is not None:
-                check = replace(
-                    check, exact=_from_exact(store, table, some, _rows(request, exact, table, some, batch_size)[0])
-                )
+                rows, _ = _rows(request, exact, table, some, batch_size)
+                check = replace(check, exact=_from_exact(store, table, some, rows))
             tables.append(check)
     decoders = (recorded_decoder(store.execution), request.extractor.jpeg_decoder)
     differ = decoders if all(decoders) and decoders[0] != decoders[1] else ()
@@ -164,7 +158,7 @@ def _extracted(request: StoreRequest, extractor: Extractor, table: str, items: S
     tasks, images = [ShardTask(table, tuple(items))], root.resolve() if root else None
     found: dict[bytes, np.ndarray] = {}
     failed: dict[bytes, str] = {}
-    for outcome in process(extractor, tasks, root=images, batch_size=batch_size, workers=0, meter=Meter()):
+    for outcome in process(extractor, tasks, images, batch_size, 0, Meter()):
         failed |= {f.item.key: f"{f.stage}: {f.reason}" for f in outcome.failures}
         if len(outcome):
             keys, rows = outcome.rows()
@@ -192,27 +186,15 @@ def _composed(
 
 def _check(store: Store, table: str, items: Sequence[Item], computed: Rows) -> TableCheck:
     limit, (rows, failed) = tolerance_of(store), computed
-    good = [item for item in items if item.key in rows]
-    compared = _compared(store, table, good, rows) if good else np.empty((0, 3))
-    done = [
-        Recomputed(table, item.key.hex(), item.names[0], *found)
-        for item, found in zip(good, compared.tolist(), strict=True)
-    ]
-    lost = [
-        Recomputed(table, i.key.hex(), i.names[0], np.nan, np.nan, 0.0, f"cannot be computed: {failed[i.key]}")
-        for i in items
-        if i.key in failed
-    ]
-    return TableCheck(
-        table,
-        store.tables[table].rows,
-        len(items),
-        limit,
-        max((r.max_abs for r in done), default=0.0),
-        min((r.cosine for r in done), default=1.0),
-        float(np.mean([r.top10 for r in done])) if done else 1.0,
-        (*lost, *sorted((r for r in done if r.max_abs > limit), key=lambda r: -r.max_abs)),
-    )
+    good, bad = [i for i in items if i.key in rows], [i for i in items if i.key in failed]
+    found = _compared(store, table, good, rows) if good else np.array([[0.0, 1.0, 1.0]])  # of no row
+    names = [(table, item.key.hex(), item.names[0]) for item in good]
+    done = [Recomputed(*name, *values) for name, values in zip(names, found.tolist(), strict=False)]
+    none = (np.nan, np.nan, 0.0)
+    lost = [Recomputed(table, i.key.hex(), i.names[0], *none, f"cannot be computed: {failed[i.key]}") for i in bad]
+    worst = (*lost, *sorted((r for r in done if r.max_abs > limit), key=lambda r: -r.max_abs))
+    summary = (float(found[:, 0].max()), float(found[:, 1].min()), float(found[:, 2].mean()))
+    return TableCheck(table, store.tables[table].rows, len(items), limit, *summary, worst)
 
 
 def _compared(store: Store, table: str, items: Sequence[Item], rows: dict[bytes, np.ndarray]) -> np.ndarray:

@@ -33,12 +33,9 @@ class SpecRepair:
         return not any(done.left for done in self.stores)
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "stores": [done.as_dict() for done in self.stores],
-            "filled": self.filled.as_dict() if self.filled else None,
-            "refitted": self.refitted.as_dict() if self.refitted else None,
-            "whole": self.whole,
-        }
+        later = {"filled": self.filled, "refitted": self.refitted}
+        found = {name: part.as_dict() if part else None for name, part in later.items()}
+        return {"stores": [done.as_dict() for done in self.stores], **found, "whole": self.whole}
 
     def text(self) -> str:
         parts = [*self.stores, self.refitted, self.filled]
@@ -91,8 +88,6 @@ def _repair(wanted: ExpectedStore, dataset: Dataset) -> list[Repaired]:
 
 def filling_command(workspace: Workspace, path: Path, data: Path) -> str:
     """Return the command that extracts the missing rows of the store at ``path``, from the workspace's records."""
-    specs = specs_using(workspace, path)
-    options = folder_options(data, workspace.out)
-    if specs:
-        return f"{command_line('extract', next(iter(specs.values())), *options)}  (with the options of the spec's extraction)"
-    return f"{command_line('extract', 'SPEC', *options)}  (SPEC: the one that this store was made for)"
+    spec, options = next(iter(specs_using(workspace, path).values()), None), folder_options(data, workspace.out)
+    note = "with the options of the spec's extraction" if spec else "SPEC: the one that this store was made for"
+    return f"{command_line('extract', spec or 'SPEC', *options)}  ({note})"

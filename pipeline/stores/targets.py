@@ -54,10 +54,8 @@ def is_spec(word: str, out: Path) -> bool:
     known = shipped("runs")
     if word in known or Path(word).suffix == ".toml":
         return True
-    raise StoreNotFoundError(
-        f"{word!r} is neither a store in {out / 'stores'} ({nearest(word, _names(out))}) nor a spec "
-        f"({nearest(word, known)})"
-    )
+    store = f"a store in {out / 'stores'} ({nearest(word, _names(out))})"
+    raise StoreNotFoundError(f"{word!r} is neither {store} nor a spec ({nearest(word, known)})")
 
 
 def last_store(workspace: Workspace, spec: RunSpec) -> Path:

@@ -96,10 +96,8 @@ class StoreRequest:
         """Return this spec's expected store of the kind of ``store``: composed features or the extractor's own."""
         if "composer" in store.fields:
             if self.composed is None:
-                raise OtherStoreError(
-                    f"{store.path} holds composed features, and extractor '{self.spec.extractor.name}' of spec "
-                    f"'{self.spec.name}' answers queries itself: it has no composed store"
-                )
+                joint = f"extractor '{self.spec.extractor.name}' of spec '{self.spec.name}' answers queries itself"
+                raise OtherStoreError(f"{store.path} holds composed features, and {joint}: it has no composed store")
             return self.composed
         return self.backbone
 
@@ -107,10 +105,8 @@ class StoreRequest:
         """Return ``for_store`` if the fields match. Raises OtherStoreError naming a command to explain the mismatch."""
         wanted = self.for_store(store)
         if digest(wanted.fields) != store.fingerprint or self.dataset.name != store.dataset:
-            raise OtherStoreError(
-                f"{store.path} is not a store of spec '{self.spec.name}' as it is now: "
-                f"run `{self.spec.command(f'cache explain {store.path}')}` to see what differs"
-            )
+            fix = f"run `{self.spec.command(f'cache explain {store.path}')}` to see what differs"
+            raise OtherStoreError(f"{store.path} is not a store of spec '{self.spec.name}' as it is now: {fix}")
         return wanted
 
 

@@ -14,13 +14,7 @@ from manifests.schema import Frozen
 
 
 class Composer(nn.Module, ABC):
-    """Map cached image and text embeddings to unit-norm query and target features of size ``dim``.
-
-    Args:
-        options: an instance of ``Options``.
-        image_dim: size of the backbone's image embedding.
-        text_dim: size of the backbone's text embedding.
-    """
+    """Map cached image and text embeddings, of ``image_dim`` and ``text_dim``, to unit-norm features of size ``dim``."""
 
     title: ClassVar[str]
     version: ClassVar[int] = 1  # increment when the same options give other features
@@ -66,10 +60,8 @@ class SharedSpace(Composer):
     def __init__(self, options: BaseModel, image_dim: int, text_dim: int):
         super().__init__(options, image_dim, text_dim)
         if image_dim != text_dim:
-            raise IncompleteError(
-                f"composer {self.name!r} adds embeddings of one space, but image rows have {image_dim} values and text "
-                f"rows {text_dim}: use {self.other}"
-            )
+            what = f"image rows have {image_dim} values and text rows {text_dim}: use {self.other}"
+            raise IncompleteError(f"composer {self.name!r} adds embeddings of one space, but {what}")
         self.dim = image_dim
 
     def words(self, text: Tensor) -> Tensor:

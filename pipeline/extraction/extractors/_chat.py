@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from manifests.identity import digest
+from manifests.text import on_one_line
 from pipeline.extraction.hub import Checkpoint, ModelError
 from pipeline.extraction.tokens import Tokens
 
@@ -44,16 +45,10 @@ class ChatFormat:
     max_tokens: int = 8192
 
 
+_GME: Any = {"pixels": (256 * 28 * 28, 1280 * 28 * 28), "max_tokens": 1800}
 FORMATS = {
     "qwen3vl": ChatFormat("Qwen3-VL-Embedding", "Represent the user's input.", pixels=(4096, 1_843_200)),
-    "gme": ChatFormat(
-        "GME-Qwen2-VL",
-        "You are a helpful assistant.",
-        padding="left",
-        suffix="<|endoftext|>",
-        pixels=(256 * 28 * 28, 1280 * 28 * 28),
-        max_tokens=1800,
-    ),
+    "gme": ChatFormat("GME-Qwen2-VL", "You are a helpful assistant.", "left", True, "<|endoftext|>", **_GME),
     "procir": ChatFormat("ProCIR", None, generation=False, two_turns=True, pool="<emb_all>", think=True),
 }
 _BY_TYPE = {"qwen3_vl": "qwen3vl", "qwen3_vl_moe": "qwen3vl", "qwen2_vl": "gme"}
@@ -66,10 +61,8 @@ def format_of(asked: str, model_type: str, vocabulary: dict[str, int], name: str
     pooled = next((n for n, f in FORMATS.items() if f.pool and f.pool in vocabulary), None)
     found = pooled or _BY_TYPE.get(model_type)
     if found is None:
-        raise ModelError(
-            f"model {name!r} is of type {model_type!r}, whose prompt is not known: name the one that it was trained "
-            f"with, extractor.convention = {' or '.join(map(repr, FORMATS))}"
-        )
+        fix = f"name the one that it was trained with, extractor.convention = {' or '.join(map(repr, FORMATS))}"
+        raise ModelError(f"model {name!r} is of type {model_type!r}, whose prompt is not known: {fix}")
     return found
 
 
@@ -82,11 +75,9 @@ def chat_template(checkpoint: Checkpoint, tokenizer: Any) -> str:
     if not found and jinja.is_file():
         found = jinja.read_text(encoding="utf-8")
     if not isinstance(found, str) or not found:
-        raise ModelError(
-            f"model {checkpoint.name!r} has no chat template (tokenizer_config.json, chat_template.jinja or "
-            "chat_template.json): fetch the file from its hub page; a text encoder belongs to the caption extractor, "
-            "a dual encoder to clip"
-        )
+        files = "(tokenizer_config.json, chat_template.jinja or chat_template.json): fetch the file from its hub page"
+        others = "a text encoder belongs to the caption extractor, a dual encoder to clip"
+        raise ModelError(f"model {checkpoint.name!r} has no chat template {files}; {others}")
     return found
 
 
@@ -107,13 +98,11 @@ class Chat(Tokens):
         self._prompts: dict[int, str] = {}
         self._added = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
         if form.pool and form.pool not in tokenizer.get_vocab():
-            raise ModelError(
-                f"model {name!r}: its tokenizer has no token {form.pool!r}, whose position is the embedding of "
-                f"{form.title}: give the folder with the fitted tokenizer, or another extractor.convention"
-            )
+            what = f"its tokenizer has no token {form.pool!r}, whose position is the embedding of {form.title}"
+            fix = "give the folder with the fitted tokenizer, or another extractor.convention"
+            raise ModelError(f"model {name!r}: {what}: {fix}")
         self.pool_id = int(tokenizer.convert_tokens_to_ids(form.pool)) if form.pool else None
-        target = [*self._system(form.instruction), *self._user([{"type": "image"}])]
-        self._target = self._render(target)
+        self._target = self._render([*self._system(form.instruction), *self._user([{"type": "image"}])])
         self.target = self._ids([self._target])[0]
 
     def reserve(self, image_tokens: int) -> None:
@@ -121,11 +110,9 @@ class Chat(Tokens):
         plain = len(self._ids([self._prompt(1).replace(_SLOT.format(0), "")])[0])
         left = self.length - plain - image_tokens
         if left < _LEAST_TEXT:
-            raise ModelError(
-                f"model {self.name!r}: an image takes up to {image_tokens:,} of {self.length:,} tokens and the prompt "
-                f"{plain}, which leaves {max(left, 0)} for the text: lower extractor.max_pixels, or raise "
-                "extractor.max_tokens"
-            )
+            what = f"an image takes up to {image_tokens:,} of {self.length:,} tokens and the prompt {plain}"
+            fix = "lower extractor.max_pixels, or raise extractor.max_tokens"
+            raise ModelError(f"model {self.name!r}: {what}, which leaves {max(left, 0)} for the text: {fix}")
         self.room = image_tokens
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -187,10 +174,8 @@ class Chat(Tokens):
             made = self._render(chat)
             images, slots = made.count(IMAGE_TOKEN), sum(made.count(_SLOT.format(n)) for n in range(turns))
             if images != turns or (turns < 10 and slots != turns):
-                raise ModelError(
-                    f"model {self.name!r}: its chat template shows {images} images and {slots} texts of {turns} each: it "
-                    "is not the template of an embedding model"
-                )
+                what = f"its chat template shows {images} images and {slots} texts of {turns} each"
+                raise ModelError(f"model {self.name!r}: {what}: it is not the template of an embedding model")
             self._prompts[turns] = made
         return self._prompts[turns]
 
@@ -205,13 +190,11 @@ class Chat(Tokens):
 
     def _render(self, chat: list[dict[str, Any]]) -> str:
         try:
-            made = self.tokenizer.apply_chat_template(
-                chat, chat_template=self.template, tokenize=False, add_generation_prompt=self.form.generation
-            )
+            how = {"tokenize": False, "add_generation_prompt": self.form.generation}
+            made = self.tokenizer.apply_chat_template(chat, chat_template=self.template, **how)
         except Exception as error:  # errors of the template itself
-            raise ModelError(
-                f"model {self.name!r}: its chat template fails on an image with a text: {' '.join(str(error).split())[:200]}"
-            ) from error
+            what = f"its chat template fails on an image with a text: {on_one_line(error)}"
+            raise ModelError(f"model {self.name!r}: {what}") from error
         if self.form.think:
             made = re.sub(r"(<\|im_start\|>assistant\n)(?!<think>)", r"\1<think>\n\n</think>\n\n", made)
         return made + self.form.suffix

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from manifests.shapes import misfit
+from manifests.text import on_one_line
 from pipeline.extraction import hub
 from pipeline.extraction.adapters import adapter_weights
 from pipeline.extraction.extractors._fittable import FitOptions, Fittable
@@ -70,10 +71,9 @@ class JointNetwork(nn.Module):
         self.visual_tokens, self.max_tokens = visual_tokens, int(settings["max_tokens"])
         text, image = BertConfig(**settings["text"]), ResNetConfig(**settings["image"])
         if text.max_position_embeddings < self.max_tokens + visual_tokens:
-            raise hub.ModelError(
-                f"the text model has {text.max_position_embeddings} positions, but {self.max_tokens} word and "
-                f"{visual_tokens} visual tokens need {self.max_tokens + visual_tokens}: lower extractor.max_tokens"
-            )
+            what = f"{self.max_tokens} word and {visual_tokens} visual tokens need {self.max_tokens + visual_tokens}"
+            have = f"the text model has {text.max_position_embeddings} positions"
+            raise hub.ModelError(f"{have}, but {what}: lower extractor.max_tokens")
         self.text = BertModel(text, add_pooling_layer=False)
         self.image = ResNetModel(image)
         self.width, self.channels = text.hidden_size, list(image.hidden_sizes or ())[-1]
@@ -129,18 +129,15 @@ class JointExtractor(Fittable):
     def __init__(self, options: JointOptions, device: torch.device):
         super().__init__(options, device)
         if options.model is None:
-            raise hub.ModelError(
-                f"extractor {self.name!r} has no published weights: run fit-extractor on this spec, or name a folder that it "
-                "made (--set extractor.model=DIR)"
-            )
+            fix = "run fit-extractor on this spec, or name a folder that it made (--set extractor.model=DIR)"
+            raise hub.ModelError(f"extractor {self.name!r} has no published weights: {fix}")
         self.checkpoint = checkpoint = hub.locate(options.model)
         self.settings = checkpoint.json("config.json")
         if self.settings.get("network") != self.name:
             raise hub.ModelError(f"model folder {options.model!r} holds no {self.name}: fit-extractor makes one")
         if adapter_weights(checkpoint):
-            raise hub.ModelError(
-                f"model folder {options.model!r} has an adapter, which extractor {self.name!r} does not apply: merge it first"
-            )
+            what = f"which extractor {self.name!r} does not apply: merge it first"
+            raise hub.ModelError(f"model folder {options.model!r} has an adapter, {what}")
         tokenizer = hub.load_tokenizer(checkpoint)
         self._set(self.Network(self.settings), tokenizer)  # type: ignore[call-arg]
         try:
@@ -149,20 +146,17 @@ class JointExtractor(Fittable):
                 raise ValueError(why)
             self.network.load_state_dict(weights)
         except (ValueError, RuntimeError, SafetensorError) as error:
-            text = " ".join(str(error).split())[:300]
-            raise hub.ModelError(f"model {options.model!r} cannot be loaded: {text}; fit it again") from error
+            what = f"cannot be loaded: {on_one_line(error, 300)}; fit it again"
+            raise hub.ModelError(f"model {options.model!r} {what}") from error
         self.network.to(device, self.compute).eval().requires_grad_(False)
 
     def _set(self, network: JointNetwork, tokenizer: Any) -> None:
         self.network, self.tokenizer = network, tokenizer
         self.tokens = Tokens(tokenizer, network.max_tokens, name=self.name)
         self.empty = self.tokens.encode([""])
-        self.card = Card(
-            "that of the weights it was fitted from",
-            self.options.model or "fit-extractor",
-            self.options.contaminated_on,
-            dims={t: network.width for t in self.tables},
-        )
+        source, licence = self.options.model or "fit-extractor", "that of the weights it was fitted from"
+        dims = dict.fromkeys(self.tables, network.width)
+        self.card = Card(licence, source, self.options.contaminated_on, dims=dims)
 
     @classmethod
     def starts_from(cls, options: ExtractorOptions) -> bool:
@@ -176,21 +170,19 @@ class JointExtractor(Fittable):
 
     @classmethod
     def fresh(cls, options: ExtractorOptions, device: torch.device, texts: Sequence[str]) -> Self:
+        from pipeline.extraction.pretrain import build_tokenizer
+
         assert isinstance(options, JointOptions)
         made = cls.__new__(cls)
         Fittable.__init__(made, options.model_copy(update={"dtype": "float32"}), device)
         text, image = (hub.locate(name) if name else None for name in (options.text_model, options.image_model))
-        tokenizer = hub.load_tokenizer(text) if text else _vocabulary(texts, options)
-        made.settings = {
-            "network": made.name,
-            "version": cls.version,
-            "text": _config(text, "bert") or _bert(options, len(tokenizer), tokenizer.pad_token_id),
-            "image": _config(image, "resnet") or _resnet(options),
-            "max_tokens": options.max_tokens,
-            "pixel_mean": list(options.pixel_mean),
-            "pixel_std": list(options.pixel_std),
-            **{name: getattr(options, name) for name in cls.built_with},
-        }
+        words = (texts, options.vocabulary, options.max_tokens)
+        tokenizer = hub.load_tokenizer(text) if text else build_tokenizer(*words)
+        made.settings = {name: getattr(options, name) for name in ("max_tokens", *cls.built_with)}
+        made.settings |= {name: list(getattr(options, name)) for name in ("pixel_mean", "pixel_std")}
+        made.settings |= {"network": made.name, "version": cls.version}
+        made.settings["text"] = _config(text, "bert") or _bert(options, len(tokenizer), tokenizer.pad_token_id)
+        made.settings["image"] = _config(image, "resnet") or _resnet(options)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.fit.seed)
             network = cls.Network(made.settings)  # type: ignore[call-arg]
@@ -209,9 +201,8 @@ class JointExtractor(Fittable):
         self.tokenizer.save_pretrained(folder)
         state = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-        (folder / "config.json").write_text(
-            json.dumps(self.settings, indent=2, sort_keys=True) + "\n", encoding="utf-8"
-        )
+        text = json.dumps(self.settings, indent=2, sort_keys=True)
+        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
 
     def dim(self, table: str) -> int:
         return self.network.width
@@ -223,14 +214,10 @@ class JointExtractor(Fittable):
         return torch.from_numpy(np.stack(images)).to(self.device)
 
     def _pair_features(self, images: list[np.ndarray], texts: list[np.ndarray]) -> Tensor:
-        return self.network.query(self._pixels(images), *self._words(texts))
+        return self.network.query(self._pixels(images), *self.tokens.padded(texts, self.device))
 
     def _image_features(self, images: list[np.ndarray]) -> Tensor:
-        return self.network.target(self._pixels(images), *self._words(self.empty))
-
-    def _words(self, texts: list[np.ndarray]) -> tuple[Tensor, Tensor]:
-        ids, mask = self.tokens.padded(texts)
-        return ids.to(self.device), mask.to(self.device)
+        return self.network.target(self._pixels(images), *self.tokens.padded(self.empty, self.device))
 
     def queries(self, images: list[Any], texts: list[Any], alpha: float) -> Tensor:
         return normalize(self._pair_features(images, texts).float(), dim=-1)
@@ -248,36 +235,18 @@ def _config(checkpoint: hub.Checkpoint | None, kind: str) -> dict[str, Any] | No
         return None
     found = checkpoint.json("config.json")
     if found.get("model_type") != kind:
-        raise hub.ModelError(
-            f"model {checkpoint.name!r} is of type {found.get('model_type')!r}; a {kind} model is needed"
-        )
+        what = f"is of type {found.get('model_type')!r}; a {kind} model is needed"
+        raise hub.ModelError(f"model {checkpoint.name!r} {what}")
     return {key: value for key, value in found.items() if key not in ("architectures", "transformers_version")}
 
 
-def _vocabulary(texts: Sequence[str], options: JointOptions) -> Any:
-    from pipeline.extraction.pretrain import build_tokenizer
-
-    return build_tokenizer(texts, options.vocabulary, options.max_tokens)
-
-
 def _bert(options: JointOptions, words: int, pad: int) -> dict[str, Any]:
-    return {
-        "vocab_size": words,
-        "hidden_size": options.width,
-        "num_hidden_layers": options.layers,
-        "num_attention_heads": options.heads,
-        "intermediate_size": 4 * options.width,
-        "max_position_embeddings": 512,
-        "hidden_dropout_prob": options.dropout,
-        "attention_probs_dropout_prob": options.dropout,
-        "pad_token_id": pad,
-    }
+    sizes = {"hidden_size": options.width, "intermediate_size": 4 * options.width, "max_position_embeddings": 512}
+    counts = {"num_hidden_layers": options.layers, "num_attention_heads": options.heads, "vocab_size": words}
+    dropout = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), options.dropout)
+    return sizes | counts | dropout | {"pad_token_id": pad}
 
 
 def _resnet(options: JointOptions) -> dict[str, Any]:
-    return {
-        "embedding_size": options.image_stem,
-        "hidden_sizes": list(options.image_widths),
-        "depths": list(options.image_depths),
-        "layer_type": options.image_layer,
-    }
+    sizes = {"embedding_size": options.image_stem, "hidden_sizes": list(options.image_widths)}
+    return sizes | {"depths": list(options.image_depths), "layer_type": options.image_layer}

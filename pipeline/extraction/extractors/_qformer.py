@@ -33,10 +33,8 @@ class _Attention(nn.Module):
     def __init__(self, width: int, heads: int, source: int):
         super().__init__()
         self.heads = heads
-        inputs = nn.ModuleDict(
-            {"query": nn.Linear(width, width), "key": nn.Linear(source, width), "value": nn.Linear(source, width)}
-        )
-        self.add_module("self", inputs)
+        sources = {"query": width, "key": source, "value": source}
+        self.add_module("self", nn.ModuleDict({name: nn.Linear(size, width) for name, size in sources.items()}))
         self.output = nn.ModuleDict({"dense": nn.Linear(width, width), "LayerNorm": nn.LayerNorm(width, eps=_EPS)})
 
     def forward(self, states: Tensor, source: Tensor, mask: Tensor | None) -> Tensor:
@@ -60,10 +58,8 @@ class _Layer(nn.Module):
             self.crossattention = _Attention(sizes.width, sizes.heads, sizes.image_width)
         for name in ("", "_query"):
             self.add_module("intermediate" + name, nn.ModuleDict({"dense": nn.Linear(sizes.width, sizes.inner)}))
-            norm = nn.LayerNorm(sizes.width, eps=_EPS)
-            self.add_module(
-                "output" + name, nn.ModuleDict({"dense": nn.Linear(sizes.inner, sizes.width), "LayerNorm": norm})
-            )
+            out = {"dense": nn.Linear(sizes.inner, sizes.width), "LayerNorm": nn.LayerNorm(sizes.width, eps=_EPS)}
+            self.add_module("output" + name, nn.ModuleDict(out))
 
     def forward(self, states: Tensor, mask: Tensor, image: Tensor | None, queries: int) -> Tensor:
         states = self.attention(states, states, mask)
@@ -84,13 +80,9 @@ class _Layer(nn.Module):
 class QFormer(nn.Module):
     def __init__(self, sizes: QFormerSizes):
         super().__init__()
-        self.embeddings = nn.ModuleDict(
-            {
-                "word_embeddings": nn.Embedding(sizes.words, sizes.width),
-                "position_embeddings": nn.Embedding(sizes.positions, sizes.width),
-                "LayerNorm": nn.LayerNorm(sizes.width, eps=_EPS),
-            }
-        )
+        counts = {"word_embeddings": sizes.words, "position_embeddings": sizes.positions}
+        self.embeddings = nn.ModuleDict({name: nn.Embedding(n, sizes.width) for name, n in counts.items()})
+        self.embeddings["LayerNorm"] = nn.LayerNorm(sizes.width, eps=_EPS)
         self.encoder = nn.ModuleDict({"layer": nn.ModuleList(_Layer(sizes, i) for i in range(sizes.layers))})
 
     def forward(self, queries: Tensor, image: Tensor | None, ids: Tensor | None, mask: Tensor | None) -> Tensor:
@@ -111,13 +103,8 @@ def sizes_of(weights: dict[str, Tensor], heads: int) -> QFormerSizes:
     words, width = weights["embeddings.word_embeddings.weight"].shape
     layers = 1 + max(int(name.split(".")[2]) for name in weights if name.startswith("encoder.layer."))
     crossed = [i for i in range(layers) if f"encoder.layer.{i}.crossattention.self.key.weight" in weights]
-    return QFormerSizes(
-        words=words,
-        positions=len(weights["embeddings.position_embeddings.weight"]),
-        width=width,
-        inner=len(weights["encoder.layer.0.intermediate.dense.weight"]),
-        layers=layers,
-        heads=heads,
-        image_width=weights["encoder.layer.0.crossattention.self.key.weight"].shape[1],
-        every=crossed[1] if len(crossed) > 1 else layers,
-    )
+    positions = len(weights["embeddings.position_embeddings.weight"])
+    inner = len(weights["encoder.layer.0.intermediate.dense.weight"])
+    image_width = weights["encoder.layer.0.crossattention.self.key.weight"].shape[1]
+    every = crossed[1] if len(crossed) > 1 else layers
+    return QFormerSizes(words, positions, width, inner, layers, heads, image_width, every)

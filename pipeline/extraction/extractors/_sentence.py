@@ -10,16 +10,16 @@ from safetensors.torch import load_file
 from torch import nn
 
 from manifests.errors import nearest
+from manifests.text import on_one_line
 from pipeline.extraction.hub import Checkpoint, ModelError
 
 _MODES = {"mean_tokens": "mean", "cls_token": "cls", "lasttoken": "last", "max_tokens": "max"}
 _KNOWN = ("mean", "cls", "last", "max")
 _ACTIVATIONS = {"Identity": nn.Identity, "Tanh": nn.Tanh, "ReLU": nn.ReLU, "GELU": nn.GELU}
 # File names of all versions, in the order in which the library searches.
-_SETTINGS = tuple(
-    f"sentence_{kind}_config.json"
-    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
-)
+_KINDS = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+_SETTINGS = tuple(f"sentence_{kind}_config.json" for kind in _KINDS)
+_EMBEDDING = "sentence_embedding"
 _TEXT_OUTPUT = {"method": "forward", "method_output_name": "last_hidden_state"}
 _DEFAULTS = {"transformer_task": "feature-extraction", "module_output_name": "token_embeddings"}
 
@@ -51,14 +51,11 @@ def sentence_config(checkpoint: Checkpoint) -> SentenceConfig:
         mode, with_prompt = _pooling(checkpoint, pooling)
         prompt, settings = _prompt(checkpoint), _settings(checkpoint)
     except (AttributeError, TypeError, ValueError) as error:  # a list where an object belongs, and the like
-        raise ModelError(
-            f"model {checkpoint.name!r}: its sentence-transformers files have a value of another type ({error}): fetch "
-            "them again"
-        ) from error
+        what = f"its sentence-transformers files have a value of another type ({error}): fetch them again"
+        raise checkpoint.error(what) from error
     if prompt and not with_prompt:
-        raise _refused(
-            checkpoint, f"leaves the prompt out of the pooling ({pooling}/config.json: include_prompt = false)"
-        )
+        what = f"leaves the prompt out of the pooling ({pooling}/config.json: include_prompt = false)"
+        raise _refused(checkpoint, what)
     length = settings.get("max_seq_length")
     if length is not None and (isinstance(length, bool) or not isinstance(length, int) or length < 1):
         raise _refused(checkpoint, f"has max_seq_length = {length!r}, which is no number of tokens")
@@ -81,9 +78,8 @@ def _modules(checkpoint: Checkpoint) -> tuple[str, tuple[str, ...], bool]:
     if kinds[:2] != ["Transformer", "Pooling"] or set(middle) - {"Dense"}:
         extra = next((k for k in kinds if k not in ("Transformer", "Pooling", "Dense", "Normalize")), None)
         what = f"a {extra} layer" if extra else f"the modules {', '.join(kinds)}"
-        raise _refused(
-            checkpoint, f"has {what} in modules.json, where Transformer, Pooling, Dense ... and Normalize are known"
-        )
+        known = "where Transformer, Pooling, Dense ... and Normalize are known"
+        raise _refused(checkpoint, f"has {what} in modules.json, {known}")
     paths = [str(m.get("path", "")) for m in modules]
     if paths[0]:
         raise _refused(checkpoint, f"keeps its transformer in the folder {paths[0]!r} (modules.json); move it one up")
@@ -94,9 +90,8 @@ def _modules(checkpoint: Checkpoint) -> tuple[str, tuple[str, ...], bool]:
             raise _refused(checkpoint, f"lacks {path}/config.json, which modules.json names: fetch it again")
     for path in paths[2:]:
         about = checkpoint.json(f"{path}/config.json")
-        if about.get("module_input_name", "sentence_embedding") != "sentence_embedding" or about.get(
-            "module_output_name"
-        ) not in (None, "sentence_embedding"):
+        given, made = about.get("module_input_name", _EMBEDDING), about.get("module_output_name", _EMBEDDING)
+        if given != _EMBEDDING or made not in (None, _EMBEDDING):
             verb = "maps" if path in paths[2 : 2 + len(middle)] else "normalizes"
             raise _refused(checkpoint, f"{verb} something else than its sentence embedding ({path}/config.json)")
     return paths[1], tuple(paths[2 : 2 + len(middle)]), kinds[-1] == "Normalize"
@@ -112,22 +107,18 @@ def dense_layers(checkpoint: Checkpoint, folders: tuple[str, ...], width: int) -
         about = checkpoint.json(f"{folder}/config.json")
         kind = str(about.get("activation_function") or "Tanh").rsplit(".", 1)[-1]
         if kind not in _ACTIVATIONS:
-            raise _refused(
-                checkpoint, f"has the activation {kind} ({folder}/config.json); {nearest(kind, _ACTIVATIONS)}"
-            )
+            what = f"has the activation {kind} ({folder}/config.json); {nearest(kind, _ACTIVATIONS)}"
+            raise _refused(checkpoint, what)
         file = checkpoint.path / folder / "model.safetensors"
         if not file.is_file():
-            raise _refused(
-                checkpoint,
-                f"has no {folder}/model.safetensors (pickled weights are refused: save the model once with the current "
-                "sentence-transformers)",
-            )
+            fix = "(pickled weights are refused: save the model once with the current sentence-transformers)"
+            raise _refused(checkpoint, f"has no {folder}/model.safetensors {fix}")
         try:
             sizes = int(about["in_features"]), int(about["out_features"])
             layer = nn.Linear(*sizes, bias=bool(about.get("bias", True)))
             layer.load_state_dict({n.removeprefix("linear."): v for n, v in load_file(file).items()})
         except Exception as error:  # KeyError, RuntimeError, SafetensorError, depending on the file
-            raise _refused(checkpoint, f"has a damaged layer {folder}: {' '.join(str(error).split())[:150]}") from error
+            raise _refused(checkpoint, f"has a damaged layer {folder}: {on_one_line(error, 150)}") from error
         if sizes[0] != width:
             raise _refused(checkpoint, f"has a layer {folder} for {sizes[0]} values after one of {width}")
         layers += [layer, _ACTIVATIONS[kind]()]
@@ -142,10 +133,8 @@ def _pooling(checkpoint: Checkpoint, folder: str) -> tuple[str, bool]:
     found = config.get("pooling_mode") or chosen or "mean"
     modes = [_MODES.get(m, m) for m in ([found] if isinstance(found, str) else found)]
     if len(modes) != 1 or modes[0] not in _KNOWN:
-        raise _refused(
-            checkpoint,
-            f"pools by {' + '.join(map(str, modes))} ({folder}/config.json), where one of {', '.join(_KNOWN)} is known",
-        )
+        what = f"pools by {' + '.join(map(str, modes))} ({folder}/config.json)"
+        raise _refused(checkpoint, f"{what}, where one of {', '.join(_KNOWN)} is known")
     return modes[0], bool(config.get("include_prompt", True))
 
 

@@ -48,14 +48,10 @@ class Card:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields that ``ls extractors --long`` prints."""
-        return {
-            "name": self.name,
-            "source": self.source,
-            "licence": self.licence,
-            "dims": ", ".join(f"{table} {d}" for table, d in self.dims.items()),
-            "trained on FashionIQ triplets": "yes" if "mt_fashioniq" in self.contaminated_on else "no",
-            "notes": self.notes,
-        }
+        dims = ", ".join(f"{table} {d}" for table, d in self.dims.items())
+        trained = {"trained on FashionIQ triplets": "yes" if "mt_fashioniq" in self.contaminated_on else "no"}
+        about = {"name": self.name, "source": self.source, "licence": self.licence, "dims": dims}
+        return about | trained | {"notes": self.notes}
 
 
 class ExtractorOptions(Frozen):
@@ -128,13 +124,8 @@ class Extractor(ABC):
         """
         own = set(type(self.options).model_fields)
         own -= {*ExtractorOptions.model_fields, *self.execution_only, *self.stated}
-        fields = {
-            "extractor": self.name,
-            "version": self.version,
-            "compute_dtype": self.options.dtype,
-            "store_dtype": self.options.store_dtype,
-            "normalise": self.options.normalise,
-        }
+        dtypes = {"compute_dtype": self.options.dtype, "store_dtype": self.options.store_dtype}
+        fields = {"extractor": self.name, "version": self.version, **dtypes, "normalise": self.options.normalise}
         return fields | ({"options": self.options.model_dump(mode="json", include=own)} if own else {})
 
     def _of_checkpoint(self) -> dict[str, Any]:
@@ -176,12 +167,9 @@ class Extractor(ABC):
 
     def check_size(self, width: int, height: int) -> None:
         """Raise DecodeError if the resize would need more pixels than any image may have (20,000 x 1)."""
-        needed = self.prepared_pixels(width, height)
-        if needed > MAX_PIXELS:
-            size = f"{width}x{height}"
-            raise DecodeError(
-                f"the image of {size} would be resized to {needed:,} pixels, limit {MAX_PIXELS:,}: crop it"
-            )
+        if (needed := self.prepared_pixels(width, height)) > MAX_PIXELS:
+            what = f"the image of {width}x{height} would be resized to {needed:,} pixels"
+            raise DecodeError(f"{what}, limit {MAX_PIXELS:,}: crop it")
 
     def decode_ahead(self, prepared: Sequence[Prepared]) -> list[Prepared]:
         """Finish what ``prepare_file`` left to the device, in the batches' thread; an image may become a DecodeError."""

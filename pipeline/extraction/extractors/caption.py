@@ -42,20 +42,16 @@ class CaptionExtractor(Extractor):
 
     def __init__(self, options: CaptionOptions, device: torch.device):
         super().__init__(options, device)
-        known = _cards.preset(_cards.CAPTION, options.model)
-        name = known.source if known else options.model
-        self.checkpoint = checkpoint = hub.locate(name, options.revision, options.trust_remote_code)
-        self.sentence = sentence_config(checkpoint)
+        known, checkpoint = _cards.located(_cards.CAPTION, options.model, options.revision, options.trust_remote_code)
+        self.checkpoint, self.sentence = checkpoint, sentence_config(checkpoint)
         self.pooling = self.sentence.pooling
         self.model = hub.load_model(checkpoint, self.compute, device, unused=("pooler.",))
         self.dense = dense_layers(checkpoint, self.sentence.dense, self.model.config.hidden_size).to(device)
         tokenizer = hub.load_tokenizer(checkpoint)
-        length = self.sentence.max_length or min(
-            tokenizer.model_max_length, getattr(self.model.config, "max_position_embeddings", 512)
-        )
-        self.tokens = Tokens(
-            tokenizer, int(length), lower=self.sentence.lower, name=options.model, prompt=self.sentence.prompt
-        )
+        positions = getattr(self.model.config, "max_position_embeddings", 512)
+        length = int(self.sentence.max_length or min(tokenizer.model_max_length, positions))
+        lower, prompt = self.sentence.lower, self.sentence.prompt
+        self.tokens = Tokens(tokenizer, length, lower=lower, name=options.model, prompt=prompt)
         self.tokens.require_place(self.model)
         self.card = _cards.card_of(known, options.model, options.contaminated_on)
 

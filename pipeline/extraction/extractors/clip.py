@@ -60,17 +60,14 @@ class ClipExtractor(Fittable):
 
     def __init__(self, options: ClipOptions, device: torch.device):
         super().__init__(options, device)
-        known = _cards.preset(_cards.CLIP, options.model)
-        name = known.source if known else options.model
-        checkpoint = hub.locate(name, options.revision, options.trust_remote_code)
+        known, checkpoint = _cards.located(_cards.CLIP, options.model, options.revision, options.trust_remote_code)
         self.checkpoint = checkpoint
         self.model = hub.load_model(checkpoint, self.compute, device)
         for method in ("get_image_features", "get_text_features"):
             if not hasattr(self.model, method):
-                raise hub.ModelError(
-                    f"model {options.model!r} is a {type(self.model).__name__} without {method}: the clip extractor needs a "
-                    "dual encoder such as CLIP or SigLIP (for a sentence encoder use the caption extractor)"
-                )
+                fix = "a dual encoder such as CLIP or SigLIP (for a sentence encoder use the caption extractor)"
+                what = f"is a {type(self.model).__name__} without {method}: the clip extractor needs {fix}"
+                raise hub.ModelError(f"model {options.model!r} {what}")
         self.processor = hub.load_image_processor(checkpoint)
         self.pixels = Pixels.of(self.processor)
         self.jpegs: TorchvisionDecode | None = None
@@ -80,9 +77,8 @@ class ClipExtractor(Fittable):
             self.images_per_job = self.jpegs.images_per_job or self.images_per_job
         tokenizer = hub.load_tokenizer(checkpoint)
         full = str(getattr(self.model.config, "model_type", "")).startswith("siglip")
-        self.clean = (
-            options.clean if options.clean != "auto" else (known and known.clean) or ("lower" if full else "none")
-        )
+        trained = (known and known.clean) or ("lower" if full else "none")
+        self.clean = trained if options.clean == "auto" else options.clean
         # SigLIP's text tower pools the last position and was trained on texts padded to the full length
         clean = None if self.clean == "none" else partial(clean_text, how=self.clean)
         self.tokens = Tokens(tokenizer, self._text_length(tokenizer), full, name=options.model, clean=clean)
@@ -97,10 +93,8 @@ class ClipExtractor(Fittable):
     @classmethod
     def origin(cls, options: ExtractorOptions) -> dict[str, Any]:
         assert isinstance(options, ClipOptions)
-        known = _cards.preset(_cards.CLIP, options.model)
-        name = known.source if known else options.model
-        found = hub.origin(hub.locate(name, options.revision, options.trust_remote_code))
-        return {"model": found} | ({"clean": known.clean} if known and options.clean == "auto" else {})
+        known, found = _cards.located(_cards.CLIP, options.model, options.revision, options.trust_remote_code)
+        return {"model": hub.origin(found)} | ({"clean": known.clean} if known and options.clean == "auto" else {})
 
     @classmethod
     def fresh(cls, options: ExtractorOptions, device: torch.device, texts: Sequence[str]) -> Self:
@@ -132,15 +126,12 @@ class ClipExtractor(Fittable):
         limits = (getattr(text, "max_position_embeddings", None), getattr(tokenizer, "model_max_length", None))
         known = [n for n in limits if isinstance(n, int) and 0 < n < 1_000_000]
         if not known:
-            raise hub.ModelError(
-                f"model {self.options.model!r} does not say how long its texts may be: set model_max_length in "
-                "tokenizer_config.json"
-            )
+            fix = "set model_max_length in tokenizer_config.json"
+            raise hub.ModelError(f"model {self.options.model!r} does not say how long its texts may be: {fix}")
         return min(known)
 
     def dim(self, table: str) -> int:
-        declared = declared_dim(self.model, table)
-        if declared is not None:
+        if (declared := declared_dim(self.model, table)) is not None:
             return declared
         if table not in self._dims:  # a model with its own code: encode one item
             blank = Pillow.new("RGB", (32, 32))

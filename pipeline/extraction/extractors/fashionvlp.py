@@ -59,9 +59,8 @@ class FashionVlpNetwork(JointNetwork):
 
     def target(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         parts = zip(self.levels(images), self.pool, strict=True)
-        pooled = torch.stack(
-            [(score(tokens).softmax(1) * tokens).sum(1) for tokens, score in parts], 1
-        )  # [n, 3, width]
+        by_level = [(score(tokens).softmax(1) * tokens).sum(1) for tokens, score in parts]
+        pooled = torch.stack(by_level, 1)  # [n, 3, width]
         return self.answer((self.context(pooled).softmax(1) * pooled).sum(1))
 
 

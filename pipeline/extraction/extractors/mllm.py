@@ -62,8 +62,8 @@ class MllmExtractor(Extractor):
 
     def __init__(self, options: MllmOptions, device: torch.device):
         super().__init__(options, device)
-        known = _cards.preset(_cards.MLLM, options.model)
-        self.checkpoint = checkpoint = hub.locate(known.source if known else options.model, options.revision)
+        known, checkpoint = _cards.located(_cards.MLLM, options.model, options.revision)
+        self.checkpoint = checkpoint
         self.tokenizer = hub.load_tokenizer(checkpoint)
         template = chat_template(checkpoint, self.tokenizer)
         if IMAGE_TOKEN not in self.tokenizer.get_vocab():
@@ -80,10 +80,8 @@ class MllmExtractor(Extractor):
         self.tokens = Chat(self.tokenizer, template, form, options.instruction, length, options.model)
         self.tokens.require_place(self.model)
         if (wanted := getattr(self.model.config, "image_token_id", None)) != self.tokens.image_id:
-            raise hub.ModelError(
-                f"model {options.model!r}: {IMAGE_TOKEN} is id {self.tokens.image_id} of its tokenizer and id {wanted} of "
-                "config.json: take both from one download"
-            )
+            what = f"{IMAGE_TOKEN} is id {self.tokens.image_id} of its tokenizer and id {wanted} of config.json"
+            raise hub.ModelError(f"model {options.model!r}: {what}: take both from one download")
         self.tokens.reserve(self._cells(self.processor.size.longest_edge))
         self._typed = "mm_token_type_ids" in inspect.signature(self.model.forward).parameters
         seen = tuple(dict.fromkeys((*(known.contaminated_on if known else ()), *options.contaminated_on)))
@@ -94,16 +92,13 @@ class MllmExtractor(Extractor):
         """Return the image processor with the pixel bounds of the options, the convention or its own configuration."""
         processor = hub.load_image_processor(self.checkpoint)
         if not hasattr(processor, "merge_size"):
-            raise hub.ModelError(
-                f"model {self.options.model!r}: its image processor {type(processor).__name__} does not make the patches "
-                "of a Qwen-VL model"
-            )
+            what = f"{type(processor).__name__} does not make the patches of a Qwen-VL model"
+            raise hub.ModelError(f"model {self.options.model!r}: its image processor {what}")
         low, high = self.form.pixels or (processor.size.shortest_edge, processor.size.longest_edge)
         low, high = self.options.min_pixels or low, self.options.max_pixels or high
         if low > high:
-            raise hub.ModelError(
-                f"min_pixels {low:,} above max_pixels {high:,}: set extractor.min_pixels and extractor.max_pixels together"
-            )
+            fix = "set extractor.min_pixels and extractor.max_pixels together"
+            raise hub.ModelError(f"min_pixels {low:,} above max_pixels {high:,}: {fix}")
         about = ("image_processor_type", "processor_class", "min_pixels", "max_pixels")  # of its class, or set here
         settings = {key: value for key, value in processor.to_dict().items() if key not in about}
         return type(processor)(**{**settings, "size": {"shortest_edge": low, "longest_edge": high}})
@@ -161,10 +156,8 @@ class MllmExtractor(Extractor):
                 rows[n] = row
         found = torch.stack([row for row in rows if row is not None])[:, : self.options.dim]
         if self.compute != torch.float32 and self.device.type == "cpu" and not torch.isfinite(found).all():
-            raise ExtractorError(
-                f"model {self.options.model!r} gives NaN or Inf in {self.options.dtype} on a CPU: use --precision fp32, or "
-                "a GPU"
-            )
+            what = f"gives NaN or Inf in {self.options.dtype} on a CPU: use --precision fp32, or a GPU"
+            raise ExtractorError(f"model {self.options.model!r} {what}")
         return found
 
     def _expanded(self, prompt: np.ndarray, images: Sequence[dict[str, Any]]) -> np.ndarray:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from manifests.identity import file_digest
+from manifests.text import on_one_line
 from pipeline.extraction import hub
 from pipeline.extraction.extractors import _cards
 from pipeline.extraction.extractors._qformer import QFormer, sizes_of
@@ -73,21 +74,16 @@ class SprcExtractor(Extractor):
             self.to_image = _linear(weights, "vision_proj")
             self.asked = nn.Parameter(weights["query_tokens"])
         except (KeyError, RuntimeError, ValueError) as error:
-            raise hub.ModelError(
-                f"{self.file} is no whole checkpoint of SPRC or SPN4CIR: {' '.join(repr(error).split())[:200]}"
-            ) from error
+            what = f"is no whole checkpoint of SPRC or SPN4CIR: {on_one_line(repr(error))}"
+            raise hub.ModelError(f"{self.file} {what}") from error
         parts = [self.vision, self.first, self.second, self.to_text, self.to_image]
         self.network = nn.ModuleList(parts).to(device, self.compute).eval().requires_grad_(False)
         self.asked = nn.Parameter(self.asked.to(device, self.compute), requires_grad=False)
         tokenizer = hub.load_tokenizer(hub.locate(options.tokenizer))
         self.tokens = Tokens(tokenizer, MAX_TOKENS, name=options.tokenizer, clean=blip_caption)
         seen = ("mt_fashioniq",) if options.trained_on == "fashioniq" else ()
-        self.card = Card(
-            _cards.SPRC[0].licence,
-            options.model,
-            tuple(dict.fromkeys((*seen, *options.contaminated_on))),
-            dims={table: self.dim(table) for table in self.tables},
-        )
+        seen = tuple(dict.fromkeys((*seen, *options.contaminated_on)))
+        self.card = Card(_cards.SPRC[0].licence, options.model, seen, dims={t: self.dim(t) for t in self.tables})
 
     def dim(self, table: str) -> int:
         return self.to_text.out_features
@@ -122,7 +118,7 @@ class SprcExtractor(Extractor):
         return self.vision(pixel_values=(pixels - mean) / std).last_hidden_state
 
     def _pair_features(self, images: list[np.ndarray], texts: list[np.ndarray]) -> Tensor:
-        ids, mask = (part.to(self.device) for part in self.tokens.padded(texts))
+        ids, mask = self.tokens.padded(texts, self.device)
         asked = self.asked.expand(len(images), -1, -1)
         count = asked.shape[1]
         prompt = self.first(asked, self._look(images), ids, mask)[:, :count]
@@ -158,17 +154,15 @@ def target_pad(image: Pillow.Image, size: int) -> np.ndarray:
 def _weights_of(file: Path) -> dict[str, Tensor]:
     """Return the state dict of a public file: SPRC {"Blip2QformerCirAlignPrompt": ...}, SPN4CIR {"state_dict": ...}."""
     if not file.is_file():
-        raise hub.ModelError(
-            f"no checkpoint file {str(file)!r}: fetch the .pt file that the SPRC or SPN4CIR repository links to, and give its path"
-        )
+        fix = "fetch the .pt file that the SPRC or SPN4CIR repository links to, and give its path"
+        raise hub.ModelError(f"no checkpoint file {str(file)!r}: {fix}")
     try:
         found = torch.load(file, map_location="cpu", weights_only=True)
         weights = found.get("Blip2QformerCirAlignPrompt") or found["state_dict"]
         return {name.removeprefix("blip_model."): value.float() for name, value in weights.items()}
     except Exception as error:  # unpickling raises many types; all mean "another kind of file"
-        raise hub.ModelError(
-            f"{file} is no checkpoint of SPRC or SPN4CIR: {' '.join(repr(error).split())[:200]}"
-        ) from error
+        what = f"is no checkpoint of SPRC or SPN4CIR: {on_one_line(repr(error))}"
+        raise hub.ModelError(f"{file} {what}") from error
 
 
 def _vision(weights: dict[str, Tensor], heads: int) -> tuple[Any, int]:
@@ -179,15 +173,9 @@ def _vision(weights: dict[str, Tensor], heads: int) -> tuple[Any, int]:
     width, _, patch, _ = ours["embeddings.patch_embedding.weight"].shape
     size = patch * round((ours["embeddings.position_embedding"].shape[1] - 1) ** 0.5)
     layers = 1 + max(int(name.split(".")[2]) for name in ours if name.startswith("encoder.layers."))
-    config = Blip2VisionConfig(
-        hidden_size=width,
-        intermediate_size=len(ours["encoder.layers.0.mlp.fc1.weight"]),
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        image_size=size,
-        patch_size=patch,
-    )
-    model = Blip2VisionModel(config)
+    tower = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    inner = len(ours["encoder.layers.0.mlp.fc1.weight"])
+    model = Blip2VisionModel(Blip2VisionConfig(**tower, intermediate_size=inner, image_size=size, patch_size=patch))
     model.load_state_dict(ours)
     model.post_layernorm.eps = 1e-5  # LAVIS' ln_vision has torch's default; the blocks have 1e-6
     return model, size
@@ -202,12 +190,8 @@ def vision_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         ("visual_encoder.blocks.", "encoder.layers."),
         ("ln_vision.", "post_layernorm."),
     )
-    parts = (
-        (".norm1.", ".layer_norm1."),
-        (".norm2.", ".layer_norm2."),
-        (".attn.proj.", ".self_attn.projection."),
-        (".attn.", ".self_attn."),
-    )
+    norms, attention = ((f".norm{n}.", f".layer_norm{n}.") for n in "12"), (".attn.proj.", ".self_attn.projection.")
+    parts = (*norms, attention, (".attn.", ".self_attn."))
     made: dict[str, Tensor] = {}
     for name, value in weights.items():
         for old, new in rename:

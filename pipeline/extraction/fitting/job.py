@@ -46,11 +46,8 @@ class FittedExtractor:
 
     def text(self) -> str:
         r = self.record
-        lines = [
-            f"model  {self.folder}",
-            f"{'fitted before, kept' if self.reused else 'fitted'}: {r['triplets']:,} triplets, "
-            f"{r['steps']:,} steps, loss {r['loss'][0]:.3f} -> {r['loss'][-1]:.3f}",
-        ]
+        counts = f"{r['triplets']:,} triplets, {r['steps']:,} steps, loss {r['loss'][0]:.3f} -> {r['loss'][-1]:.3f}"
+        lines = [f"model  {self.folder}", f"{'fitted before, kept' if self.reused else 'fitted'}: {counts}"]
         if r["validation"]:
             scores = ", ".join(f"{k} {v:.1f}" for k, v in r["validation"].items() if k != "triplets")
             lines.append(f"single-turn on {r['validation']['triplets']:,.0f} pair-clean validation triplets: {scores}")
@@ -94,12 +91,9 @@ class _Request:
 
     def check(self, started_from: Mapping[str, Any], folder: Path) -> None:
         """Raise FashionNTMError with the differences when ``started_from`` is not the present origin."""
-        changed = changed_fields(dict(started_from), self.origin)
-        if changed:
-            raise FashionNTMError(
-                f"the fit in {folder} started from other weights ({'; '.join(changed)}): remove that folder and run "
-                "`fit-extractor` again"
-            )
+        if changed := changed_fields(dict(started_from), self.origin):
+            what = f"the fit in {folder} started from other weights ({'; '.join(changed)})"
+            raise FashionNTMError(f"{what}: remove that folder and run `fit-extractor` again")
 
 
 def needs_fitting(spec: RunSpec) -> bool:
@@ -117,9 +111,8 @@ def fitted_spec(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> RunSpe
         return spec
     folder = request.folder(workspace, fitting_sessions(spec, dataset)[0], dataset)
     if request.record(folder) is None:
-        raise IncompleteError(
-            f"extractor '{spec.extractor.name}' is not fitted yet: run `{spec.command('fit-extractor')}`"
-        )
+        fix = f"run `{spec.command('fit-extractor')}`"
+        raise IncompleteError(f"extractor '{spec.extractor.name}' is not fitted yet: {fix}")
     options = {key: value for key, value in spec.extractor.options.items() if key != "fit"}
     component = Component(**{"name": spec.extractor.name, **options, "model": str(folder.resolve())})
     return spec.model_copy(update={"extractor": component})
@@ -142,10 +135,8 @@ def fit_extractor_spec(
     """
     request = _request(spec)
     if request is None:
-        raise IncompleteError(
-            f"spec '{spec.name}' asks for no fitting: set extractor.fit.epochs, or leave extractor.model out for a model "
-            "without published weights"
-        )
+        fix = "set extractor.fit.epochs, or leave extractor.model out for a model without published weights"
+        raise IncompleteError(f"spec '{spec.name}' asks for no fitting: {fix}")
     sessions, validation = fitting_sessions(spec, dataset)
     folder = request.folder(workspace, sessions, dataset)
     done = spec.command("extract")
@@ -156,9 +147,8 @@ def fit_extractor_spec(
     extractor = request.family.fresh(request.options, resolve_device(device), texts)
     request.check(extractor.starts, folder)  # the files may have changed since the key was computed
     weights = sum(p.numel() for p in extractor.network.parameters() if p.requires_grad)
-    tell(
-        f"fitting {spec.extractor.name} on {len(triplets):,} triplets, {weights / 1e6:.1f} M weights, {extractor.device}"
-    )
+    what = f"{len(triplets):,} triplets, {weights / 1e6:.1f} M weights, {extractor.device}"
+    tell(f"fitting {spec.extractor.name} on {what}")
     loader = Loader(extractor, dataset, workers)
     progress = fit(extractor, loader, triplets, request.fit, request.alpha, folder / UNFINISHED, on_step, save_seconds)
     scores: dict[str, float] = {}
@@ -166,22 +156,11 @@ def fit_extractor_spec(
         tell(f"scoring on {len(validation):,} validation sessions")
         scores = single_turn(extractor, loader, dataset, validation, request.alpha, request.fit.batch_size)
     extractor.save(folder)
-    record = {
-        "extractor": spec.extractor.name,
-        "dataset": dataset.name,
-        "fit": request.fit.model_dump(),
-        "alpha": request.alpha,
-        "triplets": len(triplets),
-        "seen": digest_of(triplets),
-        "started_from": extractor.starts,
-        "steps": progress.step,
-        "loss": progress.curve,
-        "validation": scores,
-        "unreadable": loader.unreadable,
-        "device": str(extractor.device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
+    record = {"extractor": spec.extractor.name, "dataset": dataset.name, "fit": request.fit.model_dump()}
+    record |= {"alpha": request.alpha, "triplets": len(triplets), "seen": digest_of(triplets)}
+    record |= {"started_from": extractor.starts, "steps": progress.step, "loss": progress.curve}
+    record |= {"validation": scores, "unreadable": loader.unreadable, "device": str(extractor.device)}
+    record |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
     replace_atomically(folder / RECORD, json.dumps(record, indent=2).encode() + b"\n")  # last: now it is complete
     shutil.rmtree(folder / UNFINISHED)
     return FittedExtractor(folder, record, False, done)

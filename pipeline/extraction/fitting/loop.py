@@ -17,14 +17,15 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.optim import AdamW
 
 from cache.files import replace_atomically, replacing
 from cache.recovery import remove_temporaries
 from manifests.errors import FashionNTMError
 from manifests.identity import changed_fields, file_digest
 from manifests.schema import Dataset, Session
-from pipeline.composition.fit import contrastive_loss
-from pipeline.evaluation.metrics import recall
+from manifests.text import on_one_line
+from pipeline.composition.fit import contrastive_loss, mean_recalls
 from pipeline.evaluation.ranking import ranks
 from pipeline.extraction.extractors._fittable import FitOptions, Fittable
 from pipeline.extraction.fitting.triplets import Loader, Triplet, TripletBatch, triplets_of
@@ -44,7 +45,7 @@ class Progress:
 
 
 def save_state(
-    folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, starts: Mapping[str, Any]
+    folder: Path, network: nn.Module, optimizer: AdamW, progress: Progress, starts: Mapping[str, Any]
 ) -> None:
     """Write the complete training state; a kill at any time leaves the old state or the new one.
 
@@ -67,9 +68,7 @@ def save_state(
             old.unlink()
 
 
-def load_state(
-    folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, starts: Mapping[str, Any]
-) -> Progress:
+def load_state(folder: Path, network: nn.Module, optimizer: AdamW, starts: Mapping[str, Any]) -> Progress:
     """Load the state in ``folder`` into ``network`` and ``optimizer``; return a new Progress if there is none.
 
     Raises FashionNTMError with the folder to remove when the files do not match each other, or the initial weights were
@@ -92,10 +91,8 @@ def load_state(
             optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in moments.items()}
         return Progress(**about)
     except Exception as error:  # JSON, safetensors and torch raise different types for invalid files
-        raise FashionNTMError(
-            f"the unfinished fit in {folder} cannot be resumed ({' '.join(str(error).split())[:200]}): remove that folder "
-            "to fit from the start"
-        ) from error
+        what = f"the unfinished fit in {folder} cannot be resumed ({on_one_line(error)})"
+        raise FashionNTMError(f"{what}: remove that folder to fit from the start") from error
 
 
 def trained(network: nn.Module) -> list[nn.Parameter]:
@@ -130,14 +127,16 @@ def fit(
         raise FashionNTMError(f"{len(triplets)} train triplets: an extractor needs at least two to be fitted on")
     network, device = extractor.network, extractor.device
     groups = [{"params": [p], "weight_decay": options.weight_decay if p.ndim >= 2 else 0.0} for p in trained(network)]
-    optimizer = torch.optim.AdamW(groups, lr=options.learning_rate)
+    optimizer = AdamW(groups, lr=options.learning_rate)
     progress = load_state(folder, network, optimizer, extractor.starts)
     per_epoch = math.ceil(len(triplets) / options.batch_size)
     total, saved, began, done = options.epochs * per_epoch, time.monotonic(), time.monotonic(), 0
     network.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for batch in loader.batches(triplets, _parts(len(triplets), per_epoch, options, progress.step)):
-            loss = _step(extractor, batch, optimizer, options, alpha, progress.step, total)
+            for group in optimizer.param_groups:
+                group["lr"] = options.learning_rate * cycle(progress.step, total, options.warmup)
+            loss = _step(extractor, batch, optimizer, options, alpha, progress.step)
             progress.step += 1
             done += len(batch.targets)
             if loss is not None:
@@ -158,21 +157,13 @@ def fit(
 
 
 def _step(
-    extractor: Fittable,
-    batch: TripletBatch,
-    optimizer: torch.optim.Optimizer,
-    options: FitOptions,
-    alpha: float,
-    step: int,
-    total: int,
+    extractor: Fittable, batch: TripletBatch, optimizer: AdamW, options: FitOptions, alpha: float, step: int
 ) -> float | None:
     """Apply one update; return None when fewer than two triplets of the batch are readable."""
     if len(batch.targets) < 2:
         return None
     drawn = np.random.SeedSequence([options.seed, step]).generate_state(1, np.uint64)[0]
     torch.manual_seed(int(drawn >> np.uint64(1)))
-    for group in optimizer.param_groups:
-        group["lr"] = options.learning_rate * cycle(step, total, options.warmup)
     device = extractor.device
     with torch.autocast(device.type, torch.bfloat16, enabled=options.autocast):
         queries = extractor.queries(batch.references, batch.texts, alpha)
@@ -213,8 +204,7 @@ def single_turn(
     Candidates: the category's gallery of the sessions' split, including the reference; ties count against the model.
     """
     extractor.network.eval()
-    found: dict[str, list[float]] = {}
-    counted = 0
+    found = []
     triplets = triplets_of(sessions)
     for category in dict.fromkeys(t.category for t in triplets):
         mine = [t for t in triplets if t.category == category]
@@ -228,12 +218,7 @@ def single_turn(
         if not mine:
             continue
         parts = [range(start, min(start + batch_size, len(mine))) for start in range(0, len(mine), batch_size)]
-        queries = [
-            extractor.queries(batch.references, batch.texts, alpha).float().cpu().numpy()
-            for batch in loader.batches(mine, parts)
-        ]
-        rank = ranks(np.concatenate(queries), np.concatenate(rows), np.array([place[t.target] for t in mine]))
-        counted += len(mine)
-        for k in KS:
-            found.setdefault(f"R@{k}", []).append(recall(rank, k))
-    return {name: float(np.mean(values)) for name, values in found.items()} | {"triplets": float(counted)}
+        queries = [extractor.queries(b.references, b.texts, alpha).float().cpu() for b in loader.batches(mine, parts)]
+        targets = np.array([place[t.target] for t in mine])
+        found.append(ranks(torch.cat(queries).numpy(), np.concatenate(rows), targets))
+    return mean_recalls(found, KS)

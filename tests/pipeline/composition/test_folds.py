@@ -19,7 +19,6 @@ from pipeline.composition.crossfit import (
     fit_folds,
     load_folds,
     new_composer,
-    queries_of,
     share_target,
 )
 from pipeline.composition.fit import fit_composer
@@ -59,7 +58,7 @@ def test_sessions_that_share_a_row_or_a_pair_are_in_one_fold() -> None:
     assert len({folds.sessions[n] for n in (0, 1, 2)}) == 1 and set(folds.sessions) == {0, 1, 2}
     assert folds.groups == 4 and folds.largest == 3 and sorted(folds.sizes()) == [1, 2, 3]
     for s, fold in zip(sessions, folds.sessions, strict=True):
-        for image, text in queries_of(s):
+        for image, text, _ in s.queries():
             assert folds.rows[pair_key(CATALOGUE[image], text_key(text))] == fold
     assert assign_folds(sessions[::-1], CATALOGUE, 3).sessions == folds.sessions[::-1]
     assert {assign_folds(sessions, CATALOGUE, 3, seed).sessions for seed in range(8)} != {folds.sessions}
@@ -133,7 +132,7 @@ def test_a_head_is_the_one_fitted_on_the_other_folds_alone(fitted: tuple) -> Non
     sessions, catalogue = dataset.split("train"), backbone.catalogue()
     for fold, head in enumerate(crossed.heads):
         others = tuple(s for s, f in zip(sessions, crossed.folds.sessions, strict=True) if f != fold)
-        rows = {pair_key(catalogue[image], text_key(text)) for s in others for image, text in queries_of(s)}
+        rows = {pair_key(catalogue[image], text_key(text)) for s in others for image, text, _ in s.queries()}
         assert rows and not [key for key, f in crossed.folds.rows.items() if f == fold and key in rows]
         alone = new_composer(request(), backbone)
         share_target(alone, new_composer(request(), backbone))
