@@ -44,8 +44,7 @@ def diagnostics_figure(given: Sequence[str], runs: Path, files: Sequence[Path]) 
     check_suffixes(paths)
     diagnosed, lines = [], []
     for folder in folders:
-        records = folder.diagnoses()
-        if not records:
+        if not (records := folder.diagnoses()):
             again = "--diagnostics --force" if folder.state == "finished" else "--diagnostics"
             raise IncompleteError(f"run {folder.id} ({folder.model}) has no diagnostics: train it with {again}")
         diagnosed.append((_title(folder), records))

@@ -117,8 +117,7 @@ class _Filled:
 
     def _chance(self, subset: str) -> tuple[Row, ...]:
         """Return the row of a random order, or none without a run of these sessions."""
-        run = next((r for r in self.runs if r.chance(subset, OVERALL, "mean") is not None), None)
-        if run is None:
+        if (run := next((r for r in self.runs if r.chance(subset, OVERALL, "mean") is not None), None)) is None:
             return ()
         columns = [(group, metric) for group in self.groups for metric in group.metrics]
         values = [None if group.relative_to else run.chance(subset, group.source, metric) for group, metric in columns]

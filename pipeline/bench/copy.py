@@ -196,8 +196,7 @@ def render(result: dict[str, Any]) -> str:
         lines.append(f"{point['iteration']:9}  " + "  ".join(f"{value:7.2f}" for value in point["wrong_bits"]))
     lines.append("")
     for seed in seeds:
-        found = result["solved"].get(str(seed))
-        if found is None:
+        if (found := result["solved"].get(str(seed))) is None:
             lines.append(f"seed {seed}: not below {SOLVED} after {curve[-1]['iteration'] if curve else 0} iterations")
             continue
         beyond = ", ".join(f"length {length}: {wrong:.2f}" for length, wrong in found["beyond"].items())

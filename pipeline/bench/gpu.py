@@ -177,8 +177,7 @@ def _line(part: str, found: dict[str, Any]) -> str:
 def render(figures: dict[str, Any]) -> str:
     """Return one line per part, the step table in milliseconds, and the extraction's own text."""
     lines = [f"{part}: {_line(part, found)}" for part, found in figures.items()]
-    rows = figures.get("steps", {}).get("steps", [])
-    if rows:
+    if rows := figures.get("steps", {}).get("steps", []):
         stages = sorted({row["stages"] for row in rows})
         ms = {(row["subject"], row["stages"]): f"{row['ms']:.2f}" if "ms" in row else "failed" for row in rows}
         lines += ["", "ms a step".ljust(14) + "".join(f"{f'C = {c}':>10}" for c in stages)]

@@ -245,8 +245,7 @@ def _measure(experiment: Experiment, groups: Sequence[Group]) -> tuple[float, di
             total += seconds
             if step:
                 steps_ms[group.point.number] = 1e3 * step
-        missing = [(task, view) for task in group.tasks for view in task.missing]
-        if missing:
+        if missing := [(task, view) for task in group.tasks for view in task.missing]:
             (task, view), *_ = missing
             model = untrained(experiment.request(task.run))
             total += len(missing) * seconds_of(partial(ranking_of, experiment, model, view), experiment.device)

@@ -143,8 +143,7 @@ def scored_retention(bed: TestBed, models: Sequence[Trained], backbone: Store, k
         session = bed.sessions[n]
         early: dict[str, list[float]] = defaultdict(list)  # one mean per session: its turns are not independent
         for number, turn in enumerate(session.turns):
-            percentiles = judge.percentiles(session.category, turn.text)
-            if percentiles is None:
+            if (percentiles := judge.percentiles(session.category, turn.text)) is None:
                 continue
             ago = len(session.turns) - 1 - number
             for label, top in tops.items():
@@ -166,8 +165,7 @@ def telling_session(
     best: tuple[int, int | None] = (0, None)
     tops = [bed.top(bed.finals(m), k) for m in (one, other)]
     for n, session in enumerate(bed.sessions):
-        early = requests.get(session.id, ())[:-1]
-        if early:
+        if early := requests.get(session.id, ())[:-1]:
             kept = [sum(all(meets(dataset, bed.image(n, r), w) for w in early) for r in t[n] if r >= 0) for t in tops]
             best = max(best, (kept[0] - kept[1], n), key=lambda found: found[0])
     return best[1]

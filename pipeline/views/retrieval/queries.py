@@ -86,8 +86,7 @@ class Queries:
     def text_row(self, text: str) -> np.ndarray:
         """Return the backbone's row of a text, float32 [D]: cached, or encoded now."""
         text = " ".join(text.split())
-        row = self._texts.get(text)
-        if row is None:
+        if (row := self._texts.get(text)) is None:
             row = self._row("text", text_key(text))
         if row is None:
             row = self._encode(text, lambda extractor: extractor.encode_texts([text])[0])

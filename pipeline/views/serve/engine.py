@@ -87,8 +87,7 @@ class Engine:
 
     def talk(self, name: str) -> Talk:
         with self._lock:
-            talk = self._talks.get(name)
-            if talk is None:
+            if (talk := self._talks.get(name)) is None:
                 raise RequestError("this dialogue is no longer remembered: start a new one", 404)
             self._talks.move_to_end(name)
             return talk
