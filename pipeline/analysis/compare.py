@@ -42,11 +42,9 @@ class Method:
 
     def ranks(self, sessions: Sequence[str]) -> np.ndarray:
         """Return the ranks of these sessions, int [seeds, S]."""
-        rows = []
-        for evaluation in self.evaluations:
-            place = {name: n for n, name in enumerate(evaluation.session_ids)}
-            rows.append(evaluation.ranks[[place[name] for name in sessions]])
-        return np.stack(rows)
+        places = [{name: n for n, name in enumerate(e.session_ids)} for e in self.evaluations]
+        pairs = zip(self.evaluations, places, strict=True)
+        return np.stack([e.ranks[[place[name] for name in sessions]] for e, place in pairs])
 
 
 @dataclass(frozen=True)

@@ -94,11 +94,8 @@ class Trainer:
     @torch.no_grad()
     def test(self, lengths: Sequence[int], batch: int) -> list[list[float]]:
         """Return wrong bits per sequence on new sequences: [S][lengths]."""
-        found = []
-        for length in lengths:
-            inputs, bits = self.sequences(length, batch)
-            found.append(wrong_bits(answers(self.models, inputs), bits))
-        return torch.stack(found, 1).tolist()
+        drawn = (self.sequences(length, batch) for length in lengths)
+        return torch.stack([wrong_bits(answers(self.models, inputs), bits) for inputs, bits in drawn], 1).tolist()
 
 
 def run(
