@@ -32,9 +32,7 @@ def near_pairs(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return all pairs with cosine >= ``threshold``: (query rows, candidate rows, cosines), each [n], by query row.
 
-    Args:
-        queries: [Q, D], candidates: [G, D], of any norm; a zero row has no near pairs.
-        held: number of scores in memory at once.
+    queries: [Q, D], candidates: [G, D], of any norm; a zero row has no near pairs. held: scores in memory at once.
     """
     if not (np.isfinite(queries).all() and np.isfinite(candidates).all()):
         raise DuplicateError("features with NaN or infinite values: verify the store and extract these rows again")
