@@ -65,10 +65,9 @@ def run(
     """Return the figures of each part, with its seconds and, if it failed, its "error".
 
     ``subjects``: of the step table, as named by ``bench._subjects``; each of ``repeats`` steps is timed alone.
-    ``seeds``, ``train``, ``test``: of ``bench table``. ``images``, ``layers``: of the extraction. ``tests``, ``workers``: tests and number of processes of pytest.
-    ``seconds``: a limit for every part, 0 for the part's own. ``save`` receives the figures after each part. A
-    ``device`` other than CUDA serves to try the benchmark itself.
-
+    ``seeds``, ``train``, ``test``: of ``bench table``. ``images``, ``layers``: of the extraction. ``tests``,
+    ``workers``: tests and number of processes of pytest. ``seconds``: a limit for every part, 0 for the part's own.
+    ``save`` receives the figures after each part. A ``device`` other than CUDA serves to try the benchmark itself.
     Raises ManifestError for an unknown part, FashionNTMError if the device does not exist.
     """
     asked = selected("part", parts, SECONDS)
