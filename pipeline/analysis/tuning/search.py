@@ -84,9 +84,8 @@ def tune(
     """Search the options of ``model``. Test sessions are removed from the dataset first.
 
     ``folds`` 1: use the spec's validation split instead of cross-validation. ``trials``: at most, in total; no new one
-    ``minutes`` after the call. ``options``: words repeated in the printed command.
-
-    Raises ManifestError for an invalid space, FoldError, TuneError, and IncompleteError if stage 1 has not run.
+    ``minutes`` after the call. ``options``: words repeated in the printed command. Raises ManifestError for an invalid
+    space, FoldError, TuneError, and IncompleteError if stage 1 has not run.
     """
     dataset = train_only(dataset)
     if spec.models and model not in spec.models:

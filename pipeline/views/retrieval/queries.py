@@ -62,9 +62,8 @@ class Queries:
     def query(self, image: str | np.ndarray, text: str, texts: bool = False) -> Tensor:
         """Return f_qry [D] of an image, given as a catalog id or an uploaded image's row (``upload``), and a text.
 
-        ``texts``: return [D + E], with the text's own row appended, for a model that reads ``texts``.
-
-        Raises QueryError, naming the missing row and the way to supply it.
+        ``texts``: return [D + E], with the text's own row appended, for a model that reads ``texts``. Raises
+        QueryError, naming the missing row and the way to supply it.
         """
         if texts:
             return torch.cat([self.query(image, text), torch.from_numpy(self.text_row(text))])

@@ -29,9 +29,8 @@ def open_engine(
     """Open the gallery, the trained runs (all of the spec's, or ``runs`` by id) and, if loadable, the extractor.
 
     A catalog without train sessions takes the runs of any dataset on the same features, else EWMA and the last turn.
-
-    Raises IncompleteError when no run is trained, or the extractor differs from the one that made the store's rows.
-    An extractor that cannot be loaded is no error: the page gives the reason, and cached texts still work.
+    Raises IncompleteError when no run is trained, or the extractor differs from the one that made the store's rows. An
+    extractor that cannot be loaded is no error: the page gives the reason, and cached texts still work.
     """
     spec, dataset, workspace, log = experiment.spec, experiment.dataset, experiment.workspace, experiment.log
     if dataset.split("train"):
