@@ -137,18 +137,11 @@ class Decoder(AbstractContextManager["Decoder"]):
     def _iterator(self, workers: int) -> Iterator[Any]:
         if self._loader is None:
             _make_socket_folder()
-            self._loader = DataLoader(
-                _Images(without_model(self.extractor), self.root),
-                batch_size=None,
-                sampler=self._jobs,
-                num_workers=workers,
-                prefetch_factor=JOBS_AHEAD,
-                persistent_workers=True,
-                collate_fn=_unchanged,
-                worker_init_fn=_begin,
-                multiprocessing_context=_START,
-                generator=torch.Generator(),  # the global one decides the user's random numbers
-            )
+            jobs: Any = {"batch_size": None, "sampler": self._jobs, "collate_fn": _unchanged}
+            jobs["generator"] = torch.Generator()  # the global one decides the user's random numbers
+            pool: Any = {"num_workers": workers, "prefetch_factor": JOBS_AHEAD, "persistent_workers": True}
+            pool |= {"worker_init_fn": _begin, "multiprocessing_context": _START}
+            self._loader = DataLoader(_Images(without_model(self.extractor), self.root), **jobs, **pool)
         with _signals_kept():
             return iter(self._loader)
 

@@ -26,7 +26,7 @@ from pipeline.extraction.progress import Meter, Mode, Progress, make_progress
 from pipeline.extraction.report import Report, left_out, report_of
 from pipeline.extraction.runner import Outcome
 from pipeline.extraction.tolerance import recorded, recorded_decoder
-from pipeline.extraction.work import Item, ShardTask
+from pipeline.extraction.work import Hook, Item, ShardTask
 
 Check = Callable[[Plan], Mapping[str, Any]]
 
@@ -176,7 +176,7 @@ class _Job:
         return [task for table in tables for task in table.tasks(shard_rows)]
 
     def compute(
-        self, tasks: list[ShardTask], size: int, writer: StoreWriter, stop_if_asked: Callable[[], None]
+        self, tasks: list[ShardTask], size: int, writer: StoreWriter, stop_if_asked: Hook
     ) -> Generator[Outcome | Shard, None, None]:
         """Yield the outcome of every task, in order: from the cluster's workers, or computed in this process."""
 
