@@ -6,9 +6,12 @@ The engine does not use the store: the caller commits the outcome (rows and fail
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from manifests.errors import FashionNTMError
@@ -20,6 +23,7 @@ from pipeline.extraction.progress import Meter
 from pipeline.extraction.runner import Outcome, Runner
 from pipeline.extraction.work import ForwardBatch, Hook, Item, Job, ShardTask, batches_of, jobs_of
 
+_ON_CTRL_C = signal.default_int_handler
 BATCHES_AHEAD = 2  # stacked batches queued for the model: one being copied, one ready
 
 
@@ -119,3 +123,33 @@ def stop_at(limit: int | None, meter: Meter, example: str = "") -> None:
     failed = meter.failed + meter.unusable
     if limit is not None and failed > limit:
         raise TooManyFailures(failed, limit, example=example)
+
+
+@contextmanager
+def gentle_interrupt() -> Iterator[Hook]:
+    """Yield a function to call between batches that raises KeyboardInterrupt after a SIGINT.
+
+    A second SIGINT interrupts at once. Does nothing outside the main thread, or if SIGINT is ignored or has another
+    handler.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not _ON_CTRL_C:
+        yield lambda: None
+        return
+    asked = threading.Event()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, _ON_CTRL_C)
+        asked.set()
+
+    def check() -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, _ON_CTRL_C)
+        check_late = asked.is_set()
+    if check_late:  # SIGINT after the last check
+        raise KeyboardInterrupt

@@ -15,9 +15,8 @@ from manifests.schema import Dataset
 from pipeline.core.device import describe
 from pipeline.core.image_files import DIGESTS, DigestCache
 from pipeline.extraction.distributed import Cluster, Shard
-from pipeline.extraction.engine import TooManyFailures, process, stop_at
+from pipeline.extraction.engine import TooManyFailures, gentle_interrupt, process, stop_at
 from pipeline.extraction.extractors.base import Extractor
-from pipeline.extraction.interrupts import gentle_interrupt
 from pipeline.extraction.jpeg import CUDA_DECODER
 from pipeline.extraction.plan import Plan, plan_extraction
 from pipeline.extraction.prefetch import Commits
@@ -124,7 +123,7 @@ class _Job:
 
     def plan(self, writer: StoreWriter | None, retry_failed: bool) -> Plan:
         with self.meter.time("hash"):
-            how = {"stores": self.stores, "workers": self.workers, "retry_failed": retry_failed}
+            how: Any = {"stores": self.stores, "workers": self.workers, "retry_failed": retry_failed}
             plan = plan_extraction(self.dataset, self.extractor, writer, **how, remember=True)
         if plan.todo and self.cluster is None:
             self.extractor.require()
