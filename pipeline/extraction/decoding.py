@@ -253,14 +253,9 @@ def _unpacked(answer: tuple[float, list[Any], dict[str, torch.Tensor] | None, bo
     seconds, found, tensors, bare = answer
     if tensors is None:
         return seconds, _mapped(torch.Tensor.clone, found)  # in shared memory, each tensor keeps a file open
-    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-    good = iter(range(len(found)))
-
-    def one() -> Any:
-        at = next(good)
-        return arrays[""][at] if bare else {name: array[at] for name, array in arrays.items()}
-
-    return seconds, [f if f is not None else one() for f in found]
+    good = iter(Stacked(tensors))
+    rows = (row[""] for row in good) if bare else good
+    return seconds, [f if f is not None else next(rows) for f in found]
 
 
 def _unchanged(answer: Any) -> Any:
