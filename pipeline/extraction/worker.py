@@ -93,10 +93,7 @@ def make_shard(given: dict[str, Any], table: str, number: int, values: list[tupl
 
 def _shard(setting: Setting, table: str, number: int, items: list[Item]) -> dict[str, Any]:
     extractor, meter, root = _extractor(setting), Meter(), setting.images
-    workers = setting.workers
-    if workers is None:  # this worker's share: every GPU of the machine has a worker, or will have one
-        gpus = torch.cuda.device_count() if extractor.device.type == "cuda" else 0
-        workers = default_workers(extractor.device, max(setting.sharing, gpus))
+    workers = _share(setting, extractor.device) if setting.workers is None else setting.workers
     if table == "image":
         _take_form(setting.form, extractor, items, root)
     with _decoder(extractor, root, workers) as decoder:
@@ -112,6 +109,12 @@ def _shard(setting: Setting, table: str, number: int, items: list[Item]) -> dict
     found["long"] = [place[item.key] for item in outcome.long]
     found["noted"] = [(place[item.key], remark) for item, remark in outcome.noted]
     return found | {"process": PROCESS, "calls": extractor.calls, "cut": extractor.cut, "loads": len(_models)}
+
+
+def _share(setting: Setting, device: torch.device) -> int:
+    """Return the decoding processes of this worker: every GPU of the machine has a worker, or will have one."""
+    gpus = torch.cuda.device_count() if device.type == "cuda" else 0
+    return default_workers(device, max(setting.sharing, gpus))
 
 
 @contextmanager
