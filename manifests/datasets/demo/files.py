@@ -21,6 +21,7 @@ from manifests.identity import digest
 RENDERER = 1  # version of the code that determines the images; part of the stamp
 QUALITY = 90
 IMAGES_A_PROCESS = 100  # fewer are rendered sooner than a process starts
+MANY = 10_000  # images that take minutes
 STAMP = "demo.json"
 IMAGES = "images"
 
@@ -64,6 +65,8 @@ def write_images(items: tuple[Item, ...], folder: Path, seed: int, size: int, gr
     made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         (made / IMAGES).mkdir()
+        if len(missing) >= MANY:
+            print(f"demo: rendering {len(missing):,} images into {folder}, once", file=sys.stderr, flush=True)
         _render_all([(item, made / file_of(item), seed, size) for item in missing])
         if there:
             for item in missing:
