@@ -18,7 +18,7 @@ from pipeline.analysis.cells import seed_text
 from pipeline.analysis.drawing import SUFFIXES, new_figure, save_figure
 from pipeline.analysis.protocol import protocol_notes, read_runs
 from pipeline.analysis.tables import RunFinder
-from pipeline.analysis.tuning.sealed import read_spec
+from pipeline.analysis.tuning.trials import read_spec
 from pipeline.core.text_table import csv_text
 from pipeline.core.workspace import Workspace
 from pipeline.training.models import model_class, model_names

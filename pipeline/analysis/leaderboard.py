@@ -1,4 +1,4 @@
-"""``table leaderboard``: every method on clean splits, best first, each tested against the first; Markdown and JSON files to publish."""
+"""``table leaderboard``: every method on clean splits, best first, each tested against the first; files to publish."""
 
 from __future__ import annotations
 
@@ -98,10 +98,8 @@ def _table(board: Leaderboard, section: Section, spec: RunSpec) -> ResultsTable:
     """Return an unfilled table with one row per model of the spec; its ``tested`` row is not known yet."""
     notes = (f"Split {section.protocol}: {RULES[section.protocol]}",) if section.protocol else ()
     columns = (ColumnGroup(category="overall", label="", metrics=board.metrics),)
-    rows, about = (
-        model_rows(dict.fromkeys((*spec.models, *board.presets))),
-        {"title": section.label, "run": section.run},
-    )
+    rows = model_rows(dict.fromkeys((*spec.models, *board.presets)))
+    about = {"title": section.label, "run": section.run}
     return ResultsTable(kind="results", **about, columns=columns, seeds=board.seeds, rows=rows, notes=notes)
 
 

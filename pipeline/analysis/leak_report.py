@@ -32,9 +32,7 @@ def near_pairs(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return all pairs with cosine >= ``threshold``: (query rows, candidate rows, cosines), each [n], by query row.
 
-    Args:
-        queries: [Q, D], candidates: [G, D], of any norm; a zero row has no near pairs.
-        held: number of scores in memory at once.
+    queries: [Q, D], candidates: [G, D], of any norm; a zero row has no near pairs. held: scores in memory at once.
     """
     if not (np.isfinite(queries).all() and np.isfinite(candidates).all()):
         raise DuplicateError("features with NaN or infinite values: verify the store and extract these rows again")
@@ -136,11 +134,8 @@ class LeakReport:
         split = f", clean split {self.protocol}" if self.protocol else ""
         out = [f"{self.dataset}{split}: what test sessions share with train sessions of {where}", ""]
         rows = [[c, f"{r['n']:,}", *(_share(r[name], r["n"]) for name in names)] for c, r in self.counts.items()]
-        out += [*aligned([head, *rows]), ""]
-        out += [
-            "last pair: (reference, target) of the last turn, the answer itself; last query: (reference, feedback);"
-        ]
-        out += ["captions: feedback texts, case ignored."]
+        pair = "last pair: (reference, target) of the last turn, the answer itself; last query: (reference, feedback);"
+        out += [*aligned([head, *rows]), "", pair, "captions: feedback texts, case ignored."]
         if self.protocol:
             found = {name: self.counts["all"][name] for name in PROMISED[self.protocol]}
             shown = ", ".join(f"{name} {n:,}" for name, n in found.items() if n)
@@ -172,9 +167,8 @@ def leak_report(
 ) -> LeakReport:
     """Count overlaps and, with a store, near-duplicate images. Raises IncompleteError if there are no test sessions."""
     if not (test := dataset.split("test")):
-        raise IncompleteError(
-            f"dataset '{dataset.name}' has no test sessions: there is nothing that could leak into them"
-        )
+        why = "there is nothing that could leak into them"
+        raise IncompleteError(f"dataset '{dataset.name}' has no test sessions: {why}")
     found: dict[str, set[str]] = {name: set(has) for name, has in overlaps(dataset, scope).items()}
     near: dict[str, Any] = {}
     try:

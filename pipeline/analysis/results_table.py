@@ -27,18 +27,12 @@ def build_results_table(
     seeds: Sequence[int] = (),
     command: Fill | None = None,
 ) -> Table:
-    """Fill ``spec`` with the existing runs.
+    """Fill ``spec`` with its runs. Raises TableError for incomplete summaries, or runs that cannot share a cell.
 
-    Args:
-        find_runs: (row, seeds) -> existing summaries (``Evaluation.summary`` with the run's facts). If summaries name
-            their ``results`` files, cells get intervals and the tested row gets statements.
-        known: names of the registered memory models; optional rows of other models are omitted.
-        run: name of the run spec on the command line, if it is not the table's own.
-        seeds: requested seeds, if they are not the table's own.
-        command: (row, missing seeds) -> the command that fills a cell; `run` by default.
-
-    Raises:
-        TableError: runs that cannot share a cell, or an incomplete summary.
+    ``find_runs``: (row, seeds) -> existing summaries (``Evaluation.summary`` with the run's facts); if they name their
+    ``results`` files, cells get intervals and the tested row gets statements. ``known``: names of the registered memory
+    models; optional rows of others are omitted. ``run``, ``seeds``: run spec on the command line and requested seeds,
+    if not the table's own. ``command``: (row, missing seeds) -> the command that fills a cell; default: `run`.
     """
     filled = _Filled(spec, find_runs, known, tuple(seeds) or spec.seeds, command or _fill(run or spec.run))
     about = {"title": spec.title, "footnotes": filled.footnotes(), "omitted": filled.paper_rows()}
@@ -117,8 +111,7 @@ class _Filled:
 
     def _chance(self, subset: str) -> tuple[Row, ...]:
         """Return the row of a random order, or none without a run of these sessions."""
-        run = next((r for r in self.runs if r.chance(subset, OVERALL, "mean") is not None), None)
-        if run is None:
+        if (run := next((r for r in self.runs if r.chance(subset, OVERALL, "mean") is not None), None)) is None:
             return ()
         columns = [(group, metric) for group in self.groups for metric in group.metrics]
         values = [None if group.relative_to else run.chance(subset, group.source, metric) for group, metric in columns]

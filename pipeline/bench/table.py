@@ -65,10 +65,8 @@ def run(
         for model in models:
             progress(f"training and ranking {model}")
             runs, training, trained = Path(folder) / "runs", Training(epochs=epochs), registry.get(model).trainable
-            requests = [
-                TrainRequest(runs, "bench", store.fingerprint, Run(model, {}, training, seed), fit)
-                for seed in range(seeds if trained else 1)
-            ]
+            shared, seeds_of = (runs, "bench", store.fingerprint), range(seeds if trained else 1)
+            requests = [TrainRequest(*shared, Run(model, {}, training, seed), fit) for seed in seeds_of]
             told[model] = training_seconds(requests, together)[0]
             predicted["training"] += told[model]
             blank, groups = untrained(requests[0]), [requests] if together else [[r] for r in requests]

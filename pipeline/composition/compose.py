@@ -94,6 +94,7 @@ def compose(
         images = [(key, key, b"") for key in targets]
         texts = [(pair_key(catalogue[i], text_key(t)), catalogue[i], text_key(t)) for i, t in pairs]
         names = {key: i for i, key in catalogue.items()}
+        heads = {-1: composer} | dict(enumerate(crossed.heads if crossed else ()))
         for table, work in (("target", images), ("query", list(dict.fromkeys(texts)))):
             todo, image_rows, text_rows = _missing(writer, backbone, table, work)
             alone = np.array([work[n][1] == NO_IMAGE_KEY for n in todo], dtype=bool)
@@ -107,9 +108,9 @@ def compose(
             for first in range(0, len(todo), shard_rows):
                 part, began = slice(first, first + shard_rows), time.perf_counter()
                 if table == "query":
-                    heads = np.array([crossed.head_of(work[n][0]) if crossed else -1 for n in todo[part]])
-                    report.crossed += int((heads >= 0).sum())
-                    features = _queries(composer, crossed, heads, backbone, image_rows[part], text_rows[part])
+                    by = np.array([crossed.head_of(work[n][0]) if crossed else -1 for n in todo[part]])
+                    report.crossed += int((by >= 0).sum())
+                    features = _queries(heads, by, backbone, image_rows[part], text_rows[part])
                 else:
                     features = _features(composer, backbone, image_rows[part], None)
                 writer.commit(table, stack_keys(work[n][0] for n in todo[part]), features, time.perf_counter() - began)
@@ -134,19 +135,13 @@ def _missing(
 
 
 def _queries(
-    composer: Composer,
-    crossed: CrossFitted | None,
-    heads: np.ndarray,
-    backbone: Store,
-    image_rows: np.ndarray,
-    text_rows: np.ndarray,
+    heads: dict[int, Composer], by: np.ndarray, backbone: Store, image_rows: np.ndarray, text_rows: np.ndarray
 ) -> np.ndarray:
-    """Return query rows, each from the head of its fold (``heads`` int64 [n]; -1: ``composer``)."""
-    out = np.empty((len(heads), composer.dim), dtype=np.float32)  # type: ignore[arg-type]
-    for head in np.unique(heads):
-        mine = heads == head
-        by = composer if head < 0 or crossed is None else crossed.heads[head]
-        out[mine] = _features(by, backbone, image_rows[mine], text_rows[mine])
+    """Return query rows, each from its head (``by`` int64 [n]: fold, or -1 for the head of all)."""
+    out = np.empty((len(by), heads[-1].dim), dtype=np.float32)
+    for head in np.unique(by).tolist():
+        mine = by == head
+        out[mine] = _features(heads[head], backbone, image_rows[mine], text_rows[mine])
     return out
 
 

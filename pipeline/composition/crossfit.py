@@ -143,9 +143,9 @@ def fit_folds(
     weights = [n for n, _ in unseen]
     names = [name for name in unseen[0][1] if name != "triplets"]
     scores = {n: float(np.average([score[n] for _, score in unseen], weights=weights)) for n in names}
-    own = single_turn_recall(whole, backbone, dataset, _sample(sessions, MOST_SCORED))
+    seen = single_turn_recall(whole, backbone, dataset, _sample(sessions, MOST_SCORED))
     sizes = {"sessions": folds.sizes(), "groups": folds.groups, "largest_group": folds.largest}
-    return {"count": request.folds, **sizes, "out_of_fold": scores, "in_sample": own}
+    return {"count": request.folds, **sizes, "out_of_fold": scores, "in_sample": seen}
 
 
 def new_composer(request: ComposerRequest, backbone: Store) -> Composer:

@@ -137,12 +137,9 @@ def fit_on_rows(
             composer.train()
             losses = []
             for batch in _order(len(reference), group, order).split(options.batch_size):
-                loss = contrastive_loss(
-                    composer.query(rows.image[reference[batch]], rows.text[text[batch]]),
-                    composer.target(rows.image[target[batch]]),
-                    target[batch],
-                    options.scale,
-                )
+                queries = composer.query(rows.image[reference[batch]], rows.text[text[batch]])
+                targets = composer.target(rows.image[target[batch]])
+                loss = contrastive_loss(queries, targets, target[batch], options.scale)
                 if not torch.isfinite(loss):
                     raise FashionNTMError(f"composer loss is {loss.item()} in epoch {epoch}: lower fit.learning_rate")
                 optimizer.zero_grad()

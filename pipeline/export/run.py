@@ -27,7 +27,7 @@ from pipeline.jobs.managed_runs import run_named
 from pipeline.training.checkpoint import load_model
 from pipeline.training.models.dialog_manager import DialogManager
 from pipeline.training.runs import RunFolder
-from pipeline.views.retrieval.live import store_composer
+from pipeline.views.retrieval.queries import store_composer
 
 Format = Literal["torch", "onnx"]
 SUFFIX = {"torch": ".pt2", "onnx": ".onnx"}

@@ -113,10 +113,8 @@ def _no_weights(checkpoint: Checkpoint) -> str:
     """Return the error text for a folder without weights that can be read, with the way to convert what it has."""
     folder, name = checkpoint.path, checkpoint.name
     if loose := sorted(p.name for p in folder.glob("*.safetensors") if p.name != "adapter_model.safetensors"):
-        return (
-            f"model {name!r} has {loose[0]!r} ({len(loose)} safetensors in all) but no {_SINGLE} and no {INDEX}: name a "
-            f"single file {_SINGLE}, or fetch the index of the shards"
-        )
+        what = f"has {loose[0]!r} ({len(loose)} safetensors in all) but no {_SINGLE} and no {INDEX}"
+        return f"model {name!r} {what}: name a single file {_SINGLE}, or fetch the index of the shards"
     pickled = sorted(p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")))
     kinds = ", ".join(pickled[:3]) or "none of another kind either"
     return (

@@ -24,7 +24,7 @@ import time
 import traceback
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import chain
 from pathlib import Path
@@ -137,18 +137,11 @@ class Decoder(AbstractContextManager["Decoder"]):
     def _iterator(self, workers: int) -> Iterator[Any]:
         if self._loader is None:
             _make_socket_folder()
-            self._loader = DataLoader(
-                _Images(without_model(self.extractor), self.root),
-                batch_size=None,
-                sampler=self._jobs,
-                num_workers=workers,
-                prefetch_factor=JOBS_AHEAD,
-                persistent_workers=True,
-                collate_fn=_unchanged,
-                worker_init_fn=_begin,
-                multiprocessing_context=_START,
-                generator=torch.Generator(),  # the global one decides the user's random numbers
-            )
+            jobs: Any = {"batch_size": None, "sampler": self._jobs, "collate_fn": _unchanged}
+            jobs["generator"] = torch.Generator()  # the global one decides the user's random numbers
+            pool: Any = {"num_workers": workers, "prefetch_factor": JOBS_AHEAD, "persistent_workers": True}
+            pool |= {"worker_init_fn": _begin, "multiprocessing_context": _START}
+            self._loader = DataLoader(_Images(without_model(self.extractor), self.root), **jobs, **pool)
         with _signals_kept():
             return iter(self._loader)
 
@@ -234,7 +227,7 @@ def _packed(found: list[Any], began: float) -> tuple[float, list[Any], dict[str,
     bare = all(isinstance(f, np.ndarray) for f in good)
     stacked = stack([{"": f} for f in good] if bare else good, _CPU)
     if not isinstance(stacked, Stacked):
-        _share(good)
+        _mapped(torch.Tensor.share_memory_, good)
         return time.perf_counter() - began, found, None, False
     tensors = {name: tensor.share_memory_() for name, tensor in stacked.tensors.items()}
     return time.perf_counter() - began, [f if isinstance(f, ItemFailure) else None for f in found], tensors, bare
@@ -247,36 +240,22 @@ def _remove_unshared() -> None:
             file.unlink(missing_ok=True)
 
 
-def _share(value: Any) -> None:
-    """Move the tensors of nested lists and dicts to shared memory. Raises RuntimeError without space for them."""
+def _mapped(function: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
+    """Return ``value``, nested lists and dicts, with ``function`` applied to its tensors."""
     if isinstance(value, torch.Tensor):
-        value.share_memory_()
-    elif isinstance(value, list | tuple | dict):
-        for part in value.values() if isinstance(value, dict) else value:
-            _share(part)
-
-
-def _copied(value: Any) -> Any:
-    """Return ``value`` with its tensors copied out of shared memory, where each of them keeps a file open."""
-    if isinstance(value, torch.Tensor):
-        return value.clone()
+        return function(value)
     if isinstance(value, dict):
-        return {name: _copied(part) for name, part in value.items()}
-    return [_copied(part) for part in value] if isinstance(value, list) else value
+        return {name: _mapped(function, part) for name, part in value.items()}
+    return [_mapped(function, part) for part in value] if isinstance(value, list) else value
 
 
 def _unpacked(answer: tuple[float, list[Any], dict[str, torch.Tensor] | None, bool]) -> tuple[float, list[Any]]:
     seconds, found, tensors, bare = answer
     if tensors is None:
-        return seconds, _copied(found)
-    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-    good = iter(range(len(found)))
-
-    def one() -> Any:
-        at = next(good)
-        return arrays[""][at] if bare else {name: array[at] for name, array in arrays.items()}
-
-    return seconds, [f if f is not None else one() for f in found]
+        return seconds, _mapped(torch.Tensor.clone, found)  # in shared memory, each tensor keeps a file open
+    good = iter(Stacked(tensors))
+    rows = (row[""] for row in good) if bare else good
+    return seconds, [f if f is not None else next(rows) for f in found]
 
 
 def _unchanged(answer: Any) -> Any:

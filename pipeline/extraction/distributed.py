@@ -22,7 +22,7 @@ from manifests.errors import FashionNTMError
 from manifests.schema import RunSpec
 from pipeline.core.cluster import ClusterError, connect, lost, wait_for_workers
 from pipeline.extraction import worker
-from pipeline.extraction.work import Item, ItemFailure, ShardTask
+from pipeline.extraction.work import Hook, Item, ItemFailure, ShardTask
 from pipeline.extraction.worker import Setting
 
 if TYPE_CHECKING:
@@ -93,12 +93,7 @@ class Cluster:
         return answer["device"], answer["rates"]
 
     def shards(
-        self,
-        setting: Setting,
-        tasks: Sequence[ShardTask],
-        first: Callable[[str], int],
-        check: Callable[[], None],
-        note: Note,
+        self, setting: Setting, tasks: Sequence[ShardTask], first: Callable[[str], int], check: Hook, note: Note
     ) -> Iterator[Shard]:
         """Yield the finished tasks in order. ``first``: number of a table's next shard; ``check`` may raise to stop;
         ``note`` gets a line for each worker that was lost.

@@ -6,9 +6,12 @@ The engine does not use the store: the caller commits the outcome (rows and fail
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+import signal
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from manifests.errors import FashionNTMError
@@ -18,8 +21,9 @@ from pipeline.extraction.prefetch import InThread
 from pipeline.extraction.prepare import add_texts, decode_ahead
 from pipeline.extraction.progress import Meter
 from pipeline.extraction.runner import Outcome, Runner
-from pipeline.extraction.work import ForwardBatch, Item, Job, ShardTask, batches_of, jobs_of
+from pipeline.extraction.work import ForwardBatch, Hook, Item, Job, ShardTask, batches_of, jobs_of
 
+_ON_CTRL_C = signal.default_int_handler
 BATCHES_AHEAD = 2  # stacked batches queued for the model: one being copied, one ready
 
 
@@ -27,10 +31,8 @@ class TooManyFailures(FashionNTMError):
     """More items failed than the job allows. Finished rows are kept."""
 
     def __init__(self, failed: int, limit: int, what: str = "failed", example: str = ""):
-        super().__init__(
-            f"{failed} items {what}, more than --max-failures {limit}{example}; what is finished is kept: mend the items or "
-            "raise the limit, and run the same command again"
-        )
+        fix = "what is finished is kept: mend the items or raise the limit, and run the same command again"
+        super().__init__(f"{failed} items {what}, more than --max-failures {limit}{example}; {fix}")
 
 
 def process(
@@ -41,7 +43,7 @@ def process(
     workers: int,
     meter: Meter,
     max_failures: int | None = None,
-    on_batch: Callable[[], None] = lambda: None,
+    on_batch: Hook = lambda: None,
     gate: AbstractContextManager[Any] = nullcontext(),  # noqa: B008 - stateless
     decoder: Decoder | None = None,
 ) -> Iterator[Outcome]:
@@ -67,7 +69,7 @@ def process(
             yield from batches_of(tasks, _prepared(extractor, tasks, decoding, meter), batch_size, collate)
 
     with InThread(batches(), BATCHES_AHEAD) if workers else closing(batches()) as ready, gate:
-        yield from _model(runner, tasks, ready, meter, max_failures, on_batch)
+        yield from _model(runner, tasks, ready, max_failures, on_batch)
 
 
 def _prepared(
@@ -91,15 +93,10 @@ def _prepared(
 
 
 def _model(
-    runner: Runner,
-    tasks: Sequence[ShardTask],
-    ready: Iterator[ForwardBatch],
-    meter: Meter,
-    max_failures: int | None,
-    on_batch: Callable[[], None],
+    runner: Runner, tasks: Sequence[ShardTask], ready: Iterator[ForwardBatch], max_failures: int | None, on_batch: Hook
 ) -> Iterator[Outcome]:
     """Run batches through the model; yield a task's outcome when its last row is in host memory."""
-    outcome = Outcome("")
+    outcome, meter = Outcome(""), runner.meter
     try:
         for batch in ready:
             if batch.task != outcome.task:
@@ -126,3 +123,33 @@ def stop_at(limit: int | None, meter: Meter, example: str = "") -> None:
     failed = meter.failed + meter.unusable
     if limit is not None and failed > limit:
         raise TooManyFailures(failed, limit, example=example)
+
+
+@contextmanager
+def gentle_interrupt() -> Iterator[Hook]:
+    """Yield a function to call between batches that raises KeyboardInterrupt after a SIGINT.
+
+    A second SIGINT interrupts at once. Does nothing outside the main thread, or if SIGINT is ignored or has another
+    handler.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not _ON_CTRL_C:
+        yield lambda: None
+        return
+    asked = threading.Event()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, _ON_CTRL_C)
+        asked.set()
+
+    def check() -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, _ON_CTRL_C)
+        check_late = asked.is_set()
+    if check_late:  # SIGINT after the last check
+        raise KeyboardInterrupt

@@ -155,10 +155,8 @@ def _require_class(checkpoint: Checkpoint) -> None:
     saved = config.get("transformers_version")
     newer = f"pip install -U 'transformers>={str(saved).split('.dev')[0]}'" if saved else "pip install -U transformers"
     by = f", but was saved by version {saved}: {newer}" if saved else f": {newer}"
-    raise ModelError(
-        f"model {checkpoint.name!r} is of type {kind!r} ({classes[0]}), which the installed transformers "
-        f"{transformers.__version__} does not have{by}"
-    )
+    what = f"which the installed transformers {transformers.__version__} does not have{by}"
+    raise ModelError(f"model {checkpoint.name!r} is of type {kind!r} ({classes[0]}), {what}")
 
 
 def _local(checkpoint: Checkpoint) -> dict[str, bool]:

@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from queue import Empty, Full, Queue
 from typing import Generic, TypeVar
 
@@ -39,7 +39,7 @@ def in_order(function: Callable[[A], B], jobs: Iterable[A], workers: int, ahead:
         pool.shutdown(cancel_futures=True)
 
 
-class InThread(Iterator[A]):
+class InThread(Iterator[A], AbstractContextManager["InThread[A]"]):
     """Iterator over ``source``, which runs in a separate thread, at most ``depth`` items ahead.
 
     An error of ``source`` is raised after its last item. Leaving the context manager closes ``source`` and ends the
@@ -84,9 +84,6 @@ class InThread(Iterator[A]):
             raise value
         raise StopIteration
 
-    def __enter__(self) -> InThread[A]:
-        return self
-
     def __exit__(self, *error: object) -> None:
         self._left.set()
         with suppress(Empty):
@@ -95,7 +92,7 @@ class InThread(Iterator[A]):
         self._thread.join()
 
 
-class Commits(Generic[A]):
+class Commits(AbstractContextManager["Commits[A]"], Generic[A]):
     """Queue that calls ``commit`` on each item, in order, in one thread. As a context manager it waits for the last.
 
     The first error of ``commit`` is raised by the next ``put`` or on exit; nothing is committed after it.
@@ -107,9 +104,6 @@ class Commits(Generic[A]):
         self._error: BaseException | None = None
         self._pool = ThreadPoolExecutor(1, "writer") if threaded else None
         self._waiting: deque[Future[None]] = deque()
-
-    def __enter__(self) -> Commits[A]:
-        return self
 
     def _work(self, thing: A) -> None:
         if self._error is None:

@@ -81,9 +81,8 @@ def build_tokenizer(texts: Iterable[str], size: int, max_tokens: int) -> PreTrai
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]+"), "removed", invert=True)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A {EOS}", special_tokens=[(BOS, vocabulary[BOS]), (EOS, vocabulary[EOS])]
-    )
+    ends = [(mark, vocabulary[mark]) for mark in (BOS, EOS)]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A {EOS}", special_tokens=ends)
     special = {"pad_token": PAD, "bos_token": BOS, "unk_token": UNK, "eos_token": EOS}
     sides = {"padding_side": "right", "truncation_side": "right"}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=max_tokens, **sides, **special)
@@ -98,13 +97,11 @@ def build_model(tokenizer: PreTrainedTokenizerFast, options: PretrainOptions) ->
 
     text = {"vocab_size": len(tokenizer), "max_position_embeddings": options.max_tokens}
     text |= {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    text |= tower(options.text_width, options.text_layers)
     vision = {"image_size": options.image_size, "patch_size": options.patch_size}
-    config = CLIPConfig(
-        projection_dim=options.projection,
-        logit_scale_init_value=math.log(1 / options.temperature),
-        text_config=text | tower(options.text_width, options.text_layers),
-        vision_config=vision | tower(options.vision_width, options.vision_layers),
-    )
+    vision |= tower(options.vision_width, options.vision_layers)
+    common = {"projection_dim": options.projection, "logit_scale_init_value": math.log(1 / options.temperature)}
+    config = CLIPConfig(text_config=text, vision_config=vision, **common)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         model = CLIPModel(config)
@@ -142,12 +139,9 @@ def options_of(folder: Path) -> PretrainOptions:
     """Return options with image size, text length and pixel statistics of the model in ``folder``, others default."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     settings = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
-    return PretrainOptions(
-        image_size=config["vision_config"]["image_size"],
-        max_tokens=config["text_config"]["max_position_embeddings"],
-        pixel_mean=settings["image_mean"][0],
-        pixel_std=settings["image_std"][0],
-    )
+    size, length = config["vision_config"]["image_size"], config["text_config"]["max_position_embeddings"]
+    mean, std = settings["image_mean"][0], settings["image_std"][0]
+    return PretrainOptions(image_size=size, max_tokens=length, pixel_mean=mean, pixel_std=std)
 
 
 def to_ids(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[np.ndarray]:

@@ -129,14 +129,11 @@ class Report:
 
 def report_of(path: Path, plan: Plan) -> Report:
     """Return the report of a planned job before any work."""
-    tables = {
-        name: TableReport(t.requests, t.unique, t.done, failed=t.failed, unusable=len(t.unusable))
-        for name, t in plan.tables.items()
-    }
-    report = Report(path, plan.fingerprint, tables, {name: t.reason for name, t in plan.tables.items()})
-    for table in plan.tables.values():
-        for failure in table.unusable:
-            report.count_failure(table.table, failure.stage, failure.reason)
+    report = Report(path, plan.fingerprint, {}, {name: t.reason for name, t in plan.tables.items()})
+    for name, t in plan.tables.items():
+        report.tables[name] = TableReport(t.requests, t.unique, t.done, failed=t.failed, unusable=len(t.unusable))
+        for failure in t.unusable:
+            report.count_failure(name, failure.stage, failure.reason)
     return report
 
 

@@ -15,9 +15,8 @@ from manifests.schema import Dataset
 from pipeline.core.device import describe
 from pipeline.core.image_files import DIGESTS, DigestCache
 from pipeline.extraction.distributed import Cluster, Shard
-from pipeline.extraction.engine import TooManyFailures, process, stop_at
+from pipeline.extraction.engine import TooManyFailures, gentle_interrupt, process, stop_at
 from pipeline.extraction.extractors.base import Extractor
-from pipeline.extraction.interrupts import gentle_interrupt
 from pipeline.extraction.jpeg import CUDA_DECODER
 from pipeline.extraction.plan import Plan, plan_extraction
 from pipeline.extraction.prefetch import Commits
@@ -26,7 +25,7 @@ from pipeline.extraction.progress import Meter, Mode, Progress, make_progress
 from pipeline.extraction.report import Report, left_out, report_of
 from pipeline.extraction.runner import Outcome
 from pipeline.extraction.tolerance import recorded, recorded_decoder
-from pipeline.extraction.work import Item, ShardTask
+from pipeline.extraction.work import Hook, Item, ShardTask
 
 Check = Callable[[Plan], Mapping[str, Any]]
 
@@ -124,7 +123,7 @@ class _Job:
 
     def plan(self, writer: StoreWriter | None, retry_failed: bool) -> Plan:
         with self.meter.time("hash"):
-            how = {"stores": self.stores, "workers": self.workers, "retry_failed": retry_failed}
+            how: Any = {"stores": self.stores, "workers": self.workers, "retry_failed": retry_failed}
             plan = plan_extraction(self.dataset, self.extractor, writer, **how, remember=True)
         if plan.todo and self.cluster is None:
             self.extractor.require()
@@ -176,7 +175,7 @@ class _Job:
         return [task for table in tables for task in table.tasks(shard_rows)]
 
     def compute(
-        self, tasks: list[ShardTask], size: int, writer: StoreWriter, stop_if_asked: Callable[[], None]
+        self, tasks: list[ShardTask], size: int, writer: StoreWriter, stop_if_asked: Hook
     ) -> Generator[Outcome | Shard, None, None]:
         """Yield the outcome of every task, in order: from the cluster's workers, or computed in this process."""
 

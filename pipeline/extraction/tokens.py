@@ -131,6 +131,5 @@ class Tokens:
                 state.pop(key, None)
         else:
             state = {"class": type(self.tokenizer).__name__, "vocabulary": self.tokenizer.get_vocab()} | self._slow()
-        return digest(
-            [state, self.tokenizer.pad_token_id, {k: str(v) for k, v in self.tokenizer.special_tokens_map.items()}]
-        )
+        special = {name: str(token) for name, token in self.tokenizer.special_tokens_map.items()}
+        return digest([state, self.tokenizer.pad_token_id, special])

@@ -18,6 +18,8 @@ from manifests.schema import NO_IMAGE, Dataset, Session
 from pipeline.core.image_files import ItemError, image_keys
 from pipeline.extraction.extractors.base import Extractor
 
+Hook = Callable[[], None]  # called between steps of a job; it may raise to stop it
+
 
 @dataclass(frozen=True, slots=True)
 class Item:

@@ -104,18 +104,11 @@ def _shard(setting: Setting, table: str, number: int, items: list[Item]) -> dict
         with meter.time("write"):
             receipt = write_shard(setting.store, table, *outcome.rows(), number=number, seconds=outcome.seconds)
     place = {item.key: n for n, item in enumerate(items)}
-    return {
-        "receipt": receipt and asdict(receipt),
-        "failures": [(place[f.item.key], f.stage, f.reason) for f in outcome.failures],
-        "long": [place[item.key] for item in outcome.long],
-        "noted": [(place[item.key], remark) for item, remark in outcome.noted],
-        "seconds": meter.seconds,
-        "process": PROCESS,
-        "calls": extractor.calls,
-        "cut": extractor.cut,
-        "loads": len(_models),
-        "notes": meter.notes,
-    }
+    found: dict[str, Any] = {"receipt": receipt and asdict(receipt), "seconds": meter.seconds, "notes": meter.notes}
+    found["failures"] = [(place[f.item.key], f.stage, f.reason) for f in outcome.failures]
+    found["long"] = [place[item.key] for item in outcome.long]
+    found["noted"] = [(place[item.key], remark) for item, remark in outcome.noted]
+    return found | {"process": PROCESS, "calls": extractor.calls, "cut": extractor.cut, "loads": len(_models)}
 
 
 def _share(setting: Setting, device: torch.device) -> int:

@@ -30,11 +30,10 @@ class RowChanges:
     examples: tuple[str, ...]  # names of new and changed items
 
     def text(self) -> str:
-        named = f"  ({', '.join(self.examples)}{', ...' if self.new + self.changed > len(self.examples) else ''})"
-        return (
-            f"  {self.table:6} {self.present:,} there, {self.new:,} new, {self.changed:,} changed, "
-            f"{self.removed:,} that the dataset no longer references" + (named if self.examples else "")
-        )
+        more = ", ..." if self.new + self.changed > len(self.examples) else ""
+        named = f"  ({', '.join(self.examples)}{more})" if self.examples else ""
+        counts = f"{self.present:,} there, {self.new:,} new, {self.changed:,} changed"
+        return f"  {self.table:6} {counts}, {self.removed:,} that the dataset no longer references{named}"
 
 
 @dataclass(frozen=True)

@@ -48,10 +48,9 @@ class FromExact:
     top10: float
 
     def text(self) -> str:
-        cosines = (
-            f"cosine >= {self.least_cosine:.7f}, mean {self.mean_cosine:.7f}, top-{TOP} agreement {self.top10:.3f}"
-        )
-        return f"       {self.rows:,} rows against Pillow's decode: {cosines}"
+        cosines = f"cosine >= {self.least_cosine:.7f}, mean {self.mean_cosine:.7f}"
+        agreement = f"top-{TOP} agreement {self.top10:.3f}"
+        return f"       {self.rows:,} rows against Pillow's decode: {cosines}, {agreement}"
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,9 @@ class SpecRepair:
         return not any(done.left for done in self.stores)
 
     def as_dict(self) -> dict[str, Any]:
-        later = {"filled": self.filled, "refitted": self.refitted}
-        found = {name: part.as_dict() if part else None for name, part in later.items()}
-        return {"stores": [done.as_dict() for done in self.stores], **found, "whole": self.whole}
+        filled, refitted = (part.as_dict() if part else None for part in (self.filled, self.refitted))
+        later = {"filled": filled, "refitted": refitted, "whole": self.whole}
+        return {"stores": [done.as_dict() for done in self.stores], **later}
 
     def text(self) -> str:
         parts = [*self.stores, self.refitted, self.filled]

@@ -1,5 +1,7 @@
-"""Inference time of one session (paper Figure 8), and the predicted time of pending runs: measured steps and evaluations
-times their numbers, too low for a small table."""
+"""Inference time of one session (paper Figure 8), measured; and the time of pending runs, predicted.
+
+The prediction is the time of measured steps and evaluations times their numbers; it is too low for a small table.
+"""
 
 from __future__ import annotations
 
@@ -61,12 +63,9 @@ def measure_timing(experiment: Experiment, runs: Mapping[int, Run], path: Path) 
                 if turn >= WARM_UP:
                     found[number].append(1e3 * seconds)
     quartiles = {folders[n].id: statistics.quantiles(values, n=4) for n, values in found.items()}
-    record: dict[str, Any] = {
-        "device": describe(experiment.device),
-        "machine": f"{platform.machine()} {platform.system()}",
-    }
-    record |= {"threads": torch.get_num_threads(), "torch": str(torch.__version__), "rounds": ROUNDS}
-    record |= {"turns": int(experiment.test.lengths.max())}
+    device, machine = describe(experiment.device), f"{platform.machine()} {platform.system()}"
+    record: dict[str, Any] = {"device": device, "machine": machine, "threads": torch.get_num_threads()}
+    record |= {"torch": str(torch.__version__), "turns": int(experiment.test.lengths.max()), "rounds": ROUNDS}
     record["runs"] = {run: {"milliseconds": q[1], "low": q[0], "high": q[2]} for run, q in quartiles.items()}
     write_json(path, record)
     return record

@@ -1,17 +1,27 @@
-"""Log of a search, append-only JSONL: a header line with the search's identity, then one line per finished trial."""
+"""Files of a search: its log and the tuned spec, whose seal is checked when it is read by path.
+
+The log is append-only JSONL: a header line with the search's identity, then one line per finished trial.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cache.files import replace_atomically
+from cache.seal import check_seal, write_seal
 from manifests.errors import FashionNTMError
+from manifests.load import load_spec, shipped
+from manifests.schema import RunSpec
 
 LOG = "trials.jsonl"
+KIND = "tuned options"
+MARK = "-tuned-"  # <spec>-tuned-<model>.toml
+AGAIN = "run `tune` again, which writes it again from its trials; to change it by hand, copy it to another folder"
 
 
 class LogError(FashionNTMError, ValueError):
@@ -72,3 +82,17 @@ class TrialLog:
         """Return the trial with the highest value; the earlier one on a tie."""
         scored = [trial for trial in self.trials if trial.value is not None]
         return max(scored, key=lambda t: (t.value, -t.number)) if scored else None
+
+
+def save_tuned(path: Path, text: str) -> None:
+    replace_atomically(path, text.encode())
+    write_seal(path.parent, KIND, path.parent.name, [path.name])
+
+
+def read_spec(name: str, overrides: Sequence[str] = (), given: str = "") -> RunSpec:
+    """Return ``load_spec``'s result. Also raises SealError for a tuned spec modified after ``tune`` wrote it."""
+    path = Path(name)
+    if name not in shipped("runs") and MARK in path.stem and path.is_file():
+        folder = path.resolve().parent
+        check_seal(folder, KIND, folder.name, AGAIN, only=[path.name])
+    return load_spec(name, overrides, given)

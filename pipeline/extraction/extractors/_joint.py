@@ -93,14 +93,11 @@ class JointNetwork(nn.Module):
         """
         n, length = ids.shape
         places = torch.cat([torch.arange(length), self.max_tokens + torch.arange(visual.shape[1])]).to(ids.device)
-        kinds = (places >= self.max_tokens).long()
-        states = self.text(
-            inputs_embeds=torch.cat([self.text.embeddings.word_embeddings(ids), visual], 1),
-            attention_mask=torch.cat([mask, mask.new_ones(n, visual.shape[1])], 1),
-            position_ids=places.expand(n, -1),
-            token_type_ids=kinds.expand(n, -1),
-        ).last_hidden_state
-        return states[:, 0]
+        places, kinds = places.expand(n, -1), (places >= self.max_tokens).long().expand(n, -1)
+        tokens = torch.cat([self.text.embeddings.word_embeddings(ids), visual], 1)
+        seen = torch.cat([mask, mask.new_ones(n, visual.shape[1])], 1)
+        found = self.text(inputs_embeds=tokens, attention_mask=seen, position_ids=places, token_type_ids=kinds)
+        return found.last_hidden_state[:, 0]
 
     @abstractmethod
     def query(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:

@@ -52,9 +52,7 @@ class MllmExtractor(Extractor):
     Options = MllmOptions
     tables: ClassVar[tuple[str, ...]] = ("query", "target")
     execution_only: ClassVar[tuple[str, ...]] = ("batch_tokens",)
-    stated: ClassVar[tuple[str, ...]] = tuple(
-        MllmOptions.model_fields.keys() - {"batch_tokens", *ExtractorOptions.model_fields}
-    )
+    stated = tuple(MllmOptions.model_fields.keys() - {"batch_tokens", *ExtractorOptions.model_fields})
     reads_dialogs: ClassVar[bool] = True
     cards: ClassVar[tuple[Card, ...]] = _cards.MLLM
     options: MllmOptions
@@ -170,12 +168,10 @@ class MllmExtractor(Extractor):
     def _run_model(self, ids: list[np.ndarray], images: list[Sequence[dict[str, Any]]]) -> Tensor:
         padded, mask = pad_ids(ids, self.tokenizer.pad_token_id, left=self.form.padding == "left")
         flat = [image for turns in images for image in turns]
-        inputs = {
-            "input_ids": torch.from_numpy(padded),
-            "attention_mask": torch.from_numpy(mask),
-            "pixel_values": self._patches(flat),
-            "image_grid_thw": torch.from_numpy(np.stack([i["image_grid_thw"] for i in flat])),
-        }
+        grids = np.stack([i["image_grid_thw"] for i in flat])
+        arrays = {"input_ids": padded, "attention_mask": mask, "image_grid_thw": grids}
+        inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        inputs["pixel_values"] = self._patches(flat)
         if self._typed:
             inputs["mm_token_type_ids"] = (inputs["input_ids"] == self.tokens.image_id).int()
         if hasattr(self.model, "rope_deltas"):

@@ -156,7 +156,8 @@ def fit_extractor_spec(
         tell(f"scoring on {len(validation):,} validation sessions")
         scores = single_turn(extractor, loader, dataset, validation, request.alpha, request.fit.batch_size)
     extractor.save(folder)
-    record = {"extractor": spec.extractor.name, "dataset": dataset.name, "fit": request.fit.model_dump()}
+    record: dict[str, Any] = {"extractor": spec.extractor.name, "dataset": dataset.name}
+    record["fit"] = request.fit.model_dump()
     record |= {"alpha": request.alpha, "triplets": len(triplets), "seen": digest_of(triplets)}
     record |= {"started_from": extractor.starts, "steps": progress.step, "loss": progress.curve}
     record |= {"validation": scores, "unreadable": loader.unreadable, "device": str(extractor.device)}

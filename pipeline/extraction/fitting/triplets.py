@@ -51,9 +51,8 @@ def content_of(triplets: Sequence[Triplet], dataset: Dataset, digests: Path) -> 
         used = dict.fromkeys(image for t in triplets for image in (t.reference, t.target))
         found = image_keys((dataset.images[image] for image in used), dataset.images_root, digests)
         keys = {image: key.hex() for image, key in found.items() if isinstance(key, bytes)}
-    return digest(
-        [[keys.get(t.reference, t.reference), t.text, keys.get(t.target, t.target), t.category] for t in triplets]
-    )
+    ends = [(keys.get(t.reference, t.reference), keys.get(t.target, t.target)) for t in triplets]
+    return digest([[a, t.text, b, t.category] for t, (a, b) in zip(triplets, ends, strict=True)])
 
 
 @dataclass
@@ -131,9 +130,6 @@ class Loader:
 
         for _, made in in_order(prepared, parts, self.workers, 2):
             good = [(t, a, b) for t, a, b in made if a is not None and b is not None]
-            yield TripletBatch(
-                [a for _, a, _ in good],
-                [self.text(t.text) for t, _, _ in good],
-                [b for _, _, b in good],
-                np.array([self._number[t.target] for t, _, _ in good], dtype=np.int64),
-            )
+            numbers = np.array([self._number[t.target] for t, _, _ in good], dtype=np.int64)
+            texts = [self.text(t.text) for t, _, _ in good]
+            yield TripletBatch([a for _, a, _ in good], texts, [b for _, _, b in good], numbers)

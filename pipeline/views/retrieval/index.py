@@ -40,10 +40,6 @@ class ExactIndex:
     def __len__(self) -> int:
         return len(self.features)
 
-    @property
-    def dim(self) -> int:
-        return self.features.shape[1]
-
     def search(self, queries: Tensor, k: int) -> Hits:
         """Return the ``k`` best of all G for each of queries [B, D] or [D]; fewer if the gallery is smaller.
 
@@ -68,8 +64,9 @@ class ExactIndex:
 
     def _checked(self, queries: Tensor, k: int) -> Tensor:
         queries = torch.atleast_2d(torch.as_tensor(queries)).to(self.features.device, torch.float32)
-        if queries.ndim != 2 or queries.shape[1] != self.dim or not len(queries):
-            raise SearchError(f"queries have shape {list(queries.shape)}, the gallery is [{len(self)}, {self.dim}]")
+        if queries.ndim != 2 or queries.shape[1] != self.features.shape[1] or not len(queries):
+            gallery = list(self.features.shape)
+            raise SearchError(f"queries have shape {list(queries.shape)}, the gallery is {gallery}")
         if k < 1:
             raise SearchError(f"k = {k}: ask for one result or more")
         if not torch.isfinite(queries).all():

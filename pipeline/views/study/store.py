@@ -159,10 +159,6 @@ class StudyFile:
             db.execute("PRAGMA foreign_keys=ON")
             yield db
 
-    @property
-    def models(self) -> list[str]:
-        return [model["label"] for model in self.about["models"]]
-
     def join(self, name: object) -> str:
         """Register or resume a participant; return the stored name. Raises StudyError for an invalid name."""
         if not isinstance(name, str):

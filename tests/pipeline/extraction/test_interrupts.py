@@ -18,9 +18,9 @@ import torch
 
 from cache import Store
 from manifests.schema import Dataset
+from pipeline.extraction.engine import gentle_interrupt
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.extraction.extractors.clip import ClipExtractor
-from pipeline.extraction.interrupts import gentle_interrupt
 from pipeline.extraction.run import Interrupted
 
 from .conftest import build_dataset

@@ -200,7 +200,7 @@ def test_saved_dialogues_are_a_dataset_that_evaluate_reads(demo: Project, engine
     SavedDialogues(tmp_path / "saved", demo.dataset, engine.made_with).add(engine.session(other), models)
 
     models = {name: demo.spec.models[name] for name in ("last", "ewma")}
-    spec = demo.spec.model_copy(update={"dataset": Component(name="jsonl", **saved.options), "models": models})
+    spec = demo.spec.model_copy(update={"dataset": Component(name="jsonl", **saved.about["options"]), "models": models})
     found = load_dataset(spec, tmp_path)
     assert found.name == "demo-dialogues" and len(found.split("test")) == 2
     assert found.split("train") == demo.dataset.split("train")

@@ -70,7 +70,7 @@ def test_the_options_are_what_the_models_retrieve_and_they_differ(demo: Project,
     bed = TestBed(demo.experiment())
     models = {m.label: m for m in trained_runs(bed.experiment)[0]}
     places = {s.id: n for n, s in enumerate(bed.sessions)}
-    assert len(study.questions) == 5 and study.models == list(MODELS)
+    assert len(study.questions) == 5 and [m["label"] for m in study.about["models"]] == list(MODELS)
     for question in study.questions:
         shown = {label: images for labels, images in question.options for label in labels}
         assert set(shown) == set(MODELS) and len(question.options) > 1
