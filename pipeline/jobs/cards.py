@@ -15,6 +15,7 @@ from manifests.leaks import SUBSETS
 from pipeline.core.text_table import markdown
 from pipeline.core.workspace import FeatureRecord
 from pipeline.jobs.run_rows import run_row
+from pipeline.training.models import models
 from pipeline.training.runs import RunFolder
 
 CARD = "README.md"
@@ -22,26 +23,26 @@ METRICS = ("R@1", "R@5", "R@8", "R@10", "R@50", "MRR", "mean")
 MARK = "<!-- fashion-ntm card "  # with a digest: an edited card is kept
 
 
-def write_card(folder: RunFolder, title: str, record: FeatureRecord | None) -> bool:
+def write_card(folder: RunFolder, record: FeatureRecord | None) -> bool:
     """Write the card of a run unless its owner has edited it; return whether it was written.
 
-    ``title``: the model's title. ``record``: of the spec's extraction, for the extractor's license and leaks.
+    ``record``: of the spec's extraction, for the extractor's license and leaks.
     """
     path = folder.path / CARD
     if path.is_file():
         body, mark, end = path.read_text(encoding="utf-8", errors="replace").rpartition("\n" + MARK)
         if not mark or end.partition(" ")[0] != digest(body)[:16]:  # edited
             return False
-    text = card_text(run_row(folder), title, record)
+    text = card_text(run_row(folder), record)
     replace_atomically(path, f"{text}\n{MARK}{digest(text)[:16]} -->\n".encode())
     return True
 
 
-def card_text(row: Mapping[str, Any], title: str, record: FeatureRecord | None) -> str:
+def card_text(row: Mapping[str, Any], record: FeatureRecord | None) -> str:
     """Return the card as Markdown with the metadata block that model hubs read."""
     tags = "[composed-image-retrieval, multi-turn-retrieval, fashion]"
     lines = ["---", "library_name: fashion-ntm", f"tags: {tags}", "---", ""]
-    lines += [f"# {title}: {row['dataset']}, run {row['id']}", ""]
+    lines += [f"# {models.get(row['model']).title}: {row['dataset']}, run {row['id']}", ""]
     lines += ["A memory model f_qry(1..N) -> f'_qry(1..N) for multi-turn image retrieval on cached features.", ""]
     settings = {"model": row["model"], **row["options"], "seed": row["seed"]}
     settings |= {f"training.{key}": value for key, value in row["training"].items()}

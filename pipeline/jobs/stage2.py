@@ -22,7 +22,6 @@ from pipeline.training.job import Execution, Trained, TrainRequest, train_runs
 from pipeline.training.models import MemoryModel
 from pipeline.training.models import models as registry
 from pipeline.training.models.cm_ntm import CMNTM
-from pipeline.training.runs import RunFolder
 from pipeline.training.validate import chance_recall, embed, scorer
 
 
@@ -86,7 +85,7 @@ def train_group(
         messages.trackers.close(finished)
     for outcome in done:
         if isinstance(outcome, Trained) and not (outcome.reused and (outcome.folder.path / CARD).is_file()):
-            card(experiment, outcome.folder)
+            write_card(outcome.folder, experiment.workspace.note(experiment.spec))
     return done
 
 
@@ -120,11 +119,6 @@ class _Messages:
     def resumed(self, request: TrainRequest, after: int) -> None:
         run = request.run
         self.experiment.log(f"{self.model} seed {run.seed}: continues after epoch {after} of {run.training.epochs}")
-
-
-def card(experiment: Experiment, folder: RunFolder) -> None:
-    record = experiment.workspace.note(experiment.spec)
-    write_card(folder, registry.get(folder.model).title, record)
 
 
 def outcome_text(run: Run, done: Trained | DivergenceError, diagnostics: bool = False) -> str:
@@ -162,7 +156,7 @@ def evaluate_run(experiment: Experiment, run: Run, view: View = WHOLE) -> dict[s
     )
     files.save(result, summary)
     if view == WHOLE:
-        card(experiment, experiment.folder(run))
+        write_card(experiment.folder(run), experiment.workspace.note(experiment.spec))
     return summary
 
 

@@ -38,13 +38,13 @@ def run(kept: Path) -> RunFolder:
 
 def test_a_card_has_settings_results_and_data_and_changes_no_seal(run: RunFolder) -> None:
     sealed = {file: file_digest(file) for file in run.path.iterdir() if file.is_file()}
-    assert write_card(run, "FashionNTM (CM-NTM)", None)
+    assert write_card(run, None)
     text = (run.path / "README.md").read_text()
     row = run_row(run)
     assert f"run {run.id}" in text and f"{row['test']['all']['mean']:.1f}" in text and "| stages" in text
     assert run.state == "finished" and {file: file_digest(file) for file in sealed} == sealed
     (run.path / "README.md").write_text(text.replace("## Use", "My notes.\n\n## Use"))
-    assert not write_card(run, "other", None), "an edited card is kept"
+    assert not write_card(run, None), "an edited card is kept"
     assert "My notes." in (run.path / "README.md").read_text()
 
 
@@ -57,7 +57,7 @@ def test_evaluate_writes_the_card_with_the_license(kept: Path, run: RunFolder) -
 
 
 def test_a_pulled_run_is_checked_and_installed(run: RunFolder, tmp_path: Path) -> None:
-    write_card(run, "CM-NTM", None)
+    write_card(run, None)
     found = install_run(run.path, tmp_path / "runs")
     assert found.path == tmp_path / "runs" / CM_NTM and found.state == "finished"
     assert (found.path / "README.md").is_file() and run_row(found)["test"] == run_row(run)["test"]
