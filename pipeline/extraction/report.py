@@ -45,7 +45,6 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)
     bytes: int = 0
     cut: int = 0  # truncated texts
-    new_failures: int = 0
     why: dict[str, list[str]] = field(default_factory=dict)  # table -> "stage: reason" of each failure of this run
     unread: int = 0  # of these, I/O errors, which the next run tries again
     left_out: dict[str, tuple[int, int]] = field(default_factory=dict)

@@ -207,8 +207,7 @@ class _Job:
                 self.display.update()
             with self.meter.time("write"):
                 if isinstance(outcome, Outcome) and len(outcome):
-                    keys, features = outcome.rows()
-                    writer.commit(table, keys, features, outcome.seconds)
+                    writer.commit(table, *outcome.rows(), outcome.seconds)
                 elif isinstance(outcome, Shard) and outcome.receipt is not None:
                     writer.adopt(outcome.receipt)
                 self._count(writer, table, outcome)
@@ -253,7 +252,6 @@ class _Job:
             self.result.remarks[remark] = self.result.remarks.get(remark, 0) + 1
         for failure in outcome.failures:
             self.result.tables[table].failed += 1
-            self.result.new_failures += 1
             self.result.count_failure(table, failure.stage, failure.reason)
             if failure.stage == "read" and failure.item.file:
                 self.changed.add(failure.item.file)
