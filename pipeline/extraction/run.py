@@ -222,8 +222,7 @@ class _Job:
         report.catalogue, report.notes = plan.catalogue, meter.notes
         report.left_out = left_out(self.dataset, store.failures()) if report.failed else {}
         report.cut = self.extractor.cut - self.cut + (self.cluster.cut if self.cluster is not None else 0)
-        report.bytes = store.nbytes
-        report.busy = {s: seconds / meter.concurrent(s) for s, seconds in meter.seconds.items() if s != "hash"}
+        report.bytes, report.busy, report.slowest = store.nbytes, meter.busy, meter.slowest
         report.seconds = {**meter.seconds, "work": worked, "wall": time.perf_counter() - self.began}
         _refuse_empty(report, plan)
         return report
