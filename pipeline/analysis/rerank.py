@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from manifests.errors import FashionNTMError, IncompleteError
+from manifests.errors import IncompleteError
 from manifests.identity import stack_keys, text_key
 from manifests.schema import Session
 from pipeline.analysis.history import own_targets
@@ -22,14 +22,11 @@ from pipeline.evaluation.ranking import score_ranks, unit_rows
 from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.identities import Run
 from pipeline.training.data import SessionFeatures
+from pipeline.training.errors import FeatureError
 from pipeline.training.models import MemoryModel
 from pipeline.training.validate import embed, score
 
 HAVE_GRID, AVOID_GRID = (0.0, 0.05, 0.1, 0.2, 0.3), (0.0, 0.05, 0.1, 0.2)
-
-
-class RerankingError(FashionNTMError, ValueError):
-    """The towers of the extractor share no space."""
 
 
 def constraint_scores(texts: np.ndarray, lengths: np.ndarray, candidates: np.ndarray) -> np.ndarray:
@@ -40,7 +37,7 @@ def constraint_scores(texts: np.ndarray, lengths: np.ndarray, candidates: np.nda
     """
     if texts.ndim != 3 or candidates.ndim != 2 or texts.shape[2] != candidates.shape[1]:
         what = f"text rows {list(texts.shape)} and candidates {list(candidates.shape)} must be [S, N, E] and [G, E]:"
-        raise RerankingError(f"{what} use an extractor whose text and image towers share a space")
+        raise FeatureError(f"{what} use an extractor whose text and image towers share a space")
     present = np.arange(texts.shape[1]) < np.asarray(lengths)[:, None]
     sums = (unit_rows(texts) * present[..., None]).sum(1) / np.maximum(1, present.sum(1))[:, None]
     return (sums @ unit_rows(candidates).T).astype(np.float32)
