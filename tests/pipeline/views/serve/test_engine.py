@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from manifests.errors import IncompleteError
 from manifests.load import load_dataset, load_spec
 from manifests.schema import Component, Session
 from pipeline.core.workspace import Workspace
