@@ -136,16 +136,6 @@ def _logits(weight: Tensor, bias: Tensor, unit: Tensor, cosines: Tensor) -> Tens
 
 
 @dataclass(frozen=True)
-class Weights:
-    """Re-ranking options: ``top`` candidates are re-ranked; a weight of None is chosen on validation sessions."""
-
-    top: int = 50
-    have: float | None = None
-    avoid: float | None = None
-    keep: float = 0.9  # share of the validation targets that the cutoff keeps
-
-
-@dataclass(frozen=True)
 class _Group:
     """Sessions of one category. rows: their indices, int64 [n]; have, avoid: constraint scores, float32 [n, G]."""
 
@@ -222,27 +212,27 @@ class Reranker:
             found.append(score_ranks(new, group.target, group.gallery.features))
         return np.concatenate(found)
 
-    def report(self, run: Run, weights: Weights) -> dict[str, Any]:
+    def report(self, run: Run, top: int, have: float | None, avoid: float | None, keep: float) -> dict[str, Any]:
         """Return the recall of a finished run before and after, and the test effect of a cutoff fitted on validation.
 
-        Raises IncompleteError for a run that is not trained.
+        ``top`` candidates are re-ranked; a weight of None is chosen on validation sessions. ``keep``: share of the
+        validation targets that the cutoff keeps. Raises IncompleteError for a run that is not trained.
         """
         model = self.experiment.model(run)
         validation, test = self.scores(model, "validation"), self.scores(model, "test")
-        have_grid = HAVE_GRID if weights.have is None else (weights.have,)
-        grid = product(have_grid, AVOID_GRID if weights.avoid is None else (weights.avoid,))
+        grid = product(HAVE_GRID if have is None else (have,), AVOID_GRID if avoid is None else (avoid,))
 
         def gain(pair: tuple[float, float]) -> float:
-            return metrics_of(self.ranks(validation, "validation", weights.top, *pair), (5, 8))["mean"]
+            return metrics_of(self.ranks(validation, "validation", top, *pair), (5, 8))["mean"]
 
         tried = {pair: gain(pair) for pair in grid}
         have, avoid = max(tried, key=lambda p: (tried[p], -p[0] - p[1]))  # ties: the smallest weights
-        plain, after = (self.ranks(test, "test", weights.top, *p) for p in ((0.0, 0.0), (have, avoid)))
-        about = {"model": run.model, "seed": run.seed, "run": self.experiment.folder(run).id, "top": weights.top}
+        plain, after = (self.ranks(test, "test", top, *p) for p in ((0.0, 0.0), (have, avoid)))
+        about = {"model": run.model, "seed": run.seed, "run": self.experiment.folder(run).id, "top": top}
         held = {"before": gain((0.0, 0.0)), "after": tried[have, avoid]}
         tested = {"before": self._metrics(plain), "after": self._metrics(after)}
         chosen = {"have": have, "avoid": avoid, "validation": held, "test": tested}
-        return {**about, **chosen, "cutoff": self._cutoff(model, weights.keep)}
+        return {**about, **chosen, "cutoff": self._cutoff(model, keep)}
 
     def _metrics(self, ranks: np.ndarray) -> dict[str, dict[str, float]]:
         sessions = [self.experiment.test.sessions[n] for g in self.groups("test") for n in g.rows]
@@ -267,13 +257,13 @@ class Reranker:
         return {key: sum(r[key] * n for r, n in totals) / sessions for key in totals[0][0]}
 
 
-def rerank_runs(experiment: Experiment, runs: Sequence[Run], weights: Weights = Weights()) -> list[dict[str, Any]]:
-    """Return ``Reranker.report`` of every finished run of ``runs``; log those not trained yet.
+def rerank_runs(experiment: Experiment, runs: Sequence[Run], **options: Any) -> list[dict[str, Any]]:
+    """Return ``Reranker.report`` (with ``options``) of every finished run of ``runs``; log those not trained yet.
 
     Raises IncompleteError if none is trained, or if there are no validation sessions or towers.
     """
     reranker = Reranker(experiment)
-    return [reranker.report(run, weights) for run in experiment.finished(runs)]
+    return [reranker.report(run, **options) for run in experiment.finished(runs)]
 
 
 def reports_text(reports: Sequence[dict[str, Any]]) -> str:
