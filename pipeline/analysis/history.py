@@ -22,7 +22,7 @@ from pipeline.jobs.experiment import Experiment
 from pipeline.training.data import SessionFeatures
 from pipeline.training.determinism import seeded
 from pipeline.training.models.ewma import EWMA, running_average
-from pipeline.training.recombine import Histories
+from pipeline.training.sampling import Histories
 
 STEPS, RATE, SCALE = 150, 0.02, 25.0  # fit of the weights: Adam on the cross-entropy over the gallery
 TRIES = 8  # drawn histories per kept history

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from pipeline.core.binding import write_json
+from cache.files import write_json
 from pipeline.core.device import cpu_threads, describe, seconds_of, training_threads
 from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.identities import Run
@@ -79,13 +79,13 @@ def training_seconds(requests: Sequence[TrainRequest], together: bool) -> tuple[
     """
     first, number = requests[0], len(requests)
     models = [request.build() for request in requests]
-    model, fit, held, training = models[0], first.features, first.validation_features, first.training
+    model, fit, held, training = models[0], first.features, first.validation_features, first.run.training
     with cpu_threads(training_threads()):
         fitting = seconds_of(lambda: model.fit_parameters(fit if held is None else held), fit.device)
         if not model.trainable:
             return number * fitting, 0.0
         models = models if together else models[:1]
-        trainings = [request.training for request in requests[: len(models)]]
+        trainings = [request.run.training for request in requests[: len(models)]]
         choice = choose_backend("auto", models, fit, trainings)
         step = mean_seconds(measured_step(models, fit, trainings, choice.backend), fit.device)
         checking = 0.0 if held is None else seconds_of(lambda: recalls(model, held), fit.device)
